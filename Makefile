@@ -1,0 +1,50 @@
+# Every target sets up .venv first, when its lock file has changed: see tools/environment.py.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run test check fix chaos bench lock clean runtime dev
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
+
+demo: runtime ## run the main job end to end on a throw-away SQLite file
+	@$(BIN)/tenure demo
+
+run: runtime ## serve the API and simulated workers on port 8080 until Ctrl-C
+	@$(BIN)/tenure serve --simulate
+
+test: dev ## run every test, on real SQLite files and a real PostgreSQL
+	$(BIN)/pytest -n 2
+
+check: dev ## formatting, lint, import rules, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+fix: dev ## format, and repair what lint can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+chaos: dev ## only the tests that kill processes and break connections
+	$(BIN)/pytest tests/chaos
+
+bench: dev ## quick measurements of this machine
+	$(BIN)/python bench/run.py quick
+
+lock: dev ## pin the newest versions that pyproject.toml and requirements-dev.in allow
+	$(COMPILE) pyproject.toml --group build --output-file requirements.txt
+	$(COMPILE) pyproject.toml --all-extras --group build requirements-dev.in \
+		--constraint requirements.txt --output-file requirements-dev.txt
+	echo uv | $(COMPILE) - --output-file tools/uv.txt
+
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-annotate --no-header
+
+clean: ## remove the environment and the caches of tools
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+runtime dev:
+	@$(PYTHON) tools/environment.py $@
