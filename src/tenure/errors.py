@@ -1,0 +1,155 @@
+"""Every error Tenure raises on purpose, in one tree.
+
+TenureError
+├── InvalidInput            what was given cannot be accepted; says where and why
+│   └── PayloadTooLarge     a payload or batch over its size limit
+├── JobNotFound             no job has this id (it never existed, or retention removed it)
+├── IllegalMove             the job's status does not allow this event; carries those it does
+├── LeaseLost               a report or heartbeat for a lease that somebody else ended
+├── ReportConflict          a lease already settled with another outcome; names that outcome
+├── KeyConflict             an idempotency key was used before with a different request
+├── QueueFull               the queue is over its `max_pending`
+├── StoreUnavailable        the database did not answer; the outcome may be unknown
+├── SchemaMismatch          the database's schema does not fit this version of Tenure
+├── Unauthorized            a server refused the token it was given
+└── PermanentFailure        raised *by handlers*: this job must not be tried again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class TenureError(Exception):
+    """Base of every error raised on purpose; `code` is stable and part of the HTTP API."""
+
+    code = "tenure_error"
+
+
+class InvalidInput(TenureError):
+    """What was given cannot be accepted; `path` says where, as in `$.payload.to[3]`."""
+
+    code = "invalid_input"
+
+    def __init__(self, message: str, *, path: str = "", code: str = "invalid_input") -> None:
+        super().__init__(f"{path}: {message}" if path else message)
+        self.message = message
+        self.path = path
+        self.code = code
+
+
+class PayloadTooLarge(InvalidInput):
+    """A payload, body or batch is over its size limit (bytes)."""
+
+    def __init__(self, message: str, *, path: str = "", code: str = "payload_too_large") -> None:
+        super().__init__(message, path=path, code=code)
+
+
+class JobNotFound(TenureError):
+    """No job has this id."""
+
+    code = "job_not_found"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"no job {job_id}: the id is wrong, or retention removed the job after it settled"
+        )
+        self.job_id = job_id
+
+
+class IllegalMove(TenureError):
+    """The job's status, or a guard, does not allow this event; `legal` lists the events it does."""
+
+    code = "illegal_move"
+
+    def __init__(
+        self, job_id: str, status: str, event: str, legal: Sequence[str], reason: str = ""
+    ) -> None:
+        allowed = ", ".join(legal) if legal else "none, it is settled for good"
+        because = f" ({reason})" if reason else ""
+        super().__init__(
+            f"job {job_id} is {status}: it cannot be {event}{because}; legal from here: {allowed}"
+        )
+        self.job_id = job_id
+        self.status = status
+        self.event = event
+        self.legal = tuple(legal)
+        self.reason = reason
+
+
+class LeaseLost(TenureError):
+    """The lease is no longer the job's; nothing was changed and nothing will be."""
+
+    code = "lease_lost"
+
+    def __init__(self, job_id: str, ended_by: str = "") -> None:
+        how = f", it ended as {ended_by}" if ended_by else ""
+        super().__init__(f"the lease on job {job_id} is not held any more{how}; drop this attempt")
+        self.job_id = job_id
+        self.ended_by = ended_by
+
+
+class ReportConflict(TenureError):
+    """The lease was settled before with another outcome, named in `recorded`."""
+
+    code = "report_conflict"
+
+    def __init__(self, job_id: str, reported: str, recorded: str) -> None:
+        super().__init__(
+            f"this attempt of job {job_id} is on record as {recorded}; "
+            f"a report of {reported} cannot change it"
+        )
+        self.job_id = job_id
+        self.reported = reported
+        self.recorded = recorded
+
+
+class KeyConflict(TenureError):
+    """The idempotency key belongs to an earlier request that asked for something else."""
+
+    code = "idempotency_key_reused"
+
+    def __init__(self, key: str, job_id: str) -> None:
+        super().__init__(
+            f"idempotency key {key!r} was used for job {job_id} with a different request; "
+            "send the first request unchanged, or choose a new key"
+        )
+        self.key = key
+        self.job_id = job_id
+
+
+class QueueFull(TenureError):
+    """The queue holds as many pending jobs as its `max_pending` allows."""
+
+    code = "queue_full"
+
+    def __init__(self, queue: str, max_pending: int) -> None:
+        super().__init__(
+            f"queue {queue!r} already holds {max_pending} pending jobs, its limit; try again later"
+        )
+        self.queue = queue
+        self.max_pending = max_pending
+
+
+class StoreUnavailable(TenureError):
+    """The database did not answer, so the outcome may be unknown: ask again, it is safe."""
+
+    code = "store_unavailable"
+
+
+class SchemaMismatch(TenureError):
+    """The stored schema is newer than this Tenure, or is not Tenure's."""
+
+    code = "schema_mismatch"
+
+
+class Unauthorized(TenureError):
+    """The server refused the token, or none was given."""
+
+    code = "unauthorized"
+
+
+class PermanentFailure(TenureError):
+    """Raise this in a handler when trying again cannot help: the job fails for good at once."""
+
+    code = "permanent_failure"

@@ -1,0 +1,59 @@
+"""When a failed job is tried again. Pure: policy in, seconds out.
+
+The policy is plain data stored on the job, so any process can apply it and none needs the
+handler's code. Jitter is derived from the job and the attempt, never from chance: jobs that fail
+together spread apart, and the same history always gives the same times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+from tenure.errors import InvalidInput
+
+MAX_DELAY_SECONDS = 10 * 365 * 86_400.0
+MAX_FACTOR = 1_000.0
+JITTER = 0.1
+"""A delay is stretched or shortened by at most this share of itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Exponential backoff: `base` seconds after the first failure, times `factor`, up to `cap`."""
+
+    base: float = 1.0
+    factor: float = 2.0
+    cap: float = 3600.0
+
+    def __post_init__(self) -> None:
+        limits = {"base": (0.0, MAX_DELAY_SECONDS), "cap": (0.0, MAX_DELAY_SECONDS)}
+        for name, (low, high) in {**limits, "factor": (1.0, MAX_FACTOR)}.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise InvalidInput(
+                    f"{value!r} is out of range; use {low:g} to {high:g}", path=f"$.backoff.{name}"
+                )
+
+
+DEFAULT_POLICY = RetryPolicy()
+
+
+def delay(policy: RetryPolicy, job_id: str, attempt: int) -> float:
+    """Seconds to wait after `attempt` (1 for the first) of job `job_id` has failed.
+
+    Never negative, never above the policy's cap, whatever the attempt number.
+    """
+    try:
+        exact = policy.base * policy.factor ** max(attempt - 1, 0)
+    except OverflowError:
+        exact = policy.cap
+    spread = 1.0 + JITTER * _unit(job_id, attempt)
+    return min(exact * spread, policy.cap)
+
+
+def _unit(job_id: str, attempt: int) -> float:
+    """A number in [-1, 1) that depends on nothing but the job and the attempt."""
+    digest = hashlib.blake2b(f"{job_id}/{attempt}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**63 - 1.0

@@ -1,0 +1,197 @@
+"""The store: what keeps the jobs and decides what may happen to them.
+
+`open_store(url)` gives a `Store` over SQLite or PostgreSQL. Writes answer with a future, which sync
+callers wait on and async callers await; reads answer at once. One verb, one transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from datetime import datetime
+from typing import TypeVar
+
+from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.lifecycle import Event, Job
+from tenure.store import moves
+from tenure.store.bell import Bell
+from tenure.store.committer import Acting, Adding, Committer, Turning
+from tenure.store.database import Database, Reader
+from tenure.store.records import (
+    Added,
+    Addition,
+    Answer,
+    ClaimRequest,
+    Count,
+    Lease,
+    Outcome,
+    Query,
+    QueueState,
+    Report,
+    Transition,
+    Turn,
+    Verdict,
+    Violation,
+    WorkerState,
+)
+
+__all__ = [
+    "Added",
+    "Addition",
+    "Answer",
+    "ClaimRequest",
+    "Count",
+    "Lease",
+    "Outcome",
+    "Query",
+    "QueueState",
+    "Report",
+    "Store",
+    "Transition",
+    "Turn",
+    "Verdict",
+    "Violation",
+    "WorkerState",
+    "migrate_store",
+    "open_store",
+]
+
+T = TypeVar("T")
+
+
+class Store:
+    """One database, as the application sees it. Safe to use from any thread; not after a fork."""
+
+    def __init__(
+        self, url: str, database: Database, reader: Reader, heart: Database | None = None
+    ) -> None:
+        """`heart` is a connection of its own for heartbeats, where the engine can have several."""
+        self.url = url
+        self._bell = Bell(reader.watch, url)
+        self._committer = Committer(database, self._bell.ring, url)
+        self._reader = reader
+        self._heart = heart
+        self._heart_lock = threading.Lock()
+        self._pid = os.getpid()
+
+    # --- writes
+
+    def add(self, additions: Sequence[Addition]) -> Future[list[Added]]:
+        """Add jobs, all or none; answered once they are on disk.
+
+        The future raises KeyConflict, QueueFull or StoreUnavailable.
+        """
+        return self._submit(Adding(additions)).future
+
+    def turn(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Turn]:
+        """A worker's turn in one transaction: record what finished, lease what fits."""
+        return self._submit(Turning(reports, claim)).future
+
+    def apply(self, job_id: str, event: Event) -> Future[Job]:
+        """One event on one job. The future raises JobNotFound or IllegalMove."""
+        return self._act(lambda db: moves.apply(db, job_id, event))
+
+    def apply_matching(self, query: Query, event: Event) -> Future[list[Job]]:
+        """One event on each job of a query that allows it; the jobs changed."""
+        return self._act(lambda db: moves.apply_matching(db, query, event))
+
+    def sweep(self, limit: int = 500) -> Future[list[Job]]:
+        """End leases that have run out; the jobs concerned, as they stand after."""
+        return self._act(lambda db: moves.sweep(db, limit))
+
+    def prune(self, settled_before: Mapping[str, datetime], limit: int = 500) -> Future[int]:
+        """Delete jobs (status -> settled before) and their ledger; how many were deleted."""
+        return self._act(lambda db: db.prune(settled_before, limit))
+
+    def set_queue(
+        self,
+        name: str,
+        *,
+        paused: bool | None = None,
+        max_pending: int | None = None,
+        actor: str = "operator",
+    ) -> Future[None]:
+        """Pause or resume a queue, or limit its pending jobs (-1 lifts the limit)."""
+        return self._act(
+            lambda db: db.set_queue(name, paused=paused, max_pending=max_pending, actor=actor)
+        )
+
+    def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
+        """Extend (job id, lease id) leases by heartbeat; the lease ids that are still held."""
+        if self._heart is None:
+            return self._act(lambda db: db.renew(leases, lease_seconds)).result()
+        with self._heart_lock:
+            try:
+                self._heart.begin()
+                held = self._heart.renew(leases, lease_seconds)
+                self._heart.commit()
+                return held
+            except Exception as error:
+                self._heart.rollback()
+                raise StoreUnavailable(f"the heartbeat failed: {error}") from error
+
+    def _submit(self, work: W) -> W:
+        if os.getpid() != self._pid:
+            raise StoreUnavailable("this store was opened before a fork: open it in the child")
+        self._committer.submit(work)
+        return work
+
+    def _act(self, act: Callable[[Database], T]) -> Future[T]:
+        return self._submit(Acting(act)).future
+
+    # --- reads
+
+    @property
+    def read(self) -> Reader:
+        """The reading side."""
+        if os.getpid() != self._pid:
+            raise StoreUnavailable("this store was opened before a fork: open it in the child")
+        return self._reader
+
+    def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
+        """Have `ring` called, from any thread, when there may be work; returns the way to stop."""
+        return self._bell.subscribe(ring)
+
+    def close(self) -> None:
+        """Commit what is waiting, then let go of the database."""
+        self._committer.close()
+        self._bell.close()
+        if self._heart is not None:
+            self._heart.close()
+        self._reader.close()
+
+
+W = TypeVar("W", Adding, Turning, Acting)
+
+
+def migrate_store(url: str) -> int:
+    """Create or upgrade the schema at `url`; the version it has now."""
+    if url.startswith("sqlite:"):
+        from tenure.store import sqlite, sqlite_schema
+
+        return sqlite_schema.upgrade(sqlite.path_of(url))
+    if url.startswith(("postgresql:", "postgres:")):
+        from tenure.store import postgres_schema
+
+        return postgres_schema.upgrade(url)
+    raise InvalidInput(f"{url!r} is no database URL: use sqlite:///jobs.db or postgresql://host/db")
+
+
+def open_store(url: str) -> Store:
+    """Open the database at `url`, creating or upgrading its schema if need be."""
+    migrate_store(url)
+    if url.startswith("sqlite:"):
+        from tenure.store import sqlite, sqlite_reader
+
+        path = sqlite.path_of(url)
+        return Store(url, sqlite.Sqlite(path), sqlite_reader.SqliteReader(path))
+    from tenure.store import postgres, postgres_reader
+
+    return Store(
+        url,
+        postgres.Postgres(url),
+        postgres_reader.PostgresReader(url),
+        heart=postgres.Postgres(url),
+    )

@@ -1,0 +1,159 @@
+"""What a database must do for the store: a small set of set-based statements, and nothing else.
+
+`Database` is called inside one transaction by one thread (the committer's); `Reader` is called by
+any thread, outside it. Neither decides anything: guarded writes report which rows they changed, and
+`moves.py` asks the lifecycle what to do about the rest.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+from tenure.lifecycle import Job
+from tenure.store.records import (
+    Addition,
+    ClaimRequest,
+    Count,
+    Lease,
+    Query,
+    QueueState,
+    Report,
+    Transition,
+    WorkerState,
+)
+
+
+class Trouble(StrEnum):
+    """What an exception of a database means for the transaction it ended."""
+
+    RETRY = "retry"  # nothing was committed and the same work may succeed now
+    UNAVAILABLE = "unavailable"  # the database is away or full; the outcome may be unknown
+    BUG = "bug"  # the work itself cannot succeed
+
+
+class Database(Protocol):
+    """The writing side: one connection, used by one thread."""
+
+    def begin(self) -> None:
+        """Start a write transaction, connecting first if need be."""
+
+    def commit(self) -> None:
+        """Commit; when this returns the transaction is on disk."""
+
+    def rollback(self) -> None:
+        """Undo the transaction; never raises, drops the connection if it is broken."""
+
+    def savepoint(self) -> None:
+        """Mark a place inside the transaction to come back to."""
+
+    def undo_to_savepoint(self) -> None:
+        """Undo everything since the last `savepoint`."""
+
+    def now(self) -> datetime:
+        """The store's clock."""
+
+    def insert(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
+        """Add the jobs whose id and key are new; id -> job for exactly those."""
+
+    def known(self, additions: Sequence[Addition]) -> Mapping[str, tuple[Job, str | None]]:
+        """For each addition that is there already, by id or by key: its job and fingerprint."""
+
+    def full_queues(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
+        """Of the queues (name -> jobs to add), those whose limit that would pass: name -> limit."""
+
+    def complete(self, reports: Sequence[Report]) -> set[str]:
+        """Complete each attempt whose lease is held; the lease ids that were."""
+
+    def claim(self, request: ClaimRequest) -> list[Lease]:
+        """Lease due pending jobs of queues that are not paused, most urgent first."""
+
+    def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
+        """Load jobs for changing, locked until the end of the transaction."""
+
+    def lock_expired(self, limit: int) -> list[Job]:
+        """Load and lock processing jobs whose lease has run out, oldest first."""
+
+    def lock_matching(self, query: Query) -> list[Job]:
+        """Load and lock the jobs of a query, newest first."""
+
+    def save(self, changes: Sequence[tuple[Job, Job]]) -> set[str]:
+        """Write (before, after) pairs, each only if the row still is `before`; the ids written."""
+
+    def settled_as(self, leases: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
+        """(job id, lease id) -> the event that ended that lease, from the ledger."""
+
+    def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
+        """Extend the leases that are held, never shortening one; the lease ids that are."""
+
+    def see_worker(self, request: ClaimRequest) -> None:
+        """Note that a worker asked for jobs."""
+
+    def set_queue(
+        self, name: str, *, paused: bool | None, max_pending: int | None, actor: str
+    ) -> None:
+        """Pause or resume a queue (None: leave it), set its limit (None: leave it, -1: none)."""
+
+    def prune(self, settled_before: Mapping[str, datetime], limit: int) -> int:
+        """Delete up to `limit` jobs of a status (key) settled before its time, and their ledger."""
+
+    def trouble(self, error: Exception) -> Trouble:
+        """What to make of an exception that ended a transaction."""
+
+    def announce(self) -> None:
+        """Hint to other processes that there may be work; outside any transaction."""
+
+    def tidy(self) -> None:
+        """Housekeeping after a commit (checkpoints); outside any transaction."""
+
+    def close(self) -> None:
+        """Close the writing connection."""
+
+
+class Reader(Protocol):
+    """The reading side: safe to call from any thread."""
+
+    def get(self, job_id: str) -> Job | None:
+        """The job as it stands."""
+
+    def find(self, query: Query) -> list[Job]:
+        """Jobs, newest first."""
+
+    def history(self, job_id: str) -> list[Transition]:
+        """The ledger of one job, oldest first."""
+
+    def ledger(self, after: str, limit: int) -> list[Transition]:
+        """Ledger entries after a position, complete and in an order that never changes."""
+
+    def ledger_end(self) -> str:
+        """The position of the newest entry that `ledger` would return."""
+
+    def counts(self) -> list[Count]:
+        """Jobs by status, queue and type."""
+
+    def queues(self) -> list[QueueState]:
+        """Every queue with jobs or settings."""
+
+    def workers(self) -> list[WorkerState]:
+        """Workers seen in the last ten minutes."""
+
+    def ahead(self, job: Job) -> int:
+        """How many due pending jobs of the same queue would be claimed before this one."""
+
+    def settled_since(self, queue: str, since: datetime) -> int:
+        """How many attempts of a queue ended after `since`."""
+
+    def clock(self) -> datetime:
+        """The store's clock."""
+
+    def violations(self, limit: int) -> list[tuple[str, str, str]]:
+        """Stored facts that break an invariant: (invariant, job id, what was found)."""
+
+    def watch(self, ring: Callable[[], None], stop: threading.Event) -> None:
+        """Call `ring` whenever another process may have added work, until `stop` is set."""
+
+    def close(self) -> None:
+        """Close the reading connections."""

@@ -1,0 +1,53 @@
+"""Bring a database to this version's schema; several starters at once are safe.
+
+The steps are SQL files, `migrations/<engine>/NNNN_name.sql`. Each runs in one transaction with its
+number, under the engine's lock, so a killed migration leaves nothing half done and the next starter
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+
+from tenure.errors import SchemaMismatch
+from tenure.lifecycle import FIRST_EVENT
+from tenure.store import guards
+
+
+def steps(engine: str) -> list[tuple[int, str]]:
+    """The migrations of an engine: (number, SQL text with placeholders), in order."""
+    folder = files("tenure.store.migrations") / engine
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    return [(int(name.split("_")[0]), (folder / name).read_text("utf-8")) for name in names]
+
+
+def generated(differs: str, clock: str, larger: str, old: str, new: str) -> Mapping[str, str]:
+    """What the lifecycle table contributes to the schema, by placeholder."""
+    entry = guards.ledger_values(old, new, clock, larger)
+    return {
+        "checks": guards.checks(),
+        "illegal_insert": guards.ILLEGAL_INSERT,
+        "illegal_change": guards.illegal_change(differs),
+        "illegal_delete": guards.ILLEGAL_DELETE,
+        "first_event": FIRST_EVENT,
+        "ledger_columns": ", ".join(entry),
+        "ledger_values": ",\n        ".join(entry.values()),
+    }
+
+
+def pending(engine: str, version: int, where: str) -> Iterator[tuple[int, str]]:
+    """The steps still to do from `version`; raises SchemaMismatch if it is newer than the code."""
+    known = steps(engine)
+    newest = known[-1][0]
+    if version > newest:
+        raise SchemaMismatch(
+            f"{where} has schema {version}, this Tenure knows up to {newest}: "
+            "upgrade Tenure here, nothing was changed"
+        )
+    return ((number, sql) for number, sql in known if number > version)
+
+
+def newest(engine: str) -> int:
+    """The schema version that this code needs."""
+    return steps(engine)[-1][0]

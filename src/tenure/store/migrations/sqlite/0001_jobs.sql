@@ -1,0 +1,118 @@
+-- Times are milliseconds since 1970 UTC. Names in braces are filled in from the lifecycle table.
+
+-- The store's clock: every time in the database is read through this view.
+CREATE VIEW tenure_now AS
+    SELECT CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER) AS at;
+
+CREATE TABLE tenure_job (
+    id TEXT PRIMARY KEY NOT NULL,
+    type TEXT NOT NULL,
+    queue TEXT NOT NULL DEFAULT 'default',
+    status TEXT NOT NULL DEFAULT 'pending',
+    priority INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    max_retries INTEGER NOT NULL DEFAULT 3,
+    token INTEGER NOT NULL DEFAULT 0,
+    run_at INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    started_at INTEGER,
+    finished_at INTEGER,
+    worker TEXT,
+    lease_id TEXT,
+    lease_expires_at INTEGER,
+    timeout REAL,
+    backoff TEXT,
+    event TEXT NOT NULL DEFAULT 'enqueued',
+    actor TEXT,
+    idempotency_key TEXT,
+    fingerprint TEXT,
+    payload TEXT NOT NULL DEFAULT '{{}}',
+    result TEXT,
+    last_error TEXT,
+    {checks}
+) STRICT;
+
+-- What a claim reads: one lane per queue and priority, in the order of run_at.
+CREATE INDEX tenure_job_ready ON tenure_job (queue, priority, run_at, id) WHERE status = 'pending';
+-- What the sweep reads.
+CREATE INDEX tenure_job_lease ON tenure_job (lease_expires_at) WHERE status = 'processing';
+-- What operators and retention look for.
+CREATE INDEX tenure_job_ended ON tenure_job (status, id) WHERE status IN ('failed', 'cancelled');
+CREATE INDEX tenure_job_finished ON tenure_job (finished_at) WHERE finished_at IS NOT NULL;
+CREATE UNIQUE INDEX tenure_job_key ON tenure_job (idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
+
+-- The ledger: one row per move, written by triggers only.
+CREATE TABLE tenure_transition (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    source TEXT,
+    target TEXT NOT NULL,
+    event TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    token INTEGER NOT NULL,
+    lease_id TEXT,
+    actor TEXT,
+    detail TEXT
+) STRICT;
+CREATE INDEX tenure_transition_job ON tenure_transition (job_id, seq);
+
+CREATE TABLE tenure_queue (
+    name TEXT PRIMARY KEY NOT NULL,
+    paused_at INTEGER,
+    paused_by TEXT,
+    max_pending INTEGER CHECK (max_pending >= 0)
+) STRICT;
+
+CREATE TABLE tenure_worker (
+    id TEXT PRIMARY KEY NOT NULL,
+    label TEXT NOT NULL,
+    queues TEXT,
+    types TEXT,
+    seen_at INTEGER NOT NULL
+) STRICT;
+
+-- A job enters as pending; adding one whose id or key is there already changes nothing, whatever
+-- the conflict clause says (OR REPLACE would delete the old row without firing its triggers).
+CREATE TRIGGER tenure_job_enters BEFORE INSERT ON tenure_job
+WHEN {illegal_insert}
+BEGIN SELECT RAISE(ABORT, 'tenure: a job must enter as pending and untried'); END;
+
+CREATE TRIGGER tenure_job_known BEFORE INSERT ON tenure_job
+WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.id)
+    OR (NEW.idempotency_key IS NOT NULL
+        AND EXISTS (SELECT 1 FROM tenure_job WHERE idempotency_key = NEW.idempotency_key))
+BEGIN SELECT RAISE(IGNORE); END;
+
+CREATE TRIGGER tenure_job_moves BEFORE UPDATE ON tenure_job
+WHEN {illegal_change}
+BEGIN SELECT RAISE(ABORT, 'tenure: illegal move of a job'); END;
+
+CREATE TRIGGER tenure_job_leaves BEFORE DELETE ON tenure_job
+WHEN {illegal_delete}
+BEGIN SELECT RAISE(ABORT, 'tenure: only a settled job may be deleted'); END;
+
+CREATE TRIGGER tenure_job_entered AFTER INSERT ON tenure_job
+BEGIN
+    INSERT INTO tenure_transition (job_id, at, source, target, event, attempt, token, actor)
+    VALUES (NEW.id, NEW.created_at, NULL, NEW.status, '{first_event}', 0, 0, NEW.actor);
+END;
+
+CREATE TRIGGER tenure_job_moved AFTER UPDATE OF status ON tenure_job
+WHEN OLD.status <> NEW.status
+BEGIN
+    INSERT INTO tenure_transition ({ledger_columns})
+    VALUES ({ledger_values});
+END;
+
+CREATE TRIGGER tenure_transition_appends BEFORE INSERT ON tenure_transition
+WHEN EXISTS (SELECT 1 FROM tenure_transition WHERE seq = NEW.seq)
+BEGIN SELECT RAISE(ABORT, 'tenure: the ledger cannot be edited'); END;
+
+CREATE TRIGGER tenure_transition_stands BEFORE UPDATE ON tenure_transition
+BEGIN SELECT RAISE(ABORT, 'tenure: the ledger cannot be edited'); END;
+
+CREATE TRIGGER tenure_transition_stays BEFORE DELETE ON tenure_transition
+WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = OLD.job_id)
+BEGIN SELECT RAISE(ABORT, 'tenure: the ledger of a job stays as long as the job'); END;

@@ -1,0 +1,184 @@
+"""Load, decide, save: every change of a job that is not the plain claim or completion.
+
+These functions run inside the committer's transaction. They load rows under lock, ask the lifecycle
+what happens, and save what it answered, guarded. They are the same for every database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tenure.errors import IllegalMove, JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
+from tenure.lifecycle import (
+    Completed,
+    Event,
+    Failed,
+    Job,
+    LeaseExpired,
+    Released,
+    follow,
+)
+from tenure.store.database import Database
+from tenure.store.records import (
+    ALREADY_RECORDED,
+    RECORDED,
+    Added,
+    Addition,
+    Answer,
+    Outcome,
+    Query,
+    Report,
+    Verdict,
+)
+
+
+def add(db: Database, additions: Sequence[Addition]) -> list[Added | TenureError]:
+    """Insert jobs; a refused one is answered with its error and leaves no trace."""
+    wanted: dict[str, int] = {}
+    for addition in additions:
+        wanted[addition.queue] = wanted.get(addition.queue, 0) + 1
+    full = db.full_queues(wanted)
+    allowed = [a for a in additions if a.queue not in full]
+    made = db.insert(allowed)
+    known = db.known([a for a in allowed if a.id not in made]) if len(made) < len(allowed) else {}
+    answers: list[Added | TenureError] = []
+    for addition in additions:
+        if addition.queue in full:
+            answers.append(QueueFull(addition.queue, full[addition.queue]))
+        elif addition.id in made:
+            answers.append(Added(made[addition.id], created=True))
+        else:
+            answers.append(_known(addition, *known[addition.id]))
+    return answers
+
+
+def _known(addition: Addition, job: Job, fingerprint: str | None) -> Added | TenureError:
+    if addition.idempotency_key is not None and fingerprint != addition.fingerprint:
+        return KeyConflict(addition.idempotency_key, job.id)
+    return Added(job, created=job.id == addition.id)
+
+
+def settle(db: Database, reports: Sequence[Report]) -> list[Verdict]:
+    """Record what workers report; one verdict per report, in order."""
+    verdicts: dict[int, Verdict] = {}
+    completed = [r for r in reports if r.outcome is Outcome.COMPLETED]
+    done = db.complete(completed) if completed else set()
+    rest: list[tuple[int, Report]] = []
+    for index, report in enumerate(reports):
+        if report.outcome is Outcome.COMPLETED and report.lease_id in done:
+            done.discard(report.lease_id)  # a second report of the same lease is a repetition
+            verdicts[index] = RECORDED
+        else:
+            rest.append((index, report))
+    if rest:
+        _settle_others(db, rest, verdicts)
+    return [verdicts[index] for index in range(len(reports))]
+
+
+def _settle_others(
+    db: Database, rest: Sequence[tuple[int, Report]], verdicts: dict[int, Verdict]
+) -> None:
+    jobs = dict(db.lock(sorted({report.job_id for _, report in rest})))
+    now = db.now()
+    steps: list[tuple[Job, ...]] = []
+    late: list[tuple[int, Report]] = []
+    for index, report in rest:
+        job = jobs.get(report.job_id)
+        if job is None:
+            verdicts[index] = Verdict(Answer.LOST)
+            continue
+        try:
+            after = follow(job, _event(report), now)
+        except (LeaseLost, IllegalMove):
+            late.append((index, report))
+            continue
+        steps.append((job, *after))
+        jobs[job.id] = after[-1]
+        verdicts[index] = RECORDED
+    save(db, steps)
+    if late:
+        _answer_late(db, late, verdicts)
+
+
+def _answer_late(
+    db: Database, late: Sequence[tuple[int, Report]], verdicts: dict[int, Verdict]
+) -> None:
+    ended = db.settled_as([(report.job_id, report.lease_id) for _, report in late])
+    for index, report in late:
+        event = ended.get((report.job_id, report.lease_id), "")
+        if event == report.outcome:
+            verdicts[index] = ALREADY_RECORDED
+        elif event in tuple(Outcome):
+            verdicts[index] = Verdict(Answer.CONFLICT, event)
+        else:
+            verdicts[index] = Verdict(Answer.LOST, event)
+
+
+def _event(report: Report) -> Event:
+    match report.outcome:
+        case Outcome.COMPLETED:
+            return Completed(lease_id=report.lease_id, result=report.result, actor=report.actor)
+        case Outcome.FAILED:
+            return Failed(
+                lease_id=report.lease_id,
+                error=report.error or "(no message)",
+                retryable=report.retryable,
+                actor=report.actor,
+            )
+        case Outcome.RELEASED:
+            return Released(lease_id=report.lease_id, actor=report.actor)
+
+
+def apply(db: Database, job_id: str, event: Event) -> Job:
+    """One event on one job, as an operator or the application asks for it."""
+    job = db.lock([job_id]).get(job_id)
+    if job is None:
+        raise JobNotFound(job_id)
+    after = follow(job, event, db.now())
+    save(db, [(job, *after)])
+    return after[-1]
+
+
+def apply_matching(db: Database, query: Query, event: Event) -> list[Job]:
+    """One event on every job of a query that its status allows; the jobs changed."""
+    jobs = db.lock_matching(query)
+    now = db.now()
+    steps = []
+    for job in jobs:
+        try:
+            steps.append((job, *follow(job, event, now)))
+        except IllegalMove:
+            continue
+    save(db, steps)
+    return [step[-1] for step in steps]
+
+
+def sweep(db: Database, limit: int) -> list[Job]:
+    """End up to `limit` leases that have run out; the jobs as they stand after."""
+    expired = db.lock_expired(limit)
+    now = db.now()
+    steps = []
+    for job in expired:
+        try:
+            steps.append((job, *follow(job, LeaseExpired(), now)))
+        except IllegalMove:  # it was renewed between the reading and the clock
+            continue
+    saved = save(db, steps)
+    return [step[-1] for step in steps if step[0].id in saved]
+
+
+def save(db: Database, steps: Sequence[tuple[Job, ...]]) -> set[str]:
+    """Write each job's rows one after the other, so that the ledger sees every move.
+
+    The rows are locked, so a guard that does not match is a broken promise of the database: it
+    raises and the whole transaction is undone.
+    """
+    saved: set[str] = set()
+    depth = max((len(step) for step in steps), default=0)
+    for number in range(1, depth):
+        pairs = [(step[number - 1], step[number]) for step in steps if len(step) > number]
+        written = db.save(pairs)
+        if len(written) != len(pairs):
+            raise RuntimeError(f"{len(pairs) - len(written)} locked rows changed under the lock")
+        saved |= written
+    return saved

@@ -1,0 +1,187 @@
+"""The values that pass between the application and a store. All frozen, all plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
+from tenure.retry import DEFAULT_POLICY, RetryPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addition:
+    """A job to be added. The store sets its times: `run_at` if given, else now plus `delay`."""
+
+    id: str
+    type: str
+    queue: str = "default"
+    payload: str = "{}"
+    priority: int = 0
+    max_retries: int = DEFAULT_MAX_RETRIES
+    timeout: float | None = None
+    backoff: RetryPolicy = DEFAULT_POLICY
+    idempotency_key: str | None = None
+    fingerprint: str | None = None  # of the whole request, kept beside the key
+    delay: float = 0.0
+    run_at: datetime | None = None
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """The job that an addition made, or (`created` false) the earlier one with the same key."""
+
+    job: Job
+    created: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRequest:
+    """A worker asking for up to `limit` jobs; None for `queues` or `types` means any."""
+
+    worker: str
+    limit: int
+    lease_seconds: float
+    queues: tuple[str, ...] | None = None
+    types: tuple[str, ...] | None = None
+    label: str = ""  # host and pid, for people; never identity
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A claimed job, as narrow as a worker can use it."""
+
+    id: str
+    type: str
+    queue: str
+    payload: str
+    attempts: int
+    max_retries: int
+    token: int
+    timeout: float | None
+    lease_id: str = field(repr=False)
+    lease_expires_at: datetime
+
+
+class Outcome(StrEnum):
+    """What a worker can say of an attempt; the names are the lifecycle's events."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    RELEASED = "released"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of one lease."""
+
+    job_id: str
+    lease_id: str = field(repr=False)
+    outcome: Outcome
+    result: str | None = None  # JSON text, of a completed attempt
+    error: str = ""  # of a failed attempt
+    retryable: bool = True
+    actor: str | None = None
+
+
+class Answer(StrEnum):
+    """What the store did with a report."""
+
+    RECORDED = "recorded"
+    ALREADY_RECORDED = "already_recorded"
+    CONFLICT = "conflict"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to a report; `recorded` names the outcome on record when it is another one."""
+
+    answer: Answer
+    recorded: str = ""
+
+
+RECORDED = Verdict(Answer.RECORDED)
+ALREADY_RECORDED = Verdict(Answer.ALREADY_RECORDED)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a worker's turn brought: a verdict per report, in order, and the jobs now leased."""
+
+    verdicts: Sequence[Verdict]
+    leases: Sequence[Lease]
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One entry of the ledger. `position` orders the event stream and resumes it."""
+
+    position: str
+    job_id: str
+    at: datetime
+    source: str | None
+    target: str
+    event: str
+    attempt: int
+    token: int
+    actor: str | None
+    detail: str | None
+    lease_id: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Which jobs to list, newest first; `before` is the id of the last job already seen."""
+
+    status: str | None = None
+    type: str | None = None
+    queue: str | None = None
+    limit: int = 50
+    before: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many jobs stand in one status of one queue and type."""
+
+    status: str
+    queue: str
+    type: str
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """A queue's settings and what waits in it; `oldest_due_at` is the longest-waiting due job's."""
+
+    name: str
+    paused_at: datetime | None
+    max_pending: int | None
+    pending: int
+    processing: int
+    oldest_due_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """A worker that asked for jobs lately."""
+
+    id: str
+    label: str
+    queues: tuple[str, ...] | None
+    types: tuple[str, ...] | None
+    seen_at: datetime
+    leases: int
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A stored fact that breaks an invariant."""
+
+    invariant: str
+    job_id: str
+    found: str

@@ -1,0 +1,95 @@
+"""How a job is laid out in a row, the same in both databases but for the type of times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from tenure.lifecycle import Job, Status
+from tenure.retry import DEFAULT_POLICY, RetryPolicy
+
+COLUMNS = (
+    "id",
+    "type",
+    "queue",
+    "status",
+    "priority",
+    "attempts",
+    "max_retries",
+    "token",
+    "run_at",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "worker",
+    "lease_id",
+    "lease_expires_at",
+    "timeout",
+    "backoff",
+    "event",
+    "actor",
+    "idempotency_key",
+    "payload",
+    "result",
+    "last_error",
+)
+"""Every column that a `Job` is made of, in the order in which the stores select them."""
+
+MOVED = (
+    "status",
+    "attempts",
+    "max_retries",
+    "token",
+    "run_at",
+    "started_at",
+    "finished_at",
+    "worker",
+    "lease_id",
+    "lease_expires_at",
+    "event",
+    "actor",
+    "result",
+    "last_error",
+)
+"""The columns that a move may change."""
+
+TIMES = frozenset({"run_at", "created_at", "started_at", "finished_at", "lease_expires_at"})
+
+_policy_decoder = msgspec.json.Decoder(RetryPolicy)
+
+
+def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:
+    """The job of a row of COLUMNS; `time` reads the engine's representation of a time."""
+    values = dict(zip(COLUMNS, row, strict=False))
+    for name in TIMES:
+        if values[name] is not None:
+            values[name] = time(values[name])
+    values["id"] = str(values["id"])
+    if values["lease_id"] is not None:
+        values["lease_id"] = str(values["lease_id"])
+    values["status"] = Status(values["status"])
+    values["backoff"] = read_policy(values["backoff"])
+    return Job(**values)
+
+
+def write_policy(policy: RetryPolicy) -> str | None:
+    """The stored form of a retry policy; NULL is the default one."""
+    return None if policy == DEFAULT_POLICY else msgspec.json.encode(policy).decode()
+
+
+def read_policy(text: str | None) -> RetryPolicy:
+    """The policy that `write_policy` wrote."""
+    return DEFAULT_POLICY if text is None else _policy_decoder.decode(text)
+
+
+def write_names(names: tuple[str, ...] | None) -> str | None:
+    """A list of names as stored for people to read; NULL means any."""
+    return None if names is None else ",".join(names)
+
+
+def read_names(text: str | None) -> tuple[str, ...] | None:
+    """The names that `write_names` wrote."""
+    return None if text is None else tuple(name for name in text.split(",") if name)

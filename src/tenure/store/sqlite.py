@@ -1,0 +1,517 @@
+"""The embedded store: SQLite in WAL mode, every commit on disk before it is acknowledged."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tenure.errors import InvalidInput
+from tenure.lifecycle import FIRST_EVENT, Job, Status
+from tenure.store import guards
+from tenure.store.database import Trouble
+from tenure.store.records import Addition, ClaimRequest, Lease, Query, Report
+from tenure.store.rows import COLUMNS, MOVED, TIMES, job_of, write_names, write_policy
+
+BUSY_TIMEOUT_MS = 10_000
+CHECKPOINT_BYTES = 4 * 1024 * 1024
+CHECKPOINT_BYTES_MAX = 256 * 1024 * 1024
+OLDEST_SQLITE = (3, 38, 0)
+
+
+def path_of(url: str) -> Path:
+    """The file of a `sqlite:///relative.db` or `sqlite:////absolute.db` URL."""
+    path = url.removeprefix("sqlite:///")
+    if path == url or not path or path == ":memory:" or "?" in path:
+        raise InvalidInput(
+            f"{url!r} names no SQLite file; write sqlite:///jobs.db or sqlite:////var/lib/jobs.db"
+        )
+    return Path(path).absolute()
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection with every setting that the promises rest on."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise InvalidInput(f"SQLite {sqlite3.sqlite_version} is too old; 3.38 or newer is needed")
+    fresh = not path.exists()
+    connection = sqlite3.connect(
+        path,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+        timeout=BUSY_TIMEOUT_MS / 1000,
+    )
+    if fresh:
+        with suppress(OSError):
+            path.chmod(0o600)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA cache_size = -65536")
+    if resets_wal_unsafely(sqlite3.sqlite_version_info):
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+    return connection
+
+
+def resets_wal_unsafely(version: tuple[int, int, int]) -> bool:
+    """Whether this SQLite can lose a commit made while another connection checkpoints.
+
+    Fixed in 3.51.3, and in the maintenance releases 3.50.7 and 3.44.6. On older libraries only one
+    process at a time checkpoints, with TRUNCATE, which keeps writers out (`Sqlite.tidy`).
+    """
+    branch = version[:2]
+    if branch == (3, 50):
+        return version < (3, 50, 7)
+    if branch == (3, 44):
+        return version < (3, 44, 6)
+    return version < (3, 51, 3)
+
+
+def to_time(millis: int) -> datetime:
+    """A stored time."""
+    return datetime.fromtimestamp(millis / 1000, UTC)
+
+
+def to_millis(time: datetime) -> int:
+    """A time as stored."""
+    return round(time.timestamp() * 1000)
+
+
+NOW = "(SELECT at FROM tenure_now)"
+
+INSERT = f"""
+INSERT INTO tenure_job (id, type, queue, priority, max_retries, run_at, created_at, timeout,
+    backoff, actor, idempotency_key, fingerprint, payload)
+VALUES ({", ".join("?" * 13)})
+ON CONFLICT DO NOTHING
+"""
+
+# The lease alone would do (a CHECK makes it imply the status); the id makes it a key search.
+COMPLETE = """
+UPDATE tenure_job SET status = 'completed', result = ?, finished_at = ?, lease_id = NULL,
+    lease_expires_at = NULL, event = 'completed', actor = coalesce(?, worker)
+WHERE id = ? AND lease_id = ?
+"""
+
+NEXT_LANE = """
+SELECT queue, priority FROM tenure_job
+WHERE status = 'pending' AND (queue, priority) > (?, ?)
+ORDER BY queue, priority LIMIT 1
+"""
+
+CLAIM = """
+UPDATE tenure_job SET status = 'processing', attempts = attempts + 1, token = token + 1,
+    lease_id = lower(hex(randomblob(16))), lease_expires_at = :until, started_at = :now,
+    worker = :worker, event = 'claimed', actor = :worker
+WHERE rowid IN (
+    SELECT rowid FROM tenure_job
+    WHERE status = 'pending' AND queue = :queue AND priority = :priority AND run_at <= :now
+        {types}
+    ORDER BY run_at, id LIMIT :limit)
+RETURNING run_at, id, type, queue, payload, attempts, max_retries, token, timeout, lease_id
+"""
+
+SAVE = f"""
+UPDATE tenure_job SET {", ".join(f"{column} = ?" for column in MOVED)}
+WHERE id = ? AND status = ? AND token = ? AND lease_id IS ? AND lease_expires_at IS ?
+"""
+
+RENEW = """
+UPDATE tenure_job SET lease_expires_at = max(lease_expires_at, ?)
+WHERE id = ? AND lease_id = ?
+"""
+
+SELECT_JOB = f"SELECT {', '.join(COLUMNS)} FROM tenure_job"
+
+SETTLED_AS = """
+SELECT event FROM tenure_transition
+WHERE job_id = ? AND lease_id = ? AND event <> 'claimed' ORDER BY seq DESC LIMIT 1
+"""
+
+
+def where(query: Query) -> tuple[str, list[Any]]:
+    """The WHERE clause of a query. The status stands as a literal: partial indexes need it."""
+    parts, values = ["1"], []
+    if query.status is not None:
+        parts.append(f"status = {guards.quoted(Status(query.status))}")
+    for column, value in (("type", query.type), ("queue", query.queue)):
+        if value is not None:
+            parts.append(f"{column} = ?")
+            values.append(value)
+    if query.before is not None:
+        parts.append("id < ?")
+        values.append(query.before)
+    return f"WHERE {' AND '.join(parts)} ORDER BY id DESC LIMIT {int(query.limit)}", values
+
+
+class Sqlite:
+    """The writing connection to one database file; see `Database`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._wal = path.with_name(path.name + "-wal")
+        self._connection: sqlite3.Connection | None = None
+        self._now: datetime | None = None
+        self._last_queue = ""
+        self._guarded = resets_wal_unsafely(sqlite3.sqlite_version_info)
+        self._checkpoint_at = CHECKPOINT_BYTES
+        self._checkpoint_lock = CheckpointLock(path)
+
+    # --- transactions
+
+    def begin(self) -> None:
+        if self._connection is None:
+            self._connection = connect(self._path)
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._now = None
+
+    def commit(self) -> None:
+        self._db.execute("COMMIT")
+
+    def rollback(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self.close()
+
+    def savepoint(self) -> None:
+        self._db.execute("SAVEPOINT tenure")
+
+    def undo_to_savepoint(self) -> None:
+        self._db.execute("ROLLBACK TO tenure")
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise sqlite3.OperationalError("not connected")
+        return self._connection
+
+    def _all(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> bool:
+        """Run a statement for all rows; if any row changed nothing, undo all and say no."""
+        self._db.execute("SAVEPOINT tenure_all")
+        done = self._db.executemany(statement, rows).rowcount == len(rows)
+        if not done:
+            self._db.execute("ROLLBACK TO tenure_all")
+        self._db.execute("RELEASE tenure_all")
+        return done
+
+    def now(self) -> datetime:
+        """The clock, read once per transaction."""
+        if self._now is None:
+            self._now = to_time(self._db.execute(f"SELECT {NOW}").fetchone()[0])
+        return self._now
+
+    # --- adding
+
+    def insert(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
+        now = self.now()
+        jobs = [_new_job(addition, now) for addition in additions]
+        rows = [
+            _insert_row(job, addition.fingerprint)
+            for job, addition in zip(jobs, additions, strict=True)
+        ]
+        if self._all(INSERT, rows):
+            return {job.id: job for job in jobs}
+        made = {}
+        for job, row in zip(jobs, rows, strict=True):
+            if self._db.execute(INSERT, row).rowcount == 1:
+                made[job.id] = job
+        return made
+
+    def known(self, additions: Sequence[Addition]) -> Mapping[str, tuple[Job, str | None]]:
+        found = {}
+        for addition in additions:
+            row = self._db.execute(
+                f"SELECT {', '.join(COLUMNS)}, fingerprint FROM tenure_job"
+                " WHERE idempotency_key = ? OR id = ? ORDER BY id <> ? LIMIT 1",
+                (addition.idempotency_key, addition.id, addition.id),
+            ).fetchone()
+            found[addition.id] = (job_of(row, to_time), row[-1])
+        return found
+
+    def full_queues(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
+        limited = self._db.execute(
+            "SELECT name, max_pending FROM tenure_queue WHERE max_pending IS NOT NULL"
+        ).fetchall()
+        full = {}
+        for name, limit in limited:
+            if name in wanted:
+                (pending,) = self._db.execute(
+                    "SELECT count(*) FROM (SELECT 1 FROM tenure_job"
+                    " WHERE status = 'pending' AND queue = ? LIMIT ?)",
+                    (name, limit),
+                ).fetchone()
+                if pending + wanted[name] > limit:
+                    full[name] = limit
+        return full
+
+    # --- the hot path
+
+    def complete(self, reports: Sequence[Report]) -> set[str]:
+        now = to_millis(self.now())
+        rows = [(r.result, now, r.actor, r.job_id, r.lease_id) for r in reports]
+        if self._all(COMPLETE, rows):
+            return {report.lease_id for report in reports}
+        return {row[4] for row in rows if self._db.execute(COMPLETE, row).rowcount == 1}
+
+    def claim(self, request: ClaimRequest) -> list[Lease]:
+        now = self.now()
+        until = now + timedelta(seconds=request.lease_seconds)
+        values = {"now": to_millis(now), "until": to_millis(until), "worker": request.worker}
+        types = ""
+        if request.types is not None:
+            types = "AND type IN (SELECT value FROM json_each(:types))"
+            values["types"] = json.dumps(request.types)
+        statement = CLAIM.format(types=types)
+        leases: list[Lease] = []
+        for queue, priority in self._lanes(request.queues):
+            values |= {"queue": queue, "priority": priority, "limit": request.limit - len(leases)}
+            rows = self._db.execute(statement, values).fetchall()
+            rows.sort()
+            leases += [_lease(row, until) for row in rows]
+            if rows:
+                self._last_queue = queue
+            if len(leases) >= request.limit:
+                break
+        return leases
+
+    def _lanes(self, queues: tuple[str, ...] | None) -> Iterable[tuple[str, int]]:
+        """Queues and priorities with pending jobs: urgent first, queues of one urgency in turn."""
+        paused = {
+            name
+            for (name,) in self._db.execute(
+                "SELECT name FROM tenure_queue WHERE paused_at IS NOT NULL"
+            )
+        }
+        lanes: list[tuple[str, int]] = []
+        lane = ("", -(2**62))
+        while found := self._db.execute(NEXT_LANE, lane).fetchone():
+            lane = found
+            lanes.append(lane)
+        open_lanes = [
+            (queue, priority)
+            for queue, priority in lanes
+            if queue not in paused and (queues is None or queue in queues)
+        ]
+        return sorted(open_lanes, key=lambda lane: (lane[1], lane[0] <= self._last_queue, lane[0]))
+
+    # --- load and save
+
+    def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
+        rows = self._db.execute(
+            f"{SELECT_JOB} WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(job_ids),)
+        )
+        jobs = (job_of(row, to_time) for row in rows)
+        return {job.id: job for job in jobs}
+
+    def lock_expired(self, limit: int) -> list[Job]:
+        rows = self._db.execute(
+            f"{SELECT_JOB} WHERE status = 'processing' AND lease_expires_at <= ?"
+            " ORDER BY lease_expires_at LIMIT ?",
+            (to_millis(self.now()), limit),
+        )
+        return [job_of(row, to_time) for row in rows]
+
+    def lock_matching(self, query: Query) -> list[Job]:
+        clause, values = where(query)
+        rows = self._db.execute(f"{SELECT_JOB} {clause}", values)
+        return [job_of(row, to_time) for row in rows]
+
+    def save(self, changes: Sequence[tuple[Job, Job]]) -> set[str]:
+        written = set()
+        for before, after in changes:
+            guard = (before.id, before.status, before.token, before.lease_id)
+            values = (*_moved(after), *guard, _stored(before.lease_expires_at))
+            if self._db.execute(SAVE, values).rowcount == 1:
+                written.add(after.id)
+        return written
+
+    def settled_as(self, leases: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
+        found = {}
+        for lease in leases:
+            if row := self._db.execute(SETTLED_AS, lease).fetchone():
+                found[lease] = row[0]
+        return found
+
+    def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
+        until = to_millis(self.now() + timedelta(seconds=lease_seconds))
+        return {
+            lease_id
+            for job_id, lease_id in leases
+            if self._db.execute(RENEW, (until, job_id, lease_id)).rowcount == 1
+        }
+
+    # --- around jobs
+
+    def see_worker(self, request: ClaimRequest) -> None:
+        self._db.execute(
+            f"INSERT INTO tenure_worker (id, label, queues, types, seen_at)"
+            f" VALUES (?, ?, ?, ?, {NOW}) ON CONFLICT (id) DO UPDATE SET"
+            " seen_at = excluded.seen_at, queues = excluded.queues, types = excluded.types",
+            (
+                request.worker,
+                request.label,
+                write_names(request.queues),
+                write_names(request.types),
+            ),
+        )
+
+    def set_queue(
+        self, name: str, *, paused: bool | None, max_pending: int | None, actor: str
+    ) -> None:
+        self._db.execute(
+            "INSERT INTO tenure_queue (name) VALUES (?) ON CONFLICT DO NOTHING", (name,)
+        )
+        if paused is not None:
+            self._db.execute(
+                f"UPDATE tenure_queue SET paused_at = iif(?, {NOW}, NULL), paused_by = ?"
+                " WHERE name = ?",
+                (paused, actor, name),
+            )
+        if max_pending is not None:
+            self._db.execute(
+                "UPDATE tenure_queue SET max_pending = ? WHERE name = ?",
+                (None if max_pending < 0 else max_pending, name),
+            )
+
+    def prune(self, settled_before: Mapping[str, datetime], limit: int) -> int:
+        removed = 0
+        for status, time in settled_before.items():
+            ids = self._db.execute(
+                f"DELETE FROM tenure_job WHERE rowid IN (SELECT rowid FROM tenure_job"
+                f" WHERE status = {guards.quoted(Status(status))} AND finished_at < ?"
+                f" ORDER BY finished_at LIMIT ?) RETURNING id",
+                (to_millis(time), limit - removed),
+            ).fetchall()
+            self._db.executemany("DELETE FROM tenure_transition WHERE job_id = ?", ids)
+            removed += len(ids)
+        if removed == 0:
+            self._db.execute(f"DELETE FROM tenure_worker WHERE seen_at < {NOW} - 86400000")
+        return removed
+
+    # --- housekeeping
+
+    def trouble(self, error: Exception) -> Trouble:
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            return Trouble.BUG
+        return Trouble.UNAVAILABLE if isinstance(error, sqlite3.Error) else Trouble.BUG
+
+    def announce(self) -> None:
+        """Nothing to do: other processes watch the file (`SqliteReader.watch`)."""
+
+    def tidy(self) -> None:
+        """Checkpoint when the log has grown, one process at a time, where the library needs that.
+
+        A reader that stays open keeps the log from being emptied: then the next try waits until
+        the log has doubled, so that a long reader costs few tries.
+        """
+        if not self._guarded:
+            return
+        size = _size(self._wal)
+        if size < self._checkpoint_at:
+            return
+        with self._checkpoint_lock as held:
+            if not held:
+                return
+            self._db.execute("PRAGMA busy_timeout = 500")
+            (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        doubled = min(size * 2, size + CHECKPOINT_BYTES_MAX)
+        self._checkpoint_at = doubled if busy else CHECKPOINT_BYTES
+
+    def close(self) -> None:
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+
+class CheckpointLock:
+    """Elects the one process that checkpoints: a lock on a file of its own, never on SQLite's."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_name(path.name + "-checkpoint")
+        self._file: int | None = None
+
+    def __enter__(self) -> bool:
+        try:
+            import fcntl
+        except ImportError:  # not POSIX: SQLite's own locks have to do
+            return True
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _new_job(addition: Addition, now: datetime) -> Job:
+    return Job(
+        id=addition.id,
+        type=addition.type,
+        queue=addition.queue,
+        payload=addition.payload,
+        priority=addition.priority,
+        max_retries=addition.max_retries,
+        timeout=addition.timeout,
+        backoff=addition.backoff,
+        idempotency_key=addition.idempotency_key,
+        created_at=now,
+        run_at=addition.run_at or now + timedelta(seconds=addition.delay),
+        event=FIRST_EVENT,
+        actor=addition.actor,
+    )
+
+
+def _insert_row(job: Job, fingerprint: str | None) -> tuple[Any, ...]:
+    return (
+        job.id,
+        job.type,
+        job.queue,
+        job.priority,
+        job.max_retries,
+        to_millis(job.run_at),
+        to_millis(job.created_at),
+        job.timeout,
+        write_policy(job.backoff),
+        job.actor,
+        job.idempotency_key,
+        fingerprint,
+        job.payload,
+    )
+
+
+def _lease(row: Sequence[Any], until: datetime) -> Lease:
+    _, id, type, queue, payload, attempts, max_retries, token, timeout, lease_id = row
+    return Lease(id, type, queue, payload, attempts, max_retries, token, timeout, lease_id, until)
+
+
+def _stored(time: datetime | None) -> int | None:
+    return None if time is None else to_millis(time)
+
+
+def _moved(job: Job) -> tuple[Any, ...]:
+    return tuple(
+        _stored(getattr(job, column)) if column in TIMES else getattr(job, column)
+        for column in MOVED
+    )

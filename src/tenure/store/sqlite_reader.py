@@ -1,0 +1,158 @@
+"""What is read from the SQLite store, from any thread, on connections of its own."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tenure.lifecycle import Job
+from tenure.store import audit
+from tenure.store.records import Count, Query, QueueState, Transition, WorkerState
+from tenure.store.rows import job_of, read_names
+from tenure.store.sqlite import NOW, SELECT_JOB, connect, to_millis, to_time, where
+
+WATCH_SECONDS = 0.002
+LEDGER = "seq, job_id, at, source, target, event, attempt, token, actor, detail, lease_id"
+
+AHEAD = """
+SELECT count(*) FROM tenure_job
+WHERE status = 'pending' AND queue = ? AND run_at <= (SELECT at FROM tenure_now)
+    AND (priority, run_at, id) < (?, ?, ?)
+"""
+
+QUEUES = """
+SELECT name, q.paused_at, q.max_pending, coalesce(pending, 0), coalesce(processing, 0), oldest
+FROM (
+    SELECT queue AS name, sum(status = 'pending') AS pending,
+        sum(status = 'processing') AS processing,
+        min(CASE WHEN status = 'pending' AND run_at <= (SELECT at FROM tenure_now)
+            THEN run_at END) AS oldest
+    FROM tenure_job WHERE status IN ('pending', 'processing') GROUP BY queue
+    UNION ALL
+    SELECT name, NULL, NULL, NULL FROM tenure_queue
+    WHERE name NOT IN (SELECT queue FROM tenure_job WHERE status IN ('pending', 'processing'))
+) LEFT JOIN tenure_queue AS q USING (name) ORDER BY name
+"""
+
+WORKERS = """
+SELECT w.id, w.label, w.queues, w.types, w.seen_at,
+    (SELECT count(*) FROM tenure_job WHERE status = 'processing' AND worker = w.id)
+FROM tenure_worker AS w WHERE w.seen_at > (SELECT at FROM tenure_now) - 600000
+ORDER BY w.seen_at DESC
+"""
+
+
+class SqliteReader:
+    """Read connections to one database file; see `Reader`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._idle: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = connect(self._path)
+        try:
+            yield connection
+        finally:
+            with self._lock:
+                self._idle.append(connection)
+
+    def _rows(self, statement: str, values: Any = ()) -> list[Any]:
+        with self._connection() as connection:
+            return connection.execute(statement, values).fetchall()
+
+    def clock(self) -> datetime:
+        return to_time(self._rows(f"SELECT {NOW}")[0][0])
+
+    def get(self, job_id: str) -> Job | None:
+        rows = self._rows(f"{SELECT_JOB} WHERE id = ?", (job_id,))
+        return job_of(rows[0], to_time) if rows else None
+
+    def find(self, query: Query) -> list[Job]:
+        clause, values = where(query)
+        return [job_of(row, to_time) for row in self._rows(f"{SELECT_JOB} {clause}", values)]
+
+    def history(self, job_id: str) -> list[Transition]:
+        statement = f"SELECT {LEDGER} FROM tenure_transition WHERE job_id = ? ORDER BY seq"
+        return [_transition(row) for row in self._rows(statement, (job_id,))]
+
+    def ledger(self, after: str, limit: int) -> list[Transition]:
+        statement = f"SELECT {LEDGER} FROM tenure_transition WHERE seq > ? ORDER BY seq LIMIT ?"
+        return [_transition(row) for row in self._rows(statement, (int(after or 0), limit))]
+
+    def ledger_end(self) -> str:
+        return str(self._rows("SELECT coalesce(max(seq), 0) FROM tenure_transition")[0][0])
+
+    def counts(self) -> list[Count]:
+        statement = (
+            "SELECT status, queue, type, count(*) FROM tenure_job"
+            " GROUP BY status, queue, type ORDER BY status, queue, type"
+        )
+        return [Count(*row) for row in self._rows(statement)]
+
+    def queues(self) -> list[QueueState]:
+        return [
+            QueueState(name, _time(paused), limit, pending, processing, _time(oldest))
+            for name, paused, limit, pending, processing, oldest in self._rows(QUEUES)
+        ]
+
+    def workers(self) -> list[WorkerState]:
+        return [
+            WorkerState(id, label, read_names(queues), read_names(types), to_time(seen), leases)
+            for id, label, queues, types, seen, leases in self._rows(WORKERS)
+        ]
+
+    def ahead(self, job: Job) -> int:
+        values = (job.queue, job.priority, to_millis(job.run_at), job.id)
+        return int(self._rows(AHEAD, values)[0][0])
+
+    def settled_since(self, queue: str, since: datetime) -> int:
+        statement = (
+            "SELECT count(*) FROM tenure_job WHERE finished_at > ? AND queue = ?"
+            " AND status IN ('completed', 'failed')"
+        )
+        return int(self._rows(statement, (to_millis(since), queue))[0][0])
+
+    def violations(self, limit: int) -> list[tuple[str, str, str]]:
+        found: list[tuple[str, str, str]] = []
+        for invariant, statement in audit.questions("tenure_job", "tenure_transition").items():
+            rows = self._rows(f"{statement} LIMIT {int(limit)}")
+            found += [(invariant, str(job_id), str(what)) for job_id, what in rows]
+        return found
+
+    def watch(self, ring: Callable[[], None], stop: threading.Event) -> None:
+        connection = connect(self._path)
+        try:
+            seen = None
+            while not stop.wait(WATCH_SECONDS):
+                (version,) = connection.execute("PRAGMA data_version").fetchone()
+                if seen is not None and version != seen:
+                    ring()
+                seen = version
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        with self._lock:
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
+
+
+def _time(millis: int | None) -> datetime | None:
+    return None if millis is None else to_time(millis)
+
+
+def _transition(row: Any) -> Transition:
+    position, job_id, at, *rest = row
+    return Transition(str(position), job_id, to_time(at), *rest)

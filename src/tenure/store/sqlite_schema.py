@@ -1,0 +1,58 @@
+"""The schema of the SQLite store: its version, and how it gets there."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from tenure.store import migrate
+from tenure.store.sqlite import NOW, connect
+
+GENERATED = migrate.generated("IS NOT", NOW, "max", "OLD", "NEW")
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    """The schema's version; 0 for a database without Tenure's tables."""
+    found = connection.execute(
+        "SELECT 1 FROM sqlite_schema WHERE name = 'tenure_schema'"
+    ).fetchone()
+    if not found:
+        return 0
+    (version,) = connection.execute("SELECT max(version) FROM tenure_schema").fetchone()
+    return int(version)
+
+
+def statements(script: str) -> Iterator[str]:
+    """The single statements of a script (a trigger is one statement)."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def upgrade(path: Path) -> int:
+    """Create or upgrade the schema, under the database's write lock; the version it now has."""
+    connection = connect(path)
+    try:
+        if version_of(connection) == migrate.newest("sqlite"):
+            return migrate.newest("sqlite")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for number, script in migrate.pending("sqlite", version_of(connection), str(path)):
+                for statement in statements(script.format_map(GENERATED)):
+                    connection.execute(statement)
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS tenure_schema"
+                    " (version INTEGER PRIMARY KEY, applied_at INTEGER NOT NULL) STRICT"
+                )
+                connection.execute(f"INSERT INTO tenure_schema VALUES (?, {NOW})", (number,))
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        return version_of(connection)
+    finally:
+        connection.close()
