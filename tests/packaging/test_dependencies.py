@@ -1,0 +1,69 @@
+"""The lock files and the page about dependencies say the same as pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LOCKS = ["requirements.txt", "requirements-dev.txt", "tools/uv.txt"]
+
+
+def name_of(requirement: str) -> str:
+    """The normalised name at the start of a requirement, as PEP 503 has it."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]).lower()
+
+
+def pinned(lock: str) -> dict[str, str]:
+    """The version of every package in a lock file."""
+    lines = (ROOT / lock).read_text().splitlines()
+    pins = (line.split("==", 1) for line in lines if "==" in line and not line.startswith(" "))
+    return {name_of(name): version.split()[0] for name, version in pins}
+
+
+def declared() -> dict[str, set[str]]:
+    """What the project asks for itself, by the lock file that has to hold it."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = pyproject["project"]
+    runtime = [*project["dependencies"], *pyproject["dependency-groups"]["build"]]
+    extras = [each for extra in project["optional-dependencies"].values() for each in extra]
+    lines = (ROOT / "requirements-dev.in").read_text().splitlines()
+    tools = [line for line in lines if line and not line.startswith("#")]
+    return {
+        "requirements.txt": set(map(name_of, runtime)),
+        "requirements-dev.txt": set(map(name_of, [*runtime, *extras, *tools])),
+        "tools/uv.txt": {"uv"},
+    }
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_file_holds_what_is_asked_for(lock: str) -> None:
+    assert declared()[lock] <= set(pinned(lock))
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_file_holds_hashes_and_no_addresses(lock: str) -> None:
+    text = (ROOT / lock).read_text()
+    entries = re.split(r"\n(?=\S)", text.strip())
+
+    assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
+    assert "://" not in text
+    assert "--" not in text.replace("--hash=sha256:", "")
+
+
+def test_development_runs_on_the_versions_that_users_get() -> None:
+    runtime = pinned("requirements.txt")
+
+    assert {name: pinned("requirements-dev.txt").get(name) for name in runtime} == runtime
+
+
+def test_each_dependency_has_its_line() -> None:
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")}
+    by_extra = {line.split("|")[2].strip() for line in page.splitlines() if line.startswith("| `")}
+    described = {name_of(cell) for cell in rows | by_extra}
+
+    assert set.union(*declared().values()) <= described
