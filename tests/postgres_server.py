@@ -11,9 +11,10 @@ The server is taken from the first of these that is there:
 3. the programs that `pg_config` names, or that Debian keeps in /usr/lib/postgresql.
 
 2 and 3 are started here, on a Unix socket in a folder that only this user can enter, without TCP.
-PostgreSQL refuses to run as root. For root it is therefore started in a user namespace, where it
-sees an ordinary account while no file changes hands; where namespaces are forbidden, it runs as the
-account "nobody" from a copy of its programs. Nothing is added to the system or changed in it.
+PostgreSQL refuses to run as root, or as a number that has no account. There it is started in a user
+namespace, where it sees an ordinary account while no file changes hands; where namespaces are
+forbidden, root runs it as "nobody" from a copy of its programs. Nothing is added to the system or
+changed in it.
 
 The server's time zone is half an hour off the full hours, so that a time printed without being
 brought to UTC shows.
@@ -22,7 +23,9 @@ brought to UTC shows.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -172,7 +175,7 @@ class PostgresServer:
         programs = find_programs()
         folder = self._folders.enter_context(own_folder(data_parent(durable=self.durable)))
         launcher = Launcher(programs)
-        if os.geteuid() == 0 and not launcher.use_namespace():
+        if needs_other_account() and not launcher.use_namespace() and os.geteuid() == 0:
             copies = self._folders.enter_context(own_folder(Path(tempfile.gettempdir())))
             launcher.use_nobody(folder, copies)
         launcher.initialise(folder)
@@ -193,7 +196,7 @@ class Launcher:
         self.account: dict[str, Any] = {}
 
     def use_namespace(self) -> bool:
-        """Run everything in a user namespace that shows root as nobody, if the system allows it."""
+        """Run everything in a user namespace that shows us as nobody, if the system allows it."""
         prefix = ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}"]
         try:
             subprocess.run([*prefix, "true"], check=True, capture_output=True)
@@ -256,6 +259,14 @@ class Launcher:
                 raise PostgresUnavailable(f"{command} did not come up: {tail}")
             time.sleep(0.005)
         return process
+
+
+def needs_other_account() -> bool:
+    """Whether PostgreSQL would refuse to run for us: for root, and where the user has no name."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_uid == 0
+    except KeyError:
+        return True
 
 
 def is_ready(folder: Path, pid: int) -> bool:
@@ -331,8 +342,6 @@ def remove_abandoned_folders(parent: Path) -> None:
 
 
 def try_to_lock(file: IO[str]) -> bool:
-    import fcntl
-
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
