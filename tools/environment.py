@@ -143,13 +143,11 @@ def install_with_uv(pip: list[str], lock: Path) -> bool:
 
 
 def has_usable_cache() -> bool:
-    """Whether uv may write to its cache: an account without a home folder cannot."""
-    if "UV_CACHE_DIR" in os.environ:
-        return True
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    while not cache.exists() and cache != cache.parent:
-        cache = cache.parent
-    return os.access(cache, os.W_OK)
+    """Whether uv may write to its cache: a user without a home folder cannot."""
+    try:
+        return "UV_CACHE_DIR" in os.environ or os.access(Path.home(), os.W_OK)
+    except RuntimeError:  # there is no home at all
+        return False
 
 
 def run(command: list[str]) -> None:
