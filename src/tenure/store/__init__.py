@@ -15,48 +15,13 @@ from typing import TypeVar
 
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Event, Job
+from tenure.records import Added, Addition, ClaimRequest, Query, Report, Turn
 from tenure.store import moves
 from tenure.store.bell import Bell
 from tenure.store.committer import Acting, Adding, Committer, Turning
 from tenure.store.database import Database, Reader
-from tenure.store.records import (
-    Added,
-    Addition,
-    Answer,
-    ClaimRequest,
-    Count,
-    Lease,
-    Outcome,
-    Query,
-    QueueState,
-    Report,
-    Transition,
-    Turn,
-    Verdict,
-    Violation,
-    WorkerState,
-)
 
-__all__ = [
-    "Added",
-    "Addition",
-    "Answer",
-    "ClaimRequest",
-    "Count",
-    "Lease",
-    "Outcome",
-    "Query",
-    "QueueState",
-    "Report",
-    "Store",
-    "Transition",
-    "Turn",
-    "Verdict",
-    "Violation",
-    "WorkerState",
-    "migrate_store",
-    "open_store",
-]
+__all__ = ["Store", "migrate_store", "open_store"]
 
 T = TypeVar("T")
 

@@ -17,9 +17,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from tenure.errors import StoreUnavailable, TenureError
+from tenure.records import Added, Addition, ClaimRequest, Report, Turn
 from tenure.store import moves
 from tenure.store.database import Database, Trouble
-from tenure.store.records import Added, Addition, ClaimRequest, Report, Turn
 
 log = logging.getLogger(__name__)
 
@@ -122,13 +122,18 @@ class Committer:
         self._db.close()
 
     def _commit(self, batch: Sequence[Work], tries: int = 1) -> None:
+        asked_to_commit = False
         try:
             self._db.begin()
             answers = self._apply(batch)
+            asked_to_commit = True
             self._db.commit()
         except Exception as error:
             self._db.rollback()
-            self._after_failure(batch, tries, error)
+            trouble = self._db.trouble(error)
+            if trouble is Trouble.UNAVAILABLE and not asked_to_commit and tries == 1:
+                trouble = Trouble.RETRY  # often only a connection that died while idle
+            self._after_failure(batch, tries, error, trouble)
             return
         for work, answer in answers:
             if isinstance(answer, TenureError):
@@ -137,8 +142,9 @@ class Committer:
                 work.future.set_result(answer)
         self._after_commit(batch)
 
-    def _after_failure(self, batch: Sequence[Work], tries: int, error: Exception) -> None:
-        trouble = self._db.trouble(error)
+    def _after_failure(
+        self, batch: Sequence[Work], tries: int, error: Exception, trouble: Trouble
+    ) -> None:
         if trouble is Trouble.RETRY and tries < MOST_TRIES:
             self._commit(batch, tries + 1)
         elif trouble is Trouble.UNAVAILABLE or trouble is Trouble.RETRY:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from tenure.lifecycle import Job
-from tenure.store.records import (
+from tenure.records import (
     Addition,
     ClaimRequest,
     Count,

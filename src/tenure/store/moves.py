@@ -18,8 +18,7 @@ from tenure.lifecycle import (
     Released,
     follow,
 )
-from tenure.store.database import Database
-from tenure.store.records import (
+from tenure.records import (
     ALREADY_RECORDED,
     RECORDED,
     Added,
@@ -30,6 +29,7 @@ from tenure.store.records import (
     Report,
     Verdict,
 )
+from tenure.store.database import Database
 
 
 def add(db: Database, additions: Sequence[Addition]) -> list[Added | TenureError]:

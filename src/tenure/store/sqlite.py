@@ -13,9 +13,9 @@ from typing import Any
 
 from tenure.errors import InvalidInput
 from tenure.lifecycle import FIRST_EVENT, Job, Status
+from tenure.records import Addition, ClaimRequest, Lease, Query, Report
 from tenure.store import guards
 from tenure.store.database import Trouble
-from tenure.store.records import Addition, ClaimRequest, Lease, Query, Report
 from tenure.store.rows import COLUMNS, MOVED, TIMES, job_of, write_names, write_policy
 
 BUSY_TIMEOUT_MS = 10_000

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tenure.lifecycle import Job
+from tenure.records import Count, Query, QueueState, Transition, WorkerState
 from tenure.store import audit
-from tenure.store.records import Count, Query, QueueState, Transition, WorkerState
 from tenure.store.rows import job_of, read_names
 from tenure.store.sqlite import NOW, SELECT_JOB, connect, to_millis, to_time, where
 

@@ -48,6 +48,7 @@ class ClaimRequest:
     queues: tuple[str, ...] | None = None
     types: tuple[str, ...] | None = None
     label: str = ""  # host and pid, for people; never identity
+    wait_seconds: float = 0.0  # how long a server may hold the request until there is work
 
 
 @dataclass(frozen=True, slots=True)

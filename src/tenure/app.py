@@ -1,0 +1,452 @@
+"""Tenure: the one door. Whatever enqueues, runs, shows or changes jobs goes through here.
+
+It registers handlers, checks what it is given, and passes it to the store. It decides nothing about
+a job's state: the store does, by the lifecycle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
+
+import msgspec
+
+from tenure import durations, handlers, ids, lifecycle, payload
+from tenure.errors import InvalidInput, JobNotFound
+from tenure.explain import Explanation, Facts, explain
+from tenure.handlers import Defaults, Handlers, JobContext
+from tenure.jobtype import Backoff, Draft, Duration, JobType, Options
+from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job, Status
+from tenure.records import (
+    Added,
+    Addition,
+    ClaimRequest,
+    Count,
+    Query,
+    QueueState,
+    Report,
+    Transition,
+    Turn,
+    Violation,
+    WorkerState,
+)
+from tenure.retry import DEFAULT_POLICY, RetryPolicy
+from tenure.store import Store, open_store
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_DATABASE = "sqlite:///tenure.db"
+MOST_PRIORITY = 32_767
+MOST_RETRIES = 1_000
+MOST_JOBS_AT_ONCE = 10_000
+MOST_LISTED = 500
+MOST_LEASED = 1_000
+LONGEST_LEASE = 86_400.0
+SHORTEST_LEASE = 1.0
+RATE_WINDOW = timedelta(minutes=5)
+WORKER_IS_LIVE = timedelta(seconds=60)
+
+
+class Tenure:
+    """A job queue over one database: `Tenure("sqlite:///jobs.db")` or `Tenure("postgresql://…")`.
+
+    The database is opened, and its schema created or upgraded, at the first use. Safe to use from
+    any thread and any event loop; after a fork, make a new one in the child.
+    """
+
+    def __init__(self, database: str = DEFAULT_DATABASE, *, actor: str = "application") -> None:
+        """`actor` names this application in the ledger, where a call does not name one."""
+        self.database = database
+        self.actor = payload.check_label(actor, "actor", "$.actor")
+        self.handlers = Handlers()
+        self._opened: Store | None = None
+
+    @property
+    def _store(self) -> Store:
+        if self._opened is None:
+            self._opened = open_store(self.database)
+        return self._opened
+
+    def open(self) -> Tenure:
+        """Open the database now; raises StoreUnavailable or SchemaMismatch if that fails."""
+        _ = self._store
+        return self
+
+    def close(self) -> None:
+        """Commit what is waiting and close the database; the next use opens it again."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def __enter__(self) -> Tenure:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- handlers
+
+    @overload
+    def job(self, function: Callable[Concatenate[JobContext, P], R], /) -> JobType[P, R]: ...
+    @overload
+    def job(self, function: Callable[P, R], /) -> JobType[P, R]: ...
+    @overload
+    def job(
+        self,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        timeout: Duration | None = None,
+        backoff: Backoff = DEFAULT_POLICY,
+        process: bool = False,
+    ) -> _Register: ...
+    def job(self, *function: Any, **options: Any) -> Any:
+        """Register a handler: `@app.job` or `@app.job(queue="mail", max_retries=5)`.
+
+        `name` is the job type (default: the function's name), `timeout` limits one attempt,
+        `process=True` runs it in a child process, where a crash fails that job alone.
+        """
+        register = _Register(self, **options)
+        return register(*function) if function else register
+
+    # --- adding jobs
+
+    def enqueue(
+        self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
+    ) -> Job:
+        """Add a job by type name; when this returns the job is on disk.
+
+        Raises InvalidInput, KeyConflict, QueueFull, or StoreUnavailable when the outcome may be
+        unknown: enqueue again then, with an `idempotency_key` if one job must not become two.
+        """
+        return self.enqueue_many([Draft(type, {} if payload is None else payload, options)])[0]
+
+    async def enqueue_async(
+        self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
+    ) -> Job:
+        """`enqueue` for async callers."""
+        draft = Draft(type, {} if payload is None else payload, options)
+        return (await self.enqueue_many_async([draft]))[0]
+
+    def enqueue_many(self, drafts: Sequence[Draft]) -> list[Job]:
+        """Add many jobs in one transaction, all or none."""
+        return [added.job for added in self.add(drafts).result()]
+
+    async def enqueue_many_async(self, drafts: Sequence[Draft]) -> list[Job]:
+        """`enqueue_many` for async callers."""
+        return [added.job for added in await asyncio.wrap_future(self.add(drafts))]
+
+    def add(self, drafts: Sequence[Draft]) -> Future[list[Added]]:
+        """Check drafts and hand them to the store; the future also tells which are new."""
+        if len(drafts) > MOST_JOBS_AT_ONCE:
+            raise InvalidInput(f"{len(drafts)} jobs at once; send at most {MOST_JOBS_AT_ONCE}")
+        several = len(drafts) > 1
+        new = ids.new_ids(len(drafts))
+        return self._store.add(
+            [
+                self._addition(draft, id, f"$[{number}]" if several else "$")
+                for number, (draft, id) in enumerate(zip(drafts, new, strict=True))
+            ]
+        )
+
+    def _addition(self, draft: Draft, id: str, at: str) -> Addition:
+        options = draft.options
+        if unknown := set(options) - Options.__annotations__.keys():
+            raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path=at)
+        delay = options.get("delay")
+        run_at: Any = options.get("run_at")
+        if delay is not None and run_at is not None:
+            raise InvalidInput("give delay or run_at, not both", path=f"{at}.run_at")
+        if run_at is not None and (not isinstance(run_at, datetime) or run_at.tzinfo is None):
+            raise InvalidInput("run_at needs a time with its zone", path=f"{at}.run_at")
+        timeout = options.get("timeout")
+        key = options.get("idempotency_key")
+        if key is not None:
+            key = payload.check_key(key, f"{at}.idempotency_key")
+        addition = Addition(
+            id=id,
+            type=payload.check_name(draft.type, "job type", f"{at}.type"),
+            queue=payload.check_name(options.get("queue", "default"), "queue", f"{at}.queue"),
+            payload=payload.canonical(draft.payload, path=f"{at}.payload"),
+            priority=_whole(
+                options.get("priority", 0), -MOST_PRIORITY, MOST_PRIORITY, f"{at}.priority"
+            ),
+            max_retries=_whole(
+                options.get("max_retries", DEFAULT_MAX_RETRIES),
+                0,
+                MOST_RETRIES,
+                f"{at}.max_retries",
+            ),
+            timeout=None if timeout is None else _positive(timeout, f"{at}.timeout"),
+            backoff=policy_of(options.get("backoff", DEFAULT_POLICY), f"{at}.backoff"),
+            idempotency_key=key,
+            delay=0.0 if delay is None else durations.seconds(delay, path=f"{at}.delay"),
+            run_at=run_at,
+            actor=options.get("actor", self.actor),
+        )
+        if key is None:
+            return addition
+        return replace(addition, fingerprint=_fingerprint(addition))
+
+    # --- what workers call
+
+    def claim(self, request: ClaimRequest) -> Turn:
+        """Lease jobs for a worker."""
+        return self.turn((), request).result()
+
+    def report(self, reports: Sequence[Report]) -> Turn:
+        """Record what became of leases; a verdict for each."""
+        return self.turn(reports, None).result()
+
+    def turn(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Turn]:
+        """Report and claim in one transaction."""
+        return self._store.turn(reports, claim)
+
+    def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
+        """Extend (job id, lease id) leases; the lease ids that are still held."""
+        return self._store.renew(leases, lease_seconds)
+
+    def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
+        """Have `ring` called when there may be work; returns the function that ends it."""
+        return self._store.on_work(ring)
+
+    # --- what the sweeper calls
+
+    def sweep(self) -> list[Job]:
+        """End leases that have run out; the jobs concerned, as they stand after."""
+        return self._store.sweep().result()
+
+    def prune(self, keep: Mapping[str, Duration]) -> int:
+        """Delete jobs settled longer ago than `keep` says by status; how many were deleted.
+
+        Works in bites; call again while the answer is not 0.
+        """
+        now = self._store.read.clock()
+        before: dict[str, datetime] = {
+            Status(status): now - timedelta(seconds=durations.seconds(age))
+            for status, age in keep.items()
+        }
+        return self._store.prune(before).result()
+
+    # --- what operators call
+
+    def cancel(self, job_id: str, *, actor: str | None = None) -> Job:
+        """Cancel a pending or processing job. Raises JobNotFound or IllegalMove."""
+        return self._store.apply(job_id, lifecycle.Cancelled(actor=actor or self.actor)).result()
+
+    def retry(self, job_id: str, *, more_retries: int = 1, actor: str | None = None) -> Job:
+        """Run a job that failed for good again, with `more_retries` added to its limit."""
+        more = _whole(more_retries, 1, MOST_RETRIES, "$.more_retries")
+        event = lifecycle.Retried(more_retries=more, actor=actor or self.actor)
+        return self._store.apply(job_id, event).result()
+
+    def pause(self, queue: str, *, actor: str | None = None) -> None:
+        """Stop handing out jobs of a queue; those that run go on."""
+        self._set_queue(queue, paused=True, actor=actor)
+
+    def resume(self, queue: str, *, actor: str | None = None) -> None:
+        """Hand out jobs of a queue again."""
+        self._set_queue(queue, paused=False, actor=actor)
+
+    def limit(self, queue: str, max_pending: int | None, *, actor: str | None = None) -> None:
+        """Refuse jobs (QueueFull) that would make more than `max_pending` wait; None lifts it."""
+        wanted = -1 if max_pending is None else _whole(max_pending, 0, 2**53, "$.max_pending")
+        self._set_queue(queue, max_pending=wanted, actor=actor)
+
+    def _set_queue(
+        self,
+        queue: str,
+        *,
+        actor: str | None,
+        paused: bool | None = None,
+        max_pending: int | None = None,
+    ) -> None:
+        name = payload.check_name(queue, "queue", "$.queue")
+        self._store.set_queue(
+            name, paused=paused, max_pending=max_pending, actor=actor or self.actor
+        ).result()
+
+    # --- what everybody reads
+
+    def get(self, job_id: str) -> Job:
+        """The job as it stands; raises JobNotFound."""
+        job = self._store.read.get(job_id) if ids.is_id(job_id) else None
+        if job is None:
+            raise JobNotFound(job_id)
+        return job
+
+    def find(
+        self,
+        *,
+        status: str | None = None,
+        type: str | None = None,
+        queue: str | None = None,
+        limit: int = 50,
+        before: str | None = None,
+    ) -> list[Job]:
+        """Jobs, newest first; `before` is the id of the last one of the page before."""
+        if status is not None and status not in tuple(Status):
+            raise InvalidInput(f"no such status; one of {', '.join(Status)}", path="$.status")
+        if before is not None:
+            ids.check_id(before, "$.before")
+        count = _whole(limit, 1, MOST_LISTED, "$.limit")
+        query = Query(status=status, type=type, queue=queue, limit=count, before=before)
+        return self._store.read.find(query)
+
+    def history(self, job_id: str) -> list[Transition]:
+        """Every move of a job, oldest first; raises JobNotFound."""
+        self.get(job_id)
+        return self._store.read.history(job_id)
+
+    def ledger(self, after: str = "", limit: int = MOST_LISTED) -> list[Transition]:
+        """Moves of all jobs after a position, in an order that never changes, without gaps."""
+        return self._store.read.ledger(after, limit)
+
+    def ledger_end(self) -> str:
+        """The position of the newest move."""
+        return self._store.read.ledger_end()
+
+    def stats(self) -> list[Count]:
+        """Jobs by status, queue and type."""
+        return self._store.read.counts()
+
+    def queues(self) -> list[QueueState]:
+        """Every queue with jobs waiting or running, or with settings."""
+        return self._store.read.queues()
+
+    def workers(self) -> list[WorkerState]:
+        """Workers that asked for jobs lately."""
+        return self._store.read.workers()
+
+    def explain(self, job_id: str) -> Explanation:
+        """Why a job is not running; raises JobNotFound."""
+        job = self.get(job_id)
+        read = self._store.read
+        now = read.clock()
+        settled = read.settled_since(job.queue, now - RATE_WINDOW)
+        facts = Facts(
+            now=now,
+            paused=any(q.name == job.queue and q.paused_at is not None for q in read.queues()),
+            workers=sum(_takes(worker, job, now) for worker in read.workers()),
+            ahead=read.ahead(job) if job.status is Status.PENDING else 0,
+            rate=settled / RATE_WINDOW.total_seconds(),
+        )
+        return explain(job, facts)
+
+    def verify(self, limit: int = 100) -> list[Violation]:
+        """Check the stored data against every invariant; an empty list is good."""
+        return [Violation(*found) for found in self._store.read.violations(limit)]
+
+    def ping(self) -> datetime:
+        """The store's clock; raises if the store does not answer."""
+        return self._store.read.clock()
+
+    # --- running jobs
+
+    def run_worker(
+        self, queues: Sequence[str] | None = None, *, concurrency: int = 16, **options: Any
+    ) -> None:
+        """Run this application's handlers until SIGTERM or SIGINT; see `tenure.worker.Worker`."""
+        from tenure.worker import run
+
+        run(self, queues=queues, concurrency=concurrency, **options)
+
+
+class _Register:
+    """The decorator that `app.job(...)` returns."""
+
+    def __init__(
+        self,
+        app: Tenure,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        timeout: Duration | None = None,
+        backoff: Backoff = DEFAULT_POLICY,
+        process: bool = False,
+    ) -> None:
+        self._app = app
+        self._name = name
+        self._process = process
+        self._defaults = Defaults(
+            queue=payload.check_name(queue, "queue", "$.queue"),
+            priority=_whole(priority, -MOST_PRIORITY, MOST_PRIORITY, "$.priority"),
+            max_retries=_whole(max_retries, 0, MOST_RETRIES, "$.max_retries"),
+            timeout=None if timeout is None else _positive(timeout, "$.timeout"),
+            backoff=policy_of(backoff, "$.backoff"),
+        )
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[JobContext, P], R]) -> JobType[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R]) -> JobType[P, R]: ...
+    def __call__(self, function: Callable[..., Any]) -> Any:
+        name = payload.check_name(self._name or function.__name__, "job type", "$.name")
+        handler = handlers.describe(function, name, self._defaults, in_process=self._process)
+        self._app.handlers.add(handler)
+        return JobType[Any, Any](self._app, handler)
+
+
+def policy_of(backoff: Any, path: str) -> RetryPolicy:
+    """The retry policy that a caller means; raises InvalidInput at `path`."""
+    if isinstance(backoff, RetryPolicy):
+        return backoff
+    if not isinstance(backoff, Mapping):
+        return RetryPolicy(base=durations.seconds(backoff, path=path))
+    if unknown := backoff.keys() - {"base", "factor", "cap"}:
+        raise InvalidInput(f"no such field: {', '.join(map(str, unknown))}", path=path)
+    values = {
+        name: durations.seconds(backoff[name], path=f"{path}.{name}")
+        for name in ("base", "cap")
+        if name in backoff
+    }
+    factor = backoff.get("factor", DEFAULT_POLICY.factor)
+    if isinstance(factor, bool) or not isinstance(factor, int | float):
+        raise InvalidInput("give a number", path=f"{path}.factor")
+    return RetryPolicy(**values, factor=float(factor))
+
+
+def _whole(value: Any, low: int, high: int, path: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidInput(f"give a whole number from {low} to {high}", path=path)
+    return value
+
+
+def _positive(value: Duration, path: str) -> float:
+    seconds = durations.seconds(value, path=path)
+    if seconds <= 0:
+        raise InvalidInput("give a time above 0", path=path)
+    return seconds
+
+
+def _fingerprint(addition: Addition) -> str:
+    """What makes two requests with one idempotency key the same request."""
+    asked = [
+        addition.type,
+        addition.queue,
+        addition.payload,
+        addition.priority,
+        addition.max_retries,
+        addition.timeout,
+        [addition.backoff.base, addition.backoff.factor, addition.backoff.cap],
+        addition.delay,
+        None if addition.run_at is None else addition.run_at.timestamp(),
+    ]
+    return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()
+
+
+def _takes(worker: WorkerState, job: Job, now: datetime) -> bool:
+    """Whether a worker that is alive would claim this job."""
+    alive = worker.leases > 0 or now - worker.seen_at < WORKER_IS_LIVE
+    in_queue = worker.queues is None or job.queue in worker.queues
+    return alive and in_queue and (worker.types is None or job.type in worker.types)

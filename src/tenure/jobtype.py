@@ -1,0 +1,96 @@
+"""What `@app.job` makes of a function: still the function, and a typed way to enqueue it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack
+
+from tenure.handlers import Handler
+from tenure.lifecycle import Job
+from tenure.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from tenure.app import Tenure
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Duration = float | int | str | timedelta
+"""Seconds, a timedelta, or text such as `30s`, `1h30m` or `PT5M`."""
+
+Backoff = RetryPolicy | Duration | dict[str, Any]
+"""A policy, its `base` alone, or its fields by name."""
+
+
+class Options(TypedDict, total=False):
+    """What one enqueue may say about its job beside the payload."""
+
+    queue: str
+    priority: int
+    max_retries: int
+    timeout: Duration | None
+    backoff: Backoff
+    delay: Duration
+    run_at: datetime
+    idempotency_key: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A job to be enqueued: type, payload and options, not yet checked."""
+
+    type: str
+    payload: Any
+    options: Options
+
+
+class JobType(Generic[P, R]):
+    """A registered handler. Calling it runs the function here; `enqueue` makes a job of the call.
+
+    The arguments of `enqueue` are those of the function, and type checkers know it.
+    """
+
+    def __init__(self, app: Tenure, handler: Handler, options: Options | None = None) -> None:
+        self._app = app
+        self.handler = handler
+        self._options: Options = options or {}
+        functools.update_wrapper(self, handler.function)
+
+    @property
+    def name(self) -> str:
+        """The job type."""
+        return self.handler.name
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = self.handler.function(*args, **kwargs)
+        return result
+
+    def options(self, **options: Unpack[Options]) -> JobType[P, R]:
+        """The same job type with other options: `send.options(delay="5m").enqueue(...)`."""
+        return JobType(self._app, self.handler, {**self._options, **options})
+
+    def draft(self, *args: P.args, **kwargs: P.kwargs) -> Draft:
+        """The job that `enqueue` with these arguments would add, for `Tenure.enqueue_many`."""
+        defaults = self.handler.defaults
+        options: Options = {
+            "queue": defaults.queue,
+            "priority": defaults.priority,
+            "max_retries": defaults.max_retries,
+            "timeout": defaults.timeout,
+            "backoff": defaults.backoff,
+        }
+        return Draft(self.name, self.handler.payload_of(args, kwargs), {**options, **self._options})
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """Add a job for this call; when it returns, the job is on disk."""
+        return self._app.enqueue_many([self.draft(*args, **kwargs)])[0]
+
+    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """`enqueue` for async callers; other coroutines run while the database commits."""
+        return (await self._app.enqueue_many_async([self.draft(*args, **kwargs)]))[0]
+
+    def __repr__(self) -> str:
+        return f"<job type {self.name}>"
