@@ -1,0 +1,50 @@
+"""The first command after a clone: tools/environment.py, on a copy of what it reads."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+READ_BY_IT = ["LICENSE", "README.md", "pyproject.toml", "requirements.txt", "requirements-dev.txt"]
+
+
+def set_up(clone: Path) -> str:
+    """Run it as make does, with the Python below this environment; what it had to say."""
+    base: str = sys._base_executable  # type: ignore[attr-defined]
+    command = [base, str(clone / "tools" / "environment.py"), "runtime"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_it_builds_once_and_again_only_for_a_reason(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    for folder in ("src", "tools"):
+        shutil.copytree(ROOT / folder, clone / folder)
+    for file in READ_BY_IT:
+        shutil.copy(ROOT / file, clone)
+
+    assert "Ready" in set_up(clone)
+    where = [str(clone / ".venv/bin/python"), "-c", "import tenure; print(tenure.__file__)"]
+    found = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
+    assert found == str(clone / "src/tenure/__init__.py")
+    assert (clone / ".venv/bin/tenure").exists()
+
+    assert set_up(clone) == ""
+    with (clone / "pyproject.toml").open("a") as settings:
+        settings.write("\n[tool.of-a-developer]\nshine = true\n")
+    assert set_up(clone) == ""
+
+    with (clone / "requirements.txt").open("a") as lock:
+        lock.write("# changed\n")
+    assert "Ready" in set_up(clone)
+    assert set_up(clone) == ""
+
+    moved = clone.rename(tmp_path / "moved")
+    assert "Ready" in set_up(moved)
