@@ -1,0 +1,120 @@
+"""Lengths of time as people write them: numbers of seconds, `1h30m`, ISO 8601 `PT1H30M`.
+
+The one rule: `seconds` reads every form into seconds, to the microsecond, and refuses anything
+negative, endless or over ten years; `text` writes the short form, and reading it again gives the
+same number. Months and years are refused: they have no fixed length.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+from tenure.errors import InvalidInput
+
+MAX_SECONDS = 10 * 365 * 86_400
+"""Ten years of 365 days. Whatever is longer is a mistake, or not a job."""
+
+MAX_LENGTH = 64
+"""Characters in the text of a duration; bounds the work of reading one."""
+
+_SECOND = 1_000_000  # all arithmetic is done in whole microseconds
+_UNITS = {
+    "w": 604_800 * _SECOND,
+    "d": 86_400 * _SECOND,
+    "h": 3600 * _SECOND,
+    "m": 60 * _SECOND,
+    "s": _SECOND,
+    "ms": _SECOND // 1000,
+}
+
+# Large units before small ones, each at most once; a group is named after its unit.
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_plain = re.compile(f"(?P<s>{_NUMBER})")
+_short = re.compile("".join(f"(?:(?P<{unit}>{_NUMBER}){unit})?" for unit in _UNITS))
+_iso_weeks = re.compile(f"P(?P<w>{_NUMBER})W")
+_iso = re.compile(
+    f"P(?=[0-9T])(?:(?P<d>{_NUMBER})D)?"
+    f"(?:T(?=[0-9])(?:(?P<h>{_NUMBER})H)?(?:(?P<m>{_NUMBER})M)?(?:(?P<s>{_NUMBER})S)?)?"
+)
+_FORMS = (_plain, _short, _iso_weeks, _iso)
+
+_EXAMPLES = "write seconds (90, 1.5), or units (250ms, 30s, 5m, 1h30m, 2d), or ISO 8601 (PT5M)"
+
+
+def seconds(value: float | str | timedelta, *, path: str = "$") -> float:
+    """The duration `value` in seconds, rounded to a microsecond.
+
+    Takes a number of seconds, a timedelta, text with units from large to small (`1h30m`, `250ms`;
+    units w d h m s ms, fractions allowed), text that is a plain number of seconds, or an ISO 8601
+    duration of weeks, or of days, hours, minutes and seconds. Raises InvalidInput at `path` for
+    anything else, for negative or not finite values, and for more than `MAX_SECONDS`.
+    """
+    if isinstance(value, str):
+        micros = _read(value.strip(), path)
+    elif isinstance(value, timedelta):
+        micros = value // timedelta(microseconds=1)
+    else:
+        micros = _from_number(value, path)
+    if not 0 <= micros <= MAX_SECONDS * _SECOND:
+        raise _out_of_range(path)
+    return micros / _SECOND
+
+
+def text(value: float) -> str:
+    """`value` seconds as people write it: `1h30m`, `2d`, `1.5s`, `250ms`, `0s`.
+
+    `seconds(text(x)) == seconds(x)` for every duration `seconds` accepts; raises InvalidInput for
+    the others.
+    """
+    micros = round(seconds(value) * _SECOND)
+    if 0 < micros < _SECOND:
+        return _count(micros, "ms")
+    parts = []
+    for unit in ("d", "h", "m"):
+        if micros >= _UNITS[unit]:
+            parts.append(f"{micros // _UNITS[unit]}{unit}")
+            micros %= _UNITS[unit]
+    if micros or not parts:
+        parts.append(_count(micros, "s"))
+    return "".join(parts)
+
+
+def _read(written: str, path: str) -> int:
+    """Microseconds of a duration given as text."""
+    if 0 < len(written) <= MAX_LENGTH:
+        for form in _FORMS:
+            if match := form.fullmatch(written):
+                return sum(_micros(n, unit) for unit, n in match.groupdict().items() if n)
+    shown = ascii(written[:MAX_LENGTH])
+    raise InvalidInput(f"{shown} is not a duration; {_EXAMPLES}", path=path)
+
+
+def _from_number(value: object, path: str) -> int:
+    """Microseconds of a number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        kind = type(value).__name__
+        raise InvalidInput(f"a {kind} is not a duration; {_EXAMPLES}", path=path)
+    if not 0 <= value <= MAX_SECONDS:  # before arithmetic: NaN and huge integers stop here
+        raise _out_of_range(path)
+    return round(value * _SECOND)
+
+
+def _micros(number: str, unit: str) -> int:
+    """`number` of `unit` in microseconds, exactly, a half rounded up."""
+    whole, _, fraction = number.partition(".")
+    scale: int = 10 ** len(fraction)
+    return (2 * int(whole + fraction) * _UNITS[unit] + scale) // (2 * scale)
+
+
+def _count(micros: int, unit: str) -> str:
+    """`micros` in `unit` as plain decimal digits, without trailing zeros."""
+    whole, rest = divmod(micros, _UNITS[unit])
+    digits = f"{rest:0{len(str(_UNITS[unit])) - 1}d}".rstrip("0")
+    return f"{whole}.{digits}{unit}" if digits else f"{whole}{unit}"
+
+
+def _out_of_range(path: str) -> InvalidInput:
+    return InvalidInput(
+        f"out of range; a duration is 0 to {MAX_SECONDS} seconds (ten years)", path=path
+    )

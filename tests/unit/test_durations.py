@@ -1,0 +1,145 @@
+"""Durations: every form read to the microsecond, everything else refused with its place."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenure.durations import MAX_LENGTH, MAX_SECONDS, seconds, text
+from tenure.errors import InvalidInput
+
+MICROS = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("30s", 30),
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("2d", 172_800),
+        ("1w", 604_800),
+        ("250ms", 0.25),
+        ("1.5h", 5400),
+        ("0s", 0),
+        ("1w2d3h4m5s6ms", 788_645.006),
+        ("0.1s", 0.1),
+        ("PT5M", 300),
+        ("PT1H30M", 5400),
+        ("P1D", 86_400),
+        ("P2W", 1_209_600),
+        ("P1DT12H", 129_600),
+        ("PT0.5S", 0.5),
+        ("PT36H", 129_600),
+        ("30", 30),
+        ("1.5", 1.5),
+        (" 5m ", 300),
+        (90, 90),
+        (1.5, 1.5),
+        (0, 0),
+        (-0.0, 0),
+        (timedelta(hours=1, microseconds=3), 3600.000003),
+        (MAX_SECONDS, MAX_SECONDS),
+        (timedelta(seconds=MAX_SECONDS), MAX_SECONDS),
+        (f"{MAX_SECONDS}s", MAX_SECONDS),
+        ("0." + "0" * (MAX_LENGTH - 4) + "1s", 0),
+    ],
+)
+def test_reads(written: Any, expected: float) -> None:
+    answer = seconds(written)
+    assert type(answer) is float
+    assert answer == expected
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("", " ", "s", "5x", "5 m", "1h 30m", "5M", "1m1h", "5m5m", "1e3", "inf", "nan", "five"),
+        *("-5s", "+5s", "-1", ".5s", "5.s", "1..5s", "1,5s", "0x10", "5m\n6s", "5s\0", "1_000"),
+        *("P", "PT", "P1", "P1DT", "PT5", "PT1H30", "P1Y", "P1M", "P1W1D", "pt5m", "-PT5M", "P-1D"),
+        *("\u0663s", "5\u00b5s", "\uff15s", "5s\u200f", "\ud800"),
+        "1" * (MAX_LENGTH + 1),
+        "9" * 1_000_000,
+        "1h" * 500_000,
+        *(-1, -0.001, float("nan"), float("inf"), float("-inf"), True, False, None, b"5s", [5]),
+        *(timedelta(microseconds=-1), timedelta.max, timedelta.min, 10**400, -(10**400), 1e308),
+        MAX_SECONDS + 1,
+        MAX_SECONDS + 0.001,
+        f"{MAX_SECONDS}.001",
+        f"{MAX_SECONDS // 86_400 + 1}d",
+        "9" * (MAX_LENGTH - 1) + "w",
+    ],
+)
+def test_refuses(written: Any) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        seconds(written, path="$.timeout")
+    assert refusal.value.path == "$.timeout"
+    assert len(str(refusal.value)) < 500
+    assert refusal.value.message[-1] != "\n"
+
+
+def test_a_refusal_shows_how_to_write_one() -> None:
+    with pytest.raises(InvalidInput, match=re.escape("250ms, 30s, 5m, 1h30m, 2d")):
+        seconds("5 minutes")
+
+
+@pytest.mark.parametrize(
+    ("length", "written"),
+    [
+        (0, "0s"),
+        (0.25, "250ms"),
+        (0.0005, "0.5ms"),
+        (0.000001, "0.001ms"),
+        (1.5, "1.5s"),
+        (60, "1m"),
+        (5400, "1h30m"),
+        (3600.05, "1h0.05s"),
+        (172_800, "2d"),
+        (90_061, "1d1h1m1s"),
+        (MAX_SECONDS, "3650d"),
+    ],
+)
+def test_writes(length: float, written: str) -> None:
+    assert text(length) == written
+
+
+@given(st.integers(0, MAX_SECONDS * MICROS))
+def test_text_reads_back_to_the_microsecond(micros: int) -> None:
+    length = micros / MICROS
+    assert seconds(length) == length
+    assert seconds(text(length)) == length
+    assert seconds(timedelta(microseconds=micros)) == length
+    assert re.fullmatch(r"([0-9.]+(d|h|ms|m|s))+", text(length))
+
+
+@given(st.floats(0, MAX_SECONDS))
+def test_any_float_reads_as_its_nearest_microsecond(length: float) -> None:
+    assert abs(seconds(length) - length) <= 0.5 / MICROS + 1e-8 * (length > 1e6)
+    assert seconds(text(length)) == seconds(length)
+    assert seconds(seconds(length)) == seconds(length)
+
+
+@given(st.integers(0, 99), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99_999))
+def test_both_notations_agree(d: int, h: int, m: int, milli: int) -> None:
+    s = f"{milli // 1000}.{milli % 1000:03d}"
+    assert seconds(f"{d}d{h}h{m}m{s}s") == seconds(f"P{d}DT{h}H{m}M{s}S")
+
+
+@given(st.text() | st.text(alphabet="0123456789.PTWDHMSwdhms -"))
+def test_any_text_is_read_or_refused(written: str) -> None:
+    try:
+        length = seconds(written)
+    except InvalidInput:
+        return
+    assert 0 <= length <= MAX_SECONDS
+
+
+@pytest.mark.parametrize("length", [-1, float("nan"), float("inf"), MAX_SECONDS + 1])
+def test_text_refuses_what_is_no_duration(length: float) -> None:
+    with pytest.raises(InvalidInput):
+        text(length)

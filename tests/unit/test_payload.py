@@ -1,0 +1,573 @@
+"""Payloads: what is accepted is kept exactly, the rest is refused with its place.
+
+Every line of the rule on bad input has its rows in `REFUSED_JSON` and `REFUSED_VALUES`; a property
+then puts every kind of flaw anywhere into random documents. Results and errors of handlers:
+test_payload_produced.py; names: test_payload_names.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import datetime
+import decimal
+import enum
+import json
+import math
+import pathlib
+import re
+import subprocess
+import sys
+import uuid
+from collections import OrderedDict, defaultdict, deque, namedtuple
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from tenure import payload as rules
+from tenure.errors import InvalidInput, PayloadTooLarge
+from tenure.payload import (
+    MAX_DEPTH,
+    MAX_INTEGER,
+    MAX_PAYLOAD_BYTES,
+    MIN_INTEGER,
+    canonical,
+    check,
+    load,
+    parse,
+)
+
+# --- material --------------------------------------------------------------------------------
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(MIN_INTEGER, MAX_INTEGER)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts
+)
+documents = st.recursive(
+    leaves, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=25
+)
+payloads = st.dictionaries(texts, documents)
+
+
+def same(one: object, other: object) -> bool:
+    """Equal, of the same types throughout, keys in the same order, and -0.0 not 0.0."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict) and isinstance(other, dict):
+        return list(one) == list(other) and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other and math.copysign(1, one) == math.copysign(1, other)
+    return one == other
+
+
+def nested(levels: int) -> Any:
+    """A value `levels` deep, objects and arrays in turn."""
+    value: Any = "x"
+    for level in range(levels):
+        value = {"a": value} if level % 2 else [value]
+    return value
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Word(enum.StrEnum):
+    YES = "yes"
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Number(int):
+    __slots__ = ()
+
+
+class Real(float):
+    __slots__ = ()
+
+
+Pair = namedtuple("Pair", "a b")
+
+
+@dataclasses.dataclass
+class Point:
+    x: Any
+    y: Any = 0
+
+
+class Record(msgspec.Struct):
+    when: Any
+
+
+class Hostile:
+    """An object whose every text raises, and not even an Exception."""
+
+    def __repr__(self) -> str:
+        raise SystemExit("repr")
+
+    __str__ = __repr__
+
+
+def brief(value: object) -> str:
+    """A test's name for `value`, whatever it is."""
+    return value if isinstance(value, str) and value.isprintable() else type(value).__name__
+
+
+def refusal(act: Callable[[], object]) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
+        act()
+    error = caught.value
+    assert error.path.startswith("$")
+    assert len(str(error)) < 1000
+    assert str(error).isprintable(), "errors are one line, safe for logs"
+    return error
+
+
+# --- reading JSON from outside ---------------------------------------------------------------
+
+REFUSED_JSON: list[tuple[bytes, str, str]] = [
+    # NUL, in a value, deep, in a key
+    (rb'{"a": "x\u0000y"}', "$.a", "NUL"),
+    (rb'{"a": [1, {"b c": "\u0000"}]}', "$.a[1]['b c']", "NUL"),
+    (rb'{"a": {"\u0000": 1}}', "$.a", "in a key, a NUL"),
+    (b'{"a": "\0"}', "$", "UTF-8"),
+    # lone surrogates, as an escape or as the bytes of one
+    (rb'["\ud800"]', "$[0]", "surrogate"),
+    (rb'["\udc00\ud800"]', "$[0]", "surrogate"),
+    (rb'{"\udfff": 1}', "$", "in a key, half of a surrogate"),
+    (b'"\xed\xa0\x80"', "$", "not UTF-8 at byte 1"),
+    # numbers
+    (b'{"a": NaN}', "$.a", "NaN"),
+    (b"[Infinity]", "$[0]", "infinity"),
+    (b"-Infinity", "$", "infinity"),
+    (b"[1e999]", "$[0]", "infinity"),
+    (b"[-1e400]", "$[0]", "infinity"),
+    (str(MAX_INTEGER + 1).encode(), "$", "64 bits"),
+    (str(MIN_INTEGER - 1).encode(), "$", "64 bits"),
+    (b'{"n": ' + b"1" * 30 + b"}", "$.n", "64 bits"),
+    (b'{"n": -' + b"7" * 5000 + b"}", "$.n", "64 bits"),
+    (b"9" * MAX_PAYLOAD_BYTES, "$", "64 bits"),
+    # nesting
+    (b"[" * 100_000, "$", f"more than {MAX_DEPTH} levels"),
+    (b'{"a":' * 100_000, "$", f"more than {MAX_DEPTH} levels"),
+    (b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "$", f"more than {MAX_DEPTH} levels"),
+    (b'[{"a":' * 60 + b"1" + b"}]" * 60, "$", f"more than {MAX_DEPTH} levels"),
+    # keys given twice
+    (b'{"a": 1, "a": 1}', "$", "'a' is given twice"),
+    (rb'{"k": [{"b": 1, "c": 2, "\u0062": 3}]}', "$.k[0]", "'b' is given twice"),
+    (b'{"a": {"": 1, "": 2}, "a": 1}', "$", "'a' is given twice"),
+    # encodings
+    ("{}".encode("utf-16"), "$", "UTF-8"),
+    ("{}".encode("utf-16-le"), "$", "UTF-8"),
+    ("{}".encode("utf-32"), "$", "UTF-8"),
+    ("{}".encode("utf-32-be"), "$", "UTF-8"),
+    (b"\xef\xbb\xbf{}", "$", "byte order mark"),
+    ('"é"'.encode("latin-1"), "$", "not UTF-8 at byte 1"),
+    (b"\x1f\x8b\x08" + b"\x01" * 20, "$", "not UTF-8 at byte 1"),  # gzip
+    (b"\x80\x04K\x01.", "$", "not UTF-8 at byte 0"),  # pickle
+    # what is not JSON at all
+    (b"", "$", "line 1, column 1"),
+    (b" ", "$", "not valid JSON"),
+    (b"{", "$", "not valid JSON"),
+    (b'{"a": 1,}', "$", "not valid JSON"),
+    (b'{"a": 1}\n\nx', "$", "line 3, column 1"),
+    (b"[1] [2]", "$", "not valid JSON"),
+    (b"01", "$", "not valid JSON"),
+    (b"+1", "$", "not valid JSON"),
+    (b".5", "$", "not valid JSON"),
+    (b"'a'", "$", "not valid JSON"),
+    (b"{a: 1}", "$", "not valid JSON"),
+    (b'"\n"', "$", "not valid JSON"),
+    (b'"\x1b[31m"', "$", "not valid JSON"),
+    (rb'"\x41"', "$", "not valid JSON"),
+    (rb'"\u12"', "$", "not valid JSON"),
+    (b"[}", "$", "not valid JSON"),
+    (b"undefined", "$", "not valid JSON"),
+    (b"// note\n1", "$", "not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(("data", "path", "reason"), REFUSED_JSON)
+def test_parse_refuses(data: bytes, path: str, reason: str) -> None:
+    error = refusal(lambda: parse(data))
+    assert error.path == path
+    assert reason in error.message
+    assert error.code == "invalid_input"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"{}", {}),
+        (b" \t\r\n[ ] ", []),
+        (b"null", None),
+        (b"-0.0", -0.0),
+        (b"0", 0),
+        (b"1.0", 1.0),
+        (b"1E2", 100.0),
+        (b"9007199254740993", 2**53 + 1),
+        (str(MAX_INTEGER).encode(), MAX_INTEGER),
+        (str(MIN_INTEGER).encode(), MIN_INTEGER),
+        (rb'"\ud83d\ude00\u0041\/"', "\U0001f600A/"),
+        (b'{"b": 1, "a": 2, "__proto__": 3, "": 4}', {"b": 1, "a": 2, "__proto__": 3, "": 4}),
+        ('["\u00e9", "e\u0301"]'.encode(), ["\u00e9", "e\u0301"]),  # normal forms are kept apart
+        ('{"\u00e9": 1, "e\u0301": 2}'.encode(), {"\u00e9": 1, "e\u0301": 2}),
+        ('"\u200f\u2028"'.encode(), "\u200f\u2028"),
+        (rb'"\u001b[31m\n"', "\x1b[31m\n"),
+        (rb'"\\u0000"', r"\u0000"),  # six characters that only look like an escape
+        (rb'{"a": "\"[{", "b": "\\", "c": ["\\\""]}', {"a": '"[{', "b": "\\", "c": ['\\"']}),
+    ],
+)
+def test_parse_keeps(data: bytes, expected: object) -> None:
+    assert same(parse(data), expected)
+
+
+def test_parse_bounds_the_body_before_reading_it() -> None:
+    assert parse(b'"' + b"x" * 8 + b'"', limit=10) == "x" * 8
+    error = refusal(lambda: parse(b"\xff" * 11, limit=10))
+    assert isinstance(error, PayloadTooLarge)
+    assert error.code == "payload_too_large"
+    assert "11 bytes" in error.message
+    assert "limit is 10 " in error.message
+    refusal(lambda: parse(b" " * (MAX_PAYLOAD_BYTES + 1)))
+
+
+@pytest.mark.parametrize("surroundings", [0, 1, 2])
+def test_parse_allows_for_what_surrounds_a_payload(surroundings: int) -> None:
+    body: Any = nested(MAX_DEPTH)
+    for _ in range(surroundings):
+        body = [body]
+    data = json.dumps(body).encode()
+    assert parse(data, max_depth=MAX_DEPTH + surroundings) == body
+    refusal(lambda: parse(data, max_depth=MAX_DEPTH + surroundings - 1))
+
+
+@given(documents, st.sampled_from([None, 2]), st.booleans())
+def test_parse_reads_what_python_writes(value: object, indent: int | None, escape: bool) -> None:
+    assert same(parse(json.dumps(value, indent=indent, ensure_ascii=escape).encode()), value)
+
+
+@given(st.binary() | st.text(alphabet='[]{}",:\\u0d8c19eE.+- \n').map(str.encode))
+def test_parse_refuses_or_gives_what_check_allows(data: bytes) -> None:
+    try:
+        value = parse(data)
+    except InvalidInput:
+        return
+    check(value)
+    assert same(parse(msgspec.json.encode(value)), value)
+
+
+bracketed = st.text('[]{}"\\a', max_size=5)
+towers = st.recursive(
+    bracketed, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(bracketed, inner)
+)
+
+
+@given(towers, st.integers(0, 6))
+@example([[]] * 6, 2)
+@example({"a": [[]]}, 2)
+@example(["[[[[", '"]'], 1)
+def test_depth_is_known_before_reading(value: object, max_depth: int) -> None:
+    def depth(value: object) -> int:
+        if isinstance(value, dict):
+            return 1 + max(map(depth, value.values()), default=0)
+        return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+    data = json.dumps(value).encode()
+    assert rules._may_nest_deeper(data, max_depth) == (depth(value) > max_depth)
+
+
+@given(st.text(alphabet="[]{}", min_size=1, max_size=60), st.integers(0, 8))
+def test_the_reader_never_goes_deeper_than_forecast(brackets: str, max_depth: int) -> None:
+    """Also for broken JSON: what the reader entered before it saw the fault."""
+    entered, deepest = 0, 0
+    closing = []
+    for bracket in brackets:
+        if bracket in "[{":
+            closing.append("]" if bracket == "[" else "}")
+            entered += 1
+            deepest = max(deepest, entered)
+        elif not closing or closing.pop() != bracket:
+            break
+        else:
+            entered -= 1
+    if deepest > max_depth:
+        assert rules._may_nest_deeper(brackets.encode(), max_depth)
+
+
+def test_bombs_do_not_lean_on_the_recursion_limit() -> None:
+    """An application may have raised it; then recursion would end in a crash, not an error."""
+    code = """
+import sys; sys.setrecursionlimit(10**7)
+from tenure.payload import check, parse, result_text
+from tenure.errors import InvalidInput
+deep = []
+for _ in range(10**6): deep = [deep]
+circle = []; circle.append(circle)
+for act in (lambda: parse(b"[" * 10**6), lambda: parse(b'{"a":[' * 10**5), lambda: check(deep),
+            lambda: check(circle)):
+    try: act()
+    except InvalidInput: print("refused")
+print(len(result_text((circle,))) < 9999, len(result_text((deep,))) < 9999, flush=True)
+import os; os._exit(0)  # taking `deep` apart is not our subject
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.stdout.split() == ["refused"] * 4 + ["True"] * 2, ran.stderr
+
+
+ONE_MEBIBYTE_OF: dict[str, bytes] = {
+    "open brackets": b"[",
+    "open objects": b'{"a":',
+    "empty lists": b"[],",
+    "empty strings": b'"",',
+    "ladders": b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b",",
+    "ladders of objects": b'{"a":' * (MAX_DEPTH - 1) + b"1" + b"}" * (MAX_DEPTH - 1) + b",",
+    "digits": b"1",
+    "fractions": b"0." + b"1" * 1000 + b",",
+    "long integers": b"1" * 4000 + b",",
+    "backslashes": b"\\",
+    "escapes": rb'"\ud83d\ude00",',
+    "half escapes": rb'"\ud83d",',
+    "quotes": b'"',
+    "repeated keys": b'{"a":1,"a":1},',
+    "closing brackets": b"]",
+    "mixed brackets": b"[}",
+}
+
+
+@pytest.mark.parametrize("opening", [b"", b"[", b'{"a":"'])
+@pytest.mark.parametrize("unit", ONE_MEBIBYTE_OF.values(), ids=ONE_MEBIBYTE_OF.keys())
+def test_a_hostile_mebibyte_is_linear_work(unit: bytes, opening: bytes) -> None:
+    """No clock here: anything quadratic in these shapes runs into the test's time limit."""
+    room = MAX_PAYLOAD_BYTES - len(opening) - 2
+    data = opening + unit * (room // len(unit)) + (b"0]" if opening == b"[" else b"")
+    assert len(data) <= MAX_PAYLOAD_BYTES
+    with contextlib.suppress(InvalidInput):
+        parse(data)
+
+
+# --- checking Python values ------------------------------------------------------------------
+
+CIRCLE: list[Any] = []
+CIRCLE.append({"again": CIRCLE})
+SHARED: list[Any] = []  # 40 lists that would be 2**40 in JSON
+for _ in range(40):
+    SHARED = [SHARED, SHARED]
+
+REFUSED_VALUES: list[tuple[object, str, str]] = [
+    ((1, 2), "tuple", "list(value)"),
+    (Pair(1, 2), "Pair", "list(value)"),
+    ({1, 2}, "set", "sorted(value)"),
+    (frozenset(), "frozenset", "sorted(value)"),
+    (b"x", "bytes", "b64encode"),
+    (bytearray(b"x"), "bytearray", "b64encode"),
+    (datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), "datetime", "value.isoformat()"),
+    (datetime.date(2026, 1, 2), "date", "value.isoformat()"),
+    (datetime.time(1), "time", "value.isoformat()"),
+    (datetime.timedelta(1), "timedelta", "total_seconds"),
+    (uuid.UUID(int=0), "UUID", "str(value)"),
+    (decimal.Decimal(1), "Decimal", "str(value)"),
+    (pathlib.PurePosixPath("a"), "PurePosixPath", "str(value)"),
+    (Point(1), "Point", "dataclasses.asdict(value)"),
+    (Record(1), "Record", "to_builtins(value)"),
+    (Colour.RED, "Colour", "value.value"),
+    (Level.HIGH, "Level", "value.value"),
+    (Word.YES, "Word", "value.value"),
+    (Text("x"), "Text", "str(value)"),
+    (Number(1), "Number", "int(value)"),
+    (Real(1), "Real", "float(value)"),
+    (OrderedDict(a=1), "OrderedDict", "dict(value)"),
+    (defaultdict(list), "defaultdict", "dict(value)"),
+    (deque([1]), "deque", "use only dict, list"),
+    (1j, "complex", "use only dict, list"),
+    (object(), "object", "use only dict, list"),
+    (object, "type", "use only dict, list"),
+    (len, "builtin_function_or_method", "use only dict, list"),
+    (iter([1]), "list_iterator", "use only dict, list"),
+    (range(3), "range", "use only dict, list"),
+    (Hostile(), "Hostile", "use only dict, list"),
+    (math.nan, "NaN", "null"),
+    (math.inf, "infinity", "null"),
+    (-math.inf, "infinity", "null"),
+    (MAX_INTEGER + 1, "64 bits", "string"),
+    (MIN_INTEGER - 1, "64 bits", "string"),
+    (10**6000, "64 bits", "string"),
+    ("a\0b", "NUL", "base64"),
+    ("\ud800", "surrogate", "base64"),
+    ("é\udfff", "surrogate", "base64"),
+    ({1: "a"}, "key of type int", "str()"),
+    ({None: "a"}, "key of type NoneType", "str()"),
+    ({(1,): "a"}, "key of type tuple", "str()"),
+    ({Word.YES: 1}, "key of type Word", "str()"),
+    ({Text("a"): 1}, "key of type Text", "str()"),
+    ({"a\0": 1}, "in a key, a NUL", "base64"),
+    ({"\udc00": 1}, "in a key, half of a surrogate", "base64"),
+]
+FLAWS = [flaw for flaw, _, _ in REFUSED_VALUES]
+
+
+@pytest.mark.parametrize(("value", "what", "advice"), REFUSED_VALUES, ids=brief)
+def test_check_refuses(value: object, what: str, advice: str) -> None:
+    for path, wrapped in (("$", value), ("$.a", {"a": value}), ("$[2]", [1, True, value])):
+        error = refusal(lambda wrapped=wrapped: check(wrapped))  # type: ignore[misc]
+        assert error.path == path
+        assert what in error.message
+        assert advice in error.message
+
+
+STEP = re.compile(r"""\.(?P<word>\w+)|\[(?P<literal>\d+|'.*?'|".*?")\]""")
+
+
+@given(payloads, st.sampled_from(FLAWS), st.data())
+def test_a_flaw_anywhere_is_found_where_it_is(payload: Any, flaw: object, data: Any) -> None:
+    """The path of the error, followed step by step, leads to the flaw."""
+    assume(payload)
+    holder: Any = {"payload": payload}
+    key: Any = "payload"
+    while key == "payload" or (holder[key] and isinstance(holder[key], dict | list)):
+        holder = holder[key]
+        key = data.draw(st.sampled_from(range(len(holder)) if type(holder) is list else [*holder]))
+        if data.draw(st.booleans()):
+            break
+    holder[key] = flaw
+    error = refusal(lambda: canonical(payload))
+    assume("…" not in error.path)
+    found: Any = {"payload": payload}
+    for step in STEP.finditer(error.path):
+        found = found[step["word"] or ast.literal_eval(step["literal"])]
+    assert found is flaw
+
+
+@given(payloads)
+def test_canonical_keeps_a_payload_exactly(payload: dict[str, Any]) -> None:
+    check(payload)
+    text = canonical(payload)
+    assert same(load(text), payload)
+    assert same(parse(text.encode()), payload)
+    assert same(json.loads(text), payload), "other readers of JSON agree"
+    assert canonical(load(text)) == text, "there is one text for one payload"
+
+
+def test_canonical_text_is_compact_ordered_and_readable() -> None:
+    payload = {"b": [1, 2.5, None, True], "a": {"é": "ü\u2028"}, "__proto__": '\x01\x7f\n"\\'}
+    assert canonical(payload) == (
+        '{"b":[1,2.5,null,true],"a":{"é":"ü\u2028"},"__proto__":"\\u0001\x7f\\n\\"\\\\"}'
+    )
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(0, -0.0, 0.0, 1, 1.0, True, 2**53 + 1, float(2**53), MIN_INTEGER, MAX_INTEGER),
+        *(5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, 0.1, 1 / 3, 1e16, 1e23),
+        123456789012345680.0,
+    ],
+)
+def test_numbers_keep_value_and_type(number: float) -> None:
+    assert same(load(canonical({"n": number})), {"n": number})
+
+
+@pytest.mark.parametrize("value", [None, [], "{}", 1, True, [("a", 1)], OrderedDict(a=1), b"{}"])
+def test_a_payload_is_an_object(value: object) -> None:
+    error = refusal(lambda: canonical(value, path="$[3].payload"))
+    assert error.path == "$[3].payload"
+    assert type(value).__name__ in error.message
+    assert "JSON object" in error.message
+
+
+@pytest.mark.parametrize("character", ["x", "é", "\U0001f600", "\n", "\x01", '"'])
+def test_size_is_counted_in_stored_bytes(character: str) -> None:
+    cost = len(json.dumps(character, ensure_ascii=False).encode()) - 2
+    room = MAX_PAYLOAD_BYTES - len(canonical({"a": ""}))
+    fits = {"a": character * (room // cost) + "x" * (room % cost)}
+    text = canonical(fits)
+    assert len(text.encode()) == MAX_PAYLOAD_BYTES
+    assert load(text) == fits
+    assert parse(text.encode()) == fits
+    error = refusal(lambda: canonical({"a": fits["a"] + "x"}))
+    assert isinstance(error, PayloadTooLarge)
+    assert error.path == "$.payload"
+    assert str(MAX_PAYLOAD_BYTES) in error.message
+    assert f"{MAX_PAYLOAD_BYTES + 1} bytes" in error.message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": "x" * 50_000_000},
+        {"a": [0] * MAX_PAYLOAD_BYTES},
+        {"a": ["x" * 1000] * 10_000_000},
+        {"a": SHARED},
+        {"x" * MAX_PAYLOAD_BYTES: 1},
+    ],
+    ids=["long", "wide", "shared text", "shared lists", "key"],
+)
+def test_too_much_is_refused_without_writing_it_out(value: dict[str, Any]) -> None:
+    for error in (refusal(lambda: canonical(value)), refusal(lambda: check(value))):
+        assert isinstance(error, PayloadTooLarge)
+        assert str(MAX_PAYLOAD_BYTES) in error.message
+
+
+def test_the_same_depth_everywhere() -> None:
+    deepest = {"a": nested(MAX_DEPTH - 1)}
+    check(deepest)
+    assert load(canonical(deepest)) == parse(json.dumps(deepest).encode()) == deepest
+    too_deep = {"a": nested(MAX_DEPTH)}
+    for act in (lambda: check(too_deep), lambda: canonical(too_deep), lambda: check(CIRCLE)):
+        assert f"more than {MAX_DEPTH} levels" in refusal(act).message
+    refusal(lambda: parse(json.dumps(too_deep).encode()))
+    check(nested(MAX_DEPTH))
+    refusal(lambda: check([nested(MAX_DEPTH)]))
+
+
+def test_paths_stay_short_and_printable() -> None:
+    value: Any = object()
+    for _ in range(MAX_DEPTH - 1):
+        value = {"\x1b[31m\u202e" + "k" * 5000: value}
+    error = refusal(lambda: check(value))
+    assert len(error.path) < 300
+    assert error.path.isascii() or "…" in error.path
+
+
+@pytest.mark.parametrize(
+    "secret", [b"hunter2", ("hunter2",), 10**30 + 424242, "hunter2\0", {"a": Text("hunter2")}]
+)
+def test_refusals_never_repeat_a_value(secret: object) -> None:
+    message = str(refusal(lambda: canonical({"password": secret})))
+    assert "hunter2" not in message
+    assert "424242" not in message
+    assert "$.payload.password" in message
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *("", "{", "[]", "null", '{"a":NaN}', '{"a":1e999}', "\ud800"),
+        '{"a":' + "[" * 100_000,
+        '{"a":' + "1" * 5000 + "}",
+    ],
+    ids=brief,
+)
+def test_load_refuses_what_canonical_never_wrote(damaged: str) -> None:
+    error = refusal(lambda: load(damaged))
+    assert error.path == "$.payload"
+    assert "damaged" in error.message
