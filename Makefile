@@ -40,7 +40,7 @@ lock: dev ## pin the newest versions that pyproject.toml and requirements-dev.in
 		--constraint requirements.txt --output-file requirements-dev.txt
 	echo uv | $(COMPILE) - --output-file tools/uv.txt
 
-COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+COMPILE := $(BIN)/uv pip compile --quiet --system-certs --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-annotate --no-header
 
 clean: ## remove the environment and the caches of tools
