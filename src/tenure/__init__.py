@@ -1,23 +1,29 @@
 """Tenure: a job queue that keeps every job it accepts.
 
 The store, not the worker, decides what may happen to a job.
+
+The names below are imported at their first use, so that `tenure --help` does not load a web server.
 """
 
-from tenure.app import Tenure
-from tenure.errors import (
-    IllegalMove,
-    InvalidInput,
-    JobNotFound,
-    KeyConflict,
-    PermanentFailure,
-    QueueFull,
-    StoreUnavailable,
-    TenureError,
-)
-from tenure.handlers import JobContext
-from tenure.jobtype import Draft, JobType
-from tenure.lifecycle import Job, Status
-from tenure.retry import RetryPolicy
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tenure.app import Tenure
+    from tenure.errors import (
+        IllegalMove,
+        InvalidInput,
+        JobNotFound,
+        KeyConflict,
+        PermanentFailure,
+        QueueFull,
+        StoreUnavailable,
+        TenureError,
+    )
+    from tenure.handlers import JobContext
+    from tenure.jobtype import Draft, JobType
+    from tenure.lifecycle import Job, Status
+    from tenure.retry import RetryPolicy
 
 __version__ = "0.1.0"
 
@@ -38,3 +44,26 @@ __all__ = [
     "Tenure",
     "TenureError",
 ]
+
+_HOMES = {
+    "Draft": "jobtype",
+    "Job": "lifecycle",
+    "JobContext": "handlers",
+    "JobType": "jobtype",
+    "RetryPolicy": "retry",
+    "Status": "lifecycle",
+    "Tenure": "app",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
