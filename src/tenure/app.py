@@ -214,6 +214,9 @@ class Tenure:
         """Extend (job id, lease id) leases; the lease ids that are still held."""
         return self._store.renew(leases, lease_seconds)
 
+    waits = False
+    """Claims answer at once; waiting for work is what `on_work` is for."""
+
     def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
         """Have `ring` called when there may be work; returns the function that ends it."""
         return self._store.on_work(ring)
@@ -352,12 +355,28 @@ class Tenure:
     # --- running jobs
 
     def run_worker(
-        self, queues: Sequence[str] | None = None, *, concurrency: int = 16, **options: Any
+        self,
+        queues: Sequence[str] | None = None,
+        *,
+        concurrency: int = 16,
+        lease: Duration = 30,
+        grace: Duration = 30,
     ) -> None:
-        """Run this application's handlers until SIGTERM or SIGINT; see `tenure.worker.Worker`."""
-        from tenure.worker import run
+        """Run this application's handlers, `concurrency` at once, until SIGTERM or SIGINT.
 
-        run(self, queues=queues, concurrency=concurrency, **options)
+        A job whose worker dies is taken over after `lease`; running jobs have `grace` to finish
+        when the worker is asked to stop. Also ends leases of dead workers, as the server does.
+        """
+        from tenure.run import run_worker
+
+        run_worker(
+            self,
+            self.handlers,
+            queues=queues,
+            concurrency=concurrency,
+            lease_seconds=_positive(lease, "$.lease"),
+            grace_seconds=durations.seconds(grace, path="$.grace"),
+        )
 
 
 class _Register:

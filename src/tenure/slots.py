@@ -1,0 +1,279 @@
+"""The slots of a worker: jobs that are leased here, waiting, running, or being stopped.
+
+Everything is called on the event loop but `deliver` and `lose`, which threads call. Each attempt
+gets exactly one outcome, passed to `report`; whatever its handler does after that is ignored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tenure.executors import (
+    Child,
+    Children,
+    Ending,
+    Failure,
+    Success,
+    Threads,
+    call_in_thread,
+    failure,
+    success,
+)
+from tenure.handlers import Handler, Handlers, JobContext
+from tenure.records import Lease, Outcome, Report
+
+log = logging.getLogger(__name__)
+
+
+class Attempt:
+    """One lease being worked on."""
+
+    __slots__ = ("child", "context", "ended", "lease", "on_thread", "since", "task", "timer")
+
+    def __init__(self, lease: Lease, since: float) -> None:
+        self.lease = lease
+        self.since = since  # when it was claimed, by the monotonic clock
+        self.ended = False  # its outcome is decided; whatever the handler does now is ignored
+        self.task: asyncio.Task[None] | None = None
+        self.child: Child | None = None
+        self.context: JobContext | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.on_thread = False
+
+
+class Slots:
+    """Runs up to `concurrency` handlers at once, for the worker named `actor`.
+
+    `report` gets every outcome, `forget` every lease that needs none any more, and `wake` is called
+    on the loop, `ring` from threads, when the worker has something to look at.
+    """
+
+    def __init__(
+        self,
+        handlers: Handlers,
+        concurrency: int,
+        *,
+        actor: str,
+        report: Callable[[Report], None],
+        forget: Callable[[str], None],
+        wake: Callable[[], None],
+        ring: Callable[[], None],
+    ) -> None:
+        self.ready: deque[Attempt] = deque()  # claimed, not started
+        self.running: dict[str, Attempt] = {}  # by lease id
+        self._handlers = handlers
+        self._concurrency = concurrency
+        self._actor = actor
+        self._send = report
+        self._forget = forget
+        self._wake = wake
+        self._ring = ring
+        self._ended: deque[tuple[Attempt, Ending]] = deque()  # from threads, for the loop
+        self._lost: deque[str] = deque()  # leases that a heartbeat found lost
+        self._threads = Threads(concurrency, self.deliver, "tenure-job")
+        self._children = Children()
+
+    def close(self) -> None:
+        """Let go of idle threads and child processes."""
+        self._threads.close()
+        self._children.close()
+
+    # --- what the worker asks
+
+    def count(self) -> int:
+        """Jobs here, waiting or running."""
+        return len(self.ready) + len(self.running)
+
+    def take(self, leases: Sequence[Lease]) -> None:
+        """Queue leased jobs and start as many as there are free slots."""
+        now = time.monotonic()
+        self.ready.extend(Attempt(lease, now) for lease in leases)
+        self._start_ready()
+
+    def collect(self) -> None:
+        """Take in what threads delivered and what heartbeats found lost."""
+        while self._ended:
+            self._end(*self._ended.popleft())
+        while self._lost:
+            self._stop_lost(self._lost.popleft())
+
+    def oldest_wait(self) -> float:
+        """Seconds that the first unstarted job has been waiting here; 0 if there is none."""
+        return time.monotonic() - self.ready[0].since if self.ready else 0.0
+
+    def hand_back(self) -> None:
+        """Release every job that has not started."""
+        while self.ready:
+            self._report(self.ready.popleft(), Outcome.RELEASED)
+
+    def stop_all(self, why: str) -> None:
+        """Fail and stop whatever still runs."""
+        for attempt in list(self.running.values()):
+            self._stop(attempt, Failure(why))
+
+    # --- what threads call
+
+    def deliver(self, attempt: Attempt, ending: Ending) -> None:
+        """A handler on a thread is through."""
+        self._ended.append((attempt, ending))
+        self._ring()
+
+    def lose(self, lease_id: str) -> None:
+        """A heartbeat found that somebody ended this lease."""
+        self._lost.append(lease_id)
+
+    # --- running handlers
+
+    def _start_ready(self) -> None:
+        while self.ready and len(self.running) < self._concurrency:
+            attempt = self.ready.popleft()
+            self.running[attempt.lease.lease_id] = attempt
+            try:
+                self._start(attempt)
+            except BaseException as error:
+                self._end(attempt, failure(error))
+
+    def _start(self, attempt: Attempt) -> None:
+        lease = attempt.lease
+        handler = self._handlers.find(lease.type)
+        if handler is None:  # not ours to judge: another worker may know the type
+            attempt.ended = True
+            del self.running[lease.lease_id]
+            self._report(attempt, Outcome.RELEASED)
+            return
+        loop = asyncio.get_running_loop()
+        if lease.timeout is not None:
+            attempt.timer = loop.call_later(lease.timeout, self._time_out, attempt)
+        if handler.in_process:
+            attempt.on_thread = True
+            self._threads.submit(attempt, lambda: self._call_child(attempt, handler))
+            return
+        arguments = handler.arguments(lease.payload)
+        function: Callable[..., Any] = handler.function
+        if handler.wants_context:
+            attempt.context = context_of(lease)
+            context, plain = attempt.context, handler.function
+
+            def function(**arguments: Any) -> Any:
+                return plain(context, **arguments)
+
+        if handler.is_async:
+            attempt.task = loop.create_task(self._run_async(attempt, function, arguments))
+        else:
+            attempt.on_thread = True
+            self._threads.submit(attempt, lambda: call_in_thread(function, arguments))
+
+    async def _run_async(
+        self, attempt: Attempt, function: Callable[..., Any], arguments: dict[str, Any]
+    ) -> None:
+        try:
+            ending: Ending = success(await function(**arguments))
+        except BaseException as error:
+            ending = failure(error)
+        self._end(attempt, ending)
+        self._wake()
+
+    def _call_child(self, attempt: Attempt, handler: Handler) -> Ending:
+        def started(child: Child) -> None:
+            attempt.child = child
+            if attempt.ended:
+                child.kill()
+
+        return self._children.call(handler, attempt.lease.payload, started)
+
+    def _end(self, attempt: Attempt, ending: Ending) -> None:
+        """A handler is through: keep its outcome for the next turn and start the next job."""
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        if attempt.ended:  # decided before: timed out, lost, or shut down
+            if self.running.get(attempt.lease.lease_id) is attempt:
+                del self.running[attempt.lease.lease_id]
+                self._start_ready()
+            return
+        attempt.ended = True
+        self.running.pop(attempt.lease.lease_id, None)
+        if isinstance(ending, Success):
+            self._report(attempt, Outcome.COMPLETED, result=ending.result)
+        else:
+            self._report(attempt, Outcome.FAILED, error=ending.error, retryable=ending.retryable)
+        self._start_ready()
+
+    def _report(
+        self,
+        attempt: Attempt,
+        outcome: Outcome,
+        result: str | None = None,
+        error: str = "",
+        retryable: bool = True,
+    ) -> None:
+        lease = attempt.lease
+        self._send(Report(lease.id, lease.lease_id, outcome, result, error, retryable, self._actor))
+
+    def _time_out(self, attempt: Attempt) -> None:
+        self._stop(attempt, Failure(f"timed out after {attempt.lease.timeout:g} s"))
+
+    def _stop(self, attempt: Attempt, why: Failure | None) -> None:
+        """End an attempt from outside: report `why` (None: report nothing) and stop its handler.
+
+        A coroutine is cancelled and a child killed. A thread cannot be stopped: it is left to
+        itself and another takes its place.
+        """
+        if attempt.ended:
+            return
+        attempt.ended = True
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        if attempt.context is not None:
+            attempt.context.cancelled = True
+        if why is not None:
+            self._report(attempt, Outcome.FAILED, error=why.error, retryable=why.retryable)
+        else:
+            self._forget(attempt.lease.lease_id)
+        if attempt.task is not None:
+            attempt.task.cancel()  # the slot is free when the coroutine is through
+        elif attempt.child is not None:
+            attempt.child.kill()
+        elif attempt.on_thread:
+            self._threads.abandon()
+            self.running.pop(attempt.lease.lease_id, None)
+            log.warning(
+                "job %s (%s) does not end: its thread is left behind",
+                attempt.lease.id,
+                attempt.lease.type,
+            )
+        self._wake()
+
+    def _stop_lost(self, lease_id: str) -> None:
+        """A heartbeat found that somebody ended the lease: cancelled, or expired."""
+        attempt = self.running.get(lease_id)
+        if attempt is not None:
+            log.warning("the lease on job %s is lost: its handler is stopped", attempt.lease.id)
+            self._stop(attempt, None)
+            return
+        for waiting in self.ready:
+            if waiting.lease.lease_id == lease_id:
+                self.ready.remove(waiting)
+                self._forget(lease_id)
+                return
+
+
+def context_of(lease: Lease) -> JobContext:
+    """What the handler may know of its attempt."""
+    deadline: datetime | None = None
+    if lease.timeout is not None:  # for the handler to compare with its own clock, as a courtesy
+        deadline = datetime.now(UTC) + timedelta(seconds=lease.timeout)  # noqa: TID251
+    return JobContext(
+        id=lease.id,
+        type=lease.type,
+        queue=lease.queue,
+        attempt=lease.attempts,
+        max_retries=lease.max_retries,
+        token=lease.token,
+        deadline=deadline,
+    )

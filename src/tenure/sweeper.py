@@ -1,0 +1,75 @@
+"""A timer that has the store end leases that ran out, and delete what retention lets go.
+
+Any number of sweepers may run: the store tests every lease again in the write that ends it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+
+from tenure.app import Tenure
+from tenure.errors import TenureError
+from tenure.jobtype import Duration
+
+log = logging.getLogger(__name__)
+
+DEFAULT_KEEP: Mapping[str, Duration] = {"completed": "7d", "cancelled": "7d", "failed": "30d"}
+PRUNE_EVERY = 60.0
+FULL_BITE = 500
+
+
+class Sweeper:
+    """Sweeps every `interval` seconds in a thread of its own; `keep` is retention by status."""
+
+    def __init__(
+        self,
+        app: Tenure,
+        *,
+        interval: float = 1.0,
+        keep: Mapping[str, Duration] = DEFAULT_KEEP,
+    ) -> None:
+        self._app = app
+        self._interval = interval
+        self._keep = keep
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tenure-sweep", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after the sweep that may be under way."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        since_prune = PRUNE_EVERY
+        while not self._stop.is_set():
+            try:
+                self._sweep()
+                since_prune += self._interval
+                if since_prune >= PRUNE_EVERY:
+                    since_prune = 0.0
+                    self._prune()
+            except TenureError as error:
+                log.warning("the sweep failed and is tried again in %ss: %s", self._interval, error)
+            except Exception:
+                log.exception("the sweep failed and is tried again in %ss", self._interval)
+            self._stop.wait(self._interval)
+
+    def _sweep(self) -> None:
+        while not self._stop.is_set():
+            ended = self._app.sweep()
+            for job in ended:
+                log.warning("the lease on job %s ran out: it is %s now", job.id, job.status)
+            if len(ended) < FULL_BITE:
+                return
+
+    def _prune(self) -> None:
+        if self._keep:
+            while not self._stop.is_set() and self._app.prune(self._keep):
+                pass

@@ -1,0 +1,358 @@
+"""The worker: claims jobs, runs their handlers, reports what happened. It decides nothing else.
+
+It depends on a `WorkSource` only, so the same code works beside the database and over HTTP. One
+event loop holds all state; handlers run on it, in threads or in child processes, and the next turn
+with the store goes on while they do. Heartbeats have a thread of their own, so that a handler
+that blocks the loop keeps its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Protocol
+
+from tenure.errors import StoreUnavailable, TenureError
+from tenure.handlers import Handlers
+from tenure.records import Answer, ClaimRequest, Lease, Outcome, Report, Turn
+from tenure.slots import Slots
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1
+LONG_POLL_SECONDS = 5.0
+MOST_PREFETCHED = 1_000
+PATIENCE_SECONDS = 1.0
+"""A job claimed ahead that has not started by then is handed back for others to run."""
+FIRST_BACKOFF = 0.1
+LONGEST_BACKOFF = 5.0
+CANCEL_SECONDS = 1.0
+MOST_REPORTS = 1_000
+UNRECORDABLE = "the store could not record that the job"
+FINAL_REPORT_SECONDS = 5.0
+
+
+class WorkSource(Protocol):
+    """What a worker needs of the world: `Tenure` beside the database, `Client` over HTTP."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether a claim may be held until there is work (a long poll)."""
+
+    def turn(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Turn]:
+        """Record reports and lease jobs."""
+
+    def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
+        """Extend leases; the lease ids that are still held. Called from any thread."""
+
+    def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
+        """Have `ring` called, from any thread, when there may be work."""
+
+
+class Worker:
+    """Runs jobs until asked to stop. Make one per event loop; `run()` it once."""
+
+    def __init__(
+        self,
+        source: WorkSource,
+        handlers: Handlers,
+        *,
+        queues: Sequence[str] | None = None,
+        concurrency: int = 16,
+        lease_seconds: float = 30.0,
+        grace_seconds: float = 30.0,
+        label: str = "",
+    ) -> None:
+        """`concurrency` handlers at once; `grace_seconds` to finish them when asked to stop."""
+        self.id = f"worker-{secrets.token_hex(8)}"  # random per start: names can come back
+        self._source = source
+        self._handlers = handlers
+        self._queues = tuple(queues) if queues else None
+        self._concurrency = concurrency
+        self._lease_seconds = lease_seconds
+        self._grace = grace_seconds
+        self._label = label or f"{socket.gethostname()}:{os.getpid()}"
+        self._held: dict[str, tuple[str, str]] = {}  # every lease we answer for, until reported
+        self._reports: deque[Report] = deque()  # outcomes the store has not acknowledged
+        self._wake = asyncio.Event()
+        self._signalled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._slots = Slots(
+            handlers,
+            concurrency,
+            actor=self.id,
+            report=self._reports.append,
+            forget=self._forget,
+            wake=self._wake.set,
+            ring=self._ring,
+        )
+        self._stop_asked = threading.Event()
+        self._finished = threading.Event()
+        self._claiming = False
+        self._reporting = False
+        self._turns: set[asyncio.Task[None]] = set()
+        self._may_be_more = True
+        self._next_poll = 0.0
+        self._prefetch = 0
+        self._suspects = 0  # reports at the head of the queue to be sent one by one
+        self._backoff = 0.0
+        self._not_before = 0.0
+
+    def request_stop(self) -> None:
+        """Ask the worker to finish; safe from any thread and from a signal handler."""
+        self._stop_asked.set()
+        self._ring()
+
+    # --- the loop
+
+    async def run(self) -> None:
+        """Work until `request_stop`, then drain: see `_drain`."""
+        self._loop = asyncio.get_running_loop()
+        stop_listening = self._listen()
+        heart = threading.Thread(target=self._beat, name="tenure-heartbeat", daemon=True)
+        heart.start()
+        try:
+            while not self._stop_asked.is_set():
+                self._slots.collect()
+                self._hand_back_if_stuck()
+                self._start_turns()
+                await self._sleep(self._pause())
+            await self._drain()
+        finally:
+            self._finished.set()
+            stop_listening()
+            self._slots.close()
+            for task in self._turns:
+                task.cancel()
+            heart.join(timeout=5)
+
+    def _listen(self) -> Callable[[], None]:
+        """Listen for work; a store that is away is no reason not to start."""
+        try:
+            return self._source.on_work(self._work_may_be_there)
+        except TenureError as error:
+            log.warning("no wake-ups, polling only: %s", error)
+            return lambda: None
+
+    def _ring(self) -> None:
+        """Wake the loop, from any thread; many rings in a row cost one wake-up."""
+        if not self._signalled and self._loop is not None:
+            self._signalled = True
+            try:
+                self._loop.call_soon_threadsafe(self._wake.set)
+            except RuntimeError:  # the loop is closed: nobody is left to wake
+                self._finished.set()
+
+    def _work_may_be_there(self) -> None:
+        self._may_be_more = True
+        self._ring()
+
+    async def _sleep(self, seconds: float) -> None:
+        if seconds > 0:
+            # wait() returns without a task of its own for the event, unlike wait_for
+            timer = asyncio.get_running_loop().call_later(seconds, self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+        else:
+            await asyncio.sleep(0)
+        self._wake.clear()
+        self._signalled = False
+
+    def _pause(self) -> float:
+        """Seconds until there is something to do if nothing happens."""
+        now = time.monotonic()
+        if self._not_before > now:
+            return self._not_before - now
+        return max(self._next_poll - now, 0.001)
+
+    # --- turns with the store
+
+    def _start_turns(self) -> None:
+        """Begin what can be begun: report what ended, claim what fits, in one turn if possible."""
+        now = time.monotonic()
+        if now < self._not_before:
+            return
+        if now >= self._next_poll:
+            self._may_be_more = True
+            self._next_poll = now + POLL_SECONDS
+        claim = None if self._claiming or self._reporting else self._claim()
+        reports = bool(self._reports) and not self._reporting
+        if self._source.waits:
+            if reports:
+                self._begin(reports=True, claim=None)
+            if claim is not None and not self._claiming:
+                self._begin(reports=False, claim=claim)
+        elif (reports or claim is not None) and not self._claiming:
+            self._begin(reports=reports, claim=claim)
+
+    def _claim(self) -> ClaimRequest | None:
+        room = self._concurrency + self._prefetch - self._slots.count()
+        if room <= 0 or not self._may_be_more or self._stop_asked.is_set():
+            return None
+        idle = self._slots.count() == 0
+        return ClaimRequest(
+            worker=self.id,
+            label=self._label,
+            limit=min(room, MOST_PREFETCHED),
+            lease_seconds=self._lease_seconds,
+            queues=self._queues,
+            types=self._handlers.types(),
+            wait_seconds=LONG_POLL_SECONDS if idle and self._source.waits else 0.0,
+        )
+
+    def _begin(self, *, reports: bool, claim: ClaimRequest | None) -> None:
+        batch: list[Report] = []
+        if reports:
+            self._reporting = True
+            most = 1 if self._suspects else MOST_REPORTS
+            while self._reports and len(batch) < most:
+                batch.append(self._reports.popleft())
+        if claim is not None:
+            self._claiming = True
+            self._may_be_more = False
+        task = asyncio.get_running_loop().create_task(self._turn(batch, claim))
+        self._turns.add(task)
+        task.add_done_callback(self._turns.discard)
+
+    async def _turn(self, reports: list[Report], claim: ClaimRequest | None) -> None:
+        try:
+            turn = await asyncio.wrap_future(self._source.turn(reports, claim))
+        except Exception as error:
+            self._keep(reports, error)
+            self._may_be_more = True
+        else:
+            self._backoff = self._not_before = 0.0
+            self._suspects = max(self._suspects - len(reports), 0)
+            for report, verdict in zip(reports, turn.verdicts, strict=True):
+                self._held.pop(report.lease_id, None)
+                if verdict.answer in (Answer.LOST, Answer.CONFLICT):
+                    log.warning(
+                        "the report of %s for job %s came too late: %s %s",
+                        report.outcome,
+                        report.job_id,
+                        verdict.answer,
+                        verdict.recorded,
+                    )
+            self._take(turn.leases, claim)
+        finally:
+            self._reporting = self._reporting and not reports
+            self._claiming = self._claiming and claim is None
+            self._wake.set()
+
+    def _keep(self, reports: list[Report], error: Exception) -> None:
+        """Keep outcomes that the store did not acknowledge; asking again is harmless."""
+        if not isinstance(error, StoreUnavailable):
+            reports = self._doubt(reports, error)
+        self._reports.extendleft(reversed(reports))
+        self._backoff = min(max(self._backoff * 2, FIRST_BACKOFF), LONGEST_BACKOFF)
+        self._not_before = time.monotonic() + self._backoff
+        known = isinstance(error, StoreUnavailable)
+        log.warning(
+            "the store did not answer, trying again in %.1f s with %d outcomes kept: %s",
+            self._backoff,
+            len(self._reports),
+            error,
+            exc_info=None if known else error,
+        )
+
+    def _doubt(self, reports: list[Report], error: Exception) -> list[Report]:
+        """The store cannot digest one of these: send them singly, so that it fails alone.
+
+        A report that fails alone is sent once more as a plain failure, then given up.
+        """
+        self._suspects = len(reports)
+        if len(reports) != 1:
+            return reports
+        (report,) = reports
+        if report.error.startswith(UNRECORDABLE):
+            log.error("the outcome of job %s cannot be recorded: its lease runs out", report.job_id)
+            self._held.pop(report.lease_id, None)
+            return []
+        why = f"{UNRECORDABLE} {report.outcome}: {type(error).__name__}"
+        return [replace(report, outcome=Outcome.FAILED, result=None, error=why)]
+
+    def _take(self, leases: Sequence[Lease], claim: ClaimRequest | None) -> None:
+        """Queue what was leased, and tune how much is claimed ahead.
+
+        Claiming ahead keeps handlers busy during a turn. It grows while they run dry, and shrinks
+        as soon as jobs have to wait for a free slot.
+        """
+        if claim is None:
+            return
+        if len(leases) >= claim.limit:
+            self._may_be_more = True
+            if self._slots.count() == 0:
+                self._prefetch = min(max(2 * self._prefetch, 2 * self._concurrency), 500)
+        if self._slots.oldest_wait() > PATIENCE_SECONDS / 4:
+            self._prefetch //= 2
+        for lease in leases:
+            self._held[lease.lease_id] = (lease.id, lease.lease_id)
+        self._slots.take(leases)
+
+    def _hand_back_if_stuck(self) -> None:
+        if self._slots.oldest_wait() > PATIENCE_SECONDS:
+            self._prefetch = 0
+            self._slots.hand_back()
+
+    def _forget(self, lease_id: str) -> None:
+        self._held.pop(lease_id, None)
+
+    # --- heartbeats
+
+    def _beat(self) -> None:
+        """Renew every lease each third of its time, whatever the loop is doing."""
+        interval = self._lease_seconds / 3
+        while not self._finished.wait(interval):
+            leases = list(self._held.values())
+            if not leases:
+                continue
+            try:
+                held = self._source.heartbeat(leases, self._lease_seconds)
+                interval = self._lease_seconds / 3
+            except Exception as error:
+                interval = min(1.0, self._lease_seconds / 10)
+                log.warning("the heartbeat failed, trying again in %.1f s: %s", interval, error)
+                continue
+            for _, lease_id in leases:
+                if lease_id not in held and lease_id in self._held:
+                    self._slots.lose(lease_id)
+            self._ring()
+
+    # --- stopping
+
+    async def _drain(self) -> None:
+        """Hand back what never started, let running handlers finish, then end them; report all.
+
+        Nothing is claimed any more. What the store does not acknowledge in time is left to the
+        leases, which run out.
+        """
+        deadline = time.monotonic() + self._grace
+        running = self._slots.running
+        log.info("stopping: %d handlers have %.0f s to finish", len(running), self._grace)
+        while running and time.monotonic() < deadline:
+            await self._drain_step(deadline)
+        self._slots.stop_all("shutdown: the worker stopped before the job had finished")
+        deadline = time.monotonic() + CANCEL_SECONDS
+        while running and time.monotonic() < deadline:
+            await self._drain_step(deadline)
+        deadline = time.monotonic() + FINAL_REPORT_SECONDS
+        while (self._reports or self._turns or self._slots.ready) and time.monotonic() < deadline:
+            await self._drain_step(deadline)
+        if self._reports:
+            log.error("%d outcomes could not be reported", len(self._reports))
+
+    async def _drain_step(self, deadline: float) -> None:
+        self._slots.collect()
+        self._slots.hand_back()
+        self._start_turns()
+        if self._slots.running or self._reports or self._turns:
+            await self._sleep(min(max(deadline - time.monotonic(), 0.001), POLL_SECONDS))
