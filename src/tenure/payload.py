@@ -122,7 +122,7 @@ def load(text: str) -> dict[str, object]:
     """The payload that `canonical` wrote. Raises InvalidInput if it was damaged in the store."""
     try:
         return _load_object(text)
-    except (ValueError, RecursionError) as flaw:
+    except (msgspec.DecodeError, ValueError, RecursionError) as flaw:
         raise InvalidInput(f"the stored payload is damaged: {flaw}", path="$.payload") from None
 
 

@@ -127,7 +127,7 @@ class Hostile:
 
 def brief(value: object) -> str:
     """A test's name for `value`, whatever it is."""
-    return value if isinstance(value, str) and value.isprintable() else type(value).__name__
+    return value[:40] if isinstance(value, str) and value.isprintable() else type(value).__name__
 
 
 def refusal(act: Callable[[], object]) -> InvalidInput:
