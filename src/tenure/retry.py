@@ -48,7 +48,7 @@ def delay(policy: RetryPolicy, job_id: str, attempt: int) -> float:
     try:
         exact = policy.base * policy.factor ** max(attempt - 1, 0)
     except OverflowError:
-        exact = policy.cap
+        exact = policy.cap if policy.base else 0.0
     spread = 1.0 + JITTER * _unit(job_id, attempt)
     return min(exact * spread, policy.cap)
 

@@ -1,0 +1,111 @@
+"""How long a retry waits: bounded whatever the numbers, and the same every time."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenure.errors import InvalidInput
+from tenure.retry import DEFAULT_POLICY, RetryPolicy, delay
+
+TEN_YEARS = 315_360_000.0  # seconds
+JOB = "0190163d-8694-739b-aea5-966c26f8ad90"
+
+seconds = st.one_of(
+    st.sampled_from([0.0, 5e-324, 1e-9, 1.0, 3600.0, TEN_YEARS]), st.floats(0, TEN_YEARS)
+)
+factors = st.one_of(st.sampled_from([1.0, 1.0000001, 2.0, 1_000.0]), st.floats(1, 1_000))
+policies = st.builds(RetryPolicy, base=seconds, factor=factors, cap=seconds)
+attempts = st.one_of(st.integers(1, 12), st.integers(1, 10_000), st.just(10**400))
+job_ids = st.uuids().map(str)
+
+
+def without_jitter(policy: RetryPolicy, attempt: int) -> float:
+    """The exponential, exactly, in whole numbers and logarithms rather than with `**`."""
+    if policy.base == 0:
+        return 0.0
+    if policy.factor == 1:
+        return min(policy.base, policy.cap)
+    log = math.log(policy.base) + (attempt - 1) * math.log(policy.factor)
+    return policy.cap if log > math.log(TEN_YEARS) + 1 else min(math.exp(log), policy.cap)
+
+
+@given(policies, job_ids, attempts)
+def test_it_is_finite_and_never_negative_nor_above_the_cap(
+    policy: RetryPolicy, job_id: str, attempt: int
+) -> None:
+    wait = delay(policy, job_id, attempt)
+    assert math.isfinite(wait)
+    assert 0 <= wait <= policy.cap
+
+
+@given(policies, job_ids, attempts)
+def test_it_depends_on_nothing_but_its_arguments(
+    policy: RetryPolicy, job_id: str, attempt: int
+) -> None:
+    again = RetryPolicy(policy.base, policy.factor, policy.cap)
+    assert delay(policy, job_id, attempt) == delay(again, str(job_id), attempt)
+
+
+@given(policies, job_ids, st.integers(1, 10_000))
+def test_jitter_moves_it_by_a_tenth_at_most(policy: RetryPolicy, job_id: str, attempt: int) -> None:
+    exact = without_jitter(policy, attempt)
+    slack = 1e-6 * exact  # of the logarithms
+    wait = delay(policy, job_id, attempt)
+    assert 0.9 * exact - slack <= wait <= 1.1 * exact + slack
+
+
+@given(policies, job_ids)
+def test_it_grows_from_attempt_to_attempt_but_for_the_jitter(
+    policy: RetryPolicy, job_id: str
+) -> None:
+    waits = [delay(policy, job_id, attempt) for attempt in (*range(1, 40), 1_000, 9_999, 10_000)]
+    assert all(later >= earlier * 0.9 / 1.1 * (1 - 1e-9) for earlier, later in pairwise(waits))
+
+
+@given(job_ids, st.integers(1, 10_000))
+def test_a_base_of_zero_retries_at_once_always(job_id: str, attempt: int) -> None:
+    assert delay(RetryPolicy(base=0, factor=1_000, cap=3600), job_id, attempt) == 0
+
+
+def test_the_default_doubles_from_one_second_to_an_hour() -> None:
+    assert RetryPolicy(base=1, factor=2, cap=3600) == DEFAULT_POLICY
+    for attempt, exact in [(1, 1), (2, 2), (3, 4), (4, 8), (11, 1024), (12, 2048)]:
+        assert delay(DEFAULT_POLICY, JOB, attempt) == pytest.approx(exact, rel=0.1)
+    # At the cap jitter can only shorten: the cap is a promise.
+    assert 0.9 * 3600 <= delay(DEFAULT_POLICY, JOB, 13) <= 3600
+    assert 0.9 * 3600 <= delay(DEFAULT_POLICY, JOB, 10_000) <= 3600
+
+
+def test_jobs_that_fail_together_spread_apart() -> None:
+    policy = RetryPolicy(base=100, factor=1, cap=1_000)
+    waits = [delay(policy, f"job {number}", 1) for number in range(1_000)]
+    assert len(set(waits)) > 990
+    assert min(waits) < 91
+    assert max(waits) > 109
+    assert sum(waits) / len(waits) == pytest.approx(100, rel=0.01)
+
+
+def test_one_job_waits_differently_each_time() -> None:
+    policy = RetryPolicy(base=100, factor=1, cap=1_000)
+    assert len({delay(policy, JOB, attempt) for attempt in range(1, 100)}) > 95
+
+
+@pytest.mark.parametrize("field", ["base", "factor", "cap"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, -math.inf, TEN_YEARS * 1.001])
+def test_a_policy_that_makes_no_sense_is_refused_by_field(field: str, value: float) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        RetryPolicy(**{field: value})
+    assert refusal.value.path == f"$.backoff.{field}"
+
+
+def test_a_factor_below_one_or_above_a_thousand_is_refused() -> None:
+    for factor in (0.0, 0.999, 1_000.1):
+        with pytest.raises(InvalidInput, match="factor"):
+            RetryPolicy(factor=factor)
+    assert RetryPolicy(base=0, factor=1, cap=0) == RetryPolicy(0, 1, 0)
+    assert RetryPolicy(TEN_YEARS, 1_000, TEN_YEARS).cap == TEN_YEARS
