@@ -75,7 +75,7 @@ class Committer:
         self._on_work = on_work
         self._waiting: SimpleQueue[Work | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"tenure-commit {name}", daemon=True)
-        self._started = threading.Lock()
+        self._lock = threading.Lock()  # nothing is queued behind the mark that ends the thread
         self._closed = False
         self._seen: dict[str, float] = {}
         self._announced = 0.0
@@ -83,18 +83,18 @@ class Committer:
 
     def submit(self, work: Work) -> None:
         """Queue work; its future is answered after the commit."""
-        if self._closed:
-            raise StoreUnavailable("the store is closed")
-        if not self._thread.is_alive():
-            with self._started:
-                if not self._thread.is_alive():
-                    self._thread.start()
-        self._waiting.put(work)
+        with self._lock:
+            if self._closed:
+                raise StoreUnavailable("the store is closed")
+            if not self._thread.is_alive():
+                self._thread.start()
+            self._waiting.put(work)
 
     def close(self) -> None:
         """Finish what is waiting, then stop."""
-        self._closed = True
-        self._waiting.put(None)
+        with self._lock:
+            self._closed = True
+            self._waiting.put(None)
         if self._thread.is_alive():
             self._thread.join()
         else:
@@ -108,8 +108,9 @@ class Committer:
             work = self._waiting.get()
             try:
                 while work is not None:
-                    batch.append(work)
-                    size += work.size
+                    if work.future.set_running_or_notify_cancel():  # else its caller went away
+                        batch.append(work)
+                        size += work.size
                     if size >= MOST_ITEMS:
                         break
                     work = self._waiting.get_nowait()
@@ -173,7 +174,7 @@ class Committer:
 
     def _add(self, works: Sequence[Adding]) -> list[tuple[Work, Any]]:
         singles = [work for work in works if len(work.additions) == 1]
-        added = moves.add(self._db, [work.additions[0] for work in singles]) if singles else []
+        added = moves.add_each(self._db, [work.additions[0] for work in singles]) if singles else []
         answers: list[tuple[Work, Any]] = [
             (work, answer if isinstance(answer, TenureError) else [answer])
             for work, answer in zip(singles, added, strict=True)
@@ -182,11 +183,10 @@ class Committer:
             if len(work.additions) == 1:
                 continue
             self._db.savepoint()
-            several = moves.add(self._db, work.additions)
-            refusal = next((a for a in several if isinstance(a, TenureError)), None)
-            if refusal is not None:
+            several = moves.add_together(self._db, work.additions)
+            if isinstance(several, TenureError):
                 self._db.undo_to_savepoint()
-            answers.append((work, refusal or several))
+            answers.append((work, several))
         return answers
 
     def _act(self, work: Acting) -> Any:
@@ -207,10 +207,10 @@ class Committer:
 
     def _after_commit(self, batch: Sequence[Work]) -> None:
         """Wake whoever waits for work: here at once, elsewhere by a hint nothing depends on."""
-        if any(not isinstance(w, Turning) or _may_requeue(w) for w in batch):
-            self._on_work()
-            self._owes_announcement = True
         try:
+            if any(not isinstance(w, Turning) or _may_requeue(w) for w in batch):
+                self._owes_announcement = True
+                self._on_work()
             now = time.monotonic()
             if self._owes_announcement and (
                 self._waiting.empty() or now - self._announced >= ANNOUNCE_SECONDS

@@ -6,7 +6,8 @@ what happens, and save what it answered, guarded. They are the same for every da
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from tenure.errors import IllegalMove, JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
 from tenure.lifecycle import (
@@ -34,22 +35,55 @@ from tenure.store.database import Database
 
 def add(db: Database, additions: Sequence[Addition]) -> list[Added | TenureError]:
     """Insert jobs; a refused one is answered with its error and leaves no trace."""
-    wanted: dict[str, int] = {}
+    made = db.insert(additions)
+    known = (
+        db.known([a for a in additions if a.id not in made]) if len(made) < len(additions) else {}
+    )
+    return [
+        Added(made[a.id], created=True) if a.id in made else _known(a, *known[a.id])
+        for a in additions
+    ]
+
+
+def add_each(db: Database, additions: Sequence[Addition]) -> list[Added | TenureError]:
+    """Insert jobs that have nothing to do with each other, up to the limits of their queues."""
+    full = db.full_queues(_per_queue(additions))
+    if not full:
+        return add(db, additions)
+    free = [a for a in additions if a.queue not in full]
+    answers = dict(zip((a.id for a in free), add(db, free), strict=True))
+    closed: set[str] = set()
     for addition in additions:
-        wanted[addition.queue] = wanted.get(addition.queue, 0) + 1
-    full = db.full_queues(wanted)
-    allowed = [a for a in additions if a.queue not in full]
-    made = db.insert(allowed)
-    known = db.known([a for a in allowed if a.id not in made]) if len(made) < len(allowed) else {}
-    answers: list[Added | TenureError] = []
-    for addition in additions:
-        if addition.queue in full:
-            answers.append(QueueFull(addition.queue, full[addition.queue]))
-        elif addition.id in made:
-            answers.append(Added(made[addition.id], created=True))
+        queue = addition.queue
+        if queue not in full:
+            continue
+        repeated = bool(db.known([addition]))  # asking for the same job again needs no room
+        if not repeated and (queue in closed or db.full_queues({queue: 1})):
+            closed.add(queue)
+            answers[addition.id] = QueueFull(queue, full[queue])
         else:
-            answers.append(_known(addition, *known[addition.id]))
+            answers[addition.id] = add(db, [addition])[0]
+    return [answers[a.id] for a in additions]
+
+
+def add_together(db: Database, additions: Sequence[Addition]) -> list[Added] | TenureError:
+    """Insert the jobs of one request. If one is refused the caller must undo them all."""
+    full = db.full_queues(_per_queue(additions))
+    if full:
+        known = db.known([a for a in additions if a.queue in full])
+        full = db.full_queues(_per_queue([a for a in additions if a.id not in known]))
+    for queue, limit in full.items():
+        return QueueFull(queue, limit)
+    answers = []
+    for answer in add(db, additions):
+        if isinstance(answer, TenureError):
+            return answer
+        answers.append(answer)
     return answers
+
+
+def _per_queue(additions: Sequence[Addition]) -> Mapping[str, int]:
+    return Counter(addition.queue for addition in additions)
 
 
 def _known(addition: Addition, job: Job, fingerprint: str | None) -> Added | TenureError:
@@ -94,7 +128,9 @@ def _settle_others(
             continue
         steps.append((job, *after))
         jobs[job.id] = after[-1]
-        verdicts[index] = RECORDED
+        event = after[0].event  # a job handed back too often fails
+        same = event == report.outcome
+        verdicts[index] = RECORDED if same else Verdict(Answer.CONFLICT, event)
     save(db, steps)
     if late:
         _answer_late(db, late, verdicts)

@@ -233,7 +233,8 @@ class Sqlite:
                 " WHERE idempotency_key = ? OR id = ? ORDER BY id <> ? LIMIT 1",
                 (addition.idempotency_key, addition.id, addition.id),
             ).fetchone()
-            found[addition.id] = (job_of(row, to_time), row[-1])
+            if row is not None:
+                found[addition.id] = (job_of(row, to_time), row[-1])
         return found
 
     def full_queues(self, wanted: Mapping[str, int]) -> Mapping[str, int]:

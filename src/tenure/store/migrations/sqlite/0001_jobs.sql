@@ -44,7 +44,7 @@ CREATE UNIQUE INDEX tenure_job_key ON tenure_job (idempotency_key)
 
 -- The ledger: one row per move, written by triggers only.
 CREATE TABLE tenure_transition (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq INTEGER PRIMARY KEY AUTOINCREMENT CHECK (seq > 0),
     job_id TEXT NOT NULL,
     at INTEGER NOT NULL,
     source TEXT,
@@ -73,20 +73,25 @@ CREATE TABLE tenure_worker (
     seen_at INTEGER NOT NULL
 ) STRICT;
 
--- A job enters as pending; adding one whose id or key is there already changes nothing, whatever
--- the conflict clause says (OR REPLACE would delete the old row without firing its triggers).
+-- A job enters as pending; adding one whose id, key or rowid is there already changes nothing,
+-- whatever the conflict clause says (OR REPLACE would delete the old row without firing its
+-- triggers). Before an insert a rowid that was not given reads as -1, so none may be that.
 CREATE TRIGGER tenure_job_enters BEFORE INSERT ON tenure_job
 WHEN {illegal_insert}
 BEGIN SELECT RAISE(ABORT, 'tenure: a job must enter as pending and untried'); END;
 
 CREATE TRIGGER tenure_job_known BEFORE INSERT ON tenure_job
-WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.id)
+WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.id OR rowid = NEW.rowid)
     OR (NEW.idempotency_key IS NOT NULL
         AND EXISTS (SELECT 1 FROM tenure_job WHERE idempotency_key = NEW.idempotency_key))
 BEGIN SELECT RAISE(IGNORE); END;
 
+CREATE TRIGGER tenure_job_counts AFTER INSERT ON tenure_job
+WHEN NEW.rowid < 1
+BEGIN SELECT RAISE(ABORT, 'tenure: rowids count from 1'); END;
+
 CREATE TRIGGER tenure_job_moves BEFORE UPDATE ON tenure_job
-WHEN {illegal_change}
+WHEN NEW.rowid <> OLD.rowid OR {illegal_change}
 BEGIN SELECT RAISE(ABORT, 'tenure: illegal move of a job'); END;
 
 CREATE TRIGGER tenure_job_leaves BEFORE DELETE ON tenure_job
