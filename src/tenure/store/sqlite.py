@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,8 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from tenure.errors import InvalidInput
 from tenure.lifecycle import FIRST_EVENT, Job, Status
@@ -83,18 +84,35 @@ def to_millis(time: datetime) -> int:
 
 NOW = "(SELECT at FROM tenure_now)"
 
+# Many rows are one statement over a JSON array of arrays: each statement that fires triggers costs
+# a journal of its own, which made row-by-row `executemany` four times slower.
+INSERTED = (
+    "id",
+    "type",
+    "queue",
+    "priority",
+    "max_retries",
+    "run_at",
+    "created_at",
+    "timeout",
+    "backoff",
+    "actor",
+    "idempotency_key",
+    "fingerprint",
+    "payload",
+)
 INSERT = f"""
-INSERT INTO tenure_job (id, type, queue, priority, max_retries, run_at, created_at, timeout,
-    backoff, actor, idempotency_key, fingerprint, payload)
-VALUES ({", ".join("?" * 13)})
+INSERT INTO tenure_job ({", ".join(INSERTED)})
+SELECT {", ".join(f"value ->> {i}" for i in range(len(INSERTED)))} FROM json_each(?) WHERE true
 ON CONFLICT DO NOTHING
 """
 
 # The lease alone would do (a CHECK makes it imply the status); the id makes it a key search.
 COMPLETE = """
-UPDATE tenure_job SET status = 'completed', result = ?, finished_at = ?, lease_id = NULL,
-    lease_expires_at = NULL, event = 'completed', actor = coalesce(?, worker)
-WHERE id = ? AND lease_id = ?
+UPDATE tenure_job SET status = 'completed', result = value ->> 2, finished_at = ?2,
+    lease_id = NULL, lease_expires_at = NULL, event = 'completed',
+    actor = coalesce(value ->> 3, worker)
+FROM json_each(?1) WHERE tenure_job.id = value ->> 0 AND tenure_job.lease_id = value ->> 1
 """
 
 NEXT_LANE = """
@@ -116,13 +134,17 @@ RETURNING run_at, id, type, queue, payload, attempts, max_retries, token, timeou
 """
 
 SAVE = f"""
-UPDATE tenure_job SET {", ".join(f"{column} = ?" for column in MOVED)}
-WHERE id = ? AND status = ? AND token = ? AND lease_id IS ? AND lease_expires_at IS ?
+UPDATE tenure_job SET {", ".join(f"{c} = value ->> {i}" for i, c in enumerate(MOVED, 5))}
+FROM json_each(?) WHERE tenure_job.id = value ->> 0 AND tenure_job.status = value ->> 1
+    AND tenure_job.token = value ->> 2 AND tenure_job.lease_id IS value ->> 3
+    AND tenure_job.lease_expires_at IS value ->> 4
+RETURNING id
 """
 
 RENEW = """
-UPDATE tenure_job SET lease_expires_at = max(lease_expires_at, ?)
-WHERE id = ? AND lease_id = ?
+UPDATE tenure_job SET lease_expires_at = max(lease_expires_at, ?2)
+FROM json_each(?1) WHERE tenure_job.id = value ->> 0 AND tenure_job.lease_id = value ->> 1
+RETURNING lease_id
 """
 
 SELECT_JOB = f"SELECT {', '.join(COLUMNS)} FROM tenure_job"
@@ -193,14 +215,18 @@ class Sqlite:
             raise sqlite3.OperationalError("not connected")
         return self._connection
 
-    def _all(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> bool:
-        """Run a statement for all rows; if any row changed nothing, undo all and say no."""
-        self._db.execute("SAVEPOINT tenure_all")
-        done = self._db.executemany(statement, rows).rowcount == len(rows)
-        if not done:
-            self._db.execute("ROLLBACK TO tenure_all")
-        self._db.execute("RELEASE tenure_all")
-        return done
+    def _each(self, statement: str, rows: Sequence[tuple[Any, ...]], *values: Any) -> list[bool]:
+        """Run a statement over all rows; which of them changed something.
+
+        As one statement. Only if some row changed nothing is that undone and told row by row.
+        """
+        self._db.execute("SAVEPOINT tenure_each")
+        if self._db.execute(statement, (_json(rows), *values)).rowcount == len(rows):
+            self._db.execute("RELEASE tenure_each")
+            return [True] * len(rows)
+        self._db.execute("ROLLBACK TO tenure_each")
+        self._db.execute("RELEASE tenure_each")
+        return [self._db.execute(statement, (_json([row]), *values)).rowcount == 1 for row in rows]
 
     def now(self) -> datetime:
         """The clock, read once per transaction."""
@@ -217,13 +243,8 @@ class Sqlite:
             _insert_row(job, addition.fingerprint)
             for job, addition in zip(jobs, additions, strict=True)
         ]
-        if self._all(INSERT, rows):
-            return {job.id: job for job in jobs}
-        made = {}
-        for job, row in zip(jobs, rows, strict=True):
-            if self._db.execute(INSERT, row).rowcount == 1:
-                made[job.id] = job
-        return made
+        made = self._each(INSERT, rows)
+        return {job.id: job for job, new in zip(jobs, made, strict=True) if new}
 
     def known(self, additions: Sequence[Addition]) -> Mapping[str, tuple[Job, str | None]]:
         found = {}
@@ -257,10 +278,9 @@ class Sqlite:
 
     def complete(self, reports: Sequence[Report]) -> set[str]:
         now = to_millis(self.now())
-        rows = [(r.result, now, r.actor, r.job_id, r.lease_id) for r in reports]
-        if self._all(COMPLETE, rows):
-            return {report.lease_id for report in reports}
-        return {row[4] for row in rows if self._db.execute(COMPLETE, row).rowcount == 1}
+        rows = [(r.job_id, r.lease_id, r.result, r.actor) for r in reports]
+        done = self._each(COMPLETE, rows, now)
+        return {r.lease_id for r, accepted in zip(reports, done, strict=True) if accepted}
 
     def claim(self, request: ClaimRequest) -> list[Lease]:
         now = self.now()
@@ -269,7 +289,7 @@ class Sqlite:
         types = ""
         if request.types is not None:
             types = "AND type IN (SELECT value FROM json_each(:types))"
-            values["types"] = json.dumps(request.types)
+            values["types"] = _json(request.types)
         statement = CLAIM.format(types=types)
         leases: list[Lease] = []
         for queue, priority in self._lanes(request.queues):
@@ -307,7 +327,7 @@ class Sqlite:
 
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
         rows = self._db.execute(
-            f"{SELECT_JOB} WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(job_ids),)
+            f"{SELECT_JOB} WHERE id IN (SELECT value FROM json_each(?))", (_json(job_ids),)
         )
         jobs = (job_of(row, to_time) for row in rows)
         return {job.id: job for job in jobs}
@@ -326,13 +346,18 @@ class Sqlite:
         return [job_of(row, to_time) for row in rows]
 
     def save(self, changes: Sequence[tuple[Job, Job]]) -> set[str]:
-        written = set()
-        for before, after in changes:
-            guard = (before.id, before.status, before.token, before.lease_id)
-            values = (*_moved(after), *guard, _stored(before.lease_expires_at))
-            if self._db.execute(SAVE, values).rowcount == 1:
-                written.add(after.id)
-        return written
+        rows = [
+            (
+                before.id,
+                before.status,
+                before.token,
+                before.lease_id,
+                _stored(before.lease_expires_at),
+                *_moved(after),
+            )
+            for before, after in changes
+        ]
+        return {id for (id,) in self._db.execute(SAVE, (_json(rows),)).fetchall()}
 
     def settled_as(self, leases: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
         found = {}
@@ -343,11 +368,8 @@ class Sqlite:
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         until = to_millis(self.now() + timedelta(seconds=lease_seconds))
-        return {
-            lease_id
-            for job_id, lease_id in leases
-            if self._db.execute(RENEW, (until, job_id, lease_id)).rowcount == 1
-        }
+        held = self._db.execute(RENEW, (_json(leases), until)).fetchall()
+        return {lease_id for (lease_id,) in held}
 
     # --- around jobs
 
@@ -505,6 +527,10 @@ def _insert_row(job: Job, fingerprint: str | None) -> tuple[Any, ...]:
 def _lease(row: Sequence[Any], until: datetime) -> Lease:
     _, id, type, queue, payload, attempts, max_retries, token, timeout, lease_id = row
     return Lease(id, type, queue, payload, attempts, max_retries, token, timeout, lease_id, until)
+
+
+def _json(rows: Any) -> str:
+    return msgspec.json.encode(rows).decode()
 
 
 def _stored(time: datetime | None) -> int | None:
