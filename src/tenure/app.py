@@ -25,6 +25,7 @@ from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job, Status
 from tenure.records import (
     Added,
     Addition,
+    Check,
     ClaimRequest,
     Count,
     Query,
@@ -36,7 +37,8 @@ from tenure.records import (
     WorkerState,
 )
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
-from tenure.store import Store, open_store
+from tenure.store import Store, migrate_store, open_store
+from tenure.store.checks import check_store, schema_version
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -351,6 +353,14 @@ class Tenure:
     def ping(self) -> datetime:
         """The store's clock; raises if the store does not answer."""
         return self._store.read.clock()
+
+    def checks(self) -> list[Check]:
+        """Whether the database is set up as the promises need it; makes and changes nothing."""
+        return check_store(self.database)
+
+    def migrate(self) -> tuple[int, int]:
+        """Create or upgrade the database's schema now; its version before (0: none) and after."""
+        return schema_version(self.database), migrate_store(self.database)
 
     # --- running jobs
 

@@ -186,3 +186,21 @@ class Violation:
     invariant: str
     job_id: str
     found: str
+
+
+class Health(StrEnum):
+    """What a check found: as it should be, worth knowing, or in need of repair."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that `tenure doctor` looked at; `advice` says what a fault means and what to do."""
+
+    name: str
+    health: Health
+    found: str
+    advice: str = ""

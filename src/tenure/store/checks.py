@@ -1,0 +1,262 @@
+"""What `tenure doctor` asks a database: do the settings hold on which Tenure's promises rest?
+
+Nothing is created or changed: a database that is not there yet, or has an older schema, is reported
+as such. The verdicts are pure functions of what was read; reading stands below them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sqlite3
+import time
+from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from tenure.errors import TenureError
+from tenure.records import Check, Health
+from tenure.store import migrate
+
+MOST_CLOCK_DIFFERENCE = 1.0
+"""Seconds; below it nobody notices that `run_at` of callers and the store's clock differ."""
+
+
+def check_store(url: str) -> list[Check]:
+    """Every check of the database at `url`; a database that does not answer is a problem, too."""
+    read = check_postgres if url.startswith(("postgresql:", "postgres:")) else check_sqlite
+    checks: list[Check] = []
+    try:
+        checks.extend(read(url))
+    except TenureError as error:
+        checks.append(Check("database", Health.PROBLEM, "cannot be used", str(error)))
+    return checks
+
+
+def schema_version(url: str) -> int:
+    """The version of the schema at `url`; 0 where there is none yet."""
+    if url.startswith("sqlite:"):
+        from tenure.store import sqlite, sqlite_schema
+
+        path = sqlite.path_of(url)
+        if not path.exists():
+            return 0
+        connection = sqlite.connect(path)
+        try:
+            return sqlite_schema.version_of(connection)
+        finally:
+            connection.close()
+    from tenure.store import postgres_connection, postgres_schema
+
+    place = postgres_connection.place_of(url)
+    with postgres_connection.connect(place) as session:
+        return postgres_schema.version_of(session, place)
+
+
+# --- verdicts ---------------------------------------------------------------------------------
+
+
+def schema(found: int, needed: int) -> Check:
+    """Whether the schema is the one that this version of Tenure works with."""
+    if found > needed:
+        advice = f"this Tenure knows schemas up to {needed}: upgrade Tenure on this machine"
+        return Check("schema", Health.PROBLEM, str(found), advice)
+    if found < needed:
+        advice = f"version {needed} is made by `tenure migrate`, or by the next program that starts"
+        return Check("schema", Health.WARNING, str(found or "none yet"), advice)
+    return Check("schema", Health.OK, str(found))
+
+
+def guards(present: Collection[str], engine: str) -> Check:
+    """Whether every trigger that guards the jobs and the ledger is there and switched on."""
+    expected = trigger_names(sql for _, sql in migrate.steps(engine))
+    missing = sorted(expected - set(present))
+    if missing:
+        advice = (
+            f"missing or switched off: {', '.join(missing)}. Illegal moves are not refused. "
+            "Find out who removed them, run `tenure verify`, restore the database from a backup "
+            "or a dump of the schema"
+        )
+        return Check("guards", Health.PROBLEM, f"{len(expected) - len(missing)} triggers", advice)
+    return Check("guards", Health.OK, f"{len(expected)} triggers")
+
+
+def trigger_names(scripts: Iterator[str]) -> set[str]:
+    """The triggers that stand after the scripts have run."""
+    names: set[str] = set()
+    for script in scripts:
+        for verb, name in re.findall(r"\b(CREATE|DROP) TRIGGER (?:IF EXISTS )?(\w+)", script):
+            (names.add if verb == "CREATE" else names.discard)(name)
+    return names
+
+
+def clock(store: datetime, before: float, after: float) -> Check:
+    """How far the store's clock is from this machine's, read (Unix seconds) around the answer."""
+    told = store.timestamp()
+    difference = told - min(max(told, before), after)
+    found = f"{difference:+.1f} s from this machine"
+    if abs(difference) <= MOST_CLOCK_DIFFERENCE:
+        return Check("clock", Health.OK, found)
+    advice = (
+        "jobs run by the store's clock: a run_at computed on this machine comes that much off; "
+        "synchronise both by NTP"
+    )
+    return Check("clock", Health.WARNING, found, advice)
+
+
+def sqlite_library(version: tuple[int, int, int]) -> Check:
+    """Whether this SQLite can be used, and with what care."""
+    from tenure.store.sqlite import OLDEST_SQLITE, resets_wal_unsafely
+
+    found = "SQLite " + ".".join(map(str, version))
+    if version < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        advice = f"{oldest} or newer is needed: use a Python built with one"
+        return Check("library", Health.PROBLEM, found, advice)
+    if resets_wal_unsafely(version):
+        advice = (
+            "before 3.51.3 SQLite can lose a commit made during a checkpoint by another process. "
+            "Tenure guards its own checkpoints; do not write to the file with other programs"
+        )
+        return Check("library", Health.WARNING, found, advice)
+    return Check("library", Health.OK, found)
+
+
+SQLITE_SETTINGS: Mapping[str, tuple[Collection[str], str]] = {
+    "journal_mode": (
+        {"wal"},
+        "the write-ahead log cannot be used here; network file systems do not carry it: "
+        "move the file to a local disk",
+    ),
+    "synchronous": (
+        {"full", "extra"},
+        "a power cut could lose accepted jobs: report this, it is a fault of Tenure",
+    ),
+}
+SYNCHRONOUS = {0: "off", 1: "normal", 2: "full", 3: "extra"}
+POSTGRES_SETTINGS: Mapping[str, tuple[Collection[str], str]] = {
+    "fsync": ({"on"}, "a crash of the machine can lose or damage data: set fsync = on"),
+    "full_page_writes": (
+        {"on"},
+        "a crash of the machine can damage data: set full_page_writes = on, unless the file "
+        "system writes pages whole",
+    ),
+    "synchronous_commit": (
+        {"on", "local", "remote_write", "remote_apply"},
+        "a crash of the server can lose jobs that were accepted: set synchronous_commit = on, "
+        "for the server or for Tenure's role",
+    ),
+    "default_transaction_read_only": (
+        {"off"},
+        "nothing can be written by this role or database: set default_transaction_read_only = off",
+    ),
+}
+
+
+def setting(name: str, value: str, wanted: Mapping[str, tuple[Collection[str], str]]) -> Check:
+    """Whether a setting has a value with which the promises hold."""
+    good, advice = wanted[name]
+    if value in good:
+        return Check(name, Health.OK, value)
+    return Check(name, Health.PROBLEM, value, advice)
+
+
+def server(version: int, oldest: int) -> Check:
+    """Whether the PostgreSQL server is new enough; `version` as in server_version_num."""
+    found = f"PostgreSQL {version // 10_000}.{version % 10_000}"
+    if version // 10_000 < oldest:
+        return Check("server", Health.PROBLEM, found, f"PostgreSQL {oldest} or newer is needed")
+    return Check("server", Health.OK, found)
+
+
+def role(in_recovery: bool) -> Check:
+    """Whether the server is one that can be written to."""
+    if in_recovery:
+        advice = "a standby cannot be written to: give the URL of the primary"
+        return Check("role", Health.PROBLEM, "standby", advice)
+    return Check("role", Health.OK, "primary")
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def check_sqlite(url: str) -> Iterator[Check]:
+    """The checks of an SQLite file, in order."""
+    from tenure.store import sqlite, sqlite_schema
+
+    path = sqlite.path_of(url)
+    yield sqlite_library(sqlite3.sqlite_version_info)
+    if not path.exists():
+        health = Health.WARNING if path.parent.is_dir() else Health.PROBLEM
+        advice = "`tenure migrate` or the next program that starts makes it"
+        if health is Health.PROBLEM:
+            advice = f"its folder does not exist: make {path.parent}"
+        yield Check("database", health, "not there yet", advice)
+        return
+    try:
+        connection = sqlite.connect(path)
+        try:
+            yield Check("database", Health.OK, str(path))
+            for name in SQLITE_SETTINGS:
+                (value,) = connection.execute(f"PRAGMA {name}").fetchone()
+                yield setting(name, SYNCHRONOUS.get(value, str(value)), SQLITE_SETTINGS)
+            version = sqlite_schema.version_of(connection)
+            yield schema(version, migrate.newest("sqlite"))
+            if not version:
+                return
+            triggers = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'")
+            yield guards([name for (name,) in triggers], "sqlite")
+            before = time.time()  # noqa: TID251 - the machine's clock is what is checked
+            (millis,) = connection.execute(f"SELECT {sqlite.NOW}").fetchone()
+            after = time.time()  # noqa: TID251
+            yield clock(sqlite.to_time(millis), before - 0.001, after)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        advice = "is it a database of Tenure, and may this user read and write it and its folder?"
+        yield Check("database", Health.PROBLEM, f"{path}: {error}", advice)
+
+
+def check_postgres(url: str) -> Iterator[Check]:
+    """The checks of a PostgreSQL database, in order."""
+    from tenure.store import postgres_connection, postgres_schema
+
+    # Not before the line above, which says what to do where it is missing.
+    psycopg = importlib.import_module("psycopg")
+    place = postgres_connection.place_of(url)
+    try:
+        with postgres_connection.connect(place) as connection:
+            version = connection.info.server_version
+            yield server(version, postgres_connection.OLDEST_SERVER)
+            yield role(_one(connection, "SELECT pg_is_in_recovery()"))
+            for name in POSTGRES_SETTINGS:
+                value = _one(connection, "SELECT current_setting(%s)", name)
+                yield setting(name, value, POSTGRES_SETTINGS)
+            found = postgres_schema.version_of(connection, place)
+            yield schema(found, migrate.newest("postgres"))
+            if found:
+                yield guards(_triggers(connection, place.schema), "postgres")
+            before = time.time()  # noqa: TID251 - the machine's clock is what is checked
+            now = _one(connection, "SELECT clock_timestamp()")
+            after = time.time()  # noqa: TID251
+            yield clock(now, before, after)
+    except psycopg.Error as error:
+        advice = f"{error}: is the server running, and may this user connect?"
+        yield Check("database", Health.PROBLEM, "does not answer", advice)
+
+
+def _triggers(connection: Any, schema: str) -> list[str]:
+    """The triggers in force in a schema, whatever the session's replication role."""
+    return [
+        name
+        for (name,) in connection.execute(
+            "SELECT tgname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid"
+            " WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND tgenabled = 'A'",
+            (schema,),
+        )
+    ]
+
+
+def _one(connection: Any, statement: str, *values: Any) -> Any:
+    (value,) = connection.execute(statement, values or None).fetchone()
+    return value

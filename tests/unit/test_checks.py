@@ -1,0 +1,154 @@
+"""What `tenure doctor` reads from a database, and what it makes of it."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tenure import Tenure
+from tenure.records import Health
+from tenure.store import checks
+
+
+def found(url: str) -> dict[str, checks.Check]:
+    return {check.name: check for check in Tenure(url).checks()}
+
+
+def test_a_fresh_database_has_no_problem_and_looking_makes_none(database_url: str) -> None:
+    before = found(database_url)
+    versions = Tenure(database_url).migrate()
+    after = found(database_url)
+
+    assert versions[0] == 0
+    assert "guards" not in before
+    problems = {c.name for c in (*before.values(), *after.values()) if c.health is Health.PROBLEM}
+    assert problems <= {"fsync", "full_page_writes"}  # which the tests' own server does without
+    assert after["schema"].found == str(versions[1])
+    assert after["guards"].health is after["clock"].health is Health.OK
+
+
+def test_looking_does_not_make_a_file(sqlite_url: str) -> None:
+    assert found(sqlite_url)["database"].found == "not there yet"
+    assert found(sqlite_url)["database"].found == "not there yet"
+
+
+def test_every_check_that_is_not_ok_says_what_to_do(database_url: str) -> None:
+    for check in found(database_url).values():
+        assert (check.advice == "") == (check.health is Health.OK), check
+
+
+def test_a_guard_that_was_removed_is_a_problem(sqlite_url: str) -> None:
+    Tenure(sqlite_url).migrate()
+    with sqlite3.connect(sqlite_url.removeprefix("sqlite:///")) as connection:
+        connection.execute("DROP TRIGGER tenure_job_moves")
+    connection.close()
+
+    guards = found(sqlite_url)["guards"]
+
+    assert guards.health is Health.PROBLEM
+    assert "tenure_job_moves" in guards.advice
+
+
+@pytest.mark.postgres
+def test_a_guard_that_was_switched_off_is_a_problem(postgres_url: str) -> None:
+    import psycopg
+
+    Tenure(postgres_url).migrate()
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("ALTER TABLE tenure.job DISABLE TRIGGER job_moves")
+
+    guards = found(postgres_url)["guards"]
+
+    assert guards.health is Health.PROBLEM
+    assert "job_moves" in guards.advice
+
+
+@pytest.mark.postgres
+def test_a_server_that_acknowledges_too_early_is_a_problem(postgres_url: str) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off',"
+            " current_database()); END $$"
+        )
+
+    assert found(postgres_url)["synchronous_commit"].health is Health.PROBLEM
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////no/such/folder/jobs.db",
+        "sqlite://jobs.db",
+        "mysql://localhost/jobs",
+        pytest.param("postgresql://127.0.0.1:1/jobs", marks=pytest.mark.postgres),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_a_problem(url: str) -> None:
+    database = found(url)["database"]
+
+    assert database.health is Health.PROBLEM
+    assert database.advice
+
+
+def test_a_file_that_is_no_database_is_a_problem(sqlite_url: str) -> None:
+    Path(sqlite_url.removeprefix("sqlite:///")).write_text("not a database " * 1000)
+
+    assert found(sqlite_url)["database"].health is Health.PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("version", "health"),
+    [
+        ((3, 37, 2), Health.PROBLEM),
+        ((3, 38, 0), Health.WARNING),
+        ((3, 44, 6), Health.OK),
+        ((3, 46, 1), Health.WARNING),
+        ((3, 50, 6), Health.WARNING),
+        ((3, 50, 7), Health.OK),
+        ((3, 51, 2), Health.WARNING),
+        ((3, 51, 3), Health.OK),
+        ((3, 54, 0), Health.OK),
+    ],
+)
+def test_sqlite_versions(version: tuple[int, int, int], health: Health) -> None:
+    assert checks.sqlite_library(version).health is health
+
+
+@pytest.mark.parametrize(("found", "health"), [(0, "warning"), (2, "ok"), (3, "problem")])
+def test_schema_versions(found: int, health: str) -> None:
+    assert checks.schema(found, 2).health == health
+
+
+@pytest.mark.parametrize(
+    ("store", "health"),
+    [(1000.0, "ok"), (1000.4, "ok"), (1002.0, "warning"), (998.0, "warning"), (1001.5, "ok")],
+)
+def test_clocks_may_differ_by_a_second_beyond_the_time_the_question_took(
+    store: float, health: str
+) -> None:
+    told = datetime.fromtimestamp(store, UTC)
+
+    assert checks.clock(told, before=1000.0, after=1000.5).health == health
+
+
+def test_postgres_facts() -> None:
+    assert checks.server(130_009, 14).health is Health.PROBLEM
+    assert checks.server(150_004, 14) == checks.Check("server", Health.OK, "PostgreSQL 15.4")
+    assert checks.role(in_recovery=True).health is Health.PROBLEM
+    assert checks.role(in_recovery=False).health is Health.OK
+    for name in checks.POSTGRES_SETTINGS:
+        value = "off" if name != "default_transaction_read_only" else "on"
+        assert checks.setting(name, value, checks.POSTGRES_SETTINGS).health is Health.PROBLEM
+
+
+def test_triggers_are_those_that_stand_after_every_step() -> None:
+    scripts = iter(
+        ["CREATE TRIGGER one BEFORE\nCREATE TRIGGER two AFTER", "DROP TRIGGER IF EXISTS one;"]
+    )
+
+    assert checks.trigger_names(scripts) == {"two"}
