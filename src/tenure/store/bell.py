@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
+
+log = logging.getLogger(__name__)
 
 Watch = Callable[[Callable[[], None], threading.Event], None]
 
@@ -22,7 +25,10 @@ class Bell:
     def ring(self) -> None:
         """Call every subscriber; they must be quick and may be called from any thread."""
         for subscriber in self._subscribers:
-            subscriber()
+            try:
+                subscriber()
+            except Exception as error:  # its event loop may be gone: the others still wait
+                log.warning("somebody who waits for work could not be told: %r", error)
 
     def subscribe(self, subscriber: Callable[[], None]) -> Callable[[], None]:
         """Have `subscriber` called from now on; returns the function that ends it."""

@@ -1,0 +1,49 @@
+"""The store's clock in the hands of a test: it stands still until it is moved.
+
+Each store reads every time through one function in its database (SQLite: the view `tenure_now`,
+PostgreSQL: the function `clock()`). Here that function is replaced by a table with one row.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from tests.raw import Raw
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+TICK = 0.001
+"""Seconds; the finest step that both engines store."""
+
+
+class Clock:
+    """Takes over the clock of the store at `url`, whose schema must be there already."""
+
+    def __init__(self, url: str, start: datetime = START) -> None:
+        self.now = start
+        self._raw = Raw(url)
+        if self._raw.engine == "sqlite":
+            self._table = "tenure_now"
+            self._raw.run("DROP VIEW tenure_now")
+            self._raw.run("CREATE TABLE tenure_now (at INTEGER NOT NULL)")
+        else:
+            self._table = "tenure.stopped_clock"
+            self._raw.run("CREATE TABLE tenure.stopped_clock (at timestamptz NOT NULL)")
+            self._raw.run(
+                "CREATE OR REPLACE FUNCTION tenure.clock() RETURNS timestamptz LANGUAGE sql"
+                " STABLE PARALLEL SAFE AS 'SELECT at FROM tenure.stopped_clock'"
+            )
+        self._raw.run(f"INSERT INTO {self._table} VALUES (?)", self._raw.time(start))
+
+    def set(self, to: datetime) -> datetime:
+        """Move the clock, forwards or back; whole milliseconds only."""
+        assert to.microsecond % 1000 == 0, "SQLite keeps milliseconds"
+        self.now = to
+        self._raw.run(f"UPDATE {self._table} SET at = ?", self._raw.time(to))
+        return to
+
+    def advance(self, seconds: float) -> datetime:
+        """Let `seconds` pass."""
+        return self.set(self.now + timedelta(milliseconds=round(seconds * 1000)))
+
+    def close(self) -> None:
+        self._raw.close()

@@ -1,0 +1,104 @@
+"""A store with its clock and a plain connection beside it, and short words for its verbs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tenure.ids import new_id
+from tenure.lifecycle import Job
+from tenure.records import (
+    Added,
+    Addition,
+    ClaimRequest,
+    Lease,
+    Outcome,
+    Report,
+    Transition,
+    Verdict,
+)
+from tenure.store import Store
+from tests.clock import Clock
+from tests.raw import Raw
+
+LEASE_SECONDS = 60.0
+
+
+def new(type: str = "mail", **fields: Any) -> Addition:
+    """An addition with an id of its own."""
+    return Addition(**{"id": new_id(), "type": type, **fields})
+
+
+def request(limit: int = 1, worker: str = "w1", **fields: Any) -> ClaimRequest:
+    """A worker asking for jobs."""
+    return ClaimRequest(
+        **{"worker": worker, "limit": limit, "lease_seconds": LEASE_SECONDS, **fields}
+    )
+
+
+def completed(lease: Lease, result: str | None = None, **fields: Any) -> Report:
+    """The report that an attempt succeeded."""
+    return Report(lease.id, lease.lease_id, Outcome.COMPLETED, result=result, **fields)
+
+
+def failed(lease: Lease, error: str = "boom", **fields: Any) -> Report:
+    """The report that an attempt failed."""
+    return Report(lease.id, lease.lease_id, Outcome.FAILED, error=error, **fields)
+
+
+def released(lease: Lease, **fields: Any) -> Report:
+    """The report that hands a job back unrun."""
+    return Report(lease.id, lease.lease_id, Outcome.RELEASED, **fields)
+
+
+REPORTS = {Outcome.COMPLETED: completed, Outcome.FAILED: failed, Outcome.RELEASED: released}
+
+
+class Desk:
+    """What the contract tests work with."""
+
+    def __init__(self, store: Store, clock: Clock, raw: Raw) -> None:
+        self.store = store
+        self.clock = clock
+        self.raw = raw
+
+    def add(self, type: str = "mail", **fields: Any) -> Job:
+        """Add one job and wait for it."""
+        (added,) = self.add_all(new(type, **fields))
+        return added.job
+
+    def add_all(self, *additions: Addition) -> list[Added]:
+        """Add jobs in one request."""
+        return self.store.add(additions).result()
+
+    def claim(self, limit: int = 1, worker: str = "w1", **fields: Any) -> list[Lease]:
+        """Lease jobs."""
+        return list(self.store.turn((), request(limit, worker, **fields)).result().leases)
+
+    def take(self, **fields: Any) -> Lease:
+        """Add a job and lease it."""
+        job = self.add(**fields)
+        (lease,) = self.claim(limit=1)
+        assert lease.id == job.id
+        return lease
+
+    def report(self, *reports: Report) -> list[Verdict]:
+        """Report, and lease nothing."""
+        return list(self.store.turn(reports, None).result().verdicts)
+
+    def get(self, job_id: str) -> Job:
+        """The job as it stands."""
+        job = self.store.read.get(job_id)
+        assert job is not None
+        return job
+
+    def events(self, job_id: str) -> list[str]:
+        """The events in the ledger of a job."""
+        return [entry.event for entry in self.history(job_id)]
+
+    def history(self, job_id: str) -> list[Transition]:
+        """The ledger of a job."""
+        return self.store.read.history(job_id)
+
+    def ids(self, leases: list[Lease]) -> list[str]:
+        """The jobs of leases."""
+        return [lease.id for lease in leases]

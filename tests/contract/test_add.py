@@ -1,0 +1,249 @@
+"""Adding jobs: what is kept, what is repeated harmlessly, what is refused without a trace."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tenure.errors import KeyConflict, QueueFull
+from tenure.lifecycle import Job
+from tenure.records import Added, Query
+from tenure.retry import RetryPolicy
+from tests.contract.desk import Desk, completed, new
+
+
+def test_a_new_job_is_pending_and_due_at_once(desk: Desk) -> None:
+    job = desk.add("mail")
+    assert job == Job(id=job.id, type="mail", created_at=desk.clock.now, run_at=desk.clock.now)
+    assert desk.get(job.id) == job
+    (entry,) = desk.history(job.id)
+    assert (entry.source, entry.target, entry.event) == (None, "pending", "enqueued")
+    assert (entry.at, entry.attempt, entry.token) == (desk.clock.now, 0, 0)
+    assert entry.lease_id is None
+
+
+def test_every_field_comes_back_as_it_was_given(desk: Desk) -> None:
+    fields: dict[str, Any] = {
+        "queue": "night",
+        "payload": '{"text":"Grüße, 世界 🎈 \\u0001 \'\\"","deep":[[[1.5,null,true]]]}',
+        "priority": -32_767,
+        "max_retries": 1_000,
+        "timeout": 0.125,
+        "backoff": RetryPolicy(base=0.25, factor=3.5, cap=7_200),
+        "idempotency_key": "order 17 / ü",
+        "actor": "web",
+    }
+    job = desk.add("mail.send", **fields)
+    stored = desk.get(job.id)
+    assert stored == job
+    assert {name: getattr(stored, name) for name in fields} == fields
+    assert desk.history(job.id)[0].actor == "web"
+
+
+def test_a_megabyte_of_payload_is_kept(desk: Desk) -> None:
+    payload = '{"text":"' + "ß" * 500_000 + '"}'
+    assert desk.get(desk.add(payload=payload).id).payload == payload
+
+
+def test_a_job_can_wait(desk: Desk) -> None:
+    assert desk.add(delay=90.5).run_at == desk.clock.now + timedelta(seconds=90.5)
+    at = desk.clock.now + timedelta(days=400, milliseconds=1)
+    assert desk.add(run_at=at).run_at == at
+    past = desk.clock.now - timedelta(days=400)
+    assert desk.add(run_at=past).run_at == past
+
+
+def test_several_jobs_come_back_in_the_order_of_the_request(desk: Desk) -> None:
+    wanted = [new(f"type-{number}") for number in range(50)]
+    added = desk.add_all(*reversed(wanted))
+    assert [a.job.type for a in added] == [a.type for a in reversed(wanted)]
+    assert all(a.created for a in added)
+    assert len(desk.store.read.find(Query(limit=100))) == 50
+
+
+def test_no_jobs_at_all_is_no_request_to_refuse(desk: Desk) -> None:
+    assert desk.add_all() == []
+
+
+# --- the same request again -------------------------------------------------------------------
+
+
+def test_the_same_id_again_answers_the_same_job(desk: Desk) -> None:
+    addition = new(delay=5)
+    (first,) = desk.add_all(addition)
+    desk.clock.advance(1)
+    (again,) = desk.add_all(addition)
+    assert again == first
+    assert desk.events(addition.id) == ["enqueued"]
+
+
+def test_the_same_id_again_answers_the_job_as_it_is_by_then(desk: Desk) -> None:
+    addition = new()
+    desk.add_all(addition)
+    (lease,) = desk.claim()
+    desk.report(completed(lease, '"done"'))
+    (again,) = desk.add_all(addition)
+    assert again.job.status == "completed"
+    assert desk.events(addition.id) == ["enqueued", "claimed", "completed"]
+
+
+def test_the_same_id_twice_in_one_request_is_one_job(desk: Desk) -> None:
+    addition = new()
+    first, second = desk.add_all(addition, addition)
+    assert first.job == second.job
+    assert desk.events(addition.id) == ["enqueued"]
+
+
+def test_a_key_again_answers_the_first_job(desk: Desk) -> None:
+    first = desk.add(idempotency_key="k", fingerprint="f")
+    desk.clock.advance(3600)
+    (again,) = desk.add_all(new(idempotency_key="k", fingerprint="f"))
+    assert again == Added(first, created=False)
+    assert len(desk.store.read.find(Query())) == 1
+
+
+def test_a_key_holds_while_its_job_runs_and_after_it_ended(desk: Desk) -> None:
+    lease = desk.take(idempotency_key="k", fingerprint="f")
+    for status in ("processing", "completed"):
+        (again,) = desk.add_all(new(idempotency_key="k", fingerprint="f"))
+        assert (again.job.id, again.job.status, again.created) == (lease.id, status, False)
+        desk.report(completed(lease))
+
+
+def test_a_key_with_another_request_is_a_conflict(desk: Desk) -> None:
+    first = desk.add(idempotency_key="k", fingerprint="f")
+    with pytest.raises(KeyConflict) as conflict:
+        desk.add(idempotency_key="k", fingerprint="g")
+    assert (conflict.value.key, conflict.value.job_id) == ("k", first.id)
+    assert desk.store.read.find(Query()) == [first]
+
+
+def test_a_key_in_the_same_request_twice_is_one_job_or_a_conflict(desk: Desk) -> None:
+    first, second = desk.add_all(
+        new(idempotency_key="k", fingerprint="f"), new(idempotency_key="k", fingerprint="f")
+    )
+    assert (first.created, second.created) == (True, False)
+    assert first.job == second.job
+    with pytest.raises(KeyConflict):
+        desk.add_all(
+            new(idempotency_key="m", fingerprint="f"), new(idempotency_key="m", fingerprint="g")
+        )
+    assert [job.idempotency_key for job in desk.store.read.find(Query())] == ["k"]
+
+
+def test_jobs_without_a_key_are_never_the_same(desk: Desk) -> None:
+    desk.add(fingerprint="f")
+    desk.add(fingerprint="f")
+    assert len(desk.store.read.find(Query())) == 2
+
+
+def test_one_key_from_fifty_threads_is_one_job(desk: Desk) -> None:
+    def ask(_: int) -> Added:
+        return desk.add_all(new(idempotency_key="k", fingerprint="f"))[0]
+
+    with ThreadPoolExecutor(50) as threads:
+        answers = list(threads.map(ask, range(50)))
+    assert len({answer.job.id for answer in answers}) == 1
+    assert sum(answer.created for answer in answers) == 1
+
+
+def test_a_refused_request_does_not_use_its_key_up(desk: Desk) -> None:
+    desk.store.set_queue("small", max_pending=0).result()
+    with pytest.raises(QueueFull):
+        desk.add(queue="small", idempotency_key="k", fingerprint="f")
+    (added,) = desk.add_all(new(idempotency_key="k", fingerprint="g"))
+    assert added.created
+
+
+# --- all or nothing ---------------------------------------------------------------------------
+
+
+def test_one_conflict_undoes_the_whole_request(desk: Desk) -> None:
+    first = desk.add(idempotency_key="k", fingerprint="f")
+    before = desk.raw.contents()
+    with pytest.raises(KeyConflict):
+        desk.add_all(new(), new(idempotency_key="k", fingerprint="g"), new())
+    assert desk.raw.contents() == before
+    assert desk.store.read.find(Query()) == [first]
+
+
+def test_a_request_that_the_database_refuses_harms_no_other(desk: Desk) -> None:
+    good: list[Future[list[Added]]] = []
+    bad: list[Future[list[Added]]] = []
+    for _ in range(20):
+        good.append(desk.store.add([new()]))
+        bad.append(desk.store.add([new(max_retries=-1)]))  # against a CHECK
+        bad.append(desk.store.add([new(), new(max_retries=-1)]))
+    wait([*good, *bad])
+    assert all(future.exception() is not None for future in bad)
+    assert all(future.result()[0].created for future in good)
+    assert len(desk.store.read.find(Query(limit=500))) == 20
+
+
+# --- a queue with a limit ---------------------------------------------------------------------
+
+
+def test_a_queue_takes_exactly_as_many_as_its_limit(desk: Desk) -> None:
+    desk.store.set_queue("small", max_pending=3).result()
+    for _ in range(3):
+        desk.add(queue="small")
+    before = desk.raw.contents()
+    with pytest.raises(QueueFull) as refusal:
+        desk.add(queue="small")
+    assert (refusal.value.queue, refusal.value.max_pending) == ("small", 3)
+    assert desk.raw.contents() == before
+    desk.add(queue="other")
+
+
+def test_only_pending_jobs_count(desk: Desk) -> None:
+    desk.store.set_queue("default", max_pending=1).result()
+    desk.take()
+    desk.add()
+    with pytest.raises(QueueFull):
+        desk.add()
+
+
+def test_a_request_fits_whole_or_not_at_all(desk: Desk) -> None:
+    desk.store.set_queue("small", max_pending=3).result()
+    desk.add_all(*[new(queue="small") for _ in range(2)])
+    before = desk.raw.contents()
+    with pytest.raises(QueueFull):
+        desk.add_all(new(), *[new(queue="small") for _ in range(2)])
+    assert desk.raw.contents() == before
+    desk.add_all(new(), new(queue="small"))
+
+
+def test_a_limit_of_nothing_refuses_all_and_minus_one_lifts_it(desk: Desk) -> None:
+    desk.store.set_queue("small", max_pending=0).result()
+    with pytest.raises(QueueFull):
+        desk.add(queue="small")
+    desk.store.set_queue("small", max_pending=-1).result()
+    desk.add_all(*[new(queue="small") for _ in range(100)])
+
+
+def test_asking_again_needs_no_room(desk: Desk) -> None:
+    desk.store.set_queue("small", max_pending=2).result()
+    keyed = new(queue="small", idempotency_key="k", fingerprint="f")
+    plain = new(queue="small")
+    desk.add_all(keyed, plain)
+    assert desk.add_all(plain)[0].job.id == plain.id
+    assert desk.add_all(replace(keyed, id=new().id)) == [Added(desk.get(keyed.id), created=False)]
+    assert [a.job.id for a in desk.add_all(plain, keyed)] == [plain.id, keyed.id]
+    with pytest.raises(KeyConflict):
+        desk.add(queue="small", idempotency_key="k", fingerprint="other")
+
+
+def test_callers_at_once_fill_a_queue_to_its_limit_and_no_further(desk: Desk) -> None:
+    desk.store.set_queue("small", max_pending=20).result()
+    for started in range(3):  # the first round fills it, the others find it full
+        futures = [desk.store.add([new(queue="small")]) for _ in range(50)]
+        wait(futures)
+        refused = [future.exception() for future in futures if future.exception() is not None]
+        assert all(isinstance(error, QueueFull) for error in refused)
+        assert len(refused) == (30 if started == 0 else 50)
+    (state,) = desk.store.read.queues()
+    assert (state.pending, state.max_pending) == (20, 20)

@@ -1,0 +1,100 @@
+"""The store as an object: opening, closing, and callers that come and go at bad moments."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import pytest
+
+from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.records import Query
+from tenure.store import migrate_store, open_store
+from tests.contract.desk import Desk, completed, new, request
+
+
+def test_what_was_answered_is_there_after_opening_again(desk: Desk) -> None:
+    job = desk.add()
+    desk.store.close()
+    again = open_store(desk.store.url)
+    try:
+        assert again.read.get(job.id) == job
+    finally:
+        again.close()
+    desk.store = open_store(desk.store.url)
+
+
+def test_closing_finishes_what_is_waiting(desk: Desk, database_url: str) -> None:
+    store = open_store(database_url)
+    futures = [store.add([new()]) for _ in range(200)]
+    store.close()
+    assert all(future.done() and future.result()[0].created for future in futures)
+    assert len(desk.store.read.find(Query(limit=500))) == 200
+
+
+def test_a_closed_store_says_so(database_url: str) -> None:
+    store = open_store(database_url)
+    store.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        store.add([new()])
+    store.close()  # twice is no mistake
+
+
+def test_a_store_is_not_used_across_a_fork(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(StoreUnavailable, match="fork"):
+        desk.store.add([new()])
+    with pytest.raises(StoreUnavailable, match="fork"):
+        _ = desk.store.read
+
+
+def test_two_stores_over_one_database_see_the_same(desk: Desk, database_url: str) -> None:
+    other = open_store(database_url)
+    try:
+        lease = desk.take()
+        assert other.turn([completed(lease)], None).result().verdicts[0].answer == "recorded"
+        assert desk.get(lease.id).status == "completed"
+        assert other.turn((), request()).result().leases == []
+    finally:
+        other.close()
+
+
+def test_many_open_a_new_database_at_once(database_url: str) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        versions = list(threads.map(migrate_store, [database_url] * 8))
+    assert len(set(versions)) == 1
+    store = open_store(database_url)
+    try:
+        assert store.add([new()]).result()[0].created
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("url", ["", "jobs.db", "mysql://host/db", "sqlite:///", "sqlite:jobs.db"])
+def test_what_is_no_database_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInput):
+        open_store(url)
+
+
+def test_callers_that_give_up_harm_nobody(desk: Desk) -> None:
+    given_up = [desk.store.add([new()]) for _ in range(200)]
+    dropped = [future.cancel() for future in given_up]
+    wait([future for future, gone in zip(given_up, dropped, strict=True) if not gone])
+    desk.add()
+    kept = dropped.count(False) + 1
+    assert len(desk.store.read.find(Query(limit=500))) == kept
+
+
+def test_a_listener_that_raises_harms_nobody(desk: Desk) -> None:
+    rung: list[None] = []
+
+    def broken() -> None:
+        raise RuntimeError("the event loop is closed")
+
+    stops = [desk.store.on_work(broken), desk.store.on_work(lambda: rung.append(None))]
+    for _ in range(5):
+        desk.add()
+    for stop in stops:
+        stop()
+    assert len(desk.store.read.find(Query())) == 5
+    assert len(rung) >= 1

@@ -1,0 +1,105 @@
+"""A plain connection to a store's database: what anybody with an SQL client can do."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+NAMES = {
+    "sqlite": {
+        "{job}": "tenure_job",
+        "{transition}": "tenure_transition",
+        "{queue}": "tenure_queue",
+        "{worker}": "tenure_worker",
+        "{now}": "(SELECT at FROM tenure_now)",
+        "{later}": "(SELECT at + 60000 FROM tenure_now)",
+        "{new_lease}": "lower(hex(randomblob(16)))",
+    },
+    "postgres": {
+        "{job}": "tenure.job",
+        "{transition}": "tenure.transition",
+        "{queue}": "tenure.queue",
+        "{worker}": "tenure.worker",
+        "{now}": "tenure.clock()",
+        "{later}": "(tenure.clock() + interval '60 seconds')",
+        "{new_lease}": "gen_random_uuid()",
+        "?": "%s",
+    },
+}
+
+Refused = (sqlite3.IntegrityError, psycopg.Error)
+"""What a database raises when it refuses a statement."""
+
+
+class Raw:
+    """Runs SQL as it is given, but for the names in braces and `?` for a value."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = "sqlite" if url.startswith("sqlite:") else "postgres"
+        self.changed = 0  # rows that the last statement changed
+        self._connection: Any
+        if self.engine == "sqlite":
+            path = Path(url.removeprefix("sqlite:///"))
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._connection.execute("PRAGMA wal_autocheckpoint = 0")
+        else:
+            self._connection = psycopg.connect(url, autocommit=True, prepare_threshold=None)
+
+    def run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Run one statement in a transaction of its own; its rows, if it gives any."""
+        for name, meaning in NAMES[self.engine].items():
+            statement = statement.replace(name, meaning)
+        cursor = self._connection.execute(statement, values)
+        self.changed = cursor.rowcount
+        return cursor.fetchall() if cursor.description else []
+
+    def value(self, statement: str, *values: Any) -> Any:
+        """The one value that a query gives."""
+        ((found,),) = self.run(statement, *values)
+        return found
+
+    def contents(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """Every job and every ledger entry, column for column."""
+        jobs = self.run("SELECT * FROM {job} ORDER BY id")
+        return jobs, self.run("SELECT * FROM {transition} ORDER BY seq")
+
+    def time(self, at: datetime) -> Any:
+        """A time as the engine stores it."""
+        return round((at - EPOCH).total_seconds() * 1000) if self.engine == "sqlite" else at
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Several statements as one transaction, undone if one of them is refused."""
+        self.run("BEGIN IMMEDIATE" if self.engine == "sqlite" else "BEGIN")
+        try:
+            yield
+        except BaseException:
+            self.run("ROLLBACK")
+            raise
+        self.run("COMMIT")
+
+    def unguard(self) -> None:
+        """Take every trigger and check away, so that a test can break what they protect."""
+        if self.engine == "sqlite":
+            for (name,) in self.run("SELECT name FROM sqlite_schema WHERE type = 'trigger'"):
+                self.run(f"DROP TRIGGER {name}")
+            self.run("PRAGMA ignore_check_constraints = ON")
+            return
+        for table in ("job", "transition"):
+            self.run(f"ALTER TABLE tenure.{table} DISABLE TRIGGER ALL")
+        for (name,) in self.run(
+            "SELECT conname FROM pg_constraint"
+            " WHERE conrelid = 'tenure.job'::regclass AND contype = 'c'"
+        ):
+            self.run(f'ALTER TABLE tenure.job DROP CONSTRAINT "{name}"')
+
+    def close(self) -> None:
+        self._connection.close()
