@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import msgspec
+import msgspec.inspect
 
 from tenure import payload as payloads
 from tenure.errors import InvalidInput
@@ -69,26 +70,27 @@ class Handler:
     signature: inspect.Signature = field(default_factory=inspect.Signature)
     decoder: msgspec.json.Decoder[Any] | None = None  # None: the payload as it is
     fields: tuple[str, ...] = ()
+    others: Any = None  # what `**` may hold, if there are `fields` beside it
 
     def payload_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON object that a call with these arguments stands for; TypeError if it is none."""
         if self.wants_context:
             args = (None, *args)
-        bound = self.signature.bind(*args, **kwargs)
+        bound = self.signature.bind(*args, **kwargs).arguments
+        if self.wants_context:
+            del bound[next(iter(self.signature.parameters))]
         arguments: dict[str, Any] = {}
-        for name, value in bound.arguments.items():
+        for name, value in bound.items():
             if self.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
                 arguments.update(value)
             else:
                 arguments[name] = value
-        if self.wants_context:
-            del arguments[next(iter(self.signature.parameters))]
         try:
             return {
-                name: value if type(value) in _PLAIN else msgspec.to_builtins(value)
+                name: value if type(value) in _PLAIN else _with_lists(msgspec.to_builtins(value))
                 for name, value in arguments.items()
             }
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidInput(
                 f"an argument of {self.name} cannot be written as JSON ({error}); "
                 "pass an id or a value of a JSON type instead",
@@ -103,14 +105,43 @@ class Handler:
             values = self.decoder.decode(text)
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
             raise BadArguments(f"the payload does not fit {self.name}: {error}") from error
-        return {
+        arguments = {
             name: value
             for name in self.fields
             if (value := getattr(values, name)) is not msgspec.UNSET
         }
+        if self.others is not None:
+            arguments |= self._other_arguments(payloads.load(text))
+        return arguments
+
+    def _other_arguments(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """What `**` gets: whatever has no parameter of its own, each by the annotation of `**`."""
+        others: dict[str, Any] = {}
+        first = next(iter(self.signature.parameters.values()))
+        for name in payload.keys() - set(self.fields):
+            try:
+                if self.wants_context and name == first.name and first.kind is not _BY_PLACE:
+                    raise msgspec.ValidationError("Object contains the context's name")
+                others[name] = msgspec.convert(payload[name], self.others)
+            except msgspec.ValidationError as error:
+                raise BadArguments(
+                    f"the payload does not fit {self.name}: {error} - at `$.{name}`"
+                ) from error
+        return others
 
 
 _PLAIN = frozenset({str, int, float, bool, type(None)})
+_BY_PLACE = inspect.Parameter.POSITIONAL_ONLY
+_BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def _with_lists(value: Any) -> Any:
+    """A value of JSON types as JSON would give it back: tuples become lists."""
+    if isinstance(value, list | tuple):
+        return [_with_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_lists(item) for key, item in value.items()}
+    return value
 
 
 def describe(
@@ -120,33 +151,43 @@ def describe(
     signature = inspect.signature(function)
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise InvalidInput(f"an annotation of {name} cannot be resolved: {error}") from error
+    except Exception as error:  # annotations are expressions: they can raise anything
+        raise InvalidInput(
+            f"an annotation of {name} cannot be resolved: {type(error).__name__}: {error}"
+        ) from error
     parameters = list(signature.parameters.values())
     wants_context = bool(parameters) and hints.get(parameters[0].name) is JobContext
     is_async = inspect.iscoroutinefunction(function)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidInput(f"{name} is a generator, calling it runs nothing: make it without yield")
     if in_process and (is_async or wants_context):
         raise InvalidInput(f"{name} runs in a process: make it a plain def without a JobContext")
+    if in_process and "<" in function.__qualname__:
+        raise InvalidInput(f"{name} runs in a process, which must find it: define it in a module")
     if wants_context:
+        if parameters[0].kind not in (_BY_PLACE, _BY_PLACE_OR_NAME):
+            raise InvalidInput(f"{name}({parameters[0]}): the context is passed by its place")
         parameters = parameters[1:]
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
-    open_ended = False
+    others: Any = None
     for parameter in parameters:
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            open_ended = True
-            continue
-        if parameter.kind in (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.VAR_POSITIONAL,
-        ):
-            raise InvalidInput(f"{name}({parameter}): a payload has names, use named parameters")
         hint = hints.get(parameter.name, Any)
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            _check(name, hint)
+            others = hint
+            continue
+        if parameter.kind in (_BY_PLACE, inspect.Parameter.VAR_POSITIONAL):
+            raise InvalidInput(f"{name}({parameter}): a payload has names, use named parameters")
         if parameter.default is inspect.Parameter.empty:
             fields.append((parameter.name, hint))
         else:
             # Defaults may be mutable; the struct only notes that the argument may be absent.
             optional: Any = typing.Union.__getitem__((hint, msgspec.UnsetType))
             fields.append((parameter.name, optional, msgspec.UNSET))
+    named_context = (
+        wants_context and next(iter(signature.parameters.values())).kind is not _BY_PLACE
+    )
+    as_it_is = not fields and others in (Any, object) and not named_context
     return Handler(
         name=name,
         function=function,
@@ -155,19 +196,53 @@ def describe(
         is_async=is_async,
         wants_context=wants_context,
         signature=signature,
-        decoder=None if open_ended else _decoder(name, fields),
+        decoder=None if as_it_is else _decoder(name, fields, open_ended=others is not None),
         fields=tuple(entry[0] for entry in fields),
+        others=others,
     )
 
 
-def _decoder(name: str, fields: list[Any]) -> msgspec.json.Decoder[Any]:
+def _decoder(name: str, fields: list[Any], *, open_ended: bool) -> msgspec.json.Decoder[Any]:
     try:
         arguments = msgspec.defstruct(
-            "Arguments", fields, kw_only=True, forbid_unknown_fields=True, gc=False
+            "Arguments", fields, kw_only=True, forbid_unknown_fields=not open_ended, gc=False
         )
-        return msgspec.json.Decoder(arguments)
     except TypeError as error:
         raise InvalidInput(f"an annotation of {name} has no JSON form: {error}") from error
+    _check(name, arguments)
+    return msgspec.json.Decoder(arguments)
+
+
+def _check(name: str, type: Any) -> None:
+    """Raise InvalidInput if part of an annotation can be no JSON value."""
+    try:
+        info = msgspec.inspect.type_info(type)
+        msgspec.json.Decoder(type)
+    except Exception as error:  # it evaluates annotations, too
+        raise InvalidInput(f"an annotation of {name} has no JSON form: {error}") from error
+    for cls in _classes(info, set()):
+        if cls is JobContext:
+            raise InvalidInput(f"{name}: only the first parameter can be the JobContext, and no |")
+        raise InvalidInput(f"an annotation of {name} has no JSON form: {cls}")
+
+
+def _classes(part: Any, seen: set[int]) -> Iterator[Any]:
+    """The classes in a type that no payload can hold."""
+    if id(part) in seen:
+        return
+    seen.add(id(part))
+    if isinstance(part, msgspec.inspect.CustomType):
+        if part.cls is not object:
+            yield part.cls
+    elif isinstance(part, msgspec.inspect.DataclassType) and part.cls is JobContext:
+        yield part.cls
+    elif isinstance(part, tuple):
+        for each in part:
+            yield from _classes(each, seen)
+    elif isinstance(part, msgspec.inspect.Type | msgspec.inspect.Field):
+        for field_name in part.__struct_fields__:
+            if field_name != "default":
+                yield from _classes(getattr(part, field_name), seen)
 
 
 class Handlers:

@@ -53,6 +53,8 @@ class JobType(Generic[P, R]):
     The arguments of `enqueue` are those of the function, and type checkers know it.
     """
 
+    __name__: str
+
     def __init__(self, app: Tenure, handler: Handler, options: Options | None = None) -> None:
         self._app = app
         self.handler = handler

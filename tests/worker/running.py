@@ -1,0 +1,95 @@
+"""Workers and sweepers inside the test's own process, on threads of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tenure import Job, Status, Tenure
+from tenure.lifecycle import SETTLED
+from tenure.run import run_loop
+from tenure.sweeper import Sweeper
+from tenure.worker import Worker, WorkSource
+from tests.worker.waiting import PATIENCE, until
+
+
+@contextlib.contextmanager
+def working(app: Tenure, source: WorkSource | None = None, **options: Any) -> Iterator[Worker]:
+    """A worker for the handlers of `app`, running meanwhile and drained at the end."""
+    started = threading.Event()
+    workers: list[Worker] = []
+    failures: list[BaseException] = []
+
+    async def work() -> None:
+        workers.append(Worker(source or app, app.handlers, **options))
+        started.set()
+        await workers[0].run()
+
+    def run() -> None:
+        try:
+            run_loop(work())
+        except BaseException as error:
+            failures.append(error)
+            started.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert started.wait(PATIENCE)
+    try:
+        yield workers[0]
+    finally:
+        workers[0].request_stop()
+        thread.join(PATIENCE)
+    assert not thread.is_alive(), "the worker did not end"
+    assert not failures, failures
+
+
+@contextlib.contextmanager
+def sweeping(app: Tenure, **options: Any) -> Iterator[Sweeper]:
+    """A sweeper that sweeps often."""
+    sweeper = Sweeper(app, **{"interval": 0.02, **options})
+    sweeper.start()
+    try:
+        yield sweeper
+    finally:
+        sweeper.stop()
+
+
+def settled(app: Tenure, job: Job | str) -> Job:
+    """The job, once it has settled."""
+    id = job if isinstance(job, str) else job.id
+
+    def look() -> Job | None:
+        now = app.get(id)
+        return now if now.status in SETTLED else None
+
+    found = until(look, f"job {id} to settle")
+    assert found is not None
+    return found
+
+
+def all_settled(app: Tenure, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, once all have settled."""
+    return [settled(app, job) for job in jobs]
+
+
+def completed(app: Tenure, job: Job | str) -> Job:
+    """The job, once it has completed; any other end is a failure of the test."""
+    end = settled(app, job)
+    assert end.status is Status.COMPLETED, end
+    return end
+
+
+def failed(app: Tenure, job: Job | str) -> str:
+    """The error of a job, once it has failed for good; any other end fails the test."""
+    end = settled(app, job)
+    assert end.status is Status.FAILED, end
+    assert end.last_error
+    return end.last_error
+
+
+def moves(app: Tenure, job: Job | str) -> list[str]:
+    """The events of a job, in order."""
+    return [move.event for move in app.history(job if isinstance(job, str) else job.id)]

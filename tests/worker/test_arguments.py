@@ -1,0 +1,303 @@
+"""A payload reaches its handler as the annotations say, or fails for good naming what is wrong."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+
+import msgspec
+
+from tenure import JobContext, Tenure
+from tests.worker import children
+from tests.worker.running import completed, failed, working
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+@dataclass
+class Item:
+    name: str
+    price: Decimal
+    tags: list[str] = field(default_factory=list)
+
+
+class Order(msgspec.Struct):
+    id: uuid.UUID
+    items: list[Item]
+    placed: datetime
+
+
+class Point(NamedTuple):
+    x: float
+    y: float
+
+
+class Size(TypedDict):
+    width: int
+    height: int
+
+
+ID = uuid.UUID("0190a0b0-0000-7000-8000-000000000001")
+NOON = datetime(2026, 3, 1, 12, 30, 15, 250_000, tzinfo=UTC)
+EAST = timezone(timedelta(hours=5, minutes=30))
+
+VALUES: list[tuple[Any, Any]] = [
+    (str, "Grüße, 世界 \u2028 🦊"),
+    (int, -(2**63)),
+    (float, 0.1),
+    (bool, True),
+    (type(None), None),
+    (bytes, b"\0\xff"),
+    (datetime, NOON),
+    (datetime, NOON.astimezone(EAST)),
+    (date, date(2026, 2, 28)),
+    (timedelta, timedelta(days=1, seconds=0.5)),
+    (uuid.UUID, ID),
+    (Decimal, Decimal("10.10")),
+    (Colour, Colour.BLUE),
+    (Level, Level.HIGH),
+    (Literal["a", "b"], "b"),
+    (Annotated[int, msgspec.Meta(ge=1)], 1),
+    (Item, Item("cup", Decimal("4.20"), ["blue"])),
+    (Order, Order(ID, [Item("cup", Decimal(1))], NOON)),
+    (list[Item], [Item("a", Decimal(1)), Item("b", Decimal(2))]),
+    (dict[str, Item], {"first": Item("a", Decimal(1))}),
+    (set[int], {1, 2}),
+    (tuple[int, str], (1, "a")),
+    (Point, Point(1.5, -2.0)),
+    (Size, {"width": 1, "height": 2}),
+    (Item | None, None),
+    (Item | None, Item("cup", Decimal(1))),
+    (int | str, "1"),
+    (dict[uuid.UUID, int], {ID: 1}),
+    (dict[Colour, tuple[int, ...]], {Colour.RED: (1, 2)}),
+    (Any, {"any": ["thing", 1, None]}),
+]
+
+
+def test_values_of_every_kind_arrive_as_they_were_given(app: Tenure) -> None:
+    given: dict[str, Any] = {}
+    got: dict[str, Any] = {}
+    jobs = []
+    for number, (kind, value) in enumerate(VALUES):
+
+        def take(x: Any, number: int = number) -> None:
+            got[str(number)] = x
+
+        take.__annotations__["x"] = kind
+        jobs.append(app.job(name=f"take{number}")(take).enqueue(value))
+        given[str(number)] = value
+    with working(app):
+        for job in jobs:
+            completed(app, job)
+
+    assert got == given
+    assert {name: type(value) for name, value in got.items()} == {
+        name: type(value) for name, value in given.items()
+    }
+
+
+def test_arguments_are_typed_in_async_and_process_handlers_and_with_a_context(
+    either: Tenure,
+) -> None:
+    app = either
+    got: list[Any] = []
+
+    @app.job
+    async def coroutine(context: JobContext, when: datetime, item: Item) -> str:
+        got.append((context.type, when, item))
+        return item.name
+
+    @app.job
+    def function(context: JobContext, when: datetime, item: Item) -> str:
+        got.append((context.type, when, item))
+        return item.name
+
+    app.job(process=True)(children.describe)
+    describe = app.handlers.find("describe")
+    assert describe is not None
+    item = Item("cup", Decimal("4.20"))
+    jobs = [coroutine.enqueue(NOON, item), function.enqueue(item=item, when=NOON)]
+    in_child = app.enqueue("describe", {"when": "2026-03-01T12:30:15Z", "price": "4.20"})
+    with working(app):
+        ends = [completed(app, job).result for job in jobs]
+        child_end = completed(app, in_child).result
+
+    assert ends == ['"cup"', '"cup"']
+    assert sorted(got) == [("coroutine", NOON, item), ("function", NOON, item)]
+    assert child_end == '["datetime","Decimal"]'
+
+
+def test_the_context_tells_about_the_attempt(app: Tenure) -> None:
+    contexts: list[JobContext] = []
+
+    @app.job(queue="mail", max_retries=2, timeout=60, backoff=0)
+    def send(context: JobContext) -> None:
+        contexts.append(context)
+        if context.attempt == 1:
+            raise RuntimeError
+
+    job = send.enqueue()
+    before = datetime.now(UTC)
+    with working(app):
+        completed(app, job)
+
+    first, second = contexts
+    assert (first.id, first.type, first.queue, first.max_retries) == (job.id, "send", "mail", 2)
+    assert (first.attempt, first.token, second.attempt, second.token) == (1, 1, 2, 2)
+    assert first.deadline is not None
+    assert timedelta(seconds=55) < first.deadline - before < timedelta(seconds=90)
+    assert not first.cancelled
+
+
+def test_absent_arguments_take_the_defaults_of_the_handler_that_runs(app: Tenure) -> None:
+    got: list[Any] = []
+
+    @app.job
+    def take(a: int, b: str = "b", *, c: list[int] | None = None, d: Decimal = Decimal(4)) -> None:
+        got.append((a, b, c, d))
+
+    @app.job
+    def nothing() -> None:
+        got.append(())
+
+    jobs = [take.enqueue(1), take.enqueue(2, "x", c=[3], d=Decimal(5)), nothing.enqueue()]
+    jobs.append(app.enqueue("take", {"a": 3, "c": None}))
+    with working(app, concurrency=1):
+        for job in jobs:
+            completed(app, job)
+
+    assert got == [(1, "b", None, 4), (2, "x", [3], 5), (), (3, "b", None, 4)]
+
+
+def test_other_arguments_are_converted_too(app: Tenure) -> None:
+    got: list[Any] = []
+
+    @app.job
+    def beside(when: datetime, **others: Decimal) -> None:
+        got.append((when, others))
+
+    @app.job
+    def anything(context: JobContext, /, **others: Any) -> None:
+        got.append((context.type, others))
+
+    jobs = [
+        beside.enqueue(NOON, a=Decimal("1.10"), b=Decimal(2)),
+        beside.enqueue(when=NOON),
+        anything.enqueue(context=1, **{"": [None]}),
+    ]
+    with working(app, concurrency=1):
+        for job in jobs:
+            completed(app, job)
+
+    assert got == [
+        (NOON, {"a": Decimal("1.10"), "b": Decimal(2)}),
+        (NOON, {}),
+        ("anything", {"context": 1, "": [None]}),
+    ]
+
+
+UNFIT: list[tuple[dict[str, Any], str]] = [
+    ({}, "missing required field `count`"),
+    ({"count": "many"}, "Expected `int`, got `str` - at `$.count`"),
+    ({"count": 1.5}, "$.count"),
+    ({"count": None}, "$.count"),
+    ({"count": 0}, "Expected `int` >= 1 - at `$.count`"),
+    ({"count": 1, "cuont": 2}, "unknown field `cuont`"),
+    ({"count": 1, "when": "yesterday"}, "Invalid RFC3339 encoded datetime - at `$.when`"),
+    ({"count": 1, "colour": "green"}, "Invalid enum value 'green' - at `$.colour`"),
+    ({"count": 1, "items": [{"name": "a", "price": "1"}, {"name": "b"}]}, "$.items[1]"),
+    ({"count": 1, "items": {}}, "got `object` - at `$.items`"),
+    ({"count": 1, "context": 1}, "unknown field `context`"),
+]
+
+
+def test_a_payload_that_does_not_fit_fails_for_good_and_names_the_field(app: Tenure) -> None:
+    ran = []
+
+    def body(
+        context: JobContext,
+        count: Annotated[int, msgspec.Meta(ge=1)],
+        when: datetime | None = None,
+        colour: Colour = Colour.RED,
+        items: list[Item] | None = None,
+    ) -> None:
+        ran.append(count)
+
+    async def coroutine(context: JobContext, count: int) -> None: ...
+
+    coroutine.__annotations__ = body.__annotations__
+    coroutine.__signature__ = app.job(name="thread")(body).handler.signature  # type: ignore[attr-defined]
+    app.job(name="loop")(coroutine)
+    jobs = [
+        (app.enqueue(type, payload, max_retries=5, backoff=0), message)
+        for type in ("thread", "loop")
+        for payload, message in UNFIT
+    ]
+    with working(app):
+        for job, message in jobs:
+            error = failed(app, job)
+            assert message in error, (job.payload, error)
+            assert error.startswith(f"the payload does not fit {job.type}:")
+            assert app.get(job.id).attempts == 1
+    assert ran == []
+
+
+def test_other_arguments_that_do_not_fit_are_named(app: Tenure) -> None:
+    @app.job
+    def numbers(context: JobContext, first: int, **more: int) -> None: ...
+
+    @app.job
+    def anything(context: JobContext, **more: Any) -> None: ...
+
+    wrong_value = app.enqueue("numbers", {"first": 1, "second": "two"})
+    missing = app.enqueue("numbers", {"second": 2})
+    of_the_context = app.enqueue("numbers", {"first": 1, "context": 1})
+    of_the_only_context = app.enqueue("anything", {"context": 1})
+    with working(app):
+        assert "Expected `int`, got `str` - at `$.second`" in failed(app, wrong_value)
+        assert "missing required field `first`" in failed(app, missing)
+        assert "$.context" in failed(app, of_the_context)
+        assert "$.context" in failed(app, of_the_only_context)
+    assert {job.attempts for job in app.find()} == {1}
+
+
+def test_a_payload_that_does_not_fit_a_process_handler_is_permanent_too(app: Tenure) -> None:
+    app.job(process=True, max_retries=5, backoff=0)(children.describe)
+
+    job = app.enqueue("describe", {"when": "soon", "price": "1"})
+    with working(app):
+        assert "at `$.when`" in failed(app, job)
+    assert app.get(job.id).attempts == 1
+
+
+def test_thousands_of_payloads_that_do_not_fit_each_fail_by_themselves(app: Tenure) -> None:
+    """However many stand in a row, they are refused one after the other, not one in the other."""
+
+    @app.job(max_retries=5, backoff=0)
+    def take(x: int) -> None: ...
+
+    good = [take.draft(1) for _ in range(1_500)]
+    bad = [take.draft("one") for _ in range(1_500)]  # type: ignore[arg-type]
+    jobs = app.enqueue_many(good + bad)
+    with working(app):
+        errors = {failed(app, job) for job in jobs[1_500:]}
+        ends = {completed(app, job).attempts for job in jobs[:1_500]}
+
+    assert errors == {
+        "the payload does not fit take: Expected `int`, got `str` - at `$.x`",
+    }
+    assert ends == {1}
+    assert {job.attempts for job in app.find(status="failed", limit=500)} == {1}

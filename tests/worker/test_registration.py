@@ -1,0 +1,263 @@
+"""What `@app.job` accepts and refuses, and what `enqueue` says to wrong arguments."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import pytest
+
+from tenure import InvalidInput, JobContext, Tenure
+
+Anything = TypeVar("Anything")
+
+
+class Plain:
+    """No JSON value is one of these."""
+
+
+@dataclass
+class Nested:
+    name: str
+    inside: list[Plain]
+
+
+@dataclass
+class Dangling:
+    to: NotThere  # type: ignore[name-defined]  # noqa: F821
+
+
+@dataclass
+class Tree:
+    """A type that names itself."""
+
+    value: int
+    branches: list[Tree]
+
+
+def refused(app: Tenure, function: Callable[..., Any], **options: Any) -> str:
+    with pytest.raises(InvalidInput) as refusal:
+        app.job(**options)(function)
+    assert app.handlers.types() == ()
+    return str(refusal.value)
+
+
+def test_an_annotation_that_cannot_be_resolved_is_refused(app: Tenure) -> None:
+    def unknown_name(x: Missing) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+    def unknown_attribute(x: uuid.Missing) -> None: ...  # type: ignore[name-defined]
+    def no_type(x: int) -> None: ...
+    def no_syntax(x: int) -> None: ...
+
+    no_type.__annotations__["x"] = "int | 'Missing'"
+    no_syntax.__annotations__["x"] = "not a type"
+
+    assert "Missing" in refused(app, unknown_name)
+    assert "Missing" in refused(app, unknown_attribute)
+    assert "TypeError" in refused(app, no_type)
+    assert "SyntaxError" in refused(app, no_syntax)
+
+
+def a_class(x: Plain) -> None: ...
+def inside_a_list(x: list[Plain]) -> None: ...
+def inside_a_union(x: int | Plain | None = None) -> None: ...
+def inside_a_dataclass(x: dict[str, Nested]) -> None: ...
+def as_other_arguments(**x: Plain) -> None: ...
+def beside_others(a: Plain, **x: Any) -> None: ...
+def a_function(x: Callable[[int], int]) -> None: ...
+def a_lock(x: threading.Lock) -> None: ...
+def a_complex_number(x: complex) -> None: ...
+def a_union_of_classes(x: Tree | Nested) -> None: ...
+def dangling(x: Dangling) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        a_class,
+        inside_a_list,
+        inside_a_union,
+        inside_a_dataclass,
+        as_other_arguments,
+        beside_others,
+        a_function,
+        a_lock,
+        a_complex_number,
+        a_union_of_classes,
+        dangling,
+    ],
+)
+def test_a_type_without_a_json_form_is_refused(app: Tenure, function: Callable[..., Any]) -> None:
+    message = refused(app, function)
+
+    assert f"an annotation of {function.__name__} has no JSON form" in message
+
+
+def test_parameters_without_a_name_are_refused(app: Tenure) -> None:
+    def star(*things: int) -> None: ...
+    def by_place(a: int, /) -> None: ...
+
+    assert "*things" in refused(app, star)
+    assert "use named parameters" in refused(app, by_place)
+
+
+def test_a_context_belongs_to_the_first_parameter_alone(app: Tenure) -> None:
+    def second(a: int, context: JobContext) -> None: ...
+    def both(context: JobContext, other: JobContext) -> None: ...
+    def maybe(context: JobContext | None = None) -> None: ...
+    def keyword(*, context: JobContext) -> None: ...
+    def many(*contexts: JobContext) -> None: ...
+    def others(**contexts: JobContext) -> None: ...
+
+    functions: list[Callable[..., Any]] = [second, both, maybe]
+    for function in functions:
+        assert "only the first parameter" in refused(app, function)
+    functions = [keyword, many, others]
+    for function in functions:
+        assert "by its place" in refused(app, function)
+
+
+def test_generators_are_refused_because_calling_them_runs_nothing(app: Tenure) -> None:
+    def generator() -> Iterator[int]:
+        yield 1
+
+    async def async_generator() -> AsyncIterator[int]:
+        yield 1
+
+    assert "generator" in refused(app, generator)
+    assert "generator" in refused(app, async_generator)
+
+
+def top_level() -> None: ...
+
+
+def test_a_process_runs_plain_functions_that_a_child_can_find(app: Tenure) -> None:
+    async def coroutine() -> None: ...
+    def with_context(context: JobContext) -> None: ...
+    def local() -> None: ...
+
+    assert "plain def" in refused(app, coroutine, process=True)
+    assert "plain def" in refused(app, with_context, process=True)
+    assert "define it in a module" in refused(app, local, process=True)
+    assert "define it in a module" in refused(app, lambda: None, process=True, name="nameless")
+    assert app.job(process=True)(top_level).name == "top_level"
+
+
+def test_a_type_has_one_handler(app: Tenure) -> None:
+    app.job(name="mail")(top_level)
+
+    with pytest.raises(InvalidInput, match="handler for 'mail' already"):
+        app.job(name="mail")(lambda: None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "no spaces"},
+        {"name": "nul\0"},
+        {"queue": ""},
+        {"priority": 40_000},
+        {"max_retries": -1},
+        {"max_retries": True},
+        {"timeout": 0},
+        {"timeout": "soon"},
+        {"backoff": {"base": 1, "speed": 2}},
+        {"backoff": {"factor": 0.5}},
+    ],
+)
+def test_options_out_of_range_are_refused(app: Tenure, options: dict[str, Any]) -> None:
+    refused(app, top_level, **options)
+
+
+def test_an_option_that_does_not_exist_is_a_type_error(app: Tenure) -> None:
+    register: Any = app.job
+    with pytest.raises(TypeError, match="retries"):
+        register(retries=3)
+
+
+def test_what_may_be_registered(app: Tenure) -> None:
+    def anything(a, b=None): ...  # type: ignore[no-untyped-def]
+    def generic(x: Anything) -> Anything:
+        return x
+
+    def bounded(x: Annotated[int, msgspec.Meta(ge=1)], y: object = None) -> None: ...
+    def recursive(tree: Tree) -> None: ...
+
+    for function in (anything, generic, bounded, recursive):
+        app.job(function)
+
+    assert app.handlers.types() == ("anything", "bounded", "generic", "recursive")
+
+
+def test_a_registered_function_is_still_the_function(app: Tenure) -> None:
+    @app.job
+    def double(x: int) -> int:
+        """Twice as much."""
+        return 2 * x
+
+    assert double(4) == 8
+    assert double.__name__ == "double"
+    assert double.__doc__ == "Twice as much."
+
+
+def test_arguments_that_do_not_fit_the_signature_are_type_errors(app: Tenure) -> None:
+    def send(to: str, subject: str = "") -> None: ...
+    def with_context(context: JobContext, to: str) -> None: ...
+
+    enqueue: Any = app.job(send).enqueue
+    with_context_enqueue: Any = app.job(with_context).enqueue
+
+    with pytest.raises(TypeError, match="'to'"):
+        enqueue()
+    with pytest.raises(TypeError, match="'copy'"):
+        enqueue("a", copy="b")
+    with pytest.raises(TypeError, match="too many"):
+        enqueue("a", "b", "c")
+    with pytest.raises(TypeError, match="multiple values"):
+        enqueue("a", to="b")
+    with pytest.raises(TypeError, match="context"):
+        with_context_enqueue("a", context=None)
+    assert app.find() == []
+
+
+def test_an_argument_without_a_json_form_is_refused_before_anything_is_written(
+    app: Tenure,
+) -> None:
+    @app.job
+    def take(x: Any) -> None: ...
+
+    cyclic: list[Any] = []
+    cyclic.append(cyclic)
+    for value in (Plain(), object, float("nan"), 2**70, "\0", "\ud800", [Plain()], cyclic):
+        with pytest.raises(InvalidInput, match=r"\$\.payload"):
+            take.enqueue(value)
+    assert app.find() == []
+
+
+def test_arguments_are_written_as_json_says_them(app: Tenure) -> None:
+    @app.job
+    def take(tree: Tree, price: Decimal, ids: set[uuid.UUID]) -> None: ...
+
+    id = uuid.UUID(int=7)
+    job = take.enqueue(Tree(1, [Tree(2, [])]), price=Decimal("1.10"), ids={id})
+
+    assert msgspec.json.decode(job.payload) == {
+        "tree": {"value": 1, "branches": [{"value": 2, "branches": []}]},
+        "price": "1.10",
+        "ids": [str(id)],
+    }
+
+
+def test_options_of_one_enqueue_stand_over_those_of_the_handler(app: Tenure) -> None:
+    @app.job(queue="mail", priority=5, max_retries=7, timeout="30s")
+    def send() -> None: ...
+
+    plain = send.enqueue()
+    other = send.options(queue="bulk", priority=9).options(priority=1).enqueue()
+
+    assert (plain.queue, plain.priority, plain.max_retries, plain.timeout) == ("mail", 5, 7, 30)
+    assert (other.queue, other.priority, other.max_retries, other.timeout) == ("bulk", 1, 7, 30)

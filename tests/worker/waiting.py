@@ -1,0 +1,21 @@
+"""The one way in which these tests wait: ask until it is so, fail if it takes too long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+PATIENCE = 30.0
+"""Seconds: far above what anything here takes, so that a busy machine is no failure."""
+
+
+def until(condition: Callable[[], T], what: str = "", seconds: float = PATIENCE) -> T:
+    """Ask `condition` until it holds; its value. Fails after `seconds` with `what` it was about."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what or condition}"
+        time.sleep(0.003)
+    return value
