@@ -55,9 +55,11 @@ def _rules(failing: frozenset[str], fail_every: int | None) -> Check:
     def check(context: JobContext) -> None:
         number = next(first_attempts) if context.attempt == 1 else 0
         if context.type in failing:
-            raise SimulatedFailure(f"every attempt of type {context.type} fails")
+            raise SimulatedFailure(f"--fail-type {context.type}: every attempt fails")
         if fail_every is not None and number and number % fail_every == 0:
-            raise SimulatedFailure(f"the first attempt of every job number {fail_every} fails")
+            raise SimulatedFailure(
+                f"--fail-every {fail_every}: the first attempt of job {number} fails"
+            )
 
     return check
 
@@ -71,7 +73,7 @@ def _simulated(check: Check) -> dict[str, Handler]:
     async def flaky(context: JobContext, /, fail_times: int) -> None:
         check(context)
         if context.attempt <= fail_times:
-            raise SimulatedFailure(f"attempt {context.attempt} of {fail_times} that fail")
+            raise SimulatedFailure(f"fail_times {fail_times}: attempt {context.attempt} fails")
 
     async def sleep(context: JobContext, /, seconds: float) -> None:
         check(context)
@@ -79,7 +81,7 @@ def _simulated(check: Check) -> dict[str, Handler]:
 
     async def fail(context: JobContext, /, **_: object) -> None:
         check(context)
-        raise SimulatedFailure(f"attempt {context.attempt} fails like every other")
+        raise SimulatedFailure("every attempt fails")
 
     async def crash(context: JobContext, /, crash_times: int = 1) -> None:
         check(context)

@@ -1,0 +1,53 @@
+"""The command line. It reads arguments, makes one call, shows the answer, and decides nothing.
+
+Only click is imported before a command is known, so that `tenure --help` answers at once: whatever
+a command needs it imports itself.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import tenure
+from tenure.cli.command import Group, database_option
+from tenure.cli.jobs import enqueue, explain, jobs
+from tenure.cli.queues import queues, stats
+from tenure.cli.running import demo, serve, worker
+from tenure.cli.upkeep import doctor, migrate, verify
+
+EPILOG = """\b
+Exit codes:
+  0    done
+  1    refused, or violations or problems found
+  2    bad input: an option, a payload, a name
+  3    no such job
+  4    the database or the server does not answer, or does not fit
+  130  interrupted
+
+The database is --database, else TENURE_DATABASE, else sqlite:///tenure.db.
+"""
+
+
+@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(tenure.__version__, prog_name="tenure", message="%(prog)s %(version)s")
+@database_option
+def cli() -> None:
+    """A job queue that keeps every job it accepts and runs none more often than allowed."""
+
+
+for command in (
+    *(serve, worker, demo),
+    *(enqueue, jobs, explain, queues, stats),
+    *(verify, doctor, migrate),
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The `tenure` program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what the terminal cannot show is shown as an escape
+            stream.reconfigure(errors="backslashreplace")
+    cli()

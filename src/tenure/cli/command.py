@@ -1,0 +1,128 @@
+"""What all commands share: where the database is, `--json`, and how errors end the program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tenure.errors import (
+    InvalidInput,
+    JobNotFound,
+    SchemaMismatch,
+    StoreUnavailable,
+    TenureError,
+)
+
+if TYPE_CHECKING:
+    from tenure.app import Tenure
+    from tenure.settings import Settings
+
+REFUSED = 1
+EXIT_CODES: Mapping[type[TenureError], int] = {
+    InvalidInput: 2,
+    JobNotFound: 3,
+    StoreUnavailable: 4,
+    SchemaMismatch: 4,
+}
+"""By class of error; every other error of the tree is a refusal."""
+INTERRUPTED = 130
+
+DATABASE = "tenure.database"
+
+
+class Group(click.Group):
+    """A group of commands that ends with a message and an exit code where Tenure refuses."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; where Tenure refuses, say so and exit by the code for that."""
+        try:
+            return super().invoke(ctx)
+        except TenureError as error:
+            complain(error)
+            ctx.exit(exit_code(error))
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order in which they were added."""
+        return list(self.commands)
+
+
+def complain(error: TenureError) -> None:
+    """Print what happened, where, and what to do next to standard error."""
+    from tenure.cli.terminal import visible
+
+    click.echo(f"Error: {visible(str(error))}", err=True)
+    if isinstance(error, StoreUnavailable):
+        click.echo("`tenure doctor` says what is wrong with a database.", err=True)
+
+
+def exit_code(error: TenureError) -> int:
+    """The exit code for an error, by its class or the nearest one above it."""
+    for kind in type(error).__mro__:
+        if kind in EXIT_CODES:
+            return EXIT_CODES[kind]
+    return REFUSED
+
+
+# --- options that every command may have --------------------------------------------------------
+
+
+def _keep_database(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.meta[DATABASE] = value
+
+
+database_option = click.option(
+    "--database",
+    metavar="URL",
+    expose_value=False,
+    callback=_keep_database,
+    help="sqlite:///jobs.db or postgresql://host/name; before or after the command.",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def settings_of(**flags: Any) -> Settings:
+    """The settings for this command: its flags, the environment, the configuration file."""
+    from tenure import settings
+
+    return settings.load({"database": chosen_database(), **flags}, os.environ)
+
+
+def chosen_database() -> str | None:
+    """What --database said, before or after the command."""
+    value: str | None = click.get_current_context().meta.get(DATABASE)
+    return value
+
+
+def database_given(database: str) -> bool:
+    """Whether the database of the settings is somebody's choice and not the default."""
+    from tenure.settings import DEFAULT_DATABASE
+
+    given = chosen_database() is not None or "TENURE_DATABASE" in os.environ
+    return given or database != DEFAULT_DATABASE
+
+
+def application() -> Tenure:
+    """The application on the chosen database; who uses it is on record as who is logged in."""
+    from tenure.app import Tenure
+
+    return Tenure(settings_of().database, actor=operator())
+
+
+def operator() -> str:
+    """Who is at the command line, for the ledger: `cli:name@machine`."""
+    import getpass
+    import socket
+
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in some containers
+        name = str(os.getuid())
+    label = f"cli:{name}@{socket.gethostname()}"
+    return label if label.isprintable() and len(label) <= 255 else "cli"

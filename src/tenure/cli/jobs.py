@@ -1,0 +1,261 @@
+"""Commands about jobs: add them, list them, show one, say why it waits, retry, cancel."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tenure.cli.command import Group, application, complain, database_option, exit_code, json_option
+from tenure.errors import InvalidInput, StoreUnavailable, TenureError
+
+if TYPE_CHECKING:
+    from tenure.explain import Explanation
+    from tenure.jobtype import Options
+    from tenure.lifecycle import Job
+    from tenure.wire import ExplanationBody
+
+SHOWN = (
+    *("id", "type", "queue", "status", "priority", "timeout", "idempotency_key", "worker", "token"),
+    *("created_at", "run_at", "started_at", "finished_at", "lease_expires_at"),
+)
+"""What `jobs show` prints of a job, if it is set, after its attempts."""
+
+
+@click.command()
+@click.argument("type")
+@click.argument("payload", default="{}")
+@click.option("--queue", metavar="NAME", help="Where it waits.  [default: default]")
+@click.option("--priority", type=int, help="Smaller runs first.  [default: 0]")
+@click.option("--max-retries", type=int, help="Attempts in all.  [default: 3]")
+@click.option("--delay", metavar="TIME", help="Not before this long from now: 30s, 1h30m.")
+@click.option("--run-at", metavar="WHEN", help="Not before then: 2026-01-31T12:00:00Z.")
+@click.option("--timeout", metavar="TIME", help="How long one attempt may run.")
+@click.option(
+    "--backoff",
+    metavar="TIME|JSON",
+    help="Wait before the first retry, then doubled; or an object of base, factor and cap.",
+)
+@click.option("--key", metavar="TEXT", help="Idempotency key: once used, it names the same job.")
+@database_option
+@json_option
+def enqueue(
+    type: str, payload: str, key: str | None, run_at: str | None, as_json: bool, **given: Any
+) -> None:
+    """Add a job of TYPE and print its id once it is on disk.
+
+    PAYLOAD is a JSON object, `-` reads it from standard input.  [default: {}]
+    """
+    options: Any = {name: value for name, value in given.items() if value is not None}
+    if key is not None:
+        options["idempotency_key"] = key
+    if run_at is not None:
+        options["run_at"] = _time(run_at)
+    if options.get("backoff", "").startswith("{"):
+        options["backoff"] = _json(options["backoff"].encode(), "$.backoff")
+    job = _enqueue(type, _json(_payload_bytes(payload), "$.payload"), options)
+    if as_json:
+        from tenure import wire
+        from tenure.cli.terminal import print_json
+
+        print_json(wire.job_body(job))
+    else:
+        click.echo(job.id)
+
+
+def _enqueue(type: str, payload: Any, options: Options) -> Job:
+    with application() as app:
+        return app.enqueue(type, payload, **options)
+
+
+def _payload_bytes(payload: str) -> bytes:
+    if payload != "-":
+        # Bytes that were no text in the shell's encoding stay something that is no UTF-8.
+        return payload.encode("utf-8", "surrogatepass")
+    from tenure.payload import MAX_PAYLOAD_BYTES
+
+    return sys.stdin.buffer.read(MAX_PAYLOAD_BYTES + 1)
+
+
+def _json(data: bytes, at: str) -> object:
+    """The value of a JSON text, by the same rules as over HTTP; `at` says where it stands."""
+    from tenure.payload import parse
+
+    try:
+        return parse(data)
+    except InvalidInput as flaw:
+        path = at + flaw.path.removeprefix("$")
+        raise flaw.__class__(flaw.message, path=path, code=flaw.code) from None
+
+
+def _time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput(
+            "not a time; write it as 2026-01-31T12:00:00Z, with its zone", path="$.run_at"
+        ) from None
+
+
+@click.group(cls=Group)
+def jobs() -> None:
+    """List, show, retry and cancel jobs."""
+
+
+@jobs.command("list")
+@click.option("--status", metavar="STATUS", help="Only jobs that stand there.")
+@click.option("--type", metavar="TYPE", help="Only jobs of this type.")
+@click.option("--queue", metavar="NAME", help="Only jobs of this queue.")
+@click.option("--limit", type=int, default=50, show_default=True, help="How many, at most 500.")
+@click.option("--before", metavar="ID", help="The page after the one that ended with this job.")
+@database_option
+@json_option
+def list_jobs(limit: int, as_json: bool, **filters: str | None) -> None:
+    """List jobs, newest first."""
+    from tenure import wire
+    from tenure.cli.terminal import ago, attempts, first_line, print_json, table
+
+    with application() as app:
+        found = app.find(limit=limit, **filters)
+        now = app.ping()
+    if as_json:
+        print_json([wire.job_body(job) for job in found])
+        return
+    table(
+        ("ID", "TYPE", "QUEUE", "STATUS", "TRIES", "CREATED", "LAST ERROR"),
+        [
+            (
+                job.id,
+                job.type,
+                job.queue,
+                job.status,
+                attempts(job.attempts, job.max_retries),
+                ago(job.created_at, now),
+                first_line(job.last_error),
+            )
+            for job in found
+        ],
+    )
+    if len(found) == limit:
+        click.echo(f"older ones: --before {found[-1].id}", err=True)
+
+
+@jobs.command()
+@click.argument("id")
+@database_option
+@json_option
+def show(id: str, as_json: bool) -> None:
+    """Show a job, every move it made, and why it is not running."""
+    from tenure import wire
+    from tenure.cli.terminal import attempts, first_line, indented, print_json, table, visible, when
+
+    with application() as app:
+        job, history, reason = app.get(id), app.history(id), app.explain(id)
+    if as_json:
+        print_json(
+            {
+                "job": wire.job_body(job),
+                "history": [wire.transition_body(entry) for entry in history],
+                "explanation": _explanation(reason),
+            }
+        )
+        return
+    facts: dict[str, object] = {"attempts": attempts(job.attempts, job.max_retries)}
+    facts |= {name: getattr(job, name) for name in SHOWN}
+    for name, value in facts.items():
+        if value is not None:
+            told = when(value) if isinstance(value, datetime) else visible(str(value))
+            click.echo(f"{name:<18}{told}")
+    for name in ("payload", "result", "last_error"):
+        if getattr(job, name) is not None:
+            click.echo(f"{name}\n{indented(getattr(job, name))}")
+    click.echo()
+    table(
+        ("AT", "FROM", "TO", "EVENT", "ATTEMPT", "ACTOR", "DETAIL"),
+        [
+            (
+                when(entry.at),
+                entry.source,
+                entry.target,
+                entry.event,
+                entry.attempt,
+                entry.actor,
+                first_line(entry.detail),
+            )
+            for entry in history
+        ],
+    )
+    click.echo(f"\n{visible(first_line(reason.text))}")
+
+
+@click.command()
+@click.argument("id")
+@database_option
+@json_option
+def explain(id: str, as_json: bool) -> None:
+    """Say why a job is not running, and what may be done to it."""
+    from tenure.cli.terminal import indented, print_json
+
+    with application() as app:
+        reason = app.explain(id)
+    if as_json:
+        print_json(_explanation(reason))
+        return
+    click.echo(indented(reason.text, ""))
+    click.echo(f"Legal moves: {', '.join(reason.legal) or 'none, it is settled for good'}")
+
+
+def _explanation(reason: Explanation) -> ExplanationBody:
+    from tenure.wire import ExplanationBody
+
+    return ExplanationBody(reason=reason.reason, text=reason.text, legal_moves=reason.legal)
+
+
+@jobs.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.option("--more", type=int, default=1, show_default=True, help="Attempts to add.")
+@database_option
+@json_option
+def retry(ids: Sequence[str], more: int, as_json: bool) -> None:
+    """Run jobs again that failed for good."""
+    with application() as app:
+        _each(ids, lambda id: app.retry(id, more_retries=more), as_json)
+
+
+@jobs.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@database_option
+@json_option
+def cancel(ids: Sequence[str], as_json: bool) -> None:
+    """Cancel jobs that wait or run."""
+    with application() as app:
+        _each(ids, app.cancel, as_json)
+
+
+def _each(ids: Sequence[str], act: Callable[[str], Job], as_json: bool) -> None:
+    """Do it to every job; one that refuses does not stop the others, but the first sets the code.
+
+    With a store that does not answer there is no point in going on.
+    """
+    from tenure import wire
+    from tenure.cli.terminal import print_json
+
+    changed: list[Job] = []
+    code = 0
+    for id in ids:
+        try:
+            changed.append(act(id))
+        except StoreUnavailable:
+            raise
+        except TenureError as error:
+            complain(error)
+            code = code or exit_code(error)
+        else:
+            if not as_json:
+                click.echo(f"{changed[-1].id}  {changed[-1].status}")
+    if as_json:
+        print_json([wire.job_body(job) for job in changed])
+    click.get_current_context().exit(code)

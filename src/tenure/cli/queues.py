@@ -1,0 +1,105 @@
+"""Commands about queues, and the counts of what is in them."""
+
+from __future__ import annotations
+
+import click
+
+from tenure.cli.command import Group, application, database_option, json_option
+from tenure.errors import InvalidInput
+
+
+@click.group(cls=Group)
+def queues() -> None:
+    """List, pause, resume and limit queues."""
+
+
+@queues.command("list")
+@database_option
+@json_option
+def list_queues(as_json: bool) -> None:
+    """List the queues with jobs that wait or run, or with settings."""
+    from tenure import wire
+    from tenure.cli.terminal import ago, print_json, table
+
+    with application() as app:
+        found = app.queues()
+        now = app.ping()
+    if as_json:
+        print_json([wire.queue_body(queue) for queue in found])
+        return
+    table(
+        ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "PAUSED", "LIMIT"),
+        [
+            (
+                queue.name,
+                queue.pending,
+                queue.processing,
+                ago(queue.oldest_due_at, now),
+                ago(queue.paused_at, now),
+                "-" if queue.max_pending is None else str(queue.max_pending),
+            )
+            for queue in found
+        ],
+    )
+
+
+@queues.command()
+@click.argument("name")
+@database_option
+def pause(name: str) -> None:
+    """Stop handing out jobs of a queue; those that run go on."""
+    with application() as app:
+        app.pause(name)
+    click.echo(f"queue {name} is paused")
+
+
+@queues.command()
+@click.argument("name")
+@database_option
+def resume(name: str) -> None:
+    """Hand out jobs of a queue again."""
+    with application() as app:
+        app.resume(name)
+    click.echo(f"queue {name} is open")
+
+
+@queues.command()
+@click.argument("name")
+@click.argument("most", metavar="NUMBER|none")
+@database_option
+def limit(name: str, most: str) -> None:
+    """Refuse jobs that would make more than NUMBER wait; `none` lifts the limit."""
+    if most != "none" and not (most.isascii() and most.isdigit() and len(most) < 16):
+        raise InvalidInput("give a whole number of pending jobs, or none", path="NUMBER")
+    wanted = None if most == "none" else int(most)
+    with application() as app:
+        app.limit(name, wanted)
+    click.echo(
+        f"queue {name} has no limit" if wanted is None else f"queue {name} holds {wanted} at most"
+    )
+
+
+@click.command()
+@database_option
+@json_option
+def stats(as_json: bool) -> None:
+    """Count the jobs by queue, type and status."""
+    from tenure import wire
+    from tenure.cli.terminal import print_json, table
+
+    with application() as app:
+        counts = app.stats()
+    body = wire.stats_body(counts)
+    if as_json:
+        print_json(body)
+        return
+    rows: dict[tuple[str, str], dict[str, int]] = {}
+    for count in counts:
+        rows.setdefault((count.queue, count.type), {})[count.status] = count.jobs
+    statuses = list(body.by_status)
+    lines: list[tuple[str | int, ...]] = [
+        (queue, type, *(found.get(status, 0) for status in statuses), sum(found.values()))
+        for (queue, type), found in sorted(rows.items())
+    ]
+    totals: tuple[str | int, ...] = ("total", "", *body.by_status.values(), body.total)
+    table(("QUEUE", "TYPE", *(s.upper() for s in statuses), "TOTAL"), [*lines, totals])

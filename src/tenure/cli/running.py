@@ -1,0 +1,238 @@
+"""Commands that run jobs: serve, worker, demo."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tenure.cli.command import REFUSED, database_given, database_option, json_option, settings_of
+from tenure.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from tenure.app import Tenure
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def work_options(command: F) -> F:
+    """What both `serve` and `worker` may be told about the jobs they run."""
+    for option in reversed(
+        (
+            click.option(
+                "--app",
+                "apps",
+                metavar="MODULE:NAME",
+                multiple=True,
+                help="Your Tenure object, whose handlers run here; may be repeated.",
+            ),
+            click.option("--simulate", is_flag=True, help="Handle every type by simulation."),
+            click.option(
+                "--fail-type",
+                "fail_types",
+                metavar="TYPE",
+                multiple=True,
+                help="Simulation: every attempt of this type fails; may be repeated.",
+            ),
+            click.option(
+                "--fail-every",
+                type=int,
+                metavar="N",
+                help="Simulation: the first attempt of every Nth job started here fails.",
+            ),
+            click.option(
+                "--queue",
+                "queues",
+                metavar="NAME",
+                multiple=True,
+                help="Only jobs of this queue; may be repeated.",
+            ),
+            click.option("--concurrency", metavar="N", help="Handlers at once.  [default: 16]"),
+            click.option(
+                "--lease",
+                "lease_seconds",
+                metavar="TIME",
+                help="After this a dead worker's jobs go to others.  [default: 30s]",
+            ),
+            click.option(
+                "--grace",
+                "grace_seconds",
+                metavar="TIME",
+                help="What running jobs get to finish at the end.  [default: 30s]",
+            ),
+            click.option("--config", metavar="FILE", help="Settings as TOML, also TENURE_CONFIG."),
+            click.option(
+                "--token-file", metavar="FILE", help="Tokens, one a line; see also TENURE_TOKEN."
+            ),
+            click.option("--log-format", metavar="text|json", help="[default: text]"),
+            click.option("--log-level", metavar="LEVEL", help="debug, info, warning, error."),
+            database_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--host", metavar="NAME", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", metavar="N", help="Also TENURE_PORT or PORT.  [default: 8080]")
+@work_options
+def serve(
+    apps: Sequence[str],
+    simulate: bool,
+    fail_types: Sequence[str],
+    fail_every: int | None,
+    **flags: Any,
+) -> None:
+    """Serve the HTTP API until SIGTERM or Ctrl-C.
+
+    With --app or --simulate, workers run in the same process.
+    """
+    from tenure import logs, server
+
+    settings = settings_of(**_given(flags))
+    logs.configure(settings.log_format, settings.log_level)
+    app = _application(apps, settings.database)
+    _simulate(app, simulate, fail_types, fail_every)
+    server.serve(app, settings)
+
+
+@click.command()
+@click.option(
+    "--server",
+    metavar="URL",
+    help="Work over HTTP, without a database; the token is TENURE_TOKEN.",
+)
+@work_options
+def worker(
+    server: str | None,
+    apps: Sequence[str],
+    simulate: bool,
+    fail_types: Sequence[str],
+    fail_every: int | None,
+    **flags: Any,
+) -> None:
+    """Run jobs until SIGTERM or Ctrl-C; a second signal ends at once.
+
+    Jobs that run at the first signal have --grace to finish. Whatever has not started is handed
+    back for other workers.
+    """
+    from tenure import logs
+    from tenure.run import run_worker
+
+    if not apps and not simulate:
+        raise InvalidInput("nothing to run: give --app module:name, or --simulate", path="--app")
+    settings = settings_of(**_given(flags))
+    logs.configure(settings.log_format, settings.log_level)
+    app = _application(apps, settings.database)
+    _simulate(app, simulate, fail_types, fail_every)
+    source: Any = app
+    if server is not None:
+        from tenure.client import Client
+
+        source = Client(server, next(iter(settings.tokens), None))
+    with source:
+        run_worker(
+            source,
+            app.handlers,
+            queues=settings.queues,
+            concurrency=settings.concurrency,
+            lease_seconds=settings.lease_seconds,
+            grace_seconds=settings.grace_seconds,
+        )
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given: an option that may be repeated is empty where it was not."""
+    return {name: value for name, value in flags.items() if value not in (None, ())}
+
+
+def load(spec: str) -> Tenure:
+    """Import the application that `module:name` names; the current folder counts as installed.
+
+    Raises InvalidInput if there is none. What the module itself raises goes on to the user.
+    """
+    from tenure.app import Tenure
+
+    module, _, name = spec.partition(":")
+    where = f"--app {spec}"
+    if not module or not name:
+        raise InvalidInput("write module:name, as in shop.jobs:app", path=where)
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise InvalidInput(f"no module {error.name!r} here or installed", path=where) from None
+    app = getattr(found, name, None)
+    if not isinstance(app, Tenure):
+        what = "has no such name" if app is None else f"holds a {type(app).__name__} there"
+        raise InvalidInput(f"{module} {what}; name a Tenure object", path=where)
+    return app
+
+
+def _application(specs: Sequence[str], chosen: str) -> Tenure:
+    """The first application that is named, with the handlers of all, on the chosen database."""
+    from tenure.app import Tenure
+
+    apps = [load(spec) for spec in specs] or [Tenure(chosen)]
+    if database_given(chosen):
+        for app in apps:
+            app.close()
+            app.database = chosen
+    elif len({app.database for app in apps}) > 1:
+        raise InvalidInput(
+            "these applications use different databases: choose one", path="--database"
+        )
+    first, *others = apps
+    for app in others:
+        for type in app.handlers.types() or ():
+            handler = app.handlers.find(type)
+            if handler is not None:
+                first.handlers.add(handler)
+    return first
+
+
+def _simulate(app: Tenure, wanted: bool, fail_types: Sequence[str], fail_every: int | None) -> None:
+    """Have the types without a handler simulated, if that is wanted."""
+    from tenure.simulation import simulate
+
+    if wanted:
+        simulate(app.handlers, fail_types=fail_types, fail_every=fail_every)
+    elif fail_types or fail_every is not None:
+        raise InvalidInput("--fail-type and --fail-every need --simulate", path="--simulate")
+
+
+@click.command()
+@database_option
+@json_option
+def demo(as_json: bool) -> None:
+    """Run a few dozen jobs through success, retry and failure.
+
+    The main job, end to end, on a throw-away SQLite file or on an empty --database. Ends by itself
+    in a few seconds, the same way every time.
+    """
+    import tempfile
+
+    from tenure import demo, logs
+    from tenure.cli import story
+    from tenure.cli.command import chosen_database
+
+    logs.configure(level="error")
+    if not as_json:
+        click.echo(story.OPENING)
+    with tempfile.TemporaryDirectory(prefix="tenure-demo-") as folder:
+        outcome = demo.run(chosen_database() or f"sqlite:///{folder}/demo.db")
+    if as_json:
+        story.as_json(outcome)
+    else:
+        story.show(outcome)
+    if outcome.violations:
+        click.get_current_context().exit(REFUSED)

@@ -1,0 +1,84 @@
+"""Commands that look after the database: verify, doctor, migrate."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+import click
+
+import tenure
+from tenure.cli.command import REFUSED, application, database_option, json_option
+
+if TYPE_CHECKING:
+    from tenure.records import Check
+
+
+@click.command()
+@click.option("--limit", type=int, default=100, show_default=True, help="Per invariant.")
+@database_option
+@json_option
+def verify(limit: int, as_json: bool) -> None:
+    """Check every stored job and move against every invariant.
+
+    Lists the violations; exit 1 if there are any.
+    """
+    from tenure.cli.terminal import print_json, table
+
+    with application() as app:
+        violations = app.verify(limit)
+        jobs = sum(count.jobs for count in app.stats())
+    if as_json:
+        print_json(violations)
+    elif violations:
+        rows = [(found.job_id, found.invariant, found.found) for found in violations]
+        table(("JOB", "BROKEN INVARIANT", "FOUND"), rows)
+    if violations:
+        click.echo(f"{len(violations)} violations", err=True)
+        click.get_current_context().exit(REFUSED)
+    elif not as_json:
+        click.echo(f"jobs checked: {jobs}; no violation")
+
+
+@click.command()
+@database_option
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check the set-up of this machine and the database.
+
+    Looks at what the promises rest on, and changes nothing. Exit 1 if there is a problem; a
+    warning is none.
+    """
+    from tenure.cli.terminal import print_json, table
+    from tenure.records import Check, Health
+
+    found = [
+        Check("tenure", Health.OK, tenure.__version__),
+        Check("python", Health.OK, f"{platform.python_version()} on {platform.system()}"),
+        *application().checks(),
+    ]
+    if as_json:
+        print_json(found)
+    else:
+        table(("CHECK", "HEALTH", "FOUND"), [(c.name, c.health, c.found) for c in found])
+        for check in found:
+            if check.advice:
+                _advise(check)
+    if any(check.health is Health.PROBLEM for check in found):
+        click.get_current_context().exit(REFUSED)
+
+
+def _advise(check: Check) -> None:
+    from tenure.cli.terminal import visible
+
+    text = f"{check.name}: {visible(check.advice)}"
+    click.echo("\n" + click.wrap_text(text, width=78, subsequent_indent="    "))
+
+
+@click.command()
+@database_option
+def migrate() -> None:
+    """Create the database's schema, or bring it to this version's."""
+    before, after = application().migrate()
+    was = f"was {before}" if before else "new"
+    click.echo(f"schema {after} ({'as it was' if before == after else was})")

@@ -1,0 +1,130 @@
+"""The main job, end to end: jobs of several kinds through success, retry and permanent failure.
+
+Everything is real, the store, the worker, the sweeper; only the handlers pretend (`simulation`).
+Every run ends the same way, job by job: all jobs are on disk before the worker starts, it claims
+them at once, and the simulation fails by rule and not by chance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+from tenure.app import Tenure
+from tenure.errors import InvalidInput, TenureError
+from tenure.handlers import Handlers
+from tenure.jobtype import Draft, Options
+from tenure.lifecycle import SETTLED, Job
+from tenure.records import ClaimRequest, Violation
+from tenure.retry import RetryPolicy
+from tenure.run import run_loop
+from tenure.simulation import simulate
+from tenure.sweeper import Sweeper
+from tenure.worker import Worker
+
+RULES: dict[str, Any] = {"fail_types": ["payment"], "fail_every": 6}
+QUICK = RetryPolicy(base=0.1, factor=2.0, cap=1.0)
+LEASE_SECONDS = 1.0
+SWEEP_SECONDS = 0.1
+LONGEST_SECONDS = 60.0
+VANISHING = "import"
+DROPPED = "newsletter"
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A job at its end, and every status it had on the way."""
+
+    job: Job
+    statuses: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the demo did: every job in the order of its adding, and what `verify` found."""
+
+    stories: Sequence[Story]
+    violations: Sequence[Violation]
+
+
+def drafts() -> list[Draft]:
+    """The jobs of the demo."""
+    made: list[Draft] = []
+
+    def add(type: str, payload: dict[str, Any], **options: Unpack[Options]) -> None:
+        made.append(Draft(type, payload, {"backoff": QUICK, **options}))
+
+    for number in range(1, 11):
+        add("email", {"to": f"customer-{number}@example.com"}, queue="mail")
+    for number in range(1, 7):
+        add("report", {"month": number}, priority=5)
+    for number in range(1, 5):
+        add("payment", {"order": number}, queue="money", priority=-5)
+    for number in range(1, 5):
+        add(VANISHING, {"file": f"part-{number}.csv"}, max_retries=5)
+    for fails, limit in ((1, 3), (2, 3), (3, 3), (3, 5), (1, 1), (1, 0)):
+        add("simulate.flaky", {"fail_times": fails}, max_retries=limit)
+    add("simulate.flaky", {"fail_times": "often"})  # does not fit the handler: no retry can help
+    add("simulate.fail", {}, max_retries=2)
+    for _ in range(2):
+        add("simulate.sleep", {"seconds": 0.3})
+    add(DROPPED, {"issue": 7}, delay="1h")
+    return made
+
+
+def run(database: str) -> Outcome:
+    """Run the demo on an empty database, which it leaves as it is at the end.
+
+    Raises InvalidInput if there are jobs in it, TenureError if the jobs do not end.
+    """
+    with Tenure(database, actor="demo") as app:
+        if app.stats():
+            raise InvalidInput("the demo needs an empty database, this one has jobs in it")
+        jobs = app.enqueue_many(drafts())
+        app.cancel(next(job.id for job in jobs if job.type == DROPPED))
+        # A worker takes a job and is never heard of again: its lease runs out.
+        app.claim(
+            ClaimRequest(
+                worker="worker-that-vanished",
+                limit=1,
+                lease_seconds=LEASE_SECONDS,
+                types=(VANISHING,),
+            )
+        )
+        sweeper = Sweeper(app, interval=SWEEP_SECONDS)
+        sweeper.start()
+        try:
+            run_loop(_work(app, concurrency=len(jobs)))
+        finally:
+            sweeper.stop()
+        return Outcome([_story(app, job.id) for job in jobs], app.verify())
+
+
+async def _work(app: Tenure, concurrency: int) -> None:
+    """Run one worker until every job is settled. It has room for all jobs: one claim takes them."""
+    handlers = Handlers()
+    simulate(handlers, **RULES)
+    worker = Worker(app, handlers, concurrency=concurrency, grace_seconds=5.0)
+    working = asyncio.create_task(worker.run())
+    try:
+        async with asyncio.timeout(LONGEST_SECONDS):
+            # Another thread changes the jobs; the store tells nobody that all are settled.
+            while not (working.done() or _all_settled(app)):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise TenureError(
+            f"the jobs of the demo did not end within {LONGEST_SECONDS:.0f} seconds"
+        ) from None
+    finally:
+        worker.request_stop()
+        await working
+
+
+def _all_settled(app: Tenure) -> bool:
+    return all(count.status in SETTLED for count in app.stats())
+
+
+def _story(app: Tenure, job_id: str) -> Story:
+    return Story(app.get(job_id), [entry.target for entry in app.history(job_id)])
