@@ -1,0 +1,142 @@
+"""Adding, showing and changing jobs over HTTP: decode, one call on the application, encode."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Annotated, Any, cast
+from urllib.parse import urlencode
+
+from msgspec import UNSET, Meta, Struct
+from starlette.responses import Response
+
+from tenure import payload as payloads
+from tenure import wire
+from tenure.api.routing import Call, answer
+from tenure.app import MOST_LISTED, Tenure
+from tenure.errors import InvalidInput
+from tenure.jobtype import Draft, Options
+from tenure.lifecycle import Status
+from tenure.records import Added
+
+ACTOR = "http"
+"""Who the ledger names for changes that came this way."""
+CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
+"""A cursor is the last id seen, without its hyphens; clients hand it back as it is."""
+
+
+class ListQuery(Struct, kw_only=True):
+    """Which jobs to list."""
+
+    status: Status | None = None
+    type: wire.Name | None = None
+    queue: wire.Name | None = None
+    limit: Annotated[int, Meta(ge=1, le=MOST_LISTED)] = 50
+    cursor: Annotated[str, Meta(pattern=CURSOR)] | None = None
+
+
+async def create_job(call: Call) -> Response:
+    """Add a job; it is on disk when this answers."""
+    call.doorbell.check_running()
+    draft = _draft(call.body)
+    if (key := call.header("Idempotency-Key")) is not None:
+        if "idempotency_key" in draft.options:
+            raise InvalidInput("given in a header too; give it once", path="$.idempotency_key")
+        draft.options["idempotency_key"] = payloads.check_key(key, "Idempotency-Key")
+    (added,) = await _add(call.app, [draft])
+    headers = {"Location": call.address(f"/jobs/{added.job.id}")}
+    return answer(wire.job_body(added.job), 201 if added.created else 200, headers)
+
+
+async def create_jobs(call: Call) -> Response:
+    """Add many jobs, all or none; the answer has them in the order of the request."""
+    call.doorbell.check_running()
+    added = await _add(call.app, [_draft(new) for new in call.body]) if call.body else []
+    return answer([wire.job_body(one.job) for one in added], 201)
+
+
+async def _add(app: Tenure, drafts: list[Draft]) -> list[Added]:
+    return await asyncio.wrap_future(app.add(drafts))
+
+
+def _draft(new: wire.NewJob) -> Draft:
+    """The job as the application takes it; it checks the values."""
+    options: dict[str, Any] = {
+        name: value
+        for name in _OPTIONS
+        if (value := getattr(new, name)) is not UNSET and value is not None
+    }
+    options["actor"] = ACTOR
+    if new.run_at is not None:
+        options["run_at"] = _utc(new.run_at)
+    if isinstance(new.backoff, wire.Backoff):
+        options["backoff"] = {
+            name: value
+            for name in new.backoff.__struct_fields__
+            if (value := getattr(new.backoff, name)) is not UNSET
+        }
+    payload = {} if new.payload is UNSET else new.payload
+    return Draft(new.type, payload, cast(Options, options))
+
+
+def _utc(at: datetime) -> datetime:
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInput("not a time between the years 1 and 9999", path="$.run_at") from None
+
+
+_OPTIONS = tuple(name for name in wire.NewJob.__struct_fields__ if name not in {"type", "payload"})
+
+
+def list_jobs(call: Call) -> Response:
+    """List jobs, newest first."""
+    query: ListQuery = call.query
+    for name, what in (("type", "job type"), ("queue", "queue")):
+        if (value := getattr(query, name)) is not None:
+            payloads.check_name(value, what, f"query {name}")
+    jobs = call.app.find(
+        status=query.status,
+        type=query.type,
+        queue=query.queue,
+        limit=query.limit,
+        before=None if query.cursor is None else _id_of(query.cursor),
+    )
+    headers = {}
+    if len(jobs) == query.limit:
+        given = {**call.request.query_params, "cursor": jobs[-1].id.replace("-", "")}
+        headers["Link"] = f'<{call.address("/jobs")}?{urlencode(given)}>; rel="next"'
+    return answer([wire.job_body(job) for job in jobs], headers=headers)
+
+
+def _id_of(cursor: str) -> str:
+    parts = (cursor[:8], cursor[8:12], cursor[12:16], cursor[16:20], cursor[20:])
+    return "-".join(parts)
+
+
+def show_job(call: Call) -> Response:
+    """Show a job as it stands."""
+    return answer(wire.job_body(call.app.get(call.path["id"])))
+
+
+def show_history(call: Call) -> Response:
+    """Show every move of a job, oldest first."""
+    return answer([wire.transition_body(entry) for entry in call.app.history(call.path["id"])])
+
+
+def explain_job(call: Call) -> Response:
+    """Say why a job is not running, or what it is doing."""
+    told = call.app.explain(call.path["id"])
+    return answer(wire.ExplanationBody(reason=told.reason, text=told.text, legal_moves=told.legal))
+
+
+def cancel_job(call: Call) -> Response:
+    """Cancel a job that waits or runs."""
+    return answer(wire.job_body(call.app.cancel(call.path["id"], actor=ACTOR)))
+
+
+def retry_job(call: Call) -> Response:
+    """Run a job that failed for good again, with a higher limit."""
+    more = 1 if call.body.more_retries is UNSET else call.body.more_retries
+    job = call.app.retry(call.path["id"], more_retries=more, actor=ACTOR)
+    return answer(wire.job_body(job))

@@ -1,0 +1,101 @@
+"""What operators and their tools call over HTTP: health, queues, workers, counts, the events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from msgspec import Struct
+from starlette.responses import Response, StreamingResponse
+
+from tenure import wire
+from tenure.api import metrics, streams
+from tenure.api.jobs import ACTOR
+from tenure.api.routing import JSON, Call, answer
+from tenure.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+
+class EventsQuery(Struct, kw_only=True):
+    """Where to begin; a `Last-Event-ID` header counts more."""
+
+    after: str | None = None
+
+
+async def health(call: Call) -> Response:
+    """Say that the process is up."""
+    return answer(wire.Health(status="ok"))
+
+
+async def ready(call: Call) -> Response:
+    """Say whether the process takes work and its database answers."""
+    call.doorbell.check_running()
+    try:
+        await asyncio.to_thread(call.app.ping)
+    except Exception as error:
+        log.warning("not ready, the database does not answer: %s", error)
+        raise StoreUnavailable("the database does not answer") from error
+    return answer(wire.Health(status="ready"))
+
+
+def list_queues(call: Call) -> Response:
+    """List every queue with jobs waiting or running, or with settings."""
+    return answer([wire.queue_body(queue) for queue in call.app.queues()])
+
+
+def pause_queue(call: Call) -> Response:
+    """Stop handing out jobs of a queue; those that run go on."""
+    call.app.pause(call.path["name"], actor=ACTOR)
+    return _queue(call)
+
+
+def resume_queue(call: Call) -> Response:
+    """Hand out jobs of a queue again."""
+    call.app.resume(call.path["name"], actor=ACTOR)
+    return _queue(call)
+
+
+def limit_queue(call: Call) -> Response:
+    """Set how many jobs of a queue may wait, or lift the limit."""
+    call.app.limit(call.path["name"], call.body.max_pending, actor=ACTOR)
+    return _queue(call)
+
+
+def _queue(call: Call) -> Response:
+    name = call.path["name"]
+    return answer(next(wire.queue_body(q) for q in call.app.queues() if q.name == name))
+
+
+def list_workers(call: Call) -> Response:
+    """List the workers that asked for jobs lately."""
+    return answer([wire.worker_body(worker) for worker in call.app.workers()])
+
+
+def show_stats(call: Call) -> Response:
+    """Count jobs by status, and by status, queue and type."""
+    return answer(wire.stats_body(call.app.stats()))
+
+
+def show_metrics(call: Call) -> Response:
+    """Show the state of everything as Prometheus text, or as JSON if JSON is asked for."""
+    app = call.app
+    counts, queues, workers = app.stats(), app.queues(), app.workers()
+    if JSON in call.request.headers.get("accept", "").lower():
+        largest, bounded = metrics.largest(queues), metrics.bounded(counts)
+        return answer(wire.metrics_body(bounded, largest, len(workers)))
+    text = metrics.prometheus_text(counts, queues, workers, app.ping())
+    return Response(text, media_type=metrics.CONTENT_TYPE)
+
+
+async def stream_events(call: Call) -> Response:
+    """Stream every move of every job as server-sent events, resumable by `Last-Event-ID`."""
+    streams.check_room(call.doorbell)
+    last = call.header("Last-Event-ID")
+    after: str | None = call.query.after if last is None else last
+    position, entries = await streams.start_of(call.app, after)
+    return StreamingResponse(
+        streams.events(call.app, call.doorbell, position, entries),
+        media_type="text/event-stream",
+        headers={"X-Accel-Buffering": "no"},
+    )

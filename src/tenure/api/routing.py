@@ -1,0 +1,298 @@
+"""One HTTP call, described once: what it takes, what it answers, and how its body is read.
+
+The list of `Route`s is the API: Starlette's routes and the OpenAPI description are both made from
+it. An endpoint gets a `Call` whose body and query have been read, bounded and checked, makes one
+call on the application and encodes the answer. A plain `def` endpoint runs in a thread, an
+`async def` one on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from starlette import routing
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from tenure import payload
+from tenure.api.streams import Doorbell
+from tenure.app import Tenure
+from tenure.errors import InvalidInput, PayloadTooLarge, StoreUnavailable, TenureError
+from tenure.problems import MEDIA_TYPE, Refusal, problem_of
+
+log = logging.getLogger(__name__)
+
+JSON = "application/json"
+SMALL_BODY = 64 * 1024
+"""Bytes of a request that carries no payload, and of what surrounds one that does."""
+RECEIVE_SECONDS = 60.0
+"""A body that has not arrived by then is given up: nobody may hold a request open by dribbling."""
+MOST_DISCARDED = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a call takes: a type, how large and deep it may be, and whether it may be left out."""
+
+    type: Any
+    limit: int = SMALL_BODY  # bytes
+    depth: int = 8  # levels of nesting
+    optional: bool = False
+    lenient: bool = False  # reports: what JSON allows and a database does not is made storable
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One way in which a call succeeds."""
+
+    type: Any  # of the JSON; None if it never is JSON
+    text: str
+    also: tuple[str, ...] = ()  # media types beside JSON
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Route:
+    """One call of the API."""
+
+    method: str
+    path: str
+    name: str
+    endpoint: Callable[[Call], Any]
+    answers: Mapping[int, Answer]
+    refusals: tuple[int, ...] = ()  # beside those that every call can meet
+    body: Body | None = None
+    query: type[msgspec.Struct] | None = None
+    headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> schema
+    open: bool = False  # answered without a token
+
+    @property
+    def summary(self) -> str:
+        """The first line of the endpoint's docstring."""
+        return (inspect.getdoc(self.endpoint) or "").partition("\n")[0]
+
+
+@dataclass(slots=True)
+class Call:
+    """One request, read and checked."""
+
+    app: Tenure
+    doorbell: Doorbell
+    request: Request
+    secured: bool = False  # whether callers need a token
+    body: Any = None
+    query: Any = None
+
+    @property
+    def path(self) -> Mapping[str, str]:
+        """The parts of the path that vary."""
+        return self.request.path_params
+
+    def address(self, path: str) -> str:
+        """Where `path` of this API is, as seen by the client, wherever the API is mounted."""
+        return quote(f"{self.request.scope.get('root_path', '')}{path}")
+
+    def header(self, name: str) -> str | None:
+        """A header that may be given once; raises InvalidInput if it was given several times."""
+        values = self.request.headers.getlist(name)
+        if len(values) > 1:
+            raise InvalidInput("give this header once", path=name)
+        return values[0] if values else None
+
+
+T = TypeVar("T")
+
+
+def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON answer."""
+    return Response(msgspec.json.encode(value), status, headers, media_type=JSON)
+
+
+def refuse(request: Request, error: Exception) -> Response:
+    """The answer for an error."""
+    problem = problem_of(error, quote(request.scope.get("path", "")))
+    return Response(problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE)
+
+
+def starlette_routes(
+    routes: Sequence[Route], app: Tenure, doorbell: Doorbell, *, secured: bool
+) -> list[routing.Route]:
+    """Starlette's routes: one per path, so that a wrong method is answered with all right ones."""
+
+    def endpoint_of(by_method: Mapping[str, Route]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            method = "GET" if request.method == "HEAD" else request.method
+            return await _answer(by_method[method], Call(app, doorbell, request, secured))
+
+        return endpoint
+
+    made = []
+    for path, group in groupby(sorted(routes, key=lambda r: r.path), key=lambda r: r.path):
+        by_method = {route.method: route for route in group}
+        made.append(_Path(path, endpoint_of(by_method), methods=list(by_method)))
+    # Fixed paths before those with a variable part: /jobs/batch before /jobs/{id}.
+    return sorted(made, key=lambda route: route.path.replace("{", "~"))
+
+
+class _Path(routing.Route):
+    """A route that claims its path for every method; a wrong one is then answered with 405."""
+
+    def matches(self, scope: Scope) -> tuple[routing.Match, Scope]:
+        match, child = super().matches(scope)
+        return (routing.Match.FULL if match is routing.Match.PARTIAL else match), child
+
+
+async def _answer(route: Route, call: Call) -> Response:
+    request = call.request
+    try:
+        call.query = _read_query(route, request)
+        if route.body is not None:
+            call.body = await _read_body(route.body, request)
+        if inspect.iscoroutinefunction(route.endpoint):
+            response: Response = await route.endpoint(call)
+        else:
+            response = await run_in_threadpool(route.endpoint, call)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody is there to read it
+    except (TenureError, Refusal) as error:
+        if isinstance(error, StoreUnavailable):
+            log.warning("%s %s: %s", route.method, route.path, error)
+        return refuse(request, error)
+    except Exception as error:
+        log.exception("%s %s failed", route.method, route.path)
+        return refuse(request, error)
+    return response
+
+
+# --- reading what was sent ------------------------------------------------------------------------
+
+
+def _read_query(route: Route, request: Request) -> Any:
+    given = request.query_params.multi_items()
+    values = dict(given)
+    if len(values) < len(given):
+        raise InvalidInput("a query parameter is given twice; give each once", path="query")
+    known = route.query.__struct_encode_fields__ if route.query else ()
+    for name in values:
+        if name not in known:
+            allowed = f"this call takes {', '.join(known)}" if known else "this call takes none"
+            raise InvalidInput(f"no such query parameter; {allowed}", path=f"query {name}"[:80])
+    return convert(values, route.query, strict=False, root="query ") if route.query else None
+
+
+async def _read_body(body: Body, request: Request) -> Any:
+    _check_media_type(request, optional=body.optional)
+    data = await _receive(request, body.limit)
+    if not data and body.optional:
+        return body.type()
+    if not data:
+        raise InvalidInput("the request has no body; send JSON", path="$")
+    if body.lenient:
+        value = read_leniently(data)
+    else:
+        value = payload.parse(data, limit=body.limit, max_depth=body.depth)
+    return convert(value, body.type)
+
+
+def _check_media_type(request: Request, *, optional: bool) -> None:
+    """JSON in UTF-8, as it is. A form or text, which a foreign page could send, is refused."""
+    given = request.headers.getlist("content-type")
+    if not given and optional:
+        return
+    media_type, _, parameters = (given[0] if len(given) == 1 else "").partition(";")
+    charset = parameters.strip().lower().replace('"', "").replace(" ", "")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if media_type.strip().lower() != JSON or charset not in ("", "charset=utf-8"):
+        raise _unsupported(f"send Content-Type: {JSON}, in UTF-8")
+    if encoding != "identity":
+        raise _unsupported("send the body as it is, without Content-Encoding")
+
+
+def _unsupported(detail: str) -> Refusal:
+    headers = {"Accept": JSON}
+    return Refusal(415, "unsupported_media_type", "Unsupported media type", detail, headers)
+
+
+async def _receive(request: Request, limit: int) -> bytes:
+    """The body, never more than `limit` bytes of it."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:19]) > limit:
+        raise PayloadTooLarge(f"{declared[:19]} bytes; the limit is {limit} here", path="$")
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(RECEIVE_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
+                chunks.append(chunk)
+    except TimeoutError:
+        raise Refusal(
+            408,
+            "request_timeout",
+            "The body took too long",
+            f"the body did not arrive within {RECEIVE_SECONDS:g} seconds",
+            {"Connection": "close"},
+        ) from None
+    return b"".join(chunks)
+
+
+def convert(value: object, type: type[T], *, strict: bool = True, root: str = "$") -> T:
+    """`value` as `type`; raises InvalidInput with the path of the field that does not fit."""
+    try:
+        return msgspec.convert(value, type, strict=strict)
+    except msgspec.ValidationError as flaw:
+        message, _, path = str(flaw).partition(" - at `$")
+        path = path.rstrip("`")
+        if root != "$":
+            path = path.lstrip(".")
+        raise InvalidInput(message, path=f"{root}{path}") from None
+
+
+def read_leniently(data: bytes) -> object:
+    """A report: well-formed JSON in UTF-8, whatever its strings and numbers hold.
+
+    What a handler produced is no reason not to settle its job. NUL, halves of surrogate pairs and
+    endless integers come through here and are made storable further on.
+    """
+    try:
+        return json.loads(
+            data.decode(),
+            parse_int=_bounded_integer,
+            parse_constant=_no_constant,
+            object_pairs_hook=_distinct,
+        )
+    except UnicodeDecodeError as flaw:
+        raise InvalidInput(f"not UTF-8 at byte {flaw.start}; send UTF-8", path="$") from None
+    except RecursionError:
+        raise InvalidInput("nested too deep; flatten it", path="$") from None
+    except json.JSONDecodeError as flaw:
+        where = f"line {flaw.lineno}, column {flaw.colno}"
+        raise InvalidInput(f"not valid JSON at {where}: {flaw.msg}", path="$") from None
+
+
+def _bounded_integer(digits: str) -> int:
+    return int(digits) if len(digits) <= 20 else 10**20
+
+
+def _no_constant(name: str) -> object:
+    raise InvalidInput(f"{name} is not JSON; send null or a string", path="$")
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise InvalidInput("a key is given twice in one object; remove one", path="$")
+    return made

@@ -1,0 +1,279 @@
+"""The HTTP API, every call of it. Routes and the OpenAPI description are both made from this."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+from starlette.responses import Response
+
+from tenure import payload, wire
+from tenure.api import jobs, leases, openapi, operations
+from tenure.api.metrics import CONTENT_TYPE
+from tenure.api.routing import SMALL_BODY, Answer, Body, Call, Route
+from tenure.app import MOST_JOBS_AT_ONCE
+
+ONE_JOB = payload.MAX_PAYLOAD_BYTES + SMALL_BODY
+ONE_REPORT = 2 * payload.MAX_PAYLOAD_BYTES
+MANY = 32 * 1024 * 1024
+"""Bytes of one batch of jobs or of reports."""
+MOST_LEASES = 10_000
+JOB_DEPTH = payload.MAX_DEPTH + 1  # a payload lies one level deep in a job, two in a batch
+
+Job = wire.JobBody
+Batch = Annotated[list[wire.NewJob], Meta(max_length=MOST_JOBS_AT_ONCE)]
+Reports = Annotated[list[wire.ReportEntry], Meta(max_length=MOST_LEASES)]
+LeaseNames = Annotated[list[wire.LeaseName], Meta(max_length=MOST_LEASES)]
+NO_BODY = Body(wire.NoFields, optional=True)
+
+
+def describe(call: Call) -> Response:
+    """Describe this API as OpenAPI 3.1."""
+    return Response(openapi.document(ROUTES, secured=call.secured), media_type="application/json")
+
+
+def _one(kind: object, text: str) -> dict[int, Answer]:
+    return {200: Answer(kind, text)}
+
+
+def _many(kind: type, text: str) -> dict[int, Answer]:
+    return {200: Answer(list[kind], text)}  # type: ignore[valid-type]
+
+
+ROUTES: tuple[Route, ...] = (
+    # --- is it up
+    Route(
+        method="GET",
+        path="/health",
+        name="health",
+        endpoint=operations.health,
+        answers=_one(wire.Health, "It is up."),
+        open=True,
+    ),
+    Route(
+        method="GET",
+        path="/ready",
+        name="ready",
+        endpoint=operations.ready,
+        answers=_one(wire.Health, "It takes work."),
+    ),
+    # --- jobs
+    Route(
+        method="POST",
+        path="/jobs",
+        name="createJob",
+        endpoint=jobs.create_job,
+        body=Body(wire.NewJob, limit=ONE_JOB, depth=JOB_DEPTH),
+        headers={
+            "Idempotency-Key": {
+                "type": "string",
+                "pattern": payload.KEY_PATTERN,
+                "maxLength": payload.MAX_KEY_LENGTH,
+                "description": "The same key and body again is answered with the first job.",
+            }
+        },
+        answers={
+            201: Answer(Job, "The new job.", headers=("Location",)),
+            200: Answer(Job, "The job of an earlier request with this key.", headers=("Location",)),
+        },
+        refusals=(422, 429),
+    ),
+    Route(
+        method="POST",
+        path="/jobs/batch",
+        name="createJobs",
+        endpoint=jobs.create_jobs,
+        body=Body(Batch, limit=MANY, depth=JOB_DEPTH + 1),
+        answers={201: Answer(list[Job], "The jobs, in the order of the request.")},
+        refusals=(422, 429),
+    ),
+    Route(
+        method="GET",
+        path="/jobs",
+        name="listJobs",
+        endpoint=jobs.list_jobs,
+        query=jobs.ListQuery,
+        answers={
+            200: Answer(list[Job], "A page of jobs; `Link` names the next.", headers=("Link",))
+        },
+    ),
+    Route(
+        method="GET",
+        path="/jobs/{id}",
+        name="showJob",
+        endpoint=jobs.show_job,
+        answers=_one(Job, "The job."),
+        refusals=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/jobs/{id}/history",
+        name="showHistory",
+        endpoint=jobs.show_history,
+        answers=_many(wire.TransitionBody, "Its moves."),
+        refusals=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/jobs/{id}/explain",
+        name="explainJob",
+        endpoint=jobs.explain_job,
+        answers=_one(wire.ExplanationBody, "The reason."),
+        refusals=(404,),
+    ),
+    Route(
+        method="POST",
+        path="/jobs/{id}/cancel",
+        name="cancelJob",
+        endpoint=jobs.cancel_job,
+        body=NO_BODY,
+        answers=_one(Job, "The job, cancelled."),
+        refusals=(404, 409),
+    ),
+    Route(
+        method="POST",
+        path="/jobs/{id}/retry",
+        name="retryJob",
+        endpoint=jobs.retry_job,
+        body=Body(wire.RetryRequest, optional=True),
+        answers=_one(Job, "The job, pending again."),
+        refusals=(404, 409),
+    ),
+    # --- what workers call
+    Route(
+        method="POST",
+        path="/leases",
+        name="leaseJobs",
+        endpoint=leases.lease_jobs,
+        body=Body(wire.LeaseRequest, limit=2 * 1024 * 1024),
+        answers=_many(wire.LeaseBody, "The leased jobs; none if there were none in time."),
+    ),
+    Route(
+        method="POST",
+        path="/leases/{lease_id}/complete",
+        name="completeLease",
+        endpoint=leases.complete_lease,
+        body=Body(wire.CompleteRequest, limit=ONE_REPORT, optional=True, lenient=True),
+        answers=_one(wire.VerdictBody, "It is on record."),
+        refusals=(409,),
+    ),
+    Route(
+        method="POST",
+        path="/leases/{lease_id}/fail",
+        name="failLease",
+        endpoint=leases.fail_lease,
+        body=Body(wire.FailRequest, limit=ONE_REPORT, lenient=True),
+        answers=_one(wire.VerdictBody, "It is on record."),
+        refusals=(409,),
+    ),
+    Route(
+        method="POST",
+        path="/leases/{lease_id}/release",
+        name="releaseLease",
+        endpoint=leases.release_lease,
+        body=NO_BODY,
+        answers=_one(wire.VerdictBody, "It is on record."),
+        refusals=(409,),
+    ),
+    Route(
+        method="POST",
+        path="/leases/{lease_id}/heartbeat",
+        name="renewLease",
+        endpoint=leases.renew_lease,
+        body=Body(wire.HeartbeatRequest, optional=True),
+        answers=_one(wire.HeldBody, "The lease is held."),
+        refusals=(409,),
+    ),
+    Route(
+        method="POST",
+        path="/reports",
+        name="reportMany",
+        endpoint=leases.report_many,
+        body=Body(Reports, limit=MANY, lenient=True),
+        answers=_many(wire.VerdictBody, "A verdict for each report, in order."),
+    ),
+    Route(
+        method="POST",
+        path="/heartbeats",
+        name="renewLeases",
+        endpoint=leases.renew_leases,
+        query=leases.HeartbeatQuery,
+        body=Body(LeaseNames, limit=4 * 1024 * 1024),
+        answers=_many(wire.HeldBody, "Whether each lease is held, in order."),
+    ),
+    # --- what operators call
+    Route(
+        method="GET",
+        path="/queues",
+        name="listQueues",
+        endpoint=operations.list_queues,
+        answers=_many(wire.QueueBody, "The queues."),
+    ),
+    Route(
+        method="POST",
+        path="/queues/{name}/pause",
+        name="pauseQueue",
+        endpoint=operations.pause_queue,
+        body=NO_BODY,
+        answers=_one(wire.QueueBody, "The queue, paused."),
+    ),
+    Route(
+        method="POST",
+        path="/queues/{name}/resume",
+        name="resumeQueue",
+        endpoint=operations.resume_queue,
+        body=NO_BODY,
+        answers=_one(wire.QueueBody, "The queue, running."),
+    ),
+    Route(
+        method="PUT",
+        path="/queues/{name}/limit",
+        name="limitQueue",
+        endpoint=operations.limit_queue,
+        body=Body(wire.LimitRequest),
+        answers=_one(wire.QueueBody, "The queue, limited."),
+    ),
+    Route(
+        method="GET",
+        path="/workers",
+        name="listWorkers",
+        endpoint=operations.list_workers,
+        answers=_many(wire.WorkerBody, "The workers."),
+    ),
+    Route(
+        method="GET",
+        path="/stats",
+        name="showStats",
+        endpoint=operations.show_stats,
+        answers=_one(wire.StatsBody, "The counts."),
+    ),
+    Route(
+        method="GET",
+        path="/metrics",
+        name="showMetrics",
+        endpoint=operations.show_metrics,
+        answers={200: Answer(wire.MetricsBody, "The values.", also=(CONTENT_TYPE,))},
+    ),
+    Route(
+        method="GET",
+        path="/events",
+        name="streamEvents",
+        endpoint=operations.stream_events,
+        query=operations.EventsQuery,
+        headers={
+            "Last-Event-ID": {
+                "type": "string",
+                "maxLength": 64,
+                "description": "The `id` of the last event seen; the stream goes on after it.",
+            }
+        },
+        answers={200: Answer(None, "The stream.", also=("text/event-stream",))},
+    ),
+    Route(
+        method="GET",
+        path="/openapi.json",
+        name="describe",
+        endpoint=describe,
+        answers=_one(dict, "The description."),
+    ),
+)

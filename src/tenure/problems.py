@@ -1,0 +1,227 @@
+"""Errors on the wire: `application/problem+json` (RFC 9457), written and read by one table.
+
+Each row of `KINDS` says how one error of the tree looks over HTTP: its status, and which of its
+facts travel as members of the body. The server writes by it, the client reads by it, so an error
+arrives as the exception it left as. Bodies never carry a traceback, SQL, a path of the server's
+files or a database address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from tenure.errors import (
+    IllegalMove,
+    InvalidInput,
+    JobNotFound,
+    KeyConflict,
+    LeaseLost,
+    PayloadTooLarge,
+    QueueFull,
+    ReportConflict,
+    SchemaMismatch,
+    StoreUnavailable,
+    TenureError,
+    Unauthorized,
+)
+
+MEDIA_TYPE = "application/problem+json"
+URN = "urn:tenure:problem:"
+RETRY_SECONDS = 1
+"""What Retry-After asks for when a queue is full or the database is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one class of error is written: member name -> attribute and constructor argument."""
+
+    error: type[TenureError]
+    status: int
+    title: str
+    members: Mapping[str, str] = field(default_factory=dict)
+    detail: str = ""  # said instead of the error's own text, which may name internals
+
+
+INPUT = {"detail": "message", "path": "path"}
+KINDS: tuple[Kind, ...] = (
+    Kind(PayloadTooLarge, 413, "Too large", INPUT),
+    Kind(InvalidInput, 400, "Not acceptable as it is", INPUT),
+    Kind(Unauthorized, 401, "Not authorized"),
+    Kind(JobNotFound, 404, "No such job", {"job_id": "job_id"}),
+    Kind(
+        IllegalMove,
+        409,
+        "The job's status does not allow this",
+        {
+            "job_id": "job_id",
+            "status_of_job": "status",
+            "event": "event",
+            "legal_moves": "legal",
+            "reason": "reason",
+        },
+    ),
+    Kind(LeaseLost, 409, "The lease is lost", {"job_id": "job_id", "ended_by": "ended_by"}),
+    Kind(
+        ReportConflict,
+        409,
+        "Another outcome is on record",
+        {"job_id": "job_id", "reported": "reported", "recorded": "recorded"},
+    ),
+    Kind(
+        KeyConflict,
+        422,
+        "The idempotency key was used for another request",
+        {"idempotency_key": "key", "job_id": "job_id"},
+    ),
+    Kind(QueueFull, 429, "The queue is full", {"queue": "queue", "max_pending": "max_pending"}),
+    Kind(
+        StoreUnavailable,
+        503,
+        "The database did not answer",
+        detail="the database did not answer and the outcome may be unknown; send it again, "
+        "with an idempotency key if one job must not become two",
+    ),
+    Kind(
+        SchemaMismatch,
+        503,
+        "The database does not fit",
+        detail="the database's schema does not fit this version of Tenure; see the server's log",
+    ),
+)
+
+Maybe = msgspec.UnsetType
+
+
+class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong, after RFC 9457; `code` is stable and meant for programs."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    path: str | Maybe = msgspec.UNSET
+    job_id: str | Maybe = msgspec.UNSET
+    status_of_job: str | Maybe = msgspec.UNSET
+    event: str | Maybe = msgspec.UNSET
+    legal_moves: Sequence[str] | Maybe = msgspec.UNSET
+    reason: str | Maybe = msgspec.UNSET
+    ended_by: str | Maybe = msgspec.UNSET
+    reported: str | Maybe = msgspec.UNSET
+    recorded: str | Maybe = msgspec.UNSET
+    idempotency_key: str | Maybe = msgspec.UNSET
+    queue: str | Maybe = msgspec.UNSET
+    max_pending: int | Maybe = msgspec.UNSET
+
+
+class Refusal(Exception):
+    """A request that HTTP itself refuses, before or beside Tenure: wrong method, host, media."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        title: str,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.title = title
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A problem ready to be sent: status, headers, body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def problem_of(error: Exception, instance: str) -> Problem:
+    """The problem to answer for an error; `instance` is the path that was asked for."""
+    if isinstance(error, Refusal):
+        return _problem(
+            error.status, error.code, error.title, error.detail, instance, error.headers
+        )
+    for kind in KINDS:
+        if isinstance(error, kind.error):
+            return _of_kind(kind, error, instance)
+    text = "the server failed on this request; its log says why"
+    return _problem(500, "internal_error", "Internal error", text, instance, {})
+
+
+def _of_kind(kind: Kind, error: TenureError, instance: str) -> Problem:
+    members = {member: getattr(error, name) for member, name in kind.members.items()}
+    members = {member: value for member, value in members.items() if value not in ("", None)}
+    detail = members.pop("detail", None) or kind.detail or str(error)
+    headers: dict[str, str] = {}
+    if kind.status in (429, 503):
+        headers["Retry-After"] = str(RETRY_SECONDS)
+    if kind.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="tenure"'
+    return _problem(kind.status, error.code, kind.title, detail, instance, headers, members)
+
+
+def _problem(
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    instance: str,
+    headers: Mapping[str, str],
+    members: Mapping[str, Any] | None = None,
+) -> Problem:
+    body = ProblemBody(
+        type=f"{URN}{code}",
+        title=title,
+        status=status,
+        detail=storable(detail),
+        instance=storable(instance),
+        code=code,
+        **(members or {}),
+    )
+    return Problem(status, headers, msgspec.json.encode(body))
+
+
+def storable(text: str) -> str:
+    """`text` without what UTF-8 cannot say; addresses and messages may quote what was sent."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def error_of(status: int, body: bytes) -> TenureError:
+    """The exception that an error answer stands for.
+
+    Whatever is not a problem of ours, and every 5xx, is StoreUnavailable: asking again is safe.
+    """
+    try:
+        problem = msgspec.json.decode(body, type=ProblemBody)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        text = f"the server answered {status} without saying why"
+        return StoreUnavailable(text) if status >= 500 else TenureError(text)
+    kinds = [kind for kind in KINDS if kind.status == problem.status]
+    kind = next((k for k in kinds if k.members is INPUT or k.error.code == problem.code), None)
+    if kind is None or status >= 500:
+        return StoreUnavailable(problem.detail) if status >= 500 else TenureError(problem.detail)
+    if not kind.members:
+        return kind.error(problem.detail)
+    values = {
+        name: value
+        for member, name in kind.members.items()
+        if (value := getattr(problem, member)) is not msgspec.UNSET
+    }
+    if kind.members is INPUT:
+        values["code"] = problem.code
+    try:
+        return kind.error(**values)
+    except TypeError:  # a member is missing: a newer or older server
+        return TenureError(problem.detail)

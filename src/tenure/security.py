@@ -1,0 +1,141 @@
+"""Who may call: the checks that stand before every route, whatever it does.
+
+Without a token the server answers programs of this machine only. The socket sees to that, and the
+`Host` header is checked as well: a page in a browser can make a name of its own point to 127.0.0.1
+(DNS rebinding), and only the name gives it away. With a token, every call but `/health` must bring
+it. Requests that change something are refused when a browser says that another site sent them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tenure.errors import InvalidInput, Unauthorized
+from tenure.problems import MEDIA_TYPE, Refusal, problem_of
+from tenure.settings import Settings
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_is_host = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(:[0-9]{1,5})?").fullmatch
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` names this machine's loopback interface."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_binding(settings: Settings) -> None:
+    """Refuse to listen where others can reach an API that asks for no token."""
+    if not settings.tokens and not is_loopback(settings.host):
+        raise InvalidInput(
+            f"{settings.host} can be reached from other machines, and no token is set: set "
+            "TENURE_TOKEN (or --token-file), or listen on 127.0.0.1",
+            path="host",
+        )
+
+
+class Guard:
+    """ASGI middleware with every check of this module."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, open_paths: Sequence[str]) -> None:
+        self._app = app
+        self._digests = [_digest(token.encode()) for token in settings.tokens]
+        self._any_host = not is_loopback(settings.host) and not settings.allowed_hosts
+        self._hosts = frozenset({settings.host.lower(), *settings.allowed_hosts})
+        self._open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        send = _with_security_headers(send)
+        try:
+            self._check(scope)
+        except (Refusal, Unauthorized) as error:
+            problem = problem_of(error, scope["path"])
+            response = Response(
+                problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE
+            )
+            await response(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        if not self._any_host:
+            self._check_host(headers.getlist("host"))
+        if scope["method"] not in SAFE_METHODS:
+            self._check_origin(headers)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if self._digests and path not in self._open_paths:
+            self._check_token(scope)
+
+    def _check_host(self, hosts: Sequence[str]) -> None:
+        match = _is_host(hosts[0].lower()) if len(hosts) == 1 else None
+        name = match[1] if match else ""
+        if not name or not (is_loopback(name) or name.strip("[]") in self._hosts):
+            raise Refusal(
+                421,
+                "host_not_allowed",
+                "This host is not served here",
+                "the Host header must name this server; add the name to allowed_hosts "
+                "(TENURE_ALLOWED_HOSTS) if it is yours",
+            )
+
+    def _check_origin(self, headers: Headers) -> None:
+        """A browser names the page that sends a request; programs do not send these headers."""
+        site = headers.get("sec-fetch-site", "none").lower()
+        origin = headers.get("origin")
+        own = f"://{headers.get('host', '')}"
+        same = origin is None or (
+            origin.startswith(("http://", "https://")) and origin.endswith(own)
+        )
+        if site not in ("none", "same-origin") or not same:
+            raise Refusal(
+                403,
+                "cross_site",
+                "Sent by another site",
+                "a page of another site sent this request; Tenure takes changes from programs "
+                "and from its own pages only",
+            )
+
+    def _check_token(self, scope: Scope) -> None:
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        digest = _digest(token.strip())
+        # Digests of one length, compared in constant time; every token is compared.
+        known = [hmac.compare_digest(digest, own) for own in self._digests]
+        if scheme.lower() != b"bearer" or not any(known):
+            raise Unauthorized(
+                "send the server's token as `Authorization: Bearer <token>` (TENURE_TOKEN)"
+            )
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def _with_security_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["X-Content-Type-Options"] = "nosniff"
+            headers.setdefault("Cache-Control", "no-store")
+            headers.setdefault("Content-Security-Policy", "default-src 'none'")
+            headers.setdefault("X-Frame-Options", "DENY")
+            headers.setdefault("Referrer-Policy", "no-referrer")
+        await send(message)
+
+    return send_with_headers

@@ -1,0 +1,246 @@
+"""The server: the API behind its guards, and around it a sweeper and, if wanted, a worker.
+
+`build` makes the ASGI application, on its own or to be mounted in another. `serve` runs it until
+SIGTERM or SIGINT. Then waiting requests end at once, new work is refused, the worker drains within
+its grace period, and the process ends; a second signal ends it on the spot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tenure import api, security
+from tenure.app import Tenure
+from tenure.errors import InvalidInput
+from tenure.problems import Refusal
+from tenure.run import ABORTED, run_loop
+from tenure.settings import Settings
+from tenure.sweeper import Sweeper
+from tenure.worker import Worker
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75
+GRACEFUL_SECONDS = 5
+MOST_CONNECTIONS = 2_000
+
+
+def build(app: Tenure, settings: Settings | None = None) -> Starlette:
+    """The ASGI application. Its `state.doorbell.stop()` ends whatever waits, before a shutdown.
+
+    Mounted in another application it works without lifespan events, and under any root path.
+    """
+    settings = settings or Settings()
+    doorbell = api.Doorbell(app.on_work)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await asyncio.to_thread(app.open)
+        yield
+        doorbell.close()
+
+    built = Starlette(
+        routes=api.routes(app, doorbell, secured=bool(settings.tokens)),
+        middleware=[
+            Middleware(security.Guard, settings=settings, open_paths=api.OPEN_PATHS),
+        ],
+        exception_handlers={HTTPException: _refuse_http},
+        lifespan=lifespan,
+    )
+    built.router.redirect_slashes = False
+    built.state.doorbell = doorbell
+    return built
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    """What Starlette itself refuses, as a problem."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+        refusal = Refusal(
+            405,
+            "method_not_allowed",
+            "Method not allowed",
+            f"this path takes {allowed}",
+            {"Allow": allowed},
+        )
+    else:
+        refusal = Refusal(
+            error.status_code,
+            "not_found",
+            "No such path",
+            "nothing is served under this path; /openapi.json lists what is",
+        )
+    return api.refuse(request, refusal)
+
+
+def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
+    """Serve `app` until SIGTERM or SIGINT; returns when everything has ended in good order.
+
+    `workers` run the handlers of `app` in this process, on threads of their own; with 0, or
+    without handlers, none does. Raises InvalidInput if the address cannot be listened on safely,
+    StoreUnavailable or SchemaMismatch if the database cannot be opened.
+    """
+    security.check_binding(settings)
+    with contextlib.ExitStack() as running:
+        listener = running.enter_context(_listen(settings.host, settings.port))
+        running.enter_context(app)
+        sweeper = Sweeper(app, keep=settings.keep)
+        sweeper.start()
+        running.callback(sweeper.stop)
+        built = build(app, settings)
+        running.callback(built.state.doorbell.close)
+        crew = [_InProcess(app, settings) for _ in range(workers if _has_handlers(app) else 0)]
+        server = _Server(built, settings, [built.state.doorbell.stop, *(w.stop for w in crew)])
+        for worker in crew:
+            worker.start(on_failure=server.stop)
+        run_loop(server.serve(sockets=[listener]))
+        for worker in crew:
+            worker.join()
+
+
+def _has_handlers(app: Tenure) -> bool:
+    return app.handlers.types() != ()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket; raises InvalidInput if the address is taken or is none of this machine's."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise InvalidInput(f"{host} is no address to listen on: {error}", path="host") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise InvalidInput(
+            f"cannot listen on {host} port {port}: {error.strerror}; "
+            "stop what is there, or choose another port with --port or TENURE_PORT",
+            path="port",
+        ) from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with our way to stop: first whatever waits, then the server itself."""
+
+    def __init__(
+        self, built: Starlette, settings: Settings, on_stop: list[Callable[[], None]]
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                built,
+                http=_protocol(),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=MOST_CONNECTIONS,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=GRACEFUL_SECONDS,
+            )
+        )
+        self._host = settings.host
+        self._on_stop = on_stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening, and say where."""
+        await super().startup(sockets)
+        port = sockets[0].getsockname()[1] if sockets else 0
+        host = f"[{self._host}]" if ":" in self._host.strip("[]") else self._host
+        sys.stdout.write(f"Tenure listens on http://{host}:{port}\n")
+        sys.stdout.flush()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal stops everything in good order, the second ends the process."""
+        if self.should_exit:
+            os._exit(ABORTED)
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop in good order. Safe from any thread and from a signal handler."""
+        self.should_exit = True
+        for stop in self._on_stop:
+            stop()
+
+
+def _protocol() -> Any:
+    try:
+        from tenure.protocol import BoundedProtocol
+    except ImportError:  # h11 keeps the size of a request's head within bounds by itself
+        return "h11"
+    return BoundedProtocol
+
+
+class _InProcess:
+    """A worker on a thread and an event loop of its own, so that no handler holds up HTTP."""
+
+    def __init__(self, app: Tenure, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._worker: Worker | None = None
+        self._stopped = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="tenure-worker", daemon=True)
+        self._on_failure: Callable[[], None] = lambda: None
+
+    def start(self, *, on_failure: Callable[[], None]) -> None:
+        """Begin; `on_failure` is called should the worker end by itself."""
+        self._on_failure = on_failure
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the worker to drain; safe from any thread and from a signal handler."""
+        self._stopped = True
+        if self._worker is not None:
+            self._worker.request_stop()
+
+    def join(self) -> None:
+        """Wait until it has drained; raises what ended it, if something did."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            run_loop(self._work())
+        except BaseException as error:
+            log.exception("the worker in this process failed, so the server stops")
+            self._failure = error
+            self._on_failure()
+
+    async def _work(self) -> None:
+        settings = self._settings
+        self._worker = Worker(
+            self._app,
+            self._app.handlers,
+            queues=settings.queues,
+            concurrency=settings.concurrency,
+            lease_seconds=settings.lease_seconds,
+            grace_seconds=settings.grace_seconds,
+        )
+        if self._stopped:
+            self._worker.request_stop()
+        await self._worker.run()

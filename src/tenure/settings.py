@@ -1,0 +1,224 @@
+"""Settings of a server or worker process: one frozen value, read once at the start.
+
+Each setting comes from the first of these that has it: a flag of the command line, the environment
+(`TENURE_` and the name in capitals), the configuration file (TOML), the default. What is not
+understood is refused with the place it was found in. Tokens come from the environment or from a
+file, never from a flag, which every user of the machine could read.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tenure import durations
+from tenure.errors import InvalidInput
+
+DEFAULT_DATABASE = "sqlite:///tenure.db"
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8080
+DEFAULT_CONCURRENCY = 16
+MOST_CONCURRENCY = 1_000
+DAY = 86_400.0
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+FOREVER = "forever"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything a process can be told. Times are seconds; `keep_…` None keeps jobs for ever."""
+
+    database: str = field(default=DEFAULT_DATABASE, repr=False)  # may hold a password
+    host: str = DEFAULT_HOST
+    port: int = DEFAULT_PORT  # 0: any free one
+    allowed_hosts: tuple[str, ...] = ()  # names that the Host header may have beside loopback's
+    tokens: tuple[str, ...] = field(default=(), repr=False)
+    concurrency: int = DEFAULT_CONCURRENCY
+    queues: tuple[str, ...] | None = None  # None: every queue
+    lease_seconds: float = 30.0
+    grace_seconds: float = 30.0
+    keep_completed: float | None = 7 * DAY
+    keep_cancelled: float | None = 7 * DAY
+    keep_failed: float | None = 30 * DAY
+    log_format: str = "text"
+    log_level: str = "info"
+
+    @property
+    def keep(self) -> dict[str, float]:
+        """How long settled jobs are kept, in seconds by status; without a status, for ever."""
+        ages = {
+            "completed": self.keep_completed,
+            "cancelled": self.keep_cancelled,
+            "failed": self.keep_failed,
+        }
+        return {status: age for status, age in ages.items() if age is not None}
+
+
+def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """Put the settings together; flags that are None count as not given.
+
+    `flags` are named like the settings, and `config` names the file, as does TENURE_CONFIG;
+    `token_file` names a file of tokens, one a line. Raises InvalidInput saying where.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "tokens" in given:
+        raise InvalidInput(
+            "a token on the command line can be read by every user of the machine: put it in "
+            "the environment as TENURE_TOKEN, or in a file named by --token-file",
+            path="--token",
+        )
+    config = given.pop("config", None) or environ.get("TENURE_CONFIG")
+    found: dict[str, tuple[Any, str]] = {}
+    if config:
+        for name, value in _read_toml(Path(config)).items():
+            if name not in _READERS or name == "tokens":
+                raise InvalidInput(f"no such setting; known: {_known()}", path=f"{config}: {name}")
+            found[name] = (value, f"{config}: {name}")
+    for name in _READERS:
+        for variable in _variables(name):
+            if variable in environ:
+                found[name] = (environ[variable], variable)
+                break
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name not in _READERS:
+            raise InvalidInput(f"no such setting; known: {_known()}", path=flag)
+        found[name] = (value, flag)
+    values = {name: _READERS[name](value, where) for name, (value, where) in found.items()}
+    from_file = values.pop("token_file", ())
+    values["tokens"] = (*values.get("tokens", ()), *from_file)
+    return Settings(**values)
+
+
+def _variables(name: str) -> tuple[str, ...]:
+    special = {"tokens": ("TENURE_TOKEN",), "port": ("TENURE_PORT", "PORT")}
+    return special.get(name, (f"TENURE_{name.upper()}",))
+
+
+def _known() -> str:
+    return ", ".join(name for name in _READERS if name != "tokens")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"cannot be read: {error.strerror}", path=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"not valid TOML: {error}", path=str(path)) from error
+
+
+# --- reading one value, whichever way it came ---------------------------------------------------
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise InvalidInput("give a text that is not empty", path=where)
+    return value.strip()
+
+
+def _whole(low: int, high: int) -> Callable[[Any, str], int]:
+    def read(value: Any, where: str) -> int:
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InvalidInput(f"give a whole number from {low} to {high}", path=where)
+        return value
+
+    return read
+
+
+def _lease(value: Any, where: str) -> float:
+    seconds = durations.seconds(value, path=where)
+    if seconds < 1:
+        raise InvalidInput("a lease lasts at least 1 second", path=where)
+    return seconds
+
+
+def _seconds(value: Any, where: str) -> float:
+    return durations.seconds(value, path=where)
+
+
+def _age(value: Any, where: str) -> float | None:
+    if value == FOREVER:
+        return None
+    try:
+        return durations.seconds(value, path=where)
+    except InvalidInput as flaw:
+        raise InvalidInput(f"{flaw.message}; or {FOREVER!r}", path=where) from flaw
+
+
+def _names(value: Any, where: str) -> tuple[str, ...] | None:
+    if isinstance(value, str):
+        value = [part for part in value.split(",") if part.strip()]
+    if not isinstance(value, list | tuple):
+        raise InvalidInput("give a list of names, separated by commas", path=where)
+    return tuple(_text(part, where) for part in value) or None
+
+
+def _hosts(value: Any, where: str) -> tuple[str, ...]:
+    return tuple(name.lower() for name in _names(value, where) or ())
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[Any, str], str]:
+    def read(value: Any, where: str) -> str:
+        if value not in choices:
+            raise InvalidInput(f"choose one of {', '.join(choices)}", path=where)
+        return str(value)
+
+    return read
+
+
+def _token(value: Any, where: str) -> str:
+    token = value.strip() if isinstance(value, str) else ""
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise InvalidInput(
+            "not a token: use visible ASCII without spaces, as `openssl rand -hex 32` makes it",
+            path=where,
+        )
+    return token
+
+
+def _tokens(value: Any, where: str) -> tuple[str, ...]:
+    """Tokens from the environment, separated by commas so that an old one can live on a while."""
+    parts = value.split(",") if isinstance(value, str) else [value]
+    return tuple(_token(part, where) for part in parts)
+
+
+def _token_file(value: Any, where: str) -> tuple[str, ...]:
+    path = Path(_text(value, where))
+    try:
+        lines = path.read_text("ascii").splitlines()
+    except OSError as error:
+        raise InvalidInput(
+            f"the token file cannot be read: {error.strerror}", path=where
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput("the token file is not plain ASCII", path=where) from error
+    tokens = tuple(_token(line, where) for line in lines if line.strip())
+    if not tokens:
+        raise InvalidInput("the token file holds no token: put one on each line", path=where)
+    return tokens
+
+
+_READERS: Mapping[str, Callable[[Any, str], Any]] = {
+    "database": _text,
+    "host": _text,
+    "port": _whole(0, 65_535),
+    "allowed_hosts": _hosts,
+    "tokens": _tokens,
+    "token_file": _token_file,
+    "concurrency": _whole(1, MOST_CONCURRENCY),
+    "queues": _names,
+    "lease_seconds": _lease,
+    "grace_seconds": _seconds,
+    "keep_completed": _age,
+    "keep_cancelled": _age,
+    "keep_failed": _age,
+    "log_format": _one_of(LOG_FORMATS),
+    "log_level": _one_of(LOG_LEVELS),
+}
