@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from tenure.lifecycle import Job, Status
+from tenure.records import Addition
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 COLUMNS = (
@@ -73,6 +74,24 @@ def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:
     values["status"] = Status(values["status"])
     values["backoff"] = read_policy(values["backoff"])
     return Job(**values)
+
+
+def added_job(addition: Addition, created_at: datetime, run_at: datetime) -> Job:
+    """The job that an addition makes, given the times that the store has set."""
+    return Job(
+        id=addition.id,
+        type=addition.type,
+        queue=addition.queue,
+        payload=addition.payload,
+        priority=addition.priority,
+        max_retries=addition.max_retries,
+        timeout=addition.timeout,
+        backoff=addition.backoff,
+        idempotency_key=addition.idempotency_key,
+        created_at=created_at,
+        run_at=run_at,
+        actor=addition.actor,
+    )
 
 
 def write_policy(policy: RetryPolicy) -> str | None:

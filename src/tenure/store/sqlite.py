@@ -13,11 +13,19 @@ from typing import Any
 import msgspec
 
 from tenure.errors import InvalidInput
-from tenure.lifecycle import FIRST_EVENT, Job, Status
+from tenure.lifecycle import Job, Status
 from tenure.records import Addition, ClaimRequest, Lease, Query, Report
 from tenure.store import guards
 from tenure.store.database import Trouble
-from tenure.store.rows import COLUMNS, MOVED, TIMES, job_of, write_names, write_policy
+from tenure.store.rows import (
+    COLUMNS,
+    MOVED,
+    TIMES,
+    added_job,
+    job_of,
+    write_names,
+    write_policy,
+)
 
 BUSY_TIMEOUT_MS = 10_000
 CHECKPOINT_BYTES = 4 * 1024 * 1024
@@ -238,7 +246,7 @@ class Sqlite:
 
     def insert(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
         now = self.now()
-        jobs = [_new_job(addition, now) for addition in additions]
+        jobs = [added_job(a, now, a.run_at or now + timedelta(seconds=a.delay)) for a in additions]
         rows = [
             _insert_row(job, addition.fingerprint)
             for job, addition in zip(jobs, additions, strict=True)
@@ -486,24 +494,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _new_job(addition: Addition, now: datetime) -> Job:
-    return Job(
-        id=addition.id,
-        type=addition.type,
-        queue=addition.queue,
-        payload=addition.payload,
-        priority=addition.priority,
-        max_retries=addition.max_retries,
-        timeout=addition.timeout,
-        backoff=addition.backoff,
-        idempotency_key=addition.idempotency_key,
-        created_at=now,
-        run_at=addition.run_at or now + timedelta(seconds=addition.delay),
-        event=FIRST_EVENT,
-        actor=addition.actor,
-    )
 
 
 def _insert_row(job: Job, fingerprint: str | None) -> tuple[Any, ...]:

@@ -1,0 +1,114 @@
+"""How the PostgreSQL store finds its database: the URL, the schema in it, and a connection.
+
+Everything here holds behind a transaction pooler: no session settings, no search path, no named
+prepared statements. A statement names its schema instead (`Place.sql`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from tenure.errors import InvalidInput
+
+try:
+    import psycopg
+    import psycopg_pool  # noqa: F401 - the reader needs it: better to say so at once
+    from psycopg import conninfo
+except ImportError as error:
+    raise InvalidInput(
+        f"the PostgreSQL store needs psycopg, which cannot be imported ({error}): "
+        "pip install 'tenure[postgres]'"
+    ) from error
+
+DEFAULT_SCHEMA = "tenure"
+OLDEST_SERVER = 14
+CONNECT_SECONDS = 10
+SETTINGS: dict[str, Any] = {
+    "application_name": "tenure",
+    "client_encoding": "utf8",
+    "connect_timeout": CONNECT_SECONDS,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds until unanswered data means a dead peer
+}
+"""Connection settings that a URL may override, each by its own parameter."""
+
+NOW = "(SELECT {s}.clock())"
+"""The store's time, read once per statement."""
+
+CONNECTED: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
+"""Transactions are begun in words, and no statement gets a name on the server."""
+
+_is_schema = re.compile("[a-z_][a-z0-9_]{0,62}").fullmatch
+_is_uuid = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A database and the schema in it."""
+
+    conninfo: str = field(repr=False)  # may hold a password
+    schema: str
+
+    @property
+    def quoted(self) -> str:
+        """The schema as SQL names it."""
+        return f'"{self.schema}"'
+
+    def sql(self, statement: str) -> bytes:
+        """The statement with the schema put in for `{s}`, as bytes, which psycopg takes as is."""
+        return statement.replace("{s}", self.quoted).encode()
+
+
+def place_of(url: str) -> Place:
+    """Read `postgresql://user@host/database?schema=name`; libpq understands all but the schema.
+
+    Raises InvalidInput, without repeating the URL: it may hold a password.
+    """
+    address, mark, query = url.partition("?")
+    parameters = query.split("&") if mark else []
+    schemas = [p.removeprefix("schema=") for p in parameters if p.startswith("schema=")]
+    schema = schemas[0] if schemas else DEFAULT_SCHEMA
+    if len(schemas) > 1 or not _is_schema(schema) or schema.startswith("pg_"):
+        raise InvalidInput(
+            "name one schema of lower-case letters, digits and underscores (at most 63, not "
+            "starting with a digit or pg_), as in postgresql://host/database?schema=jobs",
+            path="schema",
+        )
+    rest = "&".join(p for p in parameters if not p.startswith("schema="))
+    try:
+        given = conninfo.conninfo_to_dict(f"{address}?{rest}" if rest else address)
+    except psycopg.ProgrammingError:
+        raise InvalidInput(
+            "not a PostgreSQL URL as libpq reads it: write "
+            "postgresql://user:password@host:5432/database, special characters percent-encoded"
+        ) from None
+    settings: dict[str, Any] = {**SETTINGS, **given}
+    if "," in str(settings.get("host", "")):
+        settings.setdefault("target_session_attrs", "read-write")  # the primary, of several hosts
+    return Place(conninfo.make_conninfo("", **settings), schema)
+
+
+def connect(place: Place) -> psycopg.Connection[Any]:
+    """A new connection, outside any transaction. Raises psycopg's errors."""
+    return psycopg.connect(place.conninfo, **CONNECTED)
+
+
+def is_uuid(text: str) -> bool:
+    """Whether `text` is a UUID as the store writes it; anything else names nothing stored."""
+    return _is_uuid(text) is not None
+
+
+def uuids(texts: Sequence[str | None]) -> str:
+    """UUIDs (None: NULL) as one parameter for `%s::uuid[]`; a list of objects costs far more."""
+    return "{" + ",".join(text or "NULL" for text in texts) + "}"
+
+
+def to_time(stored: datetime) -> datetime:
+    """A time selected `AT TIME ZONE 'UTC'`, which keeps it apart from the session's zone."""
+    return stored.replace(tzinfo=UTC)

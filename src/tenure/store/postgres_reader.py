@@ -1,0 +1,223 @@
+"""What is read from the PostgreSQL store, from any thread, on connections of its own."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.lifecycle import Job
+from tenure.records import Count, Query, QueueState, Transition, WorkerState
+from tenure.store import audit
+from tenure.store.postgres import SELECT_JOB, where
+from tenure.store.postgres_connection import CONNECTED, NOW, connect, is_uuid, place_of, to_time
+from tenure.store.rows import job_of, read_names
+
+log = logging.getLogger(__name__)
+
+MOST_CONNECTIONS = 4
+WAIT_SECONDS = 10.0
+WATCH_SECONDS = 0.1
+"""How often the watch looks whether it should stop; notifications ring at once."""
+RECONNECT_SECONDS = (0.5, 10.0)
+
+ENTRY = """
+SELECT t.xid || '.' || t.seq, t.job_id::text, t.at AT TIME ZONE 'UTC', t.source, t.target, t.event,
+    t.attempt, t.token, t.actor, t.detail, t.lease_id::text
+FROM {s}.transition AS t
+"""
+# Transactions commit in another order than they take their numbers. Below the oldest one that
+# still runs everything has been decided, so the order (xid, seq) gains no more entries there.
+SETTLED_XID = "t.xid < pg_snapshot_xmin(pg_current_snapshot())"
+HISTORY = f"{ENTRY} WHERE t.job_id = %s::uuid ORDER BY t.seq"
+LEDGER = f"""
+{ENTRY} WHERE (t.xid, t.seq) > (%s::text::xid8, %s) AND {SETTLED_XID}
+ORDER BY t.xid, t.seq LIMIT %s
+"""
+LEDGER_END = f"""
+SELECT t.xid || '.' || t.seq FROM {{s}}.transition AS t WHERE {SETTLED_XID}
+ORDER BY t.xid DESC, t.seq DESC LIMIT 1
+"""
+START = "0.0"
+_is_position = re.compile(r"(\d{1,20})\.(\d{1,18})").fullmatch
+
+COUNTS = """
+SELECT status, queue, type, count(*) FROM {s}.job
+GROUP BY status, queue, type ORDER BY status, queue, type
+"""
+
+AHEAD = f"""
+SELECT count(*) FROM {{s}}.job
+WHERE status = 'pending' AND queue = %s AND run_at <= {NOW}
+    AND (priority, run_at, id) < (%s, %s, %s::uuid)
+"""
+
+SETTLED_SINCE = """
+SELECT count(*) FROM {s}.job
+WHERE status IN ('completed', 'failed') AND finished_at > %s AND queue = %s
+"""
+
+QUEUES = f"""
+SELECT coalesce(busy.name, q.name), q.paused_at AT TIME ZONE 'UTC', q.max_pending,
+    coalesce(pending, 0), coalesce(processing, 0), oldest AT TIME ZONE 'UTC'
+FROM (
+    SELECT queue AS name, sum(pending)::bigint AS pending, sum(processing)::bigint AS processing,
+        min(oldest) AS oldest
+    FROM (
+        SELECT queue, count(*) AS pending, 0 AS processing,
+            min(run_at) FILTER (WHERE run_at <= {NOW}) AS oldest
+        FROM {{s}}.job WHERE status = 'pending' GROUP BY queue
+        UNION ALL
+        SELECT queue, 0, count(*), NULL FROM {{s}}.job WHERE status = 'processing' GROUP BY queue
+    ) AS counted GROUP BY queue
+) AS busy FULL JOIN {{s}}.queue AS q ON q.name = busy.name ORDER BY 1
+"""
+
+WORKERS = f"""
+SELECT w.id, w.label, w.queues, w.types, w.seen_at AT TIME ZONE 'UTC', coalesce(held.leases, 0)
+FROM {{s}}.worker AS w LEFT JOIN (
+    SELECT worker, count(*) AS leases FROM {{s}}.job WHERE status = 'processing' GROUP BY worker
+) AS held ON held.worker = w.id
+WHERE w.seen_at > {NOW} - interval '10 minutes' ORDER BY w.seen_at DESC
+"""
+
+
+class PostgresReader:
+    """Read connections to one database; see `Reader`. Every method may raise StoreUnavailable."""
+
+    def __init__(self, url: str) -> None:
+        self._place = place_of(url)
+        self._queries: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+        self._pool: ConnectionPool | None = None
+
+    def _opened(self) -> ConnectionPool:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ConnectionPool(
+                    self._place.conninfo,
+                    kwargs=CONNECTED,
+                    min_size=0,
+                    max_size=MOST_CONNECTIONS,
+                    timeout=WAIT_SECONDS,
+                    num_workers=1,
+                    name="tenure-read",
+                    open=True,
+                )
+            return self._pool
+
+    def _rows(self, statement: str, *values: Any) -> list[Any]:
+        query = self._queries.get(statement)
+        if query is None:
+            query = self._queries[statement] = self._place.sql(statement)
+        pool = self._opened()
+        try:
+            try:
+                return _fetch(pool, query, values)
+            except psycopg.OperationalError:
+                pool.check()  # a server that was restarted leaves dead connections behind
+                return _fetch(pool, query, values)
+        except psycopg.OperationalError as error:
+            raise StoreUnavailable(f"the database did not answer: {error}") from error
+
+    def clock(self) -> datetime:
+        return to_time(self._rows(f"SELECT {NOW} AT TIME ZONE 'UTC'")[0][0])
+
+    def get(self, job_id: str) -> Job | None:
+        if not is_uuid(job_id):
+            return None
+        rows = self._rows(f"{SELECT_JOB} WHERE id = %s::uuid", job_id)
+        return job_of(rows[0], to_time) if rows else None
+
+    def find(self, query: Query) -> list[Job]:
+        clause, _, values = where(query)
+        return [job_of(row, to_time) for row in self._rows(f"{SELECT_JOB} {clause}", *values)]
+
+    def history(self, job_id: str) -> list[Transition]:
+        if not is_uuid(job_id):
+            return []
+        return [_transition(row) for row in self._rows(HISTORY, job_id)]
+
+    def ledger(self, after: str, limit: int) -> list[Transition]:
+        found = _is_position(after or START)
+        if found is None:
+            raise InvalidInput(f"{after!r} is no position in this ledger", path="$.after")
+        xid, seq = found.groups()
+        return [_transition(row) for row in self._rows(LEDGER, xid, int(seq), limit)]
+
+    def ledger_end(self) -> str:
+        rows = self._rows(LEDGER_END)
+        return str(rows[0][0]) if rows else START
+
+    def counts(self) -> list[Count]:
+        return [Count(*row) for row in self._rows(COUNTS)]
+
+    def queues(self) -> list[QueueState]:
+        return [
+            QueueState(name, _time(paused), limit, pending, processing, _time(oldest))
+            for name, paused, limit, pending, processing, oldest in self._rows(QUEUES)
+        ]
+
+    def workers(self) -> list[WorkerState]:
+        return [
+            WorkerState(id, label, read_names(queues), read_names(types), to_time(seen), leases)
+            for id, label, queues, types, seen, leases in self._rows(WORKERS)
+        ]
+
+    def ahead(self, job: Job) -> int:
+        return int(self._rows(AHEAD, job.queue, job.priority, job.run_at, job.id)[0][0])
+
+    def settled_since(self, queue: str, since: datetime) -> int:
+        return int(self._rows(SETTLED_SINCE, since, queue)[0][0])
+
+    def violations(self, limit: int) -> list[tuple[str, str, str]]:
+        found: list[tuple[str, str, str]] = []
+        for invariant, statement in audit.questions("{s}.job", "{s}.transition").items():
+            rows = self._rows(f"{statement} LIMIT {int(limit)}")
+            found += [(invariant, str(job_id), str(what)) for job_id, what in rows]
+        return found
+
+    def watch(self, ring: Callable[[], None], stop: threading.Event) -> None:
+        """Listen for the notes of other processes. Behind a transaction pooler none may come."""
+        shortest, longest = RECONNECT_SECONDS
+        pause = shortest
+        while not stop.is_set():
+            try:
+                with connect(self._place) as connection:
+                    connection.execute(self._place.sql("LISTEN {s}"))
+                    pause = shortest
+                    ring()  # what was said while nobody listened
+                    while not stop.is_set():
+                        for _ in connection.notifies(timeout=WATCH_SECONDS, stop_after=1):
+                            ring()
+            except psycopg.Error as error:
+                log.info("not listening for new work, polling goes on: %s", error)
+                stop.wait(pause)
+                pause = min(2 * pause, longest)
+
+    def close(self) -> None:
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+
+def _fetch(pool: ConnectionPool, query: bytes, values: tuple[Any, ...]) -> list[Any]:
+    with pool.connection() as connection:
+        return connection.execute(query, values or None, binary=True).fetchall()
+
+
+def _time(stored: datetime | None) -> datetime | None:
+    return None if stored is None else to_time(stored)
+
+
+def _transition(row: Any) -> Transition:
+    position, job_id, at, *rest = row
+    return Transition(position, job_id, to_time(at), *rest)
