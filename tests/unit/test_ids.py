@@ -112,7 +112,8 @@ def test_random_bits_are_fresh_and_uniform() -> None:
         assert 1600 < ones < 2400, f"bit {bit} is set in {ones} of {len(tails)}"  # 12 sigma
 
 
-def test_threads_share_one_rising_sequence() -> None:
+def test_threads_share_one_rising_sequence(clock: Callable[[int], None]) -> None:
+    clock(1_700_000_000_000)  # one millisecond, so that every stamp follows from the last
     made: list[list[str]] = [[] for _ in range(8)]
     start = threading.Barrier(len(made))
 
@@ -128,8 +129,21 @@ def test_threads_share_one_rising_sequence() -> None:
     for thread in threads:
         thread.join()
     assert all(rises(mine) for mine in made)
-    everything = [stamp for mine in made for stamp in (one[:18] for one in mine)]
-    assert len(set(everything)) == len(everything), "no two threads were given one stamp"
+    stamps = [one[:18] for mine in made for one in mine]
+    assert len(set(stamps)) == len(stamps), "no two threads were given one stamp"
+
+
+def test_no_other_thread_comes_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The race above is too short to lose by luck; so: the lock is held while a stamp is made."""
+    held: list[bool] = []
+
+    def time_ns() -> int:
+        held.append(ids._lock.locked())
+        return time.time_ns()
+
+    monkeypatch.setattr(ids, "time", SimpleNamespace(time_ns=time_ns))
+    assert rises([new_id(), *new_ids(3)])
+    assert held == [True, True]
 
 
 FORK = """

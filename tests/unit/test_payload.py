@@ -173,6 +173,7 @@ REFUSED_JSON: list[tuple[bytes, str, str]] = [
     (b'{"a": 1, "a": 1}', "$", "'a' is given twice"),
     (rb'{"k": [{"b": 1, "c": 2, "\u0062": 3}]}', "$.k[0]", "'b' is given twice"),
     (b'{"a": {"": 1, "": 2}, "a": 1}', "$", "'a' is given twice"),
+    (b'{"%b": 1, "%b": 2}' % (b"k" * 5000, b"k" * 5000), "$", "is given twice"),
     # encodings
     ("{}".encode("utf-16"), "$", "UTF-8"),
     ("{}".encode("utf-16-le"), "$", "UTF-8"),
@@ -295,6 +296,8 @@ def test_depth_is_known_before_reading(value: object, max_depth: int) -> None:
 
 
 @given(st.text(alphabet="[]{}", min_size=1, max_size=60), st.integers(0, 8))
+@example("[[[]", 2)
+@example("[{[[]]", 3)
 def test_the_reader_never_goes_deeper_than_forecast(brackets: str, max_depth: int) -> None:
     """Also for broken JSON: what the reader entered before it saw the fault."""
     entered, deepest = 0, 0

@@ -195,7 +195,7 @@ def test_error_text_at_its_limit() -> None:
     assert error_text("x" * MAX_ERROR_BYTES) == "x" * MAX_ERROR_BYTES
     assert "characters cut" in error_text("x" * (MAX_ERROR_BYTES + 1))
     assert len(error_text("€" * 5_000_000).encode()) <= MAX_ERROR_BYTES
-    assert error_text("") == "(no message)"
+    assert error_text("") == error_text(" \n ") == "(no message)"
     assert error_text("x" * 1000, 1).startswith("x")
 
 
