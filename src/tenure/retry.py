@@ -43,14 +43,15 @@ DEFAULT_POLICY = RetryPolicy()
 def delay(policy: RetryPolicy, job_id: str, attempt: int) -> float:
     """Seconds to wait after `attempt` (1 for the first) of job `job_id` has failed.
 
-    Never negative, never above the policy's cap, whatever the attempt number.
+    Never negative, never above the policy's cap, whatever the attempt number. Whole milliseconds,
+    which every store keeps exactly.
     """
     try:
         exact = policy.base * policy.factor ** max(attempt - 1, 0)
     except OverflowError:
         exact = policy.cap if policy.base else 0.0
     spread = 1.0 + JITTER * _unit(job_id, attempt)
-    return min(exact * spread, policy.cap)
+    return min(round(exact * spread, 3), policy.cap)
 
 
 def _unit(job_id: str, attempt: int) -> float:
