@@ -391,11 +391,12 @@ def error_text(text: str, limit: int = MAX_ERROR_BYTES) -> str:
     NUL becomes the picture of one, a lone surrogate its escape. What is too long keeps its head
     and its tail, with a mark between that says how many characters are missing.
     """
+    limit = max(limit, 64)  # room for the mark
     clean = text.replace("\0", "\N{SYMBOL FOR NULL}")
     data = clean.encode("utf-8", "backslashreplace")
     if len(data) <= limit:
         return data.decode() if clean.strip() else "(no message)"
-    room = max(limit, 64) - len("… [ characters cut] …".encode()) - len(str(len(data)))
+    room = limit - len("… [ characters cut] …".encode()) - len(str(len(data)))
     head = data[: room - room // 3].decode(errors="ignore")
     tail = data[-(room // 3) :].decode(errors="ignore")
     missing = len(data.decode()) - len(head) - len(tail)
