@@ -1,0 +1,324 @@
+"""Tenure over HTTP: the same verbs as the application, for producers and workers elsewhere.
+
+    client = Client("http://127.0.0.1:8080")
+    job = client.enqueue("send_email", {"to": "a@example.com"}, max_retries=5)
+
+Errors arrive as the exceptions that the application raises. Whatever the network does to a request
+is StoreUnavailable: the outcome may be unknown, and asking again is safe where it is for the
+application. A client is also what a remote worker works for, in the place of the application.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+from types import ModuleType
+from typing import Any, TypeVar, Unpack
+
+import msgspec
+from msgspec import UNSET
+
+from tenure import durations, ids, problems, wire
+from tenure import payload as payloads
+from tenure.errors import InvalidInput, JobNotFound, StoreUnavailable, TenureError
+from tenure.explain import Explanation
+from tenure.jobtype import Draft, Options
+from tenure.lifecycle import Job
+from tenure.records import ClaimRequest, Count, Lease, Outcome, Report, Transition, Turn
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT = 30.0
+THREADS = 4
+"""Turns under way at once: a claim that waits must not hold up the reports of what finished."""
+MOST_CONNECTIONS = 16
+JSON = {"Content-Type": "application/json"}
+
+
+class Client:
+    """A Tenure server at `url`. Safe to use from any thread; close it, or use `with`."""
+
+    waits = True
+    """Claims may be held by the server until there is work."""
+
+    def __init__(
+        self, url: str, token: str | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
+        """`timeout` in seconds limits each step of a request: to connect, to send, to be answered.
+
+        Raises InvalidInput if the HTTP library is not installed or `url` is no address.
+        """
+        httpx = _httpx()
+        if not url.startswith(("http://", "https://")):
+            raise InvalidInput("give an address such as http://127.0.0.1:8080", path="url")
+        self._timeout = timeout
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._http = httpx.Client(
+            base_url=url.rstrip("/"),
+            headers={"Accept": "application/json", **headers},
+            timeout=timeout,
+            limits=httpx.Limits(
+                max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_CONNECTIONS
+            ),
+            follow_redirects=False,
+            trust_env=False,
+        )
+        self._trouble = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
+        self._turns = _Threads(THREADS)
+
+    def close(self) -> None:
+        """Close the connections; a claim that still waits is given up."""
+        self._turns.close()
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- the verbs of the application
+
+    def enqueue(
+        self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
+    ) -> Job:
+        """Add a job; when this returns, the job is on the server's disk.
+
+        Raises InvalidInput, KeyConflict, QueueFull, or StoreUnavailable when the outcome may be
+        unknown: enqueue again then, with an `idempotency_key` if one job must not become two.
+        """
+        draft = Draft(type, {} if payload is None else payload, options)
+        return wire.job_of(self._send("POST", "/jobs", wire.JobBody, _new_job(draft, "$")))
+
+    def enqueue_many(self, drafts: Sequence[Draft]) -> list[Job]:
+        """Add many jobs in one transaction, all or none."""
+        body = [_new_job(draft, f"$[{number}]") for number, draft in enumerate(drafts)]
+        return [
+            wire.job_of(job) for job in self._send("POST", "/jobs/batch", list[wire.JobBody], body)
+        ]
+
+    def get(self, job_id: str) -> Job:
+        """The job as it stands; raises JobNotFound."""
+        return wire.job_of(self._send("GET", _job(job_id), wire.JobBody))
+
+    def find(
+        self,
+        *,
+        status: str | None = None,
+        type: str | None = None,
+        queue: str | None = None,
+        limit: int = 50,
+        before: str | None = None,
+    ) -> list[Job]:
+        """Jobs, newest first; `before` is the id of the last one of the page before."""
+        wanted = {
+            "status": status,
+            "type": type,
+            "queue": queue,
+            "limit": str(limit),
+            "cursor": before and before.replace("-", ""),
+        }
+        query = {name: value for name, value in wanted.items() if value is not None}
+        jobs = self._send("GET", "/jobs", list[wire.JobBody], query=query)
+        return [wire.job_of(job) for job in jobs]
+
+    def history(self, job_id: str) -> list[Transition]:
+        """Every move of a job, oldest first; raises JobNotFound."""
+        entries = self._send("GET", f"{_job(job_id)}/history", list[wire.TransitionBody])
+        return [wire.transition_of(entry) for entry in entries]
+
+    def explain(self, job_id: str) -> Explanation:
+        """Why a job is not running; raises JobNotFound."""
+        told = self._send("GET", f"{_job(job_id)}/explain", wire.ExplanationBody)
+        return Explanation(told.reason, told.text, tuple(told.legal_moves))
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a pending or processing job. Raises JobNotFound or IllegalMove."""
+        return wire.job_of(self._send("POST", f"{_job(job_id)}/cancel", wire.JobBody, {}))
+
+    def retry(self, job_id: str, *, more_retries: int = 1) -> Job:
+        """Run a job that failed for good again, with `more_retries` added to its limit."""
+        body = {"more_retries": more_retries}
+        return wire.job_of(self._send("POST", f"{_job(job_id)}/retry", wire.JobBody, body))
+
+    def stats(self) -> list[Count]:
+        """Jobs by status, queue and type."""
+        counts = self._send("GET", "/stats", wire.StatsBody).counts
+        return [Count(count.status, count.queue, count.type, count.jobs) for count in counts]
+
+    # --- what a worker needs, as of the application
+
+    def turn(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Turn]:
+        """Report, then claim. Cancelling the future gives up a claim that waits.
+
+        Leases that arrive for a claim given up are handed back.
+        """
+        future: Future[Turn] = Future()
+        self._turns.run(lambda: self._take_turn(future, reports, claim))
+        return future
+
+    def _take_turn(
+        self, future: Future[Turn], reports: Sequence[Report], claim: ClaimRequest | None
+    ) -> None:
+        if future.cancelled():
+            return
+        turn: Turn | BaseException
+        try:
+            verdicts = self._report(reports) if reports else []
+            turn = Turn(verdicts, self._claim(claim) if claim is not None else [])
+        except BaseException as error:
+            turn = error
+        if future.set_running_or_notify_cancel():
+            if isinstance(turn, Turn):
+                future.set_result(turn)
+            else:
+                future.set_exception(turn)
+        elif isinstance(turn, Turn) and turn.leases:
+            self._hand_back(turn.leases)
+
+    def _hand_back(self, leases: Sequence[Lease]) -> None:
+        try:
+            self._report([Report(one.id, one.lease_id, Outcome.RELEASED) for one in leases])
+        except TenureError as error:
+            log.warning("%d leases could not be handed back and run out: %s", len(leases), error)
+
+    def _report(self, reports: Sequence[Report]) -> list[Any]:
+        body = [wire.report_entry(report) for report in reports]
+        verdicts = self._send("POST", "/reports", list[wire.VerdictBody], body)
+        return [wire.verdict_of(verdict) for verdict in verdicts]
+
+    def _claim(self, claim: ClaimRequest) -> list[Lease]:
+        wait = min(claim.wait_seconds, wire.LONGEST_WAIT)
+        body = wire.LeaseRequest(
+            worker=claim.worker,
+            limit=claim.limit,
+            lease_seconds=claim.lease_seconds,
+            wait_seconds=wait,
+            queues=None if claim.queues is None else list(claim.queues),
+            types=None if claim.types is None else list(claim.types),
+            label=claim.label or UNSET,
+        )
+        leases = self._send("POST", "/leases", list[wire.LeaseBody], body, wait=wait)
+        return [wire.lease_of(lease) for lease in leases]
+
+    def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
+        """Extend (job id, lease id) leases; the lease ids that are still held."""
+        names = [wire.join_lease(*lease) for lease in leases]
+        query = {"lease_seconds": str(lease_seconds)}
+        answers = self._send("POST", "/heartbeats", list[wire.HeldBody], names, query)
+        return {wire.split_lease(one.lease_id)[1] for one in answers if one.held}
+
+    def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
+        """Nothing rings here: a claim that waits is answered when there is work."""
+        return lambda: None
+
+    # --- one request
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        kind: type[T],
+        body: object = None,
+        query: Mapping[str, str] | None = None,
+        *,
+        wait: float = 0.0,
+    ) -> T:
+        """Send a request and read its answer, or raise the error it stands for."""
+        try:
+            content = None if body is None else msgspec.json.encode(body)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidInput(f"an option cannot be written as JSON: {error}") from error
+        try:
+            response = self._http.request(
+                method,
+                path,
+                params=query,
+                content=content,
+                headers=None if body is None else JSON,
+                timeout=self._timeout + wait,
+            )
+        except self._trouble as error:
+            said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise StoreUnavailable(f"no answer from {self._http.base_url}: {said}") from error
+        except RuntimeError as error:
+            raise StoreUnavailable(f"the client is closed: {error}") from error
+        if response.status_code >= 300:
+            raise problems.error_of(response.status_code, response.content)
+        try:
+            return msgspec.json.decode(response.content, type=kind)
+        except msgspec.MsgspecError as error:
+            where = f"{self._http.base_url}{path}"
+            raise TenureError(f"{where} answered something else than Tenure: {error}") from error
+
+
+def _httpx() -> ModuleType:
+    try:
+        import httpx2
+    except ImportError as error:
+        raise InvalidInput(
+            f"the client needs httpx2, which cannot be imported ({error}): "
+            "pip install 'tenure[client]'"
+        ) from error
+    return httpx2
+
+
+def _job(job_id: str) -> str:
+    """The path of a job; what cannot be an id is nobody's."""
+    if not ids.is_id(job_id):
+        raise JobNotFound(job_id)
+    return f"/jobs/{job_id}"
+
+
+def _new_job(draft: Draft, at: str) -> dict[str, Any]:
+    """A draft as the API takes it; the payload is checked here, before anything is sent."""
+    payloads.canonical(draft.payload, path=f"{at}.payload")
+    body: dict[str, Any] = {"type": draft.type, "payload": draft.payload}
+    options: dict[str, Any] = dict(draft.options)
+    options.pop("actor", None)  # the server names who it was
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path=at)
+    for name, value in options.items():
+        if value is not None:
+            lasts = name in ("delay", "timeout")
+            body[name] = durations.seconds(value, path=f"{at}.{name}") if lasts else value
+    return body
+
+
+class _Threads:
+    """A few threads for turns. They do not keep the process from ending while a claim waits."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._started = False
+        self._closed = False
+
+    def run(self, task: Callable[[], None]) -> None:
+        """Run `task` on one of the threads."""
+        with self._lock:
+            if self._closed:
+                raise StoreUnavailable("the client is closed")
+            if not self._started:
+                self._started = True
+                for number in range(self._count):
+                    name = f"tenure-client {number}"
+                    threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._waiting.put(task)
+
+    def close(self) -> None:
+        """Let the threads end once they are free."""
+        with self._lock:
+            self._closed = True
+        for _ in range(self._count):
+            self._waiting.put(None)
+
+    def _work(self) -> None:
+        for task in iter(self._waiting.get, None):
+            task()
