@@ -18,14 +18,13 @@ from tenure.handlers import Handlers
 from tenure.jobtype import Draft, Options
 from tenure.lifecycle import SETTLED, Job
 from tenure.records import ClaimRequest, Violation
-from tenure.retry import RetryPolicy
 from tenure.run import run_loop
 from tenure.simulation import simulate
 from tenure.sweeper import Sweeper
 from tenure.worker import Worker
 
 RULES: dict[str, Any] = {"fail_types": ["payment"], "fail_every": 6}
-QUICK = RetryPolicy(base=0.1, factor=2.0, cap=1.0)
+QUICK = {"base": 0.1, "factor": 2.0, "cap": 1.0}
 LEASE_SECONDS = 1.0
 SWEEP_SECONDS = 0.1
 LONGEST_SECONDS = 60.0

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from tenure.wire import ExplanationBody
 
 SHOWN = (
-    *("id", "type", "queue", "status", "priority", "timeout", "idempotency_key", "worker", "token"),
-    *("created_at", "run_at", "started_at", "finished_at", "lease_expires_at"),
+    *("id", "type", "queue", "status", "attempts", "priority", "timeout", "idempotency_key"),
+    *("worker", "token", "created_at", "run_at", "started_at", "finished_at", "lease_expires_at"),
 )
-"""What `jobs show` prints of a job, if it is set, after its attempts."""
+"""What `jobs show` prints of a job, if it is set, in this order."""
 
 
 @click.command()
@@ -163,8 +163,8 @@ def show(id: str, as_json: bool) -> None:
             }
         )
         return
-    facts: dict[str, object] = {"attempts": attempts(job.attempts, job.max_retries)}
-    facts |= {name: getattr(job, name) for name in SHOWN}
+    facts: dict[str, object] = {name: getattr(job, name) for name in SHOWN}
+    facts["attempts"] = attempts(job.attempts, job.max_retries)
     for name, value in facts.items():
         if value is not None:
             told = when(value) if isinstance(value, datetime) else visible(str(value))
