@@ -9,19 +9,27 @@ from __future__ import annotations
 import contextvars
 import importlib
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
+from types import CoroutineType
 from typing import Any, TypeAlias
 
 from tenure.errors import PermanentFailure
 from tenure.handlers import BadArguments, Handler
 from tenure.payload import describe_exception, result_text
+
+CHILD = "tenure-child"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LOOK_SECONDS = 0.5
+"""How often a thread looks whether the child it waits for still lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +94,26 @@ class Threads:
     def _run(self) -> None:
         while (item := self._calls.get()) is not None:
             ticket, call = item
-            self._deliver(ticket, call())
-            del ticket, call, item  # what a job used is not kept until the next one
-            self._idle.release()
+            ending = call()
+            self._idle.release()  # first, so that whoever gets the ending finds a thread free
+            self._deliver(ticket, ending)
+            del ticket, call, item, ending  # what a job used is not kept until the next one
 
 
 def call_in_thread(function: Callable[..., Any], arguments: dict[str, Any]) -> Ending:
     """Run a plain handler in this thread, in a context of its own."""
     try:
-        return success(contextvars.Context().run(function, **arguments))
+        return success(_ran(contextvars.Context().run(function, **arguments)))
     except BaseException as error:
         return failure(error)
+
+
+def _ran(value: object) -> object:
+    """What a plain handler returned, if that means that it has run."""
+    if isinstance(value, CoroutineType):
+        value.close()
+        raise TypeError("the handler returned a coroutine, which nobody runs: make it `async def`")
+    return value
 
 
 class Children:
@@ -106,34 +123,83 @@ class Children:
         self._context = multiprocessing.get_context("spawn")
         self._idle: list[Child] = []
         self._lock = threading.Lock()
+        self._closed = False
 
-    def call(self, handler: Handler, payload: str, started: Callable[[Child], None]) -> Ending:
-        """Run a handler in a child; `started` gets the child, to kill it. Blocks until the end."""
-        with self._lock:
-            child = self._idle.pop() if self._idle else None
-        try:
-            if child is None or not child.process.is_alive():
-                child = Child.start(self._context)
-            started(child)
-            ending = child.run(handler, payload)
-        except BaseException as error:
-            return failure(error)
-        if child.process.is_alive():
+    def take(self) -> Child:
+        """A child that is free."""
+        while True:
             with self._lock:
+                child = self._idle.pop() if self._idle else None
+            if child is None:
+                return Child.start(self._context)
+            if child.process.is_alive():
+                return child
+            child.end()
+
+    def give_back(self, child: Child) -> None:
+        """Keep a child for the next call."""
+        with self._lock:
+            if not self._closed:
                 self._idle.append(child)
-        return ending
+                return
+        child.end()
 
     def close(self) -> None:
-        """End the idle children."""
+        """End the idle children, and the others when they are given back."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, []
         for child in idle:
-            child.kill()
+            child.end()
+
+
+class ChildCall:
+    """One call in a child process. `run` blocks; `kill` is for other threads, at any time."""
+
+    def __init__(self, children: Children, handler: Handler, payload: str) -> None:
+        self._children = children
+        self._handler = handler
+        self._payload = payload
+        self._lock = threading.Lock()
+        self._child: Child | None = None  # while it is at work for this call
+        self._killed = False
+
+    def run(self) -> Ending:
+        """Call the handler in a child; a child that dies is a failure of this call alone."""
+        try:
+            child = self._children.take()
+        except BaseException as error:
+            return failure(error)
+        with self._lock:
+            self._child = child
+            if self._killed:
+                child.kill()
+        ending: Ending | None = None
+        try:
+            ending = child.run(self._handler, self._payload)
+        except BaseException as error:
+            return failure(error)
+        finally:
+            with self._lock:
+                self._child = None
+                reusable = ending is not None and not self._killed
+            if reusable:
+                self._children.give_back(child)
+            else:
+                child.end()
+        return ending or Failure(f"the child process died: {_exit(child.process.exitcode)}")
+
+    def kill(self) -> None:
+        """Kill the child if it is at work for this call, or as soon as it is."""
+        with self._lock:
+            self._killed = True
+            if self._child is not None:
+                self._child.kill()
 
 
 @dataclass(slots=True)
 class Child:
-    """One child process and the pipe to it."""
+    """One child process, the head of a process group of its own, and the pipe to it."""
 
     process: BaseProcess
     pipe: Connection
@@ -142,26 +208,41 @@ class Child:
     def start(cls, context: multiprocessing.context.SpawnContext) -> Child:
         """Start a child that waits for calls."""
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve_calls, args=(theirs,), daemon=True)
-        process.start()
-        theirs.close()
+        process = context.Process(target=_serve_calls, args=(theirs,), name=CHILD, daemon=True)
+        resource_tracker.ensure_running()  # it would undo the next line
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the child is ready
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            theirs.close()
         return cls(process, ours)
 
-    def run(self, handler: Handler, payload: str) -> Ending:
-        """Run one call; a child that dies in it is a failure of this call alone."""
+    def run(self, handler: Handler, payload: str) -> Ending | None:
+        """Run one call; None if the child dies in it."""
         try:
             self.pipe.send((handler.function.__module__, handler.function.__qualname__, payload))
+            # The pipe of a dead child stays open where a process that it forked holds it.
+            while not self.pipe.poll(LOOK_SECONDS):
+                if not self.process.is_alive() and not self.pipe.poll():
+                    return None
             ending: Ending = self.pipe.recv()
             return ending
         except (EOFError, OSError):
-            self.process.join(5)
-            self.pipe.close()
-            return Failure(f"the child process died: {_exit(self.process.exitcode)}")
+            return None
 
     def kill(self) -> None:
-        """Kill the child now."""
-        with suppress(Exception):
-            self.process.kill()
+        """Kill the child now, and whatever it has started."""
+        if self.process.is_alive() and self.process.pid is not None:
+            with suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()  # it may not have its own group yet
+
+    def end(self) -> None:
+        """Kill the child if it lives, and wait for its end."""
+        self.kill()
+        self.process.join(5)
+        self.pipe.close()
 
 
 def _exit(code: int | None) -> str:
@@ -173,12 +254,27 @@ def _exit(code: int | None) -> str:
 
 def _serve_calls(pipe: Connection) -> None:
     """The child's main loop: signals are the parent's matter, a closed pipe is the end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.setpgid(0, 0)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for number in STOP_SIGNALS:
+        signal.signal(number, _disregard)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     with suppress(EOFError, OSError):
         while True:
             module, name, payload = pipe.recv()
             pipe.send(_call(module, name, payload))
+
+
+def _disregard(*_: object) -> None:
+    """Unlike SIG_IGN, not inherited by the programs that a handler starts."""
+
+
+def _end_with_parent() -> None:
+    """However the parent ends: nothing that runs here has a lease any more."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os.killpg(0, signal.SIGKILL)
 
 
 def _call(module: str, name: str, payload: str) -> Ending:
@@ -186,7 +282,9 @@ def _call(module: str, name: str, payload: str) -> Ending:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-        handler: Handler = found.handler
-        return success(handler.function(**handler.arguments(payload)))
+        handler = getattr(found, "handler", None)
+        if not isinstance(handler, Handler):
+            raise TypeError(f"{module}.{name} is no job type: leave the decorated function there")
+        return success(_ran(handler.function(**handler.arguments(payload))))
     except BaseException as error:
         return failure(error)

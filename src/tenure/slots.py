@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tenure.executors import (
-    Child,
+    ChildCall,
     Children,
     Ending,
     Failure,
@@ -25,23 +25,26 @@ from tenure.executors import (
     failure,
     success,
 )
-from tenure.handlers import Handler, Handlers, JobContext
+from tenure.handlers import Handlers, JobContext
 from tenure.records import Lease, Outcome, Report
 
 log = logging.getLogger(__name__)
+
+UNWIND_SECONDS = 5.0
+"""How long a cancelled coroutine keeps its slot for its last words."""
 
 
 class Attempt:
     """One lease being worked on."""
 
-    __slots__ = ("child", "context", "ended", "lease", "on_thread", "since", "task", "timer")
+    __slots__ = ("call", "context", "ended", "lease", "on_thread", "since", "task", "timer")
 
     def __init__(self, lease: Lease, since: float) -> None:
         self.lease = lease
         self.since = since  # when it was claimed, by the monotonic clock
         self.ended = False  # its outcome is decided; whatever the handler does now is ignored
         self.task: asyncio.Task[None] | None = None
-        self.child: Child | None = None
+        self.call: ChildCall | None = None
         self.context: JobContext | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.on_thread = False
@@ -112,6 +115,10 @@ class Slots:
         while self.ready:
             self._report(self.ready.popleft(), Outcome.RELEASED)
 
+    def start_no_more(self) -> None:
+        """Whatever is or gets ready from now on is only there to be handed back."""
+        self._concurrency = 0
+
     def stop_all(self, why: str) -> None:
         """Fail and stop whatever still runs."""
         for attempt in list(self.running.values()):
@@ -137,7 +144,7 @@ class Slots:
             try:
                 self._start(attempt)
             except BaseException as error:
-                self._end(attempt, failure(error))
+                self._settle(attempt, failure(error))
 
     def _start(self, attempt: Attempt) -> None:
         lease = attempt.lease
@@ -151,8 +158,8 @@ class Slots:
         if lease.timeout is not None:
             attempt.timer = loop.call_later(lease.timeout, self._time_out, attempt)
         if handler.in_process:
-            attempt.on_thread = True
-            self._threads.submit(attempt, lambda: self._call_child(attempt, handler))
+            attempt.call = ChildCall(self._children, handler, lease.payload)
+            self._threads.submit(attempt, attempt.call.run)
             return
         arguments = handler.arguments(lease.payload)
         function: Callable[..., Any] = handler.function
@@ -179,30 +186,22 @@ class Slots:
         self._end(attempt, ending)
         self._wake()
 
-    def _call_child(self, attempt: Attempt, handler: Handler) -> Ending:
-        def started(child: Child) -> None:
-            attempt.child = child
-            if attempt.ended:
-                child.kill()
-
-        return self._children.call(handler, attempt.lease.payload, started)
-
     def _end(self, attempt: Attempt, ending: Ending) -> None:
         """A handler is through: keep its outcome for the next turn and start the next job."""
+        self._settle(attempt, ending)
+        self._start_ready()
+
+    def _settle(self, attempt: Attempt, ending: Ending) -> None:
         if attempt.timer is not None:
             attempt.timer.cancel()
+        self.running.pop(attempt.lease.lease_id, None)
         if attempt.ended:  # decided before: timed out, lost, or shut down
-            if self.running.get(attempt.lease.lease_id) is attempt:
-                del self.running[attempt.lease.lease_id]
-                self._start_ready()
             return
         attempt.ended = True
-        self.running.pop(attempt.lease.lease_id, None)
         if isinstance(ending, Success):
             self._report(attempt, Outcome.COMPLETED, result=ending.result)
         else:
             self._report(attempt, Outcome.FAILED, error=ending.error, retryable=ending.retryable)
-        self._start_ready()
 
     def _report(
         self,
@@ -236,18 +235,22 @@ class Slots:
         else:
             self._forget(attempt.lease.lease_id)
         if attempt.task is not None:
-            attempt.task.cancel()  # the slot is free when the coroutine is through
-        elif attempt.child is not None:
-            attempt.child.kill()
+            attempt.task.cancel()  # the slot is free when the coroutine is through, or was never run
+            attempt.task.add_done_callback(lambda _: self._end(attempt, Failure("")))
+            attempt.timer = attempt.task.get_loop().call_later(UNWIND_SECONDS, self._leave, attempt)
+        elif attempt.call is not None:
+            attempt.call.kill()
         elif attempt.on_thread:
             self._threads.abandon()
-            self.running.pop(attempt.lease.lease_id, None)
-            log.warning(
-                "job %s (%s) does not end: its thread is left behind",
-                attempt.lease.id,
-                attempt.lease.type,
-            )
+            self._leave(attempt)
         self._wake()
+
+    def _leave(self, attempt: Attempt) -> None:
+        """A handler goes on though it was stopped: leave it to itself, its slot is free."""
+        lease = attempt.lease
+        del self.running[lease.lease_id]
+        log.warning("job %s (%s) does not end: its handler is left behind", lease.id, lease.type)
+        self._start_ready()
 
     def _stop_lost(self, lease_id: str) -> None:
         """A heartbeat found that somebody ended the lease: cancelled, or expired."""

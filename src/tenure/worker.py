@@ -335,6 +335,7 @@ class Worker:
         Nothing is claimed any more. What the store does not acknowledge in time is left to the
         leases, which run out.
         """
+        self._slots.start_no_more()
         deadline = time.monotonic() + self._grace
         running = self._slots.running
         log.info("stopping: %d handlers have %.0f s to finish", len(running), self._grace)
