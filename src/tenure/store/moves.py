@@ -35,10 +35,11 @@ from tenure.store.database import Database
 
 def add(db: Database, additions: Sequence[Addition]) -> list[Added | TenureError]:
     """Insert jobs; a refused one is answered with its error and leaves no trace."""
-    made = db.insert(additions)
-    known = (
-        db.known([a for a in additions if a.id not in made]) if len(made) < len(additions) else {}
-    )
+    made = dict(db.insert(additions))
+    others = [a for a in additions if a.id not in made]
+    known = db.known(others) if others else {}
+    if gone := [a for a in others if a.id not in known]:  # pruned after it was in the way
+        made.update(db.insert(gone))
     return [
         Added(made[a.id], created=True) if a.id in made else _known(a, *known[a.id])
         for a in additions
