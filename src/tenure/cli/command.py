@@ -55,7 +55,7 @@ def complain(error: TenureError) -> None:
     """Print what happened, where, and what to do next to standard error."""
     from tenure.cli.terminal import visible
 
-    click.echo(f"Error: {visible(str(error))}", err=True)
+    click.echo(f"Error: {visible(' '.join(str(error).split()))}", err=True)
     if isinstance(error, StoreUnavailable):
         click.echo("`tenure doctor` says what is wrong with a database.", err=True)
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tenure.errors import StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import Count, Query, QueueState, Transition, WorkerState
 from tenure.store import audit
@@ -48,7 +49,7 @@ ORDER BY w.seen_at DESC
 
 
 class SqliteReader:
-    """Read connections to one database file; see `Reader`."""
+    """Read connections to one file; see `Reader`. Every method may raise StoreUnavailable."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -68,8 +69,11 @@ class SqliteReader:
                 self._idle.append(connection)
 
     def _rows(self, statement: str, values: Any = ()) -> list[Any]:
-        with self._connection() as connection:
-            return connection.execute(statement, values).fetchall()
+        try:
+            with self._connection() as connection:
+                return connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"the database {self._path} did not answer: {error}") from error
 
     def clock(self) -> datetime:
         return to_time(self._rows(f"SELECT {NOW}")[0][0])

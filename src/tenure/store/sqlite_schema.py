@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from tenure.errors import StoreUnavailable
 from tenure.store import migrate
 from tenure.store.sqlite import NOW, connect
 
@@ -34,7 +35,17 @@ def statements(script: str) -> Iterator[str]:
 
 
 def upgrade(path: Path) -> int:
-    """Create or upgrade the schema, under the database's write lock; the version it now has."""
+    """Create or upgrade the schema, under the database's write lock; the version it now has.
+
+    Raises SchemaMismatch for a newer one, and StoreUnavailable.
+    """
+    try:
+        return _upgrade(path)
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"the database {path} cannot be used: {error}") from error
+
+
+def _upgrade(path: Path) -> int:
     connection = connect(path)
     try:
         if version_of(connection) == migrate.newest("sqlite"):
