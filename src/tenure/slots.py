@@ -235,7 +235,7 @@ class Slots:
         else:
             self._forget(attempt.lease.lease_id)
         if attempt.task is not None:
-            attempt.task.cancel()  # the slot is free when the coroutine is through, or was never run
+            attempt.task.cancel()  # the slot is free when the coroutine is through, or never began
             attempt.task.add_done_callback(lambda _: self._end(attempt, Failure("")))
             attempt.timer = attempt.task.get_loop().call_later(UNWIND_SECONDS, self._leave, attempt)
         elif attempt.call is not None:
