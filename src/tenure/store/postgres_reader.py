@@ -46,7 +46,7 @@ SELECT t.xid || '.' || t.seq FROM {{s}}.transition AS t WHERE {SETTLED_XID}
 ORDER BY t.xid DESC, t.seq DESC LIMIT 1
 """
 START = "0.0"
-_is_position = re.compile(r"(\d{1,20})\.(\d{1,18})").fullmatch
+_is_position = re.compile(r"([0-9]{1,19})\.([0-9]{1,18})").fullmatch
 
 COUNTS = """
 SELECT status, queue, type, count(*) FROM {s}.job

@@ -90,6 +90,11 @@ def to_millis(time: datetime) -> int:
     return round(time.timestamp() * 1000)
 
 
+def kept(time: datetime) -> datetime:
+    """A time as it will be read again: to the millisecond."""
+    return to_time(to_millis(time))
+
+
 NOW = "(SELECT at FROM tenure_now)"
 
 # Many rows are one statement over a JSON array of arrays: each statement that fires triggers costs
@@ -246,7 +251,9 @@ class Sqlite:
 
     def insert(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
         now = self.now()
-        jobs = [added_job(a, now, a.run_at or now + timedelta(seconds=a.delay)) for a in additions]
+        jobs = [
+            added_job(a, now, kept(a.run_at or now + timedelta(seconds=a.delay))) for a in additions
+        ]
         rows = [
             _insert_row(job, addition.fingerprint)
             for job, addition in zip(jobs, additions, strict=True)
@@ -292,7 +299,7 @@ class Sqlite:
 
     def claim(self, request: ClaimRequest) -> list[Lease]:
         now = self.now()
-        until = now + timedelta(seconds=request.lease_seconds)
+        until = kept(now + timedelta(seconds=request.lease_seconds))
         values = {"now": to_millis(now), "until": to_millis(until), "worker": request.worker}
         types = ""
         if request.types is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tenure.errors import StoreUnavailable
+from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import Count, Query, QueueState, Transition, WorkerState
 from tenure.store import audit
@@ -18,6 +19,8 @@ from tenure.store.rows import job_of, read_names
 from tenure.store.sqlite import NOW, SELECT_JOB, connect, to_millis, to_time, where
 
 WATCH_SECONDS = 0.002
+START = "0"
+_is_position = re.compile(r"[0-9]{1,18}").fullmatch
 LEDGER = "seq, job_id, at, source, target, event, attempt, token, actor, detail, lease_id"
 
 AHEAD = """
@@ -91,8 +94,10 @@ class SqliteReader:
         return [_transition(row) for row in self._rows(statement, (job_id,))]
 
     def ledger(self, after: str, limit: int) -> list[Transition]:
+        if not _is_position(after or START):
+            raise InvalidInput(f"{after!r} is no position in this ledger", path="$.after")
         statement = f"SELECT {LEDGER} FROM tenure_transition WHERE seq > ? ORDER BY seq LIMIT ?"
-        return [_transition(row) for row in self._rows(statement, (int(after or 0), limit))]
+        return [_transition(row) for row in self._rows(statement, (int(after or START), limit))]
 
     def ledger_end(self) -> str:
         return str(self._rows("SELECT coalesce(max(seq), 0) FROM tenure_transition")[0][0])
