@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 from tenure.errors import PermanentFailure
 from tenure.handlers import BadArguments, Handler
-from tenure.payload import describe_exception, result_text
+from tenure.produced import describe_exception, result_text
 
 CHILD = "tenure-child"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

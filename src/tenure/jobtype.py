@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack
 
 from tenure.handlers import Handler
 from tenure.lifecycle import Job
 from tenure.retry import RetryPolicy
-
-if TYPE_CHECKING:
-    from tenure.app import Tenure
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,6 +44,16 @@ class Draft:
     options: Options
 
 
+class Enqueues(Protocol):
+    """What a job type needs of its application."""
+
+    def enqueue_many(self, drafts: Sequence[Draft]) -> list[Job]:
+        """Add jobs."""
+
+    async def enqueue_many_async(self, drafts: Sequence[Draft]) -> list[Job]:
+        """Add jobs without blocking the loop."""
+
+
 class JobType(Generic[P, R]):
     """A registered handler. Calling it runs the function here; `enqueue` makes a job of the call.
 
@@ -55,7 +62,7 @@ class JobType(Generic[P, R]):
 
     __name__: str
 
-    def __init__(self, app: Tenure, handler: Handler, options: Options | None = None) -> None:
+    def __init__(self, app: Enqueues, handler: Handler, options: Options | None = None) -> None:
         self._app = app
         self.handler = handler
         self._options: Options = options or {}

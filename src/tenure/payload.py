@@ -1,12 +1,11 @@
-"""What may be stored: payloads, results, error texts and names, checked once above both stores.
+"""What may be stored: payloads and names, checked once above both stores.
 
 The one rule: a payload is accepted only if Python, SQLite, PostgreSQL and JSON all keep it exactly
 as it is. Everything else is refused with InvalidInput, which says what, where and what to do
-instead, and never repeats a value, for values may be secrets. What a handler produces, its result
-or its exception, is never refused: it is made storable, so that nothing keeps a job from settling.
+instead, and never repeats a value, for values may be secrets. What handlers produce is another
+matter: see produced.py.
 
-Pure: values in, values out. Limits come first, then reading and checking, then what handlers
-produce, then names.
+Pure: values in, values out. Limits come first, then reading and checking, then names.
 """
 
 from __future__ import annotations
@@ -16,14 +15,11 @@ import datetime
 import decimal
 import enum
 import json
-import linecache
 import re
-import reprlib
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from math import isfinite
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -38,20 +34,6 @@ MAX_DEPTH = 100
 
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
-MAX_RESULT_BYTES = 64 * 1024
-"""Of a result as compact JSON. A result is a note about what was done: it is kept in the job's row,
-read with it, and reported by the hundred in one transaction. Larger output belongs in a file or an
-object store, with its address as the result."""
-
-MAX_ERROR_BYTES = 16 * 1024
-"""Of the text of an error in UTF-8: a message and `MAX_FRAMES` frames with their source lines."""
-
-MAX_PREVIEW_BYTES = MAX_RESULT_BYTES // 8
-"""Of what is left of a result that cannot be stored; JSON may need six bytes for one of its own."""
-
-MAX_MESSAGE_BYTES = MAX_ERROR_BYTES // 4
-MAX_FRAMES = 30
-MAX_EXCEPTIONS = 10
 MAX_NAME_LENGTH = 128
 MAX_KEY_LENGTH = 255
 MAX_LABEL_LENGTH = 255
@@ -76,7 +58,7 @@ def parse(data: bytes, *, limit: int = MAX_PAYLOAD_BYTES, max_depth: int = MAX_D
     both limits by what surrounds them.
     """
     if len(data) > limit:
-        raise _too_large(f"{len(data)} bytes of JSON", limit, "$")
+        raise too_large(f"{len(data)} bytes of JSON", limit, "$")
     if b"\0" in data or data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise InvalidInput("not plain UTF-8; send UTF-8 without byte order mark or NUL", path="$")
     if _may_nest_deeper(data, max_depth):
@@ -88,7 +70,7 @@ def parse(data: bytes, *, limit: int = MAX_PAYLOAD_BYTES, max_depth: int = MAX_D
     except json.JSONDecodeError as flaw:
         where = f"line {flaw.lineno}, column {flaw.colno}"
         raise InvalidInput(f"not valid JSON at {where}: {flaw.msg}", path="$") from None
-    _walk(value, "$", limit, max_depth)
+    walk(value, "$", limit, max_depth)
     return value
 
 
@@ -99,7 +81,7 @@ def check(value: object, *, path: str = "$") -> None:
     no subclasses of these: what is read back must be equal and of the same types. `path` is where
     `value` stands, and begins the path in the error.
     """
-    _walk(value, path, MAX_PAYLOAD_BYTES, MAX_DEPTH)
+    walk(value, path, MAX_PAYLOAD_BYTES, MAX_DEPTH)
 
 
 def canonical(payload: object, *, path: str = "$.payload") -> str:
@@ -111,10 +93,10 @@ def canonical(payload: object, *, path: str = "$.payload") -> str:
     if type(payload) is not dict:
         kind = type(payload).__name__
         raise InvalidInput(f"a {kind}; a payload is a JSON object (a dict)", path=path)
-    _walk(payload, path, MAX_PAYLOAD_BYTES, MAX_DEPTH)
+    walk(payload, path, MAX_PAYLOAD_BYTES, MAX_DEPTH)
     text = msgspec.json.encode(payload)  # after the walk: it would write NaN as null
     if len(text) > MAX_PAYLOAD_BYTES:
-        raise _too_large(f"{len(text)} bytes as JSON", MAX_PAYLOAD_BYTES, path)
+        raise too_large(f"{len(text)} bytes as JSON", MAX_PAYLOAD_BYTES, path)
     return text.decode()
 
 
@@ -126,7 +108,7 @@ def load(text: str) -> dict[str, object]:
         raise InvalidInput(f"the stored payload is damaged: {flaw}", path="$.payload") from None
 
 
-def _walk(root: object, path: str, budget: int, max_depth: int) -> None:
+def walk(root: object, path: str, budget: int, max_depth: int) -> None:
     """Visit every value under `root` in document order; refuse the first that breaks a rule.
 
     `budget` is spent on every value and every character of text. JSON is never shorter than that,
@@ -174,7 +156,7 @@ def _walk(root: object, path: str, budget: int, max_depth: int) -> None:
             keys = [*(outer_key for _, outer_key in outer), key]
             raise InvalidInput(problem, path=path + _steps(keys[1:]))
         if budget < 0:
-            raise _too_large(f"at least {limit - budget} bytes as JSON", limit, path)
+            raise too_large(f"at least {limit - budget} bytes as JSON", limit, path)
 
 
 def _key_problem(keys: dict[Any, Any]) -> str:
@@ -250,7 +232,7 @@ def _quoted(text: str) -> str:
     return ascii(text) if len(text) <= 40 else ascii(text[:40]) + "…"
 
 
-def _too_large(what: str, limit: int, path: str) -> PayloadTooLarge:
+def too_large(what: str, limit: int, path: str) -> PayloadTooLarge:
     return PayloadTooLarge(
         f"{what}; the limit is {limit} bytes; keep large data elsewhere and pass its address",
         path=path,
@@ -297,184 +279,6 @@ _load_object = msgspec.json.Decoder(dict[str, Any]).decode
 _ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _is_word = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}").fullmatch
-
-
-# --- what handlers produce -------------------------------------------------------------------
-
-
-def result_text(value: object) -> str:
-    """Any result of a handler as JSON text of at most `MAX_RESULT_BYTES`; never raises.
-
-    Dataclasses, msgspec structs, dates, UUIDs, decimals, enums, tuples and sets are written as
-    msgspec writes them. What JSON or a database cannot keep becomes an object that says so:
-    `{"tenure:unstorable": "the beginning of its repr", "reason": "why"}`.
-    """
-    try:
-        return _result(value)
-    except BaseException as flaw:  # a handler's object may raise anything, SystemExit too
-        reason = error_text(f"{type(flaw).__name__}: {_spoken(flaw)}", MAX_MESSAGE_BYTES)
-    return msgspec.json.encode({"tenure:unstorable": _preview(value), "reason": reason}).decode()
-
-
-def _result(value: object) -> str:
-    try:
-        _walk(value, "$.result", MAX_RESULT_BYTES, MAX_DEPTH)
-    except PayloadTooLarge:
-        raise
-    except InvalidInput:
-        _bound(value)
-        plain = msgspec.to_builtins(value, str_keys=True, enc_hook=_without_subclass)
-        value = json.loads(json.dumps(plain))  # tuples become lists, and NaN stays to be refused
-        _walk(value, "$.result", MAX_RESULT_BYTES, MAX_DEPTH)
-    text = msgspec.json.encode(value)
-    if len(text) > MAX_RESULT_BYTES:
-        raise _too_large(f"{len(text)} bytes as JSON", MAX_RESULT_BYTES, "$.result")
-    return text.decode()
-
-
-def _bound(value: object) -> None:
-    """Refuse a result of too many parts or levels before the conversion, which knows no bounds."""
-    budget = MAX_RESULT_BYTES
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        below: list[Any] = []
-        for item in level:
-            below += _parts(item)
-            if len(below) > budget:
-                raise _too_large(f"more than {budget} values", MAX_RESULT_BYTES, "$.result")
-        if not below:
-            return
-        budget -= len(below)
-        level = below
-    problem = f"nested more than {MAX_DEPTH} levels deep, or in itself"
-    raise InvalidInput(problem, path="$.result")
-
-
-def _parts(value: object) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
-    if isinstance(value, msgspec.Struct):
-        return [getattr(value, name) for name in value.__struct_fields__]
-    if dataclasses.is_dataclass(value):
-        return [getattr(value, field.name) for field in dataclasses.fields(value)]
-    return []
-
-
-def _without_subclass(value: object) -> object:
-    """The plain value of a subclass of str, int or float."""
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    raise TypeError(f"a {type(value).__name__} has no form in JSON")
-
-
-_short = reprlib.Repr()
-_short.maxlevel, _short.maxstring, _short.maxother = 3, 1000, 1000
-_short.maxdict = _short.maxlist = _short.maxtuple = _short.maxset = _short.maxfrozenset = 12
-
-
-def _preview(value: object) -> str:
-    try:
-        return error_text(value if type(value) is str else _short.repr(value), MAX_PREVIEW_BYTES)
-    except BaseException:
-        return f"<{type(value).__name__}>"
-
-
-def error_text(text: str, limit: int = MAX_ERROR_BYTES) -> str:
-    """`text` made storable: never empty, at most `limit` bytes in UTF-8 (64 or more); never raises.
-
-    NUL becomes the picture of one, a lone surrogate its escape. What is too long keeps its head
-    and its tail, with a mark between that says how many characters are missing.
-    """
-    limit = max(limit, 64)  # room for the mark
-    clean = text.replace("\0", "\N{SYMBOL FOR NULL}")
-    data = clean.encode("utf-8", "backslashreplace")
-    if len(data) <= limit:
-        return data.decode() if clean.strip() else "(no message)"
-    room = limit - len("… [ characters cut] …".encode()) - len(str(len(data)))
-    head = data[: room - room // 3].decode(errors="ignore")
-    tail = data[-(room // 3) :].decode(errors="ignore")
-    missing = len(data.decode()) - len(head) - len(tail)
-    return f"{head}… [{missing} characters cut] …{tail}"
-
-
-def describe_exception(exc: BaseException) -> str:
-    """The exception as an `error_text`: type and message, frames, and what caused it.
-
-    The first line names the error. Frames are shown without local variables, which may hold
-    secrets. At most `MAX_EXCEPTIONS` of a chain or group and `MAX_FRAMES` of each; never raises.
-    """
-    lines: list[str] = []
-    try:
-        lines.extend(_lines(exc))  # keeps what came before if the next line raises
-    except BaseException as flaw:  # an exception's class may define anything
-        lines.append(f"(describing this {type(exc).__name__} raised {type(flaw).__name__})")
-    return error_text("\n".join(lines))
-
-
-def _lines(exc: BaseException) -> Iterator[str]:
-    waiting = [("", exc)]
-    seen: set[int] = set()
-    while waiting and len(seen) < MAX_EXCEPTIONS:
-        relation, one = waiting.pop(0)
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield relation + _headline(one)
-        yield from _frames(one.__traceback__)
-        related: list[tuple[str, BaseException]] = []
-        if one.__cause__ is not None:
-            related.append(("caused by ", one.__cause__))
-        elif one.__context__ is not None and not one.__suppress_context__:
-            related.append(("raised while handling ", one.__context__))
-        if isinstance(one, BaseExceptionGroup):
-            parts = one.exceptions[:MAX_EXCEPTIONS]
-            related += [
-                (f"part {i + 1} of {len(one.exceptions)}: ", e) for i, e in enumerate(parts)
-            ]
-        waiting[:0] = related
-    if waiting:
-        yield "(further exceptions are not shown)"
-
-
-def _headline(exc: BaseException) -> str:
-    kind = type(exc)
-    module = "" if kind.__module__ in {"builtins", "__main__"} else f"{kind.__module__}."
-    said = [_spoken(exc), *map(_spoken, list(getattr(exc, "__notes__", ()))[:MAX_EXCEPTIONS])]
-    message = "\n".join(error_text(part, MAX_MESSAGE_BYTES) for part in said if part)
-    return f"{module}{kind.__qualname__}: {message}" if message else f"{module}{kind.__qualname__}"
-
-
-def _frames(traceback: TracebackType | None) -> Iterator[str]:
-    frames = []
-    while traceback is not None:
-        frames.append((traceback.tb_frame, traceback.tb_lineno or 0))  # None in generated code
-        traceback = traceback.tb_next
-    if frames:
-        yield "Traceback (most recent call last):"
-    half, cut = MAX_FRAMES // 2, max(len(frames) - MAX_FRAMES, 0)
-    for i, (frame, line) in enumerate(frames):
-        if i == half and cut:
-            yield f"  … [{cut} frames cut] …"
-        if half <= i < half + cut:
-            continue
-        file = frame.f_code.co_filename
-        yield f'  File "{file}", line {line}, in {frame.f_code.co_qualname}'
-        if source := linecache.getline(file, line, frame.f_globals).strip():
-            yield f"    {source[:200]}"
-
-
-def _spoken(value: object) -> str:
-    """`str(value)`, or a word on why there is none."""
-    try:
-        return str.__str__(str(value))
-    except BaseException as flaw:
-        return f"(its text could not be made: {type(flaw).__name__})"
 
 
 # --- names -----------------------------------------------------------------------------------

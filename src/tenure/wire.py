@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
-from tenure import ids, payload
+from tenure import ids, payload, produced
 from tenure.lifecycle import Job, Status
 from tenure.records import (
     Answer,
@@ -302,7 +302,7 @@ def split_lease(text: str) -> tuple[str, str]:
 class CompleteRequest(Request):
     """The attempt succeeded; `result` is any JSON."""
 
-    result: Annotated[Any, AnyJson] = None
+    result: Any = None
 
 
 class FailRequest(Request):
@@ -323,7 +323,7 @@ class ReportEntry(Request):
 
     lease_id: LeaseName
     outcome: Outcome
-    result: Annotated[Any, AnyJson] = None
+    result: Any = None
     error: str = ""
     retryable: bool = True
 
@@ -336,8 +336,8 @@ def report_of(entry: ReportEntry) -> Report:
         job_id,
         lease_id,
         entry.outcome,
-        result=payload.result_text(entry.result) if completed else None,
-        error=payload.error_text(entry.error) if entry.outcome is Outcome.FAILED else "",
+        result=produced.result_text(entry.result) if completed else None,
+        error=produced.error_text(entry.error) if entry.outcome is Outcome.FAILED else "",
         retryable=entry.retryable,
     )
 

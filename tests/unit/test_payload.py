@@ -319,7 +319,8 @@ def test_bombs_do_not_lean_on_the_recursion_limit() -> None:
     """An application may have raised it; then recursion would end in a crash, not an error."""
     code = """
 import sys; sys.setrecursionlimit(10**7)
-from tenure.payload import check, parse, result_text
+from tenure.payload import check, parse
+from tenure.produced import result_text
 from tenure.errors import InvalidInput
 deep = []
 for _ in range(10**6): deep = [deep]

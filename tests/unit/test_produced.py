@@ -17,15 +17,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tenure.errors import PermanentFailure
-from tenure.payload import (
-    MAX_DEPTH,
+from tenure.payload import MAX_DEPTH, parse
+from tenure.produced import (
     MAX_ERROR_BYTES,
     MAX_EXCEPTIONS,
     MAX_FRAMES,
     MAX_RESULT_BYTES,
     describe_exception,
     error_text,
-    parse,
     result_text,
 )
 from tests.unit.test_payload import (
