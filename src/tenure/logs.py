@@ -18,6 +18,8 @@ def configure(form: str = "text", level: str = "info") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    if level != "debug":  # the HTTP client tells of every request
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 class TextLines(logging.Formatter):

@@ -31,6 +31,7 @@ EXIT_CODES: Mapping[type[TenureError], int] = {
 INTERRUPTED = 130
 
 DATABASE = "tenure.database"
+DATABASE_VARIABLES = ("TENURE_DATABASE", "TENURE_CONFIG")
 
 
 class Group(click.Group):
@@ -111,8 +112,11 @@ def database_given(database: str) -> bool:
 def application() -> Tenure:
     """The application on the chosen database; who uses it is on record as who is logged in."""
     from tenure.app import Tenure
+    from tenure.settings import load
 
-    return Tenure(settings_of().database, actor=operator())
+    # Nothing else is read: a PORT that means something else must not keep `stats` from working.
+    known = {name: os.environ[name] for name in DATABASE_VARIABLES if name in os.environ}
+    return Tenure(load({"database": chosen_database()}, known).database, actor=operator())
 
 
 def operator() -> str:

@@ -68,7 +68,7 @@ def resume(name: str) -> None:
 @click.argument("most", metavar="NUMBER|none")
 @database_option
 def limit(name: str, most: str) -> None:
-    """Refuse jobs that would make more than NUMBER wait; `none` lifts the limit."""
+    """Let NUMBER jobs wait at most, refusing more; or `none`."""
     if most != "none" and not (most.isascii() and most.isdigit() and len(most) < 16):
         raise InvalidInput("give a whole number of pending jobs, or none", path="NUMBER")
     wanted = None if most == "none" else int(most)

@@ -40,7 +40,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         for number in range(len(heads))
     ]
     texts = [list(heads), *([_text(cell) for cell in row] for row in rows)]
-    widths = [max(_width(row[number]) for row in texts) for number in range(len(heads))]
+    widths = [max(width_of(row[number]) for row in texts) for number in range(len(heads))]
     _shrink(widths, room())
     for row in texts:
         cells = zip(row, widths, numeric, strict=True)
@@ -114,7 +114,7 @@ def _shrink(widths: list[int], room: int | None) -> None:
         widths[widest] -= 1
 
 
-def _width(text: str) -> int:
+def width_of(text: str) -> int:
     """Columns that a terminal gives to a text without control characters."""
     if text.isascii():
         return len(text)
@@ -125,11 +125,11 @@ def _width(text: str) -> int:
 
 
 def _fit(text: str, width: int, right: bool) -> str:
-    if _width(text) > width:
-        while _width(text) > width - 1:
+    if width_of(text) > width:
+        while width_of(text) > width - 1:
             text = text[:-1]
         text += "…"
-    padding = " " * (width - _width(text))
+    padding = " " * (width - width_of(text))
     return padding + text if right else text + padding
 
 

@@ -1,0 +1,316 @@
+"""The commands about jobs and queues, on both engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tenure import Tenure, wire
+from tenure.records import ClaimRequest, Outcome, Report
+from tests.faces.command import read, run, tell
+
+NOBODY = "0190163d-8694-739b-aea5-966c26f8ad90"
+
+
+@pytest.fixture
+def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
+    """The application; commands find its database in the environment."""
+    for name in ("TENURE_CONFIG", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TENURE_DATABASE", database_url)
+    with Tenure(database_url, actor="test") as made:
+        yield made
+
+
+def settle(app: Tenure, outcome: Outcome, **said: Any) -> None:
+    """Have a worker claim one job and say how it ended."""
+    request = ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")
+    (lease,) = app.claim(request).leases
+    app.report([Report(lease.id, lease.lease_id, outcome, **said)])
+
+
+def as_json(value: Any) -> Any:
+    return json.loads(wire.msgspec.json.encode(value))
+
+
+# --- enqueue ----------------------------------------------------------------------------------
+
+
+def test_enqueue_prints_the_id_of_a_job_on_disk(app: Tenure) -> None:
+    job = app.get(tell("enqueue", "email", '{"to": "a@example.com"}'))
+
+    assert (job.type, job.payload, job.queue) == ("email", '{"to":"a@example.com"}', "default")
+    assert job.status == "pending"
+    assert job.actor is not None
+    assert job.actor.startswith("cli:")
+
+
+def test_enqueue_without_a_payload_has_an_empty_one(app: Tenure) -> None:
+    assert app.get(tell("enqueue", "email")).payload == "{}"
+
+
+def test_enqueue_reads_the_payload_from_standard_input(app: Tenure) -> None:
+    result = run("enqueue", "email", "-", stdin='{"text": "grüße"}')
+
+    assert app.get(result.stdout.strip()).payload == '{"text":"grüße"}'
+
+
+def test_enqueue_takes_every_option(app: Tenure) -> None:
+    options = (
+        *("--queue", "mail", "--priority", "-7", "--max-retries", "5", "--timeout", "30s"),
+        *(
+            "--backoff",
+            '{"base": "2s", "factor": 3, "cap": 60}',
+            "--run-at",
+            "2026-02-03T04:05:06Z",
+        ),
+    )
+
+    job = app.get(tell("enqueue", "email", "{}", *options))
+
+    assert (job.queue, job.priority, job.max_retries, job.timeout) == ("mail", -7, 5, 30.0)
+    assert (job.backoff.base, job.backoff.factor, job.backoff.cap) == (2.0, 3.0, 60.0)
+    assert job.run_at.isoformat() == "2026-02-03T04:05:06+00:00"
+
+
+def test_enqueue_with_a_delay_and_a_plain_backoff(app: Tenure) -> None:
+    job = app.get(tell("enqueue", "email", "--delay", "1h30m", "--backoff", "5s"))
+
+    assert (job.run_at - job.created_at).total_seconds() == 5400
+    assert job.backoff.base == 5.0
+
+
+def test_a_key_names_the_same_job_again_and_refuses_another(app: Tenure) -> None:
+    first = tell("enqueue", "email", "--key", "order-17")
+    again = tell("enqueue", "email", "--key", "order-17")
+    other = run("enqueue", "sms", "--key", "order-17")
+
+    assert again == first
+    assert other.exit_code == 1
+    assert first in other.stderr
+
+
+def test_enqueue_as_json_is_the_job_as_the_api_shows_it(app: Tenure) -> None:
+    shown = read("enqueue", "email", '{"n": 1}')
+
+    assert shown == as_json(wire.job_body(app.get(shown["id"])))
+
+
+def test_a_full_queue_refuses(app: Tenure) -> None:
+    tell("queues", "limit", "mail", "1")
+    tell("enqueue", "email", "--queue", "mail")
+
+    result = run("enqueue", "email", "--queue", "mail")
+
+    assert result.exit_code == 1
+    assert "mail" in result.stderr
+
+
+# --- list, show, explain ----------------------------------------------------------------------
+
+
+def test_list_shows_the_newest_first_and_filters(app: Tenure) -> None:
+    email = app.enqueue("email", queue="mail")
+    report = app.enqueue("report")
+    app.cancel(report.id)
+
+    assert [job["id"] for job in read("jobs", "list")] == [report.id, email.id]
+    assert [job["id"] for job in read("jobs", "list", "--status", "cancelled")] == [report.id]
+    assert [job["id"] for job in read("jobs", "list", "--type", "email")] == [email.id]
+    assert [job["id"] for job in read("jobs", "list", "--queue", "mail")] == [email.id]
+    assert read("jobs", "list", "--queue", "none") == []
+
+
+def test_list_as_json_is_what_the_api_shows(app: Tenure) -> None:
+    job = app.enqueue("email", {"a": [1, None]})
+
+    assert read("jobs", "list") == [as_json(wire.job_body(app.get(job.id)))]
+
+
+def test_list_goes_on_before_the_last_one(app: Tenure) -> None:
+    ids = [app.enqueue("email").id for _ in range(5)][::-1]
+
+    first = run("jobs", "list", "--limit", "2")
+    seen = [line.split()[0] for line in first.stdout.splitlines()[1:]]
+    rest = read("jobs", "list", "--before", seen[-1])
+
+    assert f"--before {seen[-1]}" in first.stderr
+    assert seen + [job["id"] for job in rest] == ids
+
+
+def test_list_in_a_table(app: Tenure) -> None:
+    job = app.enqueue("email", max_retries=1)
+    settle(app, Outcome.FAILED, error="shop.Refused: no such address\nTraceback")
+
+    head, line = tell("jobs", "list").splitlines()
+
+    assert head.split() == ["ID", "TYPE", "QUEUE", "STATUS", "TRIES", "CREATED", "LAST", "ERROR"]
+    assert line.split()[:5] == [job.id, "email", "default", "failed", "1/1"]
+    assert line.endswith("ago   Refused: no such address")
+
+
+def test_show_tells_the_job_its_moves_and_why(app: Tenure) -> None:
+    job = app.enqueue("email", {"to": "a"}, max_retries=1, idempotency_key="order-17")
+    settle(app, Outcome.FAILED, error="Refused: no\nTraceback (most recent call last):")
+
+    shown = tell("jobs", "show", job.id)
+
+    for part in (job.id, '{"to":"a"}', "order-17", "1/1", "    Traceback (most recent call last):"):
+        assert part in shown
+    moves = [line.split()[2:5] for line in shown.splitlines() if "Z  " in line and "  w " in line]
+    assert moves == [["pending", "processing", "claimed"], ["processing", "failed", "failed"]]
+    assert "It failed for good" in shown
+
+
+def test_show_as_json_is_what_the_api_shows(app: Tenure) -> None:
+    job = app.enqueue("email")
+    settle(app, Outcome.COMPLETED, result='{"sent":true}')
+
+    shown = read("jobs", "show", job.id)
+
+    assert shown["job"] == as_json(wire.job_body(app.get(job.id)))
+    assert shown["job"]["result"] == {"sent": True}
+    assert shown["history"] == as_json([wire.transition_body(t) for t in app.history(job.id)])
+    assert shown["explanation"] == read("explain", job.id)
+
+
+def test_explain_says_why_and_what_may_be_done(app: Tenure) -> None:
+    job = app.enqueue("email", delay="1h")
+
+    assert read("explain", job.id)["reason"] == "not_due"
+    told = tell("explain", job.id)
+    assert "not due before" in told
+    assert "Legal moves: claimed, cancelled" in told
+
+
+@pytest.mark.parametrize("command", [["jobs", "show"], ["explain"], ["jobs", "cancel"]])
+@pytest.mark.parametrize("id", [NOBODY, "17", "'; DROP TABLE tenure_job; --"])
+def test_no_such_job(app: Tenure, command: list[str], id: str) -> None:
+    result = run(*command, id)
+
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    assert id in result.stderr
+
+
+# --- retry, cancel ----------------------------------------------------------------------------
+
+
+def test_retry_gives_failed_jobs_more_attempts(app: Tenure) -> None:
+    jobs = [app.enqueue("email", max_retries=1) for _ in range(2)]
+    for _ in jobs:
+        settle(app, Outcome.FAILED, error="no")
+
+    told = tell("jobs", "retry", *(job.id for job in jobs), "--more", "2")
+
+    assert told.splitlines() == [f"{job.id}  pending" for job in jobs]
+    assert [app.get(job.id).max_retries for job in jobs] == [3, 3]
+    assert (app.history(jobs[0].id)[-1].actor or "").startswith("cli:")
+
+
+def test_retry_names_the_moves_that_are_legal(app: Tenure) -> None:
+    job = app.enqueue("email")
+
+    result = run("jobs", "retry", job.id)
+
+    assert result.exit_code == 1
+    assert "is pending" in result.stderr
+    assert "legal from here: claimed, cancelled" in result.stderr
+
+
+def test_cancel_as_json_is_the_jobs_that_changed(app: Tenure) -> None:
+    job = app.enqueue("email")
+
+    assert read("jobs", "cancel", job.id) == [as_json(wire.job_body(app.get(job.id)))]
+    assert app.get(job.id).status == "cancelled"
+
+
+def test_one_refusal_stops_no_other_and_the_first_sets_the_code(app: Tenure) -> None:
+    done, last = app.enqueue("email"), app.enqueue("email")
+    app.cancel(done.id)
+
+    result = run("jobs", "cancel", NOBODY, done.id, last.id)
+
+    assert result.exit_code == 3
+    assert result.stdout == f"{last.id}  cancelled\n"
+    assert len(result.stderr.splitlines()) == 2
+    assert run("jobs", "cancel", done.id, NOBODY).exit_code == 1
+
+
+# --- queues, stats ----------------------------------------------------------------------------
+
+
+def test_a_paused_queue_hands_out_nothing_until_it_is_resumed(app: Tenure) -> None:
+    app.enqueue("email", queue="mail")
+    request = ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")
+
+    tell("queues", "pause", "mail")
+    assert app.claim(request).leases == []
+    tell("queues", "resume", "mail")
+    assert len(app.claim(request).leases) == 1
+
+
+def test_queues_are_listed_as_the_api_shows_them(app: Tenure) -> None:
+    app.enqueue("email", queue="mail")
+    tell("queues", "limit", "mail", "10")
+
+    assert read("queues", "list") == as_json([wire.queue_body(queue) for queue in app.queues()])
+    head, line = tell("queues", "list").splitlines()
+    assert head.split() == ["QUEUE", "PENDING", "PROCESSING", "OLDEST", "DUE", "PAUSED", "LIMIT"]
+    assert line.split() == ["mail", "1", "0", "0s", "ago", "-", "10"]
+
+
+def test_a_limit_is_lifted_by_none(app: Tenure) -> None:
+    tell("queues", "limit", "mail", "0")
+    assert run("enqueue", "email", "--queue", "mail").exit_code == 1
+    tell("queues", "limit", "mail", "none")
+    assert run("enqueue", "email", "--queue", "mail").exit_code == 0
+
+
+@pytest.mark.parametrize("number", ["-1", "1.5", "many", "9" * 30, "\u0661"])
+def test_a_limit_is_a_whole_number(app: Tenure, number: str) -> None:
+    assert run("queues", "limit", "--", "mail", number).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["pause", "resume"])
+def test_a_queue_must_have_a_name(app: Tenure, command: str) -> None:
+    assert run("queues", command, "no name").exit_code == 2
+
+
+def test_stats_count_by_queue_type_and_status(app: Tenure) -> None:
+    for type in ("email", "email", "report"):
+        app.enqueue(type)
+    settle(app, Outcome.COMPLETED)
+
+    assert read("stats") == as_json(wire.stats_body(app.stats()))
+    head, *lines, total = (line.split() for line in tell("stats").splitlines())
+    assert head[:3] == ["QUEUE", "TYPE", "PENDING"]
+    assert sorted(lines) == [
+        ["default", "email", "1", "0", "1", "0", "0", "2"],
+        ["default", "report", "1", "0", "0", "0", "0", "1"],
+    ]
+    assert total == ["total", "-", "2", "0", "1", "0", "0", "3"]
+
+
+def test_an_empty_database_has_nothing_to_show(app: Tenure) -> None:
+    assert read("jobs", "list") == read("queues", "list") == []
+    assert read("stats")["total"] == 0
+
+
+# --- where the database is --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_the_database_may_be_named_before_or_after_the_command(
+    app: Tenure, database_url: str, first: bool
+) -> None:
+    job = app.enqueue("email")
+    chosen = ("--database", database_url)
+    arguments = (*chosen, "jobs", "list") if first else ("jobs", "list", *chosen)
+
+    result = run(*arguments, TENURE_DATABASE="sqlite:////no/such/folder/jobs.db")
+
+    assert job.id in result.stdout
