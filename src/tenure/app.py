@@ -10,11 +10,11 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 import msgspec
+from msgspec.structs import replace
 
 from tenure import durations, handlers, ids, lifecycle, payload
 from tenure.errors import InvalidInput, JobNotFound

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+import msgspec
+
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Addition:
+class Addition(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A job to be added. The store sets its times: `run_at` if given, else now plus `delay`."""
 
     id: str
@@ -30,16 +31,14 @@ class Addition:
     actor: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Added:
+class Added(msgspec.Struct, frozen=True):
     """The job that an addition made, or (`created` false) the earlier one with the same key."""
 
     job: Job
     created: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimRequest:
+class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A worker asking for up to `limit` jobs; None for `queues` or `types` means any."""
 
     worker: str
@@ -51,8 +50,7 @@ class ClaimRequest:
     wait_seconds: float = 0.0  # how long a server may hold the request until there is work
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """A claimed job, as narrow as a worker can use it."""
 
     id: str
@@ -63,8 +61,11 @@ class Lease:
     max_retries: int
     token: int
     timeout: float | None
-    lease_id: str = field(repr=False)
+    lease_id: str  # a secret of its holder
     lease_expires_at: datetime
+
+    def __repr__(self) -> str:
+        return f"<lease on {self.id} {self.type} attempt {self.attempts}>"
 
 
 class Outcome(StrEnum):
@@ -75,17 +76,19 @@ class Outcome(StrEnum):
     RELEASED = "released"
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True, gc=False):
     """What became of one lease."""
 
     job_id: str
-    lease_id: str = field(repr=False)
+    lease_id: str  # a secret of its holder
     outcome: Outcome
     result: str | None = None  # JSON text, of a completed attempt
     error: str = ""  # of a failed attempt
     retryable: bool = True
     actor: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<report on {self.job_id}: {self.outcome}>"
 
 
 class Answer(StrEnum):
@@ -97,8 +100,7 @@ class Answer(StrEnum):
     LOST = "lost"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The answer to a report; `recorded` names the outcome on record when it is another one."""
 
     answer: Answer
@@ -109,8 +111,7 @@ RECORDED = Verdict(Answer.RECORDED)
 ALREADY_RECORDED = Verdict(Answer.ALREADY_RECORDED)
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True):
     """What a worker's turn brought: a verdict per report, in order, and the jobs now leased."""
 
     verdicts: Sequence[Verdict]

@@ -18,8 +18,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.handlers import Handlers

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tenure.errors import KeyConflict, QueueFull
-from tenure.lifecycle import Job
+from tenure.lifecycle import Cancelled, Job
 from tenure.records import Added, Query
 from tenure.retry import RetryPolicy
+from tenure.store import open_store
 from tests.contract.desk import Desk, completed, new
 
 
@@ -55,6 +56,15 @@ def test_a_job_can_wait(desk: Desk) -> None:
     assert desk.add(run_at=at).run_at == at
     past = desk.clock.now - timedelta(days=400)
     assert desk.add(run_at=past).run_at == past
+
+
+def test_what_is_answered_is_what_is_kept_to_the_last_digit(desk: Desk) -> None:
+    for delay in (1.234_567_89, 0.000_4, 1e6 / 7):
+        job = desk.add(delay=delay)
+        assert desk.get(job.id) == job
+    desk.add(priority=-1)
+    (lease,) = desk.claim(lease_seconds=1.234_567_89)
+    assert desk.get(lease.id).lease_expires_at == lease.lease_expires_at
 
 
 def test_several_jobs_come_back_in_the_order_of_the_request(desk: Desk) -> None:
@@ -157,6 +167,27 @@ def test_a_refused_request_does_not_use_its_key_up(desk: Desk) -> None:
         desk.add(queue="small", idempotency_key="k", fingerprint="f")
     (added,) = desk.add_all(new(idempotency_key="k", fingerprint="g"))
     assert added.created
+
+
+def test_a_key_can_be_freed_while_somebody_asks_for_it(desk: Desk, database_url: str) -> None:
+    pruner = open_store(database_url)
+    try:
+        for _ in range(30):
+            (added,) = desk.add_all(new(idempotency_key="k", fingerprint="f"))
+            assert added.created
+            desk.store.apply(added.job.id, Cancelled()).result()
+            desk.clock.advance(1)
+            pruning = pruner.prune({"cancelled": desk.clock.now})
+            asking = [desk.store.add([new(idempotency_key="k", fingerprint="f")]) for _ in "123"]
+            assert pruning.result() == 1
+            for future in asking:  # before the pruning or after it, but answered
+                (again,) = future.result()
+                if again.job.id != added.job.id:
+                    desk.store.apply(again.job.id, Cancelled()).exception()
+            desk.clock.advance(1)
+            pruner.prune({"cancelled": desk.clock.now}).result()
+    finally:
+        pruner.close()
 
 
 # --- all or nothing ---------------------------------------------------------------------------
