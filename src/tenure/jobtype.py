@@ -55,6 +55,16 @@ class Enqueues(Protocol):
         """Add jobs without blocking the loop."""
 
 
+class Enqueuer(Protocol):
+    """What a job type needs of its application."""
+
+    def enqueue_many(self, drafts: Sequence[Draft]) -> list[Job]:
+        """Add jobs, all or none."""
+
+    async def enqueue_many_async(self, drafts: Sequence[Draft]) -> list[Job]:
+        """The same for async callers."""
+
+
 class JobType(Generic[P, R]):
     """A registered handler. Calling it runs the function here; `enqueue` makes a job of the call.
 

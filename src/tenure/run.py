@@ -7,17 +7,21 @@ process at once, and the leases run out by themselves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from tenure.app import Tenure
+from tenure.executors import CHILD, STOP_SIGNALS
 from tenure.handlers import Handlers
 from tenure.sweeper import Sweeper
 from tenure.worker import Worker, WorkSource
 
 ABORTED = 130
+UNWIND_SECONDS = 1.0
 
 
 def run_worker(
@@ -29,7 +33,15 @@ def run_worker(
     lease_seconds: float = 30.0,
     grace_seconds: float = 30.0,
 ) -> None:
-    """Run handlers for jobs from `source` until a signal asks to stop; returns when drained."""
+    """Run handlers for jobs from `source` until a signal asks to stop; returns when drained.
+
+    Call it on the main thread: Python handles signals there alone.
+    """
+    if multiprocessing.current_process().name == CHILD:
+        raise RuntimeError(
+            "a child process imports your main module: run workers only under "
+            "`if __name__ == '__main__':`"
+        )
     sweeper = Sweeper(source) if isinstance(source, Tenure) else None
 
     async def work() -> None:
@@ -41,8 +53,8 @@ def run_worker(
             lease_seconds=lease_seconds,
             grace_seconds=grace_seconds,
         )
-        handle_signals(worker.request_stop)
-        await worker.run()
+        with stopped_by_signals(worker.request_stop):
+            await worker.run()
 
     if sweeper is not None:
         sweeper.start()
@@ -53,28 +65,52 @@ def run_worker(
             sweeper.stop()
 
 
-def handle_signals(stop: Callable[[], None]) -> None:
-    """Call `stop` on the first SIGTERM or SIGINT of this process, end it at once on the second."""
-    loop = asyncio.get_running_loop()
+@contextlib.contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` on the first SIGTERM or SIGINT of this process, end it at once on the second.
+
+    These are Python's signal handlers, not the loop's, so that they are heard while a handler
+    blocks the loop.
+    """
     asked = 0
 
-    def on_signal() -> None:
+    def on_signal(*_: object) -> None:
         nonlocal asked
         asked += 1
         if asked > 1:
             os._exit(ABORTED)
         stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def run_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine on uvloop where it is installed, on asyncio's own loop elsewhere."""
+    """Run a coroutine on uvloop where it is installed, on asyncio's own loop elsewhere.
+
+    What it leaves behind is cancelled, and waited for briefly: unlike `asyncio.run`, this ends even
+    if a handler goes on regardless, in a coroutine or in a thread of the loop's own.
+    """
+    loop = _new_loop()
+    try:
+        loop.run_until_complete(main)
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=UNWIND_SECONDS))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
     try:
         from uvloop import new_event_loop
     except ImportError:
-        asyncio.run(main)
-        return
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(main)
+        return asyncio.new_event_loop()
+    return new_event_loop()
