@@ -1,0 +1,310 @@
+"""The queues that are measured, and what a reader must know about each beside its number.
+
+`requirements` pins what the adapter needs; the bench installs it into an environment of its own.
+`left` is how the bench itself, not the queue, sees how many jobs are waiting or running: SQL for
+PostgreSQL and SQLite, a Lua script for Redis. An adapter's settings stand in its docstring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+UVLOOP = "uvloop==0.23.0"
+PSYCOPG = "psycopg[binary]==3.3.9"
+PSYCOPG_POOL = "psycopg-pool==3.3.3"
+REDIS = ("redis==8.1.0", "hiredis==3.5.0")
+
+POSTGRES_DURABLE = "each commit on disk"
+REDIS_DURABLE = "up to 1 s lost with the machine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """One queue on one engine. Without requirements it runs in the project's own environment."""
+
+    name: str
+    title: str
+    engine: str  # postgres, sqlite or redis
+    adapter: str  # module in bench/peers
+    module: str  # what its users import
+    left: str
+    history: str  # what is kept of a job that has ended
+    retries: str
+    fencing: str  # whether a worker that lost its job can still settle it
+    crash: str  # what becomes of a job whose worker dies
+    durable: str
+    requirements: tuple[str, ...] = ()
+    oldest_python: tuple[int, int] = (3, 11)
+    most_drained: int = 50_000  # jobs in a drain, so that a slow queue takes seconds as well
+    most_retried: int = 5_000
+    bulk: bool = True  # has a call that takes many jobs
+    callers: tuple[int, ...] = (1, 16)
+    strong: bool = False  # among the two strongest of its engine: part of the quick run
+
+    @property
+    def ours(self) -> bool:
+        """Whether this is Tenure."""
+        return not self.requirements
+
+
+TENURE_KEEPS = {
+    "history": "job and every move",
+    "retries": "yes, backoff as data",
+    "fencing": "by lease, in the database",
+    "crash": "lease runs out, runs again",
+}
+
+SUBJECTS = (
+    Subject(
+        name="tenure-postgres",
+        title="Tenure",
+        engine="postgres",
+        adapter="tenure_local",
+        module="tenure",
+        left="SELECT count(*) FROM tenure.job WHERE status = 'pending'"
+        " UNION ALL SELECT count(*) FROM tenure.job WHERE status = 'processing'",
+        durable=POSTGRES_DURABLE,
+        strong=True,
+        **TENURE_KEEPS,
+    ),
+    Subject(
+        name="pgqueuer",
+        title="PgQueuer",
+        engine="postgres",
+        adapter="pgqueuer",
+        module="pgqueuer",
+        requirements=("pgqueuer==1.6.0", "asyncpg==0.32.0", UVLOOP),
+        left="SELECT count(*) FROM pgqueuer",
+        history="log rows, the job is deleted",
+        retries="yes, one commit each",
+        fencing="none: settles by job id",
+        crash="heartbeat stops, runs again",
+        durable=POSTGRES_DURABLE,
+        strong=True,
+    ),
+    Subject(
+        name="awa",
+        title="awa",
+        engine="postgres",
+        adapter="awa",
+        module="awa",
+        requirements=("awa-pg==0.6.9",),
+        left="SELECT {added} - (SELECT coalesce(sum(completed_count), 0)"
+        " FROM awa.receipt_completion_batches) - (SELECT count(*) FROM awa.done_entries)",
+        history="batch receipts, rotated away",
+        retries="yes",
+        fencing="by lease",
+        crash="lease runs out, runs again",
+        durable=POSTGRES_DURABLE,
+        most_drained=20_000,
+        strong=True,
+    ),
+    Subject(
+        name="chancy",
+        title="Chancy",
+        engine="postgres",
+        adapter="chancy",
+        module="chancy",
+        requirements=("chancy==0.26.0",),
+        left="SELECT count(*) FROM chancy_jobs WHERE state NOT IN ('succeeded', 'failed')",
+        history="job",
+        retries="yes",
+        fencing="by claim",
+        crash="runs again",
+        durable=POSTGRES_DURABLE,
+        most_drained=10_000,
+    ),
+    Subject(
+        name="oban",
+        title="Oban",
+        engine="postgres",
+        adapter="oban",
+        module="oban",
+        requirements=("oban==0.7.0", PSYCOPG, PSYCOPG_POOL, UVLOOP),
+        oldest_python=(3, 12),
+        left="SELECT count(*) FROM oban_jobs WHERE state <> 'completed'",
+        history="job, for a day",
+        retries="yes",
+        fencing="by time of the attempt",
+        crash="rescued by the leader",
+        durable=POSTGRES_DURABLE,
+        most_drained=10_000,
+    ),
+    Subject(
+        name="procrastinate",
+        title="Procrastinate",
+        engine="postgres",
+        adapter="procrastinate",
+        module="procrastinate",
+        requirements=("procrastinate==3.10.0", PSYCOPG, PSYCOPG_POOL, UVLOOP),
+        left="SELECT count(*) FROM procrastinate_jobs WHERE status IN ('todo', 'doing')",
+        history="job and its events",
+        retries="yes",
+        fencing="none: settles by job id",
+        crash="stalled until a task of yours retries it",
+        durable=POSTGRES_DURABLE,
+        most_drained=5_000,
+        most_retried=1_000,
+    ),
+    Subject(
+        name="tenure-sqlite",
+        title="Tenure",
+        engine="sqlite",
+        adapter="tenure_local",
+        module="tenure",
+        left="SELECT (SELECT count(*) FROM tenure_job WHERE status = 'pending')"
+        " + (SELECT count(*) FROM tenure_job WHERE status = 'processing')",
+        durable="each commit on disk",
+        strong=True,
+        **TENURE_KEEPS,
+    ),
+    Subject(
+        name="honker",
+        title="honker",
+        engine="sqlite",
+        adapter="honker",
+        module="honker",
+        requirements=("honker==0.5.0",),
+        left="SELECT count(*) FROM _honker_live",
+        history="none",
+        retries="yes",
+        fencing="by worker and expiry",
+        crash="claim expires, runs again",
+        durable="last commits lost with the machine",
+        strong=True,
+    ),
+    Subject(
+        name="huey",
+        title="Huey",
+        engine="sqlite",
+        adapter="huey",
+        module="huey",
+        requirements=("huey==3.5.4",),
+        left="SELECT count(*) FROM task",
+        history="none",
+        retries="yes",
+        fencing="none",
+        crash="job is lost",
+        durable="each commit on disk",
+        most_drained=10_000,
+        most_retried=2_000,
+        bulk=False,
+        strong=True,
+    ),
+    Subject(
+        name="litequeue",
+        title="litequeue",
+        engine="sqlite",
+        adapter="litequeue",
+        module="litequeue",
+        requirements=("litequeue==0.9",),
+        left="SELECT count(*) FROM Queue WHERE status < 2",
+        history="message, until pruned",
+        retries="none",
+        fencing="none",
+        crash="stays locked",
+        durable="last commits lost with the machine",
+        most_drained=10_000,
+    ),
+    Subject(
+        name="ardiq",
+        title="ardiq",
+        engine="redis",
+        adapter="ardiq",
+        module="ardiq",
+        requirements=("ardiq==1.2.0", UVLOOP),
+        oldest_python=(3, 12),
+        left="return redis.call('xlen', 'ardiq:bench:queues:default')",
+        history="result, for a time",
+        retries="yes",
+        fencing="none",
+        crash="reclaimed when idle, runs again",
+        durable=REDIS_DURABLE,
+        strong=True,
+    ),
+    Subject(
+        name="dramatiq",
+        title="Dramatiq",
+        engine="redis",
+        adapter="dramatiq",
+        module="dramatiq",
+        requirements=("dramatiq==2.2.1", *REDIS),
+        left="return redis.call('hlen', 'dramatiq:default.msgs')",
+        history="none",
+        retries="yes, 1 ms delay at least",
+        fencing="none",
+        crash="heartbeat stops, runs again",
+        durable=REDIS_DURABLE,
+        most_drained=20_000,
+        most_retried=2_000,
+        bulk=False,
+        strong=True,
+    ),
+    Subject(
+        name="saq",
+        title="SAQ",
+        engine="redis",
+        adapter="saq",
+        module="saq",
+        requirements=("saq==0.26.4", "typing-extensions==4.15.0", *REDIS, UVLOOP),
+        left="return redis.call('llen', 'saq:default:queued')"
+        " + redis.call('llen', 'saq:default:active')",
+        history="result, for a time",
+        retries="yes",
+        fencing="none",
+        crash="swept, runs again",
+        durable=REDIS_DURABLE,
+        most_drained=10_000,
+        most_retried=2_000,
+        bulk=False,
+    ),
+    Subject(
+        name="streaq",
+        title="streaQ",
+        engine="redis",
+        adapter="streaq",
+        module="streaq",
+        requirements=("streaq==7.2.0",),
+        left="return redis.call('xlen', 'streaq:bench:queues:normal')",
+        history="result, for a time",
+        retries="yes",
+        fencing="none",
+        crash="reclaimed when idle, runs again",
+        durable=REDIS_DURABLE,
+        most_drained=5_000,
+        most_retried=2_000,
+    ),
+    Subject(
+        name="celery",
+        title="Celery",
+        engine="redis",
+        adapter="celery",
+        module="celery",
+        requirements=("celery==5.7.0", *REDIS),
+        left="return redis.call('llen', 'celery') + redis.call('hlen', 'unacked')",
+        history="none (results off)",
+        retries="yes",
+        fencing="none",
+        crash="redelivered after an hour",
+        durable=REDIS_DURABLE,
+        most_drained=5_000,
+        most_retried=500,
+        bulk=False,
+    ),
+    Subject(
+        name="rq",
+        title="RQ",
+        engine="redis",
+        adapter="rq",
+        module="rq",
+        requirements=("rq==3.0.0", *REDIS),
+        left="return redis.call('llen', 'rq:queue:default')",
+        history="none (deleted at once)",
+        retries="yes",
+        fencing="none",
+        crash="failed or retried by a cleanup",
+        durable=REDIS_DURABLE,
+        most_drained=2_000,
+        most_retried=500,
+    ),
+)

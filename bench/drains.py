@@ -1,0 +1,192 @@
+"""Draining: how fast workers run what has been enqueued, with nothing or much around it.
+
+The time runs from the first handler to the later of the last handler and the moment at which the
+database itself shows nothing waiting and nothing running. A drain counts only if every job ran,
+none more often than it should, none is left, and, for Tenure, `tenure verify` finds no fault.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from bench.catalogue import Subject
+from bench.environments import ROOT
+from bench.processes import Failed, Program, Setting, ask_program, whole_machine_cpu, worker
+from bench.stage import Figures, Stage, check_integrity, fill, wait_for
+from bench.workload import FAIL_FIRST_VARIABLE, Tally
+
+SETTLED_SECONDS = 20.0
+HANDLER_VARIABLE = "BENCH_HANDLER"
+RAW_BATCH = 500
+
+
+def drain(stage: Stage, subject: Subject, *, workers: int = 1) -> Figures:
+    """Drain with worker processes, `async def` handlers where the queue has them."""
+    setting = stage.fresh(subject)
+    return _fill_and_run(stage, setting, min(stage.size.drained, subject.most_drained), workers)
+
+
+def drain_threads(stage: Stage, subject: Subject) -> Figures:
+    """Drain with a plain `def` handler, which runs in threads."""
+    setting = stage.fresh(subject, **{HANDLER_VARIABLE: "def"})
+    return _fill_and_run(stage, setting, min(stage.size.drained, subject.most_drained))
+
+
+def retry(stage: Stage, subject: Subject) -> Figures:
+    """Every job fails once, is retried without delay, and succeeds; a job counts once."""
+    setting = stage.fresh(subject, **{FAIL_FIRST_VARIABLE: "1"})
+    return _fill_and_run(stage, setting, min(stage.size.retried, subject.most_retried), starts=2)
+
+
+def _fill_and_run(
+    stage: Stage, setting: Setting, jobs: int, workers: int = 1, starts: int = 1
+) -> Figures:
+    fill(setting, jobs)
+    stage.calm(setting)
+    figures = run_workers(stage, setting, setting, jobs, workers=workers, starts=starts)
+    check_integrity(setting)
+    return figures
+
+
+def drain_with_backlog(stage: Stage, subject: Subject) -> Figures:
+    """The first jobs of a long queue: the others stay pending behind them."""
+    jobs = min(stage.size.drained, subject.most_drained)
+
+    def make(setting: Setting) -> None:
+        fill(setting, jobs + stage.size.behind)
+
+    setting = stage.kept(subject, "backlog", make)
+    figures = run_workers(stage, setting, setting, jobs, behind=stage.size.behind)
+    check_integrity(setting)
+    return figures
+
+
+def drain_with_history(stage: Stage, subject: Subject) -> Figures:
+    """A drain beside settled jobs that are kept, made by the store's own statements."""
+    jobs = min(stage.size.drained, subject.most_drained)
+
+    def make(setting: Setting) -> None:
+        fill(setting, stage.size.behind, first=jobs)
+        _run_raw(setting)
+
+    setting = stage.kept(subject, "history", make)
+    fill(setting, jobs)
+    stage.calm(setting)
+    figures = run_workers(stage, setting, setting, jobs)
+    check_integrity(setting)
+    return figures
+
+
+def drain_pinned(stage: Stage, subject: Subject) -> Figures:
+    """A drain while somebody holds a snapshot from before it began, so that nothing is cleaned."""
+    jobs = min(stage.size.drained, subject.most_drained)
+    setting = stage.fresh(subject)
+    fill(setting, jobs)
+    stage.calm(setting)
+    with stage.engine(subject).pinned(setting.place):
+        figures = run_workers(stage, setting, setting, jobs)
+    check_integrity(setting)
+    return figures
+
+
+def raw(stage: Stage, subject: Subject) -> Figures:
+    """The same jobs by the store's own statements in a loop, without a worker: see `raw.py`."""
+    jobs = min(stage.size.drained, subject.most_drained)
+    setting = stage.fresh(subject)
+    fill(setting, jobs)
+    stage.calm(setting)
+    figures = _run_raw(setting)
+    if figures["jobs"] != jobs or stage.left(setting, jobs):
+        raise Failed(f"the raw loop settled {figures['jobs']:.0f} jobs, not {jobs}")
+    return figures
+
+
+def _run_raw(setting: Setting) -> Figures:
+    python = setting.command("work")[0]
+    command = [python, str(ROOT / "bench" / "raw.py"), setting.place, str(RAW_BATCH)]
+    return ask_program(command, setting.environment(), setting.subject.name)
+
+
+def run_workers(
+    stage: Stage,
+    store: Setting,
+    setting: Setting,
+    jobs: int,
+    *,
+    workers: int = 1,
+    starts: int = 1,
+    behind: int = 0,
+) -> Figures:
+    """Run workers of `setting` on the jobs in `store` until all have run; how fast, at what cost.
+
+    With jobs pending `behind` them, the first `jobs` are waited for and the others not looked at.
+    """
+    tally = stage.tally(jobs)
+    with contextlib.ExitStack() as running:
+        programs = [running.enter_context(worker(setting)) for _ in range(workers)]
+        wait_for(tally, jobs, programs, missing=jobs - 1)
+        cost = Cost(programs)
+        wait_for(tally, jobs, programs, starts=starts)
+        ended = max(tally.ended[:jobs])
+        if not behind:
+            ended = max(ended, _wait_until_settled(stage, store, jobs))
+        figures = cost.per_job(jobs)
+    doubled = tally.doubled(jobs, starts)
+    if doubled:
+        raise Failed(f"{doubled} of {jobs} jobs ran too often")
+    if not behind and stage.left(store, jobs):
+        raise Failed("jobs that had settled were there again when the workers had ended")
+    began = min(tally.began[:jobs] if starts > 1 else tally.ended[:jobs])
+    seconds = (ended - began) / 1e9
+    return {"rate": jobs / seconds, "jobs": jobs, **_tenths(tally, jobs), **figures}
+
+
+def _wait_until_settled(stage: Stage, store: Setting, jobs: int) -> int:
+    """When the database first showed nothing left, by the tally's clock; 0 if at first sight."""
+    deadline = time.monotonic() + SETTLED_SECONDS
+    seen = 0
+    while (left := stage.left(store, jobs)) > 0:
+        if time.monotonic() > deadline:
+            raise Failed(f"{left} of {jobs} jobs have run and are not settled")
+        time.sleep(0.005)
+        seen = time.monotonic_ns()
+    return seen
+
+
+def _tenths(tally: Tally, jobs: int) -> Figures:
+    """The rate over the first and over the last tenth of the jobs that ran."""
+    ended = sorted(tally.ended[:jobs])
+    part = jobs // 10
+    if part < 2 or ended[part] == ended[0] or ended[-1] == ended[-1 - part]:
+        return {}
+    return {
+        "first_tenth": part * 1e9 / (ended[part] - ended[0]),
+        "last_tenth": part * 1e9 / (ended[-1] - ended[-1 - part]),
+    }
+
+
+class Cost:
+    """CPU time and memory of worker processes from now on."""
+
+    def __init__(self, programs: list[Program]) -> None:
+        self._programs = programs
+        self._since = time.monotonic()
+        self._machine = whole_machine_cpu()
+        self._workers = self._cpu()
+
+    def _cpu(self) -> float | None:
+        spent = [program.cpu_seconds() for program in self._programs]
+        return None if None in spent else sum(filter(None, spent))
+
+    def per_job(self, jobs: int) -> Figures:
+        """Worker CPU per job in microseconds, cores in use machine-wide, memory in MB."""
+        seconds = time.monotonic() - self._since
+        machine, workers = whole_machine_cpu(), self._cpu()
+        if None in (machine, workers, self._machine, self._workers) or seconds <= 0:
+            return {}
+        return {
+            "cpu_us_per_job": (workers - self._workers) / jobs * 1e6,
+            "machine_cores": (machine - self._machine) / seconds,
+            "memory_mb": sum(program.memory_mb() or 0.0 for program in self._programs),
+        }

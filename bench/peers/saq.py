@@ -1,0 +1,39 @@
+"""SAQ on Redis: 50 jobs at once, three attempts without delay, results for its default time."""
+
+import asyncio
+import logging
+
+from saq import Queue, Worker
+
+from bench.adapter import PLACE, until_terminated
+from bench.workload import payload, perform
+
+logging.disable(logging.CRITICAL)
+queue = Queue.from_url(PLACE)
+
+
+async def send(context, *, n: int, to: str, subject: str, note: str) -> None:
+    perform(n)
+
+
+class Sender:
+    async def one(self, n: int) -> None:
+        await queue.enqueue("send", retries=3, **payload(n))
+
+    async def close(self) -> None:
+        await queue.disconnect()
+
+
+async def open_sender(callers: int) -> Sender:
+    await queue.connect()
+    return Sender()
+
+
+async def work() -> None:
+    stop = until_terminated()
+    await queue.connect()
+    worker = Worker(queue, functions=[send], concurrency=50)
+    running = asyncio.create_task(worker.start())
+    await stop.wait()
+    await worker.stop()
+    running.cancel()

@@ -1,0 +1,161 @@
+"""What is measured, how much of it in each mode, and on which queues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from bench import drains, over_http, sending, waiting
+from bench.catalogue import SUBJECTS, Subject
+from bench.stage import Figures, Size, Stage
+
+QUICK = Size(
+    seconds=0.6,
+    bulk=10_000,
+    drained=10_000,
+    retried=2_000,
+    samples=40,
+    pause=0.03,
+    idle_seconds=2.0,
+    behind=100_000,
+    repeats=1,
+)
+FULL = Size(
+    seconds=4.0,
+    bulk=100_000,
+    drained=50_000,
+    retried=5_000,
+    samples=200,
+    pause=0.05,
+    idle_seconds=20.0,
+    behind=1_000_000,
+    repeats=3,
+)
+SIZES = {"quick": QUICK, "full": FULL}
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One question to every queue that it can be put to. `figure` is the answer that counts."""
+
+    name: str
+    title: str
+    measure: Callable[[Stage, Subject], Figures]
+    figure: str = "rate"
+    unit: str = "jobs/s"
+    fits: Callable[[Subject], bool] = lambda subject: True
+    quick: bool = True
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether the smaller figure wins."""
+        return self.figure != "rate"
+
+
+def is_ours(subject: Subject) -> bool:
+    return subject.ours
+
+
+def is_ours_on_postgres(subject: Subject) -> bool:
+    return subject.ours and subject.engine == "postgres"
+
+
+def is_deep(subject: Subject) -> bool:
+    """Fills a million jobs in a bearable time."""
+    return subject.ours or subject.name in {"pgqueuer", "honker"}
+
+
+WORKLOADS = (
+    Workload(
+        "enqueue-1", "Enqueue one by one, 1 caller", partial(sending.enqueue, callers=1)
+    ),
+    Workload(
+        "enqueue-16", "Enqueue one by one, 16 callers", partial(sending.enqueue, callers=16)
+    ),
+    Workload(
+        "bulk",
+        "Enqueue in bulk, 1,000 a call",
+        sending.enqueue_in_bulk,
+        fits=lambda subject: subject.bulk,
+    ),
+    Workload("raw", "Drain by the bare statements, no worker", drains.raw, fits=is_ours),
+    Workload("drain-1", "Drain, 1 worker process", drains.drain),
+    Workload("drain-2", "Drain, 2 worker processes", partial(drains.drain, workers=2)),
+    Workload(
+        "drain-4",
+        "Drain, 4 worker processes",
+        partial(drains.drain, workers=4),
+        fits=is_ours_on_postgres,
+        quick=False,
+    ),
+    Workload(
+        "drain-8",
+        "Drain, 8 worker processes",
+        partial(drains.drain, workers=8),
+        fits=is_ours_on_postgres,
+        quick=False,
+    ),
+    Workload("threads", "Drain, `def` handlers in threads", drains.drain_threads, fits=is_ours),
+    Workload(
+        "retry",
+        "Fail once, retry at once, succeed",
+        drains.retry,
+        fits=lambda subject: subject.retries != "none",
+    ),
+    Workload(
+        "latency", "Pickup latency, idle queue", waiting.latency, figure="p50_ms", unit="ms (p50)"
+    ),
+    Workload("backlog", "Drain, many jobs pending behind", drains.drain_with_backlog, fits=is_deep),
+    Workload("history", "Drain, many settled jobs kept", drains.drain_with_history, fits=is_ours),
+    Workload("pinned", "Drain, an old snapshot pinned", drains.drain_pinned, fits=is_deep),
+    Workload(
+        "http-1",
+        "POST /jobs, 1 client",
+        partial(over_http.post_jobs, clients=1),
+        fits=is_ours,
+    ),
+    Workload(
+        "http-16",
+        "POST /jobs, 16 clients",
+        partial(over_http.post_jobs, clients=16),
+        fits=is_ours,
+    ),
+    Workload(
+        "http-64",
+        "POST /jobs, 64 clients",
+        partial(over_http.post_jobs, clients=64),
+        fits=is_ours,
+    ),
+    Workload("remote", "Drain, 1 worker over HTTP", over_http.drain_remotely, fits=is_ours),
+    Workload("idle", "Idle worker", waiting.idle, figure="memory_mb", unit="MB (PSS)"),
+    Workload("import", "Import", waiting.import_time, figure="import_ms", unit="ms"),
+)
+
+
+def workloads(mode: str, only: list[str]) -> list[Workload]:
+    """The workloads of a mode; `only` those, if any are named. Raises ValueError for a stranger."""
+    known = {workload.name: workload for workload in WORKLOADS}
+    _check_known(only, list(known), "workload")
+    if only:
+        return [workload for workload in WORKLOADS if workload.name in only]
+    return [workload for workload in WORKLOADS if workload.quick or mode == "full"]
+
+
+def subjects(mode: str, names: list[str], engines: list[str]) -> list[Subject]:
+    """The queues of a mode on some engines; `names` adds Tenure's own, to compare with."""
+    known = [subject.name for subject in SUBJECTS]
+    _check_known(names, known, "peer")
+    _check_known(engines, sorted({subject.engine for subject in SUBJECTS}), "engine")
+    return [
+        subject
+        for subject in SUBJECTS
+        if (subject.engine in engines or not engines)
+        and (subject.name in names or subject.ours if names else subject.strong or mode == "full")
+    ]
+
+
+def _check_known(names: list[str], known: list[str], what: str) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no such {what}: {name}; there are {', '.join(known)}")

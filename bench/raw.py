@@ -1,0 +1,68 @@
+"""The raw limit: the store's own statements in a loop on one connection, and nothing around them.
+
+    python bench/raw.py URL [BATCH]
+
+Settles every job that is due: report the last batch and claim the next in one transaction, as a
+worker's turn does, but without handlers, threads, futures or decoded payloads. Prints the rate.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from tenure.records import ClaimRequest, Outcome, Report
+from tenure.store.database import Database
+
+BATCH = 500
+LEASE_SECONDS = 60.0
+
+
+def open_database(url: str) -> Database:
+    """The writing connection to an existing database."""
+    if url.startswith("sqlite:"):
+        from tenure.store import sqlite
+
+        return sqlite.Sqlite(sqlite.path_of(url))
+    from tenure.store.postgres import Postgres
+
+    return Postgres(url)
+
+
+def settle_all(database: Database, batch: int = BATCH) -> tuple[int, float]:
+    """Claim and complete until nothing is due; how many jobs, in how many seconds."""
+    request = ClaimRequest(
+        worker="raw", limit=batch, lease_seconds=LEASE_SECONDS, types=("send",)
+    )
+    reports: list[Report] = []
+    settled = 0
+    started = time.monotonic()
+    while True:
+        database.begin()
+        if reports:
+            settled += len(database.complete(reports))
+        leases = database.claim(request)
+        database.commit()
+        database.tidy()
+        if not leases:
+            return settled, time.monotonic() - started
+        reports = [
+            Report(lease.id, lease.lease_id, Outcome.COMPLETED, actor="raw") for lease in leases
+        ]
+
+
+def main(arguments: list[str]) -> None:
+    url, batch = arguments[0], int(arguments[1]) if len(arguments) > 1 else BATCH
+    database = open_database(url)
+    jobs, seconds = settle_all(database, batch)
+    database.close()
+    print(json.dumps({"jobs": jobs, "seconds": seconds, "rate": jobs / seconds}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,130 @@
+"""Results of a run: what was found each time, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.catalogue import SUBJECTS, Subject
+from bench.plan import WORKLOADS, Workload
+from bench.stage import Figures
+
+
+@dataclass(slots=True)
+class Result:
+    """One workload on one queue: the figures of every repeat, or why there are none."""
+
+    workload: str
+    subject: str
+    repeats: list[Figures] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def median(self, figure: str) -> float | None:
+        """The median of a figure over the repeats that succeeded."""
+        values = self.values(figure)
+        return statistics.median(values) if values else None
+
+    def spread(self, figure: str) -> float | None:
+        """The largest less the smallest value, as a part of the median; None for one repeat."""
+        values = self.values(figure)
+        if len(values) < 2:
+            return None
+        return (max(values) - min(values)) / statistics.median(values)
+
+    def values(self, figure: str) -> list[float]:
+        """A figure in every repeat that succeeded."""
+        return [figures[figure] for figures in self.repeats if figure in figures]
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that one run of the bench found."""
+
+    mode: str
+    machine: dict[str, Any]
+    size: dict[str, Any] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
+
+    def result(self, workload: str, subject: str) -> Result:
+        """The result of a workload on a queue, empty if it was not measured."""
+        for result in self.results:
+            if (result.workload, result.subject) == (workload, subject):
+                return result
+        return Result(workload, subject)
+
+    def median(self, workload: str, subject: str, figure: str = "rate") -> float | None:
+        """The median of a figure, None if it was not measured."""
+        return self.result(workload, subject).median(figure)
+
+    def ratio(self, workload: Workload, subject: Subject) -> float | None:
+        """How many times better Tenure is in this run; above 1 it leads.
+
+        On the same engine; Redis, which Tenure does not use, is set beside PostgreSQL.
+        """
+        theirs = self.median(workload.name, subject.name, workload.figure)
+        ours = self.median(workload.name, rival_of(subject).name, workload.figure)
+        if not ours or not theirs:
+            return None
+        return theirs / ours if workload.less_is_better else ours / theirs
+
+    def workloads(self) -> list[Workload]:
+        """The workloads that were measured, in the order of the plan."""
+        names = {result.workload for result in self.results}
+        return [workload for workload in WORKLOADS if workload.name in names]
+
+    def subjects(self) -> list[Subject]:
+        """The queues that were measured, in the order of the catalogue."""
+        names = {result.subject for result in self.results}
+        return [subject for subject in SUBJECTS if subject.name in names]
+
+    def save(self, path: Path) -> None:
+        """Write the run as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def load(path: Path) -> Run:
+    """Read a run that was saved."""
+    stored = json.loads(path.read_text())
+    results = [Result(**result) for result in stored.pop("results")]
+    return Run(**stored, results=results)
+
+
+def rival_of(subject: Subject) -> Subject:
+    """The Tenure that a queue is compared with."""
+    engine = "postgres" if subject.engine == "redis" else subject.engine
+    return next(one for one in SUBJECTS if one.ours and one.engine == engine)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people: thousands set apart, no more digits than mean anything."""
+    if value is None:
+        return "-"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{max(digits - len(str(int(value))), 0)}f}"
+
+
+def percent(value: float | None) -> str:
+    """Half a spread as people read it: ±7 %."""
+    return "" if value is None else f"±{value * 50:.0f} %"
+
+
+def times(value: float | None) -> str:
+    """A ratio: 1.5 ×."""
+    return "" if value is None else f"{number(value, 2)} ×"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text in columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

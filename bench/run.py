@@ -1,0 +1,124 @@
+"""Measure Tenure and its peers on the same work, side by side.
+
+    python bench/run.py quick            under 3 minutes: Tenure and the two strongest of each engine
+    python bench/run.py full             everything, and docs/benchmarks.md anew from it
+    python bench/run.py report           docs/benchmarks.md anew from the last full run
+
+    --only drain-1,retry   some workloads      --peers pgqueuer,huey   some peers, beside Tenure
+    --engine sqlite        some engines        --repeats 5             how often each is measured
+    --jobs 2000            smaller drains, to try whether everything works
+
+Repeats are interleaved: each queue once, then each again, so that whatever else the machine does
+falls on all of them. A peer is installed into an environment of its own at its first use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # in place of this folder, whose modules are named `bench.…`
+
+from bench import machine, plan, report  # noqa: E402
+from bench.catalogue import Subject  # noqa: E402
+from bench.environments import Unavailable, python_for  # noqa: E402
+from bench.plan import Workload  # noqa: E402
+from bench.processes import Failed  # noqa: E402
+from bench.results import Result, Run, load  # noqa: E402
+from bench.stage import Stage  # noqa: E402
+
+RESULTS = ROOT / "bench" / "results"
+DOCS = ROOT / "docs"
+
+
+def main() -> int:
+    options = read_options()
+    if options.mode == "report":
+        report.write(load(RESULTS / "full.json"), DOCS)
+        return 0
+    try:
+        workloads = plan.workloads(options.mode, options.only)
+        subjects = plan.subjects(options.mode, options.peers, options.engine)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every server is stopped
+    size = plan.SIZES[options.mode]
+    if options.repeats:
+        size = replace(size, repeats=options.repeats)
+    if options.jobs:
+        size = replace(size, drained=options.jobs, retried=min(options.jobs, size.retried))
+    partial = bool(options.only or options.peers or options.engine or options.jobs)
+    name = "partial" if partial else options.mode
+    run = Run(options.mode, machine.describe(), asdict(size))
+    with Stage(size) as stage:
+        for workload in workloads:
+            measure(run, stage, workload, subjects)
+            run.machine["engines"] = machine.describe_engines(stage.started())
+            run.save(RESULTS / f"{name}.json")
+    print(report.tables(run))
+    report.write(run, DOCS if name == "full" else RESULTS, name)
+    return 1 if any(result.failures and not result.repeats for result in run.results) else 0
+
+
+def measure(run: Run, stage: Stage, workload: Workload, subjects: list[Subject]) -> None:
+    """Put one workload to every queue that it fits, again and again, in turns."""
+    results = {
+        subject.name: Result(workload.name, subject.name)
+        for subject in subjects
+        if workload.fits(subject)
+    }
+    run.results += results.values()
+    for repeat in range(stage.size.repeats):
+        # Nobody always goes first.
+        turn = repeat % max(len(subjects), 1)
+        for subject in [*subjects[turn:], *subjects[:turn]]:
+            result = results.get(subject.name)
+            if result is not None and not result.failures:
+                _measure_once(run, stage, workload, subject, result)
+
+
+def _measure_once(
+    run: Run, stage: Stage, workload: Workload, subject: Subject, result: Result
+) -> None:
+    started = time.monotonic()
+    try:
+        pythons = run.machine.setdefault("pythons", {})
+        if subject.name not in pythons:
+            python_for(subject)
+            pythons[subject.name] = machine.python_of(subject)
+        figures = workload.measure(stage, subject)
+    except (Unavailable, Failed, OSError, subprocess.SubprocessError) as error:
+        result.failures.append(str(error))
+        said = f"not measured: {error}"
+    else:
+        result.repeats.append({name: round(value, 4) for name, value in figures.items()})
+        said = ", ".join(f"{name} {report.number(value)}" for name, value in figures.items())
+    took = time.monotonic() - started
+    print(f"{workload.name:10} {subject.name:15} {took:5.1f} s  {said}", flush=True)
+
+
+def read_options() -> argparse.Namespace:
+    def names(text: str) -> list[str]:
+        return [name.strip() for name in text.split(",") if name.strip()]
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("mode", choices=[*plan.SIZES, "report"])
+    parser.add_argument("--only", type=names, default=[], help="workloads, comma separated")
+    parser.add_argument("--peers", type=names, default=[], help="queues, comma separated")
+    parser.add_argument("--engine", type=names, default=[], help="engines, comma separated")
+    parser.add_argument("--repeats", type=int, help="measurements of each")
+    parser.add_argument("--jobs", type=int, help="jobs in a drain")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

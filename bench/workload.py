@@ -1,0 +1,103 @@
+"""The one workload: a payload of 150 bytes, and a handler that does nothing but say that it ran.
+
+What ran is noted in a file that all processes map into memory: per job how often it was started,
+when it began and when it ended, each one store of a number and no system call. So the bench sees
+every lost and every doubled job by its number, and measures from the first handler to the last
+without asking the queue.
+
+This module runs in the environments of all peers, so it needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from functools import cache
+from pathlib import Path
+
+PAYLOAD_BYTES = 150
+TALLY_VARIABLE = "BENCH_TALLY"
+FAIL_FIRST_VARIABLE = "BENCH_FAIL_FIRST"
+
+_BARE = '{"n":,"to":"user000@example.com","subject":"Your weekly report is ready","note":""}'
+_NOTE = "attached as a file of comma separated values, one line for each day of it"
+
+
+class FirstAttempt(Exception):
+    """Raised by the handler where every job is to fail once."""
+
+
+def payload(n: int) -> dict[str, object]:
+    """The arguments of job number `n`: 150 bytes as JSON without spaces."""
+    room = PAYLOAD_BYTES - len(_BARE) - len(str(n))
+    return {
+        "n": n,
+        "to": f"user{n % 1000:03}@example.com",
+        "subject": "Your weekly report is ready",
+        "note": _NOTE[:room],
+    }
+
+
+class Tally:
+    """What ran, by job number below `capacity`; jobs beyond it run without being noted."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        self.capacity = capacity = len(self._map) // 17 // 8 * 8
+        view = memoryview(self._map)
+        self.starts = view[:capacity]
+        self.began = view[capacity : capacity * 9].cast("Q")
+        self.ended = view[capacity * 9 : capacity * 17].cast("Q")
+
+    @classmethod
+    def create(cls, path: Path, capacity: int) -> Tally:
+        """An empty tally for at least `capacity` jobs, in place of one that may be there."""
+        rounded = (capacity + 7) // 8 * 8
+        path.unlink(missing_ok=True)
+        with path.open("wb") as file:
+            file.truncate(rounded * 17)
+        return cls(path)
+
+    def run(self, n: int) -> None:
+        """Note that job `n` ran."""
+        if n < self.capacity:
+            self.starts[n] += 1
+            self.ended[n] = time.monotonic_ns()
+
+    def run_at_second_start(self, n: int) -> None:
+        """Note that job `n` ran, unless this is its first start: then note that, and fail."""
+        if n >= self.capacity or self.starts[n]:
+            self.run(n)
+            return
+        self.starts[n] = 1
+        self.began[n] = time.monotonic_ns()
+        raise FirstAttempt(f"job {n} fails the first time")
+
+    def missing(self, jobs: int, starts: int = 1) -> int:
+        """How many of the first `jobs` have been started less than `starts` times."""
+        seen = bytes(self.starts[:jobs])
+        return sum(seen.count(number) for number in range(starts))
+
+    def doubled(self, jobs: int, starts: int = 1) -> int:
+        """How many of the first `jobs` have been started more than `starts` times."""
+        seen = bytes(self.starts[:jobs])
+        return jobs - sum(seen.count(number) for number in range(starts + 1))
+
+
+@cache
+def tally() -> Tally:
+    """The tally that the bench made for this process."""
+    return Tally(Path(os.environ[TALLY_VARIABLE]))
+
+
+def perform(n: int) -> None:
+    """What every handler of every peer does."""
+    if FAIL_FIRST:
+        tally().run_at_second_start(n)
+    else:
+        tally().run(n)
+
+
+FAIL_FIRST = FAIL_FIRST_VARIABLE in os.environ
