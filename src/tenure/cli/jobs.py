@@ -67,8 +67,10 @@ def enqueue(
 
 
 def _enqueue(type: str, payload: Any, options: Options) -> Job:
+    from tenure.jobtype import Draft
+
     with application() as app:
-        return app.enqueue(type, payload, **options)
+        return app.enqueue_many([Draft(type, payload, options)])[0]
 
 
 def _payload_bytes(payload: str) -> bytes:
