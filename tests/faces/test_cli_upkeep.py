@@ -1,0 +1,150 @@
+"""verify, doctor and migrate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tenure
+from tenure import Tenure
+from tests.faces.command import read, run, tell
+from tests.raw import Raw
+
+
+@pytest.fixture
+def raw(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Raw]:
+    """A plain connection to a database with two jobs in it; commands find it, too."""
+    monkeypatch.setenv("TENURE_DATABASE", database_url)
+    for name in ("TENURE_CONFIG", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    with Tenure(database_url) as app:
+        app.enqueue("email")
+        app.cancel(app.enqueue("report").id)
+    connection = Raw(database_url)
+    yield connection
+    connection.close()
+
+
+def test_verify_finds_nothing_where_nothing_is_wrong(raw: Raw) -> None:
+    assert tell("verify") == "jobs checked: 2; no violation"
+    assert read("verify") == []
+
+
+def test_verify_lists_what_is_wrong_and_says_so_by_its_exit_code(raw: Raw) -> None:
+    raw.unguard()
+    raw.run("UPDATE {job} SET status = 'pending', finished_at = NULL WHERE type = 'report'")
+    id = str(raw.value("SELECT id FROM {job} WHERE type = 'report'"))
+
+    table, document = run("verify"), run("verify", "--json")
+
+    assert table.exit_code == document.exit_code == 1
+    assert table.stdout.splitlines()[1].startswith(id)
+    assert "the ledger ends in the job's status" in table.stdout
+    assert "violations" in table.stderr
+    found = json.loads(document.stdout)
+    assert {violation["job_id"] for violation in found} == {id}
+    assert set(found[0]) == {"invariant", "job_id", "found"}
+
+
+def test_doctor_says_how_everything_is(raw: Raw) -> None:
+    result, found = run("doctor"), json.loads(run("doctor", "--json").stdout)
+    by_name = {check["name"]: check for check in found}
+
+    assert by_name["tenure"]["found"] == tenure.__version__
+    assert by_name["guards"]["health"] == by_name["schema"]["health"] == "ok"
+    assert len(result.stdout.splitlines()) > len(found)
+    for check in found:
+        assert check["name"] in result.stdout
+    problems = {check["name"] for check in found if check["health"] == "problem"}
+    assert problems <= {"fsync", "full_page_writes"}  # which the tests' own server does without
+    assert result.exit_code == (1 if problems else 0)
+
+
+def test_doctor_finds_a_guard_that_is_gone(raw: Raw) -> None:
+    raw.unguard()
+
+    result = run("doctor")
+
+    assert result.exit_code == 1
+    assert "Illegal moves are not refused" in " ".join(result.stdout.split())
+
+
+def test_doctor_looks_at_a_database_that_is_not_there(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/jobs.db"
+
+    result = run("doctor", "--database", url)
+
+    assert result.exit_code == 0
+    assert "not there yet" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_migrate_tells_both_versions(database_url: str) -> None:
+    first = tell("migrate", "--database", database_url)
+    again = tell("migrate", "--database", database_url)
+
+    version = first.split()[1]
+    assert first == f"schema {version} (new)"
+    assert again == f"schema {version} (as it was)"
+
+
+def test_a_newer_schema_is_refused_and_explained(raw: Raw) -> None:
+    table = "tenure_schema" if raw.engine == "sqlite" else "tenure.schema_version"
+    raw.run(f"INSERT INTO {table} VALUES (99, {{now}})")
+
+    for command in ("migrate", "stats", "verify"):
+        result = run(command)
+        assert result.exit_code == 4
+        assert "99" in result.stderr
+        assert "upgrade Tenure" in result.stderr
+    assert run("doctor").exit_code == 1
+
+
+UNUSABLE = ["sqlite:////no/such/folder/jobs.db", "postgresql://127.0.0.1:1/jobs"]
+
+
+@pytest.mark.parametrize("url", UNUSABLE)
+@pytest.mark.parametrize(
+    "command", [["stats"], ["jobs", "list"], ["enqueue", "email"], ["verify"], ["migrate"]]
+)
+def test_a_database_that_does_not_answer(command: list[str], url: str) -> None:
+    result = run(*command, "--database", url)
+
+    assert result.exit_code == 4
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: the database ")
+    assert "`tenure doctor`" in result.stderr
+
+
+@pytest.mark.parametrize("url", UNUSABLE)
+def test_doctor_explains_a_database_that_does_not_answer(url: str) -> None:
+    result = run("doctor", "--database", url)
+
+    assert result.exit_code == 1
+    assert "problem" in result.stdout
+
+
+@pytest.mark.parametrize("url", ["mysql://host/jobs", "jobs.db", "sqlite://jobs.db", "sqlite:///"])
+def test_a_database_must_have_an_address(url: str) -> None:
+    result = run("stats", "--database", url)
+
+    assert result.exit_code == 2
+    assert "sqlite:///jobs.db" in result.stderr
+
+
+def test_the_configuration_file_may_name_the_database(tmp_path: Path, sqlite_url: str) -> None:
+    with Tenure(sqlite_url) as app:
+        app.enqueue("email")
+    config = tmp_path / "tenure.toml"
+    config.write_text(f'database = "{sqlite_url}"\n')
+
+    told = tell("stats", TENURE_CONFIG=str(config), TENURE_DATABASE=None)
+
+    assert "email" in told
+
+
+def test_a_port_of_something_else_is_no_trouble(sqlite_url: str) -> None:
+    assert run("stats", "--database", sqlite_url, PORT="tcp://10.0.0.1:80").exit_code == 0

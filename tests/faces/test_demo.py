@@ -1,0 +1,151 @@
+"""The demo: every job ends, and ends the same way every time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenure import InvalidInput, Tenure, demo
+from tests.faces.command import program, run
+
+EXPECTED = {
+    "email": {("completed", 1): 8, ("completed", 2): 2},
+    "report": {("completed", 1): 5, ("completed", 2): 1},
+    "payment": {("failed", 3): 4},
+    "import": {("completed", 1): 3, ("completed", 2): 1},
+    "simulate.fail": {("failed", 2): 1},
+    "simulate.sleep": {("completed", 1): 2},
+    "newsletter": {("cancelled", 0): 1},
+}
+
+
+def outcomes(outcome: demo.Outcome) -> list[tuple[Any, ...]]:
+    """What must be the same at every run, job by job."""
+    return [
+        (story.job.type, story.job.payload, story.job.status, story.job.attempts, *story.statuses)
+        for story in outcome.stories
+    ]
+
+
+def test_two_runs_agree_job_by_job(tmp_path: Path) -> None:
+    runs = [demo.run(f"sqlite:///{tmp_path}/{number}.db") for number in range(2)]
+
+    assert outcomes(runs[0]) == outcomes(runs[1])
+    assert [run.violations for run in runs] == [[], []]
+
+
+def test_both_engines_agree_job_by_job(database_url: str, tmp_path: Path) -> None:
+    here = demo.run(database_url)
+
+    assert outcomes(here) == outcomes(demo.run(f"sqlite:///{tmp_path}/other.db"))
+    assert here.violations == []
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo.Outcome:
+    return demo.run(f"sqlite:///{tmp_path_factory.mktemp('demo')}/demo.db")
+
+
+@pytest.mark.parametrize("type", EXPECTED)
+def test_jobs_end_as_their_rules_say(outcome: demo.Outcome, type: str) -> None:
+    found: dict[tuple[str, int], int] = {}
+    for story in outcome.stories:
+        if story.job.type == type:
+            end = (str(story.job.status), story.job.attempts)
+            found[end] = found.get(end, 0) + 1
+
+    assert found == EXPECTED[type]
+
+
+def test_no_job_ran_more_often_than_it_may(outcome: demo.Outcome) -> None:
+    for story in outcome.stories:
+        assert story.job.attempts <= max(story.job.max_retries, 1)
+        assert story.job.attempts == story.statuses.count("processing")
+
+
+def test_what_a_vanished_worker_held_is_run_by_another(outcome: demo.Outcome) -> None:
+    (rescued,) = [
+        story
+        for story in outcome.stories
+        if story.job.type == "import" and story.job.last_error is not None
+    ]
+
+    assert "worker-that-vanished" in (rescued.job.last_error or "")
+    assert list(rescued.statuses) == [
+        *("pending", "processing", "failed"),
+        *("pending", "processing", "completed"),
+    ]
+
+
+def test_arguments_that_do_not_fit_are_not_tried_again(outcome: demo.Outcome) -> None:
+    (misfit,) = [story for story in outcome.stories if "often" in story.job.payload]
+
+    assert (misfit.job.status, misfit.job.attempts) == ("failed", 1)
+    assert "fail_times" in (misfit.job.last_error or "")
+
+
+def test_it_wants_a_database_of_its_own(sqlite_url: str) -> None:
+    with Tenure(sqlite_url) as app:
+        app.enqueue("email")
+
+    with pytest.raises(InvalidInput, match="empty database"):
+        demo.run(sqlite_url)
+    assert run("demo", "--database", sqlite_url, "--json").exit_code == 2
+
+
+# --- the command ------------------------------------------------------------------------------
+
+LINE = re.compile(r" *(\d+)  (\S+) +(\w+) +(\d+/\d+) +(\w+(?: → \w+)*)")
+
+
+def test_the_command_prints_every_job_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "temporary"
+    elsewhere.mkdir()
+    done = program("demo", cwd=tmp_path, TMPDIR=str(elsewhere), timeout=30)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = [match.groups() for match in map(LINE.fullmatch, done.stdout.splitlines()) if match]
+    assert [int(line[0]) for line in lines] == list(range(1, len(demo.drafts()) + 1))
+    assert lines[1][1:] == (
+        *("email", "completed", "2/3"),
+        "pending → processing → failed → pending → processing → completed",
+    )
+    assert "SimulatedFailure: --fail-type payment: every attempt fails" in done.stdout
+    assert "35 jobs: 25 completed, 9 failed, 1 cancelled." in done.stdout
+    assert "verify found no violation" in done.stdout
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_the_command_fits_a_terminal(tmp_path: Path) -> None:
+    done = program("demo", cwd=tmp_path, COLUMNS="80", timeout=30)
+
+    opening, table = done.stdout.split("\n\n", 1)
+    assert done.returncode == 0
+    assert max(map(len, opening.splitlines() + table.splitlines())) <= 100
+    assert "pending → processing → failed →\n" in table
+
+
+def test_the_command_speaks_json_and_other_encodings(tmp_path: Path) -> None:
+    document = program("demo", "--json", cwd=tmp_path, timeout=30)
+    plain = program("demo", cwd=tmp_path, timeout=30, PYTHONIOENCODING="latin-1")
+
+    told = json.loads(document.stdout)
+    assert len(told["jobs"]) == len(demo.drafts())
+    assert told["jobs"][0]["moves"] == ["pending", "processing", "completed"]
+    assert told["violations"] == []
+    assert plain.returncode == 0, plain.stderr
+    assert r"pending \u2192 processing" in plain.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX only")
+def test_a_database_in_the_environment_is_left_alone(tmp_path: Path, sqlite_url: str) -> None:
+    done = program("demo", cwd=tmp_path, timeout=30, TENURE_DATABASE=sqlite_url)
+
+    assert done.returncode == 0
+    assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
