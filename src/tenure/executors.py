@@ -134,7 +134,7 @@ class Children:
                 return Child.start(self._context)
             if child.process.is_alive():
                 return child
-            child.end()
+            child.pipe.close()
 
     def give_back(self, child: Child) -> None:
         """Keep a child for the next call."""
@@ -150,7 +150,8 @@ class Children:
             self._closed = True
             idle, self._idle = self._idle, []
         for child in idle:
-            child.end()
+            if child.process.is_alive():
+                child.end()
 
 
 class ChildCall:
@@ -233,13 +234,13 @@ class Child:
 
     def kill(self) -> None:
         """Kill the child now, and whatever it has started."""
-        if self.process.is_alive() and self.process.pid is not None:
-            with suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.kill()  # it may not have its own group yet
+        assert self.process.pid is not None
+        with suppress(OSError):  # no such group: it is not there yet, or nothing is left of it
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
 
     def end(self) -> None:
-        """Kill the child if it lives, and wait for its end."""
+        """Kill the child, and wait for its end. Not long after it ended: its number comes back."""
         self.kill()
         self.process.join(5)
         self.pipe.close()

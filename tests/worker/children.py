@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
+import subprocess
+import sys
+import threading
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -41,3 +46,84 @@ def note_and_fail(path: str) -> None:
 def fail_for_good() -> None:
     """Fail in a way that no retry can mend."""
     raise PermanentFailure("no such customer")
+
+
+@app.job(process=True)
+def hang(path: str) -> None:
+    """Say which process this is, then never end."""
+    note(path)
+    threading.Event().wait()
+
+
+@app.job(process=True)
+def hang_with_company(path: str) -> None:
+    """Never end, together with a program and a forked copy of this process."""
+    program = subprocess.Popen(["sleep", "1000"])
+    copy = os.fork()
+    if copy == 0:
+        threading.Event().wait()
+    Path(path).write_text(f"{os.getpid()}\n{program.pid}\n{copy}\n")
+    threading.Event().wait()
+
+
+@app.job(process=True)
+def leave_a_copy(path: str) -> None:
+    """Die, while a copy of this process holds on to whatever was open."""
+    copy = os.fork()
+    if copy == 0:
+        threading.Event().wait()
+    Path(path).write_text(f"{copy}\n")
+    os._exit(0)
+
+
+@app.job(process=True)
+def leave(code: int) -> None:
+    """End the process without a word."""
+    os._exit(code)
+
+
+@app.job(process=True)
+def crash() -> None:
+    """What a broken extension module does."""
+    ctypes.string_at(0)
+
+
+@app.job(process=True)
+def eat(megabytes: int) -> int:
+    """Need more memory than allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20, hard))
+    try:
+        return len(bytearray(megabytes * 2**20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@app.job(process=True)
+def chatter() -> str:
+    """Say a lot on every channel, read what is not for us, and close what is not ours."""
+    print("x" * 100_000)
+    print("y" * 100_000, file=sys.stderr)
+    os.write(1, b"\x80\x04raw\n" * 1000)
+    assert sys.stdin.read() == ""
+    os.close(0)
+    return "done"
+
+
+@app.job(process=True)
+def add(a: int, b: int) -> int:
+    """An honest piece of work."""
+    return a + b
+
+
+@app.job(process=True)
+def exit_politely() -> None:
+    """End the process as Python does."""
+    sys.exit(4)
+
+
+@app.job(process=True)
+def big(size: int) -> str:
+    """A result that fills the pipe."""
+    return "x" * size

@@ -1,0 +1,139 @@
+"""Worker processes: small scripts that a test writes, starts, freezes and kills.
+
+Script and test meet in a folder of files: `mark(name)` makes one, `wait_for(name)` waits for one,
+and `log(line)` adds a line to the file `log`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.worker.waiting import PATIENCE, until
+
+HEAD = """
+import asyncio, os, pathlib, signal, subprocess, sys, threading, time
+
+from tenure import JobContext, PermanentFailure, Tenure
+
+FOLDER = pathlib.Path({folder!r})
+app = Tenure({url!r})
+
+
+def mark(name):
+    (FOLDER / name).touch()
+
+
+def wait_for(name):
+    while not (FOLDER / name).exists():
+        time.sleep(0.003)
+
+
+def log(line):
+    descriptor = os.open(FOLDER / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(descriptor, f"{{line}}\\n".encode())
+    os.close(descriptor)
+
+"""
+
+TAIL = """
+
+if __name__ == "__main__":
+    print("starting", flush=True)
+    {before}
+    app.run_worker(concurrency={concurrency}, lease={lease}, grace={grace})
+    print("drained", flush=True)
+"""
+
+
+class WorkerScript:
+    """A worker process made of `handlers`, source code; as a context manager, killed on exit."""
+
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        handlers: str,
+        *,
+        before: str = "",
+        concurrency: int = 4,
+        lease: float = 1.0,
+        grace: float = 10.0,
+    ) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self._path = folder / "worker_script.py"
+        self._path.write_text(
+            HEAD.format(folder=str(folder), url=url)
+            + handlers
+            + TAIL.format(before=before, concurrency=concurrency, lease=lease, grace=grace)
+        )
+        self._running: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in self._running:
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGCONT)
+                process.kill()
+            output, _ = process.communicate(timeout=PATIENCE)
+            if error is not None:  # shown with the failure
+                print(f"--- worker {process.pid}, exit {process.returncode}:\n{output}")
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start one more process of this script."""
+        process = subprocess.Popen(
+            [sys.executable, str(self._path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._running.append(process)
+        return process
+
+    def mark(self, name: str) -> None:
+        """Let handlers that wait for this go on."""
+        (self.folder / name).touch()
+
+    def marked(self, name: str) -> None:
+        """Wait until a handler has said so."""
+        until((self.folder / name).exists, f"the script to mark {name!r}")
+
+    def lines(self) -> list[str]:
+        """What the scripts have logged."""
+        try:
+            return (self.folder / "log").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def logged(self, count: int) -> list[str]:
+        """Wait until there are so many lines; all of them."""
+        return until(lambda: self.lines() if len(self.lines()) >= count else [], f"{count} lines")
+
+
+def ended(process: subprocess.Popen[str]) -> int:
+    """The exit code, once the process has ended."""
+    return process.wait(timeout=PATIENCE)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs: exists, and is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"

@@ -1,0 +1,219 @@
+"""Handlers in child processes: whatever happens to a child, it is a failure of its job alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenure import Tenure
+from tests.worker import children
+from tests.worker.running import completed, failed, working
+from tests.worker.scripts import WorkerScript, ended, is_running
+from tests.worker.waiting import until
+
+
+@pytest.fixture
+def pool(app: Tenure) -> Tenure:
+    """An application whose handlers are those of `children`, and one that needs no child."""
+    for job_type in vars(children).values():
+        if handler := getattr(job_type, "handler", None):
+            app.job(name=handler.name, process=True, max_retries=1, backoff=0)(handler.function)
+
+    @app.job
+    async def quick() -> None: ...
+
+    return app
+
+
+def enqueue(app: Tenure, type: str, **payload: Any) -> str:
+    return app.enqueue(type, payload, max_retries=1).id
+
+
+def written(path: Path, count: int = 1) -> list[int]:
+    """The process ids that a handler writes into a file."""
+
+    def read() -> list[int]:
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [int(line) for line in lines] if len(lines) >= count else []
+
+    return until(read, f"process ids in {path}")
+
+
+def gone(pid: int) -> None:
+    until(lambda: not is_running(pid), f"process {pid} to end")
+
+
+def test_a_child_is_used_again_for_the_next_call(pool: Tenure) -> None:
+    jobs = [enqueue(pool, "where") for _ in range(5)]
+    with working(pool, concurrency=1):
+        places = [json.loads(completed(pool, job).result or "") for job in jobs]
+
+    assert len({place["pid"] for place in places}) == 1
+    assert {place["parent"] for place in places} == {os.getpid()}
+
+
+def test_a_killed_child_fails_its_job_alone(pool: Tenure, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    hanging = enqueue(pool, "hang", path=str(path))
+    with working(pool, concurrency=2):
+        (pid,) = written(path)
+        others = [enqueue(pool, "quick") for _ in range(20)] + [enqueue(pool, "add", a=1, b=2)]
+        for other in others:
+            completed(pool, other)
+        os.kill(pid, signal.SIGKILL)
+
+        assert failed(pool, hanging) == "the child process died: killed by SIGKILL"
+        assert completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+
+
+def test_a_child_that_ends_itself_fails_its_job_alone(pool: Tenure) -> None:
+    with working(pool, concurrency=1):
+        assert failed(pool, enqueue(pool, "leave", code=7)).endswith("exit code 7")
+        assert failed(pool, enqueue(pool, "leave", code=0)).endswith("exit code 0")
+        assert failed(pool, enqueue(pool, "crash")).endswith("killed by SIGSEGV")
+        assert failed(pool, enqueue(pool, "exit_politely")).startswith("SystemExit: 4")
+        assert completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+
+
+def test_a_child_out_of_memory_fails_its_job_alone(pool: Tenure) -> None:
+    with working(pool, concurrency=1):
+        assert failed(pool, enqueue(pool, "eat", megabytes=4_096)).startswith("MemoryError")
+        assert completed(pool, enqueue(pool, "eat", megabytes=1)).result == str(2**20)
+
+
+def test_a_death_is_noticed_though_a_copy_of_the_child_lives(pool: Tenure, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    job = enqueue(pool, "leave_a_copy", path=str(path))
+    with working(pool, concurrency=1):
+        assert "the child process died" in failed(pool, job)
+        (copy,) = written(path)
+        gone(copy)
+
+
+def test_a_timeout_kills_the_child_and_whatever_it_started(pool: Tenure, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    job = pool.enqueue("hang_with_company", {"path": str(path)}, max_retries=1, timeout=1)
+    with working(pool, concurrency=1):
+        pids = written(path, 3)
+        assert failed(pool, job) == "timed out after 1 s"
+        for pid in pids:
+            gone(pid)
+        assert completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+
+
+def test_what_a_handler_prints_and_reads_disturbs_nothing(
+    pool: Tenure, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with working(pool, concurrency=1):
+        jobs = [enqueue(pool, "chatter"), enqueue(pool, "big", size=64_000)]
+        assert completed(pool, jobs[0]).result == '"done"'
+        assert len(completed(pool, jobs[1]).result or "") == 64_002
+        assert completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+    assert "x" * 100_000 in capfd.readouterr().out
+
+
+def test_many_children_at_once(pool: Tenure) -> None:
+    jobs = [enqueue(pool, "add", a=n, b=n) for n in range(40)]
+    with working(pool, concurrency=4):
+        assert [completed(pool, job).result for job in jobs] == [str(2 * n) for n in range(40)]
+
+
+def test_a_cancelled_job_frees_its_child(pool: Tenure, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    job = enqueue(pool, "hang", path=str(path))
+    with working(pool, concurrency=1, lease_seconds=0.6):
+        (pid,) = written(path)
+        pool.cancel(job)
+        gone(pid)
+        assert completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+    assert pool.get(job).status == "cancelled"
+
+
+HANGING = """
+@app.job(process=True, max_retries=1)
+def hang():
+    log(os.getpid())
+    program = subprocess.Popen(["sleep", "1000"])
+    log(program.pid)
+    threading.Event().wait()
+
+
+@app.job(process=True)
+def idle():
+    log(os.getpid())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_children_do_not_outlive_their_worker(
+    sqlite_url: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    with (
+        Tenure(sqlite_url) as app,
+        WorkerScript(tmp_path / "meet", sqlite_url, HANGING, grace=0.1) as script,
+    ):
+        first = app.enqueue("idle")
+        worker = script.start()
+        completed(app, first)
+        for _ in range(2):
+            app.enqueue("hang")
+        pids = [int(line) for line in script.logged(5)]
+        assert all(is_running(pid) for pid in pids)
+
+        worker.send_signal(number)
+        code = ended(worker)
+
+        assert code == (0 if number is signal.SIGTERM else -signal.SIGKILL)
+        for pid in pids:
+            gone(pid)
+
+
+def test_a_signal_to_the_whole_group_lets_children_finish(sqlite_url: str, tmp_path: Path) -> None:
+    handlers = """
+@app.job(process=True, max_retries=1)
+def finish():
+    log(os.getpid())
+    wait_for("go on")
+    # Programs that a handler starts can be ended as usual.
+    program = subprocess.Popen(["sleep", "1000"])
+    program.terminate()
+    return program.wait()
+"""
+    with (
+        Tenure(sqlite_url) as app,
+        WorkerScript(tmp_path / "meet", sqlite_url, handlers) as script,
+    ):
+        job = app.enqueue("finish")
+        worker = script.start()
+        (child,) = script.logged(1)
+        for pid in (worker.pid, int(child)):  # as a service manager stops a service
+            os.kill(pid, signal.SIGTERM)
+        script.mark("go on")
+
+        assert ended(worker) == 0
+        assert app.get(job.id).result == str(-signal.SIGTERM)
+
+
+def test_a_script_without_a_main_guard_is_told_so(sqlite_url: str, tmp_path: Path) -> None:
+    handlers = """
+@app.job(process=True, max_retries=1)
+def work(): ...
+
+app.run_worker(lease=1)
+"""
+    with (
+        Tenure(sqlite_url) as app,
+        WorkerScript(tmp_path / "meet", sqlite_url, handlers) as script,
+    ):
+        job = app.enqueue("work", max_retries=1)
+        worker = script.start()
+
+        assert "the child process died" in failed(app, job)
+        worker.kill()
+        output, _ = worker.communicate()
+        assert "if __name__ == '__main__'" in output
