@@ -52,6 +52,7 @@ def build(app: Tenure, settings: Settings | None = None) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await asyncio.to_thread(app.open)
+        doorbell.start()
         yield
         doorbell.close()
 

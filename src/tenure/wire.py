@@ -50,6 +50,7 @@ Key = Annotated[
 ]
 Label = Annotated[str, Meta(pattern="^[!-~]([ -~]*[!-~])?$", max_length=payload.MAX_LABEL_LENGTH)]
 Time = Annotated[datetime, Meta(tz=True)]
+RunAt = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^[1-8]"})]
 JsonObject = Meta(extra_json_schema={"$ref": "#/components/schemas/JsonObject"})
 AnyJson = Meta(extra_json_schema={"$ref": "#/components/schemas/Json"})
 Seconds = Annotated[float | str, Meta(extra_json_schema={"$ref": "#/components/schemas/Duration"})]
@@ -93,7 +94,7 @@ class NewJob(Request):
     max_retries: (
         Annotated[int, Meta(extra_json_schema={"minimum": 0, "maximum": 1_000})] | UnsetType
     ) = UNSET
-    run_at: Time | None = None
+    run_at: RunAt | None = None
     delay: Seconds | None = None
     timeout: Timeout | None = None
     backoff: Backoff | Seconds | UnsetType = UNSET  # a policy, or its base alone

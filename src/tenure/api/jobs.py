@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Annotated, Any, cast
 from urllib.parse import urlencode
 
-from msgspec import UNSET, Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
 from tenure import payload as payloads
@@ -21,6 +21,8 @@ from tenure.records import Added
 
 ACTOR = "http"
 """Who the ledger names for changes that came this way."""
+EARLIEST_YEAR, LATEST_YEAR = 1000, 8999
+"""Of `run_at`: every clock, database and time zone can tell these years."""
 CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
 """A cursor is the last id seen, without its hyphens; clients hand it back as it is."""
 
@@ -28,11 +30,11 @@ CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
 class ListQuery(Struct, kw_only=True):
     """Which jobs to list."""
 
-    status: Status | None = None
-    type: wire.Name | None = None
-    queue: wire.Name | None = None
+    status: Status | UnsetType = UNSET
+    type: wire.Name | UnsetType = UNSET
+    queue: wire.Name | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=MOST_LISTED)] = 50
-    cursor: Annotated[str, Meta(pattern=CURSOR)] | None = None
+    cursor: Annotated[str, Meta(pattern=CURSOR)] | UnsetType = UNSET
 
 
 async def create_job(call: Call) -> Response:
@@ -40,8 +42,8 @@ async def create_job(call: Call) -> Response:
     call.doorbell.check_running()
     draft = _draft(call.body)
     if (key := call.header("Idempotency-Key")) is not None:
-        if "idempotency_key" in draft.options:
-            raise InvalidInput("given in a header too; give it once", path="$.idempotency_key")
+        if "idempotency_key" in draft.options:  # the header counts more, but both must be keys
+            payloads.check_key(draft.options["idempotency_key"], "$.idempotency_key")
         draft.options["idempotency_key"] = payloads.check_key(key, "Idempotency-Key")
     (added,) = await _add(call.app, [draft])
     headers = {"Location": call.address(f"/jobs/{added.job.id}")}
@@ -51,7 +53,8 @@ async def create_job(call: Call) -> Response:
 async def create_jobs(call: Call) -> Response:
     """Add many jobs, all or none; the answer has them in the order of the request."""
     call.doorbell.check_running()
-    added = await _add(call.app, [_draft(new) for new in call.body]) if call.body else []
+    drafts = [_draft(new, f"$[{number}]") for number, new in enumerate(call.body)]
+    added = await _add(call.app, drafts) if drafts else []
     return answer([wire.job_body(one.job) for one in added], 201)
 
 
@@ -59,8 +62,8 @@ async def _add(app: Tenure, drafts: list[Draft]) -> list[Added]:
     return await asyncio.wrap_future(app.add(drafts))
 
 
-def _draft(new: wire.NewJob) -> Draft:
-    """The job as the application takes it; it checks the values."""
+def _draft(new: wire.NewJob, at: str = "$") -> Draft:
+    """The job as the application takes it; the application checks most of it."""
     options: dict[str, Any] = {
         name: value
         for name in _OPTIONS
@@ -68,7 +71,11 @@ def _draft(new: wire.NewJob) -> Draft:
     }
     options["actor"] = ACTOR
     if new.run_at is not None:
-        options["run_at"] = _utc(new.run_at)
+        if not EARLIEST_YEAR <= new.run_at.year <= LATEST_YEAR:
+            raise InvalidInput(
+                f"give a year from {EARLIEST_YEAR} to {LATEST_YEAR}", path=f"{at}.run_at"
+            )
+        options["run_at"] = new.run_at.astimezone(UTC)
     if isinstance(new.backoff, wire.Backoff):
         options["backoff"] = {
             name: value
@@ -79,33 +86,23 @@ def _draft(new: wire.NewJob) -> Draft:
     return Draft(new.type, payload, cast(Options, options))
 
 
-def _utc(at: datetime) -> datetime:
-    try:
-        return at.astimezone(UTC)
-    except OverflowError:
-        raise InvalidInput("not a time between the years 1 and 9999", path="$.run_at") from None
-
-
 _OPTIONS = tuple(name for name in wire.NewJob.__struct_fields__ if name not in {"type", "payload"})
 
 
 def list_jobs(call: Call) -> Response:
     """List jobs, newest first."""
     query: ListQuery = call.query
+    wanted = {"status": query.status, "type": query.type, "queue": query.queue}
+    given = {name: value for name, value in wanted.items() if value is not UNSET}
     for name, what in (("type", "job type"), ("queue", "queue")):
-        if (value := getattr(query, name)) is not None:
-            payloads.check_name(value, what, f"query {name}")
-    jobs = call.app.find(
-        status=query.status,
-        type=query.type,
-        queue=query.queue,
-        limit=query.limit,
-        before=None if query.cursor is None else _id_of(query.cursor),
-    )
+        if name in given:
+            payloads.check_name(given[name], what, f"query {name}")
+    before = None if query.cursor is UNSET else _id_of(query.cursor)
+    jobs = call.app.find(limit=query.limit, before=before, **given)
     headers = {}
     if len(jobs) == query.limit:
-        given = {**call.request.query_params, "cursor": jobs[-1].id.replace("-", "")}
-        headers["Link"] = f'<{call.address("/jobs")}?{urlencode(given)}>; rel="next"'
+        next_page = {**call.request.query_params, "cursor": jobs[-1].id.replace("-", "")}
+        headers["Link"] = f'<{call.address("/jobs")}?{urlencode(next_page)}>; rel="next"'
     return answer([wire.job_body(job) for job in jobs], headers=headers)
 
 

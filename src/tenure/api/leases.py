@@ -12,6 +12,7 @@ from tenure import payload, wire
 from tenure.api import streams
 from tenure.api.routing import Call, answer
 from tenure.errors import LeaseLost, ReportConflict
+from tenure.problems import storable
 from tenure.records import Answer, ClaimRequest, Outcome
 
 
@@ -86,7 +87,9 @@ async def report_many(call: Call) -> Response:
     reports = [wire.report_of(entry) for entry in entries]
     turn = await asyncio.wrap_future(call.app.turn(reports, None))
     verdicts = zip(entries, turn.verdicts, strict=True)
-    return answer([wire.verdict_body(entry.lease_id, verdict) for entry, verdict in verdicts])
+    return answer(
+        [wire.verdict_body(storable(entry.lease_id), verdict) for entry, verdict in verdicts]
+    )
 
 
 def renew_leases(call: Call) -> Response:
@@ -95,7 +98,7 @@ def renew_leases(call: Call) -> Response:
     held = call.app.heartbeat(leases, call.query.lease_seconds) if leases else set()
     return answer(
         [
-            wire.HeldBody(lease_id=name, held=lease_id in held)
+            wire.HeldBody(lease_id=storable(name), held=lease_id in held)
             for name, (_, lease_id) in zip(call.body, leases, strict=True)
         ]
     )

@@ -65,6 +65,18 @@ HAND_WRITTEN: Mapping[str, Any] = {
     },
 }
 
+_GIVEN = {"not": {"type": "null"}}
+RULES: Mapping[str, Any] = {
+    "NewJob": {
+        "not": {
+            "description": "Give `delay` or `run_at`, not both.",
+            "required": ["delay", "run_at"],
+            "properties": {"delay": _GIVEN, "run_at": _GIVEN},
+        }
+    }
+}
+"""What a type's fields must be together, which none of them says."""
+
 PATH_PARAMETERS: Mapping[str, Any] = {
     "id": {"type": "string", "pattern": ids.ID_PATTERN},
     "lease_id": {"type": "string", "pattern": "^[0-9a-f.-]{1,128}$"},
@@ -118,7 +130,9 @@ class _Schemas:
             types += [route.body.type] if route.body else []
         schemas, components = msgspec.json.schema_components(types, ref_template=TEMPLATE)
         self._of = dict(zip(map(str, types), schemas, strict=True))
-        self.components = components
+        self.components = {
+            name: {**schema, **RULES.get(name, {})} for name, schema in components.items()
+        }
 
     def of(self, type: Any) -> Any:
         """The schema of a type, mostly a reference."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from starlette.responses import Response, StreamingResponse
 
 from tenure import wire
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class EventsQuery(Struct, kw_only=True):
     """Where to begin; a `Last-Event-ID` header counts more."""
 
-    after: str | None = None
+    after: str | UnsetType = UNSET
 
 
 async def health(call: Call) -> Response:
@@ -92,8 +92,9 @@ async def stream_events(call: Call) -> Response:
     """Stream every move of every job as server-sent events, resumable by `Last-Event-ID`."""
     streams.check_room(call.doorbell)
     last = call.header("Last-Event-ID")
-    after: str | None = call.query.after if last is None else last
-    position, entries = await streams.start_of(call.app, after)
+    if last is None and call.query.after is not UNSET:
+        last = call.query.after
+    position, entries = await streams.start_of(call.app, last)
     return StreamingResponse(
         streams.events(call.app, call.doorbell, position, entries),
         media_type="text/event-stream",

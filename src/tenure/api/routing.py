@@ -9,9 +9,11 @@ call on the application and encodes the answer. A plain `def` endpoint runs in a
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import json
 import logging
+import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -202,7 +204,7 @@ async def _read_body(body: Body, request: Request) -> Any:
         value = read_leniently(data)
     else:
         value = payload.parse(data, limit=body.limit, max_depth=body.depth)
-    return convert(value, body.type)
+    return convert(_whole(value, body.type), body.type)
 
 
 def _check_media_type(request: Request, *, optional: bool) -> None:
@@ -253,12 +255,45 @@ def convert(value: object, type: type[T], *, strict: bool = True, root: str = "$
     """`value` as `type`; raises InvalidInput with the path of the field that does not fit."""
     try:
         return msgspec.convert(value, type, strict=strict)
+    except UnicodeEncodeError:
+        raise InvalidInput("half of a surrogate pair in a name; remove it", path=root) from None
     except msgspec.ValidationError as flaw:
         message, _, path = str(flaw).partition(" - at `$")
         path = path.rstrip("`")
         if root != "$":
             path = path.lstrip(".")
         raise InvalidInput(message, path=f"{root}{path}") from None
+
+
+def _whole(value: object, kind: Any) -> object:
+    """`value` with 58.0 as 58 where a whole number is wanted: JSON knows one kind of number."""
+    if typing.get_origin(kind) is typing.Annotated or typing.get_origin(kind) is list:
+        inner = typing.get_args(kind)[0]
+        if isinstance(value, list) and typing.get_origin(kind) is list:
+            return [_whole(item, inner) for item in value]
+        return _whole(value, inner)
+    if not isinstance(value, dict) or not issubclass(kind, msgspec.Struct):
+        return value
+    whole = _whole_fields(kind)
+    return {
+        name: int(item) if type(item) is float and name in whole and item.is_integer() else item
+        for name, item in value.items()
+    }
+
+
+@functools.cache
+def _whole_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return frozenset(field.encode_name for field in info.fields if _is_whole(field.type))
+
+
+def _is_whole(kind: msgspec.inspect.Type) -> bool:
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return _is_whole(kind.type)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return any(map(_is_whole, kind.types))
+    return isinstance(kind, msgspec.inspect.IntType)
 
 
 def read_leniently(data: bytes) -> object:

@@ -44,6 +44,10 @@ class Doorbell:
         self.stopped = False
         self.streams = 0  # open event streams
 
+    def start(self) -> None:
+        """Let waits begin, again if they were stopped: a lifespan may come more than once."""
+        self.stopped = False
+
     def waiter(self) -> Waiter:
         """Something to wait on, for the calling coroutine; use it in a `with` statement."""
         with self._lock:

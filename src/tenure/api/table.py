@@ -198,7 +198,7 @@ ROUTES: tuple[Route, ...] = (
         name="renewLeases",
         endpoint=leases.renew_leases,
         query=leases.HeartbeatQuery,
-        body=Body(LeaseNames, limit=4 * 1024 * 1024),
+        body=Body(LeaseNames, limit=4 * 1024 * 1024, lenient=True),
         answers=_many(wire.HeldBody, "Whether each lease is held, in order."),
     ),
     # --- what operators call

@@ -1,0 +1,107 @@
+"""The OpenAPI description is complete and true: every route is in it, and Schemathesis, which
+makes requests from it, good and bad, meets no answer that it does not allow."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.config import SchemathesisConfig
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tenure import Tenure
+from tenure.api.openapi import document
+from tenure.api.table import ROUTES
+from tenure.server import build
+from tenure.settings import Settings
+
+TOKEN = "a-token-for-schemathesis"
+SETTINGS = Settings(tokens=(TOKEN,), allowed_hosts=("testserver", "localhost"))
+AUTHORIZATION = {"Authorization": f"Bearer {TOKEN}"}
+CONFIG = {
+    "auth": {"openapi": {"token": {"bearer": TOKEN}}},
+    # A valid request may meet a job, a queue or a key that is not as it would have to be.
+    "checks": {
+        "positive_data_acceptance": {
+            "expected-statuses": ["2xx", "401", "403", "404", "409", "422", "429"]
+        },
+    },
+}
+
+
+class Door:
+    """The application under test; what is described is the same before its database exists."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+door = Door(build(Tenure("sqlite:///never-opened.db"), SETTINGS))
+schema = schemathesis.openapi.from_asgi(
+    "/openapi.json", door, config=SchemathesisConfig.from_dict(CONFIG), headers=AUTHORIZATION
+)
+
+
+@schema.hook("map_body")
+def do_not_wait(context: schemathesis.HookContext, body: object) -> object:
+    """Long polls are tested elsewhere; here they would only take time."""
+    if isinstance(body, dict) and type(wait := body.get("wait_seconds")) in (int, float):
+        body["wait_seconds"] = 0 if 0 <= wait <= 30 else wait
+    return body
+
+
+@pytest.fixture(scope="module", autouse=True)
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with Tenure(f"sqlite:///{tmp_path_factory.mktemp('openapi')}/jobs.db") as app:
+        built = build(app, SETTINGS)
+        door.app = built
+        yield
+        built.state.doorbell.close()
+
+
+@schema.exclude(path="/events").parametrize()  # endless, and tested elsewhere
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
+def test_no_answer_that_is_not_described(case: schemathesis.Case) -> None:
+    case.call_and_validate()
+
+
+def test_every_route_is_described_in_full() -> None:
+    """Each call with its parameters, its body, its answers, and every refusal as a problem."""
+    description = schema.raw_schema
+    assert description["openapi"] == "3.1.0"
+    described = {
+        (method.upper(), path) for path, calls in description["paths"].items() for method in calls
+    }
+    assert described == {(route.method, route.path) for route in ROUTES}
+    for route in ROUTES:
+        call = description["paths"][route.path][route.method.lower()]
+        assert call["summary"], route.path
+        in_path = {p["name"] for p in call["parameters"] if p["in"] == "path"}
+        assert in_path == set(re.findall(r"{(\w+)}", route.path))
+        assert ("requestBody" in call) == (route.body is not None)
+        assert {int(status) for status in call["responses"]} >= {*route.answers, *route.refusals}
+        for status, answer in call["responses"].items():
+            kinds = set(answer["content"])
+            assert kinds == {"application/problem+json"} if int(status) >= 400 else kinds
+
+
+def test_references_lead_somewhere() -> None:
+    text = json.dumps(schema.raw_schema)
+    names = set(re.findall(r'"#/components/schemas/(\w+)"', text))
+    assert names <= set(schema.raw_schema["components"]["schemas"])
+
+
+def test_only_health_is_open() -> None:
+    calls = [call for calls in schema.raw_schema["paths"].values() for call in calls.values()]
+    assert [call["operationId"] for call in calls if call.get("security") == []] == ["health"]
+
+
+def test_without_a_token_none_is_described() -> None:
+    assert b"security" not in document(ROUTES, secured=False)
