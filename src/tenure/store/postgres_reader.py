@@ -16,8 +16,8 @@ from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import Count, Query, QueueState, Transition, WorkerState
 from tenure.store import audit
-from tenure.store.postgres import SELECT_JOB, where
 from tenure.store.postgres_connection import CONNECTED, NOW, connect, is_uuid, place_of, to_time
+from tenure.store.postgres_statements import SELECT_JOB, where
 from tenure.store.rows import job_of, read_names
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,8 @@ class PostgresReader:
 
     def find(self, query: Query) -> list[Job]:
         clause, _, values = where(query)
-        return [job_of(row, to_time) for row in self._rows(f"{SELECT_JOB} {clause}", *values)]
+        rows = self._rows(f"{SELECT_JOB} {clause}", *values, query.limit)
+        return [job_of(row, to_time) for row in rows]
 
     def history(self, job_id: str) -> list[Transition]:
         if not is_uuid(job_id):

@@ -32,7 +32,7 @@ CREATE TABLE {schema}.job (
     {checks}
 ) WITH (
     -- Every row is rewritten twice in quick succession: leave it room, and clean up early.
-    fillfactor = 80,
+    fillfactor = 70,
     autovacuum_vacuum_threshold = 1000,
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_analyze_scale_factor = 0.05,
@@ -45,7 +45,7 @@ CREATE INDEX job_ready ON {schema}.job (queue, priority, run_at, id) WHERE statu
 CREATE INDEX job_lease ON {schema}.job (lease_expires_at) WHERE status = 'processing';
 -- What operators and retention look for.
 CREATE INDEX job_ended ON {schema}.job (status, id) WHERE status IN ('failed', 'cancelled');
-CREATE INDEX job_finished ON {schema}.job (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX job_finished ON {schema}.job (status, finished_at) WHERE finished_at IS NOT NULL;
 CREATE UNIQUE INDEX job_key ON {schema}.job (idempotency_key) WHERE idempotency_key IS NOT NULL;
 
 -- The ledger: one row per move, written by triggers only. Sequence numbers commit out of order, so

@@ -1,0 +1,219 @@
+"""The statements of the PostgreSQL store. `{s}` is the schema; other braces, a part put in later.
+
+They are set-based: rows come in as one array per column. Each repeats its guard on the row that it
+changes, which is the condition PostgreSQL tests again after a wait for somebody else's lock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tenure.errors import InvalidInput
+from tenure.lifecycle import Status
+from tenure.records import Query
+from tenure.store import guards
+from tenure.store.postgres_connection import NOW, is_uuid
+from tenure.store.rows import COLUMNS, MOVED, TIMES
+
+# Plans must not hang on statistics: right after a bulk load the planner would read and sort the
+# whole table for one batch. Settings end with the transaction, as a transaction pooler demands.
+BEGIN = """
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off;
+SET LOCAL lock_timeout = '10s'
+"""
+
+TYPES = {
+    **dict.fromkeys(TIMES, "timestamptz"),
+    **dict.fromkeys(("id", "job_id", "lease_id"), "uuid"),
+    **dict.fromkeys(("priority", "max_retries"), "bigint"),
+    **dict.fromkeys(("attempts", "token"), "integer"),
+    **dict.fromkeys(("timeout", "delay"), "float8"),
+}
+"""Column -> type, where it is not text."""
+
+
+def type_of(column: str) -> str:
+    """The SQL type of a column; `was_x` is typed like `x`."""
+    return TYPES.get(column.removeprefix("was_"), "text")
+
+
+def rows_of(name: str, *columns: str) -> str:
+    """A FROM item that makes rows of one array parameter per column."""
+    # Binary arrays are twice as fast, but UUIDs would have to become objects first: see `uuids`.
+    formats = ("%s" if type_of(column) == "uuid" else "%b" for column in columns)
+    arrays = (f"{f}::{type_of(c)}[]" for f, c in zip(formats, columns, strict=True))
+    return f"unnest({', '.join(arrays)}) AS {name} ({', '.join(columns)})"
+
+
+def select(*columns: str, table: str = "job") -> str:
+    """A select list; times come in UTC and ids as text, whatever the session is set to."""
+    as_times = {c: f"{table}.{c} AT TIME ZONE 'UTC'" for c in TIMES}
+    as_text = {c: f"{table}.{c}::text" for c in ("id", "lease_id")}
+    return ", ".join({**as_times, **as_text}.get(c, f"{table}.{c}") for c in columns)
+
+
+ADDED = (
+    "id",
+    "type",
+    "queue",
+    "priority",
+    "max_retries",
+    "timeout",
+    "actor",
+    "idempotency_key",
+    "fingerprint",
+    "payload",
+)
+NEW = (*ADDED, "run_at", "delay", "backoff")
+
+INSERT = f"""
+WITH clock AS MATERIALIZED (SELECT {NOW} AS now)
+INSERT INTO {{s}}.job ({", ".join(ADDED)}, backoff, created_at, run_at)
+SELECT {", ".join(ADDED)}, backoff, now, coalesce(run_at, now + delay * interval '1 second')
+FROM clock CROSS JOIN {rows_of("new", *NEW)}
+ON CONFLICT DO NOTHING
+RETURNING {select("id", "created_at", "run_at")}
+"""
+
+KNOWN = f"""
+SELECT DISTINCT ON (found.wanted) found.wanted::text, {select(*COLUMNS)}, job.fingerprint
+FROM (
+    SELECT new.id AS wanted, job.id FROM {rows_of("new", "id")} JOIN {{s}}.job USING (id)
+    UNION ALL
+    SELECT new.id, job.id FROM {rows_of("new", "id", "idempotency_key")}
+        JOIN {{s}}.job USING (idempotency_key)
+) AS found JOIN {{s}}.job USING (id)
+ORDER BY found.wanted, job.id <> found.wanted
+"""
+
+LIMITED = """
+SELECT name, max_pending FROM {s}.queue WHERE name = ANY (%b::text[]) AND max_pending IS NOT NULL
+ORDER BY name FOR UPDATE
+"""
+PENDING = """
+SELECT count(*) FROM (
+    SELECT FROM {s}.job WHERE status = 'pending' AND queue = %s LIMIT %s) AS waiting
+"""
+
+# The lease alone would do (a CHECK makes it imply the status). With the status in the condition,
+# the planner would walk the index of leases and all its dead entries instead of the primary key.
+COMPLETE = f"""
+UPDATE {{s}}.job SET status = 'completed', result = report.result, finished_at = {NOW},
+    lease_id = NULL, lease_expires_at = NULL, event = 'completed',
+    actor = coalesce(report.actor, job.worker)
+FROM {rows_of("report", "id", "lease_id", "result", "actor")}
+WHERE job.id = report.id AND job.lease_id = report.lease_id
+RETURNING report.lease_id::text
+"""
+
+LEASED = (
+    "id",
+    "type",
+    "queue",
+    "payload",
+    "attempts",
+    "max_retries",
+    "token",
+    "timeout",
+    "lease_id",
+)
+CLAIM = f"""
+WITH picked AS MATERIALIZED (
+    SELECT id, status FROM {{s}}.job
+    WHERE status = 'pending' AND queue = %(queue)s AND priority = %(priority)s
+        AND run_at BETWEEN %(since)s AND %(now)s {{types}}
+    ORDER BY run_at, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE {{s}}.job SET status = 'processing', attempts = attempts + 1, token = token + 1,
+        lease_id = gen_random_uuid(), lease_expires_at = %(until)s, started_at = %(now)s,
+        worker = %(worker)s, event = 'claimed', actor = %(worker)s
+    FROM picked WHERE job.id = picked.id AND job.status = picked.status
+    RETURNING job.*
+)
+SELECT {select(*LEASED, "run_at", table="claimed")} FROM claimed ORDER BY claimed.run_at, claimed.id
+"""
+OF_TYPES = "AND type = ANY (%(types)b::text[])"
+
+SELECT_JOB = f"SELECT {select(*COLUMNS)} FROM {{s}}.job"
+LOCK = f"{SELECT_JOB} WHERE id = ANY (%s::uuid[]) ORDER BY job.id FOR UPDATE"
+# After a wait for somebody else's lock both conditions are tested again on the row as it is then.
+LOCK_EXPIRED = f"""
+{SELECT_JOB} WHERE status = 'processing' AND lease_expires_at <= {NOW}
+ORDER BY job.lease_expires_at LIMIT %s FOR UPDATE SKIP LOCKED
+"""
+LOCK_MATCHING = f"""
+WITH wanted AS MATERIALIZED (SELECT id FROM {{s}}.job {{where}})
+{SELECT_JOB} WHERE id IN (SELECT id FROM wanted) AND {{condition}} ORDER BY job.id FOR UPDATE
+"""
+
+GUARD = ("status", "token", "lease_id", "lease_expires_at")
+SAVED = ("id", *MOVED, *(f"was_{column}" for column in GUARD))
+SAVE = f"""
+UPDATE {{s}}.job SET {", ".join(f"{column} = new.{column}" for column in MOVED)}
+FROM {rows_of("new", *SAVED)}
+WHERE job.id = new.id AND job.status = was_status AND job.token = was_token
+    AND job.lease_id IS NOT DISTINCT FROM was_lease_id
+    AND job.lease_expires_at IS NOT DISTINCT FROM was_lease_expires_at
+RETURNING {select("id")}
+"""
+
+SETTLED_AS = f"""
+SELECT DISTINCT ON (t.job_id, t.lease_id) t.job_id::text, t.lease_id::text, t.event
+FROM {rows_of("asked", "job_id", "lease_id")} JOIN {{s}}.transition AS t USING (job_id, lease_id)
+WHERE t.event <> 'claimed' ORDER BY t.job_id, t.lease_id, t.seq DESC
+"""
+
+# A row that somebody else has locked is being reported or swept at this moment: it is not waited
+# for (two batches could wait for each other), and until that ends its lease is held.
+RENEW = f"""
+WITH asked AS MATERIALIZED (
+    SELECT * FROM {rows_of("lease", "id", "lease_id")}
+), free AS MATERIALIZED (
+    SELECT job.id FROM asked JOIN {{s}}.job USING (id, lease_id) FOR UPDATE OF job SKIP LOCKED
+), renewed AS (
+    UPDATE {{s}}.job SET
+        lease_expires_at = greatest(lease_expires_at, {NOW} + %s * interval '1 second')
+    FROM free WHERE job.id = free.id
+)
+SELECT job.lease_id::text FROM asked JOIN {{s}}.job USING (id, lease_id)
+"""
+
+SEE_WORKER = f"""
+INSERT INTO {{s}}.worker (id, label, queues, types, seen_at) VALUES (%s, %s, %s, %s, {NOW})
+ON CONFLICT (id) DO UPDATE SET
+    seen_at = excluded.seen_at, queues = excluded.queues, types = excluded.types
+"""
+
+PRUNE = """
+WITH old AS MATERIALIZED (
+    SELECT id FROM {s}.job WHERE status = {status} AND finished_at < %s
+    ORDER BY finished_at LIMIT %s FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM {s}.job USING old WHERE job.id = old.id RETURNING job.id
+), ledger AS (
+    DELETE FROM {s}.transition USING gone WHERE job_id = gone.id
+)
+SELECT count(*) FROM gone
+"""
+
+
+def where(query: Query) -> tuple[str, str, list[Any]]:
+    """(WHERE clause that ends in a limit, its condition alone, values without the limit).
+
+    The status stands as a literal: partial indexes need it.
+    """
+    parts, values = ["true"], []
+    if query.status is not None:
+        parts.append(f"status = {guards.quoted(Status(query.status))}")
+    for column, value in (("type", query.type), ("queue", query.queue)):
+        if value is not None:
+            parts.append(f"{column} = %s")
+            values.append(value)
+    if query.before is not None:
+        if not is_uuid(query.before):
+            raise InvalidInput("not the id of a job", path="$.before")
+        parts.append("id < %s::uuid")
+        values.append(query.before)
+    condition = " AND ".join(parts)
+    return f"WHERE {condition} ORDER BY job.id DESC LIMIT %s", condition, values
