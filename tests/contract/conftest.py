@@ -8,6 +8,7 @@ import pytest
 
 from tenure.store import open_store
 from tests.clock import Clock
+from tests.contract import zoo
 from tests.contract.desk import Desk
 from tests.raw import Raw
 
@@ -31,3 +32,9 @@ def desk(unaudited_desk: Desk) -> Iterator[Desk]:
     """A desk whose data must obey every invariant at the end."""
     yield unaudited_desk
     assert unaudited_desk.store.read.violations(10) == []
+
+
+@pytest.fixture
+def ids(desk: Desk) -> dict[str, str]:
+    """A job in every situation (`zoo.SITUATIONS`): its name -> the id."""
+    return zoo.fill(desk)

@@ -1,0 +1,151 @@
+"""Hand-written SQL against rows: what a job is, how it comes and goes, and the ledger."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.desk import Desk
+from tests.contract.zoo import DRESS, SETTLED, SITUATIONS, UNSETTLED, accepted, refused
+from tests.raw import Refused
+
+NEW_ID = "0190163d-8694-739b-aea5-966c26f8ad90"
+INSERT = "INSERT INTO {job} (id, type, run_at, created_at%s) VALUES (?, 'mail', {now}, {now}%s)"
+
+EDITS = {
+    "id": f"'{NEW_ID}'",
+    "type": "'other'",
+    "queue": "'other'",
+    "payload": "'{\"a\":1}'",
+    "created_at": "{later}",
+    "idempotency_key": "'other'",
+    "fingerprint": "'other'",
+}
+
+
+@pytest.mark.parametrize("column", EDITS)
+def test_what_a_job_is_never_changes(desk: Desk, ids: dict[str, str], column: str) -> None:
+    change = f"{column} = {EDITS[column]}"
+    for situation in SITUATIONS:
+        refused(desk, f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
+    refused(desk, f"UPDATE {{job}} SET {column} = NULL WHERE id = ?", ids["pending"])
+    # Not under cover of a legal move either.
+    move = f"UPDATE {{job}} SET status = 'cancelled', {DRESS['cancelled']}"
+    refused(desk, f"{move}, {change} WHERE id = ?", ids["pending"])
+    accepted(desk, f"{move} WHERE id = ?", ids["pending"])
+
+
+def test_a_settled_job_is_not_edited_at_all(desk: Desk, ids: dict[str, str]) -> None:
+    for situation in SETTLED:
+        for change in (
+            "result = '1'",
+            "last_error = 'another'",
+            "priority = priority",
+            "finished_at = {later}",
+            "worker = 'x'",
+            "actor = 'x'",
+            "event = 'x'",
+            "max_retries = max_retries + 1",
+            "run_at = {later}",
+            "status = status",
+        ):
+            refused(desk, f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
+
+
+# --- coming and going -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        (", status", ", 'completed'"),
+        (", status, finished_at", ", 'completed', {now}"),
+        (", status, finished_at, last_error", ", 'failed', {now}, 'x'"),
+        (", status, finished_at", ", 'cancelled', {now}"),
+        (
+            ", status, attempts, token, lease_id, lease_expires_at, worker, started_at",
+            ", 'processing', 1, 1, {new_lease}, {later}, 'w', {now}",
+        ),
+        (", status", ", 'done'"),
+        (", attempts, token", ", 1, 1"),
+        (", attempts", ", -1"),
+        (", token", ", 1"),
+        (", token", ", -1"),
+        (", lease_id, lease_expires_at", ", {new_lease}, {later}"),
+        (", finished_at", ", {now}"),
+        (", worker", ", 'w'"),
+        (", started_at", ", {now}"),
+        (", result", ", '1'"),
+        (", last_error", ", 'x'"),
+        (", max_retries", ", -1"),
+    ],
+)
+def test_a_job_enters_pending_and_untried_or_not_at_all(
+    desk: Desk, columns: str, values: str
+) -> None:
+    desk.add()
+    refused(desk, INSERT % (columns, values), NEW_ID)
+
+
+def test_a_job_inserted_by_hand_is_a_job(desk: Desk) -> None:
+    desk.raw.run(INSERT % (", actor", ", 'ada'"), NEW_ID)
+    (entry,) = desk.history(NEW_ID)
+    assert (entry.source, entry.target, entry.event) == (None, "pending", "enqueued")
+    assert (entry.actor, entry.at) == ("ada", desk.clock.now)
+    assert desk.ids(desk.claim()) == [NEW_ID]
+
+
+def test_an_upsert_is_no_way_around_the_rules(desk: Desk, ids: dict[str, str]) -> None:
+    for situation in SITUATIONS:
+        before = desk.raw.contents()
+        upsert = (
+            INSERT % ("", "") + " ON CONFLICT (id) DO UPDATE SET status = 'completed',"
+            " lease_id = NULL, lease_expires_at = NULL, finished_at = excluded.run_at, token = 99"
+        )
+        try:  # one engine refuses it, in the other the insert does nothing
+            desk.raw.run(upsert, ids[situation])
+        except Refused:
+            pass
+        else:
+            assert desk.raw.changed == 0
+        assert desk.raw.contents() == before
+
+
+def test_a_job_that_has_not_settled_is_not_deleted(desk: Desk, ids: dict[str, str]) -> None:
+    for situation in UNSETTLED:
+        refused(desk, "DELETE FROM {job} WHERE id = ?", ids[situation])
+
+
+def test_a_settled_job_may_go_and_then_its_ledger(desk: Desk, ids: dict[str, str]) -> None:
+    for situation in SETTLED:
+        refused(desk, "DELETE FROM {transition} WHERE job_id = ?", ids[situation])
+        with desk.raw.transaction():
+            desk.raw.run("DELETE FROM {job} WHERE id = ?", ids[situation])
+            desk.raw.run("DELETE FROM {transition} WHERE job_id = ?", ids[situation])
+        assert desk.history(ids[situation]) == []
+
+
+# --- the ledger -------------------------------------------------------------------------------
+
+
+def test_the_ledger_is_not_edited(desk: Desk, ids: dict[str, str]) -> None:
+    for change in (
+        "target = 'completed'",
+        "event = event",
+        "at = {later}",
+        "token = 9",
+        "attempt = 9",
+        "actor = 'x'",
+        "detail = 'x'",
+        "lease_id = {new_lease}",
+        f"job_id = '{NEW_ID}'",
+    ):
+        refused(desk, f"UPDATE {{transition}} SET {change}")
+        refused(desk, f"UPDATE {{transition}} SET {change} WHERE job_id = ?", ids["completed"])
+
+
+def test_the_ledger_is_not_deleted(desk: Desk, ids: dict[str, str]) -> None:
+    refused(desk, "DELETE FROM {transition}")
+    for situation in SITUATIONS:
+        refused(desk, "DELETE FROM {transition} WHERE job_id = ?", ids[situation])
+    newest = "seq = (SELECT max(seq) FROM {transition})"
+    refused(desk, f"DELETE FROM {{transition}} WHERE {newest}")

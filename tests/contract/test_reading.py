@@ -1,0 +1,238 @@
+"""What can be read: the ledger, lists, counts, queues, workers. Answers are whole and in order."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import pytest
+
+from tenure.errors import InvalidInput
+from tenure.ids import new_id
+from tenure.lifecycle import Cancelled
+from tenure.records import Count, Query, QueueState
+from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new
+
+# --- the ledger -------------------------------------------------------------------------------
+
+
+def test_the_history_of_a_job_is_its_whole_path(desk: Desk) -> None:
+    lease = desk.take(max_retries=2, actor="web")
+    desk.clock.advance(1)
+    desk.report(failed(lease, "first"))
+    desk.clock.advance(3600)
+    (second,) = desk.claim(worker="w2")
+    desk.clock.advance(1)
+    desk.report(failed(second, "second"))
+    path = [
+        (e.source, e.target, e.event, e.attempt, e.token, e.actor, e.detail, e.lease_id)
+        for e in desk.history(lease.id)
+    ]
+    one, two = lease.lease_id, second.lease_id
+    assert path == [
+        (None, "pending", "enqueued", 0, 0, "web", None, None),
+        ("pending", "processing", "claimed", 1, 1, "w1", None, one),
+        ("processing", "failed", "failed", 1, 1, "w1", "first", one),
+        ("failed", "pending", "retried", 1, 1, "store", None, None),
+        ("pending", "processing", "claimed", 2, 2, "w2", None, two),
+        ("processing", "failed", "failed", 2, 2, "w2", "second", two),
+    ]
+    times = [entry.at for entry in desk.history(lease.id)]
+    assert times == sorted(times)
+    assert times[-1] == desk.clock.now
+
+
+def test_the_ledger_of_all_jobs_is_complete_and_resumable(desk: Desk) -> None:
+    start = desk.store.read.ledger_end()
+    assert desk.store.read.ledger(start, 10) == []
+    leases = [desk.take() for _ in range(5)]
+    desk.report(*[completed(lease) for lease in leases])
+    whole = desk.store.read.ledger("", 100)
+    assert [entry.event for entry in whole].count("enqueued") == 5
+    assert len(whole) == 15
+    assert desk.store.read.ledger(start, 100) == whole
+    for size in (1, 4, 15):
+        page, seen, position = whole[:1], [], ""
+        while page:
+            page = desk.store.read.ledger(position, size)
+            seen += page
+            position = page[-1].position if page else position
+        assert seen == whole
+    assert desk.store.read.ledger_end() == whole[-1].position
+    assert desk.store.read.ledger(whole[6].position, 3) == whole[7:10]
+    for lease in leases:
+        mine = [entry for entry in whole if entry.job_id == lease.id]
+        assert mine == desk.history(lease.id)
+
+
+def test_the_ledger_is_complete_while_others_write(desk: Desk) -> None:
+    """Positions never appear behind one that was read: whoever resumes has missed nothing."""
+    done = threading.Event()
+
+    def write() -> None:
+        try:
+            for _ in range(20):
+                futures = [desk.store.add([new(), new()]) for _ in range(10)]
+                for future in futures:
+                    future.result()
+        finally:
+            done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen: list[str] = []
+    position = ""
+    while True:
+        finished = done.is_set()
+        page = desk.store.read.ledger(position, 50)
+        seen += [entry.job_id for entry in page]
+        position = page[-1].position if page else position
+        if finished and not page:
+            break
+    writer.join()
+    assert len(seen) == len(set(seen)) == 400
+
+
+@pytest.mark.parametrize("position", ["x", "-1", "1;2", "9" * 40, "1.", ".", "1 "])
+def test_what_is_no_position_is_refused(desk: Desk, position: str) -> None:
+    with pytest.raises(InvalidInput):
+        desk.store.read.ledger(position, 10)
+
+
+# --- lists ------------------------------------------------------------------------------------
+
+
+def test_jobs_are_listed_newest_first(desk: Desk) -> None:
+    jobs = [desk.add() for _ in range(5)]
+    assert desk.store.read.find(Query()) == jobs[::-1]
+    assert desk.store.read.find(Query(limit=2)) == [jobs[4], jobs[3]]
+
+
+def test_pages_follow_each_other_without_gap_or_overlap(desk: Desk) -> None:
+    added = desk.add_all(*[new(queue="ab"[n % 2]) for n in range(23)])
+    expected = [a.job.id for a in reversed(added) if a.job.queue == "a"]
+    seen: list[str] = []
+    before = None
+    while page := desk.store.read.find(Query(queue="a", limit=5, before=before)):
+        seen += [job.id for job in page]
+        before = page[-1].id
+        desk.add(queue="a")  # newer ones do not shift what follows
+    assert seen == expected
+
+
+def test_filters_apply_together(desk: Desk) -> None:
+    held = desk.take(queue="a", type="mail")
+    desk.report(failed(desk.take(queue="a", type="mail"), retryable=False))
+    wanted = desk.add(queue="a", type="mail")
+    desk.add(queue="a", type="resize")
+    desk.add(queue="b", type="mail")
+    find = desk.store.read.find
+    assert find(Query(status="pending", type="mail", queue="a")) == [wanted]
+    assert [job.id for job in find(Query(status="processing"))] == [held.id]
+    assert len(find(Query(type="mail", queue="a"))) == 3
+    assert [job.status for job in find(Query(status="failed"))] == ["failed"]
+    assert find(Query(status="completed")) == find(Query(queue="none")) == []
+
+
+def test_a_job_that_is_not_there(desk: Desk) -> None:
+    assert desk.store.read.get(new_id()) is None
+    assert desk.store.read.history(new_id()) == []
+
+
+# --- counts -----------------------------------------------------------------------------------
+
+
+def test_counts_by_status_queue_and_type(desk: Desk) -> None:
+    assert desk.store.read.counts() == []
+    desk.report(completed(desk.take(queue="a")), completed(desk.take(queue="a")))
+    desk.add_all(new("mail", queue="a"), new("mail", queue="a"), new("resize", queue="b"))
+    desk.store.apply(desk.add(queue="b").id, Cancelled()).result()
+    assert sorted(desk.store.read.counts(), key=lambda c: (c.status, c.queue, c.type)) == [
+        Count("cancelled", "b", "mail", 1),
+        Count("completed", "a", "mail", 2),
+        Count("pending", "a", "mail", 2),
+        Count("pending", "b", "resize", 1),
+    ]
+
+
+def test_queues_that_have_jobs_or_settings(desk: Desk) -> None:
+    assert desk.store.read.queues() == []
+    started = desk.clock.now
+    desk.take(queue="a")
+    desk.add(queue="a")
+    desk.clock.advance(10)
+    desk.add(queue="a")
+    desk.add(queue="b", delay=100)
+    desk.report(completed(desk.claim(queues=("a",))[0]))
+    desk.add(queue="a")
+    desk.store.set_queue("c", max_pending=4).result()
+    now = desk.clock.now
+    assert desk.store.read.queues() == [
+        QueueState("a", None, None, pending=2, processing=1, oldest_due_at=now),
+        QueueState("b", None, None, pending=1, processing=0, oldest_due_at=None),
+        QueueState("c", None, 4, pending=0, processing=0, oldest_due_at=None),
+    ]
+    assert started < now
+
+
+def test_workers_that_asked_lately(desk: Desk) -> None:
+    desk.claim(worker="idle", label="host 7", queues=("a", "b"), types=("mail",))
+    seen = desk.clock.now
+    desk.add()
+    desk.clock.advance(1)
+    desk.claim(worker="busy")
+    busy, idle = desk.store.read.workers()
+    assert (idle.id, idle.label, idle.queues, idle.types) == (
+        "idle",
+        "host 7",
+        ("a", "b"),
+        ("mail",),
+    )
+    assert (idle.seen_at, idle.leases) == (seen, 0)
+    assert (busy.id, busy.leases, busy.queues, busy.types) == ("busy", 1, None, None)
+    desk.clock.set(seen + timedelta(minutes=10))
+    assert [worker.id for worker in desk.store.read.workers()] == ["busy"]
+
+
+def test_how_many_stand_before_a_job(desk: Desk) -> None:
+    first, second = desk.add(), desk.add()
+    desk.add(queue="other", priority=-9)
+    desk.add(delay=60, priority=-9)  # not due: it stands before nobody yet
+    urgent = desk.add(priority=-1)
+    ahead = desk.store.read.ahead
+    assert [ahead(job) for job in (urgent, first, second)] == [0, 1, 2]
+
+
+def test_how_many_settled_lately(desk: Desk) -> None:
+    since = desk.clock.now
+    desk.report(completed(desk.take()))
+    desk.clock.advance(1)
+    desk.report(completed(desk.take()), failed(desk.take(), retryable=False))
+    desk.report(completed(desk.take(queue="other")))
+    desk.store.apply(desk.add().id, Cancelled()).result()
+    assert desk.store.read.settled_since("default", since) == 2
+    assert desk.store.read.settled_since("default", since - timedelta(seconds=1)) == 3
+    assert desk.store.read.settled_since("other", since) == 1
+
+
+def test_every_time_is_the_store_s_clock(desk: Desk) -> None:
+    assert desk.store.read.clock() == desk.clock.now
+    desk.clock.advance(12.345)
+    assert desk.store.read.clock() == desk.clock.now
+    desk.clock.set(desk.clock.now - timedelta(days=1))
+    job = desk.add()
+    assert desk.store.read.clock() == job.created_at == job.run_at == desk.clock.now
+
+
+def test_a_clock_that_is_put_back_delays_but_breaks_nothing(desk: Desk) -> None:
+    lease = desk.take(max_retries=2)
+    desk.clock.set(desk.clock.now - timedelta(hours=1))
+    desk.report(failed(lease))
+    assert desk.get(lease.id).status == "pending"
+    desk.clock.advance(3600)
+    (again,) = desk.claim()
+    desk.clock.set(desk.clock.now - timedelta(hours=1))
+    assert desk.store.sweep().result() == []
+    desk.clock.advance(3600 + LEASE_SECONDS)
+    assert len(desk.store.sweep().result()) == 1
+    assert desk.report(completed(again))[0].answer == "lost"
