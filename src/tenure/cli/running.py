@@ -95,9 +95,9 @@ def serve(
     from tenure import logs, server
 
     settings = settings_of(**_given(flags))
-    logs.configure(settings.log_format, settings.log_level)
     app = _application(apps, settings.database)
     _simulate(app, simulate, fail_types, fail_every)
+    logs.configure(settings.log_format, settings.log_level)
     server.serve(app, settings)
 
 
@@ -127,7 +127,6 @@ def worker(
     if not apps and not simulate:
         raise InvalidInput("nothing to run: give --app module:name, or --simulate", path="--app")
     settings = settings_of(**_given(flags))
-    logs.configure(settings.log_format, settings.log_level)
     app = _application(apps, settings.database)
     _simulate(app, simulate, fail_types, fail_every)
     source: Any = app
@@ -135,6 +134,7 @@ def worker(
         from tenure.client import Client
 
         source = Client(server, next(iter(settings.tokens), None))
+    logs.configure(settings.log_format, settings.log_level)
     with source:
         run_worker(
             source,

@@ -1,0 +1,267 @@
+"""serve and worker, as programs: they run jobs, and end in good order when asked."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tenure import Tenure
+from tenure.client import Client
+from tests.faces.command import PROGRAM, program, run, surroundings
+from tests.worker.running import completed, settled
+from tests.worker.waiting import PATIENCE
+
+SHOP = """
+from tenure import Tenure
+
+app = Tenure("sqlite:///shop.db")
+other = Tenure("sqlite:///other.db")
+number = 7
+
+@app.job
+def greet(name: str) -> str:
+    farewell.enqueue(name)
+    return f"Hello {name}"
+
+@other.job
+def farewell(name: str) -> str:
+    return f"Goodbye {name}"
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Path]:
+    """A folder with somebody's application in it."""
+    folder = tmp_path / "home"
+    (folder / "shop").mkdir(parents=True)
+    (folder / "shop" / "__init__.py").touch()
+    (folder / "shop" / "jobs.py").write_text(SHOP)
+    (folder / "broken.py").write_text("import a_module_that_is_missing\n")
+    yield folder
+    for name in ("shop", "shop.jobs", "broken"):
+        sys.modules.pop(name, None)
+
+
+@contextmanager
+def running(
+    *arguments: str, cwd: Path | None = None, **environ: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A program, killed at the end if it is still there."""
+    process = subprocess.Popen(
+        [*PROGRAM, *arguments],
+        cwd=cwd,
+        env=surroundings(**environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stopped(process: subprocess.Popen[str], by: signal.Signals = signal.SIGTERM) -> str:
+    """Stop a program in good order; what it wrote to standard error."""
+    process.send_signal(by)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    return errors
+
+
+@contextmanager
+def serving(*arguments: str, **environ: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server on a free port, and its address."""
+    with running("serve", "--port", "0", *arguments, **environ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("Tenure listens on http://127.0.0.1:"), process.communicate()[1]
+        yield process, line.split()[-1]
+
+
+# --- worker -----------------------------------------------------------------------------------
+
+
+def test_a_worker_runs_the_handlers_of_all_applications(database_url: str, shop: Path) -> None:
+    apps = ("--app", "shop.jobs:app", "--app", "shop.jobs:other")
+    with Tenure(database_url) as app:
+        job = app.enqueue("greet", {"name": "Ann"})
+        with running("worker", *apps, "--database", database_url, cwd=shop) as worker:
+            assert completed(app, job).result == '"Hello Ann"'
+            (second,) = app.find(type="farewell")  # enqueued by the first, on the same database
+            assert completed(app, second).result == '"Goodbye Ann"'
+            stopped(worker)
+    assert not list(shop.glob("*.db"))
+
+
+def test_a_worker_uses_the_database_of_its_application(shop: Path) -> None:
+    with (
+        Tenure(f"sqlite:///{shop}/other.db") as app,
+        running("worker", "--app", "shop.jobs:other", cwd=shop) as worker,
+    ):
+        completed(app, app.enqueue("farewell", {"name": "Ann"}))
+        stopped(worker, signal.SIGINT)
+
+
+def test_a_worker_simulates_by_rule_and_keeps_to_its_queues(sqlite_url: str) -> None:
+    rules = ("--simulate", "--fail-type", "payment", "--fail-every", "3", "--queue", "money")
+    quick = {"backoff": 0.01, "queue": "money"}
+    with Tenure(sqlite_url) as app:
+        elsewhere = app.enqueue("payment")
+        types = ("payment", "invoice", "invoice", "invoice")
+        jobs = [app.enqueue(type, **quick) for type in types]  # type: ignore[arg-type]
+        with running("worker", *rules, "--database", sqlite_url) as worker:
+            ends = [settled(app, job) for job in jobs]
+            stopped(worker)
+        assert [(str(job.status), job.attempts) for job in ends] == [
+            ("failed", 3),
+            ("completed", 1),
+            ("completed", 2),
+            ("completed", 1),
+        ]
+        assert app.get(elsewhere.id).status == "pending"
+
+
+def test_a_worker_that_is_killed_loses_no_job(database_url: str) -> None:
+    arguments = ("worker", "--simulate", "--lease", "1s", "--database", database_url)
+    with Tenure(database_url) as app:
+        job = app.enqueue("simulate.crash", backoff=0.01)
+        with running(*arguments) as first:
+            assert first.wait(PATIENCE) == -signal.SIGKILL
+        with running(*arguments) as second:
+            assert completed(app, job).attempts == 2
+            stopped(second)
+        events = [entry.event for entry in app.history(job.id)]
+        assert events == [
+            *("enqueued", "claimed", "lease_expired", "retried", "claimed", "completed")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "nothing to run"),
+        (["--app", "shop.jobs"], "write module:name"),
+        (["--app", ":app"], "write module:name"),
+        (["--app", "nowhere:app"], "no module 'nowhere'"),
+        (["--app", "shop.nowhere:app"], "no module 'shop.nowhere'"),
+        (["--app", "shop.jobs:nothing"], "has no such name"),
+        (["--app", "shop.jobs:number"], "holds a int there"),
+        (["--app", "shop.jobs:app", "--app", "shop.jobs:other"], "different databases"),
+        (["--app", "shop.jobs:app", "--fail-every", "2"], "need --simulate"),
+        (["--simulate", "--fail-every", "0"], "fail_every"),
+        (["--simulate", "--fail-type", "no name"], "job type"),
+        (["--simulate", "--concurrency", "0"], "--concurrency: give a whole number"),
+        (["--simulate", "--lease", "0.5"], "--lease-seconds: a lease lasts at least 1 second"),
+        (["--simulate", "--grace", "never"], "--grace-seconds: 'never' is not a duration"),
+        (["--simulate", "--server", "example.com"], "give an address such as"),
+        (["--simulate", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
+    ],
+)
+def test_a_worker_that_cannot_work_says_why(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], reason: str
+) -> None:
+    monkeypatch.chdir(shop)
+    monkeypatch.syspath_prepend(str(shop))
+    for name in ("TENURE_DATABASE", "TENURE_CONFIG", "TENURE_CONCURRENCY", "TENURE_PORT", "PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+    result = run("worker", *arguments)
+
+    assert result.exit_code == 2
+    assert reason in result.stderr
+
+
+def test_a_fault_in_the_application_itself_is_shown_where_it_is(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shop)
+    monkeypatch.syspath_prepend(str(shop))
+
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
+        run("worker", "--app", "broken:app")
+
+
+# --- serve ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_with_simulated_workers(database_url: str, by: signal.Signals) -> None:
+    with (
+        Tenure(database_url) as app,
+        serving("--simulate", "--database", database_url) as (server, url),
+        Client(url) as client,
+    ):
+        job = client.enqueue("email", {"to": "a@example.com"})
+        completed(app, job)
+        assert client.get(job.id).status == "completed"
+        stopped(server, by)
+
+
+def test_a_server_alone_runs_nothing(sqlite_url: str) -> None:
+    with (
+        Tenure(sqlite_url) as app,
+        serving("--database", sqlite_url) as (server, url),
+        Client(url) as client,
+    ):
+        job = client.enqueue("email")
+        assert app.get(job.id).status == "pending"
+        assert app.workers() == []
+        stopped(server)
+
+
+def test_a_worker_works_over_http(sqlite_url: str, shop: Path) -> None:
+    apps = ("--app", "shop.jobs:other")
+    token = {"TENURE_TOKEN": "0123456789abcdef"}
+    with (
+        Tenure(sqlite_url) as app,
+        serving("--database", sqlite_url, **token) as (server, url),
+        running("worker", "--server", url, *apps, cwd=shop, **token) as worker,
+    ):
+        job = app.enqueue("farewell", {"name": "Ann"})
+        assert completed(app, job).result == '"Goodbye Ann"'
+        assert "HTTP Request" not in stopped(worker)
+        stopped(server)
+    assert not list(shop.glob("*.db*"))
+
+
+def test_the_log_may_be_json(sqlite_url: str) -> None:
+    import json
+
+    with serving("--database", sqlite_url, "--log-format", "json", "--simulate") as (server, _):
+        lines = stopped(server).splitlines()
+
+    assert lines
+    assert {json.loads(line)["logger"].split(".")[0] for line in lines} == {"tenure"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--host", "0.0.0.0"], "token"),  # noqa: S104 - which is what is refused
+        (["--port", "65536"], "--port: give a whole number"),
+        (["--fail-type", "email"], "need --simulate"),
+    ],
+)
+def test_a_server_that_cannot_serve_says_why(
+    sqlite_url: str, arguments: list[str], reason: str
+) -> None:
+    done = program("serve", *arguments, "--database", sqlite_url)
+
+    assert done.returncode == 2
+    assert reason in done.stderr
+
+
+def test_a_server_whose_database_does_not_answer() -> None:
+    done = program("serve", "--port", "0", "--database", "sqlite:////no/such/folder/jobs.db")
+
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr
