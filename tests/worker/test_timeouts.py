@@ -1,0 +1,217 @@
+"""A handler that overstays its time: its attempt has failed, whatever it does then."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from tenure import JobContext, Status, Tenure, slots
+from tests.worker.running import completed, failed, moves, settled, working
+from tests.worker.waiting import PATIENCE, until
+
+
+def test_a_coroutine_is_cancelled_and_tried_again(either: Tenure) -> None:
+    app = either
+    cancelled: list[int] = []
+
+    @app.job(timeout=0.1, max_retries=2, backoff=0)
+    async def hang(context: JobContext) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            assert context.cancelled
+            cancelled.append(context.attempt)
+            raise
+
+    job = hang.enqueue()
+    with working(app):
+        assert failed(app, job) == "timed out after 0.1 s"
+
+    assert cancelled == [1, 2]
+    again = ["claimed", "failed"]
+    assert moves(app, job) == ["enqueued", *again, "retried", *again]
+
+
+def test_a_job_in_time_is_left_alone(app: Tenure) -> None:
+    @app.job(timeout=60)
+    async def coroutine() -> str:
+        await asyncio.sleep(0.01)
+        return "done"
+
+    @app.job(timeout=60)
+    def function() -> str:
+        return "done"
+
+    jobs = [coroutine.enqueue(), function.enqueue()]
+    with working(app):
+        assert [completed(app, job).result for job in jobs] == ['"done"', '"done"']
+
+
+def test_what_a_cancelled_coroutine_still_says_changes_nothing(app: Tenure) -> None:
+    said = threading.Event()
+
+    @app.job(timeout=0.05, max_retries=1)
+    async def stubborn(answer: str) -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            said.set()
+            if answer == "raise":
+                raise ValueError("after the end") from None
+        return "late"
+
+    jobs = [stubborn.enqueue("return"), stubborn.enqueue("raise")]
+    with working(app):
+        for job in jobs:
+            assert failed(app, job) == "timed out after 0.05 s"
+    assert said.is_set()
+    assert all(app.get(job.id).result is None for job in jobs)
+    assert all(moves(app, job) == ["enqueued", "claimed", "failed"] for job in jobs)
+
+
+def test_a_coroutine_that_swallows_its_cancellation_loses_its_slot(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "UNWIND_SECONDS", 0.05)
+    let_go = False
+
+    @app.job(timeout=0.05, max_retries=1)
+    async def swallow() -> str:
+        while not let_go:
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                continue
+        return "late"
+
+    @app.job
+    async def quick() -> None: ...
+
+    job = swallow.enqueue()
+    with working(app, concurrency=1):
+        assert failed(app, job) == "timed out after 0.05 s"
+        others = [quick.enqueue() for _ in range(3)]
+        for other in others:
+            completed(app, other)
+        let_go = True
+        completed(app, quick.enqueue())
+    assert moves(app, job) == ["enqueued", "claimed", "failed"]
+
+
+def test_a_thread_is_left_behind_and_replaced(app: Tenure) -> None:
+    """However many threads hang, as many handlers as before can run at the same time."""
+    let_go = threading.Event()
+    contexts: list[JobContext] = []
+    together = threading.Barrier(2)
+
+    @app.job(timeout=0.05, max_retries=1)
+    def hang(context: JobContext) -> str:
+        contexts.append(context)
+        let_go.wait(PATIENCE)
+        return "late"
+
+    @app.job(max_retries=1)
+    def meet() -> None:
+        together.wait(PATIENCE)
+
+    with working(app, concurrency=2):
+        # Used before, so that the threads have a past.
+        for job in [meet.enqueue() for _ in range(4)]:
+            completed(app, job)
+        hanging = [hang.enqueue() for _ in range(5)]
+        for job in hanging:
+            assert failed(app, job) == "timed out after 0.05 s"
+        assert all(context.cancelled for context in contexts)
+        for job in [meet.enqueue() for _ in range(6)]:
+            completed(app, job)
+        let_go.set()
+        for job in [meet.enqueue() for _ in range(6)]:
+            completed(app, job)
+
+    for job in hanging:
+        assert app.get(job.id).result is None
+        assert moves(app, job) == ["enqueued", "claimed", "failed"]
+
+
+def test_a_slot_is_free_again_though_its_coroutine_was_stopped_before_it_began(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "UNWIND_SECONDS", 1_000)
+    together = asyncio.Barrier(2)
+
+    @app.job
+    async def quick() -> None: ...
+
+    @app.job
+    async def block() -> None:
+        time.sleep(0.3)  # noqa: ASYNC251 - it is the fault under test
+
+    @app.job(timeout=0.05, max_retries=1)
+    async def late() -> None:
+        await asyncio.sleep(0)
+
+    @app.job(max_retries=1)
+    async def meet() -> None:
+        await together.wait()
+
+    with working(app, concurrency=2):
+        # Many quick jobs make the worker claim ahead. Then a quick one makes room for `late`, and
+        # before its first step the loop is blocked for longer than it has.
+        drafts = [quick.draft()] * 200 + [quick.draft(), block.draft(), late.draft()] * 3
+        ends = [settled(app, job) for job in app.enqueue_many(drafts)]
+        assert "timed out after 0.05 s" in {end.last_error for end in ends}
+        for job in app.enqueue_many([meet.draft()] * 4):
+            completed(app, job)
+
+
+def test_ends_and_timeouts_at_the_same_moment_give_one_outcome_each(app: Tenure) -> None:
+    runs: list[str] = []
+
+    @app.job(timeout=0.05, max_retries=3, backoff=0)
+    async def coroutine(context: JobContext, wait: float) -> str:
+        runs.append(context.id)
+        await asyncio.sleep(wait)
+        return "done"
+
+    @app.job(timeout=0.05, max_retries=3, backoff=0)
+    def function(context: JobContext, wait: float) -> str:
+        runs.append(context.id)
+        time.sleep(wait)
+        return "done"
+
+    waits = [0.03 + 0.001 * number for number in range(40)]
+    drafts = [kind.draft(wait) for kind in (coroutine, function) for wait in waits]
+    with working(app, concurrency=20):
+        jobs = app.enqueue_many(drafts)
+        ends = [settled(app, job) for job in jobs]
+
+    for end in ends:
+        assert runs.count(end.id) == end.attempts
+        outcomes = [e for e in moves(app, end) if e in ("completed", "failed")]
+        assert len(outcomes) == end.attempts
+        assert (end.result == '"done"') == (end.status is Status.COMPLETED)
+    assert app.verify() == []
+
+
+def test_a_blocked_loop_delays_a_timeout_but_does_not_lose_it(app: Tenure) -> None:
+    blocked = threading.Event()
+
+    @app.job(max_retries=1)
+    async def block() -> None:
+        blocked.set()
+        time.sleep(0.3)  # noqa: ASYNC251 - it is the fault under test
+
+    @app.job(timeout=0.1, max_retries=1)
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    job = hang.enqueue()
+    with working(app, concurrency=2):
+        blocker = block.enqueue()
+        assert blocked.wait(PATIENCE)
+        assert failed(app, job) == "timed out after 0.1 s"
+        completed(app, blocker)
+        until(lambda: not app.find(status="processing"))
