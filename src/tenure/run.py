@@ -11,13 +11,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from tenure.app import Tenure
 from tenure.executors import CHILD, STOP_SIGNALS
 from tenure.handlers import Handlers
-from tenure.sweeper import Sweeper
+from tenure.jobtype import Duration
+from tenure.sweeper import DEFAULT_KEEP, Sweeper
 from tenure.worker import Worker, WorkSource
 
 ABORTED = 130
@@ -32,17 +33,19 @@ def run_worker(
     concurrency: int = 16,
     lease_seconds: float = 30.0,
     grace_seconds: float = 30.0,
+    keep: Mapping[str, Duration] = DEFAULT_KEEP,
 ) -> None:
     """Run handlers for jobs from `source` until a signal asks to stop; returns when drained.
 
-    Call it on the main thread: Python handles signals there alone.
+    `keep` is retention by status, applied where `source` is the database itself. Call this on the
+    main thread: Python handles signals there alone.
     """
     if multiprocessing.current_process().name == CHILD:
         raise RuntimeError(
             "a child process imports your main module: run workers only under "
             "`if __name__ == '__main__':`"
         )
-    sweeper = Sweeper(source) if isinstance(source, Tenure) else None
+    sweeper = Sweeper(source, keep=keep) if isinstance(source, Tenure) else None
 
     async def work() -> None:
         worker = Worker(

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Tenure
+from tenure import Job, Tenure
 from tenure.client import Client
+from tenure.records import ClaimRequest, Outcome, Report
 from tests.faces.command import PROGRAM, program, run, surroundings
 from tests.worker.running import completed, settled
-from tests.worker.waiting import PATIENCE
+from tests.worker.waiting import PATIENCE, until
 
 SHOP = """
-from tenure import Tenure
+from tenure import Job, Tenure
 
 app = Tenure("sqlite:///shop.db")
 other = Tenure("sqlite:///other.db")
@@ -87,6 +88,13 @@ def serving(*arguments: str, **environ: str) -> Iterator[tuple[subprocess.Popen[
         yield process, line.split()[-1]
 
 
+def settle(app: Tenure, job: Job, outcome: Outcome) -> None:
+    """Have a worker claim the next job, which is to be `job`, and say how it ended."""
+    (lease,) = app.claim(ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")).leases
+    assert lease.id == job.id
+    app.report([Report(lease.id, lease.lease_id, outcome)])
+
+
 # --- worker -----------------------------------------------------------------------------------
 
 
@@ -143,6 +151,16 @@ def test_a_worker_that_is_killed_loses_no_job(database_url: str) -> None:
         assert events == [
             *("enqueued", "claimed", "lease_expired", "retried", "claimed", "completed")
         ]
+
+
+def test_a_worker_prunes_as_it_was_told_and_not_by_default(sqlite_url: str) -> None:
+    arguments = ("worker", "--simulate", "--database", sqlite_url)
+    with Tenure(sqlite_url) as app:
+        gone, kept = app.enqueue("email"), app.enqueue("email")
+        settle(app, gone, Outcome.COMPLETED)
+        app.cancel(kept.id)
+        with running(*arguments, TENURE_KEEP_COMPLETED="0s", TENURE_KEEP_CANCELLED="forever"):
+            until(lambda: [job.id for job in app.find()] == [kept.id])
 
 
 @pytest.mark.parametrize(

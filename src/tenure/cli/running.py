@@ -143,6 +143,7 @@ def worker(
             concurrency=settings.concurrency,
             lease_seconds=settings.lease_seconds,
             grace_seconds=settings.grace_seconds,
+            keep=settings.keep,
         )
 
 

@@ -1,0 +1,114 @@
+"""Write docs/reference/cli.md from the commands themselves: `python tools/cli_page.py`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from tenure.cli import cli
+
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "cli.md"
+
+HEAD = """\
+# Command line
+
+This page is written by `tools/cli_page.py` from the commands themselves; a test fails when the two
+differ. `tenure COMMAND --help` says the same in the terminal, and `python -m tenure` is `tenure`.
+
+## Which database
+
+Every command takes `--database URL`, before or after its name. Without it, the database is
+`TENURE_DATABASE`, else `database` in the file that `TENURE_CONFIG` names, else
+`sqlite:///tenure.db`. A worker without any of these uses the database of its `--app`; with one of
+them, the applications it loads are put on that database too.
+With `--server`, a worker needs no database. Every other setting is on [its own page](settings.md).
+
+## Output
+
+Answers go to standard output, errors and logs to standard error. Without `--json` an answer is a
+table or a few lines for people: it is cut to fit a terminal, and not cut on its way to a file or
+another program. `--json` prints one JSON document, in the shapes of the [HTTP API](http.md); `jobs
+show` prints `{"job": …, "history": […], "explanation": …}`. Texts that come from jobs cannot act on
+the terminal: control characters, escape sequences and direction marks are shown as escapes, in
+JSON too.
+
+## Exit codes
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | refused by a job's status, a full queue, a used key; violations or problems were found |
+| 2 | bad input: an unknown option, a payload, a name, an address, a module that is not there |
+| 3 | no such job |
+| 4 | the database or the server does not answer, or the database's schema does not fit |
+| 130 | interrupted |
+
+An error is printed as what happened, where, and what to do next. Only a fault in Tenure or in the
+application that `--app` names ends in a traceback. A command that takes several jobs goes on after
+a refusal; the first one sets the exit code.
+"""
+
+SIMULATION = """\
+## Simulation
+
+With `--simulate`, every type without a handler of its own succeeds at once, whatever its payload,
+but for the rules given by `--fail-type` and `--fail-every`. Nothing is left to chance: the same
+jobs started in the same order fail in the same way. Some types have a behaviour of their own:
+
+| type | payload | what it does |
+|---|---|---|
+| `simulate.flaky` | `{"fail_times": k}` | fails the first k attempts |
+| `simulate.sleep` | `{"seconds": s}` | sleeps |
+| `simulate.fail` | any | fails every attempt |
+| `simulate.crash` | `{"crash_times": k}` | kills its worker in the first k attempts (1) |
+
+`simulate.crash` sends SIGKILL to the process it runs in, which under `tenure serve` is the server.
+The lease runs out, and the next attempt is another worker's.
+"""
+
+
+def commands(group: click.Group, *path: str) -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, with the words that call it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+        else:
+            yield " ".join((*path, name)), command
+
+
+def section(name: str, command: click.Command) -> str:
+    """The part of the page about one command."""
+    context = click.Context(command, info_name=name)
+    arguments = [
+        parameter.make_metavar(context)
+        for parameter in command.params
+        if isinstance(parameter, click.Argument)
+    ]
+    text = inspect.cleandoc(command.help or "")
+    rows = [
+        f"| {_code(record[0])} | {record[1]} |"
+        for option in command.params
+        if isinstance(option, click.Option)
+        and option.name != "database"  # every command has it
+        and (record := option.get_help_record(context))
+    ]
+    title = " ".join(("tenure", name, *arguments))
+    table = "\n".join(("", "| option | meaning |", "|---|---|", *rows, "")) if rows else ""
+    return f"### `{title}`\n\n{text}\n{table}"
+
+
+def _code(option: str) -> str:
+    return "`" + option.replace("|", "\\|") + "`"
+
+
+def page() -> str:
+    """The whole page."""
+    sections = [section(name, command) for name, command in commands(cli)]
+    return "\n".join((HEAD, "## Commands\n", *sections, SIMULATION))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
