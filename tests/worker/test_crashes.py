@@ -1,0 +1,219 @@
+"""Workers killed at every point of a job's life: the job is charged and taken over once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from tenure import Draft, Status, Tenure
+from tenure.jobtype import Options
+from tests.worker.running import completed, failed, moves, settled, sweeping
+from tests.worker.scripts import WorkerScript, ended
+from tests.worker.waiting import until
+
+WORK = """
+@app.job
+async def work(context: JobContext):
+    log(f"{context.id} {context.attempt}")
+    if not (FOLDER / "go on").exists():
+        await asyncio.Event().wait()
+    return "done"
+"""
+
+KILLED_ONCE = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "completed"]
+
+# Each stands before or after a turn with the store, and kills its own process there.
+BEFORE_THE_CLAIM = """
+    real = app.turn
+    def turn(reports, claim):
+        os.kill(os.getpid(), signal.SIGKILL)
+    app.turn = turn
+"""
+BETWEEN_CLAIM_AND_START = """
+    real = app.turn
+    def turn(reports, claim):
+        future = real(reports, claim)
+        if future.result().leases:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return future
+    app.turn = turn
+"""
+BEFORE_THE_REPORT = """
+    real = app.turn
+    def turn(reports, claim):
+        if reports:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(reports, claim)
+    app.turn = turn
+"""
+BEFORE_THE_ANSWER = """
+    real = app.turn
+    def turn(reports, claim):
+        future = real(reports, claim)
+        if reports:
+            future.result()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return future
+    app.turn = turn
+"""
+
+
+def run_until_killed(folder: Path, url: str, before: str) -> WorkerScript:
+    with WorkerScript(folder, url, WORK, before=before.strip()) as script:
+        script.mark("go on")
+        assert ended(script.start()) == -signal.SIGKILL
+    return script
+
+
+def run_to_the_end(folder: Path, app: Tenure, job_id: str) -> list[str]:
+    """A second worker, and a sweeper, finish the job; what all workers logged."""
+    with WorkerScript(folder, app.database, WORK) as script, sweeping(app):
+        script.start()
+        assert completed(app, job_id).result == '"done"'
+        return script.lines()
+
+
+def test_killed_in_the_handler(either: Tenure, tmp_path: Path) -> None:
+    app = either
+    job = app.enqueue("work", backoff=0)
+    with WorkerScript(tmp_path / "meet", app.database, WORK) as script:
+        worker = script.start()
+        script.logged(1)
+        worker.kill()
+        assert ended(worker) == -signal.SIGKILL
+        assert app.get(job.id).status is Status.PROCESSING
+        script.mark("go on")
+
+        lines = run_to_the_end(tmp_path / "meet", app, job.id)
+
+    assert lines == [f"{job.id} 1", f"{job.id} 2"]
+    assert moves(app, job) == KILLED_ONCE
+    assert app.get(job.id).last_error is not None
+    assert "did not report attempt 1" in (app.history(job.id)[2].detail or "")
+
+
+def test_killed_before_the_claim_nothing_is_charged(app: Tenure, tmp_path: Path) -> None:
+    job = app.enqueue("work", backoff=0)
+    run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_CLAIM)
+    now = app.get(job.id)
+    assert (now.status, now.attempts, now.token) == (Status.PENDING, 0, 0)
+
+    assert run_to_the_end(tmp_path / "meet", app, job.id) == [f"{job.id} 1"]
+
+
+def test_killed_between_claim_and_start_the_attempt_is_charged(app: Tenure, tmp_path: Path) -> None:
+    job = app.enqueue("work", backoff=0)
+    script = run_until_killed(tmp_path / "meet", app.database, BETWEEN_CLAIM_AND_START)
+    assert script.lines() == []
+    assert app.get(job.id).attempts == 1
+
+    assert run_to_the_end(tmp_path / "meet", app, job.id) == [f"{job.id} 2"]
+    assert moves(app, job) == KILLED_ONCE
+
+
+def test_killed_between_success_and_report_the_job_runs_again(app: Tenure, tmp_path: Path) -> None:
+    job = app.enqueue("work", backoff=0)
+    run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_REPORT)
+
+    assert run_to_the_end(tmp_path / "meet", app, job.id) == [f"{job.id} 1", f"{job.id} 2"]
+    assert moves(app, job) == KILLED_ONCE
+
+
+def test_killed_between_report_and_answer_the_job_is_done(app: Tenure, tmp_path: Path) -> None:
+    job = app.enqueue("work", backoff=0)
+    run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_ANSWER)
+
+    assert app.get(job.id).status is Status.COMPLETED
+    assert run_to_the_end(tmp_path / "meet", app, job.id) == [f"{job.id} 1"]
+    assert moves(app, job) == ["enqueued", "claimed", "completed"]
+
+
+POISON = """
+@app.job
+def poison(context: JobContext):
+    log(f"poison {context.attempt}")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.job
+async def honest(number: int):
+    return number
+"""
+
+
+def test_a_job_that_kills_every_worker_fails_after_as_many_as_allowed(
+    either: Tenure, tmp_path: Path
+) -> None:
+    """A supervisor restarts the worker whenever it dies. Other jobs get done all the same."""
+    app = either
+    poison = app.enqueue("poison", max_retries=3, backoff=0)
+    kills = 0
+    with (
+        WorkerScript(tmp_path / "meet", app.database, POISON, concurrency=1) as script,
+        sweeping(app),
+    ):
+        worker = script.start()
+
+        def over() -> bool:
+            nonlocal worker, kills
+            if worker.poll() is not None:
+                assert worker.returncode == -signal.SIGKILL
+                kills += 1
+                worker = script.start()
+            return app.get(poison.id).status is Status.FAILED
+
+        until(over, "the poison to fail for good")
+        honest = [app.enqueue("honest", {"number": n}) for n in range(5)]
+        for job in honest:
+            completed(app, job)
+
+    assert kills == 3
+    assert script.lines() == ["poison 1", "poison 2", "poison 3"]
+    assert "did not report attempt 3" in failed(app, poison)
+    assert app.get(poison.id).attempts == 3
+    attempt = ["claimed", "lease_expired"]
+    assert moves(app, poison) == [
+        "enqueued",
+        *attempt,
+        "retried",
+        *attempt,
+        "retried",
+        *attempt,
+    ]
+    assert app.verify() == []
+
+
+def test_poison_at_its_last_attempt_ends_with_no_worker_left(app: Tenure, tmp_path: Path) -> None:
+    poison = app.enqueue("poison", max_retries=1)
+    with WorkerScript(tmp_path / "meet", app.database, POISON) as script:
+        assert ended(script.start()) == -signal.SIGKILL
+    assert app.get(poison.id).status is Status.PROCESSING
+    with sweeping(app):
+        assert "did not report attempt 1" in failed(app, poison)
+
+
+def test_many_killed_workers_lose_nothing(either: Tenure, tmp_path: Path) -> None:
+    app = either
+    handlers = """
+@app.job
+async def count(number: int):
+    log(number)
+    await asyncio.sleep(0.002)
+"""
+    options: Options = {"backoff": 0, "max_retries": 10}
+    jobs = app.enqueue_many([Draft("count", {"number": n}, options) for n in range(300)])
+    with WorkerScript(tmp_path / "meet", app.database, handlers) as script, sweeping(app):
+        for share in (50, 120, 200):
+            worker = script.start()
+            script.logged(share)
+            os.kill(worker.pid, signal.SIGKILL)
+            ended(worker)
+        script.start()
+        ends = [settled(app, job) for job in jobs]
+
+    assert {end.status for end in ends} == {Status.COMPLETED}
+    runs = script.lines()
+    for number, end in enumerate(ends):
+        assert 1 <= runs.count(str(number)) <= end.attempts
+    assert app.verify() == []

@@ -1,0 +1,220 @@
+"""Leases: kept while a worker lives, lost when it does not, and never held by two at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tenure import JobContext, Status, Tenure
+from tests.worker.running import completed, failed, moves, settled, sweeping, working
+from tests.worker.scripts import WorkerScript, ended
+from tests.worker.waiting import PATIENCE, until
+
+TAKEN_OVER = ["enqueued", "claimed", "lease_expired", "retried", "claimed"]
+
+
+def test_handlers_that_take_longer_than_a_lease_run_once(either: Tenure) -> None:
+    """One blocks the loop, one a thread; heartbeats come from elsewhere."""
+    app = either
+    runs: list[str] = []
+
+    @app.job
+    async def block() -> None:
+        runs.append("block")
+        time.sleep(2.5)  # noqa: ASYNC251 - it is the fault under test
+
+    @app.job
+    def stay() -> None:
+        runs.append("stay")
+        time.sleep(2.5)
+
+    with sweeping(app), working(app, lease_seconds=1):
+        jobs = [stay.enqueue(), block.enqueue()]
+        for job in jobs:
+            assert completed(app, job).attempts == 1
+    assert sorted(runs) == ["block", "stay"]
+    assert [moves(app, job) for job in jobs] == 2 * [["enqueued", "claimed", "completed"]]
+
+
+def test_jobs_that_wait_in_a_worker_keep_their_leases_too(app: Tenure) -> None:
+    """While the loop is blocked, jobs claimed ahead cannot be handed back; they are not lost."""
+    runs: list[int] = []
+
+    @app.job
+    async def note(number: int) -> None:
+        runs.append(number)
+
+    @app.job
+    async def block() -> None:
+        time.sleep(1.5)  # noqa: ASYNC251 - it is the fault under test
+
+    drafts = [note.draft(n) for n in range(300)]
+    with sweeping(app), working(app, lease_seconds=0.6, concurrency=1):
+        for job in app.enqueue_many([*drafts[:250], block.draft(), *drafts[250:]]):
+            assert completed(app, job).attempts == 1
+    assert sorted(runs) == list(range(300))
+
+
+def test_a_cancelled_job_tells_its_handler_by_the_next_heartbeat(either: Tenure) -> None:
+    app = either
+    started = threading.Barrier(3)
+    told: list[str] = []
+
+    @app.job
+    async def coroutine(context: JobContext) -> None:
+        await asyncio.to_thread(started.wait, PATIENCE)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            assert context.cancelled
+            told.append("coroutine")
+            raise
+
+    @app.job
+    def function(context: JobContext) -> None:
+        started.wait(PATIENCE)
+        until(lambda: context.cancelled, "the context to say so")
+        told.append("function")
+
+    with working(app, lease_seconds=0.6):
+        jobs = [coroutine.enqueue(), function.enqueue()]
+        started.wait(PATIENCE)
+        for job in jobs:
+            assert app.cancel(job.id).status is Status.CANCELLED
+        until(lambda: len(told) == 2, "both handlers to be told")
+        assert [moves(app, job) for job in jobs] == 2 * [["enqueued", "claimed", "cancelled"]]
+
+
+def test_a_report_for_a_cancelled_job_changes_nothing(app: Tenure) -> None:
+    started = threading.Event()
+    go_on = threading.Event()
+
+    @app.job
+    def work() -> str:
+        started.set()
+        go_on.wait(PATIENCE)
+        return "late"
+
+    @app.job
+    async def quick() -> None: ...
+
+    job = work.enqueue()
+    with working(app, concurrency=1):
+        assert started.wait(PATIENCE)
+        app.cancel(job.id)
+        go_on.set()
+        completed(app, quick.enqueue())  # reported together with the other, or after it
+    end = app.get(job.id)
+    assert (end.status, end.result) == (Status.CANCELLED, None)
+    assert moves(app, job) == ["enqueued", "claimed", "cancelled"]
+
+
+def test_a_job_cancelled_before_its_turn_is_not_started(app: Tenure) -> None:
+    runs: list[str] = []
+
+    @app.job
+    async def work(context: JobContext) -> None:
+        runs.append(context.id)
+
+    jobs = [work.enqueue() for _ in range(10)]
+    for job in jobs[::2]:
+        app.cancel(job.id)
+    with working(app):
+        for job in jobs:
+            settled(app, job)
+    assert runs == [job.id for job in jobs[1::2]]
+
+
+# --- frozen workers ----------------------------------------------------------------------------
+
+FREEZABLE = """
+@app.job
+async def coroutine(context: JobContext):
+    log(f"start coroutine {context.token}")
+    try:
+        while not (FOLDER / "go on").exists():
+            await asyncio.sleep(0.003)
+    except asyncio.CancelledError:
+        log(f"told coroutine {context.cancelled}")
+        raise
+    return "frozen"
+
+
+@app.job
+def function(context: JobContext):
+    log(f"start function {context.token}")
+    while not (FOLDER / "go on").exists() and not context.cancelled:
+        time.sleep(0.003)
+    if context.cancelled:
+        log("told function True")
+    return "frozen"
+"""
+
+
+@pytest.fixture
+def frozen(database_url: str, tmp_path: Path) -> Iterator[WorkerScript]:
+    with WorkerScript(tmp_path / "meet", database_url, FREEZABLE, lease=1) as script:
+        yield script
+
+
+def test_what_a_frozen_worker_held_is_taken_over_and_its_handlers_are_told(
+    either: Tenure, frozen: WorkerScript
+) -> None:
+    app = either
+
+    @app.job(name="coroutine")
+    async def coroutine() -> str:
+        return "taken over"
+
+    @app.job(name="function")
+    def function() -> str:
+        return "taken over"
+
+    jobs = [app.enqueue(name, max_retries=2, backoff=0) for name in ("coroutine", "function")]
+    worker = frozen.start()
+    frozen.logged(2)
+    os.kill(worker.pid, signal.SIGSTOP)
+    with sweeping(app), working(app):
+        ends = [completed(app, job) for job in jobs]
+        os.kill(worker.pid, signal.SIGCONT)
+        lines = frozen.logged(4)
+
+    assert sorted(lines[2:]) == ["told coroutine True", "told function True"]
+    worker.terminate()
+    assert ended(worker) == 0
+    for job, end in zip(jobs, ends, strict=True):
+        assert app.get(job.id) == end
+        assert (end.result, end.attempts, end.token) == ('"taken over"', 2, 2)
+        assert moves(app, job) == [*TAKEN_OVER, "completed"]
+    assert app.verify() == []
+
+
+def test_a_report_of_a_thawed_worker_cannot_change_a_final_failure(
+    either: Tenure, frozen: WorkerScript
+) -> None:
+    app = either
+
+    @app.job(name="function")
+    def function() -> None:
+        raise ValueError("the last attempt")
+
+    job = app.enqueue("function", max_retries=2, backoff=0)
+    worker = frozen.start()
+    frozen.logged(1)
+    os.kill(worker.pid, signal.SIGSTOP)
+    with sweeping(app), working(app):
+        assert "the last attempt" in failed(app, job)
+    frozen.mark("go on")  # its handler succeeds as soon as it can
+    os.kill(worker.pid, signal.SIGCONT)
+    worker.terminate()
+
+    assert ended(worker) == 0
+    assert app.get(job.id).status is Status.FAILED
+    assert moves(app, job) == [*TAKEN_OVER, "failed"]
