@@ -57,7 +57,10 @@ def success(value: object) -> Success:
 
 
 def failure(error: BaseException) -> Failure:
-    """The ending of a handler that raised."""
+    """The ending of a handler that raised; its traceback begins with the handler's own frame."""
+    ours = error.__traceback__
+    if ours is not None and ours.tb_next is not None:
+        error = error.with_traceback(ours.tb_next)
     if isinstance(error, BadArguments):
         return Failure(str(error), retryable=False)
     return Failure(describe_exception(error), retryable=not isinstance(error, PermanentFailure))
