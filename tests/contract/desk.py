@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from tenure.ids import new_id
@@ -21,6 +22,7 @@ from tests.clock import Clock
 from tests.raw import Raw
 
 LEASE_SECONDS = 60.0
+COUNT_LEDGER = "SELECT count(*) FROM {transition}"
 
 
 def new(type: str = "mail", **fields: Any) -> Addition:
@@ -98,6 +100,17 @@ class Desk:
     def history(self, job_id: str) -> list[Transition]:
         """The ledger of a job."""
         return self.store.read.history(job_id)
+
+    def ledger(self, after: str = "", limit: int = 10_000) -> list[Transition]:
+        """The ledger, once all of it can be read.
+
+        PostgreSQL holds entries back while any older transaction runs, and one may be running for
+        the server itself (autovacuum).
+        """
+        deadline = time.monotonic() + 10
+        while len(self.store.read.ledger("", 10_000)) < self.raw.value(COUNT_LEDGER):
+            assert time.monotonic() < deadline, "the ledger is not complete after 10 seconds"
+        return self.store.read.ledger(after, limit)
 
     def ids(self, leases: list[Lease]) -> list[str]:
         """The jobs of leases."""

@@ -147,7 +147,7 @@ def test_it_finds_what_was_broken(unaudited_desk: Desk, invariant: str, statemen
     assert desk.raw.changed >= 1
     found = desk.store.read.violations(10)
     assert invariant in [name for name, _, _ in found]
-    jobs = {entry.job_id for entry in desk.store.read.ledger("", 100)}
+    jobs = {entry.job_id for entry in desk.ledger()}
     jobs |= {str(job_id) for (job_id,) in desk.raw.run("SELECT id FROM {job}")}
     assert all(job_id in jobs and what for _, job_id, what in found)
 

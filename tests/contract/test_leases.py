@@ -157,7 +157,7 @@ def test_sweeps_at_once_end_each_lease_once(desk: Desk, database_url: str) -> No
             store.close()
     swept += [job.id for job in desk.store.sweep(limit=200).result()]
     assert len(swept) == len(set(swept)) == 200
-    events = [entry.event for entry in desk.store.read.ledger("", 2_000)]
+    events = [entry.event for entry in desk.ledger()]
     assert events.count("lease_expired") == events.count("retried") == 200
 
 
