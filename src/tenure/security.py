@@ -8,13 +8,14 @@ it. Requests that change something are refused when a browser says that another 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import ipaddress
 import re
 from collections.abc import Sequence
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +27,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _is_host = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(:[0-9]{1,5})?").fullmatch
 
 
+@functools.lru_cache(256)
 def is_loopback(host: str) -> bool:
     """Whether `host` names this machine's loopback interface."""
     if host == "localhost":
@@ -127,15 +129,22 @@ def _digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
 
 
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""Sent with every answer that does not say something else under the same name."""
+
+
 def _with_security_headers(send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            headers["X-Content-Type-Options"] = "nosniff"
-            headers.setdefault("Cache-Control", "no-store")
-            headers.setdefault("Content-Security-Policy", "default-src 'none'")
-            headers.setdefault("X-Frame-Options", "DENY")
-            headers.setdefault("Referrer-Policy", "no-referrer")
+            given = message["headers"]
+            names = {name for name, _ in given}
+            message["headers"] = [*given, *(pair for pair in HEADERS if pair[0] not in names)]
         await send(message)
 
     return send_with_headers

@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from tenure import wire
 from tenure.app import Tenure
-from tenure.errors import InvalidInput, TenureError
+from tenure.errors import TenureError
 from tenure.problems import RETRY_SECONDS, Refusal
 from tenure.records import ClaimRequest, Lease, Outcome, Report, Transition
 
@@ -29,7 +29,6 @@ PING_SECONDS = 15.0
 RECONNECT_MILLISECONDS = 1_000
 MOST_AT_ONCE = 500
 MOST_STREAMS = 100
-LONGEST_POSITION = 64
 
 
 class Doorbell:
@@ -173,16 +172,7 @@ async def start_of(app: Tenure, after: str | None) -> tuple[str, list[Transition
     """
     if after is None:
         return await run_in_threadpool(app.ledger_end), []
-    if len(after) > LONGEST_POSITION or not after.isascii() or not after.isprintable():
-        raise _no_position()
-    try:
-        return after, await run_in_threadpool(app.ledger, after, MOST_AT_ONCE)
-    except (ValueError, OverflowError) as error:
-        raise _no_position() from error
-
-
-def _no_position() -> InvalidInput:
-    return InvalidInput("not a position of this ledger; start without one", path="Last-Event-ID")
+    return after, await run_in_threadpool(app.ledger, after, MOST_AT_ONCE)
 
 
 async def events(

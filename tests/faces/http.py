@@ -1,0 +1,190 @@
+"""Speaking HTTP to Tenure in tests: in this process, request by request, or to a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import httpx2
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message, Scope
+
+from tenure import Tenure
+from tenure.server import build
+from tenure.settings import Settings
+from tests.faces.command import PROGRAM, surroundings
+
+JSON = {"Content-Type": "application/json"}
+NOWHERE = "0190163d-8694-739b-aea5-966c26f8ad90"
+"""An id that no job has."""
+
+
+@contextlib.contextmanager
+def api_of(app: Tenure, settings: Settings | None = None) -> Iterator[TestClient]:
+    """A client of the API in this process."""
+    with TestClient(build(app, settings), base_url="http://localhost") as client:
+        yield client
+
+
+def problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
+    """The body of a refusal, which must be a problem of this kind."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert body["status"] == status
+    assert body["code"] == code, body
+    assert body["type"] == f"urn:tenure:problem:{code}"
+    assert body["title"]
+    assert body["detail"]
+    return body
+
+
+def claim(api: httpx2.Client, limit: int = 1, **more: Any) -> list[dict[str, Any]]:
+    """Lease jobs as worker `w`."""
+    response = api.post("/leases", json={"worker": "w", "limit": limit, **more})
+    assert response.status_code == 200, response.text
+    leases: list[dict[str, Any]] = response.json()
+    return leases
+
+
+# --- one request, seen from the server's side -----------------------------------------------------
+
+
+def scope_of(
+    method: str, path: str, headers: Mapping[str, str] | None = None, query: str = ""
+) -> Scope:
+    """A request as a server hands it to the application."""
+    sent = {"host": "localhost", "content-type": "application/json", **(headers or {})}
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": query.encode(),
+        "headers": [(n.lower().encode(), v.encode("latin-1")) for n, v in sent.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+
+
+@dataclass
+class Exchange:
+    """A request that a test can hold open: what is sent to it, and what it answered so far."""
+
+    app: ASGIApp
+    method: str
+    path: str
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    query: str = ""
+    status: int = 0
+    answered: bytes = b""
+
+    def __post_init__(self) -> None:
+        self._to_app: asyncio.Queue[Message] = asyncio.Queue()
+        self._news = asyncio.Event()
+        self._scope = scope_of(self.method, self.path, self.headers, self.query)
+
+    async def __aenter__(self) -> Exchange:
+        await self._to_app.put({"type": "http.request", "body": self.body, "more_body": False})
+        self.task = asyncio.ensure_future(self.app(self._scope, self._to_app.get, self._receive))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+
+    async def _receive(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        else:
+            self.answered += message.get("body", b"")
+        self._news.set()
+
+    async def hang_up(self) -> None:
+        """The client goes away."""
+        await self._to_app.put({"type": "http.disconnect"})
+
+    async def until(self, part: bytes) -> None:
+        """Wait until `part` has been answered."""
+        async with asyncio.timeout(10):
+            while part not in self.answered:
+                self._news.clear()
+                await self._news.wait()
+
+    async def end(self) -> Any:
+        """Wait for the end of the answer; its JSON."""
+        async with asyncio.timeout(10):
+            await self.task
+        return json.loads(self.answered) if self.answered else None
+
+
+# --- a real server --------------------------------------------------------------------------------
+
+
+class Served:
+    """`tenure serve` as a program of its own, on a free port."""
+
+    def __init__(self, database: str, *arguments: str, **environ: str) -> None:
+        self.process = subprocess.Popen(
+            [*PROGRAM, "serve", "--port", "0", "--database", database, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=surroundings(**environ),
+        )
+        assert self.process.stdout is not None
+        self.greeting = self.process.stdout.readline().strip()
+        self.url = self.greeting.rpartition(" ")[2]
+        assert self.url.startswith("http"), self.process.communicate()[1]
+        host, _, port = self.url.partition("//")[2].rpartition(":")
+        self.address = (host, int(port))
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def connect(self) -> socket.socket:
+        """A plain connection to it."""
+        return socket.create_connection(self.address, timeout=30)
+
+    def stop(self, timeout: float = 30) -> tuple[int, str]:
+        """Ask it to stop; its exit code and its log."""
+        self.process.send_signal(signal.SIGTERM)
+        _, log = self.process.communicate(timeout=timeout)
+        return self.process.returncode, log
+
+
+def python(code: str, **environ: str) -> subprocess.Popen[str]:
+    """A Python program of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environ},
+    )

@@ -1,0 +1,252 @@
+"""Bad input over HTTP: refused with what, where and why, and nothing is written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+from starlette.types import Message
+
+from tenure import Tenure, payload, produced
+from tenure.api.table import MANY, ONE_JOB
+from tenure.server import build
+from tests.faces.http import JSON, api_of, claim, problem, scope_of
+
+
+@pytest.fixture
+def api(sqlite_url: str) -> Iterator[TestClient]:
+    with Tenure(sqlite_url) as app, api_of(app) as api:
+        yield api
+        assert api.get("/stats").json()["total"] == 0, "something was written"
+
+
+def nested(levels: int) -> str:
+    return '{"a":' * levels + "1" + "}" * levels
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ("", "$"),
+        ("{", "$"),
+        ("[]", "$"),
+        ("null", "$"),
+        ('"job"', "$"),
+        ("{}", "$"),
+        ('{"type": 1}', "$.type"),
+        ('{"type": ""}', "$.type"),
+        ('{"type": "a b"}', "$.type"),
+        ('{"type": "../a"}', "$.type"),
+        ('{"type": "a\\n"}', "$.type"),
+        ('{"type": "a", "queue": "q/q"}', "$.queue"),
+        ('{"type": "a", "queue": null}', "$.queue"),
+        ('{"type": "a", "payload": []}', "$.payload"),
+        ('{"type": "a", "payload": {"x": "a\\u0000b"}}', "$.payload.x"),
+        ('{"type": "a", "payload": {"x": [0, {"y": "\\ud800"}]}}', "$.payload.x[1].y"),
+        ('{"type": "a", "payload": {"x": 9223372036854775808}}', "$.payload.x"),
+        ('{"type": "a", "payload": {"x": 1e999}}', "$.payload.x"),
+        ('{"type": "a", "payload": {"x": NaN}}', "$.payload.x"),
+        ('{"type": "a", "payload": {"x": Infinity}}', "$.payload.x"),
+        ('{"type": "a", "payload": {"x": 1, "x": 2}}', "$.payload"),
+        ('{"type": "a", "type": "b"}', "$"),
+        ('{"type": "a", "payload": ' + nested(payload.MAX_DEPTH + 1) + "}", "$"),
+        ('{"type": "a", "payload": {"x": ' + "[" * 100_000 + "]" * 100_000 + "}}", "$"),
+        ('{"type": "a", "prioritty": 1}', "$"),
+        ('{"type": "a", "status": "completed"}', "$"),
+        ('{"type": "a", "attempts": 7}', "$"),
+        ('{"type": "a", "token": 7}', "$"),
+        ('{"type": "a", "actor": "root"}', "$"),
+        ('{"type": "a", "priority": "1"}', "$.priority"),
+        ('{"type": "a", "priority": 32768}', "$.priority"),
+        ('{"type": "a", "priority": true}', "$.priority"),
+        ('{"type": "a", "max_retries": -1}', "$.max_retries"),
+        ('{"type": "a", "max_retries": 1001}', "$.max_retries"),
+        ('{"type": "a", "delay": "soon"}', "$.delay"),
+        ('{"type": "a", "delay": -1}', "$.delay"),
+        ('{"type": "a", "delay": 1e300}', "$.delay"),
+        ('{"type": "a", "timeout": 0}', "$.timeout"),
+        ('{"type": "a", "run_at": "2030-01-01T00:00:00"}', "$.run_at"),
+        ('{"type": "a", "run_at": "tomorrow"}', "$.run_at"),
+        ('{"type": "a", "run_at": "0001-01-01T00:00:00+14:00"}', "$.run_at"),
+        ('{"type": "a", "run_at": "9999-12-31T23:59:59-14:00"}', "$.run_at"),
+        ('{"type": "a", "run_at": 1900000000}', "$.run_at"),
+        ('{"type": "a", "run_at": "2030-01-01T00:00:00Z", "delay": 1}', "$.run_at"),
+        ('{"type": "a", "backoff": {"base": 1, "speed": 2}}', "$.backoff"),
+        ('{"type": "a", "backoff": {"factor": 0.5}}', "$.backoff.factor"),
+        ('{"type": "a", "backoff": {"cap": "long"}}', "$.backoff.cap"),
+        ('{"type": "a", "idempotency_key": "a b"}', "$.idempotency_key"),
+    ],
+)
+def test_a_refusal_says_where(api: TestClient, body: str, path: str) -> None:
+    response = api.post("/jobs", content=body.encode(), headers=JSON)
+    assert problem(response, 400, "invalid_input")["path"] == path
+    response = api.post("/jobs/batch", content=f"[{body}]".encode(), headers=JSON)
+    if body:
+        assert response.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        '{"type": "a"}'.encode("utf-16"),
+        '{"type": "a"}'.encode("utf-32"),
+        b'\xef\xbb\xbf{"type": "a"}',
+        b'{"type": "a", "payload": {"x": "\xff"}}',
+        b'{"type": "a"}\0',
+    ],
+)
+def test_only_plain_utf_8_is_read(api: TestClient, data: bytes) -> None:
+    problem(api.post("/jobs", content=data, headers=JSON), 400, "invalid_input")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Content-Type": ""},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        {"Content-Type": "application/jsonp"},
+        {"Content-Type": "text/json"},
+        {"Content-Type": "application/json; charset=utf-16"},
+        {"Content-Type": "application/json; charset=iso-8859-1"},
+        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        {"Content-Type": "application/json", "Content-Encoding": "br"},
+    ],
+)
+def test_other_media_types_are_refused(api: TestClient, headers: dict[str, str]) -> None:
+    data = b'{"type": "a"}'
+    if "Content-Encoding" in headers:
+        data = gzip.compress(data)
+    problem(api.post("/jobs", content=data, headers=headers), 415, "unsupported_media_type")
+
+
+def test_two_content_types_are_refused(api: TestClient) -> None:
+    headers = [("Content-Type", "application/json"), ("Content-Type", "text/plain")]
+    response = api.post("/jobs", content=b'{"type": "a"}', headers=headers)
+    problem(response, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("path", ["/jobs/batch", "/leases", "/reports", "/heartbeats"])
+def test_every_body_must_be_json(api: TestClient, path: str) -> None:
+    response = api.post(path, content=b"[]", headers={"Content-Type": "text/plain"})
+    problem(response, 415, "unsupported_media_type")
+    problem(api.post(path, content=b"oops", headers=JSON), 400, "invalid_input")
+
+
+def test_a_form_cannot_cancel(api: TestClient) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    response = api.post("/jobs/x/cancel", content=b"", headers=form)
+    problem(response, 415, "unsupported_media_type")
+
+
+def test_the_largest_payload_goes_in_and_one_byte_more_does_not(sqlite_url: str) -> None:
+    room = payload.MAX_PAYLOAD_BYTES - len('{"x":""}')
+    with Tenure(sqlite_url) as app, api_of(app) as api:
+        fits = api.post("/jobs", json={"type": "a", "payload": {"x": "y" * room}})
+        assert fits.status_code == 201
+        over = api.post("/jobs", json={"type": "a", "payload": {"x": "y" * (room + 1)}})
+        assert problem(over, 413, "payload_too_large")["path"] == "$.payload"
+        assert len(fits.json()["payload"]["x"]) == room
+
+
+def test_a_body_that_declares_too_much_is_not_read(api: TestClient) -> None:
+    headers = {**JSON, "Content-Length": str(ONE_JOB + 1)}
+    problem(api.post("/jobs", content=b"", headers=headers), 413, "payload_too_large")
+    headers = {**JSON, "Content-Length": str(MANY + 1)}
+    problem(api.post("/reports", content=b"", headers=headers), 413, "payload_too_large")
+
+
+@pytest.mark.anyio
+async def test_an_endless_body_is_cut_off_at_the_limit(sqlite_url: str) -> None:
+    """Without a length the limit holds too, and no more than it is ever taken in."""
+    taken = 0
+    chunk = b'{"type": "' + b"a" * 65_536
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        nonlocal taken
+        taken += len(chunk)
+        return {"type": "http.request", "body": chunk, "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    with Tenure(sqlite_url) as app:
+        await build(app)(scope_of("POST", "/jobs"), receive, send)
+    assert sent[0]["status"] == 413
+    assert taken <= ONE_JOB + 2 * len(chunk)
+
+
+def test_values_are_not_repeated(api: TestClient) -> None:
+    """A refusal names the place, never the secret that stood there."""
+    secret = "hunter2-" * 3
+    bodies = [
+        {"type": "a", "payload": {"x": secret + "\0"}},
+        {"type": secret + " "},
+        {"type": "a", "priority": secret},
+        {"type": "a", "idempotency_key": secret + " "},
+    ]
+    for body in bodies:
+        response = api.post("/jobs", content=json.dumps(body).encode(), headers=JSON)
+        assert response.status_code == 400
+        assert secret not in response.text
+
+
+def test_what_a_handler_produced_is_never_refused(sqlite_url: str) -> None:
+    """NUL, half a surrogate pair, endless numbers, depth, size: the job settles all the same."""
+    results = [
+        '"a\\u0000b"',
+        '"\\ud800"',
+        "123456789012345678901234567890",
+        "1e999",
+        "[" * 300 + "]" * 300,
+        json.dumps("y" * 1_000_000),
+    ]
+    with Tenure(sqlite_url) as app, api_of(app) as api:
+        api.post("/jobs/batch", json=[{"type": "a"}] * (len(results) + 2))
+        for result in results:
+            (lease,) = claim(api)
+            done = api.post(
+                f"/leases/{lease['lease_id']}/complete",
+                content=b'{"result": %b}' % result.encode(),
+                headers=JSON,
+            )
+            assert done.status_code == 200, done.text
+            job = api.get(f"/jobs/{lease['id']}").json()
+            assert job["status"] == "completed"
+            assert job["result"] is not None
+        (lease,) = claim(api)
+        error = b'{"error": "\\ud800 \\u0000 ' + b"long " * 100_000 + b'", "retryable": false}'
+        failed = api.post(f"/leases/{lease['lease_id']}/fail", content=error, headers=JSON)
+        assert failed.status_code == 200
+        job = api.get(f"/jobs/{lease['id']}").json()
+        assert job["status"] == "failed"
+        assert len(job["last_error"].encode()) <= produced.MAX_ERROR_BYTES
+        assert "characters cut" in job["last_error"]
+        (lease,) = claim(api)
+        report = {"lease_id": lease["lease_id"], "outcome": "completed", "result": "a\0"}
+        verdicts = api.post("/reports", json=[report]).json()
+        assert verdicts[0]["answer"] == "recorded"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"result": NaN}',
+        '{"result": {"a": 1, "a": 2}}',
+        '{"result": 1, "result": 2}',
+        '{"result": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"result": 1} 2',
+        '{"outcome": 1}',
+        "[]",
+        "\xff",
+    ],
+)
+def test_a_report_must_be_json_at_least(api: TestClient, body: str) -> None:
+    response = api.post("/leases/x/complete", content=body.encode("latin-1"), headers=JSON)
+    problem(response, 400, "invalid_input")

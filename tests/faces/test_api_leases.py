@@ -1,0 +1,313 @@
+"""What workers do over HTTP: lease, wait for work, report, keep leases alive, hand back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from tenure import Tenure
+from tenure.lifecycle import MAX_RELEASES
+from tenure.server import build
+from tests.faces.http import NOWHERE, Exchange, api_of, claim, problem
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[Tenure]:
+    with Tenure(database_url) as app:
+        yield app
+
+
+@pytest.fixture
+def api(app: Tenure) -> Iterator[TestClient]:
+    with api_of(app) as api:
+        yield api
+
+
+def asking(**more: Any) -> bytes:
+    return json.dumps({"worker": "w", "limit": 5, **more}).encode()
+
+
+def test_a_lease_says_what_a_worker_needs(api: TestClient) -> None:
+    job = api.post("/jobs", json={"type": "a", "payload": {"x": 1}, "timeout": 60}).json()
+    (lease,) = claim(api, lease_seconds=45)
+    assert lease["id"] == job["id"]
+    assert lease["payload"] == {"x": 1}
+    assert (lease["attempts"], lease["max_retries"], lease["token"]) == (1, 3, 1)
+    assert lease["timeout"] == 60.0
+    assert lease["lease_id"].startswith(f"{job['id']}.")
+    shown = api.get(f"/jobs/{job['id']}").json()
+    assert (shown["status"], shown["worker"], shown["token"]) == ("processing", "w", 1)
+    assert shown["lease_expires_at"] == lease["lease_expires_at"]
+
+
+def test_queues_and_types_narrow_a_claim(api: TestClient) -> None:
+    api.post("/jobs/batch", json=[{"type": "a"}, {"type": "b"}, {"type": "a", "queue": "q"}])
+    assert claim(api, 9, types=["c"]) == []
+    assert claim(api, 9, queues=["other"]) == []
+    assert [one["type"] for one in claim(api, 9, queues=["default"], types=["b"])] == ["b"]
+    assert len(claim(api, 9)) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({}, "$"),
+        ({"worker": ""}, "$.worker"),
+        ({"worker": "a\nb"}, "$.worker"),
+        ({"worker": "w" * 256}, "$.worker"),
+        ({"worker": "w", "limit": 0}, "$.limit"),
+        ({"worker": "w", "limit": 1001}, "$.limit"),
+        ({"worker": "w", "lease_seconds": 0.5}, "$.lease_seconds"),
+        ({"worker": "w", "lease_seconds": 86401}, "$.lease_seconds"),
+        ({"worker": "w", "wait_seconds": 31}, "$.wait_seconds"),
+        ({"worker": "w", "queues": ["ok", "not ok"]}, "$.queues[1]"),
+        ({"worker": "w", "types": "a"}, "$.types"),
+        ({"worker": "w", "attempts": 0}, "$"),
+    ],
+)
+def test_a_claim_that_is_not_understood(api: TestClient, body: dict[str, Any], path: str) -> None:
+    assert problem(api.post("/leases", json=body), 400, "invalid_input")["path"] == path
+
+
+# --- waiting for work -----------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_claim_waits_until_there_is_work(app: Tenure) -> None:
+    body = asking(wait_seconds=30)
+    async with Exchange(build(app), "POST", "/leases", body) as request:
+        await asyncio.sleep(0.05)
+        assert not request.task.done()
+        job = await app.enqueue_async("a")
+        (lease,) = await request.end()
+    assert lease["id"] == job.id
+
+
+@pytest.mark.anyio
+async def test_a_waiting_claim_takes_what_becomes_due(app: Tenure) -> None:
+    """Nobody rings when a job becomes due: whoever waits looks by itself."""
+    job = await app.enqueue_async("a", delay=0.3)
+    async with Exchange(build(app), "POST", "/leases", asking(wait_seconds=30)) as request:
+        (lease,) = await request.end()
+    assert lease["id"] == job.id
+
+
+@pytest.mark.anyio
+async def test_a_claim_waits_no_longer_than_asked(app: Tenure) -> None:
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    async with Exchange(build(app), "POST", "/leases", asking(wait_seconds=0.4)) as request:
+        assert await request.end() == []
+    assert 0.4 <= loop.time() - started < 5
+
+
+@pytest.mark.anyio
+async def test_a_stopping_server_ends_waiting_claims_at_once(app: Tenure) -> None:
+    built = build(app)
+    async with Exchange(built, "POST", "/leases", asking(wait_seconds=30)) as request:
+        await asyncio.sleep(0.05)
+        built.state.doorbell.stop()
+        assert await request.end() == []
+    await app.enqueue_async("a")
+    async with Exchange(built, "POST", "/leases", asking(wait_seconds=30)) as request:
+        assert await request.end() == [], "a stopping server leases nothing"
+
+
+@pytest.mark.anyio
+async def test_nothing_is_leased_to_a_client_that_is_gone(app: Tenure) -> None:
+    job = await app.enqueue_async("a")
+    for wait in (0, 30):
+        async with Exchange(build(app), "POST", "/leases", asking(wait_seconds=wait)) as request:
+            await request.hang_up()
+            await request.end()
+    assert app.get(job.id).status == "pending"
+    assert app.get(job.id).attempts == 0
+
+
+@pytest.mark.anyio
+async def test_a_client_that_leaves_while_it_waits_gets_nothing(app: Tenure) -> None:
+    async with Exchange(build(app), "POST", "/leases", asking(wait_seconds=30)) as request:
+        await asyncio.sleep(0.05)
+        await request.hang_up()
+        await request.end()
+        job = await app.enqueue_async("a")
+    assert [move.event for move in app.history(job.id)] == ["enqueued"]
+
+
+@pytest.mark.anyio
+async def test_what_was_leased_while_the_client_left_is_handed_back(app: Tenure) -> None:
+    """The client goes between the look whether it is there and the commit of the claim."""
+    job = await app.enqueue_async("a")
+    built = build(app)
+    request = Exchange(built, "POST", "/leases", asking())
+    claim = app.turn
+
+    def turn(*arguments: Any) -> Any:
+        request._to_app.put_nowait({"type": "http.disconnect"})
+        return claim(*arguments)
+
+    app.turn = turn  # type: ignore[method-assign]
+    async with request:
+        await request.end()
+    moves = [move.event for move in app.history(job.id)]
+    assert moves == ["enqueued", "claimed", "released"]
+    assert app.get(job.id).attempts == 0
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+def test_an_attempt_completes_once(api: TestClient) -> None:
+    api.post("/jobs", json={"type": "a"})
+    (lease,) = claim(api)
+    address = f"/leases/{lease['lease_id']}"
+    first = api.post(f"{address}/complete", json={"result": {"x": 1}})
+    assert first.status_code == 200
+    assert first.json() == {"lease_id": lease["lease_id"], "answer": "recorded"}
+    again = api.post(f"{address}/complete", json={"result": {"x": 1}})
+    assert again.json()["answer"] == "already_recorded"
+    body = problem(api.post(f"{address}/fail", json={"error": "x"}), 409, "report_conflict")
+    assert body["recorded"] == "completed"
+    assert body["reported"] == "failed"
+    job = api.get(f"/jobs/{lease['id']}").json()
+    assert (job["status"], job["result"]) == ("completed", {"x": 1})
+
+
+def test_a_result_may_be_left_out(api: TestClient) -> None:
+    api.post("/jobs", json={"type": "a"})
+    (lease,) = claim(api)
+    assert api.post(f"/leases/{lease['lease_id']}/complete").status_code == 200
+    assert api.get(f"/jobs/{lease['id']}").json()["result"] is None
+
+
+def test_a_failure_is_retried_unless_it_is_permanent(api: TestClient) -> None:
+    for retryable, status in ((True, "pending"), (False, "failed")):
+        api.post("/jobs", json={"type": "a"})
+        (lease,) = claim(api)
+        body = {"error": "no luck", "retryable": retryable}
+        assert api.post(f"/leases/{lease['lease_id']}/fail", json=body).status_code == 200
+        job = api.get(f"/jobs/{lease['id']}").json()
+        assert (job["status"], job["last_error"]) == (status, "no luck")
+
+
+def test_a_release_costs_no_attempt(api: TestClient) -> None:
+    api.post("/jobs", json={"type": "a"})
+    (lease,) = claim(api)
+    assert api.post(f"/leases/{lease['lease_id']}/release").status_code == 200
+    job = api.get(f"/jobs/{lease['id']}").json()
+    assert (job["status"], job["attempts"], job["token"]) == ("pending", 0, 1)
+
+
+def test_releases_are_bounded(api: TestClient) -> None:
+    api.post("/jobs", json={"type": "a", "max_retries": 1})
+    for _ in range(MAX_RELEASES):
+        (lease,) = claim(api)
+        api.post(f"/leases/{lease['lease_id']}/release")
+    (lease,) = claim(api)
+    api.post(f"/leases/{lease['lease_id']}/release")
+    assert api.get(f"/jobs/{lease['id']}").json()["status"] == "failed"
+
+
+def test_a_cancelled_jobs_lease_is_lost(api: TestClient) -> None:
+    api.post("/jobs", json={"type": "a"})
+    (lease,) = claim(api)
+    api.post(f"/jobs/{lease['id']}/cancel")
+    for verb, body in (("heartbeat", None), ("release", None), ("complete", {"result": 1})):
+        lost = api.post(f"/leases/{lease['lease_id']}/{verb}", json=body or {})
+        assert problem(lost, 409, "lease_lost")["job_id"] == lease["id"]
+    assert api.get(f"/jobs/{lease['id']}").json()["status"] == "cancelled"
+
+
+UNKNOWN = [
+    "x",
+    "..x",
+    "a.b",
+    NOWHERE,
+    f"{NOWHERE}.",
+    f".{'0' * 32}",
+    f"{NOWHERE}.{'0' * 32}",
+    f"{NOWHERE}.{'0' * 31}",
+    f"{NOWHERE}.not-a-lease",
+    f"{NOWHERE}.00000000-0000-0000-0000-000000000000",
+    f"{NOWHERE.upper()}.{'0' * 32}",
+    "é" * 100,
+    "%00",
+    "' OR 1=1 --",
+]
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_lease_that_never_was_is_lost(api: TestClient, name: str) -> None:
+    calls = (("complete", {}), ("fail", {"error": "x"}), ("release", {}), ("heartbeat", {}))
+    for verb, body in calls:
+        problem(api.post(f"/leases/{name}/{verb}", json=body), 409, "lease_lost")
+
+
+def test_many_reports_have_a_verdict_each(api: TestClient) -> None:
+    api.post("/jobs/batch", json=[{"type": "a"}] * 4)
+    leases = [lease["lease_id"] for lease in claim(api, 4)]
+    reports = [
+        {"lease_id": leases[0], "outcome": "completed", "result": [1]},
+        {"lease_id": leases[1], "outcome": "failed", "error": "x", "retryable": False},
+        {"lease_id": leases[2], "outcome": "released"},
+        {"lease_id": leases[0], "outcome": "failed", "error": "x"},
+        {"lease_id": leases[1], "outcome": "failed", "error": "x"},
+        *({"lease_id": name, "outcome": "completed"} for name in UNKNOWN),
+    ]
+    verdicts = api.post("/reports", json=reports).json()
+    assert [verdict["lease_id"] for verdict in verdicts] == [one["lease_id"] for one in reports]
+    assert [verdict["answer"] for verdict in verdicts] == [
+        "recorded",
+        "recorded",
+        "recorded",
+        "conflict",
+        "already_recorded",
+        *("lost" for _ in UNKNOWN),
+    ]
+    assert verdicts[3]["recorded"] == "completed"
+    by_status = api.get("/stats").json()["by_status"]
+    assert (by_status["completed"], by_status["failed"], by_status["pending"]) == (1, 1, 1)
+    assert api.post("/reports", json=[]).json() == []
+    refused = api.post("/reports", json=[{"lease_id": "x", "outcome": "exploded"}])
+    assert problem(refused, 400, "invalid_input")["path"] == "$[0].outcome"
+
+
+# --- heartbeats -----------------------------------------------------------------------------------
+
+
+def test_heartbeats_keep_leases(api: TestClient) -> None:
+    api.post("/jobs/batch", json=[{"type": "a"}] * 2)
+    first, second = claim(api, 2, lease_seconds=5)
+    beaten = api.post(f"/leases/{first['lease_id']}/heartbeat", json={"lease_seconds": 600})
+    assert beaten.json() == {"lease_id": first["lease_id"], "held": True}
+    longer = api.get(f"/jobs/{first['id']}").json()["lease_expires_at"]
+    assert longer > first["lease_expires_at"]
+    names = [second["lease_id"], *UNKNOWN, first["lease_id"]]
+    answers = api.post("/heartbeats?lease_seconds=700", json=names).json()
+    assert [answer["lease_id"] for answer in answers] == names
+    assert [answer["held"] for answer in answers] == [True, *(False for _ in UNKNOWN), True]
+    assert api.get(f"/jobs/{second['id']}").json()["lease_expires_at"] > longer
+    assert api.post("/heartbeats", json=[]).json() == []
+    for query in ("lease_seconds=0", "lease_seconds=nan", "lease=3"):
+        refused = api.post(f"/heartbeats?{query}", json=[])
+        problem(refused, 400, "invalid_input")
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+
+def test_no_read_tells_a_lease(api: TestClient, app: Tenure) -> None:
+    """Only who leased a job can settle it: its lease id is shown to nobody else."""
+    job = api.post("/jobs", json={"type": "a"}).json()
+    (lease,) = claim(api)
+    secret = lease["lease_id"].partition(".")[2]
+    paths = [f"/jobs/{job['id']}{part}" for part in ("", "/history", "/explain")]
+    paths += ["/jobs", "/workers", "/queues", "/stats", "/metrics", "/ready"]
+    for path in paths:
+        assert secret not in api.get(path).text, path
+    assert all(secret not in repr(move) for move in app.history(job["id"]))

@@ -1,0 +1,290 @@
+"""What operators ask over HTTP: health, queues, workers, counts, metrics, the event stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from tenure import Tenure
+from tenure.api import metrics, streams
+from tenure.records import Count, QueueState
+from tenure.server import build
+from tests.faces.http import Exchange, api_of, claim, problem
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[Tenure]:
+    with Tenure(database_url) as app:
+        yield app
+
+
+@pytest.fixture
+def api(app: Tenure) -> Iterator[TestClient]:
+    with api_of(app) as api:
+        yield api
+
+
+# --- health ---------------------------------------------------------------------------------------
+
+
+def test_health_and_readiness(api: TestClient) -> None:
+    assert api.get("/health").json() == {"status": "ok"}
+    assert api.get("/ready").json() == {"status": "ready"}
+
+
+def test_a_stopping_server_takes_nothing_new(app: Tenure) -> None:
+    with api_of(app) as api:
+        api.app.state.doorbell.stop()  # type: ignore[attr-defined]
+        for response in (
+            api.get("/ready"),
+            api.post("/jobs", json={"type": "a"}),
+            api.post("/jobs/batch", json=[{"type": "a"}]),
+            api.get("/events"),
+        ):
+            problem(response, 503, "shutting_down")
+            assert int(response.headers["retry-after"]) >= 1
+        assert api.get("/health").json() == {"status": "ok"}
+        assert api.get("/jobs").json() == []
+
+
+def test_not_ready_without_a_database(tmp_path: Any) -> None:
+    """The reason is said, the database's address and errors are not."""
+    app = Tenure(f"sqlite:///{tmp_path}/secret-folder/jobs.db")
+    client = TestClient(build(app), base_url="http://localhost")
+    response = client.get("/ready")
+    body = problem(response, 503, "store_unavailable")
+    assert "database" in body["detail"]
+    assert "secret-folder" not in response.text
+    assert client.get("/health").status_code == 200
+
+
+# --- queues, workers, counts ----------------------------------------------------------------------
+
+
+def test_a_paused_queue_hands_out_nothing(api: TestClient) -> None:
+    api.post("/jobs", json={"type": "a", "queue": "mail"})
+    paused = api.post("/queues/mail/pause")
+    assert paused.status_code == 200
+    assert paused.json()["paused_at"] is not None
+    assert claim(api) == []
+    assert api.get("/jobs?queue=mail").json()[0]["status"] == "pending"
+    resumed = api.post("/queues/mail/resume").json()
+    assert (resumed["name"], resumed["paused_at"], resumed["pending"]) == ("mail", None, 1)
+    assert len(claim(api)) == 1
+    (queue,) = api.get("/queues").json()
+    assert (queue["pending"], queue["processing"]) == (0, 1)
+
+
+def test_queues_that_have_no_jobs_can_be_set(api: TestClient) -> None:
+    assert api.post("/queues/new/pause").json()["pending"] == 0
+    assert api.put("/queues/other/limit", json={"max_pending": 3}).json()["max_pending"] == 3
+    assert api.post("/queues/third/resume").status_code == 200
+    for path in ("/queues/no%20good/pause", "/queues/a..b/resume"):
+        problem(api.post(path), 400, "invalid_input")
+    for body in ({}, {"max_pending": -1}, {"max_pending": "many"}, {"max": 1}):
+        problem(api.put("/queues/q/limit", json=body), 400, "invalid_input")
+
+
+def test_workers_are_listed(api: TestClient) -> None:
+    assert api.get("/workers").json() == []
+    api.post("/jobs", json={"type": "a"})
+    claim(api, types=["a", "b"], label="host:17")
+    (worker,) = api.get("/workers").json()
+    assert (worker["id"], worker["label"], worker["leases"]) == ("w", "host:17", 1)
+    assert (worker["queues"], sorted(worker["types"])) == (None, ["a", "b"])
+
+
+def test_counts_add_up(api: TestClient) -> None:
+    api.post("/jobs/batch", json=[{"type": "a"}, {"type": "a"}, {"type": "b", "queue": "q"}])
+    claim(api, types=["b"])
+    stats = api.get("/stats").json()
+    assert stats["total"] == 3
+    assert stats["by_status"] == {
+        "pending": 2,
+        "processing": 1,
+        "completed": 0,
+        "failed": 0,
+        "cancelled": 0,
+    }
+    assert {"status": "pending", "queue": "default", "type": "a", "jobs": 2} in stats["counts"]
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def test_metrics_in_both_forms_are_the_same(api: TestClient) -> None:
+    api.post("/jobs/batch", json=[{"type": "a"}, {"type": "a"}, {"type": "b", "queue": "q"}])
+    api.post("/queues/q/pause")
+    claim(api)
+    text = api.get("/metrics", headers={"Accept": "text/plain"})
+    assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
+    values = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text.text)
+        for sample in family.samples
+    }
+    form = api.get("/metrics", headers={"Accept": "application/json"}).json()
+    for count in form["counts"]:
+        labels = sorted((name, count[name]) for name in ("status", "queue", "type"))
+        assert values["tenure_jobs", *labels] == count["jobs"]
+    assert values["tenure_queue_pending", ("queue", "default")] == 1
+    assert values["tenure_queue_processing", ("queue", "default")] == 1
+    assert values["tenure_queue_paused", ("queue", "q")] == 1
+    assert values["tenure_queue_oldest_due_seconds", ("queue", "default")] >= 0
+    assert values["tenure_workers",] == form["workers"] == 1
+    assert form["total"] == 3
+
+
+def test_series_are_bounded() -> None:
+    counts = [Count("pending", "q", f"type{n}", n) for n in range(10_000)]
+    few = metrics.bounded(counts)
+    assert len(few) <= metrics.MOST_SERIES + 1
+    assert sum(count.jobs for count in few) == sum(count.jobs for count in counts)
+    assert few[0].type == "type9999", "the largest are kept"
+    assert few[-1].type == metrics.OTHER
+    queues = [QueueState(f"q{n}", None, None, n, 0, None) for n in range(1_000)]
+    assert len(metrics.largest(queues)) == metrics.MOST_QUEUES
+
+
+# --- the event stream -----------------------------------------------------------------------------
+
+
+def events_in(answered: bytes) -> list[dict[str, Any]]:
+    """The complete events of a stream, each with its id."""
+    events = []
+    for block in answered.decode().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+        if "data" in fields:
+            data = json.loads(fields["data"])
+            assert data["position"] == fields["id"]
+            assert data["event"] == fields["event"]
+            events.append(data)
+    return events
+
+
+@pytest.mark.anyio
+async def test_events_arrive_as_they_happen(app: Tenure) -> None:
+    before = await app.enqueue_async("a")
+    async with Exchange(build(app), "GET", "/events") as stream:
+        await stream.until(b"retry: ")
+        job = await app.enqueue_async("b")
+        await stream.until(job.id.encode())
+        await asyncio.to_thread(app.cancel, job.id)
+        await stream.until(b"event: cancelled")
+        assert stream.status == 200
+        events = events_in(stream.answered)
+    assert before.id.encode() not in stream.answered, "it begins with what happens next"
+    assert [(one["job_id"], one["event"]) for one in events] == [
+        (job.id, "enqueued"),
+        (job.id, "cancelled"),
+    ]
+
+
+@pytest.mark.anyio
+async def test_a_stream_resumes_without_gap_or_repetition(app: Tenure) -> None:
+    jobs = await app.enqueue_many_async([])
+    for _ in range(5):
+        jobs.append(await app.enqueue_async("a"))
+    async with Exchange(build(app), "GET", "/events", query="after=") as stream:
+        await stream.until(jobs[4].id.encode())
+        all_of_them = events_in(stream.answered)
+    assert [one["job_id"] for one in all_of_them] == [job.id for job in jobs]
+    headers = {"Last-Event-ID": all_of_them[2]["position"]}
+    async with Exchange(build(app), "GET", "/events", headers=headers, query="after=") as stream:
+        await stream.until(jobs[4].id.encode())
+        rest = events_in(stream.answered)
+    assert [one["job_id"] for one in rest] == [job.id for job in jobs[3:]]
+
+
+@pytest.mark.anyio
+async def test_a_stream_tells_its_position_before_any_event(app: Tenure) -> None:
+    """A client that is cut off before the first event still misses nothing."""
+    await app.enqueue_async("a")
+    async with Exchange(build(app), "GET", "/events") as stream:
+        await stream.until(b"\n\n")
+        position = stream.answered.decode().partition("id: ")[2].splitlines()[0]
+    job = await app.enqueue_async("b")
+    async with Exchange(build(app), "GET", "/events", query=f"after={position}") as stream:
+        await stream.until(job.id.encode())
+        assert [one["job_id"] for one in events_in(stream.answered)] == [job.id]
+
+
+@pytest.mark.anyio
+async def test_a_long_ledger_is_streamed_whole(app: Tenure) -> None:
+    from tenure import Draft
+
+    drafts = [Draft("a", {}, {}) for _ in range(streams.MOST_AT_ONCE + 50)]
+    jobs = await app.enqueue_many_async(drafts)
+    async with Exchange(build(app), "GET", "/events", query="after=") as stream:
+        await stream.until(jobs[-1].id.encode())
+        assert len(events_in(stream.answered)) == len(jobs)
+
+
+@pytest.mark.anyio
+async def test_a_quiet_stream_is_kept_alive(app: Tenure, monkeypatch: Any) -> None:
+    monkeypatch.setattr(streams, "PING_SECONDS", 0.0)
+    async with Exchange(build(app), "GET", "/events") as stream:
+        await stream.until(b"\n: ")
+
+
+@pytest.mark.anyio
+async def test_streams_end_with_the_server_or_their_client(app: Tenure) -> None:
+    built = build(app)
+    doorbell = built.state.doorbell
+    async with (
+        Exchange(built, "GET", "/events") as left,
+        Exchange(built, "GET", "/events") as stayed,
+    ):
+        await left.until(b"retry")
+        await stayed.until(b"retry")
+        assert doorbell.streams == 2
+        await left.hang_up()
+        await asyncio.wait_for(left.task, 5)
+        assert doorbell.streams == 1
+        started = time.monotonic()
+        doorbell.stop()
+        await asyncio.wait_for(stayed.task, 5)
+        assert time.monotonic() - started < 1
+        assert doorbell.streams == 0
+
+
+@pytest.mark.anyio
+async def test_streams_are_counted(app: Tenure, monkeypatch: Any) -> None:
+    monkeypatch.setattr(streams, "MOST_STREAMS", 1)
+    built = build(app)
+    async with Exchange(built, "GET", "/events") as first:
+        await first.until(b"retry")
+        async with Exchange(built, "GET", "/events") as second:
+            assert (await second.end())["code"] == "too_many_streams"
+
+
+@pytest.mark.parametrize("position", ["x", "-1", "1e3", "9" * 70, "é", "1; DROP TABLE", "1 2"])
+def test_what_is_no_position_is_refused(api: TestClient, position: str) -> None:
+    headers = [("Last-Event-ID", position.encode())]
+    problem(api.get("/events", headers=headers), 400, "invalid_input")
+    problem(api.get("/events", params={"after": position}), 400, "invalid_input")
+
+
+# --- mounted in another application ---------------------------------------------------------------
+
+
+def test_the_api_can_be_mounted(app: Tenure) -> None:
+    outer = Starlette(routes=[Mount("/queue", build(app))])
+    client = TestClient(outer, base_url="http://localhost")  # no lifespan reaches what is mounted
+    created = client.post("/queue/jobs", json={"type": "a"})
+    assert created.status_code == 201
+    assert created.headers["location"] == f"/queue/jobs/{created.json()['id']}"
+    assert client.get(created.headers["location"]).json() == created.json()
+    link = client.get("/queue/jobs?limit=1").headers["link"]
+    assert link.startswith("</queue/jobs?limit=1&cursor=")
+    problem(client.get("/queue/nothing"), 404, "not_found")
+    assert client.post("/queue/leases", json={"worker": "w", "wait_seconds": 1}).json()
