@@ -188,9 +188,13 @@ def _problem(
         detail=storable(detail),
         instance=storable(instance),
         code=code,
-        **(members or {}),
+        **{name: _clean(value) for name, value in (members or {}).items()},
     )
     return Problem(status, headers, msgspec.json.encode(body))
+
+
+def _clean(value: Any) -> Any:
+    return storable(value) if isinstance(value, str) else value
 
 
 def storable(text: str) -> str:

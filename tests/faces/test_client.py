@@ -1,0 +1,340 @@
+"""The client against a real server: the application's verbs, errors and work over HTTP."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx2
+import pytest
+
+from tenure import Draft, RetryPolicy, Tenure, errors
+from tenure.client import Client
+from tenure.records import Answer, ClaimRequest, Outcome, Report, Verdict
+from tests.faces.http import NOWHERE, Served
+
+TOKEN = "a-token-for-the-client"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    database = f"sqlite:///{tmp_path_factory.mktemp('client')}/jobs.db"
+    with Served(database, TENURE_TOKEN=TOKEN) as served:
+        yield served
+
+
+@pytest.fixture
+def client(server: Served) -> Iterator[Client]:
+    with Client(server.url, TOKEN) as client:
+        yield client
+
+
+def asking(**more: Any) -> ClaimRequest:
+    return ClaimRequest(**{"worker": "w", "limit": 10, "lease_seconds": 30.0, **more})
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait until the other side has come to be so."""
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline, "it never came to be so"
+        time.sleep(0.01)
+
+
+# --- the verbs of the application -----------------------------------------------------------------
+
+
+def test_the_same_call_makes_the_same_job(client: Client, sqlite_url: str) -> None:
+    options: dict[str, Any] = {
+        "queue": "mail",
+        "priority": 3,
+        "max_retries": 7,
+        "timeout": timedelta(minutes=1),
+        "backoff": RetryPolicy(base=2.0, factor=3.0, cap=100.0),
+        "run_at": datetime(2040, 1, 1, tzinfo=UTC),
+    }
+    payload = {"to": "a@example.com", "n": [1, 2.5, None, True, "é"]}
+    remote = client.enqueue("send", payload, **options)
+    with Tenure(sqlite_url) as app:
+        local = app.enqueue("send", payload, **options)
+    same = ("type", "queue", "payload", "priority", "max_retries", "timeout", "backoff", "run_at")
+    assert {n: getattr(remote, n) for n in same} == {n: getattr(local, n) for n in same}
+    assert (remote.status, remote.attempts, remote.token) == ("pending", 0, 0)
+    assert client.get(remote.id) == remote
+
+
+@pytest.mark.parametrize("backoff", [5, "5s", {"base": "5s"}, RetryPolicy(base=5.0)])
+def test_a_backoff_in_each_form(client: Client, backoff: Any) -> None:
+    assert client.enqueue("a", backoff=backoff).backoff == RetryPolicy(base=5.0)
+
+
+def test_an_idempotency_key(client: Client) -> None:
+    first = client.enqueue("a", {"n": 1}, idempotency_key="client-1", delay="1h")
+    assert client.enqueue("a", {"n": 1}, idempotency_key="client-1", delay="1h") == first
+    with pytest.raises(errors.KeyConflict) as refused:
+        client.enqueue("a", {"n": 2}, idempotency_key="client-1")
+    assert (refused.value.key, refused.value.job_id) == ("client-1", first.id)
+
+
+def test_many_and_lists(client: Client) -> None:
+    drafts = [Draft("listed", {"n": n}, {"queue": f"q{n % 2}"}) for n in range(5)]
+    made = client.enqueue_many(drafts)
+    newest_first = [job.id for job in reversed(made)]
+    assert [job.id for job in client.find(type="listed")] == newest_first
+    assert [job.id for job in client.find(type="listed", queue="q1")] == newest_first[1::2]
+    page = client.find(type="listed", limit=2, before=newest_first[1])
+    assert [job.id for job in page] == newest_first[2:4]
+    assert client.find(type="listed", status="failed") == []
+    assert client.enqueue_many([]) == []
+
+
+def test_changes_and_history(client: Client) -> None:
+    job = client.enqueue("a", delay="1h")
+    assert client.explain(job.id).reason == "not_due"
+    assert client.cancel(job.id).status == "cancelled"
+    assert [move.event for move in client.history(job.id)] == ["enqueued", "cancelled"]
+    assert client.history(job.id)[1].source == "pending"
+    with pytest.raises(errors.IllegalMove) as refused:
+        client.cancel(job.id)
+    assert (refused.value.status, refused.value.legal) == ("cancelled", ())
+    assert any(count.status == "cancelled" and count.jobs >= 1 for count in client.stats())
+
+
+@pytest.mark.parametrize("job_id", [NOWHERE, "", "x", "../stats", "?", NOWHERE.upper()])
+def test_a_job_that_is_not_there(client: Client, job_id: str) -> None:
+    for verb in (client.get, client.history, client.explain, client.cancel, client.retry):
+        with pytest.raises(errors.JobNotFound) as refused:
+            verb(job_id)
+        assert refused.value.job_id == job_id
+
+
+@pytest.mark.parametrize(
+    ("type", "payload", "options", "path"),
+    [
+        ("no good", {}, {}, "$.type"),
+        ("a", {"x": float("nan")}, {}, "$.payload.x"),
+        ("a", {"x": "\0"}, {}, "$.payload.x"),
+        ("a", {"x": (1,)}, {}, "$.payload.x"),
+        ("a", [], {}, "$.payload"),
+        ("a", {}, {"delay": "soon"}, "$.delay"),
+        ("a", {}, {"delay": float("nan")}, "$.delay"),
+        ("a", {}, {"timeout": 0}, "$.timeout"),
+        ("a", {}, {"priority": 10**6}, "$.priority"),
+        ("a", {}, {"colour": "red"}, "$"),
+    ],
+)
+def test_bad_input_is_refused_as_by_the_application(
+    client: Client, sqlite_url: str, type: str, payload: Any, options: Any, path: str
+) -> None:
+    with Tenure(sqlite_url) as app:
+        for verbs in (client, app):
+            with pytest.raises(errors.InvalidInput) as refused:
+                verbs.enqueue(type, payload, **options)
+            assert refused.value.path == path
+
+
+def test_an_option_without_a_form_in_json(client: Client) -> None:
+    with pytest.raises(errors.InvalidInput):
+        client.enqueue("a", priority=object())  # type: ignore[arg-type]
+
+
+def test_a_payload_over_the_limit(client: Client) -> None:
+    with pytest.raises(errors.PayloadTooLarge):
+        client.enqueue("a", {"x": "y" * 1_100_000})
+
+
+# --- work -----------------------------------------------------------------------------------------
+
+
+def test_turns_and_heartbeats(client: Client) -> None:
+    made = client.enqueue_many([Draft("turned", {"n": n}, {}) for n in range(3)])
+    turn = client.turn((), asking(types=("turned",), label="host:1")).result(10)
+    assert turn.verdicts == []
+    assert [lease.id for lease in turn.leases] == [job.id for job in made]
+    first, second, third = turn.leases
+    assert first.payload == '{"n":0}'
+    assert client.get(first.id).worker == "w"
+    pairs = [(lease.id, lease.lease_id) for lease in turn.leases]
+    held = client.heartbeat([*pairs, (NOWHERE, "0" * 32)], 45.0)
+    assert held == {lease.lease_id for lease in turn.leases}
+    assert client.get(first.id).lease_expires_at != first.lease_expires_at
+    reports = [
+        Report(first.id, first.lease_id, Outcome.COMPLETED, result='{"x":1}'),
+        Report(second.id, second.lease_id, Outcome.FAILED, error="no", retryable=False),
+        Report(third.id, third.lease_id, Outcome.RELEASED),
+    ]
+    turn = client.turn(reports, asking(types=("turned",))).result(10)
+    assert turn.verdicts == [Verdict(Answer.RECORDED)] * 3
+    assert [lease.id for lease in turn.leases] == [third.id], "what was released came back"
+    assert client.get(first.id).result == '{"x":1}'
+    assert client.get(second.id).last_error == "no"
+    late = [reports[0], Report(first.id, first.lease_id, Outcome.FAILED)]
+    turn = client.turn(late, None).result(10)
+    assert turn.verdicts == [
+        Verdict(Answer.ALREADY_RECORDED),
+        Verdict(Answer.CONFLICT, "completed"),
+    ]
+
+
+def test_a_claim_waits_and_holds_up_no_report(client: Client) -> None:
+    waiting = client.turn((), asking(types=("awaited",), wait_seconds=20.0))
+    job = client.enqueue("reported")
+    (lease,) = client.turn((), asking(types=("reported",))).result(10).leases
+    report = Report(lease.id, lease.lease_id, Outcome.COMPLETED)
+    assert client.turn([report], None).result(10).verdicts == [Verdict(Answer.RECORDED)]
+    assert client.get(job.id).status == "completed"
+    assert not waiting.done()
+    awaited = client.enqueue("awaited")
+    (lease,) = waiting.result(10).leases
+    assert lease.id == awaited.id
+
+
+def test_a_claim_that_was_given_up_hands_back(client: Client, server: Served) -> None:
+    waiting = client.turn((), asking(worker="quitter", types=("given-up",), wait_seconds=20.0))
+    until(lambda: "quitter" in httpx2.get(f"{server.url}/workers", headers=BEARER).text)
+    assert waiting.cancel()
+    job = client.enqueue("given-up")
+    until(lambda: len(client.history(job.id)) == 3)
+    moves = [move.event for move in client.history(job.id)]
+    assert moves == ["enqueued", "claimed", "released"]
+    assert client.get(job.id).attempts == 0
+
+
+def test_a_waiting_claim_does_not_keep_the_process(server: Served) -> None:
+    from tests.faces.http import python
+
+    code = (
+        "import sys; from tenure.client import Client; from tenure.records import ClaimRequest\n"
+        f"client = Client({server.url!r}, {TOKEN!r})\n"
+        "client.turn((), ClaimRequest(worker='w', limit=1, lease_seconds=30.0,"
+        " types=('never',), wait_seconds=30.0))\n"
+        "print(client.stats() is not None)"
+    )
+    started = time.monotonic()
+    process = python(code)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "True\n", "")
+    assert time.monotonic() - started < 10
+
+
+def test_on_work_never_rings(client: Client) -> None:
+    assert client.waits is True
+    client.on_work(lambda: pytest.fail("rang"))()
+
+
+def test_jobs_are_run_by_a_worker_elsewhere(client: Client, server: Served) -> None:
+    """The worker that runs beside a database runs over HTTP too, unchanged."""
+    import asyncio
+
+    from tenure.worker import Worker
+
+    app = Tenure("sqlite:///never-opened.db")
+
+    @app.job
+    def double(n: int) -> int:
+        return 2 * n
+
+    @app.job
+    def fails() -> None:
+        raise ValueError("no luck")
+
+    jobs = client.enqueue_many([Draft("double", {"n": n}, {}) for n in range(50)])
+    failing = client.enqueue("fails", max_retries=1)
+    made: list[Worker] = []
+
+    async def work() -> None:
+        made.append(Worker(client, app.handlers, concurrency=4))
+        await made[0].run()
+
+    thread = threading.Thread(target=lambda: asyncio.run(work()))
+    thread.start()
+    try:
+        everything = [*jobs, failing]
+        until(lambda: all(client.get(job.id).finished_at for job in everything))
+    finally:
+        made[0].request_stop()
+        thread.join(30)
+    states = [client.get(job.id) for job in everything]
+    assert [state.result for state in states[:-1]] == [str(2 * n) for n in range(50)]
+    assert states[-1].status == "failed"
+    assert "no luck" in (states[-1].last_error or "")
+    assert not thread.is_alive()
+
+
+# --- trouble --------------------------------------------------------------------------------------
+
+
+def test_a_wrong_token(server: Served) -> None:
+    for token in (None, "wrong"):
+        with Client(server.url, token) as client, pytest.raises(errors.Unauthorized):
+            client.stats()
+
+
+def test_nobody_answers() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but it does not listen
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with Client(url) as client:
+            with pytest.raises(errors.StoreUnavailable, match="no answer"):
+                client.stats()
+            with pytest.raises(errors.StoreUnavailable):
+                client.turn((), asking()).result(10)
+
+
+def test_a_server_that_never_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with (
+            Client(url, timeout=0.2) as client,
+            pytest.raises(errors.StoreUnavailable, match="Timeout"),
+        ):
+            client.enqueue("a")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", errors.StoreUnavailable),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\noops", errors.TenureError),
+        (b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", errors.TenureError),
+        (b"SSH-2.0\r\n\r\n", errors.StoreUnavailable),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n{", errors.StoreUnavailable),
+        (b"", errors.StoreUnavailable),
+    ],
+)
+def test_a_server_that_is_none_of_ours(answer: bytes, error: type[Exception]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(answer)
+
+        served = pool.submit(serve)
+        with Client(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=5) as client:
+            with pytest.raises(errors.TenureError) as raised:
+                client.stats()
+            assert type(raised.value) is error
+        served.result(10)
+
+
+def test_a_closed_client(server: Served) -> None:
+    client = Client(server.url, TOKEN)
+    client.close()
+    with pytest.raises(errors.StoreUnavailable, match="closed"):
+        client.stats()
+    with pytest.raises(errors.StoreUnavailable, match="closed"):
+        client.turn((), asking())
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://localhost", "sqlite:///jobs.db"])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(errors.InvalidInput):
+        Client(url)

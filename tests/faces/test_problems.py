@@ -1,0 +1,100 @@
+"""Errors over the wire: written and read by one table, and the same at both ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tenure import errors, problems
+from tenure.problems import KINDS, Refusal, error_of, problem_of
+
+EXAMPLES = [
+    errors.InvalidInput("give a number", path="$.priority"),
+    errors.InvalidInput("too deep", path="$", code="too_deep"),
+    errors.PayloadTooLarge("2 bytes; the limit is 1", path="$.payload"),
+    errors.Unauthorized("send the token"),
+    errors.JobNotFound("0190163d-8694-739b-aea5-966c26f8ad90"),
+    errors.IllegalMove("j", "completed", "cancelled", ()),
+    errors.IllegalMove("j", "failed", "retried", ("retried",), "its 3 attempts are used up"),
+    errors.LeaseLost("j"),
+    errors.LeaseLost("j", "lease_expired"),
+    errors.ReportConflict("j", "failed", "completed"),
+    errors.KeyConflict("k", "j"),
+    errors.QueueFull("mail", 0),
+]
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_an_error_arrives_as_it_left(error: errors.TenureError) -> None:
+    sent = problem_of(error, "/jobs")
+    received = error_of(sent.status, sent.body)
+    assert type(received) is type(error)
+    assert str(received) == str(error)
+    assert vars(received) == vars(error)
+    assert received.code == error.code
+
+
+def every_error() -> Iterator[type[errors.TenureError]]:
+    waiting = errors.TenureError.__subclasses__()
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        yield kind
+
+
+def test_every_error_has_a_place_in_the_table() -> None:
+    """All but the one that handlers raise, which never leaves a worker."""
+    listed = {kind.error for kind in KINDS}
+    assert set(every_error()) - listed == {errors.PermanentFailure}
+    assert {type(example) for example in EXAMPLES} == listed - {
+        errors.StoreUnavailable,
+        errors.SchemaMismatch,
+    }
+
+
+@pytest.mark.parametrize("kind", [errors.StoreUnavailable, errors.SchemaMismatch])
+def test_what_a_database_said_stays_here(kind: type[errors.TenureError]) -> None:
+    sent = problem_of(kind("postgresql://user:secret@host: no route"), "/jobs")
+    assert sent.status == 503
+    assert b"secret" not in sent.body
+    assert int(sent.headers["Retry-After"]) >= 1
+    assert isinstance(error_of(sent.status, sent.body), errors.StoreUnavailable)
+
+
+def test_an_unknown_error_tells_nothing() -> None:
+    sent = problem_of(RuntimeError("secret"), "/jobs")
+    assert sent.status == 500
+    assert b"secret" not in sent.body
+    assert isinstance(error_of(sent.status, sent.body), errors.StoreUnavailable)
+
+
+def test_a_refusal_of_http_is_a_problem_too() -> None:
+    refusal = Refusal(415, "unsupported_media_type", "Unsupported", "send JSON", {"Accept": "x"})
+    sent = problem_of(refusal, "/jobs")
+    body = json.loads(sent.body)
+    assert (sent.status, body["code"], body["instance"]) == (415, refusal.code, "/jobs")
+    assert sent.headers == {"Accept": "x"}
+    assert type(error_of(sent.status, sent.body)) is errors.TenureError
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b'{"status": 409}', b"\xff"])
+def test_what_is_no_problem_of_ours(body: bytes) -> None:
+    assert type(error_of(404, body)) is errors.TenureError
+    assert type(error_of(502, body)) is errors.StoreUnavailable
+
+
+def test_a_problem_without_its_members_is_still_an_error() -> None:
+    sent = problem_of(errors.LeaseLost("j"), "/x")
+    body = json.loads(sent.body)
+    del body["job_id"]
+    received = error_of(409, json.dumps(body).encode())
+    assert type(received) is errors.TenureError
+    assert str(received) == body["detail"]
+
+
+def test_texts_that_utf_8_cannot_say() -> None:
+    sent = problem_of(errors.InvalidInput("half of \ud800", path="$.\udfff"), "/\ud800")
+    assert json.loads(sent.body)["code"] == "invalid_input"
+    assert problems.storable("\ud800") == "\\ud800"

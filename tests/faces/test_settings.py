@@ -1,0 +1,146 @@
+"""Settings: which source counts, and what is refused with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenure.errors import InvalidInput
+from tenure.settings import DAY, Settings, load
+
+TOKEN = "a-token-for-tests"
+
+
+def test_defaults() -> None:
+    settings = load({}, {})
+    assert settings == Settings()
+    assert settings.database == "sqlite:///tenure.db"
+    assert (settings.host, settings.port, settings.concurrency) == ("127.0.0.1", 8080, 16)
+    assert settings.keep == {"completed": 7 * DAY, "cancelled": 7 * DAY, "failed": 30 * DAY}
+    assert settings.tokens == ()
+
+
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "tenure.toml"
+    file.write_text('port = 1\nhost = "localhost"\nconcurrency = 2\n')
+    environ = {"TENURE_CONFIG": str(file), "TENURE_PORT": "3", "TENURE_CONCURRENCY": "4"}
+    settings = load({"concurrency": "5", "port": None}, environ)
+    assert (settings.host, settings.port, settings.concurrency) == ("localhost", 3, 5)
+    assert load({"config": str(file)}, {}).port == 1
+
+
+def test_port_alone_counts_less() -> None:
+    assert load({}, {"PORT": "5000"}).port == 5000
+    assert load({}, {"PORT": "5000", "TENURE_PORT": "0"}).port == 0
+
+
+def test_every_setting_in_every_form(tmp_path: Path) -> None:
+    file = tmp_path / "tenure.toml"
+    file.write_text(
+        """
+        database = "postgresql://db/x"
+        allowed_hosts = ["Queue.example", "b"]
+        queues = ["mail", "slow"]
+        lease_seconds = 20
+        grace_seconds = "1m"
+        keep_completed = "forever"
+        keep_failed = "90d"
+        log_format = "json"
+        log_level = "debug"
+        """
+    )
+    settings = load({"config": file}, {})
+    assert settings.database == "postgresql://db/x"
+    assert settings.allowed_hosts == ("queue.example", "b")
+    assert settings.queues == ("mail", "slow")
+    assert (settings.lease_seconds, settings.grace_seconds) == (20.0, 60.0)
+    assert settings.keep == {"cancelled": 7 * DAY, "failed": 90 * DAY}
+    assert (settings.log_format, settings.log_level) == ("json", "debug")
+    environ = {
+        "TENURE_QUEUES": "mail, slow",
+        "TENURE_LEASE_SECONDS": "20",
+        "TENURE_GRACE_SECONDS": "1m",
+        "TENURE_KEEP_COMPLETED": "forever",
+    }
+    again = load({}, environ)
+    assert (again.queues, again.lease_seconds) == (settings.queues, settings.lease_seconds)
+    assert (again.grace_seconds, again.keep_completed) == (60.0, None)
+    assert load({"queues": ("a", "b")}, {}).queues == ("a", "b")
+
+
+def test_tokens_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"{TOKEN}-1\n\n  {TOKEN}-2  \n")
+    environ = {"TENURE_TOKEN": f"{TOKEN}-3,{TOKEN}-4", "TENURE_TOKEN_FILE": str(file)}
+    settings = load({}, environ)
+    assert settings.tokens == (f"{TOKEN}-3", f"{TOKEN}-4", f"{TOKEN}-1", f"{TOKEN}-2")
+    assert load({"token_file": str(file)}, {}).tokens == (f"{TOKEN}-1", f"{TOKEN}-2")
+
+
+def test_secrets_are_not_in_the_repr() -> None:
+    settings = Settings(tokens=(TOKEN,), database="postgresql://u:hunter2@h/d")
+    assert TOKEN not in repr(settings)
+    assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "where"),
+    [
+        ({}, {"TENURE_PORT": "http"}, "TENURE_PORT"),
+        ({}, {"PORT": "-1"}, "PORT"),
+        ({"port": "65536"}, {}, "--port"),
+        ({"port": ""}, {}, "--port"),
+        ({"concurrency": 0}, {}, "--concurrency"),
+        ({"concurrency": True}, {}, "--concurrency"),
+        ({"lease_seconds": "0.5s"}, {}, "--lease-seconds"),
+        ({"grace_seconds": "soon"}, {}, "--grace-seconds"),
+        ({"log_format": "xml"}, {}, "--log-format"),
+        ({"colour": "red"}, {}, "--colour"),
+        ({"tokens": TOKEN}, {}, "--token"),
+        ({}, {"TENURE_TOKEN": ""}, "TENURE_TOKEN"),
+        ({}, {"TENURE_TOKEN": " "}, "TENURE_TOKEN"),
+        ({}, {"TENURE_TOKEN": f"{TOKEN},"}, "TENURE_TOKEN"),
+        ({}, {"TENURE_TOKEN": "pass word"}, "TENURE_TOKEN"),
+        ({}, {"TENURE_TOKEN": "pässword"}, "TENURE_TOKEN"),
+        ({}, {"TENURE_DATABASE": " "}, "TENURE_DATABASE"),
+        ({}, {"TENURE_KEEP_FAILED": "long"}, "TENURE_KEEP_FAILED"),
+        ({"token_file": "/does/not/exist"}, {}, "--token-file"),
+        ({"config": "/does/not/exist.toml"}, {}, "/does/not/exist.toml"),
+    ],
+)
+def test_a_refusal_says_where(flags: dict[str, Any], environ: dict[str, str], where: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        load(flags, environ)
+    assert refused.value.path == where
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("ports = 1", "ports"),
+        ("port = '8080x'", "port"),
+        ("port = 80.5", "port"),
+        ("tokens = ['secret-token-in-file']", "tokens"),
+        ("queues = 3", "queues"),
+        ("queues = ['a', '']", "queues"),
+        ("[server]\nport = 1", "server"),
+        ("port = ", ""),
+    ],
+)
+def test_a_refusal_in_the_file_names_file_and_key(tmp_path: Path, text: str, where: str) -> None:
+    file = tmp_path / "tenure.toml"
+    file.write_text(text)
+    with pytest.raises(InvalidInput) as refused:
+        load({"config": str(file)}, {})
+    assert refused.value.path == f"{file}: {where}" if where else str(file)
+    assert "secret-token-in-file" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "two words\n", "é\n"])
+def test_a_token_file_without_good_tokens_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(text)
+    with pytest.raises(InvalidInput, match="token"):
+        load({"token_file": str(file)}, {})
