@@ -31,7 +31,7 @@ fix: dev ## format, and repair what lint can repair
 chaos: dev ## only the tests that kill processes and break connections
 	$(BIN)/pytest tests/chaos
 
-bench: dev ## quick measurements of this machine
+bench: dev ## Tenure and its strongest peers measured side by side, in 3 minutes
 	$(BIN)/python bench/run.py quick
 
 lock: dev ## pin the newest versions that pyproject.toml and requirements-dev.in allow
@@ -44,7 +44,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --system-certs --upgrade --universal --
 	--generate-hashes --no-emit-index-url --no-annotate --no-header
 
 clean: ## remove the environment and the caches of tools
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 runtime dev:
 	@$(PYTHON) tools/environment.py $@

@@ -26,7 +26,7 @@ class Subject:
     title: str
     engine: str  # postgres, sqlite or redis
     adapter: str  # module in bench/peers
-    module: str  # what its users import
+    imports: str  # as its users write it
     left: str
     history: str  # what is kept of a job that has ended
     retries: str
@@ -38,7 +38,6 @@ class Subject:
     most_drained: int = 50_000  # jobs in a drain, so that a slow queue takes seconds as well
     most_retried: int = 5_000
     bulk: bool = True  # has a call that takes many jobs
-    callers: tuple[int, ...] = (1, 16)
     strong: bool = False  # among the two strongest of its engine: part of the quick run
 
     @property
@@ -47,32 +46,28 @@ class Subject:
         return not self.requirements
 
 
-TENURE_KEEPS = {
-    "history": "job and every move",
-    "retries": "yes, backoff as data",
-    "fencing": "by lease, in the database",
-    "crash": "lease runs out, runs again",
-}
-
 SUBJECTS = (
     Subject(
         name="tenure-postgres",
         title="Tenure",
         engine="postgres",
         adapter="tenure_local",
-        module="tenure",
+        imports="from tenure import Tenure",
         left="SELECT count(*) FROM tenure.job WHERE status = 'pending'"
         " UNION ALL SELECT count(*) FROM tenure.job WHERE status = 'processing'",
+        history="job and every move",
+        retries="yes, backoff as data",
+        fencing="by lease, in the database",
+        crash="lease runs out, runs again",
         durable=POSTGRES_DURABLE,
         strong=True,
-        **TENURE_KEEPS,
     ),
     Subject(
         name="pgqueuer",
         title="PgQueuer",
         engine="postgres",
         adapter="pgqueuer",
-        module="pgqueuer",
+        imports="from pgqueuer import PgQueuer",
         requirements=("pgqueuer==1.6.0", "asyncpg==0.32.0", UVLOOP),
         left="SELECT count(*) FROM pgqueuer",
         history="log rows, the job is deleted",
@@ -87,7 +82,7 @@ SUBJECTS = (
         title="awa",
         engine="postgres",
         adapter="awa",
-        module="awa",
+        imports="from awa import AsyncClient",
         requirements=("awa-pg==0.6.9",),
         left="SELECT {added} - (SELECT coalesce(sum(completed_count), 0)"
         " FROM awa.receipt_completion_batches) - (SELECT count(*) FROM awa.done_entries)",
@@ -104,7 +99,7 @@ SUBJECTS = (
         title="Chancy",
         engine="postgres",
         adapter="chancy",
-        module="chancy",
+        imports="from chancy import Chancy",
         requirements=("chancy==0.26.0",),
         left="SELECT count(*) FROM chancy_jobs WHERE state NOT IN ('succeeded', 'failed')",
         history="job",
@@ -119,7 +114,7 @@ SUBJECTS = (
         title="Oban",
         engine="postgres",
         adapter="oban",
-        module="oban",
+        imports="from oban import Oban",
         requirements=("oban==0.7.0", PSYCOPG, PSYCOPG_POOL, UVLOOP),
         oldest_python=(3, 12),
         left="SELECT count(*) FROM oban_jobs WHERE state <> 'completed'",
@@ -135,7 +130,7 @@ SUBJECTS = (
         title="Procrastinate",
         engine="postgres",
         adapter="procrastinate",
-        module="procrastinate",
+        imports="from procrastinate import App",
         requirements=("procrastinate==3.10.0", PSYCOPG, PSYCOPG_POOL, UVLOOP),
         left="SELECT count(*) FROM procrastinate_jobs WHERE status IN ('todo', 'doing')",
         history="job and its events",
@@ -151,19 +146,22 @@ SUBJECTS = (
         title="Tenure",
         engine="sqlite",
         adapter="tenure_local",
-        module="tenure",
+        imports="from tenure import Tenure",
         left="SELECT (SELECT count(*) FROM tenure_job WHERE status = 'pending')"
         " + (SELECT count(*) FROM tenure_job WHERE status = 'processing')",
+        history="job and every move",
+        retries="yes, backoff as data",
+        fencing="by lease, in the database",
+        crash="lease runs out, runs again",
         durable="each commit on disk",
         strong=True,
-        **TENURE_KEEPS,
     ),
     Subject(
         name="honker",
         title="honker",
         engine="sqlite",
         adapter="honker",
-        module="honker",
+        imports="import honker",
         requirements=("honker==0.5.0",),
         left="SELECT count(*) FROM _honker_live",
         history="none",
@@ -178,7 +176,7 @@ SUBJECTS = (
         title="Huey",
         engine="sqlite",
         adapter="huey",
-        module="huey",
+        imports="from huey import SqliteHuey",
         requirements=("huey==3.5.4",),
         left="SELECT count(*) FROM task",
         history="none",
@@ -196,7 +194,7 @@ SUBJECTS = (
         title="litequeue",
         engine="sqlite",
         adapter="litequeue",
-        module="litequeue",
+        imports="from litequeue import LiteQueue",
         requirements=("litequeue==0.9",),
         left="SELECT count(*) FROM Queue WHERE status < 2",
         history="message, until pruned",
@@ -211,7 +209,7 @@ SUBJECTS = (
         title="ardiq",
         engine="redis",
         adapter="ardiq",
-        module="ardiq",
+        imports="from ardiq import Ardiq",
         requirements=("ardiq==1.2.0", UVLOOP),
         oldest_python=(3, 12),
         left="return redis.call('xlen', 'ardiq:bench:queues:default')",
@@ -227,7 +225,7 @@ SUBJECTS = (
         title="Dramatiq",
         engine="redis",
         adapter="dramatiq",
-        module="dramatiq",
+        imports="import dramatiq",
         requirements=("dramatiq==2.2.1", *REDIS),
         left="return redis.call('hlen', 'dramatiq:default.msgs')",
         history="none",
@@ -245,7 +243,7 @@ SUBJECTS = (
         title="SAQ",
         engine="redis",
         adapter="saq",
-        module="saq",
+        imports="from saq import Queue",
         requirements=("saq==0.26.4", "typing-extensions==4.15.0", *REDIS, UVLOOP),
         left="return redis.call('llen', 'saq:default:queued')"
         " + redis.call('llen', 'saq:default:active')",
@@ -263,7 +261,7 @@ SUBJECTS = (
         title="streaQ",
         engine="redis",
         adapter="streaq",
-        module="streaq",
+        imports="from streaq import Worker",
         requirements=("streaq==7.2.0",),
         left="return redis.call('xlen', 'streaq:bench:queues:normal')",
         history="result, for a time",
@@ -279,8 +277,8 @@ SUBJECTS = (
         title="Celery",
         engine="redis",
         adapter="celery",
-        module="celery",
-        requirements=("celery==5.7.0", *REDIS),
+        imports="from celery import Celery",
+        requirements=("celery==5.7.0", "packaging==25.0", *REDIS),
         left="return redis.call('llen', 'celery') + redis.call('hlen', 'unacked')",
         history="none (results off)",
         retries="yes",
@@ -296,7 +294,7 @@ SUBJECTS = (
         title="RQ",
         engine="redis",
         adapter="rq",
-        module="rq",
+        imports="from rq import Queue",
         requirements=("rq==3.0.0", *REDIS),
         left="return redis.call('llen', 'rq:queue:default')",
         history="none (deleted at once)",

@@ -1,8 +1,9 @@
 """Draining: how fast workers run what has been enqueued, with nothing or much around it.
 
 The time runs from the first handler to the later of the last handler and the moment at which the
-database itself shows nothing waiting and nothing running. A drain counts only if every job ran,
-none more often than it should, none is left, and, for Tenure, `tenure verify` finds no fault.
+database itself shows nothing waiting and nothing running. A drain counts only if every job ran and
+none is left. For Tenure, none may have run twice, and `tenure verify` must find no fault; where a
+peer runs jobs twice though nothing had crashed, the report says so.
 """
 
 from __future__ import annotations
@@ -133,12 +134,14 @@ def run_workers(
             ended = max(ended, _wait_until_settled(stage, store, jobs))
         figures = cost.per_job(jobs)
     doubled = tally.doubled(jobs, starts)
-    if doubled:
+    if doubled and store.subject.ours:
         raise Failed(f"{doubled} of {jobs} jobs ran too often")
     if not behind and stage.left(store, jobs):
         raise Failed("jobs that had settled were there again when the workers had ended")
     began = min(tally.began[:jobs] if starts > 1 else tally.ended[:jobs])
     seconds = (ended - began) / 1e9
+    if doubled:
+        figures["doubled"] = doubled  # said beside the number of a peer
     return {"rate": jobs / seconds, "jobs": jobs, **_tenths(tally, jobs), **figures}
 
 
@@ -175,18 +178,14 @@ class Cost:
         self._machine = whole_machine_cpu()
         self._workers = self._cpu()
 
-    def _cpu(self) -> float | None:
-        spent = [program.cpu_seconds() for program in self._programs]
-        return None if None in spent else sum(filter(None, spent))
+    def _cpu(self) -> float:
+        return sum(program.cpu_seconds() for program in self._programs)
 
     def per_job(self, jobs: int) -> Figures:
         """Worker CPU per job in microseconds, cores in use machine-wide, memory in MB."""
         seconds = time.monotonic() - self._since
-        machine, workers = whole_machine_cpu(), self._cpu()
-        if None in (machine, workers, self._machine, self._workers) or seconds <= 0:
-            return {}
         return {
-            "cpu_us_per_job": (workers - self._workers) / jobs * 1e6,
-            "machine_cores": (machine - self._machine) / seconds,
-            "memory_mb": sum(program.memory_mb() or 0.0 for program in self._programs),
+            "cpu_us_per_job": (self._cpu() - self._workers) / jobs * 1e6,
+            "machine_cores": (whole_machine_cpu() - self._machine) / seconds,
+            "memory_mb": sum(program.memory_mb() for program in self._programs),
         }

@@ -85,7 +85,9 @@ def _pyenv(*arguments: str) -> list[str]:
 def _works(python: Path) -> bool:
     """Whether it starts: a shim of pyenv stands for versions that are switched off, too."""
     try:
-        done = subprocess.run([python, "-c", "import ssl, sqlite3"], check=False, capture_output=True)
+        done = subprocess.run(
+            [python, "-c", "import ssl, sqlite3"], check=False, capture_output=True
+        )
     except OSError:
         return False
     return done.returncode == 0
@@ -97,8 +99,10 @@ def _install(base: Path, folder: Path, requirements: tuple[str, ...]) -> None:
     if uv is not None:
         steps = [
             [uv, "venv", "--quiet", "--python", str(base), str(folder)],
-            [uv, "pip", "install", "--quiet", "--system-certs", "--compile-bytecode"]
-            + ["--python", str(folder / "bin" / "python"), *requirements],
+            [
+                *(uv, "pip", "install", "--quiet", "--system-certs", "--compile-bytecode"),
+                *("--python", str(folder / "bin" / "python"), *requirements),
+            ],
         ]
     else:
         steps = [

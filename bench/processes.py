@@ -1,6 +1,6 @@
 """Processes of a measurement: adapters in their environments, and what they cost.
 
-CPU time and memory come from Linux's /proc; elsewhere they are left out.
+CPU time and memory come from /proc, so the bench needs Linux.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from bench.workload import TALLY_VARIABLE
 
 COMMAND_SECONDS = 900
 STOP_SECONDS = 5
-TICK = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+TICK = os.sysconf("SC_CLK_TCK")
 SEGMENTATION_FAULT = -signal.SIGSEGV
 # What is left behind when the bench itself is killed would take the jobs of the next run.
 END_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
@@ -142,19 +141,15 @@ class Program:
         if self.process.poll() is not None:
             raise Failed(f"ended by itself with {self.process.returncode}: see {self._name}.log")
 
-    def cpu_seconds(self) -> float | None:
+    def cpu_seconds(self) -> float:
         """CPU time of its processes so far, in seconds."""
-        if sys.platform != "linux":
-            return None
         ticks = 0
         for stat in _stats_of_session(self.process.pid):
             ticks += sum(int(part) for part in stat[11:15])
         return ticks / TICK
 
-    def memory_mb(self) -> float | None:
+    def memory_mb(self) -> float:
         """Memory of its processes in MB, shared pages counted once (PSS)."""
-        if sys.platform != "linux":
-            return None
         kilobytes = 0
         for stat in _stats_of_session(self.process.pid):
             with contextlib.suppress(OSError):
@@ -181,10 +176,8 @@ def _stats_of_session(session: int) -> list[list[str]]:
     return found
 
 
-def whole_machine_cpu() -> float | None:
+def whole_machine_cpu() -> float:
     """CPU seconds used by all processes of the machine since it started."""
-    if sys.platform != "linux":
-        return None
     values = [int(part) for part in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     idle_and_waiting = values[3] + values[4]
     return (sum(values) - idle_and_waiting) / TICK

@@ -36,9 +36,7 @@ def open_database(url: str) -> Database:
 
 def settle_all(database: Database, batch: int = BATCH) -> tuple[int, float]:
     """Claim and complete until nothing is due; how many jobs, in how many seconds."""
-    request = ClaimRequest(
-        worker="raw", limit=batch, lease_seconds=LEASE_SECONDS, types=("send",)
-    )
+    request = ClaimRequest(worker="raw", limit=batch, lease_seconds=LEASE_SECONDS, types=("send",))
     reports: list[Report] = []
     settled = 0
     started = time.monotonic()

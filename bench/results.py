@@ -105,7 +105,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return "-"
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.{max(digits - len(str(int(value))), 0)}f}"
+    whole = len(str(int(value))) if value >= 1 else 0
+    return f"{value:.{max(digits - whole, 0)}f}"
 
 
 def percent(value: float | None) -> str:
@@ -114,8 +115,8 @@ def percent(value: float | None) -> str:
 
 
 def times(value: float | None) -> str:
-    """A ratio: 1.5 ×."""
-    return "" if value is None else f"{number(value, 2)} ×"
+    """A ratio: 1.5x."""
+    return "" if value is None else f"{number(value, 2)}x"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,8 +1,8 @@
 """Measure Tenure and its peers on the same work, side by side.
 
-    python bench/run.py quick            under 3 minutes: Tenure and the two strongest of each engine
-    python bench/run.py full             everything, and docs/benchmarks.md anew from it
-    python bench/run.py report           docs/benchmarks.md anew from the last full run
+    python bench/run.py quick      in 3 minutes: Tenure and the two strongest of each engine
+    python bench/run.py full       everything, and docs/benchmarks.md anew from it
+    python bench/run.py report     docs/benchmarks.md anew from the last full run
 
     --only drain-1,retry   some workloads      --peers pgqueuer,huey   some peers, beside Tenure
     --engine sqlite        some engines        --repeats 5             how often each is measured
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
@@ -30,7 +29,7 @@ from bench.catalogue import Subject  # noqa: E402
 from bench.environments import Unavailable, python_for  # noqa: E402
 from bench.plan import Workload  # noqa: E402
 from bench.processes import Failed  # noqa: E402
-from bench.results import Result, Run, load  # noqa: E402
+from bench.results import Result, Run, load, number  # noqa: E402
 from bench.stage import Stage  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
@@ -39,6 +38,9 @@ DOCS = ROOT / "docs"
 
 def main() -> int:
     options = read_options()
+    if sys.platform != "linux":
+        print("the bench reads CPU time and memory from /proc: it needs Linux", file=sys.stderr)
+        return 2
     if options.mode == "report":
         report.write(load(RESULTS / "full.json"), DOCS)
         return 0
@@ -75,7 +77,7 @@ def measure(run: Run, stage: Stage, workload: Workload, subjects: list[Subject])
         if workload.fits(subject)
     }
     run.results += results.values()
-    for repeat in range(stage.size.repeats):
+    for repeat in range(min(stage.size.repeats, workload.most_repeats)):
         # Nobody always goes first.
         turn = repeat % max(len(subjects), 1)
         for subject in [*subjects[turn:], *subjects[:turn]]:
@@ -94,12 +96,13 @@ def _measure_once(
             python_for(subject)
             pythons[subject.name] = machine.python_of(subject)
         figures = workload.measure(stage, subject)
-    except (Unavailable, Failed, OSError, subprocess.SubprocessError) as error:
-        result.failures.append(str(error))
-        said = f"not measured: {error}"
+    except Exception as error:  # one queue's trouble must not cost an hour's measurements
+        expected = isinstance(error, Unavailable | Failed)
+        result.failures.append(str(error) if expected else f"{type(error).__name__}: {error}")
+        said = f"not measured: {result.failures[0]}"
     else:
         result.repeats.append({name: round(value, 4) for name, value in figures.items()})
-        said = ", ".join(f"{name} {report.number(value)}" for name, value in figures.items())
+        said = ", ".join(f"{name} {number(value)}" for name, value in figures.items())
     took = time.monotonic() - started
     print(f"{workload.name:10} {subject.name:15} {took:5.1f} s  {said}", flush=True)
 

@@ -5,6 +5,7 @@ Every peer gets the same server with the same settings, fresh for each measureme
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import socket
@@ -12,8 +13,8 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -51,8 +52,7 @@ class Engine(Protocol):
     def again(self, place: str) -> None:
         """Put the kept copy back."""
 
-    @contextmanager
-    def pinned(self, place: str) -> Iterator[None]:
+    def pinned(self, place: str) -> AbstractContextManager[None]:
         """Hold a snapshot of the database, as a long report or a forgotten session does."""
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Postgres:
             raise Unavailable(str(error)) from error
         with psycopg.connect(self._url("postgres")) as connection:
             names = ("fsync", "synchronous_commit", "shared_buffers", "max_wal_size", "autovacuum")
-            values = [connection.execute(f"SHOW {name}").fetchone()[0] for name in names]
+            values = [_value(connection, f"SHOW {name}") for name in names]
             self.version = f"PostgreSQL {connection.info.parameter_status('server_version')}"
         self.settings = "defaults: " + ", ".join(map(" ".join, zip(names, values, strict=True)))
 
@@ -128,6 +128,11 @@ class Postgres:
         self._server.remove()
 
 
+def _value(connection: psycopg.Connection[tuple[str]], statement: str) -> str:
+    row = connection.execute(statement.encode()).fetchone()
+    return row[0] if row else ""
+
+
 def _database(place: str) -> str:
     return place.removeprefix("postgresql:///").partition("?")[0]
 
@@ -157,13 +162,15 @@ class SqliteFiles:
         return sqlite3.connect(f"file:{_path(place)}?mode=ro", uri=True, timeout=10)
 
     def calm(self, place: str) -> None:
-        """Nothing to do: the last connection that closed the file has tidied it."""
+        """Have all of it on disk, or the first commits to come would wait for what came before."""
+        _sync(_path(place))
 
     def keep(self, place: str) -> None:
         _copy_file(_path(place), _path(place).with_suffix(".kept"))
 
     def again(self, place: str) -> None:
         _copy_file(_path(place).with_suffix(".kept"), _path(place))
+        _sync(_path(place))
 
     @contextmanager
     def pinned(self, place: str) -> Iterator[None]:
@@ -186,6 +193,12 @@ def _path(place: str) -> Path:
 def _remove(path: Path) -> None:
     for name in (path.name, f"{path.name}-wal", f"{path.name}-shm", f"{path.name}-checkpoint"):
         path.with_name(name).unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
 
 
 def _copy_file(source: Path, target: Path) -> None:
@@ -289,4 +302,8 @@ def _free_port() -> int:
     return port
 
 
-ENGINES = {"postgres": Postgres, "sqlite": SqliteFiles, "redis": Redis}
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "postgres": Postgres,
+    "sqlite": SqliteFiles,
+    "redis": Redis,
+}

@@ -26,7 +26,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured. Jobs, but for `seconds` of enqueueing and of watching an idle worker."""
+    """How much is measured: numbers of jobs, and seconds of enqueueing and of watching."""
 
     seconds: float
     bulk: int

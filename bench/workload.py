@@ -15,6 +15,7 @@ import os
 import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 PAYLOAD_BYTES = 150
 TALLY_VARIABLE = "BENCH_TALLY"
@@ -28,7 +29,7 @@ class FirstAttempt(Exception):
     """Raised by the handler where every job is to fail once."""
 
 
-def payload(n: int) -> dict[str, object]:
+def payload(n: int) -> dict[str, Any]:
     """The arguments of job number `n`: 150 bytes as JSON without spaces."""
     room = PAYLOAD_BYTES - len(_BARE) - len(str(n))
     return {

@@ -1,7 +1,7 @@
 """PgQueuer on PostgreSQL: asyncpg and uvloop, `batch_size` 500.
 
 It takes and settles jobs in batches of that size; the default of 10 is several times slower.
-`durability` stays at its default, with every table logged. 16 callers share a pool of 16.
+`durability` stays at its default, with every table logged.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import asyncpg
 from pgqueuer import PgQueuer
-from pgqueuer.db import AsyncpgDriver, AsyncpgPoolDriver
+from pgqueuer.db import AsyncpgDriver
 from pgqueuer.errors import RetryRequested
 from pgqueuer.queries import Queries
 
@@ -32,33 +32,28 @@ async def prepare() -> None:
 
 
 class Sender:
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self.pool = pool
-        self.queries = Queries(AsyncpgPoolDriver(pool))
+    """A connection for each caller: a pool would reset its connection after each call."""
+
+    def __init__(self, connections: list[asyncpg.Connection]) -> None:
+        self.connections = connections
+        self.free = [Queries(AsyncpgDriver(connection)) for connection in connections]
 
     async def one(self, n: int) -> None:
-        await self.queries.enqueue("send", encoded(n))
+        queries = self.free.pop()
+        await queries.enqueue("send", encoded(n))
+        self.free.append(queries)
 
     async def many(self, numbers: Iterable[int]) -> None:
         payloads = [encoded(n) for n in numbers]
-        await self.queries.enqueue(["send"] * len(payloads), payloads, [0] * len(payloads))
+        await self.free[0].enqueue(["send"] * len(payloads), payloads, [0] * len(payloads))
 
     async def close(self) -> None:
-        await self.pool.close()
-
-
-class SingleSender(Sender):
-    """One caller needs no pool, whose checks cost a round trip a call."""
-
-    def __init__(self, connection: asyncpg.Connection) -> None:
-        self.pool = connection
-        self.queries = Queries(AsyncpgDriver(connection))
+        for connection in self.connections:
+            await connection.close()
 
 
 async def open_sender(callers: int) -> Sender:
-    if callers == 1:
-        return SingleSender(await asyncpg.connect(PLACE))
-    return Sender(await asyncpg.create_pool(PLACE, min_size=callers, max_size=callers))
+    return Sender([await asyncpg.connect(PLACE) for _ in range(callers)])
 
 
 async def work() -> None:

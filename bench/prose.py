@@ -1,0 +1,132 @@
+"""The words of the report; the numbers are filled in from a run."""
+
+from __future__ import annotations
+
+from bench.results import Run, number
+
+LARGE_SERVER = 16
+LIMIT_OF_MACHINE = 0.85
+
+HEAD = """\
+# Benchmarks
+
+Made by `python bench/run.py {mode}` on {date}; change the bench, not this page. Tenure and its
+peers do the same work in one run on one machine of {cpus} cores, which the database shares with the
+workers. Ledger, guards and leases of Tenure are on, as always. Where a peer keeps less than Tenure
+or promises less, it is said beside its number. Differences below a quarter mean little."""
+
+DRAINING = """\
+## Draining
+
+Jobs per second, from the first handler to the last settled job. How many times faster Tenure is
+counts on the same engine in the same run; Redis is set beside PostgreSQL."""
+
+KEEPING = """\
+## What each keeps
+
+The numbers above are not for the same service: what is on record when a job has ended, whether
+there are retries, whether a worker that lost its job can still settle it, and what becomes of a job
+whose worker dies."""
+
+ENQUEUEING = """\
+## Enqueueing
+
+Jobs per second; each call is answered before its caller makes the next."""
+
+PICKUP = """\
+## Pickup, and what a worker costs
+
+From the start of the enqueue call in one process to the start of the handler in another."""
+
+TARGETS = """\
+## Targets
+
+What this project holds itself to, judged by this run."""
+
+GROWTH = """\
+## As the database grows
+
+The same drain with 1 worker process: with nothing else in the database, with {behind} jobs pending
+behind it, with {behind} settled jobs kept, and with a snapshot held open by somebody else from
+before it began, so that the database can clean up nothing behind it. The first and the last tenth
+of the run show whether it keeps its pace."""
+
+ALONE = """\
+## Tenure alone
+
+The bare statements are the store's own, issued by a loop on one connection without a worker around
+it (`bench/raw.py`). Over HTTP, one server process answers, and a job is on disk when it does; the
+load comes from a client of our own over connections kept open."""
+
+METHOD = """\
+## How it was measured
+
+- A job carries 150 bytes of JSON. Its handler does nothing but note, in memory that all processes
+  share, that it ran: no system call, no lock.
+- A drain takes {drained} jobs, the retry path {retried}; a queue that would need minutes for that
+  is given fewer. Its time begins with the first handler, and ends when the last has run and the
+  database, asked behind the queue's back, shows nothing waiting or running.
+- A number counts only if every job ran and none is left. Tenure may run none twice, and
+  `tenure verify` must find no fault in what is stored.
+- One-by-one enqueueing goes on for {seconds} s; pickup is timed over {samples} jobs about
+  {pause} s apart, each on an idle queue.
+- Everything is measured {repeats} times, in turns; shown is the median, and ± half the spread.
+- The database is made anew for each measurement, and filled, analysed and checkpointed before.
+- Each peer has its own environment and its fast, documented settings, as long as they are durable:
+  they stand at the top of its file in `bench/peers`. PostgreSQL is reached over a Unix socket by
+  everyone. A disk that takes longer to sync makes one-by-one work slower for everyone, and leaves
+  batches as they are."""
+
+SCALING = """\
+## Beyond one machine
+
+PostgreSQL with Tenure workers on this machine, which also runs the database:
+
+{table}
+
+{verdict}
+
+What that predicts, and it is a prediction, not a measurement: a job costs {per_job} µs of CPU in
+all, of which {in_worker} µs are the worker's and the rest PostgreSQL's. On a server with
+{cores} cores for the database alone, workers on other machines, and a disk that keeps up, that
+would be {predicted} jobs/s if it scaled perfectly. It will not: all workers claim from the head of
+one index and all commits pass through one write-ahead log, so we would plan with a third of it."""
+
+
+def scaling(run: Run) -> str:
+    """Worker processes against rate on PostgreSQL, and what that says about a larger server."""
+    name = "tenure-postgres"
+    rows = []
+    for workers in (1, 2, 4, 8):
+        result = run.result(f"drain-{workers}", name)
+        rate, cores = result.median("rate"), result.median("machine_cores")
+        if rate and cores:
+            cpu = result.median("cpu_us_per_job") or 0.0
+            rows.append((workers, rate, cores, cpu, cores / rate * 1e6))
+    if len(rows) < 2:
+        return ""
+    lines = ["| workers | jobs/s | cores in use | µs CPU a job, worker | in all |"]
+    lines += ["| ---: | ---: | ---: | ---: | ---: |"]
+    lines += [f"| {row[0]} | {' | '.join(map(number, row[1:]))} |" for row in rows]
+    best = max(rows, key=lambda row: row[1])
+    busy = best[2] / run.machine["cpus"]
+    if busy >= LIMIT_OF_MACHINE:
+        verdict = (
+            f"The rate is highest with {best[0]}, where {busy * 100:.0f} % of the machine's CPU "
+            "is in use: the processors are the limit here."
+        )
+    else:
+        verdict = (
+            f"The rate is highest with {best[0]}, with {busy * 100:.0f} % of the machine's CPU in "
+            "use: commits and the order of claims are the limit here, not the processors."
+        )
+    _, _, _, in_worker, per_job = best
+    in_database = max(per_job - in_worker, 1.0)
+    return SCALING.format(
+        table="\n".join(lines),
+        verdict=verdict,
+        per_job=number(per_job),
+        in_worker=number(in_worker),
+        cores=LARGE_SERVER,
+        predicted=number(round(LARGE_SERVER * 1e6 / in_database, -3)),
+    )

@@ -1,0 +1,360 @@
+"""The bench itself: it must count right, judge right, and not call a lost job a fast one."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import sys
+import xml.etree.ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import chart, drains, plan, raw, report, sending, stage, targets
+from bench.catalogue import SUBJECTS, Subject
+from bench.environments import Unavailable
+from bench.http_load import request, take_answer
+from bench.processes import Failed
+from bench.results import Result, Run, load, number, rival_of, times
+from bench.stage import Size, Stage
+from bench.workload import PAYLOAD_BYTES, FirstAttempt, Tally, payload
+
+BY_NAME = {subject.name: subject for subject in SUBJECTS}
+PEERS = [subject for subject in SUBJECTS if not subject.ours]
+SMALL = Size(
+    seconds=0.05,
+    bulk=200,
+    drained=200,
+    retried=100,
+    samples=3,
+    pause=0.01,
+    idle_seconds=0.1,
+    behind=300,
+    repeats=1,
+)
+MACHINE = {
+    "date": "2026-01-01",
+    "cpus": 2,
+    "cpu": "a processor",
+    "memory_gb": 8,
+    "system": "Linux",
+    "python": "3.11",
+    "versions": {"tenure": "1.0"},
+    "pythons": {"pgqueuer": "3.11"},
+    "engines": {"postgres": {"version": "PostgreSQL", "settings": "defaults"}},
+}
+
+
+def run_of(**rates: list[float]) -> Run:
+    """A run in which these queues drained at these rates; `_` stands for `-` in names."""
+    results = [
+        Result("drain-1", name.replace("_", "-"), [{"rate": rate} for rate in values])
+        for name, values in rates.items()
+    ]
+    return Run("full", dict(MACHINE), dataclasses.asdict(plan.FULL), results)
+
+
+# --- the workload
+
+
+@pytest.mark.parametrize("n", [0, 9, 10, 12_345, 999_999, 1_050_000])
+def test_a_payload_has_150_bytes_whatever_its_number(n: int) -> None:
+    text = json.dumps(payload(n), separators=(",", ":"))
+    assert len(text) == PAYLOAD_BYTES
+    assert json.loads(text)["n"] == n
+
+
+def test_a_tally_tells_lost_and_doubled_jobs(tmp_path: Path) -> None:
+    tally = Tally.create(tmp_path / "tally", 10)
+    for n in (0, 1, 1, 2):
+        tally.run(n)
+    assert tally.missing(5) == 2
+    assert tally.doubled(5) == 1
+    assert 0 < tally.ended[0] <= tally.ended[2]
+
+
+def test_a_tally_of_jobs_that_fail_once_counts_two_starts(tmp_path: Path) -> None:
+    tally = Tally.create(tmp_path / "tally", 8)
+    with pytest.raises(FirstAttempt):
+        tally.run_at_second_start(3)
+    assert tally.missing(4, starts=2) == 4
+    tally.run_at_second_start(3)
+    assert tally.missing(4, starts=2) == 3
+    assert tally.doubled(4, starts=2) == 0
+    tally.run_at_second_start(3)
+    assert tally.doubled(4, starts=2) == 1
+    assert 0 < tally.began[3] <= tally.ended[3]
+
+
+def test_jobs_beyond_a_tally_are_not_noted(tmp_path: Path) -> None:
+    tally = Tally.create(tmp_path / "tally", 8)
+    tally.run(8)
+    tally.run_at_second_start(1_000)
+    assert tally.missing(8) == 8
+
+
+def test_processes_share_a_tally(tmp_path: Path) -> None:
+    writer = Tally.create(tmp_path / "tally", 8)
+    reader = Tally(tmp_path / "tally")
+    writer.run(5)
+    assert reader.missing(8) == 7
+    assert Tally.create(tmp_path / "tally", 8).missing(8) == 8
+
+
+# --- the peers
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+def test_every_queue_has_an_adapter_that_says_its_settings(subject: Subject) -> None:
+    file = Path(plan.__file__).with_name("peers") / f"{subject.adapter}.py"
+    module = ast.parse(file.read_text())
+    assert len(ast.get_docstring(module) or "") > 60
+    functions = {
+        node.name: isinstance(node, ast.AsyncFunctionDef)
+        for node in module.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {"open_sender", "work"} <= functions.keys()
+    (sender,) = (node for node in module.body if getattr(node, "name", "") == "Sender")
+    assert isinstance(sender, ast.ClassDef)
+    methods = {
+        node.name: isinstance(node, ast.AsyncFunctionDef)
+        for node in sender.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert methods["one"] == functions["open_sender"], "all plain, or all async def"
+    assert ("many" in methods) == subject.bulk
+
+
+@pytest.mark.parametrize("subject", PEERS, ids=lambda subject: subject.name)
+def test_every_peer_is_pinned(subject: Subject) -> None:
+    for requirement in subject.requirements:
+        name, _, version = requirement.partition("==")
+        assert name
+        assert version[:1].isdigit(), requirement
+        assert "/" not in requirement
+
+
+def test_a_peer_is_compared_with_tenure_on_its_engine() -> None:
+    assert rival_of(BY_NAME["huey"]).name == "tenure-sqlite"
+    assert rival_of(BY_NAME["pgqueuer"]).name == "tenure-postgres"
+    assert rival_of(BY_NAME["celery"]).name == "tenure-postgres"
+
+
+def test_the_quick_run_has_the_two_strongest_peers_of_each_engine() -> None:
+    chosen = [subject for subject in plan.subjects("quick", [], []) if not subject.ours]
+    assert sorted(subject.engine for subject in chosen) == [
+        *("postgres", "postgres", "redis", "redis", "sqlite", "sqlite")
+    ]
+
+
+def test_naming_a_peer_keeps_tenure_beside_it() -> None:
+    chosen = plan.subjects("quick", ["huey"], ["sqlite"])
+    assert [subject.name for subject in chosen] == ["tenure-sqlite", "huey"]
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda: plan.workloads("quick", ["drian-1"]), lambda: plan.subjects("full", ["x"], [])]
+)
+def test_unknown_names_are_refused_with_the_known_ones(ask: object) -> None:
+    with pytest.raises(ValueError, match="there are"):
+        ask()  # type: ignore[operator]
+
+
+# --- what is made of the numbers
+
+
+def test_a_result_is_its_median_and_spread() -> None:
+    result = Result("drain-1", "huey", [{"rate": 90.0}, {"rate": 100.0}, {"rate": 120.0}])
+    assert result.median("rate") == 100
+    assert result.spread("rate") == pytest.approx(0.3)
+    assert result.median("p50_ms") is None
+    assert Result("drain-1", "huey", [{"rate": 90.0}]).spread("rate") is None
+
+
+def test_a_ratio_above_one_means_that_tenure_leads() -> None:
+    run = run_of(tenure_postgres=[3000.0], pgqueuer=[2000.0])
+    drain = next(w for w in plan.WORKLOADS if w.name == "drain-1")
+    assert run.ratio(drain, BY_NAME["pgqueuer"]) == 1.5
+    latency = next(w for w in plan.WORKLOADS if w.name == "latency")
+    run.results = [
+        Result("latency", "tenure-postgres", [{"p50_ms": 2.0}]),
+        Result("latency", "pgqueuer", [{"p50_ms": 3.0}]),
+    ]
+    assert run.ratio(latency, BY_NAME["pgqueuer"]) == 1.5
+    assert run.ratio(latency, BY_NAME["awa"]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (14422.6, "14,423"), (100.0, "100"), (5.672, "5.67"), (0.226, "0.226")],
+)
+def test_numbers_are_shown_with_three_digits(value: float | None, shown: str) -> None:
+    assert number(value) == shown
+
+
+def test_a_ratio_is_shown_with_two_digits() -> None:
+    assert (times(1.5), times(0.226), times(21.4), times(None)) == ("1.5x", "0.23x", "21x", "")
+
+
+def test_targets_are_judged_by_the_run() -> None:
+    run = run_of(tenure_postgres=[3000.0], pgqueuer=[2000.0], oban=[1000.0], tenure_sqlite=[1.0])
+    judged = {(v.target, v.engine): v.met for v in targets.verdicts(run)}
+    assert judged["drain, 1 worker: 1.5 times PgQueuer", "postgres"] is True
+    assert judged["drain, 1 worker: 4 times every other peer", "postgres"] is False
+    assert judged["drain, 2 workers: 1.3 times PgQueuer", "postgres"] is None
+    assert judged["drain, 1 worker: the raw limit", "sqlite"] is None
+
+
+def test_a_peer_that_loses_commits_does_not_set_the_mark_for_single_commits() -> None:
+    run = run_of()
+    run.results = [
+        Result("enqueue-1", name, [{"rate": rate}])
+        for name, rate in (("tenure-sqlite", 6000.0), ("honker", 14000.0), ("huey", 4000.0))
+    ]
+    judged = {(v.target, v.engine): v.met for v in targets.verdicts(run)}
+    assert judged["enqueue, 1 caller: the best durable peer", "sqlite"] is True
+
+
+def test_the_page_shows_rates_ratios_doubles_failures_and_what_peers_keep() -> None:
+    run = run_of(tenure_postgres=[3000.0, 3300.0], pgqueuer=[2000.0, 2000.0])
+    run.results.append(Result("drain-1", "saq", [{"rate": 50.0, "doubled": 2.0}]))
+    run.results.append(Result("drain-1", "oban", failures=["needs Python 3.12"]))
+    page = report.page(run, "chart.svg")
+    assert "| **Tenure** | PostgreSQL | 3,150 ±5 % |" in page
+    assert "| PgQueuer | PostgreSQL | 2,000 ±0 % | 1.6x |" in page
+    assert "50.0, 2 ran twice" in page
+    assert "log rows, the job is deleted" in page
+    assert "- drain-1, oban: needs Python 3.12" in page
+    assert "1.5 times PgQueuer" in page
+    assert "{" not in page
+
+
+def test_the_chart_is_well_formed_and_sets_tenure_apart() -> None:
+    picture = chart.chart(run_of(tenure_postgres=[3000.0], pgqueuer=[2000.0]))
+    root = xml.etree.ElementTree.fromstring(picture)  # noqa: S314 - our own
+    bars = {
+        bar.get("class"): float(bar.get("width", 0)) for bar in root.iter() if "rect" in bar.tag
+    }
+    assert bars["bar ours"] == pytest.approx(bars["bar"] * 1.5, rel=0.01)
+
+
+def test_a_run_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    run = run_of(tenure_postgres=[3000.0], pgqueuer=[2000.0])
+    run.save(tmp_path / "run.json")
+    assert load(tmp_path / "run.json") == run
+
+
+def test_the_page_in_the_documentation_is_made_from_the_run_that_is_kept() -> None:
+    root = Path(plan.__file__).parent.parent
+    kept = root / "bench" / "results" / "full.json"
+    if not kept.exists():
+        pytest.skip("no full run is kept: `python bench/run.py full` makes one")
+    page = (root / "docs" / "benchmarks.md").read_text()
+    assert page == report.page(load(kept), "benchmarks.svg"), "`python bench/run.py report`"
+
+
+# --- the HTTP client
+
+
+def test_a_request_says_its_length() -> None:
+    for n in (0, 1_000_000):
+        head, _, body = request("localhost", n).partition(b"\r\n\r\n")
+        assert f"Content-Length: {len(body)}".encode() in head
+        assert json.loads(body) == {"type": "send", "payload": payload(n)}
+
+
+def test_answers_are_taken_whole_and_one_at_a_time() -> None:
+    answer = b"HTTP/1.1 201 Created\r\nContent-Length: 4\r\nX: y\r\n\r\nbody"
+    received = bytearray()
+    for place in range(len(answer) - 1):
+        received += answer[place : place + 1]
+        assert take_answer(received) is None
+    received += answer[-1:] + b"HTTP/1.1 503 No\r\ncontent-length:0\r\n\r\n"
+    assert take_answer(received) == b"201"
+    assert take_answer(received) == b"503"
+    assert not received
+
+
+def test_an_answer_without_a_length_is_an_error() -> None:
+    with pytest.raises(ValueError, match="Content-Length"):
+        take_answer(bytearray(b"HTTP/1.1 200 OK\r\n\r\n"))
+
+
+# --- small measurements on SQLite
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the bench reads /proc: needs Linux")
+
+
+@pytest.fixture
+def small_stage() -> Iterator[Stage]:
+    with Stage(SMALL) as small:
+        yield small
+
+
+@linux
+def test_a_drain_a_retry_and_an_enqueue_are_measured(small_stage: Stage) -> None:
+    ours = BY_NAME["tenure-sqlite"]
+    drained = drains.drain(small_stage, ours)
+    assert drained["jobs"] == 200
+    assert drained["rate"] > 0
+    assert drained["memory_mb"] > 1
+    assert drains.retry(small_stage, ours)["jobs"] == 100
+    enqueued = sending.enqueue(small_stage, ours, callers=2)
+    assert enqueued["jobs"] > 2
+
+
+@linux
+def test_a_prepared_database_is_made_once_and_copied_after(small_stage: Stage) -> None:
+    ours = BY_NAME["tenure-sqlite"]
+    assert drains.drain_with_history(small_stage, ours)["jobs"] == 200
+    made = {"again": 0}
+
+    def make(_: object) -> None:
+        made["again"] += 1
+
+    setting = small_stage.kept(ours, "history", make)
+    assert made == {"again": 0}
+    assert small_stage.left(setting, 0) == 0
+    database = raw.open_database(setting.place)
+    try:
+        assert raw.settle_all(database)[0] == 0
+    finally:
+        database.close()
+
+
+@linux
+def test_the_raw_loop_settles_everything_within_the_rules(small_stage: Stage) -> None:
+    ours = BY_NAME["tenure-sqlite"]
+    setting = small_stage.fresh(ours)
+    stage.fill(setting, 120)
+    database = raw.open_database(setting.place)
+    try:
+        assert raw.settle_all(database, 50)[0] == 120
+    finally:
+        database.close()
+    assert small_stage.left(setting, 120) == 0
+    stage.check_integrity(setting)
+
+
+@linux
+def test_jobs_that_never_run_fail_the_measurement(
+    small_stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "STALLED_SECONDS", 0.01)
+    tally = small_stage.tally(3)
+    tally.run(0)
+    tally.run(2)
+    with pytest.raises(Failed, match="1 of 3 jobs never ran"):
+        stage.wait_for(tally, 3, [])
+
+
+@linux
+def test_an_engine_that_is_missing_is_told_with_the_reason(
+    small_stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(Unavailable, match="redis-server"):
+        small_stage.fresh(BY_NAME["rq"])
