@@ -371,11 +371,13 @@ class Tenure:
         concurrency: int = 16,
         lease: Duration = 30,
         grace: Duration = 30,
+        keep: Mapping[str, Duration] | None = None,
     ) -> None:
         """Run this application's handlers, `concurrency` at once, until SIGTERM or SIGINT.
 
         A job whose worker dies is taken over after `lease`; running jobs have `grace` to finish
-        when the worker is asked to stop. Also ends leases of dead workers, as the server does.
+        when the worker is asked to stop. Also ends leases of dead workers, as the server does, and
+        deletes jobs settled longer ago than `keep` says by status, as in `{"completed": "7d"}`.
         """
         from tenure.run import run_worker
 
@@ -386,6 +388,7 @@ class Tenure:
             concurrency=concurrency,
             lease_seconds=_positive(lease, "$.lease"),
             grace_seconds=durations.seconds(grace, path="$.grace"),
+            keep=keep,
         )
 
 

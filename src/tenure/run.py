@@ -18,7 +18,7 @@ from tenure.app import Tenure
 from tenure.executors import CHILD, STOP_SIGNALS
 from tenure.handlers import Handlers
 from tenure.jobtype import Duration
-from tenure.sweeper import DEFAULT_KEEP, Sweeper
+from tenure.sweeper import Sweeper
 from tenure.worker import Worker, WorkSource
 
 ABORTED = 130
@@ -33,12 +33,13 @@ def run_worker(
     concurrency: int = 16,
     lease_seconds: float = 30.0,
     grace_seconds: float = 30.0,
-    keep: Mapping[str, Duration] = DEFAULT_KEEP,
+    keep: Mapping[str, Duration] | None = None,
 ) -> None:
     """Run handlers for jobs from `source` until a signal asks to stop; returns when drained.
 
-    `keep` is retention by status, applied where `source` is the database itself. Call this on the
-    main thread: Python handles signals there alone.
+    `keep` is retention by status, applied where `source` is the database itself; without it nothing
+    is deleted, for that is the server's matter. Call this on the main thread: Python handles
+    signals there alone.
     """
     if multiprocessing.current_process().name == CHILD:
         raise RuntimeError(
@@ -73,15 +74,17 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     """Call `stop` on the first SIGTERM or SIGINT of this process, end it at once on the second.
 
     These are Python's signal handlers, not the loop's, so that they are heard while a handler
-    blocks the loop.
+    blocks the loop; the second is left to the system, which needs no thread of ours to hear it.
     """
-    asked = 0
+    asked = False
 
     def on_signal(*_: object) -> None:
         nonlocal asked
-        asked += 1
-        if asked > 1:
+        if asked:  # it came before the next lines
             os._exit(ABORTED)
+        asked = True
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
         stop()
 
     before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}

@@ -58,6 +58,10 @@ class Settings:
         return {status: age for status, age in ages.items() if age is not None}
 
 
+KUBERNETES = "tcp://"
+"""What TENURE_PORT begins with where a Kubernetes service is called `tenure`: not meant for us."""
+
+
 def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     """Put the settings together; flags that are None count as not given.
 
@@ -80,7 +84,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
             found[name] = (value, f"{config}: {name}")
     for name in _READERS:
         for variable in _variables(name):
-            if variable in environ:
+            if variable in environ and not environ[variable].startswith(KUBERNETES):
                 found[name] = (environ[variable], variable)
                 break
     for name, value in given.items():

@@ -15,24 +15,23 @@ from tenure.jobtype import Duration
 
 log = logging.getLogger(__name__)
 
-DEFAULT_KEEP: Mapping[str, Duration] = {"completed": "7d", "cancelled": "7d", "failed": "30d"}
 PRUNE_EVERY = 60.0
 FULL_BITE = 500
 
 
 class Sweeper:
-    """Sweeps every `interval` seconds in a thread of its own; `keep` is retention by status."""
+    """Sweeps every `interval` seconds in its own thread; `keep` is retention by status, if any."""
 
     def __init__(
         self,
         app: Tenure,
         *,
         interval: float = 1.0,
-        keep: Mapping[str, Duration] = DEFAULT_KEEP,
+        keep: Mapping[str, Duration] | None = None,
     ) -> None:
         self._app = app
         self._interval = interval
-        self._keep = keep
+        self._keep = keep or {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tenure-sweep", daemon=True)
 

@@ -101,7 +101,7 @@ class NewJob(Request):
     idempotency_key: Key | UnsetType = UNSET
 
 
-class Policy(Answered):
+class Policy(Answered, frozen=True):
     """A retry policy; `base` and `cap` in seconds."""
 
     base: float
@@ -109,7 +109,7 @@ class Policy(Answered):
     cap: float
 
 
-class JobBody(Answered):
+class JobBody(Answered, frozen=True):
     """A job as it stands."""
 
     id: Id
@@ -187,7 +187,7 @@ class NoFields(Request):
     """An empty object; the body may be left out."""
 
 
-class TransitionBody(Answered):
+class TransitionBody(Answered, frozen=True):
     """One entry of the ledger: a move of a job, who caused it, and the error if it failed."""
 
     position: str
@@ -219,7 +219,7 @@ def transition_of(body: TransitionBody) -> Transition:
     return Transition(**{name: getattr(body, name) for name in TransitionBody.__struct_fields__})
 
 
-class ExplanationBody(Answered):
+class ExplanationBody(Answered, frozen=True):
     """Why a job is not running: a stable `reason`, a sentence, and what may be done to it."""
 
     reason: str
@@ -242,7 +242,7 @@ class LeaseRequest(Request):
     label: Label | UnsetType = UNSET
 
 
-class LeaseBody(Answered):
+class LeaseBody(Answered, frozen=True):
     """A leased job: what a worker needs to run it and to report on it."""
 
     id: Id
@@ -354,7 +354,7 @@ def report_entry(report: Report) -> ReportEntry:
     )
 
 
-class VerdictBody(Answered):
+class VerdictBody(Answered, frozen=True):
     """What the store did with one report; `recorded` names what is on record if it differs."""
 
     lease_id: LeaseName
@@ -374,7 +374,7 @@ def verdict_of(body: VerdictBody) -> Verdict:
     return Verdict(body.answer, "" if body.recorded is UNSET else body.recorded)
 
 
-class HeldBody(Answered):
+class HeldBody(Answered, frozen=True):
     """Whether a lease is still held after a heartbeat."""
 
     lease_id: LeaseName
@@ -384,7 +384,7 @@ class HeldBody(Answered):
 # --- what operators see ---------------------------------------------------------------------------
 
 
-class CountBody(Answered):
+class CountBody(Answered, frozen=True):
     """How many jobs stand in one status of one queue and type."""
 
     status: Status
@@ -393,7 +393,7 @@ class CountBody(Answered):
     jobs: int
 
 
-class StatsBody(Answered):
+class StatsBody(Answered, frozen=True):
     """Jobs by status, and again by status, queue and type."""
 
     total: int
@@ -416,7 +416,7 @@ def stats_body(counts: Sequence[Count]) -> StatsBody:
     )
 
 
-class QueueBody(Answered):
+class QueueBody(Answered, frozen=True):
     """A queue: its settings and what waits in it."""
 
     name: str
@@ -432,7 +432,7 @@ def queue_body(queue: QueueState) -> QueueBody:
     return QueueBody(**asdict(queue))
 
 
-class MetricsBody(Answered):
+class MetricsBody(Answered, frozen=True):
     """The same values as the Prometheus metrics."""
 
     total: int
@@ -462,7 +462,7 @@ class LimitRequest(Request):
     max_pending: Annotated[int, Meta(extra_json_schema={"minimum": 0, "maximum": 2**53})] | None
 
 
-class WorkerBody(Answered):
+class WorkerBody(Answered, frozen=True):
     """A worker that asked for jobs lately; null for `queues` or `types` means any."""
 
     id: str
@@ -478,7 +478,7 @@ def worker_body(worker: WorkerState) -> WorkerBody:
     return WorkerBody(**asdict(worker))
 
 
-class Health(Answered):
+class Health(Answered, frozen=True):
     """The process is up; `ready` also says that the database answers."""
 
     status: str

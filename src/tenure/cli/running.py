@@ -143,7 +143,6 @@ def worker(
             concurrency=settings.concurrency,
             lease_seconds=settings.lease_seconds,
             grace_seconds=settings.grace_seconds,
-            keep=settings.keep,
         )
 
 
