@@ -1,0 +1,223 @@
+"""The store as dictionaries: what every real store must agree with, answer for answer.
+
+It asks the lifecycle (`follow`) what happens to a job; all the rest, which jobs a claim takes, what
+a late report is told, what a key means, is written here a second time, as plainly as possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from tenure.errors import IllegalMove, KeyConflict, LeaseLost, TenureError
+from tenure.lifecycle import (
+    Claimed,
+    Completed,
+    Event,
+    Failed,
+    Job,
+    LeaseExpired,
+    Released,
+    decide,
+    follow,
+)
+from tenure.records import Addition, Answer, Lease, Outcome, Report, Verdict
+
+FINAL = ("completed", "failed", "cancelled")
+
+
+class Entry(NamedTuple):
+    """One line of the ledger."""
+
+    at: datetime
+    source: str | None
+    target: str
+    event: str
+    attempt: int
+    token: int
+    lease_id: str | None
+    actor: str | None
+    detail: str | None
+
+
+class Reference:
+    """The whole state, and one method per verb of the store."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+        self.jobs: dict[str, Job] = {}
+        self.ledger: dict[str, list[Entry]] = {}
+        self.fingerprints: dict[str, str | None] = {}
+        self.ended: dict[tuple[str, str], str] = {}  # (job id, lease id) -> how the lease ended
+
+    # --- adding
+
+    def add(self, additions: Sequence[Addition]) -> list[tuple[Job, bool]] | TenureError:
+        """(job, whether it is new) for each, or the refusal that undoes them all."""
+        new: dict[str, Job] = {}
+        fingerprints: dict[str, str | None] = {}
+        answers: list[tuple[Job, bool]] = []
+        for addition in additions:
+            there = self._there({**self.jobs, **new}, addition)
+            if there is None:
+                there = self._made(addition)
+                new[addition.id] = there
+                fingerprints[addition.id] = addition.fingerprint
+            elif addition.idempotency_key is not None:
+                kept = {**self.fingerprints, **fingerprints}[there.id]
+                if kept != addition.fingerprint:
+                    return KeyConflict(addition.idempotency_key, there.id)
+            answers.append((there, there.id == addition.id))
+        self.jobs |= new
+        self.fingerprints |= fingerprints
+        for id, job in new.items():
+            entry = Entry(self.now, None, "pending", "enqueued", 0, 0, None, job.actor, None)
+            self.ledger[id] = [entry]
+        return answers
+
+    def _there(self, jobs: dict[str, Job], addition: Addition) -> Job | None:
+        if addition.id in jobs:
+            return jobs[addition.id]
+        key = addition.idempotency_key
+        same = (job for job in jobs.values() if key is not None and job.idempotency_key == key)
+        return next(same, None)
+
+    def _made(self, addition: Addition) -> Job:
+        return Job(
+            id=addition.id,
+            type=addition.type,
+            payload=addition.payload,
+            priority=addition.priority,
+            max_retries=addition.max_retries,
+            backoff=addition.backoff,
+            idempotency_key=addition.idempotency_key,
+            created_at=self.now,
+            run_at=self.now + timedelta(seconds=addition.delay),
+            actor=addition.actor,
+        )
+
+    # --- leases
+
+    def due(self, limit: int) -> list[str]:
+        """The jobs that a claim must take, in order."""
+        waiting = [j for j in self.jobs.values() if j.status == "pending" and j.run_at <= self.now]
+        waiting.sort(key=lambda job: (job.priority, job.run_at, job.id))
+        return [job.id for job in waiting[:limit]]
+
+    def claim(self, leases: Iterable[Lease], worker: str, seconds: float) -> None:
+        """Take over the leases that the store gave: their ids are the one thing it may choose."""
+        for lease in leases:
+            event = Claimed(lease_id=lease.lease_id, lease_seconds=seconds, actor=worker)
+            self._keep(self.jobs[lease.id], [decide(self.jobs[lease.id], event, self.now)])
+
+    def report(self, reports: Sequence[Report]) -> list[Verdict]:
+        """Successes of a batch are recorded first, then the rest in order."""
+        verdicts: dict[int, Verdict] = {}
+        order = sorted(range(len(reports)), key=lambda n: reports[n].outcome != "completed")
+        for number in order:
+            verdicts[number] = self._report(reports[number])
+        return [verdicts[number] for number in range(len(reports))]
+
+    def _report(self, report: Report) -> Verdict:
+        job = self.jobs.get(report.job_id)
+        if job is None:
+            return Verdict(Answer.LOST)
+        try:
+            path = follow(job, event_of(report), self.now)
+        except (LeaseLost, IllegalMove):
+            ended = self.ended.get((report.job_id, report.lease_id), "")
+            if ended == report.outcome:
+                return Verdict(Answer.ALREADY_RECORDED)
+            if ended in ("completed", "failed", "released"):
+                return Verdict(Answer.CONFLICT, ended)
+            return Verdict(Answer.LOST, ended)
+        self._keep(job, path)
+        if path[0].event != report.outcome:
+            return Verdict(Answer.CONFLICT, path[0].event)
+        return Verdict(Answer.RECORDED)
+
+    def renew(self, leases: Iterable[tuple[str, str]], seconds: float) -> set[str]:
+        held = set()
+        for job_id, lease_id in leases:
+            job = self.jobs.get(job_id)
+            if job is None or job.lease_id != lease_id or job.lease_expires_at is None:
+                continue
+            until = max(job.lease_expires_at, self.now + timedelta(seconds=seconds))
+            self.jobs[job_id] = changed(job, lease_expires_at=until)
+            held.add(lease_id)
+        return held
+
+    def sweep(self) -> list[Job]:
+        over = [
+            job
+            for job in self.jobs.values()
+            if job.lease_expires_at is not None and job.lease_expires_at <= self.now
+        ]
+        return [self._keep(job, follow(job, LeaseExpired(), self.now)) for job in over]
+
+    # --- operators
+
+    def apply(self, job_id: str, event: Event) -> Job:
+        job = self.jobs[job_id]
+        return self._keep(job, follow(job, event, self.now))
+
+    def apply_matching(self, fits: Callable[[Job], bool], event: Event) -> list[Job]:
+        done = []
+        for job in [job for job in self.jobs.values() if fits(job)]:
+            try:
+                done.append(self._keep(job, follow(job, event, self.now)))
+            except IllegalMove:
+                continue
+        return done
+
+    def prune(self, statuses: Iterable[str], before: datetime) -> int:
+        gone = [
+            job.id
+            for job in self.jobs.values()
+            if job.status in statuses and job.finished_at is not None and job.finished_at < before
+        ]
+        for id in gone:
+            del self.jobs[id], self.ledger[id], self.fingerprints[id]
+        self.ended = {lease: how for lease, how in self.ended.items() if lease[0] in self.jobs}
+        return len(gone)
+
+    # --- keeping
+
+    def _keep(self, before: Job, path: Sequence[Job]) -> Job:
+        for after in path:
+            lease_id = after.lease_id or before.lease_id
+            self.ledger[after.id].append(
+                Entry(
+                    self.now,
+                    str(before.status),
+                    str(after.status),
+                    after.event,
+                    max(before.attempts, after.attempts),
+                    after.token,
+                    lease_id,
+                    after.actor,
+                    after.last_error if after.status == "failed" else None,
+                )
+            )
+            if before.lease_id is not None:
+                self.ended[before.id, before.lease_id] = after.event
+            before = after
+        self.jobs[before.id] = before
+        return before
+
+
+def event_of(report: Report) -> Event:
+    """What a report says, in the words of the lifecycle."""
+    lease_id, actor = report.lease_id, report.actor
+    if report.outcome is Outcome.COMPLETED:
+        return Completed(lease_id=lease_id, result=report.result, actor=actor)
+    if report.outcome is Outcome.RELEASED:
+        return Released(lease_id=lease_id, actor=actor)
+    return Failed(lease_id=lease_id, error=report.error, retryable=report.retryable, actor=actor)
+
+
+def changed(job: Job, **fields: object) -> Job:
+    """The job with other values in some fields."""
+    values = {name: getattr(job, name) for name in job.__struct_fields__}
+    return Job(**{**values, **fields})
