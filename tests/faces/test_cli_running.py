@@ -153,14 +153,25 @@ def test_a_worker_that_is_killed_loses_no_job(database_url: str) -> None:
         ]
 
 
-def test_a_worker_prunes_as_it_was_told_and_not_by_default(sqlite_url: str) -> None:
-    arguments = ("worker", "--simulate", "--database", sqlite_url)
+def test_a_worker_prunes_when_it_is_told_to(sqlite_url: str) -> None:
+    arguments = ("worker", "--simulate", "--prune", "--database", sqlite_url)
     with Tenure(sqlite_url) as app:
         gone, kept = app.enqueue("email"), app.enqueue("email")
         settle(app, gone, Outcome.COMPLETED)
         app.cancel(kept.id)
         with running(*arguments, TENURE_KEEP_COMPLETED="0s", TENURE_KEEP_CANCELLED="forever"):
             until(lambda: [job.id for job in app.find()] == [kept.id])
+
+
+def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
+    arguments = ("worker", "--simulate", "--database", sqlite_url)
+    with Tenure(sqlite_url) as app:
+        old = app.enqueue("email")
+        settle(app, old, Outcome.COMPLETED)
+        with running(*arguments, TENURE_KEEP_COMPLETED="0s"):
+            done = app.enqueue("email")
+            until(lambda: app.get(done.id).status == "completed")
+        assert {job.id for job in app.find()} == {old.id, done.id}
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,15 @@ def serve(
     metavar="URL",
     help="Work over HTTP, without a database; the token is TENURE_TOKEN.",
 )
+@click.option(
+    "--prune",
+    is_flag=True,
+    help="Also delete settled jobs when the keep settings say so; where a server runs, it does.",
+)
 @work_options
 def worker(
     server: str | None,
+    prune: bool,
     apps: Sequence[str],
     simulate: bool,
     fail_types: Sequence[str],
@@ -143,6 +149,7 @@ def worker(
             concurrency=settings.concurrency,
             lease_seconds=settings.lease_seconds,
             grace_seconds=settings.grace_seconds,
+            keep=settings.keep if prune else None,
         )
 
 
