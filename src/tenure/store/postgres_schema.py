@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
-from psycopg import errors
-
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.store import migrate
 from tenure.store.postgres_connection import NOW, OLDEST_SERVER, Place, connect, place_of
+
+# Where psycopg is missing, the import above says what to do; so it stands first.
+# isort: split
+import psycopg
+from psycopg import errors
 
 # Held until the migration commits: of several starters one migrates, the others wait and find it
 # done. The transaction owns it, not the session, so that poolers do not matter.

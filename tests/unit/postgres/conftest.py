@@ -1,0 +1,48 @@
+"""Connections to one PostgreSQL database that has the schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from tenure.store import migrate_store
+from tenure.store.postgres import Postgres
+from tenure.store.postgres_reader import PostgresReader
+from tests.unit.postgres.sessions import Raw
+
+
+@pytest.fixture
+def url(postgres_url: str) -> str:
+    """The URL of a database with the schema in it."""
+    migrate_store(postgres_url)
+    return postgres_url
+
+
+@pytest.fixture
+def raw(url: str) -> Iterator[Raw]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def db(url: str) -> Iterator[Postgres]:
+    database = Postgres(url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def other(url: str) -> Iterator[Postgres]:
+    """A second writing connection, as another process has one."""
+    database = Postgres(url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def reader(url: str) -> Iterator[PostgresReader]:
+    found = PostgresReader(url)
+    yield found
+    found.close()

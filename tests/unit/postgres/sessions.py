@@ -1,0 +1,68 @@
+"""What the tests of the PostgreSQL store do with its connections."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from tenure.ids import new_ids
+from tenure.records import Addition, Lease
+from tenure.store.postgres import Postgres
+from tests.contract.desk import request
+
+Raw = psycopg.Connection[Any]
+
+OUR_SESSIONS = (
+    "FROM pg_stat_activity WHERE application_name = 'tenure' AND datname = current_database()"
+)
+
+
+@contextmanager
+def committed(db: Postgres) -> Iterator[Postgres]:
+    db.begin()
+    yield db
+    db.commit()
+
+
+def add(db: Postgres, count: int = 1, **fields: Any) -> list[str]:
+    ids = new_ids(count)
+    with committed(db):
+        db.insert([Addition(id=id, type="mail", **fields) for id in ids])
+    return ids
+
+
+def take(db: Postgres, count: int = 1, **fields: Any) -> list[Lease]:
+    add(db, count, **fields)
+    with committed(db):
+        return db.claim(request(count))
+
+
+def ask(db: Postgres, question: str) -> list[tuple[Any, ...]]:
+    """Ask in the store's own session, which nobody else can look into."""
+    assert db._connection is not None
+    return db._connection.execute(question.encode()).fetchall()
+
+
+def end_sessions(raw: Raw) -> None:
+    """End the store's sessions, and wait until they are gone."""
+    ended = raw.execute(f"SELECT pg_terminate_backend(pid, 10000) {OUR_SESSIONS}").fetchall()
+    assert ended
+    assert all(gone for (gone,) in ended)
+
+
+def wait_until_somebody_waits(raw: Raw) -> None:
+    """Return once a session of the store waits for a lock."""
+    while raw.execute(
+        f"SELECT count(*) {OUR_SESSIONS} AND wait_event_type = 'Lock'"
+    ).fetchone() == (0,):
+        pass
+
+
+def in_thread(act: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,164 @@
+"""Two connections to one PostgreSQL database: what one does while the other is not done yet.
+
+That the store keeps the same promises as SQLite is tested in tests/contract.
+"""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from tenure.ids import new_id
+from tenure.lifecycle import Job, Status
+from tenure.records import Addition, Query
+from tenure.store.postgres import Postgres
+from tenure.store.postgres_reader import PostgresReader
+from tests.contract.desk import completed, request
+from tests.unit.postgres.sessions import (
+    Raw,
+    add,
+    committed,
+    in_thread,
+    take,
+    wait_until_somebody_waits,
+)
+
+# --- several connections ----------------------------------------------------------------------
+
+
+def test_claimers_pass_over_what_others_hold(db: Postgres, other: Postgres) -> None:
+    ids = add(db, 10)
+    db.begin()
+    other.begin()
+    first = db.claim(request(5, "a"))
+    second = other.claim(request(10, "b"))  # does not wait, and does not see the first five
+    assert [lease.id for lease in first] == ids[:5]
+    assert [lease.id for lease in second] == ids[5:]
+    db.rollback()
+    other.commit()
+    with committed(db):
+        assert [lease.id for lease in db.claim(request(10, "c"))] == ids[:5]
+
+
+def test_a_heartbeat_never_waits_for_a_report(db: Postgres, other: Postgres) -> None:
+    taken = take(db, 2)
+    leases = [(lease.id, lease.lease_id) for lease in taken]
+    held = {lease_id for _, lease_id in leases}
+    db.begin()
+    db.complete([completed(taken[0])])
+    with committed(other):
+        assert other.renew(leases, 3600) == held  # as long as the report may still be undone
+    db.commit()
+    with committed(other):
+        assert other.renew(leases, 3600) == {leases[1][1]}
+
+
+def test_two_batches_with_jobs_in_common_do_not_block_each_other(
+    db: Postgres, other: Postgres, raw: Raw
+) -> None:
+    leases = take(db, 2)
+    reports = [completed(lease) for lease in leases]
+    done: list[set[str]] = []
+    db.begin()
+    db.complete(reports[:1])
+
+    def report_in_the_other_order() -> None:
+        with committed(other):
+            done.append(other.complete(reports[::-1]))
+
+    thread = in_thread(report_in_the_other_order)
+    wait_until_somebody_waits(raw)
+    db.complete(reports[1:])  # would be a deadlock if the other had locked this one first
+    db.commit()
+    thread.join(30)
+    assert done == [set()]
+
+
+def test_a_sweep_passes_over_a_lease_that_is_being_reported(
+    db: Postgres, other: Postgres, raw: Raw
+) -> None:
+    (lease,) = take(db)
+    raw.execute("UPDATE tenure.job SET lease_expires_at = now() - interval '1 second'")
+    db.begin()
+    db.complete([completed(lease)])
+    with committed(other):
+        assert other.lock_expired(10) == []
+    db.rollback()
+    with committed(other):
+        assert [job.id for job in other.lock_expired(10)] == [lease.id]
+
+
+def test_a_bulk_action_takes_no_job_that_moved_while_it_waited(
+    db: Postgres, other: Postgres, raw: Raw
+) -> None:
+    moving, staying = add(db, 2)
+    db.begin()
+    assert [lease.id for lease in db.claim(request(1))] == [moving]
+    found: list[Job] = []
+
+    def lock() -> None:
+        with committed(other):
+            found.extend(other.lock_matching(Query(status=Status.PENDING)))
+
+    thread = in_thread(lock)
+    wait_until_somebody_waits(raw)
+    db.commit()
+    thread.join(30)
+    assert [job.id for job in found] == [staying]
+
+
+def test_the_ledger_loses_nothing_when_transactions_commit_out_of_order(
+    db: Postgres, other: Postgres, reader: PostgresReader
+) -> None:
+    db.begin()
+    slow = new_id()
+    db.insert([Addition(id=slow, type="mail")])
+    fast = add(other)[0]
+    start = reader.ledger_end()
+    assert reader.ledger(start, 10) == []  # held back: `slow` would come before it
+    db.commit()
+    entries = reader.ledger(start, 10)
+    assert [entry.job_id for entry in entries] == [slow, fast]
+    assert reader.ledger(entries[0].position, 10) == entries[1:]
+    assert reader.ledger_end() == entries[1].position
+
+
+# --- guards beyond SQLite's -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", ["job", "transition", "job, tenure.transition"])
+def test_tables_are_not_emptied(raw: Raw, db: Postgres, table: str) -> None:
+    add(db)
+    with pytest.raises(psycopg.Error, match="tenure:"):
+        raw.execute(f"TRUNCATE tenure.{table}")
+
+
+def test_nobody_writes_the_ledger_by_hand(raw: Raw, db: Postgres) -> None:
+    add(db)
+    with pytest.raises(psycopg.Error, match="tenure: the ledger is written by moves of jobs"):
+        raw.execute(
+            "INSERT INTO tenure.transition (job_id, at, source, target, event, attempt, token)"
+            " SELECT id, now(), 'pending', 'cancelled', 'cancelled', 0, 0 FROM tenure.job"
+        )
+
+
+def test_a_replication_role_switches_no_guard_off(raw: Raw, db: Postgres) -> None:
+    add(db)
+    try:
+        raw.execute("SET session_replication_role = replica")
+    except psycopg.errors.InsufficientPrivilege as error:
+        pytest.skip(f"the server of TENURE_TEST_DATABASE_URL: {error}")
+    for statement in (
+        "UPDATE tenure.job SET token = token + 1",
+        "DELETE FROM tenure.job",
+        "DELETE FROM tenure.transition",
+        "UPDATE tenure.transition SET actor = 'me'",
+        "INSERT INTO tenure.job (id, type, run_at, created_at, token)"
+        " VALUES (gen_random_uuid(), 't', now(), now(), 1)",
+    ):
+        with pytest.raises(psycopg.Error, match="tenure:") as caught:
+            raw.execute(statement)
+        assert caught.value.sqlstate == "TN001"
+    raw.execute("UPDATE tenure.job SET status = 'cancelled', finished_at = now()")
+    events = raw.execute("SELECT event FROM tenure.transition ORDER BY seq").fetchall()
+    assert events == [("enqueued",), ("cancelled",)]

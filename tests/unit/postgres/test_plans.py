@@ -1,0 +1,167 @@
+"""The plans that PostgreSQL makes for the store's statements, whatever its statistics say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from tenure.ids import new_ids
+from tenure.store import postgres_lanes as lanes
+from tenure.store import postgres_statements as sql
+from tenure.store.postgres import Postgres
+from tenure.store.postgres_connection import place_of, uuids
+from tenure.store.postgres_reader import PostgresReader
+from tests.contract.desk import request
+from tests.unit.postgres.sessions import Raw, add, ask, take
+
+# --- plans ------------------------------------------------------------------------------------
+
+
+def plan(raw: Raw, url: str, statement: str, *values: Any) -> str:
+    """The plan that a statement of the store gets inside one of its transactions."""
+    place = place_of(url)
+    raw.execute(place.sql(sql.BEGIN))
+    rows = raw.execute(b"EXPLAIN " + place.sql(statement), values or None).fetchall()
+    raw.execute("ROLLBACK")
+    return "\n".join(line for (line,) in rows)
+
+
+@pytest.fixture(params=["never analysed", "analysed when empty", "analysed when full"])
+def crowded(request: pytest.FixtureRequest, db: Postgres, raw: Raw) -> list[str]:
+    """Jobs in a table whose statistics are missing, wrong or right; their ids."""
+    raw.execute("ALTER TABLE tenure.job SET (autovacuum_enabled = false)")
+    if request.param == "analysed when empty":
+        raw.execute("ANALYZE tenure.job")
+    ids = add(db, 3000)
+    if request.param == "analysed when full":
+        raw.execute("ANALYZE tenure.job")
+    return ids
+
+
+def test_a_report_finds_its_jobs_by_primary_key(url: str, raw: Raw, crowded: list[str]) -> None:
+    for count in (1, 500):
+        ids, leases = uuids(crowded[:count]), uuids(new_ids(count))
+        nothing = [None] * count
+        found = plan(raw, url, sql.COMPLETE, ids, leases, nothing, nothing)
+        assert "Index Scan using job_pkey" in found
+        assert "Seq Scan" not in found
+        assert "job_lease" not in found
+
+
+def test_a_claim_reads_a_lane_in_order_and_no_further(
+    url: str, raw: Raw, db: Postgres, crowded: list[str]
+) -> None:
+    for statement in (lanes.SEARCH_ALL, lanes.SEARCH_QUEUES):
+        values = [["default"]] if statement == lanes.SEARCH_QUEUES else []
+        found = plan(raw, url, statement, *values)
+        assert "using job_ready" in found
+        assert "Seq Scan on job" not in found
+        assert "Sort" not in found.split("CTE walk")[0]
+    now = raw.execute("SELECT now()").fetchone() or ()
+    claim = sql.CLAIM.replace("{types}", "")
+    for name, value in {
+        "queue": "'default'",
+        "priority": "0",
+        "since": "'-infinity'",
+        "now": f"'{now[0].isoformat()}'::timestamptz",
+        "until": f"'{now[0].isoformat()}'::timestamptz",
+        "worker": "'w'",
+        "limit": "100",
+    }.items():
+        claim = claim.replace(f"%({name})s", value)
+    picked, claimed = plan(raw, url, claim).split("CTE claimed")
+    assert "Index Scan using job_ready" in picked
+    assert "Sort" not in picked.split("CTE picked")[1]
+    assert "Index Scan using job_pkey" in claimed
+
+
+@pytest.mark.parametrize("statement", [sql.RENEW, sql.LOCK, sql.SETTLED_AS, sql.KNOWN])
+def test_no_statement_reads_a_whole_table(
+    url: str, raw: Raw, crowded: list[str], statement: str
+) -> None:
+    ids = uuids(crowded[:500])
+    values = {
+        sql.RENEW: [ids, ids, 30.0],
+        sql.LOCK: [ids],
+        sql.SETTLED_AS: [ids, ids],
+        sql.KNOWN: [ids, ids, ["key"] * 500],
+    }[statement]
+    found = plan(raw, url, statement, *values)
+    assert "Seq Scan on job" not in found
+    assert "Seq Scan on transition" not in found
+
+
+def test_the_ledger_s_plan_for_one_row_serves_for_thousands(raw: Raw, db: Postgres) -> None:
+    """The trigger keeps its first plan: a nested loop would take 2,000 * 2,000 steps."""
+    plans: list[str] = []
+    try:
+        raw.execute("LOAD 'auto_explain'")
+    except psycopg.Error as error:
+        pytest.skip(f"auto_explain shows the plans of triggers, but cannot be loaded: {error}")
+    add(db, 2010)
+    raw.add_notice_handler(lambda notice: plans.append(notice.message_primary or ""))
+    for name in ("log_min_duration = 0", "log_nested_statements = on", "log_analyze = off"):
+        raw.execute(f"SET auto_explain.{name}")
+    raw.execute("SET client_min_messages = log")
+    move = (
+        "UPDATE tenure.job SET status = 'cancelled', finished_at = now() WHERE id IN"
+        " (SELECT id FROM tenure.job WHERE status = 'pending' LIMIT {})"
+    )
+    for count in (*[1] * 10, 2000):
+        raw.execute(move.format(count))
+    kept = [p for p in plans if "Insert on transition" in p]
+    assert len(kept) == 11
+    assert "Hash Join" in kept[-1]
+    assert "Nested Loop" not in kept[-1]
+    entries = raw.execute("SELECT count(*) FROM tenure.transition WHERE event = 'cancelled'")
+    assert entries.fetchone() == (2010,)
+
+
+# --- old snapshots ----------------------------------------------------------------------------
+
+
+def test_claims_stay_flat_while_an_old_snapshot_is_open(
+    url: str, raw: Raw, db: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "MANY_ENTRIES", 500)
+    seconds = 0.0
+    db._lanes._clock = lambda: seconds
+    raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    raw.execute("SELECT count(*) FROM tenure.job")  # from here on nothing dead may be cleared away
+    with psycopg.connect(url, autocommit=True) as clock:
+        clock.execute("CREATE TABLE tenure.stopped (at timestamptz)")
+        clock.execute("INSERT INTO tenure.stopped VALUES ('2026-01-01 00:00+00')")
+        clock.execute(
+            "CREATE OR REPLACE FUNCTION tenure.clock() RETURNS timestamptz LANGUAGE sql STABLE"
+            " AS 'SELECT at FROM tenure.stopped'"
+        )
+        take(db, 2000)
+        clock.execute("UPDATE tenure.stopped SET at = at + interval '1 minute'")
+        add(db, 3)
+
+        def walked() -> int:
+            db.begin()
+            asked = "SELECT pg_stat_get_xact_tuples_returned('tenure.job_ready'::regclass)"
+            ((before,),) = ask(db, asked)
+            assert len(db.claim(request(1))) == 1
+            ((after,),) = ask(db, asked)
+            db.commit()
+            return int(after - before)
+
+        assert walked() > 2000  # the search from the start, which notices
+        assert walked() < 50
+        add(db, 1, priority=-1)  # a lane nobody knew
+        assert walked() < 50
+        seconds = 10.0
+        db.begin()
+        (lease,) = db.claim(request(1))
+        db.rollback()
+        raw.execute("ROLLBACK")
+        job = PostgresReader(url)
+        try:
+            assert (found := job.get(lease.id)) is not None
+            assert found.priority == -1  # found at the next search from the start
+        finally:
+            job.close()

@@ -1,0 +1,151 @@
+"""The PostgreSQL schema: made once by whoever comes first, never by somebody who may not."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tenure.errors import SchemaMismatch, StoreUnavailable
+from tenure.store import migrate, open_store
+from tenure.store.postgres_schema import upgrade
+from tests.contract.desk import new
+from tests.postgres_server import PostgresServer
+
+NEWEST = migrate.newest("postgres")
+
+
+@pytest.fixture
+def raw(postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def role(raw: psycopg.Connection[Any]) -> Iterator[str]:
+    """A role that may connect and nothing else."""
+    name = f"tenure_{uuid.uuid4().hex}"
+    try:
+        raw.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'guest'")
+    except psycopg.errors.InsufficientPrivilege as error:
+        pytest.skip(f"the server of TENURE_TEST_DATABASE_URL: {error}")
+    yield name
+    raw.execute(f"DROP OWNED BY {name}")
+    raw.execute(f"DROP ROLE {name}")
+
+
+def as_role(url: str, role: str) -> str:
+    mark = "&" if "?" in url else "?"
+    return f"{url}{mark}user={role}&password=guest"
+
+
+def in_schema(url: str, schema: str) -> str:
+    return f"{url}{'&' if '?' in url else '?'}schema={schema}"
+
+
+def test_it_is_made_once_and_then_left_alone(
+    postgres_url: str, raw: psycopg.Connection[Any]
+) -> None:
+    assert upgrade(postgres_url) == NEWEST
+    assert upgrade(postgres_url) == NEWEST
+    versions = raw.execute("SELECT version FROM tenure.schema_version").fetchall()
+    assert versions == [(number,) for number, _ in migrate.steps("postgres")]
+
+
+def test_several_starters_at_once(postgres_url: str, raw: psycopg.Connection[Any]) -> None:
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(upgrade, [postgres_url] * 12)) == [NEWEST] * 12
+    assert raw.execute("SELECT count(*) FROM tenure.schema_version").fetchone() == (NEWEST,)
+
+
+def test_a_current_schema_is_opened_without_waiting_for_a_migration(
+    postgres_url: str, raw: psycopg.Connection[Any]
+) -> None:
+    upgrade(postgres_url)
+    with raw.transaction():
+        raw.execute("SELECT pg_advisory_xact_lock(hashtextextended('tenure tenure', 0))")
+        assert upgrade(postgres_url) == NEWEST
+
+
+def test_a_migration_is_done_whole_or_not_at_all(
+    postgres_url: str, raw: psycopg.Connection[Any]
+) -> None:
+    # The second table is in the way: everything made before it must be gone again.
+    raw.execute("CREATE SCHEMA tenure")
+    raw.execute("CREATE TABLE tenure.transition (mine text)")
+    with pytest.raises(SchemaMismatch, match="something else than Tenure's tables"):
+        upgrade(postgres_url)
+    names = raw.execute("SELECT relname FROM pg_class WHERE relnamespace = 'tenure'::regnamespace")
+    assert names.fetchall() == [("transition",)]
+
+
+def test_a_newer_schema_is_refused_and_untouched(
+    postgres_url: str, raw: psycopg.Connection[Any]
+) -> None:
+    upgrade(postgres_url)
+    raw.execute("INSERT INTO tenure.schema_version VALUES (%s, now())", (NEWEST + 1,))
+    with pytest.raises(SchemaMismatch, match=f"schema {NEWEST + 1}"):
+        open_store(postgres_url)
+    assert raw.execute("SELECT max(version) FROM tenure.schema_version").fetchone() == (NEWEST + 1,)
+
+
+def test_two_schemas_in_one_database_do_not_meet(postgres_url: str) -> None:
+    stores = [open_store(in_schema(postgres_url, name)) for name in ("order", "jobs_2")]
+    try:
+        (added,) = stores[0].add([new()]).result()
+        assert stores[0].read.get(added.job.id) == added.job
+        assert stores[1].read.get(added.job.id) is None
+        assert [store.read.violations(1) for store in stores] == [[], []]
+    finally:
+        for store in stores:
+            store.close()
+
+
+def test_a_role_without_rights_is_told_so(postgres_url: str, role: str) -> None:
+    with pytest.raises(SchemaMismatch, match="as a role that may"):
+        upgrade(as_role(postgres_url, role))
+
+
+def test_a_role_that_may_only_use_the_tables_works(
+    postgres_url: str, role: str, raw: psycopg.Connection[Any]
+) -> None:
+    upgrade(postgres_url)
+    raw.execute(f"GRANT USAGE ON SCHEMA tenure TO {role}")
+    raw.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tenure TO {role}")
+    store = open_store(as_role(postgres_url, role))
+    try:
+        (added,) = store.add([new()]).result()
+        assert store.read.get(added.job.id) == added.job
+        assert [entry.event for entry in store.read.history(added.job.id)] == ["enqueued"]
+    finally:
+        store.close()
+
+
+def test_a_schema_that_the_administrator_made_is_filled(
+    postgres_url: str, role: str, raw: psycopg.Connection[Any]
+) -> None:
+    raw.execute(f"CREATE SCHEMA tenure AUTHORIZATION {role}")
+    assert upgrade(as_role(postgres_url, role)) == NEWEST
+
+
+def test_a_database_that_cannot_hold_every_text_is_refused(
+    postgres_server: PostgresServer, postgres_url: str, raw: psycopg.Connection[Any]
+) -> None:
+    name = f"{raw.info.dbname}_latin"
+    make = "CREATE DATABASE {} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
+    raw.execute(sql.SQL(make).format(sql.Identifier(name)))
+    try:
+        with pytest.raises(SchemaMismatch, match="LATIN1"):
+            upgrade(postgres_server.url(name))
+    finally:
+        postgres_server.drop_database(name)
+
+
+def test_a_server_that_does_not_answer_is_unavailable(free_tcp_port: int) -> None:
+    with pytest.raises(StoreUnavailable, match="did not answer"):
+        open_store(f"postgresql://127.0.0.1:{free_tcp_port}/app")

@@ -1,0 +1,223 @@
+"""Sessions of the PostgreSQL store: what they leave behind, and what happens when they break."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+
+import psycopg
+import pytest
+
+from tenure.ids import new_id
+from tenure.lifecycle import Status
+from tenure.records import Addition
+from tenure.store import moves, open_store
+from tenure.store.database import Trouble
+from tenure.store.postgres import Postgres
+from tenure.store.postgres_reader import PostgresReader
+from tests.contract.desk import completed, failed, new, request
+from tests.unit.postgres.sessions import (
+    Raw,
+    add,
+    ask,
+    committed,
+    end_sessions,
+    in_thread,
+    take,
+    wait_until_somebody_waits,
+)
+
+# --- poolers ----------------------------------------------------------------------------------
+
+
+def test_no_verb_leaves_anything_in_the_session(db: Postgres) -> None:
+    leases = take(db, 4)
+    with committed(db):
+        db.savepoint()
+        db.see_worker(request(1, queues=("default",), types=("mail",)))
+        db.set_queue("other", paused=True, max_pending=5, actor="me")
+        db.undo_to_savepoint()
+        db.savepoint()
+        moves.settle(db, [completed(leases[0]), failed(leases[1], retryable=False)])
+        moves.sweep(db, 10)
+        db.claim(request(3, queues=("default",), types=("mail",)))
+        db.renew([(leases[2].id, leases[2].lease_id)], 30)
+        db.prune({Status.COMPLETED: db.now()}, 10)
+    db.announce()
+    for _ in range(10):  # psycopg names a statement on the server when it comes again
+        with committed(db):
+            db.claim(request(1))
+    assert ask(db, "SELECT name FROM pg_settings WHERE source = 'session'") == []
+    assert ask(db, "SELECT name FROM pg_prepared_statements") == []
+    assert ask(db, "SELECT pg_listening_channels()") == []
+    assert ask(db, "SELECT locktype FROM pg_locks WHERE locktype = 'advisory'") == []
+    assert ask(db, "SELECT relname FROM pg_class WHERE relpersistence = 't'") == []
+
+
+def test_the_database_s_defaults_do_not_weaken_a_transaction(url: str, raw: Raw) -> None:
+    for setting in (
+        "synchronous_commit = off",
+        "default_transaction_isolation = 'serializable'",
+        "timezone = 'Asia/Kathmandu'",
+        "datestyle = 'German, DMY'",
+        "search_path = ''",
+        "bytea_output = escape",
+    ):
+        raw.execute(f'ALTER DATABASE "{raw.info.dbname}" SET {setting}')
+    db, reader = Postgres(url), PostgresReader(url)
+    try:
+        db.begin()
+        assert ask(db, "SHOW synchronous_commit") == [("on",)]
+        assert ask(db, "SHOW transaction_isolation") == [("read committed",)]
+        id = new_id()
+        made = db.insert([Addition(id=id, type="mail")])[id]
+        db.commit()
+        assert reader.get(id) == made
+        assert made.created_at.utcoffset() == (made.created_at - made.created_at)
+    finally:
+        db.close()
+        reader.close()
+
+
+# --- when things break ------------------------------------------------------------------------
+
+
+def test_a_killed_session_undoes_its_transaction_and_the_next_one_connects_anew(
+    db: Postgres, raw: Raw
+) -> None:
+    db.begin()
+    db.insert([new()])
+    end_sessions(raw)
+    with pytest.raises(psycopg.OperationalError) as caught:
+        db.commit()
+    db.rollback()
+    assert db.trouble(caught.value) is Trouble.UNAVAILABLE
+    assert raw.execute("SELECT count(*) FROM tenure.job").fetchone() == (0,)
+    add(db)
+
+
+def test_a_read_outlives_all_connections_of_the_pool(reader: PostgresReader, raw: Raw) -> None:
+    with reader._opened().connection():
+        assert reader.get(new_id()) is None  # on a second connection
+    end_sessions(raw)
+    assert reader.get(new_id()) is None
+
+
+def test_callers_do_not_notice_a_session_that_died_while_idle(url: str, raw: Raw) -> None:
+    store = open_store(url)
+    try:
+        (first,) = store.add([new()]).result()
+        assert store.read.get(first.job.id) == first.job
+        end_sessions(raw)
+        assert store.read.get(first.job.id) == first.job
+        (second,) = store.add([new()]).result()
+        assert second.created
+        end_sessions(raw)
+        assert store.renew([], 30) == set()
+    finally:
+        store.close()
+
+
+def test_a_server_that_became_read_only_is_left_for_a_new_connection(url: str, raw: Raw) -> None:
+    raw.execute(f'ALTER DATABASE "{raw.info.dbname}" SET default_transaction_read_only = on')
+    db = Postgres(url)
+    try:
+        db.begin()
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction) as caught:
+            db.insert([new()])
+        db.rollback()
+        assert db.trouble(caught.value) is Trouble.UNAVAILABLE
+        raw.execute(f'ALTER DATABASE "{raw.info.dbname}" RESET default_transaction_read_only')
+        add(db)
+    finally:
+        db.close()
+
+
+def test_a_commit_of_nothing_is_no_commit(db: Postgres) -> None:
+    add(db)
+    with pytest.raises(psycopg.OperationalError, match="COMMIT"):
+        db.commit()  # there is no transaction: whatever was to be committed is not there
+    db.begin()
+    with suppress(psycopg.Error):
+        ask(db, "SELECT 1 / 0")
+    with pytest.raises(psycopg.OperationalError, match="ROLLBACK"):
+        db.commit()
+
+
+def test_a_deadlock_is_tried_again(db: Postgres, other: Postgres, raw: Raw) -> None:
+    first, second = add(db, 2)
+    errors: list[Exception] = []
+    db.begin()
+    db.lock([first])
+    other.begin()
+    other.lock([second])
+
+    def lock_the_other_one() -> None:
+        try:
+            other.lock([first])
+        except Exception as error:
+            errors.append(error)
+            other.rollback()
+
+    thread = in_thread(lock_the_other_one)
+    wait_until_somebody_waits(raw)
+    try:
+        db.lock([second])
+    except Exception as error:
+        errors.append(error)
+        db.rollback()
+    thread.join(30)
+    (error,) = errors
+    assert db.trouble(error) is Trouble.RETRY
+
+
+def test_a_lock_that_somebody_keeps_is_not_waited_for_without_end(db: Postgres, raw: Raw) -> None:
+    (id,) = add(db)
+    raw.execute("BEGIN")
+    raw.execute("SELECT FROM tenure.job FOR UPDATE")
+    db.begin()
+    ask(db, "SELECT set_config('lock_timeout', '10ms', true)")
+    with pytest.raises(psycopg.errors.LockNotAvailable) as caught:
+        db.lock([id])
+    assert db.trouble(caught.value) is Trouble.RETRY
+    db.rollback()
+    db.begin()
+    assert ask(db, "SHOW lock_timeout") == [("10s",)]
+
+
+def test_what_cannot_succeed_is_a_bug(db: Postgres) -> None:
+    db.begin()
+    with pytest.raises(psycopg.errors.CheckViolation) as caught:
+        ask(db, "INSERT INTO tenure.queue (name, max_pending) VALUES ('q', -1) RETURNING 1")
+    assert db.trouble(caught.value) is Trouble.BUG
+    db.rollback()
+    db.begin()
+    with pytest.raises(psycopg.Error, match="tenure:") as refused:
+        ask(db, "INSERT INTO tenure.transition DEFAULT VALUES RETURNING seq")
+    assert db.trouble(refused.value) is Trouble.BUG
+    assert db.trouble(ValueError()) is Trouble.BUG
+
+
+# --- waking up --------------------------------------------------------------------------------
+
+
+def test_the_watch_rings_for_other_processes_and_comes_back_when_its_session_dies(
+    db: Postgres, other: Postgres, reader: PostgresReader, raw: Raw
+) -> None:
+    rung, stop = threading.Event(), threading.Event()
+    thread = in_thread(lambda: reader.watch(rung.set, stop))
+
+    def wait() -> None:
+        assert rung.wait(30)
+        rung.clear()
+
+    wait()  # once it listens
+    db.announce()
+    wait()
+    end_sessions(raw)
+    wait()  # it listens again, and may have missed something
+    other.announce()
+    wait()
+    stop.set()
+    thread.join(5)
+    assert not thread.is_alive()
