@@ -1,0 +1,337 @@
+"""Every interleaving of a small world, breadth first, with the real `decide` and `follow`.
+
+Two workers, two jobs. At any moment a free worker may claim, a busy one may report, or be told
+nothing because the answer was lost and report again, or die, with its report still on the way or
+not; that report may arrive late, and twice; the sweep may end a lease; an operator may cancel.
+Time is left out: leases last no seconds and retries wait none, so a lease may end at any moment,
+which covers every clock. What is checked stands in `check_job` and `check_answer`, and that every
+state can still finish.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from tenure import lifecycle
+from tenure.errors import IllegalMove, LeaseLost
+from tenure.lifecycle import (
+    Cancelled,
+    Claimed,
+    Completed,
+    Event,
+    Failed,
+    Job,
+    LeaseExpired,
+    Released,
+    Status,
+)
+from tenure.retry import RetryPolicy
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+AT_ONCE = RetryPolicy(base=0, factor=1, cap=0)
+
+# The legal moves, by hand.
+PATHS = {
+    ("pending", "claimed", "processing"),
+    ("processing", "completed", "completed"),
+    ("processing", "failed", "failed"),
+    ("processing", "lease_expired", "failed"),
+    ("failed", "retried", "pending"),
+    ("processing", "released", "pending"),
+    ("pending", "cancelled", "cancelled"),
+    ("processing", "cancelled", "cancelled"),
+}
+
+
+class Violation(Exception):
+    """A state that must not be."""
+
+
+class Row(NamedTuple):
+    """What of a job matters here, and beside it what the store cannot know."""
+
+    status: str
+    attempts: int
+    token: int
+    lease: str | None
+    limit: int
+    ended: tuple[tuple[str, str], ...] = ()  # (lease, how it ended): the ledger
+    runs: int = 0  # how often a handler really started
+    final: bool = False  # a handler called its failure permanent
+
+
+class Busy(NamedTuple):
+    """A worker with a lease. `said` is its outcome once it has one."""
+
+    job: int
+    lease: str
+    said: str = ""
+    sent: bool = False  # the store has recorded it, but the answer was lost
+
+
+class World(NamedTuple):
+    rows: tuple[Row, ...]
+    workers: tuple[Busy | None, ...]
+    in_flight: Busy | None  # the report of a worker that died
+    crashes: int  # that may still happen
+    releases: int
+    cancels: int
+
+
+class Limits(NamedTuple):
+    """How large the world is."""
+
+    limits: tuple[int, ...]  # max_retries of each job
+    crashes: int
+    releases: int
+    cancels: int
+    workers: int = 2
+    most_states: int = 400_000
+
+
+class Found(NamedTuple):
+    """What an exploration came to."""
+
+    states: int
+    violation: str = ""
+    trace: tuple[str, ...] = ()
+
+
+# --- the rules, as they are -------------------------------------------------------------------
+
+
+class Rules:
+    """Asks the lifecycle, and remembers what it said."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], tuple[Row, ...] | None] = {}
+
+    def move(self, row: Row, event: Event, *, alone: bool = False) -> Row | None:
+        """The row after the event; None if it was refused."""
+        asked = row._replace(ended=(), runs=0, final=False)
+        key = (asked, event, alone)
+        if key not in self._known:
+            self._known[key] = self._ask(asked, event, alone)
+        path = self._known[key]
+        if path is None:
+            return None
+        return self._checked(row, path, [event.name, "retried"][: len(path)])
+
+    def _ask(self, row: Row, event: Event, alone: bool) -> tuple[Row, ...] | None:
+        job = job_of(row)
+        try:
+            if alone:
+                after: tuple[Job, ...] = (lifecycle.decide(job, event, NOW),)
+            else:
+                after = lifecycle.follow(job, event, NOW)
+        except (IllegalMove, LeaseLost):
+            return None
+        return tuple(row_of(job) for job in after)
+
+    def _checked(self, row: Row, path: tuple[Row, ...], events: list[str]) -> Row:
+        for after, event in zip(path, events, strict=True):
+            if (row.status, event, after.status) not in PATHS:
+                raise Violation(f"illegal move {row.status} -> {after.status} as {event}")
+            if after.token < row.token:
+                raise Violation("the token fell")
+            ended = row.ended
+            if row.status == "processing" and row.lease is not None:
+                if row.lease in dict(ended):
+                    raise Violation("a lease ended twice")
+                ended = (*ended, (row.lease, event))
+            row = after._replace(ended=ended, runs=row.runs, final=row.final)
+        return row
+
+
+def job_of(row: Row) -> Job:
+    held = row.lease is not None
+    return Job(
+        id="job",
+        type="t",
+        created_at=NOW,
+        run_at=NOW,
+        backoff=AT_ONCE,
+        status=Status(row.status),
+        attempts=row.attempts,
+        token=row.token,
+        max_retries=row.limit,
+        lease_id=row.lease,
+        lease_expires_at=NOW if held else None,
+        worker="w",
+    )
+
+
+def row_of(job: Job) -> Row:
+    return Row(str(job.status), job.attempts, job.token, job.lease_id, job.max_retries)
+
+
+def event_of(busy: Busy) -> Event:
+    if busy.said == "completed":
+        return Completed(lease_id=busy.lease)
+    if busy.said == "released":
+        return Released(lease_id=busy.lease)
+    return Failed(lease_id=busy.lease, error="boom", retryable=busy.said == "failed")
+
+
+def said_as(busy: Busy) -> str:
+    return "failed" if busy.said == "failed for good" else busy.said
+
+
+# --- what may happen --------------------------------------------------------------------------
+
+
+def steps(world: World, rules: Rules) -> Iterator[tuple[str, World]]:
+    """Everything that can happen next."""
+    for number, row in enumerate(world.rows):
+        swept = rules.move(row, LeaseExpired())
+        if swept is not None:
+            yield f"sweep ends job {number}", with_row(world, number, swept)
+        if world.cancels:
+            cancelled = rules.move(row, Cancelled())
+            if cancelled is not None:
+                less = world._replace(cancels=world.cancels - 1)
+                yield f"cancel job {number}", with_row(less, number, cancelled)
+        for who, worker in enumerate(world.workers):
+            if worker is None:
+                lease = f"lease {row.token + 1}"
+                event = Claimed(lease_id=lease, lease_seconds=0, actor="w")
+                claimed = rules.move(row, event, alone=True)
+                if claimed is not None:
+                    after = with_row(world, number, claimed._replace(runs=row.runs + 1))
+                    yield (
+                        f"w{who} claims job {number}",
+                        with_worker(after, who, Busy(number, lease)),
+                    )
+    for who, worker in enumerate(world.workers):
+        if worker is None:
+            continue
+        if world.crashes:
+            dead = with_worker(world, who, None)._replace(crashes=world.crashes - 1)
+            yield f"w{who} dies", dead
+            if worker.said and world.in_flight is None:
+                yield f"w{who} dies, its report on the way", dead._replace(in_flight=worker)
+        if worker.said:
+            reported, answer = report(world, worker, rules)
+            yield f"w{who} says {worker.said}: {answer}", with_worker(reported, who, None)
+            if not worker.sent:
+                unheard = with_worker(reported, who, worker._replace(sent=True))
+                yield f"w{who} says {worker.said}: answer lost", unheard
+            continue
+        for said in ("completed", "failed", "failed for good"):
+            yield f"w{who} ends as {said}", with_worker(world, who, worker._replace(said=said))
+        if world.releases:
+            less = world._replace(releases=world.releases - 1)
+            yield f"w{who} gives up", with_worker(less, who, worker._replace(said="released"))
+    if world.in_flight is not None:
+        reported, answer = report(world, world.in_flight, rules)
+        yield f"late report: {answer}", reported._replace(in_flight=None)
+        yield f"late report, and again: {answer}", reported
+
+
+def report(world: World, busy: Busy, rules: Rules) -> tuple[World, str]:
+    """The world after a report, and the answer; both are checked."""
+    row = world.rows[busy.job]
+    after = rules.move(row, event_of(busy))
+    how = dict(row.ended).get(busy.lease)
+    if after is None:
+        answer = "already recorded" if how == said_as(busy) else f"lost or conflict ({how})"
+        if how is None:
+            raise Violation("a lease that is held was refused")
+        return world, answer
+    if row.lease != busy.lease:
+        raise Violation("the report of a dead lease changed a job")
+    if busy.said == "failed for good":
+        after = after._replace(final=True)
+    if busy.said == "released":
+        after = after._replace(runs=after.runs - 1)  # it never ran
+    if dict(after.ended).get(busy.lease) != said_as(busy):
+        raise Violation("recorded as something else than was reported")
+    return with_row(world, busy.job, after), "recorded"
+
+
+def with_row(world: World, number: int, row: Row) -> World:
+    rows = (*world.rows[:number], row, *world.rows[number + 1 :])
+    return world._replace(rows=rows)
+
+
+def with_worker(world: World, who: int, worker: Busy | None) -> World:
+    workers = [*world.workers[:who], worker, *world.workers[who + 1 :]]
+    workers.sort(key=repr)  # they are interchangeable: half the states
+    return world._replace(workers=tuple(workers))
+
+
+# --- what must hold ---------------------------------------------------------------------------
+
+
+def check(row: Row) -> None:
+    """What must be true of a job at rest in any state."""
+    if (row.status == "processing") != (row.lease is not None):
+        raise Violation("a lease without processing, or processing without a lease")
+    if row.attempts > max(row.limit, 1):
+        raise Violation("more attempts than the limit")
+    if row.runs > max(row.limit, 1):
+        raise Violation("more runs than the limit")
+    ends = [how for _, how in row.ended]
+    if row.status == "completed" and ends.count("completed") != 1:
+        raise Violation("completed without one success on record")
+    if row.status == "failed" and row.attempts < row.limit and not row.final:
+        raise Violation("a retry was lost")
+    if len(ends) + (row.lease is not None) != row.token:
+        raise Violation("a claim without an end, or an end without a claim")
+
+
+def is_done(world: World) -> bool:
+    return all(row.status in ("completed", "failed", "cancelled") for row in world.rows)
+
+
+def explore(size: Limits) -> Found:
+    """Walk through every state; the first violation on a shortest way to it, if there is one."""
+    rules = Rules()
+    rows = tuple(Row("pending", 0, 0, None, limit) for limit in size.limits)
+    start = World(rows, (None,) * size.workers, None, size.crashes, size.releases, size.cancels)
+    came_from: dict[World, tuple[World, str] | None] = {start: None}
+    before: dict[World, list[World]] = {}
+    waiting = deque([start])
+    while waiting:
+        world = waiting.popleft()
+        try:
+            for name, after in steps(world, rules):
+                if not name.startswith("cancel"):  # it must end without that, too
+                    before.setdefault(after, []).append(world)
+                if after not in came_from:
+                    came_from[after] = (world, name)
+                    for row in after.rows:
+                        check(row)
+                    waiting.append(after)
+        except Violation as violation:
+            return Found(len(came_from), str(violation), trace(came_from, world))
+        assert len(came_from) <= size.most_states, "the world is larger than it was meant to be"
+    return unfinished(came_from, before)
+
+
+def unfinished(
+    came_from: dict[World, tuple[World, str] | None], before: dict[World, list[World]]
+) -> Found:
+    """Whether from every state all jobs can still be settled: searched backwards."""
+    fine = {world for world in came_from if is_done(world)}
+    waiting = deque(fine)
+    while waiting:
+        for world in before.get(waiting.popleft(), ()):
+            if world not in fine:
+                fine.add(world)
+                waiting.append(world)
+    for world in came_from:
+        if world not in fine:
+            return Found(len(came_from), "a job that can never end", trace(came_from, world))
+    return Found(len(came_from))
+
+
+def trace(came_from: dict[World, tuple[World, str] | None], world: World) -> tuple[str, ...]:
+    names: list[str] = []
+    while (step := came_from[world]) is not None:
+        world, name = step
+        names.append(name)
+    return tuple(reversed(names))

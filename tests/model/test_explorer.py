@@ -1,0 +1,160 @@
+"""The rules hold in every interleaving of a small world, and broken rules are caught there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from datetime import datetime
+
+import pytest
+from msgspec.structs import replace
+
+from tenure import lifecycle
+from tenure.errors import IllegalMove
+from tenure.lifecycle import Claimed, Event, Failed, Job, LeaseExpired, Released, Status
+from tests.model.explorer import Limits, explore
+
+SMALL = Limits(limits=(2,), crashes=1, releases=1, cancels=1)
+
+WORLDS = [
+    Limits(limits=(2, 1), crashes=1, releases=0, cancels=1),
+    Limits(limits=(2, 2), crashes=1, releases=0, cancels=0),
+    Limits(limits=(1, 0), crashes=1, releases=1, cancels=1),
+    Limits(limits=(3,), crashes=1, releases=1, cancels=0),
+    SMALL,
+]
+
+Decide = Callable[[Job, Event, datetime], Job]
+Break = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.mark.parametrize("size", WORLDS)
+def test_the_rules_hold_in_every_interleaving(size: Limits) -> None:
+    found = explore(size)
+    assert found.violation == "", found.trace
+    assert found.states > 5_000
+
+
+# --- negative controls: each is a way in which such queues have been wrong ---------------------
+
+
+def wrapped(change: Callable[[Decide, Job, Event, datetime], Job]) -> Break:
+    """Put a broken rule around `decide`."""
+
+    def apply(patch: pytest.MonkeyPatch) -> None:
+        right = lifecycle.decide
+        patch.setattr(lifecycle, "decide", lambda job, event, now: change(right, job, event, now))
+
+    return apply
+
+
+def with_move(event: str, source: Status, **changes: object) -> Break:
+    """Change one line of the table."""
+
+    def apply(patch: pytest.MonkeyPatch) -> None:
+        table = dict(lifecycle.MOVE_OF)
+        line = table[event, source]
+        table[event, source] = dataclasses.replace(line, **changes)
+        patch.setattr(lifecycle, "MOVE_OF", table)
+
+    return apply
+
+
+def nobody_checks_the_lease(right: Decide, job: Job, event: Event, now: datetime) -> Job:
+    if hasattr(event, "lease_id") and not isinstance(event, Claimed) and job.lease_id:
+        event = dataclasses.replace(event, lease_id=job.lease_id)
+    return right(job, event, now)
+
+
+def late_failures_count(right: Decide, job: Job, event: Event, now: datetime) -> Job:
+    if isinstance(event, Failed) and job.status == "pending":
+        return replace(job, status=Status.FAILED, event="failed", last_error="late")
+    return right(job, event, now)
+
+
+def a_lease_that_ends_is_free(right: Decide, job: Job, event: Event, now: datetime) -> Job:
+    after = right(job, event, now)
+    is_expiry = isinstance(event, LeaseExpired)
+    return replace(after, attempts=after.attempts - 1) if is_expiry else after
+
+
+def an_exhausted_job_is_left_alone(right: Decide, job: Job, event: Event, now: datetime) -> Job:
+    if isinstance(event, LeaseExpired) and job.attempts >= job.max_retries:
+        raise IllegalMove(job.id, job.status, event.name, (), "left to somebody else")
+    return right(job, event, now)
+
+
+def the_lease_stays_after_a_failure(right: Decide, job: Job, event: Event, now: datetime) -> Job:
+    after = right(job, event, now)
+    return replace(after, lease_id=job.lease_id) if isinstance(event, Failed) else after
+
+
+def a_job_handed_back_forgets_its_token(
+    right: Decide, job: Job, event: Event, now: datetime
+) -> Job:
+    after = right(job, event, now)
+    return replace(after, token=after.token - 1) if isinstance(event, Released) else after
+
+
+def the_token_is_the_attempt(right: Decide, job: Job, event: Event, now: datetime) -> Job:
+    after = right(job, event, now)
+    return replace(after, token=after.attempts) if isinstance(event, Claimed) else after
+
+
+def a_failure_is_recorded_as_success(right: Decide, job: Job, event: Event, now: datetime) -> Job:
+    after = right(job, event, now)
+    return replace(after, status=Status.COMPLETED) if isinstance(event, Failed) else after
+
+
+def the_limit_counts_one_too_many(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lifecycle, "has_budget", lambda attempts, limit: attempts <= limit)
+
+
+def the_limit_counts_one_too_few(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lifecycle, "has_budget", lambda attempts, limit: attempts + 1 < limit)
+
+
+def expired_leases_get_no_retry(patch: pytest.MonkeyPatch) -> None:
+    right = lifecycle.follow
+
+    def follow(job: Job, event: Event, now: datetime) -> tuple[Job, ...]:
+        path = right(job, event, now)
+        return path[:1] if isinstance(event, LeaseExpired) else path
+
+    patch.setattr(lifecycle, "follow", follow)
+
+
+def a_running_job_can_be_claimed(patch: pytest.MonkeyPatch) -> None:
+    table = dict(lifecycle.MOVE_OF)
+    table["claimed", Status.PROCESSING] = table["claimed", Status.PENDING]
+    patch.setattr(lifecycle, "MOVE_OF", table)
+
+
+CONTROLS: dict[str, tuple[Break, str]] = {
+    "nobody checks the lease": (wrapped(nobody_checks_the_lease), "dead lease"),
+    "late failures count": (wrapped(late_failures_count), "illegal move"),
+    "a lease that ends is free": (wrapped(a_lease_that_ends_is_free), "runs than the limit"),
+    "an exhausted job is left alone": (wrapped(an_exhausted_job_is_left_alone), "never end"),
+    "the lease stays": (wrapped(the_lease_stays_after_a_failure), "without processing"),
+    "a job handed back forgets": (wrapped(a_job_handed_back_forgets_its_token), "token fell"),
+    "the token is the attempt": (wrapped(the_token_is_the_attempt), "ended twice|without an end"),
+    "a failure counts as success": (wrapped(a_failure_is_recorded_as_success), "refused"),
+    "one too many": (the_limit_counts_one_too_many, "than the limit"),
+    "one too few": (the_limit_counts_one_too_few, "retry was lost"),
+    "no retry after a crash": (expired_leases_get_no_retry, "retry was lost"),
+    "claims are free": (with_move("claimed", Status.PENDING, attempts=0), "runs than the limit"),
+    "claims of what runs": (a_running_job_can_be_claimed, "illegal move"),
+    "success goes back": (
+        with_move("completed", Status.PROCESSING, target=Status.PENDING),
+        "illegal move",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_broken_rule_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    break_it, expected = CONTROLS[name]
+    break_it(monkeypatch)
+    found = explore(SMALL)
+    assert any(part in found.violation for part in expected.split("|")), found
+    assert found.trace
