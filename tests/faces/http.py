@@ -91,6 +91,7 @@ class Exchange:
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     query: str = ""
+    whole: bool = True  # no more of the body will follow
     status: int = 0
     answered: bytes = b""
 
@@ -100,7 +101,8 @@ class Exchange:
         self._scope = scope_of(self.method, self.path, self.headers, self.query)
 
     async def __aenter__(self) -> Exchange:
-        await self._to_app.put({"type": "http.request", "body": self.body, "more_body": False})
+        first = {"type": "http.request", "body": self.body, "more_body": not self.whole}
+        await self._to_app.put(first)
         self.task = asyncio.ensure_future(self.app(self._scope, self._to_app.get, self._receive))
         return self
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message
 
 from tenure import Tenure, payload, produced
+from tenure.api import routing
 from tenure.api.table import MANY, ONE_JOB
 from tenure.server import build
-from tests.faces.http import JSON, api_of, claim, problem, scope_of
+from tests.faces.http import JSON, Exchange, api_of, claim, problem, scope_of
 
 
 @pytest.fixture
@@ -180,6 +182,18 @@ async def test_an_endless_body_is_cut_off_at_the_limit(sqlite_url: str) -> None:
         await build(app)(scope_of("POST", "/jobs"), receive, send)
     assert sent[0]["status"] == 413
     assert taken <= ONE_JOB + 2 * len(chunk)
+
+
+@pytest.mark.anyio
+async def test_a_body_that_does_not_come_in_time(sqlite_url: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(routing, "RECEIVE_SECONDS", 0.1)
+    with Tenure(sqlite_url) as app:
+        async with Exchange(build(app), "POST", "/jobs", b'{"type"', whole=False) as request:
+            assert (await request.end())["code"] == "request_timeout"
+        async with Exchange(build(app), "POST", "/jobs", b'{"type"', whole=False) as request:
+            await request.hang_up()  # and one that leaves half-way is no error
+            await request.end()
+        assert app.find() == []
 
 
 def test_values_are_not_repeated(api: TestClient) -> None:

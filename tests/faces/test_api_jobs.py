@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,8 @@ from starlette.testclient import TestClient
 
 from tenure import Tenure
 from tenure.lifecycle import Status, legal_events
-from tests.faces.http import NOWHERE, api_of, claim, problem
+from tenure.server import build
+from tests.faces.http import NOWHERE, Exchange, api_of, claim, problem
 
 FIELDS = {
     *("id", "type", "queue", "status", "payload", "priority", "attempts", "max_retries"),
@@ -156,6 +158,21 @@ def test_a_full_queue_says_so(api: TestClient) -> None:
     assert int(full.headers["retry-after"]) >= 1
     api.put("/queues/narrow/limit", json={"max_pending": None})
     assert api.post("/jobs", json={"type": "a", "queue": "narrow"}).status_code == 201
+
+
+@pytest.mark.anyio
+async def test_requests_that_come_together_share_commits(postgres_url: str) -> None:
+    """Group commit reaches through HTTP: no thread hop lies between a request and the committer."""
+    with Tenure(postgres_url) as app:
+        built = build(app)
+        requests = [Exchange(built, "POST", "/jobs", b'{"type": "a"}') for _ in range(64)]
+        async with contextlib.AsyncExitStack() as open_requests:
+            for request in requests:
+                await open_requests.enter_async_context(request)
+            jobs = [await request.end() for request in requests]
+        assert len({job["id"] for job in jobs}) == 64
+        transactions = {entry.position.partition(".")[0] for entry in app.ledger()}
+        assert len(transactions) <= 16
 
 
 # --- listing --------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ SMALL_BODY = 64 * 1024
 RECEIVE_SECONDS = 60.0
 """A body that has not arrived by then is given up: nobody may hold a request open by dribbling."""
 MOST_DISCARDED = 64 * 1024 * 1024
+"""Bytes of a refused body that are taken in and thrown away, so that the client reads the answer;
+the connection is closed on whoever declares more, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,10 @@ async def _answer(route: Route, call: Call) -> Response:
     except (TenureError, Refusal) as error:
         if isinstance(error, StoreUnavailable):
             log.warning("%s %s: %s", route.method, route.path, error)
-        return refuse(request, error)
+        response = refuse(request, error)
+        if isinstance(error, PayloadTooLarge) and _declared(request) > MOST_DISCARDED:
+            response.headers["Connection"] = "close"
+        return response
     except Exception as error:
         log.exception("%s %s failed", route.method, route.path)
         return refuse(request, error)
@@ -228,9 +233,9 @@ def _unsupported(detail: str) -> Refusal:
 
 async def _receive(request: Request, limit: int) -> bytes:
     """The body, never more than `limit` bytes of it."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:19]) > limit:
-        raise PayloadTooLarge(f"{declared[:19]} bytes; the limit is {limit} here", path="$")
+    declared = _declared(request)
+    if "content-length" in request.headers and declared > limit:
+        raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
     chunks: list[bytes] = []
     size = 0
     try:
@@ -249,6 +254,12 @@ async def _receive(request: Request, limit: int) -> bytes:
             {"Connection": "close"},
         ) from None
     return b"".join(chunks)
+
+
+def _declared(request: Request) -> int:
+    """The length that a request says its body has; without one, more than any limit."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdecimal() and len(length) < 16 else 10**16
 
 
 def convert(value: object, type: type[T], *, strict: bool = True, root: str = "$") -> T:

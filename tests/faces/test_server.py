@@ -1,0 +1,354 @@
+"""The server as a program: where it listens, what it bears, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from tenure import Tenure, protocol
+from tenure.errors import InvalidInput
+from tenure.server import serve
+from tenure.settings import Settings
+from tests.faces.http import Served
+
+SLOW_APP = """
+import time
+from tenure import Tenure
+
+app = Tenure()
+
+@app.job
+def nap(seconds: float) -> str:
+    time.sleep(seconds)
+    return "rested"
+"""
+
+
+@pytest.fixture
+def server(sqlite_url: str) -> Iterator[Served]:
+    with Served(sqlite_url) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def connected(server: Served, sent: bytes = b"") -> Iterator[socket.socket]:
+    """A connection on which `sent` has been sent."""
+    with server.connect() as connection:
+        connection.sendall(sent)
+        yield connection
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What is answered until the server closes the connection."""
+    answered = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65_536):
+            answered += part
+    return answered
+
+
+def closes(connection: socket.socket, endless: bytes, most: int) -> bool:
+    """Whether the server closes a connection before `most` bytes have been sent on it."""
+    sent = 0
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        while sent < most:
+            sent += connection.send(endless)
+            time.sleep(0.001)
+    return sent < most
+
+
+# --- listening ------------------------------------------------------------------------------------
+
+
+def test_it_says_where_it_listens(server: Served) -> None:
+    assert re.fullmatch(r"Tenure listens on http://127\.0\.0\.1:[0-9]+", server.greeting)
+    assert httpx2.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert httpx2.get(f"{server.url}/ready").json() == {"status": "ready"}
+    assert "server" not in httpx2.get(f"{server.url}/health").headers
+
+
+def test_it_listens_on_ipv6_loopback(sqlite_url: str) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback; nothing to do")
+    with Served(sqlite_url, "--host", "::1") as served:
+        assert served.url.startswith("http://[::1]:")
+        assert httpx2.get(f"{served.url}/health").status_code == 200
+
+
+def test_a_port_that_is_taken(server: Served, tmp_path: Path) -> None:
+    port = server.address[1]
+    with pytest.raises(InvalidInput, match=f"port {port}.*another port") as refused:
+        serve(Tenure(f"sqlite:///{tmp_path}/other.db"), Settings(port=port))
+    assert refused.value.path == "port"
+    assert not (tmp_path / "other.db").exists(), "nothing was begun"
+
+
+def test_an_address_of_another_machine(tmp_path: Path) -> None:
+    settings = Settings(host="203.0.113.7", port=0, tokens=("token",))
+    with pytest.raises(InvalidInput, match="cannot listen"):
+        serve(Tenure(f"sqlite:///{tmp_path}/other.db"), settings)
+    settings = Settings(host="no.such.host.invalid", port=0, tokens=("token",))
+    with pytest.raises(InvalidInput, match="no address"):
+        serve(Tenure(f"sqlite:///{tmp_path}/other.db"), settings)
+
+
+def test_a_database_that_cannot_be_opened_stops_it_at_once(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        Served(f"sqlite:///{tmp_path}/no/such/folder/jobs.db")
+
+
+# --- ending ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_open_polls_and_streams_end_at_once(server: Served, number: signal.Signals) -> None:
+    answers: dict[str, object] = {}
+    waiting = threading.Event()
+
+    def poll() -> None:
+        body = {"worker": "w", "wait_seconds": 30}
+        answers["poll"] = httpx2.post(f"{server.url}/leases", json=body, timeout=60).json()
+
+    def stream() -> None:
+        with httpx2.stream("GET", f"{server.url}/events", timeout=60) as response:
+            for line in response.iter_lines():
+                if line.startswith("retry"):
+                    waiting.set()
+            answers["stream"] = "ended"
+
+    threads = [threading.Thread(target=poll), threading.Thread(target=stream)]
+    for thread in threads:
+        thread.start()
+    assert waiting.wait(10)
+    while "w" not in httpx2.get(f"{server.url}/workers").text:
+        time.sleep(0.01)
+    with connected(server):  # nothing is asked on this one
+        started = time.monotonic()
+        server.process.send_signal(number)
+        _, log = server.process.communicate(timeout=30)
+        took = time.monotonic() - started
+    for thread in threads:
+        thread.join(10)
+    assert server.process.returncode == 0, log
+    assert took < 2, f"it took {took:.1f} s to end"
+    assert answers == {"poll": [], "stream": "ended"}
+    assert "Traceback" not in log
+    assert "ERROR" not in log
+
+
+def test_running_jobs_finish_within_the_grace(sqlite_url: str, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_APP)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with Served(sqlite_url, "--app", "slow:app", PYTHONPATH=path) as server:
+        job = httpx2.post(
+            f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 1.0}}
+        ).json()
+        while httpx2.get(f"{server.url}/jobs/{job['id']}").json()["status"] != "processing":
+            time.sleep(0.01)
+        code, log = server.stop()
+    assert code == 0, log
+    with Tenure(sqlite_url) as app:
+        assert app.get(job["id"]).status == "completed"
+        assert app.get(job["id"]).attempts == 1
+
+
+def test_jobs_that_outlast_the_grace_are_failed_and_kept(sqlite_url: str, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_APP)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    arguments = ("--app", "slow:app", "--grace", "0.2s")
+    with Served(sqlite_url, *arguments, PYTHONPATH=path) as server:
+        job = httpx2.post(
+            f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 60}}
+        ).json()
+        while httpx2.get(f"{server.url}/jobs/{job['id']}").json()["status"] != "processing":
+            time.sleep(0.01)
+        started = time.monotonic()
+        code, log = server.stop()
+    assert code == 0, log
+    assert time.monotonic() - started < 15
+    with Tenure(sqlite_url) as app:
+        kept = app.get(job["id"])
+        assert kept.status == "pending", "it is tried again"
+        assert "shutdown" in (kept.last_error or "")
+
+
+def test_a_second_signal_ends_it_on_the_spot(sqlite_url: str, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_APP)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with Served(sqlite_url, "--app", "slow:app", PYTHONPATH=path) as server:
+        httpx2.post(f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 60}})
+        while "processing" not in httpx2.get(f"{server.url}/jobs").text:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(httpx2.TransportError):
+            while httpx2.get(f"{server.url}/health"):  # until the first signal closed the door
+                pass
+        started = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.communicate(timeout=30)
+    assert server.process.returncode != 0
+    assert time.monotonic() - started < 3
+
+
+def test_what_was_accepted_survives_the_server(sqlite_url: str) -> None:
+    with Served(sqlite_url) as server:
+        made = [
+            httpx2.post(f"{server.url}/jobs", json={"type": "a"}).json()["id"] for _ in range(5)
+        ]
+        server.process.kill()
+        server.process.communicate()
+    with Tenure(sqlite_url) as app:
+        assert [job.id for job in app.find()] == made[::-1]
+
+
+# --- what it bears --------------------------------------------------------------------------------
+
+
+def request(path: str = "/health", *headers: str, host: str = "localhost") -> bytes:
+    lines = [f"GET {path} HTTP/1.1", f"Host: {host}", *headers, "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def test_a_head_that_is_too_large_is_refused(server: Served) -> None:
+    long = "x" * protocol.MOST_HEAD_BYTES
+    for head in (
+        request("/health", f"X-Long: {long}"),
+        request("/health", *(f"X-{n}: {long[:1000]}" for n in range(100))),
+        request("/" + long),
+    ):
+        with connected(server, head) as connection:
+            answered = everything(connection)
+        assert answered.startswith(b"HTTP/1.1 400 ") or answered == b""
+    assert httpx2.get(f"{server.url}/health").status_code == 200
+
+
+def test_a_head_without_end_is_cut_off(server: Served) -> None:
+    head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Endless: "
+    with connected(server, head) as connection:
+        assert closes(connection, b"x" * 10_000, most=10_000_000)
+    assert httpx2.get(f"{server.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "bytes_",
+    [
+        b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"\0" * 100,
+    ],
+)
+def test_what_is_not_http_is_refused(server: Served, bytes_: bytes) -> None:
+    with connected(server, bytes_) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        answered = everything(connection)
+    assert not answered or answered.startswith(b"HTTP/1.1 4")
+    assert httpx2.get(f"{server.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        request("http://evil.example/jobs", host="evil.example"),
+        request("http://localhost/jobs", host="evil.example"),
+        request("/jobs", host="evil.example"),
+        request("/jobs", "Host: evil.example"),
+        b"GET /jobs HTTP/1.0\r\n\r\n",
+        b"GET /jobs HTTP/1.1\r\nHost:\r\n\r\n",
+    ],
+)
+def test_a_foreign_host_in_every_form(server: Served, head: bytes) -> None:
+    with connected(server, head) as connection:
+        assert re.match(rb"HTTP/1\.[01] 4(00|21) ", connection.recv(65_536))
+
+
+def test_slow_and_endless_bodies_hold_up_nobody(server: Served) -> None:
+    head = (
+        b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 1000\r\n\r\n{"
+    )
+    with contextlib.ExitStack() as dribbling:
+        for _ in range(100):
+            dribbling.enter_context(connected(server, head))
+        started = time.monotonic()
+        for _ in range(20):
+            assert httpx2.post(f"{server.url}/jobs", json={"type": "a"}).status_code == 201
+        assert time.monotonic() - started < 10
+    total = httpx2.get(f"{server.url}/stats").json()["total"]
+    assert total == 20, "a client that left half-way added nothing"
+
+
+def test_an_endless_body_ends_its_connection(server: Served) -> None:
+    head = (
+        b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
+    )
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    with connected(server, head) as connection:
+        assert closes(connection, chunk, most=100_000_000)
+
+
+def test_a_body_a_little_too_long_is_answered(server: Served) -> None:
+    """A client that sends its whole body before it reads gets the reason, not a reset."""
+    head = (
+        b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 4000000\r\n\r\n"
+    )
+    with connected(server, head + b" " * 4_000_000) as connection:
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_json_logs_are_one_event_per_line(sqlite_url: str) -> None:
+    with Served(sqlite_url, "--simulate", "--log-format", "json") as server:
+        httpx2.post(f"{server.url}/jobs", json={"type": "a"})
+        code, log = server.stop()
+    assert code == 0
+    for line in log.splitlines():
+        event = json.loads(line)
+        assert {"time", "level", "logger", "message"} <= event.keys()
+
+
+@pytest.mark.anyio
+async def test_a_head_that_does_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a connection on which nothing is asked nor one that dribbles is kept."""
+
+    async def never(scope: Scope, receive: Receive, send: Send) -> None:
+        pytest.fail("a request got through")
+
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    config = uvicorn.Config(never, log_config=None, lifespan="off", ws="none")
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_server(
+        lambda: protocol.BoundedProtocol(config, state, {}, loop), "127.0.0.1", 0
+    )
+    async with listening:
+        address = listening.sockets[0].getsockname()
+        for sent in (b"", b"GET /health HTTP/1.1\r\nHost: local"):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(sent)
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+            writer.close()
+            await writer.wait_closed()
