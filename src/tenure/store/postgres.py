@@ -31,6 +31,7 @@ AWAY = (
     psycopg.InterfaceError,
     errors.ReadOnlySqlTransaction,  # a former primary, still answering at the same address
     errors.IdleInTransactionSessionTimeout,
+    errors.TransactionTimeout,
 )
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
@@ -23,7 +23,7 @@ from tenure.store.rows import job_of, read_names
 log = logging.getLogger(__name__)
 
 MOST_CONNECTIONS = 4
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 5.0
 WATCH_SECONDS = 0.1
 """How often the watch looks whether it should stop; notifications ring at once."""
 RECONNECT_SECONDS = (0.5, 10.0)
@@ -97,9 +97,12 @@ class PostgresReader:
         self._queries: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._pool: ConnectionPool | None = None
+        self._closed = False
 
     def _opened(self) -> ConnectionPool:
         with self._lock:
+            if self._closed:
+                raise StoreUnavailable("the store is closed")
             if self._pool is None:
                 self._pool = ConnectionPool(
                     self._place.conninfo,
@@ -121,6 +124,8 @@ class PostgresReader:
         try:
             try:
                 return _fetch(pool, query, values)
+            except PoolTimeout:
+                raise
             except psycopg.OperationalError:
                 pool.check()  # a server that was restarted leaves dead connections behind
                 return _fetch(pool, query, values)
@@ -205,7 +210,7 @@ class PostgresReader:
 
     def close(self) -> None:
         with self._lock:
-            pool, self._pool = self._pool, None
+            pool, self._pool, self._closed = self._pool, None, True
         if pool is not None:
             pool.close()
 

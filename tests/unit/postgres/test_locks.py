@@ -162,3 +162,10 @@ def test_a_replication_role_switches_no_guard_off(raw: Raw, db: Postgres) -> Non
     raw.execute("UPDATE tenure.job SET status = 'cancelled', finished_at = now()")
     events = raw.execute("SELECT event FROM tenure.transition ORDER BY seq").fetchall()
     assert events == [("enqueued",), ("cancelled",)]
+
+
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "10000-01-01 00:00+00", "0001-12-31 BC"])
+def test_no_job_has_a_time_that_no_client_can_read(raw: Raw, db: Postgres, time: str) -> None:
+    add(db)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        raw.execute("UPDATE tenure.job SET run_at = %s", (time,))

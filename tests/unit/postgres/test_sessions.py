@@ -8,6 +8,7 @@ from contextlib import suppress
 import psycopg
 import pytest
 
+from tenure.errors import StoreUnavailable
 from tenure.ids import new_id
 from tenure.lifecycle import Status
 from tenure.records import Addition
@@ -101,6 +102,13 @@ def test_a_read_outlives_all_connections_of_the_pool(reader: PostgresReader, raw
         assert reader.get(new_id()) is None  # on a second connection
     end_sessions(raw)
     assert reader.get(new_id()) is None
+
+
+def test_a_closed_reader_opens_nothing_again(reader: PostgresReader, raw: Raw) -> None:
+    reader.clock()
+    reader.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        reader.clock()
 
 
 def test_callers_do_not_notice_a_session_that_died_while_idle(url: str, raw: Raw) -> None:

@@ -29,7 +29,13 @@ CREATE TABLE {schema}.job (
     payload text NOT NULL DEFAULT '{{}}',
     result text,
     last_error text,
-    {checks}
+    {checks},
+    -- 'infinity' and the like would be times that no client can read.
+    CONSTRAINT times_in_reach CHECK (
+        least(run_at, created_at, started_at, finished_at, lease_expires_at)
+            >= '0001-01-01 00:00+00'
+        AND greatest(run_at, created_at, started_at, finished_at, lease_expires_at)
+            < '10000-01-01 00:00+00')
 ) WITH (
     -- Every row is rewritten twice in quick succession: leave it room, and clean up early.
     fillfactor = 70,
