@@ -74,17 +74,15 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     """Call `stop` on the first SIGTERM or SIGINT of this process, end it at once on the second.
 
     These are Python's signal handlers, not the loop's, so that they are heard while a handler
-    blocks the loop; the second is left to the system, which needs no thread of ours to hear it.
+    blocks the loop.
     """
     asked = False
 
     def on_signal(*_: object) -> None:
         nonlocal asked
-        if asked:  # it came before the next lines
+        if asked:
             os._exit(ABORTED)
         asked = True
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
         stop()
 
     before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}

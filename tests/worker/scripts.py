@@ -1,7 +1,8 @@
 """Worker processes: small scripts that a test writes, starts, freezes and kills.
 
 Script and test meet in a folder of files: `mark(name)` makes one, `wait_for(name)` waits for one,
-and `log(line)` adds a line to the file `log`.
+and `log(line)` adds a line to the file `log`. A worker marks `heard` when it is asked to stop, and
+`stopping` when it begins to drain.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Self
 from tests.worker.waiting import PATIENCE, until
 
 HEAD = """
-import asyncio, os, pathlib, signal, subprocess, sys, threading, time
+import asyncio, logging, os, pathlib, signal, subprocess, sys, threading, time
 
 from tenure import JobContext, PermanentFailure, Tenure
+from tenure.worker import Worker
 
 FOLDER = pathlib.Path({folder!r})
 app = Tenure({url!r})
@@ -38,6 +40,21 @@ def log(line):
     descriptor = os.open(FOLDER / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(descriptor, f"{{line}}\\n".encode())
     os.close(descriptor)
+
+
+class MarkStopping(logging.Handler):
+    def emit(self, record):
+        if record.msg.startswith("stopping"):
+            mark("stopping")
+
+
+def request_stop(self, really=Worker.request_stop):
+    mark("heard")
+    really(self)
+
+
+Worker.request_stop = request_stop
+logging.basicConfig(level=logging.INFO, handlers=[logging.StreamHandler(), MarkStopping()])
 
 """
 

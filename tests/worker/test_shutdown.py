@@ -1,0 +1,306 @@
+"""Asked to stop, a worker claims nothing more, finishes or hands back what it has, and exits."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from tenure import Draft, Job, Status, Tenure
+from tenure.records import ClaimRequest, Report, Turn
+from tests.worker.running import completed, moves, settled, sweeping, working
+from tests.worker.scripts import WorkerScript, ended
+from tests.worker.waiting import PATIENCE, until
+
+NO_UVLOOP = 'sys.modules["uvloop"] = None'
+
+HANDLERS = """
+@app.job
+async def coroutine():
+    log("coroutine")
+    while not (FOLDER / "go on").exists():
+        await asyncio.sleep(0.003)
+    return "done"
+
+
+@app.job
+def function():
+    log("function")
+    wait_for("go on")
+    return "done"
+
+
+@app.job(process=True)
+def process():
+    log("process")
+    wait_for("go on")
+    return "done"
+
+
+@app.job
+async def swallow():
+    log("swallow")
+    while True:
+        try:
+            await asyncio.sleep(1_000)
+        except asyncio.CancelledError:
+            pass
+
+
+@app.job
+async def in_a_thread_of_the_loop():
+    log("in a thread of the loop")
+    await asyncio.to_thread(threading.Event().wait)
+
+
+@app.job
+async def block():
+    log("block")
+    time.sleep(1_000)
+
+
+@app.job
+async def count(number: int):
+    log(number)
+    await asyncio.sleep(0.001)
+
+
+@app.job
+async def hang():
+    log("hang")
+    await asyncio.Event().wait()
+"""
+
+
+def stop(script: WorkerScript, worker: subprocess.Popen[str]) -> None:
+    """Ask it to stop, and wait until it has heard that."""
+    worker.terminate()
+    script.marked("stopping")
+
+
+def processing(app: Tenure) -> list[Job]:
+    return app.find(status="processing")
+
+
+@pytest.mark.parametrize("before", ["", NO_UVLOOP], ids=["uvloop", "asyncio"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_worker_stops_at_once(
+    app: Tenure, tmp_path: Path, number: signal.Signals, before: str
+) -> None:
+    job = app.enqueue("coroutine")
+    with WorkerScript(tmp_path / "meet", app.database, HANDLERS, before=before) as script:
+        script.mark("go on")
+        worker = script.start()
+        completed(app, job)
+        worker.send_signal(number)
+
+        assert ended(worker) == 0
+        assert (worker.stdout.read() if worker.stdout else "").endswith("drained\n")
+
+
+@pytest.mark.parametrize("before", ["", NO_UVLOOP], ids=["uvloop", "asyncio"])
+def test_running_handlers_finish_and_nothing_new_is_claimed(
+    either: Tenure, tmp_path: Path, before: str
+) -> None:
+    app = either
+    jobs = [app.enqueue(name) for name in ("coroutine", "function", "process")]
+    with WorkerScript(
+        tmp_path / "meet", app.database, HANDLERS, before=before, concurrency=8, grace=60
+    ) as script:
+        worker = script.start()
+        script.logged(3)
+        stop(script, worker)
+        late = [app.enqueue("count", {"number": n}) for n in range(5)]
+        script.mark("go on")
+
+        assert ended(worker) == 0
+    assert [app.get(job.id).result for job in jobs] == 3 * ['"done"']
+    assert [moves(app, job) for job in late] == 5 * [["enqueued"]]
+
+
+def test_handlers_that_do_not_finish_in_time_fail_with_the_reason_and_are_retried(
+    either: Tenure, tmp_path: Path
+) -> None:
+    app = either
+    names = ("coroutine", "function", "process", "swallow", "in_a_thread_of_the_loop")
+    jobs = [app.enqueue(name, backoff=0, max_retries=2) for name in names]
+    last = app.enqueue("function", max_retries=1)
+    with WorkerScript(
+        tmp_path / "meet", app.database, HANDLERS, concurrency=8, grace=0.2
+    ) as script:
+        worker = script.start()
+        script.logged(6)
+        stop(script, worker)
+        until(lambda: not processing(app), "every job to be reported")
+
+        # The thread that asyncio made for a handler cannot be ended but with the process.
+        worker.terminate()
+        ended(worker)
+    for job in jobs:
+        now = app.get(job.id)
+        assert (now.status, now.attempts) == (Status.PENDING, 1)
+        assert (now.last_error or "").startswith("shutdown: ")
+        assert moves(app, job) == ["enqueued", "claimed", "failed", "retried"]
+    assert app.get(last.id).status is Status.FAILED
+
+
+@pytest.mark.parametrize("before", ["", NO_UVLOOP], ids=["uvloop", "asyncio"])
+def test_handlers_that_never_end_do_not_keep_the_process(
+    app: Tenure, tmp_path: Path, before: str
+) -> None:
+    for name in ("coroutine", "function", "process", "swallow"):
+        app.enqueue(name)
+    with WorkerScript(
+        tmp_path / "meet", app.database, HANDLERS, before=before, grace=0.1
+    ) as script:
+        worker = script.start()
+        script.logged(4)
+        worker.terminate()
+
+        assert ended(worker) == 0
+    assert processing(app) == []
+
+
+def test_claimed_jobs_that_have_not_started_are_handed_back_uncharged(
+    either: Tenure, tmp_path: Path
+) -> None:
+    """Many quick jobs make the worker claim ahead; then one stays, and others wait behind it."""
+    app = either
+    quick = [Draft("count", {"number": n}, {}) for n in range(600)]
+    jobs = app.enqueue_many([*quick[:400], Draft("hang", {}, {"max_retries": 1}), *quick[400:]])
+    with WorkerScript(
+        tmp_path / "meet", app.database, HANDLERS, concurrency=1, grace=0.05, lease=30
+    ) as script:
+        worker = script.start()
+        until(lambda: "hang" in script.lines(), "the last job to start")
+        worker.terminate()
+
+        assert ended(worker) == 0
+    assert processing(app) == []
+    ran = set(script.lines())
+    waiting = jobs[401:]
+    assert not ran & {str(number) for number in range(400, 600)}
+    for job in waiting:
+        now = app.get(job.id)
+        assert (now.status, now.attempts) == (Status.PENDING, 0)
+    released = [moves(app, job) for job in waiting if len(moves(app, job)) > 1]
+    assert released
+    assert all(each[:3] == ["enqueued", "claimed", "released"] for each in released)
+    assert app.verify() == []
+
+
+class SlowAnswers:
+    """The application as a source of work; its answers to claims are held up."""
+
+    waits = False
+
+    def __init__(self, app: Tenure) -> None:
+        self._app = app
+        self.claimed = threading.Event()
+        self.let_through = threading.Event()
+        self.heartbeat = app.heartbeat
+        self.on_work = app.on_work
+
+    def turn(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Turn]:
+        real = self._app.turn(reports, claim)
+        if not real.result().leases:
+            return real
+        held: Future[Turn] = Future()
+
+        def answer() -> None:
+            self.claimed.set()
+            self.let_through.wait(PATIENCE)
+            held.set_result(real.result())
+
+        threading.Thread(target=answer, daemon=True).start()
+        return held
+
+
+def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenure) -> None:
+    runs: list[int] = []
+
+    @app.job
+    async def work(number: int) -> None:
+        runs.append(number)
+
+    jobs = app.enqueue_many([work.draft(n) for n in range(3)])
+    source = SlowAnswers(app)
+    with working(app, source) as worker:
+        assert source.claimed.wait(PATIENCE)
+        worker.request_stop()
+        until(lambda: worker._slots._concurrency == 0, "the worker to drain")
+        source.let_through.set()
+
+    assert runs == []
+    for job in jobs:
+        assert app.get(job.id).attempts == 0
+        assert moves(app, job) == ["enqueued", "claimed", "released"]
+
+
+@pytest.mark.parametrize("before", ["", NO_UVLOOP], ids=["uvloop", "asyncio"])
+@pytest.mark.parametrize("handler", ["hang", "function", "block"])
+def test_a_second_signal_ends_the_process_at_once_and_the_leases_run_out(
+    app: Tenure, tmp_path: Path, handler: str, before: str
+) -> None:
+    job = app.enqueue(handler, backoff=0)
+    with WorkerScript(
+        tmp_path / "meet", app.database, HANDLERS, before=before, grace=1_000
+    ) as script:
+        worker = script.start()
+        script.logged(1)
+        worker.terminate()
+        script.marked("heard")
+        worker.send_signal(signal.SIGINT)
+
+        assert ended(worker) == 130
+    assert [found.id for found in processing(app)] == [job.id]
+    with sweeping(app):
+        until(lambda: not processing(app), "the lease to run out")
+    assert moves(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
+
+
+def test_workers_that_come_and_go_lose_and_repeat_nothing(either: Tenure, tmp_path: Path) -> None:
+    app = either
+    jobs = app.enqueue_many([Draft("count", {"number": n}, {}) for n in range(400)])
+    with WorkerScript(tmp_path / "meet", app.database, HANDLERS, lease=60) as script:
+        seen = 0
+        for share in (1, 100, 200, 300):
+            workers = [script.start(), script.start()]
+            seen += 2
+            until(lambda: len(app.workers()) >= seen, "both workers to be there")  # noqa: B023
+            script.logged(share)
+            for worker in workers:
+                worker.terminate()
+            assert [ended(worker) for worker in workers] == [0, 0]
+            assert processing(app) == []
+        script.start()
+        ends = [settled(app, job) for job in jobs]
+
+    assert {(end.status, end.attempts) for end in ends} == {(Status.COMPLETED, 1)}
+    assert sorted(map(int, script.lines())) == list(range(400))
+    assert app.verify() == []
+
+
+def test_run_worker_gives_signals_back(app: Tenure, tmp_path: Path) -> None:
+    """After a worker the program is as before: it can run on, and be interrupted."""
+    handlers = (
+        HANDLERS
+        + """
+old = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+"""
+    )
+    check = "assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == old"
+    with WorkerScript(tmp_path / "meet", app.database, handlers) as script:
+        path = script.folder / "worker_script.py"
+        path.write_text(path.read_text().replace('print("drained"', f'{check}; print("drained"'))
+        script.mark("go on")
+        job = app.enqueue("coroutine")
+        worker = script.start()
+        completed(app, job)
+        worker.terminate()
+        assert ended(worker) == 0
