@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.lifecycle import MAX_RELEASES
 from tenure.server import build
-from tests.faces.http import NOWHERE, Exchange, api_of, claim, problem
+from tests.faces.http import JSON, NOWHERE, Exchange, api_of, claim, problem
 
 
 @pytest.fixture
@@ -311,3 +311,12 @@ def test_no_read_tells_a_lease(api: TestClient, app: Tenure) -> None:
     for path in paths:
         assert secret not in api.get(path).text, path
     assert all(secret not in repr(move) for move in app.history(job["id"]))
+
+
+def test_a_lease_id_that_no_database_can_hold_is_lost_too(api: TestClient) -> None:
+    name = rb"\ud800\u0000.\udfff"
+    report = b'[{"lease_id": "%b", "outcome": "failed", "error": "x"}]' % name
+    (verdict,) = api.post("/reports", content=report, headers=JSON).json()
+    assert verdict["answer"] == "lost"
+    (answer,) = api.post("/heartbeats", content=b'["%b"]' % name, headers=JSON).json()
+    assert answer["held"] is False
