@@ -26,9 +26,9 @@ LEASE_SECONDS = 60.0
 def open_database(url: str) -> Database:
     """The writing connection to an existing database."""
     if url.startswith("sqlite:"):
-        from tenure.store import sqlite
+        from tenure.store import sqlite, sqlite_connection
 
-        return sqlite.Sqlite(sqlite.path_of(url))
+        return sqlite.Sqlite(sqlite_connection.path_of(url))
     from tenure.store.postgres import Postgres
 
     return Postgres(url)

@@ -134,9 +134,9 @@ W = TypeVar("W", Adding, Turning, Acting)
 def migrate_store(url: str) -> int:
     """Create or upgrade the schema at `url`; the version it has now."""
     if url.startswith("sqlite:"):
-        from tenure.store import sqlite, sqlite_schema
+        from tenure.store import sqlite_connection, sqlite_schema
 
-        return sqlite_schema.upgrade(sqlite.path_of(url))
+        return sqlite_schema.upgrade(sqlite_connection.path_of(url))
     if url.startswith(("postgresql:", "postgres:")):
         from tenure.store import postgres_schema
 
@@ -148,9 +148,9 @@ def open_store(url: str) -> Store:
     """Open the database at `url`, creating or upgrading its schema if need be."""
     migrate_store(url)
     if url.startswith("sqlite:"):
-        from tenure.store import sqlite, sqlite_reader
+        from tenure.store import sqlite, sqlite_connection, sqlite_reader
 
-        path = sqlite.path_of(url)
+        path = sqlite_connection.path_of(url)
         return Store(url, sqlite.Sqlite(path), sqlite_reader.SqliteReader(path))
     from tenure.store import postgres, postgres_reader
 

@@ -92,7 +92,7 @@ def clock(store: datetime, before: float, after: float) -> Check:
 
 def sqlite_library(version: tuple[int, int, int]) -> Check:
     """Whether this SQLite can be used, and with what care."""
-    from tenure.store.sqlite import OLDEST_SQLITE, resets_wal_unsafely
+    from tenure.store.sqlite_connection import OLDEST_SQLITE, resets_wal_unsafely
 
     found = "SQLite " + ".".join(map(str, version))
     if version < OLDEST_SQLITE:
@@ -168,9 +168,9 @@ def role(in_recovery: bool) -> Check:
 
 def check_sqlite(url: str) -> Iterator[Check]:
     """The checks of an SQLite file, in order."""
-    from tenure.store import sqlite, sqlite_schema
+    from tenure.store import sqlite_connection, sqlite_schema
 
-    path = sqlite.path_of(url)
+    path = sqlite_connection.path_of(url)
     yield sqlite_library(sqlite3.sqlite_version_info)
     if not path.exists():
         health = Health.WARNING if path.parent.is_dir() else Health.PROBLEM
@@ -180,7 +180,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
         yield Check("database", health, "not there yet", advice)
         return
     try:
-        connection = sqlite.connect(path)
+        connection = sqlite_connection.connect(path)
         try:
             yield Check("database", Health.OK, str(path))
             for name in SQLITE_SETTINGS:
@@ -193,9 +193,9 @@ def check_sqlite(url: str) -> Iterator[Check]:
             triggers = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'")
             yield guards([name for (name,) in triggers], "sqlite")
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
-            (millis,) = connection.execute(f"SELECT {sqlite.NOW}").fetchone()
+            (millis,) = connection.execute(f"SELECT {sqlite_connection.NOW}").fetchone()
             after = time.time()  # noqa: TID251
-            yield clock(sqlite.to_time(millis), before - 0.001, after)
+            yield clock(sqlite_connection.to_time(millis), before - 0.001, after)
         finally:
             connection.close()
     except sqlite3.Error as error:

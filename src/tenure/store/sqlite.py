@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from tenure.errors import InvalidInput
 from tenure.lifecycle import Job, Status
 from tenure.records import Addition, ClaimRequest, Lease, Query, Report
 from tenure.store import guards
@@ -26,76 +24,7 @@ from tenure.store.rows import (
     write_names,
     write_policy,
 )
-
-BUSY_TIMEOUT_MS = 10_000
-CHECKPOINT_BYTES = 4 * 1024 * 1024
-CHECKPOINT_BYTES_MAX = 256 * 1024 * 1024
-OLDEST_SQLITE = (3, 38, 0)
-
-
-def path_of(url: str) -> Path:
-    """The file of a `sqlite:///relative.db` or `sqlite:////absolute.db` URL."""
-    path = url.removeprefix("sqlite:///")
-    if path == url or not path or path == ":memory:" or "?" in path:
-        raise InvalidInput(
-            f"{url!r} names no SQLite file; write sqlite:///jobs.db or sqlite:////var/lib/jobs.db"
-        )
-    return Path(path).absolute()
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection with every setting that the promises rest on."""
-    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-        raise InvalidInput(f"SQLite {sqlite3.sqlite_version} is too old; 3.38 or newer is needed")
-    fresh = not path.exists()
-    connection = sqlite3.connect(
-        path,
-        isolation_level=None,
-        check_same_thread=False,
-        cached_statements=256,
-        timeout=BUSY_TIMEOUT_MS / 1000,
-    )
-    if fresh:
-        with suppress(OSError):
-            path.chmod(0o600)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA cache_size = -65536")
-    if resets_wal_unsafely(sqlite3.sqlite_version_info):
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
-    return connection
-
-
-def resets_wal_unsafely(version: tuple[int, int, int]) -> bool:
-    """Whether this SQLite can lose a commit made while another connection checkpoints.
-
-    Fixed in 3.51.3, and in the maintenance releases 3.50.7 and 3.44.6. On older libraries only one
-    process at a time checkpoints, with TRUNCATE, which keeps writers out (`Sqlite.tidy`).
-    """
-    branch = version[:2]
-    if branch == (3, 50):
-        return version < (3, 50, 7)
-    if branch == (3, 44):
-        return version < (3, 44, 6)
-    return version < (3, 51, 3)
-
-
-def to_time(millis: int) -> datetime:
-    """A stored time."""
-    return datetime.fromtimestamp(millis / 1000, UTC)
-
-
-def to_millis(time: datetime) -> int:
-    """A time as stored."""
-    return round(time.timestamp() * 1000)
-
-
-def kept(time: datetime) -> datetime:
-    """A time as it will be read again: to the millisecond."""
-    return to_time(to_millis(time))
-
-
-NOW = "(SELECT at FROM tenure_now)"
+from tenure.store.sqlite_connection import NOW, Checkpoints, connect, kept, to_millis, to_time
 
 # Many rows are one statement over a JSON array of arrays: each statement that fires triggers costs
 # a journal of its own, which made row-by-row `executemany` four times slower.
@@ -188,13 +117,10 @@ class Sqlite:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._wal = path.with_name(path.name + "-wal")
         self._connection: sqlite3.Connection | None = None
         self._now: datetime | None = None
         self._last_queue = ""
-        self._guarded = resets_wal_unsafely(sqlite3.sqlite_version_info)
-        self._checkpoint_at = CHECKPOINT_BYTES
-        self._checkpoint_lock = CheckpointLock(path)
+        self._checkpoints = Checkpoints(path)
 
     # --- transactions
 
@@ -445,62 +371,14 @@ class Sqlite:
         """Nothing to do: other processes watch the file (`SqliteReader.watch`)."""
 
     def tidy(self) -> None:
-        """Checkpoint when the log has grown, one process at a time, where the library needs that.
-
-        A reader that stays open keeps the log from being emptied: then the next try waits until
-        the log has doubled, so that a long reader costs few tries.
-        """
-        if not self._guarded:
-            return
-        size = _size(self._wal)
-        if size < self._checkpoint_at:
-            return
-        with self._checkpoint_lock as held:
-            if not held:
-                return
-            self._db.execute("PRAGMA busy_timeout = 500")
-            (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            self._db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        doubled = min(size * 2, size + CHECKPOINT_BYTES_MAX)
-        self._checkpoint_at = doubled if busy else CHECKPOINT_BYTES
+        """Checkpoint where the library needs us to."""
+        self._checkpoints.run(self._db)
 
     def close(self) -> None:
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
-
-
-class CheckpointLock:
-    """Elects the one process that checkpoints: a lock on a file of its own, never on SQLite's."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path.with_name(path.name + "-checkpoint")
-        self._file: int | None = None
-
-    def __enter__(self) -> bool:
-        try:
-            import fcntl
-        except ImportError:  # not POSIX: SQLite's own locks have to do
-            return True
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _insert_row(job: Job, fingerprint: str | None) -> tuple[Any, ...]:

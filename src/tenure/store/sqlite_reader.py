@@ -16,7 +16,8 @@ from tenure.lifecycle import Job
 from tenure.records import Count, Query, QueueState, Transition, WorkerState
 from tenure.store import audit
 from tenure.store.rows import job_of, read_names
-from tenure.store.sqlite import NOW, SELECT_JOB, connect, to_millis, to_time, where
+from tenure.store.sqlite import SELECT_JOB, where
+from tenure.store.sqlite_connection import NOW, connect, to_millis, to_time
 
 WATCH_SECONDS = 0.002
 START = "0"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tenure.errors import StoreUnavailable
 from tenure.store import migrate
-from tenure.store.sqlite import NOW, connect
+from tenure.store.sqlite_connection import NOW, connect
 
 GENERATED = migrate.generated("IS NOT", NOW, "max", "OLD", "NEW")
 
