@@ -1,0 +1,195 @@
+"""Write docs/reference/python.md from code and docstrings: `python tools/python_page.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tenure
+from tenure import Draft, Job, JobContext, JobType, RetryPolicy, Status, Tenure
+from tenure import app as app_module
+from tenure.client import Client
+from tenure.errors import TenureError
+from tenure.explain import Explanation
+from tenure.jobtype import Options
+from tenure.records import Check, Count, QueueState, Transition, Violation, WorkerState
+
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"
+
+HEAD = """\
+# Python
+
+This page is written by `tools/python_page.py` from the code and its docstrings; a test fails when
+the two differ. What is imported from `tenure` is stable. Everything has type annotations, and
+`tenure` ships them.
+
+A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
+backoff is a `RetryPolicy`, a duration (the `base`), or an object of `base`, `factor` and `cap`.
+Errors have [a page of their own](errors.md).
+"""
+
+LONGEST_LINE = 96
+
+# Every public member has its place; `page` refuses to leave one out.
+APP: Mapping[str, Sequence[str]] = {
+    "Opening": ("open", "close", "migrate"),
+    "Handlers": ("job", "run_worker"),
+    "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async", "add"),
+    "Looking": ("get", "find", "history", "explain", "stats", "queues", "workers"),
+    "Changing": ("cancel", "retry", "pause", "resume", "limit"),
+    "Checking": ("verify", "checks", "ping"),
+    "What workers and servers call": (
+        *("claim", "report", "turn", "heartbeat", "waits", "on_work"),
+        *("sweep", "prune", "ledger", "ledger_end"),
+    ),
+}
+JOB_TYPE = ("enqueue", "enqueue_async", "options", "draft", "name")
+CLIENT: Mapping[str, Sequence[str]] = {
+    "As in `Tenure`": (
+        *("enqueue", "enqueue_many", "get", "find", "history", "explain", "cancel", "retry"),
+        *("stats", "close"),
+    ),
+    "What workers call": ("turn", "heartbeat", "waits", "on_work"),
+}
+ANSWERS = (Transition, Explanation, Count, QueueState, WorkerState, Violation, Check)
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD, *_the_class(Tenure, "The one door.", APP)]
+    parts += ["### Options\n", "What `enqueue`, `options` and a `Draft` take, all optional:\n"]
+    parts.append(_table(_annotated(Options)))
+    parts += ["## JobType\n", _text(JobType)]
+    _check_complete(JobType, JOB_TYPE)
+    parts += [_member(JobType, name) for name in JOB_TYPE]
+    for value in (Draft, JobContext, Job, RetryPolicy):
+        parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
+    parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]
+    parts += ["## Answers\n", "What `Tenure` and `Client` answer beside jobs.\n"]
+    for answer in ANSWERS:
+        parts += [f"### {answer.__name__}\n", _text(answer), _table(_annotated(answer))]
+    parts += ["## Errors\n", _errors()]
+    parts += _the_class(
+        Client, "From `tenure.client`; needs `pip install 'tenure[client]'`.", CLIENT
+    )
+    return "\n".join(parts)
+
+
+def _the_class(cls: type, about: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    _check_complete(cls, [name for names in groups.values() for name in names])
+    yield f"## {cls.__name__}\n"
+    yield f"{about}\n"
+    make = inspect.getattr_static(cls, "__init__")
+    yield _signature(cls.__name__, make)
+    yield _text(cls)
+    yield _text(make)
+    for group, names in groups.items():
+        yield f"### {cls.__name__}: {_lowered(group)}\n"
+        yield from (_member(cls, name) for name in names)
+
+
+def _lowered(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+def _check_complete(cls: type, names: Sequence[str]) -> None:
+    public = {name for name in vars(cls) if not name.startswith("_")}
+    if public != set(names):
+        raise SystemExit(f"{cls.__name__}: put {sorted(public ^ set(names))} in or out of the page")
+
+
+def _member(cls: type, name: str) -> str:
+    value = inspect.getattr_static(cls, name)
+    if isinstance(value, property):
+        return f"`{name}`: {_text(value)}"
+    if not callable(value):
+        return f"`{name}`: {_described(cls, name)}\n"
+    if (cls, name) == (Tenure, "job"):  # overloaded; what it takes is what the decorator takes
+        return f"{_signature('@app.job', app_module._Register.__init__, skip=2)}\n{_text(value)}"
+    return f"{_signature(name, value)}\n{_text(value)}"
+
+
+def _described(cls: type, name: str) -> str:
+    """The text under an attribute of a class."""
+    found = re.search(rf'\n    {name} = .*\n    """(.+?)"""', inspect.getsource(cls), re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
+
+
+class _Written(str):
+    """An annotation, shown as it is written."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _signature(name: str, function: Callable[..., Any], *, skip: int = 1) -> str:
+    """How a function is called, as a block; the first `skip` parameters are not the caller's."""
+    signature = inspect.signature(function)
+    kept = [
+        parameter.replace(annotation=_Written(parameter.annotation))
+        for parameter in list(signature.parameters.values())[skip:]
+    ]
+    answer = "" if signature.return_annotation == "None" else f" -> {signature.return_annotation}"
+    written = f"{inspect.Signature(kept)}{answer}"
+    if len(name + written) > LONGEST_LINE:
+        lines = "".join(f"    {part},\n" for part in _parameters(kept))
+        written = f"(\n{lines}){answer}"
+    return f"```text\n{'async ' * inspect.iscoroutinefunction(function)}{name}{written}\n```\n"
+
+
+def _parameters(parameters: Sequence[inspect.Parameter]) -> Iterator[str]:
+    by_name_only = False
+    for parameter in parameters:
+        if parameter.kind is parameter.KEYWORD_ONLY and not by_name_only:
+            by_name_only = True
+            yield "*"
+        yield str(parameter)
+
+
+def _text(value: Any) -> str:
+    return f"{inspect.getdoc(value) or ''}\n"
+
+
+def _annotated(cls: type) -> list[tuple[str, str, str]]:
+    """Name, annotation with its default, and comment of each field of a dataclass or TypedDict."""
+    source = inspect.getsource(cls)
+    rows = []
+    names = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else None
+    for name in names or cls.__annotations__:
+        found = re.search(rf"^    {name}: (.+?)(?:  # (.+))?$", source, re.MULTILINE)
+        assert found is not None, f"{cls.__name__}.{name}"
+        annotation = re.sub(r" = field\(.*\)$", "", found[1])
+        rows.append((name, annotation, found[2] or ""))
+    return rows
+
+
+def _table(rows: Sequence[tuple[str, str, str]]) -> str:
+    commented = any(comment for _, _, comment in rows)
+    lines = (
+        ["| field | type | |", "|---|---|---|"] if commented else ["| field | type |", "|---|---|"]
+    )
+    for name, annotation, comment in rows:
+        escaped = annotation.replace("|", "\\|")
+        lines.append(f"| `{name}` | `{escaped}` |" + f" {comment} |" * commented)
+    return "\n".join(lines) + "\n"
+
+
+def _errors() -> str:
+    values = [getattr(tenure, name) for name in tenure.__all__]
+    errors = [v for v in values if isinstance(v, type) and issubclass(v, TenureError)]
+    lines = [f"- `{e.__name__}`: {_first_line(e)}" for e in errors]
+    return "\n".join(lines) + "\n\nThe whole tree is in `tenure.errors`, and [here](errors.md).\n"
+
+
+def _first_line(value: Any) -> str:
+    return (inspect.getdoc(value) or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
