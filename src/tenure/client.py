@@ -21,7 +21,7 @@ from typing import Any, TypeVar, Unpack
 import msgspec
 from msgspec import UNSET
 
-from tenure import durations, ids, problems, wire
+from tenure import durations, forms, ids, problems, wire
 from tenure import payload as payloads
 from tenure.errors import InvalidInput, JobNotFound, StoreUnavailable, TenureError
 from tenure.explain import Explanation
@@ -188,13 +188,13 @@ class Client:
             log.warning("%d leases could not be handed back and run out: %s", len(leases), error)
 
     def _report(self, reports: Sequence[Report]) -> list[Any]:
-        body = [wire.report_entry(report) for report in reports]
+        body = [forms.report_entry(report) for report in reports]
         verdicts = self._send("POST", "/reports", list[wire.VerdictBody], body)
         return [wire.verdict_of(verdict) for verdict in verdicts]
 
     def _claim(self, claim: ClaimRequest) -> list[Lease]:
-        wait = min(claim.wait_seconds, wire.LONGEST_WAIT)
-        body = wire.LeaseRequest(
+        wait = min(claim.wait_seconds, forms.LONGEST_WAIT)
+        body = forms.LeaseRequest(
             worker=claim.worker,
             limit=claim.limit,
             lease_seconds=claim.lease_seconds,
@@ -208,10 +208,10 @@ class Client:
 
     def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; the lease ids that are still held."""
-        names = [wire.join_lease(*lease) for lease in leases]
+        names = [forms.join_lease(*lease) for lease in leases]
         query = {"lease_seconds": str(lease_seconds)}
         answers = self._send("POST", "/heartbeats", list[wire.HeldBody], names, query)
-        return {wire.split_lease(one.lease_id)[1] for one in answers if one.held}
+        return {forms.split_lease(one.lease_id)[1] for one in answers if one.held}
 
     def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
         """Nothing rings here: a claim that waits is answered when there is work."""

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 import tenure
-from tenure import errors, explain, payload, problems, records, settings, wire
+from tenure import errors, explain, forms, payload, problems, records, settings, wire
 from tenure.api import metrics, openapi
 from tenure.api.table import ROUTES
 from tenure.app import MOST_JOBS_AT_ONCE, MOST_LEASED, MOST_LISTED, MOST_PRIORITY, MOST_RETRIES
@@ -112,10 +112,10 @@ def test_what_the_page_says_of_all_calls_completes_the_openapi_description() -> 
 def test_every_field_and_parameter_is_named() -> None:
     named = {word for span in in_code(HTTP.text) for word in re.findall(r"\w+", span)}
     shapes = (
-        *(wire.NewJob, wire.Backoff, wire.JobBody, wire.TransitionBody, wire.RetryRequest),
-        *(wire.ExplanationBody, wire.LeaseRequest, wire.LeaseBody, wire.CompleteRequest),
-        *(wire.FailRequest, wire.HeartbeatRequest, wire.ReportEntry, wire.VerdictBody),
-        *(wire.HeldBody, wire.StatsBody, wire.QueueBody, wire.LimitRequest, wire.WorkerBody),
+        *(forms.NewJob, forms.Backoff, wire.JobBody, wire.TransitionBody, forms.RetryRequest),
+        *(wire.ExplanationBody, forms.LeaseRequest, wire.LeaseBody, forms.CompleteRequest),
+        *(forms.FailRequest, forms.HeartbeatRequest, forms.ReportEntry, wire.VerdictBody),
+        *(wire.HeldBody, wire.StatsBody, wire.QueueBody, forms.LimitRequest, wire.WorkerBody),
         *(route.query for route in ROUTES if route.query is not None),
     )
     wanted = {name for shape in shapes for name in shape.__struct_encode_fields__}
@@ -125,8 +125,8 @@ def test_every_field_and_parameter_is_named() -> None:
 def test_the_fields_of_a_new_job_and_of_a_lease_request_stand_in_their_tables() -> None:
     new = {bare(row[0]) for row in table_rows(HTTP.section("A new job"))}
     lease = {name for row in table_rows(HTTP.section("Workers")) for name in in_code(row[0])}
-    assert new == set(wire.NewJob.__struct_fields__)
-    assert set(wire.LeaseRequest.__struct_fields__) <= lease
+    assert new == set(forms.NewJob.__struct_fields__)
+    assert set(forms.LeaseRequest.__struct_fields__) <= lease
 
 
 def test_every_metric_stands_with_its_labels() -> None:

@@ -10,8 +10,8 @@ from urllib.parse import urlencode
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
+from tenure import forms, wire
 from tenure import payload as payloads
-from tenure import wire
 from tenure.api.routing import Call, answer
 from tenure.app import MOST_LISTED, Tenure
 from tenure.errors import InvalidInput
@@ -31,8 +31,8 @@ class ListQuery(Struct, kw_only=True):
     """Which jobs to list."""
 
     status: Status | UnsetType = UNSET
-    type: wire.Name | UnsetType = UNSET
-    queue: wire.Name | UnsetType = UNSET
+    type: forms.Name | UnsetType = UNSET
+    queue: forms.Name | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=MOST_LISTED)] = 50
     cursor: Annotated[str, Meta(pattern=CURSOR)] | UnsetType = UNSET
 
@@ -62,7 +62,7 @@ async def _add(app: Tenure, drafts: list[Draft]) -> list[Added]:
     return await asyncio.wrap_future(app.add(drafts))
 
 
-def _draft(new: wire.NewJob, at: str = "$") -> Draft:
+def _draft(new: forms.NewJob, at: str = "$") -> Draft:
     """The job as the application takes it; the application checks most of it."""
     options: dict[str, Any] = {
         name: value
@@ -76,7 +76,7 @@ def _draft(new: wire.NewJob, at: str = "$") -> Draft:
                 f"give a year from {EARLIEST_YEAR} to {LATEST_YEAR}", path=f"{at}.run_at"
             )
         options["run_at"] = new.run_at.astimezone(UTC)
-    if isinstance(new.backoff, wire.Backoff):
+    if isinstance(new.backoff, forms.Backoff):
         options["backoff"] = {
             name: value
             for name in new.backoff.__struct_fields__
@@ -86,7 +86,7 @@ def _draft(new: wire.NewJob, at: str = "$") -> Draft:
     return Draft(new.type, payload, cast(Options, options))
 
 
-_OPTIONS = tuple(name for name in wire.NewJob.__struct_fields__ if name not in {"type", "payload"})
+_OPTIONS = tuple(name for name in forms.NewJob.__struct_fields__ if name not in {"type", "payload"})
 
 
 def list_jobs(call: Call) -> Response:

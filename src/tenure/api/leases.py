@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import UNSET, Struct
 from starlette.responses import Response
 
-from tenure import payload, wire
+from tenure import forms, payload, wire
 from tenure.api import streams
 from tenure.api.routing import Call, answer
 from tenure.errors import LeaseLost, ReportConflict
@@ -19,12 +19,12 @@ from tenure.records import Answer, ClaimRequest, Outcome
 class HeartbeatQuery(Struct, kw_only=True):
     """How long the leases are to last from now."""
 
-    lease_seconds: wire.LeaseSeconds = wire.DEFAULT_LEASE
+    lease_seconds: forms.LeaseSeconds = forms.DEFAULT_LEASE
 
 
 async def lease_jobs(call: Call) -> Response:
     """Lease jobs to a worker, waiting for some up to `wait_seconds`."""
-    body: wire.LeaseRequest = call.body
+    body: forms.LeaseRequest = call.body
     wanted = ClaimRequest(
         worker=body.worker,
         limit=body.limit,
@@ -62,7 +62,7 @@ async def release_lease(call: Call) -> Response:
 
 async def _report(call: Call, outcome: Outcome, **fields: Any) -> Response:
     name = call.path["lease_id"]
-    report = wire.report_of(wire.ReportEntry(lease_id=name, outcome=outcome, **fields))
+    report = forms.report_of(forms.ReportEntry(lease_id=name, outcome=outcome, **fields))
     turn = await asyncio.wrap_future(call.app.turn([report], None))
     (verdict,) = turn.verdicts
     if verdict.answer is Answer.LOST:
@@ -75,7 +75,7 @@ async def _report(call: Call, outcome: Outcome, **fields: Any) -> Response:
 def renew_lease(call: Call) -> Response:
     """Extend a lease."""
     name = call.path["lease_id"]
-    job_id, lease_id = wire.split_lease(name)
+    job_id, lease_id = forms.split_lease(name)
     if lease_id not in call.app.heartbeat([(job_id, lease_id)], call.body.lease_seconds):
         raise LeaseLost(job_id)
     return answer(wire.HeldBody(lease_id=name, held=True))
@@ -83,8 +83,8 @@ def renew_lease(call: Call) -> Response:
 
 async def report_many(call: Call) -> Response:
     """Report on many leases at once; a verdict for each, in order."""
-    entries: list[wire.ReportEntry] = call.body
-    reports = [wire.report_of(entry) for entry in entries]
+    entries: list[forms.ReportEntry] = call.body
+    reports = [forms.report_of(entry) for entry in entries]
     turn = await asyncio.wrap_future(call.app.turn(reports, None))
     verdicts = zip(entries, turn.verdicts, strict=True)
     return answer(
@@ -94,7 +94,7 @@ async def report_many(call: Call) -> Response:
 
 def renew_leases(call: Call) -> Response:
     """Extend many leases at once; whether each is still held, in order."""
-    leases = [wire.split_lease(name) for name in call.body]
+    leases = [forms.split_lease(name) for name in call.body]
     held = call.app.heartbeat(leases, call.query.lease_seconds) if leases else set()
     return answer(
         [

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 
+import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
@@ -222,7 +223,7 @@ def check_room(doorbell: Doorbell) -> None:
 
 
 def _event(entry: Transition) -> bytes:
-    data = wire.transition_json(entry)  # JSON has no line breaks of its own
+    data = msgspec.json.encode(wire.transition_body(entry))  # JSON has no line breaks of its own
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (
         entry.position.encode(),
         entry.event.encode(),

@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 from starlette.responses import Response
 
-from tenure import payload, wire
+from tenure import forms, payload, wire
 from tenure.api import jobs, leases, openapi, operations
 from tenure.api.metrics import CONTENT_TYPE
 from tenure.api.routing import SMALL_BODY, Answer, Body, Call, Route
@@ -21,10 +21,10 @@ MOST_LEASES = 10_000
 JOB_DEPTH = payload.MAX_DEPTH + 1  # a payload lies one level deep in a job, two in a batch
 
 Job = wire.JobBody
-Batch = Annotated[list[wire.NewJob], Meta(max_length=MOST_JOBS_AT_ONCE)]
-Reports = Annotated[list[wire.ReportEntry], Meta(max_length=MOST_LEASES)]
-LeaseNames = Annotated[list[wire.LeaseName], Meta(max_length=MOST_LEASES)]
-NO_BODY = Body(wire.NoFields, optional=True)
+Batch = Annotated[list[forms.NewJob], Meta(max_length=MOST_JOBS_AT_ONCE)]
+Reports = Annotated[list[forms.ReportEntry], Meta(max_length=MOST_LEASES)]
+LeaseNames = Annotated[list[forms.LeaseName], Meta(max_length=MOST_LEASES)]
+NO_BODY = Body(forms.NoFields, optional=True)
 
 
 def describe(call: Call) -> Response:
@@ -63,7 +63,7 @@ ROUTES: tuple[Route, ...] = (
         path="/jobs",
         name="createJob",
         endpoint=jobs.create_job,
-        body=Body(wire.NewJob, limit=ONE_JOB, depth=JOB_DEPTH),
+        body=Body(forms.NewJob, limit=ONE_JOB, depth=JOB_DEPTH),
         headers={
             "Idempotency-Key": {
                 "type": "string",
@@ -135,7 +135,7 @@ ROUTES: tuple[Route, ...] = (
         path="/jobs/{id}/retry",
         name="retryJob",
         endpoint=jobs.retry_job,
-        body=Body(wire.RetryRequest, optional=True),
+        body=Body(forms.RetryRequest, optional=True),
         answers=_one(Job, "The job, pending again."),
         refusals=(404, 409),
     ),
@@ -145,7 +145,7 @@ ROUTES: tuple[Route, ...] = (
         path="/leases",
         name="leaseJobs",
         endpoint=leases.lease_jobs,
-        body=Body(wire.LeaseRequest, limit=2 * 1024 * 1024),
+        body=Body(forms.LeaseRequest, limit=2 * 1024 * 1024),
         answers=_many(wire.LeaseBody, "The leased jobs; none if there were none in time."),
     ),
     Route(
@@ -153,7 +153,7 @@ ROUTES: tuple[Route, ...] = (
         path="/leases/{lease_id}/complete",
         name="completeLease",
         endpoint=leases.complete_lease,
-        body=Body(wire.CompleteRequest, limit=ONE_REPORT, optional=True, lenient=True),
+        body=Body(forms.CompleteRequest, limit=ONE_REPORT, optional=True, lenient=True),
         answers=_one(wire.VerdictBody, "It is on record."),
         refusals=(409,),
     ),
@@ -162,7 +162,7 @@ ROUTES: tuple[Route, ...] = (
         path="/leases/{lease_id}/fail",
         name="failLease",
         endpoint=leases.fail_lease,
-        body=Body(wire.FailRequest, limit=ONE_REPORT, lenient=True),
+        body=Body(forms.FailRequest, limit=ONE_REPORT, lenient=True),
         answers=_one(wire.VerdictBody, "It is on record."),
         refusals=(409,),
     ),
@@ -180,7 +180,7 @@ ROUTES: tuple[Route, ...] = (
         path="/leases/{lease_id}/heartbeat",
         name="renewLease",
         endpoint=leases.renew_lease,
-        body=Body(wire.HeartbeatRequest, optional=True),
+        body=Body(forms.HeartbeatRequest, optional=True),
         answers=_one(wire.HeldBody, "The lease is held."),
         refusals=(409,),
     ),
@@ -230,7 +230,7 @@ ROUTES: tuple[Route, ...] = (
         path="/queues/{name}/limit",
         name="limitQueue",
         endpoint=operations.limit_queue,
-        body=Body(wire.LimitRequest),
+        body=Body(forms.LimitRequest),
         answers=_one(wire.QueueBody, "The queue, limited."),
     ),
     Route(
