@@ -20,6 +20,7 @@ import importlib
 import inspect
 import itertools
 import json
+import math
 import os
 import signal
 import sys
@@ -156,31 +157,45 @@ def _answer(jobs: int, untimed: int, seconds: float) -> dict[str, float]:
     return {"jobs": jobs, "seconds": seconds, "rate": (jobs - untimed) / seconds}
 
 
-def send_in_bulk(peer: ModuleType, jobs: float, size: float = 1000, first: float = 0) -> Any:
-    """Enqueue `jobs` by calls of `size`."""
-    ranges = [
+def send_in_bulk(
+    peer: ModuleType,
+    jobs: float,
+    size: float = 1000,
+    first: float = 0,
+    seconds: float = math.inf,
+) -> Any:
+    """Enqueue `jobs` by calls of `size`, or as many as go in `seconds`."""
+    calls = [
         range(n, min(n + int(size), int(first + jobs)))
         for n in range(int(first), int(first + jobs), int(size))
     ]
     if is_async(peer):
-        return _in_bulk_async(peer, ranges)
+        return _in_bulk_async(peer, calls, seconds)
     sender = peer.open_sender(1)
+    done = 0
     started = time.monotonic()
-    for numbers in ranges:
+    for numbers in calls:
         sender.many(numbers)
+        done += len(numbers)
+        if time.monotonic() - started > seconds:
+            break
     took = time.monotonic() - started
     close(sender)
-    return _answer(int(jobs), 0, took)
+    return _answer(done, 0, took)
 
 
-async def _in_bulk_async(peer: ModuleType, ranges: list[range]) -> Any:
+async def _in_bulk_async(peer: ModuleType, calls: list[range], seconds: float) -> Any:
     sender = await peer.open_sender(1)
+    done = 0
     started = time.monotonic()
-    for numbers in ranges:
+    for numbers in calls:
         await sender.many(numbers)
+        done += len(numbers)
+        if time.monotonic() - started > seconds:
+            break
     took = time.monotonic() - started
     await close_async(sender)
-    return _answer(sum(map(len, ranges)), 0, took)
+    return _answer(done, 0, took)
 
 
 def send_slowly(peer: ModuleType, samples: float, pause: float) -> Any:

@@ -84,8 +84,8 @@ SUBJECTS = (
         adapter="awa",
         imports="from awa import AsyncClient",
         requirements=("awa-pg==0.6.9",),
-        left="SELECT {added} - (SELECT coalesce(sum(completed_count), 0)"
-        " FROM awa.receipt_completion_batches) - (SELECT count(*) FROM awa.done_entries)",
+        left="SELECT count(*) FROM awa.jobs"
+        " WHERE state NOT IN ('completed', 'failed', 'cancelled')",
         history="batch receipts, rotated away",
         retries="yes",
         fencing="by lease",

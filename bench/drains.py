@@ -98,7 +98,7 @@ def raw(stage: Stage, subject: Subject) -> Figures:
     fill(setting, jobs)
     stage.calm(setting)
     figures = _run_raw(setting)
-    if figures["jobs"] != jobs or stage.left(setting, jobs):
+    if figures["jobs"] != jobs or stage.left(setting):
         raise Failed(f"the raw loop settled {figures['jobs']:.0f} jobs, not {jobs}")
     return figures
 
@@ -136,7 +136,7 @@ def run_workers(
     doubled = tally.doubled(jobs, starts)
     if doubled and store.subject.ours:
         raise Failed(f"{doubled} of {jobs} jobs ran too often")
-    if not behind and stage.left(store, jobs):
+    if not behind and stage.left(store):
         raise Failed("jobs that had settled were there again when the workers had ended")
     began = min(tally.began[:jobs] if starts > 1 else tally.ended[:jobs])
     seconds = (ended - began) / 1e9
@@ -149,7 +149,7 @@ def _wait_until_settled(stage: Stage, store: Setting, jobs: int) -> int:
     """When the database first showed nothing left, by the tally's clock; 0 if at first sight."""
     deadline = time.monotonic() + SETTLED_SECONDS
     seen = 0
-    while (left := stage.left(store, jobs)) > 0:
+    while (left := stage.left(store)) > 0:
         if time.monotonic() > deadline:
             raise Failed(f"{left} of {jobs} jobs have run and are not settled")
         time.sleep(0.005)

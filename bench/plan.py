@@ -12,7 +12,6 @@ from bench.stage import Figures, Size, Stage
 
 QUICK = Size(
     seconds=0.6,
-    bulk=10_000,
     drained=10_000,
     retried=2_000,
     samples=40,
@@ -23,7 +22,6 @@ QUICK = Size(
 )
 FULL = Size(
     seconds=4.0,
-    bulk=100_000,
     drained=50_000,
     retried=5_000,
     samples=200,

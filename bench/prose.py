@@ -68,7 +68,7 @@ METHOD = """\
   database, asked behind the queue's back, shows nothing waiting or running.
 - A number counts only if every job ran and none is left. Tenure may run none twice, and
   `tenure verify` must find no fault in what is stored.
-- One-by-one enqueueing goes on for {seconds} s; pickup is timed over {samples} jobs about
+- Enqueueing goes on for {seconds} s; pickup is timed over {samples} jobs about
   {pause} s apart, each on an idle queue.
 - Everything is measured {repeats} times, in turns; shown is the median, and ± half the spread.
 - The database is made anew for each measurement, and filled, analysed and checkpointed before.

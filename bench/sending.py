@@ -7,7 +7,7 @@ from bench.processes import Failed, Setting, ask
 from bench.stage import Figures, Stage, check_integrity
 
 MOST = 10_000_000
-BULK_SIZE = 1_000
+MOST_IN_BULK = 1_000_000
 
 
 def enqueue(stage: Stage, subject: Subject, *, callers: int) -> Figures:
@@ -20,12 +20,14 @@ def enqueue(stage: Stage, subject: Subject, *, callers: int) -> Figures:
 def enqueue_in_bulk(stage: Stage, subject: Subject) -> Figures:
     """Enqueue by calls of 1,000 jobs."""
     setting = stage.fresh(subject)
-    return _checked(stage, setting, ask(setting, "bulk", jobs=stage.size.bulk, size=BULK_SIZE))
+    return _checked(
+        stage, setting, ask(setting, "bulk", jobs=MOST_IN_BULK, seconds=stage.size.seconds)
+    )
 
 
 def _checked(stage: Stage, setting: Setting, found: Figures) -> Figures:
     jobs = int(found["jobs"])
-    left = stage.left(setting, jobs)
+    left = stage.left(setting)
     if left != jobs:
         raise Failed(f"{jobs} jobs were enqueued and {left} are there")
     check_integrity(setting)

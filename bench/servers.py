@@ -40,8 +40,8 @@ class Engine(Protocol):
     def fresh(self, subject: Subject) -> str:
         """An empty database; its URL or path, as the subject's adapter takes it."""
 
-    def left(self, subject: Subject, place: str, added: int) -> int:
-        """How many of `added` jobs wait or run, asked behind the queue's back."""
+    def left(self, subject: Subject, place: str) -> int:
+        """How many jobs wait or run, asked behind the queue's back."""
 
     def calm(self, place: str) -> None:
         """Do what the database would have done by itself some time after a bulk load."""
@@ -90,9 +90,9 @@ class Postgres:
         self._administer(drop, "CREATE DATABASE {name}", "CHECKPOINT", name=name)
         return self._url(name)
 
-    def left(self, subject: Subject, place: str, added: int) -> int:
+    def left(self, subject: Subject, place: str) -> int:
         with psycopg.connect(place) as connection:
-            rows = connection.execute(subject.left.format(added=added)).fetchall()
+            rows = connection.execute(subject.left.encode()).fetchall()
         return int(sum(count for (count,) in rows))
 
     def calm(self, place: str) -> None:
@@ -150,7 +150,7 @@ class SqliteFiles:
         _remove(path)
         return f"sqlite:///{path}" if subject.ours else str(path)
 
-    def left(self, subject: Subject, place: str, added: int) -> int:
+    def left(self, subject: Subject, place: str) -> int:
         connection = self._open(place)
         try:
             (count,) = connection.execute(subject.left).fetchone()
@@ -273,7 +273,7 @@ class Redis:
         self._ask("FLUSHALL")
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
-    def left(self, subject: Subject, place: str, added: int) -> int:
+    def left(self, subject: Subject, place: str) -> int:
         return int(self._ask("EVAL", subject.left, "0") or 0)
 
     def calm(self, place: str) -> None:

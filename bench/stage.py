@@ -29,7 +29,6 @@ class Size:
     """How much is measured: numbers of jobs, and seconds of enqueueing and of watching."""
 
     seconds: float
-    bulk: int
     drained: int
     retried: int
     samples: int
@@ -119,9 +118,9 @@ class Stage:
         """An empty tally of jobs 0 to `jobs`; processes started from now on write to it."""
         return Tally.create(self._tally_path, jobs)
 
-    def left(self, setting: Setting, added: int) -> int:
-        """How many of `added` jobs wait or run."""
-        return self.engine(setting.subject).left(setting.subject, setting.place, added)
+    def left(self, setting: Setting) -> int:
+        """How many jobs wait or run."""
+        return self.engine(setting.subject).left(setting.subject, setting.place)
 
 
 def fill(setting: Setting, jobs: int, first: int = 0) -> None:
