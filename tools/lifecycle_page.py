@@ -47,8 +47,8 @@ def page() -> str:
     ]
     return f"""# The life of a job
 
-This page is written by `tools/lifecycle_page.py` from the table in `src/tenure/lifecycle.py`; a test
-fails when the two differ. The databases' triggers come from the same table.
+This page is written by `tools/lifecycle_page.py` from the table in `src/tenure/lifecycle.py`; a
+test fails when the two differ. The databases' triggers come from the same table.
 
 ```mermaid
 {diagram()}
@@ -58,8 +58,8 @@ fails when the two differ. The databases' triggers come from the same table.
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-- `attempts` is charged when a job is claimed. A failure with `attempts >= max_retries` is permanent:
-  `max_retries` 3 means three attempts in all, 0 and 1 both mean one.
+- `attempts` is charged when a job is claimed. A failure with `attempts >= max_retries` is
+  permanent: `max_retries` 3 means three attempts in all, 0 and 1 both mean one.
 - A failure that may be tried again passes through `failed` to `pending` in the same transaction, so
   `failed` at rest is final. Both moves are in the ledger.
 - `token` rises by one with every claim and never falls: give it to outside systems as a fencing
