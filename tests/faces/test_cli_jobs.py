@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from tenure import Tenure, wire
@@ -33,7 +34,7 @@ def settle(app: Tenure, outcome: Outcome, **said: Any) -> None:
 
 
 def as_json(value: Any) -> Any:
-    return json.loads(wire.msgspec.json.encode(value))
+    return json.loads(msgspec.json.encode(value))
 
 
 # --- enqueue ----------------------------------------------------------------------------------
