@@ -244,7 +244,7 @@ class Stage:
                     f"line {command.line}: `{text}` ended with {code} and printed\n{printed}\n"
                     f"where the page shows\n{told}"
                 )
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def check_last(self) -> None:
         """The last command of a page has to succeed, too."""

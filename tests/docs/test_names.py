@@ -29,9 +29,9 @@ VARIABLES = {
 }
 ELSEWHERE = {
     *("Forwarded", "PGPASSFILE", "balance", "h30m", "idle_in_transaction_session_timeout"),
-    *("paid", "sslmode", "tenure_"),
+    *("paid", "sslmode", "tenure_", "console"),
 }
-"""Words of SQL, HTTP, PostgreSQL and durations that pages show as code."""
+"""Words of SQL, HTTP, PostgreSQL, Markdown and durations that pages show as code."""
 
 
 def flaws(page: Page) -> Iterator[str]:
