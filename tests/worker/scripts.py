@@ -130,6 +130,11 @@ class WorkerScript:
         """Wait until a handler has said so."""
         until((self.folder / name).exists, f"the script to mark {name!r}")
 
+    def said(self, process: subprocess.Popen[str], words: str) -> None:
+        """Wait until a process has printed a line with these words."""
+        assert process.stdout is not None
+        assert any(words in line for line in process.stdout), f"the worker did not say {words!r}"
+
     def lines(self) -> list[str]:
         """What the scripts have logged."""
         try:

@@ -1,0 +1,242 @@
+"""Which jobs a worker takes, in which order, and how many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+from tenure import Draft, JobContext, Status, Tenure
+from tests.worker.running import completed, moves, settled, sweeping, working
+from tests.worker.scripts import WorkerScript, ended
+from tests.worker.waiting import PATIENCE, until
+
+
+def other(app: Tenure) -> Tenure:
+    """Another application on the same database: other handlers, the same jobs."""
+    return Tenure(app.database)
+
+
+def test_a_job_that_nobody_can_run_stays_pending_and_is_charged_nothing(either: Tenure) -> None:
+    app = either
+
+    @app.job
+    async def known() -> None: ...
+
+    unknown = app.enqueue("unknown", priority=-5)
+    with sweeping(app), working(app, lease_seconds=1):
+        for _ in range(20):
+            completed(app, known.enqueue())
+    now = app.get(unknown.id)
+    assert (now.status, now.attempts, now.token) == (Status.PENDING, 0, 0)
+    assert moves(app, unknown) == ["enqueued"]
+
+    with other(app) as later:
+
+        @later.job(name="unknown")
+        async def known_now() -> None: ...
+
+        with working(later):
+            assert completed(app, unknown).attempts == 1
+
+
+def test_workers_with_different_types_take_their_own(either: Tenure) -> None:
+    app = either
+    jobs = [app.enqueue(name) for _ in range(20) for name in ("a", "b", "both")]
+    with other(app) as left, other(app) as right:
+        for place, name in ((left, "a"), (right, "b")):
+
+            async def run(context: JobContext) -> str:
+                return context.type
+
+            place.job(name=name)(run)
+            place.job(name="both")(run)
+        with working(left) as first, working(right) as second:
+            ends = [completed(app, job) for job in jobs]
+    took = {end.type: {e.worker for e in ends if e.type == end.type} for end in ends}
+    assert took["a"] == {first.id}
+    assert took["b"] == {second.id}
+    assert took["both"] <= {first.id, second.id}
+
+
+def test_a_worker_of_some_queues_leaves_the_others_alone(either: Tenure) -> None:
+    app = either
+
+    @app.job
+    async def work() -> None: ...
+
+    mail = [work.options(queue="mail").enqueue() for _ in range(5)]
+    bulk = [work.options(queue="bulk", priority=-9).enqueue() for _ in range(5)]
+    with working(app, queues=["mail", "empty"]):
+        for job in mail:
+            completed(app, job)
+    assert {app.get(job.id).status for job in bulk} == {Status.PENDING}
+    with working(app):
+        for job in bulk:
+            completed(app, job)
+
+
+def test_a_paused_queue_waits(app: Tenure) -> None:
+    @app.job
+    async def work() -> None: ...
+
+    app.pause("slow")
+    waiting = work.options(queue="slow", priority=-1).enqueue()
+    with working(app):
+        completed(app, work.enqueue())
+        assert app.get(waiting.id).attempts == 0
+        app.resume("slow")
+        completed(app, waiting)
+
+
+def test_handlers_run_at_once_up_to_the_limit_and_never_beyond(either: Tenure) -> None:
+    app = either
+    lock = threading.Lock()
+    running: list[int] = []
+    most: list[int] = []
+    together = threading.Barrier(6)
+
+    def enter(number: int) -> None:
+        with lock:
+            running.append(number)
+            most.append(len(running))
+
+    def leave(number: int) -> None:
+        with lock:
+            running.remove(number)
+
+    @app.job
+    async def coroutine(number: int) -> None:
+        enter(number)
+        await asyncio.sleep(0.002)
+        leave(number)
+
+    @app.job
+    def function(number: int) -> None:
+        enter(number)
+        time.sleep(0.002)
+        leave(number)
+
+    @app.job
+    def meet(number: int) -> None:
+        enter(number)
+        together.wait(PATIENCE)
+        leave(number)
+
+    drafts = [
+        draft
+        for number in range(0, 200, 2)
+        for draft in (coroutine.draft(number), function.draft(number + 1))
+    ]
+    with working(app, concurrency=6):
+        jobs = app.enqueue_many([meet.draft(-n) for n in range(1, 7)])
+        jobs += app.enqueue_many(drafts)
+        for job in jobs:
+            assert completed(app, job).attempts == 1
+    assert max(most) == 6
+
+
+def test_urgent_jobs_first_then_in_order(either: Tenure) -> None:
+    app = either
+    order: list[tuple[int, int]] = []
+
+    @app.job
+    async def work(priority: int, number: int) -> None:
+        order.append((priority, number))
+
+    jobs = [
+        work.options(priority=priority).enqueue(priority, number)
+        for number in range(5)
+        for priority in (3, -1, 0)
+    ]
+    with working(app, concurrency=1):
+        for job in jobs:
+            completed(app, job)
+    assert order == sorted(order)
+
+
+def test_a_job_is_not_run_before_its_time(app: Tenure) -> None:
+    ran: list[float] = []
+
+    @app.job
+    async def work() -> None:
+        ran.append(time.monotonic())
+
+    with working(app):
+        start = time.monotonic()
+        job = work.options(delay=0.3).enqueue()
+        completed(app, work.enqueue())
+        assert app.get(job.id).attempts == 0
+        completed(app, job)
+    assert ran[1] - start >= 0.29
+
+
+def test_jobs_claimed_ahead_do_not_wait_behind_a_slow_one(either: Tenure) -> None:
+    """They are handed back after a while, and another worker runs them."""
+    app = either
+    slow_runs = threading.Event()
+    go_on = threading.Event()
+
+    @app.job
+    async def quick() -> None: ...
+
+    @app.job
+    def slow() -> None:
+        slow_runs.set()
+        go_on.wait(PATIENCE)
+
+    drafts = [quick.draft()] * 400 + [slow.draft()] + [quick.draft()] * 400
+    with working(app, concurrency=1):
+        jobs = app.enqueue_many(drafts)
+        assert slow_runs.wait(PATIENCE)
+        behind = jobs[401:]
+        assert {app.get(job.id).status for job in behind} <= {Status.PENDING, Status.PROCESSING}
+        with other(app) as place:
+
+            @place.job(name="quick")
+            async def quick_elsewhere() -> None: ...
+
+            with working(place, concurrency=1) as second:
+                for job in behind:
+                    assert completed(app, job).attempts == 1
+        assert {app.get(job.id).worker for job in behind} == {second.id}
+        assert app.get(jobs[400].id).status is Status.PROCESSING
+        go_on.set()
+        completed(app, jobs[400])
+    assert any("released" in moves(app, job) for job in behind)
+    assert app.verify() == []
+
+
+HANDLERS = """
+@app.job
+async def work(number: int):
+    log(number)
+
+
+@app.job
+def thread(number: int):
+    log(number)
+"""
+
+
+def test_no_job_is_started_twice_by_several_workers(either: Tenure, tmp_path: Path) -> None:
+    app = either
+    count = 1_500
+    drafts = [Draft("work" if n % 5 else "thread", {"number": n}, {}) for n in range(count)]
+    with WorkerScript(tmp_path / "meet", app.database, HANDLERS, lease=30) as script:
+        workers = [script.start() for _ in range(3)]
+        until(lambda: len(app.workers()) == 3, "all workers to be there")
+        jobs = [job for first in range(0, count, 100) for job in add(app, drafts, first)]
+        ends = [settled(app, job) for job in jobs]
+        for worker in workers:
+            worker.terminate()
+        assert [ended(worker) for worker in workers] == [0, 0, 0]
+
+    assert {(end.status, end.attempts) for end in ends} == {(Status.COMPLETED, 1)}
+    assert sorted(map(int, script.lines())) == list(range(count))
+    assert app.verify() == []
+
+
+def add(app: Tenure, drafts: list[Draft], first: int) -> list[str]:
+    return [job.id for job in app.enqueue_many(drafts[first : first + 100])]

@@ -1,0 +1,215 @@
+"""A store that goes away and comes back: outcomes are kept until it has them, nobody restarts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tenure import Status, StoreUnavailable, Tenure
+from tests.postgres_server import PostgresServer, PostgresUnavailable
+from tests.worker.running import all_settled, completed, moves, settled, sweeping, working
+from tests.worker.scripts import WorkerScript, ended
+from tests.worker.waiting import PATIENCE, until
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """A server of our own that can be stopped; what it has committed it keeps."""
+    try:
+        with PostgresServer(durable=True) as started:
+            yield started
+    except PostgresUnavailable as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no PostgreSQL: {error}")
+
+
+@pytest.fixture
+def app(server: PostgresServer, request: pytest.FixtureRequest) -> Iterator[Tenure]:
+    if server.pid is None:  # a test before this one has failed
+        server.start()
+    name = f"outage_{abs(hash(request.node.name))}"
+    with Tenure(server.create_database(name)) as made:
+        yield made
+    server.drop_database(name)
+
+
+def back(app: Tenure, server: PostgresServer) -> None:
+    """Start the server again, and wait until the reading side has noticed."""
+    server.start()
+
+    def answers() -> bool:
+        try:
+            app.ping()
+        except StoreUnavailable:
+            return False
+        return True
+
+    until(answers, "the store to answer")
+
+
+def test_outcomes_are_kept_and_sent_again_until_the_store_has_them(
+    app: Tenure, server: PostgresServer
+) -> None:
+    go_on = threading.Event()
+    running = threading.Semaphore(0)
+    runs: list[int] = []
+
+    @app.job(max_retries=1)
+    def work(number: int) -> int:
+        running.release()
+        go_on.wait(PATIENCE)
+        if number % 3 == 0:
+            raise ValueError(f"number {number}")
+        runs.append(number)
+        return number
+
+    with working(app, concurrency=12) as worker:
+        jobs = app.enqueue_many([work.draft(n) for n in range(12)])
+        for _ in jobs:
+            assert running.acquire(timeout=PATIENCE)
+        server.stop("immediate")
+        go_on.set()
+        until(lambda: len(worker._reports) == 12, "every outcome to be kept")
+        back(app, server)
+
+        ends = all_settled(app, jobs)
+        # It works again without having been told.
+        later = [completed(app, job) for job in [work.enqueue(n) for n in (1, 2)]]
+
+    for number, end in enumerate(ends):
+        assert end.attempts == 1
+        if number % 3:
+            assert (end.status, end.result) == (Status.COMPLETED, str(number))
+        else:
+            assert f"number {number}" in (end.last_error or "")
+    assert sorted(runs) == sorted([n for n in range(12) if n % 3] + [1, 2])
+    assert {end.worker for end in later} == {worker.id}
+    assert app.verify() == []
+
+
+def test_jobs_run_on_while_the_store_is_away_and_are_told_by_heartbeats_after(
+    app: Tenure, server: PostgresServer
+) -> None:
+    """An outage longer than the lease, with nobody to end it meanwhile: the lease goes on."""
+    go_on = threading.Event()
+    running = threading.Event()
+
+    @app.job
+    def work() -> str:
+        running.set()
+        go_on.wait(PATIENCE)
+        return "done"
+
+    with working(app, lease_seconds=1):
+        job = work.enqueue()
+        assert running.wait(PATIENCE)
+        before = app.get(job.id).lease_expires_at
+        assert before is not None
+        server.stop("immediate")
+        back(app, server)
+
+        def renewed() -> bool:
+            now = app.get(job.id).lease_expires_at
+            return now is not None and now > before
+
+        until(renewed, "a heartbeat")
+        go_on.set()
+        assert completed(app, job).attempts == 1
+    assert moves(app, job) == ["enqueued", "claimed", "completed"]
+
+
+HANDLERS = """
+@app.job
+async def work(number: int):
+    log(number)
+    await asyncio.sleep(0)
+"""
+
+
+def test_a_worker_starts_though_the_store_is_away(
+    app: Tenure, server: PostgresServer, tmp_path: Path
+) -> None:
+    jobs = [app.enqueue("work", {"number": n}) for n in range(3)]
+    server.stop("fast")
+    with WorkerScript(tmp_path / "meet", app.database, HANDLERS) as script:
+        worker = script.start()
+        script.said(worker, "the store did not answer")
+        back(app, server)
+        for job in jobs:
+            assert completed(app, job).attempts == 1
+        worker.terminate()
+        assert ended(worker) == 0
+
+
+def test_a_worker_can_be_stopped_while_the_store_is_away(
+    app: Tenure, server: PostgresServer, tmp_path: Path
+) -> None:
+    handlers = """
+@app.job
+def work():
+    log("start")
+    wait_for("go on")
+"""
+    job = app.enqueue("work", backoff=0)
+    hurry = "import tenure.worker; tenure.worker.FINAL_REPORT_SECONDS = 0.3"
+    with WorkerScript(tmp_path / "meet", app.database, handlers, before=hurry, grace=0.1) as script:
+        worker = script.start()
+        script.logged(1)
+        server.stop("immediate")
+        worker.send_signal(signal.SIGTERM)
+        assert ended(worker) == 0
+        back(app, server)
+    with sweeping(app):  # what could not be reported is left to the lease
+        until(lambda: app.get(job.id).status is Status.PENDING, "the lease to run out")
+    assert moves(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
+
+
+def test_cut_connections_lose_nothing(app: Tenure, server: PostgresServer) -> None:
+    runs: list[int] = []
+
+    @app.job(max_retries=20, backoff=0)
+    async def work(number: int) -> None:
+        runs.append(number)
+
+    with (
+        sweeping(app),
+        working(app, concurrency=4, lease_seconds=1),
+        psycopg.connect(server.url(), autocommit=True) as admin,
+    ):
+        jobs = []
+        for first in range(0, 300, 50):
+            jobs += app.enqueue_many([work.draft(n) for n in range(first, first + 50)])
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname LIKE 'outage_%'"
+            )
+        ends = [settled(app, job) for job in jobs]
+
+    # A claim or report whose answer was cut off may have been made: at least once, not lost.
+    assert {end.status for end in ends} == {Status.COMPLETED}
+    for number, end in enumerate(ends):
+        assert 1 <= runs.count(number) <= end.attempts
+    assert app.verify() == []
+
+
+def test_a_sweeper_outlives_an_outage(app: Tenure, server: PostgresServer, tmp_path: Path) -> None:
+    handlers = """
+@app.job
+def work():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with sweeping(app), WorkerScript(tmp_path / "meet", app.database, handlers) as script:
+        server.stop("immediate")
+        back(app, server)
+        job = app.enqueue("work", max_retries=1)
+        assert ended(script.start()) == -signal.SIGKILL
+        assert settled(app, job).status is Status.FAILED

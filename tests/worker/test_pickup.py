@@ -1,0 +1,83 @@
+"""A job enqueued on an idle queue is picked up, whoever enqueued it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tenure import Tenure
+from tests.worker.running import completed, working
+from tests.worker.waiting import PATIENCE, until
+
+ENQUEUE = """
+import sys
+from tenure import Tenure
+
+with Tenure(sys.argv[1]) as app:
+    for line in sys.stdin:
+        print(app.enqueue("work", {"number": int(line)}).id, flush=True)
+"""
+
+
+def test_from_the_same_process(either: Tenure) -> None:
+    app = either
+
+    @app.job
+    async def work(number: int) -> int:
+        return number
+
+    with working(app):
+        for number in range(20):  # each when the one before has ended: the queue is idle
+            assert completed(app, work.enqueue(number)).result == str(number)
+
+
+def test_from_another_process(either: Tenure) -> None:
+    app = either
+
+    @app.job
+    async def work(number: int) -> int:
+        return number
+
+    app.open()
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENQUEUE, app.database],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with working(app):
+        for number in range(20):
+            process.stdin.write(f"{number}\n")
+            process.stdin.flush()
+            id = process.stdout.readline().strip()
+            assert completed(app, id).result == str(number)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+
+
+def test_a_job_whose_time_comes_on_an_idle_queue(either: Tenure) -> None:
+    app = either
+
+    @app.job
+    async def work() -> None: ...
+
+    with working(app):
+        job = work.options(delay=0.2).enqueue()
+        completed(app, job)
+
+
+def test_a_retry_whose_time_comes_on_an_idle_queue(either: Tenure) -> None:
+    app = either
+    runs: list[int] = []
+
+    @app.job(backoff=0.2)
+    async def work() -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise ValueError
+
+    with working(app):
+        completed(app, work.enqueue())
+        until(lambda: not app.find(status="processing"))

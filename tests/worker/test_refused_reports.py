@@ -1,0 +1,87 @@
+"""A report that the store cannot digest fails alone, and the worker gets on with the others."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+
+import psycopg
+import pytest
+
+from tenure import Status, Tenure
+from tests.worker.running import all_settled, completed, moves, settled, sweeping, working
+from tests.worker.waiting import until
+
+SQLITE = """
+CREATE TRIGGER test_refuse BEFORE UPDATE ON tenure_job WHEN {refused}
+BEGIN SELECT RAISE(ABORT, 'test: indigestible'); END;
+"""
+POSTGRES = """
+CREATE FUNCTION tenure.test_refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION 'test: indigestible'; END $$;
+CREATE TRIGGER test_refuse BEFORE UPDATE ON tenure.job FOR EACH ROW WHEN ({refused})
+EXECUTE FUNCTION tenure.test_refuse();
+"""
+
+
+def refuse(app: Tenure, refused: str) -> None:
+    """Have the database refuse some changes, as a full disk or a broken page would."""
+    if app.database.startswith("sqlite"):
+        with contextlib.closing(sqlite3.connect(app.database.removeprefix("sqlite:///"))) as file:
+            file.execute(SQLITE.format(refused=refused))
+    else:
+        with psycopg.connect(app.database) as server:
+            server.execute(POSTGRES.format(refused=refused).encode())
+
+
+@pytest.fixture
+def ready(either: Tenure) -> Tenure:
+    """An application with a handler whose every tenth result is poison."""
+
+    @either.job(max_retries=1)
+    async def work(number: int) -> str:
+        return "poison" if number % 10 == 0 else "food"
+
+    either.open()
+    return either
+
+
+def test_a_result_that_cannot_be_recorded_fails_its_job_and_no_other(ready: Tenure) -> None:
+    app = ready
+    refuse(app, """NEW.result = '"poison"'""")
+    jobs = [app.enqueue("work", {"number": n}, max_retries=1) for n in range(30)]
+    with working(app, concurrency=30):
+        ends = all_settled(app, jobs)
+
+    for number, end in enumerate(ends):
+        assert end.attempts == 1
+        if number % 10 == 0:
+            assert end.status is Status.FAILED
+            assert (end.last_error or "").startswith("the store could not record")
+        else:
+            assert end.status is Status.COMPLETED
+    assert app.verify() == []
+
+
+def test_an_outcome_that_cannot_be_recorded_at_all_is_left_to_the_lease(ready: Tenure) -> None:
+    app = ready
+    refuse(app, "NEW.event IN ('completed', 'failed') AND OLD.priority = 7")
+    poison = app.enqueue("work", {"number": 0}, priority=7, max_retries=1)
+    jobs = [app.enqueue("work", {"number": n}) for n in range(1, 10)]
+    with sweeping(app), working(app, concurrency=30, lease_seconds=1):
+        for job in jobs:
+            assert completed(app, job).attempts == 1
+        assert settled(app, poison).status is Status.FAILED
+        assert completed(app, app.enqueue("work", {"number": 1})).attempts == 1
+    assert moves(app, poison) == ["enqueued", "claimed", "lease_expired"]
+
+
+def test_a_worker_that_stops_does_not_wait_for_what_cannot_be_recorded(ready: Tenure) -> None:
+    app = ready
+    refuse(app, "NEW.event IN ('completed', 'failed') AND OLD.priority = 7")
+    poison = app.enqueue("work", {"number": 0}, priority=7)
+    with working(app) as worker:
+        until(lambda: worker._reports, "the outcome to be kept")
+        job = app.enqueue("work", {"number": 1})
+        completed(app, job)
+    assert app.get(poison.id).status is Status.PROCESSING

@@ -1,0 +1,107 @@
+"""The sweeper: leases that ran out, and what retention lets go."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tenure import Draft, JobNotFound, Status, Tenure
+from tenure.records import ClaimRequest, Outcome, Report
+from tenure.sweeper import Sweeper
+from tests.worker.running import moves, settled, sweeping
+from tests.worker.waiting import until
+
+
+def claim(app: Tenure, limit: int, lease_seconds: float = 0.001) -> list[str]:
+    """Take jobs, as a worker that then dies: the ids."""
+    request = ClaimRequest(worker="gone", limit=limit, lease_seconds=lease_seconds)
+    return [lease.id for lease in app.claim(request).leases]
+
+
+def test_several_sweepers_end_each_lease_once(either: Tenure) -> None:
+    app = either
+    app.enqueue_many([Draft("work", {}, {"max_retries": n % 3, "backoff": 60}) for n in range(700)])
+    with Tenure(app.database) as second, Tenure(app.database) as third:
+        taken = claim(app, 700)
+        assert len(taken) == 700
+        with sweeping(app), sweeping(second), sweeping(third):
+            until(lambda: not app.find(status="processing"), "every lease to be ended")
+
+    for id in taken:
+        job = app.get(id)
+        ending = ["retried"] if job.max_retries == 2 else []
+        assert moves(app, id) == ["enqueued", "claimed", "lease_expired", *ending]
+    assert app.verify() == []
+
+
+def test_a_lease_that_still_runs_is_left_alone(either: Tenure) -> None:
+    app = either
+    app.enqueue_many([Draft("work", {}, {}) for _ in range(20)])
+    expired = claim(app, 10)
+    running = claim(app, 10, lease_seconds=60)
+    with sweeping(app):
+        until(lambda: all("retried" in moves(app, id) for id in expired), "the leases to end")
+    assert {app.get(id).status for id in running} == {Status.PROCESSING}
+
+
+def settle(app: Tenure, outcome: Outcome, count: int = 1) -> list[str]:
+    """New jobs that have ended this way: the ids."""
+    jobs = app.enqueue_many([Draft("work", {}, {"max_retries": 1}) for _ in range(count)])
+    request = ClaimRequest(worker="w", limit=count, lease_seconds=30)
+    leases = app.claim(request).leases
+    app.report([Report(lease.id, lease.lease_id, outcome, None, "why") for lease in leases])
+    return [job.id for job in jobs]
+
+
+def test_retention_removes_what_settled_long_ago_and_nothing_else(either: Tenure) -> None:
+    app = either
+    completed, failed = settle(app, Outcome.COMPLETED, 700), settle(app, Outcome.FAILED, 5)
+    cancelled = app.cancel(app.enqueue("work").id).id
+    pending = app.enqueue("work").id
+    app.enqueue("held")
+    request = ClaimRequest(worker="w", limit=1, lease_seconds=60, types=("held",))
+    (held,) = app.claim(request).leases
+    with sweeping(app, keep={"completed": 0, "failed": "1h", "cancelled": 0}):
+        until(lambda: len(app.find(limit=500)) == 7, "seven jobs to remain")
+
+    assert {job.id for job in app.find()} == {*failed, pending, held.id}
+    for id in (completed[0], completed[-1], cancelled):
+        with pytest.raises(JobNotFound):
+            app.get(id)
+    assert app.verify() == []
+
+
+def test_without_retention_nothing_is_removed(app: Tenure) -> None:
+    (job,) = settle(app, Outcome.COMPLETED)
+    app.enqueue("work")
+    expired = claim(app, 1)
+    with sweeping(app, keep={}):
+        until(lambda: "lease_expired" in moves(app, expired[0]), "a sweep")
+    assert app.get(job).status is Status.COMPLETED
+
+
+def test_a_sweeper_outlives_a_store_that_fails(
+    app: Tenure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = app.enqueue("work", max_retries=1)
+    database = sqlite3.connect(tmp_path / "jobs.db")
+    database.execute(
+        "CREATE TRIGGER test_refuse BEFORE UPDATE ON tenure_job WHEN NEW.event = 'lease_expired'"
+        " BEGIN SELECT RAISE(ABORT, 'test: indigestible'); END"
+    )
+    claim(app, 1)
+    with sweeping(app):
+        until(lambda: "the sweep failed" in caplog.text, "the sweep to fail")
+        assert app.get(job.id).status is Status.PROCESSING
+        database.execute("DROP TRIGGER test_refuse")
+        assert settled(app, job).status is Status.FAILED
+    database.close()
+
+
+def test_a_sweeper_can_be_stopped_before_and_after_it_starts(app: Tenure) -> None:
+    Sweeper(app).stop()
+    sweeper = Sweeper(app, interval=3_600)
+    sweeper.start()
+    sweeper.stop()
