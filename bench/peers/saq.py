@@ -1,11 +1,10 @@
 """SAQ on Redis: 50 jobs at once, three attempts without delay, results for its default time."""
 
-import asyncio
 import logging
 
 from saq import Queue, Worker
 
-from bench.adapter import PLACE, until_terminated
+from bench.adapter import PLACE
 from bench.workload import payload, perform
 
 logging.disable(logging.CRITICAL)
@@ -30,10 +29,5 @@ async def open_sender(callers: int) -> Sender:
 
 
 async def work() -> None:
-    stop = until_terminated()
     await queue.connect()
-    worker = Worker(queue, functions=[send], concurrency=50)
-    running = asyncio.create_task(worker.start())
-    await stop.wait()
-    await worker.stop()
-    running.cancel()
+    await Worker(queue, functions=[send], concurrency=50).start()  # until SIGTERM
