@@ -86,15 +86,20 @@ class Raw:
             raise
         self.run("COMMIT")
 
-    def unguard(self) -> None:
-        """Take every trigger and check away, so that a test can break what they protect."""
+    def drop_triggers(self) -> None:
+        """Take every trigger away."""
         if self.engine == "sqlite":
             for (name,) in self.run("SELECT name FROM sqlite_schema WHERE type = 'trigger'"):
                 self.run(f"DROP TRIGGER {name}")
-            self.run("PRAGMA ignore_check_constraints = ON")
             return
         for table in ("job", "transition"):
             self.run(f"ALTER TABLE tenure.{table} DISABLE TRIGGER ALL")
+
+    def drop_checks(self) -> None:
+        """Take every CHECK away, from this connection at least."""
+        if self.engine == "sqlite":
+            self.run("PRAGMA ignore_check_constraints = ON")
+            return
         for (name,) in self.run(
             "SELECT conname FROM pg_constraint"
             " WHERE conrelid = 'tenure.job'::regclass AND contype = 'c'"

@@ -142,7 +142,8 @@ def test_it_finds_what_was_broken(unaudited_desk: Desk, invariant: str, statemen
     desk = unaudited_desk
     fill(desk)
     assert desk.store.read.violations(10) == []
-    desk.raw.unguard()
+    desk.raw.drop_triggers()
+    desk.raw.drop_checks()
     desk.raw.run(statement)
     assert desk.raw.changed >= 1
     found = desk.store.read.violations(10)
@@ -160,7 +161,8 @@ def test_there_is_a_case_for_every_question() -> None:
 def test_it_tells_no_more_than_asked_for(unaudited_desk: Desk) -> None:
     desk = unaudited_desk
     desk.add_all(*[new() for _ in range(20)])
-    desk.raw.unguard()
+    desk.raw.drop_triggers()
+    desk.raw.drop_checks()
     desk.raw.run("UPDATE {job} SET finished_at = {now}")
     assert len(desk.store.read.violations(3)) == 3
     assert len(desk.store.read.violations(100)) == 20

@@ -9,7 +9,7 @@ import pytest
 
 from tenure.errors import IllegalMove, JobNotFound
 from tenure.ids import new_id
-from tenure.lifecycle import Cancelled, Job, LeaseExpired, Retried, Status
+from tenure.lifecycle import Cancelled, Event, Job, LeaseExpired, Retried, Status
 from tenure.records import Query
 from tests.clock import TICK
 from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new
@@ -64,7 +64,7 @@ def test_a_job_that_has_ended_cannot_be_cancelled(
 
 
 def test_a_job_that_is_not_there_is_not_found(desk: Desk) -> None:
-    events = (Cancelled(), Retried(more_retries=1))
+    events: tuple[Event, ...] = (Cancelled(), Retried(more_retries=1))
     for job_id, event in product((new_id(), *MALFORMED), events):
         with pytest.raises(JobNotFound) as missing:
             desk.store.apply(job_id, event).result()
@@ -170,10 +170,10 @@ def test_no_more_than_the_query_asks_for(desk: Desk) -> None:
 
 def test_only_what_settled_long_enough_ago_goes(desk: Desk) -> None:
     jobs = {status: job_in(desk, status) for status in reversed(Status)}  # pending last
-    everything = dict.fromkeys(Status, desk.clock.now)
+    everything = dict.fromkeys(map(str, Status), desk.clock.now)
     assert desk.store.prune(everything).result() == 0  # not a moment before
     desk.clock.advance(TICK)
-    assert desk.store.prune(dict.fromkeys(Status, desk.clock.now)).result() == 3
+    assert desk.store.prune(dict.fromkeys(map(str, Status), desk.clock.now)).result() == 3
     left = {job.id for job in desk.store.read.find(Query())}
     assert left == {jobs[Status.PENDING].id, jobs[Status.PROCESSING].id}
     for status in ("completed", "failed", "cancelled"):
@@ -214,7 +214,7 @@ def test_a_job_that_was_retried_is_not_settled_any_more(desk: Desk) -> None:
     job = job_in(desk, "failed")
     desk.clock.advance(100)
     desk.store.apply(job.id, Retried(more_retries=1)).result()
-    assert desk.store.prune(dict.fromkeys(Status, desk.clock.now)).result() == 0
+    assert desk.store.prune(dict.fromkeys(map(str, Status), desk.clock.now)).result() == 0
 
 
 # --- queues -----------------------------------------------------------------------------------

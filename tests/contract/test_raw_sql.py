@@ -27,9 +27,12 @@ LEGAL = {
 }
 
 
+@pytest.mark.parametrize("guards", ["triggers and checks", "triggers alone"])
 def test_every_pair_of_statuses_and_every_change_of_the_counters(
-    desk: Desk, ids: dict[str, str]
+    desk: Desk, ids: dict[str, str], guards: str
 ) -> None:
+    if guards == "triggers alone":
+        desk.raw.drop_checks()
     changes = product(SITUATIONS, STATUSES, (-1, 0, 1), (-1, 0, 1, 2))
     for situation, target, charge, fence in changes:
         source = situation.split()[0]
@@ -147,6 +150,37 @@ def test_one_illegal_row_stops_the_whole_statement(desk: Desk, ids: dict[str, st
     for status in STATUSES:
         refused(desk, f"UPDATE {{job}} SET status = '{status}', {DRESS[status]}")
     refused(desk, "DELETE FROM {job}")
+
+
+BROKEN_ROWS = {
+    "an unknown status": "status = 'done'",
+    "a lease at rest": "status = 'pending', lease_id = {new_lease}, lease_expires_at = {later}",
+    "no lease": "lease_id = NULL",
+    "no end of the lease": "lease_expires_at = NULL",
+    "a lease that ends at rest": "status = 'pending', lease_id = NULL",
+    "nobody who holds it": "worker = NULL",
+    "no start": "started_at = NULL",
+    "settled without an end": "status = 'cancelled', lease_id = NULL, lease_expires_at = NULL",
+    "an end without being settled": "finished_at = {now}",
+    "failed without a reason": "status = 'failed', lease_id = NULL, lease_expires_at = NULL,"
+    " finished_at = {now}, last_error = NULL",
+    "more attempts than allowed": "attempts = 4, token = 4",
+    "twice where once is allowed": "attempts = 2, token = 2, max_retries = 0",
+    "no attempt left": "status = 'pending', lease_id = NULL, lease_expires_at = NULL,"
+    " attempts = 3, token = 3",
+    "a negative limit": "max_retries = -1",
+    "a negative count": "attempts = -1",
+    "more attempts than claims": "attempts = 2, token = 1",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_ROWS)
+def test_a_row_that_makes_no_sense_is_refused_even_without_triggers(
+    desk: Desk, broken: str
+) -> None:
+    lease = desk.take()
+    desk.raw.drop_triggers()
+    refused(desk, f"UPDATE {{job}} SET {BROKEN_ROWS[broken]} WHERE id = ?", lease.id)
 
 
 # --- legal moves ------------------------------------------------------------------------------

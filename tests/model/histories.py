@@ -136,7 +136,7 @@ class History(RuleBasedStateMachine):
             self.go_to(max(self.model.now, min(due)))
         return multiple(*self.turn([], asking(worker, limit)))
 
-    @precondition(held)
+    @precondition(lambda self: bool(self.held()))
     @rule(
         target=leases,
         which=st.integers(0, 9),
@@ -151,7 +151,7 @@ class History(RuleBasedStateMachine):
         reports = [report_of(receipt, outcome) for receipt, outcome in chosen]
         return multiple(*self.turn(reports, asking(worker, limit)))
 
-    @precondition(held)
+    @precondition(lambda self: bool(self.held()))
     @rule(which=st.integers(0, 9), outcome=outcomes, retryable=st.booleans(), twice=st.booleans())
     def report(self, which: int, outcome: Outcome, retryable: bool, twice: bool) -> None:
         held = self.held()
@@ -320,4 +320,5 @@ def read_time(stored: Any) -> datetime:
     """A time of either engine."""
     if isinstance(stored, int):
         return EPOCH + timedelta(milliseconds=stored)
-    return stored.astimezone(UTC)
+    time: datetime = stored
+    return time.astimezone(UTC)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from tenure import lifecycle
 from tenure.errors import IllegalMove
-from tenure.lifecycle import Claimed, Event, Failed, Job, LeaseExpired, Released, Status
+from tenure.lifecycle import Claimed, Completed, Event, Failed, Job, LeaseExpired, Released, Status
 from tests.model.explorer import Limits, explore
 
 SMALL = Limits(limits=(2,), crashes=1, releases=1, cancels=1)
@@ -48,7 +49,7 @@ def wrapped(change: Callable[[Decide, Job, Event, datetime], Job]) -> Break:
     return apply
 
 
-def with_move(event: str, source: Status, **changes: object) -> Break:
+def with_move(event: str, source: Status, **changes: Any) -> Break:
     """Change one line of the table."""
 
     def apply(patch: pytest.MonkeyPatch) -> None:
@@ -61,7 +62,7 @@ def with_move(event: str, source: Status, **changes: object) -> Break:
 
 
 def nobody_checks_the_lease(right: Decide, job: Job, event: Event, now: datetime) -> Job:
-    if hasattr(event, "lease_id") and not isinstance(event, Claimed) and job.lease_id:
+    if isinstance(event, Completed | Failed | Released) and job.lease_id:
         event = dataclasses.replace(event, lease_id=job.lease_id)
     return right(job, event, now)
 
