@@ -97,6 +97,11 @@ class Handler:
                 path="$.payload",
             ) from error
 
+    def context_of_a_call(self) -> JobContext:
+        """What stands for the context when the function is called where there is no job."""
+        limit = self.defaults.max_retries
+        return JobContext("", self.name, self.defaults.queue, 1, limit, token=1, deadline=None)
+
     def arguments(self, text: str) -> dict[str, Any]:
         """The keyword arguments for a stored payload; raises BadArguments naming the field."""
         if self.decoder is None:

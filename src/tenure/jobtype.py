@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack
 
-from tenure.handlers import Handler
+from tenure.handlers import Handler, JobContext
 from tenure.lifecycle import Job
 from tenure.retry import RetryPolicy
 
@@ -68,6 +68,7 @@ class Enqueuer(Protocol):
 class JobType(Generic[P, R]):
     """A registered handler. Calling it runs the function here; `enqueue` makes a job of the call.
 
+    A function that wants a JobContext gets one of a first attempt, unless the call brings its own.
     The arguments of `enqueue` are those of the function, and type checkers know it.
     """
 
@@ -85,7 +86,10 @@ class JobType(Generic[P, R]):
         return self.handler.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = self.handler.function(*args, **kwargs)
+        given: tuple[Any, ...] = args
+        if self.handler.wants_context and not (given and isinstance(given[0], JobContext)):
+            given = (self.handler.context_of_a_call(), *given)
+        result: R = self.handler.function(*given, **kwargs)
         return result
 
     def options(self, **options: Unpack[Options]) -> JobType[P, R]:

@@ -58,7 +58,7 @@ def test_an_annotation_that_cannot_be_resolved_is_refused(app: Tenure) -> None:
 
     assert "Missing" in refused(app, unknown_name)
     assert "Missing" in refused(app, unknown_attribute)
-    assert "TypeError" in refused(app, no_type)
+    assert "an annotation of no_type" in refused(app, no_type)
     assert "SyntaxError" in refused(app, no_syntax)
 
 
@@ -202,6 +202,19 @@ def test_a_registered_function_is_still_the_function(app: Tenure) -> None:
     assert double(4) == 8
     assert double.__name__ == "double"
     assert double.__doc__ == "Twice as much."
+
+
+def test_a_function_that_wants_a_context_gets_one_when_called(app: Tenure) -> None:
+    @app.job(queue="mail", max_retries=7)
+    def send(context: JobContext, to: str) -> tuple[str, JobContext]:
+        return to, context
+
+    own = JobContext("id", "type", "queue", 3, 5, 4, None)
+    call: Any = send
+
+    stand_in = JobContext("", "send", "mail", 1, 7, 1, None)
+    assert send("a") == send(to="a") == ("a", stand_in)
+    assert call(own, "a") == ("a", own)
 
 
 def test_arguments_that_do_not_fit_the_signature_are_type_errors(app: Tenure) -> None:

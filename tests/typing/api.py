@@ -1,0 +1,155 @@
+"""What users write, as type checkers see it. Checked by mypy, never run.
+
+Every `type: ignore` here stands where a mistake must be found: mypy complains if there is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import assert_type
+
+from tenure import (
+    Draft,
+    Job,
+    JobContext,
+    JobType,
+    PermanentFailure,
+    RetryPolicy,
+    Status,
+    Tenure,
+    TenureError,
+)
+
+app = Tenure("sqlite:///jobs.db")
+
+
+@dataclass
+class Order:
+    number: int
+
+
+@app.job
+def plain(to: str, subject: str = "") -> int:
+    return len(to + subject)
+
+
+@app.job(
+    name="send_mail",
+    queue="mail",
+    priority=-5,
+    max_retries=5,
+    timeout="30s",
+    backoff={"base": "10s", "factor": 3},
+)
+async def coroutine(order: Order, when: datetime | None = None) -> str:
+    return f"{order.number} {when}"
+
+
+@app.job
+def with_context(context: JobContext, to: str, *, copies: int = 1) -> None:
+    assert_type(context.attempt, int)
+    assert_type(context.cancelled, bool)
+    assert_type(context.deadline, datetime | None)
+    if context.token > 9:
+        raise PermanentFailure(to * copies)
+
+
+@app.job(timeout=timedelta(minutes=5), backoff=RetryPolicy(base=5))
+async def async_with_context(context: JobContext, order: Order) -> int:
+    return order.number
+
+
+@app.job(process=True, backoff="2s")
+def in_a_process(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@app.job
+def open_ended(first: int, **others: float) -> None: ...
+
+
+def results_are_jobs() -> None:
+    assert_type(plain.enqueue("a@example.com"), Job)
+    assert_type(plain.enqueue(to="a@example.com", subject="Hello"), Job)
+    assert_type(coroutine.enqueue(Order(1), when=datetime.now(UTC)), Job)
+    assert_type(with_context.enqueue("a@example.com", copies=2), Job)
+    assert_type(async_with_context.enqueue(order=Order(1)), Job)
+    assert_type(in_a_process.enqueue([1, 2]), Job)
+    assert_type(open_ended.enqueue(1, second=2.0), Job)
+    assert_type(plain.draft("a@example.com"), Draft)
+    assert_type(app.enqueue_many([plain.draft("a"), in_a_process.draft([1])]), list[Job])
+
+
+def functions_are_still_functions() -> None:
+    assert_type(plain("a@example.com"), int)
+    assert_type(in_a_process([1, 2]), int)
+    with_context("a@example.com")
+    assert_type(plain.name, str)
+    assert_type(plain.__name__, str)
+
+
+async def async_callers() -> None:
+    assert_type(await plain.enqueue_async("a@example.com"), Job)
+    assert_type(await async_with_context.enqueue_async(Order(1)), Job)
+    assert_type(await app.enqueue_async("resize", {"path": "cat.png"}, delay="5m"), Job)
+    assert_type(await app.enqueue_many_async([plain.draft("a")]), list[Job])
+    assert_type(await coroutine(Order(1)), str)
+
+
+def options() -> None:
+    later = plain.options(delay="5m", priority=10, idempotency_key="order-17")
+    assert_type(later.enqueue("a@example.com"), Job)
+    plain.options(run_at=datetime.now(UTC), queue="bulk", max_retries=1, timeout=None).enqueue("a")
+    app.enqueue("resize", {"path": "cat.png"}, backoff=RetryPolicy(), timeout=timedelta(hours=1))
+    app.run_worker(queues=["mail"], concurrency=16, lease="30s", grace=10)
+
+
+def reading() -> None:
+    job = app.get("0190a0b0-0000-7000-8000-000000000001")
+    assert_type(job, Job)
+    assert_type(job.status, Status)
+    assert_type(job.attempts, int)
+    assert_type(job.finished_at, datetime | None)
+    assert_type(app.find(status="failed", limit=10), list[Job])
+    assert_type(app.cancel(job.id), Job)
+    assert_type(app.retry(job.id, more_retries=2), Job)
+    assert_type(app.history(job.id)[0].event, str)
+    if job.status is Status.FAILED:
+        assert_type(job.last_error, str | None)
+    with Tenure("postgresql://localhost/jobs", actor="shop") as opened:
+        assert_type(opened, Tenure)
+    try:
+        plain.enqueue("a")
+    except TenureError as error:
+        assert_type(error.code, str)
+
+
+def takes_any_job_type(job_type: JobType[[str], None]) -> Job:
+    return job_type.enqueue("a")
+
+
+async def mistakes() -> None:
+    plain.enqueue()  # type: ignore[call-arg]
+    plain.enqueue(5)  # type: ignore[arg-type]
+    plain.enqueue("a", "b", "c")  # type: ignore[call-arg]
+    plain.enqueue("a", subjct="b")  # type: ignore[call-arg]
+    plain.draft(to=1)  # type: ignore[arg-type]
+    plain.options(delay="5m").enqueue(to=1)  # type: ignore[arg-type]
+    plain.options(delays="5m")  # type: ignore[call-arg]
+    plain.options(delay=[5])  # type: ignore[arg-type]
+    plain(1)  # type: ignore[arg-type]
+    coroutine.enqueue(1)  # type: ignore[arg-type]
+    with_context.enqueue(1)  # type: ignore[arg-type]
+    with_context.enqueue("a", context=None)  # type: ignore[call-arg]
+    async_with_context.enqueue(order=1)  # type: ignore[arg-type]
+    in_a_process.enqueue(["1"])  # type: ignore[list-item]
+    open_ended.enqueue(1, second="2")  # type: ignore[arg-type]
+    await plain.enqueue_async(1)  # type: ignore[arg-type]
+    app.enqueue("resize", {"path": 1}, retries=3)  # type: ignore[call-arg]
+    app.enqueue("resize", ["path"])  # type: ignore[arg-type]
+    app.enqueue_many([plain])  # type: ignore[list-item]
+    app.job(retries=3)  # type: ignore[call-overload]
+    app.job(timeout=[3])  # type: ignore[call-overload]
+    app.run_worker(queues=5)  # type: ignore[arg-type]
+    takes_any_job_type(in_a_process)  # type: ignore[arg-type]
