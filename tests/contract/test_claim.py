@@ -67,11 +67,11 @@ def test_each_claim_charges_an_attempt_and_raises_the_token(desk: Desk) -> None:
 def test_smaller_priority_first_then_the_one_due_longest_then_the_older_id(desk: Desk) -> None:
     now = desk.clock.now
     earlier, later = now - timedelta(hours=2), now - timedelta(hours=1)
+    late = [new(run_at=later), new(run_at=later)]  # in the order of their ids
     wanted = [
         new(priority=-5, run_at=now),
-        new(priority=0, run_at=earlier),
-        new(priority=0, run_at=later),
-        new(priority=0, run_at=later),  # a larger id than the one before
+        new(run_at=earlier),  # a larger id than those two
+        *late,
         new(priority=7, run_at=earlier),
         new(priority=7, run_at=now),
     ]

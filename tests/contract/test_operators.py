@@ -76,19 +76,24 @@ def test_a_job_that_is_not_there_is_not_found(desk: Desk) -> None:
 # --- retrying by hand -------------------------------------------------------------------------
 
 
-def test_a_failed_job_runs_again_when_its_limit_is_raised(desk: Desk) -> None:
-    lease = desk.take(max_retries=1)
+@pytest.mark.parametrize(("max_retries", "more", "after"), [(0, 1, 2), (1, 1, 2), (1, 2, 3)])
+def test_a_failed_job_runs_again_when_its_limit_is_raised(
+    desk: Desk, max_retries: int, more: int, after: int
+) -> None:
+    lease = desk.take(max_retries=max_retries)
     desk.report(failed(lease))
     desk.clock.advance(1)
-    after = desk.store.apply(lease.id, Retried(more_retries=1, actor="ada")).result()
-    assert after == desk.get(lease.id)
-    assert (after.status, after.attempts, after.max_retries) == ("pending", 1, 2)
-    assert (after.run_at, after.finished_at, after.actor) == (desk.clock.now, None, "ada")
+    job = desk.store.apply(lease.id, Retried(more_retries=more, actor="ada")).result()
+    assert job == desk.get(lease.id)
+    assert (job.status, job.attempts, job.max_retries) == ("pending", 1, after)
+    assert (job.run_at, job.finished_at, job.actor) == (desk.clock.now, None, "ada")
     entry = desk.history(lease.id)[-1]
     assert (entry.event, entry.actor) == ("retried", "ada")
-    (again,) = desk.claim()
-    assert (again.attempts, again.token) == (2, 2)
-    desk.report(failed(again))
+    for attempt in range(2, after + 1):
+        (again,) = desk.claim()
+        assert (again.attempts, again.token) == (attempt, attempt)
+        desk.report(failed(again))
+        desk.clock.advance(3600)
     assert desk.get(lease.id).status == "failed"  # by the same rule as before
 
 

@@ -2,7 +2,8 @@
 
 Two workers, two jobs. At any moment a free worker may claim, a busy one may report, or be told
 nothing because the answer was lost and report again, or die, with its report still on the way or
-not; that report may arrive late, and twice; the sweep may end a lease; an operator may cancel.
+not; that report may arrive late, and twice; the sweep may end a lease; an operator may cancel a
+job or retry it.
 Time is left out: leases last no seconds and retries wait none, so a lease may end at any moment,
 which covers every clock. What is checked stands in `check_job` and `check_answer`, and that every
 state can still finish.
@@ -26,6 +27,7 @@ from tenure.lifecycle import (
     Job,
     LeaseExpired,
     Released,
+    Retried,
     Status,
 )
 from tenure.retry import RetryPolicy
@@ -79,6 +81,7 @@ class World(NamedTuple):
     crashes: int  # that may still happen
     releases: int
     cancels: int
+    retries: int  # by an operator
 
 
 class Limits(NamedTuple):
@@ -88,6 +91,7 @@ class Limits(NamedTuple):
     crashes: int
     releases: int
     cancels: int
+    retries: int = 0
     workers: int = 2
     most_states: int = 400_000
 
@@ -194,6 +198,11 @@ def steps(world: World, rules: Rules) -> Iterator[tuple[str, World]]:
             if cancelled is not None:
                 less = world._replace(cancels=world.cancels - 1)
                 yield f"cancel job {number}", with_row(less, number, cancelled)
+        if world.retries:
+            retried = rules.move(row, Retried(more_retries=1, actor="ada"))
+            if retried is not None:
+                less = world._replace(retries=world.retries - 1)
+                yield f"retry job {number}", with_row(less, number, retried._replace(final=False))
         for who, worker in enumerate(world.workers):
             if worker is None:
                 lease = f"lease {row.token + 1}"
@@ -244,6 +253,8 @@ def report(world: World, busy: Busy, rules: Rules) -> tuple[World, str]:
     if row.lease != busy.lease:
         raise Violation("the report of a dead lease changed a job")
     if busy.said == "failed for good":
+        if after.status != "failed":
+            raise Violation("a permanent failure was tried again")
         after = after._replace(final=True)
     if busy.said == "released":
         after = after._replace(runs=after.runs - 1)  # it never ran
@@ -291,7 +302,15 @@ def explore(size: Limits) -> Found:
     """Walk through every state; the first violation on a shortest way to it, if there is one."""
     rules = Rules()
     rows = tuple(Row("pending", 0, 0, None, limit) for limit in size.limits)
-    start = World(rows, (None,) * size.workers, None, size.crashes, size.releases, size.cancels)
+    start = World(
+        rows,
+        (None,) * size.workers,
+        None,
+        size.crashes,
+        size.releases,
+        size.cancels,
+        size.retries,
+    )
     came_from: dict[World, tuple[World, str] | None] = {start: None}
     before: dict[World, list[World]] = {}
     waiting = deque([start])
