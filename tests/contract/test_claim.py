@@ -96,6 +96,14 @@ def test_not_before_its_time(desk: Desk) -> None:
     assert desk.ids(desk.claim()) == [job.id]
 
 
+def test_a_job_that_waits_is_not_taken_along_with_one_that_is_due(desk: Desk) -> None:
+    waiting = desk.add(delay=TICK)
+    due = desk.add()
+    assert desk.ids(desk.claim(limit=5)) == [due.id]
+    desk.clock.advance(TICK)
+    assert desk.ids(desk.claim(limit=5)) == [waiting.id]
+
+
 def test_jobs_that_wait_do_not_hide_those_that_are_due(desk: Desk) -> None:
     desk.add_all(*[new(delay=60, priority=-1) for _ in range(20)])
     job = desk.add()
