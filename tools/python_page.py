@@ -13,9 +13,9 @@ import tenure
 from tenure import Draft, Job, JobContext, JobType, RetryPolicy, Status, Tenure
 from tenure import app as app_module
 from tenure.client import Client
+from tenure.drafts import Options
 from tenure.errors import TenureError
 from tenure.explain import Explanation
-from tenure.jobtype import Options
 from tenure.records import Check, Count, QueueState, Transition, Violation, WorkerState
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"

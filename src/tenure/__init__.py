@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tenure.app import Tenure
+    from tenure.drafts import Draft
     from tenure.errors import (
         IllegalMove,
         InvalidInput,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         TenureError,
     )
     from tenure.handlers import JobContext
-    from tenure.jobtype import Draft, JobType
+    from tenure.jobtype import JobType
     from tenure.lifecycle import Job, Status
     from tenure.retry import RetryPolicy
 
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Draft": "jobtype",
+    "Draft": "drafts",
     "Job": "lifecycle",
     "JobContext": "handlers",
     "JobType": "jobtype",

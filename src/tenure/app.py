@@ -7,20 +7,28 @@ a job's state: the store does, by the lifecycle.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
-import msgspec
-from msgspec.structs import replace
-
 from tenure import durations, handlers, ids, lifecycle, payload
+from tenure.drafts import (
+    MOST_RETRIES,
+    Backoff,
+    Draft,
+    Duration,
+    Options,
+    addition_of,
+    defaults_of,
+    positive,
+    whole,
+)
 from tenure.errors import InvalidInput, JobNotFound
 from tenure.explain import Explanation, Facts, explain
 from tenure.handlers import Defaults, Handlers, JobContext
-from tenure.jobtype import Backoff, Draft, Duration, JobType, Options
+from tenure.jobtype import JobType
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job, Status
 from tenure.records import (
     Added,
@@ -36,7 +44,7 @@ from tenure.records import (
     Violation,
     WorkerState,
 )
-from tenure.retry import DEFAULT_POLICY, RetryPolicy
+from tenure.retry import DEFAULT_POLICY
 from tenure.store import Store, migrate_store, open_store
 from tenure.store.checks import check_store, schema_version
 
@@ -44,13 +52,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_DATABASE = "sqlite:///tenure.db"
-MOST_PRIORITY = 32_767
-MOST_RETRIES = 1_000
 MOST_JOBS_AT_ONCE = 10_000
 MOST_LISTED = 500
-MOST_LEASED = 1_000
-LONGEST_LEASE = 86_400.0
-SHORTEST_LEASE = 1.0
 RATE_WINDOW = timedelta(minutes=5)
 WORKER_IS_LIVE = timedelta(seconds=60)
 
@@ -160,43 +163,8 @@ class Tenure:
         )
 
     def _addition(self, draft: Draft, id: str, at: str) -> Addition:
-        options = draft.options
-        if unknown := set(options) - Options.__annotations__.keys():
-            raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path=at)
-        delay = options.get("delay")
-        run_at: Any = options.get("run_at")
-        if delay is not None and run_at is not None:
-            raise InvalidInput("give delay or run_at, not both", path=f"{at}.run_at")
-        if run_at is not None and (not isinstance(run_at, datetime) or run_at.tzinfo is None):
-            raise InvalidInput("run_at needs a time with its zone", path=f"{at}.run_at")
-        timeout = options.get("timeout")
-        key = options.get("idempotency_key")
-        if key is not None:
-            key = payload.check_key(key, f"{at}.idempotency_key")
-        addition = Addition(
-            id=id,
-            type=payload.check_name(draft.type, "job type", f"{at}.type"),
-            queue=payload.check_name(options.get("queue", "default"), "queue", f"{at}.queue"),
-            payload=payload.canonical(draft.payload, path=f"{at}.payload"),
-            priority=_whole(
-                options.get("priority", 0), -MOST_PRIORITY, MOST_PRIORITY, f"{at}.priority"
-            ),
-            max_retries=_whole(
-                options.get("max_retries", DEFAULT_MAX_RETRIES),
-                0,
-                MOST_RETRIES,
-                f"{at}.max_retries",
-            ),
-            timeout=None if timeout is None else _positive(timeout, f"{at}.timeout"),
-            backoff=policy_of(options.get("backoff", DEFAULT_POLICY), f"{at}.backoff"),
-            idempotency_key=key,
-            delay=0.0 if delay is None else durations.seconds(delay, path=f"{at}.delay"),
-            run_at=run_at,
-            actor=options.get("actor", self.actor),
-        )
-        if key is None:
-            return addition
-        return replace(addition, fingerprint=_fingerprint(addition))
+        defaults = self.handlers.defaults(draft.type)
+        return addition_of(draft, id, defaults=defaults, actor=self.actor, at=at)
 
     # --- what workers call
 
@@ -249,7 +217,7 @@ class Tenure:
 
     def retry(self, job_id: str, *, more_retries: int = 1, actor: str | None = None) -> Job:
         """Run a job that failed for good again, with `more_retries` added to its limit."""
-        more = _whole(more_retries, 1, MOST_RETRIES, "$.more_retries")
+        more = whole(more_retries, 1, MOST_RETRIES, "$.more_retries")
         event = lifecycle.Retried(more_retries=more, actor=actor or self.actor)
         return self._store.apply(job_id, event).result()
 
@@ -263,7 +231,7 @@ class Tenure:
 
     def limit(self, queue: str, max_pending: int | None, *, actor: str | None = None) -> None:
         """Refuse jobs (QueueFull) that would make more than `max_pending` wait; None lifts it."""
-        wanted = -1 if max_pending is None else _whole(max_pending, 0, 2**53, "$.max_pending")
+        wanted = -1 if max_pending is None else whole(max_pending, 0, 2**53, "$.max_pending")
         self._set_queue(queue, max_pending=wanted, actor=actor)
 
     def _set_queue(
@@ -302,7 +270,7 @@ class Tenure:
             raise InvalidInput(f"no such status; one of {', '.join(Status)}", path="$.status")
         if before is not None:
             ids.check_id(before, "$.before")
-        count = _whole(limit, 1, MOST_LISTED, "$.limit")
+        count = whole(limit, 1, MOST_LISTED, "$.limit")
         query = Query(status=status, type=type, queue=queue, limit=count, before=before)
         return self._store.read.find(query)
 
@@ -386,7 +354,7 @@ class Tenure:
             self.handlers,
             queues=queues,
             concurrency=concurrency,
-            lease_seconds=_positive(lease, "$.lease"),
+            lease_seconds=positive(lease, "$.lease"),
             grace_seconds=durations.seconds(grace, path="$.grace"),
             keep=keep,
         )
@@ -400,23 +368,15 @@ class _Register:
         app: Tenure,
         *,
         name: str | None = None,
-        queue: str = "default",
-        priority: int = 0,
-        max_retries: int = DEFAULT_MAX_RETRIES,
-        timeout: Duration | None = None,
-        backoff: Backoff = DEFAULT_POLICY,
         process: bool = False,
+        **options: Any,
     ) -> None:
         self._app = app
         self._name = name
         self._process = process
-        self._defaults = Defaults(
-            queue=payload.check_name(queue, "queue", "$.queue"),
-            priority=_whole(priority, -MOST_PRIORITY, MOST_PRIORITY, "$.priority"),
-            max_retries=_whole(max_retries, 0, MOST_RETRIES, "$.max_retries"),
-            timeout=None if timeout is None else _positive(timeout, "$.timeout"),
-            backoff=policy_of(backoff, "$.backoff"),
-        )
+        if unknown := options.keys() - {field.name for field in fields(Defaults)}:
+            raise TypeError(f"@app.job has no option {', '.join(sorted(unknown))}")
+        self._defaults = defaults_of(options, Defaults(), "$")
 
     @overload
     def __call__(self, function: Callable[Concatenate[JobContext, P], R]) -> JobType[P, R]: ...
@@ -427,54 +387,6 @@ class _Register:
         handler = handlers.describe(function, name, self._defaults, in_process=self._process)
         self._app.handlers.add(handler)
         return JobType[Any, Any](self._app, handler)
-
-
-def policy_of(backoff: Any, path: str) -> RetryPolicy:
-    """The retry policy that a caller means; raises InvalidInput at `path`."""
-    if isinstance(backoff, RetryPolicy):
-        return backoff
-    if not isinstance(backoff, Mapping):
-        return RetryPolicy(base=durations.seconds(backoff, path=path))
-    if unknown := backoff.keys() - {"base", "factor", "cap"}:
-        raise InvalidInput(f"no such field: {', '.join(map(str, unknown))}", path=path)
-    values = {
-        name: durations.seconds(backoff[name], path=f"{path}.{name}")
-        for name in ("base", "cap")
-        if name in backoff
-    }
-    factor = backoff.get("factor", DEFAULT_POLICY.factor)
-    if isinstance(factor, bool) or not isinstance(factor, int | float):
-        raise InvalidInput("give a number", path=f"{path}.factor")
-    return RetryPolicy(**values, factor=float(factor))
-
-
-def _whole(value: Any, low: int, high: int, path: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidInput(f"give a whole number from {low} to {high}", path=path)
-    return value
-
-
-def _positive(value: Duration, path: str) -> float:
-    seconds = durations.seconds(value, path=path)
-    if seconds <= 0:
-        raise InvalidInput("give a time above 0", path=path)
-    return seconds
-
-
-def _fingerprint(addition: Addition) -> str:
-    """What makes two requests with one idempotency key the same request."""
-    asked = [
-        addition.type,
-        addition.queue,
-        addition.payload,
-        addition.priority,
-        addition.max_retries,
-        addition.timeout,
-        [addition.backoff.base, addition.backoff.factor, addition.backoff.cap],
-        addition.delay,
-        None if addition.run_at is None else addition.run_at.timestamp(),
-    ]
-    return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()
 
 
 def _takes(worker: WorkerState, job: Job, now: datetime) -> bool:

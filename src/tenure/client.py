@@ -23,9 +23,9 @@ from msgspec import UNSET
 
 from tenure import durations, forms, ids, problems, wire
 from tenure import payload as payloads
+from tenure.drafts import Draft, Options
 from tenure.errors import InvalidInput, JobNotFound, StoreUnavailable, TenureError
 from tenure.explain import Explanation
-from tenure.jobtype import Draft, Options
 from tenure.lifecycle import Job
 from tenure.records import ClaimRequest, Count, Lease, Outcome, Report, Transition, Turn
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from tenure.app import Tenure
+from tenure.drafts import Draft, Options
 from tenure.errors import InvalidInput, TenureError
 from tenure.handlers import Handlers
-from tenure.jobtype import Draft, Options
 from tenure.lifecycle import SETTLED, Job
 from tenure.records import ClaimRequest, Violation
 from tenure.run import run_loop

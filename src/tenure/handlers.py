@@ -250,6 +250,9 @@ def _classes(part: Any, seen: set[int]) -> Iterator[Any]:
                 yield from _classes(getattr(part, field_name), seen)
 
 
+_PLAIN_DEFAULTS = Defaults()
+
+
 class Handlers:
     """The registry: only what is in it can run, whatever a row says."""
 
@@ -273,6 +276,11 @@ class Handlers:
         if handler is None and self._for_any is not None:
             handler = self._for_any(type)
         return handler
+
+    def defaults(self, type: str) -> Defaults:
+        """What jobs of a type are enqueued with unless the call says otherwise."""
+        handler = self._by_name.get(type)
+        return _PLAIN_DEFAULTS if handler is None else handler.defaults
 
     def types(self) -> tuple[str, ...] | None:
         """The types that can be run; None for any."""

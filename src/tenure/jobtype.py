@@ -4,45 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack
 
+from tenure.drafts import Draft, Options
 from tenure.handlers import Handler, JobContext
 from tenure.lifecycle import Job
-from tenure.retry import RetryPolicy
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-Duration = float | int | str | timedelta
-"""Seconds, a timedelta, or text such as `30s`, `1h30m` or `PT5M`."""
-
-Backoff = RetryPolicy | Duration | dict[str, Any]
-"""A policy, its `base` alone, or its fields by name."""
-
-
-class Options(TypedDict, total=False):
-    """What one enqueue may say about its job beside the payload."""
-
-    queue: str
-    priority: int
-    max_retries: int
-    timeout: Duration | None
-    backoff: Backoff
-    delay: Duration
-    run_at: datetime
-    idempotency_key: str
-    actor: str
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A job to be enqueued: type, payload and options, not yet checked."""
-
-    type: str
-    payload: Any
-    options: Options
 
 
 class Enqueues(Protocol):
@@ -53,16 +22,6 @@ class Enqueues(Protocol):
 
     async def enqueue_many_async(self, drafts: Sequence[Draft]) -> list[Job]:
         """Add jobs without blocking the loop."""
-
-
-class Enqueuer(Protocol):
-    """What a job type needs of its application."""
-
-    def enqueue_many(self, drafts: Sequence[Draft]) -> list[Job]:
-        """Add jobs, all or none."""
-
-    async def enqueue_many_async(self, drafts: Sequence[Draft]) -> list[Job]:
-        """The same for async callers."""
 
 
 class JobType(Generic[P, R]):
@@ -98,15 +57,7 @@ class JobType(Generic[P, R]):
 
     def draft(self, *args: P.args, **kwargs: P.kwargs) -> Draft:
         """The job that `enqueue` with these arguments would add, for `Tenure.enqueue_many`."""
-        defaults = self.handler.defaults
-        options: Options = {
-            "queue": defaults.queue,
-            "priority": defaults.priority,
-            "max_retries": defaults.max_retries,
-            "timeout": defaults.timeout,
-            "backoff": defaults.backoff,
-        }
-        return Draft(self.name, self.handler.payload_of(args, kwargs), {**options, **self._options})
+        return Draft(self.name, self.handler.payload_of(args, kwargs), self._options)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Add a job for this call; when it returns, the job is on disk."""

@@ -15,9 +15,9 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from tenure.app import Tenure
+from tenure.drafts import Duration
 from tenure.executors import CHILD, STOP_SIGNALS
 from tenure.handlers import Handlers
-from tenure.jobtype import Duration
 from tenure.sweeper import Sweeper
 from tenure.worker import Worker, WorkSource
 

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Mapping
 
 from tenure.app import Tenure
+from tenure.drafts import Duration
 from tenure.errors import TenureError
-from tenure.jobtype import Duration
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,11 @@ import tenure
 from tenure import errors, explain, forms, payload, problems, records, settings, wire
 from tenure.api import metrics, openapi
 from tenure.api.table import ROUTES
-from tenure.app import MOST_JOBS_AT_ONCE, MOST_LEASED, MOST_LISTED, MOST_PRIORITY, MOST_RETRIES
+from tenure.app import MOST_JOBS_AT_ONCE, MOST_LISTED
 from tenure.cli import cli
 from tenure.cli.command import exit_code
+from tenure.drafts import MOST_PRIORITY, MOST_RETRIES
+from tenure.forms import MOST_LEASED
 from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, MOVES, Status
 from tests.docs.pages import DOCS, Page, reference, table_rows
 

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from tenure import Draft, Status, Tenure
-from tenure.jobtype import Options
+from tenure.drafts import Options
 from tests.worker.running import completed, failed, moves, settled, sweeping
 from tests.worker.scripts import WorkerScript, ended
 from tests.worker.waiting import until

@@ -14,8 +14,8 @@ from tenure import forms, wire
 from tenure import payload as payloads
 from tenure.api.routing import Call, answer
 from tenure.app import MOST_LISTED, Tenure
+from tenure.drafts import Draft, Options
 from tenure.errors import InvalidInput
-from tenure.jobtype import Draft, Options
 from tenure.lifecycle import Status
 from tenure.records import Added
 

@@ -13,8 +13,8 @@ from tenure.cli.command import Group, application, complain, database_option, ex
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 
 if TYPE_CHECKING:
+    from tenure.drafts import Options
     from tenure.explain import Explanation
-    from tenure.jobtype import Options
     from tenure.lifecycle import Job
     from tenure.wire import ExplanationBody
 
@@ -67,7 +67,7 @@ def enqueue(
 
 
 def _enqueue(type: str, payload: Any, options: Options) -> Job:
-    from tenure.jobtype import Draft
+    from tenure.drafts import Draft
 
     with application() as app:
         return app.enqueue_many([Draft(type, payload, options)])[0]
