@@ -149,11 +149,14 @@ class Tenure:
         """`enqueue_many` for async callers."""
         return [added.job for added in await asyncio.wrap_future(self.add(drafts))]
 
-    def add(self, drafts: Sequence[Draft]) -> Future[list[Added]]:
-        """Check drafts and hand them to the store; the future also tells which are new."""
+    def add(self, drafts: Sequence[Draft], *, batch: bool = False) -> Future[list[Added]]:
+        """Check drafts and hand them to the store; the future also tells which are new.
+
+        In a batch, errors say which job they mean even if it is the only one.
+        """
         if len(drafts) > MOST_JOBS_AT_ONCE:
             raise InvalidInput(f"{len(drafts)} jobs at once; send at most {MOST_JOBS_AT_ONCE}")
-        several = len(drafts) > 1
+        several = batch or len(drafts) > 1
         new = ids.new_ids(len(drafts))
         return self._store.add(
             [

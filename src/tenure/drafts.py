@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
 import msgspec
@@ -86,7 +86,7 @@ def addition_of(draft: Draft, id: str, *, defaults: Defaults, actor: str, at: st
         backoff=chosen.backoff,
         idempotency_key=key,
         delay=0.0 if delay is None else durations.seconds(delay, path=f"{at}.delay"),
-        run_at=run_at,
+        run_at=None if run_at is None else run_at.astimezone(UTC),
         actor=options.get("actor", actor),
     )
     return addition if key is None else replace(addition, fingerprint=_fingerprint(addition))

@@ -6,9 +6,9 @@ It is kept by method 1 of RFC 9562 section 6.2, a counter of fixed length. The l
 are one number, the *stamp*: 48 bits of Unix milliseconds, then 12 bits of counter, which starts
 each millisecond at a random value in the lower half of its range. The next stamp is the larger of
 "now" and "the last one plus one": a full counter carries into the milliseconds, and a clock that
-steps back is waited out. The other 62 bits come from the operating system's random source, anew
-for every id: two processes, a parent and its forked child, or two machines do not make the same
-id, and nobody guesses one.
+steps back is waited out. The other 62 bits come from the operating system's random source, no bit
+twice: two processes, a parent and its forked child, or two machines do not make the same id, and
+nobody guesses one. They are drawn in blocks, for each draw lets other threads run first.
 
 This module stands at an edge: it reads the clock and draws chance itself.
 """
@@ -26,6 +26,7 @@ ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{1
 """The canonical form, as JSON Schema wants it."""
 
 COUNTER_BITS = 12
+BLOCK_BYTES = 2_048
 _SEED_MASK = (1 << COUNTER_BITS - 1) - 1  # the counter's top bit starts at zero: room to count
 
 _is_canonical = re.compile(ID_PATTERN.strip("^$")).fullmatch
@@ -33,11 +34,12 @@ _variant = {f"{n:x}": "89ab"[n & 3] for n in range(16)}  # binary 10, then two r
 
 _lock = threading.Lock()
 _last = -1  # the newest stamp
+_block = b""  # random bytes not used yet
 
 
 def new_id() -> str:
     """A new identifier, larger than every one this process made before. Safe from any thread."""
-    chance = os.urandom(10)
+    chance = _chance(10)
     return _spell(_stamps(1, chance[8:]), chance[:8].hex())
 
 
@@ -45,8 +47,9 @@ def new_ids(count: int) -> list[str]:
     """`count` new identifiers, rising; cheaper than as many calls of `new_id`."""
     if count < 1:
         return []
-    first = _stamps(count, os.urandom(2))
-    tails = os.urandom(8 * count).hex()
+    chance = _chance(2 + 8 * count)
+    first = _stamps(count, chance[:2])
+    tails = chance[2:].hex()
     return [_spell(first + i, tails[16 * i : 16 * i + 16]) for i in range(count)]
 
 
@@ -85,17 +88,28 @@ def _stamps(count: int, seed: bytes) -> int:
     return first
 
 
+def _chance(count: int) -> bytes:
+    """`count` random bytes that nobody has had before."""
+    global _block  # noqa: PLW0603
+    with _lock:
+        if len(_block) < count:
+            _block = os.urandom(max(BLOCK_BYTES, count))
+        chance, _block = _block[:count], _block[count:]
+    return chance
+
+
 def _spell(stamp: int, tail: str) -> str:
     """The id with this stamp (60 bits) and this random tail (16 hexadecimal digits)."""
     head = f"{stamp:015x}"
     return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{_variant[tail[0]]}{tail[1:4]}-{tail[4:]}"
 
 
-def _renew_lock() -> None:
-    """In a forked child: another thread of the parent may have held the lock at that moment."""
-    global _lock  # noqa: PLW0603
+def _part_from_parent() -> None:
+    """In a forked child: the lock may have been held at that moment, the block is the parent's."""
+    global _lock, _block  # noqa: PLW0603
     _lock = threading.Lock()
+    _block = b""
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(after_in_child=_part_from_parent)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC
 from typing import Annotated, Any, cast
 from urllib.parse import urlencode
 
@@ -15,14 +14,11 @@ from tenure import payload as payloads
 from tenure.api.routing import Call, answer
 from tenure.app import MOST_LISTED, Tenure
 from tenure.drafts import Draft, Options
-from tenure.errors import InvalidInput
 from tenure.lifecycle import Status
 from tenure.records import Added
 
 ACTOR = "http"
 """Who the ledger names for changes that came this way."""
-EARLIEST_YEAR, LATEST_YEAR = 1000, 8999
-"""Of `run_at`: every clock, database and time zone can tell these years."""
 CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
 """A cursor is the last id seen, without its hyphens; clients hand it back as it is."""
 
@@ -53,16 +49,16 @@ async def create_job(call: Call) -> Response:
 async def create_jobs(call: Call) -> Response:
     """Add many jobs, all or none; the answer has them in the order of the request."""
     call.doorbell.check_running()
-    drafts = [_draft(new, f"$[{number}]") for number, new in enumerate(call.body)]
-    added = await _add(call.app, drafts) if drafts else []
+    drafts = [_draft(new) for new in call.body]
+    added = await _add(call.app, drafts, batch=True) if drafts else []
     return answer([wire.job_body(one.job) for one in added], 201)
 
 
-async def _add(app: Tenure, drafts: list[Draft]) -> list[Added]:
-    return await asyncio.wrap_future(app.add(drafts))
+async def _add(app: Tenure, drafts: list[Draft], *, batch: bool = False) -> list[Added]:
+    return await asyncio.wrap_future(app.add(drafts, batch=batch))
 
 
-def _draft(new: forms.NewJob, at: str = "$") -> Draft:
+def _draft(new: forms.NewJob) -> Draft:
     """The job as the application takes it; the application checks most of it."""
     options: dict[str, Any] = {
         name: value
@@ -70,12 +66,6 @@ def _draft(new: forms.NewJob, at: str = "$") -> Draft:
         if (value := getattr(new, name)) is not UNSET and value is not None
     }
     options["actor"] = ACTOR
-    if new.run_at is not None:
-        if not EARLIEST_YEAR <= new.run_at.year <= LATEST_YEAR:
-            raise InvalidInput(
-                f"give a year from {EARLIEST_YEAR} to {LATEST_YEAR}", path=f"{at}.run_at"
-            )
-        options["run_at"] = new.run_at.astimezone(UTC)
     if isinstance(new.backoff, forms.Backoff):
         options["backoff"] = {
             name: value
