@@ -153,7 +153,7 @@ def test_one_illegal_row_stops_the_whole_statement(desk: Desk, ids: dict[str, st
 
 
 BROKEN_ROWS = {
-    "an unknown status": "status = 'done'",
+    "an unknown status": "status = 'done', lease_id = NULL, lease_expires_at = NULL",
     "a lease at rest": "status = 'pending', lease_id = {new_lease}, lease_expires_at = {later}",
     "no lease": "lease_id = NULL",
     "no end of the lease": "lease_expires_at = NULL",

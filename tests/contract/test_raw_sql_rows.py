@@ -86,6 +86,12 @@ def test_a_job_enters_pending_and_untried_or_not_at_all(
     refused(desk, INSERT % (columns, values), NEW_ID)
 
 
+def test_a_job_enters_untried_even_without_checks(desk: Desk) -> None:
+    desk.raw.drop_checks()
+    for columns, values in ((", attempts", ", 1"), (", attempts", ", -1"), (", token", ", 1")):
+        refused(desk, INSERT % (columns, values), NEW_ID)
+
+
 def test_a_job_inserted_by_hand_is_a_job(desk: Desk) -> None:
     desk.raw.run(INSERT % (", actor", ", 'ada'"), NEW_ID)
     (entry,) = desk.history(NEW_ID)

@@ -11,6 +11,7 @@ from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.records import Query
 from tenure.store import migrate_store, open_store
 from tests.contract.desk import Desk, completed, new, request
+from tests.raw import Raw
 
 
 def test_what_was_answered_is_there_after_opening_again(desk: Desk) -> None:
@@ -68,6 +69,22 @@ def test_many_open_a_new_database_at_once(database_url: str) -> None:
         assert store.add([new()]).result()[0].created
     finally:
         store.close()
+
+
+def test_a_starter_waits_while_another_makes_the_file(sqlite_url: str) -> None:
+    """SQLite itself does not wait for a first writer when the log is switched on."""
+    other = Raw(sqlite_url)
+    other.run("CREATE TABLE other (a)")
+    other.run("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as thread:
+        version = thread.submit(migrate_store, sqlite_url)
+        try:
+            with pytest.raises(TimeoutError):
+                version.exception(timeout=0.3)
+        finally:
+            other.run("COMMIT")
+        assert version.result() >= 1
+    other.close()
 
 
 @pytest.mark.parametrize("url", ["", "jobs.db", "mysql://host/db", "sqlite:///", "sqlite:jobs.db"])

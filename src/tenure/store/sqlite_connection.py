@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,12 +43,31 @@ def connect(path: Path) -> sqlite3.Connection:
     if fresh:
         with suppress(OSError):
             path.chmod(0o600)
-    connection.execute("PRAGMA journal_mode = WAL")
+    _use_log(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA cache_size = -65536")
     if resets_wal_unsafely(sqlite3.sqlite_version_info):
         connection.execute("PRAGMA wal_autocheckpoint = 0")
     return connection
+
+
+def _use_log(connection: sqlite3.Connection) -> None:
+    """Switch a new file to the write-ahead log.
+
+    While another starter is writing its first transaction, SQLite refuses that at once instead of
+    waiting for it; so the waiting is done here.
+    """
+    give_up = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def resets_wal_unsafely(version: tuple[int, int, int]) -> bool:
