@@ -12,6 +12,9 @@ from tenure import Tenure
 from tenure.records import Health
 from tenure.store import checks
 
+MANUAL = Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md"
+REPAIR = MANUAL.read_text("utf-8").split("### Restore a dump")[1].split("```sql")[1].split("```")[0]
+
 
 def found(url: str) -> dict[str, checks.Check]:
     return {check.name: check for check in Tenure(url).checks()}
@@ -134,6 +137,26 @@ def test_clocks_may_differ_by_a_second_beyond_the_time_the_question_took(
     told = datetime.fromtimestamp(store, UTC)
 
     assert checks.clock(told, before=1000.0, after=1000.5).health == health
+
+
+def test_a_ledger_of_another_cluster_is_a_problem_that_the_manual_mends(postgres_url: str) -> None:
+    import psycopg
+
+    with Tenure(postgres_url) as app:
+        restored = app.enqueue("email")
+        assert found(postgres_url)["ledger"].health is Health.OK
+        with psycopg.connect(postgres_url, autocommit=True) as owner:
+            owner.execute("ALTER TABLE tenure.transition DISABLE TRIGGER transition_stands")
+            owner.execute("UPDATE tenure.transition SET xid = '900000000000'")
+            owner.execute("ALTER TABLE tenure.transition ENABLE ALWAYS TRIGGER transition_stands")
+            assert found(postgres_url)["ledger"].health is Health.PROBLEM
+            assert app.ledger() == []
+            for statement in REPAIR.split(";")[:-1]:
+                owner.execute(statement.encode())
+        assert found(postgres_url)["ledger"].health is Health.OK
+        assert found(postgres_url)["guards"].health is Health.OK
+        later = app.enqueue("email")
+        assert [move.job_id for move in app.ledger()] == [restored.id, later.id]
 
 
 def test_postgres_facts() -> None:

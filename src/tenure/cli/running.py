@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -142,6 +143,10 @@ def worker(
         source = Client(server, next(iter(settings.tokens), None))
     logs.configure(settings.log_format, settings.log_level)
     with source:
+        types = app.handlers.types()
+        names = "any type" if types is None else ", ".join(types)
+        where = without_password(server or app.database)
+        click.echo(f"Tenure worker runs jobs of {names} from {where}")
         run_worker(
             source,
             app.handlers,
@@ -151,6 +156,14 @@ def worker(
             grace_seconds=settings.grace_seconds,
             keep=settings.keep if prune else None,
         )
+
+
+def without_password(url: str) -> str:
+    """An address as it may be shown."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":…@", 1)).geturl()
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -34,8 +34,8 @@ class Store:
     ) -> None:
         """`heart` is a connection of its own for heartbeats, where the engine can have several."""
         self.url = url
-        self._bell = Bell(reader.watch, url)
-        self._committer = Committer(database, self._bell.ring, url)
+        self._bell = Bell(reader.watch)
+        self._committer = Committer(database, self._bell.ring)
         self._reader = reader
         self._heart = heart
         self._heart_lock = threading.Lock()

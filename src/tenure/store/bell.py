@@ -14,9 +14,8 @@ Watch = Callable[[Callable[[], None], threading.Event], None]
 class Bell:
     """Rings subscribers on commits of this process, and of others while anybody listens."""
 
-    def __init__(self, watch: Watch, name: str) -> None:
+    def __init__(self, watch: Watch) -> None:
         self._watch = watch
-        self._name = name
         self._lock = threading.Lock()
         self._subscribers: tuple[Callable[[], None], ...] = ()
         self._stop: threading.Event | None = None
@@ -39,7 +38,7 @@ class Bell:
                 self._thread = threading.Thread(
                     target=self._watch,
                     args=(self.ring, self._stop),
-                    name=f"tenure-watch {self._name}",
+                    name="tenure-watch",
                     daemon=True,
                 )
                 self._thread.start()

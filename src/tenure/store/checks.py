@@ -163,6 +163,17 @@ def role(in_recovery: bool) -> Check:
     return Check("role", Health.OK, "primary")
 
 
+def ledger(from_elsewhere: bool) -> Check:
+    """Whether the ledger's transactions are this cluster's: a restore brings those of another."""
+    if not from_elsewhere:
+        return Check("ledger", Health.OK, "its transactions are this cluster's")
+    advice = (
+        "this database was restored from another cluster, and the event stream holds back what it "
+        "brought and mixes up what follows: see `Restore a dump` in docs/how-to/deploy.md"
+    )
+    return Check("ledger", Health.PROBLEM, "it names transactions of the future", advice)
+
+
 # --- reading ----------------------------------------------------------------------------------
 
 
@@ -222,6 +233,7 @@ def check_postgres(url: str) -> Iterator[Check]:
             yield schema(found, migrate.newest("postgres"))
             if found:
                 yield guards(_triggers(connection, place.schema), "postgres")
+                yield ledger(_one(connection, place.sql(FROM_ELSEWHERE)))
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
             now = _one(connection, "SELECT clock_timestamp()")
             after = time.time()  # noqa: TID251
@@ -229,6 +241,11 @@ def check_postgres(url: str) -> Iterator[Check]:
     except psycopg.Error as error:
         advice = f"{error}: is the server running, and may this user connect?"
         yield Check("database", Health.PROBLEM, "does not answer", advice)
+
+
+FROM_ELSEWHERE = """
+SELECT EXISTS (SELECT FROM {s}.transition WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
+"""
 
 
 def _triggers(connection: Any, schema: str) -> list[str]:
@@ -243,6 +260,6 @@ def _triggers(connection: Any, schema: str) -> list[str]:
     ]
 
 
-def _one(connection: Any, statement: str, *values: Any) -> Any:
+def _one(connection: Any, statement: str | bytes, *values: Any) -> Any:
     (value,) = connection.execute(statement, values or None).fetchone()
     return value

@@ -70,11 +70,11 @@ Work = Adding | Turning | Acting
 class Committer:
     """The writing thread of one store. `on_work` is called after commits that may bring work."""
 
-    def __init__(self, database: Database, on_work: Callable[[], None], name: str) -> None:
+    def __init__(self, database: Database, on_work: Callable[[], None]) -> None:
         self._db = database
         self._on_work = on_work
         self._waiting: SimpleQueue[Work | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"tenure-commit {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="tenure-commit", daemon=True)
         self._lock = threading.Lock()  # nothing is queued behind the mark that ends the thread
         self._closed = False
         self._seen: dict[str, float] = {}

@@ -38,7 +38,8 @@ CREATE INDEX tenure_job_ready ON tenure_job (queue, priority, run_at, id) WHERE 
 CREATE INDEX tenure_job_lease ON tenure_job (lease_expires_at) WHERE status = 'processing';
 -- What operators and retention look for.
 CREATE INDEX tenure_job_ended ON tenure_job (status, id) WHERE status IN ('failed', 'cancelled');
-CREATE INDEX tenure_job_finished ON tenure_job (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX tenure_job_finished ON tenure_job (status, finished_at)
+    WHERE finished_at IS NOT NULL;
 CREATE UNIQUE INDEX tenure_job_key ON tenure_job (idempotency_key)
     WHERE idempotency_key IS NOT NULL;
 
