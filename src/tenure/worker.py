@@ -30,7 +30,7 @@ from tenure.slots import Slots
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
-LONG_POLL_SECONDS = 5.0
+LONG_POLL_SECONDS = 2.0
 MOST_PREFETCHED = 1_000
 PATIENCE_SECONDS = 1.0
 """A job claimed ahead that has not started by then is handed back for others to run."""
