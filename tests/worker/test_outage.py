@@ -96,8 +96,8 @@ def test_outcomes_are_kept_and_sent_again_until_the_store_has_them(
     assert app.verify() == []
 
 
-def test_jobs_run_on_while_the_store_is_away_and_are_told_by_heartbeats_after(
-    app: Tenure, server: PostgresServer
+def test_heartbeats_go_on_after_an_outage(
+    app: Tenure, server: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An outage longer than the lease, with nobody to end it meanwhile: the lease goes on."""
     go_on = threading.Event()
@@ -115,6 +115,7 @@ def test_jobs_run_on_while_the_store_is_away_and_are_told_by_heartbeats_after(
         before = app.get(job.id).lease_expires_at
         assert before is not None
         server.stop("immediate")
+        until(lambda: "the heartbeat failed" in caplog.text, "a heartbeat to fail")
         back(app, server)
 
         def renewed() -> bool:

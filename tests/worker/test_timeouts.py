@@ -117,13 +117,17 @@ def test_a_thread_is_left_behind_and_replaced(app: Tenure) -> None:
     def meet() -> None:
         together.wait(PATIENCE)
 
+    @app.job
+    def quick() -> None: ...
+
     with working(app, concurrency=2):
-        # Used before, so that the threads have a past.
-        for job in [meet.enqueue() for _ in range(4)]:
+        # The threads have a past, in which they went from one job straight to the next.
+        for job in app.enqueue_many([quick.draft()] * 200 + [meet.draft()] * 4):
             completed(app, job)
         hanging = [hang.enqueue() for _ in range(5)]
         for job in hanging:
             assert failed(app, job) == "timed out after 0.05 s"
+        until(lambda: len(contexts) == 5, "each to have a thread")
         assert all(context.cancelled for context in contexts)
         for job in [meet.enqueue() for _ in range(6)]:
             completed(app, job)
