@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.contract.desk import Desk, completed
-from tests.contract.test_raw_sql_rows import NEW_ID
+from tests.contract.test_raw_sql_rows import INSERT, NEW_ID
 from tests.contract.zoo import DRESS, SITUATIONS, refused
 from tests.raw import Refused
 
@@ -136,6 +136,8 @@ def test_a_replica_s_session_is_held_to_the_rules(desk: Desk, ids: dict[str, str
     move = f"UPDATE {{job}} SET status = 'completed', {DRESS['completed']} WHERE id = ?"
     refused(desk, move, ids["pending"])
     refused(desk, move, ids["failed"])
+    refused(desk, "UPDATE {job} SET token = token + 1 WHERE id = ?", ids["pending"])
+    refused(desk, INSERT % (", token", ", 1"), NEW_ID)
     refused(desk, "DELETE FROM {job} WHERE id = ?", ids["processing"])
     refused(desk, "DELETE FROM {transition}")
     refused(desk, "UPDATE {transition} SET event = event")
@@ -144,6 +146,8 @@ def test_a_replica_s_session_is_held_to_the_rules(desk: Desk, ids: dict[str, str
     refused(desk, FORGED, ids["pending"])
     desk.raw.run(move, ids["processing"])
     assert desk.events(ids["processing"])[-1] == "completed"
+    desk.raw.run(INSERT % ("", ""), NEW_ID)
+    assert desk.events(NEW_ID) == ["enqueued"]
 
 
 @on_postgres

@@ -1,6 +1,6 @@
 """Both stores agree with the reference, on whatever is done to them in whatever order.
 
-TENURE_MODEL_EXAMPLES is how many histories are played on each engine; the default suits every run.
+TENURE_MODEL_FACTOR plays so many times more histories than every run does.
 """
 
 from __future__ import annotations
@@ -15,30 +15,18 @@ import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.histories import History
+from tests.model.walks import Walk
 from tests.postgres_server import PostgresServer
 
-STEPS = 40
+FACTOR = int(os.environ.get("TENURE_MODEL_FACTOR", "1"))
+SHORT, LONG = 40, 120  # steps
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 * FACTOR)]
 
 
-def play(examples: int, new_database: Callable[[], str], drop: Callable[[str], None]) -> None:
-    wanted = int(os.environ.get("TENURE_MODEL_EXAMPLES", examples))
-    settings = hypothesis.settings(
-        max_examples=wanted,
-        stateful_step_count=STEPS,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-
-    class Played(History):
-        pass
-
-    Played.new_database = staticmethod(new_database)
-    Played.drop_database = staticmethod(drop)
-    run_state_machine_as_test(Played, settings=settings)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(0 if "TENURE_MODEL_EXAMPLES" in os.environ else 120)
-def test_sqlite_agrees_with_the_reference(tmp_path: Path) -> None:
+@pytest.fixture
+def on_sqlite(tmp_path: Path) -> type[History]:
+    """The game on SQLite files, a new one for each history."""
     numbers = count()
 
     def new() -> str:
@@ -48,18 +36,69 @@ def test_sqlite_agrees_with_the_reference(tmp_path: Path) -> None:
         for file in tmp_path.glob(Path(url).name + "*"):
             file.unlink()
 
-    play(120, new, drop)
+    return played_on(new, drop)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(0 if "TENURE_MODEL_EXAMPLES" in os.environ else 120)
-def test_postgres_agrees_with_the_reference(postgres_server: PostgresServer) -> None:
+@pytest.fixture
+def on_postgres(postgres_server: PostgresServer) -> type[History]:
+    """The game on PostgreSQL databases, a new one for each history."""
     numbers = count()
 
+    def name(number: int) -> str:
+        return f"tenure_history_{os.getpid()}_{number}"
+
+    made: dict[str, str] = {}
+
     def new() -> str:
-        return postgres_server.create_database(f"history_{os.getpid()}_{next(numbers)}")
+        database = name(next(numbers))
+        url = postgres_server.create_database(database)
+        made[url] = database
+        return url
 
     def drop(url: str) -> None:
-        postgres_server.drop_database(url.rsplit("/", 1)[-1].partition("?")[0])
+        postgres_server.drop_database(made.pop(url))
 
-    play(40, new, drop)
+    return played_on(new, drop)
+
+
+def played_on(new: Callable[[], str], drop: Callable[[str], None]) -> type[History]:
+    class Played(History):
+        pass
+
+    Played.new_database = staticmethod(new)
+    Played.drop_database = staticmethod(drop)
+    return Played
+
+
+def play(game: type[History], examples: int) -> None:
+    settings = hypothesis.settings(
+        max_examples=examples * FACTOR,
+        stateful_step_count=SHORT,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    run_state_machine_as_test(game, settings=settings)
+
+
+def walk(game: type[History], seeds: int) -> None:
+    for seed in range(seeds * FACTOR):
+        machine = game()
+        try:
+            Walk(machine, seed).go(LONG)
+        finally:
+            machine.teardown()
+
+
+def test_short_histories_on_sqlite(on_sqlite: type[History]) -> None:
+    play(on_sqlite, 60)
+
+
+def test_short_histories_on_postgres(on_postgres: type[History]) -> None:
+    play(on_postgres, 20)
+
+
+def test_long_histories_on_sqlite(on_sqlite: type[History]) -> None:
+    walk(on_sqlite, 30)
+
+
+def test_long_histories_on_postgres(on_postgres: type[History]) -> None:
+    walk(on_postgres, 8)
