@@ -101,6 +101,9 @@ class Worker:
         self._claiming = False
         self._reporting = False
         self._turns: set[asyncio.Task[None]] = set()
+        self._waiting: asyncio.Task[None] | None = (
+            None  # a claim that may be held until there is work
+        )
         self._may_be_more = True
         self._next_poll = 0.0
         self._prefetch = 0
@@ -223,6 +226,8 @@ class Worker:
         task = asyncio.get_running_loop().create_task(self._turn(batch, claim))
         self._turns.add(task)
         task.add_done_callback(self._turns.discard)
+        if claim is not None and claim.wait_seconds:
+            self._waiting = task
 
     async def _turn(self, reports: list[Report], claim: ClaimRequest | None) -> None:
         try:
@@ -337,6 +342,8 @@ class Worker:
         leases, which run out.
         """
         self._slots.start_no_more()
+        if self._waiting is not None:
+            self._waiting.cancel()
         deadline = time.monotonic() + self._grace
         running = self._slots.running
         log.info("stopping: %d handlers have %.0f s to finish", len(running), self._grace)

@@ -1,0 +1,110 @@
+"""Workers that reach the store through a server: the same worker, a source that can hold claims."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+import tenure.worker
+from tenure import JobContext, Tenure
+from tenure.client import Client
+from tests.faces.http import Served
+from tests.worker.running import completed, failed, moves, working
+from tests.worker.waiting import PATIENCE, until
+
+
+@pytest.fixture
+def server(app: Tenure) -> Iterator[Served]:
+    with Served(app.database) as served:
+        yield served
+
+
+def test_outcomes_of_every_kind(app: Tenure, server: Served) -> None:
+    @app.job
+    async def coroutine(number: int) -> int:
+        return number
+
+    @app.job
+    def function(number: int) -> int:
+        return number
+
+    @app.job(max_retries=2, backoff=0)
+    async def flaky(context: JobContext) -> int:
+        if context.attempt == 1:
+            raise ValueError("the first time")
+        return context.attempt
+
+    @app.job(max_retries=1, timeout=0.05)
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    jobs = [kind.enqueue(n) for kind in (coroutine, function) for n in range(20)]
+    trying, overstaying = flaky.enqueue(), hang.enqueue()
+    unfit = app.enqueue("function", {"number": "one"})
+    with Client(server.url) as client, working(app, client):
+        results = [completed(app, job).result for job in jobs]
+        assert completed(app, trying).result == "2"
+        assert failed(app, overstaying) == "timed out after 0.05 s"
+        assert "at `$.number`" in failed(app, unfit)
+    assert results == 2 * [str(n) for n in range(20)]
+    assert app.verify() == []
+
+
+def test_a_cancelled_job_tells_its_handler(app: Tenure, server: Served) -> None:
+    started = threading.Event()
+    told = threading.Event()
+
+    @app.job
+    async def work() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.set()
+
+    with Client(server.url) as client, working(app, client, lease_seconds=1):
+        job = work.enqueue()
+        assert started.wait(PATIENCE)
+        app.cancel(job.id)
+        assert told.wait(PATIENCE)
+    assert moves(app, job) == ["enqueued", "claimed", "cancelled"]
+
+
+def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: Served) -> None:
+    go_on = threading.Event()
+    running = threading.Semaphore(0)
+
+    @app.job
+    def work(number: int) -> int:
+        running.release()
+        go_on.wait(PATIENCE)
+        return number
+
+    jobs = app.enqueue_many([work.draft(n) for n in range(4)])
+    with Client(server.url) as client, working(app, client) as worker:
+        for _ in jobs:
+            assert running.acquire(timeout=PATIENCE)
+        server.process.kill()
+        server.process.wait()
+        go_on.set()
+        until(lambda: len(worker._reports) == 4, "every outcome to be kept")
+        with Served(app.database, "--port", str(server.address[1])):
+            for job in jobs:
+                assert completed(app, job).attempts == 1
+
+
+def test_a_worker_whose_claim_is_held_stops_at_once(
+    app: Tenure, server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenure.worker, "FINAL_REPORT_SECONDS", 1_000)
+    monkeypatch.setattr(tenure.worker, "LONG_POLL_SECONDS", 1_000)
+
+    @app.job
+    async def work() -> None: ...
+
+    with Client(server.url) as client, working(app, client) as worker:
+        completed(app, work.enqueue())
+        until(lambda: worker._waiting is not None, "the worker to be idle")
