@@ -34,7 +34,8 @@ def test_verify_finds_nothing_where_nothing_is_wrong(raw: Raw) -> None:
 
 
 def test_verify_lists_what_is_wrong_and_says_so_by_its_exit_code(raw: Raw) -> None:
-    raw.unguard()
+    raw.drop_triggers()
+    raw.drop_checks()
     raw.run("UPDATE {job} SET status = 'pending', finished_at = NULL WHERE type = 'report'")
     id = str(raw.value("SELECT id FROM {job} WHERE type = 'report'"))
 
@@ -64,7 +65,7 @@ def test_doctor_says_how_everything_is(raw: Raw) -> None:
 
 
 def test_doctor_finds_a_guard_that_is_gone(raw: Raw) -> None:
-    raw.unguard()
+    raw.drop_triggers()
 
     result = run("doctor")
 
