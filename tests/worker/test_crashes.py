@@ -217,3 +217,58 @@ async def count(number: int):
     for number, end in enumerate(ends):
         assert 1 <= runs.count(str(number)) <= end.attempts
     assert app.verify() == []
+
+
+def test_a_worker_whose_own_loop_fails_ends_with_it(app: Tenure, tmp_path: Path) -> None:
+    """No heartbeat goes on for a worker that is dead, and its supervisor can see that it is."""
+    handlers = """
+@app.job
+def work():
+    log("start")
+    wait_for("never")
+
+
+def fail(self):
+    if (FOLDER / "log").exists():
+        raise RuntimeError("a fault of ours")
+
+
+from tenure.slots import Slots
+Slots.collect = fail
+"""
+    job = app.enqueue("work", backoff=0)
+    with WorkerScript(tmp_path / "meet", app.database, handlers) as script, sweeping(app):
+        worker = script.start()
+        assert ended(worker) == 1
+        until(lambda: app.get(job.id).status is Status.PENDING, "the lease to run out")
+    assert moves(app, job) == KILLED_ONCE[:4]
+
+
+def test_a_handler_that_forks_settles_its_job_once(either: Tenure, tmp_path: Path) -> None:
+    """The copy cannot use the store, and how it ends is its own matter."""
+    app = either
+    handlers = """
+@app.job
+def fork():
+    copy = os.fork()
+    if copy == 0:
+        try:
+            app.enqueue("never")
+        except Exception as error:
+            log(type(error).__name__)
+        os._exit(7)
+    return os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+
+
+@app.job
+async def count(number: int):
+    return number
+"""
+    with WorkerScript(tmp_path / "meet", app.database, handlers) as script:
+        script.start()
+        for number in range(5):
+            assert completed(app, app.enqueue("fork")).result == "7"
+            assert completed(app, app.enqueue("count", {"number": number})).attempts == 1
+        assert script.lines() == 5 * ["StoreUnavailable"]
+    assert len(app.find()) == 10
+    assert app.verify() == []

@@ -106,5 +106,4 @@ def test_a_worker_whose_claim_is_held_stops_at_once(
     async def work() -> None: ...
 
     with Client(server.url) as client, working(app, client) as worker:
-        completed(app, work.enqueue())
-        until(lambda: worker._waiting is not None, "the worker to be idle")
+        until(lambda: worker._waiting is not None, "the worker to ask")
