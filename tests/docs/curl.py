@@ -33,7 +33,7 @@ def main() -> int:
         headers[name.strip().title()] = value.strip()
     method = asked.request or ("GET" if asked.data is None else "POST")
     path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-    # As curl does: `localhost` is this machine by definition (RFC 6761), with or without a resolver.
+    # As curl does: `localhost` is this machine by definition (RFC 6761), resolver or not.
     place = url.netloc.replace("localhost", "127.0.0.1", 1)
     headers.setdefault("Host", url.netloc)
     connection = http.client.HTTPConnection(place, timeout=asked.max_time)
