@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tenure import Tenure
+from tests.clock import Clock
 
 
 @pytest.fixture
@@ -21,3 +22,11 @@ def either(database_url: str) -> Iterator[Tenure]:
     """An application on a new database, once of each engine."""
     with Tenure(database_url) as made:
         yield made
+
+
+@pytest.fixture
+def clock(either: Tenure) -> Iterator[Clock]:
+    """The store's clock, which stands still: no lease runs out but when the test says so."""
+    clock = Clock(either.database)
+    yield clock
+    clock.close()

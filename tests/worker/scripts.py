@@ -79,7 +79,7 @@ class WorkerScript:
         *,
         before: str = "",
         concurrency: int = 4,
-        lease: float = 1.0,
+        lease: float = 30.0,
         grace: float = 10.0,
     ) -> None:
         self.folder = folder

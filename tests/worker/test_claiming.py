@@ -25,7 +25,7 @@ def test_a_job_that_nobody_can_run_stays_pending_and_is_charged_nothing(either: 
     async def known() -> None: ...
 
     unknown = app.enqueue("unknown", priority=-5)
-    with sweeping(app), working(app, lease_seconds=1):
+    with sweeping(app), working(app):
         for _ in range(20):
             completed(app, known.enqueue())
     now = app.get(unknown.id)
@@ -224,7 +224,7 @@ def test_no_job_is_started_twice_by_several_workers(either: Tenure, tmp_path: Pa
     app = either
     count = 1_500
     drafts = [Draft("work" if n % 5 else "thread", {"number": n}, {}) for n in range(count)]
-    with WorkerScript(tmp_path / "meet", app.database, HANDLERS, lease=30) as script:
+    with WorkerScript(tmp_path / "meet", app.database, HANDLERS) as script:
         workers = [script.start() for _ in range(3)]
         until(lambda: len(app.workers()) == 3, "all workers to be there")
         jobs = [job for first in range(0, count, 100) for job in add(app, drafts, first)]

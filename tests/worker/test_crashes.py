@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tenure import Draft, Status, Tenure
 from tenure.drafts import Options
+from tests.clock import Clock
 from tests.worker.running import completed, failed, moves, settled, sweeping
 from tests.worker.scripts import WorkerScript, ended
 from tests.worker.waiting import until
@@ -21,6 +22,7 @@ async def work(context: JobContext):
     return "done"
 """
 
+LONGER_THAN_A_LEASE = 31.0
 KILLED_ONCE = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "completed"]
 
 # Each stands before or after a turn with the store, and kills its own process there.
@@ -66,15 +68,16 @@ def run_until_killed(folder: Path, url: str, before: str) -> WorkerScript:
     return script
 
 
-def run_to_the_end(folder: Path, app: Tenure, job_id: str) -> list[str]:
-    """A second worker, and a sweeper, finish the job; what all workers logged."""
+def run_to_the_end(folder: Path, app: Tenure, clock: Clock, job_id: str) -> list[str]:
+    """When the lease has run out a second worker finishes the job; what all workers logged."""
+    clock.advance(LONGER_THAN_A_LEASE)
     with WorkerScript(folder, app.database, WORK) as script, sweeping(app):
         script.start()
         assert completed(app, job_id).result == '"done"'
         return script.lines()
 
 
-def test_killed_in_the_handler(either: Tenure, tmp_path: Path) -> None:
+def test_killed_in_the_handler(either: Tenure, clock: Clock, tmp_path: Path) -> None:
     app = either
     job = app.enqueue("work", backoff=0)
     with WorkerScript(tmp_path / "meet", app.database, WORK) as script:
@@ -85,7 +88,7 @@ def test_killed_in_the_handler(either: Tenure, tmp_path: Path) -> None:
         assert app.get(job.id).status is Status.PROCESSING
         script.mark("go on")
 
-        lines = run_to_the_end(tmp_path / "meet", app, job.id)
+        lines = run_to_the_end(tmp_path / "meet", app, clock, job.id)
 
     assert lines == [f"{job.id} 1", f"{job.id} 2"]
     assert moves(app, job) == KILLED_ONCE
@@ -93,39 +96,51 @@ def test_killed_in_the_handler(either: Tenure, tmp_path: Path) -> None:
     assert "did not report attempt 1" in (app.history(job.id)[2].detail or "")
 
 
-def test_killed_before_the_claim_nothing_is_charged(app: Tenure, tmp_path: Path) -> None:
+def test_killed_before_the_claim_nothing_is_charged(
+    either: Tenure, clock: Clock, tmp_path: Path
+) -> None:
+    app = either
     job = app.enqueue("work", backoff=0)
     run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_CLAIM)
     now = app.get(job.id)
     assert (now.status, now.attempts, now.token) == (Status.PENDING, 0, 0)
 
-    assert run_to_the_end(tmp_path / "meet", app, job.id) == [f"{job.id} 1"]
+    assert run_to_the_end(tmp_path / "meet", app, clock, job.id) == [f"{job.id} 1"]
 
 
-def test_killed_between_claim_and_start_the_attempt_is_charged(app: Tenure, tmp_path: Path) -> None:
+def test_killed_between_claim_and_start_the_attempt_is_charged(
+    either: Tenure, clock: Clock, tmp_path: Path
+) -> None:
+    app = either
     job = app.enqueue("work", backoff=0)
     script = run_until_killed(tmp_path / "meet", app.database, BETWEEN_CLAIM_AND_START)
     assert script.lines() == []
     assert app.get(job.id).attempts == 1
 
-    assert run_to_the_end(tmp_path / "meet", app, job.id) == [f"{job.id} 2"]
+    assert run_to_the_end(tmp_path / "meet", app, clock, job.id) == [f"{job.id} 2"]
     assert moves(app, job) == KILLED_ONCE
 
 
-def test_killed_between_success_and_report_the_job_runs_again(app: Tenure, tmp_path: Path) -> None:
+def test_killed_between_success_and_report_the_job_runs_again(
+    either: Tenure, clock: Clock, tmp_path: Path
+) -> None:
+    app = either
     job = app.enqueue("work", backoff=0)
     run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_REPORT)
 
-    assert run_to_the_end(tmp_path / "meet", app, job.id) == [f"{job.id} 1", f"{job.id} 2"]
+    assert run_to_the_end(tmp_path / "meet", app, clock, job.id) == [f"{job.id} 1", f"{job.id} 2"]
     assert moves(app, job) == KILLED_ONCE
 
 
-def test_killed_between_report_and_answer_the_job_is_done(app: Tenure, tmp_path: Path) -> None:
+def test_killed_between_report_and_answer_the_job_is_done(
+    either: Tenure, clock: Clock, tmp_path: Path
+) -> None:
+    app = either
     job = app.enqueue("work", backoff=0)
     run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_ANSWER)
 
     assert app.get(job.id).status is Status.COMPLETED
-    assert run_to_the_end(tmp_path / "meet", app, job.id) == [f"{job.id} 1"]
+    assert run_to_the_end(tmp_path / "meet", app, clock, job.id) == [f"{job.id} 1"]
     assert moves(app, job) == ["enqueued", "claimed", "completed"]
 
 
@@ -143,7 +158,7 @@ async def honest(number: int):
 
 
 def test_a_job_that_kills_every_worker_fails_after_as_many_as_allowed(
-    either: Tenure, tmp_path: Path
+    either: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
     """A supervisor restarts the worker whenever it dies. Other jobs get done all the same."""
     app = either
@@ -160,6 +175,7 @@ def test_a_job_that_kills_every_worker_fails_after_as_many_as_allowed(
             if worker.poll() is not None:
                 assert worker.returncode == -signal.SIGKILL
                 kills += 1
+                clock.advance(LONGER_THAN_A_LEASE)
                 worker = script.start()
             return app.get(poison.id).status is Status.FAILED
 
@@ -184,16 +200,20 @@ def test_a_job_that_kills_every_worker_fails_after_as_many_as_allowed(
     assert app.verify() == []
 
 
-def test_poison_at_its_last_attempt_ends_with_no_worker_left(app: Tenure, tmp_path: Path) -> None:
+def test_poison_at_its_last_attempt_ends_with_no_worker_left(
+    either: Tenure, clock: Clock, tmp_path: Path
+) -> None:
+    app = either
     poison = app.enqueue("poison", max_retries=1)
     with WorkerScript(tmp_path / "meet", app.database, POISON) as script:
         assert ended(script.start()) == -signal.SIGKILL
     assert app.get(poison.id).status is Status.PROCESSING
+    clock.advance(LONGER_THAN_A_LEASE)
     with sweeping(app):
         assert "did not report attempt 1" in failed(app, poison)
 
 
-def test_many_killed_workers_lose_nothing(either: Tenure, tmp_path: Path) -> None:
+def test_many_killed_workers_lose_nothing(either: Tenure, clock: Clock, tmp_path: Path) -> None:
     app = either
     handlers = """
 @app.job
@@ -209,6 +229,7 @@ async def count(number: int):
             script.logged(share)
             os.kill(worker.pid, signal.SIGKILL)
             ended(worker)
+            clock.advance(LONGER_THAN_A_LEASE)
         script.start()
         ends = [settled(app, job) for job in jobs]
 
@@ -219,8 +240,11 @@ async def count(number: int):
     assert app.verify() == []
 
 
-def test_a_worker_whose_own_loop_fails_ends_with_it(app: Tenure, tmp_path: Path) -> None:
+def test_a_worker_whose_own_loop_fails_ends_with_it(
+    either: Tenure, clock: Clock, tmp_path: Path
+) -> None:
     """No heartbeat goes on for a worker that is dead, and its supervisor can see that it is."""
+    app = either
     handlers = """
 @app.job
 def work():
@@ -240,6 +264,7 @@ Slots.collect = fail
     with WorkerScript(tmp_path / "meet", app.database, handlers) as script, sweeping(app):
         worker = script.start()
         assert ended(worker) == 1
+        clock.advance(LONGER_THAN_A_LEASE)
         until(lambda: app.get(job.id).status is Status.PENDING, "the lease to run out")
     assert moves(app, job) == KILLED_ONCE[:4]
 

@@ -3,49 +3,80 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import sqlite3
+import subprocess
 import threading
-import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tenure import JobContext, Status, Tenure
+from tests.clock import Clock
 from tests.worker.running import completed, failed, moves, settled, sweeping, working
 from tests.worker.scripts import WorkerScript, ended
 from tests.worker.waiting import PATIENCE, until
 
 TAKEN_OVER = ["enqueued", "claimed", "lease_expired", "retried", "claimed"]
+LEASE = 0.9  # seconds; there is a heartbeat every third of it
 
 
-def test_handlers_that_take_longer_than_a_lease_run_once(either: Tenure) -> None:
+def pass_some_leases(app: Tenure, clock: Clock) -> None:
+    """Let the store's time go on, as far as heartbeats keep up with it."""
+    for _ in range(4):
+        clock.advance(LEASE - 0.1)
+        renewed = clock.now + timedelta(seconds=LEASE)
+        until(
+            lambda renewed=renewed: all(  # type: ignore[misc]
+                job.lease_expires_at is None or job.lease_expires_at >= renewed
+                for job in app.find(status="processing", limit=500)
+            ),
+            "every lease to be renewed",
+        )
+
+
+def test_handlers_that_take_longer_than_a_lease_run_once(either: Tenure, clock: Clock) -> None:
     """One blocks the loop, one a thread; heartbeats come from elsewhere."""
     app = either
     runs: list[str] = []
+    running = threading.Semaphore(0)
+    let_go = threading.Event()
 
     @app.job
     async def block() -> None:
         runs.append("block")
-        time.sleep(2.5)  # noqa: ASYNC251 - it is the fault under test
+        running.release()
+        let_go.wait(PATIENCE)
 
     @app.job
     def stay() -> None:
         runs.append("stay")
-        time.sleep(2.5)
+        running.release()
+        let_go.wait(PATIENCE)
 
-    with sweeping(app), working(app, lease_seconds=1):
-        jobs = [stay.enqueue(), block.enqueue()]
+    with sweeping(app), working(app, lease_seconds=LEASE):
+        jobs = app.enqueue_many([stay.draft(), block.draft()])
+        for _ in jobs:
+            assert running.acquire(timeout=PATIENCE)
+        pass_some_leases(app, clock)
+        let_go.set()
         for job in jobs:
             assert completed(app, job).attempts == 1
     assert sorted(runs) == ["block", "stay"]
     assert [moves(app, job) for job in jobs] == 2 * [["enqueued", "claimed", "completed"]]
 
 
-def test_jobs_that_wait_in_a_worker_keep_their_leases_too(app: Tenure) -> None:
+def test_jobs_that_wait_in_a_worker_keep_their_leases_too(either: Tenure, clock: Clock) -> None:
     """While the loop is blocked, jobs claimed ahead cannot be handed back; they are not lost."""
+    app = either
     runs: list[int] = []
+    blocking = threading.Event()
+    let_go = threading.Event()
 
     @app.job
     async def note(number: int) -> None:
@@ -53,13 +84,20 @@ def test_jobs_that_wait_in_a_worker_keep_their_leases_too(app: Tenure) -> None:
 
     @app.job
     async def block() -> None:
-        time.sleep(1.5)  # noqa: ASYNC251 - it is the fault under test
+        blocking.set()
+        let_go.wait(PATIENCE)
 
     drafts = [note.draft(n) for n in range(300)]
-    with sweeping(app), working(app, lease_seconds=0.6, concurrency=1):
-        for job in app.enqueue_many([*drafts[:250], block.draft(), *drafts[250:]]):
+    with sweeping(app), working(app, lease_seconds=LEASE, concurrency=1):
+        jobs = app.enqueue_many([*drafts[:250], block.draft(), *drafts[250:]])
+        assert blocking.wait(PATIENCE)
+        assert len(app.find(status="processing")) > 1
+        pass_some_leases(app, clock)
+        let_go.set()
+        for job in jobs:
             assert completed(app, job).attempts == 1
     assert sorted(runs) == list(range(300))
+    assert not any("lease_expired" in moves(app, job) for job in jobs)
 
 
 def test_a_cancelled_job_tells_its_handler_by_the_next_heartbeat(either: Tenure) -> None:
@@ -83,7 +121,7 @@ def test_a_cancelled_job_tells_its_handler_by_the_next_heartbeat(either: Tenure)
         until(lambda: context.cancelled, "the context to say so")
         told.append("function")
 
-    with working(app, lease_seconds=0.6):
+    with working(app, lease_seconds=LEASE):
         jobs = [coroutine.enqueue(), function.enqueue()]
         started.wait(PATIENCE)
         for job in jobs:
@@ -159,13 +197,46 @@ def function(context: JobContext):
 
 
 @pytest.fixture
-def frozen(database_url: str, tmp_path: Path) -> Iterator[WorkerScript]:
-    with WorkerScript(tmp_path / "meet", database_url, FREEZABLE, lease=1) as script:
+def frozen(either: Tenure, clock: Clock, tmp_path: Path) -> Iterator[WorkerScript]:
+    with WorkerScript(tmp_path / "meet", either.database, FREEZABLE, lease=LEASE) as script:
         yield script
 
 
+def freeze(worker: subprocess.Popen[str], app: Tenure) -> None:
+    """Stop a process between its transactions: databases keep the locks of one that is stopped."""
+    is_free = sqlite_is_free if app.database.startswith("sqlite") else postgres_is_free
+
+    def froze() -> bool:
+        os.kill(worker.pid, signal.SIGSTOP)
+        if is_free(app.database):
+            return True
+        os.kill(worker.pid, signal.SIGCONT)
+        return False
+
+    until(froze, "a moment without a transaction")
+
+
+def sqlite_is_free(url: str) -> bool:
+    path = url.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(path, timeout=0.5, isolation_level=None)) as file:
+        try:
+            file.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+    return True
+
+
+def postgres_is_free(url: str) -> bool:
+    with psycopg.connect(url) as server:
+        try:
+            server.execute("SELECT 1 FROM tenure.job FOR UPDATE NOWAIT")
+        except psycopg.errors.LockNotAvailable:
+            return False
+    return True
+
+
 def test_what_a_frozen_worker_held_is_taken_over_and_its_handlers_are_told(
-    either: Tenure, frozen: WorkerScript
+    either: Tenure, clock: Clock, frozen: WorkerScript
 ) -> None:
     app = either
 
@@ -180,7 +251,8 @@ def test_what_a_frozen_worker_held_is_taken_over_and_its_handlers_are_told(
     jobs = [app.enqueue(name, max_retries=2, backoff=0) for name in ("coroutine", "function")]
     worker = frozen.start()
     frozen.logged(2)
-    os.kill(worker.pid, signal.SIGSTOP)
+    freeze(worker, app)
+    clock.advance(2 * LEASE)
     with sweeping(app), working(app):
         ends = [completed(app, job) for job in jobs]
         os.kill(worker.pid, signal.SIGCONT)
@@ -197,7 +269,7 @@ def test_what_a_frozen_worker_held_is_taken_over_and_its_handlers_are_told(
 
 
 def test_a_report_of_a_thawed_worker_cannot_change_a_final_failure(
-    either: Tenure, frozen: WorkerScript
+    either: Tenure, clock: Clock, frozen: WorkerScript
 ) -> None:
     app = either
 
@@ -208,7 +280,8 @@ def test_a_report_of_a_thawed_worker_cannot_change_a_final_failure(
     job = app.enqueue("function", max_retries=2, backoff=0)
     worker = frozen.start()
     frozen.logged(1)
-    os.kill(worker.pid, signal.SIGSTOP)
+    freeze(worker, app)
+    clock.advance(2 * LEASE)
     with sweeping(app), working(app):
         assert "the last attempt" in failed(app, job)
     frozen.mark("go on")  # its handler succeeds as soon as it can

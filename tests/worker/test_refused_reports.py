@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from tenure import Status, Tenure
+from tests.clock import Clock
 from tests.worker.running import all_settled, completed, moves, settled, sweeping, working
 from tests.worker.waiting import until
 
@@ -63,14 +64,18 @@ def test_a_result_that_cannot_be_recorded_fails_its_job_and_no_other(ready: Tenu
     assert app.verify() == []
 
 
-def test_an_outcome_that_cannot_be_recorded_at_all_is_left_to_the_lease(ready: Tenure) -> None:
+def test_an_outcome_that_cannot_be_recorded_at_all_is_left_to_the_lease(
+    ready: Tenure, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     app = ready
     refuse(app, "NEW.event IN ('completed', 'failed') AND OLD.priority = 7")
     poison = app.enqueue("work", {"number": 0}, priority=7, max_retries=1)
     jobs = [app.enqueue("work", {"number": n}) for n in range(1, 10)]
-    with sweeping(app), working(app, concurrency=30, lease_seconds=1):
+    with sweeping(app), working(app, concurrency=30):
         for job in jobs:
             assert completed(app, job).attempts == 1
+        until(lambda: "cannot be recorded" in caplog.text, "the worker to give it up")
+        clock.advance(31)
         assert settled(app, poison).status is Status.FAILED
         assert completed(app, app.enqueue("work", {"number": 1})).attempts == 1
     assert moves(app, poison) == ["enqueued", "claimed", "lease_expired"]

@@ -13,6 +13,7 @@ import pytest
 
 from tenure import Draft, Job, Status, Tenure
 from tenure.records import ClaimRequest, Report, Turn
+from tests.clock import Clock
 from tests.worker.running import completed, moves, settled, sweeping, working
 from tests.worker.scripts import WorkerScript, ended
 from tests.worker.waiting import PATIENCE, until
@@ -174,7 +175,7 @@ def test_claimed_jobs_that_have_not_started_are_handed_back_uncharged(
     quick = [Draft("count", {"number": n}, {}) for n in range(600)]
     jobs = app.enqueue_many([*quick[:400], Draft("hang", {}, {"max_retries": 1}), *quick[400:]])
     with WorkerScript(
-        tmp_path / "meet", app.database, HANDLERS, concurrency=1, grace=0.05, lease=30
+        tmp_path / "meet", app.database, HANDLERS, concurrency=1, grace=0.05
     ) as script:
         worker = script.start()
         until(lambda: "hang" in script.lines(), "the last job to start")
@@ -245,8 +246,9 @@ def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenur
 @pytest.mark.parametrize("before", ["", NO_UVLOOP], ids=["uvloop", "asyncio"])
 @pytest.mark.parametrize("handler", ["hang", "function", "block"])
 def test_a_second_signal_ends_the_process_at_once_and_the_leases_run_out(
-    app: Tenure, tmp_path: Path, handler: str, before: str
+    either: Tenure, clock: Clock, tmp_path: Path, handler: str, before: str
 ) -> None:
+    app = either
     job = app.enqueue(handler, backoff=0)
     with WorkerScript(
         tmp_path / "meet", app.database, HANDLERS, before=before, grace=1_000
@@ -259,15 +261,16 @@ def test_a_second_signal_ends_the_process_at_once_and_the_leases_run_out(
 
         assert ended(worker) == 130
     assert [found.id for found in processing(app)] == [job.id]
+    clock.advance(31)
     with sweeping(app):
-        until(lambda: not processing(app), "the lease to run out")
+        until(lambda: not processing(app), "the lease to be ended")
     assert moves(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
 
 
 def test_workers_that_come_and_go_lose_and_repeat_nothing(either: Tenure, tmp_path: Path) -> None:
     app = either
     jobs = app.enqueue_many([Draft("count", {"number": n}, {}) for n in range(400)])
-    with WorkerScript(tmp_path / "meet", app.database, HANDLERS, lease=60) as script:
+    with WorkerScript(tmp_path / "meet", app.database, HANDLERS) as script:
         seen = 0
         for share in (1, 100, 200, 300):
             workers = [script.start(), script.start()]
