@@ -11,6 +11,9 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -110,6 +113,22 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
             loop.run_until_complete(asyncio.wait(left, timeout=UNWIND_SECONDS))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+def end_process() -> None:
+    """End this process now if a handler left a thread behind that would keep it for ever.
+
+    Python waits for such threads before it exits. For programs whose work is done and reported.
+    """
+    deadline = time.monotonic() + UNWIND_SECONDS
+    left = [t for t in threading.enumerate() if t is not threading.current_thread()]
+    for thread in left:
+        if not thread.daemon:
+            thread.join(max(deadline - time.monotonic(), 0))
+    if any(thread.is_alive() and not thread.daemon for thread in left):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

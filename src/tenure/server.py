@@ -111,6 +111,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         server = _Server(built, settings, [built.state.doorbell.stop, *(w.stop for w in crew)])
         for worker in crew:
             worker.start(on_failure=server.stop)
+            running.callback(worker.stop)
         run_loop(server.serve(sockets=[listener]))
         for worker in crew:
             worker.join()
@@ -205,7 +206,9 @@ class _InProcess:
         self._worker: Worker | None = None
         self._stopped = False
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="tenure-worker", daemon=True)
+        # No daemon: the threads that handlers start would be daemons too, and `end_process`, which
+        # looks for those that Python waits for, would not see them.
+        self._thread = threading.Thread(target=self._run, name="tenure-worker")
         self._on_failure: Callable[[], None] = lambda: None
 
     def start(self, *, on_failure: Callable[[], None]) -> None:

@@ -77,11 +77,18 @@ def test_a_claim_that_is_not_understood(api: TestClient, body: dict[str, Any], p
 # --- waiting for work -----------------------------------------------------------------------------
 
 
+async def asked_once(app: Tenure) -> None:
+    """Wait until a worker's first claim has come to the store, which was empty."""
+    async with asyncio.timeout(20):
+        while not app.workers():  # noqa: ASYNC110 - the store has no event to wait for
+            await asyncio.sleep(0)
+
+
 @pytest.mark.anyio
 async def test_a_claim_waits_until_there_is_work(app: Tenure) -> None:
     body = asking(wait_seconds=30)
     async with Exchange(build(app), "POST", "/leases", body) as request:
-        await asyncio.sleep(0.05)
+        await asked_once(app)
         assert not request.task.done()
         job = await app.enqueue_async("a")
         (lease,) = await request.end()
@@ -110,7 +117,7 @@ async def test_a_claim_waits_no_longer_than_asked(app: Tenure) -> None:
 async def test_a_stopping_server_ends_waiting_claims_at_once(app: Tenure) -> None:
     built = build(app)
     async with Exchange(built, "POST", "/leases", asking(wait_seconds=30)) as request:
-        await asyncio.sleep(0.05)
+        await asked_once(app)
         built.state.doorbell.stop()
         assert await request.end() == []
     await app.enqueue_async("a")
@@ -132,7 +139,7 @@ async def test_nothing_is_leased_to_a_client_that_is_gone(app: Tenure) -> None:
 @pytest.mark.anyio
 async def test_a_client_that_leaves_while_it_waits_gets_nothing(app: Tenure) -> None:
     async with Exchange(build(app), "POST", "/leases", asking(wait_seconds=30)) as request:
-        await asyncio.sleep(0.05)
+        await asked_once(app)
         await request.hang_up()
         await request.end()
         job = await app.enqueue_async("a")

@@ -19,6 +19,9 @@ from tests.worker.running import completed, settled
 from tests.worker.waiting import PATIENCE, until
 
 SHOP = """
+import asyncio
+import threading
+
 from tenure import Job, Tenure
 
 app = Tenure("sqlite:///shop.db")
@@ -33,6 +36,11 @@ def greet(name: str) -> str:
 @other.job
 def farewell(name: str) -> str:
     return f"Goodbye {name}"
+
+@app.job(name="stuck")
+async def stuck() -> None:
+    print("stuck", flush=True)
+    await asyncio.to_thread(threading.Event().wait)
 """
 
 
@@ -117,6 +125,22 @@ def test_a_worker_uses_the_database_of_its_application(shop: Path) -> None:
     ):
         completed(app, app.enqueue("farewell", {"name": "Ann"}))
         stopped(worker, signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "command", [("worker",), ("serve", "--port", "0")], ids=["worker", "serve"]
+)
+def test_a_thread_that_a_handler_left_behind_holds_up_nobody(
+    command: tuple[str, ...], sqlite_url: str, shop: Path
+) -> None:
+    arguments = (*command, "--app", "shop.jobs:app", "--grace", "0", "--database", sqlite_url)
+    with Tenure(sqlite_url) as app:
+        job = app.enqueue("stuck")
+        with running(*arguments, cwd=shop) as process:
+            assert process.stdout is not None
+            assert "stuck\n" in iter(process.stdout.readline, "")
+            stopped(process)
+        assert [entry.event for entry in app.history(job.id)][-2:] == ["failed", "retried"]
 
 
 def test_a_worker_simulates_by_rule_and_keeps_to_its_queues(sqlite_url: str) -> None:

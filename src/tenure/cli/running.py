@@ -94,12 +94,14 @@ def serve(
     With --app or --simulate, workers run in the same process.
     """
     from tenure import logs, server
+    from tenure.run import end_process
 
     settings = settings_of(**_given(flags))
     app = _application(apps, settings.database)
     _simulate(app, simulate, fail_types, fail_every)
     logs.configure(settings.log_format, settings.log_level)
     server.serve(app, settings)
+    end_process()
 
 
 @click.command()
@@ -129,7 +131,7 @@ def worker(
     back for other workers.
     """
     from tenure import logs
-    from tenure.run import run_worker
+    from tenure.run import end_process, run_worker
 
     if not apps and not simulate:
         raise InvalidInput("nothing to run: give --app module:name, or --simulate", path="--app")
@@ -156,6 +158,7 @@ def worker(
             grace_seconds=settings.grace_seconds,
             keep=settings.keep if prune else None,
         )
+    end_process()
 
 
 def without_password(url: str) -> str:
