@@ -29,7 +29,7 @@ def python_for(subject: Subject) -> Path:
     """
     if subject.ours:
         return Path(sys.executable)
-    folder = CACHE / "venvs" / subject.name
+    folder = CACHE / "venvs" / subject.adapter
     python = folder / "bin" / "python"
     base = find_python(subject.oldest_python)
     wanted = json.dumps([str(base), *subject.requirements])

@@ -45,6 +45,11 @@ class Workload:
     fits: Callable[[Subject], bool] = lambda subject: True
     quick: bool = True
     most_repeats: int = 100
+    shows_aside: bool = False  # also measures what is judged nowhere
+
+    def takes(self, subject: Subject) -> bool:
+        """Whether it is put to this queue."""
+        return self.fits(subject) and (self.shows_aside or not subject.aside)
 
     @property
     def less_is_better(self) -> bool:
@@ -66,16 +71,27 @@ def is_deep(subject: Subject) -> bool:
 
 
 WORKLOADS = (
-    Workload("enqueue-1", "Enqueue one by one, 1 caller", partial(sending.enqueue, callers=1)),
-    Workload("enqueue-16", "Enqueue one by one, 16 callers", partial(sending.enqueue, callers=16)),
+    Workload(
+        "enqueue-1",
+        "Enqueue one by one, 1 caller",
+        partial(sending.enqueue, callers=1),
+        shows_aside=True,
+    ),
+    Workload(
+        "enqueue-16",
+        "Enqueue one by one, 16 callers",
+        partial(sending.enqueue, callers=16),
+        shows_aside=True,
+    ),
     Workload(
         "bulk",
         "Enqueue in bulk, 1,000 a call",
         sending.enqueue_in_bulk,
         fits=lambda subject: subject.bulk,
+        shows_aside=True,
     ),
     Workload("raw", "Drain by the bare statements, no worker", drains.raw, fits=is_ours),
-    Workload("drain-1", "Drain, 1 worker process", drains.drain),
+    Workload("drain-1", "Drain, 1 worker process", drains.drain, shows_aside=True),
     Workload("drain-2", "Drain, 2 worker processes", partial(drains.drain, workers=2)),
     Workload(
         "drain-4",
@@ -97,6 +113,7 @@ WORKLOADS = (
         "Fail once, retry at once, succeed",
         drains.retry,
         fits=lambda subject: subject.retries != "none",
+        shows_aside=True,
     ),
     Workload(
         "latency", "Pickup latency, idle queue", waiting.latency, figure="p50_ms", unit="ms (p50)"

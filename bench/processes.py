@@ -45,6 +45,7 @@ class Setting:
     def environment(self) -> dict[str, str]:
         return {
             **os.environ,
+            **dict(self.subject.environment),
             **self.variables,
             PLACE_VARIABLE: self.place,
             TALLY_VARIABLE: str(self.tally),

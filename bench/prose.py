@@ -73,9 +73,11 @@ METHOD = """\
 - Everything is measured {repeats} times, in turns; shown is the median, and ± half the spread.
 - The database is made anew for each measurement, and filled, analysed and checkpointed before.
 - Each peer has its own environment and its fast, documented settings, as long as they are durable:
-  they stand at the top of its file in `bench/peers`. PostgreSQL is reached over a Unix socket by
-  everyone. A disk that takes longer to sync makes one-by-one work slower for everyone, and leaves
-  batches as they are."""
+  they stand at the top of its file in `bench/peers`. On SQLite that is `synchronous=FULL` for all:
+  honker and litequeue set it to NORMAL when they open a file, and here to FULL on the connections
+  that they hand out. "honker, NORMAL" is honker as it comes. PostgreSQL is reached over a Unix
+  socket by everyone. A disk that takes longer to sync makes one-by-one work slower for everyone,
+  and leaves batches as they are."""
 
 SCALING = """\
 ## Beyond one machine

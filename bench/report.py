@@ -253,7 +253,7 @@ def _machine(run: Run) -> str:
     peers = [
         f"{', '.join(subject.requirements)} on Python {machine['pythons'][subject.name]}"
         for subject in run.subjects()
-        if not subject.ours and subject.name in machine.get("pythons", {})
+        if not (subject.ours or subject.aside) and subject.name in machine.get("pythons", {})
     ]
     return "\n".join(
         [

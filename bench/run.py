@@ -74,7 +74,7 @@ def measure(run: Run, stage: Stage, workload: Workload, subjects: list[Subject])
     results = {
         subject.name: Result(workload.name, subject.name)
         for subject in subjects
-        if workload.fits(subject)
+        if workload.takes(subject)
     }
     run.results += results.values()
     for repeat in range(min(stage.size.repeats, workload.most_repeats)):

@@ -56,7 +56,7 @@ def _best_peer(
     found = [
         value
         for subject in SUBJECTS
-        if subject.engine == engine and not subject.ours and fits(subject)
+        if subject.engine == engine and not (subject.ours or subject.aside) and fits(subject)
         if (value := run.median(workload, subject.name, figure)) is not None
     ]
     if not found:

@@ -1,7 +1,8 @@
 """litequeue on SQLite: a bare queue, with the obvious loop of pop, run and done around it.
 
-It sets WAL and `synchronous=NORMAL` itself. It has no worker, no retry and no lease; the loop
-sleeps 10 ms when there is nothing.
+It sets WAL and `synchronous=NORMAL` itself; each connection is set to FULL after it, so that a
+commit is on disk. It has no worker, no retry and no lease; the loop sleeps 10 ms when there is
+nothing.
 """
 
 import json
@@ -15,8 +16,14 @@ from bench.adapter import PLACE
 from bench.workload import payload, perform
 
 
+def opened_queue() -> LiteQueue:
+    queue = LiteQueue(PLACE)
+    queue.conn.execute("PRAGMA synchronous = FULL")
+    return queue
+
+
 def prepare() -> None:
-    LiteQueue(PLACE)
+    opened_queue()
 
 
 class Sender:
@@ -27,7 +34,7 @@ class Sender:
 
     def opened(self) -> LiteQueue:
         if not hasattr(self.mine, "queue"):
-            self.mine.queue = LiteQueue(PLACE)
+            self.mine.queue = opened_queue()
         return self.mine.queue
 
     def one(self, n: int) -> None:
@@ -44,7 +51,7 @@ def open_sender(callers: int) -> Sender:
 
 
 def work() -> None:
-    queue = LiteQueue(PLACE)
+    queue = opened_queue()
     while True:
         message = queue.pop()
         if message is None:

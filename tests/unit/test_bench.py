@@ -207,14 +207,41 @@ def test_targets_are_judged_by_the_run() -> None:
     assert judged["drain, 1 worker: the raw limit", "sqlite"] is None
 
 
-def test_a_peer_that_loses_commits_does_not_set_the_mark_for_single_commits() -> None:
+def met(run: Run) -> dict[tuple[str, str], bool | None]:
+    return {(verdict.target, verdict.engine): verdict.met for verdict in targets.verdicts(run)}
+
+
+def test_a_peer_without_its_durable_setting_sets_no_mark() -> None:
     run = run_of()
     run.results = [
-        Result("enqueue-1", name, [{"rate": rate}])
-        for name, rate in (("tenure-sqlite", 6000.0), ("honker", 14000.0), ("huey", 4000.0))
+        Result(workload, name, [{"rate": rate}])
+        for workload in ("enqueue-1", "bulk", "retry")
+        for name, rate in (("tenure-sqlite", 6000.0), ("honker-normal", 14000.0), ("huey", 4000.0))
     ]
-    judged = {(v.target, v.engine): v.met for v in targets.verdicts(run)}
-    assert judged["enqueue, 1 caller: the best durable peer", "sqlite"] is True
+    marks = (
+        ("enqueue, 1 caller: the best durable peer", "sqlite"),
+        ("bulk: the best peer", "sqlite"),
+        ("fail once, retry: the best peer", "sqlite"),
+    )
+    assert [met(run)[mark] for mark in marks] == [True, True, True]
+    run.results += [
+        Result(workload, "honker", [{"rate": 6001.0}])
+        for workload in ("enqueue-1", "bulk", "retry")
+    ]
+    assert [met(run)[mark] for mark in marks] == [False, False, False]
+
+
+def test_what_is_judged_nowhere_is_shown_on_few_workloads_and_says_what_it_loses() -> None:
+    (aside,) = (subject for subject in SUBJECTS if subject.aside)
+    assert "lost" in aside.durable
+    assert aside not in plan.subjects("quick", [], [])
+    taken = [workload.name for workload in plan.WORKLOADS if workload.takes(aside)]
+    assert taken == ["enqueue-1", "enqueue-16", "bulk", "drain-1", "retry"]
+
+
+def test_every_queue_on_sqlite_is_durable_but_the_one_that_stands_aside() -> None:
+    on_sqlite = [subject for subject in SUBJECTS if subject.engine == "sqlite"]
+    assert {s.durable for s in on_sqlite if not s.aside} == {"each commit on disk"}
 
 
 def test_the_page_shows_rates_ratios_doubles_failures_and_what_peers_keep() -> None:
