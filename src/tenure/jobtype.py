@@ -57,7 +57,8 @@ class JobType(Generic[P, R]):
 
     def draft(self, *args: P.args, **kwargs: P.kwargs) -> Draft:
         """The job that `enqueue` with these arguments would add, for `Tenure.enqueue_many`."""
-        return Draft(self.name, self.handler.payload_of(args, kwargs), self._options)
+        handler = self.handler
+        return Draft(handler.name, handler.payload_of(args, kwargs), self._options)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Add a job for this call; when it returns, the job is on disk."""

@@ -7,6 +7,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from inspect import signature
+from itertools import permutations
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -235,6 +237,45 @@ def test_arguments_that_do_not_fit_the_signature_are_type_errors(app: Tenure) ->
     with pytest.raises(TypeError, match="context"):
         with_context_enqueue("a", context=None)
     assert app.find() == []
+
+
+def test_however_a_call_is_written_the_payload_is_as_python_binds_it(app: Tenure) -> None:
+    def both(to: str, subject: str) -> None: ...
+    def optional(to: str, copy: str = "", *, note: str = "") -> None: ...
+    def with_context(context: JobContext, to: str, copy: str = "") -> None: ...
+    def open_ended(to: str, **rest: object) -> None: ...
+    def nothing() -> None: ...
+
+    def outcome_of(call: Callable[..., Any], **arguments: Any) -> str | list[tuple[str, Any]]:
+        try:
+            given: dict[str, Any] = call(**arguments)
+        except TypeError as refusal:
+            return str(refusal)
+        return list(given.items())
+
+    names = ("to", "subject", "copy", "note", "context", "extra")
+    calls = [chosen for count in range(4) for chosen in permutations(names, count)]
+    for function in (both, optional, with_context, open_ended, nothing):
+        job_type: Any = app.job(function)
+        context = (None,) if function is with_context else ()
+
+        def bind(**arguments: Any) -> dict[str, Any]:
+            bound = signature(function).bind(*context, **arguments).arguments  # noqa: B023
+            bound.pop("context", None)
+            rest: dict[str, Any] = bound.pop("rest", {})
+            return {**bound, **rest}
+
+        def draft(**arguments: Any) -> dict[str, Any]:
+            payload: dict[str, Any] = job_type.draft(**arguments).payload  # noqa: B023
+            return payload
+
+        outcomes = set()
+        for chosen in calls:
+            arguments = {name: name.upper() for name in chosen}
+            expected = outcome_of(bind, **arguments)
+            assert outcome_of(draft, **arguments) == expected
+            outcomes.add(type(expected))
+        assert outcomes == {str, list}  # some were refused, some taken
 
 
 def test_an_argument_without_a_json_form_is_refused_before_anything_is_written(
