@@ -65,6 +65,7 @@ SUBJECTS = (
         crash="lease runs out, runs again",
         durable=ON_DISK,
         strong=True,
+        most_retried=20_000,
     ),
     Subject(
         name="pgqueuer",
@@ -97,6 +98,7 @@ SUBJECTS = (
         durable=ON_DISK,
         most_drained=20_000,
         strong=True,
+        most_retried=3_000,
     ),
     Subject(
         name="chancy",
@@ -159,6 +161,7 @@ SUBJECTS = (
         crash="lease runs out, runs again",
         durable=ON_DISK,
         strong=True,
+        most_retried=20_000,
     ),
     Subject(
         name="honker",
@@ -174,6 +177,7 @@ SUBJECTS = (
         crash="claim expires, runs again",
         durable=ON_DISK,
         strong=True,
+        most_retried=20_000,
     ),
     Subject(
         name="honker-normal",
@@ -190,6 +194,7 @@ SUBJECTS = (
         durable="last commits lost with the machine",
         environment=(("BENCH_SYNCHRONOUS", "NORMAL"),),
         aside=True,
+        most_retried=20_000,
     ),
     Subject(
         name="huey",

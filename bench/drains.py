@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
+from functools import partial
 
 from bench.catalogue import Subject
 from bench.environments import ROOT
@@ -25,19 +27,19 @@ RAW_BATCH = 500
 def drain(stage: Stage, subject: Subject, *, workers: int = 1) -> Figures:
     """Drain with worker processes, `async def` handlers where the queue has them."""
     setting = stage.fresh(subject)
-    return _fill_and_run(stage, setting, min(stage.size.drained, subject.most_drained), workers)
+    return _fill_and_run(stage, setting, stage.size.jobs_drained(subject), workers)
 
 
 def drain_threads(stage: Stage, subject: Subject) -> Figures:
     """Drain with a plain `def` handler, which runs in threads."""
     setting = stage.fresh(subject, **{HANDLER_VARIABLE: "def"})
-    return _fill_and_run(stage, setting, min(stage.size.drained, subject.most_drained))
+    return _fill_and_run(stage, setting, stage.size.jobs_drained(subject))
 
 
 def retry(stage: Stage, subject: Subject) -> Figures:
     """Every job fails once, is retried without delay, and succeeds; a job counts once."""
     setting = stage.fresh(subject, **{FAIL_FIRST_VARIABLE: "1"})
-    return _fill_and_run(stage, setting, min(stage.size.retried, subject.most_retried), starts=2)
+    return _fill_and_run(stage, setting, stage.size.jobs_retried(subject), starts=2)
 
 
 def _fill_and_run(
@@ -52,7 +54,7 @@ def _fill_and_run(
 
 def drain_with_backlog(stage: Stage, subject: Subject) -> Figures:
     """The first jobs of a long queue: the others stay pending behind them."""
-    jobs = min(stage.size.drained, subject.most_drained)
+    jobs = stage.size.jobs_drained(subject)
 
     def make(setting: Setting) -> None:
         fill(setting, jobs + stage.size.behind)
@@ -65,7 +67,7 @@ def drain_with_backlog(stage: Stage, subject: Subject) -> Figures:
 
 def drain_with_history(stage: Stage, subject: Subject) -> Figures:
     """A drain beside settled jobs that are kept, made by the store's own statements."""
-    jobs = min(stage.size.drained, subject.most_drained)
+    jobs = stage.size.jobs_drained(subject)
 
     def make(setting: Setting) -> None:
         fill(setting, stage.size.behind, first=jobs)
@@ -81,7 +83,7 @@ def drain_with_history(stage: Stage, subject: Subject) -> Figures:
 
 def drain_pinned(stage: Stage, subject: Subject) -> Figures:
     """A drain while somebody holds a snapshot from before it began, so that nothing is cleaned."""
-    jobs = min(stage.size.drained, subject.most_drained)
+    jobs = stage.size.jobs_drained(subject)
     setting = stage.fresh(subject)
     fill(setting, jobs)
     stage.calm(setting)
@@ -93,7 +95,7 @@ def drain_pinned(stage: Stage, subject: Subject) -> Figures:
 
 def raw(stage: Stage, subject: Subject) -> Figures:
     """The same jobs by the store's own statements in a loop, without a worker: see `raw.py`."""
-    jobs = min(stage.size.drained, subject.most_drained)
+    jobs = stage.size.jobs_drained(subject)
     setting = stage.fresh(subject)
     fill(setting, jobs)
     stage.calm(setting)
@@ -127,12 +129,13 @@ def run_workers(
     with contextlib.ExitStack() as running:
         programs = [running.enter_context(worker(setting)) for _ in range(workers)]
         wait_for(tally, jobs, programs, missing=jobs - 1)
-        cost = Cost(programs)
+        cost = Cost(programs, partial(stage.engine(store.subject).spent, store.place))
+        still = tally.missing(jobs)
         wait_for(tally, jobs, programs, starts=starts)
         ended = max(tally.ended[:jobs])
         if not behind:
             ended = max(ended, _wait_until_settled(stage, store, jobs))
-        figures = cost.per_job(jobs)
+        figures = cost.per_job(still)
     doubled = tally.doubled(jobs, starts)
     if doubled and store.subject.ours:
         raise Failed(f"{doubled} of {jobs} jobs ran too often")
@@ -170,10 +173,12 @@ def _tenths(tally: Tally, jobs: int) -> Figures:
 
 
 class Cost:
-    """CPU time and memory of worker processes from now on."""
+    """What workers and the server they work on use from now on."""
 
-    def __init__(self, programs: list[Program]) -> None:
+    def __init__(self, programs: list[Program], spent: Callable[[], Figures]) -> None:
         self._programs = programs
+        self._spent = spent
+        self._server = spent()
         self._since = time.monotonic()
         self._machine = whole_machine_cpu()
         self._workers = self._cpu()
@@ -182,10 +187,18 @@ class Cost:
         return sum(program.cpu_seconds() for program in self._programs)
 
     def per_job(self, jobs: int) -> Figures:
-        """Worker CPU per job in microseconds, cores in use machine-wide, memory in MB."""
+        """CPU per job in microseconds, of workers and server; log bytes per job; cores; MB.
+
+        `jobs` are those that had not run when it began: with none left, there is only the memory.
+        """
+        figures = {"memory_mb": sum(program.memory_mb() for program in self._programs)}
+        if jobs == 0:
+            return figures
         seconds = time.monotonic() - self._since
-        return {
-            "cpu_us_per_job": (self._cpu() - self._workers) / jobs * 1e6,
-            "machine_cores": (whole_machine_cpu() - self._machine) / seconds,
-            "memory_mb": sum(program.memory_mb() for program in self._programs),
-        }
+        figures["cpu_us_per_job"] = (self._cpu() - self._workers) / jobs * 1e6
+        figures["machine_cores"] = (whole_machine_cpu() - self._machine) / seconds
+        server = {name: value - self._server[name] for name, value in self._spent().items()}
+        if server:
+            figures["server_us_per_job"] = server["cpu"] / jobs * 1e6
+            figures["wal_bytes_per_job"] = server["wal"] / jobs
+        return figures

@@ -36,7 +36,7 @@ def post_jobs(stage: Stage, subject: Subject, *, clients: int) -> Figures:
 
 def drain_remotely(stage: Stage, subject: Subject) -> Figures:
     """A drain by one worker process that knows only the address of the server."""
-    jobs = min(stage.size.drained, subject.most_drained)
+    jobs = stage.size.jobs_drained(subject)
     setting = stage.fresh(subject)
     fill(setting, jobs)
     stage.calm(setting)

@@ -11,22 +11,24 @@ from bench.catalogue import SUBJECTS, Subject
 from bench.stage import Figures, Size, Stage
 
 QUICK = Size(
-    seconds=0.6,
-    drained=10_000,
-    retried=2_000,
+    seconds=0.5,
+    drained=15_000,
+    retried=6_000,
+    share=0.3,
     samples=40,
     pause=0.03,
     idle_seconds=2.0,
-    behind=50_000,
+    behind=40_000,
     repeats=1,
 )
 FULL = Size(
-    seconds=4.0,
+    seconds=3.0,
     drained=50_000,
-    retried=5_000,
-    samples=200,
-    pause=0.05,
-    idle_seconds=20.0,
+    retried=20_000,
+    share=1.0,
+    samples=120,
+    pause=0.04,
+    idle_seconds=10.0,
     behind=1_000_000,
     repeats=3,
 )
@@ -43,13 +45,14 @@ class Workload:
     figure: str = "rate"
     unit: str = "jobs/s"
     fits: Callable[[Subject], bool] = lambda subject: True
-    quick: bool = True
+    fits_quick: Callable[[Subject], bool] = lambda subject: True  # in the quick mode, also this
     most_repeats: int = 100
     shows_aside: bool = False  # also measures what is judged nowhere
 
-    def takes(self, subject: Subject) -> bool:
-        """Whether it is put to this queue."""
-        return self.fits(subject) and (self.shows_aside or not subject.aside)
+    def takes(self, subject: Subject, *, quick: bool) -> bool:
+        """Whether it is put to this queue; in a quick run, to fewer."""
+        fits = self.fits(subject) and (self.fits_quick(subject) or not quick)
+        return fits and (self.shows_aside or not subject.aside)
 
     @property
     def less_is_better(self) -> bool:
@@ -65,9 +68,13 @@ def is_ours_on_postgres(subject: Subject) -> bool:
     return subject.ours and subject.engine == "postgres"
 
 
-def is_deep(subject: Subject) -> bool:
-    """Fills a million jobs in a bearable time."""
+def is_fastest(subject: Subject) -> bool:
+    """Enqueues and settles a million jobs in a bearable time."""
     return subject.ours or subject.name in {"pgqueuer", "honker"}
+
+
+def is_nobody(subject: Subject) -> bool:
+    return False
 
 
 WORKLOADS = (
@@ -92,20 +99,25 @@ WORKLOADS = (
     ),
     Workload("raw", "Drain by the bare statements, no worker", drains.raw, fits=is_ours),
     Workload("drain-1", "Drain, 1 worker process", drains.drain, shows_aside=True),
-    Workload("drain-2", "Drain, 2 worker processes", partial(drains.drain, workers=2)),
+    Workload(
+        "drain-2",
+        "Drain, 2 worker processes",
+        partial(drains.drain, workers=2),
+        fits_quick=is_fastest,
+    ),
     Workload(
         "drain-4",
         "Drain, 4 worker processes",
         partial(drains.drain, workers=4),
         fits=is_ours_on_postgres,
-        quick=False,
+        fits_quick=is_nobody,
     ),
     Workload(
         "drain-8",
         "Drain, 8 worker processes",
         partial(drains.drain, workers=8),
         fits=is_ours_on_postgres,
-        quick=False,
+        fits_quick=is_nobody,
     ),
     Workload("threads", "Drain, `def` handlers in threads", drains.drain_threads, fits=is_ours),
     Workload(
@@ -118,15 +130,17 @@ WORKLOADS = (
     Workload(
         "latency", "Pickup latency, idle queue", waiting.latency, figure="p50_ms", unit="ms (p50)"
     ),
-    Workload("backlog", "Drain, many jobs pending behind", drains.drain_with_backlog, fits=is_deep),
+    Workload(
+        "backlog", "Drain, many jobs pending behind", drains.drain_with_backlog, fits=is_fastest
+    ),
     Workload("history", "Drain, many settled jobs kept", drains.drain_with_history, fits=is_ours),
-    Workload("pinned", "Drain, an old snapshot pinned", drains.drain_pinned, fits=is_deep),
+    Workload("pinned", "Drain, an old snapshot pinned", drains.drain_pinned, fits=is_fastest),
     Workload(
         "http-1",
         "POST /jobs, 1 client",
         partial(over_http.post_jobs, clients=1),
         fits=is_ours,
-        quick=False,
+        fits_quick=is_nobody,
     ),
     Workload(
         "http-16",
@@ -142,7 +156,13 @@ WORKLOADS = (
     ),
     Workload("remote", "Drain, 1 worker over HTTP", over_http.drain_remotely, fits=is_ours),
     Workload(
-        "idle", "Idle worker", waiting.idle, figure="memory_mb", unit="MB (PSS)", most_repeats=1
+        "idle",
+        "Idle worker",
+        waiting.idle,
+        figure="memory_mb",
+        unit="MB (PSS)",
+        fits_quick=is_ours,
+        most_repeats=1,
     ),
     Workload(
         "import", "Import", waiting.import_time, figure="import_ms", unit="ms", most_repeats=1
@@ -150,13 +170,21 @@ WORKLOADS = (
 )
 
 
+class Refused(ValueError):
+    """What was asked for cannot be measured; the message says why."""
+
+
 def workloads(mode: str, only: list[str]) -> list[Workload]:
-    """The workloads of a mode; `only` those, if any are named. Raises ValueError for a stranger."""
+    """The workloads of a mode; `only` those, if any are named. Raises Refused for a stranger."""
     known = {workload.name: workload for workload in WORKLOADS}
     _check_known(only, list(known), "workload")
     if only:
         return [workload for workload in WORKLOADS if workload.name in only]
-    return [workload for workload in WORKLOADS if workload.quick or mode == "full"]
+    return [
+        workload
+        for workload in WORKLOADS
+        if any(workload.takes(subject, quick=mode == "quick") for subject in SUBJECTS)
+    ]
 
 
 def subjects(mode: str, names: list[str], engines: list[str]) -> list[Subject]:
@@ -175,4 +203,4 @@ def subjects(mode: str, names: list[str], engines: list[str]) -> list[Subject]:
 def _check_known(names: list[str], known: list[str], what: str) -> None:
     for name in names:
         if name not in known:
-            raise ValueError(f"no such {what}: {name}; there are {', '.join(known)}")
+            raise Refused(f"no such {what}: {name}; there are {', '.join(known)}")

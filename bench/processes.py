@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
@@ -21,7 +21,7 @@ from bench.catalogue import Subject
 from bench.environments import ROOT, cache_folder, python_for
 from bench.workload import TALLY_VARIABLE
 
-COMMAND_SECONDS = 900
+COMMAND_SECONDS = 300
 STOP_SECONDS = 5
 TICK = os.sysconf("SC_CLK_TCK")
 SEGMENTATION_FAULT = -signal.SIGSEGV
@@ -133,6 +133,10 @@ class Program:
             if self.process.poll() is None:
                 self.process.terminate()
                 self.process.wait(STOP_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once: nothing that it would still write is wanted."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -144,10 +148,7 @@ class Program:
 
     def cpu_seconds(self) -> float:
         """CPU time of its processes so far, in seconds."""
-        ticks = 0
-        for stat in _stats_of_session(self.process.pid):
-            ticks += sum(int(part) for part in stat[11:15])
-        return ticks / TICK
+        return _cpu_seconds(_stats_of_session(self.process.pid))
 
     def memory_mb(self) -> float:
         """Memory of its processes in MB, shared pages counted once (PSS)."""
@@ -165,15 +166,27 @@ def worker(setting: Setting) -> Program:
     return Program(setting.command("work"), setting.environment(), setting.subject.name)
 
 
+def cpu_seconds_with_children(parent: int) -> float:
+    """CPU time of a process and its children, those that have ended included, in seconds."""
+    return _cpu_seconds(stat for stat in _stats() if str(parent) in (stat[1], stat[-1]))
+
+
+def _cpu_seconds(stats: Iterable[list[str]]) -> float:
+    return sum(int(part) for stat in stats for part in stat[11:15]) / TICK
+
+
 def _stats_of_session(session: int) -> list[list[str]]:
-    """Of every process of a session: what /proc says from its state on, then its id."""
+    return [stat for stat in _stats() if int(stat[3]) == session]
+
+
+def _stats() -> list[list[str]]:
+    """Of every process: what /proc says from its state and its parent's id on, then its own id."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[3]) == session:
-                    found.append([*fields, entry.name])
+                found.append([*fields, entry.name])
     return found
 
 

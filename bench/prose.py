@@ -1,12 +1,5 @@
 """The words of the report; the numbers are filled in from a run."""
 
-from __future__ import annotations
-
-from bench.results import Run, number
-
-LARGE_SERVER = 16
-LIMIT_OF_MACHINE = 0.85
-
 HEAD = """\
 # Benchmarks
 
@@ -79,56 +72,6 @@ METHOD = """\
   socket by everyone. A disk that takes longer to sync makes one-by-one work slower for everyone,
   and leaves batches as they are."""
 
-SCALING = """\
-## Beyond one machine
-
-PostgreSQL with Tenure workers on this machine, which also runs the database:
-
-{table}
-
-{verdict}
-
-What that predicts, and it is a prediction, not a measurement: a job costs {per_job} µs of CPU in
-all, of which {in_worker} µs are the worker's and the rest PostgreSQL's. On a server with
-{cores} cores for the database alone, workers on other machines, and a disk that keeps up, that
-would be {predicted} jobs/s if it scaled perfectly. It will not: all workers claim from the head of
-one index and all commits pass through one write-ahead log, so we would plan with a third of it."""
-
-
-def scaling(run: Run) -> str:
-    """Worker processes against rate on PostgreSQL, and what that says about a larger server."""
-    name = "tenure-postgres"
-    rows = []
-    for workers in (1, 2, 4, 8):
-        result = run.result(f"drain-{workers}", name)
-        rate, cores = result.median("rate"), result.median("machine_cores")
-        if rate and cores:
-            cpu = result.median("cpu_us_per_job") or 0.0
-            rows.append((workers, rate, cores, cpu, cores / rate * 1e6))
-    if len(rows) < 2:
-        return ""
-    lines = ["| workers | jobs/s | cores in use | µs CPU a job, worker | in all |"]
-    lines += ["| ---: | ---: | ---: | ---: | ---: |"]
-    lines += [f"| {row[0]} | {' | '.join(map(number, row[1:]))} |" for row in rows]
-    best = max(rows, key=lambda row: row[1])
-    busy = best[2] / run.machine["cpus"]
-    if busy >= LIMIT_OF_MACHINE:
-        verdict = (
-            f"The rate is highest with {best[0]}, where {busy * 100:.0f} % of the machine's CPU "
-            "is in use: the processors are the limit here."
-        )
-    else:
-        verdict = (
-            f"The rate is highest with {best[0]}, with {busy * 100:.0f} % of the machine's CPU in "
-            "use: commits and the order of claims are the limit here, not the processors."
-        )
-    _, _, _, in_worker, per_job = best
-    in_database = max(per_job - in_worker, 1.0)
-    return SCALING.format(
-        table="\n".join(lines),
-        verdict=verdict,
-        per_job=number(per_job),
-        in_worker=number(in_worker),
-        cores=LARGE_SERVER,
-        predicted=number(round(LARGE_SERVER * 1e6 / in_database, -3)),
-    )
+AGAIN = """\
+- Measured once more after the other workloads, all queues together: {workloads}. A ratio to Tenure
+  is always of one run; a target that sets two workloads side by side may be of two."""

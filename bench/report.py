@@ -10,6 +10,7 @@ from bench.catalogue import Subject
 from bench.chart import ENGINES, chart
 from bench.plan import Workload
 from bench.prose import (
+    AGAIN,
     ALONE,
     DRAINING,
     ENQUEUEING,
@@ -19,9 +20,9 @@ from bench.prose import (
     METHOD,
     PICKUP,
     TARGETS,
-    scaling,
 )
 from bench.results import Result, Run, number, percent, table, times
+from bench.scaling import scaling
 
 DRAINS = (("drain-1", "1 worker"), ("drain-2", "2 workers"), ("retry", "fail once, retry"))
 SENDING = (("enqueue-1", "1 caller"), ("enqueue-16", "16 callers"), ("bulk", "1,000 a call"))
@@ -112,7 +113,7 @@ def page(run: Run, picture: str) -> str:
         _section(ALONE, _others(run)),
         scaling(run),
         _section(TARGETS, _targets(run)),
-        METHOD.format(**_size(run)),
+        METHOD.format(**_size(run)) + _measured_again(run),
         _machine(run),
         _failures(run),
     ]
@@ -244,6 +245,12 @@ def _targets(run: Run) -> str:
 
 def _size(run: Run) -> dict[str, str]:
     return {name: f"{value:,}" for name, value in run.size.items()}
+
+
+def _measured_again(run: Run) -> str:
+    """Which workloads are of another run than the rest, if any: a line of the method."""
+    again = [f"{name} ({started})" for name, started in run.measured_again().items()]
+    return "\n" + AGAIN.format(workloads=", ".join(again)) if again else ""
 
 
 def _machine(run: Run) -> str:

@@ -47,7 +47,23 @@ class Run:
     mode: str
     machine: dict[str, Any]
     size: dict[str, Any] = field(default_factory=dict)
+    started: str = ""
+    # When each workload's run started: all queues in one run, but not all workloads.
+    measured: dict[str, str] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
+
+    def put(self, workload: str, results: list[Result], started: str) -> None:
+        """Take a workload's results on all queues, in place of those it may have had."""
+        self.results = [one for one in self.results if one.workload != workload] + results
+        self.measured[workload] = started
+
+    def measured_again(self) -> dict[str, str]:
+        """The workloads whose results are of another run than most, and when that started."""
+        return {
+            workload.name: self.measured[workload.name]
+            for workload in self.workloads()
+            if self.measured.get(workload.name, self.started) != self.started
+        }
 
     def result(self, workload: str, subject: str) -> Result:
         """The result of a workload on a queue, empty if it was not measured."""
@@ -83,7 +99,9 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the run as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        unfinished = path.with_suffix(".new")  # so that a run cut short leaves what was there
+        unfinished.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        unfinished.replace(path)
 
 
 def load(path: Path) -> Run:

@@ -2,6 +2,7 @@
 
     python bench/run.py quick      in 3 minutes: Tenure and the two strongest of each engine
     python bench/run.py full       everything, and docs/benchmarks.md anew from it
+    python bench/run.py again      what the last full run lacks, or with --only some workloads anew
     python bench/run.py report     docs/benchmarks.md anew from the last full run
 
     --only drain-1,retry   some workloads      --peers pgqueuer,huey   some peers, beside Tenure
@@ -9,7 +10,10 @@
     --jobs 2000            smaller drains, to try whether everything works
 
 Repeats are interleaved: each queue once, then each again, so that whatever else the machine does
-falls on all of them. A peer is installed into an environment of its own at its first use.
+falls on all of them. What was found is kept after each workload: after a run that was cut short, or
+a measurement that went wrong, `again` measures all queues of a workload together and puts them in
+place of what the full run has of it. A peer is installed into an environment of its own at its
+first use.
 """
 
 from __future__ import annotations
@@ -19,21 +23,24 @@ import signal
 import sys
 import time
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # in place of this folder, whose modules are named `bench.…`
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # in place of this folder, whose modules are named `bench.…`
 
 from bench import machine, plan, report  # noqa: E402
 from bench.catalogue import Subject  # noqa: E402
 from bench.environments import Unavailable, python_for  # noqa: E402
-from bench.plan import Workload  # noqa: E402
+from bench.plan import Refused, Workload  # noqa: E402
 from bench.processes import Failed  # noqa: E402
 from bench.results import Result, Run, load, number  # noqa: E402
-from bench.stage import Stage  # noqa: E402
+from bench.stage import Size, Stage  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs"
+AGAIN = "again"
 
 
 def main() -> int:
@@ -44,13 +51,20 @@ def main() -> int:
     if options.mode == "report":
         report.write(load(RESULTS / "full.json"), DOCS)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every server is stopped
     try:
-        workloads = plan.workloads(options.mode, options.only)
-        subjects = plan.subjects(options.mode, options.peers, options.engine)
-    except ValueError as error:
+        if options.mode == AGAIN:
+            return measure_again(options)
+        return measure_all(options)
+    except Refused as error:
         print(error, file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every server is stopped
+
+
+def measure_all(options: argparse.Namespace) -> int:
+    """A run of its own, of everything in its mode or of the part that was asked for."""
+    workloads = plan.workloads(options.mode, options.only)
+    subjects = plan.subjects(options.mode, options.peers, options.engine)
     size = plan.SIZES[options.mode]
     if options.repeats:
         size = replace(size, repeats=options.repeats)
@@ -58,25 +72,68 @@ def main() -> int:
         size = replace(size, drained=options.jobs, retried=min(options.jobs, size.retried))
     partial = bool(options.only or options.peers or options.engine or options.jobs)
     name = "partial" if partial else options.mode
-    run = Run(options.mode, machine.describe(), asdict(size))
-    with Stage(size) as stage:
-        for workload in workloads:
-            measure(run, stage, workload, subjects)
-            run.machine["engines"] = machine.describe_engines(stage.started())
-            run.save(RESULTS / f"{name}.json")
-    print(report.tables(run))
+    run = Run(options.mode, machine.describe(), asdict(size), started=now())
+    quick = options.mode == "quick" and not (options.only or options.peers)
+    measure(run, size, workloads, subjects, RESULTS / f"{name}.json", run.started, quick=quick)
     report.write(run, DOCS if name == "full" else RESULTS, name)
+    return exit_code(run)
+
+
+def measure_again(options: argparse.Namespace) -> int:
+    """Some workloads of the full run once more, at its sizes and on all queues of each.
+
+    Raises Refused if that is not what was asked for.
+    """
+    if options.peers or options.engine or options.jobs or options.repeats:
+        raise Refused("`again` measures as the full run did: it takes nothing but --only")
+    kept = RESULTS / "full.json"
+    if not kept.exists():
+        raise Refused("there is no full run to add to: `python bench/run.py full` makes one")
+    run = load(kept)
+    workloads = plan.workloads("full", options.only)
+    if not options.only:
+        workloads = [workload for workload in workloads if workload.name not in run.measured]
+    measure(run, Size(**run.size), workloads, plan.subjects("full", [], []), kept, now())
+    report.write(run, DOCS)
+    return exit_code(run)
+
+
+def exit_code(run: Run) -> int:
     return 1 if any(result.failures and not result.repeats for result in run.results) else 0
 
 
-def measure(run: Run, stage: Stage, workload: Workload, subjects: list[Subject]) -> None:
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def measure(
+    run: Run,
+    size: Size,
+    workloads: list[Workload],
+    subjects: list[Subject],
+    kept: Path,
+    started: str,
+    *,
+    quick: bool = False,
+) -> None:
+    """Measure workload by workload, keeping the run in a file after each; then show it."""
+    with Stage(size) as stage:
+        for workload in workloads:
+            run.put(workload.name, measure_one(run, stage, workload, subjects, quick), started)
+            run.machine.setdefault("engines", {}).update(machine.describe_engines(stage.started()))
+            run.save(kept)
+    print(report.tables(run))
+
+
+def measure_one(
+    run: Run, stage: Stage, workload: Workload, subjects: list[Subject], quick: bool
+) -> list[Result]:
     """Put one workload to every queue that it fits, again and again, in turns."""
     results = {
         subject.name: Result(workload.name, subject.name)
         for subject in subjects
-        if workload.takes(subject)
+        if workload.takes(subject, quick=quick)
     }
-    run.results += results.values()
     for repeat in range(min(stage.size.repeats, workload.most_repeats)):
         # Nobody always goes first.
         turn = repeat % max(len(subjects), 1)
@@ -84,6 +141,7 @@ def measure(run: Run, stage: Stage, workload: Workload, subjects: list[Subject])
             result = results.get(subject.name)
             if result is not None and not result.failures:
                 _measure_once(run, stage, workload, subject, result)
+    return list(results.values())
 
 
 def _measure_once(
@@ -114,7 +172,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("mode", choices=[*plan.SIZES, "report"])
+    parser.add_argument("mode", choices=[*plan.SIZES, AGAIN, "report"])
     parser.add_argument("--only", type=names, default=[], help="workloads, comma separated")
     parser.add_argument("--peers", type=names, default=[], help="queues, comma separated")
     parser.add_argument("--engine", type=names, default=[], help="engines, comma separated")

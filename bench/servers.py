@@ -23,7 +23,7 @@ from psycopg import sql
 
 from bench.catalogue import Subject
 from bench.environments import Unavailable
-from bench.processes import END_WITH_PARENT
+from bench.processes import END_WITH_PARENT, cpu_seconds_with_children
 from tests.postgres_server import PostgresServer, PostgresUnavailable
 
 ON_DISK = Path("/var/tmp")  # /tmp may be in memory
@@ -54,6 +54,12 @@ class Engine(Protocol):
 
     def pinned(self, place: str) -> AbstractContextManager[None]:
         """Hold a snapshot of the database, as a long report or a forgotten session does."""
+
+    def spent(self, place: str) -> dict[str, float]:
+        """What the server has used since it started: `cpu` seconds and bytes of `wal`.
+
+        Empty where there is no server, or it is not ours to judge.
+        """
 
     def close(self) -> None:
         """Stop the server and delete its data."""
@@ -124,6 +130,12 @@ class Postgres:
             connection.execute("SELECT count(*) FROM pg_class")
             yield
 
+    def spent(self, place: str) -> dict[str, float]:
+        cpu = cpu_seconds_with_children(self._server.pid or 0)
+        with psycopg.connect(place) as connection:
+            wal = _value(connection, "SELECT pg_current_wal_insert_lsn() - '0/0'")
+        return {"cpu": cpu, "wal": float(wal)}
+
     def close(self) -> None:
         self._server.remove()
 
@@ -181,6 +193,9 @@ class SqliteFiles:
             yield
         finally:
             connection.close()
+
+    def spent(self, place: str) -> dict[str, float]:
+        return {}
 
     def close(self) -> None:
         self._folder.cleanup()
@@ -288,6 +303,9 @@ class Redis:
     @contextmanager
     def pinned(self, place: str) -> Iterator[None]:
         yield  # Redis keeps no snapshots for readers
+
+    def spent(self, place: str) -> dict[str, float]:
+        return {}
 
     def close(self) -> None:
         self._process.terminate()

@@ -17,6 +17,7 @@ from bench.servers import ENGINES, Engine
 from bench.workload import Tally
 
 STALLED_SECONDS = 30.0
+LONGEST_SECONDS = 120.0
 POLL_SECONDS = 0.005
 CONNECTIONS_TO_FILL = {"sqlite": 1}  # one writer; the others fill with several at once
 FOREVER = 1e9
@@ -31,11 +32,20 @@ class Size:
     seconds: float
     drained: int
     retried: int
+    share: float  # of what the catalogue says that a slow queue drains and retries
     samples: int
     pause: float  # seconds between the jobs whose pickup is timed
     idle_seconds: float
     behind: int  # jobs pending behind a drain, or settled and kept beside it
     repeats: int
+
+    def jobs_drained(self, subject: Subject) -> int:
+        """Jobs in a drain by this queue."""
+        return min(self.drained, round(subject.most_drained * self.share))
+
+    def jobs_retried(self, subject: Subject) -> int:
+        """Jobs that fail once."""
+        return min(self.retried, round(subject.most_retried * self.share))
 
 
 @dataclass(slots=True)
@@ -106,8 +116,9 @@ class Stage:
         setting = self.fresh(subject)
         make(setting)
         engine.calm(setting.place)
-        engine.keep(setting.place)
-        self._kept[subject.name] = what
+        if self.size.repeats > 1:
+            engine.keep(setting.place)
+            self._kept[subject.name] = what
         return setting
 
     def calm(self, setting: Setting) -> None:
@@ -139,15 +150,19 @@ def wait_for(
 ) -> None:
     """Wait until all but `missing` of the first `jobs` were started `starts` times.
 
-    Raises Failed if nothing happens for half a minute, or a program ends.
+    Raises Failed if nothing happens for half a minute, if it takes more than two minutes, or if a
+    program ends.
     """
     least, since = jobs + 1, time.monotonic()
+    deadline = since + LONGEST_SECONDS
     while (still := tally.missing(jobs, starts)) > missing:
         now = time.monotonic()
         if still < least:
             least, since = still, now
         elif now - since > STALLED_SECONDS:
             raise Failed(f"{still} of {jobs} jobs never ran")
+        if now > deadline:
+            raise Failed(f"{still} of {jobs} jobs had not run after {LONGEST_SECONDS:.0f} s")
         for program in programs:
             program.check()
         time.sleep(POLL_SECONDS)

@@ -63,6 +63,7 @@ def _idle_worker(
             time.sleep(0.01)
         time.sleep(REST_SECONDS)
         yield setting, program, tally
+        program.kill()
 
 
 def import_time(stage: Stage, subject: Subject) -> Figures:

@@ -1,38 +1,23 @@
-"""The bench itself: it must count right, judge right, and not call a lost job a fast one."""
+"""The bench itself: what it counts, whom it measures, how it judges, and what it says of it."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import json
-import sys
 import xml.etree.ElementTree
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bench import chart, drains, plan, raw, report, sending, stage, targets
+from bench import chart, plan, report, targets
 from bench.catalogue import SUBJECTS, Subject
-from bench.environments import Unavailable
-from bench.http_load import request, take_answer
-from bench.processes import Failed
 from bench.results import Result, Run, load, number, rival_of, times
-from bench.stage import Size, Stage
+from bench.scaling import scaling
 from bench.workload import PAYLOAD_BYTES, FirstAttempt, Tally, payload
 
 BY_NAME = {subject.name: subject for subject in SUBJECTS}
 PEERS = [subject for subject in SUBJECTS if not subject.ours]
-SMALL = Size(
-    seconds=0.05,
-    drained=200,
-    retried=100,
-    samples=3,
-    pause=0.01,
-    idle_seconds=0.1,
-    behind=300,
-    repeats=1,
-)
 MACHINE = {
     "date": "2026-01-01",
     "cpus": 2,
@@ -52,7 +37,7 @@ def run_of(**rates: list[float]) -> Run:
         Result("drain-1", name.replace("_", "-"), [{"rate": rate} for rate in values])
         for name, values in rates.items()
     ]
-    return Run("full", dict(MACHINE), dataclasses.asdict(plan.FULL), results)
+    return Run("full", dict(MACHINE), dataclasses.asdict(plan.FULL), results=results)
 
 
 # --- the workload
@@ -149,6 +134,27 @@ def test_the_quick_run_has_the_two_strongest_peers_of_each_engine() -> None:
     ]
 
 
+def test_the_quick_run_leaves_out_what_takes_long_and_says_little() -> None:
+    quick = plan.workloads("quick", [])
+    assert {"drain-4", "drain-8", "http-1"} == {w.name for w in plan.WORKLOADS if w not in quick}
+    (idle,) = (workload for workload in quick if workload.name == "idle")
+    assert [s.name for s in SUBJECTS if idle.takes(s, quick=True)] == [
+        "tenure-postgres",
+        "tenure-sqlite",
+    ]
+    assert all(idle.takes(subject, quick=False) for subject in SUBJECTS if not subject.aside)
+
+
+def test_a_slow_queue_is_given_fewer_jobs_and_in_a_quick_run_fewer_still() -> None:
+    huey, ours = BY_NAME["huey"], BY_NAME["tenure-sqlite"]
+    assert plan.FULL.jobs_drained(ours) == 50_000
+    assert plan.FULL.jobs_drained(huey) == 10_000
+    assert plan.QUICK.jobs_drained(ours) == 15_000
+    assert plan.QUICK.jobs_drained(huey) == 3_000
+    assert plan.QUICK.jobs_retried(huey) == 600
+    assert dataclasses.replace(plan.FULL, drained=500).jobs_drained(huey) == 500
+
+
 def test_naming_a_peer_keeps_tenure_beside_it() -> None:
     chosen = plan.subjects("quick", ["huey"], ["sqlite"])
     assert [subject.name for subject in chosen] == ["tenure-sqlite", "huey"]
@@ -235,7 +241,7 @@ def test_what_is_judged_nowhere_is_shown_on_few_workloads_and_says_what_it_loses
     (aside,) = (subject for subject in SUBJECTS if subject.aside)
     assert "lost" in aside.durable
     assert aside not in plan.subjects("quick", [], [])
-    taken = [workload.name for workload in plan.WORKLOADS if workload.takes(aside)]
+    taken = [workload.name for workload in plan.WORKLOADS if workload.takes(aside, quick=False)]
     assert taken == ["enqueue-1", "enqueue-16", "bulk", "drain-1", "retry"]
 
 
@@ -256,6 +262,54 @@ def test_the_page_shows_rates_ratios_doubles_failures_and_what_peers_keep() -> N
     assert "- drain-1, oban: needs Python 3.12" in page
     assert "1.5 times PgQueuer" in page
     assert "{" not in page
+
+
+def scaled(rates: dict[int, float], cores: float = 1.9) -> Run:
+    """Drains on PostgreSQL by so many worker processes at these rates, 30 + 10 µs CPU a job."""
+    run = run_of()
+    run.results = [
+        Result(
+            f"drain-{workers}",
+            "tenure-postgres",
+            [
+                {
+                    "rate": rate,
+                    "machine_cores": cores,
+                    "server_us_per_job": 30.0 + workers,
+                    "cpu_us_per_job": 10.0,
+                    "wal_bytes_per_job": 2_000.0,
+                }
+            ],
+        )
+        for workers, rate in rates.items()
+    ]
+    return run
+
+
+def test_the_prediction_is_reckoned_from_the_row_with_the_highest_rate_and_says_what_it_is() -> (
+    None
+):
+    said = " ".join(scaling(scaled({1: 20_000.0, 2: 25_000.0, 4: 24_000.0})).split())
+    assert "highest with 2 processes, where 1.90 of the 2 cores are busy" in said
+    assert "0.80 with PostgreSQL, 0.25 with the workers and 0.85 with anything else" in said
+    assert "With 95 % in use the processors are the limit" in said
+    assert "rises from 31.0 to 34.0 µs" in said
+    assert "**A prediction, not a measurement**" in said
+    assert "1,000,000 / 32.0 = 31,200 jobs/s" in said
+    assert "16 x 31,200 = 499,200 jobs/s **if it scaled perfectly**" in said
+    assert "499,200 x 10.0 µs = 5.0 cores" in said
+    assert "50.0 MB/s at the rate measured here and 998 MB/s at the ceiling" in said
+    assert said.count("{") == 0
+
+
+def test_processors_that_idle_are_not_called_the_bottleneck() -> None:
+    said = " ".join(scaling(scaled({1: 20_000.0, 2: 21_000.0}, cores=1.2)).split())
+    assert "leaves 40 % of them idle" in said
+    assert "the processors are the limit" not in said
+
+
+def test_nothing_is_predicted_from_one_number_of_processes() -> None:
+    assert scaling(scaled({1: 20_000.0})) == ""
 
 
 def test_the_chart_is_well_formed_and_sets_tenure_apart() -> None:
@@ -280,108 +334,3 @@ def test_the_page_in_the_documentation_is_made_from_the_run_that_is_kept() -> No
         pytest.skip("no full run is kept: `python bench/run.py full` makes one")
     page = (root / "docs" / "benchmarks.md").read_text()
     assert page == report.page(load(kept), "benchmarks.svg"), "`python bench/run.py report`"
-
-
-# --- the HTTP client
-
-
-def test_a_request_says_its_length() -> None:
-    for n in (0, 1_000_000):
-        head, _, body = request("localhost", n).partition(b"\r\n\r\n")
-        assert f"Content-Length: {len(body)}".encode() in head
-        assert json.loads(body) == {"type": "send", "payload": payload(n)}
-
-
-def test_answers_are_taken_whole_and_one_at_a_time() -> None:
-    answer = b"HTTP/1.1 201 Created\r\nContent-Length: 4\r\nX: y\r\n\r\nbody"
-    received = bytearray()
-    for place in range(len(answer) - 1):
-        received += answer[place : place + 1]
-        assert take_answer(received) is None
-    received += answer[-1:] + b"HTTP/1.1 503 No\r\ncontent-length:0\r\n\r\n"
-    assert take_answer(received) == b"201"
-    assert take_answer(received) == b"503"
-    assert not received
-
-
-def test_an_answer_without_a_length_is_an_error() -> None:
-    with pytest.raises(ValueError, match="Content-Length"):
-        take_answer(bytearray(b"HTTP/1.1 200 OK\r\n\r\n"))
-
-
-# --- small measurements on SQLite
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the bench reads /proc: needs Linux")
-
-
-@pytest.fixture
-def small_stage() -> Iterator[Stage]:
-    with Stage(SMALL) as small:
-        yield small
-
-
-@linux
-def test_a_drain_a_retry_and_an_enqueue_are_measured(small_stage: Stage) -> None:
-    ours = BY_NAME["tenure-sqlite"]
-    drained = drains.drain(small_stage, ours)
-    assert drained["jobs"] == 200
-    assert drained["rate"] > 0
-    assert drained["memory_mb"] > 1
-    assert drains.retry(small_stage, ours)["jobs"] == 100
-    enqueued = sending.enqueue(small_stage, ours, callers=2)
-    assert enqueued["jobs"] > 2
-    assert sending.enqueue_in_bulk(small_stage, ours)["jobs"] >= 1_000
-
-
-@linux
-def test_a_prepared_database_is_made_once_and_copied_after(small_stage: Stage) -> None:
-    ours = BY_NAME["tenure-sqlite"]
-    assert drains.drain_with_history(small_stage, ours)["jobs"] == 200
-    made = {"again": 0}
-
-    def make(_: object) -> None:
-        made["again"] += 1
-
-    setting = small_stage.kept(ours, "history", make)
-    assert made == {"again": 0}
-    assert small_stage.left(setting) == 0
-    database = raw.open_database(setting.place)
-    try:
-        assert raw.settle_all(database)[0] == 0
-    finally:
-        database.close()
-
-
-@linux
-def test_the_raw_loop_settles_everything_within_the_rules(small_stage: Stage) -> None:
-    ours = BY_NAME["tenure-sqlite"]
-    setting = small_stage.fresh(ours)
-    stage.fill(setting, 120)
-    database = raw.open_database(setting.place)
-    try:
-        assert raw.settle_all(database, 50)[0] == 120
-    finally:
-        database.close()
-    assert small_stage.left(setting) == 0
-    stage.check_integrity(setting)
-
-
-@linux
-def test_jobs_that_never_run_fail_the_measurement(
-    small_stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stage, "STALLED_SECONDS", 0.01)
-    tally = small_stage.tally(3)
-    tally.run(0)
-    tally.run(2)
-    with pytest.raises(Failed, match="1 of 3 jobs never ran"):
-        stage.wait_for(tally, 3, [])
-
-
-@linux
-def test_an_engine_that_is_missing_is_told_with_the_reason(
-    small_stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(Unavailable, match="redis-server"):
-        small_stage.fresh(BY_NAME["rq"])

@@ -1,0 +1,186 @@
+"""Small measurements by the bench: a lost job is not a fast one, and nothing measured is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bench.run
+from bench import drains, plan, raw, report, sending, stage
+from bench.catalogue import Subject
+from bench.environments import Unavailable
+from bench.http_load import request, take_answer
+from bench.processes import Failed, cpu_seconds_with_children
+from bench.results import Result, load
+from bench.stage import Size, Stage
+from bench.workload import payload
+from tests.unit.test_bench import BY_NAME, run_of
+
+SMALL = Size(
+    seconds=0.05,
+    drained=200,
+    retried=100,
+    share=1.0,
+    samples=3,
+    pause=0.01,
+    idle_seconds=0.1,
+    behind=300,
+    repeats=2,
+)
+# --- the HTTP client
+
+
+def test_a_request_says_its_length() -> None:
+    for n in (0, 1_000_000):
+        head, _, body = request("localhost", n).partition(b"\r\n\r\n")
+        assert f"Content-Length: {len(body)}".encode() in head
+        assert json.loads(body) == {"type": "send", "payload": payload(n)}
+
+
+def test_answers_are_taken_whole_and_one_at_a_time() -> None:
+    answer = b"HTTP/1.1 201 Created\r\nContent-Length: 4\r\nX: y\r\n\r\nbody"
+    received = bytearray()
+    for place in range(len(answer) - 1):
+        received += answer[place : place + 1]
+        assert take_answer(received) is None
+    received += answer[-1:] + b"HTTP/1.1 503 No\r\ncontent-length:0\r\n\r\n"
+    assert take_answer(received) == b"201"
+    assert take_answer(received) == b"503"
+    assert not received
+
+
+def test_an_answer_without_a_length_is_an_error() -> None:
+    with pytest.raises(ValueError, match="Content-Length"):
+        take_answer(bytearray(b"HTTP/1.1 200 OK\r\n\r\n"))
+
+
+# --- small measurements on SQLite
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the bench reads /proc: needs Linux")
+
+
+@pytest.fixture
+def small_stage() -> Iterator[Stage]:
+    with Stage(SMALL) as small:
+        yield small
+
+
+@linux
+def test_a_drain_a_retry_and_an_enqueue_are_measured(small_stage: Stage) -> None:
+    ours = BY_NAME["tenure-sqlite"]
+    drained = drains.drain(small_stage, ours)
+    assert drained["jobs"] == 200
+    assert drained["rate"] > 0
+    assert drained["memory_mb"] > 1
+    assert drains.retry(small_stage, ours)["jobs"] == 100
+    enqueued = sending.enqueue(small_stage, ours, callers=2)
+    assert enqueued["jobs"] > 2
+    assert sending.enqueue_in_bulk(small_stage, ours)["jobs"] >= 1_000
+
+
+@linux
+def test_the_cpu_of_a_server_counts_what_its_ended_children_used() -> None:
+    burn = "import time\nwhile time.process_time() < 0.2: pass"
+    before = cpu_seconds_with_children(os.getpid())
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    assert cpu_seconds_with_children(os.getpid()) - before >= 0.15  # clock ticks
+
+
+@linux
+def test_workloads_measured_again_take_the_place_of_what_was_there(tmp_path: Path) -> None:
+    run = run_of(tenure_sqlite=[1.0], huey=[2.0])
+    run.started, run.measured = "first", {"drain-1": "first", "import": "first"}
+    run.results.append(Result("import", "tenure-sqlite", [{"import_ms": 70.0}]))
+    kept = tmp_path / "full.json"
+    workloads = plan.workloads("full", ["drain-1"])
+    bench.run.measure(run, SMALL, workloads, [BY_NAME["tenure-sqlite"]], kept, "later")
+    assert load(kept) == run
+    assert len(run.result("drain-1", "tenure-sqlite").repeats) == SMALL.repeats
+    assert not run.result("drain-1", "huey").repeats, "its ratio would be of another run"
+    assert run.median("import", "tenure-sqlite", "import_ms") == 70
+    assert run.measured_again() == {"drain-1": "later"}
+    assert "together: drain-1 (later)." in report.page(run, "chart.svg")
+
+
+@linux
+def test_a_queue_that_fails_costs_nobody_else_the_measurement(tmp_path: Path) -> None:
+    def measure(_: Stage, subject: Subject) -> dict[str, float]:
+        if not subject.ours:
+            raise ZeroDivisionError("division by zero")
+        return {"rate": 5.0}
+
+    run = run_of()
+    subjects = [BY_NAME["huey"], BY_NAME["tenure-sqlite"]]
+    workload = plan.Workload("drain-1", "Drain", measure)
+    bench.run.measure(run, SMALL, [workload], subjects, tmp_path / "run.json", "now")
+    assert run.result("drain-1", "huey").failures == ["ZeroDivisionError: division by zero"]
+    assert run.result("drain-1", "tenure-sqlite").values("rate") == [5.0, 5.0]
+
+
+@linux
+def test_a_prepared_database_is_made_once_and_copied_after(small_stage: Stage) -> None:
+    ours = BY_NAME["tenure-sqlite"]
+    assert drains.drain_with_history(small_stage, ours)["jobs"] == 200
+    made = {"again": 0}
+
+    def make(_: object) -> None:
+        made["again"] += 1
+
+    setting = small_stage.kept(ours, "history", make)
+    assert made == {"again": 0}
+    assert small_stage.left(setting) == 0
+    database = raw.open_database(setting.place)
+    try:
+        assert raw.settle_all(database)[0] == 0
+    finally:
+        database.close()
+
+
+@linux
+def test_the_raw_loop_settles_everything_within_the_rules(small_stage: Stage) -> None:
+    ours = BY_NAME["tenure-sqlite"]
+    setting = small_stage.fresh(ours)
+    stage.fill(setting, 120)
+    database = raw.open_database(setting.place)
+    try:
+        assert raw.settle_all(database, 50)[0] == 120
+    finally:
+        database.close()
+    assert small_stage.left(setting) == 0
+    stage.check_integrity(setting)
+
+
+@linux
+def test_jobs_that_run_too_slowly_fail_the_measurement(
+    small_stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "LONGEST_SECONDS", 0.01)
+    with pytest.raises(Failed, match="3 of 3 jobs had not run after"):
+        stage.wait_for(small_stage.tally(3), 3, [])
+
+
+@linux
+def test_jobs_that_never_run_fail_the_measurement(
+    small_stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "STALLED_SECONDS", 0.01)
+    tally = small_stage.tally(3)
+    tally.run(0)
+    tally.run(2)
+    with pytest.raises(Failed, match="1 of 3 jobs never ran"):
+        stage.wait_for(tally, 3, [])
+
+
+@linux
+def test_an_engine_that_is_missing_is_told_with_the_reason(
+    small_stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(Unavailable, match="redis-server"):
+        small_stage.fresh(BY_NAME["rq"])
