@@ -14,12 +14,11 @@ from typing import Any
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import Count, Query, QueueState, Transition, WorkerState
-from tenure.store import audit
+from tenure.store import audit, sqlite_watch
 from tenure.store.rows import job_of, read_names
 from tenure.store.sqlite import SELECT_JOB, where
 from tenure.store.sqlite_connection import NOW, connect, to_millis, to_time
 
-WATCH_SECONDS = 0.002
 START = "0"
 _is_position = re.compile(r"[0-9]{1,18}").fullmatch
 LEDGER = "seq, job_id, at, source, target, event, attempt, token, actor, detail, lease_id"
@@ -141,16 +140,8 @@ class SqliteReader:
         return found
 
     def watch(self, ring: Callable[[], None], stop: threading.Event) -> None:
-        connection = connect(self._path)
-        try:
-            seen = None
-            while not stop.wait(WATCH_SECONDS):
-                (version,) = connection.execute("PRAGMA data_version").fetchone()
-                if seen is not None and version != seen:
-                    ring()
-                seen = version
-        finally:
-            connection.close()
+        wal = self._path.with_name(self._path.name + "-wal")
+        sqlite_watch.watch(lambda: connect(self._path), wal, ring, stop)
 
     def close(self) -> None:
         with self._lock:

@@ -1,0 +1,206 @@
+"""Notices what other processes commit to a SQLite file: soon if something happens, cheaply else.
+
+SQLite tells nobody about a commit; it can only be asked (`PRAGMA data_version`). So it is asked
+when there is reason to: on Linux the kernel tells of writes to the write-ahead log. A write comes
+before its commit can be seen, by the time that the flush takes, so the question is repeated until
+the answer changes, at intervals that are short at first and grow with the wait. A slow poll goes
+on all the time: there are file systems whose writes the kernel does not tell of.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import select
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+log = logging.getLogger(__name__)
+
+
+class Pace(NamedTuple):
+    """A look every `share` of the time since the last sign of a commit, within bounds (seconds)."""
+
+    share: float
+    shortest: float
+    longest: float
+
+
+TOLD = Pace(1 / 8, 0.0002, 0.1)
+"""Where writes are told of. The longest pause is the poll for file systems that keep silent."""
+UNTOLD = Pace(1 / 100, 0.002, 0.01)
+LOADED_SECONDS = 0.002
+"""The average between looks while commits never pause. Shorter pauses are paid with saved looks."""
+MOST_SAVED = 500.0
+TRY_AGAIN_SECONDS = 0.1
+
+
+class Looks:
+    """When to look next. Pure: times are given, in seconds of one clock."""
+
+    def __init__(self, now: float) -> None:
+        self._sign = now
+        self._looked = now
+        self._saved = MOST_SAVED
+
+    def pause(self, now: float, *, written: bool, changed: bool, told: bool) -> float:
+        """Seconds until the next look, after one at `now`.
+
+        `written`: the log was, since the look before. `changed`: the look found a commit.
+        `told`: we are told of writes at all.
+        """
+        if written or (changed and not told):
+            self._sign = now  # a write beside a commit may belong to the next one: go on looking
+        elif changed:
+            self._sign = float("-inf")  # whatever was written has become the commit that was seen
+        share, shortest, longest = TOLD if told else UNTOLD
+        pause = min(max((now - self._sign) * share, shortest), longest)
+        self._saved = min(self._saved + (now - self._looked) / LOADED_SECONDS, MOST_SAVED) - 1
+        self._looked = now
+        return pause if self._saved > 0 else max(pause, LOADED_SECONDS)
+
+
+class LogWrites:
+    """Waits for writes to one file, which may go and come back (Linux; OSError elsewhere)."""
+
+    IN_MODIFY = 0x2
+
+    def __init__(self, path: Path) -> None:
+        if sys.platform != "linux":
+            raise OSError(f"{sys.platform} has no inotify")
+        self._path = os.fsencode(path)
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "inotify gives out no more instances")
+        self._interruption = os.eventfd(0)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+        self._poll.register(self._interruption, select.POLLIN)
+
+    def aim(self) -> bool:
+        """Watch the file that has the name now; whether that is possible.
+
+        For the file that is watched already nothing changes; a watch on a deleted file ends itself.
+        """
+        return bool(self._libc.inotify_add_watch(self._fd, self._path, self.IN_MODIFY) >= 0)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until a write; whether there was one since the last call.
+
+        Less than a millisecond, too little for poll(), is slept in full.
+        """
+        if seconds < 0.001:
+            time.sleep(seconds)
+        else:
+            self._poll.poll(int(seconds * 1000))
+        try:
+            return bool(os.read(self._fd, 4096))  # which events they are does not matter
+        except BlockingIOError:
+            return False
+
+    def interrupt(self) -> None:
+        """End the waiting of another thread, now and from now on."""
+        os.eventfd_write(self._interruption, 1)
+
+    def close(self) -> None:
+        """Stop watching; nobody may be waiting."""
+        os.close(self._fd)
+        os.close(self._interruption)
+
+
+class Commits:
+    """Asks for commits of other connections, on one that is opened when it is needed."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._connect = connect
+        self._connection: sqlite3.Connection | None = None
+        self._version: int | None = None
+
+    def any(self) -> bool:
+        """Whether there were any since the last call; yes on a new connection, to be safe.
+
+        May raise sqlite3.Error; the next call then connects anew.
+        """
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error:
+            self.close()
+            raise
+        changed: bool = version != self._version
+        self._version = version
+        return changed
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        connection, self._connection, self._version = self._connection, None, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+
+def watch(
+    connect: Callable[[], sqlite3.Connection],
+    wal: Path,
+    ring: Callable[[], None],
+    stop: threading.Event,
+) -> None:
+    """Ring at the beginning and after every commit, this process's own too, until `stop` is set.
+
+    `wal` is the write-ahead log of the file that `connect` opens. Commits in quick succession may
+    share a ring. Database errors are logged and end nothing.
+    """
+    try:
+        writes = LogWrites(wal)
+    except OSError as error:
+        log.info("nobody tells of writes to %s, so it is polled: %s", wal, error)
+        _look_until(stop, Commits(connect), None, ring)
+        return
+    looking = threading.Thread(
+        target=_look_until,
+        args=(stop, Commits(connect), writes, ring),
+        name="tenure-look",
+        daemon=True,
+    )
+    looking.start()
+    stop.wait()  # here, because poll() cannot wait for an Event as well
+    writes.interrupt()
+    looking.join()
+    writes.close()
+
+
+def _look_until(
+    stop: threading.Event, commits: Commits, writes: LogWrites | None, ring: Callable[[], None]
+) -> None:
+    looks = Looks(time.monotonic())
+    pause, told, heard, failing = 0.0, False, False, False
+    with closing(commits):
+        while not stop.is_set():
+            written = writes.wait(pause) if writes and told else stop.wait(pause)
+            heard = heard or written
+            try:
+                changed = commits.any()
+            except sqlite3.Error as error:
+                if not failing:
+                    log.warning("cannot see what other processes commit, trying again: %s", error)
+                failing = True
+                stop.wait(TRY_AGAIN_SECONDS)
+                continue
+            failing = False
+            if changed:
+                ring()
+            pause = looks.pause(time.monotonic(), written=written, changed=changed, told=told)
+            if writes and changed and not heard:  # the log has been made, or made anew
+                told = writes.aim()
+                pause = 0.0  # something may have come before that
+            if changed:
+                heard = written
