@@ -190,6 +190,11 @@ class Tenure:
     waits = False
     """Claims answer at once; waiting for work is what `on_work` is for."""
 
+    @property
+    def turns(self) -> int:
+        """How many turns of a worker keep the store busy."""
+        return self._store.turns
+
     def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
         """Have `ring` called when there may be work; returns the function that ends it."""
         return self._store.on_work(ring)

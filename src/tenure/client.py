@@ -44,6 +44,7 @@ class Client:
     """A Tenure server at `url`. Safe to use from any thread; close it, or use `with`."""
 
     waits = True
+    turns = 1
     """Claims may be held by the server until there is work."""
 
     def __init__(

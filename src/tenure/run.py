@@ -26,6 +26,9 @@ from tenure.worker import Worker, WorkSource
 
 ABORTED = 130
 UNWIND_SECONDS = 1.0
+SWITCH_SECONDS = 0.0002
+"""How long a thread may have to wait for Python while another computes. The store's threads come
+back from the database some ten times a turn; at Python's default of 5 ms they would mostly wait."""
 
 
 def run_worker(
@@ -102,6 +105,7 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
     What it leaves behind is cancelled, and waited for briefly: unlike `asyncio.run`, this ends even
     if a handler goes on regardless, in a coroutine or in a thread of the loop's own.
     """
+    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
     loop = _new_loop()
     try:
         loop.run_until_complete(main)

@@ -31,13 +31,16 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 LONG_POLL_SECONDS = 2.0
-MOST_PREFETCHED = 1_000
+MOST_CLAIMED = 1_000
+"""Jobs in one claim."""
 PATIENCE_SECONDS = 1.0
 """A job claimed ahead that has not started by then is handed back for others to run."""
 FIRST_BACKOFF = 0.1
 LONGEST_BACKOFF = 5.0
 CANCEL_SECONDS = 1.0
 MOST_REPORTS = 1_000
+OVERLAP_FROM = 250
+"""Jobs claimed ahead from which on turns overlap; below, jobs start in the order of their claim."""
 UNRECORDABLE = "the store could not record that the job"
 FINAL_REPORT_SECONDS = 5.0
 
@@ -48,6 +51,10 @@ class WorkSource(Protocol):
     @property
     def waits(self) -> bool:
         """Whether a claim may be held until there is work (a long poll)."""
+
+    @property
+    def turns(self) -> int:
+        """How many turns may usefully be under way at once, where claims are not held."""
 
     def turn(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Turn]:
         """Record reports and lease jobs."""
@@ -98,13 +105,15 @@ class Worker:
         )
         self._stop_asked = threading.Event()
         self._finished = threading.Event()
-        self._claiming = False
-        self._reporting = False
+        self._claiming = 0  # claims under way
+        self._reporting = 0  # reports under way
+        self._asked = 0  # jobs that the claims under way may bring
         self._turns: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.Task[None] | None = (
             None  # a claim that may be held until there is work
         )
         self._may_be_more = True
+        self._backlogged = False  # the last claim brought all that it had asked for
         self._next_poll = 0.0
         self._prefetch = 0
         self._suspects = 0  # reports at the head of the queue to be sent one by one
@@ -188,25 +197,43 @@ class Worker:
         if now >= self._next_poll:
             self._may_be_more = True
             self._next_poll = now + POLL_SECONDS
-        claim = None if self._claiming or self._reporting else self._claim()
-        reports = bool(self._reports) and not self._reporting
         if self._source.waits:
-            if reports:
+            claim = None if self._claiming or self._reporting else self._claim()
+            if self._reports and not self._reporting:
                 self._begin(reports=True, claim=None)
-            if claim is not None and not self._claiming:
+            if claim is not None:
                 self._begin(reports=False, claim=claim)
-        elif (reports or claim is not None) and not self._claiming:
-            self._begin(reports=reports, claim=claim)
+            return
+        while self._turns_are_worth_it():
+            claim = self._claim()
+            if not self._reports and claim is None:
+                return
+            self._begin(reports=bool(self._reports), claim=claim)
+
+    def _turns_are_worth_it(self) -> bool:
+        """Whether to begin a turn now, be it beside others.
+
+        One at a time serves jobs that take their time. Where the store is what everything waits
+        for, the next turn is made ready while it works: as soon as nothing is left to run here, or
+        enough has been run for a commit of its own.
+        """
+        if not self._turns:
+            return True
+        if not self._backlogged or self._prefetch < OVERLAP_FROM or self._suspects:
+            return False
+        if len(self._turns) >= self._source.turns:
+            return False
+        return self._slots.count() == 0 or len(self._reports) >= MOST_CLAIMED
 
     def _claim(self) -> ClaimRequest | None:
-        room = self._concurrency + self._prefetch - self._slots.count()
+        room = self._concurrency + self._prefetch - self._slots.count() - self._asked
         if room <= 0 or not self._may_be_more or self._stop_asked.is_set():
             return None
         idle = self._slots.count() == 0
         return ClaimRequest(
             worker=self.id,
             label=self._label,
-            limit=min(room, MOST_PREFETCHED),
+            limit=min(room, MOST_CLAIMED),
             lease_seconds=self._lease_seconds,
             queues=self._queues,
             types=self._handlers.types(),
@@ -216,13 +243,14 @@ class Worker:
     def _begin(self, *, reports: bool, claim: ClaimRequest | None) -> None:
         batch: list[Report] = []
         if reports:
-            self._reporting = True
+            self._reporting += 1
             most = 1 if self._suspects else MOST_REPORTS
             while self._reports and len(batch) < most:
                 batch.append(self._reports.popleft())
         if claim is not None:
-            self._claiming = True
-            self._may_be_more = False
+            self._claiming += 1
+            self._asked += claim.limit
+            self._may_be_more = self._backlogged
         task = asyncio.get_running_loop().create_task(self._turn(batch, claim))
         self._turns.add(task)
         task.add_done_callback(self._turns.discard)
@@ -231,7 +259,9 @@ class Worker:
 
     async def _turn(self, reports: list[Report], claim: ClaimRequest | None) -> None:
         try:
-            turn = await asyncio.wrap_future(self._source.turn(reports, claim))
+            future = self._source.turn(reports, claim)
+            future.add_done_callback(self._hold)
+            turn = await asyncio.wrap_future(future)
         except Exception as error:
             self._keep(reports, error)
             self._may_be_more = True
@@ -250,8 +280,11 @@ class Worker:
                     )
             self._take(turn.leases, claim)
         finally:
-            self._reporting = self._reporting and not reports
-            self._claiming = self._claiming and claim is None
+            if reports:
+                self._reporting -= 1
+            if claim is not None:
+                self._claiming -= 1
+                self._asked -= claim.limit
             self._wake.set()
 
     def _keep(self, reports: list[Report], error: Exception) -> None:
@@ -294,15 +327,21 @@ class Worker:
         """
         if claim is None:
             return
-        if len(leases) >= claim.limit:
+        self._backlogged = len(leases) >= claim.limit
+        if self._backlogged:
             self._may_be_more = True
             if self._slots.count() == 0:
-                self._prefetch = min(max(2 * self._prefetch, 2 * self._concurrency), 500)
+                most = MOST_CLAIMED * self._source.turns
+                self._prefetch = min(max(2 * self._prefetch, 2 * self._concurrency), most)
         if self._slots.oldest_wait() > PATIENCE_SECONDS / 4:
             self._prefetch //= 2
-        for lease in leases:
-            self._held[lease.lease_id] = (lease.id, lease.lease_id)
         self._slots.take(leases)
+
+    def _hold(self, future: Future[Turn]) -> None:
+        """Answer for new leases at once, on whatever thread: the loop may be blocked."""
+        if not future.cancelled() and future.exception() is None:
+            leases = future.result().leases
+            self._held.update({lease.lease_id: (lease.id, lease.lease_id) for lease in leases})
 
     def _hand_back_if_stuck(self) -> None:
         if self._slots.oldest_wait() > PATIENCE_SECONDS:

@@ -25,17 +25,26 @@ __all__ = ["Store", "migrate_store", "open_store"]
 
 T = TypeVar("T")
 
+POSTGRES_WRITERS = 2
+"""Connections of one process that write: one is executing while the other waits for the disk."""
+
 
 class Store:
     """One database, as the application sees it. Safe to use from any thread; not after a fork."""
 
     def __init__(
-        self, url: str, database: Database, reader: Reader, heart: Database | None = None
+        self,
+        url: str,
+        databases: Sequence[Database],
+        reader: Reader,
+        heart: Database | None = None,
     ) -> None:
-        """`heart` is a connection of its own for heartbeats, where the engine can have several."""
+        """`databases` write side by side; `heart` is a connection of its own for heartbeats."""
         self.url = url
+        self.turns = len(databases) + 1
+        """How many turns keep every writing connection busy: one is made ready meanwhile."""
         self._bell = Bell(reader.watch)
-        self._committer = Committer(database, self._bell.ring)
+        self._committer = Committer(databases, self._bell.ring)
         self._reader = reader
         self._heart = heart
         self._heart_lock = threading.Lock()
@@ -151,12 +160,13 @@ def open_store(url: str) -> Store:
         from tenure.store import sqlite, sqlite_connection, sqlite_reader
 
         path = sqlite_connection.path_of(url)
-        return Store(url, sqlite.Sqlite(path), sqlite_reader.SqliteReader(path))
-    from tenure.store import postgres, postgres_reader
+        return Store(url, [sqlite.Sqlite(path)], sqlite_reader.SqliteReader(path))
+    from tenure.store import postgres, postgres_lanes, postgres_reader
 
+    lanes = postgres_lanes.Lanes()
     return Store(
         url,
-        postgres.Postgres(url),
+        [postgres.Postgres(url, lanes) for _ in range(POSTGRES_WRITERS)],
         postgres_reader.PostgresReader(url),
         heart=postgres.Postgres(url),
     )

@@ -1,8 +1,10 @@
-"""Group commit: one thread per store through which every write of the process goes.
+"""Group commit: every write of the process goes through the committing threads of its store.
 
-The thread takes everything that is waiting, applies it as set-based statements in one transaction,
-commits, and answers the callers' futures. Batches come from load, never from timers: an idle store
-commits at once. A sync caller waits on the future, an async caller awaits the same one.
+There is one for each writing connection: one for SQLite, which has one writer, and two for
+PostgreSQL, so that one batch is executed while another waits for the disk or for Python. A thread
+takes what is waiting, applies it as set-based statements in one transaction, commits, and answers
+the callers' futures. Batches come from load, never from timers: an idle store commits at once. A
+sync caller waits on the future, an async caller awaits the same one.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from tenure.store.database import Database, Trouble
 
 log = logging.getLogger(__name__)
 
-MOST_ITEMS = 4_000
-"""Jobs and reports that one transaction takes at most, so that nobody waits behind a mountain."""
+MOST_ITEMS = 1_000
+"""Jobs and reports after which a transaction takes no further work, so that nobody waits behind a
+mountain, and the next one can be made ready, or go through another connection, in the meantime."""
 MOST_TRIES = 4
 ANNOUNCE_SECONDS = 0.005
 SEEN_SECONDS = 5.0
@@ -68,17 +71,22 @@ Work = Adding | Turning | Acting
 
 
 class Committer:
-    """The writing thread of one store. `on_work` is called after commits that may bring work."""
+    """The writing threads of one store. `on_work` is called after commits that may bring work."""
 
-    def __init__(self, database: Database, on_work: Callable[[], None]) -> None:
-        self._db = database
+    def __init__(self, databases: Sequence[Database], on_work: Callable[[], None]) -> None:
+        """One thread for each of `databases`."""
         self._on_work = on_work
         self._waiting: SimpleQueue[Work | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="tenure-commit", daemon=True)
-        self._lock = threading.Lock()  # nothing is queued behind the mark that ends the thread
+        self._databases = databases
+        self._threads = [
+            threading.Thread(target=self._run, args=(db,), name="tenure-commit", daemon=True)
+            for db in databases
+        ]
+        self._lock = threading.Lock()  # nothing is queued behind the marks that end the threads
+        self._started = False
         self._closed = False
         self._seen: dict[str, float] = {}
-        self._announced = 0.0
+        self._announced = -ANNOUNCE_SECONDS  # monotonic seconds
         self._owes_announcement = False
 
     def submit(self, work: Work) -> None:
@@ -86,27 +94,33 @@ class Committer:
         with self._lock:
             if self._closed:
                 raise StoreUnavailable("the store is closed")
-            if not self._thread.is_alive():
-                self._thread.start()
+            if not self._started:
+                self._started = True
+                for thread in self._threads:
+                    thread.start()
             self._waiting.put(work)
 
     def close(self) -> None:
         """Finish what is waiting, then stop."""
         with self._lock:
-            self._closed = True
-            self._waiting.put(None)
-        if self._thread.is_alive():
-            self._thread.join()
+            if not self._closed:
+                self._closed = True
+                for _ in self._threads:
+                    self._waiting.put(None)
+        if self._started:
+            for thread in self._threads:
+                thread.join()
         else:
-            self._db.close()
+            for db in self._databases:
+                db.close()
 
-    def _run(self) -> None:
+    def _run(self, db: Database) -> None:
         closing = False
         while not closing:
             batch: list[Work] = []
             size = 0
-            work = self._waiting.get()
             try:
+                work = self._waiting.get(timeout=self._until_announcement())
                 while work is not None:
                     if work.future.set_running_or_notify_cancel():  # else its caller went away
                         batch.append(work)
@@ -119,62 +133,65 @@ class Committer:
             except Empty:
                 pass
             if batch:
-                self._commit(batch)
-        self._db.close()
+                self._commit(db, batch)
+            self._keep_house(db)
+        db.close()
 
-    def _commit(self, batch: Sequence[Work], tries: int = 1) -> None:
+    def _commit(self, db: Database, batch: Sequence[Work], tries: int = 1) -> None:
         asked_to_commit = False
         try:
-            self._db.begin()
-            answers = self._apply(batch)
+            db.begin()
+            answers = self._apply(db, batch)
             asked_to_commit = True
-            self._db.commit()
+            db.commit()
         except Exception as error:
-            self._db.rollback()
-            trouble = self._db.trouble(error)
+            db.rollback()
+            trouble = db.trouble(error)
             if trouble is Trouble.UNAVAILABLE and not asked_to_commit and tries == 1:
                 trouble = Trouble.RETRY  # often only a connection that died while idle
-            self._after_failure(batch, tries, error, trouble)
+            self._after_failure(db, batch, tries, error, trouble)
             return
         for work, answer in answers:
             if isinstance(answer, TenureError):
                 work.future.set_exception(answer)
             else:
                 work.future.set_result(answer)
-        self._after_commit(batch)
+        if any(not isinstance(work, Turning) or _may_requeue(work) for work in batch):
+            self._owes_announcement = True
+            self._on_work()
 
     def _after_failure(
-        self, batch: Sequence[Work], tries: int, error: Exception, trouble: Trouble
+        self, db: Database, batch: Sequence[Work], tries: int, error: Exception, trouble: Trouble
     ) -> None:
         if trouble is Trouble.RETRY and tries < MOST_TRIES:
-            self._commit(batch, tries + 1)
+            self._commit(db, batch, tries + 1)
         elif trouble is Trouble.UNAVAILABLE or trouble is Trouble.RETRY:
             for work in batch:
                 # An exception of its own for every caller: they add notes and tracebacks to it.
                 work.future.set_exception(StoreUnavailable(f"the database failed: {error}"))
         elif len(batch) > 1:
             for work in batch:  # only the guilty one fails
-                self._commit([work])
+                self._commit(db, [work])
         else:
             batch[0].future.set_exception(error)
 
-    def _apply(self, batch: Sequence[Work]) -> list[tuple[Work, Any]]:
+    def _apply(self, db: Database, batch: Sequence[Work]) -> list[tuple[Work, Any]]:
         answers: list[tuple[Work, Any]] = []
         turns = [work for work in batch if isinstance(work, Turning)]
-        verdicts = iter(moves.settle(self._db, [r for turn in turns for r in turn.reports]))
+        verdicts = iter(moves.settle(db, [r for turn in turns for r in turn.reports]))
         settled = [[next(verdicts) for _ in turn.reports] for turn in turns]
-        answers += self._add([work for work in batch if isinstance(work, Adding)])
+        answers += self._add(db, [work for work in batch if isinstance(work, Adding)])
         for work in batch:
             if isinstance(work, Acting):
-                answers.append((work, self._act(work)))
+                answers.append((work, self._act(db, work)))
         for turn, verdict in zip(turns, settled, strict=True):
-            leases = self._claim(turn.claim) if turn.claim else []
+            leases = self._claim(db, turn.claim) if turn.claim else []
             answers.append((turn, Turn(verdict, leases)))
         return answers
 
-    def _add(self, works: Sequence[Adding]) -> list[tuple[Work, Any]]:
+    def _add(self, db: Database, works: Sequence[Adding]) -> list[tuple[Work, Any]]:
         singles = [work for work in works if len(work.additions) == 1]
-        added = moves.add_each(self._db, [work.additions[0] for work in singles]) if singles else []
+        added = moves.add_each(db, [work.additions[0] for work in singles]) if singles else []
         answers: list[tuple[Work, Any]] = [
             (work, answer if isinstance(answer, TenureError) else [answer])
             for work, answer in zip(singles, added, strict=True)
@@ -182,46 +199,47 @@ class Committer:
         for work in works:
             if len(work.additions) == 1:
                 continue
-            self._db.savepoint()
-            several = moves.add_together(self._db, work.additions)
+            db.savepoint()
+            several = moves.add_together(db, work.additions)
             if isinstance(several, TenureError):
-                self._db.undo_to_savepoint()
+                db.undo_to_savepoint()
             answers.append((work, several))
         return answers
 
-    def _act(self, work: Acting) -> Any:
-        self._db.savepoint()
+    def _act(self, db: Database, work: Acting) -> Any:
+        db.savepoint()
         try:
-            return work.act(self._db)
+            return work.act(db)
         except TenureError as refusal:
-            self._db.undo_to_savepoint()
+            db.undo_to_savepoint()
             return refusal
 
-    def _claim(self, request: ClaimRequest) -> Any:
+    def _claim(self, db: Database, request: ClaimRequest) -> Any:
         now = time.monotonic()
         if now - self._seen.get(request.worker, -SEEN_SECONDS) >= SEEN_SECONDS:
-            self._db.see_worker(request)
+            db.see_worker(request)
             self._seen = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
             self._seen[request.worker] = now
-        return self._db.claim(request) if request.limit > 0 else []
+        return db.claim(request) if request.limit > 0 else []
 
-    def _after_commit(self, batch: Sequence[Work]) -> None:
-        """Wake whoever waits for work: here at once, elsewhere by a hint nothing depends on."""
+    def _until_announcement(self) -> float | None:
+        """Seconds until waiting processes should hear of new work; None if there is none."""
+        if not self._owes_announcement:
+            return None
+        return max(self._announced + ANNOUNCE_SECONDS - time.monotonic(), 0)
+
+    def _keep_house(self, db: Database) -> None:
+        """Tell other processes of new work, by a hint nothing depends on, and tidy up."""
         try:
-            if any(not isinstance(w, Turning) or _may_requeue(w) for w in batch):
-                self._owes_announcement = True
-                self._on_work()
-            now = time.monotonic()
-            if self._owes_announcement and (
-                self._waiting.empty() or now - self._announced >= ANNOUNCE_SECONDS
-            ):
-                self._db.announce()
-                self._owes_announcement = False
-                self._announced = now
-            self._db.tidy()
+            if self._until_announcement() == 0:
+                self._owes_announcement = False  # first: others may owe the next one meanwhile
+                self._announced = time.monotonic()
+                db.announce()
+            db.tidy()
         except Exception as error:
+            self._owes_announcement = True
             log.warning("housekeeping after a commit failed, it will be tried again: %s", error)
-            self._db.rollback()
+            db.rollback()
 
 
 def _may_requeue(turn: Turning) -> bool:

@@ -43,13 +43,14 @@ _guard_values = attrgetter(*sql.GUARD)
 class Postgres:
     """The writing connection to one database; see `Database`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, lanes: Lanes | None = None) -> None:
+        """`lanes` is what the writing connections of a store share."""
         self._place = place_of(url)
         self._connection: psycopg.Connection[Any] | None = None
         self._queries: dict[str, bytes] = {}
         self._begin = sql.BEGIN
         self._now: datetime | None = None
-        self._lanes = Lanes(self._rows)
+        self._lanes = lanes or Lanes()
         self._marked = False
         self._warnings: list[str] = []
 
@@ -166,7 +167,7 @@ class Postgres:
     def claim(self, request: ClaimRequest) -> list[Lease]:
         statement = sql.CLAIM.replace("{types}", "" if request.types is None else sql.OF_TYPES)
         leases: list[Lease] = []
-        for lane in self._lanes.due(request):
+        for lane in self._lanes.due(request, self._rows):
             until = lane.now + timedelta(seconds=request.lease_seconds)
             values = {
                 "queue": lane.queue,

@@ -86,23 +86,23 @@ class _View:
     full_search_at: float = 0.0  # monotonic seconds
 
 
-class Lanes:
-    """The lanes of one store, as its one writing thread sees them."""
+Rows = Callable[..., list[Any]]
+"""Runs a statement with its values, inside the transaction of the claim."""
 
-    def __init__(
-        self, rows: Callable[..., list[Any]], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """`rows` runs a statement with its values, inside the transaction of the claim."""
-        self._rows = rows
+
+class Lanes:
+    """The lanes of one store. Its writing threads share what they know; each step is atomic."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._views: dict[Any, _View] = {}
         self._last_queue = ""
 
-    def due(self, request: ClaimRequest) -> list[Lane]:
+    def due(self, request: ClaimRequest, rows: Rows) -> list[Lane]:
         """Lanes with jobs that may be claimed now: urgent first, queues of one urgency in turn."""
         view = self._view(request)
         late = self._clock() >= view.full_search_at
-        lanes = self._search(request, view) if late else self._search_on(view)
+        lanes = self._search(request, view, rows) if late else self._search_on(view, rows)
         last = self._last_queue
         return sorted(lanes, key=lambda lane: (lane.priority, lane.queue <= last, lane.queue))
 
@@ -117,27 +117,28 @@ class Lanes:
         # By types as well: what one worker passes over is work for another.
         return self._views.setdefault((request.queues, request.types), _View())
 
-    def _search(self, request: ClaimRequest, view: _View) -> list[Lane]:
+    def _search(self, request: ClaimRequest, view: _View, rows: Rows) -> list[Lane]:
         began = self._clock()
         if request.queues is None:
-            rows = self._rows(SEARCH_ALL)
+            found = rows(SEARCH_ALL)
         else:
-            rows = self._rows(SEARCH_QUEUES, list(set(request.queues)))
+            found = rows(SEARCH_QUEUES, list(set(request.queues)))
         ended = self._clock()
-        now = to_time(rows[0][1])
-        heads = {(row[2], row[3]): to_time(row[4]) for row in rows if row[2] is not None}
+        now = to_time(found[0][1])
+        heads = {(row[2], row[3]): to_time(row[4]) for row in found if row[2] is not None}
         view.marks = _marks(view.marks, heads, now)
-        many = rows[0][0] > MANY_ENTRIES
+        many = found[0][0] > MANY_ENTRIES
         pause = max(FULL_SECONDS, (ended - began) / FULL_SHARE)
         view.full_search_at = ended + pause if many else 0.0
         return [Lane(*lane, EVER, now) for lane, run_at in heads.items() if run_at <= now]
 
-    def _search_on(self, view: _View) -> list[Lane]:
-        queues, priorities = [lane[0] for lane in view.marks], [lane[1] for lane in view.marks]
-        rows = self._rows(SEARCH_ON, queues, priorities, list(view.marks.values()))
+    def _search_on(self, view: _View, rows: Rows) -> list[Lane]:
+        marks = dict(view.marks)
+        queues, priorities = [lane[0] for lane in marks], [lane[1] for lane in marks]
+        found = rows(SEARCH_ON, queues, priorities, list(marks.values()))
         return [
-            Lane(queue, priority, view.marks[queue, priority], to_time(now))
-            for now, queue, priority in rows
+            Lane(queue, priority, marks[queue, priority], to_time(now))
+            for now, queue, priority in found
         ]
 
 
