@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import functools
 import json
 import re
 import uuid
@@ -90,6 +91,8 @@ def canonical(payload: object, *, path: str = "$.payload") -> str:
     Raises InvalidInput if `payload` is not a dict or breaks a rule of `check`, and PayloadTooLarge
     for more than `MAX_PAYLOAD_BYTES`.
     """
+    if type(payload) is dict and (quick := _text_if_flat(payload)) is not None:
+        return quick
     if type(payload) is not dict:
         kind = type(payload).__name__
         raise InvalidInput(f"a {kind}; a payload is a JSON object (a dict)", path=path)
@@ -98,6 +101,36 @@ def canonical(payload: object, *, path: str = "$.payload") -> str:
     if len(text) > MAX_PAYLOAD_BYTES:
         raise too_large(f"{len(text)} bytes as JSON", MAX_PAYLOAD_BYTES, path)
     return text.decode()
+
+
+def _text_if_flat(payload: dict[Any, Any]) -> str | None:
+    """What `canonical` returns, in half the time, for an object of plain values only.
+
+    None if it is another, or may break a rule: the walk knows which, and where.
+    """
+    budget = MAX_PAYLOAD_BYTES
+    for name, item in payload.items():
+        kind = type(item)
+        if kind is str:
+            budget -= len(item)
+        elif kind is int:
+            if not MIN_INTEGER <= item <= MAX_INTEGER:
+                return None
+        elif kind is float:
+            if not isfinite(item):
+                return None
+        elif kind is not bool and item is not None:
+            return None
+        if type(name) is not str:
+            return None
+    if budget < 0:
+        return None
+    try:
+        text = msgspec.json.encode(payload)
+    except UnicodeEncodeError:
+        return None
+    may_hold_nul = _BACKSLASH in text and b"\\u0000" in text
+    return None if may_hold_nul or len(text) > MAX_PAYLOAD_BYTES else text.decode()
 
 
 def load(text: str) -> dict[str, object]:
@@ -276,6 +309,7 @@ def _integer(digits: str) -> int:
 
 _read_json = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer).decode
 _load_object = msgspec.json.Decoder(dict[str, Any]).decode
+_BACKSLASH = ord("\\")
 _ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _is_word = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}").fullmatch
@@ -283,7 +317,7 @@ _is_word = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}").fullmatch
 
 # --- names -----------------------------------------------------------------------------------
 
-_is_name = re.compile(NAME_PATTERN.strip("^$")).fullmatch
+_is_name = functools.lru_cache(1024)(re.compile(NAME_PATTERN.strip("^$")).fullmatch)
 _is_key = re.compile(KEY_PATTERN.strip("^$")).fullmatch
 
 
@@ -292,8 +326,10 @@ def check_name(value: object, what: str, path: str) -> str:
 
     `what` says what is named ("job type", "queue"); see `NAME_PATTERN`.
     """
-    if isinstance(value, str) and len(value) <= MAX_NAME_LENGTH and _is_name(value):
-        return str.__str__(value)
+    if isinstance(value, str) and len(value) <= MAX_NAME_LENGTH:
+        name = str.__str__(value)  # of a subclass, too: the cache compares names
+        if _is_name(name):
+            return name
     raise InvalidInput(
         f"not a name for a {what}; use 1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 _ : - and single "
         "dots between them, beginning with a letter, a digit or _",

@@ -19,6 +19,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tracemalloc
 import uuid
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
@@ -438,6 +439,17 @@ def test_check_refuses(value: object, what: str, advice: str) -> None:
         assert advice in error.message
 
 
+@pytest.mark.parametrize(("value", "what", "advice"), REFUSED_VALUES, ids=brief)
+def test_canonical_refuses_the_same(value: object, what: str, advice: str) -> None:
+    error = refusal(lambda: canonical({"a": value}))
+    assert error.path == "$.payload.a"
+    assert what in error.message
+    if type(value) is dict:
+        error = refusal(lambda: canonical(value))
+        assert error.path == "$.payload"
+        assert what in error.message
+
+
 STEP = re.compile(r"""\.(?P<word>\w+)|\[(?P<literal>\d+|'.*?'|".*?")\]""")
 
 
@@ -529,6 +541,17 @@ def test_too_much_is_refused_without_writing_it_out(value: dict[str, Any]) -> No
     for error in (refusal(lambda: canonical(value)), refusal(lambda: check(value))):
         assert isinstance(error, PayloadTooLarge)
         assert str(MAX_PAYLOAD_BYTES) in error.message
+
+
+def test_a_text_that_is_refused_for_its_length_is_not_written_out_first() -> None:
+    text = "x" * MAX_PAYLOAD_BYTES
+    payload = {f"key{n}": text for n in range(100)}
+    tracemalloc.start()
+    error = refusal(lambda: canonical(payload))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(error, PayloadTooLarge)
+    assert most < MAX_PAYLOAD_BYTES
 
 
 def test_the_same_depth_everywhere() -> None:
