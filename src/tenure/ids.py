@@ -26,11 +26,12 @@ ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{1
 """The canonical form, as JSON Schema wants it."""
 
 COUNTER_BITS = 12
+COUNTS = 1 << COUNTER_BITS
 BLOCK_BYTES = 2_048
 _SEED_MASK = (1 << COUNTER_BITS - 1) - 1  # the counter's top bit starts at zero: room to count
 
 _is_canonical = re.compile(ID_PATTERN.strip("^$")).fullmatch
-_variant = {f"{n:x}": "89ab"[n & 3] for n in range(16)}  # binary 10, then two random bits
+_VARIANTS = {f"{n:x}": "89ab"[n & 3] for n in range(16)}  # binary 10, then two random bits
 
 _lock = threading.Lock()
 _last = -1  # the newest stamp
@@ -39,8 +40,7 @@ _block = b""  # random bytes not used yet
 
 def new_id() -> str:
     """A new identifier, larger than every one this process made before. Safe from any thread."""
-    chance = _chance(10)
-    return _spell(_stamps(1, chance[8:]), chance[:8].hex())
+    return new_ids(1)[0]
 
 
 def new_ids(count: int) -> list[str]:
@@ -50,7 +50,17 @@ def new_ids(count: int) -> list[str]:
     chance = _chance(2 + 8 * count)
     first = _stamps(count, chance[:2])
     tails = chance[2:].hex()
-    return [_spell(first + i, tails[16 * i : 16 * i + 16]) for i in range(count)]
+    at = 0
+    made: list[str] = []
+    while len(made) < count:  # once, and once more for each millisecond that the counter carries
+        moment, counter = divmod(first + len(made), COUNTS)
+        head = f"{moment >> 16:08x}-{moment & 0xFFFF:04x}-7"
+        for number in range(counter, min(counter + count - len(made), COUNTS)):
+            variant = _VARIANTS[tails[at]]
+            tail = f"{variant}{tails[at + 1 : at + 4]}-{tails[at + 4 : at + 16]}"
+            made.append(f"{head}{number:03x}-{tail}")
+            at += 16
+    return made
 
 
 def is_id(text: str) -> bool:
@@ -96,12 +106,6 @@ def _chance(count: int) -> bytes:
             _block = os.urandom(max(BLOCK_BYTES, count))
         chance, _block = _block[:count], _block[count:]
     return chance
-
-
-def _spell(stamp: int, tail: str) -> str:
-    """The id with this stamp (60 bits) and this random tail (16 hexadecimal digits)."""
-    head = f"{stamp:015x}"
-    return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{_variant[tail[0]]}{tail[1:4]}-{tail[4:]}"
 
 
 def _part_from_parent() -> None:
