@@ -20,7 +20,7 @@ from tenure.drafts import (
     Draft,
     Duration,
     Options,
-    addition_of,
+    additions_of,
     defaults_of,
     positive,
     whole,
@@ -32,7 +32,6 @@ from tenure.jobtype import JobType
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job, Status
 from tenure.records import (
     Added,
-    Addition,
     Check,
     ClaimRequest,
     Count,
@@ -156,18 +155,13 @@ class Tenure:
         """
         if len(drafts) > MOST_JOBS_AT_ONCE:
             raise InvalidInput(f"{len(drafts)} jobs at once; send at most {MOST_JOBS_AT_ONCE}")
-        several = batch or len(drafts) > 1
-        new = ids.new_ids(len(drafts))
-        return self._store.add(
-            [
-                self._addition(draft, id, f"$[{number}]" if several else "$")
-                for number, (draft, id) in enumerate(zip(drafts, new, strict=True))
-            ]
+        additions = additions_of(
+            drafts,
+            defaults=self.handlers.defaults,
+            actor=self.actor,
+            several=batch or len(drafts) > 1,
         )
-
-    def _addition(self, draft: Draft, id: str, at: str) -> Addition:
-        defaults = self.handlers.defaults(draft.type)
-        return addition_of(draft, id, defaults=defaults, actor=self.actor, at=at)
+        return self._store.add(additions)
 
     # --- what workers call
 
@@ -384,7 +378,7 @@ class _Register:
         self._process = process
         if unknown := options.keys() - {field.name for field in fields(Defaults)}:
             raise TypeError(f"@app.job has no option {', '.join(sorted(unknown))}")
-        self._defaults = defaults_of(options, Defaults(), "$")
+        self._defaults = defaults_of(options, Defaults())
 
     @overload
     def __call__(self, function: Callable[Concatenate[JobContext, P], R]) -> JobType[P, R]: ...

@@ -7,14 +7,15 @@ handler's defaults. An addition is checked and complete.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
 import msgspec
 from msgspec.structs import replace
 
-from tenure import durations, payload
+from tenure import durations, ids, payload
 from tenure.errors import InvalidInput
 from tenure.handlers import Defaults
 from tenure.records import Addition
@@ -54,64 +55,90 @@ class Draft(msgspec.Struct, frozen=True):
     options: Options
 
 
-def addition_of(draft: Draft, id: str, *, defaults: Defaults, actor: str, at: str) -> Addition:
-    """Check a draft; what it leaves open is as in `defaults`. Raises InvalidInput under `at`."""
+def additions_of(
+    drafts: Sequence[Draft], *, defaults: Callable[[str], Defaults], actor: str, several: bool
+) -> list[Addition]:
+    """Check drafts; what they leave open is as `defaults(type)` says. Raises InvalidInput.
+
+    If there are `several`, or might have been, its path begins with the number of the draft.
+    """
+    made: list[Addition] = []
+    try:
+        for draft, id in zip(drafts, ids.new_ids(len(drafts)), strict=True):
+            made.append(addition_of(draft, id, defaults=defaults(draft.type), actor=actor))
+    except InvalidInput as error:
+        if not several:
+            raise
+        path = f"$[{len(made)}]{error.path.removeprefix('$')}"
+        raise type(error)(error.message, path=path, code=error.code) from error.__cause__
+    return made
+
+
+def addition_of(draft: Draft, id: str, *, defaults: Defaults, actor: str) -> Addition:
+    """Check a draft; what it leaves open is as in `defaults`. Raises InvalidInput."""
     options = draft.options
-    if unknown := set(options) - Options.__annotations__.keys():
-        raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path=at)
-    delay = options.get("delay")
-    run_at: Any = options.get("run_at")
-    if delay is not None and run_at is not None:
-        raise InvalidInput("give delay or run_at, not both", path=f"{at}.run_at")
-    if run_at is not None and (not isinstance(run_at, datetime) or run_at.tzinfo is None):
-        raise InvalidInput("run_at needs a time with its zone", path=f"{at}.run_at")
-    if run_at is not None and run_at.year not in YEARS:
-        raise InvalidInput(
-            "run_at is out of range; use the years 1000 to 8999", path=f"{at}.run_at"
-        )
-    key = options.get("idempotency_key")
-    if key is not None:
-        key = payload.check_key(key, f"{at}.idempotency_key")
-    chosen = defaults_of(options, defaults, at)
+    delay: Any = None
+    run_at: Any = None
+    key: Any = None
+    if options:  # most jobs have none
+        if unknown := options.keys() - _OPTIONS:
+            raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path="$")
+        actor = options.get("actor", actor)
+        delay = options.get("delay")
+        run_at = _time_of(options.get("run_at"), delay)
+        key = options.get("idempotency_key")
+        if key is not None:
+            key = payload.check_key(key, "$.idempotency_key")
+        defaults = defaults_of(options, defaults)
     addition = Addition(
         id=id,
-        type=payload.check_name(draft.type, "job type", f"{at}.type"),
-        queue=chosen.queue,
-        payload=payload.canonical(draft.payload, path=f"{at}.payload"),
-        priority=chosen.priority,
-        max_retries=chosen.max_retries,
-        timeout=chosen.timeout,
-        backoff=chosen.backoff,
+        type=payload.check_name(draft.type, "job type", "$.type"),
+        queue=defaults.queue,
+        payload=payload.canonical(draft.payload),
+        priority=defaults.priority,
+        max_retries=defaults.max_retries,
+        timeout=defaults.timeout,
+        backoff=defaults.backoff,
         idempotency_key=key,
-        delay=0.0 if delay is None else durations.seconds(delay, path=f"{at}.delay"),
-        run_at=None if run_at is None else run_at.astimezone(UTC),
-        actor=options.get("actor", actor),
+        delay=0.0 if delay is None else durations.seconds(delay, path="$.delay"),
+        run_at=run_at,
+        actor=actor,
     )
     return addition if key is None else replace(addition, fingerprint=_fingerprint(addition))
 
 
-def defaults_of(options: Mapping[str, Any], otherwise: Defaults, at: str) -> Defaults:
+def _time_of(run_at: Any, delay: Any) -> datetime | None:
+    if run_at is None:
+        return None
+    if delay is not None:
+        raise InvalidInput("give delay or run_at, not both", path="$.run_at")
+    if not isinstance(run_at, datetime) or run_at.tzinfo is None:
+        raise InvalidInput("run_at needs a time with its zone", path="$.run_at")
+    if run_at.year not in YEARS:
+        raise InvalidInput("run_at is out of range; use the years 1000 to 8999", path="$.run_at")
+    return run_at.astimezone(UTC)
+
+
+def defaults_of(options: Mapping[str, Any], otherwise: Defaults) -> Defaults:
     """The options that a handler may set for its jobs, checked; `otherwise` fills the gaps."""
-    if not options:
+    if _DEFAULTS.isdisjoint(options):
         return otherwise
     timeout = options.get("timeout", otherwise.timeout)
     return Defaults(
-        queue=payload.check_name(options.get("queue", otherwise.queue), "queue", f"{at}.queue"),
+        queue=payload.check_name(options.get("queue", otherwise.queue), "queue", "$.queue"),
         priority=whole(
-            options.get("priority", otherwise.priority),
-            -MOST_PRIORITY,
-            MOST_PRIORITY,
-            f"{at}.priority",
+            options.get("priority", otherwise.priority), -MOST_PRIORITY, MOST_PRIORITY, "$.priority"
         ),
         max_retries=whole(
-            options.get("max_retries", otherwise.max_retries),
-            0,
-            MOST_RETRIES,
-            f"{at}.max_retries",
+            options.get("max_retries", otherwise.max_retries), 0, MOST_RETRIES, "$.max_retries"
         ),
-        timeout=None if timeout is None else positive(timeout, f"{at}.timeout"),
-        backoff=policy_of(options.get("backoff", otherwise.backoff), f"{at}.backoff"),
+        timeout=None if timeout is None else positive(timeout, "$.timeout"),
+        backoff=policy_of(options.get("backoff", otherwise.backoff), "$.backoff"),
     )
+
+
+_OPTIONS = frozenset(Options.__annotations__)
+_DEFAULTS = frozenset(field.name for field in fields(Defaults))
 
 
 def policy_of(backoff: Any, path: str) -> RetryPolicy:

@@ -144,6 +144,8 @@ def test_a_batch_is_all_or_nothing(api: TestClient) -> None:
     assert problem(refused, 400, "invalid_input")["path"] == "$[1].type"
     refused = api.post("/jobs/batch", json=[{"type": "a"}, {"type": "b", "priority": "high"}])
     assert problem(refused, 400, "invalid_input")["path"] == "$[1].priority"
+    refused = api.post("/jobs/batch", json=[{"type": "a", "backoff": {"factor": 0.5}}])
+    assert problem(refused, 400, "invalid_input")["path"] == "$[0].backoff.factor"
     api.put("/queues/narrow/limit", json={"max_pending": 1})
     full = api.post("/jobs/batch", json=[{"type": "a"}, *[{"type": "b", "queue": "narrow"}] * 2])
     problem(full, 429, "queue_full")
