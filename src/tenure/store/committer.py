@@ -140,6 +140,10 @@ class Committer:
     def _commit(self, db: Database, batch: Sequence[Work], tries: int = 1) -> None:
         asked_to_commit = False
         try:
+            if all(isinstance(work, Adding) and work.size == 1 for work in batch):
+                batch = self._add_alone(db, batch)
+                if not batch:
+                    return
             db.begin()
             answers = self._apply(db, batch)
             asked_to_commit = True
@@ -151,12 +155,23 @@ class Committer:
                 trouble = Trouble.RETRY  # often only a connection that died while idle
             self._after_failure(db, batch, tries, error, trouble)
             return
+        self._answer(answers)
+
+    def _add_alone(self, db: Database, batch: Sequence[Work]) -> list[Work]:
+        """Add what can be added in one round trip; what is left of the batch."""
+        additions = {work.additions[0].id: work for work in batch if isinstance(work, Adding)}
+        made = db.insert_alone([work.additions[0] for work in additions.values()])
+        self._answer([(additions[id], [Added(job, created=True)]) for id, job in made.items()])
+        return [work for id, work in additions.items() if id not in made]
+
+    def _answer(self, answers: Sequence[tuple[Work, Any]]) -> None:
+        """Tell the callers what became of their work, and those who wait for jobs of new ones."""
         for work, answer in answers:
             if isinstance(answer, TenureError):
                 work.future.set_exception(answer)
             else:
                 work.future.set_result(answer)
-        if any(not isinstance(work, Turning) or _may_requeue(work) for work in batch):
+        if any(not isinstance(work, Turning) or _may_requeue(work) for work, _ in answers):
             self._owes_announcement = True
             self._on_work()
 

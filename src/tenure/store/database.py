@@ -59,6 +59,13 @@ class Database(Protocol):
     def insert(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
         """Add the jobs whose id and key are new; id -> job for exactly those."""
 
+    def insert_alone(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
+        """Add jobs that have nothing to do with each other in a transaction of its own.
+
+        For databases that are a round trip away: one instead of several. Those whose id or key is
+        there already and those of queues with a limit are left out: id -> job for the others.
+        """
+
     def known(self, additions: Sequence[Addition]) -> Mapping[str, tuple[Job, str | None]]:
         """For each addition that is there already, by id or by key: its job and fingerprint."""
 

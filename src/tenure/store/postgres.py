@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
 import psycopg
 from psycopg import errors
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 
 from tenure.lifecycle import Job, Status
 from tenure.records import Addition, ClaimRequest, Lease, Query, Report
 from tenure.store import guards
 from tenure.store import postgres_statements as sql
 from tenure.store.database import Trouble
-from tenure.store.postgres_connection import NOW, connect, is_uuid, place_of, to_time, uuids
+from tenure.store.postgres_connection import NOW, Uuids, connect, is_uuid, place_of, to_time
 from tenure.store.postgres_lanes import Lanes
 from tenure.store.rows import MOVED, added_job, job_of, write_names, write_policy
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NOTHING_COMMITTED = (
     errors.SerializationFailure,
     errors.DeadlockDetected,
@@ -105,10 +106,13 @@ class Postgres:
     ) -> psycopg.Cursor[Any]:
         if self._connection is None:
             raise psycopg.OperationalError("not connected")
+        return self._connection.execute(self._bytes(statement), values, binary=binary)
+
+    def _bytes(self, statement: str) -> bytes:
         query = self._queries.get(statement)
         if query is None:
             query = self._queries[statement] = self._place.sql(statement)
-        return self._connection.execute(query, values, binary=binary)
+        return query
 
     def _rows(self, statement: str, *values: Any) -> list[Any]:
         return self._run(statement, values, binary=True).fetchall()
@@ -123,19 +127,53 @@ class Postgres:
     # --- adding
 
     def insert(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
-        if not additions:
+        return self._enqueue(additions, sparing=False) if additions else {}
+
+    def insert_alone(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
+        if self._connection is None:
+            self._connection = self._connect()
+        if self._begin != sql.BEGIN:  # the commit must be told to wait for the disk
             return {}
+        self._warnings.clear()
+        if len(additions) == 1:
+            made = self._enqueue_one(self._connection, additions[0])
+        else:
+            made = self._enqueue(additions, sparing=True)
+        if self._warnings:
+            raise psycopg.OperationalError(f"the commit was cut short: {'; '.join(self._warnings)}")
+        return made
+
+    def _enqueue_one(
+        self, connection: psycopg.Connection[Any], addition: Addition
+    ) -> Mapping[str, Job]:
+        """By libpq's own call: psycopg's way to prepare parameters takes as long as the server."""
+        server = connection.pgconn
+        values = [None if v is None else str(v).encode() for v in _added(addition)]
+        result = server.exec_params(self._bytes(sql.ENQUEUE_ONE), values)
+        if server.status != ConnStatus.OK:
+            raise psycopg.OperationalError("the connection was lost")
+        if result.status != ExecStatus.TUPLES_OK:
+            raise errors.error_from_result(result)
+        created, runs = result.get_value(0, 0), result.get_value(0, 1)
+        if created is None or runs is None:
+            return {}
+        return {addition.id: added_job(addition, _time(created), _time(runs))}
+
+    def _enqueue(self, additions: Sequence[Addition], *, sparing: bool) -> Mapping[str, Job]:
         # Keys in one order for everybody, or two batches could wait for each other.
-        rows = [_added(a) for a in sorted(additions, key=lambda a: a.idempotency_key or "")]
-        made = {id: times for id, *times in self._rows(sql.INSERT, *_arrays(sql.NEW, rows))}
+        rows = [_added(a) for a in sorted(additions, key=_by_key)]
+        ((at, made, later, later_at),) = self._rows(sql.ENQUEUE, *_arrays(sql.NEW, rows), sparing)
+        now = to_time(at)
+        run_at = dict(zip(later or (), later_at or (), strict=True))
+        wanted = None if made is None else set(made)
         return {
-            a.id: added_job(a, to_time(made[a.id][0]), to_time(made[a.id][1]))
+            a.id: added_job(a, now, to_time(run_at[a.id]) if a.id in run_at else now)
             for a in additions
-            if a.id in made
+            if wanted is None or a.id in wanted
         }
 
     def known(self, additions: Sequence[Addition]) -> Mapping[str, tuple[Job, str | None]]:
-        ids = uuids([a.id for a in additions])
+        ids = Uuids([a.id for a in additions])
         rows = self._rows(sql.KNOWN, ids, ids, [a.idempotency_key for a in additions])
         return {wanted: (job_of(row, to_time), row[-1]) for wanted, *row in rows}
 
@@ -157,29 +195,23 @@ class Postgres:
             return set()
         rows = self._rows(
             sql.COMPLETE,
-            uuids([r.job_id for r in held]),
-            uuids([r.lease_id for r in held]),
+            Uuids([r.job_id for r in held]),
+            Uuids([r.lease_id for r in held]),
             [r.result for r in held],
             [r.actor for r in held],
         )
         return {lease_id for (lease_id,) in rows}
 
     def claim(self, request: ClaimRequest) -> list[Lease]:
-        statement = sql.CLAIM.replace("{types}", "" if request.types is None else sql.OF_TYPES)
         leases: list[Lease] = []
+        types = None if request.types is None else list(request.types)
         for lane in self._lanes.due(request, self._rows):
             until = lane.now + timedelta(seconds=request.lease_seconds)
-            values = {
-                "queue": lane.queue,
-                "priority": lane.priority,
-                "since": lane.since,
-                "now": lane.now,
-                "until": until,
-                "worker": request.worker,
-                "limit": request.limit - len(leases),
-                "types": list(request.types or ()),
-            }
-            rows = self._run(statement, values, binary=True).fetchall()
+            most = request.limit - len(leases)
+            times = (lane.since, lane.now, until)
+            rows = self._rows(
+                sql.CLAIM, lane.queue, lane.priority, *times, request.worker, types, most
+            )
             leases += [_lease(row, until) for row in rows]
             if rows:
                 self._lanes.claimed(request, lane, to_time(rows[-1][-1]))
@@ -190,7 +222,7 @@ class Postgres:
     # --- load and save
 
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
-        jobs = self._jobs(sql.LOCK, uuids([id for id in job_ids if is_uuid(id)]))
+        jobs = self._jobs(sql.LOCK, Uuids([id for id in job_ids if is_uuid(id)]))
         return {job.id: job for job in jobs}
 
     def lock_expired(self, limit: int) -> list[Job]:
@@ -213,14 +245,14 @@ class Postgres:
 
     def settled_as(self, leases: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
         asked = [lease for lease in leases if is_uuid(lease[0]) and is_uuid(lease[1])]
-        ids = uuids([job_id for job_id, _ in asked])
-        rows = self._rows(sql.SETTLED_AS, ids, uuids([lease_id for _, lease_id in asked]))
+        ids = Uuids([job_id for job_id, _ in asked])
+        rows = self._rows(sql.SETTLED_AS, ids, Uuids([lease_id for _, lease_id in asked]))
         return {(job_id, lease_id): event for job_id, lease_id, event in rows}
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         asked = [lease for lease in leases if is_uuid(lease[0]) and is_uuid(lease[1])]
-        ids = uuids([job_id for job_id, _ in asked])
-        rows = self._rows(sql.RENEW, ids, uuids([lease_id for _, lease_id in asked]), lease_seconds)
+        ids = Uuids([job_id for job_id, _ in asked])
+        rows = self._rows(sql.RENEW, ids, Uuids([lease_id for _, lease_id in asked]), lease_seconds)
         return {lease_id for (lease_id,) in rows}
 
     # --- around jobs
@@ -286,7 +318,7 @@ def _arrays(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[Any
     """The parameters of `rows_of`."""
     values = zip(*rows, strict=True)
     return [
-        uuids(list(v)) if sql.type_of(c) == "uuid" else list(v)
+        Uuids(list(v)) if sql.type_of(c) == "uuid" else list(v)
         for c, v in zip(columns, values, strict=True)
     ]
 
@@ -295,8 +327,16 @@ def _names_lease(report: Report) -> bool:
     return is_uuid(report.job_id) and is_uuid(report.lease_id)
 
 
+def _by_key(addition: Addition) -> str:
+    return addition.idempotency_key or ""
+
+
 def _added(addition: Addition) -> tuple[Any, ...]:
     return (*_new_values(addition), write_policy(addition.backoff))
+
+
+def _time(micros: bytes) -> datetime:
+    return EPOCH + timedelta(microseconds=int(micros))
 
 
 def _lease(row: Sequence[Any], until: datetime) -> Lease:

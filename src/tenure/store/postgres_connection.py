@@ -7,6 +7,7 @@ prepared statements. A statement names its schema instead (`Place.sql`).
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +19,8 @@ try:
     import psycopg
     import psycopg_pool  # noqa: F401 - the reader needs it: better to say so at once
     from psycopg import conninfo
+    from psycopg.adapt import Dumper
+    from psycopg.pq import Format
 except ImportError as error:
     raise InvalidInput(
         f"the PostgreSQL store needs psycopg, which cannot be imported ({error}): "
@@ -104,9 +107,39 @@ def is_uuid(text: str) -> bool:
     return _is_uuid(text) is not None
 
 
-def uuids(texts: Sequence[str | None]) -> str:
-    """UUIDs (None: NULL) as one parameter for `%s::uuid[]`; a list of objects costs far more."""
-    return "{" + ",".join(text or "NULL" for text in texts) + "}"
+class Uuids:
+    """UUIDs as one parameter: an array in PostgreSQL's binary form; None is NULL.
+
+    A list of UUID objects costs ten times as much to make and to send.
+    """
+
+    __slots__ = ("binary",)
+
+    def __init__(self, texts: Sequence[str | None]) -> None:
+        """`texts` must be UUIDs by `is_uuid`."""
+        nulls = None in texts
+        cells = [_UUID_BYTES + text if text else _NULL for text in texts]
+        items = bytes.fromhex("".join(cells).replace("-", ""))
+        # Dimensions, whether there are NULLs, the type of the items; length and first index.
+        shape = (1, nulls, _UUID_OID, len(texts), 1) if texts else (0, 0, _UUID_OID)
+        self.binary = struct.pack(f">{len(shape)}i", *shape) + items
+
+
+_UUID_OID = psycopg.adapters.types["uuid"].oid
+_UUIDS_OID = psycopg.adapters.types["uuid"].array_oid
+_UUID_BYTES = "00000010"
+_NULL = "ffffffff"
+
+
+class _UuidsDumper(Dumper):
+    format = Format.BINARY
+    oid = _UUIDS_OID
+
+    def dump(self, obj: Uuids) -> bytes:
+        return obj.binary
+
+
+psycopg.adapters.register_dumper(Uuids, _UuidsDumper)
 
 
 def to_time(stored: datetime) -> datetime:

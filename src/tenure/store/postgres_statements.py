@@ -40,9 +40,7 @@ def type_of(column: str) -> str:
 
 def rows_of(name: str, *columns: str) -> str:
     """A FROM item that makes rows of one array parameter per column."""
-    # Binary arrays are twice as fast, but UUIDs would have to become objects first: see `uuids`.
-    formats = ("%s" if type_of(column) == "uuid" else "%b" for column in columns)
-    arrays = (f"{f}::{type_of(c)}[]" for f, c in zip(formats, columns, strict=True))
+    arrays = (f"%b::{type_of(column)}[]" for column in columns)
     return f"unnest({', '.join(arrays)}) AS {name} ({', '.join(columns)})"
 
 
@@ -67,14 +65,13 @@ ADDED = (
 )
 NEW = (*ADDED, "run_at", "delay", "backoff")
 
-INSERT = f"""
-WITH clock AS MATERIALIZED (SELECT {NOW} AS now)
-INSERT INTO {{s}}.job ({", ".join(ADDED)}, backoff, created_at, run_at)
-SELECT {", ".join(ADDED)}, backoff, now, coalesce(run_at, now + delay * interval '1 second')
-FROM clock CROSS JOIN {rows_of("new", *NEW)}
-ON CONFLICT DO NOTHING
-RETURNING {select("id", "created_at", "run_at")}
-"""
+# The hot path: functions of the schema, whose plans a session keeps; see 0002_hot_path.sql.
+ENQUEUE = f"SELECT * FROM {{s}}.enqueue({', '.join(f'%b::{type_of(c)}[]' for c in NEW)}, %s)"
+ENQUEUE_ONE = (
+    f"SELECT * FROM {{s}}.enqueue_one({', '.join(f'${n}' for n in range(1, len(NEW) + 1))})"
+)
+COMPLETE = "SELECT * FROM {s}.complete(%b::uuid[], %b::uuid[], %b::text[], %b::text[])"
+CLAIM = "SELECT * FROM {s}.claim(%s, %s, %s, %s, %s, %s, %b::text[], %s::integer)"
 
 KNOWN = f"""
 SELECT DISTINCT ON (found.wanted) found.wanted::text, {select(*COLUMNS)}, job.fingerprint
@@ -96,47 +93,8 @@ SELECT count(*) FROM (
     SELECT FROM {s}.job WHERE status = 'pending' AND queue = %s LIMIT %s) AS waiting
 """
 
-# The lease alone would do (a CHECK makes it imply the status). With the status in the condition,
-# the planner would walk the index of leases and all its dead entries instead of the primary key.
-COMPLETE = f"""
-UPDATE {{s}}.job SET status = 'completed', result = report.result, finished_at = {NOW},
-    lease_id = NULL, lease_expires_at = NULL, event = 'completed',
-    actor = coalesce(report.actor, job.worker)
-FROM {rows_of("report", "id", "lease_id", "result", "actor")}
-WHERE job.id = report.id AND job.lease_id = report.lease_id
-RETURNING report.lease_id::text
-"""
-
-LEASED = (
-    "id",
-    "type",
-    "queue",
-    "payload",
-    "attempts",
-    "max_retries",
-    "token",
-    "timeout",
-    "lease_id",
-)
-CLAIM = f"""
-WITH picked AS MATERIALIZED (
-    SELECT id, status FROM {{s}}.job
-    WHERE status = 'pending' AND queue = %(queue)s AND priority = %(priority)s
-        AND run_at BETWEEN %(since)s AND %(now)s {{types}}
-    ORDER BY run_at, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-), claimed AS (
-    UPDATE {{s}}.job SET status = 'processing', attempts = attempts + 1, token = token + 1,
-        lease_id = gen_random_uuid(), lease_expires_at = %(until)s, started_at = %(now)s,
-        worker = %(worker)s, event = 'claimed', actor = %(worker)s
-    FROM picked WHERE job.id = picked.id AND job.status = picked.status
-    RETURNING job.*
-)
-SELECT {select(*LEASED, "run_at", table="claimed")} FROM claimed ORDER BY claimed.run_at, claimed.id
-"""
-OF_TYPES = "AND type = ANY (%(types)b::text[])"
-
 SELECT_JOB = f"SELECT {select(*COLUMNS)} FROM {{s}}.job"
-LOCK = f"{SELECT_JOB} WHERE id = ANY (%s::uuid[]) ORDER BY job.id FOR UPDATE"
+LOCK = f"{SELECT_JOB} WHERE id = ANY (%b::uuid[]) ORDER BY job.id FOR UPDATE"
 # After a wait for somebody else's lock both conditions are tested again on the row as it is then.
 LOCK_EXPIRED = f"""
 {SELECT_JOB} WHERE status = 'processing' AND lease_expires_at <= {NOW}

@@ -9,7 +9,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tenure.errors import InvalidInput
-from tenure.store.postgres_connection import is_uuid, place_of, uuids
+from tenure.store.postgres_connection import Uuids, connect, is_uuid, place_of
 
 ID = "0190163d-8694-739b-aea5-966c26f8ad90"
 
@@ -96,7 +96,13 @@ def test_only_canonical_uuids_are_sent() -> None:
     assert is_uuid(ID)
     for other in ("", "x", ID.upper(), ID.replace("-", ""), f"{{{ID}}}", ID + "\n", ID[:-1] + "g"):
         assert not is_uuid(other)
-    assert uuids([ID, None]) == f"{{{ID},NULL}}"
+
+
+@pytest.mark.parametrize("sent", [[], [ID], [ID, None], [None], [None, ID, ID]])
+def test_uuids_arrive_as_an_array(url: str, sent: list[str | None]) -> None:
+    with connect(place_of(url)) as connection:
+        ((found,),) = connection.execute("SELECT %b::uuid[]::text[]", [Uuids(sent)]).fetchall()
+    assert found == sent
 
 
 def test_without_psycopg_the_error_says_what_to_install() -> None:

@@ -11,7 +11,7 @@ from tenure.ids import new_ids
 from tenure.store import postgres_lanes as lanes
 from tenure.store import postgres_statements as sql
 from tenure.store.postgres import Postgres
-from tenure.store.postgres_connection import place_of, uuids
+from tenure.store.postgres_connection import Uuids, place_of
 from tenure.store.postgres_reader import PostgresReader
 from tests.contract.desk import request
 from tests.unit.postgres.sessions import Raw, add, ask, take
@@ -28,6 +28,21 @@ def plan(raw: Raw, url: str, statement: str, *values: Any) -> str:
     return "\n".join(line for (line,) in rows)
 
 
+@pytest.fixture
+def kept_plans(raw: Raw) -> list[str]:
+    """The plans of what functions and triggers run on `raw` from now on, as they are run."""
+    try:
+        raw.execute("LOAD 'auto_explain'")
+    except psycopg.Error as error:
+        pytest.skip(f"auto_explain shows the plans of functions, but cannot be loaded: {error}")
+    plans: list[str] = []
+    raw.add_notice_handler(lambda notice: plans.append(notice.message_primary or ""))
+    for name in ("log_min_duration = 0", "log_nested_statements = on", "log_analyze = off"):
+        raw.execute(f"SET auto_explain.{name}")
+    raw.execute("SET client_min_messages = log")
+    return plans
+
+
 @pytest.fixture(params=["never analysed", "analysed when empty", "analysed when full"])
 def crowded(request: pytest.FixtureRequest, db: Postgres, raw: Raw) -> list[str]:
     """Jobs in a table whose statistics are missing, wrong or right; their ids."""
@@ -40,18 +55,22 @@ def crowded(request: pytest.FixtureRequest, db: Postgres, raw: Raw) -> list[str]
     return ids
 
 
-def test_a_report_finds_its_jobs_by_primary_key(url: str, raw: Raw, crowded: list[str]) -> None:
+def test_a_report_finds_its_jobs_by_primary_key(
+    url: str, raw: Raw, crowded: list[str], kept_plans: list[str]
+) -> None:
     for count in (1, 500):
-        ids, leases = uuids(crowded[:count]), uuids(new_ids(count))
+        ids, leases = Uuids(crowded[:count]), Uuids(new_ids(count))
         nothing = [None] * count
-        found = plan(raw, url, sql.COMPLETE, ids, leases, nothing, nothing)
+        kept_plans.clear()
+        raw.execute(place_of(url).sql(sql.COMPLETE), (ids, leases, nothing, nothing))
+        (found,) = (plan for plan in kept_plans if "Update on job" in plan)
         assert "Index Scan using job_pkey" in found
         assert "Seq Scan" not in found
         assert "job_lease" not in found
 
 
 def test_a_claim_reads_a_lane_in_order_and_no_further(
-    url: str, raw: Raw, db: Postgres, crowded: list[str]
+    url: str, raw: Raw, db: Postgres, crowded: list[str], kept_plans: list[str]
 ) -> None:
     for statement in (lanes.SEARCH_ALL, lanes.SEARCH_QUEUES):
         values = [["default"]] if statement == lanes.SEARCH_QUEUES else []
@@ -60,28 +79,24 @@ def test_a_claim_reads_a_lane_in_order_and_no_further(
         assert "Seq Scan on job" not in found
         assert "Sort" not in found.split("CTE walk")[0]
     now = raw.execute("SELECT now()").fetchone() or ()
-    claim = sql.CLAIM.replace("{types}", "")
-    for name, value in {
-        "queue": "'default'",
-        "priority": "0",
-        "since": "'-infinity'",
-        "now": f"'{now[0].isoformat()}'::timestamptz",
-        "until": f"'{now[0].isoformat()}'::timestamptz",
-        "worker": "'w'",
-        "limit": "100",
-    }.items():
-        claim = claim.replace(f"%({name})s", value)
-    picked, claimed = plan(raw, url, claim).split("CTE claimed")
-    assert "Index Scan using job_ready" in picked
-    assert "Sort" not in picked.split("CTE picked")[1]
-    assert "Index Scan using job_pkey" in claimed
+    for types, most in ((None, 1), (["send"], 500)):
+        values = ["default", 0, lanes.EVER, *now, *now, "w", types, most]
+        kept_plans.clear()
+        raw.execute("BEGIN")
+        raw.execute(place_of(url).sql(sql.CLAIM), values)
+        raw.execute("ROLLBACK")
+        (found,) = (plan for plan in kept_plans if "Update on job" in plan)
+        picked, claimed = found.split("CTE claimed")
+        assert "Index Scan using job_ready" in picked
+        assert "Sort" not in picked.split("CTE picked")[1]
+        assert "Index Scan using job_pkey" in claimed
 
 
 @pytest.mark.parametrize("statement", [sql.RENEW, sql.LOCK, sql.SETTLED_AS, sql.KNOWN])
 def test_no_statement_reads_a_whole_table(
     url: str, raw: Raw, crowded: list[str], statement: str
 ) -> None:
-    ids = uuids(crowded[:500])
+    ids = Uuids(crowded[:500])
     values = {
         sql.RENEW: [ids, ids, 30.0],
         sql.LOCK: [ids],
@@ -93,30 +108,42 @@ def test_no_statement_reads_a_whole_table(
     assert "Seq Scan on transition" not in found
 
 
-def test_the_ledger_s_plan_for_one_row_serves_for_thousands(raw: Raw, db: Postgres) -> None:
+def test_the_ledger_s_plan_for_one_row_serves_for_thousands(
+    raw: Raw, db: Postgres, kept_plans: list[str]
+) -> None:
     """The trigger keeps its first plan: a nested loop would take 2,000 * 2,000 steps."""
-    plans: list[str] = []
-    try:
-        raw.execute("LOAD 'auto_explain'")
-    except psycopg.Error as error:
-        pytest.skip(f"auto_explain shows the plans of triggers, but cannot be loaded: {error}")
     add(db, 2010)
-    raw.add_notice_handler(lambda notice: plans.append(notice.message_primary or ""))
-    for name in ("log_min_duration = 0", "log_nested_statements = on", "log_analyze = off"):
-        raw.execute(f"SET auto_explain.{name}")
-    raw.execute("SET client_min_messages = log")
     move = (
         "UPDATE tenure.job SET status = 'cancelled', finished_at = now() WHERE id IN"
         " (SELECT id FROM tenure.job WHERE status = 'pending' LIMIT {})"
     )
     for count in (*[1] * 10, 2000):
         raw.execute(move.format(count))
-    kept = [p for p in plans if "Insert on transition" in p]
+    kept = [p for p in kept_plans if "Insert on transition" in p]
     assert len(kept) == 11
     assert "Hash Join" in kept[-1]
     assert "Nested Loop" not in kept[-1]
     entries = raw.execute("SELECT count(*) FROM tenure.transition WHERE event = 'cancelled'")
     assert entries.fetchone() == (2010,)
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_the_ledger_s_plan_is_not_that_of_the_function_around_it(
+    url: str, raw: Raw, db: Postgres, kept_plans: list[str], count: int
+) -> None:
+    """What a function of the hot path switches off holds in the triggers that it fires, too."""
+    ids = add(db, 1000)
+    now = raw.execute("SELECT now()").fetchone() or ()
+    values = ["default", 0, lanes.EVER, *now, *now, "w", None, count]
+    leases = raw.execute(place_of(url).sql(sql.CLAIM), values).fetchall()
+    assert len(leases) == count
+    held = (Uuids([row[0] for row in leases]), Uuids([row[8] for row in leases]))
+    nothing = [None] * count
+    raw.execute(place_of(url).sql(sql.COMPLETE), (*held, nothing, nothing))
+    kept = [p for p in kept_plans if "Insert on transition" in p and "Join" in p]
+    assert len(kept) == 2
+    assert all("Hash Join" in plan for plan in kept)
+    assert len(ids) == 1000
 
 
 # --- old snapshots ----------------------------------------------------------------------------

@@ -113,7 +113,8 @@ CREATE TRIGGER job_stays BEFORE TRUNCATE ON {schema}.job
     EXECUTE FUNCTION {schema}.refuse('jobs are deleted one by one, once they are settled');
 
 -- The ledger is written once per statement. These joins must never be nested loops over the changed
--- rows: a plan kept from a statement that changed one row would take n * n steps for n rows.
+-- rows: a plan kept from a statement that changed one row would take n * n steps for n rows. What
+-- the caller has switched off holds in here too, unless it is set.
 
 CREATE FUNCTION {schema}.record_entry() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -130,7 +131,7 @@ CREATE TRIGGER job_entered AFTER INSERT ON {schema}.job
 CREATE FUNCTION {schema}.record_move() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
-    SET enable_nestloop = off SET enable_mergejoin = off AS $$
+    SET enable_hashjoin = on SET enable_nestloop = off SET enable_mergejoin = off AS $$
 BEGIN
     INSERT INTO {schema}.transition ({ledger_columns})
     SELECT {ledger_values}
@@ -145,6 +146,7 @@ CREATE TRIGGER job_moved AFTER UPDATE ON {schema}.job
 CREATE FUNCTION {schema}.keep_ledger() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
+    SET enable_nestloop = on
     SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     IF EXISTS (SELECT FROM removed JOIN {schema}.job ON job.id = removed.job_id) THEN

@@ -1,0 +1,120 @@
+-- The hot path, as functions: a session keeps their plans from call to call, whoever the client is,
+-- while a statement that is sent is parsed and planned anew each time (prepared ones would be state
+-- of a session, which a transaction pooler does not keep). The plans are generic and must not hang
+-- on statistics, hence the settings: right after a bulk load the planner would read the whole table.
+-- Rows come in as one array per column. Times go out in UTC and ids as text.
+
+-- Add the jobs whose id and key are new; `sparing`: and whose queue has no limit. Answers with one
+-- row: the time, the ids of the jobs added unless all were, and those that are not due yet.
+CREATE FUNCTION {schema}.enqueue(
+    new_ids uuid[], types text[], queues text[], priorities bigint[], limits bigint[],
+    timeouts double precision[], actors text[], keys text[], fingerprints text[], payloads text[],
+    run_ats timestamptz[], delays double precision[], backoffs text[], sparing boolean
+) RETURNS TABLE (at timestamp, made text[], later text[], later_at timestamp[])
+    LANGUAGE plpgsql
+    SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '10s' AS $$
+BEGIN
+    RETURN QUERY
+    WITH clock AS MATERIALIZED (
+        SELECT {schema}.clock() AS now
+    ), entered AS (
+        INSERT INTO {schema}.job (id, type, queue, priority, max_retries, timeout, actor,
+            idempotency_key, fingerprint, payload, backoff, created_at, run_at)
+        SELECT id, type, queue, priority, max_retries, timeout, actor, idempotency_key,
+            fingerprint, payload, backoff, now, coalesce(run_at, now + delay * interval '1 second')
+        FROM clock CROSS JOIN unnest(new_ids, types, queues, priorities, limits, timeouts, actors,
+            keys, fingerprints, payloads, run_ats, delays, backoffs)
+            AS new (id, type, queue, priority, max_retries, timeout, actor, idempotency_key,
+                fingerprint, payload, run_at, delay, backoff)
+        WHERE NOT (sparing AND EXISTS (
+            SELECT FROM {schema}.queue WHERE name = new.queue AND max_pending IS NOT NULL))
+        ON CONFLICT DO NOTHING
+        RETURNING job.id, job.run_at
+    )
+    SELECT now AT TIME ZONE 'UTC',
+        CASE WHEN (SELECT count(*) FROM entered) < cardinality(new_ids)
+            THEN (SELECT coalesce(array_agg(id::text), '{{}}') FROM entered) END,
+        delayed.ids, delayed.times
+    FROM clock CROSS JOIN LATERAL (
+        SELECT array_agg(id::text) AS ids, array_agg(run_at AT TIME ZONE 'UTC') AS times
+        FROM entered WHERE run_at <> now
+    ) AS delayed;
+END $$;
+
+-- `enqueue` sparing limited queues, for one job: at this size making rows of arrays would take longer
+-- than all the rest. Answers with the times of the job in microseconds since 1970, NULL if it was
+-- left out.
+CREATE FUNCTION {schema}.enqueue_one(
+    id uuid, type text, queue text, priority bigint, max_retries bigint, timeout double precision,
+    actor text, key text, fingerprint text, payload text, due timestamptz, delay double precision,
+    backoff text, OUT created bigint, OUT runs bigint
+)
+    LANGUAGE plpgsql
+    SET jit = off SET lock_timeout = '10s' AS $$
+#variable_conflict use_variable
+DECLARE
+    now timestamptz := {schema}.clock();
+BEGIN
+    INSERT INTO {schema}.job (id, type, queue, priority, max_retries, timeout, actor,
+        idempotency_key, fingerprint, payload, backoff, created_at, run_at)
+    SELECT id, type, queue, priority, max_retries, timeout, actor, key, fingerprint, payload,
+        backoff, now, coalesce(due, now + delay * interval '1 second')
+    WHERE NOT EXISTS (
+        SELECT FROM {schema}.queue AS q WHERE q.name = queue AND q.max_pending IS NOT NULL)
+    ON CONFLICT DO NOTHING
+    RETURNING extract(epoch FROM created_at) * 1000000, extract(epoch FROM run_at) * 1000000
+    INTO created, runs;
+END $$;
+
+-- Complete the attempts whose lease is held; answers with their leases. The lease alone would do (a
+-- CHECK makes it imply the status). With the status in the condition, the planner would walk the
+-- index of leases and all its dead entries instead of the primary key.
+CREATE FUNCTION {schema}.complete(ids uuid[], leases uuid[], results text[], actors text[])
+    RETURNS TABLE (lease text)
+    LANGUAGE plpgsql
+    SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    RETURN QUERY
+    UPDATE {schema}.job SET status = 'completed', result = report.result,
+        finished_at = (SELECT {schema}.clock()), lease_id = NULL, lease_expires_at = NULL,
+        event = 'completed', actor = coalesce(report.actor, job.worker)
+    FROM unnest(ids, leases, results, actors) AS report (id, lease_id, result, actor)
+    WHERE job.id = report.id AND job.lease_id = report.lease_id
+    RETURNING report.lease_id::text;
+END $$;
+
+-- Claim up to `most` jobs of one lane (a queue at a priority) that fell due between two times, of
+-- certain types unless `wanted` is NULL; in the order in which they fell due.
+CREATE FUNCTION {schema}.claim(
+    lane_queue text, lane_priority bigint, since timestamptz, due timestamptz, until timestamptz,
+    holder text, wanted text[], most integer
+) RETURNS TABLE (
+    id text, type text, queue text, payload text, attempts integer, max_retries bigint,
+    token integer, timeout double precision, lease_id text, run_at timestamp
+)
+    LANGUAGE plpgsql
+    SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        SELECT id, status FROM {schema}.job
+        WHERE status = 'pending' AND queue = lane_queue AND priority = lane_priority
+            AND run_at BETWEEN since AND due AND (wanted IS NULL OR type = ANY (wanted))
+        ORDER BY run_at, id LIMIT most FOR UPDATE SKIP LOCKED
+    ), claimed AS (
+        UPDATE {schema}.job SET status = 'processing', attempts = attempts + 1, token = token + 1,
+            lease_id = gen_random_uuid(), lease_expires_at = until, started_at = due,
+            worker = holder, event = 'claimed', actor = holder
+        FROM picked WHERE job.id = picked.id AND job.status = picked.status
+        RETURNING job.id, job.type, job.queue, job.payload, job.attempts, job.max_retries,
+            job.token, job.timeout, job.lease_id, job.run_at
+    )
+    SELECT id::text, type, queue, payload, attempts, max_retries, token, timeout, lease_id::text,
+        run_at AT TIME ZONE 'UTC'
+    FROM claimed ORDER BY claimed.run_at, claimed.id;
+END $$;
