@@ -22,13 +22,13 @@ QUICK = Size(
     repeats=1,
 )
 FULL = Size(
-    seconds=3.0,
+    seconds=2.5,
     drained=50_000,
     retried=20_000,
     share=1.0,
-    samples=120,
+    samples=100,
     pause=0.04,
-    idle_seconds=10.0,
+    idle_seconds=8.0,
     behind=1_000_000,
     repeats=3,
 )

@@ -93,7 +93,8 @@ def ask_program(command: list[str], environment: Mapping[str, str], name: str) -
         answer = json.loads(lines[-1])
     # One peer's extension crashes now and then as the interpreter ends, after it has answered.
     if done.returncode != 0 and not (answer and done.returncode == SEGMENTATION_FAULT):
-        raise Failed(f"{' '.join(command[2:5])} ended with {done.returncode}: see {log.name}")
+        said = Path(log.name).relative_to(ROOT)
+        raise Failed(f"{' '.join(command[2:5])} ended with {done.returncode}: see {said}")
     return answer
 
 

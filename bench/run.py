@@ -1,7 +1,7 @@
 """Measure Tenure and its peers on the same work, side by side.
 
-    python bench/run.py quick      in 3 minutes: Tenure and the two strongest of each engine
-    python bench/run.py full       everything, and docs/benchmarks.md anew from it
+    python bench/run.py quick      in under 3 minutes: Tenure and the two strongest of each engine
+    python bench/run.py full       in 40: everything, and docs/benchmarks.md anew from it
     python bench/run.py again      what the last full run lacks, or with --only some workloads anew
     python bench/run.py report     docs/benchmarks.md anew from the last full run
 
