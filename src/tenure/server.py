@@ -19,16 +19,13 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.datastructures import State
+from starlette.routing import Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenure import api, security
 from tenure.app import Tenure
 from tenure.errors import InvalidInput
-from tenure.problems import Refusal
 from tenure.run import ABORTED, run_loop
 from tenure.settings import Settings
 from tenure.sweeper import Sweeper
@@ -41,54 +38,37 @@ GRACEFUL_SECONDS = 5
 MOST_CONNECTIONS = 2_000
 
 
-def build(app: Tenure, settings: Settings | None = None) -> Starlette:
-    """The ASGI application. Its `state.doorbell.stop()` ends whatever waits, before a shutdown.
+class Application:
+    """The ASGI application. `state.doorbell.stop()` ends whatever waits, before a shutdown."""
 
-    Mounted in another application it works without lifespan events, and under any root path.
+    def __init__(self, app: Tenure, settings: Settings) -> None:
+        doorbell = api.Doorbell(app.on_work)
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_: object) -> AsyncIterator[None]:
+            await asyncio.to_thread(app.open)
+            doorbell.start()
+            yield
+            doorbell.close()
+
+        self.state = State({"doorbell": doorbell})
+        self._http = security.Guard(
+            api.dispatcher(app, doorbell, secured=bool(settings.tokens)), settings, api.OPEN_PATHS
+        )
+        self._other = Router(lifespan=lifespan)  # without routes: it closes WebSockets
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or live through one lifespan."""
+        answer: ASGIApp = self._http if scope["type"] == "http" else self._other
+        await answer(scope, receive, send)
+
+
+def build(app: Tenure, settings: Settings | None = None) -> Application:
+    """The ASGI application of `app`, to be served on its own or mounted in another.
+
+    Mounted, it works without lifespan events, and under any root path.
     """
-    settings = settings or Settings()
-    doorbell = api.Doorbell(app.on_work)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await asyncio.to_thread(app.open)
-        doorbell.start()
-        yield
-        doorbell.close()
-
-    built = Starlette(
-        routes=api.routes(app, doorbell, secured=bool(settings.tokens)),
-        middleware=[
-            Middleware(security.Guard, settings=settings, open_paths=api.OPEN_PATHS),
-        ],
-        exception_handlers={HTTPException: _refuse_http},
-        lifespan=lifespan,
-    )
-    built.router.redirect_slashes = False
-    built.state.doorbell = doorbell
-    return built
-
-
-async def _refuse_http(request: Request, error: Exception) -> Response:
-    """What Starlette itself refuses, as a problem."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
-        refusal = Refusal(
-            405,
-            "method_not_allowed",
-            "Method not allowed",
-            f"this path takes {allowed}",
-            {"Allow": allowed},
-        )
-    else:
-        refusal = Refusal(
-            error.status_code,
-            "not_found",
-            "No such path",
-            "nothing is served under this path; /openapi.json lists what is",
-        )
-    return api.refuse(request, refusal)
+    return Application(app, settings or Settings())
 
 
 def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
@@ -147,7 +127,7 @@ class _Server(uvicorn.Server):
     """uvicorn, with our way to stop: first whatever waits, then the server itself."""
 
     def __init__(
-        self, built: Starlette, settings: Settings, on_stop: list[Callable[[], None]]
+        self, built: Application, settings: Settings, on_stop: list[Callable[[], None]]
     ) -> None:
         super().__init__(
             uvicorn.Config(

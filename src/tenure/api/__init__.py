@@ -1,26 +1,24 @@
 """The HTTP API: decode, one call on the application, encode. Nothing here decides about a job.
 
-`table.py` lists every call, `routing.py` reads requests and writes answers, `jobs.py`, `leases.py`
-and `operations.py` hold the endpoints, `streams.py` whatever waits, `openapi.py` the description.
-Errors are raised and become problems; what a conflict says about legal moves comes with the
-exception, from the lifecycle's table.
+`table.py` lists every call, `dispatch.py` finds the one that is meant, `routing.py` reads requests
+and writes answers, `jobs.py`, `leases.py` and `operations.py` hold the endpoints, `streams.py`
+whatever waits, `openapi.py` the description. Errors are raised and become problems; what a conflict
+says about legal moves comes with the exception, from the lifecycle's table.
 """
 
 from __future__ import annotations
 
-from starlette.routing import Route
-
-from tenure.api.routing import refuse, starlette_routes
+from tenure.api.dispatch import Dispatcher
 from tenure.api.streams import Doorbell
 from tenure.api.table import ROUTES
 from tenure.app import Tenure
 
-__all__ = ["OPEN_PATHS", "Doorbell", "refuse", "routes"]
+__all__ = ["OPEN_PATHS", "Dispatcher", "Doorbell", "dispatcher"]
 
 OPEN_PATHS = tuple(route.path for route in ROUTES if route.open)
 """What is answered without a token."""
 
 
-def routes(app: Tenure, doorbell: Doorbell, *, secured: bool) -> list[Route]:
-    """Every route of the API; `secured` says whether callers need a token."""
-    return starlette_routes(ROUTES, app, doorbell, secured=secured)
+def dispatcher(app: Tenure, doorbell: Doorbell, *, secured: bool) -> Dispatcher:
+    """The whole API as an ASGI application; `secured` says whether callers need a token."""
+    return Dispatcher(ROUTES, app, doorbell, secured=secured)

@@ -1,9 +1,9 @@
 """One HTTP call, described once: what it takes, what it answers, and how its body is read.
 
-The list of `Route`s is the API: Starlette's routes and the OpenAPI description are both made from
-it. An endpoint gets a `Call` whose body and query have been read, bounded and checked, makes one
-call on the application and encodes the answer. A plain `def` endpoint runs in a thread, an
-`async def` one on the event loop.
+The list of `Route`s is the API: what is served and the OpenAPI description are both made from it.
+An endpoint gets a `Call` whose body and query have been read, bounded and checked, makes one call
+on the application and encodes the answer. A plain `def` endpoint runs in a thread, an `async def`
+one on the event loop.
 """
 
 from __future__ import annotations
@@ -12,37 +12,27 @@ import asyncio
 import functools
 import inspect
 import json
-import logging
 import typing
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
-from starlette import routing
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Scope
 
 from tenure import payload
 from tenure.api.streams import Doorbell
 from tenure.app import Tenure
-from tenure.errors import InvalidInput, PayloadTooLarge, StoreUnavailable, TenureError
+from tenure.errors import InvalidInput, PayloadTooLarge
 from tenure.problems import MEDIA_TYPE, Refusal, problem_of
-
-log = logging.getLogger(__name__)
 
 JSON = "application/json"
 SMALL_BODY = 64 * 1024
 """Bytes of a request that carries no payload, and of what surrounds one that does."""
 RECEIVE_SECONDS = 60.0
 """A body that has not arrived by then is given up: nobody may hold a request open by dribbling."""
-MOST_DISCARDED = 64 * 1024 * 1024
-"""Bytes of a refused body that are taken in and thrown away, so that the client reads the answer;
-the connection is closed on whoever declares more, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +84,19 @@ class Call:
     app: Tenure
     doorbell: Doorbell
     request: Request
+    path: Mapping[str, str]  # its parts that vary
     secured: bool = False  # whether callers need a token
     body: Any = None
     query: Any = None
 
-    @property
-    def path(self) -> Mapping[str, str]:
-        """The parts of the path that vary."""
-        return self.request.path_params
-
     def address(self, path: str) -> str:
         """Where `path` of this API is, as seen by the client, wherever the API is mounted."""
-        return quote(f"{self.request.scope.get('root_path', '')}{path}")
+        root = self.request.scope.get("root_path", "")
+        return f"{quote(root)}{path}" if root else path
 
     def header(self, name: str) -> str | None:
         """A header that may be given once; raises InvalidInput if it was given several times."""
-        values = self.request.headers.getlist(name)
+        values = sent(self.request, name.lower().encode())
         if len(values) > 1:
             raise InvalidInput("give this header once", path=name)
         return values[0] if values else None
@@ -129,63 +116,19 @@ def refuse(request: Request, error: Exception) -> Response:
     return Response(problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE)
 
 
-def starlette_routes(
-    routes: Sequence[Route], app: Tenure, doorbell: Doorbell, *, secured: bool
-) -> list[routing.Route]:
-    """Starlette's routes: one per path, so that a wrong method is answered with all right ones."""
-
-    def endpoint_of(by_method: Mapping[str, Route]) -> Callable[[Request], Awaitable[Response]]:
-        async def endpoint(request: Request) -> Response:
-            method = "GET" if request.method == "HEAD" else request.method
-            return await _answer(by_method[method], Call(app, doorbell, request, secured))
-
-        return endpoint
-
-    made = []
-    for path, group in groupby(sorted(routes, key=lambda r: r.path), key=lambda r: r.path):
-        by_method = {route.method: route for route in group}
-        made.append(_Path(path, endpoint_of(by_method), methods=list(by_method)))
-    # Fixed paths before those with a variable part: /jobs/batch before /jobs/{id}.
-    return sorted(made, key=lambda route: route.path.replace("{", "~"))
-
-
-class _Path(routing.Route):
-    """A route that claims its path for every method; a wrong one is then answered with 405."""
-
-    def matches(self, scope: Scope) -> tuple[routing.Match, Scope]:
-        match, child = super().matches(scope)
-        return (routing.Match.FULL if match is routing.Match.PARTIAL else match), child
-
-
-async def _answer(route: Route, call: Call) -> Response:
-    request = call.request
-    try:
-        call.query = _read_query(route, request)
-        if route.body is not None:
-            call.body = await _read_body(route.body, request)
-        if inspect.iscoroutinefunction(route.endpoint):
-            response: Response = await route.endpoint(call)
-        else:
-            response = await run_in_threadpool(route.endpoint, call)
-    except ClientDisconnect:
-        return Response(status_code=499)  # nobody is there to read it
-    except (TenureError, Refusal) as error:
-        if isinstance(error, StoreUnavailable):
-            log.warning("%s %s: %s", route.method, route.path, error)
-        response = refuse(request, error)
-        if isinstance(error, PayloadTooLarge) and _declared(request) > MOST_DISCARDED:
-            response.headers["Connection"] = "close"
-        return response
-    except Exception as error:
-        log.exception("%s %s failed", route.method, route.path)
-        return refuse(request, error)
-    return response
-
-
 # --- reading what was sent ------------------------------------------------------------------------
 
 
-def _read_query(route: Route, request: Request) -> Any:
+def sent(request: Request, header: bytes) -> list[str]:
+    """What a header was given as, in lower case; as often as it was given."""
+    headers = request.scope["headers"]
+    return [value.decode("latin-1") for name, value in headers if name == header]
+
+
+def read_query(route: Route, request: Request) -> Any:
+    """The query as `route` takes it; raises InvalidInput if it does not fit."""
+    if route.query is None and not request.scope["query_string"]:
+        return None
     given = request.query_params.multi_items()
     values = dict(given)
     if len(values) < len(given):
@@ -198,7 +141,8 @@ def _read_query(route: Route, request: Request) -> Any:
     return convert(values, route.query, strict=False, root="query ") if route.query else None
 
 
-async def _read_body(body: Body, request: Request) -> Any:
+async def read_body(body: Body, request: Request) -> Any:
+    """The body as `body` describes it; raises InvalidInput or Refusal if it does not fit."""
     _check_media_type(request, optional=body.optional)
     data = await _receive(request, body.limit)
     if not data and body.optional:
@@ -214,15 +158,15 @@ async def _read_body(body: Body, request: Request) -> Any:
 
 def _check_media_type(request: Request, *, optional: bool) -> None:
     """JSON in UTF-8, as it is. A form or text, which a foreign page could send, is refused."""
-    given = request.headers.getlist("content-type")
+    given = sent(request, b"content-type")
     if not given and optional:
         return
     media_type, _, parameters = (given[0] if len(given) == 1 else "").partition(";")
     charset = parameters.strip().lower().replace('"', "").replace(" ", "")
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    (encoding, *_) = sent(request, b"content-encoding") or ["identity"]
     if media_type.strip().lower() != JSON or charset not in ("", "charset=utf-8"):
         raise _unsupported(f"send Content-Type: {JSON}, in UTF-8")
-    if encoding != "identity":
+    if encoding.strip().lower() != "identity":
         raise _unsupported("send the body as it is, without Content-Encoding")
 
 
@@ -233,18 +177,23 @@ def _unsupported(detail: str) -> Refusal:
 
 async def _receive(request: Request, limit: int) -> bytes:
     """The body, never more than `limit` bytes of it."""
-    declared = _declared(request)
-    if "content-length" in request.headers and declared > limit:
+    if sent(request, b"content-length") and declared_bytes(request) > limit:
         raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
     chunks: list[bytes] = []
     size = 0
+    more = True
     try:
         async with asyncio.timeout(RECEIVE_SECONDS):
-            async for chunk in request.stream():
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk = message.get("body", b"")
                 size += len(chunk)
                 if size > limit:
                     raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
                 chunks.append(chunk)
+                more = message.get("more_body", False)
     except TimeoutError:
         raise Refusal(
             408,
@@ -256,9 +205,9 @@ async def _receive(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def _declared(request: Request) -> int:
+def declared_bytes(request: Request) -> int:
     """The length that a request says its body has; without one, more than any limit."""
-    length = request.headers.get("content-length", "")
+    (length, *_) = sent(request, b"content-length") or [""]
     return int(length) if length.isdecimal() and len(length) < 16 else 10**16
 
 
