@@ -13,9 +13,8 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +22,7 @@ from tenure.errors import InvalidInput, Unauthorized
 from tenure.problems import MEDIA_TYPE, Refusal, problem_of
 from tenure.settings import Settings
 
+MOST_REMEMBERED = 100
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _is_host = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(:[0-9]{1,5})?").fullmatch
 
@@ -56,6 +56,7 @@ class Guard:
         self._digests = [_digest(token.encode()) for token in settings.tokens]
         self._any_host = not is_loopback(settings.host) and not settings.allowed_hosts
         self._hosts = frozenset({settings.host.lower(), *settings.allowed_hosts})
+        self._served: set[bytes] = set()  # Host headers that are known to name this server
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,19 +76,8 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
-        if not self._any_host:
-            self._check_host(headers.getlist("host"))
-        if scope["method"] not in SAFE_METHODS:
-            self._check_origin(headers)
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self._digests and path not in self._open_paths:
-            self._check_token(scope)
-
-    def _check_host(self, hosts: Sequence[str]) -> None:
-        match = _is_host(hosts[0].lower()) if len(hosts) == 1 else None
-        name = match[1] if match else ""
-        if not name or not (is_loopback(name) or name.strip("[]") in self._hosts):
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if not self._any_host and not (len(hosts) == 1 and self._serves(hosts[0])):
             raise Refusal(
                 421,
                 "host_not_allowed",
@@ -95,16 +85,32 @@ class Guard:
                 "the Host header must name this server; add the name to allowed_hosts "
                 "(TENURE_ALLOWED_HOSTS) if it is yours",
             )
+        if scope["method"] not in SAFE_METHODS:
+            self._check_origin(dict(reversed(scope["headers"])))  # the first one of each name
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if self._digests and path not in self._open_paths:
+            self._check_token(scope)
 
-    def _check_origin(self, headers: Headers) -> None:
+    def _serves(self, host: bytes) -> bool:
+        """Whether a Host header names this server."""
+        if host not in self._served:
+            match = _is_host(host.decode("latin-1").lower())
+            name = match[1] if match else ""
+            if not name or not (is_loopback(name) or name.strip("[]") in self._hosts):
+                return False
+            if len(self._served) < MOST_REMEMBERED:
+                self._served.add(host)
+        return True
+
+    def _check_origin(self, headers: Mapping[bytes, bytes]) -> None:
         """A browser names the page that sends a request; programs do not send these headers."""
-        site = headers.get("sec-fetch-site", "none").lower()
-        origin = headers.get("origin")
-        own = f"://{headers.get('host', '')}"
+        site = headers.get(b"sec-fetch-site", b"none").lower()
+        origin = headers.get(b"origin")
         same = origin is None or (
-            origin.startswith(("http://", "https://")) and origin.endswith(own)
+            origin.startswith((b"http://", b"https://"))
+            and origin.endswith(b"://" + headers.get(b"host", b""))
         )
-        if site not in ("none", "same-origin") or not same:
+        if site not in (b"none", b"same-origin") or not same:
             raise Refusal(
                 403,
                 "cross_site",
