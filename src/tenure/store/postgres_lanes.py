@@ -29,39 +29,18 @@ MOST_LANES = 1_000
 MOST_VIEWS = 100
 EVER = datetime(1, 1, 1, tzinfo=UTC)
 
-HEAD = "SELECT queue, priority, run_at FROM {s}.job WHERE status = 'pending'"
-FIRST = "ORDER BY queue, priority, run_at LIMIT 1"
-OPEN = "NOT EXISTS (SELECT FROM {s}.queue WHERE name = lane.queue AND paused_at IS NOT NULL)"
-ENTRIES = "pg_stat_get_xact_tuples_returned('{s}.job_ready'::regclass)"
-SEARCH = f"""
-WITH RECURSIVE start AS MATERIALIZED (
-    SELECT {ENTRIES} AS entries
-), lane AS (
-    SELECT head.* FROM start {{anchor}}
-    UNION ALL
-    SELECT next.* FROM lane CROSS JOIN LATERAL ({{step}}) AS next
-), walk AS MATERIALIZED (
-    SELECT count(*) AS lanes, {ENTRIES} - (SELECT entries FROM start) AS entries FROM lane
-)
-SELECT walk.entries - walk.lanes, {NOW} AT TIME ZONE 'UTC',
-    lane.queue, lane.priority, lane.run_at AT TIME ZONE 'UTC'
-FROM walk LEFT JOIN lane ON {OPEN}
-"""
-SEARCH_ALL = SEARCH.replace("{anchor}", f"CROSS JOIN LATERAL ({HEAD} {FIRST}) AS head").replace(
-    "{step}", f"{HEAD} AND (queue, priority) > (lane.queue, lane.priority) {FIRST}"
-)
-SEARCH_QUEUES = SEARCH.replace(
-    "{anchor}",
-    "CROSS JOIN unnest(%b::text[]) AS wanted"
-    f" CROSS JOIN LATERAL ({HEAD} AND queue = wanted {FIRST}) AS head",
-).replace("{step}", f"{HEAD} AND queue = lane.queue AND priority > lane.priority {FIRST}")
+SEARCH_ALL = "SELECT * FROM {s}.lanes()"
+SEARCH_QUEUES = "SELECT * FROM {s}.lanes(%b::text[])"
 SEARCH_ON = f"""
 SELECT {NOW} AT TIME ZONE 'UTC', lane.queue, lane.priority
 FROM unnest(%b::text[], %b::bigint[], %b::timestamptz[]) AS lane (queue, priority, since)
 CROSS JOIN LATERAL (
-    {HEAD} AND queue = lane.queue AND priority = lane.priority AND run_at >= since {FIRST}
+    SELECT run_at FROM {{s}}.job
+    WHERE status = 'pending' AND queue = lane.queue AND priority = lane.priority AND run_at >= since
+    ORDER BY queue, priority, run_at LIMIT 1
 ) AS head
-WHERE head.run_at <= {NOW} AND {OPEN}
+WHERE head.run_at <= {NOW} AND NOT EXISTS (
+    SELECT FROM {{s}}.queue WHERE name = lane.queue AND paused_at IS NOT NULL)
 """
 
 

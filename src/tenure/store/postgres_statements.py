@@ -84,10 +84,7 @@ FROM (
 ORDER BY found.wanted, job.id <> found.wanted
 """
 
-LIMITED = """
-SELECT name, max_pending FROM {s}.queue WHERE name = ANY (%b::text[]) AND max_pending IS NOT NULL
-ORDER BY name FOR UPDATE
-"""
+LIMITED = "SELECT * FROM {s}.limited(%b::text[])"
 PENDING = """
 SELECT count(*) FROM (
     SELECT FROM {s}.job WHERE status = 'pending' AND queue = %s LIMIT %s) AS waiting
