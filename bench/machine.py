@@ -24,7 +24,7 @@ def describe() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "cpu": _field("/proc/cpuinfo", "model name") or platform.processor() or "unknown",
         "memory_gb": _memory_gb(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("tenure", *TENURE_USES)},
     }

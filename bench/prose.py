@@ -63,7 +63,8 @@ METHOD = """\
   `tenure verify` must find no fault in what is stored.
 - Enqueueing goes on for {seconds} s; pickup is timed over {samples} jobs about
   {pause} s apart, each on an idle queue.
-- Everything is measured {repeats} times, in turns; shown is the median, and ± half the spread.
+- Everything is measured {repeats} times, in turns, but an idle worker once; shown is the median,
+  and ± half the spread. An import is the median of seven processes.
 - The database is made anew for each measurement, and filled, analysed and checkpointed before.
 - Each peer has its own environment and its fast, documented settings, as long as they are durable:
   they stand at the top of its file in `bench/peers`. On SQLite that is `synchronous=FULL` for all:
@@ -73,5 +74,6 @@ METHOD = """\
   and leaves batches as they are."""
 
 AGAIN = """\
-- Measured once more after the other workloads, all queues together: {workloads}. A ratio to Tenure
-  is always of one run; a target that sets two workloads side by side may be of two."""
+- Measured in a later run than the other workloads, all queues together: {workloads}.
+  A ratio to Tenure is of one run all the same; a target that sets two workloads side by side may be
+  of two."""

@@ -249,8 +249,11 @@ def _size(run: Run) -> dict[str, str]:
 
 def _measured_again(run: Run) -> str:
     """Which workloads are of another run than the rest, if any: a line of the method."""
-    again = [f"{name} ({started})" for name, started in run.measured_again().items()]
-    return "\n" + AGAIN.format(workloads=", ".join(again)) if again else ""
+    by_start: dict[str, list[str]] = {}
+    for name, started in run.measured_again().items():
+        by_start.setdefault(started, []).append(name)
+    again = [f"{', '.join(names)} ({started})" for started, names in by_start.items()]
+    return "\n" + AGAIN.format(workloads="; ".join(again)) if again else ""
 
 
 def _machine(run: Run) -> str:

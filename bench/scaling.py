@@ -5,6 +5,7 @@ Every number is computed from the run. The prediction says that it is one, and h
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Self
 
@@ -88,7 +89,7 @@ def scaling(run: Run) -> str:
     best = max(rows, key=lambda row: row.rate)
     per_core = round(1e6 / best.server_us, -2)  # no more digits than mean anything
     ceiling = LARGE_SERVER * per_core
-    return TEXT.format(
+    said = TEXT.format(
         cpus=cpus,
         table=_table(rows, cpus),
         workers=_processes(best.workers),
@@ -110,6 +111,7 @@ def scaling(run: Run) -> str:
         wal_here=number(best.rate * best.wal / 1e6),
         wal_ceiling=number(ceiling * best.wal / 1e6),
     )
+    return "\n\n".join(map(_wrapped, said.split("\n\n")))
 
 
 def _table(rows: list[Row], cpus: int) -> str:
@@ -128,26 +130,42 @@ def _table(rows: list[Row], cpus: int) -> str:
 
 
 def _verdict(best: Row, cpus: int) -> str:
-    busy = best.cores / cpus
+    busy = min(best.cores / cpus, 1.0)  # clocks that tick make it a little more
     if busy < ALL_BUSY:
         return (
             f"That leaves {(1 - busy) * 100:.0f} % of them idle: commits and the order of claims, "
             "which nobody can work on meanwhile, are the limit here, not the processors."
         )
-    dearer = "PostgreSQL" if best.server_us >= best.worker_us else "the workers"
+    more, less = "PostgreSQL takes", "the workers do"
+    if best.worker_us > best.server_us:
+        more, less = "the workers take", "PostgreSQL does"
     return (
-        f"With {busy * 100:.0f} % in use the processors are the limit here, and {dearer} "
-        "takes the larger part of them."
+        f"With {busy * 100:.0f} % in use the processors are the limit here, "
+        f"and {more} more of them than {less}."
     )
 
 
 def _rivalry(rows: list[Row]) -> str:
     fewest, most = rows[0], rows[-1]
-    dearer = most.server_us / fewest.server_us - 1
-    change = "rises" if dearer > 0 else "falls"
     return (
-        f"From {_processes(fewest.workers)} to {_processes(most.workers)}, what a job costs "
-        f"PostgreSQL {change} from {number(fewest.server_us)} to {number(most.server_us)} µs."
+        f"A job costs PostgreSQL {number(fewest.server_us)} µs with {_processes(fewest.workers)} "
+        f"and {number(most.server_us)} µs with {_processes(most.workers)}."
+    )
+
+
+def _wrapped(block: str) -> str:
+    """A paragraph or a list with lines of even length, as the rest of the page has them."""
+    if block.startswith(("|", "#")):
+        return block
+    points = block.split("\n- ") if block.startswith("- ") else [block]
+    return "\n".join(
+        textwrap.fill(
+            " ".join(f"- {point.removeprefix('- ')}".split()) if len(points) > 1 else point,
+            width=100,
+            subsequent_indent="  " if len(points) > 1 else "",
+            break_on_hyphens=False,
+        )
+        for point in points
     )
 
 

@@ -293,7 +293,8 @@ def test_the_prediction_is_reckoned_from_the_row_with_the_highest_rate_and_says_
     assert "highest with 2 processes, where 1.90 of the 2 cores are busy" in said
     assert "0.80 with PostgreSQL, 0.25 with the workers and 0.85 with anything else" in said
     assert "With 95 % in use the processors are the limit" in said
-    assert "rises from 31.0 to 34.0 µs" in said
+    assert "costs PostgreSQL 31.0 µs with 1 process and 34.0 µs with 4 processes" in said
+    assert "PostgreSQL takes more of them than the workers do" in said
     assert "**A prediction, not a measurement**" in said
     assert "1,000,000 / 32.0 = 31,200 jobs/s" in said
     assert "16 x 31,200 = 499,200 jobs/s **if it scaled perfectly**" in said
