@@ -87,8 +87,8 @@ class Database(Protocol):
     def lock_matching(self, query: Query) -> list[Job]:
         """Load and lock the jobs of a query, newest first."""
 
-    def save(self, changes: Sequence[tuple[Job, Job]]) -> set[str]:
-        """Write (before, after) pairs, each only if the row still is `before`; the ids written."""
+    def save(self, changes: Sequence[tuple[Job, Job]]) -> int:
+        """Write (before, after) pairs, each only if the row still is `before`; how many were."""
 
     def settled_as(self, leases: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
         """(job id, lease id) -> the event that ended that lease, from the ledger."""

@@ -200,22 +200,19 @@ def sweep(db: Database, limit: int) -> list[Job]:
             steps.append((job, *follow(job, LeaseExpired(), now)))
         except IllegalMove:  # it was renewed between the reading and the clock
             continue
-    saved = save(db, steps)
-    return [step[-1] for step in steps if step[0].id in saved]
+    save(db, steps)
+    return [step[-1] for step in steps]
 
 
-def save(db: Database, steps: Sequence[tuple[Job, ...]]) -> set[str]:
+def save(db: Database, steps: Sequence[tuple[Job, ...]]) -> None:
     """Write each job's rows one after the other, so that the ledger sees every move.
 
     The rows are locked, so a guard that does not match is a broken promise of the database: it
     raises and the whole transaction is undone.
     """
-    saved: set[str] = set()
     depth = max((len(step) for step in steps), default=0)
     for number in range(1, depth):
         pairs = [(step[number - 1], step[number]) for step in steps if len(step) > number]
         written = db.save(pairs)
-        if len(written) != len(pairs):
-            raise RuntimeError(f"{len(pairs) - len(written)} locked rows changed under the lock")
-        saved |= written
-    return saved
+        if written != len(pairs):
+            raise RuntimeError(f"{len(pairs) - written} locked rows changed under the lock")

@@ -237,11 +237,12 @@ class Postgres:
     def _jobs(self, statement: str, *values: Any) -> list[Job]:
         return [job_of(row, to_time) for row in self._rows(statement, *values)]
 
-    def save(self, changes: Sequence[tuple[Job, Job]]) -> set[str]:
+    def save(self, changes: Sequence[tuple[Job, Job]]) -> int:
         if not changes:
-            return set()
+            return 0
         rows = [_saved(*pair) for pair in changes]
-        return {id for (id,) in self._rows(sql.SAVE, *_arrays(sql.SAVED, rows))}
+        ((written,),) = self._rows(sql.SAVE, *_arrays(sql.SAVED, rows))
+        return int(written)
 
     def settled_as(self, leases: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
         asked = [lease for lease in leases if is_uuid(lease[0]) and is_uuid(lease[1])]

@@ -91,7 +91,7 @@ SELECT count(*) FROM (
 """
 
 SELECT_JOB = f"SELECT {select(*COLUMNS)} FROM {{s}}.job"
-LOCK = f"{SELECT_JOB} WHERE id = ANY (%b::uuid[]) ORDER BY job.id FOR UPDATE"
+LOCK = f"SELECT {select(*COLUMNS)} FROM {{s}}.locked(%b::uuid[]) AS job"
 # After a wait for somebody else's lock both conditions are tested again on the row as it is then.
 LOCK_EXPIRED = f"""
 {SELECT_JOB} WHERE status = 'processing' AND lease_expires_at <= {NOW}
@@ -104,14 +104,7 @@ WITH wanted AS MATERIALIZED (SELECT id FROM {{s}}.job {{where}})
 
 GUARD = ("status", "token", "lease_id", "lease_expires_at")
 SAVED = ("id", *MOVED, *(f"was_{column}" for column in GUARD))
-SAVE = f"""
-UPDATE {{s}}.job SET {", ".join(f"{column} = new.{column}" for column in MOVED)}
-FROM {rows_of("new", *SAVED)}
-WHERE job.id = new.id AND job.status = was_status AND job.token = was_token
-    AND job.lease_id IS NOT DISTINCT FROM was_lease_id
-    AND job.lease_expires_at IS NOT DISTINCT FROM was_lease_expires_at
-RETURNING {select("id")}
-"""
+SAVE = f"SELECT {{s}}.save({', '.join(f'%b::{type_of(c)}[]' for c in SAVED)})"
 
 SETTLED_AS = f"""
 SELECT DISTINCT ON (t.job_id, t.lease_id) t.job_id::text, t.lease_id::text, t.event

@@ -59,6 +59,7 @@ MOVED = (
 
 TIMES = frozenset({"run_at", "created_at", "started_at", "finished_at", "lease_expires_at"})
 
+_STATUS = {str(status): status for status in Status}
 _policy_decoder = msgspec.json.Decoder(RetryPolicy)
 
 
@@ -68,10 +69,7 @@ def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:
     for name in TIMES:
         if values[name] is not None:
             values[name] = time(values[name])
-    values["id"] = str(values["id"])
-    if values["lease_id"] is not None:
-        values["lease_id"] = str(values["lease_id"])
-    values["status"] = Status(values["status"])
+    values["status"] = _STATUS[values["status"]]
     values["backoff"] = read_policy(values["backoff"])
     return Job(**values)
 

@@ -100,7 +100,6 @@ UPDATE tenure_job SET {", ".join(f"{c} = value ->> {i}" for i, c in enumerate(MO
 FROM json_each(?) WHERE tenure_job.id = value ->> 0 AND tenure_job.status = value ->> 1
     AND tenure_job.token = value ->> 2 AND tenure_job.lease_id IS value ->> 3
     AND tenure_job.lease_expires_at IS value ->> 4
-RETURNING id
 """
 
 RENEW = """
@@ -110,6 +109,15 @@ RETURNING lease_id
 """
 
 SELECT_JOB = f"SELECT {', '.join(COLUMNS)} FROM tenure_job"
+
+# One row, as in PICK.
+LOCK = f"""
+SELECT json_group_array(json_array({", ".join(COLUMNS)})) FROM tenure_job
+WHERE id IN (SELECT value FROM json_each(?))
+"""
+MOST_LOADED = 100
+"""Jobs in one value: SQLite's are at most 1 GB, a job with its result may have some MB."""
+_read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
 
 SETTLED_AS = """
 SELECT event FROM tenure_transition
@@ -319,11 +327,13 @@ class Sqlite:
     # --- load and save
 
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
-        rows = self._db.execute(
-            f"{SELECT_JOB} WHERE id IN (SELECT value FROM json_each(?))", (_json(job_ids),)
-        )
-        jobs = (job_of(row, to_time) for row in rows)
-        return {job.id: job for job in jobs}
+        jobs: dict[str, Job] = {}
+        for start in range(0, len(job_ids), MOST_LOADED):
+            ids = _json(job_ids[start : start + MOST_LOADED])
+            (text,) = self._db.execute(LOCK, (ids,)).fetchone()
+            loaded = (job_of(row, to_time) for row in _read_jobs(text))
+            jobs.update({job.id: job for job in loaded})
+        return jobs
 
     def lock_expired(self, limit: int) -> list[Job]:
         rows = self._db.execute(
@@ -338,7 +348,7 @@ class Sqlite:
         rows = self._db.execute(f"{SELECT_JOB} {clause}", values)
         return [job_of(row, to_time) for row in rows]
 
-    def save(self, changes: Sequence[tuple[Job, Job]]) -> set[str]:
+    def save(self, changes: Sequence[tuple[Job, Job]]) -> int:
         rows = [
             (
                 before.id,
@@ -350,7 +360,7 @@ class Sqlite:
             )
             for before, after in changes
         ]
-        return {id for (id,) in self._db.execute(SAVE, (_json(rows),)).fetchall()}
+        return self._db.execute(SAVE, (_json(rows),)).rowcount
 
     def settled_as(self, leases: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
         found = {}

@@ -226,3 +226,39 @@ BEGIN
         run_at AT TIME ZONE 'UTC'
     FROM claimed ORDER BY claimed.run_at, claimed.id;
 END $$;
+
+-- Load jobs for changing, locked until the end of the transaction.
+CREATE FUNCTION {schema}.locked(ids uuid[]) RETURNS SETOF {schema}.job
+    LANGUAGE plpgsql
+    SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM {schema}.job WHERE id = ANY (ids) ORDER BY id FOR UPDATE;
+END $$;
+
+-- Write jobs as they are after a move, each only if the row still is as it was before: one array per
+-- column, in the order below. Answers how many were written.
+CREATE FUNCTION {schema}.save(
+    uuid[], text[], integer[], bigint[], integer[], timestamptz[], timestamptz[], timestamptz[],
+    text[], uuid[], timestamptz[], text[], text[], text[], text[],
+    text[], integer[], uuid[], timestamptz[], OUT written integer
+)
+    LANGUAGE plpgsql
+    SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    UPDATE {schema}.job SET status = new.status, attempts = new.attempts,
+        max_retries = new.max_retries, token = new.token, run_at = new.run_at,
+        started_at = new.started_at, finished_at = new.finished_at, worker = new.worker,
+        lease_id = new.lease_id, lease_expires_at = new.lease_expires_at, event = new.event,
+        actor = new.actor, result = new.result, last_error = new.last_error
+    FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+        AS new (id, status, attempts, max_retries, token, run_at, started_at, finished_at, worker,
+            lease_id, lease_expires_at, event, actor, result, last_error,
+            was_status, was_token, was_lease_id, was_lease_expires_at)
+    WHERE job.id = new.id AND job.status = was_status AND job.token = was_token
+        AND job.lease_id IS NOT DISTINCT FROM was_lease_id
+        AND job.lease_expires_at IS NOT DISTINCT FROM was_lease_expires_at;
+    GET DIAGNOSTICS written = ROW_COUNT;
+END $$;
