@@ -437,6 +437,8 @@ class Sqlite:
         self._checkpoints.run(self._db)
 
     def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self._checkpoints.close()
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 self._connection.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from contextlib import suppress
@@ -12,9 +11,13 @@ from pathlib import Path
 from tenure.errors import InvalidInput
 
 BUSY_TIMEOUT_MS = 10_000
-CHECKPOINT_BYTES = 4 * 1024 * 1024
-CHECKPOINT_BYTES_MAX = 256 * 1024 * 1024
-CHECKPOINT_TIMEOUT_MS = 500
+LOG_BYTES = 64 * 1024 * 1024
+"""To what a log is cut back that a long reader has made grow, once it can be begun anew."""
+CHECKPOINT_PAGES = 2_000
+PAGES_PER_COMMIT = 6
+CHANGES_PER_PAGE = 8
+"""What a commit adds to the log, roughly. There is no telling how much of it is new: its size does
+not say, and to open one of its files would drop the locks that SQLite has on it."""
 OLDEST_SQLITE = (3, 38, 0)
 
 
@@ -46,6 +49,7 @@ def connect(path: Path) -> sqlite3.Connection:
     _use_log(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA cache_size = -65536")
+    connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
     if resets_wal_unsafely(sqlite3.sqlite_version_info):
         connection.execute("PRAGMA wal_autocheckpoint = 0")
     return connection
@@ -73,8 +77,8 @@ def _use_log(connection: sqlite3.Connection) -> None:
 def resets_wal_unsafely(version: tuple[int, int, int]) -> bool:
     """Whether this SQLite can lose a commit made while another connection checkpoints.
 
-    Fixed in 3.51.3, and in the maintenance releases 3.50.7 and 3.44.6. On older libraries only one
-    process at a time checkpoints, with TRUNCATE, which keeps writers out (`Checkpoints`).
+    Fixed in 3.51.3, and in the maintenance releases 3.50.7 and 3.44.6. On older libraries Tenure
+    checkpoints only while nobody can write (`Checkpoints`).
     """
     branch = version[:2]
     if branch == (3, 50):
@@ -104,59 +108,42 @@ NOW = "(SELECT at FROM tenure_now)"
 
 
 class Checkpoints:
-    """Empties the log into the database, on libraries where SQLite must not do it by itself.
+    """Copies the log into the database, on libraries where SQLite must not do it by itself.
 
-    A reader that stays open keeps the log from being emptied: then the next try waits until the log
-    has doubled, so that a long reader costs few tries.
+    A second connection does so while the first holds the right to write: no commit anywhere can
+    fall into the checkpoint. It waits for no reader, takes what readers leave to it, and the log is
+    written again from its start, in place: a log that is truncated has to grow with each commit,
+    which took twice as long to bring to the disk.
     """
 
     def __init__(self, path: Path) -> None:
-        self._wal = path.with_name(path.name + "-wal")
+        self._path = path
         self._needed = resets_wal_unsafely(sqlite3.sqlite_version_info)
-        self._due_at = CHECKPOINT_BYTES
-        self._lock = CheckpointLock(path)
+        self._other: sqlite3.Connection | None = None
+        self._commits = 0
+        self._changes = 0
 
     def run(self, connection: sqlite3.Connection) -> None:
-        """Checkpoint if the log has grown and no other process is at it; not in a transaction."""
-        if not self._needed or (size := _size(self._wal)) < self._due_at:
+        """Checkpoint if about enough was written on `connection`; called after each commit."""
+        if not self._needed:
             return
-        with self._lock as held:
-            if not held:
-                return
-            connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_TIMEOUT_MS}")
-            (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        grown = size + min(size, CHECKPOINT_BYTES_MAX)
-        self._due_at = grown if busy else CHECKPOINT_BYTES
-
-
-class CheckpointLock:
-    """Elects the one process that checkpoints: a lock on a file of its own, never on SQLite's."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path.with_name(path.name + "-checkpoint")
-        self._file: int | None = None
-
-    def __enter__(self) -> bool:
+        self._commits += 1
+        changes = connection.total_changes - self._changes
+        if self._commits * PAGES_PER_COMMIT + changes // CHANGES_PER_PAGE < CHECKPOINT_PAGES:
+            return
+        if self._other is None:
+            self._other = connect(self._path)
+        connection.execute("BEGIN IMMEDIATE")
         try:
-            import fcntl
-        except ImportError:  # not POSIX: SQLite's own locks have to do
-            return True
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
+            self._other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        finally:
+            connection.execute("ROLLBACK")
+        self._commits = 0
+        self._changes = connection.total_changes
 
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    def close(self) -> None:
+        """Close the second connection."""
+        if self._other is not None:
+            self._other.close()
+            self._other = None
+        self._commits = self._changes = 0
