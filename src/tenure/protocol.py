@@ -77,6 +77,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Feed the parser; close if the head is still incomplete and already too long."""
         super().data_received(data)
         if self._in_head:
+            if self._deadline is None:
+                self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
             self._unparsed_bytes += len(data)
             if self._unparsed_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The head of the request is too long.")
@@ -84,9 +86,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        if not self._in_head:
-            self._in_head = True
-            self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        self._in_head = True
         self._parsed_bytes = self._unparsed_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:

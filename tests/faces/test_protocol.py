@@ -10,6 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from tenure import protocol as limits
 from tenure.protocol import MOST_GATHERED, BoundedProtocol
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -23,6 +24,7 @@ class Socket(asyncio.Transport):
         super().__init__()
         self.pieces: list[bytes] = []
         self.sent = asyncio.Event()
+        self.closed = asyncio.Event()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.pieces.append(bytes(data))
@@ -30,6 +32,7 @@ class Socket(asyncio.Transport):
 
     def close(self) -> None:
         self.pieces.append(CLOSED)
+        self.closed.set()
 
     def is_closing(self) -> bool:
         return CLOSED in self.pieces
@@ -40,7 +43,7 @@ class Socket(asyncio.Transport):
 
 def connected(app: ASGIApp) -> tuple[BoundedProtocol, Socket]:
     """A connection to `app` that has just been made."""
-    config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none")
+    config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", timeout_keep_alive=75)
     config.load()
     made = BoundedProtocol(config, ServerState(), {}, asyncio.get_running_loop())
     socket = Socket()
@@ -114,4 +117,24 @@ async def test_nothing_overtakes_an_answer(
     answer = b"".join(sent)
     assert answer.startswith(b"HTTP/1.1 200")
     assert 0 < answer.find(b"\r\n\r\nabcd") <= answer.find(last)
+    protocol.connection_lost(None)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("packets", [[REQUEST, REQUEST[:20]], [REQUEST + REQUEST[:20]]])
+async def test_the_head_of_a_later_request_has_its_deadline_too(
+    monkeypatch: pytest.MonkeyPatch, packets: list[bytes]
+) -> None:
+    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.1)
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.3)  # an answer may take longer than a head
+        await answering(b"abcd")(scope, receive, send)
+
+    protocol, socket = connected(slow if len(packets) > 1 else answering(b"abcd"))
+    for packet in packets:
+        protocol.data_received(packet)
+        await asyncio.wait_for(socket.sent.wait(), 10)
+        assert b"200 OK" in socket.pieces[0]
+    await asyncio.wait_for(socket.closed.wait(), 10)
     protocol.connection_lost(None)
