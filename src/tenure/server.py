@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -92,6 +93,9 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         for worker in crew:
             worker.start(on_failure=server.stop)
             running.callback(worker.stop)
+        gc.collect()
+        gc.freeze()  # what there is now will stay: looking it through would only hold up requests
+        running.callback(gc.unfreeze)
         run_loop(server.serve(sockets=[listener]))
         for worker in crew:
             worker.join()
