@@ -26,7 +26,7 @@ from tenure.worker import Worker, WorkSource
 
 ABORTED = 130
 UNWIND_SECONDS = 1.0
-SWITCH_SECONDS = 0.0002
+SWITCH_SECONDS = 0.0001
 """How long a thread may have to wait for Python while another computes. The store's threads come
 back from the database some ten times a turn; at Python's default of 5 ms they would mostly wait."""
 

@@ -105,8 +105,9 @@ class Worker:
         )
         self._stop_asked = threading.Event()
         self._finished = threading.Event()
-        self._claiming = 0  # claims under way
-        self._reporting = 0  # reports under way
+        self._under_way = 0  # turns
+        self._claiming = 0  # turns that claim
+        self._reporting = 0  # turns that report
         self._asked = 0  # jobs that the claims under way may bring
         self._turns: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.Task[None] | None = (
@@ -217,11 +218,11 @@ class Worker:
         for, the next turn is made ready while it works: as soon as nothing is left to run here, or
         enough has been run for a commit of its own.
         """
-        if not self._turns:
+        if not self._under_way:
             return True
         if not self._backlogged or self._prefetch < OVERLAP_FROM or self._suspects:
             return False
-        if len(self._turns) >= self._source.turns:
+        if self._under_way >= self._source.turns:
             return False
         return self._slots.count() == 0 or len(self._reports) >= MOST_CLAIMED
 
@@ -251,6 +252,7 @@ class Worker:
             self._claiming += 1
             self._asked += claim.limit
             self._may_be_more = self._backlogged
+        self._under_way += 1
         task = asyncio.get_running_loop().create_task(self._turn(batch, claim))
         self._turns.add(task)
         task.add_done_callback(self._turns.discard)
@@ -280,6 +282,7 @@ class Worker:
                     )
             self._take(turn.leases, claim)
         finally:
+            self._under_way -= 1
             if reports:
                 self._reporting -= 1
             if claim is not None:

@@ -15,6 +15,7 @@ import msgspec
 from tenure.lifecycle import Job, Status
 from tenure.records import Addition, ClaimRequest, Lease, Query, Report
 from tenure.store import guards
+from tenure.store import sqlite_statements as sql
 from tenure.store.database import Trouble
 from tenure.store.rows import (
     COLUMNS,
@@ -27,117 +28,10 @@ from tenure.store.rows import (
 )
 from tenure.store.sqlite_connection import NOW, Checkpoints, connect, kept, to_millis, to_time
 
-# Many rows are one statement over a JSON array of arrays: each statement that fires triggers costs
-# a journal of its own, which made row-by-row `executemany` four times slower.
-INSERTED = (
-    "id",
-    "type",
-    "queue",
-    "priority",
-    "max_retries",
-    "run_at",
-    "created_at",
-    "timeout",
-    "backoff",
-    "actor",
-    "idempotency_key",
-    "fingerprint",
-    "payload",
-)
-INSERT = f"""
-INSERT INTO tenure_job ({", ".join(INSERTED)})
-SELECT {", ".join(f"value ->> {i}" for i in range(len(INSERTED)))} FROM json_each(?) WHERE true
-ON CONFLICT DO NOTHING
-"""
-
-# The lease alone would do (a CHECK makes it imply the status); the id makes it a key search.
-COMPLETE = """
-UPDATE tenure_job SET status = 'completed', result = value ->> 2, finished_at = ?2,
-    lease_id = NULL, lease_expires_at = NULL, event = 'completed',
-    actor = coalesce(value ->> 3, worker)
-FROM json_each(?1) WHERE tenure_job.id = value ->> 0 AND tenure_job.lease_id = value ->> 1
-"""
-
-# Two searches in the index instead of one comparison of pairs, which would be a walk over every
-# pending job of the queue.
-NEXT_LANE = """
-SELECT * FROM (
-    SELECT queue, priority, run_at FROM tenure_job
-    WHERE status = 'pending' AND queue = :queue AND priority > :priority
-    ORDER BY queue, priority, run_at LIMIT 1)
-UNION ALL
-SELECT * FROM (
-    SELECT queue, priority, run_at FROM tenure_job
-    WHERE status = 'pending' AND queue > :queue
-    ORDER BY queue, priority, run_at LIMIT 1)
-LIMIT 1
-"""
-
-# One row with everything: each row that SQLite hands over lets go of the interpreter and has to
-# win it back from the event loop, which doubled the cost of a claim in a busy worker.
-PICK = """
-SELECT json_group_array(json_array(
-    row, id, type, queue, payload, attempts + 1, max_retries, token + 1, timeout))
-FROM (
-    SELECT rowid AS row, * FROM tenure_job
-    WHERE status = 'pending' AND queue = :queue AND priority = :priority AND run_at <= :now
-        {types}
-    ORDER BY run_at, id LIMIT :limit)
-"""
-# The plus keeps the planner from driving this by the index of what is ready.
-CLAIM = """
-UPDATE tenure_job SET status = 'processing', attempts = attempts + 1, token = token + 1,
-    lease_id = value ->> 1, lease_expires_at = :until, started_at = :now,
-    worker = :worker, event = 'claimed', actor = :worker
-FROM json_each(:leases) WHERE tenure_job.rowid = value ->> 0 AND +tenure_job.status = 'pending'
-"""
 _read_picked = msgspec.json.Decoder(
     list[tuple[int, str, str, str, str, int, int, int, float | None]]
 ).decode
-
-SAVE = f"""
-UPDATE tenure_job SET {", ".join(f"{c} = value ->> {i}" for i, c in enumerate(MOVED, 5))}
-FROM json_each(?) WHERE tenure_job.id = value ->> 0 AND tenure_job.status = value ->> 1
-    AND tenure_job.token = value ->> 2 AND tenure_job.lease_id IS value ->> 3
-    AND tenure_job.lease_expires_at IS value ->> 4
-"""
-
-RENEW = """
-UPDATE tenure_job SET lease_expires_at = max(lease_expires_at, ?2)
-FROM json_each(?1) WHERE tenure_job.id = value ->> 0 AND tenure_job.lease_id = value ->> 1
-RETURNING lease_id
-"""
-
-SELECT_JOB = f"SELECT {', '.join(COLUMNS)} FROM tenure_job"
-
-# One row, as in PICK.
-LOCK = f"""
-SELECT json_group_array(json_array({", ".join(COLUMNS)})) FROM tenure_job
-WHERE id IN (SELECT value FROM json_each(?))
-"""
-MOST_LOADED = 100
-"""Jobs in one value: SQLite's are at most 1 GB, a job with its result may have some MB."""
 _read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
-
-SETTLED_AS = """
-SELECT event FROM tenure_transition
-WHERE job_id = ? AND lease_id = ? AND event <> 'claimed' ORDER BY seq DESC LIMIT 1
-"""
-
-
-def where(query: Query) -> tuple[str, list[Any]]:
-    """The WHERE clause of a query. The status stands as a literal: partial indexes need it."""
-    parts, values = ["1"], []
-    if query.status is not None:
-        parts.append(f"status = {guards.quoted(Status(query.status))}")
-    for column, value in (("type", query.type), ("queue", query.queue)):
-        if value is not None:
-            parts.append(f"{column} = ?")
-            values.append(value)
-    if query.before is not None:
-        parts.append("id < ?")
-        values.append(query.before)
-    return f"WHERE {' AND '.join(parts)} ORDER BY id DESC LIMIT {int(query.limit)}", values
 
 
 class Sqlite:
@@ -182,18 +76,29 @@ class Sqlite:
             raise sqlite3.OperationalError("not connected")
         return self._connection
 
-    def _each(self, statement: str, rows: Sequence[tuple[Any, ...]], *values: Any) -> list[bool]:
+    def _each(
+        self, statement: sql.OverRows, rows: Sequence[tuple[Any, ...]], *values: Any
+    ) -> list[bool]:
         """Run a statement over all rows; which of them changed something.
 
-        As one statement. Only if some row changed nothing is that undone and told row by row.
+        All at once. Only if some row changed nothing is that undone and told row by row.
         """
         self._db.execute("SAVEPOINT tenure_each")
-        if self._db.execute(statement, (_json(rows), *values)).rowcount == len(rows):
+        if self._changed(statement, rows, *values) == len(rows):
             self._db.execute("RELEASE tenure_each")
             return [True] * len(rows)
         self._db.execute("ROLLBACK TO tenure_each")
         self._db.execute("RELEASE tenure_each")
-        return [self._db.execute(statement, (_json([row]), *values)).rowcount == 1 for row in rows]
+        return [self._changed(statement, [row], *values) == 1 for row in rows]
+
+    def _changed(
+        self, statement: sql.OverRows, rows: Sequence[tuple[Any, ...]], *values: Any
+    ) -> int:
+        """Run a statement over all rows; how many it changed."""
+        return sum(
+            self._db.execute(text, parameters).rowcount
+            for text, parameters in statement.calls(rows, *values)
+        )
 
     def now(self) -> datetime:
         """The clock, read once per transaction."""
@@ -212,7 +117,7 @@ class Sqlite:
             _insert_row(job, addition.fingerprint)
             for job, addition in zip(jobs, additions, strict=True)
         ]
-        made = self._each(INSERT, rows)
+        made = self._each(sql.INSERT, rows)
         return {job.id: job for job, new in zip(jobs, made, strict=True) if new}
 
     def insert_alone(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
@@ -252,7 +157,7 @@ class Sqlite:
     def complete(self, reports: Sequence[Report]) -> set[str]:
         now = to_millis(self.now())
         rows = [(r.job_id, r.lease_id, r.result, r.actor) for r in reports]
-        done = self._each(COMPLETE, rows, now)
+        done = self._each(sql.COMPLETE, rows, now)
         return {r.lease_id for r, accepted in zip(reports, done, strict=True) if accepted}
 
     def claim(self, request: ClaimRequest) -> list[Lease]:
@@ -263,7 +168,7 @@ class Sqlite:
         if request.types is not None:
             types = "AND type IN (SELECT value FROM json_each(:types))"
             values["types"] = _json(request.types)
-        pick = PICK.format(types=types)
+        pick = sql.PICK.format(types=types)
         leases: list[Lease] = []
         for queue, priority in self._lanes(request.queues):
             values |= {"queue": queue, "priority": priority, "limit": request.limit - len(leases)}
@@ -289,7 +194,8 @@ class Sqlite:
         chance = os.urandom(16 * len(picked)).hex()
         secrets = [chance[at : at + 32] for at in range(0, len(chance), 32)]
         taken = [(row[0], lease_id) for row, lease_id in zip(picked, secrets, strict=True)]
-        self._db.execute(CLAIM, values | {"until": to_millis(until), "leases": _json(taken)})
+        holder = values["worker"]
+        self._changed(sql.CLAIM, taken, to_millis(until), values["now"], holder, holder)
         return [
             Lease(id, type, queue, payload, attempts, max_retries, token, timeout, lease_id, until)
             for (
@@ -316,7 +222,7 @@ class Sqlite:
         now = to_millis(self.now())
         lanes: list[tuple[str, int]] = []
         lane = {"queue": "", "priority": 0}
-        while found := self._db.execute(NEXT_LANE, lane).fetchone():
+        while found := self._db.execute(sql.NEXT_LANE, lane).fetchone():
             queue, priority, due_at = found
             lane = {"queue": queue, "priority": priority}
             wanted = queue not in paused and (queues is None or queue in queues)
@@ -328,24 +234,24 @@ class Sqlite:
 
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
         jobs: dict[str, Job] = {}
-        for start in range(0, len(job_ids), MOST_LOADED):
-            ids = _json(job_ids[start : start + MOST_LOADED])
-            (text,) = self._db.execute(LOCK, (ids,)).fetchone()
+        for start in range(0, len(job_ids), sql.MOST_LOADED):
+            ids = _json(job_ids[start : start + sql.MOST_LOADED])
+            (text,) = self._db.execute(sql.LOCK, (ids,)).fetchone()
             loaded = (job_of(row, to_time) for row in _read_jobs(text))
             jobs.update({job.id: job for job in loaded})
         return jobs
 
     def lock_expired(self, limit: int) -> list[Job]:
         rows = self._db.execute(
-            f"{SELECT_JOB} WHERE status = 'processing' AND lease_expires_at <= ?"
+            f"{sql.SELECT_JOB} WHERE status = 'processing' AND lease_expires_at <= ?"
             " ORDER BY lease_expires_at LIMIT ?",
             (to_millis(self.now()), limit),
         )
         return [job_of(row, to_time) for row in rows]
 
     def lock_matching(self, query: Query) -> list[Job]:
-        clause, values = where(query)
-        rows = self._db.execute(f"{SELECT_JOB} {clause}", values)
+        clause, values = sql.where(query)
+        rows = self._db.execute(f"{sql.SELECT_JOB} {clause}", values)
         return [job_of(row, to_time) for row in rows]
 
     def save(self, changes: Sequence[tuple[Job, Job]]) -> int:
@@ -360,18 +266,18 @@ class Sqlite:
             )
             for before, after in changes
         ]
-        return self._db.execute(SAVE, (_json(rows),)).rowcount
+        return self._changed(sql.SAVE, rows)
 
     def settled_as(self, leases: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
         found = {}
         for lease in leases:
-            if row := self._db.execute(SETTLED_AS, lease).fetchone():
+            if row := self._db.execute(sql.SETTLED_AS, lease).fetchone():
                 found[lease] = row[0]
         return found
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         until = to_millis(self.now() + timedelta(seconds=lease_seconds))
-        held = self._db.execute(RENEW, (_json(leases), until)).fetchall()
+        held = self._db.execute(sql.RENEW, (_json(leases), until)).fetchall()
         return {lease_id for (lease_id,) in held}
 
     # --- around jobs

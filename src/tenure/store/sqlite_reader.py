@@ -16,8 +16,8 @@ from tenure.lifecycle import Job
 from tenure.records import Count, Query, QueueState, Transition, WorkerState
 from tenure.store import audit, sqlite_watch
 from tenure.store.rows import job_of, read_names
-from tenure.store.sqlite import SELECT_JOB, where
 from tenure.store.sqlite_connection import NOW, connect, to_millis, to_time
+from tenure.store.sqlite_statements import SELECT_JOB, where
 
 START = "0"
 _is_position = re.compile(r"[0-9]{1,18}").fullmatch
