@@ -22,6 +22,8 @@ from queue import SimpleQueue
 from types import CoroutineType
 from typing import Any, TypeAlias
 
+import msgspec
+
 from tenure.errors import PermanentFailure
 from tenure.handlers import BadArguments, Handler
 from tenure.produced import describe_exception, result_text
@@ -32,15 +34,13 @@ LOOK_SECONDS = 0.5
 """How often a thread looks whether the child it waits for still lives."""
 
 
-@dataclass(frozen=True, slots=True)
-class Success:
+class Success(msgspec.Struct, frozen=True, gc=False):
     """The handler returned; `result` is what it returned, as JSON text."""
 
     result: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True, gc=False):
     """The handler did not return; `error` says why, for people."""
 
     error: str

@@ -70,6 +70,7 @@ class Handler:
     signature: inspect.Signature = field(default_factory=inspect.Signature)
     decoder: msgspec.json.Decoder[Any] | None = None  # None: the payload as it is
     fields: tuple[str, ...] = ()
+    optional: bool = False  # some fields may be absent
     required: frozenset[str] = frozenset()  # those of `fields` without a default
     others: Any = None  # what `**` may hold, if there are `fields` beside it
 
@@ -125,11 +126,9 @@ class Handler:
             values = self.decoder.decode(text)
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
             raise BadArguments(f"the payload does not fit {self.name}: {error}") from error
-        arguments = {
-            name: value
-            for name in self.fields
-            if (value := getattr(values, name)) is not msgspec.UNSET
-        }
+        arguments = msgspec.structs.asdict(values)
+        if self.optional:
+            arguments = {n: value for n, value in arguments.items() if value is not msgspec.UNSET}
         if self.others is not None:
             arguments |= self._other_arguments(payloads.load(text))
         return arguments
@@ -220,6 +219,7 @@ def describe(
         signature=signature,
         decoder=None if as_it_is else _decoder(name, fields, open_ended=others is not None),
         fields=tuple(entry[0] for entry in fields),
+        optional=any(len(entry) > 2 for entry in fields),
         required=frozenset(required),
         others=others,
     )

@@ -11,7 +11,7 @@ import json
 import linecache
 import reprlib
 from collections.abc import Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import msgspec
@@ -33,6 +33,8 @@ MAX_PREVIEW_BYTES = MAX_RESULT_BYTES // 8
 MAX_MESSAGE_BYTES = MAX_ERROR_BYTES // 4
 MAX_FRAMES = 30
 MAX_EXCEPTIONS = 10
+MOST_PLACES = 1_000
+"""Places in source code that are remembered as text."""
 
 
 def result_text(value: object) -> str:
@@ -125,6 +127,8 @@ def error_text(text: str, limit: int = MAX_ERROR_BYTES) -> str:
     and its tail, with a mark between that says how many characters are missing.
     """
     limit = max(limit, 64)  # room for the mark
+    if text.isascii() and len(text) <= limit and "\0" not in text:
+        return text if text.strip() else "(no message)"
     clean = text.replace("\0", "\N{SYMBOL FOR NULL}")
     data = clean.encode("utf-8", "backslashreplace")
     if len(data) <= limit:
@@ -159,7 +163,9 @@ def _lines(exc: BaseException) -> Iterator[str]:
             continue
         seen.add(id(one))
         yield relation + _headline(one)
-        yield from _frames(one.__traceback__)
+        if one.__traceback__ is not None:
+            yield "Traceback (most recent call last):"
+            yield from _places(one.__traceback__)
         related: list[tuple[str, BaseException]] = []
         if one.__cause__ is not None:
             related.append(("caused by ", one.__cause__))
@@ -178,28 +184,45 @@ def _lines(exc: BaseException) -> Iterator[str]:
 def _headline(exc: BaseException) -> str:
     kind = type(exc)
     module = "" if kind.__module__ in {"builtins", "__main__"} else f"{kind.__module__}."
-    said = [_spoken(exc), *map(_spoken, list(getattr(exc, "__notes__", ()))[:MAX_EXCEPTIONS])]
-    message = "\n".join(error_text(part, MAX_MESSAGE_BYTES) for part in said if part)
+    said = [_spoken(exc)]
+    if notes := getattr(exc, "__notes__", None):
+        said += map(_spoken, list(notes)[:MAX_EXCEPTIONS])
+    message = "\n".join([error_text(part, MAX_MESSAGE_BYTES) for part in said if part])
     return f"{module}{kind.__qualname__}: {message}" if message else f"{module}{kind.__qualname__}"
 
 
-def _frames(traceback: TracebackType | None) -> Iterator[str]:
+def _places(traceback: TracebackType) -> list[str]:
+    """Where the exception passed through, at most `MAX_FRAMES` of it."""
     frames = []
-    while traceback is not None:
-        frames.append((traceback.tb_frame, traceback.tb_lineno or 0))  # None in generated code
-        traceback = traceback.tb_next
-    if frames:
-        yield "Traceback (most recent call last):"
-    half, cut = MAX_FRAMES // 2, max(len(frames) - MAX_FRAMES, 0)
-    for i, (frame, line) in enumerate(frames):
-        if i == half and cut:
-            yield f"  … [{cut} frames cut] …"
-        if half <= i < half + cut:
-            continue
-        file = frame.f_code.co_filename
-        yield f'  File "{file}", line {line}, in {frame.f_code.co_qualname}'
-        if source := linecache.getline(file, line, frame.f_globals).strip():
-            yield f"    {source[:200]}"
+    rest: TracebackType | None = traceback
+    while rest is not None:
+        frames.append((rest.tb_frame, rest.tb_lineno or 0))  # None in generated code
+        rest = rest.tb_next
+    cut = len(frames) - MAX_FRAMES
+    if cut <= 0:
+        return [_place(*frame) for frame in frames]
+    half = MAX_FRAMES // 2
+    first, last = frames[:half], frames[half + cut :]
+    mark = f"  … [{cut} frames cut] …"
+    return [*(_place(*frame) for frame in first), mark, *(_place(*frame) for frame in last)]
+
+
+def _place(frame: FrameType, line: int) -> str:
+    """One line of code with its source. Remembered, for what fails often fails in one place."""
+    key = (frame.f_code.co_filename, line, frame.f_code.co_qualname)
+    if (known := _known_places.get(key)) is not None:
+        return known
+    file, _, name = key
+    place = f'  File "{file}", line {line}, in {name}'
+    if source := linecache.getline(file, line, frame.f_globals).strip():
+        place += f"\n    {source[:200]}"
+    if len(_known_places) >= MOST_PLACES:
+        _known_places.clear()
+    _known_places[key] = place
+    return place
+
+
+_known_places: dict[tuple[str, int, str], str] = {}
 
 
 def _spoken(value: object) -> str:

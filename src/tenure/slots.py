@@ -30,6 +30,7 @@ from tenure.records import Lease, Outcome, Report
 
 log = logging.getLogger(__name__)
 
+_COMPLETED = Outcome.COMPLETED
 UNWIND_SECONDS = 5.0
 """How long a cancelled coroutine keeps its slot for its last words."""
 
@@ -79,6 +80,7 @@ class Slots:
         self._ring = ring
         self._ended: deque[tuple[Attempt, Ending]] = deque()  # from threads, for the loop
         self._lost: deque[str] = deque()  # leases that a heartbeat found lost
+        self._loop: asyncio.AbstractEventLoop | None = None  # once a handler has been started
         self._threads = Threads(concurrency, self.deliver, "tenure-job")
         self._children = Children()
 
@@ -154,7 +156,9 @@ class Slots:
             del self.running[lease.lease_id]
             self._report(attempt, Outcome.RELEASED)
             return
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         if lease.timeout is not None:
             attempt.timer = loop.call_later(lease.timeout, self._time_out, attempt)
         if handler.in_process:
@@ -183,7 +187,9 @@ class Slots:
             ending: Ending = success(await function(**arguments))
         except BaseException as error:
             ending = failure(error)
-        self._end(attempt, ending)
+        self._settle(attempt, ending)
+        if self.ready:
+            self._start_ready()
         self._wake()
 
     def _end(self, attempt: Attempt, ending: Ending) -> None:
@@ -199,7 +205,10 @@ class Slots:
             return
         attempt.ended = True
         if isinstance(ending, Success):
-            self._report(attempt, Outcome.COMPLETED, result=ending.result)
+            lease = attempt.lease
+            self._send(
+                Report(lease.id, lease.lease_id, _COMPLETED, ending.result, "", True, self._actor)
+            )
         else:
             self._report(attempt, Outcome.FAILED, error=ending.error, retryable=ending.retryable)
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tenure import produced
 from tenure.errors import PermanentFailure
 from tenure.payload import MAX_DEPTH, parse
 from tenure.produced import (
@@ -23,6 +24,7 @@ from tenure.produced import (
     MAX_EXCEPTIONS,
     MAX_FRAMES,
     MAX_RESULT_BYTES,
+    MOST_PLACES,
     describe_exception,
     error_text,
     result_text,
@@ -279,6 +281,26 @@ def test_many_frames_are_cut_in_the_middle() -> None:
     few = describe_exception(caught(lambda: fail(depth=MAX_FRAMES - 3)))
     assert "frames cut" not in few
     assert few.count("  File ") == MAX_FRAMES
+
+
+def test_the_same_place_in_two_files_is_told_apart(tmp_path: pathlib.Path) -> None:
+    for name in ("one", "two"):
+        file = tmp_path / f"{name}.py"
+        file.write_text(f"x = 1\ndef work():\n    x / 0  # of {name}\n")
+        scope: dict[str, Any] = {}
+        exec(compile(file.read_text(), str(file), "exec"), scope)
+        for _ in range(2):
+            lines = describe_exception(caught(scope["work"])).splitlines()
+            assert lines[-2:] == [f'  File "{file}", line 3, in work', f"    x / 0  # of {name}"]
+
+
+def test_the_places_remembered_are_bounded() -> None:
+    for n in range(2 * MOST_PLACES):
+        code = compile("1 / 0", f"file {n}", "exec")
+        assert f'File "file {n}", line 1' in describe_exception(
+            caught(lambda code=code: exec(code))
+        )  # type: ignore[misc]
+        assert len(produced._known_places) <= MOST_PLACES
 
 
 def circular() -> BaseException:
