@@ -10,6 +10,7 @@ import re
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -285,21 +286,21 @@ def test_many_frames_are_cut_in_the_middle() -> None:
 
 def test_the_same_place_in_two_files_is_told_apart(tmp_path: pathlib.Path) -> None:
     for name in ("one", "two"):
-        file = tmp_path / f"{name}.py"
-        file.write_text(f"x = 1\ndef work():\n    x / 0  # of {name}\n")
-        scope: dict[str, Any] = {}
-        exec(compile(file.read_text(), str(file), "exec"), scope)
+        file = tmp_path / name
+        file.write_text(f"x = 1\nx / 0  # of {name}\n")
+        work = FunctionType(compile(file.read_text(), str(file), "exec"), {})
         for _ in range(2):
-            lines = describe_exception(caught(scope["work"])).splitlines()
-            assert lines[-2:] == [f'  File "{file}", line 3, in work', f"    x / 0  # of {name}"]
+            lines = describe_exception(caught(work)).splitlines()
+            assert lines[-2:] == [
+                f'  File "{file}", line 2, in <module>',
+                f"    x / 0  # of {name}",
+            ]
 
 
 def test_the_places_remembered_are_bounded() -> None:
     for n in range(2 * MOST_PLACES):
-        code = compile("1 / 0", f"file {n}", "exec")
-        assert f'File "file {n}", line 1' in describe_exception(
-            caught(lambda code=code: exec(code))
-        )  # type: ignore[misc]
+        work = FunctionType(compile("1 / 0", f"file {n}", "exec"), {})
+        assert f'File "file {n}", line 1' in describe_exception(caught(work))
         assert len(produced._known_places) <= MOST_PLACES
 
 
