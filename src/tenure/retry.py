@@ -46,10 +46,12 @@ def delay(policy: RetryPolicy, job_id: str, attempt: int) -> float:
     Never negative, never above the policy's cap, whatever the attempt number. Whole milliseconds,
     which every store keeps exactly.
     """
+    if not policy.base:
+        return 0.0
     try:
         exact = policy.base * policy.factor ** max(attempt - 1, 0)
     except OverflowError:
-        exact = policy.cap if policy.base else 0.0
+        exact = policy.cap
     spread = 1.0 + JITTER * _unit(job_id, attempt)
     return min(round(exact * spread, 3), policy.cap)
 
