@@ -26,7 +26,15 @@ from tenure.store.rows import (
     write_names,
     write_policy,
 )
-from tenure.store.sqlite_connection import NOW, Checkpoints, connect, kept, to_millis, to_time
+from tenure.store.sqlite_connection import (
+    NOW,
+    Checkpoints,
+    begin_writing,
+    connect_writer,
+    kept,
+    to_millis,
+    to_time,
+)
 
 _read_picked = msgspec.json.Decoder(
     list[tuple[int, str, str, str, str, int, int, int, float | None]]
@@ -48,8 +56,8 @@ class Sqlite:
 
     def begin(self) -> None:
         if self._connection is None:
-            self._connection = connect(self._path)
-        self._connection.execute("BEGIN IMMEDIATE")
+            self._connection = connect_writer(self._path)
+        begin_writing(self._connection)
         self._now = None
 
     def commit(self) -> None:

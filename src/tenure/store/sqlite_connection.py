@@ -18,6 +18,9 @@ PAGES_PER_COMMIT = 6
 CHANGES_PER_PAGE = 8
 """What a commit adds to the log, roughly. There is no telling how much of it is new: its size does
 not say, and to open one of its files would drop the locks that SQLite has on it."""
+
+LOOK_SECONDS = 0.0003
+"""How often a writer looks whether the one before it is through."""
 OLDEST_SQLITE = (3, 38, 0)
 
 
@@ -70,6 +73,31 @@ def _use_log(connection: sqlite3.Connection) -> None:
             if not busy or time.monotonic() > give_up:
                 raise
             time.sleep(0.01)
+        else:
+            return
+
+
+def connect_writer(path: Path) -> sqlite3.Connection:
+    """A connection for `begin_writing`."""
+    connection = connect(path)
+    connection.execute("PRAGMA busy_timeout = 0")
+    return connection
+
+
+def begin_writing(connection: sqlite3.Connection) -> None:
+    """Begin a write transaction, waiting for whoever writes now, up to the busy timeout.
+
+    SQLite's own waiting sleeps longer and longer: where workers take turns of some milliseconds
+    each, it finds the pauses between them by luck only.
+    """
+    give_up = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(LOOK_SECONDS)
         else:
             return
 
@@ -133,7 +161,7 @@ class Checkpoints:
             return
         if self._other is None:
             self._other = connect(self._path)
-        connection.execute("BEGIN IMMEDIATE")
+        begin_writing(connection)
         try:
             self._other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         finally:
