@@ -30,6 +30,10 @@ from tenure.slots import Slots
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
+QUIET_SECONDS = 2.0
+QUIET_POLL_SECONDS = 0.25
+"""How often the store is asked once there have been no jobs for `QUIET_SECONDS`. New jobs ring; this
+is for those that fall due, and for wake-ups that got lost."""
 LONG_POLL_SECONDS = 2.0
 MOST_CLAIMED = 1_000
 """Jobs in one claim."""
@@ -116,6 +120,7 @@ class Worker:
         self._may_be_more = True
         self._backlogged = False  # the last claim brought all that it had asked for
         self._next_poll = 0.0
+        self._busy_at = 0.0  # when jobs were claimed last
         self._prefetch = 0
         self._suspects = 0  # reports at the head of the queue to be sent one by one
         self._backoff = 0.0
@@ -197,7 +202,8 @@ class Worker:
             return
         if now >= self._next_poll:
             self._may_be_more = True
-            self._next_poll = now + POLL_SECONDS
+            quiet = now - self._busy_at > QUIET_SECONDS
+            self._next_poll = now + (QUIET_POLL_SECONDS if quiet else POLL_SECONDS)
         if self._source.waits:
             claim = None if self._claiming or self._reporting else self._claim()
             if self._reports and not self._reporting:
@@ -330,6 +336,8 @@ class Worker:
         """
         if claim is None:
             return
+        if leases:
+            self._busy_at = time.monotonic()
         self._backlogged = len(leases) >= claim.limit
         if self._backlogged:
             self._may_be_more = True

@@ -50,6 +50,7 @@ class Postgres:
         self._connection: psycopg.Connection[Any] | None = None
         self._queries: dict[str, bytes] = {}
         self._begin = sql.BEGIN
+        self._begun = True  # whether the transaction that was asked for is there
         self._now: datetime | None = None
         self._lanes = lanes or Lanes()
         self._marked = False
@@ -58,9 +59,10 @@ class Postgres:
     # --- transactions
 
     def begin(self) -> None:
+        """Begin with the first statement, which saves a round trip where that needs no values."""
         if self._connection is None:
             self._connection = self._connect()
-        self._run(self._begin)
+        self._begun = False
         self._now = None
         self._marked = False
 
@@ -77,6 +79,9 @@ class Postgres:
             self._warnings.append(notice.message_primary or "")
 
     def commit(self) -> None:
+        if not self._begun:  # there was nothing to do
+            self._begun = True
+            return
         self._warnings.clear()
         done = self._run("COMMIT").statusmessage
         # It warns when there was no transaction, or when the wait for a standby was cut short.
@@ -84,6 +89,7 @@ class Postgres:
             raise psycopg.OperationalError(f"COMMIT ended in {done}: {'; '.join(self._warnings)}")
 
     def rollback(self) -> None:
+        self._begun = True
         if self._connection is None:
             return
         try:
@@ -106,6 +112,15 @@ class Postgres:
     ) -> psycopg.Cursor[Any]:
         if self._connection is None:
             raise psycopg.OperationalError("not connected")
+        if not self._begun:
+            self._begun = True
+            if values is None:
+                together = self._bytes(f"{self._begin}; {statement}")
+                cursor = self._connection.execute(together)
+                while cursor.nextset():
+                    pass
+                return cursor
+            self._connection.execute(self._bytes(self._begin))
         return self._connection.execute(self._bytes(statement), values, binary=binary)
 
     def _bytes(self, statement: str) -> bytes:
@@ -115,7 +130,7 @@ class Postgres:
         return query
 
     def _rows(self, statement: str, *values: Any) -> list[Any]:
-        return self._run(statement, values, binary=True).fetchall()
+        return self._run(statement, values or None, binary=True).fetchall()
 
     def now(self) -> datetime:
         """The clock, read once per transaction."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import selectors
 import threading
 from collections.abc import Callable
 from datetime import datetime
@@ -200,9 +201,13 @@ class PostgresReader:
                     connection.execute(self._place.sql("LISTEN {s}"))
                     pause = shortest
                     ring()  # what was said while nobody listened
-                    while not stop.is_set():
-                        for _ in connection.notifies(timeout=WATCH_SECONDS, stop_after=1):
-                            ring()
+                    # Not `notifies` with a time limit, each round of which takes a millisecond.
+                    with selectors.DefaultSelector() as selector:
+                        selector.register(connection.fileno(), selectors.EVENT_READ)
+                        while not stop.is_set():
+                            if selector.select(WATCH_SECONDS):
+                                for _ in connection.notifies(timeout=0):
+                                    ring()
             except psycopg.Error as error:
                 log.info("not listening for new work, polling goes on: %s", error)
                 stop.wait(pause)

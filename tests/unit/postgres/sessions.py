@@ -43,8 +43,7 @@ def take(db: Postgres, count: int = 1, **fields: Any) -> list[Lease]:
 
 def ask(db: Postgres, question: str) -> list[tuple[Any, ...]]:
     """Ask in the store's own session, which nobody else can look into."""
-    assert db._connection is not None
-    return db._connection.execute(question.encode()).fetchall()
+    return db._run(question).fetchall()
 
 
 def end_sessions(raw: Raw) -> None:
