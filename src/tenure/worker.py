@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 2.0
 QUIET_POLL_SECONDS = 0.25
-"""How often the store is asked once there have been no jobs for `QUIET_SECONDS`. New jobs ring; this
-is for those that fall due, and for wake-ups that got lost."""
+"""How often the store is asked once no jobs have come for `QUIET_SECONDS`. New jobs ring: this is
+for those that fall due, and for wake-ups that got lost."""
 LONG_POLL_SECONDS = 2.0
 MOST_CLAIMED = 1_000
 """Jobs in one claim."""

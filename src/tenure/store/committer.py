@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeGuard
 
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.records import Added, Addition, ClaimRequest, Report, Turn
@@ -140,7 +140,7 @@ class Committer:
     def _commit(self, db: Database, batch: Sequence[Work], tries: int = 1) -> None:
         asked_to_commit = False
         try:
-            if all(isinstance(work, Adding) and work.size == 1 for work in batch):
+            if _is_only_adding(batch):
                 batch = self._add_alone(db, batch)
                 if not batch:
                     return
@@ -157,12 +157,18 @@ class Committer:
             return
         self._answer(answers)
 
-    def _add_alone(self, db: Database, batch: Sequence[Work]) -> list[Work]:
+    def _add_alone(self, db: Database, batch: Sequence[Adding]) -> list[Work]:
         """Add what can be added in one round trip; what is left of the batch."""
-        additions = {work.additions[0].id: work for work in batch if isinstance(work, Adding)}
-        made = db.insert_alone([work.additions[0] for work in additions.values()])
-        self._answer([(additions[id], [Added(job, created=True)]) for id, job in made.items()])
-        return [work for id, work in additions.items() if id not in made]
+        made = db.insert_alone([a for work in batch for a in work.additions], whole=len(batch) == 1)
+        done: list[tuple[Work, list[Added]]] = []
+        left: list[Work] = []
+        for work in batch:
+            if all(addition.id in made for addition in work.additions):
+                done.append((work, [Added(made[a.id], created=True) for a in work.additions]))
+            else:
+                left.append(work)
+        self._answer(done)
+        return left
 
     def _answer(self, answers: Sequence[tuple[Work, Any]]) -> None:
         """Tell the callers what became of their work, and those who wait for jobs of new ones."""
@@ -255,6 +261,13 @@ class Committer:
             self._owes_announcement = True
             log.warning("housekeeping after a commit failed, it will be tried again: %s", error)
             db.rollback()
+
+
+def _is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[Adding]]:
+    """Whether all there is to do is to add jobs: of one request, or of several with one each."""
+    return all(isinstance(work, Adding) for work in batch) and (
+        len(batch) == 1 or all(work.size == 1 for work in batch)
+    )
 
 
 def _may_requeue(turn: Turning) -> bool:

@@ -59,11 +59,12 @@ class Database(Protocol):
     def insert(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
         """Add the jobs whose id and key are new; id -> job for exactly those."""
 
-    def insert_alone(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
-        """Add jobs that have nothing to do with each other in a transaction of its own.
+    def insert_alone(self, additions: Sequence[Addition], *, whole: bool) -> Mapping[str, Job]:
+        """Add jobs in a transaction of its own; id -> job for those that were added.
 
-        For databases that are a round trip away: one instead of several. Those whose id or key is
-        there already and those of queues with a limit are left out: id -> job for the others.
+        For databases that are a round trip away: one instead of several. What needs a closer look
+        is left out: jobs whose id or key is there already, or (perhaps with others) whose queue has
+        a limit. If `whole`, then either all are added or none.
         """
 
     def known(self, additions: Sequence[Addition]) -> Mapping[str, tuple[Job, str | None]]:

@@ -142,18 +142,19 @@ class Postgres:
     # --- adding
 
     def insert(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
-        return self._enqueue(additions, sparing=False) if additions else {}
+        return self._enqueue(additions) if additions else {}
 
-    def insert_alone(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
+    def insert_alone(self, additions: Sequence[Addition], *, whole: bool) -> Mapping[str, Job]:
         if self._connection is None:
             self._connection = self._connect()
-        if self._begin != sql.BEGIN:  # the commit must be told to wait for the disk
+        must_be_told_to_sync = self._begin != sql.BEGIN
+        if not additions or must_be_told_to_sync:
             return {}
         self._warnings.clear()
         if len(additions) == 1:
             made = self._enqueue_one(self._connection, additions[0])
         else:
-            made = self._enqueue(additions, sparing=True)
+            made = self._enqueue(additions, sparing=True, whole=whole)
         if self._warnings:
             raise psycopg.OperationalError(f"the commit was cut short: {'; '.join(self._warnings)}")
         return made
@@ -174,10 +175,13 @@ class Postgres:
             return {}
         return {addition.id: added_job(addition, _time(created), _time(runs))}
 
-    def _enqueue(self, additions: Sequence[Addition], *, sparing: bool) -> Mapping[str, Job]:
+    def _enqueue(
+        self, additions: Sequence[Addition], *, sparing: bool = False, whole: bool = False
+    ) -> Mapping[str, Job]:
         # Keys in one order for everybody, or two batches could wait for each other.
         rows = [_added(a) for a in sorted(additions, key=_by_key)]
-        ((at, made, later, later_at),) = self._rows(sql.ENQUEUE, *_arrays(sql.NEW, rows), sparing)
+        arrays = _arrays(sql.NEW, rows)
+        ((at, made, later, later_at),) = self._rows(sql.ENQUEUE, *arrays, sparing, whole)
         now = to_time(at)
         run_at = dict(zip(later or (), later_at or (), strict=True))
         wanted = None if made is None else set(made)

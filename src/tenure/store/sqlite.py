@@ -128,7 +128,7 @@ class Sqlite:
         made = self._each(sql.INSERT, rows)
         return {job.id: job for job, new in zip(jobs, made, strict=True) if new}
 
-    def insert_alone(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
+    def insert_alone(self, additions: Sequence[Addition], *, whole: bool) -> Mapping[str, Job]:
         """Nothing: here a transaction of several statements costs no round trips."""
         return {}
 

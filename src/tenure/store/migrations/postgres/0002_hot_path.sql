@@ -23,12 +23,14 @@ CREATE FUNCTION {schema}.drafted(
             fingerprint, payload, run_at, delay, backoff)
 $$;
 
--- Add the jobs whose id and key are new; `sparing`: none at all if one of the queues has a limit.
--- Answers with one row: the time, the ids of the jobs added unless all were, those not due at once.
+-- Add the jobs whose id and key are new; `sparing`: none at all if one of the queues has a limit;
+-- `whole`: none at all if one is not new. Answers with one row: the time, the ids of the jobs added
+-- unless all were, those not due at once.
 CREATE FUNCTION {schema}.enqueue(
     ids uuid[], types text[], queues text[], priorities bigint[], limits bigint[],
     timeouts double precision[], actors text[], keys text[], fingerprints text[], payloads text[],
-    run_ats timestamptz[], delays double precision[], backoffs text[], sparing boolean
+    run_ats timestamptz[], delays double precision[], backoffs text[], sparing boolean,
+    whole boolean
 ) RETURNS TABLE (at timestamp, made text[], later text[], later_at timestamp[])
     LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '10s' AS $$
@@ -56,6 +58,11 @@ BEGIN
         SELECT array_agg(id::text), array_agg(run_at AT TIME ZONE 'UTC') INTO later, later_at
         FROM entered WHERE run_at <> now;
     EXCEPTION WHEN unique_violation THEN
+        IF whole THEN
+            made := ARRAY[]::text[];
+            RETURN NEXT;
+            RETURN;
+        END IF;
         WITH entered AS (
             INSERT INTO {schema}.job (id, type, queue, priority, max_retries, timeout, actor,
                 idempotency_key, fingerprint, payload, run_at, created_at, backoff)
