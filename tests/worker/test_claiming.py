@@ -7,7 +7,9 @@ import threading
 import time
 from pathlib import Path
 
-from tenure import Draft, JobContext, Status, Tenure
+import pytest
+
+from tenure import Draft, JobContext, Status, Tenure, worker
 from tests.worker.running import completed, moves, settled, sweeping, working
 from tests.worker.scripts import WorkerScript, ended
 from tests.worker.waiting import PATIENCE, until
@@ -154,6 +156,25 @@ def test_urgent_jobs_first_then_in_order(either: Tenure) -> None:
         for job in jobs:
             completed(app, job)
     assert order == sorted(order)
+
+
+def test_a_backlog_is_worked_off_without_waiting_for_a_poll(
+    either: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while turns overlap: nothing rings here, and the next poll is a minute away."""
+    app = either
+    runs: list[int] = []
+
+    @app.job
+    async def work(number: int) -> None:
+        runs.append(number)
+
+    jobs = app.enqueue_many([work.draft(number) for number in range(3000)])
+    monkeypatch.setattr(worker, "POLL_SECONDS", 60)
+    with working(app, concurrency=100, lease_seconds=300):  # heartbeats ring, too
+        assert until(lambda: len(runs) == 3000)
+        assert completed(app, jobs[-1]).attempts == 1
+    assert sorted(runs) == list(range(3000))
 
 
 def test_a_job_is_not_run_before_its_time(app: Tenure) -> None:

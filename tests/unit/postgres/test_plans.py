@@ -43,6 +43,9 @@ def kept_plans(raw: Raw) -> list[str]:
     return plans
 
 
+ROWS = 1_000_000
+
+
 @pytest.fixture(params=["never analysed", "analysed when empty", "analysed when full"])
 def crowded(request: pytest.FixtureRequest, db: Postgres, raw: Raw) -> list[str]:
     """Jobs in a table whose statistics are missing, wrong or right; their ids."""
@@ -58,8 +61,33 @@ def crowded(request: pytest.FixtureRequest, db: Postgres, raw: Raw) -> list[str]
 def test_a_report_finds_its_jobs_by_primary_key(
     url: str, raw: Raw, crowded: list[str], kept_plans: list[str]
 ) -> None:
+    check_report(url, raw, crowded, kept_plans)
+
+
+def test_a_claim_reads_a_lane_in_order_and_no_further(
+    url: str, raw: Raw, crowded: list[str], kept_plans: list[str]
+) -> None:
+    check_claim(url, raw, kept_plans)
+
+
+def test_claim_and_report_keep_their_plans_at_a_million_rows(
+    url: str, raw: Raw, kept_plans: list[str]
+) -> None:
+    raw.execute("ALTER TABLE tenure.job SET (autovacuum_enabled = false), DISABLE TRIGGER USER")
+    raw.execute(
+        "INSERT INTO tenure.job (id, type, run_at, created_at)"
+        f" SELECT gen_random_uuid(), 'mail', now(), now() FROM generate_series(1, {ROWS})"
+    )
+    rows = raw.execute("SELECT id::text FROM tenure.job LIMIT 500").fetchall()
+    for _ in range(2):
+        check_report(url, raw, [id for (id,) in rows], kept_plans)
+        check_claim(url, raw, kept_plans)
+        raw.execute("ANALYZE tenure.job")
+
+
+def check_report(url: str, raw: Raw, some: list[str], kept_plans: list[str]) -> None:
     for count in (1, 500):
-        ids, leases = Uuids(crowded[:count]), Uuids(new_ids(count))
+        ids, leases = Uuids(some[:count]), Uuids(new_ids(count))
         nothing = [None] * count
         kept_plans.clear()
         raw.execute(place_of(url).sql(sql.COMPLETE), (ids, leases, nothing, nothing))
@@ -67,11 +95,17 @@ def test_a_report_finds_its_jobs_by_primary_key(
         assert "Index Scan using job_pkey" in found
         assert "Seq Scan" not in found
         assert "job_lease" not in found
+        kept_plans.clear()
+        columns = [ids if sql.type_of(c) == "uuid" else nothing for c in sql.SAVED]
+        raw.execute(place_of(url).sql(sql.SAVE), columns)
+        raw.execute(place_of(url).sql(sql.LOCK), [ids])
+        save, lock = (plan for plan in kept_plans if "job_pkey" in plan)
+        for found in (save, lock):
+            assert "Index Scan using job_pkey" in found
+            assert "Seq Scan" not in found
 
 
-def test_a_claim_reads_a_lane_in_order_and_no_further(
-    url: str, raw: Raw, db: Postgres, crowded: list[str], kept_plans: list[str]
-) -> None:
+def check_claim(url: str, raw: Raw, kept_plans: list[str]) -> None:
     for statement, values in ((lanes.SEARCH_ALL, None), (lanes.SEARCH_QUEUES, [["default"]])):
         kept_plans.clear()
         raw.execute(place_of(url).sql(statement), values)
@@ -93,14 +127,13 @@ def test_a_claim_reads_a_lane_in_order_and_no_further(
         assert "Index Scan using job_pkey" in claimed
 
 
-@pytest.mark.parametrize("statement", [sql.RENEW, sql.LOCK, sql.SETTLED_AS, sql.KNOWN])
+@pytest.mark.parametrize("statement", [sql.RENEW, sql.SETTLED_AS, sql.KNOWN])
 def test_no_statement_reads_a_whole_table(
     url: str, raw: Raw, crowded: list[str], statement: str
 ) -> None:
     ids = Uuids(crowded[:500])
     values = {
         sql.RENEW: [ids, ids, 30.0],
-        sql.LOCK: [ids],
         sql.SETTLED_AS: [ids, ids],
         sql.KNOWN: [ids, ids, ["key"] * 500],
     }[statement]

@@ -1,0 +1,97 @@
+"""The plans that SQLite makes for the store's statements, at a million rows."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenure.store import migrate_store
+from tenure.store import sqlite_statements as sql
+from tenure.store.sqlite_connection import connect
+
+ROWS = 1_000_000
+
+
+@pytest.fixture(scope="module", params=["never analysed", "analysed"])
+def crowded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[sqlite3.Connection]:
+    """A table of a million pending jobs, made without its triggers."""
+    path: Path = tmp_path_factory.mktemp("plans") / "jobs.db"
+    migrate_store(f"sqlite:///{path}")
+    connection = connect(path)
+    connection.execute("PRAGMA synchronous = OFF")
+    triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+    for (name,) in triggers.fetchall():
+        connection.execute(f"DROP TRIGGER {name}")
+    connection.execute(
+        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT ?)"
+        " INSERT INTO tenure_job (id, type, run_at, created_at)"
+        " SELECT format('%036d', n), 'mail', n, n FROM n",
+        (ROWS,),
+    )
+    if request.param == "analysed":
+        connection.execute("ANALYZE")
+    yield connection
+    connection.close()
+
+
+def plan(connection: sqlite3.Connection, statement: str, values: Sequence[Any] | Any) -> str:
+    rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)
+    return "\n".join(detail for *_, detail in rows)
+
+
+def test_a_claim_reads_a_lane_in_order_and_no_further(crowded: sqlite3.Connection) -> None:
+    for types in ("", "AND type IN (SELECT value FROM json_each(:types))"):
+        values = {"queue": "default", "priority": 0, "now": ROWS, "limit": 100, "types": "[]"}
+        found = plan(crowded, sql.PICK.format(types=types), values)
+        ready = (
+            "SEARCH tenure_job USING INDEX tenure_job_ready (queue=? AND priority=? AND run_at<?)"
+        )
+        assert ready in found
+        assert "ORDER BY" not in found  # no sorting
+    lane = plan(crowded, sql.NEXT_LANE, {"queue": "", "priority": 0})
+    assert lane.count("INDEX tenure_job_ready (queue") == 2
+    assert "SCAN tenure_job" not in lane
+
+
+@pytest.mark.parametrize(
+    ("statement", "row", "values", "key"),
+    [
+        (sql.CLAIM, (1, "lease"), (0, 0, "w", "w"), "INTEGER PRIMARY KEY (rowid=?)"),
+        (sql.COMPLETE, ("id", "lease", None, None), (0,), "(id=?)"),
+        (sql.SAVE, (None,) * 19, (), "(id=?)"),
+    ],
+    ids=["claim", "complete", "save"],
+)
+@pytest.mark.parametrize("count", sql.SHAPES)
+def test_a_move_finds_its_jobs_by_key(
+    crowded: sqlite3.Connection,
+    statement: sql.OverRows,
+    row: tuple[Any, ...],
+    values: tuple[Any, ...],
+    key: str,
+    count: int,
+) -> None:
+    ((text, parameters),) = statement.calls([row] * count, *values)
+    found = plan(crowded, text, parameters)
+    (search,) = (line for line in found.splitlines() if " tenure_job " in line)
+    assert search.startswith("SEARCH tenure_job USING")
+    assert search.endswith(key)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9, 33, 128, 129, 511, 512, 513, 1000, 1200])
+def test_rows_are_bound_all_and_once(crowded: sqlite3.Connection, count: int) -> None:
+    rows = sql.OverRows("number", ("n", "twice"), "SELECT ?, n, twice FROM {rows}")
+    wanted = [(n, 2 * n) for n in range(count)]
+    found = [
+        (n, twice)
+        for text, parameters in rows.calls(wanted, "first")
+        for first, n, twice in crowded.execute(text, parameters)
+        if first == "first" and n is not None
+    ]
+    assert found == wanted
