@@ -43,7 +43,7 @@ APP: Mapping[str, Sequence[str]] = {
     "Changing": ("cancel", "retry", "pause", "resume", "limit"),
     "Checking": ("verify", "checks", "ping"),
     "What workers and servers call": (
-        *("claim", "report", "turn", "heartbeat", "waits", "on_work"),
+        *("claim", "report", "turn", "heartbeat", "waits", "turns", "on_work"),
         *("sweep", "prune", "ledger", "ledger_end"),
     ),
 }
@@ -53,7 +53,7 @@ CLIENT: Mapping[str, Sequence[str]] = {
         *("enqueue", "enqueue_many", "get", "find", "history", "explain", "cancel", "retry"),
         *("stats", "close"),
     ),
-    "What workers call": ("turn", "heartbeat", "waits", "on_work"),
+    "What workers call": ("turn", "heartbeat", "waits", "turns", "on_work"),
 }
 ANSWERS = (Transition, Explanation, Count, QueueState, WorkerState, Violation, Check)
 
