@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeGuard
 
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.records import Added, Addition, ClaimRequest, Report, Turn
+from tenure.records import Added, Addition, ClaimRequest, Lease, Report, Turn
 from tenure.store import moves
 from tenure.store.database import Database, Trouble
 
@@ -144,6 +144,9 @@ class Committer:
                 batch = self._add_alone(db, batch)
                 if not batch:
                     return
+            elif (leases := self._claim_alone(db, batch)) is not None:
+                self._answer([(batch[0], Turn([], leases))])
+                return
             db.begin()
             answers = self._apply(db, batch)
             asked_to_commit = True
@@ -170,6 +173,15 @@ class Committer:
         self._answer(done)
         return left
 
+    def _claim_alone(self, db: Database, batch: Sequence[Work]) -> list[Lease] | None:
+        """Claim in one round trip, if that is all there is to do and the database can."""
+        if len(batch) > 1 or not isinstance(batch[0], Turning) or batch[0].reports:
+            return None
+        claim = batch[0].claim
+        if claim is None or claim.limit < 1 or self._is_to_be_seen(claim.worker):
+            return None
+        return db.claim_alone(claim)
+
     def _answer(self, answers: Sequence[tuple[Work, Any]]) -> None:
         """Tell the callers what became of their work, and those who wait for jobs of new ones."""
         for work, answer in answers:
@@ -186,7 +198,7 @@ class Committer:
     ) -> None:
         if trouble is Trouble.RETRY and tries < MOST_TRIES:
             self._commit(db, batch, tries + 1)
-        elif trouble is Trouble.UNAVAILABLE or trouble is Trouble.RETRY:
+        elif trouble is not Trouble.BUG:
             for work in batch:
                 # An exception of its own for every caller: they add notes and tracebacks to it.
                 work.future.set_exception(StoreUnavailable(f"the database failed: {error}"))
@@ -236,12 +248,16 @@ class Committer:
             return refusal
 
     def _claim(self, db: Database, request: ClaimRequest) -> Any:
-        now = time.monotonic()
-        if now - self._seen.get(request.worker, -SEEN_SECONDS) >= SEEN_SECONDS:
+        if self._is_to_be_seen(request.worker):
             db.see_worker(request)
+            now = time.monotonic()
             self._seen = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
             self._seen[request.worker] = now
         return db.claim(request) if request.limit > 0 else []
+
+    def _is_to_be_seen(self, worker: str) -> bool:
+        """Whether it is time to note that a worker asked for jobs."""
+        return time.monotonic() - self._seen.get(worker, -SEEN_SECONDS) >= SEEN_SECONDS
 
     def _until_announcement(self) -> float | None:
         """Seconds until waiting processes should hear of new work; None if there is none."""

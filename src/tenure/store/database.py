@@ -32,6 +32,7 @@ class Trouble(StrEnum):
 
     RETRY = "retry"  # nothing was committed and the same work may succeed now
     UNAVAILABLE = "unavailable"  # the database is away or full; the outcome may be unknown
+    UNCONFIRMED = "unconfirmed"  # committed, but perhaps not for good: to try again would hide that
     BUG = "bug"  # the work itself cannot succeed
 
 
@@ -78,6 +79,9 @@ class Database(Protocol):
 
     def claim(self, request: ClaimRequest) -> list[Lease]:
         """Lease due pending jobs of queues that are not paused, most urgent first."""
+
+    def claim_alone(self, request: ClaimRequest) -> list[Lease] | None:
+        """`claim` in a transaction of its own, where that takes one round trip; None elsewhere."""
 
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
         """Load jobs for changing, locked until the end of the transaction."""

@@ -17,9 +17,12 @@ from tenure.records import Addition, ClaimRequest, Lease, Query, Report
 from tenure.store import guards
 from tenure.store import postgres_statements as sql
 from tenure.store.database import Trouble
-from tenure.store.postgres_connection import NOW, Uuids, connect, is_uuid, place_of, to_time
+from tenure.store.postgres_connection import NOW, Uuids, array_of, connect, is_uuid, place_of, to_time
 from tenure.store.postgres_lanes import Lanes
 from tenure.store.rows import MOVED, added_job, job_of, write_names, write_policy
+
+WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
+"""Where in PostgreSQL a commit waits for its standby: messages are translated, this is not."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NOTHING_COMMITTED = (
@@ -34,6 +37,10 @@ AWAY = (
     errors.IdleInTransactionSessionTimeout,
     errors.TransactionTimeout,
 )
+
+
+class Unconfirmed(psycopg.OperationalError):
+    """A commit that may be undone yet: no standby has it."""
 
 
 _new_values = attrgetter(*sql.ADDED, "run_at", "delay")
@@ -55,6 +62,7 @@ class Postgres:
         self._lanes = lanes or Lanes()
         self._marked = False
         self._warnings: list[str] = []
+        self._cut_short: list[str] = []  # waits for a standby
 
     # --- transactions
 
@@ -77,6 +85,8 @@ class Postgres:
     def _hear(self, notice: errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":
             self._warnings.append(notice.message_primary or "")
+            if notice.source_function == WAIT_FOR_STANDBY:
+                self._cut_short.append(notice.message_primary or "")
 
     def commit(self) -> None:
         if not self._begun:  # there was nothing to do
@@ -86,7 +96,7 @@ class Postgres:
         done = self._run("COMMIT").statusmessage
         # It warns when there was no transaction, or when the wait for a standby was cut short.
         if done != "COMMIT" or self._warnings:
-            raise psycopg.OperationalError(f"COMMIT ended in {done}: {'; '.join(self._warnings)}")
+            raise Unconfirmed(f"COMMIT ended in {done}: {'; '.join(self._warnings)}")
 
     def rollback(self) -> None:
         self._begun = True
@@ -145,25 +155,31 @@ class Postgres:
         return self._enqueue(additions) if additions else {}
 
     def insert_alone(self, additions: Sequence[Addition], *, whole: bool) -> Mapping[str, Job]:
-        if self._connection is None:
-            self._connection = self._connect()
-        must_be_told_to_sync = self._begin != sql.BEGIN
-        if not additions or must_be_told_to_sync:
+        if not additions or not self._commits_at_once():
             return {}
-        self._warnings.clear()
         if len(additions) == 1:
-            made = self._enqueue_one(self._connection, additions[0])
+            made = self._enqueue_one(additions[0])
         else:
             made = self._enqueue(additions, sparing=True, whole=whole)
-        if self._warnings:
-            raise psycopg.OperationalError(f"the commit was cut short: {'; '.join(self._warnings)}")
+        self._check_confirmed()
         return made
 
-    def _enqueue_one(
-        self, connection: psycopg.Connection[Any], addition: Addition
-    ) -> Mapping[str, Job]:
+    def _commits_at_once(self) -> bool:
+        """Whether a statement alone is a transaction that waits for the disk; connects."""
+        if self._connection is None:
+            self._connection = self._connect()
+        self._cut_short.clear()
+        return self._begin == sql.BEGIN
+
+    def _check_confirmed(self) -> None:
+        """Raise if the commit of the last statement alone did not wait for the standby it should."""
+        if self._cut_short:
+            raise Unconfirmed(self._cut_short[0])
+
+    def _enqueue_one(self, addition: Addition) -> Mapping[str, Job]:
         """By libpq's own call: psycopg's way to prepare parameters takes as long as the server."""
-        server = connection.pgconn
+        assert self._connection is not None
+        server = self._connection.pgconn
         values = [None if v is None else str(v).encode() for v in _added(addition)]
         result = server.exec_params(self._bytes(sql.ENQUEUE_ONE), values)
         if server.status != ConnStatus.OK:
@@ -237,6 +253,21 @@ class Postgres:
             if len(leases) >= request.limit:
                 break
         return leases
+
+    def claim_alone(self, request: ClaimRequest) -> list[Lease] | None:
+        if not self._lanes.are_plain(request) or not self._commits_at_once():
+            return None
+        queues = None if request.queues is None else list(set(request.queues))
+        types = None if request.types is None else list(request.types)
+        asked = (queues, request.lease_seconds, request.worker, types, request.limit)
+        rows = self._rows(sql.CLAIM_ALONE, *asked)
+        self._check_confirmed()
+        if not rows:
+            return None
+        *_, at, walked = rows[0]
+        self._lanes.noticed(request, walked)
+        until = to_time(at) + timedelta(seconds=request.lease_seconds)
+        return [_lease(row, until) for row in rows if row[0] is not None]
 
     # --- load and save
 
@@ -312,6 +343,8 @@ class Postgres:
     def trouble(self, error: Exception) -> Trouble:
         if isinstance(error, NOTHING_COMMITTED):
             return Trouble.RETRY
+        if isinstance(error, Unconfirmed):
+            return Trouble.UNCONFIRMED
         if isinstance(error, AWAY):
             if isinstance(error, errors.ReadOnlySqlTransaction):
                 self.close()  # a new connection may find the new primary
@@ -337,10 +370,7 @@ class Postgres:
 def _arrays(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[Any]:
     """The parameters of `rows_of`."""
     values = zip(*rows, strict=True)
-    return [
-        Uuids(list(v)) if sql.type_of(c) == "uuid" else list(v)
-        for c, v in zip(columns, values, strict=True)
-    ]
+    return [array_of(sql.type_of(c), v) for c, v in zip(columns, values, strict=True)]
 
 
 def _names_lease(report: Report) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -107,39 +107,66 @@ def is_uuid(text: str) -> bool:
     return _is_uuid(text) is not None
 
 
-class Uuids:
-    """UUIDs as one parameter: an array in PostgreSQL's binary form; None is NULL.
+class BinaryArray:
+    """An array as one parameter in PostgreSQL's binary form, for columns that psycopg makes slowly.
 
-    A list of UUID objects costs ten times as much to make and to send.
+    `item` is the type of its items, `cells` the items, each with its length before it.
     """
 
     __slots__ = ("binary",)
 
+    def __init__(self, item: str, count: int, cells: bytes, *, nulls: bool) -> None:
+        oid = psycopg.adapters.types[item].oid
+        # Dimensions, whether there are NULLs, the type of the items; length and first index.
+        shape = (1, nulls, oid, count, 1) if count else (0, 0, oid)
+        self.binary = struct.pack(f">{len(shape)}i", *shape) + cells
+
+
+class Uuids(BinaryArray):
+    """UUIDs, None for NULL. A list of UUID objects costs ten times as much to make and to send."""
+
     def __init__(self, texts: Sequence[str | None]) -> None:
         """`texts` must be UUIDs by `is_uuid`."""
-        nulls = None in texts
-        cells = [_UUID_BYTES + text if text else _NULL for text in texts]
+        cells = [_UUID_BYTES + text if text else _NULL.hex() for text in texts]
         items = bytes.fromhex("".join(cells).replace("-", ""))
-        # Dimensions, whether there are NULLs, the type of the items; length and first index.
-        shape = (1, nulls, _UUID_OID, len(texts), 1) if texts else (0, 0, _UUID_OID)
-        self.binary = struct.pack(f">{len(shape)}i", *shape) + items
+        super().__init__("uuid", len(texts), items, nulls=None in texts)
 
 
-_UUID_OID = psycopg.adapters.types["uuid"].oid
-_UUIDS_OID = psycopg.adapters.types["uuid"].array_oid
 _UUID_BYTES = "00000010"
-_NULL = "ffffffff"
+_NULL = b"\xff\xff\xff\xff"
+_CELLS: Mapping[str, Callable[[Any], bytes]] = {
+    "text": lambda text: struct.pack(">i", len(text.encode())) + text.encode(),
+    "bigint": lambda number: struct.pack(">iq", 8, number),
+    "float8": lambda number: struct.pack(">id", 8, number),
+}
 
 
-class _UuidsDumper(Dumper):
+def array_of(item: str, values: Sequence[Any]) -> Any:
+    """The parameter for an array of `values`; in bulk many columns hold one value throughout."""
+    if item == "uuid":
+        return Uuids(values)
+    first = values[0] if values else None
+    if len(values) < FEW or values.count(first) != len(values):
+        return list(values)
+    if first is None:
+        return BinaryArray(item, len(values), _NULL * len(values), nulls=True)
+    if item not in _CELLS:
+        return list(values)
+    return BinaryArray(item, len(values), _CELLS[item](first) * len(values), nulls=False)
+
+
+FEW = 8
+"""Values for which it does not matter how they are sent."""
+
+
+class _ArrayDumper(Dumper):
     format = Format.BINARY
-    oid = _UUIDS_OID
 
-    def dump(self, obj: Uuids) -> bytes:
+    def dump(self, obj: BinaryArray) -> bytes:
         return obj.binary
 
 
-psycopg.adapters.register_dumper(Uuids, _UuidsDumper)
+psycopg.adapters.register_dumper(BinaryArray, _ArrayDumper)
 
 
 def to_time(stored: datetime) -> datetime:

@@ -63,6 +63,7 @@ class _View:
 
     marks: dict[tuple[str, int], datetime] = field(default_factory=dict)
     full_search_at: float = 0.0  # monotonic seconds
+    crowded: bool = False  # many dead entries were met since the last full search
 
 
 Rows = Callable[..., list[Any]]
@@ -85,6 +86,16 @@ class Lanes:
         last = self._last_queue
         return sorted(lanes, key=lambda lane: (lane.priority, lane.queue <= last, lane.queue))
 
+    def are_plain(self, request: ClaimRequest) -> bool:
+        """Whether the next search would be from the start, for all that is known here."""
+        view = self._view(request)
+        return not view.crowded and self._clock() >= view.full_search_at
+
+    def noticed(self, request: ClaimRequest, entries: int) -> None:
+        """Note how many dead entries a search from the start walked that was not made here."""
+        if entries > MANY_ENTRIES:
+            self._view(request).crowded = True
+
     def claimed(self, request: ClaimRequest, lane: Lane, last_run_at: datetime) -> None:
         """Note that jobs of a lane were claimed, in order, up to one due at `last_run_at`."""
         self._last_queue = lane.queue
@@ -106,6 +117,7 @@ class Lanes:
         now = to_time(found[0][1])
         heads = {(row[2], row[3]): to_time(row[4]) for row in found if row[2] is not None}
         view.marks = _marks(view.marks, heads, now)
+        view.crowded = False
         many = found[0][0] > MANY_ENTRIES
         pause = max(FULL_SECONDS, (ended - began) / FULL_SHARE)
         view.full_search_at = ended + pause if many else 0.0

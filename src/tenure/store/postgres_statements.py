@@ -71,6 +71,7 @@ ENQUEUE_ONE = (
     f"SELECT * FROM {{s}}.enqueue_one({', '.join(f'${n}' for n in range(1, len(NEW) + 1))})"
 )
 COMPLETE = "SELECT * FROM {s}.complete(%b::uuid[], %b::uuid[], %b::text[], %b::text[])"
+CLAIM_ALONE = "SELECT * FROM {s}.claim_alone(%b::text[], %s, %s, %b::text[], %s::integer)"
 CLAIM = "SELECT * FROM {s}.claim(%s, %s, %s, %s, %s, %s, %b::text[], %s::integer)"
 
 KNOWN = f"""

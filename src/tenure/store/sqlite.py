@@ -238,6 +238,10 @@ class Sqlite:
                 lanes.append((queue, priority))
         return sorted(lanes, key=lambda lane: (lane[1], lane[0] <= self._last_queue, lane[0]))
 
+    def claim_alone(self, request: ClaimRequest) -> list[Lease] | None:
+        """None: here a transaction of several statements costs no round trips."""
+        return None
+
     # --- load and save
 
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tenure.errors import InvalidInput
-from tenure.store.postgres_connection import Uuids, connect, is_uuid, place_of
+from tenure.store.postgres_connection import Uuids, array_of, connect, is_uuid, place_of
 
 ID = "0190163d-8694-739b-aea5-966c26f8ad90"
 
@@ -103,6 +105,24 @@ def test_uuids_arrive_as_an_array(url: str, sent: list[str | None]) -> None:
     with connect(place_of(url)) as connection:
         ((found,),) = connection.execute("SELECT %b::uuid[]::text[]", [Uuids(sent)]).fetchall()
     assert found == sent
+
+
+@pytest.mark.parametrize(
+    ("item", "some"),
+    [
+        ("text", ["", "a", "Grüße 🎈", None]),
+        ("bigint", [0, -1, 2**63 - 1, -(2**63), None]),
+        ("float8", [0.0, -2.5, 1e300, None]),
+        ("timestamptz", [datetime(2026, 1, 2, 3, 4, 5, 6, UTC), None]),
+    ],
+)
+def test_arrays_arrive_as_they_are(url: str, item: str, some: list[Any]) -> None:
+    """Long ones that hold one value throughout are made here, the others by psycopg."""
+    with connect(place_of(url)) as connection:
+        for values in ([], some, *([value] * 1000 for value in some), [some[0]] * 999 + [some[1]]):
+            statement = f"SELECT %b::{item}[]".encode()
+            ((found,),) = connection.execute(statement, [array_of(item, values)]).fetchall()
+            assert found == values
 
 
 def test_without_psycopg_the_error_says_what_to_install() -> None:

@@ -17,6 +17,7 @@ from tenure.store.database import Trouble
 from tenure.store.postgres import Postgres
 from tenure.store.postgres_reader import PostgresReader
 from tests.contract.desk import completed, failed, new, request
+from tests.postgres_server import PostgresServer
 from tests.unit.postgres.sessions import (
     Raw,
     add,
@@ -27,6 +28,7 @@ from tests.unit.postgres.sessions import (
     take,
     wait_until_somebody_waits,
 )
+from tests.worker.waiting import until
 
 # --- poolers ----------------------------------------------------------------------------------
 
@@ -229,3 +231,28 @@ def test_the_watch_rings_for_other_processes_and_comes_back_when_its_session_die
     stop.set()
     thread.join(5)
     assert not thread.is_alive()
+
+
+@pytest.mark.usefixtures("postgres_url")  # skips where there is no PostgreSQL
+@pytest.mark.parametrize("count", [1, 2], ids=["one job", "a batch"])
+def test_a_commit_that_no_standby_has_is_not_acknowledged(count: int) -> None:
+    """Nor is it tried again: a second commit of nothing would be acknowledged at once."""
+    with PostgresServer() as server:
+        server.create_database("jobs")
+        url = server.url("jobs")
+        store = open_store(url)
+        with psycopg.connect(url, autocommit=True) as raw:
+            store.add([new()]).result()
+            raw.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+            raw.execute("SELECT pg_reload_conf()")
+            until(lambda: raw.execute("SHOW synchronous_standby_names").fetchone() == ("nobody",))
+            added = store.add([new() for _ in range(count)])
+            waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            until(lambda: raw.execute(f"SELECT pg_cancel_backend(pid) {waiting}").fetchall())
+            with pytest.raises(StoreUnavailable, match="standby|synchronous"):
+                added.result(30)
+            raw.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            raw.execute("SELECT pg_reload_conf()")
+            until(lambda: raw.execute("SHOW synchronous_standby_names").fetchone() == ("",))
+            assert store.add([new()]).result()[0].created
+        store.close()
