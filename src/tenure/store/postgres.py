@@ -17,7 +17,15 @@ from tenure.records import Addition, ClaimRequest, Lease, Query, Report
 from tenure.store import guards
 from tenure.store import postgres_statements as sql
 from tenure.store.database import Trouble
-from tenure.store.postgres_connection import NOW, Uuids, array_of, connect, is_uuid, place_of, to_time
+from tenure.store.postgres_connection import (
+    NOW,
+    Uuids,
+    array_of,
+    connect,
+    is_uuid,
+    place_of,
+    to_time,
+)
 from tenure.store.postgres_lanes import Lanes
 from tenure.store.rows import MOVED, added_job, job_of, write_names, write_policy
 
@@ -172,7 +180,7 @@ class Postgres:
         return self._begin == sql.BEGIN
 
     def _check_confirmed(self) -> None:
-        """Raise if the commit of the last statement alone did not wait for the standby it should."""
+        """Raise if the last statement alone was committed without the standby it waits for."""
         if self._cut_short:
             raise Unconfirmed(self._cut_short[0])
 
@@ -267,7 +275,7 @@ class Postgres:
         *_, at, walked = rows[0]
         self._lanes.noticed(request, walked)
         until = to_time(at) + timedelta(seconds=request.lease_seconds)
-        return [_lease(row, until) for row in rows if row[0] is not None]
+        return [_lease(row[:-2], until) for row in rows if row[0] is not None]
 
     # --- load and save
 
