@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -226,3 +227,30 @@ def test_claims_stay_flat_while_an_old_snapshot_is_open(
             assert found.priority == -1  # found at the next search from the start
         finally:
             job.close()
+
+
+def test_a_claim_alone_leaves_crowded_lanes_to_a_closer_look(
+    raw: Raw, db: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "MANY_ENTRIES", 500)
+    raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    raw.execute("SELECT count(*) FROM tenure.job")
+    take(db, 1000)
+    add(db, 3)
+    assert len(db.claim_alone(request(1)) or []) == 1  # it notices how many it walked past
+    assert db.claim_alone(request(1)) is None
+    db.begin()
+    assert len(db.claim(request(1))) == 1
+    db.commit()
+    assert db.claim_alone(request(1)) is None
+
+
+def test_a_claim_alone_is_for_one_lane(db: Postgres) -> None:
+    assert db.claim_alone(request(5)) == []
+    add(db, 2)
+    assert db.claim_alone(request(5, types=("other",))) == []
+    assert len(db.claim_alone(request(1, queues=("default", "default"))) or []) == 1
+    add(db, 1, queue="late", run_at=datetime.now(UTC) + timedelta(hours=1))
+    add(db, 1, priority=-1)
+    assert db.claim_alone(request(5)) is None  # in which order is not for it to say
+    assert len(db.claim_alone(request(5, queues=("late",))) or []) == 0
