@@ -233,6 +233,21 @@ def test_the_watch_rings_for_other_processes_and_comes_back_when_its_session_die
     assert not thread.is_alive()
 
 
+def test_new_jobs_are_announced_soon_and_once(url: str, raw: Raw) -> None:
+    store = open_store(url)
+    try:
+        raw.execute("LISTEN tenure")
+        store.add([new()]).result()
+        assert len(list(raw.notifies(timeout=30, stop_after=1))) == 1
+        assert list(raw.notifies(timeout=0.1)) == []  # an idle store says nothing
+        for _ in range(5):
+            store.add([new()]).result()
+        assert len(list(raw.notifies(timeout=30, stop_after=1))) == 1
+        assert len(list(raw.notifies(timeout=0.1))) < 5  # some stand for several
+    finally:
+        store.close()
+
+
 @pytest.mark.usefixtures("postgres_url")  # skips where there is no PostgreSQL
 @pytest.mark.parametrize("count", [1, 2], ids=["one job", "a batch"])
 def test_a_commit_that_no_standby_has_is_not_acknowledged(count: int) -> None:
