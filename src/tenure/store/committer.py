@@ -274,8 +274,8 @@ class Committer:
                 db.announce()
             db.tidy()
         except Exception as error:
-            self._owes_announcement = True
-            log.warning("housekeeping after a commit failed, it will be tried again: %s", error)
+            # Not at once again: the database may be away, and the next commit brings us back here.
+            log.warning("housekeeping after a commit failed, the next one tries again: %s", error)
             db.rollback()
 
 

@@ -248,6 +248,29 @@ def test_new_jobs_are_announced_soon_and_once(url: str, raw: Raw) -> None:
         store.close()
 
 
+def test_an_announcement_that_fails_waits_for_the_next_commit(
+    url: str, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Postgres] = []
+
+    def fail(self: Postgres) -> None:
+        tries.append(self)
+        raise psycopg.OperationalError("the server is away")
+
+    store = open_store(url)
+    try:
+        raw.execute("LISTEN tenure")
+        with monkeypatch.context() as broken:
+            broken.setattr(Postgres, "announce", fail)
+            store.add([new()]).result()
+            assert list(raw.notifies(timeout=0.1)) == []
+            assert len(tries) == 1
+        store.add([new()]).result()
+        assert len(list(raw.notifies(timeout=30, stop_after=1))) == 1
+    finally:
+        store.close()
+
+
 @pytest.mark.usefixtures("postgres_url")  # skips where there is no PostgreSQL
 @pytest.mark.parametrize("count", [1, 2], ids=["one job", "a batch"])
 def test_a_commit_that_no_standby_has_is_not_acknowledged(count: int) -> None:
