@@ -19,9 +19,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tenure")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark whatever asks for PostgreSQL, so that `-m "not postgres"` leaves nothing behind."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what asks for PostgreSQL, so that `-m "not postgres"` leaves nothing behind.
+
+    Name the faults that a test shows (`-k scenario_022`), and keep those that take their time for
+    `make chaos`.
+    """
+    whole = int(os.environ.get("TENURE_CHAOS_EFFORT", "1")) > 1
+    if left := [] if whole else [item for item in items if item.get_closest_marker("full")]:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
     for item in items:
+        for mark in item.iter_markers("scenario"):
+            item.extra_keyword_matches.update(f"scenario_{number:03}" for number in mark.args)
         if {"postgres_server", "postgres_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("postgres")
 

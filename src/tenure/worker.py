@@ -22,6 +22,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.handlers import Handlers
 from tenure.records import Answer, ClaimRequest, Lease, Outcome, Report, Turn
@@ -267,6 +268,8 @@ class Worker:
 
     async def _turn(self, reports: list[Report], claim: ClaimRequest | None) -> None:
         try:
+            if reports:
+                failpoints.hit("worker.before_report")
             future = self._source.turn(reports, claim)
             future.add_done_callback(self._hold)
             turn = await asyncio.wrap_future(future)
@@ -346,6 +349,8 @@ class Worker:
                 self._prefetch = min(max(2 * self._prefetch, 2 * self._concurrency), most)
         if self._slots.oldest_wait() > PATIENCE_SECONDS / 4:
             self._prefetch //= 2
+        if leases:
+            failpoints.hit("worker.before_start")
         self._slots.take(leases)
 
     def _hold(self, future: Future[Turn]) -> None:

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tenure import failpoints
 from tenure.api.routing import Call, Route, declared_bytes, read_body, read_query, refuse
 from tenure.api.streams import Doorbell
 from tenure.app import Tenure
@@ -59,6 +60,7 @@ class Dispatcher:
         else:
             call = Call(self._app, self._doorbell, request, path, self._secured)
             response = await _answer(route, call)
+        failpoints.hit("http.before_answer")
         await response(scope, receive, send)
 
     def _find(self, scope: Scope) -> tuple[Route, Mapping[str, str]]:

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import TypeVar
 
+from tenure import failpoints
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Event, Job
 from tenure.records import Added, Addition, ClaimRequest, Query, Report, Turn
@@ -65,19 +66,19 @@ class Store:
 
     def apply(self, job_id: str, event: Event) -> Future[Job]:
         """One event on one job. The future raises JobNotFound or IllegalMove."""
-        return self._act(lambda db: moves.apply(db, job_id, event))
+        return self._act("operator", lambda db: moves.apply(db, job_id, event))
 
     def apply_matching(self, query: Query, event: Event) -> Future[list[Job]]:
         """One event on each job of a query that allows it; the jobs changed."""
-        return self._act(lambda db: moves.apply_matching(db, query, event))
+        return self._act("operator", lambda db: moves.apply_matching(db, query, event))
 
     def sweep(self, limit: int = 500) -> Future[list[Job]]:
         """End leases that have run out; the jobs concerned, as they stand after."""
-        return self._act(lambda db: moves.sweep(db, limit))
+        return self._act("sweep", lambda db: moves.sweep(db, limit))
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int = 500) -> Future[int]:
         """Delete jobs (status -> settled before) and their ledger; how many were deleted."""
-        return self._act(lambda db: db.prune(settled_before, limit))
+        return self._act("prune", lambda db: db.prune(settled_before, limit))
 
     def set_queue(
         self,
@@ -89,18 +90,21 @@ class Store:
     ) -> Future[None]:
         """Pause or resume a queue, or limit its pending jobs (-1 lifts the limit)."""
         return self._act(
-            lambda db: db.set_queue(name, paused=paused, max_pending=max_pending, actor=actor)
+            "queue",
+            lambda db: db.set_queue(name, paused=paused, max_pending=max_pending, actor=actor),
         )
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases by heartbeat; the lease ids that are still held."""
         if self._heart is None:
-            return self._act(lambda db: db.renew(leases, lease_seconds)).result()
+            return self._act("heartbeat", lambda db: db.renew(leases, lease_seconds)).result()
         with self._heart_lock:
             try:
                 self._heart.begin()
                 held = self._heart.renew(leases, lease_seconds)
+                failpoints.hit("heartbeat.before_commit")
                 self._heart.commit()
+                failpoints.hit("heartbeat.after_commit")
                 return held
             except Exception as error:
                 self._heart.rollback()
@@ -112,8 +116,8 @@ class Store:
         self._committer.submit(work)
         return work
 
-    def _act(self, act: Callable[[Database], T]) -> Future[T]:
-        return self._submit(Acting(act)).future
+    def _act(self, name: str, act: Callable[[Database], T]) -> Future[T]:
+        return self._submit(Acting(name, act)).future
 
     # --- reads
 

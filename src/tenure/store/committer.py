@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, TypeGuard
 
+from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.records import Added, Addition, ClaimRequest, Lease, Report, Turn
 from tenure.store import moves
@@ -44,6 +45,10 @@ class Adding:
     def size(self) -> int:
         return len(self.additions)
 
+    @property
+    def name(self) -> str:
+        return "enqueue"
+
 
 @dataclass(slots=True)
 class Turning:
@@ -57,11 +62,16 @@ class Turning:
     def size(self) -> int:
         return len(self.reports) + (self.claim.limit if self.claim else 0)
 
+    @property
+    def name(self) -> str:
+        return "report" if self.reports else "claim"
+
 
 @dataclass(slots=True)
 class Acting:
     """Anything else, as a function run inside the transaction."""
 
+    name: str
     act: Callable[[Database], Any]
     future: Future[Any] = field(default_factory=Future)
     size: int = 1
@@ -145,12 +155,15 @@ class Committer:
                 if not batch:
                     return
             elif (leases := self._claim_alone(db, batch)) is not None:
+                _visit("after_commit", batch)
                 self._answer([(batch[0], Turn([], leases))])
                 return
             db.begin()
             answers = self._apply(db, batch)
+            _visit("before_commit", batch)
             asked_to_commit = True
             db.commit()
+            _visit("after_commit", batch)
         except Exception as error:
             db.rollback()
             trouble = db.trouble(error)
@@ -162,6 +175,7 @@ class Committer:
 
     def _add_alone(self, db: Database, batch: Sequence[Adding]) -> list[Work]:
         """Add what can be added in one round trip; what is left of the batch."""
+        _visit("before_commit", batch)
         made = db.insert_alone([a for work in batch for a in work.additions], whole=len(batch) == 1)
         done: list[tuple[Work, list[Added]]] = []
         left: list[Work] = []
@@ -170,6 +184,7 @@ class Committer:
                 done.append((work, [Added(made[a.id], created=True) for a in work.additions]))
             else:
                 left.append(work)
+        _visit("after_commit", [work for work, _ in done])
         self._answer(done)
         return left
 
@@ -180,6 +195,7 @@ class Committer:
         claim = batch[0].claim
         if claim is None or claim.limit < 1 or self._is_to_be_seen(claim.worker):
             return None
+        _visit("before_commit", batch)
         return db.claim_alone(claim)
 
     def _answer(self, answers: Sequence[tuple[Work, Any]]) -> None:
@@ -271,6 +287,7 @@ class Committer:
             if self._until_announcement() == 0:
                 self._owes_announcement = False  # first: others may owe the next one meanwhile
                 self._announced = time.monotonic()
+                failpoints.hit("announce.before")
                 db.announce()
             db.tidy()
         except Exception as error:
@@ -284,6 +301,12 @@ def _is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[Adding]]:
     return all(isinstance(work, Adding) for work in batch) and (
         len(batch) == 1 or all(work.size == 1 for work in batch)
     )
+
+
+def _visit(moment: str, batch: Sequence[Work]) -> None:
+    if failpoints.ARMED:
+        for name in dict.fromkeys(work.name for work in batch):
+            failpoints.hit(f"{name}.{moment}")
 
 
 def _may_requeue(turn: Turning) -> bool:

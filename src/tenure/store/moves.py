@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from tenure import failpoints
 from tenure.errors import IllegalMove, JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
 from tenure.lifecycle import (
     Completed,
@@ -195,6 +196,7 @@ def apply_matching(db: Database, query: Query, event: Event) -> list[Job]:
 def sweep(db: Database, limit: int) -> list[Job]:
     """End up to `limit` leases that have run out; the jobs as they stand after."""
     expired = db.lock_expired(limit)
+    failpoints.hit("sweep.between_read_and_write")
     now = db.now()
     steps = []
     for job in expired:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.store import migrate
 from tenure.store.postgres_connection import NOW, OLDEST_SERVER, Place, connect, place_of
@@ -36,6 +37,7 @@ def upgrade(url: str) -> int:
                 with connection.transaction():
                     connection.execute(LOCK, (place.schema,))
                     _migrate(connection, place)
+                failpoints.hit("migrate.after_commit")
             return migrate.newest("postgres")
     except errors.InsufficientPrivilege as error:
         raise SchemaMismatch(
@@ -80,10 +82,12 @@ def _migrate(connection: psycopg.Connection[Any], place: Place) -> None:
     }
     version = version_of(connection, place)
     for number, script in migrate.pending("postgres", version, f"schema {place.schema}"):
+        failpoints.hit("migrate.before_step")
         connection.execute(script.format_map(names).encode())
         connection.execute(place.sql(VERSIONS))
         insert = place.sql(f"INSERT INTO {{s}}.schema_version VALUES (%s, {NOW})")
         connection.execute(insert, (number,))
+        failpoints.hit("migrate.after_step")
 
 
 def _one(connection: psycopg.Connection[Any], query: str | bytes, *values: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from tenure import failpoints
 from tenure.lifecycle import Job, Status
 from tenure.records import Addition, ClaimRequest, Lease, Query, Report
 from tenure.store import guards
@@ -334,6 +335,7 @@ class Sqlite:
                 f" ORDER BY finished_at LIMIT ?) RETURNING id",
                 (to_millis(time), limit - removed),
             ).fetchall()
+            failpoints.hit("prune.between_job_and_ledger")
             self._db.executemany("DELETE FROM tenure_transition WHERE job_id = ?", ids)
             removed += len(ids)
         if removed == 0:

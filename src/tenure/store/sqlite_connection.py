@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tenure import failpoints
 from tenure.errors import InvalidInput
 
 BUSY_TIMEOUT_MS = 10_000
@@ -163,7 +164,9 @@ class Checkpoints:
             self._other = connect(self._path)
         begin_writing(connection)
         try:
+            failpoints.hit("checkpoint.before")
             self._other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            failpoints.hit("checkpoint.after")
         finally:
             connection.execute("ROLLBACK")
         self._commits = 0

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from tenure import failpoints
 from tenure.errors import StoreUnavailable
 from tenure.store import migrate
 from tenure.store.sqlite_connection import NOW, connect
@@ -53,6 +54,7 @@ def _upgrade(path: Path) -> int:
         connection.execute("BEGIN IMMEDIATE")
         try:
             for number, script in migrate.pending("sqlite", version_of(connection), str(path)):
+                failpoints.hit("migrate.before_step")
                 for statement in statements(script.format_map(GENERATED)):
                     connection.execute(statement)
                 connection.execute(
@@ -60,7 +62,9 @@ def _upgrade(path: Path) -> int:
                     " (version INTEGER PRIMARY KEY, applied_at INTEGER NOT NULL) STRICT"
                 )
                 connection.execute(f"INSERT INTO tenure_schema VALUES (?, {NOW})", (number,))
+                failpoints.hit("migrate.after_step")
             connection.execute("COMMIT")
+            failpoints.hit("migrate.after_commit")
         except BaseException:
             connection.execute("ROLLBACK")
             raise

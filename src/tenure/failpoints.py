@@ -1,0 +1,82 @@
+"""Named places in Tenure's own code where a test can kill, freeze or break this process.
+
+They are armed by the environment only, when the process starts:
+
+    TENURE_FAILPOINTS="claim.after_commit=kill; sweep.between_read_and_write=raise@3"
+
+`kill` ends the process as `kill -9` does, `freeze` stops it until somebody sends SIGCONT, `raise`
+raises `FailpointReached` there. `@3` means at the third time the place is reached; without it, the
+first. Each acts once. Unarmed, a place costs one call that does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections import Counter
+from collections.abc import Mapping
+
+ENVIRONMENT = "TENURE_FAILPOINTS"
+
+WORKS = ("enqueue", "claim", "report", "heartbeat", "sweep", "prune", "operator", "queue")
+"""What a transaction can be about."""
+NAMES = (
+    *(f"{work}.before_commit" for work in WORKS),
+    *(f"{work}.after_commit" for work in WORKS),
+    "sweep.between_read_and_write",
+    "prune.between_job_and_ledger",
+    "checkpoint.before",
+    "checkpoint.after",
+    "announce.before",
+    "migrate.before_step",
+    "migrate.after_step",
+    "migrate.after_commit",
+    "http.before_answer",
+    "worker.before_start",
+    "worker.before_report",
+)
+"""Every place there is."""
+
+ACTIONS = ("kill", "freeze", "raise")
+_armed_at = re.compile(rf"([a-z_.]+)=({'|'.join(ACTIONS)})(?:@([1-9][0-9]*))?").fullmatch
+
+
+class FailpointReached(Exception):
+    """Raised at an armed place; no code of ours expects it."""
+
+
+def read(text: str) -> Mapping[str, tuple[str, int]]:
+    """Name -> what happens, and at which visit; raises ValueError for what means nothing."""
+    armed = {}
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        match = _armed_at(part)
+        if match is None or match[1] not in NAMES:
+            raise ValueError(f"{ENVIRONMENT}: {part!r} is no failpoint=action; see NAMES, ACTIONS")
+        armed[match[1]] = (match[2], int(match[3] or 1))
+    return armed
+
+
+ARMED = read(os.environ.get(ENVIRONMENT, ""))
+_visits: Counter[str] = Counter()
+_lock = threading.Lock()
+
+
+def hit(name: str) -> None:
+    """Do what is armed at this place, if anything is."""
+    if ARMED:
+        _hit(name)
+
+
+def _hit(name: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"{name} is missing in failpoints.NAMES")
+    action, visit = ARMED.get(name, ("", 0))
+    with _lock:
+        _visits[name] += 1
+        if _visits[name] != visit:
+            return
+    if action == "raise":
+        raise FailpointReached(name)
+    os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
