@@ -1,4 +1,4 @@
-"""How hard the battery tries, and by which chance: a little in `make test`, more in `make chaos`."""
+"""How hard the battery tries, and by which chance: little in `make test`, more in `make chaos`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Failpoints are armed by the environment, act once at the visit that was asked for, and else cost
-nothing."""
+"""Failpoints: armed by the environment, each acts once, at the visit that was asked for."""
 
 from __future__ import annotations
 
