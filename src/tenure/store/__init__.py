@@ -149,7 +149,7 @@ def migrate_store(url: str) -> int:
     if url.startswith("sqlite:"):
         from tenure.store import sqlite_connection, sqlite_schema
 
-        return sqlite_schema.upgrade(sqlite_connection.path_of(url))
+        return sqlite_schema.upgrade(sqlite_connection.usable_path_of(url))
     if url.startswith(("postgresql:", "postgres:")):
         from tenure.store import postgres_schema
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tenure import failpoints
 from tenure.errors import InvalidInput
+from tenure.store import filesystems
 
 BUSY_TIMEOUT_MS = 10_000
 LOG_BYTES = 64 * 1024 * 1024
@@ -27,12 +28,20 @@ OLDEST_SQLITE = (3, 38, 0)
 
 def path_of(url: str) -> Path:
     """The file of a `sqlite:///relative.db` or `sqlite:////absolute.db` URL."""
-    path = url.removeprefix("sqlite:///")
-    if path == url or not path or path == ":memory:" or "?" in path:
+    path, _, option = url.removeprefix("sqlite:///").partition("?")
+    if path == url or path in {"", ":memory:"} or option not in {"", filesystems.ANY}:
         raise InvalidInput(
             f"{url!r} names no SQLite file; write sqlite:///jobs.db or sqlite:////var/lib/jobs.db"
         )
     return Path(path).absolute()
+
+
+def usable_path_of(url: str) -> Path:
+    """The same, unless SQLite's log does not work there; see `filesystems`."""
+    path = path_of(url)
+    if not url.endswith(f"?{filesystems.ANY}"):
+        filesystems.refuse_remote(path)
+    return path
 
 
 def connect(path: Path) -> sqlite3.Connection:
