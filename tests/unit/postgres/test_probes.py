@@ -1,0 +1,110 @@
+"""What `tenure doctor` learns about the surroundings of a PostgreSQL database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from tenure.store.postgres_connection import connect, place_of
+from tenure.store.postgres_probes import holds_back, pools_transactions
+from tests.chaos.pgbouncer import PgBouncer
+from tests.chaos.servers import own_server
+from tests.postgres_server import PostgresServer
+from tests.worker.waiting import until
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """A server with slots and prepared transactions."""
+    with own_server({"wal_level": "logical", "max_prepared_transactions": "2"}) as started:
+        yield started
+
+
+@pytest.mark.scenario(63)
+def test_no_pooler_no_pooling(server: PostgresServer) -> None:
+    with connect(place_of(server.url())) as connection:
+        assert not pools_transactions(connection)
+
+
+@pytest.mark.scenario(63)
+@pytest.mark.parametrize(
+    ("mode", "size", "round_robin", "pools"),
+    [
+        ("transaction", 5, False, True),
+        ("transaction", 5, True, True),
+        ("transaction", 1, False, True),
+        ("session", 5, False, False),
+        ("session", 1, False, False),
+    ],
+)
+def test_a_pooler_is_known_by_what_it_lends(
+    server: PostgresServer,
+    mode: str,
+    size: int,
+    round_robin: bool,
+    pools: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if size == 1 and not pools:  # nothing comes, however long it is waited for
+        monkeypatch.setattr("tenure.store.postgres_probes.POOLER_SECONDS", 0.2)
+    with (
+        PgBouncer(server, pool_mode=mode, pool_size=size, round_robin=round_robin) as pooler,
+        connect(place_of(pooler.url("postgres"))) as connection,
+    ):
+        assert pools_transactions(connection) is pools
+        assert pools_transactions(connection) is pools  # asking leaves nothing behind
+
+
+@pytest.mark.scenario(64)
+def test_what_holds_vacuum_back_is_named(server: PostgresServer) -> None:
+    with (
+        psycopg.connect(server.url(), autocommit=True) as asking,
+        psycopg.connect(server.url(), autocommit=True, application_name="reports") as culprit,
+    ):
+        assert holds_back(asking, 0) is None
+
+        culprit.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        found = holds_back(asking, 0) or ""
+        assert f"session {culprit.info.backend_pid} of postgres (reports)" in found
+        assert f"pg_terminate_backend({culprit.info.backend_pid})" in found
+        assert holds_back(asking, 3600) is None  # not for that long
+        culprit.execute("COMMIT")
+        assert holds_back(asking, 0) is None
+
+        culprit.execute("BEGIN; CREATE TABLE kept (); PREPARE TRANSACTION 'it''s gone'")
+        found = holds_back(asking, 0) or ""
+        statement = found.partition("end it with ")[2]
+        assert statement == "ROLLBACK PREPARED 'it''s gone'"
+        assert holds_back(asking, 3600) is None
+        asking.execute(statement)
+        assert holds_back(asking, 0) is None
+
+        asking.execute("SELECT pg_create_logical_replication_slot('left_behind', 'pgoutput')")
+        assert "replication slot left_behind" in (holds_back(asking) or "")
+        asking.execute("SELECT pg_drop_replication_slot('left_behind')")
+        assert holds_back(asking, 0) is None
+
+
+@pytest.mark.scenario(64)
+def test_a_role_that_may_not_look_into_others_sees_their_age(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        psycopg.connect(server.url(), autocommit=True) as owner,
+        psycopg.connect(server.url(), autocommit=True) as culprit,
+    ):
+        owner.execute("CREATE ROLE shop LOGIN")
+        culprit.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        monkeypatch.setattr("tenure.store.postgres_probes.MANY_TRANSACTIONS", 2)
+        with psycopg.connect(f"{server.url()}&user=shop", autocommit=True) as asking:
+            assert holds_back(asking, 0) is None
+            for _ in range(5):
+                owner.execute("SELECT pg_current_xact_id()")
+            until(lambda: holds_back(asking, 0), "the age to be seen")
+            found = holds_back(asking, 0) or ""
+        assert f"session {culprit.info.backend_pid} of postgres" in found
+        assert "since" not in found
