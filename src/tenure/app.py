@@ -45,6 +45,7 @@ from tenure.records import (
 )
 from tenure.retry import DEFAULT_POLICY
 from tenure.store import Store, migrate_store, open_store
+from tenure.store.audit import INVARIANTS
 from tenure.store.checks import check_store, schema_version
 
 P = ParamSpec("P")
@@ -317,8 +318,12 @@ class Tenure:
         return explain(job, facts)
 
     def verify(self, limit: int = 100) -> list[Violation]:
-        """Check the stored data against every invariant; an empty list is good."""
-        return [Violation(*found) for found in self._store.read.violations(limit)]
+        """Check the stored data against every invariant; an empty list is good.
+
+        At most `limit` violations of each invariant are listed. Writers are not held up.
+        """
+        found = self._store.read.violations(limit)
+        return [Violation(*finding, INVARIANTS[finding[0]]) for finding in found]
 
     def ping(self) -> datetime:
         """The store's clock; raises if the store does not answer."""

@@ -182,11 +182,15 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A stored fact that breaks an invariant."""
+    """A stored fact that breaks an invariant; `advice` says what that means and what to do.
+
+    `job_id` is empty where no single job is concerned.
+    """
 
     invariant: str
     job_id: str
     found: str
+    advice: str
 
 
 class Health(StrEnum):

@@ -47,7 +47,18 @@ def test_verify_lists_what_is_wrong_and_says_so_by_its_exit_code(raw: Raw) -> No
     assert "violations" in table.stderr
     found = json.loads(document.stdout)
     assert {violation["job_id"] for violation in found} == {id}
-    assert set(found[0]) == {"invariant", "job_id", "found"}
+    assert set(found[0]) == {"invariant", "job_id", "found", "advice"}
+    told = " ".join(table.stdout.split())
+    assert all(f"{each['invariant']}: {each['advice']}" in told for each in found)
+
+
+def test_verify_says_where_it_stopped_listing(raw: Raw) -> None:
+    raw.drop_triggers()
+    raw.drop_checks()
+    raw.run("UPDATE {job} SET result = 'null' WHERE type = 'email'")
+
+    assert "No more than 1 of each" in run("verify", "--limit", "1").stdout
+    assert "No more than" not in run("verify", "--limit", "2").stdout
 
 
 def test_doctor_says_how_everything_is(raw: Raw) -> None:

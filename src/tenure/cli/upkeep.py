@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -11,19 +13,27 @@ import tenure
 from tenure.cli.command import REFUSED, application, database_option, json_option
 
 if TYPE_CHECKING:
-    from tenure.records import Check
+    from tenure.records import Violation
 
 
 @click.command()
-@click.option("--limit", type=int, default=100, show_default=True, help="Per invariant.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="Per invariant.",
+)
 @database_option
 @json_option
 def verify(limit: int, as_json: bool) -> None:
     """Check every stored job and move against every invariant.
 
-    Lists the violations; exit 1 if there are any.
+    Lists the violations and says what each means and what to do; exit 1 if there are any. Jobs go
+    on running meanwhile.
     """
-    from tenure.cli.terminal import print_json, table
+    from tenure.cli.terminal import print_json
 
     with application() as app:
         violations = app.verify(limit)
@@ -31,13 +41,24 @@ def verify(limit: int, as_json: bool) -> None:
     if as_json:
         print_json(violations)
     elif violations:
-        rows = [(found.job_id, found.invariant, found.found) for found in violations]
-        table(("JOB", "BROKEN INVARIANT", "FOUND"), rows)
+        _explain(violations, limit)
     if violations:
         click.echo(f"{len(violations)} violations", err=True)
         click.get_current_context().exit(REFUSED)
     elif not as_json:
         click.echo(f"jobs checked: {jobs}; no violation")
+
+
+def _explain(violations: Sequence[Violation], limit: int) -> None:
+    from tenure.cli.terminal import table
+
+    rows = [(found.job_id or "-", found.invariant, found.found) for found in violations]
+    table(("JOB", "BROKEN INVARIANT", "FOUND"), rows)
+    for invariant, advice in {found.invariant: found.advice for found in violations}.items():
+        _advise(invariant, advice)
+    listed = Counter(found.invariant for found in violations)
+    if limit in listed.values():
+        click.echo(f"\nNo more than {limit} of each invariant are listed; see --limit.")
 
 
 @click.command()
@@ -63,15 +84,15 @@ def doctor(as_json: bool) -> None:
         table(("CHECK", "HEALTH", "FOUND"), [(c.name, c.health, c.found) for c in found])
         for check in found:
             if check.advice:
-                _advise(check)
+                _advise(check.name, check.advice)
     if any(check.health is Health.PROBLEM for check in found):
         click.get_current_context().exit(REFUSED)
 
 
-def _advise(check: Check) -> None:
+def _advise(subject: str, advice: str) -> None:
     from tenure.cli.terminal import visible
 
-    text = f"{check.name}: {visible(check.advice)}"
+    text = f"{subject}: {visible(advice)}"
     click.echo("\n" + click.wrap_text(text, width=78, subsequent_indent="    "))
 
 

@@ -6,9 +6,10 @@ import logging
 import re
 import selectors
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
@@ -22,6 +23,7 @@ from tenure.store.postgres_statements import SELECT_JOB, where
 from tenure.store.rows import job_of, read_names
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MOST_CONNECTIONS = 4
 WAIT_SECONDS = 5.0
@@ -121,15 +123,18 @@ class PostgresReader:
         query = self._queries.get(statement)
         if query is None:
             query = self._queries[statement] = self._place.sql(statement)
+        return self._ask(lambda pool: _fetch(pool, query, values))
+
+    def _ask(self, ask: Callable[[ConnectionPool], T]) -> T:
         pool = self._opened()
         try:
             try:
-                return _fetch(pool, query, values)
+                return ask(pool)
             except PoolTimeout:
                 raise
             except psycopg.OperationalError:
                 pool.check()  # a server that was restarted leaves dead connections behind
-                return _fetch(pool, query, values)
+                return ask(pool)
         except psycopg.OperationalError as error:
             raise StoreUnavailable(f"the database did not answer: {error}") from error
 
@@ -185,11 +190,20 @@ class PostgresReader:
         return int(self._rows(SETTLED_SINCE, since, queue)[0][0])
 
     def violations(self, limit: int) -> list[tuple[str, str, str]]:
-        found: list[tuple[str, str, str]] = []
-        for invariant, statement in audit.questions("{s}.job", "{s}.transition").items():
-            rows = self._rows(f"{statement} LIMIT {int(limit)}")
-            found += [(invariant, str(job_id), str(what)) for job_id, what in rows]
+        found: list[audit.Finding] = []
+        for asked in audit.PASSES:
+            found += self._ask(partial(self._audit, asked, tuple(found), limit))
         return found
+
+    def _audit(
+        self, asked: audit.Pass, before: Sequence[audit.Finding], limit: int, pool: ConnectionPool
+    ) -> list[audit.Finding]:
+        query = self._place.sql(asked.statement("{s}.job", "{s}.transition"))
+        with pool.connection() as connection, connection.transaction():
+            # It may take minutes where there are many millions of jobs, whatever the role allows.
+            connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL work_mem = '64MB'")
+            with connection.cursor() as cursor:
+                return audit.findings(asked, cursor.stream(query), before, limit)
 
     def watch(self, ring: Callable[[], None], stop: threading.Event) -> None:
         """Listen for the notes of other processes. Behind a transaction pooler none may come."""
