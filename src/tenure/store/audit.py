@@ -62,8 +62,8 @@ INVARIANTS: Mapping[str, str] = {
     "gone)",
     SOUND: "the file is damaged, by a fault of the disk, or because it was copied, replaced or "
     "written by other means while it was in use: stop everything, keep a copy, restore a backup",
-    "no ledger without its job": "a job was deleted that was not settled, or not by Tenure: look in "
-    "the ledger for what it was, and enqueue it anew if it must run",
+    "no ledger without its job": "a job was deleted that was not settled, or not by Tenure: look "
+    "in the ledger for what it was, and enqueue it anew if it must run",
 }
 """Invariant -> what it means that it is broken, and what to do."""
 
