@@ -17,6 +17,10 @@ from psycopg import errors
 # Held until the migration commits: of several starters one migrates, the others wait and find it
 # done. The transaction owns it, not the session, so that poolers do not matter.
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tenure ' || %s, 0))"
+# A starter that is frozen in the middle must not keep the others waiting for ever; and a step that
+# waits for a table must not for long, since everybody queues up behind it: it is tried again.
+FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+WAITING = "SET LOCAL lock_timeout = '10s'"
 VERSIONS = """
 CREATE TABLE IF NOT EXISTS {s}.schema_version
     (version integer PRIMARY KEY, applied_at timestamptz NOT NULL)
@@ -35,7 +39,9 @@ def upgrade(url: str) -> int:
             _check_server(connection)
             if version_of(connection, place) != migrate.newest("postgres"):
                 with connection.transaction():
+                    connection.execute(FROZEN)
                     connection.execute(LOCK, (place.schema,))
+                    connection.execute(WAITING)
                     _migrate(connection, place)
                 failpoints.hit("migrate.after_commit")
             return migrate.newest("postgres")

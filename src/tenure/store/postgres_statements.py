@@ -17,10 +17,14 @@ from tenure.store.rows import COLUMNS, MOVED, TIMES
 
 # Plans must not hang on statistics: right after a bulk load the planner would read and sort the
 # whole table for one batch. Settings end with the transaction, as a transaction pooler demands.
+# A process that is frozen between two statements holds its locks for less time than others wait for
+# them; thawed, it finds its transaction undone, and begins again. The table's lock, which a write
+# takes anyway, comes first: who waits for an index to be made must not stamp a lease before that.
 BEGIN = """
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off;
-SET LOCAL lock_timeout = '10s'
+SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '5s';
+LOCK TABLE {s}.job IN ROW EXCLUSIVE MODE
 """
 
 TYPES = {

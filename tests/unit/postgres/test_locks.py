@@ -5,15 +5,19 @@ That the store keeps the same promises as SQLite is tested in tests/contract.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import psycopg
 import pytest
 
 from tenure.ids import new_id
 from tenure.lifecycle import Job, Status
-from tenure.records import Addition, Query
+from tenure.records import Addition, Lease, Query
+from tenure.store import postgres_lanes
 from tenure.store.postgres import Postgres
 from tenure.store.postgres_reader import PostgresReader
-from tests.contract.desk import completed, request
+from tests.clock import Clock
+from tests.contract.desk import LEASE_SECONDS, completed, request
 from tests.unit.postgres.sessions import (
     Raw,
     add,
@@ -121,6 +125,98 @@ def test_the_ledger_loses_nothing_when_transactions_commit_out_of_order(
     assert [entry.job_id for entry in entries] == [slow, fast]
     assert reader.ledger(entries[0].position, 10) == entries[1:]
     assert reader.ledger_end() == entries[1].position
+
+
+@pytest.mark.scenario(72)
+@pytest.mark.parametrize("alone", [True, False], ids=["one round trip", "a transaction"])
+def test_a_lease_counts_from_the_end_of_a_wait(
+    url: str, db: Postgres, raw: Raw, alone: bool
+) -> None:
+    """Somebody makes an index while a claim is under way: its lease must not have run out then."""
+    clock = Clock(url)
+    add(db)
+    raw.execute("BEGIN; LOCK TABLE tenure.job IN SHARE MODE")
+    leases: list[Lease] = []
+
+    def claim() -> None:
+        if alone:
+            leases.extend(db.claim_alone(request(1)) or [])
+        else:
+            with committed(db):
+                leases.extend(db.claim(request(1)))
+
+    thread = in_thread(claim)
+    with psycopg.connect(url, autocommit=True) as watching:
+        wait_until_somebody_waits(watching)
+    end = clock.advance(2 * LEASE_SECONDS)
+    raw.execute("COMMIT")
+    thread.join(30)
+    (lease,) = leases
+    assert lease.lease_expires_at == end + timedelta(seconds=LEASE_SECONDS)
+    stored = raw.execute("SELECT lease_expires_at FROM tenure.job").fetchone()
+    assert stored == (lease.lease_expires_at,)
+    clock.close()
+
+
+@pytest.mark.scenario(35)
+def test_a_job_that_is_committed_late_is_not_skipped(
+    db: Postgres, other: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.begin()
+    slow = new_id()
+    db.insert([Addition(id=slow, type="mail")])
+    (fast,) = add(other)
+    assert [lease.id for lease in other.claim_alone(request(5)) or []] == [fast]
+    db.commit()
+    assert [lease.id for lease in other.claim_alone(request(5)) or []] == [slow]
+
+    # The same where lanes are searched from where the last claim ended: only for a while.
+    monkeypatch.setattr(postgres_lanes, "MANY_ENTRIES", 0)
+    seconds = 0.0
+    other._lanes._clock = lambda: seconds
+    db.begin()
+    slow = new_id()
+    db.insert([Addition(id=slow, type="mail", run_at=datetime.now(UTC) - timedelta(hours=1))])
+    (fast,) = add(other)
+    with committed(other):
+        assert [lease.id for lease in other.claim(request(5))] == [fast]
+    db.commit()
+    seconds = postgres_lanes.FULL_SECONDS + 1
+    with committed(other):
+        assert [lease.id for lease in other.claim(request(5))] == [slow]
+
+
+@pytest.mark.scenario(27)
+@pytest.mark.parametrize("alone", [True, False], ids=["one round trip", "a transaction"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("enable_material = off", "enable_hashagg = off"),
+        ("enable_indexscan = off", "enable_indexonlyscan = off", "enable_sort = off"),
+        ("plan_cache_mode = force_custom_plan", "enable_nestloop = off"),
+    ],
+)
+def test_a_claim_takes_what_it_says_under_any_plan(
+    url: str, raw: Raw, alone: bool, settings: tuple[str, ...]
+) -> None:
+    for setting in settings:
+        raw.execute(f'ALTER DATABASE "{raw.info.dbname}" SET {setting}')
+    raw.execute("ALTER TABLE tenure.job SET (autovacuum_enabled = off)")
+    db = Postgres(url)
+    add(db, 1)
+    raw.execute("ANALYZE tenure.job")  # from here on statistics speak of one job
+    add(db, 999)
+    for _ in range(3):
+        if alone:
+            leases = db.claim_alone(request(5)) or []
+        else:
+            with committed(db):
+                leases = db.claim(request(5))
+        assert len({lease.id for lease in leases}) == len(leases) == 5
+        stored = raw.execute("SELECT id::text FROM tenure.job WHERE status = 'processing'")
+        assert {lease.id for lease in leases} <= {id for (id,) in stored.fetchall()}
+    assert raw.execute("SELECT sum(attempts) FROM tenure.job").fetchone() == (15,)
+    db.close()
 
 
 # --- guards beyond SQLite's -------------------------------------------------------------------

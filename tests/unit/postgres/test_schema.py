@@ -84,6 +84,7 @@ def test_a_migration_is_done_whole_or_not_at_all(
     assert names.fetchall() == [("transition",)]
 
 
+@pytest.mark.scenario(82)
 def test_a_newer_schema_is_refused_and_untouched(
     postgres_url: str, raw: psycopg.Connection[Any]
 ) -> None:

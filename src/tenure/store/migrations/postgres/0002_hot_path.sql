@@ -250,6 +250,8 @@ DECLARE
     lanes integer := 0;
     now timestamptz;
 BEGIN
+    -- Taken anyway, and here before the clock is read: leases count from the end of the wait.
+    LOCK TABLE {schema}.job IN ROW EXCLUSIVE MODE;
     FOR lane IN
         SELECT * FROM {schema}.lanes() WHERE queues IS NULL
         UNION ALL SELECT * FROM {schema}.lanes(queues) WHERE queues IS NOT NULL
