@@ -1,9 +1,9 @@
 """A disk under SQLite that remembers what is written, and fails when it is told to.
 
 It is a VFS, SQLite's layer between pages and files, put between the SQLite library that Python's
-own `sqlite3` uses and that library's real VFS. So the store under test is the real one, statement for
-statement, on the very library it runs on; only the calls that write, sync, truncate, delete, open or
-map come through here. It stays in place until the process ends: use it in a child process.
+own `sqlite3` uses and that library's real VFS. So the store under test is the real one, statement
+for statement, on the very library it runs on; only the calls that write, sync, truncate, delete,
+open or map come through here. It stays in place until the process ends: use it in a child process.
 
 What it cannot show: a disk that says "synced" and lies, and what a file system does to the names of
 files at a power cut (here a file that was made exists).
@@ -27,7 +27,7 @@ FAILURES = {
     "map": 10 | (21 << 8),
     "open": 14,
 }
-"""What SQLite's VFS answers to a call of each kind when the disk fails: SQLITE_IOERR_…, CANTOPEN."""
+"""What a VFS answers to a call of each kind when the disk fails: SQLITE_IOERR_…, CANTOPEN."""
 
 
 class Call(NamedTuple):

@@ -2,9 +2,9 @@
 
     python -m tests.chaos.power full|normal SEED ROUNDS FILE
 
-records a run: two stores on one database file, as two processes would be, add, claim and settle jobs,
-with a checkpoint every few commits. In FILE stand the calls to the disk, and after how many of them
-each answer came. `Cut` then makes the files as a power cut after any call would leave them.
+records a run: two stores on one database file, as two processes would be, add, claim and settle
+jobs, with a checkpoint every few commits. In FILE stand the calls to the disk, and after how many
+of them each answer came. `Cut` then makes the files as a power cut after any call would leave them.
 """
 
 from __future__ import annotations

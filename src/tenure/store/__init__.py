@@ -96,6 +96,7 @@ class Store:
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases by heartbeat; the lease ids that are still held."""
+        self._refuse_copies()
         if self._heart is None:
             return self._act("heartbeat", lambda db: db.renew(leases, lease_seconds)).result()
         with self._heart_lock:
@@ -111,10 +112,13 @@ class Store:
                 raise StoreUnavailable(f"the heartbeat failed: {error}") from error
 
     def _submit(self, work: W) -> W:
-        if os.getpid() != self._pid:
-            raise StoreUnavailable("this store was opened before a fork: open it in the child")
+        self._refuse_copies()
         self._committer.submit(work)
         return work
+
+    def _refuse_copies(self) -> None:
+        if os.getpid() != self._pid:
+            raise StoreUnavailable("this store was opened before a fork: open it in the child")
 
     def _act(self, name: str, act: Callable[[Database], T]) -> Future[T]:
         return self._submit(Acting(name, act)).future
@@ -124,16 +128,18 @@ class Store:
     @property
     def read(self) -> Reader:
         """The reading side."""
-        if os.getpid() != self._pid:
-            raise StoreUnavailable("this store was opened before a fork: open it in the child")
+        self._refuse_copies()
         return self._reader
 
     def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
         """Have `ring` called, from any thread, when there may be work; returns the way to stop."""
+        self._refuse_copies()
         return self._bell.subscribe(ring)
 
     def close(self) -> None:
-        """Commit what is waiting, then let go of the database."""
+        """Commit what is waiting, then let go of the database. In a forked copy: nothing."""
+        if os.getpid() != self._pid:
+            return  # the connections are the parent's, to end in its order
         self._committer.close()
         self._bell.close()
         if self._heart is not None:

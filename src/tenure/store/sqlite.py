@@ -36,6 +36,7 @@ from tenure.store.sqlite_connection import (
     to_millis,
     to_time,
 )
+from tenure.store.sqlite_files import Files
 
 _read_picked = msgspec.json.Decoder(
     list[tuple[int, str, str, str, str, int, int, int, float | None]]
@@ -49,6 +50,7 @@ class Sqlite:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
+        self._files: Files | None = None
         self._now: datetime | None = None
         self._last_queue = ""
         self._checkpoints = Checkpoints(path)
@@ -59,7 +61,13 @@ class Sqlite:
         if self._connection is None:
             self._connection = connect_writer(self._path)
         begin_writing(self._connection)
+        self._check_files()
         self._now = None
+
+    def _check_files(self) -> None:
+        if self._files is None:
+            self._files = Files(self._path)
+        self._files.check()
 
     def commit(self) -> None:
         self._db.execute("COMMIT")
@@ -345,6 +353,9 @@ class Sqlite:
     # --- housekeeping
 
     def trouble(self, error: Exception) -> Trouble:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what SQLite adds in detail
+        if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+            self._checkpoints.make_due()
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
             return Trouble.BUG
         return Trouble.UNAVAILABLE if isinstance(error, sqlite3.Error) else Trouble.BUG
@@ -353,8 +364,10 @@ class Sqlite:
         """Nothing to do: other processes watch the file (`SqliteReader.watch`)."""
 
     def tidy(self) -> None:
-        """Checkpoint where the library needs us to."""
-        self._checkpoints.run(self._db)
+        """Checkpoint where the library needs us to, or where that may make room."""
+        if self._connection is not None:
+            self._check_files()
+            self._checkpoints.run(self._connection)
 
     def close(self) -> None:
         with suppress(sqlite3.Error):
@@ -363,6 +376,7 @@ class Sqlite:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+        self._files = None
 
 
 def _insert_row(job: Job, fingerprint: str | None) -> tuple[Any, ...]:

@@ -160,14 +160,19 @@ class Checkpoints:
         self._other: sqlite3.Connection | None = None
         self._commits = 0
         self._changes = 0
+        self._due = False
+
+    def make_due(self) -> None:
+        """Checkpoint at the next `run`, whatever the library.
+
+        The log could not grow: once it has been copied it is written again from its start, and
+        what needs no more room than that, such as pruning, goes on with the disk full.
+        """
+        self._due = True
 
     def run(self, connection: sqlite3.Connection) -> None:
         """Checkpoint if about enough was written on `connection`; called after each commit."""
-        if not self._needed:
-            return
-        self._commits += 1
-        changes = connection.total_changes - self._changes
-        if self._commits * PAGES_PER_COMMIT + changes // CHANGES_PER_PAGE < CHECKPOINT_PAGES:
+        if not self._is_due(connection):
             return
         if self._other is None:
             self._other = connect(self._path)
@@ -180,6 +185,14 @@ class Checkpoints:
             connection.execute("ROLLBACK")
         self._commits = 0
         self._changes = connection.total_changes
+        self._due = False
+
+    def _is_due(self, connection: sqlite3.Connection) -> bool:
+        if self._due or not self._needed:
+            return self._due
+        self._commits += 1
+        changes = connection.total_changes - self._changes
+        return self._commits * PAGES_PER_COMMIT + changes // CHANGES_PER_PAGE >= CHECKPOINT_PAGES
 
     def close(self) -> None:
         """Close the second connection."""

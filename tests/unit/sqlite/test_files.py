@@ -1,0 +1,101 @@
+"""Files of a database that are taken away while it is open: nothing more is acknowledged."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tenure import StoreUnavailable, Tenure
+
+pytestmark = [
+    pytest.mark.scenario(51),
+    pytest.mark.skipif("sys.platform == 'win32'", reason="Windows keeps open files in place"),
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def app(path: Path) -> Iterator[Tenure]:
+    app = Tenure(f"sqlite:///{path}")
+    app.enqueue("before")
+    yield app
+    app.close()
+
+
+def beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+@pytest.mark.parametrize("ending", ["", "-wal", "-shm"])
+def test_a_file_deleted_under_a_live_process(app: Tenure, path: Path, ending: str) -> None:
+    beside(path, ending).unlink()
+    with pytest.raises(StoreUnavailable, match=r"deleted while it was open.*stop every process"):
+        app.enqueue("after")
+    with pytest.raises(StoreUnavailable, match="while it was open"):
+        app.enqueue("again")
+    assert beside(path, ending).exists() is False, "no second database is begun in its place"
+
+
+def test_a_database_replaced_under_a_live_process(app: Tenure, path: Path, tmp_path: Path) -> None:
+    other = Tenure(f"sqlite:///{tmp_path}/other.db")
+    other.enqueue("other")
+    other.close()
+    (tmp_path / "other.db").rename(path)
+    with pytest.raises(StoreUnavailable, match="replaced"):
+        app.enqueue("after")
+    app.close()
+    for ending in ("-wal", "-shm"):  # of the database before; see docs/how-to/deploy.md
+        beside(path, ending).unlink()
+    with closing(Tenure(f"sqlite:///{path}")) as again:
+        assert [job.type for job in again.find()] == ["other"]
+
+
+def test_files_put_back_are_used_again(app: Tenure, path: Path) -> None:
+    away = beside(path, ".away")
+    path.rename(away)
+    with pytest.raises(StoreUnavailable):
+        app.enqueue("after")
+    away.rename(path)
+    app.enqueue("after")
+    assert {job.type for job in app.find()} == {"before", "after"}
+
+
+def test_a_log_deleted_under_a_live_process_comes_back_when_it_ends(path: Path) -> None:
+    """What was acknowledged before is in the deleted log, which the last to close copies."""
+    app = Tenure(f"sqlite:///{path}")
+    kept = app.enqueue("before")
+    beside(path, "-wal").unlink()
+    with pytest.raises(StoreUnavailable):
+        app.enqueue("after")
+    app.close()
+    with closing(Tenure(f"sqlite:///{path}")) as again:
+        assert [job.id for job in again.find()] == [kept.id]
+        assert again.verify() == []
+
+
+def test_a_copy_without_its_log_is_an_older_database_and_a_backup_is_not(
+    app: Tenure, path: Path, tmp_path: Path
+) -> None:
+    """Why the manual says to use SQLite's own backup: the copy of one file misses what is new."""
+    shutil.copyfile(path, tmp_path / "copy.db")
+    with (
+        closing(sqlite3.connect(path)) as source,
+        closing(sqlite3.connect(tmp_path / "backup.db")) as target,
+    ):
+        source.backup(target)
+        source.execute("VACUUM INTO ?", (str(tmp_path / "vacuumed.db"),))
+    with closing(Tenure(f"sqlite:///{tmp_path}/copy.db")) as copy:
+        assert copy.find() == []
+    for name in ("backup.db", "vacuumed.db"):
+        with closing(Tenure(f"sqlite:///{tmp_path}/{name}")) as backup:
+            assert [job.type for job in backup.find()] == ["before"]
+            assert backup.verify() == []
