@@ -50,6 +50,7 @@ def test_no_insert_replaces_a_job(desk: Desk, ids: dict[str, str], verb: str) ->
 
 
 @on_sqlite
+@pytest.mark.scenario(54)
 def test_no_rowid_stands_in_the_way_of_later_jobs(desk: Desk) -> None:
     for rowid in (-1, 0, -(2**63)):
         refused(

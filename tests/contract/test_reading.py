@@ -216,6 +216,7 @@ def test_how_many_settled_lately(desk: Desk) -> None:
     assert desk.store.read.settled_since("other", since) == 1
 
 
+@pytest.mark.scenario(55)
 def test_every_time_is_the_store_s_clock(desk: Desk) -> None:
     assert desk.store.read.clock() == desk.clock.now
     desk.clock.advance(12.345)
@@ -225,6 +226,7 @@ def test_every_time_is_the_store_s_clock(desk: Desk) -> None:
     assert desk.store.read.clock() == job.created_at == job.run_at == desk.clock.now
 
 
+@pytest.mark.scenario(55)
 def test_a_clock_that_is_put_back_delays_but_breaks_nothing(desk: Desk) -> None:
     lease = desk.take(max_retries=2)
     desk.clock.set(desk.clock.now - timedelta(hours=1))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,8 @@ from tenure.records import Query
 from tenure.store import migrate_store, open_store
 from tests.contract.desk import Desk, completed, new, request
 from tests.raw import Raw
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_what_was_answered_is_there_after_opening_again(desk: Desk) -> None:
@@ -41,12 +45,51 @@ def test_a_closed_store_says_so(database_url: str) -> None:
     store.close()  # twice is no mistake
 
 
-def test_a_store_is_not_used_across_a_fork(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    with pytest.raises(StoreUnavailable, match="fork"):
-        desk.store.add([new()])
-    with pytest.raises(StoreUnavailable, match="fork"):
-        _ = desk.store.read
+FORKING = """
+import os, sys, warnings
+from tenure import StoreUnavailable
+from tenure.store import open_store
+from tests.contract.desk import new
+
+warnings.simplefilter("ignore")  # newer Pythons warn about forking beside threads: the point here
+store = open_store(sys.argv[1])
+stop = store.on_work(lambda: None)
+store.add([new()]).result()
+store.read.counts()
+uses = [
+    lambda: store.add([new()]),
+    lambda: store.turn([], None),
+    lambda: store.read,
+    lambda: store.renew([], 30),
+    lambda: store.on_work(lambda: None),
+]
+copy = os.fork()
+if copy == 0:
+    refused = 0
+    for use in uses:
+        try:
+            use()
+        except StoreUnavailable as error:
+            refused += "fork" in str(error)
+    store.close()
+    os._exit(refused)
+assert os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) == len(uses)
+store.add([new()]).result()
+assert sum(count.jobs for count in store.read.counts()) == 2
+assert store.renew([], 30) == set()
+assert store.read.violations(5) == []
+store.close()
+"""
+
+
+@pytest.mark.scenario(53)
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_a_store_is_not_used_across_a_fork(desk: Desk, database_url: str) -> None:
+    command = [sys.executable, "-c", FORKING, database_url]
+    done = subprocess.run(
+        command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_stores_over_one_database_see_the_same(desk: Desk, database_url: str) -> None:

@@ -430,6 +430,7 @@ REFUSED_VALUES: list[tuple[object, str, str]] = [
 FLAWS = [flaw for flaw, _, _ in REFUSED_VALUES]
 
 
+@pytest.mark.scenario(54)
 @pytest.mark.parametrize(("value", "what", "advice"), REFUSED_VALUES, ids=brief)
 def test_check_refuses(value: object, what: str, advice: str) -> None:
     for path, wrapped in (("$", value), ("$.a", {"a": value}), ("$[2]", [1, True, value])):
@@ -439,6 +440,7 @@ def test_check_refuses(value: object, what: str, advice: str) -> None:
         assert advice in error.message
 
 
+@pytest.mark.scenario(54)
 @pytest.mark.parametrize(("value", "what", "advice"), REFUSED_VALUES, ids=brief)
 def test_canonical_refuses_the_same(value: object, what: str, advice: str) -> None:
     error = refusal(lambda: canonical({"a": value}))

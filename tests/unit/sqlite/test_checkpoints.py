@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tenure import Tenure
 from tenure.store import migrate_store, sqlite_connection
 from tenure.store.sqlite_connection import Checkpoints, begin_writing, connect, connect_writer
 
@@ -71,6 +72,7 @@ def test_nobody_can_write_during_a_checkpoint(path: Path, writer: sqlite3.Connec
     checkpoints.close()
 
 
+@pytest.mark.scenario(46)
 def test_a_reader_is_not_waited_for_and_the_log_is_reused_after_it(
     path: Path, writer: sqlite3.Connection
 ) -> None:
@@ -106,3 +108,32 @@ def test_a_writer_waits_for_the_one_before_it_and_gives_up_in_time(
     begin_writing(writer)
     assert writer.in_transaction
     other.close()
+
+
+@pytest.mark.scenario(46)
+def test_jobs_go_through_beside_a_long_reader_and_the_log_shrinks_after_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_connection, "CHECKPOINT_PAGES", 60)
+    monkeypatch.setattr(sqlite_connection, "LOG_BYTES", 400_000)
+    monkeypatch.setattr(sqlite_connection, "resets_wal_unsafely", lambda _: True)
+    log = path.with_name(path.name + "-wal")
+    app = Tenure(f"sqlite:///{path}")
+    app.enqueue("first")
+    reader = connect(path)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM tenure_job").fetchone() == (1,)
+    for _ in range(60):
+        app.enqueue("beside")
+    held = log.stat().st_size
+    assert held > 400_000  # all of it is kept for the reader
+    assert reader.execute("SELECT count(*) FROM tenure_job").fetchone() == (1,)
+
+    reader.close()
+    for _ in range(60):
+        app.enqueue("after")
+
+    assert log.stat().st_size < held
+    assert log.stat().st_size <= 400_000
+    assert app.verify() == []
+    app.close()
