@@ -83,8 +83,14 @@ Work = Adding | Turning | Acting
 class Committer:
     """The writing threads of one store. `on_work` is called after commits that may bring work."""
 
-    def __init__(self, databases: Sequence[Database], on_work: Callable[[], None]) -> None:
-        """One thread for each of `databases`."""
+    def __init__(
+        self,
+        databases: Sequence[Database],
+        on_work: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """One thread for each of `databases`; `clock` measures pauses, in seconds."""
+        self._clock = clock
         self._on_work = on_work
         self._waiting: SimpleQueue[Work | None] = SimpleQueue()
         self._databases = databases
@@ -143,11 +149,15 @@ class Committer:
             except Empty:
                 pass
             if batch:
-                self._commit(db, batch)
+                self.commit(db, batch)
             self._keep_house(db)
         db.close()
 
-    def _commit(self, db: Database, batch: Sequence[Work], tries: int = 1) -> None:
+    def commit(self, db: Database, batch: Sequence[Work], tries: int = 1) -> None:
+        """Do the work of a batch in one transaction and answer its callers.
+
+        What the threads do; the simulation does it without them.
+        """
         asked_to_commit = False
         try:
             if _is_only_adding(batch):
@@ -213,14 +223,14 @@ class Committer:
         self, db: Database, batch: Sequence[Work], tries: int, error: Exception, trouble: Trouble
     ) -> None:
         if trouble is Trouble.RETRY and tries < MOST_TRIES:
-            self._commit(db, batch, tries + 1)
+            self.commit(db, batch, tries + 1)
         elif trouble is not Trouble.BUG:
             for work in batch:
                 # An exception of its own for every caller: they add notes and tracebacks to it.
                 work.future.set_exception(StoreUnavailable(f"the database failed: {error}"))
         elif len(batch) > 1:
             for work in batch:  # only the guilty one fails
-                self._commit(db, [work])
+                self.commit(db, [work])
         else:
             batch[0].future.set_exception(error)
 
@@ -266,27 +276,27 @@ class Committer:
     def _claim(self, db: Database, request: ClaimRequest) -> Any:
         if self._is_to_be_seen(request.worker):
             db.see_worker(request)
-            now = time.monotonic()
+            now = self._clock()
             self._seen = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
             self._seen[request.worker] = now
         return db.claim(request) if request.limit > 0 else []
 
     def _is_to_be_seen(self, worker: str) -> bool:
         """Whether it is time to note that a worker asked for jobs."""
-        return time.monotonic() - self._seen.get(worker, -SEEN_SECONDS) >= SEEN_SECONDS
+        return self._clock() - self._seen.get(worker, -SEEN_SECONDS) >= SEEN_SECONDS
 
     def _until_announcement(self) -> float | None:
         """Seconds until waiting processes should hear of new work; None if there is none."""
         if not self._owes_announcement:
             return None
-        return max(self._announced + ANNOUNCE_SECONDS - time.monotonic(), 0)
+        return max(self._announced + ANNOUNCE_SECONDS - self._clock(), 0)
 
     def _keep_house(self, db: Database) -> None:
         """Tell other processes of new work, by a hint nothing depends on, and tidy up."""
         try:
             if self._until_announcement() == 0:
                 self._owes_announcement = False  # first: others may owe the next one meanwhile
-                self._announced = time.monotonic()
+                self._announced = self._clock()
                 failpoints.hit("announce.before")
                 db.announce()
             db.tidy()

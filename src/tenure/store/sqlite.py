@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -47,8 +47,11 @@ _read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
 class Sqlite:
     """The writing connection to one database file; see `Database`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, connect: Callable[[Path], sqlite3.Connection] = connect_writer
+    ) -> None:
         self._path = path
+        self._connect = connect
         self._connection: sqlite3.Connection | None = None
         self._files: Files | None = None
         self._now: datetime | None = None
@@ -59,7 +62,7 @@ class Sqlite:
 
     def begin(self) -> None:
         if self._connection is None:
-            self._connection = connect_writer(self._path)
+            self._connection = self._connect(self._path)
         begin_writing(self._connection)
         self._check_files()
         self._now = None

@@ -1,0 +1,108 @@
+"""What one world is made of: how many play in it, how small its limits are, what goes wrong.
+
+Everything is drawn from the seed. Each world has a subset of all faults only (swarm testing): with
+all of them at once, each keeps the others from getting far. Limits are tiny, so that edges are the
+usual case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+FAULTS = (
+    "requests lost",
+    "answers lost",
+    "requests doubled",
+    "slow network",
+    "server crashes",
+    "failing commits",
+    "worker crashes",
+    "worker freezes",
+    "heartbeats missed",
+    "late reports",
+    "contradicting reports",
+    "forged leases",
+    "clock steps",
+    "hints lost",
+    "sweepers away",
+)
+"""What can go wrong in a world."""
+
+HABITS = (
+    "keys",
+    "delays",
+    "priorities",
+    "batches",
+    "cancels",
+    "operator retries",
+    "pauses",
+    "queue limits",
+    "pruning",
+    "handing back",
+    "slow handlers",
+)
+"""What people may do with the queue in a world, beside adding jobs and running them."""
+
+AT_ONCE: Mapping[str, Any] = {"base": 0, "factor": 1, "cap": 0}
+SOON: Mapping[str, Any] = {"base": 2, "factor": 3, "cap": 60}
+LATER: Mapping[str, Any] = {"base": 60, "factor": 2, "cap": 600}
+LONGEST_DELAY = 3_600.0
+"""Seconds that a new job may have to wait for its time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One world, as its seed draws it. Times in seconds."""
+
+    faults: frozenset[str]
+    habits: frozenset[str]
+    rate: float  # chance of a fault of the network, per message
+    between_faults: float  # of everything that crashes, freezes, steps or goes away
+    servers: int
+    workers: int
+    slots: int  # jobs that a worker runs at once
+    ahead: int  # jobs that it claims beyond them
+    batch: int  # most jobs of one claim
+    producers: int
+    sweepers: int
+    sweep_limit: int
+    queues: tuple[str, ...]
+    lease: float
+    gap: float  # between two enqueues of one producer
+    commit: float  # how long what arrives waits for the next commit, at most
+    poll: float
+    backoffs: tuple[Mapping[str, Any], ...]
+    limits: tuple[int, ...]  # max_retries
+
+
+def draw(chance: Random) -> Plan:
+    """The next world that `chance` makes."""
+    pick = chance.choice
+    return Plan(
+        faults=_some(chance, FAULTS),
+        habits=_some(chance, HABITS),
+        rate=pick((0.01, 0.05, 0.2)),
+        between_faults=pick((300.0, 1_200.0, 3_600.0)),
+        servers=pick((1, 1, 2, 3)),
+        workers=pick((1, 2, 3)),
+        slots=pick((1, 2, 4)),
+        ahead=pick((0, 1, 2)),
+        batch=pick((1, 2, 5)),
+        producers=pick((1, 2)),
+        sweepers=pick((1, 2)),
+        sweep_limit=pick((1, 3, 500)),
+        queues=pick((("default",), ("default", "mail"), ("a", "b", "c"))),
+        lease=pick((3.0, 10.0, 30.0, 30.0, 120.0)),
+        gap=pick((60.0, 120.0, 300.0)),
+        commit=pick((0.0, 0.005, 0.2, 2.0)),
+        poll=pick((20.0, 60.0)),
+        backoffs=pick(((AT_ONCE,), (AT_ONCE, SOON), (SOON, LATER))),
+        limits=pick(((0, 1, 2, 3), (1,), (2, 3), (3,))),
+    )
+
+
+def _some(chance: Random, names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(name for name in names if chance.random() < 0.5)
