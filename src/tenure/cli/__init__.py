@@ -14,6 +14,7 @@ import tenure
 from tenure.cli.command import Group, database_option
 from tenure.cli.jobs import enqueue, explain, jobs
 from tenure.cli.queues import queues, stats
+from tenure.cli.rehearsing import simulate
 from tenure.cli.running import demo, serve, worker
 from tenure.cli.upkeep import doctor, migrate, verify
 
@@ -40,7 +41,7 @@ def cli() -> None:
 for command in (
     *(serve, worker, demo),
     *(enqueue, jobs, explain, queues, stats),
-    *(verify, doctor, migrate),
+    *(verify, doctor, migrate, simulate),
 ):
     cli.add_command(command)
 

@@ -14,16 +14,16 @@ from datetime import timedelta
 from random import Random
 
 from tenure.rehearsal.lives import Broken
-from tenure.rehearsal.plan import Plan, draw
+from tenure.rehearsal.plan import draw
 from tenure.rehearsal.players import Operator, Producer, Sweeper, Worker
-from tenure.rehearsal.stage import START, Stage
+from tenure.rehearsal.stage import START
 from tenure.rehearsal.world import World
 
 HOURS_OF_A_WORLD = 24.0
 INSPECTION_HOURS = 6.0
 LONGEST_END = 12 * 3_600.0
-"""Seconds within which every job must be settled once the faults have stopped: the longest delay, the
-furthest the clock was stepped, and all attempts with their pauses are well within it."""
+"""Seconds within which every job must be settled once the faults have stopped: the longest delay,
+the furthest the clock was stepped, and all attempts with their pauses are well within it."""
 SHOWN = 12
 """Lines of the trace and moves of the job that a failure shows."""
 
@@ -111,7 +111,9 @@ def _play(world: World, seed: int, hours: float) -> Violation | None:
         world.run(world.now + 600)  # what is under way arrives
         world.run(end, stop=lambda: not world.auditor.lives.open)
         for life in world.auditor.lives.open.values():
-            raise Broken(f"still {life.status} {LONGEST_END / 3600:.0f} hours after the last fault", life)
+            raise Broken(
+                f"still {life.status} {LONGEST_END / 3600:.0f} hours after the last fault", life
+            )
         world.auditor.look_at_everything()
     except Broken as broken:
         return _violation(world, seed, hours, broken)

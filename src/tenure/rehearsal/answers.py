@@ -43,9 +43,9 @@ def check(commit: Commit, one: Asked) -> None:
 def _enqueue(commit: Commit, ask: Enqueue, answer: Any) -> None:
     lives = commit.lives
     gone = {life.id for life in commit.deleted}
-    if isinstance(answer, KeyConflict | QueueFull):
-        if len(ask.additions) > 1 and any(a.id in commit.entered for a in ask.additions):
-            raise Broken("a batch was refused, but some of it is there")
+    refused = isinstance(answer, KeyConflict | QueueFull)
+    if refused and len(ask.additions) > 1 and any(a.id in commit.entered for a in ask.additions):
+        raise Broken("a batch was refused, but some of it is there")
     if isinstance(answer, KeyConflict):
         life = lives.keys.get(answer.key)
         same = {a.fingerprint for a in ask.additions if a.idempotency_key == answer.key}
@@ -128,9 +128,7 @@ def _verdict(commit: Commit, report: Report, verdict: Verdict) -> None:
         )
 
 
-def _recorded_once(
-    commit: Commit, reports: Sequence[Report], verdicts: Sequence[Verdict]
-) -> None:
+def _recorded_once(commit: Commit, reports: Sequence[Report], verdicts: Sequence[Verdict]) -> None:
     told = set()
     for report, verdict in zip(reports, verdicts, strict=True):
         if verdict.answer is Answer.RECORDED:

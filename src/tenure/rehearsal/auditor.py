@@ -9,19 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tenure.errors import TenureError
-from tenure.records import Report, Turn
+from tenure.records import Turn
 from tenure.rehearsal import answers
 from tenure.rehearsal.asks import (
     UNKNOWN,
-    Apply,
     Asked,
     Beat,
-    Enqueue,
     Fault,
     Prune,
     SetQueue,
-    Sweep,
-    TakeTurn,
 )
 from tenure.rehearsal.commit import Commit
 from tenure.rehearsal.lives import Broken, Life, Lives

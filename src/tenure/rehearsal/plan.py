@@ -96,9 +96,9 @@ def draw(chance: Random) -> Plan:
         sweep_limit=pick((1, 3, 500)),
         queues=pick((("default",), ("default", "mail"), ("a", "b", "c"))),
         lease=pick((3.0, 10.0, 30.0, 30.0, 120.0)),
-        gap=pick((60.0, 120.0, 300.0)),
+        gap=pick((120.0, 300.0, 900.0)),
         commit=pick((0.0, 0.005, 0.2, 2.0)),
-        poll=pick((20.0, 60.0)),
+        poll=pick((60.0, 180.0)),
         backoffs=pick(((AT_ONCE,), (AT_ONCE, SOON), (SOON, LATER))),
         limits=pick(((0, 1, 2, 3), (1,), (2, 3), (3,))),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from tenure.drafts import Draft, addition_of
@@ -12,9 +13,20 @@ from tenure.errors import TenureError
 from tenure.handlers import Defaults
 from tenure.lifecycle import Cancelled, Retried
 from tenure.records import Addition, ClaimRequest, Lease, Outcome, Report, Turn
-from tenure.rehearsal.asks import UNKNOWN, Apply, Ask, Beat, Enqueue, Prune, SetQueue, Sweep, TakeTurn
+from tenure.rehearsal.asks import (
+    UNKNOWN,
+    Answer,
+    Apply,
+    Ask,
+    Beat,
+    Enqueue,
+    Prune,
+    SetQueue,
+    Sweep,
+    TakeTurn,
+)
 from tenure.rehearsal.plan import LONGEST_DELAY
-from tenure.rehearsal.world import Answer, Server, World
+from tenure.rehearsal.world import Server, World
 
 RESEND = 5.0
 """Seconds until an ask without an answer is sent again."""
@@ -92,7 +104,7 @@ class Producer(Player):
             options["priority"] = chance.randint(-1, 1)
         keyed = self.world.strikes("keys", 0.5)
         if keyed:
-            options["idempotency_key"] = f"{self.name} {self._made}"
+            options["idempotency_key"] = f"{self.name}-{self._made}".replace(" ", "-")
         draft = Draft("task", {"number": self._made}, options)  # type: ignore[arg-type]
         if keyed:
             self._drafts.append(draft)
@@ -129,7 +141,6 @@ class Worker(Player):
         self._past: deque[Report] = deque(maxlen=50)  # survives: the network remembers
         world.wake.append(self._turn)
         self.every(world.plan.poll, self._turn)
-        self.every(world.plan.lease / 3, self._beat)
         self.every(world.plan.between_faults, self._have_bad_luck)
         self.every(world.plan.between_faults / 4, self._talk_nonsense)
         self._begin()
@@ -140,6 +151,7 @@ class Worker(Player):
         self.name = f"worker {self._number + 1}.{self._life}"
         self._up = True
         self._in_turn = False
+        self._beating = False
         self._held: dict[str, Lease] = {}  # by lease id, in the order in which they came
         self._running: set[str] = set()
         self._reports: list[Report] = []
@@ -175,7 +187,11 @@ class Worker(Player):
         if claim is None and not reports:
             return
         self._in_turn = True
-        self.ask(TakeTurn(reports, claim), lambda answer: self._soon(0, lambda: self._heard(reports, answer)))
+
+        def heard(answer: Answer) -> None:
+            self._soon(0, lambda: self._heard(reports, answer))
+
+        self.ask(TakeTurn(reports, claim), heard)
 
     def _heard(self, reports: Sequence[Report], answer: Answer) -> None:
         self._in_turn = False
@@ -190,6 +206,7 @@ class Worker(Player):
                 self._reports.append(Report(lease.id, lease.lease_id, Outcome.RELEASED))
             else:
                 self._held[lease.lease_id] = lease
+        self._keep_beating()
         self._start()
         if self._reports or answer.leases:
             self._turn()
@@ -203,9 +220,7 @@ class Worker(Player):
                 self.world.auditor.started(self.name, lease.id, lease.token)
                 slow = self.world.strikes("slow handlers", 0.3)
                 longest = 4 * self.world.plan.lease if slow else 3.0
-                self._soon(
-                    self.world.chance.random() * longest, lambda lease=lease: self._finish(lease)
-                )
+                self._soon(self.world.chance.random() * longest, partial(self._finish, lease))
 
     def _finish(self, lease: Lease) -> None:
         self._running.discard(lease.lease_id)
@@ -231,12 +246,20 @@ class Worker(Player):
             result = f'"{lease.token}"'
             return Report(lease.id, lease.lease_id, Outcome.COMPLETED, result)
         error = f"attempt {lease.attempts} failed"
-        return Report(
-            lease.id, lease.lease_id, Outcome.FAILED, error=error, retryable=luck < 0.95
-        )
+        return Report(lease.id, lease.lease_id, Outcome.FAILED, error=error, retryable=luck < 0.95)
+
+    def _keep_beating(self) -> None:
+        """Heartbeats go on as long as there is a lease."""
+        if self._held and not self._beating:
+            self._beating = True
+            self._soon(self.world.plan.lease / 3, self._beat)
 
     def _beat(self) -> None:
-        if not self._awake or not self._held or self.world.strikes("heartbeats missed", 0.5):
+        self._beating = False
+        if not self._held:
+            return
+        self._keep_beating()
+        if self.world.strikes("heartbeats missed", 0.5):
             return
         held = [(lease.id, lease_id) for lease_id, lease in self._held.items()]
 
@@ -292,7 +315,7 @@ class Sweeper(Player):
     def __init__(self, world: World, number: int) -> None:
         super().__init__(world, f"sweeper {number + 1}")
         self._away_until = 0.0
-        self.every(max(world.plan.lease / 2, 10.0), self._sweep)
+        self.every(max(world.plan.lease, 30.0), self._sweep)
         self.every(1_800.0, self._prune)
         self.every(world.plan.between_faults, self._go_away)
 
@@ -326,7 +349,7 @@ class Operator(Player):
     def __init__(self, world: World, producers: Sequence[Producer]) -> None:
         super().__init__(world, "operator")
         self._producers = producers
-        self.every(600.0, self._act)
+        self.every(900.0, self._act)
         self.every(world.plan.between_faults, self._step_clock)
 
     def _act(self) -> None:

@@ -72,9 +72,7 @@ class World:
 
     def strikes(self, fault: str, odds: float | None = None) -> bool:
         """Whether `fault` happens now: by `odds`, else by the plan's rate."""
-        return self.has(fault) and self.chance.random() < (
-            self.plan.rate if odds is None else odds
-        )
+        return self.has(fault) and self.chance.random() < (self.plan.rate if odds is None else odds)
 
     def new_id(self) -> str:
         """A job id as `ids` would make it at this time, by this world's chance."""
@@ -142,9 +140,7 @@ class Server:
         self.up = True
         self._waiting: list[tuple[str, Ask, Callable[[Answer], None]]] = []
         self._db = StagedSqlite(self._world.stage)
-        self._committer = Committer(
-            [self._db], self._world.ring, clock=lambda: self._world.now
-        )
+        self._committer = Committer([self._db], self._world.ring, clock=lambda: self._world.now)
 
     def receive(self, who: str, ask: Ask, reply: Callable[[Answer], None]) -> None:
         """A request has arrived."""

@@ -1,0 +1,89 @@
+"""The simulation: worlds of bad luck in which nothing breaks, the same from the same seed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from tenure import rehearsal
+from tenure.lifecycle import LeaseExpired
+from tenure.rehearsal import rehearse
+from tenure.store import moves
+from tests.faces.command import program, run
+
+pytestmark = pytest.mark.chaos
+
+WORLDS = 16
+HOURS = 2.0
+
+HAPPENINGS = (
+    *("jobs", "claimed", "completed", "failed", "lease_expired", "retried", "released"),
+    *("cancelled", "jobs pruned", "requests lost", "answers lost", "requests doubled"),
+    *("messages delayed", "server crashes", "failed commits", "worker crashes", "worker freezes"),
+    *("late reports", "old reports repeated or contradicted", "reports under forged leases"),
+    *("clock steps", "sweepers away", "reports recorded", "reports already recorded"),
+    *("reports conflict", "reports lost"),
+)
+
+
+def test_nothing_breaks_whatever_happens(effort: int) -> None:
+    figures: Counter[str] = Counter()
+    for seed in range(WORLDS * effort):
+        played = rehearse(seed, 6.0 if seed == 0 else HOURS)
+        assert played.violation is None
+        figures += Counter(played.figures)
+
+    assert [what for what in HAPPENINGS if not figures[what] and what != "jobs pruned"] == []
+
+
+def test_the_same_seed_plays_the_same_world_in_every_process() -> None:
+    told = [
+        json.loads(
+            program(
+                *("simulate", "--seed", "5", "--hours", "1", "--json"), PYTHONHASHSEED=hash_seed
+            ).stdout
+        )
+        for hash_seed in ("1", "2")
+    ]
+
+    assert told[0] == told[1]
+    assert told[0]["trace"] != rehearse(6, 1).trace
+    assert told[0]["violation"] is None
+
+
+def test_a_violation_tells_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    follow = moves.follow
+
+    def forgetful(job, event, now):  # type: ignore[no-untyped-def]
+        path = follow(job, event, now)
+        return path[:1] if isinstance(event, LeaseExpired) else path
+
+    monkeypatch.setattr(moves, "follow", forgetful)
+    seed, found = next(
+        (seed, played.violation)
+        for seed in range(20)
+        if (played := rehearse(seed, HOURS)).violation is not None
+    )
+    told = run("simulate", "--seed", str(seed), "--hours", str(HOURS))
+
+    assert told.exit_code == 1
+    assert f"VIOLATION after {found.at}: its retry was lost" in told.stdout
+    assert "lease_expired, attempt" in told.stdout
+    assert f"tenure simulate --seed {seed} --hours 2" in told.stdout
+
+
+def test_the_command_says_what_it_played() -> None:
+    told = run("simulate", "--hours", "0.1")
+
+    assert told.exit_code == 0
+    assert "from seed " in told.stdout
+    assert "No violation" in told.stdout
+    assert run("simulate", "--hours", "0").exit_code == 2
+
+
+def test_time_is_virtual_and_worlds_are_days() -> None:
+    assert rehearsal.HOURS_OF_A_WORLD == 24
+    played = rehearse(11, 0.5)
+    assert (played.hours, played.worlds) == (0.5, 1)

@@ -1,0 +1,291 @@
+"""Negative controls: with one rule broken at a time, the simulation finds it within a few worlds.
+
+The triggers and constraints of the database are off here: they would refuse most of it first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace as changed
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tenure import lifecycle
+from tenure.lifecycle import Failed, LeaseExpired, Released
+from tenure.records import ALREADY_RECORDED, Added
+from tenure.rehearsal import rehearse
+from tenure.rehearsal.stage import Stage
+from tenure.store import moves
+from tenure.store import sqlite_statements as sql
+from tenure.store.committer import Committer
+from tenure.store.sqlite import Sqlite
+
+pytestmark = pytest.mark.chaos
+
+SEEDS = range(30)
+HOURS = 2.0
+
+Patch = pytest.MonkeyPatch
+
+
+def edit(patch: Patch, name: str, old: str, new: str) -> None:
+    """Change the text of a statement."""
+    statement = copy.copy(getattr(sql, name))
+    if isinstance(statement, str):
+        assert old in statement
+        patch.setattr(sql, name, statement.replace(old, new))
+        return
+    assert all(old in text for text in statement._texts.values())
+    statement._texts = {n: text.replace(old, new) for n, text in statement._texts.items()}
+    patch.setattr(sql, name, statement)
+
+
+def around(patch: Patch, owner: Any, name: str, new: Callable[..., Any]) -> None:
+    """Replace a function by one that gets the old one first."""
+    old = getattr(owner, name)
+    patch.setattr(owner, name, lambda *args, **named: new(old, *args, **named))
+
+
+def following(patch: Patch, new: Callable[..., Any]) -> None:
+    around(patch, moves, "follow", new)
+
+
+def a_success_needs_no_lease(patch: Patch) -> None:
+    edit(patch, "COMPLETE", "tenure_job.lease_id = report.lease_id", "status = 'processing'")
+
+
+def a_failure_needs_no_lease(patch: Patch) -> None:
+    def follow(old: Any, job: Any, event: Any, now: Any) -> Any:
+        if isinstance(event, Failed) and job.lease_id:
+            event = changed(event, lease_id=job.lease_id)
+        return old(job, event, now)
+
+    following(patch, follow)
+
+
+def a_lease_that_ran_out_is_not_charged(patch: Patch) -> None:
+    def follow(old: Any, job: Any, event: Any, now: Any) -> Any:
+        if isinstance(event, LeaseExpired):
+            job = replace(job, attempts=job.attempts - 1)
+        return old(job, event, now)
+
+    following(patch, follow)
+
+
+def the_sweep_ends_leases_that_still_run(patch: Patch) -> None:
+    def locked(old: Any, self: Any, limit: int) -> Any:
+        self._now = self.now() + timedelta(seconds=20)
+        return old(self, limit)
+
+    around(patch, Sqlite, "lock_expired", locked)
+
+
+def the_sweep_acts_on_what_it_read_earlier(patch: Patch) -> None:
+    read: list[Any] = []
+
+    def locked(old: Any, self: Any, limit: int) -> Any:
+        before = list(read)
+        read[:] = old(self, limit)
+        return before
+
+    around(patch, Sqlite, "lock_expired", locked)
+    edit(patch, "SAVE", "tenure_job.status = was_status", "1")
+    edit(patch, "SAVE", "tenure_job.token = was_token", "1")
+    edit(patch, "SAVE", "tenure_job.lease_id IS was_lease_id", "1")
+    edit(patch, "SAVE", "tenure_job.lease_expires_at IS was_lease_expires_at", "1")
+
+
+def a_retry_needs_no_budget(patch: Patch) -> None:
+    patch.setattr(lifecycle, "has_budget", lambda attempts, limit: True)
+
+
+def a_lease_that_ran_out_brings_no_retry(patch: Patch) -> None:
+    following(
+        patch,
+        lambda old, job, event, now: old(job, event, now)[
+            : 1 if isinstance(event, LeaseExpired) else 2
+        ],
+    )
+
+
+def a_permanent_failure_is_tried_again(patch: Patch) -> None:
+    def follow(old: Any, job: Any, event: Any, now: Any) -> Any:
+        if isinstance(event, Failed):
+            event = changed(event, retryable=True)
+        return old(job, event, now)
+
+    following(patch, follow)
+
+
+def a_retry_does_not_wait(patch: Patch) -> None:
+    patch.setattr(lifecycle, "delay", lambda *_: 0.0)
+
+
+def only_the_last_outcome_is_known(patch: Patch) -> None:
+    newest = (
+        "SELECT * FROM tenure_transition WHERE job_id = ?1 AND event NOT IN"
+        " ('claimed', 'retried', 'enqueued') ORDER BY seq DESC LIMIT 1"
+    )
+    patch.setattr(sql, "SETTLED_AS", f"SELECT event FROM ({newest}) WHERE lease_id = ?2")
+
+
+def every_late_report_is_welcome(patch: Patch) -> None:
+    def answer(_: Any, db: Any, late: Any, verdicts: Any) -> None:
+        verdicts.update({index: ALREADY_RECORDED for index, _ in late})
+
+    around(patch, moves, "_answer_late", answer)
+
+
+def a_claim_does_not_wait_for_the_time(patch: Patch) -> None:
+    edit(patch, "PICK", "run_at <= :now", "run_at <= :now + 600000")
+
+
+def a_claim_does_not_know_the_order(patch: Patch) -> None:
+    edit(patch, "PICK", "ORDER BY run_at, id", "ORDER BY run_at DESC, id")
+
+
+def a_claim_sees_one_lane_only(patch: Patch) -> None:
+    around(patch, Sqlite, "_lanes", lambda old, self, queues: list(old(self, queues))[:1])
+
+
+def a_pause_is_forgotten(patch: Patch) -> None:
+    def set_queue(old: Any, self: Any, name: str, *, paused: Any, **named: Any) -> None:
+        old(self, name, paused=None, **named)
+
+    around(patch, Sqlite, "set_queue", set_queue)
+
+
+def a_queue_takes_one_too_many(patch: Patch) -> None:
+    def full(old: Any, self: Any, wanted: Any) -> Any:
+        return old(self, {queue: count - 1 for queue, count in wanted.items()})
+
+    around(patch, Sqlite, "full_queues", full)
+
+
+def a_token_does_not_rise(patch: Patch) -> None:
+    edit(patch, "CLAIM", "token = token + 1", "token = token")
+
+
+def a_claim_is_not_charged(patch: Patch) -> None:
+    edit(patch, "CLAIM", "attempts = attempts + 1", "attempts = attempts")
+
+
+def handing_back_is_not_refunded(patch: Patch) -> None:
+    def follow(old: Any, job: Any, event: Any, now: Any) -> Any:
+        path = old(job, event, now)
+        if isinstance(event, Released):
+            path = (replace(path[0], attempts=job.attempts), *path[1:])
+        return path
+
+    following(patch, follow)
+
+
+def callers_are_answered_before_the_commit(patch: Patch) -> None:
+    def apply(old: Any, self: Any, db: Any, batch: Any) -> Any:
+        answers = old(self, db, batch)
+        for work, answer in answers:
+            if not work.future.done():
+                work.future.set_result(answer)
+        return answers
+
+    around(patch, Committer, "_apply", apply)
+    patch.setattr(Committer, "_answer", lambda self, answers: None)
+    patch.setattr(Committer, "_after_failure", lambda *_: None)
+
+
+def a_key_does_not_know_its_request(patch: Patch) -> None:
+    patch.setattr(
+        moves, "_known", lambda addition, job, _: Added(job, created=job.id == addition.id)
+    )
+
+
+def half_a_batch_stays(patch: Patch) -> None:
+    patch.setattr(Sqlite, "undo_to_savepoint", lambda self: None)
+
+
+def pruning_takes_what_is_young(patch: Patch) -> None:
+    def prune(old: Any, self: Any, before: Any, limit: int) -> Any:
+        young = {status: time + timedelta(hours=4) for status, time in before.items()}
+        return old(self, young, limit)
+
+    around(patch, Sqlite, "prune", prune)
+
+
+def a_heartbeat_does_nothing(patch: Patch) -> None:
+    edit(patch, "RENEW", "max(lease_expires_at, ?2)", "max(lease_expires_at, ?2 * 0)")
+
+
+def a_lost_lease_is_called_held(patch: Patch) -> None:
+    def renew(old: Any, self: Any, leases: Any, seconds: float) -> Any:
+        return old(self, leases, seconds) | {lease_id for _, lease_id in leases}
+
+    around(patch, Sqlite, "renew", renew)
+
+
+def a_move_by_hand_is_not_saved(patch: Patch) -> None:
+    def apply(old: Any, db: Any, job_id: str, event: Any) -> Any:
+        job = db.lock([job_id]).get(job_id)
+        return moves.follow(job, event, db.now())[-1] if job else old(db, job_id, event)
+
+    around(patch, moves, "apply", apply)
+
+
+RULES = (
+    a_success_needs_no_lease,
+    a_failure_needs_no_lease,
+    a_lease_that_ran_out_is_not_charged,
+    the_sweep_ends_leases_that_still_run,
+    the_sweep_acts_on_what_it_read_earlier,
+    a_retry_needs_no_budget,
+    a_lease_that_ran_out_brings_no_retry,
+    a_permanent_failure_is_tried_again,
+    a_retry_does_not_wait,
+    only_the_last_outcome_is_known,
+    every_late_report_is_welcome,
+    a_claim_does_not_wait_for_the_time,
+    a_claim_does_not_know_the_order,
+    a_claim_sees_one_lane_only,
+    a_pause_is_forgotten,
+    a_queue_takes_one_too_many,
+    a_token_does_not_rise,
+    a_claim_is_not_charged,
+    handing_back_is_not_refunded,
+    callers_are_answered_before_the_commit,
+    a_key_does_not_know_its_request,
+    half_a_batch_stays,
+    pruning_takes_what_is_young,
+    a_heartbeat_does_nothing,
+    a_lost_lease_is_called_held,
+    a_move_by_hand_is_not_saved,
+)
+
+
+@pytest.fixture
+def unguarded(monkeypatch: Patch) -> Patch:
+    """The stage without what the database itself would refuse."""
+
+    def unguard(old: Any, self: Any) -> None:
+        old(self)
+        self.connection.execute("DROP TRIGGER tenure_job_moves")
+        self.connection.execute("PRAGMA ignore_check_constraints = ON")
+
+    around(monkeypatch, Stage, "__init__", unguard)
+    return monkeypatch
+
+
+def test_without_its_guards_the_store_is_still_right(unguarded: Patch) -> None:
+    assert [rehearse(seed, 1.0).violation for seed in range(3)] == [None] * 3
+
+
+@pytest.mark.parametrize("broken", RULES, ids=lambda rule: rule.__name__)
+def test_a_broken_rule_is_found(unguarded: Patch, broken: Callable[[Patch], None]) -> None:
+    broken(unguarded)
+
+    found = (rehearse(seed, HOURS).violation for seed in SEEDS)
+    violation = next((one for one in found if one is not None), None)
+    assert violation is not None
+    print(violation.seed, violation.what)
