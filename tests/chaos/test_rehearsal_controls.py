@@ -78,10 +78,22 @@ def a_lease_that_ran_out_is_not_charged(patch: Patch) -> None:
 
 def the_sweep_ends_leases_that_still_run(patch: Patch) -> None:
     def locked(old: Any, self: Any, limit: int) -> Any:
-        self._now = self.now() + timedelta(seconds=20)
-        return old(self, limit)
+        now = self.now()
+        self._now = now + timedelta(seconds=20)
+        jobs = old(self, limit)
+        self._now = now
+        return jobs
+
+    def follow(old: Any, job: Any, event: Any, now: Any) -> Any:
+        if isinstance(event, LeaseExpired):
+            return tuple(
+                replace(after, finished_at=now if after.finished_at else None)
+                for after in old(job, event, now + timedelta(seconds=20))
+            )
+        return old(job, event, now)
 
     around(patch, Sqlite, "lock_expired", locked)
+    following(patch, follow)
 
 
 def the_sweep_acts_on_what_it_read_earlier(patch: Patch) -> None:

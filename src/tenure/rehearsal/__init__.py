@@ -118,7 +118,8 @@ def _play(world: World, seed: int, hours: float) -> Violation | None:
     except Broken as broken:
         return _violation(world, seed, hours, broken)
     except Exception as error:
-        return _violation(world, seed, hours, Broken(f"{type(error).__name__}: {error}"))
+        error.add_note(f"in queue time {_shown(world.now)} of seed {seed}, hours {hours:g}")
+        raise
     return None
 
 

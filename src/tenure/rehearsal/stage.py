@@ -79,10 +79,10 @@ class Stage:
 
     def violations(self) -> list[tuple[str, str, str]]:
         """What `tenure verify` finds: (invariant, job id, what)."""
-        found = []
-        for invariant, question in audit.questions("tenure_job", "tenure_transition").items():
-            for job_id, what in self.connection.execute(f"{question} LIMIT 3"):
-                found.append((invariant, str(job_id), str(what)))
+        found: list[tuple[str, str, str]] = []
+        for asked in audit.PASSES:
+            statement = asked.statement("tenure_job", "tenure_transition")
+            found += audit.findings(asked, self.connection.execute(statement), found, 3)
         return found
 
     def close(self) -> None:
