@@ -15,12 +15,12 @@ from tests.faces.command import program, run
 
 pytestmark = pytest.mark.chaos
 
-WORLDS = 16
+WORLDS = 8
 HOURS = 2.0
 
 HAPPENINGS = (
     *("jobs", "claimed", "completed", "failed", "lease_expired", "retried", "released"),
-    *("cancelled", "jobs pruned", "requests lost", "answers lost", "requests doubled"),
+    *("cancelled", "requests lost", "answers lost", "requests doubled"),
     *("messages delayed", "server crashes", "failed commits", "worker crashes", "worker freezes"),
     *("late reports", "old reports repeated or contradicted", "reports under forged leases"),
     *("clock steps", "sweepers away", "reports recorded", "reports already recorded"),
@@ -31,11 +31,11 @@ HAPPENINGS = (
 def test_nothing_breaks_whatever_happens(effort: int) -> None:
     figures: Counter[str] = Counter()
     for seed in range(WORLDS * effort):
-        played = rehearse(seed, 6.0 if seed == 0 else HOURS)
+        played = rehearse(seed, HOURS)
         assert played.violation is None
         figures += Counter(played.figures)
 
-    assert [what for what in HAPPENINGS if not figures[what] and what != "jobs pruned"] == []
+    assert [what for what in HAPPENINGS if not figures[what]] == []
 
 
 def test_the_same_seed_plays_the_same_world_in_every_process() -> None:

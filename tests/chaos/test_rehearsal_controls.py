@@ -246,34 +246,35 @@ def a_move_by_hand_is_not_saved(patch: Patch) -> None:
     around(patch, moves, "apply", apply)
 
 
-RULES = (
-    a_success_needs_no_lease,
-    a_failure_needs_no_lease,
-    a_lease_that_ran_out_is_not_charged,
-    the_sweep_ends_leases_that_still_run,
-    the_sweep_acts_on_what_it_read_earlier,
-    a_retry_needs_no_budget,
-    a_lease_that_ran_out_brings_no_retry,
-    a_permanent_failure_is_tried_again,
-    a_retry_does_not_wait,
-    only_the_last_outcome_is_known,
-    every_late_report_is_welcome,
-    a_claim_does_not_wait_for_the_time,
-    a_claim_does_not_know_the_order,
-    a_claim_sees_one_lane_only,
-    a_pause_is_forgotten,
-    a_queue_takes_one_too_many,
-    a_token_does_not_rise,
-    a_claim_is_not_charged,
-    handing_back_is_not_refunded,
-    callers_are_answered_before_the_commit,
-    a_key_does_not_know_its_request,
-    half_a_batch_stays,
-    pruning_takes_what_is_young,
-    a_heartbeat_does_nothing,
-    a_lost_lease_is_called_held,
-    a_move_by_hand_is_not_saved,
-)
+RULES = {
+    a_success_needs_no_lease: 3,
+    a_failure_needs_no_lease: 2,
+    a_lease_that_ran_out_is_not_charged: 1,
+    the_sweep_ends_leases_that_still_run: 0,
+    the_sweep_acts_on_what_it_read_earlier: 1,
+    a_retry_needs_no_budget: 1,
+    a_lease_that_ran_out_brings_no_retry: 1,
+    a_permanent_failure_is_tried_again: 0,
+    a_retry_does_not_wait: 1,
+    only_the_last_outcome_is_known: 2,
+    every_late_report_is_welcome: 1,
+    a_claim_does_not_wait_for_the_time: 6,
+    a_claim_does_not_know_the_order: 1,
+    a_claim_sees_one_lane_only: 13,
+    a_pause_is_forgotten: 2,
+    a_queue_takes_one_too_many: 2,
+    a_token_does_not_rise: 0,
+    a_claim_is_not_charged: 0,
+    handing_back_is_not_refunded: 0,
+    callers_are_answered_before_the_commit: 0,
+    a_key_does_not_know_its_request: 3,
+    half_a_batch_stays: 23,
+    pruning_takes_what_is_young: 1,
+    a_heartbeat_does_nothing: 0,
+    a_lost_lease_is_called_held: 0,
+    a_move_by_hand_is_not_saved: 1,
+}
+"""Each way to break it, and the world that shows it: tried first, to be quick."""
 
 
 @pytest.fixture
@@ -290,14 +291,14 @@ def unguarded(monkeypatch: Patch) -> Patch:
 
 
 def test_without_its_guards_the_store_is_still_right(unguarded: Patch) -> None:
-    assert [rehearse(seed, 1.0).violation for seed in range(3)] == [None] * 3
+    assert [rehearse(seed, 1.0).violation for seed in range(2)] == [None] * 2
 
 
 @pytest.mark.parametrize("broken", RULES, ids=lambda rule: rule.__name__)
 def test_a_broken_rule_is_found(unguarded: Patch, broken: Callable[[Patch], None]) -> None:
     broken(unguarded)
 
-    found = (rehearse(seed, HOURS).violation for seed in SEEDS)
+    found = (rehearse(seed, HOURS).violation for seed in (RULES[broken], *SEEDS))
     violation = next((one for one in found if one is not None), None)
     assert violation is not None
     print(violation.seed, violation.what)
