@@ -18,7 +18,12 @@ SEEDS = 1_000_000
 @click.command()
 @click.option("--seed", type=int, metavar="N", help="Which worlds to play.  [default: by chance]")
 @click.option(
-    "--hours", type=float, default=100.0, show_default=True, help="Hours of queue time to play."
+    "--hours",
+    type=float,
+    default=100.0,
+    show_default=True,
+    metavar="N",
+    help="Hours of queue time to play.",
 )
 @json_option
 def simulate(seed: int | None, hours: float, as_json: bool) -> None:
