@@ -12,11 +12,13 @@ from typing import Any
 import tenure
 from tenure import Draft, Job, JobContext, JobType, RetryPolicy, Status, Tenure
 from tenure import app as app_module
+from tenure.access import AccessToken
 from tenure.client import Client
 from tenure.drafts import Options
 from tenure.errors import TenureError
 from tenure.explain import Explanation
 from tenure.records import Check, Count, QueueState, Transition, Violation, WorkerState
+from tenure.tokens import Tokens
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"
 
@@ -42,11 +44,13 @@ APP: Mapping[str, Sequence[str]] = {
     "Looking": ("get", "find", "history", "explain", "stats", "queues", "workers"),
     "Changing": ("cancel", "retry", "pause", "resume", "limit"),
     "Checking": ("verify", "checks", "ping"),
+    "Who may call the HTTP API": ("tokens",),
     "What workers and servers call": (
         *("claim", "report", "turn", "heartbeat", "waits", "turns", "on_work"),
         *("sweep", "prune", "ledger", "ledger_end"),
     ),
 }
+TOKENS = ("create", "list", "revoke", "note_use")
 JOB_TYPE = ("enqueue", "enqueue_async", "options", "draft", "name")
 CLIENT: Mapping[str, Sequence[str]] = {
     "As in `Tenure`": (
@@ -55,7 +59,7 @@ CLIENT: Mapping[str, Sequence[str]] = {
     ),
     "What workers call": ("turn", "heartbeat", "waits", "turns", "on_work"),
 }
-ANSWERS = (Transition, Explanation, Count, QueueState, WorkerState, Violation, Check)
+ANSWERS = (Transition, Explanation, Count, QueueState, WorkerState, Violation, Check, AccessToken)
 
 
 def page() -> str:
@@ -66,6 +70,9 @@ def page() -> str:
     parts += ["## JobType\n", _text(JobType)]
     _check_complete(JobType, JOB_TYPE)
     parts += [_member(JobType, name) for name in JOB_TYPE]
+    parts += ["## Tokens\n", "What `app.tokens` is.\n"]
+    _check_complete(Tokens, TOKENS)
+    parts += [_member(Tokens, name) for name in TOKENS]
     for value in (Draft, JobContext, Job, RetryPolicy):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]

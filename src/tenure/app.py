@@ -47,6 +47,7 @@ from tenure.retry import DEFAULT_POLICY
 from tenure.store import Store, migrate_store, open_store
 from tenure.store.audit import INVARIANTS
 from tenure.store.checks import check_store, schema_version
+from tenure.tokens import Tokens
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -324,6 +325,11 @@ class Tenure:
         """
         found = self._store.read.violations(limit)
         return [Violation(*finding, INVARIANTS[finding[0]]) for finding in found]
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens that callers of the HTTP API send."""
+        return Tokens(lambda: self._store, self.actor)
 
     def ping(self) -> datetime:
         """The store's clock; raises if the store does not answer."""

@@ -12,6 +12,7 @@ TenureError
 ├── StoreUnavailable        the database did not answer; the outcome may be unknown
 ├── SchemaMismatch          the database's schema does not fit this version of Tenure
 ├── Unauthorized            a server refused the token it was given
+├── Forbidden               the token is good, but not for this
 └── PermanentFailure        raised *by handlers*: this job must not be tried again
 """
 
@@ -147,6 +148,12 @@ class Unauthorized(TenureError):
     """The server refused the token, or none was given."""
 
     code = "unauthorized"
+
+
+class Forbidden(TenureError):
+    """The token does not have the scope that this call needs."""
+
+    code = "forbidden"
 
 
 class PermanentFailure(TenureError):

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from tenure.errors import (
+    Forbidden,
     IllegalMove,
     InvalidInput,
     JobNotFound,
@@ -51,6 +52,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(PayloadTooLarge, 413, "Too large", INPUT),
     Kind(InvalidInput, 400, "Not acceptable as it is", INPUT),
     Kind(Unauthorized, 401, "Not authorized"),
+    Kind(Forbidden, 403, "Not allowed with this token"),
     Kind(JobNotFound, 404, "No such job", {"job_id": "job_id"}),
     Kind(
         IllegalMove,

@@ -2,15 +2,14 @@
 
 Without a token the server answers programs of this machine only. The socket sees to that, and the
 `Host` header is checked as well: a page in a browser can make a name of its own point to 127.0.0.1
-(DNS rebinding), and only the name gives it away. With a token, every call but `/health` must bring
-it. Requests that change something are refused when a browser says that another site sent them.
+(DNS rebinding), and only the name gives it away. With tokens, every call but `/health` must bring
+one; whether its scopes are enough is for the route to say. Requests that change something are
+refused when a browser says that another site sent them.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import hmac
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,10 @@ from collections.abc import Mapping, Sequence
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tenure.errors import InvalidInput, Unauthorized
+from tenure.access import CALLER, Caller
+from tenure.app import Tenure
+from tenure.errors import InvalidInput, StoreUnavailable, Unauthorized
+from tenure.keyring import Keyring
 from tenure.problems import MEDIA_TYPE, Refusal, problem_of
 from tenure.settings import Settings
 
@@ -38,22 +40,32 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_binding(settings: Settings) -> None:
+def check_binding(settings: Settings, app: Tenure) -> None:
     """Refuse to listen where others can reach an API that asks for no token."""
-    if not settings.tokens and not is_loopback(settings.host):
+    if settings.tokens or is_loopback(settings.host):
+        return
+    if not any(token.valid for token in app.tokens.list()):
         raise InvalidInput(
             f"{settings.host} can be reached from other machines, and no token is set: set "
-            "TENURE_TOKEN (or --token-file), or listen on 127.0.0.1",
+            "TENURE_TOKEN (or --token-file), make one with `tenure tokens create`, or listen on "
+            "127.0.0.1",
             path="host",
         )
+
+
+def keyring(app: Tenure, settings: Settings) -> Keyring:
+    """The tokens that open the API of `app`; where others can reach it, none means nobody."""
+    return Keyring(app, settings.tokens, closed=not is_loopback(settings.host))
 
 
 class Guard:
     """ASGI middleware with every check of this module."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, open_paths: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, tokens: Keyring, open_paths: Sequence[str]
+    ) -> None:
         self._app = app
-        self._digests = [_digest(token.encode()) for token in settings.tokens]
+        self._tokens = tokens
         self._any_host = not is_loopback(settings.host) and not settings.allowed_hosts
         self._hosts = frozenset({settings.host.lower(), *settings.allowed_hosts})
         self._served: set[bytes] = set()  # Host headers that are known to name this server
@@ -66,7 +78,8 @@ class Guard:
         send = _with_security_headers(send)
         try:
             self._check(scope)
-        except (Refusal, Unauthorized) as error:
+            scope[CALLER] = await self._caller(scope)
+        except (Refusal, Unauthorized, StoreUnavailable) as error:
             problem = problem_of(error, scope["path"])
             response = Response(
                 problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE
@@ -87,9 +100,6 @@ class Guard:
             )
         if scope["method"] not in SAFE_METHODS:
             self._check_origin(dict(reversed(scope["headers"])))  # the first one of each name
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self._digests and path not in self._open_paths:
-            self._check_token(scope)
 
     def _serves(self, host: bytes) -> bool:
         """Whether a Host header names this server."""
@@ -119,20 +129,26 @@ class Guard:
                 "and from its own pages only",
             )
 
-    def _check_token(self, scope: Scope) -> None:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-        digest = _digest(token.strip())
-        # Digests of one length, compared in constant time; every token is compared.
-        known = [hmac.compare_digest(digest, own) for own in self._digests]
-        if scheme.lower() != b"bearer" or not any(known):
-            raise Unauthorized(
-                "send the server's token as `Authorization: Bearer <token>` (TENURE_TOKEN)"
-            )
+    async def _caller(self, scope: Scope) -> Caller:
+        """Who sent a request; raises Unauthorized unless its token is good."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path in self._open_paths:
+            return NOBODY
+        caller = await self._tokens.caller(_token(scope))
+        if caller is None:
+            raise Unauthorized("send a token of this server as `Authorization: Bearer <token>`")
+        return caller
 
 
-def _digest(token: bytes) -> bytes:
-    return hashlib.sha256(token).digest()
+NOBODY = Caller("http", frozenset(), known=False)
+"""Whoever asks for what is open to all."""
+
+
+def _token(scope: Scope) -> bytes | None:
+    """The token that a request brings; None if it brings none, or several."""
+    given = [value for name, value in scope["headers"] if name == b"authorization"]
+    scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+    return token.strip() if scheme.lower() == b"bearer" else None
 
 
 HEADERS = (

@@ -54,7 +54,10 @@ class Application:
 
         self.state = State({"doorbell": doorbell})
         self._http = security.Guard(
-            api.dispatcher(app, doorbell, secured=bool(settings.tokens)), settings, api.OPEN_PATHS
+            api.dispatcher(app, doorbell),
+            settings,
+            security.keyring(app, settings),
+            api.OPEN_PATHS,
         )
         self._other = Router(lifespan=lifespan)  # without routes: it closes WebSockets
 
@@ -79,8 +82,8 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
     without handlers, none does. Raises InvalidInput if the address cannot be listened on safely,
     StoreUnavailable or SchemaMismatch if the database cannot be opened.
     """
-    security.check_binding(settings)
     with contextlib.ExitStack() as running:
+        security.check_binding(settings, app)
         listener = running.enter_context(_listen(settings.host, settings.port))
         running.enter_context(app)
         sweeper = Sweeper(app, keep=settings.keep)

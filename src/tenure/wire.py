@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from tenure import ids
+from tenure.access import AccessToken
 from tenure.forms import JsonObject, LeaseName, embedded, join_lease, split_lease
 from tenure.lifecycle import Job, Status
 from tenure.records import Answer, Count, Lease, QueueState, Transition, Verdict, WorkerState
@@ -289,6 +290,11 @@ class WorkerBody(Answered, frozen=True):
 def worker_body(worker: WorkerState) -> WorkerBody:
     """The worker as it is shown."""
     return WorkerBody(**asdict(worker))
+
+
+def token_fields(token: AccessToken) -> dict[str, Any]:
+    """A token of the HTTP API as it is shown; its digest is never part of it."""
+    return {name: value for name, value in asdict(token).items() if name != "digest"}
 
 
 class Health(Answered, frozen=True):

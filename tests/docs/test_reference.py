@@ -106,7 +106,7 @@ def test_what_the_page_says_of_all_calls_completes_the_openapi_description() -> 
         expected = answers | refusals | always
         expected |= changing if route.method != "GET" else set()
         expected |= with_body if route.body is not None else set()
-        expected |= with_token if not route.open else set()
+        expected |= with_token if route.scopes else set()
         operation = described[route.path][route.method.lower()]
         assert {int(status) for status in operation["responses"]} == expected, route.path
 

@@ -25,7 +25,7 @@ CALLS = [
     pytest.param(
         route.method,
         route.path.format(id=NOWHERE, lease_id="x", name="q"),
-        route.open,
+        not route.scopes,
         id=route.name,
     )
     for route in ROUTES
@@ -305,14 +305,19 @@ def test_a_database_that_is_away_tells_no_address(tmp_path: Any) -> None:
         ("", False),
     ],
 )
-def test_only_loopback_is_open_without_a_token(host: str, loopback: bool) -> None:
+def test_only_loopback_is_open_without_a_token(app: Tenure, host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
-    check_binding(Settings(host=host, tokens=(TOKEN,)))
+    check_binding(Settings(host=host, tokens=(TOKEN,)), app)
     if loopback:
-        check_binding(Settings(host=host))
-    else:
-        with pytest.raises(InvalidInput, match="TENURE_TOKEN"):
-            check_binding(Settings(host=host))
+        check_binding(Settings(host=host), app)
+        return
+    with pytest.raises(InvalidInput, match="TENURE_TOKEN"):
+        check_binding(Settings(host=host), app)
+    app.tokens.create("one", ["read"])
+    check_binding(Settings(host=host), app)
+    app.tokens.revoke("one")
+    with pytest.raises(InvalidInput, match="TENURE_TOKEN"):
+        check_binding(Settings(host=host), app)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104

@@ -15,10 +15,10 @@ from tenure.app import Tenure
 
 __all__ = ["OPEN_PATHS", "Dispatcher", "Doorbell", "dispatcher"]
 
-OPEN_PATHS = tuple(route.path for route in ROUTES if route.open)
+OPEN_PATHS = tuple(route.path for route in ROUTES if not route.scopes)
 """What is answered without a token."""
 
 
-def dispatcher(app: Tenure, doorbell: Doorbell, *, secured: bool) -> Dispatcher:
-    """The whole API as an ASGI application; `secured` says whether callers need a token."""
-    return Dispatcher(ROUTES, app, doorbell, secured=secured)
+def dispatcher(app: Tenure, doorbell: Doorbell) -> Dispatcher:
+    """The whole API as an ASGI application."""
+    return Dispatcher(ROUTES, app, doorbell)

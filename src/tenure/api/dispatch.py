@@ -19,10 +19,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tenure import failpoints
+from tenure.access import CALLER, Caller
 from tenure.api.routing import Call, Route, declared_bytes, read_body, read_query, refuse
 from tenure.api.streams import Doorbell
 from tenure.app import Tenure
-from tenure.errors import PayloadTooLarge, StoreUnavailable, TenureError
+from tenure.errors import Forbidden, PayloadTooLarge, StoreUnavailable, TenureError
 from tenure.problems import Refusal
 
 log = logging.getLogger(__name__)
@@ -35,14 +36,11 @@ Methods = Mapping[str, Route]
 
 
 class Dispatcher:
-    """Every route of the API; `secured` says whether callers need a token."""
+    """Every route of the API. Who calls stands in the scope, put there by `security.Guard`."""
 
-    def __init__(
-        self, routes: Sequence[Route], app: Tenure, doorbell: Doorbell, *, secured: bool
-    ) -> None:
+    def __init__(self, routes: Sequence[Route], app: Tenure, doorbell: Doorbell) -> None:
         self._app = app
         self._doorbell = doorbell
-        self._secured = secured
         self._fixed: dict[str, dict[str, Route]] = {}
         for route in routes:
             self._fixed.setdefault(route.path, {})[route.method] = route
@@ -55,10 +53,11 @@ class Dispatcher:
         request = Request(scope, receive)
         try:
             route, path = self._find(scope)
-        except Refusal as refusal:
+            caller = _allowed(scope, route)
+        except (Refusal, Forbidden) as refusal:
             response = refuse(request, refusal)
         else:
-            call = Call(self._app, self._doorbell, request, path, self._secured)
+            call = Call(self._app, self._doorbell, request, path, caller)
             response = await _answer(route, call)
         failpoints.hit("http.before_answer")
         await response(scope, receive, send)
@@ -84,6 +83,15 @@ class Dispatcher:
             "No such path",
             "nothing is served under this path; /openapi.json lists what is",
         )
+
+
+def _allowed(scope: Scope, route: Route) -> Caller:
+    """Who sent a request, if they may make this call; raises Forbidden."""
+    caller: Caller = scope[CALLER]
+    if route.scopes and not caller.may(route.scopes):
+        needed = " or ".join(sorted(route.scopes))
+        raise Forbidden(f"this call needs a token with the scope {needed}, or admin")
+    return caller
 
 
 def _matcher(path: str) -> Callable[[str], re.Match[str] | None]:

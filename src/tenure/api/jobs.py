@@ -11,14 +11,13 @@ from starlette.responses import Response
 
 from tenure import forms, wire
 from tenure import payload as payloads
+from tenure.access import Caller
 from tenure.api.routing import Call, answer
 from tenure.app import MOST_LISTED, Tenure
 from tenure.drafts import Draft, Options
 from tenure.lifecycle import Status
 from tenure.records import Added
 
-ACTOR = "http"
-"""Who the ledger names for changes that came this way."""
 CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
 """A cursor is the last id seen, without its hyphens; clients hand it back as it is."""
 
@@ -36,7 +35,7 @@ class ListQuery(Struct, kw_only=True):
 async def create_job(call: Call) -> Response:
     """Add a job; it is on disk when this answers."""
     call.doorbell.check_running()
-    draft = _draft(call.body)
+    draft = _draft(call.body, call.caller)
     if (key := call.header("Idempotency-Key")) is not None:
         if "idempotency_key" in draft.options:  # the header counts more, but both must be keys
             payloads.check_key(draft.options["idempotency_key"], "$.idempotency_key")
@@ -49,7 +48,7 @@ async def create_job(call: Call) -> Response:
 async def create_jobs(call: Call) -> Response:
     """Add many jobs, all or none; the answer has them in the order of the request."""
     call.doorbell.check_running()
-    drafts = [_draft(new) for new in call.body]
+    drafts = [_draft(new, call.caller) for new in call.body]
     added = await _add(call.app, drafts, batch=True) if drafts else []
     return answer([wire.job_body(one.job) for one in added], 201)
 
@@ -58,14 +57,14 @@ async def _add(app: Tenure, drafts: list[Draft], *, batch: bool = False) -> list
     return await asyncio.wrap_future(app.add(drafts, batch=batch))
 
 
-def _draft(new: forms.NewJob) -> Draft:
+def _draft(new: forms.NewJob, caller: Caller) -> Draft:
     """The job as the application takes it; the application checks most of it."""
     options: dict[str, Any] = {
         name: value
         for name in _OPTIONS
         if (value := getattr(new, name)) is not UNSET and value is not None
     }
-    options["actor"] = ACTOR
+    options["actor"] = caller.name
     if isinstance(new.backoff, forms.Backoff):
         options["backoff"] = {
             name: value
@@ -119,11 +118,11 @@ def explain_job(call: Call) -> Response:
 
 def cancel_job(call: Call) -> Response:
     """Cancel a job that waits or runs."""
-    return answer(wire.job_body(call.app.cancel(call.path["id"], actor=ACTOR)))
+    return answer(wire.job_body(call.app.cancel(call.path["id"], actor=call.caller.name)))
 
 
 def retry_job(call: Call) -> Response:
     """Run a job that failed for good again, with a higher limit."""
     more = 1 if call.body.more_retries is UNSET else call.body.more_retries
-    job = call.app.retry(call.path["id"], more_retries=more, actor=ACTOR)
+    job = call.app.retry(call.path["id"], more_retries=more, actor=call.caller.name)
     return answer(wire.job_body(job))

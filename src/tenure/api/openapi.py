@@ -16,6 +16,7 @@ import msgspec
 
 import tenure
 from tenure import durations, ids, payload, problems
+from tenure.access import Scope
 from tenure.api.routing import JSON, Answer, Route
 
 TEMPLATE = "#/components/schemas/{name}"
@@ -63,6 +64,13 @@ HAND_WRITTEN: Mapping[str, Any] = {
             {"type": "string", "pattern": DURATION, "maxLength": durations.MAX_LENGTH},
         ],
     },
+}
+
+TOKEN = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "Each call names the scopes, one of which the token needs; `admin` is enough for"
+    " every call.",
 }
 
 _GIVEN = {"not": {"type": "null"}}
@@ -114,8 +122,7 @@ def document(routes: tuple[Route, ...], *, secured: bool) -> bytes:
         "components": {"schemas": {**schemas.components, **HAND_WRITTEN}},
     }
     if secured:
-        described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        described["security"] = [{"token": []}]
+        described["components"]["securitySchemes"] = {"token": TOKEN}
     return msgspec.json.encode(described)
 
 
@@ -162,8 +169,8 @@ def _operation(route: Route, schemas: _Schemas, secured: bool) -> dict[str, Any]
             "description": f"At most {route.body.limit} bytes.",
             "content": {JSON: {"schema": schemas.of(route.body.type)}},
         }
-    if secured and route.open:
-        operation["security"] = []
+    if secured:
+        operation["security"] = [{"token": [scope]} for scope in Scope if scope in route.scopes]
     return operation
 
 
@@ -173,8 +180,8 @@ def _refusals(route: Route, secured: bool) -> list[int]:
         statuses.add(403)
     if route.body is not None:
         statuses |= {408, 413, 415}
-    if secured and not route.open:
-        statuses.add(401)
+    if secured and route.scopes:
+        statuses |= {401, 403}
     return sorted(statuses)
 
 

@@ -10,7 +10,6 @@ from starlette.responses import Response, StreamingResponse
 
 from tenure import wire
 from tenure.api import metrics, streams
-from tenure.api.jobs import ACTOR
 from tenure.api.routing import JSON, Call, answer
 from tenure.errors import StoreUnavailable
 
@@ -46,19 +45,19 @@ def list_queues(call: Call) -> Response:
 
 def pause_queue(call: Call) -> Response:
     """Stop handing out jobs of a queue; those that run go on."""
-    call.app.pause(call.path["name"], actor=ACTOR)
+    call.app.pause(call.path["name"], actor=call.caller.name)
     return _queue(call)
 
 
 def resume_queue(call: Call) -> Response:
     """Hand out jobs of a queue again."""
-    call.app.resume(call.path["name"], actor=ACTOR)
+    call.app.resume(call.path["name"], actor=call.caller.name)
     return _queue(call)
 
 
 def limit_queue(call: Call) -> Response:
     """Set how many jobs of a queue may wait, or lift the limit."""
-    call.app.limit(call.path["name"], call.body.max_pending, actor=ACTOR)
+    call.app.limit(call.path["name"], call.body.max_pending, actor=call.caller.name)
     return _queue(call)
 
 

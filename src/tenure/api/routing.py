@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from tenure import payload
+from tenure.access import ANYBODY, Caller, Scope
 from tenure.api.streams import Doorbell
 from tenure.app import Tenure
 from tenure.errors import InvalidInput, PayloadTooLarge
@@ -64,12 +65,12 @@ class Route:
     path: str
     name: str
     endpoint: Callable[[Call], Any]
+    scopes: frozenset[Scope]  # one of which a caller needs; none: answered without a token
     answers: Mapping[int, Answer]
     refusals: tuple[int, ...] = ()  # beside those that every call can meet
     body: Body | None = None
     query: type[msgspec.Struct] | None = None
     headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> schema
-    open: bool = False  # answered without a token
 
     @property
     def summary(self) -> str:
@@ -85,7 +86,7 @@ class Call:
     doorbell: Doorbell
     request: Request
     path: Mapping[str, str]  # its parts that vary
-    secured: bool = False  # whether callers need a token
+    caller: Caller = ANYBODY
     body: Any = None
     query: Any = None
 

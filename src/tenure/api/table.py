@@ -8,6 +8,7 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from tenure import forms, payload, wire
+from tenure.access import EVERY_SCOPE, Scope
 from tenure.api import jobs, leases, openapi, operations
 from tenure.api.metrics import CONTENT_TYPE
 from tenure.api.routing import SMALL_BODY, Answer, Body, Call, Route
@@ -24,12 +25,17 @@ Job = wire.JobBody
 Batch = Annotated[list[forms.NewJob], Meta(max_length=MOST_JOBS_AT_ONCE)]
 Reports = Annotated[list[forms.ReportEntry], Meta(max_length=MOST_LEASES)]
 LeaseNames = Annotated[list[forms.LeaseName], Meta(max_length=MOST_LEASES)]
+OPEN: frozenset[Scope] = frozenset()
+ANY = EVERY_SCOPE
+ENQUEUE, WORK, READ, ADMIN = (frozenset({scope}) for scope in Scope)
 NO_BODY = Body(forms.NoFields, optional=True)
 
 
 def describe(call: Call) -> Response:
     """Describe this API as OpenAPI 3.1."""
-    return Response(openapi.document(ROUTES, secured=call.secured), media_type="application/json")
+    return Response(
+        openapi.document(ROUTES, secured=call.caller.known), media_type="application/json"
+    )
 
 
 def _one(kind: object, text: str) -> dict[int, Answer]:
@@ -46,14 +52,15 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/health",
         name="health",
+        scopes=OPEN,
         endpoint=operations.health,
         answers=_one(wire.Health, "It is up."),
-        open=True,
     ),
     Route(
         method="GET",
         path="/ready",
         name="ready",
+        scopes=ANY,
         endpoint=operations.ready,
         answers=_one(wire.Health, "It takes work."),
     ),
@@ -62,6 +69,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/jobs",
         name="createJob",
+        scopes=ENQUEUE,
         endpoint=jobs.create_job,
         body=Body(forms.NewJob, limit=ONE_JOB, depth=JOB_DEPTH),
         headers={
@@ -82,6 +90,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/jobs/batch",
         name="createJobs",
+        scopes=ENQUEUE,
         endpoint=jobs.create_jobs,
         body=Body(Batch, limit=MANY, depth=JOB_DEPTH + 1),
         answers={201: Answer(list[Job], "The jobs, in the order of the request.")},
@@ -91,6 +100,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/jobs",
         name="listJobs",
+        scopes=READ,
         endpoint=jobs.list_jobs,
         query=jobs.ListQuery,
         answers={
@@ -101,6 +111,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/jobs/{id}",
         name="showJob",
+        scopes=READ,
         endpoint=jobs.show_job,
         answers=_one(Job, "The job."),
         refusals=(404,),
@@ -109,6 +120,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/jobs/{id}/history",
         name="showHistory",
+        scopes=READ,
         endpoint=jobs.show_history,
         answers=_many(wire.TransitionBody, "Its moves."),
         refusals=(404,),
@@ -117,6 +129,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/jobs/{id}/explain",
         name="explainJob",
+        scopes=READ,
         endpoint=jobs.explain_job,
         answers=_one(wire.ExplanationBody, "The reason."),
         refusals=(404,),
@@ -125,6 +138,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/jobs/{id}/cancel",
         name="cancelJob",
+        scopes=ADMIN,
         endpoint=jobs.cancel_job,
         body=NO_BODY,
         answers=_one(Job, "The job, cancelled."),
@@ -134,6 +148,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/jobs/{id}/retry",
         name="retryJob",
+        scopes=ADMIN,
         endpoint=jobs.retry_job,
         body=Body(forms.RetryRequest, optional=True),
         answers=_one(Job, "The job, pending again."),
@@ -144,6 +159,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/leases",
         name="leaseJobs",
+        scopes=WORK,
         endpoint=leases.lease_jobs,
         body=Body(forms.LeaseRequest, limit=2 * 1024 * 1024),
         answers=_many(wire.LeaseBody, "The leased jobs; none if there were none in time."),
@@ -152,6 +168,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/leases/{lease_id}/complete",
         name="completeLease",
+        scopes=WORK,
         endpoint=leases.complete_lease,
         body=Body(forms.CompleteRequest, limit=ONE_REPORT, optional=True, lenient=True),
         answers=_one(wire.VerdictBody, "It is on record."),
@@ -161,6 +178,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/leases/{lease_id}/fail",
         name="failLease",
+        scopes=WORK,
         endpoint=leases.fail_lease,
         body=Body(forms.FailRequest, limit=ONE_REPORT, lenient=True),
         answers=_one(wire.VerdictBody, "It is on record."),
@@ -170,6 +188,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/leases/{lease_id}/release",
         name="releaseLease",
+        scopes=WORK,
         endpoint=leases.release_lease,
         body=NO_BODY,
         answers=_one(wire.VerdictBody, "It is on record."),
@@ -179,6 +198,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/leases/{lease_id}/heartbeat",
         name="renewLease",
+        scopes=WORK,
         endpoint=leases.renew_lease,
         body=Body(forms.HeartbeatRequest, optional=True),
         answers=_one(wire.HeldBody, "The lease is held."),
@@ -188,6 +208,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/reports",
         name="reportMany",
+        scopes=WORK,
         endpoint=leases.report_many,
         body=Body(Reports, limit=MANY, lenient=True),
         answers=_many(wire.VerdictBody, "A verdict for each report, in order."),
@@ -196,6 +217,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/heartbeats",
         name="renewLeases",
+        scopes=WORK,
         endpoint=leases.renew_leases,
         query=leases.HeartbeatQuery,
         body=Body(LeaseNames, limit=4 * 1024 * 1024, lenient=True),
@@ -206,6 +228,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/queues",
         name="listQueues",
+        scopes=READ,
         endpoint=operations.list_queues,
         answers=_many(wire.QueueBody, "The queues."),
     ),
@@ -213,6 +236,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/queues/{name}/pause",
         name="pauseQueue",
+        scopes=ADMIN,
         endpoint=operations.pause_queue,
         body=NO_BODY,
         answers=_one(wire.QueueBody, "The queue, paused."),
@@ -221,6 +245,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/queues/{name}/resume",
         name="resumeQueue",
+        scopes=ADMIN,
         endpoint=operations.resume_queue,
         body=NO_BODY,
         answers=_one(wire.QueueBody, "The queue, running."),
@@ -229,6 +254,7 @@ ROUTES: tuple[Route, ...] = (
         method="PUT",
         path="/queues/{name}/limit",
         name="limitQueue",
+        scopes=ADMIN,
         endpoint=operations.limit_queue,
         body=Body(forms.LimitRequest),
         answers=_one(wire.QueueBody, "The queue, limited."),
@@ -237,6 +263,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/workers",
         name="listWorkers",
+        scopes=READ,
         endpoint=operations.list_workers,
         answers=_many(wire.WorkerBody, "The workers."),
     ),
@@ -244,6 +271,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/stats",
         name="showStats",
+        scopes=READ,
         endpoint=operations.show_stats,
         answers=_one(wire.StatsBody, "The counts."),
     ),
@@ -251,6 +279,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/metrics",
         name="showMetrics",
+        scopes=READ,
         endpoint=operations.show_metrics,
         answers={200: Answer(wire.MetricsBody, "The values.", also=(CONTENT_TYPE,))},
     ),
@@ -258,6 +287,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/events",
         name="streamEvents",
+        scopes=READ,
         endpoint=operations.stream_events,
         query=operations.EventsQuery,
         headers={
@@ -273,6 +303,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/openapi.json",
         name="describe",
+        scopes=ANY,
         endpoint=describe,
         answers=_one(dict, "The description."),
     ),

@@ -16,6 +16,7 @@ from tenure.cli.jobs import enqueue, explain, jobs
 from tenure.cli.queues import queues, stats
 from tenure.cli.rehearsing import simulate
 from tenure.cli.running import demo, serve, worker
+from tenure.cli.tokens import tokens
 from tenure.cli.upkeep import doctor, migrate, verify
 
 EPILOG = """\b
@@ -41,7 +42,7 @@ def cli() -> None:
 for command in (
     *(serve, worker, demo),
     *(enqueue, jobs, explain, queues, stats),
-    *(verify, doctor, migrate, simulate),
+    *(tokens, verify, doctor, migrate, simulate),
 ):
     cli.add_command(command)
 

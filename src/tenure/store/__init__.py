@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tenure import failpoints
+from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Event, Job
 from tenure.records import Added, Addition, ClaimRequest, Query, Report, Turn
@@ -94,6 +95,18 @@ class Store:
             lambda db: db.set_queue(name, paused=paused, max_pending=max_pending, actor=actor),
         )
 
+    def add_token(self, **fields: Any) -> Future[bool]:
+        """Keep a new token of the HTTP API; False if its name is taken."""
+        return self._act("operator", lambda db: db.tokens.add(**fields))
+
+    def revoke_token(self, name: str, actor: str) -> Future[None]:
+        """End a token."""
+        return self._act("operator", lambda db: db.tokens.revoke(name, actor))
+
+    def note_token_use(self, names: Iterable[str]) -> Future[None]:
+        """Write down that tokens are in use."""
+        return self._act("operator", lambda db: db.tokens.note_use(names))
+
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases by heartbeat; the lease ids that are still held."""
         self._refuse_copies()
@@ -124,6 +137,10 @@ class Store:
         return self._submit(Acting(name, act)).future
 
     # --- reads
+
+    def tokens(self) -> list[AccessToken]:
+        """Every token of the HTTP API there ever was, newest first."""
+        return self.read.tokens()
 
     @property
     def read(self) -> Reader:

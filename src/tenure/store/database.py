@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from tenure.access import AccessToken
 from tenure.lifecycle import Job
 from tenure.records import (
     Addition,
@@ -25,6 +26,7 @@ from tenure.records import (
     Transition,
     WorkerState,
 )
+from tenure.store.tokens import TokenTable
 
 
 class Trouble(StrEnum):
@@ -38,6 +40,8 @@ class Trouble(StrEnum):
 
 class Database(Protocol):
     """The writing side: one connection, used by one thread."""
+
+    tokens: TokenTable
 
     def begin(self) -> None:
         """Start a write transaction, connecting first if need be."""
@@ -151,6 +155,9 @@ class Reader(Protocol):
 
     def workers(self) -> list[WorkerState]:
         """Workers seen in the last ten minutes."""
+
+    def tokens(self) -> list[AccessToken]:
+        """Every token of the HTTP API there ever was, newest first."""
 
     def ahead(self, job: Job) -> int:
         """How many due pending jobs of the same queue would be claimed before this one."""

@@ -28,6 +28,7 @@ from tenure.store.postgres_connection import (
 )
 from tenure.store.postgres_lanes import Lanes
 from tenure.store.rows import MOVED, added_job, job_of, write_names, write_policy
+from tenure.store.tokens import POSTGRES, TokenTable
 
 WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
 """Where in PostgreSQL a commit waits for its standby: messages are translated, this is not."""
@@ -69,6 +70,7 @@ class Postgres:
         self._now: datetime | None = None
         self._lanes = lanes or Lanes()
         self._marked = False
+        self.tokens = TokenTable(POSTGRES, self._run)
         self._warnings: list[str] = []
         self._cut_short: list[str] = []  # waits for a standby
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import Count, Query, QueueState, Transition, WorkerState
@@ -21,6 +22,7 @@ from tenure.store import audit
 from tenure.store.postgres_connection import CONNECTED, NOW, connect, is_uuid, place_of, to_time
 from tenure.store.postgres_statements import SELECT_JOB, where
 from tenure.store.rows import job_of, read_names
+from tenure.store.tokens import POSTGRES, token_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -182,6 +184,9 @@ class PostgresReader:
             WorkerState(id, label, read_names(queues), read_names(types), to_time(seen), leases)
             for id, label, queues, types, seen, leases in self._rows(WORKERS)
         ]
+
+    def tokens(self) -> list[AccessToken]:
+        return [token_of(row, to_time) for row in self._rows(POSTGRES.read())]
 
     def ahead(self, job: Job) -> int:
         return int(self._rows(AHEAD, job.queue, job.priority, job.run_at, job.id)[0][0])

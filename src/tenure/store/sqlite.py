@@ -37,6 +37,7 @@ from tenure.store.sqlite_connection import (
     to_time,
 )
 from tenure.store.sqlite_files import Files
+from tenure.store.tokens import SQLITE, TokenTable
 
 _read_picked = msgspec.json.Decoder(
     list[tuple[int, str, str, str, str, int, int, int, float | None]]
@@ -57,6 +58,7 @@ class Sqlite:
         self._now: datetime | None = None
         self._last_queue = ""
         self._checkpoints = Checkpoints(path)
+        self.tokens = TokenTable(SQLITE, self._execute)
 
     # --- transactions
 
@@ -95,6 +97,9 @@ class Sqlite:
         if self._connection is None:
             raise sqlite3.OperationalError("not connected")
         return self._connection
+
+    def _execute(self, statement: str, values: Sequence[Any]) -> sqlite3.Cursor:
+        return self._db.execute(statement, values)
 
     def _each(
         self, statement: sql.OverRows, rows: Sequence[tuple[Any, ...]], *values: Any

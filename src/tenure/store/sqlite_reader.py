@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import Count, Query, QueueState, Transition, WorkerState
@@ -18,6 +19,7 @@ from tenure.store import audit, sqlite_watch
 from tenure.store.rows import job_of, read_names
 from tenure.store.sqlite_connection import NOW, connect, to_millis, to_time
 from tenure.store.sqlite_statements import SELECT_JOB, where
+from tenure.store.tokens import SQLITE, token_of
 
 START = "0"
 _is_position = re.compile(r"[0-9]{1,18}").fullmatch
@@ -121,6 +123,9 @@ class SqliteReader:
             WorkerState(id, label, read_names(queues), read_names(types), to_time(seen), leases)
             for id, label, queues, types, seen, leases in self._rows(WORKERS)
         ]
+
+    def tokens(self) -> list[AccessToken]:
+        return [token_of(row, to_time) for row in self._rows(SQLITE.read())]
 
     def ahead(self, job: Job) -> int:
         values = (job.queue, job.priority, to_millis(job.run_at), job.id)

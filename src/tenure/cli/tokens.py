@@ -1,0 +1,88 @@
+"""Commands about who may call the HTTP API: make, list and revoke tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from tenure.cli.command import Group, application, database_option, json_option
+
+
+@click.group(cls=Group)
+def tokens() -> None:
+    """Make, list and revoke tokens for the HTTP API."""
+
+
+@tokens.command()
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    metavar="SCOPE",
+    multiple=True,
+    required=True,
+    help="enqueue, work, read or admin; may be repeated.",
+)
+@click.option("--expires", metavar="TIME", help="How long it is valid: 12h, 90d.  [default: ever]")
+@database_option
+@json_option
+def create(name: str, scopes: Sequence[str], expires: str | None, as_json: bool) -> None:
+    """Make a token and print it, this once.
+
+    NAME says who it is for, and stands in the history of jobs for whatever is done with it.
+    Only a digest of the token is kept.
+    """
+    from tenure import wire
+    from tenure.cli.terminal import print_json
+
+    with application() as app:
+        secret, made = app.tokens.create(name, scopes, expires=expires)
+    if as_json:
+        print_json({"token": secret, **wire.token_fields(made)})
+        return
+    click.echo(secret)
+    click.echo("It is not shown again: keep it where only its user can read it.", err=True)
+
+
+@tokens.command("list")
+@database_option
+@json_option
+def list_tokens(as_json: bool) -> None:
+    """List every token there ever was, without what opens anything."""
+    from tenure import wire
+    from tenure.cli.terminal import ago, print_json, table
+
+    with application() as app:
+        found = app.tokens.list()
+        now = app.ping()
+    if as_json:
+        print_json([wire.token_fields(token) for token in found])
+        return
+    table(
+        ("NAME", "BEGINS", "SCOPES", "CREATED", "BY", "USED", "EXPIRES", "REVOKED"),
+        [
+            (
+                token.name,
+                token.prefix,
+                " ".join(token.scopes),
+                ago(token.created_at, now),
+                token.created_by,
+                ago(token.used_at, now),
+                ago(token.expires_at, now),
+                ago(token.revoked_at, now),
+            )
+            for token in found
+        ],
+    )
+
+
+@tokens.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@database_option
+def revoke(names: Sequence[str]) -> None:
+    """End tokens, for good; servers refuse them within five seconds."""
+    with application() as app:
+        for name in names:
+            app.tokens.revoke(name)
+            click.echo(f"token {name} is revoked")

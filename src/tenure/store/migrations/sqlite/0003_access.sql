@@ -1,0 +1,14 @@
+-- Who may call the HTTP API. Of a token only its digest is kept, and the row stays after its
+-- revocation: its name stands in the ledger.
+CREATE TABLE tenure_access (
+    name TEXT PRIMARY KEY NOT NULL,
+    prefix TEXT NOT NULL,
+    digest TEXT NOT NULL UNIQUE,
+    scopes TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    expires_at INTEGER,
+    used_at INTEGER,
+    revoked_at INTEGER,
+    revoked_by TEXT
+) STRICT;

@@ -1,0 +1,330 @@
+"""Tokens kept in the database: each call by each scope, and how a token begins and ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from tenure import InvalidInput, StoreUnavailable, Tenure, keyring
+from tenure.access import Scope
+from tenure.api.routing import Route
+from tenure.api.table import ROUTES
+from tenure.client import Client
+from tenure.errors import Forbidden, Unauthorized
+from tenure.settings import Settings
+from tests.clock import Clock
+from tests.faces.command import read, run, tell
+from tests.faces.http import NOWHERE, Served, api_of, claim, problem
+from tests.worker.running import completed, working
+from tests.worker.waiting import until
+
+OWNER = "the-token-of-the-settings"
+
+NEEDED = {
+    "health": "",
+    **dict.fromkeys(["ready", "describe"], "enqueue work read"),
+    **dict.fromkeys(["createJob", "createJobs"], "enqueue"),
+    **dict.fromkeys(["listJobs", "showJob", "showHistory", "explainJob"], "read"),
+    **dict.fromkeys(["listQueues", "listWorkers", "showStats", "showMetrics"], "read"),
+    "streamEvents": "read",
+    **dict.fromkeys(["leaseJobs", "completeLease", "failLease", "releaseLease"], "work"),
+    **dict.fromkeys(["renewLease", "reportMany", "renewLeases"], "work"),
+    **dict.fromkeys(["cancelJob", "retryJob"], "admin"),
+    **dict.fromkeys(["pauseQueue", "resumeQueue", "limitQueue"], "admin"),
+}
+"""The scopes, one of which a call needs beside `admin`: said again here, so that a change of the
+routes is a change of two places, and a new route fails until somebody has thought about it."""
+
+
+@pytest.fixture
+def app(sqlite_url: str) -> Iterator[Tenure]:
+    with Tenure(sqlite_url) as app:
+        yield app
+
+
+@pytest.fixture
+def guarded(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """A server that looks at the tokens in the database for every request."""
+    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
+        monkeypatch.setattr(keyring, name, -1)
+    with api_of(app, Settings(tokens=(OWNER,))) as api:
+        yield api
+
+
+def call(api: TestClient, route: Route, token: str | None) -> tuple[int, str]:
+    """Make a call that changes nothing and does not last; the status and the code of a refusal."""
+    path = route.path.format(id=NOWHERE, lease_id="x", name="no queue")
+    path += "?after=nowhere" if route.name == "streamEvents" else ""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    response = api.request(route.method, path, headers=headers)
+    code = response.json()["code"] if response.status_code >= 400 else ""
+    return response.status_code, code
+
+
+# --- which call takes which token -----------------------------------------------------------------
+
+
+def test_every_route_says_which_scope_it_needs() -> None:
+    assert {route.name: " ".join(s for s in Scope if s in route.scopes) for route in ROUTES} == {
+        name: " ".join(s for s in Scope if s in needed.split() or needed.count(" ") == 2)
+        for name, needed in NEEDED.items()
+    }
+
+
+def test_a_route_without_a_scope_cannot_be_written() -> None:
+    with pytest.raises(TypeError, match="scopes"):
+        Route(method="GET", path="/new", name="new", endpoint=print, answers={})  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_each_call_by_each_token(app: Tenure, guarded: TestClient, route: Route) -> None:
+    clock = Clock(app.database)
+    tokens = {scope: app.tokens.create(scope, [scope])[0] for scope in Scope}
+    bad = {"wrong": "tenure_" + "x" * 43, "": ""}
+    bad["revoked"] = app.tokens.create("revoked", Scope)[0]
+    app.tokens.revoke("revoked")
+    bad["expired"] = app.tokens.create("expired", Scope, expires="1h")[0]
+    assert call(guarded, route, bad["expired"])[1] not in ("unauthorized", "forbidden")
+    clock.advance(3600)
+    bad["digest"] = app.tokens.list()[0].digest
+    bad["prefix"] = tokens[Scope.ADMIN][:11]
+
+    for why, token in {**bad, "none": None}.items():
+        status = call(guarded, route, token)
+        assert (status == (401, "unauthorized")) is (route.name != "health"), why
+    for scope, token in tokens.items():
+        refused = call(guarded, route, token) == (403, "forbidden")
+        needed = NEEDED[route.name].split()
+        assert refused is (bool(needed) and scope != "admin" and scope not in needed), scope
+    assert call(guarded, route, OWNER)[1] not in ("unauthorized", "forbidden")
+    clock.close()
+
+
+def test_several_scopes_are_as_good_as_several_tokens(app: Tenure, guarded: TestClient) -> None:
+    token, made = app.tokens.create("shop", ["read", "enqueue", "read"])
+    assert made.scopes == (Scope.ENQUEUE, Scope.READ)
+    guarded.headers["Authorization"] = f"Bearer {token}"
+    job = guarded.post("/jobs", json={"type": "a"}).json()
+    assert guarded.get(f"/jobs/{job['id']}").json()["status"] == "pending"
+    problem(guarded.post(f"/jobs/{job['id']}/cancel"), 403, "forbidden")
+    assert app.get(job["id"]).status == "pending"
+
+
+def test_the_description_names_the_scopes(guarded: TestClient) -> None:
+    guarded.headers["Authorization"] = f"Bearer {OWNER}"
+    paths = guarded.get("/openapi.json").json()["paths"]
+    for route in ROUTES:
+        told = paths[route.path][route.method.lower()]["security"]
+        assert [name for one in told for name in one["token"]] == [
+            scope for scope in Scope if scope in route.scopes
+        ]
+
+
+def test_the_ledger_names_the_token(app: Tenure, guarded: TestClient) -> None:
+    """Who did it: whoever enqueued, and whoever stopped it."""
+    shop, _ = app.tokens.create("shop", ["enqueue"])
+    boss, _ = app.tokens.create("boss", ["admin"])
+    guarded.headers["Authorization"] = f"Bearer {shop}"
+    job = guarded.post("/jobs", json={"type": "a"}).json()
+    (other,) = guarded.post("/jobs/batch", json=[{"type": "a"}]).json()
+    guarded.headers["Authorization"] = f"Bearer {boss}"
+    guarded.post(f"/jobs/{job['id']}/cancel")
+    guarded.headers["Authorization"] = f"Bearer {OWNER}"
+    guarded.post(f"/jobs/{other['id']}/cancel")
+    assert [move.actor for move in app.history(job["id"])] == ["token:shop", "token:boss"]
+    assert [move.actor for move in app.history(other["id"])] == ["token:shop", "http"]
+
+
+# --- how it begins and ends -----------------------------------------------------------------------
+
+
+def test_only_the_digest_is_kept(database_url: str) -> None:
+    with Tenure(database_url) as app:
+        secret, made = app.tokens.create("shop", ["enqueue"], expires="90d", actor="me")
+        assert re.fullmatch("tenure_[A-Za-z0-9_-]{43}", secret)
+        assert secret.startswith(made.prefix)
+        assert len(made.prefix) < 15
+        (kept,) = app.tokens.list()
+        assert kept == made
+        assert kept.valid
+        assert kept.expires_at is not None
+        lasts = (kept.expires_at - kept.created_at).total_seconds()
+        assert lasts == pytest.approx(90 * 86_400, abs=1)
+        assert (kept.created_by, kept.revoked_at, kept.used_at) == ("me", None, None)
+        assert secret not in repr(kept)
+        assert kept.digest not in repr(kept)
+        again = app.tokens.create("other", ["read"])[0]
+        assert again != secret
+
+
+def test_a_name_is_given_once_and_a_revocation_stays(database_url: str) -> None:
+    with Tenure(database_url) as app:
+        app.tokens.create("shop", ["enqueue"])
+        with pytest.raises(InvalidInput, match="another name"):
+            app.tokens.create("shop", ["enqueue"])
+        revoked = app.tokens.revoke("shop", actor="first")
+        assert not revoked.valid
+        assert app.tokens.revoke("shop", actor="second") == revoked
+        with pytest.raises(InvalidInput, match="another name"):
+            app.tokens.create("shop", ["enqueue"])
+        with pytest.raises(InvalidInput, match="no token"):
+            app.tokens.revoke("nobody")
+
+
+@pytest.mark.parametrize(
+    ("name", "scopes", "expires"),
+    [
+        ("", ["read"], None),
+        ("a b", ["read"], None),
+        ("x" * 129, ["read"], None),
+        ("a\n", ["read"], None),
+        ("a", [], None),
+        ("a", ["everything"], None),
+        ("a", ["read", "root"], None),
+        ("a", ["read"], "soon"),
+        ("a", ["read"], 0),
+        ("a", ["read"], -5),
+    ],
+)
+def test_what_makes_no_token(
+    app: Tenure, name: str, scopes: list[str], expires: str | int | None
+) -> None:
+    with pytest.raises(InvalidInput):
+        app.tokens.create(name, scopes, expires=expires)
+    assert app.tokens.list() == []
+
+
+def test_an_open_server_asks_for_tokens_once_there_was_one(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on asking when the last is revoked: nobody is let in by taking a token away."""
+    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
+        monkeypatch.setattr(keyring, name, -1)
+    with api_of(app) as api:
+        assert api.get("/jobs").status_code == 200
+        app.tokens.create("one", ["read"])
+        problem(api.get("/jobs"), 401, "unauthorized")
+        app.tokens.revoke("one")
+        problem(api.get("/jobs"), 401, "unauthorized")
+        assert api.get("/health").status_code == 200
+
+
+def test_beyond_loopback_no_token_means_nobody(app: Tenure) -> None:
+    with api_of(app, Settings(host="192.0.2.1")) as api:
+        problem(api.get("/jobs"), 401, "unauthorized")
+
+
+def test_without_the_database_no_stored_token_opens(
+    app: Tenure, guarded: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been revoked meanwhile. Those of the settings go on."""
+    token, _ = app.tokens.create("shop", ["read"])
+    guarded.headers["Authorization"] = f"Bearer {token}"
+    assert guarded.get("/stats").status_code == 200
+
+    def away() -> None:
+        raise StoreUnavailable("at secret.host")
+
+    monkeypatch.setattr(app._store.read, "tokens", away)
+    response = guarded.get("/stats")
+    problem(response, 503, "store_unavailable")
+    assert "secret" not in response.text
+    guarded.headers["Authorization"] = f"Bearer {OWNER}"
+    assert guarded.get("/stats").status_code == 200
+
+
+def test_guessing_reads_the_database_ten_times_a_second_at_most(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyring, "AT_ONCE_SECONDS", 3600)
+    monkeypatch.setattr(keyring, "FRESH_SECONDS", 3600)
+    reads: list[int] = []
+    found = app._store.read.tokens
+    monkeypatch.setattr(app._store.read, "tokens", lambda: reads.append(1) or found())
+    with api_of(app, Settings(tokens=(OWNER,))) as api:
+        for number in range(50):
+            headers = {"Authorization": f"Bearer guess{number}"}
+            problem(api.get("/jobs", headers=headers), 401, "unauthorized")
+        assert len(reads) == 1
+        for _ in range(50):
+            assert api.get("/jobs", headers={"Authorization": f"Bearer {OWNER}"}).json() == []
+            assert api.get("/jobs").status_code == 401
+        assert len(reads) == 1
+
+
+def test_revoked_on_a_running_server(database_url: str) -> None:
+    """As users do it: a server beyond loopback with tokens of the database alone, a worker with
+    the scope `work`, a producer with `enqueue`; then one is taken away."""
+    tell("tokens", "create", "first", "--scope", "admin", "--database", database_url)
+    with (
+        Tenure(database_url) as app,
+        Served(database_url, "--host", "0.0.0.0") as server,  # noqa: S104
+    ):
+
+        @app.job
+        def double(number: int) -> int:
+            return 2 * number
+
+        url = f"http://127.0.0.1:{server.address[1]}"
+        work = tell("tokens", "create", "worker", "--scope", "work", "--database", database_url)
+        add = tell("tokens", "create", "shop", "--scope", "enqueue", "--database", database_url)
+        with Client(url, work) as worker, Client(url, add) as shop, working(app, worker):
+            made = shop.enqueue("double", {"number": 21})
+            assert completed(app, made).result == "42"
+            with pytest.raises(Forbidden, match="scope read"):
+                shop.get(made.id)
+            with pytest.raises(Forbidden):
+                shop.cancel(made.id)
+            until(lambda: all(t.used_at for t in app.tokens.list()[:2]), "their use on record")
+            assert run("tokens", "revoke", "shop", "--database", database_url).exit_code == 0
+
+            def refused() -> bool:
+                try:
+                    shop.enqueue("double", {"number": 1})
+                except Unauthorized:
+                    return True
+                return False
+
+            until(refused, "the revoked token to be refused", 10)
+            app.enqueue("double", {"number": 1})
+        code, log = server.stop()
+        assert app.verify() == []
+    assert code == 0
+    assert add not in log
+    assert work not in log
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_commands(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENURE_DATABASE", sqlite_url)
+    secret = tell("tokens", "create", "shop", "--scope", "enqueue", "--scope", "read")
+    assert run("tokens", "create", "shop", "--scope", "read").exit_code == 2
+    assert run("tokens", "create", "b", "--scope", "root").exit_code == 2
+    assert run("tokens", "create", "b").exit_code == 2
+    listed = tell("tokens", "list")
+    assert "shop" in listed
+    assert "enqueue read" in listed
+    assert secret not in listed
+    (shown,) = read("tokens", "list")
+    assert shown["name"] == "shop"
+    assert shown["valid"] is True
+    assert "digest" not in shown
+    assert read("tokens", "create", "c", "--scope", "work", "--expires", "1h")["expires_at"]
+    assert tell("tokens", "revoke", "shop", "c").splitlines()[-1] == "token c is revoked"
+    assert run("tokens", "revoke", "nobody").exit_code == 2
+    assert [token["valid"] for token in read("tokens", "list")] == [False, False]
+
+
+def test_a_worker_scope_sees_only_what_it_leases(app: Tenure, guarded: TestClient) -> None:
+    token, _ = app.tokens.create("worker", ["work"])
+    job = app.enqueue("a", {"n": 1})
+    guarded.headers["Authorization"] = f"Bearer {token}"
+    problem(guarded.get(f"/jobs/{job.id}"), 403, "forbidden")
+    (lease,) = claim(guarded)
+    assert lease["payload"] == {"n": 1}
+    assert guarded.post(f"/leases/{lease['lease_id']}/complete").status_code == 200
