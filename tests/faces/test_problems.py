@@ -15,6 +15,7 @@ EXAMPLES = [
     errors.InvalidInput("too deep", path="$", code="too_deep"),
     errors.PayloadTooLarge("2 bytes; the limit is 1", path="$.payload"),
     errors.Unauthorized("send the token"),
+    errors.Forbidden("needs the scope read"),
     errors.JobNotFound("0190163d-8694-739b-aea5-966c26f8ad90"),
     errors.IllegalMove("j", "completed", "cancelled", ()),
     errors.IllegalMove("j", "failed", "retried", ("retried",), "its 3 attempts are used up"),
