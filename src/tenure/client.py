@@ -211,7 +211,11 @@ class Client:
         """Extend (job id, lease id) leases; the lease ids that are still held."""
         names = [forms.join_lease(*lease) for lease in leases]
         query = {"lease_seconds": str(lease_seconds)}
-        answers = self._send("POST", "/heartbeats", list[wire.HeldBody], names, query)
+        # In time for another attempt before the leases have run out.
+        timeout = min(self._timeout, max(lease_seconds / 3, 1.0))
+        answers = self._send(
+            "POST", "/heartbeats", list[wire.HeldBody], names, query, timeout=timeout
+        )
         return {forms.split_lease(one.lease_id)[1] for one in answers if one.held}
 
     def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
@@ -229,6 +233,7 @@ class Client:
         query: Mapping[str, str] | None = None,
         *,
         wait: float = 0.0,
+        timeout: float | None = None,
     ) -> T:
         """Send a request and read its answer, or raise the error it stands for."""
         try:
@@ -242,7 +247,7 @@ class Client:
                 params=query,
                 content=content,
                 headers=None if body is None else JSON,
-                timeout=self._timeout + wait,
+                timeout=(self._timeout if timeout is None else timeout) + wait,
             )
         except self._trouble as error:
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

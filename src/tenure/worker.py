@@ -126,6 +126,8 @@ class Worker:
         self._suspects = 0  # reports at the head of the queue to be sent one by one
         self._backoff = 0.0
         self._not_before = 0.0
+        self._chance = secrets.SystemRandom()
+        self._beat_now = threading.Event()
 
     def request_stop(self) -> None:
         """Ask the worker to finish; safe from any thread and from a signal handler."""
@@ -149,6 +151,7 @@ class Worker:
             await self._drain()
         finally:
             self._finished.set()
+            self._beat_now.set()
             stop_listening()
             self._slots.close()
             for task in self._turns:
@@ -171,6 +174,7 @@ class Worker:
                 self._loop.call_soon_threadsafe(self._wake.set)
             except RuntimeError:  # the loop is closed: nobody is left to wake
                 self._finished.set()
+                self._beat_now.set()
 
     def _work_may_be_there(self) -> None:
         self._may_be_more = True
@@ -271,7 +275,8 @@ class Worker:
             if reports:
                 failpoints.hit("worker.before_report")
             future = self._source.turn(reports, claim)
-            future.add_done_callback(self._hold)
+            asked = time.monotonic()
+            future.add_done_callback(lambda future: self._hold(future, asked))
             turn = await asyncio.wrap_future(future)
         except Exception as error:
             self._keep(reports, error)
@@ -305,11 +310,13 @@ class Worker:
             reports = self._doubt(reports, error)
         self._reports.extendleft(reversed(reports))
         self._backoff = min(max(self._backoff * 2, FIRST_BACKOFF), LONGEST_BACKOFF)
-        self._not_before = time.monotonic() + self._backoff
+        # Not in step with all the others that lost the store at the same moment.
+        wait = self._backoff * self._chance.uniform(0.5, 1.0)
+        self._not_before = time.monotonic() + wait
         known = isinstance(error, StoreUnavailable)
         log.warning(
             "the store did not answer, trying again in %.1f s with %d outcomes kept: %s",
-            self._backoff,
+            wait,
             len(self._reports),
             error,
             exc_info=None if known else error,
@@ -353,11 +360,16 @@ class Worker:
             failpoints.hit("worker.before_start")
         self._slots.take(leases)
 
-    def _hold(self, future: Future[Turn]) -> None:
-        """Answer for new leases at once, on whatever thread: the loop may be blocked."""
+    def _hold(self, future: Future[Turn], asked: float) -> None:
+        """Answer for new leases at once, on whatever thread: the loop may be blocked.
+
+        Leases that may have spent a third of their time on the way are renewed without delay.
+        """
         if not future.cancelled() and future.exception() is None:
             leases = future.result().leases
             self._held.update({lease.lease_id: (lease.id, lease.lease_id) for lease in leases})
+            if leases and time.monotonic() - asked > self._lease_seconds / 3:
+                self._beat_now.set()
 
     def _hand_back_if_stuck(self) -> None:
         if self._slots.oldest_wait() > PATIENCE_SECONDS:
@@ -371,14 +383,28 @@ class Worker:
 
     def _beat(self) -> None:
         """Renew every lease each third of its time, whatever the loop is doing."""
-        interval = self._lease_seconds / 3
-        while not self._finished.wait(interval):
+        third = interval = self._lease_seconds / 3
+        while True:
+            self._beat_now.wait(interval)
+            self._beat_now.clear()
+            if self._finished.is_set():
+                return
             leases = list(self._held.values())
+            interval = third
             if not leases:
                 continue
             try:
+                began = time.monotonic()
                 held = self._source.heartbeat(leases, self._lease_seconds)
-                interval = self._lease_seconds / 3
+                took = time.monotonic() - began
+                interval = max(third - took, 0.0)
+                if took > third:
+                    log.warning(
+                        "a heartbeat took %.1f s, which is long for leases of %g s: jobs may run "
+                        "twice; use a longer lease, or see why the store is slow",
+                        took,
+                        self._lease_seconds,
+                    )
             except Exception as error:
                 interval = min(1.0, self._lease_seconds / 10)
                 log.warning("the heartbeat failed, trying again in %.1f s: %s", interval, error)

@@ -27,6 +27,7 @@ from tenure.store.postgres_connection import (
     to_time,
 )
 from tenure.store.postgres_lanes import Lanes
+from tenure.store.postgres_wire import ANSWER_SECONDS, Wire, answering
 from tenure.store.rows import MOVED, added_job, job_of, write_names, write_policy
 from tenure.store.tokens import POSTGRES, TokenTable
 
@@ -64,6 +65,8 @@ class Postgres:
         """`lanes` is what the writing connections of a store share."""
         self._place = place_of(url)
         self._connection: psycopg.Connection[Any] | None = None
+        self._wire: Wire | None = None
+        self._patience = ANSWER_SECONDS
         self._queries: dict[str, bytes] = {}
         self._begin = sql.BEGIN
         self._begun = True  # whether the transaction that was asked for is there
@@ -87,9 +90,11 @@ class Postgres:
     def _connect(self) -> psycopg.Connection[Any]:
         connection = connect(self._place)
         connection.add_notice_handler(self._hear)
-        (waits,) = connection.execute(b"SHOW synchronous_commit").fetchone() or ("",)
+        with answering(connection, self._patience):
+            (waits,) = connection.execute(b"SHOW synchronous_commit").fetchone() or ("",)
         # Whatever the role is set to: a commit that is answered is on disk.
         self._begin = sql.BEGIN + ("; SET LOCAL synchronous_commit = on" if waits == "off" else "")
+        self._wire = Wire(connection)
         return connection
 
     def _hear(self, notice: errors.Diagnostic) -> None:
@@ -130,18 +135,32 @@ class Postgres:
     def _run(
         self, statement: str, values: Any = None, *, binary: bool = False
     ) -> psycopg.Cursor[Any]:
-        if self._connection is None:
+        if self._connection is None or self._wire is None:
             raise psycopg.OperationalError("not connected")
+        self._wire.expect(self._patience)
+        try:
+            return self._execute(self._connection, statement, values, binary=binary)
+        finally:
+            self._wire.answered()
+
+    def _execute(
+        self,
+        connection: psycopg.Connection[Any],
+        statement: str,
+        values: Any,
+        *,
+        binary: bool,
+    ) -> psycopg.Cursor[Any]:
         if not self._begun:
             self._begun = True
             if values is None:
                 together = self._bytes(f"{self._begin}; {statement}")
-                cursor = self._connection.execute(together)
+                cursor = connection.execute(together)
                 while cursor.nextset():
                     pass
                 return cursor
-            self._connection.execute(self._bytes(self._begin))
-        return self._connection.execute(self._bytes(statement), values, binary=binary)
+            connection.execute(self._bytes(self._begin))
+        return connection.execute(self._bytes(statement), values, binary=binary)
 
     def _bytes(self, statement: str) -> bytes:
         query = self._queries.get(statement)
@@ -189,9 +208,12 @@ class Postgres:
     def _enqueue_one(self, addition: Addition) -> Mapping[str, Job]:
         """By libpq's own call: psycopg's way to prepare parameters takes as long as the server."""
         assert self._connection is not None
+        assert self._wire is not None
         server = self._connection.pgconn
         values = [None if v is None else str(v).encode() for v in _added(addition)]
+        self._wire.expect(self._patience)
         result = server.exec_params(self._bytes(sql.ENQUEUE_ONE), values)
+        self._wire.answered()
         if server.status != ConnStatus.OK:
             raise psycopg.OperationalError("the connection was lost")
         if result.status != ExecStatus.TUPLES_OK:
@@ -313,6 +335,8 @@ class Postgres:
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         asked = [lease for lease in leases if is_uuid(lease[0]) and is_uuid(lease[1])]
         ids = Uuids([job_id for job_id, _ in asked])
+        # In time for another attempt, over another connection, before the leases have run out.
+        self._patience = max(lease_seconds / 3, 1.0)
         rows = self._rows(sql.RENEW, ids, Uuids([lease_id for _, lease_id in asked]), lease_seconds)
         return {lease_id for (lease_id,) in rows}
 
@@ -375,6 +399,9 @@ class Postgres:
             with suppress(psycopg.Error):
                 self._connection.close()
             self._connection = None
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
 
 
 def _arrays(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -6,6 +6,7 @@ import logging
 import re
 import selectors
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
@@ -21,6 +22,7 @@ from tenure.records import Count, Query, QueueState, Transition, WorkerState
 from tenure.store import audit
 from tenure.store.postgres_connection import CONNECTED, NOW, connect, is_uuid, place_of, to_time
 from tenure.store.postgres_statements import SELECT_JOB, where
+from tenure.store.postgres_wire import ANSWER_SECONDS, answering
 from tenure.store.rows import job_of, read_names
 from tenure.store.tokens import POSTGRES, token_of
 
@@ -29,9 +31,16 @@ T = TypeVar("T")
 
 MOST_CONNECTIONS = 4
 WAIT_SECONDS = 5.0
+RETRY_SECONDS = 1.0
+"""How long the pool tries to connect by itself. Then it waits for somebody who wants to read: its
+pauses between attempts grow to minutes, for which a database that is back would not be noticed."""
+AUDIT_SECONDS = 3600.0
+"""How long one pass of `tenure verify` may take, which reads everything there is."""
 WATCH_SECONDS = 0.1
 """How often the watch looks whether it should stop; notifications ring at once."""
 RECONNECT_SECONDS = (0.5, 10.0)
+PROBE_SECONDS = 30.0
+"""How often the watch makes sure that somebody is at the other end."""
 
 ENTRY = """
 SELECT t.xid || '.' || t.seq, t.job_id::text, t.at AT TIME ZONE 'UTC', t.source, t.target, t.event,
@@ -115,6 +124,7 @@ class PostgresReader:
                     min_size=0,
                     max_size=MOST_CONNECTIONS,
                     timeout=WAIT_SECONDS,
+                    reconnect_timeout=RETRY_SECONDS,
                     num_workers=1,
                     name="tenure-read",
                     open=True,
@@ -135,7 +145,9 @@ class PostgresReader:
             except PoolTimeout:
                 raise
             except psycopg.OperationalError:
-                pool.check()  # a server that was restarted leaves dead connections behind
+                # A server that was restarted leaves dead connections behind, and a network that
+                # forgot them such as do not answer at all: to try them would take as long again.
+                pool.drain()
                 return ask(pool)
         except psycopg.OperationalError as error:
             raise StoreUnavailable(f"the database did not answer: {error}") from error
@@ -204,7 +216,11 @@ class PostgresReader:
         self, asked: audit.Pass, before: Sequence[audit.Finding], limit: int, pool: ConnectionPool
     ) -> list[audit.Finding]:
         query = self._place.sql(asked.statement("{s}.job", "{s}.transition"))
-        with pool.connection() as connection, connection.transaction():
+        with (
+            pool.connection() as connection,
+            answering(connection, AUDIT_SECONDS),
+            connection.transaction(),
+        ):
             # It may take minutes where there are many millions of jobs, whatever the role allows.
             connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL work_mem = '64MB'")
             with connection.cursor() as cursor:
@@ -217,13 +233,17 @@ class PostgresReader:
         while not stop.is_set():
             try:
                 with connect(self._place) as connection:
-                    connection.execute(self._place.sql("LISTEN {s}"))
+                    self._listen(connection)
                     pause = shortest
                     ring()  # what was said while nobody listened
                     # Not `notifies` with a time limit, each round of which takes a millisecond.
                     with selectors.DefaultSelector() as selector:
                         selector.register(connection.fileno(), selectors.EVENT_READ)
+                        listened = time.monotonic()
                         while not stop.is_set():
+                            if time.monotonic() - listened > PROBE_SECONDS:
+                                self._listen(connection)  # harmless, and it must be answered
+                                listened = time.monotonic()
                             if selector.select(WATCH_SECONDS):
                                 for _ in connection.notifies(timeout=0):
                                     ring()
@@ -231,6 +251,10 @@ class PostgresReader:
                 log.info("not listening for new work, polling goes on: %s", error)
                 stop.wait(pause)
                 pause = min(2 * pause, longest)
+
+    def _listen(self, connection: psycopg.Connection[Any]) -> None:
+        with answering(connection, ANSWER_SECONDS):
+            connection.execute(self._place.sql("LISTEN {s}"))
 
     def close(self) -> None:
         with self._lock:
@@ -240,7 +264,7 @@ class PostgresReader:
 
 
 def _fetch(pool: ConnectionPool, query: bytes, values: tuple[Any, ...]) -> list[Any]:
-    with pool.connection() as connection:
+    with pool.connection() as connection, answering(connection, ANSWER_SECONDS):
         return connection.execute(query, values or None, binary=True).fetchall()
 
 

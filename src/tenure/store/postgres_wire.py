@@ -1,0 +1,126 @@
+"""A PostgreSQL that falls silent: connections that have to wait too long for an answer are cut.
+
+TCP notices a peer that is gone. It does not notice a pooler or a server that hangs: their machine
+goes on confirming every packet, and whoever waits for an answer would wait for ever. So one thread
+of this process looks at the connections that wait, and cuts those that have waited too long. Cut
+connections fail like any that broke, and the next use connects anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+
+log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 60.0
+"""How long a statement may take. Far above what any of ours takes, a wait for a lock included."""
+LOOK_SECONDS = 0.2
+
+
+class Wire:
+    """The socket under a connection, which another thread can cut."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        """Close it with the connection: it has a descriptor of its own."""
+        # The family does not matter here, so that of a Unix socket need not be found out.
+        self._socket = socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM)
+        self.deadline: float | None = None  # monotonic seconds
+        _watch.add(self)
+
+    def expect(self, seconds: float) -> None:
+        """From now on an answer has to come within `seconds`."""
+        self.deadline = time.monotonic() + seconds
+        _watch.wake()
+
+    def answered(self) -> None:
+        """Nothing is waited for any more."""
+        self.deadline = None
+
+    def cut(self) -> None:
+        """End the connection under whoever waits for it."""
+        self.deadline = None
+        log.warning("the database did not answer in time: its connection is cut")
+        with contextlib.suppress(OSError):  # closed meanwhile
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Forget the connection."""
+        _watch.remove(self)
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def answering(connection: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
+    """Cut `connection` if what is done inside takes longer than `seconds`."""
+    wire = Wire(connection)
+    try:
+        wire.expect(seconds)
+        yield
+    finally:
+        wire.close()
+
+
+class _Watch:
+    """The thread that looks. It sleeps while nothing is waited for."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with nothing, as in the child of a fork, which has none of its parent's threads."""
+        self._lock = threading.Lock()
+        self._wires: set[Wire] = set()
+        self._wanted = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, wire: Wire) -> None:
+        with self._lock:
+            self._wires.add(wire)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="tenure-wire-watch", daemon=True
+                )
+                self._thread.start()
+
+    def remove(self, wire: Wire) -> None:
+        with self._lock:
+            self._wires.discard(wire)
+
+    def wake(self) -> None:
+        if not self._wanted.is_set():
+            self._wanted.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            time.sleep(LOOK_SECONDS)
+            self._wanted.clear()  # before the look, so that who begins to wait after it wakes us
+            if self._look():
+                self._wanted.set()
+
+    def _look(self) -> bool:
+        """Cut what has waited too long; whether anything still waits."""
+        with self._lock:
+            wires = tuple(self._wires)
+        now = time.monotonic()
+        waiting = False
+        for wire in wires:
+            deadline = wire.deadline
+            if deadline is not None and now >= deadline:
+                wire.cut()
+            waiting = waiting or deadline is not None
+        return waiting
+
+
+_watch = _Watch()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_watch.begin)
