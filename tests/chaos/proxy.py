@@ -269,7 +269,7 @@ class Proxy:
             if "requests" in link.dead:
                 kept = b""
                 continue
-            if self._rules and not self._is_whole(kept):
+            if not self._is_whole(kept):  # a rule may come between head and body
                 continue
             request, kept = kept, b""
             if (rule := self._rule_for(request)) is not None:

@@ -247,6 +247,17 @@ def test_a_web_request_in_pieces_is_held_as_one(web: Proxy) -> None:
         assert client.hear(len(head) + 4) == head + b"late"
 
 
+def test_a_rule_may_come_in_the_middle_of_a_web_request(web: Proxy) -> None:
+    request = b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"
+    with Client(web) as client:
+        client.say(request[:-4])
+        until(lambda: web.counts["connections"] == 1)
+        assert client.hears_nothing(0.05)
+        web.drop_answers(b"another request")
+        client.say(request[-4:])
+        assert client.hear(len(request)) == request
+
+
 def test_repeat_requests(web: Proxy) -> None:
     web.repeat_requests(b"POST /jobs")
     request = b"POST /jobs HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"

@@ -1,0 +1,92 @@
+"""The ways to a store that lead over a network, with the proxy on them, the same for every test.
+
+A road is PostgreSQL itself, or our HTTP API in front of either database. Producers and workers go
+over the road; what a test looks at, it looks at beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tenure import Job, Tenure
+from tenure.client import Client
+from tests.chaos import checker
+from tests.chaos.history import History, Recorded, record_handlers
+from tests.chaos.proxy import Proxy
+from tests.faces.http import Served
+from tests.worker.running import completed
+
+ROADS = ("postgres", "http+sqlite", "http+postgres")
+COMMIT = b"Q\0\0\0\x0bCOMMIT\0"
+"""The message of a commit on its own, as at the end of every transaction of several statements."""
+RECOVERY_SECONDS = 10.0
+"""After an outage everything works again within this time, without a hand."""
+
+
+@dataclass
+class Road:
+    """One road. `names` are bytes by which the proxy finds an enqueue, a report and a claim."""
+
+    kind: str
+    straight: Tenure  # beside the road; handlers are registered here
+    source: Any  # over the road, on record: for producers and workers
+    proxy: Proxy
+    folder: Path
+    server: Served | None = None
+    recoveries: list[float] = field(default_factory=list)
+
+    @property
+    def is_http(self) -> bool:
+        return self.server is not None
+
+    def lose_answers_to_enqueue(self) -> None:
+        """The next enqueue of one job ends with an unknown outcome."""
+        if self.is_http:
+            self.proxy.drop_answers(b"POST /jobs ")
+        else:  # the store asks again once by itself, which is harmless: the id is the client's
+            self.proxy.drop_answers(b"enqueue_one", times=2)
+
+    def lose_answers_to_report(self) -> None:
+        """The next report is recorded, and whoever sent it does not learn of it."""
+        self.proxy.drop_answers(b"POST /reports " if self.is_http else COMMIT)
+
+    def lose_answers_to_claim(self) -> None:
+        """The next claim is made, and the worker does not learn of it."""
+        self.proxy.drop_answers(b"POST /leases " if self.is_http else COMMIT)
+
+    def recovered(self, job: Job) -> None:
+        """A job that was added when the outage was over is done, and soon."""
+        began = time.monotonic()
+        completed(self.straight, job)
+        took = time.monotonic() - began
+        assert took < RECOVERY_SECONDS, f"it took {took:.1f} s to recover"
+
+    def check(self, *, drained: bool = True) -> None:
+        """The last step: the records against the store, and the store against itself."""
+        assert checker.check(self.folder, self.straight.database, drained=drained) == []
+        assert self.straight.verify() == []
+
+
+@contextlib.contextmanager
+def road_to(kind: str, database: str, folder: Path, *, timeout: float = 30.0) -> Iterator[Road]:
+    """A road of one of ROADS to a database; an HTTP client waits `timeout` seconds for answers."""
+    with contextlib.ExitStack() as stack:
+        straight = stack.enter_context(Tenure(database))
+        history = History(folder / "record", "test")
+        record_handlers(straight, history)
+        server = None
+        source: Any
+        if kind == "postgres":
+            proxy = stack.enter_context(Proxy(database))
+            source = Tenure(f"{proxy.url_of(database)}&connect_timeout=2")
+        else:
+            server = stack.enter_context(Served(database))
+            proxy = stack.enter_context(Proxy(server.url))
+            source = Client(proxy.url_of(server.url), timeout=timeout)
+        source = stack.enter_context(source)
+        yield Road(kind, straight, Recorded(source, history), proxy, folder / "record", server)

@@ -1,0 +1,125 @@
+"""Connections that wait too long for an answer are cut; nobody hangs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from tenure.errors import StoreUnavailable
+from tenure.ids import new_id
+from tenure.store import open_store, postgres, postgres_reader
+from tenure.store.postgres_connection import connect, place_of
+from tenure.store.postgres_reader import PostgresReader
+from tenure.store.postgres_wire import Wire, answering
+from tests.chaos.proxy import Proxy
+from tests.contract.desk import new
+from tests.worker.waiting import PATIENCE, until
+
+pytestmark = pytest.mark.scenario(41)
+
+
+@pytest.fixture
+def proxy(url: str) -> Iterator[Proxy]:
+    with Proxy(url) as made:
+        yield made
+
+
+@pytest.fixture
+def far(proxy: Proxy, url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The database behind the proxy; what does not answer within a second hangs."""
+    monkeypatch.setattr(postgres, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(postgres_reader, "ANSWER_SECONDS", 1.0)
+    return f"{proxy.url_of(url)}&connect_timeout=2"
+
+
+def test_who_waits_too_long_is_cut_and_who_does_not_is_left(url: str) -> None:
+    with connect(place_of(url)) as connection:
+        with answering(connection, PATIENCE):
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        with answering(connection, 0.1), pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT pg_sleep(30)")
+        assert connection.broken
+
+
+def test_an_answer_in_time_ends_the_wait(url: str) -> None:
+    with connect(place_of(url)) as connection:
+        wire = Wire(connection)
+        wire.expect(0.5)
+        wire.answered()
+        time.sleep(1.2)  # there is nothing that could be waited for: nothing is to happen
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+        wire.close()
+
+
+def test_writes_fail_and_work_again_with_the_network(proxy: Proxy, far: str) -> None:
+    store = open_store(far)
+    try:
+        store.add([new()]).result(PATIENCE)
+        proxy.black_hole()
+        with pytest.raises(StoreUnavailable):
+            store.add([new()]).result(PATIENCE)
+        with pytest.raises(StoreUnavailable):
+            store.add([new(), new()]).result(PATIENCE)
+        proxy.pass_on()
+        (added,) = store.add([new()]).result(PATIENCE)
+        assert added.created
+    finally:
+        store.close()
+
+
+def test_a_heartbeat_is_given_up_in_time_for_another(proxy: Proxy, url: str) -> None:
+    """Whatever a statement may take otherwise: this one is bound by the lease."""
+    store = open_store(f"{proxy.url_of(url)}&connect_timeout=2")
+    try:
+        assert store.renew([], 3.0) == set()
+        proxy.black_hole()
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            store.renew([], 3.0)
+        assert time.monotonic() - began < PATIENCE
+        proxy.pass_on()
+        assert store.renew([], 3.0) == set()
+    finally:
+        store.close()
+
+
+def test_reads_fail_and_work_again_with_the_network(proxy: Proxy, far: str) -> None:
+    """Several dead connections in the pool cost one wait, not one each."""
+    reader = PostgresReader(far)
+    try:
+        with reader._opened().connection(), reader._opened().connection():
+            assert reader.get(new_id()) is None
+        proxy.black_hole()
+        with pytest.raises(StoreUnavailable):
+            reader.get(new_id())
+        proxy.pass_on()
+
+        def answers() -> bool:
+            try:
+                reader.clock()
+            except StoreUnavailable:
+                return False
+            return True
+
+        until(answers, "the reader to connect anew")
+    finally:
+        reader.close()
+
+
+def test_a_reader_that_was_away_for_long_comes_back_at_once(proxy: Proxy, far: str) -> None:
+    """The pool's own pauses between attempts to connect double, up to minutes."""
+    reader = PostgresReader(far)
+    try:
+        proxy.refuse()
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                reader.clock()
+        proxy.pass_on()
+        began = time.monotonic()
+        reader.clock()
+        assert time.monotonic() - began < postgres_reader.WAIT_SECONDS
+    finally:
+        reader.close()
