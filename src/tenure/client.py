@@ -212,7 +212,7 @@ class Client:
         names = [forms.join_lease(*lease) for lease in leases]
         query = {"lease_seconds": str(lease_seconds)}
         # In time for another attempt before the leases have run out.
-        timeout = min(self._timeout, max(lease_seconds / 3, 1.0))
+        timeout = min(self._timeout, max(lease_seconds / 2, 1.0))
         answers = self._send(
             "POST", "/heartbeats", list[wire.HeldBody], names, query, timeout=timeout
         )

@@ -160,6 +160,8 @@ class Postgres:
                     pass
                 return cursor
             connection.execute(self._bytes(self._begin))
+            if self._wire is not None:  # each answer has its own time
+                self._wire.expect(self._patience)
         return connection.execute(self._bytes(statement), values, binary=binary)
 
     def _bytes(self, statement: str) -> bytes:
@@ -336,7 +338,7 @@ class Postgres:
         asked = [lease for lease in leases if is_uuid(lease[0]) and is_uuid(lease[1])]
         ids = Uuids([job_id for job_id, _ in asked])
         # In time for another attempt, over another connection, before the leases have run out.
-        self._patience = max(lease_seconds / 3, 1.0)
+        self._patience = max(lease_seconds / 2, 1.0)
         rows = self._rows(sql.RENEW, ids, Uuids([lease_id for _, lease_id in asked]), lease_seconds)
         return {lease_id for (lease_id,) in rows}
 

@@ -1,0 +1,326 @@
+"""A store that cannot be reached, that hangs, or that is slow: nobody loses anything or piles up.
+
+After each outage everything works again within ten seconds, without a restart and without a hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tenure import Status, StoreUnavailable, Tenure
+from tenure.client import Client
+from tenure.store import postgres, postgres_reader
+from tenure.worker import LONGEST_BACKOFF, Worker
+from tests.chaos import tally
+from tests.chaos.roads import RECOVERY_SECONDS, ROADS, Road, road_to
+from tests.faces.http import Served
+from tests.worker.running import completed, moves, sweeping, working
+from tests.worker.waiting import PATIENCE, until
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second without an answer is long enough."""
+    monkeypatch.setattr(postgres, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(postgres_reader, "ANSWER_SECONDS", 1.0)
+
+
+@pytest.fixture(params=ROADS)
+def road(request: pytest.FixtureRequest, tmp_path: Path, impatient: None) -> Iterator[Road]:
+    """Every way to a store over a network; what does not answer within a second hangs."""
+    url = request.getfixturevalue(f"{request.param.rpartition('+')[2]}_url")
+    with road_to(request.param, url, tmp_path, timeout=1.0) as made:
+        yield made
+
+
+@pytest.fixture
+def database(postgres_url: str, tmp_path: Path) -> Iterator[Road]:
+    """The way to PostgreSQL itself."""
+    with road_to("postgres", postgres_url, tmp_path) as made:
+        yield made
+
+
+@pytest.mark.scenario(42)
+def test_outcomes_outlast_an_outage_of_five_leases(
+    database: Road, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody ends the leases meanwhile, so each outcome is recorded when it arrives at last."""
+    caplog.set_level("WARNING")
+    road = database
+    go_on = threading.Event()
+    running = threading.Semaphore(0)
+
+    @road.straight.job(max_retries=1)
+    def work(number: int) -> int:
+        running.release()
+        go_on.wait(PATIENCE)
+        return number
+
+    @road.straight.job
+    async def later() -> None: ...
+
+    jobs = [road.source.enqueue("work", {"number": n}) for n in range(6)]
+    with working(road.straight, road.source, concurrency=8, lease_seconds=1) as worker:
+        for _ in jobs:
+            assert running.acquire(timeout=PATIENCE)
+        road.proxy.refuse()
+        refused_at = time.monotonic()
+        waiting = road.straight.enqueue("later")
+        go_on.set()
+        until(lambda: len(worker._reports) == 6, "every outcome to be kept")
+        until(lambda: time.monotonic() - refused_at > 5, "five leases to pass")
+        assert road.straight.get(waiting.id).status is Status.PENDING, "nothing was claimed"
+        assert len(worker._reports) == 6
+        # It tries again, but not as fast as it can.
+        assert caplog.text.count("the store did not answer") < 12
+        road.proxy.pass_on()
+        road.recovered(waiting)
+        ends = [completed(road.straight, job) for job in jobs]
+    assert [end.attempts for end in ends] == [1] * 6
+    assert [end.result for end in ends] == [str(n) for n in range(6)]
+    assert road.straight.verify() == []
+
+
+@pytest.mark.scenario(42)
+def test_outcomes_that_come_after_their_leases_were_ended_are_refused(road: Road) -> None:
+    go_on = threading.Event()
+    running = threading.Semaphore(0)
+    runs: list[int] = []
+
+    @road.straight.job(max_retries=2, backoff=0)
+    def work(number: int) -> str:
+        running.release()
+        runs.append(number)
+        go_on.wait(PATIENCE)
+        return "done"
+
+    jobs = [road.source.enqueue("work", {"number": n}) for n in range(4)]
+    with (
+        sweeping(road.straight),
+        working(road.straight, road.source, concurrency=4, lease_seconds=1) as worker,
+    ):
+        for _ in jobs:
+            assert running.acquire(timeout=PATIENCE)
+        road.proxy.refuse()
+        go_on.set()
+        until(lambda: len(worker._reports) == 4, "every outcome to be kept")
+        for job in jobs:
+            until(lambda job=job: road.straight.get(job.id).status is Status.PENDING)  # type: ignore[misc]
+        road.proxy.pass_on()
+        road.recovered(jobs[0])
+        ends = [completed(road.straight, job) for job in jobs]
+    assert [end.attempts for end in ends] == [2] * 4
+    path = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "completed"]
+    assert all(moves(road.straight, job) == path for job in jobs)
+    assert sorted(runs) == sorted([*range(4), *range(4)])
+    road.check()
+
+
+@pytest.mark.scenario(41)
+def test_connections_that_the_network_forgot_hold_up_nobody(road: Road) -> None:
+    go_on = threading.Event()
+    running = threading.Event()
+
+    @road.straight.job(max_retries=3, backoff=0)
+    def work() -> str:
+        running.set()
+        go_on.wait(PATIENCE)
+        return "done"
+
+    with (
+        sweeping(road.straight),
+        working(road.straight, road.source, lease_seconds=1) as worker,
+    ):
+        job = road.source.enqueue("work")
+        assert running.wait(PATIENCE)
+        road.proxy.black_hole()
+        with pytest.raises(StoreUnavailable):  # it does not hang
+            road.source.enqueue("work")
+        with pytest.raises(StoreUnavailable):
+            road.source.get(job.id)
+        until(lambda: worker._backoff > 0, "the worker to notice")
+        go_on.set()
+        road.proxy.pass_on()
+        road.recovered(road.straight.enqueue("work"))
+        completed(road.straight, job)
+        road.source.get(job.id)
+    assert road.straight.verify() == []
+
+
+@pytest.mark.scenario(43)
+@pytest.mark.postgres
+def test_a_slow_store_is_not_buried_in_work(database: Road, effort: int) -> None:
+    """Many callers share few calls: what waits is taken along by the next commit."""
+
+    @database.straight.job
+    async def work(number: int) -> None: ...
+
+    database.source.enqueue("work", {"number": -1})  # connects
+    seconds = 2.0 if effort > 1 else 0.5
+    with working(database.straight, database.source, concurrency=50):
+        until(lambda: database.proxy.connections >= 2, "everybody to connect")
+        database.proxy.delay(seconds)
+        began = time.monotonic()
+        with ThreadPoolExecutor(100) as callers:
+            jobs = list(
+                callers.map(lambda n: database.source.enqueue("work", {"number": n}), range(200))
+            )
+        took = time.monotonic() - began
+        connections = database.proxy.connections
+        database.proxy.pass_on()
+        database.recovered(jobs[-1])
+        for job in jobs:
+            completed(database.straight, job)
+    assert connections <= 2 + 1 + 4 + 1, "writers, heart, readers, listener"
+    # One after the other these would take 200 calls.
+    assert took < 60 * seconds
+    database.check()
+
+
+@pytest.mark.scenario(12)
+@pytest.mark.postgres
+def test_heartbeats_keep_many_leases_in_a_slow_store(database: Road) -> None:
+    """A heartbeat is three calls of 0.55 s; begun a second after the last, it would be too late."""
+    go_on = threading.Event()
+
+    @database.straight.job(max_retries=2)
+    async def work(number: int) -> None:
+        while not go_on.is_set():  # noqa: ASYNC110 - an event of another thread
+            await asyncio.sleep(0.1)
+
+    jobs = database.source.enqueue_many([work.draft(n) for n in range(500)])
+    with (
+        sweeping(database.straight),
+        working(database.straight, database.source, concurrency=500, lease_seconds=3),
+    ):
+        running = lambda: len(database.straight.find(status="processing", limit=500))  # noqa: E731
+        until(lambda: running() == 500, "all jobs to run")
+        database.proxy.delay(0.55)
+        slow_at = time.monotonic()
+        until(lambda: time.monotonic() - slow_at > 7, "more than two leases to pass")
+        assert running() == 500
+        database.proxy.pass_on()
+        go_on.set()
+        ends = [completed(database.straight, job) for job in jobs]
+    assert {end.attempts for end in ends} == {1}
+    database.check()
+
+
+@pytest.mark.scenario(12)
+def test_a_store_too_slow_for_its_leases_is_named(
+    database: Road, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    go_on = threading.Event()
+
+    @database.straight.job
+    def work() -> None:
+        go_on.wait(PATIENCE)
+
+    with working(database.straight, database.source, lease_seconds=1):
+        job = database.source.enqueue("work")
+        until(lambda: database.straight.get(job.id).status is Status.PROCESSING)
+        database.proxy.delay(0.2)
+        until(lambda: "long for leases of 1 s" in caplog.text, "the worker to say so")
+        database.proxy.pass_on()
+        go_on.set()
+        completed(database.straight, job)
+
+
+@pytest.mark.scenario(99)
+def test_workers_come_back_to_a_server_that_was_killed_under_their_polls(
+    database_url: str, tmp_path: Path
+) -> None:
+    with Tenure(database_url) as app, contextlib.ExitStack() as stack:
+        done: list[int] = []
+
+        @app.job
+        async def work(number: int) -> None:
+            done.append(number)
+
+        server = stack.enter_context(Served(database_url))
+        clients = [stack.enter_context(Client(server.url, timeout=5)) for _ in range(5)]
+        workers = [stack.enter_context(working(app, client)) for client in clients]
+        until(lambda: all(w._waiting is not None for w in workers), "every worker to poll")
+        server.process.kill()
+        server.process.wait()
+        tally.count("processes killed")
+        until(lambda: all(w._backoff > 0 for w in workers), "every worker to notice")
+        port = str(server.address[1])
+        stack.enter_context(Served(database_url, "--port", port))
+        began = time.monotonic()
+        for job in app.enqueue_many([work.draft(n) for n in range(50)]):
+            completed(app, job)
+        assert time.monotonic() - began < RECOVERY_SECONDS
+        assert sorted(done) == list(range(50))
+        assert app.verify() == []
+
+
+@pytest.mark.scenario(99)
+def test_workers_do_not_come_back_in_step(sqlite_url: str) -> None:
+    app = Tenure(sqlite_url)
+
+    async def lose_the_store() -> list[float]:
+        workers = [Worker(app, app.handlers) for _ in range(50)]
+        now = time.monotonic()
+        for worker in workers:
+            worker._backoff = LONGEST_BACKOFF
+            worker._keep([], StoreUnavailable("gone"))
+        return [worker._not_before - now for worker in workers]
+
+    waits = asyncio.run(lose_the_store())
+    assert max(waits) - min(waits) > LONGEST_BACKOFF / 10
+    assert min(waits) > LONGEST_BACKOFF / 3
+    assert max(waits) < LONGEST_BACKOFF + 1
+
+
+@pytest.mark.scenario(97)
+def test_clients_that_hang_up_leave_nothing_behind(database_url: str) -> None:
+    """In the middle of a request it is not there; after it, it may be, and its key finds it."""
+    with Served(database_url) as server, Tenure(database_url) as app:
+        httpx2.post(f"{server.url}/jobs", json={"type": "warm-up"})
+
+        def sockets() -> int:
+            names = [p.readlink() for p in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+            return sum(name.name.startswith("socket:") for name in names)
+
+        before = sockets()
+        for number in range(60):
+            body = b'{"type": "work"}'
+            request = (
+                b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Idempotency-Key: key-%d\r\nContent-Length: %d\r\n\r\n%b"
+                % (number, len(body), body)
+            )
+            with server.connect() as connection:
+                # Half of them before the end of their request, the others before its answer.
+                connection.sendall(request[: -1 - number] if number % 2 else request)
+                if number % 3 == 0:  # with a reset
+                    linger = struct.pack("ii", 1, 0)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        made = {
+            number: httpx2.post(
+                f"{server.url}/jobs",
+                json={"type": "work"},
+                headers={"Idempotency-Key": f"key-{number}"},
+            )
+            for number in range(60)
+        }
+        assert {answer.status_code for answer in made.values()} <= {200, 201}
+        assert all(made[number].status_code == 201 for number in range(1, 60, 2)), "half a request"
+        assert len(app.find(type="work", limit=500)) == 60
+        until(lambda: sockets() <= before + 1, "the connections to be closed")
+        assert app.verify() == []
