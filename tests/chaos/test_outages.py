@@ -208,6 +208,10 @@ def test_heartbeats_keep_many_leases_in_a_slow_store(database: Road) -> None:
     ):
         running = lambda: len(database.straight.find(status="processing", limit=500))  # noqa: E731
         until(lambda: running() == 500, "all jobs to run")
+        first = database.straight.get(jobs[0].id).lease_expires_at
+        until(
+            lambda: database.straight.get(jobs[0].id).lease_expires_at != first, "a first heartbeat"
+        )
         database.proxy.delay(0.55)
         slow_at = time.monotonic()
         until(lambda: time.monotonic() - slow_at > 7, "more than two leases to pass")
