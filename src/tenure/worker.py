@@ -356,9 +356,15 @@ class Worker:
                 self._prefetch = min(max(2 * self._prefetch, 2 * self._concurrency), most)
         if self._slots.oldest_wait() > PATIENCE_SECONDS / 4:
             self._prefetch //= 2
-        if leases:
-            failpoints.hit("worker.before_start")
-        self._slots.take(leases)
+        try:
+            if leases:
+                failpoints.hit("worker.before_start")
+            self._slots.take(leases)
+        except BaseException:
+            for lease in leases:  # heartbeats must not keep alive what nobody runs
+                if not self._slots.has(lease.lease_id):
+                    self._held.pop(lease.lease_id, None)
+            raise
 
     def _hold(self, future: Future[Turn], asked: float) -> None:
         """Answer for new leases at once, on whatever thread: the loop may be blocked.

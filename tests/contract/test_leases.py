@@ -144,6 +144,7 @@ def test_a_sweep_takes_no_more_than_its_limit_and_the_oldest_first(desk: Desk) -
     assert sorted(swept[1]) == sorted(lease.id for lease in leases[2:4])
 
 
+@pytest.mark.scenario(25)
 def test_sweeps_at_once_end_each_lease_once(desk: Desk, database_url: str) -> None:
     desk.add_all(*[new() for _ in range(200)])
     desk.claim(limit=200)
@@ -161,6 +162,7 @@ def test_sweeps_at_once_end_each_lease_once(desk: Desk, database_url: str) -> No
     assert events.count("lease_expired") == events.count("retried") == 200
 
 
+@pytest.mark.scenario(22)
 def test_a_report_beats_the_sweep_or_loses_to_it_whole(desk: Desk) -> None:
     for _ in range(20):
         lease = desk.take(max_retries=1)

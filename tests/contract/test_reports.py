@@ -123,6 +123,7 @@ def test_the_same_report_again_is_already_recorded(desk: Desk, outcome: Outcome)
     assert desk.raw.contents() == before
 
 
+@pytest.mark.scenario(8)
 @pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.RELEASED])
 def test_even_long_after_the_job_has_moved_on(desk: Desk, outcome: Outcome) -> None:
     old = desk.take(max_retries=5)

@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tenure import Draft, Status, Tenure
 from tenure.drafts import Options
 from tests.clock import Clock
@@ -96,6 +98,7 @@ def test_killed_in_the_handler(either: Tenure, clock: Clock, tmp_path: Path) -> 
     assert "did not report attempt 1" in (app.history(job.id)[2].detail or "")
 
 
+@pytest.mark.scenario(3)
 def test_killed_before_the_claim_nothing_is_charged(
     either: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
@@ -108,6 +111,7 @@ def test_killed_before_the_claim_nothing_is_charged(
     assert run_to_the_end(tmp_path / "meet", app, clock, job.id) == [f"{job.id} 1"]
 
 
+@pytest.mark.scenario(2, 31)
 def test_killed_between_claim_and_start_the_attempt_is_charged(
     either: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
@@ -121,6 +125,7 @@ def test_killed_between_claim_and_start_the_attempt_is_charged(
     assert moves(app, job) == KILLED_ONCE
 
 
+@pytest.mark.scenario(4)
 def test_killed_between_success_and_report_the_job_runs_again(
     either: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
@@ -132,6 +137,7 @@ def test_killed_between_success_and_report_the_job_runs_again(
     assert moves(app, job) == KILLED_ONCE
 
 
+@pytest.mark.scenario(5)
 def test_killed_between_report_and_answer_the_job_is_done(
     either: Tenure, clock: Clock, tmp_path: Path
 ) -> None:

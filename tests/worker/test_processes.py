@@ -176,6 +176,7 @@ def test_children_do_not_outlive_their_worker(
             gone(pid)
 
 
+@pytest.mark.scenario(77)
 def test_a_signal_to_the_whole_group_lets_children_finish(sqlite_url: str, tmp_path: Path) -> None:
     handlers = """
 @app.job(process=True, max_retries=1)

@@ -104,6 +104,7 @@ def test_an_idle_worker_stops_at_once(
         assert (worker.stdout.read() if worker.stdout else "").endswith("drained\n")
 
 
+@pytest.mark.scenario(75)
 @pytest.mark.parametrize("before", ["", NO_UVLOOP], ids=["uvloop", "asyncio"])
 def test_running_handlers_finish_and_nothing_new_is_claimed(
     either: Tenure, tmp_path: Path, before: str
@@ -124,6 +125,7 @@ def test_running_handlers_finish_and_nothing_new_is_claimed(
     assert [moves(app, job) for job in late] == 5 * [["enqueued"]]
 
 
+@pytest.mark.scenario(75)
 def test_handlers_that_do_not_finish_in_time_fail_with_the_reason_and_are_retried(
     either: Tenure, tmp_path: Path
 ) -> None:
@@ -167,6 +169,7 @@ def test_handlers_that_never_end_do_not_keep_the_process(
     assert processing(app) == []
 
 
+@pytest.mark.scenario(75)
 def test_claimed_jobs_that_have_not_started_are_handed_back_uncharged(
     either: Tenure, tmp_path: Path
 ) -> None:
@@ -222,6 +225,7 @@ class SlowAnswers:
         return held
 
 
+@pytest.mark.scenario(75)
 def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenure) -> None:
     runs: list[int] = []
 
@@ -243,6 +247,7 @@ def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenur
         assert moves(app, job) == ["enqueued", "claimed", "released"]
 
 
+@pytest.mark.scenario(76)
 @pytest.mark.parametrize("before", ["", NO_UVLOOP], ids=["uvloop", "asyncio"])
 @pytest.mark.parametrize("handler", ["hang", "function", "block"])
 def test_a_second_signal_ends_the_process_at_once_and_the_leases_run_out(
@@ -267,6 +272,7 @@ def test_a_second_signal_ends_the_process_at_once_and_the_leases_run_out(
     assert moves(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
 
 
+@pytest.mark.scenario(75)
 def test_workers_that_come_and_go_lose_and_repeat_nothing(either: Tenure, tmp_path: Path) -> None:
     app = either
     jobs = app.enqueue_many([Draft("count", {"number": n}, {}) for n in range(400)])

@@ -158,7 +158,7 @@ class Committer:
 
         What the threads do; the simulation does it without them.
         """
-        asked_to_commit = False
+        asked_to_commit = committed = False
         try:
             if _is_only_adding(batch):
                 batch = self._add_alone(db, batch)
@@ -173,10 +173,12 @@ class Committer:
             _visit("before_commit", batch)
             asked_to_commit = True
             db.commit()
+            committed = True
             _visit("after_commit", batch)
         except Exception as error:
             db.rollback()
-            trouble = db.trouble(error)
+            # What is committed must not be done again: an operator would be told it cannot be.
+            trouble = Trouble.UNCONFIRMED if committed else db.trouble(error)
             if trouble is Trouble.UNAVAILABLE and not asked_to_commit and tries == 1:
                 trouble = Trouble.RETRY  # often only a connection that died while idle
             self._after_failure(db, batch, tries, error, trouble)

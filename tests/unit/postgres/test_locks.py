@@ -78,6 +78,7 @@ def test_two_batches_with_jobs_in_common_do_not_block_each_other(
     assert done == [set()]
 
 
+@pytest.mark.scenario(22)
 def test_a_sweep_passes_over_a_lease_that_is_being_reported(
     db: Postgres, other: Postgres, raw: Raw
 ) -> None:

@@ -1,0 +1,166 @@
+"""Every failpoint, with a process killed, frozen or broken there: nothing is lost or doubled.
+
+One process walks past all of them (`walker.py`), armed at one. Meanwhile and after it a healthy one
+works off what is there. In `make test` each place sees one of the three faults on one engine, in
+turn; `make chaos` tries them all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenure import Tenure, failpoints
+from tenure.errors import StoreUnavailable
+from tenure.lifecycle import Cancelled, Retried
+from tenure.records import ClaimRequest, Outcome, Report
+from tenure.store.sqlite_connection import resets_wal_unsafely
+from tests.chaos import checker, tally, walker
+from tests.worker.running import all_settled
+from tests.worker.waiting import PATIENCE, until
+
+ENGINES = ("sqlite", "postgres")
+SERVER = "http.before_answer"
+SQLITE_ONLY = {
+    *("checkpoint.before", "checkpoint.after", "prune.between_job_and_ledger"),
+}
+"""Elsewhere there is no such moment: checkpoints are the server's, pruning is one statement."""
+FROZEN_SECONDS = 2 * walker.LEASE_SECONDS
+
+
+def cases() -> list[Any]:
+    """Every place, fault and engine; of each place, all but one are `full`."""
+    found = []
+    for place, name in enumerate(failpoints.NAMES):
+        for side, engine in enumerate(ENGINES):
+            if name == SERVER or (engine != "sqlite" and name in SQLITE_ONLY):
+                continue
+            for turn, action in enumerate(failpoints.ACTIONS):
+                usual = turn == place % 3 and (name in SQLITE_ONLY or side == place // 3 % 2)
+                marks = [] if usual else [pytest.mark.full]
+                if engine == "postgres":
+                    marks.append(pytest.mark.postgres)
+                if name.startswith("checkpoint."):
+                    marks.append(by_hand)
+                found.append(pytest.param(name, action, engine, marks=marks))
+    return found
+
+
+by_hand = pytest.mark.skipif(
+    not resets_wal_unsafely(sqlite3.sqlite_version_info),
+    reason="this SQLite checkpoints by itself; the place exists on older libraries",
+)
+
+
+class Victim:
+    """A process armed at one place; `frozen` and thawed, if that is what happens there."""
+
+    def __init__(self, process: subprocess.Popen[Any]) -> None:
+        self._process = process
+        self.frozen = threading.Event()
+        self._thread = threading.Thread(target=self._thaw, daemon=True)
+
+    def _thaw(self) -> None:
+        """Let it stand still for two leases once it has stopped."""
+        while self._process.poll() is None:
+            if is_stopped(self._process.pid):
+                self.frozen.set()
+                tally.count("processes frozen")
+                time.sleep(FROZEN_SECONDS)  # the fault itself
+                os.kill(self._process.pid, signal.SIGCONT)
+                return
+            time.sleep(0.003)
+
+    def suffer(self, action: str) -> None:
+        """Wait until the fault is there, or over where it does not last."""
+        if action == "freeze":
+            self._thread.start()
+            assert self.frozen.wait(PATIENCE), "the place was never reached"
+        elif action == "kill":
+            assert self._process.wait(PATIENCE) == -signal.SIGKILL
+            tally.count("processes killed")
+        else:
+            assert self._process.wait(PATIENCE) == 0
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process stands still by a signal."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.chaos
+@pytest.mark.scenario(2, 3, 4, 16, 17)
+@pytest.mark.parametrize(("name", "action", "engine"), cases())
+def test_nothing_is_lost_or_doubled(
+    name: str, action: str, engine: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = request.getfixturevalue(f"{engine}_url")
+    record = tmp_path / "record"
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", walker.__name__, url, str(record), name],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, failpoints.ENVIRONMENT: f"{name}={action}"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        Victim(process).suffer(action)
+        with walker.taking_part(url, record, "healthy") as app:
+            until(lambda: app.open() or True, "the store to open")
+            jobs = walker.add_jobs(app, first=1000)
+            with walker.serving(app):
+                if action == "freeze":
+                    assert process.wait(PATIENCE) == 0, log.read_text()
+                all_settled(app.source, jobs)
+                until(lambda: walker.all_settled(app), "what the victim left to settle")
+    except BaseException:
+        print(log.read_text())
+        raise
+    finally:
+        process.kill()
+        process.wait()
+    assert checker.check(record, url) == []
+
+
+@pytest.mark.parametrize("action", ["cancel", "retry"])
+def test_what_is_committed_is_not_done_again(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """A batch that fails after its commit: its outcome is unknown, and never "it cannot be"."""
+    monkeypatch.setattr(failpoints, "ARMED", {"operator.after_commit": ("raise", 1)})
+    monkeypatch.setattr(failpoints, "_visits", Counter())
+    with Tenure(database_url) as app:
+        jobs = [app.enqueue("work", max_retries=1) for _ in range(4)]
+        if action == "retry":
+            request = ClaimRequest(worker="w", limit=4, lease_seconds=60)
+            leases = app.claim(request).leases
+            app.report([Report(one.id, one.lease_id, Outcome.FAILED) for one in leases])
+        event = Cancelled() if action == "cancel" else Retried(more_retries=1, actor="test")
+        held = threading.Event()
+        threads = app._store.turns - 1
+        for _ in range(threads):  # so that what follows is one batch
+            app._store._act("queue", lambda db: held.wait(PATIENCE))
+        acting = [app._store.apply(job.id, event) for job in jobs]
+        held.set()
+        errors = [future.exception(PATIENCE) for future in acting]
+        assert StoreUnavailable in {type(error) for error in errors}
+        assert {type(error) for error in errors} <= {StoreUnavailable, type(None)}
+        for job in jobs:
+            assert [move.event for move in app.history(job.id)][-1] == event.name
+        assert app.verify() == []
