@@ -55,6 +55,7 @@ class Sqlite:
         self._connect = connect
         self._connection: sqlite3.Connection | None = None
         self._files: Files | None = None
+        self._in_place = False  # the files were, when the last transaction began
         self._now: datetime | None = None
         self._last_queue = ""
         self._checkpoints = Checkpoints(path)
@@ -66,13 +67,12 @@ class Sqlite:
         if self._connection is None:
             self._connection = self._connect(self._path)
         begin_writing(self._connection)
-        self._check_files()
-        self._now = None
-
-    def _check_files(self) -> None:
+        self._in_place = False
         if self._files is None:
             self._files = Files(self._path)
         self._files.check()
+        self._in_place = True
+        self._now = None
 
     def commit(self) -> None:
         self._db.execute("COMMIT")
@@ -373,8 +373,7 @@ class Sqlite:
 
     def tidy(self) -> None:
         """Checkpoint where the library needs us to, or where that may make room."""
-        if self._connection is not None:
-            self._check_files()
+        if self._connection is not None and self._in_place:
             self._checkpoints.run(self._connection)
 
     def close(self) -> None:
@@ -384,7 +383,7 @@ class Sqlite:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
-        self._files = None
+        self._files, self._in_place = None, False
 
 
 def _insert_row(job: Job, fingerprint: str | None) -> tuple[Any, ...]:
