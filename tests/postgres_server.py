@@ -272,13 +272,14 @@ def needs_other_account() -> bool:
 def is_ready(folder: Path, pid: int) -> bool:
     """Whether the server says, in the last line of its pid file, that it takes connections.
 
+    A standby, which takes them for reading, says so in a word of its own.
     The first line tells a new server's file from one that a crashed server left.
     """
     try:
         lines = (folder / "data" / "postmaster.pid").read_text().split()
     except FileNotFoundError:
         return False
-    return bool(lines) and lines[0] == str(pid) and lines[-1] == "ready"
+    return bool(lines) and lines[0] == str(pid) and lines[-1] in ("ready", "standby")
 
 
 def find_programs() -> Path:

@@ -177,6 +177,7 @@ def work():
     assert moves(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
 
 
+@pytest.mark.scenario(56)
 def test_cut_connections_lose_nothing(app: Tenure, server: PostgresServer) -> None:
     runs: list[int] = []
 

@@ -184,6 +184,7 @@ def test_the_ledger_s_plan_is_not_that_of_the_function_around_it(
 # --- old snapshots ----------------------------------------------------------------------------
 
 
+@pytest.mark.scenario(64)
 def test_claims_stay_flat_while_an_old_snapshot_is_open(
     url: str, raw: Raw, db: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

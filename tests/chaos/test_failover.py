@@ -1,0 +1,84 @@
+"""A standby takes over: what may be lost is what the documentation says, and nobody is confused."""
+
+from __future__ import annotations
+
+import urllib.parse
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tenure import JobNotFound, Status, Tenure
+from tenure.records import Answer
+from tests.chaos import checker, tally
+from tests.chaos.load import Load
+from tests.chaos.servers import own_server, standby_of
+from tests.contract.desk import completed, failed, request
+from tests.postgres_server import PostgresServer
+from tests.worker.waiting import until
+
+pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
+
+CAUGHT_UP = "SELECT replay_lsn = pg_current_wal_lsn() FROM pg_stat_replication"
+
+
+def promote(primary: PostgresServer, standby: PostgresServer) -> None:
+    primary.stop("immediate")
+    with psycopg.connect(standby.url(), autocommit=True) as admin:
+        assert admin.execute("SELECT pg_promote(true, 60)").fetchone() == (True,)
+    tally.count("failovers")
+
+
+@pytest.mark.scenario(59)
+def test_a_failover_that_loses_commits_takes_no_report_from_before() -> None:
+    with own_server() as primary:
+        url = primary.create_database("jobs")
+        with standby_of(primary) as standby:
+            with Tenure(url) as app:
+                kept = app.enqueue("mail", max_retries=1)
+                with psycopg.connect(primary.url(), autocommit=True) as admin:
+                    until(lambda: admin.execute(CAUGHT_UP).fetchone() == (True,), "the standby")
+                with psycopg.connect(standby.url(), autocommit=True) as admin:
+                    admin.execute("ALTER SYSTEM SET primary_conninfo = ''")
+                    admin.execute("SELECT pg_reload_conf()")
+                    gone = "SELECT count(*) FROM pg_stat_wal_receiver"
+                    until(lambda: admin.execute(gone).fetchone() == (0,), "replication to end")
+                # What follows is acknowledged and will be lost: the documented limit.
+                (before,) = app.claim(request(1, "before")).leases
+                lost = app.enqueue("mail")
+                assert app.report([completed(before)]).verdicts[0].answer is Answer.RECORDED
+            promote(primary, standby)
+
+            with Tenure(standby.url("jobs")) as app:
+                with pytest.raises(JobNotFound):
+                    app.get(lost.id)
+                (after,) = app.claim(request(1, "after")).leases
+                assert (after.id, after.token) == (kept.id, before.token) == (kept.id, 1)
+                assert after.lease_id != before.lease_id
+                # The worker of before lives on, and asks again: same job, attempt and token.
+                for report in (completed(before), failed(before)):
+                    assert app.report([report]).verdicts[0].answer is Answer.LOST
+                assert app.heartbeat([(before.id, before.lease_id)], 30) == set()
+                assert app.get(kept.id).status is Status.PROCESSING
+                assert app.report([completed(after)]).verdicts[0].answer is Answer.RECORDED
+                assert app.report([completed(before)]).verdicts[0].answer is Answer.LOST
+                assert app.verify() == []
+
+
+@pytest.mark.scenario(60)
+@pytest.mark.slow
+def test_a_synchronous_failover_loses_nothing_and_clients_follow(tmp_path: Path) -> None:
+    with own_server() as primary:
+        primary.create_database("jobs")
+        with standby_of(primary) as standby:
+            with psycopg.connect(primary.url(), autocommit=True) as admin:
+                admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+                admin.execute("SELECT pg_reload_conf()")
+                sync = "SELECT sync_state FROM pg_stat_replication"
+                until(lambda: admin.execute(sync).fetchone() == ("sync",), "a synchronous standby")
+            hosts = urllib.parse.quote(f"{primary.folder},{standby.folder}", safe="/,")
+            with Load(f"postgresql://postgres@/jobs?host={hosts}", tmp_path) as load:
+                load.goes_on(50)
+                promote(primary, standby)
+                load.flows_again()
+            assert checker.check(tmp_path, standby.url("jobs")) == []
