@@ -10,7 +10,8 @@ from typing import Any
 
 import psycopg
 from psycopg import errors
-from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 
 from tenure.lifecycle import Job, Status
 from tenure.records import Addition, ClaimRequest, Lease, Query, Report
@@ -215,11 +216,14 @@ class Postgres:
         values = [None if v is None else str(v).encode() for v in _added(addition)]
         self._wire.expect(self._patience)
         result = server.exec_params(self._bytes(sql.ENQUEUE_ONE), values)
+<<<<<<< HEAD
         self._wire.answered()
         if server.status != ConnStatus.OK:
             raise psycopg.OperationalError("the connection was lost")
+=======
+>>>>>>> d4bef32 (PostgreSQL: libpq's own errors mean a lost connection, also for a single enqueue)
         if result.status != ExecStatus.TUPLES_OK:
-            raise errors.error_from_result(result)
+            raise error_of(result)
         created, runs = result.get_value(0, 0), result.get_value(0, 1)
         if created is None or runs is None:
             return {}
@@ -410,6 +414,15 @@ def _arrays(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[Any
     """The parameters of `rows_of`."""
     values = zip(*rows, strict=True)
     return [array_of(sql.type_of(c), v) for c, v in zip(columns, values, strict=True)]
+
+
+def error_of(result: PGresult) -> psycopg.Error:
+    """The error in a result; without a code of the server's, a connection that is gone.
+
+    libpq can say so in a result before it calls the connection bad.
+    """
+    error = errors.error_from_result(result)
+    return error if error.sqlstate else psycopg.OperationalError(str(error))
 
 
 def _names_lease(report: Report) -> bool:

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import psycopg
 import pytest
+from psycopg.pq import ExecStatus
 
 from tenure.errors import StoreUnavailable
 from tenure.ids import new_id
@@ -16,8 +17,9 @@ from tenure.records import Addition
 from tenure.store import moves, open_store
 from tenure.store.committer import ANNOUNCE_SECONDS
 from tenure.store.database import Trouble
-from tenure.store.postgres import Postgres
+from tenure.store.postgres import Postgres, error_of
 from tenure.store.postgres_reader import PostgresReader
+from tests.chaos.proxy import Proxy
 from tests.contract.desk import completed, failed, new, request
 from tests.postgres_server import PostgresServer
 from tests.unit.postgres.sessions import (
@@ -154,6 +156,27 @@ def test_a_commit_of_nothing_is_no_commit(db: Postgres) -> None:
         ask(db, "SELECT 1 / 0")
     with pytest.raises(psycopg.OperationalError, match="ROLLBACK"):
         db.commit()
+
+
+@pytest.mark.scenario(36)
+def test_a_job_whose_answer_was_cut_off_is_found_again(url: str, raw: Raw) -> None:
+    with Proxy(url) as proxy:
+        store = open_store(proxy.url_of(url))
+        store.add([new()]).result()
+        proxy.drop_answers(b"enqueue_one")
+        (added,) = store.add([new()]).result()  # neither an error nor a second job
+        assert proxy.counts["answers dropped"] == 1
+        assert store.read.get(added.job.id) == added.job
+        assert raw.execute("SELECT count(*) FROM tenure.job").fetchone() == (2,)
+        store.close()
+
+
+def test_an_error_without_a_code_is_a_lost_connection(db: Postgres, raw: Raw) -> None:
+    """libpq can hand one out before it calls the connection bad itself."""
+    lost = error_of(raw.pgconn.make_empty_result(ExecStatus.FATAL_ERROR))
+    assert db.trouble(lost) is Trouble.UNAVAILABLE
+    wrong = error_of(raw.pgconn.exec_(b"SELECT 1 / 0"))
+    assert isinstance(wrong, psycopg.errors.DivisionByZero)
 
 
 @pytest.mark.scenario(66)
