@@ -216,12 +216,7 @@ class Postgres:
         values = [None if v is None else str(v).encode() for v in _added(addition)]
         self._wire.expect(self._patience)
         result = server.exec_params(self._bytes(sql.ENQUEUE_ONE), values)
-<<<<<<< HEAD
         self._wire.answered()
-        if server.status != ConnStatus.OK:
-            raise psycopg.OperationalError("the connection was lost")
-=======
->>>>>>> d4bef32 (PostgreSQL: libpq's own errors mean a lost connection, also for a single enqueue)
         if result.status != ExecStatus.TUPLES_OK:
             raise error_of(result)
         created, runs = result.get_value(0, 0), result.get_value(0, 1)
