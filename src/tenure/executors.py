@@ -57,13 +57,67 @@ def success(value: object) -> Success:
 
 
 def failure(error: BaseException) -> Failure:
-    """The ending of a handler that raised; its traceback begins with the handler's own frame."""
-    ours = error.__traceback__
-    if ours is not None and ours.tb_next is not None:
-        error = error.with_traceback(ours.tb_next)
-    if isinstance(error, BadArguments):
-        return Failure(str(error), retryable=False)
-    return Failure(describe_exception(error), retryable=not isinstance(error, PermanentFailure))
+    """The ending of a handler that raised; its traceback begins with the handler's own frame.
+
+    Never raises, whatever the class of the error defines: the job must settle.
+    """
+    try:
+        ours = _traceback_of(error)
+        if ours is not None and ours.tb_next is not None:
+            _cut_traceback(error, ours.tb_next)
+        if issubclass(type(error), BadArguments):
+            return Failure(str(error), retryable=False)
+        return Failure(describe_exception(error), retryable=not _is_permanent(error))
+    except BaseException:
+        return Failure(f"{type.__repr__(type(error))} was raised, and cannot be read")
+
+
+# As BaseException defines them, not as a class of a handler's own may: those may raise.
+_traceback_of = BaseException.__traceback__.__get__  # type: ignore[attr-defined]
+_cut_traceback = BaseException.with_traceback
+_parts_of = BaseExceptionGroup.exceptions.__get__  # type: ignore[attr-defined]
+
+
+def _is_permanent(error: BaseException) -> bool:
+    """Whether the handler said that trying again cannot help: by itself, or in a part of a group.
+
+    A task group raises a group even if one task failed. One part that cannot be mended is enough:
+    the next attempt would come to it again.
+    """
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if issubclass(type(one), PermanentFailure):
+            return True
+        if issubclass(type(one), BaseExceptionGroup):
+            waiting += _parts_of(one)
+    return False
+
+
+class Original:
+    """The process that this was made in, as opposed to copies that a handler forks off."""
+
+    copies = 0  # rises in every process that is forked off
+
+    def __init__(self) -> None:
+        self._copies = Original.copies
+
+    def end_if_copy(self) -> None:
+        """End a copy in which a handler has come to its end.
+
+        It holds no lease and has none of the worker's threads, but the worker's sockets: the job
+        ends in the original, and this process would stay for ever, or disturb it.
+        """
+        if Original.copies != self._copies:
+            os._exit(0)
+
+    @classmethod
+    def count_copy(cls) -> None:
+        """Called in every process that is forked off."""
+        cls.copies += 1
+
+
+os.register_at_fork(after_in_child=Original.count_copy)
 
 
 class Threads:
@@ -76,6 +130,7 @@ class Threads:
         self._calls: SimpleQueue[tuple[Any, Callable[[], Ending]] | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._count = 0
+        self._original = Original()
 
     def submit(self, ticket: Any, call: Callable[[], Ending]) -> None:
         """Run `call` in a thread; it must not raise."""
@@ -98,6 +153,7 @@ class Threads:
         while (item := self._calls.get()) is not None:
             ticket, call = item
             ending = call()
+            self._original.end_if_copy()
             self._idle.release()  # first, so that whoever gets the ending finds a thread free
             self._deliver(ticket, ending)
             del ticket, call, item, ending  # what a job used is not kept until the next one

@@ -1,6 +1,6 @@
 """The slots of a worker: jobs that are leased here, waiting, running, or being stopped.
 
-Everything is called on the event loop but `deliver` and `lose`, which threads call. Each attempt
+Everything is called on the event loop but what threads call, see there. Each attempt
 gets exactly one outcome, passed to `report`; whatever its handler does after that is ignored.
 """
 
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +21,7 @@ from tenure.executors import (
     Children,
     Ending,
     Failure,
+    Original,
     Success,
     Threads,
     call_in_thread,
@@ -38,11 +41,12 @@ UNWIND_SECONDS = 5.0
 class Attempt:
     """One lease being worked on."""
 
-    __slots__ = ("call", "context", "ended", "lease", "on_thread", "since", "task", "timer")
+    __slots__ = ("call", "context", "due", "ended", "lease", "on_thread", "since", "task", "timer")
 
     def __init__(self, lease: Lease, since: float) -> None:
         self.lease = lease
         self.since = since  # when it was claimed, by the monotonic clock
+        self.due = math.inf  # when its time is over, by the monotonic clock
         self.ended = False  # its outcome is decided; whatever the handler does now is ignored
         self.task: asyncio.Task[None] | None = None
         self.call: ChildCall | None = None
@@ -83,6 +87,7 @@ class Slots:
         self._loop: asyncio.AbstractEventLoop | None = None  # once a handler has been started
         self._threads = Threads(concurrency, self.deliver, "tenure-job")
         self._children = Children()
+        self._original = Original()
 
     def close(self) -> None:
         """Let go of idle threads and child processes."""
@@ -97,7 +102,7 @@ class Slots:
 
     def has(self, lease_id: str) -> bool:
         """Whether a lease is here, waiting or running."""
-        return lease_id in self.running or any(a.lease.lease_id == lease_id for a in self.ready)
+        return lease_id in self.running or any(a.lease.lease_id == lease_id for a in list(self.ready))
 
     def take(self, leases: Sequence[Lease]) -> None:
         """Queue leased jobs and start as many as there are free slots."""
@@ -114,12 +119,15 @@ class Slots:
 
     def oldest_wait(self) -> float:
         """Seconds that the first unstarted job has been waiting here; 0 if there is none."""
-        return time.monotonic() - self.ready[0].since if self.ready else 0.0
+        try:
+            return time.monotonic() - self.ready[0].since
+        except IndexError:
+            return 0.0
 
     def hand_back(self) -> None:
         """Release every job that has not started."""
-        while self.ready:
-            self._report(self.ready.popleft(), Outcome.RELEASED)
+        for report in self.take_waiting():
+            self._send(report)
 
     def start_no_more(self) -> None:
         """Whatever is or gets ready from now on is only there to be handed back."""
@@ -141,11 +149,39 @@ class Slots:
         """A heartbeat found that somebody ended this lease."""
         self._lost.append(lease_id)
 
+    # --- what both call: the heartbeat speaks for a loop that is blocked
+
+    def take_waiting(self) -> list[Report]:
+        """Take out every job that has not started; the reports that release them."""
+        reports = []
+        with suppress(IndexError):  # thread and loop may both be at it: each job goes to one
+            while True:
+                reports.append(self.release(self.ready.popleft().lease))
+        return reports
+
+    def release(self, lease: Lease) -> Report:
+        """The report that hands a job back unrun."""
+        return Report(lease.id, lease.lease_id, Outcome.RELEASED, None, "", True, self._actor)
+
+    def overdue(self, seconds: float) -> set[str]:
+        """Leases of handlers that should have been stopped `seconds` ago and were not."""
+        before = time.monotonic() - seconds
+        running = list(self.running.values())
+        return {a.lease.lease_id for a in running if a.due < before and not a.ended}
+
+    def lease_of(self, task: asyncio.Task[Any]) -> Lease | None:
+        """The lease of the handler that runs as this task."""
+        running = list(self.running.values())
+        return next((attempt.lease for attempt in running if attempt.task is task), None)
+
     # --- running handlers
 
     def _start_ready(self) -> None:
         while self.ready and len(self.running) < self._concurrency:
-            attempt = self.ready.popleft()
+            try:
+                attempt = self.ready.popleft()
+            except IndexError:  # the heartbeat has just handed it back
+                return
             self.running[attempt.lease.lease_id] = attempt
             try:
                 self._start(attempt)
@@ -158,12 +194,13 @@ class Slots:
         if handler is None:  # not ours to judge: another worker may know the type
             attempt.ended = True
             del self.running[lease.lease_id]
-            self._report(attempt, Outcome.RELEASED)
+            self._send(self.release(lease))
             return
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         if lease.timeout is not None:
+            attempt.due = time.monotonic() + lease.timeout
             attempt.timer = loop.call_later(lease.timeout, self._time_out, attempt)
         if handler.in_process:
             attempt.call = ChildCall(self._children, handler, lease.payload)
@@ -191,6 +228,7 @@ class Slots:
             ending: Ending = success(await function(**arguments))
         except BaseException as error:
             ending = failure(error)
+        self._original.end_if_copy()
         self._settle(attempt, ending)
         if self.ready:
             self._start_ready()
@@ -272,7 +310,7 @@ class Slots:
             log.warning("the lease on job %s is lost: its handler is stopped", attempt.lease.id)
             self._stop(attempt, None)
             return
-        for waiting in self.ready:
+        for waiting in list(self.ready):
             if waiting.lease.lease_id == lease_id:
                 self.ready.remove(waiting)
                 self._forget(lease_id)

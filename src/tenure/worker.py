@@ -2,8 +2,7 @@
 
 It depends on a `WorkSource` only, so the same code works beside the database and over HTTP. One
 event loop holds all state; handlers run on it, in threads or in child processes, and the next turn
-with the store goes on while they do. Heartbeats have a thread of their own, so that a handler
-that blocks the loop keeps its lease.
+with the store goes on while they do. Heartbeats have a thread of their own (`heartbeat.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.handlers import Handlers
+from tenure.heartbeat import Heartbeat
 from tenure.records import Answer, ClaimRequest, Lease, Outcome, Report, Turn
 from tenure.slots import Slots
 
@@ -108,8 +109,16 @@ class Worker:
             wake=self._wake.set,
             ring=self._ring,
         )
+        self._heart = Heartbeat(
+            self._held,
+            self._slots,
+            lease_seconds,
+            renew=source.heartbeat,
+            hand_back=self._hand_back_while_blocked,
+            ring=self._ring,
+        )
+        self._arrived: dict[int, Sequence[Lease]] = {}  # leases that the loop has not yet taken
         self._stop_asked = threading.Event()
-        self._finished = threading.Event()
         self._under_way = 0  # turns
         self._claiming = 0  # turns that claim
         self._reporting = 0  # turns that report
@@ -127,7 +136,6 @@ class Worker:
         self._backoff = 0.0
         self._not_before = 0.0
         self._chance = secrets.SystemRandom()
-        self._beat_now = threading.Event()
 
     def request_stop(self) -> None:
         """Ask the worker to finish; safe from any thread and from a signal handler."""
@@ -140,8 +148,7 @@ class Worker:
         """Work until `request_stop`, then drain: see `_drain`."""
         self._loop = asyncio.get_running_loop()
         stop_listening = self._listen()
-        heart = threading.Thread(target=self._beat, name="tenure-heartbeat", daemon=True)
-        heart.start()
+        self._heart.start()
         try:
             while not self._stop_asked.is_set():
                 self._slots.collect()
@@ -150,13 +157,12 @@ class Worker:
                 await self._sleep(self._pause())
             await self._drain()
         finally:
-            self._finished.set()
-            self._beat_now.set()
+            self._heart.stop()
             stop_listening()
             self._slots.close()
             for task in self._turns:
                 task.cancel()
-            heart.join(timeout=5)
+            self._heart.join(5)
 
     def _listen(self) -> Callable[[], None]:
         """Listen for work; a store that is away is no reason not to start."""
@@ -173,8 +179,7 @@ class Worker:
             try:
                 self._loop.call_soon_threadsafe(self._wake.set)
             except RuntimeError:  # the loop is closed: nobody is left to wake
-                self._finished.set()
-                self._beat_now.set()
+                self._heart.stop()
 
     def _work_may_be_there(self) -> None:
         self._may_be_more = True
@@ -190,6 +195,7 @@ class Worker:
             await asyncio.sleep(0)
         self._wake.clear()
         self._signalled = False
+        self._heart.rounds += 1
 
     def _pause(self) -> float:
         """Seconds until there is something to do if nothing happens."""
@@ -294,7 +300,7 @@ class Worker:
                         verdict.answer,
                         verdict.recorded,
                     )
-            self._take(turn.leases, claim)
+            self._take(self._arrived.pop(id(turn), ()), claim)
         finally:
             self._under_way -= 1
             if reports:
@@ -372,10 +378,13 @@ class Worker:
         Leases that may have spent a third of their time on the way are renewed without delay.
         """
         if not future.cancelled() and future.exception() is None:
-            leases = future.result().leases
-            self._held.update({lease.lease_id: (lease.id, lease.lease_id) for lease in leases})
-            if leases and time.monotonic() - asked > self._lease_seconds / 3:
-                self._beat_now.set()
+            turn = future.result()
+            if turn.leases:
+                self._arrived[id(turn)] = turn.leases
+                held = {lease.lease_id: (lease.id, lease.lease_id) for lease in turn.leases}
+                self._held.update(held)
+                if time.monotonic() - asked > self._lease_seconds / 3:
+                    self._heart.beat_now()
 
     def _hand_back_if_stuck(self) -> None:
         if self._slots.oldest_wait() > PATIENCE_SECONDS:
@@ -385,40 +394,21 @@ class Worker:
     def _forget(self, lease_id: str) -> None:
         self._held.pop(lease_id, None)
 
-    # --- heartbeats
-
-    def _beat(self) -> None:
-        """Renew every lease each third of its time, whatever the loop is doing."""
-        third = interval = self._lease_seconds / 3
-        while True:
-            self._beat_now.wait(interval)
-            self._beat_now.clear()
-            if self._finished.is_set():
-                return
-            leases = list(self._held.values())
-            interval = third
-            if not leases:
-                continue
+    def _hand_back_while_blocked(self) -> None:
+        """Release what nobody can start, from the heartbeat's thread: the loop is blocked."""
+        reports = self._slots.take_waiting()
+        with suppress(KeyError):  # the loop takes them, too, if it goes on meanwhile
+            while True:
+                _, leases = self._arrived.popitem()
+                reports += [self._slots.release(lease) for lease in leases]
+        if reports:
             try:
-                began = time.monotonic()
-                held = self._source.heartbeat(leases, self._lease_seconds)
-                took = time.monotonic() - began
-                interval = max(third - took, 0.0)
-                if took > third:
-                    log.warning(
-                        "a heartbeat took %.1f s, which is long for leases of %g s: jobs may run "
-                        "twice; use a longer lease, or see why the store is slow",
-                        took,
-                        self._lease_seconds,
-                    )
-            except Exception as error:
-                interval = min(1.0, self._lease_seconds / 10)
-                log.warning("the heartbeat failed, trying again in %.1f s: %s", interval, error)
-                continue
-            for _, lease_id in leases:
-                if lease_id not in held and lease_id in self._held:
-                    self._slots.lose(lease_id)
-            self._ring()
+                self._source.turn(reports, None).result()
+            except Exception:
+                self._reports.extend(reports)
+                raise
+            for report in reports:
+                self._forget(report.lease_id)
 
     # --- stopping
 
