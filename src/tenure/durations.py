@@ -61,6 +61,11 @@ def seconds(value: float | str | timedelta, *, path: str = "$") -> float:
     return micros / _SECOND
 
 
+def roughly(value: float) -> str:
+    """`value` seconds as people read it; for lengths that were computed, of any size from 0 up."""
+    return text(value) if value <= MAX_SECONDS else "more than ten years"
+
+
 def text(value: float) -> str:
     """`value` seconds as people write it: `1h30m`, `2d`, `1.5s`, `250ms`, `0s`.
 

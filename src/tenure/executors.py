@@ -73,9 +73,9 @@ def failure(error: BaseException) -> Failure:
 
 
 # As BaseException defines them, not as a class of a handler's own may: those may raise.
-_traceback_of = BaseException.__traceback__.__get__  # type: ignore[attr-defined]
+_traceback_of = vars(BaseException)["__traceback__"].__get__
 _cut_traceback = BaseException.with_traceback
-_parts_of = BaseExceptionGroup.exceptions.__get__  # type: ignore[attr-defined]
+_parts_of = vars(BaseExceptionGroup)["exceptions"].__get__
 
 
 def _is_permanent(error: BaseException) -> bool:

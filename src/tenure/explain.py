@@ -68,7 +68,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
     if facts.paused:
         return "queue_paused", f"Queue {job.queue} is paused; resume it to go on."
     if job.run_at > facts.now:
-        wait = durations.text(round((job.run_at - facts.now).total_seconds(), 1))
+        wait = durations.roughly(round((job.run_at - facts.now).total_seconds(), 1))
         why = f" after attempt {job.attempts} failed: {job.last_error}" if job.attempts else ""
         return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}{why}."
     if facts.workers == 0:
@@ -79,7 +79,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
         return "next", "It is next in its queue: the first free worker takes it."
     if facts.rate <= 0:
         return "waiting", f"{facts.ahead} jobs of its queue go first, and none ended lately."
-    eta = durations.text(max(round(facts.ahead / facts.rate, 1), 0.1))
+    eta = durations.roughly(max(round(facts.ahead / facts.rate, 1), 0.1))
     return "waiting", (
         f"{facts.ahead} jobs of its queue go first; at {facts.rate:.1f} per second "
         f"its turn comes in about {eta}."

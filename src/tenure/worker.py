@@ -263,8 +263,9 @@ class Worker:
         if reports:
             self._reporting += 1
             most = 1 if self._suspects else MOST_REPORTS
-            while self._reports and len(batch) < most:
-                batch.append(self._reports.popleft())
+            with suppress(IndexError):  # the heartbeat sends them while the loop is blocked
+                while len(batch) < most:
+                    batch.append(self._reports.popleft())
         if claim is not None:
             self._claiming += 1
             self._asked += claim.limit
@@ -395,9 +396,16 @@ class Worker:
         self._held.pop(lease_id, None)
 
     def _hand_back_while_blocked(self) -> None:
-        """Release what nobody can start, from the heartbeat's thread: the loop is blocked."""
+        """Report what has ended and release what nobody can start, while the loop is blocked.
+
+        Called from the heartbeat's thread. The loop may go on at any moment: each lease goes to one
+        of the two.
+        """
         reports = self._slots.take_waiting()
-        with suppress(KeyError):  # the loop takes them, too, if it goes on meanwhile
+        with suppress(IndexError):
+            while True:
+                reports.append(self._reports.popleft())
+        with suppress(KeyError):
             while True:
                 _, leases = self._arrived.popitem()
                 reports += [self._slots.release(lease) for lease in leases]

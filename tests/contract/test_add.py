@@ -151,6 +151,7 @@ def test_jobs_without_a_key_are_never_the_same(desk: Desk) -> None:
     assert len(desk.store.read.find(Query())) == 2
 
 
+@pytest.mark.scenario(33)
 def test_one_key_from_fifty_threads_is_one_job(desk: Desk) -> None:
     def ask(_: int) -> Added:
         return desk.add_all(new(idempotency_key="k", fingerprint="f"))[0]
@@ -169,6 +170,7 @@ def test_a_refused_request_does_not_use_its_key_up(desk: Desk) -> None:
     assert added.created
 
 
+@pytest.mark.scenario(33)
 def test_a_key_can_be_freed_while_somebody_asks_for_it(desk: Desk, database_url: str) -> None:
     pruner = open_store(database_url)
     try:

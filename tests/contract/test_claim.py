@@ -212,6 +212,7 @@ def test_a_turn_reports_first_and_claims_then(desk: Desk) -> None:
     assert sorted(desk.ids(list(turn.leases))) == sorted([leases[2].id, waiting.id])
 
 
+@pytest.mark.scenario(26)
 def test_claimers_at_once_never_get_the_same_job(desk: Desk, database_url: str) -> None:
     desk.add_all(*[new(queue=f"q{n % 4}", priority=n % 3) for n in range(300)])
     stores = [open_store(database_url) for _ in range(3)]
@@ -234,6 +235,7 @@ def test_claimers_at_once_never_get_the_same_job(desk: Desk, database_url: str) 
     assert len(claimed) == len(set(claimed)) == 300
 
 
+@pytest.mark.scenario(26)
 def test_fifty_claimers_and_one_job(desk: Desk) -> None:
     job = desk.add()
     with ThreadPoolExecutor(50) as threads:

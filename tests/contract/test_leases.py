@@ -27,6 +27,7 @@ def test_a_heartbeat_counts_from_now(desk: Desk) -> None:
     assert desk.events(lease.id) == ["enqueued", "claimed"]
 
 
+@pytest.mark.scenario(70)
 def test_a_heartbeat_never_shortens_a_lease(desk: Desk) -> None:
     lease = desk.take()
     until = desk.get(lease.id).lease_expires_at

@@ -109,6 +109,7 @@ def test_jobs_are_listed_newest_first(desk: Desk) -> None:
     assert desk.store.read.find(Query(limit=2)) == [jobs[4], jobs[3]]
 
 
+@pytest.mark.scenario(100)
 def test_pages_follow_each_other_without_gap_or_overlap(desk: Desk) -> None:
     added = desk.add_all(*[new(queue="ab"[n % 2]) for n in range(23)])
     expected = [a.job.id for a in reversed(added) if a.job.queue == "a"]
@@ -226,7 +227,7 @@ def test_every_time_is_the_store_s_clock(desk: Desk) -> None:
     assert desk.store.read.clock() == job.created_at == job.run_at == desk.clock.now
 
 
-@pytest.mark.scenario(55)
+@pytest.mark.scenario(55, 70)
 def test_a_clock_that_is_put_back_delays_but_breaks_nothing(desk: Desk) -> None:
     lease = desk.take(max_retries=2)
     desk.clock.set(desk.clock.now - timedelta(hours=1))

@@ -144,6 +144,7 @@ def test_even_long_after_the_job_has_moved_on(desk: Desk, outcome: Outcome) -> N
     assert desk.raw.contents() == before
 
 
+@pytest.mark.scenario(29)
 @pytest.mark.parametrize(("first", "second"), list(permutations(Outcome, 2)))
 def test_another_outcome_is_a_conflict_that_names_the_first(
     desk: Desk, first: Outcome, second: Outcome
@@ -300,6 +301,7 @@ def test_a_large_mixed_batch_is_answered_in_order(desk: Desk) -> None:
     assert statuses == [AFTER[outcomes[n % 3]] for n in range(60)]
 
 
+@pytest.mark.scenario(28)
 def test_the_same_report_from_many_at_once_is_recorded_once(desk: Desk) -> None:
     for outcome in Outcome:
         lease = desk.take()
@@ -309,6 +311,7 @@ def test_the_same_report_from_many_at_once_is_recorded_once(desk: Desk) -> None:
         assert desk.events(lease.id).count(outcome) == 1
 
 
+@pytest.mark.scenario(29)
 def test_success_and_failure_at_once_settle_on_one(desk: Desk) -> None:
     for _ in range(20):
         lease = desk.take()

@@ -34,6 +34,7 @@ def without_jitter(policy: RetryPolicy, attempt: int) -> float:
     return policy.cap if log > math.log(TEN_YEARS) + 1 else min(math.exp(log), policy.cap)
 
 
+@pytest.mark.scenario(73)
 @given(policies, job_ids, attempts)
 def test_it_is_finite_and_never_negative_nor_above_the_cap(
     policy: RetryPolicy, job_id: str, attempt: int

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import msgspec
+import pytest
 
 from tenure import JobContext, Tenure
 from tests.worker import children
@@ -224,6 +225,7 @@ UNFIT: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.scenario(79)
 def test_a_payload_that_does_not_fit_fails_for_good_and_names_the_field(app: Tenure) -> None:
     ran = []
 

@@ -21,6 +21,7 @@ def other(app: Tenure) -> Tenure:
     return Tenure(app.database)
 
 
+@pytest.mark.scenario(78)
 def test_a_job_that_nobody_can_run_stays_pending_and_is_charged_nothing(either: Tenure) -> None:
     app = either
 

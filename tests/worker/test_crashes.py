@@ -79,6 +79,7 @@ def run_to_the_end(folder: Path, app: Tenure, clock: Clock, job_id: str) -> list
         return script.lines()
 
 
+@pytest.mark.scenario(1)
 def test_killed_in_the_handler(either: Tenure, clock: Clock, tmp_path: Path) -> None:
     app = either
     job = app.enqueue("work", backoff=0)
@@ -163,6 +164,7 @@ async def honest(number: int):
 """
 
 
+@pytest.mark.scenario(16)
 def test_a_job_that_kills_every_worker_fails_after_as_many_as_allowed(
     either: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
@@ -206,6 +208,7 @@ def test_a_job_that_kills_every_worker_fails_after_as_many_as_allowed(
     assert app.verify() == []
 
 
+@pytest.mark.scenario(17)
 def test_poison_at_its_last_attempt_ends_with_no_worker_left(
     either: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
@@ -246,6 +249,7 @@ async def count(number: int):
     assert app.verify() == []
 
 
+@pytest.mark.scenario(14)
 def test_a_worker_whose_own_loop_fails_ends_with_it(
     either: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
@@ -275,6 +279,7 @@ Slots.collect = fail
     assert moves(app, job) == KILLED_ONCE[:4]
 
 
+@pytest.mark.scenario(18)
 def test_a_handler_that_forks_settles_its_job_once(either: Tenure, tmp_path: Path) -> None:
     """The copy cannot use the store, and how it ends is its own matter."""
     app = either

@@ -40,6 +40,7 @@ def pass_some_leases(app: Tenure, clock: Clock) -> None:
         )
 
 
+@pytest.mark.scenario(9, 10)
 def test_handlers_that_take_longer_than_a_lease_run_once(either: Tenure, clock: Clock) -> None:
     """One blocks the loop, one a thread; heartbeats come from elsewhere."""
     app = either
@@ -235,6 +236,7 @@ def postgres_is_free(url: str) -> bool:
     return True
 
 
+@pytest.mark.scenario(6)
 def test_what_a_frozen_worker_held_is_taken_over_and_its_handlers_are_told(
     either: Tenure, clock: Clock, frozen: WorkerScript
 ) -> None:
@@ -268,6 +270,7 @@ def test_what_a_frozen_worker_held_is_taken_over_and_its_handlers_are_told(
     assert app.verify() == []
 
 
+@pytest.mark.scenario(7)
 def test_a_report_of_a_thawed_worker_cannot_change_a_final_failure(
     either: Tenure, clock: Clock, frozen: WorkerScript
 ) -> None:

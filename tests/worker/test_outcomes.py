@@ -182,6 +182,7 @@ def as_function(body: Callable[[], None]) -> Callable[..., Any]:
     return body
 
 
+@pytest.mark.scenario(19)
 @pytest.mark.parametrize("kind", [as_coroutine, as_function])
 def test_every_exception_settles_its_job_and_the_worker_goes_on(
     either: Tenure, kind: Callable[[Callable[[], None]], Callable[..., Any]]

@@ -57,6 +57,7 @@ def test_a_child_is_used_again_for_the_next_call(pool: Tenure) -> None:
     assert {place["parent"] for place in places} == {os.getpid()}
 
 
+@pytest.mark.scenario(15)
 def test_a_killed_child_fails_its_job_alone(pool: Tenure, tmp_path: Path) -> None:
     path = tmp_path / "pid"
     hanging = enqueue(pool, "hang", path=str(path))
@@ -80,12 +81,14 @@ def test_a_child_that_ends_itself_fails_its_job_alone(pool: Tenure) -> None:
         assert completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
 
 
+@pytest.mark.scenario(15)
 def test_a_child_out_of_memory_fails_its_job_alone(pool: Tenure) -> None:
     with working(pool, concurrency=1):
         assert failed(pool, enqueue(pool, "eat", megabytes=4_096)).startswith("MemoryError")
         assert completed(pool, enqueue(pool, "eat", megabytes=1)).result == str(2**20)
 
 
+@pytest.mark.scenario(18)
 def test_a_death_is_noticed_though_a_copy_of_the_child_lives(pool: Tenure, tmp_path: Path) -> None:
     path = tmp_path / "pid"
     job = enqueue(pool, "leave_a_copy", path=str(path))

@@ -72,6 +72,7 @@ def test_what_a_cancelled_coroutine_still_says_changes_nothing(app: Tenure) -> N
     assert all(moves(app, job) == ["enqueued", "claimed", "failed"] for job in jobs)
 
 
+@pytest.mark.scenario(13, 20)
 def test_a_coroutine_that_swallows_its_cancellation_loses_its_slot(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_coroutine_that_swallows_its_cancellation_loses_its_slot(
     assert moves(app, job) == ["enqueued", "claimed", "failed"]
 
 
+@pytest.mark.scenario(13)
 def test_a_thread_is_left_behind_and_replaced(app: Tenure) -> None:
     """However many threads hang, as many handlers as before can run at the same time."""
     let_go = threading.Event()

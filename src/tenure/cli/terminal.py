@@ -76,7 +76,7 @@ def ago(time: datetime | None, now: datetime) -> str:
     if time is None:
         return "-"
     seconds = (now - time).total_seconds()
-    length = durations.text(float(_rounded(abs(seconds))))
+    length = durations.roughly(float(_rounded(abs(seconds))))
     return f"{length} ago" if seconds >= 0 else f"in {length}"
 
 

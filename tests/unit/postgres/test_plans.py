@@ -71,6 +71,7 @@ def test_a_claim_reads_a_lane_in_order_and_no_further(
     check_claim(url, raw, kept_plans)
 
 
+@pytest.mark.scenario(100)
 def test_claim_and_report_keep_their_plans_at_a_million_rows(
     url: str, raw: Raw, kept_plans: list[str]
 ) -> None:

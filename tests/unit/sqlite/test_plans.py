@@ -45,6 +45,7 @@ def plan(connection: sqlite3.Connection, statement: str, values: Sequence[Any] |
     return "\n".join(detail for *_, detail in rows)
 
 
+@pytest.mark.scenario(100)
 def test_a_claim_reads_a_lane_in_order_and_no_further(crowded: sqlite3.Connection) -> None:
     for types in ("", "AND type IN (SELECT value FROM json_each(:types))"):
         values = {"queue": "default", "priority": 0, "now": ROWS, "limit": 100, "types": "[]"}

@@ -1,0 +1,179 @@
+"""Clocks that are wrong or jump: a worker's decides nothing, the store's breaks nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tenure import Draft, InvalidInput, Status, Tenure
+from tenure.records import ClaimRequest, Outcome, Report
+from tests.chaos import tally
+from tests.clock import Clock
+from tests.worker.running import completed, moves, sweeping, working
+from tests.worker.scripts import WorkerScript, ended
+from tests.worker.test_leases import freeze
+from tests.worker.waiting import until
+
+pytestmark = pytest.mark.chaos
+
+HOUR = 3600.0
+
+# Before anything of Tenure is imported: whatever asks Python for the time is told another.
+WRONG_CLOCK = """
+import datetime, time
+real_time, real_datetime = time.time, datetime.datetime
+time.time = lambda: real_time() + {hours} * 3600
+
+
+class Wrong(real_datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return real_datetime.now(tz) + datetime.timedelta(hours={hours})
+
+
+datetime.datetime = Wrong
+"""
+WORK = """
+@app.job
+async def work(context: JobContext):
+    log(f"{context.id} {context.attempt}")
+    return "done"
+
+
+@app.job(backoff=0.2)
+async def flaky(context: JobContext):
+    if context.attempt == 1:
+        raise ValueError
+    return "done"
+"""
+
+
+@pytest.mark.scenario(68)
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_worker_whose_clock_is_an_hour_off(either: Tenure, tmp_path: Path, hours: int) -> None:
+    app = either
+    jobs = app.enqueue_many(
+        [*[Draft("work", {}, {}) for _ in range(20)], Draft("flaky", {}, {"backoff": 0.2})]
+    )
+    later = app.enqueue("work", delay="30m")
+    with WorkerScript(tmp_path / "meet", app.database, WORK, lease=2) as script, sweeping(app):
+        path = script.folder / "worker_script.py"
+        path.write_text(WRONG_CLOCK.format(hours=hours) + path.read_text())
+        worker = script.start()
+        for job in jobs:
+            completed(app, job)
+        worker.terminate()
+        assert ended(worker) == 0
+    now = datetime.now(UTC)
+    for job in map(app.get, [job.id for job in jobs]):
+        assert job.attempts == (2 if job.type == "flaky" else 1)
+        assert job.started_at is not None
+        assert abs(now - job.started_at) < timedelta(minutes=10)
+        assert "lease_expired" not in moves(app, job)
+    assert moves(app, later) == ["enqueued"]  # not due by the only clock that counts
+    assert app.verify() == []
+
+
+@pytest.mark.scenario(69)
+def test_the_store_s_clock_jumps_ahead(either: Tenure, clock: Clock) -> None:
+    """Every lease runs out at once: one more attempt each at most, and the dead leases are lost."""
+    app = either
+    app.enqueue_many([Draft("work", {}, {"backoff": 0}) for _ in range(700)])
+    ask = ClaimRequest(worker="first", limit=700, lease_seconds=30)
+    old = app.claim(ask).leases
+    clock.advance(HOUR)
+    assert len(app.sweep()) == 500  # a bite, not a storm
+    assert len(app.sweep()) == 200
+    again = app.claim(ask).leases
+    assert sorted(lease.id for lease in again) == sorted(lease.id for lease in old)
+    late = [Report(lease.id, lease.lease_id, Outcome.COMPLETED) for lease in old]
+    assert {verdict.answer for verdict in app.report(late).verdicts} == {"lost"}
+    good = [Report(lease.id, lease.lease_id, Outcome.COMPLETED) for lease in again]
+    assert {verdict.answer for verdict in app.report(good).verdicts} == {"recorded"}
+    assert {job.attempts for job in app.find(limit=500)} == {2}
+    assert app.verify() == []
+
+
+@pytest.mark.scenario(70)
+def test_the_store_s_clock_jumps_back(either: Tenure, clock: Clock) -> None:
+    """Leases last longer and retries wait longer; both come, and heartbeats shorten nothing."""
+    app = either
+
+    @app.job(name="work")
+    async def work() -> None: ...
+
+    held, failing = app.enqueue("work", priority=-1), app.enqueue("work", backoff=10)
+    ask = ClaimRequest(worker="first", limit=1, lease_seconds=30)
+    (lease,), (other,) = app.claim(ask).leases, app.claim(ask).leases
+    assert (lease.id, other.id) == (held.id, failing.id)
+    app.report([Report(other.id, other.lease_id, Outcome.FAILED, error="boom")])
+    clock.advance(-HOUR)
+    assert app.heartbeat([(lease.id, lease.lease_id)], 30) == {lease.lease_id}
+    assert app.get(held.id).lease_expires_at == lease.lease_expires_at
+    assert app.sweep() == []
+    assert not app.claim(ask).leases
+    assert app.explain(failing.id)
+    assert app.explain(held.id)
+    clock.advance(HOUR + 60)
+    with sweeping(app), working(app):
+
+        def over() -> bool:
+            clock.advance(5)  # the retry of the lease that ran out waits, too
+            return all(app.get(job.id).status is Status.COMPLETED for job in (held, failing))
+
+        until(over, "both to be done")
+    assert app.verify() == []
+
+
+@pytest.mark.scenario(71)
+def test_everything_sleeps_for_longer_than_the_leases(
+    either: Tenure, clock: Clock, tmp_path: Path
+) -> None:
+    """As a closed laptop does. What had a lease may run once more; nothing is lost or stuck."""
+    app = either
+    handlers = WORK.replace('return "done"', "await asyncio.sleep(0.01)", 1)
+    jobs = app.enqueue_many([Draft("work", {}, {"backoff": 0}) for _ in range(200)])
+    with WorkerScript(tmp_path / "meet", app.database, handlers, lease=5) as script:
+        workers = [script.start(), script.start()]
+        script.logged(50)
+        for worker in workers:
+            freeze(worker, app)
+            tally.count("processes frozen")
+        clock.advance(600)
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGCONT)
+        with sweeping(app):
+            for job in jobs:
+                completed(app, job)
+        for worker in workers:
+            worker.terminate()
+        assert [ended(worker) for worker in workers] == [0, 0]
+    runs = [line.split()[0] for line in script.lines()]
+    for job in map(app.get, [job.id for job in jobs]):
+        assert 1 <= runs.count(job.id) <= job.attempts <= 2
+    assert app.verify() == []
+
+
+@pytest.mark.scenario(74)
+def test_times_far_away_and_without_a_zone(either: Tenure) -> None:
+    app = either
+    with pytest.raises(InvalidInput, match="run_at"):
+        app.enqueue("work", run_at=datetime(2030, 1, 1))  # noqa: DTZ001 - it is the fault
+    for at in (
+        datetime(2038, 1, 19, 3, 14, 8, tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
+    ):
+        try:
+            job = app.enqueue("work", run_at=at)
+        except InvalidInput:
+            assert at.year == 9999
+            continue
+        assert app.get(job.id).run_at == at
+        assert app.explain(job.id)
+        assert app.get(job.id).status is Status.PENDING
+    assert not app.claim(ClaimRequest(worker="w", limit=9, lease_seconds=9)).leases
+    assert app.verify() == []
