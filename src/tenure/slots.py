@@ -102,7 +102,9 @@ class Slots:
 
     def has(self, lease_id: str) -> bool:
         """Whether a lease is here, waiting or running."""
-        return lease_id in self.running or any(a.lease.lease_id == lease_id for a in list(self.ready))
+        return lease_id in self.running or any(
+            a.lease.lease_id == lease_id for a in list(self.ready)
+        )
 
     def take(self, leases: Sequence[Lease]) -> None:
         """Queue leased jobs and start as many as there are free slots."""
