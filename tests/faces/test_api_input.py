@@ -185,6 +185,7 @@ async def test_an_endless_body_is_cut_off_at_the_limit(sqlite_url: str) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.scenario(98)
 async def test_a_body_that_does_not_come_in_time(sqlite_url: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(routing, "RECEIVE_SECONDS", 0.1)
     with Tenure(sqlite_url) as app:

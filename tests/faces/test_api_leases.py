@@ -137,6 +137,7 @@ async def test_nothing_is_leased_to_a_client_that_is_gone(app: Tenure) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.scenario(97)
 async def test_a_client_that_leaves_while_it_waits_gets_nothing(app: Tenure) -> None:
     async with Exchange(build(app), "POST", "/leases", asking(wait_seconds=30)) as request:
         await asked_once(app)
@@ -147,6 +148,7 @@ async def test_a_client_that_leaves_while_it_waits_gets_nothing(app: Tenure) -> 
 
 
 @pytest.mark.anyio
+@pytest.mark.scenario(97)
 async def test_what_was_leased_while_the_client_left_is_handed_back(app: Tenure) -> None:
     """The client goes between the look whether it is there and the commit of the claim."""
     job = await app.enqueue_async("a")

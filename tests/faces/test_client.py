@@ -287,6 +287,7 @@ def test_nobody_answers() -> None:
                 client.turn((), asking()).result(10)
 
 
+@pytest.mark.scenario(41)
 def test_a_server_that_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -122,6 +122,7 @@ async def test_nothing_overtakes_an_answer(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("packets", [[REQUEST, REQUEST[:20]], [REQUEST + REQUEST[:20]]])
+@pytest.mark.scenario(98)
 async def test_the_head_of_a_later_request_has_its_deadline_too(
     monkeypatch: pytest.MonkeyPatch, packets: list[bytes]
 ) -> None:

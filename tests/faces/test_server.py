@@ -241,6 +241,7 @@ def test_a_head_that_is_too_large_is_refused(server: Served) -> None:
     assert httpx2.get(f"{server.url}/health").status_code == 200
 
 
+@pytest.mark.scenario(98)
 def test_a_head_without_end_is_cut_off(server: Served) -> None:
     head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Endless: "
     with connected(server, head) as connection:
@@ -283,6 +284,7 @@ def test_a_foreign_host_in_every_form(server: Served, head: bytes) -> None:
         assert re.match(rb"HTTP/1\.[01] 4(00|21) ", connection.recv(65_536))
 
 
+@pytest.mark.scenario(98)
 def test_slow_and_endless_bodies_hold_up_nobody(server: Served) -> None:
     head = (
         b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -299,6 +301,7 @@ def test_slow_and_endless_bodies_hold_up_nobody(server: Served) -> None:
     assert total == 20, "a client that left half-way added nothing"
 
 
+@pytest.mark.scenario(98)
 def test_an_endless_body_ends_its_connection(server: Served) -> None:
     head = (
         b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -330,6 +333,7 @@ def test_json_logs_are_one_event_per_line(sqlite_url: str) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.scenario(98)
 async def test_a_head_that_does_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a connection on which nothing is asked nor one that dribbles is kept."""
 

@@ -56,6 +56,7 @@ def back(app: Tenure, server: PostgresServer) -> None:
     until(answers, "the store to answer")
 
 
+@pytest.mark.scenario(42)
 def test_outcomes_are_kept_and_sent_again_until_the_store_has_them(
     app: Tenure, server: PostgresServer
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_cancelled_job_tells_its_handler(app: Tenure, server: Served) -> None:
     assert moves(app, job) == ["enqueued", "claimed", "cancelled"]
 
 
+@pytest.mark.scenario(42)
 def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: Served) -> None:
     go_on = threading.Event()
     running = threading.Semaphore(0)

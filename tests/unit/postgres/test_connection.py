@@ -50,6 +50,7 @@ def test_libpq_gets_all_the_rest() -> None:
     assert str(given["connect_timeout"]) == "3"
 
 
+@pytest.mark.scenario(41)
 def test_a_connection_is_named_and_notices_a_dead_peer() -> None:
     given = conninfo_to_dict(place_of("postgresql://localhost/app").conninfo)
     assert given["application_name"] == "tenure"
