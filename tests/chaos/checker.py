@@ -280,14 +280,19 @@ def runs_that_overlap_are_explained(records: Records) -> Iterator[Finding]:
         of_job[run.job].append(run)
     for id, runs in of_job.items():
         order = [(m.event, m.token) for m in records.ledger.get(id, ())]
-        runs.sort(key=lambda run: run.start)
-        for older, newer in ((a, b) for a in runs for b in runs if a.start < b.start):
-            overlap = older.end is None or newer.start < older.end
-            if not overlap or older.token == newer.token or ("claimed", newer.token) not in order:
+        # By token: a worker that was frozen after its claim may start when the next one has ended.
+        for older, newer in ((a, b) for a in runs for b in runs if a.token < b.token):
+            apart = ends_before(older, newer) or ends_before(newer, older)
+            if apart or ("claimed", newer.token) not in order:
                 continue
             before = order[: order.index(("claimed", newer.token))]
             if not any(token == older.token and event in ENDS for event, token in before):
                 yield Finding("overlap", id, f"{older} and {newer}, and no end of a lease between")
+
+
+def ends_before(one: Run, other: Run) -> bool:
+    """Whether one execution was over when the other began."""
+    return one.end is not None and one.end < other.start
 
 
 # --- leases ---------------------------------------------------------------------------------
