@@ -22,8 +22,8 @@ hypothesis.settings.load_profile("tenure")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what asks for PostgreSQL, so that `-m "not postgres"` leaves nothing behind.
 
-    Name the faults that a test shows (`-k scenario_022`), and keep those that take their time for
-    `make chaos`.
+    Name the faults that a test shows (`-k scenario_022`) and the requirements (`-k
+    requirement_c06`), and keep those that take their time for `make chaos`.
     """
     whole = int(os.environ.get("TENURE_CHAOS_EFFORT", "1")) > 1
     if left := [] if whole else [item for item in items if item.get_closest_marker("full")]:
@@ -32,6 +32,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         for mark in item.iter_markers("scenario"):
             item.extra_keyword_matches.update(f"scenario_{number:03}" for number in mark.args)
+        for mark in item.iter_markers("requirement"):
+            item.extra_keyword_matches.update(
+                f"requirement_c{int(name.removeprefix('C')):02}" for name in mark.args
+            )
         if {"postgres_server", "postgres_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("postgres")
 

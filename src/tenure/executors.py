@@ -30,6 +30,9 @@ from tenure.produced import describe_exception, result_text
 
 CHILD = "tenure-child"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECRETS = ("TENURE_TOKEN", "TENURE_TOKEN_FILE")
+"""Of the environment: not for handlers in child processes, nor for what they start. The database's
+address stays, since the module of a handler is imported there and may need it to open its queue."""
 LOOK_SECONDS = 0.5
 """How often a thread looks whether the child it waits for still lives."""
 
@@ -315,6 +318,8 @@ def _exit(code: int | None) -> str:
 def _serve_calls(pipe: Connection) -> None:
     """The child's main loop: signals are the parent's matter, a closed pipe is the end."""
     os.setpgid(0, 0)
+    for name in SECRETS:
+        os.environ.pop(name, None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for number in STOP_SIGNALS:
         signal.signal(number, _disregard)

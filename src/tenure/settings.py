@@ -8,6 +8,8 @@ file, never from a flag, which every user of the machine could read.
 
 from __future__ import annotations
 
+import os
+import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -196,13 +198,19 @@ def _tokens(value: Any, where: str) -> tuple[str, ...]:
 def _token_file(value: Any, where: str) -> tuple[str, ...]:
     path = Path(_text(value, where))
     try:
-        lines = path.read_text("ascii").splitlines()
+        with path.open(encoding="ascii") as file:
+            writable = os.fstat(file.fileno()).st_mode & stat.S_IWOTH
+            lines = file.read().splitlines()
     except OSError as error:
         raise InvalidInput(
             f"the token file cannot be read: {error.strerror}", path=where
         ) from error
     except UnicodeDecodeError as error:
         raise InvalidInput("the token file is not plain ASCII", path=where) from error
+    if writable:
+        raise InvalidInput(
+            "everybody on this machine may add to the token file: chmod 600 it", path=where
+        )
     tokens = tuple(_token(line, where) for line in lines if line.strip())
     if not tokens:
         raise InvalidInput("the token file holds no token: put one on each line", path=where)

@@ -90,6 +90,7 @@ def test_a_refusal_says_where(api: TestClient, body: str, path: str) -> None:
         assert response.status_code == 400
 
 
+@pytest.mark.scenario(93)
 @pytest.mark.parametrize(
     "data",
     [
@@ -104,6 +105,8 @@ def test_only_plain_utf_8_is_read(api: TestClient, data: bytes) -> None:
     problem(api.post("/jobs", content=data, headers=JSON), 400, "invalid_input")
 
 
+@pytest.mark.scenario(93)
+@pytest.mark.requirement("C5")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -140,12 +143,14 @@ def test_every_body_must_be_json(api: TestClient, path: str) -> None:
     problem(api.post(path, content=b"oops", headers=JSON), 400, "invalid_input")
 
 
+@pytest.mark.requirement("C5")
 def test_a_form_cannot_cancel(api: TestClient) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     response = api.post("/jobs/x/cancel", content=b"", headers=form)
     problem(response, 415, "unsupported_media_type")
 
 
+@pytest.mark.scenario(94)
 def test_the_largest_payload_goes_in_and_one_byte_more_does_not(sqlite_url: str) -> None:
     room = payload.MAX_PAYLOAD_BYTES - len('{"x":""}')
     with Tenure(sqlite_url) as app, api_of(app) as api:
@@ -163,6 +168,8 @@ def test_a_body_that_declares_too_much_is_not_read(api: TestClient) -> None:
     problem(api.post("/reports", content=b"", headers=headers), 413, "payload_too_large")
 
 
+@pytest.mark.scenario(94)
+@pytest.mark.requirement("C9")
 @pytest.mark.anyio
 async def test_an_endless_body_is_cut_off_at_the_limit(sqlite_url: str) -> None:
     """Without a length the limit holds too, and no more than it is ever taken in."""
@@ -184,6 +191,7 @@ async def test_an_endless_body_is_cut_off_at_the_limit(sqlite_url: str) -> None:
     assert taken <= ONE_JOB + 2 * len(chunk)
 
 
+@pytest.mark.requirement("C9")
 @pytest.mark.anyio
 @pytest.mark.scenario(98)
 async def test_a_body_that_does_not_come_in_time(sqlite_url: str, monkeypatch: Any) -> None:
@@ -197,6 +205,7 @@ async def test_a_body_that_does_not_come_in_time(sqlite_url: str, monkeypatch: A
         assert app.find() == []
 
 
+@pytest.mark.requirement("C12")
 def test_values_are_not_repeated(api: TestClient) -> None:
     """A refusal names the place, never the secret that stood there."""
     secret = "hunter2-" * 3
@@ -212,6 +221,7 @@ def test_values_are_not_repeated(api: TestClient) -> None:
         assert secret not in response.text
 
 
+@pytest.mark.scenario(87, 88, 94)
 def test_what_a_handler_produced_is_never_refused(sqlite_url: str) -> None:
     """NUL, half a surrogate pair, endless numbers, depth, size: the job settles all the same."""
     results = [

@@ -310,6 +310,7 @@ def test_heartbeats_keep_leases(api: TestClient) -> None:
 # --- secrets --------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("C17")
 def test_no_read_tells_a_lease(api: TestClient, app: Tenure) -> None:
     """Only who leased a job can settle it: its lease id is shown to nobody else."""
     job = api.post("/jobs", json={"type": "a"}).json()

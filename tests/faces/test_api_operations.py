@@ -144,6 +144,7 @@ def test_metrics_in_both_forms_are_the_same(api: TestClient) -> None:
     assert form["total"] == 3
 
 
+@pytest.mark.requirement("C15")
 def test_series_are_bounded() -> None:
     counts = [Count("pending", "q", f"type{n}", n) for n in range(10_000)]
     few = metrics.bounded(counts)

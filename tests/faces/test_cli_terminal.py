@@ -55,6 +55,8 @@ def failed(sqlite_url: str, hostile: str) -> Iterator[str]:
         yield job.id
 
 
+@pytest.mark.scenario(95)
+@pytest.mark.requirement("C13")
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["table", "json"])
 def test_texts_of_jobs_cannot_act(
     sqlite_url: str, failed: str, hostile: str, flags: list[str]

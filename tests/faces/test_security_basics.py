@@ -72,6 +72,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.requirement("C4")
 @pytest.mark.parametrize("values", WRONG, ids=range(len(WRONG)))
 def test_a_wrong_token_is_refused(guarded: TestClient, values: list[bytes]) -> None:
     headers = [(b"Authorization", value) for value in values]
@@ -80,6 +81,7 @@ def test_a_wrong_token_is_refused(guarded: TestClient, values: list[bytes]) -> N
     assert response.headers["www-authenticate"].startswith("Bearer")
 
 
+@pytest.mark.requirement("C3")
 @pytest.mark.parametrize(("method", "path", "is_open"), CALLS)
 def test_every_call_but_health_needs_the_token(
     guarded: TestClient, method: str, path: str, is_open: bool
@@ -99,6 +101,7 @@ def test_each_token_opens(guarded: TestClient, given: str) -> None:
     assert guarded.get("/jobs", headers={"Authorization": given}).json() == []
 
 
+@pytest.mark.requirement("C3")
 def test_a_token_is_not_taken_from_anywhere_else(guarded: TestClient) -> None:
     problem(guarded.get("/jobs", params={"token": TOKEN}), 401, "unauthorized")
     problem(guarded.get("/jobs", headers={"Cookie": f"token={TOKEN}"}), 401, "unauthorized")
@@ -135,12 +138,14 @@ def test_loopback_names_are_served(open_api: TestClient, host: str) -> None:
     assert open_api.get("/jobs", headers={"Host": host}).status_code == 200
 
 
+@pytest.mark.requirement("C6")
 @pytest.mark.parametrize("host", BAD_HOSTS)
 def test_another_host_is_not_served(open_api: TestClient, host: str) -> None:
     response = open_api.get("/jobs", headers=[(b"Host", host.encode("latin-1"))])
     problem(response, 421, "host_not_allowed")
 
 
+@pytest.mark.requirement("C6")
 @pytest.mark.parametrize(("method", "path", "is_open"), CALLS)
 def test_no_call_serves_a_foreign_name(
     open_api: TestClient, method: str, path: str, is_open: bool
@@ -150,6 +155,7 @@ def test_no_call_serves_a_foreign_name(
     problem(response, 421, "host_not_allowed")
 
 
+@pytest.mark.requirement("C6")
 def test_two_hosts_are_none(open_api: TestClient) -> None:
     headers = [("Host", "localhost"), ("Host", "evil.example")]
     problem(open_api.get("/jobs", headers=headers), 421, "host_not_allowed")
@@ -182,6 +188,7 @@ FOREIGN: list[dict[str, str]] = [
 ]
 
 
+@pytest.mark.requirement("C5")
 @pytest.mark.parametrize("headers", FOREIGN)
 def test_another_site_changes_nothing(open_api: TestClient, headers: dict[str, str]) -> None:
     job = open_api.post("/jobs", json={"type": "a"}).json()
@@ -212,6 +219,7 @@ def test_its_own_pages_and_programs_may(open_api: TestClient, headers: dict[str,
     assert open_api.post(f"/jobs/{job['id']}/cancel", headers=headers).status_code == 200
 
 
+@pytest.mark.requirement("C5")
 def test_no_other_site_may_read(open_api: TestClient) -> None:
     """No answer allows another origin anything, and a preflight is not answered."""
     headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
@@ -223,6 +231,7 @@ def test_no_other_site_may_read(open_api: TestClient) -> None:
     assert open_api.options("/jobs", headers=headers).status_code == 405
 
 
+@pytest.mark.requirement("C5")
 def test_a_method_cannot_be_overridden(open_api: TestClient) -> None:
     job = open_api.post("/jobs", json={"type": "a"}).json()
     headers = {"X-HTTP-Method-Override": "POST"}
@@ -233,6 +242,7 @@ def test_a_method_cannot_be_overridden(open_api: TestClient) -> None:
 # --- answers --------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("C7")
 def test_every_answer_has_the_security_headers(guarded: TestClient) -> None:
     token = {"Authorization": f"Bearer {TOKEN}"}
     for response in (
@@ -247,6 +257,7 @@ def test_every_answer_has_the_security_headers(guarded: TestClient) -> None:
         assert "default-src 'none'" in response.headers["content-security-policy"]
 
 
+@pytest.mark.requirement("C14")
 @pytest.mark.parametrize(
     "raised",
     [
@@ -274,6 +285,7 @@ def test_an_unexpected_error_tells_nothing(
     assert "Traceback" in caplog.text, "the log has it"
 
 
+@pytest.mark.requirement("C14", "C12")
 def test_a_database_that_is_away_tells_no_address(tmp_path: Any) -> None:
     app = Tenure(f"sqlite:///{tmp_path}/secret/jobs.db")
     from tenure.server import build
@@ -291,6 +303,7 @@ def test_a_database_that_is_away_tells_no_address(tmp_path: Any) -> None:
 # --- listening ------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("C2")
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [
@@ -320,12 +333,14 @@ def test_only_loopback_is_open_without_a_token(app: Tenure, host: str, loopback:
         check_binding(Settings(host=host), app)
 
 
+@pytest.mark.requirement("C2")
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104
 def test_the_program_refuses_to_listen_to_all_without_a_token(sqlite_url: str, host: str) -> None:
     with pytest.raises(AssertionError, match="no token is set"):
         Served(sqlite_url, "--host", host)
 
 
+@pytest.mark.requirement("C3", "C12")
 def test_the_program_takes_its_token_from_the_environment(sqlite_url: str) -> None:
     import httpx2
 

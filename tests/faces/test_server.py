@@ -228,6 +228,7 @@ def request(path: str = "/health", *headers: str, host: str = "localhost") -> by
     return "\r\n".join(lines).encode("latin-1")
 
 
+@pytest.mark.requirement("C9")
 def test_a_head_that_is_too_large_is_refused(server: Served) -> None:
     long = "x" * protocol.MOST_HEAD_BYTES
     for head in (
@@ -268,6 +269,7 @@ def test_what_is_not_http_is_refused(server: Served, bytes_: bytes) -> None:
     assert httpx2.get(f"{server.url}/health").status_code == 200
 
 
+@pytest.mark.requirement("C6")
 @pytest.mark.parametrize(
     "head",
     [
@@ -285,6 +287,7 @@ def test_a_foreign_host_in_every_form(server: Served, head: bytes) -> None:
 
 
 @pytest.mark.scenario(98)
+@pytest.mark.requirement("C9")
 def test_slow_and_endless_bodies_hold_up_nobody(server: Served) -> None:
     head = (
         b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -322,6 +325,7 @@ def test_a_body_a_little_too_long_is_answered(server: Served) -> None:
         assert connection.recv(65_536).startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.requirement("C13")
 def test_json_logs_are_one_event_per_line(sqlite_url: str) -> None:
     with Served(sqlite_url, "--simulate", "--log-format", "json") as server:
         httpx2.post(f"{server.url}/jobs", json={"type": "a"})

@@ -67,6 +67,7 @@ def call(api: TestClient, route: Route, token: str | None) -> tuple[int, str]:
 # --- which call takes which token -----------------------------------------------------------------
 
 
+@pytest.mark.requirement("C3")
 def test_every_route_says_which_scope_it_needs() -> None:
     assert {route.name: " ".join(s for s in Scope if s in route.scopes) for route in ROUTES} == {
         name: " ".join(s for s in Scope if s in needed.split() or needed.count(" ") == 2)
@@ -79,6 +80,7 @@ def test_a_route_without_a_scope_cannot_be_written() -> None:
         Route(method="GET", path="/new", name="new", endpoint=print, answers={})  # type: ignore[call-arg]
 
 
+@pytest.mark.requirement("C3")
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
 def test_each_call_by_each_token(app: Tenure, guarded: TestClient, route: Route) -> None:
     clock = Clock(app.database)
@@ -123,6 +125,7 @@ def test_the_description_names_the_scopes(guarded: TestClient) -> None:
         ]
 
 
+@pytest.mark.requirement("C23")
 def test_the_ledger_names_the_token(app: Tenure, guarded: TestClient) -> None:
     """Who did it: whoever enqueued, and whoever stopped it."""
     shop, _ = app.tokens.create("shop", ["enqueue"])
@@ -141,6 +144,7 @@ def test_the_ledger_names_the_token(app: Tenure, guarded: TestClient) -> None:
 # --- how it begins and ends -----------------------------------------------------------------------
 
 
+@pytest.mark.requirement("C3", "C12")
 def test_only_the_digest_is_kept(database_url: str) -> None:
     with Tenure(database_url) as app:
         secret, made = app.tokens.create("shop", ["enqueue"], expires="90d", actor="me")
@@ -236,6 +240,7 @@ def test_without_the_database_no_stored_token_opens(
     assert guarded.get("/stats").status_code == 200
 
 
+@pytest.mark.requirement("C9")
 def test_guessing_reads_the_database_ten_times_a_second_at_most(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +260,7 @@ def test_guessing_reads_the_database_ten_times_a_second_at_most(
         assert len(reads) == 1
 
 
+@pytest.mark.requirement("C3")
 def test_revoked_on_a_running_server(database_url: str) -> None:
     """As users do it: a server beyond loopback with tokens of the database alone, a worker with
     the scope `work`, a producer with `enqueue`; then one is taken away."""

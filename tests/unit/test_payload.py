@@ -206,6 +206,8 @@ REFUSED_JSON: list[tuple[bytes, str, str]] = [
 ]
 
 
+@pytest.mark.scenario(89, 90, 91, 92, 93)
+@pytest.mark.requirement("C10")
 @pytest.mark.parametrize(("data", "path", "reason"), REFUSED_JSON)
 def test_parse_refuses(data: bytes, path: str, reason: str) -> None:
     error = refusal(lambda: parse(data))
@@ -359,6 +361,7 @@ ONE_MEBIBYTE_OF: dict[str, bytes] = {
 }
 
 
+@pytest.mark.requirement("C10")
 @pytest.mark.parametrize("opening", [b"", b"[", b'{"a":"'])
 @pytest.mark.parametrize("unit", ONE_MEBIBYTE_OF.values(), ids=ONE_MEBIBYTE_OF.keys())
 def test_a_hostile_mebibyte_is_linear_work(unit: bytes, opening: bytes) -> None:
@@ -430,6 +433,7 @@ REFUSED_VALUES: list[tuple[object, str, str]] = [
 FLAWS = [flaw for flaw, _, _ in REFUSED_VALUES]
 
 
+@pytest.mark.scenario(96)
 @pytest.mark.scenario(54)
 @pytest.mark.parametrize(("value", "what", "advice"), REFUSED_VALUES, ids=brief)
 def test_check_refuses(value: object, what: str, advice: str) -> None:
@@ -577,6 +581,7 @@ def test_paths_stay_short_and_printable() -> None:
     assert error.path.isascii() or "…" in error.path
 
 
+@pytest.mark.requirement("C12")
 @pytest.mark.parametrize(
     "secret", [b"hunter2", ("hunter2",), 10**30 + 424242, "hunter2\0", {"a": Text("hunter2")}]
 )

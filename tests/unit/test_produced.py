@@ -121,6 +121,7 @@ UNSTORABLE: list[tuple[object, str, str]] = [
 ]
 
 
+@pytest.mark.scenario(87, 88, 89, 90)
 @pytest.mark.parametrize(("result", "shown", "reason"), UNSTORABLE, ids=brief)
 def test_what_cannot_be_stored_is_shown_instead(result: object, shown: str, reason: str) -> None:
     note = read_back(result_text(result))
@@ -167,6 +168,7 @@ def test_a_result_that_raises_is_stored_all_the_same(error: BaseException) -> No
 any_text = st.text(st.characters() | st.sampled_from("\0\ud800é\U0001f600"))
 
 
+@pytest.mark.scenario(87, 94)
 @given(any_text, st.integers(64, 400))
 @example("", 64)
 @example(" \n", 64)
@@ -216,6 +218,7 @@ def fail(secret: str = "hunter2", depth: int = 0) -> None:  # noqa: S107
     raise ValueError("the message")
 
 
+@pytest.mark.requirement("C12")
 def test_an_exception_is_described_headline_first_and_without_locals() -> None:
     error = caught(fail)
     lines = describe_exception(error).splitlines()

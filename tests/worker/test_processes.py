@@ -224,3 +224,12 @@ app.run_worker(lease=1)
         worker.kill()
         output, _ = worker.communicate()
         assert "if __name__ == '__main__'" in output
+
+
+@pytest.mark.requirement("C24")
+def test_a_child_does_not_get_our_tokens(pool: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENURE_TOKEN", "canary")
+    monkeypatch.setenv("TENURE_TOKEN_FILE", "canary")
+    job = enqueue(pool, "secrets_here")
+    with working(pool, concurrency=1):
+        assert completed(pool, job).result == "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from contextlib import suppress
@@ -48,7 +49,10 @@ def connect(path: Path) -> sqlite3.Connection:
     """A connection with every setting that the promises rest on."""
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise InvalidInput(f"SQLite {sqlite3.sqlite_version} is too old; 3.38 or newer is needed")
-    fresh = not path.exists()
+    # A new file is its owner's only from its first moment; SQLite would make it by the umask.
+    with suppress(OSError):
+        real = os.path.realpath(path)
+        os.close(os.open(real, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(
         path,
         isolation_level=None,
@@ -56,9 +60,6 @@ def connect(path: Path) -> sqlite3.Connection:
         cached_statements=256,
         timeout=BUSY_TIMEOUT_MS / 1000,
     )
-    if fresh:
-        with suppress(OSError):
-            path.chmod(0o600)
     _use_log(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA cache_size = -65536")

@@ -112,6 +112,7 @@ def test_a_role_without_rights_is_told_so(postgres_url: str, role: str) -> None:
         upgrade(as_role(postgres_url, role))
 
 
+@pytest.mark.requirement("C11")
 def test_a_role_that_may_only_use_the_tables_works(
     postgres_url: str, role: str, raw: psycopg.Connection[Any]
 ) -> None:

@@ -1,0 +1,142 @@
+"""Hostile input through Python, HTTP and the command line, on both databases: one answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from tenure import InvalidInput, Tenure
+from tenure.payload import MAX_PAYLOAD_BYTES
+from tests.faces.command import run
+from tests.faces.http import JSON, api_of, claim
+
+S = pytest.mark.scenario
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[Tenure]:
+    with Tenure(database_url) as app:
+        yield app
+
+
+@pytest.fixture
+def api(app: Tenure) -> Iterator[TestClient]:
+    with api_of(app) as api:
+        yield api
+
+
+REFUSED = [
+    pytest.param('{"a": "x\\u0000y"}', marks=S(87), id="nul"),
+    pytest.param('{"a\\u0000": 1}', marks=S(87), id="nul in a key"),
+    pytest.param('{"a": "\\ud800"}', marks=S(88), id="half a surrogate pair"),
+    pytest.param('{"\\udc00": 1}', marks=S(88), id="and in a key"),
+    pytest.param('{"a": NaN}', marks=S(89), id="nan"),
+    pytest.param('{"a": Infinity}', marks=S(89), id="infinity"),
+    pytest.param('{"a": [1e999]}', marks=S(89), id="1e999"),
+    pytest.param('{"a": 9223372036854775808}', marks=S(90), id="2^63"),
+    pytest.param('{"a": ' + "9" * 5000 + "}", marks=S(90), id="5000 digits"),
+    pytest.param('{"a": 1e400}', marks=S(90), id="1e400"),
+    pytest.param('{"a": ' + "[" * 100 + "]" * 100 + "}", marks=S(91), id="101 deep"),
+    pytest.param('{"a": ' + "[" * 100_000, marks=S(91), id="depth bomb"),
+    pytest.param('{"a": 1, "a": 1}', marks=S(92), id="a key twice"),
+    pytest.param('{"a": {"b": 1, "b": 2}}', marks=S(92), id="and deeper"),
+    pytest.param('{"a": "' + "é" * (MAX_PAYLOAD_BYTES // 2) + '"}', marks=S(94), id="a byte more"),
+    pytest.param("[]", marks=S(96), id="no object"),
+    pytest.param('"text"', marks=S(96), id="a text"),
+]
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_is_refused_is_refused_everywhere(app: Tenure, api: TestClient, text: str) -> None:
+    body = f'{{"type": "a", "payload": {text}}}'.encode()
+    response = api.post("/jobs", content=body, headers=JSON)
+    assert response.status_code in (400, 413), response.text
+    told = run("enqueue", "a", "-", "--database", app.database, stdin=text)
+    assert told.exit_code == 2, told.output
+    try:
+        payload = json.loads(text, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError):
+        pass  # Python itself cannot say it
+    else:
+        if not _has_doubles(payload):
+            with pytest.raises(InvalidInput):
+                app.enqueue("a", payload)
+    assert app.find() == []
+    assert app.verify() == []
+
+
+class _Pairs(dict[str, Any]):
+    """What `json.loads` makes of an object; plain again once it is known to have no key twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.doubled = len(self) < len(pairs)
+
+
+def _has_doubles(value: Any) -> bool:
+    if isinstance(value, _Pairs):
+        return value.doubled or any(map(_has_doubles, value.values()))
+    return isinstance(value, list) and any(map(_has_doubles, value))
+
+
+KEPT = [
+    pytest.param('{"a":"\\u0001\\u2028\\u202e\\ufeff"}', marks=S(87), id="other control codes"),
+    pytest.param('{"a":"😀"}', marks=S(88), id="a whole surrogate pair"),
+    pytest.param('{"a":[9007199254740993,-9223372036854775808,1.5]}', marks=S(90), id="64 bits"),
+    pytest.param('{"a":-0.0}', marks=S(90), id="minus zero"),
+    pytest.param('{"a":' + "[" * 99 + "]" * 99 + "}", marks=S(91), id="100 deep"),
+    pytest.param('{"b":1,"a":2,"é":3,"e\\u0301":4,"__proto__":5}', marks=S(92), id="order, forms"),
+    pytest.param(
+        '{"a":"' + "é" * (MAX_PAYLOAD_BYTES // 2 - 4) + '"}', marks=S(94), id="the largest"
+    ),
+    pytest.param('{"a":"\'; DROP TABLE tenure_job; --%s{}"}', marks=S(95), id="SQL"),
+    pytest.param('{"a":[null,true,{},[],"",0]}', marks=S(96), id="every kind"),
+]
+
+
+@pytest.mark.parametrize("text", KEPT)
+def test_what_is_accepted_comes_back_the_same_everywhere(
+    app: Tenure, api: TestClient, text: str
+) -> None:
+    sent = json.loads(text)
+    body = f'{{"type": "a", "payload": {text}}}'.encode()
+    ids = [
+        app.enqueue("a", sent).id,
+        api.post("/jobs", content=body, headers=JSON).json()["id"],
+        run("enqueue", "a", "-", "--database", app.database, stdin=text).stdout.strip(),
+    ]
+    leased = claim(api, limit=3)
+    assert {lease["id"] for lease in leased} == set(ids)
+    for payload in (
+        *(json.loads(app.get(id).payload) for id in ids),
+        *(lease["payload"] for lease in leased),
+        *(job["payload"] for job in api.get("/jobs").json()),
+    ):
+        assert json.dumps(payload) == json.dumps(sent)  # order and types, too
+
+
+HOSTILE_NAMES = [
+    *("", " ", "a b", "a\nb", "a\0", "\x1b[31m", "\u202etxt", "../etc", "a/b", "a..b", ".a"),
+    *("x" * 10_000, "<script>", "'; DROP TABLE job; --", "é", "a?b", "a#b", "a\ud800"),
+]
+
+
+@pytest.mark.scenario(95)
+@pytest.mark.requirement("C11")
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=range(len(HOSTILE_NAMES)))
+def test_names_are_as_strict_everywhere(app: Tenure, api: TestClient, name: str) -> None:
+    for field in ("type", "queue", "idempotency_key"):
+        if field == "idempotency_key" and name.isascii() and name.isprintable() and name.strip():
+            continue  # a key may be any visible text
+        kind, options = (name, {}) if field == "type" else ("a", {field: name})
+        with pytest.raises(InvalidInput):
+            app.enqueue(kind, {}, **options)  # type: ignore[arg-type]
+        body = json.dumps({"type": "a", field: name}).encode()
+        assert api.post("/jobs", content=body, headers=JSON).status_code == 400
+    if "\0" not in name and name.isprintable():
+        assert run("enqueue", "a", "--queue", name, "--database", app.database).exit_code == 2
+    assert app.find() == []

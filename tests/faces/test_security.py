@@ -1,0 +1,342 @@
+"""What Tenure never does, whoever asks: load code from data, call out, tell or hand on secrets."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+import tenure
+from tenure import InvalidInput, Tenure, durations, failpoints, forms, ids, settings
+from tenure.api.routing import read_leniently
+from tenure.logs import JsonLines, TextLines
+from tenure.store.postgres_connection import place_of
+from tenure.store.sqlite_connection import path_of
+from tests.faces.http import api_of, problem
+from tests.worker.running import completed, failed, working
+
+PACKAGE = Path(tenure.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+LOADERS = {"pickle", "marshal", "shelve", "yaml", "dill", "cloudpickle", "jsonpickle", "runpy"}
+CALLERS = {"httpx2", "urllib.request", "http.client", "requests", "smtplib", "ftplib"}
+IMPORTERS = {
+    "__init__.py",  # the public names, from a table
+    "cli/running.py",  # what `--app` names
+    "executors.py",  # in a child process, the module of a registered handler
+    "store/checks.py",  # psycopg's own names
+}
+CANARY = "canary-7c1f"
+
+
+@pytest.fixture
+def app(sqlite_url: str) -> Iterator[Tenure]:
+    with Tenure(sqlite_url) as app:
+        yield app
+
+
+@pytest.fixture
+def api(app: Tenure) -> Iterator[TestClient]:
+    with api_of(app) as api:
+        yield api
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def calls(path: Path) -> set[str]:
+    """The names of what is called, whatever it is a part of."""
+    nodes = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
+    plain = {node.func.id for node in nodes if isinstance(node.func, ast.Name)}
+    return plain | {node.func.attr for node in nodes if isinstance(node.func, ast.Attribute)}
+
+
+# --- nothing stored is code -----------------------------------------------------------------------
+
+
+@pytest.mark.requirement("C1")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_nothing_loads_code_from_data(source: Path) -> None:
+    assert not imports(source) & LOADERS
+    plain = ast.walk(ast.parse(source.read_text("utf-8")))
+    named = {n.func.id for n in plain if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    assert not named & {"eval", "exec", "compile", "__import__"}
+    if "import_module" in calls(source):
+        assert str(source.relative_to(PACKAGE)) in IMPORTERS
+
+
+@pytest.mark.requirement("C1")
+@pytest.mark.parametrize("type", ["os.system", "builtins.exec", "subprocess.run"])
+def test_a_type_nobody_registered_is_not_imported(app: Tenure, type: str) -> None:
+    @app.job
+    def known() -> int:
+        return 1
+
+    job = app.enqueue(type, {"command": "true"})
+    with working(app):
+        assert completed(app, known.enqueue()).result == "1"
+    assert app.get(job.id).status == "pending"
+
+
+@pytest.mark.requirement("C1")
+def test_what_somebody_wrote_into_the_database_is_only_data(app: Tenure, tmp_path: Path) -> None:
+    import pickle
+
+    from tests.raw import Raw
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    @app.job(max_retries=1)
+    def known(text: str) -> str:
+        return text
+
+    raw = Raw(app.database)
+    made = [known.enqueue(text="a").id]
+    for payload in (pickle.dumps(Bomb(), 0).decode("latin-1"), "not JSON", '{"text": 1}', "[1]"):
+        id = ids.new_ids(1)[0]
+        made.append(id)
+        raw.run(
+            "INSERT INTO tenure_job (id, type, max_retries, run_at, created_at, payload)"
+            " VALUES (?, 'known', 1, 1, 1, ?)",
+            id,
+            payload,
+        )
+    raw.close()
+    with working(app):
+        completed(app, made[0])
+        for id in made[1:]:
+            failed(app, id)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.requirement("C8")
+def test_only_the_client_calls_out() -> None:
+    assert [path.name for path in SOURCES if imports(path) & CALLERS] == ["client.py"]
+
+
+@pytest.mark.requirement("C11")
+def test_statements_are_built_in_the_store_only() -> None:
+    """Everywhere else nothing executes SQL. A rehearsal has a database in memory, made of no data."""
+    executing = {path for path in SOURCES if calls(path) & {"execute", "executemany"}}
+    assert {path.parent.name for path in executing} <= {"store", "rehearsal"}
+
+
+# --- secrets and what is told ---------------------------------------------------------------------
+
+
+@pytest.mark.requirement("C12", "C17")
+def test_a_payload_is_in_no_log_and_no_metric(
+    app: Tenure, api: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    leases: list[str] = []
+
+    @app.job(max_retries=1)
+    def fail(secret: str) -> None:
+        local = secret + "-local"
+        leases.extend(row[0] for row in _leases(app))
+        raise ValueError(len(local))
+
+    with caplog.at_level(logging.DEBUG), working(app):
+        api.headers["Authorization"] = f"Bearer {CANARY}"
+        made = api.post("/jobs", json={"type": "fail", "payload": {"secret": CANARY}}).json()
+        error = failed(app, made["id"])
+        history = api.get(f"/jobs/{made['id']}/history").text
+        told = [api.get(path).text for path in ("/metrics", "/stats", "/queues", "/workers")]
+    told += [caplog.text, error, history, api.get(f"/jobs/{made['id']}/explain").text]
+    assert leases
+    for text in told:
+        assert CANARY not in text
+        assert not any(lease in text for lease in leases)
+
+
+def _leases(app: Tenure) -> list[tuple[str]]:
+    import sqlite3
+
+    with sqlite3.connect(path_of(app.database)) as connection:
+        found = connection.execute("SELECT lease_id FROM tenure_job WHERE lease_id IS NOT NULL")
+        rows: list[tuple[str]] = found.fetchall()
+    connection.close()
+    return rows
+
+
+@pytest.mark.requirement("C13")
+@pytest.mark.parametrize(
+    "text", ["a\nb", "a\r\nERROR tenure: forged", "\x1b[2J", "%s %d", "{}", "\u202e", "\x85", "\0"]
+)
+def test_a_log_line_is_one_line_whatever_it_tells(text: str) -> None:
+    record = logging.LogRecord("tenure", logging.INFO, "", 0, "job %s", (text,), None)
+    line = TextLines().format(record)
+    assert line.isprintable()
+    assert len(line.splitlines()) == 1
+    assert len(JsonLines().format(record).encode().split(b"\n")) == 1
+
+
+@pytest.mark.requirement("C16")
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("id", "status", "attempts", "token", "result", "last_error", "lease_id", "worker"),
+        *("lease_expires_at", "created_at", "started_at", "finished_at", "actor", "event"),
+    ],
+)
+def test_no_body_sets_what_is_tenures_to_set(app: Tenure, api: TestClient, field: str) -> None:
+    problem(api.post("/jobs", json={"type": "a", field: 1}), 400, "invalid_input")
+    problem(api.post("/jobs/batch", json=[{"type": "a", field: 1}]), 400, "invalid_input")
+    assert app.find() == []
+
+
+@pytest.mark.requirement("C20")
+def test_forwarded_headers_change_nothing(api: TestClient) -> None:
+    forged = {
+        "X-Forwarded-Host": "evil.example",
+        "X-Forwarded-For": "127.0.0.1",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Prefix": "/evil",
+        "Forwarded": "for=127.0.0.1;host=evil.example",
+        "X-Original-URL": "/queues",
+    }
+    made = api.post("/jobs", json={"type": "a"}, headers=forged)
+    assert made.headers["location"] == f"/jobs/{made.json()['id']}"
+    forged["X-Forwarded-Host"] = "localhost"
+    response = api.get("/jobs", headers={**forged, "Host": "evil.example"})
+    problem(response, 421, "host_not_allowed")
+
+
+# --- files and processes --------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("C19")
+def test_a_new_database_is_its_owners_only_whatever_the_umask(sqlite_url: str) -> None:
+    before = os.umask(0)
+    try:
+        with Tenure(sqlite_url) as app:
+            app.enqueue("a")
+            folder = path_of(sqlite_url).parent
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+    finally:
+        os.umask(before)
+    assert "jobs.db" in modes
+    assert {name: mode & 0o077 for name, mode in modes.items() if mode & 0o077} == {}
+
+
+@pytest.mark.requirement("C3")
+def test_a_token_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("abc\n")
+    file.chmod(0o600)
+    assert settings.load({"token_file": str(file)}, {}).tokens == ("abc",)
+    file.chmod(0o602)
+    with pytest.raises(InvalidInput, match="chmod 600"):
+        settings.load({"token_file": str(file)}, {})
+
+
+@pytest.mark.requirement("C21")
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "tools/uv.txt"])
+def test_every_dependency_is_pinned_with_its_hash(name: str) -> None:
+    text = (Path(__file__).parents[2] / name).read_text("utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    assert lines
+    assert [line for line in lines if "==" not in line or "--hash=sha256:" not in line] == []
+
+
+# --- every parser, fed with anything --------------------------------------------------------------
+
+ANY = st.one_of(st.text(max_size=60), st.text(alphabet="0123456789.-wdhms PT:_e+", max_size=30))
+
+
+@pytest.mark.requirement("C10")
+@given(ANY)
+def test_durations_are_read_or_refused(text: str) -> None:
+    try:
+        seconds = durations.seconds(text, path="$")
+    except InvalidInput:
+        return
+    assert durations.seconds(durations.text(seconds), path="$") == pytest.approx(seconds, abs=1e-3)
+
+
+@pytest.mark.requirement("C10")
+@given(st.one_of(ANY, st.from_regex("[0-9a-f-]{36}\\.[0-9a-f]{32}", fullmatch=True)))
+def test_a_lease_is_read_or_nobodys(text: str) -> None:
+    job_id, lease_id = forms.split_lease(text)
+    assert forms.join_lease(job_id, lease_id) == text or (job_id, lease_id) == forms.NOBODY
+
+
+@pytest.mark.requirement("C10")
+@given(st.one_of(ANY, st.text(max_size=40).map(lambda s: f"sqlite:///{s}")))
+def test_a_database_is_read_or_refused(text: str) -> None:
+    for read in (path_of, place_of):
+        with contextlib.suppress(InvalidInput):
+            read(text)
+
+
+@pytest.mark.requirement("C10")
+@given(st.sampled_from(sorted(settings._READERS)), st.one_of(ANY, st.integers(), st.none()))
+def test_a_setting_is_read_or_refused(name: str, value: object) -> None:
+    with contextlib.suppress(InvalidInput):
+        settings._READERS[name](value, name)
+
+
+@pytest.mark.requirement("C10")
+@given(st.text(max_size=200))
+def test_a_settings_file_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "fuzzed.toml"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with contextlib.suppress(InvalidInput):
+        settings.load({"config": str(file)}, {})
+
+
+@pytest.mark.requirement("C10")
+@given(st.binary(max_size=200))
+def test_a_report_is_read_or_refused(data: bytes) -> None:
+    with contextlib.suppress(InvalidInput):
+        read_leniently(data)
+
+
+@pytest.mark.requirement("C10")
+@given(st.text(max_size=60))
+def test_failpoints_are_read_or_refused(text: str) -> None:
+    try:
+        armed = failpoints.read(text)
+    except ValueError:
+        return
+    assert set(armed) <= set(failpoints.NAMES)
+
+
+@pytest.mark.requirement("C10")
+@given(st.binary(max_size=80))
+def test_headers_and_cursors_of_any_kind_are_no_fault(api_once: TestClient, value: bytes) -> None:
+    for name in (b"Authorization", b"Last-Event-ID", b"Host", b"Origin", b"Content-Type"):
+        response = api_once.post("/jobs", headers=[(name, value)], content=b"{")
+        assert response.status_code < 500, (name, value)
+    for name in ("cursor", "limit", "status", "after"):
+        response = api_once.get("/jobs", params={name: value.decode("latin-1")})
+        assert response.status_code < 500, (name, value)
+    response = api_once.get("/events", headers=[(b"Last-Event-ID", b"x" + value)])
+    assert response.status_code == 400
+
+
+@pytest.fixture(scope="module")
+def api_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """One server for many examples; none of them changes anything."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    with Tenure(f"sqlite:///{folder}/jobs.db") as app, api_of(app) as api:
+        yield api
