@@ -133,7 +133,7 @@ def test_only_the_client_calls_out() -> None:
 
 @pytest.mark.requirement("C11")
 def test_statements_are_built_in_the_store_only() -> None:
-    """Everywhere else nothing executes SQL. A rehearsal has a database in memory, made of no data."""
+    """Everywhere else nothing executes SQL. A rehearsal has one in memory."""
     executing = {path for path in SOURCES if calls(path) & {"execute", "executemany"}}
     assert {path.parent.name for path in executing} <= {"store", "rehearsal"}
 
