@@ -74,6 +74,10 @@ def test_a_violation_tells_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) 
     assert f"tenure simulate --seed {seed} --hours 2" in told.stdout
 
 
+def test_a_batch_that_contradicts_itself_is_no_violation() -> None:
+    assert rehearse(1022, 0.5).violation is None
+
+
 def test_the_command_says_what_it_played() -> None:
     told = run("simulate", "--hours", "0.1")
 

@@ -49,7 +49,7 @@ def _enqueue(commit: Commit, ask: Enqueue, answer: Any) -> None:
     if isinstance(answer, KeyConflict):
         life = lives.keys.get(answer.key)
         same = {a.fingerprint for a in ask.additions if a.idempotency_key == answer.key}
-        if answer.job_id in gone:
+        if answer.job_id in gone or len(same) > 1:  # or the jobs of one batch contradict each other
             return
         if life is None or life.id != answer.job_id or same == {life.addition.fingerprint}:
             raise Broken(f"{answer}, but that is not so", life)
