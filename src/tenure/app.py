@@ -43,6 +43,7 @@ from tenure.records import (
     Violation,
     WorkerState,
 )
+from tenure.redaction import Redaction
 from tenure.retry import DEFAULT_POLICY
 from tenure.store import Store, migrate_store, open_store
 from tenure.store.audit import INVARIANTS
@@ -66,11 +67,21 @@ class Tenure:
     any thread and any event loop; after a fork, make a new one in the child.
     """
 
-    def __init__(self, database: str = DEFAULT_DATABASE, *, actor: str = "application") -> None:
-        """`actor` names this application in the ledger, where a call does not name one."""
+    def __init__(
+        self,
+        database: str = DEFAULT_DATABASE,
+        *,
+        actor: str = "application",
+        redact: Sequence[str] = (),
+    ) -> None:
+        """`actor` names this application in the ledger, where a call does not name one.
+
+        `redact` are keys of payloads and results whose values its server does not show.
+        """
         self.database = database
         self.actor = payload.check_label(actor, "actor", "$.actor")
         self.handlers = Handlers()
+        self.redaction = Redaction(redact)
         self._opened: Store | None = None
 
     @property

@@ -54,7 +54,7 @@ class Application:
 
         self.state = State({"doorbell": doorbell})
         self._http = security.Guard(
-            api.dispatcher(app, doorbell),
+            api.dispatcher(app, doorbell, app.redaction.also(settings.redact)),
             settings,
             security.keyring(app, settings),
             api.OPEN_PATHS,

@@ -46,6 +46,7 @@ class Settings:
     keep_completed: float | None = 7 * DAY
     keep_cancelled: float | None = 7 * DAY
     keep_failed: float | None = 30 * DAY
+    redact: tuple[str, ...] = ()  # keys whose values are not shown
     log_format: str = "text"
     log_level: str = "info"
 
@@ -170,6 +171,10 @@ def _hosts(value: Any, where: str) -> tuple[str, ...]:
     return tuple(name.lower() for name in _names(value, where) or ())
 
 
+def _keys(value: Any, where: str) -> tuple[str, ...]:
+    return _names(value, where) or ()
+
+
 def _one_of(choices: tuple[str, ...]) -> Callable[[Any, str], str]:
     def read(value: Any, where: str) -> str:
         if value not in choices:
@@ -231,6 +236,7 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "keep_completed": _age,
     "keep_cancelled": _age,
     "keep_failed": _age,
+    "redact": _keys,
     "log_format": _one_of(LOG_FORMATS),
     "log_level": _one_of(LOG_LEVELS),
 }

@@ -12,6 +12,7 @@ from tenure.api.dispatch import Dispatcher
 from tenure.api.streams import Doorbell
 from tenure.api.table import ROUTES
 from tenure.app import Tenure
+from tenure.redaction import Redaction
 
 __all__ = ["OPEN_PATHS", "Dispatcher", "Doorbell", "dispatcher"]
 
@@ -19,6 +20,6 @@ OPEN_PATHS = tuple(route.path for route in ROUTES if not route.scopes)
 """What is answered without a token."""
 
 
-def dispatcher(app: Tenure, doorbell: Doorbell) -> Dispatcher:
+def dispatcher(app: Tenure, doorbell: Doorbell, redaction: Redaction) -> Dispatcher:
     """The whole API as an ASGI application."""
-    return Dispatcher(ROUTES, app, doorbell)
+    return Dispatcher(ROUTES, app, doorbell, redaction)

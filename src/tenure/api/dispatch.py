@@ -25,6 +25,7 @@ from tenure.api.streams import Doorbell
 from tenure.app import Tenure
 from tenure.errors import Forbidden, PayloadTooLarge, StoreUnavailable, TenureError
 from tenure.problems import Refusal
+from tenure.redaction import Redaction
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,12 @@ Methods = Mapping[str, Route]
 class Dispatcher:
     """Every route of the API. Who calls stands in the scope, put there by `security.Guard`."""
 
-    def __init__(self, routes: Sequence[Route], app: Tenure, doorbell: Doorbell) -> None:
+    def __init__(
+        self, routes: Sequence[Route], app: Tenure, doorbell: Doorbell, redaction: Redaction
+    ) -> None:
         self._app = app
         self._doorbell = doorbell
+        self._redaction = redaction
         self._fixed: dict[str, dict[str, Route]] = {}
         for route in routes:
             self._fixed.setdefault(route.path, {})[route.method] = route
@@ -57,7 +61,7 @@ class Dispatcher:
         except (Refusal, Forbidden) as refusal:
             response = refuse(request, refusal)
         else:
-            call = Call(self._app, self._doorbell, request, path, caller)
+            call = Call(self._app, self._doorbell, request, path, caller, self._redaction)
             response = await _answer(route, call)
         failpoints.hit("http.before_answer")
         await response(scope, receive, send)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated, Any, cast
 from urllib.parse import urlencode
 
@@ -15,8 +16,9 @@ from tenure.access import Caller
 from tenure.api.routing import Call, answer
 from tenure.app import MOST_LISTED, Tenure
 from tenure.drafts import Draft, Options
-from tenure.lifecycle import Status
-from tenure.records import Added
+from tenure.lifecycle import Job, Status
+from tenure.records import Added, Transition
+from tenure.redaction import Redaction
 
 CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
 """A cursor is the last id seen, without its hyphens; clients hand it back as it is."""
@@ -42,7 +44,7 @@ async def create_job(call: Call) -> Response:
         draft.options["idempotency_key"] = payloads.check_key(key, "Idempotency-Key")
     (added,) = await _add(call.app, [draft])
     headers = {"Location": call.address(f"/jobs/{added.job.id}")}
-    return answer(wire.job_body(added.job), 201 if added.created else 200, headers)
+    return answer(call.shown(added.job), 201 if added.created else 200, headers)
 
 
 async def create_jobs(call: Call) -> Response:
@@ -50,7 +52,7 @@ async def create_jobs(call: Call) -> Response:
     call.doorbell.check_running()
     drafts = [_draft(new, call.caller) for new in call.body]
     added = await _add(call.app, drafts, batch=True) if drafts else []
-    return answer([wire.job_body(one.job) for one in added], 201)
+    return answer([call.shown(one.job) for one in added], 201)
 
 
 async def _add(app: Tenure, drafts: list[Draft], *, batch: bool = False) -> list[Added]:
@@ -92,7 +94,7 @@ def list_jobs(call: Call) -> Response:
     if len(jobs) == query.limit:
         next_page = {**call.request.query_params, "cursor": jobs[-1].id.replace("-", "")}
         headers["Link"] = f'<{call.address("/jobs")}?{urlencode(next_page)}>; rel="next"'
-    return answer([wire.job_body(job) for job in jobs], headers=headers)
+    return answer([call.shown(job) for job in jobs], headers=headers)
 
 
 def _id_of(cursor: str) -> str:
@@ -102,27 +104,38 @@ def _id_of(cursor: str) -> str:
 
 def show_job(call: Call) -> Response:
     """Show a job as it stands."""
-    return answer(wire.job_body(call.app.get(call.path["id"])))
+    return answer(call.shown(call.app.get(call.path["id"])))
 
 
 def show_history(call: Call) -> Response:
     """Show every move of a job, oldest first."""
-    return answer([wire.transition_body(entry) for entry in call.app.history(call.path["id"])])
+    moves = call.app.history(call.path["id"])
+    if call.redaction:
+        job = call.app.get(call.path["id"])
+        moves = [_without_secrets(move, job, call.redaction) for move in moves]
+    return answer([wire.transition_body(move) for move in moves])
+
+
+def _without_secrets(move: Transition, job: Job, redaction: Redaction) -> Transition:
+    return move if move.detail is None else replace(move, detail=redaction.text(move.detail, job))
 
 
 def explain_job(call: Call) -> Response:
     """Say why a job is not running, or what it is doing."""
     told = call.app.explain(call.path["id"])
+    if call.redaction:
+        text = call.redaction.text(told.text, call.app.get(call.path["id"]))
+        told = replace(told, text=text)
     return answer(wire.ExplanationBody(reason=told.reason, text=told.text, legal_moves=told.legal))
 
 
 def cancel_job(call: Call) -> Response:
     """Cancel a job that waits or runs."""
-    return answer(wire.job_body(call.app.cancel(call.path["id"], actor=call.caller.name)))
+    return answer(call.shown(call.app.cancel(call.path["id"], actor=call.caller.name)))
 
 
 def retry_job(call: Call) -> Response:
     """Run a job that failed for good again, with a higher limit."""
     more = 1 if call.body.more_retries is UNSET else call.body.more_retries
     job = call.app.retry(call.path["id"], more_retries=more, actor=call.caller.name)
-    return answer(wire.job_body(job))
+    return answer(call.shown(job))

@@ -95,7 +95,7 @@ async def stream_events(call: Call) -> Response:
         last = call.query.after
     position, entries = await streams.start_of(call.app, last)
     return StreamingResponse(
-        streams.events(call.app, call.doorbell, position, entries),
+        streams.events(call.app, call.doorbell, position, entries, withheld=bool(call.redaction)),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )

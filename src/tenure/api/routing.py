@@ -22,13 +22,16 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from tenure import payload
+from tenure import payload, wire
 from tenure.access import ANYBODY, Caller, Scope
 from tenure.api.streams import Doorbell
 from tenure.app import Tenure
 from tenure.errors import InvalidInput, PayloadTooLarge
+from tenure.lifecycle import Job
 from tenure.problems import MEDIA_TYPE, Refusal, problem_of
+from tenure.redaction import Redaction
 
+NOTHING_HIDDEN = Redaction()
 JSON = "application/json"
 SMALL_BODY = 64 * 1024
 """Bytes of a request that carries no payload, and of what surrounds one that does."""
@@ -87,8 +90,13 @@ class Call:
     request: Request
     path: Mapping[str, str]  # its parts that vary
     caller: Caller = ANYBODY
+    redaction: Redaction = NOTHING_HIDDEN
     body: Any = None
     query: Any = None
+
+    def shown(self, job: Job) -> wire.JobBody:
+        """A job as it is answered."""
+        return wire.job_body(self.redaction.job(job))
 
     def address(self, path: str) -> str:
         """Where `path` of this API is, as seen by the client, wherever the API is mounted."""

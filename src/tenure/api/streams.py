@@ -11,6 +11,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -21,6 +22,7 @@ from tenure.app import Tenure
 from tenure.errors import TenureError
 from tenure.problems import RETRY_SECONDS, Refusal
 from tenure.records import ClaimRequest, Lease, Outcome, Report, Transition
+from tenure.redaction import MARK
 
 log = logging.getLogger(__name__)
 
@@ -177,12 +179,18 @@ async def start_of(app: Tenure, after: str | None) -> tuple[str, list[Transition
 
 
 async def events(
-    app: Tenure, doorbell: Doorbell, position: str, entries: list[Transition]
+    app: Tenure,
+    doorbell: Doorbell,
+    position: str,
+    entries: list[Transition],
+    *,
+    withheld: bool = False,
 ) -> AsyncIterator[bytes]:
     """The ledger from `position` on as server-sent events, until the server stops.
 
     Each event's `id` is its position, so a client that comes back misses nothing and sees nothing
-    twice. The stream holds at most one page of the ledger; a slow reader slows nobody else.
+    twice. `withheld`: without the errors, which may hold what is redacted; a job's history shows
+    them. The stream holds at most one page of the ledger; a slow reader slows nobody else.
     """
     doorbell.streams += 1
     try:
@@ -193,7 +201,7 @@ async def events(
             while not doorbell.stopped:
                 if entries:
                     position = entries[-1].position
-                    yield b"".join(map(_event, entries))
+                    yield b"".join(_event(entry, withheld=withheld) for entry in entries)
                     spoke = loop.time()
                 elif loop.time() - spoke >= PING_SECONDS:
                     yield b": still here\n\n"
@@ -222,7 +230,9 @@ def check_room(doorbell: Doorbell) -> None:
         )
 
 
-def _event(entry: Transition) -> bytes:
+def _event(entry: Transition, *, withheld: bool) -> bytes:
+    if withheld and entry.detail is not None:
+        entry = replace(entry, detail=MARK)
     data = msgspec.json.encode(wire.transition_body(entry))  # JSON has no line breaks of its own
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (
         entry.position.encode(),

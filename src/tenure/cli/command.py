@@ -31,7 +31,7 @@ EXIT_CODES: Mapping[type[TenureError], int] = {
 INTERRUPTED = 130
 
 DATABASE = "tenure.database"
-DATABASE_VARIABLES = ("TENURE_DATABASE", "TENURE_CONFIG")
+READ_VARIABLES = ("TENURE_DATABASE", "TENURE_CONFIG", "TENURE_REDACT")
 
 
 class Group(click.Group):
@@ -115,8 +115,9 @@ def application() -> Tenure:
     from tenure.settings import load
 
     # Nothing else is read: a PORT that means something else must not keep `stats` from working.
-    known = {name: os.environ[name] for name in DATABASE_VARIABLES if name in os.environ}
-    return Tenure(load({"database": chosen_database()}, known).database, actor=operator())
+    known = {name: os.environ[name] for name in READ_VARIABLES if name in os.environ}
+    found = load({"database": chosen_database()}, known)
+    return Tenure(found.database, actor=operator(), redact=found.redact)
 
 
 def operator() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from tenure.cli.command import Group, application, complain, database_option, ex
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 
 if TYPE_CHECKING:
+    from tenure.app import Tenure
     from tenure.drafts import Options
     from tenure.explain import Explanation
     from tenure.lifecycle import Job
@@ -70,7 +72,7 @@ def _enqueue(type: str, payload: Any, options: Options) -> Job:
     from tenure.drafts import Draft
 
     with application() as app:
-        return app.enqueue_many([Draft(type, payload, options)])[0]
+        return app.redaction.job(app.enqueue_many([Draft(type, payload, options)])[0])
 
 
 def _payload_bytes(payload: str) -> bytes:
@@ -121,7 +123,7 @@ def list_jobs(limit: int, as_json: bool, **filters: str | None) -> None:
     from tenure.cli.terminal import ago, attempts, first_line, print_json, table
 
     with application() as app:
-        found = app.find(limit=limit, **filters)
+        found = [app.redaction.job(job) for job in app.find(limit=limit, **filters)]
         now = app.ping()
     if as_json:
         print_json([wire.job_body(job) for job in found])
@@ -155,7 +157,13 @@ def show(id: str, as_json: bool) -> None:
     from tenure.cli.terminal import attempts, first_line, indented, print_json, table, visible, when
 
     with application() as app:
-        job, history, reason = app.get(id), app.history(id), app.explain(id)
+        whole, history, reason = app.get(id), app.history(id), app.explain(id)
+        job = app.redaction.job(whole)
+        history = [
+            replace(move, detail=move.detail and app.redaction.text(move.detail, whole))
+            for move in history
+        ]
+        reason = replace(reason, text=app.redaction.text(reason.text, whole))
     if as_json:
         print_json(
             {
@@ -203,6 +211,7 @@ def explain(id: str, as_json: bool) -> None:
 
     with application() as app:
         reason = app.explain(id)
+        reason = replace(reason, text=app.redaction.text(reason.text, app.get(id)))
     if as_json:
         print_json(_explanation(reason))
         return
@@ -224,7 +233,7 @@ def _explanation(reason: Explanation) -> ExplanationBody:
 def retry(ids: Sequence[str], more: int, as_json: bool) -> None:
     """Run jobs again that failed for good."""
     with application() as app:
-        _each(ids, lambda id: app.retry(id, more_retries=more), as_json)
+        _each(app, ids, lambda id: app.retry(id, more_retries=more), as_json)
 
 
 @jobs.command()
@@ -234,10 +243,10 @@ def retry(ids: Sequence[str], more: int, as_json: bool) -> None:
 def cancel(ids: Sequence[str], as_json: bool) -> None:
     """Cancel jobs that wait or run."""
     with application() as app:
-        _each(ids, app.cancel, as_json)
+        _each(app, ids, app.cancel, as_json)
 
 
-def _each(ids: Sequence[str], act: Callable[[str], Job], as_json: bool) -> None:
+def _each(app: Tenure, ids: Sequence[str], act: Callable[[str], Job], as_json: bool) -> None:
     """Do it to every job; one that refuses does not stop the others, but the first sets the code.
 
     With a store that does not answer there is no point in going on.
@@ -249,7 +258,7 @@ def _each(ids: Sequence[str], act: Callable[[str], Job], as_json: bool) -> None:
     code = 0
     for id in ids:
         try:
-            changed.append(act(id))
+            changed.append(app.redaction.job(act(id)))
         except StoreUnavailable:
             raise
         except TenureError as error:

@@ -1,0 +1,81 @@
+"""What is shown of jobs without the secrets in them: values are hidden by the name of their key.
+
+Pure. What is stored, and what a worker gets, stays whole; this is about what people are shown, over
+HTTP and on the command line. A value is hidden with all that is in it, at any depth of a payload or
+result. Errors are text, so the same values are looked for in them and replaced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+
+from msgspec.structs import replace
+
+from tenure.lifecycle import Job
+
+MARK = "[redacted]"
+SHORTEST = 4
+"""Characters of a value that is looked for in errors: shorter ones stand in any text."""
+
+
+class Redaction:
+    """The keys whose values are hidden; upper and lower case are the same."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        self._keys = frozenset(key.casefold() for key in keys)
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def also(self, keys: Iterable[str]) -> Redaction:
+        """The same with more keys."""
+        return Redaction((*self._keys, *keys))
+
+    def job(self, job: Job) -> Job:
+        """The job as it may be shown."""
+        if not self:
+            return job
+        return replace(
+            job,
+            payload=self._json(job.payload),
+            result=None if job.result is None else self._json(job.result),
+            last_error=None if job.last_error is None else self.text(job.last_error, job),
+        )
+
+    def text(self, text: str, job: Job) -> str:
+        """A text about a job, such as its error, without the hidden values of the job."""
+        if not self:
+            return text
+        sources = (json.loads(source) for source in (job.payload, job.result) if source)
+        found = {value for source in sources for value in self._values(source, hidden=False)}
+        # The longest first: one may hold another.
+        for value in sorted(found, key=len, reverse=True):
+            text = text.replace(value, MARK)
+        return text
+
+    def _json(self, text: str) -> str:
+        hidden = self._hide(json.loads(text))
+        return json.dumps(hidden, ensure_ascii=False, separators=(",", ":"))
+
+    def _hide(self, value: object) -> object:
+        if isinstance(value, list):
+            return [self._hide(item) for item in value]
+        if isinstance(value, dict):
+            return {
+                key: MARK if key.casefold() in self._keys else self._hide(item)
+                for key, item in value.items()
+            }
+        return value
+
+    def _values(self, value: object, *, hidden: bool) -> Iterator[str]:
+        """The hidden texts and numbers, as they may stand in an error."""
+        if isinstance(value, list):
+            for item in value:
+                yield from self._values(item, hidden=hidden)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                yield from self._values(item, hidden=hidden or key.casefold() in self._keys)
+        elif hidden and not isinstance(value, bool) and value is not None:
+            spoken = {str(value), repr(value).strip("'\"")}  # as tracebacks quote it
+            yield from (text for text in spoken if len(text) >= SHORTEST)

@@ -1,0 +1,72 @@
+"""Values under chosen keys are shown nowhere, and reach the handler whole."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tenure import Tenure
+from tenure.api import streams
+from tenure.redaction import MARK, Redaction
+from tenure.settings import Settings
+from tests.faces.command import run
+from tests.faces.http import api_of
+from tests.worker.running import completed, failed, working
+
+SECRET = "hunter2-canary"
+
+
+@pytest.mark.requirement("C12")
+def test_a_redacted_value_is_shown_nowhere_and_handled_whole(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    with Tenure(database_url) as app, api_of(app, Settings(redact=("Password", "pin"))) as api:
+
+        @app.job(max_retries=1)
+        def fail(login: dict[str, str]) -> None:
+            seen.append(login["password"])
+            raise ValueError(f"refused: {login['password']}")
+
+        @app.job
+        def work(password: str, pin: int) -> dict[str, object]:
+            seen.append(password)
+            return {"PASSWORD": password, "pin": pin, "fine": "yes"}
+
+        given = [
+            {"type": "fail", "payload": {"login": {"password": SECRET, "user": "ann"}}},
+            {"type": "work", "payload": {"password": SECRET, "pin": 918273}},
+        ]
+        made = [api.post("/jobs", json=new) for new in given]
+        first, second = (answer.json()["id"] for answer in made)
+        with working(app):
+            assert SECRET in failed(app, first)
+            assert SECRET in (completed(app, second).result or "")
+        assert seen == [SECRET, SECRET]
+
+        paths = ["", *(f"/{first}{part}" for part in ("", "/history", "/explain")), f"/{second}"]
+        told = [answer.text for answer in (*made, *(api.get(f"/jobs{path}") for path in paths))]
+        told += [str(streams._event(move, withheld=True)) for move in app.ledger()]
+        monkeypatch.setenv("TENURE_REDACT", "password,pin")
+        for words in ("jobs list", f"jobs show {first}", f"explain {first}", f"jobs show {second}"):
+            for form in ([], ["--json"]):
+                shown = run(*words.split(), *form, "--database", database_url)
+                assert shown.exit_code == 0
+                told.append(shown.output)
+        for text in told:
+            assert SECRET not in text
+            assert "918273" not in text
+        assert api.get(f"/jobs/{second}").json()["result"] == {
+            "PASSWORD": MARK,
+            "pin": MARK,
+            "fine": "yes",
+        }
+        assert "refused: [redacted]" in api.get(f"/jobs/{first}").json()["last_error"]
+
+
+def test_what_is_not_named_is_not_touched() -> None:
+    assert not Redaction()
+    text = '{"b":[1.5,{"a":[{"c":"deep"}],"é":9007199254740993}],"aa":null}'
+    hidden = Redaction(["A"])._json(text)
+    assert hidden == text.replace('[{"c":"deep"}]', json.dumps(MARK))
