@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -21,8 +22,11 @@ from tenure.app import Tenure
 from tenure.drafts import Duration
 from tenure.executors import CHILD, STOP_SIGNALS
 from tenure.handlers import Handlers
+from tenure.records import Health
 from tenure.sweeper import Sweeper
 from tenure.worker import Worker, WorkSource
+
+log = logging.getLogger(__name__)
 
 ABORTED = 130
 UNWIND_SECONDS = 1.0
@@ -66,6 +70,8 @@ def run_worker(
         with stopped_by_signals(worker.request_stop):
             await worker.run()
 
+    if isinstance(source, Tenure):
+        log_checks(source)
     if sweeper is not None:
         sweeper.start()
     try:
@@ -73,6 +79,20 @@ def run_worker(
     finally:
         if sweeper is not None:
             sweeper.stop()
+
+
+def log_checks(app: Tenure) -> threading.Thread:
+    """Log what `tenure doctor` would not call ok; on a thread, for the start need not wait."""
+
+    def look() -> None:
+        for check in app.checks():
+            if check.health is not Health.OK:
+                level = logging.ERROR if check.health is Health.PROBLEM else logging.WARNING
+                log.log(level, "%s: %s. %s", check.name, check.found, check.advice)
+
+    thread = threading.Thread(target=look, name="tenure-checks", daemon=True)
+    thread.start()
+    return thread
 
 
 @contextlib.contextmanager

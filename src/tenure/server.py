@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tenure import api, security
 from tenure.app import Tenure
 from tenure.errors import InvalidInput
-from tenure.run import ABORTED, run_loop
+from tenure.run import ABORTED, log_checks, run_loop
 from tenure.settings import Settings
 from tenure.sweeper import Sweeper
 from tenure.worker import Worker
@@ -86,6 +86,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         security.check_binding(settings, app)
         listener = running.enter_context(_listen(settings.host, settings.port))
         running.enter_context(app)
+        log_checks(app)
         sweeper = Sweeper(app, keep=settings.keep)
         sweeper.start()
         running.callback(sweeper.stop)

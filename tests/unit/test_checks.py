@@ -10,7 +10,9 @@ import pytest
 
 from tenure import Tenure
 from tenure.records import Health
+from tenure.run import log_checks
 from tenure.store import checks
+from tests.clock import Clock
 
 MANUAL = Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md"
 REPAIR = MANUAL.read_text("utf-8").split("### Restore a dump")[1].split("```sql")[1].split("```")[0]
@@ -167,6 +169,82 @@ def test_postgres_facts() -> None:
     for name in checks.POSTGRES_SETTINGS:
         value = "off" if name != "default_transaction_read_only" else "on"
         assert checks.setting(name, value, checks.POSTGRES_SETTINGS).health is Health.PROBLEM
+
+
+def test_what_a_file_may_be_like() -> None:
+    assert checks.files(0o600, 1, []).health is Health.OK
+    assert checks.files(0o660, 1, []).health is Health.OK
+    assert checks.files(0o604, 1, []).health is Health.WARNING
+    assert checks.files(0o600, 2, []).health is Health.PROBLEM
+    other = checks.files(0o600, 1, ["jobs.db-wal"])
+    assert other.health is Health.PROBLEM
+    assert "jobs.db-wal" in other.advice
+    assert checks.space(checks.LITTLE_SPACE).health is Health.OK
+    assert checks.space(checks.LITTLE_SPACE - 1).health is Health.WARNING
+    assert checks.file_system("ext4").health is checks.file_system("").health is Health.OK
+    assert checks.file_system("nfs4").health is Health.WARNING
+
+
+def test_what_may_stand_around_a_server() -> None:
+    assert checks.pooler(lends_by_transaction=True).health is Health.WARNING
+    assert checks.pooler(lends_by_transaction=False).health is Health.OK
+    assert checks.dead_rows(None).health is Health.OK
+    assert "session 7" in checks.dead_rows("session 7 is old").advice
+
+
+def test_a_file_that_others_may_open_and_one_with_two_names_are_noticed(sqlite_url: str) -> None:
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    Tenure(sqlite_url).migrate()
+    assert found(sqlite_url)["files"].health is Health.OK
+    path.chmod(0o604)
+    assert found(sqlite_url)["files"].health is Health.WARNING
+    path.chmod(0o600)
+    path.with_name("other.db").hardlink_to(path)
+    assert found(sqlite_url)["files"].health is Health.PROBLEM
+
+
+def test_a_clock_that_was_set_back_is_noticed(database_url: str) -> None:
+    Tenure(database_url).migrate()
+    clock = Clock(database_url)
+    with Tenure(database_url) as app:
+        app.enqueue("email")
+        assert found(database_url)["time"].health is Health.OK
+        clock.advance(3600)
+        app.enqueue("email")
+        clock.advance(-3600)
+        assert found(database_url)["time"].found == "the newest move is 3600 s in the future"
+    clock.close()
+
+
+@pytest.mark.postgres
+def test_a_table_that_a_crash_would_empty_is_a_problem(postgres_url: str) -> None:
+    import psycopg
+
+    Tenure(postgres_url).migrate()
+    assert found(postgres_url)["tables"].health is Health.OK
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("ALTER TABLE tenure.transition SET UNLOGGED")
+    assert "transition" in found(postgres_url)["tables"].advice
+
+
+@pytest.mark.postgres
+@pytest.mark.scenario(58)
+def test_a_worker_and_a_server_log_at_their_start_what_is_not_ok(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off',"
+            " current_database()); END $$"
+        )
+    log_checks(Tenure(postgres_url)).join()
+
+    told = {record.getMessage().split(":")[0]: record.levelname for record in caplog.records}
+    assert told["synchronous_commit"] == "ERROR"
+    assert told["schema"] == "WARNING"
+    assert "server" not in told
 
 
 def test_triggers_are_those_that_stand_after_every_step() -> None:

@@ -7,19 +7,24 @@ as such. The verdicts are pure functions of what was read; reading stands below 
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from tenure.errors import TenureError
 from tenure.records import Check, Health
-from tenure.store import migrate
+from tenure.store import filesystems, migrate
 
 MOST_CLOCK_DIFFERENCE = 1.0
 """Seconds; below it nobody notices that `run_at` of callers and the store's clock differ."""
+LITTLE_SPACE = 1024**3
+"""Bytes; the log of a SQLite file alone may take some hundred MB while there is a long reader."""
 
 
 def check_store(url: str) -> list[Check]:
@@ -174,6 +179,94 @@ def ledger(from_elsewhere: bool) -> Check:
     return Check("ledger", Health.PROBLEM, "it names transactions of the future", advice)
 
 
+def file_system(kind: str) -> Check:
+    """Whether SQLite's log works on this kind of file system."""
+    if kind in filesystems.REMOTE:
+        advice = (
+            "locks and log do not work there unless one kernel alone opens the file, which the URL "
+            "vouches for: else move it to a local disk, or use PostgreSQL"
+        )
+        return Check("file_system", Health.WARNING, kind, advice)
+    return Check("file_system", Health.OK, kind or "not known on this system")
+
+
+def space(free: int) -> Check:
+    """Whether the disk has room; `free` in bytes."""
+    found = f"{free / 1024**2:,.0f} MiB free"
+    if free >= LITTLE_SPACE:
+        return Check("disk", Health.OK, found)
+    advice = (
+        "on a full disk no job is accepted and no result recorded until there is room: free some, "
+        "or have settled jobs deleted sooner (`keep` in the settings)"
+    )
+    return Check("disk", Health.WARNING, found, advice)
+
+
+def files(mode: int, links: int, closed: Collection[str]) -> Check:
+    """Whether this user, and nobody else, may use the file.
+
+    `mode` and `links` are those of the database file; `closed` names what this user may not read
+    and write.
+    """
+    found = f"mode {mode & 0o777:o}"
+    if closed:
+        advice = (
+            f"this user may not read and write {', '.join(closed)}: another made it. Run every "
+            "program as the same user, and give the files to that one"
+        )
+        return Check("files", Health.PROBLEM, found, advice)
+    if links > 1:
+        advice = (
+            "the file has another name as a hard link; a program that opens it by that name uses "
+            "another log, which damages the file: remove the other name"
+        )
+        return Check("files", Health.PROBLEM, f"{links} names", advice)
+    if mode & 0o007:
+        advice = "every user of this machine can open it, payloads and all: chmod o-rwx"
+        return Check("files", Health.WARNING, found, advice)
+    return Check("files", Health.OK, found)
+
+
+def newest_entry(seconds_ahead: float | None) -> Check:
+    """Whether the ledger's last entry is of the past; None for an empty ledger."""
+    if seconds_ahead is None or seconds_ahead <= MOST_CLOCK_DIFFERENCE:
+        return Check("time", Health.OK, "the newest move is not of the future")
+    advice = (
+        "the store's clock was set back after that move: leases of then run on, and retries wait, "
+        "until it gets there. Find out which time is the right one"
+    )
+    return Check(
+        "time", Health.WARNING, f"the newest move is {seconds_ahead:.0f} s in the future", advice
+    )
+
+
+def pooler(lends_by_transaction: bool) -> Check:
+    """Whether a pooler in transaction mode stands before the server."""
+    if not lends_by_transaction:
+        return Check("pooler", Health.OK, "none, or one that lends whole sessions")
+    advice = (
+        "Tenure works through it, but hears of other processes' jobs by polling only: give workers "
+        "a direct address if the wait matters"
+    )
+    return Check("pooler", Health.WARNING, "lends sessions by transaction", advice)
+
+
+def dead_rows(holder: str | None) -> Check:
+    """Whether something keeps dead rows from being cleared away."""
+    if holder is None:
+        return Check("vacuum", Health.OK, "nothing holds it back")
+    advice = f"claims slow down, and the disk fills, as long as this lasts: {holder}"
+    return Check("vacuum", Health.WARNING, "held back", advice)
+
+
+def logged(unlogged: Collection[str]) -> Check:
+    """Whether every table survives a crash of the server."""
+    if not unlogged:
+        return Check("tables", Health.OK, "all are logged")
+    advice = f"a crash of the server empties {', '.join(unlogged)}: ALTER TABLE … SET LOGGED"
+    return Check("tables", Health.PROBLEM, "unlogged", advice)
+
+
 # --- reading ----------------------------------------------------------------------------------
 
 
@@ -194,6 +287,9 @@ def check_sqlite(url: str) -> Iterator[Check]:
         connection = sqlite_connection.connect(path)
         try:
             yield Check("database", Health.OK, str(path))
+            yield file_system(filesystems.filesystem_of(path))
+            yield space(shutil.disk_usage(path.parent).free)
+            yield _files(path)
             for name in SQLITE_SETTINGS:
                 (value,) = connection.execute(f"PRAGMA {name}").fetchone()
                 yield setting(name, SYNCHRONOUS.get(value, str(value)), SQLITE_SETTINGS)
@@ -207,6 +303,8 @@ def check_sqlite(url: str) -> Iterator[Check]:
             (millis,) = connection.execute(f"SELECT {sqlite_connection.NOW}").fetchone()
             after = time.time()  # noqa: TID251
             yield clock(sqlite_connection.to_time(millis), before - 0.001, after)
+            (ahead,) = connection.execute(SQLITE_AHEAD).fetchone() or (None,)
+            yield newest_entry(ahead)
         finally:
             connection.close()
     except sqlite3.Error as error:
@@ -216,7 +314,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
 
 def check_postgres(url: str) -> Iterator[Check]:
     """The checks of a PostgreSQL database, in order."""
-    from tenure.store import postgres_connection, postgres_schema
+    from tenure.store import postgres_connection, postgres_probes, postgres_schema
 
     # Not before the line above, which says what to do where it is missing.
     psycopg = importlib.import_module("psycopg")
@@ -226,6 +324,8 @@ def check_postgres(url: str) -> Iterator[Check]:
             version = connection.info.server_version
             yield server(version, postgres_connection.OLDEST_SERVER)
             yield role(_one(connection, "SELECT pg_is_in_recovery()"))
+            yield pooler(postgres_probes.pools_transactions(connection))
+            yield dead_rows(postgres_probes.holds_back(connection))
             for name in POSTGRES_SETTINGS:
                 value = _one(connection, "SELECT current_setting(%s)", name)
                 yield setting(name, value, POSTGRES_SETTINGS)
@@ -234,6 +334,8 @@ def check_postgres(url: str) -> Iterator[Check]:
             if found:
                 yield guards(_triggers(connection, place.schema), "postgres")
                 yield ledger(_one(connection, place.sql(FROM_ELSEWHERE)))
+                yield logged(_one(connection, UNLOGGED, place.schema))
+                yield newest_entry(_one(connection, place.sql(POSTGRES_AHEAD)))
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
             now = _one(connection, "SELECT clock_timestamp()")
             after = time.time()  # noqa: TID251
@@ -243,9 +345,28 @@ def check_postgres(url: str) -> Iterator[Check]:
         yield Check("database", Health.PROBLEM, "does not answer", advice)
 
 
+SQLITE_AHEAD = """
+SELECT (at - (SELECT at FROM tenure_now)) / 1000.0 FROM tenure_transition ORDER BY seq DESC LIMIT 1
+"""
+POSTGRES_AHEAD = """
+SELECT (SELECT extract(epoch FROM at - {s}.clock())::float8
+    FROM {s}.transition ORDER BY xid DESC, seq DESC LIMIT 1)
+"""
+UNLOGGED = """
+SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}') FROM pg_class
+WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND relkind = 'r' AND relpersistence = 'u'
+"""
 FROM_ELSEWHERE = """
 SELECT EXISTS (SELECT FROM {s}.transition WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
 """
+
+
+def _files(path: Path) -> Check:
+    found = path.stat()
+    beside = [path.with_name(path.name + end) for end in ("", "-wal", "-shm")]
+    present = [path.parent, *(file for file in beside if file.exists())]
+    closed = [str(each) for each in present if not os.access(each, os.R_OK | os.W_OK)]
+    return files(found.st_mode, found.st_nlink, closed)
 
 
 def _triggers(connection: Any, schema: str) -> list[str]:
