@@ -1,0 +1,252 @@
+"""Many at one row: operators, producers with one key, pruners and poison against live workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tenure import Draft, Status, Tenure
+from tenure.drafts import Options
+from tenure.errors import IllegalMove
+from tenure.ids import new_id
+from tenure.lifecycle import SETTLED
+from tenure.records import ClaimRequest, Outcome, Report
+from tests.chaos import checker, tally
+from tests.chaos.history import History, Recorded, record_handlers
+from tests.clock import Clock
+from tests.raw import Raw, Refused
+from tests.worker.running import all_settled, completed, settled, sweeping, working
+from tests.worker.scripts import WorkerScript
+from tests.worker.waiting import until
+
+pytestmark = pytest.mark.chaos
+
+
+def ask(worker: str, label: str = "", limit: int = 10) -> ClaimRequest:
+    return ClaimRequest(worker=worker, label=label, limit=limit, lease_seconds=30)
+
+
+@pytest.mark.scenario(30)
+def test_a_worker_that_comes_back_under_its_name_owns_nothing(either: Tenure, clock: Clock) -> None:
+    """Same host, same process number: a label. Its old leases run out like anybody's."""
+    app = either
+    app.enqueue_many([Draft("work", {}, {"backoff": 0}) for _ in range(10)])
+    old = app.claim(ask("worker-1", label="host:1")).leases
+    assert len(old) == 10
+    assert not app.claim(ask("worker-2", label="host:1")).leases
+    mine = [(lease.id, lease.lease_id) for lease in old]
+    assert len(app.heartbeat(mine, 30)) == 10  # the old one lives on for all that
+    clock.advance(31)
+    assert len(app.sweep()) == 10
+    new = app.claim(ask("worker-2", label="host:1")).leases
+    assert len(new) == 10
+    late = [Report(lease.id, lease.lease_id, Outcome.COMPLETED) for lease in old]
+    assert {verdict.answer for verdict in app.report(late).verdicts} == {"lost"}
+    assert app.verify() == []
+
+
+@pytest.mark.scenario(32)
+def test_operators_against_running_jobs(either: Tenure, tmp_path: Path, effort: int) -> None:
+    """They retry, cancel and delete whatever they see, while workers run it."""
+    app = either
+    folder = tmp_path / "history"
+    folder.mkdir()
+    over = threading.Event()
+    refused: list[str] = []
+
+    @app.job(backoff=0)
+    async def work(number: int) -> int:
+        await asyncio.sleep(0.002)
+        if number % 3 == 0:
+            raise ValueError("as usual")
+        return number
+
+    def operate(verb: str) -> None:
+        with Tenure(app.database) as own, contextlib.closing(Raw(app.database)) as raw:
+            operator = Recorded(own, History(folder, verb))
+            while not over.is_set():
+                for job in own.find(limit=20):
+                    try:
+                        if verb == "delete":
+                            raw.run(
+                                "DELETE FROM {job} WHERE id = ? AND finished_at IS NULL", job.id
+                            )
+                        else:
+                            getattr(operator, verb)(job.id)
+                    except (IllegalMove, *Refused):
+                        refused.append(verb)
+
+    source = Recorded(app, History(folder, "worker"))
+    record_handlers(app, source.record)
+    drafts = [Draft("work", {"number": n}, {"max_retries": 2}) for n in range(300 * effort)]
+    verbs = ("retry", "cancel", "delete")
+    with sweeping(app), working(app, source):
+        threads = [threading.Thread(target=operate, args=(verb,)) for verb in verbs]
+        for thread in threads:
+            thread.start()
+        jobs = source.enqueue_many(drafts)
+        until(lambda: set(refused) == set(verbs), "each to have been refused")
+        over.set()
+        for thread in threads:
+            thread.join()
+        all_settled(app, jobs)
+    assert checker.check(folder, app.database) == []
+
+
+@pytest.mark.scenario(33)
+def test_the_first_of_many_with_one_key_is_undone(either: Tenure) -> None:
+    """A transaction holds the key and is rolled back: one job exists, and everybody names it."""
+    app = either
+    app.enqueue("other")
+    raw = Raw(app.database)
+    insert = (
+        "INSERT INTO {job} (id, type, run_at, created_at, idempotency_key)"
+        " VALUES (?, 'work', {now}, {now}, 'one')"
+    )
+    ghost = new_id()
+    raw.run("BEGIN IMMEDIATE" if raw.engine == "sqlite" else "BEGIN")
+    raw.run(insert, ghost)
+    with ThreadPoolExecutor(50) as threads:
+        asked = [threads.submit(app.enqueue, "work", {}, idempotency_key="one") for _ in range(50)]
+        raw.run("ROLLBACK")
+        ids = {future.result().id for future in asked}
+    raw.close()
+    assert len(ids) == 1
+    assert ids != {ghost}
+    assert [job.id for job in app.find(type="work")] == list(ids)
+    assert app.verify() == []
+
+
+PRODUCER = """
+import sys
+from tenure import Tenure
+Tenure(sys.argv[1]).enqueue("work", idempotency_key="one")
+"""
+
+
+@pytest.mark.scenario(34)
+@pytest.mark.parametrize("place", ["enqueue.before_commit", "enqueue.after_commit"])
+def test_a_key_belongs_to_a_job_that_can_be_seen_or_is_free(either: Tenure, place: str) -> None:
+    """Its producer is killed before or after the commit; whoever asks again gets a real job."""
+    app = either
+    environment = {**os.environ, "TENURE_FAILPOINTS": f"{place}=kill"}
+    process = subprocess.run(
+        [sys.executable, "-c", PRODUCER, app.database], env=environment, check=False
+    )
+    assert process.returncode == -signal.SIGKILL
+    tally.count("processes killed")
+    seen = app.find()
+    assert len(seen) == (1 if place == "enqueue.after_commit" else 0)
+    again = app.enqueue("work", idempotency_key="one")
+    assert app.find() == [again]
+    assert not seen or seen == [again]
+    assert app.verify() == []
+
+
+@pytest.mark.scenario(85)
+def test_pruning_all_that_settled_while_everything_runs(
+    either: Tenure, tmp_path: Path, effort: int
+) -> None:
+    """Accepted jobs have settled and gone, or are still there: every number adds up."""
+    app = either
+    lock = threading.Lock()
+    ran: dict[int, int] = {}
+    over = threading.Event()
+    pruned = 0
+
+    @app.job(backoff=0, max_retries=2)
+    async def work(number: int) -> None:
+        with lock:
+            ran[number] = ran.get(number, 0) + 1
+        if number % 5 == 0:
+            raise ValueError("as usual")
+
+    def prune() -> None:
+        nonlocal pruned
+        with Tenure(app.database) as own:
+            while not over.is_set():
+                pruned += own.prune(dict.fromkeys(SETTLED, 0))
+
+    count = 400 * effort
+    waiting = app.enqueue("nobody", idempotency_key="kept")
+    pruner = threading.Thread(target=prune)
+    with sweeping(app), working(app):
+        pruner.start()
+        for start in range(0, count, 40):
+            app.enqueue_many([work.draft(n) for n in range(start, start + 40)])
+        until(lambda: pruned == count, "all to have settled and gone", seconds=60 * effort)
+        over.set()
+        pruner.join()
+    assert app.enqueue("nobody", idempotency_key="kept") == waiting  # a live job keeps its key
+    assert app.find() == [waiting]
+    assert ran == {n: 2 if n % 5 == 0 else 1 for n in range(count)}
+    raw = Raw(app.database)
+    assert raw.value("SELECT count(*) FROM {transition}") == 1  # a job's ledger goes with it
+    raw.close()
+    assert app.verify() == []
+
+
+POISON = """
+@app.job
+def poison(context: JobContext):
+    log(f"poison {context.attempt}")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.job
+async def honest(number: int):
+    return number
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.scenario(16)
+def test_poison_among_three_supervised_workers(
+    either: Tenure, clock: Clock, tmp_path: Path
+) -> None:
+    """At most as many kills as the job may run, a pause before each retry, and others get done."""
+    app = either
+    poison = app.enqueue("poison", max_retries=3, backoff=5, priority=-1)
+    options: Options = {"backoff": 0, "max_retries": 4}
+    honest = app.enqueue_many([Draft("honest", {"number": n}, options) for n in range(60)])
+    kills = 0
+    with WorkerScript(tmp_path / "meet", app.database, POISON) as script, sweeping(app):
+        workers = [script.start() for _ in range(3)]
+
+        def over() -> bool:
+            nonlocal kills
+            for number, worker in enumerate(workers):
+                if worker.poll() is not None:
+                    assert worker.returncode == -signal.SIGKILL
+                    kills += 1
+                    tally.count("processes killed")
+                    workers[number] = script.start()
+                    clock.advance(31)
+            if app.get(poison.id).status is Status.PENDING:
+                clock.advance(1)
+            return app.get(poison.id).status is Status.FAILED
+
+        until(over, "the poison to fail for good", seconds=60)
+        clock.advance(31)
+        for job in honest:
+            assert completed(app, job).attempts <= 4
+    assert kills == 3
+    assert script.lines() == ["poison 1", "poison 2", "poison 3"]
+    history = app.history(poison.id)
+    claims = [move.at for move in history if move.event == "claimed"]
+    ends = [move.at for move in history if move.event == "lease_expired"]
+    assert all(
+        (claim - end).total_seconds() >= 4.5
+        for claim, end in zip(claims[1:], ends[:2], strict=True)
+    )
+    assert settled(app, poison).attempts == 3
+    assert app.verify() == []
