@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from tenure import Status, StoreUnavailable
+from tests.chaos import checker
 from tests.chaos.roads import ROADS, Road, road_to
 from tests.worker.running import completed, moves, sweeping, working
 from tests.worker.waiting import PATIENCE, until
@@ -86,6 +87,8 @@ def test_a_report_whose_answer_was_lost_is_sent_again(road: Road) -> None:
         until(lambda: road.proxy.counts["answers dropped"] == 1, "the answer to get lost")
         end = completed(road.straight, job)
         road.recovered(road.source.enqueue("work"))
+    told = [line["answer"] for line in checker.lines(road.folder) if "answer" in line]
+    assert told == ["already_recorded", "recorded"], "sent again, until the worker was told"
     assert (end.attempts, end.result) == (1, '"done"')
     assert moves(road.straight, job) == ["enqueued", "claimed", "completed"]
     road.check()

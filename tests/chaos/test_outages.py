@@ -193,7 +193,7 @@ def test_a_slow_store_is_not_buried_in_work(database: Road, effort: int) -> None
 @pytest.mark.scenario(12)
 @pytest.mark.postgres
 def test_heartbeats_keep_many_leases_in_a_slow_store(database: Road) -> None:
-    """A heartbeat is three calls of 0.55 s; begun a second after the last, it would be too late."""
+    """A heartbeat is three calls of 0.7 s; begun a second after the last, it would be too late."""
     go_on = threading.Event()
 
     @database.straight.job(max_retries=2)
@@ -212,7 +212,7 @@ def test_heartbeats_keep_many_leases_in_a_slow_store(database: Road) -> None:
         until(
             lambda: database.straight.get(jobs[0].id).lease_expires_at != first, "a first heartbeat"
         )
-        database.proxy.delay(0.55)
+        database.proxy.delay(0.7)
         slow_at = time.monotonic()
         until(lambda: time.monotonic() - slow_at > 7, "more than two leases to pass")
         assert running() == 500
