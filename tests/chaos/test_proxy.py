@@ -126,8 +126,8 @@ def test_reaches_a_unix_socket(tmp_path: Path) -> None:
 
 
 def test_a_target_that_is_away_is_a_reset(tmp_path: Path) -> None:
-    with Proxy(tmp_path / "nobody") as proxy, Client(proxy) as client:
-        with pytest.raises(ConnectionResetError):
+    with Proxy(tmp_path / "nobody") as proxy:
+        with pytest.raises(ConnectionResetError), Client(proxy) as client:  # perhaps already here
             client.hear(1)
         assert proxy.counts == {"connections": 1}
 
