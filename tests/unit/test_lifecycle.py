@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from tenure.errors import IllegalMove, LeaseLost
 from tenure.lifecycle import (
+    MAX_RELEASES,
     Cancelled,
     Claimed,
     Completed,
@@ -29,6 +30,7 @@ from tenure.lifecycle import (
     has_budget,
     legal_events,
 )
+from tenure.retry import delay
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
@@ -239,8 +241,12 @@ def test_a_lease_that_ran_out_says_whose_it_was() -> None:
     after = decide(job_in("processing", 2, 2), LeaseExpired(), NOW)
     assert after.last_error is not None
     assert "worker 1" in after.last_error
-    assert "attempt 2" in after.last_error
+    assert after.last_error.endswith(f"attempt 2 before {(NOW - TICK).isoformat()}")
     assert after.actor == "sweep"
+    without_end = replace(job_in("processing", 2, 2), lease_expires_at=None)
+    told = decide(without_end, LeaseExpired(), NOW).last_error
+    assert told is not None
+    assert told.endswith("before its end")
 
 
 def test_a_report_between_the_end_of_a_lease_and_the_sweep_counts() -> None:
@@ -253,6 +259,20 @@ def test_a_retry_waits_from_now_on() -> None:
     assert retried.run_at == NOW + timedelta(seconds=5)
     assert retried.max_retries == 3
     assert retried.last_error == "it failed before"
+
+
+def test_each_job_waits_its_own_time_for_a_retry() -> None:
+    one = job_in("processing", 1, 3)
+    other = replace(one, id="0190163d-8694-739b-aea5-966c26f8ad91")
+    waits = {follow(job, EVENTS["failed"], NOW)[-1].run_at for job in (one, other)}
+    assert waits == {NOW + timedelta(seconds=delay(one.backoff, j.id, 1)) for j in (one, other)}
+    assert len(waits) == 2
+
+
+def test_a_job_handed_back_too_often_fails_by_the_hand_that_held_it() -> None:
+    job = replace(job_in("processing", 1, 1), token=1 + MAX_RELEASES)
+    assert follow(job, Released(lease_id=LEASE, actor="relay"), NOW)[0].actor == "relay"
+    assert follow(job, Released(lease_id=LEASE), NOW)[0].actor == "worker 1"
 
 
 def test_statuses_and_their_legal_events() -> None:
@@ -272,5 +292,11 @@ def test_a_refusal_reads_as_a_sentence() -> None:
     assert "is failed: it cannot be retried" in message
     assert "3 attempts are used up" in message
     assert "legal from here: retried" in message
+    with pytest.raises(IllegalMove, match=r"be claimed \(not due before 2026-05-04T12:00:00\.000001"):
+        decide(job_in("pending", 0, 3, ago=-TICK), EVENTS["claimed"], NOW)
+    with pytest.raises(IllegalMove, match=r"\(its lease still runs\)"):
+        decide(job_in("processing", 1, 3, ago=-TICK), LeaseExpired(), NOW)
+    with pytest.raises(IllegalMove, match="cannot be claimed; legal"):
+        decide(job_in("completed", 1, 3), EVENTS["claimed"], NOW)
     with pytest.raises(IllegalMove, match="legal from here: none"):
         decide(job_in("completed", 1, 3), Retried(more_retries=9), NOW)

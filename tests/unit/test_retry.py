@@ -73,6 +73,10 @@ def test_a_base_of_zero_retries_at_once_always(job_id: str, attempt: int) -> Non
     assert delay(RetryPolicy(base=0, factor=1_000, cap=3600), job_id, attempt) == 0
 
 
+def test_a_job_waits_as_long_today_as_it_did_in_the_first_version() -> None:
+    assert [delay(DEFAULT_POLICY, JOB, attempt) for attempt in (1, 2, 3)] == [0.932, 1.85, 4.297]
+
+
 def test_the_default_doubles_from_one_second_to_an_hour() -> None:
     assert RetryPolicy(base=1, factor=2, cap=3600) == DEFAULT_POLICY
     for attempt, exact in [(1, 1), (2, 2), (3, 4), (4, 8), (11, 1024), (12, 2048)]:
@@ -109,6 +113,8 @@ def test_one_job_waits_differently_each_time() -> None:
 def test_a_policy_that_makes_no_sense_is_refused_by_field(field: str, value: float) -> None:
     with pytest.raises(InvalidInput) as refusal:
         RetryPolicy(**{field: value})
+    low, high = ("1", "1000") if field == "factor" else ("0", "3.1536e+08")
+    assert f"{value!r} is out of range; use {low} to {high}" in str(refusal.value)
     assert refusal.value.path == f"$.backoff.{field}"
 
 

@@ -1,0 +1,93 @@
+"""`make chaos`: the whole battery within a time budget, then everything at once until it is up.
+
+    python -m tests.chaos.run [--seconds 600] [--seed N] [--soak] [--keep]
+
+The seed is printed first and decides what chance decides; the figures are printed at the end. With
+`--soak` only the last part runs, for as long as it is told: minutes or hours. `--keep` writes
+tests/chaos/last_run.json, from which docs/reliability.md shows the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos import conftest, tally
+
+ROOT = Path(__file__).parents[2]
+LAST_RUN = Path(__file__).with_name("last_run.json")
+SOAK_SHARE = 0.25
+"""How much of the time everything runs at once, at least."""
+SECONDS_PER_EFFORT = 120
+"""`make test` gives the battery about so much."""
+
+
+def main() -> int:
+    """Run it; the exit code is pytest's or the soak's."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--soak", action="store_true", help="only everything at once")
+    parser.add_argument("--keep", action="store_true", help="keep the figures for the docs")
+    asked = parser.parse_args()
+    print(f"seed {asked.seed}, {asked.seconds:.0f} s", flush=True)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures"
+        effort = max(2, int(asked.seconds // SECONDS_PER_EFFORT))
+        os.environ |= {
+            tally.ENVIRONMENT: str(figures),
+            conftest.SEED: str(asked.seed),
+            conftest.EFFORT: str(effort),
+        }
+        failed, tests = (0, "soak only") if asked.soak else battery()
+        left = asked.seconds - (time.monotonic() - began)
+        failed = soak(max(left, asked.seconds * SOAK_SHARE), asked.seed) or failed
+        sums = tally.total(figures)
+    width = max(map(len, sums))
+    print("\n".join(f"{figure:<{width}}  {number:>9,}" for figure, number in sums.items()))
+    print(f"seed {asked.seed}: {'FAILED' if failed else 'passed'}", flush=True)
+    if asked.keep and not failed:
+        minutes = round((time.monotonic() - began) / 60)
+        machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
+        kept = {
+            "when": time.strftime("%Y-%m-%d"),
+            "minutes": minutes,
+            "seed": asked.seed,
+            "machine": machine,
+            "tests": tests,
+            "figures": sums,
+        }
+        LAST_RUN.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    return failed
+
+
+def battery() -> tuple[int, str]:
+    """Every test that is marked as chaos or shows a scenario; exit code and pytest's last line."""
+    command = [sys.executable, "-m", "pytest", "-n", "2", "-m", "chaos or scenario or full", "tests"]
+    told = ""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            print(line, end="", flush=True)
+            if re.search(r"\d+ passed", line):
+                told = line.strip(" =\n")
+    return running.returncode, told.partition(" in ")[0]
+
+
+def soak(seconds: float, seed: int) -> int:
+    """Everything at once, on both engines; 0 if nothing was found wrong."""
+    command = [sys.executable, "-m", "tests.chaos.soak", str(seconds), str(seed)]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

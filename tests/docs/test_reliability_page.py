@@ -1,0 +1,25 @@
+"""The page on reliability is current, and no fault on it stands there without a test or a reason."""
+
+from __future__ import annotations
+
+from tools.reliability_page import PAGE, groups, marks, page
+
+SCENARIOS = {one.number: one for _, scenarios in groups() for one in scenarios}
+
+
+def test_the_page_is_what_its_sources_give() -> None:
+    assert PAGE.read_text("utf-8") == page(), "run: python tools/reliability_page.py"
+
+
+def test_every_fault_has_a_test_or_a_reason() -> None:
+    assert list(SCENARIOS) == list(range(1, 102))
+    bare = [n for n, one in SCENARIOS.items() if not one.shown_by and not one.reason]
+    assert bare == []
+
+
+def test_no_reason_stands_beside_a_test() -> None:
+    assert [n for n, one in SCENARIOS.items() if one.shown_by and one.reason] == []
+
+
+def test_every_mark_names_a_fault() -> None:
+    assert marks().keys() <= SCENARIOS.keys()

@@ -1,0 +1,110 @@
+"""Write docs/reliability.md: `python tools/reliability_page.py`.
+
+The faults stand in tests/chaos/scenarios.toml, the tests that show each are found by their mark, the
+invariants are those of `tenure verify`, and the figures are of the last `make chaos` that was kept
+(tests/chaos/last_run.json).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tenure.store.audit import questions
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "reliability.md"
+TEXT = ROOT / "tools" / "reliability.md"
+SCENARIOS = ROOT / "tests" / "chaos" / "scenarios.toml"
+LAST_RUN = ROOT / "tests" / "chaos" / "last_run.json"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One fault, what must come of it, and the files with tests that show it."""
+
+    number: int
+    fault: str
+    outcome: str
+    reason: str
+    shown_by: tuple[str, ...]
+
+
+def groups() -> Iterator[tuple[str, list[Scenario]]]:
+    """The scenarios under their headings, in order."""
+    marked = marks()
+    for group in tomllib.loads(SCENARIOS.read_text("utf-8"))["group"]:
+        reasons = group.get("reason", {})
+        yield (
+            group["title"],
+            [
+                Scenario(
+                    int(number),
+                    told[0],
+                    told[1] if len(told) > 1 else "",
+                    reasons.get(number, ""),
+                    tuple(sorted(marked.get(int(number), ()))),
+                )
+                for number, told in group["scenario"].items()
+            ],
+        )
+
+
+def marks() -> dict[int, set[str]]:
+    """Number -> files with a test that is marked with it, read from the source of the tests."""
+    found: dict[int, set[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "scenario"
+            ):
+                name = path.relative_to(ROOT / "tests").as_posix()
+                for argument in node.args:
+                    found.setdefault(ast.literal_eval(argument), set()).add(name)
+    return found
+
+
+def table(scenarios: list[Scenario]) -> str:
+    """One group as a table."""
+    lines = ["| | fault | what must come of it | shown by |", "|---|---|---|---|"]
+    for one in scenarios:
+        files = ", ".join(f"[{name}](../tests/{name})" for name in one.shown_by)
+        outcome = one.outcome or "does not apply"
+        lines.append(f"| {one.number} | {one.fault} | {outcome} | {files or one.reason} |")
+    return "\n".join(lines)
+
+
+def figures() -> str:
+    """The last full run that was kept."""
+    if not LAST_RUN.exists():
+        return "No full run has been kept yet."
+    run: dict[str, Any] = json.loads(LAST_RUN.read_text("utf-8"))
+    rows = "\n".join(f"| {figure} | {number:,} |" for figure, number in run["figures"].items())
+    return (
+        f"{run['when']}, {run['minutes']} minutes, seed {run['seed']}, {run['machine']}; "
+        f"{run['tests']}.\n\n| | |\n|---|---|\n{rows}"
+    )
+
+
+def page() -> str:
+    """The whole page."""
+    parts = {
+        "invariants": "\n".join(f"- {words}" for words in questions("job", "transition")),
+        "figures": figures(),
+        "scenarios": "\n\n".join(f"### {title}\n\n{table(rows)}" for title, rows in groups()),
+    }
+    text = TEXT.read_text("utf-8")
+    for name, part in parts.items():
+        text = text.replace(f"<!-- {name} -->", part)
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
