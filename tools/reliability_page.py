@@ -1,8 +1,8 @@
 """Write docs/reliability.md: `python tools/reliability_page.py`.
 
-The faults stand in tests/chaos/scenarios.toml, the tests that show each are found by their mark, the
-invariants are those of `tenure verify`, and the figures are of the last `make chaos` that was kept
-(tests/chaos/last_run.json).
+The faults stand in tests/chaos/scenarios.toml, the tests that show each are found by their mark,
+the invariants are those of `tenure verify`, and the figures are of the last `make chaos` that was
+kept (tests/chaos/last_run.json).
 """
 
 from __future__ import annotations

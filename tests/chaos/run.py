@@ -72,7 +72,16 @@ def main() -> int:
 
 def battery() -> tuple[int, str]:
     """Every test that is marked as chaos or shows a scenario; exit code and pytest's last line."""
-    command = [sys.executable, "-m", "pytest", "-n", "2", "-m", "chaos or scenario or full", "tests"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "-m",
+        "chaos or scenario or full",
+        "tests",
+    ]
     told = ""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None

@@ -1,4 +1,4 @@
-"""The page on reliability is current, and no fault on it stands there without a test or a reason."""
+"""The page on reliability is current, and every fault on it has a test or a reason."""
 
 from __future__ import annotations
 

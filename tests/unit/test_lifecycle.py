@@ -292,7 +292,9 @@ def test_a_refusal_reads_as_a_sentence() -> None:
     assert "is failed: it cannot be retried" in message
     assert "3 attempts are used up" in message
     assert "legal from here: retried" in message
-    with pytest.raises(IllegalMove, match=r"be claimed \(not due before 2026-05-04T12:00:00\.000001"):
+    with pytest.raises(
+        IllegalMove, match=r"be claimed \(not due before 2026-05-04T12:00:00\.000001"
+    ):
         decide(job_in("pending", 0, 3, ago=-TICK), EVENTS["claimed"], NOW)
     with pytest.raises(IllegalMove, match=r"\(its lease still runs\)"):
         decide(job_in("processing", 1, 3, ago=-TICK), LeaseExpired(), NOW)

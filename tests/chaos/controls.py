@@ -1,0 +1,365 @@
+"""Negative controls: break one rule at a time, and see the tests notice.
+
+    python -m tests.chaos.controls [--only WORDS] [--guards] [--table FILE]
+
+Each control is a copy of Tenure's source with one change, against which the layers of the battery
+run, cheapest first, until one of them goes red. A control that nothing catches is a rule without a
+test: exit 1. `--guards` does the same for every condition in the SQL of both stores, each replaced
+by one that always holds; what survives there must stand in UNNEEDED with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "tenure"
+LIFECYCLE = "lifecycle.py"
+SQLITE, POSTGRES = "store/sqlite_statements.py", "store/postgres_statements.py"
+HOT_PATH = "store/migrations/postgres/0002_hot_path.sql"
+GUARDED_FILES = (
+    SQLITE,
+    POSTGRES,
+    "store/guards.py",
+    "store/migrations/sqlite/0001_jobs.sql",
+    "store/migrations/postgres/0001_jobs.sql",
+    HOT_PATH,
+)
+LAYERS: Mapping[str, tuple[str, ...]] = {
+    "rules": ("tests/unit/test_lifecycle.py", "tests/unit/test_retry.py"),
+    "every interleaving": ("tests/model/test_explorer.py",),
+    "contract": ("tests/contract", "tests/unit/sqlite", "tests/unit/postgres"),
+    "random histories": ("tests/model",),
+    "workers": ("tests/worker",),
+    "faults": ("tests/chaos",),
+    "faces": ("tests/faces",),
+}
+MINUTES = 6
+"""A layer that takes longer has been made to hang, and that is noticed, too."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """One rule, and the change of the source that breaks it."""
+
+    words: str
+    file: str
+    old: str
+    new: str
+
+
+CONTROLS = (
+    Control(
+        "a report needs no lease",
+        LIFECYCLE,
+        "and lease_id != job.lease_id:",
+        "and lease_id != job.lease_id and False:",
+    ),
+    Control(
+        "SQLite: a completion needs no lease",
+        SQLITE,
+        "tenure_job.id = report.id AND tenure_job.lease_id = report.lease_id",
+        "tenure_job.id = report.id AND tenure_job.lease_id IS NOT NULL",
+    ),
+    Control(
+        "PostgreSQL: a completion needs no lease",
+        HOT_PATH,
+        "WHERE job.id = report.id AND job.lease_id = report.lease_id",
+        "WHERE job.id = report.id AND job.lease_id IS NOT NULL",
+    ),
+    Control(
+        "attempts are charged at the failure",
+        LIFECYCLE,
+        '"a worker asking for work", attempts=+1, token=+1)',
+        '"a worker asking for work", attempts=0, token=+1)',
+    ),
+    Control(
+        "the sweep does not test the lease again",
+        LIFECYCLE,
+        "job.lease_expires_at is not None and job.lease_expires_at > now",
+        "False",
+    ),
+    Control(
+        "SQLite: the sweep takes leases that still run",
+        "store/sqlite.py",
+        "lease_expires_at <= ",
+        "lease_expires_at <= 86400000 + ",
+    ),
+    Control(
+        "PostgreSQL: the sweep takes leases that still run",
+        POSTGRES,
+        "AND lease_expires_at <= {NOW}",
+        "AND lease_expires_at <= {NOW} + interval '1 day'",
+    ),
+    Control(
+        "retries need no budget",
+        LIFECYCLE,
+        "return attempts < max_retries",
+        "return True",
+    ),
+    Control(
+        "one attempt more than the limit",
+        LIFECYCLE,
+        "return attempts < max_retries",
+        "return attempts <= max_retries",
+    ),
+    Control(
+        "a failure leaves its retry to somebody else",
+        LIFECYCLE,
+        "return (after, decide(after, Retried(delay=wait), now))",
+        "return (after,)",
+    ),
+    Control(
+        "a lease that ends brings no retry",
+        LIFECYCLE,
+        "retryable = isinstance(event, LeaseExpired) or (",
+        "retryable = (",
+    ),
+    Control(
+        "permanent failures are tried again",
+        LIFECYCLE,
+        "isinstance(event, Failed) and event.retryable",
+        "isinstance(event, Failed)",
+    ),
+    Control(
+        "jobs are handed back without end",
+        LIFECYCLE,
+        "return token - attempts < MAX_RELEASES",
+        "return True",
+    ),
+    Control(
+        "SQLite: only the last outcome of a job is remembered",
+        SQLITE,
+        "WHERE job_id = ? AND lease_id = ? AND event <> 'claimed' ORDER BY seq DESC LIMIT 1",
+        "WHERE seq = (SELECT max(seq) FROM tenure_transition WHERE job_id = ?1"
+        " AND lease_id IS NOT NULL) AND lease_id = ?2",
+    ),
+    Control(
+        "a repeated report is refused",
+        "store/moves.py",
+        "verdicts[index] = ALREADY_RECORDED",
+        "verdicts[index] = Verdict(Answer.LOST, event)",
+    ),
+    Control(
+        "any outcome counts as recorded",
+        "store/moves.py",
+        "        if event == report.outcome:\n            verdicts[index] = ALREADY_RECORDED",
+        "        if event:\n            verdicts[index] = ALREADY_RECORDED",
+    ),
+    Control(
+        "callers are answered before the commit",
+        "store/committer.py",
+        "            asked_to_commit = True\n            db.commit()\n",
+        "            self._answer(answers)\n            answers = []\n"
+        "            asked_to_commit = True\n            db.commit()\n",
+    ),
+    Control(
+        "SQLite: jobs are claimed before they are due",
+        SQLITE,
+        "AND run_at <= :now",
+        "AND run_at <= :now + 3600000",
+    ),
+    Control(
+        "SQLite: a claim takes what somebody else holds",
+        SQLITE,
+        "WHERE status = 'pending' AND queue = :queue AND priority = :priority AND run_at",
+        "WHERE status IN ('pending', 'processing') AND queue = :queue"
+        " AND priority = :priority AND run_at",
+    ),
+    Control(
+        "PostgreSQL: a claim does not lock what it reads",
+        HOT_PATH,
+        "ORDER BY run_at, id LIMIT most FOR UPDATE SKIP LOCKED",
+        "ORDER BY run_at, id LIMIT most",
+    ),
+    Control(
+        "SQLite: a heartbeat needs no lease",
+        SQLITE,
+        "WHERE tenure_job.id = value ->> 0 AND tenure_job.lease_id = value ->> 1",
+        "WHERE tenure_job.id = value ->> 0 AND tenure_job.lease_id IS NOT NULL",
+    ),
+    Control(
+        "a heartbeat shortens a lease",
+        SQLITE,
+        "max(lease_expires_at, ?2)",
+        "?2",
+    ),
+    Control(
+        "SQLite: commits do not wait for the disk",
+        "store/sqlite_connection.py",
+        'execute("PRAGMA synchronous = FULL")',
+        'execute("PRAGMA synchronous = NORMAL")',
+    ),
+    Control(
+        "SQLite: a transaction begins as a reader",
+        "store/sqlite_connection.py",
+        'connection.execute("BEGIN IMMEDIATE")',
+        'connection.execute("BEGIN")',
+    ),
+    Control(
+        "PostgreSQL: the role decides whether commits wait for the disk",
+        "store/postgres.py",
+        'if waits == "off"',
+        'if waits == "never"',
+    ),
+    Control(
+        "one key makes two jobs",
+        "store/migrations/sqlite/0001_jobs.sql",
+        "CREATE UNIQUE INDEX tenure_job_key",
+        "CREATE INDEX tenure_job_key",
+    ),
+    Control(
+        "a key stands for any payload",
+        "store/moves.py",
+        "addition.idempotency_key is not None and fingerprint != addition.fingerprint",
+        "False",
+    ),
+    Control(
+        "retention takes what is not settled",
+        "store/sqlite.py",
+        "AND finished_at < ?",
+        "OR status = 'pending' AND created_at < ?",
+    ),
+    Control(
+        "the event stream does not wait for older transactions",
+        "store/postgres_reader.py",
+        't.xid < pg_snapshot_xmin(pg_current_snapshot())"',
+        't.xid < pg_snapshot_xmax(pg_current_snapshot())"',
+    ),
+    Control(
+        "a worker forgets outcomes that the store did not take",
+        "worker.py",
+        "        self._reports.extendleft(reversed(reports))\n",
+        "",
+    ),
+    Control(
+        "a worker runs on after its lease is lost",
+        "worker.py",
+        "                    self._slots.lose(lease_id)",
+        "                    pass",
+    ),
+    Control(
+        "a worker that is asked to stop goes on claiming",
+        "worker.py",
+        "or not self._may_be_more or self._stop_asked.is_set()",
+        "or not self._may_be_more",
+    ),
+    Control(
+        "heartbeats come once in a lease",
+        "worker.py",
+        "        interval = self._lease_seconds / 3\n        while",
+        "        interval = self._lease_seconds * 1.5\n        while",
+    ),
+)
+
+UNNEEDED: Mapping[str, str] = {}
+"""Conditions (file: text) that can go without anything that could be seen, and why they stay."""
+
+
+def guards() -> Iterator[Control]:
+    """Every comparison that SQL of the stores joins with AND, replaced by what always holds."""
+    condition = re.compile(
+        r"\bAND ((?:NOT )?[+\w.?:{}%-]+(?: -> >\d)? (?:=|<>|<=|<|>|IS NOT DISTINCT FROM|IS NOT|IS)"
+        r" [\w.:'%?{}]+)(?=[\s)\"])"
+    )
+    for file in GUARDED_FILES:
+        text = (SOURCE / file).read_text("utf-8")
+        for match in condition.finditer(text):
+            line_start = text.rfind("\n", 0, match.start()) + 1
+            line = text[line_start : text.find("\n", match.end())]
+            if not line.lstrip().startswith(("--", "#")):
+                number = text.count("\n", 0, match.start()) + 1
+                changed = text[: match.start()] + f"AND (1 = 1 OR {match[1]})" + text[match.end() :]
+                yield Control(f"{file}:{number} without {match[1]}", file, text, changed)
+    yield from parts_of_generated_guards()
+
+
+def parts_of_generated_guards() -> Iterator[Control]:
+    """Every CHECK, every part of what a legal move is, every reason to refuse an insert."""
+    file = "store/guards.py"
+    text = (SOURCE / file).read_text("utf-8")
+    rules = text[text.index("def checks()") : text.index("def is_legal(")]
+    for name in re.findall(r'^        "(\w+)": ', rules, re.MULTILINE):
+        filtered = text.replace(
+            "for name, rule in rules.items())",
+            f"for name, rule in rules.items() if name != {name!r})",
+        )
+        yield Control(f"{file}: without the CHECK {name}", file, text, filtered)
+    for part in re.findall(r'^        (f"(?:OLD|NEW)\.[^"]+"),$', text, re.MULTILINE):
+        yield Control(
+            f"{file}: a legal move without {part}", file, text, text.replace(part, '"1=1"')
+        )
+    for part in re.findall(r" OR (NEW\.\w+ (?:<>|IS)[^\"]*?)(?= OR|\")", text):
+        changed = text.replace(f" OR {part}", "", 1)
+        yield Control(f"{file}: an insert without {part}", file, text, changed)
+
+
+def broken(control: Control, folder: Path) -> Path:
+    """A copy of the source with the change in it, to be put first on Python's path."""
+    shutil.copytree(SOURCE, folder / "tenure", ignore=shutil.ignore_patterns("__pycache__"))
+    path = folder / "tenure" / control.file
+    text = path.read_text("utf-8")
+    if text.count(control.old) < 1:
+        raise SystemExit(f"{control.words}: {control.file} has changed, mend the control")
+    path.write_text(text.replace(control.old, control.new), encoding="utf-8")
+    return folder
+
+
+def caught_by(control: Control) -> str:
+    """The first layer that goes red on the broken source, or nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(broken(control, Path(folder))),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        for layer, paths in LAYERS.items():
+            command = [sys.executable, "-m", "pytest", "-qx", "-n", "2", "-p", "no:cacheprovider"]
+            try:
+                done = subprocess.run(
+                    [*command, *paths],
+                    cwd=ROOT,
+                    env=environment,
+                    timeout=MINUTES * 60,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                return f"{layer} (hangs)"
+            if done.returncode:
+                return layer
+    return ""
+
+
+def main() -> int:
+    """Try the controls that were asked for; 1 if nothing caught one of them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", default="", help="those whose words contain this")
+    parser.add_argument("--guards", action="store_true", help="every condition in the SQL")
+    parser.add_argument("--table", type=Path, help="write the table to this file, too")
+    asked = parser.parse_args()
+    rows, missed = [], 0
+    for control in guards() if asked.guards else CONTROLS:
+        if asked.only in control.words:
+            layer = caught_by(control) or UNNEEDED.get(control.words.partition(":")[2], "")
+            missed += not layer
+            rows.append(f"| {control.words} | {layer or '**nothing**'} |")
+            print(rows[-1], flush=True)
+            if asked.table:
+                asked.table.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    print(f"{len(rows)} controls, {missed} not caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
