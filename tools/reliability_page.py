@@ -1,8 +1,8 @@
 """Write docs/reliability.md: `python tools/reliability_page.py`.
 
 The faults stand in tests/chaos/scenarios.toml, the tests that show each are found by their mark,
-the invariants are those of `tenure verify`, and the figures are of the last `make chaos` that was
-kept (tests/chaos/last_run.json).
+the invariants are those of `tenure verify`, the promises those of the page on guarantees, and the
+figures are of the last `make chaos` that was kept (tests/chaos/last_run.json).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
 TEXT = ROOT / "tools" / "reliability.md"
 SCENARIOS = ROOT / "tests" / "chaos" / "scenarios.toml"
+PROMISES = ROOT / "docs" / "explanation" / "guarantees.md"
 LAST_RUN = ROOT / "tests" / "chaos" / "last_run.json"
 
 
@@ -93,9 +94,18 @@ def figures() -> str:
     )
 
 
+def section(title: str) -> str:
+    """A section of the page on guarantees, for this page, which stands one folder above."""
+    _, _, rest = PROMISES.read_text("utf-8").partition(f"\n## {title}\n")
+    return rest.partition("\n## ")[0].strip().replace("](../", "](")
+
+
 def page() -> str:
     """The whole page."""
     parts = {
+        "promise": section("The promise"),
+        "not promised": section("What is not promised"),
+        "survives": section("What survives what"),
         "invariants": "\n".join(f"- {words}" for words in questions("job", "transition")),
         "figures": figures(),
         "scenarios": "\n\n".join(f"### {title}\n\n{table(rows)}" for title, rows in groups()),
