@@ -200,7 +200,7 @@ class Stage:
         tally.count("connections cut")
 
     def _crash_postgres(self) -> None:
-        if self._postgres is not None and self._chance.random() < 0.3:
+        if self._postgres is not None:
             self._postgres.stop("immediate")
             self._pause.wait(self._chance.uniform(0, 2))
             self._postgres.start()
@@ -226,7 +226,7 @@ def stages(folder: Path, seed: int) -> Iterator[list[Stage]]:
 def soak(seconds: float, seed: int, folder: Path) -> list[str]:
     """Torment both engines side by side; every finding, none is good."""
     findings: list[str] = []
-    # PostgreSQL ends with the thread that started it: it is tormented, and started again, on this one.
+    # PostgreSQL ends with the thread that started it: so it is started again on this one.
     with stages(folder, seed) as places, contextlib.ExitStack() as stack:
         for stage in places:
             stack.enter_context(stage.played())
