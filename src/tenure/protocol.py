@@ -2,7 +2,8 @@
 
 A request's line and headers may not grow beyond `MOST_HEAD_BYTES` and must be there within
 `HEAD_SECONDS` of the connection or of their first byte, or the connection is closed: a client that
-dribbles holds a socket for seconds, not for ever.
+dribbles holds a socket for seconds, not for ever. Where connections run out, the one that has been
+idle for longest is closed for a new one, so that idle clients keep nobody out.
 
 uvicorn hands the head and the body of an answer to the socket one by one, which takes twice as many
 system calls and packets as are needed; here they go together.
@@ -62,9 +63,13 @@ class BoundedProtocol(HttpToolsProtocol):
     _parsed_bytes = 0  # of the head, in complete headers
     _unparsed_bytes = 0  # of the head, in pieces after which it was still incomplete
     _deadline: asyncio.TimerHandle | None = None
+    _idle_since = 0.0  # loop time
 
     def connection_made(self, transport: Any) -> None:
-        """Give the first request its time."""
+        """Give the first request its time, and make room for the next connection."""
+        self._idle_since = self.loop.time()
+        if self.limit_concurrency and len(self.connections) + 1 >= self.limit_concurrency:
+            self._close_longest_idle()
         super().connection_made(cast(asyncio.Transport, Gathering(transport, self.loop)))
         self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
@@ -101,6 +106,24 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._forget_deadline()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Answered: idle until the next request."""
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def _close_longest_idle(self) -> None:
+        """Close the connection that has been without a request for longest, if there is one."""
+        idle = [
+            other
+            for other in self.connections
+            if isinstance(other, BoundedProtocol)
+            and (other.cycle is None or other.cycle.response_complete)
+        ]
+        if idle:
+            longest = min(idle, key=lambda other: other._idle_since)
+            self.connections.discard(longest)  # it counts no more, though it ends in a moment
+            longest._give_up()
 
     def _give_up(self) -> None:
         if not self.transport.is_closing():

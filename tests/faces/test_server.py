@@ -360,3 +360,46 @@ async def test_a_head_that_does_not_come_in_time(monkeypatch: pytest.MonkeyPatch
             assert await asyncio.wait_for(reader.read(), 10) == b""
             writer.close()
             await writer.wait_closed()
+
+
+@pytest.mark.anyio
+@pytest.mark.scenario(98)
+async def test_idle_connections_keep_nobody_out() -> None:
+    """Where they run out, the longest idle one is closed; those that are answered are not."""
+    go_on = asyncio.Event()
+    busy = asyncio.Event()
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/slow":
+            busy.set()
+            await go_on.wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    most = 8
+    config = uvicorn.Config(
+        answer, log_config=None, lifespan="off", ws="none", limit_concurrency=most
+    )
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_server(
+        lambda: protocol.BoundedProtocol(config, state, {}, loop), "127.0.0.1", 0
+    )
+    async with listening, contextlib.AsyncExitStack() as opened:
+        address = listening.sockets[0].getsockname()
+
+        async def ask(path: str) -> asyncio.StreamReader:
+            reader, writer = await asyncio.open_connection(*address)
+            opened.callback(writer.close)
+            if path:
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            return reader
+
+        slow = await ask("/slow")
+        await asyncio.wait_for(busy.wait(), 10)
+        first, *_ = [await ask("") for _ in range(3 * most)]
+        assert (await asyncio.wait_for((await ask("/")).readline(), 10)).startswith(b"HTTP/1.1 204")
+        assert await asyncio.wait_for(first.read(), 10) == b""
+        go_on.set()
+        assert (await asyncio.wait_for(slow.readline(), 10)).startswith(b"HTTP/1.1 204")
