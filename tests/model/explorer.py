@@ -1,9 +1,10 @@
-"""Every interleaving of a small world, breadth first, with the real `decide` and `follow`.
+"""Every interleaving of a small world, breadth first, with the real `decide`, `follow` and answers.
 
 Two workers, two jobs. At any moment a free worker may claim, a busy one may report, or be told
-nothing because the answer was lost and report again, or die, with its report still on the way or
-not; that report may arrive late, and twice; the sweep may end a lease; an operator may cancel a
-job or retry it.
+nothing because the answer was lost and report again (or that it failed after all), or die, with its
+report still on the way or not; that report may arrive late, and twice; the sweep may end a lease,
+in one step or with anything between its read and its write; an operator may cancel a job or retry
+it; the database may fail over to a copy that is behind.
 Time is left out: leases last no seconds and retries wait none, so a lease may end at any moment,
 which covers every clock. What is checked stands in `check_job` and `check_answer`, and that every
 state can still finish.
@@ -30,7 +31,9 @@ from tenure.lifecycle import (
     Retried,
     Status,
 )
+from tenure.records import Answer, Outcome, Verdict
 from tenure.retry import RetryPolicy
+from tenure.store import moves
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 AT_ONCE = RetryPolicy(base=0, factor=1, cap=0)
@@ -63,6 +66,7 @@ class Row(NamedTuple):
     ended: tuple[tuple[str, str], ...] = ()  # (lease, how it ended): the ledger
     runs: int = 0  # how often a handler really started
     final: bool = False  # a handler called its failure permanent
+    claim: str = ""  # the last claim's true name, whatever its lease is called
 
 
 class Busy(NamedTuple):
@@ -70,6 +74,7 @@ class Busy(NamedTuple):
 
     job: int
     lease: str
+    claim: str  # the true name, as in Row
     said: str = ""
     sent: bool = False  # the store has recorded it, but the answer was lost
 
@@ -82,6 +87,10 @@ class World(NamedTuple):
     releases: int
     cancels: int
     retries: int  # by an operator
+    read: tuple[int, Row] | None = None  # a job as a sweep has read it, to be ended
+    failovers: int = 0  # that may still happen
+    copy: tuple[Row, ...] | None = None  # what the standby has, if there is one
+    epoch: int = 0  # how often it has failed over
 
 
 class Limits(NamedTuple):
@@ -93,6 +102,9 @@ class Limits(NamedTuple):
     cancels: int
     retries: int = 0
     workers: int = 2
+    two_steps: bool = False  # the sweep reads first and writes later
+    failovers: int = 0
+    doubts: bool = False  # a worker without an answer may report a failure instead
     most_states: int = 400_000
 
 
@@ -113,9 +125,11 @@ class Rules:
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], tuple[Row, ...] | None] = {}
 
-    def move(self, row: Row, event: Event, *, alone: bool = False) -> Row | None:
-        """The row after the event; None if it was refused."""
-        asked = row._replace(ended=(), runs=0, final=False)
+    def move(
+        self, row: Row, event: Event, *, alone: bool = False, read: Row | None = None
+    ) -> Row | None:
+        """The row after the event; None if it was refused. `read`: what is decided on instead."""
+        asked = (read or row)._replace(ended=(), runs=0, final=False, claim="")
         key = (asked, event, alone)
         if key not in self._known:
             self._known[key] = self._ask(asked, event, alone)
@@ -146,7 +160,7 @@ class Rules:
                 if row.lease in dict(ended):
                     raise Violation("a lease ended twice")
                 ended = (*ended, (row.lease, event))
-            row = after._replace(ended=ended, runs=row.runs, final=row.final)
+            row = after._replace(ended=ended, runs=row.runs, final=row.final, claim=row.claim)
         return row
 
 
@@ -187,12 +201,26 @@ def said_as(busy: Busy) -> str:
 # --- what may happen --------------------------------------------------------------------------
 
 
-def steps(world: World, rules: Rules) -> Iterator[tuple[str, World]]:
+def new_lease(claim: str) -> str:
+    """What the store calls the lease of this claim: as good as the true name, being random."""
+    return claim
+
+
+def is_as_read(row: Row, read: Row) -> bool:
+    """The guard of a save: the row is still what was read."""
+    return (row.status, row.token, row.lease) == (read.status, read.token, read.lease)
+
+
+def ended_as(row: Row, lease: str) -> str:
+    """How the ledger says that a lease ended."""
+    return dict(row.ended).get(lease, "")
+
+
+def steps(world: World, rules: Rules, size: Limits) -> Iterator[tuple[str, World]]:
     """Everything that can happen next."""
+    yield from sweeps(world, rules, size)
+    yield from failovers(world)
     for number, row in enumerate(world.rows):
-        swept = rules.move(row, LeaseExpired())
-        if swept is not None:
-            yield f"sweep ends job {number}", with_row(world, number, swept)
         if world.cancels:
             cancelled = rules.move(row, Cancelled())
             if cancelled is not None:
@@ -205,14 +233,16 @@ def steps(world: World, rules: Rules) -> Iterator[tuple[str, World]]:
                 yield f"retry job {number}", with_row(less, number, retried._replace(final=False))
         for who, worker in enumerate(world.workers):
             if worker is None:
-                lease = f"lease {row.token + 1}"
+                claim = f"claim {row.token + 1} of epoch {world.epoch}"
+                lease = new_lease(claim)
                 event = Claimed(lease_id=lease, lease_seconds=0, actor="w")
                 claimed = rules.move(row, event, alone=True)
                 if claimed is not None:
-                    after = with_row(world, number, claimed._replace(runs=row.runs + 1))
+                    claimed = claimed._replace(runs=row.runs + 1, claim=claim)
+                    after = with_row(world, number, claimed)
                     yield (
                         f"w{who} claims job {number}",
-                        with_worker(after, who, Busy(number, lease)),
+                        with_worker(after, who, Busy(number, lease, claim)),
                     )
     for who, worker in enumerate(world.workers):
         if worker is None:
@@ -228,6 +258,9 @@ def steps(world: World, rules: Rules) -> Iterator[tuple[str, World]]:
             if not worker.sent:
                 unheard = with_worker(reported, who, worker._replace(sent=True))
                 yield f"w{who} says {worker.said}: answer lost", unheard
+            elif size.doubts and worker.said == "completed":
+                other = with_worker(world, who, worker._replace(said="failed"))
+                yield f"w{who} takes it for a failure", other
             continue
         for said in ("completed", "failed", "failed for good"):
             yield f"w{who} ends as {said}", with_worker(world, who, worker._replace(said=said))
@@ -240,17 +273,49 @@ def steps(world: World, rules: Rules) -> Iterator[tuple[str, World]]:
         yield f"late report, and again: {answer}", reported
 
 
+def sweeps(world: World, rules: Rules, size: Limits) -> Iterator[tuple[str, World]]:
+    """A sweep ends a lease at once, or reads a job now and ends its lease later, if it still is."""
+    for number, row in enumerate(world.rows):
+        swept = rules.move(row, LeaseExpired())
+        if swept is not None and not size.two_steps:
+            yield f"sweep ends job {number}", with_row(world, number, swept)
+        elif swept is not None and world.read is None:
+            yield f"sweep reads job {number}", world._replace(read=(number, row))
+    if world.read is not None:
+        number, read = world.read
+        row, done = world.rows[number], world._replace(read=None)
+        if is_as_read(row, read):
+            written = rules.move(row, LeaseExpired(), read=read)
+            assert written is not None
+            yield f"sweep writes job {number}", with_row(done, number, written)
+        else:
+            yield f"sweep leaves job {number} alone", done
+
+
+def failovers(world: World) -> Iterator[tuple[str, World]]:
+    """The standby catches up, or takes over as it is: whatever it lacks never happened."""
+    if world.failovers and world.copy is not None and world.copy != world.rows:
+        yield "the standby catches up", world._replace(copy=world.rows)
+        yield (
+            "failover to an older copy",
+            world._replace(
+                rows=world.copy, failovers=world.failovers - 1, copy=None, epoch=world.epoch + 1
+            ),
+        )
+
+
 def report(world: World, busy: Busy, rules: Rules) -> tuple[World, str]:
     """The world after a report, and the answer; both are checked."""
     row = world.rows[busy.job]
     after = rules.move(row, event_of(busy))
-    how = dict(row.ended).get(busy.lease)
     if after is None:
-        answer = "already recorded" if how == said_as(busy) else f"lost or conflict ({how})"
-        if how is None:
+        if row.lease == busy.lease:
             raise Violation("a lease that is held was refused")
-        return world, answer
-    if row.lease != busy.lease:
+        outcome = Outcome(said_as(busy))
+        verdict = moves.late_verdict(outcome, ended_as(row, busy.lease))
+        check_answer(row, busy, verdict)
+        return world, f"{verdict.answer} {verdict.recorded}"
+    if row.claim != busy.claim:
         raise Violation("the report of a dead lease changed a job")
     if busy.said == "failed for good":
         if after.status != "failed":
@@ -258,8 +323,7 @@ def report(world: World, busy: Busy, rules: Rules) -> tuple[World, str]:
         after = after._replace(final=True)
     if busy.said == "released":
         after = after._replace(runs=after.runs - 1)  # it never ran
-    if dict(after.ended).get(busy.lease) != said_as(busy):
-        raise Violation("recorded as something else than was reported")
+    check_answer(after, busy, Verdict(Answer.RECORDED))
     return with_row(world, busy.job, after), "recorded"
 
 
@@ -275,6 +339,21 @@ def with_worker(world: World, who: int, worker: Busy | None) -> World:
 
 
 # --- what must hold ---------------------------------------------------------------------------
+
+
+def check_answer(row: Row, busy: Busy, verdict: Verdict) -> None:
+    """What must be true of an answer, with the row as it is after it."""
+    how = dict(row.ended).get(busy.lease, "")
+    if verdict.answer in (Answer.RECORDED, Answer.ALREADY_RECORDED):
+        if how != said_as(busy):
+            raise Violation("answered as recorded, which it is not")
+        return
+    if how == said_as(busy):
+        raise Violation("what is on record was refused")
+    if verdict.recorded != how:
+        raise Violation("a refusal that does not say what is on record")
+    if (verdict.answer is Answer.CONFLICT) != (how in tuple(Outcome)):
+        raise Violation("lost and conflict are mixed up")
 
 
 def check(row: Row) -> None:
@@ -310,6 +389,8 @@ def explore(size: Limits) -> Found:
         size.releases,
         size.cancels,
         size.retries,
+        failovers=size.failovers,
+        copy=rows if size.failovers else None,
     )
     came_from: dict[World, tuple[World, str] | None] = {start: None}
     before: dict[World, list[World]] = {}
@@ -317,7 +398,7 @@ def explore(size: Limits) -> Found:
     while waiting:
         world = waiting.popleft()
         try:
-            for name, after in steps(world, rules):
+            for name, after in steps(world, rules, size):
                 if not name.startswith("cancel"):  # it must end without that, too
                     before.setdefault(after, []).append(world)
                 if after not in came_from:

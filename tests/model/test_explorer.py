@@ -13,10 +13,16 @@ from msgspec.structs import replace
 from tenure import lifecycle
 from tenure.errors import IllegalMove
 from tenure.lifecycle import Claimed, Completed, Event, Failed, Job, LeaseExpired, Released, Status
-from tests.model.explorer import Limits, explore
+from tenure.records import ALREADY_RECORDED, Answer, Outcome, Verdict
+from tenure.store import moves
+from tests.model import explorer
+from tests.model.explorer import Limits, Row, explore
 
 SMALL = Limits(limits=(2,), crashes=1, releases=1, cancels=1)
 CONTROLLED = SMALL._replace(retries=1)
+DOUBTS = Limits(limits=(3,), crashes=1, releases=0, cancels=1, doubts=True)
+TWO_STEPS = Limits(limits=(2,), crashes=1, releases=0, cancels=0, two_steps=True)
+FAILOVER = Limits(limits=(3,), crashes=0, releases=0, cancels=0, failovers=1)
 
 WORLDS = [
     Limits(limits=(2, 1), crashes=1, releases=0, cancels=1),
@@ -24,7 +30,13 @@ WORLDS = [
     Limits(limits=(1, 0), crashes=1, releases=1, cancels=1),
     Limits(limits=(3,), crashes=1, releases=1, cancels=0),
     Limits(limits=(0,), crashes=1, releases=0, cancels=1, retries=2),
+    Limits(limits=(3,), crashes=2, releases=0, cancels=0, workers=3),
     SMALL,
+    DOUBTS,
+    TWO_STEPS,
+    TWO_STEPS._replace(limits=(2, 1), crashes=0),
+    FAILOVER._replace(limits=(2,), crashes=1),
+    FAILOVER,
 ]
 
 Decide = Callable[[Job, Event, datetime], Job]
@@ -150,6 +162,56 @@ def a_running_job_can_be_claimed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lifecycle, "MOVE_OF", table)
 
 
+def a_token_that_restarts(right: Decide, job: Job, event: Event, now: datetime) -> Job:
+    after = right(job, event, now)
+    return after if after.lease_id else replace(after, token=0)
+
+
+def answering(change: Callable[[Outcome, str], Verdict | None]) -> Break:
+    """Answer late reports differently, where `change` says so."""
+
+    def apply(patch: pytest.MonkeyPatch) -> None:
+        right = moves.late_verdict
+        patch.setattr(moves, "late_verdict", lambda *asked: change(*asked) or right(*asked))
+
+    return apply
+
+
+def any_outcome_is_fine(outcome: Outcome, event: str) -> Verdict | None:
+    return ALREADY_RECORDED if event else None
+
+
+def an_outcome_stands_for_another(outcome: Outcome, event: str) -> Verdict | None:
+    return ALREADY_RECORDED if event in tuple(Outcome) else None
+
+
+def a_report_counts_once(outcome: Outcome, event: str) -> Verdict | None:
+    return Verdict(Answer.CONFLICT, event) if event == outcome else None
+
+
+def whatever_ended_is_lost(outcome: Outcome, event: str) -> Verdict | None:
+    return Verdict(Answer.LOST, event) if event and event != outcome else None
+
+
+def only_the_last_outcome_is_kept(patch: pytest.MonkeyPatch) -> None:
+    def ended_as(row: Row, lease: str) -> str:
+        return dict(row.ended[-1:]).get(lease, "")
+
+    patch.setattr(explorer, "ended_as", ended_as)
+
+
+def the_sweep_writes_what_it_read(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(explorer, "is_as_read", lambda row, read: True)
+
+
+def the_sweep_looks_at_the_status_only(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(explorer, "is_as_read", lambda row, read: row.status == read.status)
+
+
+def leases_are_counted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(explorer, "new_lease", lambda claim: claim.partition(" of epoch")[0])
+
+
 CONTROLS: dict[str, tuple[Break, str]] = {
     "nobody checks the lease": (wrapped(nobody_checks_the_lease), "dead lease"),
     "late failures count": (wrapped(late_failures_count), "illegal move"),
@@ -170,13 +232,30 @@ CONTROLS: dict[str, tuple[Break, str]] = {
         with_move("completed", Status.PROCESSING, target=Status.PENDING),
         "illegal move",
     ),
+    "the token restarts": (wrapped(a_token_that_restarts), "token fell"),
+    "any outcome is fine": (answering(any_outcome_is_fine), "which it is not"),
+    "an outcome for another": (answering(an_outcome_stands_for_another), "which it is not"),
+    "a report counts once": (answering(a_report_counts_once), "was refused"),
+    "whatever ended is lost": (answering(whatever_ended_is_lost), "mixed up"),
+    "only the last outcome is kept": (only_the_last_outcome_is_kept, "was refused|does not say"),
+    "a sweep without a guard": (the_sweep_writes_what_it_read, "illegal move completed"),
+    "a sweep with half a guard": (the_sweep_looks_at_the_status_only, "token fell"),
+    "leases are counted": (leases_are_counted, "dead lease"),
 }
+WORLD_OF = {
+    "an outcome for another": DOUBTS,
+    "whatever ended is lost": DOUBTS,
+    "a sweep without a guard": TWO_STEPS,
+    "a sweep with half a guard": TWO_STEPS,
+    "leases are counted": FAILOVER,
+}
+"""The world in which a control is caught, where it is not CONTROLLED."""
 
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_a_broken_rule_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     break_it, expected = CONTROLS[name]
     break_it(monkeypatch)
-    found = explore(CONTROLLED)
+    found = explore(WORLD_OF.get(name, CONTROLLED))
     assert any(part in found.violation for part in expected.split("|")), found
     assert found.trace

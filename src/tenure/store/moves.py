@@ -146,12 +146,19 @@ def _answer_late(
     ended = db.settled_as([(report.job_id, report.lease_id) for _, report in late])
     for index, report in late:
         event = ended.get((report.job_id, report.lease_id), "")
-        if event == report.outcome:
-            verdicts[index] = ALREADY_RECORDED
-        elif event in tuple(Outcome):
-            verdicts[index] = Verdict(Answer.CONFLICT, event)
-        else:
-            verdicts[index] = Verdict(Answer.LOST, event)
+        verdicts[index] = late_verdict(report.outcome, event)
+
+
+def late_verdict(outcome: Outcome, event: str) -> Verdict:
+    """The answer to a report whose lease ended earlier, by `event`; "" if no such lease is known.
+
+    Pure, so that the model tests can ask it too.
+    """
+    if event == outcome:
+        return ALREADY_RECORDED
+    if event in tuple(Outcome):
+        return Verdict(Answer.CONFLICT, event)
+    return Verdict(Answer.LOST, event)
 
 
 def _event(report: Report) -> Event:
