@@ -9,9 +9,10 @@ import pytest
 from tenure import Tenure
 from tenure.api import streams
 from tenure.redaction import MARK, Redaction
+from tenure.server import build
 from tenure.settings import Settings
 from tests.faces.command import run
-from tests.faces.http import api_of
+from tests.faces.http import Exchange, api_of
 from tests.worker.running import completed, failed, working
 
 SECRET = "hunter2-canary"
@@ -63,6 +64,23 @@ def test_a_redacted_value_is_shown_nowhere_and_handled_whole(
             "fine": "yes",
         }
         assert "refused: [redacted]" in api.get(f"/jobs/{first}").json()["last_error"]
+
+
+@pytest.mark.anyio
+async def test_events_come_without_errors(sqlite_url: str) -> None:
+    with Tenure(sqlite_url) as app:
+
+        @app.job(max_retries=1)
+        def fail(password: str) -> None:
+            raise ValueError(password)
+
+        with working(app):
+            failed(app, fail.enqueue(password=SECRET))
+        built = build(app, Settings(redact=("password",)))
+        async with Exchange(built, "GET", "/events", query="after=0") as stream:
+            await stream.until(b"event: failed")
+            assert MARK.encode() in stream.answered
+            assert SECRET.encode() not in stream.answered
 
 
 def test_what_is_not_named_is_not_touched() -> None:

@@ -209,9 +209,11 @@ def test_an_open_server_asks_for_tokens_once_there_was_one(
         monkeypatch.setattr(keyring, name, -1)
     with api_of(app) as api:
         assert api.get("/jobs").status_code == 200
-        app.tokens.create("one", ["read"])
+        token, _ = app.tokens.create("one", ["read"])
         problem(api.get("/jobs"), 401, "unauthorized")
         app.tokens.revoke("one")
+        with_it = {"Authorization": f"Bearer {token}"}  # which makes the server look again
+        problem(api.get("/jobs", headers=with_it), 401, "unauthorized")
         problem(api.get("/jobs"), 401, "unauthorized")
         assert api.get("/health").status_code == 200
 
