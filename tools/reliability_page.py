@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Scenario:
 
 def groups() -> Iterator[tuple[str, list[Scenario]]]:
     """The scenarios under their headings, in order."""
-    marked = marks()
+    marked = marks("scenario")
     for group in tomllib.loads(SCENARIOS.read_text("utf-8"))["group"]:
         reasons = group.get("reason", {})
         yield (
@@ -49,26 +49,26 @@ def groups() -> Iterator[tuple[str, list[Scenario]]]:
                     told[0],
                     told[1] if len(told) > 1 else "",
                     reasons.get(number, ""),
-                    tuple(sorted(marked.get(int(number), ()))),
+                    tuple(marked.get(int(number), ())),
                 )
                 for number, told in group["scenario"].items()
             ],
         )
 
 
-def marks() -> dict[int, set[str]]:
-    """Number -> files with a test that is marked with it, read from the source of the tests."""
-    found: dict[int, set[str]] = {}
+def marks(name: str) -> dict[Any, set[str]]:
+    """What `pytest.mark.name(...)` says -> files with such a test, read from their source."""
+    found: dict[Any, set[str]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and node.func.attr == "scenario"
+                and node.func.attr == name
             ):
-                name = path.relative_to(ROOT / "tests").as_posix()
+                file = path.relative_to(ROOT / "tests").as_posix()
                 for argument in node.args:
-                    found.setdefault(ast.literal_eval(argument), set()).add(name)
+                    found.setdefault(ast.literal_eval(argument), set()).add(file)
     return found
 
 
@@ -76,10 +76,25 @@ def table(scenarios: list[Scenario]) -> str:
     """One group as a table."""
     lines = ["| | fault | what must come of it | shown by |", "|---|---|---|---|"]
     for one in scenarios:
-        files = ", ".join(f"[{name}](../tests/{name})" for name in one.shown_by)
+        files = links(one.shown_by)
         outcome = one.outcome or "does not apply"
         lines.append(f"| {one.number} | {one.fault} | {outcome} | {files or one.reason} |")
     return "\n".join(lines)
+
+
+def links(files: Iterable[str]) -> str:
+    """Files of tests, as links."""
+    return ", ".join(f"[{name}](../tests/{name})" for name in sorted(files))
+
+
+def requirements() -> dict[str, tuple[str, str]]:
+    """What is required for security: its words, and the tests or the reason for none."""
+    told = tomllib.loads(SCENARIOS.read_text("utf-8"))
+    marked = marks("requirement")
+    return {
+        name: (words, links(marked.get(name, ())) or told["requirement_reasons"].get(name, ""))
+        for name, words in told["requirements"].items()
+    }
 
 
 def figures() -> str:
@@ -108,6 +123,9 @@ def page() -> str:
         "survives": section("What survives what"),
         "invariants": "\n".join(f"- {words}" for words in INVARIANTS),
         "figures": figures(),
+        "requirements": "\n".join(
+            f"| {name} | {words} | {shown} |" for name, (words, shown) in requirements().items()
+        ),
         "scenarios": "\n\n".join(f"### {title}\n\n{table(rows)}" for title, rows in groups()),
     }
     text = TEXT.read_text("utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.reliability_page import PAGE, groups, marks, page
+from tools.reliability_page import PAGE, groups, marks, page, requirements
 
 SCENARIOS = {one.number: one for _, scenarios in groups() for one in scenarios}
 
@@ -17,9 +17,15 @@ def test_every_fault_has_a_test_or_a_reason() -> None:
     assert bare == []
 
 
+def test_every_requirement_has_a_test_or_a_reason() -> None:
+    assert list(requirements()) == [f"C{number}" for number in range(1, 25)]
+    assert [name for name, (_, shown) in requirements().items() if not shown] == []
+
+
 def test_no_reason_stands_beside_a_test() -> None:
     assert [n for n, one in SCENARIOS.items() if one.shown_by and one.reason] == []
 
 
 def test_every_mark_names_a_fault() -> None:
-    assert marks().keys() <= SCENARIOS.keys()
+    assert marks("scenario").keys() <= SCENARIOS.keys()
+    assert marks("requirement").keys() <= requirements().keys()
