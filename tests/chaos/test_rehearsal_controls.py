@@ -27,7 +27,7 @@ from tenure.store.sqlite import Sqlite
 pytestmark = pytest.mark.chaos
 
 SEEDS = range(30)
-HOURS = 2.0
+HOURS = 4.0
 
 Patch = pytest.MonkeyPatch
 
@@ -248,30 +248,30 @@ def a_move_by_hand_is_not_saved(patch: Patch) -> None:
 
 RULES = {
     a_success_needs_no_lease: 3,
-    a_failure_needs_no_lease: 2,
+    a_failure_needs_no_lease: 3,
     a_lease_that_ran_out_is_not_charged: 1,
-    the_sweep_ends_leases_that_still_run: 0,
+    the_sweep_ends_leases_that_still_run: 1,
     the_sweep_acts_on_what_it_read_earlier: 1,
     a_retry_needs_no_budget: 1,
     a_lease_that_ran_out_brings_no_retry: 1,
-    a_permanent_failure_is_tried_again: 0,
+    a_permanent_failure_is_tried_again: 1,
     a_retry_does_not_wait: 1,
-    only_the_last_outcome_is_known: 2,
+    only_the_last_outcome_is_known: 1,
     every_late_report_is_welcome: 1,
-    a_claim_does_not_wait_for_the_time: 6,
+    a_claim_does_not_wait_for_the_time: 2,
     a_claim_does_not_know_the_order: 1,
-    a_claim_sees_one_lane_only: 13,
+    a_claim_sees_one_lane_only: 2,
     a_pause_is_forgotten: 2,
-    a_queue_takes_one_too_many: 2,
-    a_token_does_not_rise: 0,
-    a_claim_is_not_charged: 0,
-    handing_back_is_not_refunded: 0,
-    callers_are_answered_before_the_commit: 0,
-    a_key_does_not_know_its_request: 3,
-    half_a_batch_stays: 23,
-    pruning_takes_what_is_young: 1,
-    a_heartbeat_does_nothing: 0,
-    a_lost_lease_is_called_held: 0,
+    a_queue_takes_one_too_many: 0,
+    a_token_does_not_rise: 1,
+    a_claim_is_not_charged: 1,
+    handing_back_is_not_refunded: 2,
+    callers_are_answered_before_the_commit: 1,
+    a_key_does_not_know_its_request: 4,
+    half_a_batch_stays: 4,
+    pruning_takes_what_is_young: 2,
+    a_heartbeat_does_nothing: 1,
+    a_lost_lease_is_called_held: 2,
     a_move_by_hand_is_not_saved: 1,
 }
 """Each way to break it, and the world that shows it: tried first, to be quick."""

@@ -56,7 +56,7 @@ def _enqueue(commit: Commit, ask: Enqueue, answer: Any) -> None:
     elif isinstance(answer, QueueFull):
         room = lives.full_at.get(answer.queue)
         wanted = sum(a.queue == answer.queue for a in ask.additions)
-        if room is None or commit.fullest[answer.queue] + wanted <= room:
+        if room is None or commit.fullest.get(answer.queue, 0) + wanted <= room:
             raise Broken(f"{answer}, but that is not so")
     elif isinstance(answer, Exception):
         raise Broken(f"an enqueue was answered {answer!r}")
@@ -96,7 +96,7 @@ def _turn(commit: Commit, ask: TakeTurn, answer: Turn) -> None:
         if (lease.attempts, lease.token) != (life.attempts, life.token):
             raise Broken("a worker was told another attempt or token", life)
     if len(answer.leases) < ask.claim.limit:
-        for life in commit.due():
+        for life in commit.lives.due(commit.now):
             wanted = ask.claim.queues is None or life.addition.queue in ask.claim.queues
             # What became pending in this very commit did so before the claims, too.
             if wanted:

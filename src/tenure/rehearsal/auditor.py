@@ -76,6 +76,7 @@ class Auditor:
                 if one.answer is not UNKNOWN:
                     raise Broken(f"{one.who} was answered before the commit, and it failed")
             return
+        self.count("commits")
         commit = Commit(self.lives, asked, self._stage.now)
         self._set_queues(commit)
         for entry in entries:
@@ -198,7 +199,7 @@ class Auditor:
         return True
 
     def _look_for_deleted(self, commit: Commit) -> None:
-        prunes = list(commit.asks(Prune))
+        prunes = commit.asks(Prune)
         if not prunes:
             return
         there = set(self._stage.job_ids())

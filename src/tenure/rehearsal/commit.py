@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import TypeVar
 
 from tenure.lifecycle import Cancelled, Retried
@@ -23,10 +23,10 @@ class Commit:
         self.asked = asked
         self.touched: dict[Life, None] = {}  # in the order in which they were
         self.statuses: dict[str, set[str]] = {}  # every status that a job moved from
-        self.events: Counter[tuple[str, str]] = Counter()  # (job id, event)
+        self.events: defaultdict[tuple[str, str], int] = defaultdict(int)  # (job id, event)
         self.ended_now: set[tuple[str, str]] = set()  # (job id, lease)
         self.claimed: dict[str, Life] = {}  # by lease
-        self.fullest = Counter(lives.pending)  # most pending jobs of each queue on the way
+        self.fullest = dict(lives.pending)  # most pending jobs of each queue on the way
         self.entered: set[str] = set()
         self.deleted: list[Life] = []
         self.prunable = 0
@@ -35,6 +35,7 @@ class Commit:
         self.reports: dict[tuple[str, str], list[Report]] = {}
         self.claims: dict[str, ClaimRequest] = {}
         self.wanted: dict[tuple[str, str], int] = {}  # (job id, event) -> more retries
+        self._kinds = {type(one.ask) for one in asked}
         for one in asked:
             match one.ask:
                 case Enqueue(additions):
@@ -52,9 +53,11 @@ class Commit:
                 case _:
                     pass
 
-    def asks(self, kind: type[Kind]) -> Iterator[Kind]:
+    def asks(self, kind: type[Kind]) -> Sequence[Kind]:
         """The asks of one kind."""
-        return (one.ask for one in self.asked if isinstance(one.ask, kind))
+        if kind not in self._kinds:
+            return ()
+        return [one.ask for one in self.asked if isinstance(one.ask, kind)]
 
     def touch(self, life: Life) -> None:
         """Something about the job may have changed."""
@@ -68,7 +71,7 @@ class Commit:
 
     def _fill(self, life: Life) -> None:
         queue = life.addition.queue
-        self.fullest[queue] = max(self.fullest[queue], self.lives.pending[queue])
+        self.fullest[queue] = max(self.fullest.get(queue, 0), self.lives.pending[queue])
 
     # --- moves
 
@@ -81,7 +84,7 @@ class Commit:
             if actor not in self.claims:
                 raise Broken("claimed by a worker that did not ask", life)
         elif event == "lease_expired":
-            if not any(self.asks(Sweep)):
+            if not self.asks(Sweep):
                 raise Broken("a lease ended and nobody swept", life)
             if life.lease_end is not None and life.lease_end > self.now:
                 raise Broken("a lease was ended that still ran", life)
@@ -148,30 +151,19 @@ class Commit:
 
     def check_order(self) -> None:
         """What was claimed stood before what is left, and nothing that ran out is left."""
-        left = self.due()
         last: dict[str, Life] = {}
         for life in self.claimed.values():
             queue = life.addition.queue
             if queue not in last or life.order > last[queue].order:
                 last[queue] = life
-        for life in left:
+        for life in self.lives.due(self.now) if last else ():
             ahead = last.get(life.addition.queue)
             if ahead is not None and life.id not in self.statuses and life.order < ahead.order:
                 raise Broken(f"job {ahead.number} was claimed before it", life)
-        sweeps = list(self.asks(Sweep))
+        sweeps = self.asks(Sweep)
         if sweeps:
             ended = sum(n for (_, event), n in self.events.items() if event == "lease_expired")
             for life in self.lives.open.values():
                 over = life.lease_end is not None and life.lease_end <= self.now
                 if over and ended < max(sweep.limit for sweep in sweeps):
                     raise Broken("the sweep left a lease that had run out", life)
-
-    def due(self) -> list[Life]:
-        """Jobs that a claim can have."""
-        return [
-            life
-            for life in self.lives.open.values()
-            if life.status == "pending"
-            and life.run_at <= self.now
-            and life.addition.queue not in self.lives.paused
-        ]

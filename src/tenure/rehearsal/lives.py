@@ -133,6 +133,20 @@ class Lives:
         life.token += 1
         life.lease, life.lease_end = lease, until
 
+    def due(self, now: int) -> list[Life]:
+        """Jobs that a claim can have."""
+        return [
+            life
+            for life in self.open.values()
+            if life.status == "pending"
+            and life.run_at <= now
+            and life.addition.queue not in self.paused
+        ]
+
+    def held(self) -> bool:
+        """Whether there is a lease."""
+        return any(life.lease is not None for life in self.open.values())
+
     def prune(self, life: Life, before: Mapping[str, int]) -> None:
         """It was deleted, as it may be when it was settled before the time for its status."""
         if life.finished_at is None or life.finished_at >= before.get(life.status, 0):

@@ -2,7 +2,7 @@
 
 Everything is drawn from the seed. Each world has a subset of all faults only (swarm testing): with
 all of them at once, each keeps the others from getting far. Limits are tiny, so that edges are the
-usual case.
+usual case. Some worlds are busy and others quiet; faults and operators keep step with the jobs.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ HABITS = (
     "delays",
     "priorities",
     "batches",
+    "bursts",
     "cancels",
     "operator retries",
     "pauses",
@@ -81,11 +82,12 @@ class Plan:
 def draw(chance: Random) -> Plan:
     """The next world that `chance` makes."""
     pick = chance.choice
+    gap = pick((240.0, 900.0, 1_800.0, 3_600.0))
     return Plan(
         faults=_some(chance, FAULTS),
         habits=_some(chance, HABITS),
         rate=pick((0.01, 0.05, 0.2)),
-        between_faults=pick((300.0, 1_200.0, 3_600.0)),
+        between_faults=gap * pick((1.0, 3.0, 10.0)),
         servers=pick((1, 1, 2, 3)),
         workers=pick((1, 2, 3)),
         slots=pick((1, 2, 4)),
@@ -96,7 +98,7 @@ def draw(chance: Random) -> Plan:
         sweep_limit=pick((1, 3, 500)),
         queues=pick((("default",), ("default", "mail"), ("a", "b", "c"))),
         lease=pick((3.0, 10.0, 30.0, 30.0, 120.0)),
-        gap=pick((120.0, 300.0, 900.0)),
+        gap=gap,
         commit=pick((0.0, 0.005, 0.2, 2.0)),
         poll=pick((60.0, 180.0)),
         backoffs=pick(((AT_ONCE,), (AT_ONCE, SOON), (SOON, LATER))),

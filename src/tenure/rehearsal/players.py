@@ -33,6 +33,10 @@ RESEND = 5.0
 KEPT = timedelta(hours=4)
 """What pruning leaves: longer than the store's clock is ever stepped back."""
 FURTHEST_STEP = 3_600.0
+BURST = 5.0
+"""Seconds within which a producer sends what comes at once."""
+REGRET = 4.0
+"""Seconds within which it cancels a job again, if it does."""
 
 
 class Player:
@@ -81,6 +85,12 @@ class Producer(Player):
     def _produce(self) -> None:
         if self.world.calm:
             return
+        if self.world.strikes("bursts", 0.2):
+            for _ in range(self.world.chance.randint(2, 6)):
+                self.world.later(self.world.chance.random() * BURST, self._add)
+        self._add()
+
+    def _add(self) -> None:
         several = self.world.strikes("batches", 0.2)
         count = self.world.chance.randint(2, 5) if several else 1
         self._send([self._draft() for _ in range(count)], None)
@@ -126,8 +136,15 @@ class Producer(Player):
                 self.world.later(RESEND, lambda: self._send(drafts, sent))
             elif not isinstance(answer, TenureError):
                 self.known.extend(added.job.id for added in answer)
+                self._regret(answer[-1].job.id)
 
         self.ask(Enqueue(sent), heard)
+
+    def _regret(self, job_id: str) -> None:
+        """Now and then, cancel a job soon after it was added: while it waits, or runs."""
+        if self.world.strikes("cancels", 0.1):
+            cancel = Apply(job_id, Cancelled(actor=self.name))
+            self.world.later(self.world.chance.random() * REGRET, lambda: self.ask(cancel, _ignore))
 
 
 class Worker(Player):
@@ -186,12 +203,17 @@ class Worker(Player):
             claim = ClaimRequest(worker=self.name, limit=room, lease_seconds=plan.lease)
         if claim is None and not reports:
             return
+        if not reports and self.world.jumps_over(self._finds_nothing()):
+            return
         self._in_turn = True
 
         def heard(answer: Answer) -> None:
             self._soon(0, lambda: self._heard(reports, answer))
 
         self.ask(TakeTurn(reports, claim), heard)
+
+    def _finds_nothing(self) -> bool:
+        return not self.world.auditor.lives.due(self.world.store_time())
 
     def _heard(self, reports: Sequence[Report], answer: Answer) -> None:
         self._in_turn = False
@@ -322,6 +344,8 @@ class Sweeper(Player):
     def _sweep(self) -> None:
         if self._away_until > self.world.now and not self.world.calm:
             return
+        if self.world.jumps_over(not self.world.auditor.lives.held()):
+            return
         limit = self.world.plan.sweep_limit
 
         def heard(answer: Answer) -> None:
@@ -349,7 +373,7 @@ class Operator(Player):
     def __init__(self, world: World, producers: Sequence[Producer]) -> None:
         super().__init__(world, "operator")
         self._producers = producers
-        self.every(900.0, self._act)
+        self.every(2 * world.plan.gap, self._act)
         self.every(world.plan.between_faults, self._step_clock)
 
     def _act(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from tenure.store import audit, sqlite_schema
 from tenure.store.sqlite import Sqlite
+from tenure.store.sqlite_files import Files
 
 START = 1_767_225_600_000
 """When every world begins, in milliseconds: 2026-01-01 UTC."""
@@ -102,11 +103,22 @@ def _template() -> sqlite3.Connection:
     return template
 
 
+class NoFiles(Files):
+    """Those of a database in memory."""
+
+    def __init__(self) -> None:
+        pass
+
+    def check(self) -> None:
+        """All is in place."""
+
+
 class StagedSqlite(Sqlite):
     """The writing side of one process on the stage; see `Database`."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(Path(":memory:"), connect=lambda _: stage.connection)
+        self._files = NoFiles()
         self._stage = stage
         self._fault = ""
         self._steps = 0

@@ -22,6 +22,8 @@ from tenure.store.committer import Committer
 PATIENCE = 10.0
 """Seconds after which a caller takes it that no answer will come."""
 LONGEST_CRASH = 60.0
+IDLE_LEFT_OUT = 0.95
+"""Share of the asks that find nothing to do, and cannot change a job, that are not played."""
 
 
 class World:
@@ -37,6 +39,7 @@ class World:
         """What the store's clock is ahead of that."""
         self.calm = False
         """Whether the faults have stopped, and all jobs must come to their end."""
+        self._part_of_it = plan.faults | plan.habits
         self.auditor = Auditor(self.stage, lambda: self.now)
         self.wake: list[Callable[[], None]] = []
         """What is called when there may be work."""
@@ -60,15 +63,24 @@ class World:
 
     def show_time(self) -> None:
         """Set the store's clock to what it shows now."""
-        self.stage.now = START + round((self.now + self.clock_off) * 1000)
+        self.stage.now = self.store_time()
+
+    def store_time(self) -> int:
+        """Milliseconds on the store's clock."""
+        return START + round((self.now + self.clock_off) * 1000)
+
+    def jumps_over(self, idle: bool) -> bool:
+        """Whether time goes on without an ask, because it would find nothing to do."""
+        left_out = idle and self.chance.random() < IDLE_LEFT_OUT
+        if left_out:
+            self.auditor.count("idle polls and sweeps left out")
+        return left_out
 
     # --- chance
 
     def has(self, fault: str) -> bool:
         """Whether `fault` (or habit) is part of this world, and not stopped."""
-        if self.calm:
-            return False
-        return fault in self.plan.faults or fault in self.plan.habits
+        return not self.calm and fault in self._part_of_it
 
     def strikes(self, fault: str, odds: float | None = None) -> bool:
         """Whether `fault` happens now: by `odds`, else by the plan's rate."""
