@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 
@@ -91,5 +92,7 @@ def test_the_command_says_what_it_played(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_time_is_virtual_and_worlds_are_days() -> None:
     assert rehearsal.HOURS_OF_A_WORLD == 24
+    collections = gc.get_threshold()
     played = rehearse(11, 0.5)
     assert (played.hours, played.worlds) == (0.5, 1)
+    assert gc.get_threshold() == collections
