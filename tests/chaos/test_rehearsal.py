@@ -22,7 +22,8 @@ HOURS = 6.0
 
 HAPPENINGS = (
     *("jobs", "claimed", "completed", "failed", "lease_expired", "retried", "released"),
-    *("cancelled", "requests lost", "answers lost", "requests doubled"),
+    *("cancelled while pending", "cancelled while processing"),
+    *("requests lost", "answers lost", "requests doubled"),
     *("messages delayed", "server crashes", "failed commits", "worker crashes", "worker freezes"),
     *("late reports", "old reports repeated or contradicted", "reports under forged leases"),
     *("clock steps", "sweepers away", "reports recorded", "reports already recorded"),

@@ -152,6 +152,8 @@ class Auditor:
         if (attempt, token) != (max(attempts, life.attempts), life.token):
             raise Broken(f"{event} is on record as attempt {attempt}, token {token}", life)
         self.count(event)
+        if event == "cancelled":
+            self.count(f"cancelled while {source}")
         self.note(f"job {life.number} {event} {life.attempts}/{life.limit} token {life.token}")
 
     def _settle_beats(self, commit: Commit) -> None:
