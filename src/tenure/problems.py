@@ -3,11 +3,13 @@
 Each row of `KINDS` says how one error of the tree looks over HTTP: its status, and which of its
 facts travel as members of the body. The server writes by it, the client reads by it, so an error
 arrives as the exception it left as. Bodies never carry a traceback, SQL, a path of the server's
-files or a database address.
+files or a database address. They name the request, as the server's log does where it failed.
 """
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +34,7 @@ from tenure.errors import (
 
 MEDIA_TYPE = "application/problem+json"
 URN = "urn:tenure:problem:"
+REQUEST_ID = "X-Request-Id"
 RETRY_SECONDS = 1
 """What Retry-After asks for when a queue is full or the database is away."""
 
@@ -107,6 +110,7 @@ class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
     instance: str
     code: str
+    request_id: str | Maybe = msgspec.UNSET
     path: str | Maybe = msgspec.UNSET
     job_id: str | Maybe = msgspec.UNSET
     status_of_job: str | Maybe = msgspec.UNSET
@@ -149,20 +153,30 @@ class Problem:
     body: bytes
 
 
-def problem_of(error: Exception, instance: str) -> Problem:
+def request_id_of(headers: Sequence[tuple[bytes, bytes]]) -> str:
+    """What to call a request that is refused: as it says itself, if that is plain, or a new id."""
+    given = [value for name, value in headers if name == b"x-request-id"]
+    if len(given) == 1 and _is_plain(given[0]):
+        return given[0].decode()
+    return secrets.token_hex(8)
+
+
+_is_plain = re.compile(rb"[A-Za-z0-9_.-]{1,64}").fullmatch
+
+
+def problem_of(error: Exception, instance: str, request_id: str) -> Problem:
     """The problem to answer for an error; `instance` is the path that was asked for."""
+    about = {"instance": instance, "request_id": request_id}
     if isinstance(error, Refusal):
-        return _problem(
-            error.status, error.code, error.title, error.detail, instance, error.headers
-        )
+        return _problem(error.status, error.code, error.title, error.detail, about, error.headers)
     for kind in KINDS:
         if isinstance(error, kind.error):
-            return _of_kind(kind, error, instance)
+            return _of_kind(kind, error, about)
     text = "the server failed on this request; its log says why"
-    return _problem(500, "internal_error", "Internal error", text, instance, {})
+    return _problem(500, "internal_error", "Internal error", text, about, {})
 
 
-def _of_kind(kind: Kind, error: TenureError, instance: str) -> Problem:
+def _of_kind(kind: Kind, error: TenureError, about: Mapping[str, str]) -> Problem:
     members = {member: getattr(error, name) for member, name in kind.members.items()}
     members = {member: value for member, value in members.items() if value not in ("", None)}
     detail = members.pop("detail", None) or kind.detail or str(error)
@@ -171,7 +185,7 @@ def _of_kind(kind: Kind, error: TenureError, instance: str) -> Problem:
         headers["Retry-After"] = str(RETRY_SECONDS)
     if kind.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="tenure"'
-    return _problem(kind.status, error.code, kind.title, detail, instance, headers, members)
+    return _problem(kind.status, error.code, kind.title, detail, about, headers, members)
 
 
 def _problem(
@@ -179,7 +193,7 @@ def _problem(
     code: str,
     title: str,
     detail: str,
-    instance: str,
+    about: Mapping[str, str],
     headers: Mapping[str, str],
     members: Mapping[str, Any] | None = None,
 ) -> Problem:
@@ -188,11 +202,11 @@ def _problem(
         title=title,
         status=status,
         detail=storable(detail),
-        instance=storable(instance),
         code=code,
-        **{name: _clean(value) for name, value in (members or {}).items()},
+        **{name: _clean(value) for name, value in {**about, **(members or {})}.items()},
     )
-    return Problem(status, headers, msgspec.json.encode(body))
+    named = {**headers, REQUEST_ID: about["request_id"]}
+    return Problem(status, named, msgspec.json.encode(body))
 
 
 def _clean(value: Any) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import logging
 import re
 from collections.abc import Mapping, Sequence
 
@@ -21,8 +22,10 @@ from tenure.access import CALLER, Caller
 from tenure.app import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable, Unauthorized
 from tenure.keyring import Keyring
-from tenure.problems import MEDIA_TYPE, Refusal, problem_of
+from tenure.problems import MEDIA_TYPE, Refusal, problem_of, request_id_of
 from tenure.settings import Settings
+
+log = logging.getLogger(__name__)
 
 MOST_REMEMBERED = 100
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -80,7 +83,10 @@ class Guard:
             self._check(scope)
             scope[CALLER] = await self._caller(scope)
         except (Refusal, Unauthorized, StoreUnavailable) as error:
-            problem = problem_of(error, scope["path"])
+            request_id = request_id_of(scope["headers"])
+            if isinstance(error, StoreUnavailable):
+                log.warning("request %s cannot be let in: %s", request_id, error)
+            problem = problem_of(error, scope["path"], request_id)
             response = Response(
                 problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE
             )

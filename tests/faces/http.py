@@ -46,6 +46,7 @@ def problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]
     assert body["type"] == f"urn:tenure:problem:{code}"
     assert body["title"]
     assert body["detail"]
+    assert body["request_id"] == response.headers["x-request-id"]
     return body
 
 

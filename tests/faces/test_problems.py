@@ -29,7 +29,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
 def test_an_error_arrives_as_it_left(error: errors.TenureError) -> None:
-    sent = problem_of(error, "/jobs")
+    sent = problem_of(error, "/jobs", "r1")
     received = error_of(sent.status, sent.body)
     assert type(received) is type(error)
     assert str(received) == str(error)
@@ -57,7 +57,7 @@ def test_every_error_has_a_place_in_the_table() -> None:
 
 @pytest.mark.parametrize("kind", [errors.StoreUnavailable, errors.SchemaMismatch])
 def test_what_a_database_said_stays_here(kind: type[errors.TenureError]) -> None:
-    sent = problem_of(kind("postgresql://user:secret@host: no route"), "/jobs")
+    sent = problem_of(kind("postgresql://user:secret@host: no route"), "/jobs", "r1")
     assert sent.status == 503
     assert b"secret" not in sent.body
     assert int(sent.headers["Retry-After"]) >= 1
@@ -65,7 +65,7 @@ def test_what_a_database_said_stays_here(kind: type[errors.TenureError]) -> None
 
 
 def test_an_unknown_error_tells_nothing() -> None:
-    sent = problem_of(RuntimeError("secret"), "/jobs")
+    sent = problem_of(RuntimeError("secret"), "/jobs", "r1")
     assert sent.status == 500
     assert b"secret" not in sent.body
     assert isinstance(error_of(sent.status, sent.body), errors.StoreUnavailable)
@@ -73,10 +73,11 @@ def test_an_unknown_error_tells_nothing() -> None:
 
 def test_a_refusal_of_http_is_a_problem_too() -> None:
     refusal = Refusal(415, "unsupported_media_type", "Unsupported", "send JSON", {"Accept": "x"})
-    sent = problem_of(refusal, "/jobs")
+    sent = problem_of(refusal, "/jobs", "r1")
     body = json.loads(sent.body)
     assert (sent.status, body["code"], body["instance"]) == (415, refusal.code, "/jobs")
-    assert sent.headers == {"Accept": "x"}
+    assert sent.headers == {"Accept": "x", "X-Request-Id": "r1"}
+    assert body["request_id"] == "r1"
     assert type(error_of(sent.status, sent.body)) is errors.TenureError
 
 
@@ -87,7 +88,7 @@ def test_what_is_no_problem_of_ours(body: bytes) -> None:
 
 
 def test_a_problem_without_its_members_is_still_an_error() -> None:
-    sent = problem_of(errors.LeaseLost("j"), "/x")
+    sent = problem_of(errors.LeaseLost("j"), "/x", "r1")
     body = json.loads(sent.body)
     del body["job_id"]
     received = error_of(409, json.dumps(body).encode())
@@ -96,6 +97,6 @@ def test_a_problem_without_its_members_is_still_an_error() -> None:
 
 
 def test_texts_that_utf_8_cannot_say() -> None:
-    sent = problem_of(errors.InvalidInput("half of \ud800", path="$.\udfff"), "/\ud800")
+    sent = problem_of(errors.InvalidInput("half of \ud800", path="$.\udfff"), "/\ud800", "r1")
     assert json.loads(sent.body)["code"] == "invalid_input"
     assert problems.storable("\ud800") == "\\ud800"

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from tenure import Tenure
 from tenure.api.table import ROUTES
-from tenure.errors import InvalidInput
+from tenure.errors import InvalidInput, SchemaMismatch, StoreUnavailable
 from tenure.security import check_binding, is_loopback
 from tenure.settings import Settings
 from tests.faces.http import NOWHERE, Served, api_of, problem
@@ -298,6 +298,63 @@ def test_a_database_that_is_away_tells_no_address(tmp_path: Any) -> None:
     ):
         assert response.status_code == 503
         assert "secret" not in response.text
+
+
+@pytest.mark.requirement("C14")
+def test_a_refused_request_is_called_as_it_calls_itself(guarded: TestClient) -> None:
+    for path, status, code in (
+        ("/jobs", 401, "unauthorized"),
+        ("/health", 421, "host_not_allowed"),
+    ):
+        host = {"Host": "evil.example"} if status == 421 else {}
+        answered = guarded.get(path, headers={"X-Request-Id": "shop-7.a_B", **host})
+        assert problem(answered, status, code)["request_id"] == "shop-7.a_B"
+
+
+@pytest.mark.requirement("C14", "C13")
+@pytest.mark.parametrize(
+    "id", [b"", b"a b", b"a\x1b[31m", b"x" * 65, b"\xff", b"%s", b'"}', b"a\n"]
+)
+def test_a_request_id_that_is_not_plain_is_replaced(app: Tenure, id: bytes) -> None:
+    with api_of(app) as api:
+        seen = {
+            problem(api.get("/nothing", headers=headers), 404, "not_found")["request_id"]
+            for headers in ([(b"X-Request-Id", id)], [(b"X-Request-Id", b"a")] * 2, [])
+        }
+    assert len(seen) == 3, "each gets its own"
+    assert all(re.fullmatch("[0-9a-f]{16}", made) for made in seen)
+
+
+@pytest.mark.requirement("C14")
+@pytest.mark.parametrize(
+    ("raised", "status", "code"),
+    [
+        (RuntimeError("broken"), 500, "internal_error"),
+        (StoreUnavailable("away"), 503, "store_unavailable"),
+        (SchemaMismatch("too old"), 503, "schema_mismatch"),
+    ],
+)
+def test_the_log_names_the_request_that_failed(
+    app: Tenure, monkeypatch: Any, caplog: Any, raised: Exception, status: int, code: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(app, "stats", fail)
+    with api_of(app) as api, caplog.at_level(logging.WARNING):
+        for headers in ({"X-Request-Id": "mine"}, {}):
+            named = problem(api.get("/stats", headers=headers), status, code)["request_id"]
+            (line,) = caplog.messages
+            assert line.startswith(f"GET /stats, request {named}")
+            caplog.clear()
+
+
+@pytest.mark.requirement("C14")
+def test_what_succeeds_has_no_request_id(app: Tenure) -> None:
+    with api_of(app) as api:
+        answered = api.get("/jobs", headers={"X-Request-Id": "mine"})
+    assert answered.status_code == 200
+    assert "x-request-id" not in answered.headers
 
 
 # --- listening ------------------------------------------------------------------------------------

@@ -23,8 +23,14 @@ from tenure.access import CALLER, Caller
 from tenure.api.routing import Call, Route, declared_bytes, read_body, read_query, refuse
 from tenure.api.streams import Doorbell
 from tenure.app import Tenure
-from tenure.errors import Forbidden, PayloadTooLarge, StoreUnavailable, TenureError
-from tenure.problems import Refusal
+from tenure.errors import (
+    Forbidden,
+    PayloadTooLarge,
+    SchemaMismatch,
+    StoreUnavailable,
+    TenureError,
+)
+from tenure.problems import Refusal, request_id_of
 from tenure.redaction import Redaction
 
 log = logging.getLogger(__name__)
@@ -59,7 +65,7 @@ class Dispatcher:
             route, path = self._find(scope)
             caller = _allowed(scope, route)
         except (Refusal, Forbidden) as refusal:
-            response = refuse(request, refusal)
+            response = refuse(request, refusal, request_id_of(scope["headers"]))
         else:
             call = Call(self._app, self._doorbell, request, path, caller, self._redaction)
             response = await _answer(route, call)
@@ -127,15 +133,17 @@ async def _answer(route: Route, call: Call) -> Response:
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it
     except (TenureError, Refusal) as error:
-        if isinstance(error, StoreUnavailable):
-            log.warning("%s %s: %s", route.method, route.path, error)
-        response = refuse(request, error)
+        request_id = request_id_of(request.scope["headers"])
+        if isinstance(error, StoreUnavailable | SchemaMismatch):
+            log.warning("%s %s, request %s: %s", route.method, route.path, request_id, error)
+        response = refuse(request, error, request_id)
         if isinstance(error, PayloadTooLarge) and declared_bytes(request) > MOST_DISCARDED:
             response.headers["Connection"] = "close"
         return response
     except Exception as error:
-        log.exception("%s %s failed", route.method, route.path)
-        return refuse(request, error)
+        request_id = request_id_of(request.scope["headers"])
+        log.exception("%s %s, request %s failed", route.method, route.path, request_id)
+        return refuse(request, error, request_id)
     return response
 
 

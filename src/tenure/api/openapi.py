@@ -95,6 +95,10 @@ PATH_PARAMETERS: Mapping[str, Any] = {
     },
 }
 ANSWER_HEADERS: Mapping[str, Any] = {
+    problems.REQUEST_ID: {
+        "description": "The id in the problem's `request_id`: that of the request, if it had one.",
+        "schema": {"type": "string"},
+    },
     "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
     "Link": {
         "description": 'The next page, `rel="next"`; absent when this is the last.',
@@ -202,10 +206,10 @@ def _problem(status: int, schemas: _Schemas) -> dict[str, Any]:
         "description": HTTPStatus(status).phrase,
         "content": {problems.MEDIA_TYPE: {"schema": schemas.of(problems.ProblemBody)}},
     }
+    headers = {problems.REQUEST_ID: ANSWER_HEADERS[problems.REQUEST_ID]}
     if status in (429, 503):
-        described["headers"] = {
-            "Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}
-        }
+        headers["Retry-After"] = {"description": "Seconds.", "schema": {"type": "string"}}
+    described["headers"] = headers
     return described
 
 

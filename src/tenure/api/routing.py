@@ -119,9 +119,9 @@ def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = No
     return Response(msgspec.json.encode(value), status, headers, media_type=JSON)
 
 
-def refuse(request: Request, error: Exception) -> Response:
+def refuse(request: Request, error: Exception, request_id: str) -> Response:
     """The answer for an error."""
-    problem = problem_of(error, quote(request.scope.get("path", "")))
+    problem = problem_of(error, quote(request.scope.get("path", "")), request_id)
     return Response(problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE)
 
 
