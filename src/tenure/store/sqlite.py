@@ -271,11 +271,7 @@ class Sqlite:
         return jobs
 
     def lock_expired(self, limit: int) -> list[Job]:
-        rows = self._db.execute(
-            f"{sql.SELECT_JOB} WHERE status = 'processing' AND lease_expires_at <= ?"
-            " ORDER BY lease_expires_at LIMIT ?",
-            (to_millis(self.now()), limit),
-        )
+        rows = self._db.execute(sql.EXPIRED, (to_millis(self.now()), limit))
         return [job_of(row, to_time) for row in rows]
 
     def lock_matching(self, query: Query) -> list[Job]:

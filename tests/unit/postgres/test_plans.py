@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from tenure.ids import new_ids
+from tenure.records import Query
 from tenure.store import postgres_lanes as lanes
 from tenure.store import postgres_statements as sql
 from tenure.store.postgres import Postgres
@@ -72,19 +73,43 @@ def test_a_claim_reads_a_lane_in_order_and_no_further(
 
 
 @pytest.mark.scenario(100)
-def test_claim_and_report_keep_their_plans_at_a_million_rows(
+def test_every_statement_keeps_its_plan_at_a_million_rows_of_each_kind(
     url: str, raw: Raw, kept_plans: list[str]
 ) -> None:
+    """A million failed jobs, then a million pending ones; in the order of their ids, as in life."""
+    raw.execute("ALTER TABLE tenure.job SET UNLOGGED")
     raw.execute("ALTER TABLE tenure.job SET (autovacuum_enabled = false), DISABLE TRIGGER USER")
-    raw.execute(
-        "INSERT INTO tenure.job (id, type, run_at, created_at)"
-        f" SELECT gen_random_uuid(), 'mail', now(), now() FROM generate_series(1, {ROWS})"
-    )
-    rows = raw.execute("SELECT id::text FROM tenure.job LIMIT 500").fetchall()
-    for _ in range(2):
+    for columns, values, first in (
+        (", status, finished_at, last_error", ", 'failed', now(), 'boom'", 0),
+        ("", "", 1),
+    ):
+        raw.execute(
+            f"INSERT INTO tenure.job (id, type, run_at, created_at{columns}) SELECT"
+            f" ('{first}' || lpad(to_hex(n), 31, '0'))::uuid, 'mail', now(), now(){values}"
+            f" FROM generate_series(1, {ROWS}) AS n".encode()
+        )
+    rows = raw.execute("SELECT id::text FROM tenure.job ORDER BY id DESC LIMIT 500").fetchall()
+    for analysed in (False, True):
         check_report(url, raw, [id for (id,) in rows], kept_plans)
         check_claim(url, raw, kept_plans)
+        check_sweep_and_pages(url, raw, rows[-1][0], analysed)
         raw.execute("ANALYZE tenure.job")
+
+
+def check_sweep_and_pages(url: str, raw: Raw, last: str, analysed: bool) -> None:
+    found = plan(raw, url, sql.LOCK_EXPIRED, 100)
+    assert "Index Scan using job_lease" in found
+    assert "Sort" not in found
+    for status in (None, "pending", "failed", "cancelled", "processing"):
+        for type in (None, "mail"):
+            clause, _, values = sql.where(query := Query(status=status, type=type, before=last))
+            found = plan(raw, url, f"{sql.SELECT_JOB} {clause}", *values, query.limit)
+            assert "Seq Scan" not in found
+            if status == "processing":  # few: read by their own index, and sorted
+                assert "Index Scan using job_lease" in found
+            elif analysed or status != "pending":
+                assert "Index Scan Backward using job_" in found
+                assert "Sort" not in found
 
 
 def check_report(url: str, raw: Raw, some: list[str], kept_plans: list[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tenure.records import Query
 from tenure.store import migrate_store
 from tenure.store import sqlite_statements as sql
 from tenure.store.sqlite_connection import connect
@@ -16,11 +17,9 @@ from tenure.store.sqlite_connection import connect
 ROWS = 1_000_000
 
 
-@pytest.fixture(scope="module", params=["never analysed", "analysed"])
-def crowded(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[sqlite3.Connection]:
-    """A table of a million pending jobs, made without its triggers."""
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """A table of a million failed jobs and then a million pending ones, made without triggers."""
     path: Path = tmp_path_factory.mktemp("plans") / "jobs.db"
     migrate_store(f"sqlite:///{path}")
     connection = connect(path)
@@ -28,16 +27,30 @@ def crowded(
     triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
     for (name,) in triggers.fetchall():
         connection.execute(f"DROP TRIGGER {name}")
-    connection.execute(
-        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT ?)"
-        " INSERT INTO tenure_job (id, type, run_at, created_at)"
-        " SELECT format('%036d', n), 'mail', n, n FROM n",
-        (ROWS,),
-    )
-    if request.param == "analysed":
-        connection.execute("ANALYZE")
+    for columns, values in (
+        (", status, finished_at, last_error", ", 'failed', n, 'boom'"),
+        ("", ""),
+    ):
+        connection.execute(
+            "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT ?)"
+            f" INSERT INTO tenure_job (id, type, run_at, created_at{columns})"
+            f" SELECT format('%d%035d', ?, n), 'mail', n, n{values} FROM n",
+            (ROWS, 1 if columns else 2),
+        )
     yield connection
     connection.close()
+
+
+@pytest.fixture(scope="module", params=["never analysed", "analysed"])
+def crowded(
+    request: pytest.FixtureRequest, full: sqlite3.Connection
+) -> Iterator[sqlite3.Connection]:
+    """The same, with statistics or without; analysing is undone."""
+    full.execute("BEGIN")
+    if request.param == "analysed":
+        full.execute("ANALYZE")
+    yield full
+    full.execute("ROLLBACK")
 
 
 def plan(connection: sqlite3.Connection, statement: str, values: Sequence[Any] | Any) -> str:
@@ -58,6 +71,48 @@ def test_a_claim_reads_a_lane_in_order_and_no_further(crowded: sqlite3.Connectio
     lane = plan(crowded, sql.NEXT_LANE, {"queue": "", "priority": 0})
     assert lane.count("INDEX tenure_job_ready (queue") == 2
     assert "SCAN tenure_job" not in lane
+
+
+@pytest.mark.scenario(100)
+def test_a_sweep_reads_what_has_expired_and_no_further(crowded: sqlite3.Connection) -> None:
+    found = plan(crowded, sql.EXPIRED, (0, 100))
+    assert found == "SEARCH tenure_job USING INDEX tenure_job_lease (lease_expires_at<?)"
+
+
+LAST = "1" * 36
+
+
+@pytest.mark.scenario(100)
+@pytest.mark.parametrize(
+    ("query", "keys"),
+    [
+        (Query(), ""),
+        (Query(before=LAST), "(id<?)"),
+        (Query(type="mail", before=LAST), "(id<?)"),
+        (Query(status="pending", before=LAST), "(id<?)"),
+        (Query(status="pending", type="mail", before=LAST), "(id<?)"),
+        (Query(status="failed"), "(status=?)"),
+        (Query(status="failed", before=LAST), "(status=? AND id<?)"),
+        (Query(status="failed", type="mail", before=LAST), "(status=? AND id<?)"),
+        (Query(status="cancelled", queue="none", before=LAST), "(status=? AND id<?)"),
+    ],
+)
+def test_a_list_page_starts_at_its_key(
+    crowded: sqlite3.Connection, query: Query, keys: str
+) -> None:
+    """In the order of an index, so that nothing is sorted; those that failed have their own."""
+    index = "tenure_job_ended" if "status=" in keys else "sqlite_autoindex_tenure_job_1"
+    clause, values = sql.where(query)
+    (found,) = plan(crowded, f"{sql.SELECT_JOB} {clause}", values).splitlines()
+    assert found.endswith(f"tenure_job USING INDEX {index} {keys}".rstrip())
+
+
+@pytest.mark.scenario(100)
+def test_a_list_of_what_runs_reads_no_other_jobs(crowded: sqlite3.Connection) -> None:
+    for before in (None, LAST):
+        clause, values = sql.where(Query(status="processing", before=before))
+        found = plan(crowded, f"{sql.SELECT_JOB} {clause}", values)
+        assert "tenure_job USING INDEX tenure_job_lease" in found
 
 
 @pytest.mark.parametrize(
