@@ -212,10 +212,10 @@ CONTROLS = (
         'if waits == "never"',
     ),
     Control(
-        "one key makes two jobs",
-        "store/migrations/sqlite/0001_jobs.sql",
-        "CREATE UNIQUE INDEX tenure_job_key",
-        "CREATE INDEX tenure_job_key",
+        "PostgreSQL: one key makes two jobs",
+        "store/migrations/postgres/0001_jobs.sql",
+        "CREATE UNIQUE INDEX job_key",
+        "CREATE INDEX job_key",
     ),
     Control(
         "a key stands for any payload",
@@ -243,9 +243,9 @@ CONTROLS = (
     ),
     Control(
         "a worker runs on after its lease is lost",
-        "worker.py",
-        "                    self._slots.lose(lease_id)",
-        "                    pass",
+        "heartbeat.py",
+        "                self._slots.lose(lease_id)",
+        "                pass",
     ),
     Control(
         "a worker that is asked to stop goes on claiming",
@@ -254,10 +254,10 @@ CONTROLS = (
         "or not self._may_be_more",
     ),
     Control(
-        "heartbeats come once in a lease",
-        "worker.py",
-        "        interval = self._lease_seconds / 3\n        while",
-        "        interval = self._lease_seconds * 1.5\n        while",
+        "the first heartbeat comes after the lease",
+        "heartbeat.py",
+        "        interval = self._lease_seconds / 3\n        seen",
+        "        interval = self._lease_seconds * 1.5\n        seen",
     ),
 )
 
