@@ -146,14 +146,14 @@ CONTROLS = (
     Control(
         "a repeated report is refused",
         "store/moves.py",
-        "verdicts[index] = ALREADY_RECORDED",
-        "verdicts[index] = Verdict(Answer.LOST, event)",
+        "        return ALREADY_RECORDED",
+        "        return Verdict(Answer.LOST, event)",
     ),
     Control(
         "any outcome counts as recorded",
         "store/moves.py",
-        "        if event == report.outcome:\n            verdicts[index] = ALREADY_RECORDED",
-        "        if event:\n            verdicts[index] = ALREADY_RECORDED",
+        "    if event == outcome:\n        return ALREADY_RECORDED",
+        "    if event:\n        return ALREADY_RECORDED",
     ),
     Control(
         "callers are answered before the commit",

@@ -1,0 +1,25 @@
+"""The negative controls fit the source as it is. To run them all takes an hour, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.controls import CONTROLS, Control, broken, caught_by, guards
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.words.replace(" ", "_"))
+def test_each_control_breaks_something(control: Control, tmp_path: Path) -> None:
+    path = broken(control, tmp_path) / "tenure" / control.file
+    assert control.new in path.read_text("utf-8")
+
+
+def test_there_are_many() -> None:
+    assert len(CONTROLS) >= 30
+    assert len({control.words for control in guards()}) >= 50
+
+
+def test_a_broken_rule_is_caught() -> None:
+    (control,) = [one for one in CONTROLS if one.words == "retries need no budget"]
+    assert caught_by(control) == "rules"
