@@ -39,6 +39,7 @@ class Settings:
     port: int = DEFAULT_PORT  # 0: any free one
     allowed_hosts: tuple[str, ...] = ()  # names that the Host header may have beside loopback's
     tokens: tuple[str, ...] = field(default=(), repr=False)
+    token_file: str | None = None  # where some of the tokens are from
     concurrency: int = DEFAULT_CONCURRENCY
     queues: tuple[str, ...] | None = None  # None: every queue
     lease_seconds: float = 30.0
@@ -49,6 +50,16 @@ class Settings:
     redact: tuple[str, ...] = ()  # keys whose values are not shown
     log_format: str = "text"
     log_level: str = "info"
+
+    @property
+    def cautions(self) -> list[str]:
+        """What is to be logged at the start.
+
+        A token file that others can read is not refused: the secrets of containers come like that.
+        """
+        if self.token_file is None or not Path(self.token_file).stat().st_mode & stat.S_IROTH:
+            return []
+        return [f"every user of this machine can read {self.token_file}: chmod 600 it"]
 
     @property
     def keep(self) -> dict[str, float]:
@@ -96,8 +107,9 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
             raise InvalidInput(f"no such setting; known: {_known()}", path=flag)
         found[name] = (value, flag)
     values = {name: _READERS[name](value, where) for name, (value, where) in found.items()}
-    from_file = values.pop("token_file", ())
-    values["tokens"] = (*values.get("tokens", ()), *from_file)
+    if "token_file" in values:
+        values["tokens"] = (*values.get("tokens", ()), *values["token_file"])
+        values["token_file"] = _text(*found["token_file"])
     return Settings(**values)
 
 

@@ -21,7 +21,7 @@ from tenure.api.routing import read_leniently
 from tenure.logs import JsonLines, TextLines
 from tenure.store.postgres_connection import place_of
 from tenure.store.sqlite_connection import path_of
-from tests.faces.http import api_of, problem
+from tests.faces.http import Served, api_of, problem
 from tests.worker.running import completed, failed, working
 
 PACKAGE = Path(tenure.__file__).parent
@@ -245,6 +245,21 @@ def test_a_token_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
     file.chmod(0o602)
     with pytest.raises(InvalidInput, match="chmod 600"):
         settings.load({"token_file": str(file)}, {})
+
+
+@pytest.mark.requirement("C3")
+@pytest.mark.parametrize(("mode", "told"), [(0o600, False), (0o640, False), (0o644, True)])
+def test_a_token_file_that_others_may_read_is_told_of(
+    sqlite_url: str, tmp_path: Path, mode: int, told: bool
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("the-canary-token\n")
+    file.chmod(mode)
+    with Served(sqlite_url, "--token-file", str(file)) as server:
+        code, log = server.stop()
+    assert code == 0
+    assert (f"can read {file}: chmod 600" in log) == told
+    assert "canary" not in log
 
 
 @pytest.mark.requirement("C21")

@@ -171,6 +171,45 @@ def test_postgres_facts() -> None:
         assert checks.setting(name, value, checks.POSTGRES_SETTINGS).health is Health.PROBLEM
 
 
+@pytest.mark.requirement("C20")
+@pytest.mark.parametrize(
+    ("address", "health"),
+    [
+        ("postgresql:///jobs", Health.OK),
+        ("postgresql:///jobs?host=/run/postgresql", Health.OK),
+        ("postgresql://localhost/jobs", Health.OK),
+        ("postgresql://127.0.0.1:5433/jobs?sslmode=disable", Health.OK),
+        ("postgresql://[::1]/jobs", Health.OK),
+        ("postgresql://db.example/jobs", Health.WARNING),
+        ("postgresql://db.example/jobs?sslmode=require", Health.WARNING),
+        ("postgresql://db.example/jobs?sslmode=verify-ca", Health.WARNING),
+        ("postgresql://localhost,db.example/jobs", Health.WARNING),
+        ("postgresql:///jobs?hostaddr=192.0.2.1", Health.WARNING),
+        ("postgresql://u:secret@db.example/jobs?sslmode=verify-full", Health.OK),
+    ],
+)
+def test_the_way_to_another_machine(
+    address: str, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PGHOST", "PGHOSTADDR", "PGSSLMODE", "PGSERVICE"):
+        monkeypatch.delenv(name, raising=False)
+    check = next(checks.check_postgres(address))  # nobody is asked for it
+    assert (check.name, check.health) == ("transport", health)
+    assert "secret" not in f"{check.found} {check.advice}"
+    if health is Health.WARNING:
+        assert "sslmode=verify-full" in check.advice
+        monkeypatch.setenv("PGSSLMODE", "verify-full")
+        stated = "sslmode=" in address
+        assert (next(checks.check_postgres(address)).health is Health.OK) != stated
+
+
+@pytest.mark.requirement("C20")
+def test_where_the_environment_says_that_the_server_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PGSSLMODE", raising=False)
+    monkeypatch.setenv("PGHOST", "db.example")
+    assert next(checks.check_postgres("postgresql:///jobs")).health is Health.WARNING
+
+
 def test_what_a_file_may_be_like() -> None:
     assert checks.files(0o600, 1, []).health is Health.OK
     assert checks.files(0o660, 1, []).health is Health.OK

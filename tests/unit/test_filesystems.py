@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from tenure import InvalidInput, Tenure
+from tenure.records import Health
 from tenure.store import filesystems
 from tenure.store.filesystems import filesystem_of, kind_at
 
@@ -89,3 +91,59 @@ def test_who_vouches_for_the_place_may_use_it(mounted_as: Path) -> None:
 
 def test_every_kind_is_told_from_a_local_one() -> None:
     assert not filesystems.REMOTE & {"ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "apfs"}
+
+
+STICKY, OWN = 0o41777, 0o40755
+ME, OTHER, ROOT = 1000, 1001, 0
+
+
+def stat_of(mode: int, owner: int) -> os.stat_result:
+    return os.stat_result((mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
+
+
+@pytest.mark.requirement("C19")
+@pytest.mark.parametrize(
+    ("owner", "mode", "folders", "planted"),
+    [
+        (OTHER, STICKY, ROOT, True),
+        (ROOT, STICKY, OTHER, True),
+        (ME, STICKY, ROOT, False),
+        (ROOT, STICKY, ROOT, False),
+        (OTHER, STICKY, OTHER, False),
+        (OTHER, OWN, ROOT, False),
+        (OTHER, 0o41755, ROOT, False),
+    ],
+)
+def test_whose_links_are_followed(owner: int, mode: int, folders: int, planted: bool) -> None:
+    link, folder = stat_of(0o120777, owner), stat_of(mode, folders)
+    assert filesystems.is_planted(link, folder, ME) == planted
+
+
+@pytest.mark.requirement("C19")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link to another user")
+@pytest.mark.parametrize("by_way_of", ["", "mine.db", "folder/jobs.db"])
+def test_a_link_that_another_user_planted_is_refused(tmp_path: Path, by_way_of: str) -> None:
+    shared, elsewhere = tmp_path / "shared", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shared.mkdir()
+    shared.chmod(0o1777)
+    planted = shared / "jobs.db"
+    planted.symlink_to(elsewhere / "jobs.db")
+    (tmp_path / "mine.db").symlink_to(planted)
+    (tmp_path / "folder").symlink_to(shared)
+    os.chown(planted, 4711, -1, follow_symlinks=False)
+    app = Tenure(f"sqlite:///{tmp_path / by_way_of if by_way_of else planted}")
+    with pytest.raises(InvalidInput, match="a link that another user made"):
+        app.open()
+    (check,) = [check for check in app.checks() if check.health is Health.PROBLEM]
+    assert "a link that another user made" in check.advice
+    assert list(elsewhere.iterdir()) == []
+    os.chown(planted, os.geteuid(), -1, follow_symlinks=False)
+    with app:
+        assert (elsewhere / "jobs.db").exists()
+
+
+def test_links_that_lead_in_a_circle_end(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    filesystems.refuse_planted(tmp_path / "a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
     from tenure.app import Tenure
+    from tenure.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -100,6 +102,7 @@ def serve(
     app = _application(apps, settings.database)
     _simulate(app, simulate, fail_types, fail_every)
     logs.configure(settings.log_format, settings.log_level)
+    _log_cautions(settings)
     server.serve(app, settings)
     end_process()
 
@@ -144,6 +147,7 @@ def worker(
 
         source = Client(server, next(iter(settings.tokens), None))
     logs.configure(settings.log_format, settings.log_level)
+    _log_cautions(settings)
     with source:
         types = app.handlers.types()
         names = "any type" if types is None else ", ".join(types)
@@ -172,6 +176,11 @@ def without_password(url: str) -> str:
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given: an option that may be repeated is empty where it was not."""
     return {name: value for name, value in flags.items() if value not in (None, ())}
+
+
+def _log_cautions(settings: Settings) -> None:
+    for caution in settings.cautions:
+        logging.getLogger("tenure.settings").warning("%s", caution)
 
 
 def load(spec: str) -> Tenure:

@@ -251,6 +251,20 @@ def pooler(lends_by_transaction: bool) -> Check:
     return Check("pooler", Health.WARNING, "lends sessions by transaction", advice)
 
 
+def transport(hosts: Collection[str], sslmode: str) -> Check:
+    """Whether what goes to other machines can be read or answered by somebody in between."""
+    if not hosts:
+        return Check("transport", Health.OK, "stays on this machine")
+    found = f"sslmode={sslmode} to {', '.join(hosts)}"
+    if sslmode == "verify-full":
+        return Check("transport", Health.OK, found)
+    advice = (
+        "whoever stands between can read every payload or pose as the server: add "
+        "sslmode=verify-full to the URL, and sslrootcert if the certificate is of your own making"
+    )
+    return Check("transport", Health.WARNING, found, advice)
+
+
 def dead_rows(holder: str | None) -> Check:
     """Whether something keeps dead rows from being cleared away."""
     if holder is None:
@@ -275,6 +289,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
     from tenure.store import sqlite_connection, sqlite_schema
 
     path = sqlite_connection.path_of(url)
+    filesystems.refuse_planted(path)
     yield sqlite_library(sqlite3.sqlite_version_info)
     if not path.exists():
         health = Health.WARNING if path.parent.is_dir() else Health.PROBLEM
@@ -319,6 +334,7 @@ def check_postgres(url: str) -> Iterator[Check]:
     # Not before the line above, which says what to do where it is missing.
     psycopg = importlib.import_module("psycopg")
     place = postgres_connection.place_of(url)
+    yield transport(*postgres_connection.route_of(place))
     try:
         with postgres_connection.connect(place) as connection:
             version = connection.info.server_version

@@ -1,13 +1,20 @@
-"""What kind of file system a path is on, and whether SQLite's log works there. Linux only.
+"""Whether a database may be where a path leads: to a file system that carries it, by nobody's link.
 
 The write-ahead log needs locks and shared memory that every process using the file sees alike. On
 a network or a host's shared folder they do not exist, or not for all: commits are lost and files
-damaged without an error. So such a place is refused before anything is written.
+damaged without an error. So such a place is refused before anything is written, where the
+kind can be told, which is on Linux.
+
+In a folder where everybody may make files, /tmp above all, anybody can put a link under the name of
+a database, and have it made elsewhere or read their own. Linux refuses such links by itself if
+fs.protected_symlinks is 1, which not every system sets.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 
 from tenure.errors import InvalidInput
@@ -71,3 +78,30 @@ def refuse_remote(path: Path) -> None:
             "a volume that is a local folder), or use PostgreSQL. If only one kernel ever opens "
             f"it, and you vouch for that, add ?{ANY} to the URL"
         )
+
+
+MOST_LINKS = 40
+"""As many as Linux follows on the way to one file."""
+
+
+def refuse_planted(path: Path) -> None:
+    """Raise InvalidInput if `path` leads through a link that a stranger may have put there."""
+    waiting, followed = [path], 0
+    while waiting and followed < MOST_LINKS:
+        way = waiting.pop()
+        for step in (*reversed(way.parents), way):
+            if not step.is_symlink():
+                continue
+            followed += 1
+            if is_planted(step.lstat(), step.parent.stat(), os.geteuid()):
+                raise InvalidInput(
+                    f"{path} leads through {step}, a link that another user made in a folder where "
+                    "everybody may make files: put the database into a folder of your own"
+                )
+            waiting.append(step.parent / step.readlink())
+
+
+def is_planted(link: os.stat_result, folder: os.stat_result, user: int) -> bool:
+    """Whether a link is neither the user's nor the folder's owner's, where all may make files."""
+    open_to_all = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
+    return bool(open_to_all) and link.st_uid not in (user, folder.st_uid)

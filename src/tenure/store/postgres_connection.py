@@ -102,6 +102,25 @@ def connect(place: Place) -> psycopg.Connection[Any]:
     return psycopg.connect(place.conninfo, **CONNECTED)
 
 
+def route_of(place: Place) -> tuple[list[str], str]:
+    """The hosts beside this machine that a connection may go to, and its sslmode.
+
+    Without asking anybody; what the URL leaves open is libpq's, from the environment on.
+    """
+    defaults = {
+        option.keyword.decode(): (option.val or b"").decode()
+        for option in psycopg.pq.Conninfo.get_defaults()
+    }
+    chosen = {**defaults, **conninfo.conninfo_to_dict(place.conninfo)}
+    hosts = str(chosen.get("host") or chosen.get("hostaddr") or "").split(",")
+    return [host for host in hosts if not _is_here(host)], str(chosen["sslmode"])
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is a socket's folder, or this machine by a name or address that stays so."""
+    return host[:1] in ("", "/", "@") or host in ("localhost", "::1") or host.startswith("127.")
+
+
 def is_uuid(text: str) -> bool:
     """Whether `text` is a UUID as the store writes it; anything else names nothing stored."""
     return _is_uuid(text) is not None

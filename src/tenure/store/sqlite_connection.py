@@ -38,8 +38,9 @@ def path_of(url: str) -> Path:
 
 
 def usable_path_of(url: str) -> Path:
-    """The same, unless SQLite's log does not work there; see `filesystems`."""
+    """The same, unless SQLite's log does not work there, or a stranger's link leads there."""
     path = path_of(url)
+    filesystems.refuse_planted(path)
     if not url.endswith(f"?{filesystems.ANY}"):
         filesystems.refuse_remote(path)
     return path
