@@ -109,10 +109,11 @@ class WorkerScript:
             if error is not None:  # shown with the failure
                 print(f"--- worker {process.pid}, exit {process.returncode}:\n{output}")
 
-    def start(self) -> subprocess.Popen[str]:
-        """Start one more process of this script."""
+    def start(self, **environment: str) -> subprocess.Popen[str]:
+        """Start one more process of this script, with this added to its environment."""
         process = subprocess.Popen(
             [sys.executable, str(self._path)],
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -135,6 +136,10 @@ class WorkerScript:
         assert process.stdout is not None
         assert any(words in line for line in process.stdout), f"the worker did not say {words!r}"
 
+    def frozen(self, process: subprocess.Popen[str]) -> None:
+        """Wait until a process has stopped at its failpoint."""
+        until(lambda: state(process.pid) == "T", "the worker to stop at its place")
+
     def lines(self) -> list[str]:
         """What the scripts have logged."""
         try:
@@ -154,8 +159,13 @@ def ended(process: subprocess.Popen[str]) -> int:
 
 def is_running(pid: int) -> bool:
     """Whether a process runs: exists, and is no zombie."""
+    return state(pid) not in ("", "Z", "X")
+
+
+def state(pid: int) -> str:
+    """The letter that the system has for what a process does: `T` stopped, `Z` zombie; or none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
+        return ""
+    return stat.rpartition(")")[2].split()[0]

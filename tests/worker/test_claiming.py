@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Draft, JobContext, Status, Tenure, worker
+from tenure.records import ClaimRequest
 from tests.worker.running import completed, moves, settled, sweeping, working
 from tests.worker.scripts import WorkerScript, ended
 from tests.worker.waiting import PATIENCE, until
@@ -32,6 +33,9 @@ def test_a_job_that_nobody_can_run_stays_pending_and_is_charged_nothing(either: 
     with sweeping(app), working(app):
         for _ in range(20):
             completed(app, known.enqueue())
+        why = app.explain(unknown.id)
+        assert why.reason == "no_worker"
+        assert "No live worker takes jobs of type unknown" in why.text
     now = app.get(unknown.id)
     assert (now.status, now.attempts, now.token) == (Status.PENDING, 0, 0)
     assert moves(app, unknown) == ["enqueued"]
@@ -43,6 +47,25 @@ def test_a_job_that_nobody_can_run_stays_pending_and_is_charged_nothing(either: 
 
         with working(later):
             assert completed(app, unknown).attempts == 1
+
+
+@pytest.mark.scenario(78)
+def test_a_sweep_without_the_handler_gives_a_job_its_retry(either: Tenure) -> None:
+    """What a deploy without its type finds running is ended as any other, and never discarded."""
+    app = either
+    gone = app.enqueue("gone", max_retries=2, backoff=0)
+    app.claim(ClaimRequest(worker="old", limit=1, lease_seconds=0.001))
+
+    @app.job
+    async def known() -> None: ...
+
+    with sweeping(app), working(app):
+        until(lambda: app.get(gone.id).status is Status.PENDING, "the lease to be ended")
+        completed(app, known.enqueue())
+    now = app.get(gone.id)
+    assert (now.status, now.attempts) == (Status.PENDING, 1)
+    assert moves(app, gone) == ["enqueued", "claimed", "lease_expired", "retried"]
+    assert app.verify() == []
 
 
 def test_workers_with_different_types_take_their_own(either: Tenure) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tenure import JobContext, Status, Tenure
+from tenure import JobContext, Status, Tenure, failpoints
 from tests.clock import Clock
 from tests.worker.running import completed, failed, moves, settled, sweeping, working
 from tests.worker.scripts import WorkerScript, ended
@@ -294,3 +294,52 @@ def test_a_report_of_a_thawed_worker_cannot_change_a_final_failure(
     assert ended(worker) == 0
     assert app.get(job.id).status is Status.FAILED
     assert moves(app, job) == [*TAKEN_OVER, "failed"]
+
+
+# Stopped while it sweeps, it would keep the lock of an SQLite file.
+WITHOUT_SWEEPER = "from tenure.sweeper import Sweeper; Sweeper.start = lambda sweeper: None"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param(Status.COMPLETED, marks=pytest.mark.scenario(6)),
+        pytest.param(Status.FAILED, marks=pytest.mark.scenario(7)),
+    ],
+)
+@pytest.mark.parametrize("said", ["completed", "failed"])
+def test_the_report_of_a_thawed_worker_is_refused(
+    either: Tenure, clock: Clock, tmp_path: Path, ending: Status, said: str
+) -> None:
+    """It has its outcome, and stands still until the job has been run and settled elsewhere."""
+    app = either
+    handler = f"""
+@app.job
+def work():
+    assert {said!r} == "completed"
+"""
+
+    @app.job
+    async def work() -> str:
+        assert ending is Status.COMPLETED
+        return "taken over"
+
+    job = work.options(max_retries=2, backoff=0).enqueue()
+    with WorkerScript(
+        tmp_path / "meet", app.database, handler, before=WITHOUT_SWEEPER, lease=600
+    ) as script:
+        worker = script.start(**{failpoints.ENVIRONMENT: "worker.before_report=freeze"})
+        script.frozen(worker)
+        clock.advance(601)
+        with sweeping(app), working(app):
+            end = settled(app, job)
+        os.kill(worker.pid, signal.SIGCONT)
+        worker.terminate()
+        assert ended(worker) == 0
+        assert worker.stdout is not None
+        late = f"the report of {said} for job {job.id} came too late: lost lease_expired"
+        assert late in worker.stdout.read()
+    assert end.status is ending
+    assert app.get(job.id) == end
+    assert moves(app, job) == [*TAKEN_OVER, ending]
+    assert app.verify() == []

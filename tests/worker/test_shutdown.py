@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Draft, Job, Status, Tenure
+from tenure import Draft, Job, Status, Tenure, failpoints
 from tenure.records import ClaimRequest, Report, Turn
 from tests.clock import Clock
 from tests.worker.running import completed, moves, settled, sweeping, working
@@ -245,6 +246,48 @@ def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenur
     for job in jobs:
         assert app.get(job.id).attempts == 0
         assert moves(app, job) == ["enqueued", "claimed", "released"]
+
+
+@pytest.mark.scenario(75)
+@pytest.mark.parametrize(
+    "place",
+    [
+        "claim.before_commit",
+        "claim.after_commit",
+        "worker.before_start",
+        "worker.before_report",
+        "report.before_commit",
+        "report.after_commit",
+    ],
+)
+def test_asked_to_stop_at_any_place(either: Tenure, tmp_path: Path, place: str) -> None:
+    """The signal waits for a process that stands still there, and is heard as it goes on."""
+    app = either
+    jobs = app.enqueue_many([Draft("count", {"number": n}, {}) for n in range(60)])
+    with WorkerScript(tmp_path / "meet", app.database, HANDLERS, concurrency=1) as script:
+        worker = script.start(**{failpoints.ENVIRONMENT: f"{place}=freeze"})
+        script.frozen(worker)
+        before = len(script.lines())
+        worker.terminate()
+        os.kill(worker.pid, signal.SIGCONT)
+        script.marked("heard")
+        late = app.enqueue("count", {"number": 99})
+
+        assert ended(worker) == 0
+    ran = list(map(int, script.lines()))
+    assert len(ran) == len(set(ran))
+    assert len(ran) <= before + 1  # one may have been on its way
+    assert ran or not place.startswith(("worker.before_report", "report"))
+    for number, job in enumerate(jobs):
+        now = app.get(job.id)
+        if number in ran:
+            assert (now.status, now.attempts) == (Status.COMPLETED, 1)
+            assert moves(app, job) == ["enqueued", "claimed", "completed"]
+        else:
+            assert (now.status, now.attempts) == (Status.PENDING, 0)
+            assert moves(app, job) in (["enqueued"], ["enqueued", "claimed", "released"])
+    assert moves(app, late) == ["enqueued"]
+    assert app.verify() == []
 
 
 @pytest.mark.scenario(76)
