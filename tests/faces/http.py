@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -148,9 +148,15 @@ class Exchange:
 class Served:
     """`tenure serve` as a program of its own, on a free port."""
 
-    def __init__(self, database: str, *arguments: str, **environ: str) -> None:
+    def __init__(
+        self,
+        database: str,
+        *arguments: str,
+        program: Sequence[str] = PROGRAM,
+        **environ: str,
+    ) -> None:
         self.process = subprocess.Popen(
-            [*PROGRAM, "serve", "--port", "0", "--database", database, *arguments],
+            [*program, "serve", "--port", "0", "--database", database, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -17,6 +17,15 @@ from tests.faces.http import JSON, api_of, claim
 S = pytest.mark.scenario
 
 
+@pytest.fixture(
+    params=["sqlite", pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.full])]
+)
+def database_url(request: pytest.FixtureRequest) -> str:
+    """On PostgreSQL all cases run in `make chaos` only, and some in one test at the end."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
 @pytest.fixture
 def app(database_url: str) -> Iterator[Tenure]:
     with Tenure(database_url) as app:
@@ -52,6 +61,10 @@ REFUSED = [
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_what_is_refused_is_refused_everywhere(app: Tenure, api: TestClient, text: str) -> None:
+    is_refused_everywhere(app, api, text)
+
+
+def is_refused_everywhere(app: Tenure, api: TestClient, text: str) -> None:
     body = f'{{"type": "a", "payload": {text}}}'.encode()
     response = api.post("/jobs", content=body, headers=JSON)
     assert response.status_code in (400, 413), response.text
@@ -102,6 +115,10 @@ KEPT = [
 def test_what_is_accepted_comes_back_the_same_everywhere(
     app: Tenure, api: TestClient, text: str
 ) -> None:
+    comes_back_the_same_everywhere(app, api, text)
+
+
+def comes_back_the_same_everywhere(app: Tenure, api: TestClient, text: str) -> None:
     sent = json.loads(text)
     body = f'{{"type": "a", "payload": {text}}}'.encode()
     ids = [
@@ -114,7 +131,7 @@ def test_what_is_accepted_comes_back_the_same_everywhere(
     for payload in (
         *(json.loads(app.get(id).payload) for id in ids),
         *(lease["payload"] for lease in leased),
-        *(job["payload"] for job in api.get("/jobs").json()),
+        *(job["payload"] for job in api.get("/jobs", params={"limit": 3}).json()),
     ):
         assert json.dumps(payload) == json.dumps(sent)  # order and types, too
 
@@ -129,6 +146,10 @@ HOSTILE_NAMES = [
 @pytest.mark.requirement("C11")
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=range(len(HOSTILE_NAMES)))
 def test_names_are_as_strict_everywhere(app: Tenure, api: TestClient, name: str) -> None:
+    is_no_name_anywhere(app, api, name)
+
+
+def is_no_name_anywhere(app: Tenure, api: TestClient, name: str) -> None:
     for field in ("type", "queue", "idempotency_key"):
         if field == "idempotency_key" and name.isascii() and name.isprintable() and name.strip():
             continue  # a key may be any visible text
@@ -140,3 +161,15 @@ def test_names_are_as_strict_everywhere(app: Tenure, api: TestClient, name: str)
     if "\0" not in name and name.isprintable():
         assert run("enqueue", "a", "--queue", name, "--database", app.database).exit_code == 2
     assert app.find() == []
+
+
+@pytest.mark.scenario(87, 88, 90, 95)
+def test_some_of_all_that_on_postgres(postgres_url: str) -> None:
+    with Tenure(postgres_url) as app, api_of(app) as api:
+        for name in ("a\0", "'; DROP TABLE job; --", "a\ud800"):
+            is_no_name_anywhere(app, api, name)
+        for case in REFUSED[:5] + REFUSED[7:8]:
+            is_refused_everywhere(app, api, *case.values)
+        for case in KEPT[:4] + KEPT[5:6] + KEPT[7:]:
+            comes_back_the_same_everywhere(app, api, *case.values)
+        assert app.verify() == []

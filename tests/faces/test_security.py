@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import logging
 import os
 import stat
@@ -19,6 +20,7 @@ import tenure
 from tenure import InvalidInput, Tenure, durations, failpoints, forms, ids, settings
 from tenure.api.routing import read_leniently
 from tenure.logs import JsonLines, TextLines
+from tenure.payload import check_key
 from tenure.store.postgres_connection import place_of
 from tenure.store.sqlite_connection import path_of
 from tests.faces.http import Served, api_of, problem
@@ -327,6 +329,38 @@ def test_a_report_is_read_or_refused(data: bytes) -> None:
 
 
 @pytest.mark.requirement("C10")
+@given(
+    st.one_of(
+        st.text(max_size=300),
+        st.integers(250, 260).map(lambda length: "x" * length),
+        st.text(st.characters(min_codepoint=32, max_codepoint=130), min_size=1, max_size=256),
+    )
+)
+def test_an_idempotency_key_is_refused_or_kept_as_it_is(api_once: TestClient, key: str) -> None:
+    """In the body and in the header alike, and what is accepted can be kept by both databases."""
+    try:
+        known = check_key(key, "$") == key
+    except InvalidInput:
+        known = False
+    assert known == (key.isascii() and key.isprintable() and " " not in key and 0 < len(key) < 256)
+    body = json.dumps({"type": "a", "idempotency_key": key}).encode()
+    sent = [
+        api_once.post("/jobs", content=body, headers={"Content-Type": "application/json"}),
+        api_once.post(
+            "/jobs",
+            json={"type": "a"},
+            headers=[(b"Idempotency-Key", key.encode("utf-8", "surrogatepass"))],
+        ),
+    ]
+    if known:
+        assert {answered.json()["idempotency_key"] for answered in sent} == {key}
+        assert len({answered.json()["id"] for answered in sent}) == 1
+    else:
+        assert sent[0].status_code == 400
+        assert sent[1].status_code < 500
+
+
+@pytest.mark.requirement("C10")
 @given(st.text(max_size=60))
 def test_failpoints_are_read_or_refused(text: str) -> None:
     try:
@@ -351,7 +385,7 @@ def test_headers_and_cursors_of_any_kind_are_no_fault(api_once: TestClient, valu
 
 @pytest.fixture(scope="module")
 def api_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """One server for many examples; none of them changes anything."""
+    """One server for many examples; they add jobs at the most."""
     folder = tmp_path_factory.mktemp("fuzz")
     with Tenure(f"sqlite:///{folder}/jobs.db") as app, api_of(app) as api:
         yield api

@@ -315,6 +315,62 @@ def test_an_endless_body_ends_its_connection(server: Served) -> None:
         assert closes(connection, chunk, most=100_000_000)
 
 
+def most_memory(server: Served) -> int:
+    """The most memory that the server ever had, in bytes."""
+    try:
+        status = Path(f"/proc/{server.process.pid}/status").read_text("ascii")
+    except OSError:
+        pytest.skip("this system does not tell how much memory a process had")
+    (kilobytes,) = re.findall(r"^VmHWM:\s+([0-9]+) kB$", status, re.MULTILINE)
+    return int(kilobytes) * 1024
+
+
+MIB = 1024 * 1024
+
+
+@pytest.mark.scenario(98)
+@pytest.mark.requirement("C9")
+@pytest.mark.parametrize("length", ["Transfer-Encoding: chunked", "Content-Length: 999999999999"])
+def test_endless_bodies_at_once_do_not_fill_the_memory(server: Served, length: str) -> None:
+    """Each may take a body's limit of 1 MiB and a little; without it these would take 400 MiB."""
+    head = (
+        "POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"{length}\r\n\r\n"
+    )
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    assert httpx2.post(f"{server.url}/jobs", json={"type": "a"}).status_code == 201
+    before = most_memory(server)
+    with contextlib.ExitStack() as attack:
+        connections = [attack.enter_context(connected(server, head.encode())) for _ in range(40)]
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            for connection in connections:
+                connection.sendall(chunk * 15)  # all hold nearly as much as they may
+        assert httpx2.post(f"{server.url}/jobs", json={"type": "a"}).status_code == 201
+        for connection in connections:
+            closes(connection, chunk, most=10 * MIB)
+        assert most_memory(server) - before < 160 * MIB
+    assert httpx2.get(f"{server.url}/stats").json()["total"] == 2
+
+
+@pytest.mark.scenario(98)
+@pytest.mark.requirement("C9")
+def test_a_body_is_not_kept_for_whoever_has_no_token(sqlite_url: str) -> None:
+    head = (
+        b"POST /jobs/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
+    )
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    with Served(sqlite_url, TENURE_TOKEN="the-token") as server, contextlib.ExitStack() as attack:
+        assert httpx2.get(f"{server.url}/jobs").status_code == 401
+        before = most_memory(server)
+        connections = [attack.enter_context(connected(server, head)) for _ in range(6)]
+        for connection in connections:
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 401 ")
+            closes(connection, chunk, most=8 * MIB)
+        assert most_memory(server) - before < 24 * MIB
+        assert httpx2.get(f"{server.url}/health").status_code == 200
+
+
 def test_a_body_a_little_too_long_is_answered(server: Served) -> None:
     """A client that sends its whole body before it reads gets the reason, not a reset."""
     head = (

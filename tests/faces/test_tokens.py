@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -262,6 +263,16 @@ def test_guessing_reads_the_database_ten_times_a_second_at_most(
         assert len(reads) == 1
 
 
+IMPATIENT = (
+    sys.executable,
+    "-c",
+    "from tenure import cli, keyring\n"
+    "keyring.FRESH_SECONDS, keyring.STALE_SECONDS = 0.1, 0.5\n"
+    "cli.main()",
+)
+"""A server that looks at the tokens ten times as often as others do."""
+
+
 @pytest.mark.requirement("C3")
 def test_revoked_on_a_running_server(database_url: str) -> None:
     """As users do it: a server beyond loopback with tokens of the database alone, a worker with
@@ -269,7 +280,7 @@ def test_revoked_on_a_running_server(database_url: str) -> None:
     tell("tokens", "create", "first", "--scope", "admin", "--database", database_url)
     with (
         Tenure(database_url) as app,
-        Served(database_url, "--host", "0.0.0.0") as server,  # noqa: S104
+        Served(database_url, "--host", "0.0.0.0", program=IMPATIENT) as server,  # noqa: S104
     ):
 
         @app.job
