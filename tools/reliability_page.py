@@ -88,11 +88,12 @@ def links(files: Iterable[str]) -> str:
 
 
 def requirements() -> dict[str, tuple[str, str]]:
-    """What is required for security: its words, and the tests or the reason for none."""
+    """What is required for security: its words, and the tests, and what they leave out."""
     told = tomllib.loads(SCENARIOS.read_text("utf-8"))
     marked = marks("requirement")
+    left_out = told["requirement_reasons"]
     return {
-        name: (words, links(marked.get(name, ())) or told["requirement_reasons"].get(name, ""))
+        name: (words, ". ".join(filter(None, (links(marked.get(name, ())), left_out.get(name)))))
         for name, words in told["requirements"].items()
     }
 
