@@ -49,7 +49,7 @@ SCRIPTS = Path(sys.executable).parent
 
 _goes_on = re.compile(r"(\w+=\S+ )*(tenure (serve|worker)\b|make run\b|curl -\w*N)")
 _only_reads = re.compile(
-    r"tenure (jobs (show|list)|explain|stats|queues list|verify)\b|curl (?!(?s:.*) -\w*[dX]\b)"
+    r"tenure (jobs (show|list)|explain|stats|queues list|verify)\b|curl(?!(?s:.*) -\w*[dX]\b)"
 )
 _patterns = (
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(\.[0-9a-f-]{32,36})?", "<id>"),
