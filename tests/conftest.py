@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tenure")
 
 
+UNTIL = "TENURE_CHAOS_UNTIL"
+"""Unix time after which `make chaos` begins no further test."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what asks for PostgreSQL, so that `-m "not postgres"` leaves nothing behind.
 
@@ -29,6 +35,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left := [] if whole else [item for item in items if item.get_closest_marker("full")]:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
+    if UNTIL in os.environ:  # another part of them is reached in time at each seed
+        random.Random(os.environ.get("TENURE_CHAOS_SEED")).shuffle(items)
     for item in items:
         for mark in item.iter_markers("scenario"):
             item.extra_keyword_matches.update(f"scenario_{number:03}" for number in mark.args)
@@ -38,6 +46,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             )
         if {"postgres_server", "postgres_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("postgres")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what `make chaos` has no time left for."""
+    if time.time() > float(os.environ.get(UNTIL, "inf")):
+        pytest.skip("the time that `make chaos` was given is up: give it more --seconds")
 
 
 @pytest.fixture(scope="session")

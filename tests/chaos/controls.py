@@ -90,9 +90,9 @@ CONTROLS = (
     ),
     Control(
         "SQLite: the sweep takes leases that still run",
-        "store/sqlite.py",
-        "lease_expires_at <= ",
-        "lease_expires_at <= 86400000 + ",
+        SQLITE,
+        "AND lease_expires_at <= ?\n",
+        "AND lease_expires_at <= 86400000 + ?\n",
     ),
     Control(
         "PostgreSQL: the sweep takes leases that still run",

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from tests.chaos import conftest, tally
+from tests.conftest import UNTIL
 
 ROOT = Path(__file__).parents[2]
 LAST_RUN = Path(__file__).with_name("last_run.json")
@@ -47,6 +48,7 @@ def main() -> int:
             tally.ENVIRONMENT: str(figures),
             conftest.SEED: str(asked.seed),
             conftest.EFFORT: str(effort),
+            UNTIL: str(time.time() + (1 - SOAK_SHARE) * asked.seconds),
         }
         failed, tests = (0, "soak only") if asked.soak else battery()
         left = asked.seconds - (time.monotonic() - began)

@@ -20,6 +20,7 @@ def test_there_are_many() -> None:
     assert len({control.words for control in guards()}) >= 50
 
 
+@pytest.mark.full
 def test_a_broken_rule_is_caught() -> None:
     (control,) = [one for one in CONTROLS if one.words == "retries need no budget"]
     assert caught_by(control) == "rules"

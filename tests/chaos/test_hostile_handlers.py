@@ -137,7 +137,7 @@ def hold(context: JobContext):
     log(f"start {context.attempt}")
     ctypes.PyDLL(None).sleep(3)  # what a broken extension does: it keeps the interpreter's lock
     log(f"end {context.attempt}")
-    return "held"
+    return f"held {context.attempt}"
 
 
 @app.job(backoff=0, process=True)
@@ -172,14 +172,15 @@ def test_a_handler_that_keeps_the_interpreter_s_lock_settles_once(
             with sweeping(app):
                 until(lambda: app.get(job.id).status is Status.PENDING, "the lease to run out")
             with working(app):
-                assert completed(app, job).result == '"taken over"'
+                completed(app, job)
         script.logged(2)
         end = completed(app, job)
         worker.terminate()
         assert ended(worker) == 0
     assert moves(app, job) == (TWICE if swept else ONCE)
     assert app.get(job.id) == end
-    assert end.result == ('"taken over"' if swept else '"held"')
+    # The second attempt may be taken by either worker; the first one's report came too late.
+    assert end.result in (('"taken over"', '"held 2"') if swept else ('"held 1"',))
     assert app.verify() == []
 
 

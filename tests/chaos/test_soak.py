@@ -18,4 +18,4 @@ from tests.postgres_server import PostgresServer
 def test_everything_at_once(
     tmp_path: Path, chance: random.Random, postgres_server: PostgresServer
 ) -> None:
-    assert soak(8, chance.randrange(2**31), tmp_path) == []
+    assert soak(5, chance.randrange(2**31), tmp_path) == []
