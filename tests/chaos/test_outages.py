@@ -169,7 +169,7 @@ def test_a_slow_store_is_not_buried_in_work(database: Road, effort: int) -> None
     async def work(number: int) -> None: ...
 
     database.source.enqueue("work", {"number": -1})  # connects
-    seconds = 2.0 if effort > 1 else 0.5
+    seconds = 1.0 if effort > 1 else 0.5  # a new connection makes several calls in its 10 s
     with working(database.straight, database.source, concurrency=50):
         until(lambda: database.proxy.connections >= 2, "everybody to connect")
         database.proxy.delay(seconds)
