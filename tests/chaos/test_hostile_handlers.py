@@ -131,11 +131,26 @@ def test_a_time_limit_holds_though_the_loop_that_should_enforce_it_is_blocked(
 
 HOLDING_THE_GIL = """
 import ctypes
+from tenure.store.committer import Committer
+
+between_commits = threading.RLock()
+
+
+def commit(self, *work, really=Committer.commit):
+    with between_commits:
+        really(self, *work)
+
+
+Committer.commit = commit
+
 
 @app.job(backoff=0)
 def hold(context: JobContext):
     log(f"start {context.attempt}")
-    ctypes.PyDLL(None).sleep(3)  # what a broken extension does: it keeps the interpreter's lock
+    # What a broken extension does: it keeps the interpreter's lock, here until the test has marked.
+    until_marked = f"while [ ! -e '{FOLDER / 'let-go'}' ]; do sleep 0.01; done"
+    with between_commits:  # within one it would keep all of SQLite's file, too
+        ctypes.PyDLL(None).system(until_marked.encode())
     log(f"end {context.attempt}")
     return f"held {context.attempt}"
 
@@ -168,11 +183,13 @@ def test_a_handler_that_keeps_the_interpreter_s_lock_settles_once(
         script_path.write_text(no_sweeper + script_path.read_text())
         worker = script.start()
         script.logged(1)
+        until(lambda: app.explain(job.id).reason == "lease_ran_out", "the lease to run out")
         if swept:
             with sweeping(app):
-                until(lambda: app.get(job.id).status is Status.PENDING, "the lease to run out")
+                until(lambda: app.get(job.id).status is Status.PENDING, "the sweep")
             with working(app):
                 completed(app, job)
+        script.mark("let-go")
         script.logged(2)
         end = completed(app, job)
         worker.terminate()
