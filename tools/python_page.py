@@ -17,7 +17,17 @@ from tenure.client import Client
 from tenure.drafts import Options
 from tenure.errors import TenureError
 from tenure.explain import Explanation
-from tenure.records import Check, Count, QueueState, Transition, Violation, WorkerState
+from tenure.records import (
+    Check,
+    Count,
+    Moves,
+    QueueState,
+    Told,
+    Transition,
+    Violation,
+    Wanted,
+    WorkerState,
+)
 from tenure.tokens import Tokens
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"
@@ -47,7 +57,7 @@ APP: Mapping[str, Sequence[str]] = {
     "Who may call the HTTP API": ("tokens",),
     "What workers and servers call": (
         *("claim", "report", "turn", "heartbeat", "waits", "turns", "on_work"),
-        *("sweep", "prune", "ledger", "ledger_end"),
+        *("sweep", "prune", "ledger", "ledger_end", "moves", "late_leases"),
     ),
 }
 TOKENS = ("create", "list", "revoke", "note_use")
@@ -59,7 +69,10 @@ CLIENT: Mapping[str, Sequence[str]] = {
     ),
     "What workers call": ("turn", "heartbeat", "waits", "turns", "on_work"),
 }
-ANSWERS = (Transition, Explanation, Count, QueueState, WorkerState, Violation, Check, AccessToken)
+ANSWERS = (
+    *(Transition, Moves, Told, Wanted, Explanation),
+    *(Count, QueueState, WorkerState, Violation, Check, AccessToken),
+)
 
 
 def page() -> str:

@@ -35,12 +35,14 @@ from tenure.records import (
     Check,
     ClaimRequest,
     Count,
+    Moves,
     Query,
     QueueState,
     Report,
     Transition,
     Turn,
     Violation,
+    Wanted,
     WorkerState,
 )
 from tenure.redaction import Redaction
@@ -56,6 +58,7 @@ R = TypeVar("R")
 DEFAULT_DATABASE = "sqlite:///tenure.db"
 MOST_JOBS_AT_ONCE = 10_000
 MOST_LISTED = 500
+EVERYTHING = Wanted()
 RATE_WINDOW = timedelta(minutes=5)
 WORKER_IS_LIVE = timedelta(seconds=60)
 
@@ -298,6 +301,16 @@ class Tenure:
         """Moves of all jobs after a position, in an order that never changes, without gaps."""
         return self._store.read.ledger(after, limit)
 
+    def moves(
+        self, after: str = "", limit: int = MOST_LISTED, wanted: Wanted = EVERYTHING
+    ) -> Moves:
+        """The next `limit` moves after a position, of which only those `wanted` are told.
+
+        Each comes with the type and queue of its job. `position` of the answer is where to go on,
+        also when nothing was told.
+        """
+        return self._store.read.moves(after, limit, wanted)
+
     def ledger_end(self) -> str:
         """The position of the newest move."""
         return self._store.read.ledger_end()
@@ -309,6 +322,10 @@ class Tenure:
     def queues(self) -> list[QueueState]:
         """Every queue with jobs waiting or running, or with settings."""
         return self._store.read.queues()
+
+    def late_leases(self) -> int:
+        """How many leases have run out and are yet to be ended by a sweep."""
+        return self._store.read.late_leases()
 
     def workers(self) -> list[WorkerState]:
         """Workers that asked for jobs lately."""

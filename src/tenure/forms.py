@@ -26,6 +26,9 @@ Name = Annotated[
     str,
     Meta(extra_json_schema={"pattern": payload.NAME_PATTERN, "maxLength": payload.MAX_NAME_LENGTH}),
 ]
+NAMES = payload.NAME_PATTERN.strip("^$")
+Names = Annotated[str, Meta(extra_json_schema={"pattern": f"^{NAMES}(,{NAMES})*$"})]
+"""Names separated by commas."""
 Key = Annotated[
     str,
     Meta(extra_json_schema={"pattern": payload.KEY_PATTERN, "maxLength": payload.MAX_KEY_LENGTH}),

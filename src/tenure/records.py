@@ -136,6 +136,34 @@ class Transition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which moves somebody wants to hear of; None for any."""
+
+    types: tuple[str, ...] | None = None
+    queues: tuple[str, ...] | None = None
+    events: tuple[str, ...] | None = None
+    job_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A move with the type and queue of its job, which the ledger itself does not repeat."""
+
+    move: Transition
+    type: str
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """A stretch of the ledger: what was wanted of it, and the position up to which it was read."""
+
+    told: Sequence[Told]
+    position: str
+    more: bool  # the stretch was as long as it may be, so there may be more behind it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
     """Which jobs to list, newest first; `before` is the id of the last job already seen."""
 

@@ -18,7 +18,16 @@ from tenure import ids
 from tenure.access import AccessToken
 from tenure.forms import JsonObject, LeaseName, embedded, join_lease, split_lease
 from tenure.lifecycle import Job, Status
-from tenure.records import Answer, Count, Lease, QueueState, Transition, Verdict, WorkerState
+from tenure.records import (
+    Answer,
+    Count,
+    Lease,
+    QueueState,
+    Told,
+    Transition,
+    Verdict,
+    WorkerState,
+)
 from tenure.retry import RetryPolicy
 
 Id = Annotated[str, Meta(extra_json_schema={"pattern": ids.ID_PATTERN})]
@@ -118,6 +127,20 @@ def transition_body(entry: Transition) -> TransitionBody:
     return TransitionBody(
         **{name: getattr(entry, name) for name in TransitionBody.__struct_fields__}
     )
+
+
+class EventBody(TransitionBody, frozen=True, kw_only=True):
+    """A move as the event stream tells it: with the type and queue of its job."""
+
+    type: str
+    queue: str
+
+
+def event_body(told: Told) -> EventBody:
+    """The move as it is streamed."""
+    move = told.move
+    fields = {name: getattr(move, name) for name in TransitionBody.__struct_fields__}
+    return EventBody(**fields, type=told.type, queue=told.queue)
 
 
 def transition_of(body: TransitionBody) -> Transition:
@@ -260,12 +283,13 @@ class MetricsBody(Answered, frozen=True):
     counts: Sequence[CountBody]
     queues: Sequence[QueueBody]
     workers: int
+    late_leases: int
 
 
 def metrics_body(
-    counts: Sequence[Count], queues: Sequence[QueueState], workers: int
+    counts: Sequence[Count], queues: Sequence[QueueState], workers: int, late_leases: int
 ) -> MetricsBody:
-    """Counts, queues and the number of workers."""
+    """Counts, queues, the number of workers and of leases that have run out."""
     stats = stats_body(counts)
     return MetricsBody(
         total=stats.total,
@@ -273,6 +297,7 @@ def metrics_body(
         counts=stats.counts,
         queues=[queue_body(queue) for queue in queues],
         workers=workers,
+        late_leases=late_leases,
     )
 
 

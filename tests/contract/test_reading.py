@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from tenure.errors import InvalidInput
 from tenure.ids import new_id
 from tenure.lifecycle import Cancelled
-from tenure.records import Count, Query, QueueState
+from tenure.records import Count, Query, QueueState, Transition, Wanted
 from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new
 
 # --- the ledger -------------------------------------------------------------------------------
@@ -64,6 +66,49 @@ def test_the_ledger_of_all_jobs_is_complete_and_resumable(desk: Desk) -> None:
     for lease in leases:
         mine = [entry for entry in whole if entry.job_id == lease.id]
         assert mine == desk.history(lease.id)
+
+
+def test_moves_are_told_by_type_queue_event_and_job(desk: Desk) -> None:
+    mail = desk.take(type="mail", queue="out")
+    report = desk.take(type="report", queue="night")
+    desk.report(failed(mail), completed(report))
+    whole = desk.ledger()
+    kinds = {mail.id: ("mail", "out"), report.id: ("report", "night")}
+
+    def told(limit: int = 100, **wanted: Any) -> list[Transition]:
+        """What is told in stretches of `limit`, each of which tells how far it went."""
+        found, after, more = [], "", True
+        while more:
+            moves = desk.store.read.moves(after, limit, Wanted(**wanted))
+            assert all((one.type, one.queue) == kinds[one.move.job_id] for one in moves.told)
+            found += [one.move for one in moves.told]
+            after, more = moves.position, moves.more
+        assert after == whole[-1].position, "the end was reached, whatever was wanted"
+        return found
+
+    def those(wanted: Callable[[Transition], bool]) -> list[Transition]:
+        return [move for move in whole if wanted(move)]
+
+    for limit in (1, 2, 100):
+        assert told(limit) == whole
+        assert told(limit, types=("mail",)) == those(lambda move: move.job_id == mail.id)
+        assert told(limit, queues=("night", "x")) == those(lambda move: move.job_id == report.id)
+        failures = told(limit, events=("failed", "retried"))
+        assert [move.event for move in failures] == ["failed", "retried"]
+        assert told(limit, job_id=report.id) == desk.history(report.id)
+        assert told(limit, types=("mail",), queues=("night",)) == []
+    with pytest.raises(InvalidInput):
+        desk.store.read.moves("nowhere", 1, Wanted())
+
+
+def test_leases_that_ran_out_are_counted_until_the_sweep(desk: Desk) -> None:
+    desk.take()
+    desk.clock.advance(LEASE_SECONDS - 1)
+    assert desk.store.read.late_leases() == 0
+    desk.clock.advance(1)
+    assert desk.store.read.late_leases() == 1
+    desk.store.sweep().result()
+    assert desk.store.read.late_leases() == 0
 
 
 def test_the_ledger_is_complete_while_others_write(desk: Desk) -> None:

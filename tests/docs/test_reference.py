@@ -114,7 +114,7 @@ def test_what_the_page_says_of_all_calls_completes_the_openapi_description() -> 
 def test_every_field_and_parameter_is_named() -> None:
     named = {word for span in in_code(HTTP.text) for word in re.findall(r"\w+", span)}
     shapes = (
-        *(forms.NewJob, forms.Backoff, wire.JobBody, wire.TransitionBody, forms.RetryRequest),
+        *(forms.NewJob, forms.Backoff, wire.JobBody, wire.EventBody, forms.RetryRequest),
         *(wire.ExplanationBody, forms.LeaseRequest, wire.LeaseBody, forms.CompleteRequest),
         *(forms.FailRequest, forms.HeartbeatRequest, forms.ReportEntry, wire.VerdictBody),
         *(wire.HeldBody, wire.StatsBody, wire.QueueBody, forms.LimitRequest, wire.WorkerBody),
@@ -137,6 +137,7 @@ def test_every_metric_stands_with_its_labels() -> None:
         [records.Count("pending", "mail", "email", 1)],
         [records.QueueState("mail", None, None, 1, 0, None)],
         [],
+        0,
         now,
     ).decode()
     sold = re.findall(r"^(\w+)(?:{(.*)})? ", text, re.MULTILINE)

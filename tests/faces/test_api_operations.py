@@ -141,6 +141,7 @@ def test_metrics_in_both_forms_are_the_same(api: TestClient) -> None:
     assert values["tenure_queue_paused", ("queue", "q")] == 1
     assert values["tenure_queue_oldest_due_seconds", ("queue", "default")] >= 0
     assert values["tenure_workers",] == form["workers"] == 1
+    assert values["tenure_late_leases",] == form["late_leases"] == 0
     assert form["total"] == 3
 
 
@@ -228,6 +229,46 @@ async def test_a_long_ledger_is_streamed_whole(app: Tenure) -> None:
     async with Exchange(build(app), "GET", "/events", query="after=") as stream:
         await stream.until(jobs[-1].id.encode())
         assert len(events_in(stream.answered)) == len(jobs)
+
+
+@pytest.mark.anyio
+async def test_a_stream_tells_only_what_is_wanted(app: Tenure) -> None:
+    mail = await app.enqueue_async("mail", queue="out")
+    report = await app.enqueue_async("report", queue="night")
+    await asyncio.to_thread(app.cancel, mail.id)
+    await asyncio.to_thread(app.cancel, report.id)
+    for query, told in {
+        "type=mail,other": [(mail.id, "enqueued"), (mail.id, "cancelled")],
+        "queue=night&event=cancelled": [(report.id, "cancelled")],
+        f"job={report.id}": [(report.id, "enqueued"), (report.id, "cancelled")],
+    }.items():
+        async with Exchange(build(app), "GET", "/events", query=f"after=&{query}") as stream:
+            await stream.until(b"event: cancelled")
+            events = events_in(stream.answered)
+        assert [(one["job_id"], one["event"]) for one in events] == told
+        named = {mail.id: ("mail", "out"), report.id: ("report", "night")}
+        assert all((one["type"], one["queue"]) == named[one["job_id"]] for one in events)
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_tells_nothing_says_how_far_it_is(
+    app: Tenure, monkeypatch: Any
+) -> None:
+    """Who comes back after a quiet day does not have the server read that day's ledger again."""
+    monkeypatch.setattr(streams, "PING_SECONDS", 0.0)
+    job = await app.enqueue_async("mail")
+    end = app.moves().position
+    async with Exchange(build(app), "GET", "/events", query="after=&type=other") as stream:
+        await stream.until(f": still here\nid: {end}\n\n".encode())
+        assert job.id.encode() not in stream.answered
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["type=.", "type=a,,b", "queue=", "event=exploded", "job=1", "type=" + "a," * 100 + "a"],
+)
+def test_what_no_stream_can_tell_is_refused(api: TestClient, query: str) -> None:
+    problem(api.get(f"/events?{query}"), 400, "invalid_input")
 
 
 @pytest.mark.anyio

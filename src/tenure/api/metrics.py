@@ -26,6 +26,7 @@ def prometheus_text(
     counts: Sequence[Count],
     queues: Sequence[QueueState],
     workers: Sequence[WorkerState],
+    late_leases: int,
     now: datetime,
 ) -> bytes:
     """The metrics in Prometheus' text format."""
@@ -34,7 +35,7 @@ def prometheus_text(
 
     class Snapshot(Collector):
         def collect(self) -> Iterator[Metric]:
-            yield from _metrics(bounded(counts), largest(queues), workers, now)
+            yield from _metrics(bounded(counts), largest(queues), workers, late_leases, now)
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Snapshot())
@@ -45,6 +46,7 @@ def _metrics(
     counts: Sequence[Count],
     queues: Sequence[QueueState],
     workers: Sequence[WorkerState],
+    late_leases: int,
     now: datetime,
 ) -> Iterator[Metric]:
     from prometheus_client.core import GaugeMetricFamily as Gauge
@@ -71,6 +73,8 @@ def _metrics(
         paused.add_metric([queue.name], 0 if queue.paused_at is None else 1)
     yield from (waiting, running, oldest, paused)
     yield Gauge("tenure_workers", "Workers that asked for jobs lately.", value=len(workers))
+    late = "Leases that have run out and were not yet ended by a sweep."
+    yield Gauge("tenure_late_leases", late, value=late_leases)
 
 
 def bounded(counts: Sequence[Count], most: int = MOST_SERIES) -> list[Count]:

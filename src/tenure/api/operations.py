@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Annotated
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response, StreamingResponse
 
-from tenure import wire
+from tenure import forms, ids, payload, wire
 from tenure.api import metrics, streams
 from tenure.api.routing import JSON, Call, answer
-from tenure.errors import StoreUnavailable
+from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.lifecycle import FIRST_EVENT, MOVES
+from tenure.records import Wanted
 
 log = logging.getLogger(__name__)
 
 
+MOST_NAMED = 100
+"""Types, queues or events that one stream may be limited to."""
+
+
 class EventsQuery(Struct, kw_only=True):
-    """Where to begin; a `Last-Event-ID` header counts more."""
+    """Where to begin, and which moves to tell; several names are separated by commas."""
 
     after: str | UnsetType = UNSET
+    type: forms.Names | UnsetType = UNSET
+    queue: forms.Names | UnsetType = UNSET
+    event: forms.Names | UnsetType = UNSET
+    job: Annotated[str, Meta(extra_json_schema={"pattern": ids.ID_PATTERN})] | UnsetType = UNSET
 
 
 async def health(call: Call) -> Response:
@@ -79,11 +90,11 @@ def show_stats(call: Call) -> Response:
 def show_metrics(call: Call) -> Response:
     """Show the state of everything as Prometheus text, or as JSON if JSON is asked for."""
     app = call.app
-    counts, queues, workers = app.stats(), app.queues(), app.workers()
+    counts, queues, workers, late = app.stats(), app.queues(), app.workers(), app.late_leases()
     if JSON in call.request.headers.get("accept", "").lower():
         largest, bounded = metrics.largest(queues), metrics.bounded(counts)
-        return answer(wire.metrics_body(bounded, largest, len(workers)))
-    text = metrics.prometheus_text(counts, queues, workers, app.ping())
+        return answer(wire.metrics_body(bounded, largest, len(workers), late))
+    text = metrics.prometheus_text(counts, queues, workers, late, app.ping())
     return Response(text, media_type=metrics.CONTENT_TYPE)
 
 
@@ -93,9 +104,38 @@ async def stream_events(call: Call) -> Response:
     last = call.header("Last-Event-ID")
     if last is None and call.query.after is not UNSET:
         last = call.query.after
-    position, entries = await streams.start_of(call.app, last)
+    wanted = _wanted(call.query)
+    start = await streams.start_of(call.app, last, wanted)
     return StreamingResponse(
-        streams.events(call.app, call.doorbell, position, entries, withheld=bool(call.redaction)),
+        streams.events(call.app, call.doorbell, start, wanted, withheld=bool(call.redaction)),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )
+
+
+def _wanted(query: EventsQuery) -> Wanted:
+    """The moves that a stream is to tell; raises InvalidInput for what can be none."""
+    events = _names(query.event, "event", "event")
+    if unknown := set(events or ()) - EVENTS:
+        raise InvalidInput(
+            f"no such event: {', '.join(sorted(unknown))}; one of {', '.join(sorted(EVENTS))}",
+            path="query event",
+        )
+    return Wanted(
+        types=_names(query.type, "job type", "type"),
+        queues=_names(query.queue, "queue", "queue"),
+        events=events,
+        job_id=None if query.job is UNSET else ids.check_id(query.job, "query job"),
+    )
+
+
+EVENTS = frozenset({FIRST_EVENT, *(move.event for move in MOVES)})
+
+
+def _names(given: str | UnsetType, what: str, parameter: str) -> tuple[str, ...] | None:
+    if given is UNSET:
+        return None
+    names = given.split(",")
+    if len(names) > MOST_NAMED:
+        raise InvalidInput(f"name at most {MOST_NAMED}", path=f"query {parameter}")
+    return tuple(payload.check_name(name, what, f"query {parameter}") for name in names)

@@ -21,7 +21,7 @@ from tenure import wire
 from tenure.app import Tenure
 from tenure.errors import TenureError
 from tenure.problems import RETRY_SECONDS, Refusal
-from tenure.records import ClaimRequest, Lease, Outcome, Report, Transition
+from tenure.records import ClaimRequest, Lease, Moves, Outcome, Report, Told, Wanted
 from tenure.redaction import MARK
 
 log = logging.getLogger(__name__)
@@ -168,50 +168,54 @@ async def _hand_back(app: Tenure, leases: Sequence[Lease], worker: str) -> None:
 # --- the event stream -----------------------------------------------------------------------------
 
 
-async def start_of(app: Tenure, after: str | None) -> tuple[str, list[Transition]]:
-    """Where a stream begins and the first entries; `after` None begins with what happens next.
+async def start_of(app: Tenure, after: str | None, wanted: Wanted) -> tuple[str, Moves]:
+    """Where a stream begins and what it tells first; `after` None begins with what happens next.
 
     Raises InvalidInput for something that is no position of this store.
     """
     if after is None:
-        return await run_in_threadpool(app.ledger_end), []
-    return after, await run_in_threadpool(app.ledger, after, MOST_AT_ONCE)
+        end = await run_in_threadpool(app.ledger_end)
+        return end, Moves((), end, more=False)
+    return after, await run_in_threadpool(app.moves, after, MOST_AT_ONCE, wanted)
 
 
 async def events(
     app: Tenure,
     doorbell: Doorbell,
-    position: str,
-    entries: list[Transition],
+    start: tuple[str, Moves],
+    wanted: Wanted,
     *,
     withheld: bool = False,
 ) -> AsyncIterator[bytes]:
-    """The ledger from `position` on as server-sent events, until the server stops.
+    """The moves that are wanted as server-sent events, from `start` on until the server stops.
 
     Each event's `id` is its position, so a client that comes back misses nothing and sees nothing
-    twice. `withheld`: without the errors, which may hold what is redacted; a job's history shows
-    them. The stream holds at most one page of the ledger; a slow reader slows nobody else.
+    twice. Where nothing was wanted for a while, an `id` alone says how far the ledger was read, so
+    that nobody who comes back begins far behind. `withheld`: without the errors, which may hold
+    what is redacted; a job's history shows them. The stream holds at most one page of the ledger; a
+    slow reader slows nobody else.
     """
     doorbell.streams += 1
     try:
         with doorbell.waiter() as waiter:
+            position, moves = start
             yield f"retry: {RECONNECT_MILLISECONDS}\nid: {position}\n\n".encode()
             loop = asyncio.get_running_loop()
             spoke = loop.time()
             while not doorbell.stopped:
-                if entries:
-                    position = entries[-1].position
-                    yield b"".join(_event(entry, withheld=withheld) for entry in entries)
+                if moves.told:
+                    yield b"".join(_event(told, withheld=withheld) for told in moves.told)
                     spoke = loop.time()
                 elif loop.time() - spoke >= PING_SECONDS:
-                    yield b": still here\n\n"
+                    yield f": still here\nid: {moves.position}\n\n".encode()
                     spoke = loop.time()
-                if len(entries) < MOST_AT_ONCE:
+                if not moves.more:
                     await waiter.wait(LOOK_SECONDS)
+                after = moves.position
                 try:
-                    entries = await run_in_threadpool(app.ledger, position, MOST_AT_ONCE)
+                    moves = await run_in_threadpool(app.moves, after, MOST_AT_ONCE, wanted)
                 except TenureError as error:
-                    entries = []
+                    moves = Moves((), after, more=False)
                     log.warning("the event stream cannot read the ledger, trying again: %s", error)
     finally:
         doorbell.streams -= 1
@@ -230,12 +234,13 @@ def check_room(doorbell: Doorbell) -> None:
         )
 
 
-def _event(entry: Transition, *, withheld: bool) -> bytes:
-    if withheld and entry.detail is not None:
-        entry = replace(entry, detail=MARK)
-    data = msgspec.json.encode(wire.transition_body(entry))  # JSON has no line breaks of its own
+def _event(told: Told, *, withheld: bool) -> bytes:
+    move = told.move
+    if withheld and move.detail is not None:
+        told = replace(told, move=replace(move, detail=MARK))
+    data = msgspec.json.encode(wire.event_body(told))  # JSON has no line breaks of its own
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (
-        entry.position.encode(),
-        entry.event.encode(),
+        move.position.encode(),
+        move.event.encode(),
         data,
     )

@@ -20,10 +20,12 @@ from tenure.records import (
     ClaimRequest,
     Count,
     Lease,
+    Moves,
     Query,
     QueueState,
     Report,
     Transition,
+    Wanted,
     WorkerState,
 )
 from tenure.store.tokens import TokenTable
@@ -144,6 +146,9 @@ class Reader(Protocol):
     def ledger(self, after: str, limit: int) -> list[Transition]:
         """Ledger entries after a position, complete and in an order that never changes."""
 
+    def moves(self, after: str, limit: int, wanted: Wanted) -> Moves:
+        """Read up to `limit` entries after a position, as `ledger` has them: those wanted."""
+
     def ledger_end(self) -> str:
         """The position of the newest entry that `ledger` would return."""
 
@@ -152,6 +157,9 @@ class Reader(Protocol):
 
     def queues(self) -> list[QueueState]:
         """Every queue with jobs or settings."""
+
+    def late_leases(self) -> int:
+        """How many leases have run out and were not yet ended by the sweep."""
 
     def workers(self) -> list[WorkerState]:
         """Workers seen in the last ten minutes."""

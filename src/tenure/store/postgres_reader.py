@@ -18,7 +18,16 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
-from tenure.records import Count, Query, QueueState, Transition, WorkerState
+from tenure.records import (
+    Count,
+    Moves,
+    Query,
+    QueueState,
+    Told,
+    Transition,
+    Wanted,
+    WorkerState,
+)
 from tenure.store import audit
 from tenure.store.postgres_connection import CONNECTED, NOW, connect, is_uuid, place_of, to_time
 from tenure.store.postgres_statements import SELECT_JOB, where
@@ -42,11 +51,11 @@ RECONNECT_SECONDS = (0.5, 10.0)
 PROBE_SECONDS = 30.0
 """How often the watch makes sure that somebody is at the other end."""
 
-ENTRY = """
-SELECT t.xid || '.' || t.seq, t.job_id::text, t.at AT TIME ZONE 'UTC', t.source, t.target, t.event,
-    t.attempt, t.token, t.actor, t.detail, t.lease_id::text
-FROM {s}.transition AS t
+COLUMNS = """
+t.xid || '.' || t.seq, t.job_id::text, t.at AT TIME ZONE 'UTC', t.source, t.target, t.event,
+t.attempt, t.token, t.actor, t.detail, t.lease_id::text
 """
+ENTRY = f"SELECT {COLUMNS} FROM {{s}}.transition AS t"
 # Transactions commit in another order than they take their numbers. Below the oldest one that
 # still runs everything has been decided, so the order (xid, seq) gains no more entries there.
 SETTLED_XID = "t.xid < pg_snapshot_xmin(pg_current_snapshot())"
@@ -59,12 +68,35 @@ LEDGER_END = f"""
 SELECT t.xid || '.' || t.seq FROM {{s}}.transition AS t WHERE {SETTLED_XID}
 ORDER BY t.xid DESC, t.seq DESC LIMIT 1
 """
+# The end of a stretch first, then what lies in it: nothing is ever added behind a position that was
+# read, so both see the same entries. The limit tells the planner how few jobs it is to look up.
+STRETCH = f"""
+SELECT t.* FROM {{s}}.transition AS t
+WHERE (t.xid, t.seq) > (%s::text::xid8, %s) AND {SETTLED_XID} ORDER BY t.xid, t.seq LIMIT %s
+"""
+STRETCH_END = f"""
+SELECT xid::text, seq, count(*) OVER () FROM ({STRETCH}) AS t ORDER BY t.xid DESC, seq DESC LIMIT 1
+"""
+MOVES = f"""
+SELECT {COLUMNS}, job.type, job.queue
+FROM ({STRETCH}) AS t JOIN {{s}}.job ON job.id = t.job_id
+WHERE (t.xid, t.seq) <= (%s::text::xid8, %s)
+    AND (%s::text[] IS NULL OR t.event = ANY (%s::text[]))
+    AND (%s::uuid IS NULL OR t.job_id = %s::uuid)
+    AND (%s::text[] IS NULL OR job.type = ANY (%s::text[]))
+    AND (%s::text[] IS NULL OR job.queue = ANY (%s::text[]))
+ORDER BY t.xid, t.seq
+"""
 START = "0.0"
 _is_position = re.compile(r"([0-9]{1,19})\.([0-9]{1,18})").fullmatch
 
 COUNTS = """
 SELECT status, queue, type, count(*) FROM {s}.job
 GROUP BY status, queue, type ORDER BY status, queue, type
+"""
+
+LATE = f"""
+SELECT count(*) FROM {{s}}.job WHERE status = 'processing' AND lease_expires_at <= {NOW}
 """
 
 AHEAD = f"""
@@ -172,11 +204,21 @@ class PostgresReader:
         return [_transition(row) for row in self._rows(HISTORY, job_id)]
 
     def ledger(self, after: str, limit: int) -> list[Transition]:
-        found = _is_position(after or START)
-        if found is None:
-            raise InvalidInput(f"{after!r} is no position in this ledger", path="$.after")
-        xid, seq = found.groups()
-        return [_transition(row) for row in self._rows(LEDGER, xid, int(seq), limit)]
+        return [_transition(row) for row in self._rows(LEDGER, *_numbers(after), limit)]
+
+    def moves(self, after: str, limit: int, wanted: Wanted) -> Moves:
+        start = _numbers(after)
+        end = self._rows(STRETCH_END, *start, limit)
+        if not end:
+            return Moves((), after or START, more=False)
+        ((xid, seq, count),) = end
+        lists = (wanted.types, wanted.queues, wanted.events)
+        types, queues, events = (None if names is None else list(names) for names in lists)
+        job = wanted.job_id
+        pairs = (events, events, job, job, types, types, queues, queues)
+        rows = self._rows(MOVES, *start, limit, xid, seq, *pairs)
+        told = [Told(_transition(row[:-2]), *row[-2:]) for row in rows]
+        return Moves(told, f"{xid}.{seq}", more=count == limit)
 
     def ledger_end(self) -> str:
         rows = self._rows(LEDGER_END)
@@ -190,6 +232,9 @@ class PostgresReader:
             QueueState(name, _time(paused), limit, pending, processing, _time(oldest))
             for name, paused, limit, pending, processing, oldest in self._rows(QUEUES)
         ]
+
+    def late_leases(self) -> int:
+        return int(self._rows(LATE)[0][0])
 
     def workers(self) -> list[WorkerState]:
         return [
@@ -266,6 +311,14 @@ class PostgresReader:
 def _fetch(pool: ConnectionPool, query: bytes, values: tuple[Any, ...]) -> list[Any]:
     with pool.connection() as connection, answering(connection, ANSWER_SECONDS):
         return connection.execute(query, values or None, binary=True).fetchall()
+
+
+def _numbers(position: str) -> tuple[str, int]:
+    found = _is_position(position or START)
+    if found is None:
+        raise InvalidInput(f"{position!r} is no position in this ledger", path="$.after")
+    xid, seq = found.groups()
+    return xid, int(seq)
 
 
 def _time(stored: datetime | None) -> datetime | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import threading
@@ -14,7 +15,16 @@ from typing import Any
 from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
-from tenure.records import Count, Query, QueueState, Transition, WorkerState
+from tenure.records import (
+    Count,
+    Moves,
+    Query,
+    QueueState,
+    Told,
+    Transition,
+    Wanted,
+    WorkerState,
+)
 from tenure.store import audit, sqlite_watch
 from tenure.store.rows import job_of, read_names
 from tenure.store.sqlite_connection import NOW, connect, to_millis, to_time
@@ -25,6 +35,28 @@ START = "0"
 _is_position = re.compile(r"[0-9]{1,18}").fullmatch
 TABLES = ("tenure_job", "tenure_transition")
 LEDGER = "seq, job_id, at, source, target, event, attempt, token, actor, detail, lease_id"
+
+# The end of a stretch first, then what lies in it: nothing is ever added behind a number that was
+# read, so both see the same entries.
+STRETCH = """
+SELECT max(seq), count(*) FROM (
+    SELECT seq FROM tenure_transition WHERE seq > ? ORDER BY seq LIMIT ?)
+"""
+MOVES = f"""
+SELECT {", ".join(f"t.{column}" for column in LEDGER.split(", "))}, job.type, job.queue
+FROM tenure_transition AS t CROSS JOIN tenure_job AS job ON job.id = t.job_id
+WHERE t.seq > :after AND t.seq <= :until
+    AND (:events IS NULL OR t.event IN (SELECT value FROM json_each(:events)))
+    AND (:job IS NULL OR t.job_id = :job)
+    AND (:types IS NULL OR job.type IN (SELECT value FROM json_each(:types)))
+    AND (:queues IS NULL OR job.queue IN (SELECT value FROM json_each(:queues)))
+ORDER BY t.seq
+"""
+
+LATE = """
+SELECT count(*) FROM tenure_job
+WHERE status = 'processing' AND lease_expires_at <= (SELECT at FROM tenure_now)
+"""
 
 AHEAD = """
 SELECT count(*) FROM tenure_job
@@ -97,10 +129,19 @@ class SqliteReader:
         return [_transition(row) for row in self._rows(statement, (job_id,))]
 
     def ledger(self, after: str, limit: int) -> list[Transition]:
-        if not _is_position(after or START):
-            raise InvalidInput(f"{after!r} is no position in this ledger", path="$.after")
         statement = f"SELECT {LEDGER} FROM tenure_transition WHERE seq > ? ORDER BY seq LIMIT ?"
-        return [_transition(row) for row in self._rows(statement, (int(after or START), limit))]
+        return [_transition(row) for row in self._rows(statement, (_number(after), limit))]
+
+    def moves(self, after: str, limit: int, wanted: Wanted) -> Moves:
+        start = _number(after)
+        ((until, count),) = self._rows(STRETCH, (start, limit))
+        if not count:
+            return Moves((), str(start), more=False)
+        lists = {"types": wanted.types, "queues": wanted.queues, "events": wanted.events}
+        values: dict[str, Any] = {"after": start, "until": until, "job": wanted.job_id}
+        values |= {name: None if v is None else json.dumps(v) for name, v in lists.items()}
+        told = [Told(_transition(row[:-2]), *row[-2:]) for row in self._rows(MOVES, values)]
+        return Moves(told, str(until), more=count == limit)
 
     def ledger_end(self) -> str:
         return str(self._rows("SELECT coalesce(max(seq), 0) FROM tenure_transition")[0][0])
@@ -117,6 +158,9 @@ class SqliteReader:
             QueueState(name, _time(paused), limit, pending, processing, _time(oldest))
             for name, paused, limit, pending, processing, oldest in self._rows(QUEUES)
         ]
+
+    def late_leases(self) -> int:
+        return int(self._rows(LATE)[0][0])
 
     def workers(self) -> list[WorkerState]:
         return [
@@ -170,6 +214,12 @@ def _unsound(connection: sqlite3.Connection) -> list[audit.Finding]:
         for (message,) in connection.execute(f"PRAGMA integrity_check({table})")
         if message != "ok"
     ]
+
+
+def _number(position: str) -> int:
+    if not _is_position(position or START):
+        raise InvalidInput(f"{position!r} is no position in this ledger", path="$.after")
+    return int(position or START)
 
 
 def _time(millis: int | None) -> datetime | None:
