@@ -94,7 +94,9 @@ def added_job(addition: Addition, created_at: datetime, run_at: datetime) -> Job
 
 def write_policy(policy: RetryPolicy) -> str | None:
     """The stored form of a retry policy; NULL is the default one."""
-    return None if policy == DEFAULT_POLICY else msgspec.json.encode(policy).decode()
+    if policy is DEFAULT_POLICY or policy == DEFAULT_POLICY:  # to compare takes a while
+        return None
+    return msgspec.json.encode(policy).decode()
 
 
 def read_policy(text: str | None) -> RetryPolicy:

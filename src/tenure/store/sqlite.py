@@ -135,11 +135,10 @@ class Sqlite:
 
     def insert(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
         now = self.now()
-        jobs = [
-            added_job(a, now, kept(a.run_at or now + timedelta(seconds=a.delay))) for a in additions
-        ]
+        stored = to_millis(now)
+        jobs = [added_job(a, now, _due(a, now)) for a in additions]
         rows = [
-            _insert_row(job, addition.fingerprint)
+            _insert_row(job, addition.fingerprint, now, stored)
             for job, addition in zip(jobs, additions, strict=True)
         ]
         made = self._each(sql.INSERT, rows)
@@ -382,15 +381,23 @@ class Sqlite:
         self._files, self._in_place = None, False
 
 
-def _insert_row(job: Job, fingerprint: str | None) -> tuple[Any, ...]:
+def _due(addition: Addition, now: datetime) -> datetime:
+    """When a job that is added now is to run; in bulk nearly all run at once."""
+    if addition.run_at is None and addition.delay == 0:
+        return now
+    return kept(addition.run_at or now + timedelta(seconds=addition.delay))
+
+
+def _insert_row(job: Job, fingerprint: str | None, now: datetime, stored: int) -> tuple[Any, ...]:
+    """The values of `INSERTED`; `stored` is what `now` is in the database."""
     return (
         job.id,
         job.type,
         job.queue,
         job.priority,
         job.max_retries,
-        to_millis(job.run_at),
-        to_millis(job.created_at),
+        stored if job.run_at is now else to_millis(job.run_at),
+        stored,
         job.timeout,
         write_policy(job.backoff),
         job.actor,
