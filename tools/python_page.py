@@ -18,11 +18,14 @@ from tenure.drafts import Options
 from tenure.errors import TenureError
 from tenure.explain import Explanation
 from tenure.records import (
+    Activity,
     Check,
     Count,
+    FailureGroup,
     Moves,
     QueueState,
     Told,
+    Total,
     Transition,
     Violation,
     Wanted,
@@ -52,12 +55,13 @@ APP: Mapping[str, Sequence[str]] = {
     "Handlers": ("job", "run_worker"),
     "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async", "add"),
     "Looking": ("get", "find", "history", "explain", "stats", "queues", "workers"),
+    "Measures": ("activity", "totals", "failures", "measured_until"),
     "Changing": ("cancel", "retry", "pause", "resume", "limit"),
-    "Checking": ("verify", "checks", "ping"),
+    "Checking": ("verify", "recount", "checks", "ping"),
     "Who may call the HTTP API": ("tokens",),
     "What workers and servers call": (
         *("claim", "report", "turn", "heartbeat", "waits", "turns", "on_work"),
-        *("sweep", "prune", "ledger", "ledger_end", "moves", "late_leases"),
+        *("sweep", "prune", "measure", "ledger", "ledger_end", "moves", "late_leases"),
     ),
 }
 TOKENS = ("create", "list", "revoke", "note_use")
@@ -70,8 +74,8 @@ CLIENT: Mapping[str, Sequence[str]] = {
     "What workers call": ("turn", "heartbeat", "waits", "turns", "on_work"),
 }
 ANSWERS = (
-    *(Transition, Moves, Told, Wanted, Explanation),
-    *(Count, QueueState, WorkerState, Violation, Check, AccessToken),
+    *(Transition, Moves, Told, Wanted, Explanation, Count, Activity, Total, FailureGroup),
+    *(QueueState, WorkerState, Violation, Check, AccessToken),
 )
 
 

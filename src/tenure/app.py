@@ -31,14 +31,17 @@ from tenure.handlers import Defaults, Handlers, JobContext
 from tenure.jobtype import JobType
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job, Status
 from tenure.records import (
+    Activity,
     Added,
     Check,
     ClaimRequest,
     Count,
+    FailureGroup,
     Moves,
     Query,
     QueueState,
     Report,
+    Total,
     Transition,
     Turn,
     Violation,
@@ -59,6 +62,7 @@ DEFAULT_DATABASE = "sqlite:///tenure.db"
 MOST_JOBS_AT_ONCE = 10_000
 MOST_LISTED = 500
 EVERYTHING = Wanted()
+MOST_MINUTES = 24 * 60
 RATE_WINDOW = timedelta(minutes=5)
 WORKER_IS_LIVE = timedelta(seconds=60)
 
@@ -215,10 +219,18 @@ class Tenure:
         """End leases that have run out; the jobs concerned, as they stand after."""
         return self._store.sweep().result()
 
+    def measure(self) -> int:
+        """Add moves that are not in the measures yet, up to 5,000; how many there were.
+
+        Call again while the answer is not 0. It is no haste: `stats` is exact at any time.
+        """
+        return self._store.measure()
+
     def prune(self, keep: Mapping[str, Duration]) -> int:
         """Delete jobs settled longer ago than `keep` says by status; how many were deleted.
 
-        Works in bites; call again while the answer is not 0.
+        Works in bites; call again while the answer is not 0. Jobs whose moves are not measured yet
+        stay until they are.
         """
         now = self._store.read.clock()
         before: dict[str, datetime] = {
@@ -316,8 +328,34 @@ class Tenure:
         return self._store.read.ledger_end()
 
     def stats(self) -> list[Count]:
-        """Jobs by status, queue and type."""
+        """Jobs by status, queue and type, at this moment."""
         return self._store.read.counts()
+
+    def activity(self, minutes: int = 60) -> list[Activity]:
+        """Moves by minute, type, queue and event; only minutes in which there were some.
+
+        Reaches as far as `measured_until` says. What exceeds 200 pairs of type and queue is added
+        up under the name `(other)`.
+        """
+        return self._store.read.activity(whole(minutes, 1, MOST_MINUTES, "$.minutes"))
+
+    def totals(self) -> list[Total]:
+        """The same since the beginning; no number in it ever falls."""
+        return self._store.read.totals()
+
+    def failures(self, limit: int = 50) -> list[FailureGroup]:
+        """Failed attempts by type and kind of error, those seen last first.
+
+        Reaches as far as `measured_until` says; of all kinds, the 200 seen last are kept.
+        """
+        return self._store.read.failures(whole(limit, 1, MOST_LISTED, "$.limit"))
+
+    def measured_until(self) -> datetime | None:
+        """How far `activity`, `totals` and `failures` reach; None if nothing was measured yet.
+
+        About now, unless there is more to do than can be measured beside it.
+        """
+        return self._store.read.measured_until()
 
     def queues(self) -> list[QueueState]:
         """Every queue with jobs waiting or running, or with settings."""
@@ -345,6 +383,14 @@ class Tenure:
             rate=settled / RATE_WINDOW.total_seconds(),
         )
         return explain(job, facts)
+
+    def recount(self) -> int:
+        """Make `stats` agree with the jobs where `verify` found otherwise; how many differed.
+
+        Nobody needs this who leaves the tables to Tenure. It reads every job; on SQLite writers
+        wait for that.
+        """
+        return self._store.recount().result()
 
     def verify(self, limit: int = 100) -> list[Violation]:
         """Check the stored data against every invariant; an empty list is good.

@@ -20,13 +20,17 @@ from collections.abc import Mapping
 
 ENVIRONMENT = "TENURE_FAILPOINTS"
 
-WORKS = ("enqueue", "claim", "report", "heartbeat", "sweep", "prune", "operator", "queue")
+WORKS = (
+    *("enqueue", "claim", "report", "heartbeat", "sweep", "prune", "measure"),
+    *("operator", "queue"),
+)
 """What a transaction can be about."""
 NAMES = (
     *(f"{work}.before_commit" for work in WORKS),
     *(f"{work}.after_commit" for work in WORKS),
     "sweep.between_read_and_write",
     "prune.between_job_and_ledger",
+    "measure.between_read_and_write",
     "checkpoint.before",
     "checkpoint.after",
     "announce.before",

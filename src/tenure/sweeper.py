@@ -1,12 +1,14 @@
-"""A timer that has the store end leases that ran out, and delete what retention lets go.
+"""A timer that has the store end leases that ran out, delete what retention lets go, and measure.
 
-Any number of sweepers may run: the store tests every lease again in the write that ends it.
+Any number of sweepers may run: the store tests every lease again in the write that ends it, and
+measures each move once.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 
 from tenure.app import Tenure
@@ -17,6 +19,9 @@ log = logging.getLogger(__name__)
 
 PRUNE_EVERY = 60.0
 FULL_BITE = 500
+MEASURING_SHARE = 0.1
+"""Of the time between sweeps. Who has more to do than can be measured meanwhile is busy with jobs:
+the measures fall behind, and catch up afterwards."""
 
 
 class Sweeper:
@@ -54,6 +59,7 @@ class Sweeper:
                 if since_prune >= PRUNE_EVERY:
                     since_prune = 0.0
                     self._prune()
+                self._measure()
             except TenureError as error:
                 log.warning("the sweep failed and is tried again in %ss: %s", self._interval, error)
             except Exception:
@@ -67,6 +73,11 @@ class Sweeper:
                 log.warning("the lease on job %s ran out: it is %s now", job.id, job.status)
             if len(ended) < FULL_BITE:
                 return
+
+    def _measure(self) -> None:
+        until = time.monotonic() + MEASURING_SHARE * self._interval
+        while not self._stop.is_set() and self._app.measure() and time.monotonic() < until:
+            pass
 
     def _prune(self) -> None:
         if self._keep:

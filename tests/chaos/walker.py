@@ -124,6 +124,7 @@ def walk(app: Recorded) -> None:
         for job in jobs[1::4]:
             again(lambda job=job: app.retry(job.id))  # type: ignore[misc]
         until(lambda: again(lambda: all_settled(app)), "what was retried to settle")
+    until(lambda: again(lambda: measured(app)), "the moves to be measured")
     until(lambda: again(lambda: pruned(app)), "the cancelled job to be pruned")
 
 
@@ -131,6 +132,12 @@ def swept(app: Recorded) -> bool:
     """Sweep; whether no lease is left, whoever ended it."""
     app.sweep()
     return not app.find(status="processing", type="abandoned", limit=1)
+
+
+def measured(app: Recorded) -> bool:
+    """Measure; whether all there is has been measured, whoever did it."""
+    app.measure()
+    return app.totals() != [] and app.measure() == 0
 
 
 def pruned(app: Recorded) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from tenure.ids import new_id
@@ -111,6 +113,17 @@ class Desk:
         while len(self.store.read.ledger("", 10_000)) < self.raw.value(COUNT_LEDGER):
             assert time.monotonic() < deadline, "the ledger is not complete after 10 seconds"
         return self.store.read.ledger(after, limit)
+
+    def measure(self) -> None:
+        """Measure all of the ledger, once all of it can be read."""
+        self.ledger()
+        while self.store.measure():
+            pass
+
+    def prune(self, settled_before: Mapping[str, datetime], limit: int = 500) -> int:
+        """Prune when everything has been measured; how many jobs went."""
+        self.measure()
+        return self.store.prune(settled_before, limit).result()
 
     def ids(self, leases: list[Lease]) -> list[str]:
         """The jobs of leases."""

@@ -43,6 +43,7 @@ WHY = "a failure says why"
 ERROR = "the last error is that of the last failure"
 RESULT = "only a completed job has a result"
 KEY = "one job per idempotency key"
+COUNTS = "the counts are those of the jobs"
 ORPHANS = "no ledger without its job"
 
 LEDGER_BREAKS = [
@@ -101,7 +102,7 @@ LEDGER_BREAKS = [
         f" WHERE job_id = {HELD_JOB} AND event = 'claimed'",
     ),
     (
-        {OUTCOME, PATH, STATUS},
+        {OUTCOME, PATH, STATUS, COUNTS},
         f"INSERT INTO {{transition}} {ENTRY} SELECT job_id, at, source, 'failed', 'failed',"
         f" attempt, token, lease_id, 'boom' FROM {{transition}} WHERE job_id = {SETTLED_JOB}"
         " AND event = 'completed'",
@@ -128,10 +129,10 @@ LEDGER_BREAKS = [
 ]
 ROW_BREAKS = [
     (
-        {STATUS},
+        {STATUS, COUNTS},
         f"UPDATE {{job}} SET status = 'completed', finished_at = {{now}} WHERE id = {UNTRIED_JOB}",
     ),
-    ({STATUS}, f"UPDATE {{job}} SET status = 'completed' WHERE id = {FAILED_JOB}"),
+    ({STATUS, COUNTS}, f"UPDATE {{job}} SET status = 'completed' WHERE id = {FAILED_JOB}"),
     ({STATUS}, f"UPDATE {{job}} SET token = token + 1 WHERE id = {SETTLED_JOB}"),
     ({ATTEMPTS}, f"UPDATE {{job}} SET attempts = 0 WHERE id = {SETTLED_JOB}"),
     ({ATTEMPTS}, f"UPDATE {{job}} SET attempts = 2 WHERE id = {HELD_JOB}"),
@@ -159,7 +160,9 @@ ROW_BREAKS = [
     ({WHY}, f"UPDATE {{job}} SET last_error = NULL WHERE id = {FAILED_JOB}"),
     ({ERROR}, f"UPDATE {{job}} SET last_error = 'another' WHERE id = {FAILED_JOB}"),
     ({RESULT}, f"UPDATE {{job}} SET result = 'null' WHERE id = {FAILED_JOB}"),
-    ({ORPHANS}, f"DELETE FROM {{job}} WHERE id = {SETTLED_JOB}"),
+    ({COUNTS}, "DELETE FROM {tally} WHERE status = 'completed'"),
+    ({COUNTS}, "UPDATE {tally} SET jobs = jobs + 1 WHERE status = 'failed'"),
+    ({ORPHANS, COUNTS}, f"DELETE FROM {{job}} WHERE id = {SETTLED_JOB}"),
 ]
 
 
@@ -173,6 +176,7 @@ def fill(desk: Desk) -> None:
     desk.add(priority=-1)
     desk.claim()
     desk.add()
+    desk.measure()
 
 
 def break_by(desk: Desk, statement: str) -> None:
@@ -193,7 +197,7 @@ def test_it_finds_what_was_broken(unaudited_desk: Desk, broken: set[str], statem
     break_by(desk, statement)
     found = desk.store.read.violations(10)
     assert {invariant for invariant, _, _ in found} == broken
-    assert all(job_id in jobs and what for _, job_id, what in found)
+    assert all(what and (job_id in jobs) == (name != COUNTS) for name, job_id, what in found)
 
 
 def test_a_key_that_made_two_jobs_is_found(unaudited_desk: Desk) -> None:

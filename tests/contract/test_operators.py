@@ -176,9 +176,9 @@ def test_no_more_than_the_query_asks_for(desk: Desk) -> None:
 def test_only_what_settled_long_enough_ago_goes(desk: Desk) -> None:
     jobs = {status: job_in(desk, status) for status in reversed(Status)}  # pending last
     everything = dict.fromkeys(map(str, Status), desk.clock.now)
-    assert desk.store.prune(everything).result() == 0  # not a moment before
+    assert desk.prune(everything) == 0  # not a moment before
     desk.clock.advance(TICK)
-    assert desk.store.prune(dict.fromkeys(map(str, Status), desk.clock.now)).result() == 3
+    assert desk.prune(dict.fromkeys(map(str, Status), desk.clock.now)) == 3
     left = {job.id for job in desk.store.read.find(Query())}
     assert left == {jobs[Status.PENDING].id, jobs[Status.PROCESSING].id}
     for status in ("completed", "failed", "cancelled"):
@@ -192,7 +192,7 @@ def test_each_status_has_its_own_time(desk: Desk) -> None:
     desk.clock.advance(100)
     now = desk.clock.now
     settled_before = {"completed": now, "failed": now - timedelta(seconds=101)}
-    assert desk.store.prune(settled_before).result() == 1
+    assert desk.prune(settled_before) == 1
     assert {job.status for job in desk.store.read.find(Query())} == {"failed", "cancelled"}
 
 
@@ -202,7 +202,7 @@ def test_pruning_works_in_bites(desk: Desk) -> None:
         job_in(desk, "failed")
     desk.clock.advance(1)
     before = {"completed": desk.clock.now, "failed": desk.clock.now}
-    assert [desk.store.prune(before, limit=4).result() for _ in range(3)] == [4, 2, 0]
+    assert [desk.prune(before, limit=4) for _ in range(3)] == [4, 2, 0]
     assert desk.ledger() == []
 
 
@@ -210,7 +210,7 @@ def test_a_pruned_job_frees_its_key(desk: Desk) -> None:
     lease = desk.take(idempotency_key="k", fingerprint="f")
     desk.report(completed(lease))
     desk.clock.advance(1)
-    desk.store.prune({"completed": desk.clock.now}).result()
+    desk.prune({"completed": desk.clock.now})
     (added,) = desk.add_all(new(idempotency_key="k", fingerprint="g"))
     assert added.created
 
@@ -219,7 +219,7 @@ def test_a_job_that_was_retried_is_not_settled_any_more(desk: Desk) -> None:
     job = job_in(desk, "failed")
     desk.clock.advance(100)
     desk.store.apply(job.id, Retried(more_retries=1)).result()
-    assert desk.store.prune(dict.fromkeys(map(str, Status), desk.clock.now)).result() == 0
+    assert desk.prune(dict.fromkeys(map(str, Status), desk.clock.now)) == 0
 
 
 # --- queues -----------------------------------------------------------------------------------

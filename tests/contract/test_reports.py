@@ -274,7 +274,7 @@ def test_a_job_that_was_pruned_is_lost(desk: Desk) -> None:
     lease = desk.take()
     desk.report(completed(lease))
     desk.clock.advance(10)
-    desk.store.prune({"completed": desk.clock.now}).result()
+    desk.prune({"completed": desk.clock.now})
     assert desk.report(completed(lease)) == [LOST]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tenure.store import audit, sqlite_schema
+from tenure.store.measure_words import SQLITE
 from tenure.store.sqlite import Sqlite
 from tenure.store.sqlite_files import Files
 
@@ -82,7 +83,7 @@ class Stage:
         """What `tenure verify` finds: (invariant, job id, what)."""
         found: list[tuple[str, str, str]] = []
         for asked in audit.PASSES:
-            statement = asked.statement("tenure_job", "tenure_transition")
+            statement = asked.statement(SQLITE)
             found += audit.findings(asked, self.connection.execute(statement), found, 3)
         return found
 

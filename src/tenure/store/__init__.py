@@ -81,6 +81,22 @@ class Store:
         """Delete jobs (status -> settled before) and their ledger; how many were deleted."""
         return self._act("prune", lambda db: db.prune(settled_before, limit))
 
+    def measure(self) -> int:
+        """Add the next bite of the ledger to the measures; how many moves it had.
+
+        0 where there is nothing new, or somebody else has measured it meanwhile.
+        """
+        bite = self.read.unmeasured()
+        failpoints.hit("measure.between_read_and_write")
+        if bite is None:
+            return 0
+        added = self._act("measure", lambda db: db.measures.add(bite, db.now()), quiet=True)
+        return bite.moves if added.result() else 0
+
+    def recount(self) -> Future[int]:
+        """Make the counts those of the jobs; how many counts were wrong."""
+        return self._act("measure", lambda db: db.measures.recount(), quiet=True)
+
     def set_queue(
         self,
         name: str,
@@ -133,8 +149,8 @@ class Store:
         if os.getpid() != self._pid:
             raise StoreUnavailable("this store was opened before a fork: open it in the child")
 
-    def _act(self, name: str, act: Callable[[Database], T]) -> Future[T]:
-        return self._submit(Acting(name, act)).future
+    def _act(self, name: str, act: Callable[[Database], T], *, quiet: bool = False) -> Future[T]:
+        return self._submit(Acting(name, act, quiet=quiet)).future
 
     # --- reads
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from tenure.lifecycle import FIRST_EVENT, LIMIT_SQL, MAX_RELEASES, MOVES, ROOM_SQL
 from tenure.store.guards import SETTLED_SQL, quoted
+from tenure.store.measure_words import Words
 
 EDITED = "somebody edited or deleted ledger entries: the history of this job is not to be trusted"
 BYPASSED = (
@@ -62,6 +63,8 @@ INVARIANTS: Mapping[str, str] = {
     "gone)",
     SOUND: "the file is damaged, by a fault of the disk, or because it was copied, replaced or "
     "written by other means while it was in use: stop everything, keep a copy, restore a backup",
+    "the counts are those of the jobs": "`tenure stats` is wrong by that much, no job is: somebody "
+    "deleted jobs or edited the ledger by hand. `Tenure(url).recount()` counts anew",
     "no ledger without its job": "a job was deleted that was not settled, or not by Tenure: look "
     "in the ledger for what it was, and enqueue it anew if it must run",
 }
@@ -82,17 +85,20 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Questions to the rows of one SELECT; `{job}` and `{transition}` stand for the tables."""
+    """Questions to the rows of one SELECT; names in braces stand for tables and `miscounts`."""
 
     rows: str
     questions: Sequence[Question]
 
-    def statement(self, job: str, transition: str) -> str:
+    def statement(self, words: Words) -> str:
         """The query: for each row that breaks something, its job and an answer per question."""
         answers = [f"CASE WHEN {q.broken} THEN coalesce({q.found}, '') END" for q in self.questions]
         broken = " OR ".join(f"({q.broken})" for q in self.questions)
         text = f"SELECT job_id, {', '.join(answers)} FROM ({self.rows}) AS seen WHERE {broken}"
-        return text.replace("{job}", job).replace("{transition}", transition)
+        text = text.replace("{miscounts}", words.miscounts())
+        return text.replace("{job}", words.named("job")).replace(
+            "{transition}", words.named("transition")
+        )
 
 
 Finding = tuple[str, str, str]
@@ -290,4 +296,17 @@ KEYS = Pass(
     [Question("one job per idempotency key", "jobs > 1", "jobs || ' jobs with one key'")],
 )
 
-PASSES = (PATH, JOBS, LEASES, KEYS)
+# --- what is shown -----------------------------------------------------------------------------
+
+COUNTS = Pass(
+    "{miscounts}",
+    [
+        Question(
+            "the counts are those of the jobs",
+            "told <> jobs",
+            "status || ' of ' || type || ' in ' || queue || ': ' || jobs || ', counted ' || told",
+        )
+    ],
+)
+
+PASSES = (PATH, JOBS, LEASES, KEYS, COUNTS)

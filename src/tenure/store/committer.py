@@ -75,6 +75,7 @@ class Acting:
     act: Callable[[Database], Any]
     future: Future[Any] = field(default_factory=Future)
     size: int = 1
+    quiet: bool = False  # it cannot bring work
 
 
 Work = Adding | Turning | Acting
@@ -217,7 +218,7 @@ class Committer:
                 work.future.set_exception(answer)
             else:
                 work.future.set_result(answer)
-        if any(not isinstance(work, Turning) or _may_requeue(work) for work, _ in answers):
+        if any(_may_bring_work(work) for work, _ in answers):
             self._owes_announcement = True
             self._on_work()
 
@@ -321,5 +322,7 @@ def _visit(moment: str, batch: Sequence[Work]) -> None:
             failpoints.hit(f"{name}.{moment}")
 
 
-def _may_requeue(turn: Turning) -> bool:
-    return any(report.outcome != "completed" for report in turn.reports)
+def _may_bring_work(work: Work) -> bool:
+    if isinstance(work, Turning):
+        return any(report.outcome != "completed" for report in work.reports)
+    return not (isinstance(work, Acting) and work.quiet)

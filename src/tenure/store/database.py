@@ -16,18 +16,22 @@ from typing import Protocol
 from tenure.access import AccessToken
 from tenure.lifecycle import Job
 from tenure.records import (
+    Activity,
     Addition,
     ClaimRequest,
     Count,
+    FailureGroup,
     Lease,
     Moves,
     Query,
     QueueState,
     Report,
+    Total,
     Transition,
     Wanted,
     WorkerState,
 )
+from tenure.store.measures import Bite, Measures
 from tenure.store.tokens import TokenTable
 
 
@@ -44,6 +48,7 @@ class Database(Protocol):
     """The writing side: one connection, used by one thread."""
 
     tokens: TokenTable
+    measures: Measures
 
     def begin(self) -> None:
         """Start a write transaction, connecting first if need be."""
@@ -116,7 +121,11 @@ class Database(Protocol):
         """Pause or resume a queue (None: leave it), set its limit (None: leave it, -1: none)."""
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int) -> int:
-        """Delete up to `limit` jobs of a status (key) settled before its time, and their ledger."""
+        """Delete up to `limit` jobs of a status (key) settled before its time, and their ledger.
+
+        Only jobs whose every move has been measured, so that none is lost to the numbers; the next
+        bite is measured first.
+        """
 
     def trouble(self, error: Exception) -> Trouble:
         """What to make of an exception that ended a transaction."""
@@ -153,7 +162,22 @@ class Reader(Protocol):
         """The position of the newest entry that `ledger` would return."""
 
     def counts(self) -> list[Count]:
-        """Jobs by status, queue and type."""
+        """Jobs by status, queue and type, at this moment."""
+
+    def unmeasured(self) -> Bite | None:
+        """The next bite of the ledger that has not been measured, added up."""
+
+    def activity(self, minutes: int) -> list[Activity]:
+        """The moves of the last minutes, as far as they have been measured."""
+
+    def totals(self) -> list[Total]:
+        """All moves that have been measured."""
+
+    def failures(self, limit: int) -> list[FailureGroup]:
+        """The kinds of failures seen last, as far as they have been measured."""
+
+    def measured_until(self) -> datetime | None:
+        """Up to when the ledger has been measured; None if not even its first entry has."""
 
     def queues(self) -> list[QueueState]:
         """Every queue with jobs or settings."""

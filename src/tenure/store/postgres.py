@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -15,9 +16,10 @@ from psycopg.pq.abc import PGresult
 
 from tenure.lifecycle import Job, Status
 from tenure.records import Addition, ClaimRequest, Lease, Query, Report
-from tenure.store import guards
+from tenure.store import guards, measure_words
 from tenure.store import postgres_statements as sql
 from tenure.store.database import Trouble
+from tenure.store.measures import Measures
 from tenure.store.postgres_connection import (
     NOW,
     Uuids,
@@ -75,6 +77,7 @@ class Postgres:
         self._lanes = lanes or Lanes()
         self._marked = False
         self.tokens = TokenTable(POSTGRES, self._run)
+        self.measures = Measures(measure_words.POSTGRES, self._query)
         self._warnings: list[str] = []
         self._cut_short: list[str] = []  # waits for a standby
 
@@ -143,6 +146,9 @@ class Postgres:
             return self._execute(self._connection, statement, values, binary=binary)
         finally:
             self._wire.answered()
+
+    def _query(self, statement: str, values: Sequence[Any]) -> psycopg.Cursor[Any]:
+        return self._run(statement, values or None)
 
     def _execute(
         self,
@@ -364,14 +370,18 @@ class Postgres:
             )
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int) -> int:
-        removed = 0
+        *measured, until = self.measures.catch_up(self.now())
+        removed: Counter[tuple[str, str, str]] = Counter()
         for status, time in settled_before.items():
             statement = sql.PRUNE.replace("{status}", guards.quoted(Status(status)))
-            ((count,),) = self._rows(statement, time, limit - removed)
-            removed += count
-        if removed == 0:
+            values = (time, until, *measured, limit - removed.total())
+            for queue, type, jobs in self._rows(statement, *values):
+                removed[status, queue, type] += jobs
+        if removed:
+            self.measures.take_out(removed)
+        else:
             self._run(f"DELETE FROM {{s}}.worker WHERE seen_at < {NOW} - interval '1 day'")
-        return removed
+        return removed.total()
 
     # --- housekeeping
 

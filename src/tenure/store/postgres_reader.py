@@ -19,16 +19,20 @@ from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import (
+    Activity,
     Count,
+    FailureGroup,
     Moves,
     Query,
     QueueState,
     Told,
+    Total,
     Transition,
     Wanted,
     WorkerState,
 )
-from tenure.store import audit
+from tenure.store import audit, measures
+from tenure.store.measure_words import POSTGRES as POSTGRES_WORDS
 from tenure.store.postgres_connection import CONNECTED, NOW, connect, is_uuid, place_of, to_time
 from tenure.store.postgres_statements import SELECT_JOB, where
 from tenure.store.postgres_wire import ANSWER_SECONDS, answering
@@ -89,11 +93,6 @@ ORDER BY t.xid, t.seq
 """
 START = "0.0"
 _is_position = re.compile(r"([0-9]{1,19})\.([0-9]{1,18})").fullmatch
-
-COUNTS = """
-SELECT status, queue, type, count(*) FROM {s}.job
-GROUP BY status, queue, type ORDER BY status, queue, type
-"""
 
 LATE = f"""
 SELECT count(*) FROM {{s}}.job WHERE status = 'processing' AND lease_expires_at <= {NOW}
@@ -169,6 +168,9 @@ class PostgresReader:
             query = self._queries[statement] = self._place.sql(statement)
         return self._ask(lambda pool: _fetch(pool, query, values))
 
+    def _query(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        return self._rows(statement, *values)
+
     def _ask(self, ask: Callable[[ConnectionPool], T]) -> T:
         pool = self._opened()
         try:
@@ -225,7 +227,22 @@ class PostgresReader:
         return str(rows[0][0]) if rows else START
 
     def counts(self) -> list[Count]:
-        return [Count(*row) for row in self._rows(COUNTS)]
+        return measures.counts(POSTGRES_WORDS, self._query)
+
+    def unmeasured(self) -> measures.Bite | None:
+        return measures.next_bite(POSTGRES_WORDS, self._query)[1]
+
+    def activity(self, minutes: int) -> list[Activity]:
+        return measures.activity(POSTGRES_WORDS, self._query, minutes)
+
+    def totals(self) -> list[Total]:
+        return measures.totals(POSTGRES_WORDS, self._query)
+
+    def failures(self, limit: int) -> list[FailureGroup]:
+        return measures.failures(POSTGRES_WORDS, self._query, limit)
+
+    def measured_until(self) -> datetime | None:
+        return measures.measured_until(POSTGRES_WORDS, self._query)
 
     def queues(self) -> list[QueueState]:
         return [
@@ -260,7 +277,7 @@ class PostgresReader:
     def _audit(
         self, asked: audit.Pass, before: Sequence[audit.Finding], limit: int, pool: ConnectionPool
     ) -> list[audit.Finding]:
-        query = self._place.sql(asked.statement("{s}.job", "{s}.transition"))
+        query = self._place.sql(asked.statement(POSTGRES_WORDS))
         with (
             pool.connection() as connection,
             answering(connection, AUDIT_SECONDS),

@@ -138,16 +138,22 @@ ON CONFLICT (id) DO UPDATE SET
     seen_at = excluded.seen_at, queues = excluded.queues, types = excluded.types
 """
 
+# What has been measured ends at a place and at a time. The time bounds the search: what settled
+# after it need not be looked at. Moves after the place are counted, since NOT EXISTS could become a
+# join with the whole ledger.
 PRUNE = """
 WITH old AS MATERIALIZED (
     SELECT id FROM {s}.job WHERE status = {status} AND finished_at < %s
+        AND finished_at < to_timestamp((%s + 1) / 1000.0::double precision) AND (
+            SELECT count(*) FROM {s}.transition AS t
+            WHERE t.job_id = job.id AND (t.xid, t.seq) > (%s::text::xid8, %s::bigint)) = 0
     ORDER BY finished_at LIMIT %s FOR UPDATE SKIP LOCKED
 ), gone AS (
-    DELETE FROM {s}.job USING old WHERE job.id = old.id RETURNING job.id
+    DELETE FROM {s}.job USING old WHERE job.id = old.id RETURNING job.id, job.queue, job.type
 ), ledger AS (
     DELETE FROM {s}.transition USING gone WHERE job_id = gone.id
 )
-SELECT count(*) FROM gone
+SELECT queue, type, count(*) FROM gone GROUP BY queue, type
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -15,9 +16,10 @@ import msgspec
 from tenure import failpoints
 from tenure.lifecycle import Job, Status
 from tenure.records import Addition, ClaimRequest, Lease, Query, Report
-from tenure.store import guards
+from tenure.store import guards, measure_words
 from tenure.store import sqlite_statements as sql
 from tenure.store.database import Trouble
+from tenure.store.measures import Measures
 from tenure.store.rows import (
     COLUMNS,
     MOVED,
@@ -60,6 +62,7 @@ class Sqlite:
         self._last_queue = ""
         self._checkpoints = Checkpoints(path)
         self.tokens = TokenTable(SQLITE, self._execute)
+        self.measures = Measures(measure_words.SQLITE, self._execute)
 
     # --- transactions
 
@@ -338,20 +341,21 @@ class Sqlite:
             )
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int) -> int:
-        removed = 0
+        measured, until = self.measures.catch_up(self.now())
+        removed: Counter[tuple[str, str, str]] = Counter()
         for status, time in settled_before.items():
-            ids = self._db.execute(
-                f"DELETE FROM tenure_job WHERE rowid IN (SELECT rowid FROM tenure_job"
-                f" WHERE status = {guards.quoted(Status(status))} AND finished_at < ?"
-                f" ORDER BY finished_at LIMIT ?) RETURNING id",
-                (to_millis(time), limit - removed),
-            ).fetchall()
+            statement = sql.PRUNE.replace("{status}", guards.quoted(Status(status)))
+            values = (to_millis(time), until, measured, limit - removed.total())
+            gone = self._db.execute(statement, values).fetchall()
             failpoints.hit("prune.between_job_and_ledger")
+            ids = [(id,) for id, *_ in gone]
             self._db.executemany("DELETE FROM tenure_transition WHERE job_id = ?", ids)
-            removed += len(ids)
-        if removed == 0:
+            removed.update((status, queue, type) for _, queue, type in gone)
+        if removed:
+            self.measures.take_out(removed)
+        else:
             self._db.execute(f"DELETE FROM tenure_worker WHERE seen_at < {NOW} - 86400000")
-        return removed
+        return removed.total()
 
     # --- housekeeping
 

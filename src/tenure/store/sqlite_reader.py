@@ -16,16 +16,20 @@ from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import (
+    Activity,
     Count,
+    FailureGroup,
     Moves,
     Query,
     QueueState,
     Told,
+    Total,
     Transition,
     Wanted,
     WorkerState,
 )
-from tenure.store import audit, sqlite_watch
+from tenure.store import audit, measures, sqlite_watch
+from tenure.store.measure_words import SQLITE as SQLITE_WORDS
 from tenure.store.rows import job_of, read_names
 from tenure.store.sqlite_connection import NOW, connect, to_millis, to_time
 from tenure.store.sqlite_statements import SELECT_JOB, where
@@ -147,11 +151,22 @@ class SqliteReader:
         return str(self._rows("SELECT coalesce(max(seq), 0) FROM tenure_transition")[0][0])
 
     def counts(self) -> list[Count]:
-        statement = (
-            "SELECT status, queue, type, count(*) FROM tenure_job"
-            " GROUP BY status, queue, type ORDER BY status, queue, type"
-        )
-        return [Count(*row) for row in self._rows(statement)]
+        return measures.counts(SQLITE_WORDS, self._rows)
+
+    def unmeasured(self) -> measures.Bite | None:
+        return measures.next_bite(SQLITE_WORDS, self._rows)[1]
+
+    def activity(self, minutes: int) -> list[Activity]:
+        return measures.activity(SQLITE_WORDS, self._rows, minutes)
+
+    def totals(self) -> list[Total]:
+        return measures.totals(SQLITE_WORDS, self._rows)
+
+    def failures(self, limit: int) -> list[FailureGroup]:
+        return measures.failures(SQLITE_WORDS, self._rows, limit)
+
+    def measured_until(self) -> datetime | None:
+        return measures.measured_until(SQLITE_WORDS, self._rows)
 
     def queues(self) -> list[QueueState]:
         return [
@@ -187,7 +202,7 @@ class SqliteReader:
         try:
             with closing(connect(self._path)) as connection:
                 for asked in audit.PASSES:
-                    rows = connection.execute(asked.statement(*TABLES))
+                    rows = connection.execute(asked.statement(SQLITE_WORDS))
                     found += audit.findings(asked, rows, found, limit)
                 found += _unsound(connection)[:limit]
         except sqlite3.Error as error:

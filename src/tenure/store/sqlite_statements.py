@@ -165,6 +165,17 @@ SELECT event FROM tenure_transition
 WHERE job_id = ? AND lease_id = ? AND event <> 'claimed' ORDER BY seq DESC LIMIT 1
 """
 
+# What has been measured ends at a place and at a time. The time bounds the search: what settled
+# after it need not be looked at.
+PRUNE = """
+DELETE FROM tenure_job WHERE rowid IN (
+    SELECT rowid FROM tenure_job
+    WHERE status = {status} AND finished_at < ? AND finished_at <= ? AND NOT EXISTS (
+        SELECT 1 FROM tenure_transition AS t WHERE t.job_id = tenure_job.id AND t.seq > ?)
+    ORDER BY finished_at LIMIT ?)
+RETURNING id, queue, type
+"""
+
 ENDED = (Status.FAILED, Status.CANCELLED)
 """What the index `tenure_job_ended` holds, in the order of its condition."""
 
