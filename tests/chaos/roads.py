@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tenure import Job, Tenure
 from tenure.client import Client
 from tests.chaos import checker
@@ -21,7 +23,12 @@ from tests.chaos.proxy import Proxy
 from tests.faces.http import Served
 from tests.worker.running import completed
 
-ROADS = ("postgres", "http+sqlite", "http+postgres")
+ROADS = (
+    "postgres",
+    "http+sqlite",
+    pytest.param("http+postgres", marks=[pytest.mark.full, pytest.mark.postgres]),
+)
+"""The last one is made of the parts of the others: `make chaos` goes along it, too."""
 COMMIT = b"Q\0\0\0\x0bCOMMIT\0"
 """The message of a commit on its own, as at the end of every transaction of several statements."""
 RECOVERY_SECONDS = 10.0

@@ -225,7 +225,6 @@ def stages(folder: Path, seed: int) -> Iterator[list[Stage]]:
 
 def soak(seconds: float, seed: int, folder: Path) -> list[str]:
     """Torment both engines side by side; every finding, none is good."""
-    findings: list[str] = []
     # PostgreSQL ends with the thread that started it: so it is started again on this one.
     with stages(folder, seed) as places, contextlib.ExitStack() as stack:
         for stage in places:
@@ -235,9 +234,9 @@ def soak(seconds: float, seed: int, folder: Path) -> list[str]:
             tormented = other.submit(first.torment, seconds)
             last.torment(seconds)
             tormented.result()
-        for stage in places:
-            findings += [f"{stage.folder.name}: {found}" for found in stage.settle()]
-    return findings
+            settled = other.submit(first.settle)
+            found = {last: last.settle(), first: settled.result()}
+    return [f"{stage.folder.name}: {finding}" for stage in places for finding in found[stage]]
 
 
 def main() -> int:

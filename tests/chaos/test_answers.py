@@ -32,7 +32,7 @@ def road(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Road]:
         yield made
 
 
-@pytest.fixture(params=[kind for kind in ROADS if "http" in kind])
+@pytest.fixture(params=["http+sqlite", "http+postgres"])
 def web(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Road]:
     """The way over HTTP, to each database."""
     with road_to(request.param, database_of(request.param, request), tmp_path) as made:

@@ -22,6 +22,11 @@ pytestmark = pytest.mark.chaos
 
 ONCE = ["enqueued", "claimed", "completed"]
 TWICE = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "completed"]
+SQLITE_AND_IN_FULL_POSTGRES = [
+    "sqlite",
+    pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.full]),
+]
+"""For what lies with the worker, where the engine matters little."""
 
 
 # --- handlers that block -----------------------------------------------------------------------
@@ -72,7 +77,7 @@ def test_jobs_behind_a_blocked_loop_are_run_elsewhere(
         assert let_go.wait(PATIENCE)
 
     drafts = [note.draft(n) for n in range(300)]
-    with working(app, lease_seconds=3, concurrency=1):
+    with working(app, lease_seconds=1.5, concurrency=1):
         jobs = app.enqueue_many([*drafts[:250], block.draft(), *drafts[250:]])
         assert blocking.wait(PATIENCE)
         with Tenure(app.database) as second:
@@ -91,6 +96,7 @@ def test_jobs_behind_a_blocked_loop_are_run_elsewhere(
 
 
 @pytest.mark.scenario(13)
+@pytest.mark.parametrize("database_url", SQLITE_AND_IN_FULL_POSTGRES, indirect=True)
 def test_a_time_limit_holds_though_the_loop_that_should_enforce_it_is_blocked(
     either: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +164,7 @@ def hold(context: JobContext):
 @app.job(backoff=0, process=True)
 def hold_in_a_child():
     log("start 1")
-    ctypes.PyDLL(None).sleep(3)
+    ctypes.PyDLL(None).usleep(1_500_000)
     return "held"
 """
 
@@ -166,6 +172,7 @@ def hold_in_a_child():
 @pytest.mark.slow
 @pytest.mark.scenario(11)
 @pytest.mark.parametrize("swept", [True, False])
+@pytest.mark.parametrize("database_url", SQLITE_AND_IN_FULL_POSTGRES, indirect=True)
 def test_a_handler_that_keeps_the_interpreter_s_lock_settles_once(
     either: Tenure, tmp_path: Path, swept: bool
 ) -> None:
@@ -207,7 +214,7 @@ def test_in_a_child_process_it_keeps_its_lease(app: Tenure, tmp_path: Path) -> N
     job = app.enqueue("hold_in_a_child", backoff=0)
     with (
         sweeping(app),
-        WorkerScript(tmp_path / "meet", app.database, HOLDING_THE_GIL, lease=2) as script,
+        WorkerScript(tmp_path / "meet", app.database, HOLDING_THE_GIL, lease=1) as script,
     ):
         script.start()
         assert completed(app, job).result == '"held"'

@@ -14,46 +14,20 @@ from tenure import Tenure
 from tenure.errors import SchemaMismatch
 from tenure.failpoints import ENVIRONMENT
 from tenure.store import migrate, open_store
-from tests.chaos import checker, tally
+from tests.chaos import checker, next_version, tally
 from tests.chaos.load import Load
+from tests.chaos.next_version import longer
 from tests.raw import Raw
 
 pytestmark = pytest.mark.chaos
 
-NEXT = {
-    "sqlite": ("ALTER TABLE tenure_job ADD COLUMN extra TEXT", "CREATE TABLE tenure_extra (a)"),
-    "postgres": (
-        "ALTER TABLE {schema}.job ADD COLUMN extra text",
-        "CREATE TABLE {schema}.extra ()",
-    ),
-}
-"""Two more steps, as the next version might bring them."""
-
-
-def longer(engine: str, really: object = migrate.steps) -> list[tuple[int, str]]:
-    """The steps of the next version."""
-    assert callable(really)
-    known = really(engine)
-    newest = known[-1][0]
-    return [*known, *((newest + n, f"{sql};\n") for n, sql in enumerate(NEXT[engine], 1))]
-
-
-MIGRATE = """
-import sys
-from tenure.errors import StoreUnavailable
-from tenure.store import migrate, migrate_store
-from tests.chaos.test_schema_changes import longer
-if sys.argv[2] == "next":
-    migrate.steps = longer
-print(migrate_store(sys.argv[1]))
-"""
 ROOT = Path(__file__).parents[2]
 
 
 def migrator(url: str, version: str = "next", failpoints: str = "") -> subprocess.Popen[str]:
     """A process that brings the schema to this version, or the next one."""
     return subprocess.Popen(
-        [sys.executable, "-c", MIGRATE, url, version],
+        [sys.executable, "-m", next_version.__name__, url, version],
         cwd=ROOT,
         env={**os.environ, ENVIRONMENT: failpoints},
         stdout=subprocess.PIPE,
