@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check fix chaos bench lock clean runtime dev
+.PHONY: help demo run test check fix chaos bench docs lock clean runtime dev
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
@@ -34,6 +34,9 @@ chaos: dev ## the whole battery of faults, in 10 minutes (ARGS="--seconds 3600 -
 bench: dev ## Tenure and its strongest peers measured side by side, in 3 minutes
 	$(BIN)/python bench/run.py quick
 
+docs: dev ## build the documentation as a web site, in site/
+	@$(BIN)/python tools/site.py
+
 lock: dev ## pin the newest versions that pyproject.toml and requirements-dev.in allow
 	$(COMPILE) pyproject.toml --group build --output-file requirements.txt
 	$(COMPILE) pyproject.toml --all-extras --group build requirements-dev.in \
@@ -44,7 +47,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --system-certs --upgrade --universal --
 	--generate-hashes --no-emit-index-url --no-annotate --no-header
 
 clean: ## remove the environment and the caches of tools
-	rm -rf .venv .bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .bench site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 runtime dev:
 	@$(PYTHON) tools/environment.py $@
