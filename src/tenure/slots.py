@@ -131,16 +131,16 @@ class Slots:
         for report in self.take_waiting():
             self._send(report)
 
-    def start_no_more(self) -> None:
-        """Whatever is or gets ready from now on is only there to be handed back."""
-        self._concurrency = 0
-
     def stop_all(self, why: str) -> None:
         """Fail and stop whatever still runs."""
         for attempt in list(self.running.values()):
             self._stop(attempt, Failure(why))
 
     # --- what threads call
+
+    def start_no_more(self) -> None:
+        """Whatever is or gets ready from now on is only there to be handed back."""
+        self._concurrency = 0
 
     def deliver(self, attempt: Attempt, ending: Ending) -> None:
         """A handler on a thread is through."""

@@ -140,6 +140,7 @@ class Worker:
     def request_stop(self) -> None:
         """Ask the worker to finish; safe from any thread and from a signal handler."""
         self._stop_asked.set()
+        self._slots.start_no_more()  # at once: a claim may be about to arrive
         self._ring()
 
     # --- the loop
@@ -426,7 +427,6 @@ class Worker:
         Nothing is claimed any more. What the store does not acknowledge in time is left to the
         leases, which run out.
         """
-        self._slots.start_no_more()
         if self._waiting is not None:
             self._waiting.cancel()
         deadline = time.monotonic() + self._grace

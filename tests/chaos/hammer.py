@@ -26,6 +26,7 @@ FORGOTTEN = 40
 LATE = 15
 """One lease in so many is reported only when it has long run out."""
 GIVE_UP_SECONDS = 90.0
+WAITING = ("pending", "processing")
 
 
 def limit_of(number: int) -> int:
@@ -86,10 +87,11 @@ def work(store: Store, log: TextIO) -> None:
 
 
 def all_settled(store: Store) -> bool:
+    """Whether all jobs are settled, at one moment: one can be retried between two looks."""
     time.sleep(0.01)  # an idle worker polls, it does not spin
-    return not any(
-        store.read.find(Query(status=status, limit=1)) for status in ("pending", "processing")
-    )
+    if any(store.read.find(Query(status=status, limit=1)) for status in WAITING):
+        return False  # which is cheaper to see
+    return not any(count.status in WAITING for count in store.read.counts())
 
 
 def sweep(store: Store) -> None:

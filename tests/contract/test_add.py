@@ -232,6 +232,14 @@ def test_a_queue_takes_exactly_as_many_as_its_limit(desk: Desk) -> None:
     desk.add(queue="other")
 
 
+def test_jobs_of_other_queues_take_no_room(desk: Desk) -> None:
+    desk.add_all(*[new(queue=queue) for queue in ("big", "other", "zoo")])
+    desk.store.set_queue("small", max_pending=1).result()
+    desk.add(queue="small")
+    with pytest.raises(QueueFull):
+        desk.add(queue="small")
+
+
 def test_only_pending_jobs_count(desk: Desk) -> None:
     desk.store.set_queue("default", max_pending=1).result()
     desk.take()

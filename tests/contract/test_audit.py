@@ -10,6 +10,7 @@ import sqlite3
 
 import pytest
 
+from tenure.lifecycle import Retried
 from tenure.store import audit, open_store
 from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new, released
 
@@ -42,6 +43,7 @@ TIMES = "the job's times are those of the ledger"
 WHY = "a failure says why"
 ERROR = "the last error is that of the last failure"
 RESULT = "only a completed job has a result"
+RETRY = "a lease that ran out is tried again while attempts are left"
 KEY = "one job per idempotency key"
 COUNTS = "the counts are those of the jobs"
 ORPHANS = "no ledger without its job"
@@ -211,6 +213,20 @@ def test_a_key_that_made_two_jobs_is_found(unaudited_desk: Desk) -> None:
     assert found == [(KEY, min(first.id, second.id), "2 jobs with one key")]
 
 
+def test_a_retry_that_was_left_out_is_found(unaudited_desk: Desk) -> None:
+    """Each move is legal by itself: no trigger can know that nothing follows."""
+    desk = unaudited_desk
+    last, lost = desk.take(max_retries=1), desk.take(max_retries=2)
+    desk.raw.run(
+        "UPDATE {job} SET status = 'failed', event = 'lease_expired', finished_at = {now},"
+        " last_error = 'gone', lease_id = NULL, lease_expires_at = NULL"
+    )
+    assert desk.events(last.id) == desk.events(lost.id) == ["enqueued", "claimed", "lease_expired"]
+    assert desk.store.read.violations(10) == [(RETRY, lost.id, "failed after attempt 1 of 2")]
+    desk.store.apply(lost.id, Retried()).result()
+    assert desk.store.read.violations(10) == []
+
+
 def test_an_index_without_its_jobs_is_found(sqlite_url: str) -> None:
     store = open_store(sqlite_url)
     store.add([new(), new()]).result()
@@ -232,7 +248,7 @@ def test_an_index_without_its_jobs_is_found(sqlite_url: str) -> None:
 def test_there_is_a_case_for_every_question_and_advice_for_every_answer() -> None:
     asked = {question.invariant for each in audit.PASSES for question in each.questions}
     shown = {invariant for broken, _ in LEDGER_BREAKS + ROW_BREAKS for invariant in broken}
-    assert asked | {audit.SOUND} == shown | {KEY, audit.SOUND} == set(audit.INVARIANTS)
+    assert asked | {audit.SOUND} == shown | {KEY, RETRY, audit.SOUND} == set(audit.INVARIANTS)
     assert all(audit.INVARIANTS.values())
 
 

@@ -6,7 +6,7 @@ it. The legal moves come from the lifecycle table.
 
 What the data cannot show: that jobs were pruned and not lost, for nothing is left of them; the
 order of times, for a clock may be set back; that no job ran before it was due, for `run_at` may be
-changed later; and that a failure which had budget left was a permanent one.
+changed later; and that a failure which a worker reported with budget left was a permanent one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenure.lifecycle import FIRST_EVENT, LIMIT_SQL, MAX_RELEASES, MOVES, ROOM_SQL
+from tenure.lifecycle import FIRST_EVENT, LIMIT_SQL, MAX_RELEASES, MOVES, ROOM_SQL, budget_sql
 from tenure.store.guards import SETTLED_SQL, quoted
 from tenure.store.measure_words import Words
 
@@ -55,6 +55,8 @@ INVARIANTS: Mapping[str, str] = {
     "a job has an end time if and only if it is settled": f"retention goes by that time, and would "
     f"delete the job too early or never: {BYPASSED}",
     "the job's times are those of the ledger": BYPASSED,
+    "a lease that ran out is tried again while attempts are left": "the retry that belongs to it "
+    "was left out by somebody's SQL: `tenure jobs retry` makes up for it",
     "a failure says why": BYPASSED,
     "the last error is that of the last failure": f"read the errors in the ledger; {BYPASSED}",
     "only a completed job has a result": BYPASSED,
@@ -200,6 +202,11 @@ PATH = Pass(
             "attempts are the claims that were not handed back",
             "attempts <> job_attempts",
             "'attempts ' || job_attempts || ', ledger ' || attempts",
+        ),
+        Question(
+            "a lease that ran out is tried again while attempts are left",
+            f"event = 'lease_expired' AND target = status AND {budget_sql('seen')}",
+            "'failed after attempt ' || attempts || ' of ' || max_retries",
         ),
         Question(
             "no job ran more often than its limit",

@@ -1,0 +1,104 @@
+"""Every write that leaves a state repeats its guard, and says of how many rows it held.
+
+The rows are locked, so a guard that does not match is a broken promise of the database. What is
+played here is just that: a row that is not what it was when it was loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tenure.ids import new_id
+from tenure.lifecycle import Completed, Failed, Job, Status, decide
+from tenure.store import moves
+from tenure.store.database import Database
+from tenure.store.postgres import Postgres
+from tenure.store.sqlite import Sqlite
+from tenure.store.sqlite_connection import path_of
+from tests.contract.desk import Desk, completed
+
+
+@pytest.fixture
+def db(desk: Desk) -> Iterator[Database]:
+    """A writing connection by itself; its transaction is undone."""
+    url = desk.store.url
+    made: Database = Sqlite(path_of(url)) if url.startswith("sqlite:") else Postgres(url)
+    yield made
+    made.rollback()
+    made.close()
+
+
+STALE: dict[str, Any] = {
+    "status": Status.PENDING,
+    "token": 2,
+    "lease_id": new_id(),
+    "lease_expires_at": timedelta(milliseconds=1),
+    "id": new_id(),
+}
+"""What a row may have been when it was loaded, and is not any more."""
+
+
+@pytest.mark.parametrize("field", STALE)
+def test_a_row_that_changed_under_its_lock_is_not_written(
+    desk: Desk, db: Database, field: str
+) -> None:
+    lease = desk.take()
+    db.begin()
+    (job,) = db.lock([lease.id]).values()
+    stale = STALE[field]
+    if field == "lease_expires_at":
+        stale += job.lease_expires_at
+    before = replace(job, **{field: stale})
+    after = decide(job, Failed(lease_id=lease.lease_id, error="boom"), db.now())
+    if field == "id":
+        after = replace(after, id=stale)
+
+    assert db.save([(before, after)]) == 0
+    with pytest.raises(RuntimeError, match="1 locked rows changed"):
+        moves.save(db, [(before, after)])
+    assert db.lock([lease.id]) == {lease.id: job}
+    assert db.save([(job, replace(after, id=job.id))]) == 1
+
+
+def test_a_row_that_lost_its_lease_under_its_lock_is_not_written(desk: Desk, db: Database) -> None:
+    """NULL on one side only is a difference, too."""
+    job = desk.add()
+    db.begin()
+    (waiting,) = db.lock([job.id]).values()
+    for held in ({"lease_id": new_id()}, {"lease_expires_at": db.now()}):
+        assert db.save([(replace(waiting, **held), waiting)]) == 0
+
+
+def test_of_many_rows_those_that_are_as_they_were_are_written(desk: Desk, db: Database) -> None:
+    leases = [desk.take() for _ in range(3)]
+    db.begin()
+    jobs: list[Job] = [db.lock([lease.id])[lease.id] for lease in leases]
+    pairs = [(job, decide(job, Completed(lease_id=job.lease_id or ""), db.now())) for job in jobs]
+    pairs[1] = (replace(pairs[1][0], token=7), pairs[1][1])
+    assert db.save(pairs) == 2
+    assert [db.lock([job.id])[job.id].status for job in jobs] == [
+        "completed",
+        "processing",
+        "completed",
+    ]
+
+
+def test_another_lease_neither_completes_nor_renews(desk: Desk, db: Database) -> None:
+    lease, stranger = desk.take(), new_id()
+    db.begin()
+    assert db.complete([completed(replace(lease, lease_id=stranger))]) == set()
+    assert db.renew([(lease.id, stranger)], 3_600) == set()
+    assert db.lock([lease.id])[lease.id].lease_expires_at == lease.lease_expires_at
+
+
+def test_only_what_ended_a_lease_is_its_outcome(desk: Desk, db: Database) -> None:
+    held, over = desk.take(), desk.take()
+    desk.report(completed(over))
+    db.begin()
+    asked = [(lease.id, lease.lease_id) for lease in (held, over)]
+    assert db.settled_as([*asked, (held.id, over.lease_id)]) == {asked[1]: "completed"}
