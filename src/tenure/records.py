@@ -256,6 +256,19 @@ class WorkerState:
     leases: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """All that a monitoring system asks for, as the database has it."""
+
+    now: datetime
+    counts: Sequence[Count]
+    queues: Sequence[QueueState]
+    workers: int
+    late_leases: int
+    totals: Sequence[Total]
+    measured_until: datetime | None
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """A stored fact that breaks an invariant; `advice` says what that means and what to do.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
+from math import inf
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
@@ -19,6 +20,7 @@ from tenure.access import AccessToken
 from tenure.forms import JsonObject, LeaseName, embedded, join_lease, split_lease
 from tenure.lifecycle import Job, Status
 from tenure.records import (
+    BUCKETS,
     Answer,
     Count,
     Lease,
@@ -26,6 +28,7 @@ from tenure.records import (
     Told,
     Transition,
     Verdict,
+    Watched,
     WorkerState,
 )
 from tenure.retry import RetryPolicy
@@ -275,8 +278,23 @@ def queue_body(queue: QueueState) -> QueueBody:
     return QueueBody(**asdict(queue))
 
 
+class TotalBody(Answered, frozen=True):
+    """The moves of one event in one queue and type since the beginning.
+
+    `seconds` and `buckets` tell of waiting where jobs were claimed, of running where attempts
+    ended: `buckets` counts the times up to each of the bounds and above the one before it.
+    """
+
+    type: str
+    queue: str
+    event: str
+    moves: int
+    seconds: float
+    buckets: Sequence[int]
+
+
 class MetricsBody(Answered, frozen=True):
-    """The same values as the Prometheus metrics."""
+    """The same values as the Prometheus metrics; `bounds` are seconds, the last has none: null."""
 
     total: int
     by_status: dict[str, int]
@@ -284,20 +302,24 @@ class MetricsBody(Answered, frozen=True):
     queues: Sequence[QueueBody]
     workers: int
     late_leases: int
+    totals: Sequence[TotalBody]
+    bounds: Sequence[float | None]
+    measured_until: Time | None
 
 
-def metrics_body(
-    counts: Sequence[Count], queues: Sequence[QueueState], workers: int, late_leases: int
-) -> MetricsBody:
-    """Counts, queues, the number of workers and of leases that have run out."""
-    stats = stats_body(counts)
+def metrics_body(seen: Watched) -> MetricsBody:
+    """The state of everything as it is shown."""
+    stats = stats_body(seen.counts)
     return MetricsBody(
         total=stats.total,
         by_status=stats.by_status,
         counts=stats.counts,
-        queues=[queue_body(queue) for queue in queues],
-        workers=workers,
-        late_leases=late_leases,
+        queues=[queue_body(queue) for queue in seen.queues],
+        workers=seen.workers,
+        late_leases=seen.late_leases,
+        totals=[TotalBody(**asdict(total)) for total in seen.totals],
+        bounds=[None if bound == inf else bound for bound in BUCKETS],
+        measured_until=seen.measured_until,
     )
 
 

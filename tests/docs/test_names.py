@@ -15,6 +15,7 @@ from tenure import settings
 from tenure.api.table import ROUTES
 from tenure.cli import cli
 from tenure.lifecycle import MOVES, Status
+from tests.docs.monitoring import series
 from tests.docs.pages import DOCS, ROOT, Page, every_page
 
 PAGES = [
@@ -31,7 +32,9 @@ ELSEWHERE = {
     *("Forwarded", "PGPASSFILE", "balance", "h30m", "idle_in_transaction_session_timeout"),
     *("paid", "sslmode", "tenure_", "console"),
 }
-"""Words of SQL, HTTP, PostgreSQL, Markdown and durations that pages show as code."""
+ELSEWHERE |= {"rule_files", *series()}
+ELSEWHERE |= set(re.findall(r"\w+", (DOCS / "monitoring" / "alerts.yml").read_text("utf-8")))
+"""Words of SQL, HTTP, Prometheus, PostgreSQL, Markdown and durations that pages show as code."""
 
 
 def flaws(page: Page) -> Iterator[str]:

@@ -6,7 +6,6 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -15,7 +14,7 @@ import pytest
 
 import tenure
 from tenure import errors, explain, forms, payload, problems, records, settings, wire
-from tenure.api import metrics, openapi
+from tenure.api import openapi
 from tenure.api.table import ROUTES
 from tenure.app import MOST_JOBS_AT_ONCE, MOST_LISTED
 from tenure.cli import cli
@@ -23,6 +22,7 @@ from tenure.cli.command import exit_code
 from tenure.drafts import MOST_PRIORITY, MOST_RETRIES
 from tenure.forms import MOST_LEASED
 from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, MOVES, Status
+from tests.docs.monitoring import metrics_with_labels
 from tests.docs.pages import DOCS, Page, reference, table_rows
 
 SOURCES = Path(tenure.__file__).parent
@@ -132,18 +132,8 @@ def test_the_fields_of_a_new_job_and_of_a_lease_request_stand_in_their_tables() 
 
 
 def test_every_metric_stands_with_its_labels() -> None:
-    now = datetime(2027, 1, 1, tzinfo=UTC)
-    text = metrics.prometheus_text(
-        [records.Count("pending", "mail", "email", 1)],
-        [records.QueueState("mail", None, None, 1, 0, None)],
-        [],
-        0,
-        now,
-    ).decode()
-    sold = re.findall(r"^(\w+)(?:{(.*)})? ", text, re.MULTILINE)
-    given = {name: set(re.findall(r"(\w+)=", labels)) for name, labels in sold}
     rows = table_rows(HTTP.section("Metrics"))
-    assert {bare(row[0]): in_code(row[1]) for row in rows} == given
+    assert {bare(row[0]): in_code(row[1]) for row in rows} == metrics_with_labels()
 
 
 def test_every_reason_is_explained() -> None:

@@ -16,9 +16,10 @@ from starlette.testclient import TestClient
 
 from tenure import Tenure
 from tenure.api import metrics, streams
-from tenure.records import Count, QueueState
+from tenure.records import BUCKETS, Count, QueueState, Total
 from tenure.server import build
 from tests.faces.http import Exchange, api_of, claim, problem
+from tests.worker.waiting import until
 
 
 @pytest.fixture
@@ -121,10 +122,11 @@ def test_counts_add_up(api: TestClient) -> None:
 # --- metrics --------------------------------------------------------------------------------------
 
 
-def test_metrics_in_both_forms_are_the_same(api: TestClient) -> None:
+def test_metrics_in_both_forms_are_the_same(app: Tenure, api: TestClient) -> None:
     api.post("/jobs/batch", json=[{"type": "a"}, {"type": "a"}, {"type": "b", "queue": "q"}])
     api.post("/queues/q/pause")
     claim(api)
+    until(lambda: app.measure() == 0 and len(app.totals()) == 3)
     text = api.get("/metrics", headers={"Accept": "text/plain"})
     assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
     values = {
@@ -143,6 +145,25 @@ def test_metrics_in_both_forms_are_the_same(api: TestClient) -> None:
     assert values["tenure_workers",] == form["workers"] == 1
     assert values["tenure_late_leases",] == form["late_leases"] == 0
     assert form["total"] == 3
+    for total in form["totals"]:
+        labels = sorted((name, total[name]) for name in ("event", "queue", "type"))
+        assert values["tenure_moves_total", *labels] == total["moves"]
+        if total["event"] == "claimed":
+            assert values["tenure_wait_seconds_sum", ("type", "a")] == total["seconds"]
+            assert values["tenure_wait_seconds_count", ("type", "a")] == sum(total["buckets"]) == 1
+    assert len(form["bounds"]) == len(form["totals"][0]["buckets"])
+
+
+def test_histograms_add_up_queues_and_outcomes() -> None:
+    """Each bucket holds the times up to its bound, as Prometheus wants it."""
+    times = [
+        Total("a", queue, event, 4, 2.5, (1, 0, 2, *[0] * (len(BUCKETS) - 4), 1))
+        for queue, event in (("q", "completed"), ("r", "failed"), ("q", "claimed"))
+    ]
+    assert metrics.by_type(times, metrics.RAN)["a"][0] == 5.0
+    buckets = metrics._cumulated(metrics.by_type(times, metrics.RAN)["a"][1])
+    assert buckets[:4] == [("0.01", 2), ("0.03", 2), ("0.1", 6), ("0.3", 6)]
+    assert buckets[-2:] == [("3600.0", 6), ("+Inf", 8)]
 
 
 @pytest.mark.requirement("C15")

@@ -89,13 +89,10 @@ def show_stats(call: Call) -> Response:
 
 def show_metrics(call: Call) -> Response:
     """Show the state of everything as Prometheus text, or as JSON if JSON is asked for."""
-    app = call.app
-    counts, queues, workers, late = app.stats(), app.queues(), app.workers(), app.late_leases()
+    seen = metrics.watched(call.app)
     if JSON in call.request.headers.get("accept", "").lower():
-        largest, bounded = metrics.largest(queues), metrics.bounded(counts)
-        return answer(wire.metrics_body(bounded, largest, len(workers), late))
-    text = metrics.prometheus_text(counts, queues, workers, late, app.ping())
-    return Response(text, media_type=metrics.CONTENT_TYPE)
+        return answer(wire.metrics_body(seen))
+    return Response(metrics.prometheus_text(seen), media_type=metrics.CONTENT_TYPE)
 
 
 async def stream_events(call: Call) -> Response:

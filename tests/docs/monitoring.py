@@ -1,0 +1,40 @@
+"""The metrics that there are, as a monitoring system would find them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tenure.api import metrics
+from tenure.records import BUCKETS, Count, QueueState, Total, Watched
+
+NOW = datetime(2027, 1, 1, tzinfo=UTC)
+SEEN = Watched(
+    now=NOW,
+    counts=[Count("pending", "mail", "email", 1)],
+    queues=[QueueState("mail", None, None, 1, 0, None)],
+    workers=1,
+    late_leases=0,
+    totals=[
+        Total("email", "mail", event, 1, 0.5, (0,) * 4 + (1,) + (0,) * (len(BUCKETS) - 5))
+        for event in ("claimed", "completed")
+    ],
+    measured_until=NOW,
+)
+
+
+def metrics_with_labels() -> dict[str, set[str]]:
+    """Name -> labels; a histogram by the name that its parts have in common."""
+    found = {}
+    for family in text_string_to_metric_families(metrics.prometheus_text(SEEN).decode()):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
+    return found
+
+
+def series() -> set[str]:
+    """Every name that a query may use."""
+    text = metrics.prometheus_text(SEEN).decode()
+    families = text_string_to_metric_families(text)
+    return {sample.name for family in families for sample in family.samples}

@@ -1,0 +1,62 @@
+"""The dashboard and the alerts of docs/monitoring ask for metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from tests.docs.monitoring import series
+from tests.docs.pages import DOCS
+
+GRAFANA = json.loads((DOCS / "monitoring" / "grafana.json").read_text("utf-8"))
+ALERTS = yaml.safe_load((DOCS / "monitoring" / "alerts.yml").read_text("utf-8"))
+RULES: list[dict[str, Any]] = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+
+
+def queries() -> Iterator[str]:
+    """Every query of the dashboard and of the alerts."""
+    for panel in GRAFANA["panels"]:
+        yield from (target["expr"] for target in panel["targets"])
+    yield from (rule["expr"] for rule in RULES)
+
+
+def test_every_metric_that_is_asked_for_exists_and_each_is_on_the_dashboard() -> None:
+    asked = {name for query in queries() for name in re.findall(r"\btenure_\w+", query)}
+    assert asked <= series()
+    families = {re.sub("_(bucket|sum|count)$", "", name) for name in series()}
+    assert families == {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
+
+
+def test_queries_are_well_formed() -> None:
+    for query in queries():
+        bare = re.sub(r'"[^"]*"', '""', query)
+        for opens, closes in ("()", "{}", "[]"):
+            assert bare.count(opens) == bare.count(closes), query
+        assert not re.search(r"rate\(\w+({[^}]*})?\)", query), f"a rate needs a range: {query}"
+
+
+def test_panels_have_places_of_their_own() -> None:
+    ids = [panel["id"] for panel in GRAFANA["panels"]]
+    assert len(set(ids)) == len(ids)
+    places = [
+        (x, y)
+        for grid in (panel["gridPos"] for panel in GRAFANA["panels"])
+        for x in range(grid["x"], grid["x"] + grid["w"])
+        for y in range(grid["y"], grid["y"] + grid["h"])
+    ]
+    assert len(set(places)) == len(places)
+    assert all(x < 24 for x, _ in places)
+
+
+def test_every_alert_says_what_to_do_and_stands_on_the_page() -> None:
+    page = (DOCS / "how-to" / "monitor.md").read_text("utf-8")
+    for rule in RULES:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        assert rule["labels"]["severity"] in ("info", "warning", "critical")
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["runbook"], rule["alert"]
+    assert {rule["alert"] for rule in RULES} == set(re.findall(r"`(Tenure[A-Z]\w+)`", page))
