@@ -153,8 +153,10 @@ Committer.commit = commit
 @app.job(backoff=0)
 def hold(context: JobContext):
     log(f"start {context.attempt}")
-    # What a broken extension does: it keeps the interpreter's lock, here until the test has marked.
-    until_marked = f"while [ ! -e '{FOLDER / 'let-go'}' ]; do sleep 0.01; done"
+    # What a broken extension does: it keeps the interpreter's lock, here until the test has marked
+    # or this process is gone.
+    wait = f"[ ! -e '{FOLDER / 'let-go'}' ] && kill -0 $PPID"
+    until_marked = f"while {wait}; do sleep 0.01; done"
     with between_commits:  # within one it would keep all of SQLite's file, too
         ctypes.PyDLL(None).system(until_marked.encode())
     log(f"end {context.attempt}")
