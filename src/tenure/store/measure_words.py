@@ -75,7 +75,7 @@ class Words:
     def end(self) -> str:
         """Where the next bite ends: its last entry, how many there are, and their latest time."""
         order = ", ".join(self.order)
-        back = ", ".join(f"{column} DESC" for column in self.order)
+        back = ", ".join(f"bite.{column} DESC" for column in self.order)
         return f"""
 WITH bite AS MATERIALIZED (
     SELECT {order}, at FROM {self.named("transition")} AS t WHERE {self.after} AND {self.settled}
@@ -100,18 +100,20 @@ FROM bite ORDER BY {back} LIMIT 1
         )
         bounds = enumerate(BUCKETS[:-1])
         classes = " ".join(f"WHEN seconds <= {bound} THEN {n}" for n, bound in bounds)
+        # Materialized, or the seconds would be worked out for each class anew.
         statement = f"""
-SELECT minute, type, queue, event, source, target,
-    CASE WHEN seconds >= 0 THEN CASE {classes} ELSE {len(BUCKETS) - 1} END END AS bucket,
-    count(*), sum(seconds)
-FROM (
+WITH move AS MATERIALIZED (
     SELECT {self.minute} AS minute, j.type, j.queue, t.event, t.source, t.target,
         CASE WHEN t.event = '{WAITED}' AND j.token = t.token AND j.event <> 'retried'
                 AND j.run_at <= t.at THEN {self.span.format(start="j.run_at", end="t.at")}
             WHEN t.event IN ({_ran}) THEN {self.span.format(start=began, end="t.at")}
         END AS seconds
     FROM {self.named("transition")} AS t {self.with_job} WHERE {self.after} AND {self.upto}
-) AS move GROUP BY 1, 2, 3, 4, 5, 6, 7
+)
+SELECT minute, type, queue, event, source, target,
+    CASE WHEN seconds >= 0 THEN CASE {classes} ELSE {len(BUCKETS) - 1} END END AS bucket,
+    count(*), sum(seconds)
+FROM move GROUP BY 1, 2, 3, 4, 5, 6, 7
 """
         return self._read(statement, 9)
 
@@ -126,34 +128,43 @@ WHERE t.event IN ({_failed}) AND {self.after} AND {self.upto} GROUP BY 1, 2
 """
         return self._read(statement, 6)
 
-    def _moved(self, condition: str) -> str:
+    def _moved(self) -> str:
         """Moves since the tally, by where from and where to."""
         return f"""
     SELECT t.source, t.target, j.queue, j.type, count(*) AS moves
-    FROM {self.named("transition")} AS t {self.with_job} WHERE {self.since}{condition}
+    FROM {self.named("transition")} AS t {self.with_job} WHERE {self.since}
     GROUP BY t.source, t.target, j.queue, j.type"""
 
-    def counts(self) -> str:
-        """Jobs by status, queue and type at this moment."""
+    def is_far(self) -> str:
+        """Whether there are so many moves since the tally that counting the jobs is faster."""
         return f"""
-WITH lag AS MATERIALIZED (
-    SELECT {self.lost} OR count(*) > {FAR} AS far FROM (
-        SELECT 1 FROM {self.named("transition")} AS t WHERE {self.since} LIMIT {FAR + 1}) AS entry
-), moved AS MATERIALIZED ({self._moved(" AND NOT (SELECT far FROM lag)")}
+SELECT {self.lost} OR count(*) > {FAR} FROM (
+    SELECT 1 FROM {self.named("transition")} AS t WHERE {self.since} LIMIT {FAR + 1}) AS entry
+"""
+
+    def counts(self) -> str:
+        """Jobs by status, queue and type: the tally and the moves since."""
+        return f"""
+WITH moved AS MATERIALIZED ({self._moved()}
 )
 SELECT status, queue, type, CAST(sum(jobs) AS bigint) AS jobs FROM (
-    SELECT status, queue, type, jobs FROM {self.named("tally")} WHERE NOT (SELECT far FROM lag)
+    SELECT status, queue, type, jobs FROM {self.named("tally")}
     UNION ALL SELECT target, queue, type, moves FROM moved
     UNION ALL SELECT source, queue, type, -moves FROM moved WHERE source IS NOT NULL
-    UNION ALL SELECT status, queue, type, count(*) FROM {self.named("job")}
-        WHERE (SELECT far FROM lag) GROUP BY status, queue, type
 ) AS counted GROUP BY status, queue, type HAVING sum(jobs) <> 0 ORDER BY status, queue, type
 """
+
+    def plain_counts(self) -> str:
+        """The same from the jobs themselves."""
+        return (
+            f"SELECT status, queue, type, count(*) AS jobs FROM {self.named('job')}"
+            " GROUP BY status, queue, type ORDER BY status, queue, type"
+        )
 
     def miscounts(self) -> str:
         """Where the tally, with the moves since, differs from the jobs."""
         return f"""
-WITH moved AS MATERIALIZED ({self._moved("")}
+WITH moved AS MATERIALIZED ({self._moved()}
 )
 SELECT '' AS job_id, status, queue, type, sum(told) AS told, sum(jobs) AS jobs FROM (
     SELECT status, queue, type, jobs AS told, 0 AS jobs FROM {self.named("tally")}

@@ -68,25 +68,39 @@ WHERE status = 'pending' AND queue = ? AND run_at <= (SELECT at FROM tenure_now)
     AND (priority, run_at, id) < (?, ?, ?)
 """
 
+# The head of each lane, a queue at a priority, is its oldest job: two searches in the index for
+# each lane, however many jobs wait in it.
 QUEUES = """
-SELECT name, q.paused_at, q.max_pending, coalesce(pending, 0), coalesce(processing, 0), oldest
-FROM (
-    SELECT queue AS name, sum(status = 'pending') AS pending,
-        sum(status = 'processing') AS processing,
-        min(CASE WHEN status = 'pending' AND run_at <= (SELECT at FROM tenure_now)
-            THEN run_at END) AS oldest
-    FROM tenure_job WHERE status IN ('pending', 'processing') GROUP BY queue
+WITH RECURSIVE lane (row) AS (
+    SELECT (SELECT rowid FROM tenure_job WHERE status = 'pending'
+        ORDER BY queue, priority, run_at LIMIT 1)
     UNION ALL
-    SELECT name, NULL, NULL, NULL FROM tenure_queue
-    WHERE name NOT IN (SELECT queue FROM tenure_job WHERE status IN ('pending', 'processing'))
-) LEFT JOIN tenure_queue AS q USING (name) ORDER BY name
+    SELECT coalesce(
+        (SELECT rowid FROM tenure_job
+            WHERE status = 'pending' AND queue = last.queue AND priority > last.priority
+            ORDER BY queue, priority, run_at LIMIT 1),
+        (SELECT rowid FROM tenure_job WHERE status = 'pending' AND queue > last.queue
+            ORDER BY queue, priority, run_at LIMIT 1))
+    FROM lane CROSS JOIN tenure_job AS last ON last.rowid = lane.row
+)
+SELECT name, max(paused_at), max(max_pending), sum(pending), sum(processing), min(due_at) FROM (
+    SELECT queue AS name, run_at AS due_at, NULL AS paused_at, NULL AS max_pending,
+        0 AS pending, 0 AS processing
+    FROM lane CROSS JOIN tenure_job AS head ON head.rowid = lane.row
+    WHERE run_at <= (SELECT at FROM tenure_now)
+    UNION ALL SELECT name, NULL, paused_at, max_pending, 0, 0 FROM tenure_queue
+    UNION ALL SELECT queue, NULL, NULL, NULL, iif(status = 'pending', jobs, 0),
+        iif(status = 'processing', jobs, 0)
+    FROM ({counts}) WHERE status IN ('pending', 'processing')
+) GROUP BY name ORDER BY name
 """
 
 WORKERS = """
-SELECT w.id, w.label, w.queues, w.types, w.seen_at,
-    (SELECT count(*) FROM tenure_job WHERE status = 'processing' AND worker = w.id)
-FROM tenure_worker AS w WHERE w.seen_at > (SELECT at FROM tenure_now) - 600000
-ORDER BY w.seen_at DESC
+SELECT w.id, w.label, w.queues, w.types, w.seen_at, coalesce(held.leases, 0)
+FROM tenure_worker AS w LEFT JOIN (
+    SELECT worker, count(*) AS leases FROM tenure_job WHERE status = 'processing' GROUP BY worker
+) AS held ON held.worker = w.id
+WHERE w.seen_at > (SELECT at FROM tenure_now) - 600000 ORDER BY w.seen_at DESC
 """
 
 
@@ -151,7 +165,7 @@ class SqliteReader:
         return str(self._rows("SELECT coalesce(max(seq), 0) FROM tenure_transition")[0][0])
 
     def counts(self) -> list[Count]:
-        return measures.counts(SQLITE_WORDS, self._rows)
+        return measures.counts(SQLITE_WORDS, self._rows, self._rows)
 
     def unmeasured(self) -> measures.Bite | None:
         return measures.next_bite(SQLITE_WORDS, self._rows)[1]
@@ -169,9 +183,10 @@ class SqliteReader:
         return measures.measured_until(SQLITE_WORDS, self._rows)
 
     def queues(self) -> list[QueueState]:
+        found = measures.counted(SQLITE_WORDS, self._rows, self._rows, QUEUES)
         return [
             QueueState(name, _time(paused), limit, pending, processing, _time(oldest))
-            for name, paused, limit, pending, processing, oldest in self._rows(QUEUES)
+            for name, paused, limit, pending, processing, oldest in found
         ]
 
     def late_leases(self) -> int:
