@@ -57,4 +57,4 @@ def test_every_block_says_what_it_is() -> None:
     assert not nameless, nameless
 
 
-KNOWN = {*RUN, "output", "json", "toml", "ini", "sql", "text", "mermaid", "nginx"}
+KNOWN = {*RUN, "output", "json", "toml", "ini", "sql", "text", "mermaid", "nginx", "yaml"}
