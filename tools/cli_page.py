@@ -29,11 +29,13 @@ With `--server`, a worker needs no database. Every other setting is on [its own 
 ## Output
 
 Answers go to standard output, errors and logs to standard error. Without `--json` an answer is a
-table or a few lines for people: it is cut to fit a terminal, and not cut on its way to a file or
-another program. `--json` prints one JSON document, in the shapes of the [HTTP API](http.md); `jobs
-show` prints `{"job": …, "history": […], "explanation": …}`. Texts that come from jobs cannot act on
-the terminal: control characters, escape sequences and direction marks are shown as escapes, in
-JSON too.
+table or a few lines for people: on a terminal no row is wrapped. Where there is no room, columns
+are left out, with a note, and long texts end in `…`; `--wide` shows all, and nothing is cut on its
+way to a file or another program. Statuses have colours on a terminal, unless `NO_COLOR` is set or
+`TERM` is `dumb`. `--json` prints one JSON document, in the shapes of the [HTTP API](http.md); `jobs
+show` prints `{"job": …, "history": […], "explanation": …}`, and `tail` a document on each line.
+Texts that come from jobs cannot act on the terminal: control characters, escape sequences and
+direction marks are shown as escapes, in JSON too.
 
 ## Exit codes
 
@@ -43,12 +45,21 @@ JSON too.
 | 1 | refused by a job's status, a full queue, a used key; violations or problems were found |
 | 2 | bad input: an unknown option, a payload, a name, an address, a module that is not there |
 | 3 | no such job |
-| 4 | the database or the server does not answer, or the database's schema does not fit |
-| 130 | interrupted |
+| 4 | the database or the server is not there or does not answer, or the schema does not fit |
+| 130 | interrupted; `tail`, `serve` and `worker`, which are meant to be, end with 0 |
 
 An error is printed as what happened, where, and what to do next. Only a fault in Tenure or in the
 application that `--app` names ends in a traceback. A command that takes several jobs goes on after
-a refusal; the first one sets the exit code.
+a refusal; the first one sets the exit code. Commands that read or change jobs need a database that
+is there, so that a mistyped address makes no file; `migrate`, `enqueue`, `serve` and `worker` make
+one.
+
+## Completion
+
+`tenure completion` prints a script for bash (4.4 or newer), zsh or fish, and its help says where to
+put it. Beside commands and options it completes statuses and events, and from the database the
+names of queues, types and tokens and the ids of recent jobs. A database that does not answer within
+a second is not waited for.
 """
 
 SIMULATION = """\

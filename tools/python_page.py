@@ -57,7 +57,7 @@ APP: Mapping[str, Sequence[str]] = {
     "Looking": ("get", "find", "history", "explain", "stats", "queues", "workers"),
     "Measures": ("activity", "totals", "failures", "measured_until"),
     "Changing": ("cancel", "retry", "pause", "resume", "limit"),
-    "Checking": ("verify", "recount", "checks", "ping"),
+    "Checking": ("verify", "recount", "checks", "is_current", "ping"),
     "Who may call the HTTP API": ("tokens",),
     "What workers and servers call": (
         *("claim", "report", "turn", "heartbeat", "waits", "turns", "on_work"),

@@ -50,7 +50,7 @@ from tenure.records import (
 )
 from tenure.redaction import Redaction
 from tenure.retry import DEFAULT_POLICY
-from tenure.store import Store, migrate_store, open_store
+from tenure.store import Store, migrate_store, open_store, schema_of
 from tenure.store.audit import INVARIANTS
 from tenure.store.checks import check_store, schema_version
 from tenure.tokens import Tokens
@@ -62,6 +62,7 @@ DEFAULT_DATABASE = "sqlite:///tenure.db"
 MOST_JOBS_AT_ONCE = 10_000
 MOST_LISTED = 500
 EVERYTHING = Wanted()
+MOST_BACK = 10_000
 MOST_MINUTES = 24 * 60
 RATE_WINDOW = timedelta(minutes=5)
 WORKER_IS_LIVE = timedelta(seconds=60)
@@ -93,13 +94,15 @@ class Tenure:
 
     @property
     def _store(self) -> Store:
-        if self._opened is None:
-            self._opened = open_store(self.database)
-        return self._opened
+        return self._opened or self.open()._store
 
-    def open(self) -> Tenure:
-        """Open the database now; raises StoreUnavailable or SchemaMismatch if that fails."""
-        _ = self._store
+    def open(self, *, make: bool = True) -> Tenure:
+        """Open the database now; raises StoreUnavailable or SchemaMismatch if that fails.
+
+        Without `make`, also where there is no database of Tenure yet.
+        """
+        if self._opened is None:
+            self._opened = open_store(self.database, make=make)
         return self
 
     def close(self) -> None:
@@ -323,9 +326,9 @@ class Tenure:
         """
         return self._store.read.moves(after, limit, wanted)
 
-    def ledger_end(self) -> str:
-        """The position of the newest move."""
-        return self._store.read.ledger_end()
+    def ledger_end(self, back: int = 0) -> str:
+        """The position of the newest move, or of the one `back` moves before it."""
+        return self._store.read.ledger_end(whole(back, 0, MOST_BACK, "$.back"))
 
     def stats(self) -> list[Count]:
         """Jobs by status, queue and type, at this moment."""
@@ -412,6 +415,11 @@ class Tenure:
     def checks(self) -> list[Check]:
         """Whether the database is set up as the promises need it; makes and changes nothing."""
         return check_store(self.database)
+
+    def is_current(self) -> bool:
+        """Whether the database is there with this version's schema; makes and changes nothing."""
+        found, needed = schema_of(self.database)
+        return found == needed
 
     def migrate(self) -> tuple[int, int]:
         """Create or upgrade the database's schema now; its version before (0: none) and after."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
@@ -17,6 +18,14 @@ from tenure.lifecycle import Job
 MARK = "[redacted]"
 SHORTEST = 4
 """Characters of a value that is looked for in errors: shorter ones stand in any text."""
+
+
+def without_password(url: str) -> str:
+    """An address of a server or database as it may be shown."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":…@", 1)).geturl()
 
 
 class Redaction:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import select
+import struct
 import subprocess
 import sys
+import termios
+import time
 from typing import IO, Any
 
 from click.testing import CliRunner, Result
@@ -42,6 +48,71 @@ def tell(*arguments: str, **environ: str | None) -> str:
 def read(*arguments: str) -> Any:
     """The JSON document that a command prints."""
     return json.loads(tell(*arguments, "--json"))
+
+
+class Terminal:
+    """A program on a terminal of its own, whose screen is a stream of what it wrote."""
+
+    def __init__(self, *arguments: str, columns: int = 100, rows: int = 40, **environ: str) -> None:
+        self._keys, inside = pty.openpty()
+        fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.process = subprocess.Popen(
+            arguments,
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            start_new_session=True,
+            # So that Ctrl-C goes to the program, as from the terminal that it is started from.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+            env=surroundings(**{"TERM": "xterm-256color", **environ}),
+        )
+        os.close(inside)
+        self.shown = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._keys)
+
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self._keys, keys.encode())
+
+    def until(self, text: str, seconds: float = 30.0) -> str:
+        """Read on until `text` has been shown; everything shown so far."""
+        deadline = time.monotonic() + seconds
+        while text not in self.shown:
+            assert time.monotonic() < deadline, f"{text!r} was not shown, but {self.shown!r}"
+            self.read(deadline - time.monotonic())
+        return self.shown
+
+    def ended(self, seconds: float = 30.0) -> int:
+        """Read on until the program has ended; its exit code."""
+        deadline = time.monotonic() + seconds
+        while self.read(deadline - time.monotonic()):
+            pass
+        return self.process.wait(max(deadline - time.monotonic(), 1))
+
+    def read(self, seconds: float) -> bool:
+        """Read what there is, waiting so long for it; False where nothing came."""
+        if not select.select([self._keys], [], [], max(seconds, 0))[0]:
+            return False
+        try:
+            data = os.read(self._keys, 65_536)
+        except OSError:  # how Linux says that nobody has the terminal open any more
+            data = b""
+        self.shown += data.decode("utf-8", "replace")
+        return bool(data)
+
+
+def on_a_terminal(*arguments: str, **environ: str) -> str:
+    """What a program shows on a terminal, to its end."""
+    with Terminal(*arguments, **environ) as terminal:
+        assert terminal.ended() == 0, terminal.shown
+        return terminal.shown
 
 
 def program(

@@ -161,9 +161,29 @@ def test_show_tells_the_job_its_moves_and_why(app: Tenure) -> None:
 
     for part in (job.id, '{"to":"a"}', "order-17", "1/1", "    Traceback (most recent call last):"):
         assert part in shown
-    moves = [line.split()[2:5] for line in shown.splitlines() if "Z  " in line and "  w " in line]
-    assert moves == [["pending", "processing", "claimed"], ["processing", "failed", "failed"]]
+    moves = [
+        line.split()[3:] for line in shown.splitlines() if line.endswith("  w") and "Z" in line
+    ]
+    assert moves == [
+        ["claimed", "pending", "processing", "1", "w"],
+        ["failed", "processing", "failed", "1", "w"],
+    ]
+    assert "  w\n    Refused: no\n" in shown
     assert "It failed for good" in shown
+
+
+def test_long_texts_of_a_job_are_cut_on_a_terminal_only(app: Tenure) -> None:
+    job = app.enqueue("email", {"text": "x" * 9_000}, max_retries=1)
+    settle(app, Outcome.FAILED, error="\n".join(["Refused: no", *("line" * 50 for _ in range(60))]))
+
+    narrow = tell("jobs", "show", job.id, COLUMNS="80")
+    wide = tell("jobs", "show", job.id, "--wide", COLUMNS="80")
+
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert narrow.count("more characters: --wide shows all") == 1
+    assert "x" * 9_000 in wide
+    assert wide.count("line" * 50) == 60
+    assert "--wide" not in wide
 
 
 def test_show_as_json_is_what_the_api_shows(app: Tenure) -> None:
@@ -184,7 +204,9 @@ def test_explain_says_why_and_what_may_be_done(app: Tenure) -> None:
     assert read("explain", job.id)["reason"] == "not_due"
     told = tell("explain", job.id)
     assert "not due before" in told
-    assert "Legal moves: claimed, cancelled" in told
+    assert told.endswith(
+        f"Legal moves: claimed, cancelled\nTo stop it: tenure jobs cancel {job.id}"
+    )
 
 
 @pytest.mark.parametrize("command", [["jobs", "show"], ["explain"], ["jobs", "cancel"]])

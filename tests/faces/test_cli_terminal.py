@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +12,7 @@ import pytest
 from tenure import Tenure
 from tenure.cli import terminal
 from tenure.records import ClaimRequest, Outcome, Report
-from tests.faces.command import run
+from tests.faces.command import on_a_terminal, run
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -125,6 +126,51 @@ def test_a_table_fits_the_terminal_but_for_its_first_column(
     assert lines[1].startswith("i" * 20 + "  ")
     assert lines[1].endswith("…")
     assert max(map(terminal.width_of, lines)) <= 40
+
+
+ROW = ("i" * 36, "a" * 12, "", "completed", "e" * 30)
+
+
+def test_columns_are_left_out_before_everything_is_cut_to_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "62")
+    terminal.table(("ID", "TYPE", "EMPTY", "STATUS", "ERROR"), [ROW], spare=("TYPE", "ERROR"))
+
+    out, err = capsys.readouterr()
+
+    assert out.splitlines()[0].split() == ["ID", "STATUS", "ERROR"]
+    assert err == "(no room for TYPE: --wide shows all)\n"
+
+
+@pytest.mark.parametrize("columns", [0, 1, 20, 38, 41, 60, 80])
+def test_no_row_is_wrapped_but_for_its_first_column(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal.table(("ID", "T", "X", "STATUS", "ERROR"), [ROW], notes=["n" * 100])
+
+    least = len(ROW[0]) + 4 * len("  …")  # what a column cannot be made smaller than
+    room = columns or 80  # no width at all is taken for the usual one
+    assert max(map(len, printed(capsys))) <= max(room, least)
+
+
+def test_cutting_a_huge_text_takes_no_time_to_speak_of() -> None:
+    assert terminal.fitting("ж日" * 500_000, 5) == "ж日ж…"
+
+
+def test_statuses_have_colours_on_a_terminal_that_wants_them() -> None:
+    table = "from tenure.cli.terminal import table; table(('A', 'STATUS'), [('failed', 'failed')])"
+    for environ, coloured in (
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ):
+        shown = on_a_terminal(sys.executable, "-c", table, **environ)
+
+        assert ("failed  \x1b[31mfailed\x1b[0m" in shown) is coloured, environ
+        assert ("\x1b" in shown) is coloured, environ
 
 
 def test_nothing_is_cut_on_the_way_to_another_program(

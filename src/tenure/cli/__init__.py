@@ -12,10 +12,12 @@ import click
 
 import tenure
 from tenure.cli.command import Group, database_option
+from tenure.cli.completing import VARIABLE, completion
 from tenure.cli.jobs import enqueue, explain, jobs
 from tenure.cli.queues import queues, stats
 from tenure.cli.rehearsing import simulate
 from tenure.cli.running import demo, serve, worker
+from tenure.cli.tail import tail
 from tenure.cli.tokens import tokens
 from tenure.cli.upkeep import doctor, migrate, verify
 
@@ -42,7 +44,9 @@ def cli() -> None:
 for command in (
     *(serve, worker, demo),
     *(enqueue, jobs, explain, queues, stats),
+    *(tail,),
     *(tokens, verify, doctor, migrate, simulate),
+    completion,
 ):
     cli.add_command(command)
 
@@ -52,4 +56,4 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what the terminal cannot show is shown as an escape
             stream.reconfigure(errors="backslashreplace")
-    cli()
+    cli(complete_var=VARIABLE)

@@ -31,6 +31,7 @@ EXIT_CODES: Mapping[type[TenureError], int] = {
 INTERRUPTED = 130
 
 DATABASE = "tenure.database"
+WIDE = "tenure.wide"
 READ_VARIABLES = ("TENURE_DATABASE", "TENURE_CONFIG", "TENURE_REDACT")
 
 
@@ -88,6 +89,19 @@ database_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
+def _keep_wide(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta[WIDE] = value
+
+
+wide_option = click.option(
+    "--wide",
+    is_flag=True,
+    expose_value=False,
+    callback=_keep_wide,
+    help="Print whole texts and all columns, though the terminal is narrower.",
+)
+
+
 def settings_of(**flags: Any) -> Settings:
     """The settings for this command: its flags, the environment, the configuration file."""
     from tenure import settings
@@ -118,6 +132,11 @@ def application() -> Tenure:
     known = {name: os.environ[name] for name in READ_VARIABLES if name in os.environ}
     found = load({"database": chosen_database()}, known)
     return Tenure(found.database, actor=operator(), redact=found.redact)
+
+
+def existing() -> Tenure:
+    """The same, opened, for what needs jobs: a mistyped address is an error and makes no file."""
+    return application().open(make=False)
 
 
 def operator() -> str:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli.command import Group, application, complain, database_option, exit_code, json_option
+from tenure.cli import completing
+from tenure.cli.command import (
+    Group,
+    application,
+    complain,
+    database_option,
+    existing,
+    exit_code,
+    json_option,
+    wide_option,
+)
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 
 if TYPE_CHECKING:
@@ -25,12 +35,22 @@ SHOWN = (
     *("worker", "token", "created_at", "run_at", "started_at", "finished_at", "lease_expires_at"),
 )
 """What `jobs show` prints of a job, if it is set, in this order."""
+COMMANDS = {
+    "retried": "To run it again: tenure jobs retry",
+    "cancelled": "To stop it: tenure jobs cancel",
+}
+"""What an operator may do, by the event that it causes."""
 
 
 @click.command()
-@click.argument("type")
+@click.argument("type", shell_complete=completing.types)
 @click.argument("payload", default="{}")
-@click.option("--queue", metavar="NAME", help="Where it waits.  [default: default]")
+@click.option(
+    "--queue",
+    metavar="NAME",
+    shell_complete=completing.queue_names,
+    help="Where it waits.  [default: default]",
+)
 @click.option("--priority", type=int, help="Smaller runs first.  [default: 0]")
 @click.option("--max-retries", type=int, help="Attempts in all.  [default: 3]")
 @click.option("--delay", metavar="TIME", help="Not before this long from now: 30s, 1h30m.")
@@ -110,19 +130,37 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option("--status", metavar="STATUS", help="Only jobs that stand there.")
-@click.option("--type", metavar="TYPE", help="Only jobs of this type.")
-@click.option("--queue", metavar="NAME", help="Only jobs of this queue.")
+@click.option(
+    "--status",
+    metavar="STATUS",
+    shell_complete=completing.statuses,
+    help="Only jobs that stand there.",
+)
+@click.option(
+    "--type", metavar="TYPE", shell_complete=completing.types, help="Only jobs of this type."
+)
+@click.option(
+    "--queue",
+    metavar="NAME",
+    shell_complete=completing.queue_names,
+    help="Only jobs of this queue.",
+)
 @click.option("--limit", type=int, default=50, show_default=True, help="How many, at most 500.")
-@click.option("--before", metavar="ID", help="The page after the one that ended with this job.")
+@click.option(
+    "--before",
+    metavar="ID",
+    shell_complete=completing.job_ids(),
+    help="The page after the one that ended with this job.",
+)
 @database_option
 @json_option
+@wide_option
 def list_jobs(limit: int, as_json: bool, **filters: str | None) -> None:
     """List jobs, newest first."""
     from tenure import wire
     from tenure.cli.terminal import ago, attempts, first_line, print_json, table
 
-    with application() as app:
+    with existing() as app:
         found = [app.redaction.job(job) for job in app.find(limit=limit, **filters)]
         now = app.ping()
     if as_json:
@@ -142,21 +180,36 @@ def list_jobs(limit: int, as_json: bool, **filters: str | None) -> None:
             )
             for job in found
         ],
+        spare=("QUEUE", "CREATED", "LAST ERROR"),
     )
     if len(found) == limit:
         click.echo(f"older ones: --before {found[-1].id}", err=True)
 
 
 @jobs.command()
-@click.argument("id")
+@click.argument("id", shell_complete=completing.job_ids())
 @database_option
 @json_option
+@wide_option
 def show(id: str, as_json: bool) -> None:
     """Show a job, every move it made, and why it is not running."""
     from tenure import wire
-    from tenure.cli.terminal import attempts, first_line, indented, print_json, table, visible, when
+    from tenure.cli.moves import time_line
+    from tenure.cli.terminal import (
+        ago,
+        attempts,
+        excerpt,
+        first_line,
+        laid_out,
+        print_json,
+        tint,
+        visible,
+        when,
+        wrapped,
+    )
 
-    with application() as app:
+    with existing() as app:
+        now = app.ping()
         whole, history, reason = app.get(id), app.history(id), app.explain(id)
         job = app.redaction.job(whole)
         history = [
@@ -176,47 +229,41 @@ def show(id: str, as_json: bool) -> None:
     facts: dict[str, object] = {name: getattr(job, name) for name in SHOWN}
     facts["attempts"] = attempts(job.attempts, job.max_retries)
     for name, value in facts.items():
-        if value is not None:
-            told = when(value) if isinstance(value, datetime) else visible(str(value))
-            click.echo(f"{name:<18}{told}")
+        if isinstance(value, datetime):
+            click.echo(f"{name:<18}{when(value)}  ({ago(value, now)})")
+        elif value is not None:
+            click.echo(f"{name:<18}{tint(visible(str(value)))}")
     for name in ("payload", "result", "last_error"):
-        if getattr(job, name) is not None:
-            click.echo(f"{name}\n{indented(getattr(job, name))}")
+        text = getattr(job, name)
+        if text is not None:
+            click.echo(f"{name}\n{excerpt(text if name == 'last_error' else laid_out(text))}")
     click.echo()
-    table(
-        ("AT", "FROM", "TO", "EVENT", "ATTEMPT", "ACTOR", "DETAIL"),
-        [
-            (
-                when(entry.at),
-                entry.source,
-                entry.target,
-                entry.event,
-                entry.attempt,
-                entry.actor,
-                first_line(entry.detail),
-            )
-            for entry in history
-        ],
-    )
-    click.echo(f"\n{visible(first_line(reason.text))}")
+    time_line(history)
+    click.echo(f"\n{wrapped(first_line(reason.text))}")
 
 
 @click.command()
-@click.argument("id")
+@click.argument("id", shell_complete=completing.job_ids())
 @database_option
 @json_option
 def explain(id: str, as_json: bool) -> None:
     """Say why a job is not running, and what may be done to it."""
-    from tenure.cli.terminal import indented, print_json
+    from tenure.cli.terminal import excerpt, print_json, wrapped
 
-    with application() as app:
+    with existing() as app:
         reason = app.explain(id)
         reason = replace(reason, text=app.redaction.text(reason.text, app.get(id)))
     if as_json:
         print_json(_explanation(reason))
         return
-    click.echo(indented(reason.text, ""))
+    sentence, _, traceback = reason.text.partition("\n")
+    click.echo(wrapped(sentence))
+    if traceback:
+        click.echo(excerpt(traceback))
     click.echo(f"Legal moves: {', '.join(reason.legal) or 'none, it is settled for good'}")
+    for event in reason.legal:
+        if event in COMMANDS:
+            click.echo(f"{COMMANDS[event]} {id}")
 
 
 def _explanation(reason: Explanation) -> ExplanationBody:
@@ -226,23 +273,31 @@ def _explanation(reason: Explanation) -> ExplanationBody:
 
 
 @jobs.command()
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument(
+    "ids", nargs=-1, required=True, metavar="ID...", shell_complete=completing.job_ids("failed")
+)
 @click.option("--more", type=int, default=1, show_default=True, help="Attempts to add.")
 @database_option
 @json_option
 def retry(ids: Sequence[str], more: int, as_json: bool) -> None:
     """Run jobs again that failed for good."""
-    with application() as app:
+    with existing() as app:
         _each(app, ids, lambda id: app.retry(id, more_retries=more), as_json)
 
 
 @jobs.command()
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument(
+    "ids",
+    nargs=-1,
+    required=True,
+    metavar="ID...",
+    shell_complete=completing.job_ids("pending", "processing"),
+)
 @database_option
 @json_option
 def cancel(ids: Sequence[str], as_json: bool) -> None:
     """Cancel jobs that wait or run."""
-    with application() as app:
+    with existing() as app:
         _each(app, ids, app.cancel, as_json)
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from tenure.cli.command import Group, application, database_option, json_option
+from tenure.cli import completing
+from tenure.cli.command import (
+    Group,
+    application,
+    database_option,
+    existing,
+    json_option,
+    wide_option,
+)
 from tenure.errors import InvalidInput
 
 
@@ -16,12 +24,13 @@ def queues() -> None:
 @queues.command("list")
 @database_option
 @json_option
+@wide_option
 def list_queues(as_json: bool) -> None:
     """List the queues with jobs that wait or run, or with settings."""
     from tenure import wire
     from tenure.cli.terminal import ago, print_json, table
 
-    with application() as app:
+    with existing() as app:
         found = app.queues()
         now = app.ping()
     if as_json:
@@ -44,7 +53,7 @@ def list_queues(as_json: bool) -> None:
 
 
 @queues.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.queue_names)
 @database_option
 def pause(name: str) -> None:
     """Stop handing out jobs of a queue; those that run go on."""
@@ -54,7 +63,7 @@ def pause(name: str) -> None:
 
 
 @queues.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.queue_names)
 @database_option
 def resume(name: str) -> None:
     """Hand out jobs of a queue again."""
@@ -64,7 +73,7 @@ def resume(name: str) -> None:
 
 
 @queues.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.queue_names)
 @click.argument("most", metavar="NUMBER|none")
 @database_option
 def limit(name: str, most: str) -> None:
@@ -82,12 +91,13 @@ def limit(name: str, most: str) -> None:
 @click.command()
 @database_option
 @json_option
+@wide_option
 def stats(as_json: bool) -> None:
     """Count the jobs by queue, type and status."""
     from tenure import wire
     from tenure.cli.terminal import print_json, table
 
-    with application() as app:
+    with existing() as app:
         counts = app.stats()
     body = wire.stats_body(counts)
     if as_json:

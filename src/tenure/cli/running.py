@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import click
 
+from tenure.cli import completing
 from tenure.cli.command import REFUSED, database_given, database_option, json_option, settings_of
 from tenure.errors import InvalidInput
 
@@ -39,6 +39,7 @@ def work_options(command: F) -> F:
                 "fail_types",
                 metavar="TYPE",
                 multiple=True,
+                shell_complete=completing.types,
                 help="Simulation: every attempt of this type fails; may be repeated.",
             ),
             click.option(
@@ -51,6 +52,7 @@ def work_options(command: F) -> F:
                 "--queue",
                 "queues",
                 metavar="NAME",
+                shell_complete=completing.queue_names,
                 multiple=True,
                 help="Only jobs of this queue; may be repeated.",
             ),
@@ -67,12 +69,30 @@ def work_options(command: F) -> F:
                 metavar="TIME",
                 help="What running jobs get to finish at the end.  [default: 30s]",
             ),
-            click.option("--config", metavar="FILE", help="Settings as TOML, also TENURE_CONFIG."),
             click.option(
-                "--token-file", metavar="FILE", help="Tokens, one a line; see also TENURE_TOKEN."
+                "--config",
+                metavar="FILE",
+                type=click.Path(),
+                help="Settings as TOML, also TENURE_CONFIG.",
             ),
-            click.option("--log-format", metavar="text|json", help="[default: text]"),
-            click.option("--log-level", metavar="LEVEL", help="debug, info, warning, error."),
+            click.option(
+                "--token-file",
+                metavar="FILE",
+                type=click.Path(),
+                help="Tokens, one a line; see also TENURE_TOKEN.",
+            ),
+            click.option(
+                "--log-format",
+                metavar="text|json",
+                shell_complete=completing.words("text", "json"),
+                help="[default: text]",
+            ),
+            click.option(
+                "--log-level",
+                metavar="LEVEL",
+                shell_complete=completing.words("debug", "info", "warning", "error"),
+                help="debug, info, warning, error.",
+            ),
             database_option,
         )
     ):
@@ -134,6 +154,7 @@ def worker(
     back for other workers.
     """
     from tenure import logs
+    from tenure.redaction import without_password
     from tenure.run import end_process, run_worker
 
     if not apps and not simulate:
@@ -163,14 +184,6 @@ def worker(
             keep=settings.keep if prune else None,
         )
     end_process()
-
-
-def without_password(url: str) -> str:
-    """An address as it may be shown."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":…@", 1)).geturl()
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How answers look in a terminal: plain aligned tables, short times, and nothing that can act.
+"""How answers look in a terminal: aligned tables that fit, short times, and nothing that can act.
 
 Types, errors and payloads come from whoever enqueues jobs, so every text from a job passes
 `visible`: control characters, escape sequences and direction marks are shown, never sent.
@@ -20,32 +20,65 @@ import click
 import msgspec
 
 from tenure import durations
+from tenure.cli.command import WIDE
 from tenure.logs import visible as visible
 
 GAP = "  "
-NARROWEST = 8
-"""Columns that a column keeps when the table has to shrink."""
+CUT = "…"
+NOTE = "    "
+ENDLESS = 1_000_000
+MOST_LINES = 40
+LONGEST_EXCERPT = 10_000
+NARROWEST = 10
+"""Columns of the terminal that a text is given before a column of the table is left out."""
+COLOURS = {
+    "pending": "yellow",
+    "processing": "cyan",
+    "completed": "green",
+    "failed": "red",
+    "cancelled": "magenta",
+    "ok": "green",
+    "warning": "yellow",
+    "problem": "red",
+}
+TINTED = ("STATUS", "FROM", "TO", "HEALTH")
 
 Cell = str | int | None
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Print rows under their heads; numbers to the right, long texts cut to fit the terminal.
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    spare: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> None:
+    """Print rows under their heads; numbers to the right, statuses coloured, no row wrapped.
 
-    The first column is never cut: it holds what a user copies. Where the output goes to a file or
-    another program, nothing is.
+    Where they do not fit the terminal, empty columns and then those named in `spare` are left out,
+    then long texts are cut, with a mark. The first column is never cut: it holds what a user
+    copies. With --wide, or on the way to a file or another program, everything is printed. `notes`
+    are printed below their row, where they are not empty.
     """
-    numeric = [
-        bool(rows) and all(isinstance(row[number], int) for row in rows)
-        for number in range(len(heads))
-    ]
-    texts = [list(heads), *([_text(cell) for cell in row] for row in rows)]
-    widths = [max(width_of(row[number]) for row in texts) for number in range(len(heads))]
+    columns = [[head, *(_text(row[number]) for row in rows)] for number, head in enumerate(heads)]
+    numeric = {
+        head
+        for number, head in enumerate(heads)
+        if rows and all(isinstance(row[number], int) for row in rows)
+    }
+    columns, left_out = _chosen(columns, room(), spare)
+    widths = [max(map(width_of, column)) for column in columns]
     _shrink(widths, room())
-    for row in texts:
-        cells = zip(row, widths, numeric, strict=True)
-        line = GAP.join(_fit(text, width, right) for text, width, right in cells)
-        click.echo(line.rstrip())
+    for number, row in enumerate(zip(*columns, strict=True)):
+        cells = []
+        for text, width, column in zip(row, widths, columns, strict=True):
+            cell = _fit(text, width, column[0] in numeric)
+            cells.append(tint(cell, text) if number and column[0] in TINTED else cell)
+        click.echo(GAP.join(cells).rstrip())
+        if number and notes and notes[number - 1]:
+            click.echo(fitting(NOTE + visible(notes[number - 1]), room()))
+    if left_out:
+        click.echo(f"(no room for {', '.join(left_out)}: --wide shows all)", err=True)
 
 
 def print_json(value: Any) -> None:
@@ -55,9 +88,41 @@ def print_json(value: Any) -> None:
         click.echo(line if line.isprintable() else _escaped_json(line))
 
 
-def indented(text: str, by: str = "    ") -> str:
+def print_json_line(value: Any) -> None:
+    """Print one JSON document on one line."""
+    line = msgspec.json.encode(value).decode()
+    click.echo(line if line.isprintable() else _escaped_json(line))
+
+
+def indented(text: str, by: str = NOTE) -> str:
     """A text of several lines, such as a traceback, each line made visible and indented."""
     return "\n".join(by + visible(line) for line in text.splitlines())
+
+
+def excerpt(text: str) -> str:
+    """A text of several lines, indented; on a terminal no more of it than can be looked over."""
+    width = room()
+    if width is None:
+        return indented(text)
+    lines = text[:LONGEST_EXCERPT].splitlines()[:MOST_LINES]
+    shown = [fitting(line, width) for line in indented("\n".join(lines)).split("\n")]
+    left = len(text) - sum(len(line) + 1 for line in lines)
+    if left > 0:
+        shown.append(f"{NOTE}{CUT} {left:,} more characters: --wide shows all")
+    return "\n".join(shown)
+
+
+def laid_out(document: str) -> str:
+    """A JSON text on one line if the terminal has room for it, else with its structure shown."""
+    width = room()
+    if width is None or len(NOTE) + width_of(document) <= width:
+        return document
+    return msgspec.json.format(document, indent=2)
+
+
+def wrapped(text: str) -> str:
+    """A sentence or more, broken between words where the terminal ends."""
+    return click.wrap_text(visible(text), width=room() or ENDLESS)
 
 
 def first_line(text: str | None) -> str:
@@ -80,6 +145,14 @@ def ago(time: datetime | None, now: datetime) -> str:
     return f"{length} ago" if seconds >= 0 else f"in {length}"
 
 
+def apart(before: datetime, after: datetime) -> str:
+    """How long one time is after another: to the hundredth of a second below ten seconds."""
+    seconds = max((after - before).total_seconds(), 0.0)
+    if seconds < 10:
+        return durations.text(round(seconds, 2 if seconds >= 0.1 else 3))
+    return durations.roughly(float(_rounded(seconds)))
+
+
 def attempts(made: int, limit: int) -> str:
     """Attempts made of those allowed: `1/3`."""
     return f"{made}/{max(limit, 1)}"
@@ -98,9 +171,45 @@ def _text(cell: Cell) -> str:
 
 def room() -> int | None:
     """Columns there are; None where nothing needs to fit."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.meta.get(WIDE):
+        return None
     if sys.stdout.isatty() or "COLUMNS" in os.environ:
         return shutil.get_terminal_size().columns
     return None
+
+
+def is_plain() -> bool:
+    """Whether colours are not wanted (https://no-color.org) or the terminal can do none."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
+
+
+def tint(text: str, word: str | None = None) -> str:
+    """`text` in the colour of a status (`word`, if it is not the text itself), on a terminal."""
+    colour = COLOURS.get(text if word is None else word)
+    if colour is None or is_plain() or not sys.stdout.isatty():
+        return text
+    return click.style(text, fg=colour)
+
+
+def _chosen(
+    columns: list[list[str]], room: int | None, spare: Sequence[str]
+) -> tuple[list[list[str]], list[str]]:
+    """The columns that there is room for, and the heads of those left out that held something."""
+    left_out: list[str] = []
+    if room is None:
+        return columns, left_out
+    empty = [column[0] for column in columns[1:] if set(column[1:]) <= {"-"}]
+    for head in (*empty, *spare):
+        least = [min(max(map(width_of, column)), NARROWEST) for column in columns[1:]]
+        needed = max(map(width_of, columns[0])) + sum(least) + len(GAP) * len(least)
+        kept = [column for column in columns if column[0] != head]
+        if needed <= room or len(kept) == len(columns):
+            continue
+        columns = kept
+        if head not in empty:
+            left_out.append(head)
+    return columns, left_out
 
 
 def _shrink(widths: list[int], room: int | None) -> None:
@@ -109,7 +218,7 @@ def _shrink(widths: list[int], room: int | None) -> None:
         return
     while sum(widths) + len(GAP) * (len(widths) - 1) > room:
         widest = max(range(1, len(widths)), key=lambda number: widths[number])
-        if widths[widest] <= NARROWEST:
+        if widths[widest] <= 1:
             return
         widths[widest] -= 1
 
@@ -124,11 +233,21 @@ def width_of(text: str) -> int:
     )
 
 
+def fitting(text: str, width: int | None) -> str:
+    """`text` as it is, or cut to `width` columns with a mark at its end."""
+    if width is None or width_of(text) <= width:
+        return text
+    taken, used = [], 0
+    for character in text:
+        used += width_of(character)
+        if used >= width:
+            break
+        taken.append(character)
+    return "".join(taken) + CUT
+
+
 def _fit(text: str, width: int, right: bool) -> str:
-    if width_of(text) > width:
-        while width_of(text) > width - 1:
-            text = text[:-1]
-        text += "…"
+    text = fitting(text, width)
     padding = " " * (width - width_of(text))
     return padding + text if right else text + padding
 

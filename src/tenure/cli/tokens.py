@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 import click
 
-from tenure.cli.command import Group, application, database_option, json_option
+from tenure.cli import completing
+from tenure.cli.command import (
+    Group,
+    application,
+    database_option,
+    existing,
+    json_option,
+    wide_option,
+)
 
 
 @click.group(cls=Group)
@@ -20,6 +28,7 @@ def tokens() -> None:
     "--scope",
     "scopes",
     metavar="SCOPE",
+    shell_complete=completing.words("enqueue", "work", "read", "admin"),
     multiple=True,
     required=True,
     help="enqueue, work, read or admin; may be repeated.",
@@ -48,12 +57,13 @@ def create(name: str, scopes: Sequence[str], expires: str | None, as_json: bool)
 @tokens.command("list")
 @database_option
 @json_option
+@wide_option
 def list_tokens(as_json: bool) -> None:
     """List every token there ever was, without what opens anything."""
     from tenure import wire
     from tenure.cli.terminal import ago, print_json, table
 
-    with application() as app:
+    with existing() as app:
         found = app.tokens.list()
         now = app.ping()
     if as_json:
@@ -78,11 +88,13 @@ def list_tokens(as_json: bool) -> None:
 
 
 @tokens.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument(
+    "names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.token_names
+)
 @database_option
 def revoke(names: Sequence[str]) -> None:
     """End tokens, for good; servers refuse them within five seconds."""
-    with application() as app:
+    with existing() as app:
         for name in names:
             app.tokens.revoke(name)
             click.echo(f"token {name} is revoked")

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 import tenure
-from tenure.cli.command import REFUSED, application, database_option, json_option
+from tenure.cli.command import (
+    REFUSED,
+    application,
+    database_option,
+    existing,
+    json_option,
+    wide_option,
+)
 
 if TYPE_CHECKING:
     from tenure.records import Violation
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
 )
 @database_option
 @json_option
+@wide_option
 def verify(limit: int, as_json: bool) -> None:
     """Check every stored job and move against every invariant.
 
@@ -35,7 +43,7 @@ def verify(limit: int, as_json: bool) -> None:
     """
     from tenure.cli.terminal import print_json
 
-    with application() as app:
+    with existing() as app:
         violations = app.verify(limit)
         jobs = sum(count.jobs for count in app.stats())
     if as_json:
@@ -64,6 +72,7 @@ def _explain(violations: Sequence[Violation], limit: int) -> None:
 @click.command()
 @database_option
 @json_option
+@wide_option
 def doctor(as_json: bool) -> None:
     """Check the set-up of this machine and the database.
 

@@ -18,12 +18,13 @@ from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Event, Job
 from tenure.records import Added, Addition, ClaimRequest, Query, Report, Turn
-from tenure.store import moves
+from tenure.redaction import without_password
+from tenure.store import migrate, moves
 from tenure.store.bell import Bell
 from tenure.store.committer import Acting, Adding, Committer, Turning
 from tenure.store.database import Database, Reader
 
-__all__ = ["Store", "migrate_store", "open_store"]
+__all__ = ["Store", "migrate_store", "open_store", "schema_of"]
 
 T = TypeVar("T")
 
@@ -183,21 +184,48 @@ class Store:
 W = TypeVar("W", Adding, Turning, Acting)
 
 
+POSTGRES = ("postgresql:", "postgres:")
+
+
+def _is_known(url: str) -> bool:
+    return url.startswith(("sqlite:", *POSTGRES))
+
+
 def migrate_store(url: str) -> int:
     """Create or upgrade the schema at `url`; the version it has now."""
     if url.startswith("sqlite:"):
         from tenure.store import sqlite_connection, sqlite_schema
 
         return sqlite_schema.upgrade(sqlite_connection.usable_path_of(url))
-    if url.startswith(("postgresql:", "postgres:")):
+    if url.startswith(POSTGRES):
         from tenure.store import postgres_schema
 
         return postgres_schema.upgrade(url)
     raise InvalidInput(f"{url!r} is no database URL: use sqlite:///jobs.db or postgresql://host/db")
 
 
-def open_store(url: str) -> Store:
-    """Open the database at `url`, creating or upgrading its schema if need be."""
+def schema_of(url: str) -> tuple[int, int]:
+    """The version of the schema at `url`, 0 where there is none, and the one that is needed."""
+    if url.startswith("sqlite:"):
+        from tenure.store import sqlite_schema
+        from tenure.store.sqlite_connection import usable_path_of
+
+        return sqlite_schema.found(usable_path_of(url)), migrate.newest("sqlite")
+    from tenure.store import postgres_schema
+
+    return postgres_schema.found(url), migrate.newest("postgres")
+
+
+def open_store(url: str, *, make: bool = True) -> Store:
+    """Open the database at `url`, upgrading its schema if need be.
+
+    Where there is none it is made, or unless `make` StoreUnavailable raised.
+    """
+    if not make and _is_known(url) and not schema_of(url)[0]:
+        raise StoreUnavailable(
+            f"there is no database of Tenure at {without_password(url)}: is that the right place? "
+            "The first job that is added makes one, and so does `tenure migrate`"
+        )
     migrate_store(url)
     if url.startswith("sqlite:"):
         from tenure.store import sqlite, sqlite_connection, sqlite_reader

@@ -158,8 +158,11 @@ class Reader(Protocol):
     def moves(self, after: str, limit: int, wanted: Wanted) -> Moves:
         """Read up to `limit` entries after a position, as `ledger` has them: those wanted."""
 
-    def ledger_end(self) -> str:
-        """The position of the newest entry that `ledger` would return."""
+    def ledger_end(self, back: int = 0) -> str:
+        """The position of the newest entry that `ledger` would return, or of one before it.
+
+        Where there are not `back` entries before it, that of the beginning.
+        """
 
     def counts(self) -> list[Count]:
         """Jobs by status, queue and type, at this moment."""

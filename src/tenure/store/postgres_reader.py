@@ -70,7 +70,7 @@ ORDER BY t.xid, t.seq LIMIT %s
 """
 LEDGER_END = f"""
 SELECT t.xid || '.' || t.seq FROM {{s}}.transition AS t WHERE {SETTLED_XID}
-ORDER BY t.xid DESC, t.seq DESC LIMIT 1
+ORDER BY t.xid DESC, t.seq DESC LIMIT 1 OFFSET %s
 """
 # The end of a stretch first, then what lies in it: nothing is ever added behind a position that was
 # read, so both see the same entries. The limit tells the planner how few jobs it is to look up.
@@ -255,8 +255,8 @@ class PostgresReader:
         told = [Told(_transition(row[:-2]), *row[-2:]) for row in rows]
         return Moves(told, f"{xid}.{seq}", more=count == limit)
 
-    def ledger_end(self) -> str:
-        rows = self._rows(LEDGER_END)
+    def ledger_end(self, back: int = 0) -> str:
+        rows = self._rows(LEDGER_END, back)
         return str(rows[0][0]) if rows else START
 
     def counts(self) -> list[Count]:

@@ -59,6 +59,16 @@ def upgrade(url: str) -> int:
         raise StoreUnavailable(f"the database did not answer: {error}") from error
 
 
+def found(url: str) -> int:
+    """The schema's version at `url`; 0 where there is none."""
+    place = place_of(url)
+    try:
+        with connect(place) as connection:
+            return version_of(connection, place)
+    except psycopg.OperationalError as error:
+        raise StoreUnavailable(f"the database did not answer: {error}") from error
+
+
 def version_of(connection: psycopg.Connection[Any], place: Place) -> int:
     """The schema's version; 0 for a database without Tenure's tables."""
     if not _one(connection, "SELECT to_regclass(%s)", f"{place.quoted}.schema_version"):

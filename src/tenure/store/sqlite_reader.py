@@ -62,6 +62,8 @@ SELECT count(*) FROM tenure_job
 WHERE status = 'processing' AND lease_expires_at <= (SELECT at FROM tenure_now)
 """
 
+LEDGER_END = "SELECT seq FROM tenure_transition ORDER BY seq DESC LIMIT 1 OFFSET ?"
+
 AHEAD = """
 SELECT count(*) FROM tenure_job
 WHERE status = 'pending' AND queue = ? AND run_at <= (SELECT at FROM tenure_now)
@@ -161,8 +163,9 @@ class SqliteReader:
         told = [Told(_transition(row[:-2]), *row[-2:]) for row in self._rows(MOVES, values)]
         return Moves(told, str(until), more=count == limit)
 
-    def ledger_end(self) -> str:
-        return str(self._rows("SELECT coalesce(max(seq), 0) FROM tenure_transition")[0][0])
+    def ledger_end(self, back: int = 0) -> str:
+        rows = self._rows(LEDGER_END, (back,))
+        return str(rows[0][0]) if rows else START
 
     def counts(self) -> list[Count]:
         return measures.counts(SQLITE_WORDS, self._rows, self._rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from tenure import failpoints
@@ -25,6 +26,17 @@ def version_of(connection: sqlite3.Connection) -> int:
     return int(version)
 
 
+def found(path: Path) -> int:
+    """The schema's version in a file, which is not made; 0 where there is none."""
+    if not path.exists():
+        return 0
+    try:
+        with closing(connect(path)) as connection:
+            return version_of(connection)
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from error
+
+
 def statements(script: str) -> Iterator[str]:
     """The single statements of a script (a trigger is one statement)."""
     statement = ""
@@ -43,7 +55,11 @@ def upgrade(path: Path) -> int:
     try:
         return _upgrade(path)
     except sqlite3.Error as error:
-        raise StoreUnavailable(f"the database {path} cannot be used: {error}") from error
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> StoreUnavailable:
+    return StoreUnavailable(f"the database {path} cannot be used: {error}")
 
 
 def _upgrade(path: Path) -> int:

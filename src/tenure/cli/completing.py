@@ -1,0 +1,131 @@
+"""Completion in the shell: the script that switches it on, and what may stand where.
+
+Names come from the database where that is quick. Nothing may go wrong here: whoever presses Tab
+waits, and reads whatever is printed, in the middle of their line. So a database is asked for a
+moment only, on a thread that is then left behind, is never made, and is silent where it fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from tenure.errors import TenureError
+
+if TYPE_CHECKING:
+    from tenure.app import Tenure
+
+SHELLS = ("bash", "zsh", "fish")
+PROGRAM = "tenure"
+VARIABLE = "_TENURE_COMPLETE"
+"""By this variable the shell asks the program for completions; click's name for it."""
+PATIENCE_SECONDS = 1.0
+MOST_OFFERED = 50
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+Items = Iterable[tuple[str, str]]
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print the script that switches completion on in a shell.
+
+    \b
+    bash  echo 'eval "$(tenure completion bash)"' >> ~/.bashrc
+    zsh   echo 'eval "$(tenure completion zsh)"' >> ~/.zshrc
+    fish  tenure completion fish > ~/.config/fish/completions/tenure.fish
+
+    Then begin a new shell. Queues, types, tokens and recent jobs are completed from the database.
+    """
+    chosen = get_completion_class(shell)
+    assert chosen is not None
+    root = click.get_current_context().find_root().command
+    click.echo(chosen(root, {}, PROGRAM, VARIABLE).source())
+
+
+# --- what may stand where -------------------------------------------------------------------------
+
+
+def words(*choices: str) -> Complete:
+    """Complete one of these."""
+    return lambda _context, _parameter, begun: _matching(begun, ((word, "") for word in choices))
+
+
+def statuses(_context: click.Context, _parameter: click.Parameter, begun: str) -> Any:
+    """Complete a status."""
+    from tenure.lifecycle import Status
+
+    return _matching(begun, ((str(status), "") for status in Status))
+
+
+def queue_names(context: click.Context, _parameter: click.Parameter, begun: str) -> Any:
+    """Complete the name of a queue that has jobs or settings."""
+    return _from_database(context, begun, lambda app: ((queue.name, "") for queue in app.queues()))
+
+
+def types(context: click.Context, _parameter: click.Parameter, begun: str) -> Any:
+    """Complete a type that there are jobs of."""
+    return _from_database(
+        context,
+        begun,
+        lambda app: ((type, "") for type in sorted({count.type for count in app.stats()})),
+    )
+
+
+def token_names(context: click.Context, _parameter: click.Parameter, begun: str) -> Any:
+    """Complete the name of a token that is not revoked."""
+    return _from_database(
+        context,
+        begun,
+        lambda app: (
+            (token.name, " ".join(token.scopes))
+            for token in app.tokens.list()
+            if token.revoked_at is None
+        ),
+    )
+
+
+def job_ids(*standing: str) -> Complete:
+    """Complete the id of a recent job, of one that has one of these statuses if any are given."""
+
+    def found(app: Tenure) -> Items:
+        for status in standing or (None,):
+            for job in app.find(status=status, limit=MOST_OFFERED):
+                yield job.id, f"{job.type} {job.status}"
+
+    return lambda context, _parameter, begun: _from_database(context, begun, found)
+
+
+def _matching(begun: str, found: Items) -> list[CompletionItem]:
+    return [CompletionItem(word, help=help) for word, help in found if word.startswith(begun)]
+
+
+def _from_database(
+    context: click.Context, begun: str, ask: Callable[[Tenure], Items]
+) -> list[CompletionItem]:
+    """What the database has that begins like that; nothing if it takes too long or fails."""
+    from tenure.cli.command import application
+
+    answers: list[list[CompletionItem]] = []
+
+    try:
+        with context.scope(cleanup=False):  # which says what --database is
+            app = application()
+    except TenureError:  # settings that cannot be read
+        return []
+
+    def look() -> None:
+        with contextlib.suppress(Exception):
+            if app.is_current():  # a Tab makes no database, and brings none up to date
+                answers.append(_matching(begun, ask(app)))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_SECONDS)
+    return answers[0][:MOST_OFFERED] if answers else []

@@ -1,0 +1,58 @@
+"""How moves are told: the time line of a job, and one line for a move of any job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tenure.cli.terminal import apart, first_line, fitting, room, table, tint, visible, when
+from tenure.records import Transition
+
+STORE = "store"
+"""The actor of a retry that came with the failure itself."""
+
+
+def time_line(history: Sequence[Transition]) -> None:
+    """Print every move of a job: when, how long after the one before, by whom; and its error."""
+    earlier = [None, *(entry.at for entry in history)]
+    table(
+        ("AT", "AFTER", "EVENT", "FROM", "TO", "ATTEMPT", "BY"),
+        [
+            (
+                when(entry.at),
+                None if before is None else apart(before, entry.at),
+                entry.event,
+                entry.source,
+                entry.target,
+                entry.attempt,
+                entry.actor,
+            )
+            for entry, before in zip(history, earlier, strict=False)
+        ],
+        spare=("FROM",),
+        notes=[first_line(entry.detail) for entry in history],
+    )
+
+
+def line(entry: Transition, type: str, queue: str) -> str:
+    """One move on one line that fits the terminal; the status it led to gives the colour."""
+    at = when(entry.at) if room() is None else entry.at.strftime("%H:%M:%SZ")
+    start = f"{at}  {entry.job_id}  "
+    event = f"{entry.event:<13}"
+    rest = f"  {type} in {queue}  {_circumstances(entry)}".rstrip()
+    width = room()
+    left = None if width is None else max(width - len(start) - len(event), 0)
+    return start + tint(event, entry.target) + fitting(visible(rest), left)
+
+
+def _circumstances(entry: Transition) -> str:
+    """What is worth knowing of a move beside its name."""
+    if entry.detail:
+        return f"attempt {entry.attempt}: {first_line(entry.detail)}"
+    match entry.event:
+        case "claimed":
+            return f"attempt {entry.attempt} by {entry.actor}"
+        case "completed" | "failed" | "released":
+            return f"attempt {entry.attempt}"
+        case "retried" if entry.actor == STORE:
+            return ""
+    return f"by {entry.actor}" if entry.actor else ""

@@ -1,0 +1,113 @@
+"""Completion, in a real bash and as every shell asks for it."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tenure import Tenure
+from tenure.cli.completing import SHELLS
+from tests.faces.command import PROGRAM, Terminal, program, run, surroundings, tell
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a `tenure` to call, for a PATH."""
+    (tmp_path / "bin").mkdir()
+    caller = tmp_path / "bin" / "tenure"
+    caller.write_text(f'#!/bin/sh\nexec {sys.executable} -m tenure "$@"\n')
+    caller.chmod(0o755)
+    return tmp_path
+
+
+def offered(line: str, **environ: str) -> list[str]:
+    """What is offered at the end of a command line, as bash asks for it."""
+    words = line.split(" ")
+    done = subprocess.run(
+        PROGRAM,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=surroundings(
+            _TENURE_COMPLETE="bash_complete",
+            COMP_WORDS=line,
+            COMP_CWORD=str(len(words) - 1),
+            **environ,
+        ),
+    )
+    assert done.stderr == ""
+    return [item.partition(",")[2] for item in done.stdout.split()]
+
+
+def test_bash_completes_commands_and_names_from_the_database(folder: Path, sqlite_url: str) -> None:
+    with Tenure(sqlite_url) as app:
+        job = app.enqueue("newsletter", queue="evening")
+    bash = shutil.which("bash")
+    assert bash is not None
+    path = f"{folder}/bin:/usr/bin:/bin"
+    with Terminal(
+        *(bash, "--norc", "--noprofile", "-i"), columns=200, PATH=path, TENURE_DATABASE=sqlite_url
+    ) as shell:
+        shell.type('eval "$(tenure completion bash)"; echo rea""dy\n')
+        shell.until("ready")
+        for typed, becomes in (
+            ("tenure comple", "tenure completion "),
+            ("tenure jobs list --status pro", "--status processing "),
+            ("tenure jobs list --type n", "--type newsletter "),
+            ("tenure tail --queue e", "--queue evening "),
+            (f"tenure explain {job.id[:8]}", f"tenure explain {job.id} "),
+        ):
+            shell.type(typed)
+            for _ in range(10):  # on a busy machine a moment may be too short
+                if becomes not in shell.shown:
+                    shell.type("\t")
+                    shell.read(3.0)
+            shell.until(becomes)
+            shell.type("\x15")  # clears the line
+        shell.type("exit\n")
+        assert shell.ended() == 0
+
+
+def test_only_jobs_that_can_take_it_are_offered(sqlite_url: str) -> None:
+    with Tenure(sqlite_url) as app:
+        waiting, gone = app.enqueue("email"), app.enqueue("report")
+        app.cancel(gone.id)
+
+    found = {"TENURE_DATABASE": sqlite_url}
+    assert offered("tenure jobs cancel ", **found) == [waiting.id]
+    assert offered("tenure jobs retry ", **found) == []
+    assert sorted(offered("tenure jobs show ", **found)) == [waiting.id, gone.id]
+    assert offered(f"tenure --database {sqlite_url} stats --database") == ["--database"]
+    assert offered(f"tenure jobs show --database {sqlite_url} {waiting.id[:30]}") == [waiting.id]
+
+
+def test_a_database_that_is_not_there_is_not_made_and_not_complained_of(tmp_path: Path) -> None:
+    for url in (f"sqlite:///{tmp_path}/jobs.db", "mysql://nowhere", "postgresql://127.0.0.1:1/x"):
+        assert offered("tenure jobs show ", TENURE_DATABASE=url) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_that_does_not_answer_holds_up_nobody_for_long() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        began = time.monotonic()
+        url = f"postgresql://127.0.0.1:{port}/jobs"
+        assert offered("tenure explain ", TENURE_DATABASE=url) == []
+        assert time.monotonic() - began < 10  # far from what a connection may take
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_each_shell_has_its_script(shell: str) -> None:
+    assert "_TENURE_COMPLETE" in tell("completion", shell)
+
+
+def test_a_shell_that_is_not_known() -> None:
+    assert run("completion", "tcsh").exit_code == 2
+    assert program("completion").returncode == 2
