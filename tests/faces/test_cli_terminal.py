@@ -74,6 +74,7 @@ def test_texts_of_jobs_cannot_act(
 
 
 def test_texts_of_errors_cannot_act(sqlite_url: str, hostile: str) -> None:
+    Tenure(sqlite_url).open().close()
     for arguments in (
         ["jobs", "show", hostile],
         ["jobs", "cancel", hostile],

@@ -115,6 +115,26 @@ def test_a_newer_schema_is_refused_and_explained(raw: Raw) -> None:
     assert run("doctor").exit_code == 1
 
 
+READS = [["stats"], ["jobs", "list"], ["jobs", "cancel", "17"], ["tail"], ["queues", "list"]]
+
+
+@pytest.mark.parametrize("command", READS, ids=" ".join)
+def test_reading_makes_no_database(command: list[str], tmp_path: Path) -> None:
+    result = run(*command, "--database", f"sqlite:///{tmp_path}/mistyped.db")
+
+    assert result.exit_code == 4
+    assert "mistyped.db is not there" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_makes_no_schema_on_postgres(postgres_url: str) -> None:
+    result = run("stats", "--database", postgres_url)
+
+    assert result.exit_code == 4
+    assert "holds nothing of Tenure" in result.stderr
+    assert run("migrate", "--database", postgres_url).stdout.endswith("(new)\n")
+
+
 UNUSABLE = ["sqlite:////no/such/folder/jobs.db", "postgresql://127.0.0.1:1/jobs"]
 
 
@@ -159,4 +179,4 @@ def test_the_configuration_file_may_name_the_database(tmp_path: Path, sqlite_url
 
 
 def test_a_port_of_something_else_is_no_trouble(sqlite_url: str) -> None:
-    assert run("stats", "--database", sqlite_url, PORT="tcp://10.0.0.1:80").exit_code == 0
+    assert run("migrate", "--database", sqlite_url, PORT="tcp://10.0.0.1:80").exit_code == 0

@@ -223,8 +223,8 @@ def open_store(url: str, *, make: bool = True) -> Store:
     """
     if not make and _is_known(url) and not schema_of(url)[0]:
         raise StoreUnavailable(
-            f"there is no database of Tenure at {without_password(url)}: is that the right place? "
-            "The first job that is added makes one, and so does `tenure migrate`"
+            f"the database {without_password(url)} is not there, or holds nothing of Tenure: is "
+            "the address right? Adding a job makes it, and so does `tenure migrate`"
         )
     migrate_store(url)
     if url.startswith("sqlite:"):
