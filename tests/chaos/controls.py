@@ -267,9 +267,12 @@ CONTROLS = (
 )
 
 MISSED = "**nothing**"
+LONGER_WAY = "a queue with a row but without a limit is then added to by the longer way, alike"
 UNNEEDED: Mapping[str, str] = {
     f"{SQLITE}: without +tenure_job.status = 'pending'": "picked in the same transaction, and no"
     " other writes; the trigger refuses to claim what is not pending",
+    f"{HOT_PATH}: without max_pending IS NOT NULL": LONGER_WAY,
+    f"{HOT_PATH}: without q.max_pending IS NOT NULL": LONGER_WAY,
     f"{HOT_PATH}: without job.status = picked.status": "picked and locked in the same statement",
 }
 """Conditions that can go without anything that could be seen by their words, and why they stay."""

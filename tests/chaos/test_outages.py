@@ -222,6 +222,7 @@ def test_heartbeats_keep_many_leases_in_a_slow_store(database: Road) -> None:
         assert running() == 500
         database.proxy.pass_on()
         go_on.set()
+        database.recovered(jobs[0])
         ends = [completed(database.straight, job) for job in jobs]
     assert {end.attempts for end in ends} == {1}
     database.check()
@@ -245,7 +246,7 @@ def test_a_store_too_slow_for_its_leases_is_named(
         until(lambda: "long for leases of 1 s" in caplog.text, "the worker to say so")
         database.proxy.pass_on()
         go_on.set()
-        completed(database.straight, job)
+        database.recovered(job)
 
 
 @pytest.mark.scenario(99)

@@ -232,6 +232,15 @@ def test_a_queue_takes_exactly_as_many_as_its_limit(desk: Desk) -> None:
     desk.add(queue="other")
 
 
+def test_a_queue_with_settings_but_no_limit_takes_all_beside_one_with_a_limit(desk: Desk) -> None:
+    desk.store.set_queue("small", max_pending=1).result()
+    desk.store.set_queue("big", paused=True).result()
+    desk.add_all(*[new(queue=queue) for queue in ("big", "big", "small", "big")])
+    with pytest.raises(QueueFull):
+        desk.add_all(new(queue="big"), new(queue="small"))
+
+
+@pytest.mark.requirement("C18")
 def test_jobs_of_other_queues_take_no_room(desk: Desk) -> None:
     desk.add_all(*[new(queue=queue) for queue in ("big", "other", "zoo")])
     desk.store.set_queue("small", max_pending=1).result()
@@ -278,6 +287,7 @@ def test_asking_again_needs_no_room(desk: Desk) -> None:
         desk.add(queue="small", idempotency_key="k", fingerprint="other")
 
 
+@pytest.mark.requirement("C18")
 def test_callers_at_once_fill_a_queue_to_its_limit_and_no_further(desk: Desk) -> None:
     desk.store.set_queue("small", max_pending=20).result()
     for started in range(3):  # the first round fills it, the others find it full

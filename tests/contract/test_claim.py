@@ -142,6 +142,23 @@ def test_only_from_the_queues_asked_for(desk: Desk) -> None:
     assert desk.ids(desk.claim(limit=9)) == [jobs["a"]]
 
 
+def test_of_the_queues_asked_for_every_priority_and_of_others_none(desk: Desk) -> None:
+    jobs = {
+        (name, priority): desk.add(queue=name, priority=priority).id
+        for name in ("a", "b", "c")
+        for priority in (1, 2, 3)
+    }
+    claimed = desk.ids(desk.claim(limit=9, queues=("b",)))
+    assert claimed == [jobs["b", priority] for priority in (1, 2, 3)]
+
+
+def test_a_queue_with_settings_that_is_not_paused_hands_out_as_before(desk: Desk) -> None:
+    desk.store.set_queue("small", max_pending=9, paused=False).result()
+    jobs = [desk.add(queue="small").id for _ in range(2)]
+    assert desk.ids(desk.claim(queues=("small",))) == jobs[:1]
+    assert desk.ids(desk.claim()) == jobs[1:]
+
+
 def test_only_of_the_types_asked_for(desk: Desk) -> None:
     jobs = {name: desk.add(name).id for name in ("mail", "resize", "it's")}
     assert desk.claim(limit=9, types=("other",)) == []
@@ -179,6 +196,7 @@ def test_a_paused_queue_hands_nothing_out(desk: Desk) -> None:
     assert desk.ids(desk.claim(limit=9)) == [waiting.id]
 
 
+@pytest.mark.requirement("C18")
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_queues_of_one_urgency_take_turns(desk: Desk, limit: int) -> None:
     desk.add_all(*[new(queue=name) for name in ("a", "b", "c") for _ in range(20)])

@@ -20,7 +20,7 @@ from tenure.store.database import Database
 from tenure.store.postgres import Postgres
 from tenure.store.sqlite import Sqlite
 from tenure.store.sqlite_connection import path_of
-from tests.contract.desk import Desk, completed
+from tests.contract.desk import LEASE_SECONDS, Desk, completed
 
 
 @pytest.fixture
@@ -102,3 +102,11 @@ def test_only_what_ended_a_lease_is_its_outcome(desk: Desk, db: Database) -> Non
     db.begin()
     asked = [(lease.id, lease.lease_id) for lease in (held, over)]
     assert db.settled_as([*asked, (held.id, over.lease_id)]) == {asked[1]: "completed"}
+
+
+def test_a_lease_that_still_runs_is_not_loaded_for_the_sweep(desk: Desk, db: Database) -> None:
+    over = desk.take()
+    desk.clock.advance(LEASE_SECONDS)
+    desk.take()
+    db.begin()
+    assert [job.id for job in db.lock_expired(10)] == [over.id]

@@ -133,6 +133,7 @@ def test_the_sweep_leaves_alone_what_still_runs_or_rests(desk: Desk) -> None:
     assert [job.id for job in desk.store.sweep().result()] == [renewed.id]
 
 
+@pytest.mark.requirement("C22")
 def test_a_sweep_takes_no_more_than_its_limit_and_the_oldest_first(desk: Desk) -> None:
     leases = []
     for _ in range(5):

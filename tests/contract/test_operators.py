@@ -196,6 +196,7 @@ def test_each_status_has_its_own_time(desk: Desk) -> None:
     assert {job.status for job in desk.store.read.find(Query())} == {"failed", "cancelled"}
 
 
+@pytest.mark.requirement("C22")
 def test_pruning_works_in_bites(desk: Desk) -> None:
     for _ in range(3):
         job_in(desk, "completed")

@@ -216,6 +216,7 @@ def test_filters(api: TestClient) -> None:
     assert ids("type=none") == []
 
 
+@pytest.mark.requirement("C22")
 @pytest.mark.parametrize(
     "query",
     [

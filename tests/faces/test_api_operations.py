@@ -57,6 +57,7 @@ def test_a_stopping_server_takes_nothing_new(app: Tenure) -> None:
         assert api.get("/jobs").json() == []
 
 
+@pytest.mark.requirement("C22")
 def test_not_ready_without_a_database(tmp_path: Any) -> None:
     """The reason is said, the database's address and errors are not."""
     app = Tenure(f"sqlite:///{tmp_path}/secret-folder/jobs.db")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import psycopg
 import pytest
 
 from tenure import Status, StoreUnavailable, Tenure
+from tests.chaos.load import RECOVERY_SECONDS
 from tests.postgres_server import PostgresServer, PostgresUnavailable
 from tests.worker.running import all_settled, completed, moves, settled, sweeping, working
 from tests.worker.scripts import WorkerScript, ended
@@ -42,9 +45,11 @@ def app(server: PostgresServer, request: pytest.FixtureRequest) -> Iterator[Tenu
     server.drop_database(name)
 
 
-def back(app: Tenure, server: PostgresServer) -> None:
-    """Start the server again, and wait until the reading side has noticed."""
+@contextlib.contextmanager
+def recovering(app: Tenure, server: PostgresServer) -> Iterator[None]:
+    """The server starts again, the reading side notices, and what stands inside is done soon."""
     server.start()
+    began = time.monotonic()
 
     def answers() -> bool:
         try:
@@ -54,6 +59,9 @@ def back(app: Tenure, server: PostgresServer) -> None:
         return True
 
     until(answers, "the store to answer")
+    yield
+    took = time.monotonic() - began
+    assert took < RECOVERY_SECONDS, f"it took {took:.1f} s to recover"
 
 
 @pytest.mark.scenario(42)
@@ -80,11 +88,10 @@ def test_outcomes_are_kept_and_sent_again_until_the_store_has_them(
         server.stop("immediate")
         go_on.set()
         until(lambda: len(worker._reports) == 12, "every outcome to be kept")
-        back(app, server)
-
-        ends = all_settled(app, jobs)
-        # It works again without having been told.
-        later = [completed(app, job) for job in [work.enqueue(n) for n in (1, 2)]]
+        with recovering(app, server):
+            ends = all_settled(app, jobs)
+            # It works again without having been told.
+            later = [completed(app, job) for job in [work.enqueue(n) for n in (1, 2)]]
 
     for number, end in enumerate(ends):
         assert end.attempts == 1
@@ -118,15 +125,15 @@ def test_heartbeats_go_on_after_an_outage(
         assert before is not None
         server.stop("immediate")
         until(lambda: "the heartbeat failed" in caplog.text, "a heartbeat to fail")
-        back(app, server)
 
         def renewed() -> bool:
             now = app.get(job.id).lease_expires_at
             return now is not None and now > before
 
-        until(renewed, "a heartbeat")
-        go_on.set()
-        assert completed(app, job).attempts == 1
+        with recovering(app, server):
+            until(renewed, "a heartbeat")
+            go_on.set()
+            assert completed(app, job).attempts == 1
     assert moves(app, job) == ["enqueued", "claimed", "completed"]
 
 
@@ -146,9 +153,9 @@ def test_a_worker_starts_though_the_store_is_away(
     with WorkerScript(tmp_path / "meet", app.database, HANDLERS) as script:
         worker = script.start()
         script.said(worker, "the store did not answer")
-        back(app, server)
-        for job in jobs:
-            assert completed(app, job).attempts == 1
+        with recovering(app, server):
+            for job in jobs:
+                assert completed(app, job).attempts == 1
         worker.terminate()
         assert ended(worker) == 0
 
@@ -172,8 +179,7 @@ def work():
         server.stop("immediate")
         worker.send_signal(signal.SIGTERM)
         assert ended(worker) == 0
-        back(app, server)
-    with sweeping(app):  # what could not be reported is left to the lease
+    with recovering(app, server), sweeping(app):  # what was not reported is left to the lease
         until(lambda: app.get(job.id).status is Status.PENDING, "the lease to run out")
     assert moves(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
 
@@ -198,7 +204,9 @@ def test_cut_connections_lose_nothing(app: Tenure, server: PostgresServer) -> No
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname LIKE 'outage_%'"
             )
+        cut_at = time.monotonic()
         ends = [settled(app, job) for job in jobs]
+        assert time.monotonic() - cut_at < RECOVERY_SECONDS
 
     # A claim or report whose answer was cut off may have been made: at least once, not lost.
     assert {end.status for end in ends} == {Status.COMPLETED}
@@ -215,7 +223,7 @@ def work():
 """
     with sweeping(app), WorkerScript(tmp_path / "meet", app.database, handlers, lease=1) as script:
         server.stop("immediate")
-        back(app, server)
-        job = app.enqueue("work", max_retries=1)
-        assert ended(script.start()) == -signal.SIGKILL
-        assert settled(app, job).status is Status.FAILED
+        with recovering(app, server):
+            job = app.enqueue("work", max_retries=1)
+            assert ended(script.start()) == -signal.SIGKILL
+            assert settled(app, job).status is Status.FAILED

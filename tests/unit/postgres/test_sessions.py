@@ -14,7 +14,7 @@ from tenure.errors import StoreUnavailable
 from tenure.ids import new_id
 from tenure.lifecycle import Status
 from tenure.records import Addition
-from tenure.store import moves, open_store
+from tenure.store import moves, open_store, postgres
 from tenure.store.committer import ANNOUNCE_SECONDS
 from tenure.store.database import Trouble
 from tenure.store.postgres import Postgres, error_of
@@ -340,4 +340,33 @@ def test_a_commit_that_no_standby_has_is_not_acknowledged(count: int) -> None:
             raw.execute("SELECT pg_reload_conf()")
             until(lambda: raw.execute("SHOW synchronous_standby_names").fetchone() == ("",))
             assert store.add([new()]).result()[0].created
+        store.close()
+
+
+@pytest.mark.usefixtures("postgres_url")  # skips where there is no PostgreSQL
+@pytest.mark.scenario(61)
+def test_a_missing_standby_holds_up_writers_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Callers are told that the outcome is unknown; asked again, there is one job."""
+    monkeypatch.setattr(postgres, "ANSWER_SECONDS", 0.5)
+    with PostgresServer() as server:
+        server.create_database("jobs")
+        url = server.url("jobs")
+        store = open_store(url)
+        with psycopg.connect(url, autocommit=True) as raw:
+            before = store.add([new()]).result()[0].job
+            raw.execute("ALTER SYSTEM SET synchronous_standby_names = 'gone'")
+            raw.execute("SELECT pg_reload_conf()")
+            until(lambda: raw.execute("SHOW synchronous_standby_names").fetchone() == ("gone",))
+            wanted = new()
+            with pytest.raises(StoreUnavailable):
+                store.add([wanted]).result(30)
+            assert store.read.get(before.id) == before
+            assert store.read.get(wanted.id) is None, "not before the standby has it"
+            raw.execute("ALTER SYSTEM RESET synchronous_standby_names")  # or it comes back
+            raw.execute("SELECT pg_reload_conf()")
+            until(lambda: store.read.get(wanted.id), "the commit to be through")
+            assert store.add([wanted]).result()[0].job == store.read.get(wanted.id)
+            assert [entry.event for entry in store.read.history(wanted.id)] == ["enqueued"]
         store.close()

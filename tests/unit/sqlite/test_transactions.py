@@ -14,6 +14,9 @@ import pytest
 
 from tenure import Tenure
 from tenure.records import ClaimRequest, Outcome, Report
+from tenure.store.sqlite import Sqlite
+from tenure.store.sqlite_connection import connect_writer
+from tenure.store.sqlite_schema import upgrade
 
 WRITES = {"INSERT", "UPDATE", "DELETE", "REPLACE"}
 
@@ -65,3 +68,62 @@ def test_every_transaction_takes_the_right_to_write_at_its_beginning(
     writes = [(text, inside) for text, inside in seen if WRITES & set(text.upper().split())]
     assert len(writes) > 10
     assert [text for text, inside in writes if not inside] == []
+
+
+# --- the end of a transaction that failed -----------------------------------------------------
+
+
+class Failing(sqlite3.Connection):
+    """A connection whose ROLLBACK fails, as on a broken disk."""
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        if sql == "ROLLBACK":
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(sql, *values)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    upgrade(tmp_path / "jobs.db")
+    return tmp_path / "jobs.db"
+
+
+def test_undoing_what_never_began_is_no_error_and_keeps_the_connection(path: Path) -> None:
+    def away(path: Path) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    unconnected = Sqlite(path, away)
+    with pytest.raises(sqlite3.OperationalError):
+        unconnected.begin()
+    unconnected.rollback()  # a raised error here would end the writing thread
+
+    db = Sqlite(path)
+    db.begin()
+    connection = db._connection
+    db.commit()
+    db.rollback()
+    assert db._connection is connection
+    db.close()
+
+
+def test_a_transaction_that_cannot_be_undone_goes_with_its_connection(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, made = sqlite3.connect, []
+
+    def failing_once(path: Path) -> sqlite3.Connection:
+        with monkeypatch.context() as patch:
+            if not made:
+                patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Failing, **k))
+            made.append(connect_writer(path))
+        return made[-1]
+
+    db = Sqlite(path, failing_once)
+    db.begin()
+    db.set_queue("small", paused=None, max_pending=1, actor="ada")
+    db.rollback()
+    db.begin()  # anew: the lock is free again, and nothing of before is there
+    assert len(made) == 2
+    assert db.full_queues({"small": 2}) == {}
+    db.rollback()
+    db.close()
