@@ -7,13 +7,14 @@ a job's state: the store does, by the lifecycle.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
-from tenure import durations, handlers, ids, lifecycle, payload
+from tenure import durations, handlers, ids, lifecycle, logs, payload
 from tenure.drafts import (
     MOST_RETRIES,
     Backoff,
@@ -54,6 +55,8 @@ from tenure.store import Store, migrate_store, open_store, schema_of
 from tenure.store.audit import INVARIANTS
 from tenure.store.checks import check_store, schema_version
 from tenure.tokens import Tokens
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -184,7 +187,10 @@ class Tenure:
             actor=self.actor,
             several=batch or len(drafts) > 1,
         )
-        return self._store.add(additions)
+        added = self._store.add(additions)
+        if log.isEnabledFor(logging.DEBUG):
+            added.add_done_callback(_log_added)
+        return added
 
     # --- what workers call
 
@@ -246,13 +252,18 @@ class Tenure:
 
     def cancel(self, job_id: str, *, actor: str | None = None) -> Job:
         """Cancel a pending or processing job. Raises JobNotFound or IllegalMove."""
-        return self._store.apply(job_id, lifecycle.Cancelled(actor=actor or self.actor)).result()
+        event = lifecycle.Cancelled(actor=actor or self.actor)
+        return self._logged("job_cancelled", self._store.apply(job_id, event).result())
 
     def retry(self, job_id: str, *, more_retries: int = 1, actor: str | None = None) -> Job:
         """Run a job that failed for good again, with `more_retries` added to its limit."""
         more = whole(more_retries, 1, MOST_RETRIES, "$.more_retries")
         event = lifecycle.Retried(more_retries=more, actor=actor or self.actor)
-        return self._store.apply(job_id, event).result()
+        return self._logged("job_retried", self._store.apply(job_id, event).result())
+
+    def _logged(self, event: str, job: Job) -> Job:
+        log.info(event, extra=logs.fields_of(job))
+        return job
 
     def pause(self, queue: str, *, actor: str | None = None) -> None:
         """Stop handing out jobs of a queue; those that run go on."""
@@ -482,6 +493,13 @@ class _Register:
         handler = handlers.describe(function, name, self._defaults, in_process=self._process)
         self._app.handlers.add(handler)
         return JobType[Any, Any](self._app, handler)
+
+
+def _log_added(added: Future[list[Added]]) -> None:
+    if not added.cancelled() and added.exception() is None:
+        for one in added.result():
+            if one.created:
+                log.debug("job_enqueued", extra=logs.fields_of(one.job))
 
 
 def _takes(worker: WorkerState, job: Job, now: datetime) -> bool:

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -24,8 +24,10 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from tenure import logs
 from tenure.errors import PermanentFailure
 from tenure.handlers import BadArguments, Handler
+from tenure.logs import RUNNING, Given, Running
 from tenure.produced import describe_exception, result_text
 
 CHILD = "tenure-child"
@@ -162,10 +164,14 @@ class Threads:
             del ticket, call, item, ending  # what a job used is not kept until the next one
 
 
-def call_in_thread(function: Callable[..., Any], arguments: dict[str, Any]) -> Ending:
-    """Run a plain handler in this thread, in a context of its own."""
+def call_in_thread(
+    function: Callable[..., Any], arguments: dict[str, Any], running: Running
+) -> Ending:
+    """Run a plain handler in this thread, in a context of its own that knows what is running."""
     try:
-        return success(_ran(contextvars.Context().run(function, **arguments)))
+        context = contextvars.Context()
+        context.run(RUNNING.set, running)
+        return success(_ran(context.run(function, **arguments)))
     except BaseException as error:
         return failure(error)
 
@@ -219,10 +225,17 @@ class Children:
 class ChildCall:
     """One call in a child process. `run` blocks; `kill` is for other threads, at any time."""
 
-    def __init__(self, children: Children, handler: Handler, payload: str) -> None:
+    def __init__(
+        self,
+        children: Children,
+        handler: Handler,
+        payload: str,
+        log_fields: Mapping[str, Any],
+    ) -> None:
         self._children = children
         self._handler = handler
         self._payload = payload
+        self._log_fields = log_fields
         self._lock = threading.Lock()
         self._child: Child | None = None  # while it is at work for this call
         self._killed = False
@@ -239,7 +252,7 @@ class ChildCall:
                 child.kill()
         ending: Ending | None = None
         try:
-            ending = child.run(self._handler, self._payload)
+            ending = child.run(self._handler, self._payload, self._log_fields)
         except BaseException as error:
             return failure(error)
         finally:
@@ -271,7 +284,9 @@ class Child:
     def start(cls, context: multiprocessing.context.SpawnContext) -> Child:
         """Start a child that waits for calls."""
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve_calls, args=(theirs,), name=CHILD, daemon=True)
+        process = context.Process(
+            target=_serve_calls, args=(theirs, logs.configured()), name=CHILD, daemon=True
+        )
         resource_tracker.ensure_running()  # it would undo the next line
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the child is ready
         try:
@@ -281,10 +296,11 @@ class Child:
             theirs.close()
         return cls(process, ours)
 
-    def run(self, handler: Handler, payload: str) -> Ending | None:
+    def run(self, handler: Handler, payload: str, log_fields: Mapping[str, Any]) -> Ending | None:
         """Run one call; None if the child dies in it."""
         try:
-            self.pipe.send((handler.function.__module__, handler.function.__qualname__, payload))
+            found_at = (handler.function.__module__, handler.function.__qualname__)
+            self.pipe.send((*found_at, payload, log_fields))
             # The pipe of a dead child stays open where a process that it forked holds it.
             while not self.pipe.poll(LOOK_SECONDS):
                 if not self.process.is_alive() and not self.pipe.poll():
@@ -315,8 +331,13 @@ def _exit(code: int | None) -> str:
     return f"exit code {code}"
 
 
-def _serve_calls(pipe: Connection) -> None:
-    """The child's main loop: signals are the parent's matter, a closed pipe is the end."""
+def _serve_calls(pipe: Connection, logging: tuple[str, str] | None) -> None:
+    """The child's main loop: signals are the parent's matter, a closed pipe is the end.
+
+    It logs as its parent does.
+    """
+    if logging is not None:
+        logs.configure(*logging)
     os.setpgid(0, 0)
     for name in SECRETS:
         os.environ.pop(name, None)
@@ -326,7 +347,8 @@ def _serve_calls(pipe: Connection) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     with suppress(EOFError, OSError):
         while True:
-            module, name, payload = pipe.recv()
+            module, name, payload, log_fields = pipe.recv()
+            RUNNING.set(Given(log_fields))
             pipe.send(_call(module, name, payload))
 
 

@@ -54,9 +54,13 @@ class Redaction:
 
     def text(self, text: str, job: Job) -> str:
         """A text about a job, such as its error, without the hidden values of the job."""
+        return self.within(text, job.payload, job.result)
+
+    def within(self, text: str, *documents: str | None) -> str:
+        """A text without the hidden values that stand in these JSON documents."""
         if not self:
             return text
-        sources = (json.loads(source) for source in (job.payload, job.result) if source)
+        sources = (json.loads(document) for document in documents if document)
         found = {value for source in sources for value in self._values(source, hidden=False)}
         # The longest first: one may hold another.
         for value in sorted(found, key=len, reverse=True):
@@ -88,3 +92,6 @@ class Redaction:
         elif hidden and not isinstance(value, bool) and value is not None:
             spoken = {str(value), repr(value).strip("'\"")}  # as tracebacks quote it
             yield from (text for text in spoken if len(text) >= SHORTEST)
+
+
+NOTHING_HIDDEN = Redaction()

@@ -23,6 +23,7 @@ from tenure.drafts import Duration
 from tenure.executors import CHILD, STOP_SIGNALS
 from tenure.handlers import Handlers
 from tenure.records import Health
+from tenure.redaction import NOTHING_HIDDEN
 from tenure.sweeper import Sweeper
 from tenure.worker import Worker, WorkSource
 
@@ -46,11 +47,13 @@ def run_worker(
     lease_seconds: float = 30.0,
     grace_seconds: float = 30.0,
     keep: Mapping[str, Duration] | None = None,
+    redact: Sequence[str] = (),
 ) -> None:
     """Run handlers for jobs from `source` until a signal asks to stop; returns when drained.
 
     `keep` is retention by status, applied where `source` is the database itself; without it nothing
-    is deleted, for that is the server's matter. Call this on the main thread: Python handles
+    is deleted, for that is the server's matter. `redact` are keys of payloads whose values are not
+    logged. Call this on the main thread: Python handles
     signals there alone.
     """
     if multiprocessing.current_process().name == CHILD:
@@ -60,6 +63,9 @@ def run_worker(
         )
     sweeper = Sweeper(source, keep=keep) if isinstance(source, Tenure) else None
 
+    hidden = source.redaction if isinstance(source, Tenure) else NOTHING_HIDDEN
+    redaction = hidden.also(redact)
+
     async def work() -> None:
         worker = Worker(
             source,
@@ -68,6 +74,7 @@ def run_worker(
             concurrency=concurrency,
             lease_seconds=lease_seconds,
             grace_seconds=grace_seconds,
+            redaction=redaction,
         )
         with stopped_by_signals(worker.request_stop):
             await worker.run()

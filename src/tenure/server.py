@@ -233,6 +233,7 @@ class _InProcess:
             concurrency=settings.concurrency,
             lease_seconds=settings.lease_seconds,
             grace_seconds=settings.grace_seconds,
+            redaction=self._app.redaction.also(settings.redact),
         )
         if self._stopped:
             self._worker.request_stop()

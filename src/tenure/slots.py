@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,7 +29,9 @@ from tenure.executors import (
     success,
 )
 from tenure.handlers import Handlers, JobContext
+from tenure.logs import RUNNING
 from tenure.records import Lease, Outcome, Report
+from tenure.worklog import WorkLog, fields_of
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +43,15 @@ UNWIND_SECONDS = 5.0
 class Attempt:
     """One lease being worked on."""
 
-    __slots__ = ("call", "context", "due", "ended", "lease", "on_thread", "since", "task", "timer")
+    __slots__ = (
+        *("call", "context", "due", "ended", "lease", "on_thread", "since", "started", "task"),
+        *("timer", "worker"),
+    )
 
-    def __init__(self, lease: Lease, since: float) -> None:
+    def __init__(self, lease: Lease, since: float, worker: str) -> None:
         self.lease = lease
+        self.worker = worker
+        self.started: float | None = None  # by the monotonic clock
         self.since = since  # when it was claimed, by the monotonic clock
         self.due = math.inf  # when its time is over, by the monotonic clock
         self.ended = False  # its outcome is decided; whatever the handler does now is ignored
@@ -53,6 +60,10 @@ class Attempt:
         self.context: JobContext | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.on_thread = False
+
+    def log_fields(self) -> Mapping[str, Any]:
+        """What is added to the lines that its handler logs."""
+        return fields_of(self.lease, self.worker)
 
 
 class Slots:
@@ -68,6 +79,7 @@ class Slots:
         concurrency: int,
         *,
         actor: str,
+        worklog: WorkLog,
         report: Callable[[Report], None],
         forget: Callable[[str], None],
         wake: Callable[[], None],
@@ -78,6 +90,7 @@ class Slots:
         self._handlers = handlers
         self._concurrency = concurrency
         self._actor = actor
+        self._log = worklog
         self._send = report
         self._forget = forget
         self._wake = wake
@@ -109,7 +122,7 @@ class Slots:
     def take(self, leases: Sequence[Lease]) -> None:
         """Queue leased jobs and start as many as there are free slots."""
         now = time.monotonic()
-        self.ready.extend(Attempt(lease, now) for lease in leases)
+        self.ready.extend(Attempt(lease, now, self._actor) for lease in leases)
         self._start_ready()
 
     def collect(self) -> None:
@@ -163,7 +176,9 @@ class Slots:
 
     def release(self, lease: Lease) -> Report:
         """The report that hands a job back unrun."""
-        return Report(lease.id, lease.lease_id, Outcome.RELEASED, None, "", True, self._actor)
+        report = Report(lease.id, lease.lease_id, Outcome.RELEASED, None, "", True, self._actor)
+        self._log.ended(lease, report, None)
+        return report
 
     def overdue(self, seconds: float) -> set[str]:
         """Leases of handlers that should have been stopped `seconds` ago and were not."""
@@ -201,11 +216,12 @@ class Slots:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
+        attempt.started = time.monotonic()
         if lease.timeout is not None:
-            attempt.due = time.monotonic() + lease.timeout
+            attempt.due = attempt.started + lease.timeout
             attempt.timer = loop.call_later(lease.timeout, self._time_out, attempt)
         if handler.in_process:
-            attempt.call = ChildCall(self._children, handler, lease.payload)
+            attempt.call = ChildCall(self._children, handler, lease.payload, attempt.log_fields())
             self._threads.submit(attempt, attempt.call.run)
             return
         arguments = handler.arguments(lease.payload)
@@ -221,11 +237,12 @@ class Slots:
             attempt.task = loop.create_task(self._run_async(attempt, function, arguments))
         else:
             attempt.on_thread = True
-            self._threads.submit(attempt, lambda: call_in_thread(function, arguments))
+            self._threads.submit(attempt, lambda: call_in_thread(function, arguments, attempt))
 
     async def _run_async(
         self, attempt: Attempt, function: Callable[..., Any], arguments: dict[str, Any]
     ) -> None:
+        RUNNING.set(attempt)
         try:
             ending: Ending = success(await function(**arguments))
         except BaseException as error:
@@ -250,9 +267,12 @@ class Slots:
         attempt.ended = True
         if isinstance(ending, Success):
             lease = attempt.lease
-            self._send(
-                Report(lease.id, lease.lease_id, _COMPLETED, ending.result, "", True, self._actor)
+            report = Report(
+                lease.id, lease.lease_id, _COMPLETED, ending.result, "", True, self._actor
             )
+            if self._log.detailed:
+                self._log.ended(lease, report, _ran_for(attempt))
+            self._send(report)
         else:
             self._report(attempt, Outcome.FAILED, error=ending.error, retryable=ending.retryable)
 
@@ -265,7 +285,9 @@ class Slots:
         retryable: bool = True,
     ) -> None:
         lease = attempt.lease
-        self._send(Report(lease.id, lease.lease_id, outcome, result, error, retryable, self._actor))
+        report = Report(lease.id, lease.lease_id, outcome, result, error, retryable, self._actor)
+        self._log.ended(lease, report, _ran_for(attempt))
+        self._send(report)
 
     def _time_out(self, attempt: Attempt) -> None:
         self._stop(attempt, Failure(f"timed out after {attempt.lease.timeout:g} s"))
@@ -317,6 +339,10 @@ class Slots:
                 self.ready.remove(waiting)
                 self._forget(lease_id)
                 return
+
+
+def _ran_for(attempt: Attempt) -> float | None:
+    return None if attempt.started is None else time.monotonic() - attempt.started
 
 
 def context_of(lease: Lease) -> JobContext:

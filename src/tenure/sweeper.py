@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 
+from tenure import logs
 from tenure.app import Tenure
 from tenure.drafts import Duration
 from tenure.errors import TenureError
@@ -70,7 +71,7 @@ class Sweeper:
         while not self._stop.is_set():
             ended = self._app.sweep()
             for job in ended:
-                log.warning("the lease on job %s ran out: it is %s now", job.id, job.status)
+                log.warning("job_lease_expired", extra=logs.fields_of(job))
             if len(ended) < FULL_BITE:
                 return
 

@@ -27,7 +27,9 @@ from tenure.errors import StoreUnavailable, TenureError
 from tenure.handlers import Handlers
 from tenure.heartbeat import Heartbeat
 from tenure.records import Answer, ClaimRequest, Lease, Outcome, Report, Turn
+from tenure.redaction import NOTHING_HIDDEN, Redaction
 from tenure.slots import Slots
+from tenure.worklog import WorkLog
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +87,12 @@ class Worker:
         lease_seconds: float = 30.0,
         grace_seconds: float = 30.0,
         label: str = "",
+        redaction: Redaction = NOTHING_HIDDEN,
     ) -> None:
-        """`concurrency` handlers at once; `grace_seconds` to finish them when asked to stop."""
+        """`concurrency` handlers at once; `grace_seconds` to finish them when asked to stop.
+
+        `redaction` is for what is logged of errors.
+        """
         self.id = f"worker-{secrets.token_hex(8)}"  # random per start: names can come back
         self._source = source
         self._handlers = handlers
@@ -100,10 +106,12 @@ class Worker:
         self._wake = asyncio.Event()
         self._signalled = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._log = WorkLog(self.id, redaction)
         self._slots = Slots(
             handlers,
             concurrency,
             actor=self.id,
+            worklog=self._log,
             report=self._reports.append,
             forget=self._forget,
             wake=self._wake.set,
@@ -279,6 +287,7 @@ class Worker:
             self._waiting = task
 
     async def _turn(self, reports: list[Report], claim: ClaimRequest | None) -> None:
+        self._log.look()
         try:
             if reports:
                 failpoints.hit("worker.before_report")
@@ -302,6 +311,7 @@ class Worker:
                         verdict.answer,
                         verdict.recorded,
                     )
+            self._log.answered(reports, turn.verdicts)
             self._take(self._arrived.pop(id(turn), ()), claim)
         finally:
             self._under_way -= 1
@@ -342,6 +352,7 @@ class Worker:
         if report.error.startswith(UNRECORDABLE):
             log.error("the outcome of job %s cannot be recorded: its lease runs out", report.job_id)
             self._held.pop(report.lease_id, None)
+            self._log.forget(report.lease_id)
             return []
         why = f"{UNRECORDABLE} {report.outcome}: {type(error).__name__}"
         return [replace(report, outcome=Outcome.FAILED, result=None, error=why)]
@@ -367,6 +378,7 @@ class Worker:
         try:
             if leases:
                 failpoints.hit("worker.before_start")
+                self._log.claimed(leases)
             self._slots.take(leases)
         except BaseException:
             for lease in leases:  # heartbeats must not keep alive what nobody runs
@@ -412,10 +424,11 @@ class Worker:
                 reports += [self._slots.release(lease) for lease in leases]
         if reports:
             try:
-                self._source.turn(reports, None).result()
+                turn = self._source.turn(reports, None).result()
             except Exception:
                 self._reports.extend(reports)
                 raise
+            self._log.answered(reports, turn.verdicts)
             for report in reports:
                 self._forget(report.lease_id)
 

@@ -32,7 +32,7 @@ ELSEWHERE = {
     *("Forwarded", "PGPASSFILE", "balance", "h30m", "idle_in_transaction_session_timeout"),
     *("paid", "sslmode", "tenure_", "console"),
 }
-ELSEWHERE |= {"rule_files", *series()}
+ELSEWHERE |= {"rule_files", *series(), *(f"job_{move.event}" for move in MOVES)}
 ELSEWHERE |= set(re.findall(r"\w+", (DOCS / "monitoring" / "alerts.yml").read_text("utf-8")))
 """Words of SQL, HTTP, Prometheus, PostgreSQL, Markdown and durations that pages show as code."""
 

@@ -29,9 +29,8 @@ from tenure.app import Tenure
 from tenure.errors import InvalidInput, PayloadTooLarge
 from tenure.lifecycle import Job
 from tenure.problems import MEDIA_TYPE, Refusal, problem_of
-from tenure.redaction import Redaction
+from tenure.redaction import NOTHING_HIDDEN, Redaction
 
-NOTHING_HIDDEN = Redaction()
 JSON = "application/json"
 SMALL_BODY = 64 * 1024
 """Bytes of a request that carries no payload, and of what surrounds one that does."""

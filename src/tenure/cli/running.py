@@ -182,6 +182,7 @@ def worker(
             lease_seconds=settings.lease_seconds,
             grace_seconds=settings.grace_seconds,
             keep=settings.keep if prune else None,
+            redact=settings.redact,
         )
     end_process()
 

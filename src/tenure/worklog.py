@@ -1,0 +1,75 @@
+"""What a worker logs of its jobs: one line for each move that it causes, named after the move.
+
+A line is written once the store has recorded the move, so that the log tells what is so. Claims,
+completions and releases are written at level `debug` alone: where jobs take microseconds, a line
+for each would be most of the work. Failures are always worth one (`info`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from tenure.records import Answer, Lease, Outcome, Report, Verdict
+from tenure.redaction import Redaction
+
+log = logging.getLogger(__name__)
+
+RECORDED = (Answer.RECORDED, Answer.ALREADY_RECORDED)
+
+
+class WorkLog:
+    """The log of one worker. Safe to call from its loop and from its heartbeat's thread."""
+
+    def __init__(self, worker: str, redaction: Redaction) -> None:
+        self.detailed = False
+        self._worker = worker
+        self._redaction = redaction
+        self._ended: dict[str, dict[str, Any]] = {}  # by lease id, until the store has answered
+
+    def look(self) -> None:
+        """Take note of the level; once a turn, for to ask at every job would cost too much."""
+        self.detailed = log.isEnabledFor(logging.DEBUG)
+
+    def claimed(self, leases: Sequence[Lease]) -> None:
+        """Jobs were leased to this worker."""
+        if self.detailed:
+            for lease in leases:
+                log.debug("job_claimed", extra=fields_of(lease, self._worker))
+
+    def ended(self, lease: Lease, report: Report, seconds: float | None) -> None:
+        """An attempt ended, after `seconds` of running if it ran; the store is yet to be told."""
+        if self.detailed or report.outcome is Outcome.FAILED:
+            fields: dict[str, Any] = fields_of(lease, self._worker)
+            if seconds is not None:
+                fields["duration"] = round(seconds, 6)
+            if report.outcome is Outcome.FAILED:
+                said = report.error.partition("\n")[0]  # the first line names the error
+                fields["error"] = self._redaction.within(said, lease.payload)
+            self._ended[lease.lease_id] = fields
+
+    def answered(self, reports: Sequence[Report], verdicts: Sequence[Verdict]) -> None:
+        """The store has answered reports: log what it recorded."""
+        if not self._ended:
+            return
+        for report, verdict in zip(reports, verdicts, strict=True):
+            fields = self._ended.pop(report.lease_id, None)
+            if fields is not None and verdict.answer in RECORDED:
+                level = logging.INFO if report.outcome is Outcome.FAILED else logging.DEBUG
+                log.log(level, "job_%s", report.outcome, extra=fields)
+
+    def forget(self, lease_id: str) -> None:
+        """The store will not be told of this attempt."""
+        self._ended.pop(lease_id, None)
+
+
+def fields_of(lease: Lease, worker: str) -> dict[str, Any]:
+    """What a log line says of the attempt that it is about."""
+    return {
+        "job": lease.id,
+        "type": lease.type,
+        "queue": lease.queue,
+        "attempt": lease.attempts,
+        "worker": worker,
+    }

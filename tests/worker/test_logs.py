@@ -1,0 +1,192 @@
+"""The log: a line for each move, and the job's fields on whatever its handler logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenure import Draft, Tenure
+from tenure.logs import LONGEST_FIELD, JobFields, JsonLines, TextLines
+from tenure.redaction import MARK, Redaction
+from tests.faces.http import Served
+from tests.worker.running import all_settled, completed, failed, sweeping, working
+from tests.worker.waiting import until
+
+HOSTILE = 'a b\nERROR tenure: forged \x1b[2J \u202e \U000e0041 "%s" {} job=1'
+
+HANDLERS = """
+# {name}.py
+import logging
+from tenure import Tenure
+
+app = Tenure("{database}")
+log = logging.getLogger("shop")
+
+@app.job
+async def on_loop(): log.info("from %s", "the loop")
+
+@app.job
+def in_thread(): log.warning("from a thread")
+
+@app.job(process=True)
+def in_child(): log.info("from a child")
+"""
+
+
+class Lines(logging.Handler):
+    """Keeps what is logged, as it would be written as JSON."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addFilter(JobFields())
+        self.kept: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append(json.loads(JsonLines().format(record)))
+
+    def of(self, job: str) -> list[dict[str, Any]]:
+        """The lines about one job."""
+        return [line for line in list(self.kept) if line.get("job") == job]
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    logger = logging.getLogger("tenure")
+    handler, level = Lines(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def test_every_move_is_a_line_with_the_fields_of_its_job(sqlite_url: str, lines: Lines) -> None:
+    with Tenure(sqlite_url, actor="shop") as app:
+
+        @app.job(queue="mail", max_retries=1)
+        def send(ok: bool) -> None:
+            if not ok:
+                raise ValueError("no such address\nand more")
+
+        good, bad = send.enqueue(ok=True), send.enqueue(ok=False)
+        with working(app) as worker:
+            completed(app, good)
+            failed(app, bad)
+            until(lambda: len(lines.of(bad.id)) == 3 and len(lines.of(good.id)) == 3)
+        told = [line["message"] for line in lines.of(good.id)]
+        assert told == ["job_enqueued", "job_claimed", "job_completed"]
+        *_, end = lines.of(bad.id)
+        assert end["message"] == "job_failed"
+        assert end["level"] == "info"
+        assert 0 <= end["duration"] < 60
+        del end["time"], end["duration"]
+        assert end == {
+            "level": "info",
+            "logger": "tenure.worklog",
+            "message": "job_failed",
+            "job": bad.id,
+            "type": "send",
+            "queue": "mail",
+            "attempt": 1,
+            "worker": worker.id,
+            "error": "ValueError: no such address",
+        }
+        app.retry(bad.id, actor="ann")
+        app.cancel(bad.id, actor="ann")
+        retried, cancelled = lines.of(bad.id)[3:]
+        assert (retried["message"], cancelled["message"]) == ("job_retried", "job_cancelled")
+        assert (cancelled["actor"], cancelled["status"]) == ("ann", "cancelled")
+
+
+def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
+    from tenure.records import ClaimRequest
+
+    with Tenure(sqlite_url) as app:
+        job = app.enqueue("mail")
+        app.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
+        with sweeping(app):
+            line = until(lambda: [one for one in lines.of(job.id) if one["level"] == "warning"])[0]
+    assert (line["message"], line["worker"]) == ("job_lease_expired", "gone")
+    assert line["status"] == "pending"
+
+
+def test_at_the_default_level_only_what_went_wrong_is_told(sqlite_url: str, lines: Lines) -> None:
+    logging.getLogger("tenure").setLevel(logging.INFO)
+    with Tenure(sqlite_url) as app:
+
+        @app.job(max_retries=1)
+        async def work(ok: bool) -> None:
+            assert ok
+
+        jobs = app.enqueue_many([Draft("work", {"ok": n != 7}, {}) for n in range(20)])
+        with working(app) as worker:
+            all_settled(app, jobs)
+            until(lambda: lines.of(jobs[7].id))
+            until(lambda: not worker._held)
+        assert not worker._log._ended
+    assert [line["job"] for line in lines.kept if "job" in line] == [jobs[7].id]
+
+
+@pytest.mark.requirement("C12")
+def test_an_error_in_the_log_hides_what_is_redacted(sqlite_url: str, lines: Lines) -> None:
+    with Tenure(sqlite_url, redact=["password"]) as app:
+
+        @app.job(max_retries=1)
+        def login(password: str) -> None:
+            raise ValueError(f"refused: {password}")
+
+        job = login.enqueue(password="hunter2-canary")
+        with working(app, redaction=Redaction(["password"])):
+            failed(app, job)
+            until(lambda: [one for one in lines.of(job.id) if "error" in one])
+    assert "canary" not in json.dumps(lines.kept)
+    assert lines.of(job.id)[-1]["error"] == f"ValueError: refused: {MARK}"
+
+
+@pytest.mark.requirement("C13")
+def test_fields_are_values_whatever_they_hold() -> None:
+    record = logging.makeLogRecord({"msg": "job_failed", "error": HOSTILE, "attempt": 10**30})
+    text = TextLines().format(record)
+    assert text.isprintable()
+    assert text.count(" job=1") == 1, "within the quotes of its field"
+    line = JsonLines().format(record)
+    assert line.isprintable()
+    assert json.loads(line)["error"] == HOSTILE
+    assert json.loads(line)["attempt"] == str(10**30)
+    record = logging.makeLogRecord({"msg": "m", "error": "x" * 10**6})
+    assert len(JsonLines().format(record)) < LONGEST_FIELD + 200
+
+
+def test_what_handlers_log_carries_their_job(sqlite_url: str, tmp_path: Path) -> None:
+    source = HANDLERS.format(name="shop_logs", database=sqlite_url)
+    (tmp_path / "shop_logs.py").write_text(source, "utf-8")
+    with (
+        Tenure(sqlite_url) as app,
+        Served(
+            sqlite_url,
+            *("--app", "shop_logs:app", "--log-format", "json"),
+            PYTHONPATH=str(tmp_path),
+        ) as server,
+    ):
+        jobs = {name: app.enqueue(name) for name in ("on_loop", "in_thread", "in_child")}
+        for job in jobs.values():
+            completed(app, job)
+        _, errors = server.stop()
+    told = {}
+    for line in errors.splitlines():
+        entry = json.loads(line)
+        if entry["logger"] == "shop":
+            told[entry["message"]] = (entry["job"], entry["type"], entry["queue"], entry["attempt"])
+    assert told == {
+        text: (jobs[name].id, name, "default", 1)
+        for text, name in (
+            ("from the loop", "on_loop"),
+            ("from a thread", "in_thread"),
+            ("from a child", "in_child"),
+        )
+    }
