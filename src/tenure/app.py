@@ -14,7 +14,7 @@ from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
-from tenure import durations, handlers, ids, lifecycle, logs, payload
+from tenure import durations, filters, handlers, ids, lifecycle, logs, payload
 from tenure.drafts import (
     MOST_RETRIES,
     Backoff,
@@ -26,19 +26,25 @@ from tenure.drafts import (
     positive,
     whole,
 )
-from tenure.errors import InvalidInput, JobNotFound
+from tenure.errors import BulkNotFound, InvalidInput, JobNotFound
 from tenure.explain import Explanation, Facts, explain
+from tenure.filters import Fields
 from tenure.handlers import Defaults, Handlers, JobContext
 from tenure.jobtype import JobType
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job, Status
 from tenure.records import (
+    Action,
     Activity,
     Added,
+    Bulk,
     Check,
     ClaimRequest,
     Count,
+    Counted,
     FailureGroup,
+    Filter,
     Moves,
+    Page,
     Query,
     QueueState,
     Report,
@@ -48,11 +54,13 @@ from tenure.records import (
     Violation,
     Wanted,
     WorkerState,
+    query_of,
 )
 from tenure.redaction import Redaction
 from tenure.retry import DEFAULT_POLICY
-from tenure.store import Store, migrate_store, open_store, schema_of
+from tenure.store import Store, migrate_store, open_store, schema_of, search
 from tenure.store.audit import INVARIANTS
+from tenure.store.bulk import about
 from tenure.store.checks import check_store, schema_version
 from tenure.tokens import Tokens
 
@@ -67,6 +75,7 @@ MOST_LISTED = 500
 EVERYTHING = Wanted()
 MOST_BACK = 10_000
 MOST_MINUTES = 24 * 60
+MOST_COUNTED = 1_000_000
 RATE_WINDOW = timedelta(minutes=5)
 WORKER_IS_LIVE = timedelta(seconds=60)
 
@@ -265,6 +274,62 @@ class Tenure:
         log.info(event, extra=logs.fields_of(job))
         return job
 
+    def start_bulk(
+        self,
+        action: str,
+        filter: Filter,
+        *,
+        more_retries: int = 1,
+        actor: str | None = None,
+    ) -> Bulk:
+        """Begin to `retry` or `cancel` all jobs that fit now, as one action on record.
+
+        `step_bulk` goes on with it, and so does every sweeper, until it has been at all of them.
+        Jobs that are added or fail from now on are left alone. Raises InvalidInput.
+        """
+        total = self.count_matching(filter, action=action, at_most=MOST_COUNTED)
+        bulk_id = ids.new_id()
+        self._store.start_bulk(
+            id=bulk_id,
+            action=Action(action),
+            filter=filter,
+            more_retries=whole(more_retries, 1, MOST_RETRIES, "$.more_retries"),
+            actor=payload.check_label(actor or self.actor, "actor", "$.actor"),
+            total=total,
+        ).result()
+        return self.bulk(bulk_id)
+
+    def step_bulk(self, bulk_id: str) -> Bulk:
+        """One bite of a bulk action, if it has not ended; the action as it stands then."""
+        found = self.bulk(bulk_id)
+        if found.finished_at is None:
+            self._store.step_bulk(found, filters.sources(found.action))
+        return self.bulk(bulk_id)
+
+    def step_bulks(self) -> int:
+        """One bite of every bulk action that has not ended; how many there were."""
+        unfinished = self._store.read.bulks(MOST_LISTED, unfinished=True)
+        for one in unfinished:
+            self._store.step_bulk(one, filters.sources(one.action))
+        return len(unfinished)
+
+    def bulk(self, bulk_id: str) -> Bulk:
+        """A bulk action as it stands; raises BulkNotFound."""
+        found = self._store.read.bulk(bulk_id) if ids.is_id(bulk_id) else None
+        if found is None:
+            raise BulkNotFound(bulk_id)
+        return found
+
+    def bulks(self, limit: int = 50) -> list[Bulk]:
+        """Bulk actions, newest first; the last 1,000 are on record."""
+        return self._store.read.bulks(whole(limit, 1, MOST_LISTED, "$.limit"))
+
+    def stop_bulk(self, bulk_id: str, *, actor: str | None = None) -> Bulk:
+        """End a bulk action where it is; what it has changed stays. Raises BulkNotFound."""
+        self.bulk(bulk_id)
+        self._store.stop_bulk(bulk_id, actor or self.actor).result()
+        return self.bulk(bulk_id)
+
     def pause(self, queue: str, *, actor: str | None = None) -> None:
         """Stop handing out jobs of a queue; those that run go on."""
         self._set_queue(queue, paused=True, actor=actor)
@@ -301,22 +366,34 @@ class Tenure:
         return job
 
     def find(
-        self,
-        *,
-        status: str | None = None,
-        type: str | None = None,
-        queue: str | None = None,
-        limit: int = 50,
-        before: str | None = None,
+        self, *, limit: int = 50, before: str | None = None, **filter: Unpack[Fields]
     ) -> list[Job]:
-        """Jobs, newest first; `before` is the id of the last one of the page before."""
-        if status is not None and status not in tuple(Status):
-            raise InvalidInput(f"no such status; one of {', '.join(Status)}", path="$.status")
-        if before is not None:
-            ids.check_id(before, "$.before")
-        count = whole(limit, 1, MOST_LISTED, "$.limit")
-        query = Query(status=status, type=type, queue=queue, limit=count, before=before)
-        return self._store.read.find(query)
+        """Jobs of a `Filter`, newest first; `before` is the id of the last one of the page before.
+
+        Looks as far as it takes to find `limit` (at most 500) of them; `page` answers sooner.
+        """
+        return search.all_of(self._store.read, _query(Filter(**filter), limit, before))
+
+    def page(self, filter: Filter, *, limit: int = 50, before: str | None = None) -> Page:
+        """Jobs of a filter, newest first, after a look at a bounded number of rows.
+
+        Where jobs that fit are rare, a page has fewer than `limit`, or none, and still a `next`:
+        the `before` of the page that goes on there.
+        """
+        return search.page(self._store.read, _query(filter, limit, before))
+
+    def count_matching(
+        self, filter: Filter, *, action: str | None = None, at_most: int = 10_000
+    ) -> Counted:
+        """How many jobs fit, up to `at_most`, as far as a bounded number of rows can tell.
+
+        With an `action` (`retry`, `cancel`), those whose status allows it.
+        """
+        count = whole(at_most, 1, MOST_COUNTED, "$.at_most")
+        query = _query(filter)
+        if action is not None:
+            query = about(filter, filters.sources(filters.action_of(action)))
+        return search.count(self._store.read, query, count)
 
     def history(self, job_id: str) -> list[Transition]:
         """Every move of a job, oldest first; raises JobNotFound."""
@@ -500,6 +577,14 @@ def _log_added(added: Future[list[Added]]) -> None:
         for one in added.result():
             if one.created:
                 log.debug("job_enqueued", extra=logs.fields_of(one.job))
+
+
+def _query(filter: Filter, limit: int = 50, before: str | None = None) -> Query:
+    """What the store is asked for; raises InvalidInput."""
+    if before is not None:
+        ids.check_id(before, "$.before")
+    count = whole(limit, 1, MOST_LISTED, "$.limit")
+    return query_of(filters.checked(filter), limit=count, before=before)
 
 
 def _takes(worker: WorkerState, job: Job, now: datetime) -> bool:

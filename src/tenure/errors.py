@@ -4,6 +4,7 @@ TenureError
 ├── InvalidInput            what was given cannot be accepted; says where and why
 │   └── PayloadTooLarge     a payload or batch over its size limit
 ├── JobNotFound             no job has this id (it never existed, or retention removed it)
+├── BulkNotFound            no bulk action has this id (it never existed, or ended long ago)
 ├── IllegalMove             the job's status does not allow this event; carries those it does
 ├── LeaseLost               a report or heartbeat for a lease that somebody else ended
 ├── ReportConflict          a lease already settled with another outcome; names that outcome
@@ -56,6 +57,18 @@ class JobNotFound(TenureError):
             f"no job {job_id}: the id is wrong, or retention removed the job after it settled"
         )
         self.job_id = job_id
+
+
+class BulkNotFound(TenureError):
+    """No bulk action has this id."""
+
+    code = "bulk_not_found"
+
+    def __init__(self, bulk_id: str) -> None:
+        super().__init__(
+            f"no bulk action {bulk_id}: the id is wrong, or it ended before the last 1,000 began"
+        )
+        self.bulk_id = bulk_id
 
 
 class IllegalMove(TenureError):

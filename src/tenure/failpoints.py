@@ -22,7 +22,7 @@ ENVIRONMENT = "TENURE_FAILPOINTS"
 
 WORKS = (
     *("enqueue", "claim", "report", "heartbeat", "sweep", "prune", "measure"),
-    *("operator", "queue"),
+    *("operator", "queue", "bulk"),
 )
 """What a transaction can be about."""
 NAMES = (
@@ -31,6 +31,7 @@ NAMES = (
     "sweep.between_read_and_write",
     "prune.between_job_and_ledger",
     "measure.between_read_and_write",
+    "bulk.between_jobs_and_cursor",
     "checkpoint.before",
     "checkpoint.after",
     "announce.before",

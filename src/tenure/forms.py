@@ -15,7 +15,8 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from tenure import ids, payload, produced
-from tenure.records import Outcome, Report
+from tenure.lifecycle import Status
+from tenure.records import MOST_SEARCHED_FOR, Action, Outcome, Report
 
 MOST_LEASED = 1_000
 SHORTEST_LEASE, LONGEST_LEASE = 1.0, 86_400.0
@@ -35,6 +36,18 @@ Key = Annotated[
 ]
 Label = Annotated[str, Meta(pattern="^[!-~]([ -~]*[!-~])?$", max_length=payload.MAX_LABEL_LENGTH)]
 RunAt = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^[1-8]"})]
+TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time", "pattern": "^[1-8]"})]
+"""A time in a query, where a number must not pass for one."""
+SearchText = Annotated[
+    str,
+    Meta(
+        extra_json_schema={
+            "minLength": 1,
+            "maxLength": MOST_SEARCHED_FOR,
+            "pattern": "^[^\\u0000]*$",
+        }
+    ),
+]
 JsonObject = Meta(extra_json_schema={"$ref": "#/components/schemas/JsonObject"})
 Seconds = Annotated[float | str, Meta(extra_json_schema={"$ref": "#/components/schemas/Duration"})]
 Timeout = Annotated[
@@ -88,6 +101,28 @@ class NewJob(Request):
 class RetryRequest(Request):
     """How many attempts an operator's retry adds to the job's limit."""
 
+    more_retries: (
+        Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 1_000})] | UnsetType
+    ) = UNSET
+
+
+class FilterForm(Request):
+    """Which jobs are meant: those that fit everything that is given."""
+
+    status: Status | UnsetType = UNSET
+    type: Name | UnsetType = UNSET
+    queue: Name | UnsetType = UNSET
+    created_after: RunAt | UnsetType = UNSET
+    created_before: RunAt | UnsetType = UNSET
+    error: SearchText | UnsetType = UNSET
+    text: SearchText | UnsetType = UNSET
+
+
+class BulkRequest(Request):
+    """What to do to all jobs that fit now; `more_retries` as for one job."""
+
+    action: Action
+    filter: FilterForm
     more_retries: (
         Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 1_000})] | UnsetType
     ) = UNSET

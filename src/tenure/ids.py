@@ -19,12 +19,14 @@ import os
 import re
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 
 from tenure.errors import InvalidInput
 
 ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 """The canonical form, as JSON Schema wants it."""
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COUNTER_BITS = 12
 COUNTS = 1 << COUNTER_BITS
 BLOCK_BYTES = 2_048
@@ -77,6 +79,13 @@ def check_id(value: object, path: str) -> str:
         "such as 0190163d-8694-739b-aea5-966c26f8ad90",
         path=path,
     )
+
+
+def first_of(moment: datetime, shift: timedelta) -> str:
+    """The smallest id that a clock which is ahead by `shift` can make from `moment` on."""
+    millis = max((moment - EPOCH + shift) // timedelta(milliseconds=1), 0)
+    stamp = f"{millis:012x}"
+    return f"{stamp[:8]}-{stamp[8:]}-0000-0000-000000000000"
 
 
 def millis(job_id: str) -> int:

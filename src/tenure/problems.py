@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from tenure.errors import (
+    BulkNotFound,
     Forbidden,
     IllegalMove,
     InvalidInput,
@@ -57,6 +58,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(Unauthorized, 401, "Not authorized"),
     Kind(Forbidden, 403, "Not allowed with this token"),
     Kind(JobNotFound, 404, "No such job", {"job_id": "job_id"}),
+    Kind(BulkNotFound, 404, "No such bulk action", {"bulk_id": "bulk_id"}),
     Kind(
         IllegalMove,
         409,
@@ -113,6 +115,7 @@ class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str | Maybe = msgspec.UNSET
     path: str | Maybe = msgspec.UNSET
     job_id: str | Maybe = msgspec.UNSET
+    bulk_id: str | Maybe = msgspec.UNSET
     status_of_job: str | Maybe = msgspec.UNSET
     event: str | Maybe = msgspec.UNSET
     legal_moves: Sequence[str] | Maybe = msgspec.UNSET

@@ -37,6 +37,11 @@ class Redaction:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys, in lower case and in order."""
+        return tuple(sorted(self._keys))
+
     def also(self, keys: Iterable[str]) -> Redaction:
         """The same with more keys."""
         return Redaction((*self._keys, *keys))

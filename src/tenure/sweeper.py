@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 PRUNE_EVERY = 60.0
 FULL_BITE = 500
+BULK_SHARE = 0.5
+"""Of every interval, at most; a sweep must not wait for long."""
 MEASURING_SHARE = 0.1
 """Of the time between sweeps. Who has more to do than can be measured meanwhile is busy with jobs:
 the measures fall behind, and catch up afterwards."""
@@ -60,6 +62,7 @@ class Sweeper:
                 if since_prune >= PRUNE_EVERY:
                     since_prune = 0.0
                     self._prune()
+                self._go_on()
                 self._measure()
             except TenureError as error:
                 log.warning("the sweep failed and is tried again in %ss: %s", self._interval, error)
@@ -74,6 +77,12 @@ class Sweeper:
                 log.warning("job_lease_expired", extra=logs.fields_of(job))
             if len(ended) < FULL_BITE:
                 return
+
+    def _go_on(self) -> None:
+        """Go on with bulk actions, whoever started them."""
+        until = time.monotonic() + BULK_SHARE * self._interval
+        while not self._stop.is_set() and self._app.step_bulks() and time.monotonic() < until:
+            pass
 
     def _measure(self) -> None:
         until = time.monotonic() + MEASURING_SHARE * self._interval

@@ -21,7 +21,9 @@ from tenure.forms import JsonObject, LeaseName, embedded, join_lease, split_leas
 from tenure.lifecycle import Job, Status
 from tenure.records import (
     BUCKETS,
+    Action,
     Answer,
+    Bulk,
     Count,
     Lease,
     QueueState,
@@ -239,6 +241,13 @@ class CountBody(Answered, frozen=True):
     jobs: int
 
 
+class CountedBody(Answered, frozen=True):
+    """How many jobs fit; at least so many if it is not `exact`."""
+
+    jobs: int
+    exact: bool
+
+
 class StatsBody(Answered, frozen=True):
     """Jobs by status, and again by status, queue and type."""
 
@@ -260,6 +269,46 @@ def stats_body(counts: Sequence[Count]) -> StatsBody:
             for c in counts
         ],
     )
+
+
+class FilterBody(Answered, frozen=True, omit_defaults=True):
+    """Which jobs a bulk action is on; what was not given is left out."""
+
+    status: Status | None = None
+    type: str | None = None
+    queue: str | None = None
+    created_after: Time | None = None
+    created_before: Time | None = None
+    error: str | None = None
+    text: str | None = None
+
+
+class BulkBody(Answered, frozen=True):
+    """A bulk action: of `total` jobs that fitted at its start, how many it has changed so far.
+
+    `refused` are those that somebody else has changed first. `total` is a minimum if not `exact`.
+    """
+
+    id: Id
+    action: Action
+    filter: FilterBody
+    more_retries: int
+    actor: str
+    created_at: Time
+    finished_at: Time | None
+    stopped_by: str | None
+    total: int
+    exact: bool
+    examined: int
+    changed: int
+    refused: int
+
+
+def bulk_body(bulk: Bulk) -> BulkBody:
+    """The action as it is shown."""
+    shown = {name: getattr(bulk.filter, name) for name in FilterBody.__struct_fields__}
+    copied = (name for name in BulkBody.__struct_fields__ if name != "filter")
+    return BulkBody(**{name: getattr(bulk, name) for name in copied}, filter=FilterBody(**shown))
 
 
 class QueueBody(Answered, frozen=True):

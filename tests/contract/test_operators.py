@@ -143,33 +143,6 @@ def test_a_refusal_harms_no_other_work(desk: Desk) -> None:
         assert done.result().status == "cancelled"
 
 
-# --- many at once -----------------------------------------------------------------------------
-
-
-def test_an_event_on_all_jobs_of_a_query(desk: Desk) -> None:
-    mine = [desk.add(queue="a") for _ in range(3)]
-    other = desk.add(queue="b")
-    done = desk.store.apply_matching(Query(queue="a", limit=100), Cancelled(actor="ada")).result()
-    assert sorted(job.id for job in done) == sorted(job.id for job in mine)
-    assert all(job == desk.get(job.id) and job.status == "cancelled" for job in done)
-    assert desk.get(other.id).status == "pending"
-
-
-def test_jobs_that_do_not_allow_it_are_passed_over(desk: Desk) -> None:
-    jobs = {status: job_in(desk, status) for status in reversed(Status)}  # pending last
-    done = desk.store.apply_matching(Query(limit=100), Cancelled()).result()
-    assert {job.id for job in done} == {jobs[Status.PENDING].id, jobs[Status.PROCESSING].id}
-    again = desk.store.apply_matching(Query(limit=100), Retried(more_retries=1)).result()
-    assert [job.id for job in again] == [jobs[Status.FAILED].id]
-    assert desk.store.apply_matching(Query(type="none"), Cancelled()).result() == []
-
-
-def test_no_more_than_the_query_asks_for(desk: Desk) -> None:
-    jobs = [desk.add() for _ in range(5)]
-    done = desk.store.apply_matching(Query(limit=2), Cancelled()).result()
-    assert {job.id for job in done} == {job.id for job in jobs[-2:]}  # the newest
-
-
 # --- pruning ----------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ EXAMPLES = [
     errors.Unauthorized("send the token"),
     errors.Forbidden("needs the scope read"),
     errors.JobNotFound("0190163d-8694-739b-aea5-966c26f8ad90"),
+    errors.BulkNotFound("0190163d-8694-739b-aea5-966c26f8ad90"),
     errors.IllegalMove("j", "completed", "cancelled", ()),
     errors.IllegalMove("j", "failed", "retried", ("retried",), "its 3 attempts are used up"),
     errors.LeaseLost("j"),

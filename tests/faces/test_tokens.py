@@ -30,6 +30,8 @@ NEEDED = {
     **dict.fromkeys(["createJob", "createJobs"], "enqueue"),
     **dict.fromkeys(["listJobs", "showJob", "showHistory", "explainJob"], "read"),
     **dict.fromkeys(["listQueues", "listWorkers", "showStats", "showMetrics"], "read"),
+    **dict.fromkeys(["countJobs", "listBulks", "showBulk"], "read"),
+    **dict.fromkeys(["startBulk", "stopBulk"], "admin"),
     "streamEvents": "read",
     **dict.fromkeys(["leaseJobs", "completeLease", "failLease", "releaseLease"], "work"),
     **dict.fromkeys(["renewLease", "reportMany", "renewLeases"], "work"),

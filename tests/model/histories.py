@@ -19,8 +19,18 @@ from hypothesis.stateful import (
 )
 
 from tenure.errors import IllegalMove, JobNotFound, KeyConflict, TenureError
-from tenure.lifecycle import Cancelled, Event, Job, Retried
-from tenure.records import Addition, ClaimRequest, Outcome, Query, Report
+from tenure.ids import new_id
+from tenure.lifecycle import Cancelled, Event, Job, Retried, Status
+from tenure.records import (
+    Action,
+    Addition,
+    ClaimRequest,
+    Counted,
+    Filter,
+    Outcome,
+    Query,
+    Report,
+)
 from tenure.retry import RetryPolicy
 from tenure.store import Store, open_store
 from tests.clock import START, Clock
@@ -229,18 +239,39 @@ class History(RuleBasedStateMachine):
             self.store.close()
             self.store = open_store(self.url)
         elif what == "cancel":
-            self.apply_to_all("processing", Cancelled(actor="ada"))
+            self.apply_to_all(Status.PROCESSING, Action.CANCEL)
         elif what == "retry":
-            self.apply_to_all("failed", Retried(more_retries=1, actor="ada"))
+            self.apply_to_all(Status.FAILED, Action.RETRY)
         else:
             statuses = ("completed", "failed", "cancelled", "pending")
             before = self.clock.now - timedelta(seconds=age)
             removed = self.store.prune(dict.fromkeys(statuses, before), limit=1_000).result()
             assert removed == self.model.prune(statuses, before)
 
-    def apply_to_all(self, status: str, event: Event) -> None:
-        done = self.store.apply_matching(Query(status=status, limit=1_000), event).result()
-        self.same_jobs(done, self.model.apply_matching(lambda job: job.status == status, event))
+    def apply_to_all(self, status: Status, action: Action) -> None:
+        """As one bulk action."""
+        wanted = Filter(status=status)
+        id = new_id()
+        total = Counted(0, exact=False)
+        self.store.start_bulk(
+            id=id, action=action, filter=wanted, more_retries=1, actor="ada", total=total
+        ).result()
+        bulk = self.store.read.bulk(id)
+        assert bulk is not None
+        self.store.step_bulk(bulk, [status])
+        event: Event = Cancelled(actor=bulk.signature)
+        if action is Action.RETRY:
+            event = Retried(more_retries=1, actor=bulk.signature)
+
+        def was_so(job: Job) -> bool:
+            """Clocks may have been set back since."""
+            times = (job.created_at, job.finished_at or job.created_at)
+            return job.status == status and max(times) <= self.model.now
+
+        self.model.apply_matching(was_so, event)
+        bulk = self.store.read.bulk(id)
+        assert bulk is not None
+        assert bulk.finished_at == self.model.now
 
     def same_jobs(self, found: list[Job], expected: list[Job]) -> None:
         assert sorted(found, key=by_id) == sorted(expected, key=by_id)

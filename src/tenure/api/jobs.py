@@ -13,25 +13,42 @@ from starlette.responses import Response
 from tenure import forms, wire
 from tenure import payload as payloads
 from tenure.access import Caller
-from tenure.api.routing import Call, answer
-from tenure.app import MOST_LISTED, Tenure
+from tenure.api.routing import Call, answer, convert
+from tenure.app import MOST_COUNTED, MOST_LISTED, Tenure
 from tenure.drafts import Draft, Options
+from tenure.filters import checked
 from tenure.lifecycle import Job, Status
-from tenure.records import Added, Transition
+from tenure.records import Action, Added, Filter, Transition
 from tenure.redaction import Redaction
 
 CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
 """A cursor is the last id seen, without its hyphens; clients hand it back as it is."""
 
 
-class ListQuery(Struct, kw_only=True):
-    """Which jobs to list."""
+class FilterQuery(Struct, kw_only=True):
+    """Which jobs are meant: those that fit everything that is given."""
 
     status: Status | UnsetType = UNSET
     type: forms.Name | UnsetType = UNSET
     queue: forms.Name | UnsetType = UNSET
+    created_after: forms.TimeText | UnsetType = UNSET
+    created_before: forms.TimeText | UnsetType = UNSET
+    error: forms.SearchText | UnsetType = UNSET
+    text: forms.SearchText | UnsetType = UNSET
+
+
+class ListQuery(FilterQuery, kw_only=True):
+    """Which jobs to list."""
+
     limit: Annotated[int, Meta(ge=1, le=MOST_LISTED)] = 50
     cursor: Annotated[str, Meta(pattern=CURSOR)] | UnsetType = UNSET
+
+
+class CountQuery(FilterQuery, kw_only=True):
+    """Which jobs to count; with `action`, those whose status allows it."""
+
+    action: Action | UnsetType = UNSET
+    at_most: Annotated[int, Meta(ge=1, le=MOST_COUNTED)] = 10_000
 
 
 async def create_job(call: Call) -> Response:
@@ -81,20 +98,32 @@ _OPTIONS = tuple(name for name in forms.NewJob.__struct_fields__ if name not in 
 
 
 def list_jobs(call: Call) -> Response:
-    """List jobs, newest first."""
+    """List jobs, newest first; a page may be short, or empty, and still have a next one."""
     query: ListQuery = call.query
-    wanted = {"status": query.status, "type": query.type, "queue": query.queue}
-    given = {name: value for name, value in wanted.items() if value is not UNSET}
-    for name, what in (("type", "job type"), ("queue", "queue")):
-        if name in given:
-            payloads.check_name(given[name], what, f"query {name}")
     before = None if query.cursor is UNSET else _id_of(query.cursor)
-    jobs = call.app.find(limit=query.limit, before=before, **given)
+    page = call.app.page(_filter(call), limit=query.limit, before=before)
     headers = {}
-    if len(jobs) == query.limit:
-        next_page = {**call.request.query_params, "cursor": jobs[-1].id.replace("-", "")}
+    if page.next is not None:
+        next_page = {**call.request.query_params, "cursor": page.next.replace("-", "")}
         headers["Link"] = f'<{call.address("/jobs")}?{urlencode(next_page)}>; rel="next"'
-    return answer([call.shown(job) for job in jobs], headers=headers)
+    return answer([call.shown(job) for job in page.jobs], headers=headers)
+
+
+def count_jobs(call: Call) -> Response:
+    """Count the jobs that fit, as far as a bounded number of rows can tell."""
+    query: CountQuery = call.query
+    action = None if query.action is UNSET else query.action
+    found = call.app.count_matching(_filter(call), action=action, at_most=query.at_most)
+    return answer(wire.CountedBody(jobs=found.jobs, exact=found.exact))
+
+
+def _filter(call: Call) -> Filter:
+    """The filter in a query."""
+    names = FilterQuery.__struct_fields__
+    given = {name: value for name in names if (value := getattr(call.query, name)) is not UNSET}
+    for name in given.keys() & {"created_after", "created_before"}:
+        given[name] = convert(given[name], forms.RunAt, root=f"query {name}")
+    return checked(Filter(**given, hidden=call.redaction.keys), at="query ")
 
 
 def _id_of(cursor: str) -> str:

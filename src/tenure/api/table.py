@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from tenure import forms, payload, wire
 from tenure.access import EVERY_SCOPE, Scope
-from tenure.api import jobs, leases, openapi, operations
+from tenure.api import bulk, jobs, leases, openapi, operations
 from tenure.api.metrics import CONTENT_TYPE
 from tenure.api.routing import SMALL_BODY, Answer, Body, Call, Route
 from tenure.app import MOST_JOBS_AT_ONCE
@@ -109,6 +109,15 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="GET",
+        path="/jobs/count",
+        name="countJobs",
+        scopes=READ,
+        endpoint=jobs.count_jobs,
+        query=jobs.CountQuery,
+        answers=_one(wire.CountedBody, "How many there are, or at least are."),
+    ),
+    Route(
+        method="GET",
         path="/jobs/{id}",
         name="showJob",
         scopes=READ,
@@ -153,6 +162,44 @@ ROUTES: tuple[Route, ...] = (
         body=Body(forms.RetryRequest, optional=True),
         answers=_one(Job, "The job, pending again."),
         refusals=(404, 409),
+    ),
+    # --- actions on all jobs of a filter
+    Route(
+        method="POST",
+        path="/bulk",
+        name="startBulk",
+        scopes=ADMIN,
+        endpoint=bulk.start_bulk,
+        body=Body(forms.BulkRequest),
+        answers={202: Answer(wire.BulkBody, "The action, on record.", headers=("Location",))},
+    ),
+    Route(
+        method="GET",
+        path="/bulk",
+        name="listBulks",
+        scopes=READ,
+        endpoint=bulk.list_bulks,
+        query=bulk.BulksQuery,
+        answers=_many(wire.BulkBody, "The actions."),
+    ),
+    Route(
+        method="GET",
+        path="/bulk/{id}",
+        name="showBulk",
+        scopes=READ,
+        endpoint=bulk.show_bulk,
+        answers=_one(wire.BulkBody, "The action."),
+        refusals=(404,),
+    ),
+    Route(
+        method="POST",
+        path="/bulk/{id}/stop",
+        name="stopBulk",
+        scopes=ADMIN,
+        endpoint=bulk.stop_bulk,
+        body=NO_BODY,
+        answers=_one(wire.BulkBody, "The action, ended."),
+        refusals=(404,),
     ),
     # --- what workers call
     Route(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.errors import (
+    BulkNotFound,
     InvalidInput,
     JobNotFound,
     SchemaMismatch,
@@ -24,6 +25,7 @@ REFUSED = 1
 EXIT_CODES: Mapping[type[TenureError], int] = {
     InvalidInput: 2,
     JobNotFound: 3,
+    BulkNotFound: 3,
     StoreUnavailable: 4,
     SchemaMismatch: 4,
 }

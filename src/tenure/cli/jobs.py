@@ -155,7 +155,7 @@ def jobs() -> None:
 @database_option
 @json_option
 @wide_option
-def list_jobs(limit: int, as_json: bool, **filters: str | None) -> None:
+def list_jobs(limit: int, as_json: bool, **filters: Any) -> None:
     """List jobs, newest first."""
     from tenure import wire
     from tenure.cli.terminal import ago, attempts, first_line, print_json, table

@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 from tenure import failpoints
 from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
-from tenure.lifecycle import Event, Job
-from tenure.records import Added, Addition, ClaimRequest, Query, Report, Turn
+from tenure.lifecycle import Event, Job, Status
+from tenure.records import Added, Addition, Bulk, ClaimRequest, Report, Turn
 from tenure.redaction import without_password
 from tenure.store import migrate, moves
 from tenure.store.bell import Bell
+from tenure.store.bulk import bite, next_ids
 from tenure.store.committer import Acting, Adding, Committer, Turning
 from tenure.store.database import Database, Reader
 
@@ -70,9 +71,21 @@ class Store:
         """One event on one job. The future raises JobNotFound or IllegalMove."""
         return self._act("operator", lambda db: moves.apply(db, job_id, event))
 
-    def apply_matching(self, query: Query, event: Event) -> Future[list[Job]]:
-        """One event on each job of a query that allows it; the jobs changed."""
-        return self._act("operator", lambda db: moves.apply_matching(db, query, event))
+    def start_bulk(self, **fields: Any) -> Future[None]:
+        """Keep a new action on all jobs of a filter."""
+        return self._act("bulk", lambda db: db.bulks.add(**fields))
+
+    def step_bulk(self, bulk: Bulk, sources: Sequence[Status]) -> None:
+        """One bite of such an action, as it was read, unless it has gone on since.
+
+        `sources` are the statuses that allow it.
+        """
+        ids, cursor = next_ids(self.read, bulk, sources)
+        self._act("bulk", lambda db: bite(db, bulk, ids, cursor)).result()
+
+    def stop_bulk(self, bulk_id: str, actor: str) -> Future[None]:
+        """End such an action early."""
+        return self._act("bulk", lambda db: db.bulks.stop(bulk_id, actor))
 
     def sweep(self, limit: int = 500) -> Future[list[Job]]:
         """End leases that have run out; the jobs concerned, as they stand after."""

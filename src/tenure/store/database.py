@@ -18,6 +18,7 @@ from tenure.lifecycle import Job
 from tenure.records import (
     Activity,
     Addition,
+    Bulk,
     ClaimRequest,
     Count,
     FailureGroup,
@@ -31,6 +32,7 @@ from tenure.records import (
     Wanted,
     WorkerState,
 )
+from tenure.store.bulk_table import BulkTable
 from tenure.store.measures import Bite, Measures
 from tenure.store.tokens import TokenTable
 
@@ -49,6 +51,7 @@ class Database(Protocol):
 
     tokens: TokenTable
     measures: Measures
+    bulks: BulkTable
 
     def begin(self) -> None:
         """Start a write transaction, connecting first if need be."""
@@ -100,9 +103,6 @@ class Database(Protocol):
     def lock_expired(self, limit: int) -> list[Job]:
         """Load and lock processing jobs whose lease has run out, oldest first."""
 
-    def lock_matching(self, query: Query) -> list[Job]:
-        """Load and lock the jobs of a query, newest first."""
-
     def save(self, changes: Sequence[tuple[Job, Job]]) -> int:
         """Write (before, after) pairs, each only if the row still is `before`; how many were."""
 
@@ -147,7 +147,22 @@ class Reader(Protocol):
         """The job as it stands."""
 
     def find(self, query: Query) -> list[Job]:
-        """Jobs, newest first."""
+        """The jobs of a query, in its order; it goes as far as that takes, see `search.py`."""
+
+    def find_ids(self, query: Query) -> list[str]:
+        """The ids of the same."""
+
+    def count(self, query: Query) -> int:
+        """How many `find` would return."""
+
+    def waiting(self, query: Query, most: int) -> int:
+        """How many jobs, at most, wait or run as the query's status says.
+
+        Of those that wait, only the query's queue counts.
+        """
+
+    def edge(self, query: Query, rows: int) -> str | None:
+        """The id of the last of so many rows that a search goes along; None if there are fewer."""
 
     def history(self, job_id: str) -> list[Transition]:
         """The ledger of one job, oldest first."""
@@ -193,6 +208,12 @@ class Reader(Protocol):
 
     def tokens(self) -> list[AccessToken]:
         """Every token of the HTTP API there ever was, newest first."""
+
+    def bulk(self, bulk_id: str) -> Bulk | None:
+        """An action on all jobs of a filter, as it stands."""
+
+    def bulks(self, limit: int, *, unfinished: bool = False) -> list[Bulk]:
+        """Such actions, newest first."""
 
     def ahead(self, job: Job) -> int:
         """How many due pending jobs of the same queue would be claimed before this one."""

@@ -27,7 +27,6 @@ from tenure.records import (
     Addition,
     Answer,
     Outcome,
-    Query,
     Report,
     Verdict,
 )
@@ -184,20 +183,6 @@ def apply(db: Database, job_id: str, event: Event) -> Job:
     after = follow(job, event, db.now())
     save(db, [(job, *after)])
     return after[-1]
-
-
-def apply_matching(db: Database, query: Query, event: Event) -> list[Job]:
-    """One event on every job of a query that its status allows; the jobs changed."""
-    jobs = db.lock_matching(query)
-    now = db.now()
-    steps = []
-    for job in jobs:
-        try:
-            steps.append((job, *follow(job, event, now)))
-        except IllegalMove:
-            continue
-    save(db, steps)
-    return [step[-1] for step in steps]
 
 
 def sweep(db: Database, limit: int) -> list[Job]:

@@ -15,9 +15,10 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from tenure.lifecycle import Job, Status
-from tenure.records import Addition, ClaimRequest, Lease, Query, Report
-from tenure.store import guards, measure_words
+from tenure.records import Addition, ClaimRequest, Lease, Report
+from tenure.store import bulk_table, guards, measure_words
 from tenure.store import postgres_statements as sql
+from tenure.store.bulk_table import BulkTable
 from tenure.store.database import Trouble
 from tenure.store.measures import Measures
 from tenure.store.postgres_connection import (
@@ -78,6 +79,7 @@ class Postgres:
         self._marked = False
         self.tokens = TokenTable(POSTGRES, self._run)
         self.measures = Measures(measure_words.POSTGRES, self._query)
+        self.bulks = BulkTable(bulk_table.POSTGRES, self._run)
         self._warnings: list[str] = []
         self._cut_short: list[str] = []  # waits for a standby
 
@@ -316,12 +318,6 @@ class Postgres:
 
     def lock_expired(self, limit: int) -> list[Job]:
         return self._jobs(sql.LOCK_EXPIRED, limit)
-
-    def lock_matching(self, query: Query) -> list[Job]:
-        clause, condition, values = sql.where(query)
-        statement = sql.LOCK_MATCHING.replace("{where}", clause)
-        statement = statement.replace("{condition}", condition)
-        return self._jobs(statement, *values, query.limit, *values)[::-1]
 
     def _jobs(self, statement: str, *values: Any) -> list[Job]:
         return [job_of(row, to_time) for row in self._rows(statement, *values)]

@@ -20,6 +20,7 @@ from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import (
     Activity,
+    Bulk,
     Count,
     FailureGroup,
     Moves,
@@ -31,10 +32,18 @@ from tenure.records import (
     Wanted,
     WorkerState,
 )
-from tenure.store import audit, measures
+from tenure.store import audit, bulk_table, measures
+from tenure.store.bulk_table import bulk_of
 from tenure.store.measure_words import POSTGRES as POSTGRES_WORDS
 from tenure.store.postgres_connection import CONNECTED, NOW, connect, is_uuid, place_of, to_time
-from tenure.store.postgres_statements import SELECT_JOB, where
+from tenure.store.postgres_statements import (
+    JOB_COLUMNS,
+    SELECT_JOB,
+    counting,
+    edge,
+    listing,
+    waiting,
+)
 from tenure.store.postgres_wire import ANSWER_SECONDS, answering
 from tenure.store.rows import job_of, read_names
 from tenure.store.tokens import POSTGRES, token_of
@@ -187,9 +196,9 @@ class PostgresReader:
         return self._rows(statement, *values)
 
     def _by_index(self, statement: str, values: Sequence[Any]) -> list[Any]:
-        """The same for what reads the end of the ledger: how much that is the planner cannot know.
+        """The same for what reads the end of the ledger, or jobs in the order of an index.
 
-        It takes a third of the table for it, and would read it whole.
+        How much that is the planner cannot know: it would read and sort the whole table.
         """
         query = self._place.sql(statement)
 
@@ -229,9 +238,20 @@ class PostgresReader:
         return job_of(rows[0], to_time) if rows else None
 
     def find(self, query: Query) -> list[Job]:
-        clause, _, values = where(query)
-        rows = self._rows(f"{SELECT_JOB} {clause}", *values, query.limit)
-        return [job_of(row, to_time) for row in rows]
+        return [job_of(row, to_time) for row in self._by_index(*listing(JOB_COLUMNS, query))]
+
+    def find_ids(self, query: Query) -> list[str]:
+        return [id for (id,) in self._by_index(*listing("job.id::text", query))]
+
+    def count(self, query: Query) -> int:
+        return int(self._by_index(*counting(query))[0][0])
+
+    def waiting(self, query: Query, most: int) -> int:
+        return int(self._by_index(*waiting(query, most))[0][0])
+
+    def edge(self, query: Query, rows: int) -> str | None:
+        found = self._by_index(*edge(query, rows))
+        return found[0][0] if found else None
 
     def history(self, job_id: str) -> list[Transition]:
         if not is_uuid(job_id):
@@ -295,6 +315,18 @@ class PostgresReader:
 
     def tokens(self) -> list[AccessToken]:
         return [token_of(row, to_time) for row in self._rows(POSTGRES.read())]
+
+    def bulk(self, bulk_id: str) -> Bulk | None:
+        if not is_uuid(bulk_id):
+            return None
+        statement = bulk_table.POSTGRES.read("WHERE id = %s::uuid") + "1"
+        rows = self._rows(statement, bulk_id)
+        return bulk_of(rows[0], to_time) if rows else None
+
+    def bulks(self, limit: int, *, unfinished: bool = False) -> list[Bulk]:
+        where = "WHERE finished_at IS NULL" if unfinished else ""
+        statement = bulk_table.POSTGRES.read(where) + "%s"
+        return [bulk_of(row, to_time) for row in self._rows(statement, limit)]
 
     def ahead(self, job: Job) -> int:
         return int(self._rows(AHEAD, job.queue, job.priority, job.run_at, job.id)[0][0])

@@ -6,6 +6,7 @@ changes, which is the condition PostgreSQL tests again after a wait for somebody
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tenure.errors import InvalidInput
@@ -14,6 +15,7 @@ from tenure.records import Query
 from tenure.store import guards
 from tenure.store.postgres_connection import NOW, is_uuid
 from tenure.store.rows import COLUMNS, MOVED, TIMES
+from tenure.store.search import along_ids, between, folded
 
 # Plans must not hang on statistics: right after a bulk load the planner would read and sort the
 # whole table for one batch. Settings end with the transaction, as a transaction pooler demands.
@@ -95,16 +97,13 @@ SELECT count(*) FROM (
     SELECT FROM {s}.job WHERE status = 'pending' AND queue = %s LIMIT %s) AS waiting
 """
 
-SELECT_JOB = f"SELECT {select(*COLUMNS)} FROM {{s}}.job"
+JOB_COLUMNS = select(*COLUMNS)
+SELECT_JOB = f"SELECT {JOB_COLUMNS} FROM {{s}}.job"
 LOCK = f"SELECT {select(*COLUMNS)} FROM {{s}}.locked(%b::uuid[]) AS job"
 # After a wait for somebody else's lock both conditions are tested again on the row as it is then.
 LOCK_EXPIRED = f"""
 {SELECT_JOB} WHERE status = 'processing' AND lease_expires_at <= {NOW}
 ORDER BY job.lease_expires_at LIMIT %s FOR UPDATE SKIP LOCKED
-"""
-LOCK_MATCHING = f"""
-WITH wanted AS MATERIALIZED (SELECT id FROM {{s}}.job {{where}})
-{SELECT_JOB} WHERE id IN (SELECT id FROM wanted) AND {{condition}} ORDER BY job.id FOR UPDATE
 """
 
 GUARD = ("status", "token", "lease_id", "lease_expires_at")
@@ -157,22 +156,90 @@ SELECT queue, type, count(*) FROM gone GROUP BY queue, type
 """
 
 
-def where(query: Query) -> tuple[str, str, list[Any]]:
-    """(WHERE clause that ends in a limit, its condition alone, values without the limit).
+ENDED = (Status.FAILED, Status.CANCELLED)
+"""What the index `job_ended` holds."""
 
-    The status stands as a literal: partial indexes need it.
+
+def listing(what: str, query: Query) -> tuple[str, list[Any]]:
+    """`SELECT what` of the jobs of a query, and the values; see `search.py` for its bounds.
+
+    A subquery with a limit is a fence: what is inside decides on the index, whatever the planner
+    thinks of the conditions outside. The status stands as a literal: partial indexes need it.
     """
-    parts, values = ["true"], []
-    if query.status is not None:
-        parts.append(f"status = {guards.quoted(Status(query.status))}")
-    for column, value in (("type", query.type), ("queue", query.queue)):
+    inside, outside, values = list[str](), list[str](), list[Any]()
+
+    def add(part: str, value: Any, parts: list[str]) -> None:
         if value is not None:
-            parts.append(f"{column} = %s")
+            parts.append(part)
             values.append(value)
-    if query.before is not None:
-        if not is_uuid(query.before):
-            raise InvalidInput("not the id of a job", path="$.before")
-        parts.append("id < %s::uuid")
-        values.append(query.before)
-    condition = " AND ".join(parts)
-    return f"WHERE {condition} ORDER BY job.id DESC LIMIT %s", condition, values
+
+    if query.status is not None:
+        decides = query.gather or query.status in ENDED
+        (inside if decides else outside).append(f"status = {guards.quoted(Status(query.status))}")
+    if query.gather and query.status == Status.PENDING:
+        add("queue = %s", query.queue, inside)
+    after, before = between(query)
+    along = outside if query.gather else inside
+    add("id > %s::uuid", _uuid(after), along)
+    add("id < %s::uuid", _uuid(before), along)
+    add(f"id {'<=' if query.oldest_first else '>='} %s::uuid", _uuid(query.through), along)
+    order = f"ORDER BY job.id {'ASC' if query.oldest_first else 'DESC'}"
+    if query.among:
+        outside.append(f"status IN ({guards.quoted(*query.among)})")
+    add("type = %s", query.type, outside)
+    add("queue = %s", query.queue, outside)
+    add("created_at >= %s", query.created_after, outside)
+    add("created_at < %s", query.created_before, outside)
+    add("created_at <= %s", query.created_by, outside)
+    add("finished_at <= %s", query.settled_by, outside)
+    # Lower case of the C locale is that of A to Z alone, as in SQLite.
+    add(f"strpos({_folded('last_error')}, %s) > 0", _text(query.error), outside)
+    add(f"strpos({_folded('payload')}, %s) > 0", _text(query.text), outside)
+    if query.gather:
+        table = f"(SELECT * FROM {{s}}.job{_where(inside)} OFFSET 0) AS job"
+    elif query.most is not None:
+        table = f"(SELECT * FROM {{s}}.job{_where(inside)} {order} LIMIT {int(query.most)}) AS job"
+    else:
+        table, outside = "{s}.job", [*inside, *outside]
+    return f"SELECT {what} FROM {table}{_where(outside)} {order} LIMIT {int(query.limit)}", values
+
+
+def _where(parts: Sequence[str]) -> str:
+    return f" WHERE {' AND '.join(parts)}" if parts else ""
+
+
+def _folded(column: str) -> str:
+    return f'lower(job.{column} COLLATE "C")'
+
+
+def _text(wanted: str | None) -> str | None:
+    return wanted and folded(wanted)
+
+
+def _uuid(id: str | None) -> str | None:
+    if id is not None and not is_uuid(id):
+        raise InvalidInput("not the id of a job", path="$.before")
+    return id
+
+
+def counting(query: Query) -> tuple[str, list[Any]]:
+    """How many a listing would be."""
+    statement, values = listing("1", query)
+    return f"SELECT count(*) FROM ({statement}) AS found", values
+
+
+def edge(query: Query, rows: int) -> tuple[str, list[Any]]:
+    """The id of the last of so many rows that a search goes along, if there are as many."""
+    ended = query.status if query.status in ENDED else None
+    statement, values = listing("job.id::text", along_ids(query, ended))
+    return f"{statement} OFFSET {int(rows) - 1}", values
+
+
+def waiting(query: Query, most: int) -> tuple[str, list[Any]]:
+    """How many jobs stand in the status of a query (and in its queue, if they are pending)."""
+    status = Status(query.status or "")
+    where, values = f"status = {guards.quoted(status)}", list[Any]()
+    if status is Status.PENDING and query.queue is not None:
+        where, values = f"{where} AND queue = %s", [query.queue]
+    some = f"SELECT FROM {{s}}.job WHERE {where} LIMIT {int(most)}"
+    return f"SELECT count(*) FROM ({some}) AS waiting", values

@@ -15,9 +15,10 @@ import msgspec
 
 from tenure import failpoints
 from tenure.lifecycle import Job, Status
-from tenure.records import Addition, ClaimRequest, Lease, Query, Report
-from tenure.store import guards, measure_words
+from tenure.records import Addition, ClaimRequest, Lease, Report
+from tenure.store import bulk_table, guards, measure_words
 from tenure.store import sqlite_statements as sql
+from tenure.store.bulk_table import BulkTable
 from tenure.store.database import Trouble
 from tenure.store.measures import Measures
 from tenure.store.rows import (
@@ -63,6 +64,7 @@ class Sqlite:
         self._checkpoints = Checkpoints(path)
         self.tokens = TokenTable(SQLITE, self._execute)
         self.measures = Measures(measure_words.SQLITE, self._execute)
+        self.bulks = BulkTable(bulk_table.SQLITE, self._execute)
 
     # --- transactions
 
@@ -274,11 +276,6 @@ class Sqlite:
 
     def lock_expired(self, limit: int) -> list[Job]:
         rows = self._db.execute(sql.EXPIRED, (to_millis(self.now()), limit))
-        return [job_of(row, to_time) for row in rows]
-
-    def lock_matching(self, query: Query) -> list[Job]:
-        clause, values = sql.where(query)
-        rows = self._db.execute(f"{sql.SELECT_JOB} {clause}", values)
         return [job_of(row, to_time) for row in rows]
 
     def save(self, changes: Sequence[tuple[Job, Job]]) -> int:

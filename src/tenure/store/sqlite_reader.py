@@ -17,6 +17,7 @@ from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import (
     Activity,
+    Bulk,
     Count,
     FailureGroup,
     Moves,
@@ -28,11 +29,19 @@ from tenure.records import (
     Wanted,
     WorkerState,
 )
-from tenure.store import audit, measures, sqlite_watch
+from tenure.store import audit, bulk_table, measures, sqlite_watch
+from tenure.store.bulk_table import bulk_of
 from tenure.store.measure_words import SQLITE as SQLITE_WORDS
 from tenure.store.rows import job_of, read_names
 from tenure.store.sqlite_connection import NOW, connect, to_millis, to_time
-from tenure.store.sqlite_statements import SELECT_JOB, where
+from tenure.store.sqlite_statements import (
+    JOB_COLUMNS,
+    SELECT_JOB,
+    counting,
+    edge,
+    listing,
+    waiting,
+)
 from tenure.store.tokens import SQLITE, token_of
 
 START = "0"
@@ -141,8 +150,21 @@ class SqliteReader:
         return job_of(rows[0], to_time) if rows else None
 
     def find(self, query: Query) -> list[Job]:
-        clause, values = where(query)
-        return [job_of(row, to_time) for row in self._rows(f"{SELECT_JOB} {clause}", values)]
+        rows = self._rows(*listing(JOB_COLUMNS, query))
+        return [job_of(row, to_time) for row in rows]
+
+    def find_ids(self, query: Query) -> list[str]:
+        return [id for (id,) in self._rows(*listing("id", query))]
+
+    def count(self, query: Query) -> int:
+        return int(self._rows(*counting(query))[0][0])
+
+    def waiting(self, query: Query, most: int) -> int:
+        return int(self._rows(*waiting(query, most))[0][0])
+
+    def edge(self, query: Query, rows: int) -> str | None:
+        found = self._rows(*edge(query, rows))
+        return found[0][0] if found else None
 
     def history(self, job_id: str) -> list[Transition]:
         statement = f"SELECT {LEDGER} FROM tenure_transition WHERE job_id = ? ORDER BY seq"
@@ -203,6 +225,16 @@ class SqliteReader:
 
     def tokens(self) -> list[AccessToken]:
         return [token_of(row, to_time) for row in self._rows(SQLITE.read())]
+
+    def bulk(self, bulk_id: str) -> Bulk | None:
+        statement = bulk_table.SQLITE.read("WHERE id = ?") + "1"
+        rows = self._rows(statement, (bulk_id,))
+        return bulk_of(rows[0], to_time) if rows else None
+
+    def bulks(self, limit: int, *, unfinished: bool = False) -> list[Bulk]:
+        where = "WHERE finished_at IS NULL" if unfinished else ""
+        statement = bulk_table.SQLITE.read(where) + "?"
+        return [bulk_of(row, to_time) for row in self._rows(statement, (limit,))]
 
     def ahead(self, job: Job) -> int:
         values = (job.queue, job.priority, to_millis(job.run_at), job.id)

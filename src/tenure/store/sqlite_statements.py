@@ -8,13 +8,16 @@ twice as long to take apart as to write.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
 
+from tenure.ids import EPOCH
 from tenure.lifecycle import Status
 from tenure.records import Query
 from tenure.store import guards
 from tenure.store.rows import COLUMNS, MOVED
+from tenure.store.search import along_ids, between, folded
 
 SHAPES = (1, 8, 32, 128, 512)
 """Rows in one statement. Few, for each is a statement of its own to prepare and to keep."""
@@ -147,7 +150,8 @@ FROM json_each(?1) WHERE tenure_job.id = value ->> 0 AND tenure_job.lease_id = v
 RETURNING lease_id
 """
 
-SELECT_JOB = f"SELECT {', '.join(COLUMNS)} FROM tenure_job"
+JOB_COLUMNS = ", ".join(COLUMNS)
+SELECT_JOB = f"SELECT {JOB_COLUMNS} FROM tenure_job"
 EXPIRED = f"""
 {SELECT_JOB} WHERE status = 'processing' AND lease_expires_at <= ?
 ORDER BY lease_expires_at LIMIT ?
@@ -179,21 +183,81 @@ RETURNING id, queue, type
 ENDED = (Status.FAILED, Status.CANCELLED)
 """What the index `tenure_job_ended` holds, in the order of its condition."""
 
+GATHERED_BY = {Status.PENDING: "tenure_job_ready", Status.PROCESSING: "tenure_job_lease"}
+"""The index of all jobs in a status, where they may be few."""
 
-def where(query: Query) -> tuple[str, list[Any]]:
-    """The WHERE clause of a query. The status stands as a literal: partial indexes need it."""
-    parts, values = ["1"], []
+
+def listing(what: str, query: Query) -> tuple[str, list[Any]]:
+    """`SELECT what` of the jobs of a query, and the values; see `search.py` for its bounds.
+
+    The status stands as a literal: partial indexes need it. A plus keeps the planner from using an
+    index: that of the ids where the jobs of a status are gathered and sorted, those of the status
+    elsewhere.
+    """
+    parts, values = ["1"], list[Any]()
+
+    def add(part: str, value: Any) -> None:
+        if value is not None:
+            parts.append(part)
+            values.append(value)
+
     if query.status is not None:
-        parts.append(f"status = {guards.quoted(Status(query.status))}")
+        by_index = query.gather or query.status in ENDED
+        column = "status" if by_index else "+status"
+        parts.append(f"{column} = {guards.quoted(Status(query.status))}")
         if query.status in ENDED:  # SQLite knows the partial index only by its own words
             parts.append(f"status IN ({guards.quoted(*ENDED)})")
-    for column, value in (("type", query.type), ("queue", query.queue)):
-        if value is not None:
-            parts.append(f"{column} = ?")
-            values.append(value)
-    # Few are processing: sorted, for by id the planner would walk past all the others.
-    key = "+id" if query.status == Status.PROCESSING else "id"
-    if query.before is not None:
-        parts.append(f"{key} < ?")
-        values.append(query.before)
-    return f"WHERE {' AND '.join(parts)} ORDER BY {key} DESC LIMIT {int(query.limit)}", values
+    if query.among:
+        parts.append(f"status IN ({guards.quoted(*query.among)})")
+    add("type = ?", query.type)
+    add("queue = ?", query.queue)
+    add("created_at >= ?", _millis(query.created_after))
+    add("created_at < ?", _millis(query.created_before))
+    add("created_at <= ?", _millis(query.created_by))
+    add("finished_at <= ?", _millis(query.settled_by))
+    add("instr(lower(last_error), ?) > 0", query.error and folded(query.error))
+    add("instr(lower(payload), ?) > 0", query.text and folded(query.text))
+    key = "+id" if query.gather else "id"
+    after, before = between(query)
+    # One bound on each side: SQLite searches by the first and only tests the second.
+    down = query.through is not None and not query.oldest_first
+    up = query.through is not None and query.oldest_first
+    add(f"{key} >= ?" if down else f"{key} > ?", query.through if down else after)
+    add(f"{key} <= ?" if up else f"{key} < ?", query.through if up else before)
+    table = f"tenure_job{_by_index(query.status) if query.gather else ''}"
+    order = f"{key} {'ASC' if query.oldest_first else 'DESC'}"
+    where = " AND ".join(parts)
+    limit = int(query.limit)
+    return f"SELECT {what} FROM {table} WHERE {where} ORDER BY {order} LIMIT {limit}", values
+
+
+def _by_index(status: str | None) -> str:
+    return f" INDEXED BY {GATHERED_BY[Status(status or '')]}"
+
+
+def _millis(time: datetime | None) -> int | None:
+    """A bound of times, which are stored in whole milliseconds: the next one, if between two."""
+    return None if time is None else -((EPOCH - time) // timedelta(milliseconds=1))
+
+
+def counting(query: Query) -> tuple[str, list[Any]]:
+    """How many a listing would be."""
+    statement, values = listing("1", query)
+    return f"SELECT count(*) FROM ({statement})", values
+
+
+def edge(query: Query, rows: int) -> tuple[str, list[Any]]:
+    """The id of the last of so many rows that a search goes along, if there are as many."""
+    ended = query.status if query.status in ENDED else None
+    statement, values = listing("id", along_ids(query, ended))
+    return f"{statement} OFFSET {int(rows) - 1}", values
+
+
+def waiting(query: Query, most: int) -> tuple[str, list[Any]]:
+    """How many jobs stand in the status of a query (and in its queue, if they are pending)."""
+    status = Status(query.status or "")
+    where, values = f"status = {guards.quoted(status)}", list[Any]()
+    if status is Status.PENDING and query.queue is not None:
+        where, values = f"{where} AND queue = ?", [query.queue]
+    some = f"SELECT 1 FROM tenure_job{_by_index(query.status)} WHERE {where} LIMIT {int(most)}"
+    return f"SELECT count(*) FROM ({some})", values

@@ -11,8 +11,7 @@ import psycopg
 import pytest
 
 from tenure.ids import new_id
-from tenure.lifecycle import Job, Status
-from tenure.records import Addition, Lease, Query
+from tenure.records import Addition, Lease
 from tenure.store import postgres_lanes
 from tenure.store.postgres import Postgres
 from tenure.store.postgres_reader import PostgresReader
@@ -91,25 +90,6 @@ def test_a_sweep_passes_over_a_lease_that_is_being_reported(
     db.rollback()
     with committed(other):
         assert [job.id for job in other.lock_expired(10)] == [lease.id]
-
-
-def test_a_bulk_action_takes_no_job_that_moved_while_it_waited(
-    db: Postgres, other: Postgres, raw: Raw
-) -> None:
-    moving, staying = add(db, 2)
-    db.begin()
-    assert [lease.id for lease in db.claim(request(1))] == [moving]
-    found: list[Job] = []
-
-    def lock() -> None:
-        with committed(other):
-            found.extend(other.lock_matching(Query(status=Status.PENDING)))
-
-    thread = in_thread(lock)
-    wait_until_somebody_waits(raw)
-    db.commit()
-    thread.join(30)
-    assert [job.id for job in found] == [staying]
 
 
 def test_the_ledger_loses_nothing_when_transactions_commit_out_of_order(

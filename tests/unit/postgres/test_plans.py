@@ -9,22 +9,23 @@ import psycopg
 import pytest
 
 from tenure.ids import new_ids
+from tenure.lifecycle import Status
 from tenure.records import Query
 from tenure.store import postgres_lanes as lanes
 from tenure.store import postgres_statements as sql
 from tenure.store.postgres import Postgres
 from tenure.store.postgres_connection import Uuids, place_of
-from tenure.store.postgres_reader import PostgresReader
+from tenure.store.postgres_reader import BY_INDEX, PostgresReader
 from tests.contract.desk import request
 from tests.unit.postgres.sessions import Raw, add, ask, take
 
 # --- plans ------------------------------------------------------------------------------------
 
 
-def plan(raw: Raw, url: str, statement: str, *values: Any) -> str:
+def plan(raw: Raw, url: str, statement: str, *values: Any, begin: str = sql.BEGIN) -> str:
     """The plan that a statement of the store gets inside one of its transactions."""
     place = place_of(url)
-    raw.execute(place.sql(sql.BEGIN))
+    raw.execute(place.sql(begin))
     rows = raw.execute(b"EXPLAIN " + place.sql(statement), values or None).fetchall()
     raw.execute("ROLLBACK")
     return "\n".join(line for (line,) in rows)
@@ -89,27 +90,45 @@ def test_every_statement_keeps_its_plan_at_a_million_rows_of_each_kind(
             f" FROM generate_series(1, {ROWS}) AS n".encode()
         )
     rows = raw.execute("SELECT id::text FROM tenure.job ORDER BY id DESC LIMIT 500").fetchall()
-    for analysed in (False, True):
+    for _ in ("never analysed", "analysed"):
         check_report(url, raw, [id for (id,) in rows], kept_plans)
         check_claim(url, raw, kept_plans)
-        check_sweep_and_pages(url, raw, rows[-1][0], analysed)
+        check_sweep_and_pages(url, raw, rows[-1][0])
         raw.execute("ANALYZE tenure.job")
 
 
-def check_sweep_and_pages(url: str, raw: Raw, last: str, analysed: bool) -> None:
+def check_sweep_and_pages(url: str, raw: Raw, last: str) -> None:
     found = plan(raw, url, sql.LOCK_EXPIRED, 100)
     assert "Index Scan using job_lease" in found
     assert "Sort" not in found
-    for status in (None, "pending", "failed", "cancelled", "processing"):
-        for type in (None, "mail"):
-            clause, _, values = sql.where(query := Query(status=status, type=type, before=last))
-            found = plan(raw, url, f"{sql.SELECT_JOB} {clause}", *values, query.limit)
+    check_search(url, raw, last)
+
+
+SEARCHING = f"BEGIN; {BY_INDEX}"
+
+
+def check_search(url: str, raw: Raw, last: str) -> None:
+    """Each goes along the ids, or along those of its status, and sorts only what is gathered."""
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    others = {"type": "mail", "queue": "default", "text": "x", "created_by": at}
+    for status in (None, *Status):
+        along = "job_" if status in sql.ENDED else "job_pkey"  # where many have failed, either
+        plain = Query(status=status, before=last) if status in (None, *sql.ENDED) else None
+        span = Query(status=status, before=last, through=last, most=10_000, **others)
+        asked = [sql.listing(sql.JOB_COLUMNS, query) for query in (plain, span) if query]
+        for statement, values in (*asked, sql.edge(span, 10_000)):
+            found = plan(raw, url, statement, *values, begin=SEARCHING)
+            assert f"Scan Backward using {along}" in found
             assert "Seq Scan" not in found
-            if status == "processing":  # few: read by their own index, and sorted
-                assert "Index Scan using job_lease" in found
-            elif analysed or status != "pending":
-                assert "Index Scan Backward using job_" in found
-                assert "Sort" not in found
+            assert "Sort" not in found
+        if status in (Status.PENDING, Status.PROCESSING):
+            index = "job_ready" if status is Status.PENDING else "job_lease"
+            gathered = Query(status=status, before=last, type="mail", gather=True)
+            few = (sql.listing(sql.JOB_COLUMNS, gathered), sql.waiting(gathered, 10_000))
+            for statement, values in few:
+                found = plan(raw, url, statement, *values, begin=SEARCHING)
+                assert f"using {index}" in found
+                assert "Seq Scan" not in found
 
 
 def check_report(url: str, raw: Raw, some: list[str], kept_plans: list[str]) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tenure.ids import EPOCH
+from tenure.lifecycle import Status
 from tenure.records import Query
 from tenure.store import migrate_store
 from tenure.store import sqlite_statements as sql
@@ -102,17 +106,53 @@ def test_a_list_page_starts_at_its_key(
 ) -> None:
     """In the order of an index, so that nothing is sorted; those that failed have their own."""
     index = "tenure_job_ended" if "status=" in keys else "sqlite_autoindex_tenure_job_1"
-    clause, values = sql.where(query)
-    (found,) = plan(crowded, f"{sql.SELECT_JOB} {clause}", values).splitlines()
+    (found,) = plan(crowded, *sql.listing(sql.JOB_COLUMNS, query)).splitlines()
     assert found.endswith(f"tenure_job USING INDEX {index} {keys}".rstrip())
 
 
 @pytest.mark.scenario(100)
-def test_a_list_of_what_runs_reads_no_other_jobs(crowded: sqlite3.Connection) -> None:
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("status", [None, *Status])
+def test_a_search_reads_no_further_than_its_bound(
+    crowded: sqlite3.Connection, status: str | None, oldest_first: bool
+) -> None:
+    asked = Query(
+        status=status,
+        type="mail",
+        queue="default",
+        before="9" * 36,
+        text="x",
+        error="boom",
+        created_after=EPOCH + timedelta(hours=2),
+        created_by=EPOCH + timedelta(days=2),
+        oldest_first=oldest_first,
+    )
+    span = replace(asked, through=LAST)
+    by_status = status in ("failed", "cancelled")
+    index = "tenure_job_ended (status=? AND " if by_status else "sqlite_autoindex_tenure_job_1 ("
+    (found,) = plan(crowded, *sql.listing("id", span)).splitlines()
+    assert f"tenure_job USING INDEX {index}" in found
+    assert found.endswith("id>? AND id<?)")  # whatever the other conditions say
+    (found,) = plan(crowded, *sql.edge(asked, 10_000)).splitlines()
+    assert f"tenure_job USING COVERING INDEX {index}" in found
+    assert crowded.execute(*sql.edge(Query(status="failed"), 3)).fetchone() == (
+        f"1{ROWS - 2:035d}",
+    )
+
+
+@pytest.mark.scenario(100)
+@pytest.mark.parametrize("status", sql.GATHERED_BY)
+def test_the_few_of_a_status_are_read_by_their_index(
+    crowded: sqlite3.Connection, status: Status
+) -> None:
+    index = f"tenure_job USING {{}}INDEX {sql.GATHERED_BY[status]}"
     for before in (None, LAST):
-        clause, values = sql.where(Query(status="processing", before=before))
-        found = plan(crowded, f"{sql.SELECT_JOB} {clause}", values)
-        assert "tenure_job USING INDEX tenure_job_lease" in found
+        query = Query(status=status, before=before, text="x", gather=True)
+        assert index.format("") in plan(crowded, *sql.listing(sql.JOB_COLUMNS, query))
+    for queue in (None, "default"):
+        found = plan(crowded, *sql.waiting(Query(status=status, queue=queue), 10_000))
+        assert index.format("COVERING ") in found
+        assert "ORDER BY" not in found
 
 
 @pytest.mark.parametrize(

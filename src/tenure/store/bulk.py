@@ -1,0 +1,84 @@
+"""One bite of an action on all jobs of a filter.
+
+An action goes along the ids of its jobs, oldest first. A bite looks for the next few outside any
+transaction, then changes them by the lifecycle and moves the action's cursor in one. The bite is
+numbered, and the number is tested in that transaction: of two that were looked for side by side
+only one is taken. So a crash, wherever it comes, neither loses nor repeats anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tenure import failpoints
+from tenure.errors import IllegalMove
+from tenure.lifecycle import Cancelled, Event, Job, Retried, Status, follow
+from tenure.records import Action, Bulk, Filter, Query, query_of
+from tenure.store import moves
+from tenure.store.database import Database, Reader
+from tenure.store.search import fits, some_ids
+
+BITE = 500
+"""Jobs of one bite."""
+BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
+"""No job has a smaller id."""
+
+
+def about(filter: Filter, sources: Sequence[Status], **more: Any) -> Query:
+    """The jobs of a filter whose status is one of `sources`."""
+    if filter.status is not None and filter.status not in sources:
+        more["before"] = BEFORE_ALL
+    if filter.status is None and len(sources) == 1:
+        filter = replace(filter, status=sources[0])
+    among = tuple(sources) if filter.status is None else ()
+    return query_of(filter, among=among, **more)
+
+
+def next_ids(
+    read: Reader, bulk: Bulk, sources: Sequence[Status]
+) -> tuple[Sequence[str], str | None]:
+    """The jobs of the next bite, and the id up to which that looks; None if it is the last one."""
+    query = about(bulk.filter, sources, after=bulk.cursor, oldest_first=True, limit=BITE)
+    failed = query.status == Status.FAILED
+    start = bulk.created_at
+    query = replace(query, created_by=start, settled_by=start if failed else None)
+    return some_ids(read, query)
+
+
+def bite(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) -> None:
+    """Change these jobs and move the cursor; nothing, if somebody else has done this bite."""
+    if not db.bulks.hold(bulk):
+        return
+    jobs = db.lock(sorted(job_ids))
+    now = db.now()
+    steps = []
+    for job in jobs.values():
+        try:
+            if fits(bulk.filter, job) and _stood_so(job, bulk):
+                steps.append((job, *follow(job, _event(bulk), now)))
+        except IllegalMove:
+            continue
+    moves.save(db, steps)
+    failpoints.hit("bulk.between_jobs_and_cursor")
+    done = replace(
+        bulk,
+        cursor=cursor or bulk.cursor,
+        changed=bulk.changed + len(steps),
+        refused=bulk.refused + len(job_ids) - len(steps),
+    )
+    db.bulks.advance(done, ended=cursor is None)
+
+
+def _stood_so(job: Job, bulk: Bulk) -> bool:
+    """Whether a job that has settled had done so when the action was started."""
+    return job.finished_at is None or job.finished_at <= bulk.created_at
+
+
+def _event(bulk: Bulk) -> Event:
+    match bulk.action:
+        case Action.RETRY:
+            return Retried(more_retries=bulk.more_retries, actor=bulk.signature)
+        case Action.CANCEL:
+            return Cancelled(actor=bulk.signature)

@@ -1,0 +1,160 @@
+"""Finding jobs by any property, without ever walking a table of millions in one call.
+
+No index holds types, times or texts, and none is to be kept for them on the hot path. So a search
+goes along the ids, which every table has in order, and looks at a bounded number of rows; what it
+has not come to is the next page's. Where the jobs of a status are few, their partial index is read
+whole instead. The same for both databases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+from tenure import ids
+from tenure.lifecycle import Job, Status
+from tenure.records import Counted, Filter, Page, Query
+from tenure.redaction import Redaction
+from tenure.store.database import Reader
+
+MOST_ROWS = 10_000
+"""Rows that one call looks at."""
+MOST_TEXTS = 2_000
+"""Rows that one call reads the payloads or errors of: each may be 1 MiB."""
+MOST_SPANS = 10
+"""How many times as far counting goes."""
+AT_ONCE = 50
+"""Jobs that are loaded at once, where what is hidden has to be looked through outside SQL."""
+CLOCKS_APART = timedelta(hours=1)
+"""How far the clock that made a job's id may be from the store's: searches by time start and end at
+ids of that time, so that they need not walk there."""
+
+_FOLDED = {ord("A") + n: ord("a") + n for n in range(26)}
+
+
+def folded(text: str) -> str:
+    """`text` as both databases lower it for a search: A to Z, and nothing else."""
+    return text.translate(_FOLDED)
+
+
+def between(query: Query) -> tuple[str | None, str | None]:
+    """The ids between which the jobs of a query are, both left out."""
+    after, before = query.after, query.before
+    if query.created_after is not None:
+        after = max(after or "", ids.first_of(query.created_after, -CLOCKS_APART))
+    if query.created_before is not None:
+        first = ids.first_of(query.created_before, CLOCKS_APART)
+        before = first if before is None else min(before, first)
+    return after, before
+
+
+def along_ids(query: Query, status: str | None) -> Query:
+    """One of the rows that a query goes along: of all, or of a status with an index by id."""
+    after, before = between(query)
+    oldest_first = query.oldest_first
+    return Query(status=status, after=after, before=before, oldest_first=oldest_first, limit=1)
+
+
+def fits(filter: Filter, job: Job) -> bool:
+    """Whether a job fits, as far as its texts may be shown."""
+    shown = Redaction(filter.hidden).job(job) if filter.error or filter.text else job
+    return (
+        filter.status in (None, job.status)
+        and filter.type in (None, job.type)
+        and filter.queue in (None, job.queue)
+        and (filter.created_after is None or job.created_at >= filter.created_after)
+        and (filter.created_before is None or job.created_at < filter.created_before)
+        and (filter.error is None or folded(filter.error) in folded(shown.last_error or ""))
+        and (filter.text is None or folded(filter.text) in folded(shown.payload))
+    )
+
+
+def page(read: Reader, query: Query) -> Page:
+    """Up to `limit` jobs, and where to go on."""
+    span = bounded(read, query)
+    jobs = _shown(read, span) if _hides(span) else read.find(span)
+    if len(jobs) == query.limit:
+        return Page(jobs, jobs[-1].id, searched_all=True)
+    return Page(jobs, span.through, searched_all=span.through is None)
+
+
+def all_of(read: Reader, query: Query) -> list[Job]:
+    """Up to `limit` jobs, searching as far as it takes, one bounded statement after the other."""
+    jobs: list[Job] = []
+    wanted = query.limit
+    while True:
+        found = page(read, query)
+        jobs += found.jobs
+        if found.next is None or len(jobs) == wanted:
+            return jobs
+        query = replace(_after(query, found.next), limit=wanted - len(jobs))
+
+
+def some_ids(read: Reader, query: Query) -> tuple[Sequence[str], str | None]:
+    """`page`, with no more of the jobs than their ids."""
+    if _hides(query):
+        found = page(read, query)
+        return [job.id for job in found.jobs], found.next
+    span = bounded(read, query)
+    some = read.find_ids(span)
+    return some, some[-1] if len(some) == query.limit else span.through
+
+
+def count(read: Reader, query: Query, at_most: int) -> Counted:
+    """How many jobs there are, as far as a bounded search can tell."""
+    found = 0
+    for _ in range(MOST_SPANS):
+        span = bounded(read, replace(query, limit=at_most + 1 - found))
+        found += len(_shown(read, span)) if _hides(span) else read.count(span)
+        if found > at_most:
+            return Counted(at_most, exact=False)
+        if span.through is None:
+            return Counted(found, exact=True)
+        query = _after(query, span.through)
+    return Counted(found, exact=False)
+
+
+def bounded(read: Reader, query: Query) -> Query:
+    """The query with a bound: `through` is the last id to look at, None if there is no more."""
+    most = MOST_TEXTS if query.error or query.text else MOST_ROWS
+    if _is_indexed(query):
+        return query
+    waits = query.status in (Status.PENDING, Status.PROCESSING)
+    if waits and read.waiting(query, most + 1) <= most:
+        return replace(query, gather=True)
+    return replace(query, through=read.edge(query, most), most=most)
+
+
+def _is_indexed(query: Query) -> bool:
+    """Whether an index holds the jobs of the query, in order, and no others."""
+    others = (query.type, query.queue, query.error, query.text)
+    times = (query.created_after, query.created_before, query.created_by, query.settled_by)
+    in_order = query.status in (None, Status.FAILED, Status.CANCELLED) and not query.among
+    return in_order and all(value is None for value in (*others, *times))
+
+
+def _after(query: Query, last: str) -> Query:
+    """The rest of the query, from `last` on."""
+    return replace(query, after=last) if query.oldest_first else replace(query, before=last)
+
+
+def _hides(query: Query) -> bool:
+    return bool(query.hidden and (query.error or query.text))
+
+
+def _shown(read: Reader, span: Query) -> list[Job]:
+    """The jobs of a span in whose texts, as they are shown, stands what is searched for.
+
+    All that the database finds are looked at, so that where the page ends tells nothing of those
+    which are left out.
+    """
+    shown: list[Job] = []
+    part = replace(span, limit=AT_ONCE)
+    while len(shown) < span.limit:
+        found = read.find(part)
+        shown += [job for job in found if fits(span, job)]
+        if len(found) < AT_ONCE:
+            break
+        part = _after(part, found[-1].id)
+    return shown[: span.limit]

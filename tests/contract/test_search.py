@@ -1,0 +1,184 @@
+"""Jobs are found by any property: the same ones as by looking at each, in bounded steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tenure import ids
+from tenure.ids import new_id
+from tenure.lifecycle import Cancelled, Job, Status
+from tenure.records import Filter, Query, query_of
+from tenure.store import search
+from tests.clock import START
+from tests.contract.desk import Desk, completed, failed, new
+
+WORDS = ["Ümlaut", "ümlaut", "100%_done", "100x_done", "back\\slash", "it's", "STRASSE", "straße"]
+HOUR = timedelta(hours=1)
+
+
+def id_at(desk: Desk, ahead: timedelta = timedelta()) -> str:
+    """An id as a clock would make it that is ahead of the store's."""
+    return ids.first_of(desk.clock.now, ahead)[:13] + new_id()[13:]
+
+
+def fill(desk: Desk) -> list[Job]:
+    """Jobs of every status, type and queue, an hour and more apart; newest first."""
+    made: list[str] = []
+    for number in range(48):
+        desk.clock.advance(1800)
+        skew = timedelta(minutes=(number * 37) % 100 - 50)
+        word = WORDS[number % len(WORDS)]
+        addition = new(
+            type="ab"[number % 2],
+            queue="xyz"[number % 3],
+            payload=f'{{"word":"{word}","n":{number}}}',
+            max_retries=1,
+            id=id_at(desk, skew),
+        )
+        (added,) = desk.add_all(addition)
+        made.append(added.job.id)
+        match number % 6:
+            case 0:
+                desk.store.apply(added.job.id, Cancelled()).result()
+            case 1 | 2:
+                (lease,) = desk.claim(queues=(addition.queue,), types=(addition.type,))
+                desk.report(failed(lease, f"Boom {word}"))
+            case 3:
+                (lease,) = desk.claim(queues=(addition.queue,), types=(addition.type,))
+                desk.report(completed(lease))
+            case 4:
+                desk.claim(queues=(addition.queue,), types=(addition.type,))
+    return sorted((desk.get(id) for id in made), key=lambda job: job.id, reverse=True)
+
+
+def lower(text: str | None) -> str:
+    """A to Z as a to z, and nothing else."""
+    return "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in text or "")
+
+
+def plainly(job: Job, wanted: Filter) -> bool:
+    """Whether a job fits, said as plainly as can be."""
+    checks = [
+        wanted.status is None or job.status == wanted.status,
+        wanted.type is None or job.type == wanted.type,
+        wanted.queue is None or job.queue == wanted.queue,
+        wanted.created_after is None or job.created_at >= wanted.created_after,
+        wanted.created_before is None or job.created_at < wanted.created_before,
+        wanted.error is None or lower(wanted.error) in lower(job.last_error),
+        wanted.text is None or lower(wanted.text) in lower(job.payload),
+    ]
+    return all(checks)
+
+
+def maybe(values: Any) -> Any:
+    return st.none() | values
+
+
+TEXTS = st.sampled_from([*WORDS, "boom", "%", "_", "\\", "'", '"n":1', "Strasse", "nowhere"])
+TIMES = st.integers(0, 50).map(lambda n: START + n * HOUR / 2)
+FILTERS = st.builds(
+    Filter,
+    status=maybe(st.sampled_from([str(status) for status in Status])),
+    type=maybe(st.sampled_from(["a", "b", "c"])),
+    queue=maybe(st.sampled_from(["x", "y"])),
+    created_after=maybe(TIMES),
+    created_before=maybe(TIMES),
+    error=maybe(TEXTS),
+    text=maybe(TEXTS),
+)
+
+
+def pages(desk: Desk, query: Query) -> Iterator[search.Page]:
+    """Page by page, to the end."""
+    while True:
+        page = search.page(desk.store.read, query)
+        yield page
+        if page.next is None:
+            return
+        query = search._after(query, page.next)
+
+
+def test_every_filter_finds_what_looking_at_each_job_finds(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = fill(desk)
+
+    @settings(
+        max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    )
+    @given(FILTERS, st.integers(1, 7), st.integers(3, 20), st.booleans())
+    def check(wanted: Filter, limit: int, rows: int, oldest_first: bool) -> None:
+        monkeypatch.setattr(search, "MOST_ROWS", rows)
+        monkeypatch.setattr(search, "MOST_TEXTS", rows)
+        expected = [job for job in jobs if plainly(job, wanted)]
+        assert [job for job in jobs if search.fits(wanted, job)] == expected
+        in_order = expected[::-1] if oldest_first else expected
+        query = query_of(wanted, limit=limit, oldest_first=oldest_first)
+        found = list(pages(desk, query))
+        assert [job for page in found for job in page.jobs] == in_order
+        assert all(page.searched_all or len(page.jobs) < limit for page in found)
+        assert search.all_of(desk.store.read, query) == in_order[:limit]
+        some, _ = search.some_ids(desk.store.read, replace(query, limit=500))
+        assert list(some) == [job.id for job in in_order][: len(some)]
+        count = search.count(desk.store.read, query, 5)
+        assert count.jobs <= min(len(expected), 5)
+        assert not count.exact or count.jobs == len(expected)
+
+    check()
+
+
+def test_a_page_looks_at_a_bounded_number_of_rows(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is rare is not found in the first page, but where to go on is."""
+    monkeypatch.setattr(search, "MOST_ROWS", 10)
+    monkeypatch.setattr(search, "MOST_TEXTS", 4)
+    rare = desk.add(type="rare")
+    desk.add_all(*[new(type="mail") for _ in range(25)])
+    found = list(pages(desk, Query(type="rare", limit=5)))
+    assert [len(page.jobs) for page in found] == [0, 0, 1]
+    assert [page.searched_all for page in found] == [False, False, True]
+    assert len(list(pages(desk, Query(text="nowhere", limit=5)))) == 7
+    assert search.count(desk.store.read, Query(type="rare"), 5) == search.Counted(1, exact=True)
+    monkeypatch.setattr(search, "MOST_SPANS", 2)
+    assert search.count(desk.store.read, Query(type="rare"), 5) == search.Counted(0, exact=False)
+    assert search.count(desk.store.read, Query(type="mail"), 5) == search.Counted(5, exact=False)
+    # Few wait: they are found at once, wherever they are.
+    for lease in desk.claim(limit=26):
+        if lease.id != rare.id:
+            desk.report(completed(lease))
+        else:
+            waiting = desk.add(type="wait")
+    desk.add_all(*[new(type="mail") for _ in range(5)])
+    desk.store.apply(waiting.id, Cancelled()).result()
+    page = search.page(desk.store.read, Query(status="processing", limit=5))
+    assert [job.id for job in page.jobs] == [rare.id]
+    assert page.next is None
+
+
+def test_hidden_values_cannot_be_searched_for(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what is found, nor where a page ends, nor how many there are tells of them."""
+    monkeypatch.setattr(search, "MOST_TEXTS", 6)
+    monkeypatch.setattr(search, "AT_ONCE", 2)
+    for number in range(20):
+        secret = "hunter2" if number % 3 else "other77"
+        lease = desk.take(payload=f'{{"password":"{secret}","to":"ann"}}', max_retries=1)
+        desk.report(failed(lease, f"login with {secret} failed"))
+
+    def told(**wanted: Any) -> list[Any]:
+        query = Query(limit=3, hidden=("password",), **wanted)
+        found = [(len(page.jobs), page.next, page.searched_all) for page in pages(desk, query)]
+        return [*found, search.count(desk.store.read, query, 3)]
+
+    for field in ("text", "error"):
+        assert told(**{field: "hunter2"}) == told(**{field: "no such thing"})
+        assert search.count(desk.store.read, Query(**{field: "hunter2"}), 50).jobs == 13
+    assert sum(n for n, *_ in told(text="ANN")[:-1]) == 20
+    assert sum(n for n, *_ in told(error="login with")[:-1]) == 20
