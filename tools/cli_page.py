@@ -33,7 +33,8 @@ table or a few lines for people: on a terminal no row is wrapped. Where there is
 are left out, with a note, and long texts end in `…`; `--wide` shows all, and nothing is cut on its
 way to a file or another program. Statuses have colours on a terminal, unless `NO_COLOR` is set or
 `TERM` is `dumb`. `--json` prints one JSON document, in the shapes of the [HTTP API](http.md); `jobs
-show` prints `{"job": …, "history": […], "explanation": …}`, and `tail` a document on each line.
+show` prints `{"job": …, "history": […], "explanation": …}`, and `tail` and
+`top` a document on each line.
 Texts that come from jobs cannot act on the terminal: control characters, escape sequences and
 direction marks are shown as escapes, in JSON too.
 
@@ -46,7 +47,7 @@ direction marks are shown as escapes, in JSON too.
 | 2 | bad input: an unknown option, a payload, a name, an address, a module that is not there |
 | 3 | no such job |
 | 4 | the database or the server is not there or does not answer, or the schema does not fit |
-| 130 | interrupted; `tail`, `serve` and `worker`, which are meant to be, end with 0 |
+| 130 | interrupted; `top`, `tail`, `serve` and `worker`, which are meant to be, end with 0 |
 
 An error is printed as what happened, where, and what to do next. Only a fault in Tenure or in the
 application that `--app` names ends in a traceback. A command that takes several jobs goes on after

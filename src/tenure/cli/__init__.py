@@ -19,6 +19,7 @@ from tenure.cli.rehearsing import simulate
 from tenure.cli.running import demo, serve, worker
 from tenure.cli.tail import tail
 from tenure.cli.tokens import tokens
+from tenure.cli.top import top
 from tenure.cli.upkeep import doctor, migrate, verify
 
 EPILOG = """\b
@@ -44,7 +45,7 @@ def cli() -> None:
 for command in (
     *(serve, worker, demo),
     *(enqueue, jobs, explain, queues, stats),
-    *(tail,),
+    *(top, tail),
     *(tokens, verify, doctor, migrate, simulate),
     completion,
 ):

@@ -1,0 +1,153 @@
+"""How `tenure top` draws a picture of the queues. Every text in it is made visible first."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tenure.cli.terminal import COLOURS, ago, first_line, room, visible
+
+BARS = "·▁▂▃▄▅▆▇█"
+WITHOUT_TERMINAL = 160
+"""Columns of a picture that goes elsewhere."""
+EVENT_OF = {"pending": "enqueued", "processing": "claimed"}
+"""The move whose rate stands beside a status, where it has another name."""
+KINDS = 3
+Draw = Callable[[dict[str, Any] | None, str], None]
+
+
+def can_be_redrawn() -> bool:
+    """Whether the output is a terminal whose screen can be drawn anew."""
+    return sys.stdout.isatty() and not Console().is_dumb_terminal
+
+
+def show(shown: dict[str, Any]) -> None:
+    """Print one picture."""
+    console = Console(width=room() or WITHOUT_TERMINAL)
+    with console.capture() as drawn:
+        console.print(_drawn(shown))
+    for line in drawn.get().splitlines():
+        click.echo(line.rstrip())
+
+
+@contextmanager
+def screen() -> Iterator[Draw]:
+    """The terminal's other screen, and what draws on it; the last picture stays while all is well.
+
+    A picture of None keeps the one before, under a line that says what is wrong.
+    """
+    kept: list[RenderableType] = [""]
+    with Live(console=Console(), screen=True, auto_refresh=False) as live:
+
+        def draw(shown: dict[str, Any] | None, trouble: str) -> None:
+            if shown is not None:
+                kept[0] = _drawn(shown)
+            lines = [_text(trouble, "bold red"), kept[0]] if trouble else [kept[0]]
+            live.update(Group(*lines), refresh=True)
+
+        yield draw
+
+
+def _drawn(shown: dict[str, Any]) -> Group:
+    now: datetime = shown["at"]
+    return Group(
+        _head(shown, now),
+        _statuses(shown),
+        _throughput(shown["ended_by_minute"]),
+        Text(),
+        _queues(shown["queues"], now),
+        Text(),
+        _workers(shown["workers"], now),
+        Text(),
+        _failures(shown["failures"], now),
+    )
+
+
+def _head(shown: dict[str, Any], now: datetime) -> Text:
+    late = ""
+    until = shown["measured_until"]
+    if until is not None and (now - until).total_seconds() > 10:
+        late = f"   rates and failures as of {ago(until, now)}"
+    return _text(f"tenure top   {now:%Y-%m-%d %H:%M:%S}Z{late}   q ends", "bold")
+
+
+def _statuses(shown: dict[str, Any]) -> Table:
+    drawn = _table(*((status, "right") for status in shown["by_status"]), ("", "left"))
+    drawn.add_row(*(_text(f"{jobs:,}", COLOURS[s]) for s, jobs in shown["by_status"].items()))
+    rates = shown["last_minute"]
+    moved = (rates.get(EVENT_OF.get(status, status), 0) for status in shown["by_status"])
+    drawn.add_row(*(_text(f"+{count:,}/min", "dim") for count in moved))
+    return drawn
+
+
+def _throughput(ended: Sequence[int]) -> Text:
+    most = max(ended, default=0)
+    bars = "".join(BARS[-(-count * 8 // most) if most else 0] for count in ended)
+    drawn = _text(bars, "green")
+    return drawn.append(f"  {ended[-1]:,} ended/min, peak {most:,}", style="default")
+
+
+def _queues(queues: Sequence[dict[str, Any]], now: datetime) -> Table:
+    drawn = _table(
+        *(("QUEUE", "left"), ("PENDING", "right"), ("PROCESSING", "right")),
+        *(("OLDEST DUE", "left"), ("ENDED/MIN", "right"), ("PAUSED", "left")),
+    )
+    for queue in sorted(queues, key=lambda q: -(q["pending"] + q["processing"])):
+        drawn.add_row(
+            _text(queue["name"]),
+            f"{queue['pending']:,}",
+            f"{queue['processing']:,}",
+            ago(queue["oldest_due_at"], now),
+            f"{queue['ended_last_minute']:,}",
+            _text(ago(queue["paused_at"], now), "yellow" if queue["paused_at"] else ""),
+        )
+    return drawn
+
+
+def _workers(workers: Sequence[dict[str, Any]], now: datetime) -> Table:
+    drawn = _table(("WORKER", "left"), ("SEEN", "left"), ("RUNS", "right"), ("WHAT", "left"))
+    for worker in workers:
+        kinds = Counter(job["type"] for job in worker["running"]).most_common()
+        what = ", ".join(f"{count} {type}" for type, count in kinds[:KINDS])
+        more = " …" if len(kinds) > KINDS else ""
+        name = worker["label"] or worker["id"]
+        drawn.add_row(
+            _text(name), ago(worker["seen_at"], now), str(worker["leases"]), _text(what + more)
+        )
+    return drawn
+
+
+def _failures(failures: Sequence[dict[str, Any]], now: datetime) -> Table:
+    drawn = _table(("FAILED", "left"), ("TIMES", "right"), ("LAST", "left"), ("ERROR", "left"))
+    for group in failures:
+        drawn.add_row(
+            _text(group["type"]),
+            f"{group['attempts']:,}",
+            ago(group["last_seen_at"], now),
+            _text(first_line(group["error"]), "red"),
+        )
+    return drawn
+
+
+def _table(*columns: tuple[str, Any]) -> Table:
+    """A table whose last column takes the room that the others leave."""
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", expand=True)
+    for number, (head, justify) in enumerate(columns, 1):
+        ratio = 1 if number == len(columns) else None
+        drawn.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio)
+    return drawn
+
+
+def _text(text: str, style: str = "") -> Text:
+    """A text as it is: nothing in it is taken for a style, and nothing can act."""
+    return Text(visible(text), style=style, no_wrap=True, overflow="ellipsis")

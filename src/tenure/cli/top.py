@@ -1,0 +1,133 @@
+"""The command that shows a queue at work: top. What it shows is read here, drawn in `drawing`."""
+
+from __future__ import annotations
+
+import select
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tenure.cli.command import database_option, existing
+from tenure.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from tenure.app import Tenure
+
+MINUTES = 60
+ENDS = ("completed", "failed", "lease_expired")
+"""The moves that end an attempt: what throughput is counted in."""
+MOST_RUNNING = 200
+MOST_FAILURES = 5
+
+
+@click.command()
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.2, 3600),
+    metavar="SECONDS",
+    default=1.0,
+    show_default=True,
+    help="How often it is drawn anew.",
+)
+@click.option("--once", is_flag=True, help="Print one picture and end, as without a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per picture.")
+@database_option
+def top(interval: float, once: bool, as_json: bool) -> None:
+    """Watch queues, workers and failures live, until q or Ctrl-C.
+
+    Rates are those of the last whole minute, the line of throughput is the last hour's.
+    """
+    from tenure.cli import drawing
+    from tenure.cli.terminal import print_json_line
+
+    with existing() as app:
+        try:
+            if as_json:
+                print_json_line(picture(app))
+                while not once:
+                    sys.stdout.flush()
+                    time.sleep(interval)
+                    print_json_line(picture(app))
+            elif once or not drawing.can_be_redrawn():
+                drawing.show(picture(app))
+            else:
+                with _keys(), drawing.screen() as draw:
+                    _redraw(app, draw, interval)
+        except KeyboardInterrupt:
+            pass  # which is how it is meant to end
+
+
+def _redraw(app: Tenure, draw: Any, interval: float) -> None:
+    """Draw until somebody presses q."""
+    while True:
+        try:
+            draw(picture(app), "")
+        except StoreUnavailable as error:
+            draw(None, f"{error}; trying again")
+        if sys.stdin.isatty():
+            if select.select([sys.stdin], [], [], interval)[0] and sys.stdin.read(1) in "qQ":
+                return
+        else:
+            time.sleep(interval)
+
+
+@contextmanager
+def _keys() -> Iterator[None]:
+    """Have keys at once and unechoed; SIGTERM ends it like Ctrl-C, with the terminal as it was."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios
+    import tty
+
+    before = termios.tcgetattr(sys.stdin)
+    tty.setcbreak(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def picture(app: Tenure) -> dict[str, Any]:
+    """All that is shown, as one JSON document has it."""
+    from tenure import wire
+
+    now = app.ping()
+    last = now.replace(second=0, microsecond=0) - timedelta(minutes=1)
+    ended: Counter[Any] = Counter()
+    by_event: Counter[str] = Counter()
+    by_queue: Counter[str] = Counter()
+    for entry in app.activity(MINUTES):
+        if entry.event in ENDS:
+            ended[entry.minute] += entry.moves
+        if entry.minute == last:
+            by_event[entry.event] += entry.moves
+            if entry.event in ENDS:
+                by_queue[entry.queue] += entry.moves
+    running: dict[str, list[dict[str, Any]]] = {}
+    for job in app.find(status="processing", limit=MOST_RUNNING):
+        doing = {"id": job.id, "type": job.type, "started_at": job.started_at}
+        running.setdefault(job.worker or "", []).append(doing)
+    return {
+        "at": now,
+        "measured_until": app.measured_until(),
+        "by_status": wire.stats_body(app.stats()).by_status,
+        "last_minute": dict(by_event),
+        "ended_by_minute": [ended[last - timedelta(minutes=n)] for n in range(MINUTES - 1, -1, -1)],
+        "queues": [
+            {**asdict(queue), "ended_last_minute": by_queue[queue.name]} for queue in app.queues()
+        ],
+        "workers": [
+            {**asdict(worker), "running": running.get(worker.id, [])} for worker in app.workers()
+        ],
+        "failures": [] if app.redaction else [asdict(f) for f in app.failures(MOST_FAILURES)],
+    }

@@ -1,0 +1,96 @@
+"""tenure top: one picture for a program or a file, a live one on a terminal."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tenure import Tenure
+from tenure.records import ClaimRequest, Outcome, Report
+from tests.faces.command import PROGRAM, Terminal, tell
+
+
+@pytest.fixture
+def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
+    """An application with a job that failed, one that runs and one that waits."""
+    for name in ("TENURE_CONFIG", "COLUMNS", "TENURE_REDACT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TENURE_DATABASE", database_url)
+    with Tenure(database_url) as made:
+        for type in ("payment", "email"):
+            made.enqueue(type, queue="money", max_retries=1)
+            (lease,) = made.claim(
+                ClaimRequest(worker="w", limit=1, lease_seconds=60, label="host:1")
+            ).leases
+            if type == "payment":
+                error = "shop.Refused: [bold]no\x1b[J\nTraceback"
+                made.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)])
+        made.enqueue("report", delay="1h")
+        while made.measure():
+            pass
+        yield made
+
+
+def test_a_picture_holds_what_the_store_says(app: Tenure) -> None:
+    shown = json.loads(tell("top", "--once", "--json"))
+
+    assert shown["by_status"] == {
+        "pending": 1,
+        "processing": 1,
+        "completed": 0,
+        "failed": 1,
+        "cancelled": 0,
+    }
+    assert {queue["name"]: queue["processing"] for queue in shown["queues"]} == {
+        "default": 0,
+        "money": 1,
+    }
+    (worker,) = shown["workers"]
+    assert (worker["label"], [job["type"] for job in worker["running"]]) == ("host:1", ["email"])
+    (failure,) = shown["failures"]
+    assert (failure["type"], failure["attempts"]) == ("payment", 1)
+    assert len(shown["ended_by_minute"]) == 60
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_a_picture_fits_and_nothing_in_it_acts(app: Tenure, columns: str) -> None:
+    shown = tell("top", "--once", COLUMNS=columns)
+
+    assert max(map(len, shown.splitlines())) <= int(columns)
+    for part in ("pending", "money", "host:1", "1 email", "Refused: [bold]no\\x1b[J"):
+        assert part in shown
+    assert "\x1b" not in shown
+
+
+def test_what_is_redacted_is_in_no_picture(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENURE_REDACT", "secret")
+
+    assert "Refused" not in tell("top", "--once") + tell("top", "--once", "--json")
+
+
+@pytest.mark.parametrize("end", ["q", "\x03", signal.SIGTERM], ids=["q", "ctrl-c", "sigterm"])
+def test_it_is_drawn_anew_until_somebody_ends_it(
+    app: Tenure, database_url: str, end: str | signal.Signals
+) -> None:
+    live = (*PROGRAM, "top", "--interval", "0.2")
+    with Terminal(*live, columns=100, TENURE_DATABASE=database_url) as terminal:
+        terminal.until("money")
+        app.enqueue("email", queue="parcels")
+        terminal.until("parcels")
+        if isinstance(end, str):
+            terminal.type(end)
+        else:
+            terminal.process.send_signal(end)
+        assert terminal.ended() == 0
+    assert terminal.shown.rindex("\x1b[?1049l") > terminal.shown.rindex("\x1b[?1049h")
+    assert "Traceback" not in terminal.shown.split("\x1b[?1049l")[-1]
+
+
+def test_a_terminal_that_can_do_nothing_gets_one_picture(app: Tenure, database_url: str) -> None:
+    with Terminal(*PROGRAM, "top", TERM="dumb", TENURE_DATABASE=database_url) as terminal:
+        assert terminal.ended() == 0
+    assert "money" in terminal.shown
+    assert "\x1b[" not in terminal.shown.replace("\\x1b[", "")
