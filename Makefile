@@ -12,7 +12,7 @@ help: ## show this list
 demo: runtime ## run the main job end to end on a throw-away SQLite file
 	@$(BIN)/tenure demo
 
-run: runtime ## serve the API and simulated workers on port 8080 until Ctrl-C
+run: runtime ## serve dashboard, API and simulated workers on port 8080 until Ctrl-C
 	@$(BIN)/tenure serve --simulate
 
 test: dev ## run every test, on real SQLite files and a real PostgreSQL

@@ -13,7 +13,7 @@ import functools
 import ipaddress
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,7 +22,7 @@ from tenure.access import CALLER, Caller
 from tenure.app import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable, Unauthorized
 from tenure.keyring import Keyring
-from tenure.problems import MEDIA_TYPE, Refusal, problem_of, request_id_of
+from tenure.problems import MEDIA_TYPE, REQUEST_ID, Refusal, problem_of, request_id_of
 from tenure.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -61,14 +61,35 @@ def keyring(app: Tenure, settings: Settings) -> Keyring:
     return Keyring(app, settings.tokens, closed=not is_loopback(settings.host))
 
 
+def _as_problem(scope: Scope, error: Exception) -> Response:
+    """The answer to a program that is refused."""
+    problem = problem_of(error, scope["path"], request_id_of(scope["headers"]))
+    return Response(problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE)
+
+
+def _no_session(scope: Scope) -> bytes | None:
+    """Programs send their token each time: a cookie must not open the API to pages."""
+    return None
+
+
 class Guard:
     """ASGI middleware with every check of this module."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, tokens: Keyring, open_paths: Sequence[str]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        tokens: Keyring,
+        open_paths: Sequence[str],
+        *,
+        session: Callable[[Scope], bytes | None] = _no_session,
+        refuse: Callable[[Scope, Exception], Response] = _as_problem,
     ) -> None:
+        """`session` finds the token of a browser's session, `refuse` answers who is kept out."""
         self._app = app
         self._tokens = tokens
+        self._session = session
+        self._refuse = refuse
         self._any_host = not is_loopback(settings.host) and not settings.allowed_hosts
         self._hosts = frozenset({settings.host.lower(), *settings.allowed_hosts})
         self._served: set[bytes] = set()  # Host headers that are known to name this server
@@ -83,13 +104,10 @@ class Guard:
             self._check(scope)
             scope[CALLER] = await self._caller(scope)
         except (Refusal, Unauthorized, StoreUnavailable) as error:
-            request_id = request_id_of(scope["headers"])
+            response = self._refuse(scope, error)
             if isinstance(error, StoreUnavailable):
+                request_id = response.headers[REQUEST_ID]
                 log.warning("request %s cannot be let in: %s", request_id, error)
-            problem = problem_of(error, scope["path"], request_id)
-            response = Response(
-                problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE
-            )
             await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
@@ -140,7 +158,7 @@ class Guard:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path in self._open_paths:
             return NOBODY
-        caller = await self._tokens.caller(_token(scope))
+        caller = await self._tokens.caller(_token(scope) or self._session(scope))
         if caller is None:
             raise Unauthorized("send a token of this server as `Authorization: Bearer <token>`")
         return caller

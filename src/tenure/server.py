@@ -1,4 +1,4 @@
-"""The server: the API behind its guards, and around it a sweeper and, if wanted, a worker.
+"""The server: API and dashboard behind their guards, around them a sweeper and, if wanted, workers.
 
 `build` makes the ASGI application, on its own or to be mounted in another. `serve` runs it until
 SIGTERM or SIGINT. Then waiting requests end at once, new work is refused, the worker drains within
@@ -24,7 +24,7 @@ from starlette.datastructures import State
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tenure import api, security
+from tenure import api, dashboard, security
 from tenure.app import Tenure
 from tenure.errors import InvalidInput
 from tenure.run import ABORTED, log_checks, run_loop
@@ -53,17 +53,28 @@ class Application:
             doorbell.close()
 
         self.state = State({"doorbell": doorbell})
-        self._http = security.Guard(
-            api.dispatcher(app, doorbell, app.redaction.also(settings.redact)),
+        redaction = app.redaction.also(settings.redact)
+        tokens = security.keyring(app, settings)
+        self._api = security.Guard(
+            api.dispatcher(app, doorbell, redaction), settings, tokens, api.OPEN_PATHS
+        )
+        pages = dashboard.Dashboard(app, redaction, tokens, lambda: doorbell.stopped)
+        self._pages = security.Guard(
+            pages,
             settings,
-            security.keyring(app, settings),
-            api.OPEN_PATHS,
+            tokens,
+            dashboard.OPEN_PATHS,
+            session=dashboard.session_token,
+            refuse=pages.refuse,
         )
         self._other = Router(lifespan=lifespan)  # without routes: it closes WebSockets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or live through one lifespan."""
-        answer: ASGIApp = self._http if scope["type"] == "http" else self._other
+        answer: ASGIApp = self._other
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            answer = self._pages if dashboard.serves(path) else self._api
         await answer(scope, receive, send)
 
 

@@ -329,7 +329,7 @@ def test_a_wrong_method_is_told_the_right_ones(
     assert response.headers["allow"] == allowed
 
 
-@pytest.mark.parametrize("path", ["/", "/job", "/jobs/", "/jobs//", "/docs", "/jobs/a/b/c"])
+@pytest.mark.parametrize("path", ["/job", "/jobs/", "/jobs//", "/docs", "/jobs/a/b/c"])
 def test_an_unknown_path(api: TestClient, path: str) -> None:
     problem(api.get(path), 404, "not_found")
 

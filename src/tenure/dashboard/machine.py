@@ -1,0 +1,192 @@
+"""The state machine as a picture, drawn from the lifecycle's table. Pure.
+
+A compass: what goes well runs from west to east, what fails goes down and comes back round, what
+people end goes up. Where a status lies is chosen here; every move of the table becomes an arrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tenure.lifecycle import MOVES, Move, Status
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A format: its size, that of the boxes, where each status lies, how far arrows bow."""
+
+    name: str
+    width: int
+    height: int
+    box: Point
+    places: Mapping[Status, Point]
+    bow: float  # of two arrows between the same two boxes
+    swing: float  # of an arrow that goes round a corner
+
+
+WIDE = Sheet(
+    "wide",
+    1080,
+    580,
+    (196, 92),
+    {
+        Status.PENDING: (140, 290),
+        Status.PROCESSING: (540, 290),
+        Status.COMPLETED: (940, 290),
+        Status.FAILED: (540, 526),
+        Status.CANCELLED: (540, 54),
+    },
+    bow=84,
+    swing=96,
+)
+TALL = Sheet(
+    "tall",
+    440,
+    770,
+    (136, 78),
+    {
+        Status.PENDING: (220, 60),
+        Status.PROCESSING: (220, 280),
+        Status.COMPLETED: (220, 728),
+        Status.FAILED: (76, 520),
+        Status.CANCELLED: (364, 520),
+    },
+    bow=72,
+    swing=64,
+)
+GAP = 7.0
+"""Between a box and the arrows at it."""
+ICON, LETTER = 22.0, 8.6
+"""Widths, about: an icon with its gap, a letter of a status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A status: its corner, its middle, and how many jobs stand in it."""
+
+    status: Status
+    x: float
+    y: float
+    width: float
+    height: float
+    jobs: int
+    mark: float  # where its icon begins, its name beside it
+
+
+@dataclass(frozen=True, slots=True)
+class Arrow:
+    """A move: its curve, where its label goes, how often it happens, how strong it is drawn."""
+
+    move: Move
+    path: str
+    x: float
+    y: float
+    label: str  # `across` the line, to its `left` or `right`, or `on` it
+    per_minute: float
+    strength: float  # of the line, in units of the sheet
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The whole machine on one sheet."""
+
+    sheet: Sheet
+    boxes: Sequence[Box]
+    arrows: Sequence[Arrow]
+    entrance: str  # the curve of what is added
+
+
+def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[str, float]) -> Picture:
+    """The machine with its numbers: jobs by status, moves per minute by event."""
+    width, height = sheet.box
+    boxes = [
+        Box(
+            status,
+            x - width / 2,
+            y - height / 2,
+            width,
+            height,
+            jobs.get(status, 0),
+            round(width / 2 - (ICON + len(status) * LETTER) / 2, 1),
+        )
+        for status, (x, y) in sheet.places.items()
+    ]
+    pairs = Counter(frozenset((move.source, move.target)) for move in MOVES)
+    drawn: Counter[tuple[Status, Status]] = Counter()
+    arrows = []
+    for move in MOVES:
+        beside = pairs[frozenset((move.source, move.target))] > 1
+        same_way = drawn[move.source, move.target]
+        drawn[move.source, move.target] += 1
+        bow = sheet.bow * (-1 if same_way else 1) if beside else _swing(sheet, move)
+        arrows.append(_arrow(sheet, move, bow, per_minute.get(move.event, 0.0)))
+    x, y = sheet.places[Status.PENDING]
+    entrance = (
+        f"M{x - width / 2 - 34:g} {y:g}H{x - width / 2 - GAP:g}"
+        if sheet is WIDE
+        else f"M{x:g} {y - height / 2 - 18:g}V{y - height / 2 - GAP:g}"
+    )
+    return Picture(sheet, boxes, arrows, entrance)
+
+
+def _swing(sheet: Sheet, move: Move) -> float:
+    """How far a single arrow bows: not at all along an axis, outwards round a corner."""
+    (ax, ay), (bx, by) = sheet.places[move.source], sheet.places[move.target]
+    if ax == bx or ay == by:
+        return 0.0
+    middle_x, middle_y = sheet.places[Status.PROCESSING]
+    nx, ny = _normal((ax, ay), (bx, by))
+    outwards = ((ax + bx) / 2 - middle_x) * nx + ((ay + by) / 2 - middle_y) * ny
+    return math.copysign(sheet.swing, outwards)
+
+
+def _arrow(sheet: Sheet, move: Move, bow: float, per_minute: float) -> Arrow:
+    source, target = sheet.places[move.source], sheet.places[move.target]
+    nx, ny = _normal(source, target)
+    control = (
+        (source[0] + target[0]) / 2 + nx * bow,
+        (source[1] + target[1]) / 2 + ny * bow,
+    )
+    start, end = _edge(sheet, source, control), _edge(sheet, target, control)
+    points = [f"{x:.1f} {y:.1f}" for x, y in (start, control, end)]
+    path = f"M{points[0]}Q{points[1]} {points[2]}"
+    x, y = (start[axis] / 4 + control[axis] / 2 + end[axis] / 4 for axis in (0, 1))
+    strength = 1.5 + min(math.log10(1 + per_minute), 4.0) * 0.9
+    return Arrow(
+        move,
+        path,
+        round(x, 1),
+        round(y, 1),
+        _side(source, target, bow, nx),
+        per_minute,
+        round(strength, 2),
+    )
+
+
+def _side(source: Point, target: Point, bow: float, nx: float) -> str:
+    """Where a label stands so that it hides no line."""
+    if source[1] == target[1]:
+        return "across"
+    if source[0] == target[0]:
+        return "left" if bow * nx < 0 else "right"
+    return "on"
+
+
+def _normal(a: Point, b: Point) -> Point:
+    """A unit vector across the way from `a` to `b`."""
+    dx, dy = b[0] - a[0], b[1] - a[1]
+    long = math.hypot(dx, dy)
+    return dy / long, -dx / long
+
+
+def _edge(sheet: Sheet, centre: Point, toward: Point) -> Point:
+    """Where the line from the middle of a box toward a point leaves the box, and the gap."""
+    half_width, half_height = sheet.box[0] / 2 + GAP, sheet.box[1] / 2 + GAP
+    dx, dy = toward[0] - centre[0], toward[1] - centre[1]
+    reach = min(half_width / abs(dx) if dx else math.inf, half_height / abs(dy) if dy else math.inf)
+    return centre[0] + dx * reach, centre[1] + dy * reach

@@ -1,0 +1,142 @@
+"""The pages about everything at once: overview, failures, the state machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from starlette.responses import Response
+
+from tenure.dashboard import machine as machines
+from tenure.dashboard import series, words
+from tenure.dashboard.health import health, is_live
+from tenure.dashboard.visit import Visit
+from tenure.drafts import Draft
+from tenure.errors import JobNotFound
+from tenure.lifecycle import FIRST_EVENT, MOVES, Status
+from tenure.records import Count, FailureGroup
+from tenure.redaction import MARK
+
+MOST_FAILURES = 5
+MOST_QUEUES = 8
+MOST_WORKERS = 8
+SPARKS = {
+    Status.PENDING: FIRST_EVENT,
+    Status.PROCESSING: "claimed",
+    Status.COMPLETED: "completed",
+    Status.FAILED: "failed",
+    Status.CANCELLED: "cancelled",
+}
+"""Which move stands for a status in its small line."""
+
+
+def show(visit: Visit) -> Response:
+    """How everything is."""
+    glance, now = visit.site.glance, visit.now
+    counts, queues, workers = glance.counts(), glance.queues(), glance.workers()
+    activity, groups = glance.activity(), glance.failures()
+    jobs = sum(count.jobs for count in counts)
+    by_age = sorted(queues, key=lambda q: (q.oldest_due_at is None, q.oldest_due_at, -q.pending))
+    return visit.page(
+        "overview.html",
+        health=health(now, jobs, queues, workers),
+        jobs=jobs,
+        by_status=by_status(counts),
+        sparks={s: series.spark(activity, now, event) for s, event in SPARKS.items()},
+        totals=series.totals(activity),
+        throughput=series.throughput(activity, now),
+        latency=series.latency(activity, now),
+        queues=by_age[:MOST_QUEUES],
+        more_queues=max(len(queues) - MOST_QUEUES, 0),
+        failures=shown_failures(visit, groups[:MOST_FAILURES]),
+        more_failures=max(len(groups) - MOST_FAILURES, 0),
+        workers=workers[:MOST_WORKERS],
+        more_workers=max(len(workers) - MOST_WORKERS, 0),
+        is_live=is_live,
+        simulated=simulated(visit),
+        measured=measured(visit),
+    )
+
+
+def failures(visit: Visit) -> Response:
+    """Failures by type and error."""
+    groups = visit.site.glance.failures()
+    return visit.page("failures.html", failures=shown_failures(visit, groups))
+
+
+def machine(visit: Visit) -> Response:
+    """The state machine with live numbers."""
+    glance, now = visit.site.glance, visit.now
+    jobs, activity = by_status(glance.counts()), glance.activity()
+    rates = series.rates(activity, now)
+    return visit.page(
+        "machine.html",
+        pictures=[machines.draw(sheet, jobs, rates) for sheet in (machines.WIDE, machines.TALL)],
+        moves=MOVES,
+        first=FIRST_EVENT,
+        rates=rates,
+        totals=series.totals(activity),
+        measured=measured(visit),
+    )
+
+
+def add_samples(visit: Visit) -> Response:
+    """Add a few jobs that a simulating worker succeeds and fails with, to have something to see."""
+    made = visit.app.enqueue_many(samples(visit.actor))
+    return visit.go(visit.address("/"), f"{words.count(len(made), 'sample job')} added.")
+
+
+def samples(actor: str) -> list[Draft]:
+    """A handful of each: quick, slow, failing once, failing for good."""
+    quick = {"base": 1.0, "factor": 2.0, "cap": 5.0}
+    drafts: list[Draft] = []
+
+    def add(type: str, payload: dict[str, Any], **options: Any) -> None:
+        given: Any = {"backoff": quick, "actor": actor, **options}
+        drafts.append(Draft(type, payload, given))
+
+    for number in range(1, 6):
+        add("simulate.email", {"to": f"customer-{number}@example.com"}, queue="mail")
+    for number in range(1, 7):
+        add("simulate.sleep", {"seconds": number * 1.5}, delay=number * 0.7)
+    for number in (1, 2):
+        add("simulate.flaky", {"fail_times": number}, max_retries=3, queue="mail")
+    add("simulate.flaky", {"fail_times": 1}, max_retries=1)  # an operator's retry makes it good
+    add("simulate.fail", {"reason": "to see a failure"}, max_retries=2)
+    add("simulate.report", {"month": 11}, delay="10m")
+    return drafts
+
+
+def simulated(visit: Visit) -> bool:
+    """Whether a worker of this process takes jobs of any type, as it does with --simulate."""
+    return visit.app.handlers.types() is None
+
+
+def measured(visit: Visit) -> float | None:
+    """Seconds by which rates and failures lag behind; None where there is nothing yet."""
+    until = visit.app.measured_until()
+    return None if until is None else max((visit.now - until).total_seconds(), 0.0)
+
+
+def by_status(counts: list[Count]) -> dict[str, int]:
+    """Jobs by status, all five, in their order."""
+    found: dict[str, int] = dict.fromkeys(Status, 0)
+    for count in counts:
+        found[count.status] += count.jobs
+    return found
+
+
+def shown_failures(visit: Visit, groups: list[FailureGroup]) -> list[FailureGroup]:
+    """Failures as they may be shown.
+
+    What varies has been taken out of a group's error, so a hidden value may be left in parts that
+    nobody can find any more. With redaction the error of the last job stands for it, redacted.
+    """
+    return [replace(g, error=_redacted(visit, g)) for g in groups] if visit.redaction else groups
+
+
+def _redacted(visit: Visit, group: FailureGroup) -> str:
+    try:
+        return visit.shown(visit.app.get(group.last_job_id)).last_error or MARK
+    except JobNotFound:
+        return MARK

@@ -1,0 +1,81 @@
+// Forms that change something answer in place; commands can be copied; all of a page can be ticked.
+import { announce, show } from "./live.js";
+
+export function start() {
+  document.addEventListener("submit", submit);
+  document.addEventListener("click", copy);
+  document.addEventListener("change", tick);
+  document.addEventListener("keydown", search);
+}
+
+export function dress() {
+  for (const hidden of document.querySelectorAll("[data-copy][hidden], [data-all][hidden]")) {
+    hidden.hidden = false;
+  }
+}
+
+async function submit(event) {
+  const form = event.target;
+  if (form.getAttribute("method") !== "post" || "plain" in form.dataset) return;
+  event.preventDefault();
+  const button = event.submitter;
+  if (button && button.ariaBusy === "true") return;
+  if (button) button.ariaBusy = "true";
+  try {
+    const body = new URLSearchParams(new FormData(form, button));
+    // Not `form.action`: where a button is called so, that is the button.
+    const answer = await fetch(form.getAttribute("action"), { method: "POST", body });
+    const page = show(await answer.text(), true);
+    if (answer.ok && answer.url !== location.href) {
+      history.pushState(null, "", answer.url);
+      at = location.pathname + location.search;
+    }
+    const said = document.getElementById("said");
+    said.replaceChildren(...(page ? page.getElementById("said").childNodes : []));
+    if (!document.activeElement || document.activeElement === document.body) said.focus();
+  } catch {
+    announce("Not sent: the server did not answer. Try again.");
+  } finally {
+    if (button) button.ariaBusy = null;
+  }
+}
+
+let at = location.pathname + location.search;
+addEventListener("popstate", () => {
+  if (at !== location.pathname + location.search) location.reload(); // else it was a `#`
+});
+
+async function copy(event) {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  try {
+    await navigator.clipboard.writeText(button.dataset.copy);
+    button.textContent = "copied";
+    announce("Copied");
+  } catch {
+    getSelection().selectAllChildren(button.previousElementSibling);
+    button.textContent = "selected";
+  }
+  setTimeout(() => (button.textContent = "copy"), 1500);
+}
+
+function tick(event) {
+  const boxes = [...document.querySelectorAll("input[name=id]")];
+  if ("all" in event.target.dataset) {
+    for (const box of boxes) box.checked = event.target.checked;
+  } else if (event.target.name !== "id") return;
+  const ticked = boxes.filter((box) => box.checked).length;
+  const label = document.querySelector(".bulkbar .label");
+  if (label) label.textContent = ticked ? `${ticked} selected:` : "Selected:";
+}
+
+/** `/` goes to the filter, as in most tools of this kind. */
+function search(event) {
+  const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+  if (event.key !== "/" || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  const field = document.querySelector(".filters input:not([type=hidden])");
+  if (field) {
+    event.preventDefault();
+    field.focus();
+  }
+}

@@ -1,0 +1,145 @@
+// One event stream. It says that something moved; the page is then asked for again and what differs
+// is changed in place. Never more often than the server and this browser can keep up with.
+import { play } from "./machine.js";
+import { dress } from "./tenure.js";
+import * as times from "./times.js";
+
+const LEAST = 500; // milliseconds between two looks
+const SHARE = 4; // a look that took a second is followed by four without one
+const QUIET = 5000; // look anyway: a worker's silence and a paused queue move nothing
+let stream = null;
+let timer = 0;
+let looking = false;
+let wanted = false;
+let pause = LEAST;
+let looked = 0;
+
+export function start() {
+  if (!document.body.dataset.live) return;
+  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+  addEventListener("pagehide", close);
+  addEventListener("pageshow", (event) => event.persisted && open());
+  setInterval(() => stream && Date.now() - looked > QUIET && want(), 1000);
+  if (!document.hidden) open();
+}
+
+function open() {
+  if (stream) return;
+  stream = new EventSource(document.body.dataset.live);
+  stream.addEventListener("hello", () => {
+    state("", "live");
+    want(); // something may have moved since the page was made, or since we were cut off
+  });
+  stream.addEventListener("moved", (event) => moved(JSON.parse(event.data)));
+  stream.addEventListener("error", () => {
+    state("lost", "connection lost, retrying");
+    if (stream && stream.readyState === EventSource.CLOSED) {
+      close(); // refused, not cut: the server is starting or we are signed out
+      setTimeout(() => document.hidden || (want(), open()), 2000);
+    }
+  });
+}
+
+function close() {
+  if (stream) stream.close();
+  stream = null;
+}
+
+function state(kind, text) {
+  const shown = document.getElementById("live");
+  if (!shown) return;
+  const before = shown.lastElementChild.textContent;
+  shown.hidden = false;
+  shown.className = `live ${kind}`;
+  shown.lastElementChild.textContent = text;
+  if (kind === "lost" && before !== text) announce("Connection lost, retrying");
+  if (kind === "" && before.startsWith("connection lost")) announce("Connected again");
+}
+
+const watches = () => document.querySelector("#main").dataset.watch || "none";
+
+function moved(note) {
+  play(note.arrows);
+  const watch = watches();
+  const ours = watch === "all" || (note.jobs === null && watch !== "none");
+  if (ours || (note.jobs && note.jobs.includes(watch.slice(4)))) want();
+}
+
+/** Look as soon as it is time. */
+function want() {
+  if (watches() === "none") return;
+  wanted = true;
+  if (looking || timer) return;
+  timer = setTimeout(look, Math.max(0, looked + pause - Date.now()));
+}
+
+async function look() {
+  timer = 0;
+  if (document.hidden) return;
+  if (document.querySelector("input[name=id]:checked")) {
+    state("held", "held while you select");
+    timer = setTimeout(look, 1000);
+    return;
+  }
+  looking = true;
+  wanted = false;
+  const began = Date.now();
+  try {
+    const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+    if (answer.redirected) return location.reload(); // to sign in
+    if (answer.ok) {
+      show(await answer.text());
+      if (stream && stream.readyState === EventSource.OPEN) state("", "live");
+    }
+  } catch {
+    state("lost", "connection lost, retrying");
+  } finally {
+    looked = Date.now();
+    pause = Math.max(LEAST, SHARE * (looked - began));
+    looking = false;
+  }
+  if (wanted) want();
+}
+
+/** Change the page to what the server says it is; what a person did to it stays. */
+export function show(text, whole = false) {
+  const page = new DOMParser().parseFromString(text, "text/html");
+  const before = spoken(document);
+  const main = page.querySelector("#main");
+  if (!main) return;
+  document.title = page.title;
+  const shown = document.querySelector("#main");
+  Object.assign(shown.dataset, { watch: "none" }, main.dataset);
+  Idiomorph.morph(shown, main.innerHTML, {
+    morphStyle: "innerHTML",
+    callbacks: {
+      beforeNodeMorphed: (old, fresh) => {
+        if (old.nodeType !== 1) return true;
+        if (!whole && /^(INPUT|SELECT|TEXTAREA)$/.test(old.tagName)) return false;
+        if (old.classList.contains("chart")) {
+          old.dataset.chart = fresh.dataset.chart;
+          return false;
+        }
+        return true;
+      },
+      beforeAttributeUpdated: (name, node) => !(name === "open" && node.tagName === "DETAILS"),
+      beforeNodeRemoved: (node) => !(node.classList && node.classList.contains("dot")),
+    },
+  });
+  times.set();
+  dress();
+  for (const [name, value] of spoken(document)) {
+    if (before.has(name) && before.get(name) !== value) announce(value);
+  }
+  return page;
+}
+
+/** What is said when it changes: the state of a job, the health line. */
+function spoken(page) {
+  const parts = [...page.querySelectorAll("[data-announce]")];
+  return new Map(parts.map((part, at) => [at, part.textContent.replace(/\d[\d,.]*/g, "").trim()]));
+}
+
+export function announce(text) {
+  document.getElementById("announce").textContent = text;
+}

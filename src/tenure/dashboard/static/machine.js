@@ -1,0 +1,34 @@
+// Moves as they happen: a dot runs along the arrow that a job took. A few at a time, however many
+// there are, and none for those who want no motion.
+const MOST = 5; // of one arrow in half a second
+const still = matchMedia("(prefers-reduced-motion: reduce)");
+
+export function play(arrows) {
+  const picture = [...document.querySelectorAll(".machine svg[role]")].find((svg) => svg.getBoundingClientRect().width);
+  if (!picture || still.matches) return;
+  for (const [name, moves] of Object.entries(arrows)) {
+    const arrow = picture.querySelector(`[data-arrow="${CSS.escape(name)}"]`);
+    if (!arrow) continue;
+    const many = Math.min(Math.ceil(Math.log2(moves + 1)), MOST);
+    for (let number = 0; number < many; number++) run(picture, arrow, (number * 500) / many);
+  }
+}
+
+function run(picture, arrow, delay) {
+  const dot = document.createElementNS("http://www.w3.org/2000/svg", "circle");
+  dot.setAttribute("r", "4.5");
+  dot.classList.add("dot", ...[...arrow.classList].filter((name) => name !== "arrow" && name !== "still"));
+  picture.insertBefore(dot, picture.querySelector(".label"));
+  const long = arrow.getTotalLength();
+  const time = 500 + long * 1.6;
+  const from = performance.now() + delay;
+  const step = (now) => {
+    const way = Math.min(Math.max((now - from) / time, 0), 1);
+    const at = arrow.getPointAtLength(way * way * (3 - 2 * way) * long);
+    dot.setAttribute("cx", at.x);
+    dot.setAttribute("cy", at.y);
+    if (way < 1 && dot.isConnected) requestAnimationFrame(step);
+    else dot.remove();
+  };
+  requestAnimationFrame(step);
+}

@@ -1,0 +1,36 @@
+// Relative times go on by themselves, by the server's clock.
+const UNITS = [["d", 86400], ["h", 3600], ["m", 60], ["s", 1]];
+let offset = 0; // of the server's clock, in milliseconds
+
+export function start() {
+  setInterval(() => document.hidden || tick(), 1000);
+}
+
+/** The page was rendered just now, at its own `data-now`. */
+export function set() {
+  const now = Date.parse(document.querySelector("#main").dataset.now);
+  if (now) offset = now - Date.now();
+}
+
+export function tick() {
+  const now = Date.now() + offset;
+  for (const time of document.querySelectorAll("time[data-ago]")) {
+    const text = ago((now - Date.parse(time.dateTime)) / 1000);
+    if (time.textContent !== text) time.textContent = text;
+  }
+}
+
+function ago(seconds) {
+  const whole = Math.floor(Math.abs(seconds));
+  if (whole < 1) return "just now";
+  const at = UNITS.findIndex(([, size]) => whole >= size);
+  const [unit, size] = UNITS[at];
+  let text = `${Math.floor(whole / size)}${unit}`;
+  const smaller = UNITS[at + 1];
+  if (smaller && whole % size >= smaller[1]) {
+    text += ` ${Math.floor((whole % size) / smaller[1])}${smaller[0]}`;
+  }
+  return seconds > 0 ? `${text} ago` : `in ${text}`;
+}
+
+set();

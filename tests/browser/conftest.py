@@ -1,0 +1,96 @@
+"""One Chromium for all tests, a server for each module, a fresh window for each test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tenure import Tenure
+from tests.browser.chromium import OPTIONS, BrowserUnavailable, executable
+from tests.faces.http import Served
+
+PATIENCE = 10_000
+"""Milliseconds: far above what anything here takes, so that a busy machine is no failure."""
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A browser takes its time."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("slow")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    try:
+        path = executable()
+    except BrowserUnavailable as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no Chromium: {error}")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('browser')}/jobs.db"
+
+
+@pytest.fixture(scope="module")
+def served(database: str) -> Iterator[Served]:
+    """A server whose worker pretends."""
+    with Served(database, "--simulate") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def app(database: str, served: Served) -> Iterator[Tenure]:
+    """The same database, from here."""
+    with Tenure(database) as app:
+        yield app
+
+
+Window = Callable[..., Page]
+
+
+@pytest.fixture
+def window(browser: Browser, served: Served) -> Iterator[Window]:
+    """Opens windows on the server. Whatever a page complains about fails the test."""
+    contexts = []
+    complaints: list[str] = []
+
+    def open_window(*, errors_are_meant: bool = False, **options: Any) -> Page:
+        context = browser.new_context(**{"base_url": served.url, **options})
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+        if not errors_are_meant:
+            page.on("console", lambda m: m.type == "error" and complaints.append(m.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        return page
+
+    yield open_window
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def page(window: Window) -> Page:
+    return window()
+
+
+def flaws(page: Page) -> list[str]:
+    """What axe finds on a page."""
+    found = Axe().run(page, options=RULES).response["violations"]
+    return [f"{page.url} {one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]

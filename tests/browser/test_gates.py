@@ -1,0 +1,80 @@
+"""Signing in and out, reading only, and a server that goes away, in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import expect
+
+from tenure import Tenure
+from tests.browser.conftest import PATIENCE, Window
+from tests.faces.http import Served
+
+expect.set_options(timeout=PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def tokens(database: str) -> dict[str, str]:
+    """A token by scope; there being some, the server asks for one."""
+    with Tenure(database) as app:
+        made = {scope: app.tokens.create(f"t-{scope}", [scope])[0] for scope in ("read", "admin")}
+        app.enqueue("email", delay="1h")
+        app.limit("default", 9)
+        return made
+
+
+@pytest.fixture(scope="module")
+def served(database: str, tokens: dict[str, str]) -> Iterator[Served]:
+    with Served(database) as server:
+        yield server
+
+
+def test_signing_in_and_out(window: Window, tokens: dict[str, str]) -> None:
+    page = window(errors_are_meant=True)  # a wrong token is one for the console
+    page.goto("/ui/jobs?type=email")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    page.get_by_label("Token").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("opens nothing here")
+    page.get_by_label("Token").fill(tokens["admin"])
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/ui/jobs?type=email")
+    assert tokens["admin"] not in page.content()
+    assert page.evaluate("document.cookie") == ""
+    expect(page.locator("#live")).to_have_text("live")
+    page.get_by_role("link", name="email").click()
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.locator(".steps")).to_contain_text("token:t-admin")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.locator("#said")).to_contain_text("You are signed out")
+    page.goto("/ui/jobs")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+
+
+def test_reading_only(window: Window, tokens: dict[str, str]) -> None:
+    page = window()
+    page.goto("/")
+    page.get_by_label("Token").fill(tokens["read"])
+    page.keyboard.press("Enter")
+    expect(page.locator(".who")).to_contain_text("t-read read-only")
+    for path in ("/ui/jobs", "/ui/queues"):
+        page.goto(path)
+        expect(page.locator("tbody tr").first).to_be_visible()
+        assert page.locator("main button:visible").all_inner_texts() in ([], ["Filter"])
+
+
+def test_a_server_that_goes_away_is_said_and_found_again(
+    window: Window, database: str, tokens: dict[str, str]
+) -> None:
+    with Served(database) as first:
+        page = window(errors_are_meant=True, base_url=first.url)
+        page.goto("/ui/machine")
+        page.get_by_label("Token").fill(tokens["read"])
+        page.keyboard.press("Enter")
+        expect(page.locator("#live")).to_have_text("live")
+        first.stop()
+    expect(page.locator("#live")).to_have_text("connection lost, retrying")
+    expect(page.locator("#announce")).to_contain_text("Connection lost")
+    with Served(database, "--port", str(first.address[1])):
+        expect(page.locator("#live")).to_have_text("live")

@@ -1,0 +1,163 @@
+"""Every page in a real browser: for everybody, at every width, whatever the jobs hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import expect
+
+from tenure import Tenure
+from tests.browser.conftest import PATIENCE, Window, flaws
+from tests.worker.waiting import until
+
+expect.set_options(timeout=PATIENCE)
+HOSTILE = '<script>window.owned = 1</script><img src=x onerror="window.owned=1">\u202edetrevni'
+PATHS = ("/", "/ui/jobs", "/ui/queues", "/ui/workers", "/ui/failures", "/ui/machine", "/ui/bulk")
+
+
+@pytest.fixture(scope="module")
+def jobs(app: Tenure) -> Iterator[dict[str, str]]:
+    """One job of each status, with names for them; queue `still` is paused."""
+    app.pause("still")
+    long = {"text": "z" * 1_000_000, HOSTILE[:40]: HOSTILE}
+    made = {
+        "failed": app.enqueue("simulate.fail", {"error": HOSTILE}, max_retries=1).id,
+        "completed": app.enqueue("email", long).id,
+        "pending": app.enqueue("email", {"to": HOSTILE}, queue="still").id,
+        "cancelled": app.enqueue("email", queue="still").id,
+        "processing": app.enqueue("simulate.sleep", {"seconds": 600}).id,
+    }
+    app.cancel(made["cancelled"])
+    for status, job_id in made.items():
+        until(lambda s=status, j=job_id: app.get(j).status == s, status)
+    yield made
+    app.cancel(made["processing"])
+
+
+def every_path(jobs: dict[str, str]) -> list[str]:
+    shown = (f"/ui/jobs/{job_id}" for job_id in jobs.values())
+    return [*PATHS, *shown, "/ui/bulk?action=cancel&queue=still", "/ui/sign-in"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_pages_are_for_everybody(
+    window: Window, jobs: dict[str, str], scheme: str, width: int
+) -> None:
+    options = {"color_scheme": scheme, "reduced_motion": "reduce"}
+    page = window(viewport={"width": width, "height": 800}, **options)
+    found: list[str] = []
+    for path in every_path(jobs):
+        page.goto(path)
+        found += flaws(page)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        if wide > width:
+            found.append(f"{path} is {wide} wide")
+    assert found == []
+
+
+def test_what_is_missing_is_said(window: Window) -> None:
+    page = window(errors_are_meant=True)  # a 404 is one for the console
+    page.goto("/ui/jobs/x")
+    expect(page.get_by_role("heading", level=1)).to_have_text("No such job")
+    assert flaws(page) == []
+
+
+def test_hostile_jobs_do_nothing(window: Window, jobs: dict[str, str]) -> None:
+    page = window()
+    for path in every_path(jobs):
+        page.goto(path)
+        assert page.evaluate("window.owned") is None
+    page.goto(f"/ui/jobs/{jobs['pending']}")
+    shown = page.locator("pre.json").inner_text()
+    assert "<script>window.owned = 1</script>" in shown
+    assert "\\u202e" in shown
+    page.goto(f"/ui/jobs/{jobs['completed']}")
+    assert len(page.content()) < 60_000
+    page.get_by_role("link", name="Show all of it").click()
+    assert page.locator("body").inner_text().count("z") >= 1_000_000
+
+
+def test_the_keyboard_is_enough(window: Window, jobs: dict[str, str]) -> None:
+    page = window()
+    page.goto("/ui/jobs")
+    page.keyboard.press("Tab")
+    expect(page.locator(":focus")).to_have_text("Skip to the content")
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
+    assert float(outline.removesuffix("px")) >= 2
+    page.keyboard.press("Enter")
+    expect(page.locator(":focus")).to_have_id("main")
+    page.keyboard.press("/")
+    expect(page.locator(":focus")).to_have_attribute("name", "type")
+    page.keyboard.type("simulate.fail")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**type=simulate.fail**")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.locator("tbody a").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("simulate.fail")
+    page.wait_for_url("**/ui/jobs/*-*")
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.locator(":focus").inner_text() == "Retry":
+            break
+    page.keyboard.press("Enter")
+    expect(page.locator("#said")).to_contain_text("to run again")
+    page.keyboard.press("Tab")  # the focus is still somewhere sensible
+    assert page.evaluate("document.activeElement !== document.body")
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_every_action(window: Window, app: Tenure, jobs: dict[str, str], scripts: bool) -> None:
+    queue = f"q{scripts}"
+    ids = [app.enqueue("email", queue=queue, delay="1h").id for _ in range(5)]
+    page = window(java_script_enabled=scripts)
+
+    page.goto("/ui/queues")
+    page.get_by_role("button", name=f"Pause queue {queue}").click()
+    expect(page.locator(f"#queue-{queue}")).to_contain_text("paused")
+    page.locator(f"#queue-{queue} summary").click()
+    page.get_by_label("Most jobs that may wait").locator("visible=true").fill("7")
+    page.locator(f"#queue-{queue}").get_by_role("button", name="Set").click()
+    expect(page.locator(f"#queue-{queue} [data-label=Limit]")).to_have_text("7")
+    page.get_by_role("button", name=f"Resume queue {queue}").click()
+    expect(page.locator(f"#queue-{queue}")).not_to_contain_text("paused")
+
+    page.goto(f"/ui/jobs/{ids[0]}")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("cancelled")
+    assert app.history(ids[0])[-1].actor == "dashboard"
+
+    page.goto(f"/ui/jobs?queue={queue}&status=pending")
+    page.locator(f'input[value="{ids[1]}"]').check()
+    page.locator(f'input[value="{ids[2]}"]').check()
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.locator("#said")).to_contain_text("2 jobs cancelled")
+    expect(page.locator("tbody tr")).to_have_count(2)
+
+    page.get_by_role("link", name="Cancel all…").click()
+    page.get_by_role("button", name="Cancel 2 jobs").click()
+    until(lambda: all(app.get(job_id).status == "cancelled" for job_id in ids), "the bulk action")
+    for _ in range(100):
+        if "done" in page.get_by_role("heading", level=1).inner_text():
+            break
+        page.wait_for_timeout(100)
+        if not scripts:
+            page.reload()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("done")
+
+
+def test_a_list_is_held_while_somebody_selects(window: Window, app: Tenure) -> None:
+    page = window()
+    page.goto("/ui/jobs?type=held")
+    expect(page.locator("#live")).to_have_text("live")
+    app.enqueue("held", delay="1h")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.locator("tbody input").check()
+    expect(page.locator(".bulkbar")).to_contain_text("1 selected")
+    app.enqueue("held", delay="1h")
+    expect(page.locator("#live")).to_have_text("held while you select")
+    assert page.locator("tbody tr").count() == 1
+    page.locator("tbody input").uncheck()
+    expect(page.locator("tbody tr")).to_have_count(2)

@@ -1,0 +1,383 @@
+"""The dashboard as HTTP: who gets in, what forms may do, what answers carry, what is escaped."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from tenure import Tenure
+from tenure.dashboard import site
+from tenure.records import ClaimRequest, Outcome, Report
+from tenure.settings import Settings
+from tenure.simulation import simulate
+from tests.faces.http import NOWHERE, Exchange, api_of
+
+PAGES = [path for path in site.PAGES if "{" not in path]
+HOSTILE = "<script>alert(1)</script>\"'>&\u202e\u2066\x07"
+
+
+@pytest.fixture
+def app(sqlite_url: str) -> Iterator[Tenure]:
+    with Tenure(sqlite_url, redact=["password"]) as app:
+        yield app
+
+
+@pytest.fixture
+def web(app: Tenure) -> Iterator[TestClient]:
+    with api_of(app) as web:
+        yield web
+
+
+@pytest.fixture
+def guarded(app: Tenure) -> Iterator[TestClient]:
+    """A server that asks for a token; `boss-token` may do everything."""
+    with api_of(app, Settings(tokens=("boss-token",))) as web:
+        yield web
+
+
+def secret_of(web: TestClient, path: str = "/ui/sign-in") -> str:
+    """What a form of this browser has to name."""
+    found = re.search(r'name="form" value="([0-9a-f]{32})"', web.get(path).text)
+    assert found
+    return found[1]
+
+
+def post(web: TestClient, path: str, fields: dict[str, Any] | None = None) -> httpx2.Response:
+    """Send a form as a browser does."""
+    origin = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
+    sent = {"form": secret_of(web), **(fields or {})}
+    return web.post(path, data=sent, headers=origin, follow_redirects=False)
+
+
+def sign_in(web: TestClient, token: str) -> httpx2.Response:
+    return post(web, "/ui/sign-in", {"token": token})
+
+
+def fail(app: Tenure, error: str = "boom", **options: Any) -> str:
+    """A job that failed for good; its id."""
+    job = app.enqueue("email", options.pop("payload", {}), max_retries=1, **options)
+    (lease,) = app.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+    app.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)])
+    return job.id
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def test_every_page_is_there_empty_and_with_jobs_of_every_status(
+    database_url: str,
+) -> None:
+    with Tenure(database_url) as app, api_of(app) as web:
+        assert [web.get(path).status_code for path in PAGES] == [200] * len(PAGES)
+
+        ids = [fail(app), app.enqueue("email").id, app.enqueue("late", delay="1h").id]
+        app.cancel(app.enqueue("email", queue="other").id)
+        app.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60))
+        app.pause("other")
+        pages = [*PAGES, *(f"/ui/jobs/{job_id}" for job_id in ids)]
+        assert [web.get(path).status_code for path in pages] == [200] * len(pages)
+        everything = {"status": "failed", "type": "email", "queue": "default", "since": "1h"}
+        everything |= {"from": "2020-01-01T00:00", "to": "2100-01-01T00:00"}
+        assert ids[0] in web.get("/ui/jobs", params={**everything, "error": "BOOM"}).text
+        assert ids[0] not in web.get("/ui/jobs", params={**everything, "error": "bang"}).text
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/ui/nothing", 404),
+        (f"/ui/jobs/{NOWHERE}", 404),
+        ("/ui/jobs/x", 404),
+        (f"/ui/jobs/{NOWHERE}/payload", 404),
+        (f"/ui/bulk/{NOWHERE}", 404),
+        ("/ui/jobs?status=odd", 400),
+        ("/ui/jobs?type=%3Cscript%3E", 400),
+        ("/ui/jobs?from=yesterday", 400),
+        ("/ui/jobs?before=x", 400),
+        ("/ui/bulk?action=delete", 400),
+        ("/ui/static/old/tenure.css", 404),
+    ],
+)
+def test_what_is_not_there_is_said_on_a_page(web: TestClient, path: str, status: int) -> None:
+    answer = web.get(path)
+    assert answer.status_code == status
+    assert "<script>" not in answer.text
+
+
+def test_the_api_stays_as_it_is(web: TestClient) -> None:
+    assert web.get("/jobs").json() == []
+    assert web.get("/jobs/x").headers["content-type"] == "application/problem+json"
+
+
+def test_pages_work_below_a_root_path(app: Tenure) -> None:
+    from tenure.server import build
+
+    with TestClient(build(app), base_url="http://localhost", root_path="/work") as web:
+        page = web.get("/work/ui/jobs").text
+        links = re.findall(r'(?:href|src|action|data-live)="(/[^"]*)"', page)
+        assert links
+        assert [link for link in links if not link.startswith("/work/")] == []
+
+
+def test_a_list_goes_on_where_it_ended(app: Tenure, web: TestClient) -> None:
+    ids = [app.enqueue("email").id for _ in range(55)]
+    first = web.get("/ui/jobs").text
+    (older,) = re.findall(r'rel="next" href="([^"]+)"', first)
+    shown = re.findall(r'id="job-([^"]+)"', first + web.get(older.replace("&amp;", "&")).text)
+    assert shown == ids[::-1]
+
+
+# --- headers, forms, tokens -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "/ui/jobs", "/ui/nothing", "/ui/sign-in"])
+def test_pages_forbid_what_is_not_theirs(web: TestClient, path: str) -> None:
+    headers = web.get(path).headers
+    policy = headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert "unsafe" not in policy
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["referrer-policy"] == "same-origin"  # else forms come with `Origin: null`
+
+
+@pytest.mark.parametrize("template", [p.name for p in site.FOLDER.joinpath("templates").iterdir()])
+def test_no_page_has_anything_inline(template: str) -> None:
+    source = site.FOLDER.joinpath("templates", template).read_text("utf-8")
+    assert not re.search(r"\son\w+=|\sstyle=|<style|<script(?![^>]*\ssrc=)|javascript:", source)
+    assert "|safe" not in source
+
+
+def test_what_others_made_is_as_they_made_it() -> None:
+    folder = resources.files("tenure.dashboard").joinpath("static", "vendor")
+    manifest = json.loads(folder.joinpath("manifest.json").read_text("utf-8"))
+    known = {"manifest.json"}
+    for part in manifest:
+        assert part["licence"] in {"0BSD", "MIT"}
+        assert part["version"]
+        for name, digest in part["files"].items():
+            known.add(name)
+            found = hashlib.sha256(folder.joinpath(name).read_bytes()).hexdigest()
+            assert found == digest, name
+    assert {file.name for file in folder.iterdir()} == known
+
+
+def test_files_are_kept_for_good_under_an_address_of_their_version(guarded: TestClient) -> None:
+    answer = guarded.get(f"/ui/static/{site.VERSION}/tenure.css")
+    assert answer.status_code == 200
+    assert "immutable" in answer.headers["cache-control"]
+
+
+def test_a_form_needs_the_secret_of_its_browser(app: Tenure, web: TestClient) -> None:
+    job = app.enqueue("email")
+    path = f"/ui/jobs/{job.id}/cancel"
+    assert web.post(path, data={"x": "y"}).status_code == 403
+    assert web.post(path, data={"form": "0" * 32}).status_code == 403
+    secret = secret_of(web)
+    web.cookies.clear()
+    assert web.post(path, data={"form": secret}).status_code == 403
+    assert app.get(job.id).status == "pending"
+
+    assert post(web, path).status_code == 303
+    assert app.get(job.id).status == "cancelled"
+    assert app.history(job.id)[-1].actor == "dashboard"
+
+
+def test_a_form_of_another_site_is_refused(app: Tenure, web: TestClient) -> None:
+    job = app.enqueue("email")
+    sent = {"form": secret_of(web)}
+    for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        path = f"/ui/jobs/{job.id}/cancel"
+        assert web.post(path, data=sent, headers=headers).status_code == 403
+    assert app.get(job.id).status == "pending"
+
+
+def test_forms_are_bounded(web: TestClient) -> None:
+    assert post(web, "/ui/jobs", {"text": "x" * 70_000}).status_code == 413
+    assert web.post("/ui/jobs", json={}).status_code == 415
+
+
+def test_with_tokens_there_is_a_way_to_sign_in_and_out(app: Tenure, guarded: TestClient) -> None:
+    asked = guarded.get("/ui/jobs?status=failed", follow_redirects=False)
+    assert asked.status_code == 303
+    assert asked.headers["location"] == "/ui/sign-in?next=%2Fui%2Fjobs%3Fstatus%3Dfailed"
+    assert guarded.get("/ui/live").status_code == 401
+
+    assert sign_in(guarded, "wrong").status_code == 403
+    entered = post(guarded, "/ui/sign-in", {"token": "boss-token", "next": "/ui/jobs"})
+    assert (entered.status_code, entered.headers["location"]) == (303, "/ui/jobs")
+    cookie = next(c for c in entered.headers.get_list("set-cookie") if "tenure_session" in c)
+    assert "HttpOnly" in cookie
+    assert "samesite=strict" in cookie.lower()
+    assert "boss-token" not in guarded.get("/").text
+
+    assert guarded.get("/jobs").status_code == 401  # a cookie opens no API
+    assert post(guarded, "/ui/sign-out").status_code == 303
+    assert guarded.get("/", follow_redirects=False).status_code == 303
+
+
+@pytest.mark.parametrize("where", ["//evil.example", "https://evil.example", "/\\evil.example"])
+def test_signing_in_leads_nowhere_else(guarded: TestClient, where: str) -> None:
+    entered = post(guarded, "/ui/sign-in", {"token": "boss-token", "next": where})
+    assert entered.headers["location"] == "/"
+
+
+def test_a_link_from_another_site_is_asked_for_again_with_the_cookie(guarded: TestClient) -> None:
+    answer = guarded.get("/ui/jobs", headers={"Sec-Fetch-Site": "cross-site"})
+    assert answer.status_code == 200
+    assert 'http-equiv="refresh"' in answer.text
+
+
+def test_who_may_only_read_sees_no_button_and_changes_nothing(
+    app: Tenure, guarded: TestClient
+) -> None:
+    token, _ = app.tokens.create("viewer", ["read"])
+    failed, waiting = fail(app), app.enqueue("email").id
+    assert sign_in(guarded, token).status_code == 303
+    for path in ("/", "/ui/queues", "/ui/jobs", f"/ui/jobs/{failed}", "/ui/bulk?action=retry"):
+        page = guarded.get(path)
+        assert page.status_code == 200
+        forms = re.findall(r'<form method="post" action="([^"]+)"', page.text)
+        assert set(forms) <= {"/ui/sign-out", "/ui/jobs"}
+        assert "<button name=" not in page.text
+        assert "read-only" in page.text
+    for path in site.ACTIONS:
+        there = path.replace("{id}", failed).replace("{name}", "default")
+        assert post(guarded, there, {"action": "cancel", "id": waiting}).status_code == 403, path
+    assert app.get(failed).status == "failed"
+    assert app.get(waiting).status == "pending"
+    assert app.bulks() == []
+
+
+def test_who_may_not_even_read_sees_nothing(app: Tenure, guarded: TestClient) -> None:
+    token, _ = app.tokens.create("producer", ["enqueue"])
+    assert sign_in(guarded, token).status_code == 303
+    assert [guarded.get(path).status_code for path in PAGES] == [403] * len(PAGES)
+    assert guarded.get("/ui/live").status_code == 403
+
+
+# --- actions --------------------------------------------------------------------------------------
+
+
+def test_everything_that_is_done_is_on_record_under_its_name(
+    app: Tenure, guarded: TestClient
+) -> None:
+    token, _ = app.tokens.create("boss", ["admin"])
+    assert sign_in(guarded, token).status_code == 303
+    failed, other, waiting = fail(app), fail(app), app.enqueue("email").id
+    assert post(guarded, f"/ui/jobs/{failed}/retry", {"more_retries": "4"}).status_code == 303
+    assert app.get(failed).max_retries == 5
+    back = {"action": "cancel", "id": [failed, waiting, other], "back": "/ui/jobs?type=email"}
+    answer = post(guarded, "/ui/jobs", back)
+    assert answer.headers["location"] == "/ui/jobs?type=email"
+    said = guarded.get("/ui/jobs").text
+    assert "2 jobs cancelled. 1 job had moved on" in said
+    assert "2 jobs cancelled" not in guarded.get("/ui/jobs").text  # once
+    for job_id in (failed, waiting):
+        assert app.get(job_id).status == "cancelled"
+        assert app.history(job_id)[-1].actor == "token:boss"
+    assert post(guarded, f"/ui/jobs/{failed}/retry").status_code == 303
+    assert "Not done: the job is cancelled by now" in guarded.get("/ui/jobs").text
+
+    for action, value in (("pause", ""), ("resume", ""), ("limit", "1,000"), ("limit", "")):
+        sent = {"max_pending": value}
+        assert post(guarded, f"/ui/queues/night/{action}", sent).status_code == 303
+        queue = next(queue for queue in app.queues() if queue.name == "night")
+        assert (queue.paused_at is not None) == (action == "pause")
+        assert queue.max_pending == (1000 if value else None)
+
+
+def test_all_that_match_are_retried_as_one_action(app: Tenure, web: TestClient) -> None:
+    ids = [fail(app, "disk full"), fail(app, "disk full"), fail(app, "other")]
+    preview = web.get("/ui/bulk?action=retry&status=failed&error=DISK").text
+    assert "Retry 2 jobs" in preview
+    begun = post(web, "/ui/bulk", {"action": "retry", "status": "failed", "error": "DISK"})
+    (one,) = app.bulks()
+    assert begun.headers["location"] == f"/ui/bulk/{one.id}"
+    assert (one.action, one.filter.error, one.actor) == ("retry", "DISK", "dashboard")
+    assert "going on" in web.get(begun.headers["location"]).text
+    while app.step_bulk(one.id).finished_at is None:
+        pass
+    assert "done" in web.get(begun.headers["location"]).text
+    assert [app.get(job_id).status for job_id in ids] == ["pending", "pending", "failed"]
+
+    post(web, "/ui/bulk", {"action": "cancel"})
+    assert post(web, f"/ui/bulk/{app.bulks()[0].id}/stop").status_code == 303
+    assert app.bulks()[0].stopped_by == "dashboard"
+
+
+def test_sample_jobs_are_offered_where_a_worker_pretends(app: Tenure, web: TestClient) -> None:
+    assert "Add sample jobs" not in web.get("/").text
+    simulate(app.handlers)
+    assert "Add sample jobs" in web.get("/").text
+    assert post(web, "/ui/samples").status_code == 303
+    assert len(app.find()) == 16
+
+
+# --- what jobs hold -------------------------------------------------------------------------------
+
+
+def test_hostile_texts_are_shown_and_do_nothing(app: Tenure, web: TestClient) -> None:
+    payload = {"to": HOSTILE.replace("\x07", ""), "big": "y" * 900_000, HOSTILE[:20]: 1}
+    job_id = fail(app, f"{HOSTILE}\n  Traceback {HOSTILE}", payload=payload)
+    pages = [f"/ui/jobs/{job_id}", "/ui/jobs", "/", "/ui/failures"]
+    for path in pages:
+        page = web.get(path).text
+        assert "<script>alert" not in page
+        assert not set(page) & set("\u202e\u2066\x07"), path
+        assert len(page) < 100_000
+    assert "\\u202e" in web.get(pages[0]).text
+    whole = web.get(f"/ui/jobs/{job_id}/payload")
+    assert whole.headers["content-type"] == "text/plain; charset=utf-8"
+    assert whole.text.count("y") >= 900_000
+    assert "\u202e" not in whole.text
+
+
+def test_what_is_redacted_is_nowhere(app: Tenure, web: TestClient) -> None:
+    payload = {"password": "hunter2secret", "to": "a"}
+    job_id = fail(app, "login hunter2secret refused", payload=payload)
+    for path in ("/", "/ui/failures", "/ui/jobs", f"/ui/jobs/{job_id}"):
+        assert "hunter2" not in web.get(path).text, path
+        assert "secret refused" not in web.get(path).text, path
+    for part in ("payload", "error"):
+        assert "hunter2secret" not in web.get(f"/ui/jobs/{job_id}/{part}").text
+    assert job_id not in web.get("/ui/jobs?text=hunter2secret").text
+    assert job_id not in web.get("/ui/jobs?error=hunter2secret").text
+
+
+# --- live -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_viewers_are_told_what_moved_and_no_more(app: Tenure) -> None:
+    from tenure.server import build
+
+    built = build(app)
+    async with Exchange(built, "GET", "/ui/live") as one, Exchange(built, "GET", "/ui/live") as two:
+        await one.until(b"event: hello")
+        await two.until(b"event: hello")
+        job = app.enqueue("email")
+        await one.until(job.id.encode())
+        await two.until(job.id.encode())
+        app.enqueue_many([*(_draft() for _ in range(2_000))])
+        await one.until(b'"jobs":null')
+        assert len(one.answered) < 4_000
+        built.state.doorbell.stop()
+        async with asyncio.timeout(10):
+            await one.task
+
+
+def _draft() -> Any:
+    from tenure.drafts import Draft
+
+    return Draft("email", {}, {})
