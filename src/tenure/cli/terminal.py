@@ -12,7 +12,8 @@ import re
 import shutil
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -182,6 +183,21 @@ def room() -> int | None:
 def is_plain() -> bool:
     """Whether colours are not wanted (https://no-color.org) or the terminal can do none."""
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
+
+
+@contextmanager
+def under_way(what: str) -> Iterator[None]:
+    """Show on a terminal, beside the answer, what is being done and for how long already."""
+    if is_plain() or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(what, total=None)
+        yield
 
 
 def tint(text: str, word: str | None = None) -> str:

@@ -41,9 +41,9 @@ def verify(limit: int, as_json: bool) -> None:
     Lists the violations and says what each means and what to do; exit 1 if there are any. Jobs go
     on running meanwhile.
     """
-    from tenure.cli.terminal import print_json
+    from tenure.cli.terminal import print_json, under_way
 
-    with existing() as app:
+    with existing() as app, under_way("Checking every job and every move"):
         violations = app.verify(limit)
         jobs = sum(count.jobs for count in app.stats())
     if as_json:
@@ -109,6 +109,9 @@ def _advise(subject: str, advice: str) -> None:
 @database_option
 def migrate() -> None:
     """Create the database's schema, or bring it to this version's."""
-    before, after = application().migrate()
+    from tenure.cli.terminal import under_way
+
+    with under_way("Bringing the schema up to date"):
+        before, after = application().migrate()
     was = f"was {before}" if before else "new"
     click.echo(f"schema {after} ({'as it was' if before == after else was})")
