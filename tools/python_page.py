@@ -54,9 +54,15 @@ APP: Mapping[str, Sequence[str]] = {
     "Opening": ("open", "close", "migrate"),
     "Handlers": ("job", "run_worker"),
     "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async", "add"),
-    "Looking": ("get", "find", "history", "explain", "stats", "queues", "workers"),
+    "Looking": (
+        *("get", "find", "page", "count_matching", "history", "explain"),
+        *("stats", "queues", "workers"),
+    ),
     "Measures": ("activity", "totals", "failures", "measured_until"),
     "Changing": ("cancel", "retry", "pause", "resume", "limit"),
+    "Changing all that match": (
+        *("start_bulk", "step_bulk", "step_bulks", "bulk", "bulks", "stop_bulk", "sample"),
+    ),
     "Checking": ("verify", "recount", "checks", "is_current", "ping"),
     "Who may call the HTTP API": ("tokens",),
     "What workers and servers call": (

@@ -299,6 +299,13 @@ class Tenure:
         ).result()
         return self.bulk(bulk_id)
 
+    def sample(self, filter: Filter, action: str, limit: int = 5) -> list[Job]:
+        """A few of the jobs that an action would change, after a bounded look."""
+        query = about(
+            filters.checked(filter), filters.sources(filters.action_of(action)), limit=limit
+        )
+        return list(search.page(self._store.read, query).jobs)
+
     def step_bulk(self, bulk_id: str) -> Bulk:
         """One bite of a bulk action, if it has not ended; the action as it stands then."""
         found = self.bulk(bulk_id)

@@ -402,10 +402,24 @@ def operators_are_told_the_truth(records: Records) -> Iterator[Finding]:
         sure = Counter(call.asked["job"] for call in records.of(op, "ok"))
         unsure = Counter(call.asked["job"] for call in records.of(op, "unknown"))
         for id in records.jobs:
-            by_hand = [m for m in records.ledger[id] if m.event == event and m.actor != "store"]
+            moves = [m for m in records.ledger[id] if m.event == event]
+            by_hand = [m for m in moves if m.actor != "store" and not _is_bulk(m)]
             if not sure[id] <= len(by_hand) <= sure[id] + unsure[id]:
                 told = f"{sure[id]} acknowledged, {unsure[id]} unknown"
                 yield Finding("untrue", id, f"{event} {len(by_hand)} times; {told}")
+
+
+def a_bulk_action_is_on_a_job_once(records: Records) -> Iterator[Finding]:
+    """Whoever drove it, and whatever came between."""
+    for id in records.jobs:
+        actors = Counter(m.actor for m in records.ledger[id] if _is_bulk(m))
+        for actor, times in actors.items():
+            if times > 1:
+                yield Finding("bulk", id, f"{actor} changed it {times} times")
+
+
+def _is_bulk(move: Any) -> bool:
+    return "(bulk " in (move.actor or "")
 
 
 RULES: tuple[Callable[[Records], Iterable[Finding]], ...] = (
@@ -423,6 +437,7 @@ RULES: tuple[Callable[[Records], Iterable[Finding]], ...] = (
     outcomes_come_from_reports,
     heartbeats_are_true,
     operators_are_told_the_truth,
+    a_bulk_action_is_on_a_job_once,
 )
 
 

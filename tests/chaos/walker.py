@@ -2,9 +2,9 @@
 
     TENURE_FAILPOINTS=claim.after_commit=kill python -m tests.chaos.walker URL FOLDER FAILPOINT
 
-It opens the database (and migrates), adds jobs, pauses and resumes a queue, cancels, lets a lease
-run out and sweeps, works off everything, retries by hand and prunes, all on record in FOLDER. What
-fails is tried again, as an application would.
+It opens the database (and migrates), adds jobs, pauses and resumes a queue, cancels one and many,
+lets a lease run out and sweeps, works off everything, retries by hand and prunes, all on record in
+FOLDER. What fails is tried again, as an application would.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from tenure import Draft, Job, Tenure, failpoints
 from tenure.errors import IllegalMove
-from tenure.records import ClaimRequest
+from tenure.records import ClaimRequest, Filter
 from tenure.store import sqlite_connection
 from tests.chaos.history import History, Recorded, record_handlers
 from tests.worker.running import sweeping, working
@@ -31,6 +31,8 @@ TRIES = 5
 NOT_REACHED = 3
 """The exit code of a walker that never came to its failpoint."""
 WAITING = ("pending", "processing")
+UNWANTED: Any = {"queue": "unwanted", "delay": 1}
+"""Jobs that are cancelled all at once."""
 
 
 def add_handlers(app: Tenure) -> None:
@@ -114,6 +116,10 @@ def walk(app: Recorded) -> None:
     cancelled = again(lambda: app.enqueue("succeed", {"number": 100}, delay=1))
     if cancelled:
         again(lambda: app.cancel(cancelled.id))
+    for number in range(101, 104):
+        again(lambda number=number: app.enqueue("succeed", {"number": number}, **UNWANTED))  # type: ignore[misc]
+    again(lambda: app.start_bulk("cancel", Filter(queue=UNWANTED["queue"])))
+    until(lambda: again(lambda: app.step_bulks() == 0), "the bulk action to end")
     again(lambda: app.enqueue("abandoned", {"number": 200}))
     again(lambda: app.enqueue("last", {"number": 300}))
     request = ClaimRequest(worker="x", limit=1, lease_seconds=0.001, types=("abandoned",))

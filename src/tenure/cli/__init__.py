@@ -11,6 +11,7 @@ import sys
 import click
 
 import tenure
+from tenure.cli.bulk import bulk
 from tenure.cli.command import Group, database_option
 from tenure.cli.completing import VARIABLE, completion
 from tenure.cli.jobs import enqueue, explain, jobs
@@ -44,7 +45,7 @@ def cli() -> None:
 
 for command in (
     *(serve, worker, demo),
-    *(enqueue, jobs, explain, queues, stats),
+    *(enqueue, jobs, explain, bulk, queues, stats),
     *(top, tail),
     *(tokens, verify, doctor, migrate, simulate),
     completion,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli import completing
+from tenure.cli.bulk import filter_of, run
 from tenure.cli.command import (
     Group,
     application,
@@ -115,13 +116,58 @@ def _json(data: bytes, at: str) -> object:
         raise flaw.__class__(flaw.message, path=path, code=flaw.code) from None
 
 
-def _time(text: str) -> datetime:
+def _time(text: str, at: str = "$.run_at") -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
         raise InvalidInput(
-            "not a time; write it as 2026-01-31T12:00:00Z, with its zone", path="$.run_at"
+            "not a time; write it as 2026-01-31T12:00:00Z, with its zone", path=at
         ) from None
+
+
+def filter_options(command: Any) -> Any:
+    """The options that say which jobs are meant."""
+    for option in (
+        click.option("--text", metavar="TEXT", help="Only those with this in their payload."),
+        click.option("--error", metavar="TEXT", help="Only those with this in their last error."),
+        click.option("--created-before", metavar="WHEN", help="Only those accepted before then."),
+        click.option("--created-after", metavar="WHEN", help="Only those accepted since then."),
+        click.option(
+            "--queue",
+            metavar="NAME",
+            shell_complete=completing.queue_names,
+            help="Only jobs of this queue.",
+        ),
+        click.option(
+            "--type",
+            metavar="TYPE",
+            shell_complete=completing.types,
+            help="Only jobs of this type.",
+        ),
+        click.option(
+            "--status",
+            metavar="STATUS",
+            shell_complete=completing.statuses,
+            help="Only jobs that stand there.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def bulk_options(command: Any) -> Any:
+    """The options of a command that may change many jobs."""
+    yes = click.option("--yes", is_flag=True, help="Do not ask first.")
+    dry_run = click.option("--dry-run", is_flag=True, help="Say how many it would be, and a few.")
+    return dry_run(yes(command))
+
+
+def _timed(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a filter, with times that are times."""
+    for name in ("created_after", "created_before"):
+        if given.get(name) is not None:
+            given[name] = _time(given[name], f"$.{name}")
+    return given
 
 
 @click.group(cls=Group)
@@ -130,21 +176,7 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option(
-    "--status",
-    metavar="STATUS",
-    shell_complete=completing.statuses,
-    help="Only jobs that stand there.",
-)
-@click.option(
-    "--type", metavar="TYPE", shell_complete=completing.types, help="Only jobs of this type."
-)
-@click.option(
-    "--queue",
-    metavar="NAME",
-    shell_complete=completing.queue_names,
-    help="Only jobs of this queue.",
-)
+@filter_options
 @click.option("--limit", type=int, default=50, show_default=True, help="How many, at most 500.")
 @click.option(
     "--before",
@@ -161,7 +193,7 @@ def list_jobs(limit: int, as_json: bool, **filters: Any) -> None:
     from tenure.cli.terminal import ago, attempts, first_line, print_json, table
 
     with existing() as app:
-        found = [app.redaction.job(job) for job in app.find(limit=limit, **filters)]
+        found = [app.redaction.job(job) for job in app.find(limit=limit, **_timed(filters))]
         now = app.ping()
     if as_json:
         print_json([wire.job_body(job) for job in found])
@@ -273,32 +305,50 @@ def _explanation(reason: Explanation) -> ExplanationBody:
 
 
 @jobs.command()
-@click.argument(
-    "ids", nargs=-1, required=True, metavar="ID...", shell_complete=completing.job_ids("failed")
-)
+@click.argument("ids", nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("failed"))
 @click.option("--more", type=int, default=1, show_default=True, help="Attempts to add.")
+@filter_options
+@bulk_options
 @database_option
 @json_option
-def retry(ids: Sequence[str], more: int, as_json: bool) -> None:
-    """Run jobs again that failed for good."""
+def retry(ids: Sequence[str], more: int, as_json: bool, **given: Any) -> None:
+    """Run jobs again that failed for good: those named, or all that match the options."""
     with existing() as app:
-        _each(app, ids, lambda id: app.retry(id, more_retries=more), as_json)
+        if _is_bulk(ids, given):
+            run(app, "retry", more=more, as_json=as_json, **given)
+        else:
+            _each(app, ids, lambda id: app.retry(id, more_retries=more), as_json)
 
 
 @jobs.command()
 @click.argument(
     "ids",
     nargs=-1,
-    required=True,
-    metavar="ID...",
+    metavar="[ID...]",
     shell_complete=completing.job_ids("pending", "processing"),
 )
+@filter_options
+@bulk_options
 @database_option
 @json_option
-def cancel(ids: Sequence[str], as_json: bool) -> None:
-    """Cancel jobs that wait or run."""
+def cancel(ids: Sequence[str], as_json: bool, **given: Any) -> None:
+    """Cancel jobs that wait or run: those named, or all that match the options."""
     with existing() as app:
-        _each(app, ids, app.cancel, as_json)
+        if _is_bulk(ids, given):
+            run(app, "cancel", as_json=as_json, **given)
+        else:
+            _each(app, ids, app.cancel, as_json)
+
+
+def _is_bulk(ids: Sequence[str], given: dict[str, Any]) -> bool:
+    """Whether all that match are meant; puts the options of the filter together."""
+    flags = {name: given.pop(name) for name in ("dry_run", "yes")}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if bool(ids) == bool(chosen):
+        raise InvalidInput("name jobs by their ids, or by options such as --status and --type")
+    given.clear()
+    given.update(flags, wanted=filter_of(**_timed(chosen)))
+    return bool(chosen)
 
 
 def _each(app: Tenure, ids: Sequence[str], act: Callable[[str], Job], as_json: bool) -> None:

@@ -1,0 +1,104 @@
+"""Acting on all jobs that match, over HTTP and on the command line, seen through by a sweeper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from tenure import Draft, Tenure
+from tenure.records import Filter
+from tenure.settings import Settings
+from tests.faces.command import PROGRAM, on_a_terminal, read, run, surroundings, tell
+from tests.faces.http import NOWHERE, api_of, problem
+from tests.worker.running import sweeping
+from tests.worker.waiting import until
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[Tenure]:
+    with Tenure(database_url) as app:
+        drafts = [Draft("mail", {"to": f"ann{n}", "password": "hunter2"}, {}) for n in range(5)]
+        app.enqueue_many([*drafts, Draft("sms", {}, {})])
+        yield app
+
+
+@pytest.fixture
+def api(app: Tenure) -> Iterator[TestClient]:
+    with api_of(app, Settings(redact=("password",))) as api:
+        yield api
+
+
+def test_an_action_over_http_is_gone_on_with_by_a_sweeper(app: Tenure, api: TestClient) -> None:
+    asked = {"action": "cancel", "filter": {"type": "mail", "text": "ANN"}}
+    assert api.get("/jobs/count?type=mail&text=ANN&action=cancel").json() == {
+        "jobs": 5,
+        "exact": True,
+    }
+    response = api.post("/bulk", json=asked)
+    assert response.status_code == 202
+    begun = response.json()
+    assert (begun["total"], begun["exact"], begun["changed"], begun["actor"]) == (
+        5,
+        True,
+        0,
+        "http",
+    )
+    assert begun["filter"] == asked["filter"]
+    with sweeping(app):
+        until(lambda: api.get(response.headers["location"]).json()["finished_at"], "its end")
+    (shown,) = api.get("/bulk").json()
+    assert (shown["changed"], shown["examined"], shown["refused"]) == (5, 5, 0)
+    assert {job["status"] for job in api.get("/jobs?type=mail").json()} == {"cancelled"}
+    job = api.get("/jobs?type=mail&limit=1").json()[0]
+    last = api.get(f"/jobs/{job['id']}/history").json()[-1]
+    assert last["actor"] == f"http (bulk {begun['id']})"
+    problem(api.get(f"/bulk/{NOWHERE}"), 404, "bulk_not_found")
+    problem(api.post(f"/bulk/{NOWHERE}/stop"), 404, "bulk_not_found")
+
+
+def test_one_that_is_stopped_over_http_changes_nothing_more(app: Tenure, api: TestClient) -> None:
+    begun = api.post("/bulk", json={"action": "cancel", "filter": {}}).json()
+    assert api.post(f"/bulk/{begun['id']}/stop").json()["stopped_by"] == "http"
+    app.step_bulk(begun["id"])
+    assert app.count_matching(app.bulk(begun["id"]).filter, action="cancel").jobs == 6
+
+
+def test_hidden_values_are_not_found_over_http(api: TestClient) -> None:
+    assert api.get("/jobs?text=hunter2").json() == []
+    assert api.get("/jobs/count?text=hunter2").json()["jobs"] == 0
+    assert (
+        api.post("/bulk", json={"action": "cancel", "filter": {"text": "hunter2"}}).json()["total"]
+        == 0
+    )
+    assert len(api.get("/jobs?text=ann1").json()) == 1
+
+
+@pytest.mark.parametrize("query", ["text=", "error=" + "x" * 201, "text=%00", "created_after=1"])
+def test_what_cannot_be_searched_for_is_refused(api: TestClient, query: str) -> None:
+    assert problem(api.get(f"/jobs?{query}"), 400, "invalid_input")["path"].startswith("query ")
+
+
+def test_the_command_line_previews_asks_and_sees_it_through(app: Tenure) -> None:
+    here = {"TENURE_DATABASE": app.database}
+    preview = tell("jobs", "cancel", "--type", "mail", "--dry-run", **here)
+    assert preview.startswith("This would cancel 5 jobs.\nID")
+    refused = run("jobs", "cancel", "--type", "mail", **here)
+    assert refused.exit_code == 2
+    assert "would cancel 5 jobs; add --yes" in refused.stderr
+    assert run("jobs", "cancel", **here).exit_code == 2
+    assert run("jobs", "retry", NOWHERE, "--type", "mail", **here).exit_code == 2
+    assert app.count_matching(Filter(), action="cancel").jobs == 6
+    shown = on_a_terminal(
+        *PROGRAM, "jobs", "cancel", "--type", "mail", "--yes", **surroundings(**here)
+    )
+    assert "5/5" in shown
+    assert "5 jobs changed, 0 refused" in shown
+    (record,) = read("--database", app.database, "bulk", "list")
+    assert record["changed"] == 5
+    assert record["id"] in tell("bulk", "show", record["id"], **here)
+    assert read("--database", app.database, "bulk", "stop", record["id"]) == record
+    assert run("bulk", "show", NOWHERE, **here).exit_code == 3
+    found = read("--database", app.database, "jobs", "list", "--text", "ANN1")
+    assert [job["status"] for job in found] == ["cancelled"]
