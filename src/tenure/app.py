@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import fields
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from tenure import durations, filters, handlers, ids, lifecycle, logs, payload
@@ -36,6 +37,7 @@ from tenure.records import (
     Action,
     Activity,
     Added,
+    Addition,
     Bulk,
     Check,
     ClaimRequest,
@@ -63,6 +65,7 @@ from tenure.store.audit import INVARIANTS
 from tenure.store.bulk import about
 from tenure.store.checks import check_store, schema_version
 from tenure.tokens import Tokens
+from tenure.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -93,15 +96,18 @@ class Tenure:
         *,
         actor: str = "application",
         redact: Sequence[str] = (),
+        tracing: bool = False,
     ) -> None:
         """`actor` names this application in the ledger, where a call does not name one.
 
-        `redact` are keys of payloads and results whose values its server does not show.
+        `redact` are keys of payloads and results whose values its server does not show. `tracing`
+        makes spans of OpenTelemetry; it needs `pip install 'tenure[otel]'`.
         """
         self.database = database
         self.actor = payload.check_label(actor, "actor", "$.actor")
         self.handlers = Handlers()
         self.redaction = Redaction(redact)
+        self.tracing = Tracing() if tracing else None
         self._opened: Store | None = None
 
     @property
@@ -183,20 +189,28 @@ class Tenure:
         """`enqueue_many` for async callers."""
         return [added.job for added in await asyncio.wrap_future(self.add(drafts))]
 
-    def add(self, drafts: Sequence[Draft], *, batch: bool = False) -> Future[list[Added]]:
+    def add(
+        self, drafts: Sequence[Draft], *, batch: bool = False, traceparent: str | None = None
+    ) -> Future[list[Added]]:
         """Check drafts and hand them to the store; the future also tells which are new.
 
-        In a batch, errors say which job they mean even if it is the only one.
+        In a batch, errors say which job they mean even if it is the only one. `traceparent` names
+        the span of whoever asked, if this application traces.
         """
         if len(drafts) > MOST_JOBS_AT_ONCE:
             raise InvalidInput(f"{len(drafts)} jobs at once; send at most {MOST_JOBS_AT_ONCE}")
-        additions = additions_of(
+        additions: Sequence[Addition] = additions_of(
             drafts,
             defaults=self.handlers.defaults,
             actor=self.actor,
             several=batch or len(drafts) > 1,
         )
-        added = self._store.add(additions)
+        if self.tracing is not None and additions:
+            additions, span = self.tracing.adding(additions, traceparent)
+            added = self._store.add(additions)
+            added.add_done_callback(partial(self.tracing.added, span))
+        else:
+            added = self._store.add(additions)
         if log.isEnabledFor(logging.DEBUG):
             added.add_done_callback(_log_added)
         return added

@@ -31,6 +31,7 @@ class Addition(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     delay: float = 0.0
     run_at: datetime | None = None
     actor: str | None = None
+    traceparent: str | None = None  # the span that adds it, where somebody traces
 
 
 class Added(msgspec.Struct, frozen=True):
@@ -50,6 +51,7 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     types: tuple[str, ...] | None = None
     label: str = ""  # host and pid, for people; never identity
     wait_seconds: float = 0.0  # how long a server may hold the request until there is work
+    traces: bool = False  # whether the leases are to tell from which span their jobs were added
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):
@@ -65,6 +67,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     timeout: float | None
     lease_id: str  # a secret of its holder
     lease_expires_at: datetime
+    traceparent: str | None = None  # if it was asked for
 
     def __repr__(self) -> str:
         return f"<lease on {self.id} {self.type} attempt {self.attempts}>"

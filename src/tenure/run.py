@@ -75,6 +75,7 @@ def run_worker(
             lease_seconds=lease_seconds,
             grace_seconds=grace_seconds,
             redaction=redaction,
+            tracing=source.tracing if isinstance(source, Tenure) else None,
         )
         with stopped_by_signals(worker.request_stop):
             await worker.run()

@@ -245,6 +245,7 @@ class _InProcess:
             lease_seconds=settings.lease_seconds,
             grace_seconds=settings.grace_seconds,
             redaction=self._app.redaction.also(settings.redact),
+            tracing=self._app.tracing,
         )
         if self._stopped:
             self._worker.request_stop()

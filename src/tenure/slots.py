@@ -31,6 +31,7 @@ from tenure.executors import (
 from tenure.handlers import Handlers, JobContext
 from tenure.logs import RUNNING
 from tenure.records import Lease, Outcome, Report
+from tenure.tracing import Tracing, within
 from tenure.worklog import WorkLog, fields_of
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,13 @@ class Attempt:
 
     __slots__ = (
         *("call", "context", "due", "ended", "lease", "on_thread", "since", "started", "task"),
-        *("timer", "worker"),
+        *("span", "timer", "worker"),
     )
 
     def __init__(self, lease: Lease, since: float, worker: str) -> None:
         self.lease = lease
         self.worker = worker
+        self.span: Any = None  # where somebody traces
         self.started: float | None = None  # by the monotonic clock
         self.since = since  # when it was claimed, by the monotonic clock
         self.due = math.inf  # when its time is over, by the monotonic clock
@@ -80,6 +82,7 @@ class Slots:
         *,
         actor: str,
         worklog: WorkLog,
+        tracing: Tracing | None,
         report: Callable[[Report], None],
         forget: Callable[[str], None],
         wake: Callable[[], None],
@@ -91,6 +94,7 @@ class Slots:
         self._concurrency = concurrency
         self._actor = actor
         self._log = worklog
+        self._tracing = tracing
         self._send = report
         self._forget = forget
         self._wake = wake
@@ -220,6 +224,9 @@ class Slots:
         if lease.timeout is not None:
             attempt.due = attempt.started + lease.timeout
             attempt.timer = loop.call_later(lease.timeout, self._time_out, attempt)
+        traced: Any = None
+        if self._tracing is not None:
+            attempt.span, traced = self._tracing.attempt(lease, self._actor)
         if handler.in_process:
             attempt.call = ChildCall(self._children, handler, lease.payload, attempt.log_fields())
             self._threads.submit(attempt, attempt.call.run)
@@ -233,6 +240,8 @@ class Slots:
             def function(**arguments: Any) -> Any:
                 return plain(context, **arguments)
 
+        if traced is not None:
+            function = within(traced, function, is_async=handler.is_async)
         if handler.is_async:
             attempt.task = loop.create_task(self._run_async(attempt, function, arguments))
         else:
@@ -272,6 +281,8 @@ class Slots:
             )
             if self._log.detailed:
                 self._log.ended(lease, report, _ran_for(attempt))
+            if attempt.span is not None and self._tracing is not None:
+                self._tracing.ended(attempt.span, None)
             self._send(report)
         else:
             self._report(attempt, Outcome.FAILED, error=ending.error, retryable=ending.retryable)
@@ -287,7 +298,12 @@ class Slots:
         lease = attempt.lease
         report = Report(lease.id, lease.lease_id, outcome, result, error, retryable, self._actor)
         self._log.ended(lease, report, _ran_for(attempt))
+        self._end_span(attempt, error)
         self._send(report)
+
+    def _end_span(self, attempt: Attempt, error: str) -> None:
+        if attempt.span is not None and self._tracing is not None:
+            self._tracing.ended(attempt.span, self._log.shown(error, attempt.lease))
 
     def _time_out(self, attempt: Attempt) -> None:
         self._stop(attempt, Failure(f"timed out after {attempt.lease.timeout:g} s"))
@@ -308,6 +324,7 @@ class Slots:
         if why is not None:
             self._report(attempt, Outcome.FAILED, error=why.error, retryable=why.retryable)
         else:
+            self._end_span(attempt, "LeaseLost: somebody else ended the lease")
             self._forget(attempt.lease.lease_id)
         if attempt.task is not None:
             attempt.task.cancel()  # the slot is free when the coroutine is through, or never began

@@ -29,6 +29,7 @@ from tenure.heartbeat import Heartbeat
 from tenure.records import Answer, ClaimRequest, Lease, Outcome, Report, Turn
 from tenure.redaction import NOTHING_HIDDEN, Redaction
 from tenure.slots import Slots
+from tenure.tracing import Tracing
 from tenure.worklog import WorkLog
 
 log = logging.getLogger(__name__)
@@ -88,10 +89,11 @@ class Worker:
         grace_seconds: float = 30.0,
         label: str = "",
         redaction: Redaction = NOTHING_HIDDEN,
+        tracing: Tracing | None = None,
     ) -> None:
         """`concurrency` handlers at once; `grace_seconds` to finish them when asked to stop.
 
-        `redaction` is for what is logged of errors.
+        `redaction` is for what is logged of errors; `tracing` makes a span for each attempt.
         """
         self.id = f"worker-{secrets.token_hex(8)}"  # random per start: names can come back
         self._source = source
@@ -106,12 +108,14 @@ class Worker:
         self._wake = asyncio.Event()
         self._signalled = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._traces = tracing is not None
         self._log = WorkLog(self.id, redaction)
         self._slots = Slots(
             handlers,
             concurrency,
             actor=self.id,
             worklog=self._log,
+            tracing=tracing,
             report=self._reports.append,
             forget=self._forget,
             wake=self._wake.set,
@@ -265,6 +269,7 @@ class Worker:
             queues=self._queues,
             types=self._handlers.types(),
             wait_seconds=LONG_POLL_SECONDS if idle and self._source.waits else 0.0,
+            traces=self._traces,
         )
 
     def _begin(self, *, reports: bool, claim: ClaimRequest | None) -> None:

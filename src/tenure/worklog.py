@@ -45,9 +45,12 @@ class WorkLog:
             if seconds is not None:
                 fields["duration"] = round(seconds, 6)
             if report.outcome is Outcome.FAILED:
-                said = report.error.partition("\n")[0]  # the first line names the error
-                fields["error"] = self._redaction.within(said, lease.payload)
+                fields["error"] = self.shown(report.error, lease)
             self._ended[lease.lease_id] = fields
+
+    def shown(self, error: str, lease: Lease) -> str:
+        """What may be told of an error: its first line, which names it, without what is hidden."""
+        return self._redaction.within(error.partition("\n")[0], lease.payload)
 
     def answered(self, reports: Sequence[Report], verdicts: Sequence[Verdict]) -> None:
         """The store has answered reports: log what it recorded."""

@@ -14,7 +14,7 @@ from tenure import forms, wire
 from tenure import payload as payloads
 from tenure.access import Caller
 from tenure.api.routing import Call, answer, convert
-from tenure.app import MOST_COUNTED, MOST_LISTED, Tenure
+from tenure.app import MOST_COUNTED, MOST_LISTED
 from tenure.drafts import Draft, Options
 from tenure.filters import checked
 from tenure.lifecycle import Job, Status
@@ -59,7 +59,7 @@ async def create_job(call: Call) -> Response:
         if "idempotency_key" in draft.options:  # the header counts more, but both must be keys
             payloads.check_key(draft.options["idempotency_key"], "$.idempotency_key")
         draft.options["idempotency_key"] = payloads.check_key(key, "Idempotency-Key")
-    (added,) = await _add(call.app, [draft])
+    added = (await _add(call, [draft]))[0]
     headers = {"Location": call.address(f"/jobs/{added.job.id}")}
     return answer(call.shown(added.job), 201 if added.created else 200, headers)
 
@@ -68,12 +68,13 @@ async def create_jobs(call: Call) -> Response:
     """Add many jobs, all or none; the answer has them in the order of the request."""
     call.doorbell.check_running()
     drafts = [_draft(new, call.caller) for new in call.body]
-    added = await _add(call.app, drafts, batch=True) if drafts else []
+    added = await _add(call, drafts, batch=True) if drafts else []
     return answer([call.shown(one.job) for one in added], 201)
 
 
-async def _add(app: Tenure, drafts: list[Draft], *, batch: bool = False) -> list[Added]:
-    return await asyncio.wrap_future(app.add(drafts, batch=batch))
+async def _add(call: Call, drafts: list[Draft], *, batch: bool = False) -> list[Added]:
+    parent = call.header("traceparent") if call.app.tracing is not None else None
+    return await asyncio.wrap_future(call.app.add(drafts, batch=batch, traceparent=parent))
 
 
 def _draft(new: forms.NewJob, caller: Caller) -> Draft:

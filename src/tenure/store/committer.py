@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, TypeGuard
 
+from msgspec.structs import replace
+
 from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.records import Added, Addition, ClaimRequest, Lease, Report, Turn
@@ -206,7 +208,7 @@ class Committer:
         if len(batch) > 1 or not isinstance(batch[0], Turning) or batch[0].reports:
             return None
         claim = batch[0].claim
-        if claim is None or claim.limit < 1 or self._is_to_be_seen(claim.worker):
+        if claim is None or claim.limit < 1 or claim.traces or self._is_to_be_seen(claim.worker):
             return None
         _visit("before_commit", batch)
         return db.claim_alone(claim)
@@ -282,7 +284,11 @@ class Committer:
             now = self._clock()
             self._seen = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
             self._seen[request.worker] = now
-        return db.claim(request) if request.limit > 0 else []
+        leases = db.claim(request) if request.limit > 0 else []
+        if not leases or not request.traces:
+            return leases
+        traces = db.traces([lease.id for lease in leases])
+        return [replace(lease, traceparent=traces.get(lease.id)) for lease in leases]
 
     def _is_to_be_seen(self, worker: str) -> bool:
         """Whether it is time to note that a worker asked for jobs."""

@@ -97,6 +97,12 @@ class Database(Protocol):
     def claim_alone(self, request: ClaimRequest) -> list[Lease] | None:
         """`claim` in a transaction of its own, where that takes one round trip; None elsewhere."""
 
+    def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
+        """Note (job id, traceparent) of jobs that were just added."""
+
+    def traces(self, job_ids: Sequence[str]) -> Mapping[str, str]:
+        """Job id -> traceparent, of those that have one."""
+
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
         """Load jobs for changing, locked until the end of the transaction."""
 

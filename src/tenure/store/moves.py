@@ -40,6 +40,9 @@ def add(db: Database, additions: Sequence[Addition]) -> list[Added | TenureError
     known = db.known(others) if others else {}
     if gone := [a for a in others if a.id not in known]:  # pruned after it was in the way
         made.update(db.insert(gone))
+    traced = [(a.id, a.traceparent) for a in additions if a.traceparent and a.id in made]
+    if traced:
+        db.keep_traces(traced)
     return [
         Added(made[a.id], created=True) if a.id in made else _known(a, *known[a.id])
         for a in additions

@@ -197,6 +197,8 @@ class Postgres:
     def insert_alone(self, additions: Sequence[Addition], *, whole: bool) -> Mapping[str, Job]:
         if not additions or not self._commits_at_once():
             return {}
+        if any(addition.traceparent for addition in additions):
+            return {}  # that is another table, and so a transaction of several statements
         if len(additions) == 1:
             made = self._enqueue_one(additions[0])
         else:
@@ -309,6 +311,13 @@ class Postgres:
         self._lanes.noticed(request, walked)
         until = to_time(at) + timedelta(seconds=request.lease_seconds)
         return [_lease(row[:-2], until) for row in rows if row[0] is not None]
+
+    def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
+        ids, parents = zip(*traces, strict=True)
+        self._run(sql.KEEP_TRACES, (Uuids(ids), list(parents)), binary=True)
+
+    def traces(self, job_ids: Sequence[str]) -> Mapping[str, str]:
+        return dict(self._rows(sql.TRACES, Uuids(job_ids)))
 
     # --- load and save
 

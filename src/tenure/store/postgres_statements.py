@@ -131,6 +131,11 @@ WITH asked AS MATERIALIZED (
 SELECT job.lease_id::text FROM asked JOIN {{s}}.job USING (id, lease_id)
 """
 
+KEEP_TRACES = """
+INSERT INTO {s}.trace SELECT * FROM unnest(%b::uuid[], %b::text[]) ON CONFLICT DO NOTHING
+"""
+TRACES = "SELECT job_id::text, traceparent FROM {s}.trace WHERE job_id = ANY (%b::uuid[])"
+
 SEE_WORKER = f"""
 INSERT INTO {{s}}.worker (id, label, queues, types, seen_at) VALUES (%s, %s, %s, %s, {NOW})
 ON CONFLICT (id) DO UPDATE SET
@@ -151,6 +156,8 @@ WITH old AS MATERIALIZED (
     DELETE FROM {s}.job USING old WHERE job.id = old.id RETURNING job.id, job.queue, job.type
 ), ledger AS (
     DELETE FROM {s}.transition USING gone WHERE job_id = gone.id
+), traces AS (
+    DELETE FROM {s}.trace USING gone WHERE job_id = gone.id
 )
 SELECT queue, type, count(*) FROM gone GROUP BY queue, type
 """

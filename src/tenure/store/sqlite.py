@@ -263,6 +263,16 @@ class Sqlite:
         """None: here a transaction of several statements costs no round trips."""
         return None
 
+    def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
+        self._db.executemany("INSERT OR IGNORE INTO tenure_trace VALUES (?, ?)", traces)
+
+    def traces(self, job_ids: Sequence[str]) -> Mapping[str, str]:
+        statement = (
+            "SELECT job_id, traceparent FROM tenure_trace"
+            " WHERE job_id IN (SELECT value FROM json_each(?))"
+        )
+        return dict(self._db.execute(statement, (_json(job_ids),)).fetchall())
+
     # --- load and save
 
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
@@ -347,6 +357,7 @@ class Sqlite:
             failpoints.hit("prune.between_job_and_ledger")
             ids = [(id,) for id, *_ in gone]
             self._db.executemany("DELETE FROM tenure_transition WHERE job_id = ?", ids)
+            self._db.executemany("DELETE FROM tenure_trace WHERE job_id = ?", ids)
             removed.update((status, queue, type) for _, queue, type in gone)
         if removed:
             self.measures.take_out(removed)
