@@ -252,7 +252,7 @@ class Tenure:
         return self._store.sweep().result()
 
     def measure(self) -> int:
-        """Add moves that are not in the measures yet, up to 5,000; how many there were.
+        """Add moves that are not in the measures yet, up to 2,000; how many there were.
 
         Call again while the answer is not 0. It is no haste: `stats` is exact at any time.
         """

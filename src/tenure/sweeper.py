@@ -22,9 +22,10 @@ PRUNE_EVERY = 60.0
 FULL_BITE = 500
 BULK_SHARE = 0.5
 """Of every interval, at most; a sweep must not wait for long."""
-MEASURING_SHARE = 0.1
-"""Of the time between sweeps. Who has more to do than can be measured meanwhile is busy with jobs:
-the measures fall behind, and catch up afterwards."""
+BUSY_SHARE = 0.05
+QUIET_SHARE = 0.5
+"""Of the time between sweeps, for measuring. While more jobs move than can be measured in that time
+the measures fall behind; they catch up once none move."""
 
 
 class Sweeper:
@@ -41,6 +42,8 @@ class Sweeper:
         self._interval = interval
         self._keep = keep or {}
         self._stop = threading.Event()
+        self._quiet = False  # whether no job moved between the last two times
+        self._end = ""
         self._thread = threading.Thread(target=self._run, name="tenure-sweep", daemon=True)
 
     def start(self) -> None:
@@ -85,9 +88,14 @@ class Sweeper:
             pass
 
     def _measure(self) -> None:
-        until = time.monotonic() + MEASURING_SHARE * self._interval
-        while not self._stop.is_set() and self._app.measure() and time.monotonic() < until:
-            pass
+        share = QUIET_SHARE if self._quiet else BUSY_SHARE
+        until = time.monotonic() + share * self._interval
+        self._quiet = False
+        while not self._stop.is_set() and self._app.measure():
+            if time.monotonic() > until:
+                end = self._app.ledger_end()
+                self._quiet, self._end = end == self._end, end
+                return
 
     def _prune(self) -> None:
         if self._keep:

@@ -72,8 +72,8 @@ def test_counts_are_those_of_the_jobs_at_every_step(
                 if report is not None:
                     desk.report(report(lease))
         elif what == 5 and jobs:
-            event: Event = die.choice([Cancelled(), Retried(more_retries=1)])
-            desk.store.apply(die.choice(jobs).id, event).exception()
+            events: list[Event] = [Cancelled(), Retried(more_retries=1)]
+            desk.store.apply(die.choice(jobs).id, die.choice(events)).exception()
         elif what == 6:
             desk.clock.advance(die.choice([0.5, LEASE_SECONDS]))
             desk.store.sweep().result()

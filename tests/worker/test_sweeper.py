@@ -73,6 +73,16 @@ def test_retention_removes_what_settled_long_ago_and_nothing_else(either: Tenure
     assert app.verify() == []
 
 
+def test_everything_that_moves_is_measured(either: Tenure) -> None:
+    app = either
+    app.enqueue_many([Draft("work", {}, {}) for _ in range(5_000)])
+    with sweeping(app):
+        until(lambda: sum(t.moves for t in app.totals()) == 5_000, "all moves to be measured")
+        settle(app, Outcome.COMPLETED)
+        until(lambda: len(app.totals()) == 3, "those that came later")
+    assert app.verify() == []
+
+
 def test_without_retention_nothing_is_removed(app: Tenure) -> None:
     (job,) = settle(app, Outcome.COMPLETED)
     app.enqueue("work")

@@ -22,7 +22,7 @@ from tenure.records import BUCKETS, Activity, Count, FailureGroup, Total
 from tenure.store.alike import kind_of
 from tenure.store.measure_words import FAILED, Words
 
-MOST_MOVES = 5_000
+MOST_MOVES = 2_000
 """Ledger entries in a bite."""
 MOST_SERIES = 200
 """Pairs of type and queue that are told apart in activity and totals; the rest is `OTHER`."""

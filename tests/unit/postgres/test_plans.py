@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,9 +14,10 @@ from tenure.lifecycle import Status
 from tenure.records import Query
 from tenure.store import postgres_lanes as lanes
 from tenure.store import postgres_statements as sql
+from tenure.store.measure_words import POSTGRES
 from tenure.store.postgres import Postgres
 from tenure.store.postgres_connection import Uuids, place_of
-from tenure.store.postgres_reader import BY_INDEX, PostgresReader
+from tenure.store.postgres_reader import BY_INDEX, QUEUES, PostgresReader
 from tests.contract.desk import request
 from tests.unit.postgres.sessions import Raw, add, ask, take
 
@@ -94,6 +96,7 @@ def test_every_statement_keeps_its_plan_at_a_million_rows_of_each_kind(
         check_report(url, raw, [id for (id,) in rows], kept_plans)
         check_claim(url, raw, kept_plans)
         check_sweep_and_pages(url, raw, rows[-1][0])
+        check_numbers(url, raw)
         raw.execute("ANALYZE tenure.job")
 
 
@@ -129,6 +132,28 @@ def check_search(url: str, raw: Raw, last: str) -> None:
                 found = plan(raw, url, statement, *values, begin=SEARCHING)
                 assert f"using {index}" in found
                 assert "Seq Scan" not in found
+
+
+def check_numbers(url: str, raw: Raw) -> None:
+    """Neither every job is read for them nor the whole ledger, whatever the statistics say."""
+    between = ("3", 0, "4", 0)
+    for statement, values in (
+        (POSTGRES.counts(), ()),
+        (POSTGRES.is_far(), ()),
+        (POSTGRES.until(), ()),
+        (POSTGRES.end(), ("3", 0, 100)),
+        (POSTGRES.sums(), between),
+        (POSTGRES.failures(), between),
+        (QUEUES.replace("{counts}", POSTGRES.counts()), ()),
+    ):
+        found = plan(raw, url, statement, *values, begin=SEARCHING)
+        assert not re.search("Seq Scan on (job|transition)", found)
+        assert "Hash Join" not in found
+        assert "Merge Join" not in found
+    prune = sql.PRUNE.replace("{status}", "'failed'")
+    found = plan(raw, url, prune, datetime.now(UTC), 0, "3", 0, 100)
+    assert "Index Scan using job_finished" in found
+    assert "Seq Scan on transition" not in found
 
 
 def check_report(url: str, raw: Raw, some: list[str], kept_plans: list[str]) -> None:

@@ -16,7 +16,9 @@ from tenure.lifecycle import Status
 from tenure.records import Query
 from tenure.store import migrate_store
 from tenure.store import sqlite_statements as sql
+from tenure.store.measure_words import SQLITE
 from tenure.store.sqlite_connection import connect
+from tenure.store.sqlite_reader import QUEUES
 
 ROWS = 1_000_000
 
@@ -178,6 +180,32 @@ def test_a_move_finds_its_jobs_by_key(
     (search,) = (line for line in found.splitlines() if " tenure_job " in line)
     assert search.startswith("SEARCH tenure_job USING")
     assert search.endswith(key)
+
+
+@pytest.mark.parametrize(
+    ("statement", "values"),
+    [
+        (SQLITE.counts(), ()),
+        (SQLITE.is_far(), ()),
+        (SQLITE.until(), ()),
+        (SQLITE.end(), (0, 100)),
+        (SQLITE.sums(), (0, 100)),
+        (SQLITE.failures(), (0, 100)),
+        (QUEUES.replace("{counts}", SQLITE.counts()), ()),
+        (sql.PRUNE.replace("{status}", "'failed'"), (0, 0, 0, 100)),
+    ],
+    ids=["counts", "far", "until", "end", "sums", "failures", "queues", "prune"],
+)
+def test_numbers_are_read_without_reading_every_job_or_move(
+    crowded: sqlite3.Connection, statement: str, values: Sequence[Any]
+) -> None:
+    found = plan(crowded, statement, values)
+    first = "SCAN tenure_job USING COVERING INDEX tenure_job_ready"  # for its first entry
+    scans = {line.split()[1] for line in found.splitlines() if line.startswith("SCAN ")}
+    allowed = {"tenure_job"} if statement.startswith("\nWITH RECURSIVE lane") else set()
+    tables = {"tenure_job", "tenure_transition", "t", "j", "c", "head", "last"}
+    assert scans & tables == allowed
+    assert found.count("SCAN tenure_job") == found.count(first) == len(allowed)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9, 33, 128, 129, 511, 512, 513, 1000, 1200])
