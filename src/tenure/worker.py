@@ -52,6 +52,8 @@ OVERLAP_FROM = 250
 """Jobs claimed ahead from which on turns overlap; below, jobs start in the order of their claim."""
 UNRECORDABLE = "the store could not record that the job"
 FINAL_REPORT_SECONDS = 5.0
+TELL_SECONDS = 5.0
+"""How often a worker that stops says how many jobs it waits for."""
 
 
 class WorkSource(Protocol):
@@ -449,8 +451,12 @@ class Worker:
             self._waiting.cancel()
         deadline = time.monotonic() + self._grace
         running = self._slots.running
-        log.info("stopping: %d handlers have %.0f s to finish", len(running), self._grace)
+        tell_at = time.monotonic()
         while running and time.monotonic() < deadline:
+            if time.monotonic() >= tell_at:
+                tell_at += TELL_SECONDS
+                left = deadline - time.monotonic()
+                log.info("stopping: %d jobs still run, %.0f s left for them", len(running), left)
             await self._drain_step(deadline)
         self._slots.stop_all("shutdown: the worker stopped before the job had finished")
         deadline = time.monotonic() + CANCEL_SECONDS
