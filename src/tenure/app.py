@@ -486,12 +486,13 @@ class Tenure:
         job = self.get(job_id)
         read = self._store.read
         now = read.clock()
-        settled = read.settled_since(job.queue, now - RATE_WINDOW)
+        waits = job.status is Status.PENDING
+        settled = read.settled_since(job.queue, now - RATE_WINDOW) if waits else 0
         facts = Facts(
             now=now,
             paused=any(q.name == job.queue and q.paused_at is not None for q in read.queues()),
             workers=sum(_takes(worker, job, now) for worker in read.workers()),
-            ahead=read.ahead(job) if job.status is Status.PENDING else 0,
+            ahead=read.ahead(job) if waits else 0,
             rate=settled / RATE_WINDOW.total_seconds(),
         )
         return explain(job, facts)

@@ -47,14 +47,14 @@ WIDE = Sheet(
 TALL = Sheet(
     "tall",
     440,
-    770,
+    740,
     (136, 78),
     {
         Status.PENDING: (220, 60),
         Status.PROCESSING: (220, 280),
-        Status.COMPLETED: (220, 728),
-        Status.FAILED: (76, 520),
-        Status.CANCELLED: (364, 520),
+        Status.COMPLETED: (220, 696),
+        Status.FAILED: (76, 436),
+        Status.CANCELLED: (364, 436),
     },
     bow=72,
     swing=64,

@@ -1,0 +1,203 @@
+"""How long the dashboard's pages take with a million jobs, and what live updates cost a browser.
+
+    .venv/bin/python bench/pages.py [--jobs 1000000] [--database URL ...]
+
+Without a database it makes an SQLite file and starts the tests' PostgreSQL. Each page is asked for
+`--rounds` times over one connection, one after the other, as a person does; the answers that are
+shared for a moment between viewers are read anew each time. Then jobs move at 2,000 moves a second
+while a page is open in Chromium: how many answers it asked for, and how far it lagged behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tenure import Tenure
+from tenure.drafts import Draft
+from tenure.records import ClaimRequest, Outcome, Report
+from tests.postgres_server import PostgresServer
+
+BITE = 5_000
+TYPES = ("email", "report", "invoice", "resize")
+QUEUES = ("default", "mail", "night")
+TARGET = 200  # milliseconds
+
+
+def fill(app: Tenure, jobs: int) -> str:
+    """Store `jobs` jobs, three in four of them settled; the id of one that failed."""
+    failed = ""
+    for start in range(0, jobs, BITE):
+        app.enqueue_many(
+            [
+                Draft(
+                    TYPES[number % len(TYPES)],
+                    {"order": number, "to": f"customer-{number % 977}@example.com"},
+                    {"queue": QUEUES[number % len(QUEUES)], "max_retries": 1},
+                )
+                for number in range(start, min(start + BITE, jobs))
+            ]
+        )
+        for _ in range(3):
+            wanted = ClaimRequest(worker=f"w{start % 7}", limit=BITE // 4, lease_seconds=3600)
+            leases = app.claim(wanted).leases
+            app.report(
+                [
+                    Report(
+                        lease.id,
+                        lease.lease_id,
+                        Outcome.FAILED if number % 50 == 0 else Outcome.COMPLETED,
+                        error=f"ConnectionError: host {number} refused",
+                    )
+                    for number, lease in enumerate(leases)
+                ]
+            )
+            failed = leases[0].id if leases else failed
+        if start % (BITE * 40) == 0:
+            print(f"  {start:,} jobs", file=sys.stderr, flush=True)
+    return failed
+
+
+@contextmanager
+def serving(database: str) -> Iterator[str]:
+    """`tenure serve`; its address."""
+    command = [sys.executable, "-m", "tenure", "serve", "--port", "0", "--database", database]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().split()[-1]
+        finally:
+            server.terminate()
+
+
+def caught_up(app: Tenure) -> None:
+    """Wait until what was stored at full speed has been counted: the server does that beside."""
+    while (until := app.measured_until()) is None or (app.ping() - until).total_seconds() > 5:
+        time.sleep(0.5)
+
+
+def pages(failed: str) -> list[str]:
+    listed = "/ui/jobs"
+    return [
+        "/",
+        listed,
+        f"{listed}?status=failed",
+        f"{listed}?status=completed&type=report&queue=mail",
+        f"{listed}?type=report&since=1h",
+        f"{listed}?error=host%2077",
+        f"{listed}?text=order%22:123456",
+        f"{listed}?text=nowhere",
+        f"/ui/jobs/{failed}",
+        "/ui/queues",
+        "/ui/workers",
+        "/ui/failures",
+        "/ui/machine",
+        "/ui/bulk?action=retry&status=failed",
+        "/ui/bulk?action=cancel&text=customer-1",
+    ]
+
+
+def measure(address: str, path: str, rounds: int) -> tuple[float, float]:
+    """Median and 95th percentile in milliseconds."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    took = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        answer.read()
+        took.append((time.perf_counter() - began) * 1000)
+        if answer.status != 200:
+            raise SystemExit(f"{path}: {answer.status}")
+        time.sleep(max(0.45, 4 * took[-1] / 1000))  # what is shared is not fresh any more
+    return statistics.median(took), sorted(took)[int(len(took) * 0.95)]
+
+
+def watch(app: Tenure, address: str, seconds: float) -> None:
+    """Move jobs at 2,000 moves a second beside an open page."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser.chromium import OPTIONS, executable
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable(), args=OPTIONS)
+        page = browser.new_page()
+        page.goto(f"{address}/ui/machine")
+        page.evaluate(
+            """() => { window.late = []; let last = performance.now(); setInterval(() => {
+            const now = performance.now(); window.late.push(now - last - 50); last = now; }, 50);
+            window.asked = () => performance.getEntriesByType('resource')
+            .filter((one) => one.initiatorType === 'fetch').length; }"""
+        )
+        before, began, moves = page.evaluate("window.asked()"), time.monotonic(), 0
+        while time.monotonic() < began + seconds:
+            app.enqueue_many([Draft("burst", {}, {"queue": "burst"}) for _ in range(70)])
+            wanted = ClaimRequest(worker="burst", limit=70, lease_seconds=60, queues=("burst",))
+            leases = app.claim(wanted).leases
+            app.report([Report(one.id, one.lease_id, Outcome.COMPLETED) for one in leases])
+            moves += 70 + 2 * len(leases)
+            time.sleep(max(0.0, began + moves / 2_000 - time.monotonic()))
+        took = time.monotonic() - began
+        asked = page.evaluate("window.asked()") - before
+        late = sorted(page.evaluate("window.late"))
+        truth = sum(count.jobs for count in app.stats() if count.status == "completed")
+        began = time.monotonic()
+        while (
+            shown := page.locator("svg.wide .box.completed .jobs").text_content()
+        ) != f"{truth:,}":
+            if time.monotonic() > began + 30:
+                raise SystemExit(f"the page shows {shown}, there are {truth:,}")
+            time.sleep(0.02)
+        print(
+            f"  {moves / took:,.0f} moves/s for {took:.0f} s: {asked / took:.1f} answers/s, the "
+            f"page's thread late by {late[len(late) // 2]:.0f} ms (median), {late[-1]:.0f} ms "
+            f"(worst); "
+            f"true again {time.monotonic() - began:.1f} s after the last move"
+        )
+        browser.close()
+
+
+def run(database: str, jobs: int, rounds: int, seconds: float) -> None:
+    with Tenure(database) as app:
+        failed = fill(app, jobs)
+        stored = sum(count.jobs for count in app.stats())
+        print(f"{urlsplit(database).scheme}, {stored:,} jobs stored")
+        with serving(database) as address:
+            caught_up(app)
+            for path in pages(failed):
+                middle, high = measure(address, path, rounds)
+                mark = "" if high < TARGET else "  over the target"
+                print(
+                    f"  {path[:52]:52} p50 {middle:6.1f} ms  p95 {high:6.1f} ms{mark}", flush=True
+                )
+            watch(app, address, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--database", action="append", default=[])
+    given = parser.parse_args()
+    if given.database:
+        for database in given.database:
+            run(database, given.jobs, given.rounds, given.seconds)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run(f"sqlite:///{Path(folder)}/pages.db", given.jobs, given.rounds, given.seconds)
+    with PostgresServer() as server:
+        run(server.create_database("pages"), given.jobs, given.rounds, given.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What the dashboard computes before it shows it: health, life of a job, series, the picture."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tenure.dashboard import machine, series, words
+from tenure.dashboard.health import Mood, health
+from tenure.dashboard.life import attempts, stretches
+from tenure.lifecycle import MOVES, Status
+from tenure.records import BUCKETS, Activity, QueueState, Transition, WorkerState
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+WORKER = WorkerState("w", "host:1", ("mail",), None, NOW, 0)
+
+
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+def queue(name: str = "mail", waits: float | None = None, **more: object) -> QueueState:
+    state = {"paused_at": None, "max_pending": None, "pending": 1, "processing": 0, **more}
+    since = None if waits is None else ago(waits)
+    return QueueState(name, oldest_due_at=since, **state)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("queues", "workers", "mood", "text"),
+    [
+        ([], [], Mood.WELL, "All is well: nothing is waiting. No worker is alive just now."),
+        ([queue(waits=59)], [WORKER], Mood.WELL, "All is well: nothing is late, and 1 worker"),
+        ([queue(waits=60)], [WORKER], Mood.LATE, "Queue mail is late: a job has been due for 1m."),
+        ([queue("x", 252)], [WORKER], Mood.LATE, "for 4m 12s, and no live worker takes from it"),
+        ([queue(waits=5)], [], Mood.WATCH, "Jobs are due and no worker is alive"),
+        ([queue(waits=900, paused_at=ago(60))], [WORKER], Mood.WATCH, "paused for 1m; 1 job waits"),
+        ([queue(max_pending=1)], [WORKER], Mood.WATCH, "Queue mail is full at 1"),
+    ],
+)
+def test_the_health_line_says_the_worst(
+    queues: list[QueueState], workers: list[WorkerState], mood: Mood, text: str
+) -> None:
+    found = health(NOW, 1, queues, workers)
+    assert found.mood is mood
+    assert text in found.text
+
+
+def test_a_worker_that_fell_silent_takes_nothing() -> None:
+    silent = WorkerState("w", "host:1", None, None, ago(61), 0)
+    assert "no live worker" in health(NOW, 1, [queue(waits=90)], [silent]).text
+
+
+@pytest.mark.parametrize("sheet", [machine.WIDE, machine.TALL], ids=lambda sheet: sheet.name)
+def test_the_picture_has_every_status_and_every_move_and_stays_on_its_sheet(
+    sheet: machine.Sheet,
+) -> None:
+    picture = machine.draw(sheet, {"pending": 3}, {"claimed": 12.0})
+    assert {box.status for box in picture.boxes} == set(Status)
+    assert [arrow.move for arrow in picture.arrows] == list(MOVES)
+    assert len({arrow.path for arrow in picture.arrows}) == len(MOVES)
+    for arrow in picture.arrows:
+        numbers = [float(number) for number in re.findall(r"-?[0-9.]+", arrow.path)]
+        assert all(0 <= x <= sheet.width for x in numbers[::2])
+        assert all(0 <= y <= sheet.height for y in numbers[1::2])
+    boxes = [(b.x, b.y, b.x + b.width, b.y + b.height) for b in picture.boxes]
+    for arrow in picture.arrows:  # no label lies under a box
+        assert not any(x < arrow.x < right and y < arrow.y < low for x, y, right, low in boxes)
+
+
+def move(seconds: float, event: str, source: str | None, target: str, number: int) -> Transition:
+    at = ago(100 - seconds)
+    detail = "boom" if event == "failed" else None
+    return Transition(str(seconds), "id", at, source, target, event, number, number, "w", detail)
+
+
+MOVED = [
+    move(0, "enqueued", None, "pending", 0),
+    move(10, "claimed", "pending", "processing", 1),
+    move(11, "failed", "processing", "failed", 1),
+    move(11, "retried", "failed", "pending", 1),
+    move(40, "claimed", "pending", "processing", 2),
+]
+
+
+def test_the_life_of_a_job_is_told_by_attempts_and_time() -> None:
+    last, first = attempts(MOVED)
+    assert (first.number, first.outcome, first.error) == (1, "failed", "boom")
+    assert (last.number, last.outcome, last.ended) == (2, "", None)
+    drawn = stretches(MOVED, NOW)
+    assert [(part.status, part.seconds) for part in drawn] == [
+        ("pending", 10.0),
+        ("processing", 1.0),
+        ("pending", 29.0),
+        ("processing", 60.0),
+    ]
+    assert drawn[-1].x + drawn[-1].width == pytest.approx(1000, abs=0.1)
+
+
+def test_rates_and_times_are_of_what_was_counted() -> None:
+    buckets = tuple(10 if bound == 1.0 else 0 for bound in BUCKETS)  # ten of 0.3 to 1 second
+    minute = NOW.replace(second=0)
+    activity = [
+        Activity(minute, "email", "mail", "claimed", 10, 5.0, buckets),
+        Activity(minute, "email", "mail", "completed", 9, 5.0, buckets),
+        Activity(minute - timedelta(hours=2), "email", "mail", "completed", 99, 5.0, buckets),
+    ]
+    assert series.rates(activity, NOW) == {"claimed": 2.0, "completed": 1.8}
+    assert series.throughput(activity, NOW).lines[0].values[-1] == 9
+    assert series.latency(activity, NOW).lines[0].values[-1] == pytest.approx(0.965)
+    assert series.quantile((), 0.95) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (0.0004, "1ms"),
+        (0.35, "350ms"),
+        (5.25, "5.2s"),
+        (252, "4m 12s"),
+        (90_061, "1d 1h"),
+    ],
+)
+def test_lengths_are_told_in_two_units(seconds: float, text: str) -> None:
+    assert words.length(seconds) == text
+
+
+def test_a_command_can_be_pasted() -> None:
+    assert words.command("tenure", "x", "a b", "it's") == "tenure x 'a b' 'it'\"'\"'s'"
