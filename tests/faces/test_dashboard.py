@@ -67,6 +67,8 @@ def fail(app: Tenure, error: str = "boom", **options: Any) -> str:
     job = app.enqueue("email", options.pop("payload", {}), max_retries=1, **options)
     (lease,) = app.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
     app.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)])
+    while app.measure():
+        pass
     return job.id
 
 
@@ -346,6 +348,7 @@ def test_hostile_texts_are_shown_and_do_nothing(app: Tenure, web: TestClient) ->
 def test_what_is_redacted_is_nowhere(app: Tenure, web: TestClient) -> None:
     payload = {"password": "correcthorse", "to": "a"}
     job_id = fail(app, "login correcthorse refused", payload=payload)
+    assert job_id in web.get("/ui/failures").text
     for path in ("/", "/ui/failures", "/ui/jobs", f"/ui/jobs/{job_id}"):
         assert "correct" not in web.get(path).text, path
     for part in ("payload", "error"):
