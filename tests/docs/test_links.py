@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,18 @@ def test_the_index_leads_to_every_page_of_the_manual() -> None:
     front.add(DOCS / "benchmarks.md")  # it is there only where somebody has measured
     missing = PAGES.keys() - linked - decisions - front - {index.path}
     assert not missing, sorted(map(str, missing))
+
+
+def test_pictures_are_there_and_are_small() -> None:
+    shown = {
+        (page.path.parent / target).resolve()
+        for page in PAGES.values()
+        for target in re.findall(r'(?:!\[[^\]]*\]\(|(?:src|srcset)=")([^)"]+)', page.prose)
+    }
+    assert DOCS / "pictures" / "overview-dark.png" in shown
+    assert [path for path in shown if not path.is_file() or path.stat().st_size > 200_000] == []
+    unused = set((DOCS / "pictures").iterdir()) - shown
+    assert unused == set()
 
 
 def test_a_dead_link_is_seen() -> None:

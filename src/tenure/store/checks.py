@@ -174,7 +174,8 @@ def ledger(from_elsewhere: bool) -> Check:
         return Check("ledger", Health.OK, "its transactions are this cluster's")
     advice = (
         "this database was restored from another cluster, and the event stream holds back what it "
-        "brought and mixes up what follows: see `Restore a dump` in docs/how-to/deploy.md"
+        "brought and mixes up what follows: see `Restore a dump` in "
+        "docs/how-to/back-up-and-upgrade.md"
     )
     return Check("ledger", Health.PROBLEM, "it names transactions of the future", advice)
 

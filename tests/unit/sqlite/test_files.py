@@ -53,7 +53,7 @@ def test_a_database_replaced_under_a_live_process(app: Tenure, path: Path, tmp_p
     with pytest.raises(StoreUnavailable, match="replaced"):
         app.enqueue("after")
     app.close()
-    for ending in ("-wal", "-shm"):  # of the database before; see docs/how-to/deploy.md
+    for ending in ("-wal", "-shm"):  # of the database before, as the manual says
         beside(path, ending).unlink()
     with closing(Tenure(f"sqlite:///{path}")) as again:
         assert [job.type for job in again.find()] == ["other"]
