@@ -352,8 +352,10 @@ def caught_by(control: Control, processes: int = 2) -> str:
                 )
             except subprocess.TimeoutExpired:
                 return f"{layer}: hangs"
-            if done.returncode not in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+            if done.returncode == pytest.ExitCode.TESTS_FAILED:
                 return f"{layer}: {reason_in(done.stdout)}"
+            if done.returncode not in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+                raise SystemExit(f"the tests cannot be run: {reason_in(done.stdout)}")
     return ""
 
 

@@ -61,12 +61,16 @@ def connect(path: Path) -> sqlite3.Connection:
         cached_statements=256,
         timeout=BUSY_TIMEOUT_MS / 1000,
     )
-    _use_log(connection)
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA cache_size = -65536")
-    connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
-    if resets_wal_unsafely(sqlite3.sqlite_version_info):
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
+    try:
+        _use_log(connection)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -65536")
+        connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+        if resets_wal_unsafely(sqlite3.sqlite_version_info):
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+    except BaseException:
+        connection.close()  # whoever keeps the error would keep the file open
+        raise
     return connection
 
 

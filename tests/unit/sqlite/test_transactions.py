@@ -5,7 +5,9 @@ SQLite refuses such an upgrade at once, whatever the busy timeout, if somebody w
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +17,7 @@ import pytest
 from tenure import Tenure
 from tenure.records import ClaimRequest, Outcome, Report
 from tenure.store.sqlite import Sqlite
-from tenure.store.sqlite_connection import connect_writer
+from tenure.store.sqlite_connection import connect, connect_writer
 from tenure.store.sqlite_schema import upgrade
 
 WRITES = {"INSERT", "UPDATE", "DELETE", "REPLACE"}
@@ -127,3 +129,16 @@ def test_a_transaction_that_cannot_be_undone_goes_with_its_connection(
     assert db.full_queues({"small": 2}) == {}
     db.rollback()
     db.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_file_that_is_no_database_is_not_kept_open(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    path.write_text("a letter" * 1_000)
+    with pytest.raises(sqlite3.DatabaseError) as caught:
+        connect(path)
+    open_files = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of this very loop
+            open_files.add(descriptor.readlink())
+    assert path not in open_files, f"by {caught.value}"

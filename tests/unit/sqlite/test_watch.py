@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tenure.store import migrate_store, sqlite_watch
-from tenure.store.sqlite_connection import connect
 from tenure.store.sqlite_reader import SqliteReader
 from tests.worker.waiting import PATIENCE, until
 
@@ -78,18 +78,31 @@ class Watching:
         assert not self.thread.is_alive()
 
 
+class Breakable(sqlite3.Connection):
+    """A connection whose disk may stop answering."""
+
+    broken = False
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        if self.broken:
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(sql, *values)
+
+
 class Connections:
     """Opens the connections of a watch and counts what it asks on them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.opened: list[sqlite3.Connection] = []
+        self.opened: list[Breakable] = []
         self.tries = 0
         self.looks = 0
 
     def __call__(self) -> sqlite3.Connection:
         self.tries += 1
-        connection = connect(self._path)
+        connection = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, factory=Breakable
+        )
         connection.set_trace_callback(self._count)
         self.opened.append(connection)
         return connection
@@ -290,10 +303,10 @@ def test_errors_are_logged_once_and_end_nothing(
     with watching(connections, wal) as watch:
         for ended in (1, 2):
             path.rename(away)
-            connections.opened[-1].close()  # as good as a disk that answers no more
             path.mkdir()
+            connections.opened[-1].broken = True  # on its next look, a thread's of its own
             goal = connections.tries + 3
-            until(lambda goal=goal: connections.tries >= goal)
+            until(lambda goal=goal: connections.tries >= goal)  # type: ignore[misc]
             path.rmdir()
             away.rename(path)
             watch.ring()  # something may have been committed meanwhile
