@@ -22,6 +22,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tenure.dashboard import machine
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 SETTINGS = Path(__file__).with_name("site.toml")
@@ -36,6 +38,8 @@ IN_THE_ROOT = {
 FETCHED = {"script": "src", "img": "src", "source": "srcset", "iframe": "src", "video": "src"}
 
 _link = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\]\[]|\[[^\]]*\])*)\]\((?P<target>[^()\s]+)\)")
+_mermaid = re.compile(r"^```mermaid\nstateDiagram.*?^```$", re.MULTILINE | re.DOTALL)
+"""The state machine for forges, which draw it; a site would have to fetch a program for that."""
 _list_item = re.compile(r"^- .*?\]\((?P<target>[^()#\s]+)", re.MULTILINE)
 
 
@@ -71,6 +75,40 @@ def moved(text: str, page: str, where: Mapping[str, str]) -> str:
     return "".join(part if n % 2 else _link.sub(lead, part) for n, part in enumerate(parts))
 
 
+def state_machine() -> str:
+    """The state machine as it is drawn in the dashboard, in the colours of the page."""
+    picture = machine.draw(machine.WIDE, {}, {})
+    sheet = picture.sheet
+    arrow = 'fill="none" stroke="currentColor" stroke-width="1.5" marker-end="url(#tip)"'
+    lines = [f'<path d="{picture.entrance}" {arrow}/>']
+    for one in picture.arrows:
+        lines.append(f'<path d="{one.path}" {arrow}/>')
+        x, y, anchor = {
+            "across": (one.x, one.y - 10, "middle"),
+            "left": (one.x - 11, one.y + 5, "end"),
+            "right": (one.x + 11, one.y + 5, "start"),
+            "on": (one.x - 14, one.y + (16 if one.y > sheet.height / 2 else 0), "end"),
+        }[one.label]
+        lines.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{one.move.event}</text>')
+    for box in picture.boxes:
+        lines.append(
+            f'<rect x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" rx="16" '
+            'fill="none" stroke="currentColor" stroke-width="2"/>'
+        )
+        middle = f'x="{box.x + box.width / 2}" y="{box.y + box.height / 2 + 6}"'
+        lines.append(f'<text {middle} text-anchor="middle" font-weight="bold">{box.status}</text>')
+    tip = (
+        '<marker id="tip" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="9" markerHeight="9" '
+        'markerUnits="userSpaceOnUse" orient="auto"><path d="M0 1L9 5L0 9z" fill="currentColor"/>'
+        "</marker>"
+    )
+    return (
+        f'<div><svg viewBox="0 0 {sheet.width} {sheet.height}" width="100%" role="img" '
+        'aria-label="The moves of a job, as the table below has them" font-size="17" '
+        f'fill="currentColor"><defs>{tip}</defs>{"".join(lines)}</svg></div>'
+    )
+
+
 def lay_out(folder: Path) -> None:
     """Write every page, as the site has it, and copy what they show."""
     where = places()
@@ -78,7 +116,8 @@ def lay_out(folder: Path) -> None:
         target = folder / place
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".md"):
-            target.write_text(moved((ROOT / name).read_text("utf-8"), name, where), "utf-8")
+            text = moved((ROOT / name).read_text("utf-8"), name, where)
+            target.write_text(_mermaid.sub(lambda _: state_machine(), text), "utf-8")
         else:
             shutil.copyfile(ROOT / name, target)
 

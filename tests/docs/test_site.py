@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from tenure.lifecycle import MOVES, Status
 from tests.docs.pages import DOCS
 from tools.site import build, flaws, moved, navigation, places
 
@@ -30,6 +32,13 @@ def test_every_page_for_users_is_in_the_navigation() -> None:
         path.relative_to(DOCS).as_posix() for name in folders for path in (DOCS / name).glob("*.md")
     }
     assert written - set(listed) == set()
+
+
+def test_the_state_machine_is_drawn(site: Path) -> None:
+    page = (site / "reference" / "lifecycle.html").read_text("utf-8")
+    drawn = page.partition('<svg viewBox="0 0 1080')[2].partition("</svg>")[0]
+    assert {move.event for move in MOVES} | set(Status) <= set(re.findall(r">(\w+)</text>", drawn))
+    assert "stateDiagram" not in page
 
 
 def test_pages_can_be_searched(site: Path) -> None:
