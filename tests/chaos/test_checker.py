@@ -257,6 +257,11 @@ def retry_unasked(records: Records) -> None:
     records.calls.remove(call)
 
 
+def change_a_job_twice_in_bulk(records: Records) -> None:
+    moves = records.ledger[some_job(records, "cancelled")]
+    moves[-2:] = [replace(move, actor="mia (bulk 17)") for move in moves[-2:]]
+
+
 BROKEN: list[tuple[str, Callable[[Records], None]]] = [
     ("lost", lose_a_job),
     ("lost", leave_a_job_behind),
@@ -288,6 +293,7 @@ BROKEN: list[tuple[str, Callable[[Records], None]]] = [
     ("untrue", call_an_unknown_lease_held),
     ("untrue", forget_a_cancellation),
     ("untrue", retry_unasked),
+    ("bulk", change_a_job_twice_in_bulk),
 ]
 
 
