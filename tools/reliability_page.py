@@ -12,6 +12,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,26 @@ def groups() -> Iterator[tuple[str, list[Scenario]]]:
 def marks(name: str) -> dict[Any, set[str]]:
     """What `pytest.mark.name(...)` says -> files with such a test, read from their source."""
     found: dict[Any, set[str]] = {}
+    for file, called, arguments in marked_calls():
+        if called == name:
+            for argument in arguments:
+                found.setdefault(argument, set()).add(file)
+    return found
+
+
+@cache
+def marked_calls() -> list[tuple[str, str, list[Any]]]:
+    """Every mark with arguments that a test file has: the file, the mark, the arguments."""
+    found: list[tuple[str, str, list[Any]]] = []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and node.func.attr == name
-            ):
-                file = path.relative_to(ROOT / "tests").as_posix()
-                for argument in node.args:
-                    found.setdefault(ast.literal_eval(argument), set()).add(file)
+        file = path.relative_to(ROOT / "tests").as_posix()
+        found += [
+            (file, node.func.attr, [ast.literal_eval(argument) for argument in node.args])
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("scenario", "requirement")
+        ]
     return found
 
 
