@@ -21,7 +21,11 @@ from tests.contract.test_add import (
     test_a_queue_takes_exactly_as_many_as_its_limit,
     test_every_field_comes_back_as_it_was_given,
 )
-from tests.contract.test_bulk import test_pending_and_running_jobs_are_cancelled
+from tests.contract.test_bulk import (
+    small_bites,
+    test_all_that_match_are_retried_bite_by_bite,
+    test_the_record_is_bounded_but_for_what_goes_on,
+)
 from tests.contract.test_claim import (
     test_a_claim_leases_the_job,
     test_a_turn_reports_first_and_claims_then,
@@ -30,7 +34,6 @@ from tests.contract.test_leases import (
     test_a_heartbeat_counts_from_now,
     test_a_sweep_spends_the_budget_like_any_failure,
 )
-from tests.contract.test_measures import test_how_far_it_has_been_measured
 from tests.contract.test_operators import (
     test_a_failed_job_runs_again_when_its_limit_is_raised,
     test_each_status_has_its_own_time,
