@@ -230,7 +230,10 @@ def a_key_makes_one_job(records: Records) -> Iterator[Finding]:
 
 
 def limit_of(records: Records, id: str) -> int:
-    """How often a job may run, by what was asked: never by what the row says, if that is known."""
+    """How often a job may run, by what was asked: never by what the row says, if that is known.
+
+    Bulk actions give one attempt more each, as they do if nothing else is said.
+    """
     job = records.jobs[id]
     calls = records.accepted.get(id) or [
         call for call in records.of("enqueue", "unknown") if _what(call.asked) == _stored_what(job)
@@ -240,7 +243,9 @@ def limit_of(records: Records, id: str) -> int:
     if not told:
         return max(int(job["max_retries"]), 1)
     retries = [c for c in records.of("retry", "ok", "unknown") if c.asked["job"] == id]
-    return max(min(told), 1) + sum(int(call.asked["more"]) for call in retries)
+    more = sum(int(call.asked["more"]) for call in retries)
+    more += sum(m.event == "retried" and _is_bulk(m) for m in records.ledger[id])
+    return max(min(told), 1) + more
 
 
 def no_job_runs_beyond_its_limit(records: Records) -> Iterator[Finding]:

@@ -273,6 +273,8 @@ UNNEEDED: Mapping[str, str] = {
     " other writes; the trigger refuses to claim what is not pending",
     f"{HOT_PATH}: without max_pending IS NOT NULL": LONGER_WAY,
     f"{HOT_PATH}: without q.max_pending IS NOT NULL": LONGER_WAY,
+    f"{SQLITE}: without finished_at <= ?": "bounds the search; the ledger's end beside it decides",
+    f"{SQLITE}: without queue = ?": "an estimate, which chooses between two ways to one answer",
     f"{HOT_PATH}: without job.status = picked.status": "picked and locked in the same statement",
 }
 """Conditions that can go without anything that could be seen by their words, and why they stay."""

@@ -24,7 +24,8 @@ from pathlib import Path
 
 import psycopg
 
-from tenure import Tenure
+from tenure import StoreUnavailable, Tenure
+from tenure.records import Filter
 from tests.chaos import checker, tally
 from tests.chaos.proxy import Proxy
 from tests.chaos.soak_part import LEASE_SECONDS
@@ -127,7 +128,7 @@ class Stage:
     def torment(self, seconds: float) -> None:
         """One fault after the other, for so long."""
         faults: list[Callable[[], None]] = [self._kill, self._freeze, self._ask_to_stop]
-        faults += [self._drop_answers, self._cut, self._slow_down]
+        faults += [self._drop_answers, self._cut, self._slow_down, self._act_on_all]
         if self._postgres is not None:
             faults += [self._terminate_backends, self._crash_postgres]
         end = time.monotonic() + seconds
@@ -146,9 +147,9 @@ class Stage:
         def drained() -> bool:
             self.crew.muster(*(name for name in self.crew.running if "producer" not in name))
             with Tenure(self._database) as app:
-                left = {
-                    c.status: c.jobs for c in app.stats() if c.status in ("pending", "processing")
-                }
+                app.step_bulks()
+                left: list[object] = [bulk for bulk in app.bulks() if bulk.finished_at is None]
+                left += [c for c in app.stats() if c.status in ("pending", "processing")]
             producing = any(
                 process.poll() is None
                 for name, process in self.crew.running.items()
@@ -190,6 +191,12 @@ class Stage:
         self._network.delay(self._chance.uniform(0.05, 0.5))
         self._pause.wait(1.0)
         self._network.pass_on()
+
+    def _act_on_all(self) -> None:
+        """An operator's action on every job that matches: the sweepers go on with it, in bites."""
+        action, status = self._chance.choice([("retry", "failed"), ("cancel", "pending")])
+        with contextlib.suppress(StoreUnavailable), Tenure(self._database) as app:
+            app.start_bulk(action, Filter(type="fails", status=status))
 
     def _terminate_backends(self) -> None:
         with psycopg.connect(self._database, autocommit=True) as connection:
