@@ -451,13 +451,14 @@ class Worker:
             self._waiting.cancel()
         deadline = time.monotonic() + self._grace
         running = self._slots.running
-        tell_at = time.monotonic()
+        tell_at = time.monotonic() + TELL_SECONDS
+        log.info("stopping: %d jobs still run, %.0f s left for them", len(running), self._grace)
         while running and time.monotonic() < deadline:
-            if time.monotonic() >= tell_at:
-                tell_at += TELL_SECONDS
-                left = deadline - time.monotonic()
-                log.info("stopping: %d jobs still run, %.0f s left for them", len(running), left)
             await self._drain_step(deadline)
+            if running and time.monotonic() >= tell_at:
+                tell_at += TELL_SECONDS
+                left = max(deadline - time.monotonic(), 0.0)
+                log.info("stopping: %d jobs still run, %.0f s left for them", len(running), left)
         self._slots.stop_all("shutdown: the worker stopped before the job had finished")
         deadline = time.monotonic() + CANCEL_SECONDS
         while running and time.monotonic() < deadline:

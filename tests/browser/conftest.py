@@ -1,4 +1,4 @@
-"""One Chromium for all tests, a server for each module, a fresh window for each test."""
+"""A Chromium and a server for each module, a fresh window for each test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # as long as it lasts, asyncio takes this thread for its loop's
 def browser() -> Iterator[Browser]:
     try:
         path = executable()

@@ -264,7 +264,7 @@ def test_a_job_is_explained(api: TestClient) -> None:
     assert told["legal_moves"] == list(legal_events(Status.PENDING))
 
 
-@pytest.mark.parametrize("job_id", [NOWHERE, "x", "..", NOWHERE.upper(), "%00", "é" * 300])
+@pytest.mark.parametrize("job_id", [NOWHERE, "x", "%2e%2e", NOWHERE.upper(), "%00", "é" * 300])
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -278,7 +278,7 @@ def test_a_job_is_explained(api: TestClient) -> None:
 def test_a_job_that_is_not_there(api: TestClient, method: str, path: str, job_id: str) -> None:
     response = api.request(method, path.format(job_id))
     assert response.status_code == 404
-    assert response.json()["code"] in ("job_not_found", "not_found")  # `..` is another path
+    assert response.json()["code"] == "job_not_found"
 
 
 def test_a_conflict_names_the_legal_moves(api: TestClient) -> None:

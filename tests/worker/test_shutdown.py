@@ -276,8 +276,8 @@ def test_asked_to_stop_at_any_place(either: Tenure, tmp_path: Path, place: str) 
         assert ended(worker) == 0
     ran = list(map(int, script.lines()))
     assert len(ran) == len(set(ran))
-    # One may have been on its way; but none starts that was about to.
-    assert len(ran) <= before + (place != "worker.before_start")
+    # One may have been on its way: the system says when a signal reaches which thread.
+    assert len(ran) <= before + 1
     assert ran or not place.startswith(("worker.before_report", "report"))
     for number, job in enumerate(jobs):
         now = app.get(job.id)

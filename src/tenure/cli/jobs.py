@@ -312,9 +312,10 @@ def _explanation(reason: Explanation) -> ExplanationBody:
 @database_option
 @json_option
 def retry(ids: Sequence[str], more: int, as_json: bool, **given: Any) -> None:
-    """Run jobs again that failed for good: those named, or all that match the options."""
+    """Run failed jobs again: by id, or all that match."""
+    bulk = _is_bulk(ids, given)
     with existing() as app:
-        if _is_bulk(ids, given):
+        if bulk:
             run(app, "retry", more=more, as_json=as_json, **given)
         else:
             _each(app, ids, lambda id: app.retry(id, more_retries=more), as_json)
@@ -332,9 +333,10 @@ def retry(ids: Sequence[str], more: int, as_json: bool, **given: Any) -> None:
 @database_option
 @json_option
 def cancel(ids: Sequence[str], as_json: bool, **given: Any) -> None:
-    """Cancel jobs that wait or run: those named, or all that match the options."""
+    """Cancel jobs: by id, or all that match."""
+    bulk = _is_bulk(ids, given)
     with existing() as app:
-        if _is_bulk(ids, given):
+        if bulk:
             run(app, "cancel", as_json=as_json, **given)
         else:
             _each(app, ids, app.cancel, as_json)
@@ -345,7 +347,7 @@ def _is_bulk(ids: Sequence[str], given: dict[str, Any]) -> bool:
     flags = {name: given.pop(name) for name in ("dry_run", "yes")}
     chosen = {name: value for name, value in given.items() if value is not None}
     if bool(ids) == bool(chosen):
-        raise InvalidInput("name jobs by their ids, or by options such as --status and --type")
+        raise click.UsageError("name jobs by their ids, or by options such as --status and --type")
     given.clear()
     given.update(flags, wanted=filter_of(**_timed(chosen)))
     return bool(chosen)
