@@ -194,8 +194,8 @@ CONTROLS = (
     Control(
         "a heartbeat shortens a lease",
         SQLITE,
-        "max(lease_expires_at, ?2)",
-        "?2",
+        "max(lease_expires_at, ?)",
+        "?",
     ),
     Control(
         "SQLite: commits do not wait for the disk",

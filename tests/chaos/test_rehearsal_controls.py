@@ -228,7 +228,7 @@ def pruning_takes_what_is_young(patch: Patch) -> None:
 
 
 def a_heartbeat_does_nothing(patch: Patch) -> None:
-    edit(patch, "RENEW", "max(lease_expires_at, ?2)", "max(lease_expires_at, ?2 * 0)")
+    edit(patch, "RENEW", "max(lease_expires_at, ?)", "max(lease_expires_at, ? * 0)")
 
 
 def a_lost_lease_is_called_held(patch: Patch) -> None:

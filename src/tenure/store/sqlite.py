@@ -311,7 +311,7 @@ class Sqlite:
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         until = to_millis(self.now() + timedelta(seconds=lease_seconds))
-        held = self._db.execute(sql.RENEW, (_json(leases), until)).fetchall()
+        held = self._db.execute(sql.RENEW, (until, _json(leases))).fetchall()
         return {lease_id for (lease_id,) in held}
 
     # --- around jobs

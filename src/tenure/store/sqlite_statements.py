@@ -145,8 +145,8 @@ FROM {{rows}} AS moved WHERE tenure_job.id = moved.id AND tenure_job.status = wa
 )
 
 RENEW = """
-UPDATE tenure_job SET lease_expires_at = max(lease_expires_at, ?2)
-FROM json_each(?1) WHERE tenure_job.id = value ->> 0 AND tenure_job.lease_id = value ->> 1
+UPDATE tenure_job SET lease_expires_at = max(lease_expires_at, ?)
+FROM json_each(?) WHERE tenure_job.id = value ->> 0 AND tenure_job.lease_id = value ->> 1
 RETURNING lease_id
 """
 
