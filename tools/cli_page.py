@@ -59,8 +59,8 @@ one.
 
 `tenure completion` prints a script for bash (4.4 or newer), zsh or fish, and its help says where to
 put it. Beside commands and options it completes statuses and events, and from the database the
-names of queues, types and tokens and the ids of recent jobs. A database that does not answer within
-a second is not waited for.
+names of queues, types, tokens and webhooks and the ids of recent jobs. A database that does not
+answer within a second is not waited for.
 """
 
 SIMULATION = """\

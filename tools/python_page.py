@@ -29,9 +29,11 @@ from tenure.records import (
     Transition,
     Violation,
     Wanted,
+    Webhook,
     WorkerState,
 )
 from tenure.tokens import Tokens
+from tenure.webhooks import Webhooks
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"
 
@@ -65,12 +67,14 @@ APP: Mapping[str, Sequence[str]] = {
     ),
     "Checking": ("verify", "recount", "checks", "is_current", "ping"),
     "Who may call the HTTP API": ("tokens",),
+    "Who is told of moves": ("webhooks",),
     "What workers and servers call": (
         *("claim", "report", "turn", "heartbeat", "waits", "turns", "on_work"),
         *("sweep", "prune", "measure", "ledger", "ledger_end", "moves", "late_leases"),
     ),
 }
 TOKENS = ("create", "list", "revoke", "note_use")
+WEBHOOKS = ("create", "list", "remove", "step", "target")
 JOB_TYPE = ("enqueue", "enqueue_async", "options", "draft", "name")
 CLIENT: Mapping[str, Sequence[str]] = {
     "As in `Tenure`": (
@@ -81,7 +85,7 @@ CLIENT: Mapping[str, Sequence[str]] = {
 }
 ANSWERS = (
     *(Transition, Moves, Told, Wanted, Explanation, Count, Activity, Total, FailureGroup),
-    *(QueueState, WorkerState, Violation, Check, AccessToken),
+    *(QueueState, WorkerState, Violation, Check, AccessToken, Webhook),
 )
 
 
@@ -96,6 +100,9 @@ def page() -> str:
     parts += ["## Tokens\n", "What `app.tokens` is.\n"]
     _check_complete(Tokens, TOKENS)
     parts += [_member(Tokens, name) for name in TOKENS]
+    parts += ["## Webhooks\n", "What `app.webhooks` is.\n"]
+    _check_complete(Webhooks, WEBHOOKS)
+    parts += [_member(Webhooks, name) for name in WEBHOOKS]
     for value in (Draft, JobContext, Job, RetryPolicy):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]

@@ -66,6 +66,7 @@ from tenure.store.bulk import about
 from tenure.store.checks import check_store, schema_version
 from tenure.tokens import Tokens
 from tenure.tracing import Tracing
+from tenure.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -518,6 +519,11 @@ class Tenure:
         """The tokens that callers of the HTTP API send."""
         return Tokens(lambda: self._store, self.actor)
 
+    @property
+    def webhooks(self) -> Webhooks:
+        """Who is told of moves by signed requests."""
+        return Webhooks(lambda: self._store, self.actor)
+
     def ping(self) -> datetime:
         """The store's clock; raises if the store does not answer."""
         return self._store.read.clock()
@@ -545,12 +551,14 @@ class Tenure:
         lease: Duration = 30,
         grace: Duration = 30,
         keep: Mapping[str, Duration] | None = None,
+        webhooks_private: bool = False,
     ) -> None:
         """Run this application's handlers, `concurrency` at once, until SIGTERM or SIGINT.
 
         A job whose worker dies is taken over after `lease`; running jobs have `grace` to finish
         when the worker is asked to stop. Also ends leases of dead workers, as the server does, and
-        deletes jobs settled longer ago than `keep` says by status, as in `{"completed": "7d"}`.
+        deletes jobs settled longer ago than `keep` says by status, as in `{"completed": "7d"}`, and
+        delivers to webhooks, with `webhooks_private` also to addresses that are not public.
         """
         from tenure.run import run_worker
 
@@ -562,6 +570,7 @@ class Tenure:
             lease_seconds=positive(lease, "$.lease"),
             grace_seconds=durations.seconds(grace, path="$.grace"),
             keep=keep,
+            webhooks_private=webhooks_private,
         )
 
 

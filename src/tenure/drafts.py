@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from tenure import durations, ids, payload
 from tenure.errors import InvalidInput
 from tenure.handlers import Defaults
-from tenure.records import Addition
+from tenure.records import WEBHOOK, Addition
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 MOST_PRIORITY = 32_767
@@ -90,6 +90,12 @@ def addition_of(draft: Draft, id: str, *, defaults: Defaults, actor: str) -> Add
         if key is not None:
             key = payload.check_key(key, "$.idempotency_key")
         defaults = defaults_of(options, defaults)
+    if draft.type == WEBHOOK:
+        raise InvalidInput(
+            f"jobs of type {WEBHOOK} are made by webhooks alone, for what they deliver is signed; "
+            "choose another type",
+            path="$.type",
+        )
     addition = Addition(
         id=id,
         type=payload.check_name(draft.type, "job type", "$.type"),

@@ -22,7 +22,7 @@ ENVIRONMENT = "TENURE_FAILPOINTS"
 
 WORKS = (
     *("enqueue", "claim", "report", "heartbeat", "sweep", "prune", "measure"),
-    *("operator", "queue", "bulk"),
+    *("operator", "queue", "bulk", "webhook"),
 )
 """What a transaction can be about."""
 NAMES = (
@@ -32,6 +32,7 @@ NAMES = (
     "prune.between_job_and_ledger",
     "measure.between_read_and_write",
     "bulk.between_jobs_and_cursor",
+    "webhook.between_position_and_jobs",
     "checkpoint.before",
     "checkpoint.after",
     "announce.before",

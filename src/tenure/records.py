@@ -375,6 +375,27 @@ class Violation:
     advice: str
 
 
+WEBHOOK = "tenure.webhook"
+"""The type of the jobs that deliver moves to webhooks. Nobody else may add any: they are signed."""
+WEBHOOK_QUEUE = "tenure.webhooks"
+"""The queue of those jobs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """Who is told of moves, and of which; None for any. Its secret is never part of this."""
+
+    name: str
+    id: str  # a name can come back
+    url: str
+    events: tuple[str, ...]
+    types: tuple[str, ...] | None
+    queues: tuple[str, ...] | None
+    created_at: datetime
+    created_by: str
+    position: str  # up to where in the ledger its deliveries have been added
+
+
 class Health(StrEnum):
     """What a check found: as it should be, worth knowing, or in need of repair."""
 

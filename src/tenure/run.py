@@ -1,4 +1,4 @@
-"""A worker process: one worker, the sweeper where there is a store to sweep, and the signals.
+"""A worker process: one worker, a sweeper and a courier where there is a store, and the signals.
 
 The first SIGTERM or SIGINT asks the worker to finish within its grace period; the second ends the
 process at once, and the leases run out by themselves.
@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from tenure.app import Tenure
+from tenure.courier import Courier, add_delivery
 from tenure.drafts import Duration
 from tenure.executors import CHILD, STOP_SIGNALS
 from tenure.handlers import Handlers
@@ -48,23 +49,31 @@ def run_worker(
     grace_seconds: float = 30.0,
     keep: Mapping[str, Duration] | None = None,
     redact: Sequence[str] = (),
+    webhooks_private: bool = False,
 ) -> None:
     """Run handlers for jobs from `source` until a signal asks to stop; returns when drained.
 
     `keep` is retention by status, applied where `source` is the database itself; without it nothing
     is deleted, for that is the server's matter. `redact` are keys of payloads whose values are not
-    logged. Call this on the main thread: Python handles
-    signals there alone.
+    logged, and webhooks are not told errors then. Beside the database it delivers to webhooks, with
+    `webhooks_private` also to addresses that are not public. Call this on the main thread: Python
+    handles signals there alone.
     """
     if multiprocessing.current_process().name == CHILD:
         raise RuntimeError(
             "a child process imports your main module: run workers only under "
             "`if __name__ == '__main__':`"
         )
-    sweeper = Sweeper(source, keep=keep) if isinstance(source, Tenure) else None
-
     hidden = source.redaction if isinstance(source, Tenure) else NOTHING_HIDDEN
     redaction = hidden.also(redact)
+    helpers: list[Sweeper | Courier] = []
+    if isinstance(source, Tenure):
+        helpers = [
+            Sweeper(source, keep=keep, withheld=bool(redaction)),
+            Courier(source, private=webhooks_private, grace_seconds=grace_seconds),
+        ]
+        if handlers.types() is None:  # it takes deliveries, too
+            add_delivery(handlers, source, private=webhooks_private)
 
     async def work() -> None:
         worker = Worker(
@@ -77,18 +86,25 @@ def run_worker(
             redaction=redaction,
             tracing=source.tracing if isinstance(source, Tenure) else None,
         )
-        with stopped_by_signals(worker.request_stop):
+
+        def stop() -> None:
+            worker.request_stop()
+            for helper in helpers:
+                if isinstance(helper, Courier):
+                    helper.ask_to_stop()
+
+        with stopped_by_signals(stop):
             await worker.run()
 
     if isinstance(source, Tenure):
         log_checks(source)
-    if sweeper is not None:
-        sweeper.start()
+    for helper in helpers:
+        helper.start()
     try:
         run_loop(work())
     finally:
-        if sweeper is not None:
-            sweeper.stop()
+        for helper in helpers:
+            helper.stop()
 
 
 def log_checks(app: Tenure) -> threading.Thread:

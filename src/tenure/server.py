@@ -1,4 +1,4 @@
-"""The server: API and dashboard behind their guards, around them a sweeper and, if wanted, workers.
+"""The server: API and dashboard behind their guards; a sweeper, a courier and, if wanted, workers.
 
 `build` makes the ASGI application, on its own or to be mounted in another. `serve` runs it until
 SIGTERM or SIGINT. Then waiting requests end at once, new work is refused, the worker drains within
@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenure import api, dashboard, security
 from tenure.app import Tenure
+from tenure.courier import Courier, add_delivery
 from tenure.errors import InvalidInput
 from tenure.run import ABORTED, log_checks, run_loop
 from tenure.settings import Settings
@@ -98,13 +99,21 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         listener = running.enter_context(_listen(settings.host, settings.port))
         running.enter_context(app)
         log_checks(app)
-        sweeper = Sweeper(app, keep=settings.keep)
+        hidden = bool(app.redaction.also(settings.redact))
+        sweeper = Sweeper(app, keep=settings.keep, withheld=hidden)
         sweeper.start()
         running.callback(sweeper.stop)
         built = build(app, settings)
         running.callback(built.state.doorbell.close)
+        private = settings.webhooks_private
+        courier = Courier(app, private=private, grace_seconds=settings.grace_seconds)
+        if app.handlers.types() is None:  # its workers take deliveries, too
+            add_delivery(app.handlers, app, private=private)
         crew = [_InProcess(app, settings) for _ in range(workers if _has_handlers(app) else 0)]
-        server = _Server(built, settings, [built.state.doorbell.stop, *(w.stop for w in crew)])
+        stops = [built.state.doorbell.stop, courier.ask_to_stop, *(w.stop for w in crew)]
+        server = _Server(built, settings, stops)
+        courier.start()
+        running.callback(courier.stop)
         for worker in crew:
             worker.start(on_failure=server.stop)
             running.callback(worker.stop)

@@ -48,6 +48,7 @@ class Settings:
     keep_cancelled: float | None = 7 * DAY
     keep_failed: float | None = 30 * DAY
     redact: tuple[str, ...] = ()  # keys whose values are not shown
+    webhooks_private: bool = False  # whether to deliver to addresses that are not public
     log_format: str = "text"
     log_level: str = "info"
 
@@ -151,6 +152,13 @@ def _whole(low: int, high: int) -> Callable[[Any, str], int]:
     return read
 
 
+def _yes_or_no(value: Any, where: str) -> bool:
+    known = {True: True, False: False, "true": True, "false": False}
+    if not isinstance(value, bool | str) or value not in known:
+        raise InvalidInput("give true or false", path=where)
+    return known[value]
+
+
 def _lease(value: Any, where: str) -> float:
     seconds = durations.seconds(value, path=where)
     if seconds < 1:
@@ -249,6 +257,7 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "keep_cancelled": _age,
     "keep_failed": _age,
     "redact": _keys,
+    "webhooks_private": _yes_or_no,
     "log_format": _one_of(LOG_FORMATS),
     "log_level": _one_of(LOG_LEVELS),
 }

@@ -1,7 +1,7 @@
-"""A timer that has the store end leases that ran out, delete what retention lets go, and measure.
+"""A timer that ends leases that ran out, deletes what retention lets go, measures, and follows.
 
 Any number of sweepers may run: the store tests every lease again in the write that ends it, and
-measures each move once.
+measures each move once, and so it is with the moves that webhooks are told of.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ PRUNE_EVERY = 60.0
 FULL_BITE = 500
 BULK_SHARE = 0.5
 """Of every interval, at most; a sweep must not wait for long."""
+WEBHOOK_SHARE = 0.25
+"""Likewise."""
 BUSY_SHARE = 0.05
 QUIET_SHARE = 0.5
 """Of the time between sweeps, for measuring. While more jobs move than can be measured in that time
@@ -29,7 +31,10 @@ the measures fall behind; they catch up once none move."""
 
 
 class Sweeper:
-    """Sweeps every `interval` seconds in its own thread; `keep` is retention by status, if any."""
+    """Sweeps every `interval` seconds in its own thread; `keep` is retention by status, if any.
+
+    `withheld`: webhooks are not told errors, which may hold what is redacted.
+    """
 
     def __init__(
         self,
@@ -37,10 +42,12 @@ class Sweeper:
         *,
         interval: float = 1.0,
         keep: Mapping[str, Duration] | None = None,
+        withheld: bool = False,
     ) -> None:
         self._app = app
         self._interval = interval
         self._keep = keep or {}
+        self._withheld = withheld
         self._stop = threading.Event()
         self._quiet = False  # whether no job moved between the last two times
         self._end = ""
@@ -67,6 +74,7 @@ class Sweeper:
                     self._prune()
                 self._go_on()
                 self._measure()
+                self._follow()
             except TenureError as error:
                 log.warning("the sweep failed and is tried again in %ss: %s", self._interval, error)
             except Exception:
@@ -86,6 +94,14 @@ class Sweeper:
         until = time.monotonic() + BULK_SHARE * self._interval
         while not self._stop.is_set() and self._app.step_bulks() and time.monotonic() < until:
             pass
+
+    def _follow(self) -> None:
+        """Make deliveries of what has moved, for whoever is to be told."""
+        until = time.monotonic() + WEBHOOK_SHARE * self._interval
+        webhooks = self._app.webhooks
+        while not self._stop.is_set() and webhooks.step(withheld=self._withheld):
+            if time.monotonic() > until:
+                return
 
     def _measure(self) -> None:
         share = QUIET_SHARE if self._quiet else BUSY_SHARE

@@ -31,6 +31,7 @@ from tenure.records import (
     Transition,
     Verdict,
     Watched,
+    Webhook,
     WorkerState,
 )
 from tenure.retry import RetryPolicy
@@ -391,6 +392,11 @@ def worker_body(worker: WorkerState) -> WorkerBody:
 def token_fields(token: AccessToken) -> dict[str, Any]:
     """A token of the HTTP API as it is shown; its digest is never part of it."""
     return {name: value for name, value in asdict(token).items() if name != "digest"}
+
+
+def webhook_fields(hook: Webhook) -> dict[str, Any]:
+    """A webhook as it is shown."""
+    return asdict(hook)
 
 
 class Health(Answered, frozen=True):

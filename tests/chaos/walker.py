@@ -122,6 +122,7 @@ def walk(app: Recorded) -> None:
     until(lambda: again(lambda: app.step_bulks() == 0), "the bulk action to end")
     again(lambda: app.enqueue("abandoned", {"number": 200}))
     again(lambda: app.enqueue("last", {"number": 300}))
+    again(lambda: follow(app))
     request = ClaimRequest(worker="x", limit=1, lease_seconds=0.001, types=("abandoned",))
     again(lambda: app.claim(request))
     until(lambda: again(lambda: swept(app)), "the abandoned lease to be swept")
@@ -132,6 +133,15 @@ def walk(app: Recorded) -> None:
         until(lambda: again(lambda: all_settled(app)), "what was retried to settle")
     until(lambda: again(lambda: measured(app)), "the moves to be measured")
     until(lambda: again(lambda: pruned(app)), "the cancelled job to be pruned")
+
+
+def follow(app: Recorded) -> None:
+    """Read the ledger for a webhook; of its moves none is told, so that nobody has to be there."""
+    if app.webhooks.list() == []:
+        app.webhooks.create("deaf", "https://example.com", ["failed"], types=["unheard-of"])
+        app.enqueue("succeed", {"number": 400})
+    while app.webhooks.step():
+        pass
 
 
 def swept(app: Recorded) -> bool:

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from tenure import Tenure
+from tenure.records import WEBHOOK
 from tenure.store import migrate_store, open_store
 from tests.clock import Clock
 from tests.contract.desk import Desk, new
@@ -49,6 +50,7 @@ from tests.contract.test_reports import (
     test_success_is_kept_with_its_result,
 )
 from tests.raw import Raw
+from tests.worker.waiting import until
 
 pytestmark = pytest.mark.requirement("C11")
 
@@ -102,6 +104,15 @@ def test_tokens(database_url: str) -> None:
         assert token.used_at
         assert not token.valid
         assert app.verify() == []
+
+
+def test_webhooks(database_url: str) -> None:
+    with Tenure(database_url) as app:
+        app.webhooks.create("shop", "https://example.com", ["enqueued"])
+        app.enqueue("mail")
+        until(lambda: (app.webhooks.step(), app.find(type=WEBHOOK))[1], "a delivery")
+        app.webhooks.remove("shop")
+        assert app.webhooks.list() == []
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,7 @@ def in_dashes(parameter: click.Parameter) -> set[str]:
 
 def test_the_defaults_are_those_of_the_code() -> None:
     words = {"none": ((), None), "all": (None,), "7 days": (604800.0,), "30 days": (2592000.0,)}
+    words |= {"false": (False,)}
     for field in fields(settings.Settings):
         assert field.default is not MISSING, field.name
         shown = bare(setting_rows()[field.name][1])

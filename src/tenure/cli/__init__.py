@@ -22,6 +22,7 @@ from tenure.cli.tail import tail
 from tenure.cli.tokens import tokens
 from tenure.cli.top import top
 from tenure.cli.upkeep import doctor, migrate, verify
+from tenure.cli.webhooks import webhooks
 
 EPILOG = """\b
 Exit codes:
@@ -47,7 +48,7 @@ for command in (
     *(serve, worker, demo),
     *(enqueue, jobs, explain, bulk, queues, stats),
     *(top, tail),
-    *(tokens, verify, doctor, migrate, simulate),
+    *(tokens, webhooks, verify, doctor, migrate, simulate),
     completion,
 ):
     cli.add_command(command)

@@ -91,6 +91,13 @@ def token_names(context: click.Context, _parameter: click.Parameter, begun: str)
     )
 
 
+def webhook_names(context: click.Context, _parameter: click.Parameter, begun: str) -> Any:
+    """Complete the name of a webhook."""
+    return _from_database(
+        context, begun, lambda app: ((hook.name, hook.url) for hook in app.webhooks.list())
+    )
+
+
 def job_ids(*standing: str) -> Complete:
     """Complete the id of a recent job, of one that has one of these statuses if any are given."""
 

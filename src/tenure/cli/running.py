@@ -82,6 +82,12 @@ def work_options(command: F) -> F:
                 help="Tokens, one a line; see also TENURE_TOKEN.",
             ),
             click.option(
+                "--webhooks-private",
+                is_flag=True,
+                default=None,
+                help="Deliver to webhooks at addresses that are not public, too.",
+            ),
+            click.option(
                 "--log-format",
                 metavar="text|json",
                 shell_complete=completing.words("text", "json"),
@@ -183,6 +189,7 @@ def worker(
             grace_seconds=settings.grace_seconds,
             keep=settings.keep if prune else None,
             redact=settings.redact,
+            webhooks_private=settings.webhooks_private,
         )
     end_process()
 

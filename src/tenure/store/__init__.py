@@ -17,7 +17,7 @@ from tenure import failpoints
 from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Event, Job, Status
-from tenure.records import Added, Addition, Bulk, ClaimRequest, Report, Turn
+from tenure.records import Added, Addition, Bulk, ClaimRequest, Report, Turn, Webhook
 from tenure.redaction import without_password
 from tenure.store import migrate, moves
 from tenure.store.bell import Bell
@@ -136,6 +136,22 @@ class Store:
     def note_token_use(self, names: Iterable[str]) -> Future[None]:
         """Write down that tokens are in use."""
         return self._act("operator", lambda db: db.tokens.note_use(names))
+
+    def add_webhook(self, **fields: Any) -> Future[bool]:
+        """Keep a new webhook; False if its name is taken."""
+        return self._act("operator", lambda db: db.webhooks.add(**fields))
+
+    def remove_webhook(self, name: str) -> Future[None]:
+        """Remove a webhook."""
+        return self._act("operator", lambda db: db.webhooks.remove(name))
+
+    def forward(self, hook: Webhook, deliveries: Sequence[Addition], position: str) -> Future[bool]:
+        """Add the deliveries of the moves up to `position`; False if somebody else has."""
+        return self._act(
+            "webhook",
+            lambda db: moves.forward(db, hook, deliveries, position),
+            quiet=not deliveries,
+        )
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases by heartbeat; the lease ids that are still held."""

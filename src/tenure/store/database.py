@@ -30,11 +30,13 @@ from tenure.records import (
     Total,
     Transition,
     Wanted,
+    Webhook,
     WorkerState,
 )
 from tenure.store.bulk_table import BulkTable
 from tenure.store.measures import Bite, Measures
 from tenure.store.tokens import TokenTable
+from tenure.store.webhooks import WebhookTable
 
 
 class Trouble(StrEnum):
@@ -52,6 +54,7 @@ class Database(Protocol):
     tokens: TokenTable
     measures: Measures
     bulks: BulkTable
+    webhooks: WebhookTable
 
     def begin(self) -> None:
         """Start a write transaction, connecting first if need be."""
@@ -214,6 +217,12 @@ class Reader(Protocol):
 
     def tokens(self) -> list[AccessToken]:
         """Every token of the HTTP API there ever was, newest first."""
+
+    def webhooks(self) -> list[Webhook]:
+        """Every webhook, in the order of their names."""
+
+    def webhook_target(self, name: str, id: str) -> tuple[str, str] | None:
+        """The URL and the secret of a webhook; None if it is gone."""
 
     def bulk(self, bulk_id: str) -> Bulk | None:
         """An action on all jobs of a filter, as it stands."""

@@ -29,6 +29,7 @@ from tenure.records import (
     Outcome,
     Report,
     Verdict,
+    Webhook,
 )
 from tenure.store.database import Database
 
@@ -84,6 +85,21 @@ def add_together(db: Database, additions: Sequence[Addition]) -> list[Added] | T
             return answer
         answers.append(answer)
     return answers
+
+
+def forward(db: Database, hook: Webhook, deliveries: Sequence[Addition], position: str) -> bool:
+    """Add the deliveries of the moves up to `position`; False if somebody else has done so.
+
+    The position moves in the same transaction and from where it was read, so that of two who follow
+    side by side one adds them, and a crash leaves both done or neither. A limit of the queue does
+    not hold here: moves that are not told now would be forgotten.
+    """
+    if not db.webhooks.advance(hook, position):
+        return False
+    failpoints.hit("webhook.between_position_and_jobs")
+    if deliveries:
+        add(db, deliveries)
+    return True
 
 
 def _per_queue(additions: Sequence[Addition]) -> Mapping[str, int]:

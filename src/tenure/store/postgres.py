@@ -16,7 +16,7 @@ from psycopg.pq.abc import PGresult
 
 from tenure.lifecycle import Job, Status
 from tenure.records import Addition, ClaimRequest, Lease, Report
-from tenure.store import bulk_table, guards, measure_words
+from tenure.store import bulk_table, guards, measure_words, webhooks
 from tenure.store import postgres_statements as sql
 from tenure.store.bulk_table import BulkTable
 from tenure.store.database import Trouble
@@ -34,6 +34,7 @@ from tenure.store.postgres_lanes import Lanes
 from tenure.store.postgres_wire import ANSWER_SECONDS, Wire, answering
 from tenure.store.rows import MOVED, added_job, job_of, write_names, write_policy
 from tenure.store.tokens import POSTGRES, TokenTable
+from tenure.store.webhooks import WebhookTable
 
 WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
 """Where in PostgreSQL a commit waits for its standby: messages are translated, this is not."""
@@ -80,6 +81,7 @@ class Postgres:
         self.tokens = TokenTable(POSTGRES, self._run)
         self.measures = Measures(measure_words.POSTGRES, self._query)
         self.bulks = BulkTable(bulk_table.POSTGRES, self._run)
+        self.webhooks = WebhookTable(webhooks.POSTGRES, self._run)
         self._warnings: list[str] = []
         self._cut_short: list[str] = []  # waits for a standby
 

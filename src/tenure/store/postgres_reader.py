@@ -30,9 +30,10 @@ from tenure.records import (
     Total,
     Transition,
     Wanted,
+    Webhook,
     WorkerState,
 )
-from tenure.store import audit, bulk_table, measures
+from tenure.store import audit, bulk_table, measures, webhooks
 from tenure.store.bulk_table import bulk_of
 from tenure.store.measure_words import POSTGRES as POSTGRES_WORDS
 from tenure.store.postgres_connection import CONNECTED, NOW, connect, is_uuid, place_of, to_time
@@ -47,6 +48,7 @@ from tenure.store.postgres_statements import (
 from tenure.store.postgres_wire import ANSWER_SECONDS, answering
 from tenure.store.rows import job_of, read_names
 from tenure.store.tokens import POSTGRES, token_of
+from tenure.store.webhooks import webhook_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -315,6 +317,13 @@ class PostgresReader:
 
     def tokens(self) -> list[AccessToken]:
         return [token_of(row, to_time) for row in self._rows(POSTGRES.read())]
+
+    def webhooks(self) -> list[Webhook]:
+        return [webhook_of(row, to_time) for row in self._rows(webhooks.POSTGRES.read())]
+
+    def webhook_target(self, name: str, id: str) -> tuple[str, str] | None:
+        rows = self._rows(webhooks.POSTGRES.target(), name, id)
+        return (rows[0][0], rows[0][1]) if rows else None
 
     def bulk(self, bulk_id: str) -> Bulk | None:
         if not is_uuid(bulk_id):

@@ -16,7 +16,7 @@ import msgspec
 from tenure import failpoints
 from tenure.lifecycle import Job, Status
 from tenure.records import Addition, ClaimRequest, Lease, Report
-from tenure.store import bulk_table, guards, measure_words
+from tenure.store import bulk_table, guards, measure_words, webhooks
 from tenure.store import sqlite_statements as sql
 from tenure.store.bulk_table import BulkTable
 from tenure.store.database import Trouble
@@ -41,6 +41,7 @@ from tenure.store.sqlite_connection import (
 )
 from tenure.store.sqlite_files import Files
 from tenure.store.tokens import SQLITE, TokenTable
+from tenure.store.webhooks import WebhookTable
 
 _read_picked = msgspec.json.Decoder(
     list[tuple[int, str, str, str, str, int, int, int, float | None]]
@@ -65,6 +66,7 @@ class Sqlite:
         self.tokens = TokenTable(SQLITE, self._execute)
         self.measures = Measures(measure_words.SQLITE, self._execute)
         self.bulks = BulkTable(bulk_table.SQLITE, self._execute)
+        self.webhooks = WebhookTable(webhooks.SQLITE, self._execute)
 
     # --- transactions
 

@@ -27,9 +27,10 @@ from tenure.records import (
     Total,
     Transition,
     Wanted,
+    Webhook,
     WorkerState,
 )
-from tenure.store import audit, bulk_table, measures, sqlite_watch
+from tenure.store import audit, bulk_table, measures, sqlite_watch, webhooks
 from tenure.store.bulk_table import bulk_of
 from tenure.store.measure_words import SQLITE as SQLITE_WORDS
 from tenure.store.rows import job_of, read_names
@@ -43,6 +44,7 @@ from tenure.store.sqlite_statements import (
     waiting,
 )
 from tenure.store.tokens import SQLITE, token_of
+from tenure.store.webhooks import webhook_of
 
 START = "0"
 _is_position = re.compile(r"[0-9]{1,18}").fullmatch
@@ -225,6 +227,13 @@ class SqliteReader:
 
     def tokens(self) -> list[AccessToken]:
         return [token_of(row, to_time) for row in self._rows(SQLITE.read())]
+
+    def webhooks(self) -> list[Webhook]:
+        return [webhook_of(row, to_time) for row in self._rows(webhooks.SQLITE.read())]
+
+    def webhook_target(self, name: str, id: str) -> tuple[str, str] | None:
+        rows = self._rows(webhooks.SQLITE.target(), (name, id))
+        return (rows[0][0], rows[0][1]) if rows else None
 
     def bulk(self, bulk_id: str) -> Bulk | None:
         statement = bulk_table.SQLITE.read("WHERE id = ?") + "1"

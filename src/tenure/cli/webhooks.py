@@ -1,0 +1,121 @@
+"""Commands about who is told of moves by signed requests: make, list and remove webhooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from tenure.cli import completing
+from tenure.cli.command import (
+    Group,
+    application,
+    database_option,
+    existing,
+    json_option,
+    wide_option,
+)
+from tenure.cli.tail import EVENTS
+
+
+@click.group(cls=Group)
+def webhooks() -> None:
+    """Make, list and remove webhooks: URLs that are told of moves."""
+
+
+@webhooks.command()
+@click.argument("name")
+@click.argument("url")
+@click.option(
+    "--event",
+    "events",
+    type=click.Choice(EVENTS),
+    multiple=True,
+    required=True,
+    help="Tell of these moves; may be repeated.",
+)
+@click.option(
+    "--type",
+    "types",
+    metavar="TYPE",
+    shell_complete=completing.types,
+    multiple=True,
+    help="Only of jobs of this type; may be repeated.",
+)
+@click.option(
+    "--queue",
+    "queues",
+    metavar="NAME",
+    shell_complete=completing.queue_names,
+    multiple=True,
+    help="Only of jobs of this queue; may be repeated.",
+)
+@database_option
+@json_option
+def create(
+    name: str,
+    url: str,
+    events: Sequence[str],
+    types: Sequence[str],
+    queues: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Have moves from now on told to URL, and print the secret that signs them, this once.
+
+    NAME is for you, to list and to remove it by.
+    """
+    from tenure import wire
+    from tenure.cli.terminal import print_json
+
+    with application() as app:
+        secret, made = app.webhooks.create(name, url, events, types=types, queues=queues)
+    if as_json:
+        print_json({"secret": secret, **wire.webhook_fields(made)})
+        return
+    click.echo(secret)
+    click.echo("It is not shown again: give it to the receiver, to check signatures by.", err=True)
+
+
+@webhooks.command("list")
+@database_option
+@json_option
+@wide_option
+def list_webhooks(as_json: bool) -> None:
+    """List webhooks, without their secrets."""
+    from tenure import wire
+    from tenure.cli.terminal import ago, print_json, table
+
+    with existing() as app:
+        found = app.webhooks.list()
+        now = app.ping()
+    if as_json:
+        print_json([wire.webhook_fields(hook) for hook in found])
+        return
+    table(
+        ("NAME", "URL", "EVENTS", "TYPES", "QUEUES", "CREATED", "BY"),
+        [
+            (
+                hook.name,
+                hook.url,
+                " ".join(hook.events),
+                " ".join(hook.types or ("any",)),
+                " ".join(hook.queues or ("any",)),
+                ago(hook.created_at, now),
+                hook.created_by,
+            )
+            for hook in found
+        ],
+    )
+
+
+@webhooks.command()
+@click.argument(
+    "names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.webhook_names
+)
+@database_option
+def remove(names: Sequence[str]) -> None:
+    """Remove webhooks; what is yet to be delivered to them is dropped."""
+    with existing() as app:
+        for name in names:
+            app.webhooks.remove(name)
+            click.echo(f"webhook {name} is removed")

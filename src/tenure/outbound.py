@@ -1,0 +1,154 @@
+"""One signed request to somebody else's server, within bounds. It knows nothing of jobs.
+
+Signed as Standard Webhooks says
+(https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md).
+Whoever chooses a URL must not reach what only this machine can: the name is resolved once, every
+address it has must be a public one, and the connection goes to the very address that was checked.
+Redirects are not followed. Of the answer only the status is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import hashlib
+import hmac
+import ipaddress
+import re
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+REQUEST_SECONDS = 10.0
+"""For everything: the name, the connection, TLS, the request and the head of the answer."""
+MOST_READ = 64 * 1024
+"""Bytes of an answer."""
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""IPv6 addresses that lead to an IPv4 one, their last 32 bits (RFC 6052)."""
+
+_status = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?\r\n").match
+
+
+class NotSent(Exception):
+    """There was no answer, or there must be no request; says why."""
+
+
+def signature(key: bytes, id: str, timestamp: int, body: bytes) -> str:
+    """What `webhook-signature` has to be: version 1, HMAC-SHA256 of id, time and body."""
+    signed = b"%b.%d.%b" % (id.encode(), timestamp, body)
+    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+
+
+async def post(url: str, headers: Mapping[str, str], body: bytes, *, private: bool) -> int:
+    """Send a JSON body; the status of the answer. `private`: also to addresses that are not public.
+
+    Raises NotSent.
+    """
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            parts = urlsplit(url)
+            return await _exchange(parts, _request(parts, headers, body), private=private)
+    except TimeoutError as error:
+        raise NotSent(f"no answer within {REQUEST_SECONDS:g} s") from error
+    except (OSError, ssl.CertificateError) as error:
+        raise NotSent(f"no connection: {error}") from error
+
+
+def _request(parts: SplitResult, headers: Mapping[str, str], body: bytes) -> bytes:
+    """The request. The URL was checked when it was stored: there are no line breaks in it."""
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    lines = [
+        f"POST {path} HTTP/1.1",
+        f"Host: {parts.netloc}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "User-Agent: tenure",
+        "Connection: close",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+async def _exchange(parts: SplitResult, request: bytes, *, private: bool) -> int:
+    host = parts.hostname or ""
+    secure = parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    try:
+        addresses = await _addresses(host, port)
+    except (socket.gaierror, UnicodeError) as error:
+        raise NotSent(f"the name {host} does not resolve: {error}") from error
+    if not private and (refused := [each for each in addresses if not is_public(each)]):
+        raise NotSent(
+            f"{host} leads to {refused[0]}, which is not a public address; where that is meant, "
+            "set TENURE_WEBHOOKS_PRIVATE=true for whoever delivers"
+        )
+    tls = {"ssl": _tls(), "server_hostname": host} if secure else {}
+    reader, writer = await _connect(addresses, port, tls)
+    try:
+        writer.write(request)
+        await writer.drain()
+        return await _answer(reader)
+    finally:
+        writer.close()
+
+
+async def _addresses(host: str, port: int) -> list[str]:
+    """Where a name leads, each address once, in the order to try them."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+async def _connect(
+    addresses: Sequence[str], port: int, tls: Mapping[str, Any]
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to the first of these addresses that takes one."""
+    failure: OSError = OSError("the name has no address")
+    for address in addresses:
+        try:
+            return await asyncio.open_connection(address, port, limit=MOST_READ, **tls)
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+async def _answer(reader: asyncio.StreamReader) -> int:
+    """The status of the answer, after those that only say that one will come."""
+    read = 0
+    try:
+        while read < MOST_READ:
+            head = await reader.readuntil(b"\r\n\r\n")
+            read += len(head)
+            match = _status(head)
+            if match is None:
+                break
+            if (status := int(match[1])) >= 200:
+                return status
+    except asyncio.IncompleteReadError as error:
+        raise NotSent("the connection ended before an answer") from error
+    except asyncio.LimitOverrunError as error:
+        raise NotSent("the head of the answer is too long") from error
+    raise NotSent("what came back is no HTTP answer")
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """What servers are verified with: the certificates that this machine trusts."""
+    return ssl.create_default_context()
+
+
+def is_public(address: str) -> bool:
+    """Whether anybody on the internet could reach this address, also where it stands in another."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if inner is None and ip in NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not (
+        ip.is_multicast or ip.is_reserved or ip.is_private or ip.is_loopback or ip.is_unspecified
+    )

@@ -1,0 +1,446 @@
+"""Webhooks, from a move in the ledger to a receiver that checks the signature by itself."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tenure import Draft, InvalidInput, Job, Tenure, failpoints, outbound, webhooks
+from tenure.courier import REMOVED, Courier
+from tenure.errors import StoreUnavailable
+from tenure.records import WEBHOOK, WEBHOOK_QUEUE
+from tenure.redaction import MARK
+from tests.faces.command import PROGRAM, read, run, surroundings, tell
+from tests.faces.http import api_of
+from tests.worker.running import completed, failed, sweeping, working
+from tests.worker.waiting import PATIENCE, until
+
+
+class Receiver(ThreadingHTTPServer):
+    """A receiver that keeps what it was sent; it answers with `answers` in turn, then with 204."""
+
+    daemon_threads = True
+
+    def __init__(self, *answers: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), Taking)
+        self.answers = list(answers)
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def messages(self) -> list[Any]:
+        """The bodies, as JSON."""
+        return [json.loads(body) for _, _, body in self.requests]
+
+
+class Taking(BaseHTTPRequestHandler):
+    """Takes one message."""
+
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.requests.append((self.path, headers, body))
+        answers = self.server.answers
+        self.wfile.write(answers.pop(0) if answers else b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: the requests are kept."""
+
+
+@contextlib.contextmanager
+def receiving(*answers: bytes) -> Iterator[Receiver]:
+    receiver = Receiver(*answers)
+    try:
+        yield receiver
+    finally:
+        receiver.shutdown()
+        receiver.server_close()
+
+
+@contextlib.contextmanager
+def delivering(app: Tenure, *, private: bool = True) -> Iterator[None]:
+    """What a server does for webhooks."""
+    courier = Courier(app, private=private)
+    courier.start()
+    try:
+        with sweeping(app):
+            yield
+    finally:
+        courier.stop()
+
+
+def deliveries(app: Tenure) -> list[Job]:
+    return app.find(type=WEBHOOK, limit=500)
+
+
+def delivery(app: Tenure) -> Job:
+    """The one delivery there is, once it is there."""
+    (job,) = until(lambda: deliveries(app), "a delivery")
+    return job
+
+
+def follow(app: Tenure) -> None:
+    """Follow the ledger to its end: on PostgreSQL that is settled in a moment."""
+    until(lambda: app.webhooks.step() == 0)
+
+
+def hook_on(app: Tenure, url: str, *events: str, **limits: Any) -> str:
+    secret, _ = app.webhooks.create("shop", url, events or ("enqueued",), **limits)
+    return secret
+
+
+def settle_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deliveries are tried once, so that a failure is seen at once."""
+    monkeypatch.setattr(webhooks, "MOST_RETRIES", 1)
+
+
+# --- what a receiver gets -------------------------------------------------------------------------
+
+
+def test_a_move_is_told_with_a_signature_that_anybody_can_check(either: Tenure) -> None:
+    with receiving() as receiver:
+        secret = hook_on(either, f"{receiver.url}/in?a=1", "enqueued", "cancelled")
+        job = either.enqueue("mail", {"to": "ada"}, delay=60)
+        either.cancel(job.id)
+        with delivering(either):
+            until(lambda: len(receiver.requests) == 2, "both moves")
+            for one in deliveries(either):
+                assert completed(either, one).result == '"the receiver answered 204"'
+
+    for path, headers, body in receiver.requests:
+        assert path == "/in?a=1"
+        assert headers["content-type"] == "application/json"
+        signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+        key = base64.b64decode(secret.removeprefix("whsec_"))
+        expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+        assert headers["webhook-signature"] == f"v1,{expected}"
+    told = {message["type"]: message for message in receiver.messages}
+    assert set(told) == {"job.enqueued", "job.cancelled"}
+    data = told["job.cancelled"]["data"]
+    assert (data["job_id"], data["type"], data["from"]) == (job.id, "mail", "pending")
+    assert told["job.cancelled"]["timestamp"] == data["at"]
+    assert {headers["webhook-id"] for _, headers, _ in receiver.requests} == {
+        one.id for one in deliveries(either)
+    }
+    assert secret.removeprefix("whsec_") not in str(deliveries(either))
+
+
+def test_only_moves_from_now_on_that_are_wanted_are_told(either: Tenure) -> None:
+    with receiving() as receiver:
+        either.enqueue("mail", queue="urgent")
+        until(lambda: len(either.ledger()) == 1)  # and has its place in the ledger
+        hook_on(either, receiver.url, types=["mail"], queues=["urgent"])
+        wanted = either.enqueue("mail", queue="urgent")
+        either.enqueue("mail")
+        either.enqueue("report", queue="urgent")
+        with delivering(either):
+            until(lambda: receiver.requests, "the move")
+            completed(either, delivery(either))
+            until(lambda: either.webhooks.list()[0].position == either.ledger_end())
+        assert [message["data"]["job_id"] for message in receiver.messages] == [wanted.id]
+
+
+def test_deliveries_are_not_told_of_themselves(either: Tenure) -> None:
+    with receiving() as receiver:
+        hook_on(either, receiver.url, *webhooks.EVENTS)
+        either.enqueue("mail")
+        with delivering(either):
+            completed(either, delivery(either))
+            until(lambda: either.webhooks.list()[0].position == either.ledger_end())
+        assert len(deliveries(either)) == len(receiver.requests) == 1
+
+
+def test_what_is_redacted_is_not_told(either: Tenure) -> None:
+    hook_on(either, "https://example.com", "failed")
+
+    @either.job(max_retries=1)
+    async def mail() -> None:
+        raise ValueError("the key is 123456")
+
+    with working(either):
+        failed(either, mail.enqueue())
+    until(lambda: (either.webhooks.step(withheld=True), deliveries(either))[1])
+    payload = json.loads(delivery(either).payload)
+    assert payload["event"]["detail"] == MARK
+    assert "123456" not in str(payload)
+
+
+# --- never lost, never twice ----------------------------------------------------------------------
+
+
+def test_a_delivery_is_tried_until_the_receiver_takes_it_under_the_same_id(
+    either: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "BACKOFF", webhooks.policy_of(0, "$"))
+    bad = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
+    moved = b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\n\r\n"
+    early = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"
+    with receiving(bad, b"what?\r\n\r\n", moved, early) as receiver:
+        hook_on(either, receiver.url)
+        either.enqueue("mail")
+        with delivering(either):
+            one = completed(either, delivery(either))
+    assert one.attempts == 4
+    assert {headers["webhook-id"] for _, headers, _ in receiver.requests} == {one.id}
+    assert {path for path, _, _ in receiver.requests} == {"/"}  # redirects are not followed
+    errors = [move.detail or "" for move in either.history(one.id) if move.event == "failed"]
+    assert ["503" in errors[0], "no HTTP" in errors[1], "302" in errors[2]] == [True] * 3
+
+
+def test_followers_side_by_side_make_each_delivery_once(either: Tenure) -> None:
+    hook_on(either, "https://example.com")
+    jobs = either.enqueue_many([Draft("mail", {}, {}) for _ in range(1_200)])
+    with (
+        Tenure(either.database) as second,
+        Tenure(either.database) as third,
+        sweeping(either),
+        sweeping(second),
+        sweeping(third),
+    ):
+        until(lambda: len(told_of(either)) >= len(jobs), "every move")
+        until(lambda: either.webhooks.list()[0].position == either.ledger_end())
+    assert told_of(either) == Counter({job.id: 1 for job in jobs})
+
+
+def told_of(app: Tenure) -> Counter[str]:
+    """The jobs that deliveries are about."""
+    found: Counter[str] = Counter()
+    before = None
+    while page := app.find(type=WEBHOOK, limit=500, before=before):
+        found.update(json.loads(job.payload)["event"]["job_id"] for job in page)
+        before = page[-1].id
+    return found
+
+
+@pytest.mark.parametrize("place", ["between_position_and_jobs", "before_commit", "after_commit"])
+def test_a_failure_between_position_and_jobs_loses_and_repeats_nothing(
+    either: Tenure, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    hook_on(either, "https://example.com")
+    job = either.enqueue("mail")
+    monkeypatch.setattr(failpoints, "ARMED", {f"webhook.{place}": ("raise", 1)})
+    monkeypatch.setattr(failpoints, "_visits", Counter())
+    with pytest.raises((failpoints.FailpointReached, StoreUnavailable)):
+        until(lambda: either.webhooks.step() and None)
+    until(lambda: (either.webhooks.step(), told_of(either))[1])
+    follow(either)
+    assert told_of(either) == {job.id: 1}
+
+
+def test_a_limit_of_the_queue_holds_no_delivery_back(either: Tenure) -> None:
+    either.limit(WEBHOOK_QUEUE, 0)
+    hook_on(either, "https://example.com")
+    either.enqueue("mail")
+    until(lambda: (either.webhooks.step(), deliveries(either))[1])
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_what_is_left_for_a_removed_webhook_is_dropped(either: Tenure, back: bool) -> None:
+    """Also if its name has come back: that may be another receiver."""
+    with receiving() as receiver:
+        hook_on(either, receiver.url)
+        either.enqueue("mail")
+        until(lambda: (either.webhooks.step(), deliveries(either))[1])
+        either.webhooks.remove("shop")
+        if back:
+            hook_on(either, receiver.url)
+        with delivering(either):
+            assert completed(either, delivery(either)).result == f'"{REMOVED}"'
+        assert receiver.requests == []
+
+
+def test_a_receiver_that_is_gone_is_not_asked_again(either: Tenure) -> None:
+    with receiving(b"HTTP/1.1 410 Gone\r\n\r\n") as receiver:
+        hook_on(either, receiver.url)
+        either.enqueue("mail")
+        with delivering(either):
+            assert "410" in failed(either, delivery(either))
+        assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize("program", [("serve", "--port", "0"), ("worker",)], ids=lambda p: p[0])
+def test_a_worker_for_any_type_delivers_and_does_not_simulate(
+    app: Tenure, program: tuple[str, ...]
+) -> None:
+    with receiving() as receiver:
+        hook_on(app, receiver.url)
+        process = subprocess.Popen(
+            [*PROGRAM, *program, "--simulate", "--webhooks-private", "--database", app.database],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=surroundings(),
+        )
+        try:
+            until(app.workers, "a worker")
+            jobs = app.enqueue_many([Draft("mail", {}, {}) for _ in range(30)])
+            until(lambda: len(receiver.requests) >= len(jobs), "every move")
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+            process.wait()
+    assert {message["data"]["job_id"] for message in receiver.messages} == {job.id for job in jobs}
+
+
+# --- where requests may go ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.1.2.3"),
+        *("100.64.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1", "192.0.2.1"),
+        *("::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1"),
+        *("::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:7f00:1::", "2001:db8::1", "::7f00:1"),
+    ],
+)
+def test_an_address_that_is_not_public_is_known(address: str) -> None:
+    assert not outbound.is_public(address)
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:4700::1", "64:ff9b::808:808"])
+def test_a_public_address_is_known(address: str) -> None:
+    assert outbound.is_public(address)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "[::ffff:127.0.0.1]"])
+def test_no_request_goes_to_this_machine_unless_that_is_wanted(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    settle_now(monkeypatch)
+    with receiving() as receiver:
+        hook_on(app, receiver.url.replace("127.0.0.1", host))
+        app.enqueue("mail")
+        with delivering(app, private=False):
+            assert "not a public address" in failed(app, delivery(app))
+        assert receiver.requests == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2 * outbound.MOST_READ, "too long"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 4_000, "no HTTP answer"),
+        (b"HTTP/1.1 200 OK\r\n", "ended before"),
+        (b"", "ended before"),
+        (b"\x00\xff\r\n\r\n", "no HTTP answer"),
+    ],
+    ids=["long head", "never ending", "cut short", "silent", "noise"],
+)
+def test_a_hostile_answer_is_a_failure_like_any_other(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, answer: bytes, error: str
+) -> None:
+    settle_now(monkeypatch)
+    with receiving(answer) as receiver:
+        hook_on(app, receiver.url)
+        app.enqueue("mail")
+        with delivering(app):
+            assert error in failed(app, delivery(app))
+
+
+def test_a_receiver_that_does_not_answer_is_given_up(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that sends a byte now and then; and TLS with whoever does not speak it."""
+    settle_now(monkeypatch)
+    monkeypatch.setattr(outbound, "REQUEST_SECONDS", 0.2)
+    over = threading.Event()
+
+    class Slow(Taking):
+        def do_POST(self) -> None:
+            while not over.wait(0.02):
+                self.wfile.write(b"x")
+
+    with receiving() as receiver:
+        receiver.RequestHandlerClass = Slow
+        hook_on(app, receiver.url)
+        app.webhooks.create("secure", receiver.url.replace("http", "https"), ["enqueued"])
+        app.enqueue("mail")
+        with delivering(app):
+            both = until(lambda: len(found := deliveries(app)) == 2 and found)
+            assert both
+            assert all("no answer within" in failed(app, one) or "no connection" for one in both)
+        over.set()
+
+
+# --- who may make them ----------------------------------------------------------------------------
+
+
+def test_nobody_else_adds_deliveries(app: Tenure) -> None:
+    for add in (
+        lambda: app.enqueue(WEBHOOK, {"hook": "shop"}),
+        lambda: app.enqueue_many([Draft("mail", {}, {}), Draft(WEBHOOK, {}, {})]),
+    ):
+        with pytest.raises(InvalidInput, match="made by webhooks alone"):
+            add()
+    with api_of(app) as api:
+        for body in ({"type": WEBHOOK}, {"jobs": [{"type": WEBHOOK}]}):
+            path = "/jobs/batch" if "jobs" in body else "/jobs"
+            response = api.post(path, json=body)
+            assert response.status_code >= 400, response.text
+    assert app.find() == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "example.com", "ftp://example.com", "http://", "http://a:b@example.com", 7),
+        *(
+            "http://example.com/#x",
+            "http://example.com:99999",
+            "http://exa mple.com",
+            "http://[::1",
+        ),
+        *("http://example.com/\r\nX: 1", "http://exämple.com", f"http://{'a' * 2_000}"),
+    ],
+)
+def test_a_url_that_is_none_is_refused(app: Tenure, url: Any) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        app.webhooks.create("shop", url, ["failed"])
+    assert refused.value.path == "$.url"
+
+
+def test_a_name_is_taken_until_its_webhook_is_removed(either: Tenure) -> None:
+    secret = hook_on(either, "https://example.com")
+    with pytest.raises(InvalidInput, match="remove it first"):
+        hook_on(either, "https://example.com")
+    with pytest.raises(InvalidInput, match="one or more of"):
+        either.webhooks.create("other", "https://example.com", ["no such event"])
+    removed = either.webhooks.remove("shop")
+    assert either.webhooks.target("shop", removed.id) is None
+    with pytest.raises(InvalidInput, match="no webhook"):
+        either.webhooks.remove("shop")
+    assert hook_on(either, "https://example.com") != secret
+
+
+def test_the_command_line_shows_a_secret_once(app: Tenure) -> None:
+    arguments = ("--event", "failed", "--event", "cancelled", "--queue", "mail")
+    database = ("--database", app.database)
+    made = read("webhooks", "create", "shop", "https://example.com", *arguments, *database)
+    secret = made.pop("secret")
+    assert secret.startswith("whsec_")
+    assert len(base64.b64decode(secret.removeprefix("whsec_"))) == 32
+    assert read("webhooks", "list", *database) == [made]
+    assert made["events"] == ["cancelled", "failed"]
+    assert (made["types"], made["queues"]) == (None, ["mail"])
+    assert secret not in tell("webhooks", "list", *database)
+    assert "removed" in tell("webhooks", "remove", "shop", *database)
+    assert app.webhooks.list() == []
+    assert run("webhooks", "remove", "shop", *database).exit_code == 2
