@@ -28,7 +28,7 @@ from tenure.drafts import (
     whole,
 )
 from tenure.errors import BulkNotFound, InvalidInput, JobNotFound
-from tenure.explain import Explanation, Facts, explain
+from tenure.explain import RATE_MINUTES, Explanation, Facts, explain, rate
 from tenure.filters import Fields
 from tenure.handlers import Defaults, Handlers, JobContext
 from tenure.jobtype import JobType
@@ -80,8 +80,6 @@ EVERYTHING = Wanted()
 MOST_BACK = 10_000
 MOST_MINUTES = 24 * 60
 MOST_COUNTED = 1_000_000
-RATE_WINDOW = timedelta(minutes=5)
-WORKER_IS_LIVE = timedelta(seconds=60)
 
 
 class Tenure:
@@ -487,14 +485,13 @@ class Tenure:
         job = self.get(job_id)
         read = self._store.read
         now = read.clock()
-        waits = job.status is Status.PENDING
-        settled = read.settled_since(job.queue, now - RATE_WINDOW) if waits else 0
+        due = job.status is Status.PENDING and job.run_at <= now
         facts = Facts(
             now=now,
             paused=any(q.name == job.queue and q.paused_at is not None for q in read.queues()),
-            workers=sum(_takes(worker, job, now) for worker in read.workers()),
-            ahead=read.ahead(job) if waits else 0,
-            rate=settled / RATE_WINDOW.total_seconds(),
+            workers=read.workers(),
+            ahead=read.ahead(job) if due else 0,
+            rate=rate(read.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
         )
         return explain(job, facts)
 
@@ -616,10 +613,3 @@ def _query(filter: Filter, limit: int = 50, before: str | None = None) -> Query:
         ids.check_id(before, "$.before")
     count = whole(limit, 1, MOST_LISTED, "$.limit")
     return query_of(filters.checked(filter), limit=count, before=before)
-
-
-def _takes(worker: WorkerState, job: Job, now: datetime) -> bool:
-    """Whether a worker that is alive would claim this job."""
-    alive = worker.leases > 0 or now - worker.seen_at < WORKER_IS_LIVE
-    in_queue = worker.queues is None or job.queue in worker.queues
-    return alive and in_queue and (worker.types is None or job.type in worker.types)

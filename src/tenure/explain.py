@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from tenure import durations
 from tenure.lifecycle import Job, Status, legal_events
+from tenure.records import MOST_AHEAD, Activity, WorkerState
+
+RATE_MINUTES = 5
+"""How many minutes, the one that runs included, tell how fast a queue goes."""
+WORKER_IS_LIVE = timedelta(seconds=60)
+"""A worker that holds no job is taken for dead after that long without asking for one."""
+ENDED = frozenset({"completed", "failed", "lease_expired"})
+"""Moves that end an attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,8 +24,8 @@ class Facts:
 
     now: datetime
     paused: bool  # its queue
-    workers: int  # live workers that take its queue and type
-    ahead: int  # due jobs of its queue that go first
+    workers: Sequence[WorkerState]  # seen lately, live or not
+    ahead: int  # due jobs of its queue that go first; MOST_AHEAD + 1 means that or more
     rate: float  # attempts of its queue that end per second, over the last minutes
 
 
@@ -33,6 +42,13 @@ def explain(job: Job, facts: Facts) -> Explanation:
     """Say why `job` is not running, or what it is doing."""
     reason, text = _reason(job, facts)
     return Explanation(reason, text, legal_events(job.status))
+
+
+def rate(moves: Iterable[Activity], queue: str, now: datetime) -> float:
+    """Attempts of a queue that ended per second, from its moves of the last `RATE_MINUTES`."""
+    ended = sum(m.moves for m in moves if m.queue == queue and m.event in ENDED)
+    start = now.replace(second=0, microsecond=0) - timedelta(minutes=RATE_MINUTES - 1)
+    return ended / (now - start).total_seconds()
 
 
 def _reason(job: Job, facts: Facts) -> tuple[str, str]:
@@ -71,19 +87,42 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
         wait = durations.roughly(round((job.run_at - facts.now).total_seconds(), 1))
         why = f" after attempt {job.attempts} failed: {job.last_error}" if job.attempts else ""
         return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}{why}."
-    if facts.workers == 0:
+    live = [worker for worker in facts.workers if is_live(worker, facts.now)]
+    of_queue = [worker for worker in live if worker.queues is None or job.queue in worker.queues]
+    if not live:
         return "no_worker", (
-            f"No live worker takes jobs of type {job.type} from queue {job.queue}; start one."
+            f"No worker is alive; start one for jobs of type {job.type} in queue {job.queue}."
+        )
+    if not of_queue:
+        return "no_worker_for_queue", (
+            f"No worker takes jobs from queue {job.queue}, of {len(live)} alive; "
+            "start one that does."
+        )
+    if not any(worker.types is None or job.type in worker.types for worker in of_queue):
+        return "no_worker_for_type", (
+            f"No worker takes jobs of type {job.type}, of {len(of_queue)} alive "
+            f"for queue {job.queue}; start one that does."
         )
     if facts.ahead == 0:
-        return "next", "It is next in its queue: the first free worker takes it."
+        return "next", f"It is next in queue {job.queue}: the first free worker takes it."
+    return "waiting", _turn(job, facts)
+
+
+def _turn(job: Job, facts: Facts) -> str:
+    """When a job comes to its turn, as far as that can be told."""
+    many = facts.ahead > MOST_AHEAD
+    ahead = f"More than {MOST_AHEAD:,} jobs" if many else f"{facts.ahead:,} jobs"
+    goes = "1 job of its queue goes" if facts.ahead == 1 else f"{ahead} of its queue go"
     if facts.rate <= 0:
-        return "waiting", f"{facts.ahead} jobs of its queue go first, and none ended lately."
+        return f"{goes} first, and none is known to have ended in the last {RATE_MINUTES} minutes."
     eta = durations.roughly(max(round(facts.ahead / facts.rate, 1), 0.1))
-    return "waiting", (
-        f"{facts.ahead} jobs of its queue go first; at {facts.rate:.1f} per second "
-        f"its turn comes in about {eta}."
-    )
+    speed = f"{facts.rate:.1f} per second" if facts.rate >= 1 else f"{facts.rate * 60:.1f} a minute"
+    return f"{goes} first; at {speed} its turn comes in {'more than' if many else 'about'} {eta}."
+
+
+def is_live(worker: WorkerState, now: datetime) -> bool:
+    """Whether a worker holds jobs, or asked for some lately."""
+    return worker.leases > 0 or now - worker.seen_at < WORKER_IS_LIVE
 
 
 def _at(time: datetime | None) -> str:

@@ -168,6 +168,8 @@ class Moves:
     more: bool  # the stretch was as long as it may be, so there may be more behind it
 
 
+MOST_AHEAD = 10_000
+"""Jobs that go before one, as far as they are counted."""
 MOST_SEARCHED_FOR = 200
 """Characters of a text that is searched for."""
 

@@ -34,8 +34,8 @@ def test_a_job_that_nobody_can_run_stays_pending_and_is_charged_nothing(either: 
         for _ in range(20):
             completed(app, known.enqueue())
         why = app.explain(unknown.id)
-        assert why.reason == "no_worker"
-        assert "No live worker takes jobs of type unknown" in why.text
+        assert why.reason == "no_worker_for_type"
+        assert "No worker takes jobs of type unknown" in why.text
     now = app.get(unknown.id)
     assert (now.status, now.attempts, now.token) == (Status.PENDING, 0, 0)
     assert moves(app, unknown) == ["enqueued"]

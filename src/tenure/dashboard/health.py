@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from tenure.app import WORKER_IS_LIVE
 from tenure.dashboard import words
+from tenure.explain import is_live
 from tenure.records import QueueState, WorkerState
 
 LATE = timedelta(seconds=60)
@@ -31,11 +31,6 @@ class Health:
     mood: Mood
     text: str
     also: Sequence[str] = ()
-
-
-def is_live(worker: WorkerState, now: datetime) -> bool:
-    """Whether a worker holds jobs or asked for some lately."""
-    return worker.leases > 0 or now - worker.seen_at < WORKER_IS_LIVE
 
 
 def health(

@@ -9,10 +9,11 @@ from starlette.responses import Response
 
 from tenure.dashboard import machine as machines
 from tenure.dashboard import series, words
-from tenure.dashboard.health import health, is_live
+from tenure.dashboard.health import health
 from tenure.dashboard.visit import Visit
 from tenure.drafts import Draft
 from tenure.errors import JobNotFound
+from tenure.explain import is_live
 from tenure.lifecycle import FIRST_EVENT, MOVES, Status
 from tenure.records import Count, FailureGroup
 from tenure.redaction import MARK

@@ -7,9 +7,10 @@ from collections import defaultdict
 from starlette.responses import Response
 
 from tenure.dashboard import series
-from tenure.dashboard.health import LATE, is_live
+from tenure.dashboard.health import LATE
 from tenure.dashboard.visit import Visit
 from tenure.errors import InvalidInput
+from tenure.explain import is_live
 from tenure.lifecycle import Job, Status
 
 MOST_RUNNING = 500

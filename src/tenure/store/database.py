@@ -231,10 +231,10 @@ class Reader(Protocol):
         """Such actions, newest first."""
 
     def ahead(self, job: Job) -> int:
-        """How many due pending jobs of the same queue would be claimed before this one."""
+        """How many due jobs of its queue would be claimed before this due job.
 
-    def settled_since(self, queue: str, since: datetime) -> int:
-        """How many attempts of a queue ended after `since`."""
+        Counted up to one more than MOST_AHEAD.
+        """
 
     def clock(self) -> datetime:
         """The store's clock."""

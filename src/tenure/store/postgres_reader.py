@@ -19,6 +19,7 @@ from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import (
+    MOST_AHEAD,
     Activity,
     Bulk,
     Count,
@@ -109,15 +110,30 @@ LATE = f"""
 SELECT count(*) FROM {{s}}.job WHERE status = 'processing' AND lease_expires_at <= {NOW}
 """
 
+# Lane by lane, for in each the jobs that are due come first: none is met that is not.
 AHEAD = f"""
-SELECT count(*) FROM {{s}}.job
-WHERE status = 'pending' AND queue = %s AND run_at <= {NOW}
-    AND (priority, run_at, id) < (%s, %s, %s::uuid)
-"""
-
-SETTLED_SINCE = """
-SELECT count(*) FROM {s}.job
-WHERE status IN ('completed', 'failed') AND finished_at > %s AND queue = %s
+WITH RECURSIVE lane AS (
+    (SELECT priority FROM {{s}}.job WHERE status = 'pending' AND queue = %s
+        ORDER BY priority LIMIT 1)
+    UNION ALL
+    SELECT next.priority FROM lane CROSS JOIN LATERAL (
+        SELECT priority FROM {{s}}.job
+        WHERE status = 'pending' AND queue = %s AND priority > lane.priority
+        ORDER BY priority LIMIT 1) AS next
+    WHERE lane.priority < %s
+)
+SELECT count(*) FROM (
+    SELECT FROM lane CROSS JOIN LATERAL (
+        SELECT FROM {{s}}.job
+        WHERE status = 'pending' AND queue = %s AND priority = lane.priority AND run_at <= {NOW}
+        ORDER BY run_at LIMIT {MOST_AHEAD + 1}) AS due
+    WHERE lane.priority < %s
+    UNION ALL
+    (SELECT FROM {{s}}.job
+        WHERE status = 'pending' AND queue = %s AND priority = %s
+            AND (run_at, id) < (%s, %s::uuid)
+        ORDER BY run_at LIMIT {MOST_AHEAD + 1})
+    LIMIT {MOST_AHEAD + 1}) AS ahead
 """
 
 # The head of each lane, a queue at a priority, is its oldest job: one search in the index for each
@@ -338,10 +354,9 @@ class PostgresReader:
         return [bulk_of(row, to_time) for row in self._rows(statement, limit)]
 
     def ahead(self, job: Job) -> int:
-        return int(self._rows(AHEAD, job.queue, job.priority, job.run_at, job.id)[0][0])
-
-    def settled_since(self, queue: str, since: datetime) -> int:
-        return int(self._rows(SETTLED_SINCE, since, queue)[0][0])
+        queue, priority = job.queue, job.priority
+        lanes = (queue, queue, priority, queue, priority)
+        return int(self._by_index(AHEAD, (*lanes, queue, priority, job.run_at, job.id))[0][0])
 
     def violations(self, limit: int) -> list[tuple[str, str, str]]:
         found: list[audit.Finding] = []

@@ -16,6 +16,7 @@ from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import (
+    MOST_AHEAD,
     Activity,
     Bulk,
     Count,
@@ -75,10 +76,24 @@ WHERE status = 'processing' AND lease_expires_at <= (SELECT at FROM tenure_now)
 
 LEDGER_END = "SELECT seq FROM tenure_transition ORDER BY seq DESC LIMIT 1 OFFSET ?"
 
-AHEAD = """
-SELECT count(*) FROM tenure_job
-WHERE status = 'pending' AND queue = ? AND run_at <= (SELECT at FROM tenure_now)
-    AND (priority, run_at, id) < (?, ?, ?)
+# Lane by lane, for in each the jobs that are due come first: none is met that is not.
+AHEAD = f"""
+WITH RECURSIVE lane (priority) AS (
+    SELECT min(priority) FROM tenure_job WHERE status = 'pending' AND queue = :queue
+    UNION ALL
+    SELECT (SELECT min(priority) FROM tenure_job
+        WHERE status = 'pending' AND queue = :queue AND priority > lane.priority)
+    FROM lane WHERE lane.priority < :priority
+)
+SELECT count(*) FROM (
+    SELECT 1 FROM lane CROSS JOIN tenure_job AS job
+    WHERE lane.priority < :priority AND job.status = 'pending' AND job.queue = :queue
+        AND job.priority = lane.priority AND job.run_at <= (SELECT at FROM tenure_now)
+    UNION ALL
+    SELECT 1 FROM tenure_job AS job
+    WHERE job.status = 'pending' AND job.queue = :queue AND job.priority = :priority
+        AND (job.run_at, job.id) < (:run_at, :id)
+    LIMIT {MOST_AHEAD + 1})
 """
 
 # The head of each lane, a queue at a priority, is its oldest job: two searches in the index for
@@ -246,15 +261,13 @@ class SqliteReader:
         return [bulk_of(row, to_time) for row in self._rows(statement, (limit,))]
 
     def ahead(self, job: Job) -> int:
-        values = (job.queue, job.priority, to_millis(job.run_at), job.id)
+        values = {
+            "queue": job.queue,
+            "priority": job.priority,
+            "run_at": to_millis(job.run_at),
+            "id": job.id,
+        }
         return int(self._rows(AHEAD, values)[0][0])
-
-    def settled_since(self, queue: str, since: datetime) -> int:
-        statement = (
-            "SELECT count(*) FROM tenure_job WHERE finished_at > ? AND queue = ?"
-            " AND status IN ('completed', 'failed')"
-        )
-        return int(self._rows(statement, (to_millis(since), queue))[0][0])
 
     def violations(self, limit: int) -> list[tuple[str, str, str]]:
         found: list[audit.Finding] = []

@@ -17,7 +17,7 @@ from tenure.store import postgres_statements as sql
 from tenure.store.measure_words import POSTGRES
 from tenure.store.postgres import Postgres
 from tenure.store.postgres_connection import Uuids, place_of
-from tenure.store.postgres_reader import BY_INDEX, QUEUES, PostgresReader
+from tenure.store.postgres_reader import AHEAD, BY_INDEX, QUEUES, PostgresReader
 from tests.contract.desk import request
 from tests.unit.postgres.sessions import Raw, add, ask, take
 
@@ -150,6 +150,10 @@ def check_numbers(url: str, raw: Raw) -> None:
         assert not re.search("Seq Scan on (job|transition)", found)
         assert "Hash Join" not in found
         assert "Merge Join" not in found
+    lanes = ("default", "default", 9, "default", 9, "default", 9, datetime.now(UTC), new_ids(1)[0])
+    found = plan(raw, url, AHEAD, *lanes, begin=SEARCHING)
+    assert found.count("using job_ready") == 4
+    assert "Sort" not in found
     prune = sql.PRUNE.replace("{status}", "'failed'")
     found = plan(raw, url, prune, datetime.now(UTC), 0, "3", 0, 100)
     assert "Index Scan using job_finished" in found

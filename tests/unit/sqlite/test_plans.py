@@ -13,12 +13,12 @@ import pytest
 
 from tenure.ids import EPOCH
 from tenure.lifecycle import Status
-from tenure.records import Query
+from tenure.records import MOST_AHEAD, Query
 from tenure.store import migrate_store
 from tenure.store import sqlite_statements as sql
 from tenure.store.measure_words import SQLITE
 from tenure.store.sqlite_connection import connect
-from tenure.store.sqlite_reader import QUEUES
+from tenure.store.sqlite_reader import AHEAD, QUEUES
 
 ROWS = 1_000_000
 
@@ -77,6 +77,17 @@ def test_a_claim_reads_a_lane_in_order_and_no_further(crowded: sqlite3.Connectio
     lane = plan(crowded, sql.NEXT_LANE, {"queue": "", "priority": 0})
     assert lane.count("INDEX tenure_job_ready (queue") == 2
     assert "SCAN tenure_job" not in lane
+
+
+@pytest.mark.scenario(100)
+def test_those_ahead_are_read_lane_by_lane_and_no_further(crowded: sqlite3.Connection) -> None:
+    values = {"queue": "default", "priority": 9, "run_at": 1, "id": LAST}
+    found = plan(crowded, AHEAD, values)
+    lane = "USING COVERING INDEX tenure_job_ready (queue=? AND priority=? AND "
+    assert f"{lane}run_at<?)" in found
+    assert f"{lane}(run_at,id)<(?,?))" in found or found.count(f"{lane}run_at<?)") == 2
+    assert found.count("USING COVERING INDEX tenure_job_ready (queue=?") == 4
+    assert crowded.execute(AHEAD, values).fetchone() == (MOST_AHEAD + 1,)
 
 
 @pytest.mark.scenario(100)

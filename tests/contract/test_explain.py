@@ -1,0 +1,214 @@
+"""Why a job is not running: each reason, with the names and numbers that an operator needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tenure import Tenure
+from tenure.explain import (
+    ENDED,
+    RATE_MINUTES,
+    WORKER_IS_LIVE,
+    Explanation,
+    Facts,
+    explain,
+    rate,
+)
+from tenure.lifecycle import Cancelled, Job
+from tenure.records import BUCKETS, MOST_AHEAD, Activity, WorkerState
+from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new
+
+Why = Callable[[str], Explanation]
+
+
+@pytest.fixture
+def why(desk: Desk) -> Iterator[Why]:
+    """The explanation of a job, as the application gives it."""
+    with Tenure(desk.store.url) as app:
+        yield app.explain
+
+
+def check(told: Explanation, reason: str, *words: str) -> None:
+    """The reason is this one, and its text says all of these."""
+    assert told.reason == reason
+    assert [word for word in words if word not in told.text] == [], told.text
+
+
+def test_completed(desk: Desk, why: Why) -> None:
+    lease = desk.take()
+    desk.report(completed(lease))
+    told = why(lease.id)
+    check(told, "completed", f"{desk.clock.now:%Y-%m-%d %H:%M:%S} UTC", "attempt 1")
+    assert told.legal == ()
+
+
+def test_cancelled(desk: Desk, why: Why) -> None:
+    job = desk.add()
+    desk.store.apply(job.id, Cancelled(actor="alice")).result()
+    check(why(job.id), "cancelled", "alice cancelled it", f"{desk.clock.now:%H:%M:%S} UTC")
+
+
+def test_failed(desk: Desk, why: Why) -> None:
+    lease = desk.take(max_retries=1)
+    desk.report(failed(lease, "no such address"))
+    told = why(lease.id)
+    check(told, "failed", "1 of 1 attempts", "no such address")
+    assert told.legal == ("retried",)
+
+
+def test_running(desk: Desk, why: Why) -> None:
+    lease = desk.take()
+    desk.clock.advance(LEASE_SECONDS - 0.001)
+    until = desk.clock.now + timedelta(milliseconds=1)
+    check(why(lease.id), "running", "w1", "attempt 1", f"until {until:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def test_lease_ran_out(desk: Desk, why: Why) -> None:
+    lease = desk.take()
+    desk.clock.advance(LEASE_SECONDS)
+    ran_out = f"{desk.clock.now:%Y-%m-%d %H:%M:%S} UTC"
+    check(why(lease.id), "lease_ran_out", "w1", ran_out, "sweep")
+
+
+def test_a_paused_queue_comes_before_all_else(desk: Desk, why: Why) -> None:
+    job = desk.add(queue="night", delay=60)
+    desk.claim(queues=("day",))
+    desk.store.set_queue("night", paused=True).result()
+    check(why(job.id), "queue_paused", "Queue night is paused", "resume")
+
+
+def test_not_due(desk: Desk, why: Why) -> None:
+    job = desk.add(delay=90)
+    due = desk.clock.now + timedelta(seconds=90)
+    told = why(job.id)
+    check(told, "not_due", f"before {due:%Y-%m-%d %H:%M:%S} UTC", "in 1m30s")
+    assert "attempt" not in told.text
+
+
+def test_not_due_after_an_attempt_failed(desk: Desk, why: Why) -> None:
+    lease = desk.take(max_retries=2)
+    desk.report(failed(lease, "no such address"))
+    check(why(lease.id), "not_due", "after attempt 1 failed: no such address")
+
+
+def test_no_worker_at_all(desk: Desk, why: Why) -> None:
+    job = desk.add("mail", queue="night")
+    check(why(job.id), "no_worker", "No worker is alive", "type mail", "queue night")
+
+
+def test_no_worker_for_the_queue(desk: Desk, why: Why) -> None:
+    job = desk.add("mail", queue="night")
+    desk.claim(worker="w1", queues=("day",))
+    desk.claim(worker="w2", queues=("dusk",), types=("mail",))
+    check(why(job.id), "no_worker_for_queue", "from queue night", "2 alive")
+
+
+def test_no_worker_for_the_type(desk: Desk, why: Why) -> None:
+    job = desk.add("mail", queue="night")
+    desk.claim(worker="w1", queues=("night",), types=("report",))
+    desk.claim(worker="w2", queues=("day",), types=("mail",))
+    told = why(job.id)
+    check(told, "no_worker_for_type", "of type mail", "1 alive for queue night")
+
+
+def test_next(desk: Desk, why: Why) -> None:
+    desk.claim()  # the worker found nothing
+    first = desk.add(queue="night")
+    desk.add(queue="night")
+    desk.add(queue="night", priority=-1, delay=60)
+    check(why(first.id), "next", "next in queue night", "first free worker")
+
+
+def test_it_waits_though_all_workers_have_long_been_busy(desk: Desk, why: Why) -> None:
+    """One that holds a job is alive, whenever it asked last."""
+    desk.take()
+    desk.clock.advance(LEASE_SECONDS - 0.001)
+    first, second = desk.add(), desk.add()
+    assert why(first.id).reason == "next"
+    check(why(second.id), "waiting", "1 job of its queue goes first")
+
+
+def test_waiting_with_an_estimate(desk: Desk, why: Why) -> None:
+    desk.clock.set(desk.clock.now.replace(second=30, microsecond=0))
+    for _ in range(3):
+        desk.report(completed(desk.take()), failed(desk.take(), retryable=False))
+    desk.measure()
+    desk.clock.advance(30)  # a window of 4 minutes and no second
+    *_, last = [desk.add() for _ in range(13)]
+    text = "12 jobs of its queue go first; at 1.5 a minute its turn comes in about 8m."
+    assert why(last.id).text == text
+    assert why(last.id).reason == "waiting"
+    desk.clock.advance(RATE_MINUTES * 60)
+    desk.claim(types=("none", "mail"), queues=("other", "default"), limit=1)
+    check(why(last.id), "waiting", "11 jobs", "none is known to have ended in the last 5 minutes")
+
+
+def test_more_go_first_than_are_counted(desk: Desk, why: Why) -> None:
+    desk.claim()
+    for _ in range(3):
+        desk.add_all(*[new() for _ in range(4000)])
+    check(why(desk.add().id), "waiting", "More than 10,000 jobs of its queue go first")
+
+
+# --- boundaries -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(desk: Desk) -> Job:
+    """A pending job that is due."""
+    return desk.add()
+
+
+def facts(job: Job, *, after: timedelta = timedelta(), **fields: Any) -> Facts:
+    """What is known `after` a job was added and a worker asked last; the rest as given."""
+    worker = WorkerState("w", "", None, None, job.run_at, 0)
+    return Facts(
+        **{
+            "now": job.run_at + after,
+            "paused": False,
+            "workers": [worker],
+            "ahead": 0,
+            "rate": 0.0,
+            **fields,
+        }
+    )
+
+
+def test_it_is_due_from_its_time_on_and_a_worker_lives_for_a_minute(job: Job) -> None:
+    tick = timedelta(milliseconds=1)
+    expected = {-tick: "not_due", 0 * tick: "next"}
+    expected |= {WORKER_IS_LIVE - tick: "next", WORKER_IS_LIVE: "no_worker"}
+    assert {after: explain(job, facts(job, after=after)).reason for after in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("ahead", "speed", "text"),
+    [
+        (1, 1.0, "1 job of its queue goes first; at 1.0 per second its turn comes in about 1s."),
+        (10_000, 0.0, "10,000 jobs of its queue go first, and none is known"),
+        (10_000, 100.0, "10,000 jobs of its queue go first; at 100.0 per second its turn comes in"
+         " about 1m40s."),
+        (10_001, 100.0, "More than 10,000 jobs of its queue go first; at 100.0 per second its turn"
+         " comes in more than 1m40s."),
+        (2, 0.5, "2 jobs of its queue go first; at 30.0 a minute its turn comes in about 4s."),
+    ],
+)  # fmt: skip
+def test_the_words_of_a_turn(job: Job, ahead: int, speed: float, text: str) -> None:
+    assert MOST_AHEAD == 10_000
+    assert explain(job, facts(job, ahead=ahead, rate=speed)).text.startswith(text)
+
+
+def test_the_rate_is_of_attempts_of_the_queue_that_ended(job: Job) -> None:
+    now = job.run_at.replace(second=0, microsecond=0)
+    moves = [
+        Activity(now, "mail", queue, event, 40, 0.0, (0,) * len(BUCKETS))
+        for queue in ("default", "other")
+        for event in (*sorted(ENDED), "enqueued", "claimed", "released", "retried", "cancelled")
+    ]
+    assert rate(moves, "default", now) == 120 / 240
+    assert rate(moves, "default", now + timedelta(seconds=59)) == 120 / 299
+    assert rate(moves, "none", now) == 0
