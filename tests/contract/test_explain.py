@@ -125,8 +125,9 @@ def test_next(desk: Desk, why: Why) -> None:
 
 def test_it_waits_though_all_workers_have_long_been_busy(desk: Desk, why: Why) -> None:
     """One that holds a job is alive, whenever it asked last."""
-    desk.take()
-    desk.clock.advance(LEASE_SECONDS - 0.001)
+    desk.add()
+    desk.claim(lease_seconds=600.0)
+    desk.clock.advance(599)
     first, second = desk.add(), desk.add()
     assert why(first.id).reason == "next"
     check(why(second.id), "waiting", "1 job of its queue goes first")
