@@ -60,9 +60,9 @@ def create(
     queues: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Have moves from now on told to URL, and print the secret that signs them, this once.
+    """Have URL told of moves; print the secret that signs, once.
 
-    NAME is for you, to list and to remove it by.
+    NAME is for you, to list and to remove it by. Moves from now on are told.
     """
     from tenure import wire
     from tenure.cli.terminal import print_json
@@ -114,7 +114,7 @@ def list_webhooks(as_json: bool) -> None:
 )
 @database_option
 def remove(names: Sequence[str]) -> None:
-    """Remove webhooks; what is yet to be delivered to them is dropped."""
+    """Remove webhooks; what is yet to be delivered is dropped."""
     with existing() as app:
         for name in names:
             app.webhooks.remove(name)
