@@ -22,6 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from tenure import Tenure
 from tenure.drafts import Draft
 from tenure.records import ClaimRequest, Outcome, Report
