@@ -69,6 +69,8 @@ MOVES: tuple[Move, ...] = (
 )
 FIRST_EVENT = "enqueued"
 """The ledger's first entry of every job: it did not exist, and then it was pending."""
+EVENTS = frozenset({FIRST_EVENT, *(move.event for move in MOVES)})
+"""Everything that the ledger can tell of a job."""
 
 MOVE_OF: Mapping[tuple[str, Status], Move] = {(m.event, m.source): m for m in MOVES}
 

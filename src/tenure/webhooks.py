@@ -20,11 +20,10 @@ import msgspec
 from tenure import ids, payload, wire
 from tenure.drafts import policy_of
 from tenure.errors import InvalidInput
-from tenure.lifecycle import FIRST_EVENT, MOVES
+from tenure.lifecycle import EVENTS
 from tenure.records import WEBHOOK, WEBHOOK_QUEUE, Addition, Moves, Told, Wanted, Webhook
 from tenure.redaction import MARK
 
-EVENTS = frozenset({FIRST_EVENT, *(move.event for move in MOVES)})
 MOST_WEBHOOKS = 100
 """Each of them reads the ledger once."""
 MOST_URL = 2_000

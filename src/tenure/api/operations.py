@@ -13,7 +13,7 @@ from tenure import forms, ids, payload, wire
 from tenure.api import metrics, streams
 from tenure.api.routing import JSON, Call, answer
 from tenure.errors import InvalidInput, StoreUnavailable
-from tenure.lifecycle import FIRST_EVENT, MOVES
+from tenure.lifecycle import EVENTS
 from tenure.records import Wanted
 
 log = logging.getLogger(__name__)
@@ -124,9 +124,6 @@ def _wanted(query: EventsQuery) -> Wanted:
         events=events,
         job_id=None if query.job is UNSET else ids.check_id(query.job, "query job"),
     )
-
-
-EVENTS = frozenset({FIRST_EVENT, *(move.event for move in MOVES)})
 
 
 def _names(given: str | UnsetType, what: str, parameter: str) -> tuple[str, ...] | None:

@@ -29,6 +29,7 @@ EVENTS = (
     *("enqueued", "claimed", "completed", "failed", "lease_expired", "retried", "released"),
     "cancelled",
 )
+"""Those of the lifecycle, which `--help` does not wait for; a test compares them."""
 
 
 @click.command()
