@@ -134,7 +134,8 @@ def _lowered(text: str) -> str:
 
 
 def _check_complete(cls: type, names: Sequence[str]) -> None:
-    public = {name for name in vars(cls) if not name.startswith("_")}
+    own = [part for part in cls.__mro__ if part.__module__.startswith("tenure.")]
+    public = {name for part in own for name in vars(part) if not name.startswith("_")}
     if public != set(names):
         raise SystemExit(f"{cls.__name__}: put {sorted(public ^ set(names))} in or out of the page")
 

@@ -16,12 +16,13 @@ import tenure
 from tenure import errors, explain, forms, payload, problems, records, settings, wire
 from tenure.api import openapi
 from tenure.api.table import ROUTES
-from tenure.app import MOST_JOBS_AT_ONCE, MOST_LISTED
+from tenure.app import MOST_JOBS_AT_ONCE
 from tenure.cli import cli
 from tenure.cli.command import exit_code
 from tenure.drafts import MOST_PRIORITY, MOST_RETRIES
 from tenure.forms import MOST_LEASED
 from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, MOVES, Status
+from tenure.reading import MOST_LISTED
 from tests.docs.monitoring import metrics_with_labels
 from tests.docs.pages import DOCS, Page, reference, table_rows
 

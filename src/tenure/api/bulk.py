@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from tenure import forms, wire
 from tenure.api.routing import Call, answer
-from tenure.app import MOST_LISTED
+from tenure.reading import MOST_LISTED
 from tenure.records import Filter
 
 

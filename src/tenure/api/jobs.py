@@ -14,10 +14,10 @@ from tenure import forms, wire
 from tenure import payload as payloads
 from tenure.access import Caller
 from tenure.api.routing import Call, answer, convert
-from tenure.app import MOST_COUNTED, MOST_LISTED
 from tenure.drafts import Draft, Options
 from tenure.filters import checked
 from tenure.lifecycle import Job, Status
+from tenure.reading import MOST_COUNTED, MOST_LISTED
 from tenure.records import Action, Added, Filter, Transition
 from tenure.redaction import Redaction
 
