@@ -69,6 +69,10 @@ MOVES: tuple[Move, ...] = (
 )
 FIRST_EVENT = "enqueued"
 """The ledger's first entry of every job: it did not exist, and then it was pending."""
+STORE = "store"
+"""The actor of a retry that comes with the failure itself."""
+SWEEP = "sweep"
+"""The actor where a lease ran out."""
 EVENTS = frozenset({FIRST_EVENT, *(move.event for move in MOVES)})
 """Everything that the ledger can tell of a job."""
 
@@ -182,7 +186,7 @@ class LeaseExpired:
     """The lease ran out and nobody reported."""
 
     name: ClassVar[str] = "lease_expired"
-    actor: str = "sweep"
+    actor: str = SWEEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +196,7 @@ class Retried:
     name: ClassVar[str] = "retried"
     delay: float = 0.0
     more_retries: int = 0
-    actor: str = "store"
+    actor: str = STORE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,9 +22,10 @@ from tenure.lifecycle import Job
 
 FIELDS = (
     *("job", "type", "queue", "status", "attempt", "worker", "actor"),
-    *("duration", "error"),
+    *("duration", "error", "delay"),
 )
-"""What a record may say of a job beside its message, in this order; `duration` in seconds."""
+"""What a record may say of a job beside its message, in this order; `duration` and `delay`, until
+it may run again, in seconds."""
 LONGEST_FIELD = 1_000
 LONGEST_MESSAGE = 64 * 1024
 """Characters; what is longer ends in a mark."""

@@ -106,10 +106,14 @@ class Answer(StrEnum):
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """The answer to a report; `recorded` names the outcome on record when it is another one."""
+    """The answer to a report; `recorded` names the outcome on record when it is another one.
+
+    `retry_in`: seconds until the job may run again, where this failure brought a retry.
+    """
 
     answer: Answer
     recorded: str = ""
+    retry_in: float | None = None
 
 
 RECORDED = Verdict(Answer.RECORDED)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from tenure import logs
 from tenure.app import Tenure
 from tenure.drafts import Duration
 from tenure.errors import TenureError
+from tenure.lifecycle import SWEEP, Job, Status
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +86,8 @@ class Sweeper:
     def _sweep(self) -> None:
         while not self._stop.is_set():
             ended = self._app.sweep()
-            for job in ended:
-                log.warning("job_lease_expired", extra=logs.fields_of(job))
+            if ended:
+                _tell(ended, self._app.ping())
             if len(ended) < FULL_BITE:
                 return
 
@@ -117,3 +119,17 @@ class Sweeper:
         if self._keep:
             while not self._stop.is_set() and self._app.prune(self._keep):
                 pass
+
+
+def _tell(ended: Sequence[Job], now: datetime) -> None:
+    """A line for each move: of a lease that ran out, and of the retry that this may have brought.
+
+    The jobs are told as they stand after both.
+    """
+    for job in ended:
+        fields = logs.fields_of(job)
+        expired = {**fields, "status": Status.FAILED, "actor": SWEEP}
+        log.warning("job_lease_expired", extra=expired)
+        if job.status is Status.PENDING:
+            delay = max((job.run_at - now).total_seconds(), 0.0)
+            log.info("job_retried", extra={**fields, "delay": round(delay, 3)})

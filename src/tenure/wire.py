@@ -204,23 +204,31 @@ def lease_of(body: LeaseBody) -> Lease:
 
 
 class VerdictBody(Answered, frozen=True):
-    """What the store did with one report; `recorded` names what is on record if it differs."""
+    """What the store did with one report; `recorded` names what is on record if it differs.
+
+    `retry_in`: seconds until the job may run again, where this failure brought a retry.
+    """
 
     lease_id: LeaseName
     answer: Answer
     recorded: str | UnsetType = UNSET
+    retry_in: float | UnsetType = UNSET
 
 
 def verdict_body(lease_name: str, verdict: Verdict) -> VerdictBody:
     """The verdict as it is shown."""
     return VerdictBody(
-        lease_id=lease_name, answer=verdict.answer, recorded=verdict.recorded or UNSET
+        lease_id=lease_name,
+        answer=verdict.answer,
+        recorded=verdict.recorded or UNSET,
+        retry_in=UNSET if verdict.retry_in is None else verdict.retry_in,
     )
 
 
 def verdict_of(body: VerdictBody) -> Verdict:
     """The verdict that an answer gives."""
-    return Verdict(body.answer, "" if body.recorded is UNSET else body.recorded)
+    recorded = "" if body.recorded is UNSET else body.recorded
+    return Verdict(body.answer, recorded, None if body.retry_in is UNSET else body.retry_in)
 
 
 class HeldBody(Answered, frozen=True):

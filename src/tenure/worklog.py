@@ -2,15 +2,17 @@
 
 A line is written once the store has recorded the move, so that the log tells what is so. Claims,
 completions and releases are written at level `debug` alone: where jobs take microseconds, a line
-for each would be most of the work. Failures are always worth one (`info`).
+for each would be most of the work. Failures are always worth one: `info` if the job is tried again,
+which is a line of its own, `warning` if that was the last attempt.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tenure.lifecycle import STORE
 from tenure.records import Answer, Lease, Outcome, Report, Verdict
 from tenure.redaction import Redaction
 
@@ -59,12 +61,27 @@ class WorkLog:
         for report, verdict in zip(reports, verdicts, strict=True):
             fields = self._ended.pop(report.lease_id, None)
             if fields is not None and verdict.answer in RECORDED:
-                level = logging.INFO if report.outcome is Outcome.FAILED else logging.DEBUG
-                log.log(level, "job_%s", report.outcome, extra=fields)
+                log.log(_level(report, verdict), "job_%s", report.outcome, extra=fields)
+                if verdict.retry_in is not None:
+                    log.info("job_retried", extra=_retried(fields, verdict.retry_in))
 
     def forget(self, lease_id: str) -> None:
         """The store will not be told of this attempt."""
         self._ended.pop(lease_id, None)
+
+
+def _level(report: Report, verdict: Verdict) -> int:
+    if report.outcome is not Outcome.FAILED:
+        return logging.DEBUG
+    # Where the first answer was lost, the second does not say whether there is a retry.
+    final = verdict.answer is Answer.RECORDED and verdict.retry_in is None
+    return logging.WARNING if final else logging.INFO
+
+
+def _retried(failed: Mapping[str, Any], delay: float) -> dict[str, Any]:
+    """What the line of a retry says, after that of its failure."""
+    kept = {name: value for name, value in failed.items() if name not in ("duration", "error")}
+    return {**kept, "actor": STORE, "delay": round(delay, 3)}
 
 
 def fields_of(lease: Lease, worker: str) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from msgspec.structs import replace
+
 from tenure.ids import new_id
 from tenure.lifecycle import Job
 from tenure.records import (
@@ -86,8 +88,9 @@ class Desk:
         return lease
 
     def report(self, *reports: Report) -> list[Verdict]:
-        """Report, and lease nothing."""
-        return list(self.store.turn(reports, None).result().verdicts)
+        """Report, and lease nothing; the verdicts but for the time of a retry."""
+        verdicts = self.store.turn(reports, None).result().verdicts
+        return [replace(verdict, retry_in=None) for verdict in verdicts]
 
     def get(self, job_id: str) -> Job:
         """The job as it stands."""

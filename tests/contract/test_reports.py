@@ -54,12 +54,13 @@ def test_failure_decides_and_requeues_at_once(desk: Desk) -> None:
     policy = RetryPolicy(base=100, factor=1, cap=100)
     lease = desk.take(max_retries=2, backoff=policy)
     desk.clock.advance(1)
-    assert desk.report(failed(lease, "boom")) == [RECORDED]
+    (verdict,) = desk.store.turn([failed(lease, "boom")], None).result().verdicts
     job = desk.get(lease.id)
     assert (job.status, job.attempts, job.last_error) == ("pending", 1, "boom")
     assert job.finished_at is None
     wait = (job.run_at - desk.clock.now).total_seconds()
     assert 90 <= wait <= 100
+    assert verdict == Verdict(Answer.RECORDED, retry_in=wait)
     failure, retry = desk.history(lease.id)[-2:]
     assert (failure.event, failure.source, failure.target) == ("failed", "processing", "failed")
     assert (failure.detail, failure.lease_id, failure.actor) == ("boom", lease.lease_id, "w1")
@@ -307,7 +308,7 @@ def test_the_same_report_from_many_at_once_is_recorded_once(desk: Desk) -> None:
         lease = desk.take()
         futures = [desk.store.turn([REPORTS[outcome](lease)], None) for _ in range(20)]
         answers = [future.result().verdicts[0] for future in futures]
-        assert sorted(answers, key=lambda v: v.answer) == [*[ALREADY] * 19, RECORDED]
+        assert sorted(v.answer for v in answers) == [*["already_recorded"] * 19, "recorded"]
         assert desk.events(lease.id).count(outcome) == 1
 
 
@@ -319,9 +320,9 @@ def test_success_and_failure_at_once_settle_on_one(desk: Desk) -> None:
             desk.store.turn([report(lease)], None) for report in (completed, failed, released) * 3
         ]
         answers = [future.result().verdicts[0] for future in futures]
-        assert answers.count(RECORDED) == 1
-        winner = ("completed", "failed", "released")[answers.index(RECORDED) % 3]
-        others = [v for n, v in enumerate(answers) if v != RECORDED]
+        (first,) = (n for n, v in enumerate(answers) if v.answer is Answer.RECORDED)
+        winner = ("completed", "failed", "released")[first % 3]
+        others = [v for n, v in enumerate(answers) if n != first]
         assert set(others) <= {ALREADY, conflict(winner)}
         assert desk.events(lease.id)[2] == winner
         if winner != "completed":  # or it would be there for the next claim

@@ -135,7 +135,10 @@ class Reference:
         self._keep(job, path)
         if path[0].event != report.outcome:
             return Verdict(Answer.CONFLICT, path[0].event)
-        return Verdict(Answer.RECORDED)
+        if len(path) == 1:
+            return Verdict(Answer.RECORDED)
+        wait = (path[-1].run_at - self.now).total_seconds()
+        return Verdict(Answer.RECORDED, retry_in=wait)
 
     def renew(self, leases: Iterable[tuple[str, str]], seconds: float) -> set[str]:
         held = set()

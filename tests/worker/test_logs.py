@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tenure import Draft, Tenure
+from tenure.client import Client
 from tenure.logs import LONGEST_FIELD, JobFields, JsonLines, TextLines
 from tenure.redaction import MARK, Redaction
 from tests.faces.http import Served
@@ -82,11 +84,11 @@ def test_every_move_is_a_line_with_the_fields_of_its_job(sqlite_url: str, lines:
         assert told == ["job_enqueued", "job_claimed", "job_completed"]
         *_, end = lines.of(bad.id)
         assert end["message"] == "job_failed"
-        assert end["level"] == "info"
+        assert end["level"] == "warning"
         assert 0 <= end["duration"] < 60
         del end["time"], end["duration"]
         assert end == {
-            "level": "info",
+            "level": "warning",
             "logger": "tenure.worklog",
             "message": "job_failed",
             "job": bad.id,
@@ -110,9 +112,71 @@ def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
         job = app.enqueue("mail")
         app.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
         with sweeping(app):
-            line = until(lambda: [one for one in lines.of(job.id) if one["level"] == "warning"])[0]
-    assert (line["message"], line["worker"]) == ("job_lease_expired", "gone")
-    assert line["status"] == "pending"
+            until(lambda: len(lines.of(job.id)) == 3)
+    _, expired, retried = lines.of(job.id)
+    assert (expired["level"], expired["message"]) == ("warning", "job_lease_expired")
+    assert (expired["worker"], expired["status"], expired["actor"]) == ("gone", "failed", "sweep")
+    assert "delay" not in expired
+    assert (retried["level"], retried["message"]) == ("info", "job_retried")
+    assert (retried["worker"], retried["status"], retried["actor"]) == ("gone", "pending", "store")
+    assert 0 <= retried["delay"] <= 1
+
+
+def test_a_lease_that_ran_out_for_good_brings_no_line_of_a_retry(
+    sqlite_url: str, lines: Lines
+) -> None:
+    from tenure.records import ClaimRequest
+
+    with Tenure(sqlite_url) as app:
+        job = app.enqueue("mail", max_retries=1)
+        app.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
+        with sweeping(app):
+            failed(app, job)
+    told = [line["message"] for line in lines.of(job.id)]
+    assert told == ["job_enqueued", "job_lease_expired"]
+
+
+@pytest.mark.parametrize("over_http", [False, True], ids=["beside the store", "over HTTP"])
+def test_a_retry_is_a_line_that_says_when_it_runs(
+    sqlite_url: str, lines: Lines, over_http: bool
+) -> None:
+    with Tenure(sqlite_url) as app, contextlib.ExitStack() as opened:
+
+        @app.job(queue="mail", max_retries=2, backoff=0.05)
+        async def send() -> None:
+            raise ValueError("no such address")
+
+        source = None
+        if over_http:
+            server = opened.enter_context(Served(sqlite_url))
+            source = opened.enter_context(Client(server.url))
+        job = send.enqueue()
+        with working(app, source) as worker:
+            failed(app, job)
+            until(lambda: len(lines.of(job.id)) == 6)
+    told = [(line["message"], line["level"], line.get("attempt")) for line in lines.of(job.id)]
+    assert told == [
+        ("job_enqueued", "debug", 0),
+        ("job_claimed", "debug", 1),
+        ("job_failed", "info", 1),
+        ("job_retried", "info", 1),
+        ("job_claimed", "debug", 2),
+        ("job_failed", "warning", 2),
+    ]
+    retried = lines.of(job.id)[3]
+    assert 0.04 < retried.pop("delay") < 0.06
+    del retried["time"]
+    assert retried == {
+        "level": "info",
+        "logger": "tenure.worklog",
+        "message": "job_retried",
+        "job": job.id,
+        "type": "send",
+        "queue": "mail",
+        "attempt": 1,
+        "worker": worker.id,
+        "actor": "store",
+    }
 
 
 def test_at_the_default_level_only_what_went_wrong_is_told(sqlite_url: str, lines: Lines) -> None:

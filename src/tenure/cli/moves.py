@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tenure.cli.terminal import apart, first_line, fitting, room, table, tint, visible, when
+from tenure.lifecycle import STORE
 from tenure.records import Transition
-
-STORE = "store"
-"""The actor of a retry that came with the failure itself."""
 
 
 def time_line(history: Sequence[Transition]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from tenure import failpoints
 from tenure.errors import IllegalMove, JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
@@ -150,12 +151,20 @@ def _settle_others(
             continue
         steps.append((job, *after))
         jobs[job.id] = after[-1]
-        event = after[0].event  # a job handed back too often fails
-        same = event == report.outcome
-        verdicts[index] = RECORDED if same else Verdict(Answer.CONFLICT, event)
+        verdicts[index] = _verdict(report, after, now)
     save(db, steps)
     if late:
         _answer_late(db, late, verdicts)
+
+
+def _verdict(report: Report, after: Sequence[Job], now: datetime) -> Verdict:
+    """The answer to a report that moved its job along `after`."""
+    event = after[0].event
+    if event != report.outcome:  # a job handed back too often fails
+        return Verdict(Answer.CONFLICT, event)
+    if len(after) == 1:
+        return RECORDED
+    return Verdict(Answer.RECORDED, retry_in=(after[-1].run_at - now).total_seconds())
 
 
 def _answer_late(
