@@ -293,9 +293,9 @@ class Total:
     """The moves of one event in one queue and type since the beginning, and how long they took.
 
     `seconds` and `buckets` are of waiting (due until claimed) for `claimed`, and of running for
-    `completed`, `failed` and `lease_expired`. `buckets` counts the times up to each of `BUCKETS`
-    and above the one before it; a move whose time is not known any more is in none of them, so
-    that their sum may be less than `moves`.
+    `completed`, `failed`, `lease_expired` and those `cancelled` while running. `buckets` counts the
+    times up to each of `BUCKETS` and above the one before it; a move whose time is not known any
+    more is in none of them, so that their sum may be less than `moves`.
     """
 
     type: str

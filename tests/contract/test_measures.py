@@ -198,6 +198,19 @@ def test_waiting_and_running_are_timed(desk: Desk) -> None:
     assert total(desk, "completed").buckets[0] == 1
 
 
+def test_of_those_cancelled_the_ones_that_ran_are_told_by_their_time(desk: Desk) -> None:
+    """Also a job that ran before and waits again has no time when it is cancelled then."""
+    waiting, running = desk.take(), desk.take()
+    desk.report(failed(waiting))
+    untouched = desk.add()
+    desk.clock.advance(20)
+    for id in (waiting.id, running.id, untouched.id):
+        desk.store.apply(id, Cancelled()).result()
+    desk.measure()
+    cancelled = total(desk, "cancelled")
+    assert (cancelled.moves, sum(cancelled.buckets), cancelled.seconds) == (3, 1, 20)
+
+
 def test_a_retry_at_once_is_not_taken_for_a_claim_without_waiting(desk: Desk) -> None:
     desk.add(max_retries=1)
     desk.clock.advance(2)

@@ -56,7 +56,8 @@ def test_a_worker_that_fell_silent_takes_nothing() -> None:
 def test_the_picture_has_every_status_and_every_move_and_stays_on_its_sheet(
     sheet: machine.Sheet,
 ) -> None:
-    picture = machine.draw(sheet, {"pending": 3}, {"claimed": 12.0})
+    picture = machine.draw(sheet, {"pending": 3}, {MOVES[0]: 12.0})
+    assert [arrow.per_minute for arrow in picture.arrows] == [12.0, *(0.0 for _ in MOVES[1:])]
     assert {box.status for box in picture.boxes} == set(Status)
     assert [arrow.move for arrow in picture.arrows] == list(MOVES)
     assert len({arrow.path for arrow in picture.arrows}) == len(MOVES)
@@ -106,10 +107,32 @@ def test_rates_and_times_are_of_what_was_counted() -> None:
         Activity(minute, "email", "mail", "completed", 9, 5.0, buckets),
         Activity(minute - timedelta(hours=2), "email", "mail", "completed", 99, 5.0, buckets),
     ]
-    assert series.rates(activity, NOW) == {"claimed": 2.0, "completed": 1.8}
+    rates = {move.event: rate for move, rate in series.rates(activity, NOW).items() if rate}
+    assert rates == {"claimed": 2.0, "completed": 1.8}
     assert series.throughput(activity, NOW).lines[0].values[-1] == 9
     assert series.latency(activity, NOW).lines[0].values[-1] == pytest.approx(0.965)
     assert series.quantile((), 0.95) is None
+
+
+def test_each_line_has_the_jobs_that_went_along_it() -> None:
+    """Two lines are called cancelled; jobs that were running had run for some time."""
+    ran = (2, *(0 for _ in BUCKETS[2:]), 1)
+    none = (0,) * len(BUCKETS)
+    minute = NOW.replace(second=0)
+    moved = series.moved(
+        [
+            Activity(minute, "a", "q", "enqueued", 9, 0.0, none),
+            Activity(minute, "a", "q", "cancelled", 7, 0.0, ran),
+            Activity(minute, "b", "q", "cancelled", 1, 0.0, none),
+            Activity(minute, "b", "q", "retried", 5, 0.0, none),
+        ]
+    )
+    assert list(moved) == list(MOVES)
+    assert {(m.event, m.source, moves) for m, moves in moved.items() if moves} == {
+        ("cancelled", "processing", 3),
+        ("cancelled", "pending", 5),
+        ("retried", "failed", 5),
+    }
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def _totals(seen: Watched) -> Iterator[Metric]:
 
 
 WAITED = frozenset({"claimed"})
-RAN = frozenset({"completed", "failed", "lease_expired"})
+RAN = frozenset({"completed", "failed", "lease_expired", "cancelled"})  # if it was running
 
 
 def by_type(

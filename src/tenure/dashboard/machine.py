@@ -101,8 +101,8 @@ class Picture:
     entrance: str  # the curve of what is added
 
 
-def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[str, float]) -> Picture:
-    """The machine with its numbers: jobs by status, moves per minute by event."""
+def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[Move, float]) -> Picture:
+    """The machine with its numbers: jobs by status, how often each move happens a minute."""
     width, height = sheet.box
     boxes = [
         Box(
@@ -124,7 +124,7 @@ def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[str, float])
         same_way = drawn[move.source, move.target]
         drawn[move.source, move.target] += 1
         bow = sheet.bow * (-1 if same_way else 1) if beside else _swing(sheet, move)
-        arrows.append(_arrow(sheet, move, bow, per_minute.get(move.event, 0.0)))
+        arrows.append(_arrow(sheet, move, bow, per_minute.get(move, 0.0)))
     x, y = sheet.places[Status.PENDING]
     entrance = (
         f"M{x - width / 2 - 34:g} {y:g}H{x - width / 2 - GAP:g}"

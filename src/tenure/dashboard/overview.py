@@ -76,7 +76,7 @@ def machine(visit: Visit) -> Response:
         moves=MOVES,
         first=FIRST_EVENT,
         rates=rates,
-        totals=series.totals(activity),
+        moved=series.moved(activity),
         measured=measured(visit),
     )
 

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from tenure.lifecycle import FIRST_EVENT, MOVE_OF, MOVES, Move, Status
 from tenure.records import BUCKETS, Activity
 
 MINUTES = 60
@@ -19,6 +20,9 @@ LATELY = 5
 WIDTH, HEIGHT = 120.0, 28.0
 ENDED = ("completed", "failed", "lease_expired")
 CLAIMED = "claimed"
+CANCELLED = "cancelled"
+WAYS = {move.event: move for move in MOVES if move.event != CANCELLED}
+"""The one line of each other event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +92,27 @@ def quantile(counts: Sequence[int], share: float) -> float | None:
     return BUCKETS[-2]
 
 
-def rates(activity: Iterable[Activity], now: datetime) -> dict[str, float]:
-    """Moves per minute by event, over the last minutes."""
-    since = now - MINUTE * LATELY
-    found: dict[str, float] = defaultdict(float)
+def moved(activity: Iterable[Activity]) -> dict[Move, int]:
+    """How many jobs went along each line of the lifecycle's table.
+
+    Of those cancelled, the ones that had run for some time were running, the others pending.
+    """
+    found = dict.fromkeys(MOVES, 0)
     for one in activity:
-        if one.minute >= since:
-            found[one.event] += one.moves / LATELY
+        if one.event == CANCELLED:
+            running = sum(one.buckets)
+            found[MOVE_OF[CANCELLED, Status.PROCESSING]] += running
+            found[MOVE_OF[CANCELLED, Status.PENDING]] += one.moves - running
+        elif one.event != FIRST_EVENT:
+            found[WAYS[one.event]] += one.moves
     return found
+
+
+def rates(activity: Iterable[Activity], now: datetime) -> dict[Move, float]:
+    """Moves per minute, over the last minutes."""
+    since = now - MINUTE * LATELY
+    lately = moved(one for one in activity if one.minute >= since)
+    return {move: moves / LATELY for move, moves in lately.items()}
 
 
 def queue_rates(activity: Iterable[Activity], now: datetime) -> dict[str, float]:

@@ -15,6 +15,8 @@ LONGEST_LINE = 1_000
 
 WAITED = "claimed"
 RAN = ("completed", "failed", "lease_expired")
+CANCELLED = "cancelled"
+"""Of a job that was running: this too ends an attempt. Of one that was pending it has no time."""
 FAILED = ("failed", "lease_expired")
 _ran = ", ".join(f"'{event}'" for event in RAN)
 _failed = ", ".join(f"'{event}'" for event in FAILED)
@@ -106,7 +108,8 @@ WITH move AS MATERIALIZED (
     SELECT {self.minute} AS minute, j.type, j.queue, t.event, t.source, t.target,
         CASE WHEN t.event = '{WAITED}' AND j.token = t.token AND j.event <> 'retried'
                 AND j.run_at <= t.at THEN {self.span.format(start="j.run_at", end="t.at")}
-            WHEN t.event IN ({_ran}) THEN {self.span.format(start=began, end="t.at")}
+            WHEN t.event IN ({_ran}) OR t.event = '{CANCELLED}' AND t.source = 'processing'
+                THEN {self.span.format(start=began, end="t.at")}
         END AS seconds
     FROM {self.named("transition")} AS t {self.with_job} WHERE {self.after} AND {self.upto}
 )
