@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from tenure import durations, ids, payload
 from tenure.errors import InvalidInput
 from tenure.handlers import Defaults
-from tenure.records import WEBHOOK, Addition
+from tenure.records import WEBHOOK, Addition, check_open
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 MOST_PRIORITY = 32_767
@@ -131,7 +131,7 @@ def defaults_of(options: Mapping[str, Any], otherwise: Defaults) -> Defaults:
         return otherwise
     timeout = options.get("timeout", otherwise.timeout)
     return Defaults(
-        queue=payload.check_name(options.get("queue", otherwise.queue), "queue", "$.queue"),
+        queue=_queue(options.get("queue", otherwise.queue)),
         priority=whole(
             options.get("priority", otherwise.priority), -MOST_PRIORITY, MOST_PRIORITY, "$.priority"
         ),
@@ -141,6 +141,10 @@ def defaults_of(options: Mapping[str, Any], otherwise: Defaults) -> Defaults:
         timeout=None if timeout is None else positive(timeout, "$.timeout"),
         backoff=policy_of(options.get("backoff", otherwise.backoff), "$.backoff"),
     )
+
+
+def _queue(given: Any) -> str:
+    return check_open(payload.check_name(given, "queue", "$.queue"), "$.queue")
 
 
 _OPTIONS = frozenset(Options.__annotations__)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from tenure import durations
 from tenure.lifecycle import Job, Status, legal_events
-from tenure.records import MOST_AHEAD, Activity, WorkerState
+from tenure.records import MOST_AHEAD, Activity, WorkerState, serves
 
 RATE_MINUTES = 5
 """How many minutes, the one that runs included, tell how fast a queue goes."""
@@ -88,7 +88,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
         why = f" after attempt {job.attempts} failed: {job.last_error}" if job.attempts else ""
         return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}{why}."
     live = [worker for worker in facts.workers if is_live(worker, facts.now)]
-    of_queue = [worker for worker in live if worker.queues is None or job.queue in worker.queues]
+    of_queue = [worker for worker in live if serves(worker.queues, job.queue)]
     if not live:
         return "no_worker", (
             f"No worker is alive; start one for jobs of type {job.type} in queue {job.queue}."

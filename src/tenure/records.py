@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from tenure.errors import InvalidInput
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
@@ -42,7 +43,10 @@ class Added(msgspec.Struct, frozen=True):
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker asking for up to `limit` jobs; None for `queues` or `types` means any."""
+    """A worker asking for up to `limit` jobs; None for `queues` or `types` means any.
+
+    Deliveries to webhooks are not among "any", see `serves`.
+    """
 
     worker: str
     limit: int
@@ -384,7 +388,26 @@ class Violation:
 WEBHOOK = "tenure.webhook"
 """The type of the jobs that deliver moves to webhooks. Nobody else may add any: they are signed."""
 WEBHOOK_QUEUE = "tenure.webhooks"
-"""The queue of those jobs."""
+"""The queue of those jobs, and of no others."""
+
+
+def serves(queues: Collection[str] | None, queue: str) -> bool:
+    """Whether who asks for jobs of `queues`, None for any, is handed those of `queue`.
+
+    Deliveries go only to who asks for their queue by name: nobody else knows how to run them.
+    """
+    return queue != WEBHOOK_QUEUE if queues is None else queue in queues
+
+
+def check_open(queue: str, path: str) -> str:
+    """`queue` if users may put jobs into it and take jobs from it; raises InvalidInput."""
+    if queue == WEBHOOK_QUEUE:
+        raise InvalidInput(
+            f"the queue {WEBHOOK_QUEUE} is that of deliveries to webhooks, which every server and "
+            "every worker beside the database runs by itself: name other queues",
+            path=path,
+        )
+    return queue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

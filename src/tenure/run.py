@@ -19,11 +19,11 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from tenure.app import Tenure
-from tenure.courier import Courier, add_delivery
+from tenure.courier import Courier
 from tenure.drafts import Duration
 from tenure.executors import CHILD, STOP_SIGNALS
 from tenure.handlers import Handlers
-from tenure.records import Health
+from tenure.records import Health, check_open
 from tenure.redaction import NOTHING_HIDDEN
 from tenure.sweeper import Sweeper
 from tenure.worker import Worker, WorkSource
@@ -64,6 +64,8 @@ def run_worker(
             "a child process imports your main module: run workers only under "
             "`if __name__ == '__main__':`"
         )
+    for queue in queues or ():
+        check_open(queue, "queues")
     hidden = source.redaction if isinstance(source, Tenure) else NOTHING_HIDDEN
     redaction = hidden.also(redact)
     helpers: list[Sweeper | Courier] = []
@@ -72,8 +74,6 @@ def run_worker(
             Sweeper(source, keep=keep, withheld=bool(redaction)),
             Courier(source, private=webhooks_private, grace_seconds=grace_seconds),
         ]
-        if handlers.types() is None:  # it takes deliveries, too
-            add_delivery(handlers, source, private=webhooks_private)
 
     async def work() -> None:
         worker = Worker(

@@ -26,8 +26,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenure import api, dashboard, security
 from tenure.app import Tenure
-from tenure.courier import Courier, add_delivery
+from tenure.courier import Courier
 from tenure.errors import InvalidInput
+from tenure.records import check_open
 from tenure.run import ABORTED, log_checks, run_loop
 from tenure.settings import Settings
 from tenure.sweeper import Sweeper
@@ -91,9 +92,12 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
     """Serve `app` until SIGTERM or SIGINT; returns when everything has ended in good order.
 
     `workers` run the handlers of `app` in this process, on threads of their own; with 0, or
-    without handlers, none does. Raises InvalidInput if the address cannot be listened on safely,
-    StoreUnavailable or SchemaMismatch if the database cannot be opened.
+    without handlers, none does. Raises InvalidInput if the address cannot be listened on safely or
+    the queues are not for workers, StoreUnavailable or SchemaMismatch if the database cannot be
+    opened.
     """
+    for queue in settings.queues or ():
+        check_open(queue, "queues")
     with contextlib.ExitStack() as running:
         security.check_binding(settings, app)
         listener = running.enter_context(_listen(settings.host, settings.port))
@@ -107,8 +111,6 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         running.callback(built.state.doorbell.close)
         private = settings.webhooks_private
         courier = Courier(app, private=private, grace_seconds=settings.grace_seconds)
-        if app.handlers.types() is None:  # its workers take deliveries, too
-            add_delivery(app.handlers, app, private=private)
         crew = [_InProcess(app, settings) for _ in range(workers if _has_handlers(app) else 0)]
         stops = [built.state.doorbell.stop, courier.ask_to_stop, *(w.stop for w in crew)]
         server = _Server(built, settings, stops)

@@ -10,7 +10,7 @@ from itertools import chain
 
 import pytest
 
-from tenure.records import Lease
+from tenure.records import WEBHOOK, WEBHOOK_QUEUE, Lease
 from tenure.store import open_store
 from tests.clock import TICK
 from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new, released, request
@@ -140,6 +140,21 @@ def test_only_from_the_queues_asked_for(desk: Desk) -> None:
         jobs["c"],
     }
     assert desk.ids(desk.claim(limit=9)) == [jobs["a"]]
+
+
+@pytest.mark.parametrize("types", [None, (WEBHOOK, "mail")], ids=["any type", "both types"])
+def test_deliveries_only_go_to_who_names_their_queue(
+    desk: Desk, types: tuple[str, ...] | None
+) -> None:
+    first = desk.add(WEBHOOK, queue=WEBHOOK_QUEUE, priority=-1)
+    second = desk.add(WEBHOOK, queue=WEBHOOK_QUEUE)
+    assert desk.claim(limit=9, types=types) == []
+    assert desk.claim(limit=9, types=types) == []  # now in a round trip of its own, on PostgreSQL
+    mail = desk.add()
+    assert desk.ids(desk.claim(limit=9, types=types)) == [mail.id]
+    assert desk.claim(limit=9, queues=("default",), types=types) == []
+    named = desk.claim(limit=9, queues=("default", WEBHOOK_QUEUE), types=types)
+    assert desk.ids(named) == [first.id, second.id]
 
 
 def test_of_the_queues_asked_for_every_priority_and_of_others_none(desk: Desk) -> None:

@@ -19,7 +19,14 @@ from tenure.explain import (
     rate,
 )
 from tenure.lifecycle import Cancelled, Job
-from tenure.records import BUCKETS, MOST_AHEAD, Activity, WorkerState
+from tenure.records import (
+    BUCKETS,
+    MOST_AHEAD,
+    WEBHOOK,
+    WEBHOOK_QUEUE,
+    Activity,
+    WorkerState,
+)
 from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new
 
 Why = Callable[[str], Explanation]
@@ -105,6 +112,14 @@ def test_no_worker_for_the_queue(desk: Desk, why: Why) -> None:
     desk.claim(worker="w1", queues=("day",))
     desk.claim(worker="w2", queues=("dusk",), types=("mail",))
     check(why(job.id), "no_worker_for_queue", "from queue night", "2 alive")
+
+
+def test_a_worker_for_any_queue_takes_no_deliveries(desk: Desk, why: Why) -> None:
+    job = desk.add(WEBHOOK, queue=WEBHOOK_QUEUE)
+    desk.claim(worker="w1")
+    check(why(job.id), "no_worker_for_queue", f"from queue {WEBHOOK_QUEUE}", "1 alive")
+    desk.claim(worker="w2", limit=0, queues=(WEBHOOK_QUEUE,))
+    check(why(job.id), "next")
 
 
 def test_no_worker_for_the_type(desk: Desk, why: Why) -> None:

@@ -66,6 +66,7 @@ def test_queues_and_types_narrow_a_claim(api: TestClient) -> None:
         ({"worker": "w", "lease_seconds": 86401}, "$.lease_seconds"),
         ({"worker": "w", "wait_seconds": 31}, "$.wait_seconds"),
         ({"worker": "w", "queues": ["ok", "not ok"]}, "$.queues[1]"),
+        ({"worker": "w", "queues": ["ok", "tenure.webhooks"]}, "$.queues[1]"),
         ({"worker": "w", "types": "a"}, "$.types"),
         ({"worker": "w", "attempts": 0}, "$"),
     ],

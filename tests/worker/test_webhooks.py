@@ -22,7 +22,7 @@ from tenure.errors import StoreUnavailable
 from tenure.records import WEBHOOK, WEBHOOK_QUEUE
 from tenure.redaction import MARK
 from tests.faces.command import PROGRAM, read, run, surroundings, tell
-from tests.faces.http import api_of
+from tests.faces.http import api_of, claim, problem
 from tests.worker.running import completed, failed, sweeping, working
 from tests.worker.waiting import PATIENCE, until
 
@@ -381,6 +381,45 @@ def test_a_receiver_that_does_not_answer_is_given_up(
 
 
 # --- who may make them ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", [{}, {"types": [WEBHOOK]}], ids=["anything", "the type"])
+def test_a_worker_over_http_is_handed_no_delivery(either: Tenure, wanted: dict[str, Any]) -> None:
+    hook_on(either, "https://example.com")
+    job = either.enqueue("mail")
+    until(lambda: (either.webhooks.step(), deliveries(either))[1])
+    with api_of(either) as api:
+        leased = [one["id"] for _ in range(3) for one in claim(api, 9, **wanted)]
+    assert leased == ([] if wanted else [job.id])
+    assert delivery(either).attempts == 0
+
+
+@pytest.mark.parametrize("program", ["serve", "worker"])
+def test_no_worker_is_told_to_take_deliveries(app: Tenure, program: str) -> None:
+    """By simulation they would be done and never sent."""
+    arguments = ("--simulate", "--queue", WEBHOOK_QUEUE, "--database", app.database)
+    refused = subprocess.run(
+        [*PROGRAM, program, *arguments],
+        capture_output=True,
+        text=True,
+        env=surroundings(TENURE_PORT="0"),
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "name other queues" in refused.stderr
+
+
+def test_the_queue_of_deliveries_is_theirs_alone(app: Tenure) -> None:
+    with pytest.raises(InvalidInput, match="name other queues") as refused:
+        app.enqueue("mail", queue=WEBHOOK_QUEUE)
+    assert refused.value.path == "$.queue"
+    with pytest.raises(InvalidInput, match="name other queues"):
+        app.job(queue=WEBHOOK_QUEUE)
+    with api_of(app) as api:
+        response = api.post("/jobs", json={"type": "mail", "queue": WEBHOOK_QUEUE})
+        assert problem(response, 400, "invalid_input")["path"] == "$.queue"
+    assert app.find() == []
 
 
 def test_nobody_else_adds_deliveries(app: Tenure) -> None:

@@ -13,7 +13,7 @@ from tenure.api import streams
 from tenure.api.routing import Call, answer
 from tenure.errors import LeaseLost, ReportConflict
 from tenure.problems import storable
-from tenure.records import Answer, ClaimRequest, Outcome
+from tenure.records import Answer, ClaimRequest, Outcome, check_open
 
 
 class HeartbeatQuery(Struct, kw_only=True):
@@ -34,6 +34,8 @@ async def lease_jobs(call: Call) -> Response:
         label="" if body.label is UNSET else body.label,
         wait_seconds=body.wait_seconds,
     )
+    for number, queue in enumerate(wanted.queues or ()):
+        check_open(queue, f"$.queues[{number}]")
     leases = await streams.claim(call.app, wanted, call.request, call.doorbell)
     return answer([wire.lease_body(lease) for lease in leases])
 

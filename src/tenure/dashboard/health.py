@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from tenure.dashboard import words
 from tenure.explain import is_live
-from tenure.records import QueueState, WorkerState
+from tenure.records import QueueState, WorkerState, serves
 
 LATE = timedelta(seconds=60)
 """A job that is due and has waited longer makes its queue late."""
@@ -71,7 +71,7 @@ def _late(
     ]
     for since, queue in sorted(late, key=lambda pair: pair[0]):
         waits = words.length(int((now - since).total_seconds()))
-        served = any(worker.queues is None or queue.name in worker.queues for worker in live)
+        served = any(serves(worker.queues, queue.name) for worker in live)
         why = "" if served else ", and no live worker takes from it: start one"
         yield f"Queue {queue.name} is late: a job has been due for {waits}{why}."
 

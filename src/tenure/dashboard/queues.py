@@ -12,6 +12,7 @@ from tenure.dashboard.visit import Visit
 from tenure.errors import InvalidInput
 from tenure.explain import is_live
 from tenure.lifecycle import Job, Status
+from tenure.records import serves
 
 MOST_RUNNING = 500
 
@@ -26,10 +27,7 @@ def show(visit: Visit) -> Response:
         queues=queues,
         rates=series.queue_rates(glance.activity(), now),
         late=now - LATE,
-        takers={
-            queue.name: sum(w.queues is None or queue.name in w.queues for w in workers)
-            for queue in queues
-        },
+        takers={queue.name: sum(serves(w.queues, queue.name) for w in workers) for queue in queues},
     )
 
 

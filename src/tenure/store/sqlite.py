@@ -15,7 +15,7 @@ import msgspec
 
 from tenure import failpoints
 from tenure.lifecycle import Job, Status
-from tenure.records import Addition, ClaimRequest, Lease, Report
+from tenure.records import Addition, ClaimRequest, Lease, Report, serves
 from tenure.store import bulk_table, guards, measure_words, webhooks
 from tenure.store import sqlite_statements as sql
 from tenure.store.bulk_table import BulkTable
@@ -256,7 +256,7 @@ class Sqlite:
         while found := self._db.execute(sql.NEXT_LANE, lane).fetchone():
             queue, priority, due_at = found
             lane = {"queue": queue, "priority": priority}
-            wanted = queue not in paused and (queues is None or queue in queues)
+            wanted = queue not in paused and serves(queues, queue)
             if wanted and due_at <= now:
                 lanes.append((queue, priority))
         return sorted(lanes, key=lambda lane: (lane[1], lane[0] <= self._last_queue, lane[0]))

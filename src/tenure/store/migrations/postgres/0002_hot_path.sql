@@ -135,7 +135,8 @@ END $$;
 -- The lanes, each a queue at a priority, that have pending jobs, but not those of paused queues; and
 -- when the first job of each runs. They are found by stepping through the index of what is ready:
 -- one search per lane, however many jobs wait in it. `walked` says how many dead entries of the
--- index were met. One row at least: without lanes its `queue` is NULL.
+-- index were met. One row at least: without lanes its `queue` is NULL. Deliveries to webhooks are for
+-- those alone who ask for their queue by name.
 CREATE FUNCTION {schema}.lanes()
     RETURNS TABLE (walked bigint, at timestamp, queue text, priority bigint, run_at timestamp)
     LANGUAGE plpgsql
@@ -163,7 +164,7 @@ BEGIN
     )
     SELECT walk.entries - walk.lanes, (SELECT {schema}.clock()) AT TIME ZONE 'UTC',
         lane.queue, lane.priority, lane.run_at AT TIME ZONE 'UTC'
-    FROM walk LEFT JOIN lane ON NOT EXISTS (
+    FROM walk LEFT JOIN lane ON lane.queue <> 'tenure.webhooks' AND NOT EXISTS (
         SELECT FROM {schema}.queue WHERE name = lane.queue AND paused_at IS NOT NULL);
 END $$;
 
