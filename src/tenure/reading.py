@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Self, Unpack
 
@@ -29,6 +31,7 @@ from tenure.records import (
     WorkerState,
     query_of,
 )
+from tenure.redaction import MARK, Redaction
 from tenure.store import Store, open_store, schema_of, search
 from tenure.store.audit import INVARIANTS
 from tenure.store.bulk import about
@@ -212,6 +215,27 @@ class Reading:
         """Whether the database is there with this version's schema; makes and changes nothing."""
         found, needed = schema_of(self.database)
         return found == needed
+
+
+def failures_shown(
+    app: Reading, groups: Sequence[FailureGroup], redaction: Redaction
+) -> list[FailureGroup]:
+    """Failures as they may be shown.
+
+    What varies has been taken out of a group's error, so a hidden value may be left in parts that
+    nobody can find any more. With redaction the error of the last job stands for it, redacted.
+    """
+    if not redaction:
+        return list(groups)
+    return [replace(group, error=_last_error(app, group, redaction)) for group in groups]
+
+
+def _last_error(app: Reading, group: FailureGroup, redaction: Redaction) -> str:
+    try:
+        job = redaction.job(app.get(group.last_job_id))
+    except JobNotFound:
+        return MARK
+    return (job.last_error or MARK).partition("\n")[0]
 
 
 def _query(filter: Filter, limit: int = 50, before: str | None = None) -> Query:

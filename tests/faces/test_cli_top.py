@@ -66,9 +66,30 @@ def test_a_picture_fits_and_nothing_in_it_acts(app: Tenure, columns: str) -> Non
 
 
 def test_what_is_redacted_is_in_no_picture(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TENURE_REDACT", "secret")
+    secret = app.enqueue("login", {"password": "'canary' and 12345"}, max_retries=1)
+    (lease,) = app.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+    error = "Refused: 'canary' and 12345 is wrong\nTraceback"
+    app.report([Report(secret.id, lease.lease_id, Outcome.FAILED, error=error)])
+    while app.measure():
+        pass
+    monkeypatch.setenv("TENURE_REDACT", "password")
 
-    assert "Refused" not in tell("top", "--once") + tell("top", "--once", "--json")
+    for shown in (tell("top", "--once"), tell("top", "--once", "--json")):
+        assert "Refused: [redacted] is wrong" in shown
+        assert "Refused: [bold]no" in shown, "what has nothing to hide is shown as it is"
+        for part in ("canary", "12345", "Traceback", "…"):
+            assert part not in shown.rpartition("FAILED")[2]
+
+
+def test_a_failure_whose_last_job_is_gone_says_nothing(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENURE_REDACT", "password")
+    app.prune({"failed": 0})
+
+    assert [f["error"] for f in json.loads(tell("top", "--once", "--json"))["failures"]] == [
+        "[redacted]"
+    ]
 
 
 @pytest.mark.parametrize("end", ["q", "\x03", signal.SIGTERM], ids=["q", "ctrl-c", "sigterm"])

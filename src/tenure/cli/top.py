@@ -100,6 +100,7 @@ def _keys() -> Iterator[None]:
 def picture(app: Tenure) -> dict[str, Any]:
     """All that is shown, as one JSON document has it."""
     from tenure import wire
+    from tenure.reading import failures_shown
 
     now = app.ping()
     last = now.replace(second=0, microsecond=0) - timedelta(minutes=1)
@@ -129,5 +130,8 @@ def picture(app: Tenure) -> dict[str, Any]:
         "workers": [
             {**asdict(worker), "running": running.get(worker.id, [])} for worker in app.workers()
         ],
-        "failures": [] if app.redaction else [asdict(f) for f in app.failures(MOST_FAILURES)],
+        "failures": [
+            asdict(group)
+            for group in failures_shown(app, app.failures(MOST_FAILURES), app.redaction)
+        ],
     }

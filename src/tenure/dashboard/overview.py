@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
@@ -12,11 +11,10 @@ from tenure.dashboard import series, words
 from tenure.dashboard.health import health
 from tenure.dashboard.visit import Visit
 from tenure.drafts import Draft
-from tenure.errors import JobNotFound
 from tenure.explain import is_live
 from tenure.lifecycle import FIRST_EVENT, MOVES, Status
-from tenure.records import Count, FailureGroup
-from tenure.redaction import MARK
+from tenure.reading import failures_shown
+from tenure.records import Count
 
 MOST_FAILURES = 5
 MOST_QUEUES = 8
@@ -49,7 +47,7 @@ def show(visit: Visit) -> Response:
         latency=series.latency(activity, now),
         queues=by_age[:MOST_QUEUES],
         more_queues=max(len(queues) - MOST_QUEUES, 0),
-        failures=shown_failures(visit, groups[:MOST_FAILURES]),
+        failures=failures_shown(visit.app, groups[:MOST_FAILURES], visit.redaction),
         more_failures=max(len(groups) - MOST_FAILURES, 0),
         workers=workers[:MOST_WORKERS],
         more_workers=max(len(workers) - MOST_WORKERS, 0),
@@ -62,7 +60,8 @@ def show(visit: Visit) -> Response:
 def failures(visit: Visit) -> Response:
     """Failures by type and error."""
     groups = visit.site.glance.failures()
-    return visit.page("failures.html", failures=shown_failures(visit, groups))
+    shown = failures_shown(visit.app, groups, visit.redaction)
+    return visit.page("failures.html", failures=shown)
 
 
 def machine(visit: Visit) -> Response:
@@ -125,19 +124,3 @@ def by_status(counts: list[Count]) -> dict[str, int]:
     for count in counts:
         found[count.status] += count.jobs
     return found
-
-
-def shown_failures(visit: Visit, groups: list[FailureGroup]) -> list[FailureGroup]:
-    """Failures as they may be shown.
-
-    What varies has been taken out of a group's error, so a hidden value may be left in parts that
-    nobody can find any more. With redaction the error of the last job stands for it, redacted.
-    """
-    return [replace(g, error=_redacted(visit, g)) for g in groups] if visit.redaction else groups
-
-
-def _redacted(visit: Visit, group: FailureGroup) -> str:
-    try:
-        return visit.shown(visit.app.get(group.last_job_id)).last_error or MARK
-    except JobNotFound:
-        return MARK
