@@ -11,7 +11,7 @@ from tenure.drafts import MOST_RETRIES, Duration, whole
 from tenure.errors import BulkNotFound
 from tenure.lifecycle import Job, Status
 from tenure.reading import MOST_COUNTED, MOST_LISTED, Reading
-from tenure.records import Action, Bulk, Filter
+from tenure.records import Action, Bulk, Filter, Tell, untold
 from tenure.store import migrate_store, search
 from tenure.store.bulk import about
 from tenure.store.checks import schema_version
@@ -136,9 +136,12 @@ class Acting(Reading):
 
     # --- the database
 
-    def migrate(self) -> tuple[int, int]:
-        """Create or upgrade the database's schema now; its version before (0: none) and after."""
-        return schema_version(self.database), migrate_store(self.database)
+    def migrate(self, *, tell: Tell | None = None) -> tuple[int, int]:
+        """Create or upgrade the database's schema now; its version before (0: none) and after.
+
+        `tell` is called before each step: `tell(done, total, what)`, as a progress bar wants it.
+        """
+        return schema_version(self.database), migrate_store(self.database, tell or untold)
 
     def recount(self) -> int:
         """Make `stats` agree with the jobs where `verify` found otherwise; how many differed.

@@ -17,7 +17,7 @@ from tenure.drafts import Draft, Options
 from tenure.errors import InvalidInput, TenureError
 from tenure.handlers import Handlers
 from tenure.lifecycle import SETTLED, Job
-from tenure.records import ClaimRequest, Violation
+from tenure.records import ClaimRequest, Tell, Violation, untold
 from tenure.run import run_loop
 from tenure.simulation import simulate
 from tenure.sweeper import Sweeper
@@ -73,10 +73,11 @@ def drafts() -> list[Draft]:
     return made
 
 
-def run(database: str) -> Outcome:
+def run(database: str, tell: Tell = untold) -> Outcome:
     """Run the demo on an empty database, which it leaves as it is at the end.
 
-    Raises InvalidInput if there are jobs in it, TenureError if the jobs do not end.
+    `tell` is called with the number of jobs that are settled, and that of all. Raises InvalidInput
+    if there are jobs in it, TenureError if the jobs do not end.
     """
     with Tenure(database, actor="demo") as app:
         if app.stats():
@@ -95,23 +96,25 @@ def run(database: str) -> Outcome:
         sweeper = Sweeper(app, interval=SWEEP_SECONDS)
         sweeper.start()
         try:
-            run_loop(_work(app, concurrency=len(jobs)))
+            run_loop(_work(app, len(jobs), tell))
         finally:
             sweeper.stop()
         return Outcome([_story(app, job.id) for job in jobs], app.verify())
 
 
-async def _work(app: Tenure, concurrency: int) -> None:
+async def _work(app: Tenure, jobs: int, tell: Tell) -> None:
     """Run one worker until every job is settled. It has room for all jobs: one claim takes them."""
     handlers = Handlers()
     simulate(handlers, **RULES)
-    worker = Worker(app, handlers, concurrency=concurrency, grace_seconds=5.0)
+    worker = Worker(app, handlers, concurrency=jobs, grace_seconds=5.0)
     working = asyncio.create_task(worker.run())
     try:
         async with asyncio.timeout(LONGEST_SECONDS):
             # Another thread changes the jobs; the store tells nobody that all are settled.
-            while not (working.done() or _all_settled(app)):  # noqa: ASYNC110
+            while not working.done() and (settled := _settled(app)) < jobs:
+                tell(settled, jobs, "settled")
                 await asyncio.sleep(0.05)
+        tell(_settled(app), jobs, "settled")
     except TimeoutError:
         raise TenureError(
             f"the jobs of the demo did not end within {LONGEST_SECONDS:.0f} seconds"
@@ -121,8 +124,8 @@ async def _work(app: Tenure, concurrency: int) -> None:
         await working
 
 
-def _all_settled(app: Tenure) -> bool:
-    return all(count.status in SETTLED for count in app.stats())
+def _settled(app: Tenure) -> int:
+    return sum(count.jobs for count in app.stats() if count.status in SETTLED)
 
 
 def _story(app: Tenure, job_id: str) -> Story:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import msgspec
 
@@ -94,12 +94,20 @@ def configure(form: str = "text", level: str = "info") -> None:
     """Send the logs of this process to standard error; `form` is `text` or `json`."""
     global _configured  # noqa: PLW0603 - so is what it speaks of: the logging of a process
     _configured = (form, level)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStandardError()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     handler.addFilter(JobFields())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if level != "debug":  # the HTTP client tells of every request
         logging.getLogger("httpx2").setLevel(logging.WARNING)
+
+
+class _ToStandardError(logging.StreamHandler[TextIO]):
+    """Writes to whatever standard error is at the moment: a progress bar may stand before it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
 
 
 class TextLines(logging.Formatter):

@@ -24,12 +24,14 @@ from tenure.records import (
     Page,
     Query,
     QueueState,
+    Tell,
     Total,
     Transition,
     Violation,
     Wanted,
     WorkerState,
     query_of,
+    untold,
 )
 from tenure.redaction import MARK, Redaction
 from tenure.store import Store, open_store, schema_of, search
@@ -195,12 +197,13 @@ class Reading:
         )
         return explain(job, facts)
 
-    def verify(self, limit: int = 100) -> list[Violation]:
+    def verify(self, limit: int = 100, *, tell: Tell | None = None) -> list[Violation]:
         """Check the stored data against every invariant; an empty list is good.
 
-        At most `limit` violations of each invariant are listed. Writers are not held up.
+        At most `limit` violations of each invariant are listed. Writers are not held up. `tell` is
+        called before each check: `tell(done, total, what)`, as a progress bar wants it.
         """
-        found = self._store.read.violations(limit)
+        found = self._store.read.violations(limit, tell or untold)
         return [Violation(*finding, INVARIANTS[finding[0]]) for finding in found]
 
     def ping(self) -> datetime:

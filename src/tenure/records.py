@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
@@ -441,3 +441,13 @@ class Check:
     health: Health
     found: str
     advice: str = ""
+
+
+# --- how far long work has come ---------------------------------------------------------------
+
+Tell = Callable[[int, int | None, str], None]
+"""Called now and then: how much is done, of how much (None: nobody knows), and what is done now."""
+
+
+def untold(done: int, total: int | None, doing: str) -> None:
+    """For those who do not want to know."""

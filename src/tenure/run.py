@@ -23,7 +23,7 @@ from tenure.courier import Courier
 from tenure.drafts import Duration
 from tenure.executors import CHILD, STOP_SIGNALS
 from tenure.handlers import Handlers
-from tenure.records import Health, check_open
+from tenure.records import Health, Tell, check_open, untold
 from tenure.redaction import NOTHING_HIDDEN
 from tenure.sweeper import Sweeper
 from tenure.worker import Worker, WorkSource
@@ -50,13 +50,15 @@ def run_worker(
     keep: Mapping[str, Duration] | None = None,
     redact: Sequence[str] = (),
     webhooks_private: bool = False,
+    tell: Tell = untold,
 ) -> None:
     """Run handlers for jobs from `source` until a signal asks to stop; returns when drained.
 
     `keep` is retention by status, applied where `source` is the database itself; without it nothing
     is deleted, for that is the server's matter. `redact` are keys of payloads whose values are not
     logged, and webhooks are not told errors then. Beside the database it delivers to webhooks, with
-    `webhooks_private` also to addresses that are not public. Call this on the main thread: Python
+    `webhooks_private` also to addresses that are not public. `tell` is called while it stops, with
+    how many of the jobs that ran have ended. Call this on the main thread: Python
     handles signals there alone.
     """
     if multiprocessing.current_process().name == CHILD:
@@ -85,6 +87,7 @@ def run_worker(
             grace_seconds=grace_seconds,
             redaction=redaction,
             tracing=source.tracing if isinstance(source, Tenure) else None,
+            tell=tell,
         )
 
         def stop() -> None:

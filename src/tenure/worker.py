@@ -26,7 +26,7 @@ from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.handlers import Handlers
 from tenure.heartbeat import Heartbeat
-from tenure.records import Answer, ClaimRequest, Lease, Outcome, Report, Turn
+from tenure.records import Answer, ClaimRequest, Lease, Outcome, Report, Tell, Turn, untold
 from tenure.redaction import NOTHING_HIDDEN, Redaction
 from tenure.slots import Slots
 from tenure.tracing import Tracing
@@ -92,10 +92,12 @@ class Worker:
         label: str = "",
         redaction: Redaction = NOTHING_HIDDEN,
         tracing: Tracing | None = None,
+        tell: Tell = untold,
     ) -> None:
         """`concurrency` handlers at once; `grace_seconds` to finish them when asked to stop.
 
-        `redaction` is for what is logged of errors; `tracing` makes a span for each attempt.
+        `redaction` is for what is logged of errors; `tracing` makes a span for each attempt. `tell`
+        is called while it stops, with how many of the jobs that ran have ended.
         """
         self.id = f"worker-{secrets.token_hex(8)}"  # random per start: names can come back
         self._source = source
@@ -111,6 +113,7 @@ class Worker:
         self._signalled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._traces = tracing is not None
+        self._tell = tell
         self._log = WorkLog(self.id, redaction)
         self._slots = Slots(
             handlers,
@@ -453,7 +456,9 @@ class Worker:
         running = self._slots.running
         tell_at = time.monotonic() + TELL_SECONDS
         log.info("stopping: %d jobs still run, %.0f s left for them", len(running), self._grace)
+        were = len(running)
         while running and time.monotonic() < deadline:
+            self._tell(were - len(running), were, "jobs ended")
             await self._drain_step(deadline)
             if running and time.monotonic() >= tell_at:
                 tell_at += TELL_SECONDS

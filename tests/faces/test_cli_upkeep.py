@@ -10,7 +10,7 @@ import pytest
 
 import tenure
 from tenure import Tenure
-from tests.faces.command import PROGRAM, on_a_terminal, read, run, tell
+from tests.faces.command import read, run, tell
 from tests.raw import Raw
 
 
@@ -31,14 +31,6 @@ def raw(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Raw]:
 def test_verify_finds_nothing_where_nothing_is_wrong(raw: Raw) -> None:
     assert tell("verify") == "jobs checked: 2; no violation"
     assert read("verify") == []
-
-
-def test_what_takes_long_says_so_on_a_terminal_only(sqlite_url: str) -> None:
-    shown = on_a_terminal(*PROGRAM, "migrate", "--database", sqlite_url)
-
-    assert "Bringing the schema up to date" in shown
-    assert "Checking every" in on_a_terminal(*PROGRAM, "verify", "--database", sqlite_url)
-    assert run("verify", "--database", sqlite_url).stderr == ""
 
 
 def test_verify_lists_what_is_wrong_and_says_so_by_its_exit_code(raw: Raw) -> None:

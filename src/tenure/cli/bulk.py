@@ -51,7 +51,7 @@ def run(
                 path="--yes",
             )
         click.confirm(f"{action.capitalize()} {_number(found)} jobs?", abort=True, err=True)
-    bulk = _see_through(app, app.start_bulk(action, wanted, more_retries=more))
+    bulk = _see_through(app, app.start_bulk(action, wanted, more_retries=more), shown=not as_json)
     if as_json:
         print_json(wire.bulk_body(bulk))
     else:
@@ -79,21 +79,14 @@ def _number(found: Counted) -> str:
     return f"{found.jobs:,}" if found.exact else f"at least {found.jobs:,}"
 
 
-def _see_through(app: Tenure, bulk: Bulk) -> Bulk:
-    """Step by step to the end, with a bar on a terminal. Who interrupts this leaves it to go on."""
-    if not sys.stderr.isatty():
-        while bulk.finished_at is None:
-            bulk = app.step_bulk(bulk.id)
-        return bulk
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+def _see_through(app: Tenure, bulk: Bulk, *, shown: bool) -> Bulk:
+    """Step by step to the end, with a bar. Who interrupts this leaves it to go on."""
+    from tenure.cli.terminal import progress
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(bulk.action, total=bulk.total if bulk.exact else None)
+    with progress(bulk.action.capitalize(), shown=shown, steady=True) as tell:
         while bulk.finished_at is None:
             bulk = app.step_bulk(bulk.id)
-            progress.update(task, completed=bulk.examined)
+            tell(bulk.examined, bulk.total if bulk.exact else None, "jobs")
     return bulk
 
 

@@ -34,7 +34,7 @@ def simulate(seed: int | None, hours: float, as_json: bool) -> None:
     """
     import secrets
 
-    from tenure.cli.terminal import print_json
+    from tenure.cli.terminal import print_json, progress
     from tenure.rehearsal import rehearse
 
     if not 0 < hours <= 1_000_000:
@@ -43,7 +43,10 @@ def simulate(seed: int | None, hours: float, as_json: bool) -> None:
         seed = secrets.randbelow(SEEDS)
     if not as_json:
         click.echo(f"Simulating {hours:g} hours of queue time from seed {seed} ...")
-    played = rehearse(seed, hours)
+    with progress("Playing", shown=not as_json, steady=True) as tell:
+        played = rehearse(
+            seed, hours, lambda done: tell(round(done), round(hours), "hours of queue time")
+        )
     if as_json:
         print_json(played)
     else:

@@ -160,6 +160,7 @@ def worker(
     back for other workers.
     """
     from tenure import logs
+    from tenure.cli.terminal import later_progress
     from tenure.redaction import without_password
     from tenure.run import end_process, run_worker
 
@@ -175,7 +176,7 @@ def worker(
         source = Client(server, next(iter(settings.tokens), None))
     logs.configure(settings.log_format, settings.log_level)
     _log_cautions(settings)
-    with source:
+    with source, later_progress("Stopping") as tell:
         types = app.handlers.types()
         names = "any type" if types is None else ", ".join(types)
         where = without_password(server or app.database)
@@ -190,6 +191,7 @@ def worker(
             keep=settings.keep if prune else None,
             redact=settings.redact,
             webhooks_private=settings.webhooks_private,
+            tell=tell,
         )
     end_process()
 
@@ -277,12 +279,16 @@ def demo(as_json: bool) -> None:
     from tenure import demo, logs
     from tenure.cli import story
     from tenure.cli.command import chosen_database
+    from tenure.cli.terminal import progress
 
     logs.configure(level="error")
     if not as_json:
         click.echo(story.OPENING)
-    with tempfile.TemporaryDirectory(prefix="tenure-demo-") as folder:
-        outcome = demo.run(chosen_database() or f"sqlite:///{folder}/demo.db")
+    with (
+        tempfile.TemporaryDirectory(prefix="tenure-demo-") as folder,
+        progress("Running jobs", shown=not as_json) as tell,
+    ):
+        outcome = demo.run(chosen_database() or f"sqlite:///{folder}/demo.db", tell)
     if as_json:
         story.as_json(outcome)
     else:

@@ -13,7 +13,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ import msgspec
 from tenure import durations
 from tenure.cli.command import WIDE
 from tenure.logs import visible as visible
+from tenure.records import Tell, untold
 
 GAP = "  "
 CUT = "…"
@@ -186,18 +187,55 @@ def is_plain() -> bool:
 
 
 @contextmanager
-def under_way(what: str) -> Iterator[None]:
-    """Show on a terminal, beside the answer, what is being done and for how long already."""
-    if is_plain() or not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def progress(what: str, *, shown: bool = True, steady: bool = False) -> Iterator[Tell]:
+    """Show beside the answer what is being done and how far it has come; tell it by what is given.
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        progress.add_task(what, total=None)
-        yield
+    Only on a terminal, on standard error, and gone at the end. Where the work is `steady`, each
+    part takes about as long as another, it also says when it will be done. The cursor stays
+    visible: whoever is killed meanwhile leaves the terminal as it was.
+    """
+    if not shown or os.environ.get("TERM", "dumb") == "dumb" or not sys.stderr.isatty():
+        yield untold
+        return
+    from rich import progress as rich
+    from rich.console import Console
+    from rich.table import Column
+
+    columns = [
+        rich.SpinnerColumn(),
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(bar_width=24),
+        rich.TextColumn("{task.fields[part]}", style="progress.download"),
+        rich.TimeRemainingColumn() if steady else rich.TimeElapsedColumn(),
+        rich.TextColumn(
+            "{task.fields[doing]}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis"),
+        ),
+    ]
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.console.show_cursor(show=True)
+        task = bar.add_task(what, total=None, part="", doing="")
+
+        def tell(done: int, total: int | None, doing: str) -> None:
+            part = f"{done:,}" if total is None else f"{done:,}/{total:,}"
+            bar.update(task, completed=done, total=total, part=part, doing=doing)
+
+        yield tell
+
+
+@contextmanager
+def later_progress(what: str) -> Iterator[Tell]:
+    """The same, shown from the first time on that it is told something."""
+    with ExitStack() as begun:
+        shown: list[Tell] = []
+
+        def tell(done: int, total: int | None, doing: str) -> None:
+            if not shown:
+                shown.append(begun.enter_context(progress(what)))
+            shown[0](done, total, doing)
+
+        yield tell
 
 
 def tint(text: str, word: str | None = None) -> str:

@@ -41,10 +41,10 @@ def verify(limit: int, as_json: bool) -> None:
     Lists the violations and says what each means and what to do; exit 1 if there are any. Jobs go
     on running meanwhile.
     """
-    from tenure.cli.terminal import print_json, under_way
+    from tenure.cli.terminal import print_json, progress
 
-    with existing() as app, under_way("Checking every job and every move"):
-        violations = app.verify(limit)
+    with existing() as app, progress("Checking", shown=not as_json) as tell:
+        violations = app.verify(limit, tell=tell)
         jobs = sum(count.jobs for count in app.stats())
     if as_json:
         print_json(violations)
@@ -109,9 +109,9 @@ def _advise(subject: str, advice: str) -> None:
 @database_option
 def migrate() -> None:
     """Create the database's schema, or bring it to this version's."""
-    from tenure.cli.terminal import under_way
+    from tenure.cli.terminal import progress
 
-    with under_way("Bringing the schema up to date"):
-        before, after = application().migrate()
+    with progress("Bringing the schema up to date") as tell:
+        before, after = application().migrate(tell=tell)
     was = f"was {before}" if before else "new"
     click.echo(f"schema {after} ({'as it was' if before == after else was})")

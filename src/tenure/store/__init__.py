@@ -17,7 +17,17 @@ from tenure import failpoints
 from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Event, Job, Status
-from tenure.records import Added, Addition, Bulk, ClaimRequest, Report, Turn, Webhook
+from tenure.records import (
+    Added,
+    Addition,
+    Bulk,
+    ClaimRequest,
+    Report,
+    Tell,
+    Turn,
+    Webhook,
+    untold,
+)
 from tenure.redaction import without_password
 from tenure.store import migrate, moves
 from tenure.store.bell import Bell
@@ -220,16 +230,16 @@ def _is_known(url: str) -> bool:
     return url.startswith(("sqlite:", *POSTGRES))
 
 
-def migrate_store(url: str) -> int:
+def migrate_store(url: str, tell: Tell = untold) -> int:
     """Create or upgrade the schema at `url`; the version it has now."""
     if url.startswith("sqlite:"):
         from tenure.store import sqlite_connection, sqlite_schema
 
-        return sqlite_schema.upgrade(sqlite_connection.usable_path_of(url))
+        return sqlite_schema.upgrade(sqlite_connection.usable_path_of(url), tell)
     if url.startswith(POSTGRES):
         from tenure.store import postgres_schema
 
-        return postgres_schema.upgrade(url)
+        return postgres_schema.upgrade(url, tell)
     raise InvalidInput(f"{url!r} is no database URL: use sqlite:///jobs.db or postgresql://host/db")
 
 

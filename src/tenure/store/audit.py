@@ -12,11 +12,12 @@ changed later; and that a failure which a worker reported with budget left was a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tenure.lifecycle import FIRST_EVENT, LIMIT_SQL, MAX_RELEASES, MOVES, ROOM_SQL, budget_sql
+from tenure.records import Tell
 from tenure.store.guards import SETTLED_SQL, quoted
 from tenure.store.measure_words import Words
 
@@ -89,6 +90,7 @@ class Question:
 class Pass:
     """Questions to the rows of one SELECT; names in braces stand for tables and `miscounts`."""
 
+    about: str
     rows: str
     questions: Sequence[Question]
 
@@ -149,6 +151,7 @@ FROM (
 ) AS steps LEFT JOIN {job} AS job ON job.id = steps.job_id AND steps.following IS NULL
 """
 PATH = Pass(
+    "the ledger of each job",
     STEPS,
     [
         Question(
@@ -239,6 +242,7 @@ PATH = Pass(
 # --- each job by itself -----------------------------------------------------------------------
 
 JOBS = Pass(
+    "each job",
     "SELECT id AS job_id, job.* FROM {job} AS job",
     [
         Question(
@@ -285,6 +289,7 @@ JOBS = Pass(
 # --- what must be there once ------------------------------------------------------------------
 
 LEASES = Pass(
+    "leases",
     f"""
     SELECT min(CAST(job_id AS text)) AS job_id, count(*) AS entries,
         sum(CASE WHEN event = 'claimed' THEN 1 ELSE 0 END) AS claims,
@@ -297,6 +302,7 @@ LEASES = Pass(
     ],
 )
 KEYS = Pass(
+    "idempotency keys",
     """
     SELECT min(CAST(id AS text)) AS job_id, count(*) AS jobs FROM {job}
     WHERE idempotency_key IS NOT NULL GROUP BY idempotency_key HAVING count(*) > 1""",
@@ -306,6 +312,7 @@ KEYS = Pass(
 # --- what is shown -----------------------------------------------------------------------------
 
 COUNTS = Pass(
+    "counts",
     "{miscounts}",
     [
         Question(
@@ -317,3 +324,18 @@ COUNTS = Pass(
 )
 
 PASSES = (PATH, JOBS, LEASES, KEYS, COUNTS)
+
+
+def passes(tell: Tell, more: Sequence[str] = ()) -> Iterator[Pass]:
+    """The passes in turn, telling before each how many questions are answered.
+
+    `more` are checks that whoever asks makes himself afterwards.
+    """
+    total = sum(len(asked.questions) for asked in PASSES) + len(more)
+    done = 0
+    for asked in PASSES:
+        tell(done, total, asked.about)
+        yield asked
+        done += len(asked.questions)
+    for number, check in enumerate(more):
+        tell(done + number, total, check)

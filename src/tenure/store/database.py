@@ -27,11 +27,13 @@ from tenure.records import (
     Query,
     QueueState,
     Report,
+    Tell,
     Total,
     Transition,
     Wanted,
     Webhook,
     WorkerState,
+    untold,
 )
 from tenure.store.bulk_table import BulkTable
 from tenure.store.measures import Bite, Measures
@@ -239,7 +241,7 @@ class Reader(Protocol):
     def clock(self) -> datetime:
         """The store's clock."""
 
-    def violations(self, limit: int) -> list[tuple[str, str, str]]:
+    def violations(self, limit: int, tell: Tell = untold) -> list[tuple[str, str, str]]:
         """Stored facts that break an invariant: (invariant, job id, what was found)."""
 
     def watch(self, ring: Callable[[], None], stop: threading.Event) -> None:

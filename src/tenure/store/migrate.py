@@ -12,6 +12,7 @@ from importlib.resources import files
 
 from tenure.errors import SchemaMismatch
 from tenure.lifecycle import FIRST_EVENT
+from tenure.records import Tell, untold
 from tenure.store import guards
 
 
@@ -36,8 +37,13 @@ def generated(differs: str, clock: str, larger: str, old: str, new: str) -> Mapp
     }
 
 
-def pending(engine: str, version: int, where: str) -> Iterator[tuple[int, str]]:
-    """The steps still to do from `version`; raises SchemaMismatch if it is newer than the code."""
+def pending(
+    engine: str, version: int, where: str, tell: Tell = untold
+) -> Iterator[tuple[int, str]]:
+    """The steps still to do from `version`, telling before each how many are done.
+
+    Raises SchemaMismatch if the version is newer than the code.
+    """
     known = steps(engine)
     newest = known[-1][0]
     if version > newest:
@@ -45,7 +51,10 @@ def pending(engine: str, version: int, where: str) -> Iterator[tuple[int, str]]:
             f"{where} has schema {version}, this Tenure knows up to {newest}: "
             "upgrade Tenure here, nothing was changed"
         )
-    return ((number, sql) for number, sql in known if number > version)
+    wanted = [step for step in known if step[0] > version]
+    for done, (number, sql) in enumerate(wanted):
+        tell(done, len(wanted), f"schema {number}")
+        yield number, sql
 
 
 def newest(engine: str) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
+from tenure.records import Tell, untold
 from tenure.store import migrate
 from tenure.store.postgres_connection import NOW, OLDEST_SERVER, Place, connect, place_of
 
@@ -27,7 +28,7 @@ CREATE TABLE IF NOT EXISTS {s}.schema_version
 """
 
 
-def upgrade(url: str) -> int:
+def upgrade(url: str, tell: Tell = untold) -> int:
     """Create or upgrade the schema, all of it in one transaction; the version it now has.
 
     Nothing is locked and no right to create is needed where the schema is current. Raises
@@ -42,7 +43,7 @@ def upgrade(url: str) -> int:
                     connection.execute(FROZEN)
                     connection.execute(LOCK, (place.schema,))
                     connection.execute(WAITING)
-                    _migrate(connection, place)
+                    _migrate(connection, place, tell)
                 failpoints.hit("migrate.after_commit")
             return migrate.newest("postgres")
     except errors.InsufficientPrivilege as error:
@@ -88,7 +89,7 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
         )
 
 
-def _migrate(connection: psycopg.Connection[Any], place: Place) -> None:
+def _migrate(connection: psycopg.Connection[Any], place: Place, tell: Tell) -> None:
     if _one(connection, "SELECT to_regnamespace(%s)", place.quoted) is None:
         connection.execute(place.sql("CREATE SCHEMA {s}"))
     clock = NOW.replace("{s}", place.quoted)
@@ -97,7 +98,7 @@ def _migrate(connection: psycopg.Connection[Any], place: Place) -> None:
         "schema": place.quoted,
     }
     version = version_of(connection, place)
-    for number, script in migrate.pending("postgres", version, f"schema {place.schema}"):
+    for number, script in migrate.pending("postgres", version, f"schema {place.schema}", tell):
         failpoints.hit("migrate.before_step")
         connection.execute(script.format_map(names).encode())
         connection.execute(place.sql(VERSIONS))

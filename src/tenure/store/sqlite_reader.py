@@ -24,12 +24,14 @@ from tenure.records import (
     Moves,
     Query,
     QueueState,
+    Tell,
     Told,
     Total,
     Transition,
     Wanted,
     Webhook,
     WorkerState,
+    untold,
 )
 from tenure.store import audit, bulk_table, measures, sqlite_watch, webhooks
 from tenure.store.bulk_table import bulk_of
@@ -269,11 +271,11 @@ class SqliteReader:
         }
         return int(self._rows(AHEAD, values)[0][0])
 
-    def violations(self, limit: int) -> list[tuple[str, str, str]]:
+    def violations(self, limit: int, tell: Tell = untold) -> list[tuple[str, str, str]]:
         found: list[audit.Finding] = []
         try:
             with closing(connect(self._path)) as connection:
-                for asked in audit.PASSES:
+                for asked in audit.passes(tell, ["tables and indexes"]):
                     rows = connection.execute(asked.statement(SQLITE_WORDS))
                     found += audit.findings(asked, rows, found, limit)
                 found += _unsound(connection)[:limit]

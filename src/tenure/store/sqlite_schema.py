@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tenure import failpoints
 from tenure.errors import StoreUnavailable
+from tenure.records import Tell, untold
 from tenure.store import migrate
 from tenure.store.sqlite_connection import NOW, connect
 
@@ -47,13 +48,13 @@ def statements(script: str) -> Iterator[str]:
             statement = ""
 
 
-def upgrade(path: Path) -> int:
+def upgrade(path: Path, tell: Tell = untold) -> int:
     """Create or upgrade the schema, under the database's write lock; the version it now has.
 
     Raises SchemaMismatch for a newer one, and StoreUnavailable.
     """
     try:
-        return _upgrade(path)
+        return _upgrade(path, tell)
     except sqlite3.Error as error:
         raise _unusable(path, error) from error
 
@@ -62,14 +63,15 @@ def _unusable(path: Path, error: sqlite3.Error) -> StoreUnavailable:
     return StoreUnavailable(f"the database {path} cannot be used: {error}")
 
 
-def _upgrade(path: Path) -> int:
+def _upgrade(path: Path, tell: Tell) -> int:
     connection = connect(path)
     try:
         if version_of(connection) == migrate.newest("sqlite"):
             return migrate.newest("sqlite")
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for number, script in migrate.pending("sqlite", version_of(connection), str(path)):
+            version = version_of(connection)
+            for number, script in migrate.pending("sqlite", version, str(path), tell):
                 failpoints.hit("migrate.before_step")
                 for statement in statements(script.format_map(GENERATED)):
                     connection.execute(statement)

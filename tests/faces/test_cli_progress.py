@@ -1,0 +1,215 @@
+"""How far long commands have come: shown on a terminal, told to Python, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenure import Draft, Tenure, demo
+from tests.faces.command import PROGRAM, Terminal, program
+
+BAR = """
+from tenure.cli.terminal import progress
+with progress({options}) as tell:
+    input()
+    tell(1_234, 5_678, "[bold]leases")
+    input()
+print("through")
+"""
+
+
+class Told:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[int, int | None, str]] = []
+
+    def __call__(self, done: int, total: int | None, doing: str) -> None:
+        self.all.append((done, total, doing))
+
+
+def bare(shown: str) -> str:
+    """What a terminal was sent, without its escape sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+
+
+def python(options: str, **environ: Any) -> Terminal:
+    return Terminal(sys.executable, "-c", BAR.format(options=options), columns=80, **environ)
+
+
+def through(terminal: Terminal) -> str:
+    """Press return for each `input`; all that was shown."""
+    terminal.type("\n\n")
+    assert terminal.ended() == 0, terminal.shown
+    return terminal.shown
+
+
+def test_a_bar_says_what_is_done_how_much_of_it_and_what_now() -> None:
+    with python("'Checking'") as terminal:
+        before = bare(terminal.until("Checking"))
+        terminal.type("\n")
+        shown = bare(terminal.until("leases"))
+        end = through(terminal)
+    assert "/" not in before, "nobody knows how much there is"
+    last = shown.splitlines()[-1]
+    assert re.search(r"Checking [━╸╺]+ +1,234/5,678 0:00:0\d \[bold\]leases", last), last
+    assert len(last.rpartition("\r")[2]) <= 80
+    assert "\x1b[2Kthrough" in end, "its line is wiped before the answer"
+
+
+def test_the_cursor_stays_for_who_is_killed_meanwhile() -> None:
+    with python("'Checking'") as terminal:
+        terminal.until("Checking")
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.ended() == -signal.SIGTERM
+    assert terminal.shown.rindex("\x1b[?25h") > terminal.shown.rindex("\x1b[?25l")
+
+
+@pytest.mark.parametrize(
+    ("options", "environ"),
+    [("'Checking', shown=False", {}), ("'Checking'", {"TERM": "dumb"})],
+    ids=["not asked for", "a terminal that can do nothing"],
+)
+def test_nothing_is_shown_where_nothing_should_be(options: str, environ: dict[str, str]) -> None:
+    with python(options, **environ) as terminal:
+        shown = through(terminal)
+    assert shown.split() == ["through"]
+
+
+def test_a_bar_needs_no_colours() -> None:
+    with python("'Checking'", NO_COLOR="1") as terminal:
+        shown = through(terminal)
+    assert "1,234/5,678" in bare(shown)
+    assert not re.search(r"\x1b\[[0-9;]*m", shown)
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database(sqlite_url: str) -> str:
+    """A database with some jobs."""
+    with Tenure(sqlite_url) as app:
+        app.enqueue_many([Draft("mail", {"n": n}, {}) for n in range(700)])
+    return sqlite_url
+
+
+COMMANDS = {
+    "verify": (["verify"], "25/26", "jobs checked: 700"),
+    "bulk": (["jobs", "cancel", "--status", "pending", "--yes"], "700/700", "700 jobs changed"),
+    "migrate": (["migrate"], r"5/6 .*schema 7", "schema 7"),
+    "demo": (["demo"], "35/35", "no job lost"),
+    "simulate": (["simulate", "--seed", "1", "--hours", "20"], "20/20", "No violation"),
+}
+FRESH = ("migrate", "demo")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_takes_long_has_a_bar_on_a_terminal(
+    database: str, tmp_path: Path, name: str
+) -> None:
+    arguments, bar, answer = COMMANDS[name]
+    url = f"sqlite:///{tmp_path}/fresh.db" if name in FRESH else database
+    with Terminal(*PROGRAM, *arguments, columns=80, TENURE_DATABASE=url) as terminal:
+        assert terminal.ended() == 0, terminal.shown
+    shown = bare(terminal.shown)
+    assert re.search(rf"[━╸╺] +{bar}", shown), terminal.shown
+    assert answer in shown.rpartition("━")[2], "the answer comes when the bar is gone"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_nothing_of_it_is_in_a_pipe(database: str, tmp_path: Path, name: str) -> None:
+    arguments, _, answer = COMMANDS[name]
+    url = f"sqlite:///{tmp_path}/fresh.db" if name in FRESH else database
+    ended = program(*arguments, TENURE_DATABASE=url, TERM="xterm", FORCE_COLOR="1")
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    assert answer in ended.stdout
+    assert "\x1b" not in ended.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "migrate"])
+def test_a_program_that_asks_for_json_gets_no_bar(database: str, tmp_path: Path, name: str) -> None:
+    arguments, *_ = COMMANDS[name]
+    url = f"sqlite:///{tmp_path}/fresh.db" if name in FRESH else database
+    with Terminal(*PROGRAM, *arguments, "--json", TENURE_DATABASE=url) as terminal:
+        assert terminal.ended() == 0, terminal.shown
+    assert "\x1b" not in terminal.shown
+
+
+HANDLER = """
+import logging
+from tenure import Tenure
+app = Tenure("{database}")
+
+@app.job
+def wait(pipe: str) -> None:
+    with open(pipe) as opened:
+        opened.read()
+    logging.getLogger("waiting").info("through")
+"""
+
+
+def test_a_worker_that_stops_shows_what_it_waits_for(sqlite_url: str, tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text(HANDLER.format(database=sqlite_url), "utf-8")
+    pipes = [str(tmp_path / f"pipe{n}") for n in range(2)]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    with Tenure(sqlite_url) as app:
+        app.enqueue_many([Draft("wait", {"pipe": pipe}, {}) for pipe in pipes])
+        worker = (*PROGRAM, "worker", "--app", "waiting:app")
+        with Terminal(*worker, columns=120, PYTHONPATH=str(tmp_path)) as terminal:
+            ends = [os.open(pipe, os.O_WRONLY) for pipe in pipes]  # once both handlers run
+            assert "Stopping" not in terminal.shown
+            terminal.process.send_signal(signal.SIGTERM)
+            terminal.until("0/2")
+            os.close(ends.pop())
+            terminal.until("1/2")
+            os.close(ends.pop())
+            assert terminal.ended() == 0
+        shown = bare(terminal.shown)
+        assert "2 jobs still run" in shown
+        logged = re.findall(r"(.)20\S+ INFO waiting: through", shown, re.DOTALL)
+        assert logged == ["\r"] * 2, "log lines stand above the bar, not behind it"
+        assert [job.status for job in app.find()] == ["completed"] * 2
+
+
+# --- what Python is told --------------------------------------------------------------------------
+
+
+def test_verify_tells_each_check_before_it_is_made(database_url: str) -> None:
+    told = Told()
+    with Tenure(database_url) as app:
+        app.verify(tell=told)
+    names = ["the ledger of each job", "each job", "leases", "idempotency keys", "counts"]
+    if database_url.startswith("sqlite"):
+        names.append("tables and indexes")
+    assert [doing for _, _, doing in told.all] == names
+    done = [done for done, _, _ in told.all]
+    assert done == sorted(set(done))
+    assert {total for _, total, _ in told.all} == {done[-1] + 1}
+
+
+def test_migrate_tells_each_step_and_none_where_there_is_none(database_url: str) -> None:
+    told = Told()
+    app = Tenure(database_url)
+    _, version = app.migrate(tell=told)
+    steps = len(told.all)
+    assert [(done, total) for done, total, _ in told.all] == [(n, steps) for n in range(steps)]
+    assert told.all[-1][2] == f"schema {version}"
+    app.migrate(tell=told)
+    assert len(told.all) == steps
+
+
+def test_the_demo_tells_how_many_jobs_are_settled(sqlite_url: str) -> None:
+    told = Told()
+    demo.run(sqlite_url, told)
+    done = [done for done, _, _ in told.all]
+    assert done == sorted(done)
+    assert told.all[-1] == (35, 35, "settled")
