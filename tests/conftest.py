@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("tenure")
 
+# A shell starts what runs in its background deaf to Ctrl-C, and so would be all processes of tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 UNTIL = "TENURE_CHAOS_UNTIL"
 """Unix time after which `make chaos` begins no further test."""

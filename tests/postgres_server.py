@@ -325,13 +325,13 @@ def own_folder(parent: Path) -> Iterator[Path]:
     """A new folder, removed on exit and marked as in use by a lock that dies with this process."""
     remove_abandoned_folders(parent)
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
-    try:
-        with (folder / "locking").open("w") as owner:
+    with (folder / "locking").open("w") as owner:
+        try:
             try_to_lock(owner)
             (folder / "locking").rename(folder / "owner")  # others look at a locked file only
             yield folder
-    finally:
-        shutil.rmtree(folder)
+        finally:
+            shutil.rmtree(folder)  # still locked, or others might remove it at the same time
 
 
 def remove_abandoned_folders(parent: Path) -> None:

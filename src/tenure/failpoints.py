@@ -85,4 +85,6 @@ def _hit(name: str) -> None:
             return
     if action == "raise":
         raise FailpointReached(name)
-    os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+    # To this thread: another one might take a signal to the process, and this one go on meanwhile.
+    number = signal.SIGKILL if action == "kill" else signal.SIGSTOP
+    signal.pthread_kill(threading.get_ident(), number)

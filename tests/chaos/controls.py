@@ -49,6 +49,9 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
 }
 MINUTES = 6
 """A layer that takes longer has been made to hang, and that is noticed, too."""
+RED = re.compile(r"^(?:FAILED|ERROR) (\S+::.+)$", re.MULTILINE)
+"""The test that went red first, and why. Not the exit code: stopped at the first red test, pytest
+on several processes says that it was interrupted; nor a file that cannot be imported."""
 
 
 @dataclass(frozen=True)
@@ -268,14 +271,19 @@ CONTROLS = (
 
 MISSED = "**nothing**"
 LONGER_WAY = "a queue with a row but without a limit is then added to by the longer way, alike"
+ESTIMATE = "an estimate, which chooses between two ways to one answer"
 UNNEEDED: Mapping[str, str] = {
-    f"{SQLITE}: without +tenure_job.status = 'pending'": "picked in the same transaction, and no"
-    " other writes; the trigger refuses to claim what is not pending",
-    f"{HOT_PATH}: without max_pending IS NOT NULL": LONGER_WAY,
-    f"{HOT_PATH}: without q.max_pending IS NOT NULL": LONGER_WAY,
-    f"{SQLITE}: without finished_at <= ?": "bounds the search; the ledger's end beside it decides",
-    f"{SQLITE}: without queue = ?": "an estimate, which chooses between two ways to one answer",
-    f"{HOT_PATH}: without job.status = picked.status": "picked and locked in the same statement",
+    f"{SQLITE} CLAIM: without +tenure_job.status = 'pending'": "picked in the same transaction, and"
+    " no other writes; the trigger refuses to claim what is not pending",
+    f"{HOT_PATH} enqueue: without max_pending IS NOT NULL": LONGER_WAY,
+    f"{HOT_PATH} enqueue_one: without q.max_pending IS NOT NULL": LONGER_WAY,
+    f"{HOT_PATH} limited(names text[]): without q.max_pending IS NOT NULL": LONGER_WAY,
+    f"{SQLITE} PRUNE: without finished_at <= ?": "bounds the search; the ledger's end beside it"
+    " decides",
+    f"{SQLITE} waiting: without queue = ?": ESTIMATE,
+    f"{POSTGRES} waiting: without queue = %s": ESTIMATE,
+    f"{HOT_PATH} claim: without job.status = picked.status": "picked and locked in the same"
+    " statement",
 }
 """Conditions that can go without anything that could be seen by their words, and why they stay."""
 
@@ -292,10 +300,17 @@ def guards() -> Iterator[Control]:
             line_start = text.rfind("\n", 0, match.start()) + 1
             line = text[line_start : text.find("\n", match.end())]
             if not line.lstrip().startswith(("--", "#")):
-                number = text.count("\n", 0, match.start()) + 1
+                where = statement_at(text, match.start())
                 changed = text[: match.start()] + f"AND (1 = 1 OR {match[1]})" + text[match.end() :]
-                yield Control(f"{file}:{number} without {match[1]}", file, text, changed)
+                yield Control(f"{file} {where}: without {match[1]}", file, text, changed)
     yield from parts_of_generated_guards()
+
+
+def statement_at(text: str, place: int) -> str:
+    """The name of the constant, function, table or trigger in which a place stands."""
+    names = r"^(?:def |CREATE \w+ \{schema\}\.)(\w+(?:\([\w \[\]]*\))?)|^(\w+) = "
+    *_, last = re.finditer(names, text[:place], re.MULTILINE)
+    return last[1] or last[2]
 
 
 def parts_of_generated_guards() -> Iterator[Control]:
@@ -354,10 +369,11 @@ def caught_by(control: Control, processes: int = 2) -> str:
                 )
             except subprocess.TimeoutExpired:
                 return f"{layer}: hangs"
-            if done.returncode == pytest.ExitCode.TESTS_FAILED:
-                return f"{layer}: {reason_in(done.stdout)}"
+            if red := RED.search(done.stdout):
+                return f"{layer}: {red[1].replace('|', '/')}"
             if done.returncode not in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
-                raise SystemExit(f"the tests cannot be run: {reason_in(done.stdout)}")
+                last = " ".join(done.stdout.split()[-40:])
+                raise SystemExit(f"the tests cannot be run: {last}")
     return ""
 
 
@@ -370,13 +386,7 @@ def engine_of(control: Control) -> str:
 
 def unneeded(control: Control) -> str:
     """Why it is known that nothing notices."""
-    return UNNEEDED.get(re.sub(r":\d+ ", ": ", control.words), "")
-
-
-def reason_in(output: str) -> str:
-    """The test that went red first, and why."""
-    found = re.search(r"^(?:FAILED|ERROR) (.+)$", output, re.MULTILINE)
-    return found[1].replace("|", "/") if found else " ".join(output.split()[-40:])
+    return UNNEEDED.get(control.words, "")
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from tenure import failpoints
+from tests.worker.scripts import state
+from tests.worker.waiting import until
 
 HIT_THRICE = """
 from tenure import failpoints
@@ -20,6 +23,20 @@ for visit in (1, 2, 3):
     except failpoints.FailpointReached as reached:
         print(visit, reached)
 print("end")
+"""
+
+WALK = """
+import os, threading
+from tenure import failpoints
+
+def walk():
+    for name in failpoints.NAMES:
+        failpoints.hit(name)
+        os.write(1, b".")
+
+thread = threading.Thread(target=walk)
+thread.start()
+thread.join()
 """
 
 
@@ -54,6 +71,23 @@ def test_it_acts_once_at_its_visit(armed: str, printed: str) -> None:
 
 def test_a_killed_process_is_killed() -> None:
     assert run("claim.after_commit=kill@2").returncode == -signal.SIGKILL
+
+
+def test_a_frozen_process_stands_still_at_the_place() -> None:
+    """The thread that got there, too, though the system might stop the main thread first."""
+    armed = ";".join(f"{name}=freeze" for name in failpoints.NAMES)
+    with subprocess.Popen(
+        [sys.executable, "-c", WALK], env={failpoints.ENVIRONMENT: armed}, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        passed = b""
+        for number in range(len(failpoints.NAMES)):
+            until(lambda: state(process.pid) in {"T", "Z"}, "the process to stop")
+            passed += process.stdout.read() or b""
+            assert len(passed) == number
+            os.kill(process.pid, signal.SIGCONT)
+        assert process.wait(30) == 0
 
 
 @pytest.mark.parametrize("armed", ["claim=kill", "claim.after_commit", "claim.after_commit=kill@0"])

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -18,6 +19,7 @@ from tests.postgres_server import (
     NOBODY,
     PostgresServer,
     PostgresUnavailable,
+    own_folder,
     remove_abandoned_folders,
 )
 
@@ -140,6 +142,18 @@ with own_folder(Path({str(tmp_path)!r})) as folder:
         owner.kill()
     remove_abandoned_folders(tmp_path)
     assert not Path(folder).exists()
+
+
+def test_a_folder_is_removed_by_its_owner_alone_while_others_come(tmp_path: Path) -> None:
+    def come_and_go(_: int) -> None:
+        for _ in range(10):
+            with own_folder(tmp_path) as folder:
+                for number in range(100):
+                    (folder / str(number)).touch()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(come_and_go, range(4)))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another account for PostgreSQL")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,8 +15,8 @@ from psycopg.pq import ExecStatus
 from tenure.errors import StoreUnavailable
 from tenure.ids import new_id
 from tenure.lifecycle import Status
-from tenure.records import Addition
-from tenure.store import moves, open_store, postgres
+from tenure.records import Added, Addition
+from tenure.store import Store, moves, open_store, postgres
 from tenure.store.committer import ANNOUNCE_SECONDS
 from tenure.store.database import Trouble
 from tenure.store.postgres import Postgres, error_of
@@ -33,6 +35,8 @@ from tests.unit.postgres.sessions import (
     wait_until_somebody_waits,
 )
 from tests.worker.waiting import until
+
+WAIT_FOR_A_STANDBY = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 # --- poolers ----------------------------------------------------------------------------------
 
@@ -317,6 +321,28 @@ def test_an_announcement_that_fails_waits_for_the_next_commit(
         store.close()
 
 
+def held_up(
+    store: Store, raw: psycopg.Connection[Any], count: int = 1
+) -> tuple[list[Addition], Future[list[Added]]]:
+    """Make commits wait for a standby that is not there; an enqueue that does.
+
+    Which standbys to wait for is told to those who commit by another process of the server, and no
+    query shows how far that is: those that come before it do not wait.
+    """
+    raw.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    raw.execute("SELECT pg_reload_conf()")
+
+    def add() -> tuple[list[Addition], Future[list[Added]]] | None:
+        wanted = [new() for _ in range(count)]
+        added = store.add(wanted)
+        until(lambda: added.done() or raw.execute(f"SELECT {WAIT_FOR_A_STANDBY}").fetchall())
+        return None if added.done() else (wanted, added)
+
+    found = until(add, "a commit to wait for the standby")
+    assert found
+    return found
+
+
 @pytest.mark.usefixtures("postgres_url")  # skips where there is no PostgreSQL
 @pytest.mark.scenario(61)
 @pytest.mark.parametrize("count", [1, 2], ids=["one job", "a batch"])
@@ -328,18 +354,13 @@ def test_a_commit_that_no_standby_has_is_not_acknowledged(count: int) -> None:
         store = open_store(url)
         with psycopg.connect(url, autocommit=True) as raw:
             store.add([new()]).result()
-            raw.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-            raw.execute("SELECT pg_reload_conf()")
-            until(lambda: raw.execute("SHOW synchronous_standby_names").fetchone() == ("nobody",))
-            added = store.add([new() for _ in range(count)])
-            waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-            until(lambda: raw.execute(f"SELECT pg_cancel_backend(pid) {waiting}").fetchall())
+            _, added = held_up(store, raw, count)
+            raw.execute(f"SELECT pg_cancel_backend(pid) {WAIT_FOR_A_STANDBY}")
             with pytest.raises(StoreUnavailable, match="synchronous"):
                 added.result(30)
             raw.execute("ALTER SYSTEM RESET synchronous_standby_names")
             raw.execute("SELECT pg_reload_conf()")
-            until(lambda: raw.execute("SHOW synchronous_standby_names").fetchone() == ("",))
-            assert store.add([new()]).result()[0].created
+            assert store.add([new()]).result(30)[0].created
         store.close()
 
 
@@ -356,12 +377,9 @@ def test_a_missing_standby_holds_up_writers_but_not_for_ever(
         store = open_store(url)
         with psycopg.connect(url, autocommit=True) as raw:
             before = store.add([new()]).result()[0].job
-            raw.execute("ALTER SYSTEM SET synchronous_standby_names = 'gone'")
-            raw.execute("SELECT pg_reload_conf()")
-            until(lambda: raw.execute("SHOW synchronous_standby_names").fetchone() == ("gone",))
-            wanted = new()
+            [wanted], added = held_up(store, raw)
             with pytest.raises(StoreUnavailable):
-                store.add([wanted]).result(30)
+                added.result(30)
             assert store.read.get(before.id) == before
             assert store.read.get(wanted.id) is None, "not before the standby has it"
             raw.execute("ALTER SYSTEM RESET synchronous_standby_names")  # or it comes back
