@@ -75,6 +75,69 @@ def test_bash_completes_commands_and_names_from_the_database(folder: Path, sqlit
         assert shell.ended() == 0
 
 
+def test_bash_completes_what_stands_behind_an_equals_sign() -> None:
+    assert offered("tenure jobs list --status = pe") == ["pending"]
+    assert len(offered("tenure jobs list --status =")) == 5
+
+
+def installed(shell: str) -> str:
+    found = shutil.which(shell)
+    if found is None:
+        pytest.skip(f"there is no {shell} here")
+    return found
+
+
+LINES = {
+    "tenure comple": "tenure completion",
+    "tenure jobs list --status=pro": "tenure jobs list --status=processing",
+    "tenure jobs list --type n": "tenure jobs list --type newsletter",
+    "tenure tokens revoke c": "tenure tokens revoke ci:deploy",
+}
+
+
+@pytest.fixture
+def names(folder: Path, sqlite_url: str) -> dict[str, str]:
+    """Surroundings in which there is something to complete."""
+    with Tenure(sqlite_url) as app:
+        app.enqueue("newsletter", queue="evening")
+        app.tokens.create("ci:deploy", ["enqueue"])
+    path = f"{folder}/bin:/usr/bin:/bin"
+    return {"PATH": path, "TENURE_DATABASE": sqlite_url, "HOME": str(folder)}
+
+
+def test_zsh_completes_without_a_configuration_of_its_own(names: dict[str, str]) -> None:
+    with Terminal(installed("zsh"), "-f", "-i", columns=200, **names) as shell:
+        shell.type('bindkey -e; eval "$(tenure completion zsh)"; echo rea""dy\n')
+        shell.until("ready")
+        assert "not found" not in shell.shown
+        for typed, becomes in LINES.items():
+            shell.type(f"{typed}\t\x01print -r -- \n")  # the line is printed, not run
+            shell.until(f"\n{becomes}\r\n")
+        shell.type("exit\n")
+        assert shell.ended() == 0
+
+
+def test_fish_completes_with_whole_descriptions(names: dict[str, str]) -> None:
+    lines = [*LINES, "tenure queue"]
+    asked = "".join(f'complete -C "{line}"; ' for line in lines)
+    done = subprocess.run(
+        [installed("fish"), "--no-config", "-c", f"tenure completion fish | source; {asked}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=surroundings(**names),
+    )
+    assert done.stdout.splitlines() == [
+        "completion\tPrint the script that switches completion...",
+        "--status=processing",
+        "newsletter",
+        "ci:deploy\tenqueue",
+        "queues\tList, pause, resume and limit queues.",
+    ]
+    assert done.stderr == ""
+
+
 def test_only_jobs_that_can_take_it_are_offered(sqlite_url: str) -> None:
     with Tenure(sqlite_url) as app:
         waiting, gone = app.enqueue("email"), app.enqueue("report")

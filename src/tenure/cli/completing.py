@@ -9,30 +9,80 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    FishComplete,
+    ShellComplete,
+    ZshComplete,
+    add_completion_class,
+)
 
 from tenure.errors import TenureError
 
 if TYPE_CHECKING:
     from tenure.app import Tenure
 
-SHELLS = ("bash", "zsh", "fish")
 PROGRAM = "tenure"
 VARIABLE = "_TENURE_COMPLETE"
 """By this variable the shell asks the program for completions; click's name for it."""
 PATIENCE_SECONDS = 1.0
 MOST_OFFERED = 50
 
+
+# --- what click's own classes lack ----------------------------------------------------------------
+
+
+class _WithEquals(ShellComplete):
+    """Completes what stands behind `--option=`, too."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
+        """What may stand there; zsh and fish put it in the place of the whole word."""
+        option, equals, _ = incomplete.partition("=")
+        found = super().get_completions([word for word in args if word != "="], incomplete)
+        if option.startswith("--") and equals:
+            for item in found:
+                item.value = f"{option}={item.value}"
+        return found
+
+
+@add_completion_class
+class _Bash(_WithEquals, BashComplete):
+    pass
+
+
+@add_completion_class
+class _Zsh(_WithEquals, ZshComplete):
+    # A new user's .zshrc has not switched completion on, and `compdef` comes with that.
+    source_template = ZshComplete.source_template.replace(
+        "    compdef ",
+        "    (( $+functions[compdef] )) || { autoload -Uz compinit && compinit }\n    compdef ",
+    )
+
+
+@add_completion_class
+class _Fish(_WithEquals, FishComplete):
+    # Descriptions hold commas, too.
+    source_template = FishComplete.source_template.replace(
+        'string split ","', 'string split --max 1 ","'
+    )
+
+
+SHELLS: Mapping[str, type[ShellComplete]] = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish}
+
+
+# --- the command ----------------------------------------------------------------------------------
+
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 Items = Iterable[tuple[str, str]]
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", type=click.Choice(list(SHELLS)))
 def completion(shell: str) -> None:
     """Print the script that switches completion on in a shell.
 
@@ -43,10 +93,8 @@ def completion(shell: str) -> None:
 
     Then begin a new shell. Queues, types, tokens and recent jobs are completed from the database.
     """
-    chosen = get_completion_class(shell)
-    assert chosen is not None
     root = click.get_current_context().find_root().command
-    click.echo(chosen(root, {}, PROGRAM, VARIABLE).source())
+    click.echo(SHELLS[shell](root, {}, PROGRAM, VARIABLE).source())
 
 
 # --- what may stand where -------------------------------------------------------------------------
