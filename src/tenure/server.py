@@ -51,6 +51,7 @@ class Application:
         async def lifespan(_: object) -> AsyncIterator[None]:
             await asyncio.to_thread(app.open)
             doorbell.start()
+            pages.glance.begin()
             yield
             doorbell.close()
 

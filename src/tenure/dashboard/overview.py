@@ -53,7 +53,7 @@ def show(visit: Visit) -> Response:
         more_workers=max(len(workers) - MOST_WORKERS, 0),
         is_live=is_live,
         simulated=simulated(visit),
-        measured=measured(visit),
+        lag=glance.lag(now, "counts", "queues"),
     )
 
 
@@ -76,7 +76,7 @@ def machine(visit: Visit) -> Response:
         first=FIRST_EVENT,
         rates=rates,
         moved=series.moved(activity),
-        measured=measured(visit),
+        lag=glance.lag(now, "counts"),
     )
 
 
@@ -110,12 +110,6 @@ def samples(actor: str) -> list[Draft]:
 def simulated(visit: Visit) -> bool:
     """Whether a worker of this process takes jobs of any type, as it does with --simulate."""
     return visit.app.handlers.types() is None
-
-
-def measured(visit: Visit) -> float | None:
-    """Seconds by which rates and failures lag behind; None where there is nothing yet."""
-    until = visit.app.measured_until()
-    return None if until is None else max((visit.now - until).total_seconds(), 0.0)
 
 
 def by_status(counts: list[Count]) -> dict[str, int]:

@@ -26,6 +26,7 @@ def show(visit: Visit) -> Response:
         "queues.html",
         queues=queues,
         rates=series.queue_rates(glance.activity(), now),
+        lag=glance.lag(now, "queues"),
         late=now - LATE,
         takers={queue.name: sum(serves(w.queues, queue.name) for w in workers) for queue in queues},
     )

@@ -1,0 +1,92 @@
+"""Answers that pages share: new when that is quick, else the last one, which says how old it is."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from tenure import Tenure
+from tenure.dashboard.glance import Glance
+from tenure.errors import StoreUnavailable
+from tenure.records import Count
+
+ONE = [Count("pending", "default", "a", 1)]
+TWO = [Count("pending", "default", "a", 2)]
+
+
+class Slow(Tenure):
+    """Counts when it is let."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"sqlite:///{path}/jobs.db")
+        self.let = threading.Event()
+        self.let.set()
+        self.began = threading.Semaphore(0)
+
+    def stats(self) -> list[Count]:
+        counts = super().stats()
+        self.began.release()
+        self.let.wait(3)  # long enough for any page; no test hangs
+        return counts
+
+
+def test_a_page_does_not_wait_for_new_counts_where_there_are_older_ones(tmp_path: Path) -> None:
+    with Slow(tmp_path) as app:
+        glance = Glance(app)
+        app.enqueue("a")
+        assert glance.counts() == ONE
+        app.enqueue("a")
+        app.let.clear()
+        glance.forget()
+        assert app.began.acquire(timeout=3)
+        assert glance.counts() == ONE  # it would wait for ever for those under way
+        assert app.began.acquire(timeout=3)
+        assert glance.counts() == ONE
+        assert not app.began.acquire(blocking=False)  # which are read once, however many ask
+        app.let.set()
+        assert glance._known["counts"].reading is not None
+        glance._known["counts"].reading.result()
+        assert glance.counts() == TWO
+
+
+def test_what_was_read_before_an_action_is_not_shown_after_it(tmp_path: Path) -> None:
+    with Tenure(f"sqlite:///{tmp_path}/jobs.db") as app:
+        glance = Glance(app)
+        app.enqueue("a")
+        assert glance.queues()[0].paused_at is None
+        app.pause("default")
+        assert glance.queues()[0].paused_at is None
+        glance.forget()
+        assert glance.queues()[0].paused_at is not None
+
+
+def test_it_is_told_how_old_an_answer_is(tmp_path: Path) -> None:
+    with Slow(tmp_path) as app:
+        glance = Glance(app)
+        app.enqueue("a")
+        assert glance.lag(app.ping(), "counts").jobs == 0  # nothing is shown, nothing is old
+        glance.counts()
+        young = glance.lag(app.ping(), "counts").jobs
+        older = glance.lag(app.ping(), "counts").jobs
+        assert 0 < young < older
+        app.measure()
+        assert glance.lag(app.ping(), "counts").rates >= 0
+
+
+def test_the_first_who_asks_waits_and_is_told_what_went_wrong(tmp_path: Path) -> None:
+    app = Tenure(f"sqlite:///{tmp_path}/none/jobs.db")
+    with pytest.raises(StoreUnavailable):
+        Glance(app).counts()
+
+
+def test_counting_can_begin_before_anybody_looks(tmp_path: Path) -> None:
+    with Slow(tmp_path) as app:
+        app.let.clear()
+        glance = Glance(app)
+        glance.begin()
+        assert app.began.acquire(timeout=3)
+        app.let.set()
+        assert glance.counts() == []
+        assert not app.began.acquire(blocking=False)
