@@ -455,8 +455,11 @@ class Worker:
         deadline = time.monotonic() + self._grace
         running = self._slots.running
         tell_at = time.monotonic() + TELL_SECONDS
-        log.info("stopping: %d jobs still run, %.0f s left for them", len(running), self._grace)
         were = len(running)
+        if were:
+            log.info("stopping: %d jobs still run, %.0f s left for them", were, self._grace)
+        else:
+            log.info("stopping: no job runs")
         while running and time.monotonic() < deadline:
             self._tell(were - len(running), were, "jobs ended")
             await self._drain_step(deadline)

@@ -100,5 +100,12 @@ def test_the_command_line_previews_asks_and_sees_it_through(app: Tenure) -> None
     assert record["id"] in tell("bulk", "show", record["id"], **here)
     assert read("--database", app.database, "bulk", "stop", record["id"]) == record
     assert run("bulk", "show", NOWHERE, **here).exit_code == 3
+    heads, row = tell("bulk", "list", COLUMNS="80", **here).splitlines()
+    assert heads.split() == ["ID", "ACTION", "ENDED", "TOTAL", "CHANGED", "REFUSED"]
+    assert row.startswith(f"{record['id']}  cancel  ")
+    assert "…" not in row
+    nothing = tell("jobs", "cancel", "--type", "mail", **here)
+    assert nothing == "No job matches that it could cancel."
+    assert len(app.bulks()) == 1
     found = read("--database", app.database, "jobs", "list", "--text", "ANN1")
     assert [job["status"] for job in found] == ["cancelled"]

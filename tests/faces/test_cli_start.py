@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -35,6 +36,23 @@ def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], 
         yield (*path, name), command
         if isinstance(command, click.Group):
             yield from commands(command, *path, name)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_disk_that_is_full_is_no_traceback(sqlite_url: str) -> None:
+    tenure.Tenure(sqlite_url).open().close()
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tenure", "stats", "--database", sqlite_url],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env=surroundings(),
+        )
+    assert ended.returncode == REFUSED
+    assert ended.stderr == "Error: the output could not be written: No space left on device\n"
 
 
 ALL = [pytest.param(path, command, id=" ".join(path)) for path, command in commands(cli)]

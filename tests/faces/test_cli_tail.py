@@ -79,6 +79,17 @@ def test_one_line_says_what_happened(app: Tenure) -> None:
     assert failed.endswith("failed         email in mail  attempt 1: Refused: no \\x1b[31m")
 
 
+def test_an_error_that_has_no_room_stands_below(app: Tenure) -> None:
+    job = app.enqueue("newsletter", queue="evening", max_retries=1)
+    fail_one(app, "shop.Refused: no \x1b[31m" + "because " * 20)
+
+    _, _, failed, error = tell("tail", "--no-follow", COLUMNS="80").splitlines()
+
+    assert failed.endswith(f"{job.id}  failed         newsletter in e…")
+    assert error.startswith("    attempt 1: Refused: no \\x1b[31mbecause because ")
+    assert max(len(failed), len(error)) <= 80
+
+
 def test_what_is_redacted_is_not_in_its_errors(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:

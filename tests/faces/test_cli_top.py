@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 
@@ -60,6 +61,10 @@ def test_a_picture_fits_and_nothing_in_it_acts(app: Tenure, columns: str) -> Non
     shown = tell("top", "--once", COLUMNS=columns)
 
     assert max(map(len, shown.splitlines())) <= int(columns)
+    line = next(line for line in shown.splitlines() if "peak" in line)
+    bars, _, words = line.partition("  ")
+    assert re.fullmatch(r"\d ended/min, peak \d", words)
+    assert len(bars) == min(60, int(columns) - len("  0 ended/min, peak 0"))
     for part in ("pending", "money", "host:1", "1 email", "Refused: [bold]no\\x1b[J"):
         assert part in shown
     assert "\x1b" not in shown

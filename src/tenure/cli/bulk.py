@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli.command import Group, database_option, existing, json_option
+from tenure.cli.command import Group, database_option, existing, json_option, wide_option
 from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ def run(
     found = app.count_matching(wanted, action=action)
     if dry_run:
         _preview(app, action, wanted, found, as_json)
+        return
+    if found.exact and not found.jobs and not (yes or as_json):
+        click.echo(f"No job matches that it could {action}.")
         return
     if not yes:
         if not sys.stdin.isatty():
@@ -99,48 +102,52 @@ def bulk() -> None:
 @click.option("--limit", type=int, default=50, show_default=True, help="How many, at most 500.")
 @database_option
 @json_option
+@wide_option
 def list_bulks(limit: int, as_json: bool) -> None:
     """List bulk actions, newest first."""
     with existing() as app:
-        _show(app.bulks(limit), as_json, several=True)
+        _show(app, app.bulks(limit), as_json, several=True)
 
 
 @bulk.command()
 @click.argument("id")
 @database_option
 @json_option
+@wide_option
 def show(id: str, as_json: bool) -> None:
     """Show a bulk action and how far it has come."""
     with existing() as app:
-        _show([app.bulk(id)], as_json)
+        _show(app, [app.bulk(id)], as_json)
 
 
 @bulk.command()
 @click.argument("id")
 @database_option
 @json_option
+@wide_option
 def stop(id: str, as_json: bool) -> None:
     """End a bulk action where it is; what it has changed stays."""
     with existing() as app:
-        _show([app.stop_bulk(id)], as_json)
+        _show(app, [app.stop_bulk(id)], as_json)
 
 
-def _show(found: list[Bulk], as_json: bool, *, several: bool = False) -> None:
+def _show(app: Tenure, found: list[Bulk], as_json: bool, *, several: bool = False) -> None:
     from tenure import wire
-    from tenure.cli.terminal import print_json, table, when
+    from tenure.cli.terminal import ago, print_json, table
 
     if as_json:
         bodies = [wire.bulk_body(each) for each in found]
         print_json(bodies if several else bodies[0])
         return
+    now = app.ping()
     table(
         ("ID", "ACTION", "STARTED", "ENDED", "TOTAL", "CHANGED", "REFUSED", "ACTOR"),
         [
             (
                 each.id,
                 each.action,
-                when(each.created_at),
-                when(each.finished_at),
+                ago(each.created_at, now),
+                ago(each.finished_at, now),
                 each.total,
                 each.changed,
                 each.refused,
@@ -148,4 +155,5 @@ def _show(found: list[Bulk], as_json: bool, *, several: bool = False) -> None:
             )
             for each in found
         ],
+        spare=("ACTOR", "STARTED"),
     )

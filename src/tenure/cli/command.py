@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ EXIT_CODES: Mapping[type[TenureError], int] = {
 }
 """By class of error; every other error of the tree is a refusal."""
 INTERRUPTED = 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 DATABASE = "tenure.database"
 WIDE = "tenure.wide"
@@ -47,6 +49,11 @@ class Group(click.Group):
         except TenureError as error:
             complain(error)
             ctx.exit(exit_code(error))
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            click.echo(f"Error: the output could not be written: {error.strerror}", err=True)
+            ctx.exit(REFUSED)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 

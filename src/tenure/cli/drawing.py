@@ -6,11 +6,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -63,7 +64,7 @@ def _drawn(shown: dict[str, Any]) -> Group:
     return Group(
         _head(shown, now),
         _statuses(shown),
-        _throughput(shown["ended_by_minute"]),
+        _Throughput(shown["ended_by_minute"]),
         Text(),
         _queues(shown["queues"], now),
         Text(),
@@ -90,11 +91,18 @@ def _statuses(shown: dict[str, Any]) -> Table:
     return drawn
 
 
-def _throughput(ended: Sequence[int]) -> Text:
-    most = max(ended, default=0)
-    bars = "".join(BARS[-(-count * 8 // most) if most else 0] for count in ended)
-    drawn = _text(bars, "green")
-    return drawn.append(f"  {ended[-1]:,} ended/min, peak {most:,}", style="default")
+@dataclass(frozen=True)
+class _Throughput:
+    """A bar for each minute, the newest of them where there is no room for all."""
+
+    ended: Sequence[int]
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        most = max(self.ended, default=0)
+        words = f"  {self.ended[-1]:,} ended/min, peak {most:,}"
+        shown = self.ended[-max(options.max_width - len(words), 1) :]
+        bars = "".join(BARS[-(-count * 8 // most) if most else 0] for count in shown)
+        yield _text(bars, "green").append(words, style="default")
 
 
 def _queues(queues: Sequence[dict[str, Any]], now: datetime) -> Table:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tenure.cli.terminal import apart, first_line, fitting, room, table, tint, visible, when
+from tenure.cli.terminal import (
+    NOTE,
+    apart,
+    first_line,
+    fitting,
+    room,
+    table,
+    tint,
+    visible,
+    when,
+    width_of,
+)
 from tenure.lifecycle import STORE
 from tenure.records import Transition
 
@@ -32,14 +43,22 @@ def time_line(history: Sequence[Transition]) -> None:
 
 
 def line(entry: Transition, type: str, queue: str) -> str:
-    """One move on one line that fits the terminal; the status it led to gives the colour."""
+    """One move on one line that fits the terminal; the status it led to gives the colour.
+
+    Where that leaves no room for an error, it has the next line.
+    """
     at = when(entry.at) if room() is None else entry.at.strftime("%H:%M:%SZ")
     start = f"{at}  {entry.job_id}  "
     event = f"{entry.event:<13}"
-    rest = f"  {type} in {queue}  {_circumstances(entry)}".rstrip()
+    what, how = f"  {type} in {queue}", f"  {_circumstances(entry)}".rstrip()
     width = room()
-    left = None if width is None else max(width - len(start) - len(event), 0)
-    return start + tint(event, entry.target) + fitting(visible(rest), left)
+    if width is None:
+        return start + tint(event, entry.target) + visible(what + how)
+    left = max(width - len(start) - len(event), 0)
+    if entry.detail and width_of(visible(what + how)) > left:
+        below = "\n" + fitting(NOTE + visible(how.strip()), width)
+        return start + tint(event, entry.target) + fitting(visible(what), left) + below
+    return start + tint(event, entry.target) + fitting(visible(what + how), left)
 
 
 def _circumstances(entry: Transition) -> str:

@@ -30,9 +30,10 @@ def webhooks() -> None:
     "--event",
     "events",
     type=click.Choice(EVENTS),
+    metavar="EVENT",
     multiple=True,
     required=True,
-    help="Tell of these moves; may be repeated.",
+    help="Tell of these moves, such as failed; may be repeated.",
 )
 @click.option(
     "--type",
