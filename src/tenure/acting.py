@@ -68,7 +68,9 @@ class Acting(Reading):
             actor=payload.check_label(actor or self.actor, "actor", "$.actor"),
             total=total,
         ).result()
-        return self.bulk(bulk_id)
+        begun = self.bulk(bulk_id)
+        log.info("bulk_started: %s", _told(begun), extra={"actor": begun.actor})
+        return begun
 
     def sample(self, filter: Filter, action: str, limit: int = 5) -> list[Job]:
         """A few of the jobs that an action would change, after a bounded look."""
@@ -81,15 +83,20 @@ class Acting(Reading):
         """One bite of a bulk action, if it has not ended; the action as it stands then."""
         found = self.bulk(bulk_id)
         if found.finished_at is None:
-            self._store.step_bulk(found, filters.sources(found.action))
+            self._bite(found)
         return self.bulk(bulk_id)
 
     def step_bulks(self) -> int:
         """One bite of every bulk action that has not ended; how many there were."""
         unfinished = self._store.read.bulks(MOST_LISTED, unfinished=True)
         for one in unfinished:
-            self._store.step_bulk(one, filters.sources(one.action))
+            self._bite(one)
         return len(unfinished)
+
+    def _bite(self, bulk: Bulk) -> None:
+        if self._store.step_bulk(bulk, filters.sources(bulk.action)):
+            ended = self.bulk(bulk.id)
+            log.info("bulk_ended: %s", _told(ended), extra={"actor": ended.actor})
 
     def bulk(self, bulk_id: str) -> Bulk:
         """A bulk action as it stands; raises BulkNotFound."""
@@ -104,9 +111,13 @@ class Acting(Reading):
 
     def stop_bulk(self, bulk_id: str, *, actor: str | None = None) -> Bulk:
         """End a bulk action where it is; what it has changed stays. Raises BulkNotFound."""
-        self.bulk(bulk_id)
-        self._store.stop_bulk(bulk_id, actor or self.actor).result()
-        return self.bulk(bulk_id)
+        running = self.bulk(bulk_id).finished_at is None
+        by = actor or self.actor
+        self._store.stop_bulk(bulk_id, by).result()
+        stopped = self.bulk(bulk_id)
+        if running:
+            log.info("bulk_stopped: %s", _told(stopped), extra={"actor": by})
+        return stopped
 
     def pause(self, queue: str, *, actor: str | None = None) -> None:
         """Stop handing out jobs of a queue; those that run go on."""
@@ -188,3 +199,10 @@ class Acting(Reading):
     def webhooks(self) -> Webhooks:
         """Who is told of moves by signed requests."""
         return Webhooks(lambda: self._store, self.actor)
+
+
+def _told(bulk: Bulk) -> str:
+    """What a log line says of a bulk action; its jobs have none, there may be a million."""
+    jobs = f"{bulk.total} jobs" if bulk.exact else f"{bulk.total} jobs or more"
+    done = f"{bulk.changed} changed, {bulk.refused} refused"
+    return f"{bulk.action} {jobs}, {done}, bulk action {bulk.id}"

@@ -48,8 +48,10 @@ def read(desk: Desk, id: str) -> Bulk:
 def step(desk: Desk, bulk: Bulk) -> Bulk:
     """One bite of an action as it is now."""
     bulk = read(desk, bulk.id)
-    desk.store.step_bulk(bulk, SOURCES[bulk.action])
-    return read(desk, bulk.id)
+    ended = desk.store.step_bulk(bulk, SOURCES[bulk.action])
+    after = read(desk, bulk.id)
+    assert ended is (bulk.finished_at is None and after.finished_at is not None)
+    return after
 
 
 def finish(desk: Desk, bulk: Bulk) -> Bulk:

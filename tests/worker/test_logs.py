@@ -14,6 +14,7 @@ import pytest
 from tenure import Draft, Tenure
 from tenure.client import Client
 from tenure.logs import LONGEST_FIELD, JobFields, JsonLines, TextLines
+from tenure.records import Filter
 from tenure.redaction import MARK, Redaction
 from tests.faces.http import Served
 from tests.worker.running import all_settled, completed, failed, sweeping, working
@@ -109,7 +110,7 @@ def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
     from tenure.records import ClaimRequest
 
     with Tenure(sqlite_url) as app:
-        job = app.enqueue("mail")
+        job = app.enqueue("mail", backoff=100)
         app.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
         with sweeping(app):
             until(lambda: len(lines.of(job.id)) == 3)
@@ -119,7 +120,7 @@ def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
     assert "delay" not in expired
     assert (retried["level"], retried["message"]) == ("info", "job_retried")
     assert (retried["worker"], retried["status"], retried["actor"]) == ("gone", "pending", "store")
-    assert 0 <= retried["delay"] <= 1
+    assert 50 < retried["delay"] < 120, "100 seconds, give or take the jitter"
 
 
 def test_a_lease_that_ran_out_for_good_brings_no_line_of_a_retry(
@@ -177,6 +178,29 @@ def test_a_retry_is_a_line_that_says_when_it_runs(
         "worker": worker.id,
         "actor": "store",
     }
+
+
+def test_a_bulk_action_is_a_line_at_its_beginning_and_its_end(
+    database_url: str, lines: Lines
+) -> None:
+    logging.getLogger("tenure").setLevel(logging.INFO)
+    with Tenure(database_url) as app:
+        app.enqueue_many([Draft("mail", {}, {}) for _ in range(3)])
+        done, stopped = (
+            app.start_bulk("cancel", Filter(type="mail"), actor="ann") for _ in range(2)
+        )
+        app.stop_bulk(stopped.id, actor="bob")
+        app.stop_bulk(stopped.id, actor="eve")  # which changes nothing
+        while app.step_bulks():
+            pass
+        app.step_bulk(done.id)
+    what = "cancel 3 jobs, {} changed, 0 refused, bulk action {}"
+    assert [(line["message"], line["actor"]) for line in lines.kept if "actor" in line] == [
+        (f"bulk_started: {what.format(0, done.id)}", "ann"),
+        (f"bulk_started: {what.format(0, stopped.id)}", "ann"),
+        (f"bulk_stopped: {what.format(0, stopped.id)}", "bob"),
+        (f"bulk_ended: {what.format(3, done.id)}", "ann"),
+    ]
 
 
 def test_at_the_default_level_only_what_went_wrong_is_told(sqlite_url: str, lines: Lines) -> None:

@@ -85,13 +85,13 @@ class Store:
         """Keep a new action on all jobs of a filter."""
         return self._act("bulk", lambda db: db.bulks.add(**fields))
 
-    def step_bulk(self, bulk: Bulk, sources: Sequence[Status]) -> None:
+    def step_bulk(self, bulk: Bulk, sources: Sequence[Status]) -> bool:
         """One bite of such an action, as it was read, unless it has gone on since.
 
-        `sources` are the statuses that allow it.
+        `sources` are the statuses that allow it. Whether this bite was the last one.
         """
         ids, cursor = next_ids(self.read, bulk, sources)
-        self._act("bulk", lambda db: bite(db, bulk, ids, cursor)).result()
+        return self._act("bulk", lambda db: bite(db, bulk, ids, cursor)).result()
 
     def stop_bulk(self, bulk_id: str, actor: str) -> Future[None]:
         """End such an action early."""

@@ -47,10 +47,13 @@ def next_ids(
     return some_ids(read, query)
 
 
-def bite(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) -> None:
-    """Change these jobs and move the cursor; nothing, if somebody else has done this bite."""
+def bite(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) -> bool:
+    """Change these jobs and move the cursor; nothing, if somebody else has done this bite.
+
+    Whether that was the end of the action.
+    """
     if not db.bulks.hold(bulk):
-        return
+        return False
     jobs = db.lock(sorted(job_ids))
     now = db.now()
     steps = []
@@ -68,7 +71,9 @@ def bite(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) -
         changed=bulk.changed + len(steps),
         refused=bulk.refused + len(job_ids) - len(steps),
     )
-    db.bulks.advance(done, ended=cursor is None)
+    ended = cursor is None
+    db.bulks.advance(done, ended=ended)
+    return ended
 
 
 def _stood_so(job: Job, bulk: Bulk) -> bool:
