@@ -97,6 +97,10 @@ class Proxy:
         self._loop.close()
         self._guard.close()
 
+    def lead_to(self, target: Target) -> None:
+        """Connections that are made from now on lead there; those that are open stay."""
+        self._connect, self._protocol = _target(target)
+
     def url_of(self, url: str) -> str:
         """`url`, which leads to the target, led through here."""
         parts = urllib.parse.urlsplit(url)

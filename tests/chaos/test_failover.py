@@ -12,6 +12,7 @@ from tenure import JobNotFound, Status, Tenure
 from tenure.records import Answer
 from tests.chaos import checker, tally
 from tests.chaos.load import Load
+from tests.chaos.proxy import Proxy
 from tests.chaos.servers import own_server, standby_of
 from tests.contract.desk import completed, failed, request
 from tests.postgres_server import PostgresServer
@@ -81,4 +82,33 @@ def test_a_synchronous_failover_loses_nothing_and_clients_follow(tmp_path: Path)
                 load.goes_on(50)
                 promote(primary, standby)
                 load.flows_again()
+            assert checker.check(tmp_path, standby.url("jobs")) == []
+
+
+@pytest.mark.scenario(62)
+@pytest.mark.slow
+def test_a_former_primary_behind_the_same_address_is_left_though_it_lives(tmp_path: Path) -> None:
+    """Read-only for good, its sessions kept open: new connections lead to the new primary."""
+    with own_server() as primary:
+        url = primary.create_database("jobs")
+        with standby_of(primary) as standby, Proxy(url) as proxy:
+            with (
+                psycopg.connect(primary.url(), autocommit=True) as former,
+                psycopg.connect(standby.url(), autocommit=True) as new,
+                Load(proxy.url_of(url), tmp_path) as load,
+            ):
+                former.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+                former.execute("SELECT pg_reload_conf()")
+                assert load.app.find(limit=1)  # readers have open sessions, too
+                refused = load.outages + 10
+                until(lambda: load.outages >= refused, "every producer to be refused")
+                until(lambda: former.execute(CAUGHT_UP).fetchone() == (True,), "the standby")
+                assert new.execute("SELECT pg_promote(true, 60)").fetchone() == (True,)
+                tally.count("failovers")
+                proxy.lead_to(standby.url("jobs"))
+                load.flows_again()
+                with Tenure(standby.url("jobs")) as app:
+                    (newest,) = app.find(limit=1)
+                for _ in range(20):  # on every session there is
+                    assert load.app.get(newest.id).id == newest.id
             assert checker.check(tmp_path, standby.url("jobs")) == []

@@ -54,6 +54,33 @@ def test_a_worker_that_comes_back_under_its_name_owns_nothing(either: Tenure, cl
     assert app.verify() == []
 
 
+@pytest.mark.scenario(31)
+@pytest.mark.parametrize("lives", [True, False], ids=["it lives", "it is dead"])
+def test_a_worker_whose_entry_disappears_after_its_claim(
+    either: Tenure, clock: Clock, lives: bool
+) -> None:
+    """Neither keeping a lease nor ending it asks who is in the list of workers."""
+    app = either
+    job = app.enqueue("work", backoff=0)
+    (lease,) = app.claim(ask("worker-1")).leases
+    raw = Raw(app.database)
+    raw.run("DELETE FROM {worker}")
+    assert raw.changed == 1
+    raw.close()
+    assert app.workers() == []
+    if lives:
+        clock.advance(20)
+        assert app.heartbeat([(lease.id, lease.lease_id)], 30) == {lease.lease_id}
+    clock.advance(20 if lives else 31)
+    assert [ended.id for ended in app.sweep()] == ([] if lives else [job.id])
+    report = Report(lease.id, lease.lease_id, Outcome.COMPLETED)
+    assert app.report([report]).verdicts[0].answer == ("recorded" if lives else "lost")
+    if not lives:
+        (again,) = app.claim(ask("worker-2")).leases
+        assert (again.id, again.token) == (job.id, 2)
+    assert app.verify() == []
+
+
 @pytest.mark.scenario(32)
 def test_operators_against_running_jobs(either: Tenure, tmp_path: Path, effort: int) -> None:
     """They retry, cancel and delete whatever they see, while workers run it."""

@@ -273,6 +273,16 @@ async def test_a_stream_tells_only_what_is_wanted(app: Tenure) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_stream_tells_what_happens_later_only_if_it_is_wanted(app: Tenure) -> None:
+    async with Exchange(build(app), "GET", "/events", query="type=mail") as stream:
+        await stream.until(b"retry: ")
+        await app.enqueue_async("report")
+        job = await app.enqueue_async("mail")
+        await stream.until(job.id.encode())
+        assert [one["type"] for one in events_in(stream.answered)] == ["mail"]
+
+
+@pytest.mark.anyio
 async def test_a_stream_that_tells_nothing_says_how_far_it_is(
     app: Tenure, monkeypatch: Any
 ) -> None:

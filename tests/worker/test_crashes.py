@@ -112,7 +112,7 @@ def test_killed_before_the_claim_nothing_is_charged(
     assert run_to_the_end(tmp_path / "meet", app, clock, job.id) == [f"{job.id} 1"]
 
 
-@pytest.mark.scenario(2, 31)
+@pytest.mark.scenario(2)
 def test_killed_between_claim_and_start_the_attempt_is_charged(
     either: Tenure, clock: Clock, tmp_path: Path
 ) -> None:

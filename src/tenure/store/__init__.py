@@ -274,9 +274,10 @@ def open_store(url: str, *, make: bool = True) -> Store:
     from tenure.store import postgres, postgres_lanes, postgres_reader
 
     lanes = postgres_lanes.Lanes()
+    reader = postgres_reader.PostgresReader(url)
     return Store(
         url,
-        [postgres.Postgres(url, lanes) for _ in range(POSTGRES_WRITERS)],
-        postgres_reader.PostgresReader(url),
+        [postgres.Postgres(url, lanes, reader.connect_anew) for _ in range(POSTGRES_WRITERS)],
+        reader,
         heart=postgres.Postgres(url),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
@@ -66,9 +66,18 @@ _guard_values = attrgetter(*sql.GUARD)
 class Postgres:
     """The writing connection to one database; see `Database`."""
 
-    def __init__(self, url: str, lanes: Lanes | None = None) -> None:
-        """`lanes` is what the writing connections of a store share."""
+    def __init__(
+        self,
+        url: str,
+        lanes: Lanes | None = None,
+        on_connect: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`lanes` is what the writing connections of a store share.
+
+        `on_connect` is called whenever the connection has been made, for the first time or anew.
+        """
         self._place = place_of(url)
+        self._on_connect = on_connect
         self._connection: psycopg.Connection[Any] | None = None
         self._wire: Wire | None = None
         self._patience = ANSWER_SECONDS
@@ -103,6 +112,7 @@ class Postgres:
         # Whatever the role is set to: a commit that is answered is on disk.
         self._begin = sql.BEGIN + ("; SET LOCAL synchronous_commit = on" if waits == "off" else "")
         self._wire = Wire(connection)
+        self._on_connect()
         return connection
 
     def _hear(self, notice: errors.Diagnostic) -> None:

@@ -206,6 +206,15 @@ class PostgresReader:
                 )
             return self._pool
 
+    def connect_anew(self) -> None:
+        """Keep no session: those that are open may lead to a primary of before, which still reads.
+
+        Such a server refuses writers, who connect anew then; readers it would tell old news.
+        """
+        with self._lock:
+            if self._pool is not None:
+                self._pool.drain()
+
     def _rows(self, statement: str, *values: Any) -> list[Any]:
         query = self._queries.get(statement)
         if query is None:

@@ -92,6 +92,7 @@ def test_a_sweep_passes_over_a_lease_that_is_being_reported(
         assert [job.id for job in other.lock_expired(10)] == [lease.id]
 
 
+@pytest.mark.scenario(35)
 def test_the_ledger_loses_nothing_when_transactions_commit_out_of_order(
     db: Postgres, other: Postgres, reader: PostgresReader
 ) -> None:

@@ -354,13 +354,21 @@ def test_a_commit_that_no_standby_has_is_not_acknowledged(count: int) -> None:
         store = open_store(url)
         with psycopg.connect(url, autocommit=True) as raw:
             store.add([new()]).result()
+            (lease,) = store.turn([], request()).result().leases
             _, added = held_up(store, raw, count)
-            raw.execute(f"SELECT pg_cancel_backend(pid) {WAIT_FOR_A_STANDBY}")
+            cancel = f"SELECT pg_cancel_backend(pid) {WAIT_FOR_A_STANDBY}"
+            raw.execute(cancel)
             with pytest.raises(StoreUnavailable, match="synchronous"):
                 added.result(30)
+            reported = store.turn([completed(lease)], None)  # by a COMMIT on its own
+            until(lambda: raw.execute(cancel).fetchall(), "it to wait for the standby")
+            with pytest.raises(StoreUnavailable, match="synchronous"):
+                reported.result(30)
             raw.execute("ALTER SYSTEM RESET synchronous_standby_names")
             raw.execute("SELECT pg_reload_conf()")
             assert store.add([new()]).result(30)[0].created
+            again = store.turn([completed(lease)], None).result(30).verdicts
+            assert [verdict.answer for verdict in again] == ["already_recorded"]
         store.close()
 
 
