@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def read(*arguments: str) -> Any:
     return json.loads(tell(*arguments, "--json"))
 
 
+def _take_the_terminal() -> None:
+    """Have Ctrl-C end this program, as one that was started at its terminal.
+
+    Who runs the tests may ignore it, as shells have it for what they start in the background.
+    """
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A program on a terminal of its own, whose screen is a stream of what it wrote."""
 
@@ -62,8 +72,7 @@ class Terminal:
             stdout=inside,
             stderr=inside,
             start_new_session=True,
-            # So that Ctrl-C goes to the program, as from the terminal that it is started from.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+            preexec_fn=_take_the_terminal,  # noqa: PLW1509
             env=surroundings(**{"TERM": "xterm-256color", **environ}),
         )
         os.close(inside)
