@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tenure import Tenure
+from tenure.records import Filter
 from tests.browser.conftest import PATIENCE, Window, flaws
 from tests.worker.waiting import until
 
@@ -35,6 +36,13 @@ def jobs(app: Tenure) -> Iterator[dict[str, str]]:
     app.cancel(made["processing"])
 
 
+@pytest.fixture(scope="module")
+def bulk(app: Tenure) -> str:
+    """The address of a bulk action that has ended, with what it left alone."""
+    app.enqueue("bulk", delay="1h")
+    return f"/ui/bulk/{app.start_bulk('cancel', Filter(type='bulk')).id}"
+
+
 def every_path(jobs: dict[str, str]) -> list[str]:
     shown = (f"/ui/jobs/{job_id}" for job_id in jobs.values())
     return [*PATHS, *shown, "/ui/bulk?action=cancel&queue=still", "/ui/sign-in"]
@@ -43,12 +51,12 @@ def every_path(jobs: dict[str, str]) -> list[str]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_pages_are_for_everybody(
-    window: Window, jobs: dict[str, str], scheme: str, width: int
+    window: Window, jobs: dict[str, str], bulk: str, scheme: str, width: int
 ) -> None:
     options = {"color_scheme": scheme, "reduced_motion": "reduce"}
     page = window(viewport={"width": width, "height": 800}, **options)
     found: list[str] = []
-    for path in every_path(jobs):
+    for path in (*every_path(jobs), bulk):
         page.goto(path)
         found += flaws(page)
         wide = page.evaluate("document.documentElement.scrollWidth")
