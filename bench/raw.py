@@ -21,6 +21,8 @@ from tenure.store.database import Database
 
 BATCH = 500
 LEASE_SECONDS = 60.0
+NAME = "worker-0123456789abcdef"
+"""As long as the name of a worker, which stands in each job and in each of its moves."""
 
 
 def open_database(url: str) -> Database:
@@ -36,7 +38,7 @@ def open_database(url: str) -> Database:
 
 def settle_all(database: Database, batch: int = BATCH) -> tuple[int, float]:
     """Claim and complete until nothing is due; how many jobs, in how many seconds."""
-    request = ClaimRequest(worker="raw", limit=batch, lease_seconds=LEASE_SECONDS, types=("send",))
+    request = ClaimRequest(worker=NAME, limit=batch, lease_seconds=LEASE_SECONDS, types=("send",))
     reports: list[Report] = []
     settled = 0
     started = time.monotonic()
@@ -50,7 +52,7 @@ def settle_all(database: Database, batch: int = BATCH) -> tuple[int, float]:
         if not leases:
             return settled, time.monotonic() - started
         reports = [
-            Report(lease.id, lease.lease_id, Outcome.COMPLETED, actor="raw") for lease in leases
+            Report(lease.id, lease.lease_id, Outcome.COMPLETED, actor=NAME) for lease in leases
         ]
 
 

@@ -168,12 +168,14 @@ class Acting(Reading):
         """End leases that have run out; the jobs concerned, as they stand after."""
         return self._store.sweep().result()
 
-    def measure(self) -> int:
+    def measure(self, *, yielding: bool = False) -> int:
         """Add moves that are not in the measures yet, up to 2,000; how many there were.
 
-        Call again while the answer is not 0. It is no haste: `stats` is exact at any time.
+        Call again while the answer is not 0. It is no haste: `stats` is exact at any time. If
+        `yielding`, none are added where another process has added some since the last call: of many
+        that call it every second, one works, until it no longer does.
         """
-        return self._store.measure()
+        return self._store.measure(yielding=yielding)
 
     def prune(self, keep: Mapping[str, Duration]) -> int:
         """Delete jobs settled longer ago than `keep` says by status; how many were deleted.

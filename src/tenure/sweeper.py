@@ -109,7 +109,7 @@ class Sweeper:
         share = QUIET_SHARE if self._quiet else BUSY_SHARE
         until = time.monotonic() + share * self._interval
         self._quiet = False
-        while not self._stop.is_set() and self._app.measure():
+        while not self._stop.is_set() and self._app.measure(yielding=True):
             if time.monotonic() > until:
                 end = self._app.ledger_end()
                 self._quiet, self._end = end == self._end, end

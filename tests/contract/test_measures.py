@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
@@ -111,7 +112,7 @@ def counted_by_minute(desk: Desk) -> dict[str, int]:
 def test_a_bite_that_somebody_else_has_measured_is_not_added_again(desk: Desk) -> None:
     desk.take()
     desk.ledger()
-    mine, theirs = desk.store.read.unmeasured(), desk.store.read.unmeasured()
+    mine, theirs = (desk.store.read.unmeasured(None)[1] for _ in range(2))
     assert mine is not None
     assert theirs is not None
     now = desk.clock.now
@@ -312,6 +313,22 @@ def test_jobs_deleted_by_hand_are_found_and_counted_anew(unaudited_desk: Desk) -
     assert desk.store.recount().result() == 1
     assert desk.store.read.violations(10) == []
     check(desk)
+
+
+def test_of_many_who_measure_one_does_until_it_is_gone(desk: Desk) -> None:
+    desk.add()
+    with closing(open_store(desk.store.url)) as other:
+        assert other.measure(yielding=True) == 1  # the first time, nobody is known to measure
+        desk.add()
+        assert desk.store.measure() == 1
+        desk.add()
+        assert other.measure(yielding=True) == 0  # another has since: it is left to them
+        assert desk.store.measure(yielding=True) == 1
+        desk.add()
+        assert other.measure(yielding=True) == 0
+        assert other.measure(yielding=True) == 1  # nobody has since
+        desk.add()
+        assert other.measure(yielding=True) == 1
 
 
 def test_transactions_are_measured_in_the_order_of_their_numbers(unaudited_desk: Desk) -> None:

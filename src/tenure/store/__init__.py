@@ -34,6 +34,7 @@ from tenure.store.bell import Bell
 from tenure.store.bulk import bite, next_ids
 from tenure.store.committer import Acting, Adding, Committer, Turning
 from tenure.store.database import Database, Reader
+from tenure.store.measures import Place
 
 __all__ = ["Store", "migrate_store", "open_store", "schema_of"]
 
@@ -60,6 +61,7 @@ class Store:
         self._bell = Bell(reader.watch)
         self._committer = Committer(databases, self._bell.ring)
         self._reader = reader
+        self._measured: Place | None = None  # how far the ledger was measured, seen from here
         self._heart = heart
         self._heart_lock = threading.Lock()
         self._pid = os.getpid()
@@ -105,17 +107,22 @@ class Store:
         """Delete jobs (status -> settled before) and their ledger; how many were deleted."""
         return self._act("prune", lambda db: db.prune(settled_before, limit))
 
-    def measure(self) -> int:
+    def measure(self, *, yielding: bool = False) -> int:
         """Add the next bite of the ledger to the measures; how many moves it had.
 
-        0 where there is nothing new, or somebody else has measured it meanwhile.
+        0 where there is nothing new, or somebody else has measured it meanwhile; if `yielding`,
+        also where somebody else has measured anything since this was called last.
         """
-        bite = self.read.unmeasured()
+        known = self._measured if yielding else None
+        self._measured, bite = self.read.unmeasured(known)
         failpoints.hit("measure.between_read_and_write")
         if bite is None:
             return 0
         added = self._act("measure", lambda db: db.measures.add(bite, db.now()), quiet=True)
-        return bite.moves if added.result() else 0
+        if not added.result():
+            return 0
+        self._measured = bite.end
+        return bite.moves
 
     def recount(self) -> Future[int]:
         """Make the counts those of the jobs; how many counts were wrong."""

@@ -36,7 +36,7 @@ from tenure.records import (
     untold,
 )
 from tenure.store.bulk_table import BulkTable
-from tenure.store.measures import Bite, Measures
+from tenure.store.measures import Bite, Measures, Place
 from tenure.store.tokens import TokenTable
 from tenure.store.webhooks import WebhookTable
 
@@ -193,8 +193,11 @@ class Reader(Protocol):
     def counts(self) -> list[Count]:
         """Jobs by status, queue and type, at this moment."""
 
-    def unmeasured(self) -> Bite | None:
-        """The next bite of the ledger that has not been measured, added up."""
+    def unmeasured(self, known: Place | None) -> tuple[Place, Bite | None]:
+        """Where the ledger has been measured to, and the next bite of it, added up.
+
+        No bite where there is nothing new, or where that is not the `known` place.
+        """
 
     def activity(self, minutes: int) -> list[Activity]:
         """The moves of the last minutes, as far as they have been measured."""

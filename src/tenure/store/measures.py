@@ -31,6 +31,9 @@ OTHER = "(other)"
 MINUTES_KEPT = 25 * 60
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+Place = tuple[Any, ...]
+"""Of an entry in the ledger."""
+
 Rows = Callable[[str, Sequence[Any]], list[Any]]
 """Runs a statement with its values; what it answers."""
 
@@ -39,8 +42,8 @@ Rows = Callable[[str, Sequence[Any]], list[Any]]
 class Bite:
     """The sums of a part of the ledger: after `start`, up to and with `end`."""
 
-    start: tuple[Any, ...]
-    end: tuple[Any, ...]
+    start: Place
+    end: Place
     moves: int
     millis: int  # the latest time in it
     sums: Sequence[Sequence[Any]]  # minute, type, queue, event, source, target, bucket, moves, sum
@@ -55,13 +58,18 @@ def _answer(words: Words, rows: Rows, statement: str, values: Sequence[Any] = ()
 _decode = msgspec.json.Decoder(list[list[Any]]).decode
 
 
-def next_bite(words: Words, rows: Rows, *, hold: bool = False) -> tuple[Sequence[Any], Bite | None]:
+def next_bite(
+    words: Words, rows: Rows, *, hold: bool = False, known: Place | None = None
+) -> tuple[Sequence[Any], Bite | None]:
     """The place that has been measured (with its time), and the bite after it, if there is one.
 
-    `hold` keeps others from moving the place until the end of the transaction.
+    `hold` keeps others from moving the place until the end of the transaction. Where the place is
+    not the `known` one, somebody else measures: there is no bite then.
     """
     (place,) = rows(words.held(hold=hold), ())
     start = tuple(place[:-1])
+    if known is not None and start != known:
+        return place, None
     ends = rows(words.end(), (*start, MOST_MOVES))
     if not ends:
         return place, None

@@ -311,8 +311,11 @@ class PostgresReader:
     def counts(self) -> list[Count]:
         return measures.counts(POSTGRES_WORDS, self._by_index, self._query)
 
-    def unmeasured(self) -> measures.Bite | None:
-        return measures.next_bite(POSTGRES_WORDS, self._by_index)[1]
+    def unmeasured(
+        self, known: measures.Place | None
+    ) -> tuple[measures.Place, measures.Bite | None]:
+        (*place, _), bite = measures.next_bite(POSTGRES_WORDS, self._by_index, known=known)
+        return tuple(place), bite
 
     def activity(self, minutes: int) -> list[Activity]:
         return measures.activity(POSTGRES_WORDS, self._by_index, minutes)

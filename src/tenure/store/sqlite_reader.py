@@ -211,8 +211,11 @@ class SqliteReader:
     def counts(self) -> list[Count]:
         return measures.counts(SQLITE_WORDS, self._rows, self._rows)
 
-    def unmeasured(self) -> measures.Bite | None:
-        return measures.next_bite(SQLITE_WORDS, self._rows)[1]
+    def unmeasured(
+        self, known: measures.Place | None
+    ) -> tuple[measures.Place, measures.Bite | None]:
+        (*place, _), bite = measures.next_bite(SQLITE_WORDS, self._rows, known=known)
+        return tuple(place), bite
 
     def activity(self, minutes: int) -> list[Activity]:
         return measures.activity(SQLITE_WORDS, self._rows, minutes)
