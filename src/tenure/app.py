@@ -15,6 +15,8 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
+from msgspec.structs import replace
+
 from tenure import durations, handlers, logs, payload
 from tenure.acting import Acting
 from tenure.drafts import (
@@ -129,7 +131,8 @@ class Tenure(Acting):
         """Check drafts and hand them to the store; the future also tells which are new.
 
         In a batch, errors say which job they mean even if it is the only one. `traceparent` names
-        the span of whoever asked, if this application traces.
+        the span of whoever asked. Attempts are linked to it, or, where this application traces, to
+        the span of this call, which is its child then.
         """
         if len(drafts) > MOST_JOBS_AT_ONCE:
             raise InvalidInput(f"{len(drafts)} jobs at once; send at most {MOST_JOBS_AT_ONCE}")
@@ -139,15 +142,24 @@ class Tenure(Acting):
             actor=self.actor,
             several=batch or len(drafts) > 1,
         )
+        span: Any = None
         if self.tracing is not None and additions:
-            additions, span = self.tracing.adding(additions, traceparent)
-            added = self._store.add(additions)
-            added.add_done_callback(partial(self.tracing.added, span))
-        else:
-            added = self._store.add(additions)
+            types = [addition.type for addition in additions]
+            span, traceparent = self.tracing.adding(types, additions[0].queue, traceparent)
+        if traceparent is not None:
+            additions = [replace(addition, traceparent=traceparent) for addition in additions]
+        added = self._store.add(additions)
+        if span is not None:
+            added.add_done_callback(partial(self._trace_added, span))
         if log.isEnabledFor(logging.DEBUG):
             added.add_done_callback(_log_added)
         return added
+
+    def _trace_added(self, span: Any, added: Future[list[Added]]) -> None:
+        if self.tracing is not None:
+            error = None if added.cancelled() else added.exception()
+            jobs = [] if error or added.cancelled() else added.result()
+            self.tracing.added(span, [one.job.id for one in jobs], error)
 
     # --- what workers call
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, TypeVar, Unpack
@@ -28,6 +29,7 @@ from tenure.errors import InvalidInput, JobNotFound, StoreUnavailable, TenureErr
 from tenure.explain import Explanation
 from tenure.lifecycle import Job
 from tenure.records import ClaimRequest, Count, Lease, Outcome, Report, Transition, Turn
+from tenure.tracing import Tracing
 
 T = TypeVar("T")
 
@@ -48,15 +50,22 @@ class Client:
     """Claims may be held by the server until there is work."""
 
     def __init__(
-        self, url: str, token: str | None = None, timeout: float = DEFAULT_TIMEOUT
+        self,
+        url: str,
+        token: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        *,
+        tracing: bool = False,
     ) -> None:
         """`timeout` in seconds limits each step of a request: to connect, to send, to be answered.
 
-        Raises InvalidInput if the HTTP library is not installed or `url` is no address.
+        `tracing` makes spans of OpenTelemetry for adding jobs, and in a worker for each attempt.
+        Raises InvalidInput if a library is not installed or `url` is no address.
         """
         httpx = _httpx()
         if not url.startswith(("http://", "https://")):
             raise InvalidInput("give an address such as http://127.0.0.1:8080", path="url")
+        self.tracing = Tracing() if tracing else None
         self._timeout = timeout
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._http = httpx.Client(
@@ -94,14 +103,37 @@ class Client:
         unknown: enqueue again then, with an `idempotency_key` if one job must not become two.
         """
         draft = Draft(type, {} if payload is None else payload, options)
-        return wire.job_of(self._send("POST", "/jobs", wire.JobBody, _new_job(draft, "$")))
+        body = _new_job(draft, "$")
+        with self._adding([draft]) as (headers, made):
+            answer = self._send("POST", "/jobs", wire.JobBody, body, headers=headers)
+            made.append(wire.job_of(answer))
+        return made[0]
 
     def enqueue_many(self, drafts: Sequence[Draft]) -> list[Job]:
         """Add many jobs in one transaction, all or none."""
         body = [_new_job(draft, f"$[{number}]") for number, draft in enumerate(drafts)]
-        return [
-            wire.job_of(job) for job in self._send("POST", "/jobs/batch", list[wire.JobBody], body)
-        ]
+        with self._adding(drafts) as (headers, made):
+            answer = self._send("POST", "/jobs/batch", list[wire.JobBody], body, headers=headers)
+            made += [wire.job_of(job) for job in answer]
+        return made
+
+    @contextmanager
+    def _adding(self, drafts: Sequence[Draft]) -> Iterator[tuple[Mapping[str, str], list[Job]]]:
+        """The headers that name the span of adding jobs, if there is one, and a place for them."""
+        made: list[Job] = []
+        if self.tracing is None or not drafts:
+            yield {}, made
+            return
+        queue = drafts[0].options.get("queue")  # left out, it is for the server to say
+        span, traceparent = self.tracing.adding([draft.type for draft in drafts], queue, None)
+        error: BaseException | None = None
+        try:
+            yield {} if traceparent is None else {"traceparent": traceparent}, made
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.tracing.added(span, [job.id for job in made], error)
 
     def get(self, job_id: str) -> Job:
         """The job as it stands; raises JobNotFound."""
@@ -203,6 +235,7 @@ class Client:
             queues=None if claim.queues is None else list(claim.queues),
             types=None if claim.types is None else list(claim.types),
             label=claim.label or UNSET,
+            traces=claim.traces,
         )
         leases = self._send("POST", "/leases", list[wire.LeaseBody], body, wait=wait)
         return [wire.lease_of(lease) for lease in leases]
@@ -232,6 +265,7 @@ class Client:
         body: object = None,
         query: Mapping[str, str] | None = None,
         *,
+        headers: Mapping[str, str] | None = None,
         wait: float = 0.0,
         timeout: float | None = None,
     ) -> T:
@@ -246,7 +280,7 @@ class Client:
                 path,
                 params=query,
                 content=content,
-                headers=None if body is None else JSON,
+                headers={**(JSON if body is not None else {}), **(headers or {})},
                 timeout=(self._timeout if timeout is None else timeout) + wait,
             )
         except self._trouble as error:

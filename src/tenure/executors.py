@@ -12,11 +12,12 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from types import CoroutineType
@@ -29,12 +30,16 @@ from tenure.errors import PermanentFailure
 from tenure.handlers import BadArguments, Handler
 from tenure.logs import RUNNING, Given, Running
 from tenure.produced import describe_exception, result_text
+from tenure.tracing import Tracing, enter
 
 CHILD = "tenure-child"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECRETS = ("TENURE_TOKEN", "TENURE_TOKEN_FILE")
 """Of the environment: not for handlers in child processes, nor for what they start. The database's
 address stays, since the module of a handler is imported there and may need it to open its queue."""
+LAST_WORDS_SECONDS = 1.0
+"""What idle children get to end by themselves, so that Python's exit handlers run there: they send
+off the last spans and log lines, for one."""
 LOOK_SECONDS = 0.5
 """How often a thread looks whether the child it waits for still lives."""
 
@@ -165,12 +170,17 @@ class Threads:
 
 
 def call_in_thread(
-    function: Callable[..., Any], arguments: dict[str, Any], running: Running
+    function: Callable[..., Any], arguments: dict[str, Any], running: Running, spans_here: Any
 ) -> Ending:
-    """Run a plain handler in this thread, in a context of its own that knows what is running."""
+    """Run a plain handler in this thread, in a context of its own that knows what is running.
+
+    `spans_here` is where spans that it makes belong, if anybody traces.
+    """
     try:
         context = contextvars.Context()
         context.run(RUNNING.set, running)
+        if spans_here is not None:
+            context.run(enter, spans_here)
         return success(_ran(context.run(function, **arguments)))
     except BaseException as error:
         return failure(error)
@@ -218,24 +228,35 @@ class Children:
             self._closed = True
             idle, self._idle = self._idle, []
         for child in idle:
-            if child.process.is_alive():
-                child.end()
+            child.pipe.close()  # which asks them to end
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        for child in idle:
+            wait([child.process.sentinel], max(deadline - time.monotonic(), 0))
+            child.end()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a child is to do: the handler by its name, its payload, and the attempt it is for."""
+
+    module: str
+    name: str
+    payload: str
+    log_fields: Mapping[str, Any]
+    traceparent: str | None  # the span of the attempt, where somebody traces
+
+
+def place_of(handler: Handler) -> tuple[str, str]:
+    """The module of a handler and its name there, by which a child finds it."""
+    return handler.function.__module__, handler.function.__qualname__
 
 
 class ChildCall:
     """One call in a child process. `run` blocks; `kill` is for other threads, at any time."""
 
-    def __init__(
-        self,
-        children: Children,
-        handler: Handler,
-        payload: str,
-        log_fields: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, children: Children, task: Task) -> None:
         self._children = children
-        self._handler = handler
-        self._payload = payload
-        self._log_fields = log_fields
+        self._task = task
         self._lock = threading.Lock()
         self._child: Child | None = None  # while it is at work for this call
         self._killed = False
@@ -252,7 +273,7 @@ class ChildCall:
                 child.kill()
         ending: Ending | None = None
         try:
-            ending = child.run(self._handler, self._payload, self._log_fields)
+            ending = child.run(self._task)
         except BaseException as error:
             return failure(error)
         finally:
@@ -296,11 +317,10 @@ class Child:
             theirs.close()
         return cls(process, ours)
 
-    def run(self, handler: Handler, payload: str, log_fields: Mapping[str, Any]) -> Ending | None:
+    def run(self, task: Task) -> Ending | None:
         """Run one call; None if the child dies in it."""
         try:
-            found_at = (handler.function.__module__, handler.function.__qualname__)
-            self.pipe.send((*found_at, payload, log_fields))
+            self.pipe.send(task)
             # The pipe of a dead child stays open where a process that it forked holds it.
             while not self.pipe.poll(LOOK_SECONDS):
                 if not self.process.is_alive() and not self.pipe.poll():
@@ -347,9 +367,7 @@ def _serve_calls(pipe: Connection, logging: tuple[str, str] | None) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     with suppress(EOFError, OSError):
         while True:
-            module, name, payload, log_fields = pipe.recv()
-            RUNNING.set(Given(log_fields))
-            pipe.send(_call(module, name, payload))
+            pipe.send(_call(pipe.recv()))
 
 
 def _disregard(*_: object) -> None:
@@ -364,14 +382,19 @@ def _end_with_parent() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _call(module: str, name: str, payload: str) -> Ending:
+def _call(task: Task) -> Ending:
     try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
+        RUNNING.set(Given(task.log_fields))
+        found: Any = importlib.import_module(task.module)
+        for part in task.name.split("."):
             found = getattr(found, part)
         handler = getattr(found, "handler", None)
         if not isinstance(handler, Handler):
-            raise TypeError(f"{module}.{name} is no job type: leave the decorated function there")
-        return success(_ran(handler.function(**handler.arguments(payload))))
+            where = f"{task.module}.{task.name}"
+            raise TypeError(f"{where} is no job type: leave the decorated function there")
+        context = contextvars.copy_context()  # with what the module set; what the call sets ends
+        if task.traceparent is not None:
+            context.run(enter, Tracing().context(task.traceparent))
+        return success(_ran(context.run(handler.function, **handler.arguments(task.payload))))
     except BaseException as error:
         return failure(error)

@@ -142,7 +142,10 @@ class LimitRequest(Request):
 
 
 class LeaseRequest(Request):
-    """A worker asking for up to `limit` jobs; `queues` or `types` left out means any."""
+    """A worker asking for up to `limit` jobs; `queues` or `types` left out means any.
+
+    With `traces` leases have the `traceparent` of the request that added their job, if it had one.
+    """
 
     worker: Label
     limit: Annotated[int, Meta(ge=1, le=MOST_LEASED)] = 1
@@ -151,6 +154,7 @@ class LeaseRequest(Request):
     lease_seconds: LeaseSeconds = DEFAULT_LEASE
     wait_seconds: Annotated[float, Meta(ge=0, le=LONGEST_WAIT)] = 0.0
     label: Label | UnsetType = UNSET
+    traces: bool = False
 
 
 NOBODY = ("00000000-0000-7000-8000-000000000000", "0" * 32)

@@ -32,7 +32,7 @@ class Addition(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     delay: float = 0.0
     run_at: datetime | None = None
     actor: str | None = None
-    traceparent: str | None = None  # the span that adds it, where somebody traces
+    traceparent: str | None = None  # the span that adds it, where there is one
 
 
 class Added(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from tenure.app import Tenure
+from tenure.client import Client
 from tenure.courier import Courier
 from tenure.drafts import Duration
 from tenure.executors import CHILD, STOP_SIGNALS
@@ -86,7 +87,7 @@ def run_worker(
             lease_seconds=lease_seconds,
             grace_seconds=grace_seconds,
             redaction=redaction,
-            tracing=source.tracing if isinstance(source, Tenure) else None,
+            tracing=source.tracing if isinstance(source, Tenure | Client) else None,
             tell=tell,
         )
 

@@ -23,15 +23,17 @@ from tenure.executors import (
     Failure,
     Original,
     Success,
+    Task,
     Threads,
     call_in_thread,
     failure,
+    place_of,
     success,
 )
 from tenure.handlers import Handlers, JobContext
 from tenure.logs import RUNNING
 from tenure.records import Lease, Outcome, Report
-from tenure.tracing import Tracing, within
+from tenure.tracing import Tracing, enter
 from tenure.worklog import WorkLog, fields_of
 
 log = logging.getLogger(__name__)
@@ -46,13 +48,14 @@ class Attempt:
 
     __slots__ = (
         *("call", "context", "due", "ended", "lease", "on_thread", "since", "started", "task"),
-        *("span", "timer", "worker"),
+        *("span", "spans_here", "timer", "worker"),
     )
 
     def __init__(self, lease: Lease, since: float, worker: str) -> None:
         self.lease = lease
         self.worker = worker
         self.span: Any = None  # where somebody traces
+        self.spans_here: Any = None  # then the context of those that its handler makes
         self.started: float | None = None  # by the monotonic clock
         self.since = since  # when it was claimed, by the monotonic clock
         self.due = math.inf  # when its time is over, by the monotonic clock
@@ -224,11 +227,13 @@ class Slots:
         if lease.timeout is not None:
             attempt.due = attempt.started + lease.timeout
             attempt.timer = loop.call_later(lease.timeout, self._time_out, attempt)
-        traced: Any = None
         if self._tracing is not None:
-            attempt.span, traced = self._tracing.attempt(lease, self._actor)
+            attempt.span, attempt.spans_here = self._tracing.attempt(lease, self._actor)
         if handler.in_process:
-            attempt.call = ChildCall(self._children, handler, lease.payload, attempt.log_fields())
+            task = Task(
+                *place_of(handler), lease.payload, attempt.log_fields(), self._carried(attempt)
+            )
+            attempt.call = ChildCall(self._children, task)
             self._threads.submit(attempt, attempt.call.run)
             return
         arguments = handler.arguments(lease.payload)
@@ -240,18 +245,24 @@ class Slots:
             def function(**arguments: Any) -> Any:
                 return plain(context, **arguments)
 
-        if traced is not None:
-            function = within(traced, function, is_async=handler.is_async)
         if handler.is_async:
             attempt.task = loop.create_task(self._run_async(attempt, function, arguments))
         else:
             attempt.on_thread = True
-            self._threads.submit(attempt, lambda: call_in_thread(function, arguments, attempt))
+            self._threads.submit(
+                attempt, lambda: call_in_thread(function, arguments, attempt, attempt.spans_here)
+            )
+
+    def _carried(self, attempt: Attempt) -> str | None:
+        """What names the span of an attempt to a child process."""
+        return None if self._tracing is None else self._tracing.carried(attempt.spans_here)
 
     async def _run_async(
         self, attempt: Attempt, function: Callable[..., Any], arguments: dict[str, Any]
     ) -> None:
         RUNNING.set(attempt)
+        if attempt.spans_here is not None:
+            enter(attempt.spans_here)
         try:
             ending: Ending = success(await function(**arguments))
         except BaseException as error:

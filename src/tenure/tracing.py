@@ -8,14 +8,12 @@ and errors is told to nobody: of an error, a span has the first line, without wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
 from tenure.errors import InvalidInput
-from tenure.records import Added, Addition, Lease
+from tenure.records import Lease
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -40,33 +38,28 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def adding(
-        self, additions: Sequence[Addition], parent: str | None
-    ) -> tuple[Sequence[Addition], Span]:
-        """Jobs that know from which span they were added, and the span, to be ended by `added`.
+        self, types: Sequence[str], queue: str | None, parent: str | None
+    ) -> tuple[Span, str | None]:
+        """The span of adding jobs of these types, to be ended by `added`, and its `traceparent`.
 
         Its parent is `parent`, a `traceparent` as it came over HTTP, or whatever span is current.
         """
-        first = additions[0]
-        several = {a.type for a in additions} != {first.type}
+        several = set(types) != {types[0]}
         span = self._tracer.start_span(
-            "enqueue" if several else f"enqueue {first.type}",
-            context=None if parent is None else self._context(parent),
+            "enqueue" if several else f"enqueue {types[0]}",
+            context=None if parent is None else self.context(parent),
             kind=self._api.SpanKind.PRODUCER,
             attributes={
-                **_attributes("create", first.queue),
-                "messaging.batch.message_count": len(additions),
-                **({"messaging.message.id": first.id} if len(additions) == 1 else {}),
+                **_attributes("create", queue),
+                "messaging.batch.message_count": len(types),
             },
         )
-        carrier: dict[str, str] = {}
-        self._propagator.inject(carrier, self._api.set_span_in_context(span))
-        if "traceparent" in carrier:
-            additions = [replace(a, traceparent=carrier["traceparent"]) for a in additions]
-        return additions, span
+        return span, self.carried(self._api.set_span_in_context(span))
 
-    def added(self, span: Span, done: Future[list[Added]]) -> None:
-        """The jobs are on disk, or were refused."""
-        error = None if done.cancelled() else done.exception()
+    def added(self, span: Span, job_ids: Sequence[str], error: BaseException | None) -> None:
+        """The jobs are on disk, or `error` says why not."""
+        if len(job_ids) == 1:
+            span.set_attribute("messaging.message.id", job_ids[0])
         if error is not None:
             self._fail(span, type(error).__name__)
         span.end()
@@ -76,7 +69,7 @@ class Tracing:
 
         It belongs to the trace of the span that added the job, and is linked to it.
         """
-        context = self._context(lease.traceparent)
+        context = self.context(lease.traceparent)
         came_from = self._api.get_current_span(context).get_span_context()
         span = self._tracer.start_span(
             f"process {lease.type}",
@@ -99,40 +92,52 @@ class Tracing:
             self._fail(span, error)
         span.end()
 
-    @property
-    def _tracer(self) -> Any:
-        return self._api.get_tracer("tenure")
+    def carried(self, context: Context) -> str | None:
+        """What names the span of `context` to another process; None if it has none."""
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier, context)
+        return carrier.get("traceparent")
 
-    def _context(self, traceparent: str | None) -> Context:
+    def context(self, traceparent: str | None) -> Context:
+        """What `carried` named in another process, and nothing of this one."""
         from opentelemetry.context import Context
 
         carrier = {} if traceparent is None else {"traceparent": traceparent}
         return self._propagator.extract(carrier, Context())
+
+    @property
+    def _tracer(self) -> Any:
+        return self._api.get_tracer("tenure")
 
     def _fail(self, span: Span, error: str) -> None:
         span.set_attribute("error.type", error.partition(":")[0][:200])
         span.set_status(self._api.Status(self._api.StatusCode.ERROR, error[:1_000]))
 
 
-def _attributes(operation: str, queue: str) -> Mapping[str, Any]:
+def _attributes(operation: str, queue: str | None) -> Mapping[str, Any]:
     return {
         "messaging.system": SYSTEM,
         "messaging.operation.name": operation,
         "messaging.operation.type": operation,
-        "messaging.destination.name": queue,
+        **({} if queue is None else {"messaging.destination.name": queue}),
     }
 
 
-def within(context: Context, function: Callable[..., Any], *, is_async: bool) -> Callable[..., Any]:
-    """`function`, so that the spans it makes belong to the span of `context`."""
+def enter(context: Context) -> None:
+    """Have spans belong to that of `context`, as long as this task or `contextvars.Context` is."""
     from opentelemetry.context import attach
 
-    async def traced_async(**arguments: Any) -> Any:
-        attach(context)  # for this task alone, and so for good
-        return await function(**arguments)
+    attach(context)
 
-    def traced(**arguments: Any) -> Any:
-        attach(context)  # in the handler's own context, which ends with it
-        return function(**arguments)
 
-    return traced_async if is_async else traced
+def given(headers: Sequence[str]) -> str | None:
+    """The `traceparent` of a request, which may be anything, as the standard wants it taken.
+
+    That is https://www.w3.org/TR/trace-context/: one that is not valid is as good as none.
+    """
+    return headers[0] if len(headers) == 1 and _is_traceparent(headers[0]) else None
+
+
+_is_traceparent = re.compile(
+    "(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+).fullmatch

@@ -178,10 +178,13 @@ class LeaseBody(Answered, frozen=True):
     timeout: float | None
     lease_id: LeaseName
     lease_expires_at: Time
+    traceparent: str | UnsetType = UNSET  # if it was asked for, and the job was added by a span
 
 
 _LEASE_COPIED = tuple(
-    name for name in LeaseBody.__struct_fields__ if name not in {"payload", "lease_id"}
+    name
+    for name in LeaseBody.__struct_fields__
+    if name not in {"payload", "lease_id", "traceparent"}
 )
 
 
@@ -191,6 +194,7 @@ def lease_body(lease: Lease) -> LeaseBody:
         **{name: getattr(lease, name) for name in _LEASE_COPIED},
         payload=embedded(lease.payload),
         lease_id=join_lease(lease.id, lease.lease_id),
+        traceparent=lease.traceparent or UNSET,
     )
 
 
@@ -200,6 +204,7 @@ def lease_of(body: LeaseBody) -> Lease:
         **{name: getattr(body, name) for name in _LEASE_COPIED},
         payload=_text(body.payload) or "{}",
         lease_id=split_lease(body.lease_id)[1],
+        traceparent=None if body.traceparent is UNSET else body.traceparent,
     )
 
 

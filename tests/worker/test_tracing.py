@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx2
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tenure import Tenure
+from tenure import Draft, InvalidInput, Tenure
+from tenure.client import Client
 from tenure.records import ClaimRequest
 from tenure.redaction import Redaction
-from tests.faces.http import api_of
+from tests.faces.command import PROGRAM, surroundings
+from tests.faces.http import Served, api_of, claim
 from tests.raw import Raw
 from tests.worker.running import completed, failed, working
-from tests.worker.waiting import until
+from tests.worker.waiting import PATIENCE, until
 
 exporter = InMemorySpanExporter()
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -104,6 +110,148 @@ def test_a_request_names_its_span(database_url: str, spans: InMemorySpanExporter
         kept = {lease.type: (lease.traceparent or "").split("-")[1] for lease in leases}
         assert kept["b"] == kept["c"] == PARENT.split("-")[1]
         assert [lease.type for lease in leases if lease.type == "a"] == ["a", "a"]
+
+
+@pytest.mark.parametrize("tracing", [False, True], ids=["a server without", "a server that traces"])
+def test_a_lease_tells_who_asks_where_its_job_came_from(
+    database_url: str, spans: InMemorySpanExporter, tracing: bool
+) -> None:
+    """As W3C Trace Context wants it: what is not valid, or there twice, is as good as none."""
+    trace_id = PARENT.split("-")[1]
+    with Tenure(database_url, tracing=tracing) as app, api_of(app) as api:
+        for type, headers in {
+            "traced": [("traceparent", PARENT)],
+            "nonsense": [("traceparent", "nonsense")],
+            "zero": [("traceparent", PARENT.replace(trace_id, "0" * 32))],
+            "twice": [("traceparent", PARENT), ("traceparent", PARENT)],
+        }.items():
+            assert api.post("/jobs", json={"type": type}, headers=headers).status_code == 201
+        leases = claim(api, 9, traces=True)
+    found = {lease["type"]: lease.get("traceparent", "").split("-") for lease in leases}
+    assert len(found) == 4
+    assert found["traced"][1] == trace_id
+    if not tracing:
+        assert found["traced"] == PARENT.split("-")
+        assert found["nonsense"] == found["zero"] == found["twice"] == [""]
+    else:  # spans of its own, without a parent
+        assert trace_id not in {found[type][1] for type in ("nonsense", "zero", "twice")}
+
+
+def test_a_lease_does_not_tell_who_did_not_ask(app: Tenure) -> None:
+    with api_of(app) as api:
+        api.post("/jobs", json={"type": "a"}, headers={"traceparent": PARENT})
+        (lease,) = claim(api)
+    assert "traceparent" not in lease
+
+
+def test_a_trace_goes_through_a_server_that_knows_nothing_of_it(
+    database_url: str, spans: InMemorySpanExporter
+) -> None:
+    with (
+        Tenure(database_url) as app,
+        Served(database_url) as server,
+        Client(server.url, tracing=True) as client,
+    ):
+        tracer = trace.get_tracer("shop")
+
+        @app.job
+        async def pay() -> None:
+            with tracer.start_as_current_span("inside"):
+                pass
+
+        with tracer.start_as_current_span("request") as request:
+            job = client.enqueue("pay", queue="money")
+            several = client.enqueue_many([Draft("pay", {}, {}), Draft("pay", {}, {})])
+        with pytest.raises(InvalidInput):
+            client.enqueue("pay", queue="tenure.webhooks")
+        with working(app, client, tracing=client.tracing):
+            for one in (job, *several):
+                completed(app, one)
+            attempts = named(spans, "process pay", 3)
+            insides = named(spans, "inside", 3)
+        added, batch, refused = named(spans, "enqueue pay", 3)
+    assert added.kind is trace.SpanKind.PRODUCER
+    assert added.parent is not None
+    assert added.parent.span_id == request.get_span_context().span_id
+    assert added.attributes is not None
+    assert added.attributes["messaging.message.id"] == job.id
+    assert added.attributes["messaging.destination.name"] == "money"
+    assert batch.attributes is not None
+    assert batch.attributes["messaging.batch.message_count"] == 2
+    assert refused.status.status_code is trace.StatusCode.ERROR
+    origins = {job.id: added, **{one.id: batch for one in several}}
+    for attempt in attempts:
+        assert attempt.attributes is not None
+        origin = origins[str(attempt.attributes["messaging.message.id"])]
+        assert attempt.context.trace_id == origin.context.trace_id
+        assert [link.context.span_id for link in attempt.links] == [origin.context.span_id]
+    parents = {inside.parent.span_id for inside in insides if inside.parent}
+    assert parents == {attempt.context.span_id for attempt in attempts}
+
+
+SPANS_OF_PROCESSES = """
+import logging, os
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+from tenure import Tenure
+
+out = open(f"{os.getpid()}.spans", "w")
+write = ConsoleSpanExporter(out=out, formatter=lambda span: span.to_json(indent=None) + chr(10))
+provider = TracerProvider()
+provider.add_span_processor(BatchSpanProcessor(write, schedule_delay_millis=600_000))
+trace.set_tracer_provider(provider)
+app = Tenure(tracing=True)
+
+@app.job(process=True)
+def pay() -> int:
+    with trace.get_tracer("shop").start_as_current_span("inside"):
+        logging.getLogger("shop").warning("paying")
+    return os.getpid()
+"""
+
+
+def test_a_trace_goes_on_in_a_worker_elsewhere_and_in_its_child_processes(
+    app: Tenure, tmp_path: Path
+) -> None:
+    """The spans of the child wait to be sent: it gets to do that when its worker ends."""
+    (tmp_path / "shop.py").write_text(SPANS_OF_PROCESSES)
+    with Served(app.database) as server:
+        for _ in range(2):
+            httpx2.post(
+                f"{server.url}/jobs", json={"type": "pay"}, headers={"traceparent": PARENT}
+            ).raise_for_status()
+        jobs = app.find()
+        worker = subprocess.Popen(
+            [*PROGRAM, "worker", "--server", server.url, "--app", "shop:app", "--concurrency", "1"],
+            cwd=tmp_path,
+            env=surroundings(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            pids = {completed(app, job).result for job in jobs}
+            worker.terminate()
+            _, log = worker.communicate(timeout=PATIENCE)
+        finally:
+            worker.kill()
+            worker.wait()
+    assert len(pids) == 1
+    (child,) = pids
+    inside, attempts = (
+        [json.loads(line) for line in (tmp_path / f"{pid}.spans").read_text().splitlines()]
+        for pid in (child, worker.pid)
+    )
+    assert [span["name"] for span in inside + attempts] == 2 * ["inside"] + 2 * ["process pay"]
+    assert {span["context"]["trace_id"] for span in inside + attempts} == {
+        f"0x{PARENT.split('-')[1]}"
+    }
+    assert [span["parent_id"] for span in inside] == [
+        span["context"]["span_id"] for span in attempts
+    ]
+    lines = [line for line in log.splitlines() if "paying" in line]
+    assert all(f"job={job.id}" in "".join(lines) for job in jobs), log
 
 
 def test_traces_go_with_their_jobs_and_cost_nothing_unasked(

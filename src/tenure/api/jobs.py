@@ -10,10 +10,10 @@ from urllib.parse import urlencode
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
-from tenure import forms, wire
+from tenure import forms, tracing, wire
 from tenure import payload as payloads
 from tenure.access import Caller
-from tenure.api.routing import Call, answer, convert
+from tenure.api.routing import Call, answer, convert, sent
 from tenure.drafts import Draft, Options
 from tenure.filters import checked
 from tenure.lifecycle import Job, Status
@@ -73,7 +73,7 @@ async def create_jobs(call: Call) -> Response:
 
 
 async def _add(call: Call, drafts: list[Draft], *, batch: bool = False) -> list[Added]:
-    parent = call.header("traceparent") if call.app.tracing is not None else None
+    parent = tracing.given(sent(call.request, b"traceparent"))
     return await asyncio.wrap_future(call.app.add(drafts, batch=batch, traceparent=parent))
 
 

@@ -33,6 +33,7 @@ async def lease_jobs(call: Call) -> Response:
         types=_names(body.types, "job type", "types"),
         label="" if body.label is UNSET else body.label,
         wait_seconds=body.wait_seconds,
+        traces=body.traces,
     )
     for number, queue in enumerate(wanted.queues or ()):
         check_open(queue, f"$.queues[{number}]")

@@ -29,6 +29,12 @@ OPEN: frozenset[Scope] = frozenset()
 ANY = EVERY_SCOPE
 ENQUEUE, WORK, READ, ADMIN = (frozenset({scope}) for scope in Scope)
 NO_BODY = Body(forms.NoFields, optional=True)
+TRACEPARENT = {
+    "traceparent": {
+        "type": "string",
+        "description": "Of W3C Trace Context: kept for workers that ask. Not valid, it is ignored.",
+    }
+}
 
 
 def describe(call: Call) -> Response:
@@ -78,7 +84,8 @@ ROUTES: tuple[Route, ...] = (
                 "pattern": payload.KEY_PATTERN,
                 "maxLength": payload.MAX_KEY_LENGTH,
                 "description": "The same key and body again is answered with the first job.",
-            }
+            },
+            **TRACEPARENT,
         },
         answers={
             201: Answer(Job, "The new job.", headers=("Location",)),
@@ -93,6 +100,7 @@ ROUTES: tuple[Route, ...] = (
         scopes=ENQUEUE,
         endpoint=jobs.create_jobs,
         body=Body(Batch, limit=MANY, depth=JOB_DEPTH + 1),
+        headers=TRACEPARENT,
         answers={201: Answer(list[Job], "The jobs, in the order of the request.")},
         refusals=(422, 429),
     ),

@@ -173,7 +173,7 @@ def worker(
     if server is not None:
         from tenure.client import Client
 
-        source = Client(server, next(iter(settings.tokens), None))
+        source = Client(server, next(iter(settings.tokens), None), tracing=app.tracing is not None)
     logs.configure(settings.log_format, settings.log_level)
     _log_cautions(settings)
     with source, later_progress("Stopping") as tell:
