@@ -47,13 +47,19 @@ async def post(url: str, headers: Mapping[str, str], body: bytes, *, private: bo
 
     Raises NotSent.
     """
+    parts = urlsplit(url)
     try:
         async with asyncio.timeout(REQUEST_SECONDS):
-            parts = urlsplit(url)
             return await _exchange(parts, _request(parts, headers, body), private=private)
     except TimeoutError as error:
         raise NotSent(f"no answer within {REQUEST_SECONDS:g} s") from error
-    except (OSError, ssl.CertificateError) as error:
+    except ssl.SSLCertVerificationError as error:
+        raise NotSent(
+            f"the certificate of {parts.hostname} is not accepted: {error.verify_message}; give it "
+            "one for this very name, of an authority that whoever delivers trusts (one of your own "
+            "too: add it to the machine's, or name its file in SSL_CERT_FILE)"
+        ) from error
+    except OSError as error:
         raise NotSent(f"no connection: {error}") from error
 
 

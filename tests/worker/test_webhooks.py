@@ -3,87 +3,26 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import hmac
 import json
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from tenure import Draft, InvalidInput, Job, Tenure, failpoints, outbound, webhooks
-from tenure.courier import REMOVED, Courier
+from tenure.courier import REMOVED
 from tenure.errors import StoreUnavailable
 from tenure.records import WEBHOOK, WEBHOOK_QUEUE
 from tenure.redaction import MARK
 from tests.faces.command import PROGRAM, read, run, surroundings, tell
 from tests.faces.http import api_of, claim, problem
+from tests.worker.receiver import Taking, delivering, receiving
 from tests.worker.running import completed, failed, sweeping, working
 from tests.worker.waiting import PATIENCE, until
-
-
-class Receiver(ThreadingHTTPServer):
-    """A receiver that keeps what it was sent; it answers with `answers` in turn, then with 204."""
-
-    daemon_threads = True
-
-    def __init__(self, *answers: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), Taking)
-        self.answers = list(answers)
-        self.requests: list[tuple[str, dict[str, str], bytes]] = []
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    @property
-    def messages(self) -> list[Any]:
-        """The bodies, as JSON."""
-        return [json.loads(body) for _, _, body in self.requests]
-
-
-class Taking(BaseHTTPRequestHandler):
-    """Takes one message."""
-
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.requests.append((self.path, headers, body))
-        answers = self.server.answers
-        self.wfile.write(answers.pop(0) if answers else b"HTTP/1.1 204 No Content\r\n\r\n")
-
-    def log_message(self, *_: object) -> None:
-        """Nothing: the requests are kept."""
-
-
-@contextlib.contextmanager
-def receiving(*answers: bytes) -> Iterator[Receiver]:
-    receiver = Receiver(*answers)
-    try:
-        yield receiver
-    finally:
-        receiver.shutdown()
-        receiver.server_close()
-
-
-@contextlib.contextmanager
-def delivering(app: Tenure, *, private: bool = True) -> Iterator[None]:
-    """What a server does for webhooks."""
-    courier = Courier(app, private=private)
-    courier.start()
-    try:
-        with sweeping(app):
-            yield
-    finally:
-        courier.stop()
 
 
 def deliveries(app: Tenure) -> list[Job]:
@@ -364,7 +303,7 @@ def test_a_receiver_that_does_not_answer_is_given_up(
     over = threading.Event()
 
     class Slow(Taking):
-        def do_POST(self) -> None:
+        def do_POST(self) -> None:  # noqa: N802 - as http.server calls it
             while not over.wait(0.02):
                 self.wfile.write(b"x")
 
