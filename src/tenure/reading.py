@@ -142,7 +142,7 @@ class Reading:
 
     def stats(self) -> list[Count]:
         """Jobs by status, queue and type, at this moment."""
-        return self._store.read.counts()
+        return self._store.read.measured.counts()
 
     def activity(self, minutes: int = 60) -> list[Activity]:
         """Moves by minute, type, queue and event; only minutes in which there were some.
@@ -150,25 +150,25 @@ class Reading:
         Reaches as far as `measured_until` says. What exceeds 200 pairs of type and queue is added
         up under the name `(other)`.
         """
-        return self._store.read.activity(whole(minutes, 1, MOST_MINUTES, "$.minutes"))
+        return self._store.read.measured.activity(whole(minutes, 1, MOST_MINUTES, "$.minutes"))
 
     def totals(self) -> list[Total]:
         """The same since the beginning; no number in it ever falls."""
-        return self._store.read.totals()
+        return self._store.read.measured.totals()
 
     def failures(self, limit: int = 50) -> list[FailureGroup]:
         """Failed attempts by type and kind of error, those seen last first.
 
         Reaches as far as `measured_until` says; of all kinds, the 200 seen last are kept.
         """
-        return self._store.read.failures(whole(limit, 1, MOST_LISTED, "$.limit"))
+        return self._store.read.measured.failures(whole(limit, 1, MOST_LISTED, "$.limit"))
 
     def measured_until(self) -> datetime | None:
         """How far `activity`, `totals` and `failures` reach; None if nothing was measured yet.
 
         About now, unless there is more to do than can be measured beside it.
         """
-        return self._store.read.measured_until()
+        return self._store.read.measured.until()
 
     def queues(self) -> list[QueueState]:
         """Every queue with jobs waiting or running, or with settings."""
@@ -193,7 +193,7 @@ class Reading:
             paused=any(q.name == job.queue and q.paused_at is not None for q in read.queues()),
             workers=read.workers(),
             ahead=read.ahead(job) if due else 0,
-            rate=rate(read.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
+            rate=rate(read.measured.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
         )
         return explain(job, facts)
 

@@ -22,7 +22,7 @@ MOVES = "SELECT event, count(*) FROM {transition} GROUP BY event"
 def check(desk: Desk) -> None:
     """The counts are those of the jobs, by whichever way they are counted."""
     plain = [Count(*row) for row in desk.raw.run(PLAIN)]
-    assert desk.store.read.counts() == plain
+    assert desk.store.read.measured.counts() == plain
     waiting: Counter[str] = Counter()
     running: Counter[str] = Counter()
     for count in plain:
@@ -46,7 +46,7 @@ def total(desk: Desk, event: str, **names: str) -> Total:
     """The one total of an event."""
     (found,) = (
         t
-        for t in desk.store.read.totals()
+        for t in desk.store.read.measured.totals()
         if t.event == event and all(getattr(t, key) == name for key, name in names.items())
     )
     return found
@@ -95,15 +95,15 @@ def test_counts_are_those_of_the_jobs_at_every_step(
         other.close()
     desk.measure()
     check(desk)
-    assert counted(desk.store.read.totals()) == Counter(dict(desk.raw.run(MOVES))) + gone
-    assert counted(desk.store.read.totals()) == counted_by_minute(desk)
+    assert counted(desk.store.read.measured.totals()) == Counter(dict(desk.raw.run(MOVES))) + gone
+    assert counted(desk.store.read.measured.totals()) == counted_by_minute(desk)
     assert desk.raw.value("SELECT count(*) FROM {tally} WHERE jobs = 0") == 0
 
 
 def counted_by_minute(desk: Desk) -> dict[str, int]:
     """Moves by event, of the minutes that are kept."""
     moves: Counter[str] = Counter()
-    for minute in desk.store.read.activity(24 * 60):
+    for minute in desk.store.read.measured.activity(24 * 60):
         assert minute.minute.second == minute.minute.microsecond == 0
         moves[minute.event] += minute.moves
     return dict(moves)
@@ -112,14 +112,14 @@ def counted_by_minute(desk: Desk) -> dict[str, int]:
 def test_a_bite_that_somebody_else_has_measured_is_not_added_again(desk: Desk) -> None:
     desk.take()
     desk.ledger()
-    mine, theirs = (desk.store.read.unmeasured(None)[1] for _ in range(2))
+    mine, theirs = (desk.store.read.measured.next_bite(None)[1] for _ in range(2))
     assert mine is not None
     assert theirs is not None
     now = desk.clock.now
     act = desk.store._act
     assert act("measure", lambda db: db.measures.add(mine, now)).result()
     assert not act("measure", lambda db: db.measures.add(theirs, now)).result()
-    assert counted(desk.store.read.totals()) == {"enqueued": 1, "claimed": 1}
+    assert counted(desk.store.read.measured.totals()) == {"enqueued": 1, "claimed": 1}
     check(desk)
 
 
@@ -140,7 +140,7 @@ def test_many_measure_at_once_beside_writers(desk: Desk, monkeypatch: pytest.Mon
         for turn in range(15):
             desk.add_all(*[new() for _ in range(20)])
             desk.report(*[completed(lease) for lease in desk.claim(limit=15)])
-            counts = desk.store.read.counts()
+            counts = desk.store.read.measured.counts()
             assert sum(count.jobs for count in counts) + pruned == 20 * (turn + 1)
             assert desk.store.read.violations(10) == []
             desk.clock.advance(1)
@@ -153,13 +153,17 @@ def test_many_measure_at_once_beside_writers(desk: Desk, monkeypatch: pytest.Mon
             store.close()
     desk.measure()
     check(desk)
-    assert counted(desk.store.read.totals()) == {"enqueued": 300, "claimed": 225, "completed": 225}
+    assert counted(desk.store.read.measured.totals()) == {
+        "enqueued": 300,
+        "claimed": 225,
+        "completed": 225,
+    }
 
 
 def test_an_older_database_counts_at_once(desk: Desk) -> None:
     """What was there before anything was measured is counted from the ledger, or from the jobs."""
     desk.report(completed(desk.take()), failed(desk.take()))
-    assert desk.store.read.measured_until() is None
+    assert desk.store.read.measured.until() is None
     check(desk)
 
 
@@ -240,12 +244,12 @@ def test_failures_are_grouped_by_what_they_have_in_common(desk: Desk) -> None:
         desk.clock.advance(1)
     desk.report(failed(desk.take(type="resize"), "OSError: disk full"))
     desk.measure()
-    newest, orders = desk.store.read.failures(10)
+    newest, orders = desk.store.read.measured.failures(10)
     assert (newest.type, newest.error, newest.attempts) == ("resize", "OSError: disk full", 1)
     assert (orders.type, orders.error, orders.attempts) == ("mail", "KeyError: … of …", 3)
     assert orders.last_job_id == lease.id
     assert (orders.first_seen_at, (orders.last_seen_at - first).total_seconds()) == (first, 2)
-    assert desk.store.read.failures(1) == [newest]
+    assert desk.store.read.measured.failures(1) == [newest]
 
 
 def test_names_and_errors_without_end_take_no_room_without_end(
@@ -258,10 +262,10 @@ def test_names_and_errors_without_end_take_no_room_without_end(
         desk.report(failed(desk.take(type=letter, max_retries=1), letter))
         desk.clock.advance(1)
     desk.measure()
-    enqueued = {t.type: t.moves for t in desk.store.read.totals() if t.event == "enqueued"}
+    enqueued = {t.type: t.moves for t in desk.store.read.measured.totals() if t.event == "enqueued"}
     assert len(enqueued) == 6
     assert enqueued[measures.OTHER] == 5
-    assert [group.error for group in desk.store.read.failures(10)] == list("jihg")
+    assert [group.error for group in desk.store.read.measured.failures(10)] == list("jihg")
     check(desk)
 
 
@@ -273,7 +277,7 @@ def test_minutes_are_kept_for_a_day(desk: Desk) -> None:
     desk.measure()
     kept = desk.raw.value("SELECT count(*) FROM {activity}")
     assert (kept, total(desk, "enqueued").moves) == (1, 2)
-    (minute,) = desk.store.read.activity(1)
+    (minute,) = desk.store.read.measured.activity(1)
     now = desk.clock.now
     assert minute.minute == datetime(*now.timetuple()[:5], tzinfo=UTC)
 
@@ -282,10 +286,10 @@ def test_how_far_it_has_been_measured(desk: Desk) -> None:
     job = desk.add()
     desk.measure()
     desk.clock.advance(100)
-    assert desk.store.read.measured_until() == desk.clock.now
+    assert desk.store.read.measured.until() == desk.clock.now
     desk.claim()
     desk.clock.advance(100)
-    assert desk.store.read.measured_until() == job.created_at
+    assert desk.store.read.measured.until() == job.created_at
 
 
 def test_only_what_was_measured_is_deleted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +300,11 @@ def test_only_what_was_measured_is_deleted(desk: Desk, monkeypatch: pytest.Monke
     before = {"completed": desk.clock.now}
     assert desk.store.prune(before).result() == 0  # it took the first four of six moves
     assert desk.store.prune(before).result() == 2
-    assert counted(desk.store.read.totals()) == {"enqueued": 2, "claimed": 2, "completed": 2}
+    assert counted(desk.store.read.measured.totals()) == {
+        "enqueued": 2,
+        "claimed": 2,
+        "completed": 2,
+    }
     check(desk)
 
 

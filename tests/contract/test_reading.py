@@ -190,11 +190,11 @@ def test_a_job_that_is_not_there(desk: Desk) -> None:
 
 
 def test_counts_by_status_queue_and_type(desk: Desk) -> None:
-    assert desk.store.read.counts() == []
+    assert desk.store.read.measured.counts() == []
     desk.report(completed(desk.take(queue="a")), completed(desk.take(queue="a")))
     desk.add_all(new("mail", queue="a"), new("mail", queue="a"), new("resize", queue="b"))
     desk.store.apply(desk.add(queue="b").id, Cancelled()).result()
-    assert sorted(desk.store.read.counts(), key=lambda c: (c.status, c.queue, c.type)) == [
+    assert sorted(desk.store.read.measured.counts(), key=lambda c: (c.status, c.queue, c.type)) == [
         Count("cancelled", "b", "mail", 1),
         Count("completed", "a", "mail", 2),
         Count("pending", "a", "mail", 2),

@@ -55,7 +55,7 @@ warnings.simplefilter("ignore")  # newer Pythons warn about forking beside threa
 store = open_store(sys.argv[1])
 stop = store.on_work(lambda: None)
 store.add([new()]).result()
-store.read.counts()
+store.read.measured.counts()
 uses = [
     lambda: store.add([new()]),
     lambda: store.turn([], None),
@@ -75,7 +75,7 @@ if copy == 0:
     os._exit(refused)
 assert os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) == len(uses)
 store.add([new()]).result()
-assert sum(count.jobs for count in store.read.counts()) == 2
+assert sum(count.jobs for count in store.read.measured.counts()) == 2
 assert store.renew([], 30) == set()
 assert store.read.violations(5) == []
 store.close()

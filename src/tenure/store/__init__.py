@@ -114,7 +114,7 @@ class Store:
         also where somebody else has measured anything since this was called last.
         """
         known = self._measured if yielding else None
-        self._measured, bite = self.read.unmeasured(known)
+        self._measured, bite = self.read.measured.next_bite(known)
         failpoints.hit("measure.between_read_and_write")
         if bite is None:
             return 0

@@ -16,19 +16,15 @@ from typing import Protocol
 from tenure.access import AccessToken
 from tenure.lifecycle import Job
 from tenure.records import (
-    Activity,
     Addition,
     Bulk,
     ClaimRequest,
-    Count,
-    FailureGroup,
     Lease,
     Moves,
     Query,
     QueueState,
     Report,
     Tell,
-    Total,
     Transition,
     Wanted,
     Webhook,
@@ -36,7 +32,7 @@ from tenure.records import (
     untold,
 )
 from tenure.store.bulk_table import BulkTable
-from tenure.store.measures import Bite, Measures, Place
+from tenure.store.measures import Measured, Measures
 from tenure.store.tokens import TokenTable
 from tenure.store.webhooks import WebhookTable
 
@@ -154,6 +150,8 @@ class Database(Protocol):
 class Reader(Protocol):
     """The reading side: safe to call from any thread."""
 
+    measured: Measured
+
     def get(self, job_id: str) -> Job | None:
         """The job as it stands."""
 
@@ -189,27 +187,6 @@ class Reader(Protocol):
 
         Where there are not `back` entries before it, that of the beginning.
         """
-
-    def counts(self) -> list[Count]:
-        """Jobs by status, queue and type, at this moment."""
-
-    def unmeasured(self, known: Place | None) -> tuple[Place, Bite | None]:
-        """Where the ledger has been measured to, and the next bite of it, added up.
-
-        No bite where there is nothing new, or where that is not the `known` place.
-        """
-
-    def activity(self, minutes: int) -> list[Activity]:
-        """The moves of the last minutes, as far as they have been measured."""
-
-    def totals(self) -> list[Total]:
-        """All moves that have been measured."""
-
-    def failures(self, limit: int) -> list[FailureGroup]:
-        """The kinds of failures seen last, as far as they have been measured."""
-
-    def measured_until(self) -> datetime | None:
-        """Up to when the ledger has been measured; None if not even its first entry has."""
 
     def queues(self) -> list[QueueState]:
         """Every queue with jobs or settings."""

@@ -84,52 +84,63 @@ def next_bite(
 # --- what is read ---------------------------------------------------------------------------------
 
 
-def counts(words: Words, rows: Rows, all_rows: Rows) -> list[Count]:
-    """Jobs by status, queue and type at this moment."""
-    return [Count(*row) for row in counted(words, rows, all_rows, "{counts}")]
+class Measured:
+    """The reading side."""
 
+    def __init__(self, words: Words, rows: Rows, all_rows: Rows) -> None:
+        """`all_rows` runs what reads most of a table, `rows` what must not."""
+        self._words = words
+        self._rows = rows
+        self._all_rows = all_rows
 
-def counted(words: Words, rows: Rows, all_rows: Rows, statement: str) -> list[Any]:
-    """What a statement answers with the counts in it, counted in the faster one of two ways.
+    def counts(self) -> list[Count]:
+        """Jobs by status, queue and type, at this moment."""
+        return [Count(*row) for row in self.counted("{counts}")]
 
-    `all_rows` runs what reads most of a table, `rows` what must not.
-    """
-    ((far,),) = rows(words.is_far(), ())
-    if far:
-        return all_rows(statement.replace("{counts}", words.plain_counts()), ())
-    return rows(statement.replace("{counts}", words.counts()), ())
+    def counted(self, statement: str) -> list[Any]:
+        """What a statement answers with the counts in it, counted in the faster one of two ways."""
+        ((far,),) = self._rows(self._words.is_far(), ())
+        if far:
+            return self._all_rows(statement.replace("{counts}", self._words.plain_counts()), ())
+        return self._rows(statement.replace("{counts}", self._words.counts()), ())
 
+    def next_bite(self, known: Place | None) -> tuple[Place, Bite | None]:
+        """Where the ledger has been measured to, and the next bite of it.
 
-def activity(words: Words, rows: Rows, minutes: int) -> list[Activity]:
-    """The moves of the last minutes, as far as they have been measured."""
-    found = _answer(words, rows, words.activity(), (minutes,))
-    return [
-        Activity(_time(minute * 60_000), type, queue, event, moves, seconds, tuple(buckets))
-        for minute, type, queue, event, moves, seconds, *buckets in found
-    ]
+        No bite where there is nothing new, or where that is not the `known` place.
+        """
+        (*place, _), bite = next_bite(self._words, self._rows, known=known)
+        return tuple(place), bite
 
+    def activity(self, minutes: int) -> list[Activity]:
+        """The moves of the last minutes, as far as they have been measured."""
+        found = _answer(self._words, self._rows, self._words.activity(), (minutes,))
+        return [
+            Activity(_time(minute * 60_000), type, queue, event, moves, seconds, tuple(buckets))
+            for minute, type, queue, event, moves, seconds, *buckets in found
+        ]
 
-def totals(words: Words, rows: Rows) -> list[Total]:
-    """All moves that have been measured."""
-    found = _answer(words, rows, words.totals())
-    return [
-        Total(type, queue, event, moves, seconds, tuple(buckets))
-        for type, queue, event, moves, seconds, *buckets in found
-    ]
+    def totals(self) -> list[Total]:
+        """All moves that have been measured."""
+        found = _answer(self._words, self._all_rows, self._words.totals())
+        return [
+            Total(type, queue, event, moves, seconds, tuple(buckets))
+            for type, queue, event, moves, seconds, *buckets in found
+        ]
 
+    def failures(self, limit: int) -> list[FailureGroup]:
+        """The kinds of failures seen last, as far as they have been measured."""
+        return [
+            FailureGroup(type, error, attempts, _time(first), _time(last), job_id)
+            for type, error, attempts, first, last, job_id in self._all_rows(
+                self._words.groups(), (limit,)
+            )
+        ]
 
-def failures(words: Words, rows: Rows, limit: int) -> list[FailureGroup]:
-    """The kinds of failures seen last."""
-    return [
-        FailureGroup(type, error, attempts, _time(first), _time(last), job_id)
-        for type, error, attempts, first, last, job_id in rows(words.groups(), (limit,))
-    ]
-
-
-def measured_until(words: Words, rows: Rows) -> datetime | None:
-    """Up to when the ledger has been measured; None if not even its first entry has."""
-    ((millis,),) = rows(words.until(), ())
-    return _time(millis) if millis else None
+    def until(self) -> datetime | None:
+        """Up to when the ledger has been measured; None if not even its first entry has."""
+        ((millis,),) = self._rows(self._words.until(), ())
+        return _time(millis) if millis else None
 
 
 def _time(millis: int) -> datetime:

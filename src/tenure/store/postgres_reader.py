@@ -20,25 +20,22 @@ from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import (
     MOST_AHEAD,
-    Activity,
     Bulk,
-    Count,
-    FailureGroup,
     Moves,
     Query,
     QueueState,
     Tell,
     Told,
-    Total,
     Transition,
     Wanted,
     Webhook,
     WorkerState,
     untold,
 )
-from tenure.store import audit, bulk_table, measures, webhooks
+from tenure.store import audit, bulk_table, webhooks
 from tenure.store.bulk_table import bulk_of
 from tenure.store.measure_words import POSTGRES as POSTGRES_WORDS
+from tenure.store.measures import Measured
 from tenure.store.postgres_connection import CONNECTED, NOW, connect, is_uuid, place_of, to_time
 from tenure.store.postgres_statements import (
     JOB_COLUMNS,
@@ -187,6 +184,7 @@ class PostgresReader:
         self._lock = threading.Lock()
         self._pool: ConnectionPool | None = None
         self._closed = False
+        self.measured = Measured(POSTGRES_WORDS, self._by_index, self._query)
 
     def _opened(self) -> ConnectionPool:
         with self._lock:
@@ -308,29 +306,8 @@ class PostgresReader:
         rows = self._rows(LEDGER_END, back)
         return str(rows[0][0]) if rows else START
 
-    def counts(self) -> list[Count]:
-        return measures.counts(POSTGRES_WORDS, self._by_index, self._query)
-
-    def unmeasured(
-        self, known: measures.Place | None
-    ) -> tuple[measures.Place, measures.Bite | None]:
-        (*place, _), bite = measures.next_bite(POSTGRES_WORDS, self._by_index, known=known)
-        return tuple(place), bite
-
-    def activity(self, minutes: int) -> list[Activity]:
-        return measures.activity(POSTGRES_WORDS, self._by_index, minutes)
-
-    def totals(self) -> list[Total]:
-        return measures.totals(POSTGRES_WORDS, self._query)
-
-    def failures(self, limit: int) -> list[FailureGroup]:
-        return measures.failures(POSTGRES_WORDS, self._query, limit)
-
-    def measured_until(self) -> datetime | None:
-        return measures.measured_until(POSTGRES_WORDS, self._by_index)
-
     def queues(self) -> list[QueueState]:
-        found = measures.counted(POSTGRES_WORDS, self._by_index, self._query, QUEUES)
+        found = self.measured.counted(QUEUES)
         return [
             QueueState(name, _time(paused), limit, pending, processing, _time(oldest))
             for name, paused, limit, pending, processing, oldest in found

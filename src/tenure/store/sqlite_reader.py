@@ -17,25 +17,22 @@ from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.lifecycle import Job
 from tenure.records import (
     MOST_AHEAD,
-    Activity,
     Bulk,
-    Count,
-    FailureGroup,
     Moves,
     Query,
     QueueState,
     Tell,
     Told,
-    Total,
     Transition,
     Wanted,
     Webhook,
     WorkerState,
     untold,
 )
-from tenure.store import audit, bulk_table, measures, sqlite_watch, webhooks
+from tenure.store import audit, bulk_table, sqlite_watch, webhooks
 from tenure.store.bulk_table import bulk_of
 from tenure.store.measure_words import SQLITE as SQLITE_WORDS
+from tenure.store.measures import Measured
 from tenure.store.rows import job_of, read_names
 from tenure.store.sqlite_connection import NOW, connect, to_millis, to_time
 from tenure.store.sqlite_statements import (
@@ -141,6 +138,7 @@ class SqliteReader:
         self._path = path
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
+        self.measured = Measured(SQLITE_WORDS, self._rows, self._rows)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -208,29 +206,8 @@ class SqliteReader:
         rows = self._rows(LEDGER_END, (back,))
         return str(rows[0][0]) if rows else START
 
-    def counts(self) -> list[Count]:
-        return measures.counts(SQLITE_WORDS, self._rows, self._rows)
-
-    def unmeasured(
-        self, known: measures.Place | None
-    ) -> tuple[measures.Place, measures.Bite | None]:
-        (*place, _), bite = measures.next_bite(SQLITE_WORDS, self._rows, known=known)
-        return tuple(place), bite
-
-    def activity(self, minutes: int) -> list[Activity]:
-        return measures.activity(SQLITE_WORDS, self._rows, minutes)
-
-    def totals(self) -> list[Total]:
-        return measures.totals(SQLITE_WORDS, self._rows)
-
-    def failures(self, limit: int) -> list[FailureGroup]:
-        return measures.failures(SQLITE_WORDS, self._rows, limit)
-
-    def measured_until(self) -> datetime | None:
-        return measures.measured_until(SQLITE_WORDS, self._rows)
-
     def queues(self) -> list[QueueState]:
-        found = measures.counted(SQLITE_WORDS, self._rows, self._rows, QUEUES)
+        found = self.measured.counted(QUEUES)
         return [
             QueueState(name, _time(paused), limit, pending, processing, _time(oldest))
             for name, paused, limit, pending, processing, oldest in found
