@@ -65,6 +65,12 @@ def test_pages_are_for_everybody(
     assert found == []
 
 
+def test_on_a_phone_the_row_of_pages_shows_where_one_is(window: Window) -> None:
+    page = window(viewport={"width": 360, "height": 800})
+    page.goto("/ui/machine")
+    expect(page.locator("nav [aria-current]")).to_be_in_viewport(ratio=0.9)
+
+
 def test_what_is_missing_is_said(window: Window) -> None:
     page = window(errors_are_meant=True)  # a 404 is one for the console
     page.goto("/ui/jobs/x")

@@ -26,7 +26,7 @@ class Sheet:
     box: Point
     places: Mapping[Status, Point]
     bow: float  # of two arrows between the same two boxes
-    swing: float  # of an arrow that goes round a corner
+    swing: float  # of an arrow that goes round a corner, for each unit of its length
 
 
 WIDE = Sheet(
@@ -42,7 +42,7 @@ WIDE = Sheet(
         Status.CANCELLED: (540, 54),
     },
     bow=84,
-    swing=96,
+    swing=0.21,
 )
 TALL = Sheet(
     "tall",
@@ -57,7 +57,7 @@ TALL = Sheet(
         Status.CANCELLED: (364, 436),
     },
     bow=72,
-    swing=64,
+    swing=0.31,
 )
 GAP = 7.0
 """Between a box and the arrows at it."""
@@ -141,8 +141,9 @@ def _swing(sheet: Sheet, move: Move) -> float:
         return 0.0
     middle_x, middle_y = sheet.places[Status.PROCESSING]
     nx, ny = _normal((ax, ay), (bx, by))
+    long = math.hypot(bx - ax, by - ay)
     outwards = ((ax + bx) / 2 - middle_x) * nx + ((ay + by) / 2 - middle_y) * ny
-    return math.copysign(sheet.swing, outwards)
+    return math.copysign(sheet.swing * long, outwards)
 
 
 def _arrow(sheet: Sheet, move: Move, bow: float, per_minute: float) -> Arrow:

@@ -11,6 +11,13 @@ export function dress() {
   times.tick();
 }
 
+/** On a narrow screen, where rows of links can be scrolled: to the link that leads here. */
+for (const here of document.querySelectorAll("[aria-current]")) {
+  const row = here.parentElement.getBoundingClientRect();
+  const link = here.getBoundingClientRect();
+  here.parentElement.scrollLeft += link.left - row.left - (row.width - link.width) / 2;
+}
+
 dress();
 times.start();
 forms.start();
