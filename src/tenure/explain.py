@@ -60,7 +60,7 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
         case Status.FAILED:
             return "failed", (
                 f"It failed for good at {_at(job.finished_at)} after {job.attempts} of "
-                f"{max(job.max_retries, 1)} attempts: {job.last_error}"
+                f"{max(job.max_retries, 1)} attempts: {_named(job.last_error)}"
             )
         case Status.PROCESSING:
             return _processing(job, facts)
@@ -85,7 +85,11 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
         return "queue_paused", f"Queue {job.queue} is paused; resume it to go on."
     if job.run_at > facts.now:
         wait = durations.roughly(round((job.run_at - facts.now).total_seconds(), 1))
-        why = f" after attempt {job.attempts} failed: {job.last_error}" if job.attempts else ""
+        why = (
+            f" after attempt {job.attempts} failed: {_named(job.last_error)}"
+            if job.attempts
+            else ""
+        )
         return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}{why}."
     live = [worker for worker in facts.workers if is_live(worker, facts.now)]
     of_queue = [worker for worker in live if serves(worker.queues, job.queue)]
@@ -123,6 +127,11 @@ def _turn(job: Job, facts: Facts) -> str:
 def is_live(worker: WorkerState, now: datetime) -> bool:
     """Whether a worker holds jobs, or asked for some lately."""
     return worker.leases > 0 or now - worker.seen_at < WORKER_IS_LIVE
+
+
+def _named(error: str | None) -> str:
+    """The first line of an error, which names it; the job has the rest."""
+    return (error or "").partition("\n")[0]
 
 
 def _at(time: datetime | None) -> str:

@@ -87,8 +87,9 @@ async def _exchange(parts: SplitResult, request: bytes, *, private: bool) -> int
     except (socket.gaierror, UnicodeError) as error:
         raise NotSent(f"the name {host} does not resolve: {error}") from error
     if not private and (refused := [each for each in addresses if not is_public(each)]):
+        where = host if host == refused[0] else f"{host} leads to {refused[0]}, which"
         raise NotSent(
-            f"{host} leads to {refused[0]}, which is not a public address; where that is meant, "
+            f"{where} is not a public address; where that is meant, "
             "set TENURE_WEBHOOKS_PRIVATE=true for whoever delivers"
         )
     tls = {"ssl": _tls(), "server_hostname": host} if secure else {}

@@ -61,9 +61,10 @@ def test_cancelled(desk: Desk, why: Why) -> None:
 
 def test_failed(desk: Desk, why: Why) -> None:
     lease = desk.take(max_retries=1)
-    desk.report(failed(lease, "no such address"))
+    desk.report(failed(lease, "no such address\nTraceback"))
     told = why(lease.id)
-    check(told, "failed", "1 of 1 attempts", "no such address")
+    check(told, "failed", "1 of 1 attempts: no such address")
+    assert "Traceback" not in told.text
     assert told.legal == ("retried",)
 
 
