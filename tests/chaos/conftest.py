@@ -15,6 +15,11 @@ EFFORT = "TENURE_CHAOS_EFFORT"
 SEED = "TENURE_CHAOS_SEED"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first, so that no process of pytest has to wait for it at the end."""
+    items.sort(key=lambda item: "test_soak.py" not in item.nodeid)
+
+
 @pytest.fixture
 def effort() -> int:
     """How many times as much to do as in `make test`: 1 there, more in `make chaos`."""

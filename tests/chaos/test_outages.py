@@ -73,7 +73,7 @@ def test_outcomes_outlast_an_outage_of_five_leases(
     async def later() -> None: ...
 
     jobs = [road.source.enqueue("work", {"number": n}) for n in range(6)]
-    with working(road.straight, road.source, concurrency=8, lease_seconds=0.6) as worker:
+    with working(road.straight, road.source, concurrency=8, lease_seconds=0.4) as worker:
         for _ in jobs:
             assert running.acquire(timeout=PATIENCE)
         road.proxy.refuse()
@@ -81,7 +81,7 @@ def test_outcomes_outlast_an_outage_of_five_leases(
         waiting = road.straight.enqueue("later")
         go_on.set()
         until(lambda: len(worker._reports) == 6, "every outcome to be kept")
-        until(lambda: time.monotonic() - refused_at > 3, "five leases to pass")
+        until(lambda: time.monotonic() - refused_at > 2, "five leases to pass")
         assert road.straight.get(waiting.id).status is Status.PENDING, "nothing was claimed"
         assert len(worker._reports) == 6
         # It tries again, but not as fast as it can.

@@ -26,7 +26,7 @@ from tests.worker.waiting import until
 
 T = TypeVar("T")
 
-LEASE_SECONDS = 0.6
+LEASE_SECONDS = 0.4
 TRIES = 5
 NOT_REACHED = 3
 """The exit code of a walker that never came to its failpoint."""
