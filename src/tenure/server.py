@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import socket
@@ -29,7 +28,7 @@ from tenure.app import Tenure
 from tenure.courier import Courier
 from tenure.errors import InvalidInput
 from tenure.records import check_open
-from tenure.run import ABORTED, log_checks, run_loop
+from tenure.run import ABORTED, log_checks, run_loop, spared_by_collector
 from tenure.settings import Settings
 from tenure.sweeper import Sweeper
 from tenure.worker import Worker
@@ -120,9 +119,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         for worker in crew:
             worker.start(on_failure=server.stop)
             running.callback(worker.stop)
-        gc.collect()
-        gc.freeze()  # what there is now will stay: looking it through would only hold up requests
-        running.callback(gc.unfreeze)
+        running.enter_context(spared_by_collector())
         run_loop(server.serve(sockets=[listener]))
         for worker in crew:
             worker.join()
