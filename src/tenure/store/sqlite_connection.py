@@ -97,6 +97,9 @@ def connect_writer(path: Path) -> sqlite3.Connection:
     """A connection for `begin_writing`."""
     connection = connect(path)
     connection.execute("PRAGMA busy_timeout = 0")
+    # What a statement or savepoint may have to undo is kept in memory, not in a file of its own;
+    # the log, which a crash is undone by, stays where it is.
+    connection.execute("PRAGMA temp_store = MEMORY")
     return connection
 
 
