@@ -20,11 +20,12 @@ differ. `tenure COMMAND --help` says the same in the terminal, and `python -m te
 
 ## Which database
 
-Every command takes `--database URL`, before or after its name. Without it, the database is
+Every command that uses one takes `--database URL`, before or after its name. Without it, the database is
 `TENURE_DATABASE`, else `database` in the file that `TENURE_CONFIG` names, else
-`sqlite:///tenure.db`. A worker without any of these uses the database of its `--app`; with one of
-them, the applications it loads are put on that database too.
-With `--server`, a worker needs no database. Every other setting is on [its own page](settings.md).
+`sqlite:///tenure.db`. A server or worker without any of these uses the database of its `--app`; with
+one of them, the applications it loads are put on that database too. With `--server`, a worker needs
+no database. `demo` uses a throw-away one, unless `--database` names an empty one. Every other
+setting is on [its own page](settings.md).
 
 ## Output
 
@@ -52,8 +53,8 @@ direction marks are shown as escapes, in JSON too.
 An error is printed as what happened, where, and what to do next. Only a fault in Tenure or in the
 application that `--app` names ends in a traceback. A command that takes several jobs goes on after
 a refusal; the first one sets the exit code. Commands that read or change jobs need a database that
-is there, so that a mistyped address makes no file; `migrate`, `enqueue`, `serve` and `worker` make
-one.
+is there, so that a mistyped address makes no file. Those that begin something make one: `migrate`,
+`enqueue`, `serve`, `worker`, the settings of `queues`, and `create` of `tokens` and `webhooks`.
 
 ## Completion
 

@@ -19,10 +19,14 @@ from tenure.errors import TenureError
 from tenure.explain import Explanation
 from tenure.records import (
     Activity,
+    Bulk,
     Check,
     Count,
+    Counted,
     FailureGroup,
+    Filter,
     Moves,
+    Page,
     QueueState,
     Told,
     Total,
@@ -46,7 +50,8 @@ the two differ. What is imported from `tenure` is stable. Everything has type an
 
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
 backoff is a `RetryPolicy`, a duration (the `base`), or an object of `base`, `factor` and `cap`.
-Errors have [a page of their own](errors.md).
+Errors have [a page of their own](errors.md). What a signature names and this page does not describe is
+in `tenure.records`.
 """
 
 LONGEST_LINE = 96
@@ -84,6 +89,7 @@ CLIENT: Mapping[str, Sequence[str]] = {
     "What workers call": ("turn", "heartbeat", "waits", "turns", "on_work"),
 }
 ANSWERS = (
+    *(Page, Counted, Bulk),
     *(Transition, Moves, Told, Wanted, Explanation, Count, Activity, Total, FailureGroup),
     *(QueueState, WorkerState, Violation, Check, AccessToken, Webhook),
 )
@@ -106,6 +112,7 @@ def page() -> str:
     for value in (Draft, JobContext, Job, RetryPolicy):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]
+    parts += ["## Filter\n", "From `tenure.records`.\n", _text(Filter), _table(_annotated(Filter))]
     parts += ["## Answers\n", "What `Tenure` and `Client` answer beside jobs.\n"]
     for answer in ANSWERS:
         parts += [f"### {answer.__name__}\n", _text(answer), _table(_annotated(answer))]

@@ -50,7 +50,7 @@ class Tenure(Acting):
     """A job queue over one database: `Tenure("sqlite:///jobs.db")` or `Tenure("postgresql://…")`.
 
     The database is opened, and its schema created or upgraded, at the first use. Safe to use from
-    any thread and any event loop; after a fork, make a new one in the child.
+    any thread and any event loop. Open it after a fork, not before: a copy refuses everything.
     """
 
     def __init__(
@@ -92,8 +92,9 @@ class Tenure(Acting):
     def job(self, *function: Any, **options: Any) -> Any:
         """Register a handler: `@app.job` or `@app.job(queue="mail", max_retries=5)`.
 
-        `name` is the job type (default: the function's name), `timeout` limits one attempt,
-        `process=True` runs it in a child process, where a crash fails that job alone.
+        `name` is the job type (default: the function's name); `process=True` runs it in a child
+        process, where a crash fails that job alone. `queue`, `priority`, `max_retries`, `timeout`
+        (of one attempt) and `backoff` are for its jobs, unless an enqueue says otherwise.
         """
         register = _Register(self, **options)
         return register(*function) if function else register

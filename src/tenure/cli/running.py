@@ -117,9 +117,9 @@ def serve(
     fail_every: int | None,
     **flags: Any,
 ) -> None:
-    """Serve the HTTP API until SIGTERM or Ctrl-C.
+    """Serve dashboard and HTTP API until SIGTERM or Ctrl-C.
 
-    With --app or --simulate, workers run in the same process.
+    With --app or --simulate, a worker runs in the same process.
     """
     from tenure import logs, server
     from tenure.run import end_process

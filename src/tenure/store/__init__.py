@@ -194,7 +194,9 @@ class Store:
 
     def _refuse_copies(self) -> None:
         if os.getpid() != self._pid:
-            raise StoreUnavailable("this store was opened before a fork: open it in the child")
+            raise StoreUnavailable(
+                "this store was opened before a fork: close it before, and open it in the child"
+            )
 
     def _act(self, name: str, act: Callable[[Database], T], *, quiet: bool = False) -> Future[T]:
         return self._submit(Acting(name, act, quiet=quiet)).future
