@@ -20,11 +20,11 @@ differ. `tenure COMMAND --help` says the same in the terminal, and `python -m te
 
 ## Which database
 
-Every command that uses one takes `--database URL`, before or after its name. Without it, the database is
-`TENURE_DATABASE`, else `database` in the file that `TENURE_CONFIG` names, else
-`sqlite:///tenure.db`. A server or worker without any of these uses the database of its `--app`; with
-one of them, the applications it loads are put on that database too. With `--server`, a worker needs
-no database. `demo` uses a throw-away one, unless `--database` names an empty one. Every other
+Every command that uses one takes `--database URL`, before or after its name. Without it, the
+database is `TENURE_DATABASE`, else `database` in the file that `TENURE_CONFIG` names, else
+`sqlite:///tenure.db`. A server or worker without any of these uses the database of its `--app`;
+with one of them, the applications it loads are put on that database too. With `--server`, a worker
+needs no database. `demo` uses a throw-away one, unless `--database` names an empty one. Every other
 setting is on [its own page](settings.md).
 
 ## Output

@@ -50,8 +50,8 @@ the two differ. What is imported from `tenure` is stable. Everything has type an
 
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
 backoff is a `RetryPolicy`, a duration (the `base`), or an object of `base`, `factor` and `cap`.
-Errors have [a page of their own](errors.md). What a signature names and this page does not describe is
-in `tenure.records`.
+Errors have [a page of their own](errors.md). What a signature names and this page does not describe
+is in `tenure.records`.
 """
 
 LONGEST_LINE = 96
