@@ -57,4 +57,16 @@ def test_every_block_says_what_it_is() -> None:
     assert not nameless, nameless
 
 
-KNOWN = {*RUN, "output", "json", "toml", "ini", "sql", "text", "mermaid", "nginx", "yaml"}
+KNOWN = {
+    *RUN,
+    "output",
+    "json",
+    "toml",
+    "ini",
+    "sql",
+    "text",
+    "mermaid",
+    "nginx",
+    "dockerfile",
+    "yaml",
+}
