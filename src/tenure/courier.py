@@ -17,6 +17,7 @@ from tenure import outbound
 from tenure.app import Tenure
 from tenure.errors import PermanentFailure, TenureError
 from tenure.handlers import Handlers, JobContext, describe
+from tenure.lifecycle import Status
 from tenure.records import WEBHOOK, WEBHOOK_QUEUE
 from tenure.webhooks import key_of
 from tenure.worker import Worker
@@ -106,9 +107,12 @@ class Courier:
             self._stop.wait(LOOK_SECONDS)
 
     def _needed(self) -> bool:
-        """Whether there is somebody to deliver to, or left to be told that there is not."""
-        return bool(self._app.webhooks.list()) or any(
-            queue.name == WEBHOOK_QUEUE and queue.pending for queue in self._app.queues()
+        """Whether there is somebody to deliver to, or left to be told that there is not.
+
+        The one queue is looked at, for to count all of them takes long while much is going on.
+        """
+        return bool(self._app.webhooks.list()) or bool(
+            self._app.find(status=Status.PENDING, queue=WEBHOOK_QUEUE, limit=1)
         )
 
     def _deliver(self) -> None:
