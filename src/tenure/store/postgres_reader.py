@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import selectors
 import threading
-import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
@@ -32,11 +29,11 @@ from tenure.records import (
     WorkerState,
     untold,
 )
-from tenure.store import audit, bulk_table, webhooks
+from tenure.store import audit, bulk_table, postgres_watch, webhooks
 from tenure.store.bulk_table import bulk_of
 from tenure.store.measure_words import POSTGRES as POSTGRES_WORDS
 from tenure.store.measures import Measured
-from tenure.store.postgres_connection import CONNECTED, NOW, connect, is_uuid, place_of, to_time
+from tenure.store.postgres_connection import CONNECTED, NOW, is_uuid, place_of, to_time
 from tenure.store.postgres_statements import (
     JOB_COLUMNS,
     SELECT_JOB,
@@ -50,7 +47,6 @@ from tenure.store.rows import job_of, read_names
 from tenure.store.tokens import POSTGRES, token_of
 from tenure.store.webhooks import webhook_of
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MOST_CONNECTIONS = 4
@@ -60,11 +56,6 @@ RETRY_SECONDS = 1.0
 pauses between attempts grow to minutes, for which a database that is back would not be noticed."""
 AUDIT_SECONDS = 3600.0
 """How long one pass of `tenure verify` may take, which reads everything there is."""
-WATCH_SECONDS = 0.1
-"""How often the watch looks whether it should stop; notifications ring at once."""
-RECONNECT_SECONDS = (0.5, 10.0)
-PROBE_SECONDS = 30.0
-"""How often the watch makes sure that somebody is at the other end."""
 
 COLUMNS = """
 t.xid || '.' || t.seq, t.job_id::text, t.at AT TIME ZONE 'UTC', t.source, t.target, t.event,
@@ -370,34 +361,7 @@ class PostgresReader:
                 return audit.findings(asked, cursor.stream(query), before, limit)
 
     def watch(self, ring: Callable[[], None], stop: threading.Event) -> None:
-        """Listen for the notes of other processes. Behind a transaction pooler none may come."""
-        shortest, longest = RECONNECT_SECONDS
-        pause = shortest
-        while not stop.is_set():
-            try:
-                with connect(self._place) as connection:
-                    self._listen(connection)
-                    pause = shortest
-                    ring()  # what was said while nobody listened
-                    # Not `notifies` with a time limit, each round of which takes a millisecond.
-                    with selectors.DefaultSelector() as selector:
-                        selector.register(connection.fileno(), selectors.EVENT_READ)
-                        listened = time.monotonic()
-                        while not stop.is_set():
-                            if time.monotonic() - listened > PROBE_SECONDS:
-                                self._listen(connection)  # harmless, and it must be answered
-                                listened = time.monotonic()
-                            if selector.select(WATCH_SECONDS):
-                                for _ in connection.notifies(timeout=0):
-                                    ring()
-            except psycopg.Error as error:
-                log.info("not listening for new work, polling goes on: %s", error)
-                stop.wait(pause)
-                pause = min(2 * pause, longest)
-
-    def _listen(self, connection: psycopg.Connection[Any]) -> None:
-        with answering(connection, ANSWER_SECONDS):
-            connection.execute(self._place.sql("LISTEN {s}"))
+        postgres_watch.watch(self._place, ring, stop)
 
     def close(self) -> None:
         with self._lock:
