@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tenure.access import CALLER, Caller
+from tenure.access import CALLER, GUARD, Caller
 from tenure.app import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable, Unauthorized
 from tenure.keyring import Keyring
@@ -103,6 +103,7 @@ class Guard:
         try:
             self._check(scope)
             scope[CALLER] = await self._caller(scope)
+            scope[GUARD] = self
         except (Refusal, Unauthorized, StoreUnavailable) as error:
             response = self._refuse(scope, error)
             if isinstance(error, StoreUnavailable):
@@ -111,6 +112,15 @@ class Guard:
             await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    async def may_stay(self, scope: Scope) -> bool:
+        """Whether whoever sent this request would be let in again; yes while nobody can tell."""
+        try:
+            return await self._caller(scope) == scope[CALLER]
+        except Unauthorized:
+            return False
+        except StoreUnavailable:  # there is nothing to read, either
+            return True
 
     def _check(self, scope: Scope) -> None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -339,6 +340,26 @@ async def test_streams_are_counted(app: Tenure, monkeypatch: Any) -> None:
         await first.until(b"retry")
         async with Exchange(built, "GET", "/events") as second:
             assert (await second.end())["code"] == "too_many_streams"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/events", "/ui/live"])
+async def test_the_head_of_a_stream_has_an_end(app: Tenure, path: str) -> None:
+    async with Exchange(build(app), "HEAD", path) as asked:
+        await asked.end()
+    assert (asked.status, asked.answered) == (200, b"")
+
+
+@pytest.mark.anyio
+async def test_streams_that_come_at_once_are_counted(app: Tenure, monkeypatch: Any) -> None:
+    monkeypatch.setattr(streams, "MOST_STREAMS", 3)
+    built = build(app)
+    async with contextlib.AsyncExitStack() as crowd:
+        asked = [
+            await crowd.enter_async_context(Exchange(built, "GET", "/events")) for _ in range(10)
+        ]
+        await asyncio.gather(*(one.until(b"t") for one in asked))
+        assert sorted(one.status for one in asked) == [200] * 3 + [503] * 7
 
 
 @pytest.mark.parametrize("position", ["x", "-1", "1e3", "9" * 70, "é", "1; DROP TABLE", "1 2"])

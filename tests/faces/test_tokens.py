@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 from collections.abc import Iterator
@@ -11,14 +12,17 @@ from starlette.testclient import TestClient
 
 from tenure import InvalidInput, StoreUnavailable, Tenure, keyring
 from tenure.access import Scope
+from tenure.api import streams
 from tenure.api.routing import Route
 from tenure.api.table import ROUTES
 from tenure.client import Client
+from tenure.dashboard import live
 from tenure.errors import Forbidden, Unauthorized
+from tenure.server import build
 from tenure.settings import Settings
 from tests.clock import Clock
 from tests.faces.command import read, run, tell
-from tests.faces.http import NOWHERE, Served, api_of, claim, problem
+from tests.faces.http import NOWHERE, Exchange, Served, api_of, claim, problem
 from tests.worker.running import completed, working
 from tests.worker.waiting import until
 
@@ -349,3 +353,37 @@ def test_a_worker_scope_sees_only_what_it_leases(app: Tenure, guarded: TestClien
     (lease,) = claim(guarded)
     assert lease["payload"] == {"n": 1}
     assert guarded.post(f"/leases/{lease['lease_id']}/complete").status_code == 200
+
+
+@pytest.mark.requirement("C3")
+@pytest.mark.parametrize("path", ["/events", "/ui/live"])
+def test_a_stream_ends_with_the_token_that_opened_it(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """And with the first token that there is, one that was opened by nobody."""
+    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
+        monkeypatch.setattr(keyring, name, -1)
+    for module in (streams, live):
+        monkeypatch.setattr(module, "STAY_SECONDS", 0.01)
+
+    async def opened(secret: str | None) -> Exchange:
+        headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
+        return Exchange(build(app), "GET", path, headers=headers)
+
+    async def watch() -> None:
+        async with await opened(None) as anybody:
+            await anybody.until(b"retry: ")
+            secret, _ = app.tokens.create("reader", ["read"])
+            async with asyncio.timeout(10):
+                await anybody.task
+        async with await opened(secret) as reader:
+            await reader.until(b"retry: ")
+            app.tokens.create("other", ["read"])
+            app.tokens.revoke("other")
+            job = app.enqueue("mail")
+            await reader.until(job.id.encode())  # who has a good token goes on reading
+            app.tokens.revoke("reader")
+            async with asyncio.timeout(10):
+                await reader.task
+
+    asyncio.run(watch())

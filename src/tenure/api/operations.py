@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from tenure import forms, ids, payload, wire
+from tenure.access import may_stay
 from tenure.api import metrics, streams
 from tenure.api.routing import JSON, Call, answer
 from tenure.errors import InvalidInput, StoreUnavailable
@@ -103,11 +105,16 @@ async def stream_events(call: Call) -> Response:
         last = call.query.after
     wanted = _wanted(call.query)
     start = await streams.start_of(call.app, last, wanted)
-    return StreamingResponse(
-        streams.events(call.app, call.doorbell, start, wanted, withheld=bool(call.redaction)),
-        media_type="text/event-stream",
-        headers={"X-Accel-Buffering": "no"},
+    streams.check_room(call.doorbell)  # again: others have come in meanwhile
+    told = streams.events(
+        call.app,
+        call.doorbell,
+        start,
+        wanted,
+        withheld=bool(call.redaction),
+        may_stay=partial(may_stay, call.request.scope),
     )
+    return streams.EventStream(call.doorbell, told)
 
 
 def _wanted(query: EventsQuery) -> Wanted:

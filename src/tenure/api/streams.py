@@ -10,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from tenure import wire
+from tenure.access import STAY_SECONDS
 from tenure.app import Tenure
 from tenure.errors import TenureError
 from tenure.problems import RETRY_SECONDS, Refusal
 from tenure.records import ClaimRequest, Lease, Moves, Outcome, Report, Told, Wanted
-from tenure.redaction import MARK
 
 log = logging.getLogger(__name__)
 
@@ -186,39 +187,59 @@ async def events(
     wanted: Wanted,
     *,
     withheld: bool = False,
+    may_stay: Callable[[], Awaitable[bool]],
 ) -> AsyncIterator[bytes]:
     """The moves that are wanted as server-sent events, from `start` on until the server stops.
 
     Each event's `id` is its position, so a client that comes back misses nothing and sees nothing
     twice. Where nothing was wanted for a while, an `id` alone says how far the ledger was read, so
     that nobody who comes back begins far behind. `withheld`: without the errors, which may hold
-    what is redacted; a job's history shows them. The stream holds at most one page of the ledger; a
-    slow reader slows nobody else.
+    what is redacted; a job's history shows them. It ends once the reader `may_stay` no longer, and
+    holds at most one page of the ledger; a slow reader slows nobody else.
     """
-    doorbell.streams += 1
-    try:
-        with doorbell.waiter() as waiter:
-            position, moves = start
-            yield f"retry: {RECONNECT_MILLISECONDS}\nid: {position}\n\n".encode()
-            loop = asyncio.get_running_loop()
-            spoke = loop.time()
-            while not doorbell.stopped:
-                if moves.told:
-                    yield b"".join(_event(told, withheld=withheld) for told in moves.told)
-                    spoke = loop.time()
-                elif loop.time() - spoke >= PING_SECONDS:
-                    yield f": still here\nid: {moves.position}\n\n".encode()
-                    spoke = loop.time()
-                if not moves.more:
-                    await waiter.wait(LOOK_SECONDS)
-                after = moves.position
-                try:
-                    moves = await run_in_threadpool(app.moves, after, MOST_AT_ONCE, wanted)
-                except TenureError as error:
-                    moves = Moves((), after, more=False)
-                    log.warning("the event stream cannot read the ledger, trying again: %s", error)
-    finally:
-        doorbell.streams -= 1
+    with doorbell.waiter() as waiter:
+        position, moves = start
+        yield f"retry: {RECONNECT_MILLISECONDS}\nid: {position}\n\n".encode()
+        loop = asyncio.get_running_loop()
+        spoke = asked = loop.time()
+        while not doorbell.stopped:
+            if loop.time() - asked >= STAY_SECONDS:
+                asked = loop.time()
+                if not await may_stay():
+                    return
+            if moves.told:
+                yield b"".join(_event(told, withheld=withheld) for told in moves.told)
+                spoke = loop.time()
+            elif loop.time() - spoke >= PING_SECONDS:
+                yield f": still here\nid: {moves.position}\n\n".encode()
+                spoke = loop.time()
+            if not moves.more:
+                await waiter.wait(LOOK_SECONDS)
+            after = moves.position
+            try:
+                moves = await run_in_threadpool(app.moves, after, MOST_AT_ONCE, wanted)
+            except TenureError as error:
+                moves = Moves((), after, more=False)
+                log.warning("the event stream cannot read the ledger, trying again: %s", error)
+
+
+class EventStream(StreamingResponse):
+    """The answer that is a stream. It counts from before its first byte until it has ended."""
+
+    def __init__(self, doorbell: Doorbell, told: AsyncIterator[bytes]) -> None:
+        super().__init__(told, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._doorbell = doorbell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        if scope["method"] == "HEAD":  # who asks for the head alone does not wait for an end
+            await Response(headers=self.headers)(scope, receive, send)
+            return
+        self._doorbell.streams += 1
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._doorbell.streams -= 1
 
 
 def check_room(doorbell: Doorbell) -> None:
@@ -236,9 +257,8 @@ def check_room(doorbell: Doorbell) -> None:
 
 def _event(told: Told, *, withheld: bool) -> bytes:
     move = told.move
-    if withheld and move.detail is not None:
-        told = replace(told, move=replace(move, detail=MARK))
-    data = msgspec.json.encode(wire.event_body(told))  # JSON has no line breaks of its own
+    shown = told.withheld() if withheld else told
+    data = msgspec.json.encode(wire.event_body(shown))  # JSON has no line breaks of its own
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (
         move.position.encode(),
         move.event.encode(),

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
+from tenure.access import STAY_SECONDS
 from tenure.app import Tenure
 from tenure.errors import TenureError
 from tenure.problems import RETRY_SECONDS
@@ -90,22 +91,29 @@ class Follower:
         self._following: asyncio.Task[None] | None = None
         self._position: str | None = None  # None until it follows
 
-    def stream(self) -> Response:
-        """The stream of one viewer."""
+    def stream(self, may_stay: Callable[[], Awaitable[bool]]) -> Response:
+        """The stream of one viewer, until that `may_stay` no longer."""
         if self._stopped() or len(self._viewers) >= MOST_VIEWERS:
             return Response(status_code=503, headers={"Retry-After": str(RETRY_SECONDS)})
         return StreamingResponse(
-            self._told(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+            self._told(may_stay),
+            media_type="text/event-stream",
+            headers={"X-Accel-Buffering": "no"},
         )
 
-    async def _told(self) -> AsyncIterator[bytes]:
+    async def _told(self, may_stay: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
         viewer = _Viewer()
         self._viewers.add(viewer)
         try:
             await self._follow()
             yield f"retry: {RECONNECT_MILLISECONDS}\nevent: hello\ndata: {{}}\n\n".encode()
             quiet = 0.0
+            asked = _loop().time()
             while not self._stopped():
+                if _loop().time() - asked >= STAY_SECONDS:
+                    asked = _loop().time()
+                    if not await may_stay():
+                        return
                 try:
                     await asyncio.wait_for(viewer.news.wait(), TELL_SECONDS)
                 except TimeoutError:
@@ -134,6 +142,8 @@ class Follower:
                 await self._look()
             except TenureError as error:
                 log.warning("the dashboard cannot read the ledger, trying again: %s", error)
+            except Exception:  # who waits for news would wait for ever
+                log.exception("the dashboard cannot read the ledger, trying again")
             await asyncio.sleep(TELL_SECONDS)
 
     async def _look(self) -> None:

@@ -257,7 +257,9 @@ class Dashboard:
         caller: Caller = request.scope[CALLER]
         if not caller.may(READ):
             return Response(status_code=403)
-        return self._follower.stream()
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
+        return self._follower.stream(partial(access.may_stay, request.scope))
 
 
 NOBODY = Caller("", frozenset(), known=False)
