@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from tenure import durations, filters, ids, lifecycle, logs, payload
 from tenure.drafts import MOST_RETRIES, Duration, whole
-from tenure.errors import BulkNotFound
-from tenure.lifecycle import Job, Status
+from tenure.errors import BulkNotFound, InvalidInput
+from tenure.lifecycle import SETTLED, Job
 from tenure.reading import MOST_COUNTED, MOST_LISTED, Reading
 from tenure.records import Action, Bulk, Filter, Tell, untold
 from tenure.store import migrate_store, search
@@ -180,14 +180,12 @@ class Acting(Reading):
     def prune(self, keep: Mapping[str, Duration]) -> int:
         """Delete jobs settled longer ago than `keep` says by status; how many were deleted.
 
-        Works in bites; call again while the answer is not 0. Jobs whose moves are not measured yet
-        stay until they are.
+        Works in bites; call again while the answer is not 0. Jobs whose moves are not measured yet,
+        or not told to webhooks, stay until they are.
         """
+        ages = retention(keep)
         now = self._store.read.clock()
-        before: dict[str, datetime] = {
-            Status(status): now - timedelta(seconds=durations.seconds(age))
-            for status, age in keep.items()
-        }
+        before = {status: now - timedelta(seconds=age) for status, age in ages.items()}
         return self._store.prune(before).result()
 
     # --- who else may come in, and who is told
@@ -201,6 +199,19 @@ class Acting(Reading):
     def webhooks(self) -> Webhooks:
         """Who is told of moves by signed requests."""
         return Webhooks(lambda: self._store, self.actor)
+
+
+def retention(keep: Mapping[str, Duration]) -> dict[str, float]:
+    """How many seconds settled jobs are kept, by status; raises InvalidInput."""
+    if unknown := keep.keys() - SETTLED:
+        raise InvalidInput(
+            f"jobs do not rest in {', '.join(sorted(map(str, unknown)))}; say how long to keep "
+            f"those that are {', '.join(sorted(SETTLED))}",
+            path="$.keep",
+        )
+    return {
+        str(status): durations.seconds(age, path=f"$.keep.{status}") for status, age in keep.items()
+    }
 
 
 def _told(bulk: Bulk) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from tenure import logs
+from tenure.acting import retention
 from tenure.app import Tenure
 from tenure.drafts import Duration
-from tenure.errors import TenureError
+from tenure.errors import StoreUnavailable, TenureError
 from tenure.lifecycle import SWEEP, Job, Status
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ the measures fall behind; they catch up once none move."""
 class Sweeper:
     """Sweeps every `interval` seconds in its own thread; `keep` is retention by status, if any.
 
-    `withheld`: webhooks are not told errors, which may hold what is redacted.
+    `withheld`: webhooks are not told errors, which may hold what is redacted. Raises InvalidInput
+    for a retention that means nothing: found out at night, by a full disk, it would be too late.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class Sweeper:
     ) -> None:
         self._app = app
         self._interval = interval
-        self._keep = keep or {}
+        self._keep = retention(keep or {})
+        self._since_prune = PRUNE_EVERY
         self._withheld = withheld
         self._stop = threading.Event()
         self._quiet = False  # whether no job moved between the last two times
@@ -66,22 +69,26 @@ class Sweeper:
             self._thread.join()
 
     def _run(self) -> None:
-        since_prune = PRUNE_EVERY
+        duties = (self._sweep, self._prune, self._go_on, self._measure, self._follow)
         while not self._stop.is_set():
-            try:
-                self._sweep()
-                since_prune += self._interval
-                if since_prune >= PRUNE_EVERY:
-                    since_prune = 0.0
-                    self._prune()
-                self._go_on()
-                self._measure()
-                self._follow()
-            except TenureError as error:
-                log.warning("the sweep failed and is tried again in %ss: %s", self._interval, error)
-            except Exception:
-                log.exception("the sweep failed and is tried again in %ss", self._interval)
+            for duty in duties:
+                if not self._does(duty):
+                    break
             self._stop.wait(self._interval)
+
+    def _does(self, duty: Callable[[], None]) -> bool:
+        """Do one of the duties; whether there is a database for the next one.
+
+        One that fails keeps no other from being done: leases must end whatever a webhook meets.
+        """
+        try:
+            duty()
+        except TenureError as error:
+            log.warning("the sweep failed and is tried again in %ss: %s", self._interval, error)
+            return not isinstance(error, StoreUnavailable)
+        except Exception:
+            log.exception("the sweep failed and is tried again in %ss", self._interval)
+        return True
 
     def _sweep(self) -> None:
         while not self._stop.is_set():
@@ -116,6 +123,10 @@ class Sweeper:
                 return
 
     def _prune(self) -> None:
+        self._since_prune += self._interval
+        if self._since_prune < PRUNE_EVERY:
+            return
+        self._since_prune = 0.0
         if self._keep:
             while not self._stop.is_set() and self._app.prune(self._keep):
                 pass

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tenure import Draft, JobNotFound, Status, Tenure
-from tenure.records import ClaimRequest, Outcome, Report
+from tenure import Draft, InvalidInput, JobNotFound, Status, Tenure
+from tenure.records import WEBHOOK, ClaimRequest, Filter, Outcome, Report
 from tenure.sweeper import Sweeper
 from tests.worker.running import moves, settled, sweeping
 from tests.worker.waiting import until
@@ -116,3 +117,52 @@ def test_a_sweeper_can_be_stopped_before_and_after_it_starts(app: Tenure) -> Non
     sweeper = Sweeper(app, interval=3_600)
     sweeper.start()
     sweeper.stop()
+
+
+def test_a_duty_that_fails_keeps_no_other_from_being_done(
+    app: Tenure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Leases end and webhooks are told, though a bulk action meets what nobody foresaw."""
+    caplog.set_level("WARNING")
+    app.webhooks.create("shop", "https://example.com", ["enqueued"])
+    app.enqueue("mail")
+    app.start_bulk("cancel", Filter(type="mail"))
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as database:
+        database.execute(
+            "CREATE TRIGGER test_refuse BEFORE UPDATE ON tenure_bulk"
+            " BEGIN SELECT RAISE(ABORT, 'test: indigestible'); END"
+        )
+    with sweeping(app):
+        until(lambda: app.find(type=WEBHOOK), "a delivery")
+        until(lambda: sum(total.moves for total in app.totals()) >= 2, "the measures")
+    assert "test: indigestible" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("keep", "path"),
+    [
+        ({"complete": "7d"}, "$.keep"),
+        ({"pending": "7d"}, "$.keep"),
+        ({"completed": "a week"}, "$.keep.completed"),
+    ],
+)
+def test_a_retention_that_means_nothing_is_refused_at_once(
+    app: Tenure, keep: dict[str, str], path: str
+) -> None:
+    with pytest.raises(InvalidInput) as of_call:
+        app.prune(keep)
+    with pytest.raises(InvalidInput) as of_worker:
+        app.run_worker(keep=keep)
+    assert (of_call.value.path, of_worker.value.path) == (path, path)
+
+
+def test_retention_leaves_what_webhooks_are_yet_to_be_told(either: Tenure) -> None:
+    either.webhooks.create("shop", "https://example.com", ["completed"])
+    settle(either, Outcome.COMPLETED)
+    until(lambda: len(either.ledger()) == 3, "every move to have its place")
+    assert either.prune({"completed": 0}) == 0
+    until(lambda: (either.webhooks.step(), either.find(type=WEBHOOK))[1], "the delivery")
+    assert either.prune({"completed": 0}) == 1
+    either.webhooks.remove("shop")
+    settle(either, Outcome.COMPLETED)
+    until(lambda: either.prune({"completed": 0}), "what nobody waits for to go")

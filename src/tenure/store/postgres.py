@@ -388,10 +388,15 @@ class Postgres:
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int) -> int:
         *measured, until = self.measures.catch_up(self.now())
+        places = [measured, *(position.split(".") for position in self.webhooks.positions())]
+        numbers = [(int(xid), int(seq)) for xid, seq in places]
+        xid, seq = min(numbers)
+        if (xid, seq) < numbers[0]:
+            until = min([until, *(at for (at,) in self._rows(sql.UNTOLD, str(xid), seq))])
         removed: Counter[tuple[str, str, str]] = Counter()
         for status, time in settled_before.items():
             statement = sql.PRUNE.replace("{status}", guards.quoted(Status(status)))
-            values = (time, until, *measured, limit - removed.total())
+            values = (time, until, str(xid), seq, limit - removed.total())
             for queue, type, jobs in self._rows(statement, *values):
                 removed[status, queue, type] += jobs
         if removed:

@@ -142,9 +142,13 @@ ON CONFLICT (id) DO UPDATE SET
     seen_at = excluded.seen_at, queues = excluded.queues, types = excluded.types
 """
 
-# What has been measured ends at a place and at a time. The time bounds the search: what settled
-# after it need not be looked at. Moves after the place are counted, since NOT EXISTS could become a
-# join with the whole ledger.
+# What has been measured and told to webhooks ends at a place and at a time. The time bounds the
+# search: what settled after it need not be looked at. Moves after the place are counted, since
+# NOT EXISTS could become a join with the whole ledger.
+UNTOLD = """
+SELECT floor(date_part('epoch', at) * 1000)::bigint FROM {s}.transition
+WHERE (xid, seq) > (%s::text::xid8, %s::bigint) ORDER BY xid, seq LIMIT 1
+"""
 PRUNE = """
 WITH old AS MATERIALIZED (
     SELECT id FROM {s}.job WHERE status = {status} AND finished_at < %s

@@ -351,10 +351,14 @@ class Sqlite:
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int) -> int:
         measured, until = self.measures.catch_up(self.now())
+        done_with = min([measured, *map(int, self.webhooks.positions())])
+        if done_with < measured:
+            untold = self._db.execute(sql.UNTOLD, (done_with,)).fetchone()
+            until = min([until, *(untold or ())])
         removed: Counter[tuple[str, str, str]] = Counter()
         for status, time in settled_before.items():
             statement = sql.PRUNE.replace("{status}", guards.quoted(Status(status)))
-            values = (to_millis(time), until, measured, limit - removed.total())
+            values = (to_millis(time), until, done_with, limit - removed.total())
             gone = self._db.execute(statement, values).fetchall()
             failpoints.hit("prune.between_job_and_ledger")
             ids = [(id,) for id, *_ in gone]

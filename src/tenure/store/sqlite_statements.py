@@ -169,8 +169,9 @@ SELECT event FROM tenure_transition
 WHERE job_id = ? AND lease_id = ? AND event <> 'claimed' ORDER BY seq DESC LIMIT 1
 """
 
-# What has been measured ends at a place and at a time. The time bounds the search: what settled
-# after it need not be looked at.
+# What has been measured and told to webhooks ends at a place and at a time. The time bounds the
+# search: what settled after it need not be looked at.
+UNTOLD = "SELECT at FROM tenure_transition WHERE seq > ? ORDER BY seq LIMIT 1"
 PRUNE = """
 DELETE FROM tenure_job WHERE rowid IN (
     SELECT rowid FROM tenure_job

@@ -28,6 +28,10 @@ class Words:
             f" FROM {self.table} ORDER BY name"
         )
 
+    def positions(self) -> str:
+        """Up to where in the ledger each has been told."""
+        return f"SELECT position FROM {self.table}"
+
     def target(self) -> str:
         """Where the deliveries of one go, and what signs them."""
         v = self.value
@@ -91,6 +95,10 @@ class WebhookTable:
         lists = (write_names(events), write_names(types), write_names(queues))
         values = (name, id, url, secret, *lists, actor, position)
         return bool(self._run(self._words.add(), values).rowcount)
+
+    def positions(self) -> list[str]:
+        """Up to where in the ledger each has been told: the moves behind that are still needed."""
+        return [position for (position,) in self._run(self._words.positions(), ()).fetchall()]
 
     def remove(self, name: str) -> None:
         """Remove one."""
