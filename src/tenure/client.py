@@ -15,9 +15,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from datetime import datetime
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, TypeVar, Unpack
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 from msgspec import UNSET
@@ -27,6 +29,7 @@ from tenure import payload as payloads
 from tenure.drafts import Draft, Options
 from tenure.errors import InvalidInput, JobNotFound, StoreUnavailable, TenureError
 from tenure.explain import Explanation
+from tenure.filters import Fields
 from tenure.lifecycle import Job
 from tenure.records import ClaimRequest, Count, Lease, Outcome, Report, Transition, Turn
 from tenure.tracing import Tracing
@@ -140,25 +143,24 @@ class Client:
         return wire.job_of(self._send("GET", _job(job_id), wire.JobBody))
 
     def find(
-        self,
-        *,
-        status: str | None = None,
-        type: str | None = None,
-        queue: str | None = None,
-        limit: int = 50,
-        before: str | None = None,
+        self, *, limit: int = 50, before: str | None = None, **filter: Unpack[Fields]
     ) -> list[Job]:
-        """Jobs, newest first; `before` is the id of the last one of the page before."""
-        wanted = {
-            "status": status,
-            "type": type,
-            "queue": queue,
-            "limit": str(limit),
-            "cursor": before and before.replace("-", ""),
-        }
-        query = {name: value for name, value in wanted.items() if value is not None}
-        jobs = self._send("GET", "/jobs", list[wire.JobBody], query=query)
-        return [wire.job_of(job) for job in jobs]
+        """Jobs, newest first; `before` is the id of the last one of the page before.
+
+        Asks for as many pages as it takes to find `limit` (at most 500) of them.
+        """
+        query = {name: _in_query(value) for name, value in filter.items() if value is not None}
+        cursor = before and before.replace("-", "")
+        jobs: list[Job] = []
+        while True:
+            page = {**query, "limit": str(limit - len(jobs))}
+            if cursor:
+                page["cursor"] = cursor
+            response = self._request("GET", "/jobs", query=page)
+            jobs += [wire.job_of(job) for job in self._read(response, "/jobs", list[wire.JobBody])]
+            cursor = _cursor_in(response.links)
+            if cursor is None or len(jobs) == limit:
+                return jobs
 
     def history(self, job_id: str) -> list[Transition]:
         """Every move of a job, oldest first; raises JobNotFound."""
@@ -270,6 +272,23 @@ class Client:
         timeout: float | None = None,
     ) -> T:
         """Send a request and read its answer, or raise the error it stands for."""
+        response = self._request(
+            method, path, body, query, headers=headers, wait=wait, timeout=timeout
+        )
+        return self._read(response, path, kind)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        query: Mapping[str, str] | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        wait: float = 0.0,
+        timeout: float | None = None,
+    ) -> Any:
+        """Send a request; its answer, if that is no error."""
         try:
             content = None if body is None else msgspec.json.encode(body)
         except (TypeError, ValueError, OverflowError) as error:
@@ -290,6 +309,9 @@ class Client:
             raise StoreUnavailable(f"the client is closed: {error}") from error
         if response.status_code >= 300:
             raise problems.error_of(response.status_code, response.content)
+        return response
+
+    def _read(self, response: Any, path: str, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(response.content, type=kind)
         except msgspec.MsgspecError as error:
@@ -306,6 +328,16 @@ def _httpx() -> ModuleType:
             "pip install 'tenure[client]'"
         ) from error
     return httpx2
+
+
+def _in_query(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _cursor_in(links: Mapping[str, Mapping[str, str]]) -> str | None:
+    """Where the next page of a list begins, by the links of this one; None if it is the last."""
+    address = links.get("next", {}).get("url", "")
+    return next(iter(parse_qs(urlsplit(address).query).get("cursor", ())), None)
 
 
 def _job(job_id: str) -> str:

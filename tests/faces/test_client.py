@@ -82,6 +82,25 @@ def test_an_idempotency_key(client: Client) -> None:
     assert (refused.value.key, refused.value.job_id) == ("client-1", first.id)
 
 
+def test_lists_go_on_where_a_page_of_the_server_ends(sqlite_url: str) -> None:
+    """As the application does: rare jobs may be far apart."""
+    with Tenure(sqlite_url) as app:
+        rare = [app.enqueue("rare").id]
+        app.enqueue_many([Draft("usual", {}, {}) for _ in range(10_050)])
+        rare.append(app.enqueue("rare").id)
+        rare.reverse()
+    with Served(sqlite_url) as server, Client(server.url) as client:
+        assert [job.id for job in client.find(type="rare")] == rare
+        assert [job.id for job in client.find(type="rare", limit=1)] == rare[:1]
+        assert [job.id for job in client.find(type="rare", before=rare[0])] == rare[1:]
+        assert len(client.find(type="usual", limit=7)) == 7
+        assert client.find(created_before=client.get(rare[1]).created_at) == []
+        assert client.find(created_after=datetime.now(UTC) + timedelta(hours=1)) == []
+        assert client.find(text="nothing like it", type="rare") == []
+        with pytest.raises(errors.InvalidInput, match="limit"):
+            client.find(limit=501)
+
+
 def test_many_and_lists(client: Client) -> None:
     drafts = [Draft("listed", {"n": n}, {"queue": f"q{n % 2}"}) for n in range(5)]
     made = client.enqueue_many(drafts)
