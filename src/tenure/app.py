@@ -17,7 +17,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from msgspec.structs import replace
 
-from tenure import durations, handlers, logs, payload
+from tenure import durations, handlers, logs
+from tenure import payload as payloads
 from tenure.acting import Acting
 from tenure.drafts import (
     Backoff,
@@ -68,7 +69,7 @@ class Tenure(Acting):
         """
         super().__init__(database, actor)
         self.handlers = Handlers()
-        self.redaction = Redaction(redact)
+        self.redaction = Redaction(payloads.several(redact, "$.redact"))
         self.tracing = Tracing() if tracing else None
 
     # --- handlers
@@ -149,7 +150,12 @@ class Tenure(Acting):
             span, traceparent = self.tracing.adding(types, additions[0].queue, traceparent)
         if traceparent is not None:
             additions = [replace(addition, traceparent=traceparent) for addition in additions]
-        added = self._store.add(additions)
+        try:
+            added = self._store.add(additions)
+        except BaseException as error:
+            if span is not None and self.tracing is not None:
+                self.tracing.added(span, [], error)
+            raise
         if span is not None:
             added.add_done_callback(partial(self._trace_added, span))
         if log.isEnabledFor(logging.DEBUG):
@@ -248,7 +254,7 @@ class _Register:
     @overload
     def __call__(self, function: Callable[P, R]) -> JobType[P, R]: ...
     def __call__(self, function: Callable[..., Any]) -> Any:
-        name = payload.check_name(self._name or function.__name__, "job type", "$.name")
+        name = payloads.check_name(self._name or function.__name__, "job type", "$.name")
         handler = handlers.describe(function, name, self._defaults, in_process=self._process)
         self._app.handlers.add(handler)
         return JobType[Any, Any](self._app, handler)

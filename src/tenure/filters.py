@@ -27,8 +27,11 @@ class Fields(TypedDict, total=False):
 EVENT_OF = {Action.RETRY: "retried", Action.CANCEL: "cancelled"}
 
 
-def checked(filter: Filter, at: str = "$.") -> Filter:
-    """`filter` itself; raises InvalidInput, at the field's name after `at`, for what cannot be."""
+def checked(filter: Filter, at: str = "$.", *, between: str = "_") -> Filter:
+    """`filter` itself; raises InvalidInput, at the field's name after `at`, for what cannot be.
+
+    `between` stands between the words of a name where the caller gave it.
+    """
     if filter.status is not None and filter.status not in tuple(Status):
         raise InvalidInput(f"no such status; one of {', '.join(Status)}", path=f"{at}status")
     for name, what, value in (("type", "job type", filter.type), ("queue", "queue", filter.queue)):
@@ -37,7 +40,8 @@ def checked(filter: Filter, at: str = "$.") -> Filter:
     for name in ("created_after", "created_before"):
         time: datetime | None = getattr(filter, name)
         if time is not None and time.utcoffset() is None:
-            raise InvalidInput("a time without its zone; write it with Z or +02:00", path=at + name)
+            where = at + name.replace("_", between)
+            raise InvalidInput("a time without its zone; write it with Z or +02:00", path=where)
     for name in ("error", "text"):
         text: str | None = getattr(filter, name)
         if text is not None and not 1 <= len(text) <= MOST_SEARCHED_FOR:

@@ -19,7 +19,7 @@ import json
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import isfinite
 from typing import Any
 
@@ -319,6 +319,13 @@ _is_word = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}").fullmatch
 
 _is_name = functools.lru_cache(1024)(re.compile(NAME_PATTERN.strip("^$")).fullmatch)
 _is_key = re.compile(KEY_PATTERN.strip("^$")).fullmatch
+
+
+def several(names: Iterable[str], path: str) -> tuple[str, ...]:
+    """`names` as a tuple; raises InvalidInput for one text, whose letters would pass for names."""
+    if isinstance(names, str):
+        raise InvalidInput("give a list of names, even of one: not a text", path=path)
+    return tuple(names)
 
 
 def check_name(value: object, what: str, path: str) -> str:

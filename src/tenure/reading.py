@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -52,6 +53,7 @@ class Reading:
     def __init__(self, database: str) -> None:
         self.database = database
         self._opened: Store | None = None
+        self._opening = threading.Lock()
 
     @property
     def _store(self) -> Store:
@@ -63,7 +65,9 @@ class Reading:
         Without `make`, also where there is no database of Tenure yet.
         """
         if self._opened is None:
-            self._opened = open_store(self.database, make=make)
+            with self._opening:  # of two first users at once each would have a store of its own
+                if self._opened is None:
+                    self._opened = open_store(self.database, make=make)
         return self
 
     def close(self) -> None:
@@ -218,6 +222,18 @@ class Reading:
         """Whether the database is there with this version's schema; makes and changes nothing."""
         found, needed = schema_of(self.database)
         return found == needed
+
+
+def moves_shown(
+    moves: Sequence[Transition], job: Job, redaction: Redaction
+) -> Sequence[Transition]:
+    """The moves of a job as they may be shown: their errors without its hidden values."""
+    if not redaction:
+        return moves
+    shown = redaction.hider(job.payload, job.result)
+    return [
+        move if move.detail is None else replace(move, detail=shown(move.detail)) for move in moves
+    ]
 
 
 def failures_shown(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from math import inf
@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from tenure import payload
 from tenure.errors import InvalidInput
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
+from tenure.redaction import MARK
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 
@@ -165,6 +167,12 @@ class Told:
     move: Transition
     type: str
     queue: str
+
+    def withheld(self) -> Told:
+        """The same without an error, which may hold what is redacted; a job's history shows it."""
+        if self.move.detail is None:
+            return self
+        return replace(self, move=replace(self.move, detail=MARK))
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +416,14 @@ def check_open(queue: str, path: str) -> str:
             path=path,
         )
     return queue
+
+
+def check_queues(queues: Iterable[str] | None, path: str) -> tuple[str, ...] | None:
+    """The queues that a worker of users may take from, None for any; raises InvalidInput."""
+    if queues is None:
+        return None
+    names = payload.several(queues, path)
+    return tuple(check_open(payload.check_name(name, "queue", path), path) for name in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

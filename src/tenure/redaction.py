@@ -8,8 +8,8 @@ result. Errors are text, so the same values are looked for in them and replaced.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from urllib.parse import urlsplit
+import re
+from collections.abc import Callable, Iterable, Iterator
 
 from msgspec.structs import replace
 
@@ -22,10 +22,12 @@ SHORTEST = 4
 
 def without_password(url: str) -> str:
     """An address of a server or database as it may be shown."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":…@", 1)).geturl()
+    return _password_option.sub(r"\1…", _password_of_user.sub(r"\1:…@", url))
+
+
+# Whatever is given as an address, be it none: what is shown here is mostly about a mistake in it.
+_password_of_user = re.compile(r"^([^/?#]*//[^/?#:@]*):[^?]*@")
+_password_option = re.compile(r"((?:^|[?&\s])(?:ssl)?password=)[^&\s]*")
 
 
 class Redaction:
@@ -63,14 +65,21 @@ class Redaction:
 
     def within(self, text: str, *documents: str | None) -> str:
         """A text without the hidden values that stand in these JSON documents."""
-        if not self:
-            return text
-        sources = (json.loads(document) for document in documents if document)
+        return self.hider(*documents)(text)
+
+    def hider(self, *documents: str | None) -> Callable[[str], str]:
+        """What takes the hidden values of JSON documents out of texts: for many, found once."""
+        sources = (json.loads(document) for document in documents if document and self)
         found = {value for source in sources for value in self._values(source, hidden=False)}
         # The longest first: one may hold another.
-        for value in sorted(found, key=len, reverse=True):
-            text = text.replace(value, MARK)
-        return text
+        hidden = sorted(found, key=len, reverse=True)
+
+        def shown(text: str) -> str:
+            for value in hidden:
+                text = text.replace(value, MARK)
+            return text
+
+        return shown
 
     def _json(self, text: str) -> str:
         hidden = self._hide(json.loads(text))

@@ -25,7 +25,7 @@ from tenure.courier import Courier
 from tenure.drafts import Duration
 from tenure.executors import CHILD, STOP_SIGNALS
 from tenure.handlers import Handlers
-from tenure.records import Health, Tell, check_open, untold
+from tenure.records import Health, Tell, check_queues, untold
 from tenure.redaction import NOTHING_HIDDEN
 from tenure.sweeper import Sweeper
 from tenure.worker import Worker, WorkSource
@@ -68,8 +68,7 @@ def run_worker(
             "a child process imports your main module: run workers only under "
             "`if __name__ == '__main__':`"
         )
-    for queue in queues or ():
-        check_open(queue, "queues")
+    queues = check_queues(queues, "queues")
     hidden = source.redaction if isinstance(source, Tenure) else NOTHING_HIDDEN
     redaction = hidden.also(redact)
     helpers: list[Sweeper | Courier] = []

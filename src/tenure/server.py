@@ -27,7 +27,7 @@ from tenure import api, dashboard, security
 from tenure.app import Tenure
 from tenure.courier import Courier
 from tenure.errors import InvalidInput
-from tenure.records import check_open
+from tenure.records import check_queues
 from tenure.run import ABORTED, log_checks, run_loop, spared_by_collector
 from tenure.settings import Settings
 from tenure.sweeper import Sweeper
@@ -96,8 +96,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
     the queues are not for workers, StoreUnavailable or SchemaMismatch if the database cannot be
     opened.
     """
-    for queue in settings.queues or ():
-        check_open(queue, "queues")
+    check_queues(settings.queues, "queues")
     with contextlib.ExitStack() as running:
         security.check_binding(settings, app)
         listener = running.enter_context(_listen(settings.host, settings.port))

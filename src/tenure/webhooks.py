@@ -11,7 +11,6 @@ import binascii
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -22,7 +21,6 @@ from tenure.drafts import policy_of
 from tenure.errors import InvalidInput
 from tenure.lifecycle import EVENTS
 from tenure.records import WEBHOOK, WEBHOOK_QUEUE, Addition, Moves, Told, Wanted, Webhook
-from tenure.redaction import MARK
 
 MOST_WEBHOOKS = 100
 """Each of them reads the ledger once."""
@@ -95,7 +93,7 @@ class Webhooks:
         """
         payload.check_name(name, "webhook", "$.name")
         check_url(url, "$.url")
-        wanted = frozenset(events)
+        wanted = frozenset(payload.several(events, "$.events"))
         if not wanted or not wanted <= EVENTS:
             raise InvalidInput(f"name one or more of {', '.join(sorted(EVENTS))}", path="$.events")
         if len(self.list()) >= MOST_WEBHOOKS:
@@ -178,9 +176,7 @@ def deliveries_of(hook: Webhook, told: Sequence[Told], *, withheld: bool) -> lis
 
 def _event(told: Told, *, withheld: bool) -> Any:
     """A move as the event stream has it."""
-    if withheld and told.move.detail is not None:
-        told = replace(told, move=replace(told.move, detail=MARK))
-    return msgspec.to_builtins(wire.event_body(told))
+    return msgspec.to_builtins(wire.event_body(told.withheld() if withheld else told))
 
 
 def new_secret() -> str:
@@ -221,5 +217,5 @@ def check_url(url: object, path: str) -> str:
 
 def _names(given: Iterable[str] | None, what: str, path: str) -> tuple[str, ...] | None:
     """Names that are checked, each once; None if there are none."""
-    names = () if given is None else given
+    names = () if given is None else payload.several(given, path)
     return tuple(sorted({payload.check_name(name, what, path) for name in names})) or None

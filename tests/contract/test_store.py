@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
+from tenure import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.records import Query
 from tenure.store import migrate_store, open_store
@@ -158,3 +161,36 @@ def test_a_listener_that_raises_harms_nobody(desk: Desk) -> None:
         stop()
     assert len(desk.store.read.find(Query())) == 5
     assert len(rung) >= 1
+
+
+def test_first_users_side_by_side_share_one_store(database_url: str) -> None:
+    """Else the one that is not kept would never be closed, and its connections stay."""
+    migrate_store(database_url)
+    for _ in range(5):
+        barrier = Barrier(8)
+        with Tenure(database_url) as app, ThreadPoolExecutor(8) as pool:
+            app.close()
+
+            def first_use(app: Tenure = app, barrier: Barrier = barrier) -> int:
+                barrier.wait()
+                return id(app._store)
+
+            uses = [pool.submit(first_use) for _ in range(8)]
+            assert len({use.result() for use in uses}) == 1
+
+
+def test_who_looks_which_workers_were_seen_can_go_on_looking(desk: Desk) -> None:
+    """Two threads commit on PostgreSQL, and what both know is never changed under the other."""
+    committer = desk.store._committer
+    walks: list[Iterator[str]] = []
+
+    class Name(str):
+        def __hash__(self) -> int:  # as if the other thread came in between
+            walks.append(iter(committer._seen))
+            return super().__hash__()
+
+    desk.store.turn([], request(worker="first")).result()
+    desk.store.turn([], request(worker=Name("second"))).result()
+    assert walks
+    for walk in walks:
+        list(walk)

@@ -155,6 +155,23 @@ def test_questions_that_make_no_sense(app: Tenure, arguments: list[str]) -> None
     refused(*arguments)
 
 
+@pytest.mark.parametrize("command", [["list"], ["retry", "--dry-run"], ["cancel", "--yes"]])
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("--created-after", "soon"),
+        ("--created-before", "2026-01-31T12:00:00"),
+        ("--status", "done"),
+        ("--type", "a b"),
+        ("--error", ""),
+    ],
+)
+def test_an_option_that_is_wrong_is_named_as_it_was_given(
+    app: Tenure, command: list[str], option: str, given: str
+) -> None:
+    assert f"Error: {option}: " in refused("jobs", *command, option, given)
+
+
 def test_what_is_accepted_comes_back_unchanged(database_url: str) -> None:
     payload = {
         "text": 'grüße \u202e \x1b[31m "quoted" \\u0000',

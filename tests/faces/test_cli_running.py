@@ -25,7 +25,7 @@ import threading
 from tenure import Job, Tenure
 
 app = Tenure("sqlite:///shop.db")
-other = Tenure("sqlite:///other.db")
+other = Tenure("sqlite:///other.db", redact=["name"])
 number = 7
 
 @app.job
@@ -42,6 +42,17 @@ async def stuck() -> None:
     print("stuck", flush=True)
     await asyncio.to_thread(threading.Event().wait)
 """
+
+
+def test_what_any_of_several_applications_hides_is_hidden(shop: Path, sqlite_url: str) -> None:
+    with Tenure(sqlite_url) as app:
+        app.enqueue("later", {"name": "ada"}, delay="1h")
+    apps = ("--app", "shop.jobs:app", "--app", "shop.jobs:other")
+    with running("serve", "--port", "0", "--database", sqlite_url, *apps, cwd=shop) as server:
+        assert server.stdout is not None
+        with Client(server.stdout.readline().split()[-1]) as client:
+            (job,) = client.find()
+    assert job.payload == '{"name":"[redacted]"}'
 
 
 @pytest.fixture

@@ -383,3 +383,20 @@ def _draft() -> Any:
     from tenure.drafts import Draft
 
     return Draft("email", {}, {})
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00+14:00", "9999-12-31T23:59-12:00", "soon"])
+def test_a_time_that_cannot_be_is_refused_in_plain_words(web: TestClient, time: str) -> None:
+    answer = web.get("/ui/jobs", params={"from": time})
+    assert answer.status_code == 400
+    assert "write a time like" in answer.text
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00", "9999-12-31T23:59"])
+def test_the_first_and_the_last_day_can_be_searched(
+    app: Tenure, web: TestClient, time: str
+) -> None:
+    job = app.enqueue("mail")
+    answer = web.get("/ui/jobs", params={"from": "0001-01-01T00:00", "to": time})
+    assert answer.status_code == 200
+    assert (f"job-{job.id}" in answer.text) is time.startswith("9")

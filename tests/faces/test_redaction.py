@@ -8,7 +8,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.api import streams
-from tenure.redaction import MARK, Redaction
+from tenure.redaction import MARK, Redaction, without_password
 from tenure.server import build
 from tenure.settings import Settings
 from tests.faces.command import run
@@ -88,3 +88,40 @@ def test_what_is_not_named_is_not_touched() -> None:
     text = '{"b":[1.5,{"a":[{"c":"deep"}],"é":9007199254740993}],"aa":null}'
     hidden = Redaction(["A"])._json(text)
     assert hidden == text.replace('[{"c":"deep"}]', json.dumps(MARK))
+
+
+@pytest.mark.requirement("C12")
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (
+            "postgresql://ann:canary@host:5432/jobs?schema=a",
+            "postgresql://ann:…@host:5432/jobs?schema=a",
+        ),
+        ("postgresql://ann:can/a@ry@host/jobs", "postgresql://ann:…@host/jobs"),
+        (
+            "postgresql://host/jobs?user=ann&password=canary&schema=a",
+            "postgresql://host/jobs?user=ann&password=…&schema=a",
+        ),
+        ("host=db user=ann password=canary dbname=jobs", "host=db user=ann password=… dbname=jobs"),
+        ("mysql://ann:canary@host/jobs", "mysql://ann:…@host/jobs"),
+        ("postgresql://ann@host:5432/jobs", "postgresql://ann@host:5432/jobs"),
+        ("sqlite:////srv/a:b@c.db", "sqlite:////srv/a:b@c.db"),
+        ("sqlite:///jobs.db?filesystem=any", "sqlite:///jobs.db?filesystem=any"),
+        ("postgresql://[half", "postgresql://[half"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(given: str, shown: str) -> None:
+    assert without_password(given) == shown
+
+
+@pytest.mark.requirement("C12")
+@pytest.mark.parametrize("command", ["doctor", "migrate", "stats", "enqueue", "worker", "serve"])
+@pytest.mark.parametrize(
+    "url", ["mysql://ann:canary@host/jobs", "host=127.0.0.1 port=1 password=canary"]
+)
+def test_an_address_that_is_none_is_named_without_its_password(command: str, url: str) -> None:
+    more = {"enqueue": ["mail"], "worker": ["--simulate"], "serve": ["--port", "0"]}
+    done = run(command, *more.get(command, []), "--database", url)
+    assert done.exit_code != 0
+    assert "canary" not in done.output

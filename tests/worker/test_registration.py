@@ -315,3 +315,21 @@ def test_options_of_one_enqueue_stand_over_those_of_the_handler(app: Tenure) -> 
 
     assert (plain.queue, plain.priority, plain.max_retries, plain.timeout) == ("mail", 5, 7, 30)
     assert (other.queue, other.priority, other.max_retries, other.timeout) == ("bulk", 1, 7, 30)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda app: Tenure(app.database, redact="password"),
+        lambda app: app.run_worker("mail"),
+        lambda app: app.run_worker(queues=["not ok"]),
+        lambda app: app.webhooks.create("a", "https://example.com", "failed"),
+        lambda app: app.webhooks.create("a", "https://example.com", ["failed"], types="mail"),
+        lambda app: app.webhooks.create("a", "https://example.com", ["failed"], queues="mail"),
+        lambda app: app.tokens.create("a", "read"),
+    ],
+)
+def test_one_text_is_no_list_of_names(app: Tenure, use: Callable[[Tenure], object]) -> None:
+    """Else its letters would be taken for names, and nothing hidden, run or told, in silence."""
+    with pytest.raises(InvalidInput):
+        use(app)

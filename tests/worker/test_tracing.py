@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from tenure import Draft, InvalidInput, Tenure
 from tenure.client import Client
+from tenure.errors import StoreUnavailable
 from tenure.records import ClaimRequest
 from tenure.redaction import Redaction
 from tests.faces.command import PROGRAM, surroundings
@@ -290,3 +291,16 @@ def test_a_failure_is_on_the_span(sqlite_url: str, spans: InMemorySpanExporter) 
             failed(app, job)
             (span,) = named(spans, "process sleep", 1)
     assert span.status.description == "timed out after 0.05 s"
+
+
+def test_the_span_of_jobs_that_cannot_be_added_ends(
+    tmp_path: Path, spans: InMemorySpanExporter
+) -> None:
+    """Spans that have not ended are told to nobody."""
+    app = Tenure(f"sqlite:///{tmp_path}/no/such/folder/jobs.db", tracing=True)
+    with pytest.raises(StoreUnavailable):
+        app.enqueue("lost")
+    (span,) = named(spans, "enqueue lost", 1)
+    assert span.status.status_code is trace.StatusCode.ERROR
+    assert span.attributes is not None
+    assert span.attributes["error.type"] == "StoreUnavailable"

@@ -16,10 +16,9 @@ from tenure.access import Caller
 from tenure.api.routing import Call, answer, convert, sent
 from tenure.drafts import Draft, Options
 from tenure.filters import checked
-from tenure.lifecycle import Job, Status
-from tenure.reading import MOST_COUNTED, MOST_LISTED
-from tenure.records import Action, Added, Filter, Transition
-from tenure.redaction import Redaction
+from tenure.lifecycle import Status
+from tenure.reading import MOST_COUNTED, MOST_LISTED, moves_shown
+from tenure.records import Action, Added, Filter
 
 CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
 """A cursor is the last id seen, without its hyphens; clients hand it back as it is."""
@@ -139,15 +138,9 @@ def show_job(call: Call) -> Response:
 
 def show_history(call: Call) -> Response:
     """Show every move of a job, oldest first."""
-    moves = call.app.history(call.path["id"])
-    if call.redaction:
-        job = call.app.get(call.path["id"])
-        moves = [_without_secrets(move, job, call.redaction) for move in moves]
-    return answer([wire.transition_body(move) for move in moves])
-
-
-def _without_secrets(move: Transition, job: Job, redaction: Redaction) -> Transition:
-    return move if move.detail is None else replace(move, detail=redaction.text(move.detail, job))
+    job, moves = call.app.get(call.path["id"]), call.app.history(call.path["id"])
+    shown = moves_shown(moves, job, call.redaction)
+    return answer([wire.transition_body(move) for move in shown])
 
 
 def explain_job(call: Call) -> Response:

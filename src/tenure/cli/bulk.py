@@ -23,7 +23,7 @@ def filter_of(**given: Any) -> Filter:
     from tenure.filters import checked
     from tenure.records import Filter
 
-    return checked(Filter(**given), at="--")
+    return checked(Filter(**given), at="--", between="-")
 
 
 def run(

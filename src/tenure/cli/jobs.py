@@ -166,7 +166,7 @@ def _timed(given: dict[str, Any]) -> dict[str, Any]:
     """The options of a filter, with times that are times."""
     for name in ("created_after", "created_before"):
         if given.get(name) is not None:
-            given[name] = _time(given[name], f"$.{name}")
+            given[name] = _time(given[name], f"--{name.replace('_', '-')}")
     return given
 
 
@@ -192,8 +192,9 @@ def list_jobs(limit: int, as_json: bool, **filters: Any) -> None:
     from tenure import wire
     from tenure.cli.terminal import ago, attempts, first_line, print_json, table
 
+    filter_of(**_timed(filters))  # which names the option that is wrong
     with existing() as app:
-        found = [app.redaction.job(job) for job in app.find(limit=limit, **_timed(filters))]
+        found = [app.redaction.job(job) for job in app.find(limit=limit, **filters)]
         now = app.ping()
     if as_json:
         print_json([wire.job_body(job) for job in found])
@@ -239,15 +240,13 @@ def show(id: str, as_json: bool) -> None:
         when,
         wrapped,
     )
+    from tenure.reading import moves_shown
 
     with existing() as app:
         now = app.ping()
-        whole, history, reason = app.get(id), app.history(id), app.explain(id)
+        whole, reason = app.get(id), app.explain(id)
         job = app.redaction.job(whole)
-        history = [
-            replace(move, detail=move.detail and app.redaction.text(move.detail, whole))
-            for move in history
-        ]
+        history = moves_shown(app.history(id), whole, app.redaction)
         reason = replace(reason, text=app.redaction.text(reason.text, whole))
     if as_json:
         print_json(

@@ -234,7 +234,10 @@ def load(spec: str) -> Tenure:
 
 
 def _application(specs: Sequence[str], chosen: str) -> Tenure:
-    """The first application that is named, with the handlers of all, on the chosen database."""
+    """The first application that is named, with what all of them run, hide and trace.
+
+    On the chosen database.
+    """
     from tenure.app import Tenure
 
     apps = [load(spec) for spec in specs] or [Tenure(chosen)]
@@ -248,6 +251,8 @@ def _application(specs: Sequence[str], chosen: str) -> Tenure:
         )
     first, *others = apps
     for app in others:
+        first.redaction = first.redaction.also(app.redaction.keys)
+        first.tracing = first.tracing or app.tracing
         for type in app.handlers.types() or ():
             handler = app.handlers.find(type)
             if handler is not None:

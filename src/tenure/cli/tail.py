@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import click
@@ -106,7 +106,7 @@ def tail(
         show = _as_json if as_json else _as_line
         try:
             for told in _moves(app, wanted, since, lines, follow=not no_follow):
-                show(_withheld(app, told))
+                show(told.withheld() if app.redaction else told)
         except KeyboardInterrupt:
             pass  # which is how it is meant to end
         except BrokenPipeError:
@@ -151,15 +151,6 @@ def _newest(app: Tenure, wanted: Wanted, lines: int) -> tuple[Sequence[Told], st
         found.extend(moves.told)
         position, more = moves.position, moves.more
     return found, position
-
-
-def _withheld(app: Tenure, told: Told) -> Told:
-    """The move without an error that may hold what is redacted; the job's history shows it."""
-    from tenure.redaction import MARK
-
-    if not app.redaction or told.move.detail is None:
-        return told
-    return replace(told, move=replace(told.move, detail=MARK))
 
 
 def _as_json(told: Told) -> None:

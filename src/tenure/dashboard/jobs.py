@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from starlette.responses import PlainTextResponse, Response
@@ -14,7 +14,8 @@ from tenure.errors import IllegalMove, InvalidInput, JobNotFound
 from tenure.filters import checked
 from tenure.lifecycle import Job, Status, legal_events
 from tenure.problems import Refusal
-from tenure.records import Filter, Transition
+from tenure.reading import moves_shown
+from tenure.records import Filter
 
 PAGE = 50
 MOST_SELECTED = 500
@@ -69,9 +70,9 @@ def _time(text: str | None, name: str) -> datetime | None:
         return None
     try:
         read = datetime.fromisoformat(text)
-    except ValueError:
+        return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter for the first and the last day there is
         raise InvalidInput("write a time like 2026-11-24T15:30, in UTC", path=name) from None
-    return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
 
 
 # --- the list -------------------------------------------------------------------------------------
@@ -149,10 +150,8 @@ def show(visit: Visit) -> Response:
     """Everything about a job."""
     job = visit.app.get(visit.path("id"))
     told = visit.app.explain(job.id)
-    moves = visit.app.history(job.id)
+    moves = moves_shown(visit.app.history(job.id), job, visit.redaction)
     shown = visit.shown(job)
-    if visit.redaction:
-        moves = [_without_secrets(visit, move, job) for move in moves]
     return visit.page(
         "job.html",
         job=shown,
@@ -167,12 +166,6 @@ def show(visit: Visit) -> Response:
         result=None if shown.result is None else words.pretty(shown.result),
         most=words.SHOWN_CHARACTERS,
     )
-
-
-def _without_secrets(visit: Visit, move: Transition, job: Job) -> Transition:
-    if move.detail is None:
-        return move
-    return replace(move, detail=visit.redaction.text(move.detail, job))
 
 
 def whole(visit: Visit) -> Response:

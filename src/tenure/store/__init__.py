@@ -249,7 +249,10 @@ def migrate_store(url: str, tell: Tell = untold) -> int:
         from tenure.store import postgres_schema
 
         return postgres_schema.upgrade(url, tell)
-    raise InvalidInput(f"{url!r} is no database URL: use sqlite:///jobs.db or postgresql://host/db")
+    raise InvalidInput(
+        f"{without_password(url)!r} is no database URL: use sqlite:///jobs.db or "
+        "postgresql://host/db"
+    )
 
 
 def schema_of(url: str) -> tuple[int, int]:

@@ -282,8 +282,8 @@ class Committer:
         if self._is_to_be_seen(request.worker):
             db.see_worker(request)
             now = self._clock()
-            self._seen = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
-            self._seen[request.worker] = now
+            lately = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
+            self._seen = {**lately, request.worker: now}  # never changed: others may walk it
         leases = db.claim(request) if request.limit > 0 else []
         if not leases or not request.traces:
             return leases

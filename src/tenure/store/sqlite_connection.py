@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tenure import failpoints
 from tenure.errors import InvalidInput
+from tenure.redaction import without_password
 from tenure.store import filesystems
 
 BUSY_TIMEOUT_MS = 10_000
@@ -32,7 +33,8 @@ def path_of(url: str) -> Path:
     path, _, option = url.removeprefix("sqlite:///").partition("?")
     if path == url or path in {"", ":memory:"} or option not in {"", filesystems.ANY}:
         raise InvalidInput(
-            f"{url!r} names no SQLite file; write sqlite:///jobs.db or sqlite:////var/lib/jobs.db"
+            f"{without_password(url)!r} names no SQLite file; write sqlite:///jobs.db or "
+            "sqlite:////var/lib/jobs.db"
         )
     return Path(path).absolute()
 

@@ -46,6 +46,8 @@ from tenure.store.sqlite_statements import (
 from tenure.store.tokens import SQLITE, token_of
 from tenure.store.webhooks import webhook_of
 
+MOST_IDLE = 8
+"""Connections that are kept for later reads: each may hold 64 MiB of the file in memory."""
 START = "0"
 _is_position = re.compile(r"[0-9]{1,18}").fullmatch
 TABLES = ("tenure_job", "tenure_transition")
@@ -138,6 +140,7 @@ class SqliteReader:
         self._path = path
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
+        self._closed = False
         self.measured = Measured(SQLITE_WORDS, self._rows, self._rows)
 
     @contextmanager
@@ -150,7 +153,11 @@ class SqliteReader:
             yield connection
         finally:
             with self._lock:
-                self._idle.append(connection)
+                kept = not self._closed and len(self._idle) < MOST_IDLE
+                if kept:
+                    self._idle.append(connection)
+            if not kept:
+                connection.close()
 
     def _rows(self, statement: str, values: Any = ()) -> list[Any]:
         try:
@@ -269,6 +276,7 @@ class SqliteReader:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             for connection in self._idle:
                 connection.close()
             self._idle.clear()
