@@ -187,14 +187,14 @@ def jobs() -> None:
 @database_option
 @json_option
 @wide_option
-def list_jobs(limit: int, as_json: bool, **filters: Any) -> None:
+def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> None:
     """List jobs, newest first."""
     from tenure import wire
     from tenure.cli.terminal import ago, attempts, first_line, print_json, table
 
     filter_of(**_timed(filters))  # which names the option that is wrong
     with existing() as app:
-        found = [app.redaction.job(job) for job in app.find(limit=limit, **filters)]
+        found = [app.redaction.job(job) for job in app.find(limit=limit, before=before, **filters)]
         now = app.ping()
     if as_json:
         print_json([wire.job_body(job) for job in found])
