@@ -116,7 +116,8 @@ class Guard:
     async def may_stay(self, scope: Scope) -> bool:
         """Whether whoever sent this request would be let in again; yes while nobody can tell."""
         try:
-            return await self._caller(scope) == scope[CALLER]
+            let_in: Caller = scope[CALLER]
+            return await self._caller(scope) == let_in
         except Unauthorized:
             return False
         except StoreUnavailable:  # there is nothing to read, either
