@@ -95,6 +95,46 @@ def test_a_store_is_not_used_across_a_fork(desk: Desk, database_url: str) -> Non
     assert done.returncode == 0, done.stderr
 
 
+REOPENING = """
+import os, sys, warnings
+from tenure.errors import StoreUnavailable
+from tenure.store import open_store
+from tests.contract.desk import new
+
+warnings.simplefilter("ignore")
+store = open_store(sys.argv[1])
+store.add([new()]).result()
+
+def child() -> int:
+    copy = os.fork()
+    if copy:
+        return os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+    try:
+        own = open_store(sys.argv[1])
+        own.add([new()]).result()
+        own.close()
+    except StoreUnavailable as error:
+        os._exit(3 if "forked" in str(error) else 4)
+    os._exit(0)
+
+while_open = child()
+store.close()
+print(while_open, child())
+"""
+
+
+@pytest.mark.scenario(53)
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_a_child_opens_a_sqlite_file_only_if_its_parent_has_closed_it(database_url: str) -> None:
+    """SQLite takes the locks of the parent for the child's; PostgreSQL does not care."""
+    command = [sys.executable, "-c", REOPENING, database_url]
+    done = subprocess.run(
+        command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
+    )
+    refused = 3 if database_url.startswith("sqlite:") else 0
+    assert (done.stdout.split(), done.stderr) == ([str(refused), "0"], "")
+
+
 def test_two_stores_over_one_database_see_the_same(desk: Desk, database_url: str) -> None:
     other = open_store(database_url)
     try:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+import weakref
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tenure import failpoints
-from tenure.errors import InvalidInput
+from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.redaction import without_password
 from tenure.store import filesystems
+from tenure.store.sqlite_files import identity
 
 BUSY_TIMEOUT_MS = 10_000
 LOG_BYTES = 64 * 1024 * 1024
@@ -48,21 +50,55 @@ def usable_path_of(url: str) -> Path:
     return path
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection with every setting that the promises rest on."""
+class Connection(sqlite3.Connection):
+    """A connection that is known to be open, for the children of a fork."""
+
+    def close(self) -> None:
+        super().close()
+        _open.pop(self, None)
+
+
+_open: weakref.WeakKeyDictionary[Connection, tuple[int, int]] = weakref.WeakKeyDictionary()
+_inherited: set[tuple[int, int]] = set()
+"""Files that were open when this process was forked off. SQLite takes the parent's locks on them
+for its own and locks nothing: whoever closes the file last deletes the log under the child."""
+
+
+def _inherit() -> None:
+    _inherited.update(_open.values())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_inherit)
+
+
+def connect(path: Path) -> Connection:
+    """A connection with every setting that the promises rest on.
+
+    Raises StoreUnavailable if the file was open when this process was forked off.
+    """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise InvalidInput(f"SQLite {sqlite3.sqlite_version} is too old; 3.38 or newer is needed")
     # A new file is its owner's only from its first moment; SQLite would make it by the umask.
     with suppress(OSError):
         real = os.path.realpath(path)
         os.close(os.open(real, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    file = identity(path)
+    if file in _inherited:
+        raise StoreUnavailable(
+            f"{path} was open when this process was forked off, and SQLite does not lock it here: "
+            "close it before the fork, or use it only after"
+        )
     connection = sqlite3.connect(
         path,
+        factory=Connection,
         isolation_level=None,
         check_same_thread=False,
         cached_statements=256,
         timeout=BUSY_TIMEOUT_MS / 1000,
     )
+    if file is not None:
+        _open[connection] = file
     try:
         _use_log(connection)
         connection.execute("PRAGMA synchronous = FULL")
@@ -95,7 +131,7 @@ def _use_log(connection: sqlite3.Connection) -> None:
             return
 
 
-def connect_writer(path: Path) -> sqlite3.Connection:
+def connect_writer(path: Path) -> Connection:
     """A connection for `begin_writing`."""
     connection = connect(path)
     connection.execute("PRAGMA busy_timeout = 0")

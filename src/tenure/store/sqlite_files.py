@@ -19,12 +19,12 @@ class Files:
     def __init__(self, path: Path) -> None:
         """To be made when the connection has been used: before that there may be no log."""
         self._names = [f"{path}{ending}" for ending in ("", "-wal", "-shm")]
-        self._known = [_identity(name) for name in self._names]
+        self._known = [identity(name) for name in self._names]
 
     def check(self) -> None:
         """Raise sqlite3.OperationalError if a name now means another file, or none."""
         for name, known in zip(self._names, self._known, strict=True):
-            if _identity(name) != known:
+            if identity(name) != known:
                 raise sqlite3.OperationalError(
                     f"{name} was replaced, moved or deleted while it was open. Nothing more is "
                     "written, since nobody would find it: stop every process that uses this "
@@ -32,7 +32,8 @@ class Files:
                 )
 
 
-def _identity(name: str) -> tuple[int, int] | None:
+def identity(name: str | Path) -> tuple[int, int] | None:
+    """What tells a file from every other, whatever its name; None if there is none."""
     try:
         found = os.stat(name)  # noqa: PTH116 - on the way of every write: half as long as Path's
     except FileNotFoundError:

@@ -17,13 +17,13 @@ import pytest
 from tenure import Tenure
 from tenure.records import ClaimRequest, Outcome, Report
 from tenure.store.sqlite import Sqlite
-from tenure.store.sqlite_connection import connect, connect_writer
+from tenure.store.sqlite_connection import Connection, connect, connect_writer
 from tenure.store.sqlite_schema import upgrade
 
 WRITES = {"INSERT", "UPDATE", "DELETE", "REPLACE"}
 
 
-class Traced(sqlite3.Connection):
+class Traced(Connection):
     """A connection whose statements are noted, with whether a transaction was open before each."""
 
     seen: ClassVar[list[tuple[str, bool]]] = []
@@ -41,7 +41,7 @@ class Traced(sqlite3.Connection):
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     connect = sqlite3.connect
     monkeypatch.setattr(Traced, "seen", [])
-    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Traced, **k))
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k | {"factory": Traced}))
     return Traced.seen
 
 
@@ -75,7 +75,7 @@ def test_every_transaction_takes_the_right_to_write_at_its_beginning(
 # --- the end of a transaction that failed -----------------------------------------------------
 
 
-class Failing(sqlite3.Connection):
+class Failing(Connection):
     """A connection whose ROLLBACK fails, as on a broken disk."""
 
     def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
@@ -116,7 +116,9 @@ def test_a_transaction_that_cannot_be_undone_goes_with_its_connection(
     def failing_once(path: Path) -> sqlite3.Connection:
         with monkeypatch.context() as patch:
             if not made:
-                patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Failing, **k))
+                patch.setattr(
+                    sqlite3, "connect", lambda *a, **k: connect(*a, **k | {"factory": Failing})
+                )
             made.append(connect_writer(path))
         return made[-1]
 
