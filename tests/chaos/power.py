@@ -77,14 +77,18 @@ def record(setting: str, chance: random.Random, rounds: int) -> Recording:
 
 def _weaken(setting: str) -> None:
     """Have connections that ask for FULL get `setting`."""
+    from tenure.store import sqlite_connection
+
     really = sqlite3.connect
 
-    class Weak(sqlite3.Connection):
+    class Weak(sqlite_connection.Connection):
         def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
             weaker = sql.replace("synchronous = FULL", f"synchronous = {setting}")
             return super().execute(weaker, *values)
 
-    sqlite3.connect = lambda *args, **kw: really(*args, factory=Weak, **kw)  # type: ignore[assignment]
+    sqlite3.connect = lambda *args, **kw: really(  # type: ignore[assignment]
+        *args, **kw | {"factory": Weak}
+    )
 
 
 def _one_round(store: Any, chance: random.Random, disk: Disk, facts: list[Fact]) -> None:
