@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from typing import Any
 
 import msgspec
@@ -25,6 +26,8 @@ from tenure.worker import Worker
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
+LEFT_SECONDS = 30.0
+"""Between looks for what is left of webhooks that are gone: it is dropped, which can wait."""
 CONCURRENCY = 8
 GONE = 410
 REMOVED = "the webhook is removed"
@@ -77,6 +80,7 @@ class Courier:
         add_delivery(self._handlers, app, private=private)
         self._stop = threading.Event()
         self._worker: Worker | None = None
+        self._look_for_left = 0.0  # monotonic seconds
         self._thread = threading.Thread(target=self._run, name="tenure-courier", daemon=True)
 
     def start(self) -> None:
@@ -111,9 +115,13 @@ class Courier:
 
         The one queue is looked at, for to count all of them takes long while much is going on.
         """
-        return bool(self._app.webhooks.list()) or bool(
-            self._app.find(status=Status.PENDING, queue=WEBHOOK_QUEUE, limit=1)
-        )
+        if self._app.webhooks.list():
+            return True
+        now = time.monotonic()
+        if now < self._look_for_left:
+            return False
+        self._look_for_left = now + LEFT_SECONDS
+        return bool(self._app.find(status=Status.PENDING, queue=WEBHOOK_QUEUE, limit=1))
 
     def _deliver(self) -> None:
         loop = asyncio.new_event_loop()
