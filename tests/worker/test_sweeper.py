@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Draft, InvalidInput, JobNotFound, Status, Tenure
+from tenure.errors import BulkNotFound
 from tenure.records import WEBHOOK, ClaimRequest, Filter, Outcome, Report
 from tenure.sweeper import Sweeper
 from tests.worker.running import moves, settled, sweeping
@@ -136,6 +137,21 @@ def test_a_duty_that_fails_keeps_no_other_from_being_done(
         until(lambda: app.find(type=WEBHOOK), "a delivery")
         until(lambda: sum(total.moves for total in app.totals()) >= 2, "the measures")
     assert "test: indigestible" in caplog.text
+
+
+class Refused(Tenure):
+    """One whose bulk actions are refused, as when somebody has removed one meanwhile."""
+
+    def step_bulks(self) -> int:
+        raise BulkNotFound("00000000-0000-7000-8000-000000000000")
+
+
+def test_a_duty_that_is_refused_keeps_no_other_from_being_done(tmp_path: Path) -> None:
+    with Refused(f"sqlite:///{tmp_path}/jobs.db") as app:
+        app.webhooks.create("shop", "https://example.com", ["enqueued"])
+        app.enqueue("mail")
+        with sweeping(app):
+            until(lambda: app.find(type=WEBHOOK), "a delivery")
 
 
 @pytest.mark.parametrize(
