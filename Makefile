@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check fix chaos bench docs lock clean runtime dev
+.PHONY: help demo run test check words fix chaos bench docs lock clean runtime dev
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
@@ -23,6 +23,9 @@ check: dev ## formatting, lint, import rules, types
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+words: dev ## words that the project does not use (ARGS="src/tenure/store docs")
+	@$(BIN)/python tools/words.py $(ARGS)
 
 fix: dev ## format, and repair what lint can repair
 	$(BIN)/ruff check --fix .
