@@ -31,7 +31,7 @@ if __name__ == "__main__":
 from tenure import Tenure
 from tenure.drafts import Draft
 from tenure.records import ClaimRequest, Outcome, Report
-from tests.postgres_server import PostgresServer
+from tests.support.postgres import PostgresServer
 
 BITE = 5_000
 TYPES = ("email", "report", "invoice", "resize")
@@ -139,7 +139,7 @@ def watch(app: Tenure, address: str, seconds: float) -> None:
     """Move jobs at 2,000 moves a second beside an open page."""
     from playwright.sync_api import sync_playwright
 
-    from tests.browser.chromium import OPTIONS, executable
+    from tests.support.chromium import OPTIONS, executable
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable(), args=OPTIONS)

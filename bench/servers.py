@@ -24,7 +24,7 @@ from psycopg import sql
 from bench.catalogue import Subject
 from bench.environments import Unavailable
 from bench.processes import END_WITH_PARENT, cpu_seconds_with_children
-from tests.postgres_server import PostgresServer, PostgresUnavailable
+from tests.support.postgres import PostgresServer, PostgresUnavailable
 
 ON_DISK = Path("/var/tmp")  # /tmp may be in memory
 START_SECONDS = 10

@@ -13,7 +13,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.postgres_server import PostgresServer, PostgresUnavailable
+from tenure import Tenure
+from tests.support.clock import Clock
+from tests.support.postgres import PostgresServer, PostgresUnavailable
 
 # A busy machine is no failure: no deadline per example. CI draws the same examples every time.
 hypothesis.settings.register_profile(
@@ -93,3 +95,25 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """The URL of an empty database, once of each engine."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture
+def app(sqlite_url: str) -> Iterator[Tenure]:
+    """An application on a new SQLite file. What the engine cannot change is tested on one."""
+    with Tenure(sqlite_url) as made:
+        yield made
+
+
+@pytest.fixture
+def either(database_url: str) -> Iterator[Tenure]:
+    """An application on a new database, once of each engine."""
+    with Tenure(database_url) as made:
+        yield made
+
+
+@pytest.fixture
+def clock(either: Tenure) -> Iterator[Clock]:
+    """The store's clock, which stands still: no lease runs out but when the test says so."""
+    clock = Clock(either.database)
+    yield clock
+    clock.close()

@@ -37,7 +37,7 @@ from tenure.worker import Worker
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # where the tests are, too
 
-from tests.browser.chromium import OPTIONS, executable
+from tests.support.chromium import OPTIONS, executable
 
 TOOLS = Path(__file__).resolve().parent
 PICTURES = TOOLS.parent / "docs" / "pictures"

@@ -12,8 +12,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tenure import Tenure
-from tests.browser.chromium import OPTIONS, BrowserUnavailable, executable
-from tests.faces.http import Served
+from tests.support.chromium import OPTIONS, BrowserUnavailable, executable
+from tests.support.http import Served
 
 PATIENCE = 10_000
 """Milliseconds: far above what anything here takes, so that a busy machine is no failure."""

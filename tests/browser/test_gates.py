@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from tenure import Tenure
 from tests.browser.conftest import PATIENCE, Window
-from tests.faces.http import Served
+from tests.support.http import Served
 
 expect.set_options(timeout=PATIENCE)
 

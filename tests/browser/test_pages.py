@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from tenure import Tenure
 from tenure.records import Filter
 from tests.browser.conftest import PATIENCE, Window, flaws
-from tests.worker.waiting import until
+from tests.support.waiting import until
 
 expect.set_options(timeout=PATIENCE)
 HOSTILE = '<script>window.owned = 1</script><img src=x onerror="window.owned=1">\u202edetrevni'

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import PATIENCE, Window
-from tests.worker.waiting import until
+from tests.support.waiting import until
 
 expect.set_options(timeout=PATIENCE)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tenure import Tenure
-from tests.chaos import tally
-from tests.raw import Raw
+from tests.support import fault_counts
+from tests.support.raw_sql import Raw
 
 SETTLED = ("completed", "failed", "cancelled")
 ENDS = ("completed", "failed", "lease_expired", "released", "cancelled")
@@ -480,5 +480,5 @@ def check(folder: Path, url: str, *, drained: bool = True) -> list[str]:
     records = read(folder, url, drained=drained)
     findings = [*examine(records), *verified(url)]
     for figure, number in figures(records, findings).items():
-        tally.count(figure, number)
+        fault_counts.count(figure, number)
     return [str(finding) for finding in findings]

@@ -7,10 +7,6 @@ import random
 
 import pytest
 
-from tests.worker.conftest import app, clock, either
-
-__all__ = ["app", "clock", "either"]
-
 EFFORT = "TENURE_CHAOS_EFFORT"
 SEED = "TENURE_CHAOS_SEED"
 

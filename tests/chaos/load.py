@@ -17,11 +17,8 @@ from typing import Self
 
 from tenure import JobContext, Status, StoreUnavailable, Tenure
 from tests.chaos.history import History, Recorded, record_handlers
-from tests.worker.running import sweeping, working
-from tests.worker.waiting import PATIENCE, until
-
-RECOVERY_SECONDS = 10.0
-"""How long after an outage everything may take to work again, without a restart."""
+from tests.support.waiting import PATIENCE, RECOVERY_SECONDS, until
+from tests.support.workers import sweeping, working
 
 
 class Load:

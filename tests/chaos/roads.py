@@ -19,9 +19,9 @@ from tenure import Job, Tenure
 from tenure.client import Client
 from tests.chaos import checker
 from tests.chaos.history import History, Recorded, record_handlers
-from tests.chaos.proxy import Proxy
-from tests.faces.http import Served
-from tests.worker.running import completed
+from tests.support.http import Served
+from tests.support.proxy import Proxy
+from tests.support.workers import completed
 
 ROADS = (
     "postgres",

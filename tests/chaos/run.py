@@ -20,8 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.chaos import conftest, tally
+from tests.chaos import conftest
 from tests.conftest import UNTIL
+from tests.support import fault_counts
 
 ROOT = Path(__file__).parents[2]
 LAST_RUN = Path(__file__).with_name("last_run.json")
@@ -45,7 +46,7 @@ def main() -> int:
         figures = Path(folder) / "figures"
         effort = max(2, int(asked.seconds // SECONDS_PER_EFFORT))
         os.environ |= {
-            tally.ENVIRONMENT: str(figures),
+            fault_counts.ENVIRONMENT: str(figures),
             conftest.SEED: str(asked.seed),
             conftest.EFFORT: str(effort),
             UNTIL: str(time.time() + (1 - SOAK_SHARE) * asked.seconds),
@@ -53,7 +54,7 @@ def main() -> int:
         failed, tests = (0, "soak only") if asked.soak else battery()
         left = asked.seconds - (time.monotonic() - began)
         failed = soak(max(left, asked.seconds * SOAK_SHARE), asked.seed) or failed
-        sums = tally.total(figures)
+        sums = fault_counts.total(figures)
     width = max(map(len, sums))
     print("\n".join(f"{figure:<{width}}  {number:>9,}" for figure, number in sums.items()))
     print(f"seed {asked.seed}: {'FAILED' if failed else 'passed'}", flush=True)

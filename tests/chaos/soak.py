@@ -26,11 +26,12 @@ import psycopg
 
 from tenure import StoreUnavailable, Tenure
 from tenure.records import Filter
-from tests.chaos import checker, tally
-from tests.chaos.proxy import Proxy
+from tests.chaos import checker
 from tests.chaos.soak_part import LEASE_SECONDS
-from tests.postgres_server import PostgresServer
-from tests.worker.waiting import until
+from tests.support import fault_counts
+from tests.support.postgres import PostgresServer
+from tests.support.proxy import Proxy
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 DRAIN_SECONDS = 120.0
@@ -169,12 +170,12 @@ class Stage:
 
     def _kill(self) -> None:
         self.crew.send(self._anybody(), signal.SIGKILL)
-        tally.count("processes killed")
+        fault_counts.count("processes killed")
 
     def _freeze(self) -> None:
         name = self._anybody()
         self.crew.send(name, signal.SIGSTOP)
-        tally.count("processes frozen")
+        fault_counts.count("processes frozen")
         self._pause.wait(FROZEN_SECONDS)
         self.crew.send(name, signal.SIGCONT)
 
@@ -204,14 +205,14 @@ class Stage:
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-        tally.count("connections cut")
+        fault_counts.count("connections cut")
 
     def _crash_postgres(self) -> None:
         if self._postgres is not None:
             self._postgres.stop("immediate")
             self._pause.wait(self._chance.uniform(0, 2))
             self._postgres.start()
-            tally.count("database crashes")
+            fault_counts.count("database crashes")
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ import pytest
 from tenure import Status, StoreUnavailable
 from tests.chaos import checker
 from tests.chaos.roads import ROADS, Road, road_to
-from tests.worker.running import completed, moves, sweeping, working
-from tests.worker.waiting import PATIENCE, until
+from tests.support.waiting import PATIENCE, until
+from tests.support.workers import completed, moves, sweeping, working
 
 pytestmark = pytest.mark.chaos
 

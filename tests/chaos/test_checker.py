@@ -15,9 +15,9 @@ from tenure.records import ClaimRequest, Lease, Outcome, Report
 from tests.chaos import checker
 from tests.chaos.checker import Call, Move, Records, Run
 from tests.chaos.history import History, Recorded, record_handlers
-from tests.raw import Raw
-from tests.worker.running import all_settled, failed, working
-from tests.worker.waiting import until
+from tests.support.raw_sql import Raw
+from tests.support.waiting import until
+from tests.support.workers import all_settled, failed, working
 
 
 def claim(app: Recorded, limit: int = 10) -> list[Lease]:

@@ -11,12 +11,11 @@ import pytest
 
 from tenure import Draft, InvalidInput, Status, Tenure
 from tenure.records import ClaimRequest, Outcome, Report
-from tests.chaos import tally
-from tests.clock import Clock
-from tests.worker.running import completed, moves, sweeping, working
-from tests.worker.scripts import WorkerScript, ended
-from tests.worker.test_leases import freeze
-from tests.worker.waiting import until
+from tests.support import fault_counts
+from tests.support.clock import Clock
+from tests.support.waiting import until
+from tests.support.worker_scripts import WorkerScript, ended, freeze
+from tests.support.workers import completed, moves, sweeping, working
 
 pytestmark = pytest.mark.chaos
 
@@ -142,7 +141,7 @@ def test_everything_sleeps_for_longer_than_the_leases(
         script.logged(50)
         for worker in workers:
             freeze(worker, app)
-            tally.count("processes frozen")
+            fault_counts.count("processes frozen")
         clock.advance(600)
         for worker in workers:
             os.kill(worker.pid, signal.SIGCONT)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import crowd, tally
-from tests.worker.waiting import until
+from tests.chaos import crowd
+from tests.support import fault_counts
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.chaos
@@ -46,9 +47,9 @@ def crowd_writes(url: str, folder: Path, processes: int, seconds: float) -> dict
             assert process.wait() == 0, log.with_suffix(".error").read_text()
     found = crowd.complaints(url, logs)
     said = crowd.read(logs)
-    tally.count("jobs accepted", len(said["enqueued"]))
-    tally.count("jobs lost", sum("is missing" in complaint for complaint in found))
-    tally.count("attempts settled twice", sum("twice" in complaint for complaint in found))
+    fault_counts.count("jobs accepted", len(said["enqueued"]))
+    fault_counts.count("jobs lost", sum("is missing" in complaint for complaint in found))
+    fault_counts.count("attempts settled twice", sum("twice" in complaint for complaint in found))
     assert found == []
     assert len(said["longest"]) == processes
     print(f"{len(said['enqueued'])} jobs, longest wait {max(map(float, said['longest']))} s")
@@ -99,9 +100,9 @@ def test_writers_killed_at_random_lose_nothing(
         for process, _ in writers:
             process.kill()
             process.wait()
-    tally.count("processes killed", kills + len(writers))
+    fault_counts.count("processes killed", kills + len(writers))
     found = crowd.complaints(sqlite_url, logs)
-    tally.count("jobs accepted", len(crowd.read(logs)["enqueued"]))
-    tally.count("jobs lost", sum("is missing" in complaint for complaint in found))
+    fault_counts.count("jobs accepted", len(crowd.read(logs)["enqueued"]))
+    fault_counts.count("jobs lost", sum("is missing" in complaint for complaint in found))
     assert found == []
     assert crowd.read(logs)["completed"]

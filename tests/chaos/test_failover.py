@@ -10,13 +10,14 @@ import pytest
 
 from tenure import JobNotFound, Status, Tenure
 from tenure.records import Answer
-from tests.chaos import checker, tally
+from tests.chaos import checker
 from tests.chaos.load import Load
-from tests.chaos.proxy import Proxy
-from tests.chaos.servers import own_server, standby_of
-from tests.contract.desk import completed, failed, request
-from tests.postgres_server import PostgresServer
-from tests.worker.waiting import until
+from tests.support import fault_counts
+from tests.support.postgres import PostgresServer
+from tests.support.postgres_servers import own_server, standby_of
+from tests.support.proxy import Proxy
+from tests.support.store import completed, failed, request
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
@@ -27,7 +28,7 @@ def promote(primary: PostgresServer, standby: PostgresServer) -> None:
     primary.stop("immediate")
     with psycopg.connect(standby.url(), autocommit=True) as admin:
         assert admin.execute("SELECT pg_promote(true, 60)").fetchone() == (True,)
-    tally.count("failovers")
+    fault_counts.count("failovers")
 
 
 @pytest.mark.scenario(59)
@@ -104,7 +105,7 @@ def test_a_former_primary_behind_the_same_address_is_left_though_it_lives(tmp_pa
                 until(lambda: load.outages >= refused, "every producer to be refused")
                 until(lambda: former.execute(CAUGHT_UP).fetchone() == (True,), "the standby")
                 assert new.execute("SELECT pg_promote(true, 60)").fetchone() == (True,)
-                tally.count("failovers")
+                fault_counts.count("failovers")
                 proxy.lead_to(standby.url("jobs"))
                 load.flows_again()
                 with Tenure(standby.url("jobs")) as app:

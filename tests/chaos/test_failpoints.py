@@ -25,9 +25,11 @@ from tenure.errors import StoreUnavailable
 from tenure.lifecycle import Cancelled, Retried
 from tenure.records import ClaimRequest, Outcome, Report
 from tenure.store.sqlite_connection import resets_wal_unsafely
-from tests.chaos import checker, tally, walker
-from tests.worker.running import all_settled
-from tests.worker.waiting import PATIENCE, until
+from tests.chaos import checker, walker
+from tests.support import fault_counts
+from tests.support.waiting import PATIENCE, until
+from tests.support.worker_scripts import is_stopped
+from tests.support.workers import all_settled
 
 ENGINES = ("sqlite", "postgres")
 SERVER = "http.before_answer"
@@ -75,7 +77,7 @@ class Victim:
         while self._process.poll() is None:
             if is_stopped(self._process.pid):
                 self.frozen.set()
-                tally.count("processes frozen")
+                fault_counts.count("processes frozen")
                 time.sleep(FROZEN_SECONDS)  # the fault itself
                 os.kill(self._process.pid, signal.SIGCONT)
                 return
@@ -88,18 +90,9 @@ class Victim:
             assert self.frozen.wait(PATIENCE), "the place was never reached"
         elif action == "kill":
             assert self._process.wait(PATIENCE) == -signal.SIGKILL
-            tally.count("processes killed")
+            fault_counts.count("processes killed")
         else:
             assert self._process.wait(PATIENCE) == 0
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a process stands still by a signal."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] == "T"
 
 
 @pytest.mark.chaos

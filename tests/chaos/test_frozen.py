@@ -16,12 +16,13 @@ from tenure.client import Client
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.records import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.store import sqlite_connection
-from tests.chaos import checker, tally
+from tests.chaos import checker
 from tests.chaos.history import History, Recorded
-from tests.chaos.test_failpoints import is_stopped
-from tests.faces.http import Served
-from tests.worker.running import moves
-from tests.worker.waiting import PATIENCE, until
+from tests.support import fault_counts
+from tests.support.http import Served
+from tests.support.waiting import PATIENCE, until
+from tests.support.worker_scripts import is_stopped
+from tests.support.workers import moves
 
 pytestmark = pytest.mark.chaos
 
@@ -42,7 +43,7 @@ class Armed:
 
     def __enter__(self) -> Armed:
         until(lambda: is_stopped(self.process.pid), "the process to stop at its place")
-        tally.count("processes frozen")
+        fault_counts.count("processes frozen")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,7 +61,7 @@ class Armed:
         """Kill it where it stands."""
         self.process.kill()
         self.process.wait(PATIENCE)
-        tally.count("processes killed")
+        fault_counts.count("processes killed")
 
     def end(self, how: str) -> None:
         """`thaw` or `kill`."""

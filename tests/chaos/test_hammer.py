@@ -19,7 +19,7 @@ from tenure.records import Addition
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
 from tests.chaos import hammer
-from tests.raw import Raw
+from tests.support.raw_sql import Raw
 
 WORKERS = 8
 SWEEPERS = 2

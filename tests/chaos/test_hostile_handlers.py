@@ -13,10 +13,10 @@ import pytest
 
 from tenure import Draft, JobContext, PermanentFailure, Status, Tenure, heartbeat, slots
 from tenure.executors import failure
-from tests.clock import Clock
-from tests.worker.running import completed, failed, moves, sweeping, working
-from tests.worker.scripts import WorkerScript, ended, is_running
-from tests.worker.waiting import PATIENCE, until
+from tests.support.clock import Clock
+from tests.support.waiting import PATIENCE, until
+from tests.support.worker_scripts import WorkerScript, ended, is_running
+from tests.support.workers import completed, failed, moves, sweeping, working
 
 pytestmark = pytest.mark.chaos
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import disk, tally
+from tests.chaos import disk
+from tests.support import fault_counts
 
 ROOT = Path(__file__).parents[2]
 STEPS = {"write": 17, "sync": 5, "truncate": 1, "map": 1, "open": 2}
@@ -35,5 +36,5 @@ def test_an_error_of_the_disk_is_told_and_leaves_nothing_behind(
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
-    tally.count("full disks and I/O errors", int(done.stdout.split()[-1]))
+    fault_counts.count("full disks and I/O errors", int(done.stdout.split()[-1]))
     assert int(done.stdout.split()[-1]) > 0, "no call of this kind was made"

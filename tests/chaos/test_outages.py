@@ -22,11 +22,11 @@ from tenure import Status, StoreUnavailable, Tenure
 from tenure.client import Client
 from tenure.store import postgres, postgres_reader
 from tenure.worker import LONGEST_BACKOFF, Worker
-from tests.chaos import tally
 from tests.chaos.roads import RECOVERY_SECONDS, ROADS, Road, road_to
-from tests.faces.http import Served
-from tests.worker.running import completed, moves, sweeping, working
-from tests.worker.waiting import PATIENCE, until
+from tests.support import fault_counts
+from tests.support.http import Served
+from tests.support.waiting import PATIENCE, until
+from tests.support.workers import completed, moves, sweeping, working
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
@@ -266,7 +266,7 @@ def test_workers_come_back_to_a_server_that_was_killed_under_their_polls(
         until(lambda: all(w._waiting is not None for w in workers), "every worker to poll")
         server.process.kill()
         server.process.wait()
-        tally.count("processes killed")
+        fault_counts.count("processes killed")
         until(lambda: all(w._backoff > 0 for w in workers), "every worker to notice")
         port = str(server.address[1])
         stack.enter_context(Served(database_url, "--port", port))

@@ -10,12 +10,13 @@ import psycopg
 import pytest
 
 from tenure import Tenure
-from tests.chaos import checker, tally
+from tests.chaos import checker
 from tests.chaos.history import History, Recorded
 from tests.chaos.load import Load
-from tests.chaos.pgbouncer import PgBouncer
-from tests.chaos.servers import own_server
-from tests.postgres_server import PostgresServer
+from tests.support import fault_counts
+from tests.support.pgbouncer import PgBouncer
+from tests.support.postgres import PostgresServer
+from tests.support.postgres_servers import own_server
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
@@ -58,6 +59,6 @@ def test_fifty_clients_share_five_sessions(server: PostgresServer, tmp_path: Pat
                 assert 1 <= len(sessions) <= SIZE
                 for (pid,) in sessions:
                     admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
-                    tally.count("connections cut")
+                    fault_counts.count("connections cut")
             load.flows_again()
     assert checker.check(folder, server.url("jobs")) == []

@@ -12,11 +12,12 @@ import pytest
 
 from tenure import Tenure
 from tenure.drafts import Draft, Options
-from tests.chaos import checker, tally
+from tests.chaos import checker
 from tests.chaos.load import Load
-from tests.chaos.servers import own_server
-from tests.postgres_server import PostgresServer
-from tests.worker.waiting import until
+from tests.support import fault_counts
+from tests.support.postgres import PostgresServer
+from tests.support.postgres_servers import own_server
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
@@ -45,7 +46,7 @@ def test_a_server_that_crashes_has_all_it_acknowledged_and_everybody_comes_back(
         for _ in range(2 * effort):
             load.goes_on()
             server.stop("immediate")
-            tally.count("database crashes")
+            fault_counts.count("database crashes")
             seen = load.outages
             until(lambda seen=seen: load.outages > seen, "a producer to notice")
             server.start()
@@ -71,7 +72,7 @@ def test_sessions_killed_at_random_lose_nothing(
             ).fetchall()
             for (pid,) in chance.sample(sessions, k=min(len(sessions), chance.randint(1, 4))):
                 admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
-                tally.count("connections cut")
+                fault_counts.count("connections cut")
         load.flows_again()
     assert checker.check(tmp_path, url) == []
 
@@ -186,7 +187,7 @@ def test_a_role_that_does_not_wait_for_the_disk_loses_nothing_through_tenure(
             for number in range(20):
                 plain.execute("INSERT INTO noted VALUES (%s)", (number,))
             server.stop("immediate")
-            tally.count("database crashes")
+            fault_counts.count("database crashes")
     server.start()
     with Tenure(url) as app, psycopg.connect(url) as plain:
         assert {app.get(id).id for id in (*alone, *batch)} == {*alone, *batch}

@@ -21,8 +21,9 @@ import pytest
 from tenure.errors import StoreUnavailable
 from tenure.records import Addition, ClaimRequest
 from tenure.store import open_store
-from tests.chaos import disk, tally
+from tests.chaos import disk
 from tests.chaos.power import NAME, Cut, Recording
+from tests.support import fault_counts
 
 ROOT = Path(__file__).parents[2]
 CUTS = 60
@@ -90,7 +91,7 @@ def cut_often(recording: Recording, count: int, chance: random.Random, folder: P
         left = folder / str(number)
         left.mkdir()
         cut.leave(after, chance, left)
-        tally.count("power cuts")
+        fault_counts.count("power cuts")
         lost += [f"cut after call {after}: {what}" for what in lost_at(recording, after, left)]
         shutil.rmtree(left)
     return lost
@@ -108,8 +109,8 @@ def test_what_was_acknowledged_survives_a_power_cut(
 
     lost = cut_often(recording, CUTS * effort, chance, tmp_path)
 
-    tally.count("jobs accepted", len(accepted))
-    tally.count("jobs lost", len(lost))
+    fault_counts.count("jobs accepted", len(accepted))
+    fault_counts.count("jobs lost", len(lost))
     assert lost == []
 
 

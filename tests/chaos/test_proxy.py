@@ -14,8 +14,8 @@ import psycopg
 import pytest
 
 from tenure import Tenure
-from tests.chaos.proxy import Proxy
-from tests.worker.waiting import PATIENCE, until
+from tests.support.proxy import Proxy
+from tests.support.waiting import PATIENCE, until
 
 HEARD: list[bytes] = []
 

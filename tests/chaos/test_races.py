@@ -20,13 +20,14 @@ from tenure.errors import IllegalMove
 from tenure.ids import new_id
 from tenure.lifecycle import SETTLED
 from tenure.records import ClaimRequest, Outcome, Report
-from tests.chaos import checker, tally
+from tests.chaos import checker
 from tests.chaos.history import History, Recorded, record_handlers
-from tests.clock import Clock
-from tests.raw import Raw, Refused
-from tests.worker.running import all_settled, completed, settled, sweeping, working
-from tests.worker.scripts import WorkerScript
-from tests.worker.waiting import until
+from tests.support import fault_counts
+from tests.support.clock import Clock
+from tests.support.raw_sql import Raw, Refused
+from tests.support.waiting import until
+from tests.support.worker_scripts import WorkerScript
+from tests.support.workers import all_settled, completed, settled, sweeping, working
 
 pytestmark = pytest.mark.chaos
 
@@ -182,7 +183,7 @@ def test_a_key_belongs_to_a_job_that_can_be_seen_or_is_free(either: Tenure, plac
         [sys.executable, "-c", PRODUCER, app.database], env=environment, check=False
     )
     assert process.returncode == -signal.SIGKILL
-    tally.count("processes killed")
+    fault_counts.count("processes killed")
     seen = app.find()
     assert len(seen) == (1 if place == "enqueue.after_commit" else 0)
     again = app.enqueue("work", idempotency_key="one")
@@ -267,7 +268,7 @@ def test_poison_among_three_supervised_workers(
                 if worker.poll() is not None:
                     assert worker.returncode == -signal.SIGKILL
                     kills += 1
-                    tally.count("processes killed")
+                    fault_counts.count("processes killed")
                     workers[number] = script.start()
                     clock.advance(31)
             if app.get(poison.id).status is Status.PENDING:

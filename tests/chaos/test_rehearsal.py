@@ -13,7 +13,7 @@ from tenure.cli import rehearsing
 from tenure.lifecycle import LeaseExpired
 from tenure.rehearsal import rehearse
 from tenure.store import moves
-from tests.faces.command import program, run
+from tests.support.cli import program, run
 
 pytestmark = pytest.mark.chaos
 

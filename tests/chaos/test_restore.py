@@ -9,9 +9,9 @@ import pytest
 
 from tenure import JobNotFound, Status, Tenure
 from tenure.records import Answer
-from tests.contract.desk import completed, failed
-from tests.contract.desk import request as asking
-from tests.postgres_server import PostgresServer
+from tests.support.postgres import PostgresServer
+from tests.support.store import completed, failed
+from tests.support.store import request as asking
 
 pytestmark = pytest.mark.chaos
 

@@ -14,10 +14,11 @@ from tenure import Tenure
 from tenure.errors import SchemaMismatch
 from tenure.failpoints import ENVIRONMENT
 from tenure.store import migrate, open_store
-from tests.chaos import checker, next_version, tally
+from tests.chaos import checker, next_version
 from tests.chaos.load import Load
 from tests.chaos.next_version import longer
-from tests.raw import Raw
+from tests.support import fault_counts
+from tests.support.raw_sql import Raw
 
 pytestmark = pytest.mark.chaos
 
@@ -75,12 +76,12 @@ def test_a_migration_is_killed_at_every_step_while_old_workers_go_on(
             for visit in (1, 2):
                 killed, _ = said(migrator(database_url, "next", f"migrate.{place}=kill@{visit}"))
                 assert killed == -9
-                tally.count("processes killed")
+                fault_counts.count("processes killed")
                 assert shape(raw) == before  # nothing half done
                 load.flows_again()
         # Killed after its commit it is done, all of it, and the next one finds nothing to do.
         assert said(migrator(database_url, "next", "migrate.after_commit=kill"))[0] == -9
-        tally.count("processes killed")
+        fault_counts.count("processes killed")
         after = shape(raw)
         assert after != before
         assert said(migrator(database_url)) == (0, str(newest + 2))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.soak import soak
-from tests.postgres_server import PostgresServer
+from tests.support.postgres import PostgresServer
 
 
 @pytest.mark.scenario(101)

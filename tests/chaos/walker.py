@@ -21,8 +21,8 @@ from tenure.errors import IllegalMove
 from tenure.records import ClaimRequest, Filter
 from tenure.store import sqlite_connection
 from tests.chaos.history import History, Recorded, record_handlers
-from tests.worker.running import sweeping, working
-from tests.worker.waiting import until
+from tests.support.waiting import until
+from tests.support.workers import sweeping, working
 
 T = TypeVar("T")
 

@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
-from tenure.store import open_store
-from tests.clock import Clock
-from tests.contract import zoo
-from tests.contract.desk import Desk
-from tests.raw import Raw
+from tenure.store import migrate_store, open_store
+from tests.contract import situations
+from tests.support.clock import Clock
+from tests.support.raw_sql import Raw
+from tests.support.store import Desk
+
+MANUAL = Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md"
+GRANTS = MANUAL.read_text("utf-8").split("**Roles.**")[1].split("```sql")[1].split("```")[0]
 
 
 @pytest.fixture
-def unaudited_desk(database_url: str) -> Iterator[Desk]:
+def owner(postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """The role that made the schema."""
+    migrate_store(postgres_url)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def granted_url(postgres_url: str, owner: psycopg.Connection[Any]) -> Iterator[str]:
+    """The URL for the role that deploy.md advises for the application."""
+    role = f"tenure_{uuid.uuid4().hex}"
+    try:
+        owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'guest'")
+    except psycopg.errors.InsufficientPrivilege as error:
+        pytest.skip(f"the server of TENURE_TEST_DATABASE_URL: {error}")
+    for statement in GRANTS.split(";")[:-1]:
+        owner.execute(statement.replace("TO shop", f"TO {role}").encode())
+    yield f"{postgres_url}{'&' if '?' in postgres_url else '?'}user={role}&password=guest"
+    owner.execute(f"DROP OWNED BY {role}")
+    owner.execute(f"DROP ROLE {role}")
+
+
+@pytest.fixture
+def owner_url(request: pytest.FixtureRequest, database_url: str) -> str:
+    """The URL for the role that may change the schema, where `database_url` may not."""
+    granted = request.node.callspec.params.get("database_url") == "granted"
+    url: str = request.getfixturevalue("postgres_url") if granted else database_url
+    return url
+
+
+@pytest.fixture
+def unaudited_desk(database_url: str, owner_url: str) -> Iterator[Desk]:
     """A desk whose data may be broken at the end."""
     store = open_store(database_url)
-    clock = Clock(database_url)
-    raw = Raw(database_url)
+    clock = Clock(owner_url)
+    raw = Raw(owner_url)
     try:
         yield Desk(store, clock, raw)
     finally:
@@ -36,5 +74,5 @@ def desk(unaudited_desk: Desk) -> Iterator[Desk]:
 
 @pytest.fixture
 def ids(desk: Desk) -> dict[str, str]:
-    """A job in every situation (`zoo.SITUATIONS`): its name -> the id."""
-    return zoo.fill(desk)
+    """A job in every situation (`situations.SITUATIONS`): its name -> the id."""
+    return situations.fill(desk)

@@ -14,7 +14,8 @@ from tenure.lifecycle import Cancelled, Job
 from tenure.records import Added, Query
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
-from tests.contract.desk import Desk, completed, new
+from tests.contract.granted_role import also_as_granted_role
+from tests.support.store import Desk, completed, new
 
 
 def test_a_new_job_is_pending_and_due_at_once(desk: Desk) -> None:
@@ -27,6 +28,7 @@ def test_a_new_job_is_pending_and_due_at_once(desk: Desk) -> None:
     assert entry.lease_id is None
 
 
+@also_as_granted_role
 def test_every_field_comes_back_as_it_was_given(desk: Desk) -> None:
     fields: dict[str, Any] = {
         "queue": "night",
@@ -108,6 +110,7 @@ def test_the_same_id_twice_in_one_request_is_one_job(desk: Desk) -> None:
     assert desk.events(addition.id) == ["enqueued"]
 
 
+@also_as_granted_role
 def test_a_key_again_answers_the_first_job(desk: Desk) -> None:
     first = desk.add(idempotency_key="k", fingerprint="f")
     desk.clock.advance(3600)
@@ -220,6 +223,7 @@ def test_a_request_that_the_database_refuses_harms_no_other(desk: Desk) -> None:
 # --- a queue with a limit ---------------------------------------------------------------------
 
 
+@also_as_granted_role
 def test_a_queue_takes_exactly_as_many_as_its_limit(desk: Desk) -> None:
     desk.store.set_queue("small", max_pending=3).result()
     for _ in range(3):

@@ -12,7 +12,7 @@ import pytest
 
 from tenure.lifecycle import Retried
 from tenure.store import audit, open_store
-from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new, released
+from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new, released
 
 SETTLED_JOB = "(SELECT id FROM {job} WHERE status = 'completed' ORDER BY id LIMIT 1)"
 HELD_JOB = "(SELECT id FROM {job} WHERE status = 'processing' ORDER BY id LIMIT 1)"

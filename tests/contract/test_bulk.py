@@ -12,7 +12,8 @@ from tenure.lifecycle import Cancelled, Job, Retried, Status
 from tenure.records import Action, Bulk, Counted, Filter, Query
 from tenure.store import bulk as bulks
 from tenure.store import bulk_table
-from tests.contract.desk import Desk, failed, new
+from tests.contract.granted_role import also_as_granted_role
+from tests.support.store import Desk, failed, new
 
 SOURCES = {
     Action.RETRY: (Status.FAILED,),
@@ -67,6 +68,7 @@ def failures(desk: Desk, count: int, **fields: Any) -> list[Job]:
     return [desk.get(job.id) for job in jobs]
 
 
+@also_as_granted_role
 def test_all_that_match_are_retried_bite_by_bite(desk: Desk) -> None:
     mine, others = failures(desk, 7), failures(desk, 2, type="sms")
     bulk = start(desk, Action.RETRY, type="mail")
@@ -177,6 +179,7 @@ def test_one_that_is_stopped_goes_no_further(desk: Desk) -> None:
     assert [desk.get(job.id).status for job in jobs].count("failed") == 2
 
 
+@also_as_granted_role
 def test_the_record_is_bounded_but_for_what_goes_on(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

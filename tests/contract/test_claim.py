@@ -12,10 +12,12 @@ import pytest
 
 from tenure.records import WEBHOOK, WEBHOOK_QUEUE, Lease
 from tenure.store import open_store
-from tests.clock import TICK
-from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new, released, request
+from tests.contract.granted_role import also_as_granted_role
+from tests.support.clock import TICK
+from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new, released, request
 
 
+@also_as_granted_role
 def test_a_claim_leases_the_job(desk: Desk) -> None:
     job = desk.add("mail", payload='{"to":"ada"}', timeout=5.0, queue="q")
     (lease,) = desk.claim(worker="w7")
@@ -232,6 +234,7 @@ def test_urgency_goes_before_turns(desk: Desk) -> None:
 # --- a turn -----------------------------------------------------------------------------------
 
 
+@also_as_granted_role
 def test_a_turn_reports_first_and_claims_then(desk: Desk) -> None:
     leases = [desk.take() for _ in range(3)]
     waiting = desk.add(delay=1)

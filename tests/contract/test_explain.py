@@ -27,7 +27,7 @@ from tenure.records import (
     Activity,
     WorkerState,
 )
-from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new
+from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new
 
 Why = Callable[[str], Explanation]
 

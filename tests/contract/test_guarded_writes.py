@@ -20,7 +20,7 @@ from tenure.store.database import Database
 from tenure.store.postgres import Postgres
 from tenure.store.sqlite import Sqlite
 from tenure.store.sqlite_connection import path_of
-from tests.contract.desk import LEASE_SECONDS, Desk, completed
+from tests.support.store import LEASE_SECONDS, Desk, completed
 
 
 @pytest.fixture

@@ -12,13 +12,23 @@ from tenure.lifecycle import Cancelled
 from tenure.records import Answer, Verdict
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
-from tests.clock import TICK
-from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new, released
-from tests.contract.test_reports import MALFORMED, RECORDED
+from tests.contract.granted_role import also_as_granted_role
+from tests.support.clock import TICK
+from tests.support.store import (
+    LEASE_SECONDS,
+    MALFORMED,
+    RECORDED,
+    Desk,
+    completed,
+    failed,
+    new,
+    released,
+)
 
 # --- renewing ---------------------------------------------------------------------------------
 
 
+@also_as_granted_role
 def test_a_heartbeat_counts_from_now(desk: Desk) -> None:
     lease = desk.take()
     desk.clock.advance(20)
@@ -100,6 +110,7 @@ def test_the_sweep_ends_a_lease_exactly_at_its_end(desk: Desk) -> None:
     assert desk.store.sweep().result() == []
 
 
+@also_as_granted_role
 def test_a_sweep_spends_the_budget_like_any_failure(desk: Desk) -> None:
     job = desk.add(max_retries=2)
     for attempt in (1, 2):

@@ -1,98 +1,20 @@
-"""The contract, or the part of it that touches every table, as the role that deploy.md advises."""
+"""What the role that deploy.md advises can do, and what it cannot.
 
-# ruff: noqa: F401 - the tests that are imported run here once more, with the fixtures below.
+Tests of the contract that touch every table run as this role too: see `granted_role`.
+"""
 
 from __future__ import annotations
-
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
 from tenure import Tenure
 from tenure.records import WEBHOOK
-from tenure.store import migrate_store, open_store
-from tests.clock import Clock
-from tests.contract.desk import Desk, new
-from tests.contract.test_add import (
-    test_a_key_again_answers_the_first_job,
-    test_a_queue_takes_exactly_as_many_as_its_limit,
-    test_every_field_comes_back_as_it_was_given,
-)
-from tests.contract.test_bulk import (
-    small_bites,
-    test_all_that_match_are_retried_bite_by_bite,
-    test_the_record_is_bounded_but_for_what_goes_on,
-)
-from tests.contract.test_claim import (
-    test_a_claim_leases_the_job,
-    test_a_turn_reports_first_and_claims_then,
-)
-from tests.contract.test_leases import (
-    test_a_heartbeat_counts_from_now,
-    test_a_sweep_spends_the_budget_like_any_failure,
-)
-from tests.contract.test_operators import (
-    test_a_failed_job_runs_again_when_its_limit_is_raised,
-    test_each_status_has_its_own_time,
-    test_pausing_says_since_when,
-)
-from tests.contract.test_reading import (
-    test_the_history_of_a_job_is_its_whole_path,
-    test_workers_that_asked_lately,
-)
-from tests.contract.test_reports import (
-    test_a_large_mixed_batch_is_answered_in_order,
-    test_failure_decides_and_requeues_at_once,
-    test_success_is_kept_with_its_result,
-)
-from tests.raw import Raw
-from tests.worker.waiting import until
+from tests.contract.granted_role import as_granted_role
+from tests.support.store import Desk, new
+from tests.support.waiting import until
 
-pytestmark = pytest.mark.requirement("C11")
-
-MANUAL = Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md"
-GRANTS = MANUAL.read_text("utf-8").split("**Roles.**")[1].split("```sql")[1].split("```")[0]
-
-
-@pytest.fixture
-def owner(postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
-    """The role that made the schema."""
-    migrate_store(postgres_url)
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
-def database_url(postgres_url: str, owner: psycopg.Connection[Any]) -> Iterator[str]:
-    """The URL for the role that the application uses."""
-    role = f"tenure_{uuid.uuid4().hex}"
-    try:
-        owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'guest'")
-    except psycopg.errors.InsufficientPrivilege as error:
-        pytest.skip(f"the server of TENURE_TEST_DATABASE_URL: {error}")
-    for statement in GRANTS.split(";")[:-1]:
-        owner.execute(statement.replace("TO shop", f"TO {role}").encode())
-    yield f"{postgres_url}{'&' if '?' in postgres_url else '?'}user={role}&password=guest"
-    owner.execute(f"DROP OWNED BY {role}")
-    owner.execute(f"DROP ROLE {role}")
-
-
-@pytest.fixture
-def unaudited_desk(postgres_url: str, database_url: str) -> Iterator[Desk]:
-    """A desk whose store is the application's; the clock, a table made later, is the owner's."""
-    store = open_store(database_url)
-    clock = Clock(postgres_url)
-    raw = Raw(postgres_url)
-    try:
-        yield Desk(store, clock, raw)
-    finally:
-        store.close()
-        clock.close()
-        raw.close()
+pytestmark = [as_granted_role, pytest.mark.requirement("C11")]
 
 
 def test_tokens(database_url: str) -> None:

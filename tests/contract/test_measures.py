@@ -13,7 +13,7 @@ import pytest
 from tenure.lifecycle import Cancelled, Event, Retried
 from tenure.records import BUCKETS, Count, Query, Total
 from tenure.store import Store, measure_words, measures, open_store
-from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new, released
+from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new, released
 
 PLAIN = "SELECT status, queue, type, count(*) FROM {job} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
 MOVES = "SELECT event, count(*) FROM {transition} GROUP BY event"

@@ -11,9 +11,9 @@ from tenure.errors import IllegalMove, JobNotFound
 from tenure.ids import new_id
 from tenure.lifecycle import Cancelled, Event, Job, LeaseExpired, Retried, Status
 from tenure.records import Query
-from tests.clock import TICK
-from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new
-from tests.contract.test_reports import MALFORMED
+from tests.contract.granted_role import also_as_granted_role
+from tests.support.clock import TICK
+from tests.support.store import LEASE_SECONDS, MALFORMED, Desk, completed, failed, new
 
 
 def job_in(desk: Desk, status: str) -> Job:
@@ -76,6 +76,7 @@ def test_a_job_that_is_not_there_is_not_found(desk: Desk) -> None:
 # --- retrying by hand -------------------------------------------------------------------------
 
 
+@also_as_granted_role
 @pytest.mark.parametrize(("max_retries", "more", "after"), [(0, 1, 2), (1, 1, 2), (1, 2, 3)])
 def test_a_failed_job_runs_again_when_its_limit_is_raised(
     desk: Desk, max_retries: int, more: int, after: int
@@ -159,6 +160,7 @@ def test_only_what_settled_long_enough_ago_goes(desk: Desk) -> None:
     assert len(desk.history(jobs[Status.PENDING].id)) == 1
 
 
+@also_as_granted_role
 def test_each_status_has_its_own_time(desk: Desk) -> None:
     for status in ("completed", "failed", "cancelled"):
         job_in(desk, status)
@@ -199,6 +201,7 @@ def test_a_job_that_was_retried_is_not_settled_any_more(desk: Desk) -> None:
 # --- queues -----------------------------------------------------------------------------------
 
 
+@also_as_granted_role
 def test_pausing_says_since_when(desk: Desk) -> None:
     desk.store.set_queue("a", paused=True, actor="ada").result()
     (state,) = desk.store.read.queues()

@@ -10,8 +10,8 @@ from itertools import product
 
 import pytest
 
-from tests.contract.desk import Desk, released
-from tests.contract.zoo import DRESS, SETTLED, SITUATIONS, UNSETTLED, accepted, refused
+from tests.contract.situations import DRESS, SETTLED, SITUATIONS, UNSETTLED, accepted, refused
+from tests.support.store import Desk, released
 
 STATUSES = ("pending", "processing", "completed", "failed", "cancelled")
 

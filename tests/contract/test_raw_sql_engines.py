@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.desk import Desk, completed
-from tests.contract.test_raw_sql_rows import INSERT, NEW_ID
-from tests.contract.zoo import DRESS, SITUATIONS, refused
-from tests.raw import Refused
+from tests.contract.situations import DRESS, INSERT, NEW_ID, SITUATIONS, refused
+from tests.support.raw_sql import Refused
+from tests.support.store import Desk, completed
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_postgres = pytest.mark.parametrize(

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.desk import Desk
-from tests.contract.zoo import DRESS, SETTLED, SITUATIONS, UNSETTLED, accepted, refused
-from tests.raw import Refused
-
-NEW_ID = "0190163d-8694-739b-aea5-966c26f8ad90"
-INSERT = "INSERT INTO {job} (id, type, run_at, created_at%s) VALUES (?, 'mail', {now}, {now}%s)"
+from tests.contract.situations import (
+    DRESS,
+    INSERT,
+    NEW_ID,
+    SETTLED,
+    SITUATIONS,
+    UNSETTLED,
+    accepted,
+    refused,
+)
+from tests.support.raw_sql import Refused
+from tests.support.store import Desk
 
 EDITS = {
     "id": f"'{NEW_ID}'",

@@ -13,11 +13,13 @@ from tenure.errors import InvalidInput
 from tenure.ids import new_id
 from tenure.lifecycle import Cancelled
 from tenure.records import MOST_AHEAD, Count, Query, QueueState, Transition, Wanted
-from tests.contract.desk import LEASE_SECONDS, Desk, completed, failed, new
+from tests.contract.granted_role import also_as_granted_role
+from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new
 
 # --- the ledger -------------------------------------------------------------------------------
 
 
+@also_as_granted_role
 def test_the_history_of_a_job_is_its_whole_path(desk: Desk) -> None:
     lease = desk.take(max_retries=2, actor="web")
     desk.clock.advance(1)
@@ -222,6 +224,7 @@ def test_queues_that_have_jobs_or_settings(desk: Desk) -> None:
     assert started < now
 
 
+@also_as_granted_role
 def test_workers_that_asked_lately(desk: Desk) -> None:
     desk.claim(worker="idle", label="host 7", queues=("a", "b"), types=("mail",))
     seen = desk.clock.now

@@ -12,12 +12,20 @@ from tenure.ids import new_id
 from tenure.lifecycle import Cancelled
 from tenure.records import Answer, Outcome, Report, Verdict
 from tenure.retry import RetryPolicy
-from tests.clock import TICK
-from tests.contract.desk import LEASE_SECONDS, REPORTS, Desk, completed, failed, released
-
-RECORDED = Verdict(Answer.RECORDED)
-ALREADY = Verdict(Answer.ALREADY_RECORDED)
-LOST = Verdict(Answer.LOST)
+from tests.contract.granted_role import also_as_granted_role
+from tests.support.clock import TICK
+from tests.support.store import (
+    ALREADY,
+    LEASE_SECONDS,
+    LOST,
+    MALFORMED,
+    RECORDED,
+    REPORTS,
+    Desk,
+    completed,
+    failed,
+    released,
+)
 
 AFTER = {Outcome.COMPLETED: "completed", Outcome.FAILED: "pending", Outcome.RELEASED: "pending"}
 
@@ -26,6 +34,7 @@ def conflict(recorded: str) -> Verdict:
     return Verdict(Answer.CONFLICT, recorded)
 
 
+@also_as_granted_role
 def test_success_is_kept_with_its_result(desk: Desk) -> None:
     lease = desk.take()
     desk.clock.advance(5)
@@ -50,6 +59,7 @@ def test_success_after_a_failure_keeps_the_last_error(desk: Desk) -> None:
     assert (job.status, job.last_error, job.attempts) == ("completed", "first", 2)
 
 
+@also_as_granted_role
 def test_failure_decides_and_requeues_at_once(desk: Desk) -> None:
     policy = RetryPolicy(base=100, factor=1, cap=100)
     lease = desk.take(max_retries=2, backoff=policy)
@@ -239,9 +249,6 @@ def test_only_the_lease_counts_even_if_all_else_is_equal(desk: Desk, outcome: Ou
     assert desk.raw.contents() == before
 
 
-MALFORMED = ["", "nonsense", "x" * 5_000, "' OR 1=1 --", "%s", "{", "🎈", "NULL", "a\x00b"]
-
-
 @pytest.mark.parametrize("outcome", Outcome)
 def test_forged_and_unknown_leases_are_lost(desk: Desk, outcome: Outcome) -> None:
     lease, other = desk.take(), desk.take()
@@ -292,6 +299,7 @@ def test_late_but_before_the_sweep_counts(desk: Desk, outcome: Outcome, late: fl
 # --- many at once -----------------------------------------------------------------------------
 
 
+@also_as_granted_role
 def test_a_large_mixed_batch_is_answered_in_order(desk: Desk) -> None:
     leases = [desk.take() for _ in range(60)]
     outcomes = list(Outcome)

@@ -16,8 +16,8 @@ from tenure.ids import new_id
 from tenure.lifecycle import Cancelled, Job, Status
 from tenure.records import Filter, Query, query_of
 from tenure.store import search
-from tests.clock import START
-from tests.contract.desk import Desk, completed, failed, new
+from tests.support.clock import START
+from tests.support.store import Desk, completed, failed, new
 
 WORDS = ["Ümlaut", "ümlaut", "100%_done", "100x_done", "back\\slash", "it's", "STRASSE", "straße"]
 HOUR = timedelta(hours=1)

@@ -15,8 +15,8 @@ from tenure import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.records import Query
 from tenure.store import migrate_store, open_store
-from tests.contract.desk import Desk, completed, new, request
-from tests.raw import Raw
+from tests.support.raw_sql import Raw
+from tests.support.store import Desk, completed, new, request
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ FORKING = """
 import os, sys, warnings
 from tenure import StoreUnavailable
 from tenure.store import open_store
-from tests.contract.desk import new
+from tests.support.store import new
 
 warnings.simplefilter("ignore")  # newer Pythons warn about forking beside threads: the point here
 store = open_store(sys.argv[1])
@@ -99,7 +99,7 @@ REOPENING = """
 import os, sys, warnings
 from tenure.errors import StoreUnavailable
 from tenure.store import open_store
-from tests.contract.desk import new
+from tests.support.store import new
 
 warnings.simplefilter("ignore")
 store = open_store(sys.argv[1])

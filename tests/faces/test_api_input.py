@@ -15,7 +15,7 @@ from tenure import Tenure, payload, produced
 from tenure.api import routing
 from tenure.api.table import MANY, ONE_JOB
 from tenure.server import build
-from tests.faces.http import JSON, Exchange, api_of, claim, problem, scope_of
+from tests.support.http import JSON, Exchange, api_of, claim, problem, scope_of
 
 
 @pytest.fixture

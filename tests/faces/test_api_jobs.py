@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.lifecycle import Status, legal_events
 from tenure.server import build
-from tests.faces.http import NOWHERE, Exchange, api_of, claim, problem
+from tests.support.http import NOWHERE, Exchange, api_of, claim, problem
 
 FIELDS = {
     *("id", "type", "queue", "status", "payload", "priority", "attempts", "max_retries"),

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.lifecycle import MAX_RELEASES
 from tenure.server import build
-from tests.faces.http import JSON, NOWHERE, Exchange, api_of, claim, problem
+from tests.support.http import JSON, NOWHERE, Exchange, api_of, claim, problem
 
 
 @pytest.fixture

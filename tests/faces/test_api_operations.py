@@ -19,8 +19,8 @@ from tenure import Tenure
 from tenure.api import metrics, streams
 from tenure.records import BUCKETS, Count, QueueState, Total
 from tenure.server import build
-from tests.faces.http import Exchange, api_of, claim, problem
-from tests.worker.waiting import until
+from tests.support.http import Exchange, api_of, claim, problem
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from starlette.testclient import TestClient
 from tenure import Draft, Tenure
 from tenure.records import Filter
 from tenure.settings import Settings
-from tests.faces.command import PROGRAM, on_a_terminal, read, run, surroundings, tell
-from tests.faces.http import NOWHERE, api_of, problem
-from tests.worker.running import sweeping
-from tests.worker.waiting import until
+from tests.support.cli import PROGRAM, on_a_terminal, read, run, surroundings, tell
+from tests.support.http import NOWHERE, api_of, problem
+from tests.support.waiting import until
+from tests.support.workers import sweeping
 
 
 @pytest.fixture

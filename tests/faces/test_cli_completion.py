@@ -13,7 +13,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.cli.completing import SHELLS
-from tests.faces.command import PROGRAM, Terminal, program, run, surroundings, tell
+from tests.support.cli import PROGRAM, Terminal, program, run, surroundings, tell
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ import pytest
 from tenure import InvalidInput, Tenure
 from tenure.logs import visible
 from tenure.payload import MAX_PAYLOAD_BYTES
-from tests.faces.command import read, run
-from tests.unit.test_payload import REFUSED_JSON
-from tests.unit.test_payload_names import HOSTILE_NAMES
+from tests.support.cli import read, run
+from tests.support.payloads import HOSTILE_NAMES, REFUSED_JSON
 
 EVERY_NAME_BUT = [name for name in HOSTILE_NAMES if isinstance(name, str)]
 

@@ -11,7 +11,7 @@ import pytest
 
 from tenure import Tenure, wire
 from tenure.records import ClaimRequest, Outcome, Report
-from tests.faces.command import read, run, tell
+from tests.support.cli import read, run, tell
 
 NOBODY = "0190163d-8694-739b-aea5-966c26f8ad90"
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tenure import Draft, Tenure, demo
-from tests.faces.command import PROGRAM, Terminal, program
+from tests.support.cli import PROGRAM, Terminal, program
 
 BAR = """
 from tenure.cli.terminal import progress

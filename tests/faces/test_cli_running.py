@@ -14,9 +14,9 @@ import pytest
 from tenure import Job, Tenure
 from tenure.client import Client
 from tenure.records import ClaimRequest, Outcome, Report
-from tests.faces.command import PROGRAM, program, run, surroundings
-from tests.worker.running import completed, settled
-from tests.worker.waiting import PATIENCE, until
+from tests.support.cli import PROGRAM, program, run, surroundings
+from tests.support.waiting import PATIENCE, until
+from tests.support.workers import completed, settled
 
 SHOP = """
 import asyncio

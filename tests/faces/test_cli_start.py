@@ -15,7 +15,7 @@ import tenure
 from tenure import errors
 from tenure.cli import cli
 from tenure.cli.command import EXIT_CODES, REFUSED, exit_code
-from tests.faces.command import program, run, surroundings
+from tests.support.cli import program, run, surroundings
 
 SLOW = ("asyncio", "jinja2", "msgspec", "psycopg", "sqlite3", "starlette", "uvicorn", "uvloop")
 

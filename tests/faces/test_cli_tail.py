@@ -12,7 +12,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.records import ClaimRequest, Outcome, Report
-from tests.faces.command import PROGRAM, Terminal, run, surroundings, tell
+from tests.support.cli import PROGRAM, Terminal, run, surroundings, tell
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from tenure import Tenure
 from tenure.cli import terminal
 from tenure.records import ClaimRequest, Outcome, Report
-from tests.faces.command import on_a_terminal, run
+from tests.support.cli import on_a_terminal, run
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

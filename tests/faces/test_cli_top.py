@@ -11,7 +11,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.records import ClaimRequest, Outcome, Report
-from tests.faces.command import PROGRAM, Terminal, tell
+from tests.support.cli import PROGRAM, Terminal, tell
 
 
 @pytest.fixture

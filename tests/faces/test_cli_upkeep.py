@@ -10,8 +10,8 @@ import pytest
 
 import tenure
 from tenure import Tenure
-from tests.faces.command import read, run, tell
-from tests.raw import Raw
+from tests.support.cli import read, run, tell
+from tests.support.raw_sql import Raw
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from tenure import Draft, RetryPolicy, Tenure, errors
 from tenure.client import Client
 from tenure.records import Answer, ClaimRequest, Outcome, Report, Verdict
-from tests.faces.http import NOWHERE, Served
+from tests.support.http import NOWHERE, Served
 
 TOKEN = "a-token-for-the-client"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -227,7 +227,7 @@ def test_a_claim_that_was_given_up_hands_back(client: Client, server: Served) ->
 
 
 def test_a_waiting_claim_does_not_keep_the_process(server: Served) -> None:
-    from tests.faces.http import python
+    from tests.support.http import python
 
     code = (
         "import sys; from tenure.client import Client; from tenure.records import ClaimRequest\n"

@@ -19,7 +19,7 @@ from tenure.dashboard import site
 from tenure.records import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
 from tenure.simulation import simulate
-from tests.faces.http import NOWHERE, Exchange, api_of
+from tests.support.http import NOWHERE, Exchange, api_of
 
 PAGES = [path for path in site.PAGES if "{" not in path]
 HOSTILE = "<script>alert(1)</script>\"'>&\u202e\u2066\x07"

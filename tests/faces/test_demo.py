@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tenure import InvalidInput, Tenure, demo
-from tests.faces.command import program, run
+from tests.support.cli import program, run
 
 EXPECTED = {
     "email": {("completed", 1): 8, ("completed", 2): 2},

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from tenure import InvalidInput, Tenure
 from tenure.payload import MAX_PAYLOAD_BYTES
-from tests.faces.command import run
-from tests.faces.http import JSON, api_of, claim
+from tests.support.cli import run
+from tests.support.http import JSON, api_of, claim
 
 S = pytest.mark.scenario
 

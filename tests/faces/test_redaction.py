@@ -11,9 +11,9 @@ from tenure.api import streams
 from tenure.redaction import MARK, Redaction, without_password
 from tenure.server import build
 from tenure.settings import Settings
-from tests.faces.command import run
-from tests.faces.http import Exchange, api_of
-from tests.worker.running import completed, failed, working
+from tests.support.cli import run
+from tests.support.http import Exchange, api_of
+from tests.support.workers import completed, failed, working
 
 SECRET = "hunter2-canary"
 

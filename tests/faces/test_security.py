@@ -23,8 +23,8 @@ from tenure.logs import JsonLines, TextLines
 from tenure.payload import check_key
 from tenure.store.postgres_connection import place_of
 from tenure.store.sqlite_connection import path_of
-from tests.faces.http import Served, api_of, problem
-from tests.worker.running import completed, failed, working
+from tests.support.http import Served, api_of, problem
+from tests.support.workers import completed, failed, working
 
 PACKAGE = Path(tenure.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -99,7 +99,7 @@ def test_a_type_nobody_registered_is_not_imported(app: Tenure, type: str) -> Non
 def test_what_somebody_wrote_into_the_database_is_only_data(app: Tenure, tmp_path: Path) -> None:
     import pickle
 
-    from tests.raw import Raw
+    from tests.support.raw_sql import Raw
 
     class Bomb:
         def __reduce__(self) -> tuple[object, ...]:

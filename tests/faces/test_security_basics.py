@@ -16,7 +16,7 @@ from tenure.api.table import ROUTES
 from tenure.errors import InvalidInput, SchemaMismatch, StoreUnavailable
 from tenure.security import check_binding, is_loopback
 from tenure.settings import Settings
-from tests.faces.http import NOWHERE, Served, api_of, problem
+from tests.support.http import NOWHERE, Served, api_of, problem
 
 TOKEN = "0123456789abcdef-canary"
 OTHER = "fedcba9876543210-second"

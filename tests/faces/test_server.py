@@ -24,7 +24,7 @@ from tenure import Tenure, protocol
 from tenure.errors import InvalidInput
 from tenure.server import serve
 from tenure.settings import Settings
-from tests.faces.http import Served
+from tests.support.http import Served
 
 SLOW_APP = """
 import time

@@ -20,11 +20,11 @@ from tenure.dashboard import live
 from tenure.errors import Forbidden, Unauthorized
 from tenure.server import build
 from tenure.settings import Settings
-from tests.clock import Clock
-from tests.faces.command import read, run, tell
-from tests.faces.http import NOWHERE, Exchange, Served, api_of, claim, problem
-from tests.worker.running import completed, working
-from tests.worker.waiting import until
+from tests.support.cli import read, run, tell
+from tests.support.clock import Clock
+from tests.support.http import NOWHERE, Exchange, Served, api_of, claim, problem
+from tests.support.waiting import until
+from tests.support.workers import completed, working
 
 OWNER = "the-token-of-the-settings"
 

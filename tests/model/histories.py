@@ -33,9 +33,9 @@ from tenure.records import (
 )
 from tenure.retry import RetryPolicy
 from tenure.store import Store, open_store
-from tests.clock import START, Clock
 from tests.model.reference import Entry, Reference
-from tests.raw import EPOCH, Raw
+from tests.support.clock import START, Clock
+from tests.support.raw_sql import EPOCH, Raw
 
 LEASE_SECONDS = 10.0
 AT_ONCE = RetryPolicy(base=0, factor=1, cap=0)

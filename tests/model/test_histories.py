@@ -16,7 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.histories import History
 from tests.model.walks import Walk
-from tests.postgres_server import PostgresServer
+from tests.support.postgres import PostgresServer
 
 FACTOR = int(os.environ.get("TENURE_MODEL_FACTOR", "1"))
 SHORT, LONG = 40, 120  # steps

@@ -15,29 +15,9 @@ from bench.catalogue import SUBJECTS, Subject
 from bench.results import Result, Run, load, number, rival_of, times
 from bench.scaling import scaling
 from bench.workload import PAYLOAD_BYTES, FirstAttempt, Tally, payload
+from tests.unit.bench_runs import BY_NAME, run_of
 
-BY_NAME = {subject.name: subject for subject in SUBJECTS}
 PEERS = [subject for subject in SUBJECTS if not subject.ours]
-MACHINE = {
-    "date": "2026-01-01",
-    "cpus": 2,
-    "cpu": "a processor",
-    "memory_gb": 8,
-    "system": "Linux",
-    "python": "3.11",
-    "versions": {"tenure": "1.0"},
-    "pythons": {"pgqueuer": "3.11"},
-    "engines": {"postgres": {"version": "PostgreSQL", "settings": "defaults"}},
-}
-
-
-def run_of(**rates: list[float]) -> Run:
-    """A run in which these queues drained at these rates; `_` stands for `-` in names."""
-    results = [
-        Result("drain-1", name.replace("_", "-"), [{"rate": rate} for rate in values])
-        for name, values in rates.items()
-    ]
-    return Run("full", dict(MACHINE), dataclasses.asdict(plan.FULL), results=results)
 
 
 # --- the workload

@@ -12,7 +12,7 @@ from tenure import Tenure
 from tenure.records import Health
 from tenure.run import log_checks
 from tenure.store import checks
-from tests.clock import Clock
+from tests.support.clock import Clock
 
 MANUAL = Path(__file__).parents[2] / "docs" / "how-to" / "back-up-and-upgrade.md"
 REPAIR = MANUAL.read_text("utf-8").split("## Restore a dump")[1].split("```sql")[1].split("```")[0]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tenure import failpoints
-from tests.worker.scripts import state
-from tests.worker.waiting import until
+from tests.support.waiting import until
+from tests.support.worker_scripts import state
 
 HIT_THRICE = """
 from tenure import failpoints

@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.postgres_server import (
+from tests.support.postgres import (
     NOBODY,
     PostgresServer,
     PostgresUnavailable,
@@ -112,7 +112,7 @@ def test_settings_of_the_caller_win() -> None:
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv, of util-linux")
 def test_a_killed_owner_takes_the_server_along() -> None:
     program = """
-from tests.postgres_server import PostgresServer
+from tests.support.postgres import PostgresServer
 with PostgresServer() as server:
     print(server.pid, flush=True)
     input()
@@ -131,7 +131,7 @@ def test_the_folder_of_a_killed_owner_is_removed_and_that_of_a_living_one_is_not
 ) -> None:
     program = f"""
 from pathlib import Path
-from tests.postgres_server import own_folder
+from tests.support.postgres import own_folder
 with own_folder(Path({str(tmp_path)!r})) as folder:
     print(folder, flush=True)
     input()

@@ -30,7 +30,7 @@ from tenure.produced import (
     error_text,
     result_text,
 )
-from tests.unit.test_payload import (
+from tests.support.payloads import (
     CIRCLE,
     SHARED,
     Colour,

@@ -12,7 +12,7 @@ from typing import Any
 
 from tenure import Tenure
 from tenure.courier import Courier
-from tests.worker.running import sweeping
+from tests.support.workers import sweeping
 
 
 class Receiver(ThreadingHTTPServer):

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from tenure import JobContext, Tenure
+from tests.support.workers import completed, failed, working
 from tests.worker import children
-from tests.worker.running import completed, failed, working
 
 
 class Colour(enum.Enum):

@@ -12,9 +12,9 @@ import pytest
 
 from tenure import Draft, JobContext, Status, Tenure, worker
 from tenure.records import ClaimRequest
-from tests.worker.running import completed, moves, settled, sweeping, working
-from tests.worker.scripts import WorkerScript, ended
-from tests.worker.waiting import PATIENCE, until
+from tests.support.waiting import PATIENCE, until
+from tests.support.worker_scripts import WorkerScript, ended
+from tests.support.workers import completed, moves, settled, sweeping, working
 
 
 def other(app: Tenure) -> Tenure:

@@ -10,10 +10,10 @@ import pytest
 
 from tenure import Draft, Status, Tenure
 from tenure.drafts import Options
-from tests.clock import Clock
-from tests.worker.running import completed, failed, moves, settled, sweeping
-from tests.worker.scripts import WorkerScript, ended
-from tests.worker.waiting import until
+from tests.support.clock import Clock
+from tests.support.waiting import until
+from tests.support.worker_scripts import WorkerScript, ended
+from tests.support.workers import completed, failed, moves, settled, sweeping
 
 WORK = """
 @app.job

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import sqlite3
-import subprocess
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from tenure import JobContext, Status, Tenure, failpoints
-from tests.clock import Clock
-from tests.worker.running import completed, failed, moves, settled, sweeping, working
-from tests.worker.scripts import WorkerScript, ended
-from tests.worker.waiting import PATIENCE, until
+from tests.support.clock import Clock
+from tests.support.waiting import PATIENCE, until
+from tests.support.worker_scripts import WorkerScript, ended, freeze
+from tests.support.workers import completed, failed, moves, settled, sweeping, working
 
 TAKEN_OVER = ["enqueued", "claimed", "lease_expired", "retried", "claimed"]
 LEASE = 0.9  # seconds; there is a heartbeat every third of it
@@ -201,39 +197,6 @@ def function(context: JobContext):
 def frozen(either: Tenure, clock: Clock, tmp_path: Path) -> Iterator[WorkerScript]:
     with WorkerScript(tmp_path / "meet", either.database, FREEZABLE, lease=LEASE) as script:
         yield script
-
-
-def freeze(worker: subprocess.Popen[str], app: Tenure) -> None:
-    """Stop a process between its transactions: databases keep the locks of one that is stopped."""
-    is_free = sqlite_is_free if app.database.startswith("sqlite") else postgres_is_free
-
-    def froze() -> bool:
-        os.kill(worker.pid, signal.SIGSTOP)
-        if is_free(app.database):
-            return True
-        os.kill(worker.pid, signal.SIGCONT)
-        return False
-
-    until(froze, "a moment without a transaction")
-
-
-def sqlite_is_free(url: str) -> bool:
-    path = url.removeprefix("sqlite:///")
-    with contextlib.closing(sqlite3.connect(path, timeout=0.5, isolation_level=None)) as file:
-        try:
-            file.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return False
-    return True
-
-
-def postgres_is_free(url: str) -> bool:
-    with psycopg.connect(url) as server:
-        try:
-            server.execute("SELECT 1 FROM tenure.job FOR UPDATE NOWAIT")
-        except psycopg.errors.LockNotAvailable:
-            return False
-    return True
 
 
 @pytest.mark.scenario(6)

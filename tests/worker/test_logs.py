@@ -16,9 +16,9 @@ from tenure.client import Client
 from tenure.logs import LONGEST_FIELD, JobFields, JsonLines, TextLines
 from tenure.records import Filter
 from tenure.redaction import MARK, Redaction
-from tests.faces.http import Served
-from tests.worker.running import all_settled, completed, failed, sweeping, working
-from tests.worker.waiting import until
+from tests.support.http import Served
+from tests.support.waiting import until
+from tests.support.workers import all_settled, completed, failed, sweeping, working
 
 HOSTILE = 'a b\nERROR tenure: forged \x1b[2J \u202e \U000e0041 "%s" {} job=1'
 

@@ -14,11 +14,10 @@ import psycopg
 import pytest
 
 from tenure import Status, StoreUnavailable, Tenure
-from tests.chaos.load import RECOVERY_SECONDS
-from tests.postgres_server import PostgresServer, PostgresUnavailable
-from tests.worker.running import all_settled, completed, moves, settled, sweeping, working
-from tests.worker.scripts import WorkerScript, ended
-from tests.worker.waiting import PATIENCE, until
+from tests.support.postgres import PostgresServer, PostgresUnavailable
+from tests.support.waiting import PATIENCE, RECOVERY_SECONDS, until
+from tests.support.worker_scripts import WorkerScript, ended
+from tests.support.workers import all_settled, completed, moves, settled, sweeping, working
 
 pytestmark = pytest.mark.postgres
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tenure import Job, JobContext, PermanentFailure, Status, Tenure
+from tests.support.workers import all_settled, completed, failed, moves, settled, working
 from tests.worker import children
-from tests.worker.running import all_settled, completed, failed, moves, settled, working
 
 
 def test_coroutines_run_on_the_loop_functions_in_threads_processes_in_children(

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 from tenure import Tenure
-from tests.worker.running import completed, working
-from tests.worker.waiting import PATIENCE, until
+from tests.support.waiting import PATIENCE, until
+from tests.support.workers import completed, working
 
 ENQUEUE = """
 import sys

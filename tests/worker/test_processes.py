@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
+from tests.support.waiting import until
+from tests.support.worker_scripts import WorkerScript, ended, is_running
+from tests.support.workers import completed, failed, working
 from tests.worker import children
-from tests.worker.running import completed, failed, working
-from tests.worker.scripts import WorkerScript, ended, is_running
-from tests.worker.waiting import until
 
 
 @pytest.fixture

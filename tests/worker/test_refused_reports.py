@@ -9,9 +9,9 @@ import psycopg
 import pytest
 
 from tenure import Status, Tenure
-from tests.clock import Clock
-from tests.worker.running import all_settled, completed, moves, settled, sweeping, working
-from tests.worker.waiting import until
+from tests.support.clock import Clock
+from tests.support.waiting import until
+from tests.support.workers import all_settled, completed, moves, settled, sweeping, working
 
 SQLITE = """
 CREATE TRIGGER test_refuse BEFORE UPDATE ON tenure_job WHEN {refused}

@@ -11,9 +11,9 @@ import pytest
 import tenure.worker
 from tenure import JobContext, Tenure
 from tenure.client import Client
-from tests.faces.http import Served
-from tests.worker.running import completed, failed, moves, working
-from tests.worker.waiting import PATIENCE, until
+from tests.support.http import Served
+from tests.support.waiting import PATIENCE, until
+from tests.support.workers import completed, failed, moves, working
 
 
 @pytest.fixture

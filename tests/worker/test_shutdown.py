@@ -14,10 +14,10 @@ import pytest
 
 from tenure import Draft, Job, Status, Tenure, failpoints
 from tenure.records import ClaimRequest, Report, Turn
-from tests.clock import Clock
-from tests.worker.running import completed, moves, settled, sweeping, working
-from tests.worker.scripts import WorkerScript, ended
-from tests.worker.waiting import PATIENCE, until
+from tests.support.clock import Clock
+from tests.support.waiting import PATIENCE, until
+from tests.support.worker_scripts import WorkerScript, ended
+from tests.support.workers import completed, moves, settled, sweeping, working
 
 NO_UVLOOP = 'sys.modules["uvloop"] = None'
 

@@ -12,8 +12,8 @@ from tenure import Draft, InvalidInput, JobNotFound, Status, Tenure
 from tenure.errors import BulkNotFound
 from tenure.records import WEBHOOK, ClaimRequest, Filter, Outcome, Report
 from tenure.sweeper import Sweeper
-from tests.worker.running import moves, settled, sweeping
-from tests.worker.waiting import until
+from tests.support.waiting import until
+from tests.support.workers import moves, settled, sweeping
 
 
 def claim(app: Tenure, limit: int, lease_seconds: float = 0.001) -> list[str]:

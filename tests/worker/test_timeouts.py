@@ -9,8 +9,8 @@ import time
 import pytest
 
 from tenure import JobContext, Status, Tenure, slots
-from tests.worker.running import completed, failed, moves, settled, working
-from tests.worker.waiting import PATIENCE, until
+from tests.support.waiting import PATIENCE, until
+from tests.support.workers import completed, failed, moves, settled, working
 
 
 def test_a_coroutine_is_cancelled_and_tried_again(either: Tenure) -> None:

@@ -19,11 +19,11 @@ from tenure.client import Client
 from tenure.errors import StoreUnavailable
 from tenure.records import ClaimRequest
 from tenure.redaction import Redaction
-from tests.faces.command import PROGRAM, surroundings
-from tests.faces.http import Served, api_of, claim
-from tests.raw import Raw
-from tests.worker.running import completed, failed, working
-from tests.worker.waiting import PATIENCE, until
+from tests.support.cli import PROGRAM, surroundings
+from tests.support.http import Served, api_of, claim
+from tests.support.raw_sql import Raw
+from tests.support.waiting import PATIENCE, until
+from tests.support.workers import completed, failed, working
 
 exporter = InMemorySpanExporter()
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

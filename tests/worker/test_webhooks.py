@@ -18,11 +18,11 @@ from tenure.courier import REMOVED
 from tenure.errors import StoreUnavailable
 from tenure.records import WEBHOOK, WEBHOOK_QUEUE
 from tenure.redaction import MARK
-from tests.faces.command import PROGRAM, read, run, surroundings, tell
-from tests.faces.http import api_of, claim, problem
+from tests.support.cli import PROGRAM, read, run, surroundings, tell
+from tests.support.http import api_of, claim, problem
+from tests.support.waiting import PATIENCE, until
+from tests.support.workers import completed, failed, sweeping, working
 from tests.worker.receiver import Taking, delivering, receiving
-from tests.worker.running import completed, failed, sweeping, working
-from tests.worker.waiting import PATIENCE, until
 
 
 def deliveries(app: Tenure) -> list[Job]:

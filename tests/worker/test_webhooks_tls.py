@@ -12,9 +12,9 @@ import pytest
 
 from tenure import Job, Tenure, outbound, webhooks
 from tenure.records import WEBHOOK
+from tests.support.waiting import until
+from tests.support.workers import completed, failed, moves
 from tests.worker.receiver import delivering, receiving
-from tests.worker.running import completed, failed, moves
-from tests.worker.waiting import until
 
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 

@@ -12,7 +12,7 @@ import psycopg
 from tenure.ids import new_ids
 from tenure.records import Addition, Lease
 from tenure.store.postgres import Postgres
-from tests.contract.desk import request
+from tests.support.store import request
 
 Raw = psycopg.Connection[Any]
 

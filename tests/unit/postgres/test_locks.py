@@ -15,8 +15,8 @@ from tenure.records import Addition, Lease
 from tenure.store import postgres_lanes
 from tenure.store.postgres import Postgres
 from tenure.store.postgres_reader import PostgresReader
-from tests.clock import Clock
-from tests.contract.desk import LEASE_SECONDS, completed, request
+from tests.support.clock import Clock
+from tests.support.store import LEASE_SECONDS, completed, request
 from tests.unit.postgres.sessions import (
     Raw,
     add,

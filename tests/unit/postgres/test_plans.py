@@ -18,7 +18,7 @@ from tenure.store.measure_words import POSTGRES
 from tenure.store.postgres import Postgres
 from tenure.store.postgres_connection import Uuids, place_of
 from tenure.store.postgres_reader import AHEAD, BY_INDEX, QUEUES, PostgresReader
-from tests.contract.desk import request
+from tests.support.store import request
 from tests.unit.postgres.sessions import Raw, add, ask, take
 
 # --- plans ------------------------------------------------------------------------------------

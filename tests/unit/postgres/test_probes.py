@@ -9,10 +9,10 @@ import pytest
 
 from tenure.store.postgres_connection import connect, place_of
 from tenure.store.postgres_probes import holds_back, pools_transactions
-from tests.chaos.pgbouncer import PgBouncer
-from tests.chaos.servers import own_server
-from tests.postgres_server import PostgresServer
-from tests.worker.waiting import until
+from tests.support.pgbouncer import PgBouncer
+from tests.support.postgres import PostgresServer
+from tests.support.postgres_servers import own_server
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.postgres
 

@@ -14,8 +14,8 @@ from psycopg import sql
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.store import migrate, open_store
 from tenure.store.postgres_schema import upgrade
-from tests.contract.desk import new
-from tests.postgres_server import PostgresServer
+from tests.support.postgres import PostgresServer
+from tests.support.store import new
 
 NEWEST = migrate.newest("postgres")
 

@@ -21,9 +21,10 @@ from tenure.store.committer import ANNOUNCE_SECONDS
 from tenure.store.database import Trouble
 from tenure.store.postgres import Postgres, error_of
 from tenure.store.postgres_reader import PostgresReader
-from tests.chaos.proxy import Proxy
-from tests.contract.desk import completed, failed, new, request
-from tests.postgres_server import PostgresServer
+from tests.support.postgres import PostgresServer
+from tests.support.proxy import Proxy
+from tests.support.store import completed, failed, new, request
+from tests.support.waiting import until
 from tests.unit.postgres.sessions import (
     Raw,
     add,
@@ -34,7 +35,6 @@ from tests.unit.postgres.sessions import (
     take,
     wait_until_somebody_waits,
 )
-from tests.worker.waiting import until
 
 WAIT_FOR_A_STANDBY = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 

@@ -14,9 +14,9 @@ from tenure.store import open_store, postgres, postgres_reader
 from tenure.store.postgres_connection import connect, place_of
 from tenure.store.postgres_reader import PostgresReader
 from tenure.store.postgres_wire import Wire, answering
-from tests.chaos.proxy import Proxy
-from tests.contract.desk import new
-from tests.worker.waiting import PATIENCE, until
+from tests.support.proxy import Proxy
+from tests.support.store import new
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.scenario(41)
 

@@ -17,7 +17,7 @@ import pytest
 
 from tenure.store import migrate_store, sqlite_watch
 from tenure.store.sqlite_reader import SqliteReader
-from tests.worker.waiting import PATIENCE, until
+from tests.support.waiting import PATIENCE, until
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs inotify")
 

@@ -14,6 +14,7 @@ from tenure.lifecycle import Job
 from tenure.records import (
     Added,
     Addition,
+    Answer,
     ClaimRequest,
     Lease,
     Outcome,
@@ -22,8 +23,8 @@ from tenure.records import (
     Verdict,
 )
 from tenure.store import Store
-from tests.clock import Clock
-from tests.raw import Raw
+from tests.support.clock import Clock
+from tests.support.raw_sql import Raw
 
 LEASE_SECONDS = 60.0
 COUNT_LEDGER = "SELECT count(*) FROM {transition}"
@@ -57,6 +58,11 @@ def released(lease: Lease, **fields: Any) -> Report:
 
 
 REPORTS = {Outcome.COMPLETED: completed, Outcome.FAILED: failed, Outcome.RELEASED: released}
+RECORDED = Verdict(Answer.RECORDED)
+ALREADY = Verdict(Answer.ALREADY_RECORDED)
+LOST = Verdict(Answer.LOST)
+MALFORMED = ["", "nonsense", "x" * 5_000, "' OR 1=1 --", "%s", "{", "🎈", "NULL", "a\x00b"]
+"""What no job id and no lease id looks like."""
 
 
 class Desk:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.postgres_server import Launcher, PostgresServer, PostgresUnavailable
+from tests.support.postgres import Launcher, PostgresServer, PostgresUnavailable
 
 
 @contextlib.contextmanager

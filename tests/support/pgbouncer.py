@@ -19,7 +19,7 @@ from typing import Self
 import psycopg
 import pytest
 
-from tests.postgres_server import PostgresServer
+from tests.support.postgres import PostgresServer
 
 START_SECONDS = 30
 PORT = 6432  # of a socket in the server's own folder: nobody else's

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from tests.chaos import tally
+from tests.support import fault_counts
 
 T = TypeVar("T")
 
@@ -301,7 +301,7 @@ class Proxy:
                 link.swallowed += data
                 if self._is_answered(bytes(link.swallowed)):
                     self.counts["answers dropped"] += 1
-                    tally.count("answers dropped")
+                    fault_counts.count("answers dropped")
                     self._reset(link)
                     return
                 continue
@@ -385,7 +385,7 @@ class Proxy:
     def _reset(self, link: Link) -> None:
         if link in self._links:
             self.counts["connections cut"] += 1
-            tally.count("connections cut")
+            fault_counts.count("connections cut")
             self._abort(link)
 
     def _abort(self, link: Link) -> None:

@@ -12,7 +12,7 @@ from tenure.lifecycle import SETTLED
 from tenure.run import run_loop
 from tenure.sweeper import Sweeper
 from tenure.worker import Worker, WorkSource
-from tests.worker.waiting import PATIENCE, until
+from tests.support.waiting import PATIENCE, until
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from tests.raw import Raw
+from tests.support.raw_sql import Raw
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TICK = 0.001

@@ -6,8 +6,8 @@ import pytest
 
 from tenure.lifecycle import Cancelled
 from tenure.retry import RetryPolicy
-from tests.contract.desk import Desk, completed, failed
-from tests.raw import Refused
+from tests.support.raw_sql import Refused
+from tests.support.store import Desk, completed, failed
 
 UNSETTLED = ("pending", "pending again", "processing", "processing again")
 SETTLED = ("completed", "failed", "failed early", "cancelled")
@@ -22,6 +22,9 @@ DRESS = {
     "failed": "lease_id = NULL, lease_expires_at = NULL, finished_at = {now}, last_error = 'x'",
     "cancelled": "lease_id = NULL, lease_expires_at = NULL, finished_at = {now}",
 }
+
+NEW_ID = "0190163d-8694-739b-aea5-966c26f8ad90"
+INSERT = "INSERT INTO {job} (id, type, run_at, created_at%s) VALUES (?, 'mail', {now}, {now}%s)"
 
 AT_ONCE = RetryPolicy(base=0, factor=1, cap=0)
 

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Scope
 from tenure import Tenure
 from tenure.server import build
 from tenure.settings import Settings
-from tests.faces.command import PROGRAM, surroundings
+from tests.support.cli import PROGRAM, surroundings
 
 JSON = {"Content-Type": "application/json"}
 NOWHERE = "0190163d-8694-739b-aea5-966c26f8ad90"

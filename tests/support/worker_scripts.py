@@ -7,15 +7,20 @@ and `log(line)` adds a line to the file `log`. A worker marks `heard` when it is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.worker.waiting import PATIENCE, until
+import psycopg
+
+from tenure import Tenure
+from tests.support.waiting import PATIENCE, until
 
 HEAD = """
 import asyncio, logging, os, pathlib, signal, subprocess, sys, threading, time
@@ -138,7 +143,7 @@ class WorkerScript:
 
     def frozen(self, process: subprocess.Popen[str]) -> None:
         """Wait until a process has stopped at its failpoint."""
-        until(lambda: state(process.pid) == "T", "the worker to stop at its place")
+        until(lambda: is_stopped(process.pid), "the worker to stop at its place")
 
     def lines(self) -> list[str]:
         """What the scripts have logged."""
@@ -162,6 +167,11 @@ def is_running(pid: int) -> bool:
     return state(pid) not in ("", "Z", "X")
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped a process."""
+    return state(pid) == "T"
+
+
 def state(pid: int) -> str:
     """The letter that the system has for what a process does: `T` stopped, `Z` zombie; or none."""
     try:
@@ -169,3 +179,36 @@ def state(pid: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return stat.rpartition(")")[2].split()[0]
+
+
+def freeze(worker: subprocess.Popen[str], app: Tenure) -> None:
+    """Stop a process between its transactions: databases keep the locks of one that is stopped."""
+    is_free = sqlite_is_free if app.database.startswith("sqlite") else postgres_is_free
+
+    def froze() -> bool:
+        os.kill(worker.pid, signal.SIGSTOP)
+        if is_free(app.database):
+            return True
+        os.kill(worker.pid, signal.SIGCONT)
+        return False
+
+    until(froze, "a moment without a transaction")
+
+
+def sqlite_is_free(url: str) -> bool:
+    path = url.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(path, timeout=0.5, isolation_level=None)) as file:
+        try:
+            file.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+    return True
+
+
+def postgres_is_free(url: str) -> bool:
+    with psycopg.connect(url) as server:
+        try:
+            server.execute("SELECT 1 FROM tenure.job FOR UPDATE NOWAIT")
+        except psycopg.errors.LockNotAvailable:
+            return False
+    return True

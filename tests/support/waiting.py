@@ -11,6 +11,9 @@ T = TypeVar("T")
 PATIENCE = 30.0
 """Seconds: far above what anything here takes, so that a busy machine is no failure."""
 
+RECOVERY_SECONDS = 10.0
+"""How long after an outage everything may take to work again, without a restart."""
+
 
 def until(condition: Callable[[], T], what: str = "", seconds: float = PATIENCE) -> T:
     """Ask `condition` until it holds; its value. Fails after `seconds` with `what` it was about."""
