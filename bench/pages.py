@@ -29,8 +29,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tenure import Tenure
-from tenure.drafts import Draft
-from tenure.records import ClaimRequest, Outcome, Report
+from tenure.jobs.enqueue import Draft
+from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tests.support.postgres import PostgresServer
 
 BITE = 5_000

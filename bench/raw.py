@@ -16,8 +16,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from tenure.records import ClaimRequest, Outcome, Report
-from tenure.store.database import Database
+from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.store.protocol import Database
 
 BATCH = 500
 LEASE_SECONDS = 60.0
@@ -28,10 +28,11 @@ NAME = "worker-0123456789abcdef"
 def open_database(url: str) -> Database:
     """The writing connection to an existing database."""
     if url.startswith("sqlite:"):
-        from tenure.store import sqlite, sqlite_connection
+        from tenure.store.sqlite import connection as sqlite_connection
+        from tenure.store.sqlite import writer as sqlite
 
         return sqlite.Sqlite(sqlite_connection.path_of(url))
-    from tenure.store.postgres import Postgres
+    from tenure.store.postgres.writer import Postgres
 
     return Postgres(url)
 

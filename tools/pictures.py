@@ -29,10 +29,10 @@ import msgspec
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tenure import JobContext, Tenure
-from tenure.executors import failure
-from tenure.records import ClaimRequest, Lease, Outcome, Report
-from tenure.run import run_loop, stopped_by_signals
-from tenure.worker import Worker
+from tenure.jobs.values import ClaimRequest, Lease, Outcome, Report
+from tenure.worker.executors import failure
+from tenure.worker.process import run_loop, stopped_by_signals
+from tenure.worker.worker import Worker
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # where the tests are, too

@@ -11,13 +11,12 @@ from typing import Any
 
 import tenure
 from tenure import Draft, Job, JobContext, JobType, RetryPolicy, Status, Tenure
-from tenure import app as app_module
-from tenure.access import AccessToken
+from tenure.app import app as app_module
 from tenure.client import Client
-from tenure.drafts import Options
 from tenure.errors import TenureError
-from tenure.explain import Explanation
-from tenure.records import (
+from tenure.jobs.enqueue import Options
+from tenure.jobs.explain import Explanation
+from tenure.jobs.values import (
     Activity,
     Bulk,
     Check,
@@ -36,8 +35,9 @@ from tenure.records import (
     Webhook,
     WorkerState,
 )
-from tenure.tokens import Tokens
-from tenure.webhooks import Webhooks
+from tenure.tokens.registry import Tokens
+from tenure.tokens.scopes import AccessToken
+from tenure.webhooks.registry import Webhooks
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"
 
@@ -51,7 +51,7 @@ the two differ. What is imported from `tenure` is stable. Everything has type an
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
 backoff is a `RetryPolicy`, a duration (the `base`), or an object of `base`, `factor` and `cap`.
 Errors have [a page of their own](errors.md). What a signature names and this page does not describe
-is in `tenure.records`.
+is in `tenure.jobs.values`.
 """
 
 LONGEST_LINE = 96
@@ -112,7 +112,12 @@ def page() -> str:
     for value in (Draft, JobContext, Job, RetryPolicy):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]
-    parts += ["## Filter\n", "From `tenure.records`.\n", _text(Filter), _table(_annotated(Filter))]
+    parts += [
+        "## Filter\n",
+        "From `tenure.jobs.values`.\n",
+        _text(Filter),
+        _table(_annotated(Filter)),
+    ]
     parts += ["## Answers\n", "What `Tenure` and `Client` answer beside jobs.\n"]
     for answer in ANSWERS:
         parts += [f"### {answer.__name__}\n", _text(answer), _table(_annotated(answer))]

@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from tenure import Draft, JobContext, PermanentFailure, Tenure
-from tenure.drafts import Options
+from tenure.jobs.enqueue import Options
 
 app = Tenure(os.environ["TENURE_DATABASE"])
 work = asyncio.sleep

@@ -7,7 +7,7 @@ from bench.adapter import PLACE
 from bench.workload import perform
 from tenure import Tenure
 from tenure.client import Client
-from tenure.run import run_worker
+from tenure.worker.process import run_worker
 
 CONCURRENCY = 100
 

@@ -9,8 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tenure.app import Tenure
-    from tenure.drafts import Draft
+    from tenure.app.app import Tenure
     from tenure.errors import (
         IllegalMove,
         InvalidInput,
@@ -21,8 +20,9 @@ if TYPE_CHECKING:
         StoreUnavailable,
         TenureError,
     )
-    from tenure.handlers import JobContext
-    from tenure.jobtype import JobType
+    from tenure.jobs.decorator import JobType
+    from tenure.jobs.enqueue import Draft
+    from tenure.jobs.handlers import JobContext
     from tenure.lifecycle import Job, Status
     from tenure.retry import RetryPolicy
 
@@ -47,13 +47,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Draft": "drafts",
+    "Draft": "jobs.enqueue",
     "Job": "lifecycle",
-    "JobContext": "handlers",
-    "JobType": "jobtype",
+    "JobContext": "jobs.handlers",
+    "JobType": "jobs.decorator",
     "RetryPolicy": "retry",
     "Status": "lifecycle",
-    "Tenure": "app",
+    "Tenure": "app.app",
 }
 
 

@@ -24,15 +24,16 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 from msgspec import UNSET
 
-from tenure import durations, forms, ids, problems, wire
-from tenure import payload as payloads
-from tenure.drafts import Draft, Options
 from tenure.errors import InvalidInput, JobNotFound, StoreUnavailable, TenureError
-from tenure.explain import Explanation
-from tenure.filters import Fields
+from tenure.jobs import durations, ids
+from tenure.jobs import payload as payloads
+from tenure.jobs.enqueue import Draft, Options
+from tenure.jobs.explain import Explanation
+from tenure.jobs.filters import Fields
+from tenure.jobs.values import ClaimRequest, Count, Lease, Outcome, Report, Transition, Turn
 from tenure.lifecycle import Job
-from tenure.records import ClaimRequest, Count, Lease, Outcome, Report, Transition, Turn
-from tenure.tracing import Tracing
+from tenure.telemetry.tracing import Tracing
+from tenure.wire import problems, requests, responses
 
 T = TypeVar("T")
 
@@ -108,16 +109,18 @@ class Client:
         draft = Draft(type, {} if payload is None else payload, options)
         body = _new_job(draft, "$")
         with self._adding([draft]) as (headers, made):
-            answer = self._send("POST", "/jobs", wire.JobBody, body, headers=headers)
-            made.append(wire.job_of(answer))
+            answer = self._send("POST", "/jobs", responses.JobBody, body, headers=headers)
+            made.append(responses.job_of(answer))
         return made[0]
 
     def enqueue_many(self, drafts: Sequence[Draft]) -> list[Job]:
         """Add many jobs in one transaction, all or none."""
         body = [_new_job(draft, f"$[{number}]") for number, draft in enumerate(drafts)]
         with self._adding(drafts) as (headers, made):
-            answer = self._send("POST", "/jobs/batch", list[wire.JobBody], body, headers=headers)
-            made += [wire.job_of(job) for job in answer]
+            answer = self._send(
+                "POST", "/jobs/batch", list[responses.JobBody], body, headers=headers
+            )
+            made += [responses.job_of(job) for job in answer]
         return made
 
     @contextmanager
@@ -140,7 +143,7 @@ class Client:
 
     def get(self, job_id: str) -> Job:
         """The job as it stands; raises JobNotFound."""
-        return wire.job_of(self._send("GET", _job(job_id), wire.JobBody))
+        return responses.job_of(self._send("GET", _job(job_id), responses.JobBody))
 
     def find(
         self, *, limit: int = 50, before: str | None = None, **filter: Unpack[Fields]
@@ -157,33 +160,38 @@ class Client:
             if cursor:
                 page["cursor"] = cursor
             response = self._request("GET", "/jobs", query=page)
-            jobs += [wire.job_of(job) for job in self._read(response, "/jobs", list[wire.JobBody])]
+            jobs += [
+                responses.job_of(job)
+                for job in self._read(response, "/jobs", list[responses.JobBody])
+            ]
             cursor = _cursor_in(response.links)
             if cursor is None or len(jobs) == limit:
                 return jobs
 
     def history(self, job_id: str) -> list[Transition]:
         """Every move of a job, oldest first; raises JobNotFound."""
-        entries = self._send("GET", f"{_job(job_id)}/history", list[wire.TransitionBody])
-        return [wire.transition_of(entry) for entry in entries]
+        entries = self._send("GET", f"{_job(job_id)}/history", list[responses.TransitionBody])
+        return [responses.transition_of(entry) for entry in entries]
 
     def explain(self, job_id: str) -> Explanation:
         """Why a job is not running; raises JobNotFound."""
-        told = self._send("GET", f"{_job(job_id)}/explain", wire.ExplanationBody)
+        told = self._send("GET", f"{_job(job_id)}/explain", responses.ExplanationBody)
         return Explanation(told.reason, told.text, tuple(told.legal_moves))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a pending or processing job. Raises JobNotFound or IllegalMove."""
-        return wire.job_of(self._send("POST", f"{_job(job_id)}/cancel", wire.JobBody, {}))
+        return responses.job_of(self._send("POST", f"{_job(job_id)}/cancel", responses.JobBody, {}))
 
     def retry(self, job_id: str, *, more_retries: int = 1) -> Job:
         """Run a job that failed for good again, with `more_retries` added to its limit."""
         body = {"more_retries": more_retries}
-        return wire.job_of(self._send("POST", f"{_job(job_id)}/retry", wire.JobBody, body))
+        return responses.job_of(
+            self._send("POST", f"{_job(job_id)}/retry", responses.JobBody, body)
+        )
 
     def stats(self) -> list[Count]:
         """Jobs by status, queue and type."""
-        counts = self._send("GET", "/stats", wire.StatsBody).counts
+        counts = self._send("GET", "/stats", responses.StatsBody).counts
         return [Count(count.status, count.queue, count.type, count.jobs) for count in counts]
 
     # --- what a worker needs, as of the application
@@ -223,13 +231,13 @@ class Client:
             log.warning("%d leases could not be handed back and run out: %s", len(leases), error)
 
     def _report(self, reports: Sequence[Report]) -> list[Any]:
-        body = [forms.report_entry(report) for report in reports]
-        verdicts = self._send("POST", "/reports", list[wire.VerdictBody], body)
-        return [wire.verdict_of(verdict) for verdict in verdicts]
+        body = [requests.report_entry(report) for report in reports]
+        verdicts = self._send("POST", "/reports", list[responses.VerdictBody], body)
+        return [responses.verdict_of(verdict) for verdict in verdicts]
 
     def _claim(self, claim: ClaimRequest) -> list[Lease]:
-        wait = min(claim.wait_seconds, forms.LONGEST_WAIT)
-        body = forms.LeaseRequest(
+        wait = min(claim.wait_seconds, requests.LONGEST_WAIT)
+        body = requests.LeaseRequest(
             worker=claim.worker,
             limit=claim.limit,
             lease_seconds=claim.lease_seconds,
@@ -239,19 +247,19 @@ class Client:
             label=claim.label or UNSET,
             traces=claim.traces,
         )
-        leases = self._send("POST", "/leases", list[wire.LeaseBody], body, wait=wait)
-        return [wire.lease_of(lease) for lease in leases]
+        leases = self._send("POST", "/leases", list[responses.LeaseBody], body, wait=wait)
+        return [responses.lease_of(lease) for lease in leases]
 
     def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; the lease ids that are still held."""
-        names = [forms.join_lease(*lease) for lease in leases]
+        names = [requests.join_lease(*lease) for lease in leases]
         query = {"lease_seconds": str(lease_seconds)}
         # In time for another attempt before the leases have run out.
         timeout = min(self._timeout, max(lease_seconds / 2, 1.0))
         answers = self._send(
-            "POST", "/heartbeats", list[wire.HeldBody], names, query, timeout=timeout
+            "POST", "/heartbeats", list[responses.HeldBody], names, query, timeout=timeout
         )
-        return {forms.split_lease(one.lease_id)[1] for one in answers if one.held}
+        return {requests.split_lease(one.lease_id)[1] for one in answers if one.held}
 
     def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
         """Nothing rings here: a claim that waits is answered when there is work."""

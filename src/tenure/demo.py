@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from tenure.app import Tenure
-from tenure.drafts import Draft, Options
+from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, TenureError
-from tenure.handlers import Handlers
+from tenure.jobs.enqueue import Draft, Options
+from tenure.jobs.handlers import Handlers
+from tenure.jobs.values import ClaimRequest, Tell, Violation, untold
 from tenure.lifecycle import SETTLED, Job
-from tenure.records import ClaimRequest, Tell, Violation, untold
-from tenure.run import run_loop
-from tenure.simulation import simulate
-from tenure.sweeper import Sweeper
-from tenure.worker import Worker
+from tenure.worker.fake_handlers import simulate
+from tenure.worker.maintenance import Sweeper
+from tenure.worker.process import run_loop
+from tenure.worker.worker import Worker
 
 RULES: dict[str, Any] = {"fail_types": ["payment"], "fail_every": 6}
 QUICK = {"base": 0.1, "factor": 2.0, "cap": 1.0}

@@ -23,15 +23,17 @@ from starlette.datastructures import State
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tenure import api, dashboard, security
-from tenure.app import Tenure
-from tenure.courier import Courier
+from tenure import dashboard
+from tenure.app.app import Tenure
 from tenure.errors import InvalidInput
-from tenure.records import check_queues
-from tenure.run import ABORTED, log_checks, run_loop, spared_by_collector
+from tenure.http import api
+from tenure.http import guard as security
+from tenure.jobs.values import check_queues
 from tenure.settings import Settings
-from tenure.sweeper import Sweeper
-from tenure.worker import Worker
+from tenure.worker.maintenance import Sweeper
+from tenure.worker.process import ABORTED, log_checks, run_loop, spared_by_collector
+from tenure.worker.webhook_delivery import Courier
+from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +200,7 @@ class _Server(uvicorn.Server):
 
 def _protocol() -> Any:
     try:
-        from tenure.protocol import BoundedProtocol
+        from tenure.http.protocol import BoundedProtocol
     except ImportError:  # h11 keeps the size of a request's head within bounds by itself
         return "h11"
     return BoundedProtocol

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tenure import durations
 from tenure.errors import InvalidInput
+from tenure.jobs import durations
 
 DEFAULT_DATABASE = "sqlite:///tenure.db"
 DEFAULT_HOST = "127.0.0.1"

@@ -22,9 +22,10 @@ from tests.chaos.disk import Disk
 disk = Disk(remember=False)
 
 from tenure.errors import StoreUnavailable  # noqa: E402
-from tenure.ids import new_ids  # noqa: E402
-from tenure.records import Addition, ClaimRequest, Outcome, Report  # noqa: E402
-from tenure.store import Store, open_store, sqlite_connection  # noqa: E402
+from tenure.jobs.ids import new_ids  # noqa: E402
+from tenure.jobs.values import Addition, ClaimRequest, Outcome, Report  # noqa: E402
+from tenure.store import Store, open_store  # noqa: E402
+from tenure.store.sqlite import connection as sqlite_connection  # noqa: E402
 
 sqlite_connection.CHECKPOINT_PAGES = 40  # so that there is one in a short run
 sqlite_connection.resets_wal_unsafely = lambda version: True

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-from tenure.ids import new_ids
-from tenure.records import Addition, ClaimRequest, Outcome, Report
+from tenure.jobs.ids import new_ids
+from tenure.jobs.values import Addition, ClaimRequest, Outcome, Report
 from tenure.store import open_store
 
 

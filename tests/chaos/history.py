@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from tenure import Job, Tenure
-from tenure.drafts import Draft
 from tenure.errors import (
     IllegalMove,
     InvalidInput,
@@ -35,8 +34,9 @@ from tenure.errors import (
     SchemaMismatch,
     Unauthorized,
 )
-from tenure.handlers import Defaults, Handler, Handlers, JobContext
-from tenure.records import Added, Answer, ClaimRequest, Report, Turn
+from tenure.jobs.enqueue import Draft
+from tenure.jobs.handlers import Defaults, Handler, Handlers, JobContext
+from tenure.jobs.values import Added, Answer, ClaimRequest, Report, Turn
 
 DID_NOT_HAPPEN = (
     IllegalMove,

@@ -52,7 +52,8 @@ def record(setting: str, chance: random.Random, rounds: int) -> Recording:
     if setting != "full":
         _weaken(setting)
     disk = Disk()
-    from tenure.store import open_store, sqlite_connection
+    from tenure.store import open_store
+    from tenure.store.sqlite import connection as sqlite_connection
 
     facts: list[Fact] = []
     checkpoints: list[tuple[int, int]] = []
@@ -77,7 +78,7 @@ def record(setting: str, chance: random.Random, rounds: int) -> Recording:
 
 def _weaken(setting: str) -> None:
     """Have connections that ask for FULL get `setting`."""
-    from tenure.store import sqlite_connection
+    from tenure.store.sqlite import connection as sqlite_connection
 
     really = sqlite3.connect
 
@@ -93,8 +94,8 @@ def _weaken(setting: str) -> None:
 
 def _one_round(store: Any, chance: random.Random, disk: Disk, facts: list[Fact]) -> None:
     """Jobs are added, some at once; others are claimed and settled."""
-    from tenure.ids import new_ids
-    from tenure.records import Addition, ClaimRequest, Outcome, Report
+    from tenure.jobs.ids import new_ids
+    from tenure.jobs.values import Addition, ClaimRequest, Outcome, Report
     from tenure.retry import RetryPolicy
 
     added: list[tuple[list[str], Future[Any]]] = []

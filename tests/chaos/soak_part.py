@@ -20,7 +20,7 @@ from typing import Any
 from tenure import JobContext, Tenure
 from tenure.client import Client
 from tenure.errors import QueueFull, StoreUnavailable
-from tenure.run import run_worker
+from tenure.worker.process import run_worker
 from tests.chaos.history import History, Recorded, record_handlers
 
 LEASE_SECONDS = 2.0

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tenure import Tenure
-from tenure.drafts import Draft
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.records import ClaimRequest, Lease, Outcome, Report
+from tenure.jobs.enqueue import Draft
+from tenure.jobs.values import ClaimRequest, Lease, Outcome, Report
 from tests.chaos import checker
 from tests.chaos.checker import Call, Move, Records, Run
 from tests.chaos.history import History, Recorded, record_handlers

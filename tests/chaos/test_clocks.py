@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Draft, InvalidInput, Status, Tenure
-from tenure.records import ClaimRequest, Outcome, Report
+from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tests.support import fault_counts
 from tests.support.clock import Clock
 from tests.support.waiting import until

@@ -22,9 +22,9 @@ import pytest
 
 from tenure import Tenure, failpoints
 from tenure.errors import StoreUnavailable
+from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tenure.lifecycle import Cancelled, Retried
-from tenure.records import ClaimRequest, Outcome, Report
-from tenure.store.sqlite_connection import resets_wal_unsafely
+from tenure.store.sqlite.connection import resets_wal_unsafely
 from tests.chaos import checker, walker
 from tests.support import fault_counts
 from tests.support.waiting import PATIENCE, until

@@ -14,8 +14,8 @@ import pytest
 from tenure import Draft, Status, Tenure, failpoints
 from tenure.client import Client
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.records import Answer, ClaimRequest, Lease, Outcome, Report
-from tenure.store import sqlite_connection
+from tenure.jobs.values import Answer, ClaimRequest, Lease, Outcome, Report
+from tenure.store.sqlite import connection as sqlite_connection
 from tests.chaos import checker
 from tests.chaos.history import History, Recorded
 from tests.support import fault_counts
@@ -33,7 +33,7 @@ class Armed:
     """A process that runs `code` with an application `app`, stopped where it is armed."""
 
     def __init__(self, url: str, code: str, failpoint: str) -> None:
-        head = f"from tenure import *\nfrom tenure.records import *\napp = Tenure({url!r})\n"
+        head = f"from tenure import *\nfrom tenure.jobs.values import *\napp = Tenure({url!r})\n"
         self.process = subprocess.Popen(
             [sys.executable, "-c", head + code + "\napp.close()"],
             env={**os.environ, failpoints.ENVIRONMENT: f"{failpoint}=freeze"},

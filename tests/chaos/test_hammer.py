@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tenure.ids import new_ids
-from tenure.records import Addition
+from tenure.jobs.ids import new_ids
+from tenure.jobs.values import Addition
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
 from tests.chaos import hammer

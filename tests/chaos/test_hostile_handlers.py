@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tenure import Draft, JobContext, PermanentFailure, Status, Tenure, heartbeat, slots
-from tenure.executors import failure
+from tenure import Draft, JobContext, PermanentFailure, Status, Tenure
+from tenure.worker import attempts, heartbeat
+from tenure.worker.executors import failure
 from tests.support.clock import Clock
 from tests.support.waiting import PATIENCE, until
 from tests.support.worker_scripts import WorkerScript, ended, is_running
@@ -137,7 +138,7 @@ def test_a_time_limit_holds_though_the_loop_that_should_enforce_it_is_blocked(
 
 HOLDING_THE_GIL = """
 import ctypes
-from tenure.store.committer import Committer
+from tenure.store.commit import Committer
 
 between_commits = threading.RLock()
 
@@ -188,7 +189,9 @@ def test_a_handler_that_keeps_the_interpreter_s_lock_settles_once(
     job = app.enqueue("hold", backoff=0)
     with WorkerScript(tmp_path / "meet", app.database, HOLDING_THE_GIL, lease=1) as script:
         script_path = script.folder / "worker_script.py"
-        no_sweeper = "import tenure.sweeper\ntenure.sweeper.Sweeper._sweep = lambda self: None\n"
+        no_sweeper = (
+            "from tenure.worker.maintenance import Sweeper\nSweeper._sweep = lambda self: None\n"
+        )
         script_path.write_text(no_sweeper + script_path.read_text())
         worker = script.start()
         script.logged(1)
@@ -426,7 +429,7 @@ def test_a_handler_that_swallows_every_exception_loses_lease_and_slot(
 ) -> None:
     app = either
     caplog.set_level("WARNING")
-    monkeypatch.setattr(slots, "UNWIND_SECONDS", 0.05)
+    monkeypatch.setattr(attempts, "UNWIND_SECONDS", 0.05)
     let_go = threading.Event()
     started = threading.Semaphore(0)
 

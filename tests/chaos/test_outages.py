@@ -20,8 +20,9 @@ import pytest
 
 from tenure import Status, StoreUnavailable, Tenure
 from tenure.client import Client
-from tenure.store import postgres, postgres_reader
-from tenure.worker import LONGEST_BACKOFF, Worker
+from tenure.store.postgres import reader as postgres_reader
+from tenure.store.postgres import writer as postgres
+from tenure.worker.worker import LONGEST_BACKOFF, Worker
 from tests.chaos.roads import RECOVERY_SECONDS, ROADS, Road, road_to
 from tests.support import fault_counts
 from tests.support.http import Served

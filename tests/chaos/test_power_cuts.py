@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tenure.errors import StoreUnavailable
-from tenure.records import Addition, ClaimRequest
+from tenure.jobs.values import Addition, ClaimRequest
 from tenure.store import open_store
 from tests.chaos import disk
 from tests.chaos.power import NAME, Cut, Recording

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from tenure import Draft, Status, Tenure
-from tenure.drafts import Options
 from tenure.errors import IllegalMove
-from tenure.ids import new_id
+from tenure.jobs.enqueue import Options
+from tenure.jobs.ids import new_id
+from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tenure.lifecycle import SETTLED
-from tenure.records import ClaimRequest, Outcome, Report
 from tests.chaos import checker
 from tests.chaos.history import History, Recorded, record_handlers
 from tests.support import fault_counts

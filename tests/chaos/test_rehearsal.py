@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 
-from tenure import rehearsal
-from tenure.cli import rehearsing
+from tenure import simulator
+from tenure.cli import simulate as rehearsing
 from tenure.lifecycle import LeaseExpired
-from tenure.rehearsal import rehearse
-from tenure.store import moves
+from tenure.simulator import rehearse
+from tenure.store import transitions as moves
 from tests.support.cli import program, run
 
 pytestmark = pytest.mark.chaos
@@ -92,7 +92,7 @@ def test_the_command_says_what_it_played(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_time_is_virtual_and_worlds_are_days() -> None:
-    assert rehearsal.HOURS_OF_A_WORLD == 24
+    assert simulator.HOURS_OF_A_WORLD == 24
     collections = gc.get_threshold()
     played = rehearse(11, 0.5)
     assert (played.hours, played.worlds) == (0.5, 1)

@@ -15,14 +15,14 @@ import pytest
 from msgspec.structs import replace
 
 from tenure import lifecycle
+from tenure.jobs.values import ALREADY_RECORDED, Added
 from tenure.lifecycle import Failed, LeaseExpired, Released
-from tenure.records import ALREADY_RECORDED, Added
-from tenure.rehearsal import rehearse
-from tenure.rehearsal.stage import Stage
-from tenure.store import moves
-from tenure.store import sqlite_statements as sql
-from tenure.store.committer import Committer
-from tenure.store.sqlite import Sqlite
+from tenure.simulator import rehearse
+from tenure.simulator.stage import Stage
+from tenure.store import transitions as moves
+from tenure.store.commit import Committer
+from tenure.store.sqlite import statements as sql
+from tenure.store.sqlite.writer import Sqlite
 
 pytestmark = pytest.mark.chaos
 

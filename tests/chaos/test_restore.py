@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tenure import JobNotFound, Status, Tenure
-from tenure.records import Answer
+from tenure.jobs.values import Answer
 from tests.support.postgres import PostgresServer
 from tests.support.store import completed, failed
 from tests.support.store import request as asking

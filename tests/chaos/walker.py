@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from tenure import Draft, Job, Tenure, failpoints
 from tenure.errors import IllegalMove
-from tenure.records import ClaimRequest, Filter
-from tenure.store import sqlite_connection
+from tenure.jobs.values import ClaimRequest, Filter
+from tenure.store.sqlite import connection as sqlite_connection
 from tests.chaos.history import History, Recorded, record_handlers
 from tests.support.waiting import until
 from tests.support.workers import sweeping, working

@@ -10,8 +10,8 @@ import pytest
 from msgspec.structs import replace
 
 from tenure.errors import KeyConflict, QueueFull
+from tenure.jobs.values import Added, Query
 from tenure.lifecycle import Cancelled, Job
-from tenure.records import Added, Query
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
 from tests.contract.granted_role import also_as_granted_role

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tenure.ids import new_id
+from tenure.jobs.ids import new_id
+from tenure.jobs.values import Action, Bulk, Counted, Filter, Query
 from tenure.lifecycle import Cancelled, Job, Retried, Status
-from tenure.records import Action, Bulk, Counted, Filter, Query
 from tenure.store import bulk as bulks
-from tenure.store import bulk_table
+from tenure.store.tables import bulk as bulk_table
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import Desk, failed, new
 

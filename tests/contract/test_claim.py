@@ -10,7 +10,7 @@ from itertools import chain
 
 import pytest
 
-from tenure.records import WEBHOOK, WEBHOOK_QUEUE, Lease
+from tenure.jobs.values import WEBHOOK, WEBHOOK_QUEUE, Lease
 from tenure.store import open_store
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.clock import TICK

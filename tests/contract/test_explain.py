@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
-from tenure.explain import (
+from tenure.jobs.explain import (
     ENDED,
     RATE_MINUTES,
     WORKER_IS_LIVE,
@@ -18,15 +18,8 @@ from tenure.explain import (
     explain,
     rate,
 )
+from tenure.jobs.values import BUCKETS, MOST_AHEAD, WEBHOOK, WEBHOOK_QUEUE, Activity, WorkerState
 from tenure.lifecycle import Cancelled, Job
-from tenure.records import (
-    BUCKETS,
-    MOST_AHEAD,
-    WEBHOOK,
-    WEBHOOK_QUEUE,
-    Activity,
-    WorkerState,
-)
 from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new
 
 Why = Callable[[str], Explanation]

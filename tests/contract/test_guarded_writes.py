@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tenure.ids import new_id
+from tenure.jobs.ids import new_id
 from tenure.lifecycle import Completed, Failed, Job, Status, decide
-from tenure.store import moves
-from tenure.store.database import Database
-from tenure.store.postgres import Postgres
-from tenure.store.sqlite import Sqlite
-from tenure.store.sqlite_connection import path_of
+from tenure.store import transitions as moves
+from tenure.store.postgres.writer import Postgres
+from tenure.store.protocol import Database
+from tenure.store.sqlite.connection import path_of
+from tenure.store.sqlite.writer import Sqlite
 from tests.support.store import LEASE_SECONDS, Desk, completed
 
 

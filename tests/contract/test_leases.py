@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import pytest
 
-from tenure.ids import new_id
+from tenure.jobs.ids import new_id
+from tenure.jobs.values import Answer, Verdict
 from tenure.lifecycle import Cancelled
-from tenure.records import Answer, Verdict
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
 from tests.contract.granted_role import also_as_granted_role

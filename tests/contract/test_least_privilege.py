@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tenure import Tenure
-from tenure.records import WEBHOOK
+from tenure.jobs.values import WEBHOOK
 from tests.contract.granted_role import as_granted_role
 from tests.support.store import Desk, new
 from tests.support.waiting import until

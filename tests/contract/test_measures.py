@@ -10,9 +10,11 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tenure.jobs.values import BUCKETS, Count, Query, Total
 from tenure.lifecycle import Cancelled, Event, Retried
-from tenure.records import BUCKETS, Count, Query, Total
-from tenure.store import Store, measure_words, measures, open_store
+from tenure.store import Store, open_store
+from tenure.store.tables import stats as measures
+from tenure.store.tables import stats_sql as measure_words
 from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new, released
 
 PLAIN = "SELECT status, queue, type, count(*) FROM {job} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"

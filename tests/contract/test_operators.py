@@ -8,9 +8,9 @@ from itertools import product
 import pytest
 
 from tenure.errors import IllegalMove, JobNotFound
-from tenure.ids import new_id
+from tenure.jobs.ids import new_id
+from tenure.jobs.values import Query
 from tenure.lifecycle import Cancelled, Event, Job, LeaseExpired, Retried, Status
-from tenure.records import Query
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.clock import TICK
 from tests.support.store import LEASE_SECONDS, MALFORMED, Desk, completed, failed, new

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tenure.errors import InvalidInput
-from tenure.ids import new_id
+from tenure.jobs.ids import new_id
+from tenure.jobs.values import MOST_AHEAD, Count, Query, QueueState, Transition, Wanted
 from tenure.lifecycle import Cancelled
-from tenure.records import MOST_AHEAD, Count, Query, QueueState, Transition, Wanted
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new
 

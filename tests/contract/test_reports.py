@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import pytest
 
-from tenure.ids import new_id
+from tenure.jobs.ids import new_id
+from tenure.jobs.values import Answer, Outcome, Report, Verdict
 from tenure.lifecycle import Cancelled
-from tenure.records import Answer, Outcome, Report, Verdict
 from tenure.retry import RetryPolicy
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.clock import TICK

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tenure import ids
-from tenure.ids import new_id
+from tenure.jobs import ids
+from tenure.jobs.ids import new_id
+from tenure.jobs.values import Filter, Query, query_of
 from tenure.lifecycle import Cancelled, Job, Status
-from tenure.records import Filter, Query, query_of
 from tenure.store import search
 from tests.support.clock import START
 from tests.support.store import Desk, completed, failed, new

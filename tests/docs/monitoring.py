@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tenure.api import metrics
-from tenure.records import BUCKETS, Count, QueueState, Total, Watched
+from tenure.http.api import metrics
+from tenure.jobs.values import BUCKETS, Count, QueueState, Total, Watched
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
 SEEN = Watched(

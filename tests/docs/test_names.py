@@ -12,8 +12,8 @@ import click
 import pytest
 
 from tenure import settings
-from tenure.api.table import ROUTES
 from tenure.cli import cli
+from tenure.http.api.routes import ROUTES
 from tenure.lifecycle import MOVES, Status
 from tests.docs.monitoring import series
 from tests.docs.pages import DOCS, ROOT, Page, every_page

@@ -13,16 +13,19 @@ import msgspec
 import pytest
 
 import tenure
-from tenure import errors, explain, forms, payload, problems, records, settings, wire
-from tenure.api import openapi
-from tenure.api.table import ROUTES
-from tenure.app import MOST_JOBS_AT_ONCE
+from tenure import errors, settings
+from tenure.app.app import MOST_JOBS_AT_ONCE
+from tenure.app.queries import MOST_LISTED
 from tenure.cli import cli
 from tenure.cli.command import exit_code
-from tenure.drafts import MOST_PRIORITY, MOST_RETRIES
-from tenure.forms import MOST_LEASED
+from tenure.http.api import openapi
+from tenure.http.api.routes import ROUTES
+from tenure.jobs import explain, payload
+from tenure.jobs import values as records
+from tenure.jobs.enqueue import MOST_PRIORITY, MOST_RETRIES
 from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, MOVES, Status
-from tenure.reading import MOST_LISTED
+from tenure.wire import problems, requests, responses
+from tenure.wire.requests import MOST_LEASED
 from tests.docs.monitoring import metrics_with_labels
 from tests.docs.pages import DOCS, Page, reference, table_rows
 
@@ -115,10 +118,32 @@ def test_what_the_page_says_of_all_calls_completes_the_openapi_description() -> 
 def test_every_field_and_parameter_is_named() -> None:
     named = {word for span in in_code(HTTP.text) for word in re.findall(r"\w+", span)}
     shapes = (
-        *(forms.NewJob, forms.Backoff, wire.JobBody, wire.EventBody, forms.RetryRequest),
-        *(wire.ExplanationBody, forms.LeaseRequest, wire.LeaseBody, forms.CompleteRequest),
-        *(forms.FailRequest, forms.HeartbeatRequest, forms.ReportEntry, wire.VerdictBody),
-        *(wire.HeldBody, wire.StatsBody, wire.QueueBody, forms.LimitRequest, wire.WorkerBody),
+        *(
+            requests.NewJob,
+            requests.Backoff,
+            responses.JobBody,
+            responses.EventBody,
+            requests.RetryRequest,
+        ),
+        *(
+            responses.ExplanationBody,
+            requests.LeaseRequest,
+            responses.LeaseBody,
+            requests.CompleteRequest,
+        ),
+        *(
+            requests.FailRequest,
+            requests.HeartbeatRequest,
+            requests.ReportEntry,
+            responses.VerdictBody,
+        ),
+        *(
+            responses.HeldBody,
+            responses.StatsBody,
+            responses.QueueBody,
+            requests.LimitRequest,
+            responses.WorkerBody,
+        ),
         *(route.query for route in ROUTES if route.query is not None),
     )
     wanted = {name for shape in shapes for name in shape.__struct_encode_fields__}
@@ -128,8 +153,8 @@ def test_every_field_and_parameter_is_named() -> None:
 def test_the_fields_of_a_new_job_and_of_a_lease_request_stand_in_their_tables() -> None:
     new = {bare(row[0]) for row in table_rows(HTTP.section("A new job"))}
     lease = {name for row in table_rows(HTTP.section("Workers")) for name in in_code(row[0])}
-    assert new == set(forms.NewJob.__struct_fields__)
-    assert set(forms.LeaseRequest.__struct_fields__) <= lease
+    assert new == set(requests.NewJob.__struct_fields__)
+    assert set(requests.LeaseRequest.__struct_fields__) <= lease
 
 
 def test_every_metric_stands_with_its_labels() -> None:

@@ -11,9 +11,11 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from tenure import Tenure, payload, produced
-from tenure.api import routing
-from tenure.api.table import MANY, ONE_JOB
+from tenure import Tenure
+from tenure.http.api import routing
+from tenure.http.api.routes import MANY, ONE_JOB
+from tenure.jobs import payload
+from tenure.jobs import results as produced
 from tenure.server import build
 from tests.support.http import JSON, Exchange, api_of, claim, problem, scope_of
 

@@ -16,8 +16,9 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from tenure import Tenure
-from tenure.api import metrics, streams
-from tenure.records import BUCKETS, Count, QueueState, Total
+from tenure.http.api import events as streams
+from tenure.http.api import metrics
+from tenure.jobs.values import BUCKETS, Count, QueueState, Total
 from tenure.server import build
 from tests.support.http import Exchange, api_of, claim, problem
 from tests.support.waiting import until

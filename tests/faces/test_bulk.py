@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Draft, Tenure
-from tenure.records import Filter
+from tenure.jobs.values import Filter
 from tenure.settings import Settings
 from tests.support.cli import PROGRAM, on_a_terminal, read, run, surroundings, tell
 from tests.support.http import NOWHERE, api_of, problem

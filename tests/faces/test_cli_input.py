@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tenure import InvalidInput, Tenure
-from tenure.logs import visible
-from tenure.payload import MAX_PAYLOAD_BYTES
+from tenure.jobs.payload import MAX_PAYLOAD_BYTES
+from tenure.telemetry.logs import visible
 from tests.support.cli import read, run
 from tests.support.payloads import HOSTILE_NAMES, REFUSED_JSON
 

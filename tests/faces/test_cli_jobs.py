@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from tenure import Tenure, wire
-from tenure.records import ClaimRequest, Outcome, Report
+from tenure import Tenure
+from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.wire import responses
 from tests.support.cli import read, run, tell
 
 NOBODY = "0190163d-8694-739b-aea5-966c26f8ad90"
@@ -97,7 +98,7 @@ def test_a_key_names_the_same_job_again_and_refuses_another(app: Tenure) -> None
 def test_enqueue_as_json_is_the_job_as_the_api_shows_it(app: Tenure) -> None:
     shown = read("enqueue", "email", '{"n": 1}')
 
-    assert shown == as_json(wire.job_body(app.get(shown["id"])))
+    assert shown == as_json(responses.job_body(app.get(shown["id"])))
 
 
 def test_a_full_queue_refuses(app: Tenure) -> None:
@@ -128,7 +129,7 @@ def test_list_shows_the_newest_first_and_filters(app: Tenure) -> None:
 def test_list_as_json_is_what_the_api_shows(app: Tenure) -> None:
     job = app.enqueue("email", {"a": [1, None]})
 
-    assert read("jobs", "list") == [as_json(wire.job_body(app.get(job.id)))]
+    assert read("jobs", "list") == [as_json(responses.job_body(app.get(job.id)))]
 
 
 def test_list_goes_on_before_the_last_one(app: Tenure) -> None:
@@ -192,9 +193,9 @@ def test_show_as_json_is_what_the_api_shows(app: Tenure) -> None:
 
     shown = read("jobs", "show", job.id)
 
-    assert shown["job"] == as_json(wire.job_body(app.get(job.id)))
+    assert shown["job"] == as_json(responses.job_body(app.get(job.id)))
     assert shown["job"]["result"] == {"sent": True}
-    assert shown["history"] == as_json([wire.transition_body(t) for t in app.history(job.id)])
+    assert shown["history"] == as_json([responses.transition_body(t) for t in app.history(job.id)])
     assert shown["explanation"] == read("explain", job.id)
 
 
@@ -247,7 +248,7 @@ def test_retry_names_the_moves_that_are_legal(app: Tenure) -> None:
 def test_cancel_as_json_is_the_jobs_that_changed(app: Tenure) -> None:
     job = app.enqueue("email")
 
-    assert read("jobs", "cancel", job.id) == [as_json(wire.job_body(app.get(job.id)))]
+    assert read("jobs", "cancel", job.id) == [as_json(responses.job_body(app.get(job.id)))]
     assert app.get(job.id).status == "cancelled"
 
 
@@ -280,7 +281,9 @@ def test_queues_are_listed_as_the_api_shows_them(app: Tenure) -> None:
     app.enqueue("email", queue="mail")
     tell("queues", "limit", "mail", "10")
 
-    assert read("queues", "list") == as_json([wire.queue_body(queue) for queue in app.queues()])
+    assert read("queues", "list") == as_json(
+        [responses.queue_body(queue) for queue in app.queues()]
+    )
     head, line = tell("queues", "list").splitlines()
     assert head.split() == ["QUEUE", "PENDING", "PROCESSING", "OLDEST", "DUE", "PAUSED", "LIMIT"]
     assert line.split() == ["mail", "1", "0", "0s", "ago", "-", "10"]
@@ -308,7 +311,7 @@ def test_stats_count_by_queue_type_and_status(app: Tenure) -> None:
         app.enqueue(type)
     settle(app, Outcome.COMPLETED)
 
-    assert read("stats") == as_json(wire.stats_body(app.stats()))
+    assert read("stats") == as_json(responses.stats_body(app.stats()))
     head, *lines, total = (line.split() for line in tell("stats").splitlines())
     assert head[:3] == ["QUEUE", "TYPE", "PENDING"]
     assert sorted(lines) == [

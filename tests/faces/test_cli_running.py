@@ -13,7 +13,7 @@ import pytest
 
 from tenure import Job, Tenure
 from tenure.client import Client
-from tenure.records import ClaimRequest, Outcome, Report
+from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tests.support.cli import PROGRAM, program, run, surroundings
 from tests.support.waiting import PATIENCE, until
 from tests.support.workers import completed, settled
@@ -22,7 +22,7 @@ SHOP = """
 import asyncio
 import threading
 
-from tenure import Job, Tenure
+from tenure import Job; from tenure import Tenure
 
 app = Tenure("sqlite:///shop.db")
 other = Tenure("sqlite:///other.db", redact=["name"])

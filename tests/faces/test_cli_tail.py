@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
-from tenure.records import ClaimRequest, Outcome, Report
+from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tests.support.cli import PROGRAM, Terminal, run, surroundings, tell
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tenure import Tenure
-from tenure.records import ClaimRequest, Outcome, Report
+from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tests.support.cli import PROGRAM, Terminal, tell
 
 

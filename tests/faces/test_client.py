@@ -15,7 +15,7 @@ import pytest
 
 from tenure import Draft, RetryPolicy, Tenure, errors
 from tenure.client import Client
-from tenure.records import Answer, ClaimRequest, Outcome, Report, Verdict
+from tenure.jobs.values import Answer, ClaimRequest, Outcome, Report, Verdict
 from tests.support.http import NOWHERE, Served
 
 TOKEN = "a-token-for-the-client"
@@ -230,7 +230,8 @@ def test_a_waiting_claim_does_not_keep_the_process(server: Served) -> None:
     from tests.support.http import python
 
     code = (
-        "import sys; from tenure.client import Client; from tenure.records import ClaimRequest\n"
+        "import sys; from tenure.client import Client\n"
+        "from tenure.jobs.values import ClaimRequest\n"
         f"client = Client({server.url!r}, {TOKEN!r})\n"
         "client.turn((), ClaimRequest(worker='w', limit=1, lease_seconds=30.0,"
         " types=('never',), wait_seconds=30.0))\n"
@@ -252,7 +253,7 @@ def test_jobs_are_run_by_a_worker_elsewhere(client: Client, server: Served) -> N
     """The worker that runs beside a database runs over HTTP too, unchanged."""
     import asyncio
 
-    from tenure.worker import Worker
+    from tenure.worker.worker import Worker
 
     app = Tenure("sqlite:///never-opened.db")
 

@@ -16,9 +16,9 @@ from starlette.testclient import TestClient
 
 from tenure import Tenure
 from tenure.dashboard import site
-from tenure.records import ClaimRequest, Outcome, Report
+from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
-from tenure.simulation import simulate
+from tenure.worker.fake_handlers import simulate
 from tests.support.http import NOWHERE, Exchange, api_of
 
 PAGES = [path for path in site.PAGES if "{" not in path]
@@ -380,7 +380,7 @@ async def test_viewers_are_told_what_moved_and_no_more(app: Tenure) -> None:
 
 
 def _draft() -> Any:
-    from tenure.drafts import Draft
+    from tenure.jobs.enqueue import Draft
 
     return Draft("email", {}, {})
 

@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import InvalidInput, Tenure
-from tenure.payload import MAX_PAYLOAD_BYTES
+from tenure.jobs.payload import MAX_PAYLOAD_BYTES
 from tests.support.cli import run
 from tests.support.http import JSON, api_of, claim
 

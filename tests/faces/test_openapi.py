@@ -14,8 +14,8 @@ from schemathesis.config import SchemathesisConfig
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenure import Tenure
-from tenure.api.openapi import document
-from tenure.api.table import ROUTES
+from tenure.http.api.openapi import document
+from tenure.http.api.routes import ROUTES
 from tenure.server import build
 from tenure.settings import Settings
 

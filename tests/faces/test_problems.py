@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tenure import errors, problems
-from tenure.problems import KINDS, Refusal, error_of, problem_of
+from tenure import errors
+from tenure.wire import problems
+from tenure.wire.problems import KINDS, Refusal, error_of, problem_of
 
 EXAMPLES = [
     errors.InvalidInput("give a number", path="$.priority"),

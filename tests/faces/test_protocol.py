@@ -10,8 +10,8 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from tenure import protocol as limits
-from tenure.protocol import MOST_GATHERED, BoundedProtocol
+from tenure.http import protocol as limits
+from tenure.http.protocol import MOST_GATHERED, BoundedProtocol
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CLOSED = b"(closed)"

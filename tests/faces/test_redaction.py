@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tenure import Tenure
-from tenure.api import streams
-from tenure.redaction import MARK, Redaction, without_password
+from tenure.http.api import events as streams
+from tenure.jobs.redaction import MARK, Redaction, without_password
 from tenure.server import build
 from tenure.settings import Settings
 from tests.support.cli import run

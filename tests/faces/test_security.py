@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 import tenure
-from tenure import InvalidInput, Tenure, durations, failpoints, forms, ids, settings
-from tenure.api.routing import read_leniently
-from tenure.logs import JsonLines, TextLines
-from tenure.payload import check_key
-from tenure.store.postgres_connection import place_of
-from tenure.store.sqlite_connection import path_of
+from tenure import InvalidInput, Tenure, failpoints, settings
+from tenure.http.api.routing import read_leniently
+from tenure.jobs import durations, ids
+from tenure.jobs.payload import check_key
+from tenure.store.postgres.connection import place_of
+from tenure.store.sqlite.connection import path_of
+from tenure.telemetry.logs import JsonLines, TextLines
+from tenure.wire import requests
 from tests.support.http import Served, api_of, problem
 from tests.support.workers import completed, failed, working
 
@@ -30,12 +32,7 @@ PACKAGE = Path(tenure.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 LOADERS = {"pickle", "marshal", "shelve", "yaml", "dill", "cloudpickle", "jsonpickle", "runpy"}
 CALLERS = {"httpx2", "urllib.request", "http.client", "requests", "smtplib", "ftplib"}
-IMPORTERS = {
-    "__init__.py",  # the public names, from a table
-    "cli/running.py",  # what `--app` names
-    "executors.py",  # in a child process, the module of a registered handler
-    "store/checks.py",  # psycopg's own names
-}
+IMPORTERS = {"__init__.py", "cli/running.py", "worker/executors.py", "store/doctor.py"}
 CANARY = "canary-7c1f"
 
 
@@ -135,9 +132,10 @@ def test_only_the_client_calls_out() -> None:
 
 @pytest.mark.requirement("C11")
 def test_statements_are_built_in_the_store_only() -> None:
-    """Everywhere else nothing executes SQL. A rehearsal has one in memory."""
+    """Everywhere else nothing executes SQL. The simulator has a store in memory."""
     executing = {path for path in SOURCES if calls(path) & {"execute", "executemany"}}
-    assert {path.parent.name for path in executing} <= {"store", "rehearsal"}
+    rooms = {path.relative_to(PACKAGE).parts[0] for path in executing}
+    assert rooms <= {"store", "simulator"}
 
 
 # --- secrets and what is told ---------------------------------------------------------------------
@@ -291,8 +289,8 @@ def test_durations_are_read_or_refused(text: str) -> None:
 @pytest.mark.requirement("C10")
 @given(st.one_of(ANY, st.from_regex("[0-9a-f-]{36}\\.[0-9a-f]{32}", fullmatch=True)))
 def test_a_lease_is_read_or_nobodys(text: str) -> None:
-    job_id, lease_id = forms.split_lease(text)
-    assert forms.join_lease(job_id, lease_id) == text or (job_id, lease_id) == forms.NOBODY
+    job_id, lease_id = requests.split_lease(text)
+    assert requests.join_lease(job_id, lease_id) == text or (job_id, lease_id) == requests.NOBODY
 
 
 @pytest.mark.requirement("C10")

@@ -12,9 +12,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Tenure
-from tenure.api.table import ROUTES
 from tenure.errors import InvalidInput, SchemaMismatch, StoreUnavailable
-from tenure.security import check_binding, is_loopback
+from tenure.http.api.routes import ROUTES
+from tenure.http.guard import check_binding, is_loopback
 from tenure.settings import Settings
 from tests.support.http import NOWHERE, Served, api_of, problem
 

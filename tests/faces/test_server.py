@@ -20,8 +20,9 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from tenure import Tenure, protocol
+from tenure import Tenure
 from tenure.errors import InvalidInput
+from tenure.http import protocol
 from tenure.server import serve
 from tenure.settings import Settings
 from tests.support.http import Served

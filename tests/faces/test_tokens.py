@@ -10,16 +10,17 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from tenure import InvalidInput, StoreUnavailable, Tenure, keyring
-from tenure.access import Scope
-from tenure.api import streams
-from tenure.api.routing import Route
-from tenure.api.table import ROUTES
+from tenure import InvalidInput, StoreUnavailable, Tenure
 from tenure.client import Client
-from tenure.dashboard import live
+from tenure.dashboard import push as live
 from tenure.errors import Forbidden, Unauthorized
+from tenure.http import token_cache
+from tenure.http.api import events as streams
+from tenure.http.api.routes import ROUTES
+from tenure.http.api.routing import Route
 from tenure.server import build
 from tenure.settings import Settings
+from tenure.tokens.scopes import Scope
 from tests.support.cli import read, run, tell
 from tests.support.clock import Clock
 from tests.support.http import NOWHERE, Exchange, Served, api_of, claim, problem
@@ -56,7 +57,7 @@ def app(sqlite_url: str) -> Iterator[Tenure]:
 def guarded(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A server that looks at the tokens in the database for every request."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
-        monkeypatch.setattr(keyring, name, -1)
+        monkeypatch.setattr(token_cache, name, -1)
     with api_of(app, Settings(tokens=(OWNER,))) as api:
         yield api
 
@@ -213,7 +214,7 @@ def test_an_open_server_asks_for_tokens_once_there_was_one(
 ) -> None:
     """And goes on asking when the last is revoked: nobody is let in by taking a token away."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
-        monkeypatch.setattr(keyring, name, -1)
+        monkeypatch.setattr(token_cache, name, -1)
     with api_of(app) as api:
         assert api.get("/jobs").status_code == 200
         token, _ = app.tokens.create("one", ["read"])
@@ -253,8 +254,8 @@ def test_without_the_database_no_stored_token_opens(
 def test_guessing_reads_the_database_ten_times_a_second_at_most(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keyring, "AT_ONCE_SECONDS", 3600)
-    monkeypatch.setattr(keyring, "FRESH_SECONDS", 3600)
+    monkeypatch.setattr(token_cache, "AT_ONCE_SECONDS", 3600)
+    monkeypatch.setattr(token_cache, "FRESH_SECONDS", 3600)
     reads: list[int] = []
     found = app._store.read.tokens
     monkeypatch.setattr(app._store.read, "tokens", lambda: reads.append(1) or found())
@@ -272,7 +273,7 @@ def test_guessing_reads_the_database_ten_times_a_second_at_most(
 IMPATIENT = (
     sys.executable,
     "-c",
-    "from tenure import cli, keyring\n"
+    "from tenure import cli; from tenure.http import token_cache as keyring\n"
     "keyring.FRESH_SECONDS, keyring.STALE_SECONDS = 0.1, 0.5\n"
     "cli.main()",
 )
@@ -362,7 +363,7 @@ def test_a_stream_ends_with_the_token_that_opened_it(
 ) -> None:
     """And with the first token that there is, one that was opened by nobody."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
-        monkeypatch.setattr(keyring, name, -1)
+        monkeypatch.setattr(token_cache, name, -1)
     for module in (streams, live):
         monkeypatch.setattr(module, "STAY_SECONDS", 0.01)
 

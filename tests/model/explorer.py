@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from tenure import lifecycle
 from tenure.errors import IllegalMove, LeaseLost
+from tenure.jobs.values import Answer, Outcome, Verdict
 from tenure.lifecycle import (
     Cancelled,
     Claimed,
@@ -31,9 +32,8 @@ from tenure.lifecycle import (
     Retried,
     Status,
 )
-from tenure.records import Answer, Outcome, Verdict
 from tenure.retry import RetryPolicy
-from tenure.store import moves
+from tenure.store import transitions as moves
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 AT_ONCE = RetryPolicy(base=0, factor=1, cap=0)

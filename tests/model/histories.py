@@ -19,9 +19,8 @@ from hypothesis.stateful import (
 )
 
 from tenure.errors import IllegalMove, JobNotFound, KeyConflict, TenureError
-from tenure.ids import new_id
-from tenure.lifecycle import Cancelled, Event, Job, Retried, Status
-from tenure.records import (
+from tenure.jobs.ids import new_id
+from tenure.jobs.values import (
     Action,
     Addition,
     ClaimRequest,
@@ -31,6 +30,7 @@ from tenure.records import (
     Query,
     Report,
 )
+from tenure.lifecycle import Cancelled, Event, Job, Retried, Status
 from tenure.retry import RetryPolicy
 from tenure.store import Store, open_store
 from tests.model.reference import Entry, Reference

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from tenure.errors import IllegalMove, KeyConflict, LeaseLost, TenureError
+from tenure.jobs.values import Addition, Answer, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import (
     Claimed,
     Completed,
@@ -22,7 +23,6 @@ from tenure.lifecycle import (
     decide,
     follow,
 )
-from tenure.records import Addition, Answer, Lease, Outcome, Report, Verdict
 
 FINAL = ("completed", "failed", "cancelled")
 

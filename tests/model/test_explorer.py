@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from tenure import lifecycle
 from tenure.errors import IllegalMove
+from tenure.jobs.values import ALREADY_RECORDED, Answer, Outcome, Verdict
 from tenure.lifecycle import Claimed, Completed, Event, Failed, Job, LeaseExpired, Released, Status
-from tenure.records import ALREADY_RECORDED, Answer, Outcome, Verdict
-from tenure.store import moves
+from tenure.store import transitions as moves
 from tests.model import explorer
 from tests.model.explorer import Limits, Row, explore
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from hypothesis.stateful import MultipleResults
 
+from tenure.jobs.values import Addition, Outcome
 from tenure.lifecycle import Cancelled, Retried
-from tenure.records import Addition, Outcome
 from tests.model.histories import AT_ONCE, LEASE_SECONDS, SLOWLY, STEPS, History, Receipt
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tenure.ids import new_id
-from tenure.lifecycle import Job
-from tenure.records import (
+from tenure.jobs.ids import new_id
+from tenure.jobs.values import (
     Added,
     Addition,
     Answer,
@@ -22,6 +21,7 @@ from tenure.records import (
     Transition,
     Verdict,
 )
+from tenure.lifecycle import Job
 from tenure.store import Store
 from tests.support.clock import Clock
 from tests.support.raw_sql import Raw

@@ -25,8 +25,8 @@ from tests.support.waiting import PATIENCE, until
 HEAD = """
 import asyncio, logging, os, pathlib, signal, subprocess, sys, threading, time
 
-from tenure import JobContext, PermanentFailure, Tenure
-from tenure.worker import Worker
+from tenure import JobContext; from tenure import PermanentFailure; from tenure import Tenure
+from tenure.worker.worker import Worker
 
 FOLDER = pathlib.Path({folder!r})
 app = Tenure({url!r})

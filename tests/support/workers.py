@@ -9,9 +9,9 @@ from typing import Any
 
 from tenure import Job, Status, Tenure
 from tenure.lifecycle import SETTLED
-from tenure.run import run_loop
-from tenure.sweeper import Sweeper
-from tenure.worker import Worker, WorkSource
+from tenure.worker.maintenance import Sweeper
+from tenure.worker.process import run_loop
+from tenure.worker.worker import Worker, WorkSource
 from tests.support.waiting import PATIENCE, until
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tenure import Tenure
-from tenure.records import Health
-from tenure.run import log_checks
-from tenure.store import checks
+from tenure.jobs.values import Health
+from tenure.store import doctor as checks
+from tenure.worker.process import log_checks
 from tests.support.clock import Clock
 
 MANUAL = Path(__file__).parents[2] / "docs" / "how-to" / "back-up-and-upgrade.md"

@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tenure.dashboard import machine, series, words
+from tenure.dashboard import charts as series
+from tenure.dashboard import format as words
+from tenure.dashboard import machine
 from tenure.dashboard.health import Mood, health
-from tenure.dashboard.life import attempts, stretches
+from tenure.dashboard.timeline import attempts, stretches
+from tenure.jobs.values import BUCKETS, Activity, QueueState, Transition, WorkerState
 from tenure.lifecycle import MOVES, Status
-from tenure.records import BUCKETS, Activity, QueueState, Transition, WorkerState
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 WORKER = WorkerState("w", "host:1", ("mail",), None, NOW, 0)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tenure.durations import MAX_LENGTH, MAX_SECONDS, seconds, text
 from tenure.errors import InvalidInput
+from tenure.jobs.durations import MAX_LENGTH, MAX_SECONDS, seconds, text
 
 MICROS = 1_000_000
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tenure import InvalidInput, Tenure
-from tenure.records import Health
-from tenure.store import filesystems
-from tenure.store.filesystems import filesystem_of, kind_at
+from tenure.jobs.values import Health
+from tenure.store.sqlite import filesystems
+from tenure.store.sqlite.filesystems import filesystem_of, kind_at
 
 MOUNTS = r"""
 22 27 0:21 / /proc rw,relatime - proc proc rw

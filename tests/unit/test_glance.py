@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tenure import Tenure
-from tenure.dashboard.glance import Glance
+from tenure.dashboard.cache import Glance
 from tenure.errors import StoreUnavailable
-from tenure.records import Count
+from tenure.jobs.values import Count
 
 ONE = [Count("pending", "default", "a", 1)]
 TWO = [Count("pending", "default", "a", 2)]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenure import payload as rules
 from tenure.errors import InvalidInput
-from tenure.payload import (
+from tenure.jobs import payload as rules
+from tenure.jobs.payload import (
     MAX_KEY_LENGTH,
     MAX_LABEL_LENGTH,
     MAX_NAME_LENGTH,

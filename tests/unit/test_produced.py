@@ -17,10 +17,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tenure import produced
 from tenure.errors import PermanentFailure
-from tenure.payload import MAX_DEPTH, parse
-from tenure.produced import (
+from tenure.jobs import results as produced
+from tenure.jobs.payload import MAX_DEPTH, parse
+from tenure.jobs.results import (
     MAX_ERROR_BYTES,
     MAX_EXCEPTIONS,
     MAX_FRAMES,

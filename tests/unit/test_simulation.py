@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tenure import InvalidInput, JobContext
-from tenure.handlers import BadArguments, Handlers
-from tenure.simulation import SimulatedFailure, simulate
+from tenure.jobs.handlers import BadArguments, Handlers
+from tenure.worker.fake_handlers import SimulatedFailure, simulate
 
 
 def handlers(**rules: Any) -> Handlers:
@@ -131,8 +131,8 @@ def test_a_handler_of_the_application_goes_first() -> None:
 CRASH = """
 import asyncio, sys
 from tenure import JobContext
-from tenure.handlers import Handlers
-from tenure.simulation import simulate
+from tenure.jobs.handlers import Handlers
+from tenure.worker.fake_handlers import simulate
 
 handlers = Handlers()
 simulate(handlers)

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tenure import Tenure
-from tenure.courier import Courier
+from tenure.worker.webhook_delivery import Courier
 from tests.support.workers import sweeping
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Draft, JobContext, Status, Tenure, worker
-from tenure.records import ClaimRequest
+from tenure import Draft, JobContext, Status, Tenure
+from tenure.jobs.values import ClaimRequest
+from tenure.worker import worker
 from tests.support.waiting import PATIENCE, until
 from tests.support.worker_scripts import WorkerScript, ended
 from tests.support.workers import completed, moves, settled, sweeping, working

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Draft, Status, Tenure
-from tenure.drafts import Options
+from tenure.jobs.enqueue import Options
 from tests.support.clock import Clock
 from tests.support.waiting import until
 from tests.support.worker_scripts import WorkerScript, ended
@@ -267,7 +267,7 @@ def fail(self):
         raise RuntimeError("a fault of ours")
 
 
-from tenure.slots import Slots
+from tenure.worker.attempts import Slots
 Slots.collect = fail
 """
     job = app.enqueue("work", backoff=0)

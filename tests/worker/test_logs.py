@@ -13,9 +13,9 @@ import pytest
 
 from tenure import Draft, Tenure
 from tenure.client import Client
-from tenure.logs import LONGEST_FIELD, JobFields, JsonLines, TextLines
-from tenure.records import Filter
-from tenure.redaction import MARK, Redaction
+from tenure.jobs.redaction import MARK, Redaction
+from tenure.jobs.values import Filter
+from tenure.telemetry.logs import LONGEST_FIELD, JobFields, JsonLines, TextLines
 from tests.support.http import Served
 from tests.support.waiting import until
 from tests.support.workers import all_settled, completed, failed, sweeping, working
@@ -90,7 +90,7 @@ def test_every_move_is_a_line_with_the_fields_of_its_job(sqlite_url: str, lines:
         del end["time"], end["duration"]
         assert end == {
             "level": "warning",
-            "logger": "tenure.worklog",
+            "logger": "tenure.worker.log",
             "message": "job_failed",
             "job": bad.id,
             "type": "send",
@@ -107,7 +107,7 @@ def test_every_move_is_a_line_with_the_fields_of_its_job(sqlite_url: str, lines:
 
 
 def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
-    from tenure.records import ClaimRequest
+    from tenure.jobs.values import ClaimRequest
 
     with Tenure(sqlite_url) as app:
         job = app.enqueue("mail", backoff=100)
@@ -126,7 +126,7 @@ def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
 def test_a_lease_that_ran_out_for_good_brings_no_line_of_a_retry(
     sqlite_url: str, lines: Lines
 ) -> None:
-    from tenure.records import ClaimRequest
+    from tenure.jobs.values import ClaimRequest
 
     with Tenure(sqlite_url) as app:
         job = app.enqueue("mail", max_retries=1)
@@ -169,7 +169,7 @@ def test_a_retry_is_a_line_that_says_when_it_runs(
     del retried["time"]
     assert retried == {
         "level": "info",
-        "logger": "tenure.worklog",
+        "logger": "tenure.worker.log",
         "message": "job_retried",
         "job": job.id,
         "type": "send",

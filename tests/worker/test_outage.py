@@ -169,7 +169,7 @@ def work():
     wait_for("go on")
 """
     job = app.enqueue("work", backoff=0)
-    hurry = "import tenure.worker; tenure.worker.FINAL_REPORT_SECONDS = 0.3"
+    hurry = "import tenure.worker.worker; tenure.worker.worker.FINAL_REPORT_SECONDS = 0.3"
     with WorkerScript(
         tmp_path / "meet", app.database, handlers, before=hurry, lease=1, grace=0.1
     ) as script:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import tenure.worker
+import tenure.worker.worker
 from tenure import JobContext, Tenure
 from tenure.client import Client
 from tests.support.http import Served
@@ -100,8 +100,8 @@ def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: Served)
 def test_a_worker_whose_claim_is_held_stops_at_once(
     app: Tenure, server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tenure.worker, "FINAL_REPORT_SECONDS", 1_000)
-    monkeypatch.setattr(tenure.worker, "LONG_POLL_SECONDS", 1_000)
+    monkeypatch.setattr(tenure.worker.worker, "FINAL_REPORT_SECONDS", 1_000)
+    monkeypatch.setattr(tenure.worker.worker, "LONG_POLL_SECONDS", 1_000)
 
     @app.job
     async def work() -> None: ...

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Draft, Job, Status, Tenure, failpoints
-from tenure.records import ClaimRequest, Report, Turn
+from tenure.jobs.values import ClaimRequest, Report, Turn
 from tests.support.clock import Clock
 from tests.support.waiting import PATIENCE, until
 from tests.support.worker_scripts import WorkerScript, ended

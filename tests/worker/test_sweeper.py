@@ -10,8 +10,8 @@ import pytest
 
 from tenure import Draft, InvalidInput, JobNotFound, Status, Tenure
 from tenure.errors import BulkNotFound
-from tenure.records import WEBHOOK, ClaimRequest, Filter, Outcome, Report
-from tenure.sweeper import Sweeper
+from tenure.jobs.values import WEBHOOK, ClaimRequest, Filter, Outcome, Report
+from tenure.worker.maintenance import Sweeper
 from tests.support.waiting import until
 from tests.support.workers import moves, settled, sweeping
 

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from tenure import JobContext, Status, Tenure, slots
+from tenure import JobContext, Status, Tenure
+from tenure.worker import attempts
 from tests.support.waiting import PATIENCE, until
 from tests.support.workers import completed, failed, moves, settled, working
 
@@ -76,7 +77,7 @@ def test_what_a_cancelled_coroutine_still_says_changes_nothing(app: Tenure) -> N
 def test_a_coroutine_that_swallows_its_cancellation_loses_its_slot(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots, "UNWIND_SECONDS", 0.05)
+    monkeypatch.setattr(attempts, "UNWIND_SECONDS", 0.05)
     let_go = False
 
     @app.job(timeout=0.05, max_retries=1)
@@ -145,7 +146,7 @@ def test_a_thread_is_left_behind_and_replaced(app: Tenure) -> None:
 def test_a_slot_is_free_again_though_its_coroutine_was_stopped_before_it_began(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots, "UNWIND_SECONDS", 1_000)
+    monkeypatch.setattr(attempts, "UNWIND_SECONDS", 1_000)
     together = asyncio.Barrier(2)
 
     @app.job

@@ -17,8 +17,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tenure import Draft, InvalidInput, Tenure
 from tenure.client import Client
 from tenure.errors import StoreUnavailable
-from tenure.records import ClaimRequest
-from tenure.redaction import Redaction
+from tenure.jobs.redaction import Redaction
+from tenure.jobs.values import ClaimRequest
 from tests.support.cli import PROGRAM, surroundings
 from tests.support.http import Served, api_of, claim
 from tests.support.raw_sql import Raw

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from tenure import Draft, InvalidInput, Job, Tenure, failpoints, outbound, webhooks
-from tenure.courier import REMOVED
+from tenure import Draft, InvalidInput, Job, Tenure, failpoints
 from tenure.errors import StoreUnavailable
-from tenure.records import WEBHOOK, WEBHOOK_QUEUE
-from tenure.redaction import MARK
+from tenure.jobs.redaction import MARK
+from tenure.jobs.values import WEBHOOK, WEBHOOK_QUEUE
+from tenure.webhooks import registry as webhooks
+from tenure.webhooks import request as outbound
+from tenure.worker.webhook_delivery import REMOVED
 from tests.support.cli import PROGRAM, read, run, surroundings, tell
 from tests.support.http import api_of, claim, problem
 from tests.support.waiting import PATIENCE, until

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Job, Tenure, outbound, webhooks
-from tenure.records import WEBHOOK
+from tenure import Job, Tenure
+from tenure.jobs.values import WEBHOOK
+from tenure.webhooks import registry as webhooks
+from tenure.webhooks import request as outbound
 from tests.support.waiting import until
 from tests.support.workers import completed, failed, moves
 from tests.worker.receiver import delivering, receiving

@@ -16,8 +16,8 @@ from tenure.cli.command import Group, database_option
 from tenure.cli.completing import VARIABLE, completion
 from tenure.cli.jobs import enqueue, explain, jobs
 from tenure.cli.queues import queues, stats
-from tenure.cli.rehearsing import simulate
 from tenure.cli.running import demo, serve, worker
+from tenure.cli.simulate import simulate
 from tenure.cli.tail import tail
 from tenure.cli.tokens import tokens
 from tenure.cli.top import top

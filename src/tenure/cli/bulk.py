@@ -11,8 +11,8 @@ from tenure.cli.command import Group, database_option, existing, json_option, wi
 from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from tenure.app import Tenure
-    from tenure.records import Bulk, Counted, Filter
+    from tenure.app.app import Tenure
+    from tenure.jobs.values import Bulk, Counted, Filter
 
 SAMPLE = 5
 """Jobs of a preview that are shown."""
@@ -20,8 +20,8 @@ SAMPLE = 5
 
 def filter_of(**given: Any) -> Filter:
     """The filter that the options of a command say."""
-    from tenure.filters import checked
-    from tenure.records import Filter
+    from tenure.jobs.filters import checked
+    from tenure.jobs.values import Filter
 
     return checked(Filter(**given), at="--", between="-")
 
@@ -37,8 +37,8 @@ def run(
     as_json: bool = False,
 ) -> None:
     """Do it to all that match, once that is confirmed, and see it through to its end."""
-    from tenure import wire
     from tenure.cli.terminal import print_json
+    from tenure.wire import responses
 
     found = app.count_matching(wanted, action=action)
     if dry_run:
@@ -56,18 +56,18 @@ def run(
         click.confirm(f"{action.capitalize()} {_number(found)} jobs?", abort=True, err=True)
     bulk = _see_through(app, app.start_bulk(action, wanted, more_retries=more), shown=not as_json)
     if as_json:
-        print_json(wire.bulk_body(bulk))
+        print_json(responses.bulk_body(bulk))
     else:
         click.echo(f"{bulk.changed} jobs changed, {bulk.refused} refused: bulk action {bulk.id}")
 
 
 def _preview(app: Tenure, action: str, wanted: Filter, found: Counted, as_json: bool) -> None:
-    from tenure import wire
     from tenure.cli.terminal import first_line, print_json, table
+    from tenure.wire import responses
 
     jobs = [app.redaction.job(job) for job in app.sample(wanted, action, SAMPLE)]
     if as_json:
-        bodies = [wire.job_body(job) for job in jobs]
+        bodies = [responses.job_body(job) for job in jobs]
         print_json({"jobs": found.jobs, "exact": found.exact, "sample": bodies})
         return
     click.echo(f"This would {action} {_number(found)} jobs.")
@@ -132,11 +132,11 @@ def stop(id: str, as_json: bool) -> None:
 
 
 def _show(app: Tenure, found: list[Bulk], as_json: bool, *, several: bool = False) -> None:
-    from tenure import wire
     from tenure.cli.terminal import ago, print_json, table
+    from tenure.wire import responses
 
     if as_json:
-        bodies = [wire.bulk_body(each) for each in found]
+        bodies = [responses.bulk_body(each) for each in found]
         print_json(bodies if several else bodies[0])
         return
     now = app.ping()

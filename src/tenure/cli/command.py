@@ -19,7 +19,7 @@ from tenure.errors import (
 )
 
 if TYPE_CHECKING:
-    from tenure.app import Tenure
+    from tenure.app.app import Tenure
     from tenure.settings import Settings
 
 REFUSED = 1
@@ -134,7 +134,7 @@ def database_given(database: str) -> bool:
 
 def application() -> Tenure:
     """The application on the chosen database; who uses it is on record as who is logged in."""
-    from tenure.app import Tenure
+    from tenure.app.app import Tenure
     from tenure.settings import load
 
     # Nothing else is read: a PORT that means something else must not keep `stats` from working.

@@ -25,7 +25,7 @@ from click.shell_completion import (
 from tenure.errors import TenureError
 
 if TYPE_CHECKING:
-    from tenure.app import Tenure
+    from tenure.app.app import Tenure
 
 PROGRAM = "tenure"
 VARIABLE = "_TENURE_COMPLETE"

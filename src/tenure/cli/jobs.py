@@ -25,11 +25,11 @@ from tenure.cli.command import (
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 
 if TYPE_CHECKING:
-    from tenure.app import Tenure
-    from tenure.drafts import Options
-    from tenure.explain import Explanation
+    from tenure.app.app import Tenure
+    from tenure.jobs.enqueue import Options
+    from tenure.jobs.explain import Explanation
     from tenure.lifecycle import Job
-    from tenure.wire import ExplanationBody
+    from tenure.wire.responses import ExplanationBody
 
 SHOWN = (
     *("id", "type", "queue", "status", "attempts", "priority", "timeout", "idempotency_key"),
@@ -81,16 +81,16 @@ def enqueue(
         options["backoff"] = _json(options["backoff"].encode(), "$.backoff")
     job = _enqueue(type, _json(_payload_bytes(payload), "$.payload"), options)
     if as_json:
-        from tenure import wire
         from tenure.cli.terminal import print_json
+        from tenure.wire import responses
 
-        print_json(wire.job_body(job))
+        print_json(responses.job_body(job))
     else:
         click.echo(job.id)
 
 
 def _enqueue(type: str, payload: Any, options: Options) -> Job:
-    from tenure.drafts import Draft
+    from tenure.jobs.enqueue import Draft
 
     with application() as app:
         return app.redaction.job(app.enqueue_many([Draft(type, payload, options)])[0])
@@ -100,14 +100,14 @@ def _payload_bytes(payload: str) -> bytes:
     if payload != "-":
         # Bytes that were no text in the shell's encoding stay something that is no UTF-8.
         return payload.encode("utf-8", "surrogatepass")
-    from tenure.payload import MAX_PAYLOAD_BYTES
+    from tenure.jobs.payload import MAX_PAYLOAD_BYTES
 
     return sys.stdin.buffer.read(MAX_PAYLOAD_BYTES + 1)
 
 
 def _json(data: bytes, at: str) -> object:
     """The value of a JSON text, by the same rules as over HTTP; `at` says where it stands."""
-    from tenure.payload import parse
+    from tenure.jobs.payload import parse
 
     try:
         return parse(data)
@@ -189,15 +189,15 @@ def jobs() -> None:
 @wide_option
 def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> None:
     """List jobs, newest first."""
-    from tenure import wire
     from tenure.cli.terminal import ago, attempts, first_line, print_json, table
+    from tenure.wire import responses
 
     filter_of(**_timed(filters))  # which names the option that is wrong
     with existing() as app:
         found = [app.redaction.job(job) for job in app.find(limit=limit, before=before, **filters)]
         now = app.ping()
     if as_json:
-        print_json([wire.job_body(job) for job in found])
+        print_json([responses.job_body(job) for job in found])
         return
     table(
         ("ID", "TYPE", "QUEUE", "STATUS", "TRIES", "CREATED", "LAST ERROR"),
@@ -226,8 +226,7 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
 @wide_option
 def show(id: str, as_json: bool) -> None:
     """Show a job, every move it made, and why it is not running."""
-    from tenure import wire
-    from tenure.cli.moves import time_line
+    from tenure.app.queries import moves_shown
     from tenure.cli.terminal import (
         ago,
         attempts,
@@ -240,7 +239,8 @@ def show(id: str, as_json: bool) -> None:
         when,
         wrapped,
     )
-    from tenure.reading import moves_shown
+    from tenure.cli.transitions import time_line
+    from tenure.wire import responses
 
     with existing() as app:
         now = app.ping()
@@ -251,8 +251,8 @@ def show(id: str, as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                "job": wire.job_body(job),
-                "history": [wire.transition_body(entry) for entry in history],
+                "job": responses.job_body(job),
+                "history": [responses.transition_body(entry) for entry in history],
                 "explanation": _explanation(reason),
             }
         )
@@ -298,7 +298,7 @@ def explain(id: str, as_json: bool) -> None:
 
 
 def _explanation(reason: Explanation) -> ExplanationBody:
-    from tenure.wire import ExplanationBody
+    from tenure.wire.responses import ExplanationBody
 
     return ExplanationBody(reason=reason.reason, text=reason.text, legal_moves=reason.legal)
 
@@ -357,8 +357,8 @@ def _each(app: Tenure, ids: Sequence[str], act: Callable[[str], Job], as_json: b
 
     With a store that does not answer there is no point in going on.
     """
-    from tenure import wire
     from tenure.cli.terminal import print_json
+    from tenure.wire import responses
 
     changed: list[Job] = []
     code = 0
@@ -374,5 +374,5 @@ def _each(app: Tenure, ids: Sequence[str], act: Callable[[str], Job], as_json: b
             if not as_json:
                 click.echo(f"{changed[-1].id}  {changed[-1].status}")
     if as_json:
-        print_json([wire.job_body(job) for job in changed])
+        print_json([responses.job_body(job) for job in changed])
     click.get_current_context().exit(code)

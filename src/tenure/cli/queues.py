@@ -27,14 +27,14 @@ def queues() -> None:
 @wide_option
 def list_queues(as_json: bool) -> None:
     """List the queues with jobs that wait or run, or with settings."""
-    from tenure import wire
     from tenure.cli.terminal import ago, print_json, table
+    from tenure.wire import responses
 
     with existing() as app:
         found = app.queues()
         now = app.ping()
     if as_json:
-        print_json([wire.queue_body(queue) for queue in found])
+        print_json([responses.queue_body(queue) for queue in found])
         return
     table(
         ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "PAUSED", "LIMIT"),
@@ -94,12 +94,12 @@ def limit(name: str, most: str) -> None:
 @wide_option
 def stats(as_json: bool) -> None:
     """Count the jobs by queue, type and status."""
-    from tenure import wire
     from tenure.cli.terminal import print_json, table
+    from tenure.wire import responses
 
     with existing() as app:
         counts = app.stats()
-    body = wire.stats_body(counts)
+    body = responses.stats_body(counts)
     if as_json:
         print_json(body)
         return

@@ -16,7 +16,7 @@ from tenure.cli.command import REFUSED, database_given, database_option, json_op
 from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from tenure.app import Tenure
+    from tenure.app.app import Tenure
     from tenure.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -121,8 +121,9 @@ def serve(
 
     With --app or --simulate, a worker runs in the same process.
     """
-    from tenure import logs, server
-    from tenure.run import end_process
+    from tenure import server
+    from tenure.telemetry import logs
+    from tenure.worker.process import end_process
 
     settings = settings_of(**_given(flags))
     app = _application(apps, settings.database)
@@ -159,10 +160,10 @@ def worker(
     Jobs that run at the first signal have --grace to finish. Whatever has not started is handed
     back for other workers.
     """
-    from tenure import logs
     from tenure.cli.terminal import later_progress
-    from tenure.redaction import without_password
-    from tenure.run import end_process, run_worker
+    from tenure.jobs.redaction import without_password
+    from tenure.telemetry import logs
+    from tenure.worker.process import end_process, run_worker
 
     if not apps and not simulate:
         raise InvalidInput("nothing to run: give --app module:name, or --simulate", path="--app")
@@ -211,7 +212,7 @@ def load(spec: str) -> Tenure:
 
     Raises InvalidInput if there is none. What the module itself raises goes on to the user.
     """
-    from tenure.app import Tenure
+    from tenure.app.app import Tenure
 
     module, _, name = spec.partition(":")
     where = f"--app {spec}"
@@ -238,7 +239,7 @@ def _application(specs: Sequence[str], chosen: str) -> Tenure:
 
     On the chosen database.
     """
-    from tenure.app import Tenure
+    from tenure.app.app import Tenure
 
     apps = [load(spec) for spec in specs] or [Tenure(chosen)]
     if database_given(chosen):
@@ -262,7 +263,7 @@ def _application(specs: Sequence[str], chosen: str) -> Tenure:
 
 def _simulate(app: Tenure, wanted: bool, fail_types: Sequence[str], fail_every: int | None) -> None:
     """Have the types without a handler simulated, if that is wanted."""
-    from tenure.simulation import simulate
+    from tenure.worker.fake_handlers import simulate
 
     if wanted:
         simulate(app.handlers, fail_types=fail_types, fail_every=fail_every)
@@ -281,10 +282,11 @@ def demo(as_json: bool) -> None:
     """
     import tempfile
 
-    from tenure import demo, logs
+    from tenure import demo
     from tenure.cli import story
     from tenure.cli.command import chosen_database
     from tenure.cli.terminal import progress
+    from tenure.telemetry import logs
 
     logs.configure(level="error")
     if not as_json:

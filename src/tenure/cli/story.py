@@ -7,9 +7,9 @@ from collections import Counter
 
 import click
 
-from tenure import wire
 from tenure.cli.terminal import attempts, first_line, print_json, room, visible
 from tenure.demo import Outcome, Story
+from tenure.wire import responses
 
 OPENING = """\
 A few dozen jobs, one worker, one store. Payments always fail, and so does the first attempt of
@@ -26,7 +26,7 @@ def as_json(outcome: Outcome) -> None:
     print_json(
         {
             "jobs": [
-                {"job": wire.job_body(story.job), "moves": story.statuses}
+                {"job": responses.job_body(story.job), "moves": story.statuses}
                 for story in outcome.stories
             ],
             "violations": outcome.violations,

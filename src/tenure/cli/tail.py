@@ -17,8 +17,8 @@ from tenure.cli.command import database_option, existing, wide_option
 from tenure.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from tenure.app import Tenure
-    from tenure.records import Told, Wanted
+    from tenure.app.app import Tenure
+    from tenure.jobs.values import Told, Wanted
 
 LOOK_SECONDS = 0.25
 AWAY_SECONDS = 2.0
@@ -92,7 +92,7 @@ def tail(
     `position` of its move: --since goes on behind it. Filters look through the newest 5000 moves
     for the --lines to begin with.
     """
-    from tenure.records import Wanted
+    from tenure.jobs.values import Wanted
 
     wanted = Wanted(
         types=tuple(types) or None,
@@ -154,13 +154,13 @@ def _newest(app: Tenure, wanted: Wanted, lines: int) -> tuple[Sequence[Told], st
 
 
 def _as_json(told: Told) -> None:
-    from tenure import wire
     from tenure.cli.terminal import print_json_line
+    from tenure.wire import responses
 
-    print_json_line(wire.event_body(told))
+    print_json_line(responses.event_body(told))
 
 
 def _as_line(told: Told) -> None:
-    from tenure.cli.moves import line
+    from tenure.cli.transitions import line
 
     click.echo(line(told.move, told.type, told.queue))

@@ -20,10 +20,10 @@ from typing import Any
 import click
 import msgspec
 
-from tenure import durations
 from tenure.cli.command import WIDE
-from tenure.logs import visible as visible
-from tenure.records import Tell, untold
+from tenure.jobs import durations
+from tenure.jobs.values import Tell, untold
+from tenure.telemetry.logs import visible as visible
 
 GAP = "  "
 CUT = "…"

@@ -42,13 +42,13 @@ def create(name: str, scopes: Sequence[str], expires: str | None, as_json: bool)
     NAME says who it is for, and stands in the history of jobs for whatever is done with it.
     Only a digest of the token is kept.
     """
-    from tenure import wire
     from tenure.cli.terminal import print_json
+    from tenure.wire import responses
 
     with application() as app:
         secret, made = app.tokens.create(name, scopes, expires=expires)
     if as_json:
-        print_json({"token": secret, **wire.token_fields(made)})
+        print_json({"token": secret, **responses.token_fields(made)})
         return
     click.echo(secret)
     click.echo("It is not shown again: keep it where only its user can read it.", err=True)
@@ -60,14 +60,14 @@ def create(name: str, scopes: Sequence[str], expires: str | None, as_json: bool)
 @wide_option
 def list_tokens(as_json: bool) -> None:
     """List every token there ever was, without what opens anything."""
-    from tenure import wire
     from tenure.cli.terminal import ago, print_json, table
+    from tenure.wire import responses
 
     with existing() as app:
         found = app.tokens.list()
         now = app.ping()
     if as_json:
-        print_json([wire.token_fields(token) for token in found])
+        print_json([responses.token_fields(token) for token in found])
         return
     table(
         ("NAME", "BEGINS", "SCOPES", "CREATED", "BY", "USED", "EXPIRES", "REVOKED"),

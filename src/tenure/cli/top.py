@@ -19,7 +19,7 @@ from tenure.cli.command import database_option, existing
 from tenure.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from tenure.app import Tenure
+    from tenure.app.app import Tenure
 
 MINUTES = 60
 ENDS = ("completed", "failed", "lease_expired")
@@ -99,8 +99,8 @@ def _keys() -> Iterator[None]:
 
 def picture(app: Tenure) -> dict[str, Any]:
     """All that is shown, as one JSON document has it."""
-    from tenure import wire
-    from tenure.reading import failures_shown
+    from tenure.app.queries import failures_shown
+    from tenure.wire import responses
 
     now = app.ping()
     last = now.replace(second=0, microsecond=0) - timedelta(minutes=1)
@@ -121,7 +121,7 @@ def picture(app: Tenure) -> dict[str, Any]:
     return {
         "at": now,
         "measured_until": app.measured_until(),
-        "by_status": wire.stats_body(app.stats()).by_status,
+        "by_status": responses.stats_body(app.stats()).by_status,
         "last_minute": dict(by_event),
         "ended_by_minute": [ended[last - timedelta(minutes=n)] for n in range(MINUTES - 1, -1, -1)],
         "queues": [

@@ -20,7 +20,7 @@ from tenure.cli.command import (
 )
 
 if TYPE_CHECKING:
-    from tenure.records import Violation
+    from tenure.jobs.values import Violation
 
 
 @click.command()
@@ -80,7 +80,7 @@ def doctor(as_json: bool) -> None:
     warning is none.
     """
     from tenure.cli.terminal import print_json, table
-    from tenure.records import Check, Health
+    from tenure.jobs.values import Check, Health
 
     found = [
         Check("tenure", Health.OK, tenure.__version__),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from tenure.dashboard import words
+from tenure.dashboard import format as words
 from tenure.dashboard.jobs import CANCEL, FIELDS, RETRY, Asked, asked
-from tenure.dashboard.visit import Visit
+from tenure.dashboard.request import Visit
 from tenure.errors import InvalidInput
-from tenure.records import Filter
+from tenure.jobs.values import Filter
 
 VERBS = {RETRY: "Retry", CANCEL: "Cancel"}
 

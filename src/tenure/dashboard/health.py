@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from tenure.dashboard import words
-from tenure.explain import is_live
-from tenure.records import QueueState, WorkerState, serves
+from tenure.dashboard import format as words
+from tenure.jobs.explain import is_live
+from tenure.jobs.values import QueueState, WorkerState, serves
 
 LATE = timedelta(seconds=60)
 """A job that is due and has waited longer makes its queue late."""

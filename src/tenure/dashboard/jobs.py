@@ -8,14 +8,15 @@ from datetime import UTC, datetime, timedelta
 
 from starlette.responses import PlainTextResponse, Response
 
-from tenure.dashboard import life, words
-from tenure.dashboard.visit import HEADERS, Visit, inside
+from tenure.app.queries import moves_shown
+from tenure.dashboard import format as words
+from tenure.dashboard import timeline as life
+from tenure.dashboard.request import HEADERS, Visit, inside
 from tenure.errors import IllegalMove, InvalidInput, JobNotFound
-from tenure.filters import checked
+from tenure.jobs.filters import checked
+from tenure.jobs.values import Filter
 from tenure.lifecycle import Job, Status, legal_events
-from tenure.problems import Refusal
-from tenure.reading import moves_shown
-from tenure.records import Filter
+from tenure.wire.problems import Refusal
 
 PAGE = 50
 MOST_SELECTED = 500

@@ -6,15 +6,16 @@ from typing import Any
 
 from starlette.responses import Response
 
+from tenure.app.queries import failures_shown
+from tenure.dashboard import charts as series
+from tenure.dashboard import format as words
 from tenure.dashboard import machine as machines
-from tenure.dashboard import series, words
 from tenure.dashboard.health import health
-from tenure.dashboard.visit import Visit
-from tenure.drafts import Draft
-from tenure.explain import is_live
+from tenure.dashboard.request import Visit
+from tenure.jobs.enqueue import Draft
+from tenure.jobs.explain import is_live
+from tenure.jobs.values import Count
 from tenure.lifecycle import FIRST_EVENT, MOVES, Status
-from tenure.reading import failures_shown
-from tenure.records import Count
 
 MOST_FAILURES = 5
 MOST_QUEUES = 8

@@ -6,13 +6,13 @@ from collections import defaultdict
 
 from starlette.responses import Response
 
-from tenure.dashboard import series
+from tenure.dashboard import charts as series
 from tenure.dashboard.health import LATE
-from tenure.dashboard.visit import Visit
+from tenure.dashboard.request import Visit
 from tenure.errors import InvalidInput
-from tenure.explain import is_live
+from tenure.jobs.explain import is_live
+from tenure.jobs.values import serves
 from tenure.lifecycle import Job, Status
-from tenure.records import serves
 
 MOST_RUNNING = 500
 

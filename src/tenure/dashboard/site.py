@@ -23,17 +23,19 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from tenure import access
-from tenure.access import CALLER, Caller
-from tenure.app import Tenure
-from tenure.dashboard import bulk, jobs, overview, queues, series, session, words
-from tenure.dashboard.glance import Glance
-from tenure.dashboard.live import Follower
-from tenure.dashboard.visit import ADMIN, ENQUEUE, HEADERS, READ, Visit, inside, read_form
+from tenure.app.app import Tenure
+from tenure.dashboard import bulk, jobs, overview, queues, session
+from tenure.dashboard import charts as series
+from tenure.dashboard import format as words
+from tenure.dashboard.cache import Glance
+from tenure.dashboard.push import Follower
+from tenure.dashboard.request import ADMIN, ENQUEUE, HEADERS, READ, Visit, inside, read_form
 from tenure.errors import TenureError, Unauthorized
-from tenure.keyring import Keyring
-from tenure.problems import ProblemBody, Refusal, problem_of, request_id_of
-from tenure.redaction import Redaction
+from tenure.http.token_cache import Keyring
+from tenure.jobs.redaction import Redaction
+from tenure.tokens import scopes as access
+from tenure.tokens.scopes import CALLER, Caller
+from tenure.wire.problems import ProblemBody, Refusal, problem_of, request_id_of
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,9 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from tenure import failpoints
-from tenure.access import AccessToken
 from tenure.errors import InvalidInput, StoreUnavailable
-from tenure.lifecycle import Event, Job, Status
-from tenure.records import (
+from tenure.jobs.redaction import without_password
+from tenure.jobs.values import (
     Added,
     Addition,
     Bulk,
@@ -28,13 +27,15 @@ from tenure.records import (
     Webhook,
     untold,
 )
-from tenure.redaction import without_password
-from tenure.store import migrate, moves
-from tenure.store.bell import Bell
+from tenure.lifecycle import Event, Job, Status
+from tenure.store import migrate
+from tenure.store import transitions as moves
 from tenure.store.bulk import bite, next_ids
-from tenure.store.committer import Acting, Adding, Committer, Turning
-from tenure.store.database import Database, Reader
-from tenure.store.measures import Place
+from tenure.store.commit import Acting, Adding, Committer, Turning
+from tenure.store.notify import Bell
+from tenure.store.protocol import Database, Reader
+from tenure.store.tables.stats import Place
+from tenure.tokens.scopes import AccessToken
 
 __all__ = ["Store", "migrate_store", "open_store", "schema_of"]
 
@@ -242,11 +243,12 @@ def _is_known(url: str) -> bool:
 def migrate_store(url: str, tell: Tell = untold) -> int:
     """Create or upgrade the schema at `url`; the version it has now."""
     if url.startswith("sqlite:"):
-        from tenure.store import sqlite_connection, sqlite_schema
+        from tenure.store.sqlite import connection as sqlite_connection
+        from tenure.store.sqlite import schema as sqlite_schema
 
         return sqlite_schema.upgrade(sqlite_connection.usable_path_of(url), tell)
     if url.startswith(POSTGRES):
-        from tenure.store import postgres_schema
+        from tenure.store.postgres import schema as postgres_schema
 
         return postgres_schema.upgrade(url, tell)
     raise InvalidInput(
@@ -258,11 +260,11 @@ def migrate_store(url: str, tell: Tell = untold) -> int:
 def schema_of(url: str) -> tuple[int, int]:
     """The version of the schema at `url`, 0 where there is none, and the one that is needed."""
     if url.startswith("sqlite:"):
-        from tenure.store import sqlite_schema
-        from tenure.store.sqlite_connection import usable_path_of
+        from tenure.store.sqlite import schema as sqlite_schema
+        from tenure.store.sqlite.connection import usable_path_of
 
         return sqlite_schema.found(usable_path_of(url)), migrate.newest("sqlite")
-    from tenure.store import postgres_schema
+    from tenure.store.postgres import schema as postgres_schema
 
     return postgres_schema.found(url), migrate.newest("postgres")
 
@@ -279,11 +281,15 @@ def open_store(url: str, *, make: bool = True) -> Store:
         )
     migrate_store(url)
     if url.startswith("sqlite:"):
-        from tenure.store import sqlite, sqlite_connection, sqlite_reader
+        from tenure.store.sqlite import connection as sqlite_connection
+        from tenure.store.sqlite import reader as sqlite_reader
+        from tenure.store.sqlite import writer as sqlite
 
         path = sqlite_connection.path_of(url)
         return Store(url, [sqlite.Sqlite(path)], sqlite_reader.SqliteReader(path))
-    from tenure.store import postgres, postgres_lanes, postgres_reader
+    from tenure.store.postgres import lanes as postgres_lanes
+    from tenure.store.postgres import reader as postgres_reader
+    from tenure.store.postgres import writer as postgres
 
     lanes = postgres_lanes.Lanes()
     reader = postgres_reader.PostgresReader(url)

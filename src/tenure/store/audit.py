@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tenure.jobs.values import Tell
 from tenure.lifecycle import FIRST_EVENT, LIMIT_SQL, MAX_RELEASES, MOVES, ROOM_SQL, budget_sql
-from tenure.records import Tell
-from tenure.store.guards import SETTLED_SQL, quoted
-from tenure.store.measure_words import Words
+from tenure.store.constraints import SETTLED_SQL, quoted
+from tenure.store.tables.stats_sql import Words
 
 EDITED = "somebody edited or deleted ledger entries: the history of this job is not to be trusted"
 BYPASSED = (

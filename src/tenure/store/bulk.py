@@ -14,10 +14,10 @@ from typing import Any
 
 from tenure import failpoints
 from tenure.errors import IllegalMove
+from tenure.jobs.values import Action, Bulk, Filter, Query, query_of
 from tenure.lifecycle import Cancelled, Event, Job, Retried, Status, follow
-from tenure.records import Action, Bulk, Filter, Query, query_of
-from tenure.store import moves
-from tenure.store.database import Database, Reader
+from tenure.store import transitions as moves
+from tenure.store.protocol import Database, Reader
 from tenure.store.search import fits, some_ids
 
 BITE = 500

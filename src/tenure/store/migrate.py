@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
 from tenure.errors import SchemaMismatch
+from tenure.jobs.values import Tell, untold
 from tenure.lifecycle import FIRST_EVENT
-from tenure.records import Tell, untold
-from tenure.store import guards
+from tenure.store import constraints as guards
 
 
 def steps(engine: str) -> list[tuple[int, str]]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from tenure.jobs.values import Addition
 from tenure.lifecycle import Job, Status
-from tenure.records import Addition
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 COLUMNS = (

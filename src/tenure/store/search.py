@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from tenure import ids
+from tenure.jobs import ids
+from tenure.jobs.redaction import Redaction
+from tenure.jobs.values import Counted, Filter, Page, Query
 from tenure.lifecycle import Job, Status
-from tenure.records import Counted, Filter, Page, Query
-from tenure.redaction import Redaction
-from tenure.store.database import Reader
+from tenure.store.protocol import Reader
 
 MOST_ROWS = 10_000
 """Rows that one call looks at."""

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from tenure.store import migrate_store
-from tenure.store.postgres import Postgres
-from tenure.store.postgres_reader import PostgresReader
+from tenure.store.postgres.reader import PostgresReader
+from tenure.store.postgres.writer import Postgres
 from tests.unit.postgres.sessions import Raw
 
 

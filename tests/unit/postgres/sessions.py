@@ -9,9 +9,9 @@ from typing import Any
 
 import psycopg
 
-from tenure.ids import new_ids
-from tenure.records import Addition, Lease
-from tenure.store.postgres import Postgres
+from tenure.jobs.ids import new_ids
+from tenure.jobs.values import Addition, Lease
+from tenure.store.postgres.writer import Postgres
 from tests.support.store import request
 
 Raw = psycopg.Connection[Any]

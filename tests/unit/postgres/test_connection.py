@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tenure.errors import InvalidInput
-from tenure.store.postgres_connection import Uuids, array_of, connect, is_uuid, place_of
+from tenure.store.postgres.connection import Uuids, array_of, connect, is_uuid, place_of
 
 ID = "0190163d-8694-739b-aea5-966c26f8ad90"
 

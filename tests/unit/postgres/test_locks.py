@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from tenure.ids import new_id
-from tenure.records import Addition, Lease
-from tenure.store import postgres_lanes
-from tenure.store.postgres import Postgres
-from tenure.store.postgres_reader import PostgresReader
+from tenure.jobs.ids import new_id
+from tenure.jobs.values import Addition, Lease
+from tenure.store.postgres import lanes as postgres_lanes
+from tenure.store.postgres.reader import PostgresReader
+from tenure.store.postgres.writer import Postgres
 from tests.support.clock import Clock
 from tests.support.store import LEASE_SECONDS, completed, request
 from tests.unit.postgres.sessions import (

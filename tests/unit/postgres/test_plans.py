@@ -9,15 +9,15 @@ from typing import Any
 import psycopg
 import pytest
 
-from tenure.ids import new_ids
+from tenure.jobs.ids import new_ids
+from tenure.jobs.values import Query
 from tenure.lifecycle import Status
-from tenure.records import Query
-from tenure.store import postgres_lanes as lanes
-from tenure.store import postgres_statements as sql
-from tenure.store.measure_words import POSTGRES
-from tenure.store.postgres import Postgres
-from tenure.store.postgres_connection import Uuids, place_of
-from tenure.store.postgres_reader import AHEAD, BY_INDEX, QUEUES, PostgresReader
+from tenure.store.postgres import lanes as lanes
+from tenure.store.postgres import statements as sql
+from tenure.store.postgres.connection import Uuids, place_of
+from tenure.store.postgres.reader import AHEAD, BY_INDEX, QUEUES, PostgresReader
+from tenure.store.postgres.writer import Postgres
+from tenure.store.tables.stats_sql import POSTGRES
 from tests.support.store import request
 from tests.unit.postgres.sessions import Raw, add, ask, take
 

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.store import migrate, open_store
-from tenure.store.postgres_schema import upgrade
+from tenure.store.postgres.schema import upgrade
 from tests.support.postgres import PostgresServer
 from tests.support.store import new
 

@@ -13,14 +13,16 @@ import pytest
 from psycopg.pq import ExecStatus
 
 from tenure.errors import StoreUnavailable
-from tenure.ids import new_id
+from tenure.jobs.ids import new_id
+from tenure.jobs.values import Added, Addition
 from tenure.lifecycle import Status
-from tenure.records import Added, Addition
-from tenure.store import Store, moves, open_store, postgres
-from tenure.store.committer import ANNOUNCE_SECONDS
-from tenure.store.database import Trouble
-from tenure.store.postgres import Postgres, error_of
-from tenure.store.postgres_reader import PostgresReader
+from tenure.store import Store, open_store
+from tenure.store import transitions as moves
+from tenure.store.commit import ANNOUNCE_SECONDS
+from tenure.store.postgres import writer as postgres
+from tenure.store.postgres.reader import PostgresReader
+from tenure.store.postgres.writer import Postgres, error_of
+from tenure.store.protocol import Trouble
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
 from tests.support.store import completed, failed, new, request

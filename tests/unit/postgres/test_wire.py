@@ -9,11 +9,13 @@ import psycopg
 import pytest
 
 from tenure.errors import StoreUnavailable
-from tenure.ids import new_id
-from tenure.store import open_store, postgres, postgres_reader
-from tenure.store.postgres_connection import connect, place_of
-from tenure.store.postgres_reader import PostgresReader
-from tenure.store.postgres_wire import Wire, answering
+from tenure.jobs.ids import new_id
+from tenure.store import open_store
+from tenure.store.postgres import reader as postgres_reader
+from tenure.store.postgres import writer as postgres
+from tenure.store.postgres.connection import connect, place_of
+from tenure.store.postgres.reader import PostgresReader
+from tenure.store.postgres.watchdog import Wire, answering
 from tests.support.proxy import Proxy
 from tests.support.store import new
 from tests.support.waiting import PATIENCE, until

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tenure import Tenure
-from tenure.store import migrate_store, sqlite_connection
-from tenure.store.sqlite_connection import Checkpoints, begin_writing, connect, connect_writer
+from tenure.store import migrate_store
+from tenure.store.sqlite import connection as sqlite_connection
+from tenure.store.sqlite.connection import Checkpoints, begin_writing, connect, connect_writer
 
 WRITE = "INSERT INTO tenure_queue (name) VALUES (hex(randomblob(8)))"
 BUSY = sqlite3.SQLITE_BUSY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tenure.store.sqlite_watch import LOADED_SECONDS, MOST_SAVED, TOLD, UNTOLD, Looks
+from tenure.store.sqlite.watch import LOADED_SECONDS, MOST_SAVED, TOLD, UNTOLD, Looks
 
 
 class Day:

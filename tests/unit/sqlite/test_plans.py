@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from tenure.ids import EPOCH
+from tenure.jobs.ids import EPOCH
+from tenure.jobs.values import MOST_AHEAD, Query
 from tenure.lifecycle import Status
-from tenure.records import MOST_AHEAD, Query
 from tenure.store import migrate_store
-from tenure.store import sqlite_statements as sql
-from tenure.store.measure_words import SQLITE
-from tenure.store.sqlite_connection import connect
-from tenure.store.sqlite_reader import AHEAD, QUEUES
+from tenure.store.sqlite import statements as sql
+from tenure.store.sqlite.connection import connect
+from tenure.store.sqlite.reader import AHEAD, QUEUES
+from tenure.store.tables.stats_sql import SQLITE
 
 ROWS = 1_000_000
 

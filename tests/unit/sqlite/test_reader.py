@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tenure.store import migrate_store
-from tenure.store.sqlite_reader import MOST_IDLE, SqliteReader
+from tenure.store.sqlite.reader import MOST_IDLE, SqliteReader
 
 
 def is_open(connection: sqlite3.Connection) -> bool:

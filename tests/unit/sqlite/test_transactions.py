@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import pytest
 
 from tenure import Tenure
-from tenure.records import ClaimRequest, Outcome, Report
-from tenure.store.sqlite import Sqlite
-from tenure.store.sqlite_connection import Connection, connect, connect_writer
-from tenure.store.sqlite_schema import upgrade
+from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.store.sqlite.connection import Connection, connect, connect_writer
+from tenure.store.sqlite.schema import upgrade
+from tenure.store.sqlite.writer import Sqlite
 
 WRITES = {"INSERT", "UPDATE", "DELETE", "REPLACE"}
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tenure.store import migrate_store, sqlite_watch
-from tenure.store.sqlite_reader import SqliteReader
+from tenure.store import migrate_store
+from tenure.store.sqlite import watch as sqlite_watch
+from tenure.store.sqlite.reader import SqliteReader
 from tests.support.waiting import PATIENCE, until
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs inotify")
@@ -306,7 +307,7 @@ def test_errors_are_logged_once_and_end_nothing(
     other: Other,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.WARNING, logger="tenure.store.sqlite_watch")
+    caplog.set_level(logging.WARNING, logger="tenure.store.sqlite.watch")
     away = path.parent / "away"
     other.run("SELECT 1 FROM tenure_queue")  # it has the file open from here on
     with watching(connections, wal) as watch:

@@ -1,0 +1,1 @@
+"""Tenure: the application object that users hold."""

@@ -1,0 +1,80 @@
+"""The command that plays Tenure through days of bad luck: simulate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tenure.cli.command import REFUSED, json_option
+from tenure.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from tenure.simulator import Rehearsal, Violation
+
+SEEDS = 1_000_000
+
+
+@click.command()
+@click.option("--seed", type=int, metavar="N", help="Which worlds to play.  [default: by chance]")
+@click.option(
+    "--hours",
+    type=float,
+    default=100.0,
+    show_default=True,
+    metavar="N",
+    help="Hours of queue time to play.",
+)
+@json_option
+def simulate(seed: int | None, hours: float, as_json: bool) -> None:
+    """Play days of crashes, lost answers and late reports in seconds.
+
+    Runs the real rules and statements on a throw-away store in memory, with virtual time, and
+    checks every commit. The same seed plays the same events again. Exit 1 if anything was broken.
+    """
+    import secrets
+
+    from tenure.cli.terminal import print_json, progress
+    from tenure.simulator import rehearse
+
+    if not 0 < hours <= 1_000_000:
+        raise InvalidInput("give a number above 0, at most 1000000", path="--hours")
+    if seed is None:
+        seed = secrets.randbelow(SEEDS)
+    if not as_json:
+        click.echo(f"Simulating {hours:g} hours of queue time from seed {seed} ...")
+    with progress("Playing", shown=not as_json, steady=True) as tell:
+        played = rehearse(
+            seed, hours, lambda done: tell(round(done), round(hours), "hours of queue time")
+        )
+    if as_json:
+        print_json(played)
+    else:
+        _tell(played)
+    if played.violation is not None:
+        click.get_current_context().exit(REFUSED)
+
+
+def _tell(played: Rehearsal) -> None:
+    for figure, number in sorted(played.figures.items()):
+        click.echo(f"{number:>10,}  {figure}")
+    click.echo(f"\nhours {played.hours:.1f}, worlds {played.worlds}, trace {played.trace[:16]}")
+    if played.violation is None:
+        click.echo("No violation: no job lost, none run too often, no attempt settled twice.")
+    else:
+        _accuse(played.violation)
+
+
+def _accuse(violation: Violation) -> None:
+    from tenure.cli.terminal import visible
+
+    click.echo(f"VIOLATION after {violation.at}: {visible(violation.what)}")
+    if violation.job:
+        click.echo(f"\nThe last moves of {violation.job}:")
+    for move in violation.moves:
+        click.echo(f"  {visible(move)}")
+    click.echo("\nWhat happened just before:")
+    for line in violation.lines:
+        click.echo(f"  {visible(line)}")
+    again = f"tenure simulate --seed {violation.seed} --hours {violation.hours:g}"
+    click.echo(f"\nTo play it again: {again}")

@@ -1,0 +1,52 @@
+"""Actions on all jobs of a filter, over HTTP: begun here, gone on with by the sweepers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, Struct
+from starlette.responses import Response
+
+from tenure.app.queries import MOST_LISTED
+from tenure.http.api.routing import Call, answer
+from tenure.jobs.values import Filter
+from tenure.wire import requests, responses
+
+
+class BulksQuery(Struct, kw_only=True):
+    """How many to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=MOST_LISTED)] = 50
+
+
+def start_bulk(call: Call) -> Response:
+    """Begin to retry or cancel all jobs that fit now; the server goes on with it by itself."""
+    call.doorbell.check_running()
+    body: requests.BulkRequest = call.body
+    given: dict[str, Any] = {
+        name: value
+        for name in body.filter.__struct_fields__
+        if (value := getattr(body.filter, name)) is not UNSET
+    }
+    bulk = call.app.start_bulk(
+        body.action,
+        Filter(**given, hidden=call.redaction.keys),
+        more_retries=1 if body.more_retries is UNSET else body.more_retries,
+        actor=call.caller.name,
+    )
+    return answer(responses.bulk_body(bulk), 202, {"Location": call.address(f"/bulk/{bulk.id}")})
+
+
+def list_bulks(call: Call) -> Response:
+    """List bulk actions, newest first."""
+    return answer([responses.bulk_body(bulk) for bulk in call.app.bulks(call.query.limit)])
+
+
+def show_bulk(call: Call) -> Response:
+    """Show a bulk action and how far it has come."""
+    return answer(responses.bulk_body(call.app.bulk(call.path["id"])))
+
+
+def stop_bulk(call: Call) -> Response:
+    """End a bulk action where it is; what it has changed stays."""
+    return answer(responses.bulk_body(call.app.stop_bulk(call.path["id"], actor=call.caller.name)))

@@ -1,0 +1,169 @@
+"""Adding, showing and changing jobs over HTTP: decode, one call on the application, encode."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Annotated, Any, cast
+from urllib.parse import urlencode
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+from starlette.responses import Response
+
+from tenure.app.queries import MOST_COUNTED, MOST_LISTED, moves_shown
+from tenure.http.api.routing import Call, answer, convert, sent
+from tenure.jobs import payload as payloads
+from tenure.jobs.enqueue import Draft, Options
+from tenure.jobs.filters import checked
+from tenure.jobs.values import Action, Added, Filter
+from tenure.lifecycle import Status
+from tenure.telemetry import tracing
+from tenure.tokens.scopes import Caller
+from tenure.wire import requests, responses
+
+CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
+"""A cursor is the last id seen, without its hyphens; clients hand it back as it is."""
+
+
+class FilterQuery(Struct, kw_only=True):
+    """Which jobs are meant: those that fit everything that is given."""
+
+    status: Status | UnsetType = UNSET
+    type: requests.Name | UnsetType = UNSET
+    queue: requests.Name | UnsetType = UNSET
+    created_after: requests.TimeText | UnsetType = UNSET
+    created_before: requests.TimeText | UnsetType = UNSET
+    error: requests.SearchText | UnsetType = UNSET
+    text: requests.SearchText | UnsetType = UNSET
+
+
+class ListQuery(FilterQuery, kw_only=True):
+    """Which jobs to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=MOST_LISTED)] = 50
+    cursor: Annotated[str, Meta(pattern=CURSOR)] | UnsetType = UNSET
+
+
+class CountQuery(FilterQuery, kw_only=True):
+    """Which jobs to count; with `action`, those whose status allows it."""
+
+    action: Action | UnsetType = UNSET
+    at_most: Annotated[int, Meta(ge=1, le=MOST_COUNTED)] = 10_000
+
+
+async def create_job(call: Call) -> Response:
+    """Add a job; it is on disk when this answers."""
+    call.doorbell.check_running()
+    draft = _draft(call.body, call.caller)
+    if (key := call.header("Idempotency-Key")) is not None:
+        if "idempotency_key" in draft.options:  # the header counts more, but both must be keys
+            payloads.check_key(draft.options["idempotency_key"], "$.idempotency_key")
+        draft.options["idempotency_key"] = payloads.check_key(key, "Idempotency-Key")
+    added = (await _add(call, [draft]))[0]
+    headers = {"Location": call.address(f"/jobs/{added.job.id}")}
+    return answer(call.shown(added.job), 201 if added.created else 200, headers)
+
+
+async def create_jobs(call: Call) -> Response:
+    """Add many jobs, all or none; the answer has them in the order of the request."""
+    call.doorbell.check_running()
+    drafts = [_draft(new, call.caller) for new in call.body]
+    added = await _add(call, drafts, batch=True) if drafts else []
+    return answer([call.shown(one.job) for one in added], 201)
+
+
+async def _add(call: Call, drafts: list[Draft], *, batch: bool = False) -> list[Added]:
+    parent = tracing.given(sent(call.request, b"traceparent"))
+    return await asyncio.wrap_future(call.app.add(drafts, batch=batch, traceparent=parent))
+
+
+def _draft(new: requests.NewJob, caller: Caller) -> Draft:
+    """The job as the application takes it; the application checks most of it."""
+    options: dict[str, Any] = {
+        name: value
+        for name in _OPTIONS
+        if (value := getattr(new, name)) is not UNSET and value is not None
+    }
+    options["actor"] = caller.name
+    if isinstance(new.backoff, requests.Backoff):
+        options["backoff"] = {
+            name: value
+            for name in new.backoff.__struct_fields__
+            if (value := getattr(new.backoff, name)) is not UNSET
+        }
+    payload = {} if new.payload is UNSET else new.payload
+    return Draft(new.type, payload, cast(Options, options))
+
+
+_OPTIONS = tuple(
+    name for name in requests.NewJob.__struct_fields__ if name not in {"type", "payload"}
+)
+
+
+def list_jobs(call: Call) -> Response:
+    """List jobs, newest first; a page may be short, or empty, and still have a next one."""
+    query: ListQuery = call.query
+    before = None if query.cursor is UNSET else _id_of(query.cursor)
+    page = call.app.page(_filter(call), limit=query.limit, before=before)
+    headers = {}
+    if page.next is not None:
+        next_page = {**call.request.query_params, "cursor": page.next.replace("-", "")}
+        headers["Link"] = f'<{call.address("/jobs")}?{urlencode(next_page)}>; rel="next"'
+    return answer([call.shown(job) for job in page.jobs], headers=headers)
+
+
+def count_jobs(call: Call) -> Response:
+    """Count the jobs that fit, as far as a bounded number of rows can tell."""
+    query: CountQuery = call.query
+    action = None if query.action is UNSET else query.action
+    found = call.app.count_matching(_filter(call), action=action, at_most=query.at_most)
+    return answer(responses.CountedBody(jobs=found.jobs, exact=found.exact))
+
+
+def _filter(call: Call) -> Filter:
+    """The filter in a query."""
+    names = FilterQuery.__struct_fields__
+    given = {name: value for name in names if (value := getattr(call.query, name)) is not UNSET}
+    for name in given.keys() & {"created_after", "created_before"}:
+        given[name] = convert(given[name], requests.RunAt, root=f"query {name}")
+    return checked(Filter(**given, hidden=call.redaction.keys), at="query ")
+
+
+def _id_of(cursor: str) -> str:
+    parts = (cursor[:8], cursor[8:12], cursor[12:16], cursor[16:20], cursor[20:])
+    return "-".join(parts)
+
+
+def show_job(call: Call) -> Response:
+    """Show a job as it stands."""
+    return answer(call.shown(call.app.get(call.path["id"])))
+
+
+def show_history(call: Call) -> Response:
+    """Show every move of a job, oldest first."""
+    job, moves = call.app.get(call.path["id"]), call.app.history(call.path["id"])
+    shown = moves_shown(moves, job, call.redaction)
+    return answer([responses.transition_body(move) for move in shown])
+
+
+def explain_job(call: Call) -> Response:
+    """Say why a job is not running, or what it is doing."""
+    told = call.app.explain(call.path["id"])
+    if call.redaction:
+        text = call.redaction.text(told.text, call.app.get(call.path["id"]))
+        told = replace(told, text=text)
+    return answer(
+        responses.ExplanationBody(reason=told.reason, text=told.text, legal_moves=told.legal)
+    )
+
+
+def cancel_job(call: Call) -> Response:
+    """Cancel a job that waits or runs."""
+    return answer(call.shown(call.app.cancel(call.path["id"], actor=call.caller.name)))
+
+
+def retry_job(call: Call) -> Response:
+    """Run a job that failed for good again, with a higher limit."""
+    more = 1 if call.body.more_retries is UNSET else call.body.more_retries
+    job = call.app.retry(call.path["id"], more_retries=more, actor=call.caller.name)
+    return answer(call.shown(job))

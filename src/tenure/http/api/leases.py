@@ -1,0 +1,108 @@
+"""What workers call over HTTP: lease jobs, report what became of them, keep the leases alive."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from msgspec import UNSET, Struct
+from starlette.responses import Response
+
+from tenure.errors import LeaseLost, ReportConflict
+from tenure.http.api import events as streams
+from tenure.http.api.routing import Call, answer
+from tenure.jobs import payload
+from tenure.jobs.values import Answer, ClaimRequest, Outcome, check_open
+from tenure.wire import requests, responses
+from tenure.wire.problems import storable
+
+
+class HeartbeatQuery(Struct, kw_only=True):
+    """How long the leases are to last from now."""
+
+    lease_seconds: requests.LeaseSeconds = requests.DEFAULT_LEASE
+
+
+async def lease_jobs(call: Call) -> Response:
+    """Lease jobs to a worker, waiting for some up to `wait_seconds`."""
+    body: requests.LeaseRequest = call.body
+    wanted = ClaimRequest(
+        worker=body.worker,
+        limit=body.limit,
+        lease_seconds=body.lease_seconds,
+        queues=_names(body.queues, "queue", "queues"),
+        types=_names(body.types, "job type", "types"),
+        label="" if body.label is UNSET else body.label,
+        wait_seconds=body.wait_seconds,
+        traces=body.traces,
+    )
+    for number, queue in enumerate(wanted.queues or ()):
+        check_open(queue, f"$.queues[{number}]")
+    leases = await streams.claim(call.app, wanted, call.request, call.doorbell)
+    return answer([responses.lease_body(lease) for lease in leases])
+
+
+def _names(names: list[str] | None, what: str, field: str) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    return tuple(payload.check_name(n, what, f"$.{field}[{i}]") for i, n in enumerate(names))
+
+
+async def complete_lease(call: Call) -> Response:
+    """Report that an attempt succeeded."""
+    return await _report(call, Outcome.COMPLETED, result=call.body.result)
+
+
+async def fail_lease(call: Call) -> Response:
+    """Report that an attempt failed."""
+    error, retryable = call.body.error, call.body.retryable
+    return await _report(call, Outcome.FAILED, error=error, retryable=retryable)
+
+
+async def release_lease(call: Call) -> Response:
+    """Hand a job back unrun; that costs it no attempt."""
+    return await _report(call, Outcome.RELEASED)
+
+
+async def _report(call: Call, outcome: Outcome, **fields: Any) -> Response:
+    name = call.path["lease_id"]
+    report = requests.report_of(requests.ReportEntry(lease_id=name, outcome=outcome, **fields))
+    turn = await asyncio.wrap_future(call.app.turn([report], None))
+    (verdict,) = turn.verdicts
+    if verdict.answer is Answer.LOST:
+        raise LeaseLost(report.job_id, verdict.recorded)
+    if verdict.answer is Answer.CONFLICT:
+        raise ReportConflict(report.job_id, outcome, verdict.recorded)
+    return answer(responses.verdict_body(name, verdict))
+
+
+def renew_lease(call: Call) -> Response:
+    """Extend a lease."""
+    name = call.path["lease_id"]
+    job_id, lease_id = requests.split_lease(name)
+    if lease_id not in call.app.heartbeat([(job_id, lease_id)], call.body.lease_seconds):
+        raise LeaseLost(job_id)
+    return answer(responses.HeldBody(lease_id=name, held=True))
+
+
+async def report_many(call: Call) -> Response:
+    """Report on many leases at once; a verdict for each, in order."""
+    entries: list[requests.ReportEntry] = call.body
+    reports = [requests.report_of(entry) for entry in entries]
+    turn = await asyncio.wrap_future(call.app.turn(reports, None))
+    verdicts = zip(entries, turn.verdicts, strict=True)
+    return answer(
+        [responses.verdict_body(storable(entry.lease_id), verdict) for entry, verdict in verdicts]
+    )
+
+
+def renew_leases(call: Call) -> Response:
+    """Extend many leases at once; whether each is still held, in order."""
+    leases = [requests.split_lease(name) for name in call.body]
+    held = call.app.heartbeat(leases, call.query.lease_seconds) if leases else set()
+    return answer(
+        [
+            responses.HeldBody(lease_id=storable(name), held=lease_id in held)
+            for name, (_, lease_id) in zip(call.body, leases, strict=True)
+        ]
+    )

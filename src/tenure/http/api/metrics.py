@@ -1,0 +1,147 @@
+"""What a monitoring system asks for. Every value is read from the database at that moment.
+
+So the numbers are true however many processes there are, and whichever of them is asked. There are
+no counters in memory: those that are shown were summed up from the ledger by whichever process
+sweeps. The number of series is bounded: beyond `MOST_SERIES` the smallest groups are added up under
+the label `(other)`, which no queue and no type can be called. Groups of counters keep their place
+once they have one, so that no counter ever falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from datetime import datetime
+from itertools import accumulate
+from operator import add
+from typing import TYPE_CHECKING
+
+from tenure.app.app import Tenure
+from tenure.jobs.values import BUCKETS, Count, QueueState, Total, Watched
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MOST_SERIES = 500
+MOST_QUEUES = 100
+OTHER = "(other)"
+
+
+def watched(app: Tenure) -> Watched:
+    """The state of everything, with a bounded number of groups."""
+    return Watched(
+        now=app.ping(),
+        counts=bounded(app.stats()),
+        queues=largest(app.queues()),
+        workers=len(app.workers()),
+        late_leases=app.late_leases(),
+        totals=app.totals(),
+        measured_until=app.measured_until(),
+    )
+
+
+def prometheus_text(seen: Watched) -> bytes:
+    """The metrics in Prometheus' text format."""
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.registry import Collector
+
+    class Snapshot(Collector):
+        def collect(self) -> Iterator[Metric]:
+            yield from _state(seen)
+            yield from _totals(seen)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Snapshot())
+    return generate_latest(registry)
+
+
+def _state(seen: Watched) -> Iterator[Metric]:
+    """What is so now."""
+    from prometheus_client.core import GaugeMetricFamily as Gauge
+
+    jobs = Gauge("tenure_jobs", "Stored jobs.", labels=["status", "queue", "type"])
+    for count in seen.counts:
+        jobs.add_metric([count.status, count.queue, count.type], count.jobs)
+    yield jobs
+    waiting = Gauge("tenure_queue_pending", "Jobs waiting, due or not.", labels=["queue"])
+    running = Gauge("tenure_queue_processing", "Jobs leased to workers.", labels=["queue"])
+    oldest = Gauge(
+        "tenure_queue_oldest_due_seconds",
+        "How long the longest-waiting due job has been due; 0 when none is.",
+        labels=["queue"],
+    )
+    paused = Gauge("tenure_queue_paused", "1 when the queue is paused.", labels=["queue"])
+    for queue in seen.queues:
+        waiting.add_metric([queue.name], queue.pending)
+        running.add_metric([queue.name], queue.processing)
+        oldest.add_metric([queue.name], _seconds(queue.oldest_due_at, seen.now))
+        paused.add_metric([queue.name], 0 if queue.paused_at is None else 1)
+    yield from (waiting, running, oldest, paused)
+    yield Gauge("tenure_workers", "Workers that asked for jobs lately.", value=seen.workers)
+    late = "Leases that have run out and were not yet ended by a sweep."
+    yield Gauge("tenure_late_leases", late, value=seen.late_leases)
+    behind = "How far the counters and histograms are behind the ledger."
+    lag = _seconds(seen.measured_until, seen.now)
+    yield Gauge("tenure_measures_lag_seconds", behind, value=lag)
+
+
+def _totals(seen: Watched) -> Iterator[Metric]:
+    """What has happened since the beginning: it only rises, whichever server is asked."""
+    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+    moves = CounterMetricFamily("tenure_moves", "Moves of jobs.", labels=["event", "queue", "type"])
+    for total in seen.totals:
+        moves.add_metric([total.event, total.queue, total.type], total.moves)
+    yield moves
+    for name, text, events in (
+        ("tenure_wait_seconds", "From due until claimed.", WAITED),
+        ("tenure_run_seconds", "From claimed until the attempt ended, however.", RAN),
+    ):
+        histogram = HistogramMetricFamily(name, text, labels=["type"])
+        for type, (seconds, buckets) in by_type(seen.totals, events).items():
+            histogram.add_metric([type], _cumulated(buckets), seconds)
+        yield histogram
+
+
+WAITED = frozenset({"claimed"})
+RAN = frozenset({"completed", "failed", "lease_expired", "cancelled"})  # if it was running
+
+
+def by_type(
+    totals: Sequence[Total], events: Container[str]
+) -> dict[str, tuple[float, tuple[int, ...]]]:
+    """Job type -> seconds and buckets of some events, over all queues."""
+    sums: dict[str, tuple[float, tuple[int, ...]]] = {}
+    for total in totals:
+        if total.event in events:
+            seconds, buckets = sums.get(total.type, (0.0, (0,) * len(BUCKETS)))
+            added = tuple(map(add, buckets, total.buckets))
+            sums[total.type] = (seconds + total.seconds, added)
+    return sums
+
+
+def _cumulated(buckets: Sequence[int]) -> list[tuple[str, float]]:
+    """Each bound with the number of times up to it, as Prometheus counts them."""
+    from prometheus_client.utils import floatToGoString
+
+    return list(zip(map(floatToGoString, BUCKETS), accumulate(buckets), strict=True))
+
+
+def _seconds(since: datetime | None, now: datetime) -> float:
+    return 0.0 if since is None else max((now - since).total_seconds(), 0.0)
+
+
+def bounded(counts: Sequence[Count], most: int = MOST_SERIES) -> list[Count]:
+    """At most about `most` counts: the smallest are added up, by status, under `(other)`."""
+    if len(counts) <= most:
+        return list(counts)
+    ranked = sorted(counts, key=lambda count: count.jobs, reverse=True)
+    rest: dict[str, int] = {}
+    for count in ranked[most:]:
+        rest[count.status] = rest.get(count.status, 0) + count.jobs
+    return ranked[:most] + [Count(status, OTHER, OTHER, jobs) for status, jobs in rest.items()]
+
+
+def largest(queues: Sequence[QueueState], most: int = MOST_QUEUES) -> list[QueueState]:
+    """The `most` busiest queues."""
+    return sorted(queues, key=lambda q: q.pending + q.processing, reverse=True)[:most]

@@ -1,0 +1,237 @@
+"""The API described as OpenAPI 3.1, from the routes and the types they take and answer.
+
+Nothing is described by hand but what a type cannot say: what JSON a database keeps, how durations
+are written, and which refusals every call can meet.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+import tenure
+from tenure.http.api.routing import JSON, Answer, Route
+from tenure.jobs import durations, ids, payload
+from tenure.tokens.scopes import Scope
+from tenure.wire import problems
+
+TEMPLATE = "#/components/schemas/{name}"
+ALWAYS = (400, 421, 503)
+"""Refusals that any call can meet; 403 and what a body brings are added where they apply."""
+
+_N = "[1-9][0-9]{0,2}"
+DURATION = (
+    rf"^(?=.)([1-9][0-9]?w)?({_N}d)?({_N}h)?({_N}m)?({_N}(\.[0-9]{{1,3}})?s)?({_N}ms)?$"
+    rf"|^[1-9][0-9]{{0,7}}(\.[0-9]{{1,6}})?$"
+    rf"|^PT(?=[0-9])({_N}H)?({_N}M)?({_N}(\.[0-9]{{1,3}})?S)?$"
+)
+TEXT = "^[^\\u0000]*$"
+
+HAND_WRITTEN: Mapping[str, Any] = {
+    "Json": {
+        "description": "JSON as every database keeps it: no NUL, integers of 64 bits.",
+        "anyOf": [
+            {"type": "null"},
+            {"type": "boolean"},
+            {"type": "integer", "minimum": payload.MIN_INTEGER, "maximum": payload.MAX_INTEGER},
+            {"type": "number"},
+            {"type": "string", "pattern": TEXT},
+            {"type": "array", "items": {"$ref": "#/components/schemas/Json"}},
+            {"$ref": "#/components/schemas/JsonObject"},
+        ],
+    },
+    "JsonObject": {
+        "description": "A JSON object; of a payload, the keyword arguments of its handler.",
+        "type": "object",
+        "propertyNames": {"pattern": TEXT},
+        "additionalProperties": {"$ref": "#/components/schemas/Json"},
+    },
+    "Duration": {
+        "description": "Seconds, or text: `30s`, `1h30m`, `250ms`, `PT5M`.",
+        "anyOf": [
+            {"type": "number", "minimum": 0, "maximum": durations.MAX_SECONDS},
+            {"type": "string", "pattern": DURATION, "maxLength": durations.MAX_LENGTH},
+        ],
+    },
+    "PositiveDuration": {
+        "description": "A duration above 0, of a microsecond or more.",
+        "anyOf": [
+            {"type": "number", "minimum": 0.000001, "maximum": durations.MAX_SECONDS},
+            {"type": "string", "pattern": DURATION, "maxLength": durations.MAX_LENGTH},
+        ],
+    },
+}
+
+TOKEN = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "Each call names the scopes, one of which the token needs; `admin` is enough for"
+    " every call.",
+}
+
+_GIVEN = {"not": {"type": "null"}}
+RULES: Mapping[str, Any] = {
+    "NewJob": {
+        "not": {
+            "description": "Give `delay` or `run_at`, not both.",
+            "required": ["delay", "run_at"],
+            "properties": {"delay": _GIVEN, "run_at": _GIVEN},
+        }
+    }
+}
+"""What a type's fields must be together, which none of them says."""
+
+PATH_PARAMETERS: Mapping[str, Any] = {
+    "id": {"type": "string", "pattern": ids.ID_PATTERN},
+    "lease_id": {"type": "string", "pattern": "^[0-9a-f.-]{1,128}$"},
+    "name": {
+        "type": "string",
+        "pattern": payload.NAME_PATTERN,
+        "maxLength": payload.MAX_NAME_LENGTH,
+    },
+}
+ANSWER_HEADERS: Mapping[str, Any] = {
+    problems.REQUEST_ID: {
+        "description": "The id in the problem's `request_id`: that of the request, if it had one.",
+        "schema": {"type": "string"},
+    },
+    "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
+    "Link": {
+        "description": 'The next page, `rel="next"`; absent when this is the last.',
+        "schema": {"type": "string"},
+    },
+}
+
+
+@functools.cache
+def document(routes: tuple[Route, ...], *, secured: bool) -> bytes:
+    """The description as JSON; `secured` says whether calls need a token."""
+    schemas = _Schemas(routes)
+    paths: dict[str, Any] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas, secured)
+    described: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tenure",
+            "version": tenure.__version__,
+            "summary": "A job queue that keeps every job it accepts.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "paths": paths,
+        "components": {"schemas": {**schemas.components, **HAND_WRITTEN}},
+    }
+    if secured:
+        described["components"]["securitySchemes"] = {"token": TOKEN}
+    return msgspec.json.encode(described)
+
+
+class _Schemas:
+    """The schema of every type that a route takes or answers."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        types: list[Any] = [problems.ProblemBody]
+        for route in routes:
+            types += [answer.type for answer in route.answers.values()]
+            types += [route.query] if route.query else []
+            types += [route.body.type] if route.body else []
+        schemas, components = msgspec.json.schema_components(types, ref_template=TEMPLATE)
+        self._of = dict(zip(map(str, types), schemas, strict=True))
+        self.components = {
+            name: {**schema, **RULES.get(name, {})} for name, schema in components.items()
+        }
+
+    def of(self, type: Any) -> Any:
+        """The schema of a type, mostly a reference."""
+        return self._of[str(type)]
+
+    def properties(self, type: Any) -> Mapping[str, Any]:
+        """The fields of a struct."""
+        found: Mapping[str, Any] = self.components[type.__name__]["properties"]
+        return found
+
+
+def _operation(route: Route, schemas: _Schemas, secured: bool) -> dict[str, Any]:
+    answers = {
+        str(status): _answer(answer, schemas) for status, answer in sorted(route.answers.items())
+    }
+    for status in _refusals(route, secured):
+        answers.setdefault(str(status), _problem(status, schemas))
+    operation: dict[str, Any] = {
+        "operationId": route.name,
+        "summary": route.summary,
+        "parameters": _parameters(route, schemas),
+        "responses": answers,
+    }
+    if route.body is not None:
+        operation["requestBody"] = {
+            "required": not route.body.optional,
+            "description": f"At most {route.body.limit} bytes.",
+            "content": {JSON: {"schema": schemas.of(route.body.type)}},
+        }
+    if secured:
+        operation["security"] = [{"token": [scope]} for scope in Scope if scope in route.scopes]
+    return operation
+
+
+def _refusals(route: Route, secured: bool) -> list[int]:
+    statuses = {*ALWAYS, *route.refusals}
+    if route.method != "GET":
+        statuses.add(403)
+    if route.body is not None:
+        statuses |= {408, 413, 415}
+    if secured and route.scopes:
+        statuses |= {401, 403}
+    return sorted(statuses)
+
+
+def _answer(answer: Answer, schemas: _Schemas) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    if answer.type is not None:
+        content[JSON] = {"schema": schemas.of(answer.type)}
+    for media_type in answer.also:
+        content[media_type] = {"schema": {"type": "string"}}
+    described: dict[str, Any] = {"description": answer.text, "content": content}
+    if answer.headers:
+        described["headers"] = {name: ANSWER_HEADERS[name] for name in answer.headers}
+    return described
+
+
+def _problem(status: int, schemas: _Schemas) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "description": HTTPStatus(status).phrase,
+        "content": {problems.MEDIA_TYPE: {"schema": schemas.of(problems.ProblemBody)}},
+    }
+    headers = {problems.REQUEST_ID: ANSWER_HEADERS[problems.REQUEST_ID]}
+    if status in (429, 503):
+        headers["Retry-After"] = {"description": "Seconds.", "schema": {"type": "string"}}
+    described["headers"] = headers
+    return described
+
+
+def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": PATH_PARAMETERS[name]}
+        for name in re.findall(r"{(\w+)}", route.path)
+    ]
+    if route.query is not None:
+        parameters += [
+            {"name": name, "in": "query", "required": False, "schema": _without_null(schema)}
+            for name, schema in schemas.properties(route.query).items()
+        ]
+    parameters += [
+        {"name": name, "in": "header", "required": False, "schema": schema}
+        for name, schema in route.headers.items()
+    ]
+    return parameters
+
+
+def _without_null(schema: Mapping[str, Any]) -> Any:
+    """A query parameter is left out, it cannot be null."""
+    some = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    return some[0] if len(some) == 1 else schema

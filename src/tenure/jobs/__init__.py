@@ -1,0 +1,1 @@
+"""What a job is made of: values, payloads, results, ids, durations, handlers, filters. Pure."""

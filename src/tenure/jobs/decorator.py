@@ -1,0 +1,72 @@
+"""What `@app.job` makes of a function: still the function, and a typed way to enqueue it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack
+
+from tenure.jobs.enqueue import Draft, Options
+from tenure.jobs.handlers import Handler, JobContext
+from tenure.lifecycle import Job
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Enqueues(Protocol):
+    """What a job type needs of its application."""
+
+    def enqueue_many(self, drafts: Sequence[Draft]) -> list[Job]:
+        """Add jobs."""
+
+    async def enqueue_many_async(self, drafts: Sequence[Draft]) -> list[Job]:
+        """Add jobs without blocking the loop."""
+
+
+class JobType(Generic[P, R]):
+    """A registered handler. Calling it runs the function here; `enqueue` makes a job of the call.
+
+    A function that wants a JobContext gets one of a first attempt, unless the call brings its own.
+    The arguments of `enqueue` are those of the function, and type checkers know it.
+    """
+
+    __name__: str
+
+    def __init__(self, app: Enqueues, handler: Handler, options: Options | None = None) -> None:
+        self._app = app
+        self.handler = handler
+        self._options: Options = options or {}
+        functools.update_wrapper(self, handler.function)
+
+    @property
+    def name(self) -> str:
+        """The job type."""
+        return self.handler.name
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        given: tuple[Any, ...] = args
+        if self.handler.wants_context and not (given and isinstance(given[0], JobContext)):
+            given = (self.handler.context_of_a_call(), *given)
+        result: R = self.handler.function(*given, **kwargs)
+        return result
+
+    def options(self, **options: Unpack[Options]) -> JobType[P, R]:
+        """The same job type with other options: `send.options(delay="5m").enqueue(...)`."""
+        return JobType(self._app, self.handler, {**self._options, **options})
+
+    def draft(self, *args: P.args, **kwargs: P.kwargs) -> Draft:
+        """The job that `enqueue` with these arguments would add, for `Tenure.enqueue_many`."""
+        handler = self.handler
+        return Draft(handler.name, handler.payload_of(args, kwargs), self._options)
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """Add a job for this call; when it returns, the job is on disk."""
+        return self._app.enqueue_many([self.draft(*args, **kwargs)])[0]
+
+    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """`enqueue` for async callers; other coroutines run while the database commits."""
+        return (await self._app.enqueue_many_async([self.draft(*args, **kwargs)]))[0]
+
+    def __repr__(self) -> str:
+        return f"<job type {self.name}>"

@@ -1,0 +1,201 @@
+"""What an enqueue may ask for, and what the store is asked to add. Pure.
+
+A draft is a job as a caller means it: its options may be text (`"5m"`), mistaken, or left to the
+handler's defaults. An addition is checked and complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypedDict
+
+import msgspec
+from msgspec.structs import replace
+
+from tenure.errors import InvalidInput
+from tenure.jobs import durations, ids, payload
+from tenure.jobs.handlers import Defaults
+from tenure.jobs.values import WEBHOOK, Addition, check_open
+from tenure.retry import DEFAULT_POLICY, RetryPolicy
+
+MOST_PRIORITY = 32_767
+MOST_RETRIES = 1_000
+YEARS = range(1000, 9000)
+"""Of a `run_at`: what every database and client can read, in every zone."""
+
+Duration = float | int | str | timedelta
+"""Seconds, a timedelta, or text such as `30s`, `1h30m` or `PT5M`."""
+
+Backoff = RetryPolicy | Duration | dict[str, Any]
+"""A policy, its `base` alone, or its fields by name."""
+
+
+class Options(TypedDict, total=False):
+    """What one enqueue may say about its job beside the payload."""
+
+    queue: str
+    priority: int
+    max_retries: int
+    timeout: Duration | None
+    backoff: Backoff
+    delay: Duration
+    run_at: datetime
+    idempotency_key: str
+    actor: str
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """A job to be enqueued: type, payload and options, not yet checked."""
+
+    type: str
+    payload: Any
+    options: Options
+
+
+def additions_of(
+    drafts: Sequence[Draft], *, defaults: Callable[[str], Defaults], actor: str, several: bool
+) -> list[Addition]:
+    """Check drafts; what they leave open is as `defaults(type)` says. Raises InvalidInput.
+
+    If there are `several`, or might have been, its path begins with the number of the draft.
+    """
+    made: list[Addition] = []
+    try:
+        for draft, id in zip(drafts, ids.new_ids(len(drafts)), strict=True):
+            made.append(addition_of(draft, id, defaults=defaults(draft.type), actor=actor))
+    except InvalidInput as error:
+        if not several:
+            raise
+        path = f"$[{len(made)}]{error.path.removeprefix('$')}"
+        raise type(error)(error.message, path=path, code=error.code) from error.__cause__
+    return made
+
+
+def addition_of(draft: Draft, id: str, *, defaults: Defaults, actor: str) -> Addition:
+    """Check a draft; what it leaves open is as in `defaults`. Raises InvalidInput."""
+    options = draft.options
+    delay: Any = None
+    run_at: Any = None
+    key: Any = None
+    if options:  # most jobs have none
+        if unknown := options.keys() - _OPTIONS:
+            raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path="$")
+        actor = options.get("actor", actor)
+        delay = options.get("delay")
+        run_at = _time_of(options.get("run_at"), delay)
+        key = options.get("idempotency_key")
+        if key is not None:
+            key = payload.check_key(key, "$.idempotency_key")
+        defaults = defaults_of(options, defaults)
+    if draft.type == WEBHOOK:
+        raise InvalidInput(
+            f"jobs of type {WEBHOOK} are made by webhooks alone, for what they deliver is signed; "
+            "choose another type",
+            path="$.type",
+        )
+    addition = Addition(
+        id=id,
+        type=payload.check_name(draft.type, "job type", "$.type"),
+        queue=defaults.queue,
+        payload=payload.canonical(draft.payload),
+        priority=defaults.priority,
+        max_retries=defaults.max_retries,
+        timeout=defaults.timeout,
+        backoff=defaults.backoff,
+        idempotency_key=key,
+        delay=0.0 if delay is None else durations.seconds(delay, path="$.delay"),
+        run_at=run_at,
+        actor=actor,
+    )
+    return addition if key is None else replace(addition, fingerprint=_fingerprint(addition))
+
+
+def _time_of(run_at: Any, delay: Any) -> datetime | None:
+    if run_at is None:
+        return None
+    if delay is not None:
+        raise InvalidInput("give delay or run_at, not both", path="$.run_at")
+    if not isinstance(run_at, datetime) or run_at.tzinfo is None:
+        raise InvalidInput("run_at needs a time with its zone", path="$.run_at")
+    if run_at.year not in YEARS:
+        raise InvalidInput("run_at is out of range; use the years 1000 to 8999", path="$.run_at")
+    return run_at.astimezone(UTC)
+
+
+def defaults_of(options: Mapping[str, Any], otherwise: Defaults) -> Defaults:
+    """The options that a handler may set for its jobs, checked; `otherwise` fills the gaps."""
+    if _DEFAULTS.isdisjoint(options):
+        return otherwise
+    timeout = options.get("timeout", otherwise.timeout)
+    return Defaults(
+        queue=_queue(options.get("queue", otherwise.queue)),
+        priority=whole(
+            options.get("priority", otherwise.priority), -MOST_PRIORITY, MOST_PRIORITY, "$.priority"
+        ),
+        max_retries=whole(
+            options.get("max_retries", otherwise.max_retries), 0, MOST_RETRIES, "$.max_retries"
+        ),
+        timeout=None if timeout is None else positive(timeout, "$.timeout"),
+        backoff=policy_of(options.get("backoff", otherwise.backoff), "$.backoff"),
+    )
+
+
+def _queue(given: Any) -> str:
+    return check_open(payload.check_name(given, "queue", "$.queue"), "$.queue")
+
+
+_OPTIONS = frozenset(Options.__annotations__)
+_DEFAULTS = frozenset(field.name for field in fields(Defaults))
+
+
+def policy_of(backoff: Any, path: str) -> RetryPolicy:
+    """The retry policy that a caller means; raises InvalidInput at `path`."""
+    if isinstance(backoff, RetryPolicy):
+        return backoff
+    if not isinstance(backoff, Mapping):
+        return RetryPolicy(base=durations.seconds(backoff, path=path))
+    if unknown := backoff.keys() - {"base", "factor", "cap"}:
+        raise InvalidInput(f"no such field: {', '.join(map(str, unknown))}", path=path)
+    values = {
+        name: durations.seconds(backoff[name], path=f"{path}.{name}")
+        for name in ("base", "cap")
+        if name in backoff
+    }
+    factor = backoff.get("factor", DEFAULT_POLICY.factor)
+    if isinstance(factor, bool) or not isinstance(factor, int | float):
+        raise InvalidInput("give a number", path=f"{path}.factor")
+    return RetryPolicy(**values, factor=float(factor))
+
+
+def whole(value: Any, low: int, high: int, path: str) -> int:
+    """`value` if it is a whole number from `low` to `high`; raises InvalidInput at `path`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidInput(f"give a whole number from {low} to {high}", path=path)
+    return value
+
+
+def positive(value: Duration, path: str) -> float:
+    """A duration above 0 in seconds; raises InvalidInput at `path`."""
+    seconds = durations.seconds(value, path=path)
+    if seconds <= 0:
+        raise InvalidInput("give a time above 0", path=path)
+    return seconds
+
+
+def _fingerprint(addition: Addition) -> str:
+    """What makes two requests with one idempotency key the same request."""
+    asked = [
+        addition.type,
+        addition.queue,
+        addition.payload,
+        addition.priority,
+        addition.max_retries,
+        addition.timeout,
+        [addition.backoff.base, addition.backoff.factor, addition.backoff.cap],
+        addition.delay,
+        None if addition.run_at is None else addition.run_at.timestamp(),
+    ]
+    return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()

@@ -1,0 +1,138 @@
+"""Why a job is not running, in words. Pure: facts in, reasons out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from tenure.jobs import durations
+from tenure.jobs.values import MOST_AHEAD, Activity, WorkerState, serves
+from tenure.lifecycle import Job, Status, legal_events
+
+RATE_MINUTES = 5
+"""How many minutes, the one that runs included, tell how fast a queue goes."""
+WORKER_IS_LIVE = timedelta(seconds=60)
+"""A worker that holds no job is taken for dead after that long without asking for one."""
+ENDED = frozenset({"completed", "failed", "lease_expired"})
+"""Moves that end an attempt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known around a job at `now`."""
+
+    now: datetime
+    paused: bool  # its queue
+    workers: Sequence[WorkerState]  # seen lately, live or not
+    ahead: int  # due jobs of its queue that go first; MOST_AHEAD + 1 means that or more
+    rate: float  # attempts of its queue that end per second, over the last minutes
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One stable `reason`, a sentence, and what may be done to the job."""
+
+    reason: str
+    text: str
+    legal: tuple[str, ...]
+
+
+def explain(job: Job, facts: Facts) -> Explanation:
+    """Say why `job` is not running, or what it is doing."""
+    reason, text = _reason(job, facts)
+    return Explanation(reason, text, legal_events(job.status))
+
+
+def rate(moves: Iterable[Activity], queue: str, now: datetime) -> float:
+    """Attempts of a queue that ended per second, from its moves of the last `RATE_MINUTES`."""
+    ended = sum(m.moves for m in moves if m.queue == queue and m.event in ENDED)
+    start = now.replace(second=0, microsecond=0) - timedelta(minutes=RATE_MINUTES - 1)
+    return ended / (now - start).total_seconds()
+
+
+def _reason(job: Job, facts: Facts) -> tuple[str, str]:
+    match job.status:
+        case Status.COMPLETED:
+            return "completed", f"It completed at {_at(job.finished_at)}, attempt {job.attempts}."
+        case Status.CANCELLED:
+            return "cancelled", f"{job.actor} cancelled it at {_at(job.finished_at)}."
+        case Status.FAILED:
+            return "failed", (
+                f"It failed for good at {_at(job.finished_at)} after {job.attempts} of "
+                f"{max(job.max_retries, 1)} attempts: {_named(job.last_error)}"
+            )
+        case Status.PROCESSING:
+            return _processing(job, facts)
+        case Status.PENDING:
+            return _pending(job, facts)
+
+
+def _processing(job: Job, facts: Facts) -> tuple[str, str]:
+    if job.lease_expires_at is not None and job.lease_expires_at <= facts.now:
+        return "lease_ran_out", (
+            f"Worker {job.worker} holds it but its lease ran out at {_at(job.lease_expires_at)}: "
+            "the next sweep ends the attempt."
+        )
+    return "running", (
+        f"Worker {job.worker} runs attempt {job.attempts} since {_at(job.started_at)}; "
+        f"its lease lasts until {_at(job.lease_expires_at)} unless renewed."
+    )
+
+
+def _pending(job: Job, facts: Facts) -> tuple[str, str]:
+    if facts.paused:
+        return "queue_paused", f"Queue {job.queue} is paused; resume it to go on."
+    if job.run_at > facts.now:
+        wait = durations.roughly(round((job.run_at - facts.now).total_seconds(), 1))
+        why = (
+            f" after attempt {job.attempts} failed: {_named(job.last_error)}"
+            if job.attempts
+            else ""
+        )
+        return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}{why}."
+    live = [worker for worker in facts.workers if is_live(worker, facts.now)]
+    of_queue = [worker for worker in live if serves(worker.queues, job.queue)]
+    if not live:
+        return "no_worker", (
+            f"No worker is alive; start one for jobs of type {job.type} in queue {job.queue}."
+        )
+    if not of_queue:
+        return "no_worker_for_queue", (
+            f"No worker takes jobs from queue {job.queue}, of {len(live)} alive; "
+            "start one that does."
+        )
+    if not any(worker.types is None or job.type in worker.types for worker in of_queue):
+        return "no_worker_for_type", (
+            f"No worker takes jobs of type {job.type}, of {len(of_queue)} alive "
+            f"for queue {job.queue}; start one that does."
+        )
+    if facts.ahead == 0:
+        return "next", f"It is next in queue {job.queue}: the first free worker takes it."
+    return "waiting", _turn(job, facts)
+
+
+def _turn(job: Job, facts: Facts) -> str:
+    """When a job comes to its turn, as far as that can be told."""
+    many = facts.ahead > MOST_AHEAD
+    ahead = f"More than {MOST_AHEAD:,} jobs" if many else f"{facts.ahead:,} jobs"
+    goes = "1 job of its queue goes" if facts.ahead == 1 else f"{ahead} of its queue go"
+    if facts.rate <= 0:
+        return f"{goes} first, and none is known to have ended in the last {RATE_MINUTES} minutes."
+    eta = durations.roughly(max(round(facts.ahead / facts.rate, 1), 0.1))
+    speed = f"{facts.rate:.1f} per second" if facts.rate >= 1 else f"{facts.rate * 60:.1f} a minute"
+    return f"{goes} first; at {speed} its turn comes in {'more than' if many else 'about'} {eta}."
+
+
+def is_live(worker: WorkerState, now: datetime) -> bool:
+    """Whether a worker holds jobs, or asked for some lately."""
+    return worker.leases > 0 or now - worker.seen_at < WORKER_IS_LIVE
+
+
+def _named(error: str | None) -> str:
+    """The first line of an error, which names it; the job has the rest."""
+    return (error or "").partition("\n")[0]
+
+
+def _at(time: datetime | None) -> str:
+    return "?" if time is None else time.strftime("%Y-%m-%d %H:%M:%S UTC")

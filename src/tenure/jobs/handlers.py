@@ -1,0 +1,305 @@
+"""Handlers: the functions that run jobs, and how their arguments become payloads and back.
+
+A handler's payload is its keyword arguments as a JSON object. What a parameter's annotation says is
+what the handler gets: dataclasses, msgspec structs, datetime, UUID, Decimal and enums are converted
+on the way in and out; a payload that does not fit is refused with the place where it does not.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import msgspec.inspect
+
+from tenure.errors import InvalidInput
+from tenure.jobs import payload as payloads
+from tenure.lifecycle import DEFAULT_MAX_RETRIES
+from tenure.retry import DEFAULT_POLICY, RetryPolicy
+
+
+@dataclass(slots=True)
+class JobContext:
+    """What a handler may know of the attempt it runs; ask for it by annotating a first parameter.
+
+    `token` rises with every attempt of the job: hand it to outside systems as a fencing token.
+    `deadline` is when the attempt's timeout strikes. `cancelled` turns true when the job was
+    cancelled or its lease was lost: what the handler does from then on will not be recorded.
+    """
+
+    id: str
+    type: str
+    queue: str
+    attempt: int
+    max_retries: int
+    token: int
+    deadline: datetime | None
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What jobs of a handler are enqueued with unless the call says otherwise."""
+
+    queue: str = "default"
+    priority: int = 0
+    max_retries: int = DEFAULT_MAX_RETRIES
+    timeout: float | None = None
+    backoff: RetryPolicy = DEFAULT_POLICY
+
+
+class BadArguments(Exception):
+    """The stored payload does not fit the handler's signature; trying again cannot help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A registered function: how to call it with a stored payload."""
+
+    name: str
+    function: Callable[..., Any]
+    defaults: Defaults = field(default_factory=Defaults)
+    in_process: bool = False  # run in a child process
+    is_async: bool = False
+    wants_context: bool = False
+    signature: inspect.Signature = field(default_factory=inspect.Signature)
+    decoder: msgspec.json.Decoder[Any] | None = None  # None: the payload as it is
+    fields: tuple[str, ...] = ()
+    optional: bool = False  # some fields may be absent
+    required: frozenset[str] = frozenset()  # those of `fields` without a default
+    others: Any = None  # what `**` may hold, if there are `fields` beside it
+
+    def payload_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON object that a call with these arguments stands for; TypeError if it is none."""
+        if not args and (payload := self._plain_payload(kwargs)) is not None:
+            return payload
+        if self.wants_context:
+            args = (None, *args)
+        bound = self.signature.bind(*args, **kwargs).arguments
+        if self.wants_context:
+            del bound[next(iter(self.signature.parameters))]
+        arguments: dict[str, Any] = {}
+        for name, value in bound.items():
+            if self.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                arguments.update(value)
+            else:
+                arguments[name] = value
+        try:
+            return {
+                name: value if type(value) in _PLAIN else _with_lists(msgspec.to_builtins(value))
+                for name, value in arguments.items()
+            }
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise InvalidInput(
+                f"an argument of {self.name} cannot be written as JSON ({error}); "
+                "pass an id or a value of a JSON type instead",
+                path="$.payload",
+            ) from error
+
+    def _plain_payload(self, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+        """`payload_of` for the usual call, four times as fast; None if this call is another.
+
+        That is one by keywords, right ones, whose values are JSON as they are.
+        """
+        for value in kwargs.values():
+            if type(value) not in _PLAIN:
+                return None
+        payload = {name: kwargs[name] for name in self.fields if name in kwargs}
+        usual = len(payload) == len(kwargs) and self.required <= payload.keys()
+        return payload if usual else None
+
+    def context_of_a_call(self) -> JobContext:
+        """What stands for the context when the function is called where there is no job."""
+        limit = self.defaults.max_retries
+        return JobContext("", self.name, self.defaults.queue, 1, limit, token=1, deadline=None)
+
+    def arguments(self, text: str) -> dict[str, Any]:
+        """The keyword arguments for a stored payload; raises BadArguments naming the field."""
+        if self.decoder is None:
+            return payloads.load(text)
+        try:
+            values = self.decoder.decode(text)
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            raise BadArguments(f"the payload does not fit {self.name}: {error}") from error
+        arguments = msgspec.structs.asdict(values)
+        if self.optional:
+            arguments = {n: value for n, value in arguments.items() if value is not msgspec.UNSET}
+        if self.others is not None:
+            arguments |= self._other_arguments(payloads.load(text))
+        return arguments
+
+    def _other_arguments(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """What `**` gets: whatever has no parameter of its own, each by the annotation of `**`."""
+        others: dict[str, Any] = {}
+        first = next(iter(self.signature.parameters.values()))
+        for name in payload.keys() - set(self.fields):
+            try:
+                if self.wants_context and name == first.name and first.kind is not _BY_PLACE:
+                    raise msgspec.ValidationError("Object contains the context's name")
+                others[name] = msgspec.convert(payload[name], self.others)
+            except msgspec.ValidationError as error:
+                raise BadArguments(
+                    f"the payload does not fit {self.name}: {error} - at `$.{name}`"
+                ) from error
+        return others
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_BY_PLACE = inspect.Parameter.POSITIONAL_ONLY
+_BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def _with_lists(value: Any) -> Any:
+    """A value of JSON types as JSON would give it back: tuples become lists."""
+    if isinstance(value, list | tuple):
+        return [_with_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_lists(item) for key, item in value.items()}
+    return value
+
+
+def describe(
+    function: Callable[..., Any], name: str, defaults: Defaults, *, in_process: bool = False
+) -> Handler:
+    """Read a function's signature into a Handler; raises InvalidInput if no payload could fit."""
+    signature = inspect.signature(function)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except Exception as error:  # annotations are expressions: they can raise anything
+        raise InvalidInput(
+            f"an annotation of {name} cannot be resolved: {type(error).__name__}: {error}"
+        ) from error
+    parameters = list(signature.parameters.values())
+    wants_context = bool(parameters) and hints.get(parameters[0].name) is JobContext
+    is_async = inspect.iscoroutinefunction(function)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidInput(f"{name} is a generator, calling it runs nothing: make it without yield")
+    if in_process and (is_async or wants_context):
+        raise InvalidInput(f"{name} runs in a process: make it a plain def without a JobContext")
+    if in_process and "<" in function.__qualname__:
+        raise InvalidInput(f"{name} runs in a process, which must find it: define it in a module")
+    if wants_context:
+        if parameters[0].kind not in (_BY_PLACE, _BY_PLACE_OR_NAME):
+            raise InvalidInput(f"{name}({parameters[0]}): the context is passed by its place")
+        parameters = parameters[1:]
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+    required: set[str] = set()
+    others: Any = None
+    for parameter in parameters:
+        hint = hints.get(parameter.name, Any)
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            _check(name, hint)
+            others = hint
+            continue
+        if parameter.kind in (_BY_PLACE, inspect.Parameter.VAR_POSITIONAL):
+            raise InvalidInput(f"{name}({parameter}): a payload has names, use named parameters")
+        if parameter.default is inspect.Parameter.empty:
+            fields.append((parameter.name, hint))
+            required.add(parameter.name)
+        else:
+            # Defaults may be mutable; the struct only notes that the argument may be absent.
+            optional: Any = typing.Union.__getitem__((hint, msgspec.UnsetType))
+            fields.append((parameter.name, optional, msgspec.UNSET))
+    named_context = (
+        wants_context and next(iter(signature.parameters.values())).kind is not _BY_PLACE
+    )
+    as_it_is = not fields and others in (Any, object) and not named_context
+    return Handler(
+        name=name,
+        function=function,
+        defaults=defaults,
+        in_process=in_process,
+        is_async=is_async,
+        wants_context=wants_context,
+        signature=signature,
+        decoder=None if as_it_is else _decoder(name, fields, open_ended=others is not None),
+        fields=tuple(entry[0] for entry in fields),
+        optional=any(len(entry) > 2 for entry in fields),
+        required=frozenset(required),
+        others=others,
+    )
+
+
+def _decoder(name: str, fields: list[Any], *, open_ended: bool) -> msgspec.json.Decoder[Any]:
+    try:
+        arguments = msgspec.defstruct(
+            "Arguments", fields, kw_only=True, forbid_unknown_fields=not open_ended, gc=False
+        )
+    except TypeError as error:
+        raise InvalidInput(f"an annotation of {name} has no JSON form: {error}") from error
+    _check(name, arguments)
+    return msgspec.json.Decoder(arguments)
+
+
+def _check(name: str, type: Any) -> None:
+    """Raise InvalidInput if part of an annotation can be no JSON value."""
+    try:
+        info = msgspec.inspect.type_info(type)
+        msgspec.json.Decoder(type)
+    except Exception as error:  # it evaluates annotations, too
+        raise InvalidInput(f"an annotation of {name} has no JSON form: {error}") from error
+    for cls in _classes(info, set()):
+        if cls is JobContext:
+            raise InvalidInput(f"{name}: only the first parameter can be the JobContext, and no |")
+        raise InvalidInput(f"an annotation of {name} has no JSON form: {cls}")
+
+
+def _classes(part: Any, seen: set[int]) -> Iterator[Any]:
+    """The classes in a type that no payload can hold."""
+    if id(part) in seen:
+        return
+    seen.add(id(part))
+    if isinstance(part, msgspec.inspect.CustomType):
+        if part.cls is not object:
+            yield part.cls
+    elif isinstance(part, msgspec.inspect.DataclassType) and part.cls is JobContext:
+        yield part.cls
+    elif isinstance(part, tuple):
+        for each in part:
+            yield from _classes(each, seen)
+    elif isinstance(part, msgspec.inspect.Type | msgspec.inspect.Field):
+        for field_name in part.__struct_fields__:
+            if field_name != "default":
+                yield from _classes(getattr(part, field_name), seen)
+
+
+_PLAIN_DEFAULTS = Defaults()
+
+
+class Handlers:
+    """The registry: only what is in it can run, whatever a row says."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Handler] = {}
+        self._for_any: Callable[[str], Handler] | None = None
+
+    def add(self, handler: Handler) -> None:
+        """Register a handler under its name."""
+        if handler.name in self._by_name:
+            raise InvalidInput(f"there is a handler for {handler.name!r} already; name= another")
+        self._by_name[handler.name] = handler
+
+    def add_for_any(self, make: Callable[[str], Handler]) -> None:
+        """Handle every type without a handler of its own by what `make(type)` returns."""
+        self._for_any = make
+
+    def find(self, type: str) -> Handler | None:
+        """The handler of a job type."""
+        handler = self._by_name.get(type)
+        if handler is None and self._for_any is not None:
+            handler = self._for_any(type)
+        return handler
+
+    def defaults(self, type: str) -> Defaults:
+        """What jobs of a type are enqueued with unless the call says otherwise."""
+        handler = self._by_name.get(type)
+        return _PLAIN_DEFAULTS if handler is None else handler.defaults
+
+    def types(self) -> tuple[str, ...] | None:
+        """The types that can be run; None for any."""
+        return None if self._for_any is not None else tuple(sorted(self._by_name))

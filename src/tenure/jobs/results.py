@@ -1,0 +1,233 @@
+"""What handlers produce, made storable: their results, and the text of their exceptions.
+
+Nothing here refuses anything or raises: whatever a handler returned or raised, its job must settle.
+What cannot be kept as it is becomes a note that says so, bounded in size. Pure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import linecache
+import reprlib
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+import msgspec
+
+from tenure.errors import InvalidInput, PayloadTooLarge
+from tenure.jobs.payload import MAX_DEPTH, too_large, walk
+
+MAX_RESULT_BYTES = 64 * 1024
+"""Of a result as compact JSON. A result is a note about what was done: it is kept in the job's row,
+read with it, and reported by the hundred in one transaction. Larger output belongs in a file or an
+object store, with its address as the result."""
+
+MAX_ERROR_BYTES = 16 * 1024
+"""Of the text of an error in UTF-8: a message and `MAX_FRAMES` frames with their source lines."""
+
+MAX_PREVIEW_BYTES = MAX_RESULT_BYTES // 8
+"""Of what is left of a result that cannot be stored; JSON may need six bytes for one of its own."""
+
+MAX_MESSAGE_BYTES = MAX_ERROR_BYTES // 4
+MAX_FRAMES = 30
+MAX_EXCEPTIONS = 10
+MOST_PLACES = 1_000
+"""Places in source code that are remembered as text."""
+
+
+def result_text(value: object) -> str:
+    """Any result of a handler as JSON text of at most `MAX_RESULT_BYTES`; never raises.
+
+    Dataclasses, msgspec structs, dates, UUIDs, decimals, enums, tuples and sets are written as
+    msgspec writes them. What JSON or a database cannot keep becomes an object that says so:
+    `{"tenure:unstorable": "the beginning of its repr", "reason": "why"}`.
+    """
+    try:
+        return _result(value)
+    except BaseException as flaw:  # a handler's object may raise anything, SystemExit too
+        reason = error_text(f"{type(flaw).__name__}: {_spoken(flaw)}", MAX_MESSAGE_BYTES)
+    return msgspec.json.encode({"tenure:unstorable": _preview(value), "reason": reason}).decode()
+
+
+def _result(value: object) -> str:
+    try:
+        walk(value, "$.result", MAX_RESULT_BYTES, MAX_DEPTH)
+    except PayloadTooLarge:
+        raise
+    except InvalidInput:
+        _bound(value)
+        plain = msgspec.to_builtins(value, str_keys=True, enc_hook=_without_subclass)
+        value = json.loads(json.dumps(plain))  # tuples become lists, and NaN stays to be refused
+        walk(value, "$.result", MAX_RESULT_BYTES, MAX_DEPTH)
+    text = msgspec.json.encode(value)
+    if len(text) > MAX_RESULT_BYTES:
+        raise too_large(f"{len(text)} bytes as JSON", MAX_RESULT_BYTES, "$.result")
+    return text.decode()
+
+
+def _bound(value: object) -> None:
+    """Refuse a result of too many parts or levels before the conversion, which knows no bounds."""
+    budget = MAX_RESULT_BYTES
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Any] = []
+        for item in level:
+            below += _parts(item)
+            if len(below) > budget:
+                raise too_large(f"more than {budget} values", MAX_RESULT_BYTES, "$.result")
+        if not below:
+            return
+        budget -= len(below)
+        level = below
+    problem = f"nested more than {MAX_DEPTH} levels deep, or in itself"
+    raise InvalidInput(problem, path="$.result")
+
+
+def _parts(value: object) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    if isinstance(value, msgspec.Struct):
+        return [getattr(value, name) for name in value.__struct_fields__]
+    if dataclasses.is_dataclass(value):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return []
+
+
+def _without_subclass(value: object) -> object:
+    """The plain value of a subclass of str, int or float."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    raise TypeError(f"a {type(value).__name__} has no form in JSON")
+
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 3, 1000, 1000
+_short.maxdict = _short.maxlist = _short.maxtuple = _short.maxset = _short.maxfrozenset = 12
+
+
+def _preview(value: object) -> str:
+    try:
+        return error_text(value if type(value) is str else _short.repr(value), MAX_PREVIEW_BYTES)
+    except BaseException:
+        return f"<{type(value).__name__}>"
+
+
+def error_text(text: str, limit: int = MAX_ERROR_BYTES) -> str:
+    """`text` made storable: never empty, at most `limit` bytes in UTF-8 (64 or more); never raises.
+
+    NUL becomes the picture of one, a lone surrogate its escape. What is too long keeps its head
+    and its tail, with a mark between that says how many characters are missing.
+    """
+    limit = max(limit, 64)  # room for the mark
+    if text.isascii() and len(text) <= limit and "\0" not in text:
+        return text if text.strip() else "(no message)"
+    clean = text.replace("\0", "\N{SYMBOL FOR NULL}")
+    data = clean.encode("utf-8", "backslashreplace")
+    if len(data) <= limit:
+        return data.decode() if clean.strip() else "(no message)"
+    room = limit - len("… [ characters cut] …".encode()) - len(str(len(data)))
+    head = data[: room - room // 3].decode(errors="ignore")
+    tail = data[-(room // 3) :].decode(errors="ignore")
+    missing = len(data.decode()) - len(head) - len(tail)
+    return f"{head}… [{missing} characters cut] …{tail}"
+
+
+def describe_exception(exc: BaseException) -> str:
+    """The exception as an `error_text`: type and message, frames, and what caused it.
+
+    The first line names the error. Frames are shown without local variables, which may hold
+    secrets. At most `MAX_EXCEPTIONS` of a chain or group and `MAX_FRAMES` of each; never raises.
+    """
+    lines: list[str] = []
+    try:
+        lines.extend(_lines(exc))  # keeps what came before if the next line raises
+    except BaseException as flaw:  # an exception's class may define anything
+        lines.append(f"(describing this {type(exc).__name__} raised {type(flaw).__name__})")
+    return error_text("\n".join(lines))
+
+
+def _lines(exc: BaseException) -> Iterator[str]:
+    waiting = [("", exc)]
+    seen: set[int] = set()
+    while waiting and len(seen) < MAX_EXCEPTIONS:
+        relation, one = waiting.pop(0)
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield relation + _headline(one)
+        if one.__traceback__ is not None:
+            yield "Traceback (most recent call last):"
+            yield from _places(one.__traceback__)
+        related: list[tuple[str, BaseException]] = []
+        if one.__cause__ is not None:
+            related.append(("caused by ", one.__cause__))
+        elif one.__context__ is not None and not one.__suppress_context__:
+            related.append(("raised while handling ", one.__context__))
+        if isinstance(one, BaseExceptionGroup):
+            parts = one.exceptions[:MAX_EXCEPTIONS]
+            related += [
+                (f"part {i + 1} of {len(one.exceptions)}: ", e) for i, e in enumerate(parts)
+            ]
+        waiting[:0] = related
+    if waiting:
+        yield "(further exceptions are not shown)"
+
+
+def _headline(exc: BaseException) -> str:
+    kind = type(exc)
+    module = "" if kind.__module__ in {"builtins", "__main__"} else f"{kind.__module__}."
+    said = [_spoken(exc)]
+    if notes := getattr(exc, "__notes__", None):
+        said += map(_spoken, list(notes)[:MAX_EXCEPTIONS])
+    message = "\n".join([error_text(part, MAX_MESSAGE_BYTES) for part in said if part])
+    return f"{module}{kind.__qualname__}: {message}" if message else f"{module}{kind.__qualname__}"
+
+
+def _places(traceback: TracebackType) -> list[str]:
+    """Where the exception passed through, at most `MAX_FRAMES` of it."""
+    frames = []
+    rest: TracebackType | None = traceback
+    while rest is not None:
+        frames.append((rest.tb_frame, rest.tb_lineno or 0))  # None in generated code
+        rest = rest.tb_next
+    cut = len(frames) - MAX_FRAMES
+    if cut <= 0:
+        return [_place(*frame) for frame in frames]
+    half = MAX_FRAMES // 2
+    first, last = frames[:half], frames[half + cut :]
+    mark = f"  … [{cut} frames cut] …"
+    return [*(_place(*frame) for frame in first), mark, *(_place(*frame) for frame in last)]
+
+
+def _place(frame: FrameType, line: int) -> str:
+    """One line of code with its source. Remembered, for what fails often fails in one place."""
+    key = (frame.f_code.co_filename, line, frame.f_code.co_qualname)
+    if (known := _known_places.get(key)) is not None:
+        return known
+    file, _, name = key
+    place = f'  File "{file}", line {line}, in {name}'
+    if source := linecache.getline(file, line, frame.f_globals).strip():
+        place += f"\n    {source[:200]}"
+    if len(_known_places) >= MOST_PLACES:
+        _known_places.clear()
+    _known_places[key] = place
+    return place
+
+
+_known_places: dict[tuple[str, int, str], str] = {}
+
+
+def _spoken(value: object) -> str:
+    """`str(value)`, or a word on why there is none."""
+    try:
+        return str.__str__(str(value))
+    except BaseException as flaw:
+        return f"(its text could not be made: {type(flaw).__name__})"

@@ -1,0 +1,334 @@
+"""Group commit: every write of the process goes through the committing threads of its store.
+
+There is one for each writing connection: one for SQLite, which has one writer, and two for
+PostgreSQL, so that one batch is executed while another waits for the disk or for Python. A thread
+takes what is waiting, applies it as set-based statements in one transaction, commits, and answers
+the callers' futures. Batches come from load, never from timers: an idle store commits at once. A
+sync caller waits on the future, an async caller awaits the same one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any, TypeGuard
+
+from msgspec.structs import replace
+
+from tenure import failpoints
+from tenure.errors import StoreUnavailable, TenureError
+from tenure.jobs.values import Added, Addition, ClaimRequest, Lease, Report, Turn
+from tenure.store import transitions as moves
+from tenure.store.protocol import Database, Trouble
+
+log = logging.getLogger(__name__)
+
+MOST_ITEMS = 1_000
+"""Jobs and reports after which a transaction takes no further work, so that nobody waits behind a
+mountain, and the next one can be made ready, or go through another connection, in the meantime."""
+MOST_TRIES = 4
+ANNOUNCE_SECONDS = 0.005
+SEEN_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Adding:
+    """Jobs to add, all or none."""
+
+    additions: Sequence[Addition]
+    future: Future[list[Added]] = field(default_factory=Future)
+
+    @property
+    def size(self) -> int:
+        return len(self.additions)
+
+    @property
+    def name(self) -> str:
+        return "enqueue"
+
+
+@dataclass(slots=True)
+class Turning:
+    """A worker's turn: what finished, and what it can take."""
+
+    reports: Sequence[Report]
+    claim: ClaimRequest | None
+    future: Future[Turn] = field(default_factory=Future)
+
+    @property
+    def size(self) -> int:
+        return len(self.reports) + (self.claim.limit if self.claim else 0)
+
+    @property
+    def name(self) -> str:
+        return "report" if self.reports else "claim"
+
+
+@dataclass(slots=True)
+class Acting:
+    """Anything else, as a function run inside the transaction."""
+
+    name: str
+    act: Callable[[Database], Any]
+    future: Future[Any] = field(default_factory=Future)
+    size: int = 1
+    quiet: bool = False  # it cannot bring work
+
+
+Work = Adding | Turning | Acting
+
+
+class Committer:
+    """The writing threads of one store. `on_work` is called after commits that may bring work."""
+
+    def __init__(
+        self,
+        databases: Sequence[Database],
+        on_work: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """One thread for each of `databases`; `clock` measures pauses, in seconds."""
+        self._clock = clock
+        self._on_work = on_work
+        self._waiting: SimpleQueue[Work | None] = SimpleQueue()
+        self._databases = databases
+        self._threads = [
+            threading.Thread(target=self._run, args=(db,), name="tenure-commit", daemon=True)
+            for db in databases
+        ]
+        self._lock = threading.Lock()  # nothing is queued behind the marks that end the threads
+        self._started = False
+        self._closed = False
+        self._seen: dict[str, float] = {}
+        self._announced = -ANNOUNCE_SECONDS  # monotonic seconds
+        self._owes_announcement = False
+
+    def submit(self, work: Work) -> None:
+        """Queue work; its future is answered after the commit."""
+        with self._lock:
+            if self._closed:
+                raise StoreUnavailable("the store is closed")
+            if not self._started:
+                self._started = True
+                for thread in self._threads:
+                    thread.start()
+            self._waiting.put(work)
+
+    def close(self) -> None:
+        """Finish what is waiting, then stop."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                for _ in self._threads:
+                    self._waiting.put(None)
+        if self._started:
+            for thread in self._threads:
+                thread.join()
+        else:
+            for db in self._databases:
+                db.close()
+
+    def _run(self, db: Database) -> None:
+        closing = False
+        while not closing:
+            batch: list[Work] = []
+            size = 0
+            try:
+                work = self._waiting.get(timeout=self._until_announcement())
+                while work is not None:
+                    if work.future.set_running_or_notify_cancel():  # else its caller went away
+                        batch.append(work)
+                        size += work.size
+                    if size >= MOST_ITEMS:
+                        break
+                    work = self._waiting.get_nowait()
+                else:
+                    closing = True
+            except Empty:
+                pass
+            if batch:
+                self.commit(db, batch)
+            self._keep_house(db)
+        db.close()
+
+    def commit(self, db: Database, batch: Sequence[Work], tries: int = 1) -> None:
+        """Do the work of a batch in one transaction and answer its callers.
+
+        What the threads do; the simulation does it without them.
+        """
+        asked_to_commit = committed = False
+        try:
+            if _is_only_adding(batch):
+                batch = self._add_alone(db, batch)
+                if not batch:
+                    return
+            elif (leases := self._claim_alone(db, batch)) is not None:
+                _visit("after_commit", batch)
+                self._answer([(batch[0], Turn([], leases))])
+                return
+            db.begin()
+            answers = self._apply(db, batch)
+            _visit("before_commit", batch)
+            asked_to_commit = True
+            db.commit()
+            committed = True
+            _visit("after_commit", batch)
+        except Exception as error:
+            db.rollback()
+            # What is committed must not be done again: an operator would be told it cannot be.
+            trouble = Trouble.UNCONFIRMED if committed else db.trouble(error)
+            if trouble is Trouble.UNAVAILABLE and not asked_to_commit and tries == 1:
+                trouble = Trouble.RETRY  # often only a connection that died while idle
+            self._after_failure(db, batch, tries, error, trouble)
+            return
+        self._answer(answers)
+
+    def _add_alone(self, db: Database, batch: Sequence[Adding]) -> list[Work]:
+        """Add what can be added in one round trip; what is left of the batch."""
+        _visit("before_commit", batch)
+        made = db.insert_alone([a for work in batch for a in work.additions], whole=len(batch) == 1)
+        done: list[tuple[Work, list[Added]]] = []
+        left: list[Work] = []
+        for work in batch:
+            if all(addition.id in made for addition in work.additions):
+                done.append((work, [Added(made[a.id], created=True) for a in work.additions]))
+            else:
+                left.append(work)
+        _visit("after_commit", [work for work, _ in done])
+        self._answer(done)
+        return left
+
+    def _claim_alone(self, db: Database, batch: Sequence[Work]) -> list[Lease] | None:
+        """Claim in one round trip, if that is all there is to do and the database can."""
+        if len(batch) > 1 or not isinstance(batch[0], Turning) or batch[0].reports:
+            return None
+        claim = batch[0].claim
+        if claim is None or claim.limit < 1 or claim.traces or self._is_to_be_seen(claim.worker):
+            return None
+        _visit("before_commit", batch)
+        return db.claim_alone(claim)
+
+    def _answer(self, answers: Sequence[tuple[Work, Any]]) -> None:
+        """Tell the callers what became of their work, and those who wait for jobs of new ones."""
+        for work, answer in answers:
+            if isinstance(answer, TenureError):
+                work.future.set_exception(answer)
+            else:
+                work.future.set_result(answer)
+        if any(_may_bring_work(work) for work, _ in answers):
+            self._owes_announcement = True
+            self._on_work()
+
+    def _after_failure(
+        self, db: Database, batch: Sequence[Work], tries: int, error: Exception, trouble: Trouble
+    ) -> None:
+        if trouble is Trouble.RETRY and tries < MOST_TRIES:
+            self.commit(db, batch, tries + 1)
+        elif trouble is not Trouble.BUG:
+            for work in batch:
+                # An exception of its own for every caller: they add notes and tracebacks to it.
+                work.future.set_exception(StoreUnavailable(f"the database failed: {error}"))
+        elif len(batch) > 1:
+            for work in batch:  # only the guilty one fails
+                self.commit(db, [work])
+        else:
+            batch[0].future.set_exception(error)
+
+    def _apply(self, db: Database, batch: Sequence[Work]) -> list[tuple[Work, Any]]:
+        answers: list[tuple[Work, Any]] = []
+        turns = [work for work in batch if isinstance(work, Turning)]
+        verdicts = iter(moves.settle(db, [r for turn in turns for r in turn.reports]))
+        settled = [[next(verdicts) for _ in turn.reports] for turn in turns]
+        answers += self._add(db, [work for work in batch if isinstance(work, Adding)])
+        for work in batch:
+            if isinstance(work, Acting):
+                answers.append((work, self._act(db, work)))
+        for turn, verdict in zip(turns, settled, strict=True):
+            leases = self._claim(db, turn.claim) if turn.claim else []
+            answers.append((turn, Turn(verdict, leases)))
+        return answers
+
+    def _add(self, db: Database, works: Sequence[Adding]) -> list[tuple[Work, Any]]:
+        singles = [work for work in works if len(work.additions) == 1]
+        added = moves.add_each(db, [work.additions[0] for work in singles]) if singles else []
+        answers: list[tuple[Work, Any]] = [
+            (work, answer if isinstance(answer, TenureError) else [answer])
+            for work, answer in zip(singles, added, strict=True)
+        ]
+        for work in works:
+            if len(work.additions) == 1:
+                continue
+            db.savepoint()
+            several = moves.add_together(db, work.additions)
+            if isinstance(several, TenureError):
+                db.undo_to_savepoint()
+            answers.append((work, several))
+        return answers
+
+    def _act(self, db: Database, work: Acting) -> Any:
+        db.savepoint()
+        try:
+            return work.act(db)
+        except TenureError as refusal:
+            db.undo_to_savepoint()
+            return refusal
+
+    def _claim(self, db: Database, request: ClaimRequest) -> Any:
+        if self._is_to_be_seen(request.worker):
+            db.see_worker(request)
+            now = self._clock()
+            lately = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
+            self._seen = {**lately, request.worker: now}  # never changed: others may walk it
+        leases = db.claim(request) if request.limit > 0 else []
+        if not leases or not request.traces:
+            return leases
+        traces = db.traces([lease.id for lease in leases])
+        return [replace(lease, traceparent=traces.get(lease.id)) for lease in leases]
+
+    def _is_to_be_seen(self, worker: str) -> bool:
+        """Whether it is time to note that a worker asked for jobs."""
+        return self._clock() - self._seen.get(worker, -SEEN_SECONDS) >= SEEN_SECONDS
+
+    def _until_announcement(self) -> float | None:
+        """Seconds until waiting processes should hear of new work; None if there is none."""
+        if not self._owes_announcement:
+            return None
+        return max(self._announced + ANNOUNCE_SECONDS - self._clock(), 0)
+
+    def _keep_house(self, db: Database) -> None:
+        """Tell other processes of new work, by a hint nothing depends on, and tidy up."""
+        try:
+            if self._until_announcement() == 0:
+                self._owes_announcement = False  # first: others may owe the next one meanwhile
+                self._announced = self._clock()
+                failpoints.hit("announce.before")
+                db.announce()
+            db.tidy()
+        except Exception as error:
+            # Not at once again: the database may be away, and the next commit brings us back here.
+            log.warning("housekeeping after a commit failed, the next one tries again: %s", error)
+            db.rollback()
+
+
+def _is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[Adding]]:
+    """Whether all there is to do is to add jobs: of one request, or of several with one each."""
+    return all(isinstance(work, Adding) for work in batch) and (
+        len(batch) == 1 or all(work.size == 1 for work in batch)
+    )
+
+
+def _visit(moment: str, batch: Sequence[Work]) -> None:
+    if failpoints.ARMED:
+        for name in dict.fromkeys(work.name for work in batch):
+            failpoints.hit(f"{name}.{moment}")
+
+
+def _may_bring_work(work: Work) -> bool:
+    if isinstance(work, Turning):
+        return any(report.outcome != "completed" for report in work.reports)
+    return not (isinstance(work, Acting) and work.quiet)

@@ -1,0 +1,1 @@
+"""PostgreSQL: its connections, statements, reading and writing sides."""

@@ -1,0 +1,113 @@
+"""The schema of the PostgreSQL store: its version, and how it gets there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tenure import failpoints
+from tenure.errors import SchemaMismatch, StoreUnavailable
+from tenure.jobs.values import Tell, untold
+from tenure.store import migrate
+from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Place, connect, place_of
+
+# Where psycopg is missing, the import above says what to do; so it stands first.
+# isort: split
+import psycopg
+from psycopg import errors
+
+# Held until the migration commits: of several starters one migrates, the others wait and find it
+# done. The transaction owns it, not the session, so that poolers do not matter.
+LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tenure ' || %s, 0))"
+# A starter that is frozen in the middle must not keep the others waiting for ever; and a step that
+# waits for a table must not for long, since everybody queues up behind it: it is tried again.
+FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+WAITING = "SET LOCAL lock_timeout = '10s'"
+VERSIONS = """
+CREATE TABLE IF NOT EXISTS {s}.schema_version
+    (version integer PRIMARY KEY, applied_at timestamptz NOT NULL)
+"""
+
+
+def upgrade(url: str, tell: Tell = untold) -> int:
+    """Create or upgrade the schema, all of it in one transaction; the version it now has.
+
+    Nothing is locked and no right to create is needed where the schema is current. Raises
+    SchemaMismatch for what is newer, foreign, too old a server or forbidden, and StoreUnavailable.
+    """
+    place = place_of(url)
+    try:
+        with connect(place) as connection:
+            _check_server(connection)
+            if version_of(connection, place) != migrate.newest("postgres"):
+                with connection.transaction():
+                    connection.execute(FROZEN)
+                    connection.execute(LOCK, (place.schema,))
+                    connection.execute(WAITING)
+                    _migrate(connection, place, tell)
+                failpoints.hit("migrate.after_commit")
+            return migrate.newest("postgres")
+    except errors.InsufficientPrivilege as error:
+        raise SchemaMismatch(
+            f"this role may not set up schema {place.schema}: {error.diag.message_primary}; run "
+            "`tenure migrate` once as a role that may, and grant this one the use of its tables"
+        ) from error
+    except (errors.DuplicateTable, errors.DuplicateFunction, errors.UndefinedColumn) as error:
+        raise SchemaMismatch(
+            f"schema {place.schema} holds something else than Tenure's tables: "
+            f"{error.diag.message_primary}; choose another with ?schema=name"
+        ) from error
+    except psycopg.OperationalError as error:
+        raise StoreUnavailable(f"the database did not answer: {error}") from error
+
+
+def found(url: str) -> int:
+    """The schema's version at `url`; 0 where there is none."""
+    place = place_of(url)
+    try:
+        with connect(place) as connection:
+            return version_of(connection, place)
+    except psycopg.OperationalError as error:
+        raise StoreUnavailable(f"the database did not answer: {error}") from error
+
+
+def version_of(connection: psycopg.Connection[Any], place: Place) -> int:
+    """The schema's version; 0 for a database without Tenure's tables."""
+    if not _one(connection, "SELECT to_regclass(%s)", f"{place.quoted}.schema_version"):
+        return 0
+    return int(_one(connection, place.sql("SELECT max(version) FROM {s}.schema_version")) or 0)
+
+
+def _check_server(connection: psycopg.Connection[Any]) -> None:
+    major = connection.info.server_version // 10_000
+    if major < OLDEST_SERVER:
+        raise SchemaMismatch(f"PostgreSQL {major} is too old; {OLDEST_SERVER} or newer is needed")
+    encoding = _one(connection, "SHOW server_encoding")
+    if encoding != "UTF8":
+        raise SchemaMismatch(
+            f"the database's encoding is {encoding}, which cannot hold every payload; "
+            "create one with ENCODING 'UTF8'"
+        )
+
+
+def _migrate(connection: psycopg.Connection[Any], place: Place, tell: Tell) -> None:
+    if _one(connection, "SELECT to_regnamespace(%s)", place.quoted) is None:
+        connection.execute(place.sql("CREATE SCHEMA {s}"))
+    clock = NOW.replace("{s}", place.quoted)
+    names = {
+        **migrate.generated("IS DISTINCT FROM", clock, "greatest", "o", "n"),
+        "schema": place.quoted,
+    }
+    version = version_of(connection, place)
+    for number, script in migrate.pending("postgres", version, f"schema {place.schema}", tell):
+        failpoints.hit("migrate.before_step")
+        connection.execute(script.format_map(names).encode())
+        connection.execute(place.sql(VERSIONS))
+        insert = place.sql(f"INSERT INTO {{s}}.schema_version VALUES (%s, {NOW})")
+        connection.execute(insert, (number,))
+        failpoints.hit("migrate.after_step")
+
+
+def _one(connection: psycopg.Connection[Any], query: str | bytes, *values: Any) -> Any:
+    query = query if isinstance(query, bytes) else query.encode()
+    row = connection.execute(query, values or None).fetchone()
+    return row[0] if row else None

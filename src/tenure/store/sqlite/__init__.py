@@ -1,0 +1,1 @@
+"""SQLite: its connections, statements, reading and writing sides."""

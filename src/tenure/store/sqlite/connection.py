@@ -1,0 +1,249 @@
+"""Connections to a SQLite file: settings that the promises rest on, times, and checkpoints."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import weakref
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tenure import failpoints
+from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.jobs.redaction import without_password
+from tenure.store.sqlite import filesystems
+from tenure.store.sqlite.files import identity
+
+BUSY_TIMEOUT_MS = 10_000
+LOG_BYTES = 64 * 1024 * 1024
+"""To what a log is cut back that a long reader has made grow, once it can be begun anew."""
+CHECKPOINT_PAGES = 2_000
+PAGES_PER_COMMIT = 6
+CHANGES_PER_PAGE = 8
+"""What a commit adds to the log, roughly. There is no telling how much of it is new: its size does
+not say, and to open one of its files would drop the locks that SQLite has on it."""
+
+LOOK_SECONDS = 0.0003
+"""How often a writer looks whether the one before it is through."""
+OLDEST_SQLITE = (3, 38, 0)
+
+
+def path_of(url: str) -> Path:
+    """The file of a `sqlite:///relative.db` or `sqlite:////absolute.db` URL."""
+    path, _, option = url.removeprefix("sqlite:///").partition("?")
+    if path == url or path in {"", ":memory:"} or option not in {"", filesystems.ANY}:
+        raise InvalidInput(
+            f"{without_password(url)!r} names no SQLite file; write sqlite:///jobs.db or "
+            "sqlite:////var/lib/jobs.db"
+        )
+    return Path(path).absolute()
+
+
+def usable_path_of(url: str) -> Path:
+    """The same, unless SQLite's log does not work there, or a stranger's link leads there."""
+    path = path_of(url)
+    filesystems.refuse_planted(path)
+    if not url.endswith(f"?{filesystems.ANY}"):
+        filesystems.refuse_remote(path)
+    return path
+
+
+class Connection(sqlite3.Connection):
+    """A connection that is known to be open, for the children of a fork."""
+
+    def close(self) -> None:
+        super().close()
+        _open.pop(self, None)
+
+
+_open: weakref.WeakKeyDictionary[Connection, tuple[int, int]] = weakref.WeakKeyDictionary()
+_inherited: set[tuple[int, int]] = set()
+"""Files that were open when this process was forked off. SQLite takes the parent's locks on them
+for its own and locks nothing: whoever closes the file last deletes the log under the child."""
+
+
+def _inherit() -> None:
+    _inherited.update(_open.values())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_inherit)
+
+
+def connect(path: Path) -> Connection:
+    """A connection with every setting that the promises rest on.
+
+    Raises StoreUnavailable if the file was open when this process was forked off.
+    """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise InvalidInput(f"SQLite {sqlite3.sqlite_version} is too old; 3.38 or newer is needed")
+    # A new file is its owner's only from its first moment; SQLite would make it by the umask.
+    with suppress(OSError):
+        real = os.path.realpath(path)
+        os.close(os.open(real, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    file = identity(path)
+    if file in _inherited:
+        raise StoreUnavailable(
+            f"{path} was open when this process was forked off, and SQLite does not lock it here: "
+            "close it before the fork, or use it only after"
+        )
+    connection = sqlite3.connect(
+        path,
+        factory=Connection,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+        timeout=BUSY_TIMEOUT_MS / 1000,
+    )
+    if file is not None:
+        _open[connection] = file
+    try:
+        _use_log(connection)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -65536")
+        connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+        if resets_wal_unsafely(sqlite3.sqlite_version_info):
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+    except BaseException:
+        connection.close()  # whoever keeps the error would keep the file open
+        raise
+    return connection
+
+
+def _use_log(connection: sqlite3.Connection) -> None:
+    """Switch a new file to the write-ahead log.
+
+    While another starter is writing its first transaction, SQLite refuses that at once instead of
+    waiting for it; so the waiting is done here.
+    """
+    give_up = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def connect_writer(path: Path) -> Connection:
+    """A connection for `begin_writing`."""
+    connection = connect(path)
+    connection.execute("PRAGMA busy_timeout = 0")
+    # What a statement or savepoint may have to undo is kept in memory, not in a file of its own;
+    # the log, which a crash is undone by, stays where it is.
+    connection.execute("PRAGMA temp_store = MEMORY")
+    return connection
+
+
+def begin_writing(connection: sqlite3.Connection) -> None:
+    """Begin a write transaction, waiting for whoever writes now, up to the busy timeout.
+
+    SQLite's own waiting sleeps longer and longer: where workers take turns of some milliseconds
+    each, it finds the pauses between them by luck only.
+    """
+    give_up = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(LOOK_SECONDS)
+        else:
+            return
+
+
+def resets_wal_unsafely(version: tuple[int, int, int]) -> bool:
+    """Whether this SQLite can lose a commit made while another connection checkpoints.
+
+    Fixed in 3.51.3, and in the maintenance releases 3.50.7 and 3.44.6. On older libraries Tenure
+    checkpoints only while nobody can write (`Checkpoints`).
+    """
+    branch = version[:2]
+    if branch == (3, 50):
+        return version < (3, 50, 7)
+    if branch == (3, 44):
+        return version < (3, 44, 6)
+    return version < (3, 51, 3)
+
+
+def to_time(millis: int) -> datetime:
+    """A stored time."""
+    return datetime.fromtimestamp(millis / 1000, UTC)
+
+
+def to_millis(time: datetime) -> int:
+    """A time as stored."""
+    return round(time.timestamp() * 1000)
+
+
+def kept(time: datetime) -> datetime:
+    """A time as it will be read again: to the millisecond."""
+    return to_time(to_millis(time))
+
+
+NOW = "(SELECT at FROM tenure_now)"
+"""The store's clock, in milliseconds."""
+
+
+class Checkpoints:
+    """Copies the log into the database, on libraries where SQLite must not do it by itself.
+
+    A second connection does so while the first holds the right to write: no commit anywhere can
+    fall into the checkpoint. It waits for no reader, takes what readers leave to it, and the log is
+    written again from its start, in place: a log that is truncated has to grow with each commit,
+    which took twice as long to bring to the disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._needed = resets_wal_unsafely(sqlite3.sqlite_version_info)
+        self._other: sqlite3.Connection | None = None
+        self._commits = 0
+        self._changes = 0
+        self._due = False
+
+    def make_due(self) -> None:
+        """Checkpoint at the next `run`, whatever the library.
+
+        The log could not grow: once it has been copied it is written again from its start, and
+        what needs no more room than that, such as pruning, goes on with the disk full.
+        """
+        self._due = True
+
+    def run(self, connection: sqlite3.Connection) -> None:
+        """Checkpoint if about enough was written on `connection`; called after each commit."""
+        if not self._is_due(connection):
+            return
+        if self._other is None:
+            self._other = connect(self._path)
+        begin_writing(connection)
+        try:
+            failpoints.hit("checkpoint.before")
+            self._other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            failpoints.hit("checkpoint.after")
+        finally:
+            connection.execute("ROLLBACK")
+        self._commits = 0
+        self._changes = connection.total_changes
+        self._due = False
+
+    def _is_due(self, connection: sqlite3.Connection) -> bool:
+        if self._due or not self._needed:
+            return self._due
+        self._commits += 1
+        changes = connection.total_changes - self._changes
+        return self._commits * PAGES_PER_COMMIT + changes // CHANGES_PER_PAGE >= CHECKPOINT_PAGES
+
+    def close(self) -> None:
+        """Close the second connection."""
+        if self._other is not None:
+            self._other.close()
+            self._other = None
+        self._commits = self._changes = 0

@@ -1,0 +1,1 @@
+"""Log formats and OpenTelemetry spans."""

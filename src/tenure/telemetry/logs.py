@@ -1,0 +1,200 @@
+"""How a process writes its log: one event per line, on standard error, as text or as JSON.
+
+Every move of a job is a line whose message is `job_` and the name of the move, with what belongs to
+it as fields of the record. What a handler logs gets the fields of the job it runs for. Texts in a
+log come from jobs and requests, so control characters are shown, never sent: nothing that somebody
+stored can forge a second line or speak to the terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol, TextIO
+
+import msgspec
+
+from tenure.lifecycle import Job
+
+FIELDS = (
+    *("job", "type", "queue", "status", "attempt", "worker", "actor"),
+    *("duration", "error", "delay"),
+)
+"""What a record may say of a job beside its message, in this order; `duration` and `delay`, until
+it may run again, in seconds."""
+LONGEST_FIELD = 1_000
+LONGEST_MESSAGE = 64 * 1024
+"""Characters; what is longer ends in a mark."""
+
+
+class Running(Protocol):
+    """What runs here: an attempt at a job."""
+
+    def log_fields(self) -> Mapping[str, Any]:
+        """What is added to the lines that are logged for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An attempt that another process has begun."""
+
+    fields: Mapping[str, Any]
+
+    def log_fields(self) -> Mapping[str, Any]:
+        """What the other process said."""
+        return self.fields
+
+
+RUNNING: ContextVar[Running | None] = ContextVar("tenure_running", default=None)
+"""The attempt in whose handler we are, if we are in one."""
+
+
+class JobFields(logging.Filter):
+    """Gives records the fields of the job for whose handler they were made.
+
+    `tenure serve` and `tenure worker` use it; add it to the logging handlers of a program of your
+    own. A record that has such a field keeps its own.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the fields; every record passes."""
+        running = RUNNING.get()
+        if running is not None:
+            for name, value in running.log_fields().items():
+                record.__dict__.setdefault(name, value)
+        return True
+
+
+def fields_of(job: Job) -> dict[str, Any]:
+    """What a line says of a job that was moved from outside."""
+    return {
+        "job": job.id,
+        "type": job.type,
+        "queue": job.queue,
+        "status": str(job.status),
+        "attempt": job.attempts,
+        "worker": job.worker,
+        "actor": job.actor,
+    }
+
+
+_configured: tuple[str, str] | None = None
+
+
+def configured() -> tuple[str, str] | None:
+    """What `configure` was called with last, for child processes; None if it was not."""
+    return _configured
+
+
+def configure(form: str = "text", level: str = "info") -> None:
+    """Send the logs of this process to standard error; `form` is `text` or `json`."""
+    global _configured  # noqa: PLW0603 - so is what it speaks of: the logging of a process
+    _configured = (form, level)
+    handler = _ToStandardError()
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler.addFilter(JobFields())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    if level != "debug":  # the HTTP client tells of every request
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+
+
+class _ToStandardError(logging.StreamHandler[TextIO]):
+    """Writes to whatever standard error is at the moment: a progress bar may stand before it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
+class TextLines(logging.Formatter):
+    """`2026-01-31T12:00:00.000Z WARNING tenure.worker.worker: …`; a traceback follows, indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = visible(shortened(record.getMessage(), LONGEST_MESSAGE))
+        line = f"{_time(record)} {record.levelname} {record.name}: {message}"
+        for name, value in _fields(record):
+            line += f" {name}={_word(value)}"
+        for text in (_trace(self, record), record.stack_info or ""):
+            line += "".join(f"\n    {visible(part)}" for part in text.splitlines())
+        return line
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line: time, level, logger, message, fields of the job, traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        event = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _text(shortened(record.getMessage(), LONGEST_MESSAGE)),
+            **{
+                name: _text(value) if isinstance(value, str) else value
+                for name, value in _fields(record)
+            },
+        }
+        if trace := _trace(self, record):
+            event["traceback"] = _text(trace)
+        line = msgspec.json.encode(event).decode()
+        if line.isprintable():
+            return line
+        # Escaped in the way of JSON, a line reads as the same value, and shows as what it is.
+        return "".join(c if c.isprintable() else _json_escape(c) for c in line)
+
+
+def _fields(record: logging.LogRecord) -> list[tuple[str, Any]]:
+    """What a record says of a job; whatever a handler gave such a name stands as text."""
+    found = ((name, record.__dict__.get(name)) for name in FIELDS)
+    return [
+        (name, value if _is_number(value) else shortened(str(value), LONGEST_FIELD))
+        for name, value in found
+        if value is not None
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether JSON has it as a number that everybody reads alike."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53)
+
+
+def _word(value: Any) -> str:
+    """A value of a text line: quoted if it could be taken for more than one word."""
+    text = str(value)
+    if text and text.isascii() and text.isprintable() and not set(text) & set(' "=\\'):
+        return text
+    return visible(msgspec.json.encode(_text(text)).decode())
+
+
+def shortened(text: str, most: int) -> str:
+    """`text`, or its beginning with a mark."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _json_escape(character: str) -> str:
+    """`\\u` and the number, in two halves where one is too small."""
+    units = character.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+def visible(text: str) -> str:
+    """`text` on one line, with control and direction characters written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    return formatter.formatException(record.exc_info) if record.exc_info else ""
+
+
+def _time(record: logging.LogRecord) -> str:
+    at = datetime.fromtimestamp(record.created, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

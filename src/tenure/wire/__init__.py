@@ -1,0 +1,1 @@
+"""The JSON that server, client, command line and webhooks share."""

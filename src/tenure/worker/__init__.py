@@ -1,0 +1,1 @@
+"""Workers: claim jobs, run their handlers, report the outcomes."""

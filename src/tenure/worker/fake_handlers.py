@@ -1,0 +1,98 @@
+"""Handlers that succeed and fail on purpose, for any job type. No chance, no clock decides.
+
+Rules for every type: `fail_types` names types of which every attempt fails; `fail_every=N` fails
+the first attempt of every Nth job that this process starts, counted by first attempts.
+
+Types with a behaviour of their own, beside the rules:
+
+    simulate.flaky   {"fail_times": k}   fails the first k attempts
+    simulate.sleep   {"seconds": s}      sleeps
+    simulate.fail                        fails every attempt
+    simulate.crash   {"crash_times": k}  kills its own worker process with SIGKILL in the first k
+                                         attempts (1 if not given): the lease runs out, and the
+                                         next attempt is another worker's
+
+Every other type succeeds at once, whatever its payload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Collection
+from itertools import count
+from typing import Any
+
+from tenure.errors import InvalidInput
+from tenure.jobs import payload
+from tenure.jobs.handlers import Defaults, Handler, Handlers, JobContext, describe
+
+Check = Callable[[JobContext], None]
+
+
+class SimulatedFailure(Exception):
+    """An attempt failed because it was told to."""
+
+
+def simulate(
+    handlers: Handlers, *, fail_types: Collection[str] = (), fail_every: int | None = None
+) -> None:
+    """Have every type without a handler of its own handled by simulation.
+
+    Raises InvalidInput for a type that is no name, or `fail_every` below 1.
+    """
+    failing = frozenset(payload.check_name(type, "job type", "fail_types") for type in fail_types)
+    if fail_every is not None and fail_every < 1:
+        raise InvalidInput("give a whole number from 1, or leave it out", path="fail_every")
+    simulated = _simulated(_rules(failing, fail_every))
+    handlers.add_for_any(lambda type: simulated.get(type, simulated[""]))
+
+
+def _rules(failing: frozenset[str], fail_every: int | None) -> Check:
+    first_attempts = count(1)
+
+    def check(context: JobContext) -> None:
+        number = next(first_attempts) if context.attempt == 1 else 0
+        if context.type in failing:
+            raise SimulatedFailure(f"--fail-type {context.type}: every attempt fails")
+        if fail_every is not None and number and number % fail_every == 0:
+            raise SimulatedFailure(
+                f"--fail-every {fail_every}: the first attempt of job {number} fails"
+            )
+
+    return check
+
+
+def _simulated(check: Check) -> dict[str, Handler]:
+    """The simulated types and, under the empty name, what stands for every other."""
+
+    async def succeed(context: JobContext, /, **_: object) -> None:
+        check(context)
+
+    async def flaky(context: JobContext, /, fail_times: int) -> None:
+        check(context)
+        if context.attempt <= fail_times:
+            raise SimulatedFailure(f"fail_times {fail_times}: attempt {context.attempt} fails")
+
+    async def sleep(context: JobContext, /, seconds: float) -> None:
+        check(context)
+        await asyncio.sleep(seconds)
+
+    async def fail(context: JobContext, /, **_: object) -> None:
+        check(context)
+        raise SimulatedFailure("every attempt fails")
+
+    async def crash(context: JobContext, /, crash_times: int = 1) -> None:
+        check(context)
+        if context.attempt <= crash_times:
+            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    functions: dict[str, Callable[..., Any]] = {
+        "": succeed,
+        "simulate.flaky": flaky,
+        "simulate.sleep": sleep,
+        "simulate.fail": fail,
+        "simulate.crash": crash,
+    }
+    return {name: describe(function, name, Defaults()) for name, function in functions.items()}
