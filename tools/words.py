@@ -7,6 +7,7 @@ instead`, and exits with status 1 if there is any. A line that ends in `(warning
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import sys
@@ -42,17 +43,10 @@ def _compiled(rules: dict[str, str]) -> dict[re.Pattern[str], str]:
 _hits, _warnings, _names = (_compiled(LIST[name]) for name in ("hits", "warnings", "names"))
 
 
-def _blank(match: re.Match[str]) -> str:
-    return re.sub(r"[^\n]", "\0", match[0])
-
-
-def _spaces(match: re.Match[str]) -> str:
-    return " " * len(match[0])
-
-
 def _without(text: str, pattern: str) -> str:
     """Blank every match. What remains keeps its line and its column."""
-    return re.sub(pattern, _blank, text, flags=re.MULTILINE | re.DOTALL)
+    flags = re.MULTILINE | re.DOTALL
+    return re.sub(pattern, lambda m: re.sub(r"[^\n]", "\0", m[0]), text, flags=flags)
 
 
 def _only(text: str, kept: Iterable[tuple[int, int, str]]) -> str:
@@ -73,7 +67,7 @@ def _program(text: str) -> Iterator[tuple[int, int, str]]:
             start = starts[token.start[0] - 1] + token.start[1]
             end = starts[token.end[0] - 1] + token.end[1]
             marks = r"\\[nt]|^#|^\w*(\"\"\"|\"|')|(\"\"\"|\"|')$"
-            part = re.sub(marks, _spaces, text[start:end])
+            part = re.sub(marks, lambda m: " " * len(m[0]), text[start:end])
             is_formatted = re.match("[rR]?[fF]", text[start:])
             yield start, end, _without(part, r"\{[^{}]*\}") if is_formatted else part
 
@@ -103,6 +97,15 @@ def names(text: str) -> Iterator[tuple[int, str, str]]:
         before = before[-4:] + name
 
 
+def empty_docstrings(text: str) -> Iterator[tuple[int, str]]:
+    """Yield docstrings of one or two words, which say no more than the name: line, docstring."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            docstring = ast.get_docstring(node)
+            if docstring is not None and len(docstring.split()) <= 2:
+                yield node.body[0].lineno, docstring
+
+
 def found(text: str, file: str) -> list[str]:
     """Return a line for each word of a file that is on the list, in the order of the file."""
     suffix, lines, allowed = Path(file).suffix, set[tuple[int, str]](), ALLOWED.get(file, [])
@@ -119,6 +122,8 @@ def found(text: str, file: str) -> list[str]:
         use += [v for pattern, v in _hits.items() if pattern.search(words)]
         if use and name.lower() not in allowed:
             lines.add((line, f"{name} -> {use[0]}"))
+    for line, docstring in empty_docstrings(text) if suffix == ".py" else ():
+        lines.add((line, f"{docstring} -> a docstring that says something, or none"))
     return [f"{file}:{line}: {words}" for line, words in sorted(lines)]
 
 

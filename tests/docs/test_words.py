@@ -104,6 +104,11 @@ def test_comments_strings_and_names_of_a_program_are_read() -> None:
     ]
 
 
+def test_docstrings_that_say_nothing_are_found() -> None:
+    assert len(found('def close():\n    """Close it."""\n', "a.py")) == 1
+    assert found('def close():\n    """Close the file."""\n', "a.py") == []
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [
