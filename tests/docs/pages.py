@@ -135,7 +135,7 @@ def _is_rule(line: str) -> bool:
 
 def every_page() -> list[Page]:
     """All pages of the project that people read."""
-    front = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+    front = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
     return [Page(ROOT / name) for name in front] + [
         Page(path) for path in sorted(DOCS.rglob("*.md"))
     ]
