@@ -29,7 +29,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tenure import Tenure
-from tenure.jobs.enqueue import Draft
+from tenure.jobs.enqueue import NewJob
 from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tests.support.postgres import PostgresServer
 
@@ -44,7 +44,7 @@ def fill(app: Tenure, jobs: int) -> None:
     for start in range(0, jobs, BITE):
         app.enqueue_many(
             [
-                Draft(
+                NewJob(
                     TYPES[number % len(TYPES)],
                     {"order": number, "to": f"customer-{number % 977}@example.com"},
                     {"queue": QUEUES[number % len(QUEUES)], "max_retries": 1},
@@ -125,7 +125,7 @@ def measure(address: str, path: str, rounds: int) -> list[float]:
     return took
 
 
-def tell(what: str, took: list[float]) -> None:
+def progress(what: str, took: list[float]) -> None:
     """Median, 95th percentile and worst."""
     high = sorted(took)[int(len(took) * 0.95)]
     print(
@@ -151,14 +151,14 @@ def watch(app: Tenure, address: str, seconds: float) -> None:
             window.asked = () => performance.getEntriesByType('resource')
             .filter((one) => one.initiatorType === 'fetch').length; }"""
         )
-        before, began, moves = page.evaluate("window.asked()"), time.monotonic(), 0
+        before, began, transitions = page.evaluate("window.asked()"), time.monotonic(), 0
         while time.monotonic() < began + seconds:
-            app.enqueue_many([Draft("burst", {}, {"queue": "burst"}) for _ in range(70)])
+            app.enqueue_many([NewJob("burst", {}, {"queue": "burst"}) for _ in range(70)])
             wanted = ClaimRequest(worker="burst", limit=70, lease_seconds=60, queues=("burst",))
             leases = app.claim(wanted).leases
             app.report([Report(one.id, one.lease_id, Outcome.COMPLETED) for one in leases])
-            moves += 70 + 2 * len(leases)
-            time.sleep(max(0.0, began + moves / 2_000 - time.monotonic()))
+            transitions += 70 + 2 * len(leases)
+            time.sleep(max(0.0, began + transitions / 2_000 - time.monotonic()))
         took = time.monotonic() - began
         asked = page.evaluate("window.asked()") - before
         late = sorted(page.evaluate("window.late"))
@@ -171,10 +171,10 @@ def watch(app: Tenure, address: str, seconds: float) -> None:
                 raise SystemExit(f"the page shows {shown}, there are {truth:,}")
             time.sleep(0.02)
         print(
-            f"  {moves / took:,.0f} moves/s for {took:.0f} s: {asked / took:.1f} answers/s, the "
-            f"page's thread late by {late[len(late) // 2]:.0f} ms (median), {late[-1]:.0f} ms "
-            f"(worst); "
-            f"true again {time.monotonic() - began:.1f} s after the last move"
+            f"  {transitions / took:,.0f} transitions/s for {took:.0f} s: "
+            f"{asked / took:.1f} answers/s, the page's thread late by "
+            f"{late[len(late) // 2]:.0f} ms (median), {late[-1]:.0f} ms (worst); "
+            f"true again {time.monotonic() - began:.1f} s after the last transition"
         )
         browser.close()
 
@@ -186,12 +186,12 @@ def run(database: str, jobs: int, rounds: int, seconds: float) -> None:
         print(f"{urlsplit(database).scheme}, {stored:,} jobs stored")
         with serving(database) as address:
             first, *later = measure(address, "/", rounds)
-            tell("/ at the start of the server", [first])
-            tell("/ while moves are added up", later)
+            progress("/ at the start of the server", [first])
+            progress("/ while moves are added up", later)
             caught_up(app)
             (failed,) = app.find(status="failed", limit=1)
             for path in pages(failed.id):
-                tell(path, measure(address, path, rounds))
+                progress(path, measure(address, path, rounds))
             watch(app, address, seconds)
 
 

@@ -99,11 +99,14 @@ def main() -> None:
         fill(url, jobs)
         print(f"{jobs} jobs stored in {time.perf_counter() - began:.1f} s")
         began = time.perf_counter()
-        moves = 0
-        while bite := app.measure():
-            moves += bite
+        transitions = 0
+        while batch := app.measure():
+            transitions += batch
         took = time.perf_counter() - began
-        print(f"{moves} moves measured in {took:.1f} s, {took / max(moves, 1) * 1e6:.1f} us each")
+        print(
+            f"{transitions} transitions measured in {took:.1f} s, "
+            f"{took / max(transitions, 1) * 1e6:.1f} us each"
+        )
         for name in ("stats", "activity", "totals", "failures", "measured_until", "queues"):
             print(f"{name:16} {milliseconds(getattr(app, name)):8.1f} ms")
         print(f"{'workers':16} {milliseconds(app.workers):8.1f} ms")

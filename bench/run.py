@@ -136,8 +136,8 @@ def measure_one(
     }
     for repeat in range(min(stage.size.repeats, workload.most_repeats)):
         # Nobody always goes first.
-        turn = repeat % max(len(subjects), 1)
-        for subject in [*subjects[turn:], *subjects[:turn]]:
+        exchange = repeat % max(len(subjects), 1)
+        for subject in [*subjects[exchange:], *subjects[:exchange]]:
             result = results.get(subject.name)
             if result is not None and not result.failures:
                 _measure_once(run, stage, workload, subject, result)

@@ -7,7 +7,7 @@ from bench.processes import Failed, Setting, ask
 from bench.stage import Figures, Stage, check_integrity
 
 MOST = 10_000_000
-MOST_IN_BULK = 1_000_000
+MAX_IN_BULK = 1_000_000
 
 
 def enqueue(stage: Stage, subject: Subject, *, callers: int) -> Figures:
@@ -21,7 +21,7 @@ def enqueue_in_bulk(stage: Stage, subject: Subject) -> Figures:
     """Enqueue by calls of 1,000 jobs."""
     setting = stage.fresh(subject)
     return _checked(
-        stage, setting, ask(setting, "bulk", jobs=MOST_IN_BULK, seconds=stage.size.seconds)
+        stage, setting, ask(setting, "bulk", jobs=MAX_IN_BULK, seconds=stage.size.seconds)
     )
 
 

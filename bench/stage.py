@@ -17,7 +17,7 @@ from bench.servers import ENGINES, Engine
 from bench.workload import Tally
 
 STALLED_SECONDS = 30.0
-LONGEST_SECONDS = 120.0
+MAX_SECONDS = 120.0
 POLL_SECONDS = 0.005
 CONNECTIONS_TO_FILL = {"sqlite": 1}  # one writer; the others fill with several at once
 FOREVER = 1e9
@@ -154,7 +154,7 @@ def wait_for(
     program ends.
     """
     least, since = jobs + 1, time.monotonic()
-    deadline = since + LONGEST_SECONDS
+    deadline = since + MAX_SECONDS
     while (still := tally.missing(jobs, starts)) > missing:
         now = time.monotonic()
         if still < least:
@@ -162,7 +162,7 @@ def wait_for(
         elif now - since > STALLED_SECONDS:
             raise Failed(f"{still} of {jobs} jobs never ran")
         if now > deadline:
-            raise Failed(f"{still} of {jobs} jobs had not run after {LONGEST_SECONDS:.0f} s")
+            raise Failed(f"{still} of {jobs} jobs had not run after {MAX_SECONDS:.0f} s")
         for program in programs:
             program.check()
         time.sleep(POLL_SECONDS)

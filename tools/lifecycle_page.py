@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, MOVES, SETTLED, Move, Status
+from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, SETTLED, TRANSITIONS, Rule, Status
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "lifecycle.md"
 
@@ -12,28 +12,31 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "lifecycle.md"
 def diagram() -> str:
     """The state machine as a Mermaid diagram."""
     lines = ["stateDiagram-v2", f"    [*] --> pending: {FIRST_EVENT}"]
-    lines += [f"    {move.source} --> {move.target}: {move.event}" for move in MOVES]
+    lines += [
+        f"    {transition.source} --> {transition.target}: {transition.event}"
+        for transition in TRANSITIONS
+    ]
     lines += [f"    {status} --> [*]" for status in Status if status in SETTLED]
     return "\n".join(lines)
 
 
-def effects(move: Move) -> str:
+def effects(transition: Rule) -> str:
     """What a move needs and changes beside the status, in words."""
     parts = []
-    if move.holder_only:
+    if transition.holder_only:
         parts.append("the caller presents the job's current lease")
-    if move.budget:
+    if transition.budget:
         parts.append("`attempts < max_retries`")
-    if move.event == "released":
+    if transition.event == "released":
         parts.append(f"`token - attempts < {MAX_RELEASES}`")
-    if move.event == "claimed":
+    if transition.event == "claimed":
         parts.append("`run_at` has come and the queue is not paused")
-    if move.event == "lease_expired":
+    if transition.event == "lease_expired":
         parts.append("`lease_expires_at` has passed, tested again in the same write")
     needs = "; ".join(parts) or "nothing else"
     changes = [
         f"{name} {change:+d}"
-        for name, change in (("attempts", move.attempts), ("token", move.token))
+        for name, change in (("attempts", transition.attempts), ("token", transition.token))
         if change
     ]
     return f"{needs} | {', '.join(changes) or '-'}"
@@ -42,8 +45,8 @@ def effects(move: Move) -> str:
 def page() -> str:
     """The whole page."""
     rows = [
-        f"| `{move.event}` | {move.source} → {move.target} | {move.caused_by} | {effects(move)} |"
-        for move in MOVES
+        f"| `{rule.event}` | {rule.source} → {rule.target} | {rule.caused_by} | {effects(rule)} |"
+        for rule in TRANSITIONS
     ]
     return f"""# The life of a job
 

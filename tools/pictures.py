@@ -46,7 +46,7 @@ SHOWN_AS = "/srv/shop/jobs.py"
 """Where the shop's code seems to stand in tracebacks."""
 WORKERS = ("shop-1:812", "shop-2:797", "shop-2:798")
 HOUR = 3_600
-MOST_BYTES = 200_000
+MAX_BYTES = 200_000
 WIDTH = 1280
 
 
@@ -124,7 +124,7 @@ def play_the_past(jobs: ModuleType, file: Path) -> int:
         for second in range(HOUR):
             connection.execute("UPDATE tenure_now SET at = ?", (round((began + second) * 1000),))
             due += 1.1 + 0.5 * math.sin(second / 500) + (1.4 if 1_900 < second < 2_050 else 0)
-            fresh = [jobs.draft(number + n) for n in range(int(due) - number)]
+            fresh = [jobs.new_job(number + n) for n in range(int(due) - number)]
             if fresh:
                 app.enqueue_many(fresh)
                 number += len(fresh)
@@ -134,10 +134,10 @@ def play_the_past(jobs: ModuleType, file: Path) -> int:
             worker = WORKERS[second % len(WORKERS)]
             room = 18 - len(running)
             claim = ClaimRequest(worker=worker, label=worker, limit=room, lease_seconds=600)
-            for lease in app.turn(done, claim if room > 0 else None).result().leases:
+            for lease in app.exchange(done, claim if room > 0 else None).result().leases:
                 seconds, report = attempt(jobs, lease)
                 heapq.heappush(running, (second + seconds, next(unique), report))
-        app.turn([report for _, _, report in running], None).result()
+        app.exchange([report for _, _, report in running], None).result()
     vars(jobs)["work"] = really
     return number
 
@@ -185,7 +185,7 @@ def customers(jobs: ModuleType, number: int) -> Iterator[None]:
 
     def buy() -> None:
         for one in itertools.count(number):
-            jobs.app.enqueue_many([jobs.draft(one)])
+            jobs.app.enqueue_many([jobs.new_job(one)])
             if stop.wait(0.2 + one % 5 / 10):
                 return
 
@@ -224,8 +224,8 @@ def take(browser: Browser, address: str, failed: str) -> None:
         file = PICTURES / f"{name}.png"
         page.screenshot(path=file)
         context.close()
-        if file.stat().st_size > MOST_BYTES:
-            raise SystemExit(f"{file} has {file.stat().st_size:,} bytes, more than {MOST_BYTES:,}")
+        if file.stat().st_size > MAX_BYTES:
+            raise SystemExit(f"{file} has {file.stat().st_size:,} bytes, more than {MAX_BYTES:,}")
         print(f"{file.relative_to(TOOLS.parent)}  {file.stat().st_size:,} bytes")
 
 

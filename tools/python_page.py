@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tenure
-from tenure import Draft, Job, JobContext, JobType, RetryPolicy, Status, Tenure
+from tenure import Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
 from tenure.app import app as app_module
 from tenure.client import Client
 from tenure.errors import TenureError
@@ -22,16 +22,16 @@ from tenure.jobs.values import (
     Check,
     Count,
     Counted,
+    EventFilter,
     FailureGroup,
     Filter,
-    Moves,
+    LedgerEvent,
+    LedgerPage,
     Page,
     QueueState,
-    Told,
     Total,
     Transition,
     Violation,
-    Wanted,
     Webhook,
     WorkerState,
 )
@@ -54,7 +54,7 @@ Errors have [a page of their own](errors.md). What a signature names and this pa
 is in `tenure.jobs.values`.
 """
 
-LONGEST_LINE = 96
+MAX_LINE = 96
 
 # Every public member has its place; `page` refuses to leave one out.
 APP: Mapping[str, Sequence[str]] = {
@@ -74,23 +74,33 @@ APP: Mapping[str, Sequence[str]] = {
     "Who may call the HTTP API": ("tokens",),
     "Who is told of moves": ("webhooks",),
     "What workers and servers call": (
-        *("claim", "report", "turn", "heartbeat", "waits", "turns", "on_work"),
-        *("sweep", "prune", "measure", "ledger", "ledger_end", "moves", "late_leases"),
+        *("claim", "report", "exchange", "heartbeat", "waits", "exchanges", "on_work"),
+        *("sweep", "prune", "measure", "ledger", "ledger_end", "transitions", "late_leases"),
     ),
 }
 TOKENS = ("create", "list", "revoke", "note_use")
 WEBHOOKS = ("create", "list", "remove", "step", "target")
-JOB_TYPE = ("enqueue", "enqueue_async", "options", "draft", "name")
+JOB_TYPE = ("enqueue", "enqueue_async", "options", "new_job", "name")
 CLIENT: Mapping[str, Sequence[str]] = {
     "As in `Tenure`": (
         *("enqueue", "enqueue_many", "get", "find", "history", "explain", "cancel", "retry"),
         *("stats", "close"),
     ),
-    "What workers call": ("turn", "heartbeat", "waits", "turns", "on_work"),
+    "What workers call": ("exchange", "heartbeat", "waits", "exchanges", "on_work"),
 }
 ANSWERS = (
     *(Page, Counted, Bulk),
-    *(Transition, Moves, Told, Wanted, Explanation, Count, Activity, Total, FailureGroup),
+    *(
+        Transition,
+        LedgerPage,
+        LedgerEvent,
+        EventFilter,
+        Explanation,
+        Count,
+        Activity,
+        Total,
+        FailureGroup,
+    ),
     *(QueueState, WorkerState, Violation, Check, AccessToken, Webhook),
 )
 
@@ -109,7 +119,7 @@ def page() -> str:
     parts += ["## Webhooks\n", "What `app.webhooks` is.\n"]
     _check_complete(Webhooks, WEBHOOKS)
     parts += [_member(Webhooks, name) for name in WEBHOOKS]
-    for value in (Draft, JobContext, Job, RetryPolicy):
+    for value in (NewJob, JobContext, Job, RetryPolicy):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]
     parts += [
@@ -187,7 +197,7 @@ def _signature(name: str, function: Callable[..., Any], *, skip: int = 1) -> str
     ]
     answer = "" if signature.return_annotation == "None" else f" -> {signature.return_annotation}"
     written = f"{inspect.Signature(kept)}{answer}"
-    if len(name + written) > LONGEST_LINE:
+    if len(name + written) > MAX_LINE:
         lines = "".join(f"    {part},\n" for part in _parameters(kept))
         written = f"(\n{lines}){answer}"
     return f"```text\n{'async ' * inspect.iscoroutinefunction(function)}{name}{written}\n```\n"

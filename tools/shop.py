@@ -10,7 +10,7 @@ import asyncio
 import os
 from typing import Any
 
-from tenure import Draft, JobContext, PermanentFailure, Tenure
+from tenure import JobContext, NewJob, PermanentFailure, Tenure
 from tenure.jobs.enqueue import Options
 
 app = Tenure(os.environ["TENURE_DATABASE"])
@@ -62,26 +62,26 @@ async def render_report(month: str, country: str) -> str:
     return f"reports/{month}-{country}-{rates[country]}.pdf"
 
 
-def draft(number: int) -> Draft:
+def new_job(number: int) -> NewJob:
     """The job number `number` of an endless, always equal stream of them."""
     order = 10_000 + number
     name = NAMES[number % len(NAMES)]
-    turn = number % 20
-    if turn in (3, 13):
+    exchange = number % 20
+    if exchange in (3, 13):
         payload: dict[str, Any] = {
             "marketplace": ("amazon", "otto")[number % 2],
             "page": number // 20,
         }
-        return Draft("import_orders", payload, {"queue": "imports"})
-    if turn == 17:
+        return NewJob("import_orders", payload, {"queue": "imports"})
+    if exchange == 17:
         month = BROKEN_MONTH if number % 7 == 0 else "2026-11"
         payload = {"month": month, "country": ("DE", "FR", "AT")[number // 20 % 3]}
-        return Draft("render_report", payload, {"queue": "reports", "backoff": 1})
-    if turn % 4 == 1:
+        return NewJob("render_report", payload, {"queue": "reports", "backoff": 1})
+    if exchange % 4 == 1:
         options: Options = {"queue": "billing", "max_retries": 8, "priority": -10}
-        return Draft("charge_card", {"order": order, "cents": 990 + 250 * turn}, options)
-    if turn % 4 == 2:
+        return NewJob("charge_card", {"order": order, "cents": 990 + 250 * exchange}, options)
+    if exchange % 4 == 2:
         payload = {"path": f"products/{order}.jpg", "width": (320, 640, 1280)[number % 3]}
-        return Draft("resize_image", payload, {"queue": "media"})
+        return NewJob("resize_image", payload, {"queue": "media"})
     payload = {"to": f"{name}@example.com", "template": TEMPLATES[number // 3 % 4], "order": order}
-    return Draft("send_email", payload, {"queue": "mail", "max_retries": 5})
+    return NewJob("send_email", payload, {"queue": "mail", "max_retries": 5})

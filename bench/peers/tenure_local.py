@@ -39,7 +39,7 @@ class Sender:
         send.enqueue(**payload(n))
 
     def many(self, numbers: Iterable[int]) -> None:
-        app.enqueue_many([send.draft(**payload(n)) for n in numbers])
+        app.enqueue_many([send.new_job(**payload(n)) for n in numbers])
 
     def close(self) -> None:
         app.close()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
     from tenure.errors import (
-        IllegalMove,
+        IllegalTransition,
         InvalidInput,
         JobNotFound,
         KeyConflict,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         TenureError,
     )
     from tenure.jobs.decorator import JobType
-    from tenure.jobs.enqueue import Draft
+    from tenure.jobs.enqueue import NewJob
     from tenure.jobs.handlers import JobContext
     from tenure.lifecycle import Job, Status
     from tenure.retry import RetryPolicy
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Draft",
-    "IllegalMove",
+    "IllegalTransition",
     "InvalidInput",
     "Job",
     "JobContext",
     "JobNotFound",
     "JobType",
     "KeyConflict",
+    "NewJob",
     "PermanentFailure",
     "QueueFull",
     "RetryPolicy",
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Draft": "jobs.enqueue",
+    "NewJob": "jobs.enqueue",
     "Job": "lifecycle",
     "JobContext": "jobs.handlers",
     "JobType": "jobs.decorator",

@@ -27,10 +27,10 @@ from msgspec import UNSET
 from tenure.errors import InvalidInput, JobNotFound, StoreUnavailable, TenureError
 from tenure.jobs import durations, ids
 from tenure.jobs import payload as payloads
-from tenure.jobs.enqueue import Draft, Options
+from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.explain import Explanation
 from tenure.jobs.filters import Fields
-from tenure.jobs.values import ClaimRequest, Count, Lease, Outcome, Report, Transition, Turn
+from tenure.jobs.values import ClaimRequest, Count, Exchange, Lease, Outcome, Report, Transition
 from tenure.lifecycle import Job
 from tenure.telemetry.tracing import Tracing
 from tenure.wire import problems, requests, responses
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 DEFAULT_TIMEOUT = 30.0
 THREADS = 4
 """Turns under way at once: a claim that waits must not hold up the reports of what finished."""
-MOST_CONNECTIONS = 16
+MAX_CONNECTIONS = 16
 JSON = {"Content-Type": "application/json"}
 
 
@@ -50,7 +50,7 @@ class Client:
     """A Tenure server at `url`. Safe to use from any thread; close it, or use `with`."""
 
     waits = True
-    turns = 1
+    exchanges = 1
     """Claims may be held by the server until there is work."""
 
     def __init__(
@@ -77,17 +77,17 @@ class Client:
             headers={"Accept": "application/json", **headers},
             timeout=timeout,
             limits=httpx.Limits(
-                max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_CONNECTIONS
+                max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS
             ),
             follow_redirects=False,
             trust_env=False,
         )
         self._trouble = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
-        self._turns = _Threads(THREADS)
+        self._exchanges = _Threads(THREADS)
 
     def close(self) -> None:
         """Close the connections; a claim that still waits is given up."""
-        self._turns.close()
+        self._exchanges.close()
         self._http.close()
 
     def __enter__(self) -> Client:
@@ -106,17 +106,17 @@ class Client:
         Raises InvalidInput, KeyConflict, QueueFull, or StoreUnavailable when the outcome may be
         unknown: enqueue again then, with an `idempotency_key` if one job must not become two.
         """
-        draft = Draft(type, {} if payload is None else payload, options)
-        body = _new_job(draft, "$")
-        with self._adding([draft]) as (headers, made):
+        new_job = NewJob(type, {} if payload is None else payload, options)
+        body = _new_job(new_job, "$")
+        with self._adding([new_job]) as (headers, made):
             answer = self._send("POST", "/jobs", responses.JobBody, body, headers=headers)
             made.append(responses.job_of(answer))
         return made[0]
 
-    def enqueue_many(self, drafts: Sequence[Draft]) -> list[Job]:
+    def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """Add many jobs in one transaction, all or none."""
-        body = [_new_job(draft, f"$[{number}]") for number, draft in enumerate(drafts)]
-        with self._adding(drafts) as (headers, made):
+        body = [_new_job(new_job, f"$[{number}]") for number, new_job in enumerate(new_jobs)]
+        with self._adding(new_jobs) as (headers, made):
             answer = self._send(
                 "POST", "/jobs/batch", list[responses.JobBody], body, headers=headers
             )
@@ -124,14 +124,14 @@ class Client:
         return made
 
     @contextmanager
-    def _adding(self, drafts: Sequence[Draft]) -> Iterator[tuple[Mapping[str, str], list[Job]]]:
+    def _adding(self, new_jobs: Sequence[NewJob]) -> Iterator[tuple[Mapping[str, str], list[Job]]]:
         """The headers that name the span of adding jobs, if there is one, and a place for them."""
         made: list[Job] = []
-        if self.tracing is None or not drafts:
+        if self.tracing is None or not new_jobs:
             yield {}, made
             return
-        queue = drafts[0].options.get("queue")  # left out, it is for the server to say
-        span, traceparent = self.tracing.adding([draft.type for draft in drafts], queue, None)
+        queue = new_jobs[0].options.get("queue")  # left out, it is for the server to say
+        span, traceparent = self.tracing.adding([new_job.type for new_job in new_jobs], queue, None)
         error: BaseException | None = None
         try:
             yield {} if traceparent is None else {"traceparent": traceparent}, made
@@ -176,10 +176,10 @@ class Client:
     def explain(self, job_id: str) -> Explanation:
         """Why a job is not running; raises JobNotFound."""
         told = self._send("GET", f"{_job(job_id)}/explain", responses.ExplanationBody)
-        return Explanation(told.reason, told.text, tuple(told.legal_moves))
+        return Explanation(told.reason, told.text, tuple(told.legal_events))
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a pending or processing job. Raises JobNotFound or IllegalMove."""
+        """Cancel a pending or processing job. Raises JobNotFound or IllegalTransition."""
         return responses.job_of(self._send("POST", f"{_job(job_id)}/cancel", responses.JobBody, {}))
 
     def retry(self, job_id: str, *, more_retries: int = 1) -> Job:
@@ -196,33 +196,33 @@ class Client:
 
     # --- what a worker needs, as of the application
 
-    def turn(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Turn]:
+    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         """Report, then claim. Cancelling the future gives up a claim that waits.
 
         Leases that arrive for a claim given up are handed back.
         """
-        future: Future[Turn] = Future()
-        self._turns.run(lambda: self._take_turn(future, reports, claim))
+        future: Future[Exchange] = Future()
+        self._exchanges.run(lambda: self._take_exchange(future, reports, claim))
         return future
 
-    def _take_turn(
-        self, future: Future[Turn], reports: Sequence[Report], claim: ClaimRequest | None
+    def _take_exchange(
+        self, future: Future[Exchange], reports: Sequence[Report], claim: ClaimRequest | None
     ) -> None:
         if future.cancelled():
             return
-        turn: Turn | BaseException
+        exchange: Exchange | BaseException
         try:
             verdicts = self._report(reports) if reports else []
-            turn = Turn(verdicts, self._claim(claim) if claim is not None else [])
+            exchange = Exchange(verdicts, self._claim(claim) if claim is not None else [])
         except BaseException as error:
-            turn = error
+            exchange = error
         if future.set_running_or_notify_cancel():
-            if isinstance(turn, Turn):
-                future.set_result(turn)
+            if isinstance(exchange, Exchange):
+                future.set_result(exchange)
             else:
-                future.set_exception(turn)
-        elif isinstance(turn, Turn) and turn.leases:
-            self._hand_back(turn.leases)
+                future.set_exception(exchange)
+        elif isinstance(exchange, Exchange) and exchange.leases:
+            self._hand_back(exchange.leases)
 
     def _hand_back(self, leases: Sequence[Lease]) -> None:
         try:
@@ -236,7 +236,7 @@ class Client:
         return [responses.verdict_of(verdict) for verdict in verdicts]
 
     def _claim(self, claim: ClaimRequest) -> list[Lease]:
-        wait = min(claim.wait_seconds, requests.LONGEST_WAIT)
+        wait = min(claim.wait_seconds, requests.MAX_WAIT)
         body = requests.LeaseRequest(
             worker=claim.worker,
             limit=claim.limit,
@@ -261,7 +261,7 @@ class Client:
         )
         return {requests.split_lease(one.lease_id)[1] for one in answers if one.held}
 
-    def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
+    def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Nothing rings here: a claim that waits is answered when there is work."""
         return lambda: None
 
@@ -355,11 +355,11 @@ def _job(job_id: str) -> str:
     return f"/jobs/{job_id}"
 
 
-def _new_job(draft: Draft, at: str) -> dict[str, Any]:
+def _new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     """A draft as the API takes it; the payload is checked here, before anything is sent."""
-    payloads.canonical(draft.payload, path=f"{at}.payload")
-    body: dict[str, Any] = {"type": draft.type, "payload": draft.payload}
-    options: dict[str, Any] = dict(draft.options)
+    payloads.canonical(new_job.payload, path=f"{at}.payload")
+    body: dict[str, Any] = {"type": new_job.type, "payload": new_job.payload}
+    options: dict[str, Any] = dict(new_job.options)
     options.pop("actor", None)  # the server names who it was
     if unknown := options.keys() - Options.__annotations__.keys():
         raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path=at)

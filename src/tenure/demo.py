@@ -14,9 +14,9 @@ from typing import Any, Unpack
 
 from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, TenureError
-from tenure.jobs.enqueue import Draft, Options
+from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.handlers import Handlers
-from tenure.jobs.values import ClaimRequest, Tell, Violation, untold
+from tenure.jobs.values import ClaimRequest, Progress, Violation, no_progress
 from tenure.lifecycle import SETTLED, Job
 from tenure.worker.fake_handlers import simulate
 from tenure.worker.maintenance import Sweeper
@@ -27,7 +27,7 @@ RULES: dict[str, Any] = {"fail_types": ["payment"], "fail_every": 6}
 QUICK = {"base": 0.1, "factor": 2.0, "cap": 1.0}
 LEASE_SECONDS = 1.0
 SWEEP_SECONDS = 0.1
-LONGEST_SECONDS = 60.0
+MAX_SECONDS = 60.0
 VANISHING = "import"
 DROPPED = "newsletter"
 
@@ -48,12 +48,12 @@ class Outcome:
     violations: Sequence[Violation]
 
 
-def drafts() -> list[Draft]:
+def new_jobs() -> list[NewJob]:
     """The jobs of the demo."""
-    made: list[Draft] = []
+    made: list[NewJob] = []
 
     def add(type: str, payload: dict[str, Any], **options: Unpack[Options]) -> None:
-        made.append(Draft(type, payload, {"backoff": QUICK, **options}))
+        made.append(NewJob(type, payload, {"backoff": QUICK, **options}))
 
     for number in range(1, 11):
         add("email", {"to": f"customer-{number}@example.com"}, queue="mail")
@@ -73,7 +73,7 @@ def drafts() -> list[Draft]:
     return made
 
 
-def run(database: str, tell: Tell = untold) -> Outcome:
+def run(database: str, progress: Progress = no_progress) -> Outcome:
     """Run the demo on an empty database, which it leaves as it is at the end.
 
     `tell` is called with the number of jobs that are settled, and that of all. Raises InvalidInput
@@ -82,7 +82,7 @@ def run(database: str, tell: Tell = untold) -> Outcome:
     with Tenure(database, actor="demo") as app:
         if app.stats():
             raise InvalidInput("the demo needs an empty database, this one has jobs in it")
-        jobs = app.enqueue_many(drafts())
+        jobs = app.enqueue_many(new_jobs())
         app.cancel(next(job.id for job in jobs if job.type == DROPPED))
         # A worker takes a job and is never heard of again: its lease runs out.
         app.claim(
@@ -96,28 +96,28 @@ def run(database: str, tell: Tell = untold) -> Outcome:
         sweeper = Sweeper(app, interval=SWEEP_SECONDS)
         sweeper.start()
         try:
-            run_loop(_work(app, len(jobs), tell))
+            run_loop(_work(app, len(jobs), progress))
         finally:
             sweeper.stop()
         return Outcome([_story(app, job.id) for job in jobs], app.verify())
 
 
-async def _work(app: Tenure, jobs: int, tell: Tell) -> None:
+async def _work(app: Tenure, jobs: int, progress: Progress) -> None:
     """Run one worker until every job is settled. It has room for all jobs: one claim takes them."""
     handlers = Handlers()
     simulate(handlers, **RULES)
     worker = Worker(app, handlers, concurrency=jobs, grace_seconds=5.0)
     working = asyncio.create_task(worker.run())
     try:
-        async with asyncio.timeout(LONGEST_SECONDS):
+        async with asyncio.timeout(MAX_SECONDS):
             # Another thread changes the jobs; the store tells nobody that all are settled.
             while not working.done() and (settled := _settled(app)) < jobs:
-                tell(settled, jobs, "settled")
+                progress(settled, jobs, "settled")
                 await asyncio.sleep(0.05)
-        tell(_settled(app), jobs, "settled")
+        progress(_settled(app), jobs, "settled")
     except TimeoutError:
         raise TenureError(
-            f"the jobs of the demo did not end within {LONGEST_SECONDS:.0f} seconds"
+            f"the jobs of the demo did not end within {MAX_SECONDS:.0f} seconds"
         ) from None
     finally:
         worker.request_stop()

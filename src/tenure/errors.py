@@ -5,7 +5,7 @@ TenureError
 │   └── PayloadTooLarge     a payload or batch over its size limit
 ├── JobNotFound             no job has this id (it never existed, or retention removed it)
 ├── BulkNotFound            no bulk action has this id (it never existed, or ended long ago)
-├── IllegalMove             the job's status does not allow this event; carries those it does
+├── IllegalTransition             the job's status does not allow this event; carries those it does
 ├── LeaseLost               a report or heartbeat for a lease that somebody else ended
 ├── ReportConflict          a lease already settled with another outcome; names that outcome
 ├── KeyConflict             an idempotency key was used before with a different request
@@ -71,10 +71,10 @@ class BulkNotFound(TenureError):
         self.bulk_id = bulk_id
 
 
-class IllegalMove(TenureError):
+class IllegalTransition(TenureError):
     """The job's status, or a guard, does not allow this event; `legal` lists the events it does."""
 
-    code = "illegal_move"
+    code = "illegal_transition"
 
     def __init__(
         self, job_id: str, status: str, event: str, legal: Sequence[str], reason: str = ""

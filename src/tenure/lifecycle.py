@@ -1,6 +1,7 @@
 """THE STATE MACHINE. Every status, every legal move, and the one rule for retries.
 
-Read `MOVES` first: it is the whole machine. `decide` applies one move to a job, `follow` applies an
+Read `TRANSITIONS` first: it is the whole machine. `decide` applies one move to a job, `follow`
+applies an
 event together with the retry it may bring. Both are pure: the time is an argument, and nothing here
 reads, writes, waits or draws lots. The databases' triggers, the state diagram in the docs, the
 API's conflict errors and the model tests are all derived from this table.
@@ -21,7 +22,7 @@ from typing import ClassVar
 import msgspec
 from msgspec.structs import replace
 
-from tenure.errors import IllegalMove, LeaseLost
+from tenure.errors import IllegalTransition, LeaseLost
 from tenure.retry import DEFAULT_POLICY, RetryPolicy, delay
 
 DEFAULT_MAX_RETRIES = 3
@@ -43,7 +44,7 @@ SETTLED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class Rule:
     """One legal move: what it changes beside the status, and what must be true before it."""
 
     event: str
@@ -57,15 +58,15 @@ class Move:
 
 
 P, R, C, F, X = Status
-MOVES: tuple[Move, ...] = (
-    Move("claimed", P, R, "a worker asking for work", attempts=+1, token=+1),
-    Move("completed", R, C, "the lease holder", holder_only=True),
-    Move("failed", R, F, "the lease holder", holder_only=True),
-    Move("lease_expired", R, F, "the store's sweep"),
-    Move("retried", F, P, "the store, with the failure; or an operator", budget=True),
-    Move("released", R, P, "the lease holder, shutting down", attempts=-1, holder_only=True),
-    Move("cancelled", P, X, "an operator or the application"),
-    Move("cancelled", R, X, "an operator or the application"),
+TRANSITIONS: tuple[Rule, ...] = (
+    Rule("claimed", P, R, "a worker asking for work", attempts=+1, token=+1),
+    Rule("completed", R, C, "the lease holder", holder_only=True),
+    Rule("failed", R, F, "the lease holder", holder_only=True),
+    Rule("lease_expired", R, F, "the store's sweep"),
+    Rule("retried", F, P, "the store, with the failure; or an operator", budget=True),
+    Rule("released", R, P, "the lease holder, shutting down", attempts=-1, holder_only=True),
+    Rule("cancelled", P, X, "an operator or the application"),
+    Rule("cancelled", R, X, "an operator or the application"),
 )
 FIRST_EVENT = "enqueued"
 """The ledger's first entry of every job: it did not exist, and then it was pending."""
@@ -73,10 +74,10 @@ STORE = "store"
 """The actor of a retry that comes with the failure itself."""
 SWEEP = "sweep"
 """The actor where a lease ran out."""
-EVENTS = frozenset({FIRST_EVENT, *(move.event for move in MOVES)})
+EVENTS = frozenset({FIRST_EVENT, *(transition.event for transition in TRANSITIONS)})
 """Everything that the ledger can tell of a job."""
 
-MOVE_OF: Mapping[tuple[str, Status], Move] = {(m.event, m.source): m for m in MOVES}
+RULE_OF: Mapping[tuple[str, Status], Rule] = {(m.event, m.source): m for m in TRANSITIONS}
 
 
 # --- the retry budget: one rule, once for Python and once for the databases ------------------
@@ -215,29 +216,31 @@ Event = Claimed | Completed | Failed | Released | LeaseExpired | Retried | Cance
 
 def legal_events(status: Status) -> tuple[str, ...]:
     """The events that a job in `status` can take, in the order of the table."""
-    return tuple(dict.fromkeys(move.event for move in MOVES if move.source is status))
+    return tuple(
+        dict.fromkeys(transition.event for transition in TRANSITIONS if transition.source is status)
+    )
 
 
 def decide(job: Job, event: Event, now: datetime) -> Job:
     """Return the job as it stands after `event` at `now`.
 
-    Raises IllegalMove if the table or a guard forbids it, LeaseLost if the event presents a lease
-    that is not the job's.
+    Raises IllegalTransition if the table or a guard forbids it, LeaseLost if the event presents a
+    lease that is not the job's.
     """
-    move = MOVE_OF.get((event.name, job.status))
+    transition = RULE_OF.get((event.name, job.status))
     lease_id = getattr(event, "lease_id", None)
     if isinstance(event, Completed | Failed | Released) and lease_id != job.lease_id:
         raise LeaseLost(job.id)
-    if move is None:
+    if transition is None:
         raise _refused(job, event)
     after = replace(
         job,
-        status=move.target,
-        attempts=job.attempts + move.attempts,
-        token=job.token + move.token,
+        status=transition.target,
+        attempts=job.attempts + transition.attempts,
+        token=job.token + transition.token,
         lease_id=None,
         lease_expires_at=None,
-        finished_at=now if move.target in SETTLED else None,
+        finished_at=now if transition.target in SETTLED else None,
         event=event.name,
         actor=event.actor or job.worker,
     )
@@ -293,8 +296,8 @@ def follow(job: Job, event: Event, now: datetime) -> tuple[Job, ...]:
     return (after, decide(after, Retried(delay=wait), now))
 
 
-def _refused(job: Job, event: Event, reason: str = "") -> IllegalMove:
-    return IllegalMove(job.id, job.status, event.name, legal_events(job.status), reason)
+def _refused(job: Job, event: Event, reason: str = "") -> IllegalTransition:
+    return IllegalTransition(job.id, job.status, event.name, legal_events(job.status), reason)
 
 
 def _expiry_error(job: Job) -> str:

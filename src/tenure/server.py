@@ -32,37 +32,37 @@ from tenure.jobs.values import check_queues
 from tenure.settings import Settings
 from tenure.worker.maintenance import Sweeper
 from tenure.worker.process import ABORTED, log_checks, run_loop, spared_by_collector
-from tenure.worker.webhook_delivery import Courier
+from tenure.worker.webhook_delivery import WebhookDelivery
 from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75
 GRACEFUL_SECONDS = 5
-MOST_CONNECTIONS = 2_000
+MAX_CONNECTIONS = 2_000
 
 
 class Application:
-    """The ASGI application. `state.doorbell.stop()` ends whatever waits, before a shutdown."""
+    """The ASGI application. `state.notifier.stop()` ends whatever waits, before a shutdown."""
 
     def __init__(self, app: Tenure, settings: Settings) -> None:
-        doorbell = api.Doorbell(app.on_work)
+        notifier = api.WorkNotifier(app.on_work)
 
         @contextlib.asynccontextmanager
         async def lifespan(_: object) -> AsyncIterator[None]:
             await asyncio.to_thread(app.open)
-            doorbell.start()
+            notifier.start()
             pages.glance.begin()
             yield
-            doorbell.close()
+            notifier.close()
 
-        self.state = State({"doorbell": doorbell})
+        self.state = State({"notifier": notifier})
         redaction = app.redaction.also(settings.redact)
-        tokens = security.keyring(app, settings)
+        tokens = security.token_cache(app, settings)
         self._api = security.Guard(
-            api.dispatcher(app, doorbell, redaction), settings, tokens, api.OPEN_PATHS
+            api.dispatcher(app, notifier, redaction), settings, tokens, api.OPEN_PATHS
         )
-        pages = dashboard.Dashboard(app, redaction, tokens, lambda: doorbell.stopped)
+        pages = dashboard.Dashboard(app, redaction, tokens, lambda: notifier.stopped)
         self._pages = security.Guard(
             pages,
             settings,
@@ -105,18 +105,18 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         running.enter_context(app)
         log_checks(app)
         hidden = bool(app.redaction.also(settings.redact))
-        sweeper = Sweeper(app, keep=settings.keep, withheld=hidden)
+        sweeper = Sweeper(app, keep=settings.keep, without_errors=hidden)
         sweeper.start()
         running.callback(sweeper.stop)
         built = build(app, settings)
-        running.callback(built.state.doorbell.close)
+        running.callback(built.state.notifier.close)
         private = settings.webhooks_private
-        courier = Courier(app, private=private, grace_seconds=settings.grace_seconds)
+        delivery = WebhookDelivery(app, private=private, grace_seconds=settings.grace_seconds)
         crew = [_InProcess(app, settings) for _ in range(workers if _has_handlers(app) else 0)]
-        stops = [built.state.doorbell.stop, courier.ask_to_stop, *(w.stop for w in crew)]
+        stops = [built.state.notifier.stop, delivery.ask_to_stop, *(w.stop for w in crew)]
         server = _Server(built, settings, stops)
-        courier.start()
-        running.callback(courier.stop)
+        delivery.start()
+        running.callback(delivery.stop)
         for worker in crew:
             worker.start(on_failure=server.stop)
             running.callback(worker.stop)
@@ -169,7 +169,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=MOST_CONNECTIONS,
+                limit_concurrency=MAX_CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=GRACEFUL_SECONDS,
             )

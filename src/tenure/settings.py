@@ -23,7 +23,7 @@ DEFAULT_DATABASE = "sqlite:///tenure.db"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
 DEFAULT_CONCURRENCY = 16
-MOST_CONCURRENCY = 1_000
+MAX_CONCURRENCY = 1_000
 DAY = 86_400.0
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -249,7 +249,7 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "allowed_hosts": _hosts,
     "tokens": _tokens,
     "token_file": _token_file,
-    "concurrency": _whole(1, MOST_CONCURRENCY),
+    "concurrency": _whole(1, MAX_CONCURRENCY),
     "queues": _names,
     "lease_seconds": _lease,
     "grace_seconds": _seconds,

@@ -23,7 +23,7 @@ disk = Disk(remember=False)
 
 from tenure.errors import StoreUnavailable  # noqa: E402
 from tenure.jobs.ids import new_ids  # noqa: E402
-from tenure.jobs.values import Addition, ClaimRequest, Outcome, Report  # noqa: E402
+from tenure.jobs.values import CheckedJob, ClaimRequest, Outcome, Report  # noqa: E402
 from tenure.store import Store, open_store  # noqa: E402
 from tenure.store.sqlite import connection as sqlite_connection  # noqa: E402
 
@@ -33,11 +33,11 @@ ROUNDS = 6
 CLAIM = ClaimRequest(worker="w", limit=4, lease_seconds=600)
 
 
-class Told:
+class LedgerEvent:
     """What callers were told: the moves that were acknowledged, and whether anything failed."""
 
     def __init__(self) -> None:
-        self.moves: set[tuple[str, str]] = set()
+        self.transitions: set[tuple[str, str]] = set()
         self.errors = 0
 
     def ask(self, call: Callable[[], Any]) -> Any:
@@ -49,26 +49,26 @@ class Told:
             return None
 
 
-def one_life(store: Store, told: Told) -> None:
+def one_life(store: Store, told: LedgerEvent) -> None:
     """Add four jobs, claim and report what there is."""
     ids = new_ids(4)
-    jobs = [Addition(id=id, type="t", payload='{"text":"%s"}' % ("x" * 3_000)) for id in ids]
+    jobs = [CheckedJob(id=id, type="t", payload='{"text":"%s"}' % ("x" * 3_000)) for id in ids]
     if told.ask(lambda: store.add(jobs).result()):
-        told.moves |= {(id, "enqueued") for id in ids}
-    turn = told.ask(lambda: store.turn([], CLAIM).result())
-    if not turn or not turn.leases:
+        told.transitions |= {(id, "enqueued") for id in ids}
+    exchange = told.ask(lambda: store.exchange([], CLAIM).result())
+    if not exchange or not exchange.leases:
         return
-    told.moves |= {(lease.id, "claimed") for lease in turn.leases}
-    reports = [Report(lease.id, lease.lease_id, Outcome.COMPLETED) for lease in turn.leases]
-    if answer := told.ask(lambda: store.turn(reports, None).result()):
+    told.transitions |= {(lease.id, "claimed") for lease in exchange.leases}
+    reports = [Report(lease.id, lease.lease_id, Outcome.COMPLETED) for lease in exchange.leases]
+    if answer := told.ask(lambda: store.exchange(reports, None).result()):
         assert {verdict.answer for verdict in answer.verdicts} == {"recorded"}
-        told.moves |= {(lease.id, "completed") for lease in turn.leases}
+        told.transitions |= {(lease.id, "completed") for lease in exchange.leases}
 
 
 def run(kind: str, number: int, for_good: bool, folder: Path) -> bool:
     """One run in which call `number` fails; whether it came so far."""
     url = f"sqlite:///{folder}/jobs.db"
-    told = Told()
+    told = LedgerEvent()
     disk.fail([kind], number, for_good=for_good)
     store = told.ask(lambda: open_store(url))
     if store is None:
@@ -79,16 +79,16 @@ def run(kind: str, number: int, for_good: bool, folder: Path) -> bool:
     disk.repair()
     failed = disk.failed
 
-    healthy = Told()  # the same store, without a restart
+    healthy = LedgerEvent()  # the same store, without a restart
     one_life(store, healthy)
     one_life(store, healthy)
     assert healthy.errors == 0, "the disk was repaired, the store was not"
-    assert any(event == "completed" for _, event in healthy.moves)
+    assert any(event == "completed" for _, event in healthy.transitions)
 
     with closing(sqlite3.connect(folder / "jobs.db")) as plain:
         assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         known = set(plain.execute("SELECT job_id, event FROM tenure_transition"))
-    assert told.moves | healthy.moves <= known, "acknowledged, and not there"
+    assert told.transitions | healthy.transitions <= known, "acknowledged, and not there"
     assert store.read.violations(5) == []
     store.close()
     return failed > 0

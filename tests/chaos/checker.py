@@ -52,7 +52,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Move:
+class Rule:
     """An entry of the ledger."""
 
     source: str | None
@@ -82,7 +82,7 @@ class Records:
     calls: list[Call]
     runs: list[Run]
     jobs: dict[str, dict[str, Any]]
-    ledger: dict[str, list[Move]]
+    ledger: dict[str, list[Rule]]
     drained: bool = True
 
     def of(self, op: str, *kinds: str) -> list[Call]:
@@ -139,20 +139,20 @@ def read(folder: Path, url: str, *, drained: bool = True) -> Records:
     return Records(list(calls.values()), list(runs.values()), jobs, ledger, drained)
 
 
-def _stored(url: str) -> tuple[dict[str, dict[str, Any]], dict[str, list[Move]]]:
+def _stored(url: str) -> tuple[dict[str, dict[str, Any]], dict[str, list[Rule]]]:
     raw = Raw(url)
     columns = ("status", "type", "payload", "idempotency_key", "attempts", "max_retries", "token")
     jobs = {
         str(id): dict(zip(columns, row, strict=True))
         for id, *row in raw.run(f"SELECT id, {', '.join(columns)} FROM {{job}}")
     }
-    ledger: dict[str, list[Move]] = defaultdict(list)
+    ledger: dict[str, list[Rule]] = defaultdict(list)
     for job, source, target, event, attempt, token, lease, actor in raw.run(
         "SELECT job_id, source, target, event, attempt, token, lease_id, actor"
         " FROM {transition} ORDER BY seq"
     ):
         held = None if lease is None else str(lease)
-        ledger[str(job)].append(Move(source, target, event, attempt, token, held, actor))
+        ledger[str(job)].append(Rule(source, target, event, attempt, token, held, actor))
     raw.close()
     return jobs, ledger
 
@@ -316,31 +316,33 @@ def claims_are_on_record(records: Records) -> Iterator[Finding]:
             seen[one["lease"]] = call.who
             if one["job"] not in records.jobs:
                 continue
-            moves = records.ledger[one["job"]]
+            transitions = records.ledger[one["job"]]
             said = ("claimed", one["lease"], one["token"], one["attempt"])
-            if said not in [(m.event, m.lease, m.token, m.attempt) for m in moves]:
+            if said not in [(m.event, m.lease, m.token, m.attempt) for m in transitions]:
                 yield Finding("claim", one["job"], f"handed out and not on record: {one}")
 
 
 def one_lease_at_a_time(records: Records) -> Iterator[Finding]:
     """In the ledger's order a claim finds the job free, and what ends a lease finds it held."""
-    for id, moves in records.ledger.items():
+    for id, transitions in records.ledger.items():
         held: str | None = None
-        for move in moves:
-            if move.event == "claimed":
+        for transition in transitions:
+            if transition.event == "claimed":
                 if held is not None:
                     yield Finding("overlap", id, f"claimed while lease {held} was held")
-                held = move.lease
-            elif move.source == "processing":
-                if move.lease != held:
-                    yield Finding("overlap", id, f"{move.event} ends {move.lease}, held is {held}")
+                held = transition.lease
+            elif transition.source == "processing":
+                if transition.lease != held:
+                    yield Finding(
+                        "overlap", id, f"{transition.event} ends {transition.lease}, held is {held}"
+                    )
                 held = None
 
 
 def one_outcome_per_lease(records: Records) -> Iterator[Finding]:
     """A lease ends once, and one report of it is the one that did that."""
-    for id, moves in records.ledger.items():
-        ends = Counter(m.lease for m in moves if m.lease and m.source == "processing")
+    for id, transitions in records.ledger.items():
+        ends = Counter(m.lease for m in transitions if m.lease and m.source == "processing")
         for lease, times in ends.items():
             if times > 1:
                 yield Finding("twice", id, f"lease {lease} has {times} outcomes")
@@ -407,8 +409,8 @@ def operators_are_told_the_truth(records: Records) -> Iterator[Finding]:
         sure = Counter(call.asked["job"] for call in records.of(op, "ok"))
         unsure = Counter(call.asked["job"] for call in records.of(op, "unknown"))
         for id in records.jobs:
-            moves = [m for m in records.ledger[id] if m.event == event]
-            by_hand = [m for m in moves if m.actor != "store" and not _is_bulk(m)]
+            transitions = [m for m in records.ledger[id] if m.event == event]
+            by_hand = [m for m in transitions if m.actor != "store" and not _is_bulk(m)]
             if not sure[id] <= len(by_hand) <= sure[id] + unsure[id]:
                 told = f"{sure[id]} acknowledged, {unsure[id]} unknown"
                 yield Finding("untrue", id, f"{event} {len(by_hand)} times; {told}")
@@ -423,8 +425,8 @@ def a_bulk_action_is_on_a_job_once(records: Records) -> Iterator[Finding]:
                 yield Finding("bulk", id, f"{actor} changed it {times} times")
 
 
-def _is_bulk(move: Any) -> bool:
-    return "(bulk " in (move.actor or "")
+def _is_bulk(transition: Any) -> bool:
+    return "(bulk " in (transition.actor or "")
 
 
 RULES: tuple[Callable[[Records], Iterable[Finding]], ...] = (

@@ -28,12 +28,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "tenure"
 LIFECYCLE = "lifecycle.py"
-SQLITE, POSTGRES = "store/sqlite_statements.py", "store/postgres_statements.py"
+SQLITE, POSTGRES = "store/sqlite/statements.py", "store/postgres/statements.py"
 HOT_PATH = "store/migrations/postgres/0002_hot_path.sql"
 GUARDED_FILES = (
     SQLITE,
     POSTGRES,
-    "store/guards.py",
+    "store/constraints.py",
     "store/migrations/sqlite/0001_jobs.sql",
     "store/migrations/postgres/0001_jobs.sql",
     HOT_PATH,
@@ -152,19 +152,19 @@ CONTROLS = (
     ),
     Control(
         "a repeated report is refused",
-        "store/moves.py",
+        "store/transitions.py",
         "        return ALREADY_RECORDED",
         "        return Verdict(Answer.LOST, event)",
     ),
     Control(
         "any outcome counts as recorded",
-        "store/moves.py",
+        "store/transitions.py",
         "    if event == outcome:\n        return ALREADY_RECORDED",
         "    if event:\n        return ALREADY_RECORDED",
     ),
     Control(
         "callers are answered before the commit",
-        "store/committer.py",
+        "store/commit.py",
         "            asked_to_commit = True\n            db.commit()\n",
         "            self._answer(answers)\n            answers = []\n"
         "            asked_to_commit = True\n            db.commit()\n",
@@ -202,19 +202,19 @@ CONTROLS = (
     ),
     Control(
         "SQLite: commits do not wait for the disk",
-        "store/sqlite_connection.py",
+        "store/sqlite/connection.py",
         'execute("PRAGMA synchronous = FULL")',
         'execute("PRAGMA synchronous = NORMAL")',
     ),
     Control(
         "SQLite: a transaction begins as a reader",
-        "store/sqlite_connection.py",
+        "store/sqlite/connection.py",
         'connection.execute("BEGIN IMMEDIATE")',
         'connection.execute("BEGIN")',
     ),
     Control(
         "PostgreSQL: the role decides whether commits wait for the disk",
-        "store/postgres.py",
+        "store/postgres/writer.py",
         'if waits == "off"',
         'if waits == "never"',
     ),
@@ -226,8 +226,8 @@ CONTROLS = (
     ),
     Control(
         "a key stands for any payload",
-        "store/moves.py",
-        "addition.idempotency_key is not None and fingerprint != addition.fingerprint",
+        "store/transitions.py",
+        "checked_job.idempotency_key is not None and fingerprint != checked_job.fingerprint",
         "False",
     ),
     Control(
@@ -239,31 +239,31 @@ CONTROLS = (
     ),
     Control(
         "the event stream does not wait for older transactions",
-        "store/postgres_reader.py",
+        "store/postgres/reader.py",
         't.xid < pg_snapshot_xmin(pg_current_snapshot())"',
         't.xid < pg_snapshot_xmax(pg_current_snapshot())"',
     ),
     Control(
         "a worker forgets outcomes that the store did not take",
-        "worker.py",
+        "worker/worker.py",
         "        self._reports.extendleft(reversed(reports))\n",
         "",
     ),
     Control(
         "a worker runs on after its lease is lost",
-        "heartbeat.py",
+        "worker/heartbeat.py",
         "                self._slots.lose(lease_id)",
         "                pass",
     ),
     Control(
         "a worker that is asked to stop goes on claiming",
-        "worker.py",
+        "worker/worker.py",
         "or not self._may_be_more or self._stop_asked.is_set()",
         "or not self._may_be_more",
     ),
     Control(
         "the first heartbeat comes after the lease",
-        "heartbeat.py",
+        "worker/heartbeat.py",
         "        interval = self._lease_seconds / 3\n        seen",
         "        interval = self._lease_seconds * 1.5\n        seen",
     ),
@@ -315,7 +315,7 @@ def statement_at(text: str, place: int) -> str:
 
 def parts_of_generated_guards() -> Iterator[Control]:
     """Every CHECK, every part of what a legal move is, every reason to refuse an insert."""
-    file = "store/guards.py"
+    file = "store/constraints.py"
     text = (SOURCE / file).read_text("utf-8")
     rules = text[text.index("def checks()") : text.index("def is_legal(")]
     for name in re.findall(r'^        "(\w+)": ', rules, re.MULTILINE):

@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tenure.jobs.ids import new_ids
-from tenure.jobs.values import Addition, ClaimRequest, Outcome, Report
+from tenure.jobs.values import CheckedJob, ClaimRequest, Outcome, Report
 from tenure.store import open_store
 
 
@@ -30,17 +30,17 @@ def write(url: str, log: Path, seconds: float) -> None:
         while time.monotonic() < end:
             began = time.monotonic()
             ids = new_ids(3)
-            one = store.add([Addition(id=ids[0], type="crowd")])
-            two = store.add([Addition(id=id, type="crowd") for id in ids[1:]])
+            one = store.add([CheckedJob(id=ids[0], type="crowd")])
+            two = store.add([CheckedJob(id=id, type="crowd") for id in ids[1:]])
             one.result()
             told.write(f"enqueued {ids[0]}\n")
             two.result()
             told.write("".join(f"enqueued {id}\n" for id in ids[1:]))
-            leases = store.turn([], request).result().leases
+            leases = store.exchange([], request).result().leases
             told.write("".join(f"claimed {lease.lease_id}\n" for lease in leases))
             reports = [Report(lease.id, lease.lease_id, Outcome.COMPLETED) for lease in leases]
             if reports:
-                store.turn(reports, None).result()
+                store.exchange(reports, None).result()
                 told.write("".join(f"completed {report.lease_id}\n" for report in reports))
             longest = max(longest, time.monotonic() - began)
         told.write(f"longest {longest:.3f}\n")

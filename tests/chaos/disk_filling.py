@@ -33,12 +33,12 @@ def fill(app: Tenure, most: int = 2_000) -> list[str]:
 
 def claim(app: Tenure, limit: int) -> list[Lease]:
     request = ClaimRequest(worker="w", limit=limit, lease_seconds=3_600)
-    return app.turn([], request).result().leases
+    return app.exchange([], request).result().leases
 
 
 def settle(app: Tenure, leases: list[Lease]) -> None:
     reports = [Report(lease.id, lease.lease_id, Outcome.COMPLETED) for lease in leases]
-    verdicts = app.turn(reports, None).result().verdicts
+    verdicts = app.exchange(reports, None).result().verdicts
     assert {verdict.answer for verdict in verdicts} <= {"recorded", "already_recorded"}
 
 

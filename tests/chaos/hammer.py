@@ -69,11 +69,11 @@ def work(store: Store, log: TextIO) -> None:
         late = [(at, report) for at, report in late if now <= at]
         reports = [*fresh, *again, *overdue]
         request = ClaimRequest(worker=name, limit=BATCH, lease_seconds=LEASE_SECONDS)
-        turn = store.turn(reports, request).result()
-        for report, verdict in zip(reports, turn.verdicts, strict=True):
+        exchange = store.exchange(reports, request).result()
+        for report, verdict in zip(reports, exchange.verdicts, strict=True):
             write(log, "answer", report.job_id, report.lease_id, report.outcome, verdict.answer)
         again, fresh = [*fresh, *overdue], []
-        for lease in turn.leases:
+        for lease in exchange.leases:
             write(log, "run", lease.id, lease.lease_id, lease.attempts, lease.token)
             number = next(seen)
             if number % FORGOTTEN == 0:
@@ -82,7 +82,7 @@ def work(store: Store, log: TextIO) -> None:
                 late.append((now + 2 * LEASE_SECONDS, report_of(lease)))
             else:
                 fresh.append(report_of(lease))
-        if not reports and not turn.leases and not late and all_settled(store):
+        if not reports and not exchange.leases and not late and all_settled(store):
             return
 
 

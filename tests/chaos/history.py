@@ -24,7 +24,7 @@ from typing import Any
 
 from tenure import Job, Tenure
 from tenure.errors import (
-    IllegalMove,
+    IllegalTransition,
     InvalidInput,
     JobNotFound,
     KeyConflict,
@@ -34,12 +34,12 @@ from tenure.errors import (
     SchemaMismatch,
     Unauthorized,
 )
-from tenure.jobs.enqueue import Draft
+from tenure.jobs.enqueue import NewJob
 from tenure.jobs.handlers import Defaults, Handler, Handlers, JobContext
-from tenure.jobs.values import Added, Answer, ClaimRequest, Report, Turn
+from tenure.jobs.values import Answer, ClaimRequest, Enqueued, Exchange, Report
 
 DID_NOT_HAPPEN = (
-    IllegalMove,
+    IllegalTransition,
     InvalidInput,
     JobNotFound,
     KeyConflict,
@@ -137,31 +137,31 @@ class Recorded:
     # --- adding jobs
 
     def enqueue(self, type: str, payload: Mapping[str, Any] | None = None, **options: Any) -> Job:
-        drafts = [Draft(type, {} if payload is None else payload, options)]  # type: ignore[arg-type]
-        with self._enqueueing(drafts) as jobs:
+        new_jobs = [NewJob(type, {} if payload is None else payload, options)]  # type: ignore[arg-type]
+        with self._enqueueing(new_jobs) as jobs:
             jobs.append(self.source.enqueue(type, payload, **options))
         return jobs[0]
 
-    def enqueue_many(self, drafts: Sequence[Draft]) -> list[Job]:
-        with self._enqueueing(drafts) as jobs:
-            jobs.extend(self.source.enqueue_many(drafts))
+    def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
+        with self._enqueueing(new_jobs) as jobs:
+            jobs.extend(self.source.enqueue_many(new_jobs))
         return jobs
 
     async def enqueue_async(
         self, type: str, payload: Mapping[str, Any] | None = None, **options: Any
     ) -> Job:
-        drafts = [Draft(type, {} if payload is None else payload, options)]  # type: ignore[arg-type]
-        return (await self.enqueue_many_async(drafts))[0]
+        new_jobs = [NewJob(type, {} if payload is None else payload, options)]  # type: ignore[arg-type]
+        return (await self.enqueue_many_async(new_jobs))[0]
 
-    async def enqueue_many_async(self, drafts: Sequence[Draft]) -> list[Job]:
-        with self._enqueueing(drafts) as jobs:
-            jobs.extend(await self.source.enqueue_many_async(drafts))
+    async def enqueue_many_async(self, new_jobs: Sequence[NewJob]) -> list[Job]:
+        with self._enqueueing(new_jobs) as jobs:
+            jobs.extend(await self.source.enqueue_many_async(new_jobs))
         return jobs
 
-    def add(self, drafts: Sequence[Draft], *, batch: bool = False) -> Future[list[Added]]:
-        numbers = self._invoke_enqueue(drafts)
+    def add(self, new_jobs: Sequence[NewJob], *, batch: bool = False) -> Future[list[Enqueued]]:
+        numbers = self._invoke_enqueue(new_jobs)
         try:
-            future: Future[list[Added]] = self.source.add(drafts, batch=batch)
+            future: Future[list[Enqueued]] = self.source.add(new_jobs, batch=batch)
         except BaseException as error:
             self.record.failed(numbers, error)
             raise
@@ -171,8 +171,8 @@ class Recorded:
         return future
 
     @contextlib.contextmanager
-    def _enqueueing(self, drafts: Sequence[Draft]) -> Iterator[list[Job]]:
-        numbers = self._invoke_enqueue(drafts)
+    def _enqueueing(self, new_jobs: Sequence[NewJob]) -> Iterator[list[Job]]:
+        numbers = self._invoke_enqueue(new_jobs)
         jobs: list[Job] = []
         try:
             yield jobs
@@ -181,13 +181,13 @@ class Recorded:
             raise
         self._accepted(numbers, jobs)
 
-    def _invoke_enqueue(self, drafts: Sequence[Draft]) -> list[int]:
+    def _invoke_enqueue(self, new_jobs: Sequence[NewJob]) -> list[int]:
         batch = secrets.token_hex(8)
         return self.record.invoke_all(
             "enqueue",
             [
                 {"type": d.type, "payload": d.payload, "options": dict(d.options), "batch": batch}
-                for d in drafts
+                for d in new_jobs
             ],
         )
 
@@ -201,7 +201,7 @@ class Recorded:
 
     # --- what workers call
 
-    def turn(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Turn]:
+    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         record = self.record
         reported = record.invoke_all(
             "report",
@@ -210,21 +210,21 @@ class Recorded:
         asked = [] if claim is None else [{"worker": claim.worker, "limit": claim.limit}]
         claimed = record.invoke_all("claim", asked)
 
-        def answered(turn: Turn) -> None:
+        def answered(exchange: Exchange) -> None:
             lines: list[dict[str, Any]] = []
-            for number, verdict in zip(reported, turn.verdicts, strict=True):
+            for number, verdict in zip(reported, exchange.verdicts, strict=True):
                 good = verdict.answer in (Answer.RECORDED, Answer.ALREADY_RECORDED)
                 said = {"answer": str(verdict.answer), "recorded": verdict.recorded}
                 lines.append({"kind": "ok" if good else "refused", "n": number, **said})
             leases = [
                 {"job": one.id, "lease": one.lease_id, "token": one.token, "attempt": one.attempts}
-                for one in turn.leases
+                for one in exchange.leases
             ]
             lines += [{"kind": "ok", "n": number, "leases": leases} for number in claimed]
             record.answers(lines)
 
         try:
-            future: Future[Turn] = self.source.turn(reports, claim)
+            future: Future[Exchange] = self.source.exchange(reports, claim)
         except BaseException as error:
             for number in (*reported, *claimed):
                 record.unknown(number, error)
@@ -233,11 +233,11 @@ class Recorded:
         future.add_done_callback(self._then([*reported, *claimed], answered, whole=False))
         return future
 
-    def claim(self, request: ClaimRequest) -> Turn:
-        return self.turn((), request).result()
+    def claim(self, request: ClaimRequest) -> Exchange:
+        return self.exchange((), request).result()
 
-    def report(self, reports: Sequence[Report]) -> Turn:
-        return self.turn(reports, None).result()
+    def report(self, reports: Sequence[Report]) -> Exchange:
+        return self.exchange(reports, None).result()
 
     def _then(
         self, numbers: Sequence[int], answered: Callable[[Any], None], *, whole: bool = True

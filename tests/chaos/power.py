@@ -95,7 +95,7 @@ def _weaken(setting: str) -> None:
 def _one_round(store: Any, chance: random.Random, disk: Disk, facts: list[Fact]) -> None:
     """Jobs are added, some at once; others are claimed and settled."""
     from tenure.jobs.ids import new_ids
-    from tenure.jobs.values import Addition, ClaimRequest, Outcome, Report
+    from tenure.jobs.values import CheckedJob, ClaimRequest, Outcome, Report
     from tenure.retry import RetryPolicy
 
     added: list[tuple[list[str], Future[Any]]] = []
@@ -104,14 +104,14 @@ def _one_round(store: Any, chance: random.Random, disk: Disk, facts: list[Fact])
         text = "x" * chance.choice((5, 500, 9_000))
         policy = RetryPolicy(base=0, factor=1, cap=0)
         payload = f'{{"a":"{text}"}}'
-        jobs = [Addition(id=id, type="t", payload=payload, backoff=policy) for id in ids]
+        jobs = [CheckedJob(id=id, type="t", payload=payload, backoff=policy) for id in ids]
         added.append((ids, store.add(jobs)))
     for ids, answer in added:
         answer.result()
         facts += [Fact(len(disk.calls), id, "enqueued", None) for id in ids]
 
     request = ClaimRequest(worker="w", limit=chance.choice((1, 5, 20)), lease_seconds=60)
-    leases = store.turn([], request).result().leases
+    leases = store.exchange([], request).result().leases
     facts += [Fact(len(disk.calls), lease.id, "claimed", lease.lease_id) for lease in leases]
     reports = []
     for lease in leases:
@@ -119,7 +119,7 @@ def _one_round(store: Any, chance: random.Random, disk: Disk, facts: list[Fact])
         error = "broken" if outcome is Outcome.FAILED else ""
         reports.append(Report(lease.id, lease.lease_id, outcome, None, error=error))
     if reports:
-        store.turn(reports, None).result()
+        store.exchange(reports, None).result()
         told = [Fact(len(disk.calls), r.job_id, r.outcome, r.lease_id) for r in reports]
         facts += told
 

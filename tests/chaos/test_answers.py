@@ -15,7 +15,7 @@ from tenure import Status, StoreUnavailable
 from tests.chaos import checker
 from tests.chaos.roads import ROADS, Road, road_to
 from tests.support.waiting import PATIENCE, until
-from tests.support.workers import completed, moves, sweeping, working
+from tests.support.workers import completed, sweeping, transitions, working
 
 pytestmark = pytest.mark.chaos
 
@@ -90,7 +90,7 @@ def test_a_report_whose_answer_was_lost_is_sent_again(road: Road) -> None:
     told = [line["answer"] for line in checker.lines(road.folder) if "answer" in line]
     assert told == ["already_recorded", "recorded"], "sent again, until the worker was told"
     assert (end.attempts, end.result) == (1, '"done"')
-    assert moves(road.straight, job) == ["enqueued", "claimed", "completed"]
+    assert transitions(road.straight, job) == ["enqueued", "claimed", "completed"]
     road.check()
 
 
@@ -113,7 +113,7 @@ def test_leases_whose_claim_was_not_answered_run_out(road: Road) -> None:
     assert road.proxy.counts["answers dropped"] == 1
     assert Counter(end.attempts for end in ends) == {1: 16, 2: 4}
     lost = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "completed"]
-    assert all(moves(road.straight, end.id) == lost for end in ends if end.attempts == 2)
+    assert all(transitions(road.straight, end.id) == lost for end in ends if end.attempts == 2)
     road.check()
 
 
@@ -139,7 +139,7 @@ def test_requests_that_arrive_twice(web: Road) -> None:
     ):
         for job in jobs:
             completed(web.straight, job)
-    events = Counter(event for job in jobs for event in moves(web.straight, job))
+    events = Counter(event for job in jobs for event in transitions(web.straight, job))
     assert events["completed"] == 20
     assert events["lease_expired"] >= 3
     assert web.proxy.counts["requests repeated"] > 22

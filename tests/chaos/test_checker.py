@@ -10,10 +10,10 @@ import pytest
 
 from tenure import Tenure
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.jobs.enqueue import Draft
+from tenure.jobs.enqueue import NewJob
 from tenure.jobs.values import ClaimRequest, Lease, Outcome, Report
 from tests.chaos import checker
-from tests.chaos.checker import Call, Move, Records, Run
+from tests.chaos.checker import Call, Records, Rule, Run
 from tests.chaos.history import History, Recorded, record_handlers
 from tests.support.raw_sql import Raw
 from tests.support.waiting import until
@@ -57,7 +57,7 @@ def record_a_life(folder: Path, url: str) -> None:
             app.enqueue("do_nothing", {"number": float("nan")})
         once = [app.enqueue("do_nothing", {"number": 1}, idempotency_key="one") for _ in range(2)]
         jobs = [app.enqueue("fail_every_third", {"number": n}, max_retries=n) for n in range(4)]
-        jobs += app.enqueue_many([Draft("do_nothing", {"number": n}, {}) for n in range(2, 6)])
+        jobs += app.enqueue_many([NewJob("do_nothing", {"number": n}, {}) for n in range(2, 6)])
         with working(tenure, app):
             all_settled(tenure, [released, *once, *jobs])
             failed(tenure, app.retry(jobs[0].id))
@@ -153,8 +153,8 @@ def claim_beyond_the_limit(records: Records) -> None:
     records.ledger[id] += [claimed(token) for token in tokens]
 
 
-def claimed(token: int) -> Move:
-    return Move("pending", "processing", "claimed", token, token, f"lease {token}", "w")
+def claimed(token: int) -> Rule:
+    return Rule("pending", "processing", "claimed", token, token, f"lease {token}", "w")
 
 
 def raise_the_limit_in_the_row_too(records: Records) -> None:
@@ -176,11 +176,11 @@ def run_as_another_attempt(records: Records) -> None:
 
 
 def overlap_without_an_end(records: Records) -> None:
-    id = next(id for id, moves in records.ledger.items() if moves[-1].token > 2)
+    id = next(id for id, transitions in records.ledger.items() if transitions[-1].token > 2)
     older = min((run for run in records.runs if run.job == id), key=lambda run: run.token)
     records.runs[records.runs.index(older)] = replace(older, end=None)
-    moves = records.ledger[id]
-    moves[:] = [m for m in moves if m.token != older.token or m.event == "claimed"]
+    transitions = records.ledger[id]
+    transitions[:] = [m for m in transitions if m.token != older.token or m.event == "claimed"]
 
 
 def hand_a_lease_to_two(records: Records) -> None:
@@ -199,19 +199,19 @@ def hand_out_too_many(records: Records) -> None:
 
 
 def claim_what_is_held(records: Records) -> None:
-    moves = records.ledger[some_job(records)]
-    at = next(n for n, move in enumerate(moves) if move.event == "claimed")
-    moves.insert(at + 1, claimed(9))
+    transitions = records.ledger[some_job(records)]
+    at = next(n for n, transition in enumerate(transitions) if transition.event == "claimed")
+    transitions.insert(at + 1, claimed(9))
 
 
 def end_another_lease(records: Records) -> None:
-    moves = records.ledger[some_job(records)]
-    moves[-1] = replace(moves[-1], lease="another")
+    transitions = records.ledger[some_job(records)]
+    transitions[-1] = replace(transitions[-1], lease="another")
 
 
 def settle_a_lease_twice(records: Records) -> None:
-    moves = records.ledger[some_job(records)]
-    moves.append(moves[-1])
+    transitions = records.ledger[some_job(records)]
+    transitions.append(transitions[-1])
 
 
 def acknowledge_twice(records: Records) -> None:
@@ -258,8 +258,10 @@ def retry_unasked(records: Records) -> None:
 
 
 def change_a_job_twice_in_bulk(records: Records) -> None:
-    moves = records.ledger[some_job(records, "cancelled")]
-    moves[-2:] = [replace(move, actor="mia (bulk 17)") for move in moves[-2:]]
+    transitions = records.ledger[some_job(records, "cancelled")]
+    transitions[-2:] = [
+        replace(transition, actor="mia (bulk 17)") for transition in transitions[-2:]
+    ]
 
 
 BROKEN: list[tuple[str, Callable[[Records], None]]] = [

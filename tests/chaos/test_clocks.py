@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Draft, InvalidInput, Status, Tenure
+from tenure import InvalidInput, NewJob, Status, Tenure
 from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tests.support import fault_counts
 from tests.support.clock import Clock
 from tests.support.waiting import until
 from tests.support.worker_scripts import WorkerScript, ended, freeze
-from tests.support.workers import completed, moves, sweeping, working
+from tests.support.workers import completed, sweeping, transitions, working
 
 pytestmark = pytest.mark.chaos
 
@@ -56,7 +56,7 @@ async def flaky(context: JobContext):
 def test_a_worker_whose_clock_is_an_hour_off(either: Tenure, tmp_path: Path, hours: int) -> None:
     app = either
     jobs = app.enqueue_many(
-        [*[Draft("work", {}, {}) for _ in range(20)], Draft("flaky", {}, {"backoff": 0.2})]
+        [*[NewJob("work", {}, {}) for _ in range(20)], NewJob("flaky", {}, {"backoff": 0.2})]
     )
     later = app.enqueue("work", delay="30m")
     with WorkerScript(tmp_path / "meet", app.database, WORK, lease=2) as script, sweeping(app):
@@ -72,8 +72,8 @@ def test_a_worker_whose_clock_is_an_hour_off(either: Tenure, tmp_path: Path, hou
         assert job.attempts == (2 if job.type == "flaky" else 1)
         assert job.started_at is not None
         assert abs(now - job.started_at) < timedelta(minutes=10)
-        assert "lease_expired" not in moves(app, job)
-    assert moves(app, later) == ["enqueued"]  # not due by the only clock that counts
+        assert "lease_expired" not in transitions(app, job)
+    assert transitions(app, later) == ["enqueued"]  # not due by the only clock that counts
     assert app.verify() == []
 
 
@@ -81,7 +81,7 @@ def test_a_worker_whose_clock_is_an_hour_off(either: Tenure, tmp_path: Path, hou
 def test_the_store_s_clock_jumps_ahead(either: Tenure, clock: Clock) -> None:
     """Every lease runs out at once: one more attempt each at most, and the dead leases are lost."""
     app = either
-    app.enqueue_many([Draft("work", {}, {"backoff": 0}) for _ in range(700)])
+    app.enqueue_many([NewJob("work", {}, {"backoff": 0}) for _ in range(700)])
     ask = ClaimRequest(worker="first", limit=700, lease_seconds=30)
     old = app.claim(ask).leases
     clock.advance(HOUR)
@@ -135,7 +135,7 @@ def test_everything_sleeps_for_longer_than_the_leases(
     """As a closed laptop does. What had a lease may run once more; nothing is lost or stuck."""
     app = either
     handlers = WORK.replace('return "done"', "await asyncio.sleep(0.01)", 1)
-    jobs = app.enqueue_many([Draft("work", {}, {"backoff": 0}) for _ in range(200)])
+    jobs = app.enqueue_many([NewJob("work", {}, {"backoff": 0}) for _ in range(200)])
     with WorkerScript(tmp_path / "meet", app.database, handlers, lease=5) as script:
         workers = [script.start(), script.start()]
         script.logged(50)

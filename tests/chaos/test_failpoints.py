@@ -47,8 +47,8 @@ def cases() -> list[Any]:
         for side, engine in enumerate(ENGINES):
             if name == SERVER or (engine != "sqlite" and name in SQLITE_ONLY):
                 continue
-            for turn, action in enumerate(failpoints.ACTIONS):
-                usual = turn == place % 3 and (name in SQLITE_ONLY or side == place // 3 % 2)
+            for exchange, action in enumerate(failpoints.ACTIONS):
+                usual = exchange == place % 3 and (name in SQLITE_ONLY or side == place // 3 % 2)
                 marks = [] if usual else [pytest.mark.full]
                 if engine == "postgres":
                     marks.append(pytest.mark.postgres)
@@ -146,7 +146,7 @@ def test_what_is_committed_is_not_done_again(
             app.report([Report(one.id, one.lease_id, Outcome.FAILED) for one in leases])
         event = Cancelled() if action == "cancel" else Retried(more_retries=1, actor="test")
         held = threading.Event()
-        threads = app._store.turns - 1
+        threads = app._store.exchanges - 1
         for _ in range(threads):  # so that what follows is one batch
             app._store._act("queue", lambda db: held.wait(PATIENCE))
         acting = [app._store.apply(job.id, event) for job in jobs]
@@ -155,5 +155,5 @@ def test_what_is_committed_is_not_done_again(
         assert StoreUnavailable in {type(error) for error in errors}
         assert {type(error) for error in errors} <= {StoreUnavailable, type(None)}
         for job in jobs:
-            assert [move.event for move in app.history(job.id)][-1] == event.name
+            assert [transition.event for transition in app.history(job.id)][-1] == event.name
         assert app.verify() == []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Draft, Status, Tenure, failpoints
+from tenure import NewJob, Status, Tenure, failpoints
 from tenure.client import Client
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.values import Answer, ClaimRequest, Lease, Outcome, Report
@@ -22,7 +22,7 @@ from tests.support import fault_counts
 from tests.support.http import Served
 from tests.support.waiting import PATIENCE, until
 from tests.support.worker_scripts import is_stopped
-from tests.support.workers import moves
+from tests.support.workers import transitions
 
 pytestmark = pytest.mark.chaos
 
@@ -111,15 +111,20 @@ def test_a_completion_between_the_sweep_s_read_and_write(
     """It waits for the sweep: then it is lost, or it counts if the sweeper died. Never both."""
     lease = expired(app)
     with Armed(app.database, SWEEP, "sweep.between_read_and_write") as sweeper:
-        future = app.turn([completion(lease)], None)
+        future = app.exchange([completion(lease)], None)
         sweeper.end(how)
         (verdict,) = future.result(PATIENCE).verdicts
     if how == "kill":
         assert verdict.answer is Answer.RECORDED
-        assert moves(app.source, lease.id) == ["enqueued", "claimed", "completed"]
+        assert transitions(app.source, lease.id) == ["enqueued", "claimed", "completed"]
     else:
         assert (verdict.answer, verdict.recorded) == (Answer.LOST, "lease_expired")
-        assert moves(app.source, lease.id) == ["enqueued", "claimed", "lease_expired", "retried"]
+        assert transitions(app.source, lease.id) == [
+            "enqueued",
+            "claimed",
+            "lease_expired",
+            "retried",
+        ]
     assert checker.check(record, app.database, drained=False) == []
 
 
@@ -141,7 +146,7 @@ def test_a_heartbeat_between_the_sweep_s_read_and_write(
             assert app.heartbeat([name], 60) == set()
     app.sweep()
     ended = ["lease_expired", "retried"] if how == "thaw" else []
-    assert moves(app.source, lease.id) == ["enqueued", "claimed", *ended]
+    assert transitions(app.source, lease.id) == ["enqueued", "claimed", *ended]
     if how == "kill":
         assert app.report([completion(lease)]).verdicts[0].answer is Answer.RECORDED
     assert checker.check(record, app.database, drained=False) == []
@@ -166,7 +171,7 @@ def test_a_whole_new_attempt_between_the_sweep_s_read_and_write(
     app.sweep()
     assert app.report([completion(lease)]).verdicts[0].answer is Answer.LOST
     assert app.report([completion(again)]).verdicts[0].answer is Answer.RECORDED
-    assert moves(app.source, lease.id) == [
+    assert transitions(app.source, lease.id) == [
         *("enqueued", "claimed", "lease_expired", "retried"),
         *("claimed", "completed"),
     ]
@@ -176,7 +181,7 @@ def test_a_whole_new_attempt_between_the_sweep_s_read_and_write(
 @pytest.mark.scenario(25)
 def test_four_sweepers_end_each_of_a_thousand_leases_once(app: Recorded, record: Path) -> None:
     app.enqueue_many(
-        [Draft("work", {"n": n}, {"max_retries": 1 + n % 2, "backoff": 60}) for n in range(1000)]
+        [NewJob("work", {"n": n}, {"max_retries": 1 + n % 2, "backoff": 60}) for n in range(1000)]
     )
     leases = claim(app, lease_seconds=0.001, limit=1000)
     assert len(leases) == 1000
@@ -185,7 +190,9 @@ def test_four_sweepers_end_each_of_a_thousand_leases_once(app: Recorded, record:
     sweepers = [subprocess.Popen([sys.executable, "-c", f"{head}{code}"]) for _ in range(4)]
     assert [sweeper.wait(PATIENCE) for sweeper in sweepers] == [0] * 4
     events = [
-        m.event for moves in checker.read(record, app.database).ledger.values() for m in moves
+        m.event
+        for transitions in checker.read(record, app.database).ledger.values()
+        for m in transitions
     ]
     assert events.count("lease_expired") == 1000
     assert events.count("retried") == 500
@@ -208,7 +215,7 @@ def test_frozen_after_its_report_while_an_operator_retries_the_job(
         assert reporter.thaw().split() == ["recorded", "already_recorded"]
     assert app.get(job.id).status is Status.PROCESSING
     assert app.report([completion(again)]).verdicts[0].answer is Answer.RECORDED
-    assert moves(app.source, job.id) == [
+    assert transitions(app.source, job.id) == [
         *("enqueued", "claimed", "failed", "retried"),
         *("claimed", "completed"),
     ]
@@ -221,7 +228,7 @@ def test_a_process_frozen_inside_a_transaction(
     """On PostgreSQL others go on; on SQLite they are refused in time, and go on after it."""
     monkeypatch.setattr(sqlite_connection, "BUSY_TIMEOUT_MS", 200)
     app.record.invoke("enqueue", type="frozen", payload={}, options={})
-    code = "app.enqueue_many([Draft('frozen', {}, {})])\napp.pause('elsewhere')"
+    code = "app.enqueue_many([NewJob('frozen', {}, {})])\napp.pause('elsewhere')"
     with Armed(app.database, code, "queue.before_commit") as frozen:
         if app.database.startswith("sqlite"):
             with pytest.raises(StoreUnavailable):
@@ -259,5 +266,9 @@ def test_a_server_that_does_not_come_to_answer_a_report(
         app = Recorded(client, history)
         assert app.report([completion(lease)]).verdicts[0].answer is Answer.ALREADY_RECORDED
         assert claim(app) == []
-        assert [move.event for move in app.history(job.id)] == ["enqueued", "claimed", "completed"]
+        assert [transition.event for transition in app.history(job.id)] == [
+            "enqueued",
+            "claimed",
+            "completed",
+        ]
     assert checker.check(record, database_url) == []

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tenure.jobs.ids import new_ids
-from tenure.jobs.values import Addition
+from tenure.jobs.values import CheckedJob
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
 from tests.chaos import hammer
@@ -30,8 +30,8 @@ def add_jobs(url: str, count: int) -> dict[str, int]:
     """The jobs: id -> how often each may run."""
     store = open_store(url)
     ids = new_ids(count)
-    additions = [
-        Addition(
+    checked_jobs = [
+        CheckedJob(
             id=id,
             type="hammer",
             queue=f"q{number % 4}",
@@ -42,7 +42,7 @@ def add_jobs(url: str, count: int) -> dict[str, int]:
         for number, id in enumerate(ids)
     ]
     for start in range(0, count, 1_000):
-        store.add(additions[start : start + 1_000]).result()
+        store.add(checked_jobs[start : start + 1_000]).result()
     store.close()
     return {id: max(hammer.limit_of(number), 1) for number, id in enumerate(ids)}
 

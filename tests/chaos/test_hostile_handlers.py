@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from tenure import Draft, JobContext, PermanentFailure, Status, Tenure
+from tenure import JobContext, NewJob, PermanentFailure, Status, Tenure
 from tenure.worker import attempts, heartbeat
 from tenure.worker.executors import failure
 from tests.support.clock import Clock
 from tests.support.waiting import PATIENCE, until
 from tests.support.worker_scripts import WorkerScript, ended, is_running
-from tests.support.workers import completed, failed, moves, sweeping, working
+from tests.support.workers import completed, failed, sweeping, transitions, working
 
 pytestmark = pytest.mark.chaos
 
@@ -54,7 +54,7 @@ def test_a_handler_that_blocks_the_loop_keeps_its_lease_and_is_named(
         let_go.set()
         assert completed(app, job).attempts == 1
     assert runs == [job.id]
-    assert moves(app, job) == ONCE
+    assert transitions(app, job) == ONCE
 
 
 @pytest.mark.scenario(10, 13)
@@ -77,9 +77,9 @@ def test_jobs_behind_a_blocked_loop_are_run_elsewhere(
         blocking.set()
         assert let_go.wait(PATIENCE)
 
-    drafts = [note.draft(n) for n in range(300)]
+    new_jobs = [note.new_job(n) for n in range(300)]
     with working(app, lease_seconds=1.5, concurrency=1):
-        jobs = app.enqueue_many([*drafts[:250], block.draft(), *drafts[250:]])
+        jobs = app.enqueue_many([*new_jobs[:250], block.new_job(), *new_jobs[250:]])
         assert blocking.wait(PATIENCE)
         with Tenure(app.database) as second:
 
@@ -132,7 +132,7 @@ def test_a_time_limit_holds_though_the_loop_that_should_enforce_it_is_blocked(
         let_go.set()
     assert attempts == [1, 2]
     assert end == app.get(job.id)
-    assert moves(app, job) == TWICE
+    assert transitions(app, job) == TWICE
     assert app.verify() == []
 
 
@@ -206,7 +206,7 @@ def test_a_handler_that_keeps_the_interpreter_s_lock_settles_once(
         end = completed(app, job)
         worker.terminate()
         assert ended(worker) == 0
-    assert moves(app, job) == (TWICE if swept else ONCE)
+    assert transitions(app, job) == (TWICE if swept else ONCE)
     assert app.get(job.id) == end
     # The second attempt may be taken by either worker; the first one's report came too late.
     assert end.result in (('"taken over"', '"held 2"') if swept else ('"held 1"',))
@@ -223,7 +223,7 @@ def test_in_a_child_process_it_keeps_its_lease(app: Tenure, tmp_path: Path) -> N
     ):
         script.start()
         assert completed(app, job).result == '"held"'
-    assert moves(app, job) == ONCE
+    assert transitions(app, job) == ONCE
 
 
 # --- memory and forks --------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def test_a_copy_that_comes_back_from_the_handler_ends(
         assert completed(app, app.enqueue("library")).result == "0"
         worker.terminate()
         assert ended(worker) == 0
-    assert moves(app, job) == ONCE
+    assert transitions(app, job) == ONCE
     assert app.verify() == []
 
 
@@ -466,7 +466,7 @@ def test_a_handler_that_swallows_every_exception_loses_lease_and_slot(
         completed(app, quick.enqueue())
     for job in stubborn:
         assert (app.get(job.id).status, app.get(job.id).result) == (Status.CANCELLED, None)
-        assert moves(app, job) == ["enqueued", "claimed", "cancelled"]
+        assert transitions(app, job) == ["enqueued", "claimed", "cancelled"]
 
 
 # --- what handlers leave behind ----------------------------------------------------------------
@@ -530,7 +530,7 @@ def test_a_mess_harms_no_later_job(either: Tenure, tmp_path: Path) -> None:
         worker = script.start()
         for kind in ("mess_in_a_thread", "mess_on_the_loop"):
             completed(app, app.enqueue(kind))
-            jobs = app.enqueue_many([Draft("here", {"number": n}, {}) for n in range(30)])
+            jobs = app.enqueue_many([NewJob("here", {"number": n}, {}) for n in range(30)])
             for number, job in enumerate(jobs):
                 end = completed(app, job)
                 assert (end.result, end.attempts) == (str(number), 1)

@@ -22,12 +22,12 @@ from tenure import Status, StoreUnavailable, Tenure
 from tenure.client import Client
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import writer as postgres
-from tenure.worker.worker import LONGEST_BACKOFF, Worker
+from tenure.worker.worker import MAX_BACKOFF, Worker
 from tests.chaos.roads import RECOVERY_SECONDS, ROADS, Road, road_to
 from tests.support import fault_counts
 from tests.support.http import Served
 from tests.support.waiting import PATIENCE, until
-from tests.support.workers import completed, moves, sweeping, working
+from tests.support.workers import completed, sweeping, transitions, working
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
@@ -125,7 +125,7 @@ def test_outcomes_that_come_after_their_leases_were_ended_are_refused(road: Road
         ends = [completed(road.straight, job) for job in jobs]
     assert [end.attempts for end in ends] == [2] * 4
     path = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "completed"]
-    assert all(moves(road.straight, job) == path for job in jobs)
+    assert all(transitions(road.straight, job) == path for job in jobs)
     assert sorted(runs) == sorted([*range(4), *range(4)])
     road.check()
 
@@ -206,7 +206,7 @@ def test_heartbeats_keep_many_leases_in_a_slow_store(database: Road) -> None:
         while not go_on.is_set():  # noqa: ASYNC110 - an event of another thread
             await asyncio.sleep(0.1)
 
-    jobs = database.source.enqueue_many([work.draft(n) for n in range(500)])
+    jobs = database.source.enqueue_many([work.new_job(n) for n in range(500)])
     with (
         sweeping(database.straight),
         working(database.straight, database.source, concurrency=500, lease_seconds=2),
@@ -272,7 +272,7 @@ def test_workers_come_back_to_a_server_that_was_killed_under_their_polls(
         port = str(server.address[1])
         stack.enter_context(Served(database_url, "--port", port))
         began = time.monotonic()
-        for job in app.enqueue_many([work.draft(n) for n in range(50)]):
+        for job in app.enqueue_many([work.new_job(n) for n in range(50)]):
             completed(app, job)
         assert time.monotonic() - began < RECOVERY_SECONDS
         assert sorted(done) == list(range(50))
@@ -292,8 +292,8 @@ def test_workers_do_not_come_back_in_step(sqlite_url: str) -> None:
         return [worker._not_before - now for worker in workers]
 
     waits = asyncio.run(lose_the_store())
-    assert max(waits) - min(waits) > LONGEST_BACKOFF / 10
-    assert min(waits) > LONGEST_BACKOFF / 3
+    assert max(waits) - min(waits) > MAX_BACKOFF / 10
+    assert min(waits) > MAX_BACKOFF / 3
     assert max(waits) < RECOVERY_SECONDS
 
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.enqueue import Draft, Options
+from tenure.jobs.enqueue import NewJob, Options
 from tests.chaos import checker
 from tests.chaos.load import Load
 from tests.support import fault_counts
@@ -179,7 +179,7 @@ def test_a_role_that_does_not_wait_for_the_disk_loses_nothing_through_tenure(
         assert {c.name: c.health for c in app.checks()}["synchronous_commit"] == "problem"
         alone = [app.enqueue("mail").id for _ in range(5)]
         batch = [
-            job.id for job in app.enqueue_many([Draft("mail", {}, Options()) for _ in range(5)])
+            job.id for job in app.enqueue_many([NewJob("mail", {}, Options()) for _ in range(5)])
         ]
         with psycopg.connect(url, autocommit=True) as plain:
             plain.execute("CREATE TABLE noted (number integer)")

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tenure.errors import StoreUnavailable
-from tenure.jobs.values import Addition, ClaimRequest
+from tenure.jobs.values import CheckedJob, ClaimRequest
 from tenure.store import open_store
 from tests.chaos import disk
 from tests.chaos.power import NAME, Cut, Recording
@@ -66,8 +66,8 @@ def lost_at(recording: Recording, after: int, folder: Path) -> list[str]:
     try:
         with closing(sqlite3.connect(folder / NAME)) as plain:
             (sound,) = plain.execute("PRAGMA integrity_check").fetchone()
-            moves = plain.execute("SELECT job_id, event, lease_id FROM tenure_transition")
-            known = set(moves.fetchall())
+            transitions = plain.execute("SELECT job_id, event, lease_id FROM tenure_transition")
+            known = set(transitions.fetchall())
             known |= {(id, "enqueued", None) for id, event, _ in known if event == "enqueued"}
         told = {fact[1:] for fact in recording.facts if fact.after <= after}
         lost = [f"{event} of {id}" for id, event, lease_id in told - known]
@@ -75,9 +75,9 @@ def lost_at(recording: Recording, after: int, folder: Path) -> list[str]:
             lost.append(sound)
         lost += [str(violation) for violation in store.read.violations(5)]
         # And it can be worked with.
-        store.add([Addition(id="0190163d-8694-739b-aea5-966c26f8ad90", type="after")]).result()
-        turn = store.turn([], ClaimRequest(worker="w", limit=1, lease_seconds=60)).result()
-        assert turn.leases
+        store.add([CheckedJob(id="0190163d-8694-739b-aea5-966c26f8ad90", type="after")]).result()
+        exchange = store.exchange([], ClaimRequest(worker="w", limit=1, lease_seconds=60)).result()
+        assert exchange.leases
         return lost
     finally:
         store.close()

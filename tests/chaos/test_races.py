@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Draft, Status, Tenure
-from tenure.errors import IllegalMove
+from tenure import NewJob, Status, Tenure
+from tenure.errors import IllegalTransition
 from tenure.jobs.enqueue import Options
 from tenure.jobs.ids import new_id
 from tenure.jobs.values import ClaimRequest, Outcome, Report
@@ -40,7 +40,7 @@ def ask(worker: str, label: str = "", limit: int = 10) -> ClaimRequest:
 def test_a_worker_that_comes_back_under_its_name_owns_nothing(either: Tenure, clock: Clock) -> None:
     """Same host, same process number: a label. Its old leases run out like anybody's."""
     app = either
-    app.enqueue_many([Draft("work", {}, {"backoff": 0}) for _ in range(10)])
+    app.enqueue_many([NewJob("work", {}, {"backoff": 0}) for _ in range(10)])
     old = app.claim(ask("worker-1", label="host:1")).leases
     assert len(old) == 10
     assert not app.claim(ask("worker-2", label="host:1")).leases
@@ -108,7 +108,7 @@ def test_operators_against_running_jobs(either: Tenure, tmp_path: Path, effort: 
                         raw.run("DELETE FROM {job} WHERE id = ? AND finished_at IS NULL", parked.id)
                     except Refused:
                         refused.append(verb)
-                    with contextlib.suppress(IllegalMove):
+                    with contextlib.suppress(IllegalTransition):
                         operator.cancel(parked.id)
                 for job in own.find(limit=20):
                     try:
@@ -118,18 +118,18 @@ def test_operators_against_running_jobs(either: Tenure, tmp_path: Path, effort: 
                             )
                         else:
                             getattr(operator, verb)(job.id)
-                    except (IllegalMove, *Refused):
+                    except (IllegalTransition, *Refused):
                         refused.append(verb)
 
     source = Recorded(app, History(folder, "worker"))
     record_handlers(app, source.record)
-    drafts = [Draft("work", {"number": n}, {"max_retries": 2}) for n in range(300 * effort)]
+    new_jobs = [NewJob("work", {"number": n}, {"max_retries": 2}) for n in range(300 * effort)]
     verbs = ("retry", "cancel", "delete")
     with sweeping(app), working(app, source):
         threads = [threading.Thread(target=operate, args=(verb,)) for verb in verbs]
         for thread in threads:
             thread.start()
-        jobs = source.enqueue_many(drafts)
+        jobs = source.enqueue_many(new_jobs)
         until(lambda: set(refused) == set(verbs), "each to have been refused")
         over.set()
         for thread in threads:
@@ -222,7 +222,7 @@ def test_pruning_all_that_settled_while_everything_runs(
     with sweeping(app), working(app):
         pruner.start()
         for start in range(0, count, 40):
-            app.enqueue_many([work.draft(n) for n in range(start, start + 40)])
+            app.enqueue_many([work.new_job(n) for n in range(start, start + 40)])
         until(lambda: pruned == count, "all to have settled and gone", seconds=60 * effort)
         over.set()
         pruner.join()
@@ -257,7 +257,7 @@ def test_poison_among_three_supervised_workers(
     app = either
     poison = app.enqueue("poison", max_retries=3, backoff=5, priority=-1)
     options: Options = {"backoff": 0, "max_retries": 4}
-    honest = app.enqueue_many([Draft("honest", {"number": n}, options) for n in range(60)])
+    honest = app.enqueue_many([NewJob("honest", {"number": n}, options) for n in range(60)])
     kills = 0
     with WorkerScript(tmp_path / "meet", app.database, POISON) as script, sweeping(app):
         workers = [script.start() for _ in range(3)]
@@ -282,8 +282,8 @@ def test_poison_among_three_supervised_workers(
     assert kills == 3
     assert script.lines() == ["poison 1", "poison 2", "poison 3"]
     history = app.history(poison.id)
-    claims = [move.at for move in history if move.event == "claimed"]
-    ends = [move.at for move in history if move.event == "lease_expired"]
+    claims = [transition.at for transition in history if transition.event == "claimed"]
+    ends = [transition.at for transition in history if transition.event == "lease_expired"]
     assert all(
         (claim - end).total_seconds() >= 4.5
         for claim, end in zip(claims[1:], ends[:2], strict=True)

@@ -12,7 +12,7 @@ from tenure import simulator
 from tenure.cli import simulate as rehearsing
 from tenure.lifecycle import LeaseExpired
 from tenure.simulator import rehearse
-from tenure.store import transitions as moves
+from tenure.store import transitions
 from tests.support.cli import program, run
 
 pytestmark = pytest.mark.chaos
@@ -57,13 +57,13 @@ def test_the_same_seed_plays_the_same_world_in_every_process() -> None:
 
 
 def test_a_violation_tells_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    follow = moves.follow
+    follow = transitions.follow
 
     def forgetful(job, event, now):  # type: ignore[no-untyped-def]
         path = follow(job, event, now)
         return path[:1] if isinstance(event, LeaseExpired) else path
 
-    monkeypatch.setattr(moves, "follow", forgetful)
+    monkeypatch.setattr(transitions, "follow", forgetful)
     seed, found = next(
         (seed, played.violation)
         for seed in range(20)

@@ -15,11 +15,11 @@ import pytest
 from msgspec.structs import replace
 
 from tenure import lifecycle
-from tenure.jobs.values import ALREADY_RECORDED, Added
+from tenure.jobs.values import ALREADY_RECORDED, Enqueued
 from tenure.lifecycle import Failed, LeaseExpired, Released
 from tenure.simulator import rehearse
 from tenure.simulator.stage import Stage
-from tenure.store import transitions as moves
+from tenure.store import transitions
 from tenure.store.commit import Committer
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.writer import Sqlite
@@ -51,7 +51,7 @@ def around(patch: Patch, owner: Any, name: str, new: Callable[..., Any]) -> None
 
 
 def following(patch: Patch, new: Callable[..., Any]) -> None:
-    around(patch, moves, "follow", new)
+    around(patch, transitions, "follow", new)
 
 
 def a_success_needs_no_lease(patch: Patch) -> None:
@@ -149,7 +149,7 @@ def every_late_report_is_welcome(patch: Patch) -> None:
     def answer(_: Any, db: Any, late: Any, verdicts: Any) -> None:
         verdicts.update({index: ALREADY_RECORDED for index, _ in late})
 
-    around(patch, moves, "_answer_late", answer)
+    around(patch, transitions, "_answer_late", answer)
 
 
 def a_claim_does_not_wait_for_the_time(patch: Patch) -> None:
@@ -211,7 +211,9 @@ def callers_are_answered_before_the_commit(patch: Patch) -> None:
 
 def a_key_does_not_know_its_request(patch: Patch) -> None:
     patch.setattr(
-        moves, "_known", lambda addition, job, _: Added(job, created=job.id == addition.id)
+        transitions,
+        "_known",
+        lambda checked_job, job, _: Enqueued(job, created=job.id == checked_job.id),
     )
 
 
@@ -241,9 +243,9 @@ def a_lost_lease_is_called_held(patch: Patch) -> None:
 def a_move_by_hand_is_not_saved(patch: Patch) -> None:
     def apply(old: Any, db: Any, job_id: str, event: Any) -> Any:
         job = db.lock([job_id]).get(job_id)
-        return moves.follow(job, event, db.now())[-1] if job else old(db, job_id, event)
+        return transitions.follow(job, event, db.now())[-1] if job else old(db, job_id, event)
 
-    around(patch, moves, "apply", apply)
+    around(patch, transitions, "apply", apply)
 
 
 RULES = {

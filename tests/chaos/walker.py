@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tenure import Draft, Job, Tenure, failpoints
-from tenure.errors import IllegalMove
+from tenure import Job, NewJob, Tenure, failpoints
+from tenure.errors import IllegalTransition
 from tenure.jobs.values import ClaimRequest, Filter
 from tenure.store.sqlite import connection as sqlite_connection
 from tests.chaos.history import History, Recorded, record_handlers
@@ -84,7 +84,7 @@ def again(act: Callable[[], T]) -> T | None:
     for _ in range(TRIES - 1):
         try:
             return act()
-        except IllegalMove:
+        except IllegalTransition:
             return None
         except Exception as error:
             print(f"again, after {type(error).__name__}: {error}", flush=True)
@@ -102,8 +102,8 @@ def add_jobs(app: Recorded, first: int) -> list[Job]:
             return app.enqueue(kind, {"number": number}, **options)
 
         jobs.append(again(add))
-    drafts = [Draft("succeed", {"number": first + number}, {}) for number in range(10, 14)]
-    jobs += again(lambda: app.enqueue_many(drafts)) or []
+    new_jobs = [NewJob("succeed", {"number": first + number}, {}) for number in range(10, 14)]
+    jobs += again(lambda: app.enqueue_many(new_jobs)) or []
     return [job for job in jobs if job is not None]
 
 

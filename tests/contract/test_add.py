@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from tenure.errors import KeyConflict, QueueFull
-from tenure.jobs.values import Added, Query
+from tenure.jobs.values import Enqueued, Query
 from tenure.lifecycle import Cancelled, Job
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
@@ -85,29 +85,29 @@ def test_no_jobs_at_all_is_no_request_to_refuse(desk: Desk) -> None:
 
 
 def test_the_same_id_again_answers_the_same_job(desk: Desk) -> None:
-    addition = new(delay=5)
-    (first,) = desk.add_all(addition)
+    checked_job = new(delay=5)
+    (first,) = desk.add_all(checked_job)
     desk.clock.advance(1)
-    (again,) = desk.add_all(addition)
+    (again,) = desk.add_all(checked_job)
     assert again == first
-    assert desk.events(addition.id) == ["enqueued"]
+    assert desk.events(checked_job.id) == ["enqueued"]
 
 
 def test_the_same_id_again_answers_the_job_as_it_is_by_then(desk: Desk) -> None:
-    addition = new()
-    desk.add_all(addition)
+    checked_job = new()
+    desk.add_all(checked_job)
     (lease,) = desk.claim()
     desk.report(completed(lease, '"done"'))
-    (again,) = desk.add_all(addition)
+    (again,) = desk.add_all(checked_job)
     assert again.job.status == "completed"
-    assert desk.events(addition.id) == ["enqueued", "claimed", "completed"]
+    assert desk.events(checked_job.id) == ["enqueued", "claimed", "completed"]
 
 
 def test_the_same_id_twice_in_one_request_is_one_job(desk: Desk) -> None:
-    addition = new()
-    first, second = desk.add_all(addition, addition)
+    checked_job = new()
+    first, second = desk.add_all(checked_job, checked_job)
     assert first.job == second.job
-    assert desk.events(addition.id) == ["enqueued"]
+    assert desk.events(checked_job.id) == ["enqueued"]
 
 
 @also_as_granted_role
@@ -115,7 +115,7 @@ def test_a_key_again_answers_the_first_job(desk: Desk) -> None:
     first = desk.add(idempotency_key="k", fingerprint="f")
     desk.clock.advance(3600)
     (again,) = desk.add_all(new(idempotency_key="k", fingerprint="f"))
-    assert again == Added(first, created=False)
+    assert again == Enqueued(first, created=False)
     assert len(desk.store.read.find(Query())) == 1
 
 
@@ -156,7 +156,7 @@ def test_jobs_without_a_key_are_never_the_same(desk: Desk) -> None:
 
 @pytest.mark.scenario(33)
 def test_one_key_from_fifty_threads_is_one_job(desk: Desk) -> None:
-    def ask(_: int) -> Added:
+    def ask(_: int) -> Enqueued:
         return desk.add_all(new(idempotency_key="k", fingerprint="f"))[0]
 
     with ThreadPoolExecutor(50) as threads:
@@ -208,8 +208,8 @@ def test_one_conflict_undoes_the_whole_request(desk: Desk) -> None:
 
 
 def test_a_request_that_the_database_refuses_harms_no_other(desk: Desk) -> None:
-    good: list[Future[list[Added]]] = []
-    bad: list[Future[list[Added]]] = []
+    good: list[Future[list[Enqueued]]] = []
+    bad: list[Future[list[Enqueued]]] = []
     for _ in range(20):
         good.append(desk.store.add([new()]))
         bad.append(desk.store.add([new(max_retries=-1)]))  # against a CHECK
@@ -285,7 +285,9 @@ def test_asking_again_needs_no_room(desk: Desk) -> None:
     plain = new(queue="small")
     desk.add_all(keyed, plain)
     assert desk.add_all(plain)[0].job.id == plain.id
-    assert desk.add_all(replace(keyed, id=new().id)) == [Added(desk.get(keyed.id), created=False)]
+    assert desk.add_all(replace(keyed, id=new().id)) == [
+        Enqueued(desk.get(keyed.id), created=False)
+    ]
     assert [a.job.id for a in desk.add_all(plain, keyed)] == [plain.id, keyed.id]
     with pytest.raises(KeyConflict):
         desk.add(queue="small", idempotency_key="k", fingerprint="other")

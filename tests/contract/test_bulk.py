@@ -127,13 +127,13 @@ def test_what_somebody_else_changed_meanwhile_is_refused(desk: Desk) -> None:
     ids, cursor = bulks.next_ids(desk.store.read, bulk, SOURCES[Action.RETRY])
     assert list(ids) == [job.id for job in jobs]
     desk.store.apply(jobs[0].id, Retried(more_retries=1, actor="bob")).result()
-    desk.store._act("bulk", lambda db: bulks.bite(db, bulk, [*ids, new_id()], cursor)).result()
+    desk.store._act("bulk", lambda db: bulks.batch(db, bulk, [*ids, new_id()], cursor)).result()
     bulk = read(desk, bulk.id)
     assert (bulk.changed, bulk.refused) == (2, 2)
     assert desk.history(jobs[0].id)[-1].actor == "bob"
     lease = desk.claim(limit=9)[0]
     running = start(desk, Action.CANCEL, status="pending")
-    desk.store._act("bulk", lambda db: bulks.bite(db, running, [lease.id], None)).result()
+    desk.store._act("bulk", lambda db: bulks.batch(db, running, [lease.id], None)).result()
     assert read(desk, running.id).refused == 1
     assert desk.get(lease.id).status == "processing"
 
@@ -143,10 +143,10 @@ def test_of_two_who_take_the_same_bite_one_does_nothing(desk: Desk) -> None:
     bulk = start(desk, Action.RETRY)
     for _ in range(2):
         desk.store.step_bulk(bulk, SOURCES[Action.RETRY])
-    assert (read(desk, bulk.id).changed, read(desk, bulk.id).bites) == (3, 1)
+    assert (read(desk, bulk.id).changed, read(desk, bulk.id).batches) == (3, 1)
     ids, cursor = bulks.next_ids(desk.store.read, bulk, SOURCES[Action.RETRY])
     desk.report(*[failed(lease) for lease in desk.claim(limit=9)])
-    desk.store._act("bulk", lambda db: bulks.bite(db, bulk, ids, cursor)).result()
+    desk.store._act("bulk", lambda db: bulks.batch(db, bulk, ids, cursor)).result()
     assert desk.get(ids[0]).status == "failed"
     assert finish(desk, bulk).changed == 7
 
@@ -183,7 +183,7 @@ def test_one_that_is_stopped_goes_no_further(desk: Desk) -> None:
 def test_the_record_is_bounded_but_for_what_goes_on(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_table, "MOST_KEPT", 2)
+    monkeypatch.setattr(bulk_table, "MAX_KEPT", 2)
     desk.add_all(*[new() for _ in range(5)])
     going_on = step(desk, start(desk, Action.CANCEL))
     ended = [finish(desk, start(desk, Action.RETRY)) for _ in range(4)]

@@ -239,13 +239,13 @@ def test_a_turn_reports_first_and_claims_then(desk: Desk) -> None:
     leases = [desk.take() for _ in range(3)]
     waiting = desk.add(delay=1)
     desk.clock.advance(1)
-    turn = desk.store.turn(
+    exchange = desk.store.exchange(
         [completed(leases[0]), failed(leases[1], retryable=False), released(leases[2])],
         request(limit=10),
     ).result()
-    assert [verdict.answer for verdict in turn.verdicts] == ["recorded"] * 3
+    assert [verdict.answer for verdict in exchange.verdicts] == ["recorded"] * 3
     # What was given back in this turn can be taken again in it.
-    assert sorted(desk.ids(list(turn.leases))) == sorted([leases[2].id, waiting.id])
+    assert sorted(desk.ids(list(exchange.leases))) == sorted([leases[2].id, waiting.id])
 
 
 @pytest.mark.scenario(26)
@@ -255,7 +255,7 @@ def test_claimers_at_once_never_get_the_same_job(desk: Desk, database_url: str) 
 
     def drain(worker: int) -> list[str]:
         mine: list[str] = []
-        while leases := stores[worker % 3].turn((), request(7, f"w{worker}")).result().leases:
+        while leases := stores[worker % 3].exchange((), request(7, f"w{worker}")).result().leases:
             assert len(leases) <= 7
             mine += [lease.id for lease in leases]
         return mine

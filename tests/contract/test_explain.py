@@ -18,7 +18,7 @@ from tenure.jobs.explain import (
     explain,
     rate,
 )
-from tenure.jobs.values import BUCKETS, MOST_AHEAD, WEBHOOK, WEBHOOK_QUEUE, Activity, WorkerState
+from tenure.jobs.values import BUCKETS, MAX_AHEAD, WEBHOOK, WEBHOOK_QUEUE, Activity, WorkerState
 from tenure.lifecycle import Cancelled, Job
 from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new
 
@@ -208,17 +208,17 @@ def test_it_is_due_from_its_time_on_and_a_worker_lives_for_a_minute(job: Job) ->
     ],
 )  # fmt: skip
 def test_the_words_of_a_turn(job: Job, ahead: int, speed: float, text: str) -> None:
-    assert MOST_AHEAD == 10_000
+    assert MAX_AHEAD == 10_000
     assert explain(job, facts(job, ahead=ahead, rate=speed)).text.startswith(text)
 
 
 def test_the_rate_is_of_attempts_of_the_queue_that_ended(job: Job) -> None:
     now = job.run_at.replace(second=0, microsecond=0)
-    moves = [
+    transitions = [
         Activity(now, "mail", queue, event, 40, 0.0, (0,) * len(BUCKETS))
         for queue in ("default", "other")
         for event in (*sorted(ENDED), "enqueued", "claimed", "released", "retried", "cancelled")
     ]
-    assert rate(moves, "default", now) == 120 / 240
-    assert rate(moves, "default", now + timedelta(seconds=59)) == 120 / 299
-    assert rate(moves, "none", now) == 0
+    assert rate(transitions, "default", now) == 120 / 240
+    assert rate(transitions, "default", now + timedelta(seconds=59)) == 120 / 299
+    assert rate(transitions, "none", now) == 0

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from tenure.jobs.ids import new_id
 from tenure.lifecycle import Completed, Failed, Job, Status, decide
-from tenure.store import transitions as moves
+from tenure.store import transitions
 from tenure.store.postgres.writer import Postgres
 from tenure.store.protocol import Database
 from tenure.store.sqlite.connection import path_of
@@ -60,7 +60,7 @@ def test_a_row_that_changed_under_its_lock_is_not_written(
 
     assert db.save([(before, after)]) == 0
     with pytest.raises(RuntimeError, match="1 locked rows changed"):
-        moves.save(db, [(before, after)])
+        transitions.save(db, [(before, after)])
     assert db.lock([lease.id]) == {lease.id: job}
     assert db.save([(job, replace(after, id=job.id))]) == 1
 

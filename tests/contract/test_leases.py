@@ -180,7 +180,7 @@ def test_a_report_beats_the_sweep_or_loses_to_it_whole(desk: Desk) -> None:
     for _ in range(20):
         lease = desk.take(max_retries=1)
         desk.clock.advance(LEASE_SECONDS)
-        futures = (desk.store.turn([completed(lease)], None), desk.store.sweep())
+        futures = (desk.store.exchange([completed(lease)], None), desk.store.sweep())
         (answer,), swept = futures[0].result().verdicts, futures[1].result()
         if answer == RECORDED:
             assert (desk.get(lease.id).status, swept) == ("completed", [])

@@ -18,7 +18,7 @@ from tenure.store.tables import stats_sql as measure_words
 from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new, released
 
 PLAIN = "SELECT status, queue, type, count(*) FROM {job} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
-MOVES = "SELECT event, count(*) FROM {transition} GROUP BY event"
+TRANSITIONS = "SELECT event, count(*) FROM {transition} GROUP BY event"
 
 
 def check(desk: Desk) -> None:
@@ -38,10 +38,10 @@ def check(desk: Desk) -> None:
 
 def counted(totals: list[Total]) -> dict[str, int]:
     """Moves by event."""
-    moves: Counter[str] = Counter()
+    transitions: Counter[str] = Counter()
     for total in totals:
-        moves[total.event] += total.moves
-    return dict(moves)
+        transitions[total.event] += total.transitions
+    return dict(transitions)
 
 
 def total(desk: Desk, event: str, **names: str) -> Total:
@@ -59,12 +59,12 @@ def test_counts_are_those_of_the_jobs_at_every_step(
     desk: Desk, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs come, move in every way and go, in bites of a few moves measured by two processes."""
-    monkeypatch.setattr(measures, "MOST_MOVES", 7)
+    monkeypatch.setattr(measures, "MAX_MOVES", 7)
     die = random.Random(seed)
     other = open_store(desk.store.url)
     gone: Counter[str] = Counter()
 
-    def move() -> None:
+    def transition() -> None:
         what = die.randrange(8)
         jobs = desk.store.read.find(Query(limit=100))
         if what <= 1:
@@ -81,14 +81,14 @@ def test_counts_are_those_of_the_jobs_at_every_step(
             desk.clock.advance(die.choice([0.5, LEASE_SECONDS]))
             desk.store.sweep().result()
         else:
-            before = Counter(dict(desk.raw.run(MOVES)))
+            before = Counter(dict(desk.raw.run(TRANSITIONS)))
             settled = ("completed", "failed", "cancelled")
             desk.store.prune(dict.fromkeys(settled, desk.clock.now), 2).result()
-            gone.update(before - Counter(dict(desk.raw.run(MOVES))))
+            gone.update(before - Counter(dict(desk.raw.run(TRANSITIONS))))
 
     try:
         for _ in range(60):
-            move()
+            transition()
             check(desk)
             for store in die.sample([desk.store, other], die.randrange(3)):
                 store.measure()
@@ -97,24 +97,27 @@ def test_counts_are_those_of_the_jobs_at_every_step(
         other.close()
     desk.measure()
     check(desk)
-    assert counted(desk.store.read.measured.totals()) == Counter(dict(desk.raw.run(MOVES))) + gone
+    assert (
+        counted(desk.store.read.measured.totals())
+        == Counter(dict(desk.raw.run(TRANSITIONS))) + gone
+    )
     assert counted(desk.store.read.measured.totals()) == counted_by_minute(desk)
     assert desk.raw.value("SELECT count(*) FROM {tally} WHERE jobs = 0") == 0
 
 
 def counted_by_minute(desk: Desk) -> dict[str, int]:
     """Moves by event, of the minutes that are kept."""
-    moves: Counter[str] = Counter()
+    transitions: Counter[str] = Counter()
     for minute in desk.store.read.measured.activity(24 * 60):
         assert minute.minute.second == minute.minute.microsecond == 0
-        moves[minute.event] += minute.moves
-    return dict(moves)
+        transitions[minute.event] += minute.transitions
+    return dict(transitions)
 
 
 def test_a_bite_that_somebody_else_has_measured_is_not_added_again(desk: Desk) -> None:
     desk.take()
     desk.ledger()
-    mine, theirs = (desk.store.read.measured.next_bite(None)[1] for _ in range(2))
+    mine, theirs = (desk.store.read.measured.next_batch(None)[1] for _ in range(2))
     assert mine is not None
     assert theirs is not None
     now = desk.clock.now
@@ -126,7 +129,7 @@ def test_a_bite_that_somebody_else_has_measured_is_not_added_again(desk: Desk) -
 
 
 def test_many_measure_at_once_beside_writers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measures, "MOST_MOVES", 20)
+    monkeypatch.setattr(measures, "MAX_MOVES", 20)
     done = threading.Event()
     stores = [open_store(desk.store.url) for _ in range(3)]
 
@@ -139,11 +142,11 @@ def test_many_measure_at_once_beside_writers(desk: Desk, monkeypatch: pytest.Mon
         thread.start()
     try:
         pruned = 0
-        for turn in range(15):
+        for exchange in range(15):
             desk.add_all(*[new() for _ in range(20)])
             desk.report(*[completed(lease) for lease in desk.claim(limit=15)])
             counts = desk.store.read.measured.counts()
-            assert sum(count.jobs for count in counts) + pruned == 20 * (turn + 1)
+            assert sum(count.jobs for count in counts) + pruned == 20 * (exchange + 1)
             assert desk.store.read.violations(10) == []
             desk.clock.advance(1)
             pruned += desk.store.prune({"completed": desk.clock.now}, 3).result()
@@ -186,7 +189,7 @@ def test_waiting_and_running_are_timed(desk: Desk) -> None:
     desk.clock.advance(20)
     desk.report(failed(lease))  # it is pending again, with another time to run at
     desk.measure()
-    assert total(desk, "claimed").moves == 1
+    assert total(desk, "claimed").transitions == 1
     assert total(desk, "claimed").buckets == (0,) * len(BUCKETS)  # no time is made up for it
     ran = total(desk, "failed")
     assert (ran.seconds, ran.buckets[BUCKETS.index(30)], sum(ran.buckets)) == (20, 1, 1)
@@ -199,7 +202,7 @@ def test_waiting_and_running_are_timed(desk: Desk) -> None:
     started = desk.get(lease.id).started_at
     assert started is not None
     assert waited.seconds == pytest.approx((started - due).total_seconds())
-    assert (waited.moves, sum(waited.buckets)) == (2, 1)
+    assert (waited.transitions, sum(waited.buckets)) == (2, 1)
     desk.report(completed(again))
     desk.measure()
     assert total(desk, "completed").buckets[0] == 1
@@ -215,7 +218,7 @@ def test_of_those_cancelled_the_ones_that_ran_are_told_by_their_time(desk: Desk)
         desk.store.apply(id, Cancelled()).result()
     desk.measure()
     cancelled = total(desk, "cancelled")
-    assert (cancelled.moves, sum(cancelled.buckets), cancelled.seconds) == (3, 1, 20)
+    assert (cancelled.transitions, sum(cancelled.buckets), cancelled.seconds) == (3, 1, 20)
 
 
 def test_a_retry_at_once_is_not_taken_for_a_claim_without_waiting(desk: Desk) -> None:
@@ -257,14 +260,16 @@ def test_failures_are_grouped_by_what_they_have_in_common(desk: Desk) -> None:
 def test_names_and_errors_without_end_take_no_room_without_end(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measures, "MOST_SERIES", 5)
-    monkeypatch.setattr(measure_words, "MOST_FAILURES", 4)
+    monkeypatch.setattr(measures, "MAX_SERIES", 5)
+    monkeypatch.setattr(measure_words, "MAX_FAILURES", 4)
     letters = "abcdefghij"
     for letter in letters:
         desk.report(failed(desk.take(type=letter, max_retries=1), letter))
         desk.clock.advance(1)
     desk.measure()
-    enqueued = {t.type: t.moves for t in desk.store.read.measured.totals() if t.event == "enqueued"}
+    enqueued = {
+        t.type: t.transitions for t in desk.store.read.measured.totals() if t.event == "enqueued"
+    }
     assert len(enqueued) == 6
     assert enqueued[measures.OTHER] == 5
     assert [group.error for group in desk.store.read.measured.failures(10)] == list("jihg")
@@ -278,7 +283,7 @@ def test_minutes_are_kept_for_a_day(desk: Desk) -> None:
     desk.add()
     desk.measure()
     kept = desk.raw.value("SELECT count(*) FROM {activity}")
-    assert (kept, total(desk, "enqueued").moves) == (1, 2)
+    assert (kept, total(desk, "enqueued").transitions) == (1, 2)
     (minute,) = desk.store.read.measured.activity(1)
     now = desk.clock.now
     assert minute.minute == datetime(*now.timetuple()[:5], tzinfo=UTC)
@@ -295,7 +300,7 @@ def test_how_far_it_has_been_measured(desk: Desk) -> None:
 
 
 def test_only_what_was_measured_is_deleted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measures, "MOST_MOVES", 4)
+    monkeypatch.setattr(measures, "MAX_MOVES", 4)
     desk.report(completed(desk.take()), completed(desk.take()))
     desk.ledger()
     desk.clock.advance(1)

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from tenure.errors import IllegalMove, JobNotFound
+from tenure.errors import IllegalTransition, JobNotFound
 from tenure.jobs.ids import new_id
 from tenure.jobs.values import Query
 from tenure.lifecycle import Cancelled, Event, Job, LeaseExpired, Retried, Status
@@ -57,7 +57,7 @@ def test_a_job_that_has_ended_cannot_be_cancelled(
 ) -> None:
     job = job_in(desk, status)
     before = desk.raw.contents()
-    with pytest.raises(IllegalMove) as refusal:
+    with pytest.raises(IllegalTransition) as refusal:
         desk.store.apply(job.id, Cancelled()).result()
     assert (refusal.value.status, refusal.value.legal) == (status, legal)
     assert desk.raw.contents() == before
@@ -102,7 +102,7 @@ def test_a_failed_job_without_budget_is_not_retried(desk: Desk) -> None:
     lease = desk.take(max_retries=1)
     desk.report(failed(lease))
     before = desk.raw.contents()
-    with pytest.raises(IllegalMove) as refusal:
+    with pytest.raises(IllegalTransition) as refusal:
         desk.store.apply(lease.id, Retried(actor="ada")).result()
     assert (refusal.value.status, refusal.value.legal) == ("failed", ("retried",))
     assert desk.raw.contents() == before
@@ -118,7 +118,7 @@ def test_a_job_that_failed_for_good_early_keeps_the_attempts_it_had(desk: Desk) 
 def test_what_has_not_failed_is_not_retried(desk: Desk, status: str) -> None:
     job = job_in(desk, status)
     before = desk.raw.contents()
-    with pytest.raises(IllegalMove):
+    with pytest.raises(IllegalTransition):
         desk.store.apply(job.id, Retried(more_retries=5)).result()
     assert desk.raw.contents() == before
 
@@ -126,7 +126,7 @@ def test_what_has_not_failed_is_not_retried(desk: Desk, status: str) -> None:
 def test_nobody_ends_a_lease_that_still_runs(desk: Desk) -> None:
     lease = desk.take()
     desk.clock.advance(LEASE_SECONDS - TICK)
-    with pytest.raises(IllegalMove, match="still runs"):
+    with pytest.raises(IllegalTransition, match="still runs"):
         desk.store.apply(lease.id, LeaseExpired()).result()
     desk.clock.advance(TICK)
     assert desk.store.apply(lease.id, LeaseExpired(actor="ada")).result().status == "pending"
@@ -140,7 +140,7 @@ def test_a_refusal_harms_no_other_work(desk: Desk) -> None:
         for job in pending
     ]
     for refused, done in futures:
-        assert isinstance(refused.exception(), IllegalMove)
+        assert isinstance(refused.exception(), IllegalTransition)
         assert done.result().status == "cancelled"
 
 

@@ -138,8 +138,8 @@ def test_a_settled_job_has_an_end_and_a_failed_one_a_reason(
     desk: Desk, ids: dict[str, str]
 ) -> None:
     for status in ("completed", "failed", "cancelled"):
-        move = f"UPDATE {{job}} SET status = '{status}', {DRESS[status]}"
-        endless = move.replace("finished_at = {now}", "finished_at = NULL")
+        transition = f"UPDATE {{job}} SET status = '{status}', {DRESS[status]}"
+        endless = transition.replace("finished_at = {now}", "finished_at = NULL")
         refused(desk, f"{endless} WHERE id = ?", ids["processing"])
     silent = f"UPDATE {{job}} SET status = 'failed', {DRESS['failed']}".replace("'x'", "NULL")
     refused(desk, f"{silent} WHERE id = ?", ids["processing"])

@@ -133,9 +133,9 @@ def test_nothing_is_truncated(desk: Desk, ids: dict[str, str]) -> None:
 @on_postgres
 def test_a_replica_s_session_is_held_to_the_rules(desk: Desk, ids: dict[str, str]) -> None:
     desk.raw.run("SET session_replication_role = replica")
-    move = f"UPDATE {{job}} SET status = 'completed', {DRESS['completed']} WHERE id = ?"
-    refused(desk, move, ids["pending"])
-    refused(desk, move, ids["failed"])
+    transition = f"UPDATE {{job}} SET status = 'completed', {DRESS['completed']} WHERE id = ?"
+    refused(desk, transition, ids["pending"])
+    refused(desk, transition, ids["failed"])
     refused(desk, "UPDATE {job} SET token = token + 1 WHERE id = ?", ids["pending"])
     refused(desk, INSERT % (", token", ", 1"), NEW_ID)
     refused(desk, "DELETE FROM {job} WHERE id = ?", ids["processing"])
@@ -144,7 +144,7 @@ def test_a_replica_s_session_is_held_to_the_rules(desk: Desk, ids: dict[str, str
     refused(desk, "TRUNCATE {job}")
     refused(desk, "TRUNCATE {transition}")
     refused(desk, FORGED, ids["pending"])
-    desk.raw.run(move, ids["processing"])
+    desk.raw.run(transition, ids["processing"])
     assert desk.events(ids["processing"])[-1] == "completed"
     desk.raw.run(INSERT % ("", ""), NEW_ID)
     assert desk.events(NEW_ID) == ["enqueued"]
@@ -156,10 +156,10 @@ def test_the_rules_hold_at_every_isolation_level(
     desk: Desk, ids: dict[str, str], level: str
 ) -> None:
     desk.raw.run(f"SET default_transaction_isolation = '{level.lower()}'")
-    move = f"UPDATE {{job}} SET status = 'completed', {DRESS['completed']} WHERE id = ?"
+    transition = f"UPDATE {{job}} SET status = 'completed', {DRESS['completed']} WHERE id = ?"
     for situation in ("pending", "failed", "cancelled"):
-        refused(desk, move, ids[situation])
-    desk.raw.run(move, ids["processing"])
+        refused(desk, transition, ids[situation])
+    desk.raw.run(transition, ids["processing"])
     assert desk.events(ids["processing"])[-1] == "completed"
 
 

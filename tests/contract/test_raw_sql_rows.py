@@ -35,9 +35,9 @@ def test_what_a_job_is_never_changes(desk: Desk, ids: dict[str, str], column: st
         refused(desk, f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
     refused(desk, f"UPDATE {{job}} SET {column} = NULL WHERE id = ?", ids["pending"])
     # Not under cover of a legal move either.
-    move = f"UPDATE {{job}} SET status = 'cancelled', {DRESS['cancelled']}"
-    refused(desk, f"{move}, {change} WHERE id = ?", ids["pending"])
-    accepted(desk, f"{move} WHERE id = ?", ids["pending"])
+    transition = f"UPDATE {{job}} SET status = 'cancelled', {DRESS['cancelled']}"
+    refused(desk, f"{transition}, {change} WHERE id = ?", ids["pending"])
+    accepted(desk, f"{transition} WHERE id = ?", ids["pending"])
 
 
 def test_a_settled_job_is_not_edited_at_all(desk: Desk, ids: dict[str, str]) -> None:

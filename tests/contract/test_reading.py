@@ -11,7 +11,7 @@ import pytest
 
 from tenure.errors import InvalidInput
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import MOST_AHEAD, Count, Query, QueueState, Transition, Wanted
+from tenure.jobs.values import MAX_AHEAD, Count, EventFilter, Query, QueueState, Transition
 from tenure.lifecycle import Cancelled
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new
@@ -81,26 +81,32 @@ def test_moves_are_told_by_type_queue_event_and_job(desk: Desk) -> None:
         """What is told in stretches of `limit`, each of which tells how far it went."""
         found, after, more = [], "", True
         while more:
-            moves = desk.store.read.moves(after, limit, Wanted(**wanted))
-            assert all((one.type, one.queue) == kinds[one.move.job_id] for one in moves.told)
-            found += [one.move for one in moves.told]
-            after, more = moves.position, moves.more
+            transitions = desk.store.read.transitions(after, limit, EventFilter(**wanted))
+            assert all(
+                (one.type, one.queue) == kinds[one.transition.job_id] for one in transitions.told
+            )
+            found += [one.transition for one in transitions.told]
+            after, more = transitions.position, transitions.more
         assert after == whole[-1].position, "the end was reached, whatever was wanted"
         return found
 
     def those(wanted: Callable[[Transition], bool]) -> list[Transition]:
-        return [move for move in whole if wanted(move)]
+        return [transition for transition in whole if wanted(transition)]
 
     for limit in (1, 2, 100):
         assert told(limit) == whole
-        assert told(limit, types=("mail",)) == those(lambda move: move.job_id == mail.id)
-        assert told(limit, queues=("night", "x")) == those(lambda move: move.job_id == report.id)
+        assert told(limit, types=("mail",)) == those(
+            lambda transition: transition.job_id == mail.id
+        )
+        assert told(limit, queues=("night", "x")) == those(
+            lambda transition: transition.job_id == report.id
+        )
         failures = told(limit, events=("failed", "retried"))
-        assert [move.event for move in failures] == ["failed", "retried"]
+        assert [transition.event for transition in failures] == ["failed", "retried"]
         assert told(limit, job_id=report.id) == desk.history(report.id)
         assert told(limit, types=("mail",), queues=("night",)) == []
     with pytest.raises(InvalidInput):
-        desk.store.read.moves("nowhere", 1, Wanted())
+        desk.store.read.transitions("nowhere", 1, EventFilter())
 
 
 def test_leases_that_ran_out_are_counted_until_the_sweep(desk: Desk) -> None:
@@ -255,12 +261,12 @@ def test_how_many_stand_before_a_job(desk: Desk) -> None:
 
 
 def test_how_many_stand_before_a_job_is_counted_no_further_than_anybody_wants(desk: Desk) -> None:
-    desk.add_all(*[new(priority=n % 3) for n in range(MOST_AHEAD // 2)])
-    desk.add_all(*[new(priority=n % 3) for n in range(MOST_AHEAD - MOST_AHEAD // 2 - 1)])
+    desk.add_all(*[new(priority=n % 3) for n in range(MAX_AHEAD // 2)])
+    desk.add_all(*[new(priority=n % 3) for n in range(MAX_AHEAD - MAX_AHEAD // 2 - 1)])
     last = desk.add(priority=3)
-    assert desk.store.read.ahead(last) == MOST_AHEAD - 1
+    assert desk.store.read.ahead(last) == MAX_AHEAD - 1
     desk.add_all(*[new() for _ in range(10)])
-    assert desk.store.read.ahead(last) == MOST_AHEAD + 1
+    assert desk.store.read.ahead(last) == MAX_AHEAD + 1
 
 
 @pytest.mark.scenario(55)

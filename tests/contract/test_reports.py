@@ -64,7 +64,7 @@ def test_failure_decides_and_requeues_at_once(desk: Desk) -> None:
     policy = RetryPolicy(base=100, factor=1, cap=100)
     lease = desk.take(max_retries=2, backoff=policy)
     desk.clock.advance(1)
-    (verdict,) = desk.store.turn([failed(lease, "boom")], None).result().verdicts
+    (verdict,) = desk.store.exchange([failed(lease, "boom")], None).result().verdicts
     job = desk.get(lease.id)
     assert (job.status, job.attempts, job.last_error) == ("pending", 1, "boom")
     assert job.finished_at is None
@@ -314,7 +314,7 @@ def test_a_large_mixed_batch_is_answered_in_order(desk: Desk) -> None:
 def test_the_same_report_from_many_at_once_is_recorded_once(desk: Desk) -> None:
     for outcome in Outcome:
         lease = desk.take()
-        futures = [desk.store.turn([REPORTS[outcome](lease)], None) for _ in range(20)]
+        futures = [desk.store.exchange([REPORTS[outcome](lease)], None) for _ in range(20)]
         answers = [future.result().verdicts[0] for future in futures]
         assert sorted(v.answer for v in answers) == [*["already_recorded"] * 19, "recorded"]
         assert desk.events(lease.id).count(outcome) == 1
@@ -325,7 +325,8 @@ def test_success_and_failure_at_once_settle_on_one(desk: Desk) -> None:
     for _ in range(20):
         lease = desk.take()
         futures = [
-            desk.store.turn([report(lease)], None) for report in (completed, failed, released) * 3
+            desk.store.exchange([report(lease)], None)
+            for report in (completed, failed, released) * 3
         ]
         answers = [future.result().verdicts[0] for future in futures]
         (first,) = (n for n, v in enumerate(answers) if v.answer is Answer.RECORDED)

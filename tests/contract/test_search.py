@@ -35,26 +35,26 @@ def fill(desk: Desk) -> list[Job]:
         desk.clock.advance(1800)
         skew = timedelta(minutes=(number * 37) % 100 - 50)
         word = WORDS[number % len(WORDS)]
-        addition = new(
+        checked_job = new(
             type="ab"[number % 2],
             queue="xyz"[number % 3],
             payload=f'{{"word":"{word}","n":{number}}}',
             max_retries=1,
             id=id_at(desk, skew),
         )
-        (added,) = desk.add_all(addition)
+        (added,) = desk.add_all(checked_job)
         made.append(added.job.id)
         match number % 6:
             case 0:
                 desk.store.apply(added.job.id, Cancelled()).result()
             case 1 | 2:
-                (lease,) = desk.claim(queues=(addition.queue,), types=(addition.type,))
+                (lease,) = desk.claim(queues=(checked_job.queue,), types=(checked_job.type,))
                 desk.report(failed(lease, f"Boom {word}"))
             case 3:
-                (lease,) = desk.claim(queues=(addition.queue,), types=(addition.type,))
+                (lease,) = desk.claim(queues=(checked_job.queue,), types=(checked_job.type,))
                 desk.report(completed(lease))
             case 4:
-                desk.claim(queues=(addition.queue,), types=(addition.type,))
+                desk.claim(queues=(checked_job.queue,), types=(checked_job.type,))
     return sorted((desk.get(id) for id in made), key=lambda job: job.id, reverse=True)
 
 
@@ -115,8 +115,8 @@ def test_every_filter_finds_what_looking_at_each_job_finds(
     )
     @given(FILTERS, st.integers(1, 7), st.integers(3, 20), st.booleans())
     def check(wanted: Filter, limit: int, rows: int, oldest_first: bool) -> None:
-        monkeypatch.setattr(search, "MOST_ROWS", rows)
-        monkeypatch.setattr(search, "MOST_TEXTS", rows)
+        monkeypatch.setattr(search, "MAX_ROWS", rows)
+        monkeypatch.setattr(search, "MAX_TEXTS", rows)
         expected = [job for job in jobs if plainly(job, wanted)]
         assert [job for job in jobs if search.fits(wanted, job)] == expected
         in_order = expected[::-1] if oldest_first else expected
@@ -138,8 +138,8 @@ def test_a_page_looks_at_a_bounded_number_of_rows(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is rare is not found in the first page, but where to go on is."""
-    monkeypatch.setattr(search, "MOST_ROWS", 10)
-    monkeypatch.setattr(search, "MOST_TEXTS", 4)
+    monkeypatch.setattr(search, "MAX_ROWS", 10)
+    monkeypatch.setattr(search, "MAX_TEXTS", 4)
     rare = desk.add(type="rare")
     desk.add_all(*[new(type="mail") for _ in range(25)])
     found = list(pages(desk, Query(type="rare", limit=5)))
@@ -147,7 +147,7 @@ def test_a_page_looks_at_a_bounded_number_of_rows(
     assert [page.searched_all for page in found] == [False, False, True]
     assert len(list(pages(desk, Query(text="nowhere", limit=5)))) == 7
     assert search.count(desk.store.read, Query(type="rare"), 5) == search.Counted(1, exact=True)
-    monkeypatch.setattr(search, "MOST_SPANS", 2)
+    monkeypatch.setattr(search, "MAX_SPANS", 2)
     assert search.count(desk.store.read, Query(type="rare"), 5) == search.Counted(0, exact=False)
     assert search.count(desk.store.read, Query(type="mail"), 5) == search.Counted(5, exact=False)
     # Few wait: they are found at once, wherever they are.
@@ -165,7 +165,7 @@ def test_a_page_looks_at_a_bounded_number_of_rows(
 
 def test_hidden_values_cannot_be_searched_for(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither what is found, nor where a page ends, nor how many there are tells of them."""
-    monkeypatch.setattr(search, "MOST_TEXTS", 6)
+    monkeypatch.setattr(search, "MAX_TEXTS", 6)
     monkeypatch.setattr(search, "AT_ONCE", 2)
     for number in range(20):
         secret = "hunter2" if number % 3 else "other77"

@@ -61,7 +61,7 @@ store.add([new()]).result()
 store.read.measured.counts()
 uses = [
     lambda: store.add([new()]),
-    lambda: store.turn([], None),
+    lambda: store.exchange([], None),
     lambda: store.read,
     lambda: store.renew([], 30),
     lambda: store.on_work(lambda: None),
@@ -139,9 +139,9 @@ def test_two_stores_over_one_database_see_the_same(desk: Desk, database_url: str
     other = open_store(database_url)
     try:
         lease = desk.take()
-        assert other.turn([completed(lease)], None).result().verdicts[0].answer == "recorded"
+        assert other.exchange([completed(lease)], None).result().verdicts[0].answer == "recorded"
         assert desk.get(lease.id).status == "completed"
-        assert other.turn((), request()).result().leases == []
+        assert other.exchange((), request()).result().leases == []
     finally:
         other.close()
 
@@ -229,8 +229,8 @@ def test_who_looks_which_workers_were_seen_can_go_on_looking(desk: Desk) -> None
             walks.append(iter(committer._seen))
             return super().__hash__()
 
-    desk.store.turn([], request(worker="first")).result()
-    desk.store.turn([], request(worker=Name("second"))).result()
+    desk.store.exchange([], request(worker="first")).result()
+    desk.store.exchange([], request(worker=Name("second"))).result()
     assert walks
     for walk in walks:
         list(walk)

@@ -10,7 +10,7 @@ from tests.docs.pages import Page, manual
 from tests.docs.stage import POSTGRES, Stage
 
 RUN = ("python", "console")
-MOST_SKIPPED = 12
+MAX_SKIPPED = 12
 """Blocks that are not run, in all pages together; nobody would notice if one were wrong."""
 
 
@@ -43,7 +43,7 @@ def test_few_examples_are_left_out() -> None:
         for block in page.blocks
         if block.skipped is not None
     ]
-    assert len(left_out) <= MOST_SKIPPED, "\n".join(left_out)
+    assert len(left_out) <= MAX_SKIPPED, "\n".join(left_out)
 
 
 def test_every_block_says_what_it_is() -> None:

@@ -14,7 +14,7 @@ import pytest
 from tenure import settings
 from tenure.cli import cli
 from tenure.http.api.routes import ROUTES
-from tenure.lifecycle import MOVES, Status
+from tenure.lifecycle import TRANSITIONS, Status
 from tests.docs.monitoring import series
 from tests.docs.pages import DOCS, ROOT, Page, every_page
 
@@ -32,7 +32,7 @@ ELSEWHERE = {
     *("Forwarded", "PGPASSFILE", "balance", "h30m", "idle_in_transaction_session_timeout"),
     *("paid", "sslmode", "tenure_", "console"),
 }
-ELSEWHERE |= {"rule_files", *series(), *(f"job_{move.event}" for move in MOVES)}
+ELSEWHERE |= {"rule_files", *series(), *(f"job_{transition.event}" for transition in TRANSITIONS)}
 ELSEWHERE |= set(re.findall(r"\w+", (DOCS / "monitoring" / "alerts.yml").read_text("utf-8")))
 """Words of SQL, HTTP, Prometheus, PostgreSQL, Markdown and durations that pages show as code."""
 
@@ -132,7 +132,7 @@ def requests(page: Page) -> Iterator[tuple[str, str]]:
 
 def is_path_of_moves(span: str) -> bool:
     statuses = [status.strip() for status in span.split("→")]
-    legal = {(str(move.source), str(move.target)) for move in MOVES}
+    legal = {(str(transition.source), str(transition.target)) for transition in TRANSITIONS}
     return set(statuses) <= set(Status) and legal.issuperset(pairwise(statuses))
 
 

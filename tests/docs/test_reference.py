@@ -14,18 +14,18 @@ import pytest
 
 import tenure
 from tenure import errors, settings
-from tenure.app.app import MOST_JOBS_AT_ONCE
-from tenure.app.queries import MOST_LISTED
+from tenure.app.app import MAX_JOBS_AT_ONCE
+from tenure.app.queries import MAX_LISTED
 from tenure.cli import cli
 from tenure.cli.command import exit_code
 from tenure.http.api import openapi
 from tenure.http.api.routes import ROUTES
 from tenure.jobs import explain, payload
 from tenure.jobs import values as records
-from tenure.jobs.enqueue import MOST_PRIORITY, MOST_RETRIES
-from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, MOVES, Status
+from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
+from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, TRANSITIONS, Status
 from tenure.wire import problems, requests, responses
-from tenure.wire.requests import MOST_LEASED
+from tenure.wire.requests import MAX_LEASED
 from tests.docs.monitoring import metrics_with_labels
 from tests.docs.pages import DOCS, Page, reference, table_rows
 
@@ -119,7 +119,7 @@ def test_every_field_and_parameter_is_named() -> None:
     named = {word for span in in_code(HTTP.text) for word in re.findall(r"\w+", span)}
     shapes = (
         *(
-            requests.NewJob,
+            requests.EnqueueRequest,
             requests.Backoff,
             responses.JobBody,
             responses.EventBody,
@@ -153,7 +153,7 @@ def test_every_field_and_parameter_is_named() -> None:
 def test_the_fields_of_a_new_job_and_of_a_lease_request_stand_in_their_tables() -> None:
     new = {bare(row[0]) for row in table_rows(HTTP.section("A new job"))}
     lease = {name for row in table_rows(HTTP.section("Workers")) for name in in_code(row[0])}
-    assert new == set(requests.NewJob.__struct_fields__)
+    assert new == set(requests.EnqueueRequest.__struct_fields__)
     assert set(requests.LeaseRequest.__struct_fields__) <= lease
 
 
@@ -182,7 +182,7 @@ def test_every_value_of_an_enumeration_is_named(values: type[Status]) -> None:
 
 
 def test_every_event_is_named_where_moves_are_described() -> None:
-    events = {FIRST_EVENT, *(move.event for move in MOVES)}
+    events = {FIRST_EVENT, *(transition.event for transition in TRANSITIONS)}
     (sentence,) = re.findall(r"`event` is one of ([^.]+)\.", HTTP.text)
     assert in_code(sentence) == events
     assert events <= set(re.findall(r"\w+", (DOCS / "reference" / "lifecycle.md").read_text()))
@@ -304,7 +304,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     for number in (
         *(payload.MIN_INTEGER, payload.MAX_INTEGER, payload.MAX_DEPTH),
         *(payload.MAX_NAME_LENGTH, payload.MAX_KEY_LENGTH),
-        *(MOST_PRIORITY, MOST_RETRIES, MOST_JOBS_AT_ONCE, MOST_LEASED, MOST_LISTED, MAX_RELEASES),
+        *(MAX_PRIORITY, MAX_RETRIES, MAX_JOBS_AT_ONCE, MAX_LEASED, MAX_LISTED, MAX_RELEASES),
     ):
         assert re.search(rf"(?<![\d-]){number}(?!\d)", text), number
     assert payload.MAX_PAYLOAD_BYTES == 1024**2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tenure.lifecycle import MOVES, Status
+from tenure.lifecycle import TRANSITIONS, Status
 from tests.docs.pages import DOCS
 from tools.site import build, flaws, moved, navigation, places
 
@@ -37,7 +37,9 @@ def test_every_page_for_users_is_in_the_navigation() -> None:
 def test_the_state_machine_is_drawn(site: Path) -> None:
     page = (site / "reference" / "lifecycle.html").read_text("utf-8")
     drawn = page.partition('<svg viewBox="0 0 1080')[2].partition("</svg>")[0]
-    assert {move.event for move in MOVES} | set(Status) <= set(re.findall(r">(\w+)</text>", drawn))
+    assert {transition.event for transition in TRANSITIONS} | set(Status) <= set(
+        re.findall(r">(\w+)</text>", drawn)
+    )
     assert "stateDiagram" not in page
 
 

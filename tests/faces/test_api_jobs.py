@@ -247,8 +247,10 @@ def test_the_history_is_the_ledger(api: TestClient) -> None:
     (lease,) = claim(api)
     api.post(f"/leases/{lease['lease_id']}/fail", json={"error": "no luck"})
     history = api.get(f"/jobs/{job['id']}/history").json()
-    moves = [(move["event"], move["from"], move["to"]) for move in history]
-    assert moves == [
+    transitions = [
+        (transition["event"], transition["from"], transition["to"]) for transition in history
+    ]
+    assert transitions == [
         ("enqueued", None, "pending"),
         ("claimed", "pending", "processing"),
         ("failed", "processing", "failed"),
@@ -261,7 +263,7 @@ def test_a_job_is_explained(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a", "delay": "1h"}).json()
     told = api.get(f"/jobs/{job['id']}/explain").json()
     assert told["reason"] == "not_due"
-    assert told["legal_moves"] == list(legal_events(Status.PENDING))
+    assert told["legal_events"] == list(legal_events(Status.PENDING))
 
 
 @pytest.mark.parametrize("job_id", [NOWHERE, "x", "%2e%2e", NOWHERE.upper(), "%00", "é" * 300])
@@ -283,13 +285,13 @@ def test_a_job_that_is_not_there(api: TestClient, method: str, path: str, job_id
 
 def test_a_conflict_names_the_legal_moves(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a"}).json()
-    body = problem(api.post(f"/jobs/{job['id']}/retry"), 409, "illegal_move")
+    body = problem(api.post(f"/jobs/{job['id']}/retry"), 409, "illegal_transition")
     assert body["status_of_job"] == "pending"
     assert body["event"] == "retried"
-    assert body["legal_moves"] == list(legal_events(Status.PENDING))
+    assert body["legal_events"] == list(legal_events(Status.PENDING))
     assert api.post(f"/jobs/{job['id']}/cancel").json()["status"] == "cancelled"
-    body = problem(api.post(f"/jobs/{job['id']}/cancel"), 409, "illegal_move")
-    assert (body["status_of_job"], body["legal_moves"]) == ("cancelled", [])
+    body = problem(api.post(f"/jobs/{job['id']}/cancel"), 409, "illegal_transition")
+    assert (body["status_of_job"], body["legal_events"]) == ("cancelled", [])
     assert body["job_id"] == job["id"]
     assert body["instance"] == f"/jobs/{job['id']}/cancel"
 

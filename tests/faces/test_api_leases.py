@@ -119,7 +119,7 @@ async def test_a_stopping_server_ends_waiting_claims_at_once(app: Tenure) -> Non
     built = build(app)
     async with Exchange(built, "POST", "/leases", asking(wait_seconds=30)) as request:
         await asked_once(app)
-        built.state.doorbell.stop()
+        built.state.notifier.stop()
         assert await request.end() == []
     await app.enqueue_async("a")
     async with Exchange(built, "POST", "/leases", asking(wait_seconds=30)) as request:
@@ -145,7 +145,7 @@ async def test_a_client_that_leaves_while_it_waits_gets_nothing(app: Tenure) -> 
         await request.hang_up()
         await request.end()
         job = await app.enqueue_async("a")
-    assert [move.event for move in app.history(job.id)] == ["enqueued"]
+    assert [transition.event for transition in app.history(job.id)] == ["enqueued"]
 
 
 @pytest.mark.anyio
@@ -155,17 +155,17 @@ async def test_what_was_leased_while_the_client_left_is_handed_back(app: Tenure)
     job = await app.enqueue_async("a")
     built = build(app)
     request = Exchange(built, "POST", "/leases", asking())
-    claim = app.turn
+    claim = app.exchange
 
-    def turn(*arguments: Any) -> Any:
+    def exchange(*arguments: Any) -> Any:
         request._to_app.put_nowait({"type": "http.disconnect"})
         return claim(*arguments)
 
-    app.turn = turn  # type: ignore[method-assign]
+    app.exchange = exchange  # type: ignore[method-assign]
     async with request:
         await request.end()
-    moves = [move.event for move in app.history(job.id)]
-    assert moves == ["enqueued", "claimed", "released"]
+    transitions = [transition.event for transition in app.history(job.id)]
+    assert transitions == ["enqueued", "claimed", "released"]
     assert app.get(job.id).attempts == 0
 
 
@@ -321,7 +321,7 @@ def test_no_read_tells_a_lease(api: TestClient, app: Tenure) -> None:
     paths += ["/jobs", "/workers", "/queues", "/stats", "/metrics", "/ready"]
     for path in paths:
         assert secret not in api.get(path).text, path
-    assert all(secret not in repr(move) for move in app.history(job["id"]))
+    assert all(secret not in repr(transition) for transition in app.history(job["id"]))
 
 
 def test_a_lease_id_that_no_database_can_hold_is_lost_too(api: TestClient) -> None:

@@ -46,7 +46,7 @@ def test_health_and_readiness(api: TestClient) -> None:
 
 def test_a_stopping_server_takes_nothing_new(app: Tenure) -> None:
     with api_of(app) as api:
-        api.app.state.doorbell.stop()  # type: ignore[attr-defined]
+        api.app.state.notifier.stop()  # type: ignore[attr-defined]
         for response in (
             api.get("/ready"),
             api.post("/jobs", json={"type": "a"}),
@@ -150,7 +150,7 @@ def test_metrics_in_both_forms_are_the_same(app: Tenure, api: TestClient) -> Non
     assert form["total"] == 3
     for total in form["totals"]:
         labels = sorted((name, total[name]) for name in ("event", "queue", "type"))
-        assert values["tenure_moves_total", *labels] == total["moves"]
+        assert values["tenure_moves_total", *labels] == total["transitions"]
         if total["event"] == "claimed":
             assert values["tenure_wait_seconds_sum", ("type", "a")] == total["seconds"]
             assert values["tenure_wait_seconds_count", ("type", "a")] == sum(total["buckets"]) == 1
@@ -173,12 +173,12 @@ def test_histograms_add_up_queues_and_outcomes() -> None:
 def test_series_are_bounded() -> None:
     counts = [Count("pending", "q", f"type{n}", n) for n in range(10_000)]
     few = metrics.bounded(counts)
-    assert len(few) <= metrics.MOST_SERIES + 1
+    assert len(few) <= metrics.MAX_SERIES + 1
     assert sum(count.jobs for count in few) == sum(count.jobs for count in counts)
     assert few[0].type == "type9999", "the largest are kept"
     assert few[-1].type == metrics.OTHER
     queues = [QueueState(f"q{n}", None, None, n, 0, None) for n in range(1_000)]
-    assert len(metrics.largest(queues)) == metrics.MOST_QUEUES
+    assert len(metrics.largest(queues)) == metrics.MAX_QUEUES
 
 
 # --- the event stream -----------------------------------------------------------------------------
@@ -246,10 +246,10 @@ async def test_a_stream_tells_its_position_before_any_event(app: Tenure) -> None
 
 @pytest.mark.anyio
 async def test_a_long_ledger_is_streamed_whole(app: Tenure) -> None:
-    from tenure import Draft
+    from tenure import NewJob
 
-    drafts = [Draft("a", {}, {}) for _ in range(streams.MOST_AT_ONCE + 50)]
-    jobs = await app.enqueue_many_async(drafts)
+    new_jobs = [NewJob("a", {}, {}) for _ in range(streams.MAX_AT_ONCE + 50)]
+    jobs = await app.enqueue_many_async(new_jobs)
     async with Exchange(build(app), "GET", "/events", query="after=") as stream:
         await stream.until(jobs[-1].id.encode())
         assert len(events_in(stream.answered)) == len(jobs)
@@ -291,7 +291,7 @@ async def test_a_stream_that_tells_nothing_says_how_far_it_is(
     """Who comes back after a quiet day does not have the server read that day's ledger again."""
     monkeypatch.setattr(streams, "PING_SECONDS", 0.0)
     job = await app.enqueue_async("mail")
-    end = app.moves().position
+    end = app.transitions().position
     async with Exchange(build(app), "GET", "/events", query="after=&type=other") as stream:
         await stream.until(f": still here\nid: {end}\n\n".encode())
         assert job.id.encode() not in stream.answered
@@ -315,27 +315,27 @@ async def test_a_quiet_stream_is_kept_alive(app: Tenure, monkeypatch: Any) -> No
 @pytest.mark.anyio
 async def test_streams_end_with_the_server_or_their_client(app: Tenure) -> None:
     built = build(app)
-    doorbell = built.state.doorbell
+    notifier = built.state.notifier
     async with (
         Exchange(built, "GET", "/events") as left,
         Exchange(built, "GET", "/events") as stayed,
     ):
         await left.until(b"retry")
         await stayed.until(b"retry")
-        assert doorbell.streams == 2
+        assert notifier.streams == 2
         await left.hang_up()
         await asyncio.wait_for(left.task, 5)
-        assert doorbell.streams == 1
+        assert notifier.streams == 1
         started = time.monotonic()
-        doorbell.stop()
+        notifier.stop()
         await asyncio.wait_for(stayed.task, 5)
         assert time.monotonic() - started < 1
-        assert doorbell.streams == 0
+        assert notifier.streams == 0
 
 
 @pytest.mark.anyio
 async def test_streams_are_counted(app: Tenure, monkeypatch: Any) -> None:
-    monkeypatch.setattr(streams, "MOST_STREAMS", 1)
+    monkeypatch.setattr(streams, "MAX_STREAMS", 1)
     built = build(app)
     async with Exchange(built, "GET", "/events") as first:
         await first.until(b"retry")
@@ -353,7 +353,7 @@ async def test_the_head_of_a_stream_has_an_end(app: Tenure, path: str) -> None:
 
 @pytest.mark.anyio
 async def test_streams_that_come_at_once_are_counted(app: Tenure, monkeypatch: Any) -> None:
-    monkeypatch.setattr(streams, "MOST_STREAMS", 3)
+    monkeypatch.setattr(streams, "MAX_STREAMS", 3)
     built = build(app)
     async with contextlib.AsyncExitStack() as crowd:
         asked = [

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from tenure import Draft, Tenure
+from tenure import NewJob, Tenure
 from tenure.jobs.values import Filter
 from tenure.settings import Settings
-from tests.support.cli import PROGRAM, on_a_terminal, read, run, surroundings, tell
+from tests.support.cli import PROGRAM, on_a_terminal, output_of, read, run, surroundings
 from tests.support.http import NOWHERE, api_of, problem
 from tests.support.waiting import until
 from tests.support.workers import sweeping
@@ -19,8 +19,8 @@ from tests.support.workers import sweeping
 @pytest.fixture
 def app(database_url: str) -> Iterator[Tenure]:
     with Tenure(database_url) as app:
-        drafts = [Draft("mail", {"to": f"ann{n}", "password": "hunter2"}, {}) for n in range(5)]
-        app.enqueue_many([*drafts, Draft("sms", {}, {})])
+        new_jobs = [NewJob("mail", {"to": f"ann{n}", "password": "hunter2"}, {}) for n in range(5)]
+        app.enqueue_many([*new_jobs, NewJob("sms", {}, {})])
         yield app
 
 
@@ -82,7 +82,7 @@ def test_what_cannot_be_searched_for_is_refused(api: TestClient, query: str) -> 
 
 def test_the_command_line_previews_asks_and_sees_it_through(app: Tenure) -> None:
     here = {"TENURE_DATABASE": app.database}
-    preview = tell("jobs", "cancel", "--type", "mail", "--dry-run", **here)
+    preview = output_of("jobs", "cancel", "--type", "mail", "--dry-run", **here)
     assert preview.startswith("This would cancel 5 jobs.\nID")
     refused = run("jobs", "cancel", "--type", "mail", **here)
     assert refused.exit_code == 2
@@ -97,14 +97,14 @@ def test_the_command_line_previews_asks_and_sees_it_through(app: Tenure) -> None
     assert "5 jobs changed, 0 refused" in shown
     (record,) = read("--database", app.database, "bulk", "list")
     assert record["changed"] == 5
-    assert record["id"] in tell("bulk", "show", record["id"], **here)
+    assert record["id"] in output_of("bulk", "show", record["id"], **here)
     assert read("--database", app.database, "bulk", "stop", record["id"]) == record
     assert run("bulk", "show", NOWHERE, **here).exit_code == 3
-    heads, row = tell("bulk", "list", COLUMNS="80", **here).splitlines()
+    heads, row = output_of("bulk", "list", COLUMNS="80", **here).splitlines()
     assert heads.split() == ["ID", "ACTION", "ENDED", "TOTAL", "CHANGED", "REFUSED"]
     assert row.startswith(f"{record['id']}  cancel  ")
     assert "…" not in row
-    nothing = tell("jobs", "cancel", "--type", "mail", **here)
+    nothing = output_of("jobs", "cancel", "--type", "mail", **here)
     assert nothing == "No job matches that it could cancel."
     assert len(app.bulks()) == 1
     found = read("--database", app.database, "jobs", "list", "--text", "ANN1")

@@ -13,7 +13,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.cli.completing import SHELLS
-from tests.support.cli import PROGRAM, Terminal, program, run, surroundings, tell
+from tests.support.cli import PROGRAM, Terminal, output_of, program, run, surroundings
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_a_database_that_does_not_answer_holds_up_nobody_for_long() -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_each_shell_has_its_script(shell: str) -> None:
-    assert "_TENURE_COMPLETE" in tell("completion", shell)
+    assert "_TENURE_COMPLETE" in output_of("completion", shell)
 
 
 def test_a_shell_that_is_not_known() -> None:

@@ -12,7 +12,7 @@ import pytest
 from tenure import Tenure
 from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tenure.wire import responses
-from tests.support.cli import read, run, tell
+from tests.support.cli import output_of, read, run
 
 NOBODY = "0190163d-8694-739b-aea5-966c26f8ad90"
 
@@ -42,7 +42,7 @@ def as_json(value: Any) -> Any:
 
 
 def test_enqueue_prints_the_id_of_a_job_on_disk(app: Tenure) -> None:
-    job = app.get(tell("enqueue", "email", '{"to": "a@example.com"}'))
+    job = app.get(output_of("enqueue", "email", '{"to": "a@example.com"}'))
 
     assert (job.type, job.payload, job.queue) == ("email", '{"to":"a@example.com"}', "default")
     assert job.status == "pending"
@@ -51,7 +51,7 @@ def test_enqueue_prints_the_id_of_a_job_on_disk(app: Tenure) -> None:
 
 
 def test_enqueue_without_a_payload_has_an_empty_one(app: Tenure) -> None:
-    assert app.get(tell("enqueue", "email")).payload == "{}"
+    assert app.get(output_of("enqueue", "email")).payload == "{}"
 
 
 def test_enqueue_reads_the_payload_from_standard_input(app: Tenure) -> None:
@@ -71,7 +71,7 @@ def test_enqueue_takes_every_option(app: Tenure) -> None:
         ),
     )
 
-    job = app.get(tell("enqueue", "email", "{}", *options))
+    job = app.get(output_of("enqueue", "email", "{}", *options))
 
     assert (job.queue, job.priority, job.max_retries, job.timeout) == ("mail", -7, 5, 30.0)
     assert (job.backoff.base, job.backoff.factor, job.backoff.cap) == (2.0, 3.0, 60.0)
@@ -79,15 +79,15 @@ def test_enqueue_takes_every_option(app: Tenure) -> None:
 
 
 def test_enqueue_with_a_delay_and_a_plain_backoff(app: Tenure) -> None:
-    job = app.get(tell("enqueue", "email", "--delay", "1h30m", "--backoff", "5s"))
+    job = app.get(output_of("enqueue", "email", "--delay", "1h30m", "--backoff", "5s"))
 
     assert (job.run_at - job.created_at).total_seconds() == 5400
     assert job.backoff.base == 5.0
 
 
 def test_a_key_names_the_same_job_again_and_refuses_another(app: Tenure) -> None:
-    first = tell("enqueue", "email", "--key", "order-17")
-    again = tell("enqueue", "email", "--key", "order-17")
+    first = output_of("enqueue", "email", "--key", "order-17")
+    again = output_of("enqueue", "email", "--key", "order-17")
     other = run("enqueue", "sms", "--key", "order-17")
 
     assert again == first
@@ -102,8 +102,8 @@ def test_enqueue_as_json_is_the_job_as_the_api_shows_it(app: Tenure) -> None:
 
 
 def test_a_full_queue_refuses(app: Tenure) -> None:
-    tell("queues", "limit", "mail", "1")
-    tell("enqueue", "email", "--queue", "mail")
+    output_of("queues", "limit", "mail", "1")
+    output_of("enqueue", "email", "--queue", "mail")
 
     result = run("enqueue", "email", "--queue", "mail")
 
@@ -147,7 +147,7 @@ def test_list_in_a_table(app: Tenure) -> None:
     job = app.enqueue("email", max_retries=1)
     settle(app, Outcome.FAILED, error="shop.Refused: no such address\nTraceback")
 
-    head, line = tell("jobs", "list").splitlines()
+    head, line = output_of("jobs", "list").splitlines()
 
     assert head.split() == ["ID", "TYPE", "QUEUE", "STATUS", "TRIES", "CREATED", "LAST", "ERROR"]
     assert line.split()[:5] == [job.id, "email", "default", "failed", "1/1"]
@@ -158,14 +158,14 @@ def test_show_tells_the_job_its_moves_and_why(app: Tenure) -> None:
     job = app.enqueue("email", {"to": "a"}, max_retries=1, idempotency_key="order-17")
     settle(app, Outcome.FAILED, error="Refused: no\nTraceback (most recent call last):")
 
-    shown = tell("jobs", "show", job.id)
+    shown = output_of("jobs", "show", job.id)
 
     for part in (job.id, '{"to":"a"}', "order-17", "1/1", "    Traceback (most recent call last):"):
         assert part in shown
-    moves = [
+    transitions = [
         line.split()[3:] for line in shown.splitlines() if line.endswith("  w") and "Z" in line
     ]
-    assert moves == [
+    assert transitions == [
         ["claimed", "pending", "processing", "1", "w"],
         ["failed", "processing", "failed", "1", "w"],
     ]
@@ -177,8 +177,8 @@ def test_long_texts_of_a_job_are_cut_on_a_terminal_only(app: Tenure) -> None:
     job = app.enqueue("email", {"text": "x" * 9_000}, max_retries=1)
     settle(app, Outcome.FAILED, error="\n".join(["Refused: no", *("line" * 50 for _ in range(60))]))
 
-    narrow = tell("jobs", "show", job.id, COLUMNS="80")
-    wide = tell("jobs", "show", job.id, "--wide", COLUMNS="80")
+    narrow = output_of("jobs", "show", job.id, COLUMNS="80")
+    wide = output_of("jobs", "show", job.id, "--wide", COLUMNS="80")
 
     assert max(map(len, narrow.splitlines())) <= 80
     assert narrow.count("more characters: --wide shows all") == 1
@@ -203,7 +203,7 @@ def test_explain_says_why_and_what_may_be_done(app: Tenure) -> None:
     job = app.enqueue("email", delay="1h")
 
     assert read("explain", job.id)["reason"] == "not_due"
-    told = tell("explain", job.id)
+    told = output_of("explain", job.id)
     assert "not due before" in told
     assert told.endswith(
         f"Legal moves: claimed, cancelled\nTo stop it: tenure jobs cancel {job.id}"
@@ -228,7 +228,7 @@ def test_retry_gives_failed_jobs_more_attempts(app: Tenure) -> None:
     for _ in jobs:
         settle(app, Outcome.FAILED, error="no")
 
-    told = tell("jobs", "retry", *(job.id for job in jobs), "--more", "2")
+    told = output_of("jobs", "retry", *(job.id for job in jobs), "--more", "2")
 
     assert told.splitlines() == [f"{job.id}  pending" for job in jobs]
     assert [app.get(job.id).max_retries for job in jobs] == [3, 3]
@@ -271,28 +271,28 @@ def test_a_paused_queue_hands_out_nothing_until_it_is_resumed(app: Tenure) -> No
     app.enqueue("email", queue="mail")
     request = ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")
 
-    tell("queues", "pause", "mail")
+    output_of("queues", "pause", "mail")
     assert app.claim(request).leases == []
-    tell("queues", "resume", "mail")
+    output_of("queues", "resume", "mail")
     assert len(app.claim(request).leases) == 1
 
 
 def test_queues_are_listed_as_the_api_shows_them(app: Tenure) -> None:
     app.enqueue("email", queue="mail")
-    tell("queues", "limit", "mail", "10")
+    output_of("queues", "limit", "mail", "10")
 
     assert read("queues", "list") == as_json(
         [responses.queue_body(queue) for queue in app.queues()]
     )
-    head, line = tell("queues", "list").splitlines()
+    head, line = output_of("queues", "list").splitlines()
     assert head.split() == ["QUEUE", "PENDING", "PROCESSING", "OLDEST", "DUE", "PAUSED", "LIMIT"]
     assert line.split() == ["mail", "1", "0", "0s", "ago", "-", "10"]
 
 
 def test_a_limit_is_lifted_by_none(app: Tenure) -> None:
-    tell("queues", "limit", "mail", "0")
+    output_of("queues", "limit", "mail", "0")
     assert run("enqueue", "email", "--queue", "mail").exit_code == 1
-    tell("queues", "limit", "mail", "none")
+    output_of("queues", "limit", "mail", "none")
     assert run("enqueue", "email", "--queue", "mail").exit_code == 0
 
 
@@ -312,7 +312,7 @@ def test_stats_count_by_queue_type_and_status(app: Tenure) -> None:
     settle(app, Outcome.COMPLETED)
 
     assert read("stats") == as_json(responses.stats_body(app.stats()))
-    head, *lines, total = (line.split() for line in tell("stats").splitlines())
+    head, *lines, total = (line.split() for line in output_of("stats").splitlines())
     assert head[:3] == ["QUEUE", "TYPE", "PENDING"]
     assert sorted(lines) == [
         ["default", "email", "1", "0", "1", "0", "0", "2"],

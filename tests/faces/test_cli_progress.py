@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 
-from tenure import Draft, Tenure, demo
+from tenure import NewJob, Tenure, demo
 from tests.support.cli import PROGRAM, Terminal, program
 
 BAR = """
-from tenure.cli.terminal import progress
-with progress({options}) as tell:
+from tenure.cli.terminal import progress_bar
+with progress_bar({options}) as progress:
     input()
-    tell(1_234, 5_678, "[bold]leases")
+    progress(1_234, 5_678, "[bold]leases")
     input()
 print("through")
 """
 
 
-class Told:
-    """Keeps what it is told."""
+class Recorder:
+    """Keeps what was reported."""
 
     def __init__(self) -> None:
         self.all: list[tuple[int, int | None, str]] = []
@@ -96,7 +96,7 @@ def test_a_bar_needs_no_colours() -> None:
 def database(sqlite_url: str) -> str:
     """A database with some jobs."""
     with Tenure(sqlite_url) as app:
-        app.enqueue_many([Draft("mail", {"n": n}, {}) for n in range(700)])
+        app.enqueue_many([NewJob("mail", {"n": n}, {}) for n in range(700)])
     return sqlite_url
 
 
@@ -162,7 +162,7 @@ def test_a_worker_that_stops_shows_what_it_waits_for(sqlite_url: str, tmp_path: 
     for pipe in pipes:
         os.mkfifo(pipe)
     with Tenure(sqlite_url) as app:
-        app.enqueue_many([Draft("wait", {"pipe": pipe}, {}) for pipe in pipes])
+        app.enqueue_many([NewJob("wait", {"pipe": pipe}, {}) for pipe in pipes])
         worker = (*PROGRAM, "worker", "--app", "waiting:app")
         with Terminal(*worker, columns=120, PYTHONPATH=str(tmp_path)) as terminal:
             ends = [os.open(pipe, os.O_WRONLY) for pipe in pipes]  # once both handlers run
@@ -184,9 +184,9 @@ def test_a_worker_that_stops_shows_what_it_waits_for(sqlite_url: str, tmp_path: 
 
 
 def test_verify_tells_each_check_before_it_is_made(database_url: str) -> None:
-    told = Told()
+    told = Recorder()
     with Tenure(database_url) as app:
-        app.verify(tell=told)
+        app.verify(progress=told)
     names = ["the ledger of each job", "each job", "leases", "idempotency keys", "counts"]
     if database_url.startswith("sqlite"):
         names.append("tables and indexes")
@@ -197,18 +197,18 @@ def test_verify_tells_each_check_before_it_is_made(database_url: str) -> None:
 
 
 def test_migrate_tells_each_step_and_none_where_there_is_none(database_url: str) -> None:
-    told = Told()
+    told = Recorder()
     app = Tenure(database_url)
-    _, version = app.migrate(tell=told)
+    _, version = app.migrate(progress=told)
     steps = len(told.all)
     assert [(done, total) for done, total, _ in told.all] == [(n, steps) for n in range(steps)]
     assert told.all[-1][2] == f"schema {version}"
-    app.migrate(tell=told)
+    app.migrate(progress=told)
     assert len(told.all) == steps
 
 
 def test_the_demo_tells_how_many_jobs_are_settled(sqlite_url: str) -> None:
-    told = Told()
+    told = Recorder()
     demo.run(sqlite_url, told)
     done = [done for done, _, _ in told.all]
     assert done == sorted(done)

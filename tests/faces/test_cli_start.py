@@ -147,7 +147,7 @@ def test_a_call_that_makes_no_sense_is_bad_input(arguments: list[str]) -> None:
         (errors.JobNotFound("id"), 3),
         (errors.StoreUnavailable("no"), 4),
         (errors.SchemaMismatch("no"), 4),
-        (errors.IllegalMove("id", "completed", "retried", ()), 1),
+        (errors.IllegalTransition("id", "completed", "retried", ()), 1),
         (errors.KeyConflict("key", "id"), 1),
         (errors.QueueFull("mail", 1), 1),
         (errors.Unauthorized("no"), 1),

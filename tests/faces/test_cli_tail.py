@@ -12,7 +12,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.jobs.values import ClaimRequest, Outcome, Report
-from tests.support.cli import PROGRAM, Terminal, run, surroundings, tell
+from tests.support.cli import PROGRAM, Terminal, output_of, run, surroundings
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def fail_one(app: Tenure, error: str) -> None:
 
 def documents(*arguments: str) -> list[dict[str, Any]]:
     """What `tail --json` prints of what there is."""
-    told = tell("tail", "--no-follow", "--json", *arguments)
+    told = output_of("tail", "--no-follow", "--json", *arguments)
     return [json.loads(line) for line in told.splitlines()]
 
 
@@ -42,7 +42,7 @@ def test_it_begins_with_the_last_moves_and_goes_on_behind_any_position(app: Tenu
     app.cancel(jobs[0].id)
 
     last = documents("--lines", "2")
-    assert [(move["event"], move["job_id"]) for move in last] == [
+    assert [(transition["event"], transition["job_id"]) for transition in last] == [
         ("enqueued", jobs[3].id),
         ("cancelled", jobs[0].id),
     ]
@@ -64,15 +64,17 @@ def test_it_prints_only_what_is_wanted(app: Tenure) -> None:
     }
 
     for flags, ids in wanted.items():
-        assert [move["job_id"] for move in documents(*flags)] == ids
-    assert [move["event"] for move in documents("--queue", "mail", "--lines", "1")] == ["cancelled"]
+        assert [transition["job_id"] for transition in documents(*flags)] == ids
+    assert [transition["event"] for transition in documents("--queue", "mail", "--lines", "1")] == [
+        "cancelled"
+    ]
 
 
 def test_one_line_says_what_happened(app: Tenure) -> None:
     job = app.enqueue("email", queue="mail", max_retries=1)
     fail_one(app, "shop.Refused: no \x1b[31m\nTraceback")
 
-    enqueued, claimed, failed = tell("tail", "--no-follow").splitlines()
+    enqueued, claimed, failed = output_of("tail", "--no-follow").splitlines()
 
     assert enqueued.endswith(f"{job.id}  enqueued       email in mail  by test")
     assert claimed.endswith("claimed        email in mail  attempt 1 by w")
@@ -83,7 +85,7 @@ def test_an_error_that_has_no_room_stands_below(app: Tenure) -> None:
     job = app.enqueue("newsletter", queue="evening", max_retries=1)
     fail_one(app, "shop.Refused: no \x1b[31m" + "because " * 20)
 
-    _, _, failed, error = tell("tail", "--no-follow", COLUMNS="80").splitlines()
+    _, _, failed, error = output_of("tail", "--no-follow", COLUMNS="80").splitlines()
 
     assert failed.endswith(f"{job.id}  failed         newsletter in e…")
     assert error.startswith("    attempt 1: Refused: no \\x1b[31mbecause because ")
@@ -97,7 +99,9 @@ def test_what_is_redacted_is_not_in_its_errors(
     app.enqueue("email", {"secret": "hush-hush"}, max_retries=1)
     fail_one(app, "no good: hush-hush")
 
-    assert "hush" not in tell("tail", "--no-follow") + tell("tail", "--no-follow", "--json")
+    assert "hush" not in output_of("tail", "--no-follow") + output_of(
+        "tail", "--no-follow", "--json"
+    )
 
 
 def test_a_position_of_nowhere_and_a_job_that_is_not_there(app: Tenure) -> None:

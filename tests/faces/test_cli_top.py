@@ -11,7 +11,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.jobs.values import ClaimRequest, Outcome, Report
-from tests.support.cli import PROGRAM, Terminal, tell
+from tests.support.cli import PROGRAM, Terminal, output_of
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
 
 
 def test_a_picture_holds_what_the_store_says(app: Tenure) -> None:
-    shown = json.loads(tell("top", "--once", "--json"))
+    shown = json.loads(output_of("top", "--once", "--json"))
 
     assert shown["by_status"] == {
         "pending": 1,
@@ -58,7 +58,7 @@ def test_a_picture_holds_what_the_store_says(app: Tenure) -> None:
 
 @pytest.mark.parametrize("columns", ["80", "120"])
 def test_a_picture_fits_and_nothing_in_it_acts(app: Tenure, columns: str) -> None:
-    shown = tell("top", "--once", COLUMNS=columns)
+    shown = output_of("top", "--once", COLUMNS=columns)
 
     assert max(map(len, shown.splitlines())) <= int(columns)
     line = next(line for line in shown.splitlines() if "peak" in line)
@@ -79,7 +79,7 @@ def test_what_is_redacted_is_in_no_picture(app: Tenure, monkeypatch: pytest.Monk
         pass
     monkeypatch.setenv("TENURE_REDACT", "password")
 
-    for shown in (tell("top", "--once"), tell("top", "--once", "--json")):
+    for shown in (output_of("top", "--once"), output_of("top", "--once", "--json")):
         assert "Refused: [redacted] is wrong" in shown
         assert "Refused: [bold]no" in shown, "what has nothing to hide is shown as it is"
         for part in ("canary", "12345", "Traceback", "…"):
@@ -92,7 +92,7 @@ def test_a_failure_whose_last_job_is_gone_says_nothing(
     monkeypatch.setenv("TENURE_REDACT", "password")
     app.prune({"failed": 0})
 
-    assert [f["error"] for f in json.loads(tell("top", "--once", "--json"))["failures"]] == [
+    assert [f["error"] for f in json.loads(output_of("top", "--once", "--json"))["failures"]] == [
         "[redacted]"
     ]
 

@@ -10,7 +10,7 @@ import pytest
 
 import tenure
 from tenure import Tenure
-from tests.support.cli import read, run, tell
+from tests.support.cli import output_of, read, run
 from tests.support.raw_sql import Raw
 
 
@@ -29,7 +29,7 @@ def raw(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Raw]:
 
 
 def test_verify_finds_nothing_where_nothing_is_wrong(raw: Raw) -> None:
-    assert tell("verify") == "jobs checked: 2; no violation"
+    assert output_of("verify") == "jobs checked: 2; no violation"
     assert read("verify") == []
 
 
@@ -95,8 +95,8 @@ def test_doctor_looks_at_a_database_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_migrate_tells_both_versions(database_url: str) -> None:
-    first = tell("migrate", "--database", database_url)
-    again = tell("migrate", "--database", database_url)
+    first = output_of("migrate", "--database", database_url)
+    again = output_of("migrate", "--database", database_url)
 
     version = first.split()[1]
     assert first == f"schema {version} (new)"
@@ -173,7 +173,7 @@ def test_the_configuration_file_may_name_the_database(tmp_path: Path, sqlite_url
     config = tmp_path / "tenure.toml"
     config.write_text(f'database = "{sqlite_url}"\n')
 
-    told = tell("stats", TENURE_CONFIG=str(config), TENURE_DATABASE=None)
+    told = output_of("stats", TENURE_CONFIG=str(config), TENURE_DATABASE=None)
 
     assert "email" in told
 

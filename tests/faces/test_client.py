@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tenure import Draft, RetryPolicy, Tenure, errors
+from tenure import NewJob, RetryPolicy, Tenure, errors
 from tenure.client import Client
 from tenure.jobs.values import Answer, ClaimRequest, Outcome, Report, Verdict
 from tests.support.http import NOWHERE, Served
@@ -87,7 +87,7 @@ def test_lists_go_on_where_a_page_of_the_server_ends(sqlite_url: str) -> None:
     with Tenure(sqlite_url) as app:
         rare = [app.enqueue("rare").id]
         for _ in range(2):
-            app.enqueue_many([Draft("usual", {}, {}) for _ in range(5_025)])
+            app.enqueue_many([NewJob("usual", {}, {}) for _ in range(5_025)])
         rare.append(app.enqueue("rare").id)
         rare.reverse()
     with Served(sqlite_url) as server, Client(server.url) as client:
@@ -103,8 +103,8 @@ def test_lists_go_on_where_a_page_of_the_server_ends(sqlite_url: str) -> None:
 
 
 def test_many_and_lists(client: Client) -> None:
-    drafts = [Draft("listed", {"n": n}, {"queue": f"q{n % 2}"}) for n in range(5)]
-    made = client.enqueue_many(drafts)
+    new_jobs = [NewJob("listed", {"n": n}, {"queue": f"q{n % 2}"}) for n in range(5)]
+    made = client.enqueue_many(new_jobs)
     newest_first = [job.id for job in reversed(made)]
     assert [job.id for job in client.find(type="listed")] == newest_first
     assert [job.id for job in client.find(type="listed", queue="q1")] == newest_first[1::2]
@@ -118,9 +118,9 @@ def test_changes_and_history(client: Client) -> None:
     job = client.enqueue("a", delay="1h")
     assert client.explain(job.id).reason == "not_due"
     assert client.cancel(job.id).status == "cancelled"
-    assert [move.event for move in client.history(job.id)] == ["enqueued", "cancelled"]
+    assert [transition.event for transition in client.history(job.id)] == ["enqueued", "cancelled"]
     assert client.history(job.id)[1].source == "pending"
-    with pytest.raises(errors.IllegalMove) as refused:
+    with pytest.raises(errors.IllegalTransition) as refused:
         client.cancel(job.id)
     assert (refused.value.status, refused.value.legal) == ("cancelled", ())
     assert any(count.status == "cancelled" and count.jobs >= 1 for count in client.stats())
@@ -173,41 +173,41 @@ def test_a_payload_over_the_limit(client: Client) -> None:
 
 
 def test_turns_and_heartbeats(client: Client) -> None:
-    made = client.enqueue_many([Draft("turned", {"n": n}, {}) for n in range(3)])
-    turn = client.turn((), asking(types=("turned",), label="host:1")).result(10)
-    assert turn.verdicts == []
-    assert [lease.id for lease in turn.leases] == [job.id for job in made]
-    first, second, third = turn.leases
+    made = client.enqueue_many([NewJob("turned", {"n": n}, {}) for n in range(3)])
+    exchange = client.exchange((), asking(types=("turned",), label="host:1")).result(10)
+    assert exchange.verdicts == []
+    assert [lease.id for lease in exchange.leases] == [job.id for job in made]
+    first, second, third = exchange.leases
     assert first.payload == '{"n":0}'
     assert client.get(first.id).worker == "w"
-    pairs = [(lease.id, lease.lease_id) for lease in turn.leases]
+    pairs = [(lease.id, lease.lease_id) for lease in exchange.leases]
     held = client.heartbeat([*pairs, (NOWHERE, "0" * 32)], 45.0)
-    assert held == {lease.lease_id for lease in turn.leases}
+    assert held == {lease.lease_id for lease in exchange.leases}
     assert client.get(first.id).lease_expires_at != first.lease_expires_at
     reports = [
         Report(first.id, first.lease_id, Outcome.COMPLETED, result='{"x":1}'),
         Report(second.id, second.lease_id, Outcome.FAILED, error="no", retryable=False),
         Report(third.id, third.lease_id, Outcome.RELEASED),
     ]
-    turn = client.turn(reports, asking(types=("turned",))).result(10)
-    assert turn.verdicts == [Verdict(Answer.RECORDED)] * 3
-    assert [lease.id for lease in turn.leases] == [third.id], "what was released came back"
+    exchange = client.exchange(reports, asking(types=("turned",))).result(10)
+    assert exchange.verdicts == [Verdict(Answer.RECORDED)] * 3
+    assert [lease.id for lease in exchange.leases] == [third.id], "what was released came back"
     assert client.get(first.id).result == '{"x":1}'
     assert client.get(second.id).last_error == "no"
     late = [reports[0], Report(first.id, first.lease_id, Outcome.FAILED)]
-    turn = client.turn(late, None).result(10)
-    assert turn.verdicts == [
+    exchange = client.exchange(late, None).result(10)
+    assert exchange.verdicts == [
         Verdict(Answer.ALREADY_RECORDED),
         Verdict(Answer.CONFLICT, "completed"),
     ]
 
 
 def test_a_claim_waits_and_holds_up_no_report(client: Client) -> None:
-    waiting = client.turn((), asking(types=("awaited",), wait_seconds=20.0))
+    waiting = client.exchange((), asking(types=("awaited",), wait_seconds=20.0))
     job = client.enqueue("reported")
-    (lease,) = client.turn((), asking(types=("reported",))).result(10).leases
+    (lease,) = client.exchange((), asking(types=("reported",))).result(10).leases
     report = Report(lease.id, lease.lease_id, Outcome.COMPLETED)
-    assert client.turn([report], None).result(10).verdicts == [Verdict(Answer.RECORDED)]
+    assert client.exchange([report], None).result(10).verdicts == [Verdict(Answer.RECORDED)]
     assert client.get(job.id).status == "completed"
     assert not waiting.done()
     awaited = client.enqueue("awaited")
@@ -216,13 +216,13 @@ def test_a_claim_waits_and_holds_up_no_report(client: Client) -> None:
 
 
 def test_a_claim_that_was_given_up_hands_back(client: Client, server: Served) -> None:
-    waiting = client.turn((), asking(worker="quitter", types=("given-up",), wait_seconds=20.0))
+    waiting = client.exchange((), asking(worker="quitter", types=("given-up",), wait_seconds=20.0))
     until(lambda: "quitter" in httpx2.get(f"{server.url}/workers", headers=BEARER).text)
     assert waiting.cancel()
     job = client.enqueue("given-up")
     until(lambda: len(client.history(job.id)) == 3)
-    moves = [move.event for move in client.history(job.id)]
-    assert moves == ["enqueued", "claimed", "released"]
+    transitions = [transition.event for transition in client.history(job.id)]
+    assert transitions == ["enqueued", "claimed", "released"]
     assert client.get(job.id).attempts == 0
 
 
@@ -233,7 +233,7 @@ def test_a_waiting_claim_does_not_keep_the_process(server: Served) -> None:
         "import sys; from tenure.client import Client\n"
         "from tenure.jobs.values import ClaimRequest\n"
         f"client = Client({server.url!r}, {TOKEN!r})\n"
-        "client.turn((), ClaimRequest(worker='w', limit=1, lease_seconds=30.0,"
+        "client.exchange((), ClaimRequest(worker='w', limit=1, lease_seconds=30.0,"
         " types=('never',), wait_seconds=30.0))\n"
         "print(client.stats() is not None)"
     )
@@ -265,7 +265,7 @@ def test_jobs_are_run_by_a_worker_elsewhere(client: Client, server: Served) -> N
     def fails() -> None:
         raise ValueError("no luck")
 
-    jobs = client.enqueue_many([Draft("double", {"n": n}, {}) for n in range(50)])
+    jobs = client.enqueue_many([NewJob("double", {"n": n}, {}) for n in range(50)])
     failing = client.enqueue("fails", max_retries=1)
     made: list[Worker] = []
 
@@ -305,7 +305,7 @@ def test_nobody_answers() -> None:
             with pytest.raises(errors.StoreUnavailable, match="no answer"):
                 client.stats()
             with pytest.raises(errors.StoreUnavailable):
-                client.turn((), asking()).result(10)
+                client.exchange((), asking()).result(10)
 
 
 @pytest.mark.scenario(41)
@@ -353,7 +353,7 @@ def test_a_closed_client(server: Served) -> None:
     with pytest.raises(errors.StoreUnavailable, match="closed"):
         client.stats()
     with pytest.raises(errors.StoreUnavailable, match="closed"):
-        client.turn((), asking())
+        client.exchange((), asking())
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://localhost", "sqlite:///jobs.db"])

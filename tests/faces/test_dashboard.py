@@ -371,18 +371,18 @@ async def test_viewers_are_told_what_moved_and_no_more(app: Tenure) -> None:
         job = app.enqueue("email")
         await one.until(job.id.encode())
         await two.until(job.id.encode())
-        app.enqueue_many([*(_draft() for _ in range(2_000))])
+        app.enqueue_many([*(_new_job() for _ in range(2_000))])
         await one.until(b'"jobs":null')
         assert len(one.answered) < 4_000
-        built.state.doorbell.stop()
+        built.state.notifier.stop()
         async with asyncio.timeout(10):
             await one.task
 
 
-def _draft() -> Any:
-    from tenure.jobs.enqueue import Draft
+def _new_job() -> Any:
+    from tenure.jobs.enqueue import NewJob
 
-    return Draft("email", {}, {})
+    return NewJob("email", {}, {})
 
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00+14:00", "9999-12-31T23:59-12:00", "soon"])

@@ -111,7 +111,7 @@ def test_the_command_prints_every_job_and_leaves_nothing_behind(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = [match.groups() for match in map(LINE.fullmatch, done.stdout.splitlines()) if match]
-    assert [int(line[0]) for line in lines] == list(range(1, len(demo.drafts()) + 1))
+    assert [int(line[0]) for line in lines] == list(range(1, len(demo.new_jobs()) + 1))
     assert lines[1][1:] == (
         *("email", "completed", "2/3"),
         "pending → processing → failed → pending → processing → completed",
@@ -136,8 +136,8 @@ def test_the_command_speaks_json_and_other_encodings(tmp_path: Path) -> None:
     plain = program("demo", cwd=tmp_path, timeout=30, PYTHONIOENCODING="latin-1")
 
     told = json.loads(document.stdout)
-    assert len(told["jobs"]) == len(demo.drafts())
-    assert told["jobs"][0]["moves"] == ["pending", "processing", "completed"]
+    assert len(told["jobs"]) == len(demo.new_jobs())
+    assert told["jobs"][0]["transitions"] == ["pending", "processing", "completed"]
     assert told["violations"] == []
     assert plain.returncode == 0, plain.stderr
     assert r"pending \u2192 processing" in plain.stdout

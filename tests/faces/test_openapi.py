@@ -62,7 +62,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         built = build(app, SETTINGS)
         door.app = built
         yield
-        built.state.doorbell.close()
+        built.state.notifier.close()
 
 
 @schema.exclude(path="/events").parametrize()  # endless, and tested elsewhere

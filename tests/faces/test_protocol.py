@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from tenure.http import protocol as limits
-from tenure.http.protocol import MOST_GATHERED, BoundedProtocol
+from tenure.http.protocol import MAX_GATHERED, BoundedProtocol
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CLOSED = b"(closed)"
@@ -86,7 +86,7 @@ async def test_an_answer_is_sent_as_one() -> None:
 @pytest.mark.anyio
 async def test_much_is_sent_as_it_comes() -> None:
     counts = []
-    piece = b"x" * (MOST_GATHERED + 1)
+    piece = b"x" * (MAX_GATHERED + 1)
     app = answering(*[piece] * 5, then=lambda: counts.append(len(socket.pieces)))
     protocol, socket = connected(app)
     protocol.data_received(REQUEST)

@@ -48,7 +48,10 @@ def test_a_redacted_value_is_shown_nowhere_and_handled_whole(
 
         paths = ["", *(f"/{first}{part}" for part in ("", "/history", "/explain")), f"/{second}"]
         told = [answer.text for answer in (*made, *(api.get(f"/jobs{path}") for path in paths))]
-        told += [str(streams._event(move, withheld=True)) for move in app.moves().told]
+        told += [
+            str(streams._event(transition, without_errors=True))
+            for transition in app.transitions().told
+        ]
         monkeypatch.setenv("TENURE_REDACT", "password,pin")
         for words in ("jobs list", f"jobs show {first}", f"explain {first}", f"jobs show {second}"):
             for form in ([], ["--json"]):

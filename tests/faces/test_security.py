@@ -32,7 +32,12 @@ PACKAGE = Path(tenure.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 LOADERS = {"pickle", "marshal", "shelve", "yaml", "dill", "cloudpickle", "jsonpickle", "runpy"}
 CALLERS = {"httpx2", "urllib.request", "http.client", "requests", "smtplib", "ftplib"}
-IMPORTERS = {"__init__.py", "cli/running.py", "worker/executors.py", "store/doctor.py"}
+IMPORTERS = {
+    "__init__.py",  # the public names, from a table
+    "cli/running.py",  # what `--app` names
+    "worker/executors.py",  # in a child process, the module of a registered handler
+    "store/doctor.py",  # psycopg's own names
+}
 CANARY = "canary-7c1f"
 
 

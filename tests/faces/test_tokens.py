@@ -21,7 +21,7 @@ from tenure.http.api.routing import Route
 from tenure.server import build
 from tenure.settings import Settings
 from tenure.tokens.scopes import Scope
-from tests.support.cli import read, run, tell
+from tests.support.cli import output_of, read, run
 from tests.support.clock import Clock
 from tests.support.http import NOWHERE, Exchange, Served, api_of, claim, problem
 from tests.support.waiting import until
@@ -145,8 +145,11 @@ def test_the_ledger_names_the_token(app: Tenure, guarded: TestClient) -> None:
     guarded.post(f"/jobs/{job['id']}/cancel")
     guarded.headers["Authorization"] = f"Bearer {OWNER}"
     guarded.post(f"/jobs/{other['id']}/cancel")
-    assert [move.actor for move in app.history(job["id"])] == ["token:shop", "token:boss"]
-    assert [move.actor for move in app.history(other["id"])] == ["token:shop", "http"]
+    assert [transition.actor for transition in app.history(job["id"])] == [
+        "token:shop",
+        "token:boss",
+    ]
+    assert [transition.actor for transition in app.history(other["id"])] == ["token:shop", "http"]
 
 
 # --- how it begins and ends -----------------------------------------------------------------------
@@ -284,7 +287,7 @@ IMPATIENT = (
 def test_revoked_on_a_running_server(database_url: str) -> None:
     """As users do it: a server beyond loopback with tokens of the database alone, a worker with
     the scope `work`, a producer with `enqueue`; then one is taken away."""
-    tell("tokens", "create", "first", "--scope", "admin", "--database", database_url)
+    output_of("tokens", "create", "first", "--scope", "admin", "--database", database_url)
     with (
         Tenure(database_url) as app,
         Served(database_url, "--host", "0.0.0.0", program=IMPATIENT) as server,  # noqa: S104
@@ -295,8 +298,12 @@ def test_revoked_on_a_running_server(database_url: str) -> None:
             return 2 * number
 
         url = f"http://127.0.0.1:{server.address[1]}"
-        work = tell("tokens", "create", "worker", "--scope", "work", "--database", database_url)
-        add = tell("tokens", "create", "shop", "--scope", "enqueue", "--database", database_url)
+        work = output_of(
+            "tokens", "create", "worker", "--scope", "work", "--database", database_url
+        )
+        add = output_of(
+            "tokens", "create", "shop", "--scope", "enqueue", "--database", database_url
+        )
         with Client(url, work) as worker, Client(url, add) as shop, working(app, worker):
             made = shop.enqueue("double", {"number": 21})
             assert completed(app, made).result == "42"
@@ -328,11 +335,11 @@ def test_revoked_on_a_running_server(database_url: str) -> None:
 
 def test_commands(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENURE_DATABASE", sqlite_url)
-    secret = tell("tokens", "create", "shop", "--scope", "enqueue", "--scope", "read")
+    secret = output_of("tokens", "create", "shop", "--scope", "enqueue", "--scope", "read")
     assert run("tokens", "create", "shop", "--scope", "read").exit_code == 2
     assert run("tokens", "create", "b", "--scope", "root").exit_code == 2
     assert run("tokens", "create", "b").exit_code == 2
-    listed = tell("tokens", "list")
+    listed = output_of("tokens", "list")
     assert "shop" in listed
     assert "enqueue read" in listed
     assert secret not in listed
@@ -341,7 +348,7 @@ def test_commands(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown["valid"] is True
     assert "digest" not in shown
     assert read("tokens", "create", "c", "--scope", "work", "--expires", "1h")["expires_at"]
-    assert tell("tokens", "revoke", "shop", "c").splitlines()[-1] == "token c is revoked"
+    assert output_of("tokens", "revoke", "shop", "c").splitlines()[-1] == "token c is revoked"
     assert run("tokens", "revoke", "nobody").exit_code == 2
     assert [token["valid"] for token in read("tokens", "list")] == [False, False]
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from tenure import lifecycle
-from tenure.errors import IllegalMove, LeaseLost
+from tenure.errors import IllegalTransition, LeaseLost
 from tenure.jobs.values import Answer, Outcome, Verdict
 from tenure.lifecycle import (
     Cancelled,
@@ -33,7 +33,7 @@ from tenure.lifecycle import (
     Status,
 )
 from tenure.retry import RetryPolicy
-from tenure.store import transitions as moves
+from tenure.store import transitions
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 AT_ONCE = RetryPolicy(base=0, factor=1, cap=0)
@@ -125,7 +125,7 @@ class Rules:
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], tuple[Row, ...] | None] = {}
 
-    def move(
+    def transition(
         self, row: Row, event: Event, *, alone: bool = False, read: Row | None = None
     ) -> Row | None:
         """The row after the event; None if it was refused. `read`: what is decided on instead."""
@@ -145,7 +145,7 @@ class Rules:
                 after: tuple[Job, ...] = (lifecycle.decide(job, event, NOW),)
             else:
                 after = lifecycle.follow(job, event, NOW)
-        except (IllegalMove, LeaseLost):
+        except (IllegalTransition, LeaseLost):
             return None
         return tuple(row_of(job) for job in after)
 
@@ -222,12 +222,12 @@ def steps(world: World, rules: Rules, size: Limits) -> Iterator[tuple[str, World
     yield from failovers(world)
     for number, row in enumerate(world.rows):
         if world.cancels:
-            cancelled = rules.move(row, Cancelled())
+            cancelled = rules.transition(row, Cancelled())
             if cancelled is not None:
                 less = world._replace(cancels=world.cancels - 1)
                 yield f"cancel job {number}", with_row(less, number, cancelled)
         if world.retries:
-            retried = rules.move(row, Retried(more_retries=1, actor="ada"))
+            retried = rules.transition(row, Retried(more_retries=1, actor="ada"))
             if retried is not None:
                 less = world._replace(retries=world.retries - 1)
                 yield f"retry job {number}", with_row(less, number, retried._replace(final=False))
@@ -236,7 +236,7 @@ def steps(world: World, rules: Rules, size: Limits) -> Iterator[tuple[str, World
                 claim = f"claim {row.token + 1} of epoch {world.epoch}"
                 lease = new_lease(claim)
                 event = Claimed(lease_id=lease, lease_seconds=0, actor="w")
-                claimed = rules.move(row, event, alone=True)
+                claimed = rules.transition(row, event, alone=True)
                 if claimed is not None:
                     claimed = claimed._replace(runs=row.runs + 1, claim=claim)
                     after = with_row(world, number, claimed)
@@ -276,7 +276,7 @@ def steps(world: World, rules: Rules, size: Limits) -> Iterator[tuple[str, World
 def sweeps(world: World, rules: Rules, size: Limits) -> Iterator[tuple[str, World]]:
     """A sweep ends a lease at once, or reads a job now and ends its lease later, if it still is."""
     for number, row in enumerate(world.rows):
-        swept = rules.move(row, LeaseExpired())
+        swept = rules.transition(row, LeaseExpired())
         if swept is not None and not size.two_steps:
             yield f"sweep ends job {number}", with_row(world, number, swept)
         elif swept is not None and world.read is None:
@@ -285,7 +285,7 @@ def sweeps(world: World, rules: Rules, size: Limits) -> Iterator[tuple[str, Worl
         number, read = world.read
         row, done = world.rows[number], world._replace(read=None)
         if is_as_read(row, read):
-            written = rules.move(row, LeaseExpired(), read=read)
+            written = rules.transition(row, LeaseExpired(), read=read)
             assert written is not None
             yield f"sweep writes job {number}", with_row(done, number, written)
         else:
@@ -307,12 +307,12 @@ def failovers(world: World) -> Iterator[tuple[str, World]]:
 def report(world: World, busy: Busy, rules: Rules) -> tuple[World, str]:
     """The world after a report, and the answer; both are checked."""
     row = world.rows[busy.job]
-    after = rules.move(row, event_of(busy))
+    after = rules.transition(row, event_of(busy))
     if after is None:
         if row.lease == busy.lease:
             raise Violation("a lease that is held was refused")
         outcome = Outcome(said_as(busy))
-        verdict = moves.late_verdict(outcome, ended_as(row, busy.lease))
+        verdict = transitions.late_verdict(outcome, ended_as(row, busy.lease))
         check_answer(row, busy, verdict)
         return world, f"{verdict.answer} {verdict.recorded}"
     if row.claim != busy.claim:

@@ -18,11 +18,11 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tenure.errors import IllegalMove, JobNotFound, KeyConflict, TenureError
+from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, TenureError
 from tenure.jobs.ids import new_id
 from tenure.jobs.values import (
     Action,
-    Addition,
+    CheckedJob,
     ClaimRequest,
     Counted,
     Filter,
@@ -63,10 +63,10 @@ class History(RuleBasedStateMachine):
     new_database: ClassVar[Callable[[], str]]
     drop_database: ClassVar[Callable[[str], None]]
 
-    additions = Bundle("additions")
+    checked_jobs = Bundle("additions")
     leases = Bundle("leases")  # never consumed: the dead ones are the interesting ones
 
-    @initialize(target=additions)
+    @initialize(target=checked_jobs)
     def open(self) -> Any:
         self.url = type(self).new_database()
         self.store: Store = open_store(self.url)
@@ -93,7 +93,7 @@ class History(RuleBasedStateMachine):
     # --- adding
 
     @rule(
-        target=additions,
+        target=checked_jobs,
         count=st.sampled_from([1, 1, 2, 3]),
         key=keys,
         same_key=st.booleans(),
@@ -106,7 +106,7 @@ class History(RuleBasedStateMachine):
     def add(
         self, count: int, key: str | None, same_key: bool, fingerprint: str, **fields: Any
     ) -> Any:
-        additions = [
+        checked_jobs = [
             new_job(
                 self.new_id(),
                 idempotency_key=key if number == count - 1 or same_key else None,
@@ -115,16 +115,16 @@ class History(RuleBasedStateMachine):
             )
             for number in range(count)
         ]
-        self.add_to_both(additions)
-        return multiple(*additions)
+        self.add_to_both(checked_jobs)
+        return multiple(*checked_jobs)
 
-    @rule(addition=additions)
-    def add_again(self, addition: Addition) -> None:
-        self.add_to_both([addition])
+    @rule(checked_job=checked_jobs)
+    def add_again(self, checked_job: CheckedJob) -> None:
+        self.add_to_both([checked_job])
 
-    def add_to_both(self, additions: list[Addition]) -> None:
-        expected = self.model.add(additions)
-        future = self.store.add(additions)
+    def add_to_both(self, checked_jobs: list[CheckedJob]) -> None:
+        expected = self.model.add(checked_jobs)
+        future = self.store.add(checked_jobs)
         if isinstance(expected, KeyConflict):
             refusal = future.exception()
             assert isinstance(refusal, KeyConflict)
@@ -144,7 +144,7 @@ class History(RuleBasedStateMachine):
         due = [job.run_at for job in self.model.jobs.values() if job.status == "pending"]
         if wait and due:
             self.go_to(max(self.model.now, min(due)))
-        return multiple(*self.turn([], asking(worker, limit)))
+        return multiple(*self.exchange([], asking(worker, limit)))
 
     @precondition(lambda self: bool(self.held()))
     @rule(
@@ -159,14 +159,14 @@ class History(RuleBasedStateMachine):
         held = self.held()
         chosen = [(held[(which + n) % len(held)], outcome) for n, outcome in enumerate(said)]
         reports = [report_of(receipt, outcome) for receipt, outcome in chosen]
-        return multiple(*self.turn(reports, asking(worker, limit)))
+        return multiple(*self.exchange(reports, asking(worker, limit)))
 
     @precondition(lambda self: bool(self.held()))
     @rule(which=st.integers(0, 9), outcome=outcomes, retryable=st.booleans(), twice=st.booleans())
     def report(self, which: int, outcome: Outcome, retryable: bool, twice: bool) -> None:
         held = self.held()
         said = report_of(held[which % len(held)], outcome, retryable)
-        self.turn([said, said] if twice else [said], None)
+        self.exchange([said, said] if twice else [said], None)
 
     @rule(
         target=leases,
@@ -186,13 +186,13 @@ class History(RuleBasedStateMachine):
             forged = [(job_id, nobody), (nobody, lease_id), (job_id, "nonsense"), ("", lease_id)]
             forged += [(job_id, other) for (at, other), _ in chosen if at != job_id]
             reports += [report_of(receipt, chosen[0][1]) for receipt in forged]
-        return multiple(*self.turn(reports, asking("w3", 0)))
+        return multiple(*self.exchange(reports, asking("w3", 0)))
 
-    def turn(self, reports: list[Report], request: ClaimRequest | None) -> list[Receipt]:
+    def exchange(self, reports: list[Report], request: ClaimRequest | None) -> list[Receipt]:
         verdicts = self.model.report(reports)
-        turn = self.store.turn(reports, request).result()
-        assert list(turn.verdicts) == verdicts
-        leases = list(turn.leases)
+        exchange = self.store.exchange(reports, request).result()
+        assert list(exchange.verdicts) == verdicts
+        leases = list(exchange.leases)
         if request is None:
             assert leases == []
             return []
@@ -215,19 +215,19 @@ class History(RuleBasedStateMachine):
 
     # --- operators
 
-    @rule(addition=additions, event=events)
-    def apply(self, addition: Addition, event: Event) -> None:
-        future = self.store.apply(addition.id, event)
-        if addition.id not in self.model.jobs:
+    @rule(checked_job=checked_jobs, event=events)
+    def apply(self, checked_job: CheckedJob, event: Event) -> None:
+        future = self.store.apply(checked_job.id, event)
+        if checked_job.id not in self.model.jobs:
             assert isinstance(future.exception(), JobNotFound)
             return
         try:
-            expected: Job | TenureError = self.model.apply(addition.id, event)
-        except IllegalMove as refusal:
+            expected: Job | TenureError = self.model.apply(checked_job.id, event)
+        except IllegalTransition as refusal:
             expected = refusal
-        if isinstance(expected, IllegalMove):
+        if isinstance(expected, IllegalTransition):
             refused = future.exception()
-            assert isinstance(refused, IllegalMove)
+            assert isinstance(refused, IllegalTransition)
             assert (refused.status, refused.legal) == (expected.status, expected.legal)
         else:
             assert future.result() == expected
@@ -315,9 +315,9 @@ class History(RuleBasedStateMachine):
             assert self.store.read.violations(10) == []
 
 
-def new_job(id: str, **fields: Any) -> Addition:
+def new_job(id: str, **fields: Any) -> CheckedJob:
     """A job of the kind that is played with."""
-    return Addition(**{"id": id, "type": "mail", "actor": "web", **fields})
+    return CheckedJob(**{"id": id, "type": "mail", "actor": "web", **fields})
 
 
 def report_of(lease: Receipt, outcome: Outcome, retryable: bool = True) -> Report:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from tenure.errors import IllegalMove, KeyConflict, LeaseLost, TenureError
-from tenure.jobs.values import Addition, Answer, Lease, Outcome, Report, Verdict
+from tenure.errors import IllegalTransition, KeyConflict, LeaseLost, TenureError
+from tenure.jobs.values import Answer, CheckedJob, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import (
     Claimed,
     Completed,
@@ -53,22 +53,22 @@ class Reference:
 
     # --- adding
 
-    def add(self, additions: Sequence[Addition]) -> list[tuple[Job, bool]] | TenureError:
+    def add(self, checked_jobs: Sequence[CheckedJob]) -> list[tuple[Job, bool]] | TenureError:
         """(job, whether it is new) for each, or the refusal that undoes them all."""
         new: dict[str, Job] = {}
         fingerprints: dict[str, str | None] = {}
         answers: list[tuple[Job, bool]] = []
-        for addition in additions:
-            there = self._there({**self.jobs, **new}, addition)
+        for checked_job in checked_jobs:
+            there = self._there({**self.jobs, **new}, checked_job)
             if there is None:
-                there = self._made(addition)
-                new[addition.id] = there
-                fingerprints[addition.id] = addition.fingerprint
-            elif addition.idempotency_key is not None:
+                there = self._made(checked_job)
+                new[checked_job.id] = there
+                fingerprints[checked_job.id] = checked_job.fingerprint
+            elif checked_job.idempotency_key is not None:
                 kept = {**self.fingerprints, **fingerprints}[there.id]
-                if kept != addition.fingerprint:
-                    return KeyConflict(addition.idempotency_key, there.id)
-            answers.append((there, there.id == addition.id))
+                if kept != checked_job.fingerprint:
+                    return KeyConflict(checked_job.idempotency_key, there.id)
+            answers.append((there, there.id == checked_job.id))
         self.jobs |= new
         self.fingerprints |= fingerprints
         for id, job in new.items():
@@ -76,25 +76,25 @@ class Reference:
             self.ledger[id] = [entry]
         return answers
 
-    def _there(self, jobs: dict[str, Job], addition: Addition) -> Job | None:
-        if addition.id in jobs:
-            return jobs[addition.id]
-        key = addition.idempotency_key
+    def _there(self, jobs: dict[str, Job], checked_job: CheckedJob) -> Job | None:
+        if checked_job.id in jobs:
+            return jobs[checked_job.id]
+        key = checked_job.idempotency_key
         same = (job for job in jobs.values() if key is not None and job.idempotency_key == key)
         return next(same, None)
 
-    def _made(self, addition: Addition) -> Job:
+    def _made(self, checked_job: CheckedJob) -> Job:
         return Job(
-            id=addition.id,
-            type=addition.type,
-            payload=addition.payload,
-            priority=addition.priority,
-            max_retries=addition.max_retries,
-            backoff=addition.backoff,
-            idempotency_key=addition.idempotency_key,
+            id=checked_job.id,
+            type=checked_job.type,
+            payload=checked_job.payload,
+            priority=checked_job.priority,
+            max_retries=checked_job.max_retries,
+            backoff=checked_job.backoff,
+            idempotency_key=checked_job.idempotency_key,
             created_at=self.now,
-            run_at=self.now + timedelta(seconds=addition.delay),
-            actor=addition.actor,
+            run_at=self.now + timedelta(seconds=checked_job.delay),
+            actor=checked_job.actor,
         )
 
     # --- leases
@@ -125,7 +125,7 @@ class Reference:
             return Verdict(Answer.LOST)
         try:
             path = follow(job, event_of(report), self.now)
-        except (LeaseLost, IllegalMove):
+        except (LeaseLost, IllegalTransition):
             ended = self.ended.get((report.job_id, report.lease_id), "")
             if ended == report.outcome:
                 return Verdict(Answer.ALREADY_RECORDED)
@@ -170,7 +170,7 @@ class Reference:
         for job in [job for job in self.jobs.values() if fits(job)]:
             try:
                 done.append(self._keep(job, follow(job, event, self.now)))
-            except IllegalMove:
+            except IllegalTransition:
                 continue
         return done
 

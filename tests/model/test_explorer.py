@@ -11,10 +11,10 @@ import pytest
 from msgspec.structs import replace
 
 from tenure import lifecycle
-from tenure.errors import IllegalMove
+from tenure.errors import IllegalTransition
 from tenure.jobs.values import ALREADY_RECORDED, Answer, Outcome, Verdict
 from tenure.lifecycle import Claimed, Completed, Event, Failed, Job, LeaseExpired, Released, Status
-from tenure.store import transitions as moves
+from tenure.store import transitions
 from tests.model import explorer
 from tests.model.explorer import Limits, Row, explore
 
@@ -67,10 +67,10 @@ def with_move(event: str, source: Status, **changes: Any) -> Break:
     """Change one line of the table."""
 
     def apply(patch: pytest.MonkeyPatch) -> None:
-        table = dict(lifecycle.MOVE_OF)
+        table = dict(lifecycle.RULE_OF)
         line = table[event, source]
         table[event, source] = dataclasses.replace(line, **changes)
-        patch.setattr(lifecycle, "MOVE_OF", table)
+        patch.setattr(lifecycle, "RULE_OF", table)
 
     return apply
 
@@ -95,7 +95,7 @@ def a_lease_that_ends_is_free(right: Decide, job: Job, event: Event, now: dateti
 
 def an_exhausted_job_is_left_alone(right: Decide, job: Job, event: Event, now: datetime) -> Job:
     if isinstance(event, LeaseExpired) and job.attempts >= job.max_retries:
-        raise IllegalMove(job.id, job.status, event.name, (), "left to somebody else")
+        raise IllegalTransition(job.id, job.status, event.name, (), "left to somebody else")
     return right(job, event, now)
 
 
@@ -151,15 +151,15 @@ def permanent_failures_are_tried_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def settled_jobs_can_be_retried(patch: pytest.MonkeyPatch) -> None:
-    table = dict(lifecycle.MOVE_OF)
+    table = dict(lifecycle.RULE_OF)
     table["retried", Status.COMPLETED] = table["retried", Status.FAILED]
-    patch.setattr(lifecycle, "MOVE_OF", table)
+    patch.setattr(lifecycle, "RULE_OF", table)
 
 
 def a_running_job_can_be_claimed(patch: pytest.MonkeyPatch) -> None:
-    table = dict(lifecycle.MOVE_OF)
+    table = dict(lifecycle.RULE_OF)
     table["claimed", Status.PROCESSING] = table["claimed", Status.PENDING]
-    patch.setattr(lifecycle, "MOVE_OF", table)
+    patch.setattr(lifecycle, "RULE_OF", table)
 
 
 def a_token_that_restarts(right: Decide, job: Job, event: Event, now: datetime) -> Job:
@@ -171,8 +171,8 @@ def answering(change: Callable[[Outcome, str], Verdict | None]) -> Break:
     """Answer late reports differently, where `change` says so."""
 
     def apply(patch: pytest.MonkeyPatch) -> None:
-        right = moves.late_verdict
-        patch.setattr(moves, "late_verdict", lambda *asked: change(*asked) or right(*asked))
+        right = transitions.late_verdict
+        patch.setattr(transitions, "late_verdict", lambda *asked: change(*asked) or right(*asked))
 
     return apply
 

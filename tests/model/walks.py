@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis.stateful import MultipleResults
 
-from tenure.jobs.values import Addition, Outcome
+from tenure.jobs.values import CheckedJob, Outcome
 from tenure.lifecycle import Cancelled, Retried
 from tests.model.histories import AT_ONCE, LEASE_SECONDS, SLOWLY, STEPS, History, Receipt
 
@@ -23,7 +23,7 @@ class Walk:
     def __init__(self, machine: History, seed: int) -> None:
         self.machine = machine
         self.die = Random(seed)
-        self.additions: list[Addition] = values(machine.open())
+        self.checked_jobs: list[CheckedJob] = values(machine.open())
         self.leases: list[Receipt] = []
         self.log: list[str] = [f"seed {seed}"]
         self.steps: list[tuple[int, Callable[[], None]]] = [
@@ -74,10 +74,10 @@ class Walk:
             max_retries=draw([0, 1, 2, 3, 3]),
             backoff=draw([AT_ONCE, SLOWLY]),
         )
-        self.additions += values(added)
+        self.checked_jobs += values(added)
 
     def add_again(self) -> None:
-        self.machine.add_again(addition=self.die.choice(self.additions))
+        self.machine.add_again(checked_job=self.die.choice(self.checked_jobs))
 
     def claim(self) -> None:
         claimed = self.machine.claim(
@@ -117,7 +117,7 @@ class Walk:
     def apply(self) -> None:
         retry = Retried(more_retries=self.die.randint(0, 2), actor="ada")
         event = self.die.choice([Cancelled(actor="ada"), retry, retry])
-        self.machine.apply(addition=self.die.choice(self.additions), event=event)
+        self.machine.apply(checked_job=self.die.choice(self.checked_jobs), event=event)
 
     def seldom(self) -> None:
         what = self.die.choice(["reopen", "cancel", "retry", "retry", "prune", "prune"])

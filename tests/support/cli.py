@@ -39,7 +39,7 @@ def run(
     return result
 
 
-def tell(*arguments: str, **environ: str | None) -> str:
+def output_of(*arguments: str, **environ: str | None) -> str:
     """What a command that must succeed prints, without the last line's end."""
     result = run(*arguments, **environ)
     assert result.exit_code == 0, result.output
@@ -48,7 +48,7 @@ def tell(*arguments: str, **environ: str | None) -> str:
 
 def read(*arguments: str) -> Any:
     """The JSON document that a command prints."""
-    return json.loads(tell(*arguments, "--json"))
+    return json.loads(output_of(*arguments, "--json"))
 
 
 def _take_the_terminal() -> None:

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from tenure.jobs.ids import new_id
 from tenure.jobs.values import (
-    Added,
-    Addition,
     Answer,
+    CheckedJob,
     ClaimRequest,
+    Enqueued,
     Lease,
     Outcome,
     Report,
@@ -30,9 +30,9 @@ LEASE_SECONDS = 60.0
 COUNT_LEDGER = "SELECT count(*) FROM {transition}"
 
 
-def new(type: str = "mail", **fields: Any) -> Addition:
+def new(type: str = "mail", **fields: Any) -> CheckedJob:
     """An addition with an id of its own."""
-    return Addition(**{"id": new_id(), "type": type, **fields})
+    return CheckedJob(**{"id": new_id(), "type": type, **fields})
 
 
 def request(limit: int = 1, worker: str = "w1", **fields: Any) -> ClaimRequest:
@@ -78,13 +78,13 @@ class Desk:
         (added,) = self.add_all(new(type, **fields))
         return added.job
 
-    def add_all(self, *additions: Addition) -> list[Added]:
+    def add_all(self, *checked_jobs: CheckedJob) -> list[Enqueued]:
         """Add jobs in one request."""
-        return self.store.add(additions).result()
+        return self.store.add(checked_jobs).result()
 
     def claim(self, limit: int = 1, worker: str = "w1", **fields: Any) -> list[Lease]:
         """Lease jobs."""
-        return list(self.store.turn((), request(limit, worker, **fields)).result().leases)
+        return list(self.store.exchange((), request(limit, worker, **fields)).result().leases)
 
     def take(self, **fields: Any) -> Lease:
         """Add a job and lease it."""
@@ -95,7 +95,7 @@ class Desk:
 
     def report(self, *reports: Report) -> list[Verdict]:
         """Report, and lease nothing; the verdicts but for the time of a retry."""
-        verdicts = self.store.turn(reports, None).result().verdicts
+        verdicts = self.store.exchange(reports, None).result().verdicts
         return [replace(verdict, retry_in=None) for verdict in verdicts]
 
     def get(self, job_id: str) -> Job:

@@ -90,6 +90,6 @@ def failed(app: Tenure, job: Job | str) -> str:
     return end.last_error
 
 
-def moves(app: Tenure, job: Job | str) -> list[str]:
+def transitions(app: Tenure, job: Job | str) -> list[str]:
     """The events of a job, in order."""
-    return [move.event for move in app.history(job if isinstance(job, str) else job.id)]
+    return [transition.event for transition in app.history(job if isinstance(job, str) else job.id)]

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
 from tenure import (
-    Draft,
     Job,
     JobContext,
     JobType,
+    NewJob,
     PermanentFailure,
     RetryPolicy,
     Status,
@@ -77,8 +77,8 @@ def results_are_jobs() -> None:
     assert_type(async_with_context.enqueue(order=Order(1)), Job)
     assert_type(in_a_process.enqueue([1, 2]), Job)
     assert_type(open_ended.enqueue(1, second=2.0), Job)
-    assert_type(plain.draft("a@example.com"), Draft)
-    assert_type(app.enqueue_many([plain.draft("a"), in_a_process.draft([1])]), list[Job])
+    assert_type(plain.new_job("a@example.com"), NewJob)
+    assert_type(app.enqueue_many([plain.new_job("a"), in_a_process.new_job([1])]), list[Job])
 
 
 def functions_are_still_functions() -> None:
@@ -93,7 +93,7 @@ async def async_callers() -> None:
     assert_type(await plain.enqueue_async("a@example.com"), Job)
     assert_type(await async_with_context.enqueue_async(Order(1)), Job)
     assert_type(await app.enqueue_async("resize", {"path": "cat.png"}, delay="5m"), Job)
-    assert_type(await app.enqueue_many_async([plain.draft("a")]), list[Job])
+    assert_type(await app.enqueue_many_async([plain.new_job("a")]), list[Job])
     assert_type(await coroutine(Order(1)), str)
 
 
@@ -134,7 +134,7 @@ async def mistakes() -> None:
     plain.enqueue(5)  # type: ignore[arg-type]
     plain.enqueue("a", "b", "c")  # type: ignore[call-arg]
     plain.enqueue("a", subjct="b")  # type: ignore[call-arg]
-    plain.draft(to=1)  # type: ignore[arg-type]
+    plain.new_job(to=1)  # type: ignore[arg-type]
     plain.options(delay="5m").enqueue(to=1)  # type: ignore[arg-type]
     plain.options(delays="5m")  # type: ignore[call-arg]
     plain.options(delay=[5])  # type: ignore[arg-type]

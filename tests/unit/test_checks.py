@@ -158,7 +158,7 @@ def test_a_ledger_of_another_cluster_is_a_problem_that_the_manual_mends(postgres
         assert found(postgres_url)["ledger"].health is Health.OK
         assert found(postgres_url)["guards"].health is Health.OK
         later = app.enqueue("email")
-        assert [move.job_id for move in app.ledger()] == [restored.id, later.id]
+        assert [transition.job_id for transition in app.ledger()] == [restored.id, later.id]
 
 
 def test_postgres_facts() -> None:

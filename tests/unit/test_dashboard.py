@@ -13,7 +13,7 @@ from tenure.dashboard import machine
 from tenure.dashboard.health import Mood, health
 from tenure.dashboard.timeline import attempts, stretches
 from tenure.jobs.values import BUCKETS, Activity, QueueState, Transition, WorkerState
-from tenure.lifecycle import MOVES, Status
+from tenure.lifecycle import TRANSITIONS, Status
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 WORKER = WorkerState("w", "host:1", ("mail",), None, NOW, 0)
@@ -58,11 +58,11 @@ def test_a_worker_that_fell_silent_takes_nothing() -> None:
 def test_the_picture_has_every_status_and_every_move_and_stays_on_its_sheet(
     sheet: machine.Sheet,
 ) -> None:
-    picture = machine.draw(sheet, {"pending": 3}, {MOVES[0]: 12.0})
-    assert [arrow.per_minute for arrow in picture.arrows] == [12.0, *(0.0 for _ in MOVES[1:])]
+    picture = machine.draw(sheet, {"pending": 3}, {TRANSITIONS[0]: 12.0})
+    assert [arrow.per_minute for arrow in picture.arrows] == [12.0, *(0.0 for _ in TRANSITIONS[1:])]
     assert {box.status for box in picture.boxes} == set(Status)
-    assert [arrow.move for arrow in picture.arrows] == list(MOVES)
-    assert len({arrow.path for arrow in picture.arrows}) == len(MOVES)
+    assert [arrow.transition for arrow in picture.arrows] == list(TRANSITIONS)
+    assert len({arrow.path for arrow in picture.arrows}) == len(TRANSITIONS)
     for arrow in picture.arrows:
         numbers = [float(number) for number in re.findall(r"-?[0-9.]+", arrow.path)]
         assert all(0 <= x <= sheet.width for x in numbers[::2])
@@ -72,18 +72,20 @@ def test_the_picture_has_every_status_and_every_move_and_stays_on_its_sheet(
         assert not any(x < arrow.x < right and y < arrow.y < low for x, y, right, low in boxes)
 
 
-def move(seconds: float, event: str, source: str | None, target: str, number: int) -> Transition:
+def transition(
+    seconds: float, event: str, source: str | None, target: str, number: int
+) -> Transition:
     at = ago(100 - seconds)
     detail = "boom" if event == "failed" else None
     return Transition(str(seconds), "id", at, source, target, event, number, number, "w", detail)
 
 
 MOVED = [
-    move(0, "enqueued", None, "pending", 0),
-    move(10, "claimed", "pending", "processing", 1),
-    move(11, "failed", "processing", "failed", 1),
-    move(11, "retried", "failed", "pending", 1),
-    move(40, "claimed", "pending", "processing", 2),
+    transition(0, "enqueued", None, "pending", 0),
+    transition(10, "claimed", "pending", "processing", 1),
+    transition(11, "failed", "processing", "failed", 1),
+    transition(11, "retried", "failed", "pending", 1),
+    transition(40, "claimed", "pending", "processing", 2),
 ]
 
 
@@ -109,7 +111,9 @@ def test_rates_and_times_are_of_what_was_counted() -> None:
         Activity(minute, "email", "mail", "completed", 9, 5.0, buckets),
         Activity(minute - timedelta(hours=2), "email", "mail", "completed", 99, 5.0, buckets),
     ]
-    rates = {move.event: rate for move, rate in series.rates(activity, NOW).items() if rate}
+    rates = {
+        transition.event: rate for transition, rate in series.rates(activity, NOW).items() if rate
+    }
     assert rates == {"claimed": 2.0, "completed": 1.8}
     assert series.throughput(activity, NOW).lines[0].values[-1] == 9
     assert series.latency(activity, NOW).lines[0].values[-1] == pytest.approx(0.965)
@@ -129,8 +133,10 @@ def test_each_line_has_the_jobs_that_went_along_it() -> None:
             Activity(minute, "b", "q", "retried", 5, 0.0, none),
         ]
     )
-    assert list(moved) == list(MOVES)
-    assert {(m.event, m.source, moves) for m, moves in moved.items() if moves} == {
+    assert list(moved) == list(TRANSITIONS)
+    assert {
+        (m.event, m.source, transitions) for m, transitions in moved.items() if transitions
+    } == {
         ("cancelled", "processing", 3),
         ("cancelled", "pending", 5),
         ("retried", "failed", 5),

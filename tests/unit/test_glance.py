@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Tenure
-from tenure.dashboard.cache import Glance
+from tenure.dashboard.cache import ReadCache
 from tenure.errors import StoreUnavailable
 from tenure.jobs.values import Count
 
@@ -34,7 +34,7 @@ class Slow(Tenure):
 
 def test_a_page_does_not_wait_for_new_counts_where_there_are_older_ones(tmp_path: Path) -> None:
     with Slow(tmp_path) as app:
-        glance = Glance(app)
+        glance = ReadCache(app)
         app.enqueue("a")
         assert glance.counts() == ONE
         app.enqueue("a")
@@ -53,7 +53,7 @@ def test_a_page_does_not_wait_for_new_counts_where_there_are_older_ones(tmp_path
 
 def test_what_was_read_before_an_action_is_not_shown_after_it(tmp_path: Path) -> None:
     with Tenure(f"sqlite:///{tmp_path}/jobs.db") as app:
-        glance = Glance(app)
+        glance = ReadCache(app)
         app.enqueue("a")
         assert glance.queues()[0].paused_at is None
         app.pause("default")
@@ -64,7 +64,7 @@ def test_what_was_read_before_an_action_is_not_shown_after_it(tmp_path: Path) ->
 
 def test_it_is_told_how_old_an_answer_is(tmp_path: Path) -> None:
     with Slow(tmp_path) as app:
-        glance = Glance(app)
+        glance = ReadCache(app)
         app.enqueue("a")
         assert glance.lag(app.ping(), "counts").jobs == 0  # nothing is shown, nothing is old
         glance.counts()
@@ -78,13 +78,13 @@ def test_it_is_told_how_old_an_answer_is(tmp_path: Path) -> None:
 def test_the_first_who_asks_waits_and_is_told_what_went_wrong(tmp_path: Path) -> None:
     app = Tenure(f"sqlite:///{tmp_path}/none/jobs.db")
     with pytest.raises(StoreUnavailable):
-        Glance(app).counts()
+        ReadCache(app).counts()
 
 
 def test_counting_can_begin_before_anybody_looks(tmp_path: Path) -> None:
     with Slow(tmp_path) as app:
         app.let.clear()
-        glance = Glance(app)
+        glance = ReadCache(app)
         glance.begin()
         assert app.began.acquire(timeout=3)
         app.let.set()

@@ -1,6 +1,7 @@
 """The state machine against a table of our own: every status, event, budget and clock case.
 
-Nothing expected here is computed from `MOVES`: it stands in the tables below, written by hand.
+Nothing expected here is computed from `TRANSITIONS`: it stands in the tables below, written by
+hand.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from msgspec.structs import replace
 
-from tenure.errors import IllegalMove, LeaseLost
+from tenure.errors import IllegalTransition, LeaseLost
 from tenure.lifecycle import (
     MAX_RELEASES,
     Cancelled,
@@ -171,7 +172,7 @@ def test_decide_does_what_the_table_says(status: Status, event: str) -> None:
         expected = expected_of(job, event, time_has_come=time_has_come)
         before = replace(job)
         if expected == "illegal":
-            with pytest.raises(IllegalMove) as refusal:
+            with pytest.raises(IllegalTransition) as refusal:
                 decide(job, EVENTS[event], NOW)
             assert refusal.value.legal == LEGAL[status]
             assert (refusal.value.job_id, refusal.value.status) == (job.id, status)
@@ -190,7 +191,7 @@ def test_follow_adds_the_retry_and_nothing_else(status: Status, event: str) -> N
     for job, time_has_come in every_case(status):
         expected = expected_of(job, event, time_has_come=time_has_come)
         if expected in ("illegal", "lost"):
-            with pytest.raises((IllegalMove, LeaseLost)):
+            with pytest.raises((IllegalTransition, LeaseLost)):
                 follow(job, EVENTS[event], NOW)
             continue
         path = [row.status for row in follow(job, EVENTS[event], NOW)]
@@ -207,7 +208,7 @@ def test_a_move_changes_the_counters_it_says_and_keeps_the_rest(event: str) -> N
         for job, _ in every_case(status):
             try:
                 after = decide(job, EVENTS[event], NOW)
-            except (IllegalMove, LeaseLost):
+            except (IllegalTransition, LeaseLost):
                 continue
             charge, fence = changes.get(event, (0, 0))
             assert after.attempts == job.attempts + charge
@@ -286,19 +287,19 @@ def test_the_budget_is_the_table_by_hand() -> None:
 
 
 def test_a_refusal_reads_as_a_sentence() -> None:
-    with pytest.raises(IllegalMove) as refusal:
+    with pytest.raises(IllegalTransition) as refusal:
         decide(job_in("failed", 3, 3), Retried(), NOW)
     message = str(refusal.value)
     assert "is failed: it cannot be retried" in message
     assert "3 attempts are used up" in message
     assert "legal from here: retried" in message
     with pytest.raises(
-        IllegalMove, match=r"be claimed \(not due before 2026-05-04T12:00:00\.000001"
+        IllegalTransition, match=r"be claimed \(not due before 2026-05-04T12:00:00\.000001"
     ):
         decide(job_in("pending", 0, 3, ago=-TICK), EVENTS["claimed"], NOW)
-    with pytest.raises(IllegalMove, match=r"\(its lease still runs\)"):
+    with pytest.raises(IllegalTransition, match=r"\(its lease still runs\)"):
         decide(job_in("processing", 1, 3, ago=-TICK), LeaseExpired(), NOW)
-    with pytest.raises(IllegalMove, match="cannot be claimed; legal"):
+    with pytest.raises(IllegalTransition, match="cannot be claimed; legal"):
         decide(job_in("completed", 1, 3), EVENTS["claimed"], NOW)
-    with pytest.raises(IllegalMove, match="legal from here: none"):
+    with pytest.raises(IllegalTransition, match="legal from here: none"):
         decide(job_in("completed", 1, 3), Retried(more_retries=9), NOW)

@@ -24,8 +24,8 @@ from tenure.jobs.results import (
     MAX_ERROR_BYTES,
     MAX_EXCEPTIONS,
     MAX_FRAMES,
+    MAX_PLACES,
     MAX_RESULT_BYTES,
-    MOST_PLACES,
     describe_exception,
     error_text,
     result_text,
@@ -301,10 +301,10 @@ def test_the_same_place_in_two_files_is_told_apart(tmp_path: pathlib.Path) -> No
 
 
 def test_the_places_remembered_are_bounded() -> None:
-    for n in range(2 * MOST_PLACES):
+    for n in range(2 * MAX_PLACES):
         work = FunctionType(compile("1 / 0", f"file {n}", "exec"), {})
         assert f'File "file {n}", line 1' in describe_exception(caught(work))
-        assert len(produced._known_places) <= MOST_PLACES
+        assert len(produced._known_places) <= MAX_PLACES
 
 
 def circular() -> BaseException:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from msgspec.structs import replace
 
-from tenure.errors import IllegalMove
+from tenure.errors import IllegalTransition
 from tenure.lifecycle import (
     DEFAULT_MAX_RETRIES,
     MAX_RELEASES,
@@ -105,7 +105,7 @@ def test_a_job_that_succeeds_at_last_runs_no_more() -> None:
     assert queue.run_until_settled(at_the_second_try) == 2
     assert queue.job.status == "completed"
     for event in (Retried(), Retried(more_retries=5), Cancelled()):
-        with pytest.raises(IllegalMove):
+        with pytest.raises(IllegalTransition):
             follow(queue.job, event, queue.now)
 
 
@@ -143,7 +143,7 @@ def test_handing_a_job_back_costs_no_attempt_but_not_for_ever(max_retries: int) 
 def test_the_bound_on_handing_back_is_a_hundred() -> None:
     assert MAX_RELEASES == 100
     used_up = replace(OneJob().job, attempts=1, token=101)
-    with pytest.raises(IllegalMove, match="handed back 100 times"):
+    with pytest.raises(IllegalTransition, match="handed back 100 times"):
         decide(_held(used_up), Released(lease_id="x"), START)
     one_left = replace(OneJob().job, attempts=1, token=100)
     assert decide(_held(one_left), Released(lease_id="x"), START).status == "pending"
@@ -168,7 +168,7 @@ def test_an_operator_raises_the_limit_and_then_the_same_rule_holds(
 ) -> None:
     queue = OneJob(max_retries)
     before = queue.run_until_settled(by_failing)
-    with pytest.raises(IllegalMove):
+    with pytest.raises(IllegalTransition):
         follow(queue.job, Retried(actor="ada"), queue.now)
     (queue.job,) = follow(queue.job, Retried(more_retries=more, actor="ada"), queue.now)
     assert queue.job.max_retries == limit_after

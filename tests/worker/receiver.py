@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tenure import Tenure
-from tenure.worker.webhook_delivery import Courier
+from tenure.worker.webhook_delivery import WebhookDelivery
 from tests.support.workers import sweeping
 
 
@@ -72,10 +72,10 @@ def receiving(*answers: bytes, tls: ssl.SSLContext | None = None) -> Iterator[Re
 @contextlib.contextmanager
 def delivering(app: Tenure, *, private: bool = True) -> Iterator[None]:
     """What a server does for webhooks."""
-    courier = Courier(app, private=private)
-    courier.start()
+    delivery = WebhookDelivery(app, private=private)
+    delivery.start()
     try:
         with sweeping(app):
             yield
     finally:
-        courier.stop()
+        delivery.stop()

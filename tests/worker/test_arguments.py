@@ -291,8 +291,8 @@ def test_thousands_of_payloads_that_do_not_fit_each_fail_by_themselves(app: Tenu
     @app.job(max_retries=5, backoff=0)
     def take(x: int) -> None: ...
 
-    good = [take.draft(1) for _ in range(1_500)]
-    bad = [take.draft("one") for _ in range(1_500)]  # type: ignore[arg-type]
+    good = [take.new_job(1) for _ in range(1_500)]
+    bad = [take.new_job("one") for _ in range(1_500)]  # type: ignore[arg-type]
     jobs = app.enqueue_many(good + bad)
     with working(app):
         errors = {failed(app, job) for job in jobs[1_500:]}

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Draft, JobContext, Status, Tenure
+from tenure import JobContext, NewJob, Status, Tenure
 from tenure.jobs.values import ClaimRequest
 from tenure.worker import worker
 from tests.support.waiting import PATIENCE, until
 from tests.support.worker_scripts import WorkerScript, ended
-from tests.support.workers import completed, moves, settled, sweeping, working
+from tests.support.workers import completed, settled, sweeping, transitions, working
 
 
 def other(app: Tenure) -> Tenure:
@@ -39,7 +39,7 @@ def test_a_job_that_nobody_can_run_stays_pending_and_is_charged_nothing(either: 
         assert "No worker takes jobs of type unknown" in why.text
     now = app.get(unknown.id)
     assert (now.status, now.attempts, now.token) == (Status.PENDING, 0, 0)
-    assert moves(app, unknown) == ["enqueued"]
+    assert transitions(app, unknown) == ["enqueued"]
 
     with other(app) as later:
 
@@ -65,7 +65,7 @@ def test_a_sweep_without_the_handler_gives_a_job_its_retry(either: Tenure) -> No
         completed(app, known.enqueue())
     now = app.get(gone.id)
     assert (now.status, now.attempts) == (Status.PENDING, 1)
-    assert moves(app, gone) == ["enqueued", "claimed", "lease_expired", "retried"]
+    assert transitions(app, gone) == ["enqueued", "claimed", "lease_expired", "retried"]
     assert app.verify() == []
 
 
@@ -152,14 +152,14 @@ def test_handlers_run_at_once_up_to_the_limit_and_never_beyond(either: Tenure) -
         together.wait(PATIENCE)
         leave(number)
 
-    drafts = [
-        draft
+    new_jobs = [
+        new_job
         for number in range(0, 200, 2)
-        for draft in (coroutine.draft(number), function.draft(number + 1))
+        for new_job in (coroutine.new_job(number), function.new_job(number + 1))
     ]
     with working(app, concurrency=6):
-        jobs = app.enqueue_many([meet.draft(-n) for n in range(1, 7)])
-        jobs += app.enqueue_many(drafts)
+        jobs = app.enqueue_many([meet.new_job(-n) for n in range(1, 7)])
+        jobs += app.enqueue_many(new_jobs)
         for job in jobs:
             assert completed(app, job).attempts == 1
     assert max(most) == 6
@@ -191,11 +191,11 @@ def test_a_backlog_is_worked_off_without_waiting_for_a_poll(
 
     class Silent:
         waits = False
-        turns = either.turns
-        turn = staticmethod(either.turn)
+        exchanges = either.exchanges
+        exchange = staticmethod(either.exchange)
         heartbeat = staticmethod(either.heartbeat)
 
-        def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
+        def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
             return lambda: None
 
     app = either
@@ -205,7 +205,7 @@ def test_a_backlog_is_worked_off_without_waiting_for_a_poll(
     async def work(number: int) -> None:
         runs.append(number)
 
-    jobs = app.enqueue_many([work.draft(number) for number in range(3000)])
+    jobs = app.enqueue_many([work.new_job(number) for number in range(3000)])
     monkeypatch.setattr(worker, "POLL_SECONDS", 60)
     # Heartbeats ring, too: the first comes much later.
     with working(app, Silent(), concurrency=100, lease_seconds=300):
@@ -247,9 +247,9 @@ def test_jobs_claimed_ahead_do_not_wait_behind_a_slow_one(either: Tenure) -> Non
         slow_runs.set()
         go_on.wait(PATIENCE)
 
-    drafts = [quick.draft()] * 400 + [slow.draft()] + [quick.draft()] * 400
+    new_jobs = [quick.new_job()] * 400 + [slow.new_job()] + [quick.new_job()] * 400
     with working(app, concurrency=1):
-        jobs = app.enqueue_many(drafts)
+        jobs = app.enqueue_many(new_jobs)
         assert slow_runs.wait(PATIENCE)
         # Where turns overlap, a later one may be answered first, and its jobs have run by now.
         behind = [job for job in jobs if job.id not in ran and job != jobs[400]]
@@ -267,7 +267,7 @@ def test_jobs_claimed_ahead_do_not_wait_behind_a_slow_one(either: Tenure) -> Non
         assert app.get(jobs[400].id).status is Status.PROCESSING
         go_on.set()
         completed(app, jobs[400])
-    assert any("released" in moves(app, job) for job in behind)
+    assert any("released" in transitions(app, job) for job in behind)
     assert app.verify() == []
 
 
@@ -286,11 +286,11 @@ def thread(number: int):
 def test_no_job_is_started_twice_by_several_workers(either: Tenure, tmp_path: Path) -> None:
     app = either
     count = 1_500
-    drafts = [Draft("work" if n % 5 else "thread", {"number": n}, {}) for n in range(count)]
+    new_jobs = [NewJob("work" if n % 5 else "thread", {"number": n}, {}) for n in range(count)]
     with WorkerScript(tmp_path / "meet", app.database, HANDLERS) as script:
         workers = [script.start() for _ in range(3)]
         until(lambda: len(app.workers()) == 3, "all workers to be there")
-        jobs = [job for first in range(0, count, 100) for job in add(app, drafts, first)]
+        jobs = [job for first in range(0, count, 100) for job in add(app, new_jobs, first)]
         ends = [settled(app, job) for job in jobs]
         for worker in workers:
             worker.terminate()
@@ -301,5 +301,5 @@ def test_no_job_is_started_twice_by_several_workers(either: Tenure, tmp_path: Pa
     assert app.verify() == []
 
 
-def add(app: Tenure, drafts: list[Draft], first: int) -> list[str]:
-    return [job.id for job in app.enqueue_many(drafts[first : first + 100])]
+def add(app: Tenure, new_jobs: list[NewJob], first: int) -> list[str]:
+    return [job.id for job in app.enqueue_many(new_jobs[first : first + 100])]

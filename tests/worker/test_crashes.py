@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Draft, Status, Tenure
+from tenure import NewJob, Status, Tenure
 from tenure.jobs.enqueue import Options
 from tests.support.clock import Clock
 from tests.support.waiting import until
 from tests.support.worker_scripts import WorkerScript, ended
-from tests.support.workers import completed, failed, moves, settled, sweeping
+from tests.support.workers import completed, failed, settled, sweeping, transitions
 
 WORK = """
 @app.job
@@ -29,37 +29,37 @@ KILLED_ONCE = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "co
 
 # Each stands before or after a turn with the store, and kills its own process there.
 BEFORE_THE_CLAIM = """
-    real = app.turn
+    real = app.exchange
     def turn(reports, claim):
         os.kill(os.getpid(), signal.SIGKILL)
-    app.turn = turn
+    app.exchange = turn
 """
 BETWEEN_CLAIM_AND_START = """
-    real = app.turn
+    real = app.exchange
     def turn(reports, claim):
         future = real(reports, claim)
         if future.result().leases:
             os.kill(os.getpid(), signal.SIGKILL)
         return future
-    app.turn = turn
+    app.exchange = turn
 """
 BEFORE_THE_REPORT = """
-    real = app.turn
+    real = app.exchange
     def turn(reports, claim):
         if reports:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(reports, claim)
-    app.turn = turn
+    app.exchange = turn
 """
 BEFORE_THE_ANSWER = """
-    real = app.turn
+    real = app.exchange
     def turn(reports, claim):
         future = real(reports, claim)
         if reports:
             future.result()
             os.kill(os.getpid(), signal.SIGKILL)
         return future
-    app.turn = turn
+    app.exchange = turn
 """
 
 
@@ -94,7 +94,7 @@ def test_killed_in_the_handler(either: Tenure, clock: Clock, tmp_path: Path) -> 
         lines = run_to_the_end(tmp_path / "meet", app, clock, job.id)
 
     assert lines == [f"{job.id} 1", f"{job.id} 2"]
-    assert moves(app, job) == KILLED_ONCE
+    assert transitions(app, job) == KILLED_ONCE
     assert app.get(job.id).last_error is not None
     assert "did not report attempt 1" in (app.history(job.id)[2].detail or "")
 
@@ -123,7 +123,7 @@ def test_killed_between_claim_and_start_the_attempt_is_charged(
     assert app.get(job.id).attempts == 1
 
     assert run_to_the_end(tmp_path / "meet", app, clock, job.id) == [f"{job.id} 2"]
-    assert moves(app, job) == KILLED_ONCE
+    assert transitions(app, job) == KILLED_ONCE
 
 
 @pytest.mark.scenario(4)
@@ -135,7 +135,7 @@ def test_killed_between_success_and_report_the_job_runs_again(
     run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_REPORT)
 
     assert run_to_the_end(tmp_path / "meet", app, clock, job.id) == [f"{job.id} 1", f"{job.id} 2"]
-    assert moves(app, job) == KILLED_ONCE
+    assert transitions(app, job) == KILLED_ONCE
 
 
 @pytest.mark.scenario(5)
@@ -148,7 +148,7 @@ def test_killed_between_report_and_answer_the_job_is_done(
 
     assert app.get(job.id).status is Status.COMPLETED
     assert run_to_the_end(tmp_path / "meet", app, clock, job.id) == [f"{job.id} 1"]
-    assert moves(app, job) == ["enqueued", "claimed", "completed"]
+    assert transitions(app, job) == ["enqueued", "claimed", "completed"]
 
 
 POISON = """
@@ -197,7 +197,7 @@ def test_a_job_that_kills_every_worker_fails_after_as_many_as_allowed(
     assert "did not report attempt 3" in failed(app, poison)
     assert app.get(poison.id).attempts == 3
     attempt = ["claimed", "lease_expired"]
-    assert moves(app, poison) == [
+    assert transitions(app, poison) == [
         "enqueued",
         *attempt,
         "retried",
@@ -231,7 +231,7 @@ async def count(number: int):
     await asyncio.sleep(0.002)
 """
     options: Options = {"backoff": 0, "max_retries": 10}
-    jobs = app.enqueue_many([Draft("count", {"number": n}, options) for n in range(300)])
+    jobs = app.enqueue_many([NewJob("count", {"number": n}, options) for n in range(300)])
     with WorkerScript(tmp_path / "meet", app.database, handlers) as script, sweeping(app):
         for share in (50, 120, 200):
             worker = script.start()
@@ -267,8 +267,8 @@ def fail(self):
         raise RuntimeError("a fault of ours")
 
 
-from tenure.worker.attempts import Slots
-Slots.collect = fail
+from tenure.worker.attempts import Attempts
+Attempts.collect = fail
 """
     job = app.enqueue("work", backoff=0)
     with WorkerScript(tmp_path / "meet", app.database, handlers) as script, sweeping(app):
@@ -276,7 +276,7 @@ Slots.collect = fail
         assert ended(worker) == 1
         clock.advance(LONGER_THAN_A_LEASE)
         until(lambda: app.get(job.id).status is Status.PENDING, "the lease to run out")
-    assert moves(app, job) == KILLED_ONCE[:4]
+    assert transitions(app, job) == KILLED_ONCE[:4]
 
 
 @pytest.mark.scenario(18)

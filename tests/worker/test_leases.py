@@ -16,7 +16,7 @@ from tenure import JobContext, Status, Tenure, failpoints
 from tests.support.clock import Clock
 from tests.support.waiting import PATIENCE, until
 from tests.support.worker_scripts import WorkerScript, ended, freeze
-from tests.support.workers import completed, failed, moves, settled, sweeping, working
+from tests.support.workers import completed, failed, settled, sweeping, transitions, working
 
 TAKEN_OVER = ["enqueued", "claimed", "lease_expired", "retried", "claimed"]
 LEASE = 0.9  # seconds; there is a heartbeat every third of it
@@ -57,7 +57,7 @@ def test_handlers_that_take_longer_than_a_lease_run_once(either: Tenure, clock: 
         let_go.wait(PATIENCE)
 
     with sweeping(app), working(app, lease_seconds=LEASE):
-        jobs = app.enqueue_many([stay.draft(), block.draft()])
+        jobs = app.enqueue_many([stay.new_job(), block.new_job()])
         for _ in jobs:
             assert running.acquire(timeout=PATIENCE)
         pass_some_leases(app, clock)
@@ -65,7 +65,7 @@ def test_handlers_that_take_longer_than_a_lease_run_once(either: Tenure, clock: 
         for job in jobs:
             assert completed(app, job).attempts == 1
     assert sorted(runs) == ["block", "stay"]
-    assert [moves(app, job) for job in jobs] == 2 * [["enqueued", "claimed", "completed"]]
+    assert [transitions(app, job) for job in jobs] == 2 * [["enqueued", "claimed", "completed"]]
 
 
 def test_jobs_that_wait_in_a_worker_keep_their_leases_too(either: Tenure, clock: Clock) -> None:
@@ -84,9 +84,9 @@ def test_jobs_that_wait_in_a_worker_keep_their_leases_too(either: Tenure, clock:
         blocking.set()
         let_go.wait(PATIENCE)
 
-    drafts = [note.draft(n) for n in range(300)]
+    new_jobs = [note.new_job(n) for n in range(300)]
     with sweeping(app), working(app, lease_seconds=LEASE, concurrency=1):
-        jobs = app.enqueue_many([*drafts[:250], block.draft(), *drafts[250:]])
+        jobs = app.enqueue_many([*new_jobs[:250], block.new_job(), *new_jobs[250:]])
         assert blocking.wait(PATIENCE)
         assert len(app.find(status="processing")) > 1
         pass_some_leases(app, clock)
@@ -94,7 +94,7 @@ def test_jobs_that_wait_in_a_worker_keep_their_leases_too(either: Tenure, clock:
         for job in jobs:
             assert completed(app, job).attempts == 1
     assert sorted(runs) == list(range(300))
-    assert not any("lease_expired" in moves(app, job) for job in jobs)
+    assert not any("lease_expired" in transitions(app, job) for job in jobs)
 
 
 def test_a_cancelled_job_tells_its_handler_by_the_next_heartbeat(either: Tenure) -> None:
@@ -124,7 +124,7 @@ def test_a_cancelled_job_tells_its_handler_by_the_next_heartbeat(either: Tenure)
         for job in jobs:
             assert app.cancel(job.id).status is Status.CANCELLED
         until(lambda: len(told) == 2, "both handlers to be told")
-        assert [moves(app, job) for job in jobs] == 2 * [["enqueued", "claimed", "cancelled"]]
+        assert [transitions(app, job) for job in jobs] == 2 * [["enqueued", "claimed", "cancelled"]]
 
 
 def test_a_report_for_a_cancelled_job_changes_nothing(app: Tenure) -> None:
@@ -148,7 +148,7 @@ def test_a_report_for_a_cancelled_job_changes_nothing(app: Tenure) -> None:
         completed(app, quick.enqueue())  # reported together with the other, or after it
     end = app.get(job.id)
     assert (end.status, end.result) == (Status.CANCELLED, None)
-    assert moves(app, job) == ["enqueued", "claimed", "cancelled"]
+    assert transitions(app, job) == ["enqueued", "claimed", "cancelled"]
 
 
 def test_a_job_cancelled_before_its_turn_is_not_started(app: Tenure) -> None:
@@ -229,7 +229,7 @@ def test_what_a_frozen_worker_held_is_taken_over_and_its_handlers_are_told(
     for job, end in zip(jobs, ends, strict=True):
         assert app.get(job.id) == end
         assert (end.result, end.attempts, end.token) == ('"taken over"', 2, 2)
-        assert moves(app, job) == [*TAKEN_OVER, "completed"]
+        assert transitions(app, job) == [*TAKEN_OVER, "completed"]
     assert app.verify() == []
 
 
@@ -256,7 +256,7 @@ def test_a_report_of_a_thawed_worker_cannot_change_a_final_failure(
 
     assert ended(worker) == 0
     assert app.get(job.id).status is Status.FAILED
-    assert moves(app, job) == [*TAKEN_OVER, "failed"]
+    assert transitions(app, job) == [*TAKEN_OVER, "failed"]
 
 
 # Stopped while it sweeps, it would keep the lock of an SQLite file.
@@ -306,5 +306,5 @@ def work():
         assert late in worker.stdout.read()
     assert end.status is ending
     assert app.get(job.id) == end
-    assert moves(app, job) == [*TAKEN_OVER, ending]
+    assert transitions(app, job) == [*TAKEN_OVER, ending]
     assert app.verify() == []

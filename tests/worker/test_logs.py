@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tenure import Draft, Tenure
+from tenure import NewJob, Tenure
 from tenure.client import Client
 from tenure.jobs.redaction import MARK, Redaction
 from tenure.jobs.values import Filter
-from tenure.telemetry.logs import LONGEST_FIELD, JobFields, JsonLines, TextLines
+from tenure.telemetry.logs import MAX_FIELD, JobFields, JsonLines, TextLines
 from tests.support.http import Served
 from tests.support.waiting import until
 from tests.support.workers import all_settled, completed, failed, sweeping, working
@@ -185,7 +185,7 @@ def test_a_bulk_action_is_a_line_at_its_beginning_and_its_end(
 ) -> None:
     logging.getLogger("tenure").setLevel(logging.INFO)
     with Tenure(database_url) as app:
-        app.enqueue_many([Draft("mail", {}, {}) for _ in range(3)])
+        app.enqueue_many([NewJob("mail", {}, {}) for _ in range(3)])
         done, stopped = (
             app.start_bulk("cancel", Filter(type="mail"), actor="ann") for _ in range(2)
         )
@@ -211,7 +211,7 @@ def test_at_the_default_level_only_what_went_wrong_is_told(sqlite_url: str, line
         async def work(ok: bool) -> None:
             assert ok
 
-        jobs = app.enqueue_many([Draft("work", {"ok": n != 7}, {}) for n in range(20)])
+        jobs = app.enqueue_many([NewJob("work", {"ok": n != 7}, {}) for n in range(20)])
         with working(app) as worker:
             all_settled(app, jobs)
             until(lambda: lines.of(jobs[7].id))
@@ -247,7 +247,7 @@ def test_fields_are_values_whatever_they_hold() -> None:
     assert json.loads(line)["error"] == HOSTILE
     assert json.loads(line)["attempt"] == str(10**30)
     record = logging.makeLogRecord({"msg": "m", "error": "x" * 10**6})
-    assert len(JsonLines().format(record)) < LONGEST_FIELD + 200
+    assert len(JsonLines().format(record)) < MAX_FIELD + 200
 
 
 def test_what_handlers_log_carries_their_job(sqlite_url: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tenure import Status, StoreUnavailable, Tenure
 from tests.support.postgres import PostgresServer, PostgresUnavailable
 from tests.support.waiting import PATIENCE, RECOVERY_SECONDS, until
 from tests.support.worker_scripts import WorkerScript, ended
-from tests.support.workers import all_settled, completed, moves, settled, sweeping, working
+from tests.support.workers import all_settled, completed, settled, sweeping, transitions, working
 
 pytestmark = pytest.mark.postgres
 
@@ -81,7 +81,7 @@ def test_outcomes_are_kept_and_sent_again_until_the_store_has_them(
         return number
 
     with working(app, concurrency=12) as worker:
-        jobs = app.enqueue_many([work.draft(n) for n in range(12)])
+        jobs = app.enqueue_many([work.new_job(n) for n in range(12)])
         for _ in jobs:
             assert running.acquire(timeout=PATIENCE)
         server.stop("immediate")
@@ -133,7 +133,7 @@ def test_heartbeats_go_on_after_an_outage(
             until(renewed, "a heartbeat")
             go_on.set()
             assert completed(app, job).attempts == 1
-    assert moves(app, job) == ["enqueued", "claimed", "completed"]
+    assert transitions(app, job) == ["enqueued", "claimed", "completed"]
 
 
 HANDLERS = """
@@ -180,7 +180,7 @@ def work():
         assert ended(worker) == 0
     with recovering(app, server), sweeping(app):  # what was not reported is left to the lease
         until(lambda: app.get(job.id).status is Status.PENDING, "the lease to run out")
-    assert moves(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
+    assert transitions(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
 
 
 @pytest.mark.scenario(56)
@@ -198,7 +198,7 @@ def test_cut_connections_lose_nothing(app: Tenure, server: PostgresServer) -> No
     ):
         jobs = []
         for first in range(0, 300, 50):
-            jobs += app.enqueue_many([work.draft(n) for n in range(first, first + 50)])
+            jobs += app.enqueue_many([work.new_job(n) for n in range(first, first + 50)])
             admin.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname LIKE 'outage_%'"

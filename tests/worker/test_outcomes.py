@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tenure import Job, JobContext, PermanentFailure, Status, Tenure
-from tests.support.workers import all_settled, completed, failed, moves, settled, working
+from tests.support.workers import all_settled, completed, failed, settled, transitions, working
 from tests.worker import children
 
 
@@ -54,7 +54,7 @@ def test_coroutines_run_on_the_loop_functions_in_threads_processes_in_children(
     child = json.loads(ends[2].result or "")
     assert child["parent"] != child["pid"]
     assert all(end.worker == worker.id for end in ends)
-    assert [moves(app, job) for job in jobs] == 3 * [["enqueued", "claimed", "completed"]]
+    assert [transitions(app, job) for job in jobs] == 3 * [["enqueued", "claimed", "completed"]]
 
 
 # --- exceptions of every kind ----------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_every_exception_settles_its_job_and_the_worker_goes_on(
             error = failed(app, job)
             assert message in error, (job.type, error[:500])
             assert len(error.encode()) <= 65_536
-            assert moves(app, job) == ["enqueued", "claimed", "failed"]
+            assert transitions(app, job) == ["enqueued", "claimed", "failed"]
         for number, job in enumerate(after):
             assert completed(app, job).result == str(number)
     assert app.verify() == []
@@ -270,9 +270,9 @@ def test_results_that_cannot_be_stored_say_so_and_the_job_is_completed(either: T
     def function(number: int) -> Any:
         return values[number]
 
-    drafts = [kind.draft(n) for kind in (coroutine, function) for n in range(len(values))]
+    new_jobs = [kind.new_job(n) for kind in (coroutine, function) for n in range(len(values))]
     with working(app, concurrency=2):
-        ends = all_settled(app, app.enqueue_many(drafts))
+        ends = all_settled(app, app.enqueue_many(new_jobs))
 
     assert {end.status for end in ends} == {Status.COMPLETED}
     results: list[Any] = [None if end.result is None else json.loads(end.result) for end in ends]
@@ -326,7 +326,11 @@ def test_a_job_that_always_fails_runs_as_often_as_allowed(
     expected = max(max_retries, 1)
     assert len(runs.read_text().splitlines()) == expected
     attempt = ["claimed", "failed"]
-    assert moves(app, job) == ["enqueued", *attempt, *((expected - 1) * ["retried", *attempt])]
+    assert transitions(app, job) == [
+        "enqueued",
+        *attempt,
+        *((expected - 1) * ["retried", *attempt]),
+    ]
 
 
 def test_a_job_that_fails_twice_runs_three_times(either: Tenure) -> None:
@@ -346,7 +350,11 @@ def test_a_job_that_fails_twice_runs_three_times(either: Tenure) -> None:
 
     assert attempts == [1, 2, 3]
     assert (end.result, end.attempts, end.token) == ('"done"', 3, 3)
-    details = [move.detail or "" for move in app.history(job.id) if move.event == "failed"]
+    details = [
+        transition.detail or ""
+        for transition in app.history(job.id)
+        if transition.event == "failed"
+    ]
     assert [detail.splitlines()[0] for detail in details] == [
         "RuntimeError: attempt 1",
         "RuntimeError: attempt 2",
@@ -371,7 +379,7 @@ def test_a_permanent_failure_is_final_at_once(app: Tenure, kind: str) -> None:
     with working(app):
         assert "PermanentFailure: no such customer" in failed(app, job)
 
-    assert moves(app, job) == ["enqueued", "claimed", "failed"]
+    assert transitions(app, job) == ["enqueued", "claimed", "failed"]
     assert app.get(job.id).attempts == 1
 
 

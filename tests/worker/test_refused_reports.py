@@ -11,7 +11,7 @@ import pytest
 from tenure import Status, Tenure
 from tests.support.clock import Clock
 from tests.support.waiting import until
-from tests.support.workers import all_settled, completed, moves, settled, sweeping, working
+from tests.support.workers import all_settled, completed, settled, sweeping, transitions, working
 
 SQLITE = """
 CREATE TRIGGER test_refuse BEFORE UPDATE ON tenure_job WHEN {refused}
@@ -78,7 +78,7 @@ def test_an_outcome_that_cannot_be_recorded_at_all_is_left_to_the_lease(
         clock.advance(31)
         assert settled(app, poison).status is Status.FAILED
         assert completed(app, app.enqueue("work", {"number": 1})).attempts == 1
-    assert moves(app, poison) == ["enqueued", "claimed", "lease_expired"]
+    assert transitions(app, poison) == ["enqueued", "claimed", "lease_expired"]
 
 
 def test_a_worker_that_stops_does_not_wait_for_what_cannot_be_recorded(ready: Tenure) -> None:

@@ -265,15 +265,15 @@ def test_however_a_call_is_written_the_payload_is_as_python_binds_it(app: Tenure
             rest: dict[str, Any] = bound.pop("rest", {})
             return {**bound, **rest}
 
-        def draft(**arguments: Any) -> dict[str, Any]:
-            payload: dict[str, Any] = job_type.draft(**arguments).payload  # noqa: B023
+        def new_job(**arguments: Any) -> dict[str, Any]:
+            payload: dict[str, Any] = job_type.new_job(**arguments).payload  # noqa: B023
             return payload
 
         outcomes = set()
         for chosen in calls:
             arguments = {name: name.upper() for name in chosen}
             expected = outcome_of(bind, **arguments)
-            assert outcome_of(draft, **arguments) == expected
+            assert outcome_of(new_job, **arguments) == expected
             outcomes.add(type(expected))
         assert outcomes == {str, list}  # some were refused, some taken
 

@@ -13,7 +13,7 @@ from tenure import JobContext, Tenure
 from tenure.client import Client
 from tests.support.http import Served
 from tests.support.waiting import PATIENCE, until
-from tests.support.workers import completed, failed, moves, working
+from tests.support.workers import completed, failed, transitions, working
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_cancelled_job_tells_its_handler(app: Tenure, server: Served) -> None:
         assert started.wait(PATIENCE)
         app.cancel(job.id)
         assert told.wait(PATIENCE)
-    assert moves(app, job) == ["enqueued", "claimed", "cancelled"]
+    assert transitions(app, job) == ["enqueued", "claimed", "cancelled"]
 
 
 @pytest.mark.scenario(42)
@@ -84,7 +84,7 @@ def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: Served)
         go_on.wait(PATIENCE)
         return number
 
-    jobs = app.enqueue_many([work.draft(n) for n in range(4)])
+    jobs = app.enqueue_many([work.new_job(n) for n in range(4)])
     with Client(server.url) as client, working(app, client) as worker:
         for _ in jobs:
             assert running.acquire(timeout=PATIENCE)

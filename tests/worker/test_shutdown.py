@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Draft, Job, Status, Tenure, failpoints
-from tenure.jobs.values import ClaimRequest, Report, Turn
+from tenure import Job, NewJob, Status, Tenure, failpoints
+from tenure.jobs.values import ClaimRequest, Exchange, Report
 from tests.support.clock import Clock
 from tests.support.waiting import PATIENCE, until
 from tests.support.worker_scripts import WorkerScript, ended
-from tests.support.workers import completed, moves, settled, sweeping, working
+from tests.support.workers import completed, settled, sweeping, transitions, working
 
 NO_UVLOOP = 'sys.modules["uvloop"] = None'
 
@@ -124,7 +124,7 @@ def test_running_handlers_finish_and_nothing_new_is_claimed(
 
         assert ended(worker) == 0
     assert [app.get(job.id).result for job in jobs] == 3 * ['"done"']
-    assert [moves(app, job) for job in late] == 5 * [["enqueued"]]
+    assert [transitions(app, job) for job in late] == 5 * [["enqueued"]]
 
 
 @pytest.mark.scenario(75)
@@ -150,7 +150,7 @@ def test_handlers_that_do_not_finish_in_time_fail_with_the_reason_and_are_retrie
         now = app.get(job.id)
         assert (now.status, now.attempts) == (Status.PENDING, 1)
         assert (now.last_error or "").startswith("shutdown: ")
-        assert moves(app, job) == ["enqueued", "claimed", "failed", "retried"]
+        assert transitions(app, job) == ["enqueued", "claimed", "failed", "retried"]
     assert app.get(last.id).status is Status.FAILED
 
 
@@ -177,8 +177,8 @@ def test_claimed_jobs_that_have_not_started_are_handed_back_uncharged(
 ) -> None:
     """Many quick jobs make the worker claim ahead; then one stays, and others wait behind it."""
     app = either
-    quick = [Draft("count", {"number": n}, {}) for n in range(600)]
-    jobs = app.enqueue_many([*quick[:400], Draft("hang", {}, {"max_retries": 1}), *quick[400:]])
+    quick = [NewJob("count", {"number": n}, {}) for n in range(600)]
+    jobs = app.enqueue_many([*quick[:400], NewJob("hang", {}, {"max_retries": 1}), *quick[400:]])
     with WorkerScript(
         tmp_path / "meet", app.database, HANDLERS, concurrency=1, grace=0.05
     ) as script:
@@ -194,7 +194,7 @@ def test_claimed_jobs_that_have_not_started_are_handed_back_uncharged(
     for job in waiting:
         now = app.get(job.id)
         assert (now.status, now.attempts) == (Status.PENDING, 0)
-    released = [moves(app, job) for job in waiting if len(moves(app, job)) > 1]
+    released = [transitions(app, job) for job in waiting if len(transitions(app, job)) > 1]
     assert released
     assert all(each[:3] == ["enqueued", "claimed", "released"] for each in released)
     assert app.verify() == []
@@ -212,11 +212,11 @@ class SlowAnswers:
         self.heartbeat = app.heartbeat
         self.on_work = app.on_work
 
-    def turn(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Turn]:
-        real = self._app.turn(reports, claim)
+    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
+        real = self._app.exchange(reports, claim)
         if not real.result().leases:
             return real
-        held: Future[Turn] = Future()
+        held: Future[Exchange] = Future()
 
         def answer() -> None:
             self.claimed.set()
@@ -235,7 +235,7 @@ def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenur
     async def work(number: int) -> None:
         runs.append(number)
 
-    jobs = app.enqueue_many([work.draft(n) for n in range(3)])
+    jobs = app.enqueue_many([work.new_job(n) for n in range(3)])
     source = SlowAnswers(app)
     with working(app, source) as worker:
         assert source.claimed.wait(PATIENCE)
@@ -246,7 +246,7 @@ def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenur
     assert runs == []
     for job in jobs:
         assert app.get(job.id).attempts == 0
-        assert moves(app, job) == ["enqueued", "claimed", "released"]
+        assert transitions(app, job) == ["enqueued", "claimed", "released"]
 
 
 @pytest.mark.scenario(75)
@@ -264,7 +264,7 @@ def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenur
 def test_asked_to_stop_at_any_place(either: Tenure, tmp_path: Path, place: str) -> None:
     """The signal waits for a process that stands still there, and is heard as it goes on."""
     app = either
-    jobs = app.enqueue_many([Draft("count", {"number": n}, {}) for n in range(60)])
+    jobs = app.enqueue_many([NewJob("count", {"number": n}, {}) for n in range(60)])
     with WorkerScript(tmp_path / "meet", app.database, HANDLERS, concurrency=1) as script:
         worker = script.start(**{failpoints.ENVIRONMENT: f"{place}=freeze"})
         script.frozen(worker)
@@ -284,11 +284,11 @@ def test_asked_to_stop_at_any_place(either: Tenure, tmp_path: Path, place: str) 
         now = app.get(job.id)
         if number in ran:
             assert (now.status, now.attempts) == (Status.COMPLETED, 1)
-            assert moves(app, job) == ["enqueued", "claimed", "completed"]
+            assert transitions(app, job) == ["enqueued", "claimed", "completed"]
         else:
             assert (now.status, now.attempts) == (Status.PENDING, 0)
-            assert moves(app, job) in (["enqueued"], ["enqueued", "claimed", "released"])
-    assert moves(app, late) == ["enqueued"]
+            assert transitions(app, job) in (["enqueued"], ["enqueued", "claimed", "released"])
+    assert transitions(app, late) == ["enqueued"]
     assert app.verify() == []
 
 
@@ -314,13 +314,13 @@ def test_a_second_signal_ends_the_process_at_once_and_the_leases_run_out(
     clock.advance(31)
     with sweeping(app):
         until(lambda: not processing(app), "the lease to be ended")
-    assert moves(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
+    assert transitions(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
 
 
 @pytest.mark.scenario(75)
 def test_workers_that_come_and_go_lose_and_repeat_nothing(either: Tenure, tmp_path: Path) -> None:
     app = either
-    jobs = app.enqueue_many([Draft("count", {"number": n}, {}) for n in range(400)])
+    jobs = app.enqueue_many([NewJob("count", {"number": n}, {}) for n in range(400)])
     with WorkerScript(tmp_path / "meet", app.database, HANDLERS) as script:
         seen = 0
         for share in (1, 100, 200, 300):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Draft, InvalidInput, JobNotFound, Status, Tenure
+from tenure import InvalidInput, JobNotFound, NewJob, Status, Tenure
 from tenure.errors import BulkNotFound
 from tenure.jobs.values import WEBHOOK, ClaimRequest, Filter, Outcome, Report
 from tenure.worker.maintenance import Sweeper
 from tests.support.waiting import until
-from tests.support.workers import moves, settled, sweeping
+from tests.support.workers import settled, sweeping, transitions
 
 
 def claim(app: Tenure, limit: int, lease_seconds: float = 0.001) -> list[str]:
@@ -24,7 +24,9 @@ def claim(app: Tenure, limit: int, lease_seconds: float = 0.001) -> list[str]:
 
 def test_several_sweepers_end_each_lease_once(either: Tenure) -> None:
     app = either
-    app.enqueue_many([Draft("work", {}, {"max_retries": n % 3, "backoff": 60}) for n in range(700)])
+    app.enqueue_many(
+        [NewJob("work", {}, {"max_retries": n % 3, "backoff": 60}) for n in range(700)]
+    )
     with Tenure(app.database) as second, Tenure(app.database) as third:
         taken = claim(app, 700)
         assert len(taken) == 700
@@ -34,23 +36,23 @@ def test_several_sweepers_end_each_lease_once(either: Tenure) -> None:
     for id in taken:
         job = app.get(id)
         ending = ["retried"] if job.max_retries == 2 else []
-        assert moves(app, id) == ["enqueued", "claimed", "lease_expired", *ending]
+        assert transitions(app, id) == ["enqueued", "claimed", "lease_expired", *ending]
     assert app.verify() == []
 
 
 def test_a_lease_that_still_runs_is_left_alone(either: Tenure) -> None:
     app = either
-    app.enqueue_many([Draft("work", {}, {}) for _ in range(20)])
+    app.enqueue_many([NewJob("work", {}, {}) for _ in range(20)])
     expired = claim(app, 10)
     running = claim(app, 10, lease_seconds=60)
     with sweeping(app):
-        until(lambda: all("retried" in moves(app, id) for id in expired), "the leases to end")
+        until(lambda: all("retried" in transitions(app, id) for id in expired), "the leases to end")
     assert {app.get(id).status for id in running} == {Status.PROCESSING}
 
 
 def settle(app: Tenure, outcome: Outcome, count: int = 1) -> list[str]:
     """New jobs that have ended this way: the ids."""
-    jobs = app.enqueue_many([Draft("work", {}, {"max_retries": 1}) for _ in range(count)])
+    jobs = app.enqueue_many([NewJob("work", {}, {"max_retries": 1}) for _ in range(count)])
     request = ClaimRequest(worker="w", limit=count, lease_seconds=30)
     leases = app.claim(request).leases
     app.report([Report(lease.id, lease.lease_id, outcome, None, "why") for lease in leases])
@@ -77,9 +79,9 @@ def test_retention_removes_what_settled_long_ago_and_nothing_else(either: Tenure
 
 def test_everything_that_moves_is_measured(either: Tenure) -> None:
     app = either
-    app.enqueue_many([Draft("work", {}, {}) for _ in range(5_000)])
+    app.enqueue_many([NewJob("work", {}, {}) for _ in range(5_000)])
     with sweeping(app):
-        until(lambda: sum(t.moves for t in app.totals()) == 5_000, "all moves to be measured")
+        until(lambda: sum(t.transitions for t in app.totals()) == 5_000, "all moves to be measured")
         settle(app, Outcome.COMPLETED)
         until(lambda: len(app.totals()) == 3, "those that came later")
     assert app.verify() == []
@@ -90,7 +92,7 @@ def test_without_retention_nothing_is_removed(app: Tenure) -> None:
     app.enqueue("work")
     expired = claim(app, 1)
     with sweeping(app, keep={}):
-        until(lambda: "lease_expired" in moves(app, expired[0]), "a sweep")
+        until(lambda: "lease_expired" in transitions(app, expired[0]), "a sweep")
     assert app.get(job).status is Status.COMPLETED
 
 
@@ -135,7 +137,7 @@ def test_a_duty_that_fails_keeps_no_other_from_being_done(
         )
     with sweeping(app):
         until(lambda: app.find(type=WEBHOOK), "a delivery")
-        until(lambda: sum(total.moves for total in app.totals()) >= 2, "the measures")
+        until(lambda: sum(total.transitions for total in app.totals()) >= 2, "the measures")
     assert "test: indigestible" in caplog.text
 
 

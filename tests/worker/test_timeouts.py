@@ -11,7 +11,7 @@ import pytest
 from tenure import JobContext, Status, Tenure
 from tenure.worker import attempts
 from tests.support.waiting import PATIENCE, until
-from tests.support.workers import completed, failed, moves, settled, working
+from tests.support.workers import completed, failed, settled, transitions, working
 
 
 def test_a_coroutine_is_cancelled_and_tried_again(either: Tenure) -> None:
@@ -33,7 +33,7 @@ def test_a_coroutine_is_cancelled_and_tried_again(either: Tenure) -> None:
 
     assert cancelled == [1, 2]
     again = ["claimed", "failed"]
-    assert moves(app, job) == ["enqueued", *again, "retried", *again]
+    assert transitions(app, job) == ["enqueued", *again, "retried", *again]
 
 
 def test_a_job_in_time_is_left_alone(app: Tenure) -> None:
@@ -70,7 +70,7 @@ def test_what_a_cancelled_coroutine_still_says_changes_nothing(app: Tenure) -> N
             assert failed(app, job) == "timed out after 0.4 s"
     assert said.is_set()
     assert all(app.get(job.id).result is None for job in jobs)
-    assert all(moves(app, job) == ["enqueued", "claimed", "failed"] for job in jobs)
+    assert all(transitions(app, job) == ["enqueued", "claimed", "failed"] for job in jobs)
 
 
 @pytest.mark.scenario(13, 20)
@@ -100,7 +100,7 @@ def test_a_coroutine_that_swallows_its_cancellation_loses_its_slot(
             completed(app, other)
         let_go = True
         completed(app, quick.enqueue())
-    assert moves(app, job) == ["enqueued", "claimed", "failed"]
+    assert transitions(app, job) == ["enqueued", "claimed", "failed"]
 
 
 @pytest.mark.scenario(13)
@@ -125,7 +125,7 @@ def test_a_thread_is_left_behind_and_replaced(app: Tenure) -> None:
 
     with working(app, concurrency=2):
         # The threads have a past, in which they went from one job straight to the next.
-        for job in app.enqueue_many([quick.draft()] * 200 + [meet.draft()] * 4):
+        for job in app.enqueue_many([quick.new_job()] * 200 + [meet.new_job()] * 4):
             completed(app, job)
         hanging = [hang.enqueue() for _ in range(5)]
         for job in hanging:
@@ -140,7 +140,7 @@ def test_a_thread_is_left_behind_and_replaced(app: Tenure) -> None:
 
     for job in hanging:
         assert app.get(job.id).result is None
-        assert moves(app, job) == ["enqueued", "claimed", "failed"]
+        assert transitions(app, job) == ["enqueued", "claimed", "failed"]
 
 
 def test_a_slot_is_free_again_though_its_coroutine_was_stopped_before_it_began(
@@ -167,10 +167,10 @@ def test_a_slot_is_free_again_though_its_coroutine_was_stopped_before_it_began(
     with working(app, concurrency=2):
         # Many quick jobs make the worker claim ahead. Then a quick one makes room for `late`, and
         # before its first step the loop is blocked for longer than it has.
-        drafts = [quick.draft()] * 200 + [quick.draft(), block.draft(), late.draft()] * 3
-        ends = [settled(app, job) for job in app.enqueue_many(drafts)]
+        new_jobs = [quick.new_job()] * 200 + [quick.new_job(), block.new_job(), late.new_job()] * 3
+        ends = [settled(app, job) for job in app.enqueue_many(new_jobs)]
         assert "timed out after 0.05 s" in {end.last_error for end in ends}
-        for job in app.enqueue_many([meet.draft()] * 4):
+        for job in app.enqueue_many([meet.new_job()] * 4):
             completed(app, job)
 
 
@@ -190,14 +190,14 @@ def test_ends_and_timeouts_at_the_same_moment_give_one_outcome_each(app: Tenure)
         return "done"
 
     waits = [0.03 + 0.001 * number for number in range(40)]
-    drafts = [kind.draft(wait) for kind in (coroutine, function) for wait in waits]
+    new_jobs = [kind.new_job(wait) for kind in (coroutine, function) for wait in waits]
     with working(app, concurrency=20):
-        jobs = app.enqueue_many(drafts)
+        jobs = app.enqueue_many(new_jobs)
         ends = [settled(app, job) for job in jobs]
 
     for end in ends:
         assert runs.count(end.id) <= end.attempts
-        outcomes = [e for e in moves(app, end) if e in ("completed", "failed")]
+        outcomes = [e for e in transitions(app, end) if e in ("completed", "failed")]
         assert len(outcomes) == end.attempts
         assert (end.result == '"done"') == (end.status is Status.COMPLETED)
     assert app.verify() == []

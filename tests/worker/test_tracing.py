@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tenure import Draft, InvalidInput, Tenure
+from tenure import InvalidInput, NewJob, Tenure
 from tenure.client import Client
 from tenure.errors import StoreUnavailable
 from tenure.jobs.redaction import Redaction
@@ -162,7 +162,7 @@ def test_a_trace_goes_through_a_server_that_knows_nothing_of_it(
 
         with tracer.start_as_current_span("request") as request:
             job = client.enqueue("pay", queue="money")
-            several = client.enqueue_many([Draft("pay", {}, {}), Draft("pay", {}, {})])
+            several = client.enqueue_many([NewJob("pay", {}, {}), NewJob("pay", {}, {})])
         with pytest.raises(InvalidInput):
             client.enqueue("pay", queue="tenure.webhooks")
         with working(app, client, tracing=client.tracing):

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from tenure import Draft, InvalidInput, Job, Tenure, failpoints
+from tenure import InvalidInput, Job, NewJob, Tenure, failpoints
 from tenure.errors import StoreUnavailable
 from tenure.jobs.redaction import MARK
 from tenure.jobs.values import WEBHOOK, WEBHOOK_QUEUE
 from tenure.webhooks import registry as webhooks
 from tenure.webhooks import request as outbound
 from tenure.worker.webhook_delivery import REMOVED
-from tests.support.cli import PROGRAM, read, run, surroundings, tell
+from tests.support.cli import PROGRAM, output_of, read, run, surroundings
 from tests.support.http import api_of, claim, problem
 from tests.support.waiting import PATIENCE, until
 from tests.support.workers import completed, failed, sweeping, working
@@ -49,7 +49,7 @@ def hook_on(app: Tenure, url: str, *events: str, **limits: Any) -> str:
 
 def settle_now(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deliveries are tried once, so that a failure is seen at once."""
-    monkeypatch.setattr(webhooks, "MOST_RETRIES", 1)
+    monkeypatch.setattr(webhooks, "MAX_RETRIES", 1)
 
 
 # --- what a receiver gets -------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_what_is_redacted_is_not_told(either: Tenure) -> None:
 
     with working(either):
         failed(either, mail.enqueue())
-    until(lambda: (either.webhooks.step(withheld=True), deliveries(either))[1])
+    until(lambda: (either.webhooks.step(without_errors=True), deliveries(either))[1])
     payload = json.loads(delivery(either).payload)
     assert payload["event"]["detail"] == MARK
     assert "123456" not in str(payload)
@@ -141,13 +141,17 @@ def test_a_delivery_is_tried_until_the_receiver_takes_it_under_the_same_id(
     assert one.attempts == 4
     assert {headers["webhook-id"] for _, headers, _ in receiver.requests} == {one.id}
     assert {path for path, _, _ in receiver.requests} == {"/"}  # redirects are not followed
-    errors = [move.detail or "" for move in either.history(one.id) if move.event == "failed"]
+    errors = [
+        transition.detail or ""
+        for transition in either.history(one.id)
+        if transition.event == "failed"
+    ]
     assert ["503" in errors[0], "no HTTP" in errors[1], "302" in errors[2]] == [True] * 3
 
 
 def test_followers_side_by_side_make_each_delivery_once(either: Tenure) -> None:
     hook_on(either, "https://example.com")
-    jobs = either.enqueue_many([Draft("mail", {}, {}) for _ in range(1_200)])
+    jobs = either.enqueue_many([NewJob("mail", {}, {}) for _ in range(1_200)])
     with (
         Tenure(either.database) as second,
         Tenure(either.database) as third,
@@ -230,7 +234,7 @@ def test_a_worker_for_any_type_delivers_and_does_not_simulate(
         )
         try:
             until(app.workers, "a worker")
-            jobs = app.enqueue_many([Draft("mail", {}, {}) for _ in range(30)])
+            jobs = app.enqueue_many([NewJob("mail", {}, {}) for _ in range(30)])
             until(lambda: len(receiver.requests) >= len(jobs), "every move")
             process.terminate()
             assert process.wait(PATIENCE) == 0
@@ -288,7 +292,7 @@ def test_no_request_goes_to_this_machine_unless_that_is_wanted(
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2 * outbound.MOST_READ, "too long"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2 * outbound.MAX_READ, "too long"),
         (b"HTTP/1.1 100 Continue\r\n\r\n" * 4_000, "no HTTP answer"),
         (b"HTTP/1.1 200 OK\r\n", "ended before"),
         (b"", "ended before"),
@@ -377,7 +381,7 @@ def test_the_queue_of_deliveries_is_theirs_alone(app: Tenure) -> None:
 def test_nobody_else_adds_deliveries(app: Tenure) -> None:
     for add in (
         lambda: app.enqueue(WEBHOOK, {"hook": "shop"}),
-        lambda: app.enqueue_many([Draft("mail", {}, {}), Draft(WEBHOOK, {}, {})]),
+        lambda: app.enqueue_many([NewJob("mail", {}, {}), NewJob(WEBHOOK, {}, {})]),
     ):
         with pytest.raises(InvalidInput, match="made by webhooks alone"):
             add()
@@ -431,7 +435,7 @@ def test_the_command_line_shows_a_secret_once(app: Tenure) -> None:
     assert read("webhooks", "list", *database) == [made]
     assert made["events"] == ["cancelled", "failed"]
     assert (made["types"], made["queues"]) == (None, ["mail"])
-    assert secret not in tell("webhooks", "list", *database)
-    assert "removed" in tell("webhooks", "remove", "shop", *database)
+    assert secret not in output_of("webhooks", "list", *database)
+    assert "removed" in output_of("webhooks", "remove", "shop", *database)
     assert app.webhooks.list() == []
     assert run("webhooks", "remove", "shop", *database).exit_code == 2

@@ -15,7 +15,7 @@ from tenure.jobs.values import WEBHOOK
 from tenure.webhooks import registry as webhooks
 from tenure.webhooks import request as outbound
 from tests.support.waiting import until
-from tests.support.workers import completed, failed, moves
+from tests.support.workers import completed, failed, transitions
 from tests.worker.receiver import delivering, receiving
 
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
@@ -62,7 +62,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Autho
     if shutil.which("openssl") is None:
         pytest.skip("certificates are made by the openssl command, which is not here")
     monkeypatch.setattr(webhooks, "BACKOFF", webhooks.policy_of(0, "$"))
-    monkeypatch.setattr(webhooks, "MOST_RETRIES", 2)
+    monkeypatch.setattr(webhooks, "MAX_RETRIES", 2)
     outbound._tls.cache_clear()
     yield Authority(tmp_path)
     outbound._tls.cache_clear()
@@ -112,4 +112,4 @@ def test_any_other_certificate_is_refused_before_a_word_is_sent(
     assert "the certificate of localhost is not accepted" in error
     assert why in error
     assert "SSL_CERT_FILE" in error
-    assert moves(app, one).count("failed") == 2
+    assert transitions(app, one).count("failed") == 2

@@ -17,23 +17,23 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from msgspec.structs import replace
 
-from tenure.app.operations import Acting
+from tenure.app.operations import Operations
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, handlers
 from tenure.jobs import payload as payloads
 from tenure.jobs.decorator import JobType
 from tenure.jobs.enqueue import (
     Backoff,
-    Draft,
     Duration,
+    NewJob,
     Options,
-    additions_of,
+    check_jobs,
     defaults_of,
     positive,
 )
 from tenure.jobs.handlers import Defaults, Handlers, JobContext
 from tenure.jobs.redaction import Redaction
-from tenure.jobs.values import Added, Addition, ClaimRequest, Report, Turn
+from tenure.jobs.values import CheckedJob, ClaimRequest, Enqueued, Exchange, Report
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY
 from tenure.telemetry import logs
@@ -45,10 +45,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_DATABASE = "sqlite:///tenure.db"
-MOST_JOBS_AT_ONCE = 10_000
+MAX_JOBS_AT_ONCE = 10_000
 
 
-class Tenure(Acting):
+class Tenure(Operations):
     """A job queue over one database: `Tenure("sqlite:///jobs.db")` or `Tenure("postgresql://…")`.
 
     The database is opened, and its schema created or upgraded, at the first use. Safe to use from
@@ -111,48 +111,50 @@ class Tenure(Acting):
         Raises InvalidInput, KeyConflict, QueueFull, or StoreUnavailable when the outcome may be
         unknown: enqueue again then, with an `idempotency_key` if one job must not become two.
         """
-        return self.enqueue_many([Draft(type, {} if payload is None else payload, options)])[0]
+        return self.enqueue_many([NewJob(type, {} if payload is None else payload, options)])[0]
 
     async def enqueue_async(
         self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
     ) -> Job:
         """`enqueue` for async callers."""
-        draft = Draft(type, {} if payload is None else payload, options)
-        return (await self.enqueue_many_async([draft]))[0]
+        new_job = NewJob(type, {} if payload is None else payload, options)
+        return (await self.enqueue_many_async([new_job]))[0]
 
-    def enqueue_many(self, drafts: Sequence[Draft]) -> list[Job]:
+    def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """Add many jobs in one transaction, all or none."""
-        return [added.job for added in self.add(drafts).result()]
+        return [added.job for added in self.add(new_jobs).result()]
 
-    async def enqueue_many_async(self, drafts: Sequence[Draft]) -> list[Job]:
+    async def enqueue_many_async(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """`enqueue_many` for async callers."""
-        return [added.job for added in await asyncio.wrap_future(self.add(drafts))]
+        return [added.job for added in await asyncio.wrap_future(self.add(new_jobs))]
 
     def add(
-        self, drafts: Sequence[Draft], *, batch: bool = False, traceparent: str | None = None
-    ) -> Future[list[Added]]:
+        self, new_jobs: Sequence[NewJob], *, batch: bool = False, traceparent: str | None = None
+    ) -> Future[list[Enqueued]]:
         """Check drafts and hand them to the store; the future also tells which are new.
 
         In a batch, errors say which job they mean even if it is the only one. `traceparent` names
         the span of whoever asked. Attempts are linked to it, or, where this application traces, to
         the span of this call, which is its child then.
         """
-        if len(drafts) > MOST_JOBS_AT_ONCE:
-            raise InvalidInput(f"{len(drafts)} jobs at once; send at most {MOST_JOBS_AT_ONCE}")
-        additions: Sequence[Addition] = additions_of(
-            drafts,
+        if len(new_jobs) > MAX_JOBS_AT_ONCE:
+            raise InvalidInput(f"{len(new_jobs)} jobs at once; send at most {MAX_JOBS_AT_ONCE}")
+        checked_jobs: Sequence[CheckedJob] = check_jobs(
+            new_jobs,
             defaults=self.handlers.defaults,
             actor=self.actor,
-            several=batch or len(drafts) > 1,
+            several=batch or len(new_jobs) > 1,
         )
         span: Any = None
-        if self.tracing is not None and additions:
-            types = [addition.type for addition in additions]
-            span, traceparent = self.tracing.adding(types, additions[0].queue, traceparent)
+        if self.tracing is not None and checked_jobs:
+            types = [checked_job.type for checked_job in checked_jobs]
+            span, traceparent = self.tracing.adding(types, checked_jobs[0].queue, traceparent)
         if traceparent is not None:
-            additions = [replace(addition, traceparent=traceparent) for addition in additions]
+            checked_jobs = [
+                replace(checked_job, traceparent=traceparent) for checked_job in checked_jobs
+            ]
         try:
-            added = self._store.add(additions)
+            added = self._store.add(checked_jobs)
         except BaseException as error:
             if span is not None and self.tracing is not None:
                 self.tracing.added(span, [], error)
@@ -163,7 +165,7 @@ class Tenure(Acting):
             added.add_done_callback(_log_added)
         return added
 
-    def _trace_added(self, span: Any, added: Future[list[Added]]) -> None:
+    def _trace_added(self, span: Any, added: Future[list[Enqueued]]) -> None:
         if self.tracing is not None:
             error = None if added.cancelled() else added.exception()
             jobs = [] if error or added.cancelled() else added.result()
@@ -171,17 +173,17 @@ class Tenure(Acting):
 
     # --- what workers call
 
-    def claim(self, request: ClaimRequest) -> Turn:
+    def claim(self, request: ClaimRequest) -> Exchange:
         """Lease jobs for a worker."""
-        return self.turn((), request).result()
+        return self.exchange((), request).result()
 
-    def report(self, reports: Sequence[Report]) -> Turn:
+    def report(self, reports: Sequence[Report]) -> Exchange:
         """Record what became of leases; a verdict for each."""
-        return self.turn(reports, None).result()
+        return self.exchange(reports, None).result()
 
-    def turn(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Turn]:
+    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         """Report and claim in one transaction."""
-        return self._store.turn(reports, claim)
+        return self._store.exchange(reports, claim)
 
     def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; the lease ids that are still held."""
@@ -191,13 +193,13 @@ class Tenure(Acting):
     """Claims answer at once; waiting for work is what `on_work` is for."""
 
     @property
-    def turns(self) -> int:
+    def exchanges(self) -> int:
         """How many turns of a worker keep the store busy."""
-        return self._store.turns
+        return self._store.exchanges
 
-    def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
+    def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Have `ring` called when there may be work; returns the function that ends it."""
-        return self._store.on_work(ring)
+        return self._store.on_work(notify)
 
     # --- running jobs
 
@@ -261,7 +263,7 @@ class _Register:
         return JobType[Any, Any](self._app, handler)
 
 
-def _log_added(added: Future[list[Added]]) -> None:
+def _log_added(added: Future[list[Enqueued]]) -> None:
     if not added.cancelled() and added.exception() is None:
         for one in added.result():
             if one.created:

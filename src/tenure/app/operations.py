@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from tenure import lifecycle
-from tenure.app.queries import MOST_COUNTED, MOST_LISTED, Reading
+from tenure.app.queries import MAX_COUNTED, MAX_LISTED, Queries
 from tenure.errors import BulkNotFound, InvalidInput
 from tenure.jobs import durations, filters, ids, payload
-from tenure.jobs.enqueue import MOST_RETRIES, Duration, whole
-from tenure.jobs.values import Action, Bulk, Filter, Tell, untold
+from tenure.jobs.enqueue import MAX_RETRIES, Duration, whole
+from tenure.jobs.values import Action, Bulk, Filter, Progress, no_progress
 from tenure.lifecycle import SETTLED, Job
 from tenure.store import migrate_store, search
 from tenure.store.bulk import about
@@ -23,7 +23,7 @@ from tenure.webhooks.registry import Webhooks
 log = logging.getLogger(__name__)
 
 
-class Acting(Reading):
+class Operations(Queries):
     """Every change that people and the sweeper ask for, in the name of `actor`."""
 
     def __init__(self, database: str, actor: str) -> None:
@@ -33,13 +33,13 @@ class Acting(Reading):
     # --- jobs and queues
 
     def cancel(self, job_id: str, *, actor: str | None = None) -> Job:
-        """Cancel a pending or processing job. Raises JobNotFound or IllegalMove."""
+        """Cancel a pending or processing job. Raises JobNotFound or IllegalTransition."""
         event = lifecycle.Cancelled(actor=actor or self.actor)
         return self._logged("job_cancelled", self._store.apply(job_id, event).result())
 
     def retry(self, job_id: str, *, more_retries: int = 1, actor: str | None = None) -> Job:
         """Run a job that failed for good again, with `more_retries` added to its limit."""
-        more = whole(more_retries, 1, MOST_RETRIES, "$.more_retries")
+        more = whole(more_retries, 1, MAX_RETRIES, "$.more_retries")
         event = lifecycle.Retried(more_retries=more, actor=actor or self.actor)
         return self._logged("job_retried", self._store.apply(job_id, event).result())
 
@@ -60,13 +60,13 @@ class Acting(Reading):
         `step_bulk` goes on with it, and so does every sweeper, until it has been at all of them.
         Jobs that are added or fail from now on are left alone. Raises InvalidInput.
         """
-        total = self.count_matching(filter, action=action, at_most=MOST_COUNTED)
+        total = self.count_matching(filter, action=action, at_most=MAX_COUNTED)
         bulk_id = ids.new_id()
         self._store.start_bulk(
             id=bulk_id,
             action=Action(action),
             filter=filter,
-            more_retries=whole(more_retries, 1, MOST_RETRIES, "$.more_retries"),
+            more_retries=whole(more_retries, 1, MAX_RETRIES, "$.more_retries"),
             actor=payload.check_label(actor or self.actor, "actor", "$.actor"),
             total=total,
         ).result()
@@ -85,17 +85,17 @@ class Acting(Reading):
         """One bite of a bulk action, if it has not ended; the action as it stands then."""
         found = self.bulk(bulk_id)
         if found.finished_at is None:
-            self._bite(found)
+            self._batch(found)
         return self.bulk(bulk_id)
 
     def step_bulks(self) -> int:
         """One bite of every bulk action that has not ended; how many there were."""
-        unfinished = self._store.read.bulks(MOST_LISTED, unfinished=True)
+        unfinished = self._store.read.bulks(MAX_LISTED, unfinished=True)
         for one in unfinished:
-            self._bite(one)
+            self._batch(one)
         return len(unfinished)
 
-    def _bite(self, bulk: Bulk) -> None:
+    def _batch(self, bulk: Bulk) -> None:
         if self._store.step_bulk(bulk, filters.sources(bulk.action)):
             ended = self.bulk(bulk.id)
             log.info("bulk_ended: %s", _told(ended), extra={"actor": ended.actor})
@@ -109,7 +109,7 @@ class Acting(Reading):
 
     def bulks(self, limit: int = 50) -> list[Bulk]:
         """Bulk actions, newest first; the last 1,000 are on record."""
-        return self._store.read.bulks(whole(limit, 1, MOST_LISTED, "$.limit"))
+        return self._store.read.bulks(whole(limit, 1, MAX_LISTED, "$.limit"))
 
     def stop_bulk(self, bulk_id: str, *, actor: str | None = None) -> Bulk:
         """End a bulk action where it is; what it has changed stays. Raises BulkNotFound."""
@@ -149,12 +149,12 @@ class Acting(Reading):
 
     # --- the database
 
-    def migrate(self, *, tell: Tell | None = None) -> tuple[int, int]:
+    def migrate(self, *, progress: Progress | None = None) -> tuple[int, int]:
         """Create or upgrade the database's schema now; its version before (0: none) and after.
 
         `tell` is called before each step: `tell(done, total, what)`, as a progress bar wants it.
         """
-        return schema_version(self.database), migrate_store(self.database, tell or untold)
+        return schema_version(self.database), migrate_store(self.database, progress or no_progress)
 
     def recount(self) -> int:
         """Make `stats` agree with the jobs where `verify` found otherwise; how many differed.

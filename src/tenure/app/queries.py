@@ -19,20 +19,20 @@ from tenure.jobs.values import (
     Check,
     Count,
     Counted,
+    EventFilter,
     FailureGroup,
     Filter,
-    Moves,
+    LedgerPage,
     Page,
+    Progress,
     Query,
     QueueState,
-    Tell,
     Total,
     Transition,
     Violation,
-    Wanted,
     WorkerState,
+    no_progress,
     query_of,
-    untold,
 )
 from tenure.lifecycle import Job, Status
 from tenure.store import Store, open_store, schema_of, search
@@ -40,14 +40,14 @@ from tenure.store.audit import INVARIANTS
 from tenure.store.bulk import about
 from tenure.store.doctor import check_store
 
-MOST_LISTED = 500
-MOST_BACK = 10_000
-MOST_MINUTES = 24 * 60
-MOST_COUNTED = 1_000_000
-EVERYTHING = Wanted()
+MAX_LISTED = 500
+MAX_BACK = 10_000
+MAX_MINUTES = 24 * 60
+MAX_COUNTED = 1_000_000
+EVERYTHING = EventFilter()
 
 
-class Reading:
+class Queries:
     """One database, opened at the first use, and every question that can be asked of it."""
 
     def __init__(self, database: str) -> None:
@@ -115,7 +115,7 @@ class Reading:
 
         With an `action` (`retry`, `cancel`), those whose status allows it.
         """
-        count = whole(at_most, 1, MOST_COUNTED, "$.at_most")
+        count = whole(at_most, 1, MAX_COUNTED, "$.at_most")
         query = _query(filter)
         if action is not None:
             query = about(filter, filters.sources(filters.action_of(action)))
@@ -126,23 +126,23 @@ class Reading:
         self.get(job_id)
         return self._store.read.history(job_id)
 
-    def ledger(self, after: str = "", limit: int = MOST_LISTED) -> list[Transition]:
+    def ledger(self, after: str = "", limit: int = MAX_LISTED) -> list[Transition]:
         """Moves of all jobs after a position, in an order that never changes, without gaps."""
         return self._store.read.ledger(after, limit)
 
-    def moves(
-        self, after: str = "", limit: int = MOST_LISTED, wanted: Wanted = EVERYTHING
-    ) -> Moves:
+    def transitions(
+        self, after: str = "", limit: int = MAX_LISTED, wanted: EventFilter = EVERYTHING
+    ) -> LedgerPage:
         """The next `limit` moves after a position, of which only those `wanted` are told.
 
         Each comes with the type and queue of its job. `position` of the answer is where to go on,
         also when nothing was told.
         """
-        return self._store.read.moves(after, limit, wanted)
+        return self._store.read.transitions(after, limit, wanted)
 
     def ledger_end(self, back: int = 0) -> str:
         """The position of the newest move, or of the one `back` moves before it."""
-        return self._store.read.ledger_end(whole(back, 0, MOST_BACK, "$.back"))
+        return self._store.read.ledger_end(whole(back, 0, MAX_BACK, "$.back"))
 
     def stats(self) -> list[Count]:
         """Jobs by status, queue and type, at this moment."""
@@ -154,7 +154,7 @@ class Reading:
         Reaches as far as `measured_until` says. What exceeds 200 pairs of type and queue is added
         up under the name `(other)`.
         """
-        return self._store.read.measured.activity(whole(minutes, 1, MOST_MINUTES, "$.minutes"))
+        return self._store.read.measured.activity(whole(minutes, 1, MAX_MINUTES, "$.minutes"))
 
     def totals(self) -> list[Total]:
         """The same since the beginning; no number in it ever falls."""
@@ -165,7 +165,7 @@ class Reading:
 
         Reaches as far as `measured_until` says; of all kinds, the 200 seen last are kept.
         """
-        return self._store.read.measured.failures(whole(limit, 1, MOST_LISTED, "$.limit"))
+        return self._store.read.measured.failures(whole(limit, 1, MAX_LISTED, "$.limit"))
 
     def measured_until(self) -> datetime | None:
         """How far `activity`, `totals` and `failures` reach; None if nothing was measured yet.
@@ -201,13 +201,13 @@ class Reading:
         )
         return explain(job, facts)
 
-    def verify(self, limit: int = 100, *, tell: Tell | None = None) -> list[Violation]:
+    def verify(self, limit: int = 100, *, progress: Progress | None = None) -> list[Violation]:
         """Check the stored data against every invariant; an empty list is good.
 
         At most `limit` violations of each invariant are listed. Writers are not held up. `tell` is
         called before each check: `tell(done, total, what)`, as a progress bar wants it.
         """
-        found = self._store.read.violations(limit, tell or untold)
+        found = self._store.read.violations(limit, progress or no_progress)
         return [Violation(*finding, INVARIANTS[finding[0]]) for finding in found]
 
     def ping(self) -> datetime:
@@ -224,20 +224,23 @@ class Reading:
         return found == needed
 
 
-def moves_shown(
-    moves: Sequence[Transition], job: Job, redaction: Redaction
+def transitions_shown(
+    transitions: Sequence[Transition], job: Job, redaction: Redaction
 ) -> Sequence[Transition]:
     """The moves of a job as they may be shown: their errors without its hidden values."""
     if not redaction:
-        return moves
+        return transitions
     shown = redaction.hider(job.payload, job.result)
     return [
-        move if move.detail is None else replace(move, detail=shown(move.detail)) for move in moves
+        transition
+        if transition.detail is None
+        else replace(transition, detail=shown(transition.detail))
+        for transition in transitions
     ]
 
 
 def failures_shown(
-    app: Reading, groups: Sequence[FailureGroup], redaction: Redaction
+    app: Queries, groups: Sequence[FailureGroup], redaction: Redaction
 ) -> list[FailureGroup]:
     """Failures as they may be shown.
 
@@ -249,7 +252,7 @@ def failures_shown(
     return [replace(group, error=_last_error(app, group, redaction)) for group in groups]
 
 
-def _last_error(app: Reading, group: FailureGroup, redaction: Redaction) -> str:
+def _last_error(app: Queries, group: FailureGroup, redaction: Redaction) -> str:
     try:
         job = redaction.job(app.get(group.last_job_id))
     except JobNotFound:
@@ -261,5 +264,5 @@ def _query(filter: Filter, limit: int = 50, before: str | None = None) -> Query:
     """What the store is asked for; raises InvalidInput."""
     if before is not None:
         ids.check_id(before, "$.before")
-    count = whole(limit, 1, MOST_LISTED, "$.limit")
+    count = whole(limit, 1, MAX_LISTED, "$.limit")
     return query_of(filters.checked(filter), limit=count, before=before)

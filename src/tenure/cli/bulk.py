@@ -84,12 +84,12 @@ def _number(found: Counted) -> str:
 
 def _see_through(app: Tenure, bulk: Bulk, *, shown: bool) -> Bulk:
     """Step by step to the end, with a bar. Who interrupts this leaves it to go on."""
-    from tenure.cli.terminal import progress
+    from tenure.cli.terminal import progress_bar
 
-    with progress(bulk.action.capitalize(), shown=shown, steady=True) as tell:
+    with progress_bar(bulk.action.capitalize(), shown=shown, steady=True) as progress:
         while bulk.finished_at is None:
             bulk = app.step_bulk(bulk.id)
-            tell(bulk.examined, bulk.total if bulk.exact else None, "jobs")
+            progress(bulk.examined, bulk.total if bulk.exact else None, "jobs")
     return bulk
 
 

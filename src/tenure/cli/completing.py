@@ -31,7 +31,7 @@ PROGRAM = "tenure"
 VARIABLE = "_TENURE_COMPLETE"
 """By this variable the shell asks the program for completions; click's name for it."""
 PATIENCE_SECONDS = 1.0
-MOST_OFFERED = 50
+MAX_OFFERED = 50
 
 
 # --- what click's own classes lack ----------------------------------------------------------------
@@ -151,7 +151,7 @@ def job_ids(*standing: str) -> Complete:
 
     def found(app: Tenure) -> Items:
         for status in standing or (None,):
-            for job in app.find(status=status, limit=MOST_OFFERED):
+            for job in app.find(status=status, limit=MAX_OFFERED):
                 yield job.id, f"{job.type} {job.status}"
 
     return lambda context, _parameter, begun: _from_database(context, begun, found)
@@ -183,4 +183,4 @@ def _from_database(
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     thread.join(PATIENCE_SECONDS)
-    return answers[0][:MOST_OFFERED] if answers else []
+    return answers[0][:MAX_OFFERED] if answers else []

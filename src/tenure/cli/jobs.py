@@ -90,10 +90,10 @@ def enqueue(
 
 
 def _enqueue(type: str, payload: Any, options: Options) -> Job:
-    from tenure.jobs.enqueue import Draft
+    from tenure.jobs.enqueue import NewJob
 
     with application() as app:
-        return app.redaction.job(app.enqueue_many([Draft(type, payload, options)])[0])
+        return app.redaction.job(app.enqueue_many([NewJob(type, payload, options)])[0])
 
 
 def _payload_bytes(payload: str) -> bytes:
@@ -226,7 +226,7 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
 @wide_option
 def show(id: str, as_json: bool) -> None:
     """Show a job, every move it made, and why it is not running."""
-    from tenure.app.queries import moves_shown
+    from tenure.app.queries import transitions_shown
     from tenure.cli.terminal import (
         ago,
         attempts,
@@ -246,7 +246,7 @@ def show(id: str, as_json: bool) -> None:
         now = app.ping()
         whole, reason = app.get(id), app.explain(id)
         job = app.redaction.job(whole)
-        history = moves_shown(app.history(id), whole, app.redaction)
+        history = transitions_shown(app.history(id), whole, app.redaction)
         reason = replace(reason, text=app.redaction.text(reason.text, whole))
     if as_json:
         print_json(
@@ -300,7 +300,7 @@ def explain(id: str, as_json: bool) -> None:
 def _explanation(reason: Explanation) -> ExplanationBody:
     from tenure.wire.responses import ExplanationBody
 
-    return ExplanationBody(reason=reason.reason, text=reason.text, legal_moves=reason.legal)
+    return ExplanationBody(reason=reason.reason, text=reason.text, legal_events=reason.legal)
 
 
 @jobs.command()

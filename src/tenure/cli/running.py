@@ -177,7 +177,7 @@ def worker(
         source = Client(server, next(iter(settings.tokens), None), tracing=app.tracing is not None)
     logs.configure(settings.log_format, settings.log_level)
     _log_cautions(settings)
-    with source, later_progress("Stopping") as tell:
+    with source, later_progress("Stopping") as progress:
         types = app.handlers.types()
         names = "any type" if types is None else ", ".join(types)
         where = without_password(server or app.database)
@@ -192,7 +192,7 @@ def worker(
             keep=settings.keep if prune else None,
             redact=settings.redact,
             webhooks_private=settings.webhooks_private,
-            tell=tell,
+            progress=progress,
         )
     end_process()
 
@@ -285,7 +285,7 @@ def demo(as_json: bool) -> None:
     from tenure import demo
     from tenure.cli import story
     from tenure.cli.command import chosen_database
-    from tenure.cli.terminal import progress
+    from tenure.cli.terminal import progress_bar
     from tenure.telemetry import logs
 
     logs.configure(level="error")
@@ -293,9 +293,9 @@ def demo(as_json: bool) -> None:
         click.echo(story.OPENING)
     with (
         tempfile.TemporaryDirectory(prefix="tenure-demo-") as folder,
-        progress("Running jobs", shown=not as_json) as tell,
+        progress_bar("Running jobs", shown=not as_json) as progress,
     ):
-        outcome = demo.run(chosen_database() or f"sqlite:///{folder}/demo.db", tell)
+        outcome = demo.run(chosen_database() or f"sqlite:///{folder}/demo.db", progress)
     if as_json:
         story.as_json(outcome)
     else:

@@ -34,7 +34,7 @@ def simulate(seed: int | None, hours: float, as_json: bool) -> None:
     """
     import secrets
 
-    from tenure.cli.terminal import print_json, progress
+    from tenure.cli.terminal import print_json, progress_bar
     from tenure.simulator import rehearse
 
     if not 0 < hours <= 1_000_000:
@@ -43,9 +43,9 @@ def simulate(seed: int | None, hours: float, as_json: bool) -> None:
         seed = secrets.randbelow(SEEDS)
     if not as_json:
         click.echo(f"Simulating {hours:g} hours of queue time from seed {seed} ...")
-    with progress("Playing", shown=not as_json, steady=True) as tell:
+    with progress_bar("Playing", shown=not as_json, steady=True) as progress:
         played = rehearse(
-            seed, hours, lambda done: tell(round(done), round(hours), "hours of queue time")
+            seed, hours, lambda done: progress(round(done), round(hours), "hours of queue time")
         )
     if as_json:
         print_json(played)
@@ -71,8 +71,8 @@ def _accuse(violation: Violation) -> None:
     click.echo(f"VIOLATION after {violation.at}: {visible(violation.what)}")
     if violation.job:
         click.echo(f"\nThe last moves of {violation.job}:")
-    for move in violation.moves:
-        click.echo(f"  {visible(move)}")
+    for transition in violation.transitions:
+        click.echo(f"  {visible(transition)}")
     click.echo("\nWhat happened just before:")
     for line in violation.lines:
         click.echo(f"  {visible(line)}")

@@ -26,7 +26,7 @@ def as_json(outcome: Outcome) -> None:
     print_json(
         {
             "jobs": [
-                {"job": responses.job_body(story.job), "moves": story.statuses}
+                {"job": responses.job_body(story.job), "transitions": story.statuses}
                 for story in outcome.stories
             ],
             "violations": outcome.violations,
@@ -37,7 +37,7 @@ def as_json(outcome: Outcome) -> None:
 def show(outcome: Outcome) -> None:
     """Print a line or two for each job, then the sums."""
     head = LINE.format(number="#", type="TYPE", status="STATUS", tries="TRIES")
-    click.echo(f"{head}MOVES, AND THE LAST ERROR IF THERE WAS ONE")
+    click.echo(f"{head}TRANSITIONS, AND THE LAST ERROR IF THERE WAS ONE")
     for number, story in enumerate(outcome.stories, 1):
         _tell(number, story)
     sums = Counter(story.job.status for story in outcome.stories)
@@ -60,10 +60,10 @@ def _tell(number: int, story: Story) -> None:
     )
     below = " " * len(start)
     width = (room() or ENDLESS) - len(start)
-    moves = ARROW.join(story.statuses)
-    if len(moves) > width:  # then an attempt on each line
-        moves = moves.replace(f"{ARROW}pending", f"{ARROW.rstrip()}\n{below}pending")
-    click.echo(start + moves)
+    transitions = ARROW.join(story.statuses)
+    if len(transitions) > width:  # then an attempt on each line
+        transitions = transitions.replace(f"{ARROW}pending", f"{ARROW.rstrip()}\n{below}pending")
+    click.echo(start + transitions)
     if job.last_error:
         error = visible(first_line(job.last_error))
         lines = textwrap.wrap(error, max(width, SHORTEST), max_lines=2, placeholder=" …")

@@ -18,11 +18,11 @@ from tenure.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.jobs.values import Told, Wanted
+    from tenure.jobs.values import EventFilter, LedgerEvent
 
 LOOK_SECONDS = 0.25
 AWAY_SECONDS = 2.0
-MOST_LINES = 500
+MAX_LINES = 500
 LOOKED_THROUGH = 5_000
 """How many of the newest moves are looked through for those that are wanted."""
 EVENTS = (
@@ -65,7 +65,7 @@ EVENTS = (
 )
 @click.option(
     "--lines",
-    type=click.IntRange(0, MOST_LINES),
+    type=click.IntRange(0, MAX_LINES),
     metavar="N",
     default=10,
     show_default=True,
@@ -92,9 +92,9 @@ def tail(
     `position` of its move: --since goes on behind it. Filters look through the newest 5000 moves
     for the --lines to begin with.
     """
-    from tenure.jobs.values import Wanted
+    from tenure.jobs.values import EventFilter
 
-    wanted = Wanted(
+    wanted = EventFilter(
         types=tuple(types) or None,
         queues=tuple(queues) or None,
         events=tuple(events) or None,
@@ -105,8 +105,8 @@ def tail(
             app.get(job)
         show = _as_json if as_json else _as_line
         try:
-            for told in _moves(app, wanted, since, lines, follow=not no_follow):
-                show(told.withheld() if app.redaction else told)
+            for told in _transitions(app, wanted, since, lines, follow=not no_follow):
+                show(told.without_errors() if app.redaction else told)
         except KeyboardInterrupt:
             pass  # which is how it is meant to end
         except BrokenPipeError:
@@ -114,9 +114,9 @@ def tail(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _moves(
-    app: Tenure, wanted: Wanted, since: str | None, lines: int, *, follow: bool
-) -> Iterator[Told]:
+def _transitions(
+    app: Tenure, wanted: EventFilter, since: str | None, lines: int, *, follow: bool
+) -> Iterator[LedgerEvent]:
     """What there is to begin with, then what happens."""
     if since is not None:
         position = since
@@ -125,42 +125,42 @@ def _moves(
         yield from first
     while True:
         try:
-            moves = app.moves(position, wanted=wanted)
+            transitions = app.transitions(position, wanted=wanted)
         except StoreUnavailable as error:
             if not follow:
                 raise
             click.echo(f"{error}; trying again", err=True)
             time.sleep(AWAY_SECONDS)
             continue
-        yield from moves.told
-        position = moves.position
-        if not moves.more:
+        yield from transitions.told
+        position = transitions.position
+        if not transitions.more:
             sys.stdout.flush()
             if not follow:
                 return
             time.sleep(LOOK_SECONDS)
 
 
-def _newest(app: Tenure, wanted: Wanted, lines: int) -> tuple[Sequence[Told], str]:
+def _newest(app: Tenure, wanted: EventFilter, lines: int) -> tuple[Sequence[LedgerEvent], str]:
     """The last `lines` moves that are wanted, and the position behind them."""
     position = app.ledger_end(back=LOOKED_THROUGH if lines and any(astuple(wanted)) else lines)
-    found: deque[Told] = deque(maxlen=lines)
+    found: deque[LedgerEvent] = deque(maxlen=lines)
     more = lines > 0
     while more:
-        moves = app.moves(position, wanted=wanted)
-        found.extend(moves.told)
-        position, more = moves.position, moves.more
+        transitions = app.transitions(position, wanted=wanted)
+        found.extend(transitions.told)
+        position, more = transitions.position, transitions.more
     return found, position
 
 
-def _as_json(told: Told) -> None:
+def _as_json(told: LedgerEvent) -> None:
     from tenure.cli.terminal import print_json_line
     from tenure.wire import responses
 
     print_json_line(responses.event_body(told))
 
 
-def _as_line(told: Told) -> None:
+def _as_line(told: LedgerEvent) -> None:
     from tenure.cli.transitions import line
 
-    click.echo(line(told.move, told.type, told.queue))
+    click.echo(line(told.transition, told.type, told.queue))

@@ -22,15 +22,15 @@ import msgspec
 
 from tenure.cli.command import WIDE
 from tenure.jobs import durations
-from tenure.jobs.values import Tell, untold
+from tenure.jobs.values import Progress, no_progress
 from tenure.telemetry.logs import visible as visible
 
 GAP = "  "
 CUT = "…"
 NOTE = "    "
 ENDLESS = 1_000_000
-MOST_LINES = 40
-LONGEST_EXCERPT = 10_000
+MAX_LINES = 40
+MAX_EXCERPT = 10_000
 NARROWEST = 10
 """Columns of the terminal that a text is given before a column of the table is left out."""
 COLOURS = {
@@ -106,7 +106,7 @@ def excerpt(text: str) -> str:
     width = room()
     if width is None:
         return indented(text)
-    lines = text[:LONGEST_EXCERPT].splitlines()[:MOST_LINES]
+    lines = text[:MAX_EXCERPT].splitlines()[:MAX_LINES]
     shown = [fitting(line, width) for line in indented("\n".join(lines)).split("\n")]
     left = len(text) - sum(len(line) + 1 for line in lines)
     if left > 0:
@@ -187,7 +187,7 @@ def is_plain() -> bool:
 
 
 @contextmanager
-def progress(what: str, *, shown: bool = True, steady: bool = False) -> Iterator[Tell]:
+def progress_bar(what: str, *, shown: bool = True, steady: bool = False) -> Iterator[Progress]:
     """Show beside the answer what is being done and how far it has come; tell it by what is given.
 
     Only on a terminal, on standard error, and gone at the end. Where the work is `steady`, each
@@ -195,7 +195,7 @@ def progress(what: str, *, shown: bool = True, steady: bool = False) -> Iterator
     visible: whoever is killed meanwhile leaves the terminal as it was.
     """
     if not shown or os.environ.get("TERM", "dumb") == "dumb" or not sys.stderr.isatty():
-        yield untold
+        yield no_progress
         return
     from rich import progress as rich
     from rich.console import Console
@@ -217,25 +217,25 @@ def progress(what: str, *, shown: bool = True, steady: bool = False) -> Iterator
         bar.console.show_cursor(show=True)
         task = bar.add_task(what, total=None, part="", doing="")
 
-        def tell(done: int, total: int | None, doing: str) -> None:
+        def progress(done: int, total: int | None, doing: str) -> None:
             part = f"{done:,}" if total is None else f"{done:,}/{total:,}"
             bar.update(task, completed=done, total=total, part=part, doing=doing)
 
-        yield tell
+        yield progress
 
 
 @contextmanager
-def later_progress(what: str) -> Iterator[Tell]:
+def later_progress(what: str) -> Iterator[Progress]:
     """The same, shown from the first time on that it is told something."""
     with ExitStack() as begun:
-        shown: list[Tell] = []
+        shown: list[Progress] = []
 
-        def tell(done: int, total: int | None, doing: str) -> None:
+        def progress(done: int, total: int | None, doing: str) -> None:
             if not shown:
-                shown.append(begun.enter_context(progress(what)))
+                shown.append(begun.enter_context(progress_bar(what)))
             shown[0](done, total, doing)
 
-        yield tell
+        yield progress
 
 
 def tint(text: str, word: str | None = None) -> str:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 MINUTES = 60
 ENDS = ("completed", "failed", "lease_expired")
 """The moves that end an attempt: what throughput is counted in."""
-MOST_RUNNING = 200
-MOST_FAILURES = 5
+MAX_RUNNING = 200
+MAX_FAILURES = 5
 
 
 @click.command()
@@ -109,13 +109,13 @@ def picture(app: Tenure) -> dict[str, Any]:
     by_queue: Counter[str] = Counter()
     for entry in app.activity(MINUTES):
         if entry.event in ENDS:
-            ended[entry.minute] += entry.moves
+            ended[entry.minute] += entry.transitions
         if entry.minute == last:
-            by_event[entry.event] += entry.moves
+            by_event[entry.event] += entry.transitions
             if entry.event in ENDS:
-                by_queue[entry.queue] += entry.moves
+                by_queue[entry.queue] += entry.transitions
     running: dict[str, list[dict[str, Any]]] = {}
-    for job in app.find(status="processing", limit=MOST_RUNNING):
+    for job in app.find(status="processing", limit=MAX_RUNNING):
         doing = {"id": job.id, "type": job.type, "started_at": job.started_at}
         running.setdefault(job.worker or "", []).append(doing)
     return {
@@ -132,6 +132,6 @@ def picture(app: Tenure) -> dict[str, Any]:
         ],
         "failures": [
             asdict(group)
-            for group in failures_shown(app, app.failures(MOST_FAILURES), app.redaction)
+            for group in failures_shown(app, app.failures(MAX_FAILURES), app.redaction)
         ],
     }

@@ -41,10 +41,10 @@ def verify(limit: int, as_json: bool) -> None:
     Lists the violations and says what each means and what to do; exit 1 if there are any. Jobs go
     on running meanwhile.
     """
-    from tenure.cli.terminal import print_json, progress
+    from tenure.cli.terminal import print_json, progress_bar
 
-    with existing() as app, progress("Checking", shown=not as_json) as tell:
-        violations = app.verify(limit, tell=tell)
+    with existing() as app, progress_bar("Checking", shown=not as_json) as progress:
+        violations = app.verify(limit, progress=progress)
         jobs = sum(count.jobs for count in app.stats())
     if as_json:
         print_json(violations)
@@ -109,9 +109,9 @@ def _advise(subject: str, advice: str) -> None:
 @database_option
 def migrate() -> None:
     """Create the database's schema, or bring it to this version's."""
-    from tenure.cli.terminal import progress
+    from tenure.cli.terminal import progress_bar
 
-    with progress("Bringing the schema up to date") as tell:
-        before, after = application().migrate(tell=tell)
+    with progress_bar("Bringing the schema up to date") as progress:
+        before, after = application().migrate(progress=progress)
     was = f"was {before}" if before else "new"
     click.echo(f"schema {after} ({'as it was' if before == after else was})")

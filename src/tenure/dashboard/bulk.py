@@ -6,14 +6,14 @@ from starlette.responses import Response
 
 from tenure.dashboard import format as words
 from tenure.dashboard.jobs import CANCEL, FIELDS, RETRY, Asked, asked
-from tenure.dashboard.request import Visit
+from tenure.dashboard.request import PageRequest
 from tenure.errors import InvalidInput
 from tenure.jobs.values import Filter
 
 VERBS = {RETRY: "Retry", CANCEL: "Cancel"}
 
 
-def preview(visit: Visit) -> Response:
+def preview(visit: PageRequest) -> Response:
     """How many jobs an action would try; without one, the list of actions."""
     action = visit.query("action")
     if not action:
@@ -31,7 +31,7 @@ def preview(visit: Visit) -> Response:
     )
 
 
-def start(visit: Visit) -> Response:
+def start(visit: PageRequest) -> Response:
     """Begin; the sweeper of any server carries it on."""
     action = visit.field("action")
     wanted = _checked(action, asked(visit.field, visit))
@@ -39,13 +39,13 @@ def start(visit: Visit) -> Response:
     return visit.go(visit.address(f"/ui/bulk/{begun.id}"), "Begun. It goes on by itself.")
 
 
-def show(visit: Visit) -> Response:
+def show(visit: PageRequest) -> Response:
     """How far it is."""
     one = visit.app.bulk(visit.path("id"))
     return visit.page("bulk.html", bulk=one, verb=VERBS[one.action], filter=told(one.filter))
 
 
-def stop(visit: Visit) -> Response:
+def stop(visit: PageRequest) -> Response:
     """End it where it is; what is done stays done."""
     one = visit.app.stop_bulk(visit.path("id"), actor=visit.actor)
     return visit.go(visit.address(f"/ui/bulk/{one.id}"), "Stopped. What is done stays done.")

@@ -26,7 +26,7 @@ T = TypeVar("T")
 FRESH_SECONDS = 0.4
 SHARE = 4
 """An answer that took a second is used for four."""
-MOST_SECONDS = 10.0
+MAX_SECONDS = 10.0
 PATIENCE = 0.05
 """Seconds that a page waits for a new answer where there is an older one. Counting takes longer
 only while the measures are far behind the ledger, as after a storm; see `store/measures.py`."""
@@ -61,12 +61,12 @@ class _Known:
         began = time.monotonic()
         value = ask()
         ended = time.monotonic()
-        lasts = min(max(FRESH_SECONDS, SHARE * (ended - began)), MOST_SECONDS)
+        lasts = min(max(FRESH_SECONDS, SHARE * (ended - began)), MAX_SECONDS)
         self.answer = _Answer(value, began, ended + lasts)
         return self.answer
 
 
-class Glance:
+class ReadCache:
     """The answers of one application, each used again for a moment. Safe from any thread."""
 
     def __init__(self, app: Tenure) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from tenure.jobs.values import BUCKETS, Activity
-from tenure.lifecycle import FIRST_EVENT, MOVE_OF, MOVES, Move, Status
+from tenure.lifecycle import FIRST_EVENT, RULE_OF, TRANSITIONS, Rule, Status
 
 MINUTES = 60
 MINUTE = timedelta(minutes=1)
@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 120.0, 28.0
 ENDED = ("completed", "failed", "lease_expired")
 CLAIMED = "claimed"
 CANCELLED = "cancelled"
-WAYS = {move.event: move for move in MOVES if move.event != CANCELLED}
+WAYS = {transition.event: transition for transition in TRANSITIONS if transition.event != CANCELLED}
 """The one line of each other event."""
 
 
@@ -53,7 +53,7 @@ def throughput(activity: Iterable[Activity], now: datetime) -> Chart:
     for one in activity:
         if one.event in ENDED:
             name = "completed" if one.event == "completed" else "failed"
-            found[name][one.minute] += one.moves
+            found[name][one.minute] += one.transitions
     return _chart(now, {name: _filled(found[name], 0) for name in ("completed", "failed")})
 
 
@@ -92,27 +92,27 @@ def quantile(counts: Sequence[int], share: float) -> float | None:
     return BUCKETS[-2]
 
 
-def moved(activity: Iterable[Activity]) -> dict[Move, int]:
+def moved(activity: Iterable[Activity]) -> dict[Rule, int]:
     """How many jobs went along each line of the lifecycle's table.
 
     Of those cancelled, the ones that had run for some time were running, the others pending.
     """
-    found = dict.fromkeys(MOVES, 0)
+    found = dict.fromkeys(TRANSITIONS, 0)
     for one in activity:
         if one.event == CANCELLED:
             running = sum(one.buckets)
-            found[MOVE_OF[CANCELLED, Status.PROCESSING]] += running
-            found[MOVE_OF[CANCELLED, Status.PENDING]] += one.moves - running
+            found[RULE_OF[CANCELLED, Status.PROCESSING]] += running
+            found[RULE_OF[CANCELLED, Status.PENDING]] += one.transitions - running
         elif one.event != FIRST_EVENT:
-            found[WAYS[one.event]] += one.moves
+            found[WAYS[one.event]] += one.transitions
     return found
 
 
-def rates(activity: Iterable[Activity], now: datetime) -> dict[Move, float]:
+def rates(activity: Iterable[Activity], now: datetime) -> dict[Rule, float]:
     """Moves per minute, over the last minutes."""
     since = now - MINUTE * LATELY
     lately = moved(one for one in activity if one.minute >= since)
-    return {move: moves / LATELY for move, moves in lately.items()}
+    return {transition: transitions / LATELY for transition, transitions in lately.items()}
 
 
 def queue_rates(activity: Iterable[Activity], now: datetime) -> dict[str, float]:
@@ -121,7 +121,7 @@ def queue_rates(activity: Iterable[Activity], now: datetime) -> dict[str, float]
     found: dict[str, float] = defaultdict(float)
     for one in activity:
         if one.minute >= since and one.event in ENDED:
-            found[one.queue] += one.moves / LATELY
+            found[one.queue] += one.transitions / LATELY
     return found
 
 
@@ -129,7 +129,7 @@ def totals(activity: Iterable[Activity]) -> dict[str, int]:
     """Moves of the last hour by event."""
     found: dict[str, int] = defaultdict(int)
     for one in activity:
-        found[one.event] += one.moves
+        found[one.event] += one.transitions
     return found
 
 
@@ -138,7 +138,7 @@ def spark(activity: Iterable[Activity], now: datetime, event: str) -> str:
     found: dict[datetime, int] = defaultdict(int)
     for one in activity:
         if one.event == event:
-            found[one.minute] += one.moves
+            found[one.minute] += one.transitions
     values = [found.get(minute, 0) for minute in minutes_until(now)]
     top = max(values)
     if not top:

@@ -8,19 +8,19 @@ from datetime import UTC, datetime, timedelta
 
 from starlette.responses import PlainTextResponse, Response
 
-from tenure.app.queries import moves_shown
+from tenure.app.queries import transitions_shown
 from tenure.dashboard import format as words
 from tenure.dashboard import timeline as life
-from tenure.dashboard.request import HEADERS, Visit, inside
-from tenure.errors import IllegalMove, InvalidInput, JobNotFound
+from tenure.dashboard.request import HEADERS, PageRequest, inside
+from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
 from tenure.jobs.filters import checked
 from tenure.jobs.values import Filter
 from tenure.lifecycle import Job, Status, legal_events
 from tenure.wire.problems import Refusal
 
 PAGE = 50
-MOST_SELECTED = 500
-MOST_TYPES = 200
+MAX_SELECTED = 500
+MAX_TYPES = 200
 SINCE = {
     "15m": ("last 15 minutes", timedelta(minutes=15)),
     "1h": ("last hour", timedelta(hours=1)),
@@ -40,7 +40,7 @@ class Asked:
     filter: Filter
 
 
-def asked(read: Callable[[str], str], visit: Visit) -> Asked:
+def asked(read: Callable[[str], str], visit: PageRequest) -> Asked:
     """Read the filter fields of an address or a form; raises InvalidInput."""
     given = {name: value for name in FIELDS if (value := read(name))}
     after = _time(given.get("from"), "from")
@@ -79,7 +79,7 @@ def _time(text: str | None, name: str) -> datetime | None:
 # --- the list -------------------------------------------------------------------------------------
 
 
-def listed(visit: Visit) -> Response:
+def listed(visit: PageRequest) -> Response:
     """Jobs, newest first."""
     wanted = asked(visit.query, visit)
     cursor = visit.query("before") or None
@@ -98,8 +98,8 @@ def listed(visit: Visit) -> Response:
         filtered=bool(wanted.given),
         cursor=cursor,
         by_status=by_status,
-        types=sorted({count.type for count in counts})[:MOST_TYPES],
-        queue_names=sorted({count.queue for count in counts})[:MOST_TYPES],
+        types=sorted({count.type for count in counts})[:MAX_TYPES],
+        queue_names=sorted({count.queue for count in counts})[:MAX_TYPES],
         since=SINCE,
         searching=bool(wanted.filter.error or wanted.filter.text),
         any_jobs=bool(counts),
@@ -115,7 +115,7 @@ def _actions_on(status: str | None) -> tuple[str, ...]:
     return tuple(a for a, event in ((RETRY, "retried"), (CANCEL, "cancelled")) if event in legal)
 
 
-def act_on_selected(visit: Visit) -> Response:
+def act_on_selected(visit: PageRequest) -> Response:
     """Retry or cancel the jobs that were ticked."""
     action, ids = visit.field("action"), list(dict.fromkeys(visit.form.get("id", ())))
     if action not in DONE:
@@ -123,14 +123,14 @@ def act_on_selected(visit: Visit) -> Response:
     back = inside(visit.field("back")) or visit.address("/ui/jobs")
     if not ids:
         return visit.go(back, "No job was selected: tick some first.", "bad")
-    if len(ids) > MOST_SELECTED:
-        raise InvalidInput(f"at most {MOST_SELECTED} at once", path="id")
+    if len(ids) > MAX_SELECTED:
+        raise InvalidInput(f"at most {MAX_SELECTED} at once", path="id")
     done, refused = 0, 0
     for job_id in ids:
         try:
             _act(visit, action, job_id)
             done += 1
-        except (IllegalMove, JobNotFound):
+        except (IllegalTransition, JobNotFound):
             refused += 1
     said = f"{words.count(done, 'job')} {DONE[action]}."
     if refused:
@@ -138,7 +138,7 @@ def act_on_selected(visit: Visit) -> Response:
     return visit.go(back, said, "good" if done else "bad")
 
 
-def _act(visit: Visit, action: str, job_id: str, more: int = 1) -> Job:
+def _act(visit: PageRequest, action: str, job_id: str, more: int = 1) -> Job:
     if action == RETRY:
         return visit.app.retry(job_id, more_retries=more, actor=visit.actor)
     return visit.app.cancel(job_id, actor=visit.actor)
@@ -147,11 +147,11 @@ def _act(visit: Visit, action: str, job_id: str, more: int = 1) -> Job:
 # --- one job --------------------------------------------------------------------------------------
 
 
-def show(visit: Visit) -> Response:
+def show(visit: PageRequest) -> Response:
     """Everything about a job."""
     job = visit.app.get(visit.path("id"))
     told = visit.app.explain(job.id)
-    moves = moves_shown(visit.app.history(job.id), job, visit.redaction)
+    transitions = transitions_shown(visit.app.history(job.id), job, visit.redaction)
     shown = visit.shown(job)
     return visit.page(
         "job.html",
@@ -159,9 +159,9 @@ def show(visit: Visit) -> Response:
         told=visit.redaction.text(told.text, job),
         reason=told.reason,
         legal=told.legal,
-        steps=life.steps(moves),
-        attempts=life.attempts(moves),
-        stretches=life.stretches(moves, visit.now),
+        steps=life.steps(transitions),
+        attempts=life.attempts(transitions),
+        stretches=life.stretches(transitions, visit.now),
         span=((job.finished_at or visit.now) - job.created_at).total_seconds(),
         payload=words.pretty(shown.payload),
         result=None if shown.result is None else words.pretty(shown.result),
@@ -169,7 +169,7 @@ def show(visit: Visit) -> Response:
     )
 
 
-def whole(visit: Visit) -> Response:
+def whole(visit: PageRequest) -> Response:
     """All of a payload, a result or an error, as plain text."""
     job = visit.shown(visit.app.get(visit.path("id")))
     texts: dict[str, str | None] = {
@@ -183,7 +183,7 @@ def whole(visit: Visit) -> Response:
     return PlainTextResponse(words.seen(text), headers=HEADERS)
 
 
-def retry(visit: Visit) -> Response:
+def retry(visit: PageRequest) -> Response:
     """Run a job that failed for good again."""
     asked = visit.field("more_retries") or "1"
     if not (asked.isascii() and asked.isdigit() and len(asked) <= 4):
@@ -191,17 +191,17 @@ def retry(visit: Visit) -> Response:
     return _done(visit, RETRY, int(asked))
 
 
-def cancel(visit: Visit) -> Response:
+def cancel(visit: PageRequest) -> Response:
     """Cancel a job that waits or runs."""
     return _done(visit, CANCEL)
 
 
-def _done(visit: Visit, action: str, more: int = 1) -> Response:
+def _done(visit: PageRequest, action: str, more: int = 1) -> Response:
     job_id = visit.path("id")
     where = visit.address(f"/ui/jobs/{job_id}")
     try:
         job = _act(visit, action, job_id, more)
-    except IllegalMove as refused:
+    except IllegalTransition as refused:
         return visit.go(where, f"Not done: the job is {refused.status} by now.", "bad")
     said = {
         RETRY: f"The job is to run again: attempt {job.attempts + 1} of {job.max_retries}.",

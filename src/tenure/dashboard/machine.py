@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tenure.lifecycle import MOVES, Move, Status
+from tenure.lifecycle import TRANSITIONS, Rule, Status
 
 Point = tuple[float, float]
 
@@ -82,7 +82,7 @@ class Box:
 class Arrow:
     """A move: its curve, where its label goes, how often it happens, how strong it is drawn."""
 
-    move: Move
+    transition: Rule
     path: str
     x: float
     y: float
@@ -101,7 +101,7 @@ class Picture:
     entrance: str  # the curve of what is added
 
 
-def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[Move, float]) -> Picture:
+def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[Rule, float]) -> Picture:
     """The machine with its numbers: jobs by status, how often each move happens a minute."""
     width, height = sheet.box
     boxes = [
@@ -116,15 +116,15 @@ def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[Move, float]
         )
         for status, (x, y) in sheet.places.items()
     ]
-    pairs = Counter(frozenset((move.source, move.target)) for move in MOVES)
+    pairs = Counter(frozenset((transition.source, transition.target)) for transition in TRANSITIONS)
     drawn: Counter[tuple[Status, Status]] = Counter()
     arrows = []
-    for move in MOVES:
-        beside = pairs[frozenset((move.source, move.target))] > 1
-        same_way = drawn[move.source, move.target]
-        drawn[move.source, move.target] += 1
-        bow = sheet.bow * (-1 if same_way else 1) if beside else _swing(sheet, move)
-        arrows.append(_arrow(sheet, move, bow, per_minute.get(move, 0.0)))
+    for transition in TRANSITIONS:
+        beside = pairs[frozenset((transition.source, transition.target))] > 1
+        same_way = drawn[transition.source, transition.target]
+        drawn[transition.source, transition.target] += 1
+        bow = sheet.bow * (-1 if same_way else 1) if beside else _swing(sheet, transition)
+        arrows.append(_arrow(sheet, transition, bow, per_minute.get(transition, 0.0)))
     x, y = sheet.places[Status.PENDING]
     entrance = (
         f"M{x - width / 2 - 34:g} {y:g}H{x - width / 2 - GAP:g}"
@@ -134,9 +134,9 @@ def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[Move, float]
     return Picture(sheet, boxes, arrows, entrance)
 
 
-def _swing(sheet: Sheet, move: Move) -> float:
+def _swing(sheet: Sheet, transition: Rule) -> float:
     """How far a single arrow bows: not at all along an axis, outwards round a corner."""
-    (ax, ay), (bx, by) = sheet.places[move.source], sheet.places[move.target]
+    (ax, ay), (bx, by) = sheet.places[transition.source], sheet.places[transition.target]
     if ax == bx or ay == by:
         return 0.0
     middle_x, middle_y = sheet.places[Status.PROCESSING]
@@ -146,8 +146,8 @@ def _swing(sheet: Sheet, move: Move) -> float:
     return math.copysign(sheet.swing * long, outwards)
 
 
-def _arrow(sheet: Sheet, move: Move, bow: float, per_minute: float) -> Arrow:
-    source, target = sheet.places[move.source], sheet.places[move.target]
+def _arrow(sheet: Sheet, transition: Rule, bow: float, per_minute: float) -> Arrow:
+    source, target = sheet.places[transition.source], sheet.places[transition.target]
     nx, ny = _normal(source, target)
     control = (
         (source[0] + target[0]) / 2 + nx * bow,
@@ -159,7 +159,7 @@ def _arrow(sheet: Sheet, move: Move, bow: float, per_minute: float) -> Arrow:
     x, y = (start[axis] / 4 + control[axis] / 2 + end[axis] / 4 for axis in (0, 1))
     strength = 1.5 + min(math.log10(1 + per_minute), 4.0) * 0.9
     return Arrow(
-        move,
+        transition,
         path,
         round(x, 1),
         round(y, 1),

@@ -11,15 +11,15 @@ from tenure.dashboard import charts as series
 from tenure.dashboard import format as words
 from tenure.dashboard import machine as machines
 from tenure.dashboard.health import health
-from tenure.dashboard.request import Visit
-from tenure.jobs.enqueue import Draft
+from tenure.dashboard.request import PageRequest
+from tenure.jobs.enqueue import NewJob
 from tenure.jobs.explain import is_live
 from tenure.jobs.values import Count
-from tenure.lifecycle import FIRST_EVENT, MOVES, Status
+from tenure.lifecycle import FIRST_EVENT, TRANSITIONS, Status
 
-MOST_FAILURES = 5
-MOST_QUEUES = 8
-MOST_WORKERS = 8
+MAX_FAILURES = 5
+MAX_QUEUES = 8
+MAX_WORKERS = 8
 SPARKS = {
     Status.PENDING: FIRST_EVENT,
     Status.PROCESSING: "claimed",
@@ -30,7 +30,7 @@ SPARKS = {
 """Which move stands for a status in its small line."""
 
 
-def show(visit: Visit) -> Response:
+def show(visit: PageRequest) -> Response:
     """How everything is."""
     glance, now = visit.site.glance, visit.now
     counts, queues, workers = glance.counts(), glance.queues(), glance.workers()
@@ -46,26 +46,26 @@ def show(visit: Visit) -> Response:
         totals=series.totals(activity),
         throughput=series.throughput(activity, now),
         latency=series.latency(activity, now),
-        queues=by_age[:MOST_QUEUES],
-        more_queues=max(len(queues) - MOST_QUEUES, 0),
-        failures=failures_shown(visit.app, groups[:MOST_FAILURES], visit.redaction),
-        more_failures=max(len(groups) - MOST_FAILURES, 0),
-        workers=workers[:MOST_WORKERS],
-        more_workers=max(len(workers) - MOST_WORKERS, 0),
+        queues=by_age[:MAX_QUEUES],
+        more_queues=max(len(queues) - MAX_QUEUES, 0),
+        failures=failures_shown(visit.app, groups[:MAX_FAILURES], visit.redaction),
+        more_failures=max(len(groups) - MAX_FAILURES, 0),
+        workers=workers[:MAX_WORKERS],
+        more_workers=max(len(workers) - MAX_WORKERS, 0),
         is_live=is_live,
         simulated=simulated(visit),
         lag=glance.lag(now, "counts", "queues"),
     )
 
 
-def failures(visit: Visit) -> Response:
+def failures(visit: PageRequest) -> Response:
     """Failures by type and error."""
     groups = visit.site.glance.failures()
     shown = failures_shown(visit.app, groups, visit.redaction)
     return visit.page("failures.html", failures=shown)
 
 
-def machine(visit: Visit) -> Response:
+def machine(visit: PageRequest) -> Response:
     """The state machine with live numbers."""
     glance, now = visit.site.glance, visit.now
     jobs, activity = by_status(glance.counts()), glance.activity()
@@ -73,7 +73,7 @@ def machine(visit: Visit) -> Response:
     return visit.page(
         "machine.html",
         pictures=[machines.draw(sheet, jobs, rates) for sheet in (machines.WIDE, machines.TALL)],
-        moves=MOVES,
+        transitions=TRANSITIONS,
         first=FIRST_EVENT,
         rates=rates,
         moved=series.moved(activity),
@@ -81,20 +81,20 @@ def machine(visit: Visit) -> Response:
     )
 
 
-def add_samples(visit: Visit) -> Response:
+def add_samples(visit: PageRequest) -> Response:
     """Add a few jobs that a simulating worker succeeds and fails with, to have something to see."""
     made = visit.app.enqueue_many(samples(visit.actor))
     return visit.go(visit.address("/"), f"{words.count(len(made), 'sample job')} added.")
 
 
-def samples(actor: str) -> list[Draft]:
+def samples(actor: str) -> list[NewJob]:
     """A handful of each: quick, slow, failing once, failing for good."""
     quick = {"base": 1.0, "factor": 2.0, "cap": 5.0}
-    drafts: list[Draft] = []
+    new_jobs: list[NewJob] = []
 
     def add(type: str, payload: dict[str, Any], **options: Any) -> None:
         given: Any = {"backoff": quick, "actor": actor, **options}
-        drafts.append(Draft(type, payload, given))
+        new_jobs.append(NewJob(type, payload, given))
 
     for number in range(1, 6):
         add("simulate.email", {"to": f"customer-{number}@example.com"}, queue="mail")
@@ -105,10 +105,10 @@ def samples(actor: str) -> list[Draft]:
     add("simulate.flaky", {"fail_times": 1}, max_retries=1)  # an operator's retry makes it good
     add("simulate.fail", {"reason": "to see a failure"}, max_retries=2)
     add("simulate.report", {"month": 11}, delay="10m")
-    return drafts
+    return new_jobs
 
 
-def simulated(visit: Visit) -> bool:
+def simulated(visit: PageRequest) -> bool:
     """Whether a worker of this process takes jobs of any type, as it does with --simulate."""
     return visit.app.handlers.types() is None
 

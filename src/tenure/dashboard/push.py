@@ -32,32 +32,34 @@ PING_SECONDS = 15.0
 RECONNECT_MILLISECONDS = 2_000
 SAMPLE = 400
 """Moves that are looked at per round; beyond, the ledger is not read on but skipped."""
-MOST_NAMED = 50
+MAX_NAMED = 50
 """Jobs that are named; beyond, every page counts as concerned."""
-MOST_VIEWERS = 200
+MAX_VIEWERS = 200
 
 
 @dataclass(slots=True)
 class Note:
     """What moved since a viewer was last told."""
 
-    moves: int = 0
+    transitions: int = 0
     jobs: set[str] | None = field(default_factory=set)  # None: too many to name
     arrows: Counter[str] = field(default_factory=Counter)
 
-    def add(self, moves: Sequence[Transition], *, skipped: bool) -> None:
+    def add(self, transitions: Sequence[Transition], *, skipped: bool) -> None:
         """Take in what moved."""
-        self.moves += len(moves)
+        self.transitions += len(transitions)
         if self.jobs is not None:
-            self.jobs.update(move.job_id for move in moves)
-            if skipped or len(self.jobs) > MOST_NAMED:
+            self.jobs.update(transition.job_id for transition in transitions)
+            if skipped or len(self.jobs) > MAX_NAMED:
                 self.jobs = None
-        self.arrows.update(f"{move.source or ''} {move.event}" for move in moves)
+        self.arrows.update(
+            f"{transition.source or ''} {transition.event}" for transition in transitions
+        )
 
     def event(self) -> bytes:
         """The note as a server-sent event."""
         told = {
-            "moves": self.moves,
+            "transitions": self.transitions,
             "jobs": None if self.jobs is None else sorted(self.jobs),
             "arrows": self.arrows,
         }
@@ -71,8 +73,8 @@ class _Viewer:
         self.note = Note()
         self.news = asyncio.Event()
 
-    def tell(self, moves: Sequence[Transition], *, skipped: bool) -> None:
-        self.note.add(moves, skipped=skipped)
+    def progress(self, transitions: Sequence[Transition], *, skipped: bool) -> None:
+        self.note.add(transitions, skipped=skipped)
         self.news.set()
 
     def take(self) -> Note:
@@ -93,7 +95,7 @@ class Follower:
 
     def stream(self, may_stay: Callable[[], Awaitable[bool]]) -> Response:
         """The stream of one viewer, until that `may_stay` no longer."""
-        if self._stopped() or len(self._viewers) >= MOST_VIEWERS:
+        if self._stopped() or len(self._viewers) >= MAX_VIEWERS:
             return Response(status_code=503, headers={"Retry-After": str(RETRY_SECONDS)})
         return StreamingResponse(
             self._told(may_stay),
@@ -149,14 +151,14 @@ class Follower:
     async def _look(self) -> None:
         if self._position is None:
             self._position = await run_in_threadpool(self._app.ledger_end)
-        moves = await run_in_threadpool(self._app.ledger, self._position, SAMPLE)
-        if not moves:
+        transitions = await run_in_threadpool(self._app.ledger, self._position, SAMPLE)
+        if not transitions:
             return
-        skipped = len(moves) == SAMPLE
-        end = await run_in_threadpool(self._app.ledger_end) if skipped else moves[-1].position
+        skipped = len(transitions) == SAMPLE
+        end = await run_in_threadpool(self._app.ledger_end) if skipped else transitions[-1].position
         self._position = end
         for viewer in tuple(self._viewers):
-            viewer.tell(moves, skipped=skipped)
+            viewer.progress(transitions, skipped=skipped)
 
 
 def _loop() -> asyncio.AbstractEventLoop:

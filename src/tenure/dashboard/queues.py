@@ -8,16 +8,16 @@ from starlette.responses import Response
 
 from tenure.dashboard import charts as series
 from tenure.dashboard.health import LATE
-from tenure.dashboard.request import Visit
+from tenure.dashboard.request import PageRequest
 from tenure.errors import InvalidInput
 from tenure.jobs.explain import is_live
 from tenure.jobs.values import serves
 from tenure.lifecycle import Job, Status
 
-MOST_RUNNING = 500
+MAX_RUNNING = 500
 
 
-def show(visit: Visit) -> Response:
+def show(visit: PageRequest) -> Response:
     """Every queue."""
     glance, now = visit.site.glance, visit.now
     workers = [worker for worker in glance.workers() if is_live(worker, now)]
@@ -32,10 +32,10 @@ def show(visit: Visit) -> Response:
     )
 
 
-def workers(visit: Visit) -> Response:
+def workers(visit: PageRequest) -> Response:
     """Every worker, and what it runs."""
     running: dict[str, list[Job]] = defaultdict(list)
-    for job in visit.app.find(status=Status.PROCESSING, limit=MOST_RUNNING):
+    for job in visit.app.find(status=Status.PROCESSING, limit=MAX_RUNNING):
         running[job.worker or ""].append(job)
     return visit.page(
         "workers.html",
@@ -45,21 +45,21 @@ def workers(visit: Visit) -> Response:
     )
 
 
-def pause(visit: Visit) -> Response:
+def pause(visit: PageRequest) -> Response:
     """Stop handing out jobs of a queue."""
     name = visit.path("name")
     visit.app.pause(name, actor=visit.actor)
     return _back(visit, f"Queue {name} is paused. Jobs that run go on; new ones are accepted.")
 
 
-def resume(visit: Visit) -> Response:
+def resume(visit: PageRequest) -> Response:
     """Hand out jobs of a queue again."""
     name = visit.path("name")
     visit.app.resume(name, actor=visit.actor)
     return _back(visit, f"Queue {name} is open.")
 
 
-def limit(visit: Visit) -> Response:
+def limit(visit: PageRequest) -> Response:
     """Set how many jobs may wait in a queue, or lift the limit."""
     name, asked = visit.path("name"), visit.field("max_pending").replace(",", "")
     if asked and not (asked.isascii() and asked.isdigit() and len(asked) <= 15):
@@ -70,5 +70,5 @@ def limit(visit: Visit) -> Response:
     return _back(visit, f"Queue {name} {said}.")
 
 
-def _back(visit: Visit, said: str) -> Response:
+def _back(visit: PageRequest, said: str) -> Response:
     return visit.go(visit.address("/ui/queues"), said)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tenure.dashboard.site import Dashboard
 
 READ, ADMIN, ENQUEUE = (frozenset({s}) for s in (Scope.READ, Scope.ADMIN, Scope.ENQUEUE))
-MOST_FORM_BYTES = 64 * 1024
-MOST_FIELDS = 600
+MAX_FORM_BYTES = 64 * 1024
+MAX_FIELDS = 600
 RECEIVE_SECONDS = 30.0
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -37,7 +37,7 @@ HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin"}
 
 
 @dataclass(slots=True)
-class Visit:
+class PageRequest:
     """A request, read and let in."""
 
     site: Dashboard
@@ -149,11 +149,11 @@ async def read_form(request: Request) -> dict[str, list[str]]:
         async with asyncio.timeout(RECEIVE_SECONDS):
             async for chunk in request.stream():
                 data += chunk
-                if len(data) > MOST_FORM_BYTES:
-                    raise PayloadTooLarge(f"over {MOST_FORM_BYTES} bytes of form", path="$")
+                if len(data) > MAX_FORM_BYTES:
+                    raise PayloadTooLarge(f"over {MAX_FORM_BYTES} bytes of form", path="$")
     except (TimeoutError, ClientDisconnect):
         raise Refusal(408, "request_timeout", "Too slow", "the form did not arrive") from None
     try:
-        return parse_qs(data.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+        return parse_qs(data.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError:
         raise InvalidInput("the form cannot be read", path="$") from None

@@ -23,7 +23,7 @@ SAID = "tenure_said"
 SESSION_SECONDS = 12 * 3600
 """A shift. Then the token is asked for again."""
 SAID_SECONDS = 30
-MOST_SAID = 300
+MAX_SAID = 300
 TONES = ("good", "bad")
 
 
@@ -65,13 +65,13 @@ def is_ours(request: Request, named: str) -> bool:
 
 def say(response: Response, request: Request, text: str, tone: str) -> None:
     """Have the next page say what came of it."""
-    _set(response, request, SAID, quote(f"{tone} {text[:MOST_SAID]}"), SAID_SECONDS)
+    _set(response, request, SAID, quote(f"{tone} {text[:MAX_SAID]}"), SAID_SECONDS)
 
 
 def said(request: Request) -> tuple[str, str]:
     """What this page is to say, and in which tone; nothing is the empty text."""
     tone, _, text = unquote(request.cookies.get(SAID, "")).partition(" ")
-    return (text[:MOST_SAID], tone) if tone in TONES else ("", "")
+    return (text[:MAX_SAID], tone) if tone in TONES else ("", "")
 
 
 def hush(response: Response, request: Request) -> None:

@@ -27,11 +27,11 @@ from tenure.app.app import Tenure
 from tenure.dashboard import bulk, jobs, overview, queues, session
 from tenure.dashboard import charts as series
 from tenure.dashboard import format as words
-from tenure.dashboard.cache import Glance
+from tenure.dashboard.cache import ReadCache
 from tenure.dashboard.push import Follower
-from tenure.dashboard.request import ADMIN, ENQUEUE, HEADERS, READ, Visit, inside, read_form
+from tenure.dashboard.request import ADMIN, ENQUEUE, HEADERS, READ, PageRequest, inside, read_form
 from tenure.errors import TenureError, Unauthorized
-from tenure.http.token_cache import Keyring
+from tenure.http.token_cache import TokenCache
 from tenure.jobs.redaction import Redaction
 from tenure.tokens import scopes as access
 from tenure.tokens.scopes import CALLER, Caller
@@ -39,7 +39,7 @@ from tenure.wire.problems import ProblemBody, Refusal, problem_of, request_id_of
 
 log = logging.getLogger(__name__)
 
-Page = Callable[[Visit], Response]
+Page = Callable[[PageRequest], Response]
 FOLDER = resources.files("tenure.dashboard")
 STATIC = {
     "tenure.css": "text/css; charset=utf-8",
@@ -103,12 +103,12 @@ class Dashboard:
     """The pages of one application."""
 
     def __init__(
-        self, app: Tenure, redaction: Redaction, tokens: Keyring, stopped: Callable[[], bool]
+        self, app: Tenure, redaction: Redaction, tokens: TokenCache, stopped: Callable[[], bool]
     ) -> None:
         """`stopped` tells when the server stops, which ends the live streams."""
         self.app = app
         self.redaction = redaction
-        self.glance = Glance(app)
+        self.glance = ReadCache(app)
         self._tokens = tokens
         self._follower = Follower(app, stopped)
         self._templates = _templates()
@@ -133,7 +133,7 @@ class Dashboard:
         """Answer one request."""
         await self._router(scope, receive, send)
 
-    def render(self, template: str, visit: Visit, **values: Any) -> str:
+    def render(self, template: str, visit: PageRequest, **values: Any) -> str:
         """A page as text."""
         return self._templates.get_template(template).render(
             visit=visit,
@@ -145,7 +145,7 @@ class Dashboard:
     # --- pages and forms
 
     async def _show(self, page: Page, request: Request) -> Response:
-        visit = Visit(self, request, request.scope[CALLER])
+        visit = PageRequest(self, request, request.scope[CALLER])
         try:
             visit.require(READ)
             return await run_in_threadpool(page, visit)
@@ -155,7 +155,7 @@ class Dashboard:
     async def _act(
         self, scopes: frozenset[access.Scope], action: Page, request: Request
     ) -> Response:
-        visit = Visit(self, request, request.scope[CALLER])
+        visit = PageRequest(self, request, request.scope[CALLER])
         try:
             visit.form = await read_form(request)
             self._check_origin(visit)
@@ -166,7 +166,7 @@ class Dashboard:
         finally:
             self.glance.forget()
 
-    def _check_origin(self, visit: Visit) -> None:
+    def _check_origin(self, visit: PageRequest) -> None:
         if not session.is_ours(visit.request, visit.field("form")):
             raise Refusal(
                 403,
@@ -187,14 +187,14 @@ class Dashboard:
         problem = problem_of(error, scope["path"], request_id_of(scope["headers"]))
         if isinstance(error, Unauthorized):
             return self._to_sign_in(request)
-        visit = Visit(self, request, scope.get(CALLER, NOBODY))
+        visit = PageRequest(self, request, scope.get(CALLER, NOBODY))
         body = msgspec.json.decode(problem.body, type=ProblemBody)
         response = visit.page("problem.html", problem.status, problem=body)
         response.headers.update(problem.headers)
         return response
 
     def _to_sign_in(self, request: Request) -> Response:
-        visit = Visit(self, request, NOBODY)
+        visit = PageRequest(self, request, NOBODY)
         path = request.scope["path"]
         if path == visit.address("/ui/live"):
             return Response(status_code=401)
@@ -214,7 +214,7 @@ class Dashboard:
     # --- signing in and out
 
     async def _sign_in(self, request: Request) -> Response:
-        visit = Visit(self, request, NOBODY)
+        visit = PageRequest(self, request, NOBODY)
         try:
             if request.method == "GET":
                 where = inside(visit.query("next"))
@@ -233,7 +233,7 @@ class Dashboard:
             return await run_in_threadpool(self._failed, request, error)
 
     async def _sign_out(self, request: Request) -> Response:
-        visit = Visit(self, request, NOBODY)
+        visit = PageRequest(self, request, NOBODY)
         try:
             visit.form = await read_form(request)
             self._check_origin(visit)

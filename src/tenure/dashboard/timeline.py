@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from tenure.jobs.values import Transition
-from tenure.lifecycle import FIRST_EVENT, MOVE_OF, SETTLED, Status
+from tenure.lifecycle import FIRST_EVENT, RULE_OF, SETTLED, Status
 
 WIDTH, HEIGHT = 1000.0, 22.0
 LEAST = 3.0
@@ -30,7 +30,7 @@ TOLD: Mapping[str, str] = {
 class Step:
     """One move, as it is told: what, why, and how long after the one before."""
 
-    move: Transition
+    transition: Transition
     title: str
     why: str
     after: float | None  # seconds since the move before
@@ -59,42 +59,49 @@ class Stretch:
     seconds: float
 
 
-def steps(moves: Sequence[Transition]) -> list[Step]:
+def steps(transitions: Sequence[Transition]) -> list[Step]:
     """Every move, oldest first."""
     told: list[Step] = []
-    for number, move in enumerate(moves):
-        before = moves[number - 1].at if number else None
-        after = None if before is None else (move.at - before).total_seconds()
-        told.append(Step(move, TOLD.get(move.event, move.event), _why(move), after))
+    for number, transition in enumerate(transitions):
+        before = transitions[number - 1].at if number else None
+        after = None if before is None else (transition.at - before).total_seconds()
+        told.append(
+            Step(transition, TOLD.get(transition.event, transition.event), _why(transition), after)
+        )
     return told
 
 
-def _why(move: Transition) -> str:
-    if move.source is None:
+def _why(transition: Transition) -> str:
+    if transition.source is None:
         return "the application or an operator"
-    row = MOVE_OF.get((move.event, Status(move.source)))
+    row = RULE_OF.get((transition.event, Status(transition.source)))
     return row.caused_by if row else ""
 
 
-def attempts(moves: Sequence[Transition]) -> list[Attempt]:
+def attempts(transitions: Sequence[Transition]) -> list[Attempt]:
     """Every claim, newest first: what people look for is the last."""
     made: list[Attempt] = []
-    for move in moves:
-        if move.event == CLAIMED:
-            made.append(Attempt(move.attempt, move.token, move.actor, move.at))
-        elif move.source == Status.PROCESSING and made and not made[-1].outcome:
+    for transition in transitions:
+        if transition.event == CLAIMED:
+            made.append(
+                Attempt(transition.attempt, transition.token, transition.actor, transition.at)
+            )
+        elif transition.source == Status.PROCESSING and made and not made[-1].outcome:
             made[-1] = replace(
-                made[-1], ended=move.at, outcome=move.event, error=move.detail or None
+                made[-1],
+                ended=transition.at,
+                outcome=transition.event,
+                error=transition.detail or None,
             )
     return made[::-1]
 
 
-def stretches(moves: Sequence[Transition], now: datetime) -> list[Stretch]:
+def stretches(transitions: Sequence[Transition], now: datetime) -> list[Stretch]:
     """How long the job stood in which status, until it settled or until `now`.
 
     Short stretches are drawn wider than they are, and the bar is scaled to its width again.
     """
-    spans = [span for span in _spans(moves, now) if span[1] > 0]
+    spans = [span for span in _spans(transitions, now) if span[1] > 0]
     whole = sum(seconds for _, seconds in spans)
     if not whole:
         return []
@@ -108,9 +115,9 @@ def stretches(moves: Sequence[Transition], now: datetime) -> list[Stretch]:
     return drawn
 
 
-def _spans(moves: Sequence[Transition], now: datetime) -> Iterator[tuple[str, float]]:
-    ends = [*(move.at for move in moves[1:]), now]
-    for move, end in zip(moves, ends, strict=True):
-        last = move is moves[-1]
-        if not (last and move.target in SETTLED):
-            yield move.target, (end - move.at).total_seconds()
+def _spans(transitions: Sequence[Transition], now: datetime) -> Iterator[tuple[str, float]]:
+    ends = [*(transition.at for transition in transitions[1:]), now]
+    for transition, end in zip(transitions, ends, strict=True):
+        last = transition is transitions[-1]
+        if not (last and transition.target in SETTLED):
+            yield transition.target, (end - transition.at).total_seconds()

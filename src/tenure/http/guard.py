@@ -20,14 +20,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable, Unauthorized
-from tenure.http.token_cache import Keyring
+from tenure.http.token_cache import TokenCache
 from tenure.settings import Settings
 from tenure.tokens.scopes import CALLER, GUARD, Caller
 from tenure.wire.problems import MEDIA_TYPE, REQUEST_ID, Refusal, problem_of, request_id_of
 
 log = logging.getLogger(__name__)
 
-MOST_REMEMBERED = 100
+MAX_REMEMBERED = 100
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _is_host = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(:[0-9]{1,5})?").fullmatch
 
@@ -56,9 +56,9 @@ def check_binding(settings: Settings, app: Tenure) -> None:
         )
 
 
-def keyring(app: Tenure, settings: Settings) -> Keyring:
+def token_cache(app: Tenure, settings: Settings) -> TokenCache:
     """The tokens that open the API of `app`; where others can reach it, none means nobody."""
-    return Keyring(app, settings.tokens, closed=not is_loopback(settings.host))
+    return TokenCache(app, settings.tokens, closed=not is_loopback(settings.host))
 
 
 def _as_problem(scope: Scope, error: Exception) -> Response:
@@ -79,7 +79,7 @@ class Guard:
         self,
         app: ASGIApp,
         settings: Settings,
-        tokens: Keyring,
+        tokens: TokenCache,
         open_paths: Sequence[str],
         *,
         session: Callable[[Scope], bytes | None] = _no_session,
@@ -143,7 +143,7 @@ class Guard:
             name = match[1] if match else ""
             if not name or not (is_loopback(name) or name.strip("[]") in self._hosts):
                 return False
-            if len(self._served) < MOST_REMEMBERED:
+            if len(self._served) < MAX_REMEMBERED:
                 self._served.add(host)
         return True
 

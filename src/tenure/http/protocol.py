@@ -1,6 +1,6 @@
 """uvicorn's httptools protocol with the limits that httptools lacks, and answers sent whole.
 
-A request's line and headers may not grow beyond `MOST_HEAD_BYTES` and must be there within
+A request's line and headers may not grow beyond `MAX_HEAD_BYTES` and must be there within
 `HEAD_SECONDS` of the connection or of their first byte, or the connection is closed: a client that
 dribbles holds a socket for seconds, not for ever. Where connections run out, the one that has been
 idle for longest is closed for a new one, so that idle clients keep nobody out.
@@ -16,9 +16,9 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MOST_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 20.0
-MOST_GATHERED = 64 * 1024
+MAX_GATHERED = 64 * 1024
 """Bytes of an answer that may wait for the end of a step."""
 
 
@@ -42,7 +42,7 @@ class Gathering:
         if not self._gathered:
             self._loop.call_soon(self._send)
         self._gathered += data
-        if len(self._gathered) > MOST_GATHERED:
+        if len(self._gathered) > MAX_GATHERED:
             self._send()
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._deadline is None:
                 self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
             self._unparsed_bytes += len(data)
-            if self._unparsed_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
+            if self._unparsed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The head of the request is too long.")
 
     def on_message_begin(self) -> None:
@@ -97,7 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """One more header."""
         self._parsed_bytes += len(name) + len(value)
-        if self._parsed_bytes > MOST_HEAD_BYTES:
+        if self._parsed_bytes > MAX_HEAD_BYTES:
             raise HeadTooLarge
         super().on_header(name, value)
 

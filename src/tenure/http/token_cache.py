@@ -30,7 +30,7 @@ NOTE_SECONDS = 60.0
 """How often the use of a token is written down."""
 
 
-class Keyring:
+class TokenCache:
     """Every token that opens this server. Safe to use on one event loop after another."""
 
     def __init__(self, app: Tenure, given: tuple[str, ...], *, closed: bool) -> None:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack
 
-from tenure.jobs.enqueue import Draft, Options
+from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.handlers import Handler, JobContext
 from tenure.lifecycle import Job
 
@@ -17,10 +17,10 @@ R = TypeVar("R")
 class Enqueues(Protocol):
     """What a job type needs of its application."""
 
-    def enqueue_many(self, drafts: Sequence[Draft]) -> list[Job]:
+    def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """Add jobs."""
 
-    async def enqueue_many_async(self, drafts: Sequence[Draft]) -> list[Job]:
+    async def enqueue_many_async(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """Add jobs without blocking the loop."""
 
 
@@ -55,18 +55,18 @@ class JobType(Generic[P, R]):
         """The same job type with other options: `send.options(delay="5m").enqueue(...)`."""
         return JobType(self._app, self.handler, {**self._options, **options})
 
-    def draft(self, *args: P.args, **kwargs: P.kwargs) -> Draft:
+    def new_job(self, *args: P.args, **kwargs: P.kwargs) -> NewJob:
         """The job that `enqueue` with these arguments would add, for `Tenure.enqueue_many`."""
         handler = self.handler
-        return Draft(handler.name, handler.payload_of(args, kwargs), self._options)
+        return NewJob(handler.name, handler.payload_of(args, kwargs), self._options)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Add a job for this call; when it returns, the job is on disk."""
-        return self._app.enqueue_many([self.draft(*args, **kwargs)])[0]
+        return self._app.enqueue_many([self.new_job(*args, **kwargs)])[0]
 
     async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """`enqueue` for async callers; other coroutines run while the database commits."""
-        return (await self._app.enqueue_many_async([self.draft(*args, **kwargs)]))[0]
+        return (await self._app.enqueue_many_async([self.new_job(*args, **kwargs)]))[0]
 
     def __repr__(self) -> str:
         return f"<job type {self.name}>"

@@ -18,11 +18,11 @@ from msgspec.structs import replace
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, payload
 from tenure.jobs.handlers import Defaults
-from tenure.jobs.values import WEBHOOK, Addition, check_open
+from tenure.jobs.values import WEBHOOK, CheckedJob, check_open
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
-MOST_PRIORITY = 32_767
-MOST_RETRIES = 1_000
+MAX_PRIORITY = 32_767
+MAX_RETRIES = 1_000
 YEARS = range(1000, 9000)
 """Of a `run_at`: what every database and client can read, in every zone."""
 
@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
     actor: str
 
 
-class Draft(msgspec.Struct, frozen=True):
+class NewJob(msgspec.Struct, frozen=True):
     """A job to be enqueued: type, payload and options, not yet checked."""
 
     type: str
@@ -55,17 +55,17 @@ class Draft(msgspec.Struct, frozen=True):
     options: Options
 
 
-def additions_of(
-    drafts: Sequence[Draft], *, defaults: Callable[[str], Defaults], actor: str, several: bool
-) -> list[Addition]:
+def check_jobs(
+    new_jobs: Sequence[NewJob], *, defaults: Callable[[str], Defaults], actor: str, several: bool
+) -> list[CheckedJob]:
     """Check drafts; what they leave open is as `defaults(type)` says. Raises InvalidInput.
 
     If there are `several`, or might have been, its path begins with the number of the draft.
     """
-    made: list[Addition] = []
+    made: list[CheckedJob] = []
     try:
-        for draft, id in zip(drafts, ids.new_ids(len(drafts)), strict=True):
-            made.append(addition_of(draft, id, defaults=defaults(draft.type), actor=actor))
+        for new_job, id in zip(new_jobs, ids.new_ids(len(new_jobs)), strict=True):
+            made.append(check_job(new_job, id, defaults=defaults(new_job.type), actor=actor))
     except InvalidInput as error:
         if not several:
             raise
@@ -74,9 +74,9 @@ def additions_of(
     return made
 
 
-def addition_of(draft: Draft, id: str, *, defaults: Defaults, actor: str) -> Addition:
+def check_job(new_job: NewJob, id: str, *, defaults: Defaults, actor: str) -> CheckedJob:
     """Check a draft; what it leaves open is as in `defaults`. Raises InvalidInput."""
-    options = draft.options
+    options = new_job.options
     delay: Any = None
     run_at: Any = None
     key: Any = None
@@ -90,17 +90,17 @@ def addition_of(draft: Draft, id: str, *, defaults: Defaults, actor: str) -> Add
         if key is not None:
             key = payload.check_key(key, "$.idempotency_key")
         defaults = defaults_of(options, defaults)
-    if draft.type == WEBHOOK:
+    if new_job.type == WEBHOOK:
         raise InvalidInput(
             f"jobs of type {WEBHOOK} are made by webhooks alone, for what they deliver is signed; "
             "choose another type",
             path="$.type",
         )
-    addition = Addition(
+    checked_job = CheckedJob(
         id=id,
-        type=payload.check_name(draft.type, "job type", "$.type"),
+        type=payload.check_name(new_job.type, "job type", "$.type"),
         queue=defaults.queue,
-        payload=payload.canonical(draft.payload),
+        payload=payload.canonical(new_job.payload),
         priority=defaults.priority,
         max_retries=defaults.max_retries,
         timeout=defaults.timeout,
@@ -110,7 +110,9 @@ def addition_of(draft: Draft, id: str, *, defaults: Defaults, actor: str) -> Add
         run_at=run_at,
         actor=actor,
     )
-    return addition if key is None else replace(addition, fingerprint=_fingerprint(addition))
+    return (
+        checked_job if key is None else replace(checked_job, fingerprint=_fingerprint(checked_job))
+    )
 
 
 def _time_of(run_at: Any, delay: Any) -> datetime | None:
@@ -133,10 +135,10 @@ def defaults_of(options: Mapping[str, Any], otherwise: Defaults) -> Defaults:
     return Defaults(
         queue=_queue(options.get("queue", otherwise.queue)),
         priority=whole(
-            options.get("priority", otherwise.priority), -MOST_PRIORITY, MOST_PRIORITY, "$.priority"
+            options.get("priority", otherwise.priority), -MAX_PRIORITY, MAX_PRIORITY, "$.priority"
         ),
         max_retries=whole(
-            options.get("max_retries", otherwise.max_retries), 0, MOST_RETRIES, "$.max_retries"
+            options.get("max_retries", otherwise.max_retries), 0, MAX_RETRIES, "$.max_retries"
         ),
         timeout=None if timeout is None else positive(timeout, "$.timeout"),
         backoff=policy_of(options.get("backoff", otherwise.backoff), "$.backoff"),
@@ -185,17 +187,17 @@ def positive(value: Duration, path: str) -> float:
     return seconds
 
 
-def _fingerprint(addition: Addition) -> str:
+def _fingerprint(checked_job: CheckedJob) -> str:
     """What makes two requests with one idempotency key the same request."""
     asked = [
-        addition.type,
-        addition.queue,
-        addition.payload,
-        addition.priority,
-        addition.max_retries,
-        addition.timeout,
-        [addition.backoff.base, addition.backoff.factor, addition.backoff.cap],
-        addition.delay,
-        None if addition.run_at is None else addition.run_at.timestamp(),
+        checked_job.type,
+        checked_job.queue,
+        checked_job.payload,
+        checked_job.priority,
+        checked_job.max_retries,
+        checked_job.timeout,
+        [checked_job.backoff.base, checked_job.backoff.factor, checked_job.backoff.cap],
+        checked_job.delay,
+        None if checked_job.run_at is None else checked_job.run_at.timestamp(),
     ]
     return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tenure.jobs import durations
-from tenure.jobs.values import MOST_AHEAD, Activity, WorkerState, serves
+from tenure.jobs.values import MAX_AHEAD, Activity, WorkerState, serves
 from tenure.lifecycle import Job, Status, legal_events
 
 RATE_MINUTES = 5
@@ -25,7 +25,7 @@ class Facts:
     now: datetime
     paused: bool  # its queue
     workers: Sequence[WorkerState]  # seen lately, live or not
-    ahead: int  # due jobs of its queue that go first; MOST_AHEAD + 1 means that or more
+    ahead: int  # due jobs of its queue that go first; MAX_AHEAD + 1 means that or more
     rate: float  # attempts of its queue that end per second, over the last minutes
 
 
@@ -44,9 +44,9 @@ def explain(job: Job, facts: Facts) -> Explanation:
     return Explanation(reason, text, legal_events(job.status))
 
 
-def rate(moves: Iterable[Activity], queue: str, now: datetime) -> float:
+def rate(transitions: Iterable[Activity], queue: str, now: datetime) -> float:
     """Attempts of a queue that ended per second, from its moves of the last `RATE_MINUTES`."""
-    ended = sum(m.moves for m in moves if m.queue == queue and m.event in ENDED)
+    ended = sum(m.transitions for m in transitions if m.queue == queue and m.event in ENDED)
     start = now.replace(second=0, microsecond=0) - timedelta(minutes=RATE_MINUTES - 1)
     return ended / (now - start).total_seconds()
 
@@ -109,13 +109,13 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
         )
     if facts.ahead == 0:
         return "next", f"It is next in queue {job.queue}: the first free worker takes it."
-    return "waiting", _turn(job, facts)
+    return "waiting", _exchange(job, facts)
 
 
-def _turn(job: Job, facts: Facts) -> str:
+def _exchange(job: Job, facts: Facts) -> str:
     """When a job comes to its turn, as far as that can be told."""
-    many = facts.ahead > MOST_AHEAD
-    ahead = f"More than {MOST_AHEAD:,} jobs" if many else f"{facts.ahead:,} jobs"
+    many = facts.ahead > MAX_AHEAD
+    ahead = f"More than {MAX_AHEAD:,} jobs" if many else f"{facts.ahead:,} jobs"
     goes = "1 job of its queue goes" if facts.ahead == 1 else f"{ahead} of its queue go"
     if facts.rate <= 0:
         return f"{goes} first, and none is known to have ended in the last {RATE_MINUTES} minutes."

@@ -7,8 +7,8 @@ from typing import TypedDict
 
 from tenure.errors import InvalidInput
 from tenure.jobs import payload
-from tenure.jobs.values import MOST_SEARCHED_FOR, Action, Filter
-from tenure.lifecycle import MOVES, Status
+from tenure.jobs.values import MAX_SEARCHED_FOR, Action, Filter
+from tenure.lifecycle import TRANSITIONS, Status
 
 
 class Fields(TypedDict, total=False):
@@ -44,15 +44,17 @@ def checked(filter: Filter, at: str = "$.", *, between: str = "_") -> Filter:
             raise InvalidInput("a time without its zone; write it with Z or +02:00", path=where)
     for name in ("error", "text"):
         text: str | None = getattr(filter, name)
-        if text is not None and not 1 <= len(text) <= MOST_SEARCHED_FOR:
-            raise InvalidInput(f"search for 1 to {MOST_SEARCHED_FOR} characters", path=at + name)
+        if text is not None and not 1 <= len(text) <= MAX_SEARCHED_FOR:
+            raise InvalidInput(f"search for 1 to {MAX_SEARCHED_FOR} characters", path=at + name)
         payload.check(text, path=at + name)
     return filter
 
 
 def sources(action: Action) -> tuple[Status, ...]:
     """The statuses that allow an action."""
-    return tuple(move.source for move in MOVES if move.event == EVENT_OF[action])
+    return tuple(
+        transition.source for transition in TRANSITIONS if transition.event == EVENT_OF[action]
+    )
 
 
 def action_of(name: str) -> Action:

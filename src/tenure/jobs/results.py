@@ -33,7 +33,7 @@ MAX_PREVIEW_BYTES = MAX_RESULT_BYTES // 8
 MAX_MESSAGE_BYTES = MAX_ERROR_BYTES // 4
 MAX_FRAMES = 30
 MAX_EXCEPTIONS = 10
-MOST_PLACES = 1_000
+MAX_PLACES = 1_000
 """Places in source code that are remembered as text."""
 
 
@@ -216,7 +216,7 @@ def _place(frame: FrameType, line: int) -> str:
     place = f'  File "{file}", line {line}, in {name}'
     if source := linecache.getline(file, line, frame.f_globals).strip():
         place += f"\n    {source[:200]}"
-    if len(_known_places) >= MOST_PLACES:
+    if len(_known_places) >= MAX_PLACES:
         _known_places.clear()
     _known_places[key] = place
     return place

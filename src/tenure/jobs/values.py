@@ -18,7 +18,7 @@ from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 
-class Addition(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class CheckedJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A job to be added. The store sets its times: `run_at` if given, else now plus `delay`."""
 
     id: str
@@ -37,7 +37,7 @@ class Addition(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     traceparent: str | None = None  # the span that adds it, where there is one
 
 
-class Added(msgspec.Struct, frozen=True):
+class Enqueued(msgspec.Struct, frozen=True):
     """The job that an addition made, or (`created` false) the earlier one with the same key."""
 
     job: Job
@@ -126,7 +126,7 @@ RECORDED = Verdict(Answer.RECORDED)
 ALREADY_RECORDED = Verdict(Answer.ALREADY_RECORDED)
 
 
-class Turn(msgspec.Struct, frozen=True):
+class Exchange(msgspec.Struct, frozen=True):
     """What a worker's turn brought: a verdict per report, in order, and the jobs now leased."""
 
     verdicts: Sequence[Verdict]
@@ -151,7 +151,7 @@ class Transition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class EventFilter:
     """Which moves somebody wants to hear of; None for any."""
 
     types: tuple[str, ...] | None = None
@@ -161,32 +161,32 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class LedgerEvent:
     """A move with the type and queue of its job, which the ledger itself does not repeat."""
 
-    move: Transition
+    transition: Transition
     type: str
     queue: str
 
-    def withheld(self) -> Told:
+    def without_errors(self) -> LedgerEvent:
         """The same without an error, which may hold what is redacted; a job's history shows it."""
-        if self.move.detail is None:
+        if self.transition.detail is None:
             return self
-        return replace(self, move=replace(self.move, detail=MARK))
+        return replace(self, transition=replace(self.transition, detail=MARK))
 
 
 @dataclass(frozen=True, slots=True)
-class Moves:
+class LedgerPage:
     """A stretch of the ledger: what was wanted of it, and the position up to which it was read."""
 
-    told: Sequence[Told]
+    told: Sequence[LedgerEvent]
     position: str
     more: bool  # the stretch was as long as it may be, so there may be more behind it
 
 
-MOST_AHEAD = 10_000
+MAX_AHEAD = 10_000
 """Jobs that go before one, as far as they are counted."""
-MOST_SEARCHED_FOR = 200
+MAX_SEARCHED_FOR = 200
 """Characters of a text that is searched for."""
 
 
@@ -272,7 +272,7 @@ class Bulk:
     exact: bool  # else it was at least so many
     changed: int
     refused: int  # somebody else was faster, or they are gone
-    bites: int = field(default=0, repr=False)  # transactions so far
+    batches: int = field(default=0, repr=False)  # transactions so far
     cursor: str | None = field(default=None, repr=False)  # the last id it has been at
 
     @property
@@ -313,7 +313,7 @@ class Total:
     type: str
     queue: str
     event: str
-    moves: int
+    transitions: int
     seconds: float
     buckets: tuple[int, ...]
 
@@ -326,7 +326,7 @@ class Activity:
     type: str
     queue: str
     event: str
-    moves: int
+    transitions: int
     seconds: float
     buckets: tuple[int, ...]
 
@@ -461,9 +461,9 @@ class Check:
 
 # --- how far long work has come ---------------------------------------------------------------
 
-Tell = Callable[[int, int | None, str], None]
+Progress = Callable[[int, int | None, str], None]
 """Called now and then: how much is done, of how much (None: nobody knows), and what is done now."""
 
 
-def untold(done: int, total: int | None, doing: str) -> None:
+def no_progress(done: int, total: int | None, doing: str) -> None:
     """For those who do not want to know."""

@@ -24,7 +24,7 @@ from tenure.simulator.world import World
 
 HOURS_OF_A_WORLD = 24.0
 INSPECTION_HOURS = 6.0
-LONGEST_END = 12 * 3_600.0
+MAX_END = 12 * 3_600.0
 """Seconds within which every job must be settled once the faults have stopped: the longest delay,
 the furthest the clock was stepped, and all attempts with their pauses are well within it."""
 ALLOCATED = 50_000
@@ -42,7 +42,7 @@ class Violation:
     hours: float  # to play the same world again
     at: str  # in queue time
     job: str
-    moves: Sequence[str]  # of the job
+    transitions: Sequence[str]  # of the job
     lines: Sequence[str]  # what happened just before
 
 
@@ -59,7 +59,7 @@ class Rehearsal:
 
 
 def rehearse(
-    seed: int, hours: float, tell: Callable[[float], None] = lambda hours: None
+    seed: int, hours: float, progress: Callable[[float], None] = lambda hours: None
 ) -> Rehearsal:
     """Play the worlds of `seed`, `seed + 1`, … for so many hours of queue time, a day each.
 
@@ -80,7 +80,7 @@ def rehearse(
             world.stage.close()
             played += world.now / 3600 if violation else some
             worlds += 1
-            tell(played)
+            progress(played)
     trace = traces[0] if len(traces) == 1 else _digest(traces)
     return Rehearsal(seed, played, worlds, figures, trace, violation)
 
@@ -124,12 +124,12 @@ def _play(world: World, seed: int, hours: float) -> Violation | None:
             world.auditor.look_at_everything()
         world.calm = True
         operator.settle_down()
-        end = world.now + LONGEST_END
+        end = world.now + MAX_END
         world.run(world.now + 600)  # what is under way arrives
         world.run(end, stop=lambda: not world.auditor.lives.open)
         for life in world.auditor.lives.open.values():
             raise Broken(
-                f"still {life.status} {LONGEST_END / 3600:.0f} hours after the last fault", life
+                f"still {life.status} {MAX_END / 3600:.0f} hours after the last fault", life
             )
         world.auditor.look_at_everything()
     except Broken as broken:
@@ -142,18 +142,20 @@ def _play(world: World, seed: int, hours: float) -> Violation | None:
 
 def _violation(world: World, seed: int, hours: float, broken: Broken) -> Violation:
     life = broken.life
-    moves: list[str] = []
+    transitions: list[str] = []
     if life is not None:
         for at, event, attempt, token, detail in world.stage.history(life.id)[-SHOWN:]:
             when = _shown((at - START) / 1000)
-            moves.append(f"{when} {event}, attempt {attempt}, token {token} {detail}".rstrip())
+            transitions.append(
+                f"{when} {event}, attempt {attempt}, token {token} {detail}".rstrip()
+            )
     return Violation(
         what=broken.what,
         seed=seed,
         hours=hours,
         at=_shown(world.now),
         job=f"job {life.number}, {life.id}" if life is not None else "",
-        moves=moves,
+        transitions=transitions,
         lines=[f"{_shown(at)} {line}" for at, line in list(world.auditor.lines)[-SHOWN:]],
     )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tenure.errors import IllegalMove, JobNotFound, KeyConflict, QueueFull
-from tenure.jobs.values import Answer, Outcome, Report, Turn, Verdict
+from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, QueueFull
+from tenure.jobs.values import Answer, Exchange, Outcome, Report, Verdict
 from tenure.lifecycle import Cancelled
-from tenure.simulator.asks import Apply, Asked, Beat, Enqueue, Prune, Sweep, TakeTurn
+from tenure.simulator.asks import Apply, Asked, Beat, Enqueue, Prune, Sweep, TakeExchange
 from tenure.simulator.commit import Commit
 from tenure.simulator.lives import SETTLED, Broken
 
@@ -20,8 +20,8 @@ def check(commit: Commit, one: Asked) -> None:
     match one.ask:
         case Enqueue():
             _enqueue(commit, one.ask, one.answer)
-        case TakeTurn():
-            _turn(commit, one.ask, one.answer)
+        case TakeExchange():
+            _exchange(commit, one.ask, one.answer)
         case Beat():
             _beat(commit, one.ask, one.answer)
         case Apply():
@@ -44,40 +44,44 @@ def _enqueue(commit: Commit, ask: Enqueue, answer: Any) -> None:
     lives = commit.lives
     gone = {life.id for life in commit.deleted}
     refused = isinstance(answer, KeyConflict | QueueFull)
-    if refused and len(ask.additions) > 1 and any(a.id in commit.entered for a in ask.additions):
+    if (
+        refused
+        and len(ask.checked_jobs) > 1
+        and any(a.id in commit.entered for a in ask.checked_jobs)
+    ):
         raise Broken("a batch was refused, but some of it is there")
     if isinstance(answer, KeyConflict):
         life = lives.keys.get(answer.key)
-        same = {a.fingerprint for a in ask.additions if a.idempotency_key == answer.key}
+        same = {a.fingerprint for a in ask.checked_jobs if a.idempotency_key == answer.key}
         if answer.job_id in gone or len(same) > 1:  # or the jobs of one batch contradict each other
             return
-        if life is None or life.id != answer.job_id or same == {life.addition.fingerprint}:
+        if life is None or life.id != answer.job_id or same == {life.checked_job.fingerprint}:
             raise Broken(f"{answer}, but that is not so", life)
     elif isinstance(answer, QueueFull):
         room = lives.full_at.get(answer.queue)
-        wanted = sum(a.queue == answer.queue for a in ask.additions)
+        wanted = sum(a.queue == answer.queue for a in ask.checked_jobs)
         if room is None or commit.fullest.get(answer.queue, 0) + wanted <= room:
             raise Broken(f"{answer}, but that is not so")
     elif isinstance(answer, Exception):
         raise Broken(f"an enqueue was answered {answer!r}")
     else:
-        for addition, added in zip(ask.additions, answer, strict=True):
+        for checked_job, added in zip(ask.checked_jobs, answer, strict=True):
             life = lives.all.get(added.job.id)
             if added.job.id in gone:
                 continue
             if life is None:
                 raise Broken("an enqueue was accepted, but its job is not there")
-            if added.created != (life.id == addition.id):
+            if added.created != (life.id == checked_job.id):
                 raise Broken("told wrongly whether a job was new", life)
-            if life.id != addition.id and (
-                addition.idempotency_key is None
-                or life.addition.idempotency_key != addition.idempotency_key
-                or life.addition.fingerprint != addition.fingerprint
+            if life.id != checked_job.id and (
+                checked_job.idempotency_key is None
+                or life.checked_job.idempotency_key != checked_job.idempotency_key
+                or life.checked_job.fingerprint != checked_job.fingerprint
             ):
                 raise Broken("an enqueue was answered with somebody else's job", life)
 
 
-def _turn(commit: Commit, ask: TakeTurn, answer: Turn) -> None:
+def _exchange(commit: Commit, ask: TakeExchange, answer: Exchange) -> None:
     for report, verdict in zip(ask.reports, answer.verdicts, strict=True):
         _verdict(commit, report, verdict)
     _recorded_once(commit, ask.reports, answer.verdicts)
@@ -97,7 +101,7 @@ def _turn(commit: Commit, ask: TakeTurn, answer: Turn) -> None:
             raise Broken("a worker was told another attempt or token", life)
     if len(answer.leases) < ask.claim.limit:
         for life in commit.lives.due(commit.now):
-            wanted = ask.claim.queues is None or life.addition.queue in ask.claim.queues
+            wanted = ask.claim.queues is None or life.checked_job.queue in ask.claim.queues
             # What became pending in this very commit did so before the claims, too.
             if wanted:
                 raise Broken("a claim left a job that was due", life)
@@ -156,7 +160,7 @@ def _apply(commit: Commit, ask: Apply, answer: Any) -> None:
     if isinstance(answer, JobNotFound):
         if life is not None:
             raise Broken("an operator was told that a job is not there", life)
-    elif isinstance(answer, IllegalMove):
+    elif isinstance(answer, IllegalTransition):
         if life is None:
             return
         seen = commit.statuses.get(life.id, set()) | {life.status}

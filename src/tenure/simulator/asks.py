@@ -12,31 +12,31 @@ from datetime import datetime
 from typing import Any
 
 from tenure.errors import StoreUnavailable
-from tenure.jobs.values import Addition, ClaimRequest, Report
+from tenure.jobs.values import CheckedJob, ClaimRequest, Report
 from tenure.lifecycle import Event
-from tenure.store import transitions as moves
-from tenure.store.commit import Acting, Adding, Turning, Work
+from tenure.store import transitions
+from tenure.store.commit import CallWork, EnqueueWork, ExchangeWork, Work
 
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
     """Jobs to add, all or none."""
 
-    additions: Sequence[Addition]
+    checked_jobs: Sequence[CheckedJob]
 
     def work(self) -> Work:
-        return Adding(self.additions)
+        return EnqueueWork(self.checked_jobs)
 
 
 @dataclass(frozen=True, slots=True)
-class TakeTurn:
+class TakeExchange:
     """A worker's turn: what finished, and what it can take."""
 
     reports: Sequence[Report]
     claim: ClaimRequest | None
 
     def work(self) -> Work:
-        return Turning(self.reports, self.claim)
+        return ExchangeWork(self.reports, self.claim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Beat:
     seconds: float
 
     def work(self) -> Work:
-        return Acting("heartbeat", lambda db: db.renew(self.leases, self.seconds))
+        return CallWork("heartbeat", lambda db: db.renew(self.leases, self.seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Sweep:
     limit: int
 
     def work(self) -> Work:
-        return Acting("sweep", lambda db: moves.sweep(db, self.limit))
+        return CallWork("sweep", lambda db: transitions.sweep(db, self.limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Prune:
     limit: int
 
     def work(self) -> Work:
-        return Acting("prune", lambda db: db.prune(self.before, self.limit))
+        return CallWork("prune", lambda db: db.prune(self.before, self.limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Apply:
     event: Event
 
     def work(self) -> Work:
-        return Acting("operator", lambda db: moves.apply(db, self.job_id, self.event))
+        return CallWork("operator", lambda db: transitions.apply(db, self.job_id, self.event))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class SetQueue:
     max_pending: int | None = None
 
     def work(self) -> Work:
-        return Acting(
+        return CallWork(
             "queue",
             lambda db: db.set_queue(
                 self.name, paused=self.paused, max_pending=self.max_pending, actor="operator"
@@ -99,7 +99,7 @@ class SetQueue:
         )
 
 
-Ask = Enqueue | TakeTurn | Beat | Sweep | Prune | Apply | SetQueue
+Ask = Enqueue | TakeExchange | Beat | Sweep | Prune | Apply | SetQueue
 
 UNKNOWN = StoreUnavailable("no answer: what became of it is unknown")
 

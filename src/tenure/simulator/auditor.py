@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tenure.errors import TenureError
-from tenure.jobs.values import Turn
+from tenure.jobs.values import Exchange
 from tenure.simulator import answers
 from tenure.simulator.asks import UNKNOWN, Asked, Beat, Fault, Prune, SetQueue
 from tenure.simulator.commit import Commit
@@ -114,10 +114,10 @@ class Auditor:
         """One entry of the ledger: may it be, and what follows from it."""
         lives = self.lives
         if event == "enqueued":
-            addition = commit.additions.get(job_id)
-            if addition is None:
+            checked_job = commit.checked_jobs.get(job_id)
+            if checked_job is None:
                 raise Broken("a job that nobody added")
-            life = lives.enter(addition, commit.now)
+            life = lives.enter(checked_job, commit.now)
             commit.enter(life)
             self.count("jobs")
             self.note(f"job {life.number} {event}")
@@ -132,7 +132,7 @@ class Auditor:
         if at != commit.now:
             raise Broken(f"{event} is on record at another time", life)
         commit.allow(life, event, actor)
-        lives.move(life, event, target, commit.now)
+        lives.transition(life, event, target, commit.now)
         if event == "claimed":
             lives.claim(life, lease, commit.claim_until(life, actor))
         elif held is not None and lease != held:
@@ -213,7 +213,7 @@ class Auditor:
         self.count("jobs pruned", len(commit.deleted))
 
     def _count_verdicts(self, one: Asked) -> None:
-        if isinstance(one.answer, Turn):
+        if isinstance(one.answer, Exchange):
             for verdict in one.answer.verdicts:
                 self.count(f"reports {verdict.answer.replace('_', ' ')}")
 
@@ -231,7 +231,7 @@ class Auditor:
 def _short(answer: Any) -> str:
     if isinstance(answer, TenureError):
         return type(answer).__name__ if answer is not UNKNOWN else "unknown"
-    if isinstance(answer, Turn):
+    if isinstance(answer, Exchange):
         told = "".join(f" {verdict.answer}" for verdict in answer.verdicts)
         return f"{len(answer.leases)} leased{told}"
     if isinstance(answer, list | set):

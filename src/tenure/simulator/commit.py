@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeVar
 
-from tenure.jobs.values import Addition, ClaimRequest, Outcome, Report
+from tenure.jobs.values import CheckedJob, ClaimRequest, Outcome, Report
 from tenure.lifecycle import Cancelled, Retried
-from tenure.simulator.asks import Apply, Asked, Beat, Enqueue, Prune, SetQueue, Sweep, TakeTurn
+from tenure.simulator.asks import Apply, Asked, Beat, Enqueue, Prune, SetQueue, Sweep, TakeExchange
 from tenure.simulator.lives import RELEASES, Broken, Life, Lives
 
 Kind = TypeVar("Kind", Beat, Prune, SetQueue, Sweep)
@@ -31,16 +31,16 @@ class Commit:
         self.deleted: list[Life] = []
         self.prunable = 0
         self.new_limits: dict[str, int] = {}
-        self.additions: dict[str, Addition] = {}
+        self.checked_jobs: dict[str, CheckedJob] = {}
         self.reports: dict[tuple[str, str], list[Report]] = {}
         self.claims: dict[str, ClaimRequest] = {}
         self.wanted: dict[tuple[str, str], int] = {}  # (job id, event) -> more retries
         self._kinds = {type(one.ask) for one in asked}
         for one in asked:
             match one.ask:
-                case Enqueue(additions):
-                    self.additions |= {a.id: a for a in additions}
-                case TakeTurn(reports, claim):
+                case Enqueue(checked_jobs):
+                    self.checked_jobs |= {a.id: a for a in checked_jobs}
+                case TakeExchange(reports, claim):
                     for report in reports:
                         key = (report.job_id, report.lease_id)
                         self.reports.setdefault(key, []).append(report)
@@ -70,7 +70,7 @@ class Commit:
         self._fill(life)
 
     def _fill(self, life: Life) -> None:
-        queue = life.addition.queue
+        queue = life.checked_job.queue
         self.fullest[queue] = max(self.fullest.get(queue, 0), self.lives.pending[queue])
 
     # --- moves
@@ -79,7 +79,7 @@ class Commit:
         """Whether anybody asked for this move, and it is time for it."""
         self.statuses.setdefault(life.id, set()).add(life.status)
         if event == "claimed":
-            if life.addition.queue in self.lives.paused:
+            if life.checked_job.queue in self.lives.paused:
                 raise Broken("claimed from a queue that is paused", life)
             if actor not in self.claims:
                 raise Broken("claimed by a worker that did not ask", life)
@@ -153,11 +153,11 @@ class Commit:
         """What was claimed stood before what is left, and nothing that ran out is left."""
         last: dict[str, Life] = {}
         for life in self.claimed.values():
-            queue = life.addition.queue
+            queue = life.checked_job.queue
             if queue not in last or life.order > last[queue].order:
                 last[queue] = life
         for life in self.lives.due(self.now) if last else ():
-            ahead = last.get(life.addition.queue)
+            ahead = last.get(life.checked_job.queue)
             if ahead is not None and life.id not in self.statuses and life.order < ahead.order:
                 raise Broken(f"job {ahead.number} was claimed before it", life)
         sweeps = self.asks(Sweep)

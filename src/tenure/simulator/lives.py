@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tenure.jobs.values import Addition
+from tenure.jobs.values import CheckedJob
 
-MOVES = frozenset(
+TRANSITIONS = frozenset(
     {
         ("pending", "claimed", "processing"),
         ("processing", "completed", "completed"),
@@ -44,7 +44,7 @@ class Life:
     """One job as its moves make it. Times in milliseconds of the store's clock."""
 
     number: int
-    addition: Addition
+    checked_job: CheckedJob
     limit: int
     run_at: int
     status: str = "pending"
@@ -60,16 +60,16 @@ class Life:
 
     @property
     def id(self) -> str:
-        return self.addition.id
+        return self.checked_job.id
 
     @property
     def order(self) -> tuple[int, int, str]:
         """Its place in its queue."""
-        return self.addition.priority, self.run_at, self.id
+        return self.checked_job.priority, self.run_at, self.id
 
     def pause(self) -> tuple[float, float]:
         """The shortest and the longest wait that its policy allows now, in seconds."""
-        policy = self.addition.backoff
+        policy = self.checked_job.backoff
         exact = policy.base * policy.factor ** (self.attempts - 1)
         return min(exact * (1 - JITTER), policy.cap), min(exact * (1 + JITTER), policy.cap)
 
@@ -86,29 +86,29 @@ class Lives:
         self.full_at: dict[str, int] = {}  # queue -> most pending jobs
         self.added = 0
 
-    def enter(self, addition: Addition, now: int) -> Life:
+    def enter(self, checked_job: CheckedJob, now: int) -> Life:
         """A new job."""
-        if addition.id in self.all:
-            raise Broken("a job was added twice", self.all[addition.id])
+        if checked_job.id in self.all:
+            raise Broken("a job was added twice", self.all[checked_job.id])
         self.added += 1
-        run_at = now + round(addition.delay * 1000)
-        life = Life(self.added, addition, addition.max_retries, run_at)
-        if (key := addition.idempotency_key) is not None:
+        run_at = now + round(checked_job.delay * 1000)
+        life = Life(self.added, checked_job, checked_job.max_retries, run_at)
+        if (key := checked_job.idempotency_key) is not None:
             if key in self.keys:
                 raise Broken("one idempotency key made two jobs", life)
             self.keys[key] = life
         self.all[life.id] = self.open[life.id] = life
-        self.pending[addition.queue] += 1
-        room = self.full_at.get(addition.queue)
-        if room is not None and self.pending[addition.queue] > room:
+        self.pending[checked_job.queue] += 1
+        room = self.full_at.get(checked_job.queue)
+        if room is not None and self.pending[checked_job.queue] > room:
             raise Broken(f"a job was added to a queue that holds its {room} already", life)
         return life
 
-    def move(self, life: Life, event: str, target: str, now: int) -> None:
+    def transition(self, life: Life, event: str, target: str, now: int) -> None:
         """One legal move: what it always changes."""
-        if (life.status, event, target) not in MOVES:
+        if (life.status, event, target) not in TRANSITIONS:
             raise Broken(f"illegal move {life.status} -> {target} as {event}", life)
-        queue = life.addition.queue
+        queue = life.checked_job.queue
         self.pending[queue] += (target == "pending") - (life.status == "pending")
         if life.status == "processing":
             if life.lease is None or life.lease in life.ended:
@@ -140,7 +140,7 @@ class Lives:
             for life in self.open.values()
             if life.status == "pending"
             and life.run_at <= now
-            and life.addition.queue not in self.paused
+            and life.checked_job.queue not in self.paused
         ]
 
     def held(self) -> bool:
@@ -152,8 +152,8 @@ class Lives:
         if life.finished_at is None or life.finished_at >= before.get(life.status, 0):
             raise Broken("a job was deleted that had to be kept", life)
         del self.all[life.id]
-        if life.addition.idempotency_key is not None:
-            del self.keys[life.addition.idempotency_key]
+        if life.checked_job.idempotency_key is not None:
+            del self.keys[life.checked_job.idempotency_key]
 
     def start(self, job_id: str, token: int) -> None:
         """A handler starts to run the job."""

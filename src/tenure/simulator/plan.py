@@ -50,7 +50,7 @@ HABITS = (
 AT_ONCE: Mapping[str, Any] = {"base": 0, "factor": 1, "cap": 0}
 SOON: Mapping[str, Any] = {"base": 2, "factor": 3, "cap": 60}
 LATER: Mapping[str, Any] = {"base": 60, "factor": 2, "cap": 600}
-LONGEST_DELAY = 3_600.0
+MAX_DELAY = 3_600.0
 """Seconds that a new job may have to wait for its time."""
 
 

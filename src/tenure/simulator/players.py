@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from tenure.errors import TenureError
-from tenure.jobs.enqueue import Draft, addition_of
+from tenure.jobs.enqueue import NewJob, check_job
 from tenure.jobs.handlers import Defaults
-from tenure.jobs.values import Addition, ClaimRequest, Lease, Outcome, Report, Turn
+from tenure.jobs.values import CheckedJob, ClaimRequest, Exchange, Lease, Outcome, Report
 from tenure.lifecycle import Cancelled, Retried
 from tenure.simulator.asks import (
     UNKNOWN,
@@ -23,16 +23,16 @@ from tenure.simulator.asks import (
     Prune,
     SetQueue,
     Sweep,
-    TakeTurn,
+    TakeExchange,
 )
-from tenure.simulator.plan import LONGEST_DELAY
+from tenure.simulator.plan import MAX_DELAY
 from tenure.simulator.world import Server, World
 
 RESEND = 5.0
 """Seconds until an ask without an answer is sent again."""
 KEPT = timedelta(hours=4)
 """What pruning leaves: longer than the store's clock is ever stepped back."""
-FURTHEST_STEP = 3_600.0
+MAX_STEP = 3_600.0
 BURST = 5.0
 """Seconds within which a producer sends what comes at once."""
 REGRET = 4.0
@@ -78,7 +78,7 @@ class Producer(Player):
         super().__init__(world, name)
         self.known: deque[str] = deque(maxlen=100)
         """Ids of jobs that were accepted."""
-        self._drafts: deque[Draft] = deque(maxlen=20)  # with keys
+        self._new_jobs: deque[NewJob] = deque(maxlen=20)  # with keys
         self._made = 0
         self.every(world.plan.gap, self._produce)
 
@@ -93,15 +93,15 @@ class Producer(Player):
     def _add(self) -> None:
         several = self.world.strikes("batches", 0.2)
         count = self.world.chance.randint(2, 5) if several else 1
-        self._send([self._draft() for _ in range(count)], None)
+        self._send([self._new_job() for _ in range(count)], None)
 
-    def _draft(self) -> Draft:
+    def _new_job(self) -> NewJob:
         chance, plan = self.world.chance, self.world.plan
-        if self._drafts and chance.random() < 0.2:
-            again = chance.choice(self._drafts)
+        if self._new_jobs and chance.random() < 0.2:
+            again = chance.choice(self._new_jobs)
             if chance.random() < 0.7:
                 return again
-            return Draft(again.type, {"other": True}, again.options)
+            return NewJob(again.type, {"other": True}, again.options)
         self._made += 1
         options: dict[str, Any] = {
             "queue": chance.choice(plan.queues),
@@ -109,31 +109,31 @@ class Producer(Player):
             "backoff": chance.choice(plan.backoffs),
         }
         if self.world.strikes("delays", 0.2):
-            options["delay"] = chance.randint(1, int(LONGEST_DELAY))
+            options["delay"] = chance.randint(1, int(MAX_DELAY))
         if self.world.strikes("priorities", 0.5):
             options["priority"] = chance.randint(-1, 1)
         keyed = self.world.strikes("keys", 0.5)
         if keyed:
             options["idempotency_key"] = f"{self.name}-{self._made}".replace(" ", "-")
-        draft = Draft("task", {"number": self._made}, options)  # type: ignore[arg-type]
+        new_job = NewJob("task", {"number": self._made}, options)  # type: ignore[arg-type]
         if keyed:
-            self._drafts.append(draft)
-        return draft
+            self._new_jobs.append(new_job)
+        return new_job
 
-    def _send(self, drafts: Sequence[Draft], before: Sequence[Addition] | None) -> None:
+    def _send(self, new_jobs: Sequence[NewJob], before: Sequence[CheckedJob] | None) -> None:
         """Send, under the ids of the first time or, as over HTTP with a key, under new ones."""
-        additions = before
-        keyed = all("idempotency_key" in draft.options for draft in drafts)
-        if additions is None or (keyed and self.world.chance.random() < 0.5):
-            additions = [
-                addition_of(draft, self.world.new_id(), defaults=Defaults(), actor=self.name)
-                for draft in drafts
+        checked_jobs = before
+        keyed = all("idempotency_key" in new_job.options for new_job in new_jobs)
+        if checked_jobs is None or (keyed and self.world.chance.random() < 0.5):
+            checked_jobs = [
+                check_job(new_job, self.world.new_id(), defaults=Defaults(), actor=self.name)
+                for new_job in new_jobs
             ]
-        sent = additions
+        sent = checked_jobs
 
         def heard(answer: Answer) -> None:
             if answer is UNKNOWN:
-                self.world.later(RESEND, lambda: self._send(drafts, sent))
+                self.world.later(RESEND, lambda: self._send(new_jobs, sent))
             elif not isinstance(answer, TenureError):
                 self.known.extend(added.job.id for added in answer)
                 self._regret(answer[-1].job.id)
@@ -156,8 +156,8 @@ class Worker(Player):
         self._life = 0
         self._frozen_until = 0.0
         self._past: deque[Report] = deque(maxlen=50)  # survives: the network remembers
-        world.wake.append(self._turn)
-        self.every(world.plan.poll, self._turn)
+        world.wake.append(self._exchange)
+        self.every(world.plan.poll, self._exchange)
         self.every(world.plan.between_faults, self._have_bad_luck)
         self.every(world.plan.between_faults / 4, self._talk_nonsense)
         self._begin()
@@ -172,7 +172,7 @@ class Worker(Player):
         self._held: dict[str, Lease] = {}  # by lease id, in the order in which they came
         self._running: set[str] = set()
         self._reports: list[Report] = []
-        self._turn()
+        self._exchange()
 
     def _soon(self, seconds: float, act: Callable[[], None]) -> None:
         """Later, if this process is still there; after its sleep, if it is frozen."""
@@ -192,7 +192,7 @@ class Worker(Player):
     def _awake(self) -> bool:
         return self._up and self._frozen_until <= self.world.now
 
-    def _turn(self) -> None:
+    def _exchange(self) -> None:
         if not self._awake or self._in_turn:
             return
         plan = self.world.plan
@@ -210,15 +210,15 @@ class Worker(Player):
         def heard(answer: Answer) -> None:
             self._soon(0, lambda: self._heard(reports, answer))
 
-        self.ask(TakeTurn(reports, claim), heard)
+        self.ask(TakeExchange(reports, claim), heard)
 
     def _finds_nothing(self) -> bool:
         return not self.world.auditor.lives.due(self.world.store_time())
 
     def _heard(self, reports: Sequence[Report], answer: Answer) -> None:
         self._in_turn = False
-        if not isinstance(answer, Turn):
-            self._soon(RESEND * self.world.chance.random(), self._turn)
+        if not isinstance(answer, Exchange):
+            self._soon(RESEND * self.world.chance.random(), self._exchange)
             return
         self._reports = self._reports[len(reports) :]
         for report in reports:
@@ -231,7 +231,7 @@ class Worker(Player):
         self._keep_beating()
         self._start()
         if self._reports or answer.leases:
-            self._turn()
+            self._exchange()
 
     def _start(self) -> None:
         for lease_id, lease in self._held.items():
@@ -260,7 +260,7 @@ class Worker(Player):
 
     def _say(self, report: Report) -> None:
         self._reports.append(report)
-        self._turn()
+        self._exchange()
 
     def _outcome(self, lease: Lease) -> Report:
         luck = self.world.chance.random()
@@ -320,7 +320,7 @@ class Worker(Player):
             other = chance.choice((Outcome.COMPLETED, Outcome.FAILED, old.outcome))
             result = (old.result or '"0"') if other is Outcome.COMPLETED else None
             said = Report(old.job_id, old.lease_id, other, result, error="again")
-            self.ask(TakeTurn([said, said], None), _ignore)
+            self.ask(TakeExchange([said, said], None), _ignore)
         if self.world.strikes("forged leases", 0.5):
             self.world.auditor.count("reports under forged leases")
             target = chance.choice(self._past)
@@ -328,7 +328,7 @@ class Worker(Player):
             job_id = held.id if held is not None and chance.random() < 0.7 else target.job_id
             if (held is None or old.lease_id != held.lease_id) and job_id != old.job_id:
                 forged = Report(job_id, old.lease_id, Outcome.COMPLETED, '"forged"')
-                self.ask(TakeTurn([forged], None), _ignore)
+                self.ask(TakeExchange([forged], None), _ignore)
 
 
 class Sweeper(Player):
@@ -397,9 +397,9 @@ class Operator(Player):
     def _step_clock(self) -> None:
         if self.world.strikes("clock steps", 0.5):
             self.world.auditor.count("clock steps")
-            step = self.world.chance.choice((1.0, self.world.plan.lease, FURTHEST_STEP))
+            step = self.world.chance.choice((1.0, self.world.plan.lease, MAX_STEP))
             off = self.world.clock_off + self.world.chance.choice((-step, step))
-            self.world.clock_off = min(max(off, -FURTHEST_STEP), FURTHEST_STEP)
+            self.world.clock_off = min(max(off, -MAX_STEP), MAX_STEP)
             self.world.auditor.note(f"the clock is {self.world.clock_off:+.0f} s off now")
 
     def settle_down(self) -> None:

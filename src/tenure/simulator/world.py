@@ -21,7 +21,7 @@ from tenure.store.commit import Committer
 
 PATIENCE = 10.0
 """Seconds after which a caller takes it that no answer will come."""
-LONGEST_CRASH = 60.0
+MAX_CRASH = 60.0
 IDLE_LEFT_OUT = 0.95
 """Share of the asks that find nothing to do, and cannot change a job, that are not played."""
 
@@ -128,7 +128,7 @@ class World:
             return self.chance.random() * 2 * self.plan.lease
         return 0.001 + self.chance.random() * 0.02
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Tell whoever waits for work that there may be some."""
         for wake in self.wake:
             if not self.strikes("hints lost", 0.7):
@@ -152,7 +152,7 @@ class Server:
         self.up = True
         self._waiting: list[tuple[str, Ask, Callable[[Answer], None]]] = []
         self._db = StagedSqlite(self._world.stage)
-        self._committer = Committer([self._db], self._world.ring, clock=lambda: self._world.now)
+        self._committer = Committer([self._db], self._world.notify, clock=lambda: self._world.now)
 
     def receive(self, who: str, ask: Ask, reply: Callable[[Answer], None]) -> None:
         """A request has arrived."""
@@ -202,7 +202,7 @@ class Server:
         self._world.auditor.count("server crashes")
         self._world.auditor.note(f"{self.name}: {how}")
         self.up = False
-        self._world.later(self._world.chance.random() * LONGEST_CRASH, self._start)
+        self._world.later(self._world.chance.random() * MAX_CRASH, self._start)
 
 
 def answer_of(future: Future[Any]) -> Answer:

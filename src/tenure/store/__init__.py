@@ -17,22 +17,21 @@ from tenure import failpoints
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.redaction import without_password
 from tenure.jobs.values import (
-    Added,
-    Addition,
     Bulk,
+    CheckedJob,
     ClaimRequest,
+    Enqueued,
+    Exchange,
+    Progress,
     Report,
-    Tell,
-    Turn,
     Webhook,
-    untold,
+    no_progress,
 )
 from tenure.lifecycle import Event, Job, Status
-from tenure.store import migrate
-from tenure.store import transitions as moves
-from tenure.store.bulk import bite, next_ids
-from tenure.store.commit import Acting, Adding, Committer, Turning
-from tenure.store.notify import Bell
+from tenure.store import migrate, transitions
+from tenure.store.bulk import batch, next_ids
+from tenure.store.commit import CallWork, Committer, EnqueueWork, ExchangeWork
+from tenure.store.notify import Notifier
 from tenure.store.protocol import Database, Reader
 from tenure.store.tables.stats import Place
 from tenure.tokens.scopes import AccessToken
@@ -57,10 +56,10 @@ class Store:
     ) -> None:
         """`databases` write side by side; `heart` is a connection of its own for heartbeats."""
         self.url = url
-        self.turns = len(databases) + 1
+        self.exchanges = len(databases) + 1
         """How many turns keep every writing connection busy: one is made ready meanwhile."""
-        self._bell = Bell(reader.watch)
-        self._committer = Committer(databases, self._bell.ring)
+        self._notifier = Notifier(reader.watch)
+        self._committer = Committer(databases, self._notifier.notify)
         self._reader = reader
         self._measured: Place | None = None  # how far the ledger was measured, seen from here
         self._heart = heart
@@ -69,20 +68,20 @@ class Store:
 
     # --- writes
 
-    def add(self, additions: Sequence[Addition]) -> Future[list[Added]]:
+    def add(self, checked_jobs: Sequence[CheckedJob]) -> Future[list[Enqueued]]:
         """Add jobs, all or none; answered once they are on disk.
 
         The future raises KeyConflict, QueueFull or StoreUnavailable.
         """
-        return self._submit(Adding(additions)).future
+        return self._submit(EnqueueWork(checked_jobs)).future
 
-    def turn(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Turn]:
+    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         """A worker's turn in one transaction: record what finished, lease what fits."""
-        return self._submit(Turning(reports, claim)).future
+        return self._submit(ExchangeWork(reports, claim)).future
 
     def apply(self, job_id: str, event: Event) -> Future[Job]:
-        """One event on one job. The future raises JobNotFound or IllegalMove."""
-        return self._act("operator", lambda db: moves.apply(db, job_id, event))
+        """One event on one job. The future raises JobNotFound or IllegalTransition."""
+        return self._act("operator", lambda db: transitions.apply(db, job_id, event))
 
     def start_bulk(self, **fields: Any) -> Future[None]:
         """Keep a new action on all jobs of a filter."""
@@ -94,7 +93,7 @@ class Store:
         `sources` are the statuses that allow it. Whether this bite was the last one.
         """
         ids, cursor = next_ids(self.read, bulk, sources)
-        return self._act("bulk", lambda db: bite(db, bulk, ids, cursor)).result()
+        return self._act("bulk", lambda db: batch(db, bulk, ids, cursor)).result()
 
     def stop_bulk(self, bulk_id: str, actor: str) -> Future[None]:
         """End such an action early."""
@@ -102,7 +101,7 @@ class Store:
 
     def sweep(self, limit: int = 500) -> Future[list[Job]]:
         """End leases that have run out; the jobs concerned, as they stand after."""
-        return self._act("sweep", lambda db: moves.sweep(db, limit))
+        return self._act("sweep", lambda db: transitions.sweep(db, limit))
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int = 500) -> Future[int]:
         """Delete jobs (status -> settled before) and their ledger; how many were deleted."""
@@ -115,15 +114,15 @@ class Store:
         also where somebody else has measured anything since this was called last.
         """
         known = self._measured if yielding else None
-        self._measured, bite = self.read.measured.next_bite(known)
+        self._measured, batch = self.read.measured.next_batch(known)
         failpoints.hit("measure.between_read_and_write")
-        if bite is None:
+        if batch is None:
             return 0
-        added = self._act("measure", lambda db: db.measures.add(bite, db.now()), quiet=True)
+        added = self._act("measure", lambda db: db.measures.add(batch, db.now()), quiet=True)
         if not added.result():
             return 0
-        self._measured = bite.end
-        return bite.moves
+        self._measured = batch.end
+        return batch.transitions
 
     def recount(self) -> Future[int]:
         """Make the counts those of the jobs; how many counts were wrong."""
@@ -163,11 +162,13 @@ class Store:
         """Remove a webhook."""
         return self._act("operator", lambda db: db.webhooks.remove(name))
 
-    def forward(self, hook: Webhook, deliveries: Sequence[Addition], position: str) -> Future[bool]:
+    def forward(
+        self, hook: Webhook, deliveries: Sequence[CheckedJob], position: str
+    ) -> Future[bool]:
         """Add the deliveries of the moves up to `position`; False if somebody else has."""
         return self._act(
             "webhook",
-            lambda db: moves.forward(db, hook, deliveries, position),
+            lambda db: transitions.forward(db, hook, deliveries, position),
             quiet=not deliveries,
         )
 
@@ -200,7 +201,7 @@ class Store:
             )
 
     def _act(self, name: str, act: Callable[[Database], T], *, quiet: bool = False) -> Future[T]:
-        return self._submit(Acting(name, act, quiet=quiet)).future
+        return self._submit(CallWork(name, act, quiet=quiet)).future
 
     # --- reads
 
@@ -214,23 +215,23 @@ class Store:
         self._refuse_copies()
         return self._reader
 
-    def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
+    def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Have `ring` called, from any thread, when there may be work; returns the way to stop."""
         self._refuse_copies()
-        return self._bell.subscribe(ring)
+        return self._notifier.subscribe(notify)
 
     def close(self) -> None:
         """Commit what is waiting, then let go of the database. In a forked copy: nothing."""
         if os.getpid() != self._pid:
             return  # the connections are the parent's, to end in its order
         self._committer.close()
-        self._bell.close()
+        self._notifier.close()
         if self._heart is not None:
             self._heart.close()
         self._reader.close()
 
 
-W = TypeVar("W", Adding, Turning, Acting)
+W = TypeVar("W", EnqueueWork, ExchangeWork, CallWork)
 
 
 POSTGRES = ("postgresql:", "postgres:")
@@ -240,17 +241,17 @@ def _is_known(url: str) -> bool:
     return url.startswith(("sqlite:", *POSTGRES))
 
 
-def migrate_store(url: str, tell: Tell = untold) -> int:
+def migrate_store(url: str, progress: Progress = no_progress) -> int:
     """Create or upgrade the schema at `url`; the version it has now."""
     if url.startswith("sqlite:"):
         from tenure.store.sqlite import connection as sqlite_connection
         from tenure.store.sqlite import schema as sqlite_schema
 
-        return sqlite_schema.upgrade(sqlite_connection.usable_path_of(url), tell)
+        return sqlite_schema.upgrade(sqlite_connection.usable_path_of(url), progress)
     if url.startswith(POSTGRES):
         from tenure.store.postgres import schema as postgres_schema
 
-        return postgres_schema.upgrade(url, tell)
+        return postgres_schema.upgrade(url, progress)
     raise InvalidInput(
         f"{without_password(url)!r} is no database URL: use sqlite:///jobs.db or "
         "postgresql://host/db"
@@ -295,7 +296,7 @@ def open_store(url: str, *, make: bool = True) -> Store:
     reader = postgres_reader.PostgresReader(url)
     return Store(
         url,
-        [postgres.Postgres(url, lanes, reader.connect_anew) for _ in range(POSTGRES_WRITERS)],
+        [postgres.Postgres(url, lanes, reader.reconnect) for _ in range(POSTGRES_WRITERS)],
         reader,
         heart=postgres.Postgres(url),
     )

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenure.jobs.values import Tell
-from tenure.lifecycle import FIRST_EVENT, LIMIT_SQL, MAX_RELEASES, MOVES, ROOM_SQL, budget_sql
+from tenure.jobs.values import Progress
+from tenure.lifecycle import FIRST_EVENT, LIMIT_SQL, MAX_RELEASES, ROOM_SQL, TRANSITIONS, budget_sql
 from tenure.store.constraints import SETTLED_SQL, quoted
 from tenure.store.tables.stats_sql import Words
 
@@ -125,9 +125,10 @@ def findings(
 
 # --- the ledger of each job, in order, beside its row at the end ------------------------------
 
-SETTLING = quoted(*dict.fromkeys(m.event for m in MOVES if m.source == "processing"))
+SETTLING = quoted(*dict.fromkeys(m.event for m in TRANSITIONS if m.source == "processing"))
 LEGAL_SQL = " OR ".join(
-    f"(source = '{m.source}' AND target = '{m.target}' AND event = '{m.event}')" for m in MOVES
+    f"(source = '{m.source}' AND target = '{m.target}' AND event = '{m.event}')"
+    for m in TRANSITIONS
 )
 FIRST_SQL = f"(source IS NULL AND target = 'pending' AND event = '{FIRST_EVENT}')"
 
@@ -326,7 +327,7 @@ COUNTS = Pass(
 PASSES = (PATH, JOBS, LEASES, KEYS, COUNTS)
 
 
-def passes(tell: Tell, more: Sequence[str] = ()) -> Iterator[Pass]:
+def passes(progress: Progress, more: Sequence[str] = ()) -> Iterator[Pass]:
     """The passes in turn, telling before each how many questions are answered.
 
     `more` are checks that whoever asks makes himself afterwards.
@@ -334,8 +335,8 @@ def passes(tell: Tell, more: Sequence[str] = ()) -> Iterator[Pass]:
     total = sum(len(asked.questions) for asked in PASSES) + len(more)
     done = 0
     for asked in PASSES:
-        tell(done, total, asked.about)
+        progress(done, total, asked.about)
         yield asked
         done += len(asked.questions)
     for number, check in enumerate(more):
-        tell(done + number, total, check)
+        progress(done + number, total, check)

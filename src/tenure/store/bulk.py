@@ -1,7 +1,7 @@
-"""One bite of an action on all jobs of a filter.
+"""One batch of an action on all jobs of a filter.
 
-An action goes along the ids of its jobs, oldest first. A bite looks for the next few outside any
-transaction, then changes them by the lifecycle and moves the action's cursor in one. The bite is
+An action goes along the ids of its jobs, oldest first. A batch looks for the next few outside any
+transaction, then changes them by the lifecycle and moves the action's cursor in one. The batch is
 numbered, and the number is tested in that transaction: of two that were looked for side by side
 only one is taken. So a crash, wherever it comes, neither loses nor repeats anything.
 """
@@ -13,15 +13,15 @@ from dataclasses import replace
 from typing import Any
 
 from tenure import failpoints
-from tenure.errors import IllegalMove
+from tenure.errors import IllegalTransition
 from tenure.jobs.values import Action, Bulk, Filter, Query, query_of
 from tenure.lifecycle import Cancelled, Event, Job, Retried, Status, follow
-from tenure.store import transitions as moves
+from tenure.store import transitions
 from tenure.store.protocol import Database, Reader
 from tenure.store.search import fits, some_ids
 
 BITE = 500
-"""Jobs of one bite."""
+"""Jobs of one batch."""
 BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
 """No job has a smaller id."""
 
@@ -39,7 +39,7 @@ def about(filter: Filter, sources: Sequence[Status], **more: Any) -> Query:
 def next_ids(
     read: Reader, bulk: Bulk, sources: Sequence[Status]
 ) -> tuple[Sequence[str], str | None]:
-    """The jobs of the next bite, and the id up to which that looks; None if it is the last one."""
+    """The jobs of the next batch, and the id up to which that looks; None if it is the last one."""
     query = about(bulk.filter, sources, after=bulk.cursor, oldest_first=True, limit=BITE)
     failed = query.status == Status.FAILED
     start = bulk.created_at
@@ -47,8 +47,8 @@ def next_ids(
     return some_ids(read, query)
 
 
-def bite(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) -> bool:
-    """Change these jobs and move the cursor; nothing, if somebody else has done this bite.
+def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) -> bool:
+    """Change these jobs and move the cursor; nothing, if somebody else has done this batch.
 
     Whether that was the end of the action.
     """
@@ -61,9 +61,9 @@ def bite(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) -
         try:
             if fits(bulk.filter, job) and _stood_so(job, bulk):
                 steps.append((job, *follow(job, _event(bulk), now)))
-        except IllegalMove:
+        except IllegalTransition:
             continue
-    moves.save(db, steps)
+    transitions.save(db, steps)
     failpoints.hit("bulk.between_jobs_and_cursor")
     done = replace(
         bulk,

@@ -22,30 +22,30 @@ from msgspec.structs import replace
 
 from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.jobs.values import Added, Addition, ClaimRequest, Lease, Report, Turn
-from tenure.store import transitions as moves
+from tenure.jobs.values import CheckedJob, ClaimRequest, Enqueued, Exchange, Lease, Report
+from tenure.store import transitions
 from tenure.store.protocol import Database, Trouble
 
 log = logging.getLogger(__name__)
 
-MOST_ITEMS = 1_000
+MAX_ITEMS = 1_000
 """Jobs and reports after which a transaction takes no further work, so that nobody waits behind a
 mountain, and the next one can be made ready, or go through another connection, in the meantime."""
-MOST_TRIES = 4
+MAX_TRIES = 4
 ANNOUNCE_SECONDS = 0.005
 SEEN_SECONDS = 5.0
 
 
 @dataclass(slots=True)
-class Adding:
+class EnqueueWork:
     """Jobs to add, all or none."""
 
-    additions: Sequence[Addition]
-    future: Future[list[Added]] = field(default_factory=Future)
+    checked_jobs: Sequence[CheckedJob]
+    future: Future[list[Enqueued]] = field(default_factory=Future)
 
     @property
     def size(self) -> int:
-        return len(self.additions)
+        return len(self.checked_jobs)
 
     @property
     def name(self) -> str:
@@ -53,12 +53,12 @@ class Adding:
 
 
 @dataclass(slots=True)
-class Turning:
+class ExchangeWork:
     """A worker's turn: what finished, and what it can take."""
 
     reports: Sequence[Report]
     claim: ClaimRequest | None
-    future: Future[Turn] = field(default_factory=Future)
+    future: Future[Exchange] = field(default_factory=Future)
 
     @property
     def size(self) -> int:
@@ -70,7 +70,7 @@ class Turning:
 
 
 @dataclass(slots=True)
-class Acting:
+class CallWork:
     """Anything else, as a function run inside the transaction."""
 
     name: str
@@ -80,7 +80,7 @@ class Acting:
     quiet: bool = False  # it cannot bring work
 
 
-Work = Adding | Turning | Acting
+Work = EnqueueWork | ExchangeWork | CallWork
 
 
 class Committer:
@@ -144,7 +144,7 @@ class Committer:
                     if work.future.set_running_or_notify_cancel():  # else its caller went away
                         batch.append(work)
                         size += work.size
-                    if size >= MOST_ITEMS:
+                    if size >= MAX_ITEMS:
                         break
                     work = self._waiting.get_nowait()
                 else:
@@ -169,7 +169,7 @@ class Committer:
                     return
             elif (leases := self._claim_alone(db, batch)) is not None:
                 _visit("after_commit", batch)
-                self._answer([(batch[0], Turn([], leases))])
+                self._answer([(batch[0], Exchange([], leases))])
                 return
             db.begin()
             answers = self._apply(db, batch)
@@ -188,15 +188,17 @@ class Committer:
             return
         self._answer(answers)
 
-    def _add_alone(self, db: Database, batch: Sequence[Adding]) -> list[Work]:
+    def _add_alone(self, db: Database, batch: Sequence[EnqueueWork]) -> list[Work]:
         """Add what can be added in one round trip; what is left of the batch."""
         _visit("before_commit", batch)
-        made = db.insert_alone([a for work in batch for a in work.additions], whole=len(batch) == 1)
-        done: list[tuple[Work, list[Added]]] = []
+        made = db.insert_alone(
+            [a for work in batch for a in work.checked_jobs], whole=len(batch) == 1
+        )
+        done: list[tuple[Work, list[Enqueued]]] = []
         left: list[Work] = []
         for work in batch:
-            if all(addition.id in made for addition in work.additions):
-                done.append((work, [Added(made[a.id], created=True) for a in work.additions]))
+            if all(checked_job.id in made for checked_job in work.checked_jobs):
+                done.append((work, [Enqueued(made[a.id], created=True) for a in work.checked_jobs]))
             else:
                 left.append(work)
         _visit("after_commit", [work for work, _ in done])
@@ -205,7 +207,7 @@ class Committer:
 
     def _claim_alone(self, db: Database, batch: Sequence[Work]) -> list[Lease] | None:
         """Claim in one round trip, if that is all there is to do and the database can."""
-        if len(batch) > 1 or not isinstance(batch[0], Turning) or batch[0].reports:
+        if len(batch) > 1 or not isinstance(batch[0], ExchangeWork) or batch[0].reports:
             return None
         claim = batch[0].claim
         if claim is None or claim.limit < 1 or claim.traces or self._is_to_be_seen(claim.worker):
@@ -227,7 +229,7 @@ class Committer:
     def _after_failure(
         self, db: Database, batch: Sequence[Work], tries: int, error: Exception, trouble: Trouble
     ) -> None:
-        if trouble is Trouble.RETRY and tries < MOST_TRIES:
+        if trouble is Trouble.RETRY and tries < MAX_TRIES:
             self.commit(db, batch, tries + 1)
         elif trouble is not Trouble.BUG:
             for work in batch:
@@ -241,36 +243,40 @@ class Committer:
 
     def _apply(self, db: Database, batch: Sequence[Work]) -> list[tuple[Work, Any]]:
         answers: list[tuple[Work, Any]] = []
-        turns = [work for work in batch if isinstance(work, Turning)]
-        verdicts = iter(moves.settle(db, [r for turn in turns for r in turn.reports]))
-        settled = [[next(verdicts) for _ in turn.reports] for turn in turns]
-        answers += self._add(db, [work for work in batch if isinstance(work, Adding)])
+        exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
+        verdicts = iter(
+            transitions.settle(db, [r for exchange in exchanges for r in exchange.reports])
+        )
+        settled = [[next(verdicts) for _ in exchange.reports] for exchange in exchanges]
+        answers += self._add(db, [work for work in batch if isinstance(work, EnqueueWork)])
         for work in batch:
-            if isinstance(work, Acting):
+            if isinstance(work, CallWork):
                 answers.append((work, self._act(db, work)))
-        for turn, verdict in zip(turns, settled, strict=True):
-            leases = self._claim(db, turn.claim) if turn.claim else []
-            answers.append((turn, Turn(verdict, leases)))
+        for exchange, verdict in zip(exchanges, settled, strict=True):
+            leases = self._claim(db, exchange.claim) if exchange.claim else []
+            answers.append((exchange, Exchange(verdict, leases)))
         return answers
 
-    def _add(self, db: Database, works: Sequence[Adding]) -> list[tuple[Work, Any]]:
-        singles = [work for work in works if len(work.additions) == 1]
-        added = moves.add_each(db, [work.additions[0] for work in singles]) if singles else []
+    def _add(self, db: Database, works: Sequence[EnqueueWork]) -> list[tuple[Work, Any]]:
+        singles = [work for work in works if len(work.checked_jobs) == 1]
+        added = (
+            transitions.add_each(db, [work.checked_jobs[0] for work in singles]) if singles else []
+        )
         answers: list[tuple[Work, Any]] = [
             (work, answer if isinstance(answer, TenureError) else [answer])
             for work, answer in zip(singles, added, strict=True)
         ]
         for work in works:
-            if len(work.additions) == 1:
+            if len(work.checked_jobs) == 1:
                 continue
             db.savepoint()
-            several = moves.add_together(db, work.additions)
+            several = transitions.add_together(db, work.checked_jobs)
             if isinstance(several, TenureError):
                 db.undo_to_savepoint()
             answers.append((work, several))
         return answers
 
-    def _act(self, db: Database, work: Acting) -> Any:
+    def _act(self, db: Database, work: CallWork) -> Any:
         db.savepoint()
         try:
             return work.act(db)
@@ -315,9 +321,9 @@ class Committer:
             db.rollback()
 
 
-def _is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[Adding]]:
+def _is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[EnqueueWork]]:
     """Whether all there is to do is to add jobs: of one request, or of several with one each."""
-    return all(isinstance(work, Adding) for work in batch) and (
+    return all(isinstance(work, EnqueueWork) for work in batch) and (
         len(batch) == 1 or all(work.size == 1 for work in batch)
     )
 
@@ -329,6 +335,6 @@ def _visit(moment: str, batch: Sequence[Work]) -> None:
 
 
 def _may_bring_work(work: Work) -> bool:
-    if isinstance(work, Turning):
+    if isinstance(work, ExchangeWork):
         return any(report.outcome != "completed" for report in work.reports)
-    return not (isinstance(work, Acting) and work.quiet)
+    return not (isinstance(work, CallWork) and work.quiet)

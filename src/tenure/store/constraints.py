@@ -10,10 +10,10 @@ from __future__ import annotations
 from tenure.lifecycle import (
     LIMIT_SQL,
     MAX_RELEASES,
-    MOVES,
     ROOM_SQL,
     SETTLED,
-    Move,
+    TRANSITIONS,
+    Rule,
     Status,
     budget_sql,
 )
@@ -47,17 +47,17 @@ def checks() -> str:
     return ",\n    ".join(f"CONSTRAINT {name} CHECK ({rule})" for name, rule in rules.items())
 
 
-def is_legal(move: Move) -> str:
+def is_legal(transition: Rule) -> str:
     """The condition over OLD and NEW under which a row change is `move`."""
     parts = [
-        f"OLD.status = '{move.source}'",
-        f"NEW.status = '{move.target}'",
-        f"NEW.attempts = OLD.attempts + {move.attempts}",
-        f"NEW.token = OLD.token + {move.token}",
+        f"OLD.status = '{transition.source}'",
+        f"NEW.status = '{transition.target}'",
+        f"NEW.attempts = OLD.attempts + {transition.attempts}",
+        f"NEW.token = OLD.token + {transition.token}",
     ]
-    if move.budget:
+    if transition.budget:
         parts.append(budget_sql("NEW"))
-    if move.event == "released":
+    if transition.event == "released":
         parts.append(f"OLD.token - OLD.attempts < {MAX_RELEASES}")
     return "(" + " AND ".join(parts) + ")"
 
@@ -67,7 +67,7 @@ def illegal_change(differs: str) -> str:
 
     `differs` is the engine's null-safe inequality: `IS NOT` or `IS DISTINCT FROM`.
     """
-    legal = " OR\n        ".join(is_legal(move) for move in MOVES)
+    legal = " OR\n        ".join(is_legal(transition) for transition in TRANSITIONS)
     changed = " OR ".join(f"NEW.{c} {differs} OLD.{c}" for c in NEVER_CHANGES)
     stays = (
         f"(OLD.status = NEW.status AND OLD.status NOT IN ({SETTLED_SQL})"
@@ -95,8 +95,8 @@ def event_sql(old: str, new: str) -> str:
     statuses is what happened.
     """
     cases: dict[tuple[str, str], list[str]] = {}
-    for move in MOVES:
-        cases.setdefault((move.source, move.target), []).append(move.event)
+    for transition in TRANSITIONS:
+        cases.setdefault((transition.source, transition.target), []).append(transition.event)
     lines = []
     for (source, target), events in cases.items():
         pair = f"{old}.status = '{source}' AND {new}.status = '{target}'"

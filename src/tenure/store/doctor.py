@@ -22,7 +22,7 @@ from tenure.jobs.values import Check, Health
 from tenure.store import migrate
 from tenure.store.sqlite import filesystems
 
-MOST_CLOCK_DIFFERENCE = 1.0
+MAX_CLOCK_DIFFERENCE = 1.0
 """Seconds; below it nobody notices that `run_at` of callers and the store's clock differ."""
 LITTLE_SPACE = 1024**3
 """Bytes; the log of a SQLite file alone may take some hundred MB while there is a long reader."""
@@ -87,7 +87,7 @@ def clock(store: datetime, before: float, after: float) -> Check:
     told = store.timestamp()
     difference = told - min(max(told, before), after)
     found = f"{difference:+.1f} s from this machine"
-    if abs(difference) <= MOST_CLOCK_DIFFERENCE:
+    if abs(difference) <= MAX_CLOCK_DIFFERENCE:
         return Check("clock", Health.OK, found)
     advice = (
         "jobs run by the store's clock: a run_at computed on this machine comes that much off; "
@@ -231,7 +231,7 @@ def files(mode: int, links: int, closed: Collection[str]) -> Check:
 
 def newest_entry(seconds_ahead: float | None) -> Check:
     """Whether the ledger's last entry is of the past; None for an empty ledger."""
-    if seconds_ahead is None or seconds_ahead <= MOST_CLOCK_DIFFERENCE:
+    if seconds_ahead is None or seconds_ahead <= MAX_CLOCK_DIFFERENCE:
         return Check("time", Health.OK, "the newest move is not of the future")
     advice = (
         "the store's clock was set back after that move: leases of then run on, and retries wait, "

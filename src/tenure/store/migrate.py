@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
 from tenure.errors import SchemaMismatch
-from tenure.jobs.values import Tell, untold
+from tenure.jobs.values import Progress, no_progress
 from tenure.lifecycle import FIRST_EVENT
 from tenure.store import constraints as guards
 
@@ -38,7 +38,7 @@ def generated(differs: str, clock: str, larger: str, old: str, new: str) -> Mapp
 
 
 def pending(
-    engine: str, version: int, where: str, tell: Tell = untold
+    engine: str, version: int, where: str, progress: Progress = no_progress
 ) -> Iterator[tuple[int, str]]:
     """The steps still to do from `version`, telling before each how many are done.
 
@@ -53,7 +53,7 @@ def pending(
         )
     wanted = [step for step in known if step[0] > version]
     for done, (number, sql) in enumerate(wanted):
-        tell(done, len(wanted), f"schema {number}")
+        progress(done, len(wanted), f"schema {number}")
         yield number, sql
 
 

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 Watch = Callable[[Callable[[], None], threading.Event], None]
 
 
-class Bell:
+class Notifier:
     """Rings subscribers on commits of this process, and of others while anybody listens."""
 
     def __init__(self, watch: Watch) -> None:
@@ -21,7 +21,7 @@ class Bell:
         self._stop: threading.Event | None = None
         self._thread: threading.Thread | None = None
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Call every subscriber; they must be quick and may be called from any thread."""
         for subscriber in self._subscribers:
             try:
@@ -37,7 +37,7 @@ class Bell:
                 self._stop = threading.Event()
                 self._thread = threading.Thread(
                     target=self._watch,
-                    args=(self.ring, self._stop),
+                    args=(self.notify, self._stop),
                     name="tenure-watch",
                     daemon=True,
                 )

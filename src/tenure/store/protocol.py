@@ -14,20 +14,20 @@ from enum import StrEnum
 from typing import Protocol
 
 from tenure.jobs.values import (
-    Addition,
     Bulk,
+    CheckedJob,
     ClaimRequest,
+    EventFilter,
     Lease,
-    Moves,
+    LedgerPage,
+    Progress,
     Query,
     QueueState,
     Report,
-    Tell,
     Transition,
-    Wanted,
     Webhook,
     WorkerState,
-    untold,
+    no_progress,
 )
 from tenure.lifecycle import Job
 from tenure.store.tables.bulk import BulkTable
@@ -72,10 +72,10 @@ class Database(Protocol):
     def now(self) -> datetime:
         """The store's clock."""
 
-    def insert(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
+    def insert(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, Job]:
         """Add the jobs whose id and key are new; id -> job for exactly those."""
 
-    def insert_alone(self, additions: Sequence[Addition], *, whole: bool) -> Mapping[str, Job]:
+    def insert_alone(self, checked_jobs: Sequence[CheckedJob], *, whole: bool) -> Mapping[str, Job]:
         """Add jobs in a transaction of its own; id -> job for those that were added.
 
         For databases that are a round trip away: one instead of several. What needs a closer look
@@ -83,7 +83,7 @@ class Database(Protocol):
         a limit. If `whole`, then either all are added or none.
         """
 
-    def known(self, additions: Sequence[Addition]) -> Mapping[str, tuple[Job, str | None]]:
+    def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
         """For each addition that is there already, by id or by key: its job and fingerprint."""
 
     def full_queues(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
@@ -179,7 +179,7 @@ class Reader(Protocol):
     def ledger(self, after: str, limit: int) -> list[Transition]:
         """Ledger entries after a position, complete and in an order that never changes."""
 
-    def moves(self, after: str, limit: int, wanted: Wanted) -> Moves:
+    def transitions(self, after: str, limit: int, wanted: EventFilter) -> LedgerPage:
         """Read up to `limit` entries after a position, as `ledger` has them: those wanted."""
 
     def ledger_end(self, back: int = 0) -> str:
@@ -215,16 +215,18 @@ class Reader(Protocol):
     def ahead(self, job: Job) -> int:
         """How many due jobs of its queue would be claimed before this due job.
 
-        Counted up to one more than MOST_AHEAD.
+        Counted up to one more than MAX_AHEAD.
         """
 
     def clock(self) -> datetime:
         """The store's clock."""
 
-    def violations(self, limit: int, tell: Tell = untold) -> list[tuple[str, str, str]]:
+    def violations(
+        self, limit: int, progress: Progress = no_progress
+    ) -> list[tuple[str, str, str]]:
         """Stored facts that break an invariant: (invariant, job id, what was found)."""
 
-    def watch(self, ring: Callable[[], None], stop: threading.Event) -> None:
+    def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
         """Call `ring` whenever another process may have added work, until `stop` is set."""
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tenure.jobs.values import Addition
+from tenure.jobs.values import CheckedJob
 from tenure.lifecycle import Job, Status
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
@@ -74,21 +74,21 @@ def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:
     return Job(**values)
 
 
-def added_job(addition: Addition, created_at: datetime, run_at: datetime) -> Job:
+def added_job(checked_job: CheckedJob, created_at: datetime, run_at: datetime) -> Job:
     """The job that an addition makes, given the times that the store has set."""
     return Job(
-        id=addition.id,
-        type=addition.type,
-        queue=addition.queue,
-        payload=addition.payload,
-        priority=addition.priority,
-        max_retries=addition.max_retries,
-        timeout=addition.timeout,
-        backoff=addition.backoff,
-        idempotency_key=addition.idempotency_key,
+        id=checked_job.id,
+        type=checked_job.type,
+        queue=checked_job.queue,
+        payload=checked_job.payload,
+        priority=checked_job.priority,
+        max_retries=checked_job.max_retries,
+        timeout=checked_job.timeout,
+        backoff=checked_job.backoff,
+        idempotency_key=checked_job.idempotency_key,
         created_at=created_at,
         run_at=run_at,
-        actor=addition.actor,
+        actor=checked_job.actor,
     )
 
 

@@ -18,11 +18,11 @@ from tenure.jobs.values import Counted, Filter, Page, Query
 from tenure.lifecycle import Job, Status
 from tenure.store.protocol import Reader
 
-MOST_ROWS = 10_000
+MAX_ROWS = 10_000
 """Rows that one call looks at."""
-MOST_TEXTS = 2_000
+MAX_TEXTS = 2_000
 """Rows that one call reads the payloads or errors of: each may be 1 MiB."""
-MOST_SPANS = 10
+MAX_SPANS = 10
 """How many times as far counting goes."""
 AT_ONCE = 50
 """Jobs that are loaded at once, where what is hidden has to be looked through outside SQL."""
@@ -104,7 +104,7 @@ def some_ids(read: Reader, query: Query) -> tuple[Sequence[str], str | None]:
 def count(read: Reader, query: Query, at_most: int) -> Counted:
     """How many jobs there are, as far as a bounded search can tell."""
     found = 0
-    for _ in range(MOST_SPANS):
+    for _ in range(MAX_SPANS):
         span = bounded(read, replace(query, limit=at_most + 1 - found))
         found += len(_shown(read, span)) if _hides(span) else read.count(span)
         if found > at_most:
@@ -117,7 +117,7 @@ def count(read: Reader, query: Query, at_most: int) -> Counted:
 
 def bounded(read: Reader, query: Query) -> Query:
     """The query with a bound: `through` is the last id to look at, None if there is no more."""
-    most = MOST_TEXTS if query.error or query.text else MOST_ROWS
+    most = MAX_TEXTS if query.error or query.text else MAX_ROWS
     if _is_indexed(query):
         return query
     waits = query.status in (Status.PENDING, Status.PROCESSING)

@@ -11,13 +11,20 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from tenure import failpoints
-from tenure.errors import IllegalMove, JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
+from tenure.errors import (
+    IllegalTransition,
+    JobNotFound,
+    KeyConflict,
+    LeaseLost,
+    QueueFull,
+    TenureError,
+)
 from tenure.jobs.values import (
     ALREADY_RECORDED,
     RECORDED,
-    Added,
-    Addition,
     Answer,
+    CheckedJob,
+    Enqueued,
     Outcome,
     Report,
     Verdict,
@@ -35,60 +42,60 @@ from tenure.lifecycle import (
 from tenure.store.protocol import Database
 
 
-def add(db: Database, additions: Sequence[Addition]) -> list[Added | TenureError]:
+def add(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | TenureError]:
     """Insert jobs; a refused one is answered with its error and leaves no trace."""
-    made = dict(db.insert(additions))
-    others = [a for a in additions if a.id not in made]
+    made = dict(db.insert(checked_jobs))
+    others = [a for a in checked_jobs if a.id not in made]
     known = db.known(others) if others else {}
     if gone := [a for a in others if a.id not in known]:  # pruned after it was in the way
         made.update(db.insert(gone))
-    traced = [(a.id, a.traceparent) for a in additions if a.traceparent and a.id in made]
+    traced = [(a.id, a.traceparent) for a in checked_jobs if a.traceparent and a.id in made]
     if traced:
         db.keep_traces(traced)
     return [
-        Added(made[a.id], created=True) if a.id in made else _known(a, *known[a.id])
-        for a in additions
+        Enqueued(made[a.id], created=True) if a.id in made else _known(a, *known[a.id])
+        for a in checked_jobs
     ]
 
 
-def add_each(db: Database, additions: Sequence[Addition]) -> list[Added | TenureError]:
+def add_each(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | TenureError]:
     """Insert jobs that have nothing to do with each other, up to the limits of their queues."""
-    full = db.full_queues(_per_queue(additions))
+    full = db.full_queues(_per_queue(checked_jobs))
     if not full:
-        return add(db, additions)
-    free = [a for a in additions if a.queue not in full]
+        return add(db, checked_jobs)
+    free = [a for a in checked_jobs if a.queue not in full]
     answers = dict(zip((a.id for a in free), add(db, free), strict=True))
     closed: set[str] = set()
-    for addition in additions:
-        queue = addition.queue
+    for checked_job in checked_jobs:
+        queue = checked_job.queue
         if queue not in full:
             continue
-        repeated = bool(db.known([addition]))  # asking for the same job again needs no room
+        repeated = bool(db.known([checked_job]))  # asking for the same job again needs no room
         if not repeated and (queue in closed or db.full_queues({queue: 1})):
             closed.add(queue)
-            answers[addition.id] = QueueFull(queue, full[queue])
+            answers[checked_job.id] = QueueFull(queue, full[queue])
         else:
-            answers[addition.id] = add(db, [addition])[0]
-    return [answers[a.id] for a in additions]
+            answers[checked_job.id] = add(db, [checked_job])[0]
+    return [answers[a.id] for a in checked_jobs]
 
 
-def add_together(db: Database, additions: Sequence[Addition]) -> list[Added] | TenureError:
+def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued] | TenureError:
     """Insert the jobs of one request. If one is refused the caller must undo them all."""
-    full = db.full_queues(_per_queue(additions))
+    full = db.full_queues(_per_queue(checked_jobs))
     if full:
-        known = db.known([a for a in additions if a.queue in full])
-        full = db.full_queues(_per_queue([a for a in additions if a.id not in known]))
+        known = db.known([a for a in checked_jobs if a.queue in full])
+        full = db.full_queues(_per_queue([a for a in checked_jobs if a.id not in known]))
     for queue, limit in full.items():
         return QueueFull(queue, limit)
     answers = []
-    for answer in add(db, additions):
+    for answer in add(db, checked_jobs):
         if isinstance(answer, TenureError):
             return answer
         answers.append(answer)
     return answers
 
 
-def forward(db: Database, hook: Webhook, deliveries: Sequence[Addition], position: str) -> bool:
+def forward(db: Database, hook: Webhook, deliveries: Sequence[CheckedJob], position: str) -> bool:
     """Add the deliveries of the moves up to `position`; False if somebody else has done so.
 
     The position moves in the same transaction and from where it was read, so that of two who follow
@@ -103,14 +110,14 @@ def forward(db: Database, hook: Webhook, deliveries: Sequence[Addition], positio
     return True
 
 
-def _per_queue(additions: Sequence[Addition]) -> Mapping[str, int]:
-    return Counter(addition.queue for addition in additions)
+def _per_queue(checked_jobs: Sequence[CheckedJob]) -> Mapping[str, int]:
+    return Counter(checked_job.queue for checked_job in checked_jobs)
 
 
-def _known(addition: Addition, job: Job, fingerprint: str | None) -> Added | TenureError:
-    if addition.idempotency_key is not None and fingerprint != addition.fingerprint:
-        return KeyConflict(addition.idempotency_key, job.id)
-    return Added(job, created=job.id == addition.id)
+def _known(checked_job: CheckedJob, job: Job, fingerprint: str | None) -> Enqueued | TenureError:
+    if checked_job.idempotency_key is not None and fingerprint != checked_job.fingerprint:
+        return KeyConflict(checked_job.idempotency_key, job.id)
+    return Enqueued(job, created=job.id == checked_job.id)
 
 
 def settle(db: Database, reports: Sequence[Report]) -> list[Verdict]:
@@ -146,7 +153,7 @@ def _settle_others(
             continue
         try:
             after = follow(job, _event(report), now)
-        except (LeaseLost, IllegalMove):
+        except (LeaseLost, IllegalTransition):
             late.append((index, report))
             continue
         steps.append((job, *after))
@@ -222,7 +229,7 @@ def sweep(db: Database, limit: int) -> list[Job]:
     for job in expired:
         try:
             steps.append((job, *follow(job, LeaseExpired(), now)))
-        except IllegalMove:  # it was renewed between the reading and the clock
+        except IllegalTransition:  # it was renewed between the reading and the clock
             continue
     save(db, steps)
     return [step[-1] for step in steps]

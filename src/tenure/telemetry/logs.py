@@ -26,8 +26,8 @@ FIELDS = (
 )
 """What a record may say of a job beside its message, in this order; `duration` and `delay`, until
 it may run again, in seconds."""
-LONGEST_FIELD = 1_000
-LONGEST_MESSAGE = 64 * 1024
+MAX_FIELD = 1_000
+MAX_MESSAGE = 64 * 1024
 """Characters; what is longer ends in a mark."""
 
 
@@ -114,7 +114,7 @@ class TextLines(logging.Formatter):
     """`2026-01-31T12:00:00.000Z WARNING tenure.worker.worker: …`; a traceback follows, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = visible(shortened(record.getMessage(), LONGEST_MESSAGE))
+        message = visible(shortened(record.getMessage(), MAX_MESSAGE))
         line = f"{_time(record)} {record.levelname} {record.name}: {message}"
         for name, value in _fields(record):
             line += f" {name}={_word(value)}"
@@ -131,7 +131,7 @@ class JsonLines(logging.Formatter):
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _text(shortened(record.getMessage(), LONGEST_MESSAGE)),
+            "message": _text(shortened(record.getMessage(), MAX_MESSAGE)),
             **{
                 name: _text(value) if isinstance(value, str) else value
                 for name, value in _fields(record)
@@ -150,7 +150,7 @@ def _fields(record: logging.LogRecord) -> list[tuple[str, Any]]:
     """What a record says of a job; whatever a handler gave such a name stands as text."""
     found = ((name, record.__dict__.get(name)) for name in FIELDS)
     return [
-        (name, value if _is_number(value) else shortened(str(value), LONGEST_FIELD))
+        (name, value if _is_number(value) else shortened(str(value), MAX_FIELD))
         for name, value in found
         if value is not None
     ]

@@ -11,7 +11,7 @@ from tenure.jobs import durations, payload
 from tenure.tokens import scopes as access
 from tenure.tokens.scopes import AccessToken, Scope
 
-MOST_TOKENS = 1_000
+MAX_TOKENS = 1_000
 """Valid ones at a time: a server keeps them all at hand."""
 
 
@@ -65,8 +65,8 @@ class Tokens:
         lifetime = None if expires is None else durations.seconds(expires, path="$.expires")
         if lifetime is not None and lifetime < 1:
             raise InvalidInput("a token lasts at least 1 second", path="$.expires")
-        if sum(token.valid for token in self.list()) >= MOST_TOKENS:
-            raise InvalidInput(f"{MOST_TOKENS} tokens are valid: revoke some first", path="$.name")
+        if sum(token.valid for token in self.list()) >= MAX_TOKENS:
+            raise InvalidInput(f"{MAX_TOKENS} tokens are valid: revoke some first", path="$.name")
         secret = access.new_secret()
         added = self._keeper().add_token(
             name=name,

@@ -56,7 +56,7 @@ STAY_SECONDS = 2.0
 """How often they ask."""
 
 
-class Lets(Protocol):
+class Authorizer(Protocol):
     """What lets requests in."""
 
     async def may_stay(self, scope: MutableMapping[str, Any]) -> bool:
@@ -68,7 +68,7 @@ async def may_stay(scope: MutableMapping[str, Any]) -> bool:
 
     A stream of events may last for weeks, and a token that is revoked must not go on reading.
     """
-    guard: Lets = scope[GUARD]
+    guard: Authorizer = scope[GUARD]
     return await guard.may_stay(scope)
 
 

@@ -19,19 +19,27 @@ import msgspec
 from tenure.errors import InvalidInput
 from tenure.jobs import ids, payload
 from tenure.jobs.enqueue import policy_of
-from tenure.jobs.values import WEBHOOK, WEBHOOK_QUEUE, Addition, Moves, Told, Wanted, Webhook
+from tenure.jobs.values import (
+    WEBHOOK,
+    WEBHOOK_QUEUE,
+    CheckedJob,
+    EventFilter,
+    LedgerEvent,
+    LedgerPage,
+    Webhook,
+)
 from tenure.lifecycle import EVENTS
 from tenure.wire import responses
 
-MOST_WEBHOOKS = 100
+MAX_WEBHOOKS = 100
 """Each of them reads the ledger once."""
-MOST_URL = 2_000
+MAX_URL = 2_000
 """Characters of a URL."""
 BITE = 500
 """Moves that one step looks at, for each webhook."""
 BEGINNING = "whsec_"
 """What a secret begins with, as Standard Webhooks has it; 32 random bytes in base64 follow."""
-MOST_RETRIES = 10
+MAX_RETRIES = 10
 BACKOFF = policy_of({"base": 5, "cap": 3600}, "$.backoff")
 ATTEMPT_SECONDS = 30.0
 """For one attempt of a delivery; the request itself has less."""
@@ -50,7 +58,9 @@ class Keeper(Protocol):
     def remove_webhook(self, name: str) -> Future[None]:
         """Remove one."""
 
-    def forward(self, hook: Webhook, deliveries: Sequence[Addition], position: str) -> Future[bool]:
+    def forward(
+        self, hook: Webhook, deliveries: Sequence[CheckedJob], position: str
+    ) -> Future[bool]:
         """Add deliveries and move the position of a webhook; False if somebody else has."""
 
 
@@ -63,7 +73,7 @@ class Reader(Protocol):
     def webhook_target(self, name: str, id: str) -> tuple[str, str] | None:
         """Its URL and secret."""
 
-    def moves(self, after: str, limit: int, wanted: Wanted) -> Moves:
+    def transitions(self, after: str, limit: int, wanted: EventFilter) -> LedgerPage:
         """A stretch of the ledger."""
 
     def ledger_end(self) -> str:
@@ -97,8 +107,8 @@ class Webhooks:
         wanted = frozenset(payload.several(events, "$.events"))
         if not wanted or not wanted <= EVENTS:
             raise InvalidInput(f"name one or more of {', '.join(sorted(EVENTS))}", path="$.events")
-        if len(self.list()) >= MOST_WEBHOOKS:
-            raise InvalidInput(f"there are {MOST_WEBHOOKS} webhooks: remove some", path="$.name")
+        if len(self.list()) >= MAX_WEBHOOKS:
+            raise InvalidInput(f"there are {MAX_WEBHOOKS} webhooks: remove some", path="$.name")
         keeper = self._keeper()
         secret = new_secret()
         added = keeper.add_webhook(
@@ -130,7 +140,7 @@ class Webhooks:
         """The URL and the secret of a webhook, for who delivers; None if it is gone."""
         return self._keeper().read.webhook_target(name, id)
 
-    def step(self, *, withheld: bool = False) -> int:
+    def step(self, *, without_errors: bool = False) -> int:
         """Make jobs of the next moves for every webhook; how many have more moves to look at.
 
         `withheld`: without errors, which may hold what is redacted.
@@ -138,12 +148,12 @@ class Webhooks:
         keeper = self._keeper()
         behind = 0
         for hook in keeper.read.webhooks():
-            wanted = Wanted(events=hook.events, types=hook.types, queues=hook.queues)
-            moves = keeper.read.moves(hook.position, BITE, wanted)
-            if moves.position != hook.position:
-                deliveries = deliveries_of(hook, moves.told, withheld=withheld)
-                keeper.forward(hook, deliveries, moves.position).result()
-            behind += moves.more
+            wanted = EventFilter(events=hook.events, types=hook.types, queues=hook.queues)
+            transitions = keeper.read.transitions(hook.position, BITE, wanted)
+            if transitions.position != hook.position:
+                deliveries = deliveries_of(hook, transitions.told, without_errors=without_errors)
+                keeper.forward(hook, deliveries, transitions.position).result()
+            behind += transitions.more
         return behind
 
     def _named(self, name: str) -> Webhook:
@@ -155,18 +165,24 @@ class Webhooks:
         )
 
 
-def deliveries_of(hook: Webhook, told: Sequence[Told], *, withheld: bool) -> list[Addition]:
+def deliveries_of(
+    hook: Webhook, told: Sequence[LedgerEvent], *, without_errors: bool
+) -> list[CheckedJob]:
     """The jobs that tell a webhook of these moves; none of moves of such jobs themselves."""
     news = [one for one in told if one.type != WEBHOOK]
     return [
-        Addition(
+        CheckedJob(
             id=id,
             type=WEBHOOK,
             queue=WEBHOOK_QUEUE,
             payload=payload.canonical(
-                {"hook": hook.name, "hook_id": hook.id, "event": _event(one, withheld=withheld)}
+                {
+                    "hook": hook.name,
+                    "hook_id": hook.id,
+                    "event": _event(one, without_errors=without_errors),
+                }
             ),
-            max_retries=MOST_RETRIES,
+            max_retries=MAX_RETRIES,
             timeout=ATTEMPT_SECONDS,
             backoff=BACKOFF,
             actor="webhooks",
@@ -175,9 +191,11 @@ def deliveries_of(hook: Webhook, told: Sequence[Told], *, withheld: bool) -> lis
     ]
 
 
-def _event(told: Told, *, withheld: bool) -> Any:
+def _event(told: LedgerEvent, *, without_errors: bool) -> Any:
     """A move as the event stream has it."""
-    return msgspec.to_builtins(responses.event_body(told.withheld() if withheld else told))
+    return msgspec.to_builtins(
+        responses.event_body(told.without_errors() if without_errors else told)
+    )
 
 
 def new_secret() -> str:
@@ -198,10 +216,10 @@ def check_url(url: object, path: str) -> str:
 
     Where it leads is checked at each delivery, for names lead elsewhere from one day to the next.
     """
-    text = url if isinstance(url, str) and len(url) <= MOST_URL else ""
+    text = url if isinstance(url, str) and len(url) <= MAX_URL else ""
     fault = InvalidInput(
         "give a URL such as https://example.com/hook: http or https, visible ASCII, at most"
-        f" {MOST_URL} characters, without user, password and fragment",
+        f" {MAX_URL} characters, without user, password and fragment",
         path=path,
     )
     if not text.isascii() or not text.isprintable() or set(text) & set(' "<>\\^`{|}#'):

@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 
 REQUEST_SECONDS = 10.0
 """For everything: the name, the connection, TLS, the request and the head of the answer."""
-MOST_READ = 64 * 1024
+MAX_READ = 64 * 1024
 """Bytes of an answer."""
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses that lead to an IPv4 one, their last 32 bits (RFC 6052)."""
@@ -116,7 +116,7 @@ async def _connect(
     failure: OSError = OSError("the name has no address")
     for address in addresses:
         try:
-            return await asyncio.open_connection(address, port, limit=MOST_READ, **tls)
+            return await asyncio.open_connection(address, port, limit=MAX_READ, **tls)
         except OSError as error:
             failure = error
     raise failure
@@ -126,7 +126,7 @@ async def _answer(reader: asyncio.StreamReader) -> int:
     """The status of the answer, after those that only say that one will come."""
     read = 0
     try:
-        while read < MOST_READ:
+        while read < MAX_READ:
             head = await reader.readuntil(b"\r\n\r\n")
             read += len(head)
             match = _status(head)

@@ -19,7 +19,7 @@ import msgspec
 from tenure.errors import (
     BulkNotFound,
     Forbidden,
-    IllegalMove,
+    IllegalTransition,
     InvalidInput,
     JobNotFound,
     KeyConflict,
@@ -60,14 +60,14 @@ KINDS: tuple[Kind, ...] = (
     Kind(JobNotFound, 404, "No such job", {"job_id": "job_id"}),
     Kind(BulkNotFound, 404, "No such bulk action", {"bulk_id": "bulk_id"}),
     Kind(
-        IllegalMove,
+        IllegalTransition,
         409,
         "The job's status does not allow this",
         {
             "job_id": "job_id",
             "status_of_job": "status",
             "event": "event",
-            "legal_moves": "legal",
+            "legal_events": "legal",
             "reason": "reason",
         },
     ),
@@ -118,7 +118,7 @@ class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
     bulk_id: str | Maybe = msgspec.UNSET
     status_of_job: str | Maybe = msgspec.UNSET
     event: str | Maybe = msgspec.UNSET
-    legal_moves: Sequence[str] | Maybe = msgspec.UNSET
+    legal_events: Sequence[str] | Maybe = msgspec.UNSET
     reason: str | Maybe = msgspec.UNSET
     ended_by: str | Maybe = msgspec.UNSET
     reported: str | Maybe = msgspec.UNSET

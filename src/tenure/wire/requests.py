@@ -16,12 +16,12 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from tenure.jobs import ids, payload
 from tenure.jobs import results as produced
-from tenure.jobs.values import MOST_SEARCHED_FOR, Action, Outcome, Report
+from tenure.jobs.values import MAX_SEARCHED_FOR, Action, Outcome, Report
 from tenure.lifecycle import Status
 
-MOST_LEASED = 1_000
-SHORTEST_LEASE, LONGEST_LEASE = 1.0, 86_400.0
-LONGEST_WAIT = 30.0
+MAX_LEASED = 1_000
+MIN_LEASE, MAX_LEASE = 1.0, 86_400.0
+MAX_WAIT = 30.0
 DEFAULT_LEASE = 30.0
 
 Name = Annotated[
@@ -44,7 +44,7 @@ SearchText = Annotated[
     Meta(
         extra_json_schema={
             "minLength": 1,
-            "maxLength": MOST_SEARCHED_FOR,
+            "maxLength": MAX_SEARCHED_FOR,
             "pattern": "^[^\\u0000]*$",
         }
     ),
@@ -54,7 +54,7 @@ Seconds = Annotated[float | str, Meta(extra_json_schema={"$ref": "#/components/s
 Timeout = Annotated[
     float | str, Meta(extra_json_schema={"$ref": "#/components/schemas/PositiveDuration"})
 ]
-LeaseSeconds = Annotated[float, Meta(ge=SHORTEST_LEASE, le=LONGEST_LEASE)]
+LeaseSeconds = Annotated[float, Meta(ge=MIN_LEASE, le=MAX_LEASE)]
 LeaseName = Annotated[str, Meta(description="A lease id as `POST /leases` gave it.")]
 
 
@@ -80,7 +80,7 @@ class Backoff(Request):
     cap: Seconds | UnsetType = UNSET
 
 
-class NewJob(Request):
+class EnqueueRequest(Request):
     """A job to be added. Durations are seconds, or text such as `30s`, `1h30m`, `PT5M`."""
 
     type: Name
@@ -149,11 +149,11 @@ class LeaseRequest(Request):
     """
 
     worker: Label
-    limit: Annotated[int, Meta(ge=1, le=MOST_LEASED)] = 1
+    limit: Annotated[int, Meta(ge=1, le=MAX_LEASED)] = 1
     queues: Annotated[list[Name], Meta(max_length=1_000)] | None = None
     types: Annotated[list[Name], Meta(max_length=10_000)] | None = None
     lease_seconds: LeaseSeconds = DEFAULT_LEASE
-    wait_seconds: Annotated[float, Meta(ge=0, le=LONGEST_WAIT)] = 0.0
+    wait_seconds: Annotated[float, Meta(ge=0, le=MAX_WAIT)] = 0.0
     label: Label | UnsetType = UNSET
     traces: bool = False
 

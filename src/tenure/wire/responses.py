@@ -23,8 +23,8 @@ from tenure.jobs.values import (
     Bulk,
     Count,
     Lease,
+    LedgerEvent,
     QueueState,
-    Told,
     Transition,
     Verdict,
     Watched,
@@ -142,10 +142,10 @@ class EventBody(TransitionBody, frozen=True, kw_only=True):
     queue: str
 
 
-def event_body(told: Told) -> EventBody:
+def event_body(told: LedgerEvent) -> EventBody:
     """The move as it is streamed."""
-    move = told.move
-    fields = {name: getattr(move, name) for name in TransitionBody.__struct_fields__}
+    transition = told.transition
+    fields = {name: getattr(transition, name) for name in TransitionBody.__struct_fields__}
     return EventBody(**fields, type=told.type, queue=told.queue)
 
 
@@ -159,7 +159,7 @@ class ExplanationBody(Answered, frozen=True):
 
     reason: str
     text: str
-    legal_moves: Sequence[str]
+    legal_events: Sequence[str]
 
 
 # --- leases and reports ---------------------------------------------------------------------------
@@ -351,7 +351,7 @@ class TotalBody(Answered, frozen=True):
     type: str
     queue: str
     event: str
-    moves: int
+    transitions: int
     seconds: float
     buckets: Sequence[int]
 

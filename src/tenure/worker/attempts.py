@@ -71,7 +71,7 @@ class Attempt:
         return fields_of(self.lease, self.worker)
 
 
-class Slots:
+class Attempts:
     """Runs up to `concurrency` handlers at once, for the worker named `actor`.
 
     `report` gets every outcome, `forget` every lease that needs none any more, and `wake` is called
@@ -89,7 +89,7 @@ class Slots:
         report: Callable[[Report], None],
         forget: Callable[[str], None],
         wake: Callable[[], None],
-        ring: Callable[[], None],
+        notify: Callable[[], None],
     ) -> None:
         self.ready: deque[Attempt] = deque()  # claimed, not started
         self.running: dict[str, Attempt] = {}  # by lease id
@@ -101,7 +101,7 @@ class Slots:
         self._send = report
         self._forget = forget
         self._wake = wake
-        self._ring = ring
+        self._notify = notify
         self._ended: deque[tuple[Attempt, Ending]] = deque()  # from threads, for the loop
         self._lost: deque[str] = deque()  # leases that a heartbeat found lost
         self._loop: asyncio.AbstractEventLoop | None = None  # once a handler has been started
@@ -165,7 +165,7 @@ class Slots:
     def deliver(self, attempt: Attempt, ending: Ending) -> None:
         """A handler on a thread is through."""
         self._ended.append((attempt, ending))
-        self._ring()
+        self._notify()
 
     def lose(self, lease_id: str) -> None:
         """A heartbeat found that somebody ended this lease."""

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from tenure.worker.attempts import Slots
+from tenure.worker.attempts import Attempts
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +31,12 @@ class Heartbeat:
     def __init__(
         self,
         held: Mapping[str, tuple[str, str]],
-        slots: Slots,
+        slots: Attempts,
         lease_seconds: float,
         *,
         renew: Callable[[Sequence[tuple[str, str]], float], set[str]],
         hand_back: Callable[[], None],
-        ring: Callable[[], None],
+        notify: Callable[[], None],
     ) -> None:
         self.rounds = 0
         self._held = held
@@ -44,7 +44,7 @@ class Heartbeat:
         self._lease_seconds = lease_seconds
         self._renew = renew
         self._hand_back = hand_back
-        self._ring = ring
+        self._notify = notify
         self._stopped = threading.Event()
         self._now = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -88,7 +88,7 @@ class Heartbeat:
             except Exception as error:
                 interval = min(1.0, self._lease_seconds / 10)
                 log.warning("the heartbeat failed, trying again in %.1f s: %s", interval, error)
-            self._ring()
+            self._notify()
 
     def _renew_leases(self, blocked: bool) -> float:
         """Renew what is held; seconds until the next time."""

@@ -46,13 +46,13 @@ class Sweeper:
         *,
         interval: float = 1.0,
         keep: Mapping[str, Duration] | None = None,
-        withheld: bool = False,
+        without_errors: bool = False,
     ) -> None:
         self._app = app
         self._interval = interval
         self._keep = retention(keep or {})
         self._since_prune = PRUNE_EVERY
-        self._withheld = withheld
+        self._without_errors = without_errors
         self._stop = threading.Event()
         self._quiet = False  # whether no job moved between the last two times
         self._end = ""
@@ -108,7 +108,7 @@ class Sweeper:
         """Make deliveries of what has moved, for whoever is to be told."""
         until = time.monotonic() + WEBHOOK_SHARE * self._interval
         webhooks = self._app.webhooks
-        while not self._stop.is_set() and webhooks.step(withheld=self._withheld):
+        while not self._stop.is_set() and webhooks.step(without_errors=self._without_errors):
             if time.monotonic() > until:
                 return
 

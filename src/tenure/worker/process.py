@@ -24,10 +24,10 @@ from tenure.client import Client
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.redaction import NOTHING_HIDDEN
-from tenure.jobs.values import Health, Tell, check_queues, untold
+from tenure.jobs.values import Health, Progress, check_queues, no_progress
 from tenure.worker.executors import CHILD, STOP_SIGNALS
 from tenure.worker.maintenance import Sweeper
-from tenure.worker.webhook_delivery import Courier
+from tenure.worker.webhook_delivery import WebhookDelivery
 from tenure.worker.worker import Worker, WorkSource
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def run_worker(
     keep: Mapping[str, Duration] | None = None,
     redact: Sequence[str] = (),
     webhooks_private: bool = False,
-    tell: Tell = untold,
+    progress: Progress = no_progress,
 ) -> None:
     """Run handlers for jobs from `source` until a signal asks to stop; returns when drained.
 
@@ -71,11 +71,11 @@ def run_worker(
     queues = check_queues(queues, "queues")
     hidden = source.redaction if isinstance(source, Tenure) else NOTHING_HIDDEN
     redaction = hidden.also(redact)
-    helpers: list[Sweeper | Courier] = []
+    helpers: list[Sweeper | WebhookDelivery] = []
     if isinstance(source, Tenure):
         helpers = [
-            Sweeper(source, keep=keep, withheld=bool(redaction)),
-            Courier(source, private=webhooks_private, grace_seconds=grace_seconds),
+            Sweeper(source, keep=keep, without_errors=bool(redaction)),
+            WebhookDelivery(source, private=webhooks_private, grace_seconds=grace_seconds),
         ]
 
     async def work() -> None:
@@ -88,13 +88,13 @@ def run_worker(
             grace_seconds=grace_seconds,
             redaction=redaction,
             tracing=source.tracing if isinstance(source, Tenure | Client) else None,
-            tell=tell,
+            progress=progress,
         )
 
         def stop() -> None:
             worker.request_stop()
             for helper in helpers:
-                if isinstance(helper, Courier):
+                if isinstance(helper, WebhookDelivery):
                     helper.ask_to_stop()
 
         with stopped_by_signals(stop):

@@ -69,7 +69,7 @@ def add_delivery(handlers: Handlers, app: Tenure, *, private: bool) -> None:
     handlers.add(describe(deliver, WEBHOOK, handlers.defaults(WEBHOOK)))
 
 
-class Courier:
+class WebhookDelivery:
     """Delivers on a thread and an event loop of its own, from `start` until `stop`."""
 
     def __init__(self, app: Tenure, *, private: bool, grace_seconds: float = 30.0) -> None:

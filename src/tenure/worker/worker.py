@@ -26,9 +26,18 @@ from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
-from tenure.jobs.values import Answer, ClaimRequest, Lease, Outcome, Report, Tell, Turn, untold
+from tenure.jobs.values import (
+    Answer,
+    ClaimRequest,
+    Exchange,
+    Lease,
+    Outcome,
+    Progress,
+    Report,
+    no_progress,
+)
 from tenure.telemetry.tracing import Tracing
-from tenure.worker.attempts import Slots
+from tenure.worker.attempts import Attempts
 from tenure.worker.heartbeat import Heartbeat
 from tenure.worker.log import WorkLog
 
@@ -40,14 +49,14 @@ QUIET_POLL_SECONDS = 0.25
 """How often the store is asked once no jobs have come for `QUIET_SECONDS`. New jobs ring: this is
 for those that fall due, and for wake-ups that got lost."""
 LONG_POLL_SECONDS = 2.0
-MOST_CLAIMED = 1_000
+MAX_CLAIMED = 1_000
 """Jobs in one claim."""
 PATIENCE_SECONDS = 1.0
 """A job claimed ahead that has not started by then is handed back for others to run."""
 FIRST_BACKOFF = 0.1
-LONGEST_BACKOFF = 5.0
+MAX_BACKOFF = 5.0
 CANCEL_SECONDS = 1.0
-MOST_REPORTS = 1_000
+MAX_REPORTS = 1_000
 OVERLAP_FROM = 250
 """Jobs claimed ahead from which on turns overlap; below, jobs start in the order of their claim."""
 UNRECORDABLE = "the store could not record that the job"
@@ -64,16 +73,16 @@ class WorkSource(Protocol):
         """Whether a claim may be held until there is work (a long poll)."""
 
     @property
-    def turns(self) -> int:
+    def exchanges(self) -> int:
         """How many turns may usefully be under way at once, where claims are not held."""
 
-    def turn(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Turn]:
+    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         """Record reports and lease jobs."""
 
     def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend leases; the lease ids that are still held. Called from any thread."""
 
-    def on_work(self, ring: Callable[[], None]) -> Callable[[], None]:
+    def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Have `ring` called, from any thread, when there may be work."""
 
 
@@ -92,7 +101,7 @@ class Worker:
         label: str = "",
         redaction: Redaction = NOTHING_HIDDEN,
         tracing: Tracing | None = None,
-        tell: Tell = untold,
+        progress: Progress = no_progress,
     ) -> None:
         """`concurrency` handlers at once; `grace_seconds` to finish them when asked to stop.
 
@@ -113,9 +122,9 @@ class Worker:
         self._signalled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._traces = tracing is not None
-        self._tell = tell
+        self._tell = progress
         self._log = WorkLog(self.id, redaction)
-        self._slots = Slots(
+        self._slots = Attempts(
             handlers,
             concurrency,
             actor=self.id,
@@ -124,7 +133,7 @@ class Worker:
             report=self._reports.append,
             forget=self._forget,
             wake=self._wake.set,
-            ring=self._ring,
+            notify=self._notify,
         )
         self._heart = Heartbeat(
             self._held,
@@ -132,7 +141,7 @@ class Worker:
             lease_seconds,
             renew=source.heartbeat,
             hand_back=self._hand_back_while_blocked,
-            ring=self._ring,
+            notify=self._notify,
         )
         self._arrived: dict[int, Sequence[Lease]] = {}  # leases that the loop has not yet taken
         self._stop_asked = threading.Event()
@@ -140,7 +149,7 @@ class Worker:
         self._claiming = 0  # turns that claim
         self._reporting = 0  # turns that report
         self._asked = 0  # jobs that the claims under way may bring
-        self._turns: set[asyncio.Task[None]] = set()
+        self._exchanges: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.Task[None] | None = (
             None  # a claim that may be held until there is work
         )
@@ -158,7 +167,7 @@ class Worker:
         """Ask the worker to finish; safe from any thread and from a signal handler."""
         self._stop_asked.set()
         self._slots.start_no_more()  # at once: a claim may be about to arrive
-        self._ring()
+        self._notify()
 
     # --- the loop
 
@@ -171,14 +180,14 @@ class Worker:
             while not self._stop_asked.is_set():
                 self._slots.collect()
                 self._hand_back_if_stuck()
-                self._start_turns()
+                self._start_exchanges()
                 await self._sleep(self._pause())
             await self._drain()
         finally:
             self._heart.stop()
             stop_listening()
             self._slots.close()
-            for task in self._turns:
+            for task in self._exchanges:
                 task.cancel()
             self._heart.join(5)
 
@@ -190,7 +199,7 @@ class Worker:
             log.warning("no wake-ups, polling only: %s", error)
             return lambda: None
 
-    def _ring(self) -> None:
+    def _notify(self) -> None:
         """Wake the loop, from any thread; many rings in a row cost one wake-up."""
         if not self._signalled and self._loop is not None:
             self._signalled = True
@@ -201,7 +210,7 @@ class Worker:
 
     def _work_may_be_there(self) -> None:
         self._may_be_more = True
-        self._ring()
+        self._notify()
 
     async def _sleep(self, seconds: float) -> None:
         if seconds > 0:
@@ -224,7 +233,7 @@ class Worker:
 
     # --- turns with the store
 
-    def _start_turns(self) -> None:
+    def _start_exchanges(self) -> None:
         """Begin what can be begun: report what ended, claim what fits, in one turn if possible."""
         now = time.monotonic()
         if now < self._not_before:
@@ -240,13 +249,13 @@ class Worker:
             if claim is not None:
                 self._begin(reports=False, claim=claim)
             return
-        while self._turns_are_worth_it():
+        while self._exchanges_are_worth_it():
             claim = self._claim()
             if not self._reports and claim is None:
                 return
             self._begin(reports=bool(self._reports), claim=claim)
 
-    def _turns_are_worth_it(self) -> bool:
+    def _exchanges_are_worth_it(self) -> bool:
         """Whether to begin a turn now, be it beside others.
 
         One at a time serves jobs that take their time. Where the store is what everything waits
@@ -257,9 +266,9 @@ class Worker:
             return True
         if not self._backlogged or self._prefetch < OVERLAP_FROM or self._suspects:
             return False
-        if self._under_way >= self._source.turns:
+        if self._under_way >= self._source.exchanges:
             return False
-        return self._slots.count() == 0 or len(self._reports) >= MOST_CLAIMED
+        return self._slots.count() == 0 or len(self._reports) >= MAX_CLAIMED
 
     def _claim(self) -> ClaimRequest | None:
         room = self._concurrency + self._prefetch - self._slots.count() - self._asked
@@ -269,7 +278,7 @@ class Worker:
         return ClaimRequest(
             worker=self.id,
             label=self._label,
-            limit=min(room, MOST_CLAIMED),
+            limit=min(room, MAX_CLAIMED),
             lease_seconds=self._lease_seconds,
             queues=self._queues,
             types=self._handlers.types(),
@@ -281,7 +290,7 @@ class Worker:
         batch: list[Report] = []
         if reports:
             self._reporting += 1
-            most = 1 if self._suspects else MOST_REPORTS
+            most = 1 if self._suspects else MAX_REPORTS
             with suppress(IndexError):  # the heartbeat sends them while the loop is blocked
                 while len(batch) < most:
                     batch.append(self._reports.popleft())
@@ -290,28 +299,28 @@ class Worker:
             self._asked += claim.limit
             self._may_be_more = self._backlogged
         self._under_way += 1
-        task = asyncio.get_running_loop().create_task(self._turn(batch, claim))
-        self._turns.add(task)
-        task.add_done_callback(self._turns.discard)
+        task = asyncio.get_running_loop().create_task(self._exchange(batch, claim))
+        self._exchanges.add(task)
+        task.add_done_callback(self._exchanges.discard)
         if claim is not None and claim.wait_seconds:
             self._waiting = task
 
-    async def _turn(self, reports: list[Report], claim: ClaimRequest | None) -> None:
+    async def _exchange(self, reports: list[Report], claim: ClaimRequest | None) -> None:
         self._log.look()
         try:
             if reports:
                 failpoints.hit("worker.before_report")
-            future = self._source.turn(reports, claim)
+            future = self._source.exchange(reports, claim)
             asked = time.monotonic()
             future.add_done_callback(lambda future: self._hold(future, asked))
-            turn = await asyncio.wrap_future(future)
+            exchange = await asyncio.wrap_future(future)
         except Exception as error:
             self._keep(reports, error)
             self._may_be_more = True
         else:
             self._backoff = self._not_before = 0.0
             self._suspects = max(self._suspects - len(reports), 0)
-            for report, verdict in zip(reports, turn.verdicts, strict=True):
+            for report, verdict in zip(reports, exchange.verdicts, strict=True):
                 self._held.pop(report.lease_id, None)
                 if verdict.answer in (Answer.LOST, Answer.CONFLICT):
                     log.warning(
@@ -321,8 +330,8 @@ class Worker:
                         verdict.answer,
                         verdict.recorded,
                     )
-            self._log.answered(reports, turn.verdicts)
-            self._take(self._arrived.pop(id(turn), ()), claim)
+            self._log.answered(reports, exchange.verdicts)
+            self._take(self._arrived.pop(id(exchange), ()), claim)
         finally:
             self._under_way -= 1
             if reports:
@@ -337,7 +346,7 @@ class Worker:
         if not isinstance(error, StoreUnavailable):
             reports = self._doubt(reports, error)
         self._reports.extendleft(reversed(reports))
-        self._backoff = min(max(self._backoff * 2, FIRST_BACKOFF), LONGEST_BACKOFF)
+        self._backoff = min(max(self._backoff * 2, FIRST_BACKOFF), MAX_BACKOFF)
         # Not in step with all the others that lost the store at the same moment.
         wait = self._backoff * self._chance.uniform(0.5, 1.0)
         self._not_before = time.monotonic() + wait
@@ -381,7 +390,7 @@ class Worker:
         if self._backlogged:
             self._may_be_more = True
             if self._slots.count() == 0:
-                most = MOST_CLAIMED * self._source.turns
+                most = MAX_CLAIMED * self._source.exchanges
                 self._prefetch = min(max(2 * self._prefetch, 2 * self._concurrency), most)
         if self._slots.oldest_wait() > PATIENCE_SECONDS / 4:
             self._prefetch //= 2
@@ -396,16 +405,16 @@ class Worker:
                     self._held.pop(lease.lease_id, None)
             raise
 
-    def _hold(self, future: Future[Turn], asked: float) -> None:
+    def _hold(self, future: Future[Exchange], asked: float) -> None:
         """Answer for new leases at once, on whatever thread: the loop may be blocked.
 
         Leases that may have spent a third of their time on the way are renewed without delay.
         """
         if not future.cancelled() and future.exception() is None:
-            turn = future.result()
-            if turn.leases:
-                self._arrived[id(turn)] = turn.leases
-                held = {lease.lease_id: (lease.id, lease.lease_id) for lease in turn.leases}
+            exchange = future.result()
+            if exchange.leases:
+                self._arrived[id(exchange)] = exchange.leases
+                held = {lease.lease_id: (lease.id, lease.lease_id) for lease in exchange.leases}
                 self._held.update(held)
                 if time.monotonic() - asked > self._lease_seconds / 3:
                     self._heart.beat_now()
@@ -434,11 +443,11 @@ class Worker:
                 reports += [self._slots.release(lease) for lease in leases]
         if reports:
             try:
-                turn = self._source.turn(reports, None).result()
+                exchange = self._source.exchange(reports, None).result()
             except Exception:
                 self._reports.extend(reports)
                 raise
-            self._log.answered(reports, turn.verdicts)
+            self._log.answered(reports, exchange.verdicts)
             for report in reports:
                 self._forget(report.lease_id)
 
@@ -454,7 +463,7 @@ class Worker:
             self._waiting.cancel()
         deadline = time.monotonic() + self._grace
         running = self._slots.running
-        tell_at = time.monotonic() + TELL_SECONDS
+        progress_at = time.monotonic() + TELL_SECONDS
         were = len(running)
         if were:
             log.info("stopping: %d jobs still run, %.0f s left for them", were, self._grace)
@@ -463,8 +472,8 @@ class Worker:
         while running and time.monotonic() < deadline:
             self._tell(were - len(running), were, "jobs ended")
             await self._drain_step(deadline)
-            if running and time.monotonic() >= tell_at:
-                tell_at += TELL_SECONDS
+            if running and time.monotonic() >= progress_at:
+                progress_at += TELL_SECONDS
                 left = max(deadline - time.monotonic(), 0.0)
                 log.info("stopping: %d jobs still run, %.0f s left for them", len(running), left)
         self._slots.stop_all("shutdown: the worker stopped before the job had finished")
@@ -472,7 +481,9 @@ class Worker:
         while running and time.monotonic() < deadline:
             await self._drain_step(deadline)
         deadline = time.monotonic() + FINAL_REPORT_SECONDS
-        while (self._reports or self._turns or self._slots.ready) and time.monotonic() < deadline:
+        while (
+            self._reports or self._exchanges or self._slots.ready
+        ) and time.monotonic() < deadline:
             await self._drain_step(deadline)
         if self._reports:
             log.error("%d outcomes could not be reported", len(self._reports))
@@ -480,6 +491,6 @@ class Worker:
     async def _drain_step(self, deadline: float) -> None:
         self._slots.collect()
         self._slots.hand_back()
-        self._start_turns()
-        if self._slots.running or self._reports or self._turns:
+        self._start_exchanges()
+        if self._slots.running or self._reports or self._exchanges:
             await self._sleep(min(max(deadline - time.monotonic(), 0.001), POLL_SECONDS))

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from tenure.jobs.ids import new_ids
-from tenure.jobs.values import Addition, Lease
+from tenure.jobs.values import CheckedJob, Lease
 from tenure.store.postgres.writer import Postgres
 from tests.support.store import request
 
@@ -31,7 +31,7 @@ def committed(db: Postgres) -> Iterator[Postgres]:
 def add(db: Postgres, count: int = 1, **fields: Any) -> list[str]:
     ids = new_ids(count)
     with committed(db):
-        db.insert([Addition(id=id, type="mail", **fields) for id in ids])
+        db.insert([CheckedJob(id=id, type="mail", **fields) for id in ids])
     return ids
 
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import Addition, Lease
+from tenure.jobs.values import CheckedJob, Lease
 from tenure.store.postgres import lanes as postgres_lanes
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.writer import Postgres
@@ -98,7 +98,7 @@ def test_the_ledger_loses_nothing_when_transactions_commit_out_of_order(
 ) -> None:
     db.begin()
     slow = new_id()
-    db.insert([Addition(id=slow, type="mail")])
+    db.insert([CheckedJob(id=slow, type="mail")])
     fast = add(other)[0]
     start = reader.ledger_end()
     assert reader.ledger(start, 10) == []  # held back: `slow` would come before it
@@ -146,7 +146,7 @@ def test_a_job_that_is_committed_late_is_not_skipped(
 ) -> None:
     db.begin()
     slow = new_id()
-    db.insert([Addition(id=slow, type="mail")])
+    db.insert([CheckedJob(id=slow, type="mail")])
     (fast,) = add(other)
     assert [lease.id for lease in other.claim_alone(request(5)) or []] == [fast]
     db.commit()
@@ -158,7 +158,7 @@ def test_a_job_that_is_committed_late_is_not_skipped(
     other._lanes._clock = lambda: seconds
     db.begin()
     slow = new_id()
-    db.insert([Addition(id=slow, type="mail", run_at=datetime.now(UTC) - timedelta(hours=1))])
+    db.insert([CheckedJob(id=slow, type="mail", run_at=datetime.now(UTC) - timedelta(hours=1))])
     (fast,) = add(other)
     with committed(other):
         assert [lease.id for lease in other.claim(request(5))] == [fast]

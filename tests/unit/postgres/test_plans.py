@@ -222,12 +222,12 @@ def test_the_ledger_s_plan_for_one_row_serves_for_thousands(
 ) -> None:
     """The trigger keeps its first plan: a nested loop would take 2,000 * 2,000 steps."""
     add(db, 2010)
-    move = (
+    transition = (
         "UPDATE tenure.job SET status = 'cancelled', finished_at = now() WHERE id IN"
         " (SELECT id FROM tenure.job WHERE status = 'pending' LIMIT {})"
     )
     for count in (*[1] * 10, 2000):
-        raw.execute(move.format(count))
+        raw.execute(transition.format(count))
     kept = [p for p in kept_plans if "Insert on transition" in p]
     assert len(kept) == 11
     assert "Hash Join" in kept[-1]

@@ -14,10 +14,9 @@ from psycopg.pq import ExecStatus
 
 from tenure.errors import StoreUnavailable
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import Added, Addition
+from tenure.jobs.values import CheckedJob, Enqueued
 from tenure.lifecycle import Status
-from tenure.store import Store, open_store
-from tenure.store import transitions as moves
+from tenure.store import Store, open_store, transitions
 from tenure.store.commit import ANNOUNCE_SECONDS
 from tenure.store.postgres import writer as postgres
 from tenure.store.postgres.reader import PostgresReader
@@ -51,8 +50,8 @@ def test_no_verb_leaves_anything_in_the_session(db: Postgres) -> None:
         db.set_queue("other", paused=True, max_pending=5, actor="me")
         db.undo_to_savepoint()
         db.savepoint()
-        moves.settle(db, [completed(leases[0]), failed(leases[1], retryable=False)])
-        moves.sweep(db, 10)
+        transitions.settle(db, [completed(leases[0]), failed(leases[1], retryable=False)])
+        transitions.sweep(db, 10)
         db.claim(request(3, queues=("default",), types=("mail",)))
         db.renew([(leases[2].id, leases[2].lease_id)], 30)
         db.prune({Status.COMPLETED: db.now()}, 10)
@@ -83,7 +82,7 @@ def test_the_database_s_defaults_do_not_weaken_a_transaction(url: str, raw: Raw)
         assert ask(db, "SHOW synchronous_commit") == [("on",)]
         assert ask(db, "SHOW transaction_isolation") == [("read committed",)]
         id = new_id()
-        made = db.insert([Addition(id=id, type="mail")])[id]
+        made = db.insert([CheckedJob(id=id, type="mail")])[id]
         db.commit()
         assert reader.get(id) == made
         assert made.created_at.utcoffset() == (made.created_at - made.created_at)
@@ -294,7 +293,7 @@ def test_new_jobs_are_announced_soon_and_seldom(url: str, raw: Raw) -> None:
         for added in [store.add([new()]) for _ in range(500)]:
             added.result()
         store.close()  # from here on nobody announces anything
-        most = 1 + store.turns * (time.monotonic() - began) / ANNOUNCE_SECONDS
+        most = 1 + store.exchanges * (time.monotonic() - began) / ANNOUNCE_SECONDS
         assert 1 <= len(list(raw.notifies(timeout=0.1))) <= most
     finally:
         store.close()
@@ -325,7 +324,7 @@ def test_an_announcement_that_fails_waits_for_the_next_commit(
 
 def held_up(
     store: Store, raw: psycopg.Connection[Any], count: int = 1
-) -> tuple[list[Addition], Future[list[Added]]]:
+) -> tuple[list[CheckedJob], Future[list[Enqueued]]]:
     """Make commits wait for a standby that is not there; an enqueue that does.
 
     Which standbys to wait for is told to those who commit by another process of the server, and no
@@ -334,7 +333,7 @@ def held_up(
     raw.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     raw.execute("SELECT pg_reload_conf()")
 
-    def add() -> tuple[list[Addition], Future[list[Added]]] | None:
+    def add() -> tuple[list[CheckedJob], Future[list[Enqueued]]] | None:
         wanted = [new() for _ in range(count)]
         added = store.add(wanted)
         until(lambda: added.done() or raw.execute(f"SELECT {WAIT_FOR_A_STANDBY}").fetchall())
@@ -356,20 +355,20 @@ def test_a_commit_that_no_standby_has_is_not_acknowledged(count: int) -> None:
         store = open_store(url)
         with psycopg.connect(url, autocommit=True) as raw:
             store.add([new()]).result()
-            (lease,) = store.turn([], request()).result().leases
+            (lease,) = store.exchange([], request()).result().leases
             _, added = held_up(store, raw, count)
             cancel = f"SELECT pg_cancel_backend(pid) {WAIT_FOR_A_STANDBY}"
             raw.execute(cancel)
             with pytest.raises(StoreUnavailable, match="synchronous"):
                 added.result(30)
-            reported = store.turn([completed(lease)], None)  # by a COMMIT on its own
+            reported = store.exchange([completed(lease)], None)  # by a COMMIT on its own
             until(lambda: raw.execute(cancel).fetchall(), "it to wait for the standby")
             with pytest.raises(StoreUnavailable, match="synchronous"):
                 reported.result(30)
             raw.execute("ALTER SYSTEM RESET synchronous_standby_names")
             raw.execute("SELECT pg_reload_conf()")
             assert store.add([new()]).result(30)[0].created
-            again = store.turn([completed(lease)], None).result(30).verdicts
+            again = store.exchange([completed(lease)], None).result(30).verdicts
             assert [verdict.answer for verdict in again] == ["already_recorded"]
         store.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tenure.store.sqlite.watch import LOADED_SECONDS, MOST_SAVED, TOLD, UNTOLD, Looks
+from tenure.store.sqlite.watch import LOADED_SECONDS, MAX_SAVED, TOLD, UNTOLD, Looks
 
 
 class Day:
@@ -75,7 +75,7 @@ def test_endless_commits_cost_no_more_than_a_look_every_two_milliseconds() -> No
     start = day.now
     while day.now < start + 20:
         day.look(written=True, changed=True)
-    assert len(day.pauses) <= 20 / LOADED_SECONDS + MOST_SAVED + 1
+    assert len(day.pauses) <= 20 / LOADED_SECONDS + MAX_SAVED + 1
 
 
 def test_a_burst_is_followed_closely_and_so_is_the_next_after_a_rest() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tenure.jobs.ids import EPOCH
-from tenure.jobs.values import MOST_AHEAD, Query
+from tenure.jobs.values import MAX_AHEAD, Query
 from tenure.lifecycle import Status
 from tenure.store import migrate_store
 from tenure.store.sqlite import statements as sql
@@ -87,7 +87,7 @@ def test_those_ahead_are_read_lane_by_lane_and_no_further(crowded: sqlite3.Conne
     assert f"{lane}run_at<?)" in found
     assert f"{lane}(run_at,id)<(?,?))" in found or found.count(f"{lane}run_at<?)") == 2
     assert found.count("USING COVERING INDEX tenure_job_ready (queue=?") == 4
-    assert crowded.execute(AHEAD, values).fetchone() == (MOST_AHEAD + 1,)
+    assert crowded.execute(AHEAD, values).fetchone() == (MAX_AHEAD + 1,)
 
 
 @pytest.mark.scenario(100)

@@ -67,7 +67,7 @@ class Watching:
         self.thread = threading.Thread(target=watch, args=(self.rung.set, self.stop), daemon=True)
         self.thread.start()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wait for a ring."""
         assert self.rung.wait(PATIENCE), "nobody rang"
         self.rung.clear()
@@ -144,8 +144,8 @@ def connections(path: Path) -> Connections:
 @contextlib.contextmanager
 def watching(connections: Connections, wal: Path) -> Iterator[Watching]:
     """A watch that is at it: its first ring is over."""
-    watch = Watching(lambda ring, stop: sqlite_watch.watch(connections, wal, ring, stop))
-    watch.ring()
+    watch = Watching(lambda notify, stop: sqlite_watch.watch(connections, wal, notify, stop))
+    watch.notify()
     yield watch
     watch.end()
 
@@ -180,10 +180,10 @@ def test_the_reader_rings_at_its_beginning_and_for_commits_of_other_processes(
 ) -> None:
     reader = SqliteReader(path)
     watch = Watching(reader.watch)
-    watch.ring()
+    watch.notify()
     for _ in range(5):
         other.run(COMMIT)
-        watch.ring()
+        watch.notify()
     watch.end()
     reader.close()
 
@@ -197,7 +197,7 @@ def test_events_alone_are_enough(
         until(lambda: wal.stat().st_ino in watched_files())
         for _ in range(50):
             other.run(COMMIT)
-            watch.ring()
+            watch.notify()
 
 
 def test_where_the_kernel_keeps_silent_the_slow_poll_rings(
@@ -208,7 +208,7 @@ def test_where_the_kernel_keeps_silent_the_slow_poll_rings(
     with watching(connections, silent) as watch:
         for _ in range(3):
             other.run(COMMIT)
-            watch.ring()
+            watch.notify()
 
 
 @pytest.mark.parametrize("lacking", ["inotify", "a watch on the log"])
@@ -227,7 +227,7 @@ def test_without_events_looking_goes_on(
     with watching(connections, wal) as watch:
         for _ in range(5):
             other.run(COMMIT)
-            watch.ring()
+            watch.notify()
 
 
 def emptied(connection: sqlite3.Connection) -> bool:
@@ -251,7 +251,7 @@ def test_a_log_that_was_deleted_and_made_anew_is_watched_again(
         assert old.stat().st_ino in watched_files()
         for _ in range(5):  # the first may pass for what emptying the log had announced
             other.run(COMMIT)
-            watch.ring()
+            watch.notify()
         assert wal.stat().st_ino in watched_files()
 
 
@@ -319,7 +319,7 @@ def test_errors_are_logged_once_and_end_nothing(
             until(lambda goal=goal: connections.tries >= goal)  # type: ignore[misc]
             path.rmdir()
             away.rename(path)
-            watch.ring()  # something may have been committed meanwhile
+            watch.notify()  # something may have been committed meanwhile
             other.run(COMMIT)
-            watch.ring()
+            watch.notify()
             assert [r.message[:10] for r in caplog.records] == ["cannot see"] * ended

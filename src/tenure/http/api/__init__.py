@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from tenure.app.app import Tenure
 from tenure.http.api.dispatch import Dispatcher
-from tenure.http.api.events import Doorbell
+from tenure.http.api.events import WorkNotifier
 from tenure.http.api.routes import ROUTES
 from tenure.jobs.redaction import Redaction
 
-__all__ = ["OPEN_PATHS", "Dispatcher", "Doorbell", "dispatcher"]
+__all__ = ["OPEN_PATHS", "Dispatcher", "WorkNotifier", "dispatcher"]
 
 OPEN_PATHS = tuple(route.path for route in ROUTES if not route.scopes)
 """What is answered without a token."""
 
 
-def dispatcher(app: Tenure, doorbell: Doorbell, redaction: Redaction) -> Dispatcher:
+def dispatcher(app: Tenure, notifier: WorkNotifier, redaction: Redaction) -> Dispatcher:
     """The whole API as an ASGI application."""
-    return Dispatcher(ROUTES, app, doorbell, redaction)
+    return Dispatcher(ROUTES, app, notifier, redaction)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Struct
 from starlette.responses import Response
 
-from tenure.app.queries import MOST_LISTED
+from tenure.app.queries import MAX_LISTED
 from tenure.http.api.routing import Call, answer
 from tenure.jobs.values import Filter
 from tenure.wire import requests, responses
@@ -16,12 +16,12 @@ from tenure.wire import requests, responses
 class BulksQuery(Struct, kw_only=True):
     """How many to list."""
 
-    limit: Annotated[int, Meta(ge=1, le=MOST_LISTED)] = 50
+    limit: Annotated[int, Meta(ge=1, le=MAX_LISTED)] = 50
 
 
 def start_bulk(call: Call) -> Response:
     """Begin to retry or cancel all jobs that fit now; the server goes on with it by itself."""
-    call.doorbell.check_running()
+    call.notifier.check_running()
     body: requests.BulkRequest = call.body
     given: dict[str, Any] = {
         name: value

@@ -27,7 +27,7 @@ from tenure.errors import (
     StoreUnavailable,
     TenureError,
 )
-from tenure.http.api.events import Doorbell
+from tenure.http.api.events import WorkNotifier
 from tenure.http.api.routing import Call, Route, declared_bytes, read_body, read_query, refuse
 from tenure.jobs.redaction import Redaction
 from tenure.tokens.scopes import CALLER, Caller
@@ -35,7 +35,7 @@ from tenure.wire.problems import Refusal, request_id_of
 
 log = logging.getLogger(__name__)
 
-MOST_DISCARDED = 64 * 1024 * 1024
+MAX_DISCARDED = 64 * 1024 * 1024
 """Bytes of a refused body that are taken in and thrown away, so that the client reads the answer;
 the connection is closed on whoever declares more, or nothing."""
 
@@ -46,10 +46,10 @@ class Dispatcher:
     """Every route of the API. Who calls stands in the scope, put there by `security.Guard`."""
 
     def __init__(
-        self, routes: Sequence[Route], app: Tenure, doorbell: Doorbell, redaction: Redaction
+        self, routes: Sequence[Route], app: Tenure, notifier: WorkNotifier, redaction: Redaction
     ) -> None:
         self._app = app
-        self._doorbell = doorbell
+        self._notifier = notifier
         self._redaction = redaction
         self._fixed: dict[str, dict[str, Route]] = {}
         for route in routes:
@@ -67,7 +67,7 @@ class Dispatcher:
         except (Refusal, Forbidden) as refusal:
             response = refuse(request, refusal, request_id_of(scope["headers"]))
         else:
-            call = Call(self._app, self._doorbell, request, path, caller, self._redaction)
+            call = Call(self._app, self._notifier, request, path, caller, self._redaction)
             response = await _answer(route, call)
         failpoints.hit("http.before_answer")
         await response(scope, receive, send)
@@ -137,7 +137,7 @@ async def _answer(route: Route, call: Call) -> Response:
         if isinstance(error, StoreUnavailable | SchemaMismatch):
             log.warning("%s %s, request %s: %s", route.method, route.path, request_id, error)
         response = refuse(request, error, request_id)
-        if isinstance(error, PayloadTooLarge) and declared_bytes(request) > MOST_DISCARDED:
+        if isinstance(error, PayloadTooLarge) and declared_bytes(request) > MAX_DISCARDED:
             response.headers["Connection"] = "close"
         return response
     except Exception as error:

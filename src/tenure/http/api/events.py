@@ -1,6 +1,6 @@
 """Answers that wait: long polls for work, and the event stream of the ledger.
 
-Both wait on a `Doorbell`, which rings when there may be work and when the server stops. Nothing
+Both wait on a `WorkNotifier`, which rings when there may be work and when the server stops. Nothing
 depends on the ring: whoever waits also looks by itself now and then, for jobs become due without
 one.
 """
@@ -20,7 +20,15 @@ from starlette.types import Receive, Scope, Send
 
 from tenure.app.app import Tenure
 from tenure.errors import TenureError
-from tenure.jobs.values import ClaimRequest, Lease, Moves, Outcome, Report, Told, Wanted
+from tenure.jobs.values import (
+    ClaimRequest,
+    EventFilter,
+    Lease,
+    LedgerEvent,
+    LedgerPage,
+    Outcome,
+    Report,
+)
 from tenure.tokens.scopes import STAY_SECONDS
 from tenure.wire import responses
 from tenure.wire.problems import RETRY_SECONDS, Refusal
@@ -31,11 +39,11 @@ LOOK_SECONDS = 0.25
 """How often a waiting request looks by itself."""
 PING_SECONDS = 15.0
 RECONNECT_MILLISECONDS = 1_000
-MOST_AT_ONCE = 500
-MOST_STREAMS = 100
+MAX_AT_ONCE = 500
+MAX_STREAMS = 100
 
 
-class Doorbell:
+class WorkNotifier:
     """Wakes whatever waits, on any event loop, when there may be work or the server stops."""
 
     def __init__(self, listen: Callable[[Callable[[], None]], Callable[[], None]]) -> None:
@@ -55,7 +63,7 @@ class Doorbell:
         """Something to wait on, for the calling coroutine; use it in a `with` statement."""
         with self._lock:
             if self._unlisten is None:
-                self._unlisten = self._listen(self.ring)
+                self._unlisten = self._listen(self.notify)
         return Waiter(self._waiters)
 
     def check_running(self) -> None:
@@ -69,15 +77,15 @@ class Doorbell:
                 {"Retry-After": str(RETRY_SECONDS)},
             )
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wake everything that waits. Safe from any thread."""
         for waiter in tuple(self._waiters):
-            waiter.ring()
+            waiter.notify()
 
     def stop(self) -> None:
         """End every wait, now and from now on. Safe from any thread and from a signal handler."""
         self.stopped = True
-        self.ring()
+        self.notify()
 
     def close(self) -> None:
         """Stop, and stop listening."""
@@ -89,7 +97,7 @@ class Doorbell:
 
 
 class Waiter:
-    """One coroutine's place at the doorbell. A ring before `wait` is not lost."""
+    """One coroutine's place at the notifier. A notification before `wait` is not lost."""
 
     def __init__(self, place: set[Waiter]) -> None:
         self._place = place
@@ -104,7 +112,7 @@ class Waiter:
     def __exit__(self, *_: object) -> None:
         self._place.discard(self)
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wake the coroutine; many rings before it runs cost one wake-up."""
         if not self._called:
             self._called = True
@@ -126,7 +134,7 @@ class Waiter:
 
 
 async def claim(
-    app: Tenure, wanted: ClaimRequest, request: Request, doorbell: Doorbell
+    app: Tenure, wanted: ClaimRequest, request: Request, notifier: WorkNotifier
 ) -> Sequence[Lease]:
     """Lease jobs, waiting for some up to `wait_seconds`; nothing when the server stops.
 
@@ -135,12 +143,12 @@ async def claim(
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wanted.wait_seconds
-    with doorbell.waiter() as waiter:
+    with notifier.waiter() as waiter:
         gone = loop.create_task(_until_gone(request, waiter))
         try:
             await asyncio.sleep(0)  # lets a disconnection that is known already be seen
-            while not (gone.done() or doorbell.stopped):
-                leases = (await asyncio.wrap_future(app.turn((), wanted))).leases
+            while not (gone.done() or notifier.stopped):
+                leases = (await asyncio.wrap_future(app.exchange((), wanted))).leases
                 if leases and gone.done():
                     await _hand_back(app, leases, wanted.worker)
                     break
@@ -156,37 +164,37 @@ async def claim(
 async def _until_gone(request: Request, waiter: Waiter) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    waiter.ring()
+    waiter.notify()
 
 
 async def _hand_back(app: Tenure, leases: Sequence[Lease], worker: str) -> None:
     released = [
         Report(lease.id, lease.lease_id, Outcome.RELEASED, actor=worker) for lease in leases
     ]
-    await asyncio.wrap_future(app.turn(released, None))
+    await asyncio.wrap_future(app.exchange(released, None))
 
 
 # --- the event stream -----------------------------------------------------------------------------
 
 
-async def start_of(app: Tenure, after: str | None, wanted: Wanted) -> tuple[str, Moves]:
+async def start_of(app: Tenure, after: str | None, wanted: EventFilter) -> tuple[str, LedgerPage]:
     """Where a stream begins and what it tells first; `after` None begins with what happens next.
 
     Raises InvalidInput for something that is no position of this store.
     """
     if after is None:
         end = await run_in_threadpool(app.ledger_end)
-        return end, Moves((), end, more=False)
-    return after, await run_in_threadpool(app.moves, after, MOST_AT_ONCE, wanted)
+        return end, LedgerPage((), end, more=False)
+    return after, await run_in_threadpool(app.transitions, after, MAX_AT_ONCE, wanted)
 
 
 async def events(
     app: Tenure,
-    doorbell: Doorbell,
-    start: tuple[str, Moves],
-    wanted: Wanted,
+    notifier: WorkNotifier,
+    start: tuple[str, LedgerPage],
+    wanted: EventFilter,
     *,
-    withheld: bool = False,
+    without_errors: bool = False,
     may_stay: Callable[[], Awaitable[bool]],
 ) -> AsyncIterator[bytes]:
     """The moves that are wanted as server-sent events, from `start` on until the server stops.
@@ -197,70 +205,72 @@ async def events(
     what is redacted; a job's history shows them. It ends once the reader `may_stay` no longer, and
     holds at most one page of the ledger; a slow reader slows nobody else.
     """
-    with doorbell.waiter() as waiter:
-        position, moves = start
+    with notifier.waiter() as waiter:
+        position, transitions = start
         yield f"retry: {RECONNECT_MILLISECONDS}\nid: {position}\n\n".encode()
         loop = asyncio.get_running_loop()
         spoke = asked = loop.time()
-        while not doorbell.stopped:
+        while not notifier.stopped:
             if loop.time() - asked >= STAY_SECONDS:
                 asked = loop.time()
                 if not await may_stay():
                     return
-            if moves.told:
-                yield b"".join(_event(told, withheld=withheld) for told in moves.told)
+            if transitions.told:
+                yield b"".join(
+                    _event(told, without_errors=without_errors) for told in transitions.told
+                )
                 spoke = loop.time()
             elif loop.time() - spoke >= PING_SECONDS:
-                yield f": still here\nid: {moves.position}\n\n".encode()
+                yield f": still here\nid: {transitions.position}\n\n".encode()
                 spoke = loop.time()
-            if not moves.more:
+            if not transitions.more:
                 await waiter.wait(LOOK_SECONDS)
-            after = moves.position
+            after = transitions.position
             try:
-                moves = await run_in_threadpool(app.moves, after, MOST_AT_ONCE, wanted)
+                transitions = await run_in_threadpool(app.transitions, after, MAX_AT_ONCE, wanted)
             except TenureError as error:
-                moves = Moves((), after, more=False)
+                transitions = LedgerPage((), after, more=False)
                 log.warning("the event stream cannot read the ledger, trying again: %s", error)
 
 
 class EventStream(StreamingResponse):
     """The answer that is a stream. It counts from before its first byte until it has ended."""
 
-    def __init__(self, doorbell: Doorbell, told: AsyncIterator[bytes]) -> None:
+    def __init__(self, notifier: WorkNotifier, told: AsyncIterator[bytes]) -> None:
         super().__init__(told, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-        self._doorbell = doorbell
+        self._notifier = notifier
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         if scope["method"] == "HEAD":  # who asks for the head alone does not wait for an end
             await Response(headers=self.headers)(scope, receive, send)
             return
-        self._doorbell.streams += 1
+        self._notifier.streams += 1
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._doorbell.streams -= 1
+            self._notifier.streams -= 1
 
 
-def check_room(doorbell: Doorbell) -> None:
+def check_room(notifier: WorkNotifier) -> None:
     """Refuse one stream too many, and any when the server stops."""
-    doorbell.check_running()
-    if doorbell.streams >= MOST_STREAMS:
+    notifier.check_running()
+    if notifier.streams >= MAX_STREAMS:
         raise Refusal(
             503,
             "too_many_streams",
             "Too many event streams",
-            f"{MOST_STREAMS} event streams are open, as many as there may be; try again later",
+            f"{MAX_STREAMS} event streams are open, as many as there may be; try again later",
             {"Retry-After": str(RETRY_SECONDS)},
         )
 
 
-def _event(told: Told, *, withheld: bool) -> bytes:
-    move = told.move
-    shown = told.withheld() if withheld else told
+def _event(told: LedgerEvent, *, without_errors: bool) -> bytes:
+    transition = told.transition
+    shown = told.without_errors() if without_errors else told
     data = msgspec.json.encode(responses.event_body(shown))  # JSON has no line breaks of its own
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (
-        move.position.encode(),
-        move.event.encode(),
+        transition.position.encode(),
+        transition.event.encode(),
         data,
     )

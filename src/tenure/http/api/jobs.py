@@ -10,12 +10,12 @@ from urllib.parse import urlencode
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
-from tenure.app.queries import MOST_COUNTED, MOST_LISTED, moves_shown
+from tenure.app.queries import MAX_COUNTED, MAX_LISTED, transitions_shown
 from tenure.http.api.routing import Call, answer, convert, sent
 from tenure.jobs import payload as payloads
-from tenure.jobs.enqueue import Draft, Options
+from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.filters import checked
-from tenure.jobs.values import Action, Added, Filter
+from tenure.jobs.values import Action, Enqueued, Filter
 from tenure.lifecycle import Status
 from tenure.telemetry import tracing
 from tenure.tokens.scopes import Caller
@@ -40,7 +40,7 @@ class FilterQuery(Struct, kw_only=True):
 class ListQuery(FilterQuery, kw_only=True):
     """Which jobs to list."""
 
-    limit: Annotated[int, Meta(ge=1, le=MOST_LISTED)] = 50
+    limit: Annotated[int, Meta(ge=1, le=MAX_LISTED)] = 50
     cursor: Annotated[str, Meta(pattern=CURSOR)] | UnsetType = UNSET
 
 
@@ -48,36 +48,36 @@ class CountQuery(FilterQuery, kw_only=True):
     """Which jobs to count; with `action`, those whose status allows it."""
 
     action: Action | UnsetType = UNSET
-    at_most: Annotated[int, Meta(ge=1, le=MOST_COUNTED)] = 10_000
+    at_most: Annotated[int, Meta(ge=1, le=MAX_COUNTED)] = 10_000
 
 
 async def create_job(call: Call) -> Response:
     """Add a job; it is on disk when this answers."""
-    call.doorbell.check_running()
-    draft = _draft(call.body, call.caller)
+    call.notifier.check_running()
+    new_job = _new_job(call.body, call.caller)
     if (key := call.header("Idempotency-Key")) is not None:
-        if "idempotency_key" in draft.options:  # the header counts more, but both must be keys
-            payloads.check_key(draft.options["idempotency_key"], "$.idempotency_key")
-        draft.options["idempotency_key"] = payloads.check_key(key, "Idempotency-Key")
-    added = (await _add(call, [draft]))[0]
+        if "idempotency_key" in new_job.options:  # the header counts more, but both must be keys
+            payloads.check_key(new_job.options["idempotency_key"], "$.idempotency_key")
+        new_job.options["idempotency_key"] = payloads.check_key(key, "Idempotency-Key")
+    added = (await _add(call, [new_job]))[0]
     headers = {"Location": call.address(f"/jobs/{added.job.id}")}
     return answer(call.shown(added.job), 201 if added.created else 200, headers)
 
 
 async def create_jobs(call: Call) -> Response:
     """Add many jobs, all or none; the answer has them in the order of the request."""
-    call.doorbell.check_running()
-    drafts = [_draft(new, call.caller) for new in call.body]
-    added = await _add(call, drafts, batch=True) if drafts else []
+    call.notifier.check_running()
+    new_jobs = [_new_job(new, call.caller) for new in call.body]
+    added = await _add(call, new_jobs, batch=True) if new_jobs else []
     return answer([call.shown(one.job) for one in added], 201)
 
 
-async def _add(call: Call, drafts: list[Draft], *, batch: bool = False) -> list[Added]:
+async def _add(call: Call, new_jobs: list[NewJob], *, batch: bool = False) -> list[Enqueued]:
     parent = tracing.given(sent(call.request, b"traceparent"))
-    return await asyncio.wrap_future(call.app.add(drafts, batch=batch, traceparent=parent))
+    return await asyncio.wrap_future(call.app.add(new_jobs, batch=batch, traceparent=parent))
 
 
-def _draft(new: requests.NewJob, caller: Caller) -> Draft:
+def _new_job(new: requests.EnqueueRequest, caller: Caller) -> NewJob:
     """The job as the application takes it; the application checks most of it."""
     options: dict[str, Any] = {
         name: value
@@ -92,11 +92,11 @@ def _draft(new: requests.NewJob, caller: Caller) -> Draft:
             if (value := getattr(new.backoff, name)) is not UNSET
         }
     payload = {} if new.payload is UNSET else new.payload
-    return Draft(new.type, payload, cast(Options, options))
+    return NewJob(new.type, payload, cast(Options, options))
 
 
 _OPTIONS = tuple(
-    name for name in requests.NewJob.__struct_fields__ if name not in {"type", "payload"}
+    name for name in requests.EnqueueRequest.__struct_fields__ if name not in {"type", "payload"}
 )
 
 
@@ -141,9 +141,9 @@ def show_job(call: Call) -> Response:
 
 def show_history(call: Call) -> Response:
     """Show every move of a job, oldest first."""
-    job, moves = call.app.get(call.path["id"]), call.app.history(call.path["id"])
-    shown = moves_shown(moves, job, call.redaction)
-    return answer([responses.transition_body(move) for move in shown])
+    job, transitions = call.app.get(call.path["id"]), call.app.history(call.path["id"])
+    shown = transitions_shown(transitions, job, call.redaction)
+    return answer([responses.transition_body(transition) for transition in shown])
 
 
 def explain_job(call: Call) -> Response:
@@ -153,7 +153,7 @@ def explain_job(call: Call) -> Response:
         text = call.redaction.text(told.text, call.app.get(call.path["id"]))
         told = replace(told, text=text)
     return answer(
-        responses.ExplanationBody(reason=told.reason, text=told.text, legal_moves=told.legal)
+        responses.ExplanationBody(reason=told.reason, text=told.text, legal_events=told.legal)
     )
 
 

@@ -38,7 +38,7 @@ async def lease_jobs(call: Call) -> Response:
     )
     for number, queue in enumerate(wanted.queues or ()):
         check_open(queue, f"$.queues[{number}]")
-    leases = await streams.claim(call.app, wanted, call.request, call.doorbell)
+    leases = await streams.claim(call.app, wanted, call.request, call.notifier)
     return answer([responses.lease_body(lease) for lease in leases])
 
 
@@ -67,8 +67,8 @@ async def release_lease(call: Call) -> Response:
 async def _report(call: Call, outcome: Outcome, **fields: Any) -> Response:
     name = call.path["lease_id"]
     report = requests.report_of(requests.ReportEntry(lease_id=name, outcome=outcome, **fields))
-    turn = await asyncio.wrap_future(call.app.turn([report], None))
-    (verdict,) = turn.verdicts
+    exchange = await asyncio.wrap_future(call.app.exchange([report], None))
+    (verdict,) = exchange.verdicts
     if verdict.answer is Answer.LOST:
         raise LeaseLost(report.job_id, verdict.recorded)
     if verdict.answer is Answer.CONFLICT:
@@ -89,8 +89,8 @@ async def report_many(call: Call) -> Response:
     """Report on many leases at once; a verdict for each, in order."""
     entries: list[requests.ReportEntry] = call.body
     reports = [requests.report_of(entry) for entry in entries]
-    turn = await asyncio.wrap_future(call.app.turn(reports, None))
-    verdicts = zip(entries, turn.verdicts, strict=True)
+    exchange = await asyncio.wrap_future(call.app.exchange(reports, None))
+    verdicts = zip(entries, exchange.verdicts, strict=True)
     return answer(
         [responses.verdict_body(storable(entry.lease_id), verdict) for entry, verdict in verdicts]
     )

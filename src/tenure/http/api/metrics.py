@@ -2,7 +2,7 @@
 
 So the numbers are true however many processes there are, and whichever of them is asked. There are
 no counters in memory: those that are shown were summed up from the ledger by whichever process
-sweeps. The number of series is bounded: beyond `MOST_SERIES` the smallest groups are added up under
+sweeps. The number of series is bounded: beyond `MAX_SERIES` the smallest groups are added up under
 the label `(other)`, which no queue and no type can be called. Groups of counters keep their place
 once they have one, so that no counter ever falls.
 """
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MOST_SERIES = 500
-MOST_QUEUES = 100
+MAX_SERIES = 500
+MAX_QUEUES = 100
 OTHER = "(other)"
 
 
@@ -89,10 +89,12 @@ def _totals(seen: Watched) -> Iterator[Metric]:
     """What has happened since the beginning: it only rises, whichever server is asked."""
     from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
-    moves = CounterMetricFamily("tenure_moves", "Moves of jobs.", labels=["event", "queue", "type"])
+    transitions = CounterMetricFamily(
+        "tenure_moves", "Moves of jobs.", labels=["event", "queue", "type"]
+    )
     for total in seen.totals:
-        moves.add_metric([total.event, total.queue, total.type], total.moves)
-    yield moves
+        transitions.add_metric([total.event, total.queue, total.type], total.transitions)
+    yield transitions
     for name, text, events in (
         ("tenure_wait_seconds", "From due until claimed.", WAITED),
         ("tenure_run_seconds", "From claimed until the attempt ended, however.", RAN),
@@ -131,7 +133,7 @@ def _seconds(since: datetime | None, now: datetime) -> float:
     return 0.0 if since is None else max((now - since).total_seconds(), 0.0)
 
 
-def bounded(counts: Sequence[Count], most: int = MOST_SERIES) -> list[Count]:
+def bounded(counts: Sequence[Count], most: int = MAX_SERIES) -> list[Count]:
     """At most about `most` counts: the smallest are added up, by status, under `(other)`."""
     if len(counts) <= most:
         return list(counts)
@@ -142,6 +144,6 @@ def bounded(counts: Sequence[Count], most: int = MOST_SERIES) -> list[Count]:
     return ranked[:most] + [Count(status, OTHER, OTHER, jobs) for status, jobs in rest.items()]
 
 
-def largest(queues: Sequence[QueueState], most: int = MOST_QUEUES) -> list[QueueState]:
+def largest(queues: Sequence[QueueState], most: int = MAX_QUEUES) -> list[QueueState]:
     """The `most` busiest queues."""
     return sorted(queues, key=lambda q: q.pending + q.processing, reverse=True)[:most]

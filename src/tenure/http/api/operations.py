@@ -15,7 +15,7 @@ from tenure.http.api import events as streams
 from tenure.http.api import metrics
 from tenure.http.api.routing import JSON, Call, answer
 from tenure.jobs import ids, payload
-from tenure.jobs.values import Wanted
+from tenure.jobs.values import EventFilter
 from tenure.lifecycle import EVENTS
 from tenure.tokens.scopes import may_stay
 from tenure.wire import requests, responses
@@ -23,7 +23,7 @@ from tenure.wire import requests, responses
 log = logging.getLogger(__name__)
 
 
-MOST_NAMED = 100
+MAX_NAMED = 100
 """Types, queues or events that one stream may be limited to."""
 
 
@@ -44,7 +44,7 @@ async def health(call: Call) -> Response:
 
 async def ready(call: Call) -> Response:
     """Say whether the process takes work and its database answers."""
-    call.doorbell.check_running()
+    call.notifier.check_running()
     try:
         await asyncio.to_thread(call.app.ping)
     except Exception as error:
@@ -101,25 +101,25 @@ def show_metrics(call: Call) -> Response:
 
 async def stream_events(call: Call) -> Response:
     """Stream every move of every job as server-sent events, resumable by `Last-Event-ID`."""
-    streams.check_room(call.doorbell)
+    streams.check_room(call.notifier)
     last = call.header("Last-Event-ID")
     if last is None and call.query.after is not UNSET:
         last = call.query.after
     wanted = _wanted(call.query)
     start = await streams.start_of(call.app, last, wanted)
-    streams.check_room(call.doorbell)  # again: others have come in meanwhile
+    streams.check_room(call.notifier)  # again: others have come in meanwhile
     told = streams.events(
         call.app,
-        call.doorbell,
+        call.notifier,
         start,
         wanted,
-        withheld=bool(call.redaction),
+        without_errors=bool(call.redaction),
         may_stay=partial(may_stay, call.request.scope),
     )
-    return streams.EventStream(call.doorbell, told)
+    return streams.EventStream(call.notifier, told)
 
 
-def _wanted(query: EventsQuery) -> Wanted:
+def _wanted(query: EventsQuery) -> EventFilter:
     """The moves that a stream is to tell; raises InvalidInput for what can be none."""
     events = _names(query.event, "event", "event")
     if unknown := set(events or ()) - EVENTS:
@@ -127,7 +127,7 @@ def _wanted(query: EventsQuery) -> Wanted:
             f"no such event: {', '.join(sorted(unknown))}; one of {', '.join(sorted(EVENTS))}",
             path="query event",
         )
-    return Wanted(
+    return EventFilter(
         types=_names(query.type, "job type", "type"),
         queues=_names(query.queue, "queue", "queue"),
         events=events,
@@ -139,6 +139,6 @@ def _names(given: str | UnsetType, what: str, parameter: str) -> tuple[str, ...]
     if given is UNSET:
         return None
     names = given.split(",")
-    if len(names) > MOST_NAMED:
-        raise InvalidInput(f"name at most {MOST_NAMED}", path=f"query {parameter}")
+    if len(names) > MAX_NAMED:
+        raise InvalidInput(f"name at most {MAX_NAMED}", path=f"query {parameter}")
     return tuple(payload.check_name(name, what, f"query {parameter}") for name in names)

@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 from starlette.responses import Response
 
-from tenure.app.app import MOST_JOBS_AT_ONCE
+from tenure.app.app import MAX_JOBS_AT_ONCE
 from tenure.http.api import bulk, jobs, leases, openapi, operations
 from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.http.api.routing import SMALL_BODY, Answer, Body, Call, Route
@@ -19,13 +19,13 @@ ONE_JOB = payload.MAX_PAYLOAD_BYTES + SMALL_BODY
 ONE_REPORT = 2 * payload.MAX_PAYLOAD_BYTES
 MANY = 32 * 1024 * 1024
 """Bytes of one batch of jobs or of reports."""
-MOST_LEASES = 10_000
+MAX_LEASES = 10_000
 JOB_DEPTH = payload.MAX_DEPTH + 1  # a payload lies one level deep in a job, two in a batch
 
 Job = responses.JobBody
-Batch = Annotated[list[requests.NewJob], Meta(max_length=MOST_JOBS_AT_ONCE)]
-Reports = Annotated[list[requests.ReportEntry], Meta(max_length=MOST_LEASES)]
-LeaseNames = Annotated[list[requests.LeaseName], Meta(max_length=MOST_LEASES)]
+Batch = Annotated[list[requests.EnqueueRequest], Meta(max_length=MAX_JOBS_AT_ONCE)]
+Reports = Annotated[list[requests.ReportEntry], Meta(max_length=MAX_LEASES)]
+LeaseNames = Annotated[list[requests.LeaseName], Meta(max_length=MAX_LEASES)]
 OPEN: frozenset[Scope] = frozenset()
 ANY = EVERY_SCOPE
 ENQUEUE, WORK, READ, ADMIN = (frozenset({scope}) for scope in Scope)
@@ -78,7 +78,7 @@ ROUTES: tuple[Route, ...] = (
         name="createJob",
         scopes=ENQUEUE,
         endpoint=jobs.create_job,
-        body=Body(requests.NewJob, limit=ONE_JOB, depth=JOB_DEPTH),
+        body=Body(requests.EnqueueRequest, limit=ONE_JOB, depth=JOB_DEPTH),
         headers={
             "Idempotency-Key": {
                 "type": "string",

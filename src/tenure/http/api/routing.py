@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, PayloadTooLarge
-from tenure.http.api.events import Doorbell
+from tenure.http.api.events import WorkNotifier
 from tenure.jobs import payload
 from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
 from tenure.lifecycle import Job
@@ -86,7 +86,7 @@ class Call:
     """One request, read and checked."""
 
     app: Tenure
-    doorbell: Doorbell
+    notifier: WorkNotifier
     request: Request
     path: Mapping[str, str]  # its parts that vary
     caller: Caller = ANYBODY

@@ -25,8 +25,8 @@ MANY_ENTRIES = 5_000
 FULL_SECONDS = 2.0
 FULL_SHARE = 0.1
 """Then a search from the start is made this often, or so that they take this share of the time."""
-MOST_LANES = 1_000
-MOST_VIEWS = 100
+MAX_LANES = 1_000
+MAX_VIEWS = 100
 EVER = datetime(1, 1, 1, tzinfo=UTC)
 
 SEARCH_ALL = "SELECT * FROM {s}.lanes()"
@@ -102,7 +102,7 @@ class Lanes:
         self._view(request).marks[lane.queue, lane.priority] = last_run_at - MARGIN
 
     def _view(self, request: ClaimRequest) -> _View:
-        if len(self._views) > MOST_VIEWS:
+        if len(self._views) > MAX_VIEWS:
             self._views.clear()
         # By types as well: what one worker passes over is work for another.
         return self._views.setdefault((request.queues, request.types), _View())
@@ -140,6 +140,6 @@ def _marks(
 ) -> dict[tuple[str, int], datetime]:
     """Where to search on from: lanes that are empty stay known, the next job may come any time."""
     marks = {lane: min(run_at, now) - MARGIN for lane, run_at in heads.items()}
-    if len(known) + len(marks) <= MOST_LANES:
+    if len(known) + len(marks) <= MAX_LANES:
         marks = {**dict.fromkeys(known, now - MARGIN), **marks}
     return marks

@@ -23,7 +23,7 @@ PROBE_SECONDS = 30.0
 """How often it makes sure that somebody is at the other end."""
 
 
-def watch(place: Place, ring: Callable[[], None], stop: threading.Event) -> None:
+def watch(place: Place, notify: Callable[[], None], stop: threading.Event) -> None:
     """Ring at the beginning and at every note of another process, until `stop` is set.
 
     Behind a transaction pooler none may come. Database errors are logged and end nothing.
@@ -35,8 +35,8 @@ def watch(place: Place, ring: Callable[[], None], stop: threading.Event) -> None
             with connect(place) as connection:
                 _listen(place, connection)
                 pause = shortest
-                ring()  # what was said while nobody listened
-                _hear(place, connection, ring, stop)
+                notify()  # what was said while nobody listened
+                _hear(place, connection, notify, stop)
         except psycopg.Error as error:
             log.info("not listening for new work, polling goes on: %s", error)
             stop.wait(pause)
@@ -46,7 +46,7 @@ def watch(place: Place, ring: Callable[[], None], stop: threading.Event) -> None
 def _hear(
     place: Place,
     connection: psycopg.Connection[Any],
-    ring: Callable[[], None],
+    notify: Callable[[], None],
     stop: threading.Event,
 ) -> None:
     # Not `notifies` with a time limit, each round of which takes a millisecond.
@@ -59,7 +59,7 @@ def _hear(
                 listened = time.monotonic()
             if selector.select(WATCH_SECONDS):
                 for _ in connection.notifies(timeout=0):
-                    ring()
+                    notify()
 
 
 def _listen(place: Place, connection: psycopg.Connection[Any]) -> None:

@@ -14,18 +14,18 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.values import (
-    MOST_AHEAD,
+    MAX_AHEAD,
     Bulk,
-    Moves,
+    EventFilter,
+    LedgerEvent,
+    LedgerPage,
+    Progress,
     Query,
     QueueState,
-    Tell,
-    Told,
     Transition,
-    Wanted,
     Webhook,
     WorkerState,
-    untold,
+    no_progress,
 )
 from tenure.lifecycle import Job
 from tenure.store import audit
@@ -52,7 +52,7 @@ from tenure.tokens.scopes import AccessToken
 
 T = TypeVar("T")
 
-MOST_CONNECTIONS = 4
+MAX_CONNECTIONS = 4
 WAIT_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 """How long the pool tries to connect by itself. Then it waits for somebody who wants to read: its
@@ -86,7 +86,7 @@ WHERE (t.xid, t.seq) > (%s::text::xid8, %s) AND {SETTLED_XID} ORDER BY t.xid, t.
 STRETCH_END = f"""
 SELECT xid::text, seq, count(*) OVER () FROM ({STRETCH}) AS t ORDER BY t.xid DESC, seq DESC LIMIT 1
 """
-MOVES = f"""
+TRANSITIONS = f"""
 SELECT {COLUMNS}, job.type, job.queue
 FROM ({STRETCH}) AS t JOIN {{s}}.job ON job.id = t.job_id
 WHERE (t.xid, t.seq) <= (%s::text::xid8, %s)
@@ -119,14 +119,14 @@ SELECT count(*) FROM (
     SELECT FROM lane CROSS JOIN LATERAL (
         SELECT FROM {{s}}.job
         WHERE status = 'pending' AND queue = %s AND priority = lane.priority AND run_at <= {NOW}
-        ORDER BY run_at LIMIT {MOST_AHEAD + 1}) AS due
+        ORDER BY run_at LIMIT {MAX_AHEAD + 1}) AS due
     WHERE lane.priority < %s
     UNION ALL
     (SELECT FROM {{s}}.job
         WHERE status = 'pending' AND queue = %s AND priority = %s
             AND (run_at, id) < (%s, %s::uuid)
-        ORDER BY run_at LIMIT {MOST_AHEAD + 1})
-    LIMIT {MOST_AHEAD + 1}) AS ahead
+        ORDER BY run_at LIMIT {MAX_AHEAD + 1})
+    LIMIT {MAX_AHEAD + 1}) AS ahead
 """
 
 # The head of each lane, a queue at a priority, is its oldest job: one search in the index for each
@@ -189,7 +189,7 @@ class PostgresReader:
                     self._place.conninfo,
                     kwargs=CONNECTED,
                     min_size=0,
-                    max_size=MOST_CONNECTIONS,
+                    max_size=MAX_CONNECTIONS,
                     timeout=WAIT_SECONDS,
                     reconnect_timeout=RETRY_SECONDS,
                     num_workers=1,
@@ -198,7 +198,7 @@ class PostgresReader:
                 )
             return self._pool
 
-    def connect_anew(self) -> None:
+    def reconnect(self) -> None:
         """Keep no session: those that are open may lead to a primary of before, which still reads.
 
         Such a server refuses writers, who connect anew then; readers it would tell old news.
@@ -282,19 +282,19 @@ class PostgresReader:
     def ledger(self, after: str, limit: int) -> list[Transition]:
         return [_transition(row) for row in self._rows(LEDGER, *_numbers(after), limit)]
 
-    def moves(self, after: str, limit: int, wanted: Wanted) -> Moves:
+    def transitions(self, after: str, limit: int, wanted: EventFilter) -> LedgerPage:
         start = _numbers(after)
         end = self._rows(STRETCH_END, *start, limit)
         if not end:
-            return Moves((), after or START, more=False)
+            return LedgerPage((), after or START, more=False)
         ((xid, seq, count),) = end
         lists = (wanted.types, wanted.queues, wanted.events)
         types, queues, events = (None if names is None else list(names) for names in lists)
         job = wanted.job_id
         pairs = (events, events, job, job, types, types, queues, queues)
-        rows = self._rows(MOVES, *start, limit, xid, seq, *pairs)
-        told = [Told(_transition(row[:-2]), *row[-2:]) for row in rows]
-        return Moves(told, f"{xid}.{seq}", more=count == limit)
+        rows = self._rows(TRANSITIONS, *start, limit, xid, seq, *pairs)
+        told = [LedgerEvent(_transition(row[:-2]), *row[-2:]) for row in rows]
+        return LedgerPage(told, f"{xid}.{seq}", more=count == limit)
 
     def ledger_end(self, back: int = 0) -> str:
         rows = self._rows(LEDGER_END, back)
@@ -343,9 +343,11 @@ class PostgresReader:
         lanes = (queue, queue, priority, queue, priority)
         return int(self._by_index(AHEAD, (*lanes, queue, priority, job.run_at, job.id))[0][0])
 
-    def violations(self, limit: int, tell: Tell = untold) -> list[tuple[str, str, str]]:
+    def violations(
+        self, limit: int, progress: Progress = no_progress
+    ) -> list[tuple[str, str, str]]:
         found: list[audit.Finding] = []
-        for asked in audit.passes(tell):
+        for asked in audit.passes(progress):
             found += self._ask(partial(self._audit, asked, tuple(found), limit))
         return found
 
@@ -363,8 +365,8 @@ class PostgresReader:
             with connection.cursor() as cursor:
                 return audit.findings(asked, cursor.stream(query), before, limit)
 
-    def watch(self, ring: Callable[[], None], stop: threading.Event) -> None:
-        postgres_watch.watch(self._place, ring, stop)
+    def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
+        postgres_watch.watch(self._place, notify, stop)
 
     def close(self) -> None:
         with self._lock:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
-from tenure.jobs.values import Tell, untold
+from tenure.jobs.values import Progress, no_progress
 from tenure.store import migrate
 from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Place, connect, place_of
 
@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS {s}.schema_version
 """
 
 
-def upgrade(url: str, tell: Tell = untold) -> int:
+def upgrade(url: str, progress: Progress = no_progress) -> int:
     """Create or upgrade the schema, all of it in one transaction; the version it now has.
 
     Nothing is locked and no right to create is needed where the schema is current. Raises
@@ -43,7 +43,7 @@ def upgrade(url: str, tell: Tell = untold) -> int:
                     connection.execute(FROZEN)
                     connection.execute(LOCK, (place.schema,))
                     connection.execute(WAITING)
-                    _migrate(connection, place, tell)
+                    _migrate(connection, place, progress)
                 failpoints.hit("migrate.after_commit")
             return migrate.newest("postgres")
     except errors.InsufficientPrivilege as error:
@@ -89,7 +89,7 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
         )
 
 
-def _migrate(connection: psycopg.Connection[Any], place: Place, tell: Tell) -> None:
+def _migrate(connection: psycopg.Connection[Any], place: Place, progress: Progress) -> None:
     if _one(connection, "SELECT to_regnamespace(%s)", place.quoted) is None:
         connection.execute(place.sql("CREATE SCHEMA {s}"))
     clock = NOW.replace("{s}", place.quoted)
@@ -98,7 +98,7 @@ def _migrate(connection: psycopg.Connection[Any], place: Place, tell: Tell) -> N
         "schema": place.quoted,
     }
     version = version_of(connection, place)
-    for number, script in migrate.pending("postgres", version, f"schema {place.schema}", tell):
+    for number, script in migrate.pending("postgres", version, f"schema {place.schema}", progress):
         failpoints.hit("migrate.before_step")
         connection.execute(script.format_map(names).encode())
         connection.execute(place.sql(VERSIONS))

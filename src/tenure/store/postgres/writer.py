@@ -14,7 +14,7 @@ from psycopg import errors
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from tenure.jobs.values import Addition, ClaimRequest, Lease, Report
+from tenure.jobs.values import CheckedJob, ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import constraints as guards
 from tenure.store.postgres import statements as sql
@@ -206,18 +206,18 @@ class Postgres:
 
     # --- adding
 
-    def insert(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
-        return self._enqueue(additions) if additions else {}
+    def insert(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, Job]:
+        return self._enqueue(checked_jobs) if checked_jobs else {}
 
-    def insert_alone(self, additions: Sequence[Addition], *, whole: bool) -> Mapping[str, Job]:
-        if not additions or not self._commits_at_once():
+    def insert_alone(self, checked_jobs: Sequence[CheckedJob], *, whole: bool) -> Mapping[str, Job]:
+        if not checked_jobs or not self._commits_at_once():
             return {}
-        if any(addition.traceparent for addition in additions):
+        if any(checked_job.traceparent for checked_job in checked_jobs):
             return {}  # that is another table, and so a transaction of several statements
-        if len(additions) == 1:
-            made = self._enqueue_one(additions[0])
+        if len(checked_jobs) == 1:
+            made = self._enqueue_one(checked_jobs[0])
         else:
-            made = self._enqueue(additions, sparing=True, whole=whole)
+            made = self._enqueue(checked_jobs, sparing=True, whole=whole)
         self._check_confirmed()
         return made
 
@@ -233,12 +233,12 @@ class Postgres:
         if self._cut_short:
             raise Unconfirmed(self._cut_short[0])
 
-    def _enqueue_one(self, addition: Addition) -> Mapping[str, Job]:
+    def _enqueue_one(self, checked_job: CheckedJob) -> Mapping[str, Job]:
         """By libpq's own call: psycopg's way to prepare parameters takes as long as the server."""
         assert self._connection is not None
         assert self._wire is not None
         server = self._connection.pgconn
-        values = [None if v is None else str(v).encode() for v in _added(addition)]
+        values = [None if v is None else str(v).encode() for v in _added(checked_job)]
         self._wire.expect(self._patience)
         result = server.exec_params(self._bytes(sql.ENQUEUE_ONE), values)
         self._wire.answered()
@@ -247,13 +247,13 @@ class Postgres:
         created, runs = result.get_value(0, 0), result.get_value(0, 1)
         if created is None or runs is None:
             return {}
-        return {addition.id: added_job(addition, _time(created), _time(runs))}
+        return {checked_job.id: added_job(checked_job, _time(created), _time(runs))}
 
     def _enqueue(
-        self, additions: Sequence[Addition], *, sparing: bool = False, whole: bool = False
+        self, checked_jobs: Sequence[CheckedJob], *, sparing: bool = False, whole: bool = False
     ) -> Mapping[str, Job]:
         # Keys in one order for everybody, or two batches could wait for each other.
-        rows = [_added(a) for a in sorted(additions, key=_by_key)]
+        rows = [_added(a) for a in sorted(checked_jobs, key=_by_key)]
         arrays = _arrays(sql.NEW, rows)
         ((at, made, later, later_at),) = self._rows(sql.ENQUEUE, *arrays, sparing, whole)
         now = to_time(at)
@@ -261,13 +261,13 @@ class Postgres:
         wanted = None if made is None else set(made)
         return {
             a.id: added_job(a, now, to_time(run_at[a.id]) if a.id in run_at else now)
-            for a in additions
+            for a in checked_jobs
             if wanted is None or a.id in wanted
         }
 
-    def known(self, additions: Sequence[Addition]) -> Mapping[str, tuple[Job, str | None]]:
-        ids = Uuids([a.id for a in additions])
-        rows = self._rows(sql.KNOWN, ids, ids, [a.idempotency_key for a in additions])
+    def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
+        ids = Uuids([a.id for a in checked_jobs])
+        rows = self._rows(sql.KNOWN, ids, ids, [a.idempotency_key for a in checked_jobs])
         return {wanted: (job_of(row, to_time), row[-1]) for wanted, *row in rows}
 
     def full_queues(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
@@ -459,12 +459,12 @@ def _names_lease(report: Report) -> bool:
     return is_uuid(report.job_id) and is_uuid(report.lease_id)
 
 
-def _by_key(addition: Addition) -> str:
-    return addition.idempotency_key or ""
+def _by_key(checked_job: CheckedJob) -> str:
+    return checked_job.idempotency_key or ""
 
 
-def _added(addition: Addition) -> tuple[Any, ...]:
-    return (*_new_values(addition), write_policy(addition.backoff))
+def _added(checked_job: CheckedJob) -> tuple[Any, ...]:
+    return (*_new_values(checked_job), write_policy(checked_job.backoff))
 
 
 def _time(micros: bytes) -> datetime:

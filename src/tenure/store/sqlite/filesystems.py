@@ -80,14 +80,14 @@ def refuse_remote(path: Path) -> None:
         )
 
 
-MOST_LINKS = 40
+MAX_LINKS = 40
 """As many as Linux follows on the way to one file."""
 
 
 def refuse_planted(path: Path) -> None:
     """Raise InvalidInput if `path` leads through a link that a stranger may have put there."""
     waiting, followed = [path], 0
-    while waiting and followed < MOST_LINKS:
+    while waiting and followed < MAX_LINKS:
         way = waiting.pop()
         for step in (*reversed(way.parents), way):
             if not step.is_symlink():

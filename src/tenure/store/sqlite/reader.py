@@ -14,18 +14,18 @@ from typing import Any
 
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.values import (
-    MOST_AHEAD,
+    MAX_AHEAD,
     Bulk,
-    Moves,
+    EventFilter,
+    LedgerEvent,
+    LedgerPage,
+    Progress,
     Query,
     QueueState,
-    Tell,
-    Told,
     Transition,
-    Wanted,
     Webhook,
     WorkerState,
-    untold,
+    no_progress,
 )
 from tenure.lifecycle import Job
 from tenure.store import audit
@@ -42,7 +42,7 @@ from tenure.store.tables.tokens import SQLITE, token_of
 from tenure.store.tables.webhooks import webhook_of
 from tenure.tokens.scopes import AccessToken
 
-MOST_IDLE = 8
+MAX_IDLE = 8
 """Connections that are kept for later reads: each may hold 64 MiB of the file in memory."""
 START = "0"
 _is_position = re.compile(r"[0-9]{1,18}").fullmatch
@@ -55,7 +55,7 @@ STRETCH = """
 SELECT max(seq), count(*) FROM (
     SELECT seq FROM tenure_transition WHERE seq > ? ORDER BY seq LIMIT ?)
 """
-MOVES = f"""
+TRANSITIONS = f"""
 SELECT {", ".join(f"t.{column}" for column in LEDGER.split(", "))}, job.type, job.queue
 FROM tenure_transition AS t CROSS JOIN tenure_job AS job ON job.id = t.job_id
 WHERE t.seq > :after AND t.seq <= :until
@@ -90,7 +90,7 @@ SELECT count(*) FROM (
     SELECT 1 FROM tenure_job AS job
     WHERE job.status = 'pending' AND job.queue = :queue AND job.priority = :priority
         AND (job.run_at, job.id) < (:run_at, :id)
-    LIMIT {MOST_AHEAD + 1})
+    LIMIT {MAX_AHEAD + 1})
 """
 
 # The head of each lane, a queue at a priority, is its oldest job: two searches in the index for
@@ -149,7 +149,7 @@ class SqliteReader:
             yield connection
         finally:
             with self._lock:
-                kept = not self._closed and len(self._idle) < MOST_IDLE
+                kept = not self._closed and len(self._idle) < MAX_IDLE
                 if kept:
                     self._idle.append(connection)
             if not kept:
@@ -194,16 +194,18 @@ class SqliteReader:
         statement = f"SELECT {LEDGER} FROM tenure_transition WHERE seq > ? ORDER BY seq LIMIT ?"
         return [_transition(row) for row in self._rows(statement, (_number(after), limit))]
 
-    def moves(self, after: str, limit: int, wanted: Wanted) -> Moves:
+    def transitions(self, after: str, limit: int, wanted: EventFilter) -> LedgerPage:
         start = _number(after)
         ((until, count),) = self._rows(STRETCH, (start, limit))
         if not count:
-            return Moves((), str(start), more=False)
+            return LedgerPage((), str(start), more=False)
         lists = {"types": wanted.types, "queues": wanted.queues, "events": wanted.events}
         values: dict[str, Any] = {"after": start, "until": until, "job": wanted.job_id}
         values |= {name: None if v is None else json.dumps(v) for name, v in lists.items()}
-        told = [Told(_transition(row[:-2]), *row[-2:]) for row in self._rows(MOVES, values)]
-        return Moves(told, str(until), more=count == limit)
+        told = [
+            LedgerEvent(_transition(row[:-2]), *row[-2:]) for row in self._rows(TRANSITIONS, values)
+        ]
+        return LedgerPage(told, str(until), more=count == limit)
 
     def ledger_end(self, back: int = 0) -> str:
         rows = self._rows(LEDGER_END, (back,))
@@ -254,11 +256,13 @@ class SqliteReader:
         }
         return int(self._rows(AHEAD, values)[0][0])
 
-    def violations(self, limit: int, tell: Tell = untold) -> list[tuple[str, str, str]]:
+    def violations(
+        self, limit: int, progress: Progress = no_progress
+    ) -> list[tuple[str, str, str]]:
         found: list[audit.Finding] = []
         try:
             with closing(connect(self._path)) as connection:
-                for asked in audit.passes(tell, ["tables and indexes"]):
+                for asked in audit.passes(progress, ["tables and indexes"]):
                     rows = connection.execute(asked.statement(SQLITE_WORDS))
                     found += audit.findings(asked, rows, found, limit)
                 found += _unsound(connection)[:limit]
@@ -266,9 +270,9 @@ class SqliteReader:
             raise StoreUnavailable(f"the database {self._path} did not answer: {error}") from error
         return found
 
-    def watch(self, ring: Callable[[], None], stop: threading.Event) -> None:
+    def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
         wal = self._path.with_name(self._path.name + "-wal")
-        sqlite_watch.watch(lambda: connect(self._path), wal, ring, stop)
+        sqlite_watch.watch(lambda: connect(self._path), wal, notify, stop)
 
     def close(self) -> None:
         with self._lock:

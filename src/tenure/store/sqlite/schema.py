@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tenure import failpoints
 from tenure.errors import StoreUnavailable
-from tenure.jobs.values import Tell, untold
+from tenure.jobs.values import Progress, no_progress
 from tenure.store import migrate
 from tenure.store.sqlite.connection import NOW, connect
 
@@ -48,13 +48,13 @@ def statements(script: str) -> Iterator[str]:
             statement = ""
 
 
-def upgrade(path: Path, tell: Tell = untold) -> int:
+def upgrade(path: Path, progress: Progress = no_progress) -> int:
     """Create or upgrade the schema, under the database's write lock; the version it now has.
 
     Raises SchemaMismatch for a newer one, and StoreUnavailable.
     """
     try:
-        return _upgrade(path, tell)
+        return _upgrade(path, progress)
     except sqlite3.Error as error:
         raise _unusable(path, error) from error
 
@@ -63,7 +63,7 @@ def _unusable(path: Path, error: sqlite3.Error) -> StoreUnavailable:
     return StoreUnavailable(f"the database {path} cannot be used: {error}")
 
 
-def _upgrade(path: Path, tell: Tell) -> int:
+def _upgrade(path: Path, progress: Progress) -> int:
     connection = connect(path)
     try:
         if version_of(connection) == migrate.newest("sqlite"):
@@ -71,7 +71,7 @@ def _upgrade(path: Path, tell: Tell) -> int:
         connection.execute("BEGIN IMMEDIATE")
         try:
             version = version_of(connection)
-            for number, script in migrate.pending("sqlite", version, str(path), tell):
+            for number, script in migrate.pending("sqlite", version, str(path), progress):
                 failpoints.hit("migrate.before_step")
                 for statement in statements(script.format_map(GENERATED)):
                     connection.execute(statement)

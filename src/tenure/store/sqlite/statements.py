@@ -162,7 +162,7 @@ LOCK = f"""
 SELECT json_group_array(json_array({", ".join(COLUMNS)})) FROM tenure_job
 WHERE id IN (SELECT value FROM json_each(?))
 """
-MOST_LOADED = 100
+MAX_LOADED = 100
 """Jobs in one value: SQLite's are at most 1 GB, a job with its result may have some MB."""
 SETTLED_AS = """
 SELECT event FROM tenure_transition

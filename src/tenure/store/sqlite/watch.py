@@ -38,7 +38,7 @@ TOLD = Pace(1 / 8, 0.0002, 0.1)
 UNTOLD = Pace(1 / 100, 0.002, 0.01)
 LOADED_SECONDS = 0.002
 """The average between looks while commits never pause. Shorter pauses are paid with saved looks."""
-MOST_SAVED = 500.0
+MAX_SAVED = 500.0
 TRY_AGAIN_SECONDS = 0.1
 
 
@@ -48,7 +48,7 @@ class Looks:
     def __init__(self, now: float) -> None:
         self._sign = now
         self._looked = now
-        self._saved = MOST_SAVED
+        self._saved = MAX_SAVED
 
     def pause(self, now: float, *, written: bool, changed: bool, told: bool) -> float:
         """Seconds until the next look, after one at `now`.
@@ -62,7 +62,7 @@ class Looks:
             self._sign = float("-inf")  # whatever was written has become the commit that was seen
         share, shortest, longest = TOLD if told else UNTOLD
         pause = min(max((now - self._sign) * share, shortest), longest)
-        self._saved = min(self._saved + (now - self._looked) / LOADED_SECONDS, MOST_SAVED) - 1
+        self._saved = min(self._saved + (now - self._looked) / LOADED_SECONDS, MAX_SAVED) - 1
         self._looked = now
         return pause if self._saved > 0 else max(pause, LOADED_SECONDS)
 
@@ -151,7 +151,7 @@ class Commits:
 def watch(
     connect: Callable[[], sqlite3.Connection],
     wal: Path,
-    ring: Callable[[], None],
+    notify: Callable[[], None],
     stop: threading.Event,
 ) -> None:
     """Ring at the beginning and after every commit, this process's own too, until `stop` is set.
@@ -163,11 +163,11 @@ def watch(
         writes = LogWrites(wal)
     except OSError as error:
         log.info("nobody tells of writes to %s, so it is polled: %s", wal, error)
-        _look_until(stop, Commits(connect), None, ring)
+        _look_until(stop, Commits(connect), None, notify)
         return
     looking = threading.Thread(
         target=_look_until,
-        args=(stop, Commits(connect), writes, ring),
+        args=(stop, Commits(connect), writes, notify),
         name="tenure-look",
         daemon=True,
     )
@@ -179,7 +179,7 @@ def watch(
 
 
 def _look_until(
-    stop: threading.Event, commits: Commits, writes: LogWrites | None, ring: Callable[[], None]
+    stop: threading.Event, commits: Commits, writes: LogWrites | None, notify: Callable[[], None]
 ) -> None:
     looks = Looks(time.monotonic())
     pause, told, heard, failing = 0.0, False, False, False
@@ -197,7 +197,7 @@ def _look_until(
                 continue
             failing = False
             if changed:
-                ring()
+                notify()
             pause = looks.pause(time.monotonic(), written=written, changed=changed, told=told)
             if writes and changed and not heard:  # the log has been made, or made anew
                 told = writes.aim()

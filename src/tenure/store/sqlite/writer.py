@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from tenure import failpoints
-from tenure.jobs.values import Addition, ClaimRequest, Lease, Report, serves
+from tenure.jobs.values import CheckedJob, ClaimRequest, Lease, Report, serves
 from tenure.lifecycle import Job, Status
 from tenure.store import constraints as guards
 from tenure.store.protocol import Trouble
@@ -143,31 +143,31 @@ class Sqlite:
 
     # --- adding
 
-    def insert(self, additions: Sequence[Addition]) -> Mapping[str, Job]:
+    def insert(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, Job]:
         now = self.now()
         stored = to_millis(now)
-        jobs = [added_job(a, now, _due(a, now)) for a in additions]
+        jobs = [added_job(a, now, _due(a, now)) for a in checked_jobs]
         rows = [
-            _insert_row(job, addition.fingerprint, now, stored)
-            for job, addition in zip(jobs, additions, strict=True)
+            _insert_row(job, checked_job.fingerprint, now, stored)
+            for job, checked_job in zip(jobs, checked_jobs, strict=True)
         ]
         made = self._each(sql.INSERT, rows)
         return {job.id: job for job, new in zip(jobs, made, strict=True) if new}
 
-    def insert_alone(self, additions: Sequence[Addition], *, whole: bool) -> Mapping[str, Job]:
+    def insert_alone(self, checked_jobs: Sequence[CheckedJob], *, whole: bool) -> Mapping[str, Job]:
         """Nothing: here a transaction of several statements costs no round trips."""
         return {}
 
-    def known(self, additions: Sequence[Addition]) -> Mapping[str, tuple[Job, str | None]]:
+    def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
         found = {}
-        for addition in additions:
+        for checked_job in checked_jobs:
             row = self._db.execute(
                 f"SELECT {', '.join(COLUMNS)}, fingerprint FROM tenure_job"
                 " WHERE idempotency_key = ? OR id = ? ORDER BY id <> ? LIMIT 1",
-                (addition.idempotency_key, addition.id, addition.id),
+                (checked_job.idempotency_key, checked_job.id, checked_job.id),
             ).fetchone()
             if row is not None:
-                found[addition.id] = (job_of(row, to_time), row[-1])
+                found[checked_job.id] = (job_of(row, to_time), row[-1])
         return found
 
     def full_queues(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
@@ -282,8 +282,8 @@ class Sqlite:
 
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
         jobs: dict[str, Job] = {}
-        for start in range(0, len(job_ids), sql.MOST_LOADED):
-            ids = _json(job_ids[start : start + sql.MOST_LOADED])
+        for start in range(0, len(job_ids), sql.MAX_LOADED):
+            ids = _json(job_ids[start : start + sql.MAX_LOADED])
             (text,) = self._db.execute(sql.LOCK, (ids,)).fetchone()
             loaded = (job_of(row, to_time) for row in _read_jobs(text))
             jobs.update({job.id: job for job in loaded})
@@ -356,8 +356,8 @@ class Sqlite:
         measured, until = self.measures.catch_up(self.now())
         done_with = min([measured, *map(int, self.webhooks.positions())])
         if done_with < measured:
-            untold = self._db.execute(sql.UNTOLD, (done_with,)).fetchone()
-            until = min([until, *(untold or ())])
+            no_progress = self._db.execute(sql.UNTOLD, (done_with,)).fetchone()
+            until = min([until, *(no_progress or ())])
         removed: Counter[tuple[str, str, str]] = Counter()
         for status, time in settled_before.items():
             statement = sql.PRUNE.replace("{status}", guards.quoted(Status(status)))
@@ -402,11 +402,11 @@ class Sqlite:
         self._files, self._in_place = None, False
 
 
-def _due(addition: Addition, now: datetime) -> datetime:
+def _due(checked_job: CheckedJob, now: datetime) -> datetime:
     """When a job that is added now is to run; in bulk nearly all run at once."""
-    if addition.run_at is None and addition.delay == 0:
+    if checked_job.run_at is None and checked_job.delay == 0:
         return now
-    return kept(addition.run_at or now + timedelta(seconds=addition.delay))
+    return kept(checked_job.run_at or now + timedelta(seconds=checked_job.delay))
 
 
 def _insert_row(job: Job, fingerprint: str | None, now: datetime, stored: int) -> tuple[Any, ...]:

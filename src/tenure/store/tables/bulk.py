@@ -11,7 +11,7 @@ import msgspec
 
 from tenure.jobs.values import Action, Bulk, Counted, Filter
 
-MOST_KEPT = 1_000
+MAX_KEPT = 1_000
 """Actions on record; of those that have ended, the oldest go when another is started."""
 
 _read_filter = msgspec.json.Decoder(Filter).decode
@@ -39,7 +39,7 @@ class Words:
 
 COLUMNS = (
     *("id", "action", "filter", "more_retries", "actor", "created_at", "finished_at"),
-    *("stopped_by", "total", "exact", "changed", "refused", "bites", "cursor"),
+    *("stopped_by", "total", "exact", "changed", "refused", "batches", "cursor"),
 )
 SQLITE = Words(
     table="tenure_bulk",
@@ -90,7 +90,7 @@ class BulkTable:
         self._run(
             f"DELETE FROM {w.table} WHERE finished_at IS NOT NULL AND id NOT IN"
             f" (SELECT id FROM {w.table} ORDER BY id DESC LIMIT {w.value})",
-            (MOST_KEPT,),
+            (MAX_KEPT,),
         )
 
     def hold(self, bulk: Bulk) -> bool:
@@ -98,18 +98,19 @@ class BulkTable:
         w = self._words
         return bool(
             self._run(
-                f"SELECT 1 FROM {w.table} WHERE id = {w.key} AND bites = {w.value}"
+                f"SELECT 1 FROM {w.table} WHERE id = {w.key} AND batches = {w.value}"
                 f" AND finished_at IS NULL {w.skip}",
-                (bulk.id, bulk.bites),
+                (bulk.id, bulk.batches),
             ).fetchall()
         )
 
     def advance(self, bulk: Bulk, *, ended: bool) -> None:
-        """Write down how far it has come by one bite."""
+        """Write down how far it has come by one batch."""
         w = self._words
         self._run(
             f"UPDATE {w.table} SET cursor = {w.key}, changed = {w.value}, refused = {w.value},"
-            f" bites = bites + 1, finished_at = {w.now if ended else 'NULL'} WHERE id = {w.key}",
+            f" batches = batches + 1, finished_at = {w.now if ended else 'NULL'}"
+            f" WHERE id = {w.key}",
             (bulk.cursor, bulk.changed, bulk.refused, bulk.id),
         )
 

@@ -1,8 +1,8 @@
 """What the ledger adds up to: a rollup that follows it.
 
-Nothing is counted while jobs move. Afterwards a *bite* of the ledger, from where the last one
+Nothing is counted while jobs move. Afterwards a *batch* of the ledger, from where the last one
 ended, is added up in one statement on a reading connection, and the sums go into a few small tables
-in one transaction that also moves the place where the next bite begins, if nobody else has moved
+in one transaction that also moves the place where the next batch begins, if nobody else has moved
 it. So each entry counts exactly once, however many processes measure and whenever they die.
 
 The tally (jobs by status, queue and type) is exact at any moment: what it says of that place, and
@@ -22,9 +22,9 @@ from tenure.jobs.values import BUCKETS, Activity, Count, FailureGroup, Total
 from tenure.store.tables.error_kinds import kind_of
 from tenure.store.tables.stats_sql import FAILED, Words
 
-MOST_MOVES = 2_000
-"""Ledger entries in a bite."""
-MOST_SERIES = 200
+MAX_MOVES = 2_000
+"""Ledger entries in a batch."""
+MAX_SERIES = 200
 """Pairs of type and queue that are told apart in activity and totals; the rest is `OTHER`."""
 OTHER = "(other)"
 """What no type and no queue can be called."""
@@ -39,12 +39,12 @@ Rows = Callable[[str, Sequence[Any]], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Bite:
+class Batch:
     """The sums of a part of the ledger: after `start`, up to and with `end`."""
 
     start: Place
     end: Place
-    moves: int
+    transitions: int
     millis: int  # the latest time in it
     sums: Sequence[Sequence[Any]]  # minute, type, queue, event, source, target, bucket, moves, sum
     failures: Sequence[Sequence[Any]]  # type, first line, attempts, first and last time, last job
@@ -58,27 +58,27 @@ def _answer(words: Words, rows: Rows, statement: str, values: Sequence[Any] = ()
 _decode = msgspec.json.Decoder(list[list[Any]]).decode
 
 
-def next_bite(
+def next_batch(
     words: Words, rows: Rows, *, hold: bool = False, known: Place | None = None
-) -> tuple[Sequence[Any], Bite | None]:
-    """The place that has been measured (with its time), and the bite after it, if there is one.
+) -> tuple[Sequence[Any], Batch | None]:
+    """The place that has been measured (with its time), and the batch after it, if there is one.
 
     `hold` keeps others from moving the place until the end of the transaction. Where the place is
-    not the `known` one, somebody else measures: there is no bite then.
+    not the `known` one, somebody else measures: there is no batch then.
     """
     (place,) = rows(words.held(hold=hold), ())
     start = tuple(place[:-1])
     if known is not None and start != known:
         return place, None
-    ends = rows(words.end(), (*start, MOST_MOVES))
+    ends = rows(words.end(), (*start, MAX_MOVES))
     if not ends:
         return place, None
-    *end, moves, millis = ends[0]
+    *end, transitions, millis = ends[0]
     between = (*start, *end)
     sums = _answer(words, rows, words.sums(), between)
     failed = any(event in FAILED for _, _, _, event, *_ in sums)
     failures = _answer(words, rows, words.failures(), between) if failed else []
-    return place, Bite(start, tuple(end), moves, millis, sums, failures)
+    return place, Batch(start, tuple(end), transitions, millis, sums, failures)
 
 
 # --- what is read ---------------------------------------------------------------------------------
@@ -104,28 +104,30 @@ class Measured:
             return self._all_rows(statement.replace("{counts}", self._words.plain_counts()), ())
         return self._rows(statement.replace("{counts}", self._words.counts()), ())
 
-    def next_bite(self, known: Place | None) -> tuple[Place, Bite | None]:
-        """Where the ledger has been measured to, and the next bite of it.
+    def next_batch(self, known: Place | None) -> tuple[Place, Batch | None]:
+        """Where the ledger has been measured to, and the next batch of it.
 
-        No bite where there is nothing new, or where that is not the `known` place.
+        No batch where there is nothing new, or where that is not the `known` place.
         """
-        (*place, _), bite = next_bite(self._words, self._rows, known=known)
-        return tuple(place), bite
+        (*place, _), batch = next_batch(self._words, self._rows, known=known)
+        return tuple(place), batch
 
     def activity(self, minutes: int) -> list[Activity]:
         """The moves of the last minutes, as far as they have been measured."""
         found = _answer(self._words, self._rows, self._words.activity(), (minutes,))
         return [
-            Activity(_time(minute * 60_000), type, queue, event, moves, seconds, tuple(buckets))
-            for minute, type, queue, event, moves, seconds, *buckets in found
+            Activity(
+                _time(minute * 60_000), type, queue, event, transitions, seconds, tuple(buckets)
+            )
+            for minute, type, queue, event, transitions, seconds, *buckets in found
         ]
 
     def totals(self) -> list[Total]:
         """All moves that have been measured."""
         found = _answer(self._words, self._all_rows, self._words.totals())
         return [
-            Total(type, queue, event, moves, seconds, tuple(buckets))
-            for type, queue, event, moves, seconds, *buckets in found
+            Total(type, queue, event, transitions, seconds, tuple(buckets))
+            for type, queue, event, transitions, seconds, *buckets in found
         ]
 
     def failures(self, limit: int) -> list[FailureGroup]:
@@ -163,33 +165,33 @@ class Measures:
         found: list[Any] = self._run(statement, values).fetchall()
         return found
 
-    def add(self, bite: Bite, now: datetime) -> bool:
-        """Add a bite to the tables; False, and nothing is changed, if somebody else has."""
+    def add(self, batch: Batch, now: datetime) -> bool:
+        """Add a batch to the tables; False, and nothing is changed, if somebody else has."""
         words = self._words
-        values = (*bite.end, bite.millis, bite.millis, *bite.start)
+        values = (*batch.end, batch.millis, batch.millis, *batch.start)
         if self._run(words.move_on(), values).rowcount != 1:
             return False
-        self._count(tallied(bite.sums))
+        self._count(tallied(batch.sums))
         oldest = int((now - EPOCH).total_seconds()) // 60 - MINUTES_KEPT
-        by_minute, in_all = added(bite.sums, self._told_apart(bite.sums), oldest)
+        by_minute, in_all = added(batch.sums, self._told_apart(batch.sums), oldest)
         self._run(words.add_totals(), (_json(in_all),))
         if by_minute:
             self._run(words.add_activity(), (_json(by_minute),))
         self._run(words.forget_minutes(), (oldest,))
-        if bite.failures:
-            self._run(words.add_failures(), (_json(grouped(bite.failures)),))
+        if batch.failures:
+            self._run(words.add_failures(), (_json(grouped(batch.failures)),))
             self._run(words.forget_failures(), ())
         return True
 
     def catch_up(self, now: datetime) -> Sequence[Any]:
-        """Measure the next bite in this transaction; the place and time that are measured then.
+        """Measure the next batch in this transaction; the place and time that are measured then.
 
         Nobody else moves that place before the transaction ends.
         """
-        place, bite = next_bite(self._words, self._rows, hold=True)
-        if bite is None or not self.add(bite, now):
+        place, batch = next_batch(self._words, self._rows, hold=True)
+        if batch is None or not self.add(batch, now):
             return place
-        return (*bite.end, max(bite.millis, place[-1]))
+        return (*batch.end, max(batch.millis, place[-1]))
 
     def take_out(self, jobs: Mapping[tuple[str, str, str], int]) -> None:
         """Take jobs that were deleted out of the tally, by status, queue and type."""
@@ -211,7 +213,7 @@ class Measures:
         if met - self._series:
             found = _answer(self._words, self._rows, self._words.series())
             self._series = {(type, queue) for type, queue in found}
-            room = max(MOST_SERIES - len(self._series), 0)
+            room = max(MAX_SERIES - len(self._series), 0)
             return self._series | set(sorted(met - self._series)[:room])
         return self._series
 
@@ -219,10 +221,10 @@ class Measures:
 def tallied(sums: Iterable[Sequence[Any]]) -> Mapping[tuple[str, str, str], int]:
     """How moves change the tally: (status, queue, type) -> jobs more."""
     jobs: dict[tuple[str, str, str], int] = {}
-    for _, type, queue, _, source, target, _, moves, _ in sums:
-        jobs[target, queue, type] = jobs.get((target, queue, type), 0) + moves
+    for _, type, queue, _, source, target, _, transitions, _ in sums:
+        jobs[target, queue, type] = jobs.get((target, queue, type), 0) + transitions
         if source is not None:
-            jobs[source, queue, type] = jobs.get((source, queue, type), 0) - moves
+            jobs[source, queue, type] = jobs.get((source, queue, type), 0) - transitions
     return jobs
 
 
@@ -232,16 +234,16 @@ def added(
     """What moves add to the minutes from `oldest` on, and to the totals, as rows."""
     minutes: dict[tuple[Any, ...], list[Any]] = {}
     in_all: dict[tuple[Any, ...], list[Any]] = {}
-    for minute, type, queue, event, _, _, bucket, moves, seconds in sums:
+    for minute, type, queue, event, _, _, bucket, transitions, seconds in sums:
         series = (type, queue) if (type, queue) in told_apart else (OTHER, OTHER)
         rows = [in_all.setdefault((*series, event), [0, 0.0, *_none])]
         if minute >= oldest:
             rows.append(minutes.setdefault((minute, *series, event), [0, 0.0, *_none]))
         for row in rows:
-            row[0] += moves
+            row[0] += transitions
             if bucket is not None:
                 row[1] += seconds
-                row[2 + bucket] += moves
+                row[2 + bucket] += transitions
     return [(*k, *v) for k, v in minutes.items()], [(*k, *v) for k, v in in_all.items()]
 
 

@@ -9,9 +9,9 @@ from tenure.jobs.values import BUCKETS
 
 FAR = 200_000
 """Entries since the tally from which on it takes less time to count the jobs themselves."""
-MOST_FAILURES = 200
+MAX_FAILURES = 200
 """Kinds of failures that are kept."""
-LONGEST_LINE = 1_000
+MAX_LINE = 1_000
 
 WAITED = "claimed"
 RAN = ("completed", "failed", "lease_expired")
@@ -89,7 +89,7 @@ FROM bite ORDER BY {back} LIMIT 1
 """
 
     def sums(self) -> str:
-        """The moves between two places.
+        """The transitions between two places.
 
         How long a job waited for a claim is known while its row still is of that attempt: a retry
         gives it another time to run at. When an attempt began stands in the row as long, and then
@@ -124,7 +124,7 @@ FROM move GROUP BY 1, 2, 3, 4, 5, 6, 7
         """The attempts that failed between two places, by type and first line."""
         time = self.millis.format(time="t.at")
         statement = f"""
-SELECT j.type, substr({self.line}, 1, {LONGEST_LINE}) AS line, count(*), min({time}), max({time}),
+SELECT j.type, substr({self.line}, 1, {MAX_LINE}) AS line, count(*), min({time}), max({time}),
     {self.last_job}
 FROM {self.named("transition")} AS t {self.with_job}
 WHERE t.event IN ({_failed}) AND {self.after} AND {self.upto} GROUP BY 1, 2
@@ -134,26 +134,26 @@ WHERE t.event IN ({_failed}) AND {self.after} AND {self.upto} GROUP BY 1, 2
     def _moved(self) -> str:
         """Moves since the tally, by where from and where to."""
         return f"""
-    SELECT t.source, t.target, j.queue, j.type, count(*) AS moves
+    SELECT t.source, t.target, j.queue, j.type, count(*) AS transitions
     FROM {self.named("transition")} AS t {self.with_job} WHERE {self.since}
     GROUP BY t.source, t.target, j.queue, j.type"""
 
     def is_far(self) -> str:
-        """Whether there are so many moves since the tally that counting the jobs is faster."""
+        """Whether so many transitions came since the tally that counting the jobs is faster."""
         return f"""
 SELECT {self.lost} OR count(*) > {FAR} FROM (
     SELECT 1 FROM {self.named("transition")} AS t WHERE {self.since} LIMIT {FAR + 1}) AS entry
 """
 
     def counts(self) -> str:
-        """Jobs by status, queue and type: the tally and the moves since."""
+        """Jobs by status, queue and type: the tally and the transitions since."""
         return f"""
 WITH moved AS MATERIALIZED ({self._moved()}
 )
 SELECT status, queue, type, CAST(sum(jobs) AS bigint) AS jobs FROM (
     SELECT status, queue, type, jobs FROM {self.named("tally")}
-    UNION ALL SELECT target, queue, type, moves FROM moved
-    UNION ALL SELECT source, queue, type, -moves FROM moved WHERE source IS NOT NULL
+    UNION ALL SELECT target, queue, type, transitions FROM moved
+    UNION ALL SELECT source, queue, type, -transitions FROM moved WHERE source IS NOT NULL
 ) AS counted GROUP BY status, queue, type HAVING sum(jobs) <> 0 ORDER BY status, queue, type
 """
 
@@ -165,21 +165,21 @@ SELECT status, queue, type, CAST(sum(jobs) AS bigint) AS jobs FROM (
         )
 
     def miscounts(self) -> str:
-        """Where the tally, with the moves since, differs from the jobs."""
+        """Where the tally, with the transitions since, differs from the jobs."""
         return f"""
 WITH moved AS MATERIALIZED ({self._moved()}
 )
 SELECT '' AS job_id, status, queue, type, sum(told) AS told, sum(jobs) AS jobs FROM (
     SELECT status, queue, type, jobs AS told, 0 AS jobs FROM {self.named("tally")}
-    UNION ALL SELECT target, queue, type, moves, 0 FROM moved
-    UNION ALL SELECT source, queue, type, -moves, 0 FROM moved WHERE source IS NOT NULL
+    UNION ALL SELECT target, queue, type, transitions, 0 FROM moved
+    UNION ALL SELECT source, queue, type, -transitions, 0 FROM moved WHERE source IS NOT NULL
     UNION ALL SELECT status, queue, type, 0, count(*) FROM {self.named("job")}
         GROUP BY status, queue, type
 ) AS counted GROUP BY status, queue, type HAVING sum(told) <> sum(jobs)
 """
 
     def recount(self) -> str:
-        """Make the tally, with the moves since, agree with the jobs."""
+        """Make the tally, with the transitions since, agree with the jobs."""
         return (
             f"INSERT INTO {self.named('tally')} AS old (status, queue, type, jobs)"
             f" SELECT status, queue, type, jobs - told FROM ({self.miscounts()}) AS wrong"
@@ -199,7 +199,7 @@ SELECT '' AS job_id, status, queue, type, sum(told) AS told, sum(jobs) AS jobs F
         """The last minutes, oldest first."""
         minute = self.millis.format(time=self.now)
         return self._read(
-            f"SELECT minute, type, queue, event, moves, seconds, {_buckets}"
+            f"SELECT minute, type, queue, event, transitions, seconds, {_buckets}"
             f" FROM {self.named('activity')} WHERE minute > {minute} / 60000 - {self.value}"
             " ORDER BY minute, type, queue, event",
             6 + len(BUCKETS),
@@ -208,8 +208,8 @@ SELECT '' AS job_id, status, queue, type, sum(told) AS told, sum(jobs) AS jobs F
     def totals(self) -> str:
         """Everything since the beginning."""
         return self._read(
-            f"SELECT type, queue, event, moves, seconds, {_buckets} FROM {self.named('total')}"
-            " ORDER BY type, queue, event",
+            f"SELECT type, queue, event, transitions, seconds, {_buckets}"
+            f" FROM {self.named('total')} ORDER BY type, queue, event",
             5 + len(BUCKETS),
         )
 
@@ -251,9 +251,9 @@ SELECT '' AS job_id, status, queue, type, sum(told) AS told, sum(jobs) AS jobs F
             f" (SELECT {self._cells('text', 'text', 'text')} FROM {self.rows})"
         )
 
-    def _add_moves(self, table: str, key: Sequence[tuple[str, str]]) -> str:
+    def _add_transitions(self, table: str, key: Sequence[tuple[str, str]]) -> str:
         names = ", ".join(name for name, _ in key)
-        sums = ("moves", "seconds", *_names)
+        sums = ("transitions", "seconds", *_names)
         types = (*(type for _, type in key), "bigint", "double precision", *_bigints)
         added = ", ".join(f"{name} = old.{name} + excluded.{name}" for name in sums)
         order = ", ".join(str(n) for n in range(1, len(key) + 1))
@@ -264,12 +264,12 @@ SELECT '' AS job_id, status, queue, type, sum(told) AS told, sum(jobs) AS jobs F
         )
 
     def add_activity(self) -> str:
-        """Add moves to their minutes."""
-        return self._add_moves("activity", (("minute", "bigint"), *_SERIES))
+        """Add transitions to their minutes."""
+        return self._add_transitions("activity", (("minute", "bigint"), *_SERIES))
 
     def add_totals(self) -> str:
-        """Add moves to those of all time."""
-        return self._add_moves("total", _SERIES)
+        """Add transitions to those of all time."""
+        return self._add_transitions("total", _SERIES)
 
     def forget_minutes(self) -> str:
         """Drop the minutes before one."""
@@ -295,7 +295,7 @@ SELECT '' AS job_id, status, queue, type, sum(told) AS told, sum(jobs) AS jobs F
         table = self.named("failure")
         return (
             f"DELETE FROM {table} WHERE (type, error) IN (SELECT type, error FROM {table}"
-            f" ORDER BY last_seen DESC, type, error LIMIT {FAR} OFFSET {MOST_FAILURES})"
+            f" ORDER BY last_seen DESC, type, error LIMIT {FAR} OFFSET {MAX_FAILURES})"
         )
 
 

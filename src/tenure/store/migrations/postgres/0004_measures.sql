@@ -1,4 +1,4 @@
--- What the ledger adds up to, read from it in bites after the moves (store/measures.py). Minutes and
+-- What the ledger adds up to, read from it in batches after the transitions (store/measures.py). Minutes and
 -- milliseconds since 1970 UTC, in both databases. `bucket_n` counts times by the bounds in
 -- records.BUCKETS. Few rows that are rewritten every second: they have room for that in their pages.
 
@@ -26,7 +26,7 @@ CREATE TABLE {schema}.activity (
     type text COLLATE "C" NOT NULL,
     queue text COLLATE "C" NOT NULL,
     event text COLLATE "C" NOT NULL,
-    moves bigint NOT NULL,
+    transitions bigint NOT NULL,
     seconds double precision NOT NULL,
     bucket_0 bigint NOT NULL,
     bucket_1 bigint NOT NULL,
@@ -49,7 +49,7 @@ CREATE TABLE {schema}.total (
     type text COLLATE "C" NOT NULL,
     queue text COLLATE "C" NOT NULL,
     event text COLLATE "C" NOT NULL,
-    moves bigint NOT NULL,
+    transitions bigint NOT NULL,
     seconds double precision NOT NULL,
     bucket_0 bigint NOT NULL,
     bucket_1 bigint NOT NULL,

@@ -1,4 +1,4 @@
--- Actions on all jobs of a filter. Each bite changes some jobs and moves the cursor, in one commit.
+-- Actions on all jobs of a filter. Each batch changes some jobs and moves the cursor, in one commit.
 CREATE TABLE {schema}.bulk (
     id uuid PRIMARY KEY,
     action text COLLATE "C" NOT NULL,
@@ -12,7 +12,7 @@ CREATE TABLE {schema}.bulk (
     exact boolean NOT NULL,
     changed bigint NOT NULL DEFAULT 0,
     refused bigint NOT NULL DEFAULT 0,
-    bites bigint NOT NULL DEFAULT 0,
+    batches bigint NOT NULL DEFAULT 0,
     cursor uuid
 );
 CREATE INDEX bulk_unfinished ON {schema}.bulk (id) WHERE finished_at IS NULL;

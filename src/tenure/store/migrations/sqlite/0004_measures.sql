@@ -1,4 +1,4 @@
--- What the ledger adds up to, read from it in bites after the moves (store/measures.py). Minutes and
+-- What the ledger adds up to, read from it in batches after the transitions (store/measures.py). Minutes and
 -- milliseconds since 1970 UTC, in both databases. `bucket_n` counts times by the bounds in
 -- records.BUCKETS.
 
@@ -25,7 +25,7 @@ CREATE TABLE tenure_activity (
     type TEXT NOT NULL,
     queue TEXT NOT NULL,
     event TEXT NOT NULL,
-    moves INTEGER NOT NULL,
+    transitions INTEGER NOT NULL,
     seconds REAL NOT NULL,
     bucket_0 INTEGER NOT NULL,
     bucket_1 INTEGER NOT NULL,
@@ -48,7 +48,7 @@ CREATE TABLE tenure_total (
     type TEXT NOT NULL,
     queue TEXT NOT NULL,
     event TEXT NOT NULL,
-    moves INTEGER NOT NULL,
+    transitions INTEGER NOT NULL,
     seconds REAL NOT NULL,
     bucket_0 INTEGER NOT NULL,
     bucket_1 INTEGER NOT NULL,

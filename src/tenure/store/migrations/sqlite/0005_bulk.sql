@@ -1,4 +1,4 @@
--- Actions on all jobs of a filter. Each bite changes some jobs and moves the cursor, in one commit.
+-- Actions on all jobs of a filter. Each batch changes some jobs and moves the cursor, in one commit.
 CREATE TABLE tenure_bulk (
     id TEXT PRIMARY KEY NOT NULL,
     action TEXT NOT NULL,
@@ -12,7 +12,7 @@ CREATE TABLE tenure_bulk (
     exact INTEGER NOT NULL,
     changed INTEGER NOT NULL DEFAULT 0,
     refused INTEGER NOT NULL DEFAULT 0,
-    bites INTEGER NOT NULL DEFAULT 0,
+    batches INTEGER NOT NULL DEFAULT 0,
     cursor TEXT
 ) STRICT;
 CREATE INDEX tenure_bulk_unfinished ON tenure_bulk (id) WHERE finished_at IS NULL;
