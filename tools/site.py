@@ -1,14 +1,16 @@
 """Build the documentation as a web site: `make docs`, or `python tools/site.py [FOLDER]`.
 
-The pages are plain Markdown that a forge shows as it stands, with links into the whole project. For
-the site they are laid out once more beside the few pages that stand in the root, links to files
-that are no pages become plain words, and the navigation is read off docs/index.md. Then every link
-and every anchor of the finished site is followed; a dead one, or a page that would fetch something
-from elsewhere, ends the build. Nothing is asked of the network.
+The pages are plain Markdown that a forge can show, with links into the whole project. For the site
+they are copied together with the few pages of the project's root, links to files that are no pages
+become plain words, and the navigation is taken from docs/index.md. Search is made to work without a
+server and to show decisions last. Then every link and every anchor of the finished site is
+followed; a dead one, or a page that would fetch something from another host, ends the build. The
+build itself does not use the network.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
@@ -27,14 +29,18 @@ from tenure.dashboard import machine
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 SETTINGS = Path(__file__).with_name("site.toml")
+STYLE = Path(__file__).with_name("site.css")
 SITE = ROOT / "site"
 HOME = "docs/index.md"
 IN_THE_ROOT = {
     "ARCHITECTURE.md": "architecture.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
 }
-"""Pages beside docs/ -> where they stand in the site."""
+"""Pages outside docs/ -> their place in the site."""
+LAST = ("adr/", "changelog")
+"""How the places of pages begin that search shows after all others."""
 FETCHED = {"script": "src", "img": "src", "source": "srcset", "iframe": "src", "video": "src"}
 
 _link = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\]\[]|\[[^\]]*\])*)\]\((?P<target>[^()\s]+)\)")
@@ -57,7 +63,7 @@ def places() -> dict[str, str]:
 
 
 def moved(text: str, page: str, where: Mapping[str, str]) -> str:
-    """The text of `page` with its links led to where things stand in the site."""
+    """Return the text of `page` with links to the places that pages have in the site."""
 
     def lead(match: re.Match[str]) -> str:
         target = match["target"]
@@ -104,7 +110,7 @@ def state_machine() -> str:
     )
     return (
         f'<div><svg viewBox="0 0 {sheet.width} {sheet.height}" width="100%" role="img" '
-        'aria-label="The moves of a job, as the table below has them" font-size="17" '
+        'aria-label="The transitions of a job, as in the table below" font-size="17" '
         f'fill="currentColor"><defs>{tip}</defs>{"".join(lines)}</svg></div>'
     )
 
@@ -120,13 +126,14 @@ def lay_out(folder: Path) -> None:
             target.write_text(_mermaid.sub(lambda _: state_machine(), text), "utf-8")
         else:
             shutil.copyfile(ROOT / name, target)
+    shutil.copyfile(STYLE, folder / STYLE.name)
 
 
 # --- navigation -------------------------------------------------------------------------------
 
 
 def navigation() -> list[tuple[str, list[str]]]:
-    """The sections of the home page and the pages that each lists, as they stand in the site."""
+    """Return the sections of the home page, each with the places of its pages in the site."""
     where = places()
     sections = []
     for section in re.split(r"^## ", (ROOT / HOME).read_text("utf-8"), flags=re.MULTILINE)[1:]:
@@ -153,6 +160,57 @@ def as_toml(sections: list[tuple[str, list[str]]]) -> str:
             )
         lines.append("  ] },")
     return "nav = [\n" + "\n".join(lines) + "\n]\n"
+
+
+# --- search -----------------------------------------------------------------------------------
+
+_sorting = re.compile(r"\.items\.sort\((?P<compare>\w+)\(\.\.\.(?P<orders>\w+)\)\)")
+"""Where the search program sorts what it has found."""
+
+
+def ranked(worker: str, first: int) -> str:
+    """Return the search program changed: sections from number `first` on come after all others."""
+    order = f"(x,y)=>(x.id>={first})-(y.id>={first})"
+    changed, count = _sorting.subn(rf".items.sort(\g<compare>({order},...\g<orders>))", worker)
+    if count != 1:
+        raise ValueError("zensical now sorts in another way: see `ranked` in tools/site.py")
+    return changed
+
+
+def without_server(index: str, worker: str) -> str:
+    """Return the search index and program as one script, which pages opened as files load.
+
+    Browsers refuse to fetch the index from a file and to start a worker from one. The theme then
+    loads `search.js` and expects the index in `__index`. We also replace `Worker`, so that the
+    search program runs in the page.
+    """
+    return f"""var __index = {index};
+if (location.protocol === "file:") window.Worker = class {{
+  constructor() {{
+    this.self = {{ postMessage: data => this.onmessage?.({{ data: structuredClone(data) }}) }};
+    (self => {{ {worker}
+    }})(this.self);
+  }}
+  postMessage(data) {{
+    setTimeout(() => this.self.onmessage({{ data: structuredClone(data) }}));
+  }}
+  terminate() {{}}
+}};
+"""
+
+
+def improve_search(site: Path) -> None:
+    """Show decisions last, and make search work in pages that are opened as files."""
+    index = json.loads((site / "search.json").read_text("utf-8"))
+    sections = index["items"]  # the search program numbers them in this order
+    sections.sort(key=lambda section: section["location"].startswith(LAST))
+    first = sum(not section["location"].startswith(LAST) for section in sections)
+    (program,) = site.glob("assets/javascripts/workers/search.*.js")
+    worker = ranked(program.read_text("utf-8"), first)
+    text = json.dumps(index, ensure_ascii=False)
+    program.write_text(worker, "utf-8")
+    (site / "search.json").write_text(text, "utf-8")
+    (site / "search.js").write_text(without_server(text, worker), "utf-8")
 
 
 # --- links ------------------------------------------------------------------------------------
@@ -226,6 +284,7 @@ def build(site: Path) -> list[str]:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             return [done.stdout + done.stderr]
+        improve_search(folder / "site")
         if site.exists():
             shutil.rmtree(site)
         shutil.copytree(folder / "site", site)
@@ -236,7 +295,7 @@ def main() -> int:
     """Build it and say where it is; 1 if something is wrong with it."""
     site = Path(sys.argv[1]) if len(sys.argv) > 1 else SITE
     found = build(site)
-    print("\n".join(found) or f"The documentation stands in {site}: open {site / 'index.html'}")
+    print("\n".join(found) or f"The documentation is in {site}: open {site / 'index.html'}")
     return 1 if found else 0
 
 

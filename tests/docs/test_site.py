@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from tenure.lifecycle import TRANSITIONS, Status
 from tests.docs.pages import DOCS
-from tools.site import build, flaws, moved, navigation, places
+from tests.support.chromium import OPTIONS, BrowserUnavailable, executable
+from tools.site import LAST, build, flaws, moved, navigation, places, ranked
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,98 @@ def test_the_state_machine_is_drawn(site: Path) -> None:
 
 def test_pages_can_be_searched(site: Path) -> None:
     assert "idempotency" in (site / "search.json").read_text("utf-8").lower()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    try:
+        path = executable()
+    except BrowserUnavailable as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no Chromium: {error}")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, site: Path) -> Iterator[Page]:
+    """The home page of the site, opened as a file. What a page complains about fails the test."""
+    complaints: list[str] = []
+    with browser.new_context() as context:
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        page.on("console", lambda m: m.type == "error" and complaints.append(m.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto((site / "index.html").as_uri())
+        yield page
+    assert complaints == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["cron", "transaction", "fastapi", "retry after"])
+def test_pages_opened_as_files_can_be_searched(page: Page, site: Path, words: str) -> None:
+    page.locator(".md-search__button").first.click()
+    page.get_by_role("combobox").or_(page.locator("input[type=text]:visible")).first.fill(words)
+    first = page.locator("ol a[href*='?h=']").first
+    first.wait_for()
+    found = first.get_attribute("href") or ""
+    assert Path(found.removeprefix("file://").partition("?")[0]).is_relative_to(site)
+    first.click()
+    page.wait_for_url("**/*h=*")
+    text = page.locator("article").inner_text().lower()
+    assert all(word in text for word in words.split())
+
+
+@pytest.mark.slow
+def test_decisions_are_found_after_all_other_pages(page: Page, site: Path) -> None:
+    page.wait_for_function("window.__index")
+    places = page.evaluate(
+        """async () => {
+            const search = new Worker("");
+            const ask = message => new Promise(resolve => {
+                search.onmessage = answer => resolve(answer.data);
+                search.postMessage(message);
+            });
+            await ask({ type: 0, data: __index });
+            const found = [];
+            for (let page; ; ) {
+                const { data } = await ask({ type: 2, data: { input: "lease", page } });
+                found.push(...data.items.map(item => __index.items[item.id].location));
+                if (!(page = data.pagination.next)) return found;
+            }
+        }"""
+    )
+    kinds = [place.removeprefix(f"{site.as_uri()}/").startswith(LAST) for place in places]
+    assert set(kinds) == {False, True}
+    assert kinds == sorted(kinds)
+
+
+@pytest.mark.slow
+def test_commands_are_copied_without_prompt_and_output(page: Page, site: Path) -> None:
+    page.goto((site / "how-to" / "install.html").as_uri())
+    page.evaluate("document.body.prepend(document.createElement('textarea'))")
+
+    def copied(block: str) -> str:
+        page.locator(f"{block} button[data-md-type=copy]").first.click()
+        page.locator("textarea").fill("")
+        page.locator("textarea").press("Control+V")
+        return page.locator("textarea").input_value()
+
+    text = copied(".highlight:has(.gp)")
+    assert text.strip()
+    assert "$ " not in text
+    session = copied(".highlight:has(.gp):has(.go)")
+    shown = page.locator(".highlight:has(.gp):has(.go)").first.inner_text()
+    assert len(session.splitlines()) == len(re.findall(r"^[$>] ", shown, re.MULTILINE))
+
+
+def test_a_search_program_that_sorts_in_another_way_ends_the_build() -> None:
+    assert ranked("a.items.sort(b(...c))", 7) == "a.items.sort(b((x,y)=>(x.id>=7)-(y.id>=7),...c))"
+    with pytest.raises(ValueError, match="sorts in another way"):
+        ranked("a.items.toSorted(b)", 7)
 
 
 def test_dead_links_and_what_comes_from_elsewhere_are_seen(tmp_path: Path) -> None:
