@@ -90,10 +90,10 @@ def build(level: str) -> None:
 
 
 def create_environment() -> None:
-    """An empty environment without pip, unless there is one already that was made in this place.
+    """Create an empty environment without pip, unless one was created in this place before.
 
-    Scripts carry the full path of their interpreter, so an environment that was moved or copied is
-    made anew.
+    Scripts contain the full path of their interpreter, so an environment that was moved or copied
+    is created again.
     """
     made_here = VENV / "root.stamp"
     if PYTHON.exists() and read(made_here) == str(ROOT):
@@ -131,7 +131,7 @@ def install_with_uv(pip: list[str], lock: Path) -> bool:
     """Install the lock file with uv, five times faster than pip; false where uv does not work."""
     failure = run_quietly([*pip, "install", "--require-hashes", "-r", str(UV_LOCK)])
     if failure is None:
-        # Pip trusts the system's certificates or those it is told of; uv does only when told to.
+        # Pip trusts the certificates of the system by default; uv needs an option for that.
         uv = [str(BIN / "uv"), "pip", "install", "--quiet", "--system-certs", "--compile-bytecode"]
         if not has_usable_cache():
             uv.append("--no-cache")

@@ -21,7 +21,7 @@ def diagram() -> str:
 
 
 def effects(transition: Rule) -> str:
-    """What a move needs and changes beside the status, in words."""
+    """Return what a transition needs and changes beside the status, in words."""
     parts = []
     if transition.holder_only:
         parts.append("the caller presents the job's current lease")

@@ -43,7 +43,7 @@ TOOLS = Path(__file__).resolve().parent
 PICTURES = TOOLS.parent / "docs" / "pictures"
 SHOP = TOOLS / "shop.py"
 SHOWN_AS = "/srv/shop/jobs.py"
-"""Where the shop's code seems to stand in tracebacks."""
+"""The path of the shop's code in tracebacks."""
 WORKERS = ("shop-1:812", "shop-2:797", "shop-2:798")
 HOUR = 3_600
 MAX_BYTES = 200_000
@@ -100,9 +100,13 @@ def attempt(jobs: ModuleType, lease: Lease) -> tuple[float, Report]:
     try:
         result = asyncio.run(function(*given, **arguments))
     except Exception as error:
-        told = failure(error)
+        failed = failure(error)
         report = Report(
-            lease.id, lease.lease_id, Outcome.FAILED, error=told.error, retryable=told.retryable
+            lease.id,
+            lease.lease_id,
+            Outcome.FAILED,
+            error=failed.error,
+            retryable=failed.retryable,
         )
     else:
         text = msgspec.json.encode(result).decode()
@@ -230,7 +234,7 @@ def take(browser: Browser, address: str, failed: str) -> None:
 
 
 def settle(page: Page) -> None:
-    """Wait until the page shows what it shows, and has been told of something new."""
+    """Wait until the page is complete and has received an update."""
     page.wait_for_load_state("load")
     page.wait_for_timeout(2_500)
 

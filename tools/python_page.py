@@ -50,7 +50,7 @@ the two differ. What is imported from `tenure` is stable. Everything has type an
 
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
 backoff is a `RetryPolicy`, a duration (the `base`), or an object of `base`, `factor` and `cap`.
-Errors have [a page of their own](errors.md). What a signature names and this page does not describe
+For errors, see [their page](errors.md). What a signature names and this page does not describe
 is in `tenure.jobs.values`.
 """
 
@@ -72,7 +72,7 @@ APP: Mapping[str, Sequence[str]] = {
     ),
     "Checking": ("verify", "recount", "checks", "is_current", "ping"),
     "Who may call the HTTP API": ("tokens",),
-    "Who is told of moves": ("webhooks",),
+    "Who is notified of transitions": ("webhooks",),
     "What workers and servers call": (
         *("claim", "report", "exchange", "heartbeat", "waits", "exchanges", "on_work"),
         *("sweep", "prune", "measure", "ledger", "ledger_end", "transitions", "late_leases"),
@@ -107,8 +107,8 @@ ANSWERS = (
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, *_the_class(Tenure, "The one door.", APP)]
-    parts += ["### Options\n", "What `enqueue`, `options` and a `Draft` take, all optional:\n"]
+    parts = [HEAD, *_the_class(Tenure, "What an application holds.", APP)]
+    parts += ["### Options\n", "What `enqueue`, `options` and a `NewJob` take, all optional:\n"]
     parts.append(_table(_annotated(Options)))
     parts += ["## JobType\n", _text(JobType)]
     _check_complete(JobType, JOB_TYPE)

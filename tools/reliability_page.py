@@ -1,8 +1,8 @@
 """Write docs/reliability.md: `python tools/reliability_page.py`.
 
-The faults stand in tests/chaos/scenarios.toml, the tests that show each are found by their mark,
-the invariants are those of `tenure verify`, the promises those of the page on guarantees, and the
-figures are of the last `make chaos` that was kept (tests/chaos/last_run.json).
+The faults are listed in tests/chaos/scenarios.toml, and the tests that show each are found by their
+marker. The invariants are those of `tenure verify`, the promises those of the page on guarantees,
+and the figures those of the last `make chaos` that was kept (tests/chaos/last_run.json).
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def groups() -> Iterator[tuple[str, list[Scenario]]]:
             [
                 Scenario(
                     int(number),
-                    told[0],
-                    told[1] if len(told) > 1 else "",
+                    words[0],
+                    words[1] if len(words) > 1 else "",
                     reasons.get(number, ""),
                     tuple(marked.get(int(number), ())),
                 )
-                for number, told in group["scenario"].items()
+                for number, words in group["scenario"].items()
             ],
         )
 
@@ -100,12 +100,12 @@ def links(files: Iterable[str]) -> str:
 
 def requirements() -> dict[str, tuple[str, str]]:
     """What is required for security: its words, and the tests, and what they leave out."""
-    told = tomllib.loads(SCENARIOS.read_text("utf-8"))
+    listed = tomllib.loads(SCENARIOS.read_text("utf-8"))
     marked = marks("requirement")
-    left_out = told["requirement_reasons"]
+    left_out = listed["requirement_reasons"]
     return {
         name: (words, ". ".join(filter(None, (links(marked.get(name, ())), left_out.get(name)))))
-        for name, words in told["requirements"].items()
+        for name, words in listed["requirements"].items()
     }
 
 
@@ -122,7 +122,7 @@ def figures() -> str:
 
 
 def section(title: str) -> str:
-    """A section of the page on guarantees, for this page, which stands one folder above."""
+    """Return a section of the page on guarantees, with links as this page needs them."""
     _, _, rest = PROMISES.read_text("utf-8").partition(f"\n## {title}\n")
     return rest.partition("\n## ")[0].strip().replace("](../", "](")
 
