@@ -105,15 +105,15 @@ def app(sqlite_url: str) -> Iterator[Tenure]:
 
 
 @pytest.fixture
-def either(database_url: str) -> Iterator[Tenure]:
+def app_on_each_engine(database_url: str) -> Iterator[Tenure]:
     """An application on a new database, once of each engine."""
     with Tenure(database_url) as made:
         yield made
 
 
 @pytest.fixture
-def clock(either: Tenure) -> Iterator[Clock]:
+def clock(app_on_each_engine: Tenure) -> Iterator[Clock]:
     """The store's clock, which stands still: no lease runs out but when the test says so."""
-    clock = Clock(either.database)
+    clock = Clock(app_on_each_engine.database)
     yield clock
     clock.close()

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tenure import Tenure
 from tests.support.chromium import OPTIONS, BrowserUnavailable, executable
-from tests.support.http import Served
+from tests.support.http import ServerProcess
 
 PATIENCE = 10_000
 """Milliseconds: far above what anything here takes, so that a busy machine is no failure."""
@@ -50,14 +50,14 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def served(database: str) -> Iterator[Served]:
+def served(database: str) -> Iterator[ServerProcess]:
     """A server whose worker pretends."""
-    with Served(database, "--simulate") as server:
+    with ServerProcess(database, "--simulate") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def app(database: str, served: Served) -> Iterator[Tenure]:
+def app(database: str, served: ServerProcess) -> Iterator[Tenure]:
     """The same database, from here."""
     with Tenure(database) as app:
         yield app
@@ -67,7 +67,7 @@ Window = Callable[..., Page]
 
 
 @pytest.fixture
-def window(browser: Browser, served: Served) -> Iterator[Window]:
+def window(browser: Browser, served: ServerProcess) -> Iterator[Window]:
     """Opens windows on the server. Whatever a page complains about fails the test."""
     contexts = []
     complaints: list[str] = []

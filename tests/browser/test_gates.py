@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from tenure import Tenure
 from tests.browser.conftest import PATIENCE, Window
-from tests.support.http import Served
+from tests.support.http import ServerProcess
 
 expect.set_options(timeout=PATIENCE)
 
@@ -25,8 +25,8 @@ def tokens(database: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def served(database: str, tokens: dict[str, str]) -> Iterator[Served]:
-    with Served(database) as server:
+def served(database: str, tokens: dict[str, str]) -> Iterator[ServerProcess]:
+    with ServerProcess(database) as server:
         yield server
 
 
@@ -67,7 +67,7 @@ def test_reading_only(window: Window, tokens: dict[str, str]) -> None:
 def test_a_server_that_goes_away_is_said_and_found_again(
     window: Window, database: str, tokens: dict[str, str]
 ) -> None:
-    with Served(database) as first:
+    with ServerProcess(database) as first:
         page = window(errors_are_meant=True, base_url=first.url)
         page.goto("/ui/machine")
         page.get_by_label("Token").fill(tokens["read"])
@@ -76,5 +76,5 @@ def test_a_server_that_goes_away_is_said_and_found_again(
         first.stop()
     expect(page.locator("#live")).to_have_text("connection lost, retrying")
     expect(page.locator("#announce")).to_contain_text("Connection lost")
-    with Served(database, "--port", str(first.address[1])):
+    with ServerProcess(database, "--port", str(first.address[1])):
         expect(page.locator("#live")).to_have_text("live")

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from tenure import Tenure
 from tenure.jobs.values import Filter
 from tests.browser.conftest import PATIENCE, Window, flaws
-from tests.support.waiting import until
+from tests.support.waiting import wait_until
 
 expect.set_options(timeout=PATIENCE)
 HOSTILE = '<script>window.owned = 1</script><img src=x onerror="window.owned=1">\u202edetrevni'
@@ -31,7 +31,7 @@ def jobs(app: Tenure) -> Iterator[dict[str, str]]:
     }
     app.cancel(made["cancelled"])
     for status, job_id in made.items():
-        until(lambda s=status, j=job_id: app.get(j).status == s, status)
+        wait_until(lambda s=status, j=job_id: app.get(j).status == s, status)
     yield made
     app.cancel(made["processing"])
 
@@ -152,7 +152,9 @@ def test_every_action(window: Window, app: Tenure, jobs: dict[str, str], scripts
 
     page.get_by_role("link", name="Cancel all…").click()
     page.get_by_role("button", name="Cancel 2 jobs").click()
-    until(lambda: all(app.get(job_id).status == "cancelled" for job_id in ids), "the bulk action")
+    wait_until(
+        lambda: all(app.get(job_id).status == "cancelled" for job_id in ids), "the bulk action"
+    )
     for _ in range(100):
         if "done" in page.get_by_role("heading", level=1).inner_text():
             break

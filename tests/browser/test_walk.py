@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import PATIENCE, Window
-from tests.support.waiting import until
+from tests.support.waiting import wait_until
 
 expect.set_options(timeout=PATIENCE)
 
@@ -95,5 +95,5 @@ def test_the_machine_shows_moves_as_they_happen(window: Window, width: int) -> N
     )
     page.request.post("/jobs", data={"type": "email"})
     # enqueued, claimed, completed
-    until(lambda: page.evaluate("window.dots") >= 3, "three dots")
-    until(lambda: page.evaluate("document.querySelectorAll('.dot').length") == 0, "their end")
+    wait_until(lambda: page.evaluate("window.dots") >= 3, "three dots")
+    wait_until(lambda: page.evaluate("document.querySelectorAll('.dot').length") == 0, "their end")

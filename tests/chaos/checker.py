@@ -19,7 +19,7 @@ from typing import Any
 
 from tenure import Tenure
 from tests.support import fault_counts
-from tests.support.raw_sql import Raw
+from tests.support.raw_sql import RawSql
 
 SETTLED = ("completed", "failed", "cancelled")
 ENDS = ("completed", "failed", "lease_expired", "released", "cancelled")
@@ -140,7 +140,7 @@ def read(folder: Path, url: str, *, drained: bool = True) -> Records:
 
 
 def _stored(url: str) -> tuple[dict[str, dict[str, Any]], dict[str, list[Rule]]]:
-    raw = Raw(url)
+    raw = RawSql(url)
     columns = ("status", "type", "payload", "idempotency_key", "attempts", "max_retries", "token")
     jobs = {
         str(id): dict(zip(columns, row, strict=True))

@@ -17,8 +17,8 @@ from typing import Self
 
 from tenure import JobContext, Status, StoreUnavailable, Tenure
 from tests.chaos.history import History, Recorded, record_handlers
-from tests.support.waiting import PATIENCE, RECOVERY_SECONDS, until
-from tests.support.workers import sweeping, working
+from tests.support.waiting import RECOVERY_SECONDS, WAIT_SECONDS, wait_until
+from tests.support.workers import running_sweeper, running_worker
 
 
 class Load:
@@ -56,8 +56,10 @@ class Load:
     def __enter__(self) -> Self:
         self.app.open()
         self._stack.callback(self.app.close)
-        self._stack.enter_context(sweeping(self.app, interval=0.1))
-        self._stack.enter_context(working(self.app, self._recorded, lease_seconds=self._lease))
+        self._stack.enter_context(running_sweeper(self.app, interval=0.1))
+        self._stack.enter_context(
+            running_worker(self.app, self._recorded, lease_seconds=self._lease)
+        )
         for thread in self._threads:
             thread.start()
         self.goes_on(20)
@@ -66,17 +68,17 @@ class Load:
     def __exit__(self, *raised: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(PATIENCE)
+            thread.join(WAIT_SECONDS)
         try:
             if raised[0] is None:
-                until(self._is_empty, "every job to settle")
+                wait_until(self._is_empty, "every job to settle")
         finally:
             self._stack.close()
 
     def goes_on(self, count: int = 20) -> None:
         """Wait until so many more jobs have been accepted."""
         goal = self.accepted + count
-        until(lambda: self.accepted >= goal, f"{count} more jobs to be accepted")
+        wait_until(lambda: self.accepted >= goal, f"{count} more jobs to be accepted")
 
     def flows_again(self) -> float:
         """After an outage: jobs are accepted and run within RECOVERY_SECONDS; the seconds taken."""
@@ -95,8 +97,8 @@ class Load:
                 return self.app.ping()
             return None
 
-        mark = until(clock, "the store to answer")
-        until(runs, "a new job to be run")
+        mark = wait_until(clock, "the store to answer")
+        wait_until(runs, "a new job to be run")
         took = time.monotonic() - began
         assert took < RECOVERY_SECONDS
         return took

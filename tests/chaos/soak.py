@@ -31,7 +31,7 @@ from tests.chaos.soak_part import LEASE_SECONDS
 from tests.support import fault_counts
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
-from tests.support.waiting import until
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 DRAIN_SECONDS = 120.0
@@ -159,7 +159,7 @@ class Stage:
             self._pause.wait(0.5)
             return not left and not producing
 
-        until(drained, "everything to settle", DRAIN_SECONDS)
+        wait_until(drained, "everything to settle", DRAIN_SECONDS)
         self.crew.dismiss()
         return checker.check(self.folder, self._database)
 

@@ -13,9 +13,9 @@ import pytest
 
 from tenure import Status, StoreUnavailable
 from tests.chaos import checker
-from tests.chaos.roads import ROADS, Road, road_to
-from tests.support.waiting import PATIENCE, until
-from tests.support.workers import completed, sweeping, transitions, working
+from tests.chaos.remote_stores import REMOTE_STORES, RemoteStore, remote_store
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.workers import running_sweeper, running_worker, transitions, wait_until_completed
 
 pytestmark = pytest.mark.chaos
 
@@ -25,31 +25,31 @@ def database_of(kind: str, request: pytest.FixtureRequest) -> str:
     return url
 
 
-@pytest.fixture(params=ROADS)
-def road(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Road]:
+@pytest.fixture(params=REMOTE_STORES)
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteStore]:
     """Every way to a store over a network."""
-    with road_to(request.param, database_of(request.param, request), tmp_path) as made:
+    with remote_store(request.param, database_of(request.param, request), tmp_path) as made:
         yield made
 
 
 @pytest.fixture(params=["http+sqlite", "http+postgres"])
-def web(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Road]:
+def web(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteStore]:
     """The way over HTTP, to each database."""
-    with road_to(request.param, database_of(request.param, request), tmp_path) as made:
+    with remote_store(request.param, database_of(request.param, request), tmp_path) as made:
         yield made
 
 
 @pytest.mark.scenario(36)
-def test_an_enqueue_whose_answer_was_lost_is_sent_again(road: Road, effort: int) -> None:
+def test_an_enqueue_whose_answer_was_lost_is_sent_again(remote: RemoteStore, effort: int) -> None:
     for number in range(3 * effort):
-        road.lose_answers_to_enqueue()
+        remote.lose_answers_to_enqueue()
         with pytest.raises(StoreUnavailable):
-            road.source.enqueue("work", {"number": number}, idempotency_key=f"key-{number}")
-        (there,) = road.straight.find(limit=1)
-        again = road.source.enqueue("work", {"number": number}, idempotency_key=f"key-{number}")
+            remote.source.enqueue("work", {"number": number}, idempotency_key=f"key-{number}")
+        (there,) = remote.direct.find(limit=1)
+        again = remote.source.enqueue("work", {"number": number}, idempotency_key=f"key-{number}")
         assert again.id == there.id
-    assert len(road.straight.find(limit=500)) == 3 * effort
-    road.check(drained=False)
+    assert len(remote.direct.find(limit=500)) == 3 * effort
+    remote.check(drained=False)
 
 
 @pytest.mark.scenario(36)
@@ -57,69 +57,69 @@ def test_an_enqueue_whose_answer_was_lost_is_sent_again(road: Road, effort: int)
 def test_the_store_asks_again_by_itself_under_the_same_id(
     postgres_url: str, tmp_path: Path
 ) -> None:
-    with road_to("postgres", postgres_url, tmp_path) as road:
-        road.source.enqueue("work")
-        road.proxy.drop_answers(b"enqueue_one")
-        job = road.source.enqueue("work")
-        assert road.proxy.counts["answers dropped"] == 1
-        assert next(found.id for found in road.straight.find()) == job.id
-        assert len(road.straight.find()) == 2
-        road.check(drained=False)
+    with remote_store("postgres", postgres_url, tmp_path) as remote:
+        remote.source.enqueue("work")
+        remote.proxy.drop_answers(b"enqueue_one")
+        job = remote.source.enqueue("work")
+        assert remote.proxy.counts["answers dropped"] == 1
+        assert next(found.id for found in remote.direct.find()) == job.id
+        assert len(remote.direct.find()) == 2
+        remote.check(drained=False)
 
 
 @pytest.mark.scenario(37)
-def test_a_report_whose_answer_was_lost_is_sent_again(road: Road) -> None:
+def test_a_report_whose_answer_was_lost_is_sent_again(remote: RemoteStore) -> None:
     go_on = threading.Event()
     running = threading.Event()
 
-    @road.straight.job(max_retries=1)
+    @remote.direct.job(max_retries=1)
     def work() -> str:
         running.set()
-        go_on.wait(PATIENCE)
+        go_on.wait(WAIT_SECONDS)
         return "done"
 
     # No room for another job, so nothing but the report is on its way when the handler ends.
-    with working(road.straight, road.source, concurrency=1):
-        job = road.source.enqueue("work")
-        assert running.wait(PATIENCE)
-        road.lose_answers_to_report()
+    with running_worker(remote.direct, remote.source, concurrency=1):
+        job = remote.source.enqueue("work")
+        assert running.wait(WAIT_SECONDS)
+        remote.lose_answers_to_report()
         go_on.set()
-        until(lambda: road.proxy.counts["answers dropped"] == 1, "the answer to get lost")
-        end = completed(road.straight, job)
-        road.recovered(road.source.enqueue("work"))
-    told = [line["answer"] for line in checker.lines(road.folder) if "answer" in line]
+        wait_until(lambda: remote.proxy.counts["answers dropped"] == 1, "the answer to get lost")
+        end = wait_until_completed(remote.direct, job)
+        remote.recovered(remote.source.enqueue("work"))
+    told = [line["answer"] for line in checker.lines(remote.folder) if "answer" in line]
     assert told == ["already_recorded", "recorded"], "sent again, until the worker was told"
     assert (end.attempts, end.result) == (1, '"done"')
-    assert transitions(road.straight, job) == ["enqueued", "claimed", "completed"]
-    road.check()
+    assert transitions(remote.direct, job) == ["enqueued", "claimed", "completed"]
+    remote.check()
 
 
 @pytest.mark.scenario(38)
-def test_leases_whose_claim_was_not_answered_run_out(road: Road) -> None:
-    @road.straight.job(max_retries=2, backoff=0)
+def test_leases_whose_claim_was_not_answered_run_out(remote: RemoteStore) -> None:
+    @remote.direct.job(max_retries=2, backoff=0)
     async def work() -> None: ...
 
-    jobs = [road.source.enqueue("work") for _ in range(20)]
-    lasts = [road.source.enqueue("work", max_retries=1, priority=-1) for _ in range(2)]
-    road.lose_answers_to_claim()
+    jobs = [remote.source.enqueue("work") for _ in range(20)]
+    lasts = [remote.source.enqueue("work", max_retries=1, priority=-1) for _ in range(2)]
+    remote.lose_answers_to_claim()
     with (
-        sweeping(road.straight),
-        working(road.straight, road.source, concurrency=6, lease_seconds=1),
+        running_sweeper(remote.direct),
+        running_worker(remote.direct, remote.source, concurrency=6, lease_seconds=1),
     ):
-        ends = [completed(road.straight, job) for job in jobs]
+        ends = [wait_until_completed(remote.direct, job) for job in jobs]
         # They were charged, though nobody ran them: the store cannot know that.
         for job in lasts:
-            until(lambda job=job: road.straight.get(job.id).status is Status.FAILED)
-    assert road.proxy.counts["answers dropped"] == 1
+            wait_until(lambda job=job: remote.direct.get(job.id).status is Status.FAILED)
+    assert remote.proxy.counts["answers dropped"] == 1
     assert Counter(end.attempts for end in ends) == {1: 16, 2: 4}
     lost = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "completed"]
-    assert all(transitions(road.straight, end.id) == lost for end in ends if end.attempts == 2)
-    road.check()
+    assert all(transitions(remote.direct, end.id) == lost for end in ends if end.attempts == 2)
+    remote.check()
 
 
 @pytest.mark.scenario(39)
-def test_requests_that_arrive_twice(web: Road) -> None:
-    @web.straight.job
+def test_requests_that_arrive_twice(web: RemoteStore) -> None:
+    @web.direct.job
     async def work(number: int) -> None: ...
 
     web.proxy.repeat_requests(b"POST /jobs", times=1_000)
@@ -128,18 +128,18 @@ def test_requests_that_arrive_twice(web: Road) -> None:
         web.source.enqueue("work", {"number": n}, idempotency_key=f"key-{n}", backoff=0)
         for n in range(20)
     ]
-    until(lambda: len(web.proxy.copies) == 20, "the copies to be answered")
-    assert len(web.straight.find(limit=500)) == 20
+    wait_until(lambda: len(web.proxy.copies) == 20, "the copies to be answered")
+    assert len(web.direct.find(limit=500)) == 20
 
     # A second claim is answered to nobody, so its leases run out, like any whose worker died.
     web.proxy.repeat_requests(b"POST /leases", times=2)
     with (
-        sweeping(web.straight),
-        working(web.straight, web.source, concurrency=3, lease_seconds=1),
+        running_sweeper(web.direct),
+        running_worker(web.direct, web.source, concurrency=3, lease_seconds=1),
     ):
         for job in jobs:
-            completed(web.straight, job)
-    events = Counter(event for job in jobs for event in transitions(web.straight, job))
+            wait_until_completed(web.direct, job)
+    events = Counter(event for job in jobs for event in transitions(web.direct, job))
     assert events["completed"] == 20
     assert events["lease_expired"] >= 3
     assert web.proxy.counts["requests repeated"] > 22
@@ -147,13 +147,13 @@ def test_requests_that_arrive_twice(web: Road) -> None:
 
 
 @pytest.mark.scenario(39)
-def test_claims_and_reports_that_arrive_twice(web: Road) -> None:
+def test_claims_and_reports_that_arrive_twice(web: RemoteStore) -> None:
     made = {web.source.enqueue("work", {"number": n}).id for n in range(10)}
     url = web.proxy.url_of(web.server.url) if web.server else ""
     web.proxy.repeat_requests(b"POST /leases")
     claim = {"worker": "w", "limit": 5, "lease_seconds": 300}
     mine = httpx2.post(f"{url}/leases", json=claim).json()
-    (copy,) = until(lambda: web.proxy.copies)
+    (copy,) = wait_until(lambda: web.proxy.copies)
     others = httpx2.Response(200, content=copy.partition(b"\r\n\r\n")[2]).json()
     assert len(mine) == len(others) == 5
     assert {lease["id"] for lease in mine + others} == made
@@ -161,16 +161,16 @@ def test_claims_and_reports_that_arrive_twice(web: Road) -> None:
     web.proxy.repeat_requests(b"POST /reports")
     reports = [{"lease_id": lease["lease_id"], "outcome": "completed"} for lease in mine]
     first = httpx2.post(f"{url}/reports", json=reports).json()
-    until(lambda: len(web.proxy.copies) == 2)
+    wait_until(lambda: len(web.proxy.copies) == 2)
     second = httpx2.Response(200, content=web.proxy.copies[1].partition(b"\r\n\r\n")[2]).json()
     pairs = [(one["answer"], two["answer"]) for one, two in zip(first, second, strict=True)]
     assert len(pairs) == 5
     assert {tuple(sorted(pair)) for pair in pairs} == {("already_recorded", "recorded")}
-    assert web.straight.verify() == []
+    assert web.direct.verify() == []
 
 
 @pytest.mark.scenario(40)
-def test_a_report_that_comes_after_the_next_attempt_began(web: Road) -> None:
+def test_a_report_that_comes_after_the_next_attempt_began(web: RemoteStore) -> None:
     job = web.source.enqueue("work", max_retries=3, backoff=0)
     url, straight = web.proxy.url_of(web.server.url), web.server.url  # type: ignore[union-attr]
     body = {"worker": "slow", "lease_seconds": 1}
@@ -178,18 +178,18 @@ def test_a_report_that_comes_after_the_next_attempt_began(web: Road) -> None:
     web.proxy.hold(b"/complete")
     with ThreadPoolExecutor(1) as elsewhere:
         late = elsewhere.submit(
-            httpx2.post, f"{url}/leases/{old['lease_id']}/complete", json={}, timeout=PATIENCE
+            httpx2.post, f"{url}/leases/{old['lease_id']}/complete", json={}, timeout=WAIT_SECONDS
         )
-        until(lambda: web.proxy.counts["requests held"] == 1, "the report to be on its way")
-        until(lambda: web.straight.get(job.id).status is Status.PENDING, "the lease to run out")
+        wait_until(lambda: web.proxy.counts["requests held"] == 1, "the report to be on its way")
+        wait_until(lambda: web.direct.get(job.id).status is Status.PENDING, "the lease to run out")
         body = {"worker": "next", "lease_seconds": 300}
         (new,) = httpx2.post(f"{straight}/leases", json=body).json()
         web.proxy.let_go()
-        answer = late.result(PATIENCE)
+        answer = late.result(WAIT_SECONDS)
     assert (answer.status_code, answer.json()["code"]) == (409, "lease_lost")
-    assert web.straight.get(job.id).status is Status.PROCESSING
+    assert web.direct.get(job.id).status is Status.PROCESSING
     told = httpx2.post(f"{straight}/leases/{new['lease_id']}/complete", json={"result": "new"})
     assert told.json()["answer"] == "recorded"
-    assert web.straight.get(job.id).result == '"new"'
+    assert web.direct.get(job.id).result == '"new"'
     assert (old["token"], new["token"]) == (1, 2)
-    assert web.straight.verify() == []
+    assert web.direct.verify() == []

@@ -15,9 +15,9 @@ from tenure.jobs.values import ClaimRequest, Lease, Outcome, Report
 from tests.chaos import checker
 from tests.chaos.checker import Call, Records, Rule, Run
 from tests.chaos.history import History, Recorded, record_handlers
-from tests.support.raw_sql import Raw
-from tests.support.waiting import until
-from tests.support.workers import all_settled, failed, working
+from tests.support.raw_sql import RawSql
+from tests.support.waiting import wait_until
+from tests.support.workers import running_worker, wait_until_all_settled, wait_until_failed
 
 
 def claim(app: Recorded, limit: int = 10) -> list[Lease]:
@@ -58,9 +58,9 @@ def record_a_life(folder: Path, url: str) -> None:
         once = [app.enqueue("do_nothing", {"number": 1}, idempotency_key="one") for _ in range(2)]
         jobs = [app.enqueue("fail_every_third", {"number": n}, max_retries=n) for n in range(4)]
         jobs += app.enqueue_many([NewJob("do_nothing", {"number": n}, {}) for n in range(2, 6)])
-        with working(tenure, app):
-            all_settled(tenure, [released, *once, *jobs])
-            failed(tenure, app.retry(jobs[0].id))
+        with running_worker(tenure, app):
+            wait_until_all_settled(tenure, [released, *once, *jobs])
+            wait_until_failed(tenure, app.retry(jobs[0].id))
 
 
 def replace_outcome(report: Report, outcome: Outcome) -> Report:
@@ -363,7 +363,7 @@ def test_what_was_pruned_is_not_lost(sqlite_url: str, tmp_path: Path) -> None:
         app = Recorded(tenure, History(tmp_path / "record", "main"))
         for job in [app.enqueue("any") for _ in range(3)]:
             app.cancel(job.id)
-        until(lambda: app.prune({"cancelled": 0}), "the clock to move on")
+        wait_until(lambda: app.prune({"cancelled": 0}), "the clock to move on")
         assert checker.check(tmp_path / "record", sqlite_url) == []
         records = checker.read(tmp_path / "record", sqlite_url)
         assert records.jobs == {}
@@ -385,7 +385,7 @@ def test_a_killed_process_leaves_an_unknown_outcome(sqlite_url: str, tmp_path: P
 
 def test_what_tenure_verify_finds_is_a_finding(sqlite_url: str, tmp_path: Path) -> None:
     record_a_life(tmp_path / "record", sqlite_url)
-    raw = Raw(sqlite_url)
+    raw = RawSql(sqlite_url)
     raw.drop_triggers()
     raw.drop_checks()
     raw.run("UPDATE {job} SET finished_at = NULL")

@@ -13,9 +13,9 @@ from tenure import InvalidInput, NewJob, Status, Tenure
 from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tests.support import fault_counts
 from tests.support.clock import Clock
-from tests.support.waiting import until
-from tests.support.worker_scripts import WorkerScript, ended, freeze
-from tests.support.workers import completed, sweeping, transitions, working
+from tests.support.waiting import wait_until
+from tests.support.worker_scripts import WorkerScript, freeze, wait_for_exit
+from tests.support.workers import running_sweeper, running_worker, transitions, wait_until_completed
 
 pytestmark = pytest.mark.chaos
 
@@ -53,20 +53,25 @@ async def flaky(context: JobContext):
 
 @pytest.mark.scenario(68)
 @pytest.mark.parametrize("hours", [1, -1])
-def test_a_worker_whose_clock_is_an_hour_off(either: Tenure, tmp_path: Path, hours: int) -> None:
-    app = either
+def test_a_worker_whose_clock_is_an_hour_off(
+    app_on_each_engine: Tenure, tmp_path: Path, hours: int
+) -> None:
+    app = app_on_each_engine
     jobs = app.enqueue_many(
         [*[NewJob("work", {}, {}) for _ in range(20)], NewJob("flaky", {}, {"backoff": 0.2})]
     )
     later = app.enqueue("work", delay="30m")
-    with WorkerScript(tmp_path / "meet", app.database, WORK, lease=2) as script, sweeping(app):
+    with (
+        WorkerScript(tmp_path / "meet", app.database, WORK, lease=2) as script,
+        running_sweeper(app),
+    ):
         path = script.folder / "worker_script.py"
         path.write_text(WRONG_CLOCK.format(hours=hours) + path.read_text())
         worker = script.start()
         for job in jobs:
-            completed(app, job)
+            wait_until_completed(app, job)
         worker.terminate()
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0
     now = datetime.now(UTC)
     for job in map(app.get, [job.id for job in jobs]):
         assert job.attempts == (2 if job.type == "flaky" else 1)
@@ -78,9 +83,9 @@ def test_a_worker_whose_clock_is_an_hour_off(either: Tenure, tmp_path: Path, hou
 
 
 @pytest.mark.scenario(69)
-def test_the_store_s_clock_jumps_ahead(either: Tenure, clock: Clock) -> None:
+def test_the_store_s_clock_jumps_ahead(app_on_each_engine: Tenure, clock: Clock) -> None:
     """Every lease runs out at once: one more attempt each at most, and the dead leases are lost."""
-    app = either
+    app = app_on_each_engine
     app.enqueue_many([NewJob("work", {}, {"backoff": 0}) for _ in range(700)])
     ask = ClaimRequest(worker="first", limit=700, lease_seconds=30)
     old = app.claim(ask).leases
@@ -98,9 +103,9 @@ def test_the_store_s_clock_jumps_ahead(either: Tenure, clock: Clock) -> None:
 
 
 @pytest.mark.scenario(70)
-def test_the_store_s_clock_jumps_back(either: Tenure, clock: Clock) -> None:
+def test_the_store_s_clock_jumps_back(app_on_each_engine: Tenure, clock: Clock) -> None:
     """Leases last longer and retries wait longer; both come, and heartbeats shorten nothing."""
-    app = either
+    app = app_on_each_engine
 
     @app.job(name="work")
     async def work() -> None: ...
@@ -118,39 +123,39 @@ def test_the_store_s_clock_jumps_back(either: Tenure, clock: Clock) -> None:
     assert app.explain(failing.id)
     assert app.explain(held.id)
     clock.advance(HOUR + 60)
-    with sweeping(app), working(app):
+    with running_sweeper(app), running_worker(app):
 
         def over() -> bool:
             clock.advance(5)  # the retry of the lease that ran out waits, too
             return all(app.get(job.id).status is Status.COMPLETED for job in (held, failing))
 
-        until(over, "both to be done")
+        wait_until(over, "both to be done")
     assert app.verify() == []
 
 
 @pytest.mark.scenario(71)
 def test_everything_sleeps_for_longer_than_the_leases(
-    either: Tenure, clock: Clock, tmp_path: Path
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
     """As a closed laptop does. What had a lease may run once more; nothing is lost or stuck."""
-    app = either
+    app = app_on_each_engine
     handlers = WORK.replace('return "done"', "await asyncio.sleep(0.01)", 1)
     jobs = app.enqueue_many([NewJob("work", {}, {"backoff": 0}) for _ in range(200)])
     with WorkerScript(tmp_path / "meet", app.database, handlers, lease=5) as script:
         workers = [script.start(), script.start()]
-        script.logged(50)
+        script.wait_for_lines(50)
         for worker in workers:
             freeze(worker, app)
             fault_counts.count("processes frozen")
         clock.advance(600)
         for worker in workers:
             os.kill(worker.pid, signal.SIGCONT)
-        with sweeping(app):
+        with running_sweeper(app):
             for job in jobs:
-                completed(app, job)
+                wait_until_completed(app, job)
         for worker in workers:
             worker.terminate()
-        assert [ended(worker) for worker in workers] == [0, 0]
+        assert [wait_for_exit(worker) for worker in workers] == [0, 0]
     runs = [line.split()[0] for line in script.lines()]
     for job in map(app.get, [job.id for job in jobs]):
         assert 1 <= runs.count(job.id) <= job.attempts <= 2
@@ -158,8 +163,8 @@ def test_everything_sleeps_for_longer_than_the_leases(
 
 
 @pytest.mark.scenario(74)
-def test_times_far_away_and_without_a_zone(either: Tenure) -> None:
-    app = either
+def test_times_far_away_and_without_a_zone(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
     with pytest.raises(InvalidInput, match="run_at"):
         app.enqueue("work", run_at=datetime(2030, 1, 1))  # noqa: DTZ001 - it is the fault
     for at in (

@@ -14,10 +14,10 @@ from tests.chaos import checker
 from tests.chaos.load import Load
 from tests.support import fault_counts
 from tests.support.postgres import PostgresServer
-from tests.support.postgres_servers import own_server, standby_of
+from tests.support.postgres_servers import durable_server, standby_of
 from tests.support.proxy import Proxy
-from tests.support.store import completed, failed, request
-from tests.support.waiting import until
+from tests.support.store import claim_request, report_completed, report_failed
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
@@ -33,51 +33,55 @@ def promote(primary: PostgresServer, standby: PostgresServer) -> None:
 
 @pytest.mark.scenario(59)
 def test_a_failover_that_loses_commits_takes_no_report_from_before() -> None:
-    with own_server() as primary:
+    with durable_server() as primary:
         url = primary.create_database("jobs")
         with standby_of(primary) as standby:
             with Tenure(url) as app:
                 kept = app.enqueue("mail", max_retries=1)
                 with psycopg.connect(primary.url(), autocommit=True) as admin:
-                    until(lambda: admin.execute(CAUGHT_UP).fetchone() == (True,), "the standby")
+                    wait_until(
+                        lambda: admin.execute(CAUGHT_UP).fetchone() == (True,), "the standby"
+                    )
                 with psycopg.connect(standby.url(), autocommit=True) as admin:
                     admin.execute("ALTER SYSTEM SET primary_conninfo = ''")
                     admin.execute("SELECT pg_reload_conf()")
                     gone = "SELECT count(*) FROM pg_stat_wal_receiver"
-                    until(lambda: admin.execute(gone).fetchone() == (0,), "replication to end")
+                    wait_until(lambda: admin.execute(gone).fetchone() == (0,), "replication to end")
                 # What follows is acknowledged and will be lost: the documented limit.
-                (before,) = app.claim(request(1, "before")).leases
+                (before,) = app.claim(claim_request(1, "before")).leases
                 lost = app.enqueue("mail")
-                assert app.report([completed(before)]).verdicts[0].answer is Answer.RECORDED
+                assert app.report([report_completed(before)]).verdicts[0].answer is Answer.RECORDED
             promote(primary, standby)
 
             with Tenure(standby.url("jobs")) as app:
                 with pytest.raises(JobNotFound):
                     app.get(lost.id)
-                (after,) = app.claim(request(1, "after")).leases
+                (after,) = app.claim(claim_request(1, "after")).leases
                 assert (after.id, after.token) == (kept.id, before.token) == (kept.id, 1)
                 assert after.lease_id != before.lease_id
                 # The worker of before lives on, and asks again: same job, attempt and token.
-                for report in (completed(before), failed(before)):
+                for report in (report_completed(before), report_failed(before)):
                     assert app.report([report]).verdicts[0].answer is Answer.LOST
                 assert app.heartbeat([(before.id, before.lease_id)], 30) == set()
                 assert app.get(kept.id).status is Status.PROCESSING
-                assert app.report([completed(after)]).verdicts[0].answer is Answer.RECORDED
-                assert app.report([completed(before)]).verdicts[0].answer is Answer.LOST
+                assert app.report([report_completed(after)]).verdicts[0].answer is Answer.RECORDED
+                assert app.report([report_completed(before)]).verdicts[0].answer is Answer.LOST
                 assert app.verify() == []
 
 
 @pytest.mark.scenario(60)
 @pytest.mark.slow
 def test_a_synchronous_failover_loses_nothing_and_clients_follow(tmp_path: Path) -> None:
-    with own_server() as primary:
+    with durable_server() as primary:
         primary.create_database("jobs")
         with standby_of(primary) as standby:
             with psycopg.connect(primary.url(), autocommit=True) as admin:
                 admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
                 admin.execute("SELECT pg_reload_conf()")
                 sync = "SELECT sync_state FROM pg_stat_replication"
-                until(lambda: admin.execute(sync).fetchone() == ("sync",), "a synchronous standby")
+                wait_until(
+                    lambda: admin.execute(sync).fetchone() == ("sync",), "a synchronous standby"
+                )
             hosts = urllib.parse.quote(f"{primary.folder},{standby.folder}", safe="/,")
             with Load(f"postgresql://postgres@/jobs?host={hosts}", tmp_path) as load:
                 load.goes_on(50)
@@ -90,7 +94,7 @@ def test_a_synchronous_failover_loses_nothing_and_clients_follow(tmp_path: Path)
 @pytest.mark.slow
 def test_a_former_primary_behind_the_same_address_is_left_though_it_lives(tmp_path: Path) -> None:
     """Read-only for good, its sessions kept open: new connections lead to the new primary."""
-    with own_server() as primary:
+    with durable_server() as primary:
         url = primary.create_database("jobs")
         with standby_of(primary) as standby, Proxy(url) as proxy:
             with (
@@ -102,8 +106,8 @@ def test_a_former_primary_behind_the_same_address_is_left_though_it_lives(tmp_pa
                 former.execute("SELECT pg_reload_conf()")
                 assert load.app.find(limit=1)  # readers have open sessions, too
                 refused = load.outages + 10
-                until(lambda: load.outages >= refused, "every producer to be refused")
-                until(lambda: former.execute(CAUGHT_UP).fetchone() == (True,), "the standby")
+                wait_until(lambda: load.outages >= refused, "every producer to be refused")
+                wait_until(lambda: former.execute(CAUGHT_UP).fetchone() == (True,), "the standby")
                 assert new.execute("SELECT pg_promote(true, 60)").fetchone() == (True,)
                 fault_counts.count("failovers")
                 proxy.lead_to(standby.url("jobs"))

@@ -1,8 +1,8 @@
 """Every failpoint, with a process killed, frozen or broken there: nothing is lost or doubled.
 
-One process walks past all of them (`walker.py`), armed at one. Meanwhile and after it a healthy one
-works off what is there. In `make test` each place sees one of the three faults on one engine, in
-turn; `make chaos` tries them all.
+One process passes all of them (`every_failpoint.py`), and one of them is armed. Meanwhile and
+afterwards a second process, without faults, runs what is there. In `make test` each place sees one
+of the three faults on one engine, in turn; `make chaos` tries them all.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tenure.errors import StoreUnavailable
 from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tenure.lifecycle import Cancelled, Retried
 from tenure.store.sqlite.connection import resets_wal_unsafely
-from tests.chaos import checker, walker
+from tests.chaos import checker, every_failpoint
 from tests.support import fault_counts
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import is_stopped
-from tests.support.workers import all_settled
+from tests.support.workers import wait_until_all_settled
 
 ENGINES = ("sqlite", "postgres")
 SERVER = "http.before_answer"
@@ -37,7 +37,7 @@ SQLITE_ONLY = {
     *("checkpoint.before", "checkpoint.after", "prune.between_job_and_ledger"),
 }
 """Elsewhere there is no such moment: checkpoints are the server's, pruning is one statement."""
-FROZEN_SECONDS = 2 * walker.LEASE_SECONDS
+FROZEN_SECONDS = 2 * every_failpoint.LEASE_SECONDS
 
 
 def cases() -> list[Any]:
@@ -87,12 +87,12 @@ class Victim:
         """Wait until the fault is there, or over where it does not last."""
         if action == "freeze":
             self._thread.start()
-            assert self.frozen.wait(PATIENCE), "the place was never reached"
+            assert self.frozen.wait(WAIT_SECONDS), "the place was never reached"
         elif action == "kill":
-            assert self._process.wait(PATIENCE) == -signal.SIGKILL
+            assert self._process.wait(WAIT_SECONDS) == -signal.SIGKILL
             fault_counts.count("processes killed")
         else:
-            assert self._process.wait(PATIENCE) == 0
+            assert self._process.wait(WAIT_SECONDS) == 0
 
 
 @pytest.mark.chaos
@@ -106,7 +106,7 @@ def test_nothing_is_lost_or_doubled(
     log = tmp_path / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", walker.__name__, url, str(record), name],
+            [sys.executable, "-m", every_failpoint.__name__, url, str(record), name],
             cwd=Path(__file__).parents[2],
             env={**os.environ, failpoints.ENVIRONMENT: f"{name}={action}"},
             stdout=output,
@@ -114,14 +114,16 @@ def test_nothing_is_lost_or_doubled(
         )
     try:
         Victim(process).suffer(action)
-        with walker.taking_part(url, record, "healthy") as app:
-            until(lambda: app.open() or True, "the store to open")
-            jobs = walker.add_jobs(app, first=1000)
-            with walker.serving(app):
+        with every_failpoint.taking_part(url, record, "healthy") as app:
+            wait_until(lambda: app.open() or True, "the store to open")
+            jobs = every_failpoint.add_jobs(app, first=1000)
+            with every_failpoint.serving(app):
                 if action == "freeze":
-                    assert process.wait(PATIENCE) == 0, log.read_text()
-                all_settled(app.source, jobs)
-                until(lambda: walker.all_settled(app), "what the victim left to settle")
+                    assert process.wait(WAIT_SECONDS) == 0, log.read_text()
+                wait_until_all_settled(app.source, jobs)
+                wait_until(
+                    lambda: every_failpoint.all_settled(app), "what the victim left to settle"
+                )
     except BaseException:
         print(log.read_text())
         raise
@@ -148,10 +150,10 @@ def test_what_is_committed_is_not_done_again(
         held = threading.Event()
         threads = app._store.exchanges - 1
         for _ in range(threads):  # so that what follows is one batch
-            app._store._act("queue", lambda db: held.wait(PATIENCE))
+            app._store._act("queue", lambda db: held.wait(WAIT_SECONDS))
         acting = [app._store.apply(job.id, event) for job in jobs]
         held.set()
-        errors = [future.exception(PATIENCE) for future in acting]
+        errors = [future.exception(WAIT_SECONDS) for future in acting]
         assert StoreUnavailable in {type(error) for error in errors}
         assert {type(error) for error in errors} <= {StoreUnavailable, type(None)}
         for job in jobs:

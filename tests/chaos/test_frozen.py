@@ -19,8 +19,8 @@ from tenure.store.sqlite import connection as sqlite_connection
 from tests.chaos import checker
 from tests.chaos.history import History, Recorded
 from tests.support import fault_counts
-from tests.support.http import Served
-from tests.support.waiting import PATIENCE, until
+from tests.support.http import ServerProcess
+from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import is_stopped
 from tests.support.workers import transitions
 
@@ -42,7 +42,7 @@ class Armed:
         )
 
     def __enter__(self) -> Armed:
-        until(lambda: is_stopped(self.process.pid), "the process to stop at its place")
+        wait_until(lambda: is_stopped(self.process.pid), "the process to stop at its place")
         fault_counts.count("processes frozen")
         return self
 
@@ -53,14 +53,14 @@ class Armed:
     def thaw(self) -> str:
         """Let it go on; what it printed by its end."""
         os.kill(self.process.pid, signal.SIGCONT)
-        output, _ = self.process.communicate(timeout=PATIENCE)
+        output, _ = self.process.communicate(timeout=WAIT_SECONDS)
         assert self.process.returncode == 0
         return output
 
     def kill(self) -> None:
         """Kill it where it stands."""
         self.process.kill()
-        self.process.wait(PATIENCE)
+        self.process.wait(WAIT_SECONDS)
         fault_counts.count("processes killed")
 
     def end(self, how: str) -> None:
@@ -89,7 +89,7 @@ def expired(app: Recorded) -> Lease:
     """A lease that has run out, and that nobody has ended."""
     app.enqueue("work", max_retries=2, backoff=0)
     (lease,) = claim(app, lease_seconds=0.001)
-    until(lambda: app.ping() > lease.lease_expires_at, "the lease to run out")
+    wait_until(lambda: app.ping() > lease.lease_expires_at, "the lease to run out")
     return lease
 
 
@@ -113,7 +113,7 @@ def test_a_completion_between_the_sweep_s_read_and_write(
     with Armed(app.database, SWEEP, "sweep.between_read_and_write") as sweeper:
         future = app.exchange([completion(lease)], None)
         sweeper.end(how)
-        (verdict,) = future.result(PATIENCE).verdicts
+        (verdict,) = future.result(WAIT_SECONDS).verdicts
     if how == "kill":
         assert verdict.answer is Answer.RECORDED
         assert transitions(app.source, lease.id) == ["enqueued", "claimed", "completed"]
@@ -141,7 +141,9 @@ def test_a_heartbeat_between_the_sweep_s_read_and_write(
             app.heartbeat([name], 60)
         sweeper.end(how)
         if how == "kill":  # its session may live a moment longer, and keep the row
-            until(lambda: app.heartbeat([name], 60) and runs(app, lease), "the lease to be renewed")
+            wait_until(
+                lambda: app.heartbeat([name], 60) and runs(app, lease), "the lease to be renewed"
+            )
         else:
             assert app.heartbeat([name], 60) == set()
     app.sweep()
@@ -162,10 +164,10 @@ def test_a_whole_new_attempt_between_the_sweep_s_read_and_write(
     with Armed(app.database, SWEEP, "sweep.between_read_and_write") as sweeper:
         another = app.source._store.sweep()
         sweeper.end(how)
-        ended = another.result(PATIENCE)
+        ended = another.result(WAIT_SECONDS)
     assert len(ended) <= (0 if how == "thaw" else 1)
     is_over = lambda: app.get(lease.id).status is Status.PENDING  # noqa: E731
-    until(lambda: is_over() or app.sweep(), "the dead sweeper's session to let go of the job")
+    wait_until(lambda: is_over() or app.sweep(), "the dead sweeper's session to let go of the job")
     (again,) = claim(app)
     assert (again.id, again.token) == (lease.id, lease.token + 1)
     app.sweep()
@@ -188,7 +190,7 @@ def test_four_sweepers_end_each_of_a_thousand_leases_once(app: Recorded, record:
     code = "while app.find(status='processing', limit=1): app.sweep()"
     head = f"from tenure import *\napp = Tenure({app.database!r})\n"
     sweepers = [subprocess.Popen([sys.executable, "-c", f"{head}{code}"]) for _ in range(4)]
-    assert [sweeper.wait(PATIENCE) for sweeper in sweepers] == [0] * 4
+    assert [sweeper.wait(WAIT_SECONDS) for sweeper in sweepers] == [0] * 4
     events = [
         m.event
         for transitions in checker.read(record, app.database).ledger.values()
@@ -250,19 +252,19 @@ def test_a_server_that_does_not_come_to_answer_a_report(
     record = tmp_path / "record"
     history = History(record, "client")
     armed = {failpoints.ENVIRONMENT: f"http.before_answer={action}@3"}
-    with Served(database_url, **armed) as server, Client(server.url, timeout=2) as client:
+    with ServerProcess(database_url, **armed) as server, Client(server.url, timeout=2) as client:
         app = Recorded(client, history)
         job = app.enqueue("work")
         (lease,) = claim(app)
         with pytest.raises(TenureError):
             app.report([completion(lease)])
         if action == "freeze":
-            until(lambda: is_stopped(server.process.pid), "the server to stop")
+            wait_until(lambda: is_stopped(server.process.pid), "the server to stop")
             os.kill(server.process.pid, signal.SIGCONT)
         if action != "kill":
             again = app.report([completion(lease)])
             assert again.verdicts[0].answer is Answer.ALREADY_RECORDED
-    with Served(database_url) as server, Client(server.url) as client:
+    with ServerProcess(database_url) as server, Client(server.url) as client:
         app = Recorded(client, history)
         assert app.report([completion(lease)]).verdicts[0].answer is Answer.ALREADY_RECORDED
         assert claim(app) == []

@@ -14,7 +14,7 @@ import pytest
 
 from tenure import Tenure
 from tests.chaos.disk_filling import BIG, check, claim, fill, settle
-from tests.support.http import api_of, problem
+from tests.support.http import api_client, assert_problem
 
 pytestmark = [pytest.mark.chaos, pytest.mark.scenario(47)]
 ROOT = Path(__file__).parents[2]
@@ -40,9 +40,9 @@ def test_a_database_that_may_not_grow(tmp_path: Path) -> None:
         (running,) = claim(app, 1)
         with limited(app, 400):
             accepted = [first.id, *fill(app)]
-            with api_of(app) as api:
+            with api_client(app) as api:
                 body = {"type": "big", "payload": BIG}
-                problem(api.post("/jobs", json=body), 503, "store_unavailable")
+                assert_problem(api.post("/jobs", json=body), 503, "store_unavailable")
             check(app, path, accepted)
             for id in accepted[1:]:  # an operator makes room, with the disk still full
                 app.cancel(id)

@@ -15,9 +15,15 @@ from tenure import JobContext, NewJob, PermanentFailure, Status, Tenure
 from tenure.worker import attempts, heartbeat
 from tenure.worker.executors import failure
 from tests.support.clock import Clock
-from tests.support.waiting import PATIENCE, until
-from tests.support.worker_scripts import WorkerScript, ended, is_running
-from tests.support.workers import completed, failed, sweeping, transitions, working
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.worker_scripts import WorkerScript, is_running, wait_for_exit
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    transitions,
+    wait_until_completed,
+    wait_until_failed,
+)
 
 pytestmark = pytest.mark.chaos
 
@@ -45,24 +51,24 @@ def test_a_handler_that_blocks_the_loop_keeps_its_lease_and_is_named(
     @app.job
     async def block(context: JobContext) -> None:
         runs.append(context.id)
-        let_go.wait(PATIENCE)
+        let_go.wait(WAIT_SECONDS)
 
     job = block.enqueue()
     name = f"by the handler of job {job.id} (block)"
-    with sweeping(app), working(app, lease_seconds=0.9):
-        until(lambda: name in caplog.text, "the worker to say who blocks")
+    with running_sweeper(app), running_worker(app, lease_seconds=0.9):
+        wait_until(lambda: name in caplog.text, "the worker to say who blocks")
         let_go.set()
-        assert completed(app, job).attempts == 1
+        assert wait_until_completed(app, job).attempts == 1
     assert runs == [job.id]
     assert transitions(app, job) == ONCE
 
 
 @pytest.mark.scenario(10, 13)
 def test_jobs_behind_a_blocked_loop_are_run_elsewhere(
-    either: Tenure, monkeypatch: pytest.MonkeyPatch
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Claimed ahead, they wait for a loop that may never come back: the heartbeat returns them."""
-    app = either
+    app = app_on_each_engine
     monkeypatch.setattr(heartbeat, "BLOCKED_SECONDS", 0.1)
     blocking = threading.Event()
     let_go = threading.Event()
@@ -75,23 +81,23 @@ def test_jobs_behind_a_blocked_loop_are_run_elsewhere(
     @app.job
     async def block() -> None:
         blocking.set()
-        assert let_go.wait(PATIENCE)
+        assert let_go.wait(WAIT_SECONDS)
 
     new_jobs = [note.new_job(n) for n in range(300)]
-    with working(app, lease_seconds=1.5, concurrency=1):
+    with running_worker(app, lease_seconds=1.5, concurrency=1):
         jobs = app.enqueue_many([*new_jobs[:250], block.new_job(), *new_jobs[250:]])
-        assert blocking.wait(PATIENCE)
+        assert blocking.wait(WAIT_SECONDS)
         with Tenure(app.database) as second:
 
             @second.job(name="note")
             async def note_too(number: int) -> None:
                 runs.append(number)
 
-            with working(second):
+            with running_worker(second):
                 for job in jobs[:250] + jobs[251:]:
-                    assert completed(app, job).attempts == 1
+                    assert wait_until_completed(app, job).attempts == 1
         let_go.set()
-        assert completed(app, jobs[250]).attempts == 1
+        assert wait_until_completed(app, jobs[250]).attempts == 1
     assert sorted(runs) == list(range(300))
     assert app.verify() == []
 
@@ -99,10 +105,10 @@ def test_jobs_behind_a_blocked_loop_are_run_elsewhere(
 @pytest.mark.scenario(13)
 @pytest.mark.parametrize("database_url", SQLITE_AND_IN_FULL_POSTGRES, indirect=True)
 def test_a_time_limit_holds_though_the_loop_that_should_enforce_it_is_blocked(
-    either: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    app_on_each_engine: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing can stop the handler: its worker lets the lease run out, and another takes over."""
-    app = either
+    app = app_on_each_engine
     monkeypatch.setattr(heartbeat, "BLOCKED_SECONDS", 0.1)
     let_go = threading.Event()
     attempts: list[int] = []
@@ -111,24 +117,24 @@ def test_a_time_limit_holds_though_the_loop_that_should_enforce_it_is_blocked(
     async def block(context: JobContext) -> str:
         attempts.append(context.attempt)
         if context.attempt == 1:
-            let_go.wait(PATIENCE)
+            let_go.wait(WAIT_SECONDS)
         return "done"
 
     lease = 0.9
     job = block.enqueue()
-    with sweeping(app), working(app, lease_seconds=lease):
-        until(lambda: attempts, "the first attempt to start")
+    with running_sweeper(app), running_worker(app, lease_seconds=lease):
+        wait_until(lambda: attempts, "the first attempt to start")
 
         def over() -> bool:
             clock.advance(lease / 2)
             time.sleep(lease / 2)  # a living worker has one heartbeat in this time
             return app.get(job.id).status is Status.PENDING
 
-        until(over, "the lease to run out")
+        wait_until(over, "the lease to run out")
         with Tenure(app.database) as second:
             second.job(name="block")(block.handler.function)
-            with working(second):
-                end = completed(app, job)
+            with running_worker(second):
+                end = wait_until_completed(app, job)
         let_go.set()
     assert attempts == [1, 2]
     assert end == app.get(job.id)
@@ -177,10 +183,10 @@ def hold_in_a_child():
 @pytest.mark.parametrize("swept", [True, False])
 @pytest.mark.parametrize("database_url", SQLITE_AND_IN_FULL_POSTGRES, indirect=True)
 def test_a_handler_that_keeps_the_interpreter_s_lock_settles_once(
-    either: Tenure, tmp_path: Path, swept: bool
+    app_on_each_engine: Tenure, tmp_path: Path, swept: bool
 ) -> None:
     """No thread of its worker can beat. What comes of it is decided by whether a sweep came by."""
-    app = either
+    app = app_on_each_engine
 
     @app.job(name="hold")
     def hold() -> str:
@@ -194,18 +200,18 @@ def test_a_handler_that_keeps_the_interpreter_s_lock_settles_once(
         )
         script_path.write_text(no_sweeper + script_path.read_text())
         worker = script.start()
-        script.logged(1)
-        until(lambda: app.explain(job.id).reason == "lease_ran_out", "the lease to run out")
+        script.wait_for_lines(1)
+        wait_until(lambda: app.explain(job.id).reason == "lease_ran_out", "the lease to run out")
         if swept:
-            with sweeping(app):
-                until(lambda: app.get(job.id).status is Status.PENDING, "the sweep")
-            with working(app):
-                completed(app, job)
+            with running_sweeper(app):
+                wait_until(lambda: app.get(job.id).status is Status.PENDING, "the sweep")
+            with running_worker(app):
+                wait_until_completed(app, job)
         script.mark("let-go")
-        script.logged(2)
-        end = completed(app, job)
+        script.wait_for_lines(2)
+        end = wait_until_completed(app, job)
         worker.terminate()
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0
     assert transitions(app, job) == (TWICE if swept else ONCE)
     assert app.get(job.id) == end
     # The second attempt may be taken by either worker; the first one's report came too late.
@@ -218,11 +224,11 @@ def test_a_handler_that_keeps_the_interpreter_s_lock_settles_once(
 def test_in_a_child_process_it_keeps_its_lease(app: Tenure, tmp_path: Path) -> None:
     job = app.enqueue("hold_in_a_child", backoff=0)
     with (
-        sweeping(app),
+        running_sweeper(app),
         WorkerScript(tmp_path / "meet", app.database, HOLDING_THE_GIL, lease=1) as script,
     ):
         script.start()
-        assert completed(app, job).result == '"held"'
+        assert wait_until_completed(app, job).result == '"held"'
     assert transitions(app, job) == ONCE
 
 
@@ -251,18 +257,18 @@ def modest():
 
 
 @pytest.mark.scenario(15)
-def test_a_handler_without_memory_fails_alone(either: Tenure, tmp_path: Path) -> None:
-    app = either
+def test_a_handler_without_memory_fails_alone(app_on_each_engine: Tenure, tmp_path: Path) -> None:
+    app = app_on_each_engine
     greedy = [
         app.enqueue(name, max_retries=2, backoff=0) for name in ("in_a_thread", "on_the_loop")
     ]
     with WorkerScript(tmp_path / "meet", app.database, GREEDY) as script:
         script.start()
         for job in greedy:
-            assert failed(app, job).startswith("MemoryError")
+            assert wait_until_failed(app, job).startswith("MemoryError")
             assert app.get(job.id).attempts == 2
         for job in [app.enqueue("modest") for _ in range(5)]:
-            assert completed(app, job).result == "1000"
+            assert wait_until_completed(app, job).result == "1000"
 
 
 FORKS = """
@@ -298,23 +304,23 @@ async def count(number: int):
 @pytest.mark.scenario(18)
 @pytest.mark.parametrize("kind", ["thread", "loop"])
 def test_a_copy_that_comes_back_from_the_handler_ends(
-    either: Tenure, tmp_path: Path, kind: str
+    app_on_each_engine: Tenure, tmp_path: Path, kind: str
 ) -> None:
     """The handler forks and returns in both: the job ends once, in the worker, which lives on."""
-    app = either
+    app = app_on_each_engine
     with WorkerScript(tmp_path / "meet", app.database, FORKS, lease=3) as script:
         worker = script.start()
-        job = completed(app, app.enqueue(kind))
+        job = wait_until_completed(app, app.enqueue(kind))
         assert job.result is not None
         assert int(job.result) > 0
-        pids = [line for line in script.logged(2) if not line.startswith("copy")]
+        pids = [line for line in script.wait_for_lines(2) if not line.startswith("copy")]
         assert pids == [job.result]
-        until(lambda: not is_running(int(pids[0])), "the copy to end")
+        wait_until(lambda: not is_running(int(pids[0])), "the copy to end")
         for number in range(20):
-            assert completed(app, app.enqueue("count", {"number": number})).attempts == 1
-        assert completed(app, app.enqueue("library")).result == "0"
+            assert wait_until_completed(app, app.enqueue("count", {"number": number})).attempts == 1
+        assert wait_until_completed(app, app.enqueue("library")).result == "0"
         worker.terminate()
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0
     assert transitions(app, job) == ONCE
     assert app.verify() == []
 
@@ -375,12 +381,12 @@ def test_an_exception_that_cannot_be_touched_settles_its_job(app: Tenure, name: 
     @app.job
     async def quick() -> None: ...
 
-    with working(app, concurrency=1):
+    with running_worker(app, concurrency=1):
         for kind in ("function", "coroutine"):
-            error_text = failed(app, app.enqueue(kind, max_retries=1))
+            error_text = wait_until_failed(app, app.enqueue(kind, max_retries=1))
             assert name in error_text
             assert "cannot be read" not in error_text  # that is the last resort
-            completed(app, quick.enqueue())
+            wait_until_completed(app, quick.enqueue())
 
 
 @pytest.mark.scenario(19)
@@ -398,8 +404,8 @@ def test_a_permanent_failure_in_a_group_is_permanent() -> None:
 
 
 @pytest.mark.scenario(19)
-def test_a_task_group_in_a_handler_fails_for_good(either: Tenure) -> None:
-    app = either
+def test_a_task_group_in_a_handler_fails_for_good(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
     runs: list[int] = []
 
     async def check(number: int) -> None:
@@ -415,8 +421,8 @@ def test_a_task_group_in_a_handler_fails_for_good(either: Tenure) -> None:
                 tasks.create_task(check(number))
 
     job = several.enqueue()
-    with working(app):
-        assert "PermanentFailure: no such customer" in failed(app, job)
+    with running_worker(app):
+        assert "PermanentFailure: no such customer" in wait_until_failed(app, job)
     assert runs == [1]
 
 
@@ -425,9 +431,9 @@ def test_a_task_group_in_a_handler_fails_for_good(either: Tenure) -> None:
 
 @pytest.mark.scenario(20)
 def test_a_handler_that_swallows_every_exception_loses_lease_and_slot(
-    either: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = either
+    app = app_on_each_engine
     caplog.set_level("WARNING")
     monkeypatch.setattr(attempts, "UNWIND_SECONDS", 0.05)
     let_go = threading.Event()
@@ -452,18 +458,18 @@ def test_a_handler_that_swallows_every_exception_loses_lease_and_slot(
     async def quick() -> None: ...
 
     stubborn = [coroutine.enqueue(), function.enqueue()]
-    with working(app, concurrency=2, lease_seconds=0.6):
+    with running_worker(app, concurrency=2, lease_seconds=0.6):
         for _ in stubborn:
-            assert started.acquire(timeout=PATIENCE)
+            assert started.acquire(timeout=WAIT_SECONDS)
         for job in stubborn:
             app.cancel(job.id)
         for job in [quick.enqueue() for _ in range(4)]:
-            completed(app, job)
+            wait_until_completed(app, job)
         for job in stubborn:
             left = f"job {job.id} ({job.type}) does not end: its handler is left behind"
-            until(lambda left=left: left in caplog.text, left)  # type: ignore[misc]
+            wait_until(lambda left=left: left in caplog.text, left)  # type: ignore[misc]
         let_go.set()
-        completed(app, quick.enqueue())
+        wait_until_completed(app, quick.enqueue())
     for job in stubborn:
         assert (app.get(job.id).status, app.get(job.id).result) == (Status.CANCELLED, None)
         assert transitions(app, job) == ["enqueued", "claimed", "cancelled"]
@@ -524,21 +530,21 @@ async def fail():
 
 
 @pytest.mark.scenario(21)
-def test_a_mess_harms_no_later_job(either: Tenure, tmp_path: Path) -> None:
-    app = either
+def test_a_mess_harms_no_later_job(app_on_each_engine: Tenure, tmp_path: Path) -> None:
+    app = app_on_each_engine
     with WorkerScript(tmp_path / "meet", app.database, MESS, concurrency=2, lease=3) as script:
         worker = script.start()
         for kind in ("mess_in_a_thread", "mess_on_the_loop"):
-            completed(app, app.enqueue(kind))
+            wait_until_completed(app, app.enqueue(kind))
             jobs = app.enqueue_many([NewJob("here", {"number": n}, {}) for n in range(30)])
             for number, job in enumerate(jobs):
-                end = completed(app, job)
+                end = wait_until_completed(app, job)
                 assert (end.result, end.attempts) == (str(number), 1)
-            assert failed(app, app.enqueue("fail", max_retries=1)).startswith(
+            assert wait_until_failed(app, app.enqueue("fail", max_retries=1)).startswith(
                 "ValueError: as usual"
             )
         thirds = {line.split()[1] for line in script.lines()}
         assert thirds == {"0." + "3" * 28}
         worker.terminate()
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0
     assert app.verify() == []

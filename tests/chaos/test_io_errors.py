@@ -29,7 +29,7 @@ def test_an_error_of_the_disk_is_told_and_leaves_nothing_behind(
 ) -> None:
     step = STEPS[kind] if effort == 1 else 1
     done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.breaking", kind, how, "0", str(step), str(tmp_path)],
+        [sys.executable, "-m", "tests.chaos.io_errors", kind, how, "0", str(step), str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

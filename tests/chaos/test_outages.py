@@ -23,11 +23,11 @@ from tenure.client import Client
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import writer as postgres
 from tenure.worker.worker import MAX_BACKOFF, Worker
-from tests.chaos.roads import RECOVERY_SECONDS, ROADS, Road, road_to
+from tests.chaos.remote_stores import REMOTE_STORES, RemoteStore, remote_store
 from tests.support import fault_counts
-from tests.support.http import Served
-from tests.support.waiting import PATIENCE, until
-from tests.support.workers import completed, sweeping, transitions, working
+from tests.support.http import ServerProcess
+from tests.support.waiting import RECOVERY_SECONDS, WAIT_SECONDS, wait_until
+from tests.support.workers import running_sweeper, running_worker, transitions, wait_until_completed
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
@@ -39,143 +39,145 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_reader, "ANSWER_SECONDS", 1.0)
 
 
-@pytest.fixture(params=ROADS)
-def road(request: pytest.FixtureRequest, tmp_path: Path, impatient: None) -> Iterator[Road]:
+@pytest.fixture(params=REMOTE_STORES)
+def remote(
+    request: pytest.FixtureRequest, tmp_path: Path, impatient: None
+) -> Iterator[RemoteStore]:
     """Every way to a store over a network; what does not answer within a second hangs."""
     url = request.getfixturevalue(f"{request.param.rpartition('+')[2]}_url")
-    with road_to(request.param, url, tmp_path, timeout=1.0) as made:
+    with remote_store(request.param, url, tmp_path, timeout=1.0) as made:
         yield made
 
 
 @pytest.fixture
-def database(postgres_url: str, tmp_path: Path) -> Iterator[Road]:
+def database(postgres_url: str, tmp_path: Path) -> Iterator[RemoteStore]:
     """The way to PostgreSQL itself."""
-    with road_to("postgres", postgres_url, tmp_path) as made:
+    with remote_store("postgres", postgres_url, tmp_path) as made:
         yield made
 
 
 @pytest.mark.scenario(42)
 def test_outcomes_outlast_an_outage_of_five_leases(
-    database: Road, impatient: None, caplog: pytest.LogCaptureFixture
+    database: RemoteStore, impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody ends the leases meanwhile, so each outcome is recorded when it arrives at last."""
     caplog.set_level("WARNING")
-    road = database
+    remote = database
     go_on = threading.Event()
     running = threading.Semaphore(0)
 
-    @road.straight.job(max_retries=1)
+    @remote.direct.job(max_retries=1)
     def work(number: int) -> int:
         running.release()
-        go_on.wait(PATIENCE)
+        go_on.wait(WAIT_SECONDS)
         return number
 
-    @road.straight.job
+    @remote.direct.job
     async def later() -> None: ...
 
-    jobs = [road.source.enqueue("work", {"number": n}) for n in range(6)]
-    with working(road.straight, road.source, concurrency=8, lease_seconds=0.4) as worker:
+    jobs = [remote.source.enqueue("work", {"number": n}) for n in range(6)]
+    with running_worker(remote.direct, remote.source, concurrency=8, lease_seconds=0.4) as worker:
         for _ in jobs:
-            assert running.acquire(timeout=PATIENCE)
-        road.proxy.refuse()
+            assert running.acquire(timeout=WAIT_SECONDS)
+        remote.proxy.refuse()
         refused_at = time.monotonic()
-        waiting = road.straight.enqueue("later")
+        waiting = remote.direct.enqueue("later")
         go_on.set()
-        until(lambda: len(worker._reports) == 6, "every outcome to be kept")
-        until(lambda: time.monotonic() - refused_at > 2, "five leases to pass")
-        assert road.straight.get(waiting.id).status is Status.PENDING, "nothing was claimed"
+        wait_until(lambda: len(worker._reports) == 6, "every outcome to be kept")
+        wait_until(lambda: time.monotonic() - refused_at > 2, "five leases to pass")
+        assert remote.direct.get(waiting.id).status is Status.PENDING, "nothing was claimed"
         assert len(worker._reports) == 6
         # It tries again, but not as fast as it can.
         assert caplog.text.count("the store did not answer") < 12
-        road.proxy.pass_on()
-        road.recovered(waiting)
-        ends = [completed(road.straight, job) for job in jobs]
+        remote.proxy.pass_on()
+        remote.recovered(waiting)
+        ends = [wait_until_completed(remote.direct, job) for job in jobs]
     assert [end.attempts for end in ends] == [1] * 6
     assert [end.result for end in ends] == [str(n) for n in range(6)]
-    assert road.straight.verify() == []
+    assert remote.direct.verify() == []
 
 
 @pytest.mark.scenario(42)
-def test_outcomes_that_come_after_their_leases_were_ended_are_refused(road: Road) -> None:
+def test_outcomes_that_come_after_their_leases_were_ended_are_refused(remote: RemoteStore) -> None:
     go_on = threading.Event()
     running = threading.Semaphore(0)
     runs: list[int] = []
 
-    @road.straight.job(max_retries=2, backoff=0)
+    @remote.direct.job(max_retries=2, backoff=0)
     def work(number: int) -> str:
         running.release()
         runs.append(number)
-        go_on.wait(PATIENCE)
+        go_on.wait(WAIT_SECONDS)
         return "done"
 
-    jobs = [road.source.enqueue("work", {"number": n}) for n in range(4)]
+    jobs = [remote.source.enqueue("work", {"number": n}) for n in range(4)]
     with (
-        sweeping(road.straight),
-        working(road.straight, road.source, concurrency=4, lease_seconds=1) as worker,
+        running_sweeper(remote.direct),
+        running_worker(remote.direct, remote.source, concurrency=4, lease_seconds=1) as worker,
     ):
         for _ in jobs:
-            assert running.acquire(timeout=PATIENCE)
-        road.proxy.refuse()
+            assert running.acquire(timeout=WAIT_SECONDS)
+        remote.proxy.refuse()
         go_on.set()
-        until(lambda: len(worker._reports) == 4, "every outcome to be kept")
+        wait_until(lambda: len(worker._reports) == 4, "every outcome to be kept")
         for job in jobs:
-            until(lambda job=job: road.straight.get(job.id).status is Status.PENDING)  # type: ignore[misc]
-        road.proxy.pass_on()
-        road.recovered(jobs[0])
-        ends = [completed(road.straight, job) for job in jobs]
+            wait_until(lambda job=job: remote.direct.get(job.id).status is Status.PENDING)  # type: ignore[misc]
+        remote.proxy.pass_on()
+        remote.recovered(jobs[0])
+        ends = [wait_until_completed(remote.direct, job) for job in jobs]
     assert [end.attempts for end in ends] == [2] * 4
     path = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "completed"]
-    assert all(transitions(road.straight, job) == path for job in jobs)
+    assert all(transitions(remote.direct, job) == path for job in jobs)
     assert sorted(runs) == sorted([*range(4), *range(4)])
-    road.check()
+    remote.check()
 
 
 @pytest.mark.scenario(41)
-def test_connections_that_the_network_forgot_hold_up_nobody(road: Road) -> None:
+def test_connections_that_the_network_forgot_hold_up_nobody(remote: RemoteStore) -> None:
     go_on = threading.Event()
     running = threading.Event()
 
-    @road.straight.job(max_retries=3, backoff=0)
+    @remote.direct.job(max_retries=3, backoff=0)
     def work() -> str:
         running.set()
-        go_on.wait(PATIENCE)
+        go_on.wait(WAIT_SECONDS)
         return "done"
 
     with (
-        sweeping(road.straight),
-        working(road.straight, road.source, lease_seconds=1) as worker,
+        running_sweeper(remote.direct),
+        running_worker(remote.direct, remote.source, lease_seconds=1) as worker,
     ):
-        job = road.source.enqueue("work")
-        assert running.wait(PATIENCE)
-        road.proxy.black_hole()
+        job = remote.source.enqueue("work")
+        assert running.wait(WAIT_SECONDS)
+        remote.proxy.black_hole()
         with ThreadPoolExecutor(2) as callers:
             for answer in (
-                callers.submit(road.source.enqueue, "work"),
-                callers.submit(road.source.get, job.id),
+                callers.submit(remote.source.enqueue, "work"),
+                callers.submit(remote.source.get, job.id),
             ):
                 with pytest.raises(StoreUnavailable):  # it does not hang
-                    answer.result(PATIENCE)
-        until(lambda: worker._backoff > 0, "the worker to notice")
+                    answer.result(WAIT_SECONDS)
+        wait_until(lambda: worker._backoff > 0, "the worker to notice")
         go_on.set()
-        road.proxy.pass_on()
-        road.recovered(road.straight.enqueue("work"))
-        completed(road.straight, job)
-        road.source.get(job.id)
-    assert road.straight.verify() == []
+        remote.proxy.pass_on()
+        remote.recovered(remote.direct.enqueue("work"))
+        wait_until_completed(remote.direct, job)
+        remote.source.get(job.id)
+    assert remote.direct.verify() == []
 
 
 @pytest.mark.scenario(43)
 @pytest.mark.postgres
-def test_a_slow_store_is_not_buried_in_work(database: Road, effort: int) -> None:
+def test_a_slow_store_is_not_buried_in_work(database: RemoteStore, effort: int) -> None:
     """Many callers share few calls: what waits is taken along by the next commit."""
 
-    @database.straight.job
+    @database.direct.job
     async def work(number: int) -> None: ...
 
     database.source.enqueue("work", {"number": -1})  # connects
     seconds = 1.0 if effort > 1 else 0.5  # a new connection makes several calls in its 10 s
-    with working(database.straight, database.source, concurrency=50):
-        until(lambda: database.proxy.connections >= 2, "everybody to connect")
+    with running_worker(database.direct, database.source, concurrency=50):
+        wait_until(lambda: database.proxy.connections >= 2, "everybody to connect")
         database.proxy.delay(seconds)
         began = time.monotonic()
         with ThreadPoolExecutor(100) as callers:
@@ -187,7 +189,7 @@ def test_a_slow_store_is_not_buried_in_work(database: Road, effort: int) -> None
         database.proxy.pass_on()
         database.recovered(jobs[-1])
         for job in jobs:
-            completed(database.straight, job)
+            wait_until_completed(database.direct, job)
     assert connections <= 2 + 1 + 4 + 1, "writers, heart, readers, listener"
     # One after the other these would take 200 calls.
     assert took < 60 * seconds
@@ -197,54 +199,54 @@ def test_a_slow_store_is_not_buried_in_work(database: Road, effort: int) -> None
 @pytest.mark.scenario(12)
 @pytest.mark.full
 @pytest.mark.postgres
-def test_heartbeats_keep_many_leases_in_a_slow_store(database: Road) -> None:
+def test_heartbeats_keep_many_leases_in_a_slow_store(database: RemoteStore) -> None:
     """A heartbeat is three calls of 0.5 s; begun 0.7 s after the last, it would be too late."""
     go_on = threading.Event()
 
-    @database.straight.job(max_retries=2)
+    @database.direct.job(max_retries=2)
     async def work(number: int) -> None:
         while not go_on.is_set():  # noqa: ASYNC110 - an event of another thread
             await asyncio.sleep(0.1)
 
     jobs = database.source.enqueue_many([work.new_job(n) for n in range(500)])
     with (
-        sweeping(database.straight),
-        working(database.straight, database.source, concurrency=500, lease_seconds=2),
+        running_sweeper(database.direct),
+        running_worker(database.direct, database.source, concurrency=500, lease_seconds=2),
     ):
-        running = lambda: len(database.straight.find(status="processing", limit=500))  # noqa: E731
-        until(lambda: running() == 500, "all jobs to run")
-        first = database.straight.get(jobs[0].id).lease_expires_at
-        until(
-            lambda: database.straight.get(jobs[0].id).lease_expires_at != first, "a first heartbeat"
+        running = lambda: len(database.direct.find(status="processing", limit=500))  # noqa: E731
+        wait_until(lambda: running() == 500, "all jobs to run")
+        first = database.direct.get(jobs[0].id).lease_expires_at
+        wait_until(
+            lambda: database.direct.get(jobs[0].id).lease_expires_at != first, "a first heartbeat"
         )
         database.proxy.delay(0.47)
         slow_at = time.monotonic()
-        until(lambda: time.monotonic() - slow_at > 4.5, "more than two leases to pass")
+        wait_until(lambda: time.monotonic() - slow_at > 4.5, "more than two leases to pass")
         assert running() == 500
         database.proxy.pass_on()
         go_on.set()
         database.recovered(jobs[0])
-        ends = [completed(database.straight, job) for job in jobs]
+        ends = [wait_until_completed(database.direct, job) for job in jobs]
     assert {end.attempts for end in ends} == {1}
     database.check()
 
 
 @pytest.mark.scenario(12)
 def test_a_store_too_slow_for_its_leases_is_named(
-    database: Road, caplog: pytest.LogCaptureFixture
+    database: RemoteStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING")
     go_on = threading.Event()
 
-    @database.straight.job
+    @database.direct.job
     def work() -> None:
-        go_on.wait(PATIENCE)
+        go_on.wait(WAIT_SECONDS)
 
-    with working(database.straight, database.source, lease_seconds=1):
+    with running_worker(database.direct, database.source, lease_seconds=1):
         job = database.source.enqueue("work")
-        until(lambda: database.straight.get(job.id).status is Status.PROCESSING)
+        wait_until(lambda: database.direct.get(job.id).status is Status.PROCESSING)
         database.proxy.delay(0.2)
-        until(lambda: "long for leases of 1 s" in caplog.text, "the worker to say so")
+        wait_until(lambda: "long for leases of 1 s" in caplog.text, "the worker to say so")
         database.proxy.pass_on()
         go_on.set()
         database.recovered(job)
@@ -261,19 +263,19 @@ def test_workers_come_back_to_a_server_that_was_killed_under_their_polls(
         async def work(number: int) -> None:
             done.append(number)
 
-        server = stack.enter_context(Served(database_url))
+        server = stack.enter_context(ServerProcess(database_url))
         clients = [stack.enter_context(Client(server.url, timeout=5)) for _ in range(5)]
-        workers = [stack.enter_context(working(app, client)) for client in clients]
-        until(lambda: all(w._waiting is not None for w in workers), "every worker to poll")
+        workers = [stack.enter_context(running_worker(app, client)) for client in clients]
+        wait_until(lambda: all(w._waiting is not None for w in workers), "every worker to poll")
         server.process.kill()
         server.process.wait()
         fault_counts.count("processes killed")
-        until(lambda: all(w._backoff > 0 for w in workers), "every worker to notice")
+        wait_until(lambda: all(w._backoff > 0 for w in workers), "every worker to notice")
         port = str(server.address[1])
-        stack.enter_context(Served(database_url, "--port", port))
+        stack.enter_context(ServerProcess(database_url, "--port", port))
         began = time.monotonic()
         for job in app.enqueue_many([work.new_job(n) for n in range(50)]):
-            completed(app, job)
+            wait_until_completed(app, job)
         assert time.monotonic() - began < RECOVERY_SECONDS
         assert sorted(done) == list(range(50))
         assert app.verify() == []
@@ -300,7 +302,7 @@ def test_workers_do_not_come_back_in_step(sqlite_url: str) -> None:
 @pytest.mark.scenario(97)
 def test_clients_that_hang_up_leave_nothing_behind(database_url: str) -> None:
     """In the middle of a request it is not there; after it, it may be, and its key finds it."""
-    with Served(database_url) as server, Tenure(database_url) as app:
+    with ServerProcess(database_url) as server, Tenure(database_url) as app:
         httpx2.post(f"{server.url}/jobs", json={"type": "warm-up"})
 
         def sockets() -> int:
@@ -332,5 +334,5 @@ def test_clients_that_hang_up_leave_nothing_behind(database_url: str) -> None:
         assert {answer.status_code for answer in made.values()} <= {200, 201}
         assert all(made[number].status_code == 201 for number in range(1, 60, 2)), "half a request"
         assert len(app.find(type="work", limit=500)) == 60
-        until(lambda: sockets() <= before + 1, "the connections to be closed")
+        wait_until(lambda: sockets() <= before + 1, "the connections to be closed")
         assert app.verify() == []

@@ -16,7 +16,7 @@ from tests.chaos.load import Load
 from tests.support import fault_counts
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import PostgresServer
-from tests.support.postgres_servers import own_server
+from tests.support.postgres_servers import durable_server
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
@@ -26,7 +26,7 @@ SIZE = 5
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
-    with own_server() as started:
+    with durable_server() as started:
         yield started
 
 

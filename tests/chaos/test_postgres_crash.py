@@ -16,15 +16,15 @@ from tests.chaos import checker
 from tests.chaos.load import Load
 from tests.support import fault_counts
 from tests.support.postgres import PostgresServer
-from tests.support.postgres_servers import own_server
-from tests.support.waiting import until
+from tests.support.postgres_servers import durable_server
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
-    with own_server({"wal_writer_delay": "10s", "autovacuum": "off"}) as started:
+    with durable_server({"wal_writer_delay": "10s", "autovacuum": "off"}) as started:
         yield started
 
 
@@ -48,7 +48,7 @@ def test_a_server_that_crashes_has_all_it_acknowledged_and_everybody_comes_back(
             server.stop("immediate")
             fault_counts.count("database crashes")
             seen = load.outages
-            until(lambda seen=seen: load.outages > seen, "a producer to notice")
+            wait_until(lambda seen=seen: load.outages > seen, "a producer to notice")
             server.start()
             load.flows_again()
         rung = load.app.on_work(lambda: None)  # somebody listens, as before
@@ -89,7 +89,7 @@ def test_a_server_that_is_read_only_for_a_while_is_left_and_found_again(
         admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
         admin.execute("SELECT pg_reload_conf()")
         seen = load.outages
-        until(lambda: load.outages > seen, "a producer to be refused")
+        wait_until(lambda: load.outages > seen, "a producer to be refused")
         admin.execute("SET default_transaction_read_only = off")
         admin.execute("ALTER SYSTEM RESET default_transaction_read_only")
         admin.execute("SELECT pg_reload_conf()")
@@ -159,7 +159,7 @@ def test_a_task_that_is_cancelled_leaves_no_transaction_open(
         app.enqueue("mail")
         assert asyncio.run(cancel_all(app)) > 0
         app.enqueue("mail")
-        until(lambda: admin.execute(LEFT_OPEN).fetchone() == (0,), "no transaction to be open")
+        wait_until(lambda: admin.execute(LEFT_OPEN).fetchone() == (0,), "no transaction to be open")
         # What became of a cancelled call is unknown; asked again, there is one job per key.
         ids = {app.enqueue("mail", idempotency_key=f"k{steps}").id for steps in range(60)}
         assert len(ids) == 60

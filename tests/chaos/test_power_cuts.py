@@ -22,7 +22,7 @@ from tenure.errors import StoreUnavailable
 from tenure.jobs.values import CheckedJob, ClaimRequest
 from tenure.store import open_store
 from tests.chaos import disk
-from tests.chaos.power import NAME, Cut, Recording
+from tests.chaos.power_cuts import NAME, Cut, Recording
 from tests.support import fault_counts
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,15 @@ pytestmark = [
 def record(setting: str, seed: str, rounds: int, folder: Path) -> Recording:
     """The recording of a run in a process of its own."""
     file = folder / "recording"
-    command = [sys.executable, "-m", "tests.chaos.power", setting, seed, str(rounds), str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.chaos.power_cuts",
+        setting,
+        seed,
+        str(rounds),
+        str(file),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, timeout=110)
     recording: Recording = pickle.loads(file.read_bytes())  # noqa: S301 - of our own making
     return recording

@@ -15,7 +15,7 @@ import pytest
 
 from tenure import Tenure
 from tests.support.proxy import Proxy
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 HEARD: list[bytes] = []
 
@@ -72,7 +72,7 @@ class Client:
     """One connection."""
 
     def __init__(self, proxy: Proxy) -> None:
-        self.socket = socket.create_connection(proxy.address, timeout=PATIENCE)
+        self.socket = socket.create_connection(proxy.address, timeout=WAIT_SECONDS)
 
     def __enter__(self) -> Client:
         return self
@@ -97,7 +97,7 @@ class Client:
         except TimeoutError:
             return True
         finally:
-            self.socket.settimeout(PATIENCE)
+            self.socket.settimeout(WAIT_SECONDS)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_passes_on_in_both_directions_and_to_the_end(proxy: Proxy, client: Clien
     assert client.hear(len(big)) == big
     client.socket.shutdown(socket.SHUT_WR)
     assert client.hear(1) == b""
-    until(lambda: proxy.connections == 0, "the connection to end")
+    wait_until(lambda: proxy.connections == 0, "the connection to end")
     assert proxy.counts == {"connections": 1}
 
 
@@ -163,7 +163,7 @@ def test_black_hole(proxy: Proxy, client: Client, way: str) -> None:
         assert new.hears_nothing()
     assert client.hears_nothing()
     if way == "answers":
-        until(lambda: b"anybody" in HEARD)
+        wait_until(lambda: b"anybody" in HEARD)
     assert [b"hello"] + [b"anybody"] * (way == "answers") == HEARD
     proxy.pass_on()
     client.say(b"now?")
@@ -226,12 +226,12 @@ def test_hold_and_let_go(proxy: Proxy, client: Client) -> None:
         other.say(b"on time")
         assert other.hear(7) == b"on time"
         other.say(b"late too")
-        until(lambda: proxy.counts["requests held"] == 2)
+        wait_until(lambda: proxy.counts["requests held"] == 2)
     # The other one has given up; it is delivered all the same.
     assert HEARD == [b"hello", b"on time"]
     proxy.let_go()
     assert client.hear(4) == b"late"
-    until(lambda: b"late too" in HEARD)
+    wait_until(lambda: b"late too" in HEARD)
 
 
 def test_a_web_request_in_pieces_is_held_as_one(web: Proxy) -> None:
@@ -241,7 +241,7 @@ def test_a_web_request_in_pieces_is_held_as_one(web: Proxy) -> None:
         client.say(head)
         assert client.hears_nothing()
         client.say(b"late")
-        until(lambda: web.counts["requests held"] == 1)
+        wait_until(lambda: web.counts["requests held"] == 1)
         assert HEARD == []
         web.let_go()
         assert client.hear(len(head) + 4) == head + b"late"
@@ -251,7 +251,7 @@ def test_a_rule_may_come_in_the_middle_of_a_web_request(web: Proxy) -> None:
     request = b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"
     with Client(web) as client:
         client.say(request[:-4])
-        until(lambda: web.counts["connections"] == 1)
+        wait_until(lambda: web.counts["connections"] == 1)
         assert client.hears_nothing(0.05)
         web.drop_answers(b"another request")
         client.say(request[-4:])
@@ -264,7 +264,7 @@ def test_repeat_requests(web: Proxy) -> None:
     with Client(web) as client:
         client.say(request)
         assert client.hear(len(request)) == request
-        until(lambda: web.copies == [request])
+        wait_until(lambda: web.copies == [request])
     assert [request, request] == HEARD
     assert web.counts["requests repeated"] == 1
 

@@ -24,10 +24,16 @@ from tests.chaos import checker
 from tests.chaos.history import History, Recorded, record_handlers
 from tests.support import fault_counts
 from tests.support.clock import Clock
-from tests.support.raw_sql import Raw, Refused
-from tests.support.waiting import until
+from tests.support.raw_sql import RawSql, Refused
+from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript
-from tests.support.workers import all_settled, completed, settled, sweeping, working
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    wait_until_all_settled,
+    wait_until_completed,
+    wait_until_settled,
+)
 
 pytestmark = pytest.mark.chaos
 
@@ -37,9 +43,11 @@ def ask(worker: str, label: str = "", limit: int = 10) -> ClaimRequest:
 
 
 @pytest.mark.scenario(30)
-def test_a_worker_that_comes_back_under_its_name_owns_nothing(either: Tenure, clock: Clock) -> None:
+def test_a_worker_that_comes_back_under_its_name_owns_nothing(
+    app_on_each_engine: Tenure, clock: Clock
+) -> None:
     """Same host, same process number: a label. Its old leases run out like anybody's."""
-    app = either
+    app = app_on_each_engine
     app.enqueue_many([NewJob("work", {}, {"backoff": 0}) for _ in range(10)])
     old = app.claim(ask("worker-1", label="host:1")).leases
     assert len(old) == 10
@@ -58,13 +66,13 @@ def test_a_worker_that_comes_back_under_its_name_owns_nothing(either: Tenure, cl
 @pytest.mark.scenario(31)
 @pytest.mark.parametrize("lives", [True, False], ids=["it lives", "it is dead"])
 def test_a_worker_whose_entry_disappears_after_its_claim(
-    either: Tenure, clock: Clock, lives: bool
+    app_on_each_engine: Tenure, clock: Clock, lives: bool
 ) -> None:
     """Neither keeping a lease nor ending it asks who is in the list of workers."""
-    app = either
+    app = app_on_each_engine
     job = app.enqueue("work", backoff=0)
     (lease,) = app.claim(ask("worker-1")).leases
-    raw = Raw(app.database)
+    raw = RawSql(app.database)
     raw.run("DELETE FROM {worker}")
     assert raw.changed == 1
     raw.close()
@@ -83,9 +91,11 @@ def test_a_worker_whose_entry_disappears_after_its_claim(
 
 
 @pytest.mark.scenario(32)
-def test_operators_against_running_jobs(either: Tenure, tmp_path: Path, effort: int) -> None:
+def test_operators_against_running_jobs(
+    app_on_each_engine: Tenure, tmp_path: Path, effort: int
+) -> None:
     """They retry, cancel and delete whatever they see, while workers run it."""
-    app = either
+    app = app_on_each_engine
     folder = tmp_path / "history"
     folder.mkdir()
     over = threading.Event()
@@ -99,7 +109,7 @@ def test_operators_against_running_jobs(either: Tenure, tmp_path: Path, effort: 
         return number
 
     def operate(verb: str) -> None:
-        with Tenure(app.database) as own, contextlib.closing(Raw(app.database)) as raw:
+        with Tenure(app.database) as own, contextlib.closing(RawSql(app.database)) as raw:
             operator = Recorded(own, History(folder, verb))
             while not over.is_set():
                 if verb == "delete" and verb not in refused:
@@ -125,25 +135,25 @@ def test_operators_against_running_jobs(either: Tenure, tmp_path: Path, effort: 
     record_handlers(app, source.record)
     new_jobs = [NewJob("work", {"number": n}, {"max_retries": 2}) for n in range(300 * effort)]
     verbs = ("retry", "cancel", "delete")
-    with sweeping(app), working(app, source):
+    with running_sweeper(app), running_worker(app, source):
         threads = [threading.Thread(target=operate, args=(verb,)) for verb in verbs]
         for thread in threads:
             thread.start()
         jobs = source.enqueue_many(new_jobs)
-        until(lambda: set(refused) == set(verbs), "each to have been refused")
+        wait_until(lambda: set(refused) == set(verbs), "each to have been refused")
         over.set()
         for thread in threads:
             thread.join()
-        all_settled(app, jobs)
+        wait_until_all_settled(app, jobs)
     assert checker.check(folder, app.database) == []
 
 
 @pytest.mark.scenario(33)
-def test_the_first_of_many_with_one_key_is_undone(either: Tenure) -> None:
+def test_the_first_of_many_with_one_key_is_undone(app_on_each_engine: Tenure) -> None:
     """A transaction holds the key and is rolled back: one job exists, and everybody names it."""
-    app = either
+    app = app_on_each_engine
     app.enqueue("other")
-    raw = Raw(app.database)
+    raw = RawSql(app.database)
     insert = (
         "INSERT INTO {job} (id, type, run_at, created_at, idempotency_key)"
         " VALUES (?, 'work', {now}, {now}, 'one')"
@@ -155,7 +165,7 @@ def test_the_first_of_many_with_one_key_is_undone(either: Tenure) -> None:
         asked = [threads.submit(app.enqueue, "work", {}, idempotency_key="one") for _ in range(50)]
         if raw.engine == "postgres":  # SQLite shows nobody who waits
             waiting = "SELECT pid FROM pg_locks WHERE NOT granted"
-            until(lambda: raw.run(waiting), "an enqueue to wait for the key")
+            wait_until(lambda: raw.run(waiting), "an enqueue to wait for the key")
         assert not any(future.done() for future in asked)
         raw.run("ROLLBACK")
         ids = {future.result().id for future in asked}
@@ -175,9 +185,11 @@ Tenure(sys.argv[1]).enqueue("work", idempotency_key="one")
 
 @pytest.mark.scenario(34)
 @pytest.mark.parametrize("place", ["enqueue.before_commit", "enqueue.after_commit"])
-def test_a_key_belongs_to_a_job_that_can_be_seen_or_is_free(either: Tenure, place: str) -> None:
+def test_a_key_belongs_to_a_job_that_can_be_seen_or_is_free(
+    app_on_each_engine: Tenure, place: str
+) -> None:
     """Its producer is killed before or after the commit; whoever asks again gets a real job."""
-    app = either
+    app = app_on_each_engine
     environment = {**os.environ, "TENURE_FAILPOINTS": f"{place}=kill"}
     process = subprocess.run(
         [sys.executable, "-c", PRODUCER, app.database], env=environment, check=False
@@ -194,10 +206,10 @@ def test_a_key_belongs_to_a_job_that_can_be_seen_or_is_free(either: Tenure, plac
 
 @pytest.mark.scenario(85)
 def test_pruning_all_that_settled_while_everything_runs(
-    either: Tenure, tmp_path: Path, effort: int
+    app_on_each_engine: Tenure, tmp_path: Path, effort: int
 ) -> None:
     """Accepted jobs have settled and gone, or are still there: every number adds up."""
-    app = either
+    app = app_on_each_engine
     lock = threading.Lock()
     ran: dict[int, int] = {}
     over = threading.Event()
@@ -219,17 +231,17 @@ def test_pruning_all_that_settled_while_everything_runs(
     count = 400 * effort
     waiting = app.enqueue("nobody", idempotency_key="kept")
     pruner = threading.Thread(target=prune)
-    with sweeping(app), working(app):
+    with running_sweeper(app), running_worker(app):
         pruner.start()
         for start in range(0, count, 40):
             app.enqueue_many([work.new_job(n) for n in range(start, start + 40)])
-        until(lambda: pruned == count, "all to have settled and gone", seconds=60 * effort)
+        wait_until(lambda: pruned == count, "all to have settled and gone", seconds=60 * effort)
         over.set()
         pruner.join()
     assert app.enqueue("nobody", idempotency_key="kept") == waiting  # a live job keeps its key
     assert app.find() == [waiting]
     assert ran == {n: 2 if n % 5 == 0 else 1 for n in range(count)}
-    raw = Raw(app.database)
+    raw = RawSql(app.database)
     assert raw.value("SELECT count(*) FROM {transition}") == 1  # a job's ledger goes with it
     raw.close()
     assert app.verify() == []
@@ -251,15 +263,15 @@ async def honest(number: int):
 @pytest.mark.slow
 @pytest.mark.scenario(16)
 def test_poison_among_three_supervised_workers(
-    either: Tenure, clock: Clock, tmp_path: Path
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
     """At most as many kills as the job may run, a pause before each retry, and others get done."""
-    app = either
+    app = app_on_each_engine
     poison = app.enqueue("poison", max_retries=3, backoff=5, priority=-1)
     options: Options = {"backoff": 0, "max_retries": 4}
     honest = app.enqueue_many([NewJob("honest", {"number": n}, options) for n in range(60)])
     kills = 0
-    with WorkerScript(tmp_path / "meet", app.database, POISON) as script, sweeping(app):
+    with WorkerScript(tmp_path / "meet", app.database, POISON) as script, running_sweeper(app):
         workers = [script.start() for _ in range(3)]
 
         def over() -> bool:
@@ -275,10 +287,10 @@ def test_poison_among_three_supervised_workers(
                 clock.advance(1)
             return app.get(poison.id).status is Status.FAILED
 
-        until(over, "the poison to fail for good", seconds=60)
+        wait_until(over, "the poison to fail for good", seconds=60)
         clock.advance(31)
         for job in honest:
-            assert completed(app, job).attempts <= 4
+            assert wait_until_completed(app, job).attempts <= 4
     assert kills == 3
     assert script.lines() == ["poison 1", "poison 2", "poison 3"]
     history = app.history(poison.id)
@@ -288,5 +300,5 @@ def test_poison_among_three_supervised_workers(
         (claim - end).total_seconds() >= 4.5
         for claim, end in zip(claims[1:], ends[:2], strict=True)
     )
-    assert settled(app, poison).attempts == 3
+    assert wait_until_settled(app, poison).attempts == 3
     assert app.verify() == []

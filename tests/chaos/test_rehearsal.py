@@ -13,7 +13,7 @@ from tenure.cli import simulate as rehearsing
 from tenure.lifecycle import LeaseExpired
 from tenure.simulator import rehearse
 from tenure.store import transitions
-from tests.support.cli import program, run
+from tests.support.cli import run_cli, run_program
 
 pytestmark = pytest.mark.chaos
 
@@ -44,7 +44,7 @@ def test_nothing_breaks_whatever_happens(effort: int) -> None:
 def test_the_same_seed_plays_the_same_world_in_every_process() -> None:
     told = [
         json.loads(
-            program(
+            run_program(
                 *("simulate", "--seed", "5", "--hours", "1", "--json"), PYTHONHASHSEED=hash_seed
             ).stdout
         )
@@ -69,7 +69,7 @@ def test_a_violation_tells_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) 
         for seed in range(20)
         if (played := rehearse(seed, HOURS)).violation is not None
     )
-    told = run("simulate", "--seed", str(seed), "--hours", str(HOURS))
+    told = run_cli("simulate", "--seed", str(seed), "--hours", str(HOURS))
 
     assert told.exit_code == 1
     assert f"VIOLATION after {found.at}: its retry was lost" in told.stdout
@@ -83,12 +83,12 @@ def test_a_batch_that_contradicts_itself_is_no_violation() -> None:
 
 def test_the_command_says_what_it_played(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rehearsing, "SEEDS", 1)  # its choice is among one
-    told = run("simulate", "--hours", "0.1")
+    told = run_cli("simulate", "--hours", "0.1")
 
     assert told.exit_code == 0
     assert "from seed 0 " in told.stdout
     assert "No violation" in told.stdout
-    assert run("simulate", "--hours", "0").exit_code == 2
+    assert run_cli("simulate", "--hours", "0").exit_code == 2
 
 
 def test_time_is_virtual_and_worlds_are_days() -> None:

@@ -10,8 +10,8 @@ import pytest
 from tenure import JobNotFound, Status, Tenure
 from tenure.jobs.values import Answer
 from tests.support.postgres import PostgresServer
-from tests.support.store import completed, failed
-from tests.support.store import request as asking
+from tests.support.store import claim_request as asking
+from tests.support.store import report_completed, report_failed
 
 pytestmark = pytest.mark.chaos
 
@@ -43,7 +43,7 @@ def test_workers_of_before_a_restore_are_fenced_and_queues_can_start_paused(
     backup = copied(database_url, tmp_path, "backup", request)
     with Tenure(database_url) as app:
         since = app.claim(asking(2, "before")).leases
-        assert app.report([completed(since[0])]).verdicts[0].answer is Answer.RECORDED
+        assert app.report([report_completed(since[0])]).verdicts[0].answer is Answer.RECORDED
         lost = app.enqueue("mail")
 
     with Tenure(backup) as app:
@@ -53,18 +53,18 @@ def test_workers_of_before_a_restore_are_fenced_and_queues_can_start_paused(
             app.get(lost.id)
         # Workers of before: claims that the backup does not know are lost, the one it knows holds.
         for lease in since:
-            for report in (completed(lease), failed(lease)):
+            for report in (report_completed(lease), report_failed(lease)):
                 assert app.report([report]).verdicts[0].answer is Answer.LOST
         assert app.heartbeat([(x.id, x.lease_id) for x in since], 30) == set()
-        assert app.report([completed(held)]).verdicts[0].answer is Answer.RECORDED
+        assert app.report([report_completed(held)]).verdicts[0].answer is Answer.RECORDED
 
         app.resume("default")
         again = app.claim(asking(10, "after")).leases
         assert {lease.id for lease in again} == {lease.id for lease in since}
         # Same job, same token as before the restore: only the lease tells them apart.
         assert {lease.token for lease in again} == {lease.token for lease in since} == {1}
-        assert app.report([completed(since[0])]).verdicts[0].answer is Answer.LOST
-        for verdict in app.report([completed(lease) for lease in again]).verdicts:
+        assert app.report([report_completed(since[0])]).verdicts[0].answer is Answer.LOST
+        for verdict in app.report([report_completed(lease) for lease in again]).verdicts:
             assert verdict.answer is Answer.RECORDED
         assert {app.get(job.id).status for job in kept} == {Status.COMPLETED}
         assert app.verify() == []

@@ -18,7 +18,7 @@ from tests.chaos import checker, next_version
 from tests.chaos.load import Load
 from tests.chaos.next_version import longer
 from tests.support import fault_counts
-from tests.support.raw_sql import Raw
+from tests.support.raw_sql import RawSql
 
 pytestmark = pytest.mark.chaos
 
@@ -47,14 +47,14 @@ def engine_of(url: str) -> str:
 
 
 @pytest.fixture
-def raw(database_url: str) -> Iterator[Raw]:
+def raw(database_url: str) -> Iterator[RawSql]:
     Tenure(database_url).migrate()
-    found = Raw(database_url)
+    found = RawSql(database_url)
     yield found
     found.close()
 
 
-def shape(raw: Raw) -> list[tuple[object, ...]]:
+def shape(raw: RawSql) -> list[tuple[object, ...]]:
     """Every table and column there is."""
     if raw.engine == "sqlite":
         return raw.run("SELECT type, name, sql FROM sqlite_schema ORDER BY name")
@@ -67,7 +67,7 @@ def shape(raw: Raw) -> list[tuple[object, ...]]:
 @pytest.mark.slow
 @pytest.mark.scenario(80)
 def test_a_migration_is_killed_at_every_step_while_old_workers_go_on(
-    database_url: str, raw: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, raw: RawSql, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest = migrate.newest(raw.engine)
     before = shape(raw)
@@ -98,7 +98,7 @@ def test_of_four_migrators_one_migrates(database_url: str) -> None:
     assert [said(process) for process in migrators] == [(0, str(newest))] * 4
     again = [migrator(database_url, "next") for _ in range(4)]
     assert [said(process) for process in again] == [(0, str(newest + 2))] * 4
-    raw = Raw(database_url)
+    raw = RawSql(database_url)
     table = "tenure_schema" if raw.engine == "sqlite" else "tenure.schema_version"
     versions = [number for number, _ in longer(raw.engine)]
     assert raw.run(f"SELECT version FROM {table} ORDER BY 1") == [(n,) for n in versions]
@@ -106,7 +106,7 @@ def test_of_four_migrators_one_migrates(database_url: str) -> None:
 
 
 @pytest.mark.scenario(82)
-def test_a_newer_schema_is_refused_and_nothing_is_touched(database_url: str, raw: Raw) -> None:
+def test_a_newer_schema_is_refused_and_nothing_is_touched(database_url: str, raw: RawSql) -> None:
     with Tenure(database_url) as app:
         app.enqueue("mail")
     newest = migrate.newest(raw.engine)

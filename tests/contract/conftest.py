@@ -13,8 +13,8 @@ import pytest
 from tenure.store import migrate_store, open_store
 from tests.contract import situations
 from tests.support.clock import Clock
-from tests.support.raw_sql import Raw
-from tests.support.store import Desk
+from tests.support.raw_sql import RawSql
+from tests.support.store import StoreHarness
 
 MANUAL = Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md"
 GRANTS = MANUAL.read_text("utf-8").split("**Roles.**")[1].split("```sql")[1].split("```")[0]
@@ -52,13 +52,13 @@ def owner_url(request: pytest.FixtureRequest, database_url: str) -> str:
 
 
 @pytest.fixture
-def unaudited_desk(database_url: str, owner_url: str) -> Iterator[Desk]:
-    """A desk whose data may be broken at the end."""
+def unaudited_harness(database_url: str, owner_url: str) -> Iterator[StoreHarness]:
+    """A harness whose data may be broken at the end."""
     store = open_store(database_url)
     clock = Clock(owner_url)
-    raw = Raw(owner_url)
+    raw = RawSql(owner_url)
     try:
-        yield Desk(store, clock, raw)
+        yield StoreHarness(store, clock, raw)
     finally:
         store.close()
         clock.close()
@@ -66,13 +66,13 @@ def unaudited_desk(database_url: str, owner_url: str) -> Iterator[Desk]:
 
 
 @pytest.fixture
-def desk(unaudited_desk: Desk) -> Iterator[Desk]:
-    """A desk whose data must obey every invariant at the end."""
-    yield unaudited_desk
-    assert unaudited_desk.store.read.violations(10) == []
+def harness(unaudited_harness: StoreHarness) -> Iterator[StoreHarness]:
+    """A harness whose data must obey every invariant at the end."""
+    yield unaudited_harness
+    assert unaudited_harness.store.read.violations(10) == []
 
 
 @pytest.fixture
-def ids(desk: Desk) -> dict[str, str]:
+def ids(harness: StoreHarness) -> dict[str, str]:
     """A job in every situation (`situations.SITUATIONS`): its name -> the id."""
-    return situations.fill(desk)
+    return situations.fill(harness)

@@ -7,7 +7,7 @@ import pytest
 from tenure.lifecycle import Cancelled
 from tenure.retry import RetryPolicy
 from tests.support.raw_sql import Refused
-from tests.support.store import Desk, completed, failed
+from tests.support.store import StoreHarness, report_completed, report_failed
 
 UNSETTLED = ("pending", "pending again", "processing", "processing again")
 SETTLED = ("completed", "failed", "failed early", "cancelled")
@@ -29,28 +29,28 @@ INSERT = "INSERT INTO {job} (id, type, run_at, created_at%s) VALUES (?, 'mail', 
 AT_ONCE = RetryPolicy(base=0, factor=1, cap=0)
 
 
-def fill(desk: Desk) -> dict[str, str]:
+def fill(harness: StoreHarness) -> dict[str, str]:
     """Name of the situation -> id of the job in it. Every job allows three attempts."""
     ids: dict[str, str] = {}
-    lease = desk.take()
+    lease = harness.take()
     ids["completed"] = lease.id
-    desk.report(completed(lease, '"done"'))
-    lease = desk.take()
+    harness.report(report_completed(lease, '"done"'))
+    lease = harness.take()
     ids["failed early"] = lease.id  # two attempts left
-    desk.report(failed(lease, retryable=False))
-    ids["failed"] = desk.add(backoff=AT_ONCE).id
+    harness.report(report_failed(lease, retryable=False))
+    ids["failed"] = harness.add(backoff=AT_ONCE).id
     for _ in range(3):
-        desk.report(failed(desk.claim()[0]))
-    ids["cancelled"] = desk.add().id
-    desk.store.apply(ids["cancelled"], Cancelled()).result()
-    ids["processing again"] = desk.add(backoff=AT_ONCE).id
-    desk.report(failed(desk.claim()[0]))
-    desk.claim()
-    ids["processing"] = desk.take().id
-    ids["pending again"] = desk.add(backoff=AT_ONCE, priority=-1).id
-    desk.report(failed(desk.claim()[0]))
-    ids["pending"] = desk.add(idempotency_key="k", fingerprint="f").id
-    statuses = {name: desk.get(id).status for name, id in ids.items()}
+        harness.report(report_failed(harness.claim()[0]))
+    ids["cancelled"] = harness.add().id
+    harness.store.apply(ids["cancelled"], Cancelled()).result()
+    ids["processing again"] = harness.add(backoff=AT_ONCE).id
+    harness.report(report_failed(harness.claim()[0]))
+    harness.claim()
+    ids["processing"] = harness.take().id
+    ids["pending again"] = harness.add(backoff=AT_ONCE, priority=-1).id
+    harness.report(report_failed(harness.claim()[0]))
+    ids["pending"] = harness.add(idempotency_key="k", fingerprint="f").id
+    statuses = {name: harness.get(id).status for name, id in ids.items()}
     assert all(name.startswith(status) for name, status in statuses.items())
     return ids
 
@@ -59,24 +59,24 @@ class Undo(Exception):
     """Leaves a transaction without keeping what it did."""
 
 
-def refused(desk: Desk, statement: str, *values: object) -> None:
+def refused(harness: StoreHarness, statement: str, *values: object) -> None:
     """The database refuses the statement, and no row is different afterwards."""
-    before = desk.raw.contents()
+    before = harness.sql.contents()
     try:
-        desk.raw.run(statement, *values)
+        harness.sql.run(statement, *values)
     except Refused:
-        assert desk.raw.contents() == before, statement
+        assert harness.sql.contents() == before, statement
     else:
         pytest.fail(f"accepted: {statement} with {values}")
 
 
-def accepted(desk: Desk, statement: str, *values: object) -> None:
+def accepted(harness: StoreHarness, statement: str, *values: object) -> None:
     """The database accepts the statement for one row; it is then undone."""
 
     def do_and_undo() -> None:
-        with desk.raw.transaction():
-            desk.raw.run(statement, *values)
-            assert desk.raw.changed == 1, statement
+        with harness.sql.transaction():
+            harness.sql.run(statement, *values)
+            assert harness.sql.changed == 1, statement
             raise Undo
 
     with pytest.raises(Undo):

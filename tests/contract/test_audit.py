@@ -12,7 +12,14 @@ import pytest
 
 from tenure.lifecycle import Retried
 from tenure.store import audit, open_store
-from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new, released
+from tests.support.store import (
+    LEASE_SECONDS,
+    StoreHarness,
+    new_job,
+    report_completed,
+    report_failed,
+    report_released,
+)
 
 SETTLED_JOB = "(SELECT id FROM {job} WHERE status = 'completed' ORDER BY id LIMIT 1)"
 HELD_JOB = "(SELECT id FROM {job} WHERE status = 'processing' ORDER BY id LIMIT 1)"
@@ -168,68 +175,74 @@ ROW_BREAKS = [
 ]
 
 
-def fill(desk: Desk) -> None:
+def fill(harness: StoreHarness) -> None:
     """A sound history with a job of every kind in it."""
-    desk.report(completed(desk.take()), failed(desk.take(), retryable=False))
-    desk.report(released(desk.take()))
-    desk.claim()
-    desk.clock.advance(LEASE_SECONDS)
-    desk.store.sweep().result()
-    desk.add(priority=-1)
-    desk.claim()
-    desk.add()
-    desk.measure()
+    harness.report(report_completed(harness.take()), report_failed(harness.take(), retryable=False))
+    harness.report(report_released(harness.take()))
+    harness.claim()
+    harness.clock.advance(LEASE_SECONDS)
+    harness.store.sweep().result()
+    harness.add(priority=-1)
+    harness.claim()
+    harness.add()
+    harness.measure()
 
 
-def break_by(desk: Desk, statement: str) -> None:
+def break_by(harness: StoreHarness, statement: str) -> None:
     """Change the data behind every guard."""
-    desk.raw.drop_triggers()
-    desk.raw.drop_checks()
-    as_lease = "" if desk.raw.engine == "sqlite" else "::uuid"
-    desk.raw.run(statement.replace("{as_lease}", as_lease))
-    assert desk.raw.changed >= 1
+    harness.sql.drop_triggers()
+    harness.sql.drop_checks()
+    as_lease = "" if harness.sql.engine == "sqlite" else "::uuid"
+    harness.sql.run(statement.replace("{as_lease}", as_lease))
+    assert harness.sql.changed >= 1
 
 
 @pytest.mark.parametrize(("broken", "statement"), LEDGER_BREAKS + ROW_BREAKS)
-def test_it_finds_what_was_broken(unaudited_desk: Desk, broken: set[str], statement: str) -> None:
-    desk = unaudited_desk
-    fill(desk)
-    assert desk.store.read.violations(10) == []
-    jobs = {entry.job_id for entry in desk.ledger()}
-    break_by(desk, statement)
-    found = desk.store.read.violations(10)
+def test_it_finds_what_was_broken(
+    unaudited_harness: StoreHarness, broken: set[str], statement: str
+) -> None:
+    harness = unaudited_harness
+    fill(harness)
+    assert harness.store.read.violations(10) == []
+    jobs = {entry.job_id for entry in harness.ledger()}
+    break_by(harness, statement)
+    found = harness.store.read.violations(10)
     assert {invariant for invariant, _, _ in found} == broken
     assert all(what and (job_id in jobs) == (name != COUNTS) for name, job_id, what in found)
 
 
-def test_a_key_that_made_two_jobs_is_found(unaudited_desk: Desk) -> None:
-    desk = unaudited_desk
-    first = desk.add(idempotency_key="order-17")
-    second = desk.add()
-    index = "tenure_job_key" if desk.raw.engine == "sqlite" else "tenure.job_key"
-    desk.raw.run(f"DROP INDEX {index}")
-    break_by(desk, f"UPDATE {{job}} SET idempotency_key = 'order-17' WHERE id = '{second.id}'")
-    found = desk.store.read.violations(10)
+def test_a_key_that_made_two_jobs_is_found(unaudited_harness: StoreHarness) -> None:
+    harness = unaudited_harness
+    first = harness.add(idempotency_key="order-17")
+    second = harness.add()
+    index = "tenure_job_key" if harness.sql.engine == "sqlite" else "tenure.job_key"
+    harness.sql.run(f"DROP INDEX {index}")
+    break_by(harness, f"UPDATE {{job}} SET idempotency_key = 'order-17' WHERE id = '{second.id}'")
+    found = harness.store.read.violations(10)
     assert found == [(KEY, min(first.id, second.id), "2 jobs with one key")]
 
 
-def test_a_retry_that_was_left_out_is_found(unaudited_desk: Desk) -> None:
+def test_a_retry_that_was_left_out_is_found(unaudited_harness: StoreHarness) -> None:
     """Each move is legal by itself: no trigger can know that nothing follows."""
-    desk = unaudited_desk
-    last, lost = desk.take(max_retries=1), desk.take(max_retries=2)
-    desk.raw.run(
+    harness = unaudited_harness
+    last, lost = harness.take(max_retries=1), harness.take(max_retries=2)
+    harness.sql.run(
         "UPDATE {job} SET status = 'failed', event = 'lease_expired', finished_at = {now},"
         " last_error = 'gone', lease_id = NULL, lease_expires_at = NULL"
     )
-    assert desk.events(last.id) == desk.events(lost.id) == ["enqueued", "claimed", "lease_expired"]
-    assert desk.store.read.violations(10) == [(RETRY, lost.id, "failed after attempt 1 of 2")]
-    desk.store.apply(lost.id, Retried()).result()
-    assert desk.store.read.violations(10) == []
+    assert (
+        harness.events(last.id)
+        == harness.events(lost.id)
+        == ["enqueued", "claimed", "lease_expired"]
+    )
+    assert harness.store.read.violations(10) == [(RETRY, lost.id, "failed after attempt 1 of 2")]
+    harness.store.apply(lost.id, Retried()).result()
+    assert harness.store.read.violations(10) == []
 
 
 def test_an_index_without_its_jobs_is_found(sqlite_url: str) -> None:
     store = open_store(sqlite_url)
-    store.add([new(), new()]).result()
+    store.add([new_job(), new_job()]).result()
     store.close()
     connection = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     connection.execute("PRAGMA writable_schema = ON")
@@ -252,9 +265,9 @@ def test_there_is_a_case_for_every_question_and_advice_for_every_answer() -> Non
     assert all(audit.INVARIANTS.values())
 
 
-def test_it_tells_no_more_than_asked_for(unaudited_desk: Desk) -> None:
-    desk = unaudited_desk
-    desk.add_all(*[new() for _ in range(20)])
-    break_by(desk, "UPDATE {job} SET finished_at = {now}")
-    assert len(desk.store.read.violations(3)) == 3
-    assert len(desk.store.read.violations(100)) == 20
+def test_it_tells_no_more_than_asked_for(unaudited_harness: StoreHarness) -> None:
+    harness = unaudited_harness
+    harness.add_all(*[new_job() for _ in range(20)])
+    break_by(harness, "UPDATE {job} SET finished_at = {now}")
+    assert len(harness.store.read.violations(3)) == 3
+    assert len(harness.store.read.violations(100)) == 20

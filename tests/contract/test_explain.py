@@ -20,15 +20,21 @@ from tenure.jobs.explain import (
 )
 from tenure.jobs.values import BUCKETS, MAX_AHEAD, WEBHOOK, WEBHOOK_QUEUE, Activity, WorkerState
 from tenure.lifecycle import Cancelled, Job
-from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new
+from tests.support.store import (
+    LEASE_SECONDS,
+    StoreHarness,
+    new_job,
+    report_completed,
+    report_failed,
+)
 
 Why = Callable[[str], Explanation]
 
 
 @pytest.fixture
-def why(desk: Desk) -> Iterator[Why]:
+def why(harness: StoreHarness) -> Iterator[Why]:
     """The explanation of a job, as the application gives it."""
-    with Tenure(desk.store.url) as app:
+    with Tenure(harness.store.url) as app:
         yield app.explain
 
 
@@ -38,139 +44,141 @@ def check(told: Explanation, reason: str, *words: str) -> None:
     assert [word for word in words if word not in told.text] == [], told.text
 
 
-def test_completed(desk: Desk, why: Why) -> None:
-    lease = desk.take()
-    desk.report(completed(lease))
+def test_completed(harness: StoreHarness, why: Why) -> None:
+    lease = harness.take()
+    harness.report(report_completed(lease))
     told = why(lease.id)
-    check(told, "completed", f"{desk.clock.now:%Y-%m-%d %H:%M:%S} UTC", "attempt 1")
+    check(told, "completed", f"{harness.clock.now:%Y-%m-%d %H:%M:%S} UTC", "attempt 1")
     assert told.legal == ()
 
 
-def test_cancelled(desk: Desk, why: Why) -> None:
-    job = desk.add()
-    desk.store.apply(job.id, Cancelled(actor="alice")).result()
-    check(why(job.id), "cancelled", "alice cancelled it", f"{desk.clock.now:%H:%M:%S} UTC")
+def test_cancelled(harness: StoreHarness, why: Why) -> None:
+    job = harness.add()
+    harness.store.apply(job.id, Cancelled(actor="alice")).result()
+    check(why(job.id), "cancelled", "alice cancelled it", f"{harness.clock.now:%H:%M:%S} UTC")
 
 
-def test_failed(desk: Desk, why: Why) -> None:
-    lease = desk.take(max_retries=1)
-    desk.report(failed(lease, "no such address\nTraceback"))
+def test_failed(harness: StoreHarness, why: Why) -> None:
+    lease = harness.take(max_retries=1)
+    harness.report(report_failed(lease, "no such address\nTraceback"))
     told = why(lease.id)
     check(told, "failed", "1 of 1 attempts: no such address")
     assert "Traceback" not in told.text
     assert told.legal == ("retried",)
 
 
-def test_running(desk: Desk, why: Why) -> None:
-    lease = desk.take()
-    desk.clock.advance(LEASE_SECONDS - 0.001)
-    until = desk.clock.now + timedelta(milliseconds=1)
+def test_running(harness: StoreHarness, why: Why) -> None:
+    lease = harness.take()
+    harness.clock.advance(LEASE_SECONDS - 0.001)
+    until = harness.clock.now + timedelta(milliseconds=1)
     check(why(lease.id), "running", "w1", "attempt 1", f"until {until:%Y-%m-%d %H:%M:%S} UTC")
 
 
-def test_lease_ran_out(desk: Desk, why: Why) -> None:
-    lease = desk.take()
-    desk.clock.advance(LEASE_SECONDS)
-    ran_out = f"{desk.clock.now:%Y-%m-%d %H:%M:%S} UTC"
+def test_lease_ran_out(harness: StoreHarness, why: Why) -> None:
+    lease = harness.take()
+    harness.clock.advance(LEASE_SECONDS)
+    ran_out = f"{harness.clock.now:%Y-%m-%d %H:%M:%S} UTC"
     check(why(lease.id), "lease_ran_out", "w1", ran_out, "sweep")
 
 
-def test_a_paused_queue_comes_before_all_else(desk: Desk, why: Why) -> None:
-    job = desk.add(queue="night", delay=60)
-    desk.claim(queues=("day",))
-    desk.store.set_queue("night", paused=True).result()
+def test_a_paused_queue_comes_before_all_else(harness: StoreHarness, why: Why) -> None:
+    job = harness.add(queue="night", delay=60)
+    harness.claim(queues=("day",))
+    harness.store.set_queue("night", paused=True).result()
     check(why(job.id), "queue_paused", "Queue night is paused", "resume")
 
 
-def test_not_due(desk: Desk, why: Why) -> None:
-    job = desk.add(delay=90)
-    due = desk.clock.now + timedelta(seconds=90)
+def test_not_due(harness: StoreHarness, why: Why) -> None:
+    job = harness.add(delay=90)
+    due = harness.clock.now + timedelta(seconds=90)
     told = why(job.id)
     check(told, "not_due", f"before {due:%Y-%m-%d %H:%M:%S} UTC", "in 1m30s")
     assert "attempt" not in told.text
 
 
-def test_not_due_after_an_attempt_failed(desk: Desk, why: Why) -> None:
-    lease = desk.take(max_retries=2)
-    desk.report(failed(lease, "no such address"))
+def test_not_due_after_an_attempt_failed(harness: StoreHarness, why: Why) -> None:
+    lease = harness.take(max_retries=2)
+    harness.report(report_failed(lease, "no such address"))
     check(why(lease.id), "not_due", "after attempt 1 failed: no such address")
 
 
-def test_no_worker_at_all(desk: Desk, why: Why) -> None:
-    job = desk.add("mail", queue="night")
+def test_no_worker_at_all(harness: StoreHarness, why: Why) -> None:
+    job = harness.add("mail", queue="night")
     check(why(job.id), "no_worker", "No worker is alive", "type mail", "queue night")
 
 
-def test_no_worker_for_the_queue(desk: Desk, why: Why) -> None:
-    job = desk.add("mail", queue="night")
-    desk.claim(worker="w1", queues=("day",))
-    desk.claim(worker="w2", queues=("dusk",), types=("mail",))
+def test_no_worker_for_the_queue(harness: StoreHarness, why: Why) -> None:
+    job = harness.add("mail", queue="night")
+    harness.claim(worker="w1", queues=("day",))
+    harness.claim(worker="w2", queues=("dusk",), types=("mail",))
     check(why(job.id), "no_worker_for_queue", "from queue night", "2 alive")
 
 
-def test_a_worker_for_any_queue_takes_no_deliveries(desk: Desk, why: Why) -> None:
-    job = desk.add(WEBHOOK, queue=WEBHOOK_QUEUE)
-    desk.claim(worker="w1")
+def test_a_worker_for_any_queue_takes_no_deliveries(harness: StoreHarness, why: Why) -> None:
+    job = harness.add(WEBHOOK, queue=WEBHOOK_QUEUE)
+    harness.claim(worker="w1")
     check(why(job.id), "no_worker_for_queue", f"from queue {WEBHOOK_QUEUE}", "1 alive")
-    desk.claim(worker="w2", limit=0, queues=(WEBHOOK_QUEUE,))
+    harness.claim(worker="w2", limit=0, queues=(WEBHOOK_QUEUE,))
     check(why(job.id), "next")
 
 
-def test_no_worker_for_the_type(desk: Desk, why: Why) -> None:
-    job = desk.add("mail", queue="night")
-    desk.claim(worker="w1", queues=("night",), types=("report",))
-    desk.claim(worker="w2", queues=("day",), types=("mail",))
+def test_no_worker_for_the_type(harness: StoreHarness, why: Why) -> None:
+    job = harness.add("mail", queue="night")
+    harness.claim(worker="w1", queues=("night",), types=("report",))
+    harness.claim(worker="w2", queues=("day",), types=("mail",))
     told = why(job.id)
     check(told, "no_worker_for_type", "of type mail", "1 alive for queue night")
 
 
-def test_next(desk: Desk, why: Why) -> None:
-    desk.claim()  # the worker found nothing
-    first = desk.add(queue="night")
-    desk.add(queue="night")
-    desk.add(queue="night", priority=-1, delay=60)
+def test_next(harness: StoreHarness, why: Why) -> None:
+    harness.claim()  # the worker found nothing
+    first = harness.add(queue="night")
+    harness.add(queue="night")
+    harness.add(queue="night", priority=-1, delay=60)
     check(why(first.id), "next", "next in queue night", "first free worker")
 
 
-def test_it_waits_though_all_workers_have_long_been_busy(desk: Desk, why: Why) -> None:
+def test_it_waits_though_all_workers_have_long_been_busy(harness: StoreHarness, why: Why) -> None:
     """One that holds a job is alive, whenever it asked last."""
-    desk.add()
-    desk.claim(lease_seconds=600.0)
-    desk.clock.advance(599)
-    first, second = desk.add(), desk.add()
+    harness.add()
+    harness.claim(lease_seconds=600.0)
+    harness.clock.advance(599)
+    first, second = harness.add(), harness.add()
     assert why(first.id).reason == "next"
     check(why(second.id), "waiting", "1 job of its queue goes first")
 
 
-def test_waiting_with_an_estimate(desk: Desk, why: Why) -> None:
-    desk.clock.set(desk.clock.now.replace(second=30, microsecond=0))
+def test_waiting_with_an_estimate(harness: StoreHarness, why: Why) -> None:
+    harness.clock.set(harness.clock.now.replace(second=30, microsecond=0))
     for _ in range(3):
-        desk.report(completed(desk.take()), failed(desk.take(), retryable=False))
-    desk.measure()
-    desk.clock.advance(30)  # a window of 4 minutes and no second
-    *_, last = [desk.add() for _ in range(13)]
+        harness.report(
+            report_completed(harness.take()), report_failed(harness.take(), retryable=False)
+        )
+    harness.measure()
+    harness.clock.advance(30)  # a window of 4 minutes and no second
+    *_, last = [harness.add() for _ in range(13)]
     text = "12 jobs of its queue go first; at 1.5 a minute its turn comes in about 8m."
     assert why(last.id).text == text
     assert why(last.id).reason == "waiting"
-    desk.clock.advance(RATE_MINUTES * 60)
-    desk.claim(types=("none", "mail"), queues=("other", "default"), limit=1)
+    harness.clock.advance(RATE_MINUTES * 60)
+    harness.claim(types=("none", "mail"), queues=("other", "default"), limit=1)
     check(why(last.id), "waiting", "11 jobs", "none is known to have ended in the last 5 minutes")
 
 
-def test_more_go_first_than_are_counted(desk: Desk, why: Why) -> None:
-    desk.claim()
+def test_more_go_first_than_are_counted(harness: StoreHarness, why: Why) -> None:
+    harness.claim()
     for _ in range(3):
-        desk.add_all(*[new() for _ in range(4000)])
-    check(why(desk.add().id), "waiting", "More than 10,000 jobs of its queue go first")
+        harness.add_all(*[new_job() for _ in range(4000)])
+    check(why(harness.add().id), "waiting", "More than 10,000 jobs of its queue go first")
 
 
 # --- boundaries -------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def job(desk: Desk) -> Job:
+def job(harness: StoreHarness) -> Job:
     """A pending job that is due."""
-    return desk.add()
+    return harness.add()
 
 
 def facts(job: Job, *, after: timedelta = timedelta(), **fields: Any) -> Facts:

@@ -20,13 +20,13 @@ from tenure.store.postgres.writer import Postgres
 from tenure.store.protocol import Database
 from tenure.store.sqlite.connection import path_of
 from tenure.store.sqlite.writer import Sqlite
-from tests.support.store import LEASE_SECONDS, Desk, completed
+from tests.support.store import LEASE_SECONDS, StoreHarness, report_completed
 
 
 @pytest.fixture
-def db(desk: Desk) -> Iterator[Database]:
+def db(harness: StoreHarness) -> Iterator[Database]:
     """A writing connection by itself; its transaction is undone."""
-    url = desk.store.url
+    url = harness.store.url
     made: Database = Sqlite(path_of(url)) if url.startswith("sqlite:") else Postgres(url)
     yield made
     made.rollback()
@@ -45,9 +45,9 @@ STALE: dict[str, Any] = {
 
 @pytest.mark.parametrize("field", STALE)
 def test_a_row_that_changed_under_its_lock_is_not_written(
-    desk: Desk, db: Database, field: str
+    harness: StoreHarness, db: Database, field: str
 ) -> None:
-    lease = desk.take()
+    lease = harness.take()
     db.begin()
     (job,) = db.lock([lease.id]).values()
     stale = STALE[field]
@@ -65,17 +65,21 @@ def test_a_row_that_changed_under_its_lock_is_not_written(
     assert db.save([(job, replace(after, id=job.id))]) == 1
 
 
-def test_a_row_that_lost_its_lease_under_its_lock_is_not_written(desk: Desk, db: Database) -> None:
+def test_a_row_that_lost_its_lease_under_its_lock_is_not_written(
+    harness: StoreHarness, db: Database
+) -> None:
     """NULL on one side only is a difference, too."""
-    job = desk.add()
+    job = harness.add()
     db.begin()
     (waiting,) = db.lock([job.id]).values()
     for held in ({"lease_id": new_id()}, {"lease_expires_at": db.now()}):
         assert db.save([(replace(waiting, **held), waiting)]) == 0
 
 
-def test_of_many_rows_those_that_are_as_they_were_are_written(desk: Desk, db: Database) -> None:
-    leases = [desk.take() for _ in range(3)]
+def test_of_many_rows_those_that_are_as_they_were_are_written(
+    harness: StoreHarness, db: Database
+) -> None:
+    leases = [harness.take() for _ in range(3)]
     db.begin()
     jobs: list[Job] = [db.lock([lease.id])[lease.id] for lease in leases]
     pairs = [(job, decide(job, Completed(lease_id=job.lease_id or ""), db.now())) for job in jobs]
@@ -88,25 +92,27 @@ def test_of_many_rows_those_that_are_as_they_were_are_written(desk: Desk, db: Da
     ]
 
 
-def test_another_lease_neither_completes_nor_renews(desk: Desk, db: Database) -> None:
-    lease, stranger = desk.take(), new_id()
+def test_another_lease_neither_completes_nor_renews(harness: StoreHarness, db: Database) -> None:
+    lease, stranger = harness.take(), new_id()
     db.begin()
-    assert db.complete([completed(replace(lease, lease_id=stranger))]) == set()
+    assert db.complete([report_completed(replace(lease, lease_id=stranger))]) == set()
     assert db.renew([(lease.id, stranger)], 3_600) == set()
     assert db.lock([lease.id])[lease.id].lease_expires_at == lease.lease_expires_at
 
 
-def test_only_what_ended_a_lease_is_its_outcome(desk: Desk, db: Database) -> None:
-    held, over = desk.take(), desk.take()
-    desk.report(completed(over))
+def test_only_what_ended_a_lease_is_its_outcome(harness: StoreHarness, db: Database) -> None:
+    held, over = harness.take(), harness.take()
+    harness.report(report_completed(over))
     db.begin()
     asked = [(lease.id, lease.lease_id) for lease in (held, over)]
     assert db.settled_as([*asked, (held.id, over.lease_id)]) == {asked[1]: "completed"}
 
 
-def test_a_lease_that_still_runs_is_not_loaded_for_the_sweep(desk: Desk, db: Database) -> None:
-    over = desk.take()
-    desk.clock.advance(LEASE_SECONDS)
-    desk.take()
+def test_a_lease_that_still_runs_is_not_loaded_for_the_sweep(
+    harness: StoreHarness, db: Database
+) -> None:
+    over = harness.take()
+    harness.clock.advance(LEASE_SECONDS)
+    harness.take()
     db.begin()
     assert [job.id for job in db.lock_expired(10)] == [over.id]

@@ -11,8 +11,8 @@ import pytest
 from tenure import Tenure
 from tenure.jobs.values import WEBHOOK
 from tests.contract.granted_role import as_granted_role
-from tests.support.store import Desk, new
-from tests.support.waiting import until
+from tests.support.store import StoreHarness, new_job
+from tests.support.waiting import wait_until
 
 pytestmark = [as_granted_role, pytest.mark.requirement("C11")]
 
@@ -32,7 +32,7 @@ def test_webhooks(database_url: str) -> None:
     with Tenure(database_url) as app:
         app.webhooks.create("shop", "https://example.com", ["enqueued"])
         app.enqueue("mail")
-        until(lambda: (app.webhooks.step(), app.find(type=WEBHOOK))[1], "a delivery")
+        wait_until(lambda: (app.webhooks.step(), app.find(type=WEBHOOK))[1], "a delivery")
         app.webhooks.remove("shop")
         assert app.webhooks.list() == []
 
@@ -59,8 +59,8 @@ def test_the_guards_are_out_of_its_reach(database_url: str, statement: str) -> N
         connection.execute(statement.encode())
 
 
-def test_the_ledger_stands_even_so(desk: Desk, database_url: str) -> None:
-    (added,) = desk.store.add([new()]).result()
+def test_the_ledger_stands_even_so(harness: StoreHarness, database_url: str) -> None:
+    (added,) = harness.store.add([new_job()]).result()
     for statement in (
         "UPDATE tenure.transition SET actor = 'nobody'",
         "DELETE FROM tenure.transition",
@@ -71,4 +71,4 @@ def test_the_ledger_stands_even_so(desk: Desk, database_url: str) -> None:
             pytest.raises(psycopg.DatabaseError, match=r"^tenure: |violates check"),
         ):
             connection.execute(statement.encode())
-    assert desk.store.read.get(added.job.id) == added.job
+    assert harness.store.read.get(added.job.id) == added.job

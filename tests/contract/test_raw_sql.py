@@ -11,7 +11,7 @@ from itertools import product
 import pytest
 
 from tests.contract.situations import DRESS, SETTLED, SITUATIONS, UNSETTLED, accepted, refused
-from tests.support.store import Desk, released
+from tests.support.store import StoreHarness, report_released
 
 STATUSES = ("pending", "processing", "completed", "failed", "cancelled")
 
@@ -29,10 +29,10 @@ LEGAL = {
 
 @pytest.mark.parametrize("guards", ["triggers and checks", "triggers alone"])
 def test_every_pair_of_statuses_and_every_change_of_the_counters(
-    desk: Desk, ids: dict[str, str], guards: str
+    harness: StoreHarness, ids: dict[str, str], guards: str
 ) -> None:
     if guards == "triggers alone":
-        desk.raw.drop_checks()
+        harness.sql.drop_checks()
     changes = product(SITUATIONS, STATUSES, (-1, 0, 1), (-1, 0, 1, 2))
     for situation, target, charge, fence in changes:
         source = situation.split()[0]
@@ -43,45 +43,49 @@ def test_every_pair_of_statuses_and_every_change_of_the_counters(
         budget_is_used_up = situation == "failed" and target == "pending"
         no_move = source == target == "pending" and (charge, fence) == (0, 0)
         legal = LEGAL.get((source, target)) == (charge, fence) and not budget_is_used_up
-        (accepted if legal or no_move else refused)(desk, statement, ids[situation])
+        (accepted if legal or no_move else refused)(harness, statement, ids[situation])
 
 
-def test_there_are_no_other_statuses(desk: Desk, ids: dict[str, str]) -> None:
+def test_there_are_no_other_statuses(harness: StoreHarness, ids: dict[str, str]) -> None:
     for situation, status in product(SITUATIONS, ("", "done", "PENDING", None)):
-        refused(desk, "UPDATE {job} SET status = ? WHERE id = ?", status, ids[situation])
+        refused(harness, "UPDATE {job} SET status = ? WHERE id = ?", status, ids[situation])
 
 
-def test_a_failed_job_without_budget_stays_failed(desk: Desk, ids: dict[str, str]) -> None:
+def test_a_failed_job_without_budget_stays_failed(
+    harness: StoreHarness, ids: dict[str, str]
+) -> None:
     back = f"UPDATE {{job}} SET status = 'pending', {DRESS['pending']}"
     for limit in ("max_retries", "0", "1", "2", "3"):
-        refused(desk, f"{back}, max_retries = {limit} WHERE id = ?", ids["failed"])
+        refused(harness, f"{back}, max_retries = {limit} WHERE id = ?", ids["failed"])
     for attempts in (0, 1, 2):
-        refused(desk, f"{back}, attempts = {attempts} WHERE id = ?", ids["failed"])
-    refused(desk, "UPDATE {job} SET max_retries = 4 WHERE id = ?", ids["failed"])
-    accepted(desk, f"{back}, max_retries = 4 WHERE id = ?", ids["failed"])  # an operator's retry
+        refused(harness, f"{back}, attempts = {attempts} WHERE id = ?", ids["failed"])
+    refused(harness, "UPDATE {job} SET max_retries = 4 WHERE id = ?", ids["failed"])
+    accepted(harness, f"{back}, max_retries = 4 WHERE id = ?", ids["failed"])  # an operator's retry
 
 
-def test_a_job_handed_back_a_hundred_times_is_not_handed_back_again(desk: Desk) -> None:
-    job = desk.add()
+def test_a_job_handed_back_a_hundred_times_is_not_handed_back_again(harness: StoreHarness) -> None:
+    job = harness.add()
     back = f"UPDATE {{job}} SET status = 'pending', {DRESS['pending']}, attempts = attempts - 1"
     for _ in range(100):
-        (lease,) = desk.claim()
-        desk.report(released(lease))
-    desk.claim()
-    refused(desk, f"{back} WHERE id = ?", job.id)
+        (lease,) = harness.claim()
+        harness.report(report_released(lease))
+    harness.claim()
+    refused(harness, f"{back} WHERE id = ?", job.id)
 
 
-def test_a_claim_is_charged_and_cannot_pass_the_limit(desk: Desk, ids: dict[str, str]) -> None:
+def test_a_claim_is_charged_and_cannot_pass_the_limit(
+    harness: StoreHarness, ids: dict[str, str]
+) -> None:
     claim = f"UPDATE {{job}} SET status = 'processing', {DRESS['processing']}"
-    refused(desk, f"{claim}, attempts = attempts + 1 WHERE id = ?", ids["pending"])
-    refused(desk, f"{claim}, token = token + 1 WHERE id = ?", ids["pending"])
+    refused(harness, f"{claim}, attempts = attempts + 1 WHERE id = ?", ids["pending"])
+    refused(harness, f"{claim}, token = token + 1 WHERE id = ?", ids["pending"])
     charged = f"{claim}, attempts = attempts + 1, token = token + 1"
     for limit in (0, 1):
-        refused(desk, f"{charged}, max_retries = {limit} WHERE id = ?", ids["pending again"])
-    accepted(desk, f"{charged}, max_retries = 0 WHERE id = ?", ids["pending"])  # 0 means one
+        refused(harness, f"{charged}, max_retries = {limit} WHERE id = ?", ids["pending again"])
+    accepted(harness, f"{charged}, max_retries = 0 WHERE id = ?", ids["pending"])  # 0 means one
 
 
-def test_counters_change_only_with_a_move(desk: Desk, ids: dict[str, str]) -> None:
+def test_counters_change_only_with_a_move(harness: StoreHarness, ids: dict[str, str]) -> None:
     for situation in SITUATIONS:
         for change in (
             "token = token + 1",
@@ -94,24 +98,28 @@ def test_counters_change_only_with_a_move(desk: Desk, ids: dict[str, str]) -> No
             "max_retries = -1",
             "max_retries = NULL",
         ):
-            refused(desk, f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
+            refused(harness, f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
 
 
-def test_the_limit_is_not_lowered_below_what_happened(desk: Desk, ids: dict[str, str]) -> None:
+def test_the_limit_is_not_lowered_below_what_happened(
+    harness: StoreHarness, ids: dict[str, str]
+) -> None:
     """A pending job must have an attempt left, a processing one has used one more."""
     for situation in ("pending again", "processing again"):
         for limit in (0, 1):
-            refused(desk, f"UPDATE {{job}} SET max_retries = {limit} WHERE id = ?", ids[situation])
-        accepted(desk, "UPDATE {job} SET max_retries = 2 WHERE id = ?", ids[situation])
+            refused(
+                harness, f"UPDATE {{job}} SET max_retries = {limit} WHERE id = ?", ids[situation]
+            )
+        accepted(harness, "UPDATE {job} SET max_retries = 2 WHERE id = ?", ids[situation])
     for situation in ("pending", "processing"):
-        accepted(desk, "UPDATE {job} SET max_retries = 0 WHERE id = ?", ids[situation])
+        accepted(harness, "UPDATE {job} SET max_retries = 0 WHERE id = ?", ids[situation])
 
 
 @pytest.mark.parametrize("missing", ["lease_id", "lease_expires_at", "worker", "started_at"])
 def test_no_job_is_processing_without_a_lease(
-    desk: Desk, ids: dict[str, str], missing: str
+    harness: StoreHarness, ids: dict[str, str], missing: str
 ) -> None:
-    refused(desk, f"UPDATE {{job}} SET {missing} = NULL WHERE id = ?", ids["processing"])
+    refused(harness, f"UPDATE {{job}} SET {missing} = NULL WHERE id = ?", ids["processing"])
     lease = {
         "lease_id": "{new_lease}",
         "lease_expires_at": "{later}",
@@ -121,35 +129,37 @@ def test_no_job_is_processing_without_a_lease(
     }
     claim = "status = 'processing', attempts = attempts + 1, token = token + 1"
     columns = ", ".join(f"{column} = {value}" for column, value in lease.items())
-    refused(desk, f"UPDATE {{job}} SET {claim}, {columns} WHERE id = ?", ids["pending"])
+    refused(harness, f"UPDATE {{job}} SET {claim}, {columns} WHERE id = ?", ids["pending"])
 
 
 def test_a_lease_is_neither_exchanged_nor_given_to_a_job_at_rest(
-    desk: Desk, ids: dict[str, str]
+    harness: StoreHarness, ids: dict[str, str]
 ) -> None:
-    refused(desk, "UPDATE {job} SET lease_id = {new_lease} WHERE id = ?", ids["processing"])
+    refused(harness, "UPDATE {job} SET lease_id = {new_lease} WHERE id = ?", ids["processing"])
     given = "lease_id = {new_lease}, lease_expires_at = {later}"
     for situation in (*SETTLED, "pending", "pending again"):
-        refused(desk, f"UPDATE {{job}} SET {given} WHERE id = ?", ids[situation])
-    accepted(desk, "UPDATE {job} SET lease_expires_at = {later} WHERE id = ?", ids["processing"])
+        refused(harness, f"UPDATE {{job}} SET {given} WHERE id = ?", ids[situation])
+    accepted(harness, "UPDATE {job} SET lease_expires_at = {later} WHERE id = ?", ids["processing"])
 
 
 def test_a_settled_job_has_an_end_and_a_failed_one_a_reason(
-    desk: Desk, ids: dict[str, str]
+    harness: StoreHarness, ids: dict[str, str]
 ) -> None:
     for status in ("completed", "failed", "cancelled"):
         transition = f"UPDATE {{job}} SET status = '{status}', {DRESS[status]}"
         endless = transition.replace("finished_at = {now}", "finished_at = NULL")
-        refused(desk, f"{endless} WHERE id = ?", ids["processing"])
+        refused(harness, f"{endless} WHERE id = ?", ids["processing"])
     silent = f"UPDATE {{job}} SET status = 'failed', {DRESS['failed']}".replace("'x'", "NULL")
-    refused(desk, f"{silent} WHERE id = ?", ids["processing"])
+    refused(harness, f"{silent} WHERE id = ?", ids["processing"])
 
 
-def test_one_illegal_row_stops_the_whole_statement(desk: Desk, ids: dict[str, str]) -> None:
+def test_one_illegal_row_stops_the_whole_statement(
+    harness: StoreHarness, ids: dict[str, str]
+) -> None:
     assert ids
     for status in STATUSES:
-        refused(desk, f"UPDATE {{job}} SET status = '{status}', {DRESS[status]}")
-    refused(desk, "DELETE FROM {job}")
+        refused(harness, f"UPDATE {{job}} SET status = '{status}', {DRESS[status]}")
+    refused(harness, "DELETE FROM {job}")
 
 
 BROKEN_ROWS = {
@@ -176,11 +186,11 @@ BROKEN_ROWS = {
 
 @pytest.mark.parametrize("broken", BROKEN_ROWS)
 def test_a_row_that_makes_no_sense_is_refused_even_without_triggers(
-    desk: Desk, broken: str
+    harness: StoreHarness, broken: str
 ) -> None:
-    lease = desk.take()
-    desk.raw.drop_triggers()
-    refused(desk, f"UPDATE {{job}} SET {BROKEN_ROWS[broken]} WHERE id = ?", lease.id)
+    lease = harness.take()
+    harness.sql.drop_triggers()
+    refused(harness, f"UPDATE {{job}} SET {BROKEN_ROWS[broken]} WHERE id = ?", lease.id)
 
 
 # --- legal moves ------------------------------------------------------------------------------
@@ -201,51 +211,53 @@ LIFE = [
 ]
 
 
-def test_legal_moves_by_hand_are_on_record_under_their_names(desk: Desk) -> None:
-    job = desk.add()
+def test_legal_moves_by_hand_are_on_record_under_their_names(harness: StoreHarness) -> None:
+    job = harness.add()
     counters = {
         "claimed": ", attempts = attempts + 1, token = token + 1",
         "released": ", attempts = attempts - 1",
     }
     for target, more, expected in LIFE:
-        desk.clock.advance(1)
-        lease = desk.get(job.id).lease_id
-        desk.raw.run(
+        harness.clock.advance(1)
+        lease = harness.get(job.id).lease_id
+        harness.sql.run(
             f"UPDATE {{job}} SET status = '{target}', {DRESS[target]}"
             f"{counters.get(expected[2], '')}{more} WHERE id = ?",
             job.id,
         )
-        assert desk.raw.changed == 1
-        entry = desk.history(job.id)[-1]
+        assert harness.sql.changed == 1
+        entry = harness.history(job.id)[-1]
         found = (entry.source, entry.target, entry.event, entry.attempt, entry.token)
         assert found == expected
-        assert entry.at == desk.clock.now
-        assert entry.lease_id == (lease or desk.get(job.id).lease_id)
+        assert entry.at == harness.clock.now
+        assert entry.lease_id == (lease or harness.get(job.id).lease_id)
         assert entry.detail == ("x" if target == "failed" else None)
         if "ada" in more:
             assert entry.actor == "ada"
-    assert len(desk.history(job.id)) == 1 + len(LIFE)
+    assert len(harness.history(job.id)) == 1 + len(LIFE)
 
 
-def test_a_cancellation_by_hand_is_on_record(desk: Desk, ids: dict[str, str]) -> None:
+def test_a_cancellation_by_hand_is_on_record(harness: StoreHarness, ids: dict[str, str]) -> None:
     cancel = f"UPDATE {{job}} SET status = 'cancelled', {DRESS['cancelled']} WHERE id = ?"
     for situation in UNSETTLED:
-        desk.raw.run(cancel, ids[situation])
-        entry = desk.history(ids[situation])[-1]
+        harness.sql.run(cancel, ids[situation])
+        entry = harness.history(ids[situation])[-1]
         assert (entry.event, entry.source) == ("cancelled", situation.split()[0])
 
 
-def test_one_statement_may_move_many_jobs(desk: Desk) -> None:
-    jobs = [desk.add().id for _ in range(30)]
-    desk.raw.run(f"UPDATE {{job}} SET status = 'cancelled', {DRESS['cancelled']}")
-    assert desk.raw.changed == 30
-    assert all(desk.events(id) == ["enqueued", "cancelled"] for id in jobs)
+def test_one_statement_may_move_many_jobs(harness: StoreHarness) -> None:
+    jobs = [harness.add().id for _ in range(30)]
+    harness.sql.run(f"UPDATE {{job}} SET status = 'cancelled', {DRESS['cancelled']}")
+    assert harness.sql.changed == 30
+    assert all(harness.events(id) == ["enqueued", "cancelled"] for id in jobs)
 
 
-def test_a_change_that_is_no_move_leaves_no_entry(desk: Desk, ids: dict[str, str]) -> None:
+def test_a_change_that_is_no_move_leaves_no_entry(
+    harness: StoreHarness, ids: dict[str, str]
+) -> None:
     for situation in UNSETTLED:
-        before = desk.history(ids[situation])
+        before = harness.history(ids[situation])
         for change in ("priority = 7", "run_at = {later}", "timeout = 5", "max_retries = 9"):
-            desk.raw.run(f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
-            assert desk.raw.changed == 1
-        assert desk.history(ids[situation]) == before
+            harness.sql.run(f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
+            assert harness.sql.changed == 1
+        assert harness.history(ids[situation]) == before

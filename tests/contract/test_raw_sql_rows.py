@@ -15,7 +15,7 @@ from tests.contract.situations import (
     refused,
 )
 from tests.support.raw_sql import Refused
-from tests.support.store import Desk
+from tests.support.store import StoreHarness
 
 EDITS = {
     "id": f"'{NEW_ID}'",
@@ -29,18 +29,20 @@ EDITS = {
 
 
 @pytest.mark.parametrize("column", EDITS)
-def test_what_a_job_is_never_changes(desk: Desk, ids: dict[str, str], column: str) -> None:
+def test_what_a_job_is_never_changes(
+    harness: StoreHarness, ids: dict[str, str], column: str
+) -> None:
     change = f"{column} = {EDITS[column]}"
     for situation in SITUATIONS:
-        refused(desk, f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
-    refused(desk, f"UPDATE {{job}} SET {column} = NULL WHERE id = ?", ids["pending"])
+        refused(harness, f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
+    refused(harness, f"UPDATE {{job}} SET {column} = NULL WHERE id = ?", ids["pending"])
     # Not under cover of a legal move either.
     transition = f"UPDATE {{job}} SET status = 'cancelled', {DRESS['cancelled']}"
-    refused(desk, f"{transition}, {change} WHERE id = ?", ids["pending"])
-    accepted(desk, f"{transition} WHERE id = ?", ids["pending"])
+    refused(harness, f"{transition}, {change} WHERE id = ?", ids["pending"])
+    accepted(harness, f"{transition} WHERE id = ?", ids["pending"])
 
 
-def test_a_settled_job_is_not_edited_at_all(desk: Desk, ids: dict[str, str]) -> None:
+def test_a_settled_job_is_not_edited_at_all(harness: StoreHarness, ids: dict[str, str]) -> None:
     for situation in SETTLED:
         for change in (
             "result = '1'",
@@ -54,7 +56,7 @@ def test_a_settled_job_is_not_edited_at_all(desk: Desk, ids: dict[str, str]) -> 
             "run_at = {later}",
             "status = status",
         ):
-            refused(desk, f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
+            refused(harness, f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
 
 
 # --- coming and going -------------------------------------------------------------------------
@@ -86,60 +88,64 @@ def test_a_settled_job_is_not_edited_at_all(desk: Desk, ids: dict[str, str]) -> 
     ],
 )
 def test_a_job_enters_pending_and_untried_or_not_at_all(
-    desk: Desk, columns: str, values: str
+    harness: StoreHarness, columns: str, values: str
 ) -> None:
-    desk.add()
-    refused(desk, INSERT % (columns, values), NEW_ID)
+    harness.add()
+    refused(harness, INSERT % (columns, values), NEW_ID)
 
 
-def test_a_job_enters_untried_even_without_checks(desk: Desk) -> None:
-    desk.raw.drop_checks()
+def test_a_job_enters_untried_even_without_checks(harness: StoreHarness) -> None:
+    harness.sql.drop_checks()
     for columns, values in ((", attempts", ", 1"), (", attempts", ", -1"), (", token", ", 1")):
-        refused(desk, INSERT % (columns, values), NEW_ID)
+        refused(harness, INSERT % (columns, values), NEW_ID)
 
 
-def test_a_job_inserted_by_hand_is_a_job(desk: Desk) -> None:
-    desk.raw.run(INSERT % (", actor", ", 'ada'"), NEW_ID)
-    (entry,) = desk.history(NEW_ID)
+def test_a_job_inserted_by_hand_is_a_job(harness: StoreHarness) -> None:
+    harness.sql.run(INSERT % (", actor", ", 'ada'"), NEW_ID)
+    (entry,) = harness.history(NEW_ID)
     assert (entry.source, entry.target, entry.event) == (None, "pending", "enqueued")
-    assert (entry.actor, entry.at) == ("ada", desk.clock.now)
-    assert desk.ids(desk.claim()) == [NEW_ID]
+    assert (entry.actor, entry.at) == ("ada", harness.clock.now)
+    assert harness.ids(harness.claim()) == [NEW_ID]
 
 
-def test_an_upsert_is_no_way_around_the_rules(desk: Desk, ids: dict[str, str]) -> None:
+def test_an_upsert_is_no_way_around_the_rules(harness: StoreHarness, ids: dict[str, str]) -> None:
     for situation in SITUATIONS:
-        before = desk.raw.contents()
+        before = harness.sql.contents()
         upsert = (
             INSERT % ("", "") + " ON CONFLICT (id) DO UPDATE SET status = 'completed',"
             " lease_id = NULL, lease_expires_at = NULL, finished_at = excluded.run_at, token = 99"
         )
         try:  # one engine refuses it, in the other the insert does nothing
-            desk.raw.run(upsert, ids[situation])
+            harness.sql.run(upsert, ids[situation])
         except Refused:
             pass
         else:
-            assert desk.raw.changed == 0
-        assert desk.raw.contents() == before
+            assert harness.sql.changed == 0
+        assert harness.sql.contents() == before
 
 
-def test_a_job_that_has_not_settled_is_not_deleted(desk: Desk, ids: dict[str, str]) -> None:
+def test_a_job_that_has_not_settled_is_not_deleted(
+    harness: StoreHarness, ids: dict[str, str]
+) -> None:
     for situation in UNSETTLED:
-        refused(desk, "DELETE FROM {job} WHERE id = ?", ids[situation])
+        refused(harness, "DELETE FROM {job} WHERE id = ?", ids[situation])
 
 
-def test_a_settled_job_may_go_and_then_its_ledger(desk: Desk, ids: dict[str, str]) -> None:
+def test_a_settled_job_may_go_and_then_its_ledger(
+    harness: StoreHarness, ids: dict[str, str]
+) -> None:
     for situation in SETTLED:
-        refused(desk, "DELETE FROM {transition} WHERE job_id = ?", ids[situation])
-        with desk.raw.transaction():
-            desk.raw.run("DELETE FROM {job} WHERE id = ?", ids[situation])
-            desk.raw.run("DELETE FROM {transition} WHERE job_id = ?", ids[situation])
-        assert desk.history(ids[situation]) == []
+        refused(harness, "DELETE FROM {transition} WHERE job_id = ?", ids[situation])
+        with harness.sql.transaction():
+            harness.sql.run("DELETE FROM {job} WHERE id = ?", ids[situation])
+            harness.sql.run("DELETE FROM {transition} WHERE job_id = ?", ids[situation])
+        assert harness.history(ids[situation]) == []
 
 
 # --- the ledger -------------------------------------------------------------------------------
 
 
-def test_the_ledger_is_not_edited(desk: Desk, ids: dict[str, str]) -> None:
+def test_the_ledger_is_not_edited(harness: StoreHarness, ids: dict[str, str]) -> None:
     for change in (
         "target = 'completed'",
         "event = event",
@@ -151,13 +157,13 @@ def test_the_ledger_is_not_edited(desk: Desk, ids: dict[str, str]) -> None:
         "lease_id = {new_lease}",
         f"job_id = '{NEW_ID}'",
     ):
-        refused(desk, f"UPDATE {{transition}} SET {change}")
-        refused(desk, f"UPDATE {{transition}} SET {change} WHERE job_id = ?", ids["completed"])
+        refused(harness, f"UPDATE {{transition}} SET {change}")
+        refused(harness, f"UPDATE {{transition}} SET {change} WHERE job_id = ?", ids["completed"])
 
 
-def test_the_ledger_is_not_deleted(desk: Desk, ids: dict[str, str]) -> None:
-    refused(desk, "DELETE FROM {transition}")
+def test_the_ledger_is_not_deleted(harness: StoreHarness, ids: dict[str, str]) -> None:
+    refused(harness, "DELETE FROM {transition}")
     for situation in SITUATIONS:
-        refused(desk, "DELETE FROM {transition} WHERE job_id = ?", ids[situation])
+        refused(harness, "DELETE FROM {transition} WHERE job_id = ?", ids[situation])
     newest = "seq = (SELECT max(seq) FROM {transition})"
-    refused(desk, f"DELETE FROM {{transition}} WHERE {newest}")
+    refused(harness, f"DELETE FROM {{transition}} WHERE {newest}")

@@ -14,23 +14,29 @@ from tenure.jobs.ids import new_id
 from tenure.jobs.values import MAX_AHEAD, Count, EventFilter, Query, QueueState, Transition
 from tenure.lifecycle import Cancelled
 from tests.contract.granted_role import also_as_granted_role
-from tests.support.store import LEASE_SECONDS, Desk, completed, failed, new
+from tests.support.store import (
+    LEASE_SECONDS,
+    StoreHarness,
+    new_job,
+    report_completed,
+    report_failed,
+)
 
 # --- the ledger -------------------------------------------------------------------------------
 
 
 @also_as_granted_role
-def test_the_history_of_a_job_is_its_whole_path(desk: Desk) -> None:
-    lease = desk.take(max_retries=2, actor="web")
-    desk.clock.advance(1)
-    desk.report(failed(lease, "first"))
-    desk.clock.advance(3600)
-    (second,) = desk.claim(worker="w2")
-    desk.clock.advance(1)
-    desk.report(failed(second, "second"))
+def test_the_history_of_a_job_is_its_whole_path(harness: StoreHarness) -> None:
+    lease = harness.take(max_retries=2, actor="web")
+    harness.clock.advance(1)
+    harness.report(report_failed(lease, "first"))
+    harness.clock.advance(3600)
+    (second,) = harness.claim(worker="w2")
+    harness.clock.advance(1)
+    harness.report(report_failed(second, "second"))
     path = [
         (e.source, e.target, e.event, e.attempt, e.token, e.actor, e.detail, e.lease_id)
-        for e in desk.history(lease.id)
+        for e in harness.history(lease.id)
     ]
     one, two = lease.lease_id, second.lease_id
     assert path == [
@@ -41,47 +47,47 @@ def test_the_history_of_a_job_is_its_whole_path(desk: Desk) -> None:
         ("pending", "processing", "claimed", 2, 2, "w2", None, two),
         ("processing", "failed", "failed", 2, 2, "w2", "second", two),
     ]
-    times = [entry.at for entry in desk.history(lease.id)]
+    times = [entry.at for entry in harness.history(lease.id)]
     assert times == sorted(times)
-    assert times[-1] == desk.clock.now
+    assert times[-1] == harness.clock.now
 
 
-def test_the_ledger_of_all_jobs_is_complete_and_resumable(desk: Desk) -> None:
-    start = desk.store.read.ledger_end()
-    assert desk.ledger() == []
-    assert desk.store.read.ledger(start, 10) == []
-    leases = [desk.take() for _ in range(5)]
-    desk.report(*[completed(lease) for lease in leases])
-    whole = desk.ledger()
+def test_the_ledger_of_all_jobs_is_complete_and_resumable(harness: StoreHarness) -> None:
+    start = harness.store.read.ledger_end()
+    assert harness.ledger() == []
+    assert harness.store.read.ledger(start, 10) == []
+    leases = [harness.take() for _ in range(5)]
+    harness.report(*[report_completed(lease) for lease in leases])
+    whole = harness.ledger()
     assert [entry.event for entry in whole].count("enqueued") == 5
     assert len(whole) == 15
-    assert desk.store.read.ledger(start, 100) == whole
+    assert harness.store.read.ledger(start, 100) == whole
     for size in (1, 4, 15):
         page, seen, position = whole[:1], [], ""
         while page:
-            page = desk.store.read.ledger(position, size)
+            page = harness.store.read.ledger(position, size)
             seen += page
             position = page[-1].position if page else position
         assert seen == whole
-    assert desk.store.read.ledger_end() == whole[-1].position
-    assert desk.store.read.ledger(whole[6].position, 3) == whole[7:10]
+    assert harness.store.read.ledger_end() == whole[-1].position
+    assert harness.store.read.ledger(whole[6].position, 3) == whole[7:10]
     for lease in leases:
         mine = [entry for entry in whole if entry.job_id == lease.id]
-        assert mine == desk.history(lease.id)
+        assert mine == harness.history(lease.id)
 
 
-def test_moves_are_told_by_type_queue_event_and_job(desk: Desk) -> None:
-    mail = desk.take(type="mail", queue="out")
-    report = desk.take(type="report", queue="night")
-    desk.report(failed(mail), completed(report))
-    whole = desk.ledger()
+def test_moves_are_told_by_type_queue_event_and_job(harness: StoreHarness) -> None:
+    mail = harness.take(type="mail", queue="out")
+    report = harness.take(type="report", queue="night")
+    harness.report(report_failed(mail), report_completed(report))
+    whole = harness.ledger()
     kinds = {mail.id: ("mail", "out"), report.id: ("report", "night")}
 
     def told(limit: int = 100, **wanted: Any) -> list[Transition]:
         """What is told in stretches of `limit`, each of which tells how far it went."""
         found, after, more = [], "", True
         while more:
-            transitions = desk.store.read.transitions(after, limit, EventFilter(**wanted))
+            transitions = harness.store.read.transitions(after, limit, EventFilter(**wanted))
             assert all(
                 (one.type, one.queue) == kinds[one.transition.job_id] for one in transitions.told
             )
@@ -103,30 +109,30 @@ def test_moves_are_told_by_type_queue_event_and_job(desk: Desk) -> None:
         )
         failures = told(limit, events=("failed", "retried"))
         assert [transition.event for transition in failures] == ["failed", "retried"]
-        assert told(limit, job_id=report.id) == desk.history(report.id)
+        assert told(limit, job_id=report.id) == harness.history(report.id)
         assert told(limit, types=("mail",), queues=("night",)) == []
     with pytest.raises(InvalidInput):
-        desk.store.read.transitions("nowhere", 1, EventFilter())
+        harness.store.read.transitions("nowhere", 1, EventFilter())
 
 
-def test_leases_that_ran_out_are_counted_until_the_sweep(desk: Desk) -> None:
-    desk.take()
-    desk.clock.advance(LEASE_SECONDS - 1)
-    assert desk.store.read.late_leases() == 0
-    desk.clock.advance(1)
-    assert desk.store.read.late_leases() == 1
-    desk.store.sweep().result()
-    assert desk.store.read.late_leases() == 0
+def test_leases_that_ran_out_are_counted_until_the_sweep(harness: StoreHarness) -> None:
+    harness.take()
+    harness.clock.advance(LEASE_SECONDS - 1)
+    assert harness.store.read.late_leases() == 0
+    harness.clock.advance(1)
+    assert harness.store.read.late_leases() == 1
+    harness.store.sweep().result()
+    assert harness.store.read.late_leases() == 0
 
 
-def test_the_ledger_is_complete_while_others_write(desk: Desk) -> None:
+def test_the_ledger_is_complete_while_others_write(harness: StoreHarness) -> None:
     """Positions never appear behind one that was read: whoever resumes has missed nothing."""
     done = threading.Event()
 
     def write() -> None:
         try:
             for _ in range(20):
-                futures = [desk.store.add([new(), new()]) for _ in range(10)]
+                futures = [harness.store.add([new_job(), new_job()]) for _ in range(10)]
                 for future in futures:
                     future.result()
         finally:
@@ -137,51 +143,51 @@ def test_the_ledger_is_complete_while_others_write(desk: Desk) -> None:
     seen: list[str] = []
     position = ""
     while True:
-        whole = desk.ledger if done.is_set() else desk.store.read.ledger
+        whole = harness.ledger if done.is_set() else harness.store.read.ledger
         page = whole(position, 50)
         seen += [entry.job_id for entry in page]
         position = page[-1].position if page else position
-        if not page and whole == desk.ledger:
+        if not page and whole == harness.ledger:
             break
     writer.join()
     assert len(seen) == len(set(seen)) == 400
 
 
 @pytest.mark.parametrize("position", ["x", "-1", "1;2", "9" * 40, "1.", ".", "1 "])
-def test_what_is_no_position_is_refused(desk: Desk, position: str) -> None:
+def test_what_is_no_position_is_refused(harness: StoreHarness, position: str) -> None:
     with pytest.raises(InvalidInput):
-        desk.store.read.ledger(position, 10)
+        harness.store.read.ledger(position, 10)
 
 
 # --- lists ------------------------------------------------------------------------------------
 
 
-def test_jobs_are_listed_newest_first(desk: Desk) -> None:
-    jobs = [desk.add() for _ in range(5)]
-    assert desk.store.read.find(Query()) == jobs[::-1]
-    assert desk.store.read.find(Query(limit=2)) == [jobs[4], jobs[3]]
+def test_jobs_are_listed_newest_first(harness: StoreHarness) -> None:
+    jobs = [harness.add() for _ in range(5)]
+    assert harness.store.read.find(Query()) == jobs[::-1]
+    assert harness.store.read.find(Query(limit=2)) == [jobs[4], jobs[3]]
 
 
 @pytest.mark.scenario(100)
-def test_pages_follow_each_other_without_gap_or_overlap(desk: Desk) -> None:
-    added = desk.add_all(*[new(queue="ab"[n % 2]) for n in range(23)])
+def test_pages_follow_each_other_without_gap_or_overlap(harness: StoreHarness) -> None:
+    added = harness.add_all(*[new_job(queue="ab"[n % 2]) for n in range(23)])
     expected = [a.job.id for a in reversed(added) if a.job.queue == "a"]
     seen: list[str] = []
     before = None
-    while page := desk.store.read.find(Query(queue="a", limit=5, before=before)):
+    while page := harness.store.read.find(Query(queue="a", limit=5, before=before)):
         seen += [job.id for job in page]
         before = page[-1].id
-        desk.add(queue="a")  # newer ones do not shift what follows
+        harness.add(queue="a")  # newer ones do not shift what follows
     assert seen == expected
 
 
-def test_filters_apply_together(desk: Desk) -> None:
-    held = desk.take(queue="a", type="mail")
-    desk.report(failed(desk.take(queue="a", type="mail"), retryable=False))
-    wanted = desk.add(queue="a", type="mail")
-    desk.add(queue="a", type="resize")
-    desk.add(queue="b", type="mail")
-    find = desk.store.read.find
+def test_filters_apply_together(harness: StoreHarness) -> None:
+    held = harness.take(queue="a", type="mail")
+    harness.report(report_failed(harness.take(queue="a", type="mail"), retryable=False))
+    wanted = harness.add(queue="a", type="mail")
+    harness.add(queue="a", type="resize")
+    harness.add(queue="b", type="mail")
+    find = harness.store.read.find
     assert find(Query(status="pending", type="mail", queue="a")) == [wanted]
     assert [job.id for job in find(Query(status="processing"))] == [held.id]
     assert len(find(Query(type="mail", queue="a"))) == 3
@@ -189,20 +195,26 @@ def test_filters_apply_together(desk: Desk) -> None:
     assert find(Query(status="completed")) == find(Query(queue="none")) == []
 
 
-def test_a_job_that_is_not_there(desk: Desk) -> None:
-    assert desk.store.read.get(new_id()) is None
-    assert desk.store.read.history(new_id()) == []
+def test_a_job_that_is_not_there(harness: StoreHarness) -> None:
+    assert harness.store.read.get(new_id()) is None
+    assert harness.store.read.history(new_id()) == []
 
 
 # --- counts -----------------------------------------------------------------------------------
 
 
-def test_counts_by_status_queue_and_type(desk: Desk) -> None:
-    assert desk.store.read.measured.counts() == []
-    desk.report(completed(desk.take(queue="a")), completed(desk.take(queue="a")))
-    desk.add_all(new("mail", queue="a"), new("mail", queue="a"), new("resize", queue="b"))
-    desk.store.apply(desk.add(queue="b").id, Cancelled()).result()
-    assert sorted(desk.store.read.measured.counts(), key=lambda c: (c.status, c.queue, c.type)) == [
+def test_counts_by_status_queue_and_type(harness: StoreHarness) -> None:
+    assert harness.store.read.measured.counts() == []
+    harness.report(
+        report_completed(harness.take(queue="a")), report_completed(harness.take(queue="a"))
+    )
+    harness.add_all(
+        new_job("mail", queue="a"), new_job("mail", queue="a"), new_job("resize", queue="b")
+    )
+    harness.store.apply(harness.add(queue="b").id, Cancelled()).result()
+    assert sorted(
+        harness.store.read.measured.counts(), key=lambda c: (c.status, c.queue, c.type)
+    ) == [
         Count("cancelled", "b", "mail", 1),
         Count("completed", "a", "mail", 2),
         Count("pending", "a", "mail", 2),
@@ -210,19 +222,19 @@ def test_counts_by_status_queue_and_type(desk: Desk) -> None:
     ]
 
 
-def test_queues_that_have_jobs_or_settings(desk: Desk) -> None:
-    assert desk.store.read.queues() == []
-    started = desk.clock.now
-    desk.take(queue="a")
-    desk.add(queue="a")
-    desk.clock.advance(10)
-    desk.add(queue="a")
-    desk.add(queue="b", delay=100)
-    desk.report(completed(desk.claim(queues=("a",))[0]))
-    desk.add(queue="a")
-    desk.store.set_queue("c", max_pending=4).result()
-    now = desk.clock.now
-    assert desk.store.read.queues() == [
+def test_queues_that_have_jobs_or_settings(harness: StoreHarness) -> None:
+    assert harness.store.read.queues() == []
+    started = harness.clock.now
+    harness.take(queue="a")
+    harness.add(queue="a")
+    harness.clock.advance(10)
+    harness.add(queue="a")
+    harness.add(queue="b", delay=100)
+    harness.report(report_completed(harness.claim(queues=("a",))[0]))
+    harness.add(queue="a")
+    harness.store.set_queue("c", max_pending=4).result()
+    now = harness.clock.now
+    assert harness.store.read.queues() == [
         QueueState("a", None, None, pending=2, processing=1, oldest_due_at=now),
         QueueState("b", None, None, pending=1, processing=0, oldest_due_at=None),
         QueueState("c", None, 4, pending=0, processing=0, oldest_due_at=None),
@@ -231,13 +243,13 @@ def test_queues_that_have_jobs_or_settings(desk: Desk) -> None:
 
 
 @also_as_granted_role
-def test_workers_that_asked_lately(desk: Desk) -> None:
-    desk.claim(worker="idle", label="host 7", queues=("a", "b"), types=("mail",))
-    seen = desk.clock.now
-    desk.add()
-    desk.clock.advance(1)
-    desk.claim(worker="busy")
-    busy, idle = desk.store.read.workers()
+def test_workers_that_asked_lately(harness: StoreHarness) -> None:
+    harness.claim(worker="idle", label="host 7", queues=("a", "b"), types=("mail",))
+    seen = harness.clock.now
+    harness.add()
+    harness.clock.advance(1)
+    harness.claim(worker="busy")
+    busy, idle = harness.store.read.workers()
     assert (idle.id, idle.label, idle.queues, idle.types) == (
         "idle",
         "host 7",
@@ -246,49 +258,51 @@ def test_workers_that_asked_lately(desk: Desk) -> None:
     )
     assert (idle.seen_at, idle.leases) == (seen, 0)
     assert (busy.id, busy.leases, busy.queues, busy.types) == ("busy", 1, None, None)
-    desk.clock.set(seen + timedelta(minutes=10))
-    assert [worker.id for worker in desk.store.read.workers()] == ["busy"]
+    harness.clock.set(seen + timedelta(minutes=10))
+    assert [worker.id for worker in harness.store.read.workers()] == ["busy"]
 
 
-def test_how_many_stand_before_a_job(desk: Desk) -> None:
-    first, second = desk.add(), desk.add()
-    desk.add(queue="other", priority=-9)
-    desk.add(delay=60, priority=-9)  # not due: it stands before nobody yet
-    urgent = desk.add(priority=-1)
-    ahead = desk.store.read.ahead
-    late = desk.add(priority=7)
+def test_how_many_stand_before_a_job(harness: StoreHarness) -> None:
+    first, second = harness.add(), harness.add()
+    harness.add(queue="other", priority=-9)
+    harness.add(delay=60, priority=-9)  # not due: it stands before nobody yet
+    urgent = harness.add(priority=-1)
+    ahead = harness.store.read.ahead
+    late = harness.add(priority=7)
     assert [ahead(job) for job in (urgent, first, second, late)] == [0, 1, 2, 3]
 
 
-def test_how_many_stand_before_a_job_is_counted_no_further_than_anybody_wants(desk: Desk) -> None:
-    desk.add_all(*[new(priority=n % 3) for n in range(MAX_AHEAD // 2)])
-    desk.add_all(*[new(priority=n % 3) for n in range(MAX_AHEAD - MAX_AHEAD // 2 - 1)])
-    last = desk.add(priority=3)
-    assert desk.store.read.ahead(last) == MAX_AHEAD - 1
-    desk.add_all(*[new() for _ in range(10)])
-    assert desk.store.read.ahead(last) == MAX_AHEAD + 1
+def test_how_many_stand_before_a_job_is_counted_no_further_than_anybody_wants(
+    harness: StoreHarness,
+) -> None:
+    harness.add_all(*[new_job(priority=n % 3) for n in range(MAX_AHEAD // 2)])
+    harness.add_all(*[new_job(priority=n % 3) for n in range(MAX_AHEAD - MAX_AHEAD // 2 - 1)])
+    last = harness.add(priority=3)
+    assert harness.store.read.ahead(last) == MAX_AHEAD - 1
+    harness.add_all(*[new_job() for _ in range(10)])
+    assert harness.store.read.ahead(last) == MAX_AHEAD + 1
 
 
 @pytest.mark.scenario(55)
-def test_every_time_is_the_store_s_clock(desk: Desk) -> None:
-    assert desk.store.read.clock() == desk.clock.now
-    desk.clock.advance(12.345)
-    assert desk.store.read.clock() == desk.clock.now
-    desk.clock.set(desk.clock.now - timedelta(days=1))
-    job = desk.add()
-    assert desk.store.read.clock() == job.created_at == job.run_at == desk.clock.now
+def test_every_time_is_the_store_s_clock(harness: StoreHarness) -> None:
+    assert harness.store.read.clock() == harness.clock.now
+    harness.clock.advance(12.345)
+    assert harness.store.read.clock() == harness.clock.now
+    harness.clock.set(harness.clock.now - timedelta(days=1))
+    job = harness.add()
+    assert harness.store.read.clock() == job.created_at == job.run_at == harness.clock.now
 
 
 @pytest.mark.scenario(55, 70)
-def test_a_clock_that_is_put_back_delays_but_breaks_nothing(desk: Desk) -> None:
-    lease = desk.take(max_retries=2)
-    desk.clock.set(desk.clock.now - timedelta(hours=1))
-    desk.report(failed(lease))
-    assert desk.get(lease.id).status == "pending"
-    desk.clock.advance(3600)
-    (again,) = desk.claim()
-    desk.clock.set(desk.clock.now - timedelta(hours=1))
-    assert desk.store.sweep().result() == []
-    desk.clock.advance(3600 + LEASE_SECONDS)
-    assert len(desk.store.sweep().result()) == 1
-    assert desk.report(completed(again))[0].answer == "lost"
+def test_a_clock_that_is_put_back_delays_but_breaks_nothing(harness: StoreHarness) -> None:
+    lease = harness.take(max_retries=2)
+    harness.clock.set(harness.clock.now - timedelta(hours=1))
+    harness.report(report_failed(lease))
+    assert harness.get(lease.id).status == "pending"
+    harness.clock.advance(3600)
+    (again,) = harness.claim()
+    harness.clock.set(harness.clock.now - timedelta(hours=1))
+    assert harness.store.sweep().result() == []
+    harness.clock.advance(3600 + LEASE_SECONDS)
+    assert len(harness.store.sweep().result()) == 1
+    assert harness.report(report_completed(again))[0].answer == "lost"

@@ -17,45 +17,45 @@ from tenure.jobs.values import Filter, Query, query_of
 from tenure.lifecycle import Cancelled, Job, Status
 from tenure.store import search
 from tests.support.clock import START
-from tests.support.store import Desk, completed, failed, new
+from tests.support.store import StoreHarness, new_job, report_completed, report_failed
 
 WORDS = ["Ümlaut", "ümlaut", "100%_done", "100x_done", "back\\slash", "it's", "STRASSE", "straße"]
 HOUR = timedelta(hours=1)
 
 
-def id_at(desk: Desk, ahead: timedelta = timedelta()) -> str:
+def id_at(harness: StoreHarness, ahead: timedelta = timedelta()) -> str:
     """An id as a clock would make it that is ahead of the store's."""
-    return ids.first_of(desk.clock.now, ahead)[:13] + new_id()[13:]
+    return ids.first_of(harness.clock.now, ahead)[:13] + new_id()[13:]
 
 
-def fill(desk: Desk) -> list[Job]:
+def fill(harness: StoreHarness) -> list[Job]:
     """Jobs of every status, type and queue, an hour and more apart; newest first."""
     made: list[str] = []
     for number in range(48):
-        desk.clock.advance(1800)
+        harness.clock.advance(1800)
         skew = timedelta(minutes=(number * 37) % 100 - 50)
         word = WORDS[number % len(WORDS)]
-        checked_job = new(
+        checked_job = new_job(
             type="ab"[number % 2],
             queue="xyz"[number % 3],
             payload=f'{{"word":"{word}","n":{number}}}',
             max_retries=1,
-            id=id_at(desk, skew),
+            id=id_at(harness, skew),
         )
-        (added,) = desk.add_all(checked_job)
+        (added,) = harness.add_all(checked_job)
         made.append(added.job.id)
         match number % 6:
             case 0:
-                desk.store.apply(added.job.id, Cancelled()).result()
+                harness.store.apply(added.job.id, Cancelled()).result()
             case 1 | 2:
-                (lease,) = desk.claim(queues=(checked_job.queue,), types=(checked_job.type,))
-                desk.report(failed(lease, f"Boom {word}"))
+                (lease,) = harness.claim(queues=(checked_job.queue,), types=(checked_job.type,))
+                harness.report(report_failed(lease, f"Boom {word}"))
             case 3:
-                (lease,) = desk.claim(queues=(checked_job.queue,), types=(checked_job.type,))
-                desk.report(completed(lease))
+                (lease,) = harness.claim(queues=(checked_job.queue,), types=(checked_job.type,))
+                harness.report(report_completed(lease))
             case 4:
-                desk.claim(queues=(checked_job.queue,), types=(checked_job.type,))
-    return sorted((desk.get(id) for id in made), key=lambda job: job.id, reverse=True)
+                harness.claim(queues=(checked_job.queue,), types=(checked_job.type,))
+    return sorted((harness.get(id) for id in made), key=lambda job: job.id, reverse=True)
 
 
 def lower(text: str | None) -> str:
@@ -95,10 +95,10 @@ FILTERS = st.builds(
 )
 
 
-def pages(desk: Desk, query: Query) -> Iterator[search.Page]:
+def pages(harness: StoreHarness, query: Query) -> Iterator[search.Page]:
     """Page by page, to the end."""
     while True:
-        page = search.page(desk.store.read, query)
+        page = search.page(harness.store.read, query)
         yield page
         if page.next is None:
             return
@@ -106,9 +106,9 @@ def pages(desk: Desk, query: Query) -> Iterator[search.Page]:
 
 
 def test_every_filter_finds_what_looking_at_each_job_finds(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = fill(desk)
+    jobs = fill(harness)
 
     @settings(
         max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None
@@ -121,13 +121,13 @@ def test_every_filter_finds_what_looking_at_each_job_finds(
         assert [job for job in jobs if search.fits(wanted, job)] == expected
         in_order = expected[::-1] if oldest_first else expected
         query = query_of(wanted, limit=limit, oldest_first=oldest_first)
-        found = list(pages(desk, query))
+        found = list(pages(harness, query))
         assert [job for page in found for job in page.jobs] == in_order
         assert all(page.searched_all or len(page.jobs) < limit for page in found)
-        assert search.all_of(desk.store.read, query) == in_order[:limit]
-        some, _ = search.some_ids(desk.store.read, replace(query, limit=500))
+        assert search.all_of(harness.store.read, query) == in_order[:limit]
+        some, _ = search.some_ids(harness.store.read, replace(query, limit=500))
         assert list(some) == [job.id for job in in_order][: len(some)]
-        count = search.count(desk.store.read, query, 5)
+        count = search.count(harness.store.read, query, 5)
         assert count.jobs <= min(len(expected), 5)
         assert not count.exact or count.jobs == len(expected)
 
@@ -135,50 +135,52 @@ def test_every_filter_finds_what_looking_at_each_job_finds(
 
 
 def test_a_page_looks_at_a_bounded_number_of_rows(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is rare is not found in the first page, but where to go on is."""
     monkeypatch.setattr(search, "MAX_ROWS", 10)
     monkeypatch.setattr(search, "MAX_TEXTS", 4)
-    rare = desk.add(type="rare")
-    desk.add_all(*[new(type="mail") for _ in range(25)])
-    found = list(pages(desk, Query(type="rare", limit=5)))
+    rare = harness.add(type="rare")
+    harness.add_all(*[new_job(type="mail") for _ in range(25)])
+    found = list(pages(harness, Query(type="rare", limit=5)))
     assert [len(page.jobs) for page in found] == [0, 0, 1]
     assert [page.searched_all for page in found] == [False, False, True]
-    assert len(list(pages(desk, Query(text="nowhere", limit=5)))) == 7
-    assert search.count(desk.store.read, Query(type="rare"), 5) == search.Counted(1, exact=True)
+    assert len(list(pages(harness, Query(text="nowhere", limit=5)))) == 7
+    assert search.count(harness.store.read, Query(type="rare"), 5) == search.Counted(1, exact=True)
     monkeypatch.setattr(search, "MAX_SPANS", 2)
-    assert search.count(desk.store.read, Query(type="rare"), 5) == search.Counted(0, exact=False)
-    assert search.count(desk.store.read, Query(type="mail"), 5) == search.Counted(5, exact=False)
+    assert search.count(harness.store.read, Query(type="rare"), 5) == search.Counted(0, exact=False)
+    assert search.count(harness.store.read, Query(type="mail"), 5) == search.Counted(5, exact=False)
     # Few wait: they are found at once, wherever they are.
-    for lease in desk.claim(limit=26):
+    for lease in harness.claim(limit=26):
         if lease.id != rare.id:
-            desk.report(completed(lease))
+            harness.report(report_completed(lease))
         else:
-            waiting = desk.add(type="wait")
-    desk.add_all(*[new(type="mail") for _ in range(5)])
-    desk.store.apply(waiting.id, Cancelled()).result()
-    page = search.page(desk.store.read, Query(status="processing", limit=5))
+            waiting = harness.add(type="wait")
+    harness.add_all(*[new_job(type="mail") for _ in range(5)])
+    harness.store.apply(waiting.id, Cancelled()).result()
+    page = search.page(harness.store.read, Query(status="processing", limit=5))
     assert [job.id for job in page.jobs] == [rare.id]
     assert page.next is None
 
 
-def test_hidden_values_cannot_be_searched_for(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_values_cannot_be_searched_for(
+    harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither what is found, nor where a page ends, nor how many there are tells of them."""
     monkeypatch.setattr(search, "MAX_TEXTS", 6)
     monkeypatch.setattr(search, "AT_ONCE", 2)
     for number in range(20):
         secret = "hunter2" if number % 3 else "other77"
-        lease = desk.take(payload=f'{{"password":"{secret}","to":"ann"}}', max_retries=1)
-        desk.report(failed(lease, f"login with {secret} failed"))
+        lease = harness.take(payload=f'{{"password":"{secret}","to":"ann"}}', max_retries=1)
+        harness.report(report_failed(lease, f"login with {secret} failed"))
 
     def told(**wanted: Any) -> list[Any]:
         query = Query(limit=3, hidden=("password",), **wanted)
-        found = [(len(page.jobs), page.next, page.searched_all) for page in pages(desk, query)]
-        return [*found, search.count(desk.store.read, query, 3)]
+        found = [(len(page.jobs), page.next, page.searched_all) for page in pages(harness, query)]
+        return [*found, search.count(harness.store.read, query, 3)]
 
     for field in ("text", "error"):
         assert told(**{field: "hunter2"}) == told(**{field: "no such thing"})
-        assert search.count(desk.store.read, Query(**{field: "hunter2"}), 50).jobs == 13
+        assert search.count(harness.store.read, Query(**{field: "hunter2"}), 50).jobs == 13
     assert sum(n for n, *_ in told(text="ANN")[:-1]) == 20
     assert sum(n for n, *_ in told(error="login with")[:-1]) == 20

@@ -15,36 +15,36 @@ from tenure import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.values import Query
 from tenure.store import migrate_store, open_store
-from tests.support.raw_sql import Raw
-from tests.support.store import Desk, completed, new, request
+from tests.support.raw_sql import RawSql
+from tests.support.store import StoreHarness, claim_request, new_job, report_completed
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_what_was_answered_is_there_after_opening_again(desk: Desk) -> None:
-    job = desk.add()
-    desk.store.close()
-    again = open_store(desk.store.url)
+def test_what_was_answered_is_there_after_opening_again(harness: StoreHarness) -> None:
+    job = harness.add()
+    harness.store.close()
+    again = open_store(harness.store.url)
     try:
         assert again.read.get(job.id) == job
     finally:
         again.close()
-    desk.store = open_store(desk.store.url)
+    harness.store = open_store(harness.store.url)
 
 
-def test_closing_finishes_what_is_waiting(desk: Desk, database_url: str) -> None:
+def test_closing_finishes_what_is_waiting(harness: StoreHarness, database_url: str) -> None:
     store = open_store(database_url)
-    futures = [store.add([new()]) for _ in range(200)]
+    futures = [store.add([new_job()]) for _ in range(200)]
     store.close()
     assert all(future.done() and future.result()[0].created for future in futures)
-    assert len(desk.store.read.find(Query(limit=500))) == 200
+    assert len(harness.store.read.find(Query(limit=500))) == 200
 
 
 def test_a_closed_store_says_so(database_url: str) -> None:
     store = open_store(database_url)
     store.close()
     with pytest.raises(StoreUnavailable, match="closed"):
-        store.add([new()])
+        store.add([new_job()])
     store.close()  # twice is no mistake
 
 
@@ -52,15 +52,15 @@ FORKING = """
 import os, sys, warnings
 from tenure import StoreUnavailable
 from tenure.store import open_store
-from tests.support.store import new
+from tests.support.store import new_job
 
 warnings.simplefilter("ignore")  # newer Pythons warn about forking beside threads: the point here
 store = open_store(sys.argv[1])
 stop = store.on_work(lambda: None)
-store.add([new()]).result()
+store.add([new_job()]).result()
 store.read.measured.counts()
 uses = [
-    lambda: store.add([new()]),
+    lambda: store.add([new_job()]),
     lambda: store.exchange([], None),
     lambda: store.read,
     lambda: store.renew([], 30),
@@ -77,7 +77,7 @@ if copy == 0:
     store.close()
     os._exit(refused)
 assert os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) == len(uses)
-store.add([new()]).result()
+store.add([new_job()]).result()
 assert sum(count.jobs for count in store.read.measured.counts()) == 2
 assert store.renew([], 30) == set()
 assert store.read.violations(5) == []
@@ -87,7 +87,7 @@ store.close()
 
 @pytest.mark.scenario(53)
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
-def test_a_store_is_not_used_across_a_fork(desk: Desk, database_url: str) -> None:
+def test_a_store_is_not_used_across_a_fork(harness: StoreHarness, database_url: str) -> None:
     command = [sys.executable, "-c", FORKING, database_url]
     done = subprocess.run(
         command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
@@ -99,11 +99,11 @@ REOPENING = """
 import os, sys, warnings
 from tenure.errors import StoreUnavailable
 from tenure.store import open_store
-from tests.support.store import new
+from tests.support.store import new_job
 
 warnings.simplefilter("ignore")
 store = open_store(sys.argv[1])
-store.add([new()]).result()
+store.add([new_job()]).result()
 
 def child() -> int:
     copy = os.fork()
@@ -111,7 +111,7 @@ def child() -> int:
         return os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
     try:
         own = open_store(sys.argv[1])
-        own.add([new()]).result()
+        own.add([new_job()]).result()
         own.close()
     except StoreUnavailable as error:
         os._exit(3 if "forked" in str(error) else 4)
@@ -135,13 +135,18 @@ def test_a_child_opens_a_sqlite_file_only_if_its_parent_has_closed_it(database_u
     assert (done.stdout.split(), done.stderr) == ([str(refused), "0"], "")
 
 
-def test_two_stores_over_one_database_see_the_same(desk: Desk, database_url: str) -> None:
+def test_two_stores_over_one_database_see_the_same(
+    harness: StoreHarness, database_url: str
+) -> None:
     other = open_store(database_url)
     try:
-        lease = desk.take()
-        assert other.exchange([completed(lease)], None).result().verdicts[0].answer == "recorded"
-        assert desk.get(lease.id).status == "completed"
-        assert other.exchange((), request()).result().leases == []
+        lease = harness.take()
+        assert (
+            other.exchange([report_completed(lease)], None).result().verdicts[0].answer
+            == "recorded"
+        )
+        assert harness.get(lease.id).status == "completed"
+        assert other.exchange((), claim_request()).result().leases == []
     finally:
         other.close()
 
@@ -152,14 +157,14 @@ def test_many_open_a_new_database_at_once(database_url: str) -> None:
     assert len(set(versions)) == 1
     store = open_store(database_url)
     try:
-        assert store.add([new()]).result()[0].created
+        assert store.add([new_job()]).result()[0].created
     finally:
         store.close()
 
 
 def test_a_starter_waits_while_another_makes_the_file(sqlite_url: str) -> None:
     """SQLite itself does not wait for a first writer when the log is switched on."""
-    other = Raw(sqlite_url)
+    other = RawSql(sqlite_url)
     other.run("CREATE TABLE other (a)")
     other.run("BEGIN IMMEDIATE")
     with ThreadPoolExecutor(1) as thread:
@@ -179,27 +184,27 @@ def test_what_is_no_database_is_refused(url: str) -> None:
         open_store(url)
 
 
-def test_callers_that_give_up_harm_nobody(desk: Desk) -> None:
-    given_up = [desk.store.add([new()]) for _ in range(200)]
+def test_callers_that_give_up_harm_nobody(harness: StoreHarness) -> None:
+    given_up = [harness.store.add([new_job()]) for _ in range(200)]
     dropped = [future.cancel() for future in given_up]
     wait([future for future, gone in zip(given_up, dropped, strict=True) if not gone])
-    desk.add()
+    harness.add()
     kept = dropped.count(False) + 1
-    assert len(desk.store.read.find(Query(limit=500))) == kept
+    assert len(harness.store.read.find(Query(limit=500))) == kept
 
 
-def test_a_listener_that_raises_harms_nobody(desk: Desk) -> None:
+def test_a_listener_that_raises_harms_nobody(harness: StoreHarness) -> None:
     rung: list[None] = []
 
     def broken() -> None:
         raise RuntimeError("the event loop is closed")
 
-    stops = [desk.store.on_work(broken), desk.store.on_work(lambda: rung.append(None))]
+    stops = [harness.store.on_work(broken), harness.store.on_work(lambda: rung.append(None))]
     for _ in range(5):
-        desk.add()
+        harness.add()
     for stop in stops:
         stop()
-    assert len(desk.store.read.find(Query())) == 5
+    assert len(harness.store.read.find(Query())) == 5
     assert len(rung) >= 1
 
 
@@ -219,9 +224,9 @@ def test_first_users_side_by_side_share_one_store(database_url: str) -> None:
             assert len({use.result() for use in uses}) == 1
 
 
-def test_who_looks_which_workers_were_seen_can_go_on_looking(desk: Desk) -> None:
+def test_who_looks_which_workers_were_seen_can_go_on_looking(harness: StoreHarness) -> None:
     """Two threads commit on PostgreSQL, and what both know is never changed under the other."""
-    committer = desk.store._committer
+    committer = harness.store._committer
     walks: list[Iterator[str]] = []
 
     class Name(str):
@@ -229,8 +234,8 @@ def test_who_looks_which_workers_were_seen_can_go_on_looking(desk: Desk) -> None
             walks.append(iter(committer._seen))
             return super().__hash__()
 
-    desk.store.exchange([], request(worker="first")).result()
-    desk.store.exchange([], request(worker=Name("second"))).result()
+    harness.store.exchange([], claim_request(worker="first")).result()
+    harness.store.exchange([], claim_request(worker=Name("second"))).result()
     assert walks
     for walk in walks:
         list(walk)

@@ -17,12 +17,12 @@ from tenure.http.api.routes import MANY, ONE_JOB
 from tenure.jobs import payload
 from tenure.jobs import results as produced
 from tenure.server import build
-from tests.support.http import JSON, Exchange, api_of, claim, problem, scope_of
+from tests.support.http import JSON, Exchange, api_client, asgi_scope, assert_problem, claim_jobs
 
 
 @pytest.fixture
 def api(sqlite_url: str) -> Iterator[TestClient]:
-    with Tenure(sqlite_url) as app, api_of(app) as api:
+    with Tenure(sqlite_url) as app, api_client(app) as api:
         yield api
         assert api.get("/stats").json()["total"] == 0, "something was written"
 
@@ -86,7 +86,7 @@ def nested(levels: int) -> str:
 )
 def test_a_refusal_says_where(api: TestClient, body: str, path: str) -> None:
     response = api.post("/jobs", content=body.encode(), headers=JSON)
-    assert problem(response, 400, "invalid_input")["path"] == path
+    assert assert_problem(response, 400, "invalid_input")["path"] == path
     response = api.post("/jobs/batch", content=f"[{body}]".encode(), headers=JSON)
     if body:
         assert response.status_code == 400
@@ -104,7 +104,7 @@ def test_a_refusal_says_where(api: TestClient, body: str, path: str) -> None:
     ],
 )
 def test_only_plain_utf_8_is_read(api: TestClient, data: bytes) -> None:
-    problem(api.post("/jobs", content=data, headers=JSON), 400, "invalid_input")
+    assert_problem(api.post("/jobs", content=data, headers=JSON), 400, "invalid_input")
 
 
 @pytest.mark.scenario(93)
@@ -129,45 +129,45 @@ def test_other_media_types_are_refused(api: TestClient, headers: dict[str, str])
     data = b'{"type": "a"}'
     if "Content-Encoding" in headers:
         data = gzip.compress(data)
-    problem(api.post("/jobs", content=data, headers=headers), 415, "unsupported_media_type")
+    assert_problem(api.post("/jobs", content=data, headers=headers), 415, "unsupported_media_type")
 
 
 def test_two_content_types_are_refused(api: TestClient) -> None:
     headers = [("Content-Type", "application/json"), ("Content-Type", "text/plain")]
     response = api.post("/jobs", content=b'{"type": "a"}', headers=headers)
-    problem(response, 415, "unsupported_media_type")
+    assert_problem(response, 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("path", ["/jobs/batch", "/leases", "/reports", "/heartbeats"])
 def test_every_body_must_be_json(api: TestClient, path: str) -> None:
     response = api.post(path, content=b"[]", headers={"Content-Type": "text/plain"})
-    problem(response, 415, "unsupported_media_type")
-    problem(api.post(path, content=b"oops", headers=JSON), 400, "invalid_input")
+    assert_problem(response, 415, "unsupported_media_type")
+    assert_problem(api.post(path, content=b"oops", headers=JSON), 400, "invalid_input")
 
 
 @pytest.mark.requirement("C5")
 def test_a_form_cannot_cancel(api: TestClient) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     response = api.post("/jobs/x/cancel", content=b"", headers=form)
-    problem(response, 415, "unsupported_media_type")
+    assert_problem(response, 415, "unsupported_media_type")
 
 
 @pytest.mark.scenario(94)
 def test_the_largest_payload_goes_in_and_one_byte_more_does_not(sqlite_url: str) -> None:
     room = payload.MAX_PAYLOAD_BYTES - len('{"x":""}')
-    with Tenure(sqlite_url) as app, api_of(app) as api:
+    with Tenure(sqlite_url) as app, api_client(app) as api:
         fits = api.post("/jobs", json={"type": "a", "payload": {"x": "y" * room}})
         assert fits.status_code == 201
         over = api.post("/jobs", json={"type": "a", "payload": {"x": "y" * (room + 1)}})
-        assert problem(over, 413, "payload_too_large")["path"] == "$.payload"
+        assert assert_problem(over, 413, "payload_too_large")["path"] == "$.payload"
         assert len(fits.json()["payload"]["x"]) == room
 
 
 def test_a_body_that_declares_too_much_is_not_read(api: TestClient) -> None:
     headers = {**JSON, "Content-Length": str(ONE_JOB + 1)}
-    problem(api.post("/jobs", content=b"", headers=headers), 413, "payload_too_large")
+    assert_problem(api.post("/jobs", content=b"", headers=headers), 413, "payload_too_large")
     headers = {**JSON, "Content-Length": str(MANY + 1)}
-    problem(api.post("/reports", content=b"", headers=headers), 413, "payload_too_large")
+    assert_problem(api.post("/reports", content=b"", headers=headers), 413, "payload_too_large")
 
 
 @pytest.mark.scenario(94)
@@ -188,7 +188,7 @@ async def test_an_endless_body_is_cut_off_at_the_limit(sqlite_url: str) -> None:
         sent.append(message)
 
     with Tenure(sqlite_url) as app:
-        await build(app)(scope_of("POST", "/jobs"), receive, send)
+        await build(app)(asgi_scope("POST", "/jobs"), receive, send)
     assert sent[0]["status"] == 413
     assert taken <= ONE_JOB + 2 * len(chunk)
 
@@ -234,10 +234,10 @@ def test_what_a_handler_produced_is_never_refused(sqlite_url: str) -> None:
         "[" * 300 + "]" * 300,
         json.dumps("y" * 1_000_000),
     ]
-    with Tenure(sqlite_url) as app, api_of(app) as api:
+    with Tenure(sqlite_url) as app, api_client(app) as api:
         api.post("/jobs/batch", json=[{"type": "a"}] * (len(results) + 2))
         for result in results:
-            (lease,) = claim(api)
+            (lease,) = claim_jobs(api)
             done = api.post(
                 f"/leases/{lease['lease_id']}/complete",
                 content=b'{"result": %b}' % result.encode(),
@@ -247,7 +247,7 @@ def test_what_a_handler_produced_is_never_refused(sqlite_url: str) -> None:
             job = api.get(f"/jobs/{lease['id']}").json()
             assert job["status"] == "completed"
             assert job["result"] is not None
-        (lease,) = claim(api)
+        (lease,) = claim_jobs(api)
         error = b'{"error": "\\ud800 \\u0000 ' + b"long " * 100_000 + b'", "retryable": false}'
         failed = api.post(f"/leases/{lease['lease_id']}/fail", content=error, headers=JSON)
         assert failed.status_code == 200
@@ -255,7 +255,7 @@ def test_what_a_handler_produced_is_never_refused(sqlite_url: str) -> None:
         assert job["status"] == "failed"
         assert len(job["last_error"].encode()) <= produced.MAX_ERROR_BYTES
         assert "characters cut" in job["last_error"]
-        (lease,) = claim(api)
+        (lease,) = claim_jobs(api)
         report = {"lease_id": lease["lease_id"], "outcome": "completed", "result": "a\0"}
         verdicts = api.post("/reports", json=[report]).json()
         assert verdicts[0]["answer"] == "recorded"
@@ -276,4 +276,4 @@ def test_what_a_handler_produced_is_never_refused(sqlite_url: str) -> None:
 )
 def test_a_report_must_be_json_at_least(api: TestClient, body: str) -> None:
     response = api.post("/leases/x/complete", content=body.encode("latin-1"), headers=JSON)
-    problem(response, 400, "invalid_input")
+    assert_problem(response, 400, "invalid_input")

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.lifecycle import Status, legal_events
 from tenure.server import build
-from tests.support.http import NOWHERE, Exchange, api_of, claim, problem
+from tests.support.http import UNKNOWN_ID, Exchange, api_client, assert_problem, claim_jobs
 
 FIELDS = {
     *("id", "type", "queue", "status", "payload", "priority", "attempts", "max_retries"),
@@ -29,7 +29,7 @@ def app(database_url: str) -> Iterator[Tenure]:
 
 @pytest.fixture
 def api(app: Tenure) -> Iterator[TestClient]:
-    with api_of(app) as api:
+    with api_client(app) as api:
         yield api
 
 
@@ -77,7 +77,7 @@ def test_a_backoff_may_be_its_base_alone(api: TestClient) -> None:
 def test_whole_numbers_may_be_written_as_floats(api: TestClient) -> None:
     assert api.post("/jobs", json={"type": "a", "max_retries": 2.0}).json()["max_retries"] == 2
     refused = api.post("/jobs", json={"type": "a", "max_retries": 2.5})
-    assert problem(refused, 400, "invalid_input")["path"] == "$.max_retries"
+    assert assert_problem(refused, 400, "invalid_input")["path"] == "$.max_retries"
 
 
 # --- once only ------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_a_key_makes_one_job(api: TestClient) -> None:
     assert again.json() == first.json()
     assert again.headers["location"] == first.headers["location"]
     other = api.post("/jobs", json={"type": "a", "payload": {"n": 2}}, headers=key)
-    body = problem(other, 422, "idempotency_key_reused")
+    body = assert_problem(other, 422, "idempotency_key_reused")
     assert body["job_id"] == first.json()["id"]
     assert body["idempotency_key"] == "order-17"
     assert len(api.get("/jobs").json()) == 1
@@ -120,13 +120,13 @@ def test_fifty_identical_requests_at_once_make_one_job(api: TestClient) -> None:
 def test_what_is_no_key_is_refused(api: TestClient, key: str) -> None:
     headers = [("Idempotency-Key", key.encode())]
     refused = api.post("/jobs", json={"type": "a"}, headers=headers)
-    assert problem(refused, 400, "invalid_input")["path"] == "Idempotency-Key"
+    assert assert_problem(refused, 400, "invalid_input")["path"] == "Idempotency-Key"
     assert api.get("/jobs").json() == []
 
 
 def test_two_keys_are_refused(api: TestClient) -> None:
     headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
-    problem(api.post("/jobs", json={"type": "a"}, headers=headers), 400, "invalid_input")
+    assert_problem(api.post("/jobs", json={"type": "a"}, headers=headers), 400, "invalid_input")
 
 
 # --- many at once ---------------------------------------------------------------------------------
@@ -141,14 +141,14 @@ def test_a_batch_is_added_in_order(api: TestClient) -> None:
 
 def test_a_batch_is_all_or_nothing(api: TestClient) -> None:
     refused = api.post("/jobs/batch", json=[{"type": "a"}, {"type": "no good"}])
-    assert problem(refused, 400, "invalid_input")["path"] == "$[1].type"
+    assert assert_problem(refused, 400, "invalid_input")["path"] == "$[1].type"
     refused = api.post("/jobs/batch", json=[{"type": "a"}, {"type": "b", "priority": "high"}])
-    assert problem(refused, 400, "invalid_input")["path"] == "$[1].priority"
+    assert assert_problem(refused, 400, "invalid_input")["path"] == "$[1].priority"
     refused = api.post("/jobs/batch", json=[{"type": "a", "backoff": {"factor": 0.5}}])
-    assert problem(refused, 400, "invalid_input")["path"] == "$[0].backoff.factor"
+    assert assert_problem(refused, 400, "invalid_input")["path"] == "$[0].backoff.factor"
     api.put("/queues/narrow/limit", json={"max_pending": 1})
     full = api.post("/jobs/batch", json=[{"type": "a"}, *[{"type": "b", "queue": "narrow"}] * 2])
-    problem(full, 429, "queue_full")
+    assert_problem(full, 429, "queue_full")
     assert api.get("/jobs").json() == []
 
 
@@ -156,7 +156,7 @@ def test_a_full_queue_says_so(api: TestClient) -> None:
     api.put("/queues/narrow/limit", json={"max_pending": 1})
     assert api.post("/jobs", json={"type": "a", "queue": "narrow"}).status_code == 201
     full = api.post("/jobs", json={"type": "a", "queue": "narrow"})
-    assert problem(full, 429, "queue_full")["max_pending"] == 1
+    assert assert_problem(full, 429, "queue_full")["max_pending"] == 1
     assert int(full.headers["retry-after"]) >= 1
     api.put("/queues/narrow/limit", json={"max_pending": None})
     assert api.post("/jobs", json={"type": "a", "queue": "narrow"}).status_code == 201
@@ -235,7 +235,7 @@ def test_filters(api: TestClient) -> None:
     ],
 )
 def test_a_query_that_is_not_understood_is_refused(api: TestClient, query: str) -> None:
-    body = problem(api.get(f"/jobs?{query}"), 400, "invalid_input")
+    body = assert_problem(api.get(f"/jobs?{query}"), 400, "invalid_input")
     assert body["path"].startswith("query")
 
 
@@ -244,7 +244,7 @@ def test_a_query_that_is_not_understood_is_refused(api: TestClient, query: str) 
 
 def test_the_history_is_the_ledger(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a", "max_retries": 1}).json()
-    (lease,) = claim(api)
+    (lease,) = claim_jobs(api)
     api.post(f"/leases/{lease['lease_id']}/fail", json={"error": "no luck"})
     history = api.get(f"/jobs/{job['id']}/history").json()
     transitions = [
@@ -266,7 +266,9 @@ def test_a_job_is_explained(api: TestClient) -> None:
     assert told["legal_events"] == list(legal_events(Status.PENDING))
 
 
-@pytest.mark.parametrize("job_id", [NOWHERE, "x", "%2e%2e", NOWHERE.upper(), "%00", "é" * 300])
+@pytest.mark.parametrize(
+    "job_id", [UNKNOWN_ID, "x", "%2e%2e", UNKNOWN_ID.upper(), "%00", "é" * 300]
+)
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -285,12 +287,12 @@ def test_a_job_that_is_not_there(api: TestClient, method: str, path: str, job_id
 
 def test_a_conflict_names_the_legal_moves(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a"}).json()
-    body = problem(api.post(f"/jobs/{job['id']}/retry"), 409, "illegal_transition")
+    body = assert_problem(api.post(f"/jobs/{job['id']}/retry"), 409, "illegal_transition")
     assert body["status_of_job"] == "pending"
     assert body["event"] == "retried"
     assert body["legal_events"] == list(legal_events(Status.PENDING))
     assert api.post(f"/jobs/{job['id']}/cancel").json()["status"] == "cancelled"
-    body = problem(api.post(f"/jobs/{job['id']}/cancel"), 409, "illegal_transition")
+    body = assert_problem(api.post(f"/jobs/{job['id']}/cancel"), 409, "illegal_transition")
     assert (body["status_of_job"], body["legal_events"]) == ("cancelled", [])
     assert body["job_id"] == job["id"]
     assert body["instance"] == f"/jobs/{job['id']}/cancel"
@@ -298,7 +300,7 @@ def test_a_conflict_names_the_legal_moves(api: TestClient) -> None:
 
 def test_an_operator_retries_a_failed_job(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a", "max_retries": 1}).json()
-    (lease,) = claim(api)
+    (lease,) = claim_jobs(api)
     api.post(f"/leases/{lease['lease_id']}/fail", json={"error": "x"})
     retried = api.post(f"/jobs/{job['id']}/retry", json={"more_retries": 3})
     assert retried.status_code == 200
@@ -306,7 +308,7 @@ def test_an_operator_retries_a_failed_job(api: TestClient) -> None:
     assert retried.json()["max_retries"] == 4
     assert api.get(f"/jobs/{job['id']}/history").json()[-1]["actor"] == "http"
     refused = api.post(f"/jobs/{job['id']}/retry", json={"more_retries": 0})
-    problem(refused, 400, "invalid_input")
+    assert_problem(refused, 400, "invalid_input")
 
 
 # --- paths and methods ----------------------------------------------------------------------------
@@ -317,7 +319,7 @@ def test_an_operator_retries_a_failed_job(api: TestClient) -> None:
     [
         ("DELETE", "/jobs", "GET, HEAD, POST"),
         ("GET", "/jobs/batch", "POST"),
-        ("PUT", f"/jobs/{NOWHERE}", "GET, HEAD"),
+        ("PUT", f"/jobs/{UNKNOWN_ID}", "GET, HEAD"),
         ("GET", "/leases", "POST"),
         ("POST", "/health", "GET, HEAD"),
         ("BREW", "/stats", "GET, HEAD"),
@@ -327,13 +329,13 @@ def test_a_wrong_method_is_told_the_right_ones(
     api: TestClient, method: str, path: str, allowed: str
 ) -> None:
     response = api.request(method, path)
-    problem(response, 405, "method_not_allowed")
+    assert_problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == allowed
 
 
 @pytest.mark.parametrize("path", ["/job", "/jobs/", "/jobs//", "/docs", "/jobs/a/b/c"])
 def test_an_unknown_path(api: TestClient, path: str) -> None:
-    problem(api.get(path), 404, "not_found")
+    assert_problem(api.get(path), 404, "not_found")
 
 
 def test_head_is_get_without_a_body(api: TestClient) -> None:

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.lifecycle import MAX_RELEASES
 from tenure.server import build
-from tests.support.http import JSON, NOWHERE, Exchange, api_of, claim, problem
+from tests.support.http import JSON, UNKNOWN_ID, Exchange, api_client, assert_problem, claim_jobs
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def app(database_url: str) -> Iterator[Tenure]:
 
 @pytest.fixture
 def api(app: Tenure) -> Iterator[TestClient]:
-    with api_of(app) as api:
+    with api_client(app) as api:
         yield api
 
 
@@ -34,7 +34,7 @@ def asking(**more: Any) -> bytes:
 
 def test_a_lease_says_what_a_worker_needs(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a", "payload": {"x": 1}, "timeout": 60}).json()
-    (lease,) = claim(api, lease_seconds=45)
+    (lease,) = claim_jobs(api, lease_seconds=45)
     assert lease["id"] == job["id"]
     assert lease["payload"] == {"x": 1}
     assert (lease["attempts"], lease["max_retries"], lease["token"]) == (1, 3, 1)
@@ -47,10 +47,10 @@ def test_a_lease_says_what_a_worker_needs(api: TestClient) -> None:
 
 def test_queues_and_types_narrow_a_claim(api: TestClient) -> None:
     api.post("/jobs/batch", json=[{"type": "a"}, {"type": "b"}, {"type": "a", "queue": "q"}])
-    assert claim(api, 9, types=["c"]) == []
-    assert claim(api, 9, queues=["other"]) == []
-    assert [one["type"] for one in claim(api, 9, queues=["default"], types=["b"])] == ["b"]
-    assert len(claim(api, 9)) == 2
+    assert claim_jobs(api, 9, types=["c"]) == []
+    assert claim_jobs(api, 9, queues=["other"]) == []
+    assert [one["type"] for one in claim_jobs(api, 9, queues=["default"], types=["b"])] == ["b"]
+    assert len(claim_jobs(api, 9)) == 2
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_queues_and_types_narrow_a_claim(api: TestClient) -> None:
     ],
 )
 def test_a_claim_that_is_not_understood(api: TestClient, body: dict[str, Any], path: str) -> None:
-    assert problem(api.post("/leases", json=body), 400, "invalid_input")["path"] == path
+    assert assert_problem(api.post("/leases", json=body), 400, "invalid_input")["path"] == path
 
 
 # --- waiting for work -----------------------------------------------------------------------------
@@ -174,14 +174,14 @@ async def test_what_was_leased_while_the_client_left_is_handed_back(app: Tenure)
 
 def test_an_attempt_completes_once(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a"})
-    (lease,) = claim(api)
+    (lease,) = claim_jobs(api)
     address = f"/leases/{lease['lease_id']}"
     first = api.post(f"{address}/complete", json={"result": {"x": 1}})
     assert first.status_code == 200
     assert first.json() == {"lease_id": lease["lease_id"], "answer": "recorded"}
     again = api.post(f"{address}/complete", json={"result": {"x": 1}})
     assert again.json()["answer"] == "already_recorded"
-    body = problem(api.post(f"{address}/fail", json={"error": "x"}), 409, "report_conflict")
+    body = assert_problem(api.post(f"{address}/fail", json={"error": "x"}), 409, "report_conflict")
     assert body["recorded"] == "completed"
     assert body["reported"] == "failed"
     job = api.get(f"/jobs/{lease['id']}").json()
@@ -190,7 +190,7 @@ def test_an_attempt_completes_once(api: TestClient) -> None:
 
 def test_a_result_may_be_left_out(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a"})
-    (lease,) = claim(api)
+    (lease,) = claim_jobs(api)
     assert api.post(f"/leases/{lease['lease_id']}/complete").status_code == 200
     assert api.get(f"/jobs/{lease['id']}").json()["result"] is None
 
@@ -198,7 +198,7 @@ def test_a_result_may_be_left_out(api: TestClient) -> None:
 def test_a_failure_is_retried_unless_it_is_permanent(api: TestClient) -> None:
     for retryable, status in ((True, "pending"), (False, "failed")):
         api.post("/jobs", json={"type": "a"})
-        (lease,) = claim(api)
+        (lease,) = claim_jobs(api)
         body = {"error": "no luck", "retryable": retryable}
         assert api.post(f"/leases/{lease['lease_id']}/fail", json=body).status_code == 200
         job = api.get(f"/jobs/{lease['id']}").json()
@@ -207,7 +207,7 @@ def test_a_failure_is_retried_unless_it_is_permanent(api: TestClient) -> None:
 
 def test_a_release_costs_no_attempt(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a"})
-    (lease,) = claim(api)
+    (lease,) = claim_jobs(api)
     assert api.post(f"/leases/{lease['lease_id']}/release").status_code == 200
     job = api.get(f"/jobs/{lease['id']}").json()
     assert (job["status"], job["attempts"], job["token"]) == ("pending", 0, 1)
@@ -216,20 +216,20 @@ def test_a_release_costs_no_attempt(api: TestClient) -> None:
 def test_releases_are_bounded(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a", "max_retries": 1})
     for _ in range(MAX_RELEASES):
-        (lease,) = claim(api)
+        (lease,) = claim_jobs(api)
         api.post(f"/leases/{lease['lease_id']}/release")
-    (lease,) = claim(api)
+    (lease,) = claim_jobs(api)
     api.post(f"/leases/{lease['lease_id']}/release")
     assert api.get(f"/jobs/{lease['id']}").json()["status"] == "failed"
 
 
 def test_a_cancelled_jobs_lease_is_lost(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a"})
-    (lease,) = claim(api)
+    (lease,) = claim_jobs(api)
     api.post(f"/jobs/{lease['id']}/cancel")
     for verb, body in (("heartbeat", None), ("release", None), ("complete", {"result": 1})):
         lost = api.post(f"/leases/{lease['lease_id']}/{verb}", json=body or {})
-        assert problem(lost, 409, "lease_lost")["job_id"] == lease["id"]
+        assert assert_problem(lost, 409, "lease_lost")["job_id"] == lease["id"]
     assert api.get(f"/jobs/{lease['id']}").json()["status"] == "cancelled"
 
 
@@ -237,14 +237,14 @@ UNKNOWN = [
     "x",
     "..x",
     "a.b",
-    NOWHERE,
-    f"{NOWHERE}.",
+    UNKNOWN_ID,
+    f"{UNKNOWN_ID}.",
     f".{'0' * 32}",
-    f"{NOWHERE}.{'0' * 32}",
-    f"{NOWHERE}.{'0' * 31}",
-    f"{NOWHERE}.not-a-lease",
-    f"{NOWHERE}.00000000-0000-0000-0000-000000000000",
-    f"{NOWHERE.upper()}.{'0' * 32}",
+    f"{UNKNOWN_ID}.{'0' * 32}",
+    f"{UNKNOWN_ID}.{'0' * 31}",
+    f"{UNKNOWN_ID}.not-a-lease",
+    f"{UNKNOWN_ID}.00000000-0000-0000-0000-000000000000",
+    f"{UNKNOWN_ID.upper()}.{'0' * 32}",
     "é" * 100,
     "%00",
     "' OR 1=1 --",
@@ -255,12 +255,12 @@ UNKNOWN = [
 def test_a_lease_that_never_was_is_lost(api: TestClient, name: str) -> None:
     calls = (("complete", {}), ("fail", {"error": "x"}), ("release", {}), ("heartbeat", {}))
     for verb, body in calls:
-        problem(api.post(f"/leases/{name}/{verb}", json=body), 409, "lease_lost")
+        assert_problem(api.post(f"/leases/{name}/{verb}", json=body), 409, "lease_lost")
 
 
 def test_many_reports_have_a_verdict_each(api: TestClient) -> None:
     api.post("/jobs/batch", json=[{"type": "a"}] * 4)
-    leases = [lease["lease_id"] for lease in claim(api, 4)]
+    leases = [lease["lease_id"] for lease in claim_jobs(api, 4)]
     reports = [
         {"lease_id": leases[0], "outcome": "completed", "result": [1]},
         {"lease_id": leases[1], "outcome": "failed", "error": "x", "retryable": False},
@@ -284,7 +284,7 @@ def test_many_reports_have_a_verdict_each(api: TestClient) -> None:
     assert (by_status["completed"], by_status["failed"], by_status["pending"]) == (1, 1, 1)
     assert api.post("/reports", json=[]).json() == []
     refused = api.post("/reports", json=[{"lease_id": "x", "outcome": "exploded"}])
-    assert problem(refused, 400, "invalid_input")["path"] == "$[0].outcome"
+    assert assert_problem(refused, 400, "invalid_input")["path"] == "$[0].outcome"
 
 
 # --- heartbeats -----------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_many_reports_have_a_verdict_each(api: TestClient) -> None:
 
 def test_heartbeats_keep_leases(api: TestClient) -> None:
     api.post("/jobs/batch", json=[{"type": "a"}] * 2)
-    first, second = claim(api, 2, lease_seconds=5)
+    first, second = claim_jobs(api, 2, lease_seconds=5)
     beaten = api.post(f"/leases/{first['lease_id']}/heartbeat", json={"lease_seconds": 600})
     assert beaten.json() == {"lease_id": first["lease_id"], "held": True}
     longer = api.get(f"/jobs/{first['id']}").json()["lease_expires_at"]
@@ -305,7 +305,7 @@ def test_heartbeats_keep_leases(api: TestClient) -> None:
     assert api.post("/heartbeats", json=[]).json() == []
     for query in ("lease_seconds=0", "lease_seconds=nan", "lease=3"):
         refused = api.post(f"/heartbeats?{query}", json=[])
-        problem(refused, 400, "invalid_input")
+        assert_problem(refused, 400, "invalid_input")
 
 
 # --- secrets --------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def test_heartbeats_keep_leases(api: TestClient) -> None:
 def test_no_read_tells_a_lease(api: TestClient, app: Tenure) -> None:
     """Only who leased a job can settle it: its lease id is shown to nobody else."""
     job = api.post("/jobs", json={"type": "a"}).json()
-    (lease,) = claim(api)
+    (lease,) = claim_jobs(api)
     secret = lease["lease_id"].partition(".")[2]
     paths = [f"/jobs/{job['id']}{part}" for part in ("", "/history", "/explain")]
     paths += ["/jobs", "/workers", "/queues", "/stats", "/metrics", "/ready"]

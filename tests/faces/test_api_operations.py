@@ -20,8 +20,8 @@ from tenure.http.api import events as streams
 from tenure.http.api import metrics
 from tenure.jobs.values import BUCKETS, Count, QueueState, Total
 from tenure.server import build
-from tests.support.http import Exchange, api_of, claim, problem
-from tests.support.waiting import until
+from tests.support.http import Exchange, api_client, assert_problem, claim_jobs
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def app(database_url: str) -> Iterator[Tenure]:
 
 @pytest.fixture
 def api(app: Tenure) -> Iterator[TestClient]:
-    with api_of(app) as api:
+    with api_client(app) as api:
         yield api
 
 
@@ -45,7 +45,7 @@ def test_health_and_readiness(api: TestClient) -> None:
 
 
 def test_a_stopping_server_takes_nothing_new(app: Tenure) -> None:
-    with api_of(app) as api:
+    with api_client(app) as api:
         api.app.state.notifier.stop()  # type: ignore[attr-defined]
         for response in (
             api.get("/ready"),
@@ -53,7 +53,7 @@ def test_a_stopping_server_takes_nothing_new(app: Tenure) -> None:
             api.post("/jobs/batch", json=[{"type": "a"}]),
             api.get("/events"),
         ):
-            problem(response, 503, "shutting_down")
+            assert_problem(response, 503, "shutting_down")
             assert int(response.headers["retry-after"]) >= 1
         assert api.get("/health").json() == {"status": "ok"}
         assert api.get("/jobs").json() == []
@@ -65,7 +65,7 @@ def test_not_ready_without_a_database(tmp_path: Any) -> None:
     app = Tenure(f"sqlite:///{tmp_path}/secret-folder/jobs.db")
     client = TestClient(build(app), base_url="http://localhost")
     response = client.get("/ready")
-    body = problem(response, 503, "store_unavailable")
+    body = assert_problem(response, 503, "store_unavailable")
     assert "database" in body["detail"]
     assert "secret-folder" not in response.text
     assert client.get("/health").status_code == 200
@@ -79,11 +79,11 @@ def test_a_paused_queue_hands_out_nothing(api: TestClient) -> None:
     paused = api.post("/queues/mail/pause")
     assert paused.status_code == 200
     assert paused.json()["paused_at"] is not None
-    assert claim(api) == []
+    assert claim_jobs(api) == []
     assert api.get("/jobs?queue=mail").json()[0]["status"] == "pending"
     resumed = api.post("/queues/mail/resume").json()
     assert (resumed["name"], resumed["paused_at"], resumed["pending"]) == ("mail", None, 1)
-    assert len(claim(api)) == 1
+    assert len(claim_jobs(api)) == 1
     (queue,) = api.get("/queues").json()
     assert (queue["pending"], queue["processing"]) == (0, 1)
 
@@ -93,15 +93,15 @@ def test_queues_that_have_no_jobs_can_be_set(api: TestClient) -> None:
     assert api.put("/queues/other/limit", json={"max_pending": 3}).json()["max_pending"] == 3
     assert api.post("/queues/third/resume").status_code == 200
     for path in ("/queues/no%20good/pause", "/queues/a..b/resume"):
-        problem(api.post(path), 400, "invalid_input")
+        assert_problem(api.post(path), 400, "invalid_input")
     for body in ({}, {"max_pending": -1}, {"max_pending": "many"}, {"max": 1}):
-        problem(api.put("/queues/q/limit", json=body), 400, "invalid_input")
+        assert_problem(api.put("/queues/q/limit", json=body), 400, "invalid_input")
 
 
 def test_workers_are_listed(api: TestClient) -> None:
     assert api.get("/workers").json() == []
     api.post("/jobs", json={"type": "a"})
-    claim(api, types=["a", "b"], label="host:17")
+    claim_jobs(api, types=["a", "b"], label="host:17")
     (worker,) = api.get("/workers").json()
     assert (worker["id"], worker["label"], worker["leases"]) == ("w", "host:17", 1)
     assert (worker["queues"], sorted(worker["types"])) == (None, ["a", "b"])
@@ -109,7 +109,7 @@ def test_workers_are_listed(api: TestClient) -> None:
 
 def test_counts_add_up(api: TestClient) -> None:
     api.post("/jobs/batch", json=[{"type": "a"}, {"type": "a"}, {"type": "b", "queue": "q"}])
-    claim(api, types=["b"])
+    claim_jobs(api, types=["b"])
     stats = api.get("/stats").json()
     assert stats["total"] == 3
     assert stats["by_status"] == {
@@ -128,8 +128,8 @@ def test_counts_add_up(api: TestClient) -> None:
 def test_metrics_in_both_forms_are_the_same(app: Tenure, api: TestClient) -> None:
     api.post("/jobs/batch", json=[{"type": "a"}, {"type": "a"}, {"type": "b", "queue": "q"}])
     api.post("/queues/q/pause")
-    claim(api)
-    until(lambda: app.measure() == 0 and len(app.totals()) == 3)
+    claim_jobs(api)
+    wait_until(lambda: app.measure() == 0 and len(app.totals()) == 3)
     text = api.get("/metrics", headers={"Accept": "text/plain"})
     assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
     values = {
@@ -201,11 +201,11 @@ def events_in(answered: bytes) -> list[dict[str, Any]]:
 async def test_events_arrive_as_they_happen(app: Tenure) -> None:
     before = await app.enqueue_async("a")
     async with Exchange(build(app), "GET", "/events") as stream:
-        await stream.until(b"retry: ")
+        await stream.wait_for(b"retry: ")
         job = await app.enqueue_async("b")
-        await stream.until(job.id.encode())
+        await stream.wait_for(job.id.encode())
         await asyncio.to_thread(app.cancel, job.id)
-        await stream.until(b"event: cancelled")
+        await stream.wait_for(b"event: cancelled")
         assert stream.status == 200
         events = events_in(stream.answered)
     assert before.id.encode() not in stream.answered, "it begins with what happens next"
@@ -221,12 +221,12 @@ async def test_a_stream_resumes_without_gap_or_repetition(app: Tenure) -> None:
     for _ in range(5):
         jobs.append(await app.enqueue_async("a"))
     async with Exchange(build(app), "GET", "/events", query="after=") as stream:
-        await stream.until(jobs[4].id.encode())
+        await stream.wait_for(jobs[4].id.encode())
         all_of_them = events_in(stream.answered)
     assert [one["job_id"] for one in all_of_them] == [job.id for job in jobs]
     headers = {"Last-Event-ID": all_of_them[2]["position"]}
     async with Exchange(build(app), "GET", "/events", headers=headers, query="after=") as stream:
-        await stream.until(jobs[4].id.encode())
+        await stream.wait_for(jobs[4].id.encode())
         rest = events_in(stream.answered)
     assert [one["job_id"] for one in rest] == [job.id for job in jobs[3:]]
 
@@ -236,11 +236,11 @@ async def test_a_stream_tells_its_position_before_any_event(app: Tenure) -> None
     """A client that is cut off before the first event still misses nothing."""
     await app.enqueue_async("a")
     async with Exchange(build(app), "GET", "/events") as stream:
-        await stream.until(b"\n\n")
+        await stream.wait_for(b"\n\n")
         position = stream.answered.decode().partition("id: ")[2].splitlines()[0]
     job = await app.enqueue_async("b")
     async with Exchange(build(app), "GET", "/events", query=f"after={position}") as stream:
-        await stream.until(job.id.encode())
+        await stream.wait_for(job.id.encode())
         assert [one["job_id"] for one in events_in(stream.answered)] == [job.id]
 
 
@@ -251,7 +251,7 @@ async def test_a_long_ledger_is_streamed_whole(app: Tenure) -> None:
     new_jobs = [NewJob("a", {}, {}) for _ in range(streams.MAX_AT_ONCE + 50)]
     jobs = await app.enqueue_many_async(new_jobs)
     async with Exchange(build(app), "GET", "/events", query="after=") as stream:
-        await stream.until(jobs[-1].id.encode())
+        await stream.wait_for(jobs[-1].id.encode())
         assert len(events_in(stream.answered)) == len(jobs)
 
 
@@ -267,7 +267,7 @@ async def test_a_stream_tells_only_what_is_wanted(app: Tenure) -> None:
         f"job={report.id}": [(report.id, "enqueued"), (report.id, "cancelled")],
     }.items():
         async with Exchange(build(app), "GET", "/events", query=f"after=&{query}") as stream:
-            await stream.until(b"event: cancelled")
+            await stream.wait_for(b"event: cancelled")
             events = events_in(stream.answered)
         assert [(one["job_id"], one["event"]) for one in events] == told
         named = {mail.id: ("mail", "out"), report.id: ("report", "night")}
@@ -277,10 +277,10 @@ async def test_a_stream_tells_only_what_is_wanted(app: Tenure) -> None:
 @pytest.mark.anyio
 async def test_a_stream_tells_what_happens_later_only_if_it_is_wanted(app: Tenure) -> None:
     async with Exchange(build(app), "GET", "/events", query="type=mail") as stream:
-        await stream.until(b"retry: ")
+        await stream.wait_for(b"retry: ")
         await app.enqueue_async("report")
         job = await app.enqueue_async("mail")
-        await stream.until(job.id.encode())
+        await stream.wait_for(job.id.encode())
         assert [one["type"] for one in events_in(stream.answered)] == ["mail"]
 
 
@@ -293,7 +293,7 @@ async def test_a_stream_that_tells_nothing_says_how_far_it_is(
     job = await app.enqueue_async("mail")
     end = app.transitions().position
     async with Exchange(build(app), "GET", "/events", query="after=&type=other") as stream:
-        await stream.until(f": still here\nid: {end}\n\n".encode())
+        await stream.wait_for(f": still here\nid: {end}\n\n".encode())
         assert job.id.encode() not in stream.answered
 
 
@@ -302,14 +302,14 @@ async def test_a_stream_that_tells_nothing_says_how_far_it_is(
     ["type=.", "type=a,,b", "queue=", "event=exploded", "job=1", "type=" + "a," * 100 + "a"],
 )
 def test_what_no_stream_can_tell_is_refused(api: TestClient, query: str) -> None:
-    problem(api.get(f"/events?{query}"), 400, "invalid_input")
+    assert_problem(api.get(f"/events?{query}"), 400, "invalid_input")
 
 
 @pytest.mark.anyio
 async def test_a_quiet_stream_is_kept_alive(app: Tenure, monkeypatch: Any) -> None:
     monkeypatch.setattr(streams, "PING_SECONDS", 0.0)
     async with Exchange(build(app), "GET", "/events") as stream:
-        await stream.until(b"\n: ")
+        await stream.wait_for(b"\n: ")
 
 
 @pytest.mark.anyio
@@ -320,8 +320,8 @@ async def test_streams_end_with_the_server_or_their_client(app: Tenure) -> None:
         Exchange(built, "GET", "/events") as left,
         Exchange(built, "GET", "/events") as stayed,
     ):
-        await left.until(b"retry")
-        await stayed.until(b"retry")
+        await left.wait_for(b"retry")
+        await stayed.wait_for(b"retry")
         assert notifier.streams == 2
         await left.hang_up()
         await asyncio.wait_for(left.task, 5)
@@ -338,7 +338,7 @@ async def test_streams_are_counted(app: Tenure, monkeypatch: Any) -> None:
     monkeypatch.setattr(streams, "MAX_STREAMS", 1)
     built = build(app)
     async with Exchange(built, "GET", "/events") as first:
-        await first.until(b"retry")
+        await first.wait_for(b"retry")
         async with Exchange(built, "GET", "/events") as second:
             assert (await second.end())["code"] == "too_many_streams"
 
@@ -359,15 +359,15 @@ async def test_streams_that_come_at_once_are_counted(app: Tenure, monkeypatch: A
         asked = [
             await crowd.enter_async_context(Exchange(built, "GET", "/events")) for _ in range(10)
         ]
-        await asyncio.gather(*(one.until(b"t") for one in asked))
+        await asyncio.gather(*(one.wait_for(b"t") for one in asked))
         assert sorted(one.status for one in asked) == [200] * 3 + [503] * 7
 
 
 @pytest.mark.parametrize("position", ["x", "-1", "1e3", "9" * 70, "é", "1; DROP TABLE", "1 2"])
 def test_what_is_no_position_is_refused(api: TestClient, position: str) -> None:
     headers = [("Last-Event-ID", position.encode())]
-    problem(api.get("/events", headers=headers), 400, "invalid_input")
-    problem(api.get("/events", params={"after": position}), 400, "invalid_input")
+    assert_problem(api.get("/events", headers=headers), 400, "invalid_input")
+    assert_problem(api.get("/events", params={"after": position}), 400, "invalid_input")
 
 
 # --- mounted in another application ---------------------------------------------------------------
@@ -382,5 +382,5 @@ def test_the_api_can_be_mounted(app: Tenure) -> None:
     assert client.get(created.headers["location"]).json() == created.json()
     link = client.get("/queue/jobs?limit=1").headers["link"]
     assert link.startswith("</queue/jobs?limit=1&cursor=")
-    problem(client.get("/queue/nothing"), 404, "not_found")
+    assert_problem(client.get("/queue/nothing"), 404, "not_found")
     assert client.post("/queue/leases", json={"worker": "w", "wait_seconds": 1}).json()

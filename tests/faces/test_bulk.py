@@ -10,10 +10,17 @@ from starlette.testclient import TestClient
 from tenure import NewJob, Tenure
 from tenure.jobs.values import Filter
 from tenure.settings import Settings
-from tests.support.cli import PROGRAM, on_a_terminal, output_of, read, run, surroundings
-from tests.support.http import NOWHERE, api_of, problem
-from tests.support.waiting import until
-from tests.support.workers import sweeping
+from tests.support.cli import (
+    PROGRAM,
+    clean_environment,
+    cli_json,
+    output_of,
+    output_on_terminal,
+    run_cli,
+)
+from tests.support.http import UNKNOWN_ID, api_client, assert_problem
+from tests.support.waiting import wait_until
+from tests.support.workers import running_sweeper
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def app(database_url: str) -> Iterator[Tenure]:
 
 @pytest.fixture
 def api(app: Tenure) -> Iterator[TestClient]:
-    with api_of(app, Settings(redact=("password",))) as api:
+    with api_client(app, Settings(redact=("password",))) as api:
         yield api
 
 
@@ -46,16 +53,16 @@ def test_an_action_over_http_is_gone_on_with_by_a_sweeper(app: Tenure, api: Test
         "http",
     )
     assert begun["filter"] == asked["filter"]
-    with sweeping(app):
-        until(lambda: api.get(response.headers["location"]).json()["finished_at"], "its end")
+    with running_sweeper(app):
+        wait_until(lambda: api.get(response.headers["location"]).json()["finished_at"], "its end")
     (shown,) = api.get("/bulk").json()
     assert (shown["changed"], shown["examined"], shown["refused"]) == (5, 5, 0)
     assert {job["status"] for job in api.get("/jobs?type=mail").json()} == {"cancelled"}
     job = api.get("/jobs?type=mail&limit=1").json()[0]
     last = api.get(f"/jobs/{job['id']}/history").json()[-1]
     assert last["actor"] == f"http (bulk {begun['id']})"
-    problem(api.get(f"/bulk/{NOWHERE}"), 404, "bulk_not_found")
-    problem(api.post(f"/bulk/{NOWHERE}/stop"), 404, "bulk_not_found")
+    assert_problem(api.get(f"/bulk/{UNKNOWN_ID}"), 404, "bulk_not_found")
+    assert_problem(api.post(f"/bulk/{UNKNOWN_ID}/stop"), 404, "bulk_not_found")
 
 
 def test_one_that_is_stopped_over_http_changes_nothing_more(app: Tenure, api: TestClient) -> None:
@@ -77,29 +84,31 @@ def test_hidden_values_are_not_found_over_http(api: TestClient) -> None:
 
 @pytest.mark.parametrize("query", ["text=", "error=" + "x" * 201, "text=%00", "created_after=1"])
 def test_what_cannot_be_searched_for_is_refused(api: TestClient, query: str) -> None:
-    assert problem(api.get(f"/jobs?{query}"), 400, "invalid_input")["path"].startswith("query ")
+    assert assert_problem(api.get(f"/jobs?{query}"), 400, "invalid_input")["path"].startswith(
+        "query "
+    )
 
 
 def test_the_command_line_previews_asks_and_sees_it_through(app: Tenure) -> None:
     here = {"TENURE_DATABASE": app.database}
     preview = output_of("jobs", "cancel", "--type", "mail", "--dry-run", **here)
     assert preview.startswith("This would cancel 5 jobs.\nID")
-    refused = run("jobs", "cancel", "--type", "mail", **here)
+    refused = run_cli("jobs", "cancel", "--type", "mail", **here)
     assert refused.exit_code == 2
     assert "would cancel 5 jobs; add --yes" in refused.stderr
-    assert run("jobs", "cancel", **here).exit_code == 2
-    assert run("jobs", "retry", NOWHERE, "--type", "mail", **here).exit_code == 2
+    assert run_cli("jobs", "cancel", **here).exit_code == 2
+    assert run_cli("jobs", "retry", UNKNOWN_ID, "--type", "mail", **here).exit_code == 2
     assert app.count_matching(Filter(), action="cancel").jobs == 6
-    shown = on_a_terminal(
-        *PROGRAM, "jobs", "cancel", "--type", "mail", "--yes", **surroundings(**here)
+    shown = output_on_terminal(
+        *PROGRAM, "jobs", "cancel", "--type", "mail", "--yes", **clean_environment(**here)
     )
     assert "5/5" in shown
     assert "5 jobs changed, 0 refused" in shown
-    (record,) = read("--database", app.database, "bulk", "list")
+    (record,) = cli_json("--database", app.database, "bulk", "list")
     assert record["changed"] == 5
     assert record["id"] in output_of("bulk", "show", record["id"], **here)
-    assert read("--database", app.database, "bulk", "stop", record["id"]) == record
-    assert run("bulk", "show", NOWHERE, **here).exit_code == 3
+    assert cli_json("--database", app.database, "bulk", "stop", record["id"]) == record
+    assert run_cli("bulk", "show", UNKNOWN_ID, **here).exit_code == 3
     heads, row = output_of("bulk", "list", COLUMNS="80", **here).splitlines()
     assert heads.split() == ["ID", "ACTION", "ENDED", "TOTAL", "CHANGED", "REFUSED"]
     assert row.startswith(f"{record['id']}  cancel  ")
@@ -107,5 +116,5 @@ def test_the_command_line_previews_asks_and_sees_it_through(app: Tenure) -> None
     nothing = output_of("jobs", "cancel", "--type", "mail", **here)
     assert nothing == "No job matches that it could cancel."
     assert len(app.bulks()) == 1
-    found = read("--database", app.database, "jobs", "list", "--text", "ANN1")
+    found = cli_json("--database", app.database, "jobs", "list", "--text", "ANN1")
     assert [job["status"] for job in found] == ["cancelled"]

@@ -13,7 +13,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.cli.completing import SHELLS
-from tests.support.cli import PROGRAM, Terminal, output_of, program, run, surroundings
+from tests.support.cli import PROGRAM, Terminal, clean_environment, output_of, run_cli, run_program
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def offered(line: str, **environ: str) -> list[str]:
         capture_output=True,
         text=True,
         timeout=60,
-        env=surroundings(
+        env=clean_environment(
             _TENURE_COMPLETE="bash_complete",
             COMP_WORDS=line,
             COMP_CWORD=str(len(words) - 1),
@@ -56,7 +56,7 @@ def test_bash_completes_commands_and_names_from_the_database(folder: Path, sqlit
         *(bash, "--norc", "--noprofile", "-i"), columns=200, PATH=path, TENURE_DATABASE=sqlite_url
     ) as shell:
         shell.type('eval "$(tenure completion bash)"; echo rea""dy\n')
-        shell.until("ready")
+        shell.wait_for("ready")
         for typed, becomes in (
             ("tenure comple", "tenure completion "),
             ("tenure jobs list --status pro", "--status processing "),
@@ -69,10 +69,10 @@ def test_bash_completes_commands_and_names_from_the_database(folder: Path, sqlit
                 if becomes not in shell.shown:
                     shell.type("\t")
                     shell.read(3.0)
-            shell.until(becomes)
+            shell.wait_for(becomes)
             shell.type("\x15")  # clears the line
         shell.type("exit\n")
-        assert shell.ended() == 0
+        assert shell.wait_for_exit() == 0
 
 
 def test_bash_completes_what_stands_behind_an_equals_sign() -> None:
@@ -108,13 +108,13 @@ def names(folder: Path, sqlite_url: str) -> dict[str, str]:
 def test_zsh_completes_without_a_configuration_of_its_own(names: dict[str, str]) -> None:
     with Terminal(installed("zsh"), "-f", "-i", columns=200, **names) as shell:
         shell.type('bindkey -e; eval "$(tenure completion zsh)"; echo rea""dy\n')
-        shell.until("ready")
+        shell.wait_for("ready")
         assert "not found" not in shell.shown
         for typed, becomes in LINES.items():
             shell.type(f"{typed}\t\x01print -r -- \n")  # the line is printed, not run
-            shell.until(f"\n{becomes}\r\n")
+            shell.wait_for(f"\n{becomes}\r\n")
         shell.type("exit\n")
-        assert shell.ended() == 0
+        assert shell.wait_for_exit() == 0
 
 
 def test_fish_completes_with_whole_descriptions(names: dict[str, str]) -> None:
@@ -126,7 +126,7 @@ def test_fish_completes_with_whole_descriptions(names: dict[str, str]) -> None:
         capture_output=True,
         text=True,
         timeout=60,
-        env=surroundings(**names),
+        env=clean_environment(**names),
     )
     assert done.stdout.splitlines() == [
         "completion\tPrint the script that switches completion...",
@@ -172,5 +172,5 @@ def test_each_shell_has_its_script(shell: str) -> None:
 
 
 def test_a_shell_that_is_not_known() -> None:
-    assert run("completion", "tcsh").exit_code == 2
-    assert program("completion").returncode == 2
+    assert run_cli("completion", "tcsh").exit_code == 2
+    assert run_program("completion").returncode == 2

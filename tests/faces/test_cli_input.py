@@ -11,7 +11,7 @@ import pytest
 from tenure import InvalidInput, Tenure
 from tenure.jobs.payload import MAX_PAYLOAD_BYTES
 from tenure.telemetry.logs import visible
-from tests.support.cli import read, run
+from tests.support.cli import cli_json, run_cli
 from tests.support.payloads import HOSTILE_NAMES, REFUSED_JSON
 
 EVERY_NAME_BUT = [name for name in HOSTILE_NAMES if isinstance(name, str)]
@@ -29,7 +29,7 @@ def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
 
 def refused(*arguments: str, stdin: bytes | None = None) -> str:
     """What a command says that must refuse what it was given."""
-    result = run(*arguments, stdin=stdin)
+    result = run_cli(*arguments, stdin=stdin)
     assert result.exit_code == 2, (arguments, result.output)
     assert result.stdout == ""
     return result.stderr
@@ -178,8 +178,8 @@ def test_what_is_accepted_comes_back_unchanged(database_url: str) -> None:
         "é": {"e\u0301": "\U0001f600"},
     }
     for data in (json.dumps(payload), json.dumps(payload, ensure_ascii=False)):
-        result = run("enqueue", "email", "-", "--database", database_url, stdin=data)
+        result = run_cli("enqueue", "email", "-", "--database", database_url, stdin=data)
 
-        shown = read("jobs", "show", result.stdout.strip(), "--database", database_url)
+        shown = cli_json("jobs", "show", result.stdout.strip(), "--database", database_url)
         assert shown["job"]["payload"] == payload
         assert list(shown["job"]["payload"]) == list(payload)

@@ -12,7 +12,7 @@ import pytest
 from tenure import Tenure
 from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tenure.wire import responses
-from tests.support.cli import output_of, read, run
+from tests.support.cli import cli_json, output_of, run_cli
 
 NOBODY = "0190163d-8694-739b-aea5-966c26f8ad90"
 
@@ -55,7 +55,7 @@ def test_enqueue_without_a_payload_has_an_empty_one(app: Tenure) -> None:
 
 
 def test_enqueue_reads_the_payload_from_standard_input(app: Tenure) -> None:
-    result = run("enqueue", "email", "-", stdin='{"text": "grüße"}')
+    result = run_cli("enqueue", "email", "-", stdin='{"text": "grüße"}')
 
     assert app.get(result.stdout.strip()).payload == '{"text":"grüße"}'
 
@@ -88,7 +88,7 @@ def test_enqueue_with_a_delay_and_a_plain_backoff(app: Tenure) -> None:
 def test_a_key_names_the_same_job_again_and_refuses_another(app: Tenure) -> None:
     first = output_of("enqueue", "email", "--key", "order-17")
     again = output_of("enqueue", "email", "--key", "order-17")
-    other = run("enqueue", "sms", "--key", "order-17")
+    other = run_cli("enqueue", "sms", "--key", "order-17")
 
     assert again == first
     assert other.exit_code == 1
@@ -96,7 +96,7 @@ def test_a_key_names_the_same_job_again_and_refuses_another(app: Tenure) -> None
 
 
 def test_enqueue_as_json_is_the_job_as_the_api_shows_it(app: Tenure) -> None:
-    shown = read("enqueue", "email", '{"n": 1}')
+    shown = cli_json("enqueue", "email", '{"n": 1}')
 
     assert shown == as_json(responses.job_body(app.get(shown["id"])))
 
@@ -105,7 +105,7 @@ def test_a_full_queue_refuses(app: Tenure) -> None:
     output_of("queues", "limit", "mail", "1")
     output_of("enqueue", "email", "--queue", "mail")
 
-    result = run("enqueue", "email", "--queue", "mail")
+    result = run_cli("enqueue", "email", "--queue", "mail")
 
     assert result.exit_code == 1
     assert "mail" in result.stderr
@@ -119,25 +119,25 @@ def test_list_shows_the_newest_first_and_filters(app: Tenure) -> None:
     report = app.enqueue("report")
     app.cancel(report.id)
 
-    assert [job["id"] for job in read("jobs", "list")] == [report.id, email.id]
-    assert [job["id"] for job in read("jobs", "list", "--status", "cancelled")] == [report.id]
-    assert [job["id"] for job in read("jobs", "list", "--type", "email")] == [email.id]
-    assert [job["id"] for job in read("jobs", "list", "--queue", "mail")] == [email.id]
-    assert read("jobs", "list", "--queue", "none") == []
+    assert [job["id"] for job in cli_json("jobs", "list")] == [report.id, email.id]
+    assert [job["id"] for job in cli_json("jobs", "list", "--status", "cancelled")] == [report.id]
+    assert [job["id"] for job in cli_json("jobs", "list", "--type", "email")] == [email.id]
+    assert [job["id"] for job in cli_json("jobs", "list", "--queue", "mail")] == [email.id]
+    assert cli_json("jobs", "list", "--queue", "none") == []
 
 
 def test_list_as_json_is_what_the_api_shows(app: Tenure) -> None:
     job = app.enqueue("email", {"a": [1, None]})
 
-    assert read("jobs", "list") == [as_json(responses.job_body(app.get(job.id)))]
+    assert cli_json("jobs", "list") == [as_json(responses.job_body(app.get(job.id)))]
 
 
 def test_list_goes_on_before_the_last_one(app: Tenure) -> None:
     ids = [app.enqueue("email").id for _ in range(5)][::-1]
 
-    first = run("jobs", "list", "--limit", "2")
+    first = run_cli("jobs", "list", "--limit", "2")
     seen = [line.split()[0] for line in first.stdout.splitlines()[1:]]
-    rest = read("jobs", "list", "--before", seen[-1])
+    rest = cli_json("jobs", "list", "--before", seen[-1])
 
     assert f"--before {seen[-1]}" in first.stderr
     assert seen + [job["id"] for job in rest] == ids
@@ -191,18 +191,18 @@ def test_show_as_json_is_what_the_api_shows(app: Tenure) -> None:
     job = app.enqueue("email")
     settle(app, Outcome.COMPLETED, result='{"sent":true}')
 
-    shown = read("jobs", "show", job.id)
+    shown = cli_json("jobs", "show", job.id)
 
     assert shown["job"] == as_json(responses.job_body(app.get(job.id)))
     assert shown["job"]["result"] == {"sent": True}
     assert shown["history"] == as_json([responses.transition_body(t) for t in app.history(job.id)])
-    assert shown["explanation"] == read("explain", job.id)
+    assert shown["explanation"] == cli_json("explain", job.id)
 
 
 def test_explain_says_why_and_what_may_be_done(app: Tenure) -> None:
     job = app.enqueue("email", delay="1h")
 
-    assert read("explain", job.id)["reason"] == "not_due"
+    assert cli_json("explain", job.id)["reason"] == "not_due"
     told = output_of("explain", job.id)
     assert "not due before" in told
     assert told.endswith(
@@ -213,7 +213,7 @@ def test_explain_says_why_and_what_may_be_done(app: Tenure) -> None:
 @pytest.mark.parametrize("command", [["jobs", "show"], ["explain"], ["jobs", "cancel"]])
 @pytest.mark.parametrize("id", [NOBODY, "17", "'; DROP TABLE tenure_job; --"])
 def test_no_such_job(app: Tenure, command: list[str], id: str) -> None:
-    result = run(*command, id)
+    result = run_cli(*command, id)
 
     assert result.exit_code == 3
     assert result.stdout == ""
@@ -238,7 +238,7 @@ def test_retry_gives_failed_jobs_more_attempts(app: Tenure) -> None:
 def test_retry_names_the_moves_that_are_legal(app: Tenure) -> None:
     job = app.enqueue("email")
 
-    result = run("jobs", "retry", job.id)
+    result = run_cli("jobs", "retry", job.id)
 
     assert result.exit_code == 1
     assert "is pending" in result.stderr
@@ -248,7 +248,7 @@ def test_retry_names_the_moves_that_are_legal(app: Tenure) -> None:
 def test_cancel_as_json_is_the_jobs_that_changed(app: Tenure) -> None:
     job = app.enqueue("email")
 
-    assert read("jobs", "cancel", job.id) == [as_json(responses.job_body(app.get(job.id)))]
+    assert cli_json("jobs", "cancel", job.id) == [as_json(responses.job_body(app.get(job.id)))]
     assert app.get(job.id).status == "cancelled"
 
 
@@ -256,12 +256,12 @@ def test_one_refusal_stops_no_other_and_the_first_sets_the_code(app: Tenure) -> 
     done, last = app.enqueue("email"), app.enqueue("email")
     app.cancel(done.id)
 
-    result = run("jobs", "cancel", NOBODY, done.id, last.id)
+    result = run_cli("jobs", "cancel", NOBODY, done.id, last.id)
 
     assert result.exit_code == 3
     assert result.stdout == f"{last.id}  cancelled\n"
     assert len(result.stderr.splitlines()) == 2
-    assert run("jobs", "cancel", done.id, NOBODY).exit_code == 1
+    assert run_cli("jobs", "cancel", done.id, NOBODY).exit_code == 1
 
 
 # --- queues, stats ----------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_queues_are_listed_as_the_api_shows_them(app: Tenure) -> None:
     app.enqueue("email", queue="mail")
     output_of("queues", "limit", "mail", "10")
 
-    assert read("queues", "list") == as_json(
+    assert cli_json("queues", "list") == as_json(
         [responses.queue_body(queue) for queue in app.queues()]
     )
     head, line = output_of("queues", "list").splitlines()
@@ -291,19 +291,19 @@ def test_queues_are_listed_as_the_api_shows_them(app: Tenure) -> None:
 
 def test_a_limit_is_lifted_by_none(app: Tenure) -> None:
     output_of("queues", "limit", "mail", "0")
-    assert run("enqueue", "email", "--queue", "mail").exit_code == 1
+    assert run_cli("enqueue", "email", "--queue", "mail").exit_code == 1
     output_of("queues", "limit", "mail", "none")
-    assert run("enqueue", "email", "--queue", "mail").exit_code == 0
+    assert run_cli("enqueue", "email", "--queue", "mail").exit_code == 0
 
 
 @pytest.mark.parametrize("number", ["-1", "1.5", "many", "9" * 30, "\u0661"])
 def test_a_limit_is_a_whole_number(app: Tenure, number: str) -> None:
-    assert run("queues", "limit", "--", "mail", number).exit_code == 2
+    assert run_cli("queues", "limit", "--", "mail", number).exit_code == 2
 
 
 @pytest.mark.parametrize("command", ["pause", "resume"])
 def test_a_queue_must_have_a_name(app: Tenure, command: str) -> None:
-    assert run("queues", command, "no name").exit_code == 2
+    assert run_cli("queues", command, "no name").exit_code == 2
 
 
 def test_stats_count_by_queue_type_and_status(app: Tenure) -> None:
@@ -311,7 +311,7 @@ def test_stats_count_by_queue_type_and_status(app: Tenure) -> None:
         app.enqueue(type)
     settle(app, Outcome.COMPLETED)
 
-    assert read("stats") == as_json(responses.stats_body(app.stats()))
+    assert cli_json("stats") == as_json(responses.stats_body(app.stats()))
     head, *lines, total = (line.split() for line in output_of("stats").splitlines())
     assert head[:3] == ["QUEUE", "TYPE", "PENDING"]
     assert sorted(lines) == [
@@ -322,8 +322,8 @@ def test_stats_count_by_queue_type_and_status(app: Tenure) -> None:
 
 
 def test_an_empty_database_has_nothing_to_show(app: Tenure) -> None:
-    assert read("jobs", "list") == read("queues", "list") == []
-    assert read("stats")["total"] == 0
+    assert cli_json("jobs", "list") == cli_json("queues", "list") == []
+    assert cli_json("stats")["total"] == 0
 
 
 # --- where the database is --------------------------------------------------------------------
@@ -337,6 +337,6 @@ def test_the_database_may_be_named_before_or_after_the_command(
     chosen = ("--database", database_url)
     arguments = (*chosen, "jobs", "list") if first else ("jobs", "list", *chosen)
 
-    result = run(*arguments, TENURE_DATABASE="sqlite:////no/such/folder/jobs.db")
+    result = run_cli(*arguments, TENURE_DATABASE="sqlite:////no/such/folder/jobs.db")
 
     assert job.id in result.stdout

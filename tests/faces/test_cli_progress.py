@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tenure import NewJob, Tenure, demo
-from tests.support.cli import PROGRAM, Terminal, program
+from tests.support.cli import PROGRAM, Terminal, run_program
 
 BAR = """
 from tenure.cli.terminal import progress_bar
@@ -46,15 +46,15 @@ def python(options: str, **environ: Any) -> Terminal:
 def through(terminal: Terminal) -> str:
     """Press return for each `input`; all that was shown."""
     terminal.type("\n\n")
-    assert terminal.ended() == 0, terminal.shown
+    assert terminal.wait_for_exit() == 0, terminal.shown
     return terminal.shown
 
 
 def test_a_bar_says_what_is_done_how_much_of_it_and_what_now() -> None:
     with python("'Checking'") as terminal:
-        before = bare(terminal.until("Checking"))
+        before = bare(terminal.wait_for("Checking"))
         terminal.type("\n")
-        shown = bare(terminal.until("leases"))
+        shown = bare(terminal.wait_for("leases"))
         end = through(terminal)
     assert "/" not in before, "nobody knows how much there is"
     bars = r"\r(. Checking [━╸╺]+ +1,234/5,678 \d:\d\d:\d\d \[bold\]leases)"
@@ -65,9 +65,9 @@ def test_a_bar_says_what_is_done_how_much_of_it_and_what_now() -> None:
 
 def test_the_cursor_stays_for_who_is_killed_meanwhile() -> None:
     with python("'Checking'") as terminal:
-        terminal.until("Checking")
+        terminal.wait_for("Checking")
         terminal.process.send_signal(signal.SIGTERM)
-        assert terminal.ended() == -signal.SIGTERM
+        assert terminal.wait_for_exit() == -signal.SIGTERM
     assert terminal.shown.rindex("\x1b[?25h") > terminal.shown.rindex("\x1b[?25l")
 
 
@@ -117,7 +117,7 @@ def test_a_command_that_takes_long_has_a_bar_on_a_terminal(
     arguments, bar, answer = COMMANDS[name]
     url = f"sqlite:///{tmp_path}/fresh.db" if name in FRESH else database
     with Terminal(*PROGRAM, *arguments, columns=80, TENURE_DATABASE=url) as terminal:
-        assert terminal.ended() == 0, terminal.shown
+        assert terminal.wait_for_exit() == 0, terminal.shown
     shown = bare(terminal.shown)
     assert re.search(rf"[━╸╺] +{bar}", shown), terminal.shown
     assert answer in shown.rpartition("━")[2], "the answer comes when the bar is gone"
@@ -127,7 +127,7 @@ def test_a_command_that_takes_long_has_a_bar_on_a_terminal(
 def test_nothing_of_it_is_in_a_pipe(database: str, tmp_path: Path, name: str) -> None:
     arguments, _, answer = COMMANDS[name]
     url = f"sqlite:///{tmp_path}/fresh.db" if name in FRESH else database
-    ended = program(*arguments, TENURE_DATABASE=url, TERM="xterm", FORCE_COLOR="1")
+    ended = run_program(*arguments, TENURE_DATABASE=url, TERM="xterm", FORCE_COLOR="1")
     assert ended.returncode == 0
     assert ended.stderr == ""
     assert answer in ended.stdout
@@ -139,7 +139,7 @@ def test_a_program_that_asks_for_json_gets_no_bar(database: str, tmp_path: Path,
     arguments, *_ = COMMANDS[name]
     url = f"sqlite:///{tmp_path}/fresh.db" if name in FRESH else database
     with Terminal(*PROGRAM, *arguments, "--json", TENURE_DATABASE=url) as terminal:
-        assert terminal.ended() == 0, terminal.shown
+        assert terminal.wait_for_exit() == 0, terminal.shown
     assert "\x1b" not in terminal.shown
 
 
@@ -168,11 +168,11 @@ def test_a_worker_that_stops_shows_what_it_waits_for(sqlite_url: str, tmp_path: 
             ends = [os.open(pipe, os.O_WRONLY) for pipe in pipes]  # once both handlers run
             assert "Stopping" not in terminal.shown
             terminal.process.send_signal(signal.SIGTERM)
-            terminal.until("0/2")
+            terminal.wait_for("0/2")
             os.close(ends.pop())
-            terminal.until("1/2")
+            terminal.wait_for("1/2")
             os.close(ends.pop())
-            assert terminal.ended() == 0
+            assert terminal.wait_for_exit() == 0
         shown = bare(terminal.shown)
         assert "2 jobs still run" in shown
         logged = re.findall(r"(.)20\S+ INFO waiting: through", shown, re.DOTALL)

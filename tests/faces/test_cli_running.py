@@ -14,9 +14,9 @@ import pytest
 from tenure import Job, Tenure
 from tenure.client import Client
 from tenure.jobs.values import ClaimRequest, Outcome, Report
-from tests.support.cli import PROGRAM, program, run, surroundings
-from tests.support.waiting import PATIENCE, until
-from tests.support.workers import completed, settled
+from tests.support.cli import PROGRAM, clean_environment, run_cli, run_program
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.workers import wait_until_completed, wait_until_settled
 
 SHOP = """
 import asyncio
@@ -76,7 +76,7 @@ def running(
     process = subprocess.Popen(
         [*PROGRAM, *arguments],
         cwd=cwd,
-        env=surroundings(**environ),
+        env=clean_environment(**environ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -91,7 +91,7 @@ def running(
 def stopped(process: subprocess.Popen[str], by: signal.Signals = signal.SIGTERM) -> str:
     """Stop a program in good order; what it wrote to standard error."""
     process.send_signal(by)
-    _, errors = process.communicate(timeout=PATIENCE)
+    _, errors = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
     return errors
@@ -122,9 +122,9 @@ def test_a_worker_runs_the_handlers_of_all_applications(database_url: str, shop:
     with Tenure(database_url) as app:
         job = app.enqueue("greet", {"name": "Ann"})
         with running("worker", *apps, "--database", database_url, cwd=shop) as worker:
-            assert completed(app, job).result == '"Hello Ann"'
+            assert wait_until_completed(app, job).result == '"Hello Ann"'
             (second,) = app.find(type="farewell")  # enqueued by the first, on the same database
-            assert completed(app, second).result == '"Goodbye Ann"'
+            assert wait_until_completed(app, second).result == '"Goodbye Ann"'
             stopped(worker)
     assert not list(shop.glob("*.db"))
 
@@ -134,7 +134,7 @@ def test_a_worker_uses_the_database_of_its_application(shop: Path) -> None:
         Tenure(f"sqlite:///{shop}/other.db") as app,
         running("worker", "--app", "shop.jobs:other", cwd=shop) as worker,
     ):
-        completed(app, app.enqueue("farewell", {"name": "Ann"}))
+        wait_until_completed(app, app.enqueue("farewell", {"name": "Ann"}))
         stopped(worker, signal.SIGINT)
 
 
@@ -162,7 +162,7 @@ def test_a_worker_simulates_by_rule_and_keeps_to_its_queues(sqlite_url: str) -> 
         types = ("payment", "invoice", "invoice", "invoice")
         jobs = [app.enqueue(type, **quick) for type in types]  # type: ignore[arg-type]
         with running("worker", *rules, "--database", sqlite_url) as worker:
-            ends = [settled(app, job) for job in jobs]
+            ends = [wait_until_settled(app, job) for job in jobs]
             stopped(worker)
         assert [(str(job.status), job.attempts) for job in ends] == [
             ("failed", 3),
@@ -178,9 +178,9 @@ def test_a_worker_that_is_killed_loses_no_job(database_url: str) -> None:
     with Tenure(database_url) as app:
         job = app.enqueue("simulate.crash", backoff=0.01)
         with running(*arguments) as first:
-            assert first.wait(PATIENCE) == -signal.SIGKILL
+            assert first.wait(WAIT_SECONDS) == -signal.SIGKILL
         with running(*arguments) as second:
-            assert completed(app, job).attempts == 2
+            assert wait_until_completed(app, job).attempts == 2
             stopped(second)
         events = [entry.event for entry in app.history(job.id)]
         assert events == [
@@ -195,7 +195,7 @@ def test_a_worker_prunes_when_it_is_told_to(sqlite_url: str) -> None:
         settle(app, gone, Outcome.COMPLETED)
         app.cancel(kept.id)
         with running(*arguments, TENURE_KEEP_COMPLETED="0s", TENURE_KEEP_CANCELLED="forever"):
-            until(lambda: [job.id for job in app.find()] == [kept.id])
+            wait_until(lambda: [job.id for job in app.find()] == [kept.id])
 
 
 def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
@@ -205,7 +205,7 @@ def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
         settle(app, old, Outcome.COMPLETED)
         with running(*arguments, TENURE_KEEP_COMPLETED="0s"):
             done = app.enqueue("email")
-            until(lambda: app.get(done.id).status == "completed")
+            wait_until(lambda: app.get(done.id).status == "completed")
         assert {job.id for job in app.find()} == {old.id, done.id}
 
 
@@ -238,7 +238,7 @@ def test_a_worker_that_cannot_work_says_why(
     for name in ("TENURE_DATABASE", "TENURE_CONFIG", "TENURE_CONCURRENCY", "TENURE_PORT", "PORT"):
         monkeypatch.delenv(name, raising=False)
 
-    result = run("worker", *arguments)
+    result = run_cli("worker", *arguments)
 
     assert result.exit_code == 2
     assert reason in result.stderr
@@ -251,7 +251,7 @@ def test_a_fault_in_the_application_itself_is_shown_where_it_is(
     monkeypatch.syspath_prepend(str(shop))
 
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
-        run("worker", "--app", "broken:app")
+        run_cli("worker", "--app", "broken:app")
 
 
 # --- serve ------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def test_a_server_with_simulated_workers(database_url: str, by: signal.Signals) 
         Client(url) as client,
     ):
         job = client.enqueue("email", {"to": "a@example.com"})
-        completed(app, job)
+        wait_until_completed(app, job)
         assert client.get(job.id).status == "completed"
         stopped(server, by)
 
@@ -291,7 +291,7 @@ def test_a_worker_works_over_http(sqlite_url: str, shop: Path) -> None:
         running("worker", "--server", url, *apps, cwd=shop, **token) as worker,
     ):
         job = app.enqueue("farewell", {"name": "Ann"})
-        assert completed(app, job).result == '"Goodbye Ann"'
+        assert wait_until_completed(app, job).result == '"Goodbye Ann"'
         assert "HTTP Request" not in stopped(worker)
         stopped(server)
     assert not list(shop.glob("*.db*"))
@@ -318,14 +318,14 @@ def test_the_log_may_be_json(sqlite_url: str) -> None:
 def test_a_server_that_cannot_serve_says_why(
     sqlite_url: str, arguments: list[str], reason: str
 ) -> None:
-    done = program("serve", *arguments, "--database", sqlite_url)
+    done = run_program("serve", *arguments, "--database", sqlite_url)
 
     assert done.returncode == 2
     assert reason in done.stderr
 
 
 def test_a_server_whose_database_does_not_answer() -> None:
-    done = program("serve", "--port", "0", "--database", "sqlite:////no/such/folder/jobs.db")
+    done = run_program("serve", "--port", "0", "--database", "sqlite:////no/such/folder/jobs.db")
 
     assert done.returncode == 4
     assert "Traceback" not in done.stderr

@@ -15,7 +15,7 @@ import tenure
 from tenure import errors
 from tenure.cli import cli
 from tenure.cli.command import EXIT_CODES, REFUSED, exit_code
-from tests.support.cli import program, run, surroundings
+from tests.support.cli import clean_environment, run_cli, run_program
 
 SLOW = ("asyncio", "jinja2", "msgspec", "psycopg", "sqlite3", "starlette", "uvicorn", "uvloop")
 
@@ -49,7 +49,7 @@ def test_a_disk_that_is_full_is_no_traceback(sqlite_url: str) -> None:
             stderr=subprocess.PIPE,
             text=True,
             timeout=60,
-            env=surroundings(),
+            env=clean_environment(),
         )
     assert ended.returncode == REFUSED
     assert ended.stderr == "Error: the output could not be written: No space left on device\n"
@@ -64,7 +64,7 @@ def test_help_imports_no_more_than_it_needs() -> None:
         check=True,
         capture_output=True,
         text=True,
-        env=surroundings(),
+        env=clean_environment(),
         timeout=60,
     )
     loaded = set(done.stderr.split())
@@ -86,7 +86,7 @@ def test_public_names_are_imported_when_they_are_used() -> None:
 
 
 def test_the_module_runs_as_the_program_does() -> None:
-    done = program("--version")
+    done = run_program("--version")
 
     assert done.returncode == 0
     assert done.stdout == f"tenure {tenure.__version__}\n"
@@ -94,7 +94,7 @@ def test_the_module_runs_as_the_program_does() -> None:
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_lists_commands_and_exit_codes(flag: str) -> None:
-    result = run(flag)
+    result = run_cli(flag)
 
     assert result.exit_code == 0
     for name in cli.commands:
@@ -105,7 +105,7 @@ def test_help_lists_commands_and_exit_codes(flag: str) -> None:
 
 @pytest.mark.parametrize(("path", "command"), ALL)
 def test_every_command_and_option_has_help(path: tuple[str, ...], command: click.Command) -> None:
-    result = run(*path, "--help")
+    result = run_cli(*path, "--help")
 
     assert result.exit_code == 0
     assert command.help
@@ -133,7 +133,7 @@ def test_every_read_has_json() -> None:
     [["nonsense"], ["jobs", "nonsense"], ["enqueue"], ["stats", "--nonsense"], ["jobs", "retry"]],
 )
 def test_a_call_that_makes_no_sense_is_bad_input(arguments: list[str]) -> None:
-    result = run(*arguments)
+    result = run_cli(*arguments)
 
     assert result.exit_code == 2
     assert "Usage: " in result.stderr
@@ -167,6 +167,6 @@ class Interrupted(io.BytesIO):
 
 
 def test_an_interrupted_command_has_an_exit_code_of_its_own(sqlite_url: str) -> None:
-    result = run("enqueue", "email", "-", "--database", sqlite_url, stdin=Interrupted())
+    result = run_cli("enqueue", "email", "-", "--database", sqlite_url, stdin=Interrupted())
 
     assert result.exit_code == 130

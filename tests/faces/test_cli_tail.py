@@ -12,7 +12,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.jobs.values import ClaimRequest, Outcome, Report
-from tests.support.cli import PROGRAM, Terminal, output_of, run, surroundings
+from tests.support.cli import PROGRAM, Terminal, clean_environment, output_of, run_cli
 
 
 @pytest.fixture
@@ -105,19 +105,19 @@ def test_what_is_redacted_is_not_in_its_errors(
 
 
 def test_a_position_of_nowhere_and_a_job_that_is_not_there(app: Tenure) -> None:
-    assert run("tail", "--since", "yesterday").exit_code == 2
-    assert run("tail", "--job", "17").exit_code == 3
-    assert run("tail", "--event", "done").exit_code == 2
+    assert run_cli("tail", "--since", "yesterday").exit_code == 2
+    assert run_cli("tail", "--job", "17").exit_code == 3
+    assert run_cli("tail", "--event", "done").exit_code == 2
 
 
 def test_it_follows_until_ctrl_c(app: Tenure, database_url: str) -> None:
     app.enqueue("first")
     with Terminal(*PROGRAM, "tail", columns=80, TENURE_DATABASE=database_url) as terminal:
-        terminal.until("first")
+        terminal.wait_for("first")
         app.cancel(app.enqueue("second" * 20).id)
-        shown = terminal.until("\x1b[35mcancelled")
+        shown = terminal.wait_for("\x1b[35mcancelled")
         terminal.type("\x03")
-        assert terminal.ended() == 0
+        assert terminal.wait_for_exit() == 0
     assert "Traceback" not in terminal.shown
     assert max(len(line.split("\x1b")[0]) for line in shown.splitlines()) <= 80
 
@@ -129,7 +129,7 @@ def test_it_ends_when_nobody_reads_any_more(app: Tenure, database_url: str) -> N
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=surroundings(TENURE_DATABASE=database_url),
+        env=clean_environment(TENURE_DATABASE=database_url),
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -147,7 +147,7 @@ def test_a_signal_ends_it_as_ctrl_c_does(sqlite_url: str) -> None:
         [*PROGRAM, "tail"],
         stdout=subprocess.PIPE,
         text=True,
-        env=surroundings(TENURE_DATABASE=sqlite_url),
+        env=clean_environment(TENURE_DATABASE=sqlite_url),
     ) as process:
         assert process.stdout is not None
         assert "email" in process.stdout.readline()

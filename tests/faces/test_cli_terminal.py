@@ -12,7 +12,7 @@ import pytest
 from tenure import Tenure
 from tenure.cli import terminal
 from tenure.jobs.values import ClaimRequest, Outcome, Report
-from tests.support.cli import on_a_terminal, run
+from tests.support.cli import output_on_terminal, run_cli
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -63,7 +63,7 @@ def test_texts_of_jobs_cannot_act(
     sqlite_url: str, failed: str, hostile: str, flags: list[str]
 ) -> None:
     for command in (["jobs", "list"], ["jobs", "show", failed], ["explain", failed], ["stats"]):
-        result = run(*command, *flags, "--database", sqlite_url, COLUMNS="300")
+        result = run_cli(*command, *flags, "--database", sqlite_url, COLUMNS="300")
 
         assert result.exit_code == 0
         assert not acting(result.output), command
@@ -82,7 +82,7 @@ def test_texts_of_errors_cannot_act(sqlite_url: str, hostile: str) -> None:
         ["queues", "pause", hostile],
         ["worker", "--app", f"{hostile}:app"],
     ):
-        result = run(*arguments, "--database", sqlite_url)
+        result = run_cli(*arguments, "--database", sqlite_url)
 
         assert result.exit_code in (2, 3)
         assert not acting(result.output), arguments
@@ -168,7 +168,7 @@ def test_statuses_have_colours_on_a_terminal_that_wants_them() -> None:
         ({"TERM": "xterm", "NO_COLOR": "1"}, False),
         ({"TERM": "dumb"}, False),
     ):
-        shown = on_a_terminal(sys.executable, "-c", table, **environ)
+        shown = output_on_terminal(sys.executable, "-c", table, **environ)
 
         assert ("failed  \x1b[31mfailed\x1b[0m" in shown) is coloured, environ
         assert ("\x1b" in shown) is coloured, environ

@@ -103,20 +103,20 @@ def test_it_is_drawn_anew_until_somebody_ends_it(
 ) -> None:
     live = (*PROGRAM, "top", "--interval", "0.2")
     with Terminal(*live, columns=100, TENURE_DATABASE=database_url) as terminal:
-        terminal.until("money")
+        terminal.wait_for("money")
         app.enqueue("email", queue="parcels")
-        terminal.until("parcels")
+        terminal.wait_for("parcels")
         if isinstance(end, str):
             terminal.type(end)
         else:
             terminal.process.send_signal(end)
-        assert terminal.ended() == 0
+        assert terminal.wait_for_exit() == 0
     assert terminal.shown.rindex("\x1b[?1049l") > terminal.shown.rindex("\x1b[?1049h")
     assert "Traceback" not in terminal.shown.split("\x1b[?1049l")[-1]
 
 
 def test_a_terminal_that_can_do_nothing_gets_one_picture(app: Tenure, database_url: str) -> None:
     with Terminal(*PROGRAM, "top", TERM="dumb", TENURE_DATABASE=database_url) as terminal:
-        assert terminal.ended() == 0
+        assert terminal.wait_for_exit() == 0
     assert "money" in terminal.shown
     assert "\x1b[" not in terminal.shown.replace("\\x1b[", "")

@@ -10,12 +10,12 @@ import pytest
 
 import tenure
 from tenure import Tenure
-from tests.support.cli import output_of, read, run
-from tests.support.raw_sql import Raw
+from tests.support.cli import cli_json, output_of, run_cli
+from tests.support.raw_sql import RawSql
 
 
 @pytest.fixture
-def raw(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Raw]:
+def raw(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RawSql]:
     """A plain connection to a database with two jobs in it; commands find it, too."""
     monkeypatch.setenv("TENURE_DATABASE", database_url)
     for name in ("TENURE_CONFIG", "COLUMNS"):
@@ -23,23 +23,23 @@ def raw(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Raw]:
     with Tenure(database_url) as app:
         app.enqueue("email")
         app.cancel(app.enqueue("report").id)
-    connection = Raw(database_url)
+    connection = RawSql(database_url)
     yield connection
     connection.close()
 
 
-def test_verify_finds_nothing_where_nothing_is_wrong(raw: Raw) -> None:
+def test_verify_finds_nothing_where_nothing_is_wrong(raw: RawSql) -> None:
     assert output_of("verify") == "jobs checked: 2; no violation"
-    assert read("verify") == []
+    assert cli_json("verify") == []
 
 
-def test_verify_lists_what_is_wrong_and_says_so_by_its_exit_code(raw: Raw) -> None:
+def test_verify_lists_what_is_wrong_and_says_so_by_its_exit_code(raw: RawSql) -> None:
     raw.drop_triggers()
     raw.drop_checks()
     raw.run("UPDATE {job} SET status = 'pending', finished_at = NULL WHERE type = 'report'")
     id = str(raw.value("SELECT id FROM {job} WHERE type = 'report'"))
 
-    table, document = run("verify"), run("verify", "--json")
+    table, document = run_cli("verify"), run_cli("verify", "--json")
 
     assert table.exit_code == document.exit_code == 1
     assert table.stdout.splitlines()[1].startswith(id)
@@ -52,17 +52,17 @@ def test_verify_lists_what_is_wrong_and_says_so_by_its_exit_code(raw: Raw) -> No
     assert all(f"{each['invariant']}: {each['advice']}" in told for each in found)
 
 
-def test_verify_says_where_it_stopped_listing(raw: Raw) -> None:
+def test_verify_says_where_it_stopped_listing(raw: RawSql) -> None:
     raw.drop_triggers()
     raw.drop_checks()
     raw.run("UPDATE {job} SET result = 'null' WHERE type = 'email'")
 
-    assert "No more than 1 of each" in run("verify", "--limit", "1").stdout
-    assert "No more than" not in run("verify", "--limit", "2").stdout
+    assert "No more than 1 of each" in run_cli("verify", "--limit", "1").stdout
+    assert "No more than" not in run_cli("verify", "--limit", "2").stdout
 
 
-def test_doctor_says_how_everything_is(raw: Raw) -> None:
-    result, found = run("doctor"), json.loads(run("doctor", "--json").stdout)
+def test_doctor_says_how_everything_is(raw: RawSql) -> None:
+    result, found = run_cli("doctor"), json.loads(run_cli("doctor", "--json").stdout)
     by_name = {check["name"]: check for check in found}
 
     assert by_name["tenure"]["found"] == tenure.__version__
@@ -75,10 +75,10 @@ def test_doctor_says_how_everything_is(raw: Raw) -> None:
     assert result.exit_code == (1 if problems else 0)
 
 
-def test_doctor_finds_a_guard_that_is_gone(raw: Raw) -> None:
+def test_doctor_finds_a_guard_that_is_gone(raw: RawSql) -> None:
     raw.drop_triggers()
 
-    result = run("doctor")
+    result = run_cli("doctor")
 
     assert result.exit_code == 1
     assert "Illegal moves are not refused" in " ".join(result.stdout.split())
@@ -87,7 +87,7 @@ def test_doctor_finds_a_guard_that_is_gone(raw: Raw) -> None:
 def test_doctor_looks_at_a_database_that_is_not_there(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/jobs.db"
 
-    result = run("doctor", "--database", url)
+    result = run_cli("doctor", "--database", url)
 
     assert result.exit_code == 0
     assert "not there yet" in result.stdout
@@ -103,16 +103,16 @@ def test_migrate_tells_both_versions(database_url: str) -> None:
     assert again == f"schema {version} (as it was)"
 
 
-def test_a_newer_schema_is_refused_and_explained(raw: Raw) -> None:
+def test_a_newer_schema_is_refused_and_explained(raw: RawSql) -> None:
     table = "tenure_schema" if raw.engine == "sqlite" else "tenure.schema_version"
     raw.run(f"INSERT INTO {table} VALUES (99, {{now}})")
 
     for command in ("migrate", "stats", "verify"):
-        result = run(command)
+        result = run_cli(command)
         assert result.exit_code == 4
         assert "99" in result.stderr
         assert "upgrade Tenure" in result.stderr
-    assert run("doctor").exit_code == 1
+    assert run_cli("doctor").exit_code == 1
 
 
 READS = [["stats"], ["jobs", "list"], ["jobs", "cancel", "17"], ["tail"], ["queues", "list"]]
@@ -120,7 +120,7 @@ READS = [["stats"], ["jobs", "list"], ["jobs", "cancel", "17"], ["tail"], ["queu
 
 @pytest.mark.parametrize("command", READS, ids=" ".join)
 def test_reading_makes_no_database(command: list[str], tmp_path: Path) -> None:
-    result = run(*command, "--database", f"sqlite:///{tmp_path}/mistyped.db")
+    result = run_cli(*command, "--database", f"sqlite:///{tmp_path}/mistyped.db")
 
     assert result.exit_code == 4
     assert "mistyped.db is not there" in result.stderr
@@ -128,11 +128,11 @@ def test_reading_makes_no_database(command: list[str], tmp_path: Path) -> None:
 
 
 def test_reading_makes_no_schema_on_postgres(postgres_url: str) -> None:
-    result = run("stats", "--database", postgres_url)
+    result = run_cli("stats", "--database", postgres_url)
 
     assert result.exit_code == 4
     assert "holds nothing of Tenure" in result.stderr
-    assert run("migrate", "--database", postgres_url).stdout.endswith("(new)\n")
+    assert run_cli("migrate", "--database", postgres_url).stdout.endswith("(new)\n")
 
 
 UNUSABLE = ["sqlite:////no/such/folder/jobs.db", "postgresql://127.0.0.1:1/jobs"]
@@ -143,7 +143,7 @@ UNUSABLE = ["sqlite:////no/such/folder/jobs.db", "postgresql://127.0.0.1:1/jobs"
     "command", [["stats"], ["jobs", "list"], ["enqueue", "email"], ["verify"], ["migrate"]]
 )
 def test_a_database_that_does_not_answer(command: list[str], url: str) -> None:
-    result = run(*command, "--database", url)
+    result = run_cli(*command, "--database", url)
 
     assert result.exit_code == 4
     assert result.stdout == ""
@@ -153,7 +153,7 @@ def test_a_database_that_does_not_answer(command: list[str], url: str) -> None:
 
 @pytest.mark.parametrize("url", UNUSABLE)
 def test_doctor_explains_a_database_that_does_not_answer(url: str) -> None:
-    result = run("doctor", "--database", url)
+    result = run_cli("doctor", "--database", url)
 
     assert result.exit_code == 1
     assert "problem" in result.stdout
@@ -161,7 +161,7 @@ def test_doctor_explains_a_database_that_does_not_answer(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["mysql://host/jobs", "jobs.db", "sqlite://jobs.db", "sqlite:///"])
 def test_a_database_must_have_an_address(url: str) -> None:
-    result = run("stats", "--database", url)
+    result = run_cli("stats", "--database", url)
 
     assert result.exit_code == 2
     assert "sqlite:///jobs.db" in result.stderr
@@ -179,4 +179,4 @@ def test_the_configuration_file_may_name_the_database(tmp_path: Path, sqlite_url
 
 
 def test_a_port_of_something_else_is_no_trouble(sqlite_url: str) -> None:
-    assert run("migrate", "--database", sqlite_url, PORT="tcp://10.0.0.1:80").exit_code == 0
+    assert run_cli("migrate", "--database", sqlite_url, PORT="tcp://10.0.0.1:80").exit_code == 0

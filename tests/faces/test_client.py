@@ -16,21 +16,21 @@ import pytest
 from tenure import NewJob, RetryPolicy, Tenure, errors
 from tenure.client import Client
 from tenure.jobs.values import Answer, ClaimRequest, Outcome, Report, Verdict
-from tests.support.http import NOWHERE, Served
+from tests.support.http import UNKNOWN_ID, ServerProcess
 
 TOKEN = "a-token-for-the-client"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     database = f"sqlite:///{tmp_path_factory.mktemp('client')}/jobs.db"
-    with Served(database, TENURE_TOKEN=TOKEN) as served:
+    with ServerProcess(database, TENURE_TOKEN=TOKEN) as served:
         yield served
 
 
 @pytest.fixture
-def client(server: Served) -> Iterator[Client]:
+def client(server: ServerProcess) -> Iterator[Client]:
     with Client(server.url, TOKEN) as client:
         yield client
 
@@ -90,7 +90,7 @@ def test_lists_go_on_where_a_page_of_the_server_ends(sqlite_url: str) -> None:
             app.enqueue_many([NewJob("usual", {}, {}) for _ in range(5_025)])
         rare.append(app.enqueue("rare").id)
         rare.reverse()
-    with Served(sqlite_url) as server, Client(server.url) as client:
+    with ServerProcess(sqlite_url) as server, Client(server.url) as client:
         assert [job.id for job in client.find(type="rare")] == rare
         assert [job.id for job in client.find(type="rare", limit=1)] == rare[:1]
         assert [job.id for job in client.find(type="rare", before=rare[0])] == rare[1:]
@@ -126,7 +126,7 @@ def test_changes_and_history(client: Client) -> None:
     assert any(count.status == "cancelled" and count.jobs >= 1 for count in client.stats())
 
 
-@pytest.mark.parametrize("job_id", [NOWHERE, "", "x", "../stats", "?", NOWHERE.upper()])
+@pytest.mark.parametrize("job_id", [UNKNOWN_ID, "", "x", "../stats", "?", UNKNOWN_ID.upper()])
 def test_a_job_that_is_not_there(client: Client, job_id: str) -> None:
     for verb in (client.get, client.history, client.explain, client.cancel, client.retry):
         with pytest.raises(errors.JobNotFound) as refused:
@@ -181,7 +181,7 @@ def test_turns_and_heartbeats(client: Client) -> None:
     assert first.payload == '{"n":0}'
     assert client.get(first.id).worker == "w"
     pairs = [(lease.id, lease.lease_id) for lease in exchange.leases]
-    held = client.heartbeat([*pairs, (NOWHERE, "0" * 32)], 45.0)
+    held = client.heartbeat([*pairs, (UNKNOWN_ID, "0" * 32)], 45.0)
     assert held == {lease.lease_id for lease in exchange.leases}
     assert client.get(first.id).lease_expires_at != first.lease_expires_at
     reports = [
@@ -215,7 +215,7 @@ def test_a_claim_waits_and_holds_up_no_report(client: Client) -> None:
     assert lease.id == awaited.id
 
 
-def test_a_claim_that_was_given_up_hands_back(client: Client, server: Served) -> None:
+def test_a_claim_that_was_given_up_hands_back(client: Client, server: ServerProcess) -> None:
     waiting = client.exchange((), asking(worker="quitter", types=("given-up",), wait_seconds=20.0))
     until(lambda: "quitter" in httpx2.get(f"{server.url}/workers", headers=BEARER).text)
     assert waiting.cancel()
@@ -226,8 +226,8 @@ def test_a_claim_that_was_given_up_hands_back(client: Client, server: Served) ->
     assert client.get(job.id).attempts == 0
 
 
-def test_a_waiting_claim_does_not_keep_the_process(server: Served) -> None:
-    from tests.support.http import python
+def test_a_waiting_claim_does_not_keep_the_process(server: ServerProcess) -> None:
+    from tests.support.http import start_python
 
     code = (
         "import sys; from tenure.client import Client\n"
@@ -238,7 +238,7 @@ def test_a_waiting_claim_does_not_keep_the_process(server: Served) -> None:
         "print(client.stats() is not None)"
     )
     started = time.monotonic()
-    process = python(code)
+    process = start_python(code)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "True\n", "")
     assert time.monotonic() - started < 10
@@ -249,7 +249,7 @@ def test_on_work_never_rings(client: Client) -> None:
     client.on_work(lambda: pytest.fail("rang"))()
 
 
-def test_jobs_are_run_by_a_worker_elsewhere(client: Client, server: Served) -> None:
+def test_jobs_are_run_by_a_worker_elsewhere(client: Client, server: ServerProcess) -> None:
     """The worker that runs beside a database runs over HTTP too, unchanged."""
     import asyncio
 
@@ -291,7 +291,7 @@ def test_jobs_are_run_by_a_worker_elsewhere(client: Client, server: Served) -> N
 # --- trouble --------------------------------------------------------------------------------------
 
 
-def test_a_wrong_token(server: Served) -> None:
+def test_a_wrong_token(server: ServerProcess) -> None:
     for token in (None, "wrong"):
         with Client(server.url, token) as client, pytest.raises(errors.Unauthorized):
             client.stats()
@@ -347,7 +347,7 @@ def test_a_server_that_is_none_of_ours(answer: bytes, error: type[Exception]) ->
         served.result(10)
 
 
-def test_a_closed_client(server: Served) -> None:
+def test_a_closed_client(server: ServerProcess) -> None:
     client = Client(server.url, TOKEN)
     client.close()
     with pytest.raises(errors.StoreUnavailable, match="closed"):

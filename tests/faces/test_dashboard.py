@@ -19,7 +19,7 @@ from tenure.dashboard import site
 from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
 from tenure.worker.fake_handlers import simulate
-from tests.support.http import NOWHERE, Exchange, api_of
+from tests.support.http import UNKNOWN_ID, Exchange, api_client
 
 PAGES = [path for path in site.PAGES if "{" not in path]
 HOSTILE = "<script>alert(1)</script>\"'>&\u202e\u2066\x07"
@@ -33,14 +33,14 @@ def app(sqlite_url: str) -> Iterator[Tenure]:
 
 @pytest.fixture
 def web(app: Tenure) -> Iterator[TestClient]:
-    with api_of(app) as web:
+    with api_client(app) as web:
         yield web
 
 
 @pytest.fixture
 def guarded(app: Tenure) -> Iterator[TestClient]:
     """A server that asks for a token; `boss-token` may do everything."""
-    with api_of(app, Settings(tokens=("boss-token",))) as web:
+    with api_client(app, Settings(tokens=("boss-token",))) as web:
         yield web
 
 
@@ -78,7 +78,7 @@ def fail(app: Tenure, error: str = "boom", **options: Any) -> str:
 def test_every_page_is_there_empty_and_with_jobs_of_every_status(
     database_url: str,
 ) -> None:
-    with Tenure(database_url) as app, api_of(app) as web:
+    with Tenure(database_url) as app, api_client(app) as web:
         assert [web.get(path).status_code for path in PAGES] == [200] * len(PAGES)
 
         ids = [fail(app), app.enqueue("email").id, app.enqueue("late", delay="1h").id]
@@ -97,10 +97,10 @@ def test_every_page_is_there_empty_and_with_jobs_of_every_status(
     ("path", "status"),
     [
         ("/ui/nothing", 404),
-        (f"/ui/jobs/{NOWHERE}", 404),
+        (f"/ui/jobs/{UNKNOWN_ID}", 404),
         ("/ui/jobs/x", 404),
-        (f"/ui/jobs/{NOWHERE}/payload", 404),
-        (f"/ui/bulk/{NOWHERE}", 404),
+        (f"/ui/jobs/{UNKNOWN_ID}/payload", 404),
+        (f"/ui/bulk/{UNKNOWN_ID}", 404),
         ("/ui/jobs?status=odd", 400),
         ("/ui/jobs?type=%3Cscript%3E", 400),
         ("/ui/jobs?from=yesterday", 400),
@@ -366,13 +366,13 @@ async def test_viewers_are_told_what_moved_and_no_more(app: Tenure) -> None:
 
     built = build(app)
     async with Exchange(built, "GET", "/ui/live") as one, Exchange(built, "GET", "/ui/live") as two:
-        await one.until(b"event: hello")
-        await two.until(b"event: hello")
+        await one.wait_for(b"event: hello")
+        await two.wait_for(b"event: hello")
         job = app.enqueue("email")
-        await one.until(job.id.encode())
-        await two.until(job.id.encode())
+        await one.wait_for(job.id.encode())
+        await two.wait_for(job.id.encode())
         app.enqueue_many([*(_new_job() for _ in range(2_000))])
-        await one.until(b'"jobs":null')
+        await one.wait_for(b'"jobs":null')
         assert len(one.answered) < 4_000
         built.state.notifier.stop()
         async with asyncio.timeout(10):

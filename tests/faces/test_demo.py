@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tenure import InvalidInput, Tenure, demo
-from tests.support.cli import program, run
+from tests.support.cli import run_cli, run_program
 
 EXPECTED = {
     "email": {("completed", 1): 8, ("completed", 2): 2},
@@ -95,7 +95,7 @@ def test_it_wants_a_database_of_its_own(sqlite_url: str) -> None:
 
     with pytest.raises(InvalidInput, match="empty database"):
         demo.run(sqlite_url)
-    assert run("demo", "--database", sqlite_url, "--json").exit_code == 2
+    assert run_cli("demo", "--database", sqlite_url, "--json").exit_code == 2
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ LINE = re.compile(r" *(\d+)  (\S+) +(\w+) +(\d+/\d+) +(\w+(?: → \w+)*)")
 def test_the_command_prints_every_job_and_leaves_nothing_behind(tmp_path: Path) -> None:
     elsewhere = tmp_path / "temporary"
     elsewhere.mkdir()
-    done = program("demo", cwd=tmp_path, TMPDIR=str(elsewhere), timeout=30)
+    done = run_program("demo", cwd=tmp_path, TMPDIR=str(elsewhere), timeout=30)
 
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -123,7 +123,7 @@ def test_the_command_prints_every_job_and_leaves_nothing_behind(tmp_path: Path) 
 
 
 def test_the_command_fits_a_terminal(tmp_path: Path) -> None:
-    done = program("demo", cwd=tmp_path, COLUMNS="80", timeout=30)
+    done = run_program("demo", cwd=tmp_path, COLUMNS="80", timeout=30)
 
     opening, table = done.stdout.split("\n\n", 1)
     assert done.returncode == 0
@@ -132,8 +132,8 @@ def test_the_command_fits_a_terminal(tmp_path: Path) -> None:
 
 
 def test_the_command_speaks_json_and_other_encodings(tmp_path: Path) -> None:
-    document = program("demo", "--json", cwd=tmp_path, timeout=30)
-    plain = program("demo", cwd=tmp_path, timeout=30, PYTHONIOENCODING="latin-1")
+    document = run_program("demo", "--json", cwd=tmp_path, timeout=30)
+    plain = run_program("demo", cwd=tmp_path, timeout=30, PYTHONIOENCODING="latin-1")
 
     told = json.loads(document.stdout)
     assert len(told["jobs"]) == len(demo.new_jobs())
@@ -145,7 +145,7 @@ def test_the_command_speaks_json_and_other_encodings(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX only")
 def test_a_database_in_the_environment_is_left_alone(tmp_path: Path, sqlite_url: str) -> None:
-    done = program("demo", cwd=tmp_path, timeout=30, TENURE_DATABASE=sqlite_url)
+    done = run_program("demo", cwd=tmp_path, timeout=30, TENURE_DATABASE=sqlite_url)
 
     assert done.returncode == 0
     assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from tenure import InvalidInput, Tenure
 from tenure.jobs.payload import MAX_PAYLOAD_BYTES
-from tests.support.cli import run
-from tests.support.http import JSON, api_of, claim
+from tests.support.cli import run_cli
+from tests.support.http import JSON, api_client, claim_jobs
 
 S = pytest.mark.scenario
 
@@ -34,7 +34,7 @@ def app(database_url: str) -> Iterator[Tenure]:
 
 @pytest.fixture
 def api(app: Tenure) -> Iterator[TestClient]:
-    with api_of(app) as api:
+    with api_client(app) as api:
         yield api
 
 
@@ -68,7 +68,7 @@ def is_refused_everywhere(app: Tenure, api: TestClient, text: str) -> None:
     body = f'{{"type": "a", "payload": {text}}}'.encode()
     response = api.post("/jobs", content=body, headers=JSON)
     assert response.status_code in (400, 413), response.text
-    told = run("enqueue", "a", "-", "--database", app.database, stdin=text)
+    told = run_cli("enqueue", "a", "-", "--database", app.database, stdin=text)
     assert told.exit_code == 2, told.output
     try:
         payload = json.loads(text, object_pairs_hook=_Pairs)
@@ -124,9 +124,9 @@ def comes_back_the_same_everywhere(app: Tenure, api: TestClient, text: str) -> N
     ids = [
         app.enqueue("a", sent).id,
         api.post("/jobs", content=body, headers=JSON).json()["id"],
-        run("enqueue", "a", "-", "--database", app.database, stdin=text).stdout.strip(),
+        run_cli("enqueue", "a", "-", "--database", app.database, stdin=text).stdout.strip(),
     ]
-    leased = claim(api, limit=3)
+    leased = claim_jobs(api, limit=3)
     assert {lease["id"] for lease in leased} == set(ids)
     for payload in (
         *(json.loads(app.get(id).payload) for id in ids),
@@ -159,13 +159,13 @@ def is_no_name_anywhere(app: Tenure, api: TestClient, name: str) -> None:
         body = json.dumps({"type": "a", field: name}).encode()
         assert api.post("/jobs", content=body, headers=JSON).status_code == 400
     if "\0" not in name and name.isprintable():
-        assert run("enqueue", "a", "--queue", name, "--database", app.database).exit_code == 2
+        assert run_cli("enqueue", "a", "--queue", name, "--database", app.database).exit_code == 2
     assert app.find() == []
 
 
 @pytest.mark.scenario(87, 88, 90, 95)
 def test_some_of_all_that_on_postgres(postgres_url: str) -> None:
-    with Tenure(postgres_url) as app, api_of(app) as api:
+    with Tenure(postgres_url) as app, api_client(app) as api:
         for name in ("a\0", "'; DROP TABLE job; --", "a\ud800"):
             is_no_name_anywhere(app, api, name)
         for case in REFUSED[:5] + REFUSED[7:8]:

@@ -11,9 +11,9 @@ from tenure.http.api import events as streams
 from tenure.jobs.redaction import MARK, Redaction, without_password
 from tenure.server import build
 from tenure.settings import Settings
-from tests.support.cli import run
-from tests.support.http import Exchange, api_of
-from tests.support.workers import completed, failed, working
+from tests.support.cli import run_cli
+from tests.support.http import Exchange, api_client
+from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 
 SECRET = "hunter2-canary"
 
@@ -23,7 +23,7 @@ def test_a_redacted_value_is_shown_nowhere_and_handled_whole(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    with Tenure(database_url) as app, api_of(app, Settings(redact=("Password", "pin"))) as api:
+    with Tenure(database_url) as app, api_client(app, Settings(redact=("Password", "pin"))) as api:
 
         @app.job(max_retries=1)
         def fail(login: dict[str, str]) -> None:
@@ -41,9 +41,9 @@ def test_a_redacted_value_is_shown_nowhere_and_handled_whole(
         ]
         made = [api.post("/jobs", json=new) for new in given]
         first, second = (answer.json()["id"] for answer in made)
-        with working(app):
-            assert SECRET in failed(app, first)
-            assert SECRET in (completed(app, second).result or "")
+        with running_worker(app):
+            assert SECRET in wait_until_failed(app, first)
+            assert SECRET in (wait_until_completed(app, second).result or "")
         assert seen == [SECRET, SECRET]
 
         paths = ["", *(f"/{first}{part}" for part in ("", "/history", "/explain")), f"/{second}"]
@@ -55,7 +55,7 @@ def test_a_redacted_value_is_shown_nowhere_and_handled_whole(
         monkeypatch.setenv("TENURE_REDACT", "password,pin")
         for words in ("jobs list", f"jobs show {first}", f"explain {first}", f"jobs show {second}"):
             for form in ([], ["--json"]):
-                shown = run(*words.split(), *form, "--database", database_url)
+                shown = run_cli(*words.split(), *form, "--database", database_url)
                 assert shown.exit_code == 0
                 told.append(shown.output)
         for text in told:
@@ -77,11 +77,11 @@ async def test_events_come_without_errors(sqlite_url: str) -> None:
         def fail(password: str) -> None:
             raise ValueError(password)
 
-        with working(app):
-            failed(app, fail.enqueue(password=SECRET))
+        with running_worker(app):
+            wait_until_failed(app, fail.enqueue(password=SECRET))
         built = build(app, Settings(redact=("password",)))
         async with Exchange(built, "GET", "/events", query="after=0") as stream:
-            await stream.until(b"event: failed")
+            await stream.wait_for(b"event: failed")
             assert MARK.encode() in stream.answered
             assert SECRET.encode() not in stream.answered
 
@@ -125,6 +125,6 @@ def test_an_address_is_shown_without_its_password(given: str, shown: str) -> Non
 )
 def test_an_address_that_is_none_is_named_without_its_password(command: str, url: str) -> None:
     more = {"enqueue": ["mail"], "worker": ["--simulate"], "serve": ["--port", "0"]}
-    done = run(command, *more.get(command, []), "--database", url)
+    done = run_cli(command, *more.get(command, []), "--database", url)
     assert done.exit_code != 0
     assert "canary" not in done.output

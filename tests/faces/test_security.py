@@ -25,8 +25,8 @@ from tenure.store.postgres.connection import place_of
 from tenure.store.sqlite.connection import path_of
 from tenure.telemetry.logs import JsonLines, TextLines
 from tenure.wire import requests
-from tests.support.http import Served, api_of, problem
-from tests.support.workers import completed, failed, working
+from tests.support.http import ServerProcess, api_client, assert_problem
+from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 
 PACKAGE = Path(tenure.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -49,7 +49,7 @@ def app(sqlite_url: str) -> Iterator[Tenure]:
 
 @pytest.fixture
 def api(app: Tenure) -> Iterator[TestClient]:
-    with api_of(app) as api:
+    with api_client(app) as api:
         yield api
 
 
@@ -92,8 +92,8 @@ def test_a_type_nobody_registered_is_not_imported(app: Tenure, type: str) -> Non
         return 1
 
     job = app.enqueue(type, {"command": "true"})
-    with working(app):
-        assert completed(app, known.enqueue()).result == "1"
+    with running_worker(app):
+        assert wait_until_completed(app, known.enqueue()).result == "1"
     assert app.get(job.id).status == "pending"
 
 
@@ -101,7 +101,7 @@ def test_a_type_nobody_registered_is_not_imported(app: Tenure, type: str) -> Non
 def test_what_somebody_wrote_into_the_database_is_only_data(app: Tenure, tmp_path: Path) -> None:
     import pickle
 
-    from tests.support.raw_sql import Raw
+    from tests.support.raw_sql import RawSql
 
     class Bomb:
         def __reduce__(self) -> tuple[object, ...]:
@@ -111,7 +111,7 @@ def test_what_somebody_wrote_into_the_database_is_only_data(app: Tenure, tmp_pat
     def known(text: str) -> str:
         return text
 
-    raw = Raw(app.database)
+    raw = RawSql(app.database)
     made = [known.enqueue(text="a").id]
     for payload in (pickle.dumps(Bomb(), 0).decode("latin-1"), "not JSON", '{"text": 1}', "[1]"):
         id = ids.new_ids(1)[0]
@@ -123,10 +123,10 @@ def test_what_somebody_wrote_into_the_database_is_only_data(app: Tenure, tmp_pat
             payload,
         )
     raw.close()
-    with working(app):
-        completed(app, made[0])
+    with running_worker(app):
+        wait_until_completed(app, made[0])
         for id in made[1:]:
-            failed(app, id)
+            wait_until_failed(app, id)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -158,10 +158,10 @@ def test_a_payload_is_in_no_log_and_no_metric(
         leases.extend(row[0] for row in _leases(app))
         raise ValueError(len(local))
 
-    with caplog.at_level(logging.DEBUG), working(app):
+    with caplog.at_level(logging.DEBUG), running_worker(app):
         api.headers["Authorization"] = f"Bearer {CANARY}"
         made = api.post("/jobs", json={"type": "fail", "payload": {"secret": CANARY}}).json()
-        error = failed(app, made["id"])
+        error = wait_until_failed(app, made["id"])
         history = api.get(f"/jobs/{made['id']}/history").text
         told = [api.get(path).text for path in ("/metrics", "/stats", "/queues", "/workers")]
     told += [caplog.text, error, history, api.get(f"/jobs/{made['id']}/explain").text]
@@ -202,8 +202,8 @@ def test_a_log_line_is_one_line_whatever_it_tells(text: str) -> None:
     ],
 )
 def test_no_body_sets_what_is_tenures_to_set(app: Tenure, api: TestClient, field: str) -> None:
-    problem(api.post("/jobs", json={"type": "a", field: 1}), 400, "invalid_input")
-    problem(api.post("/jobs/batch", json=[{"type": "a", field: 1}]), 400, "invalid_input")
+    assert_problem(api.post("/jobs", json={"type": "a", field: 1}), 400, "invalid_input")
+    assert_problem(api.post("/jobs/batch", json=[{"type": "a", field: 1}]), 400, "invalid_input")
     assert app.find() == []
 
 
@@ -221,7 +221,7 @@ def test_forwarded_headers_change_nothing(api: TestClient) -> None:
     assert made.headers["location"] == f"/jobs/{made.json()['id']}"
     forged["X-Forwarded-Host"] = "localhost"
     response = api.get("/jobs", headers={**forged, "Host": "evil.example"})
-    problem(response, 421, "host_not_allowed")
+    assert_problem(response, 421, "host_not_allowed")
 
 
 # --- files and processes --------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_a_token_file_that_others_may_read_is_told_of(
     file = tmp_path / "tokens"
     file.write_text("the-canary-token\n")
     file.chmod(mode)
-    with Served(sqlite_url, "--token-file", str(file)) as server:
+    with ServerProcess(sqlite_url, "--token-file", str(file)) as server:
         code, log = server.stop()
     assert code == 0
     assert (f"can read {file}: chmod 600" in log) == told
@@ -390,5 +390,5 @@ def test_headers_and_cursors_of_any_kind_are_no_fault(api_once: TestClient, valu
 def api_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """One server for many examples; they add jobs at the most."""
     folder = tmp_path_factory.mktemp("fuzz")
-    with Tenure(f"sqlite:///{folder}/jobs.db") as app, api_of(app) as api:
+    with Tenure(f"sqlite:///{folder}/jobs.db") as app, api_client(app) as api:
         yield api

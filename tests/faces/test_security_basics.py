@@ -16,7 +16,7 @@ from tenure.errors import InvalidInput, SchemaMismatch, StoreUnavailable
 from tenure.http.api.routes import ROUTES
 from tenure.http.guard import check_binding, is_loopback
 from tenure.settings import Settings
-from tests.support.http import NOWHERE, Served, api_of, problem
+from tests.support.http import UNKNOWN_ID, ServerProcess, api_client, assert_problem
 
 TOKEN = "0123456789abcdef-canary"
 OTHER = "fedcba9876543210-second"
@@ -24,7 +24,7 @@ OTHER = "fedcba9876543210-second"
 CALLS = [
     pytest.param(
         route.method,
-        route.path.format(id=NOWHERE, lease_id="x", name="q"),
+        route.path.format(id=UNKNOWN_ID, lease_id="x", name="q"),
         not route.scopes,
         id=route.name,
     )
@@ -41,13 +41,13 @@ def app(sqlite_url: str) -> Iterator[Tenure]:
 
 @pytest.fixture
 def guarded(app: Tenure) -> Iterator[TestClient]:
-    with api_of(app, Settings(tokens=(TOKEN, OTHER))) as api:
+    with api_client(app, Settings(tokens=(TOKEN, OTHER))) as api:
         yield api
 
 
 @pytest.fixture
 def open_api(app: Tenure) -> Iterator[TestClient]:
-    with api_of(app) as api:
+    with api_client(app) as api:
         yield api
 
 
@@ -77,7 +77,7 @@ WRONG = [
 def test_a_wrong_token_is_refused(guarded: TestClient, values: list[bytes]) -> None:
     headers = [(b"Authorization", value) for value in values]
     response = guarded.get("/jobs", headers=headers)
-    problem(response, 401, "unauthorized")
+    assert_problem(response, 401, "unauthorized")
     assert response.headers["www-authenticate"].startswith("Bearer")
 
 
@@ -93,7 +93,7 @@ def test_every_call_but_health_needs_the_token(
 
 def test_unknown_paths_need_it_too(guarded: TestClient) -> None:
     for path in ("/nothing", "/health/", "/health//", "/HEALTH"):
-        problem(guarded.get(path), 401, "unauthorized")
+        assert_problem(guarded.get(path), 401, "unauthorized")
 
 
 @pytest.mark.parametrize("given", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Bearer  {OTHER}"])
@@ -103,9 +103,9 @@ def test_each_token_opens(guarded: TestClient, given: str) -> None:
 
 @pytest.mark.requirement("C3")
 def test_a_token_is_not_taken_from_anywhere_else(guarded: TestClient) -> None:
-    problem(guarded.get("/jobs", params={"token": TOKEN}), 401, "unauthorized")
-    problem(guarded.get("/jobs", headers={"Cookie": f"token={TOKEN}"}), 401, "unauthorized")
-    problem(guarded.get("/jobs", headers={"X-Token": TOKEN}), 401, "unauthorized")
+    assert_problem(guarded.get("/jobs", params={"token": TOKEN}), 401, "unauthorized")
+    assert_problem(guarded.get("/jobs", headers={"Cookie": f"token={TOKEN}"}), 401, "unauthorized")
+    assert_problem(guarded.get("/jobs", headers={"X-Token": TOKEN}), 401, "unauthorized")
 
 
 # --- hosts ----------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_loopback_names_are_served(open_api: TestClient, host: str) -> None:
 @pytest.mark.parametrize("host", BAD_HOSTS)
 def test_another_host_is_not_served(open_api: TestClient, host: str) -> None:
     response = open_api.get("/jobs", headers=[(b"Host", host.encode("latin-1"))])
-    problem(response, 421, "host_not_allowed")
+    assert_problem(response, 421, "host_not_allowed")
 
 
 @pytest.mark.requirement("C6")
@@ -152,21 +152,21 @@ def test_no_call_serves_a_foreign_name(
 ) -> None:
     """Against DNS rebinding: a page that points its own name to this machine reads nothing."""
     response = open_api.request(method, path, headers={"Host": "evil.example"})
-    problem(response, 421, "host_not_allowed")
+    assert_problem(response, 421, "host_not_allowed")
 
 
 @pytest.mark.requirement("C6")
 def test_two_hosts_are_none(open_api: TestClient) -> None:
     headers = [("Host", "localhost"), ("Host", "evil.example")]
-    problem(open_api.get("/jobs", headers=headers), 421, "host_not_allowed")
+    assert_problem(open_api.get("/jobs", headers=headers), 421, "host_not_allowed")
 
 
 def test_names_can_be_allowed(app: Tenure) -> None:
-    with api_of(app, Settings(allowed_hosts=("queue.example",))) as api:
+    with api_client(app, Settings(allowed_hosts=("queue.example",))) as api:
         assert api.get("/jobs", headers={"Host": "queue.example:443"}).status_code == 200
         assert api.get("/jobs", headers={"Host": "localhost"}).status_code == 200
-        problem(api.get("/jobs", headers={"Host": "example"}), 421, "host_not_allowed")
-    with api_of(app, Settings(host="0.0.0.0", tokens=(TOKEN,))) as api:  # noqa: S104
+        assert_problem(api.get("/jobs", headers={"Host": "example"}), 421, "host_not_allowed")
+    with api_client(app, Settings(host="0.0.0.0", tokens=(TOKEN,))) as api:  # noqa: S104
         headers = {"Host": "any.example", "Authorization": f"Bearer {TOKEN}"}
         assert api.get("/jobs", headers=headers).status_code == 200
 
@@ -200,7 +200,7 @@ def test_another_site_changes_nothing(open_api: TestClient, headers: dict[str, s
         ("POST", "/leases", {"worker": "w"}),
     ):
         response = open_api.request(method, path, json=body, headers=headers)
-        problem(response, 403, "cross_site")
+        assert_problem(response, 403, "cross_site")
     assert [one["id"] for one in open_api.get("/jobs").json()] == [job["id"]]
     assert open_api.get(f"/jobs/{job['id']}").json()["status"] == "pending"
 
@@ -267,7 +267,7 @@ def test_every_answer_has_the_security_headers(guarded: TestClient) -> None:
         KeyError("secret"),
     ],
 )
-@pytest.mark.parametrize("path", ["/stats", "/metrics", "/queues", f"/jobs/{NOWHERE}"])
+@pytest.mark.parametrize("path", ["/stats", "/metrics", "/queues", f"/jobs/{UNKNOWN_ID}"])
 def test_an_unexpected_error_tells_nothing(
     app: Tenure, monkeypatch: Any, caplog: Any, path: str, raised: Exception
 ) -> None:
@@ -276,9 +276,9 @@ def test_an_unexpected_error_tells_nothing(
 
     for name in ("stats", "queues", "get"):
         monkeypatch.setattr(app, name, fail)
-    with api_of(app) as api, caplog.at_level(logging.ERROR):
+    with api_client(app) as api, caplog.at_level(logging.ERROR):
         response = api.get(path)
-        body = problem(response, 500, "internal_error")
+        body = assert_problem(response, 500, "internal_error")
     assert "secret" not in response.text
     assert "Traceback" not in response.text
     assert body["instance"] == path
@@ -308,7 +308,7 @@ def test_a_refused_request_is_called_as_it_calls_itself(guarded: TestClient) -> 
     ):
         host = {"Host": "evil.example"} if status == 421 else {}
         answered = guarded.get(path, headers={"X-Request-Id": "shop-7.a_B", **host})
-        assert problem(answered, status, code)["request_id"] == "shop-7.a_B"
+        assert assert_problem(answered, status, code)["request_id"] == "shop-7.a_B"
 
 
 @pytest.mark.requirement("C14", "C13")
@@ -316,9 +316,9 @@ def test_a_refused_request_is_called_as_it_calls_itself(guarded: TestClient) -> 
     "id", [b"", b"a b", b"a\x1b[31m", b"x" * 65, b"\xff", b"%s", b'"}', b"a\n"]
 )
 def test_a_request_id_that_is_not_plain_is_replaced(app: Tenure, id: bytes) -> None:
-    with api_of(app) as api:
+    with api_client(app) as api:
         seen = {
-            problem(api.get("/nothing", headers=headers), 404, "not_found")["request_id"]
+            assert_problem(api.get("/nothing", headers=headers), 404, "not_found")["request_id"]
             for headers in ([(b"X-Request-Id", id)], [(b"X-Request-Id", b"a")] * 2, [])
         }
     assert len(seen) == 3, "each gets its own"
@@ -341,9 +341,9 @@ def test_the_log_names_the_request_that_failed(
         raise raised
 
     monkeypatch.setattr(app, "stats", fail)
-    with api_of(app) as api, caplog.at_level(logging.WARNING):
+    with api_client(app) as api, caplog.at_level(logging.WARNING):
         for headers in ({"X-Request-Id": "mine"}, {}):
-            named = problem(api.get("/stats", headers=headers), status, code)["request_id"]
+            named = assert_problem(api.get("/stats", headers=headers), status, code)["request_id"]
             (line,) = caplog.messages
             assert line.startswith(f"GET /stats, request {named}")
             caplog.clear()
@@ -351,7 +351,7 @@ def test_the_log_names_the_request_that_failed(
 
 @pytest.mark.requirement("C14")
 def test_what_succeeds_has_no_request_id(app: Tenure) -> None:
-    with api_of(app) as api:
+    with api_client(app) as api:
         answered = api.get("/jobs", headers={"X-Request-Id": "mine"})
     assert answered.status_code == 200
     assert "x-request-id" not in answered.headers
@@ -394,14 +394,14 @@ def test_only_loopback_is_open_without_a_token(app: Tenure, host: str, loopback:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104
 def test_the_program_refuses_to_listen_to_all_without_a_token(sqlite_url: str, host: str) -> None:
     with pytest.raises(AssertionError, match="no token is set"):
-        Served(sqlite_url, "--host", host)
+        ServerProcess(sqlite_url, "--host", host)
 
 
 @pytest.mark.requirement("C3", "C12")
 def test_the_program_takes_its_token_from_the_environment(sqlite_url: str) -> None:
     import httpx2
 
-    with Served(sqlite_url, "--host", "0.0.0.0", TENURE_TOKEN=TOKEN) as server:  # noqa: S104
+    with ServerProcess(sqlite_url, "--host", "0.0.0.0", TENURE_TOKEN=TOKEN) as server:  # noqa: S104
         url = f"http://127.0.0.1:{server.address[1]}"
         assert httpx2.get(f"{url}/jobs").status_code == 401
         assert httpx2.get(f"{url}/jobs", headers={"Authorization": f"Bearer {TOKEN}"}).json() == []

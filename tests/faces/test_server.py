@@ -25,7 +25,7 @@ from tenure.errors import InvalidInput
 from tenure.http import protocol
 from tenure.server import serve
 from tenure.settings import Settings
-from tests.support.http import Served
+from tests.support.http import ServerProcess
 
 SLOW_APP = """
 import time
@@ -41,13 +41,13 @@ def nap(seconds: float) -> str:
 
 
 @pytest.fixture
-def server(sqlite_url: str) -> Iterator[Served]:
-    with Served(sqlite_url) as served:
+def server(sqlite_url: str) -> Iterator[ServerProcess]:
+    with ServerProcess(sqlite_url) as served:
         yield served
 
 
 @contextlib.contextmanager
-def connected(server: Served, sent: bytes = b"") -> Iterator[socket.socket]:
+def connected(server: ServerProcess, sent: bytes = b"") -> Iterator[socket.socket]:
     """A connection on which `sent` has been sent."""
     with server.connect() as connection:
         connection.sendall(sent)
@@ -76,7 +76,7 @@ def closes(connection: socket.socket, endless: bytes, most: int) -> bool:
 # --- listening ------------------------------------------------------------------------------------
 
 
-def test_it_says_where_it_listens(server: Served) -> None:
+def test_it_says_where_it_listens(server: ServerProcess) -> None:
     assert re.fullmatch(r"Tenure listens on http://127\.0\.0\.1:[0-9]+", server.greeting)
     assert httpx2.get(f"{server.url}/health").json() == {"status": "ok"}
     assert httpx2.get(f"{server.url}/ready").json() == {"status": "ready"}
@@ -90,12 +90,12 @@ def test_it_listens_on_ipv6_loopback(sqlite_url: str) -> None:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no IPv6 loopback; nothing to do")
-    with Served(sqlite_url, "--host", "::1") as served:
+    with ServerProcess(sqlite_url, "--host", "::1") as served:
         assert served.url.startswith("http://[::1]:")
         assert httpx2.get(f"{served.url}/health").status_code == 200
 
 
-def test_a_port_that_is_taken(server: Served, tmp_path: Path) -> None:
+def test_a_port_that_is_taken(server: ServerProcess, tmp_path: Path) -> None:
     port = server.address[1]
     with pytest.raises(InvalidInput, match=f"port {port}.*another port") as refused:
         serve(Tenure(f"sqlite:///{tmp_path}/other.db"), Settings(port=port))
@@ -114,14 +114,14 @@ def test_an_address_of_another_machine(tmp_path: Path) -> None:
 
 def test_a_database_that_cannot_be_opened_stops_it_at_once(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
-        Served(f"sqlite:///{tmp_path}/no/such/folder/jobs.db")
+        ServerProcess(f"sqlite:///{tmp_path}/no/such/folder/jobs.db")
 
 
 # --- ending ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_open_polls_and_streams_end_at_once(server: Served, number: signal.Signals) -> None:
+def test_open_polls_and_streams_end_at_once(server: ServerProcess, number: signal.Signals) -> None:
     answers: dict[str, object] = {}
     waiting = threading.Event()
 
@@ -159,7 +159,7 @@ def test_open_polls_and_streams_end_at_once(server: Served, number: signal.Signa
 def test_running_jobs_finish_within_the_grace(sqlite_url: str, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW_APP)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    with Served(sqlite_url, "--app", "slow:app", PYTHONPATH=path) as server:
+    with ServerProcess(sqlite_url, "--app", "slow:app", PYTHONPATH=path) as server:
         job = httpx2.post(
             f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 1.0}}
         ).json()
@@ -176,7 +176,7 @@ def test_jobs_that_outlast_the_grace_are_failed_and_kept(sqlite_url: str, tmp_pa
     (tmp_path / "slow.py").write_text(SLOW_APP)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     arguments = ("--app", "slow:app", "--grace", "0.2s")
-    with Served(sqlite_url, *arguments, PYTHONPATH=path) as server:
+    with ServerProcess(sqlite_url, *arguments, PYTHONPATH=path) as server:
         job = httpx2.post(
             f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 60}}
         ).json()
@@ -195,7 +195,7 @@ def test_jobs_that_outlast_the_grace_are_failed_and_kept(sqlite_url: str, tmp_pa
 def test_a_second_signal_ends_it_on_the_spot(sqlite_url: str, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW_APP)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    with Served(sqlite_url, "--app", "slow:app", PYTHONPATH=path) as server:
+    with ServerProcess(sqlite_url, "--app", "slow:app", PYTHONPATH=path) as server:
         httpx2.post(f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 60}})
         while "processing" not in httpx2.get(f"{server.url}/jobs").text:
             time.sleep(0.01)
@@ -211,7 +211,7 @@ def test_a_second_signal_ends_it_on_the_spot(sqlite_url: str, tmp_path: Path) ->
 
 
 def test_what_was_accepted_survives_the_server(sqlite_url: str) -> None:
-    with Served(sqlite_url) as server:
+    with ServerProcess(sqlite_url) as server:
         made = [
             httpx2.post(f"{server.url}/jobs", json={"type": "a"}).json()["id"] for _ in range(5)
         ]
@@ -230,7 +230,7 @@ def request(path: str = "/health", *headers: str, host: str = "localhost") -> by
 
 
 @pytest.mark.requirement("C9")
-def test_a_head_that_is_too_large_is_refused(server: Served) -> None:
+def test_a_head_that_is_too_large_is_refused(server: ServerProcess) -> None:
     long = "x" * protocol.MAX_HEAD_BYTES
     for head in (
         request("/health", f"X-Long: {long}"),
@@ -244,7 +244,7 @@ def test_a_head_that_is_too_large_is_refused(server: Served) -> None:
 
 
 @pytest.mark.scenario(98)
-def test_a_head_without_end_is_cut_off(server: Served) -> None:
+def test_a_head_without_end_is_cut_off(server: ServerProcess) -> None:
     head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Endless: "
     with connected(server, head) as connection:
         assert closes(connection, b"x" * 10_000, most=10_000_000)
@@ -262,7 +262,7 @@ def test_a_head_without_end_is_cut_off(server: Served) -> None:
         b"\0" * 100,
     ],
 )
-def test_what_is_not_http_is_refused(server: Served, bytes_: bytes) -> None:
+def test_what_is_not_http_is_refused(server: ServerProcess, bytes_: bytes) -> None:
     with connected(server, bytes_) as connection:
         connection.shutdown(socket.SHUT_WR)
         answered = everything(connection)
@@ -282,14 +282,14 @@ def test_what_is_not_http_is_refused(server: Served, bytes_: bytes) -> None:
         b"GET /jobs HTTP/1.1\r\nHost:\r\n\r\n",
     ],
 )
-def test_a_foreign_host_in_every_form(server: Served, head: bytes) -> None:
+def test_a_foreign_host_in_every_form(server: ServerProcess, head: bytes) -> None:
     with connected(server, head) as connection:
         assert re.match(rb"HTTP/1\.[01] 4(00|21) ", connection.recv(65_536))
 
 
 @pytest.mark.scenario(98)
 @pytest.mark.requirement("C9")
-def test_slow_and_endless_bodies_hold_up_nobody(server: Served) -> None:
+def test_slow_and_endless_bodies_hold_up_nobody(server: ServerProcess) -> None:
     head = (
         b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: 1000\r\n\r\n{"
@@ -306,7 +306,7 @@ def test_slow_and_endless_bodies_hold_up_nobody(server: Served) -> None:
 
 
 @pytest.mark.scenario(98)
-def test_an_endless_body_ends_its_connection(server: Served) -> None:
+def test_an_endless_body_ends_its_connection(server: ServerProcess) -> None:
     head = (
         b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Transfer-Encoding: chunked\r\n\r\n"
@@ -316,7 +316,7 @@ def test_an_endless_body_ends_its_connection(server: Served) -> None:
         assert closes(connection, chunk, most=100_000_000)
 
 
-def most_memory(server: Served) -> int:
+def most_memory(server: ServerProcess) -> int:
     """The most memory that the server ever had, in bytes."""
     try:
         status = Path(f"/proc/{server.process.pid}/status").read_text("ascii")
@@ -332,7 +332,7 @@ MIB = 1024 * 1024
 @pytest.mark.scenario(98)
 @pytest.mark.requirement("C9")
 @pytest.mark.parametrize("length", ["Transfer-Encoding: chunked", "Content-Length: 999999999999"])
-def test_endless_bodies_at_once_do_not_fill_the_memory(server: Served, length: str) -> None:
+def test_endless_bodies_at_once_do_not_fill_the_memory(server: ServerProcess, length: str) -> None:
     """Each may take a body's limit of 1 MiB and a little; without it these would take 400 MiB."""
     head = (
         "POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -361,7 +361,10 @@ def test_a_body_is_not_kept_for_whoever_has_no_token(sqlite_url: str) -> None:
         b"Transfer-Encoding: chunked\r\n\r\n"
     )
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-    with Served(sqlite_url, TENURE_TOKEN="the-token") as server, contextlib.ExitStack() as attack:
+    with (
+        ServerProcess(sqlite_url, TENURE_TOKEN="the-token") as server,
+        contextlib.ExitStack() as attack,
+    ):
         assert httpx2.get(f"{server.url}/jobs").status_code == 401
         before = most_memory(server)
         connections = [attack.enter_context(connected(server, head)) for _ in range(6)]
@@ -372,7 +375,7 @@ def test_a_body_is_not_kept_for_whoever_has_no_token(sqlite_url: str) -> None:
         assert httpx2.get(f"{server.url}/health").status_code == 200
 
 
-def test_a_body_a_little_too_long_is_answered(server: Served) -> None:
+def test_a_body_a_little_too_long_is_answered(server: ServerProcess) -> None:
     """A client that sends its whole body before it reads gets the reason, not a reset."""
     head = (
         b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -384,7 +387,7 @@ def test_a_body_a_little_too_long_is_answered(server: Served) -> None:
 
 @pytest.mark.requirement("C13")
 def test_json_logs_are_one_event_per_line(sqlite_url: str) -> None:
-    with Served(sqlite_url, "--simulate", "--log-format", "json") as server:
+    with ServerProcess(sqlite_url, "--simulate", "--log-format", "json") as server:
         httpx2.post(f"{server.url}/jobs", json={"type": "a"})
         code, log = server.stop()
     assert code == 0

@@ -21,11 +21,18 @@ from tenure.http.api.routing import Route
 from tenure.server import build
 from tenure.settings import Settings
 from tenure.tokens.scopes import Scope
-from tests.support.cli import output_of, read, run
+from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.clock import Clock
-from tests.support.http import NOWHERE, Exchange, Served, api_of, claim, problem
-from tests.support.waiting import until
-from tests.support.workers import completed, working
+from tests.support.http import (
+    UNKNOWN_ID,
+    Exchange,
+    ServerProcess,
+    api_client,
+    assert_problem,
+    claim_jobs,
+)
+from tests.support.waiting import wait_until
+from tests.support.workers import running_worker, wait_until_completed
 
 OWNER = "the-token-of-the-settings"
 
@@ -58,13 +65,13 @@ def guarded(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient
     """A server that looks at the tokens in the database for every request."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
         monkeypatch.setattr(token_cache, name, -1)
-    with api_of(app, Settings(tokens=(OWNER,))) as api:
+    with api_client(app, Settings(tokens=(OWNER,))) as api:
         yield api
 
 
 def call(api: TestClient, route: Route, token: str | None) -> tuple[int, str]:
     """Make a call that changes nothing and does not last; the status and the code of a refusal."""
-    path = route.path.format(id=NOWHERE, lease_id="x", name="no queue")
+    path = route.path.format(id=UNKNOWN_ID, lease_id="x", name="no queue")
     path += "?after=nowhere" if route.name == "streamEvents" else ""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     response = api.request(route.method, path, headers=headers)
@@ -119,7 +126,7 @@ def test_several_scopes_are_as_good_as_several_tokens(app: Tenure, guarded: Test
     guarded.headers["Authorization"] = f"Bearer {token}"
     job = guarded.post("/jobs", json={"type": "a"}).json()
     assert guarded.get(f"/jobs/{job['id']}").json()["status"] == "pending"
-    problem(guarded.post(f"/jobs/{job['id']}/cancel"), 403, "forbidden")
+    assert_problem(guarded.post(f"/jobs/{job['id']}/cancel"), 403, "forbidden")
     assert app.get(job["id"]).status == "pending"
 
 
@@ -218,20 +225,20 @@ def test_an_open_server_asks_for_tokens_once_there_was_one(
     """And goes on asking when the last is revoked: nobody is let in by taking a token away."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
         monkeypatch.setattr(token_cache, name, -1)
-    with api_of(app) as api:
+    with api_client(app) as api:
         assert api.get("/jobs").status_code == 200
         token, _ = app.tokens.create("one", ["read"])
-        problem(api.get("/jobs"), 401, "unauthorized")
+        assert_problem(api.get("/jobs"), 401, "unauthorized")
         app.tokens.revoke("one")
         with_it = {"Authorization": f"Bearer {token}"}  # which makes the server look again
-        problem(api.get("/jobs", headers=with_it), 401, "unauthorized")
-        problem(api.get("/jobs"), 401, "unauthorized")
+        assert_problem(api.get("/jobs", headers=with_it), 401, "unauthorized")
+        assert_problem(api.get("/jobs"), 401, "unauthorized")
         assert api.get("/health").status_code == 200
 
 
 def test_beyond_loopback_no_token_means_nobody(app: Tenure) -> None:
-    with api_of(app, Settings(host="192.0.2.1")) as api:
-        problem(api.get("/jobs"), 401, "unauthorized")
+    with api_client(app, Settings(host="192.0.2.1")) as api:
+        assert_problem(api.get("/jobs"), 401, "unauthorized")
 
 
 def test_without_the_database_no_stored_token_opens(
@@ -247,7 +254,7 @@ def test_without_the_database_no_stored_token_opens(
 
     monkeypatch.setattr(app._store.read, "tokens", away)
     response = guarded.get("/stats")
-    problem(response, 503, "store_unavailable")
+    assert_problem(response, 503, "store_unavailable")
     assert "secret" not in response.text
     guarded.headers["Authorization"] = f"Bearer {OWNER}"
     assert guarded.get("/stats").status_code == 200
@@ -262,10 +269,10 @@ def test_guessing_reads_the_database_ten_times_a_second_at_most(
     reads: list[int] = []
     found = app._store.read.tokens
     monkeypatch.setattr(app._store.read, "tokens", lambda: reads.append(1) or found())
-    with api_of(app, Settings(tokens=(OWNER,))) as api:
+    with api_client(app, Settings(tokens=(OWNER,))) as api:
         for number in range(50):
             headers = {"Authorization": f"Bearer guess{number}"}
-            problem(api.get("/jobs", headers=headers), 401, "unauthorized")
+            assert_problem(api.get("/jobs", headers=headers), 401, "unauthorized")
         assert len(reads) == 1
         for _ in range(50):
             assert api.get("/jobs", headers={"Authorization": f"Bearer {OWNER}"}).json() == []
@@ -290,7 +297,7 @@ def test_revoked_on_a_running_server(database_url: str) -> None:
     output_of("tokens", "create", "first", "--scope", "admin", "--database", database_url)
     with (
         Tenure(database_url) as app,
-        Served(database_url, "--host", "0.0.0.0", program=IMPATIENT) as server,  # noqa: S104
+        ServerProcess(database_url, "--host", "0.0.0.0", program=IMPATIENT) as server,  # noqa: S104
     ):
 
         @app.job
@@ -304,15 +311,15 @@ def test_revoked_on_a_running_server(database_url: str) -> None:
         add = output_of(
             "tokens", "create", "shop", "--scope", "enqueue", "--database", database_url
         )
-        with Client(url, work) as worker, Client(url, add) as shop, working(app, worker):
+        with Client(url, work) as worker, Client(url, add) as shop, running_worker(app, worker):
             made = shop.enqueue("double", {"number": 21})
-            assert completed(app, made).result == "42"
+            assert wait_until_completed(app, made).result == "42"
             with pytest.raises(Forbidden, match="scope read"):
                 shop.get(made.id)
             with pytest.raises(Forbidden):
                 shop.cancel(made.id)
-            until(lambda: all(t.used_at for t in app.tokens.list()[:2]), "their use on record")
-            assert run("tokens", "revoke", "shop", "--database", database_url).exit_code == 0
+            wait_until(lambda: all(t.used_at for t in app.tokens.list()[:2]), "their use on record")
+            assert run_cli("tokens", "revoke", "shop", "--database", database_url).exit_code == 0
 
             def refused() -> bool:
                 try:
@@ -321,7 +328,7 @@ def test_revoked_on_a_running_server(database_url: str) -> None:
                     return True
                 return False
 
-            until(refused, "the revoked token to be refused", 10)
+            wait_until(refused, "the revoked token to be refused", 10)
             app.enqueue("double", {"number": 1})
         code, log = server.stop()
         assert app.verify() == []
@@ -336,29 +343,29 @@ def test_revoked_on_a_running_server(database_url: str) -> None:
 def test_commands(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENURE_DATABASE", sqlite_url)
     secret = output_of("tokens", "create", "shop", "--scope", "enqueue", "--scope", "read")
-    assert run("tokens", "create", "shop", "--scope", "read").exit_code == 2
-    assert run("tokens", "create", "b", "--scope", "root").exit_code == 2
-    assert run("tokens", "create", "b").exit_code == 2
+    assert run_cli("tokens", "create", "shop", "--scope", "read").exit_code == 2
+    assert run_cli("tokens", "create", "b", "--scope", "root").exit_code == 2
+    assert run_cli("tokens", "create", "b").exit_code == 2
     listed = output_of("tokens", "list")
     assert "shop" in listed
     assert "enqueue read" in listed
     assert secret not in listed
-    (shown,) = read("tokens", "list")
+    (shown,) = cli_json("tokens", "list")
     assert shown["name"] == "shop"
     assert shown["valid"] is True
     assert "digest" not in shown
-    assert read("tokens", "create", "c", "--scope", "work", "--expires", "1h")["expires_at"]
+    assert cli_json("tokens", "create", "c", "--scope", "work", "--expires", "1h")["expires_at"]
     assert output_of("tokens", "revoke", "shop", "c").splitlines()[-1] == "token c is revoked"
-    assert run("tokens", "revoke", "nobody").exit_code == 2
-    assert [token["valid"] for token in read("tokens", "list")] == [False, False]
+    assert run_cli("tokens", "revoke", "nobody").exit_code == 2
+    assert [token["valid"] for token in cli_json("tokens", "list")] == [False, False]
 
 
 def test_a_worker_scope_sees_only_what_it_leases(app: Tenure, guarded: TestClient) -> None:
     token, _ = app.tokens.create("worker", ["work"])
     job = app.enqueue("a", {"n": 1})
     guarded.headers["Authorization"] = f"Bearer {token}"
-    problem(guarded.get(f"/jobs/{job.id}"), 403, "forbidden")
-    (lease,) = claim(guarded)
+    assert_problem(guarded.get(f"/jobs/{job.id}"), 403, "forbidden")
+    (lease,) = claim_jobs(guarded)
     assert lease["payload"] == {"n": 1}
     assert guarded.post(f"/leases/{lease['lease_id']}/complete").status_code == 200
 
@@ -380,16 +387,16 @@ def test_a_stream_ends_with_the_token_that_opened_it(
 
     async def watch() -> None:
         async with await opened(None) as anybody:
-            await anybody.until(b"retry: ")
+            await anybody.wait_for(b"retry: ")
             secret, _ = app.tokens.create("reader", ["read"])
             async with asyncio.timeout(10):
                 await anybody.task
         async with await opened(secret) as reader:
-            await reader.until(b"retry: ")
+            await reader.wait_for(b"retry: ")
             app.tokens.create("other", ["read"])
             app.tokens.revoke("other")
             job = app.enqueue("mail")
-            await reader.until(job.id.encode())  # who has a good token goes on reading
+            await reader.wait_for(job.id.encode())  # who has a good token goes on reading
             app.tokens.revoke("reader")
             async with asyncio.timeout(10):
                 await reader.task

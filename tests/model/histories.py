@@ -35,7 +35,7 @@ from tenure.retry import RetryPolicy
 from tenure.store import Store, open_store
 from tests.model.reference import Entry, Reference
 from tests.support.clock import START, Clock
-from tests.support.raw_sql import EPOCH, Raw
+from tests.support.raw_sql import EPOCH, RawSql
 
 LEASE_SECONDS = 10.0
 AT_ONCE = RetryPolicy(base=0, factor=1, cap=0)
@@ -71,7 +71,7 @@ class History(RuleBasedStateMachine):
         self.url = type(self).new_database()
         self.store: Store = open_store(self.url)
         self.clock = Clock(self.url)
-        self.raw = Raw(self.url)
+        self.raw = RawSql(self.url)
         self.model = Reference(START)
         self.ids = 0
         start = [new_job(self.new_id(), max_retries=n, backoff=AT_ONCE) for n in (0, 1, 2, 3, 3)]
@@ -335,7 +335,7 @@ def by_id(job: Job) -> str:
     return job.id
 
 
-def read_ledger(raw: Raw) -> dict[str, list[Entry]]:
+def read_ledger(raw: RawSql) -> dict[str, list[Entry]]:
     """The ledger by job, read past the store."""
     columns = "job_id, at, source, target, event, attempt, token, lease_id, actor, detail"
     ledger: dict[str, list[Entry]] = {}

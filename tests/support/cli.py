@@ -22,14 +22,14 @@ from tenure.cli import cli
 PROGRAM = (sys.executable, "-m", "tenure")
 
 
-def surroundings(**more: str) -> dict[str, str]:
+def clean_environment(**more: str) -> dict[str, str]:
     """The environment without what would change what the program does."""
     own = ("TENURE_", "PORT", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return {**kept, **more}
 
 
-def run(
+def run_cli(
     *arguments: str, stdin: str | bytes | IO[bytes] | None = None, **environ: str | None
 ) -> Result:
     """Run a command in this process; a traceback is a failure of the test."""
@@ -41,12 +41,12 @@ def run(
 
 def output_of(*arguments: str, **environ: str | None) -> str:
     """What a command that must succeed prints, without the last line's end."""
-    result = run(*arguments, **environ)
+    result = run_cli(*arguments, **environ)
     assert result.exit_code == 0, result.output
     return result.stdout.removesuffix("\n")
 
 
-def read(*arguments: str) -> Any:
+def cli_json(*arguments: str) -> Any:
     """The JSON document that a command prints."""
     return json.loads(output_of(*arguments, "--json"))
 
@@ -73,7 +73,7 @@ class Terminal:
             stderr=inside,
             start_new_session=True,
             preexec_fn=_take_the_terminal,  # noqa: PLW1509
-            env=surroundings(**{"TERM": "xterm-256color", **environ}),
+            env=clean_environment(**{"TERM": "xterm-256color", **environ}),
         )
         os.close(inside)
         self.shown = ""
@@ -90,7 +90,7 @@ class Terminal:
         """Press keys."""
         os.write(self._keys, keys.encode())
 
-    def until(self, text: str, seconds: float = 30.0) -> str:
+    def wait_for(self, text: str, seconds: float = 30.0) -> str:
         """Read on until `text` has been shown; everything shown so far."""
         deadline = time.monotonic() + seconds
         while text not in self.shown:
@@ -98,7 +98,7 @@ class Terminal:
             self.read(deadline - time.monotonic())
         return self.shown
 
-    def ended(self, seconds: float = 30.0) -> int:
+    def wait_for_exit(self, seconds: float = 30.0) -> int:
         """Read on until the program has ended; its exit code."""
         deadline = time.monotonic() + seconds
         while self.read(deadline - time.monotonic()):
@@ -117,14 +117,14 @@ class Terminal:
         return bool(data)
 
 
-def on_a_terminal(*arguments: str, **environ: str) -> str:
+def output_on_terminal(*arguments: str, **environ: str) -> str:
     """What a program shows on a terminal, to its end."""
     with Terminal(*arguments, **environ) as terminal:
-        assert terminal.ended() == 0, terminal.shown
+        assert terminal.wait_for_exit() == 0, terminal.shown
         return terminal.shown
 
 
-def program(
+def run_program(
     *arguments: str, timeout: float = 60, cwd: Any = None, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `tenure` as a program, to its end."""
@@ -136,5 +136,5 @@ def program(
         encoding="utf-8",
         timeout=timeout,
         cwd=cwd,
-        env=surroundings(**environ),
+        env=clean_environment(**environ),
     )

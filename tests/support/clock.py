@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from tests.support.raw_sql import Raw
+from tests.support.raw_sql import RawSql
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TICK = 0.001
@@ -20,7 +20,7 @@ class Clock:
 
     def __init__(self, url: str, start: datetime = START) -> None:
         self.now = start
-        self._raw = Raw(url)
+        self._raw = RawSql(url)
         if self._raw.engine == "sqlite":
             self._table = "tenure_now"
             self._raw.run("DROP VIEW tenure_now")

@@ -22,21 +22,21 @@ from starlette.types import ASGIApp, Message, Scope
 from tenure import Tenure
 from tenure.server import build
 from tenure.settings import Settings
-from tests.support.cli import PROGRAM, surroundings
+from tests.support.cli import PROGRAM, clean_environment
 
 JSON = {"Content-Type": "application/json"}
-NOWHERE = "0190163d-8694-739b-aea5-966c26f8ad90"
+UNKNOWN_ID = "0190163d-8694-739b-aea5-966c26f8ad90"
 """An id that no job has."""
 
 
 @contextlib.contextmanager
-def api_of(app: Tenure, settings: Settings | None = None) -> Iterator[TestClient]:
+def api_client(app: Tenure, settings: Settings | None = None) -> Iterator[TestClient]:
     """A client of the API in this process."""
     with TestClient(build(app, settings), base_url="http://localhost") as client:
         yield client
 
 
-def problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
+def assert_problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
     """The body of a refusal, which must be a problem of this kind."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
@@ -50,7 +50,7 @@ def problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]
     return body
 
 
-def claim(api: httpx2.Client, limit: int = 1, **more: Any) -> list[dict[str, Any]]:
+def claim_jobs(api: httpx2.Client, limit: int = 1, **more: Any) -> list[dict[str, Any]]:
     """Lease jobs as worker `w`."""
     response = api.post("/leases", json={"worker": "w", "limit": limit, **more})
     assert response.status_code == 200, response.text
@@ -61,7 +61,7 @@ def claim(api: httpx2.Client, limit: int = 1, **more: Any) -> list[dict[str, Any
 # --- one request, seen from the server's side -----------------------------------------------------
 
 
-def scope_of(
+def asgi_scope(
     method: str, path: str, headers: Mapping[str, str] | None = None, query: str = ""
 ) -> Scope:
     """A request as a server hands it to the application."""
@@ -99,7 +99,7 @@ class Exchange:
     def __post_init__(self) -> None:
         self._to_app: asyncio.Queue[Message] = asyncio.Queue()
         self._news = asyncio.Event()
-        self._scope = scope_of(self.method, self.path, self.headers, self.query)
+        self._scope = asgi_scope(self.method, self.path, self.headers, self.query)
 
     async def __aenter__(self) -> Exchange:
         first = {"type": "http.request", "body": self.body, "more_body": not self.whole}
@@ -128,7 +128,7 @@ class Exchange:
         """The client goes away."""
         await self._to_app.put({"type": "http.disconnect"})
 
-    async def until(self, part: bytes) -> None:
+    async def wait_for(self, part: bytes) -> None:
         """Wait until `part` has been answered."""
         async with asyncio.timeout(10):
             while part not in self.answered:
@@ -145,7 +145,7 @@ class Exchange:
 # --- a real server --------------------------------------------------------------------------------
 
 
-class Served:
+class ServerProcess:
     """`tenure serve` as a program of its own, on a free port."""
 
     def __init__(
@@ -160,7 +160,7 @@ class Served:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=surroundings(**environ),
+            env=clean_environment(**environ),
         )
         assert self.process.stdout is not None
         self.greeting = self.process.stdout.readline().strip()
@@ -169,7 +169,7 @@ class Served:
         host, _, port = self.url.partition("//")[2].rpartition(":")
         self.address = (host, int(port))
 
-    def __enter__(self) -> Served:
+    def __enter__(self) -> ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -188,7 +188,7 @@ class Served:
         return self.process.returncode, log
 
 
-def python(code: str, **environ: str) -> subprocess.Popen[str]:
+def start_python(code: str, **environ: str) -> subprocess.Popen[str]:
     """A Python program of its own."""
     return subprocess.Popen(
         [sys.executable, "-c", code],

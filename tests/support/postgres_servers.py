@@ -15,7 +15,7 @@ from tests.support.postgres import Launcher, PostgresServer, PostgresUnavailable
 
 
 @contextlib.contextmanager
-def own_server(settings: Mapping[str, str] | None = None) -> Iterator[PostgresServer]:
+def durable_server(settings: Mapping[str, str] | None = None) -> Iterator[PostgresServer]:
     """A server of our own that keeps what it has committed. Where there is none, only CI fails."""
     try:
         with PostgresServer(durable=True, settings=settings) as server:

@@ -43,7 +43,7 @@ Refused = (sqlite3.IntegrityError, psycopg.Error)
 """What a database raises when it refuses a statement."""
 
 
-class Raw:
+class RawSql:
     """Runs SQL as it is given, but for the names in braces and `?` for a value."""
 
     def __init__(self, url: str) -> None:

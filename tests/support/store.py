@@ -24,58 +24,62 @@ from tenure.jobs.values import (
 from tenure.lifecycle import Job
 from tenure.store import Store
 from tests.support.clock import Clock
-from tests.support.raw_sql import Raw
+from tests.support.raw_sql import RawSql
 
 LEASE_SECONDS = 60.0
 COUNT_LEDGER = "SELECT count(*) FROM {transition}"
 
 
-def new(type: str = "mail", **fields: Any) -> CheckedJob:
+def new_job(type: str = "mail", **fields: Any) -> CheckedJob:
     """An addition with an id of its own."""
     return CheckedJob(**{"id": new_id(), "type": type, **fields})
 
 
-def request(limit: int = 1, worker: str = "w1", **fields: Any) -> ClaimRequest:
+def claim_request(limit: int = 1, worker: str = "w1", **fields: Any) -> ClaimRequest:
     """A worker asking for jobs."""
     return ClaimRequest(
         **{"worker": worker, "limit": limit, "lease_seconds": LEASE_SECONDS, **fields}
     )
 
 
-def completed(lease: Lease, result: str | None = None, **fields: Any) -> Report:
+def report_completed(lease: Lease, result: str | None = None, **fields: Any) -> Report:
     """The report that an attempt succeeded."""
     return Report(lease.id, lease.lease_id, Outcome.COMPLETED, result=result, **fields)
 
 
-def failed(lease: Lease, error: str = "boom", **fields: Any) -> Report:
+def report_failed(lease: Lease, error: str = "boom", **fields: Any) -> Report:
     """The report that an attempt failed."""
     return Report(lease.id, lease.lease_id, Outcome.FAILED, error=error, **fields)
 
 
-def released(lease: Lease, **fields: Any) -> Report:
+def report_released(lease: Lease, **fields: Any) -> Report:
     """The report that hands a job back unrun."""
     return Report(lease.id, lease.lease_id, Outcome.RELEASED, **fields)
 
 
-REPORTS = {Outcome.COMPLETED: completed, Outcome.FAILED: failed, Outcome.RELEASED: released}
+REPORTS = {
+    Outcome.COMPLETED: report_completed,
+    Outcome.FAILED: report_failed,
+    Outcome.RELEASED: report_released,
+}
 RECORDED = Verdict(Answer.RECORDED)
 ALREADY = Verdict(Answer.ALREADY_RECORDED)
 LOST = Verdict(Answer.LOST)
-MALFORMED = ["", "nonsense", "x" * 5_000, "' OR 1=1 --", "%s", "{", "🎈", "NULL", "a\x00b"]
+MALFORMED_IDS = ["", "nonsense", "x" * 5_000, "' OR 1=1 --", "%s", "{", "🎈", "NULL", "a\x00b"]
 """What no job id and no lease id looks like."""
 
 
-class Desk:
+class StoreHarness:
     """What the contract tests work with."""
 
-    def __init__(self, store: Store, clock: Clock, raw: Raw) -> None:
+    def __init__(self, store: Store, clock: Clock, sql: RawSql) -> None:
         self.store = store
         self.clock = clock
-        self.raw = raw
+        self.sql = sql
 
     def add(self, type: str = "mail", **fields: Any) -> Job:
         """Add one job and wait for it."""
-        (added,) = self.add_all(new(type, **fields))
+        (added,) = self.add_all(new_job(type, **fields))
         return added.job
 
     def add_all(self, *checked_jobs: CheckedJob) -> list[Enqueued]:
@@ -84,7 +88,7 @@ class Desk:
 
     def claim(self, limit: int = 1, worker: str = "w1", **fields: Any) -> list[Lease]:
         """Lease jobs."""
-        return list(self.store.exchange((), request(limit, worker, **fields)).result().leases)
+        return list(self.store.exchange((), claim_request(limit, worker, **fields)).result().leases)
 
     def take(self, **fields: Any) -> Lease:
         """Add a job and lease it."""
@@ -119,7 +123,7 @@ class Desk:
         the server itself (autovacuum).
         """
         deadline = time.monotonic() + 10
-        while len(self.store.read.ledger("", 10_000)) < self.raw.value(COUNT_LEDGER):
+        while len(self.store.read.ledger("", 10_000)) < self.sql.value(COUNT_LEDGER):
             assert time.monotonic() < deadline, "the ledger is not complete after 10 seconds"
         return self.store.read.ledger(after, limit)
 

@@ -8,14 +8,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 30.0
+WAIT_SECONDS = 30.0
 """Seconds: far above what anything here takes, so that a busy machine is no failure."""
 
 RECOVERY_SECONDS = 10.0
 """How long after an outage everything may take to work again, without a restart."""
 
 
-def until(condition: Callable[[], T], what: str = "", seconds: float = PATIENCE) -> T:
+def wait_until(condition: Callable[[], T], what: str = "", seconds: float = WAIT_SECONDS) -> T:
     """Ask `condition` until it holds; its value. Fails after `seconds` with `what` it was about."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

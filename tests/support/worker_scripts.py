@@ -20,7 +20,7 @@ from typing import Self
 import psycopg
 
 from tenure import Tenure
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 HEAD = """
 import asyncio, logging, os, pathlib, signal, subprocess, sys, threading, time
@@ -110,7 +110,7 @@ class WorkerScript:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGCONT)
                 process.kill()
-            output, _ = process.communicate(timeout=PATIENCE)
+            output, _ = process.communicate(timeout=WAIT_SECONDS)
             if error is not None:  # shown with the failure
                 print(f"--- worker {process.pid}, exit {process.returncode}:\n{output}")
 
@@ -132,18 +132,18 @@ class WorkerScript:
         """Let handlers that wait for this go on."""
         (self.folder / name).touch()
 
-    def marked(self, name: str) -> None:
+    def wait_for_mark(self, name: str) -> None:
         """Wait until a handler has said so."""
-        until((self.folder / name).exists, f"the script to mark {name!r}")
+        wait_until((self.folder / name).exists, f"the script to mark {name!r}")
 
-    def said(self, process: subprocess.Popen[str], words: str) -> None:
+    def wait_for_output(self, process: subprocess.Popen[str], words: str) -> None:
         """Wait until a process has printed a line with these words."""
         assert process.stdout is not None
         assert any(words in line for line in process.stdout), f"the worker did not say {words!r}"
 
-    def frozen(self, process: subprocess.Popen[str]) -> None:
+    def wait_until_frozen(self, process: subprocess.Popen[str]) -> None:
         """Wait until a process has stopped at its failpoint."""
-        until(lambda: is_stopped(process.pid), "the worker to stop at its place")
+        wait_until(lambda: is_stopped(process.pid), "the worker to stop at its place")
 
     def lines(self) -> list[str]:
         """What the scripts have logged."""
@@ -152,14 +152,16 @@ class WorkerScript:
         except FileNotFoundError:
             return []
 
-    def logged(self, count: int) -> list[str]:
+    def wait_for_lines(self, count: int) -> list[str]:
         """Wait until there are so many lines; all of them."""
-        return until(lambda: self.lines() if len(self.lines()) >= count else [], f"{count} lines")
+        return wait_until(
+            lambda: self.lines() if len(self.lines()) >= count else [], f"{count} lines"
+        )
 
 
-def ended(process: subprocess.Popen[str]) -> int:
+def wait_for_exit(process: subprocess.Popen[str]) -> int:
     """The exit code, once the process has ended."""
-    return process.wait(timeout=PATIENCE)
+    return process.wait(timeout=WAIT_SECONDS)
 
 
 def is_running(pid: int) -> bool:
@@ -192,7 +194,7 @@ def freeze(worker: subprocess.Popen[str], app: Tenure) -> None:
         os.kill(worker.pid, signal.SIGCONT)
         return False
 
-    until(froze, "a moment without a transaction")
+    wait_until(froze, "a moment without a transaction")
 
 
 def sqlite_is_free(url: str) -> bool:

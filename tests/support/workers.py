@@ -12,11 +12,13 @@ from tenure.lifecycle import SETTLED
 from tenure.worker.maintenance import Sweeper
 from tenure.worker.process import run_loop
 from tenure.worker.worker import Worker, WorkSource
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 
 @contextlib.contextmanager
-def working(app: Tenure, source: WorkSource | None = None, **options: Any) -> Iterator[Worker]:
+def running_worker(
+    app: Tenure, source: WorkSource | None = None, **options: Any
+) -> Iterator[Worker]:
     """A worker for the handlers of `app`, running meanwhile and drained at the end."""
     started = threading.Event()
     workers: list[Worker] = []
@@ -36,18 +38,18 @@ def working(app: Tenure, source: WorkSource | None = None, **options: Any) -> It
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert started.wait(PATIENCE)
+    assert started.wait(WAIT_SECONDS)
     try:
         yield workers[0]
     finally:
         workers[0].request_stop()
-        thread.join(PATIENCE)
+        thread.join(WAIT_SECONDS)
     assert not thread.is_alive(), "the worker did not end"
     assert not failures, failures
 
 
 @contextlib.contextmanager
-def sweeping(app: Tenure, **options: Any) -> Iterator[Sweeper]:
+def running_sweeper(app: Tenure, **options: Any) -> Iterator[Sweeper]:
     """A sweeper that sweeps often."""
     sweeper = Sweeper(app, **{"interval": 0.02, **options})
     sweeper.start()
@@ -57,7 +59,7 @@ def sweeping(app: Tenure, **options: Any) -> Iterator[Sweeper]:
         sweeper.stop()
 
 
-def settled(app: Tenure, job: Job | str) -> Job:
+def wait_until_settled(app: Tenure, job: Job | str) -> Job:
     """The job, once it has settled."""
     id = job if isinstance(job, str) else job.id
 
@@ -65,26 +67,26 @@ def settled(app: Tenure, job: Job | str) -> Job:
         now = app.get(id)
         return now if now.status in SETTLED else None
 
-    found = until(look, f"job {id} to settle")
+    found = wait_until(look, f"job {id} to settle")
     assert found is not None
     return found
 
 
-def all_settled(app: Tenure, jobs: Sequence[Job]) -> list[Job]:
+def wait_until_all_settled(app: Tenure, jobs: Sequence[Job]) -> list[Job]:
     """The jobs, once all have settled."""
-    return [settled(app, job) for job in jobs]
+    return [wait_until_settled(app, job) for job in jobs]
 
 
-def completed(app: Tenure, job: Job | str) -> Job:
+def wait_until_completed(app: Tenure, job: Job | str) -> Job:
     """The job, once it has completed; any other end is a failure of the test."""
-    end = settled(app, job)
+    end = wait_until_settled(app, job)
     assert end.status is Status.COMPLETED, end
     return end
 
 
-def failed(app: Tenure, job: Job | str) -> str:
+def wait_until_failed(app: Tenure, job: Job | str) -> str:
     """The error of a job, once it has failed for good; any other end fails the test."""
-    end = settled(app, job)
+    end = wait_until_settled(app, job)
     assert end.status is Status.FAILED, end
     assert end.last_error
     return end.last_error

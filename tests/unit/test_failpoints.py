@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tenure import failpoints
-from tests.support.waiting import until
+from tests.support.waiting import wait_until
 from tests.support.worker_scripts import state
 
 HIT_THRICE = """
@@ -83,7 +83,7 @@ def test_a_frozen_process_stands_still_at_the_place() -> None:
         os.set_blocking(process.stdout.fileno(), False)
         passed = b""
         for number in range(len(failpoints.NAMES)):
-            until(lambda: state(process.pid) in {"T", "Z"}, "the process to stop")
+            wait_until(lambda: state(process.pid) in {"T", "Z"}, "the process to stop")
             passed += process.stdout.read() or b""
             assert len(passed) == number
             os.kill(process.pid, signal.SIGCONT)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tenure import Tenure
 from tenure.worker.webhook_delivery import WebhookDelivery
-from tests.support.workers import sweeping
+from tests.support.workers import running_sweeper
 
 
 class Receiver(ThreadingHTTPServer):
@@ -75,7 +75,7 @@ def delivering(app: Tenure, *, private: bool = True) -> Iterator[None]:
     delivery = WebhookDelivery(app, private=private)
     delivery.start()
     try:
-        with sweeping(app):
+        with running_sweeper(app):
             yield
     finally:
         delivery.stop()

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from tenure import JobContext, Tenure
-from tests.support.workers import completed, failed, working
+from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 from tests.worker import children
 
 
@@ -100,9 +100,9 @@ def test_values_of_every_kind_arrive_as_they_were_given(app: Tenure) -> None:
         take.__annotations__["x"] = kind
         jobs.append(app.job(name=f"take{number}")(take).enqueue(value))
         given[str(number)] = value
-    with working(app):
+    with running_worker(app):
         for job in jobs:
-            completed(app, job)
+            wait_until_completed(app, job)
 
     assert got == given
     assert {name: type(value) for name, value in got.items()} == {
@@ -111,9 +111,9 @@ def test_values_of_every_kind_arrive_as_they_were_given(app: Tenure) -> None:
 
 
 def test_arguments_are_typed_in_async_and_process_handlers_and_with_a_context(
-    either: Tenure,
+    app_on_each_engine: Tenure,
 ) -> None:
-    app = either
+    app = app_on_each_engine
     got: list[Any] = []
 
     @app.job
@@ -132,9 +132,9 @@ def test_arguments_are_typed_in_async_and_process_handlers_and_with_a_context(
     item = Item("cup", Decimal("4.20"))
     jobs = [coroutine.enqueue(NOON, item), function.enqueue(item=item, when=NOON)]
     in_child = app.enqueue("describe", {"when": "2026-03-01T12:30:15Z", "price": "4.20"})
-    with working(app):
-        ends = [completed(app, job).result for job in jobs]
-        child_end = completed(app, in_child).result
+    with running_worker(app):
+        ends = [wait_until_completed(app, job).result for job in jobs]
+        child_end = wait_until_completed(app, in_child).result
 
     assert ends == ['"cup"', '"cup"']
     assert sorted(got) == [("coroutine", NOON, item), ("function", NOON, item)]
@@ -152,8 +152,8 @@ def test_the_context_tells_about_the_attempt(app: Tenure) -> None:
 
     job = send.enqueue()
     before = datetime.now(UTC)
-    with working(app):
-        completed(app, job)
+    with running_worker(app):
+        wait_until_completed(app, job)
 
     first, second = contexts
     assert (first.id, first.type, first.queue, first.max_retries) == (job.id, "send", "mail", 2)
@@ -176,9 +176,9 @@ def test_absent_arguments_take_the_defaults_of_the_handler_that_runs(app: Tenure
 
     jobs = [take.enqueue(1), take.enqueue(2, "x", c=[3], d=Decimal(5)), nothing.enqueue()]
     jobs.append(app.enqueue("take", {"a": 3, "c": None}))
-    with working(app, concurrency=1):
+    with running_worker(app, concurrency=1):
         for job in jobs:
-            completed(app, job)
+            wait_until_completed(app, job)
 
     assert got == [(1, "b", None, 4), (2, "x", [3], 5), (), (3, "b", None, 4)]
 
@@ -199,9 +199,9 @@ def test_other_arguments_are_converted_too(app: Tenure) -> None:
         beside.enqueue(when=NOON),
         anything.enqueue(context=1, **{"": [None]}),
     ]
-    with working(app, concurrency=1):
+    with running_worker(app, concurrency=1):
         for job in jobs:
-            completed(app, job)
+            wait_until_completed(app, job)
 
     assert got == [
         (NOON, {"a": Decimal("1.10"), "b": Decimal(2)}),
@@ -248,9 +248,9 @@ def test_a_payload_that_does_not_fit_fails_for_good_and_names_the_field(app: Ten
         for type in ("thread", "loop")
         for payload, message in UNFIT
     ]
-    with working(app):
+    with running_worker(app):
         for job, message in jobs:
-            error = failed(app, job)
+            error = wait_until_failed(app, job)
             assert message in error, (job.payload, error)
             assert error.startswith(f"the payload does not fit {job.type}:")
             assert app.get(job.id).attempts == 1
@@ -268,11 +268,11 @@ def test_other_arguments_that_do_not_fit_are_named(app: Tenure) -> None:
     missing = app.enqueue("numbers", {"second": 2})
     of_the_context = app.enqueue("numbers", {"first": 1, "context": 1})
     of_the_only_context = app.enqueue("anything", {"context": 1})
-    with working(app):
-        assert "Expected `int`, got `str` - at `$.second`" in failed(app, wrong_value)
-        assert "missing required field `first`" in failed(app, missing)
-        assert "$.context" in failed(app, of_the_context)
-        assert "$.context" in failed(app, of_the_only_context)
+    with running_worker(app):
+        assert "Expected `int`, got `str` - at `$.second`" in wait_until_failed(app, wrong_value)
+        assert "missing required field `first`" in wait_until_failed(app, missing)
+        assert "$.context" in wait_until_failed(app, of_the_context)
+        assert "$.context" in wait_until_failed(app, of_the_only_context)
     assert {job.attempts for job in app.find()} == {1}
 
 
@@ -280,8 +280,8 @@ def test_a_payload_that_does_not_fit_a_process_handler_is_permanent_too(app: Ten
     app.job(process=True, max_retries=5, backoff=0)(children.describe)
 
     job = app.enqueue("describe", {"when": "soon", "price": "1"})
-    with working(app):
-        assert "at `$.when`" in failed(app, job)
+    with running_worker(app):
+        assert "at `$.when`" in wait_until_failed(app, job)
     assert app.get(job.id).attempts == 1
 
 
@@ -294,9 +294,9 @@ def test_thousands_of_payloads_that_do_not_fit_each_fail_by_themselves(app: Tenu
     good = [take.new_job(1) for _ in range(1_500)]
     bad = [take.new_job("one") for _ in range(1_500)]  # type: ignore[arg-type]
     jobs = app.enqueue_many(good + bad)
-    with working(app):
-        errors = {failed(app, job) for job in jobs[1_500:]}
-        ends = {completed(app, job).attempts for job in jobs[:1_500]}
+    with running_worker(app):
+        errors = {wait_until_failed(app, job) for job in jobs[1_500:]}
+        ends = {wait_until_completed(app, job).attempts for job in jobs[:1_500]}
 
     assert errors == {
         "the payload does not fit take: Expected `int`, got `str` - at `$.x`",

@@ -13,9 +13,15 @@ import pytest
 from tenure import JobContext, NewJob, Status, Tenure
 from tenure.jobs.values import ClaimRequest
 from tenure.worker import worker
-from tests.support.waiting import PATIENCE, until
-from tests.support.worker_scripts import WorkerScript, ended
-from tests.support.workers import completed, settled, sweeping, transitions, working
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.worker_scripts import WorkerScript, wait_for_exit
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    transitions,
+    wait_until_completed,
+    wait_until_settled,
+)
 
 
 def other(app: Tenure) -> Tenure:
@@ -24,16 +30,18 @@ def other(app: Tenure) -> Tenure:
 
 
 @pytest.mark.scenario(78)
-def test_a_job_that_nobody_can_run_stays_pending_and_is_charged_nothing(either: Tenure) -> None:
-    app = either
+def test_a_job_that_nobody_can_run_stays_pending_and_is_charged_nothing(
+    app_on_each_engine: Tenure,
+) -> None:
+    app = app_on_each_engine
 
     @app.job
     async def known() -> None: ...
 
     unknown = app.enqueue("unknown", priority=-5)
-    with sweeping(app), working(app):
+    with running_sweeper(app), running_worker(app):
         for _ in range(20):
-            completed(app, known.enqueue())
+            wait_until_completed(app, known.enqueue())
         why = app.explain(unknown.id)
         assert why.reason == "no_worker_for_type"
         assert "No worker takes jobs of type unknown" in why.text
@@ -46,31 +54,31 @@ def test_a_job_that_nobody_can_run_stays_pending_and_is_charged_nothing(either: 
         @later.job(name="unknown")
         async def known_now() -> None: ...
 
-        with working(later):
-            assert completed(app, unknown).attempts == 1
+        with running_worker(later):
+            assert wait_until_completed(app, unknown).attempts == 1
 
 
 @pytest.mark.scenario(78)
-def test_a_sweep_without_the_handler_gives_a_job_its_retry(either: Tenure) -> None:
+def test_a_sweep_without_the_handler_gives_a_job_its_retry(app_on_each_engine: Tenure) -> None:
     """What a deploy without its type finds running is ended as any other, and never discarded."""
-    app = either
+    app = app_on_each_engine
     gone = app.enqueue("gone", max_retries=2, backoff=0)
     app.claim(ClaimRequest(worker="old", limit=1, lease_seconds=0.001))
 
     @app.job
     async def known() -> None: ...
 
-    with sweeping(app), working(app):
-        until(lambda: app.get(gone.id).status is Status.PENDING, "the lease to be ended")
-        completed(app, known.enqueue())
+    with running_sweeper(app), running_worker(app):
+        wait_until(lambda: app.get(gone.id).status is Status.PENDING, "the lease to be ended")
+        wait_until_completed(app, known.enqueue())
     now = app.get(gone.id)
     assert (now.status, now.attempts) == (Status.PENDING, 1)
     assert transitions(app, gone) == ["enqueued", "claimed", "lease_expired", "retried"]
     assert app.verify() == []
 
 
-def test_workers_with_different_types_take_their_own(either: Tenure) -> None:
-    app = either
+def test_workers_with_different_types_take_their_own(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
     jobs = [app.enqueue(name) for _ in range(20) for name in ("a", "b", "both")]
     with other(app) as left, other(app) as right:
         for place, name in ((left, "a"), (right, "b")):
@@ -80,29 +88,29 @@ def test_workers_with_different_types_take_their_own(either: Tenure) -> None:
 
             place.job(name=name)(run)
             place.job(name="both")(run)
-        with working(left) as first, working(right) as second:
-            ends = [completed(app, job) for job in jobs]
+        with running_worker(left) as first, running_worker(right) as second:
+            ends = [wait_until_completed(app, job) for job in jobs]
     took = {end.type: {e.worker for e in ends if e.type == end.type} for end in ends}
     assert took["a"] == {first.id}
     assert took["b"] == {second.id}
     assert took["both"] <= {first.id, second.id}
 
 
-def test_a_worker_of_some_queues_leaves_the_others_alone(either: Tenure) -> None:
-    app = either
+def test_a_worker_of_some_queues_leaves_the_others_alone(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
 
     @app.job
     async def work() -> None: ...
 
     mail = [work.options(queue="mail").enqueue() for _ in range(5)]
     bulk = [work.options(queue="bulk", priority=-9).enqueue() for _ in range(5)]
-    with working(app, queues=["mail", "empty"]):
+    with running_worker(app, queues=["mail", "empty"]):
         for job in mail:
-            completed(app, job)
+            wait_until_completed(app, job)
     assert {app.get(job.id).status for job in bulk} == {Status.PENDING}
-    with working(app):
+    with running_worker(app):
         for job in bulk:
-            completed(app, job)
+            wait_until_completed(app, job)
 
 
 def test_a_paused_queue_waits(app: Tenure) -> None:
@@ -111,15 +119,15 @@ def test_a_paused_queue_waits(app: Tenure) -> None:
 
     app.pause("slow")
     waiting = work.options(queue="slow", priority=-1).enqueue()
-    with working(app):
-        completed(app, work.enqueue())
+    with running_worker(app):
+        wait_until_completed(app, work.enqueue())
         assert app.get(waiting.id).attempts == 0
         app.resume("slow")
-        completed(app, waiting)
+        wait_until_completed(app, waiting)
 
 
-def test_handlers_run_at_once_up_to_the_limit_and_never_beyond(either: Tenure) -> None:
-    app = either
+def test_handlers_run_at_once_up_to_the_limit_and_never_beyond(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
     lock = threading.Lock()
     running: list[int] = []
     most: list[int] = []
@@ -149,7 +157,7 @@ def test_handlers_run_at_once_up_to_the_limit_and_never_beyond(either: Tenure) -
     @app.job
     def meet(number: int) -> None:
         enter(number)
-        together.wait(PATIENCE)
+        together.wait(WAIT_SECONDS)
         leave(number)
 
     new_jobs = [
@@ -157,16 +165,16 @@ def test_handlers_run_at_once_up_to_the_limit_and_never_beyond(either: Tenure) -
         for number in range(0, 200, 2)
         for new_job in (coroutine.new_job(number), function.new_job(number + 1))
     ]
-    with working(app, concurrency=6):
+    with running_worker(app, concurrency=6):
         jobs = app.enqueue_many([meet.new_job(-n) for n in range(1, 7)])
         jobs += app.enqueue_many(new_jobs)
         for job in jobs:
-            assert completed(app, job).attempts == 1
+            assert wait_until_completed(app, job).attempts == 1
     assert max(most) == 6
 
 
-def test_urgent_jobs_first_then_in_order(either: Tenure) -> None:
-    app = either
+def test_urgent_jobs_first_then_in_order(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
     order: list[tuple[int, int]] = []
 
     @app.job
@@ -178,27 +186,27 @@ def test_urgent_jobs_first_then_in_order(either: Tenure) -> None:
         for number in range(5)
         for priority in (3, -1, 0)
     ]
-    with working(app, concurrency=1):
+    with running_worker(app, concurrency=1):
         for job in jobs:
-            completed(app, job)
+            wait_until_completed(app, job)
     assert order == sorted(order)
 
 
 def test_a_backlog_is_worked_off_without_waiting_for_a_poll(
-    either: Tenure, monkeypatch: pytest.MonkeyPatch
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while turns overlap: nothing rings here, and the next poll is a minute away."""
 
     class Silent:
         waits = False
-        exchanges = either.exchanges
-        exchange = staticmethod(either.exchange)
-        heartbeat = staticmethod(either.heartbeat)
+        exchanges = app_on_each_engine.exchanges
+        exchange = staticmethod(app_on_each_engine.exchange)
+        heartbeat = staticmethod(app_on_each_engine.heartbeat)
 
         def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
             return lambda: None
 
-    app = either
+    app = app_on_each_engine
     runs: list[int] = []
 
     @app.job
@@ -208,9 +216,9 @@ def test_a_backlog_is_worked_off_without_waiting_for_a_poll(
     jobs = app.enqueue_many([work.new_job(number) for number in range(3000)])
     monkeypatch.setattr(worker, "POLL_SECONDS", 60)
     # Heartbeats ring, too: the first comes much later.
-    with working(app, Silent(), concurrency=100, lease_seconds=300):
-        assert until(lambda: len(runs) == 3000)
-        assert completed(app, jobs[-1]).attempts == 1
+    with running_worker(app, Silent(), concurrency=100, lease_seconds=300):
+        assert wait_until(lambda: len(runs) == 3000)
+        assert wait_until_completed(app, jobs[-1]).attempts == 1
     assert sorted(runs) == list(range(3000))
 
 
@@ -221,18 +229,18 @@ def test_a_job_is_not_run_before_its_time(app: Tenure) -> None:
     async def work() -> None:
         ran.append(time.monotonic())
 
-    with working(app):
+    with running_worker(app):
         start = time.monotonic()
         job = work.options(delay=0.3).enqueue()
-        completed(app, work.enqueue())
+        wait_until_completed(app, work.enqueue())
         assert app.get(job.id).attempts == 0
-        completed(app, job)
+        wait_until_completed(app, job)
     assert ran[1] - start >= 0.29
 
 
-def test_jobs_claimed_ahead_do_not_wait_behind_a_slow_one(either: Tenure) -> None:
+def test_jobs_claimed_ahead_do_not_wait_behind_a_slow_one(app_on_each_engine: Tenure) -> None:
     """They are handed back after a while, and another worker runs them."""
-    app = either
+    app = app_on_each_engine
     slow_runs = threading.Event()
     go_on = threading.Event()
 
@@ -245,12 +253,12 @@ def test_jobs_claimed_ahead_do_not_wait_behind_a_slow_one(either: Tenure) -> Non
     @app.job
     def slow() -> None:
         slow_runs.set()
-        go_on.wait(PATIENCE)
+        go_on.wait(WAIT_SECONDS)
 
     new_jobs = [quick.new_job()] * 400 + [slow.new_job()] + [quick.new_job()] * 400
-    with working(app, concurrency=1):
+    with running_worker(app, concurrency=1):
         jobs = app.enqueue_many(new_jobs)
-        assert slow_runs.wait(PATIENCE)
+        assert slow_runs.wait(WAIT_SECONDS)
         # Where turns overlap, a later one may be answered first, and its jobs have run by now.
         behind = [job for job in jobs if job.id not in ran and job != jobs[400]]
         assert behind
@@ -260,13 +268,13 @@ def test_jobs_claimed_ahead_do_not_wait_behind_a_slow_one(either: Tenure) -> Non
             @place.job(name="quick")
             async def quick_elsewhere() -> None: ...
 
-            with working(place, concurrency=1) as second:
+            with running_worker(place, concurrency=1) as second:
                 for job in behind:
-                    assert completed(app, job).attempts == 1
+                    assert wait_until_completed(app, job).attempts == 1
         assert {app.get(job.id).worker for job in behind} == {second.id}
         assert app.get(jobs[400].id).status is Status.PROCESSING
         go_on.set()
-        completed(app, jobs[400])
+        wait_until_completed(app, jobs[400])
     assert any("released" in transitions(app, job) for job in behind)
     assert app.verify() == []
 
@@ -283,18 +291,20 @@ def thread(number: int):
 """
 
 
-def test_no_job_is_started_twice_by_several_workers(either: Tenure, tmp_path: Path) -> None:
-    app = either
+def test_no_job_is_started_twice_by_several_workers(
+    app_on_each_engine: Tenure, tmp_path: Path
+) -> None:
+    app = app_on_each_engine
     count = 1_500
     new_jobs = [NewJob("work" if n % 5 else "thread", {"number": n}, {}) for n in range(count)]
     with WorkerScript(tmp_path / "meet", app.database, HANDLERS) as script:
         workers = [script.start() for _ in range(3)]
-        until(lambda: len(app.workers()) == 3, "all workers to be there")
+        wait_until(lambda: len(app.workers()) == 3, "all workers to be there")
         jobs = [job for first in range(0, count, 100) for job in add(app, new_jobs, first)]
-        ends = [settled(app, job) for job in jobs]
+        ends = [wait_until_settled(app, job) for job in jobs]
         for worker in workers:
             worker.terminate()
-        assert [ended(worker) for worker in workers] == [0, 0, 0]
+        assert [wait_for_exit(worker) for worker in workers] == [0, 0, 0]
 
     assert {(end.status, end.attempts) for end in ends} == {(Status.COMPLETED, 1)}
     assert sorted(map(int, script.lines())) == list(range(count))

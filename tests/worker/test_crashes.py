@@ -11,9 +11,15 @@ import pytest
 from tenure import NewJob, Status, Tenure
 from tenure.jobs.enqueue import Options
 from tests.support.clock import Clock
-from tests.support.waiting import until
-from tests.support.worker_scripts import WorkerScript, ended
-from tests.support.workers import completed, failed, settled, sweeping, transitions
+from tests.support.waiting import wait_until
+from tests.support.worker_scripts import WorkerScript, wait_for_exit
+from tests.support.workers import (
+    running_sweeper,
+    transitions,
+    wait_until_completed,
+    wait_until_failed,
+    wait_until_settled,
+)
 
 WORK = """
 @app.job
@@ -66,28 +72,28 @@ BEFORE_THE_ANSWER = """
 def run_until_killed(folder: Path, url: str, before: str) -> WorkerScript:
     with WorkerScript(folder, url, WORK, before=before.strip()) as script:
         script.mark("go on")
-        assert ended(script.start()) == -signal.SIGKILL
+        assert wait_for_exit(script.start()) == -signal.SIGKILL
     return script
 
 
 def run_to_the_end(folder: Path, app: Tenure, clock: Clock, job_id: str) -> list[str]:
     """When the lease has run out a second worker finishes the job; what all workers logged."""
     clock.advance(LONGER_THAN_A_LEASE)
-    with WorkerScript(folder, app.database, WORK) as script, sweeping(app):
+    with WorkerScript(folder, app.database, WORK) as script, running_sweeper(app):
         script.start()
-        assert completed(app, job_id).result == '"done"'
+        assert wait_until_completed(app, job_id).result == '"done"'
         return script.lines()
 
 
 @pytest.mark.scenario(1)
-def test_killed_in_the_handler(either: Tenure, clock: Clock, tmp_path: Path) -> None:
-    app = either
+def test_killed_in_the_handler(app_on_each_engine: Tenure, clock: Clock, tmp_path: Path) -> None:
+    app = app_on_each_engine
     job = app.enqueue("work", backoff=0)
     with WorkerScript(tmp_path / "meet", app.database, WORK) as script:
         worker = script.start()
-        script.logged(1)
+        script.wait_for_lines(1)
         worker.kill()
-        assert ended(worker) == -signal.SIGKILL
+        assert wait_for_exit(worker) == -signal.SIGKILL
         assert app.get(job.id).status is Status.PROCESSING
         script.mark("go on")
 
@@ -101,9 +107,9 @@ def test_killed_in_the_handler(either: Tenure, clock: Clock, tmp_path: Path) -> 
 
 @pytest.mark.scenario(3)
 def test_killed_before_the_claim_nothing_is_charged(
-    either: Tenure, clock: Clock, tmp_path: Path
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
-    app = either
+    app = app_on_each_engine
     job = app.enqueue("work", backoff=0)
     run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_CLAIM)
     now = app.get(job.id)
@@ -114,9 +120,9 @@ def test_killed_before_the_claim_nothing_is_charged(
 
 @pytest.mark.scenario(2)
 def test_killed_between_claim_and_start_the_attempt_is_charged(
-    either: Tenure, clock: Clock, tmp_path: Path
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
-    app = either
+    app = app_on_each_engine
     job = app.enqueue("work", backoff=0)
     script = run_until_killed(tmp_path / "meet", app.database, BETWEEN_CLAIM_AND_START)
     assert script.lines() == []
@@ -128,9 +134,9 @@ def test_killed_between_claim_and_start_the_attempt_is_charged(
 
 @pytest.mark.scenario(4)
 def test_killed_between_success_and_report_the_job_runs_again(
-    either: Tenure, clock: Clock, tmp_path: Path
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
-    app = either
+    app = app_on_each_engine
     job = app.enqueue("work", backoff=0)
     run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_REPORT)
 
@@ -140,9 +146,9 @@ def test_killed_between_success_and_report_the_job_runs_again(
 
 @pytest.mark.scenario(5)
 def test_killed_between_report_and_answer_the_job_is_done(
-    either: Tenure, clock: Clock, tmp_path: Path
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
-    app = either
+    app = app_on_each_engine
     job = app.enqueue("work", backoff=0)
     run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_ANSWER)
 
@@ -166,15 +172,15 @@ async def honest(number: int):
 
 @pytest.mark.scenario(16)
 def test_a_job_that_kills_every_worker_fails_after_as_many_as_allowed(
-    either: Tenure, clock: Clock, tmp_path: Path
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
     """A supervisor restarts the worker whenever it dies. Other jobs get done all the same."""
-    app = either
+    app = app_on_each_engine
     poison = app.enqueue("poison", max_retries=3, backoff=0)
     kills = 0
     with (
         WorkerScript(tmp_path / "meet", app.database, POISON, concurrency=1) as script,
-        sweeping(app),
+        running_sweeper(app),
     ):
         worker = script.start()
 
@@ -187,14 +193,14 @@ def test_a_job_that_kills_every_worker_fails_after_as_many_as_allowed(
                 worker = script.start()
             return app.get(poison.id).status is Status.FAILED
 
-        until(over, "the poison to fail for good")
+        wait_until(over, "the poison to fail for good")
         honest = [app.enqueue("honest", {"number": n}) for n in range(5)]
         for job in honest:
-            completed(app, job)
+            wait_until_completed(app, job)
 
     assert kills == 3
     assert script.lines() == ["poison 1", "poison 2", "poison 3"]
-    assert "did not report attempt 3" in failed(app, poison)
+    assert "did not report attempt 3" in wait_until_failed(app, poison)
     assert app.get(poison.id).attempts == 3
     attempt = ["claimed", "lease_expired"]
     assert transitions(app, poison) == [
@@ -210,20 +216,22 @@ def test_a_job_that_kills_every_worker_fails_after_as_many_as_allowed(
 
 @pytest.mark.scenario(17)
 def test_poison_at_its_last_attempt_ends_with_no_worker_left(
-    either: Tenure, clock: Clock, tmp_path: Path
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
-    app = either
+    app = app_on_each_engine
     poison = app.enqueue("poison", max_retries=1)
     with WorkerScript(tmp_path / "meet", app.database, POISON) as script:
-        assert ended(script.start()) == -signal.SIGKILL
+        assert wait_for_exit(script.start()) == -signal.SIGKILL
     assert app.get(poison.id).status is Status.PROCESSING
     clock.advance(LONGER_THAN_A_LEASE)
-    with sweeping(app):
-        assert "did not report attempt 1" in failed(app, poison)
+    with running_sweeper(app):
+        assert "did not report attempt 1" in wait_until_failed(app, poison)
 
 
-def test_many_killed_workers_lose_nothing(either: Tenure, clock: Clock, tmp_path: Path) -> None:
-    app = either
+def test_many_killed_workers_lose_nothing(
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
+) -> None:
+    app = app_on_each_engine
     handlers = """
 @app.job
 async def count(number: int):
@@ -232,15 +240,15 @@ async def count(number: int):
 """
     options: Options = {"backoff": 0, "max_retries": 10}
     jobs = app.enqueue_many([NewJob("count", {"number": n}, options) for n in range(300)])
-    with WorkerScript(tmp_path / "meet", app.database, handlers) as script, sweeping(app):
+    with WorkerScript(tmp_path / "meet", app.database, handlers) as script, running_sweeper(app):
         for share in (50, 120, 200):
             worker = script.start()
-            script.logged(share)
+            script.wait_for_lines(share)
             os.kill(worker.pid, signal.SIGKILL)
-            ended(worker)
+            wait_for_exit(worker)
             clock.advance(LONGER_THAN_A_LEASE)
         script.start()
-        ends = [settled(app, job) for job in jobs]
+        ends = [wait_until_settled(app, job) for job in jobs]
 
     assert {end.status for end in ends} == {Status.COMPLETED}
     runs = script.lines()
@@ -251,10 +259,10 @@ async def count(number: int):
 
 @pytest.mark.scenario(14)
 def test_a_worker_whose_own_loop_fails_ends_with_it(
-    either: Tenure, clock: Clock, tmp_path: Path
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
     """No heartbeat goes on for a worker that is dead, and its supervisor can see that it is."""
-    app = either
+    app = app_on_each_engine
     handlers = """
 @app.job
 def work():
@@ -271,18 +279,20 @@ from tenure.worker.attempts import Attempts
 Attempts.collect = fail
 """
     job = app.enqueue("work", backoff=0)
-    with WorkerScript(tmp_path / "meet", app.database, handlers) as script, sweeping(app):
+    with WorkerScript(tmp_path / "meet", app.database, handlers) as script, running_sweeper(app):
         worker = script.start()
-        assert ended(worker) == 1
+        assert wait_for_exit(worker) == 1
         clock.advance(LONGER_THAN_A_LEASE)
-        until(lambda: app.get(job.id).status is Status.PENDING, "the lease to run out")
+        wait_until(lambda: app.get(job.id).status is Status.PENDING, "the lease to run out")
     assert transitions(app, job) == KILLED_ONCE[:4]
 
 
 @pytest.mark.scenario(18)
-def test_a_handler_that_forks_settles_its_job_once(either: Tenure, tmp_path: Path) -> None:
+def test_a_handler_that_forks_settles_its_job_once(
+    app_on_each_engine: Tenure, tmp_path: Path
+) -> None:
     """The copy cannot use the store, and how it ends is its own matter."""
-    app = either
+    app = app_on_each_engine
     handlers = """
 @app.job
 def fork():
@@ -303,8 +313,8 @@ async def count(number: int):
     with WorkerScript(tmp_path / "meet", app.database, handlers) as script:
         script.start()
         for number in range(5):
-            assert completed(app, app.enqueue("fork")).result == "7"
-            assert completed(app, app.enqueue("count", {"number": number})).attempts == 1
+            assert wait_until_completed(app, app.enqueue("fork")).result == "7"
+            assert wait_until_completed(app, app.enqueue("count", {"number": number})).attempts == 1
         assert script.lines() == 5 * ["StoreUnavailable"]
     assert len(app.find()) == 10
     assert app.verify() == []

@@ -14,9 +14,16 @@ import pytest
 
 from tenure import JobContext, Status, Tenure, failpoints
 from tests.support.clock import Clock
-from tests.support.waiting import PATIENCE, until
-from tests.support.worker_scripts import WorkerScript, ended, freeze
-from tests.support.workers import completed, failed, settled, sweeping, transitions, working
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.worker_scripts import WorkerScript, freeze, wait_for_exit
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    transitions,
+    wait_until_completed,
+    wait_until_failed,
+    wait_until_settled,
+)
 
 TAKEN_OVER = ["enqueued", "claimed", "lease_expired", "retried", "claimed"]
 LEASE = 0.9  # seconds; there is a heartbeat every third of it
@@ -27,7 +34,7 @@ def pass_some_leases(app: Tenure, clock: Clock) -> None:
     for _ in range(4):
         clock.advance(LEASE - 0.1)
         renewed = clock.now + timedelta(seconds=LEASE)
-        until(
+        wait_until(
             lambda renewed=renewed: all(  # type: ignore[misc]
                 job.lease_expires_at is None or job.lease_expires_at >= renewed
                 for job in app.find(status="processing", limit=500)
@@ -37,9 +44,11 @@ def pass_some_leases(app: Tenure, clock: Clock) -> None:
 
 
 @pytest.mark.scenario(9, 10)
-def test_handlers_that_take_longer_than_a_lease_run_once(either: Tenure, clock: Clock) -> None:
+def test_handlers_that_take_longer_than_a_lease_run_once(
+    app_on_each_engine: Tenure, clock: Clock
+) -> None:
     """One blocks the loop, one a thread; heartbeats come from elsewhere."""
-    app = either
+    app = app_on_each_engine
     runs: list[str] = []
     running = threading.Semaphore(0)
     let_go = threading.Event()
@@ -48,29 +57,31 @@ def test_handlers_that_take_longer_than_a_lease_run_once(either: Tenure, clock: 
     async def block() -> None:
         runs.append("block")
         running.release()
-        let_go.wait(PATIENCE)
+        let_go.wait(WAIT_SECONDS)
 
     @app.job
     def stay() -> None:
         runs.append("stay")
         running.release()
-        let_go.wait(PATIENCE)
+        let_go.wait(WAIT_SECONDS)
 
-    with sweeping(app), working(app, lease_seconds=LEASE):
+    with running_sweeper(app), running_worker(app, lease_seconds=LEASE):
         jobs = app.enqueue_many([stay.new_job(), block.new_job()])
         for _ in jobs:
-            assert running.acquire(timeout=PATIENCE)
+            assert running.acquire(timeout=WAIT_SECONDS)
         pass_some_leases(app, clock)
         let_go.set()
         for job in jobs:
-            assert completed(app, job).attempts == 1
+            assert wait_until_completed(app, job).attempts == 1
     assert sorted(runs) == ["block", "stay"]
     assert [transitions(app, job) for job in jobs] == 2 * [["enqueued", "claimed", "completed"]]
 
 
-def test_jobs_that_wait_in_a_worker_keep_their_leases_too(either: Tenure, clock: Clock) -> None:
+def test_jobs_that_wait_in_a_worker_keep_their_leases_too(
+    app_on_each_engine: Tenure, clock: Clock
+) -> None:
     """While the loop is blocked, jobs claimed ahead cannot be handed back; they are not lost."""
-    app = either
+    app = app_on_each_engine
     runs: list[int] = []
     blocking = threading.Event()
     let_go = threading.Event()
@@ -82,29 +93,31 @@ def test_jobs_that_wait_in_a_worker_keep_their_leases_too(either: Tenure, clock:
     @app.job
     async def block() -> None:
         blocking.set()
-        let_go.wait(PATIENCE)
+        let_go.wait(WAIT_SECONDS)
 
     new_jobs = [note.new_job(n) for n in range(300)]
-    with sweeping(app), working(app, lease_seconds=LEASE, concurrency=1):
+    with running_sweeper(app), running_worker(app, lease_seconds=LEASE, concurrency=1):
         jobs = app.enqueue_many([*new_jobs[:250], block.new_job(), *new_jobs[250:]])
-        assert blocking.wait(PATIENCE)
+        assert blocking.wait(WAIT_SECONDS)
         assert len(app.find(status="processing")) > 1
         pass_some_leases(app, clock)
         let_go.set()
         for job in jobs:
-            assert completed(app, job).attempts == 1
+            assert wait_until_completed(app, job).attempts == 1
     assert sorted(runs) == list(range(300))
     assert not any("lease_expired" in transitions(app, job) for job in jobs)
 
 
-def test_a_cancelled_job_tells_its_handler_by_the_next_heartbeat(either: Tenure) -> None:
-    app = either
+def test_a_cancelled_job_tells_its_handler_by_the_next_heartbeat(
+    app_on_each_engine: Tenure,
+) -> None:
+    app = app_on_each_engine
     started = threading.Barrier(3)
     told: list[str] = []
 
     @app.job
     async def coroutine(context: JobContext) -> None:
-        await asyncio.to_thread(started.wait, PATIENCE)
+        await asyncio.to_thread(started.wait, WAIT_SECONDS)
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -114,16 +127,16 @@ def test_a_cancelled_job_tells_its_handler_by_the_next_heartbeat(either: Tenure)
 
     @app.job
     def function(context: JobContext) -> None:
-        started.wait(PATIENCE)
-        until(lambda: context.cancelled, "the context to say so")
+        started.wait(WAIT_SECONDS)
+        wait_until(lambda: context.cancelled, "the context to say so")
         told.append("function")
 
-    with working(app, lease_seconds=LEASE):
+    with running_worker(app, lease_seconds=LEASE):
         jobs = [coroutine.enqueue(), function.enqueue()]
-        started.wait(PATIENCE)
+        started.wait(WAIT_SECONDS)
         for job in jobs:
             assert app.cancel(job.id).status is Status.CANCELLED
-        until(lambda: len(told) == 2, "both handlers to be told")
+        wait_until(lambda: len(told) == 2, "both handlers to be told")
         assert [transitions(app, job) for job in jobs] == 2 * [["enqueued", "claimed", "cancelled"]]
 
 
@@ -134,18 +147,18 @@ def test_a_report_for_a_cancelled_job_changes_nothing(app: Tenure) -> None:
     @app.job
     def work() -> str:
         started.set()
-        go_on.wait(PATIENCE)
+        go_on.wait(WAIT_SECONDS)
         return "late"
 
     @app.job
     async def quick() -> None: ...
 
     job = work.enqueue()
-    with working(app, concurrency=1):
-        assert started.wait(PATIENCE)
+    with running_worker(app, concurrency=1):
+        assert started.wait(WAIT_SECONDS)
         app.cancel(job.id)
         go_on.set()
-        completed(app, quick.enqueue())  # reported together with the other, or after it
+        wait_until_completed(app, quick.enqueue())  # reported together with the other, or after it
     end = app.get(job.id)
     assert (end.status, end.result) == (Status.CANCELLED, None)
     assert transitions(app, job) == ["enqueued", "claimed", "cancelled"]
@@ -161,9 +174,9 @@ def test_a_job_cancelled_before_its_turn_is_not_started(app: Tenure) -> None:
     jobs = [work.enqueue() for _ in range(10)]
     for job in jobs[::2]:
         app.cancel(job.id)
-    with working(app):
+    with running_worker(app):
         for job in jobs:
-            settled(app, job)
+            wait_until_settled(app, job)
     assert runs == [job.id for job in jobs[1::2]]
 
 
@@ -194,16 +207,18 @@ def function(context: JobContext):
 
 
 @pytest.fixture
-def frozen(either: Tenure, clock: Clock, tmp_path: Path) -> Iterator[WorkerScript]:
-    with WorkerScript(tmp_path / "meet", either.database, FREEZABLE, lease=LEASE) as script:
+def frozen(app_on_each_engine: Tenure, clock: Clock, tmp_path: Path) -> Iterator[WorkerScript]:
+    with WorkerScript(
+        tmp_path / "meet", app_on_each_engine.database, FREEZABLE, lease=LEASE
+    ) as script:
         yield script
 
 
 @pytest.mark.scenario(6)
 def test_what_a_frozen_worker_held_is_taken_over_and_its_handlers_are_told(
-    either: Tenure, clock: Clock, frozen: WorkerScript
+    app_on_each_engine: Tenure, clock: Clock, frozen: WorkerScript
 ) -> None:
-    app = either
+    app = app_on_each_engine
 
     @app.job(name="coroutine")
     async def coroutine() -> str:
@@ -215,17 +230,17 @@ def test_what_a_frozen_worker_held_is_taken_over_and_its_handlers_are_told(
 
     jobs = [app.enqueue(name, max_retries=2, backoff=0) for name in ("coroutine", "function")]
     worker = frozen.start()
-    frozen.logged(2)
+    frozen.wait_for_lines(2)
     freeze(worker, app)
     clock.advance(2 * LEASE)
-    with sweeping(app), working(app):
-        ends = [completed(app, job) for job in jobs]
+    with running_sweeper(app), running_worker(app):
+        ends = [wait_until_completed(app, job) for job in jobs]
         os.kill(worker.pid, signal.SIGCONT)
-        lines = frozen.logged(4)
+        lines = frozen.wait_for_lines(4)
 
     assert sorted(lines[2:]) == ["told coroutine True", "told function True"]
     worker.terminate()
-    assert ended(worker) == 0
+    assert wait_for_exit(worker) == 0
     for job, end in zip(jobs, ends, strict=True):
         assert app.get(job.id) == end
         assert (end.result, end.attempts, end.token) == ('"taken over"', 2, 2)
@@ -235,9 +250,9 @@ def test_what_a_frozen_worker_held_is_taken_over_and_its_handlers_are_told(
 
 @pytest.mark.scenario(7)
 def test_a_report_of_a_thawed_worker_cannot_change_a_final_failure(
-    either: Tenure, clock: Clock, frozen: WorkerScript
+    app_on_each_engine: Tenure, clock: Clock, frozen: WorkerScript
 ) -> None:
-    app = either
+    app = app_on_each_engine
 
     @app.job(name="function")
     def function() -> None:
@@ -245,16 +260,16 @@ def test_a_report_of_a_thawed_worker_cannot_change_a_final_failure(
 
     job = app.enqueue("function", max_retries=2, backoff=0)
     worker = frozen.start()
-    frozen.logged(1)
+    frozen.wait_for_lines(1)
     freeze(worker, app)
     clock.advance(2 * LEASE)
-    with sweeping(app), working(app):
-        assert "the last attempt" in failed(app, job)
+    with running_sweeper(app), running_worker(app):
+        assert "the last attempt" in wait_until_failed(app, job)
     frozen.mark("go on")  # its handler succeeds as soon as it can
     os.kill(worker.pid, signal.SIGCONT)
     worker.terminate()
 
-    assert ended(worker) == 0
+    assert wait_for_exit(worker) == 0
     assert app.get(job.id).status is Status.FAILED
     assert transitions(app, job) == [*TAKEN_OVER, "failed"]
 
@@ -274,10 +289,10 @@ WITHOUT_SWEEPER = (
 )
 @pytest.mark.parametrize("said", ["completed", "failed"])
 def test_the_report_of_a_thawed_worker_is_refused(
-    either: Tenure, clock: Clock, tmp_path: Path, ending: Status, said: str
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path, ending: Status, said: str
 ) -> None:
     """It has its outcome, and stands still until the job has been run and settled elsewhere."""
-    app = either
+    app = app_on_each_engine
     handler = f"""
 @app.job
 def work():
@@ -294,13 +309,13 @@ def work():
         tmp_path / "meet", app.database, handler, before=WITHOUT_SWEEPER, lease=600
     ) as script:
         worker = script.start(**{failpoints.ENVIRONMENT: "worker.before_report=freeze"})
-        script.frozen(worker)
+        script.wait_until_frozen(worker)
         clock.advance(601)
-        with sweeping(app), working(app):
-            end = settled(app, job)
+        with running_sweeper(app), running_worker(app):
+            end = wait_until_settled(app, job)
         os.kill(worker.pid, signal.SIGCONT)
         worker.terminate()
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0
         assert worker.stdout is not None
         late = f"the report of {said} for job {job.id} came too late: lost lease_expired"
         assert late in worker.stdout.read()

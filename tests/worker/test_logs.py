@@ -16,9 +16,15 @@ from tenure.client import Client
 from tenure.jobs.redaction import MARK, Redaction
 from tenure.jobs.values import Filter
 from tenure.telemetry.logs import MAX_FIELD, JobFields, JsonLines, TextLines
-from tests.support.http import Served
-from tests.support.waiting import until
-from tests.support.workers import all_settled, completed, failed, sweeping, working
+from tests.support.http import ServerProcess
+from tests.support.waiting import wait_until
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    wait_until_all_settled,
+    wait_until_completed,
+    wait_until_failed,
+)
 
 HOSTILE = 'a b\nERROR tenure: forged \x1b[2J \u202e \U000e0041 "%s" {} job=1'
 
@@ -77,10 +83,10 @@ def test_every_move_is_a_line_with_the_fields_of_its_job(sqlite_url: str, lines:
                 raise ValueError("no such address\nand more")
 
         good, bad = send.enqueue(ok=True), send.enqueue(ok=False)
-        with working(app) as worker:
-            completed(app, good)
-            failed(app, bad)
-            until(lambda: len(lines.of(bad.id)) == 3 and len(lines.of(good.id)) == 3)
+        with running_worker(app) as worker:
+            wait_until_completed(app, good)
+            wait_until_failed(app, bad)
+            wait_until(lambda: len(lines.of(bad.id)) == 3 and len(lines.of(good.id)) == 3)
         told = [line["message"] for line in lines.of(good.id)]
         assert told == ["job_enqueued", "job_claimed", "job_completed"]
         *_, end = lines.of(bad.id)
@@ -112,8 +118,8 @@ def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
     with Tenure(sqlite_url) as app:
         job = app.enqueue("mail", backoff=100)
         app.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
-        with sweeping(app):
-            until(lambda: len(lines.of(job.id)) == 3)
+        with running_sweeper(app):
+            wait_until(lambda: len(lines.of(job.id)) == 3)
     _, expired, retried = lines.of(job.id)
     assert (expired["level"], expired["message"]) == ("warning", "job_lease_expired")
     assert (expired["worker"], expired["status"], expired["actor"]) == ("gone", "failed", "sweep")
@@ -131,8 +137,8 @@ def test_a_lease_that_ran_out_for_good_brings_no_line_of_a_retry(
     with Tenure(sqlite_url) as app:
         job = app.enqueue("mail", max_retries=1)
         app.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
-        with sweeping(app):
-            failed(app, job)
+        with running_sweeper(app):
+            wait_until_failed(app, job)
     told = [line["message"] for line in lines.of(job.id)]
     assert told == ["job_enqueued", "job_lease_expired"]
 
@@ -149,12 +155,12 @@ def test_a_retry_is_a_line_that_says_when_it_runs(
 
         source = None
         if over_http:
-            server = opened.enter_context(Served(sqlite_url))
+            server = opened.enter_context(ServerProcess(sqlite_url))
             source = opened.enter_context(Client(server.url))
         job = send.enqueue()
-        with working(app, source) as worker:
-            failed(app, job)
-            until(lambda: len(lines.of(job.id)) == 6)
+        with running_worker(app, source) as worker:
+            wait_until_failed(app, job)
+            wait_until(lambda: len(lines.of(job.id)) == 6)
     told = [(line["message"], line["level"], line.get("attempt")) for line in lines.of(job.id)]
     assert told == [
         ("job_enqueued", "debug", 0),
@@ -212,10 +218,10 @@ def test_at_the_default_level_only_what_went_wrong_is_told(sqlite_url: str, line
             assert ok
 
         jobs = app.enqueue_many([NewJob("work", {"ok": n != 7}, {}) for n in range(20)])
-        with working(app) as worker:
-            all_settled(app, jobs)
-            until(lambda: lines.of(jobs[7].id))
-            until(lambda: not worker._held)
+        with running_worker(app) as worker:
+            wait_until_all_settled(app, jobs)
+            wait_until(lambda: lines.of(jobs[7].id))
+            wait_until(lambda: not worker._held)
         assert not worker._log._ended
     assert [line["job"] for line in lines.kept if "job" in line] == [jobs[7].id]
 
@@ -229,9 +235,9 @@ def test_an_error_in_the_log_hides_what_is_redacted(sqlite_url: str, lines: Line
             raise ValueError(f"refused: {password}")
 
         job = login.enqueue(password="hunter2-canary")
-        with working(app, redaction=Redaction(["password"])):
-            failed(app, job)
-            until(lambda: [one for one in lines.of(job.id) if "error" in one])
+        with running_worker(app, redaction=Redaction(["password"])):
+            wait_until_failed(app, job)
+            wait_until(lambda: [one for one in lines.of(job.id) if "error" in one])
     assert "canary" not in json.dumps(lines.kept)
     assert lines.of(job.id)[-1]["error"] == f"ValueError: refused: {MARK}"
 
@@ -255,7 +261,7 @@ def test_what_handlers_log_carries_their_job(sqlite_url: str, tmp_path: Path) ->
     (tmp_path / "shop_logs.py").write_text(source, "utf-8")
     with (
         Tenure(sqlite_url) as app,
-        Served(
+        ServerProcess(
             sqlite_url,
             *("--app", "shop_logs:app", "--log-format", "json"),
             PYTHONPATH=str(tmp_path),
@@ -263,7 +269,7 @@ def test_what_handlers_log_carries_their_job(sqlite_url: str, tmp_path: Path) ->
     ):
         jobs = {name: app.enqueue(name) for name in ("on_loop", "in_thread", "in_child")}
         for job in jobs.values():
-            completed(app, job)
+            wait_until_completed(app, job)
         _, errors = server.stop()
     told = {}
     for line in errors.splitlines():

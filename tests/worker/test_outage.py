@@ -15,9 +15,16 @@ import pytest
 
 from tenure import Status, StoreUnavailable, Tenure
 from tests.support.postgres import PostgresServer, PostgresUnavailable
-from tests.support.waiting import PATIENCE, RECOVERY_SECONDS, until
-from tests.support.worker_scripts import WorkerScript, ended
-from tests.support.workers import all_settled, completed, settled, sweeping, transitions, working
+from tests.support.waiting import RECOVERY_SECONDS, WAIT_SECONDS, wait_until
+from tests.support.worker_scripts import WorkerScript, wait_for_exit
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    transitions,
+    wait_until_all_settled,
+    wait_until_completed,
+    wait_until_settled,
+)
 
 pytestmark = pytest.mark.postgres
 
@@ -57,7 +64,7 @@ def recovering(app: Tenure, server: PostgresServer) -> Iterator[None]:
             return False
         return True
 
-    until(answers, "the store to answer")
+    wait_until(answers, "the store to answer")
     yield
     took = time.monotonic() - began
     assert took < RECOVERY_SECONDS, f"it took {took:.1f} s to recover"
@@ -74,23 +81,23 @@ def test_outcomes_are_kept_and_sent_again_until_the_store_has_them(
     @app.job(max_retries=1)
     def work(number: int) -> int:
         running.release()
-        go_on.wait(PATIENCE)
+        go_on.wait(WAIT_SECONDS)
         if number % 3 == 0:
             raise ValueError(f"number {number}")
         runs.append(number)
         return number
 
-    with working(app, concurrency=12) as worker:
+    with running_worker(app, concurrency=12) as worker:
         jobs = app.enqueue_many([work.new_job(n) for n in range(12)])
         for _ in jobs:
-            assert running.acquire(timeout=PATIENCE)
+            assert running.acquire(timeout=WAIT_SECONDS)
         server.stop("immediate")
         go_on.set()
-        until(lambda: len(worker._reports) == 12, "every outcome to be kept")
+        wait_until(lambda: len(worker._reports) == 12, "every outcome to be kept")
         with recovering(app, server):
-            ends = all_settled(app, jobs)
+            ends = wait_until_all_settled(app, jobs)
             # It works again without having been told.
-            later = [completed(app, job) for job in [work.enqueue(n) for n in (1, 2)]]
+            later = [wait_until_completed(app, job) for job in [work.enqueue(n) for n in (1, 2)]]
 
     for number, end in enumerate(ends):
         assert end.attempts == 1
@@ -114,25 +121,25 @@ def test_heartbeats_go_on_after_an_outage(
     @app.job
     def work() -> str:
         running.set()
-        go_on.wait(PATIENCE)
+        go_on.wait(WAIT_SECONDS)
         return "done"
 
-    with working(app, lease_seconds=1):
+    with running_worker(app, lease_seconds=1):
         job = work.enqueue()
-        assert running.wait(PATIENCE)
+        assert running.wait(WAIT_SECONDS)
         before = app.get(job.id).lease_expires_at
         assert before is not None
         server.stop("immediate")
-        until(lambda: "the heartbeat failed" in caplog.text, "a heartbeat to fail")
+        wait_until(lambda: "the heartbeat failed" in caplog.text, "a heartbeat to fail")
 
         def renewed() -> bool:
             now = app.get(job.id).lease_expires_at
             return now is not None and now > before
 
         with recovering(app, server):
-            until(renewed, "a heartbeat")
+            wait_until(renewed, "a heartbeat")
             go_on.set()
-            assert completed(app, job).attempts == 1
+            assert wait_until_completed(app, job).attempts == 1
     assert transitions(app, job) == ["enqueued", "claimed", "completed"]
 
 
@@ -151,12 +158,12 @@ def test_a_worker_starts_though_the_store_is_away(
     server.stop("fast")
     with WorkerScript(tmp_path / "meet", app.database, HANDLERS) as script:
         worker = script.start()
-        script.said(worker, "the store did not answer")
+        script.wait_for_output(worker, "the store did not answer")
         with recovering(app, server):
             for job in jobs:
-                assert completed(app, job).attempts == 1
+                assert wait_until_completed(app, job).attempts == 1
         worker.terminate()
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0
 
 
 def test_a_worker_can_be_stopped_while_the_store_is_away(
@@ -174,12 +181,15 @@ def work():
         tmp_path / "meet", app.database, handlers, before=hurry, lease=1, grace=0.1
     ) as script:
         worker = script.start()
-        script.logged(1)
+        script.wait_for_lines(1)
         server.stop("immediate")
         worker.send_signal(signal.SIGTERM)
-        assert ended(worker) == 0
-    with recovering(app, server), sweeping(app):  # what was not reported is left to the lease
-        until(lambda: app.get(job.id).status is Status.PENDING, "the lease to run out")
+        assert wait_for_exit(worker) == 0
+    with (
+        recovering(app, server),
+        running_sweeper(app),
+    ):  # what was not reported is left to the lease
+        wait_until(lambda: app.get(job.id).status is Status.PENDING, "the lease to run out")
     assert transitions(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
 
 
@@ -192,8 +202,8 @@ def test_cut_connections_lose_nothing(app: Tenure, server: PostgresServer) -> No
         runs.append(number)
 
     with (
-        sweeping(app),
-        working(app, concurrency=4, lease_seconds=1),
+        running_sweeper(app),
+        running_worker(app, concurrency=4, lease_seconds=1),
         psycopg.connect(server.url(), autocommit=True) as admin,
     ):
         jobs = []
@@ -204,7 +214,7 @@ def test_cut_connections_lose_nothing(app: Tenure, server: PostgresServer) -> No
                 " WHERE datname LIKE 'outage_%'"
             )
         cut_at = time.monotonic()
-        ends = [settled(app, job) for job in jobs]
+        ends = [wait_until_settled(app, job) for job in jobs]
         assert time.monotonic() - cut_at < RECOVERY_SECONDS
 
     # A claim or report whose answer was cut off may have been made: at least once, not lost.
@@ -220,9 +230,12 @@ def test_a_sweeper_outlives_an_outage(app: Tenure, server: PostgresServer, tmp_p
 def work():
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    with sweeping(app), WorkerScript(tmp_path / "meet", app.database, handlers, lease=1) as script:
+    with (
+        running_sweeper(app),
+        WorkerScript(tmp_path / "meet", app.database, handlers, lease=1) as script,
+    ):
         server.stop("immediate")
         with recovering(app, server):
             job = app.enqueue("work", max_retries=1)
-            assert ended(script.start()) == -signal.SIGKILL
-            assert settled(app, job).status is Status.FAILED
+            assert wait_for_exit(script.start()) == -signal.SIGKILL
+            assert wait_until_settled(app, job).status is Status.FAILED

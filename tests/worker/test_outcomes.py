@@ -15,14 +15,21 @@ from typing import Any
 import pytest
 
 from tenure import Job, JobContext, PermanentFailure, Status, Tenure
-from tests.support.workers import all_settled, completed, failed, settled, transitions, working
+from tests.support.workers import (
+    running_worker,
+    transitions,
+    wait_until_all_settled,
+    wait_until_completed,
+    wait_until_failed,
+    wait_until_settled,
+)
 from tests.worker import children
 
 
 def test_coroutines_run_on_the_loop_functions_in_threads_processes_in_children(
-    either: Tenure,
+    app_on_each_engine: Tenure,
 ) -> None:
-    app = either
+    app = app_on_each_engine
     places: dict[str, tuple[str, bool]] = {}
 
     def note(name: str) -> None:
@@ -45,8 +52,8 @@ def test_coroutines_run_on_the_loop_functions_in_threads_processes_in_children(
 
     app.job(process=True)(children.where)
     jobs = [coroutine.enqueue(), function.enqueue(), app.enqueue("where")]
-    with working(app) as worker:
-        ends = [completed(app, job) for job in jobs]
+    with running_worker(app) as worker:
+        ends = [wait_until_completed(app, job) for job in jobs]
 
     assert places["coroutine"][1]
     assert places["function"][0].startswith("tenure-job")
@@ -185,9 +192,9 @@ def as_function(body: Callable[[], None]) -> Callable[..., Any]:
 @pytest.mark.scenario(19)
 @pytest.mark.parametrize("kind", [as_coroutine, as_function])
 def test_every_exception_settles_its_job_and_the_worker_goes_on(
-    either: Tenure, kind: Callable[[Callable[[], None]], Callable[..., Any]]
+    app_on_each_engine: Tenure, kind: Callable[[Callable[[], None]], Callable[..., Any]]
 ) -> None:
-    app = either
+    app = app_on_each_engine
 
     @app.job
     async def next_one(number: int) -> int:
@@ -200,14 +207,14 @@ def test_every_exception_settles_its_job_and_the_worker_goes_on(
         bad = app.job(name=body.__name__, max_retries=1)(kind(body))
         jobs.append((bad.enqueue(), message))
         after.append(next_one.enqueue(len(after)))
-    with working(app, concurrency=1):
+    with running_worker(app, concurrency=1):
         for job, message in jobs:
-            error = failed(app, job)
+            error = wait_until_failed(app, job)
             assert message in error, (job.type, error[:500])
             assert len(error.encode()) <= 65_536
             assert transitions(app, job) == ["enqueued", "claimed", "failed"]
         for number, job in enumerate(after):
-            assert completed(app, job).result == str(number)
+            assert wait_until_completed(app, job).result == str(number)
     assert app.verify() == []
 
 
@@ -258,8 +265,10 @@ UNSTORABLE: list[Any] = [
 ]
 
 
-def test_results_that_cannot_be_stored_say_so_and_the_job_is_completed(either: Tenure) -> None:
-    app = either
+def test_results_that_cannot_be_stored_say_so_and_the_job_is_completed(
+    app_on_each_engine: Tenure,
+) -> None:
+    app = app_on_each_engine
     values = [value for value, _ in STORABLE] + UNSTORABLE
 
     @app.job
@@ -271,8 +280,8 @@ def test_results_that_cannot_be_stored_say_so_and_the_job_is_completed(either: T
         return values[number]
 
     new_jobs = [kind.new_job(n) for kind in (coroutine, function) for n in range(len(values))]
-    with working(app, concurrency=2):
-        ends = all_settled(app, app.enqueue_many(new_jobs))
+    with running_worker(app, concurrency=2):
+        ends = wait_until_all_settled(app, app.enqueue_many(new_jobs))
 
     assert {end.status for end in ends} == {Status.COMPLETED}
     results: list[Any] = [None if end.result is None else json.loads(end.result) for end in ends]
@@ -291,8 +300,8 @@ def test_a_coroutine_that_nobody_awaited_has_not_run(app: Tenure) -> None:
         return work()
 
     job = forgot.enqueue()
-    with working(app):
-        assert "make it `async def`" in failed(app, job)
+    with running_worker(app):
+        assert "make it `async def`" in wait_until_failed(app, job)
 
 
 # --- retries: the handler runs are counted, not the column -------------------------------------
@@ -320,8 +329,8 @@ def test_a_job_that_always_fails_runs_as_often_as_allowed(
     }
     app.job(name="flaky", process=kind == "process")(handlers[kind])
     job = app.enqueue("flaky", {"path": str(runs)}, max_retries=max_retries, backoff=0)
-    with working(app):
-        assert failed(app, job).startswith("ValueError: flaky")
+    with running_worker(app):
+        assert wait_until_failed(app, job).startswith("ValueError: flaky")
 
     expected = max(max_retries, 1)
     assert len(runs.read_text().splitlines()) == expected
@@ -333,8 +342,8 @@ def test_a_job_that_always_fails_runs_as_often_as_allowed(
     ]
 
 
-def test_a_job_that_fails_twice_runs_three_times(either: Tenure) -> None:
-    app = either
+def test_a_job_that_fails_twice_runs_three_times(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
     attempts: list[int] = []
 
     @app.job(max_retries=5, backoff=0)
@@ -345,8 +354,8 @@ def test_a_job_that_fails_twice_runs_three_times(either: Tenure) -> None:
         return "done"
 
     job = flaky.enqueue()
-    with working(app):
-        end = completed(app, job)
+    with running_worker(app):
+        end = wait_until_completed(app, job)
 
     assert attempts == [1, 2, 3]
     assert (end.result, end.attempts, end.token) == ('"done"', 3, 3)
@@ -376,8 +385,8 @@ def test_a_permanent_failure_is_final_at_once(app: Tenure, kind: str) -> None:
     }
     app.job(name="hopeless", process=kind == "process")(handlers[kind])
     job = app.enqueue("hopeless", max_retries=10, backoff=0)
-    with working(app):
-        assert "PermanentFailure: no such customer" in failed(app, job)
+    with running_worker(app):
+        assert "PermanentFailure: no such customer" in wait_until_failed(app, job)
 
     assert transitions(app, job) == ["enqueued", "claimed", "failed"]
     assert app.get(job.id).attempts == 1
@@ -392,8 +401,8 @@ def test_a_retry_waits_as_long_as_the_policy_says(app: Tenure) -> None:
         raise RuntimeError
 
     job = flaky.enqueue()
-    with working(app):
-        settled(app, job)
+    with running_worker(app):
+        wait_until_settled(app, job)
 
     assert times[1] - times[0] >= 0.18
     assert times[2] - times[1] >= 0.36

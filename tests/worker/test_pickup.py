@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 from tenure import Tenure
-from tests.support.waiting import PATIENCE, until
-from tests.support.workers import completed, working
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.workers import running_worker, wait_until_completed
 
 ENQUEUE = """
 import sys
@@ -19,20 +19,20 @@ with Tenure(sys.argv[1]) as app:
 """
 
 
-def test_from_the_same_process(either: Tenure) -> None:
-    app = either
+def test_from_the_same_process(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
 
     @app.job
     async def work(number: int) -> int:
         return number
 
-    with working(app):
+    with running_worker(app):
         for number in range(20):  # each when the one before has ended: the queue is idle
-            assert completed(app, work.enqueue(number)).result == str(number)
+            assert wait_until_completed(app, work.enqueue(number)).result == str(number)
 
 
-def test_from_another_process(either: Tenure) -> None:
-    app = either
+def test_from_another_process(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
 
     @app.job
     async def work(number: int) -> int:
@@ -47,29 +47,29 @@ def test_from_another_process(either: Tenure) -> None:
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    with working(app):
+    with running_worker(app):
         for number in range(20):
             process.stdin.write(f"{number}\n")
             process.stdin.flush()
             id = process.stdout.readline().strip()
-            assert completed(app, id).result == str(number)
-    process.communicate(timeout=PATIENCE)
+            assert wait_until_completed(app, id).result == str(number)
+    process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 0
 
 
-def test_a_job_whose_time_comes_on_an_idle_queue(either: Tenure) -> None:
-    app = either
+def test_a_job_whose_time_comes_on_an_idle_queue(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
 
     @app.job
     async def work() -> None: ...
 
-    with working(app):
+    with running_worker(app):
         job = work.options(delay=0.2).enqueue()
-        completed(app, job)
+        wait_until_completed(app, job)
 
 
-def test_a_retry_whose_time_comes_on_an_idle_queue(either: Tenure) -> None:
-    app = either
+def test_a_retry_whose_time_comes_on_an_idle_queue(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
     runs: list[int] = []
 
     @app.job(backoff=0.2)
@@ -78,6 +78,6 @@ def test_a_retry_whose_time_comes_on_an_idle_queue(either: Tenure) -> None:
         if len(runs) == 1:
             raise ValueError
 
-    with working(app):
-        completed(app, work.enqueue())
-        until(lambda: not app.find(status="processing"))
+    with running_worker(app):
+        wait_until_completed(app, work.enqueue())
+        wait_until(lambda: not app.find(status="processing"))

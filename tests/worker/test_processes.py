@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
-from tests.support.waiting import until
-from tests.support.worker_scripts import WorkerScript, ended, is_running
-from tests.support.workers import completed, failed, working
+from tests.support.waiting import wait_until
+from tests.support.worker_scripts import WorkerScript, is_running, wait_for_exit
+from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 from tests.worker import children
 
 
@@ -41,17 +41,17 @@ def written(path: Path, count: int = 1) -> list[int]:
         lines = path.read_text().splitlines() if path.exists() else []
         return [int(line) for line in lines] if len(lines) >= count else []
 
-    return until(read, f"process ids in {path}")
+    return wait_until(read, f"process ids in {path}")
 
 
 def gone(pid: int) -> None:
-    until(lambda: not is_running(pid), f"process {pid} to end")
+    wait_until(lambda: not is_running(pid), f"process {pid} to end")
 
 
 def test_a_child_is_used_again_for_the_next_call(pool: Tenure) -> None:
     jobs = [enqueue(pool, "where") for _ in range(5)]
-    with working(pool, concurrency=1):
-        places = [json.loads(completed(pool, job).result or "") for job in jobs]
+    with running_worker(pool, concurrency=1):
+        places = [json.loads(wait_until_completed(pool, job).result or "") for job in jobs]
 
     assert len({place["pid"] for place in places}) == 1
     assert {place["parent"] for place in places} == {os.getpid()}
@@ -61,39 +61,41 @@ def test_a_child_is_used_again_for_the_next_call(pool: Tenure) -> None:
 def test_a_killed_child_fails_its_job_alone(pool: Tenure, tmp_path: Path) -> None:
     path = tmp_path / "pid"
     hanging = enqueue(pool, "hang", path=str(path))
-    with working(pool, concurrency=2):
+    with running_worker(pool, concurrency=2):
         (pid,) = written(path)
         others = [enqueue(pool, "quick") for _ in range(20)] + [enqueue(pool, "add", a=1, b=2)]
         for other in others:
-            completed(pool, other)
+            wait_until_completed(pool, other)
         os.kill(pid, signal.SIGKILL)
 
-        assert failed(pool, hanging) == "the child process died: killed by SIGKILL"
-        assert completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+        assert wait_until_failed(pool, hanging) == "the child process died: killed by SIGKILL"
+        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
 
 
 def test_a_child_that_ends_itself_fails_its_job_alone(pool: Tenure) -> None:
-    with working(pool, concurrency=1):
-        assert failed(pool, enqueue(pool, "leave", code=7)).endswith("exit code 7")
-        assert failed(pool, enqueue(pool, "leave", code=0)).endswith("exit code 0")
-        assert failed(pool, enqueue(pool, "crash")).endswith("killed by SIGSEGV")
-        assert failed(pool, enqueue(pool, "exit_politely")).startswith("SystemExit: 4")
-        assert completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+    with running_worker(pool, concurrency=1):
+        assert wait_until_failed(pool, enqueue(pool, "leave", code=7)).endswith("exit code 7")
+        assert wait_until_failed(pool, enqueue(pool, "leave", code=0)).endswith("exit code 0")
+        assert wait_until_failed(pool, enqueue(pool, "crash")).endswith("killed by SIGSEGV")
+        assert wait_until_failed(pool, enqueue(pool, "exit_politely")).startswith("SystemExit: 4")
+        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
 
 
 @pytest.mark.scenario(15)
 def test_a_child_out_of_memory_fails_its_job_alone(pool: Tenure) -> None:
-    with working(pool, concurrency=1):
-        assert failed(pool, enqueue(pool, "eat", megabytes=4_096)).startswith("MemoryError")
-        assert completed(pool, enqueue(pool, "eat", megabytes=1)).result == str(2**20)
+    with running_worker(pool, concurrency=1):
+        assert wait_until_failed(pool, enqueue(pool, "eat", megabytes=4_096)).startswith(
+            "MemoryError"
+        )
+        assert wait_until_completed(pool, enqueue(pool, "eat", megabytes=1)).result == str(2**20)
 
 
 @pytest.mark.scenario(18)
 def test_a_death_is_noticed_though_a_copy_of_the_child_lives(pool: Tenure, tmp_path: Path) -> None:
     path = tmp_path / "pid"
     job = enqueue(pool, "leave_a_copy", path=str(path))
-    with working(pool, concurrency=1):
-        assert "the child process died" in failed(pool, job)
+    with running_worker(pool, concurrency=1):
+        assert "the child process died" in wait_until_failed(pool, job)
         (copy,) = written(path)
         gone(copy)
 
@@ -101,42 +103,44 @@ def test_a_death_is_noticed_though_a_copy_of_the_child_lives(pool: Tenure, tmp_p
 def test_a_timeout_kills_the_child_and_whatever_it_started(pool: Tenure, tmp_path: Path) -> None:
     path = tmp_path / "pids"
     payload = {"path": str(path)}
-    with working(pool, concurrency=1):
+    with running_worker(pool, concurrency=1):
         for timeout in (0.7, 3, 12):  # a slow machine gets more time to start the three
             job = pool.enqueue("hang_with_company", payload, max_retries=1, timeout=timeout)
-            assert failed(pool, job) == f"timed out after {timeout} s"
+            assert wait_until_failed(pool, job) == f"timed out after {timeout} s"
             if path.exists():
                 break
         for pid in written(path, 3):
             gone(pid)
-        assert completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
 
 
 def test_what_a_handler_prints_and_reads_disturbs_nothing(
     pool: Tenure, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with working(pool, concurrency=1):
+    with running_worker(pool, concurrency=1):
         jobs = [enqueue(pool, "chatter"), enqueue(pool, "big", size=64_000)]
-        assert completed(pool, jobs[0]).result == '"done"'
-        assert len(completed(pool, jobs[1]).result or "") == 64_002
-        assert completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+        assert wait_until_completed(pool, jobs[0]).result == '"done"'
+        assert len(wait_until_completed(pool, jobs[1]).result or "") == 64_002
+        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
     assert "x" * 100_000 in capfd.readouterr().out
 
 
 def test_many_children_at_once(pool: Tenure) -> None:
     jobs = [enqueue(pool, "add", a=n, b=n) for n in range(40)]
-    with working(pool, concurrency=4):
-        assert [completed(pool, job).result for job in jobs] == [str(2 * n) for n in range(40)]
+    with running_worker(pool, concurrency=4):
+        assert [wait_until_completed(pool, job).result for job in jobs] == [
+            str(2 * n) for n in range(40)
+        ]
 
 
 def test_a_cancelled_job_frees_its_child(pool: Tenure, tmp_path: Path) -> None:
     path = tmp_path / "pid"
     job = enqueue(pool, "hang", path=str(path))
-    with working(pool, concurrency=1, lease_seconds=0.6):
+    with running_worker(pool, concurrency=1, lease_seconds=0.6):
         (pid,) = written(path)
         pool.cancel(job)
         gone(pid)
-        assert completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
     assert pool.get(job).status == "cancelled"
 
 
@@ -165,14 +169,14 @@ def test_children_do_not_outlive_their_worker(
     ):
         first = app.enqueue("idle")
         worker = script.start()
-        completed(app, first)
+        wait_until_completed(app, first)
         for _ in range(2):
             app.enqueue("hang")
-        pids = [int(line) for line in script.logged(5)]
+        pids = [int(line) for line in script.wait_for_lines(5)]
         assert all(is_running(pid) for pid in pids)
 
         worker.send_signal(number)
-        code = ended(worker)
+        code = wait_for_exit(worker)
 
         assert code == (0 if number is signal.SIGTERM else -signal.SIGKILL)
         for pid in pids:
@@ -197,12 +201,12 @@ def finish():
     ):
         job = app.enqueue("finish")
         worker = script.start()
-        (child,) = script.logged(1)
+        (child,) = script.wait_for_lines(1)
         for pid in (worker.pid, int(child)):  # as a service manager stops a service
             os.kill(pid, signal.SIGTERM)
         script.mark("go on")
 
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0
         assert app.get(job.id).result == str(-signal.SIGTERM)
 
 
@@ -220,7 +224,7 @@ app.run_worker(lease=1)
         job = app.enqueue("work", max_retries=1)
         worker = script.start()
 
-        assert "the child process died" in failed(app, job)
+        assert "the child process died" in wait_until_failed(app, job)
         worker.kill()
         output, _ = worker.communicate()
         assert "if __name__ == '__main__'" in output
@@ -231,5 +235,5 @@ def test_a_child_does_not_get_our_tokens(pool: Tenure, monkeypatch: pytest.Monke
     monkeypatch.setenv("TENURE_TOKEN", "canary")
     monkeypatch.setenv("TENURE_TOKEN_FILE", "canary")
     job = enqueue(pool, "secrets_here")
-    with working(pool, concurrency=1):
-        assert completed(pool, job).result == "[]"
+    with running_worker(pool, concurrency=1):
+        assert wait_until_completed(pool, job).result == "[]"

@@ -10,8 +10,15 @@ import pytest
 
 from tenure import Status, Tenure
 from tests.support.clock import Clock
-from tests.support.waiting import until
-from tests.support.workers import all_settled, completed, settled, sweeping, transitions, working
+from tests.support.waiting import wait_until
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    transitions,
+    wait_until_all_settled,
+    wait_until_completed,
+    wait_until_settled,
+)
 
 SQLITE = """
 CREATE TRIGGER test_refuse BEFORE UPDATE ON tenure_job WHEN {refused}
@@ -36,23 +43,23 @@ def refuse(app: Tenure, refused: str) -> None:
 
 
 @pytest.fixture
-def ready(either: Tenure) -> Tenure:
+def ready(app_on_each_engine: Tenure) -> Tenure:
     """An application with a handler whose every tenth result is poison."""
 
-    @either.job(max_retries=1)
+    @app_on_each_engine.job(max_retries=1)
     async def work(number: int) -> str:
         return "poison" if number % 10 == 0 else "food"
 
-    either.open()
-    return either
+    app_on_each_engine.open()
+    return app_on_each_engine
 
 
 def test_a_result_that_cannot_be_recorded_fails_its_job_and_no_other(ready: Tenure) -> None:
     app = ready
     refuse(app, """NEW.result = '"poison"'""")
     jobs = [app.enqueue("work", {"number": n}, max_retries=1) for n in range(30)]
-    with working(app, concurrency=30):
-        ends = all_settled(app, jobs)
+    with running_worker(app, concurrency=30):
+        ends = wait_until_all_settled(app, jobs)
 
     for number, end in enumerate(ends):
         assert end.attempts == 1
@@ -71,13 +78,13 @@ def test_an_outcome_that_cannot_be_recorded_at_all_is_left_to_the_lease(
     refuse(app, "NEW.event IN ('completed', 'failed') AND OLD.priority = 7")
     poison = app.enqueue("work", {"number": 0}, priority=7, max_retries=1)
     jobs = [app.enqueue("work", {"number": n}) for n in range(1, 10)]
-    with sweeping(app), working(app, concurrency=30):
+    with running_sweeper(app), running_worker(app, concurrency=30):
         for job in jobs:
-            assert completed(app, job).attempts == 1
-        until(lambda: "cannot be recorded" in caplog.text, "the worker to give it up")
+            assert wait_until_completed(app, job).attempts == 1
+        wait_until(lambda: "cannot be recorded" in caplog.text, "the worker to give it up")
         clock.advance(31)
-        assert settled(app, poison).status is Status.FAILED
-        assert completed(app, app.enqueue("work", {"number": 1})).attempts == 1
+        assert wait_until_settled(app, poison).status is Status.FAILED
+        assert wait_until_completed(app, app.enqueue("work", {"number": 1})).attempts == 1
     assert transitions(app, poison) == ["enqueued", "claimed", "lease_expired"]
 
 
@@ -85,8 +92,8 @@ def test_a_worker_that_stops_does_not_wait_for_what_cannot_be_recorded(ready: Te
     app = ready
     refuse(app, "NEW.event IN ('completed', 'failed') AND OLD.priority = 7")
     poison = app.enqueue("work", {"number": 0}, priority=7)
-    with working(app) as worker:
-        until(lambda: worker._reports, "the outcome to be kept")
+    with running_worker(app) as worker:
+        wait_until(lambda: worker._reports, "the outcome to be kept")
         job = app.enqueue("work", {"number": 1})
-        completed(app, job)
+        wait_until_completed(app, job)
     assert app.get(poison.id).status is Status.PROCESSING

@@ -11,18 +11,23 @@ import pytest
 import tenure.worker.worker
 from tenure import JobContext, Tenure
 from tenure.client import Client
-from tests.support.http import Served
-from tests.support.waiting import PATIENCE, until
-from tests.support.workers import completed, failed, transitions, working
+from tests.support.http import ServerProcess
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.workers import (
+    running_worker,
+    transitions,
+    wait_until_completed,
+    wait_until_failed,
+)
 
 
 @pytest.fixture
-def server(app: Tenure) -> Iterator[Served]:
-    with Served(app.database) as served:
+def server(app: Tenure) -> Iterator[ServerProcess]:
+    with ServerProcess(app.database) as served:
         yield served
 
 
-def test_outcomes_of_every_kind(app: Tenure, server: Served) -> None:
+def test_outcomes_of_every_kind(app: Tenure, server: ServerProcess) -> None:
     @app.job
     async def coroutine(number: int) -> int:
         return number
@@ -44,16 +49,16 @@ def test_outcomes_of_every_kind(app: Tenure, server: Served) -> None:
     jobs = [kind.enqueue(n) for kind in (coroutine, function) for n in range(20)]
     trying, overstaying = flaky.enqueue(), hang.enqueue()
     unfit = app.enqueue("function", {"number": "one"})
-    with Client(server.url) as client, working(app, client):
-        results = [completed(app, job).result for job in jobs]
-        assert completed(app, trying).result == "2"
-        assert failed(app, overstaying) == "timed out after 0.05 s"
-        assert "at `$.number`" in failed(app, unfit)
+    with Client(server.url) as client, running_worker(app, client):
+        results = [wait_until_completed(app, job).result for job in jobs]
+        assert wait_until_completed(app, trying).result == "2"
+        assert wait_until_failed(app, overstaying) == "timed out after 0.05 s"
+        assert "at `$.number`" in wait_until_failed(app, unfit)
     assert results == 2 * [str(n) for n in range(20)]
     assert app.verify() == []
 
 
-def test_a_cancelled_job_tells_its_handler(app: Tenure, server: Served) -> None:
+def test_a_cancelled_job_tells_its_handler(app: Tenure, server: ServerProcess) -> None:
     started = threading.Event()
     told = threading.Event()
 
@@ -65,40 +70,40 @@ def test_a_cancelled_job_tells_its_handler(app: Tenure, server: Served) -> None:
         finally:
             told.set()
 
-    with Client(server.url) as client, working(app, client, lease_seconds=1):
+    with Client(server.url) as client, running_worker(app, client, lease_seconds=1):
         job = work.enqueue()
-        assert started.wait(PATIENCE)
+        assert started.wait(WAIT_SECONDS)
         app.cancel(job.id)
-        assert told.wait(PATIENCE)
+        assert told.wait(WAIT_SECONDS)
     assert transitions(app, job) == ["enqueued", "claimed", "cancelled"]
 
 
 @pytest.mark.scenario(42)
-def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: Served) -> None:
+def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: ServerProcess) -> None:
     go_on = threading.Event()
     running = threading.Semaphore(0)
 
     @app.job
     def work(number: int) -> int:
         running.release()
-        go_on.wait(PATIENCE)
+        go_on.wait(WAIT_SECONDS)
         return number
 
     jobs = app.enqueue_many([work.new_job(n) for n in range(4)])
-    with Client(server.url) as client, working(app, client) as worker:
+    with Client(server.url) as client, running_worker(app, client) as worker:
         for _ in jobs:
-            assert running.acquire(timeout=PATIENCE)
+            assert running.acquire(timeout=WAIT_SECONDS)
         server.process.kill()
         server.process.wait()
         go_on.set()
-        until(lambda: len(worker._reports) == 4, "every outcome to be kept")
-        with Served(app.database, "--port", str(server.address[1])):
+        wait_until(lambda: len(worker._reports) == 4, "every outcome to be kept")
+        with ServerProcess(app.database, "--port", str(server.address[1])):
             for job in jobs:
-                assert completed(app, job).attempts == 1
+                assert wait_until_completed(app, job).attempts == 1
 
 
 def test_a_worker_whose_claim_is_held_stops_at_once(
-    app: Tenure, server: Served, monkeypatch: pytest.MonkeyPatch
+    app: Tenure, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tenure.worker.worker, "FINAL_REPORT_SECONDS", 1_000)
     monkeypatch.setattr(tenure.worker.worker, "LONG_POLL_SECONDS", 1_000)
@@ -106,5 +111,5 @@ def test_a_worker_whose_claim_is_held_stops_at_once(
     @app.job
     async def work() -> None: ...
 
-    with Client(server.url) as client, working(app, client) as worker:
-        until(lambda: worker._waiting is not None, "the worker to ask")
+    with Client(server.url) as client, running_worker(app, client) as worker:
+        wait_until(lambda: worker._waiting is not None, "the worker to ask")

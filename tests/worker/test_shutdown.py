@@ -15,9 +15,15 @@ import pytest
 from tenure import Job, NewJob, Status, Tenure, failpoints
 from tenure.jobs.values import ClaimRequest, Exchange, Report
 from tests.support.clock import Clock
-from tests.support.waiting import PATIENCE, until
-from tests.support.worker_scripts import WorkerScript, ended
-from tests.support.workers import completed, settled, sweeping, transitions, working
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.worker_scripts import WorkerScript, wait_for_exit
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    transitions,
+    wait_until_completed,
+    wait_until_settled,
+)
 
 NO_UVLOOP = 'sys.modules["uvloop"] = None'
 
@@ -83,7 +89,7 @@ async def hang():
 def stop(script: WorkerScript, worker: subprocess.Popen[str]) -> None:
     """Ask it to stop, and wait until it has heard that."""
     worker.terminate()
-    script.marked("stopping")
+    script.wait_for_mark("stopping")
 
 
 def processing(app: Tenure) -> list[Job]:
@@ -99,39 +105,39 @@ def test_an_idle_worker_stops_at_once(
     with WorkerScript(tmp_path / "meet", app.database, HANDLERS, before=before) as script:
         script.mark("go on")
         worker = script.start()
-        completed(app, job)
+        wait_until_completed(app, job)
         worker.send_signal(number)
 
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0
         assert (worker.stdout.read() if worker.stdout else "").endswith("drained\n")
 
 
 @pytest.mark.scenario(75)
 @pytest.mark.parametrize("before", ["", NO_UVLOOP], ids=["uvloop", "asyncio"])
 def test_running_handlers_finish_and_nothing_new_is_claimed(
-    either: Tenure, tmp_path: Path, before: str
+    app_on_each_engine: Tenure, tmp_path: Path, before: str
 ) -> None:
-    app = either
+    app = app_on_each_engine
     jobs = [app.enqueue(name) for name in ("coroutine", "function", "process")]
     with WorkerScript(
         tmp_path / "meet", app.database, HANDLERS, before=before, concurrency=8, grace=60
     ) as script:
         worker = script.start()
-        script.logged(3)
+        script.wait_for_lines(3)
         stop(script, worker)
         late = [app.enqueue("count", {"number": n}) for n in range(5)]
         script.mark("go on")
 
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0
     assert [app.get(job.id).result for job in jobs] == 3 * ['"done"']
     assert [transitions(app, job) for job in late] == 5 * [["enqueued"]]
 
 
 @pytest.mark.scenario(75)
 def test_handlers_that_do_not_finish_in_time_fail_with_the_reason_and_are_retried(
-    either: Tenure, tmp_path: Path
+    app_on_each_engine: Tenure, tmp_path: Path
 ) -> None:
-    app = either
+    app = app_on_each_engine
     names = ("coroutine", "function", "process", "swallow", "in_a_thread_of_the_loop")
     jobs = [app.enqueue(name, backoff=0, max_retries=2) for name in names]
     last = app.enqueue("function", max_retries=1)
@@ -139,13 +145,13 @@ def test_handlers_that_do_not_finish_in_time_fail_with_the_reason_and_are_retrie
         tmp_path / "meet", app.database, HANDLERS, concurrency=8, grace=0.2
     ) as script:
         worker = script.start()
-        script.logged(6)
+        script.wait_for_lines(6)
         stop(script, worker)
-        until(lambda: not processing(app), "every job to be reported")
+        wait_until(lambda: not processing(app), "every job to be reported")
 
         # The thread that asyncio made for a handler cannot be ended but with the process.
         worker.terminate()
-        ended(worker)
+        wait_for_exit(worker)
     for job in jobs:
         now = app.get(job.id)
         assert (now.status, now.attempts) == (Status.PENDING, 1)
@@ -164,29 +170,29 @@ def test_handlers_that_never_end_do_not_keep_the_process(
         tmp_path / "meet", app.database, HANDLERS, before=before, grace=0.1
     ) as script:
         worker = script.start()
-        script.logged(4)
+        script.wait_for_lines(4)
         worker.terminate()
 
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0
     assert processing(app) == []
 
 
 @pytest.mark.scenario(75)
 def test_claimed_jobs_that_have_not_started_are_handed_back_uncharged(
-    either: Tenure, tmp_path: Path
+    app_on_each_engine: Tenure, tmp_path: Path
 ) -> None:
     """Many quick jobs make the worker claim ahead; then one stays, and others wait behind it."""
-    app = either
+    app = app_on_each_engine
     quick = [NewJob("count", {"number": n}, {}) for n in range(600)]
     jobs = app.enqueue_many([*quick[:400], NewJob("hang", {}, {"max_retries": 1}), *quick[400:]])
     with WorkerScript(
         tmp_path / "meet", app.database, HANDLERS, concurrency=1, grace=0.05
     ) as script:
         worker = script.start()
-        until(lambda: "hang" in script.lines(), "the last job to start")
+        wait_until(lambda: "hang" in script.lines(), "the last job to start")
         worker.terminate()
 
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0
     assert processing(app) == []
     ran = set(script.lines())
     waiting = jobs[401:]
@@ -220,7 +226,7 @@ class SlowAnswers:
 
         def answer() -> None:
             self.claimed.set()
-            self.let_through.wait(PATIENCE)
+            self.let_through.wait(WAIT_SECONDS)
             held.set_result(real.result())
 
         threading.Thread(target=answer, daemon=True).start()
@@ -237,10 +243,10 @@ def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenur
 
     jobs = app.enqueue_many([work.new_job(n) for n in range(3)])
     source = SlowAnswers(app)
-    with working(app, source) as worker:
-        assert source.claimed.wait(PATIENCE)
+    with running_worker(app, source) as worker:
+        assert source.claimed.wait(WAIT_SECONDS)
         worker.request_stop()
-        until(lambda: worker._slots._concurrency == 0, "the worker to drain")
+        wait_until(lambda: worker._slots._concurrency == 0, "the worker to drain")
         source.let_through.set()
 
     assert runs == []
@@ -261,20 +267,20 @@ def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenur
         "report.after_commit",
     ],
 )
-def test_asked_to_stop_at_any_place(either: Tenure, tmp_path: Path, place: str) -> None:
+def test_asked_to_stop_at_any_place(app_on_each_engine: Tenure, tmp_path: Path, place: str) -> None:
     """The signal waits for a process that stands still there, and is heard as it goes on."""
-    app = either
+    app = app_on_each_engine
     jobs = app.enqueue_many([NewJob("count", {"number": n}, {}) for n in range(60)])
     with WorkerScript(tmp_path / "meet", app.database, HANDLERS, concurrency=1) as script:
         worker = script.start(**{failpoints.ENVIRONMENT: f"{place}=freeze"})
-        script.frozen(worker)
+        script.wait_until_frozen(worker)
         before = len(script.lines())
         worker.terminate()
         os.kill(worker.pid, signal.SIGCONT)
-        script.marked("heard")
+        script.wait_for_mark("heard")
         late = app.enqueue("count", {"number": 99})
 
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0
     ran = list(map(int, script.lines()))
     assert len(ran) == len(set(ran))
     # One may have been on its way: the system says when a signal reaches which thread.
@@ -296,44 +302,46 @@ def test_asked_to_stop_at_any_place(either: Tenure, tmp_path: Path, place: str) 
 @pytest.mark.parametrize("before", ["", NO_UVLOOP], ids=["uvloop", "asyncio"])
 @pytest.mark.parametrize("handler", ["hang", "function", "block"])
 def test_a_second_signal_ends_the_process_at_once_and_the_leases_run_out(
-    either: Tenure, clock: Clock, tmp_path: Path, handler: str, before: str
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path, handler: str, before: str
 ) -> None:
-    app = either
+    app = app_on_each_engine
     job = app.enqueue(handler, backoff=0)
     with WorkerScript(
         tmp_path / "meet", app.database, HANDLERS, before=before, grace=1_000
     ) as script:
         worker = script.start()
-        script.logged(1)
+        script.wait_for_lines(1)
         worker.terminate()
-        script.marked("heard")
+        script.wait_for_mark("heard")
         worker.send_signal(signal.SIGINT)
 
-        assert ended(worker) == 130
+        assert wait_for_exit(worker) == 130
     assert [found.id for found in processing(app)] == [job.id]
     clock.advance(31)
-    with sweeping(app):
-        until(lambda: not processing(app), "the lease to be ended")
+    with running_sweeper(app):
+        wait_until(lambda: not processing(app), "the lease to be ended")
     assert transitions(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
 
 
 @pytest.mark.scenario(75)
-def test_workers_that_come_and_go_lose_and_repeat_nothing(either: Tenure, tmp_path: Path) -> None:
-    app = either
+def test_workers_that_come_and_go_lose_and_repeat_nothing(
+    app_on_each_engine: Tenure, tmp_path: Path
+) -> None:
+    app = app_on_each_engine
     jobs = app.enqueue_many([NewJob("count", {"number": n}, {}) for n in range(400)])
     with WorkerScript(tmp_path / "meet", app.database, HANDLERS) as script:
         seen = 0
         for share in (1, 100, 200, 300):
             workers = [script.start(), script.start()]
             seen += 2
-            until(lambda: len(app.workers()) >= seen, "both workers to be there")  # noqa: B023
-            script.logged(share)
+            wait_until(lambda: len(app.workers()) >= seen, "both workers to be there")  # noqa: B023
+            script.wait_for_lines(share)
             for worker in workers:
                 worker.terminate()
-            assert [ended(worker) for worker in workers] == [0, 0]
+            assert [wait_for_exit(worker) for worker in workers] == [0, 0]
             assert processing(app) == []
         script.start()
-        ends = [settled(app, job) for job in jobs]
+        ends = [wait_until_settled(app, job) for job in jobs]
 
     assert {(end.status, end.attempts) for end in ends} == {(Status.COMPLETED, 1)}
     assert sorted(map(int, script.lines())) == list(range(400))
@@ -355,6 +363,6 @@ old = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         script.mark("go on")
         job = app.enqueue("coroutine")
         worker = script.start()
-        completed(app, job)
+        wait_until_completed(app, job)
         worker.terminate()
-        assert ended(worker) == 0
+        assert wait_for_exit(worker) == 0

@@ -12,8 +12,8 @@ from tenure import InvalidInput, JobNotFound, NewJob, Status, Tenure
 from tenure.errors import BulkNotFound
 from tenure.jobs.values import WEBHOOK, ClaimRequest, Filter, Outcome, Report
 from tenure.worker.maintenance import Sweeper
-from tests.support.waiting import until
-from tests.support.workers import settled, sweeping, transitions
+from tests.support.waiting import wait_until
+from tests.support.workers import running_sweeper, transitions, wait_until_settled
 
 
 def claim(app: Tenure, limit: int, lease_seconds: float = 0.001) -> list[str]:
@@ -22,16 +22,16 @@ def claim(app: Tenure, limit: int, lease_seconds: float = 0.001) -> list[str]:
     return [lease.id for lease in app.claim(request).leases]
 
 
-def test_several_sweepers_end_each_lease_once(either: Tenure) -> None:
-    app = either
+def test_several_sweepers_end_each_lease_once(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
     app.enqueue_many(
         [NewJob("work", {}, {"max_retries": n % 3, "backoff": 60}) for n in range(700)]
     )
     with Tenure(app.database) as second, Tenure(app.database) as third:
         taken = claim(app, 700)
         assert len(taken) == 700
-        with sweeping(app), sweeping(second), sweeping(third):
-            until(lambda: not app.find(status="processing"), "every lease to be ended")
+        with running_sweeper(app), running_sweeper(second), running_sweeper(third):
+            wait_until(lambda: not app.find(status="processing"), "every lease to be ended")
 
     for id in taken:
         job = app.get(id)
@@ -40,13 +40,15 @@ def test_several_sweepers_end_each_lease_once(either: Tenure) -> None:
     assert app.verify() == []
 
 
-def test_a_lease_that_still_runs_is_left_alone(either: Tenure) -> None:
-    app = either
+def test_a_lease_that_still_runs_is_left_alone(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
     app.enqueue_many([NewJob("work", {}, {}) for _ in range(20)])
     expired = claim(app, 10)
     running = claim(app, 10, lease_seconds=60)
-    with sweeping(app):
-        until(lambda: all("retried" in transitions(app, id) for id in expired), "the leases to end")
+    with running_sweeper(app):
+        wait_until(
+            lambda: all("retried" in transitions(app, id) for id in expired), "the leases to end"
+        )
     assert {app.get(id).status for id in running} == {Status.PROCESSING}
 
 
@@ -59,16 +61,18 @@ def settle(app: Tenure, outcome: Outcome, count: int = 1) -> list[str]:
     return [job.id for job in jobs]
 
 
-def test_retention_removes_what_settled_long_ago_and_nothing_else(either: Tenure) -> None:
-    app = either
+def test_retention_removes_what_settled_long_ago_and_nothing_else(
+    app_on_each_engine: Tenure,
+) -> None:
+    app = app_on_each_engine
     completed, failed = settle(app, Outcome.COMPLETED, 700), settle(app, Outcome.FAILED, 5)
     cancelled = app.cancel(app.enqueue("work").id).id
     pending = app.enqueue("work").id
     app.enqueue("held")
     request = ClaimRequest(worker="w", limit=1, lease_seconds=60, types=("held",))
     (held,) = app.claim(request).leases
-    with sweeping(app, keep={"completed": 0, "failed": "1h", "cancelled": 0}):
-        until(lambda: len(app.find(limit=500)) == 7, "seven jobs to remain")
+    with running_sweeper(app, keep={"completed": 0, "failed": "1h", "cancelled": 0}):
+        wait_until(lambda: len(app.find(limit=500)) == 7, "seven jobs to remain")
 
     assert {job.id for job in app.find()} == {*failed, pending, held.id}
     for id in (completed[0], completed[-1], cancelled):
@@ -77,13 +81,15 @@ def test_retention_removes_what_settled_long_ago_and_nothing_else(either: Tenure
     assert app.verify() == []
 
 
-def test_everything_that_moves_is_measured(either: Tenure) -> None:
-    app = either
+def test_everything_that_moves_is_measured(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
     app.enqueue_many([NewJob("work", {}, {}) for _ in range(5_000)])
-    with sweeping(app):
-        until(lambda: sum(t.transitions for t in app.totals()) == 5_000, "all moves to be measured")
+    with running_sweeper(app):
+        wait_until(
+            lambda: sum(t.transitions for t in app.totals()) == 5_000, "all moves to be measured"
+        )
         settle(app, Outcome.COMPLETED)
-        until(lambda: len(app.totals()) == 3, "those that came later")
+        wait_until(lambda: len(app.totals()) == 3, "those that came later")
     assert app.verify() == []
 
 
@@ -91,8 +97,8 @@ def test_without_retention_nothing_is_removed(app: Tenure) -> None:
     (job,) = settle(app, Outcome.COMPLETED)
     app.enqueue("work")
     expired = claim(app, 1)
-    with sweeping(app, keep={}):
-        until(lambda: "lease_expired" in transitions(app, expired[0]), "a sweep")
+    with running_sweeper(app, keep={}):
+        wait_until(lambda: "lease_expired" in transitions(app, expired[0]), "a sweep")
     assert app.get(job).status is Status.COMPLETED
 
 
@@ -107,11 +113,11 @@ def test_a_sweeper_outlives_a_store_that_fails(
         " BEGIN SELECT RAISE(ABORT, 'test: indigestible'); END"
     )
     claim(app, 1)
-    with sweeping(app):
-        until(lambda: "the sweep failed" in caplog.text, "the sweep to fail")
+    with running_sweeper(app):
+        wait_until(lambda: "the sweep failed" in caplog.text, "the sweep to fail")
         assert app.get(job.id).status is Status.PROCESSING
         database.execute("DROP TRIGGER test_refuse")
-        assert settled(app, job).status is Status.FAILED
+        assert wait_until_settled(app, job).status is Status.FAILED
     database.close()
 
 
@@ -135,9 +141,9 @@ def test_a_duty_that_fails_keeps_no_other_from_being_done(
             "CREATE TRIGGER test_refuse BEFORE UPDATE ON tenure_bulk"
             " BEGIN SELECT RAISE(ABORT, 'test: indigestible'); END"
         )
-    with sweeping(app):
-        until(lambda: app.find(type=WEBHOOK), "a delivery")
-        until(lambda: sum(total.transitions for total in app.totals()) >= 2, "the measures")
+    with running_sweeper(app):
+        wait_until(lambda: app.find(type=WEBHOOK), "a delivery")
+        wait_until(lambda: sum(total.transitions for total in app.totals()) >= 2, "the measures")
     assert "test: indigestible" in caplog.text
 
 
@@ -152,8 +158,8 @@ def test_a_duty_that_is_refused_keeps_no_other_from_being_done(tmp_path: Path) -
     with Refused(f"sqlite:///{tmp_path}/jobs.db") as app:
         app.webhooks.create("shop", "https://example.com", ["enqueued"])
         app.enqueue("mail")
-        with sweeping(app):
-            until(lambda: app.find(type=WEBHOOK), "a delivery")
+        with running_sweeper(app):
+            wait_until(lambda: app.find(type=WEBHOOK), "a delivery")
 
 
 @pytest.mark.parametrize(
@@ -174,13 +180,16 @@ def test_a_retention_that_means_nothing_is_refused_at_once(
     assert (of_call.value.path, of_worker.value.path) == (path, path)
 
 
-def test_retention_leaves_what_webhooks_are_yet_to_be_told(either: Tenure) -> None:
-    either.webhooks.create("shop", "https://example.com", ["completed"])
-    settle(either, Outcome.COMPLETED)
-    until(lambda: len(either.ledger()) == 3, "every move to have its place")
-    assert either.prune({"completed": 0}) == 0
-    until(lambda: (either.webhooks.step(), either.find(type=WEBHOOK))[1], "the delivery")
-    assert either.prune({"completed": 0}) == 1
-    either.webhooks.remove("shop")
-    settle(either, Outcome.COMPLETED)
-    until(lambda: either.prune({"completed": 0}), "what nobody waits for to go")
+def test_retention_leaves_what_webhooks_are_yet_to_be_told(app_on_each_engine: Tenure) -> None:
+    app_on_each_engine.webhooks.create("shop", "https://example.com", ["completed"])
+    settle(app_on_each_engine, Outcome.COMPLETED)
+    wait_until(lambda: len(app_on_each_engine.ledger()) == 3, "every move to have its place")
+    assert app_on_each_engine.prune({"completed": 0}) == 0
+    wait_until(
+        lambda: (app_on_each_engine.webhooks.step(), app_on_each_engine.find(type=WEBHOOK))[1],
+        "the delivery",
+    )
+    assert app_on_each_engine.prune({"completed": 0}) == 1
+    app_on_each_engine.webhooks.remove("shop")
+    settle(app_on_each_engine, Outcome.COMPLETED)
+    wait_until(lambda: app_on_each_engine.prune({"completed": 0}), "what nobody waits for to go")

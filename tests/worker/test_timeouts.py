@@ -10,12 +10,18 @@ import pytest
 
 from tenure import JobContext, Status, Tenure
 from tenure.worker import attempts
-from tests.support.waiting import PATIENCE, until
-from tests.support.workers import completed, failed, settled, transitions, working
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.workers import (
+    running_worker,
+    transitions,
+    wait_until_completed,
+    wait_until_failed,
+    wait_until_settled,
+)
 
 
-def test_a_coroutine_is_cancelled_and_tried_again(either: Tenure) -> None:
-    app = either
+def test_a_coroutine_is_cancelled_and_tried_again(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
     cancelled: list[int] = []
 
     @app.job(timeout=0.4, max_retries=2, backoff=0)
@@ -28,8 +34,8 @@ def test_a_coroutine_is_cancelled_and_tried_again(either: Tenure) -> None:
             raise
 
     job = hang.enqueue()
-    with working(app):
-        assert failed(app, job) == "timed out after 0.4 s"
+    with running_worker(app):
+        assert wait_until_failed(app, job) == "timed out after 0.4 s"
 
     assert cancelled == [1, 2]
     again = ["claimed", "failed"]
@@ -47,8 +53,8 @@ def test_a_job_in_time_is_left_alone(app: Tenure) -> None:
         return "done"
 
     jobs = [coroutine.enqueue(), function.enqueue()]
-    with working(app):
-        assert [completed(app, job).result for job in jobs] == ['"done"', '"done"']
+    with running_worker(app):
+        assert [wait_until_completed(app, job).result for job in jobs] == ['"done"', '"done"']
 
 
 def test_what_a_cancelled_coroutine_still_says_changes_nothing(app: Tenure) -> None:
@@ -65,9 +71,9 @@ def test_what_a_cancelled_coroutine_still_says_changes_nothing(app: Tenure) -> N
         return "late"
 
     jobs = [stubborn.enqueue("return"), stubborn.enqueue("raise")]
-    with working(app):
+    with running_worker(app):
         for job in jobs:
-            assert failed(app, job) == "timed out after 0.4 s"
+            assert wait_until_failed(app, job) == "timed out after 0.4 s"
     assert said.is_set()
     assert all(app.get(job.id).result is None for job in jobs)
     assert all(transitions(app, job) == ["enqueued", "claimed", "failed"] for job in jobs)
@@ -93,13 +99,13 @@ def test_a_coroutine_that_swallows_its_cancellation_loses_its_slot(
     async def quick() -> None: ...
 
     job = swallow.enqueue()
-    with working(app, concurrency=1):
-        assert failed(app, job) == "timed out after 0.05 s"
+    with running_worker(app, concurrency=1):
+        assert wait_until_failed(app, job) == "timed out after 0.05 s"
         others = [quick.enqueue() for _ in range(3)]
         for other in others:
-            completed(app, other)
+            wait_until_completed(app, other)
         let_go = True
-        completed(app, quick.enqueue())
+        wait_until_completed(app, quick.enqueue())
     assert transitions(app, job) == ["enqueued", "claimed", "failed"]
 
 
@@ -113,30 +119,30 @@ def test_a_thread_is_left_behind_and_replaced(app: Tenure) -> None:
     @app.job(timeout=0.05, max_retries=1)
     def hang(context: JobContext) -> str:
         contexts.append(context)
-        let_go.wait(PATIENCE)
+        let_go.wait(WAIT_SECONDS)
         return "late"
 
     @app.job(max_retries=1)
     def meet() -> None:
-        together.wait(PATIENCE)
+        together.wait(WAIT_SECONDS)
 
     @app.job
     def quick() -> None: ...
 
-    with working(app, concurrency=2):
+    with running_worker(app, concurrency=2):
         # The threads have a past, in which they went from one job straight to the next.
         for job in app.enqueue_many([quick.new_job()] * 200 + [meet.new_job()] * 4):
-            completed(app, job)
+            wait_until_completed(app, job)
         hanging = [hang.enqueue() for _ in range(5)]
         for job in hanging:
-            assert failed(app, job) == "timed out after 0.05 s"
-        until(lambda: len(contexts) == 5, "each to have a thread")
+            assert wait_until_failed(app, job) == "timed out after 0.05 s"
+        wait_until(lambda: len(contexts) == 5, "each to have a thread")
         assert all(context.cancelled for context in contexts)
         for job in [meet.enqueue() for _ in range(6)]:
-            completed(app, job)
+            wait_until_completed(app, job)
         let_go.set()
         for job in [meet.enqueue() for _ in range(6)]:
-            completed(app, job)
+            wait_until_completed(app, job)
 
     for job in hanging:
         assert app.get(job.id).result is None
@@ -164,14 +170,14 @@ def test_a_slot_is_free_again_though_its_coroutine_was_stopped_before_it_began(
     async def meet() -> None:
         await together.wait()
 
-    with working(app, concurrency=2):
+    with running_worker(app, concurrency=2):
         # Many quick jobs make the worker claim ahead. Then a quick one makes room for `late`, and
         # before its first step the loop is blocked for longer than it has.
         new_jobs = [quick.new_job()] * 200 + [quick.new_job(), block.new_job(), late.new_job()] * 3
-        ends = [settled(app, job) for job in app.enqueue_many(new_jobs)]
+        ends = [wait_until_settled(app, job) for job in app.enqueue_many(new_jobs)]
         assert "timed out after 0.05 s" in {end.last_error for end in ends}
         for job in app.enqueue_many([meet.new_job()] * 4):
-            completed(app, job)
+            wait_until_completed(app, job)
 
 
 def test_ends_and_timeouts_at_the_same_moment_give_one_outcome_each(app: Tenure) -> None:
@@ -191,9 +197,9 @@ def test_ends_and_timeouts_at_the_same_moment_give_one_outcome_each(app: Tenure)
 
     waits = [0.03 + 0.001 * number for number in range(40)]
     new_jobs = [kind.new_job(wait) for kind in (coroutine, function) for wait in waits]
-    with working(app, concurrency=20):
+    with running_worker(app, concurrency=20):
         jobs = app.enqueue_many(new_jobs)
-        ends = [settled(app, job) for job in jobs]
+        ends = [wait_until_settled(app, job) for job in jobs]
 
     for end in ends:
         assert runs.count(end.id) <= end.attempts
@@ -216,9 +222,9 @@ def test_a_blocked_loop_delays_a_timeout_but_does_not_lose_it(app: Tenure) -> No
         await asyncio.Event().wait()
 
     job = hang.enqueue()
-    with working(app, concurrency=2):
+    with running_worker(app, concurrency=2):
         blocker = block.enqueue()
-        assert blocked.wait(PATIENCE)
-        assert failed(app, job) == "timed out after 0.1 s"
-        completed(app, blocker)
-        until(lambda: not app.find(status="processing"))
+        assert blocked.wait(WAIT_SECONDS)
+        assert wait_until_failed(app, job) == "timed out after 0.1 s"
+        wait_until_completed(app, blocker)
+        wait_until(lambda: not app.find(status="processing"))

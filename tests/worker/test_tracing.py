@@ -19,11 +19,11 @@ from tenure.client import Client
 from tenure.errors import StoreUnavailable
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.values import ClaimRequest
-from tests.support.cli import PROGRAM, surroundings
-from tests.support.http import Served, api_of, claim
-from tests.support.raw_sql import Raw
-from tests.support.waiting import PATIENCE, until
-from tests.support.workers import completed, failed, working
+from tests.support.cli import PROGRAM, clean_environment
+from tests.support.http import ServerProcess, api_client, claim_jobs
+from tests.support.raw_sql import RawSql
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 
 exporter = InMemorySpanExporter()
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -47,7 +47,7 @@ def named(spans: InMemorySpanExporter, name: str, count: int) -> list[ReadableSp
         found = [span for span in spans.get_finished_spans() if span.name == name]
         return found if len(found) == count else []
 
-    return until(look, f"{count} spans {name}")
+    return wait_until(look, f"{count} spans {name}")
 
 
 @pytest.mark.parametrize("kind", ["loop", "thread"])
@@ -74,8 +74,8 @@ def test_attempts_belong_to_the_span_that_added_their_job(
 
         with tracer.start_as_current_span("request") as request:
             job = app.enqueue("pay", {"password": "hunter2"})
-        with working(app, tracing=app.tracing, redaction=Redaction(["password"])) as worker:
-            completed(app, job)
+        with running_worker(app, tracing=app.tracing, redaction=Redaction(["password"])) as worker:
+            wait_until_completed(app, job)
             first, second = named(spans, "process pay", 2)
         (added,) = named(spans, "enqueue pay", 1)
     assert added.kind is trace.SpanKind.PRODUCER
@@ -99,7 +99,7 @@ def test_attempts_belong_to_the_span_that_added_their_job(
 
 
 def test_a_request_names_its_span(database_url: str, spans: InMemorySpanExporter) -> None:
-    with Tenure(database_url, tracing=True) as app, api_of(app) as api:
+    with Tenure(database_url, tracing=True) as app, api_client(app) as api:
         for header in (PARENT, "nonsense"):
             assert api.post("/jobs", json={"type": "a"}, headers={"traceparent": header}).is_success
         api.post(
@@ -119,7 +119,7 @@ def test_a_lease_tells_who_asks_where_its_job_came_from(
 ) -> None:
     """As W3C Trace Context wants it: what is not valid, or there twice, is as good as none."""
     trace_id = PARENT.split("-")[1]
-    with Tenure(database_url, tracing=tracing) as app, api_of(app) as api:
+    with Tenure(database_url, tracing=tracing) as app, api_client(app) as api:
         for type, headers in {
             "traced": [("traceparent", PARENT)],
             "nonsense": [("traceparent", "nonsense")],
@@ -127,7 +127,7 @@ def test_a_lease_tells_who_asks_where_its_job_came_from(
             "twice": [("traceparent", PARENT), ("traceparent", PARENT)],
         }.items():
             assert api.post("/jobs", json={"type": type}, headers=headers).status_code == 201
-        leases = claim(api, 9, traces=True)
+        leases = claim_jobs(api, 9, traces=True)
     found = {lease["type"]: lease.get("traceparent", "").split("-") for lease in leases}
     assert len(found) == 4
     assert found["traced"][1] == trace_id
@@ -139,9 +139,9 @@ def test_a_lease_tells_who_asks_where_its_job_came_from(
 
 
 def test_a_lease_does_not_tell_who_did_not_ask(app: Tenure) -> None:
-    with api_of(app) as api:
+    with api_client(app) as api:
         api.post("/jobs", json={"type": "a"}, headers={"traceparent": PARENT})
-        (lease,) = claim(api)
+        (lease,) = claim_jobs(api)
     assert "traceparent" not in lease
 
 
@@ -150,7 +150,7 @@ def test_a_trace_goes_through_a_server_that_knows_nothing_of_it(
 ) -> None:
     with (
         Tenure(database_url) as app,
-        Served(database_url) as server,
+        ServerProcess(database_url) as server,
         Client(server.url, tracing=True) as client,
     ):
         tracer = trace.get_tracer("shop")
@@ -165,9 +165,9 @@ def test_a_trace_goes_through_a_server_that_knows_nothing_of_it(
             several = client.enqueue_many([NewJob("pay", {}, {}), NewJob("pay", {}, {})])
         with pytest.raises(InvalidInput):
             client.enqueue("pay", queue="tenure.webhooks")
-        with working(app, client, tracing=client.tracing):
+        with running_worker(app, client, tracing=client.tracing):
             for one in (job, *several):
-                completed(app, one)
+                wait_until_completed(app, one)
             attempts = named(spans, "process pay", 3)
             insides = named(spans, "inside", 3)
         added, batch, refused = named(spans, "enqueue pay", 3)
@@ -217,7 +217,7 @@ def test_a_trace_goes_on_in_a_worker_elsewhere_and_in_its_child_processes(
 ) -> None:
     """The spans of the child wait to be sent: it gets to do that when its worker ends."""
     (tmp_path / "shop.py").write_text(SPANS_OF_PROCESSES)
-    with Served(app.database) as server:
+    with ServerProcess(app.database) as server:
         for _ in range(2):
             httpx2.post(
                 f"{server.url}/jobs", json={"type": "pay"}, headers={"traceparent": PARENT}
@@ -226,15 +226,15 @@ def test_a_trace_goes_on_in_a_worker_elsewhere_and_in_its_child_processes(
         worker = subprocess.Popen(
             [*PROGRAM, "worker", "--server", server.url, "--app", "shop:app", "--concurrency", "1"],
             cwd=tmp_path,
-            env=surroundings(),
+            env=clean_environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
         try:
-            pids = {completed(app, job).result for job in jobs}
+            pids = {wait_until_completed(app, job).result for job in jobs}
             worker.terminate()
-            _, log = worker.communicate(timeout=PATIENCE)
+            _, log = worker.communicate(timeout=WAIT_SECONDS)
         finally:
             worker.kill()
             worker.wait()
@@ -265,13 +265,13 @@ def test_traces_go_with_their_jobs_and_cost_nothing_unasked(
     with Tenure(database_url, tracing=True) as app:
         again = [app.enqueue("a", idempotency_key="k") for _ in range(2)]
         assert again[0].id == again[1].id
-        raw = Raw(database_url)
+        raw = RawSql(database_url)
         try:
             assert raw.value(f"SELECT count(*) FROM {table}") == 1
             for job in app.find():
                 app.cancel(job.id)
-            until(lambda: app.measure() == 0)
-            until(lambda: app.prune({"cancelled": 0}) == 0 and not app.find())
+            wait_until(lambda: app.measure() == 0)
+            wait_until(lambda: app.prune({"cancelled": 0}) == 0 and not app.find())
             assert raw.value(f"SELECT count(*) FROM {table}") == 0
         finally:
             raw.close()
@@ -287,8 +287,8 @@ def test_a_failure_is_on_the_span(sqlite_url: str, spans: InMemorySpanExporter) 
             await asyncio.sleep(60)
 
         job = sleep.enqueue()
-        with working(app, tracing=app.tracing):
-            failed(app, job)
+        with running_worker(app, tracing=app.tracing):
+            wait_until_failed(app, job)
             (span,) = named(spans, "process sleep", 1)
     assert span.status.description == "timed out after 0.05 s"
 

@@ -20,10 +20,15 @@ from tenure.jobs.values import WEBHOOK, WEBHOOK_QUEUE
 from tenure.webhooks import registry as webhooks
 from tenure.webhooks import request as outbound
 from tenure.worker.webhook_delivery import REMOVED
-from tests.support.cli import PROGRAM, output_of, read, run, surroundings
-from tests.support.http import api_of, claim, problem
-from tests.support.waiting import PATIENCE, until
-from tests.support.workers import completed, failed, sweeping, working
+from tests.support.cli import PROGRAM, clean_environment, cli_json, output_of, run_cli
+from tests.support.http import api_client, assert_problem, claim_jobs
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    wait_until_completed,
+    wait_until_failed,
+)
 from tests.worker.receiver import Taking, delivering, receiving
 
 
@@ -33,13 +38,13 @@ def deliveries(app: Tenure) -> list[Job]:
 
 def delivery(app: Tenure) -> Job:
     """The one delivery there is, once it is there."""
-    (job,) = until(lambda: deliveries(app), "a delivery")
+    (job,) = wait_until(lambda: deliveries(app), "a delivery")
     return job
 
 
 def follow(app: Tenure) -> None:
     """Follow the ledger to its end: on PostgreSQL that is settled in a moment."""
-    until(lambda: app.webhooks.step() == 0)
+    wait_until(lambda: app.webhooks.step() == 0)
 
 
 def hook_on(app: Tenure, url: str, *events: str, **limits: Any) -> str:
@@ -55,15 +60,18 @@ def settle_now(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what a receiver gets -------------------------------------------------------------------------
 
 
-def test_a_move_is_told_with_a_signature_that_anybody_can_check(either: Tenure) -> None:
+def test_a_move_is_told_with_a_signature_that_anybody_can_check(app_on_each_engine: Tenure) -> None:
     with receiving() as receiver:
-        secret = hook_on(either, f"{receiver.url}/in?a=1", "enqueued", "cancelled")
-        job = either.enqueue("mail", {"to": "ada"}, delay=60)
-        either.cancel(job.id)
-        with delivering(either):
-            until(lambda: len(receiver.requests) == 2, "both moves")
-            for one in deliveries(either):
-                assert completed(either, one).result == '"the receiver answered 204"'
+        secret = hook_on(app_on_each_engine, f"{receiver.url}/in?a=1", "enqueued", "cancelled")
+        job = app_on_each_engine.enqueue("mail", {"to": "ada"}, delay=60)
+        app_on_each_engine.cancel(job.id)
+        with delivering(app_on_each_engine):
+            wait_until(lambda: len(receiver.requests) == 2, "both moves")
+            for one in deliveries(app_on_each_engine):
+                assert (
+                    wait_until_completed(app_on_each_engine, one).result
+                    == '"the receiver answered 204"'
+                )
 
     for path, headers, body in receiver.requests:
         assert path == "/in?a=1"
@@ -78,47 +86,62 @@ def test_a_move_is_told_with_a_signature_that_anybody_can_check(either: Tenure) 
     assert (data["job_id"], data["type"], data["from"]) == (job.id, "mail", "pending")
     assert told["job.cancelled"]["timestamp"] == data["at"]
     assert {headers["webhook-id"] for _, headers, _ in receiver.requests} == {
-        one.id for one in deliveries(either)
+        one.id for one in deliveries(app_on_each_engine)
     }
-    assert secret.removeprefix("whsec_") not in str(deliveries(either))
+    assert secret.removeprefix("whsec_") not in str(deliveries(app_on_each_engine))
 
 
-def test_only_moves_from_now_on_that_are_wanted_are_told(either: Tenure) -> None:
+def test_only_moves_from_now_on_that_are_wanted_are_told(app_on_each_engine: Tenure) -> None:
     with receiving() as receiver:
-        either.enqueue("mail", queue="urgent")
-        until(lambda: len(either.ledger()) == 1)  # and has its place in the ledger
-        hook_on(either, receiver.url, types=["mail"], queues=["urgent"])
-        wanted = either.enqueue("mail", queue="urgent")
-        either.enqueue("mail")
-        either.enqueue("report", queue="urgent")
-        with delivering(either):
-            until(lambda: receiver.requests, "the move")
-            completed(either, delivery(either))
-            until(lambda: either.webhooks.list()[0].position == either.ledger_end())
+        app_on_each_engine.enqueue("mail", queue="urgent")
+        wait_until(lambda: len(app_on_each_engine.ledger()) == 1)  # and has its place in the ledger
+        hook_on(app_on_each_engine, receiver.url, types=["mail"], queues=["urgent"])
+        wanted = app_on_each_engine.enqueue("mail", queue="urgent")
+        app_on_each_engine.enqueue("mail")
+        app_on_each_engine.enqueue("report", queue="urgent")
+        with delivering(app_on_each_engine):
+            wait_until(lambda: receiver.requests, "the move")
+            wait_until_completed(app_on_each_engine, delivery(app_on_each_engine))
+            wait_until(
+                lambda: (
+                    app_on_each_engine.webhooks.list()[0].position
+                    == app_on_each_engine.ledger_end()
+                )
+            )
         assert [message["data"]["job_id"] for message in receiver.messages] == [wanted.id]
 
 
-def test_deliveries_are_not_told_of_themselves(either: Tenure) -> None:
+def test_deliveries_are_not_told_of_themselves(app_on_each_engine: Tenure) -> None:
     with receiving() as receiver:
-        hook_on(either, receiver.url, *webhooks.EVENTS)
-        either.enqueue("mail")
-        with delivering(either):
-            completed(either, delivery(either))
-            until(lambda: either.webhooks.list()[0].position == either.ledger_end())
-        assert len(deliveries(either)) == len(receiver.requests) == 1
+        hook_on(app_on_each_engine, receiver.url, *webhooks.EVENTS)
+        app_on_each_engine.enqueue("mail")
+        with delivering(app_on_each_engine):
+            wait_until_completed(app_on_each_engine, delivery(app_on_each_engine))
+            wait_until(
+                lambda: (
+                    app_on_each_engine.webhooks.list()[0].position
+                    == app_on_each_engine.ledger_end()
+                )
+            )
+        assert len(deliveries(app_on_each_engine)) == len(receiver.requests) == 1
 
 
-def test_what_is_redacted_is_not_told(either: Tenure) -> None:
-    hook_on(either, "https://example.com", "failed")
+def test_what_is_redacted_is_not_told(app_on_each_engine: Tenure) -> None:
+    hook_on(app_on_each_engine, "https://example.com", "failed")
 
-    @either.job(max_retries=1)
+    @app_on_each_engine.job(max_retries=1)
     async def mail() -> None:
         raise ValueError("the key is 123456")
 
-    with working(either):
-        failed(either, mail.enqueue())
-    until(lambda: (either.webhooks.step(without_errors=True), deliveries(either))[1])
-    payload = json.loads(delivery(either).payload)
+    with running_worker(app_on_each_engine):
+        wait_until_failed(app_on_each_engine, mail.enqueue())
+    wait_until(
+        lambda: (
+            app_on_each_engine.webhooks.step(without_errors=True),
+            deliveries(app_on_each_engine),
+        )[1]
+    )
+    payload = json.loads(delivery(app_on_each_engine).payload)
     assert payload["event"]["detail"] == MARK
     assert "123456" not in str(payload)
 
@@ -127,41 +150,45 @@ def test_what_is_redacted_is_not_told(either: Tenure) -> None:
 
 
 def test_a_delivery_is_tried_until_the_receiver_takes_it_under_the_same_id(
-    either: Tenure, monkeypatch: pytest.MonkeyPatch
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "BACKOFF", webhooks.policy_of(0, "$"))
     bad = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
     moved = b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\n\r\n"
     early = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"
     with receiving(bad, b"what?\r\n\r\n", moved, early) as receiver:
-        hook_on(either, receiver.url)
-        either.enqueue("mail")
-        with delivering(either):
-            one = completed(either, delivery(either))
+        hook_on(app_on_each_engine, receiver.url)
+        app_on_each_engine.enqueue("mail")
+        with delivering(app_on_each_engine):
+            one = wait_until_completed(app_on_each_engine, delivery(app_on_each_engine))
     assert one.attempts == 4
     assert {headers["webhook-id"] for _, headers, _ in receiver.requests} == {one.id}
     assert {path for path, _, _ in receiver.requests} == {"/"}  # redirects are not followed
     errors = [
         transition.detail or ""
-        for transition in either.history(one.id)
+        for transition in app_on_each_engine.history(one.id)
         if transition.event == "failed"
     ]
     assert ["503" in errors[0], "no HTTP" in errors[1], "302" in errors[2]] == [True] * 3
 
 
-def test_followers_side_by_side_make_each_delivery_once(either: Tenure) -> None:
-    hook_on(either, "https://example.com")
-    jobs = either.enqueue_many([NewJob("mail", {}, {}) for _ in range(1_200)])
+def test_followers_side_by_side_make_each_delivery_once(app_on_each_engine: Tenure) -> None:
+    hook_on(app_on_each_engine, "https://example.com")
+    jobs = app_on_each_engine.enqueue_many([NewJob("mail", {}, {}) for _ in range(1_200)])
     with (
-        Tenure(either.database) as second,
-        Tenure(either.database) as third,
-        sweeping(either),
-        sweeping(second),
-        sweeping(third),
+        Tenure(app_on_each_engine.database) as second,
+        Tenure(app_on_each_engine.database) as third,
+        running_sweeper(app_on_each_engine),
+        running_sweeper(second),
+        running_sweeper(third),
     ):
-        until(lambda: len(told_of(either)) >= len(jobs), "every move")
-        until(lambda: either.webhooks.list()[0].position == either.ledger_end())
-    assert told_of(either) == Counter({job.id: 1 for job in jobs})
+        wait_until(lambda: len(told_of(app_on_each_engine)) >= len(jobs), "every move")
+        wait_until(
+            lambda: (
+                app_on_each_engine.webhooks.list()[0].position == app_on_each_engine.ledger_end()
+            )
+        )
+    assert told_of(app_on_each_engine) == Counter({job.id: 1 for job in jobs})
 
 
 def told_of(app: Tenure) -> Counter[str]:
@@ -176,47 +203,52 @@ def told_of(app: Tenure) -> Counter[str]:
 
 @pytest.mark.parametrize("place", ["between_position_and_jobs", "before_commit", "after_commit"])
 def test_a_failure_between_position_and_jobs_loses_and_repeats_nothing(
-    either: Tenure, monkeypatch: pytest.MonkeyPatch, place: str
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    hook_on(either, "https://example.com")
-    job = either.enqueue("mail")
+    hook_on(app_on_each_engine, "https://example.com")
+    job = app_on_each_engine.enqueue("mail")
     monkeypatch.setattr(failpoints, "ARMED", {f"webhook.{place}": ("raise", 1)})
     monkeypatch.setattr(failpoints, "_visits", Counter())
     with pytest.raises((failpoints.FailpointReached, StoreUnavailable)):
-        until(lambda: either.webhooks.step() and None)
-    until(lambda: (either.webhooks.step(), told_of(either))[1])
-    follow(either)
-    assert told_of(either) == {job.id: 1}
+        wait_until(lambda: app_on_each_engine.webhooks.step() and None)
+    wait_until(lambda: (app_on_each_engine.webhooks.step(), told_of(app_on_each_engine))[1])
+    follow(app_on_each_engine)
+    assert told_of(app_on_each_engine) == {job.id: 1}
 
 
-def test_a_limit_of_the_queue_holds_no_delivery_back(either: Tenure) -> None:
-    either.limit(WEBHOOK_QUEUE, 0)
-    hook_on(either, "https://example.com")
-    either.enqueue("mail")
-    until(lambda: (either.webhooks.step(), deliveries(either))[1])
+def test_a_limit_of_the_queue_holds_no_delivery_back(app_on_each_engine: Tenure) -> None:
+    app_on_each_engine.limit(WEBHOOK_QUEUE, 0)
+    hook_on(app_on_each_engine, "https://example.com")
+    app_on_each_engine.enqueue("mail")
+    wait_until(lambda: (app_on_each_engine.webhooks.step(), deliveries(app_on_each_engine))[1])
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_what_is_left_for_a_removed_webhook_is_dropped(either: Tenure, back: bool) -> None:
+def test_what_is_left_for_a_removed_webhook_is_dropped(
+    app_on_each_engine: Tenure, back: bool
+) -> None:
     """Also if its name has come back: that may be another receiver."""
     with receiving() as receiver:
-        hook_on(either, receiver.url)
-        either.enqueue("mail")
-        until(lambda: (either.webhooks.step(), deliveries(either))[1])
-        either.webhooks.remove("shop")
+        hook_on(app_on_each_engine, receiver.url)
+        app_on_each_engine.enqueue("mail")
+        wait_until(lambda: (app_on_each_engine.webhooks.step(), deliveries(app_on_each_engine))[1])
+        app_on_each_engine.webhooks.remove("shop")
         if back:
-            hook_on(either, receiver.url)
-        with delivering(either):
-            assert completed(either, delivery(either)).result == f'"{REMOVED}"'
+            hook_on(app_on_each_engine, receiver.url)
+        with delivering(app_on_each_engine):
+            assert (
+                wait_until_completed(app_on_each_engine, delivery(app_on_each_engine)).result
+                == f'"{REMOVED}"'
+            )
         assert receiver.requests == []
 
 
-def test_a_receiver_that_is_gone_is_not_asked_again(either: Tenure) -> None:
+def test_a_receiver_that_is_gone_is_not_asked_again(app_on_each_engine: Tenure) -> None:
     with receiving(b"HTTP/1.1 410 Gone\r\n\r\n") as receiver:
-        hook_on(either, receiver.url)
-        either.enqueue("mail")
-        with delivering(either):
-            assert "410" in failed(either, delivery(either))
+        hook_on(app_on_each_engine, receiver.url)
+        app_on_each_engine.enqueue("mail")
+        with delivering(app_on_each_engine):
+            assert "410" in wait_until_failed(app_on_each_engine, delivery(app_on_each_engine))
         assert len(receiver.requests) == 1
 
 
@@ -230,14 +262,14 @@ def test_a_worker_for_any_type_delivers_and_does_not_simulate(
             [*PROGRAM, *program, "--simulate", "--webhooks-private", "--database", app.database],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=surroundings(),
+            env=clean_environment(),
         )
         try:
-            until(app.workers, "a worker")
+            wait_until(app.workers, "a worker")
             jobs = app.enqueue_many([NewJob("mail", {}, {}) for _ in range(30)])
-            until(lambda: len(receiver.requests) >= len(jobs), "every move")
+            wait_until(lambda: len(receiver.requests) >= len(jobs), "every move")
             process.terminate()
-            assert process.wait(PATIENCE) == 0
+            assert process.wait(WAIT_SECONDS) == 0
         finally:
             process.kill()
             process.wait()
@@ -283,7 +315,7 @@ def test_no_request_goes_to_this_machine_unless_that_is_wanted(
         hook_on(app, receiver.url.replace("127.0.0.1", host))
         app.enqueue("mail")
         with delivering(app, private=False):
-            error = failed(app, delivery(app))
+            error = wait_until_failed(app, delivery(app))
             assert "not a public address" in error
             assert ("leads to 127.0.0.1" in error) is (host in {"localhost", "2130706433"})
         assert receiver.requests == []
@@ -308,7 +340,7 @@ def test_a_hostile_answer_is_a_failure_like_any_other(
         hook_on(app, receiver.url)
         app.enqueue("mail")
         with delivering(app):
-            assert error in failed(app, delivery(app))
+            assert error in wait_until_failed(app, delivery(app))
 
 
 def test_a_receiver_that_does_not_answer_is_given_up(
@@ -330,9 +362,11 @@ def test_a_receiver_that_does_not_answer_is_given_up(
         app.webhooks.create("secure", receiver.url.replace("http", "https"), ["enqueued"])
         app.enqueue("mail")
         with delivering(app):
-            both = until(lambda: len(found := deliveries(app)) == 2 and found)
+            both = wait_until(lambda: len(found := deliveries(app)) == 2 and found)
             assert both
-            assert all("no answer within" in failed(app, one) or "no connection" for one in both)
+            assert all(
+                "no answer within" in wait_until_failed(app, one) or "no connection" for one in both
+            )
         over.set()
 
 
@@ -340,14 +374,16 @@ def test_a_receiver_that_does_not_answer_is_given_up(
 
 
 @pytest.mark.parametrize("wanted", [{}, {"types": [WEBHOOK]}], ids=["anything", "the type"])
-def test_a_worker_over_http_is_handed_no_delivery(either: Tenure, wanted: dict[str, Any]) -> None:
-    hook_on(either, "https://example.com")
-    job = either.enqueue("mail")
-    until(lambda: (either.webhooks.step(), deliveries(either))[1])
-    with api_of(either) as api:
-        leased = [one["id"] for _ in range(3) for one in claim(api, 9, **wanted)]
+def test_a_worker_over_http_is_handed_no_delivery(
+    app_on_each_engine: Tenure, wanted: dict[str, Any]
+) -> None:
+    hook_on(app_on_each_engine, "https://example.com")
+    job = app_on_each_engine.enqueue("mail")
+    wait_until(lambda: (app_on_each_engine.webhooks.step(), deliveries(app_on_each_engine))[1])
+    with api_client(app_on_each_engine) as api:
+        leased = [one["id"] for _ in range(3) for one in claim_jobs(api, 9, **wanted)]
     assert leased == ([] if wanted else [job.id])
-    assert delivery(either).attempts == 0
+    assert delivery(app_on_each_engine).attempts == 0
 
 
 @pytest.mark.parametrize("program", ["serve", "worker"])
@@ -358,8 +394,8 @@ def test_no_worker_is_told_to_take_deliveries(app: Tenure, program: str) -> None
         [*PROGRAM, program, *arguments],
         capture_output=True,
         text=True,
-        env=surroundings(TENURE_PORT="0"),
-        timeout=PATIENCE,
+        env=clean_environment(TENURE_PORT="0"),
+        timeout=WAIT_SECONDS,
         check=False,
     )
     assert refused.returncode == 2
@@ -372,9 +408,9 @@ def test_the_queue_of_deliveries_is_theirs_alone(app: Tenure) -> None:
     assert refused.value.path == "$.queue"
     with pytest.raises(InvalidInput, match="name other queues"):
         app.job(queue=WEBHOOK_QUEUE)
-    with api_of(app) as api:
+    with api_client(app) as api:
         response = api.post("/jobs", json={"type": "mail", "queue": WEBHOOK_QUEUE})
-        assert problem(response, 400, "invalid_input")["path"] == "$.queue"
+        assert assert_problem(response, 400, "invalid_input")["path"] == "$.queue"
     assert app.find() == []
 
 
@@ -385,7 +421,7 @@ def test_nobody_else_adds_deliveries(app: Tenure) -> None:
     ):
         with pytest.raises(InvalidInput, match="made by webhooks alone"):
             add()
-    with api_of(app) as api:
+    with api_client(app) as api:
         for body in ({"type": WEBHOOK}, {"jobs": [{"type": WEBHOOK}]}):
             path = "/jobs/batch" if "jobs" in body else "/jobs"
             response = api.post(path, json=body)
@@ -412,30 +448,30 @@ def test_a_url_that_is_none_is_refused(app: Tenure, url: Any) -> None:
     assert refused.value.path == "$.url"
 
 
-def test_a_name_is_taken_until_its_webhook_is_removed(either: Tenure) -> None:
-    secret = hook_on(either, "https://example.com")
+def test_a_name_is_taken_until_its_webhook_is_removed(app_on_each_engine: Tenure) -> None:
+    secret = hook_on(app_on_each_engine, "https://example.com")
     with pytest.raises(InvalidInput, match="remove it first"):
-        hook_on(either, "https://example.com")
+        hook_on(app_on_each_engine, "https://example.com")
     with pytest.raises(InvalidInput, match="one or more of"):
-        either.webhooks.create("other", "https://example.com", ["no such event"])
-    removed = either.webhooks.remove("shop")
-    assert either.webhooks.target("shop", removed.id) is None
+        app_on_each_engine.webhooks.create("other", "https://example.com", ["no such event"])
+    removed = app_on_each_engine.webhooks.remove("shop")
+    assert app_on_each_engine.webhooks.target("shop", removed.id) is None
     with pytest.raises(InvalidInput, match="no webhook"):
-        either.webhooks.remove("shop")
-    assert hook_on(either, "https://example.com") != secret
+        app_on_each_engine.webhooks.remove("shop")
+    assert hook_on(app_on_each_engine, "https://example.com") != secret
 
 
 def test_the_command_line_shows_a_secret_once(app: Tenure) -> None:
     arguments = ("--event", "failed", "--event", "cancelled", "--queue", "mail")
     database = ("--database", app.database)
-    made = read("webhooks", "create", "shop", "https://example.com", *arguments, *database)
+    made = cli_json("webhooks", "create", "shop", "https://example.com", *arguments, *database)
     secret = made.pop("secret")
     assert secret.startswith("whsec_")
     assert len(base64.b64decode(secret.removeprefix("whsec_"))) == 32
-    assert read("webhooks", "list", *database) == [made]
+    assert cli_json("webhooks", "list", *database) == [made]
     assert made["events"] == ["cancelled", "failed"]
     assert (made["types"], made["queues"]) == (None, ["mail"])
     assert secret not in output_of("webhooks", "list", *database)
     assert "removed" in output_of("webhooks", "remove", "shop", *database)
     assert app.webhooks.list() == []
-    assert run("webhooks", "remove", "shop", *database).exit_code == 2
+    assert run_cli("webhooks", "remove", "shop", *database).exit_code == 2

@@ -14,8 +14,8 @@ from tenure import Job, Tenure
 from tenure.jobs.values import WEBHOOK
 from tenure.webhooks import registry as webhooks
 from tenure.webhooks import request as outbound
-from tests.support.waiting import until
-from tests.support.workers import completed, failed, transitions
+from tests.support.waiting import wait_until
+from tests.support.workers import transitions, wait_until_completed, wait_until_failed
 from tests.worker.receiver import delivering, receiving
 
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
@@ -72,7 +72,7 @@ def delivery(app: Tenure, port: int) -> Job:
     """The delivery of one move to `localhost`, where the receiver listens."""
     app.webhooks.create("shop", f"https://localhost:{port}/in", ["enqueued"])
     app.enqueue("mail")
-    (job,) = until(lambda: (app.webhooks.step(), app.find(type=WEBHOOK))[1], "a delivery")
+    (job,) = wait_until(lambda: (app.webhooks.step(), app.find(type=WEBHOOK))[1], "a delivery")
     return job
 
 
@@ -83,7 +83,7 @@ def test_a_certificate_of_a_trusted_authority_for_the_name_is_accepted(
     with receiving(tls=authority.certify("localhost")) as receiver:
         one = delivery(app, receiver.server_port)
         with delivering(app):
-            completed(app, one)
+            wait_until_completed(app, one)
     ((path, headers, _),) = receiver.requests
     assert (path, headers["host"]) == ("/in", f"localhost:{receiver.server_port}")
 
@@ -107,7 +107,7 @@ def test_any_other_certificate_is_refused_before_a_word_is_sent(
     with receiving(tls=authority.certify(name)) as receiver:
         one = delivery(app, receiver.server_port)
         with delivering(app):
-            error = failed(app, one)
+            error = wait_until_failed(app, one)
         assert receiver.requests == []
     assert "the certificate of localhost is not accepted" in error
     assert why in error

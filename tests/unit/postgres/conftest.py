@@ -10,7 +10,7 @@ import pytest
 from tenure.store import migrate_store
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.writer import Postgres
-from tests.unit.postgres.sessions import Raw
+from tests.unit.postgres.connections import Connection
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def url(postgres_url: str) -> str:
 
 
 @pytest.fixture
-def raw(url: str) -> Iterator[Raw]:
+def raw(url: str) -> Iterator[Connection]:
     with psycopg.connect(url, autocommit=True) as connection:
         yield connection
 

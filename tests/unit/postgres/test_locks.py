@@ -16,14 +16,14 @@ from tenure.store.postgres import lanes as postgres_lanes
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.writer import Postgres
 from tests.support.clock import Clock
-from tests.support.store import LEASE_SECONDS, completed, request
-from tests.unit.postgres.sessions import (
-    Raw,
+from tests.support.store import LEASE_SECONDS, claim_request, report_completed
+from tests.unit.postgres.connections import (
+    Connection,
     add,
     committed,
     in_thread,
     take,
-    wait_until_somebody_waits,
+    wait_until_a_session_is_blocked,
 )
 
 # --- several connections ----------------------------------------------------------------------
@@ -33,14 +33,14 @@ def test_claimers_pass_over_what_others_hold(db: Postgres, other: Postgres) -> N
     ids = add(db, 10)
     db.begin()
     other.begin()
-    first = db.claim(request(5, "a"))
-    second = other.claim(request(10, "b"))  # does not wait, and does not see the first five
+    first = db.claim(claim_request(5, "a"))
+    second = other.claim(claim_request(10, "b"))  # does not wait, and does not see the first five
     assert [lease.id for lease in first] == ids[:5]
     assert [lease.id for lease in second] == ids[5:]
     db.rollback()
     other.commit()
     with committed(db):
-        assert [lease.id for lease in db.claim(request(10, "c"))] == ids[:5]
+        assert [lease.id for lease in db.claim(claim_request(10, "c"))] == ids[:5]
 
 
 def test_a_heartbeat_never_waits_for_a_report(db: Postgres, other: Postgres) -> None:
@@ -48,7 +48,7 @@ def test_a_heartbeat_never_waits_for_a_report(db: Postgres, other: Postgres) -> 
     leases = [(lease.id, lease.lease_id) for lease in taken]
     held = {lease_id for _, lease_id in leases}
     db.begin()
-    db.complete([completed(taken[0])])
+    db.complete([report_completed(taken[0])])
     with committed(other):
         assert other.renew(leases, 3600) == held  # as long as the report may still be undone
     db.commit()
@@ -57,10 +57,10 @@ def test_a_heartbeat_never_waits_for_a_report(db: Postgres, other: Postgres) -> 
 
 
 def test_two_batches_with_jobs_in_common_do_not_block_each_other(
-    db: Postgres, other: Postgres, raw: Raw
+    db: Postgres, other: Postgres, raw: Connection
 ) -> None:
     leases = take(db, 2)
-    reports = [completed(lease) for lease in leases]
+    reports = [report_completed(lease) for lease in leases]
     done: list[set[str]] = []
     db.begin()
     db.complete(reports[:1])
@@ -70,7 +70,7 @@ def test_two_batches_with_jobs_in_common_do_not_block_each_other(
             done.append(other.complete(reports[::-1]))
 
     thread = in_thread(report_in_the_other_order)
-    wait_until_somebody_waits(raw)
+    wait_until_a_session_is_blocked(raw)
     db.complete(reports[1:])  # would be a deadlock if the other had locked this one first
     db.commit()
     thread.join(30)
@@ -79,12 +79,12 @@ def test_two_batches_with_jobs_in_common_do_not_block_each_other(
 
 @pytest.mark.scenario(22)
 def test_a_sweep_passes_over_a_lease_that_is_being_reported(
-    db: Postgres, other: Postgres, raw: Raw
+    db: Postgres, other: Postgres, raw: Connection
 ) -> None:
     (lease,) = take(db)
     raw.execute("UPDATE tenure.job SET lease_expires_at = now() - interval '1 second'")
     db.begin()
-    db.complete([completed(lease)])
+    db.complete([report_completed(lease)])
     with committed(other):
         assert other.lock_expired(10) == []
     db.rollback()
@@ -112,7 +112,7 @@ def test_the_ledger_loses_nothing_when_transactions_commit_out_of_order(
 @pytest.mark.scenario(72)
 @pytest.mark.parametrize("alone", [True, False], ids=["one round trip", "a transaction"])
 def test_a_lease_counts_from_the_end_of_a_wait(
-    url: str, db: Postgres, raw: Raw, alone: bool
+    url: str, db: Postgres, raw: Connection, alone: bool
 ) -> None:
     """Somebody makes an index while a claim is under way: its lease must not have run out then."""
     clock = Clock(url)
@@ -122,14 +122,14 @@ def test_a_lease_counts_from_the_end_of_a_wait(
 
     def claim() -> None:
         if alone:
-            leases.extend(db.claim_alone(request(1)) or [])
+            leases.extend(db.claim_alone(claim_request(1)) or [])
         else:
             with committed(db):
-                leases.extend(db.claim(request(1)))
+                leases.extend(db.claim(claim_request(1)))
 
     thread = in_thread(claim)
     with psycopg.connect(url, autocommit=True) as watching:
-        wait_until_somebody_waits(watching)
+        wait_until_a_session_is_blocked(watching)
     end = clock.advance(2 * LEASE_SECONDS)
     raw.execute("COMMIT")
     thread.join(30)
@@ -148,9 +148,9 @@ def test_a_job_that_is_committed_late_is_not_skipped(
     slow = new_id()
     db.insert([CheckedJob(id=slow, type="mail")])
     (fast,) = add(other)
-    assert [lease.id for lease in other.claim_alone(request(5)) or []] == [fast]
+    assert [lease.id for lease in other.claim_alone(claim_request(5)) or []] == [fast]
     db.commit()
-    assert [lease.id for lease in other.claim_alone(request(5)) or []] == [slow]
+    assert [lease.id for lease in other.claim_alone(claim_request(5)) or []] == [slow]
 
     # The same where lanes are searched from where the last claim ended: only for a while.
     monkeypatch.setattr(postgres_lanes, "MANY_ENTRIES", 0)
@@ -161,11 +161,11 @@ def test_a_job_that_is_committed_late_is_not_skipped(
     db.insert([CheckedJob(id=slow, type="mail", run_at=datetime.now(UTC) - timedelta(hours=1))])
     (fast,) = add(other)
     with committed(other):
-        assert [lease.id for lease in other.claim(request(5))] == [fast]
+        assert [lease.id for lease in other.claim(claim_request(5))] == [fast]
     db.commit()
     seconds = postgres_lanes.FULL_SECONDS + 1
     with committed(other):
-        assert [lease.id for lease in other.claim(request(5))] == [slow]
+        assert [lease.id for lease in other.claim(claim_request(5))] == [slow]
 
 
 @pytest.mark.scenario(27)
@@ -179,7 +179,7 @@ def test_a_job_that_is_committed_late_is_not_skipped(
     ],
 )
 def test_a_claim_takes_what_it_says_under_any_plan(
-    url: str, raw: Raw, alone: bool, settings: tuple[str, ...]
+    url: str, raw: Connection, alone: bool, settings: tuple[str, ...]
 ) -> None:
     for setting in settings:
         raw.execute(f'ALTER DATABASE "{raw.info.dbname}" SET {setting}')
@@ -190,10 +190,10 @@ def test_a_claim_takes_what_it_says_under_any_plan(
     add(db, 999)
     for _ in range(3):
         if alone:
-            leases = db.claim_alone(request(5)) or []
+            leases = db.claim_alone(claim_request(5)) or []
         else:
             with committed(db):
-                leases = db.claim(request(5))
+                leases = db.claim(claim_request(5))
         assert len({lease.id for lease in leases}) == len(leases) == 5
         stored = raw.execute("SELECT id::text FROM tenure.job WHERE status = 'processing'")
         assert {lease.id for lease in leases} <= {id for (id,) in stored.fetchall()}
@@ -205,13 +205,13 @@ def test_a_claim_takes_what_it_says_under_any_plan(
 
 
 @pytest.mark.parametrize("table", ["job", "transition", "job, tenure.transition"])
-def test_tables_are_not_emptied(raw: Raw, db: Postgres, table: str) -> None:
+def test_tables_are_not_emptied(raw: Connection, db: Postgres, table: str) -> None:
     add(db)
     with pytest.raises(psycopg.Error, match="tenure:"):
         raw.execute(f"TRUNCATE tenure.{table}")
 
 
-def test_nobody_writes_the_ledger_by_hand(raw: Raw, db: Postgres) -> None:
+def test_nobody_writes_the_ledger_by_hand(raw: Connection, db: Postgres) -> None:
     add(db)
     with pytest.raises(psycopg.Error, match="tenure: the ledger is written by moves of jobs"):
         raw.execute(
@@ -220,7 +220,7 @@ def test_nobody_writes_the_ledger_by_hand(raw: Raw, db: Postgres) -> None:
         )
 
 
-def test_a_replication_role_switches_no_guard_off(raw: Raw, db: Postgres) -> None:
+def test_a_replication_role_switches_no_guard_off(raw: Connection, db: Postgres) -> None:
     add(db)
     try:
         raw.execute("SET session_replication_role = replica")
@@ -243,7 +243,9 @@ def test_a_replication_role_switches_no_guard_off(raw: Raw, db: Postgres) -> Non
 
 
 @pytest.mark.parametrize("time", ["infinity", "-infinity", "10000-01-01 00:00+00", "0001-12-31 BC"])
-def test_no_job_has_a_time_that_no_client_can_read(raw: Raw, db: Postgres, time: str) -> None:
+def test_no_job_has_a_time_that_no_client_can_read(
+    raw: Connection, db: Postgres, time: str
+) -> None:
     add(db)
     with pytest.raises(psycopg.errors.CheckViolation):
         raw.execute("UPDATE tenure.job SET run_at = %s", (time,))

@@ -18,13 +18,13 @@ from tenure.store.postgres.connection import Uuids, place_of
 from tenure.store.postgres.reader import AHEAD, BY_INDEX, QUEUES, PostgresReader
 from tenure.store.postgres.writer import Postgres
 from tenure.store.tables.stats_sql import POSTGRES
-from tests.support.store import request
-from tests.unit.postgres.sessions import Raw, add, ask, take
+from tests.support.store import claim_request
+from tests.unit.postgres.connections import Connection, add, ask_in_store_session, take
 
 # --- plans ------------------------------------------------------------------------------------
 
 
-def plan(raw: Raw, url: str, statement: str, *values: Any, begin: str = sql.BEGIN) -> str:
+def plan(raw: Connection, url: str, statement: str, *values: Any, begin: str = sql.BEGIN) -> str:
     """The plan that a statement of the store gets inside one of its transactions."""
     place = place_of(url)
     raw.execute(place.sql(begin))
@@ -34,7 +34,7 @@ def plan(raw: Raw, url: str, statement: str, *values: Any, begin: str = sql.BEGI
 
 
 @pytest.fixture
-def kept_plans(raw: Raw) -> list[str]:
+def kept_plans(raw: Connection) -> list[str]:
     """The plans of what functions and triggers run on `raw` from now on, as they are run."""
     try:
         raw.execute("LOAD 'auto_explain'")
@@ -52,7 +52,7 @@ ROWS = 1_000_000
 
 
 @pytest.fixture(params=["never analysed", "analysed when empty", "analysed when full"])
-def crowded(request: pytest.FixtureRequest, db: Postgres, raw: Raw) -> list[str]:
+def crowded(request: pytest.FixtureRequest, db: Postgres, raw: Connection) -> list[str]:
     """Jobs in a table whose statistics are missing, wrong or right; their ids."""
     raw.execute("ALTER TABLE tenure.job SET (autovacuum_enabled = false)")
     if request.param == "analysed when empty":
@@ -64,20 +64,20 @@ def crowded(request: pytest.FixtureRequest, db: Postgres, raw: Raw) -> list[str]
 
 
 def test_a_report_finds_its_jobs_by_primary_key(
-    url: str, raw: Raw, crowded: list[str], kept_plans: list[str]
+    url: str, raw: Connection, crowded: list[str], kept_plans: list[str]
 ) -> None:
     check_report(url, raw, crowded, kept_plans)
 
 
 def test_a_claim_reads_a_lane_in_order_and_no_further(
-    url: str, raw: Raw, crowded: list[str], kept_plans: list[str]
+    url: str, raw: Connection, crowded: list[str], kept_plans: list[str]
 ) -> None:
     check_claim(url, raw, kept_plans)
 
 
 @pytest.mark.scenario(100)
 def test_every_statement_keeps_its_plan_at_a_million_rows_of_each_kind(
-    url: str, raw: Raw, kept_plans: list[str]
+    url: str, raw: Connection, kept_plans: list[str]
 ) -> None:
     """A million failed jobs, then a million pending ones; in the order of their ids, as in life."""
     raw.execute("ALTER TABLE tenure.job SET UNLOGGED")
@@ -100,7 +100,7 @@ def test_every_statement_keeps_its_plan_at_a_million_rows_of_each_kind(
         raw.execute("ANALYZE tenure.job")
 
 
-def check_sweep_and_pages(url: str, raw: Raw, last: str) -> None:
+def check_sweep_and_pages(url: str, raw: Connection, last: str) -> None:
     found = plan(raw, url, sql.LOCK_EXPIRED, 100)
     assert "Index Scan using job_lease" in found
     assert "Sort" not in found
@@ -110,7 +110,7 @@ def check_sweep_and_pages(url: str, raw: Raw, last: str) -> None:
 SEARCHING = f"BEGIN; {BY_INDEX}"
 
 
-def check_search(url: str, raw: Raw, last: str) -> None:
+def check_search(url: str, raw: Connection, last: str) -> None:
     """Each goes along the ids, or along those of its status, and sorts only what is gathered."""
     at = datetime(2026, 1, 1, tzinfo=UTC)
     others = {"type": "mail", "queue": "default", "text": "x", "created_by": at}
@@ -134,7 +134,7 @@ def check_search(url: str, raw: Raw, last: str) -> None:
                 assert "Seq Scan" not in found
 
 
-def check_numbers(url: str, raw: Raw) -> None:
+def check_numbers(url: str, raw: Connection) -> None:
     """Neither every job is read for them nor the whole ledger, whatever the statistics say."""
     between = ("3", 0, "4", 0)
     for statement, values in (
@@ -160,7 +160,7 @@ def check_numbers(url: str, raw: Raw) -> None:
     assert "Seq Scan on transition" not in found
 
 
-def check_report(url: str, raw: Raw, some: list[str], kept_plans: list[str]) -> None:
+def check_report(url: str, raw: Connection, some: list[str], kept_plans: list[str]) -> None:
     for count in (1, 500):
         ids, leases = Uuids(some[:count]), Uuids(new_ids(count))
         nothing = [None] * count
@@ -180,7 +180,7 @@ def check_report(url: str, raw: Raw, some: list[str], kept_plans: list[str]) -> 
             assert "Seq Scan" not in found
 
 
-def check_claim(url: str, raw: Raw, kept_plans: list[str]) -> None:
+def check_claim(url: str, raw: Connection, kept_plans: list[str]) -> None:
     for statement, values in ((lanes.SEARCH_ALL, None), (lanes.SEARCH_QUEUES, [["default"]])):
         kept_plans.clear()
         raw.execute(place_of(url).sql(statement), values)
@@ -204,7 +204,7 @@ def check_claim(url: str, raw: Raw, kept_plans: list[str]) -> None:
 
 @pytest.mark.parametrize("statement", [sql.RENEW, sql.SETTLED_AS, sql.KNOWN])
 def test_no_statement_reads_a_whole_table(
-    url: str, raw: Raw, crowded: list[str], statement: str
+    url: str, raw: Connection, crowded: list[str], statement: str
 ) -> None:
     ids = Uuids(crowded[:500])
     values = {
@@ -218,7 +218,7 @@ def test_no_statement_reads_a_whole_table(
 
 
 def test_the_ledger_s_plan_for_one_row_serves_for_thousands(
-    raw: Raw, db: Postgres, kept_plans: list[str]
+    raw: Connection, db: Postgres, kept_plans: list[str]
 ) -> None:
     """The trigger keeps its first plan: a nested loop would take 2,000 * 2,000 steps."""
     add(db, 2010)
@@ -238,7 +238,7 @@ def test_the_ledger_s_plan_for_one_row_serves_for_thousands(
 
 @pytest.mark.parametrize("count", [1, 1000])
 def test_the_ledger_s_plan_is_not_that_of_the_function_around_it(
-    url: str, raw: Raw, db: Postgres, kept_plans: list[str], count: int
+    url: str, raw: Connection, db: Postgres, kept_plans: list[str], count: int
 ) -> None:
     """What a function of the hot path switches off holds in the triggers that it fires, too."""
     ids = add(db, 1000)
@@ -260,7 +260,7 @@ def test_the_ledger_s_plan_is_not_that_of_the_function_around_it(
 
 @pytest.mark.scenario(64)
 def test_claims_stay_flat_while_an_old_snapshot_is_open(
-    url: str, raw: Raw, db: Postgres, monkeypatch: pytest.MonkeyPatch
+    url: str, raw: Connection, db: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "MANY_ENTRIES", 500)
     seconds = 0.0
@@ -281,9 +281,9 @@ def test_claims_stay_flat_while_an_old_snapshot_is_open(
         def walked() -> int:
             db.begin()
             asked = "SELECT pg_stat_get_xact_tuples_returned('tenure.job_ready'::regclass)"
-            ((before,),) = ask(db, asked)
-            assert len(db.claim(request(1))) == 1
-            ((after,),) = ask(db, asked)
+            ((before,),) = ask_in_store_session(db, asked)
+            assert len(db.claim(claim_request(1))) == 1
+            ((after,),) = ask_in_store_session(db, asked)
             db.commit()
             return int(after - before)
 
@@ -293,7 +293,7 @@ def test_claims_stay_flat_while_an_old_snapshot_is_open(
         assert walked() < 50
         seconds = 10.0
         db.begin()
-        (lease,) = db.claim(request(1))
+        (lease,) = db.claim(claim_request(1))
         db.rollback()
         raw.execute("ROLLBACK")
         job = PostgresReader(url)
@@ -305,27 +305,27 @@ def test_claims_stay_flat_while_an_old_snapshot_is_open(
 
 
 def test_a_claim_alone_leaves_crowded_lanes_to_a_closer_look(
-    raw: Raw, db: Postgres, monkeypatch: pytest.MonkeyPatch
+    raw: Connection, db: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "MANY_ENTRIES", 500)
     raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
     raw.execute("SELECT count(*) FROM tenure.job")
     take(db, 1000)
     add(db, 3)
-    assert len(db.claim_alone(request(1)) or []) == 1  # it notices how many it walked past
-    assert db.claim_alone(request(1)) is None
+    assert len(db.claim_alone(claim_request(1)) or []) == 1  # it notices how many it walked past
+    assert db.claim_alone(claim_request(1)) is None
     db.begin()
-    assert len(db.claim(request(1))) == 1
+    assert len(db.claim(claim_request(1))) == 1
     db.commit()
-    assert db.claim_alone(request(1)) is None
+    assert db.claim_alone(claim_request(1)) is None
 
 
 def test_a_claim_alone_is_for_one_lane(db: Postgres) -> None:
-    assert db.claim_alone(request(5)) == []
+    assert db.claim_alone(claim_request(5)) == []
     add(db, 2)
-    assert db.claim_alone(request(5, types=("other",))) == []
-    assert len(db.claim_alone(request(1, queues=("default", "default"))) or []) == 1
+    assert db.claim_alone(claim_request(5, types=("other",))) == []
+    assert len(db.claim_alone(claim_request(1, queues=("default", "default"))) or []) == 1
     add(db, 1, queue="late", run_at=datetime.now(UTC) + timedelta(hours=1))
     add(db, 1, priority=-1)
-    assert db.claim_alone(request(5)) is None  # in which order is not for it to say
-    assert len(db.claim_alone(request(5, queues=("late",))) or []) == 0
+    assert db.claim_alone(claim_request(5)) is None  # in which order is not for it to say
+    assert len(db.claim_alone(claim_request(5, queues=("late",))) or []) == 0

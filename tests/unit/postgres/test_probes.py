@@ -11,8 +11,8 @@ from tenure.store.postgres.connection import connect, place_of
 from tenure.store.postgres.probes import holds_back, pools_transactions
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import PostgresServer
-from tests.support.postgres_servers import own_server
-from tests.support.waiting import until
+from tests.support.postgres_servers import durable_server
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.postgres
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
     """A server with slots and prepared transactions."""
-    with own_server({"wal_level": "logical", "max_prepared_transactions": "2"}) as started:
+    with durable_server({"wal_level": "logical", "max_prepared_transactions": "2"}) as started:
         yield started
 
 
@@ -104,7 +104,7 @@ def test_a_role_that_may_not_look_into_others_sees_their_age(
             assert holds_back(asking, 0) is None
             for _ in range(5):
                 owner.execute("SELECT pg_current_xact_id()")
-            until(lambda: holds_back(asking, 0), "the age to be seen")
+            wait_until(lambda: holds_back(asking, 0), "the age to be seen")
             found = holds_back(asking, 0) or ""
         assert f"session {culprit.info.backend_pid} of postgres" in found
         assert "since" not in found

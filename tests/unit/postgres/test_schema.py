@@ -15,7 +15,7 @@ from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.store import migrate, open_store
 from tenure.store.postgres.schema import upgrade
 from tests.support.postgres import PostgresServer
-from tests.support.store import new
+from tests.support.store import new_job
 
 NEWEST = migrate.newest("postgres")
 
@@ -98,7 +98,7 @@ def test_a_newer_schema_is_refused_and_untouched(
 def test_two_schemas_in_one_database_do_not_meet(postgres_url: str) -> None:
     stores = [open_store(in_schema(postgres_url, name)) for name in ("order", "jobs_2")]
     try:
-        (added,) = stores[0].add([new()]).result()
+        (added,) = stores[0].add([new_job()]).result()
         assert stores[0].read.get(added.job.id) == added.job
         assert stores[1].read.get(added.job.id) is None
         assert [store.read.violations(1) for store in stores] == [[], []]
@@ -121,7 +121,7 @@ def test_a_role_that_may_only_use_the_tables_works(
     raw.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tenure TO {role}")
     store = open_store(as_role(postgres_url, role))
     try:
-        (added,) = store.add([new()]).result()
+        (added,) = store.add([new_job()]).result()
         assert store.read.get(added.job.id) == added.job
         assert [entry.event for entry in store.read.history(added.job.id)] == ["enqueued"]
     finally:

@@ -24,17 +24,17 @@ from tenure.store.postgres.writer import Postgres, error_of
 from tenure.store.protocol import Trouble
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
-from tests.support.store import completed, failed, new, request
-from tests.support.waiting import until
-from tests.unit.postgres.sessions import (
-    Raw,
+from tests.support.store import claim_request, new_job, report_completed, report_failed
+from tests.support.waiting import wait_until
+from tests.unit.postgres.connections import (
+    Connection,
     add,
-    ask,
+    ask_in_store_session,
     committed,
     end_sessions,
     in_thread,
     take,
-    wait_until_somebody_waits,
+    wait_until_a_session_is_blocked,
 )
 
 WAIT_FOR_A_STANDBY = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -46,27 +46,31 @@ def test_no_verb_leaves_anything_in_the_session(db: Postgres) -> None:
     leases = take(db, 4)
     with committed(db):
         db.savepoint()
-        db.see_worker(request(1, queues=("default",), types=("mail",)))
+        db.see_worker(claim_request(1, queues=("default",), types=("mail",)))
         db.set_queue("other", paused=True, max_pending=5, actor="me")
         db.undo_to_savepoint()
         db.savepoint()
-        transitions.settle(db, [completed(leases[0]), failed(leases[1], retryable=False)])
+        transitions.settle(
+            db, [report_completed(leases[0]), report_failed(leases[1], retryable=False)]
+        )
         transitions.sweep(db, 10)
-        db.claim(request(3, queues=("default",), types=("mail",)))
+        db.claim(claim_request(3, queues=("default",), types=("mail",)))
         db.renew([(leases[2].id, leases[2].lease_id)], 30)
         db.prune({Status.COMPLETED: db.now()}, 10)
     db.announce()
     for _ in range(10):  # psycopg names a statement on the server when it comes again
         with committed(db):
-            db.claim(request(1))
-    assert ask(db, "SELECT name FROM pg_settings WHERE source = 'session'") == []
-    assert ask(db, "SELECT name FROM pg_prepared_statements") == []
-    assert ask(db, "SELECT pg_listening_channels()") == []
-    assert ask(db, "SELECT locktype FROM pg_locks WHERE locktype = 'advisory'") == []
-    assert ask(db, "SELECT relname FROM pg_class WHERE relpersistence = 't'") == []
+            db.claim(claim_request(1))
+    assert ask_in_store_session(db, "SELECT name FROM pg_settings WHERE source = 'session'") == []
+    assert ask_in_store_session(db, "SELECT name FROM pg_prepared_statements") == []
+    assert ask_in_store_session(db, "SELECT pg_listening_channels()") == []
+    assert (
+        ask_in_store_session(db, "SELECT locktype FROM pg_locks WHERE locktype = 'advisory'") == []
+    )
+    assert ask_in_store_session(db, "SELECT relname FROM pg_class WHERE relpersistence = 't'") == []
 
 
-def test_the_database_s_defaults_do_not_weaken_a_transaction(url: str, raw: Raw) -> None:
+def test_the_database_s_defaults_do_not_weaken_a_transaction(url: str, raw: Connection) -> None:
     for setting in (
         "synchronous_commit = off",
         "default_transaction_isolation = 'serializable'",
@@ -79,8 +83,8 @@ def test_the_database_s_defaults_do_not_weaken_a_transaction(url: str, raw: Raw)
     db, reader = Postgres(url), PostgresReader(url)
     try:
         db.begin()
-        assert ask(db, "SHOW synchronous_commit") == [("on",)]
-        assert ask(db, "SHOW transaction_isolation") == [("read committed",)]
+        assert ask_in_store_session(db, "SHOW synchronous_commit") == [("on",)]
+        assert ask_in_store_session(db, "SHOW transaction_isolation") == [("read committed",)]
         id = new_id()
         made = db.insert([CheckedJob(id=id, type="mail")])[id]
         db.commit()
@@ -95,10 +99,10 @@ def test_the_database_s_defaults_do_not_weaken_a_transaction(url: str, raw: Raw)
 
 
 def test_a_killed_session_undoes_its_transaction_and_the_next_one_connects_anew(
-    db: Postgres, raw: Raw
+    db: Postgres, raw: Connection
 ) -> None:
     db.begin()
-    db.insert([new()])
+    db.insert([new_job()])
     end_sessions(raw)
     with pytest.raises(psycopg.OperationalError) as caught:
         db.commit()
@@ -108,28 +112,30 @@ def test_a_killed_session_undoes_its_transaction_and_the_next_one_connects_anew(
     add(db)
 
 
-def test_a_read_outlives_all_connections_of_the_pool(reader: PostgresReader, raw: Raw) -> None:
+def test_a_read_outlives_all_connections_of_the_pool(
+    reader: PostgresReader, raw: Connection
+) -> None:
     with reader._opened().connection():
         assert reader.get(new_id()) is None  # on a second connection
     end_sessions(raw)
     assert reader.get(new_id()) is None
 
 
-def test_a_closed_reader_opens_nothing_again(reader: PostgresReader, raw: Raw) -> None:
+def test_a_closed_reader_opens_nothing_again(reader: PostgresReader, raw: Connection) -> None:
     reader.clock()
     reader.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         reader.clock()
 
 
-def test_callers_do_not_notice_a_session_that_died_while_idle(url: str, raw: Raw) -> None:
+def test_callers_do_not_notice_a_session_that_died_while_idle(url: str, raw: Connection) -> None:
     store = open_store(url)
     try:
-        (first,) = store.add([new()]).result()
+        (first,) = store.add([new_job()]).result()
         assert store.read.get(first.job.id) == first.job
         end_sessions(raw)
         assert store.read.get(first.job.id) == first.job
-        (second,) = store.add([new()]).result()
+        (second,) = store.add([new_job()]).result()
         assert second.created
         end_sessions(raw)
         assert store.renew([], 30) == set()
@@ -137,13 +143,15 @@ def test_callers_do_not_notice_a_session_that_died_while_idle(url: str, raw: Raw
         store.close()
 
 
-def test_a_server_that_became_read_only_is_left_for_a_new_connection(url: str, raw: Raw) -> None:
+def test_a_server_that_became_read_only_is_left_for_a_new_connection(
+    url: str, raw: Connection
+) -> None:
     raw.execute(f'ALTER DATABASE "{raw.info.dbname}" SET default_transaction_read_only = on')
     db = Postgres(url)
     try:
         db.begin()
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction) as caught:
-            db.insert([new()])
+            db.insert([new_job()])
         db.rollback()
         assert db.trouble(caught.value) is Trouble.UNAVAILABLE
         raw.execute(f'ALTER DATABASE "{raw.info.dbname}" RESET default_transaction_read_only')
@@ -158,25 +166,25 @@ def test_a_commit_of_nothing_is_no_commit(db: Postgres) -> None:
         db.commit()  # there is no transaction: whatever was to be committed is not there
     db.begin()
     with suppress(psycopg.Error):
-        ask(db, "SELECT 1 / 0")
+        ask_in_store_session(db, "SELECT 1 / 0")
     with pytest.raises(psycopg.OperationalError, match="ROLLBACK"):
         db.commit()
 
 
 @pytest.mark.scenario(36)
-def test_a_job_whose_answer_was_cut_off_is_found_again(url: str, raw: Raw) -> None:
+def test_a_job_whose_answer_was_cut_off_is_found_again(url: str, raw: Connection) -> None:
     with Proxy(url) as proxy:
         store = open_store(proxy.url_of(url))
-        store.add([new()]).result()
+        store.add([new_job()]).result()
         proxy.drop_answers(b"enqueue_one")
-        (added,) = store.add([new()]).result()  # neither an error nor a second job
+        (added,) = store.add([new_job()]).result()  # neither an error nor a second job
         assert proxy.counts["answers dropped"] == 1
         assert store.read.get(added.job.id) == added.job
         assert raw.execute("SELECT count(*) FROM tenure.job").fetchone() == (2,)
         store.close()
 
 
-def test_an_error_without_a_code_is_a_lost_connection(db: Postgres, raw: Raw) -> None:
+def test_an_error_without_a_code_is_a_lost_connection(db: Postgres, raw: Connection) -> None:
     """libpq can hand one out before it calls the connection bad itself."""
     lost = error_of(raw.pgconn.make_empty_result(ExecStatus.FATAL_ERROR))
     assert db.trouble(lost) is Trouble.UNAVAILABLE
@@ -185,7 +193,7 @@ def test_an_error_without_a_code_is_a_lost_connection(db: Postgres, raw: Raw) ->
 
 
 @pytest.mark.scenario(66)
-def test_a_deadlock_is_tried_again(db: Postgres, other: Postgres, raw: Raw) -> None:
+def test_a_deadlock_is_tried_again(db: Postgres, other: Postgres, raw: Connection) -> None:
     first, second = add(db, 2)
     errors: list[Exception] = []
     db.begin()
@@ -201,7 +209,7 @@ def test_a_deadlock_is_tried_again(db: Postgres, other: Postgres, raw: Raw) -> N
             other.rollback()
 
     thread = in_thread(lock_the_other_one)
-    wait_until_somebody_waits(raw)
+    wait_until_a_session_is_blocked(raw)
     try:
         db.lock([second])
     except Exception as error:
@@ -212,28 +220,32 @@ def test_a_deadlock_is_tried_again(db: Postgres, other: Postgres, raw: Raw) -> N
     assert db.trouble(error) is Trouble.RETRY
 
 
-def test_a_lock_that_somebody_keeps_is_not_waited_for_without_end(db: Postgres, raw: Raw) -> None:
+def test_a_lock_that_somebody_keeps_is_not_waited_for_without_end(
+    db: Postgres, raw: Connection
+) -> None:
     (id,) = add(db)
     raw.execute("BEGIN")
     raw.execute("SELECT FROM tenure.job FOR UPDATE")
     db.begin()
-    ask(db, "SELECT set_config('lock_timeout', '10ms', true)")
+    ask_in_store_session(db, "SELECT set_config('lock_timeout', '10ms', true)")
     with pytest.raises(psycopg.errors.LockNotAvailable) as caught:
         db.lock([id])
     assert db.trouble(caught.value) is Trouble.RETRY
     db.rollback()
     db.begin()
-    assert ask(db, "SHOW lock_timeout") == [("10s",)]
+    assert ask_in_store_session(db, "SHOW lock_timeout") == [("10s",)]
 
 
 def test_a_transaction_whose_process_is_frozen_lets_go_of_its_locks(
-    db: Postgres, other: Postgres, raw: Raw
+    db: Postgres, other: Postgres, raw: Connection
 ) -> None:
     (id,) = add(db)
     db.begin()
-    assert ask(db, "SHOW idle_in_transaction_session_timeout") == [("5s",)]
+    assert ask_in_store_session(db, "SHOW idle_in_transaction_session_timeout") == [("5s",)]
     db.lock([id])
-    ask(db, "SELECT set_config('idle_in_transaction_session_timeout', '10ms', true)")
+    ask_in_store_session(
+        db, "SELECT set_config('idle_in_transaction_session_timeout', '10ms', true)"
+    )
     with committed(other):
         assert other.lock([id])[id].id == id  # waits for less than its lock_timeout
     with pytest.raises(psycopg.Error) as caught:
@@ -246,12 +258,14 @@ def test_a_transaction_whose_process_is_frozen_lets_go_of_its_locks(
 def test_what_cannot_succeed_is_a_bug(db: Postgres) -> None:
     db.begin()
     with pytest.raises(psycopg.errors.CheckViolation) as caught:
-        ask(db, "INSERT INTO tenure.queue (name, max_pending) VALUES ('q', -1) RETURNING 1")
+        ask_in_store_session(
+            db, "INSERT INTO tenure.queue (name, max_pending) VALUES ('q', -1) RETURNING 1"
+        )
     assert db.trouble(caught.value) is Trouble.BUG
     db.rollback()
     db.begin()
     with pytest.raises(psycopg.Error, match="tenure:") as refused:
-        ask(db, "INSERT INTO tenure.transition DEFAULT VALUES RETURNING seq")
+        ask_in_store_session(db, "INSERT INTO tenure.transition DEFAULT VALUES RETURNING seq")
     assert db.trouble(refused.value) is Trouble.BUG
     assert db.trouble(ValueError()) is Trouble.BUG
 
@@ -260,7 +274,7 @@ def test_what_cannot_succeed_is_a_bug(db: Postgres) -> None:
 
 
 def test_the_watch_rings_for_other_processes_and_comes_back_when_its_session_dies(
-    db: Postgres, other: Postgres, reader: PostgresReader, raw: Raw
+    db: Postgres, other: Postgres, reader: PostgresReader, raw: Connection
 ) -> None:
     rung, stop = threading.Event(), threading.Event()
     thread = in_thread(lambda: reader.watch(rung.set, stop))
@@ -282,15 +296,15 @@ def test_the_watch_rings_for_other_processes_and_comes_back_when_its_session_die
 
 
 @pytest.mark.scenario(65)
-def test_new_jobs_are_announced_soon_and_seldom(url: str, raw: Raw) -> None:
+def test_new_jobs_are_announced_soon_and_seldom(url: str, raw: Connection) -> None:
     store = open_store(url)
     try:
         raw.execute("LISTEN tenure")
-        store.add([new()]).result()
+        store.add([new_job()]).result()
         assert len(list(raw.notifies(timeout=30, stop_after=1))) == 1
         assert list(raw.notifies(timeout=0.1)) == []  # an idle store says nothing
         began = time.monotonic()
-        for added in [store.add([new()]) for _ in range(500)]:
+        for added in [store.add([new_job()]) for _ in range(500)]:
             added.result()
         store.close()  # from here on nobody announces anything
         most = 1 + store.exchanges * (time.monotonic() - began) / ANNOUNCE_SECONDS
@@ -300,7 +314,7 @@ def test_new_jobs_are_announced_soon_and_seldom(url: str, raw: Raw) -> None:
 
 
 def test_an_announcement_that_fails_waits_for_the_next_commit(
-    url: str, raw: Raw, monkeypatch: pytest.MonkeyPatch
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[Postgres] = []
 
@@ -313,10 +327,10 @@ def test_an_announcement_that_fails_waits_for_the_next_commit(
         raw.execute("LISTEN tenure")
         with monkeypatch.context() as broken:
             broken.setattr(Postgres, "announce", fail)
-            store.add([new()]).result()
+            store.add([new_job()]).result()
             assert list(raw.notifies(timeout=0.1)) == []
             assert len(tries) == 1
-        store.add([new()]).result()
+        store.add([new_job()]).result()
         assert len(list(raw.notifies(timeout=30, stop_after=1))) == 1
     finally:
         store.close()
@@ -334,12 +348,12 @@ def held_up(
     raw.execute("SELECT pg_reload_conf()")
 
     def add() -> tuple[list[CheckedJob], Future[list[Enqueued]]] | None:
-        wanted = [new() for _ in range(count)]
+        wanted = [new_job() for _ in range(count)]
         added = store.add(wanted)
-        until(lambda: added.done() or raw.execute(f"SELECT {WAIT_FOR_A_STANDBY}").fetchall())
+        wait_until(lambda: added.done() or raw.execute(f"SELECT {WAIT_FOR_A_STANDBY}").fetchall())
         return None if added.done() else (wanted, added)
 
-    found = until(add, "a commit to wait for the standby")
+    found = wait_until(add, "a commit to wait for the standby")
     assert found
     return found
 
@@ -354,21 +368,21 @@ def test_a_commit_that_no_standby_has_is_not_acknowledged(count: int) -> None:
         url = server.url("jobs")
         store = open_store(url)
         with psycopg.connect(url, autocommit=True) as raw:
-            store.add([new()]).result()
-            (lease,) = store.exchange([], request()).result().leases
+            store.add([new_job()]).result()
+            (lease,) = store.exchange([], claim_request()).result().leases
             _, added = held_up(store, raw, count)
             cancel = f"SELECT pg_cancel_backend(pid) {WAIT_FOR_A_STANDBY}"
             raw.execute(cancel)
             with pytest.raises(StoreUnavailable, match="synchronous"):
                 added.result(30)
-            reported = store.exchange([completed(lease)], None)  # by a COMMIT on its own
-            until(lambda: raw.execute(cancel).fetchall(), "it to wait for the standby")
+            reported = store.exchange([report_completed(lease)], None)  # by a COMMIT on its own
+            wait_until(lambda: raw.execute(cancel).fetchall(), "it to wait for the standby")
             with pytest.raises(StoreUnavailable, match="synchronous"):
                 reported.result(30)
             raw.execute("ALTER SYSTEM RESET synchronous_standby_names")
             raw.execute("SELECT pg_reload_conf()")
-            assert store.add([new()]).result(30)[0].created
-            again = store.exchange([completed(lease)], None).result(30).verdicts
+            assert store.add([new_job()]).result(30)[0].created
+            again = store.exchange([report_completed(lease)], None).result(30).verdicts
             assert [verdict.answer for verdict in again] == ["already_recorded"]
         store.close()
 
@@ -385,7 +399,7 @@ def test_a_missing_standby_holds_up_writers_but_not_for_ever(
         url = server.url("jobs")
         store = open_store(url)
         with psycopg.connect(url, autocommit=True) as raw:
-            before = store.add([new()]).result()[0].job
+            before = store.add([new_job()]).result()[0].job
             [wanted], added = held_up(store, raw)
             with pytest.raises(StoreUnavailable):
                 added.result(30)
@@ -393,7 +407,7 @@ def test_a_missing_standby_holds_up_writers_but_not_for_ever(
             assert store.read.get(wanted.id) is None, "not before the standby has it"
             raw.execute("ALTER SYSTEM RESET synchronous_standby_names")  # or it comes back
             raw.execute("SELECT pg_reload_conf()")
-            until(lambda: store.read.get(wanted.id), "the commit to be through")
+            wait_until(lambda: store.read.get(wanted.id), "the commit to be through")
             assert store.add([wanted]).result()[0].job == store.read.get(wanted.id)
             assert [entry.event for entry in store.read.history(wanted.id)] == ["enqueued"]
         store.close()

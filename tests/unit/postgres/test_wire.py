@@ -17,8 +17,8 @@ from tenure.store.postgres.connection import connect, place_of
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.watchdog import Wire, answering
 from tests.support.proxy import Proxy
-from tests.support.store import new
-from tests.support.waiting import PATIENCE, until
+from tests.support.store import new_job
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 pytestmark = pytest.mark.scenario(41)
 
@@ -39,7 +39,7 @@ def far(proxy: Proxy, url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_who_waits_too_long_is_cut_and_who_does_not_is_left(url: str) -> None:
     with connect(place_of(url)) as connection:
-        with answering(connection, PATIENCE):
+        with answering(connection, WAIT_SECONDS):
             assert connection.execute("SELECT 1").fetchone() == (1,)
         with answering(connection, 0.1), pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT pg_sleep(30)")
@@ -59,14 +59,14 @@ def test_an_answer_in_time_ends_the_wait(url: str) -> None:
 def test_writes_fail_and_work_again_with_the_network(proxy: Proxy, far: str) -> None:
     store = open_store(far)
     try:
-        store.add([new()]).result(PATIENCE)
+        store.add([new_job()]).result(WAIT_SECONDS)
         proxy.black_hole()
         with pytest.raises(StoreUnavailable):
-            store.add([new()]).result(PATIENCE)
+            store.add([new_job()]).result(WAIT_SECONDS)
         with pytest.raises(StoreUnavailable):
-            store.add([new(), new()]).result(PATIENCE)
+            store.add([new_job(), new_job()]).result(WAIT_SECONDS)
         proxy.pass_on()
-        (added,) = store.add([new()]).result(PATIENCE)
+        (added,) = store.add([new_job()]).result(WAIT_SECONDS)
         assert added.created
     finally:
         store.close()
@@ -81,7 +81,7 @@ def test_a_heartbeat_is_given_up_in_time_for_another(proxy: Proxy, url: str) -> 
         began = time.monotonic()
         with pytest.raises(StoreUnavailable):
             store.renew([], 3.0)
-        assert time.monotonic() - began < PATIENCE
+        assert time.monotonic() - began < WAIT_SECONDS
         proxy.pass_on()
         assert store.renew([], 3.0) == set()
     finally:
@@ -106,7 +106,7 @@ def test_reads_fail_and_work_again_with_the_network(proxy: Proxy, far: str) -> N
                 return False
             return True
 
-        until(answers, "the reader to connect anew")
+        wait_until(answers, "the reader to connect anew")
     finally:
         reader.close()
 

@@ -18,7 +18,7 @@ import pytest
 from tenure.store import migrate_store
 from tenure.store.sqlite import watch as sqlite_watch
 from tenure.store.sqlite.reader import SqliteReader
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs inotify")
 
@@ -54,7 +54,7 @@ class Other:
         assert self._process.stdout.readline() == "done\n"
 
     def close(self) -> None:
-        self._process.communicate(timeout=PATIENCE)
+        self._process.communicate(timeout=WAIT_SECONDS)
         assert self._process.returncode == 0
 
 
@@ -69,13 +69,13 @@ class Watching:
 
     def notify(self) -> None:
         """Wait for a ring."""
-        assert self.rung.wait(PATIENCE), "nobody rang"
+        assert self.rung.wait(WAIT_SECONDS), "nobody rang"
         self.rung.clear()
 
     def end(self) -> None:
         """Stop it, and see that it has stopped."""
         self.stop.set()
-        self.thread.join(PATIENCE)
+        self.thread.join(WAIT_SECONDS)
         assert not self.thread.is_alive()
 
 
@@ -114,7 +114,7 @@ class Connections:
     def more_looks(self, number: int) -> None:
         """Wait for so many more looks."""
         goal = self.looks + number
-        until(lambda: self.looks >= goal, f"{number} more looks")
+        wait_until(lambda: self.looks >= goal, f"{number} more looks")
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_events_alone_are_enough(
 ) -> None:
     only_events(monkeypatch)
     with watching(connections, wal) as watch:
-        until(lambda: wal.stat().st_ino in watched_files())
+        wait_until(lambda: wal.stat().st_ino in watched_files())
         for _ in range(50):
             other.run(COMMIT)
             watch.notify()
@@ -244,9 +244,9 @@ def test_a_log_that_was_deleted_and_made_anew_is_watched_again(
     connections: Connections, wal: Path, other: Other
 ) -> None:
     with watching(connections, wal) as watch:
-        until(lambda: wal.stat().st_ino in watched_files())
+        wait_until(lambda: wal.stat().st_ino in watched_files())
         (connection,) = connections.opened
-        until(lambda: emptied(connection))
+        wait_until(lambda: emptied(connection))
         wal.rename(old := wal.with_name("old"))  # kept, so that its inode is not given out again
         assert old.stat().st_ino in watched_files()
         for _ in range(5):  # the first may pass for what emptying the log had announced
@@ -293,7 +293,7 @@ def test_stopping_does_not_wait_for_the_next_look_and_leaves_nothing_open(
     monkeypatch.setattr(sqlite_watch, "TOLD", sqlite_watch.Pace(0, 3600.0, 3600.0))
     before = kernel_objects()
     with watching(connections, wal):
-        until(lambda: connections.looks == 2)
+        wait_until(lambda: connections.looks == 2)
         assert kernel_objects() > before
     assert kernel_objects() == before
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
@@ -316,7 +316,7 @@ def test_errors_are_logged_once_and_end_nothing(
             path.mkdir()
             connections.opened[-1].broken = True  # on its next look, a thread's of its own
             goal = connections.tries + 3
-            until(lambda goal=goal: connections.tries >= goal)  # type: ignore[misc]
+            wait_until(lambda goal=goal: connections.tries >= goal)  # type: ignore[misc]
             path.rmdir()
             away.rename(path)
             watch.notify()  # something may have been committed meanwhile

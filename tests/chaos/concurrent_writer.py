@@ -1,6 +1,6 @@
 """One of a crowd of processes that write to one SQLite file as fast as they can.
 
-    python -m tests.chaos.crowd URL LOG SECONDS
+    python -m tests.chaos.concurrent_writer URL LOG SECONDS
 
 Adds, claims and completes. What was acknowledged stands in LOG, line by line, after the answer.
 An error that reaches the caller ends the process with 1.

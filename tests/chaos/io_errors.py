@@ -1,6 +1,6 @@
 """I/O errors: the store, and a disk that fails at its n-th call. Run in a process of its own.
 
-    python -m tests.chaos.breaking KIND once|for-good FIRST STEP FOLDER
+    python -m tests.chaos.io_errors KIND once|for-good FIRST STEP FOLDER
 
 For n = FIRST, FIRST + STEP and so on, a store adds, claims, settles and prunes jobs on a fresh file
 while the n-th call of KIND fails (`for-good`: and every one after it, until the disk is repaired),

@@ -12,9 +12,9 @@ import psycopg
 from tenure.jobs.ids import new_ids
 from tenure.jobs.values import CheckedJob, Lease
 from tenure.store.postgres.writer import Postgres
-from tests.support.store import request
+from tests.support.store import claim_request
 
-Raw = psycopg.Connection[Any]
+Connection = psycopg.Connection[Any]
 
 OUR_SESSIONS = (
     "FROM pg_stat_activity WHERE application_name = 'tenure' AND datname = current_database()"
@@ -38,22 +38,22 @@ def add(db: Postgres, count: int = 1, **fields: Any) -> list[str]:
 def take(db: Postgres, count: int = 1, **fields: Any) -> list[Lease]:
     add(db, count, **fields)
     with committed(db):
-        return db.claim(request(count))
+        return db.claim(claim_request(count))
 
 
-def ask(db: Postgres, question: str) -> list[tuple[Any, ...]]:
+def ask_in_store_session(db: Postgres, question: str) -> list[tuple[Any, ...]]:
     """Ask in the store's own session, which nobody else can look into."""
     return db._run(question).fetchall()
 
 
-def end_sessions(raw: Raw) -> None:
+def end_sessions(raw: Connection) -> None:
     """End the store's sessions, and wait until they are gone."""
     ended = raw.execute(f"SELECT pg_terminate_backend(pid, 10000) {OUR_SESSIONS}").fetchall()
     assert ended
     assert all(gone for (gone,) in ended)
 
 
-def wait_until_somebody_waits(raw: Raw) -> None:
+def wait_until_a_session_is_blocked(raw: Connection) -> None:
     """Return once a session of the store waits for a lock."""
     while raw.execute(
         f"SELECT count(*) {OUR_SESSIONS} AND wait_event_type = 'Lock'"

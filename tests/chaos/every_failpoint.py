@@ -1,6 +1,7 @@
 """A process that passes every failpoint but the server's, and what it needs to go on after one.
 
-    TENURE_FAILPOINTS=claim.after_commit=kill python -m tests.chaos.walker URL FOLDER FAILPOINT
+    export TENURE_FAILPOINTS=claim.after_commit=kill
+    python -m tests.chaos.every_failpoint URL FOLDER FAILPOINT
 
 It opens the database (and migrates), adds jobs, pauses and resumes a queue, cancels one and many,
 lets a lease run out and sweeps, works off everything, retries by hand and prunes, all on record in
@@ -21,8 +22,8 @@ from tenure.errors import IllegalTransition
 from tenure.jobs.values import ClaimRequest, Filter
 from tenure.store.sqlite import connection as sqlite_connection
 from tests.chaos.history import History, Recorded, record_handlers
-from tests.support.waiting import until
-from tests.support.workers import sweeping, working
+from tests.support.waiting import wait_until
+from tests.support.workers import running_sweeper, running_worker
 
 T = TypeVar("T")
 
@@ -73,8 +74,8 @@ def serving(app: Recorded) -> Iterator[None]:
     """A worker with short leases, and a sweeper."""
     sweeper: Any = app
     with (
-        working(app.source, app, concurrency=4, lease_seconds=LEASE_SECONDS),
-        sweeping(sweeper),
+        running_worker(app.source, app, concurrency=4, lease_seconds=LEASE_SECONDS),
+        running_sweeper(sweeper),
     ):
         yield
 
@@ -119,20 +120,20 @@ def walk(app: Recorded) -> None:
     for number in range(101, 104):
         again(lambda number=number: app.enqueue("succeed", {"number": number}, **UNWANTED))  # type: ignore[misc]
     again(lambda: app.start_bulk("cancel", Filter(queue=UNWANTED["queue"])))
-    until(lambda: again(lambda: app.step_bulks() == 0), "the bulk action to end")
+    wait_until(lambda: again(lambda: app.step_bulks() == 0), "the bulk action to end")
     again(lambda: app.enqueue("abandoned", {"number": 200}))
     again(lambda: app.enqueue("last", {"number": 300}))
     again(lambda: follow(app))
     request = ClaimRequest(worker="x", limit=1, lease_seconds=0.001, types=("abandoned",))
     again(lambda: app.claim(request))
-    until(lambda: again(lambda: swept(app)), "the abandoned lease to be swept")
+    wait_until(lambda: again(lambda: swept(app)), "the abandoned lease to be swept")
     with serving(app):
-        until(lambda: again(lambda: all_settled(app)), "everything to settle")
+        wait_until(lambda: again(lambda: all_settled(app)), "everything to settle")
         for job in jobs[1::4]:
             again(lambda job=job: app.retry(job.id))  # type: ignore[misc]
-        until(lambda: again(lambda: all_settled(app)), "what was retried to settle")
-    until(lambda: again(lambda: measured(app)), "the moves to be measured")
-    until(lambda: again(lambda: pruned(app)), "the cancelled job to be pruned")
+        wait_until(lambda: again(lambda: all_settled(app)), "what was retried to settle")
+    wait_until(lambda: again(lambda: measured(app)), "the moves to be measured")
+    wait_until(lambda: again(lambda: pruned(app)), "the cancelled job to be pruned")
 
 
 def follow(app: Recorded) -> None:

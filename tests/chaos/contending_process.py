@@ -1,6 +1,6 @@
 """One process of the hammer: a worker that sends every report twice, or a sweeper.
 
-    python -m tests.chaos.hammer worker|sweeper URL LOG
+    python -m tests.chaos.contending_process worker|sweeper URL LOG
 
 What a handler would do is decided by the job's number, so a run needs no chance: see `outcome_of`.
 Every lease is logged before it is worked on, and every answer after it came.

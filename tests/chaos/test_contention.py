@@ -18,8 +18,8 @@ from tenure.jobs.ids import new_ids
 from tenure.jobs.values import CheckedJob
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
-from tests.chaos import hammer
-from tests.support.raw_sql import Raw
+from tests.chaos import contending_process
+from tests.support.raw_sql import RawSql
 
 WORKERS = 8
 SWEEPERS = 2
@@ -36,7 +36,7 @@ def add_jobs(url: str, count: int) -> dict[str, int]:
             type="hammer",
             queue=f"q{number % 4}",
             payload=json.dumps({"number": number}),
-            max_retries=hammer.limit_of(number),
+            max_retries=contending_process.limit_of(number),
             backoff=RetryPolicy(base=0, factor=1, cap=0),
         )
         for number, id in enumerate(ids)
@@ -44,7 +44,7 @@ def add_jobs(url: str, count: int) -> dict[str, int]:
     for start in range(0, count, 1_000):
         store.add(checked_jobs[start : start + 1_000]).result()
     store.close()
-    return {id: max(hammer.limit_of(number), 1) for number, id in enumerate(ids)}
+    return {id: max(contending_process.limit_of(number), 1) for number, id in enumerate(ids)}
 
 
 def run_processes(url: str, folder: Path) -> list[Path]:
@@ -53,7 +53,9 @@ def run_processes(url: str, folder: Path) -> list[Path]:
     logs = [folder / f"{role}-{number}.log" for number, role in enumerate(roles)]
     root = Path(__file__).parents[2]
     processes = [
-        subprocess.Popen([sys.executable, "-m", hammer.__name__, role, url, str(log)], cwd=root)
+        subprocess.Popen(
+            [sys.executable, "-m", contending_process.__name__, role, url, str(log)], cwd=root
+        )
         for role, log in zip(roles, logs, strict=True)
     ]
     try:
@@ -74,7 +76,7 @@ def test_each_job_ends_once_whoever_pulls_at_it(
     count = 4_000 if effort == 1 else 10_000
     limits = add_jobs(database_url, count)
     logs = run_processes(database_url, tmp_path)
-    raw = Raw(database_url)
+    raw = RawSql(database_url)
 
     # Every job has ended, and none ran more often than it may: counted where handlers would run.
     statuses = {str(id): status for id, status in raw.run("SELECT id, status FROM {job}")}
@@ -83,7 +85,7 @@ def test_each_job_ends_once_whoever_pulls_at_it(
     released = Counter(
         str(id) for (id,) in raw.run("SELECT job_id FROM {transition} WHERE event = 'released'")
     )
-    runs = Counter(words[0] for words in hammer.read(logs, "run"))
+    runs = Counter(words[0] for words in contending_process.read(logs, "run"))
     assert all(runs[id] - released[id] <= limit for id, limit in limits.items())
     assert all(
         runs[str(id)] == token and attempts == token - released[str(id)]
@@ -100,14 +102,14 @@ def test_each_job_ends_once_whoever_pulls_at_it(
         if event in ENDS:
             assert str(lease_id) not in outcome
             outcome[str(lease_id)] = event
-    assert outcome.keys() == {words[1] for words in hammer.read(logs, "run")}
+    assert outcome.keys() == {words[1] for words in contending_process.read(logs, "run")}
     for id, path in events.items():
         assert path.count("completed") == (statuses[id] == "completed")
         assert path[-1] == "completed" if statuses[id] == "completed" else path[-1] in ENDS
 
     # What workers were told is what is on record; the second answer agrees with the first.
     answers = defaultdict(list)
-    for _, lease_id, said, answer in hammer.read(logs, "answer"):
+    for _, lease_id, said, answer in contending_process.read(logs, "answer"):
         answers[lease_id, said].append(answer)
     for (lease_id, said), (first, second) in answers.items():
         if outcome[lease_id] == said:

@@ -1,7 +1,7 @@
-"""The ways to a store that lead over a network, with the proxy on them, the same for every test.
+"""A store that producers and workers reach over a network, through the proxy.
 
-A road is PostgreSQL itself, or our HTTP API in front of either database. Producers and workers go
-over the road; what a test looks at, it looks at beside it.
+The proxy is in front of PostgreSQL, or in front of our HTTP API on either database. What a test
+checks it reads directly from the store, past the proxy.
 """
 
 from __future__ import annotations
@@ -19,32 +19,31 @@ from tenure import Job, Tenure
 from tenure.client import Client
 from tests.chaos import checker
 from tests.chaos.history import History, Recorded, record_handlers
-from tests.support.http import Served
+from tests.support.http import ServerProcess
 from tests.support.proxy import Proxy
-from tests.support.workers import completed
+from tests.support.waiting import RECOVERY_SECONDS
+from tests.support.workers import wait_until_completed
 
-ROADS = (
+REMOTE_STORES = (
     "postgres",
     "http+sqlite",
     pytest.param("http+postgres", marks=[pytest.mark.full, pytest.mark.postgres]),
 )
-"""The last one is made of the parts of the others: `make chaos` goes along it, too."""
+"""The last one combines the other two, so only `make chaos` runs it."""
 COMMIT = b"Q\0\0\0\x0bCOMMIT\0"
 """The message of a commit on its own, as at the end of every transaction of several statements."""
-RECOVERY_SECONDS = 10.0
-"""After an outage everything works again within this time, without a hand."""
 
 
 @dataclass
-class Road:
-    """One road. `names` are bytes by which the proxy finds an enqueue, a report and a claim."""
+class RemoteStore:
+    """A store behind the proxy."""
 
     kind: str
-    straight: Tenure  # beside the road; handlers are registered here
-    source: Any  # over the road, on record: for producers and workers
+    direct: Tenure  # not through the proxy; handlers are registered here
+    source: Any  # through the proxy, recorded: for producers and workers
     proxy: Proxy
     folder: Path
-    server: Served | None = None
+    server: ServerProcess | None = None
     recoveries: list[float] = field(default_factory=list)
 
     @property
@@ -59,7 +58,7 @@ class Road:
             self.proxy.drop_answers(b"enqueue_one", times=2)
 
     def lose_answers_to_report(self) -> None:
-        """The next report is recorded, and whoever sent it does not learn of it."""
+        """The next report is recorded, and its sender gets no answer."""
         self.proxy.drop_answers(b"POST /reports " if self.is_http else COMMIT)
 
     def lose_answers_to_claim(self) -> None:
@@ -69,19 +68,21 @@ class Road:
     def recovered(self, job: Job) -> None:
         """A job that was added when the outage was over is done, and soon."""
         began = time.monotonic()
-        completed(self.straight, job)
+        wait_until_completed(self.direct, job)
         took = time.monotonic() - began
         assert took < RECOVERY_SECONDS, f"it took {took:.1f} s to recover"
 
     def check(self, *, drained: bool = True) -> None:
         """The last step: the records against the store, and the store against itself."""
-        assert checker.check(self.folder, self.straight.database, drained=drained) == []
-        assert self.straight.verify() == []
+        assert checker.check(self.folder, self.direct.database, drained=drained) == []
+        assert self.direct.verify() == []
 
 
 @contextlib.contextmanager
-def road_to(kind: str, database: str, folder: Path, *, timeout: float = 30.0) -> Iterator[Road]:
-    """A road of one of ROADS to a database; an HTTP client waits `timeout` seconds for answers."""
+def remote_store(
+    kind: str, database: str, folder: Path, *, timeout: float = 30.0
+) -> Iterator[RemoteStore]:
+    """Open one of REMOTE_STORES; an HTTP client waits `timeout` seconds for an answer."""
     with contextlib.ExitStack() as stack:
         straight = stack.enter_context(Tenure(database))
         history = History(folder / "record", "test")
@@ -92,8 +93,10 @@ def road_to(kind: str, database: str, folder: Path, *, timeout: float = 30.0) ->
             proxy = stack.enter_context(Proxy(database))
             source = Tenure(f"{proxy.url_of(database)}&connect_timeout=2")
         else:
-            server = stack.enter_context(Served(database))
+            server = stack.enter_context(ServerProcess(database))
             proxy = stack.enter_context(Proxy(server.url))
             source = Client(proxy.url_of(server.url), timeout=timeout)
         source = stack.enter_context(source)
-        yield Road(kind, straight, Recorded(source, history), proxy, folder / "record", server)
+        yield RemoteStore(
+            kind, straight, Recorded(source, history), proxy, folder / "record", server
+        )

@@ -1,6 +1,6 @@
 """Power cuts: a run of the real store, recorded at its disk, and what is left at any moment of it.
 
-    python -m tests.chaos.power full|normal SEED ROUNDS FILE
+    python -m tests.chaos.power_cuts full|normal SEED ROUNDS FILE
 
 records a run: two stores on one database file, as two processes would be, add, claim and settle
 jobs, with a checkpoint every few commits. In FILE stand the calls to the disk, and after how many
@@ -219,9 +219,9 @@ def _spoil(
 
 def main() -> None:
     setting, seed, rounds, file = sys.argv[1:]
-    from tests.chaos import power  # pickled by this name, not as `__main__`
+    from tests.chaos import power_cuts  # pickled by this name, not as `__main__`
 
-    recording = power.record(setting, random.Random(seed), int(rounds))
+    recording = power_cuts.record(setting, random.Random(seed), int(rounds))
     Path(file).write_bytes(pickle.dumps(recording))
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import crowd
+from tests.chaos import concurrent_writer
 from tests.support import fault_counts
-from tests.support.waiting import until
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.chaos
@@ -33,7 +33,7 @@ def ended() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def start(url: str, log: Path, seconds: float) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", crowd.__name__, url, str(log), str(seconds)]
+    command = [sys.executable, "-m", concurrent_writer.__name__, url, str(log), str(seconds)]
     with log.with_suffix(".error").open("wb") as error:
         return subprocess.Popen(command, cwd=ROOT, stderr=error)
 
@@ -45,8 +45,8 @@ def crowd_writes(url: str, folder: Path, processes: int, seconds: float) -> dict
         running += [start(url, log, seconds) for log in logs]
         for process, log in zip(running, logs, strict=True):
             assert process.wait() == 0, log.with_suffix(".error").read_text()
-    found = crowd.complaints(url, logs)
-    said = crowd.read(logs)
+    found = concurrent_writer.complaints(url, logs)
+    said = concurrent_writer.read(logs)
     fault_counts.count("jobs accepted", len(said["enqueued"]))
     fault_counts.count("jobs lost", sum("is missing" in complaint for complaint in found))
     fault_counts.count("attempts settled twice", sum("twice" in complaint for complaint in found))
@@ -91,7 +91,7 @@ def test_writers_killed_at_random_lose_nothing(
         for _ in range(kills):
             number = chance.randrange(len(writers))
             process, log = writers[number]
-            until(lambda log=log: log.exists() and log.stat().st_size > 0, "a writer to write")
+            wait_until(lambda log=log: log.exists() and log.stat().st_size > 0, "a writer to write")
             time.sleep(chance.random() / 20)  # any moment will do: nothing waits for this
             assert process.poll() is None, log.with_suffix(".error").read_text()
             process.kill()
@@ -101,8 +101,8 @@ def test_writers_killed_at_random_lose_nothing(
             process.kill()
             process.wait()
     fault_counts.count("processes killed", kills + len(writers))
-    found = crowd.complaints(sqlite_url, logs)
-    fault_counts.count("jobs accepted", len(crowd.read(logs)["enqueued"]))
+    found = concurrent_writer.complaints(sqlite_url, logs)
+    fault_counts.count("jobs accepted", len(concurrent_writer.read(logs)["enqueued"]))
     fault_counts.count("jobs lost", sum("is missing" in complaint for complaint in found))
     assert found == []
-    assert crowd.read(logs)["completed"]
+    assert concurrent_writer.read(logs)["completed"]
