@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check words fix chaos bench docs lock clean runtime dev
+.PHONY: help demo run quick test check words fix chaos bench docs lock clean runtime dev
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
@@ -14,6 +14,9 @@ demo: runtime ## run the main job end to end on a throw-away SQLite file
 
 run: runtime ## serve dashboard, API and simulated workers on port 8080 until Ctrl-C
 	@$(BIN)/tenure serve --simulate
+
+quick: dev ## run the unit and contract tests on SQLite, in under a minute
+	$(BIN)/pytest -n 2 -m "not postgres and not slow" tests/unit tests/contract
 
 test: dev ## run every test, on real SQLite files and a real PostgreSQL
 	$(BIN)/pytest -n 2

@@ -20,7 +20,7 @@ from bench.processes import Failed, cpu_seconds_with_children
 from bench.results import Result, load
 from bench.stage import Size, Stage
 from bench.workload import payload
-from tests.unit.bench_runs import BY_NAME, run_of
+from tests.bench.runs import BY_NAME, run_of
 
 SMALL = Size(
     seconds=0.05,

@@ -15,7 +15,7 @@ from bench.catalogue import SUBJECTS, Subject
 from bench.results import Result, Run, load, number, rival_of, times
 from bench.scaling import scaling
 from bench.workload import PAYLOAD_BYTES, FirstAttempt, Tally, payload
-from tests.unit.bench_runs import BY_NAME, run_of
+from tests.bench.runs import BY_NAME, run_of
 
 PEERS = [subject for subject in SUBJECTS if not subject.ours]
 
