@@ -2,7 +2,7 @@
 
 Every line of the rule on bad input has its rows in `REFUSED_JSON` (tests/support/payloads.py) and
 `REFUSED_VALUES`; a property then puts every kind of flaw anywhere into random documents. Results
-and errors of handlers: test_produced.py; names: test_payload_names.py.
+and errors of handlers: test_results.py; names: test_payload_names.py.
 """
 
 from __future__ import annotations
