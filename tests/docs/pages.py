@@ -136,6 +136,7 @@ def _is_rule(line: str) -> bool:
 def every_page() -> list[Page]:
     """All pages of the project that people read."""
     front = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
+    front.append("tests/README.md")
     return [Page(ROOT / name) for name in front] + [
         Page(path) for path in sorted(DOCS.rglob("*.md"))
     ]
@@ -144,7 +145,8 @@ def every_page() -> list[Page]:
 def manual() -> list[Page]:
     """The pages for users, whose examples are run: all but the decisions and the measurements."""
     decisions = DOCS / "adr"
-    apart = {ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", DOCS / "benchmarks.md"}
+    names = ("ARCHITECTURE.md", "CHANGELOG.md", "tests/README.md", "docs/benchmarks.md")
+    apart = {ROOT / name for name in names}
     return [p for p in every_page() if p.path not in apart and decisions not in p.path.parents]
 
 

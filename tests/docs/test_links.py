@@ -38,6 +38,7 @@ def test_the_index_leads_to_every_page_of_the_manual() -> None:
     }
     decisions = {path for path in PAGES if path.parent == DOCS / "adr"} - {DOCS / "adr/README.md"}
     front = {ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")}
+    front.add(ROOT / "tests" / "README.md")
     front.add(DOCS / "benchmarks.md")  # it is there only where somebody has measured
     missing = PAGES.keys() - linked - decisions - front - {index.path}
     assert not missing, sorted(map(str, missing))

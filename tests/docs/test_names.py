@@ -157,8 +157,15 @@ def vocabulary() -> frozenset[str]:
 
 @cache
 def own_words(page: Page) -> frozenset[str]:
-    """The words of the page's own examples."""
-    return frozenset(word for block in page.blocks for word in re.findall(r"\w+", block.text))
+    """The words of the page's own examples, and on pages about tests the names of helpers."""
+    texts = [block.text for block in page.blocks]
+    if page.path in (ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md"):
+        shared = [
+            *(ROOT / "tests" / "support").glob("*.py"),
+            *(ROOT / "tests").rglob("conftest.py"),
+        ]
+        texts += ["monkeypatch setattr", *(file.read_text("utf-8") for file in shared)]
+    return frozenset(word for text in texts for word in re.findall(r"\w+", text))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -163,7 +163,7 @@ def test_every_metric_stands_with_its_labels() -> None:
 
 
 def test_every_reason_is_explained() -> None:
-    source = ast.parse((SOURCES / "explain.py").read_text("utf-8"))
+    source = ast.parse((SOURCES / "jobs" / "explain.py").read_text("utf-8"))
     returned = {
         node.value.elts[0].value
         for node in ast.walk(source)
@@ -312,6 +312,8 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 
 def test_every_simulated_type_is_in_the_reference() -> None:
-    types = re.findall(r'"(simulate\.\w+)":', (SOURCES / "simulation.py").read_text("utf-8"))
+    types = re.findall(
+        r'"(simulate\.\w+)":', (SOURCES / "worker" / "fake_handlers.py").read_text("utf-8")
+    )
     assert types
     assert all(f"`{type}`" in reference() for type in types)
