@@ -48,10 +48,9 @@ def every_path(jobs: dict[str, str]) -> list[str]:
     return [*PATHS, *shown, "/ui/bulk?action=cancel&queue=still", "/ui/sign-in"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
 def test_pages_are_for_everybody(
-    window: Window, jobs: dict[str, str], bulk: str, scheme: str, width: int
+    window: Window, jobs: dict[str, str], bulk: str, width: int, scheme: str
 ) -> None:
     options = {"color_scheme": scheme, "reduced_motion": "reduce"}
     page = window(viewport={"width": width, "height": 800}, **options)

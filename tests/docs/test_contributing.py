@@ -8,13 +8,13 @@ from tests.docs.pages import ROOT, Page, table_rows
 
 CONTRIBUTING = Page(ROOT / "CONTRIBUTING.md")
 TESTS = Page(ROOT / "tests" / "README.md")
-SMALL = {"__init__.py", "__main__.py", "py.typed", "__pycache__/"}
 
 
 def rooms() -> set[str]:
     """The packages and modules of src/tenure, as the table writes them."""
-    found = (ROOT / "src" / "tenure").iterdir()
-    return {f"{path.name}/" if path.is_dir() else path.name for path in found} - SMALL
+    source = ROOT / "src" / "tenure"
+    packages = {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
+    return packages | {path.name for path in source.glob("*.py") if path.name[0] != "_"}
 
 
 def test_every_room_has_tests_to_run() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +17,7 @@ from tenure import NewJob, RetryPolicy, Tenure, errors
 from tenure.client import Client
 from tenure.jobs.values import Answer, ClaimRequest, Outcome, Report, Verdict
 from tests.support.http import UNKNOWN_ID, ServerProcess
+from tests.support.waiting import wait_until
 
 TOKEN = "a-token-for-the-client"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -37,14 +38,6 @@ def client(server: ServerProcess) -> Iterator[Client]:
 
 def asking(**more: Any) -> ClaimRequest:
     return ClaimRequest(**{"worker": "w", "limit": 10, "lease_seconds": 30.0, **more})
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait until the other side has come to be so."""
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline, "it never came to be so"
-        time.sleep(0.01)
 
 
 # --- the verbs of the application -----------------------------------------------------------------
@@ -217,10 +210,10 @@ def test_a_claim_waits_and_holds_up_no_report(client: Client) -> None:
 
 def test_a_claim_that_was_given_up_hands_back(client: Client, server: ServerProcess) -> None:
     waiting = client.exchange((), asking(worker="quitter", types=("given-up",), wait_seconds=20.0))
-    until(lambda: "quitter" in httpx2.get(f"{server.url}/workers", headers=BEARER).text)
+    wait_until(lambda: "quitter" in httpx2.get(f"{server.url}/workers", headers=BEARER).text)
     assert waiting.cancel()
     job = client.enqueue("given-up")
-    until(lambda: len(client.history(job.id)) == 3)
+    wait_until(lambda: len(client.history(job.id)) == 3)
     transitions = [transition.event for transition in client.history(job.id)]
     assert transitions == ["enqueued", "claimed", "released"]
     assert client.get(job.id).attempts == 0
@@ -277,7 +270,7 @@ def test_jobs_are_run_by_a_worker_elsewhere(client: Client, server: ServerProces
     thread.start()
     try:
         everything = [*jobs, failing]
-        until(lambda: all(client.get(job.id).finished_at for job in everything))
+        wait_until(lambda: all(client.get(job.id).finished_at for job in everything))
     finally:
         made[0].request_stop()
         thread.join(30)

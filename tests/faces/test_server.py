@@ -26,6 +26,7 @@ from tenure.http import protocol
 from tenure.server import serve
 from tenure.settings import Settings
 from tests.support.http import ServerProcess
+from tests.support.waiting import wait_until
 
 SLOW_APP = """
 import time
@@ -61,6 +62,11 @@ def everything(connection: socket.socket) -> bytes:
         while part := connection.recv(65_536):
             answered += part
     return answered
+
+
+def wait_until_running(server: ServerProcess, job_id: str) -> None:
+    address = f"{server.url}/jobs/{job_id}"
+    wait_until(lambda: httpx2.get(address).json()["status"] == "processing", "the job to start")
 
 
 def closes(connection: socket.socket, endless: bytes, most: int) -> bool:
@@ -140,8 +146,7 @@ def test_open_polls_and_streams_end_at_once(server: ServerProcess, number: signa
     for thread in threads:
         thread.start()
     assert waiting.wait(10)
-    while "w" not in httpx2.get(f"{server.url}/workers").text:
-        time.sleep(0.01)
+    wait_until(lambda: "w" in httpx2.get(f"{server.url}/workers").text, "the claim to wait")
     with connected(server):  # nothing is asked on this one
         started = time.monotonic()
         server.process.send_signal(number)
@@ -163,8 +168,7 @@ def test_running_jobs_finish_within_the_grace(sqlite_url: str, tmp_path: Path) -
         job = httpx2.post(
             f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 1.0}}
         ).json()
-        while httpx2.get(f"{server.url}/jobs/{job['id']}").json()["status"] != "processing":
-            time.sleep(0.01)
+        wait_until_running(server, job["id"])
         code, log = server.stop()
     assert code == 0, log
     with Tenure(sqlite_url) as app:
@@ -180,8 +184,7 @@ def test_jobs_that_outlast_the_grace_are_failed_and_kept(sqlite_url: str, tmp_pa
         job = httpx2.post(
             f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 60}}
         ).json()
-        while httpx2.get(f"{server.url}/jobs/{job['id']}").json()["status"] != "processing":
-            time.sleep(0.01)
+        wait_until_running(server, job["id"])
         started = time.monotonic()
         code, log = server.stop()
     assert code == 0, log
@@ -196,9 +199,10 @@ def test_a_second_signal_ends_it_on_the_spot(sqlite_url: str, tmp_path: Path) ->
     (tmp_path / "slow.py").write_text(SLOW_APP)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     with ServerProcess(sqlite_url, "--app", "slow:app", PYTHONPATH=path) as server:
-        httpx2.post(f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 60}})
-        while "processing" not in httpx2.get(f"{server.url}/jobs").text:
-            time.sleep(0.01)
+        job = httpx2.post(
+            f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 60}}
+        ).json()
+        wait_until_running(server, job["id"])
         server.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(httpx2.TransportError):
             while httpx2.get(f"{server.url}/health"):  # until the first signal closed the door

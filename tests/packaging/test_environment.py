@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,17 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 READ_BY_IT = ["LICENSE", "README.md", "pyproject.toml", "requirements.txt", "requirements-dev.txt"]
 
+BUILD = (
+    "editables",
+    "hatchling",
+    "packaging",
+    "pathspec",
+    "pluggy",
+    "tomlkit",
+    "trove-classifiers",
+)
+"""What builds the package, with what that needs in turn."""
+
 
 def set_up(clone: Path) -> str:
     """Run it as make does, with the Python below this environment; what it had to say."""
@@ -21,6 +33,14 @@ def set_up(clone: Path) -> str:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stderr
+
+
+def keep_only_what_builds(lock: Path) -> None:
+    """Change the lock file so that an environment is made from little, which saves seconds."""
+    entries = re.split(r"\n(?=[a-z])", lock.read_text("utf-8"))
+    kept = [entry for entry in entries if entry.partition("==")[0] in BUILD]
+    assert len(kept) == len(BUILD)
+    lock.write_text("\n".join(kept) + "\n", "utf-8")
 
 
 def test_it_builds_once_and_again_only_for_a_reason(tmp_path: Path) -> None:
@@ -41,8 +61,7 @@ def test_it_builds_once_and_again_only_for_a_reason(tmp_path: Path) -> None:
         settings.write("\n[tool.of-a-developer]\nshine = true\n")
     assert set_up(clone) == ""
 
-    with (clone / "requirements.txt").open("a") as lock:
-        lock.write("# changed\n")
+    keep_only_what_builds(clone / "requirements.txt")
     assert "Ready" in set_up(clone)
     assert set_up(clone) == ""
 

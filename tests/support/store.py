@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -25,6 +24,7 @@ from tenure.lifecycle import Job
 from tenure.store import Store
 from tests.support.clock import Clock
 from tests.support.raw_sql import RawSql
+from tests.support.waiting import wait_until
 
 LEASE_SECONDS = 60.0
 COUNT_LEDGER = "SELECT count(*) FROM {transition}"
@@ -122,9 +122,10 @@ class StoreHarness:
         PostgreSQL holds entries back while any older transaction runs, and one may be running for
         the server itself (autovacuum).
         """
-        deadline = time.monotonic() + 10
-        while len(self.store.read.ledger("", 10_000)) < self.sql.value(COUNT_LEDGER):
-            assert time.monotonic() < deadline, "the ledger is not complete after 10 seconds"
+        wait_until(
+            lambda: len(self.store.read.ledger("", 10_000)) >= self.sql.value(COUNT_LEDGER),
+            "the ledger to be complete",
+        )
         return self.store.read.ledger(after, limit)
 
     def measure(self) -> None:

@@ -13,6 +13,7 @@ from tenure.jobs.ids import new_ids
 from tenure.jobs.values import CheckedJob, Lease
 from tenure.store.postgres.writer import Postgres
 from tests.support.store import claim_request
+from tests.support.waiting import wait_until
 
 Connection = psycopg.Connection[Any]
 
@@ -55,10 +56,8 @@ def end_sessions(raw: Connection) -> None:
 
 def wait_until_a_session_is_blocked(raw: Connection) -> None:
     """Return once a session of the store waits for a lock."""
-    while raw.execute(
-        f"SELECT count(*) {OUR_SESSIONS} AND wait_event_type = 'Lock'"
-    ).fetchone() == (0,):
-        pass
+    blocked = f"SELECT count(*) {OUR_SESSIONS} AND wait_event_type = 'Lock'"
+    wait_until(lambda: raw.execute(blocked).fetchone() != (0,), "a session to wait for a lock")
 
 
 def in_thread(act: Callable[[], object]) -> threading.Thread:
