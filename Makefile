@@ -12,8 +12,8 @@ help: ## show this list
 demo: runtime ## run the main job end to end on a throw-away SQLite file
 	@$(BIN)/tenure demo
 
-run: runtime ## serve dashboard, API and simulated workers on port 8080 until Ctrl-C
-	@$(BIN)/tenure serve --simulate
+run: runtime ## serve dashboard, API and fake handlers on port 8080 until Ctrl-C
+	@$(BIN)/tenure serve --fake-handlers
 
 quick: dev ## run the unit and contract tests on SQLite, in under a minute
 	$(BIN)/pytest -n 2 -m "not postgres and not slow" tests/unit tests/contract

@@ -64,21 +64,21 @@ names of queues, types, tokens and webhooks and the ids of recent jobs. A databa
 answer within a second is not waited for.
 """
 
-SIMULATION = """\
-## Simulation
+FAKE_HANDLERS = """\
+## Fake handlers
 
-With `--simulate`, every type without a handler of its own succeeds at once, whatever its payload,
-but for the rules given by `--fail-type` and `--fail-every`. Nothing is left to chance: the same
+With `--fake-handlers`, every type that has no handler succeeds at once, whatever its payload,
+except for the rules given by `--fail-type` and `--fail-every`. Nothing is left to chance: the same
 jobs started in the same order fail in the same way. Some types have a behaviour of their own:
 
 | type | payload | what it does |
 |---|---|---|
-| `simulate.flaky` | `{"fail_times": k}` | fails the first k attempts |
-| `simulate.sleep` | `{"seconds": s}` | sleeps |
-| `simulate.fail` | any | fails every attempt |
-| `simulate.crash` | `{"crash_times": k}` | kills its worker in the first k attempts (1) |
+| `fake.flaky` | `{"fail_times": k}` | fails the first k attempts |
+| `fake.sleep` | `{"seconds": s}` | sleeps |
+| `fake.fail` | any | fails every attempt |
+| `fake.crash` | `{"crash_times": k}` | kills its worker in the first k attempts (1) |
 
-`simulate.crash` sends SIGKILL to the process it runs in, which under `tenure serve` is the server.
+`fake.crash` sends SIGKILL to the process it runs in, which under `tenure serve` is the server.
 The lease runs out, and the next attempt is another worker's.
 """
 
@@ -120,7 +120,7 @@ def _code(option: str) -> str:
 def page() -> str:
     """The whole page."""
     sections = [section(name, command) for name, command in commands(cli)]
-    return "\n".join((HEAD, "## Commands\n", *sections, SIMULATION))
+    return "\n".join((HEAD, "## Commands\n", *sections, FAKE_HANDLERS))
 
 
 if __name__ == "__main__":

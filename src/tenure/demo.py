@@ -18,7 +18,7 @@ from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.values import ClaimRequest, Progress, Violation, no_progress
 from tenure.lifecycle import SETTLED, Job
-from tenure.worker.fake_handlers import simulate
+from tenure.worker.fake_handlers import add_fake_handlers
 from tenure.worker.maintenance import Sweeper
 from tenure.worker.process import run_loop
 from tenure.worker.worker import Worker
@@ -64,11 +64,11 @@ def new_jobs() -> list[NewJob]:
     for number in range(1, 5):
         add(VANISHING, {"file": f"part-{number}.csv"}, max_retries=5)
     for fails, limit in ((1, 3), (2, 3), (3, 3), (3, 5), (1, 1), (1, 0)):
-        add("simulate.flaky", {"fail_times": fails}, max_retries=limit)
-    add("simulate.flaky", {"fail_times": "often"})  # does not fit the handler: no retry can help
-    add("simulate.fail", {}, max_retries=2)
+        add("fake.flaky", {"fail_times": fails}, max_retries=limit)
+    add("fake.flaky", {"fail_times": "often"})  # does not fit the handler: no retry can help
+    add("fake.fail", {}, max_retries=2)
     for _ in range(2):
-        add("simulate.sleep", {"seconds": 0.3})
+        add("fake.sleep", {"seconds": 0.3})
     add(DROPPED, {"issue": 7}, delay="1h")
     return made
 
@@ -105,7 +105,7 @@ def run(database: str, progress: Progress = no_progress) -> Outcome:
 async def _work(app: Tenure, jobs: int, progress: Progress) -> None:
     """Run one worker until every job is settled. It has room for all jobs: one claim takes them."""
     handlers = Handlers()
-    simulate(handlers, **RULES)
+    add_fake_handlers(handlers, **RULES)
     worker = Worker(app, handlers, concurrency=jobs, grace_seconds=5.0)
     working = asyncio.create_task(worker.run())
     try:

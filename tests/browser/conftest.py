@@ -52,7 +52,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def served(database: str) -> Iterator[ServerProcess]:
     """A server whose worker pretends."""
-    with ServerProcess(database, "--simulate") as server:
+    with ServerProcess(database, "--fake-handlers") as server:
         yield server
 
 

@@ -23,11 +23,11 @@ def jobs(app: Tenure) -> Iterator[dict[str, str]]:
     app.pause("still")
     long = {"text": "z" * 1_000_000, HOSTILE[:40]: HOSTILE}
     made = {
-        "failed": app.enqueue("simulate.fail", {"error": HOSTILE}, max_retries=1).id,
+        "failed": app.enqueue("fake.fail", {"error": HOSTILE}, max_retries=1).id,
         "completed": app.enqueue("email", long).id,
         "pending": app.enqueue("email", {"to": HOSTILE}, queue="still").id,
         "cancelled": app.enqueue("email", queue="still").id,
-        "processing": app.enqueue("simulate.sleep", {"seconds": 600}).id,
+        "processing": app.enqueue("fake.sleep", {"seconds": 600}).id,
     }
     app.cancel(made["cancelled"])
     for status, job_id in made.items():
@@ -103,13 +103,13 @@ def test_the_keyboard_is_enough(window: Window, jobs: dict[str, str]) -> None:
     expect(page.locator(":focus")).to_have_id("main")
     page.keyboard.press("/")
     expect(page.locator(":focus")).to_have_attribute("name", "type")
-    page.keyboard.type("simulate.fail")
+    page.keyboard.type("fake.fail")
     page.keyboard.press("Enter")
-    page.wait_for_url("**type=simulate.fail**")
+    page.wait_for_url("**type=fake.fail**")
     expect(page.locator("tbody tr")).to_have_count(1)
     page.locator("tbody a").first.focus()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", level=1)).to_contain_text("simulate.fail")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("fake.fail")
     page.wait_for_url("**/ui/jobs/*-*")
     for _ in range(40):
         page.keyboard.press("Tab")

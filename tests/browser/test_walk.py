@@ -19,7 +19,7 @@ expect.set_options(timeout=PATIENCE)
 def open_failed(page: Page) -> None:
     """From the overview to the job that failed once and would now succeed."""
     page.get_by_role("link", name=re.compile("failed [0-9]")).first.click()
-    once = page.locator("tbody tr", has_text="simulate.flaky").filter(has_text="1/1")
+    once = page.locator("tbody tr", has_text="fake.flaky").filter(has_text="1/1")
     once.first.get_by_role("link").click()
 
 
@@ -38,13 +38,13 @@ def test_with_javascript(page: Page) -> None:
     assert page.evaluate("window.same") is True
 
     open_failed(page)
-    expect(page.get_by_role("heading", level=1)).to_contain_text("simulate.flaky failed")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("fake.flaky failed")
     expect(page.locator(".explain")).to_contain_text("It failed for good")
     expect(page.locator(".attempts pre")).to_contain_text("fail_times 1: attempt 1 fails")
     page.evaluate("window.same = true")
     page.get_by_role("button", name="Retry", exact=True).click()
     expect(page.locator("#said")).to_have_text(re.compile("to run again"))
-    expect(page.get_by_role("heading", level=1)).to_contain_text("simulate.flaky completed")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("fake.flaky completed")
     expect(page.locator("#announce")).to_contain_text("completed")
     assert page.evaluate("window.same") is True
     steps = page.locator(".steps b").all_inner_texts()
@@ -72,7 +72,7 @@ def test_without_javascript(window: Window) -> None:
             page.reload()
         raise AssertionError(f"{what} never said {text}")
 
-    page.goto("/ui/jobs?type=simulate.flaky")
+    page.goto("/ui/jobs?type=fake.flaky")
     reload_until("tbody tr:first-child", "failed")
     once = page.locator("tbody tr", has_text="failed").filter(has_text="1/1")
     once.first.get_by_role("link").click()

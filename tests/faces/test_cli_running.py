@@ -154,8 +154,8 @@ def test_a_thread_that_a_handler_left_behind_holds_up_nobody(
         assert [entry.event for entry in app.history(job.id)][-2:] == ["failed", "retried"]
 
 
-def test_a_worker_simulates_by_rule_and_keeps_to_its_queues(sqlite_url: str) -> None:
-    rules = ("--simulate", "--fail-type", "payment", "--fail-every", "3", "--queue", "money")
+def test_a_worker_with_fake_handlers_fails_by_rule_and_keeps_to_its_queues(sqlite_url: str) -> None:
+    rules = ("--fake-handlers", "--fail-type", "payment", "--fail-every", "3", "--queue", "money")
     quick = {"backoff": 0.01, "queue": "money"}
     with Tenure(sqlite_url) as app:
         elsewhere = app.enqueue("payment")
@@ -174,9 +174,9 @@ def test_a_worker_simulates_by_rule_and_keeps_to_its_queues(sqlite_url: str) -> 
 
 
 def test_a_worker_that_is_killed_loses_no_job(database_url: str) -> None:
-    arguments = ("worker", "--simulate", "--lease", "1s", "--database", database_url)
+    arguments = ("worker", "--fake-handlers", "--lease", "1s", "--database", database_url)
     with Tenure(database_url) as app:
-        job = app.enqueue("simulate.crash", backoff=0.01)
+        job = app.enqueue("fake.crash", backoff=0.01)
         with running(*arguments) as first:
             assert first.wait(WAIT_SECONDS) == -signal.SIGKILL
         with running(*arguments) as second:
@@ -189,7 +189,7 @@ def test_a_worker_that_is_killed_loses_no_job(database_url: str) -> None:
 
 
 def test_a_worker_prunes_when_it_is_told_to(sqlite_url: str) -> None:
-    arguments = ("worker", "--simulate", "--prune", "--database", sqlite_url)
+    arguments = ("worker", "--fake-handlers", "--prune", "--database", sqlite_url)
     with Tenure(sqlite_url) as app:
         gone, kept = app.enqueue("email"), app.enqueue("email")
         settle(app, gone, Outcome.COMPLETED)
@@ -199,7 +199,7 @@ def test_a_worker_prunes_when_it_is_told_to(sqlite_url: str) -> None:
 
 
 def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
-    arguments = ("worker", "--simulate", "--database", sqlite_url)
+    arguments = ("worker", "--fake-handlers", "--database", sqlite_url)
     with Tenure(sqlite_url) as app:
         old = app.enqueue("email")
         settle(app, old, Outcome.COMPLETED)
@@ -220,14 +220,14 @@ def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
         (["--app", "shop.jobs:nothing"], "has no such name"),
         (["--app", "shop.jobs:number"], "holds a int there"),
         (["--app", "shop.jobs:app", "--app", "shop.jobs:other"], "different databases"),
-        (["--app", "shop.jobs:app", "--fail-every", "2"], "need --simulate"),
-        (["--simulate", "--fail-every", "0"], "fail_every"),
-        (["--simulate", "--fail-type", "no name"], "job type"),
-        (["--simulate", "--concurrency", "0"], "--concurrency: give a whole number"),
-        (["--simulate", "--lease", "0.5"], "--lease-seconds: a lease lasts at least 1 second"),
-        (["--simulate", "--grace", "never"], "--grace-seconds: 'never' is not a duration"),
-        (["--simulate", "--server", "example.com"], "give an address such as"),
-        (["--simulate", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["--app", "shop.jobs:app", "--fail-every", "2"], "need --fake-handlers"),
+        (["--fake-handlers", "--fail-every", "0"], "fail_every"),
+        (["--fake-handlers", "--fail-type", "no name"], "job type"),
+        (["--fake-handlers", "--concurrency", "0"], "--concurrency: give a whole number"),
+        (["--fake-handlers", "--lease", "0.5"], "--lease-seconds: a lease lasts at least 1 second"),
+        (["--fake-handlers", "--grace", "never"], "--grace-seconds: 'never' is not a duration"),
+        (["--fake-handlers", "--server", "example.com"], "give an address such as"),
+        (["--fake-handlers", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
     ],
 )
 def test_a_worker_that_cannot_work_says_why(
@@ -258,10 +258,10 @@ def test_a_fault_in_the_application_itself_is_shown_where_it_is(
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_with_simulated_workers(database_url: str, by: signal.Signals) -> None:
+def test_a_server_with_fake_handlers(database_url: str, by: signal.Signals) -> None:
     with (
         Tenure(database_url) as app,
-        serving("--simulate", "--database", database_url) as (server, url),
+        serving("--fake-handlers", "--database", database_url) as (server, url),
         Client(url) as client,
     ):
         job = client.enqueue("email", {"to": "a@example.com"})
@@ -300,7 +300,10 @@ def test_a_worker_works_over_http(sqlite_url: str, shop: Path) -> None:
 def test_the_log_may_be_json(sqlite_url: str) -> None:
     import json
 
-    with serving("--database", sqlite_url, "--log-format", "json", "--simulate") as (server, _):
+    with serving("--database", sqlite_url, "--log-format", "json", "--fake-handlers") as (
+        server,
+        _,
+    ):
         lines = stopped(server).splitlines()
 
     assert lines
@@ -312,7 +315,7 @@ def test_the_log_may_be_json(sqlite_url: str) -> None:
     [
         (["--host", "0.0.0.0"], "token"),  # noqa: S104 - which is what is refused
         (["--port", "65536"], "--port: give a whole number"),
-        (["--fail-type", "email"], "need --simulate"),
+        (["--fail-type", "email"], "need --fake-handlers"),
     ],
 )
 def test_a_server_that_cannot_serve_says_why(

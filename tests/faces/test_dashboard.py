@@ -18,7 +18,7 @@ from tenure import Tenure
 from tenure.dashboard import site
 from tenure.jobs.values import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
-from tenure.worker.fake_handlers import simulate
+from tenure.worker.fake_handlers import add_fake_handlers
 from tests.support.http import UNKNOWN_ID, Exchange, api_client
 
 PAGES = [path for path in site.PAGES if "{" not in path]
@@ -320,7 +320,7 @@ def test_all_that_match_are_retried_as_one_action(app: Tenure, web: TestClient) 
 
 def test_sample_jobs_are_offered_where_a_worker_pretends(app: Tenure, web: TestClient) -> None:
     assert "Add sample jobs" not in web.get("/").text
-    simulate(app.handlers)
+    add_fake_handlers(app.handlers)
     assert "Add sample jobs" in web.get("/").text
     assert post(web, "/ui/samples").status_code == 303
     assert len(app.find()) == 16

@@ -18,8 +18,8 @@ EXPECTED = {
     "report": {("completed", 1): 5, ("completed", 2): 1},
     "payment": {("failed", 3): 4},
     "import": {("completed", 1): 3, ("completed", 2): 1},
-    "simulate.fail": {("failed", 2): 1},
-    "simulate.sleep": {("completed", 1): 2},
+    "fake.fail": {("failed", 2): 1},
+    "fake.sleep": {("completed", 1): 2},
     "newsletter": {("cancelled", 0): 1},
 }
 
@@ -116,7 +116,7 @@ def test_the_command_prints_every_job_and_leaves_nothing_behind(tmp_path: Path) 
         *("email", "completed", "2/3"),
         "pending → processing → failed → pending → processing → completed",
     )
-    assert "SimulatedFailure: --fail-type payment: every attempt fails" in done.stdout
+    assert "FakeFailure: --fail-type payment: every attempt fails" in done.stdout
     assert "35 jobs: 25 completed, 9 failed, 1 cancelled." in done.stdout
     assert "verify found no violation" in done.stdout
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -124,7 +124,7 @@ def test_an_address_is_shown_without_its_password(given: str, shown: str) -> Non
     "url", ["mysql://ann:canary@host/jobs", "host=127.0.0.1 port=1 password=canary"]
 )
 def test_an_address_that_is_none_is_named_without_its_password(command: str, url: str) -> None:
-    more = {"enqueue": ["mail"], "worker": ["--simulate"], "serve": ["--port", "0"]}
+    more = {"enqueue": ["mail"], "worker": ["--fake-handlers"], "serve": ["--port", "0"]}
     done = run_cli(command, *more.get(command, []), "--database", url)
     assert done.exit_code != 0
     assert "canary" not in done.output

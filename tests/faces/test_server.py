@@ -391,7 +391,7 @@ def test_a_body_a_little_too_long_is_answered(server: ServerProcess) -> None:
 
 @pytest.mark.requirement("C13")
 def test_json_logs_are_one_event_per_line(sqlite_url: str) -> None:
-    with ServerProcess(sqlite_url, "--simulate", "--log-format", "json") as server:
+    with ServerProcess(sqlite_url, "--fake-handlers", "--log-format", "json") as server:
         httpx2.post(f"{server.url}/jobs", json={"type": "a"})
         code, log = server.stop()
     assert code == 0

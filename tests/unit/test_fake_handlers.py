@@ -1,4 +1,4 @@
-"""The simulated handlers: the same jobs in the same order always end the same way."""
+"""The fake handlers: the same jobs in the same order always end the same way."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 
 from tenure import InvalidInput, JobContext
 from tenure.jobs.handlers import BadArguments, Handlers
-from tenure.worker.fake_handlers import SimulatedFailure, simulate
+from tenure.worker.fake_handlers import FakeFailure, add_fake_handlers
 
 
 def handlers(**rules: Any) -> Handlers:
     made = Handlers()
-    simulate(made, **rules)
+    add_fake_handlers(made, **rules)
     return made
 
 
@@ -29,7 +29,7 @@ def run(made: Handlers, type: str, payload: str = "{}", attempt: int = 1) -> boo
     context = JobContext("id", type, "default", attempt, 3, attempt, None)
     try:
         asyncio.run(handler.function(context, **handler.arguments(payload)))
-    except SimulatedFailure:
+    except FakeFailure:
         return False
     return True
 
@@ -80,30 +80,30 @@ def test_two_registries_count_for_themselves() -> None:
 
 def test_flaky_fails_as_often_as_its_payload_says() -> None:
     made = handlers()
-    outcomes = [run(made, "simulate.flaky", '{"fail_times": 2}', attempt=n) for n in (1, 2, 3)]
+    outcomes = [run(made, "fake.flaky", '{"fail_times": 2}', attempt=n) for n in (1, 2, 3)]
 
     assert outcomes == [False, False, True]
-    assert run(made, "simulate.flaky", '{"fail_times": 0}')
+    assert run(made, "fake.flaky", '{"fail_times": 0}')
 
 
 def test_fail_fails_at_every_attempt() -> None:
-    assert [run(handlers(), "simulate.fail", attempt=n) for n in (1, 2)] == [False, False]
+    assert [run(handlers(), "fake.fail", attempt=n) for n in (1, 2)] == [False, False]
 
 
 def test_sleep_sleeps() -> None:
     started = time.monotonic()
 
-    assert run(handlers(), "simulate.sleep", '{"seconds": 0.05}')
+    assert run(handlers(), "fake.sleep", '{"seconds": 0.05}')
     assert time.monotonic() - started >= 0.05
 
 
 @pytest.mark.parametrize(
     ("type", "payload", "field"),
     [
-        ("simulate.flaky", "{}", "fail_times"),
-        ("simulate.flaky", '{"fail_times": "two"}', "fail_times"),
-        ("simulate.sleep", '{"seconds": null}', "seconds"),
-        ("simulate.crash", '{"times": 1}', "times"),
+        ("fake.flaky", "{}", "fail_times"),
+        ("fake.flaky", '{"fail_times": "two"}', "fail_times"),
+        ("fake.sleep", '{"seconds": null}', "seconds"),
+        ("fake.crash", '{"times": 1}', "times"),
     ],
 )
 def test_a_payload_that_does_not_fit_is_refused_by_field(
@@ -121,7 +121,7 @@ def test_a_handler_of_the_application_goes_first() -> None:
     @app.job
     def email() -> None: ...
 
-    simulate(app.handlers, fail_types=["email"])
+    add_fake_handlers(app.handlers, fail_types=["email"])
 
     found = app.handlers.find("email")
     assert found is not None
@@ -132,12 +132,12 @@ CRASH = """
 import asyncio, sys
 from tenure import JobContext
 from tenure.jobs.handlers import Handlers
-from tenure.worker.fake_handlers import simulate
+from tenure.worker.fake_handlers import add_fake_handlers
 
 handlers = Handlers()
-simulate(handlers)
-handler = handlers.find("simulate.crash")
-context = JobContext("id", "simulate.crash", "default", int(sys.argv[1]), 3, 1, None)
+add_fake_handlers(handlers)
+handler = handlers.find("fake.crash")
+context = JobContext("id", "fake.crash", "default", int(sys.argv[1]), 3, 1, None)
 asyncio.run(handler.function(context, **handler.arguments(sys.argv[2])))
 """
 

@@ -253,13 +253,20 @@ def test_a_receiver_that_is_gone_is_not_asked_again(app_on_each_engine: Tenure) 
 
 
 @pytest.mark.parametrize("program", [("serve", "--port", "0"), ("worker",)], ids=lambda p: p[0])
-def test_a_worker_for_any_type_delivers_and_does_not_simulate(
+def test_a_worker_for_any_type_delivers_and_does_not_fake_it(
     app: Tenure, program: tuple[str, ...]
 ) -> None:
     with receiving() as receiver:
         hook_on(app, receiver.url)
         process = subprocess.Popen(
-            [*PROGRAM, *program, "--simulate", "--webhooks-private", "--database", app.database],
+            [
+                *PROGRAM,
+                *program,
+                "--fake-handlers",
+                "--webhooks-private",
+                "--database",
+                app.database,
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=clean_environment(),
@@ -388,8 +395,8 @@ def test_a_worker_over_http_is_handed_no_delivery(
 
 @pytest.mark.parametrize("program", ["serve", "worker"])
 def test_no_worker_is_told_to_take_deliveries(app: Tenure, program: str) -> None:
-    """By simulation they would be done and never sent."""
-    arguments = ("--simulate", "--queue", WEBHOOK_QUEUE, "--database", app.database)
+    """With fake handlers they would be done and never sent."""
+    arguments = ("--fake-handlers", "--queue", WEBHOOK_QUEUE, "--database", app.database)
     refused = subprocess.run(
         [*PROGRAM, program, *arguments],
         capture_output=True,

@@ -33,20 +33,24 @@ def work_options(command: F) -> F:
                 multiple=True,
                 help="Your Tenure object, whose handlers run here; may be repeated.",
             ),
-            click.option("--simulate", is_flag=True, help="Handle every type by simulation."),
+            click.option(
+                "--fake-handlers",
+                is_flag=True,
+                help="Run fake handlers for every type that has no handler.",
+            ),
             click.option(
                 "--fail-type",
                 "fail_types",
                 metavar="TYPE",
                 multiple=True,
                 shell_complete=completing.types,
-                help="Simulation: every attempt of this type fails; may be repeated.",
+                help="With --fake-handlers: fail every attempt of this type; may be repeated.",
             ),
             click.option(
                 "--fail-every",
                 type=int,
                 metavar="N",
-                help="Simulation: the first attempt of every Nth job started here fails.",
+                help="With --fake-handlers: fail the first attempt of every Nth job.",
             ),
             click.option(
                 "--queue",
@@ -112,14 +116,14 @@ def work_options(command: F) -> F:
 @work_options
 def serve(
     apps: Sequence[str],
-    simulate: bool,
+    fake_handlers: bool,
     fail_types: Sequence[str],
     fail_every: int | None,
     **flags: Any,
 ) -> None:
     """Serve dashboard and HTTP API until SIGTERM or Ctrl-C.
 
-    With --app or --simulate, a worker runs in the same process.
+    With --app or --fake-handlers, a worker runs in the same process.
     """
     from tenure import server
     from tenure.telemetry import logs
@@ -127,7 +131,7 @@ def serve(
 
     settings = settings_of(**_given(flags))
     app = _application(apps, settings.database)
-    _simulate(app, simulate, fail_types, fail_every)
+    _add_fake_handlers(app, fake_handlers, fail_types, fail_every)
     logs.configure(settings.log_format, settings.log_level)
     _log_cautions(settings)
     server.serve(app, settings)
@@ -150,7 +154,7 @@ def worker(
     server: str | None,
     prune: bool,
     apps: Sequence[str],
-    simulate: bool,
+    fake_handlers: bool,
     fail_types: Sequence[str],
     fail_every: int | None,
     **flags: Any,
@@ -165,11 +169,13 @@ def worker(
     from tenure.telemetry import logs
     from tenure.worker.process import end_process, run_worker
 
-    if not apps and not simulate:
-        raise InvalidInput("nothing to run: give --app module:name, or --simulate", path="--app")
+    if not apps and not fake_handlers:
+        raise InvalidInput(
+            "nothing to run: give --app module:name, or --fake-handlers", path="--app"
+        )
     settings = settings_of(**_given(flags))
     app = _application(apps, settings.database)
-    _simulate(app, simulate, fail_types, fail_every)
+    _add_fake_handlers(app, fake_handlers, fail_types, fail_every)
     source: Any = app
     if server is not None:
         from tenure.client import Client
@@ -261,14 +267,18 @@ def _application(specs: Sequence[str], chosen: str) -> Tenure:
     return first
 
 
-def _simulate(app: Tenure, wanted: bool, fail_types: Sequence[str], fail_every: int | None) -> None:
-    """Have the types without a handler simulated, if that is wanted."""
-    from tenure.worker.fake_handlers import simulate
+def _add_fake_handlers(
+    app: Tenure, wanted: bool, fail_types: Sequence[str], fail_every: int | None
+) -> None:
+    """Add fake handlers for the types without a handler, if that is wanted."""
+    from tenure.worker.fake_handlers import add_fake_handlers
 
     if wanted:
-        simulate(app.handlers, fail_types=fail_types, fail_every=fail_every)
+        add_fake_handlers(app.handlers, fail_types=fail_types, fail_every=fail_every)
     elif fail_types or fail_every is not None:
-        raise InvalidInput("--fail-type and --fail-every need --simulate", path="--simulate")
+        raise InvalidInput(
+            "--fail-type and --fail-every need --fake-handlers", path="--fake-handlers"
+        )
 
 
 @click.command()

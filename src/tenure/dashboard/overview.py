@@ -53,7 +53,7 @@ def show(visit: PageRequest) -> Response:
         workers=workers[:MAX_WORKERS],
         more_workers=max(len(workers) - MAX_WORKERS, 0),
         is_live=is_live,
-        simulated=simulated(visit),
+        fake_handlers=has_fake_handlers(visit),
         lag=glance.lag(now, "counts", "queues"),
     )
 
@@ -82,7 +82,7 @@ def machine(visit: PageRequest) -> Response:
 
 
 def add_samples(visit: PageRequest) -> Response:
-    """Add a few jobs that a simulating worker succeeds and fails with, to have something to see."""
+    """Add a few jobs that the fake handlers complete and fail, to have something to see."""
     made = visit.app.enqueue_many(samples(visit.actor))
     return visit.go(visit.address("/"), f"{words.count(len(made), 'sample job')} added.")
 
@@ -97,19 +97,19 @@ def samples(actor: str) -> list[NewJob]:
         new_jobs.append(NewJob(type, payload, given))
 
     for number in range(1, 6):
-        add("simulate.email", {"to": f"customer-{number}@example.com"}, queue="mail")
+        add("fake.email", {"to": f"customer-{number}@example.com"}, queue="mail")
     for number in range(1, 7):
-        add("simulate.sleep", {"seconds": number * 1.5}, delay=number * 0.7)
+        add("fake.sleep", {"seconds": number * 1.5}, delay=number * 0.7)
     for number in (1, 2):
-        add("simulate.flaky", {"fail_times": number}, max_retries=3, queue="mail")
-    add("simulate.flaky", {"fail_times": 1}, max_retries=1)  # an operator's retry makes it good
-    add("simulate.fail", {"reason": "to see a failure"}, max_retries=2)
-    add("simulate.report", {"month": 11}, delay="10m")
+        add("fake.flaky", {"fail_times": number}, max_retries=3, queue="mail")
+    add("fake.flaky", {"fail_times": 1}, max_retries=1)  # an operator's retry makes it good
+    add("fake.fail", {"reason": "to see a failure"}, max_retries=2)
+    add("fake.report", {"month": 11}, delay="10m")
     return new_jobs
 
 
-def simulated(visit: PageRequest) -> bool:
-    """Whether a worker of this process takes jobs of any type, as it does with --simulate."""
+def has_fake_handlers(visit: PageRequest) -> bool:
+    """Return True if a worker of this process runs any type, as with --fake-handlers."""
     return visit.app.handlers.types() is None
 
 

@@ -5,10 +5,10 @@ the first attempt of every Nth job that this process starts, counted by first at
 
 Types with a behaviour of their own, beside the rules:
 
-    simulate.flaky   {"fail_times": k}   fails the first k attempts
-    simulate.sleep   {"seconds": s}      sleeps
-    simulate.fail                        fails every attempt
-    simulate.crash   {"crash_times": k}  kills its own worker process with SIGKILL in the first k
+    fake.flaky   {"fail_times": k}   fails the first k attempts
+    fake.sleep   {"seconds": s}      sleeps
+    fake.fail                        fails every attempt
+    fake.crash   {"crash_times": k}  kills its own worker process with SIGKILL in the first k
                                          attempts (1 if not given): the lease runs out, and the
                                          next attempt is another worker's
 
@@ -31,22 +31,22 @@ from tenure.jobs.handlers import Defaults, Handler, Handlers, JobContext, descri
 Check = Callable[[JobContext], None]
 
 
-class SimulatedFailure(Exception):
-    """An attempt failed because it was told to."""
+class FakeFailure(Exception):
+    """A fake handler fails on purpose."""
 
 
-def simulate(
+def add_fake_handlers(
     handlers: Handlers, *, fail_types: Collection[str] = (), fail_every: int | None = None
 ) -> None:
-    """Have every type without a handler of its own handled by simulation.
+    """Add fake handlers for every type that has no handler.
 
     Raises InvalidInput for a type that is no name, or `fail_every` below 1.
     """
     failing = frozenset(payload.check_name(type, "job type", "fail_types") for type in fail_types)
     if fail_every is not None and fail_every < 1:
         raise InvalidInput("give a whole number from 1, or leave it out", path="fail_every")
-    simulated = _simulated(_rules(failing, fail_every))
-    handlers.add_for_any(lambda type: simulated.get(type, simulated[""]))
+    fakes = _fakes(_rules(failing, fail_every))
+    handlers.add_for_any(lambda type: fakes.get(type, fakes[""]))
 
 
 def _rules(failing: frozenset[str], fail_every: int | None) -> Check:
@@ -55,17 +55,15 @@ def _rules(failing: frozenset[str], fail_every: int | None) -> Check:
     def check(context: JobContext) -> None:
         number = next(first_attempts) if context.attempt == 1 else 0
         if context.type in failing:
-            raise SimulatedFailure(f"--fail-type {context.type}: every attempt fails")
+            raise FakeFailure(f"--fail-type {context.type}: every attempt fails")
         if fail_every is not None and number and number % fail_every == 0:
-            raise SimulatedFailure(
-                f"--fail-every {fail_every}: the first attempt of job {number} fails"
-            )
+            raise FakeFailure(f"--fail-every {fail_every}: the first attempt of job {number} fails")
 
     return check
 
 
-def _simulated(check: Check) -> dict[str, Handler]:
-    """The simulated types and, under the empty name, what stands for every other."""
+def _fakes(check: Check) -> dict[str, Handler]:
+    """Return the fake handlers by type; the empty name is for every other type."""
 
     async def succeed(context: JobContext, /, **_: object) -> None:
         check(context)
@@ -73,7 +71,7 @@ def _simulated(check: Check) -> dict[str, Handler]:
     async def flaky(context: JobContext, /, fail_times: int) -> None:
         check(context)
         if context.attempt <= fail_times:
-            raise SimulatedFailure(f"fail_times {fail_times}: attempt {context.attempt} fails")
+            raise FakeFailure(f"fail_times {fail_times}: attempt {context.attempt} fails")
 
     async def sleep(context: JobContext, /, seconds: float) -> None:
         check(context)
@@ -81,7 +79,7 @@ def _simulated(check: Check) -> dict[str, Handler]:
 
     async def fail(context: JobContext, /, **_: object) -> None:
         check(context)
-        raise SimulatedFailure("every attempt fails")
+        raise FakeFailure("every attempt fails")
 
     async def crash(context: JobContext, /, crash_times: int = 1) -> None:
         check(context)
@@ -90,9 +88,9 @@ def _simulated(check: Check) -> dict[str, Handler]:
 
     functions: dict[str, Callable[..., Any]] = {
         "": succeed,
-        "simulate.flaky": flaky,
-        "simulate.sleep": sleep,
-        "simulate.fail": fail,
-        "simulate.crash": crash,
+        "fake.flaky": flaky,
+        "fake.sleep": sleep,
+        "fake.fail": fail,
+        "fake.crash": crash,
     }
     return {name: describe(function, name, Defaults()) for name, function in functions.items()}
