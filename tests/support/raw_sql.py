@@ -29,7 +29,7 @@ NAMES = {
         "{job}": "tenure.job",
         "{transition}": "tenure.transition",
         "{queue}": "tenure.queue",
-        "{worker}": "tenure.worker.worker",
+        "{worker}": "tenure.worker",
         "{tally}": "tenure.tally",
         "{activity}": "tenure.activity",
         "{now}": "tenure.clock()",
