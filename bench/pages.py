@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 from tenure import Tenure
 from tenure.jobs.enqueue import NewJob
-from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support.postgres import PostgresServer
 
 BITE = 5_000

@@ -14,27 +14,15 @@ from tenure import Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
 from tenure.app import app as app_module
 from tenure.client import Client
 from tenure.errors import TenureError
+from tenure.jobs.bulk_actions import Bulk
 from tenure.jobs.enqueue import Options
 from tenure.jobs.explain import Explanation
-from tenure.jobs.values import (
-    Activity,
-    Bulk,
-    Check,
-    Count,
-    Counted,
-    EventFilter,
-    FailureGroup,
-    Filter,
-    LedgerEvent,
-    LedgerPage,
-    Page,
-    QueueState,
-    Total,
-    Transition,
-    Violation,
-    Webhook,
-    WorkerState,
-)
+from tenure.jobs.findings import Check, Violation
+from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
+from tenure.jobs.queries import Counted, Filter, Page
+from tenure.jobs.states import QueueState, WorkerState
+from tenure.jobs.stats import Activity, Count, FailureGroup, Total
+from tenure.jobs.webhook import Webhook
 from tenure.tokens.registry import Tokens
 from tenure.tokens.scopes import AccessToken
 from tenure.webhooks.registry import Webhooks
@@ -51,7 +39,7 @@ the two differ. What is imported from `tenure` is stable. Everything has type an
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
 backoff is a `RetryPolicy`, a duration (the `base`), or an object of `base`, `factor` and `cap`.
 For errors, see [their page](errors.md). What a signature names and this page does not describe
-is in `tenure.jobs.values`.
+is in a module of `tenure.jobs`.
 """
 
 MAX_LINE = 96
@@ -124,7 +112,7 @@ def page() -> str:
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]
     parts += [
         "## Filter\n",
-        "From `tenure.jobs.values`.\n",
+        "From `tenure.jobs.queries`.\n",
         _text(Filter),
         _table(_annotated(Filter)),
     ]

@@ -30,7 +30,9 @@ from tenure.jobs import payload as payloads
 from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.explain import Explanation
 from tenure.jobs.filters import Fields
-from tenure.jobs.values import ClaimRequest, Count, Exchange, Lease, Outcome, Report, Transition
+from tenure.jobs.ledger import Transition
+from tenure.jobs.stats import Count
+from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report
 from tenure.lifecycle import Job
 from tenure.telemetry.tracing import Tracing
 from tenure.wire import problems, requests, responses

@@ -15,8 +15,10 @@ from typing import Any, Unpack
 from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, TenureError
 from tenure.jobs.enqueue import NewJob, Options
+from tenure.jobs.findings import Violation
 from tenure.jobs.handlers import Handlers
-from tenure.jobs.values import ClaimRequest, Progress, Violation, no_progress
+from tenure.jobs.progress import Progress, no_progress
+from tenure.jobs.work import ClaimRequest
 from tenure.lifecycle import SETTLED, Job
 from tenure.worker.fake_handlers import add_fake_handlers
 from tenure.worker.maintenance import Sweeper

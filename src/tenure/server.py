@@ -28,7 +28,7 @@ from tenure.app.app import Tenure
 from tenure.errors import InvalidInput
 from tenure.http import api
 from tenure.http import guard as security
-from tenure.jobs.values import check_queues
+from tenure.jobs.reserved import check_queues
 from tenure.settings import Settings
 from tenure.worker.maintenance import Sweeper
 from tenure.worker.process import ABORTED, log_checks, run_loop, spared_by_collector

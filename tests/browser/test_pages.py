@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tenure import Tenure
-from tenure.jobs.values import Filter
+from tenure.jobs.queries import Filter
 from tests.browser.conftest import PATIENCE, Window, flaws
 from tests.support.waiting import wait_until
 

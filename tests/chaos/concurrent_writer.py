@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
+from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.ids import new_ids
-from tenure.jobs.values import CheckedJob, ClaimRequest, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store import open_store
 
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from tenure.jobs.values import ClaimRequest, Lease, Outcome, Query, Report
+from tenure.jobs.queries import Query
+from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
 from tenure.store import Store, open_store
 
 LEASE_SECONDS = 0.5

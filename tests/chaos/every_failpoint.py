@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from tenure import Job, NewJob, Tenure, failpoints
 from tenure.errors import IllegalTransition
-from tenure.jobs.values import ClaimRequest, Filter
+from tenure.jobs.queries import Filter
+from tenure.jobs.work import ClaimRequest
 from tenure.store.sqlite import connection as sqlite_connection
 from tests.chaos.history import History, Recorded, record_handlers
 from tests.support.waiting import wait_until

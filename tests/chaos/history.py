@@ -34,9 +34,10 @@ from tenure.errors import (
     SchemaMismatch,
     Unauthorized,
 )
+from tenure.jobs.checked_job import Enqueued
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.handlers import Defaults, Handler, Handlers, JobContext
-from tenure.jobs.values import Answer, ClaimRequest, Enqueued, Exchange, Report
+from tenure.jobs.work import Answer, ClaimRequest, Exchange, Report
 
 DID_NOT_HAPPEN = (
     IllegalTransition,

@@ -94,8 +94,9 @@ def _weaken(setting: str) -> None:
 
 def _one_round(store: Any, chance: random.Random, disk: Disk, facts: list[Fact]) -> None:
     """Jobs are added, some at once; others are claimed and settled."""
+    from tenure.jobs.checked_job import CheckedJob
     from tenure.jobs.ids import new_ids
-    from tenure.jobs.values import CheckedJob, ClaimRequest, Outcome, Report
+    from tenure.jobs.work import ClaimRequest, Outcome, Report
     from tenure.retry import RetryPolicy
 
     added: list[tuple[list[str], Future[Any]]] = []

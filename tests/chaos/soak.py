@@ -25,7 +25,7 @@ from pathlib import Path
 import psycopg
 
 from tenure import StoreUnavailable, Tenure
-from tenure.jobs.values import Filter
+from tenure.jobs.queries import Filter
 from tests.chaos import checker
 from tests.chaos.soak_part import LEASE_SECONDS
 from tests.support import fault_counts

@@ -11,7 +11,7 @@ import pytest
 from tenure import Tenure
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import NewJob
-from tenure.jobs.values import ClaimRequest, Lease, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
 from tests.chaos import checker
 from tests.chaos.checker import Call, Records, Rule, Run
 from tests.chaos.history import History, Recorded, record_handlers

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tenure import InvalidInput, NewJob, Status, Tenure
-from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support import fault_counts
 from tests.support.clock import Clock
 from tests.support.waiting import wait_until

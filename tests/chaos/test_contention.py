@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.ids import new_ids
-from tenure.jobs.values import CheckedJob
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
 from tests.chaos import contending_process

@@ -22,7 +22,7 @@ import pytest
 
 from tenure import Tenure, failpoints
 from tenure.errors import StoreUnavailable
-from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.lifecycle import Cancelled, Retried
 from tenure.store.sqlite.connection import resets_wal_unsafely
 from tests.chaos import checker, every_failpoint

@@ -14,7 +14,7 @@ import pytest
 from tenure import NewJob, Status, Tenure, failpoints
 from tenure.client import Client
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.jobs.values import Answer, ClaimRequest, Lease, Outcome, Report
+from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.store.sqlite import connection as sqlite_connection
 from tests.chaos import checker
 from tests.chaos.history import History, Recorded
@@ -33,7 +33,9 @@ class Armed:
     """A process that runs `code` with an application `app`, stopped where it is armed."""
 
     def __init__(self, url: str, code: str, failpoint: str) -> None:
-        head = f"from tenure import *\nfrom tenure.jobs.values import *\napp = Tenure({url!r})\n"
+        imports = ("tenure", "tenure.jobs.checked_job", "tenure.jobs.work")
+        head = "".join(f"from {module} import *\n" for module in imports)
+        head += f"app = Tenure({url!r})\n"
         self.process = subprocess.Popen(
             [sys.executable, "-c", head + code + "\napp.close()"],
             env={**os.environ, failpoints.ENVIRONMENT: f"{failpoint}=freeze"},

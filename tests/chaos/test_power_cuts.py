@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from tenure.errors import StoreUnavailable
-from tenure.jobs.values import CheckedJob, ClaimRequest
+from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.work import ClaimRequest
 from tenure.store import open_store
 from tests.chaos import disk
 from tests.chaos.power_cuts import NAME, Cut, Recording

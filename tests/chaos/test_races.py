@@ -18,7 +18,7 @@ from tenure import NewJob, Status, Tenure
 from tenure.errors import IllegalTransition
 from tenure.jobs.enqueue import Options
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.lifecycle import SETTLED
 from tests.chaos import checker
 from tests.chaos.history import History, Recorded, record_handlers

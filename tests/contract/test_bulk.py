@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tenure.jobs.bulk_actions import Action, Bulk
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import Action, Bulk, Counted, Filter, Query
+from tenure.jobs.queries import Counted, Filter, Query
 from tenure.lifecycle import Cancelled, Job, Retried, Status
 from tenure.store import bulk as bulks
 from tenure.store.tables import bulk as bulk_table

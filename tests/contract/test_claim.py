@@ -10,7 +10,8 @@ from itertools import chain
 
 import pytest
 
-from tenure.jobs.values import WEBHOOK, WEBHOOK_QUEUE, Lease
+from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
+from tenure.jobs.work import Lease
 from tenure.store import open_store
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.clock import TICK

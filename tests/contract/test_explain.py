@@ -18,7 +18,10 @@ from tenure.jobs.explain import (
     explain,
     rate,
 )
-from tenure.jobs.values import BUCKETS, MAX_AHEAD, WEBHOOK, WEBHOOK_QUEUE, Activity, WorkerState
+from tenure.jobs.queries import MAX_AHEAD
+from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
+from tenure.jobs.states import WorkerState
+from tenure.jobs.stats import BUCKETS, Activity
 from tenure.lifecycle import Cancelled, Job
 from tests.support.store import (
     LEASE_SECONDS,

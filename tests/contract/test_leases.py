@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import Answer, Verdict
+from tenure.jobs.work import Answer, Verdict
 from tenure.lifecycle import Cancelled
 from tenure.retry import RetryPolicy
 from tenure.store import open_store

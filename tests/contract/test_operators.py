@@ -9,7 +9,7 @@ import pytest
 
 from tenure.errors import IllegalTransition, JobNotFound
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import Query
+from tenure.jobs.queries import Query
 from tenure.lifecycle import Cancelled, Event, Job, LeaseExpired, Retried, Status
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.clock import TICK

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import Answer, Outcome, Report, Verdict
+from tenure.jobs.work import Answer, Outcome, Report, Verdict
 from tenure.lifecycle import Cancelled
 from tenure.retry import RetryPolicy
 from tests.contract.granted_role import also_as_granted_role

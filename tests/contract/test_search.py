@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tenure.jobs import ids
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import Filter, Query, query_of
+from tenure.jobs.queries import Filter, Query, query_of
 from tenure.lifecycle import Cancelled, Job, Status
 from tenure.store import search
 from tests.support.clock import START

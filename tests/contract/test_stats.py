@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tenure.jobs.values import BUCKETS, Count, Query, Total
+from tenure.jobs.queries import Query
+from tenure.jobs.stats import BUCKETS, Count, Total
 from tenure.lifecycle import Cancelled, Event, Retried
 from tenure.store import Store, open_store
 from tenure.store.tables import stats as measures

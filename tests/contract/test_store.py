@@ -13,7 +13,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable
-from tenure.jobs.values import Query
+from tenure.jobs.queries import Query
 from tenure.store import migrate_store, open_store
 from tests.support.raw_sql import RawSql
 from tests.support.store import StoreHarness, claim_request, new_job, report_completed

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from prometheus_client.parser import text_string_to_metric_families
 
 from tenure.http.api import metrics
-from tenure.jobs.values import BUCKETS, Count, QueueState, Total, Watched
+from tenure.jobs.states import QueueState, Watched
+from tenure.jobs.stats import BUCKETS, Count, Total
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
 SEEN = Watched(

@@ -21,8 +21,8 @@ from tenure.cli.command import exit_code
 from tenure.http.api import openapi
 from tenure.http.api.routes import ROUTES
 from tenure.jobs import explain, payload
-from tenure.jobs import values as records
 from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
+from tenure.jobs.work import Answer, Outcome
 from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, TRANSITIONS, Status
 from tenure.wire import problems, requests, responses
 from tenure.wire.requests import MAX_LEASED
@@ -176,7 +176,7 @@ def test_every_reason_is_explained() -> None:
     assert explain.Explanation.__doc__
 
 
-@pytest.mark.parametrize("values", [records.Answer, records.Outcome, Status])
+@pytest.mark.parametrize("values", [Answer, Outcome, Status])
 def test_every_value_of_an_enumeration_is_named(values: type[Status]) -> None:
     assert set(values) <= in_code(HTTP.text)
 

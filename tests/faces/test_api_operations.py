@@ -18,7 +18,8 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.http.api import events as streams
 from tenure.http.api import metrics
-from tenure.jobs.values import BUCKETS, Count, QueueState, Total
+from tenure.jobs.states import QueueState
+from tenure.jobs.stats import BUCKETS, Count, Total
 from tenure.server import build
 from tests.support.http import Exchange, api_client, assert_problem, claim_jobs
 from tests.support.waiting import wait_until

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.wire import responses
 from tests.support.cli import cli_json, output_of, run_cli
 

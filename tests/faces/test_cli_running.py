@@ -13,7 +13,7 @@ import pytest
 
 from tenure import Job, Tenure
 from tenure.client import Client
-from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support.cli import PROGRAM, clean_environment, run_cli, run_program
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import wait_until_completed, wait_until_settled

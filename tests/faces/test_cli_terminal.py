@@ -11,7 +11,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.cli import terminal
-from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support.cli import output_on_terminal, run_cli
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

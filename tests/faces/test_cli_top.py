@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support.cli import PROGRAM, Terminal, output_of
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tenure import NewJob, RetryPolicy, Tenure, errors
 from tenure.client import Client
-from tenure.jobs.values import Answer, ClaimRequest, Outcome, Report, Verdict
+from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report, Verdict
 from tests.support.http import UNKNOWN_ID, ServerProcess
 from tests.support.waiting import wait_until
 
@@ -224,7 +224,7 @@ def test_a_waiting_claim_does_not_keep_the_process(server: ServerProcess) -> Non
 
     code = (
         "import sys; from tenure.client import Client\n"
-        "from tenure.jobs.values import ClaimRequest\n"
+        "from tenure.jobs.work import ClaimRequest\n"
         f"client = Client({server.url!r}, {TOKEN!r})\n"
         "client.exchange((), ClaimRequest(worker='w', limit=1, lease_seconds=30.0,"
         " types=('never',), wait_seconds=30.0))\n"

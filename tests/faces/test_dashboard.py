@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from tenure import Tenure
 from tenure.dashboard import site
-from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
 from tenure.worker.fake_handlers import add_fake_handlers
 from tests.support.http import UNKNOWN_ID, Exchange, api_client

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tenure import lifecycle
 from tenure.errors import IllegalTransition, LeaseLost
-from tenure.jobs.values import Answer, Outcome, Verdict
+from tenure.jobs.work import Answer, Outcome, Verdict
 from tenure.lifecycle import (
     Cancelled,
     Claimed,

@@ -19,17 +19,11 @@ from hypothesis.stateful import (
 )
 
 from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, TenureError
+from tenure.jobs.bulk_actions import Action
+from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import (
-    Action,
-    CheckedJob,
-    ClaimRequest,
-    Counted,
-    Filter,
-    Outcome,
-    Query,
-    Report,
-)
+from tenure.jobs.queries import Counted, Filter, Query
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.lifecycle import Cancelled, Event, Job, Retried, Status
 from tenure.retry import RetryPolicy
 from tenure.store import Store, open_store

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from tenure import lifecycle
 from tenure.errors import IllegalTransition
-from tenure.jobs.values import ALREADY_RECORDED, Answer, Outcome, Verdict
+from tenure.jobs.work import ALREADY_RECORDED, Answer, Outcome, Verdict
 from tenure.lifecycle import Claimed, Completed, Event, Failed, Job, LeaseExpired, Released, Status
 from tenure.store import transitions
 from tests.model import explorer

@@ -8,18 +8,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from tenure.jobs.checked_job import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import (
-    Answer,
-    CheckedJob,
-    ClaimRequest,
-    Enqueued,
-    Lease,
-    Outcome,
-    Report,
-    Transition,
-    Verdict,
-)
+from tenure.jobs.ledger import Transition
+from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job
 from tenure.store import Store
 from tests.support.clock import Clock

@@ -12,7 +12,9 @@ from tenure.dashboard import format as words
 from tenure.dashboard import machine
 from tenure.dashboard.health import Mood, health
 from tenure.dashboard.timeline import attempts, stretches
-from tenure.jobs.values import BUCKETS, Activity, QueueState, Transition, WorkerState
+from tenure.jobs.ledger import Transition
+from tenure.jobs.states import QueueState, WorkerState
+from tenure.jobs.stats import BUCKETS, Activity
 from tenure.lifecycle import TRANSITIONS, Status
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -10,7 +10,7 @@ import pytest
 from tenure import Tenure
 from tenure.dashboard.cache import ReadCache
 from tenure.errors import StoreUnavailable
-from tenure.jobs.values import Count
+from tenure.jobs.stats import Count
 
 ONE = [Count("pending", "default", "a", 1)]
 TWO = [Count("pending", "default", "a", 2)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.values import Health
+from tenure.jobs.findings import CheckResult
 from tenure.store import doctor as checks
 from tenure.worker.process import log_checks
 from tests.support.clock import Clock
@@ -29,10 +29,12 @@ def test_a_fresh_database_has_no_problem_and_looking_makes_none(database_url: st
 
     assert versions[0] == 0
     assert "guards" not in before
-    problems = {c.name for c in (*before.values(), *after.values()) if c.health is Health.PROBLEM}
+    problems = {
+        c.name for c in (*before.values(), *after.values()) if c.health is CheckResult.PROBLEM
+    }
     assert problems <= {"fsync", "full_page_writes"}  # which the tests' own server does without
     assert after["schema"].found == str(versions[1])
-    assert after["guards"].health is after["clock"].health is Health.OK
+    assert after["guards"].health is after["clock"].health is CheckResult.OK
 
 
 def test_looking_does_not_make_a_file(sqlite_url: str) -> None:
@@ -42,7 +44,7 @@ def test_looking_does_not_make_a_file(sqlite_url: str) -> None:
 
 def test_every_check_that_is_not_ok_says_what_to_do(database_url: str) -> None:
     for check in found(database_url).values():
-        assert (check.advice == "") == (check.health is Health.OK), check
+        assert (check.advice == "") == (check.health is CheckResult.OK), check
 
 
 def test_a_guard_that_was_removed_is_a_problem(sqlite_url: str) -> None:
@@ -53,7 +55,7 @@ def test_a_guard_that_was_removed_is_a_problem(sqlite_url: str) -> None:
 
     guards = found(sqlite_url)["guards"]
 
-    assert guards.health is Health.PROBLEM
+    assert guards.health is CheckResult.PROBLEM
     assert "tenure_job_moves" in guards.advice
 
 
@@ -67,7 +69,7 @@ def test_a_guard_that_was_switched_off_is_a_problem(postgres_url: str) -> None:
 
     guards = found(postgres_url)["guards"]
 
-    assert guards.health is Health.PROBLEM
+    assert guards.health is CheckResult.PROBLEM
     assert "job_moves" in guards.advice
 
 
@@ -81,7 +83,7 @@ def test_a_server_that_acknowledges_too_early_is_a_problem(postgres_url: str) ->
             " current_database()); END $$"
         )
 
-    assert found(postgres_url)["synchronous_commit"].health is Health.PROBLEM
+    assert found(postgres_url)["synchronous_commit"].health is CheckResult.PROBLEM
 
 
 @pytest.mark.parametrize(
@@ -96,31 +98,31 @@ def test_a_server_that_acknowledges_too_early_is_a_problem(postgres_url: str) ->
 def test_a_database_that_cannot_be_used_is_a_problem(url: str) -> None:
     database = found(url)["database"]
 
-    assert database.health is Health.PROBLEM
+    assert database.health is CheckResult.PROBLEM
     assert database.advice
 
 
 def test_a_file_that_is_no_database_is_a_problem(sqlite_url: str) -> None:
     Path(sqlite_url.removeprefix("sqlite:///")).write_text("not a database " * 1000)
 
-    assert found(sqlite_url)["database"].health is Health.PROBLEM
+    assert found(sqlite_url)["database"].health is CheckResult.PROBLEM
 
 
 @pytest.mark.parametrize(
     ("version", "health"),
     [
-        ((3, 37, 2), Health.PROBLEM),
-        ((3, 38, 0), Health.WARNING),
-        ((3, 44, 6), Health.OK),
-        ((3, 46, 1), Health.WARNING),
-        ((3, 50, 6), Health.WARNING),
-        ((3, 50, 7), Health.OK),
-        ((3, 51, 2), Health.WARNING),
-        ((3, 51, 3), Health.OK),
-        ((3, 54, 0), Health.OK),
+        ((3, 37, 2), CheckResult.PROBLEM),
+        ((3, 38, 0), CheckResult.WARNING),
+        ((3, 44, 6), CheckResult.OK),
+        ((3, 46, 1), CheckResult.WARNING),
+        ((3, 50, 6), CheckResult.WARNING),
+        ((3, 50, 7), CheckResult.OK),
+        ((3, 51, 2), CheckResult.WARNING),
+        ((3, 51, 3), CheckResult.OK),
+        ((3, 54, 0), CheckResult.OK),
     ],
 )
-def test_sqlite_versions(version: tuple[int, int, int], health: Health) -> None:
+def test_sqlite_versions(version: tuple[int, int, int], health: CheckResult) -> None:
     assert checks.sqlite_library(version).health is health
 
 
@@ -146,100 +148,100 @@ def test_a_ledger_of_another_cluster_is_a_problem_that_the_manual_mends(postgres
 
     with Tenure(postgres_url) as app:
         restored = app.enqueue("email")
-        assert found(postgres_url)["ledger"].health is Health.OK
+        assert found(postgres_url)["ledger"].health is CheckResult.OK
         with psycopg.connect(postgres_url, autocommit=True) as owner:
             owner.execute("ALTER TABLE tenure.transition DISABLE TRIGGER transition_stands")
             owner.execute("UPDATE tenure.transition SET xid = '900000000000'")
             owner.execute("ALTER TABLE tenure.transition ENABLE ALWAYS TRIGGER transition_stands")
-            assert found(postgres_url)["ledger"].health is Health.PROBLEM
+            assert found(postgres_url)["ledger"].health is CheckResult.PROBLEM
             assert app.ledger() == []
             for statement in REPAIR.split(";")[:-1]:
                 owner.execute(statement.encode())
-        assert found(postgres_url)["ledger"].health is Health.OK
-        assert found(postgres_url)["guards"].health is Health.OK
+        assert found(postgres_url)["ledger"].health is CheckResult.OK
+        assert found(postgres_url)["guards"].health is CheckResult.OK
         later = app.enqueue("email")
         assert [transition.job_id for transition in app.ledger()] == [restored.id, later.id]
 
 
 def test_postgres_facts() -> None:
-    assert checks.server(130_009, 14).health is Health.PROBLEM
-    assert checks.server(150_004, 14) == checks.Check("server", Health.OK, "PostgreSQL 15.4")
-    assert checks.role(in_recovery=True).health is Health.PROBLEM
-    assert checks.role(in_recovery=False).health is Health.OK
+    assert checks.server(130_009, 14).health is CheckResult.PROBLEM
+    assert checks.server(150_004, 14) == checks.Check("server", CheckResult.OK, "PostgreSQL 15.4")
+    assert checks.role(in_recovery=True).health is CheckResult.PROBLEM
+    assert checks.role(in_recovery=False).health is CheckResult.OK
     for name in checks.POSTGRES_SETTINGS:
         value = "off" if name != "default_transaction_read_only" else "on"
-        assert checks.setting(name, value, checks.POSTGRES_SETTINGS).health is Health.PROBLEM
+        assert checks.setting(name, value, checks.POSTGRES_SETTINGS).health is CheckResult.PROBLEM
 
 
 @pytest.mark.requirement("C20")
 @pytest.mark.parametrize(
     ("address", "health"),
     [
-        ("postgresql:///jobs", Health.OK),
-        ("postgresql:///jobs?host=/run/postgresql", Health.OK),
-        ("postgresql://localhost/jobs", Health.OK),
-        ("postgresql://127.0.0.1:5433/jobs?sslmode=disable", Health.OK),
-        ("postgresql://[::1]/jobs", Health.OK),
-        ("postgresql://db.example/jobs", Health.WARNING),
-        ("postgresql://db.example/jobs?sslmode=require", Health.WARNING),
-        ("postgresql://db.example/jobs?sslmode=verify-ca", Health.WARNING),
-        ("postgresql://localhost,db.example/jobs", Health.WARNING),
-        ("postgresql:///jobs?hostaddr=192.0.2.1", Health.WARNING),
-        ("postgresql://u:secret@db.example/jobs?sslmode=verify-full", Health.OK),
+        ("postgresql:///jobs", CheckResult.OK),
+        ("postgresql:///jobs?host=/run/postgresql", CheckResult.OK),
+        ("postgresql://localhost/jobs", CheckResult.OK),
+        ("postgresql://127.0.0.1:5433/jobs?sslmode=disable", CheckResult.OK),
+        ("postgresql://[::1]/jobs", CheckResult.OK),
+        ("postgresql://db.example/jobs", CheckResult.WARNING),
+        ("postgresql://db.example/jobs?sslmode=require", CheckResult.WARNING),
+        ("postgresql://db.example/jobs?sslmode=verify-ca", CheckResult.WARNING),
+        ("postgresql://localhost,db.example/jobs", CheckResult.WARNING),
+        ("postgresql:///jobs?hostaddr=192.0.2.1", CheckResult.WARNING),
+        ("postgresql://u:secret@db.example/jobs?sslmode=verify-full", CheckResult.OK),
     ],
 )
 def test_the_way_to_another_machine(
-    address: str, health: Health, monkeypatch: pytest.MonkeyPatch
+    address: str, health: CheckResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("PGHOST", "PGHOSTADDR", "PGSSLMODE", "PGSERVICE"):
         monkeypatch.delenv(name, raising=False)
     check = next(checks.check_postgres(address))  # nobody is asked for it
     assert (check.name, check.health) == ("transport", health)
     assert "secret" not in f"{check.found} {check.advice}"
-    if health is Health.WARNING:
+    if health is CheckResult.WARNING:
         assert "sslmode=verify-full" in check.advice
         monkeypatch.setenv("PGSSLMODE", "verify-full")
         stated = "sslmode=" in address
-        assert (next(checks.check_postgres(address)).health is Health.OK) != stated
+        assert (next(checks.check_postgres(address)).health is CheckResult.OK) != stated
 
 
 @pytest.mark.requirement("C20")
 def test_where_the_environment_says_that_the_server_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PGSSLMODE", raising=False)
     monkeypatch.setenv("PGHOST", "db.example")
-    assert next(checks.check_postgres("postgresql:///jobs")).health is Health.WARNING
+    assert next(checks.check_postgres("postgresql:///jobs")).health is CheckResult.WARNING
 
 
 def test_what_a_file_may_be_like() -> None:
-    assert checks.files(0o600, 1, []).health is Health.OK
-    assert checks.files(0o660, 1, []).health is Health.OK
-    assert checks.files(0o604, 1, []).health is Health.WARNING
-    assert checks.files(0o600, 2, []).health is Health.PROBLEM
+    assert checks.files(0o600, 1, []).health is CheckResult.OK
+    assert checks.files(0o660, 1, []).health is CheckResult.OK
+    assert checks.files(0o604, 1, []).health is CheckResult.WARNING
+    assert checks.files(0o600, 2, []).health is CheckResult.PROBLEM
     other = checks.files(0o600, 1, ["jobs.db-wal"])
-    assert other.health is Health.PROBLEM
+    assert other.health is CheckResult.PROBLEM
     assert "jobs.db-wal" in other.advice
-    assert checks.space(checks.LITTLE_SPACE).health is Health.OK
-    assert checks.space(checks.LITTLE_SPACE - 1).health is Health.WARNING
-    assert checks.file_system("ext4").health is checks.file_system("").health is Health.OK
-    assert checks.file_system("nfs4").health is Health.WARNING
+    assert checks.space(checks.LITTLE_SPACE).health is CheckResult.OK
+    assert checks.space(checks.LITTLE_SPACE - 1).health is CheckResult.WARNING
+    assert checks.file_system("ext4").health is checks.file_system("").health is CheckResult.OK
+    assert checks.file_system("nfs4").health is CheckResult.WARNING
 
 
 def test_what_may_stand_around_a_server() -> None:
-    assert checks.pooler(lends_by_transaction=True).health is Health.WARNING
-    assert checks.pooler(lends_by_transaction=False).health is Health.OK
-    assert checks.dead_rows(None).health is Health.OK
+    assert checks.pooler(lends_by_transaction=True).health is CheckResult.WARNING
+    assert checks.pooler(lends_by_transaction=False).health is CheckResult.OK
+    assert checks.dead_rows(None).health is CheckResult.OK
     assert "session 7" in checks.dead_rows("session 7 is old").advice
 
 
 def test_a_file_that_others_may_open_and_one_with_two_names_are_noticed(sqlite_url: str) -> None:
     path = Path(sqlite_url.removeprefix("sqlite:///"))
     Tenure(sqlite_url).migrate()
-    assert found(sqlite_url)["files"].health is Health.OK
+    assert found(sqlite_url)["files"].health is CheckResult.OK
     path.chmod(0o604)
-    assert found(sqlite_url)["files"].health is Health.WARNING
+    assert found(sqlite_url)["files"].health is CheckResult.WARNING
     path.chmod(0o600)
     path.with_name("other.db").hardlink_to(path)
-    assert found(sqlite_url)["files"].health is Health.PROBLEM
+    assert found(sqlite_url)["files"].health is CheckResult.PROBLEM
 
 
 def test_a_clock_that_was_set_back_is_noticed(database_url: str) -> None:
@@ -247,7 +249,7 @@ def test_a_clock_that_was_set_back_is_noticed(database_url: str) -> None:
     clock = Clock(database_url)
     with Tenure(database_url) as app:
         app.enqueue("email")
-        assert found(database_url)["time"].health is Health.OK
+        assert found(database_url)["time"].health is CheckResult.OK
         clock.advance(3600)
         app.enqueue("email")
         clock.advance(-3600)
@@ -260,7 +262,7 @@ def test_a_table_that_a_crash_would_empty_is_a_problem(postgres_url: str) -> Non
     import psycopg
 
     Tenure(postgres_url).migrate()
-    assert found(postgres_url)["tables"].health is Health.OK
+    assert found(postgres_url)["tables"].health is CheckResult.OK
     with psycopg.connect(postgres_url) as connection:
         connection.execute("ALTER TABLE tenure.transition SET UNLOGGED")
     assert "transition" in found(postgres_url)["tables"].advice

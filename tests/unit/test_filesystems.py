@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tenure import InvalidInput, Tenure
-from tenure.jobs.values import Health
+from tenure.jobs.findings import CheckResult
 from tenure.store.sqlite import filesystems
 from tenure.store.sqlite.filesystems import filesystem_of, kind_at
 
@@ -135,7 +135,7 @@ def test_a_link_that_another_user_planted_is_refused(tmp_path: Path, by_way_of: 
     app = Tenure(f"sqlite:///{tmp_path / by_way_of if by_way_of else planted}")
     with pytest.raises(InvalidInput, match="a link that another user made"):
         app.open()
-    (check,) = [check for check in app.checks() if check.health is Health.PROBLEM]
+    (check,) = [check for check in app.checks() if check.health is CheckResult.PROBLEM]
     assert "a link that another user made" in check.advice
     assert list(elsewhere.iterdir()) == []
     os.chown(planted, os.geteuid(), -1, follow_symlinks=False)

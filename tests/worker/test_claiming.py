@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tenure import JobContext, NewJob, Status, Tenure
-from tenure.jobs.values import ClaimRequest
+from tenure.jobs.work import ClaimRequest
 from tenure.worker import worker
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit

@@ -13,8 +13,8 @@ import pytest
 
 from tenure import NewJob, Tenure
 from tenure.client import Client
+from tenure.jobs.queries import Filter
 from tenure.jobs.redaction import MARK, Redaction
-from tenure.jobs.values import Filter
 from tenure.telemetry.logs import MAX_FIELD, JobFields, JsonLines, TextLines
 from tests.support.http import ServerProcess
 from tests.support.waiting import wait_until
@@ -113,7 +113,7 @@ def test_every_move_is_a_line_with_the_fields_of_its_job(sqlite_url: str, lines:
 
 
 def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
-    from tenure.jobs.values import ClaimRequest
+    from tenure.jobs.work import ClaimRequest
 
     with Tenure(sqlite_url) as app:
         job = app.enqueue("mail", backoff=100)
@@ -132,7 +132,7 @@ def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
 def test_a_lease_that_ran_out_for_good_brings_no_line_of_a_retry(
     sqlite_url: str, lines: Lines
 ) -> None:
-    from tenure.jobs.values import ClaimRequest
+    from tenure.jobs.work import ClaimRequest
 
     with Tenure(sqlite_url) as app:
         job = app.enqueue("mail", max_retries=1)

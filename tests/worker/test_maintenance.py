@@ -10,7 +10,9 @@ import pytest
 
 from tenure import InvalidInput, JobNotFound, NewJob, Status, Tenure
 from tenure.errors import BulkNotFound
-from tenure.jobs.values import WEBHOOK, ClaimRequest, Filter, Outcome, Report
+from tenure.jobs.queries import Filter
+from tenure.jobs.reserved import WEBHOOK
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.worker.maintenance import Sweeper
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, transitions, wait_until_settled

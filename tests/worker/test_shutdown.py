@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Job, NewJob, Status, Tenure, failpoints
-from tenure.jobs.values import ClaimRequest, Exchange, Report
+from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tests.support.clock import Clock
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit

@@ -18,7 +18,7 @@ from tenure import InvalidInput, NewJob, Tenure
 from tenure.client import Client
 from tenure.errors import StoreUnavailable
 from tenure.jobs.redaction import Redaction
-from tenure.jobs.values import ClaimRequest
+from tenure.jobs.work import ClaimRequest
 from tests.support.cli import PROGRAM, clean_environment
 from tests.support.http import ServerProcess, api_client, claim_jobs
 from tests.support.raw_sql import RawSql

@@ -16,7 +16,7 @@ import pytest
 from tenure import InvalidInput, Job, NewJob, Tenure, failpoints
 from tenure.errors import StoreUnavailable
 from tenure.jobs.redaction import MARK
-from tenure.jobs.values import WEBHOOK, WEBHOOK_QUEUE
+from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
 from tenure.webhooks import registry as webhooks
 from tenure.webhooks import request as outbound
 from tenure.worker.webhook_delivery import REMOVED

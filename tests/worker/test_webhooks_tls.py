@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Job, Tenure
-from tenure.jobs.values import WEBHOOK
+from tenure.jobs.reserved import WEBHOOK
 from tenure.webhooks import registry as webhooks
 from tenure.webhooks import request as outbound
 from tests.support.waiting import wait_until

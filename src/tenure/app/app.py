@@ -21,6 +21,7 @@ from tenure.app.operations import Operations
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, handlers
 from tenure.jobs import payload as payloads
+from tenure.jobs.checked_job import CheckedJob, Enqueued
 from tenure.jobs.decorator import JobType
 from tenure.jobs.enqueue import (
     Backoff,
@@ -33,7 +34,7 @@ from tenure.jobs.enqueue import (
 )
 from tenure.jobs.handlers import Defaults, Handlers, JobContext
 from tenure.jobs.redaction import Redaction
-from tenure.jobs.values import CheckedJob, ClaimRequest, Enqueued, Exchange, Report
+from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY
 from tenure.telemetry import logs

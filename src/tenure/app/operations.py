@@ -10,8 +10,10 @@ from tenure import lifecycle
 from tenure.app.queries import MAX_COUNTED, MAX_LISTED, Queries
 from tenure.errors import BulkNotFound, InvalidInput
 from tenure.jobs import durations, filters, ids, payload
+from tenure.jobs.bulk_actions import Action, Bulk
 from tenure.jobs.enqueue import MAX_RETRIES, Duration, whole
-from tenure.jobs.values import Action, Bulk, Filter, Progress, no_progress
+from tenure.jobs.progress import Progress, no_progress
+from tenure.jobs.queries import Filter
 from tenure.lifecycle import SETTLED, Job
 from tenure.store import migrate_store, search
 from tenure.store.bulk import about

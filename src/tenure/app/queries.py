@@ -13,27 +13,13 @@ from tenure.jobs import filters, ids
 from tenure.jobs.enqueue import whole
 from tenure.jobs.explain import RATE_MINUTES, Explanation, Facts, explain, rate
 from tenure.jobs.filters import Fields
+from tenure.jobs.findings import Check, Violation
+from tenure.jobs.ledger import EventFilter, LedgerPage, Transition
+from tenure.jobs.progress import Progress, no_progress
+from tenure.jobs.queries import Counted, Filter, Page, Query, query_of
 from tenure.jobs.redaction import MARK, Redaction
-from tenure.jobs.values import (
-    Activity,
-    Check,
-    Count,
-    Counted,
-    EventFilter,
-    FailureGroup,
-    Filter,
-    LedgerPage,
-    Page,
-    Progress,
-    Query,
-    QueueState,
-    Total,
-    Transition,
-    Violation,
-    WorkerState,
-    no_progress,
-    query_of,
-)
+from tenure.jobs.states import QueueState, WorkerState
+from tenure.jobs.stats import Activity, Count, FailureGroup, Total
 from tenure.lifecycle import Job, Status
 from tenure.store import Store, open_store, schema_of, search
 from tenure.store.audit import INVARIANTS

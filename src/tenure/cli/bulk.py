@@ -12,7 +12,8 @@ from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.jobs.values import Bulk, Counted, Filter
+    from tenure.jobs.bulk_actions import Bulk
+    from tenure.jobs.queries import Counted, Filter
 
 SAMPLE = 5
 """Jobs of a preview that are shown."""
@@ -21,7 +22,7 @@ SAMPLE = 5
 def filter_of(**given: Any) -> Filter:
     """The filter that the options of a command say."""
     from tenure.jobs.filters import checked
-    from tenure.jobs.values import Filter
+    from tenure.jobs.queries import Filter
 
     return checked(Filter(**given), at="--", between="-")
 

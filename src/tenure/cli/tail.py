@@ -18,7 +18,7 @@ from tenure.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.jobs.values import EventFilter, LedgerEvent
+    from tenure.jobs.ledger import EventFilter, LedgerEvent
 
 LOOK_SECONDS = 0.25
 AWAY_SECONDS = 2.0
@@ -92,7 +92,7 @@ def tail(
     `position` of its move: --since goes on behind it. Filters look through the newest 5000 moves
     for the --lines to begin with.
     """
-    from tenure.jobs.values import EventFilter
+    from tenure.jobs.ledger import EventFilter
 
     wanted = EventFilter(
         types=tuple(types) or None,

@@ -22,7 +22,7 @@ import msgspec
 
 from tenure.cli.command import WIDE
 from tenure.jobs import durations
-from tenure.jobs.values import Progress, no_progress
+from tenure.jobs.progress import Progress, no_progress
 from tenure.telemetry.logs import visible as visible
 
 GAP = "  "

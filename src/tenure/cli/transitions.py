@@ -16,7 +16,7 @@ from tenure.cli.terminal import (
     when,
     width_of,
 )
-from tenure.jobs.values import Transition
+from tenure.jobs.ledger import Transition
 from tenure.lifecycle import STORE
 
 

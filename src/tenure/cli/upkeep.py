@@ -20,7 +20,7 @@ from tenure.cli.command import (
 )
 
 if TYPE_CHECKING:
-    from tenure.jobs.values import Violation
+    from tenure.jobs.findings import Violation
 
 
 @click.command()
@@ -80,11 +80,11 @@ def doctor(as_json: bool) -> None:
     warning is none.
     """
     from tenure.cli.terminal import print_json, table
-    from tenure.jobs.values import Check, Health
+    from tenure.jobs.findings import Check, CheckResult
 
     found = [
-        Check("tenure", Health.OK, tenure.__version__),
-        Check("python", Health.OK, f"{platform.python_version()} on {platform.system()}"),
+        Check("tenure", CheckResult.OK, tenure.__version__),
+        Check("python", CheckResult.OK, f"{platform.python_version()} on {platform.system()}"),
         *application().checks(),
     ]
     if as_json:
@@ -94,7 +94,7 @@ def doctor(as_json: bool) -> None:
         for check in found:
             if check.advice:
                 _advise(check.name, check.advice)
-    if any(check.health is Health.PROBLEM for check in found):
+    if any(check.health is CheckResult.PROBLEM for check in found):
         click.get_current_context().exit(REFUSED)
 
 

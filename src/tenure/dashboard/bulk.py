@@ -8,7 +8,7 @@ from tenure.dashboard import format as words
 from tenure.dashboard.jobs import CANCEL, FIELDS, RETRY, Asked, asked
 from tenure.dashboard.request import PageRequest
 from tenure.errors import InvalidInput
-from tenure.jobs.values import Filter
+from tenure.jobs.queries import Filter
 
 VERBS = {RETRY: "Retry", CANCEL: "Cancel"}
 

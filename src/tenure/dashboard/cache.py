@@ -19,7 +19,8 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from tenure.app.app import Tenure
-from tenure.jobs.values import Activity, Count, FailureGroup, QueueState, WorkerState
+from tenure.jobs.states import QueueState, WorkerState
+from tenure.jobs.stats import Activity, Count, FailureGroup
 
 T = TypeVar("T")
 

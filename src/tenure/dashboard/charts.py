@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from tenure.jobs.values import BUCKETS, Activity
+from tenure.jobs.stats import BUCKETS, Activity
 from tenure.lifecycle import FIRST_EVENT, RULE_OF, TRANSITIONS, Rule, Status
 
 MINUTES = 60

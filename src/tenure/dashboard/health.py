@@ -9,7 +9,8 @@ from enum import StrEnum
 
 from tenure.dashboard import format as words
 from tenure.jobs.explain import is_live
-from tenure.jobs.values import QueueState, WorkerState, serves
+from tenure.jobs.reserved import serves
+from tenure.jobs.states import QueueState, WorkerState
 
 LATE = timedelta(seconds=60)
 """A job that is due and has waited longer makes its queue late."""

@@ -14,7 +14,7 @@ from tenure.dashboard import timeline as life
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
 from tenure.jobs.filters import checked
-from tenure.jobs.values import Filter
+from tenure.jobs.queries import Filter
 from tenure.lifecycle import Job, Status, legal_events
 from tenure.wire.problems import Refusal
 

@@ -14,7 +14,7 @@ from tenure.dashboard.health import health
 from tenure.dashboard.request import PageRequest
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.explain import is_live
-from tenure.jobs.values import Count
+from tenure.jobs.stats import Count
 from tenure.lifecycle import FIRST_EVENT, TRANSITIONS, Status
 
 MAX_FAILURES = 5

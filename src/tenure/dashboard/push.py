@@ -20,7 +20,7 @@ from starlette.responses import Response, StreamingResponse
 
 from tenure.app.app import Tenure
 from tenure.errors import TenureError
-from tenure.jobs.values import Transition
+from tenure.jobs.ledger import Transition
 from tenure.tokens.scopes import STAY_SECONDS
 from tenure.wire.problems import RETRY_SECONDS
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from tenure.jobs.values import Transition
+from tenure.jobs.ledger import Transition
 from tenure.lifecycle import FIRST_EVENT, RULE_OF, SETTLED, Status
 
 WIDTH, HEIGHT = 1000.0, 22.0

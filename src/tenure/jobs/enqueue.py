@@ -17,8 +17,9 @@ from msgspec.structs import replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, payload
+from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.handlers import Defaults
-from tenure.jobs.values import WEBHOOK, CheckedJob, check_open
+from tenure.jobs.reserved import WEBHOOK, check_open
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 MAX_PRIORITY = 32_767

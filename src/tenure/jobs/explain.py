@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tenure.jobs import durations
-from tenure.jobs.values import MAX_AHEAD, Activity, WorkerState, serves
+from tenure.jobs.queries import MAX_AHEAD
+from tenure.jobs.reserved import serves
+from tenure.jobs.states import WorkerState
+from tenure.jobs.stats import Activity
 from tenure.lifecycle import Job, Status, legal_events
 
 RATE_MINUTES = 5

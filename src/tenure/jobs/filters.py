@@ -7,7 +7,8 @@ from typing import TypedDict
 
 from tenure.errors import InvalidInput
 from tenure.jobs import payload
-from tenure.jobs.values import MAX_SEARCHED_FOR, Action, Filter
+from tenure.jobs.bulk_actions import Action
+from tenure.jobs.queries import MAX_SEARCHED_FOR, Filter
 from tenure.lifecycle import TRANSITIONS, Status
 
 

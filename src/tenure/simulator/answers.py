@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, QueueFull
-from tenure.jobs.values import Answer, Exchange, Outcome, Report, Verdict
+from tenure.jobs.work import Answer, Exchange, Outcome, Report, Verdict
 from tenure.lifecycle import Cancelled
 from tenure.simulator.asks import Apply, Asked, Beat, Enqueue, Prune, Sweep, TakeExchange
 from tenure.simulator.commit import Commit

@@ -12,7 +12,8 @@ from datetime import datetime
 from typing import Any
 
 from tenure.errors import StoreUnavailable
-from tenure.jobs.values import CheckedJob, ClaimRequest, Report
+from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.work import ClaimRequest, Report
 from tenure.lifecycle import Event
 from tenure.store import transitions
 from tenure.store.commit import CallWork, EnqueueWork, ExchangeWork, Work

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tenure.errors import TenureError
-from tenure.jobs.values import Exchange
+from tenure.jobs.work import Exchange
 from tenure.simulator import answers
 from tenure.simulator.asks import UNKNOWN, Asked, Beat, Fault, Prune, SetQueue
 from tenure.simulator.commit import Commit

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeVar
 
-from tenure.jobs.values import CheckedJob, ClaimRequest, Outcome, Report
+from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.lifecycle import Cancelled, Retried
 from tenure.simulator.asks import Apply, Asked, Beat, Enqueue, Prune, SetQueue, Sweep, TakeExchange
 from tenure.simulator.lives import RELEASES, Broken, Life, Lives

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 from tenure.errors import TenureError
+from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.enqueue import NewJob, check_job
 from tenure.jobs.handlers import Defaults
-from tenure.jobs.values import CheckedJob, ClaimRequest, Exchange, Lease, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report
 from tenure.lifecycle import Cancelled, Retried
 from tenure.simulator.asks import (
     UNKNOWN,

@@ -15,18 +15,12 @@ from typing import Any, TypeVar
 
 from tenure import failpoints
 from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.jobs.bulk_actions import Bulk
+from tenure.jobs.checked_job import CheckedJob, Enqueued
+from tenure.jobs.progress import Progress, no_progress
 from tenure.jobs.redaction import without_password
-from tenure.jobs.values import (
-    Bulk,
-    CheckedJob,
-    ClaimRequest,
-    Enqueued,
-    Exchange,
-    Progress,
-    Report,
-    Webhook,
-    no_progress,
-)
+from tenure.jobs.webhook import Webhook
+from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import Event, Job, Status
 from tenure.store import migrate, transitions
 from tenure.store.bulk import batch, next_ids

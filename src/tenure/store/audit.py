@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenure.jobs.values import Progress
+from tenure.jobs.progress import Progress
 from tenure.lifecycle import FIRST_EVENT, LIMIT_SQL, MAX_RELEASES, ROOM_SQL, TRANSITIONS, budget_sql
 from tenure.store.constraints import SETTLED_SQL, quoted
 from tenure.store.tables.stats_sql import Words

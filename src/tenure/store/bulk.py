@@ -14,7 +14,8 @@ from typing import Any
 
 from tenure import failpoints
 from tenure.errors import IllegalTransition
-from tenure.jobs.values import Action, Bulk, Filter, Query, query_of
+from tenure.jobs.bulk_actions import Action, Bulk
+from tenure.jobs.queries import Filter, Query, query_of
 from tenure.lifecycle import Cancelled, Event, Job, Retried, Status, follow
 from tenure.store import transitions
 from tenure.store.protocol import Database, Reader

@@ -22,7 +22,8 @@ from msgspec.structs import replace
 
 from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.jobs.values import CheckedJob, ClaimRequest, Enqueued, Exchange, Lease, Report
+from tenure.jobs.checked_job import CheckedJob, Enqueued
+from tenure.jobs.work import ClaimRequest, Exchange, Lease, Report
 from tenure.store import transitions
 from tenure.store.protocol import Database, Trouble
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tenure.errors import TenureError
-from tenure.jobs.values import Check, Health
+from tenure.jobs.findings import Check, CheckResult
 from tenure.store import migrate
 from tenure.store.sqlite import filesystems
 
@@ -35,7 +35,7 @@ def check_store(url: str) -> list[Check]:
     try:
         checks.extend(read(url))
     except TenureError as error:
-        checks.append(Check("database", Health.PROBLEM, "cannot be used", str(error)))
+        checks.append(Check("database", CheckResult.PROBLEM, "cannot be used", str(error)))
     return checks
 
 
@@ -52,11 +52,11 @@ def schema(found: int, needed: int) -> Check:
     """Whether the schema is the one that this version of Tenure works with."""
     if found > needed:
         advice = f"this Tenure knows schemas up to {needed}: upgrade Tenure on this machine"
-        return Check("schema", Health.PROBLEM, str(found), advice)
+        return Check("schema", CheckResult.PROBLEM, str(found), advice)
     if found < needed:
         advice = f"version {needed} is made by `tenure migrate`, or by the next program that starts"
-        return Check("schema", Health.WARNING, str(found or "none yet"), advice)
-    return Check("schema", Health.OK, str(found))
+        return Check("schema", CheckResult.WARNING, str(found or "none yet"), advice)
+    return Check("schema", CheckResult.OK, str(found))
 
 
 def guards(present: Collection[str], engine: str) -> Check:
@@ -69,8 +69,10 @@ def guards(present: Collection[str], engine: str) -> Check:
             "Find out who removed them, run `tenure verify`, restore the database from a backup "
             "or a dump of the schema"
         )
-        return Check("guards", Health.PROBLEM, f"{len(expected) - len(missing)} triggers", advice)
-    return Check("guards", Health.OK, f"{len(expected)} triggers")
+        return Check(
+            "guards", CheckResult.PROBLEM, f"{len(expected) - len(missing)} triggers", advice
+        )
+    return Check("guards", CheckResult.OK, f"{len(expected)} triggers")
 
 
 def trigger_names(scripts: Iterator[str]) -> set[str]:
@@ -88,12 +90,12 @@ def clock(store: datetime, before: float, after: float) -> Check:
     difference = told - min(max(told, before), after)
     found = f"{difference:+.1f} s from this machine"
     if abs(difference) <= MAX_CLOCK_DIFFERENCE:
-        return Check("clock", Health.OK, found)
+        return Check("clock", CheckResult.OK, found)
     advice = (
         "jobs run by the store's clock: a run_at computed on this machine comes that much off; "
         "synchronise both by NTP"
     )
-    return Check("clock", Health.WARNING, found, advice)
+    return Check("clock", CheckResult.WARNING, found, advice)
 
 
 def sqlite_library(version: tuple[int, int, int]) -> Check:
@@ -104,14 +106,14 @@ def sqlite_library(version: tuple[int, int, int]) -> Check:
     if version < OLDEST_SQLITE:
         oldest = ".".join(map(str, OLDEST_SQLITE))
         advice = f"{oldest} or newer is needed: use a Python built with one"
-        return Check("library", Health.PROBLEM, found, advice)
+        return Check("library", CheckResult.PROBLEM, found, advice)
     if resets_wal_unsafely(version):
         advice = (
             "before 3.51.3 SQLite can lose a commit made during a checkpoint by another process. "
             "Tenure guards its own checkpoints; do not write to the file with other programs"
         )
-        return Check("library", Health.WARNING, found, advice)
-    return Check("library", Health.OK, found)
+        return Check("library", CheckResult.WARNING, found, advice)
+    return Check("library", CheckResult.OK, found)
 
 
 SQLITE_SETTINGS: Mapping[str, tuple[Collection[str], str]] = {
@@ -149,36 +151,38 @@ def setting(name: str, value: str, wanted: Mapping[str, tuple[Collection[str], s
     """Whether a setting has a value with which the promises hold."""
     good, advice = wanted[name]
     if value in good:
-        return Check(name, Health.OK, value)
-    return Check(name, Health.PROBLEM, value, advice)
+        return Check(name, CheckResult.OK, value)
+    return Check(name, CheckResult.PROBLEM, value, advice)
 
 
 def server(version: int, oldest: int) -> Check:
     """Whether the PostgreSQL server is new enough; `version` as in server_version_num."""
     found = f"PostgreSQL {version // 10_000}.{version % 10_000}"
     if version // 10_000 < oldest:
-        return Check("server", Health.PROBLEM, found, f"PostgreSQL {oldest} or newer is needed")
-    return Check("server", Health.OK, found)
+        return Check(
+            "server", CheckResult.PROBLEM, found, f"PostgreSQL {oldest} or newer is needed"
+        )
+    return Check("server", CheckResult.OK, found)
 
 
 def role(in_recovery: bool) -> Check:
     """Whether the server is one that can be written to."""
     if in_recovery:
         advice = "a standby cannot be written to: give the URL of the primary"
-        return Check("role", Health.PROBLEM, "standby", advice)
-    return Check("role", Health.OK, "primary")
+        return Check("role", CheckResult.PROBLEM, "standby", advice)
+    return Check("role", CheckResult.OK, "primary")
 
 
 def ledger(from_elsewhere: bool) -> Check:
     """Whether the ledger's transactions are this cluster's: a restore brings those of another."""
     if not from_elsewhere:
-        return Check("ledger", Health.OK, "its transactions are this cluster's")
+        return Check("ledger", CheckResult.OK, "its transactions are this cluster's")
     advice = (
         "this database was restored from another cluster, and the event stream holds back what it "
         "brought and mixes up what follows: see `Restore a dump` in "
         "docs/how-to/back-up-and-upgrade.md"
     )
-    return Check("ledger", Health.PROBLEM, "it names transactions of the future", advice)
+    return Check("ledger", CheckResult.PROBLEM, "it names transactions of the future", advice)
 
 
 def file_system(kind: str) -> Check:
@@ -188,20 +192,20 @@ def file_system(kind: str) -> Check:
             "locks and log do not work there unless one kernel alone opens the file, which the URL "
             "vouches for: else move it to a local disk, or use PostgreSQL"
         )
-        return Check("file_system", Health.WARNING, kind, advice)
-    return Check("file_system", Health.OK, kind or "not known on this system")
+        return Check("file_system", CheckResult.WARNING, kind, advice)
+    return Check("file_system", CheckResult.OK, kind or "not known on this system")
 
 
 def space(free: int) -> Check:
     """Whether the disk has room; `free` in bytes."""
     found = f"{free / 1024**2:,.0f} MiB free"
     if free >= LITTLE_SPACE:
-        return Check("disk", Health.OK, found)
+        return Check("disk", CheckResult.OK, found)
     advice = (
         "on a full disk no job is accepted and no result recorded until there is room: free some, "
         "or have settled jobs deleted sooner (`keep` in the settings)"
     )
-    return Check("disk", Health.WARNING, found, advice)
+    return Check("disk", CheckResult.WARNING, found, advice)
 
 
 def files(mode: int, links: int, closed: Collection[str]) -> Check:
@@ -216,71 +220,74 @@ def files(mode: int, links: int, closed: Collection[str]) -> Check:
             f"this user may not read and write {', '.join(closed)}: another made it. Run every "
             "program as the same user, and give the files to that one"
         )
-        return Check("files", Health.PROBLEM, found, advice)
+        return Check("files", CheckResult.PROBLEM, found, advice)
     if links > 1:
         advice = (
             "the file has another name as a hard link; a program that opens it by that name uses "
             "another log, which damages the file: remove the other name"
         )
-        return Check("files", Health.PROBLEM, f"{links} names", advice)
+        return Check("files", CheckResult.PROBLEM, f"{links} names", advice)
     if mode & 0o007:
         advice = "every user of this machine can open it, payloads and all: chmod o-rwx"
-        return Check("files", Health.WARNING, found, advice)
-    return Check("files", Health.OK, found)
+        return Check("files", CheckResult.WARNING, found, advice)
+    return Check("files", CheckResult.OK, found)
 
 
 def newest_entry(seconds_ahead: float | None) -> Check:
     """Whether the ledger's last entry is of the past; None for an empty ledger."""
     if seconds_ahead is None or seconds_ahead <= MAX_CLOCK_DIFFERENCE:
-        return Check("time", Health.OK, "the newest move is not of the future")
+        return Check("time", CheckResult.OK, "the newest move is not of the future")
     advice = (
         "the store's clock was set back after that move: leases of then run on, and retries wait, "
         "until it gets there. Find out which time is the right one"
     )
     return Check(
-        "time", Health.WARNING, f"the newest move is {seconds_ahead:.0f} s in the future", advice
+        "time",
+        CheckResult.WARNING,
+        f"the newest move is {seconds_ahead:.0f} s in the future",
+        advice,
     )
 
 
 def pooler(lends_by_transaction: bool) -> Check:
     """Whether a pooler in transaction mode stands before the server."""
     if not lends_by_transaction:
-        return Check("pooler", Health.OK, "none, or one that lends whole sessions")
+        return Check("pooler", CheckResult.OK, "none, or one that lends whole sessions")
     advice = (
         "Tenure works through it, but hears of other processes' jobs by polling only: give workers "
         "a direct address if the wait matters"
     )
-    return Check("pooler", Health.WARNING, "lends sessions by transaction", advice)
+    return Check("pooler", CheckResult.WARNING, "lends sessions by transaction", advice)
 
 
 def transport(hosts: Collection[str], sslmode: str) -> Check:
     """Whether what goes to other machines can be read or answered by somebody in between."""
     if not hosts:
-        return Check("transport", Health.OK, "stays on this machine")
+        return Check("transport", CheckResult.OK, "stays on this machine")
     found = f"sslmode={sslmode} to {', '.join(hosts)}"
     if sslmode == "verify-full":
-        return Check("transport", Health.OK, found)
+        return Check("transport", CheckResult.OK, found)
     advice = (
         "whoever stands between can read every payload or pose as the server: add "
         "sslmode=verify-full to the URL, and sslrootcert if the certificate is of your own making"
     )
-    return Check("transport", Health.WARNING, found, advice)
+    return Check("transport", CheckResult.WARNING, found, advice)
 
 
 def dead_rows(holder: str | None) -> Check:
     """Whether something keeps dead rows from being cleared away."""
     if holder is None:
-        return Check("vacuum", Health.OK, "nothing holds it back")
+        return Check("vacuum", CheckResult.OK, "nothing holds it back")
     advice = f"claims slow down, and the disk fills, as long as this lasts: {holder}"
-    return Check("vacuum", Health.WARNING, "held back", advice)
+    return Check("vacuum", CheckResult.WARNING, "held back", advice)
 
 
 def logged(unlogged: Collection[str]) -> Check:
     """Whether every table survives a crash of the server."""
     if not unlogged:
-        return Check("tables", Health.OK, "all are logged")
+        return Check("tables", CheckResult.OK, "all are logged")
     advice = f"a crash of the server empties {', '.join(unlogged)}: ALTER TABLE … SET LOGGED"
-    return Check("tables", Health.PROBLEM, "unlogged", advice)
+    return Check("tables", CheckResult.PROBLEM, "unlogged", advice)
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -295,16 +302,16 @@ def check_sqlite(url: str) -> Iterator[Check]:
     filesystems.refuse_planted(path)
     yield sqlite_library(sqlite3.sqlite_version_info)
     if not path.exists():
-        health = Health.WARNING if path.parent.is_dir() else Health.PROBLEM
+        health = CheckResult.WARNING if path.parent.is_dir() else CheckResult.PROBLEM
         advice = "`tenure migrate` or the next program that starts makes it"
-        if health is Health.PROBLEM:
+        if health is CheckResult.PROBLEM:
             advice = f"its folder does not exist: make {path.parent}"
         yield Check("database", health, "not there yet", advice)
         return
     try:
         connection = sqlite_connection.connect(path)
         try:
-            yield Check("database", Health.OK, str(path))
+            yield Check("database", CheckResult.OK, str(path))
             yield file_system(filesystems.filesystem_of(path))
             yield space(shutil.disk_usage(path.parent).free)
             yield _files(path)
@@ -327,7 +334,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
             connection.close()
     except sqlite3.Error as error:
         advice = "is it a database of Tenure, and may this user read and write it and its folder?"
-        yield Check("database", Health.PROBLEM, f"{path}: {error}", advice)
+        yield Check("database", CheckResult.PROBLEM, f"{path}: {error}", advice)
 
 
 def check_postgres(url: str) -> Iterator[Check]:
@@ -363,7 +370,7 @@ def check_postgres(url: str) -> Iterator[Check]:
             yield clock(now, before, after)
     except psycopg.Error as error:
         advice = f"{error}: is the server running, and may this user connect?"
-        yield Check("database", Health.PROBLEM, "does not answer", advice)
+        yield Check("database", CheckResult.PROBLEM, "does not answer", advice)
 
 
 SQLITE_AHEAD = """

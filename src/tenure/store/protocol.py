@@ -13,22 +13,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-from tenure.jobs.values import (
-    Bulk,
-    CheckedJob,
-    ClaimRequest,
-    EventFilter,
-    Lease,
-    LedgerPage,
-    Progress,
-    Query,
-    QueueState,
-    Report,
-    Transition,
-    Webhook,
-    WorkerState,
-    no_progress,
-)
+from tenure.jobs.bulk_actions import Bulk
+from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.ledger import EventFilter, LedgerPage, Transition
+from tenure.jobs.progress import Progress, no_progress
+from tenure.jobs.queries import Query
+from tenure.jobs.states import QueueState, WorkerState
+from tenure.jobs.webhook import Webhook
+from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job
 from tenure.store.tables.bulk import BulkTable
 from tenure.store.tables.stats import Measured, Measures

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tenure.jobs.values import CheckedJob
+from tenure.jobs.checked_job import CheckedJob
 from tenure.lifecycle import Job, Status
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 from tenure.jobs import ids
+from tenure.jobs.queries import Counted, Filter, Page, Query
 from tenure.jobs.redaction import Redaction
-from tenure.jobs.values import Counted, Filter, Page, Query
 from tenure.lifecycle import Job, Status
 from tenure.store.protocol import Reader
 

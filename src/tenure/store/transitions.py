@@ -19,17 +19,9 @@ from tenure.errors import (
     QueueFull,
     TenureError,
 )
-from tenure.jobs.values import (
-    ALREADY_RECORDED,
-    RECORDED,
-    Answer,
-    CheckedJob,
-    Enqueued,
-    Outcome,
-    Report,
-    Verdict,
-    Webhook,
-)
+from tenure.jobs.checked_job import CheckedJob, Enqueued
+from tenure.jobs.webhook import Webhook
+from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report, Verdict
 from tenure.lifecycle import (
     Completed,
     Event,

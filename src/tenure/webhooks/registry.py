@@ -18,16 +18,11 @@ import msgspec
 
 from tenure.errors import InvalidInput
 from tenure.jobs import ids, payload
+from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.enqueue import policy_of
-from tenure.jobs.values import (
-    WEBHOOK,
-    WEBHOOK_QUEUE,
-    CheckedJob,
-    EventFilter,
-    LedgerEvent,
-    LedgerPage,
-    Webhook,
-)
+from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage
+from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
+from tenure.jobs.webhook import Webhook
 from tenure.lifecycle import EVENTS
 from tenure.wire import responses
 

@@ -16,7 +16,9 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from tenure.jobs import ids, payload
 from tenure.jobs import results as produced
-from tenure.jobs.values import MAX_SEARCHED_FOR, Action, Outcome, Report
+from tenure.jobs.bulk_actions import Action
+from tenure.jobs.queries import MAX_SEARCHED_FOR
+from tenure.jobs.work import Outcome, Report
 from tenure.lifecycle import Status
 
 MAX_LEASED = 1_000

@@ -16,21 +16,12 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from tenure.jobs import ids
-from tenure.jobs.values import (
-    BUCKETS,
-    Action,
-    Answer,
-    Bulk,
-    Count,
-    Lease,
-    LedgerEvent,
-    QueueState,
-    Transition,
-    Verdict,
-    Watched,
-    Webhook,
-    WorkerState,
-)
+from tenure.jobs.bulk_actions import Action, Bulk
+from tenure.jobs.ledger import LedgerEvent, Transition
+from tenure.jobs.states import QueueState, Watched, WorkerState
+from tenure.jobs.stats import BUCKETS, Count
+from tenure.jobs.webhook import Webhook
+from tenure.jobs.work import Answer, Lease, Verdict
 from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
 from tenure.tokens.scopes import AccessToken

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tenure.jobs.handlers import Handlers, JobContext
-from tenure.jobs.values import Lease, Outcome, Report
+from tenure.jobs.work import Lease, Outcome, Report
 from tenure.telemetry.logs import RUNNING
 from tenure.telemetry.tracing import Tracing, enter
 from tenure.worker.executors import (

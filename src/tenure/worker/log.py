@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tenure.jobs.redaction import Redaction
-from tenure.jobs.values import Answer, Lease, Outcome, Report, Verdict
+from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import STORE
 
 log = logging.getLogger(__name__)

@@ -22,9 +22,11 @@ from typing import Any
 from tenure.app.app import Tenure
 from tenure.client import Client
 from tenure.jobs.enqueue import Duration
+from tenure.jobs.findings import CheckResult
 from tenure.jobs.handlers import Handlers
+from tenure.jobs.progress import Progress, no_progress
 from tenure.jobs.redaction import NOTHING_HIDDEN
-from tenure.jobs.values import Health, Progress, check_queues, no_progress
+from tenure.jobs.reserved import check_queues
 from tenure.worker.executors import CHILD, STOP_SIGNALS
 from tenure.worker.maintenance import Sweeper
 from tenure.worker.webhook_delivery import WebhookDelivery
@@ -117,9 +119,9 @@ def log_checks(app: Tenure) -> threading.Thread:
 
     def look() -> None:
         for check in app.checks():
-            if check.health is Health.PROBLEM:
+            if check.health is CheckResult.PROBLEM:
                 log.error("%s: %s. %s", check.name, check.found, check.advice)
-            elif check.health is Health.WARNING and check.name != GUARDED:
+            elif check.health is CheckResult.WARNING and check.name != GUARDED:
                 log.warning("%s: %s. %s", check.name, check.found, check.advice)
 
     thread = threading.Thread(target=look, name="tenure-checks", daemon=True)

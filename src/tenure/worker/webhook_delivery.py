@@ -17,7 +17,7 @@ import msgspec
 from tenure.app.app import Tenure
 from tenure.errors import PermanentFailure, TenureError
 from tenure.jobs.handlers import Handlers, JobContext, describe
-from tenure.jobs.values import WEBHOOK, WEBHOOK_QUEUE
+from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
 from tenure.lifecycle import Status
 from tenure.webhooks import request as outbound
 from tenure.webhooks.registry import key_of

@@ -25,17 +25,9 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.handlers import Handlers
+from tenure.jobs.progress import Progress, no_progress
 from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
-from tenure.jobs.values import (
-    Answer,
-    ClaimRequest,
-    Exchange,
-    Lease,
-    Outcome,
-    Progress,
-    Report,
-    no_progress,
-)
+from tenure.jobs.work import Answer, ClaimRequest, Exchange, Lease, Outcome, Report
 from tenure.telemetry.tracing import Tracing
 from tenure.worker.attempts import Attempts
 from tenure.worker.heartbeat import Heartbeat

@@ -9,8 +9,9 @@ from typing import Any
 
 import psycopg
 
+from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.ids import new_ids
-from tenure.jobs.values import CheckedJob, Lease
+from tenure.jobs.work import Lease
 from tenure.store.postgres.writer import Postgres
 from tests.support.store import claim_request
 from tests.support.waiting import wait_until

@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
+from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import CheckedJob, Lease
+from tenure.jobs.work import Lease
 from tenure.store.postgres import lanes as postgres_lanes
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.writer import Postgres

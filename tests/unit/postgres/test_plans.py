@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from tenure.jobs.ids import new_ids
-from tenure.jobs.values import Query
+from tenure.jobs.queries import Query
 from tenure.lifecycle import Status
 from tenure.store.postgres import lanes as lanes
 from tenure.store.postgres import statements as sql

@@ -13,8 +13,8 @@ import pytest
 from psycopg.pq import ExecStatus
 
 from tenure.errors import StoreUnavailable
+from tenure.jobs.checked_job import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
-from tenure.jobs.values import CheckedJob, Enqueued
 from tenure.lifecycle import Status
 from tenure.store import Store, open_store, transitions
 from tenure.store.commit import ANNOUNCE_SECONDS

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tenure.jobs.ids import EPOCH
-from tenure.jobs.values import MAX_AHEAD, Query
+from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.lifecycle import Status
 from tenure.store import migrate_store
 from tenure.store.sqlite import statements as sql

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.values import ClaimRequest, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store.sqlite.connection import Connection, connect, connect_writer
 from tenure.store.sqlite.schema import upgrade
 from tenure.store.sqlite.writer import Sqlite

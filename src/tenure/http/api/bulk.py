@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from tenure.app.queries import MAX_LISTED
 from tenure.http.api.routing import Call, answer
-from tenure.jobs.values import Filter
+from tenure.jobs.queries import Filter
 from tenure.wire import requests, responses
 
 

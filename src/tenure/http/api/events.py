@@ -20,15 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from tenure.app.app import Tenure
 from tenure.errors import TenureError
-from tenure.jobs.values import (
-    ClaimRequest,
-    EventFilter,
-    Lease,
-    LedgerEvent,
-    LedgerPage,
-    Outcome,
-    Report,
-)
+from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage
+from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
 from tenure.tokens.scopes import STAY_SECONDS
 from tenure.wire import responses
 from tenure.wire.problems import RETRY_SECONDS, Refusal

@@ -13,9 +13,11 @@ from starlette.responses import Response
 from tenure.app.queries import MAX_COUNTED, MAX_LISTED, transitions_shown
 from tenure.http.api.routing import Call, answer, convert, sent
 from tenure.jobs import payload as payloads
+from tenure.jobs.bulk_actions import Action
+from tenure.jobs.checked_job import Enqueued
 from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.filters import checked
-from tenure.jobs.values import Action, Enqueued, Filter
+from tenure.jobs.queries import Filter
 from tenure.lifecycle import Status
 from tenure.telemetry import tracing
 from tenure.tokens.scopes import Caller

@@ -12,7 +12,8 @@ from tenure.errors import LeaseLost, ReportConflict
 from tenure.http.api import events as streams
 from tenure.http.api.routing import Call, answer
 from tenure.jobs import payload
-from tenure.jobs.values import Answer, ClaimRequest, Outcome, check_open
+from tenure.jobs.reserved import check_open
+from tenure.jobs.work import Answer, ClaimRequest, Outcome
 from tenure.wire import requests, responses
 from tenure.wire.problems import storable
 

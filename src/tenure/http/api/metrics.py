@@ -16,7 +16,8 @@ from operator import add
 from typing import TYPE_CHECKING
 
 from tenure.app.app import Tenure
-from tenure.jobs.values import BUCKETS, Count, QueueState, Total, Watched
+from tenure.jobs.states import QueueState, Watched
+from tenure.jobs.stats import BUCKETS, Count, Total
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

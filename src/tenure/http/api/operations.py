@@ -15,7 +15,7 @@ from tenure.http.api import events as streams
 from tenure.http.api import metrics
 from tenure.http.api.routing import JSON, Call, answer
 from tenure.jobs import ids, payload
-from tenure.jobs.values import EventFilter
+from tenure.jobs.ledger import EventFilter
 from tenure.lifecycle import EVENTS
 from tenure.tokens.scopes import may_stay
 from tenure.wire import requests, responses

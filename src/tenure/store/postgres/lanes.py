@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tenure.jobs.values import ClaimRequest
+from tenure.jobs.work import ClaimRequest
 from tenure.store.postgres.connection import NOW, to_time
 
 MARGIN = timedelta(seconds=1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tenure.errors import InvalidInput
-from tenure.jobs.values import Query
+from tenure.jobs.queries import Query
 from tenure.lifecycle import Status
 from tenure.store import constraints as guards
 from tenure.store.postgres.connection import NOW, is_uuid

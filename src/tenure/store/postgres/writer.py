@@ -14,7 +14,8 @@ from psycopg import errors
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from tenure.jobs.values import CheckedJob, ClaimRequest, Lease, Report
+from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import constraints as guards
 from tenure.store.postgres import statements as sql

@@ -13,20 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tenure.errors import InvalidInput, StoreUnavailable
-from tenure.jobs.values import (
-    MAX_AHEAD,
-    Bulk,
-    EventFilter,
-    LedgerEvent,
-    LedgerPage,
-    Progress,
-    Query,
-    QueueState,
-    Transition,
-    Webhook,
-    WorkerState,
-    no_progress,
-)
+from tenure.jobs.bulk_actions import Bulk
+from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
+from tenure.jobs.progress import Progress, no_progress
+from tenure.jobs.queries import MAX_AHEAD, Query
+from tenure.jobs.states import QueueState, WorkerState
+from tenure.jobs.webhook import Webhook
 from tenure.lifecycle import Job
 from tenure.store import audit
 from tenure.store.rows import job_of, read_names

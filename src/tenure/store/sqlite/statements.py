@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 from tenure.jobs.ids import EPOCH
-from tenure.jobs.values import Query
+from tenure.jobs.queries import Query
 from tenure.lifecycle import Status
 from tenure.store import constraints as guards
 from tenure.store.rows import COLUMNS, MOVED

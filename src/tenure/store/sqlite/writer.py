@@ -14,7 +14,9 @@ from typing import Any
 import msgspec
 
 from tenure import failpoints
-from tenure.jobs.values import CheckedJob, ClaimRequest, Lease, Report, serves
+from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.reserved import serves
+from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import constraints as guards
 from tenure.store.protocol import Trouble

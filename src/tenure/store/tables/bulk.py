@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from tenure.jobs.values import Action, Bulk, Counted, Filter
+from tenure.jobs.bulk_actions import Action, Bulk
+from tenure.jobs.queries import Counted, Filter
 
 MAX_KEPT = 1_000
 """Actions on record; of those that have ended, the oldest go when another is started."""

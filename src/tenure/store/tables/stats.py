@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from tenure.jobs.values import BUCKETS, Activity, Count, FailureGroup, Total
+from tenure.jobs.stats import BUCKETS, Activity, Count, FailureGroup, Total
 from tenure.store.tables.error_kinds import kind_of
 from tenure.store.tables.stats_sql import FAILED, Words
 

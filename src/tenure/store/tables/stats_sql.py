@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tenure.jobs.values import BUCKETS
+from tenure.jobs.stats import BUCKETS
 
 FAR = 200_000
 """Entries since the tally from which on it takes less time to count the jobs themselves."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tenure.jobs.values import Webhook
+from tenure.jobs.webhook import Webhook
 from tenure.store.rows import read_names, write_names
 
 

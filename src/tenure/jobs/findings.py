@@ -1,0 +1,37 @@
+"""What `tenure verify` and `tenure doctor` find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A stored fact that breaks an invariant; `advice` says what that means and what to do.
+
+    `job_id` is empty where no single job is concerned.
+    """
+
+    invariant: str
+    job_id: str
+    found: str
+    advice: str
+
+
+class CheckResult(StrEnum):
+    """What a check found: as it should be, worth knowing, or in need of repair."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that `tenure doctor` looked at; `advice` says what a fault means and what to do."""
+
+    name: str
+    health: CheckResult
+    found: str
+    advice: str = ""
