@@ -13,7 +13,7 @@ final: a failure that may be tried again passes through it to `pending` in the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -294,6 +294,13 @@ def follow(job: Job, event: Event, now: datetime) -> tuple[Job, ...]:
         return (after,)
     wait = delay(after.backoff, after.id, after.attempts)
     return (after, decide(after, Retried(delay=wait), now))
+
+
+def retry_in(steps: Sequence[Job]) -> float | None:
+    """Return the seconds between a failure and its retry in the rows that `follow` returned."""
+    if len(steps) < 2 or steps[0].finished_at is None:
+        return None
+    return (steps[-1].run_at - steps[0].finished_at).total_seconds()
 
 
 def _refused(job: Job, event: Event, reason: str = "") -> IllegalTransition:

@@ -38,6 +38,7 @@ from tenure.jobs.checked_job import Enqueued
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.handlers import Defaults, Handler, Handlers, JobContext
 from tenure.jobs.work import Answer, ClaimRequest, Exchange, Report
+from tenure.store.transitions import Steps
 
 DID_NOT_HAPPEN = (
     IllegalTransition,
@@ -264,12 +265,12 @@ class Recorded:
 
     # --- what the sweeper and operators call
 
-    def sweep(self) -> list[Job]:
-        jobs: list[Job]
+    def sweep(self) -> list[Steps]:
+        ended: list[Steps]
         with self._calling("sweep") as answer:
-            jobs = self.source.sweep()
-            answer["jobs"] = [job.id for job in jobs]
-        return jobs
+            ended = self.source.sweep()
+            answer["jobs"] = [steps[0].id for steps in ended]
+        return ended
 
     def prune(self, keep: Mapping[str, Any]) -> int:
         count: int

@@ -81,7 +81,7 @@ def test_a_worker_whose_entry_disappears_after_its_claim(
         clock.advance(20)
         assert app.heartbeat([(lease.id, lease.lease_id)], 30) == {lease.lease_id}
     clock.advance(20 if lives else 31)
-    assert [ended.id for ended in app.sweep()] == ([] if lives else [job.id])
+    assert [steps[0].id for steps in app.sweep()] == ([] if lives else [job.id])
     report = Report(lease.id, lease.lease_id, Outcome.COMPLETED)
     assert app.report([report]).verdicts[0].answer == ("recorded" if lives else "lost")
     if not lives:

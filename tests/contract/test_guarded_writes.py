@@ -60,7 +60,7 @@ def test_a_row_that_changed_under_its_lock_is_not_written(
 
     assert db.save([(before, after)]) == 0
     with pytest.raises(RuntimeError, match="1 locked rows changed"):
-        transitions.save(db, [(before, after)])
+        transitions.save(db, [(before, (after,))])
     assert db.lock([lease.id]) == {lease.id: job}
     assert db.save([(job, replace(after, id=job.id))]) == 1
 

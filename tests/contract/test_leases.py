@@ -97,9 +97,10 @@ def test_the_sweep_ends_a_lease_exactly_at_its_end(harness: StoreHarness) -> Non
     harness.clock.advance(LEASE_SECONDS - TICK)
     assert harness.store.sweep().result() == []
     harness.clock.advance(TICK)
-    (swept,) = harness.store.sweep().result()
+    ((ended, retried),) = harness.store.sweep().result()
     job = harness.get(lease.id)
-    assert swept == job
+    assert (ended.event, ended.status, ended.actor) == ("lease_expired", "failed", "sweep")
+    assert retried == job
     assert (job.status, job.attempts, job.token, job.lease_id) == ("pending", 1, 1, None)
     assert 90 <= (job.run_at - harness.clock.now).total_seconds() <= 100
     expiry, retry = harness.history(job.id)[-2:]
@@ -122,7 +123,7 @@ def test_a_sweep_spends_the_budget_like_any_failure(harness: StoreHarness) -> No
         assert lease.attempts == attempt
         harness.clock.advance(LEASE_SECONDS)
         (swept,) = harness.store.sweep().result()
-        assert swept.status == ("pending" if attempt == 1 else "failed")
+        assert [row.status for row in swept] == ["failed", "pending"][: 3 - attempt]
         harness.clock.advance(3600)
     end = harness.get(job.id)
     assert (end.status, end.attempts) == ("failed", 2)
@@ -142,10 +143,10 @@ def test_the_sweep_leaves_alone_what_still_runs_or_rests(harness: StoreHarness) 
     late = harness.take()
     harness.report(report_completed(late))
     harness.add()
-    assert [job.id for job in harness.store.sweep().result()] == [over.id]
+    assert [steps[0].id for steps in harness.store.sweep().result()] == [over.id]
     assert harness.get(renewed.id).status == "processing"
     harness.clock.advance(TICK)
-    assert [job.id for job in harness.store.sweep().result()] == [renewed.id]
+    assert [steps[0].id for steps in harness.store.sweep().result()] == [renewed.id]
 
 
 @pytest.mark.requirement("C22")
@@ -155,7 +156,7 @@ def test_a_sweep_takes_no_more_than_its_limit_and_the_oldest_first(harness: Stor
         leases.append(harness.take())
         harness.clock.advance(1)
     harness.clock.advance(LEASE_SECONDS)
-    swept = [[job.id for job in harness.store.sweep(limit=2).result()] for _ in range(4)]
+    swept = [[steps[0].id for steps in harness.store.sweep(limit=2).result()] for _ in range(4)]
     assert [len(ids) for ids in swept] == [2, 2, 1, 0]
     assert sorted(swept[0]) == sorted(lease.id for lease in leases[:2])
     assert sorted(swept[1]) == sorted(lease.id for lease in leases[2:4])
@@ -169,11 +170,11 @@ def test_sweeps_at_once_end_each_lease_once(harness: StoreHarness, database_url:
     stores = [open_store(database_url) for _ in range(3)]
     try:
         sweeps = [store.sweep(limit=50) for _ in range(10) for store in stores]
-        swept = [job.id for sweep in sweeps for job in sweep.result()]
+        swept = [steps[0].id for sweep in sweeps for steps in sweep.result()]
     finally:
         for store in stores:
             store.close()
-    swept += [job.id for job in harness.store.sweep(limit=200).result()]
+    swept += [steps[0].id for steps in harness.store.sweep(limit=200).result()]
     assert len(swept) == len(set(swept)) == 200
     events = [entry.event for entry in harness.ledger()]
     assert events.count("lease_expired") == events.count("retried") == 200

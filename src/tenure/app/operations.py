@@ -18,6 +18,7 @@ from tenure.lifecycle import SETTLED, Job
 from tenure.store import migrate_store, search
 from tenure.store.bulk import about
 from tenure.store.doctor import schema_version
+from tenure.store.transitions import Steps
 from tenure.telemetry import logs
 from tenure.tokens.registry import Tokens
 from tenure.webhooks.registry import Webhooks
@@ -37,16 +38,16 @@ class Operations(Queries):
     def cancel(self, job_id: str, *, actor: str | None = None) -> Job:
         """Cancel a pending or processing job. Raises JobNotFound or IllegalTransition."""
         event = lifecycle.Cancelled(actor=actor or self.actor)
-        return self._logged("job_cancelled", self._store.apply(job_id, event).result())
+        return self._logged(self._store.apply(job_id, event).result())
 
     def retry(self, job_id: str, *, more_retries: int = 1, actor: str | None = None) -> Job:
         """Run a job that failed for good again, with `more_retries` added to its limit."""
         more = whole(more_retries, 1, MAX_RETRIES, "$.more_retries")
         event = lifecycle.Retried(more_retries=more, actor=actor or self.actor)
-        return self._logged("job_retried", self._store.apply(job_id, event).result())
+        return self._logged(self._store.apply(job_id, event).result())
 
-    def _logged(self, event: str, job: Job) -> Job:
-        log.info(event, extra=logs.fields_of(job))
+    def _logged(self, job: Job) -> Job:
+        logs.log_steps(log, [job])
         return job
 
     def start_bulk(
@@ -168,8 +169,8 @@ class Operations(Queries):
 
     # --- what the sweeper calls
 
-    def sweep(self) -> list[Job]:
-        """End leases that have run out; the jobs concerned, as they stand after."""
+    def sweep(self) -> list[Steps]:
+        """End leases that have run out; the steps of each job concerned."""
         return self._store.sweep().result()
 
     def measure(self, *, yielding: bool = False) -> int:

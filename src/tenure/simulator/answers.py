@@ -27,8 +27,8 @@ def check(commit: Commit, one: Asked) -> None:
         case Apply():
             _apply(commit, one.ask, one.answer)
         case Sweep():
-            for job in one.answer:
-                if not commit.events[job.id, "lease_expired"]:
+            for steps in one.answer:
+                if not commit.events[steps[0].id, "lease_expired"]:
                     raise Broken("the sweep names a job that it did not end")
         case Prune():
             if one.answer > len(commit.deleted):

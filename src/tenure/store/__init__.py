@@ -22,7 +22,7 @@ from tenure.jobs.redaction import without_password
 from tenure.jobs.webhook import Webhook
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import Event, Job, Status
-from tenure.store import migrate, transitions
+from tenure.store import enqueue, migrate, transitions
 from tenure.store.bulk import batch, next_ids
 from tenure.store.commit import CallWork, Committer, EnqueueWork, ExchangeWork
 from tenure.store.notify import Notifier
@@ -93,8 +93,8 @@ class Store:
         """End such an action early."""
         return self._act("bulk", lambda db: db.bulks.stop(bulk_id, actor))
 
-    def sweep(self, limit: int = 500) -> Future[list[Job]]:
-        """End leases that have run out; the jobs concerned, as they stand after."""
+    def sweep(self, limit: int = 500) -> Future[list[transitions.Steps]]:
+        """End up to `limit` leases that have run out; the steps of each job concerned."""
         return self._act("sweep", lambda db: transitions.sweep(db, limit))
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int = 500) -> Future[int]:
@@ -162,7 +162,7 @@ class Store:
         """Add the deliveries of the moves up to `position`; False if somebody else has."""
         return self._act(
             "webhook",
-            lambda db: transitions.forward(db, hook, deliveries, position),
+            lambda db: enqueue.forward(db, hook, deliveries, position),
             quiet=not deliveries,
         )
 

@@ -57,20 +57,20 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
         return False
     jobs = db.lock(sorted(job_ids))
     now = db.now()
-    steps = []
+    changes = []
     for job in jobs.values():
         try:
             if fits(bulk.filter, job) and _stood_so(job, bulk):
-                steps.append((job, *follow(job, _event(bulk), now)))
+                changes.append((job, follow(job, _event(bulk), now)))
         except IllegalTransition:
             continue
-    transitions.save(db, steps)
+    transitions.save(db, changes)
     failpoints.hit("bulk.between_jobs_and_cursor")
     done = replace(
         bulk,
         cursor=cursor or bulk.cursor,
-        changed=bulk.changed + len(steps),
-        refused=bulk.refused + len(job_ids) - len(steps),
+        changed=bulk.changed + len(changes),
+        refused=bulk.refused + len(job_ids) - len(changes),
     )
     ended = cursor is None
     db.bulks.advance(done, ended=ended)

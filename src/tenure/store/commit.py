@@ -24,7 +24,7 @@ from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.checked_job import CheckedJob, Enqueued
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Report
-from tenure.store import transitions
+from tenure.store import enqueue, transitions
 from tenure.store.protocol import Database, Trouble
 
 log = logging.getLogger(__name__)
@@ -260,9 +260,7 @@ class Committer:
 
     def _add(self, db: Database, works: Sequence[EnqueueWork]) -> list[tuple[Work, Any]]:
         singles = [work for work in works if len(work.checked_jobs) == 1]
-        added = (
-            transitions.add_each(db, [work.checked_jobs[0] for work in singles]) if singles else []
-        )
+        added = enqueue.add_each(db, [work.checked_jobs[0] for work in singles]) if singles else []
         answers: list[tuple[Work, Any]] = [
             (work, answer if isinstance(answer, TenureError) else [answer])
             for work, answer in zip(singles, added, strict=True)
@@ -271,7 +269,7 @@ class Committer:
             if len(work.checked_jobs) == 1:
                 continue
             db.savepoint()
-            several = transitions.add_together(db, work.checked_jobs)
+            several = enqueue.add_together(db, work.checked_jobs)
             if isinstance(several, TenureError):
                 db.undo_to_savepoint()
             answers.append((work, several))

@@ -1,128 +1,36 @@
-"""Load, decide, save: every change of a job that is not the plain claim or completion.
+"""Everything that ends a claim, and what operators do to one job: load, decide, save.
 
-These functions run inside the committer's transaction. They load rows under lock, ask the lifecycle
-what happens, and save what it answered, guarded. They are the same for every database.
+These functions run inside the committer's transaction. They lock the rows, ask the lifecycle what
+happens, and save what it answered under guards. They are the same for every database. Only a plain
+claim and a plain completion are statements of the database itself.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from tenure import failpoints
-from tenure.errors import (
-    IllegalTransition,
-    JobNotFound,
-    KeyConflict,
-    LeaseLost,
-    QueueFull,
-    TenureError,
-)
-from tenure.jobs.checked_job import CheckedJob, Enqueued
-from tenure.jobs.webhook import Webhook
+from tenure.errors import IllegalTransition, JobNotFound, LeaseLost
 from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report, Verdict
-from tenure.lifecycle import (
-    Completed,
-    Event,
-    Failed,
-    Job,
-    LeaseExpired,
-    Released,
-    follow,
-)
+from tenure.lifecycle import Completed, Event, Failed, Job, LeaseExpired, Released, follow, retry_in
 from tenure.store.protocol import Database
 
-
-def add(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | TenureError]:
-    """Insert jobs; a refused one is answered with its error and leaves no trace."""
-    made = dict(db.insert(checked_jobs))
-    others = [a for a in checked_jobs if a.id not in made]
-    known = db.known(others) if others else {}
-    if gone := [a for a in others if a.id not in known]:  # pruned after it was in the way
-        made.update(db.insert(gone))
-    traced = [(a.id, a.traceparent) for a in checked_jobs if a.traceparent and a.id in made]
-    if traced:
-        db.keep_traces(traced)
-    return [
-        Enqueued(made[a.id], created=True) if a.id in made else _known(a, *known[a.id])
-        for a in checked_jobs
-    ]
-
-
-def add_each(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | TenureError]:
-    """Insert jobs that have nothing to do with each other, up to the limits of their queues."""
-    full = db.full_queues(_per_queue(checked_jobs))
-    if not full:
-        return add(db, checked_jobs)
-    free = [a for a in checked_jobs if a.queue not in full]
-    answers = dict(zip((a.id for a in free), add(db, free), strict=True))
-    closed: set[str] = set()
-    for checked_job in checked_jobs:
-        queue = checked_job.queue
-        if queue not in full:
-            continue
-        repeated = bool(db.known([checked_job]))  # asking for the same job again needs no room
-        if not repeated and (queue in closed or db.full_queues({queue: 1})):
-            closed.add(queue)
-            answers[checked_job.id] = QueueFull(queue, full[queue])
-        else:
-            answers[checked_job.id] = add(db, [checked_job])[0]
-    return [answers[a.id] for a in checked_jobs]
-
-
-def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued] | TenureError:
-    """Insert the jobs of one request. If one is refused the caller must undo them all."""
-    full = db.full_queues(_per_queue(checked_jobs))
-    if full:
-        known = db.known([a for a in checked_jobs if a.queue in full])
-        full = db.full_queues(_per_queue([a for a in checked_jobs if a.id not in known]))
-    for queue, limit in full.items():
-        return QueueFull(queue, limit)
-    answers = []
-    for answer in add(db, checked_jobs):
-        if isinstance(answer, TenureError):
-            return answer
-        answers.append(answer)
-    return answers
-
-
-def forward(db: Database, hook: Webhook, deliveries: Sequence[CheckedJob], position: str) -> bool:
-    """Add the deliveries of the moves up to `position`; False if somebody else has done so.
-
-    The position moves in the same transaction and from where it was read, so that of two who follow
-    side by side one adds them, and a crash leaves both done or neither. A limit of the queue does
-    not hold here: moves that are not told now would be forgotten.
-    """
-    if not db.webhooks.advance(hook, position):
-        return False
-    failpoints.hit("webhook.between_position_and_jobs")
-    if deliveries:
-        add(db, deliveries)
-    return True
-
-
-def _per_queue(checked_jobs: Sequence[CheckedJob]) -> Mapping[str, int]:
-    return Counter(checked_job.queue for checked_job in checked_jobs)
-
-
-def _known(checked_job: CheckedJob, job: Job, fingerprint: str | None) -> Enqueued | TenureError:
-    if checked_job.idempotency_key is not None and fingerprint != checked_job.fingerprint:
-        return KeyConflict(checked_job.idempotency_key, job.id)
-    return Enqueued(job, created=job.id == checked_job.id)
+Steps: TypeAlias = tuple[Job, ...]
+"""The rows that one job passes through in one transaction, as `follow` returns them."""
 
 
 def settle(db: Database, reports: Sequence[Report]) -> list[Verdict]:
-    """Record what workers report; one verdict per report, in order."""
+    """Record the reports of workers; return one verdict per report, in order."""
     verdicts: dict[int, Verdict] = {}
     completed = [r for r in reports if r.outcome is Outcome.COMPLETED]
     done = db.complete(completed) if completed else set()
-    if len(done) == len(reports):  # each of them, and none twice
+    if len(done) == len(reports):  # each report once
         return [RECORDED] * len(reports)
     rest: list[tuple[int, Report]] = []
     for index, report in enumerate(reports):
         if report.outcome is Outcome.COMPLETED and report.lease_id in done:
-            done.discard(report.lease_id)  # a second report of the same lease is a repetition
+            done.discard(report.lease_id)  # a second report of this lease is a repetition
             verdicts[index] = RECORDED
         else:
             rest.append((index, report))
@@ -136,7 +44,7 @@ def _settle_others(
 ) -> None:
     jobs = dict(db.lock(sorted({report.job_id for _, report in rest})))
     now = db.now()
-    steps: list[tuple[Job, ...]] = []
+    changes: list[tuple[Job, Steps]] = []
     late: list[tuple[int, Report]] = []
     for index, report in rest:
         job = jobs.get(report.job_id)
@@ -144,26 +52,23 @@ def _settle_others(
             verdicts[index] = Verdict(Answer.LOST)
             continue
         try:
-            after = follow(job, _event(report), now)
+            steps = follow(job, _event(report), now)
         except (LeaseLost, IllegalTransition):
             late.append((index, report))
             continue
-        steps.append((job, *after))
-        jobs[job.id] = after[-1]
-        verdicts[index] = _verdict(report, after, now)
-    save(db, steps)
+        changes.append((job, steps))
+        jobs[job.id] = steps[-1]
+        verdicts[index] = _verdict(report, steps)
+    save(db, changes)
     if late:
         _answer_late(db, late, verdicts)
 
 
-def _verdict(report: Report, after: Sequence[Job], now: datetime) -> Verdict:
-    """The answer to a report that moved its job along `after`."""
-    event = after[0].event
-    if event != report.outcome:  # a job handed back too often fails
+def _verdict(report: Report, steps: Steps) -> Verdict:
+    event = steps[0].event
+    if event != report.outcome:  # the job was handed back too often and failed
         return Verdict(Answer.CONFLICT, event)
-    if len(after) == 1:
-        return RECORDED
-    return Verdict(Answer.RECORDED, retry_in=(after[-1].run_at - now).total_seconds())
+    return RECORDED if len(steps) == 1 else Verdict(Answer.RECORDED, retry_in=retry_in(steps))
 
 
 def _answer_late(
@@ -176,9 +81,10 @@ def _answer_late(
 
 
 def late_verdict(outcome: Outcome, event: str) -> Verdict:
-    """The answer to a report whose lease ended earlier, by `event`; "" if no such lease is known.
+    """Return the answer to a report whose lease has already ended.
 
-    Pure, so that the model tests can ask it too.
+    `event` is the transition that ended the lease, "" if no such lease is known. Pure: the model
+    tests call it too.
     """
     if event == outcome:
         return ALREADY_RECORDED
@@ -203,39 +109,43 @@ def _event(report: Report) -> Event:
 
 
 def apply(db: Database, job_id: str, event: Event) -> Job:
-    """One event on one job, as an operator or the application asks for it."""
+    """Apply an operator's or the application's event to one job; return the job afterwards.
+
+    Raises JobNotFound or IllegalTransition.
+    """
     job = db.lock([job_id]).get(job_id)
     if job is None:
         raise JobNotFound(job_id)
-    after = follow(job, event, db.now())
-    save(db, [(job, *after)])
-    return after[-1]
+    steps = follow(job, event, db.now())
+    save(db, [(job, steps)])
+    return steps[-1]
 
 
-def sweep(db: Database, limit: int) -> list[Job]:
-    """End up to `limit` leases that have run out; the jobs as they stand after."""
+def sweep(db: Database, limit: int) -> list[Steps]:
+    """End up to `limit` leases that have run out; return the steps of each job."""
     expired = db.lock_expired(limit)
     failpoints.hit("sweep.between_read_and_write")
     now = db.now()
-    steps = []
+    changes: list[tuple[Job, Steps]] = []
     for job in expired:
         try:
-            steps.append((job, *follow(job, LeaseExpired(), now)))
-        except IllegalTransition:  # it was renewed between the reading and the clock
+            changes.append((job, follow(job, LeaseExpired(), now)))
+        except IllegalTransition:  # the lease was renewed between the read and `now`
             continue
-    save(db, steps)
-    return [step[-1] for step in steps]
+    save(db, changes)
+    return [steps for _, steps in changes]
 
 
-def save(db: Database, steps: Sequence[tuple[Job, ...]]) -> None:
-    """Write each job's rows one after the other, so that the ledger sees every move.
+def save(db: Database, changes: Sequence[tuple[Job, Steps]]) -> None:
+    """Write the steps of each job, one after the other: the ledger gets every transition.
 
-    The rows are locked, so a guard that does not match is a broken promise of the database: it
-    raises and the whole transaction is undone.
+    `changes` has the locked row of each job as it was, and its steps. Raises RuntimeError, which
+    undoes the whole transaction, if a row changed in spite of the lock.
     """
-    depth = max((len(step) for step in steps), default=0)
+    paths = [(job, *steps) for job, steps in changes]
+    depth = max((len(path) for path in paths), default=0)
     for number in range(1, depth):
-        pairs = [(step[number - 1], step[number]) for step in steps if len(step) > number]
+        pairs = [(path[number - 1], path[number]) for path in paths if len(path) > number]
         written = db.save(pairs)
         if written != len(pairs):
             raise RuntimeError(f"{len(pairs) - written} locked rows changed under the lock")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO
 
 import msgspec
 
-from tenure.lifecycle import Job
+from tenure.lifecycle import Job, LeaseExpired, Retried, retry_in
 
 FIELDS = (
     *("job", "type", "queue", "status", "attempt", "worker", "actor"),
@@ -70,7 +70,7 @@ class JobFields(logging.Filter):
 
 
 def fields_of(job: Job) -> dict[str, Any]:
-    """What a line says of a job that was moved from outside."""
+    """Return the fields of a log line about a job that is not changed by its own worker."""
     return {
         "job": job.id,
         "type": job.type,
@@ -80,6 +80,31 @@ def fields_of(job: Job) -> dict[str, Any]:
         "worker": job.worker,
         "actor": job.actor,
     }
+
+
+def log_transition(
+    log: logging.Logger,
+    event: str,
+    fields: Mapping[str, Any],
+    *,
+    level: int = logging.INFO,
+    delay: float | None = None,
+) -> None:
+    """Log one transition, as the message `job_` and its event.
+
+    `delay` is the seconds until the job may run again, where `event` is a retry.
+    """
+    if delay is not None:
+        fields = {**fields, "delay": round(delay, 3)}
+    log.log(level, "job_%s", event, extra=fields)
+
+
+def log_steps(log: logging.Logger, steps: Sequence[Job]) -> None:
+    """Log each transition of one job, given the rows that the job passed through."""
+    for row in steps:
+        level = logging.WARNING if row.event == LeaseExpired.name else logging.INFO
+        delay = retry_in(steps) if row.event == Retried.name else None
+        log_transition(log, row.event, fields_of(row), level=level, delay=delay)
 
 
 _configured: tuple[str, str] | None = None

@@ -314,7 +314,7 @@ class Attempts:
 
     def _end_span(self, attempt: Attempt, error: str) -> None:
         if attempt.span is not None and self._tracing is not None:
-            self._tracing.ended(attempt.span, self._log.shown(error, attempt.lease))
+            self._tracing.ended(attempt.span, self._log.redacted(error, attempt.lease))
 
     def _time_out(self, attempt: Attempt) -> None:
         self._stop(attempt, Failure(f"timed out after {attempt.lease.timeout:g} s"))

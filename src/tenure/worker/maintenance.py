@@ -9,14 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping
 
 from tenure.app.app import Tenure
 from tenure.app.operations import retention
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import Duration
-from tenure.lifecycle import SWEEP, Job, Status
 from tenure.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -93,8 +91,8 @@ class Sweeper:
     def _sweep(self) -> None:
         while not self._stop.is_set():
             ended = self._app.sweep()
-            if ended:
-                _tell(ended, self._app.ping())
+            for steps in ended:
+                logs.log_steps(log, steps)
             if len(ended) < FULL_BITE:
                 return
 
@@ -130,17 +128,3 @@ class Sweeper:
         if self._keep:
             while not self._stop.is_set() and self._app.prune(self._keep):
                 pass
-
-
-def _tell(ended: Sequence[Job], now: datetime) -> None:
-    """A line for each move: of a lease that ran out, and of the retry that this may have brought.
-
-    The jobs are told as they stand after both.
-    """
-    for job in ended:
-        fields = logs.fields_of(job)
-        expired = {**fields, "status": Status.FAILED, "actor": SWEEP}
-        log.warning("job_lease_expired", extra=expired)
-        if job.status is Status.PENDING:
-            delay = max((job.run_at - now).total_seconds(), 0.0)
-            log.info("job_retried", extra={**fields, "delay": round(delay, 3)})

@@ -298,7 +298,7 @@ class Worker:
             self._waiting = task
 
     async def _exchange(self, reports: list[Report], claim: ClaimRequest | None) -> None:
-        self._log.look()
+        self._log.refresh_level()
         try:
             if reports:
                 failpoints.hit("worker.before_report")

@@ -1,0 +1,95 @@
+"""Add jobs: one or many, with idempotency keys and queue limits, and deliveries of webhooks.
+
+These functions run inside the committer's transaction. They are the same for every database.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from tenure import failpoints
+from tenure.errors import KeyConflict, QueueFull, TenureError
+from tenure.jobs.checked_job import CheckedJob, Enqueued
+from tenure.jobs.webhook import Webhook
+from tenure.lifecycle import Job
+from tenure.store.protocol import Database
+
+
+def add(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | TenureError]:
+    """Insert jobs; the answer of a refused job is its error, and nothing of it is stored."""
+    made = dict(db.insert(checked_jobs))
+    others = [a for a in checked_jobs if a.id not in made]
+    known = db.known(others) if others else {}
+    if gone := [a for a in others if a.id not in known]:  # deleted since the insert met it
+        made.update(db.insert(gone))
+    traced = [(a.id, a.traceparent) for a in checked_jobs if a.traceparent and a.id in made]
+    if traced:
+        db.keep_traces(traced)
+    return [
+        Enqueued(made[a.id], created=True) if a.id in made else _known(a, *known[a.id])
+        for a in checked_jobs
+    ]
+
+
+def add_each(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | TenureError]:
+    """Insert jobs of separate requests, up to the limits of their queues."""
+    full = db.full_queues(_per_queue(checked_jobs))
+    if not full:
+        return add(db, checked_jobs)
+    free = [a for a in checked_jobs if a.queue not in full]
+    answers = dict(zip((a.id for a in free), add(db, free), strict=True))
+    closed: set[str] = set()
+    for checked_job in checked_jobs:
+        queue = checked_job.queue
+        if queue not in full:
+            continue
+        repeated = bool(db.known([checked_job]))  # a repeated request needs no room
+        if not repeated and (queue in closed or db.full_queues({queue: 1})):
+            closed.add(queue)
+            answers[checked_job.id] = QueueFull(queue, full[queue])
+        else:
+            answers[checked_job.id] = add(db, [checked_job])[0]
+    return [answers[a.id] for a in checked_jobs]
+
+
+def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued] | TenureError:
+    """Insert the jobs of one request; if the answer is an error, the caller undoes them all."""
+    full = db.full_queues(_per_queue(checked_jobs))
+    if full:
+        known = db.known([a for a in checked_jobs if a.queue in full])
+        full = db.full_queues(_per_queue([a for a in checked_jobs if a.id not in known]))
+    for queue, limit in full.items():
+        return QueueFull(queue, limit)
+    answers = []
+    for answer in add(db, checked_jobs):
+        if isinstance(answer, TenureError):
+            return answer
+        answers.append(answer)
+    return answers
+
+
+def forward(db: Database, hook: Webhook, deliveries: Sequence[CheckedJob], position: str) -> bool:
+    """Add the deliveries of the transitions up to `position`.
+
+    Returns False, and adds nothing, if another process has added them. The position of the webhook
+    advances in the same transaction and only from where it was read, so each transition is
+    delivered once, whatever crashes. The limit of the queue does not apply: a delivery that is
+    refused here would be lost.
+    """
+    if not db.webhooks.advance(hook, position):
+        return False
+    failpoints.hit("webhook.between_position_and_jobs")
+    if deliveries:
+        add(db, deliveries)
+    return True
+
+
+def _per_queue(checked_jobs: Sequence[CheckedJob]) -> Mapping[str, int]:
+    return Counter(checked_job.queue for checked_job in checked_jobs)
+
+
+def _known(checked_job: CheckedJob, job: Job, fingerprint: str | None) -> Enqueued | TenureError:
+    if checked_job.idempotency_key is not None and fingerprint != checked_job.fingerprint:
+        return KeyConflict(checked_job.idempotency_key, job.id)
+    return Enqueued(job, created=job.id == checked_job.id)
