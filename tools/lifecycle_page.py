@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, SETTLED, TRANSITIONS, Rule, Status
+from tenure import lifecycle
+from tenure.lifecycle import FIRST_EVENT, SETTLED, Rule, Status
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "lifecycle.md"
 
@@ -13,30 +14,18 @@ def diagram() -> str:
     """The state machine as a Mermaid diagram."""
     lines = ["stateDiagram-v2", f"    [*] --> pending: {FIRST_EVENT}"]
     lines += [
-        f"    {transition.source} --> {transition.target}: {transition.event}"
-        for transition in TRANSITIONS
+        f"    {rule.source} --> {rule.target}: {rule.event}" for rule in lifecycle.TRANSITIONS
     ]
     lines += [f"    {status} --> [*]" for status in Status if status in SETTLED]
     return "\n".join(lines)
 
 
-def effects(transition: Rule) -> str:
+def effects(rule: Rule) -> str:
     """Return what a transition needs and changes beside the status, in words."""
-    parts = []
-    if transition.holder_only:
-        parts.append("the caller presents the job's current lease")
-    if transition.budget:
-        parts.append("`attempts < max_retries`")
-    if transition.event == "released":
-        parts.append(f"`token - attempts < {MAX_RELEASES}`")
-    if transition.event == "claimed":
-        parts.append("`run_at` has come and the queue is not paused")
-    if transition.event == "lease_expired":
-        parts.append("`lease_expires_at` has passed, tested again in the same write")
-    needs = "; ".join(parts) or "nothing else"
+    needs = "; ".join(guard.words for guard in rule.guards) or "nothing else"
     changes = [
         f"{name} {change:+d}"
-        for name, change in (("attempts", transition.attempts), ("token", transition.token))
+        for name, change in (("attempts", rule.attempts), ("token", rule.token))
         if change
     ]
     return f"{needs} | {', '.join(changes) or '-'}"
@@ -46,7 +35,7 @@ def page() -> str:
     """The whole page."""
     rows = [
         f"| `{rule.event}` | {rule.source} → {rule.target} | {rule.caused_by} | {effects(rule)} |"
-        for rule in TRANSITIONS
+        for rule in lifecycle.TRANSITIONS
     ]
     return f"""# The life of a job
 
@@ -57,17 +46,17 @@ test fails when the two differ. The databases' triggers come from the same table
 {diagram()}
 ```
 
-| event | move | caused by | needs | changes |
+| event | transition | caused by | needs | changes |
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-- `attempts` is charged when a job is claimed. A failure with `attempts >= max_retries` is
+- A claim adds 1 to `attempts`. A failure with `attempts >= max_retries` is
   permanent: `max_retries` 3 means three attempts in all, 0 and 1 both mean one.
 - A failure that may be tried again passes through `failed` to `pending` in the same transaction, so
-  `failed` at rest is final. Both moves are in the ledger.
+  `failed` at rest is final. Both transitions are in the ledger.
 - `token` rises by one with every claim and never falls: give it to outside systems as a fencing
-  token. A released attempt is refunded, its token is not, so `token - attempts` counts releases.
-- An operator's retry of a failed job raises `max_retries`, and then obeys the same guard. Completed
+  token. A release takes the attempt back but not the token, so `token - attempts` counts releases.
+- An operator's retry of a failed job raises `max_retries`; the same guard applies to it. Completed
   and cancelled jobs never run again.
 """
 

@@ -68,8 +68,8 @@ CONTROLS = (
     Control(
         "a report needs no lease",
         LIFECYCLE,
-        "and lease_id != job.lease_id:",
-        "and lease_id != job.lease_id and False:",
+        "if _needs_lease(event.name) and",
+        "if False and",
     ),
     Control(
         "SQLite: a completion needs no lease",

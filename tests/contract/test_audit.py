@@ -32,14 +32,14 @@ USED_LEASE = (
     f" WHERE job_id = {SETTLED_JOB}){{as_lease}}"
 )
 
-LEGAL = "every move in the ledger is legal"
+LEGAL = "every transition in the ledger is legal"
 PATH = "each entry starts where the one before it ended"
 STATUS = "the ledger ends in the job's status"
-TOKEN = "a claim raises the token by one and nothing else moves it"
+TOKEN = "a claim raises the token by one and nothing else changes it"
 ATTEMPT = "each entry names its attempt"
-ATTEMPTS = "attempts are the claims that were not handed back"
+ATTEMPTS = "attempts are the claims that were not released"
 LIMIT = "no job ran more often than its limit"
-RELEASES = "no job was handed back without end"
+RELEASES = "no job was released without end"
 ONCE = "a lease is given out once"
 OUTCOME = "one outcome per lease"
 CLAIMED = "every lease that ended was claimed"
@@ -259,7 +259,7 @@ def test_an_index_without_its_jobs_is_found(sqlite_url: str) -> None:
 
 
 def test_there_is_a_case_for_every_question_and_advice_for_every_answer() -> None:
-    asked = {question.invariant for each in audit.PASSES for question in each.questions}
+    asked = {rule.invariant for each in audit.QUERIES for rule in each.rules}
     shown = {invariant for broken, _ in LEDGER_BREAKS + ROW_BREAKS for invariant in broken}
     assert asked | {audit.SOUND} == shown | {KEY, RETRY, audit.SOUND} == set(audit.INVARIANTS)
     assert all(audit.INVARIANTS.values())

@@ -294,10 +294,10 @@ def test_a_refusal_reads_as_a_sentence() -> None:
     assert "3 attempts are used up" in message
     assert "legal from here: retried" in message
     with pytest.raises(
-        IllegalTransition, match=r"be claimed \(not due before 2026-05-04T12:00:00\.000001"
+        IllegalTransition, match=r"be claimed \(it is not due before 2026-05-04T12:00:00\.000001"
     ):
         decide(job_in("pending", 0, 3, ago=-TICK), EVENTS["claimed"], NOW)
-    with pytest.raises(IllegalTransition, match=r"\(its lease still runs\)"):
+    with pytest.raises(IllegalTransition, match=r"\(its lease has not run out\)"):
         decide(job_in("processing", 1, 3, ago=-TICK), LeaseExpired(), NOW)
     with pytest.raises(IllegalTransition, match="cannot be claimed; legal"):
         decide(job_in("completed", 1, 3), EVENTS["claimed"], NOW)

@@ -17,12 +17,12 @@ import click
 
 from tenure.cli.command import database_option, existing
 from tenure.errors import StoreUnavailable
+from tenure.lifecycle import ATTEMPT_ENDS
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
 
 MINUTES = 60
-ENDS = ("completed", "failed", "lease_expired")
 """The moves that end an attempt: what throughput is counted in."""
 MAX_RUNNING = 200
 MAX_FAILURES = 5
@@ -108,11 +108,11 @@ def picture(app: Tenure) -> dict[str, Any]:
     by_event: Counter[str] = Counter()
     by_queue: Counter[str] = Counter()
     for entry in app.activity(MINUTES):
-        if entry.event in ENDS:
+        if entry.event in ATTEMPT_ENDS:
             ended[entry.minute] += entry.transitions
         if entry.minute == last:
             by_event[entry.event] += entry.transitions
-            if entry.event in ENDS:
+            if entry.event in ATTEMPT_ENDS:
                 by_queue[entry.queue] += entry.transitions
     running: dict[str, list[dict[str, Any]]] = {}
     for job in app.find(status="processing", limit=MAX_RUNNING):

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from tenure.jobs.stats import BUCKETS, Activity
-from tenure.lifecycle import FIRST_EVENT, RULE_OF, TRANSITIONS, Rule, Status
+from tenure.lifecycle import ATTEMPT_ENDS, FIRST_EVENT, RULE_OF, TRANSITIONS, Rule, Status
 
 MINUTES = 60
 MINUTE = timedelta(minutes=1)
@@ -18,7 +18,6 @@ LATELY = 5
 """Minutes over which a rate is taken."""
 
 WIDTH, HEIGHT = 120.0, 28.0
-ENDED = ("completed", "failed", "lease_expired")
 CLAIMED = "claimed"
 CANCELLED = "cancelled"
 WAYS = {transition.event: transition for transition in TRANSITIONS if transition.event != CANCELLED}
@@ -51,7 +50,7 @@ def throughput(activity: Iterable[Activity], now: datetime) -> Chart:
     """Attempts that completed and that failed, per minute."""
     found: dict[str, dict[datetime, int]] = defaultdict(lambda: defaultdict(int))
     for one in activity:
-        if one.event in ENDED:
+        if one.event in ATTEMPT_ENDS:
             name = "completed" if one.event == "completed" else "failed"
             found[name][one.minute] += one.transitions
     return _chart(now, {name: _filled(found[name], 0) for name in ("completed", "failed")})
@@ -62,7 +61,7 @@ def latency(activity: Iterable[Activity], now: datetime) -> Chart:
     waits: dict[datetime, list[int]] = {}
     runs: dict[datetime, list[int]] = {}
     for one in activity:
-        into = waits if one.event == CLAIMED else runs if one.event in ENDED else None
+        into = waits if one.event == CLAIMED else runs if one.event in ATTEMPT_ENDS else None
         if into is not None:
             so_far = into.setdefault(one.minute, [0] * len(BUCKETS))
             into[one.minute] = [a + b for a, b in zip(so_far, one.buckets, strict=True)]
@@ -120,7 +119,7 @@ def queue_rates(activity: Iterable[Activity], now: datetime) -> dict[str, float]
     since = now - MINUTE * LATELY
     found: dict[str, float] = defaultdict(float)
     for one in activity:
-        if one.minute >= since and one.event in ENDED:
+        if one.minute >= since and one.event in ATTEMPT_ENDS:
             found[one.queue] += one.transitions / LATELY
     return found
 

@@ -11,14 +11,12 @@ from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.reserved import serves
 from tenure.jobs.states import WorkerState
 from tenure.jobs.stats import Activity
-from tenure.lifecycle import Job, Status, legal_events
+from tenure.lifecycle import ATTEMPT_ENDS, Job, Status, legal_events
 
 RATE_MINUTES = 5
 """How many minutes, the one that runs included, tell how fast a queue goes."""
 WORKER_IS_LIVE = timedelta(seconds=60)
 """A worker that holds no job is taken for dead after that long without asking for one."""
-ENDED = frozenset({"completed", "failed", "lease_expired"})
-"""Moves that end an attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +45,9 @@ def explain(job: Job, facts: Facts) -> Explanation:
     return Explanation(reason, text, legal_events(job.status))
 
 
-def rate(transitions: Iterable[Activity], queue: str, now: datetime) -> float:
-    """Attempts of a queue that ended per second, from its moves of the last `RATE_MINUTES`."""
-    ended = sum(m.transitions for m in transitions if m.queue == queue and m.event in ENDED)
+def rate(activity: Iterable[Activity], queue: str, now: datetime) -> float:
+    """Attempts of a queue that ended per second, in the last `RATE_MINUTES` of `activity`."""
+    ended = sum(m.transitions for m in activity if m.queue == queue and m.event in ATTEMPT_ENDS)
     start = now.replace(second=0, microsecond=0) - timedelta(minutes=RATE_MINUTES - 1)
     return ended / (now - start).total_seconds()
 

@@ -83,7 +83,7 @@ class Stage:
     def violations(self) -> list[tuple[str, str, str]]:
         """What `tenure verify` finds: (invariant, job id, what)."""
         found: list[tuple[str, str, str]] = []
-        for asked in audit.PASSES:
+        for asked in audit.QUERIES:
             statement = asked.statement(SQLITE)
             found += audit.findings(asked, self.connection.execute(statement), found, 3)
         return found

@@ -1,12 +1,12 @@
-"""What `tenure verify` asks the stored data, in SQL that both engines read.
+"""What `tenure verify` checks in the stored data, in SQL that both engines read.
 
-An invariant is a sentence. A pass reads a table once, in one statement and therefore at one moment,
-and asks its questions of each row: whether it breaks an invariant, and what there is to say about
-it. The legal moves come from the lifecycle table.
+An invariant is a sentence. A query reads a table once, in one statement and therefore at one
+moment. Its rules say of each row whether it breaks an invariant, and what was found. The legal
+transitions come from the lifecycle table.
 
-What the data cannot show: that jobs were pruned and not lost, for nothing is left of them; the
-order of times, for a clock may be set back; that no job ran before it was due, for `run_at` may be
-changed later; and that a failure which a worker reported with budget left was a permanent one.
+The data cannot show four things. Nothing is left of a deleted job, so deletion by retention and
+loss look the same. Times can be out of order because a clock was set back. `run_at` may have been
+changed after a claim. A failure with attempts left may have been reported as permanent.
 """
 
 from __future__ import annotations
@@ -17,31 +17,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from tenure.jobs.progress import Progress
-from tenure.lifecycle import FIRST_EVENT, LIMIT_SQL, MAX_RELEASES, ROOM_SQL, TRANSITIONS, budget_sql
+from tenure.lifecycle import (
+    ATTEMPTS_LEFT,
+    FIRST_EVENT,
+    LEASE_ENDS,
+    LIMIT_SQL,
+    MAX_RELEASES,
+    ROOM_SQL,
+    TRANSITIONS,
+)
 from tenure.store.constraints import SETTLED_SQL, quoted
 from tenure.store.tables.stats_sql import Words
 
-EDITED = "somebody edited or deleted ledger entries: the history of this job is not to be trusted"
+EDITED = "ledger entries were edited or deleted: do not trust the history of this job"
 BYPASSED = (
-    "the row was changed behind the triggers: find out by whom, and set it right by hand "
+    "the row was changed while the triggers were off: find out by whom, and correct it by hand "
     "according to `tenure jobs show`"
 )
 
 SOUND = "the tables and their indexes are sound"
-"""Asked of SQLite files only, in SQLite's own words."""
+"""Checked on SQLite files only, by SQLite itself."""
 
 INVARIANTS: Mapping[str, str] = {
-    "every move in the ledger is legal": EDITED,
+    "every transition in the ledger is legal": EDITED,
     "each entry starts where the one before it ended": EDITED,
-    "the ledger ends in the job's status": f"a move is missing from the record, or {BYPASSED}",
-    "a claim raises the token by one and nothing else moves it": "outside systems may have taken "
+    "the ledger ends in the job's status": "a transition is missing from the "
+    f"ledger, or {BYPASSED}",
+    "a claim raises the token by one and nothing else changes it": "outside systems may have taken "
     f"the work of a stale attempt for that of a newer one; {EDITED}",
     "each entry names its attempt": EDITED,
-    "attempts are the claims that were not handed back": f"{BYPASSED}. Too low a count lets the "
+    "attempts are the claims that were not released": f"{BYPASSED}. Too low a count lets the "
     "job run more often than its limit",
     "no job ran more often than its limit": "its handler ran, or can run, once too often: look at "
     "what it did outside, and whether the limit was lowered by hand",
-    "no job was handed back without end": "look for the worker that keeps handing it back: its log "
+    "no job was released without end": "look for the worker that keeps releasing it: its log "
     "says why it stops",
     "a lease is given out once": "two attempts could report for each other: this must not happen, "
     "not even by hand. Report it, with the ledger of both jobs",
@@ -57,28 +66,28 @@ INVARIANTS: Mapping[str, str] = {
     f"delete the job too early or never: {BYPASSED}",
     "the job's times are those of the ledger": BYPASSED,
     "a lease that ran out is tried again while attempts are left": "the retry that belongs to it "
-    "was left out by somebody's SQL: `tenure jobs retry` makes up for it",
+    "was left out by manual SQL: run `tenure jobs retry`",
     "a failure says why": BYPASSED,
     "the last error is that of the last failure": f"read the errors in the ledger; {BYPASSED}",
     "only a completed job has a result": BYPASSED,
     "one job per idempotency key": "an enqueue that was repeated made a second job: cancel one of "
-    "them, then make the unique index on idempotency_key anew (`tenure doctor` tells if it is "
-    "gone)",
+    "them, then create the unique index on idempotency_key again (`tenure doctor` says if it is "
+    "missing)",
     SOUND: "the file is damaged, by a fault of the disk, or because it was copied, replaced or "
     "written by other means while it was in use: stop everything, keep a copy, restore a backup",
-    "the counts are those of the jobs": "`tenure stats` is wrong by that much, no job is: somebody "
-    "deleted jobs or edited the ledger by hand. `Tenure(url).recount()` counts anew",
+    "the counts are those of the jobs": "`tenure stats` is wrong by that much, no job is: "
+    "jobs were deleted or the ledger was edited by hand. `Tenure(url).recount()` counts again",
     "no ledger without its job": "a job was deleted that was not settled, or not by Tenure: look "
-    "in the ledger for what it was, and enqueue it anew if it must run",
+    "in the ledger for what it was, and enqueue it again if it must run",
 }
-"""Invariant -> what it means that it is broken, and what to do."""
+"""Invariant -> what a violation means, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """Which rows of a pass break an invariant, and what to say; both are SQL expressions.
+class AuditRule:
+    """Which rows of a query break an invariant, and what was found; both are SQL expressions.
 
-    Where `broken` meets NULL it counts as false; `found` is then empty.
+    A `broken` that is NULL counts as false; a `found` that is NULL counts as empty.
     """
 
     invariant: str
@@ -87,17 +96,17 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """Questions to the rows of one SELECT; names in braces stand for tables and `miscounts`."""
+class AuditQuery:
+    """Rules for the rows of one SELECT; names in braces stand for tables and `miscounts`."""
 
     about: str
     rows: str
-    questions: Sequence[Question]
+    rules: Sequence[AuditRule]
 
     def statement(self, words: Words) -> str:
-        """The query: for each row that breaks something, its job and an answer per question."""
-        answers = [f"CASE WHEN {q.broken} THEN coalesce({q.found}, '') END" for q in self.questions]
-        broken = " OR ".join(f"({q.broken})" for q in self.questions)
+        """Return the SQL: for each row that breaks a rule, its job and what each rule found."""
+        answers = [f"CASE WHEN {q.broken} THEN coalesce({q.found}, '') END" for q in self.rules]
+        broken = " OR ".join(f"({q.broken})" for q in self.rules)
         text = f"SELECT job_id, {', '.join(answers)} FROM ({self.rows}) AS seen WHERE {broken}"
         text = text.replace("{miscounts}", words.miscounts())
         return text.replace("{job}", words.named("job")).replace(
@@ -110,29 +119,33 @@ Finding = tuple[str, str, str]
 
 
 def findings(
-    asked: Pass, rows: Iterable[Sequence[Any]], before: Iterable[Finding], limit: int
+    asked: AuditQuery, rows: Iterable[Sequence[Any]], before: Iterable[Finding], limit: int
 ) -> list[Finding]:
-    """What the rows of a pass say: at most `limit` per invariant, with those found `before`."""
-    told = Counter(invariant for invariant, _, _ in before)
+    """Return what the rows show, at most `limit` per invariant, counting those found `before`."""
+    listed = Counter(invariant for invariant, _, _ in before)
     found = []
     for job_id, *answers in rows:
-        for question, answer in zip(asked.questions, answers, strict=True):
-            if answer is not None and told[question.invariant] < limit:
-                told[question.invariant] += 1
-                found.append((question.invariant, str(job_id), str(answer)))
+        for rule, answer in zip(asked.rules, answers, strict=True):
+            if answer is not None and listed[rule.invariant] < limit:
+                listed[rule.invariant] += 1
+                found.append((rule.invariant, str(job_id), str(answer)))
     return found
 
 
 # --- the ledger of each job, in order, beside its row at the end ------------------------------
 
-SETTLING = quoted(*dict.fromkeys(m.event for m in TRANSITIONS if m.source == "processing"))
+CHANGES = {rule.event: rule.attempts for rule in TRANSITIONS if rule.attempts}
+CHARGED_SQL = (
+    "CASE event " + " ".join(f"WHEN '{e}' THEN {n}" for e, n in CHANGES.items()) + " ELSE 0 END"
+)
+REFUNDED_SQL = f"event IN ({quoted(*(event for event, change in CHANGES.items() if change < 0))})"
 LEGAL_SQL = " OR ".join(
-    f"(source = '{m.source}' AND target = '{m.target}' AND event = '{m.event}')"
-    for m in TRANSITIONS
+    f"(source = '{rule.source}' AND target = '{rule.target}' AND event = '{rule.event}')"
+    for rule in TRANSITIONS
 )
 FIRST_SQL = f"(source IS NULL AND target = 'pending' AND event = '{FIRST_EVENT}')"
 
-STEPS = """
+STEPS = f"""
 SELECT steps.*, job.id, job.status, job.token AS job_token, job.attempts AS job_attempts,
     job.max_retries, job.lease_id AS job_lease, job.created_at, job.started_at, job.finished_at,
     job.last_error
@@ -144,40 +157,40 @@ FROM (
         lag(lease_id) OVER path AS previous_lease,
         lag(at) OVER path AS previous_at,
         first_value(at) OVER path AS first_at,
-        sum(CASE event WHEN 'claimed' THEN 1 WHEN 'released' THEN -1 ELSE 0 END) OVER path
+        sum({CHARGED_SQL}) OVER path
             AS attempts,
         max(attempt) OVER path AS most,
         lead(token) OVER path AS following
-    FROM {transition} WINDOW path AS (PARTITION BY job_id ORDER BY seq)
-) AS steps LEFT JOIN {job} AS job ON job.id = steps.job_id AND steps.following IS NULL
+    FROM {{transition}} WINDOW path AS (PARTITION BY job_id ORDER BY seq)
+) AS steps LEFT JOIN {{job}} AS job ON job.id = steps.job_id AND steps.following IS NULL
 """
-PATH = Pass(
+PATH = AuditQuery(
     "the ledger of each job",
     STEPS,
     [
-        Question(
-            "every move in the ledger is legal",
+        AuditRule(
+            "every transition in the ledger is legal",
             f"NOT (source IS NOT NULL AND ({LEGAL_SQL})) AND NOT {FIRST_SQL}",
             "coalesce(source, 'nothing') || ' -> ' || target || ' as ' || event",
         ),
-        Question(
+        AuditRule(
             "each entry starts where the one before it ended",
             "coalesce(source, '') <> coalesce(previous, '')",
             "'entry ' || number || ' starts at ' || coalesce(source, 'nothing') || ' after '"
             " || coalesce(previous, 'nothing')",
         ),
-        Question(
-            "a claim raises the token by one and nothing else moves it",
+        AuditRule(
+            "a claim raises the token by one and nothing else changes it",
             "token <> coalesce(previous_token, 0) + CASE WHEN event = 'claimed' THEN 1 ELSE 0 END",
             "'token ' || coalesce(previous_token, 0) || ' -> ' || token || ' when ' || event",
         ),
-        Question(
+        AuditRule(
             "each entry names its attempt",
-            "attempt <> attempts + CASE WHEN event = 'released' THEN 1 ELSE 0 END",
+            f"attempt <> attempts + CASE WHEN {REFUNDED_SQL} THEN 1 ELSE 0 END",
             "'entry ' || number || ' names attempt ' || attempt || ' after ' || attempts"
             " || ' claims'",
         ),
-        Question(
+        AuditRule(
             "every lease that ended was claimed",
             "(source = 'processing' AND (lease_id = previous_lease) IS NOT TRUE)"
             " OR (event = 'claimed' AND lease_id IS NULL)"
@@ -186,44 +199,45 @@ PATH = Pass(
             "'entry ' || number || ', ' || event || CASE WHEN lease_id IS NULL"
             " THEN ', names no lease' ELSE ', names a lease that was not claimed before it' END",
         ),
-        Question(
+        AuditRule(
             "a failure says why",
             "target = 'failed' AND detail IS NULL",
             "'entry ' || number || ' has no error'",
         ),
-        Question(
+        AuditRule(
             "no ledger without its job",
             "following IS NULL AND id IS NULL",
             "number || ' entries, the last one ' || event",
         ),
-        Question(
+        AuditRule(
             "the ledger ends in the job's status",
             "target <> status OR token <> job_token",
             "'status ' || status || ' with token ' || job_token || ', ledger ' || target"
             " || ' with token ' || token",
         ),
-        Question(
-            "attempts are the claims that were not handed back",
+        AuditRule(
+            "attempts are the claims that were not released",
             "attempts <> job_attempts",
             "'attempts ' || job_attempts || ', ledger ' || attempts",
         ),
-        Question(
+        AuditRule(
             "a lease that ran out is tried again while attempts are left",
-            f"event = 'lease_expired' AND target = status AND {budget_sql('seen')}",
+            "event = 'lease_expired' AND target = status"
+            f" AND {ATTEMPTS_LEFT.sql.replace('NEW.', 'seen.')}",
             "'failed after attempt ' || attempts || ' of ' || max_retries",
         ),
-        Question(
+        AuditRule(
             "no job ran more often than its limit",
             "most > max_retries AND most > 1",
             "'attempt ' || most || ' of ' || max_retries || ' in the ledger'",
         ),
-        Question(
+        AuditRule(
             "the job's lease is that of its last claim",
             "target = 'processing' AND status = 'processing'"
             " AND (lease_id = job_lease) IS NOT TRUE AND job_lease IS NOT NULL",
             "'another lease than claimed at token ' || token",
         ),
-        Question(
+        AuditRule(
             "the job's times are those of the ledger",
             "first_at <> created_at"
             f" OR (target = status AND status IN ({SETTLED_SQL}) AND at <> finished_at)"
@@ -232,7 +246,7 @@ PATH = Pass(
             " AND previous_at <> started_at)",
             "'created_at, started_at or finished_at of the row is not in the ledger'",
         ),
-        Question(
+        AuditRule(
             "the last error is that of the last failure",
             "target = 'failed' AND status = 'failed' AND detail <> last_error",
             "'last_error is not the detail of entry ' || number",
@@ -242,26 +256,26 @@ PATH = Pass(
 
 # --- each job by itself -----------------------------------------------------------------------
 
-JOBS = Pass(
+JOBS = AuditQuery(
     "each job",
     "SELECT id AS job_id, job.* FROM {job} AS job",
     [
-        Question(
+        AuditRule(
             "the ledger ends in the job's status",
             "NOT EXISTS (SELECT 1 FROM {transition} AS entry WHERE entry.job_id = seen.id)",
             "'status ' || status || ', ledger empty'",
         ),
-        Question(
+        AuditRule(
             "no job ran more often than its limit",
             f"NOT {LIMIT_SQL} OR NOT {ROOM_SQL}",
             "'attempts ' || attempts || ' of ' || max_retries",
         ),
-        Question(
-            "no job was handed back without end",
+        AuditRule(
+            "no job was released without end",
             f"token - attempts > {MAX_RELEASES}",
             "'token ' || token || ', attempts ' || attempts",
         ),
-        Question(
+        AuditRule(
             "a lease is held if and only if the job is processing",
             "(status = 'processing') <> (lease_id IS NOT NULL)"
             " OR (status = 'processing') <> (lease_expires_at IS NOT NULL)"
@@ -269,17 +283,17 @@ JOBS = Pass(
             "status || ' with lease '"
             " || CASE WHEN lease_id IS NULL THEN 'absent' ELSE 'present' END",
         ),
-        Question(
+        AuditRule(
             "a job has an end time if and only if it is settled",
             f"(status IN ({SETTLED_SQL})) <> (finished_at IS NOT NULL)",
             "status",
         ),
-        Question(
+        AuditRule(
             "a failure says why",
             "status = 'failed' AND last_error IS NULL",
             "'failed without last_error'",
         ),
-        Question(
+        AuditRule(
             "only a completed job has a result",
             "status <> 'completed' AND result IS NOT NULL",
             "status || ' with a result'",
@@ -289,34 +303,34 @@ JOBS = Pass(
 
 # --- what must be there once ------------------------------------------------------------------
 
-LEASES = Pass(
+LEASES = AuditQuery(
     "leases",
     f"""
     SELECT min(CAST(job_id AS text)) AS job_id, count(*) AS entries,
         sum(CASE WHEN event = 'claimed' THEN 1 ELSE 0 END) AS claims,
-        sum(CASE WHEN event IN ({SETTLING}) THEN 1 ELSE 0 END) AS outcomes
+        sum(CASE WHEN event IN ({quoted(*LEASE_ENDS)}) THEN 1 ELSE 0 END) AS outcomes
     FROM {{transition}} WHERE lease_id IS NOT NULL
     GROUP BY lease_id HAVING count(*) > 1""",
     [
-        Question("a lease is given out once", "claims > 1", "claims || ' claims with one lease'"),
-        Question("one outcome per lease", "outcomes > 1", "outcomes || ' outcomes for one lease'"),
+        AuditRule("a lease is given out once", "claims > 1", "claims || ' claims with one lease'"),
+        AuditRule("one outcome per lease", "outcomes > 1", "outcomes || ' outcomes for one lease'"),
     ],
 )
-KEYS = Pass(
+KEYS = AuditQuery(
     "idempotency keys",
     """
     SELECT min(CAST(id AS text)) AS job_id, count(*) AS jobs FROM {job}
     WHERE idempotency_key IS NOT NULL GROUP BY idempotency_key HAVING count(*) > 1""",
-    [Question("one job per idempotency key", "jobs > 1", "jobs || ' jobs with one key'")],
+    [AuditRule("one job per idempotency key", "jobs > 1", "jobs || ' jobs with one key'")],
 )
 
 # --- what is shown -----------------------------------------------------------------------------
 
-COUNTS = Pass(
+COUNTS = AuditQuery(
     "counts",
     "{miscounts}",
     [
-        Question(
+        AuditRule(
             "the counts are those of the jobs",
             "told <> jobs",
             "status || ' of ' || type || ' in ' || queue || ': ' || jobs || ', counted ' || told",
@@ -324,19 +338,19 @@ COUNTS = Pass(
     ],
 )
 
-PASSES = (PATH, JOBS, LEASES, KEYS, COUNTS)
+QUERIES = (PATH, JOBS, LEASES, KEYS, COUNTS)
 
 
-def passes(progress: Progress, more: Sequence[str] = ()) -> Iterator[Pass]:
-    """The passes in turn, telling before each how many questions are answered.
+def queries(progress: Progress, more: Sequence[str] = ()) -> Iterator[AuditQuery]:
+    """Yield the queries in turn; before each, report how many rules were checked.
 
-    `more` are checks that whoever asks makes himself afterwards.
+    `more` names checks that the caller makes afterwards.
     """
-    total = sum(len(asked.questions) for asked in PASSES) + len(more)
+    total = sum(len(asked.rules) for asked in QUERIES) + len(more)
     done = 0
-    for asked in PASSES:
+    for asked in QUERIES:
         progress(done, total, asked.about)
         yield asked
-        done += len(asked.questions)
+        done += len(asked.rules)
     for number, check in enumerate(more):
         progress(done + number, total, check)

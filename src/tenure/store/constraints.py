@@ -1,22 +1,14 @@
-"""What the databases themselves enforce, generated from the lifecycle table.
+"""What the databases themselves enforce, generated from the table of transitions.
 
-Three things are generated, the same for both engines but for dialect: the CHECK constraints of the
-job table, the condition under which a change of a row is illegal (it stands in the WHEN clause of
-a trigger, so a legal move costs no trigger call), and the ledger entry of a move.
+Three things are generated, the same for both engines except for the dialect: the CHECK constraints
+of the job table, the condition under which a change of a row is illegal, and the ledger entry of a
+transition. The condition stands in the WHEN clause of a trigger, so a legal change costs no call.
 """
 
 from __future__ import annotations
 
-from tenure.lifecycle import (
-    LIMIT_SQL,
-    MAX_RELEASES,
-    ROOM_SQL,
-    SETTLED,
-    TRANSITIONS,
-    Rule,
-    Status,
-    budget_sql,
-)
+from tenure import lifecycle
+from tenure.lifecycle import LIMIT_SQL, ROOM_SQL, SETTLED, Guard, Rule, Status
 
 NEVER_CHANGES = ("id", "type", "queue", "payload", "created_at", "idempotency_key", "fingerprint")
 """Columns that no change of a job may touch."""
@@ -41,24 +33,22 @@ def checks() -> str:
         "finished_when_settled": f"(status IN ({SETTLED_SQL})) = (finished_at IS NOT NULL)",
         "failed_says_why": "status <> 'failed' OR last_error IS NOT NULL",
         "attempts_within_limit": LIMIT_SQL,
-        "pending_has_room": ROOM_SQL,
         "counters_count_up": "attempts >= 0 AND token >= attempts AND max_retries >= 0",
     }
+    if Guard.ATTEMPTS_LEFT in lifecycle.RULE_OF[lifecycle.RETRY].guards:
+        rules["pending_has_room"] = ROOM_SQL
     return ",\n    ".join(f"CONSTRAINT {name} CHECK ({rule})" for name, rule in rules.items())
 
 
-def is_legal(transition: Rule) -> str:
-    """The condition over OLD and NEW under which a row change is `move`."""
+def is_legal(rule: Rule) -> str:
+    """The condition over OLD and NEW under which a row change is the transition of `rule`."""
     parts = [
-        f"OLD.status = '{transition.source}'",
-        f"NEW.status = '{transition.target}'",
-        f"NEW.attempts = OLD.attempts + {transition.attempts}",
-        f"NEW.token = OLD.token + {transition.token}",
+        f"OLD.status = '{rule.source}'",
+        f"NEW.status = '{rule.target}'",
+        f"NEW.attempts = OLD.attempts + {rule.attempts}",
+        f"NEW.token = OLD.token + {rule.token}",
+        *(guard.sql for guard in rule.guards if guard.sql),
     ]
-    if transition.budget:
-        parts.append(budget_sql("NEW"))
-    if transition.event == "released":
-        parts.append(f"OLD.token - OLD.attempts < {MAX_RELEASES}")
     return "(" + " AND ".join(parts) + ")"
 
 
@@ -67,7 +57,7 @@ def illegal_change(differs: str) -> str:
 
     `differs` is the engine's null-safe inequality: `IS NOT` or `IS DISTINCT FROM`.
     """
-    legal = " OR\n        ".join(is_legal(transition) for transition in TRANSITIONS)
+    legal = " OR\n        ".join(is_legal(rule) for rule in lifecycle.TRANSITIONS)
     changed = " OR ".join(f"NEW.{c} {differs} OLD.{c}" for c in NEVER_CHANGES)
     stays = (
         f"(OLD.status = NEW.status AND OLD.status NOT IN ({SETTLED_SQL})"
@@ -82,21 +72,21 @@ ILLEGAL_INSERT = (
     " OR NEW.started_at IS NOT NULL OR NEW.worker IS NOT NULL"
     " OR NEW.last_error IS NOT NULL OR NEW.result IS NOT NULL"
 )
-"""A job enters as pending and untried, or not at all."""
+"""A new row must be pending and untried."""
 
 ILLEGAL_DELETE = f"OLD.status NOT IN ({SETTLED_SQL})"
-"""Only a settled job may go."""
+"""Only a settled job may be deleted."""
 
 
 def event_sql(old: str, new: str) -> str:
-    """The event of a legal move. The row names it; where it does not, the statuses tell.
+    """The event of a legal transition: the row names it, or the statuses decide.
 
-    Hand-written SQL may leave `event` as it was: then the first move of the table between the two
-    statuses is what happened.
+    Hand-written SQL may leave `event` unchanged. Then the event is that of the first row of the
+    table between the two statuses.
     """
     cases: dict[tuple[str, str], list[str]] = {}
-    for transition in TRANSITIONS:
-        cases.setdefault((transition.source, transition.target), []).append(transition.event)
+    for rule in lifecycle.TRANSITIONS:
+        cases.setdefault((rule.source, rule.target), []).append(rule.event)
     lines = []
     for (source, target), events in cases.items():
         pair = f"{old}.status = '{source}' AND {new}.status = '{target}'"
@@ -106,10 +96,10 @@ def event_sql(old: str, new: str) -> str:
 
 
 def ledger_values(old: str, new: str, clock: str, larger: str) -> dict[str, str]:
-    """Column -> expression of the ledger entry for a move, given the names of the two rows.
+    """Column -> expression of the ledger entry of a transition, given the names of the two rows.
 
-    `clock` reads the store's time, `larger` is the engine's two-argument maximum. The times that
-    the move itself wrote are taken from the row, so that row and ledger agree.
+    `clock` reads the store's time, `larger` is the engine's two-argument maximum. Times that the
+    transition itself wrote are taken from the row, so that row and ledger agree.
     """
     return {
         "job_id": f"{new}.id",

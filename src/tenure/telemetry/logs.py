@@ -136,7 +136,7 @@ class _ToStandardError(logging.StreamHandler[TextIO]):
 
 
 class TextLines(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z WARNING tenure.worker.worker: …`; a traceback follows, indented."""
+    """`2026-01-31T12:00:00.000Z WARNING tenure.worker: …`; a traceback follows, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = visible(shortened(record.getMessage(), MAX_MESSAGE))

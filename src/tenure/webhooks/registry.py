@@ -100,8 +100,8 @@ class Webhooks:
         payload.check_name(name, "webhook", "$.name")
         check_url(url, "$.url")
         wanted = frozenset(payload.several(events, "$.events"))
-        if not wanted or not wanted <= EVENTS:
-            raise InvalidInput(f"name one or more of {', '.join(sorted(EVENTS))}", path="$.events")
+        if not wanted or not wanted.issubset(EVENTS):
+            raise InvalidInput(f"name one or more of {', '.join(EVENTS)}", path="$.events")
         if len(self.list()) >= MAX_WEBHOOKS:
             raise InvalidInput(f"there are {MAX_WEBHOOKS} webhooks: remove some", path="$.name")
         keeper = self._keeper()

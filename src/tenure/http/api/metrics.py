@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tenure.app.app import Tenure
 from tenure.jobs.states import QueueState, Watched
 from tenure.jobs.stats import BUCKETS, Count, Total
+from tenure.lifecycle import RUN_ENDS
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -98,7 +99,7 @@ def _totals(seen: Watched) -> Iterator[Metric]:
     yield transitions
     for name, text, events in (
         ("tenure_wait_seconds", "From due until claimed.", WAITED),
-        ("tenure_run_seconds", "From claimed until the attempt ended, however.", RAN),
+        ("tenure_run_seconds", "From claimed until the attempt ended, however.", RUN_ENDS),
     ):
         histogram = HistogramMetricFamily(name, text, labels=["type"])
         for type, (seconds, buckets) in by_type(seen.totals, events).items():
@@ -107,7 +108,6 @@ def _totals(seen: Watched) -> Iterator[Metric]:
 
 
 WAITED = frozenset({"claimed"})
-RAN = frozenset({"completed", "failed", "lease_expired", "cancelled"})  # if it was running
 
 
 def by_type(

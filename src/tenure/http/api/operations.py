@@ -122,9 +122,9 @@ async def stream_events(call: Call) -> Response:
 def _wanted(query: EventsQuery) -> EventFilter:
     """The moves that a stream is to tell; raises InvalidInput for what can be none."""
     events = _names(query.event, "event", "event")
-    if unknown := set(events or ()) - EVENTS:
+    if unknown := set(events or ()).difference(EVENTS):
         raise InvalidInput(
-            f"no such event: {', '.join(sorted(unknown))}; one of {', '.join(sorted(EVENTS))}",
+            f"no such event: {', '.join(sorted(unknown))}; one of {', '.join(EVENTS)}",
             path="query event",
         )
     return EventFilter(

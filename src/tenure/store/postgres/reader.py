@@ -339,12 +339,16 @@ class PostgresReader:
         self, limit: int, progress: Progress = no_progress
     ) -> list[tuple[str, str, str]]:
         found: list[audit.Finding] = []
-        for asked in audit.passes(progress):
+        for asked in audit.queries(progress):
             found += self._ask(partial(self._audit, asked, tuple(found), limit))
         return found
 
     def _audit(
-        self, asked: audit.Pass, before: Sequence[audit.Finding], limit: int, pool: ConnectionPool
+        self,
+        asked: audit.AuditQuery,
+        before: Sequence[audit.Finding],
+        limit: int,
+        pool: ConnectionPool,
     ) -> list[audit.Finding]:
         query = self._place.sql(asked.statement(POSTGRES_WORDS))
         with (

@@ -254,7 +254,7 @@ class SqliteReader:
         found: list[audit.Finding] = []
         try:
             with closing(connect(self._path)) as connection:
-                for asked in audit.passes(progress, ["tables and indexes"]):
+                for asked in audit.queries(progress, ["tables and indexes"]):
                     rows = connection.execute(asked.statement(SQLITE_WORDS))
                     found += audit.findings(asked, rows, found, limit)
                 found += _unsound(connection)[:limit]

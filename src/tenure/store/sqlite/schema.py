@@ -13,8 +13,6 @@ from tenure.jobs.progress import Progress, no_progress
 from tenure.store import migrate
 from tenure.store.sqlite.connection import NOW, connect
 
-GENERATED = migrate.generated("IS NOT", NOW, "max", "OLD", "NEW")
-
 
 def version_of(connection: sqlite3.Connection) -> int:
     """The schema's version; 0 for a database without Tenure's tables."""
@@ -71,9 +69,10 @@ def _upgrade(path: Path, progress: Progress) -> int:
         connection.execute("BEGIN IMMEDIATE")
         try:
             version = version_of(connection)
+            generated = migrate.generated("IS NOT", NOW, "max", "OLD", "NEW")
             for number, script in migrate.pending("sqlite", version, str(path), progress):
                 failpoints.hit("migrate.before_step")
-                for statement in statements(script.format_map(GENERATED)):
+                for statement in statements(script.format_map(generated)):
                     connection.execute(statement)
                 connection.execute(
                     "CREATE TABLE IF NOT EXISTS tenure_schema"

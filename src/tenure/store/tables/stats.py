@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 
 from tenure.jobs.stats import BUCKETS, Activity, Count, FailureGroup, Total
+from tenure.lifecycle import FAILURES
 from tenure.store.tables.error_kinds import kind_of
-from tenure.store.tables.stats_sql import FAILED, Words
+from tenure.store.tables.stats_sql import Words
 
 MAX_MOVES = 2_000
 """Ledger entries in a batch."""
@@ -76,7 +77,7 @@ def next_batch(
     *end, transitions, millis = ends[0]
     between = (*start, *end)
     sums = _answer(words, rows, words.sums(), between)
-    failed = any(event in FAILED for _, _, _, event, *_ in sums)
+    failed = any(event in FAILURES for _, _, _, event, *_ in sums)
     failures = _answer(words, rows, words.failures(), between) if failed else []
     return place, Batch(start, tuple(end), transitions, millis, sums, failures)
 

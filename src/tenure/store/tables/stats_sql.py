@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tenure.jobs.stats import BUCKETS
+from tenure.lifecycle import ATTEMPT_ENDS, FAILURES
 
 FAR = 200_000
 """Entries since the tally from which on it takes less time to count the jobs themselves."""
@@ -14,12 +15,10 @@ MAX_FAILURES = 200
 MAX_LINE = 1_000
 
 WAITED = "claimed"
-RAN = ("completed", "failed", "lease_expired")
 CANCELLED = "cancelled"
-"""Of a job that was running: this too ends an attempt. Of one that was pending it has no time."""
-FAILED = ("failed", "lease_expired")
-_ran = ", ".join(f"'{event}'" for event in RAN)
-_failed = ", ".join(f"'{event}'" for event in FAILED)
+"""Ends the attempt of a job that was running. A job that was pending has no time to count."""
+_ran = ", ".join(f"'{event}'" for event in ATTEMPT_ENDS)
+_failed = ", ".join(f"'{event}'" for event in FAILURES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
