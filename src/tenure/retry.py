@@ -1,8 +1,8 @@
 """When a failed job is tried again. Pure: policy in, seconds out.
 
-The policy is plain data stored on the job, so any process can apply it and none needs the
-handler's code. Jitter is derived from the job and the attempt, never from chance: jobs that fail
-together spread apart, and the same history always gives the same times.
+The policy is plain data stored on the job, so any process can apply it without the handler's
+code. Jitter is derived from the job's id and the attempt, not from random numbers: jobs that fail
+together spread out, and the same history always gives the same times.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tenure.errors import InvalidInput
 MAX_DELAY_SECONDS = 10 * 365 * 86_400.0
 MAX_FACTOR = 1_000.0
 JITTER = 0.1
-"""A delay is stretched or shortened by at most this share of itself."""
+"""Jitter: a delay grows or shrinks by at most this share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ DEFAULT_POLICY = RetryPolicy()
 
 
 def delay(policy: RetryPolicy, job_id: str, attempt: int) -> float:
-    """Seconds to wait after `attempt` (1 for the first) of job `job_id` has failed.
+    """Return the seconds to wait after `attempt` (1 for the first) of job `job_id` has failed.
 
-    Never negative, never above the policy's cap, whatever the attempt number. Whole milliseconds,
-    which every store keeps exactly.
+    The result is never negative and never above the policy's cap, whatever the attempt number. It
+    is in whole milliseconds, which both databases store exactly.
     """
     if not policy.base:
         return 0.0
@@ -57,6 +57,6 @@ def delay(policy: RetryPolicy, job_id: str, attempt: int) -> float:
 
 
 def _unit(job_id: str, attempt: int) -> float:
-    """A number in [-1, 1) that depends on nothing but the job and the attempt."""
+    """A number in [-1, 1) that depends only on the job and the attempt."""
     digest = hashlib.blake2b(f"{job_id}/{attempt}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**63 - 1.0

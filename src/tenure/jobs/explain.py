@@ -14,14 +14,14 @@ from tenure.jobs.stats import Activity
 from tenure.lifecycle import ATTEMPT_ENDS, Job, Status, legal_events
 
 RATE_MINUTES = 5
-"""How many minutes, the one that runs included, tell how fast a queue goes."""
+"""Minutes, the current one included, over which the speed of a queue is computed."""
 WORKER_IS_LIVE = timedelta(seconds=60)
-"""A worker that holds no job is taken for dead after that long without asking for one."""
+"""A worker that holds no job counts as dead after this long without a claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is known around a job at `now`."""
+    """What the store knows about the surroundings of a job at `now`."""
 
     now: datetime
     paused: bool  # its queue
@@ -32,7 +32,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One stable `reason`, a sentence, and what may be done to the job."""
+    """A stable `reason` for programs, a sentence for people, and the events that are legal now."""
 
     reason: str
     text: str
@@ -40,7 +40,7 @@ class Explanation:
 
 
 def explain(job: Job, facts: Facts) -> Explanation:
-    """Say why `job` is not running, or what it is doing."""
+    """Return why `job` is not running, or what it is doing, and the events that it can take."""
     reason, text = _reason(job, facts)
     return Explanation(reason, text, legal_events(job.status))
 
@@ -110,11 +110,11 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
         )
     if facts.ahead == 0:
         return "next", f"It is next in queue {job.queue}: the first free worker takes it."
-    return "waiting", _exchange(job, facts)
+    return "waiting", _place_in_queue(job, facts)
 
 
-def _exchange(job: Job, facts: Facts) -> str:
-    """When a job comes to its turn, as far as that can be told."""
+def _place_in_queue(job: Job, facts: Facts) -> str:
+    """How many jobs go first, and when the job starts if its queue keeps its speed."""
     many = facts.ahead > MAX_AHEAD
     ahead = f"More than {MAX_AHEAD:,} jobs" if many else f"{facts.ahead:,} jobs"
     goes = "1 job of its queue goes" if facts.ahead == 1 else f"{ahead} of its queue go"
@@ -126,12 +126,12 @@ def _exchange(job: Job, facts: Facts) -> str:
 
 
 def is_live(worker: WorkerState, now: datetime) -> bool:
-    """Whether a worker holds jobs, or asked for some lately."""
+    """Whether a worker holds jobs or has claimed within `WORKER_IS_LIVE`."""
     return worker.leases > 0 or now - worker.seen_at < WORKER_IS_LIVE
 
 
 def _named(error: str | None) -> str:
-    """The first line of an error, which names it; the job has the rest."""
+    """The first line of an error; the job has the rest."""
     return (error or "").partition("\n")[0]
 
 

@@ -1,4 +1,4 @@
-"""What a filter of jobs may ask, checked once for every face."""
+"""Filters of jobs, checked in one place for Python, HTTP, the command line and the dashboard."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ EVENT_OF = {Action.RETRY: "retried", Action.CANCEL: "cancelled"}
 
 
 def checked(filter: Filter, at: str = "$.", *, between: str = "_") -> Filter:
-    """`filter` itself; raises InvalidInput, at the field's name after `at`, for what cannot be.
+    """Return `filter` if it is valid.
 
-    `between` stands between the words of a name where the caller gave it.
+    Raises InvalidInput with the path of the field: `at` and the name, whose words are joined with
+    `between`, as the caller wrote them.
     """
     if filter.status is not None and filter.status not in tuple(Status):
         raise InvalidInput(f"no such status; one of {', '.join(Status)}", path=f"{at}status")

@@ -1,8 +1,8 @@
 """What `tenure verify` checks in the stored data, in SQL that both engines read.
 
-An invariant is a sentence. A query reads a table once, in one statement and therefore at one
-moment. Its rules say of each row whether it breaks an invariant, and what was found. The legal
-transitions come from the lifecycle table.
+An invariant is a sentence. A query reads a table once, in one statement, so all its rows belong to
+the same state of the data. Its rules say of each row whether it breaks an invariant, and what was
+found. The legal transitions come from the lifecycle table.
 
 The data cannot show four things. Nothing is left of a deleted job, so deletion by retention and
 loss look the same. Times can be out of order because a clock was set back. `run_at` may have been
@@ -56,7 +56,7 @@ INVARIANTS: Mapping[str, str] = {
     "not even by hand. Report it, with the ledger of both jobs",
     "one outcome per lease": "one attempt was settled twice: look at what its handler did outside. "
     f"Unless {EDITED.split(':')[0]}, report it",
-    "every lease that ended was claimed": "an attempt ended that had not begun under that lease: "
+    "every lease that ended was claimed": "an attempt ended that had not started under that lease: "
     f"{EDITED}",
     "a lease is held if and only if the job is processing": f"no worker can settle it, or no sweep "
     f"takes it back: {BYPASSED}",
@@ -332,8 +332,9 @@ COUNTS = AuditQuery(
     [
         AuditRule(
             "the counts are those of the jobs",
-            "told <> jobs",
-            "status || ' of ' || type || ' in ' || queue || ': ' || jobs || ', counted ' || told",
+            "counted <> jobs",
+            "status || ' of ' || type || ' in ' || queue || ': ' || jobs"
+            " || ', counted ' || counted",
         )
     ],
 )

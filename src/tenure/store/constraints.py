@@ -2,7 +2,7 @@
 
 Three things are generated, the same for both engines except for the dialect: the CHECK constraints
 of the job table, the condition under which a change of a row is illegal, and the ledger entry of a
-transition. The condition stands in the WHEN clause of a trigger, so a legal change costs no call.
+transition. The condition is the WHEN clause of a trigger, so a legal change costs no call.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ SELECT status, queue, type, CAST(sum(jobs) AS bigint) AS jobs FROM (
     SELECT status, queue, type, jobs FROM {self.named("tally")}
     UNION ALL SELECT target, queue, type, transitions FROM moved
     UNION ALL SELECT source, queue, type, -transitions FROM moved WHERE source IS NOT NULL
-) AS counted GROUP BY status, queue, type HAVING sum(jobs) <> 0 ORDER BY status, queue, type
+) AS both_counts GROUP BY status, queue, type HAVING sum(jobs) <> 0 ORDER BY status, queue, type
 """
 
     def plain_counts(self) -> str:
@@ -168,20 +168,20 @@ SELECT status, queue, type, CAST(sum(jobs) AS bigint) AS jobs FROM (
         return f"""
 WITH moved AS MATERIALIZED ({self._moved()}
 )
-SELECT '' AS job_id, status, queue, type, sum(told) AS told, sum(jobs) AS jobs FROM (
-    SELECT status, queue, type, jobs AS told, 0 AS jobs FROM {self.named("tally")}
+SELECT '' AS job_id, status, queue, type, sum(counted) AS counted, sum(jobs) AS jobs FROM (
+    SELECT status, queue, type, jobs AS counted, 0 AS jobs FROM {self.named("tally")}
     UNION ALL SELECT target, queue, type, transitions, 0 FROM moved
     UNION ALL SELECT source, queue, type, -transitions, 0 FROM moved WHERE source IS NOT NULL
     UNION ALL SELECT status, queue, type, 0, count(*) FROM {self.named("job")}
         GROUP BY status, queue, type
-) AS counted GROUP BY status, queue, type HAVING sum(told) <> sum(jobs)
+) AS both_counts GROUP BY status, queue, type HAVING sum(counted) <> sum(jobs)
 """
 
     def recount(self) -> str:
         """Make the tally, with the transitions since, agree with the jobs."""
         return (
             f"INSERT INTO {self.named('tally')} AS old (status, queue, type, jobs)"
-            f" SELECT status, queue, type, jobs - told FROM ({self.miscounts()}) AS wrong"
+            f" SELECT status, queue, type, jobs - counted FROM ({self.miscounts()}) AS wrong"
             " WHERE true ON CONFLICT (status, queue, type) DO UPDATE"
             " SET jobs = old.jobs + excluded.jobs"
         )
@@ -213,7 +213,7 @@ SELECT '' AS job_id, status, queue, type, sum(told) AS told, sum(jobs) AS jobs F
         )
 
     def series(self) -> str:
-        """The types and queues that are told apart."""
+        """The types and queues that are counted separately."""
         return self._read(f"SELECT DISTINCT type, queue FROM {self.named('total')}", 2)
 
     def groups(self) -> str:
