@@ -10,7 +10,7 @@ import pytest
 
 from tenure import InvalidInput, Tenure
 from tenure.jobs.payload import MAX_PAYLOAD_BYTES
-from tenure.telemetry.logs import visible
+from tenure.jobs.text import visible
 from tests.support.cli import cli_json, run_cli
 from tests.support.payloads import HOSTILE_NAMES, REFUSED_JSON
 

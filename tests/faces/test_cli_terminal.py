@@ -11,6 +11,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.cli import terminal
+from tenure.jobs import text
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support.cli import output_on_terminal, run_cli
 
@@ -184,22 +185,22 @@ def test_nothing_is_cut_on_the_way_to_another_program(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
+    ("seconds", "spoken"),
     [
         (0.4, "0s ago"),
         (59, "59s ago"),
-        (61, "1m1s ago"),
-        (3_725, "1h2m ago"),
-        (93_784, "1d2h ago"),
-        (-90, "in 1m30s"),
+        (61, "1m 1s ago"),
+        (3_725, "1h 2m ago"),
+        (93_784, "1d 2h ago"),
+        (-90, "in 1m 30s"),
     ],
 )
-def test_times_are_told_in_the_units_that_matter(seconds: float, text: str) -> None:
-    assert terminal.ago(NOW - timedelta(seconds=seconds), NOW) == text
+def test_times_are_told_in_the_units_that_matter(seconds: float, spoken: str) -> None:
+    assert text.ago(NOW - timedelta(seconds=seconds), NOW) == spoken
 
 
 def test_no_time_is_a_dash() -> None:
-    assert terminal.ago(None, NOW) == terminal.when(None) == "-"
+    assert text.ago(None, NOW) == terminal.when(None) == "-"
     assert terminal.when(NOW) == "2026-01-01 00:00:00Z"
 
 
@@ -215,7 +216,7 @@ def test_no_time_is_a_dash() -> None:
     ],
 )
 def test_an_error_in_one_line(error: str | None, line: str) -> None:
-    assert terminal.first_line(error) == line
+    assert text.first_line(error) == line
 
 
 @pytest.mark.parametrize(("made", "limit", "text"), [(0, 3, "0/3"), (1, 0, "1/1"), (1, 1, "1/1")])

@@ -15,6 +15,7 @@ from tenure.dashboard.timeline import attempts, stretches
 from tenure.jobs.ledger import Transition
 from tenure.jobs.states import QueueState, WorkerState
 from tenure.jobs.stats import BUCKETS, Activity
+from tenure.jobs.text import length
 from tenure.lifecycle import TRANSITIONS, Status
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -157,7 +158,7 @@ def test_each_line_has_the_jobs_that_went_along_it() -> None:
     ],
 )
 def test_lengths_are_told_in_two_units(seconds: float, text: str) -> None:
-    assert words.length(seconds) == text
+    assert length(seconds) == text
 
 
 def test_a_command_can_be_pasted() -> None:

@@ -63,7 +63,8 @@ def run(
 
 
 def _preview(app: Tenure, action: str, wanted: Filter, found: Counted, as_json: bool) -> None:
-    from tenure.cli.terminal import first_line, print_json, table
+    from tenure.cli.terminal import print_json, table
+    from tenure.jobs.text import first_line
     from tenure.wire import responses
 
     jobs = [app.redaction.job(job) for job in app.sample(wanted, action, SAMPLE)]
@@ -133,7 +134,8 @@ def stop(id: str, as_json: bool) -> None:
 
 
 def _show(app: Tenure, found: list[Bulk], as_json: bool, *, several: bool = False) -> None:
-    from tenure.cli.terminal import ago, print_json, table
+    from tenure.cli.terminal import print_json, table
+    from tenure.jobs.text import ago
     from tenure.wire import responses
 
     if as_json:

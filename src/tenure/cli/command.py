@@ -64,7 +64,7 @@ class Group(click.Group):
 
 def complain(error: TenureError) -> None:
     """Print what happened, where, and what to do next to standard error."""
-    from tenure.cli.terminal import visible
+    from tenure.jobs.text import visible
 
     click.echo(f"Error: {visible(' '.join(str(error).split()))}", err=True)
     if isinstance(error, StoreUnavailable):

@@ -16,7 +16,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tenure.cli.terminal import COLOURS, ago, first_line, room, visible
+from tenure.cli.terminal import COLOURS, room
+from tenure.jobs.text import ago, first_line, visible
 
 BARS = "·▁▂▃▄▅▆▇█"
 WITHOUT_TERMINAL = 160

@@ -189,7 +189,8 @@ def jobs() -> None:
 @wide_option
 def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> None:
     """List jobs, newest first."""
-    from tenure.cli.terminal import ago, attempts, first_line, print_json, table
+    from tenure.cli.terminal import attempts, print_json, table
+    from tenure.jobs.text import ago, first_line
     from tenure.wire import responses
 
     filter_of(**_timed(filters))  # which names the option that is wrong
@@ -227,19 +228,9 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
 def show(id: str, as_json: bool) -> None:
     """Show a job, every move it made, and why it is not running."""
     from tenure.app.queries import transitions_shown
-    from tenure.cli.terminal import (
-        ago,
-        attempts,
-        excerpt,
-        first_line,
-        laid_out,
-        print_json,
-        tint,
-        visible,
-        when,
-        wrapped,
-    )
+    from tenure.cli.terminal import attempts, excerpt, laid_out, print_json, tint, when, wrapped
     from tenure.cli.transitions import time_line
+    from tenure.jobs.text import ago, first_line, visible
     from tenure.wire import responses
 
     with existing() as app:

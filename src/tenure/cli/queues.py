@@ -27,7 +27,8 @@ def queues() -> None:
 @wide_option
 def list_queues(as_json: bool) -> None:
     """List the queues with jobs that wait or run, or with settings."""
-    from tenure.cli.terminal import ago, print_json, table
+    from tenure.cli.terminal import print_json, table
+    from tenure.jobs.text import ago
     from tenure.wire import responses
 
     with existing() as app:

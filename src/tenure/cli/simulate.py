@@ -66,7 +66,7 @@ def _tell(played: Rehearsal) -> None:
 
 
 def _accuse(violation: Violation) -> None:
-    from tenure.cli.terminal import visible
+    from tenure.jobs.text import visible
 
     click.echo(f"VIOLATION after {violation.at}: {visible(violation.what)}")
     if violation.job:

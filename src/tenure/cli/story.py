@@ -7,8 +7,9 @@ from collections import Counter
 
 import click
 
-from tenure.cli.terminal import attempts, first_line, print_json, room, visible
+from tenure.cli.terminal import attempts, print_json, room
 from tenure.demo import Outcome, Story
+from tenure.jobs.text import first_line, visible
 from tenure.wire import responses
 
 OPENING = """\

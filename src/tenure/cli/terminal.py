@@ -6,9 +6,7 @@ Types, errors and payloads come from whoever enqueues jobs, so every text from a
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import sys
 import unicodedata
@@ -23,7 +21,7 @@ import msgspec
 from tenure.cli.command import WIDE
 from tenure.jobs import durations
 from tenure.jobs.progress import Progress, no_progress
-from tenure.telemetry.logs import visible as visible
+from tenure.jobs.text import length, printable_json, visible
 
 GAP = "  "
 CUT = "…"
@@ -87,13 +85,13 @@ def print_json(value: Any) -> None:
     """Print one JSON document, indented; characters that could act are written as escapes."""
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
     for line in text.split("\n"):
-        click.echo(line if line.isprintable() else _escaped_json(line))
+        click.echo(printable_json(line))
 
 
 def print_json_line(value: Any) -> None:
     """Print one JSON document on one line."""
     line = msgspec.json.encode(value).decode()
-    click.echo(line if line.isprintable() else _escaped_json(line))
+    click.echo(printable_json(line))
 
 
 def indented(text: str, by: str = NOTE) -> str:
@@ -127,24 +125,9 @@ def wrapped(text: str) -> str:
     return click.wrap_text(visible(text), width=room() or ENDLESS)
 
 
-def first_line(text: str | None) -> str:
-    """The first line of an error, which names it, without the module of its class."""
-    lines = (text or "").splitlines()
-    return re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", lines[0]) if lines else ""
-
-
 def when(time: datetime | None) -> str:
     """A time, in UTC, to the second."""
     return "-" if time is None else time.strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def ago(time: datetime | None, now: datetime) -> str:
-    """How long ago, or in how long, in the two largest units that matter."""
-    if time is None:
-        return "-"
-    seconds = (now - time).total_seconds()
-    length = durations.roughly(float(_rounded(abs(seconds))))
-    return f"{length} ago" if seconds >= 0 else f"in {length}"
 
 
 def apart(before: datetime, after: datetime) -> str:
@@ -152,19 +135,12 @@ def apart(before: datetime, after: datetime) -> str:
     seconds = max((after - before).total_seconds(), 0.0)
     if seconds < 10:
         return durations.text(round(seconds, 2 if seconds >= 0.1 else 3))
-    return durations.roughly(float(_rounded(seconds)))
+    return length(seconds)
 
 
 def attempts(made: int, limit: int) -> str:
     """Attempts made of those allowed: `1/3`."""
     return f"{made}/{max(limit, 1)}"
-
-
-def _rounded(seconds: float) -> int:
-    for unit, coarse in ((86_400, 3_600), (3_600, 60)):
-        if seconds >= unit:
-            return int(seconds) // coarse * coarse
-    return int(seconds)
 
 
 def _text(cell: Cell) -> str:
@@ -304,7 +280,3 @@ def _fit(text: str, width: int, right: bool) -> str:
     text = fitting(text, width)
     padding = " " * (width - width_of(text))
     return padding + text if right else text + padding
-
-
-def _escaped_json(line: str) -> str:
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)

@@ -60,7 +60,8 @@ def create(name: str, scopes: Sequence[str], expires: str | None, as_json: bool)
 @wide_option
 def list_tokens(as_json: bool) -> None:
     """List every token there ever was, without what opens anything."""
-    from tenure.cli.terminal import ago, print_json, table
+    from tenure.cli.terminal import print_json, table
+    from tenure.jobs.text import ago
     from tenure.wire import responses
 
     with existing() as app:

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tenure.cli.terminal import (
-    NOTE,
-    apart,
-    first_line,
-    fitting,
-    room,
-    table,
-    tint,
-    visible,
-    when,
-    width_of,
-)
+from tenure.cli.terminal import NOTE, apart, fitting, room, table, tint, when, width_of
 from tenure.jobs.ledger import Transition
+from tenure.jobs.text import first_line, visible
 from tenure.lifecycle import STORE
 
 

@@ -99,7 +99,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _advise(subject: str, advice: str) -> None:
-    from tenure.cli.terminal import visible
+    from tenure.jobs.text import visible
 
     text = f"{subject}: {visible(advice)}"
     click.echo("\n" + click.wrap_text(text, width=78, subsequent_indent="    "))

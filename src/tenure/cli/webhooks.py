@@ -83,7 +83,8 @@ def create(
 @wide_option
 def list_webhooks(as_json: bool) -> None:
     """List webhooks, without their secrets."""
-    from tenure.cli.terminal import ago, print_json, table
+    from tenure.cli.terminal import print_json, table
+    from tenure.jobs.text import ago
     from tenure.wire import responses
 
     with existing() as app:

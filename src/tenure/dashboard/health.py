@@ -11,6 +11,7 @@ from tenure.dashboard import format as words
 from tenure.jobs.explain import is_live
 from tenure.jobs.reserved import serves
 from tenure.jobs.states import QueueState, WorkerState
+from tenure.jobs.text import length
 
 LATE = timedelta(seconds=60)
 """A job that is due and has waited longer makes its queue late."""
@@ -71,7 +72,7 @@ def _late(
         and now - queue.oldest_due_at >= LATE
     ]
     for since, queue in sorted(late, key=lambda pair: pair[0]):
-        waits = words.length(int((now - since).total_seconds()))
+        waits = length(int((now - since).total_seconds()))
         served = any(serves(worker.queues, queue.name) for worker in live)
         why = "" if served else ", and no live worker takes from it: start one"
         yield f"Queue {queue.name} is late: a job has been due for {waits}{why}."
@@ -83,7 +84,7 @@ def _watch(
     """What is not late and still worth a look."""
     for queue in queues:
         if queue.paused_at is not None and queue.pending:
-            since = words.length(int((now - queue.paused_at).total_seconds()))
+            since = length(int((now - queue.paused_at).total_seconds()))
             jobs = words.count(queue.pending, "job")
             wait = "waits" if queue.pending == 1 else "wait"
             yield f"Queue {queue.name} has been paused for {since}; {jobs} {wait} in it."

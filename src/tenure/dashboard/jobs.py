@@ -15,6 +15,7 @@ from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
 from tenure.jobs.filters import checked
 from tenure.jobs.queries import Filter
+from tenure.jobs.text import visible
 from tenure.lifecycle import Job, Status, legal_events
 from tenure.wire.problems import Refusal
 
@@ -180,7 +181,7 @@ def whole(visit: PageRequest) -> Response:
     text = texts.get(visit.path("part"))
     if text is None:
         raise Refusal(404, "not_found", "Nothing there", "the job has nothing of this name")
-    return PlainTextResponse(words.seen(text), headers=HEADERS)
+    return PlainTextResponse(visible(text, keep="\n\t"), headers=HEADERS)
 
 
 def retry(visit: PageRequest) -> Response:

@@ -32,6 +32,7 @@ from tenure.dashboard.push import Follower
 from tenure.dashboard.request import ADMIN, ENQUEUE, HEADERS, READ, PageRequest, inside, read_form
 from tenure.errors import TenureError, Unauthorized
 from tenure.http.token_cache import TokenCache
+from tenure.jobs import text
 from tenure.jobs.redaction import Redaction
 from tenure.tokens import scopes as access
 from tenure.tokens.scopes import CALLER, Caller
@@ -279,16 +280,16 @@ def _templates() -> jinja2.Environment:
     )
     made.filters.update(
         number=words.number,
-        lasting=words.length,
+        lasting=text.length,
         rate=words.rate,
-        seen=words.seen,
-        first_line=words.first_line,
+        visible=partial(text.visible, keep="\n\t"),
+        first_line=text.first_line,
         size=words.size,
         listed=words.listed,
-        shortened=words.shortened,
+        shortened=text.shortened,
         exactly=words.exactly,
         json=series.as_json,
         paths=series.paths,
     )
-    made.globals.update(count=words.count, command=words.command, ago=words.ago, svg=Markup)
+    made.globals.update(count=words.count, command=words.command, ago=text.ago, svg=Markup)
     return made

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TextIO
 
 import msgspec
 
+from tenure.jobs.text import printable_json, shortened, visible
 from tenure.lifecycle import Job, LeaseExpired, Retried, retry_in
 
 FIELDS = (
@@ -164,11 +165,7 @@ class JsonLines(logging.Formatter):
         }
         if trace := _trace(self, record):
             event["traceback"] = _text(trace)
-        line = msgspec.json.encode(event).decode()
-        if line.isprintable():
-            return line
-        # Escaped in the way of JSON, a line reads as the same value, and shows as what it is.
-        return "".join(c if c.isprintable() else _json_escape(c) for c in line)
+        return printable_json(msgspec.json.encode(event).decode())
 
 
 def _fields(record: logging.LogRecord) -> list[tuple[str, Any]]:
@@ -194,26 +191,8 @@ def _word(value: Any) -> str:
     return visible(msgspec.json.encode(_text(text)).decode())
 
 
-def shortened(text: str, most: int) -> str:
-    """`text`, or its beginning with a mark."""
-    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
-
-
 def _text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _json_escape(character: str) -> str:
-    """`\\u` and the number, in two halves where one is too small."""
-    units = character.encode("utf-16-be").hex()
-    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
-
-
-def visible(text: str) -> str:
-    """`text` on one line, with control and direction characters written as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:

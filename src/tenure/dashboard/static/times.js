@@ -22,7 +22,7 @@ export function tick() {
 
 function ago(seconds) {
   const whole = Math.floor(Math.abs(seconds));
-  if (whole < 1) return "just now";
+  if (whole < 1) return "0s ago";
   const at = UNITS.findIndex(([, size]) => whole >= size);
   const [unit, size] = UNITS[at];
   let text = `${Math.floor(whole / size)}${unit}`;

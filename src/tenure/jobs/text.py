@@ -1,0 +1,68 @@
+"""Texts that people read in a terminal, on a page or in a log.
+
+Texts from jobs and requests may hold anything. Characters that act on the reader, such as escape
+sequences and marks that turn the direction of a line, are written as escapes.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+_UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Write control and direction characters as escapes, except those in `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def printable_json(line: str) -> str:
+    """Escape such characters in a line of JSON in the way of JSON, so that its value stays."""
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else _json_escape(c) for c in line)
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+def shortened(text: str, most: int) -> str:
+    """Cut a text after `most` characters, with a mark where it was cut."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def first_line(error: str | None) -> str:
+    """Return the first line of an error, without the module of the exception's class."""
+    lines = (error or "").strip().splitlines()
+    return re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", lines[0]) if lines else ""
+
+
+def length(seconds: float) -> str:
+    """Write a length of time in the two largest units that matter: `4m 12s`, `2d 3h`, `350ms`."""
+    if 0 < seconds < 1:
+        return f"{max(round(seconds * 1000), 1)}ms"
+    if seconds < 10 and seconds != int(seconds):
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    for number, (unit, size) in enumerate(_UNITS):
+        if whole >= size:
+            rest = whole % size
+            if number + 1 < len(_UNITS) and rest >= _UNITS[number + 1][1]:
+                smaller, smaller_size = _UNITS[number + 1]
+                return f"{whole // size}{unit} {rest // smaller_size}{smaller}"
+            return f"{whole // size}{unit}"
+    return "0s"
+
+
+def ago(time: datetime | None, now: datetime) -> str:
+    """Say how long ago a time is, or in how long; `-` for None. `times.js` says the same."""
+    if time is None:
+        return "-"
+    seconds = (now - time).total_seconds()
+    spoken = length(int(abs(seconds)))
+    return f"{spoken} ago" if seconds > -1 else f"in {spoken}"
