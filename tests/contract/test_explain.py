@@ -10,7 +10,6 @@ import pytest
 
 from tenure import Tenure
 from tenure.jobs.explain import (
-    ENDED,
     RATE_MINUTES,
     WORKER_IS_LIVE,
     Explanation,
@@ -22,7 +21,7 @@ from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
 from tenure.jobs.states import WorkerState
 from tenure.jobs.stats import BUCKETS, Activity
-from tenure.lifecycle import Cancelled, Job
+from tenure.lifecycle import ATTEMPT_ENDS, Cancelled, Job
 from tests.support.store import (
     LEASE_SECONDS,
     StoreHarness,
@@ -228,7 +227,14 @@ def test_the_rate_is_of_attempts_of_the_queue_that_ended(job: Job) -> None:
     transitions = [
         Activity(now, "mail", queue, event, 40, 0.0, (0,) * len(BUCKETS))
         for queue in ("default", "other")
-        for event in (*sorted(ENDED), "enqueued", "claimed", "released", "retried", "cancelled")
+        for event in (
+            *sorted(ATTEMPT_ENDS),
+            "enqueued",
+            "claimed",
+            "released",
+            "retried",
+            "cancelled",
+        )
     ]
     assert rate(transitions, "default", now) == 120 / 240
     assert rate(transitions, "default", now + timedelta(seconds=59)) == 120 / 299
