@@ -26,8 +26,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tenure import dashboard
 from tenure.app.app import Tenure
 from tenure.errors import InvalidInput
-from tenure.http import api
-from tenure.http import guard as security
+from tenure.http import api, guard
+from tenure.http.notifier import WorkNotifier
 from tenure.jobs.reserved import check_queues
 from tenure.settings import Settings
 from tenure.worker.maintenance import Sweeper
@@ -46,7 +46,7 @@ class Application:
     """The ASGI application. `state.notifier.stop()` ends whatever waits, before a shutdown."""
 
     def __init__(self, app: Tenure, settings: Settings) -> None:
-        notifier = api.WorkNotifier(app.on_work)
+        notifier = WorkNotifier(app.on_work)
 
         @contextlib.asynccontextmanager
         async def lifespan(_: object) -> AsyncIterator[None]:
@@ -58,12 +58,12 @@ class Application:
 
         self.state = State({"notifier": notifier})
         redaction = app.redaction.also(settings.redact)
-        tokens = security.token_cache(app, settings)
-        self._api = security.Guard(
+        tokens = guard.token_cache(app, settings)
+        self._api = guard.Guard(
             api.dispatcher(app, notifier, redaction), settings, tokens, api.OPEN_PATHS
         )
         pages = dashboard.Dashboard(app, redaction, tokens, lambda: notifier.stopped)
-        self._pages = security.Guard(
+        self._pages = guard.Guard(
             pages,
             settings,
             tokens,
@@ -100,7 +100,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
     """
     check_queues(settings.queues, "queues")
     with contextlib.ExitStack() as running:
-        security.check_binding(settings, app)
+        guard.check_binding(settings, app)
         listener = running.enter_context(_listen(settings.host, settings.port))
         running.enter_context(app)
         log_checks(app)

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from tenure import Tenure
-from tenure.http.api import routing
+from tenure.http.api import call
 from tenure.http.api.routes import MANY, ONE_JOB
 from tenure.jobs import payload
 from tenure.jobs import results as produced
@@ -197,7 +197,7 @@ async def test_an_endless_body_is_cut_off_at_the_limit(sqlite_url: str) -> None:
 @pytest.mark.anyio
 @pytest.mark.scenario(98)
 async def test_a_body_that_does_not_come_in_time(sqlite_url: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(routing, "RECEIVE_SECONDS", 0.1)
+    monkeypatch.setattr(call, "RECEIVE_SECONDS", 0.1)
     with Tenure(sqlite_url) as app:
         async with Exchange(build(app), "POST", "/jobs", b'{"type"', whole=False) as request:
             assert (await request.end())["code"] == "request_timeout"

@@ -16,6 +16,7 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from tenure import Tenure
+from tenure.http import event_stream
 from tenure.http.api import events as streams
 from tenure.http.api import metrics
 from tenure.jobs.states import QueueState
@@ -290,7 +291,7 @@ async def test_a_stream_that_tells_nothing_says_how_far_it_is(
     app: Tenure, monkeypatch: Any
 ) -> None:
     """Who comes back after a quiet day does not have the server read that day's ledger again."""
-    monkeypatch.setattr(streams, "PING_SECONDS", 0.0)
+    monkeypatch.setattr(event_stream, "PING_SECONDS", 0.0)
     job = await app.enqueue_async("mail")
     end = app.transitions().position
     async with Exchange(build(app), "GET", "/events", query="after=&type=other") as stream:
@@ -308,7 +309,7 @@ def test_what_no_stream_can_tell_is_refused(api: TestClient, query: str) -> None
 
 @pytest.mark.anyio
 async def test_a_quiet_stream_is_kept_alive(app: Tenure, monkeypatch: Any) -> None:
-    monkeypatch.setattr(streams, "PING_SECONDS", 0.0)
+    monkeypatch.setattr(event_stream, "PING_SECONDS", 0.0)
     async with Exchange(build(app), "GET", "/events") as stream:
         await stream.wait_for(b"\n: ")
 
@@ -323,15 +324,15 @@ async def test_streams_end_with_the_server_or_their_client(app: Tenure) -> None:
     ):
         await left.wait_for(b"retry")
         await stayed.wait_for(b"retry")
-        assert notifier.streams == 2
+        assert len(notifier.streams) == 2
         await left.hang_up()
         await asyncio.wait_for(left.task, 5)
-        assert notifier.streams == 1
+        assert len(notifier.streams) == 1
         started = time.monotonic()
         notifier.stop()
         await asyncio.wait_for(stayed.task, 5)
         assert time.monotonic() - started < 1
-        assert notifier.streams == 0
+        assert len(notifier.streams) == 0
 
 
 @pytest.mark.anyio

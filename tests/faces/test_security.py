@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 import tenure
 from tenure import InvalidInput, Tenure, failpoints, settings
-from tenure.http.api.routing import read_leniently
+from tenure.http.api.call import read_leniently
 from tenure.jobs import durations, ids
 from tenure.jobs.payload import check_key
 from tenure.store.postgres.connection import place_of

@@ -12,12 +12,10 @@ from starlette.testclient import TestClient
 
 from tenure import InvalidInput, StoreUnavailable, Tenure
 from tenure.client import Client
-from tenure.dashboard import push as live
 from tenure.errors import Forbidden, Unauthorized
-from tenure.http import token_cache
-from tenure.http.api import events as streams
+from tenure.http import event_stream, token_cache
+from tenure.http.api.call import Route
 from tenure.http.api.routes import ROUTES
-from tenure.http.api.routing import Route
 from tenure.server import build
 from tenure.settings import Settings
 from tenure.tokens.scopes import Scope
@@ -92,7 +90,7 @@ def test_every_route_says_which_scope_it_needs() -> None:
 
 def test_a_route_without_a_scope_cannot_be_written() -> None:
     with pytest.raises(TypeError, match="scopes"):
-        Route(method="GET", path="/new", name="new", endpoint=print, answers={})  # type: ignore[call-arg]
+        Route("GET", "/new", endpoint=print)  # type: ignore[call-arg]
 
 
 @pytest.mark.requirement("C3")
@@ -378,8 +376,7 @@ def test_a_stream_ends_with_the_token_that_opened_it(
     """And with the first token that there is, one that was opened by nobody."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
         monkeypatch.setattr(token_cache, name, -1)
-    for module in (streams, live):
-        monkeypatch.setattr(module, "STAY_SECONDS", 0.01)
+    monkeypatch.setattr(event_stream, "RECHECK_SECONDS", 0.01)
 
     async def opened(secret: str | None) -> Exchange:
         headers = {} if secret is None else {"authorization": f"Bearer {secret}"}

@@ -260,9 +260,7 @@ class Dashboard:
         caller: Caller = request.scope[CALLER]
         if not caller.may(READ):
             return Response(status_code=403)
-        if request.method == "HEAD":
-            return Response(media_type="text/event-stream")
-        return self._follower.stream(partial(access.may_stay, request.scope))
+        return self._follower.stream(request)
 
 
 NOBODY = Caller("", frozenset(), known=False)

@@ -1,10 +1,10 @@
-"""Who may call: the checks that stand before every route, whatever it does.
+"""Who may call: the checks that every request passes before it reaches a route.
 
-Without a token the server answers programs of this machine only. The socket sees to that, and the
-`Host` header is checked as well: a page in a browser can make a name of its own point to 127.0.0.1
-(DNS rebinding), and only the name gives it away. With tokens, every call but `/health` must bring
-one; whether its scopes are enough is for the route to say. Requests that change something are
-refused when a browser says that another site sent them.
+Without tokens the server answers only programs on this machine. The socket ensures that, and the
+`Host` header is checked as well: a page in a browser can make its own host name point to 127.0.0.1
+(DNS rebinding), and only the name shows it. With tokens, every call but `/health` must send one.
+The route decides whether its scopes are enough. Requests that change something are refused if a
+browser says that another site sent them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable, Unauthorized
 from tenure.http.token_cache import TokenCache
 from tenure.settings import Settings
-from tenure.tokens.scopes import CALLER, GUARD, Caller
+from tenure.tokens.scopes import CALLER, Caller
 from tenure.wire.problems import MEDIA_TYPE, REQUEST_ID, Refusal, problem_of, request_id_of
 
 log = logging.getLogger(__name__)
 
+GUARD = "tenure.guard"
+"""The key of a request's ASGI scope under which its guard is found."""
 MAX_REMEMBERED = 100
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _is_host = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(:[0-9]{1,5})?").fullmatch
@@ -34,7 +36,7 @@ _is_host = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(:[0-9]{1,5})?"
 
 @functools.lru_cache(256)
 def is_loopback(host: str) -> bool:
-    """Whether `host` names this machine's loopback interface."""
+    """Return whether `host` names this machine's loopback interface."""
     if host == "localhost":
         return True
     try:
@@ -44,7 +46,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_binding(settings: Settings, app: Tenure) -> None:
-    """Refuse to listen where others can reach an API that asks for no token."""
+    """Raise InvalidInput if other machines could reach an API that asks for no token."""
     if settings.tokens or is_loopback(settings.host):
         return
     if not any(token.valid for token in app.tokens.list()):
@@ -57,23 +59,21 @@ def check_binding(settings: Settings, app: Tenure) -> None:
 
 
 def token_cache(app: Tenure, settings: Settings) -> TokenCache:
-    """The tokens that open the API of `app`; where others can reach it, none means nobody."""
+    """Return the tokens of the API of `app`. Without any, other machines get no access."""
     return TokenCache(app, settings.tokens, closed=not is_loopback(settings.host))
 
 
 def _as_problem(scope: Scope, error: Exception) -> Response:
-    """The answer to a program that is refused."""
     problem = problem_of(error, scope["path"], request_id_of(scope["headers"]))
     return Response(problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE)
 
 
 def _no_session(scope: Scope) -> bytes | None:
-    """Programs send their token each time: a cookie must not open the API to pages."""
-    return None
+    return None  # programs send their token each time: a cookie must not open the API to pages
 
 
 class Guard:
-    """ASGI middleware with every check of this module."""
+    """The ASGI middleware with every check of this module."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Guard:
         session: Callable[[Scope], bytes | None] = _no_session,
         refuse: Callable[[Scope, Exception], Response] = _as_problem,
     ) -> None:
-        """`session` finds the token of a browser's session, `refuse` answers who is kept out."""
+        """Guard `app`. `session` finds the token of a browser's session, `refuse` refuses."""
         self._app = app
         self._tokens = tokens
         self._session = session
@@ -108,19 +108,19 @@ class Guard:
             response = self._refuse(scope, error)
             if isinstance(error, StoreUnavailable):
                 request_id = response.headers[REQUEST_ID]
-                log.warning("request %s cannot be let in: %s", request_id, error)
+                log.warning("request %s cannot be authorized: %s", request_id, error)
             await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    async def may_stay(self, scope: Scope) -> bool:
-        """Whether whoever sent this request would be let in again; yes while nobody can tell."""
+    async def still_allows(self, scope: Scope) -> bool:
+        """Return whether the caller of a request is still the same and still allowed."""
         try:
-            let_in: Caller = scope[CALLER]
-            return await self._caller(scope) == let_in
+            before: Caller = scope[CALLER]
+            return await self._caller(scope) == before
         except Unauthorized:
             return False
-        except StoreUnavailable:  # there is nothing to read, either
+        except StoreUnavailable:  # then there is nothing to read, either
             return True
 
     def _check(self, scope: Scope) -> None:
@@ -137,7 +137,6 @@ class Guard:
             self._check_origin(dict(reversed(scope["headers"])))  # the first one of each name
 
     def _serves(self, host: bytes) -> bool:
-        """Whether a Host header names this server."""
         if host not in self._served:
             match = _is_host(host.decode("latin-1").lower())
             name = match[1] if match else ""
@@ -148,7 +147,7 @@ class Guard:
         return True
 
     def _check_origin(self, headers: Mapping[bytes, bytes]) -> None:
-        """A browser names the page that sends a request; programs do not send these headers."""
+        # A browser names the page that sends a request. Programs do not send these headers.
         site = headers.get(b"sec-fetch-site", b"none").lower()
         origin = headers.get(b"origin")
         same = origin is None or (
@@ -165,22 +164,32 @@ class Guard:
             )
 
     async def _caller(self, scope: Scope) -> Caller:
-        """Who sent a request; raises Unauthorized unless its token is good."""
+        """Return who sent a request; raises Unauthorized unless its token is valid."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path in self._open_paths:
-            return NOBODY
+            return NO_CALLER
         caller = await self._tokens.caller(_token(scope) or self._session(scope))
         if caller is None:
             raise Unauthorized("send a token of this server as `Authorization: Bearer <token>`")
         return caller
 
 
-NOBODY = Caller("http", frozenset(), known=False)
-"""Whoever asks for what is open to all."""
+async def still_allowed(scope: Scope) -> bool:
+    """Return whether the caller of an admitted request would be admitted again now.
+
+    A long answer asks this now and then, because a revoked token must not go on reading. True while
+    the database does not answer.
+    """
+    guard: Guard = scope[GUARD]
+    return await guard.still_allows(scope)
+
+
+NO_CALLER = Caller("http", frozenset(), known=False)
+"""The caller of a path that is open to all."""
 
 
 def _token(scope: Scope) -> bytes | None:
-    """The token that a request brings; None if it brings none, or several."""
+    """Return the token that a request brings; None if it brings none, or several."""
     given = [value for name, value in scope["headers"] if name == b"authorization"]
     scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
     return token.strip() if scheme.lower() == b"bearer" else None
@@ -193,7 +202,7 @@ HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 )
-"""Sent with every answer that does not say something else under the same name."""
+"""Sent with every answer, unless the answer sets a header of the same name."""
 
 
 def _with_security_headers(send: Send) -> Send:

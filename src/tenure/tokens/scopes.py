@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Protocol
 
 from tenure.errors import InvalidInput
 
@@ -49,28 +48,6 @@ class Caller:
 
 CALLER = "tenure.caller"
 """Where a request says who sent it, once that is known: a key of its ASGI scope."""
-
-GUARD = "tenure.guard"
-"""Where it says who let it in, to be asked again by answers that go on for long; see `may_stay`."""
-STAY_SECONDS = 2.0
-"""How often they ask."""
-
-
-class Authorizer(Protocol):
-    """What lets requests in."""
-
-    async def may_stay(self, scope: MutableMapping[str, Any]) -> bool:
-        """Whether whoever sent this request would be let in again."""
-
-
-async def may_stay(scope: MutableMapping[str, Any]) -> bool:
-    """Whether whoever sent a request, which was let in, would be let in again now.
-
-    A stream of events may last for weeks, and a token that is revoked must not go on reading.
-    """
-    guard: Authorizer = scope[GUARD]
-    return await guard.may_stay(scope)
-
 
 ANYBODY = Caller("http", EVERY_SCOPE, known=False)
 """Where no token is asked for."""

@@ -30,7 +30,7 @@ function open() {
     state("", "live");
     want(); // something may have moved since the page was made, or since we were cut off
   });
-  stream.addEventListener("moved", (event) => moved(JSON.parse(event.data)));
+  stream.addEventListener("transitions", (event) => changed(JSON.parse(event.data)));
   stream.addEventListener("error", () => {
     state("lost", "connection lost, retrying");
     if (stream && stream.readyState === EventSource.CLOSED) {
@@ -58,7 +58,7 @@ function state(kind, text) {
 
 const watches = () => document.querySelector("#main").dataset.watch || "none";
 
-function moved(note) {
+function changed(note) {
   play(note.arrows);
   const watch = watches();
   const ours = watch === "all" || (note.jobs === null && watch !== "none");

@@ -1,4 +1,4 @@
-"""Actions on all jobs of a filter, over HTTP: begun here, gone on with by the sweepers."""
+"""Actions on all jobs that match a filter, over HTTP: started here, carried out by the sweepers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, Struct
 from starlette.responses import Response
 
 from tenure.app.queries import MAX_LISTED
-from tenure.http.api.routing import Call, answer
+from tenure.http.api.call import Call, answer
 from tenure.jobs.queries import Filter
 from tenure.wire import requests, responses
 
@@ -20,8 +20,8 @@ class BulksQuery(Struct, kw_only=True):
 
 
 def start_bulk(call: Call) -> Response:
-    """Begin to retry or cancel all jobs that fit now; the server goes on with it by itself."""
-    call.notifier.check_running()
+    """Start to retry or cancel all jobs that match now; the server continues in the background."""
+    call.check_running()
     body: requests.BulkRequest = call.body
     given: dict[str, Any] = {
         name: value
@@ -43,10 +43,10 @@ def list_bulks(call: Call) -> Response:
 
 
 def show_bulk(call: Call) -> Response:
-    """Show a bulk action and how far it has come."""
+    """Show a bulk action and its progress."""
     return answer(responses.bulk_body(call.app.bulk(call.path["id"])))
 
 
 def stop_bulk(call: Call) -> Response:
-    """End a bulk action where it is; what it has changed stays."""
+    """Stop a bulk action; jobs that it has changed stay changed."""
     return answer(responses.bulk_body(call.app.stop_bulk(call.path["id"], actor=call.caller.name)))

@@ -1,9 +1,8 @@
-"""Adding, showing and changing jobs over HTTP: decode, one call on the application, encode."""
+"""Enqueueing, showing and changing jobs over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Annotated, Any, cast
 from urllib.parse import urlencode
 
@@ -11,7 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
 from tenure.app.queries import MAX_COUNTED, MAX_LISTED, transitions_shown
-from tenure.http.api.routing import Call, answer, convert, sent
+from tenure.http.api.call import Call, answer, convert, sent
 from tenure.jobs import payload as payloads
 from tenure.jobs.bulk_actions import Action
 from tenure.jobs.checked_job import Enqueued
@@ -24,11 +23,11 @@ from tenure.tokens.scopes import Caller
 from tenure.wire import requests, responses
 
 CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
-"""A cursor is the last id seen, without its hyphens; clients hand it back as it is."""
+"""A cursor is the last id of a page without its hyphens. Clients send it back unchanged."""
 
 
 class FilterQuery(Struct, kw_only=True):
-    """Which jobs are meant: those that fit everything that is given."""
+    """Which jobs are meant: a job must match every given field."""
 
     status: Status | UnsetType = UNSET
     type: requests.Name | UnsetType = UNSET
@@ -54,21 +53,17 @@ class CountQuery(FilterQuery, kw_only=True):
 
 
 async def create_job(call: Call) -> Response:
-    """Add a job; it is on disk when this answers."""
-    call.notifier.check_running()
-    new_job = _new_job(call.body, call.caller)
-    if (key := call.header("Idempotency-Key")) is not None:
-        if "idempotency_key" in new_job.options:  # the header counts more, but both must be keys
-            payloads.check_key(new_job.options["idempotency_key"], "$.idempotency_key")
-        new_job.options["idempotency_key"] = payloads.check_key(key, "Idempotency-Key")
+    """Enqueue a job; it is on disk when this answers."""
+    call.check_running()
+    new_job = _new_job(call.body, call.caller, call.header("Idempotency-Key"))
     added = (await _add(call, [new_job]))[0]
     headers = {"Location": call.address(f"/jobs/{added.job.id}")}
     return answer(call.shown(added.job), 201 if added.created else 200, headers)
 
 
 async def create_jobs(call: Call) -> Response:
-    """Add many jobs, all or none; the answer has them in the order of the request."""
-    call.notifier.check_running()
+    """Enqueue many jobs, all or none; the answer has them in the order of the request."""
+    call.check_running()
     new_jobs = [_new_job(new, call.caller) for new in call.body]
     added = await _add(call, new_jobs, batch=True) if new_jobs else []
     return answer([call.shown(one.job) for one in added], 201)
@@ -79,8 +74,8 @@ async def _add(call: Call, new_jobs: list[NewJob], *, batch: bool = False) -> li
     return await asyncio.wrap_future(call.app.add(new_jobs, batch=batch, traceparent=parent))
 
 
-def _new_job(new: requests.EnqueueRequest, caller: Caller) -> NewJob:
-    """The job as the application takes it; the application checks most of it."""
+def _new_job(new: requests.EnqueueRequest, caller: Caller, key: str | None = None) -> NewJob:
+    """Return the job as the application takes it; the application checks most of it."""
     options: dict[str, Any] = {
         name: value
         for name in _OPTIONS
@@ -93,6 +88,10 @@ def _new_job(new: requests.EnqueueRequest, caller: Caller) -> NewJob:
             for name in new.backoff.__struct_fields__
             if (value := getattr(new.backoff, name)) is not UNSET
         }
+    if key is not None:  # the header takes precedence, but both must be valid keys
+        if "idempotency_key" in options:
+            payloads.check_key(options["idempotency_key"], "$.idempotency_key")
+        options["idempotency_key"] = payloads.check_key(key, "Idempotency-Key")
     payload = {} if new.payload is UNSET else new.payload
     return NewJob(new.type, payload, cast(Options, options))
 
@@ -115,7 +114,7 @@ def list_jobs(call: Call) -> Response:
 
 
 def count_jobs(call: Call) -> Response:
-    """Count the jobs that fit, as far as a bounded number of rows can tell."""
+    """Count the jobs that match, looking at a bounded number of rows."""
     query: CountQuery = call.query
     action = None if query.action is UNSET else query.action
     found = call.app.count_matching(_filter(call), action=action, at_most=query.at_most)
@@ -123,7 +122,6 @@ def count_jobs(call: Call) -> Response:
 
 
 def _filter(call: Call) -> Filter:
-    """The filter in a query."""
     names = FilterQuery.__struct_fields__
     given = {name: value for name in names if (value := getattr(call.query, name)) is not UNSET}
     for name in given.keys() & {"created_after", "created_before"}:
@@ -132,17 +130,16 @@ def _filter(call: Call) -> Filter:
 
 
 def _id_of(cursor: str) -> str:
-    parts = (cursor[:8], cursor[8:12], cursor[12:16], cursor[16:20], cursor[20:])
-    return "-".join(parts)
+    return "-".join((cursor[:8], cursor[8:12], cursor[12:16], cursor[16:20], cursor[20:]))
 
 
 def show_job(call: Call) -> Response:
-    """Show a job as it stands."""
+    """Show a job."""
     return answer(call.shown(call.app.get(call.path["id"])))
 
 
 def show_history(call: Call) -> Response:
-    """Show every move of a job, oldest first."""
+    """Show every transition of a job, oldest first."""
     job, transitions = call.app.get(call.path["id"]), call.app.history(call.path["id"])
     shown = transitions_shown(transitions, job, call.redaction)
     return answer([responses.transition_body(transition) for transition in shown])
@@ -150,22 +147,22 @@ def show_history(call: Call) -> Response:
 
 def explain_job(call: Call) -> Response:
     """Say why a job is not running, or what it is doing."""
-    told = call.app.explain(call.path["id"])
+    found = call.app.explain(call.path["id"])
+    text = found.text
     if call.redaction:
-        text = call.redaction.text(told.text, call.app.get(call.path["id"]))
-        told = replace(told, text=text)
+        text = call.redaction.text(text, call.app.get(call.path["id"]))
     return answer(
-        responses.ExplanationBody(reason=told.reason, text=told.text, legal_events=told.legal)
+        responses.ExplanationBody(reason=found.reason, text=text, legal_events=found.legal)
     )
 
 
 def cancel_job(call: Call) -> Response:
-    """Cancel a job that waits or runs."""
+    """Cancel a job that is pending or processing."""
     return answer(call.shown(call.app.cancel(call.path["id"], actor=call.caller.name)))
 
 
 def retry_job(call: Call) -> Response:
-    """Run a job that failed for good again, with a higher limit."""
+    """Retry a job that failed for good, with a higher limit."""
     more = 1 if call.body.more_retries is UNSET else call.body.more_retries
     job = call.app.retry(call.path["id"], more_retries=more, actor=call.caller.name)
     return answer(call.shown(job))

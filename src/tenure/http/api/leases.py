@@ -1,25 +1,27 @@
-"""What workers call over HTTP: lease jobs, report what became of them, keep the leases alive."""
+"""What workers call over HTTP: lease jobs, report outcomes, extend leases."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import UNSET, Struct
+from starlette.requests import Request
 from starlette.responses import Response
 
 from tenure.errors import LeaseLost, ReportConflict
-from tenure.http.api import events as streams
-from tenure.http.api.routing import Call, answer
+from tenure.http.api.call import Call, answer
+from tenure.http.notifier import LOOK_SECONDS, Waiter
 from tenure.jobs import payload
 from tenure.jobs.reserved import check_open
-from tenure.jobs.work import Answer, ClaimRequest, Outcome
+from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.wire import requests, responses
 from tenure.wire.problems import storable
 
 
 class HeartbeatQuery(Struct, kw_only=True):
-    """How long the leases are to last from now."""
+    """How long the leases last from now."""
 
     lease_seconds: requests.LeaseSeconds = requests.DEFAULT_LEASE
 
@@ -39,8 +41,44 @@ async def lease_jobs(call: Call) -> Response:
     )
     for number, queue in enumerate(wanted.queues or ()):
         check_open(queue, f"$.queues[{number}]")
-    leases = await streams.claim(call.app, wanted, call.request, call.notifier)
+    leases = await _claim(call, wanted)
     return answer([responses.lease_body(lease) for lease in leases])
+
+
+async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
+    """Lease jobs, waiting up to `wait_seconds`; no jobs once the server stops.
+
+    Nothing is claimed for a client that has disconnected. What was claimed while it disconnected is
+    released, so that no job waits for a lease that no worker knows of.
+    """
+    app, notifier, loop = call.app, call.notifier, asyncio.get_running_loop()
+    deadline = loop.time() + wanted.wait_seconds
+    with notifier.waiter() as waiter:
+        gone = loop.create_task(_until_gone(call.request, waiter))
+        try:
+            await asyncio.sleep(0)  # so that a disconnection that is already known is noticed
+            while not (gone.done() or notifier.stopped):
+                leases = (await asyncio.wrap_future(app.exchange((), wanted))).leases
+                if leases and gone.done():
+                    released = [
+                        Report(lease.id, lease.lease_id, Outcome.RELEASED, actor=wanted.worker)
+                        for lease in leases
+                    ]
+                    await asyncio.wrap_future(app.exchange(released, None))
+                    break
+                left = deadline - loop.time()
+                if leases or left <= 0:
+                    return leases
+                await waiter.wait(min(left, LOOK_SECONDS))
+        finally:
+            gone.cancel()
+    return ()
+
+
+async def _until_gone(request: Request, waiter: Waiter) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    waiter.notify()
 
 
 def _names(names: list[str] | None, what: str, field: str) -> tuple[str, ...] | None:
@@ -61,7 +99,7 @@ async def fail_lease(call: Call) -> Response:
 
 
 async def release_lease(call: Call) -> Response:
-    """Hand a job back unrun; that costs it no attempt."""
+    """Hand back a job that was not started; that costs it no attempt."""
     return await _report(call, Outcome.RELEASED)
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 
 import tenure
-from tenure.http.api.routing import JSON, Answer, Route
+from tenure.http.api.call import JSON, Answer, Route
 from tenure.jobs import durations, ids, payload
 from tenure.tokens.scopes import Scope
-from tenure.wire import problems
+from tenure.wire import problems, requests
 
 TEMPLATE = "#/components/schemas/{name}"
 ALWAYS = (400, 421, 503)
@@ -76,7 +76,7 @@ TOKEN = {
 
 _GIVEN = {"not": {"type": "null"}}
 RULES: Mapping[str, Any] = {
-    "NewJob": {
+    requests.EnqueueRequest.__name__: {
         "not": {
             "description": "Give `delay` or `run_at`, not both.",
             "required": ["delay", "run_at"],

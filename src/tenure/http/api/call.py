@@ -1,9 +1,12 @@
-"""One HTTP call, described once: what it takes, what it answers, and how its body is read.
+"""One HTTP call: what the API takes and answers, how the call that is meant is found, read and run.
 
-The list of `Route`s is the API: what is served and the OpenAPI description are both made from it.
-An endpoint gets a `Call` whose body and query have been read, bounded and checked, makes one call
-on the application and encodes the answer. A plain `def` endpoint runs in a thread, an `async def`
-one on the event loop.
+`Dispatcher` is the API as an ASGI application: it finds the `Route` of a request, checks the
+caller's scopes, reads and checks query and body, and passes them as a `Call` to the endpoint. An
+endpoint makes one call on the application and encodes the answer. A plain `def` endpoint runs in a
+thread, an `async def` endpoint on the event loop. Errors become problems.
+
+Starlette's router does the same through several layers of calls per request, which take a third of
+a request's time.
 """
 
 from __future__ import annotations
@@ -12,73 +15,114 @@ import asyncio
 import functools
 import inspect
 import json
+import logging
+import re
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
+from tenure import failpoints
 from tenure.app.app import Tenure
-from tenure.errors import InvalidInput, PayloadTooLarge
-from tenure.http.api.events import WorkNotifier
+from tenure.errors import (
+    Forbidden,
+    InvalidInput,
+    PayloadTooLarge,
+    SchemaMismatch,
+    StoreUnavailable,
+    TenureError,
+)
+from tenure.http.notifier import WorkNotifier
 from tenure.jobs import payload
-from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
+from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import Job
-from tenure.tokens.scopes import ANYBODY, Caller, Scope
+from tenure.tokens.scopes import CALLER, Caller, Scope
 from tenure.wire import responses
-from tenure.wire.problems import MEDIA_TYPE, Refusal, problem_of
+from tenure.wire.problems import MEDIA_TYPE, RETRY_SECONDS, Refusal, problem_of, request_id_of
+
+log = logging.getLogger(__name__)
 
 JSON = "application/json"
 SMALL_BODY = 64 * 1024
-"""Bytes of a request that carries no payload, and of what surrounds one that does."""
+"""Largest request without a payload, and what may surround a payload, in bytes."""
 RECEIVE_SECONDS = 60.0
-"""A body that has not arrived by then is given up: nobody may hold a request open by dribbling."""
+"""Time that a body may take to arrive. A slow client must not hold a request open for longer."""
+MAX_DISCARDED = 64 * 1024 * 1024
+"""Bytes of a refused body that are received and thrown away, so that the client reads the answer.
+The connection is closed if the client declares more, or no length."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a call takes: a type, how large and deep it may be, and whether it may be left out."""
+    """The body that a call takes: its type, its largest size and depth, whether it is optional."""
 
     type: Any
     limit: int = SMALL_BODY  # bytes
     depth: int = 8  # levels of nesting
     optional: bool = False
-    lenient: bool = False  # reports: what JSON allows and a database does not is made storable
+    lenient: bool = False  # for reports: text and numbers that no database keeps are let through
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One way in which a call succeeds."""
 
-    type: Any  # of the JSON; None if it never is JSON
+    type: Any  # of the JSON; None if the answer is never JSON
     text: str
+    status: int = 200
     also: tuple[str, ...] = ()  # media types beside JSON
     headers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Route:
     """One call of the API."""
 
-    method: str
-    path: str
-    name: str
-    endpoint: Callable[[Call], Any]
-    scopes: frozenset[Scope]  # one of which a caller needs; none: answered without a token
-    answers: Mapping[int, Answer]
-    refusals: tuple[int, ...] = ()  # beside those that every call can meet
-    body: Body | None = None
-    query: type[msgspec.Struct] | None = None
-    headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> schema
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        scopes: frozenset[Scope],
+        endpoint: Callable[[Call], Any],
+        *answers: Answer,
+        body: Body | None = None,
+        query: type[msgspec.Struct] | None = None,
+        headers: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Describe a call that needs one of `scopes`, or no token if there are none.
+
+        `headers` are the JSON schemas of the headers that the call reads, by name.
+        """
+        self.method, self.path, self.scopes, self.endpoint = method, path, scopes, endpoint
+        self.answers = {answer.status: answer for answer in answers}
+        self.body, self.query = body, query
+        self.headers = headers or {}
+        self.is_async = inspect.iscoroutinefunction(endpoint)
+        self.summary = (inspect.getdoc(endpoint) or "").partition("\n")[0]
+        first, *others = endpoint.__name__.split("_")
+        self.name = first + "".join(map(str.capitalize, others))
 
     @property
-    def summary(self) -> str:
-        """The first line of the endpoint's docstring."""
-        return (inspect.getdoc(self.endpoint) or "").partition("\n")[0]
+    def refusals(self) -> tuple[int, ...]:
+        """The statuses of refusals that depend on what the call does."""
+        if self.path in ("/jobs", "/jobs/batch") and self.body is not None:
+            return (422, 429)
+        if "{lease_id}" in self.path:
+            return (409,)
+        if "{id}" in self.path:
+            return (
+                (404, 409) if self.path.startswith("/jobs/") and self.body is not None else (404,)
+            )
+        return ()
 
 
 @dataclass(slots=True)
@@ -88,39 +132,140 @@ class Call:
     app: Tenure
     notifier: WorkNotifier
     request: Request
-    path: Mapping[str, str]  # its parts that vary
-    caller: Caller = ANYBODY
-    redaction: Redaction = NOTHING_HIDDEN
+    path: Mapping[str, str]  # the variable parts of the path
+    caller: Caller
+    redaction: Redaction
     body: Any = None
     query: Any = None
 
     def shown(self, job: Job) -> responses.JobBody:
-        """A job as it is answered."""
-        return responses.job_body(self.redaction.job(job))
+        """Return a job as it is answered, without what is redacted."""
+        return responses.job_body(self.redaction.job(job) if self.redaction.keys else job)
 
     def address(self, path: str) -> str:
-        """Where `path` of this API is, as seen by the client, wherever the API is mounted."""
+        """Return `path` as the client sees it, wherever the API is mounted."""
         root = self.request.scope.get("root_path", "")
         return f"{quote(root)}{path}" if root else path
 
     def header(self, name: str) -> str | None:
-        """A header that may be given once; raises InvalidInput if it was given several times."""
+        """Return a header, or None; raises InvalidInput if it was sent several times."""
         values = sent(self.request, name.lower().encode())
         if len(values) > 1:
-            raise InvalidInput("give this header once", path=name)
+            raise InvalidInput("send this header once", path=name)
         return values[0] if values else None
 
-
-T = TypeVar("T")
+    def check_running(self) -> None:
+        """Raise Refusal if the server is shutting down."""
+        if self.notifier.stopped:
+            raise Refusal(
+                503,
+                "shutting_down",
+                "The server is shutting down",
+                "the server is shutting down and takes nothing new; send it again in a moment",
+                {"Retry-After": str(RETRY_SECONDS)},
+            )
 
 
 def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON answer."""
+    """Return `value` as a JSON response."""
     return Response(msgspec.json.encode(value), status, headers, media_type=JSON)
 
 
-def refuse(request: Request, error: Exception, request_id: str) -> Response:
-    """The answer for an error."""
+# --- finding and running a call ------------------------------------------------------------------
+
+
+class Dispatcher:
+    """The API as an ASGI application. `guard.Guard` has put the caller into the scope."""
+
+    def __init__(
+        self, routes: Sequence[Route], app: Tenure, notifier: WorkNotifier, redaction: Redaction
+    ) -> None:
+        self._app = app
+        self._notifier = notifier
+        self._redaction = redaction
+        self._fixed: dict[str, dict[str, Route]] = {}
+        for route in routes:
+            self._fixed.setdefault(route.path, {})[route.method] = route
+        self._variable = [
+            (_matcher(path), self._fixed.pop(path)) for path in tuple(self._fixed) if "{" in path
+        ]
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            route, path = self._find(scope)
+            caller: Caller = scope[CALLER]
+            if route.scopes and not caller.may(route.scopes):
+                needed = " or ".join(sorted(route.scopes))
+                raise Forbidden(f"this call needs a token with the scope {needed}, or admin")
+        except (Refusal, Forbidden) as refusal:
+            response = _refuse(request, refusal, request_id_of(scope["headers"]))
+        else:
+            call = Call(self._app, self._notifier, request, path, caller, self._redaction)
+            response = await _run(route, call)
+        failpoints.hit("http.before_answer")
+        await response(scope, receive, send)
+
+    def _find(self, scope: AsgiScope) -> tuple[Route, Mapping[str, str]]:
+        """Return the route of a request and the variable parts of its path; raises Refusal."""
+        methods, variables = self._at(scope["path"].removeprefix(scope.get("root_path", "")))
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        if method not in methods:
+            allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
+            raise Refusal(
+                405,
+                "method_not_allowed",
+                "Method not allowed",
+                f"this path takes {allowed}",
+                {"Allow": allowed},
+            )
+        return methods[method], variables
+
+    def _at(self, path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
+        if path in self._fixed:  # /jobs/batch before /jobs/{id}
+            return self._fixed[path], {}
+        for match, methods in self._variable:
+            if found := match(path):
+                return methods, found.groupdict()
+        raise Refusal(
+            404,
+            "not_found",
+            "No such path",
+            "nothing is served under this path; /openapi.json lists what is",
+        )
+
+
+def _matcher(path: str) -> Callable[[str], re.Match[str] | None]:
+    """Return what matches `/jobs/{id}` with any one part of a path in the place of `{id}`."""
+    return re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", path)).fullmatch
+
+
+async def _run(route: Route, call: Call) -> Response:
+    request = call.request
+    try:
+        call.query = _read_query(route, request)
+        if route.body is not None:
+            call.body = await _read_body(route.body, request)
+        if route.is_async:
+            response: Response = await route.endpoint(call)
+        else:
+            response = await run_in_threadpool(route.endpoint, call)
+        return response
+    except ClientDisconnect:
+        return Response(status_code=499)  # the client is gone and does not read it
+    except Exception as error:
+        request_id = request_id_of(request.scope["headers"])
+        if isinstance(error, StoreUnavailable | SchemaMismatch):
+            log.warning("%s %s, request %s: %s", route.method, route.path, request_id, error)
+        elif not isinstance(error, TenureError | Refusal):
+            log.exception("%s %s, request %s failed", route.method, route.path, request_id)
+        response = _refuse(request, error, request_id)
+        if isinstance(error, PayloadTooLarge) and _declared_bytes(request) > MAX_DISCARDED:
+            response.headers["Connection"] = "close"
+        return response
+
+
+def _refuse(request: Request, error: Exception, request_id: str) -> Response:
     problem = problem_of(error, quote(request.scope.get("path", "")), request_id)
     return Response(problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE)
 
@@ -134,7 +279,7 @@ def sent(request: Request, header: bytes) -> list[str]:
     return [value.decode("latin-1") for name, value in headers if name == header]
 
 
-def read_query(route: Route, request: Request) -> Any:
+def _read_query(route: Route, request: Request) -> Any:
     """The query as `route` takes it; raises InvalidInput if it does not fit."""
     if route.query is None and not request.scope["query_string"]:
         return None
@@ -150,7 +295,7 @@ def read_query(route: Route, request: Request) -> Any:
     return convert(values, route.query, strict=False, root="query ") if route.query else None
 
 
-async def read_body(body: Body, request: Request) -> Any:
+async def _read_body(body: Body, request: Request) -> Any:
     """The body as `body` describes it; raises InvalidInput or Refusal if it does not fit."""
     _check_media_type(request, optional=body.optional)
     data = await _receive(request, body.limit)
@@ -186,7 +331,7 @@ def _unsupported(detail: str) -> Refusal:
 
 async def _receive(request: Request, limit: int) -> bytes:
     """The body, never more than `limit` bytes of it, within `RECEIVE_SECONDS`."""
-    if sent(request, b"content-length") and declared_bytes(request) > limit:
+    if sent(request, b"content-length") and _declared_bytes(request) > limit:
         raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
     task = asyncio.current_task()
     assert task is not None
@@ -228,7 +373,7 @@ async def _whole_body(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def declared_bytes(request: Request) -> int:
+def _declared_bytes(request: Request) -> int:
     """The length that a request says its body has; without one, more than any limit."""
     (length, *_) = sent(request, b"content-length") or [""]
     return int(length) if length.isdecimal() and len(length) < 16 else 10**16
