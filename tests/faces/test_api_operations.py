@@ -21,6 +21,7 @@ from tenure.http.api import events as streams
 from tenure.http.api import metrics
 from tenure.jobs.states import QueueState
 from tenure.jobs.stats import BUCKETS, Count, Total
+from tenure.lifecycle import RUN_ENDS
 from tenure.server import build
 from tests.support.http import Exchange, api_client, assert_problem, claim_jobs
 from tests.support.waiting import wait_until
@@ -165,8 +166,8 @@ def test_histograms_add_up_queues_and_outcomes() -> None:
         Total("a", queue, event, 4, 2.5, (1, 0, 2, *[0] * (len(BUCKETS) - 4), 1))
         for queue, event in (("q", "completed"), ("r", "failed"), ("q", "claimed"))
     ]
-    assert metrics.by_type(times, metrics.RAN)["a"][0] == 5.0
-    buckets = metrics._cumulated(metrics.by_type(times, metrics.RAN)["a"][1])
+    assert metrics.by_type(times, RUN_ENDS)["a"][0] == 5.0
+    buckets = metrics._cumulated(metrics.by_type(times, RUN_ENDS)["a"][1])
     assert buckets[:4] == [("0.01", 2), ("0.03", 2), ("0.1", 6), ("0.3", 6)]
     assert buckets[-2:] == [("3600.0", 6), ("+Inf", 8)]
 
