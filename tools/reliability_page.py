@@ -85,7 +85,7 @@ def marked_calls() -> list[tuple[str, str, list[Any]]]:
 
 def table(scenarios: list[Scenario]) -> str:
     """One group as a table."""
-    lines = ["| | fault | what must come of it | shown by |", "|---|---|---|---|"]
+    lines = ["| | fault | expected outcome | tests |", "|---|---|---|---|"]
     for one in scenarios:
         files = links(one.shown_by)
         outcome = one.outcome or "does not apply"
