@@ -14,8 +14,7 @@ from tenure import InvalidInput, StoreUnavailable, Tenure
 from tenure.client import Client
 from tenure.errors import Forbidden, Unauthorized
 from tenure.http import event_stream, token_cache
-from tenure.http.api.call import Route
-from tenure.http.api.routes import ROUTES
+from tenure.http.api.routes import ROUTES, Route
 from tenure.server import build
 from tenure.settings import Settings
 from tenure.tokens.scopes import Scope

@@ -8,18 +8,24 @@ nothing else: `<job id>.<lease id>`.
 
 from __future__ import annotations
 
+import functools
 import re
+import typing
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from tenure.errors import InvalidInput
 from tenure.jobs import ids, payload
 from tenure.jobs import results as produced
 from tenure.jobs.bulk_actions import Action
 from tenure.jobs.queries import MAX_SEARCHED_FOR
 from tenure.jobs.work import Outcome, Report
 from tenure.lifecycle import Status
+
+T = TypeVar("T")
 
 MAX_LEASED = 1_000
 MIN_LEASE, MAX_LEASE = 1.0, 86_400.0
@@ -227,3 +233,54 @@ def report_entry(report: Report) -> ReportEntry:
         error=report.error,
         retryable=report.retryable,
     )
+
+
+# --- JSON to these types
+
+
+def convert(value: object, kind: type[T], *, strict: bool = True, root: str = "$") -> T:
+    """Return `value` as `kind`; raises InvalidInput with the path of the field that does not fit.
+
+    `value` is what a JSON parser returns. `strict=False` is for queries: it reads numbers in text.
+    """
+    try:
+        return msgspec.convert(_whole(value, kind), kind, strict=strict)
+    except UnicodeEncodeError:
+        raise InvalidInput("half of a surrogate pair in a name; remove it", path=root) from None
+    except msgspec.ValidationError as flaw:
+        message, _, path = str(flaw).partition(" - at `$")
+        path = path.rstrip("`")
+        if root != "$":
+            path = path.lstrip(".")
+        raise InvalidInput(message, path=f"{root}{path}") from None
+
+
+def _whole(value: object, kind: Any) -> object:
+    """Return `value` with 58.0 as 58 where an integer is wanted: JSON has one kind of number."""
+    if typing.get_origin(kind) is typing.Annotated or typing.get_origin(kind) is list:
+        inner = typing.get_args(kind)[0]
+        if isinstance(value, list) and typing.get_origin(kind) is list:
+            return [_whole(item, inner) for item in value]
+        return _whole(value, inner)
+    if not isinstance(value, dict) or not issubclass(kind, msgspec.Struct):
+        return value
+    whole = _whole_fields(kind)
+    return {
+        name: int(item) if type(item) is float and name in whole and item.is_integer() else item
+        for name, item in value.items()
+    }
+
+
+@functools.cache
+def _whole_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return frozenset(field.encode_name for field in info.fields if _is_whole(field.type))
+
+
+def _is_whole(kind: msgspec.inspect.Type) -> bool:
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return _is_whole(kind.type)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return any(map(_is_whole, kind.types))
+    return isinstance(kind, msgspec.inspect.IntType)

@@ -12,15 +12,12 @@ a request's time.
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import json
 import logging
 import re
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
@@ -44,9 +41,12 @@ from tenure.http.notifier import WorkNotifier
 from tenure.jobs import payload
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import Job
-from tenure.tokens.scopes import CALLER, Caller, Scope
-from tenure.wire import responses
+from tenure.tokens.scopes import CALLER, Caller
+from tenure.wire import requests, responses
 from tenure.wire.problems import MEDIA_TYPE, RETRY_SECONDS, Refusal, problem_of, request_id_of
+
+if TYPE_CHECKING:
+    from tenure.http.api.routes import Body, Route
 
 log = logging.getLogger(__name__)
 
@@ -58,71 +58,6 @@ RECEIVE_SECONDS = 60.0
 MAX_DISCARDED = 64 * 1024 * 1024
 """Bytes of a refused body that are received and thrown away, so that the client reads the answer.
 The connection is closed if the client declares more, or no length."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """The body that a call takes: its type, its largest size and depth, whether it is optional."""
-
-    type: Any
-    limit: int = SMALL_BODY  # bytes
-    depth: int = 8  # levels of nesting
-    optional: bool = False
-    lenient: bool = False  # for reports: text and numbers that no database keeps are let through
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One way in which a call succeeds."""
-
-    type: Any  # of the JSON; None if the answer is never JSON
-    text: str
-    status: int = 200
-    also: tuple[str, ...] = ()  # media types beside JSON
-    headers: tuple[str, ...] = ()
-
-
-class Route:
-    """One call of the API."""
-
-    def __init__(
-        self,
-        method: str,
-        path: str,
-        scopes: frozenset[Scope],
-        endpoint: Callable[[Call], Any],
-        *answers: Answer,
-        body: Body | None = None,
-        query: type[msgspec.Struct] | None = None,
-        headers: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> None:
-        """Describe a call that needs one of `scopes`, or no token if there are none.
-
-        `headers` are the JSON schemas of the headers that the call reads, by name.
-        """
-        self.method, self.path, self.scopes, self.endpoint = method, path, scopes, endpoint
-        self.answers = {answer.status: answer for answer in answers}
-        self.body, self.query = body, query
-        self.headers = headers or {}
-        self.is_async = inspect.iscoroutinefunction(endpoint)
-        self.summary = (inspect.getdoc(endpoint) or "").partition("\n")[0]
-        first, *others = endpoint.__name__.split("_")
-        self.name = first + "".join(map(str.capitalize, others))
-
-    @property
-    def refusals(self) -> tuple[int, ...]:
-        """The statuses of refusals that depend on what the call does."""
-        if self.path in ("/jobs", "/jobs/batch") and self.body is not None:
-            return (422, 429)
-        if "{lease_id}" in self.path:
-            return (409,)
-        if "{id}" in self.path:
-            return (
-                (404, 409) if self.path.startswith("/jobs/") and self.body is not None else (404,)
-            )
-        return ()
 
 
 @dataclass(slots=True)
@@ -274,13 +209,13 @@ def _refuse(request: Request, error: Exception, request_id: str) -> Response:
 
 
 def sent(request: Request, header: bytes) -> list[str]:
-    """What a header was given as, in lower case; as often as it was given."""
+    """Return every value of a header, whose name is given in lower case."""
     headers = request.scope["headers"]
     return [value.decode("latin-1") for name, value in headers if name == header]
 
 
 def _read_query(route: Route, request: Request) -> Any:
-    """The query as `route` takes it; raises InvalidInput if it does not fit."""
+    """Return the query as the type that `route` takes; raises InvalidInput if it does not fit."""
     if route.query is None and not request.scope["query_string"]:
         return None
     given = request.query_params.multi_items()
@@ -292,11 +227,13 @@ def _read_query(route: Route, request: Request) -> Any:
         if name not in known:
             allowed = f"this call takes {', '.join(known)}" if known else "this call takes none"
             raise InvalidInput(f"no such query parameter; {allowed}", path=f"query {name}"[:80])
-    return convert(values, route.query, strict=False, root="query ") if route.query else None
+    if route.query is None:
+        return None
+    return requests.convert(values, route.query, strict=False, root="query ")
 
 
 async def _read_body(body: Body, request: Request) -> Any:
-    """The body as `body` describes it; raises InvalidInput or Refusal if it does not fit."""
+    """Return the body as the type that the call takes; raises InvalidInput or Refusal."""
     _check_media_type(request, optional=body.optional)
     data = await _receive(request, body.limit)
     if not data and body.optional:
@@ -307,11 +244,11 @@ async def _read_body(body: Body, request: Request) -> Any:
         value = read_leniently(data)
     else:
         value = payload.parse(data, limit=body.limit, max_depth=body.depth)
-    return convert(_whole(value, body.type), body.type)
+    return requests.convert(value, body.type)
 
 
 def _check_media_type(request: Request, *, optional: bool) -> None:
-    """JSON in UTF-8, as it is. A form or text, which a foreign page could send, is refused."""
+    """Refuse everything but plain JSON in UTF-8: other sites' pages could send forms or text."""
     given = sent(request, b"content-type")
     if not given and optional:
         return
@@ -321,7 +258,7 @@ def _check_media_type(request: Request, *, optional: bool) -> None:
     if media_type.strip().lower() != JSON or charset not in ("", "charset=utf-8"):
         raise _unsupported(f"send Content-Type: {JSON}, in UTF-8")
     if encoding.strip().lower() != "identity":
-        raise _unsupported("send the body as it is, without Content-Encoding")
+        raise _unsupported("send the body without Content-Encoding")
 
 
 def _unsupported(detail: str) -> Refusal:
@@ -330,17 +267,17 @@ def _unsupported(detail: str) -> Refusal:
 
 
 async def _receive(request: Request, limit: int) -> bytes:
-    """The body, never more than `limit` bytes of it, within `RECEIVE_SECONDS`."""
+    """Receive the body, at most `limit` bytes, within `RECEIVE_SECONDS`."""
     if sent(request, b"content-length") and _declared_bytes(request) > limit:
         raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
     task = asyncio.current_task()
     assert task is not None
-    # `asyncio.timeout`, at a third of its price: here it would cost more than reading the body.
+    # Like `asyncio.timeout`, at a third of the cost, which would exceed that of reading the body.
     timer = asyncio.get_running_loop().call_later(RECEIVE_SECONDS, task.cancel, _TOO_SLOW)
     try:
         return await _whole_body(request, limit)
     except asyncio.CancelledError as cancelled:
-        if cancelled.args != (_TOO_SLOW,) or task.uncancel():  # somebody else wants it to end
+        if cancelled.args != (_TOO_SLOW,) or task.uncancel():  # another cancellation
             raise
         raise Refusal(
             408,
@@ -374,61 +311,16 @@ async def _whole_body(request: Request, limit: int) -> bytes:
 
 
 def _declared_bytes(request: Request) -> int:
-    """The length that a request says its body has; without one, more than any limit."""
+    """Return the declared length of a body; more than any limit if none is declared."""
     (length, *_) = sent(request, b"content-length") or [""]
     return int(length) if length.isdecimal() and len(length) < 16 else 10**16
 
 
-def convert(value: object, type: type[T], *, strict: bool = True, root: str = "$") -> T:
-    """`value` as `type`; raises InvalidInput with the path of the field that does not fit."""
-    try:
-        return msgspec.convert(value, type, strict=strict)
-    except UnicodeEncodeError:
-        raise InvalidInput("half of a surrogate pair in a name; remove it", path=root) from None
-    except msgspec.ValidationError as flaw:
-        message, _, path = str(flaw).partition(" - at `$")
-        path = path.rstrip("`")
-        if root != "$":
-            path = path.lstrip(".")
-        raise InvalidInput(message, path=f"{root}{path}") from None
-
-
-def _whole(value: object, kind: Any) -> object:
-    """`value` with 58.0 as 58 where a whole number is wanted: JSON knows one kind of number."""
-    if typing.get_origin(kind) is typing.Annotated or typing.get_origin(kind) is list:
-        inner = typing.get_args(kind)[0]
-        if isinstance(value, list) and typing.get_origin(kind) is list:
-            return [_whole(item, inner) for item in value]
-        return _whole(value, inner)
-    if not isinstance(value, dict) or not issubclass(kind, msgspec.Struct):
-        return value
-    whole = _whole_fields(kind)
-    return {
-        name: int(item) if type(item) is float and name in whole and item.is_integer() else item
-        for name, item in value.items()
-    }
-
-
-@functools.cache
-def _whole_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
-    info = msgspec.inspect.type_info(kind)
-    assert isinstance(info, msgspec.inspect.StructType)
-    return frozenset(field.encode_name for field in info.fields if _is_whole(field.type))
-
-
-def _is_whole(kind: msgspec.inspect.Type) -> bool:
-    if isinstance(kind, msgspec.inspect.Metadata):
-        return _is_whole(kind.type)
-    if isinstance(kind, msgspec.inspect.UnionType):
-        return any(map(_is_whole, kind.types))
-    return isinstance(kind, msgspec.inspect.IntType)
-
-
 def read_leniently(data: bytes) -> object:
-    """A report: well-formed JSON in UTF-8, whatever its strings and numbers hold.
+    """Parse a report: well-formed JSON in UTF-8, with any text and numbers.
 
-    What a handler produced is no reason not to settle its job. NUL, halves of surrogate pairs and
-    endless integers come through here and are made storable further on.
+    A job must settle whatever its handler returned. NUL, half surrogate pairs and huge integers
+    pass here and are made storable later.
     """
     try:
         return json.loads(

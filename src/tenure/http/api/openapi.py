@@ -10,15 +10,18 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 import tenure
-from tenure.http.api.call import JSON, Answer, Route
+from tenure.http.api.call import JSON
 from tenure.jobs import durations, ids, payload
 from tenure.tokens.scopes import Scope
 from tenure.wire import problems, requests
+
+if TYPE_CHECKING:
+    from tenure.http.api.routes import Answer, Route
 
 TEMPLATE = "#/components/schemas/{name}"
 ALWAYS = (400, 421, 503)

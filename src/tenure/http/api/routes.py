@@ -2,18 +2,85 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from tenure.app.app import MAX_JOBS_AT_ONCE
 from tenure.http.api import bulk, events, jobs, leases, openapi, operations
-from tenure.http.api.call import JSON, SMALL_BODY, Answer, Body, Call, Route
+from tenure.http.api.call import JSON, SMALL_BODY, Call
 from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.jobs import payload
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
 from tenure.wire import requests, responses
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The body that a call takes: its type, its largest size and depth, whether it is optional."""
+
+    type: Any
+    limit: int = SMALL_BODY  # bytes
+    depth: int = 8  # levels of nesting
+    optional: bool = False
+    lenient: bool = False  # for reports: text and numbers that no database keeps are let through
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One way in which a call succeeds."""
+
+    type: Any  # of the JSON; None if the answer is never JSON
+    text: str
+    status: int = 200
+    also: tuple[str, ...] = ()  # media types beside JSON
+    headers: tuple[str, ...] = ()
+
+
+class Route:
+    """One call of the API."""
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        scopes: frozenset[Scope],
+        endpoint: Callable[[Call], Any],
+        *answers: Answer,
+        body: Body | None = None,
+        query: type[Struct] | None = None,
+        headers: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Describe a call that needs one of `scopes`, or no token if there are none.
+
+        `headers` are the JSON schemas of the headers that the call reads, by name.
+        """
+        self.method, self.path, self.scopes, self.endpoint = method, path, scopes, endpoint
+        self.answers = {answer.status: answer for answer in answers}
+        self.body, self.query = body, query
+        self.headers = headers or {}
+        self.is_async = inspect.iscoroutinefunction(endpoint)
+        self.summary = (inspect.getdoc(endpoint) or "").partition("\n")[0]
+        first, *others = endpoint.__name__.split("_")
+        self.name = first + "".join(map(str.capitalize, others))
+
+    @property
+    def refusals(self) -> tuple[int, ...]:
+        """The statuses of refusals that depend on what the call does."""
+        if self.path in ("/jobs", "/jobs/batch") and self.body is not None:
+            return (422, 429)
+        if "{lease_id}" in self.path:
+            return (409,)
+        if "{id}" in self.path:
+            return (
+                (404, 409) if self.path.startswith("/jobs/") and self.body is not None else (404,)
+            )
+        return ()
+
 
 ONE_JOB = payload.MAX_PAYLOAD_BYTES + SMALL_BODY
 ONE_REPORT = 2 * payload.MAX_PAYLOAD_BYTES
