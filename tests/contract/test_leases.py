@@ -229,7 +229,7 @@ def test_a_job_handed_back_a_hundred_times_has_had_enough(
         assert harness.report(report_released(lease)) == [as_failure]
     end = harness.get(job.id)
     assert (end.status, end.attempts) == ("failed", max(max_retries, 1))
-    assert "handed back" in (end.last_error or "")
+    assert "released more than 100 times" in (end.last_error or "")
     assert harness.claim() == []
 
 

@@ -133,7 +133,7 @@ def test_what_has_not_failed_is_not_retried(harness: StoreHarness, status: str) 
 def test_nobody_ends_a_lease_that_still_runs(harness: StoreHarness) -> None:
     lease = harness.take()
     harness.clock.advance(LEASE_SECONDS - TICK)
-    with pytest.raises(IllegalTransition, match="still runs"):
+    with pytest.raises(IllegalTransition, match="its lease has not run out"):
         harness.store.apply(lease.id, LeaseExpired()).result()
     harness.clock.advance(TICK)
     assert harness.store.apply(lease.id, LeaseExpired(actor="ada")).result().status == "pending"
