@@ -11,7 +11,7 @@ import pytest
 
 from tenure import simulator
 from tenure.lifecycle import LeaseExpired
-from tenure.simulator import rehearse
+from tenure.simulator import simulate
 from tenure.store import transitions
 from tests.support.cli import run_cli, run_program
 
@@ -34,7 +34,7 @@ HAPPENINGS = (
 def test_nothing_breaks_whatever_happens(effort: int) -> None:
     figures: Counter[str] = Counter()
     for seed in range(WORLDS * effort):
-        played = rehearse(seed, HOURS)
+        played = simulate(seed, HOURS)
         assert played.violation is None
         figures += Counter(played.figures)
 
@@ -52,7 +52,7 @@ def test_the_same_seed_plays_the_same_world_in_every_process() -> None:
     ]
 
     assert told[0] == told[1]
-    assert told[0]["trace"] != rehearse(6, 1).trace
+    assert told[0]["trace"] != simulate(6, 1).trace
     assert told[0]["violation"] is None
 
 
@@ -67,7 +67,7 @@ def test_a_violation_tells_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) 
     seed, found = next(
         (seed, played.violation)
         for seed in range(20)
-        if (played := rehearse(seed, HOURS)).violation is not None
+        if (played := simulate(seed, HOURS)).violation is not None
     )
     told = run_cli("simulate", "--seed", str(seed), "--hours", str(HOURS))
 
@@ -78,7 +78,7 @@ def test_a_violation_tells_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_batch_that_contradicts_itself_is_no_violation() -> None:
-    assert rehearse(4, 0.5).violation is None
+    assert simulate(4, 0.5).violation is None
 
 
 def test_the_command_says_what_it_played(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +95,6 @@ def test_the_command_says_what_it_played(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_time_is_virtual_and_worlds_are_days() -> None:
     assert simulator.HOURS_OF_A_WORLD == 24
     collections = gc.get_threshold()
-    played = rehearse(11, 0.5)
+    played = simulate(11, 0.5)
     assert (played.hours, played.worlds) == (0.5, 1)
     assert gc.get_threshold() == collections

@@ -18,9 +18,9 @@ from tenure import lifecycle
 from tenure.jobs.checked_job import Enqueued
 from tenure.jobs.work import ALREADY_RECORDED
 from tenure.lifecycle import Failed, LeaseExpired, Released
-from tenure.simulator import rehearse
-from tenure.simulator.stage import Stage
-from tenure.store import transitions
+from tenure.simulator import simulate
+from tenure.simulator.database import SimulatedDatabase
+from tenure.store import enqueue, transitions
 from tenure.store.commit import Committer
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.writer import Sqlite
@@ -212,7 +212,7 @@ def callers_are_answered_before_the_commit(patch: Patch) -> None:
 
 def a_key_does_not_know_its_request(patch: Patch) -> None:
     patch.setattr(
-        transitions,
+        enqueue,
         "_known",
         lambda checked_job, job, _: Enqueued(job, created=job.id == checked_job.id),
     )
@@ -289,19 +289,19 @@ def unguarded(monkeypatch: Patch) -> Patch:
         self.connection.execute("DROP TRIGGER tenure_job_moves")
         self.connection.execute("PRAGMA ignore_check_constraints = ON")
 
-    around(monkeypatch, Stage, "__init__", unguard)
+    around(monkeypatch, SimulatedDatabase, "__init__", unguard)
     return monkeypatch
 
 
 def test_without_its_guards_the_store_is_still_right(unguarded: Patch) -> None:
-    assert [rehearse(seed, 1.0).violation for seed in range(2)] == [None] * 2
+    assert [simulate(seed, 1.0).violation for seed in range(2)] == [None] * 2
 
 
 @pytest.mark.parametrize("broken", RULES, ids=lambda rule: rule.__name__)
 def test_a_broken_rule_is_found(unguarded: Patch, broken: Callable[[Patch], None]) -> None:
     broken(unguarded)
 
-    found = (rehearse(seed, HOURS).violation for seed in (RULES[broken], *SEEDS))
+    found = (simulate(seed, HOURS).violation for seed in (RULES[broken], *SEEDS))
     violation = next((one for one in found if one is not None), None)
     assert violation is not None
     print(violation.seed, violation.what)

@@ -1,4 +1,4 @@
-"""The command that plays Tenure through days of bad luck: simulate."""
+"""The command that plays days of a queue's life with faults: simulate."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tenure.cli.command import REFUSED, json_option
 from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from tenure.simulator import Rehearsal, Violation
+    from tenure.simulator import SimulationResult, SimulatorFinding
 
 SEEDS = 1_000_000
 
 
 @click.command()
-@click.option("--seed", type=int, metavar="N", help="Which worlds to play.  [default: by chance]")
+@click.option("--seed", type=int, metavar="N", help="First seed.  [default: random]")
 @click.option(
     "--hours",
     type=float,
@@ -34,8 +34,8 @@ def simulate(seed: int | None, hours: float, as_json: bool) -> None:
     """
     import secrets
 
+    from tenure import simulator
     from tenure.cli.terminal import print_json, progress_bar
-    from tenure.simulator import rehearse
 
     if not 0 < hours <= 1_000_000:
         raise InvalidInput("give a number above 0, at most 1000000", path="--hours")
@@ -44,33 +44,33 @@ def simulate(seed: int | None, hours: float, as_json: bool) -> None:
     if not as_json:
         click.echo(f"Simulating {hours:g} hours of queue time from seed {seed} ...")
     with progress_bar("Playing", shown=not as_json, steady=True) as progress:
-        played = rehearse(
+        played = simulator.simulate(
             seed, hours, lambda done: progress(round(done), round(hours), "hours of queue time")
         )
     if as_json:
         print_json(played)
     else:
-        _tell(played)
+        _show(played)
     if played.violation is not None:
         click.get_current_context().exit(REFUSED)
 
 
-def _tell(played: Rehearsal) -> None:
+def _show(played: SimulationResult) -> None:
     for figure, number in sorted(played.figures.items()):
         click.echo(f"{number:>10,}  {figure}")
     click.echo(f"\nhours {played.hours:.1f}, worlds {played.worlds}, trace {played.trace[:16]}")
     if played.violation is None:
         click.echo("No violation: no job lost, none run too often, no attempt settled twice.")
     else:
-        _accuse(played.violation)
+        _show_violation(played.violation)
 
 
-def _accuse(violation: Violation) -> None:
+def _show_violation(violation: SimulatorFinding) -> None:
     from tenure.jobs.text import visible
 
     click.echo(f"VIOLATION after {violation.at}: {visible(violation.what)}")
     if violation.job:
-        click.echo(f"\nThe last moves of {violation.job}:")
+        click.echo(f"\nThe last transitions of {violation.job}:")
     for transition in violation.transitions:
         click.echo(f"  {visible(transition)}")
     click.echo("\nWhat happened just before:")

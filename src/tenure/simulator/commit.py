@@ -1,170 +1,198 @@
-"""One transaction as the auditor sees it: what was asked in it, and what it did to which job."""
+"""One transaction as the auditor sees it: the calls in it, and what it did to which job."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TypeVar
 
 from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.lifecycle import Cancelled, Retried
-from tenure.simulator.asks import Apply, Asked, Beat, Enqueue, Prune, SetQueue, Sweep, TakeExchange
-from tenure.simulator.lives import RELEASES, Broken, Life, Lives
+from tenure.simulator import calls
+from tenure.simulator.database import LedgerRow
+from tenure.simulator.expected import MAX_RELEASES, BrokenRule, ExpectedJob, ExpectedJobs, forbid
 
-Kind = TypeVar("Kind", Beat, Prune, SetQueue, Sweep)
+Kind = TypeVar("Kind", calls.HeartbeatCall, calls.PruneCall, calls.QueueCall, calls.SweepCall)
+OUTCOMES = tuple(str(outcome) for outcome in Outcome)
 
 
-class Commit:
-    """What one transaction was asked, and what it did."""
+class AuditedCommit:
+    """The calls of one transaction, and every change that it made."""
 
-    def __init__(self, lives: Lives, asked: Sequence[Asked], now: int) -> None:
-        self.lives = lives
+    def __init__(
+        self, jobs: ExpectedJobs, answered: Sequence[calls.AnsweredCall], now: int
+    ) -> None:
+        self.jobs = jobs
         self.now = now
-        self.asked = asked
-        self.touched: dict[Life, None] = {}  # in the order in which they were
-        self.statuses: dict[str, set[str]] = {}  # every status that a job moved from
-        self.events: defaultdict[tuple[str, str], int] = defaultdict(int)  # (job id, event)
+        self.touched: dict[ExpectedJob, None] = {}  # in the order in which they were
+        self.statuses: defaultdict[str, set[str]] = defaultdict(set)  # that a job left
+        self.events: Counter[tuple[str, str]] = Counter()  # (job id, event)
         self.ended_now: set[tuple[str, str]] = set()  # (job id, lease)
-        self.claimed: dict[str, Life] = {}  # by lease
-        self.fullest = dict(lives.pending)  # most pending jobs of each queue on the way
-        self.entered: set[str] = set()
-        self.deleted: list[Life] = []
+        self.claimed: dict[str, ExpectedJob] = {}  # by lease
+        self.fullest = dict(jobs.pending)  # most pending jobs of each queue at any moment
+        self.added: set[str] = set()
+        self.deleted: list[ExpectedJob] = []
         self.prunable = 0
-        self.new_limits: dict[str, int] = {}
-        self.checked_jobs: dict[str, CheckedJob] = {}
-        self.reports: dict[tuple[str, str], list[Report]] = {}
-        self.claims: dict[str, ClaimRequest] = {}
-        self.wanted: dict[tuple[str, str], int] = {}  # (job id, event) -> more retries
-        self._kinds = {type(one.ask) for one in asked}
-        for one in asked:
-            match one.ask:
-                case Enqueue(checked_jobs):
-                    self.checked_jobs |= {a.id: a for a in checked_jobs}
-                case TakeExchange(reports, claim):
+        self._calls = [one.call for one in answered]
+        self._kinds = {type(call) for call in self._calls}
+        self._checked_jobs: dict[str, CheckedJob] = {}
+        self._reports: defaultdict[tuple[str, str], list[Report]] = defaultdict(list)
+        self._claims: dict[str, ClaimRequest] = {}
+        self._wanted: dict[tuple[str, str], int] = {}  # (job id, event) -> more retries
+        for call in self._calls:
+            match call:
+                case calls.EnqueueCall(checked_jobs):
+                    self._checked_jobs |= {job.id: job for job in checked_jobs}
+                case calls.ExchangeCall(reports, claim):
                     for report in reports:
-                        key = (report.job_id, report.lease_id)
-                        self.reports.setdefault(key, []).append(report)
+                        self._reports[report.job_id, report.lease_id].append(report)
                     if claim is not None:
-                        self.claims[claim.worker] = claim
-                case Apply(job_id, Cancelled()):
-                    self.wanted[job_id, "cancelled"] = 0
-                case Apply(job_id, Retried(more_retries=more)):
-                    self.wanted[job_id, "retried"] = more
+                        self._claims[claim.worker] = claim
+                case calls.OperatorCall(job_id, Cancelled()):
+                    self._wanted[job_id, "cancelled"] = 0
+                case calls.OperatorCall(job_id, Retried(more_retries=more)):
+                    self._wanted[job_id, "retried"] = more
                 case _:
                     pass
 
-    def asks(self, kind: type[Kind]) -> Sequence[Kind]:
-        """The asks of one kind."""
+    def calls(self, kind: type[Kind]) -> Sequence[Kind]:
+        """Return the calls of one kind."""
         if kind not in self._kinds:
             return ()
-        return [one.ask for one in self.asked if isinstance(one.ask, kind)]
+        return [call for call in self._calls if isinstance(call, kind)]
 
-    def touch(self, life: Life) -> None:
-        """Something about the job may have changed."""
-        self.touched[life] = None
+    # --- transitions
 
-    def enter(self, life: Life) -> None:
-        """A job was added."""
-        self.touch(life)
-        self.entered.add(life.id)
-        self._fill(life)
+    def follow(self, row: LedgerRow) -> ExpectedJob:
+        """Check one row of the ledger, and apply it to its job."""
+        if row.event == "enqueued":
+            return self._add(row)
+        job = self.jobs.all.get(row.job_id)
+        if job is None:
+            raise BrokenRule(f"{row.event} of a job that is not there")
+        held, attempts = job.lease, job.attempts
+        if row.source != job.status:
+            raise BrokenRule(f"{row.event} from {row.source}, but it was {job.status}", job)
+        forbid(row.at != self.now, f"{row.event} is on record at another time", job)
+        self._check_cause(job, row)
+        self.statuses[job.id].add(job.status)
+        self.jobs.transition(job, row.event, row.target, self.now)
+        if row.event == "claimed":
+            seconds = self._claims[row.actor or ""].lease_seconds
+            self.jobs.claim(job, row.lease_id, self.now + round(seconds * 1000))
+        elif held is not None and row.lease_id != held:
+            raise BrokenRule(f"{row.event} is on record for another lease", job)
+        elif row.event == "released":
+            job.attempts -= 1
+        elif row.event == "retried":
+            self._retry(job, row.actor)
+        self._remember(job, row.event)
+        if (row.attempt, row.token) != (max(attempts, job.attempts), job.token):
+            raise BrokenRule(
+                f"{row.event} is on record as attempt {row.attempt}, token {row.token}", job
+            )
+        return job
 
-    def _fill(self, life: Life) -> None:
-        queue = life.checked_job.queue
-        self.fullest[queue] = max(self.fullest.get(queue, 0), self.lives.pending[queue])
+    def _add(self, row: LedgerRow) -> ExpectedJob:
+        checked_job = self._checked_jobs.get(row.job_id)
+        if checked_job is None:
+            raise BrokenRule("a job that no producer added")
+        job = self.jobs.add(checked_job, self.now)
+        self.touched[job] = None
+        self.added.add(job.id)
+        self._fill(job.queue)
+        return job
 
-    # --- moves
+    def _fill(self, queue: str) -> None:
+        self.fullest[queue] = max(self.fullest.get(queue, 0), self.jobs.pending[queue])
 
-    def allow(self, life: Life, event: str, actor: str | None) -> None:
-        """Whether anybody asked for this move, and it is time for it."""
-        self.statuses.setdefault(life.id, set()).add(life.status)
+    def _check_cause(self, job: ExpectedJob, row: LedgerRow) -> None:
+        """Check that a call asked for this transition, and that it was time for it."""
+        event = row.event
         if event == "claimed":
-            if life.checked_job.queue in self.lives.paused:
-                raise Broken("claimed from a queue that is paused", life)
-            if actor not in self.claims:
-                raise Broken("claimed by a worker that did not ask", life)
+            forbid(job.queue in self.jobs.paused, "claimed from a queue that is paused", job)
+            forbid(row.actor not in self._claims, "claimed by a worker that did not ask", job)
         elif event == "lease_expired":
-            if not self.asks(Sweep):
-                raise Broken("a lease ended and nobody swept", life)
-            if life.lease_end is not None and life.lease_end > self.now:
-                raise Broken("a lease was ended that still ran", life)
-        elif event in tuple(Outcome):
-            reports = self.reports.get((life.id, life.lease or ""), [])
-            too_often = life.token - life.attempts >= RELEASES and event == "failed"
-            said = {str(report.outcome) for report in reports}
-            if event not in said and not (too_often and "released" in said):
-                raise Broken(f"{event}, which its holder did not report", life)
+            forbid(not self.calls(calls.SweepCall), "a lease ended without a sweep", job)
+            if job.lease_end is not None and job.lease_end > self.now:
+                raise BrokenRule("a lease was ended that still ran", job)
+        elif event in OUTCOMES:
+            reports = self._reports.get((job.id, job.lease or ""), [])
+            too_often = job.token - job.attempts >= MAX_RELEASES and event == "failed"
+            reported = {str(report.outcome) for report in reports}
+            if event not in reported and not (too_often and "released" in reported):
+                raise BrokenRule(f"{event}, which its holder did not report", job)
             if event == "completed":
-                life.result = reports[0].result
-        elif event == "cancelled" and (life.id, event) not in self.wanted:
-            raise Broken("cancelled, which nobody wanted", life)
+                job.result = reports[0].result
+        elif event == "cancelled" and (job.id, event) not in self._wanted:
+            raise BrokenRule("cancelled, which no operator wanted", job)
 
-    def claim_until(self, life: Life, actor: str | None) -> int:
-        """When the lease ends that a worker takes now."""
-        return self.now + round(self.claims[actor or ""].lease_seconds * 1000)
-
-    def retry(self, life: Life, actor: str | None) -> None:
-        """It goes back to pending: because its failure may be tried again, or by hand."""
+    def _retry(self, job: ExpectedJob, actor: str | None) -> None:
+        """The job is pending again: the store retried it after a failure, or an operator did."""
         if actor == "store":
-            if self.events[life.id, "failed"] + self.events[life.id, "lease_expired"] == 0:
-                raise Broken("tried again without a failure", life)
-            if life.status == "pending" and life.attempts >= life.limit:
-                raise Broken("tried again with no attempt left", life)
-            life.retry_from = self.now
+            forbid(not self._failures(job), "retried without a failure", job)
+            forbid(job.attempts >= job.limit, "retried with no attempt left", job)
+            job.retry_from = self.now
             return
-        if (life.id, "retried") not in self.wanted:
-            raise Broken("tried again, which nobody wanted", life)
-        if more := self.wanted[life.id, "retried"]:
-            life.limit = max(life.limit, life.attempts) + more
-        life.retry_from, life.run_at = None, self.now
+        forbid((job.id, "retried") not in self._wanted, "retried, which no operator wanted", job)
+        if more := self._wanted[job.id, "retried"]:
+            job.limit = max(job.limit, job.attempts) + more
+        job.retry_from, job.run_at = None, self.now
 
-    def moved(self, life: Life, event: str, actor: str | None) -> None:
-        """Remember the move for the answers."""
-        self.touch(life)
-        self._fill(life)
-        self.events[life.id, event] += 1
-        if event == "claimed" and life.lease is not None:
-            self.claimed[life.lease] = life
-        elif event != "retried" and life.ended:
-            self.ended_now.add((life.id, next(reversed(life.ended))))
+    def _failures(self, job: ExpectedJob) -> int:
+        return self.events[job.id, "failed"] + self.events[job.id, "lease_expired"]
+
+    def _remember(self, job: ExpectedJob, event: str) -> None:
+        self.touched[job] = None
+        self._fill(job.queue)
+        self.events[job.id, event] += 1
+        if event == "claimed" and job.lease is not None:
+            self.claimed[job.lease] = job
+        elif event != "retried" and job.ended:
+            self.ended_now.add((job.id, next(reversed(job.ended))))
+
+    def renew(self) -> None:
+        """Extend the leases that heartbeats renewed; a heartbeat leaves no row in the ledger."""
+        for call in self.calls(calls.HeartbeatCall):
+            until = self.now + round(call.seconds * 1000)
+            for job_id, lease in call.leases:
+                job = self.jobs.all.get(job_id)
+                if job is not None and job.lease == lease and job.lease_end is not None:
+                    job.lease_end = max(job.lease_end, until)
+                    self.touched[job] = None
 
     # --- at its end
 
     def check_retries(self) -> None:
-        """No failure that may be tried again rests, and none rests that was called permanent."""
-        for life in self.touched:
-            failed = self.events[life.id, "failed"] + self.events[life.id, "lease_expired"]
-            if failed:
-                ended = next(reversed(life.ended))
-                reports = self.reports.get((life.id, ended), [])
-                final = life.ended[ended] == "failed" and any(not r.retryable for r in reports)
-                if life.status == "failed" and life.attempts < life.limit and not final:
-                    raise Broken("its retry was lost", life)
-                again = life.status != "failed" and (life.id, "retried") not in self.wanted
+        """Check that each failure was retried or is final, as its report and its budget say."""
+        for job in self.touched:
+            if self._failures(job):
+                ended = next(reversed(job.ended))
+                reports = self._reports.get((job.id, ended), [])
+                final = job.ended[ended] == "failed" and any(not r.retryable for r in reports)
+                if job.status == "failed" and job.attempts < job.limit and not final:
+                    raise BrokenRule("its retry was lost", job)
+                again = job.status != "failed" and (job.id, "retried") not in self._wanted
                 if final and again and all(not r.retryable for r in reports):
-                    raise Broken("a permanent failure was tried again", life)
-            if life.lease in self.claimed and life.run_at > self.now:
-                raise Broken("claimed before its time", life)
-            if life.status != "processing":
-                continue
-            life.retry_from = None
+                    raise BrokenRule("a permanent failure was retried", job)
+            if job.lease in self.claimed and job.run_at > self.now:
+                raise BrokenRule("claimed before its time", job)
+            if job.status == "processing":
+                job.retry_from = None
 
     def check_order(self) -> None:
-        """What was claimed stood before what is left, and nothing that ran out is left."""
-        last: dict[str, Life] = {}
-        for life in self.claimed.values():
-            queue = life.checked_job.queue
-            if queue not in last or life.order > last[queue].order:
-                last[queue] = life
-        for life in self.lives.due(self.now) if last else ():
-            ahead = last.get(life.checked_job.queue)
-            if ahead is not None and life.id not in self.statuses and life.order < ahead.order:
-                raise Broken(f"job {ahead.number} was claimed before it", life)
-        sweeps = self.asks(Sweep)
-        if sweeps:
-            ended = sum(n for (_, event), n in self.events.items() if event == "lease_expired")
-            for life in self.lives.open.values():
-                over = life.lease_end is not None and life.lease_end <= self.now
-                if over and ended < max(sweep.limit for sweep in sweeps):
-                    raise Broken("the sweep left a lease that had run out", life)
+        """Check that no job was passed over, and that the sweep left no lease that ran out."""
+        last: dict[str, ExpectedJob] = {}
+        for job in self.claimed.values():
+            if job.queue not in last or job.order > last[job.queue].order:
+                last[job.queue] = job
+        for job in self.jobs.due(self.now) if last else ():
+            ahead = last.get(job.queue)
+            if ahead is not None and job.id not in self.statuses and job.order < ahead.order:
+                raise BrokenRule(f"job {ahead.number} was claimed before it", job)
+        limit = max((call.limit for call in self.calls(calls.SweepCall)), default=0)
+        ended = sum(n for (_, event), n in self.events.items() if event == "lease_expired")
+        for job in self.jobs.open.values() if ended < limit else ():
+            if job.lease_end is not None and job.lease_end <= self.now:
+                raise BrokenRule("the sweep left a lease that had run out", job)

@@ -1,8 +1,8 @@
-"""What one world is made of: how many play in it, how small its limits are, what goes wrong.
+"""What one simulated world is made of: its size, its limits, and what goes wrong in it.
 
-Everything is drawn from the seed. Each world has a subset of all faults only (swarm testing): with
-all of them at once, each keeps the others from getting far. Limits are tiny, so that edges are the
-usual case. Some worlds are busy and others quiet; faults and operators keep step with the jobs.
+Everything is drawn from the seed. Each world has only a subset of all faults (swarm testing): with
+all of them at once, each keeps the others from getting far. Limits are tiny, so that edge cases
+are common. Some worlds are busy and others quiet; faults and operators keep step with the jobs.
 """
 
 from __future__ import annotations
@@ -13,55 +13,33 @@ from random import Random
 from typing import Any
 
 FAULTS = (
-    "requests lost",
-    "answers lost",
-    "requests doubled",
-    "slow network",
-    "server crashes",
-    "failing commits",
-    "worker crashes",
-    "worker freezes",
-    "heartbeats missed",
-    "late reports",
-    "contradicting reports",
-    "forged leases",
-    "clock steps",
-    "hints lost",
-    "sweepers away",
+    *("requests lost", "answers lost", "requests doubled", "slow network", "server crashes"),
+    *("failing commits", "worker crashes", "worker freezes", "heartbeats missed", "late reports"),
+    *("contradicting reports", "forged leases", "clock steps", "hints lost", "sweepers away"),
 )
 """What can go wrong in a world."""
 
 HABITS = (
-    "keys",
-    "delays",
-    "priorities",
-    "batches",
-    "bursts",
-    "cancels",
-    "operator retries",
-    "pauses",
-    "queue limits",
-    "pruning",
-    "handing back",
-    "slow handlers",
+    *("keys", "delays", "priorities", "batches", "bursts", "cancels", "operator retries"),
+    *("pauses", "queue limits", "pruning", "handing back", "slow handlers"),
 )
-"""What people may do with the queue in a world, beside adding jobs and running them."""
+"""What people may do with the queue in a world, apart from adding and running jobs."""
 
 AT_ONCE: Mapping[str, Any] = {"base": 0, "factor": 1, "cap": 0}
 SOON: Mapping[str, Any] = {"base": 2, "factor": 3, "cap": 60}
 LATER: Mapping[str, Any] = {"base": 60, "factor": 2, "cap": 600}
-MAX_DELAY = 3_600.0
-"""Seconds that a new job may have to wait for its time."""
+MAX_DELAY_SECONDS = 3_600.0
+"""Longest delay of a new job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """One world, as its seed draws it. Times in seconds."""
+class WorldPlan:
+    """One world, as its seed draws it. Times are in seconds."""
 
     faults: frozenset[str]
     habits: frozenset[str]
-    rate: float  # chance of a fault of the network, per message
-    between_faults: float  # of everything that crashes, freezes, steps or goes away
+    rate: float  # chance of a network fault, per message
+    between_faults: float  # between crashes, freezes, clock steps and absences
     servers: int
     workers: int
     slots: int  # jobs that a worker runs at once
@@ -73,19 +51,19 @@ class Plan:
     queues: tuple[str, ...]
     lease: float
     gap: float  # between two enqueues of one producer
-    commit: float  # how long what arrives waits for the next commit, at most
+    commit: float  # longest time that a call waits for the next commit
     poll: float
     backoffs: tuple[Mapping[str, Any], ...]
     limits: tuple[int, ...]  # max_retries
 
 
-def draw(chance: Random) -> Plan:
-    """The next world that `chance` makes."""
+def draw(chance: Random) -> WorldPlan:
+    """Draw the plan of a world."""
     pick = chance.choice
     gap = pick((240.0, 900.0, 1_800.0, 3_600.0))
-    return Plan(
-        faults=_some(chance, FAULTS),
-        habits=_some(chance, HABITS),
+    return WorldPlan(
+        faults=_subset(chance, FAULTS),
+        habits=_subset(chance, HABITS),
         rate=pick((0.01, 0.05, 0.2)),
         between_faults=gap * pick((1.0, 3.0, 10.0)),
         servers=pick((1, 1, 2, 3)),
@@ -106,5 +84,5 @@ def draw(chance: Random) -> Plan:
     )
 
 
-def _some(chance: Random, names: tuple[str, ...]) -> frozenset[str]:
+def _subset(chance: Random, names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(name for name in names if chance.random() < 0.5)

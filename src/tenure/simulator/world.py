@@ -7,43 +7,48 @@ from one seeded generator, drawn in the order of events, so the same seed plays 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from random import Random
 from typing import Any
 
-from tenure.errors import StoreUnavailable, TenureError
-from tenure.simulator.asks import UNKNOWN, Answer, Ask, Asked, Fault
+from tenure.errors import StoreUnavailable
 from tenure.simulator.auditor import Auditor
-from tenure.simulator.plan import Plan
-from tenure.simulator.stage import CRASHES, FAILURES, START, Crash, Stage, StagedSqlite
+from tenure.simulator.calls import UNKNOWN, AnsweredCall, SimulatedCall, work_of
+from tenure.simulator.database import (
+    CRASHES,
+    FAILURES,
+    START,
+    SimulatedCrash,
+    SimulatedDatabase,
+    SimulatedSqlite,
+)
+from tenure.simulator.plan import WorldPlan
 from tenure.store.commit import Committer
 
-PATIENCE = 10.0
-"""Seconds after which a caller takes it that no answer will come."""
-MAX_CRASH = 60.0
+PATIENCE_SECONDS = 10.0
+"""After this a caller assumes that no answer will come."""
+MAX_DOWN_SECONDS = 60.0
 IDLE_LEFT_OUT = 0.95
-"""Share of the asks that find nothing to do, and cannot change a job, that are not played."""
+"""Share of the calls that find nothing to do, and change no job, that are not played."""
+
+Reply = Callable[[Any], None]
 
 
 class World:
-    """Time, chance, the network, the servers, and who watches them."""
+    """Time, chance, the network, the servers, and the auditor who watches them."""
 
-    def __init__(self, plan: Plan, chance: Random) -> None:
+    def __init__(self, plan: WorldPlan, chance: Random) -> None:
         self.plan = plan
         self.chance = chance
-        self.stage = Stage()
-        self.now = 0.0
-        """Seconds since the world began."""
-        self.clock_off = 0.0
-        """What the store's clock is ahead of that."""
-        self.calm = False
-        """Whether the faults have stopped, and all jobs must come to their end."""
+        self.database = SimulatedDatabase()
+        self.now = 0.0  # seconds since the world began
+        self.clock_off = 0.0  # seconds by which the store's clock is ahead of that
+        self.calm = False  # whether the faults have stopped, so that all jobs must end
+        self.wake: list[Callable[[], None]] = []  # called when there may be work
+        self.auditor = Auditor(self.database, lambda: self.now)
+        self.servers = [SimulatedServer(self, number) for number in range(plan.servers)]
         self._part_of_it = plan.faults | plan.habits
-        self.auditor = Auditor(self.stage, lambda: self.now)
-        self.wake: list[Callable[[], None]] = []
-        """What is called when there may be work."""
-        self.servers = [Server(self, number) for number in range(plan.servers)]
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self._ids = 0
@@ -51,43 +56,55 @@ class World:
     # --- time
 
     def later(self, seconds: float, act: Callable[[], None]) -> None:
-        """Have `act` called in `seconds`."""
+        """Call `act` in `seconds`."""
         self._number += 1
         heapq.heappush(self._events, (self.now + seconds, self._number, act))
 
+    def every(self, seconds: float, act: Callable[[], None]) -> None:
+        """Call `act` about every so many seconds, for ever."""
+
+        def tick() -> None:
+            act()
+            self.later(seconds * (0.5 + self.chance.random()), tick)
+
+        self.later(seconds * self.chance.random(), tick)
+
     def run(self, until: float, stop: Callable[[], bool] = lambda: False) -> None:
-        """Let time pass until `until`, or until `stop` says so."""
+        """Let time pass until `until`, or until `stop()` is true."""
         while self._events and self._events[0][0] <= until and not stop():
             self.now, _, act = heapq.heappop(self._events)
             act()
 
-    def show_time(self) -> None:
-        """Set the store's clock to what it shows now."""
-        self.stage.now = self.store_time()
-
     def store_time(self) -> int:
-        """Milliseconds on the store's clock."""
+        """Return the time on the store's clock, in milliseconds."""
         return START + round((self.now + self.clock_off) * 1000)
 
-    def jumps_over(self, idle: bool) -> bool:
-        """Whether time goes on without an ask, because it would find nothing to do."""
-        left_out = idle and self.chance.random() < IDLE_LEFT_OUT
-        if left_out:
+    def skips(self, idle: bool) -> bool:
+        """Return True if a call is not played because it would find nothing to do."""
+        skips = idle and self.chance.random() < IDLE_LEFT_OUT
+        if skips:
             self.auditor.count("idle polls and sweeps left out")
-        return left_out
+        return skips
 
     # --- chance
 
     def has(self, fault: str) -> bool:
-        """Whether `fault` (or habit) is part of this world, and not stopped."""
+        """Return True if `fault` (or a habit) is part of this world, and has not stopped."""
         return not self.calm and fault in self._part_of_it
 
     def strikes(self, fault: str, odds: float | None = None) -> bool:
-        """Whether `fault` happens now: by `odds`, else by the plan's rate."""
+        """Return True if `fault` happens now: by `odds`, by default those of the plan."""
         return self.has(fault) and self.chance.random() < (self.plan.rate if odds is None else odds)
 
+    def counted(self, fault: str, odds: float | None = None, *, name: str | None = None) -> bool:
+        """As `strikes`; and count it under `name`, by default that of the fault."""
+        struck = self.strikes(fault, odds)
+        if struck:
+            self.auditor.count(name or fault)
+        return struck
+
     def new_id(self) -> str:
-        """A job id as `ids` would make it at this time, by this world's chance."""
+        """Make a job id as `jobs.ids` would at this time, but by this world's chance."""
         self._ids += 1
         at = START + int(self.now * 1000)
         tail = f"{self.chance.getrandbits(62) | 1 << 63:016x}"
@@ -96,51 +113,42 @@ class World:
 
     # --- the network
 
-    def call(self, server: Server, who: str, ask: Ask, then: Callable[[Answer], None]) -> None:
-        """Send `ask` to a server; `then` gets one answer, UNKNOWN if none comes in time."""
+    def call(self, server: SimulatedServer, caller: str, call: SimulatedCall, then: Reply) -> None:
+        """Send `call` to a server; `then` gets one answer, UNKNOWN if none comes in time."""
         answered = False
 
-        def answer(what: Answer) -> None:
+        def answer(what: Any) -> None:
             nonlocal answered
             if not answered:
                 answered = True
                 then(what)
 
-        def reply(what: Answer) -> None:
-            if self.strikes("answers lost"):
-                self.auditor.count("answers lost")
-            else:
+        def reply(what: Any) -> None:
+            if not self.counted("answers lost"):
                 self.later(self._latency(), lambda: answer(what))
 
-        self.later(PATIENCE, lambda: answer(UNKNOWN))
-        if self.strikes("requests lost"):
-            self.auditor.count("requests lost")
+        self.later(PATIENCE_SECONDS, lambda: answer(UNKNOWN))
+        if self.counted("requests lost"):
             return
-        self.later(self._latency(), lambda: server.receive(who, ask, reply))
-        if self.strikes("requests doubled"):
-            self.auditor.count("requests doubled")
+        self.later(self._latency(), lambda: server.receive(caller, call, reply))
+        if self.counted("requests doubled"):
             again = self.chance.random() * 2 * self.plan.lease
-            self.later(again, lambda: server.receive(who, ask, _drop))
+            self.later(again, lambda: server.receive(caller, call, lambda _: None))
 
     def _latency(self) -> float:
-        if self.strikes("slow network"):
-            self.auditor.count("messages delayed")
+        if self.counted("slow network", name="messages delayed"):
             return self.chance.random() * 2 * self.plan.lease
         return 0.001 + self.chance.random() * 0.02
 
     def notify(self) -> None:
-        """Tell whoever waits for work that there may be some."""
+        """Wake the workers: there may be work. Some of these hints are lost."""
         for wake in self.wake:
             if not self.strikes("hints lost", 0.7):
                 self.later(self.chance.random() * 0.01, wake)
 
 
-def _drop(_: Answer) -> None:
-    """Nobody waits for this answer."""
-
-
-class Server:
-    """A process with a store: what arrives is committed together, then answered."""
+class SimulatedServer:
+    """A process with a store. Calls that arrive close together share a commit."""
 
     def __init__(self, world: World, number: int) -> None:
         self._world = world
@@ -148,65 +156,62 @@ class Server:
         self._start()
 
     def _start(self) -> None:
-        """Begin without any memory of what was before."""
-        self.up = True
-        self._waiting: list[tuple[str, Ask, Callable[[Answer], None]]] = []
-        self._db = StagedSqlite(self._world.stage)
+        """Start a new process, which remembers nothing."""
+        self._up = True
+        self._waiting: list[tuple[str, SimulatedCall, Reply]] = []
+        self._db = SimulatedSqlite(self._world.database)
         self._committer = Committer([self._db], self._world.notify, clock=lambda: self._world.now)
 
-    def receive(self, who: str, ask: Ask, reply: Callable[[Answer], None]) -> None:
-        """A request has arrived."""
-        if not self.up:
+    def receive(self, caller: str, call: SimulatedCall, reply: Reply) -> None:
+        """Take a call; it waits for the next commit."""
+        if not self._up:
             reply(UNKNOWN)
             return
-        self._waiting.append((who, ask, reply))
+        self._waiting.append((caller, call, reply))
         if len(self._waiting) == 1:
-            waits = self._world.chance.random() * self._world.plan.commit
-            self._world.later(waits, self._commit)
+            wait = self._world.chance.random() * self._world.plan.commit
+            self._world.later(wait, self._commit)
 
     def _commit(self) -> None:
-        if not self.up or not self._waiting:
+        if not self._up or not self._waiting:
             return
         batch, self._waiting = self._waiting, []
-        works = [ask.work() for _, ask, _ in batch]
+        works = [work_of(call) for _, call, _ in batch]
         fault = self._fault()
-        self._world.show_time()
+        self._world.database.now = self._world.store_time()
         self._db.arm(fault, self._world.chance.randrange(1, 3_000) if fault else 0)
         try:
             self._committer.commit(self._db, works)
-        except Crash:
+        except SimulatedCrash:
             self._db.rollback()
-        futures: list[Future[Any]] = [work.future for work in works]
-        asked = [
-            Asked(who, ask, answer_of(future))
-            for (who, ask, _), future in zip(batch, futures, strict=True)
+        answered = [
+            AnsweredCall(caller, call, _answer_of(work.future))
+            for (caller, call, _), work in zip(batch, works, strict=True)
         ]
-        self._world.auditor.see(asked, committed=self._db.committed, crashed=fault in CRASHES)
-        if fault in CRASHES:
-            self.crash(fault)
+        crashed = fault in CRASHES
+        self._world.auditor.check(answered, committed=self._db.committed, crashed=crashed)
+        if crashed:
+            self._crash(fault)
             return
-        for (_, _, reply), saw in zip(batch, asked, strict=True):
-            reply(saw.answer)
+        for (_, _, reply), one in zip(batch, answered, strict=True):
+            reply(one.answer)
 
     def _fault(self) -> str:
-        kinds: Sequence[str] = ()
-        if self._world.strikes("failing commits", 0.02):
-            kinds = FAILURES
-            self._world.auditor.count("failed commits")
-        elif self._world.strikes("server crashes", 0.005):
-            kinds = CRASHES
-        return self._world.chance.choice(kinds) if kinds else ""
+        if self._world.counted("failing commits", 0.02, name="failed commits"):
+            return self._world.chance.choice(FAILURES)
+        if self._world.counted("server crashes", 0.005):
+            return self._world.chance.choice(CRASHES)
+        return ""
 
-    def crash(self, how: str) -> None:
-        """Die, with everything that waited here, and come back after a while."""
-        self._world.auditor.count("server crashes")
+    def _crash(self, how: str) -> None:
+        """End, with all calls that waited here, and start again after a while."""
         self._world.auditor.note(f"{self.name}: {how}")
-        self.up = False
-        self._world.later(self._world.chance.random() * MAX_CRASH, self._start)
+        self._up = False
+        self._world.later(self._world.chance.random() * MAX_DOWN_SECONDS, self._start)
 
 
-def answer_of(future: Future[Any]) -> Answer:
-    """What a caller is told; UNKNOWN as long as nobody told it anything."""
+def _answer_of(future: Future[Any]) -> Any:
+    """Return the answer of a call; UNKNOWN if the store gave none."""
     if not future.done():
         return UNKNOWN
     error = future.exception()
@@ -214,6 +219,23 @@ def answer_of(future: Future[Any]) -> Answer:
         return future.result()
     if isinstance(error, StoreUnavailable):
         return UNKNOWN
-    if isinstance(error, TenureError):
-        return error
-    return Fault(error)
+    return error
+
+
+class SimulatedClient:
+    """A process that sends calls to one server, and to another once an answer does not come."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self._server = world.chance.choice(world.servers)
+
+    def send(self, call: SimulatedCall, then: Reply = lambda _: None) -> None:
+        """Send a call; `then` gets its answer."""
+
+        def answer(what: Any) -> None:
+            if what is UNKNOWN:
+                self._server = self.world.chance.choice(self.world.servers)
+            then(what)
+
+        self.world.call(self._server, self.name, call, answer)
