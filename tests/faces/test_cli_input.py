@@ -18,11 +18,14 @@ EVERY_NAME_BUT = [name for name in HOSTILE_NAMES if isinstance(name, str)]
 
 
 @pytest.fixture
-def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
-    """The application; at the end of the test nothing may have been written."""
-    monkeypatch.setenv("TENURE_DATABASE", database_url)
+def app(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
+    """The application; at the end of the test nothing may have been written.
+
+    One engine is enough: nothing that is refused here reaches a store.
+    """
+    monkeypatch.setenv("TENURE_DATABASE", sqlite_url)
     monkeypatch.delenv("TENURE_CONFIG", raising=False)
-    with Tenure(database_url) as made:
+    with Tenure(sqlite_url) as made:
         yield made
         assert made.find() == made.queues() == []
 

@@ -123,11 +123,10 @@ def test_a_command_that_takes_long_has_a_bar_on_a_terminal(
     assert answer in shown.rpartition("━")[2], "the answer comes when the bar is gone"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_nothing_of_it_is_in_a_pipe(database: str, tmp_path: Path, name: str) -> None:
-    arguments, _, answer = COMMANDS[name]
-    url = f"sqlite:///{tmp_path}/fresh.db" if name in FRESH else database
-    ended = run_program(*arguments, TENURE_DATABASE=url, TERM="xterm", FORCE_COLOR="1")
+def test_nothing_of_it_is_in_a_pipe(database: str) -> None:
+    """One command is enough: all of them draw their bar with one function."""
+    arguments, _, answer = COMMANDS["verify"]
+    ended = run_program(*arguments, TENURE_DATABASE=database, TERM="xterm", FORCE_COLOR="1")
     assert ended.returncode == 0
     assert ended.stderr == ""
     assert answer in ended.stdout

@@ -47,6 +47,13 @@ def server(sqlite_url: str) -> Iterator[ServerProcess]:
         yield served
 
 
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server for tests that leave it as they found it: a start takes half a second."""
+    with ServerProcess(f"sqlite:///{tmp_path_factory.mktemp('server')}/jobs.db") as served:
+        yield served
+
+
 @contextlib.contextmanager
 def connected(server: ServerProcess, sent: bytes = b"") -> Iterator[socket.socket]:
     """A connection on which `sent` has been sent."""
@@ -82,11 +89,11 @@ def closes(connection: socket.socket, endless: bytes, most: int) -> bool:
 # --- listening ------------------------------------------------------------------------------------
 
 
-def test_it_says_where_it_listens(server: ServerProcess) -> None:
-    assert re.fullmatch(r"Tenure listens on http://127\.0\.0\.1:[0-9]+", server.greeting)
-    assert httpx2.get(f"{server.url}/health").json() == {"status": "ok"}
-    assert httpx2.get(f"{server.url}/ready").json() == {"status": "ready"}
-    assert "server" not in httpx2.get(f"{server.url}/health").headers
+def test_it_says_where_it_listens(shared_server: ServerProcess) -> None:
+    assert re.fullmatch(r"Tenure listens on http://127\.0\.0\.1:[0-9]+", shared_server.greeting)
+    assert httpx2.get(f"{shared_server.url}/health").json() == {"status": "ok"}
+    assert httpx2.get(f"{shared_server.url}/ready").json() == {"status": "ready"}
+    assert "shared_server" not in httpx2.get(f"{shared_server.url}/health").headers
 
 
 def test_it_listens_on_ipv6_loopback(sqlite_url: str) -> None:
@@ -101,8 +108,8 @@ def test_it_listens_on_ipv6_loopback(sqlite_url: str) -> None:
         assert httpx2.get(f"{served.url}/health").status_code == 200
 
 
-def test_a_port_that_is_taken(server: ServerProcess, tmp_path: Path) -> None:
-    port = server.address[1]
+def test_a_port_that_is_taken(shared_server: ServerProcess, tmp_path: Path) -> None:
+    port = shared_server.address[1]
     with pytest.raises(InvalidInput, match=f"port {port}.*another port") as refused:
         serve(Tenure(f"sqlite:///{tmp_path}/other.db"), Settings(port=port))
     assert refused.value.path == "port"
@@ -234,25 +241,25 @@ def request(path: str = "/health", *headers: str, host: str = "localhost") -> by
 
 
 @pytest.mark.requirement("C9")
-def test_a_head_that_is_too_large_is_refused(server: ServerProcess) -> None:
+def test_a_head_that_is_too_large_is_refused(shared_server: ServerProcess) -> None:
     long = "x" * protocol.MAX_HEAD_BYTES
     for head in (
         request("/health", f"X-Long: {long}"),
         request("/health", *(f"X-{n}: {long[:1000]}" for n in range(100))),
         request("/" + long),
     ):
-        with connected(server, head) as connection:
+        with connected(shared_server, head) as connection:
             answered = everything(connection)
         assert answered.startswith(b"HTTP/1.1 400 ") or answered == b""
-    assert httpx2.get(f"{server.url}/health").status_code == 200
+    assert httpx2.get(f"{shared_server.url}/health").status_code == 200
 
 
 @pytest.mark.scenario(98)
-def test_a_head_without_end_is_cut_off(server: ServerProcess) -> None:
+def test_a_head_without_end_is_cut_off(shared_server: ServerProcess) -> None:
     head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Endless: "
-    with connected(server, head) as connection:
+    with connected(shared_server, head) as connection:
         assert closes(connection, b"x" * 10_000, most=10_000_000)
-    assert httpx2.get(f"{server.url}/health").status_code == 200
+    assert httpx2.get(f"{shared_server.url}/health").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -266,12 +273,12 @@ def test_a_head_without_end_is_cut_off(server: ServerProcess) -> None:
         b"\0" * 100,
     ],
 )
-def test_what_is_not_http_is_refused(server: ServerProcess, bytes_: bytes) -> None:
-    with connected(server, bytes_) as connection:
+def test_what_is_not_http_is_refused(shared_server: ServerProcess, bytes_: bytes) -> None:
+    with connected(shared_server, bytes_) as connection:
         connection.shutdown(socket.SHUT_WR)
         answered = everything(connection)
     assert not answered or answered.startswith(b"HTTP/1.1 4")
-    assert httpx2.get(f"{server.url}/health").status_code == 200
+    assert httpx2.get(f"{shared_server.url}/health").status_code == 200
 
 
 @pytest.mark.requirement("C6")
@@ -286,8 +293,8 @@ def test_what_is_not_http_is_refused(server: ServerProcess, bytes_: bytes) -> No
         b"GET /jobs HTTP/1.1\r\nHost:\r\n\r\n",
     ],
 )
-def test_a_foreign_host_in_every_form(server: ServerProcess, head: bytes) -> None:
-    with connected(server, head) as connection:
+def test_a_foreign_host_in_every_form(shared_server: ServerProcess, head: bytes) -> None:
+    with connected(shared_server, head) as connection:
         assert re.match(rb"HTTP/1\.[01] 4(00|21) ", connection.recv(65_536))
 
 
@@ -310,13 +317,13 @@ def test_slow_and_endless_bodies_hold_up_nobody(server: ServerProcess) -> None:
 
 
 @pytest.mark.scenario(98)
-def test_an_endless_body_ends_its_connection(server: ServerProcess) -> None:
+def test_an_endless_body_ends_its_connection(shared_server: ServerProcess) -> None:
     head = (
         b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Transfer-Encoding: chunked\r\n\r\n"
     )
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-    with connected(server, head) as connection:
+    with connected(shared_server, head) as connection:
         assert closes(connection, chunk, most=100_000_000)
 
 
@@ -379,13 +386,13 @@ def test_a_body_is_not_kept_for_whoever_has_no_token(sqlite_url: str) -> None:
         assert httpx2.get(f"{server.url}/health").status_code == 200
 
 
-def test_a_body_a_little_too_long_is_answered(server: ServerProcess) -> None:
+def test_a_body_a_little_too_long_is_answered(shared_server: ServerProcess) -> None:
     """A client that sends its whole body before it reads gets the reason, not a reset."""
     head = (
         b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: 4000000\r\n\r\n"
     )
-    with connected(server, head + b" " * 4_000_000) as connection:
+    with connected(shared_server, head + b" " * 4_000_000) as connection:
         assert connection.recv(65_536).startswith(b"HTTP/1.1 413 ")
 
 
