@@ -15,12 +15,12 @@ from tests.support.cli import PROGRAM, Terminal, output_of
 
 
 @pytest.fixture
-def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
+def app(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
     """An application with a job that failed, one that runs and one that waits."""
     for name in ("TENURE_CONFIG", "COLUMNS", "TENURE_REDACT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TENURE_DATABASE", database_url)
-    with Tenure(database_url) as made:
+    monkeypatch.setenv("TENURE_DATABASE", sqlite_url)
+    with Tenure(sqlite_url) as made:
         for type in ("payment", "email"):
             made.enqueue(type, queue="money", max_retries=1)
             (lease,) = made.claim(
@@ -98,11 +98,11 @@ def test_a_failure_whose_last_job_is_gone_says_nothing(
 
 
 @pytest.mark.parametrize("end", ["q", "\x03", signal.SIGTERM], ids=["q", "ctrl-c", "sigterm"])
-def test_it_is_drawn_anew_until_somebody_ends_it(
-    app: Tenure, database_url: str, end: str | signal.Signals
+def test_it_is_drawn_again_until_it_is_ended(
+    app: Tenure, sqlite_url: str, end: str | signal.Signals
 ) -> None:
     live = (*PROGRAM, "top", "--interval", "0.2")
-    with Terminal(*live, columns=100, TENURE_DATABASE=database_url) as terminal:
+    with Terminal(*live, columns=100, TENURE_DATABASE=sqlite_url) as terminal:
         terminal.wait_for("money")
         app.enqueue("email", queue="parcels")
         terminal.wait_for("parcels")
@@ -115,8 +115,8 @@ def test_it_is_drawn_anew_until_somebody_ends_it(
     assert "Traceback" not in terminal.shown.split("\x1b[?1049l")[-1]
 
 
-def test_a_terminal_that_can_do_nothing_gets_one_picture(app: Tenure, database_url: str) -> None:
-    with Terminal(*PROGRAM, "top", TERM="dumb", TENURE_DATABASE=database_url) as terminal:
+def test_a_terminal_that_can_do_nothing_gets_one_picture(app: Tenure, sqlite_url: str) -> None:
+    with Terminal(*PROGRAM, "top", TERM="dumb", TENURE_DATABASE=sqlite_url) as terminal:
         assert terminal.wait_for_exit() == 0
     assert "money" in terminal.shown
     assert "\x1b[" not in terminal.shown.replace("\\x1b[", "")

@@ -1,4 +1,4 @@
-"""Running `tenure` in tests: in this process through click, or as a program of its own."""
+"""Run `tenure` in tests: in this process through click, or as a separate program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROGRAM = (sys.executable, "-m", "tenure")
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """The environment without what would change what the program does."""
+    """The environment without variables that would change what the program does."""
     own = ("TENURE_", "PORT", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return {**kept, **more}
@@ -52,16 +52,16 @@ def cli_json(*arguments: str) -> Any:
 
 
 def _take_the_terminal() -> None:
-    """Have Ctrl-C end this program, as one that was started at its terminal.
+    """Let Ctrl-C end this program, as if it had been started at its terminal.
 
-    Who runs the tests may ignore it, as shells have it for what they start in the background.
+    The process that runs the tests may ignore SIGINT: shells do that for background jobs.
     """
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
-    """A program on a terminal of its own, whose screen is a stream of what it wrote."""
+    """A program on a pseudo-terminal; `shown` is everything that it has written."""
 
     def __init__(self, *arguments: str, columns: int = 100, rows: int = 40, **environ: str) -> None:
         self._keys, inside = pty.openpty()
@@ -111,7 +111,7 @@ class Terminal:
             return False
         try:
             data = os.read(self._keys, 65_536)
-        except OSError:  # how Linux says that nobody has the terminal open any more
+        except OSError:  # Linux: the program has closed the terminal
             data = b""
         self.shown += data.decode("utf-8", "replace")
         return bool(data)

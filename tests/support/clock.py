@@ -1,4 +1,4 @@
-"""The store's clock in the hands of a test: it stands still until it is moved.
+"""A clock for the store that stands still until the test moves it.
 
 Each store reads every time through one function in its database (SQLite: the view `tenure_now`,
 PostgreSQL: the function `clock()`). Here that function is replaced by a table with one row.

@@ -1,4 +1,4 @@
-"""Speaking HTTP to Tenure in tests: in this process, request by request, or to a real server."""
+"""Speak HTTP to Tenure in tests: in this process, request by request, or to a real server."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class Exchange:
 
 
 class ServerProcess:
-    """`tenure serve` as a program of its own, on a free port."""
+    """`tenure serve` as a separate process, on a free port."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class ServerProcess:
 
 
 def start_python(code: str, **environ: str) -> subprocess.Popen[str]:
-    """A Python program of its own."""
+    """Start a separate Python process that runs `code`."""
     return subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

@@ -22,7 +22,7 @@ import pytest
 from tests.support.postgres import PostgresServer
 
 START_SECONDS = 30
-PORT = 6432  # of a socket in the server's own folder: nobody else's
+PORT = 6432  # of a socket in the server's own folder, so it is always free
 
 
 def program() -> str:

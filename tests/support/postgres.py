@@ -51,7 +51,7 @@ SETTINGS = {
     "max_connections": "200",
     "timezone": "Asia/Kolkata",
 }
-# What a crash of the machine would destroy may be lost here: nobody reads it afterwards.
+# Faster, and a crash of the machine may destroy the data, which no test reads afterwards.
 FLEETING_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 STOP_SIGNALS = {
     "smart": signal.SIGTERM,  # waits until every client has left
@@ -120,7 +120,7 @@ class PostgresServer:
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
-        """Remove a database, if it exists, and cut off whoever is still connected to it."""
+        """Remove a database, if it exists, and end the sessions that are still connected to it."""
         statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
         self._administer(statement.format(sql.Identifier(name)))
 
@@ -272,7 +272,7 @@ def needs_other_account() -> bool:
 def is_ready(folder: Path, pid: int) -> bool:
     """Whether the server says, in the last line of its pid file, that it takes connections.
 
-    A standby, which takes them for reading, says so in a word of its own.
+    A standby, which accepts connections for reading only, writes another word.
     The first line tells a new server's file from one that a crashed server left.
     """
     try:

@@ -1,13 +1,12 @@
-"""A proxy that spoils the network between a client and PostgreSQL, or between a client and our API.
+"""A proxy that breaks the network between a client and PostgreSQL, or between a client and our API.
 
     with Proxy(postgres_url) as proxy:
         app = Tenure(proxy.url_of(postgres_url))
         proxy.drop_answers(b"COMMIT")
 
-It listens on TCP on the loopback interface, whatever it forwards to, and runs in a thread of its
-own. What it does can be changed at any moment and holds once the call has returned; `pass_on` takes
-everything back. What is aimed at single requests (`drop_answers`, `hold`, `repeat_requests`) finds
-them by bytes they contain.
+It listens on TCP on the loopback interface, whatever it forwards to, and runs in a thread. A method
+takes effect before it returns; `pass_on` undoes everything. Methods for single requests
+(`drop_answers`, `hold`, `repeat_requests`) find them by bytes that they contain.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ class Proxy:
         self._bytes_left: int | None = None  # of answers, until a connection is reset
         self._released = asyncio.Event()
         self._listener: asyncio.Server | None = None
-        # Bound as long as we live, and never listening: nobody else gets the port while we refuse.
+        # Bound as long as the proxy lives, and never listening: it keeps the port while we refuse.
         self._guard = _bound(0)
         self.address: tuple[str, int] = self._guard.getsockname()
 

@@ -1,4 +1,4 @@
-"""A plain connection to a store's database: what anybody with an SQL client can do."""
+"""A plain connection to a store's database, as an operator with an SQL client has."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Refused = (sqlite3.IntegrityError, psycopg.Error)
 
 
 class RawSql:
-    """Runs SQL as it is given, but for the names in braces and `?` for a value."""
+    """Runs SQL on either engine: names in braces and `?` are replaced as the engine needs."""
 
     def __init__(self, url: str) -> None:
         self.engine = "sqlite" if url.startswith("sqlite:") else "postgres"
@@ -58,7 +58,7 @@ class RawSql:
             self._connection = psycopg.connect(url, autocommit=True, prepare_threshold=None)
 
     def run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Run one statement in a transaction of its own; its rows, if it gives any."""
+        """Run one statement in its own transaction and return its rows, if there are any."""
         for name, meaning in NAMES[self.engine].items():
             statement = statement.replace(name, meaning)
         cursor = self._connection.execute(statement, values)

@@ -1,4 +1,4 @@
-"""A store with its clock and a plain connection beside it, and short words for its verbs."""
+"""A store with a clock that the test moves, a plain connection, and short methods."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNT_LEDGER = "SELECT count(*) FROM {transition}"
 
 
 def new_job(type: str = "mail", **fields: Any) -> CheckedJob:
-    """An addition with an id of its own."""
+    """An addition with a new id."""
     return CheckedJob(**{"id": new_id(), "type": type, **fields})
 
 
@@ -62,7 +62,7 @@ MALFORMED_IDS = ["", "nonsense", "x" * 5_000, "' OR 1=1 --", "%s", "{", "🎈", 
 
 
 class StoreHarness:
-    """What the contract tests work with."""
+    """A store, its clock and a plain connection; methods wait for the store's answer."""
 
     def __init__(self, store: Store, clock: Clock, sql: RawSql) -> None:
         self.store = store

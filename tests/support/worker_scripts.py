@@ -74,7 +74,7 @@ if __name__ == "__main__":
 
 
 class WorkerScript:
-    """A worker process made of `handlers`, source code; as a context manager, killed on exit."""
+    """Worker processes that run `handlers`, source code; killed when the block ends."""
 
     def __init__(
         self,
@@ -129,15 +129,15 @@ class WorkerScript:
         return process
 
     def mark(self, name: str) -> None:
-        """Let handlers that wait for this go on."""
+        """Create a mark, so that handlers that wait for it go on."""
         (self.folder / name).touch()
 
     def wait_for_mark(self, name: str) -> None:
-        """Wait until a handler has said so."""
+        """Wait until a handler has created a mark."""
         wait_until((self.folder / name).exists, f"the script to mark {name!r}")
 
     def wait_for_output(self, process: subprocess.Popen[str], words: str) -> None:
-        """Wait until a process has printed a line with these words."""
+        """Wait until a process has printed a line that contains `words`."""
         assert process.stdout is not None
         assert any(words in line for line in process.stdout), f"the worker did not say {words!r}"
 
@@ -146,21 +146,21 @@ class WorkerScript:
         wait_until(lambda: is_stopped(process.pid), "the worker to stop at its place")
 
     def lines(self) -> list[str]:
-        """What the scripts have logged."""
+        """The lines that the scripts have logged."""
         try:
             return (self.folder / "log").read_text().splitlines()
         except FileNotFoundError:
             return []
 
     def wait_for_lines(self, count: int) -> list[str]:
-        """Wait until there are so many lines; all of them."""
+        """Wait until there are `count` lines, and return all of them."""
         return wait_until(
             lambda: self.lines() if len(self.lines()) >= count else [], f"{count} lines"
         )
 
 
 def wait_for_exit(process: subprocess.Popen[str]) -> int:
-    """The exit code, once the process has ended."""
+    """Wait until a process has ended, and return its exit code."""
     return process.wait(timeout=WAIT_SECONDS)
 
 
@@ -175,7 +175,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def state(pid: int) -> str:
-    """The letter that the system has for what a process does: `T` stopped, `Z` zombie; or none."""
+    """The letter of a process's state in /proc: `T` stopped, `Z` zombie; empty if there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Workers and sweepers inside the test's own process, on threads of their own."""
+"""Run workers and sweepers on threads of the test's process, and wait for jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.waiting import WAIT_SECONDS, wait_until
 def running_worker(
     app: Tenure, source: WorkSource | None = None, **options: Any
 ) -> Iterator[Worker]:
-    """A worker for the handlers of `app`, running meanwhile and drained at the end."""
+    """Run a worker for the handlers of `app` in the block; drain it at the end."""
     started = threading.Event()
     workers: list[Worker] = []
     failures: list[BaseException] = []
@@ -50,7 +50,7 @@ def running_worker(
 
 @contextlib.contextmanager
 def running_sweeper(app: Tenure, **options: Any) -> Iterator[Sweeper]:
-    """A sweeper that sweeps often."""
+    """Run a sweeper in the block that sweeps every 20 ms."""
     sweeper = Sweeper(app, **{"interval": 0.02, **options})
     sweeper.start()
     try:
@@ -60,7 +60,7 @@ def running_sweeper(app: Tenure, **options: Any) -> Iterator[Sweeper]:
 
 
 def wait_until_settled(app: Tenure, job: Job | str) -> Job:
-    """The job, once it has settled."""
+    """Wait until a job has settled, and return it."""
     id = job if isinstance(job, str) else job.id
 
     def look() -> Job | None:
@@ -73,19 +73,19 @@ def wait_until_settled(app: Tenure, job: Job | str) -> Job:
 
 
 def wait_until_all_settled(app: Tenure, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs, once all have settled."""
+    """Wait until all jobs have settled, and return them."""
     return [wait_until_settled(app, job) for job in jobs]
 
 
 def wait_until_completed(app: Tenure, job: Job | str) -> Job:
-    """The job, once it has completed; any other end is a failure of the test."""
+    """Wait until a job has completed, and return it; fail if it ends otherwise."""
     end = wait_until_settled(app, job)
     assert end.status is Status.COMPLETED, end
     return end
 
 
 def wait_until_failed(app: Tenure, job: Job | str) -> str:
-    """The error of a job, once it has failed for good; any other end fails the test."""
+    """Wait until a job has failed for good, and return its error; fail if it ends otherwise."""
     end = wait_until_settled(app, job)
     assert end.status is Status.FAILED, end
     assert end.last_error
@@ -93,5 +93,5 @@ def wait_until_failed(app: Tenure, job: Job | str) -> str:
 
 
 def transitions(app: Tenure, job: Job | str) -> list[str]:
-    """The events of a job, in order."""
+    """The events in a job's history, in order."""
     return [transition.event for transition in app.history(job if isinstance(job, str) else job.id)]

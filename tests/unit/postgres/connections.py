@@ -44,7 +44,7 @@ def take(db: Postgres, count: int = 1, **fields: Any) -> list[Lease]:
 
 
 def ask_in_store_session(db: Postgres, question: str) -> list[tuple[Any, ...]]:
-    """Ask in the store's own session, which nobody else can look into."""
+    """Run a query in the store's own session, to read what only that session can see."""
     return db._run(question).fetchall()
 
 
