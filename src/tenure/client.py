@@ -193,8 +193,7 @@ class Client:
 
     def stats(self) -> list[Count]:
         """Jobs by status, queue and type."""
-        counts = self._send("GET", "/stats", responses.StatsBody).counts
-        return [Count(count.status, count.queue, count.type, count.jobs) for count in counts]
+        return list(self._send("GET", "/stats", responses.StatsBody).counts)
 
     # --- what a worker needs, as of the application
 

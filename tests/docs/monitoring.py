@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from prometheus_client.parser import text_string_to_metric_families
 
 from tenure.http.api import metrics
-from tenure.jobs.states import QueueState, Watched
+from tenure.jobs.states import DatabaseState, QueueState
 from tenure.jobs.stats import BUCKETS, Count, Total
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
-SEEN = Watched(
+SEEN = DatabaseState(
     now=NOW,
     counts=[Count("pending", "mail", "email", 1)],
     queues=[QueueState("mail", None, None, 1, 0, None)],

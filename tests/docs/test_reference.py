@@ -22,6 +22,7 @@ from tenure.http.api import openapi
 from tenure.http.api.routes import ROUTES
 from tenure.jobs import explain, payload
 from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
+from tenure.jobs.states import QueueState, WorkerState
 from tenure.jobs.work import Answer, Outcome
 from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, TRANSITIONS, Status
 from tenure.wire import problems, requests, responses
@@ -140,13 +141,12 @@ def test_every_field_and_parameter_is_named() -> None:
         *(
             responses.HeldBody,
             responses.StatsBody,
-            responses.QueueBody,
             requests.LimitRequest,
-            responses.WorkerBody,
         ),
         *(route.query for route in ROUTES if route.query is not None),
     )
     wanted = {name for shape in shapes for name in shape.__struct_encode_fields__}
+    wanted |= {field.name for shape in (QueueState, WorkerState) for field in fields(shape)}
     assert wanted <= named, sorted(wanted - named)
 
 

@@ -29,13 +29,12 @@ def list_queues(as_json: bool) -> None:
     """List the queues with jobs that wait or run, or with settings."""
     from tenure.cli.terminal import print_json, table
     from tenure.jobs.text import ago
-    from tenure.wire import responses
 
     with existing() as app:
         found = app.queues()
         now = app.ping()
     if as_json:
-        print_json([responses.queue_body(queue) for queue in found])
+        print_json(found)
         return
     table(
         ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "PAUSED", "LIMIT"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +17,9 @@ from tenure.cli.command import (
     json_option,
     wide_option,
 )
+
+if TYPE_CHECKING:
+    from tenure.tokens.scopes import AccessToken
 
 
 @click.group(cls=Group)
@@ -43,12 +48,11 @@ def create(name: str, scopes: Sequence[str], expires: str | None, as_json: bool)
     Only a digest of the token is kept.
     """
     from tenure.cli.terminal import print_json
-    from tenure.wire import responses
 
     with application() as app:
         secret, made = app.tokens.create(name, scopes, expires=expires)
     if as_json:
-        print_json({"token": secret, **responses.token_fields(made)})
+        print_json({"token": secret, **_shown(made)})
         return
     click.echo(secret)
     click.echo("It is not shown again: keep it where only its user can read it.", err=True)
@@ -62,13 +66,12 @@ def list_tokens(as_json: bool) -> None:
     """List every token there ever was, without what opens anything."""
     from tenure.cli.terminal import print_json, table
     from tenure.jobs.text import ago
-    from tenure.wire import responses
 
     with existing() as app:
         found = app.tokens.list()
         now = app.ping()
     if as_json:
-        print_json([responses.token_fields(token) for token in found])
+        print_json([_shown(token) for token in found])
         return
     table(
         ("NAME", "BEGINS", "SCOPES", "CREATED", "BY", "USED", "EXPIRES", "REVOKED"),
@@ -99,3 +102,8 @@ def revoke(names: Sequence[str]) -> None:
         for name in names:
             app.tokens.revoke(name)
             click.echo(f"token {name} is revoked")
+
+
+def _shown(token: AccessToken) -> dict[str, Any]:
+    """Return the fields of a token, without its digest."""
+    return {name: value for name, value in asdict(token).items() if name != "digest"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import click
 
@@ -66,12 +67,11 @@ def create(
     NAME is for you, to list and to remove it by. Moves from now on are told.
     """
     from tenure.cli.terminal import print_json
-    from tenure.wire import responses
 
     with application() as app:
         secret, made = app.webhooks.create(name, url, events, types=types, queues=queues)
     if as_json:
-        print_json({"secret": secret, **responses.webhook_fields(made)})
+        print_json({"secret": secret, **asdict(made)})
         return
     click.echo(secret)
     click.echo("It is not shown again: give it to the receiver, to check signatures by.", err=True)
@@ -85,13 +85,12 @@ def list_webhooks(as_json: bool) -> None:
     """List webhooks, without their secrets."""
     from tenure.cli.terminal import print_json, table
     from tenure.jobs.text import ago
-    from tenure.wire import responses
 
     with existing() as app:
         found = app.webhooks.list()
         now = app.ping()
     if as_json:
-        print_json([responses.webhook_fields(hook) for hook in found])
+        print_json(found)
         return
     table(
         ("NAME", "URL", "EVENTS", "TYPES", "QUEUES", "CREATED", "BY"),

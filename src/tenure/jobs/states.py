@@ -6,36 +6,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tenure.jobs.stats import Count, Total
+from tenure.jobs.stats import Count, Time, Total
 
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """A queue's settings and what waits in it; `oldest_due_at` is the longest-waiting due job's."""
+    """A queue: its settings and its jobs. `oldest_due_at` is when the oldest due job became due."""
 
     name: str
-    paused_at: datetime | None
+    paused_at: Time | None
     max_pending: int | None
     pending: int
     processing: int
-    oldest_due_at: datetime | None
+    oldest_due_at: Time | None
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """A worker that asked for jobs lately."""
+    """A worker that asked for jobs lately; None for `queues` or `types` means any."""
 
     id: str
     label: str
     queues: tuple[str, ...] | None
     types: tuple[str, ...] | None
-    seen_at: datetime
+    seen_at: Time
     leases: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
-    """All that a monitoring system asks for, as the database has it."""
+class DatabaseState:
+    """Everything that a monitoring system asks for, read in one transaction."""
 
     now: datetime
     counts: Sequence[Count]

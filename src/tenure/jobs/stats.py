@@ -1,34 +1,46 @@
-"""Statistics: counts of jobs, totals of transitions, groups of failures."""
+"""Statistics: counts of jobs, totals of transitions, groups of failures.
+
+What the HTTP API answers as it is, its OpenAPI description describes from here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
 from math import inf
+from typing import Annotated
 
+from msgspec import Meta
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    """How many jobs stand in one status of one queue and type."""
+from tenure.lifecycle import Status
 
-    status: str
-    queue: str
-    type: str
-    jobs: int
-
+Time = Annotated[datetime, Meta(tz=True)]
+"""A time in UTC."""
+StatusName = Annotated[str, Meta(extra_json_schema={"enum": [str(status) for status in Status]})]
+"""The value of a `Status`."""
 
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, inf)
 """Upper bounds, in seconds, of the classes that waiting and run times are counted in."""
 
 
 @dataclass(frozen=True, slots=True)
-class Total:
-    """The moves of one event in one queue and type since the beginning, and how long they took.
+class Count:
+    """The number of jobs with one status in one queue and of one type."""
 
-    `seconds` and `buckets` are of waiting (due until claimed) for `claimed`, and of running for
-    `completed`, `failed`, `lease_expired` and those `cancelled` while running. `buckets` counts the
-    times up to each of `BUCKETS` and above the one before it; a move whose time is not known any
-    more is in none of them, so that their sum may be less than `moves`.
+    status: StatusName
+    queue: str
+    type: str
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The transitions of one event in one queue and type since the database was made.
+
+    `seconds` and `buckets` measure the time from due to claimed for `claimed`, and run times for
+    `completed`, `failed`, `lease_expired` and those `cancelled` while running. Each of `buckets`
+    counts the times up to its bound in `BUCKETS` and above the bound before. A transition whose
+    time is not known any more is in none of them, so their sum may be less than `transitions`.
     """
 
     type: str
@@ -41,7 +53,10 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """The same for one minute, which begins at `minute`."""
+    """The transitions of one event in one queue and type in the minute that begins at `minute`.
+
+    `seconds` and `buckets` are those of a `Total`.
+    """
 
     minute: datetime
     type: str
@@ -54,11 +69,15 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
-    """Attempts of one type that failed alike: `error` is the first line, what varies left out."""
+    """Failed attempts of one type with alike errors.
+
+    `error` is the first line of the error, without numbers, ids and other parts that vary.
+    Retention may have deleted the job `last_job_id`.
+    """
 
     type: str
     error: str
     attempts: int
     first_seen_at: datetime
     last_seen_at: datetime
-    last_job_id: str  # which retention may have deleted since
+    last_job_id: str

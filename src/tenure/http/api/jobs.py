@@ -117,8 +117,7 @@ def count_jobs(call: Call) -> Response:
     """Count the jobs that match, looking at a bounded number of rows."""
     query: CountQuery = call.query
     action = None if query.action is UNSET else query.action
-    found = call.app.count_matching(_filter(call), action=action, at_most=query.at_most)
-    return answer(responses.CountedBody(jobs=found.jobs, exact=found.exact))
+    return answer(call.app.count_matching(_filter(call), action=action, at_most=query.at_most))
 
 
 def _filter(call: Call) -> Filter:

@@ -16,7 +16,7 @@ from operator import add
 from typing import TYPE_CHECKING
 
 from tenure.app.app import Tenure
-from tenure.jobs.states import QueueState, Watched
+from tenure.jobs.states import DatabaseState, QueueState
 from tenure.jobs.stats import BUCKETS, Count, Total
 from tenure.lifecycle import RUN_ENDS
 
@@ -29,9 +29,9 @@ MAX_QUEUES = 100
 OTHER = "(other)"
 
 
-def watched(app: Tenure) -> Watched:
+def watched(app: Tenure) -> DatabaseState:
     """The state of everything, with a bounded number of groups."""
-    return Watched(
+    return DatabaseState(
         now=app.ping(),
         counts=bounded(app.stats()),
         queues=largest(app.queues()),
@@ -42,7 +42,7 @@ def watched(app: Tenure) -> Watched:
     )
 
 
-def prometheus_text(seen: Watched) -> bytes:
+def prometheus_text(seen: DatabaseState) -> bytes:
     """The metrics in Prometheus' text format."""
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.registry import Collector
@@ -57,7 +57,7 @@ def prometheus_text(seen: Watched) -> bytes:
     return generate_latest(registry)
 
 
-def _state(seen: Watched) -> Iterator[Metric]:
+def _state(seen: DatabaseState) -> Iterator[Metric]:
     """What is so now."""
     from prometheus_client.core import GaugeMetricFamily as Gauge
 
@@ -87,7 +87,7 @@ def _state(seen: Watched) -> Iterator[Metric]:
     yield Gauge("tenure_measures_lag_seconds", behind, value=lag)
 
 
-def _totals(seen: Watched) -> Iterator[Metric]:
+def _totals(seen: DatabaseState) -> Iterator[Metric]:
     """What has happened since the beginning: it only rises, whichever server is asked."""
     from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 

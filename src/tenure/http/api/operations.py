@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 async def health(call: Call) -> Response:
     """Check that the process is up."""
-    return answer(responses.Health(status="ok"))
+    return answer(responses.ProbeBody(status="ok"))
 
 
 async def ready(call: Call) -> Response:
@@ -28,12 +28,12 @@ async def ready(call: Call) -> Response:
     except Exception as error:
         log.warning("not ready, the database does not answer: %s", error)
         raise StoreUnavailable("the database does not answer") from error
-    return answer(responses.Health(status="ready"))
+    return answer(responses.ProbeBody(status="ready"))
 
 
 def list_queues(call: Call) -> Response:
     """List every queue with jobs waiting or running, or with settings."""
-    return answer([responses.queue_body(queue) for queue in call.app.queues()])
+    return answer(call.app.queues())
 
 
 def pause_queue(call: Call) -> Response:
@@ -56,12 +56,12 @@ def limit_queue(call: Call) -> Response:
 
 def _queue(call: Call) -> Response:
     name = call.path["name"]
-    return answer(next(responses.queue_body(q) for q in call.app.queues() if q.name == name))
+    return answer(next(q for q in call.app.queues() if q.name == name))
 
 
 def list_workers(call: Call) -> Response:
     """List the workers that asked for jobs lately."""
-    return answer([responses.worker_body(worker) for worker in call.app.workers()])
+    return answer(call.app.workers())
 
 
 def show_stats(call: Call) -> Response:

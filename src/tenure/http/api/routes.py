@@ -15,6 +15,8 @@ from tenure.http.api import bulk, events, jobs, leases, openapi, operations
 from tenure.http.api.call import JSON, SMALL_BODY, Call
 from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.jobs import payload
+from tenure.jobs.queries import Counted
+from tenure.jobs.states import QueueState, WorkerState
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
 from tenure.wire import requests, responses
 
@@ -139,7 +141,7 @@ NEW_JOB = Answer(Job, "The new job.", status=201, headers=("Location",))
 OLD_JOB = Answer(Job, "The job of an earlier request with this key.", headers=("Location",))
 NEW_JOBS = Answer(list[Job], "The jobs, in the order of the request.", status=201)
 JOB_PAGE = Answer(list[Job], "A page of jobs; `Link` names the next.", headers=("Link",))
-COUNTED = Answer(responses.CountedBody, "How many jobs there are, or at least are.")
+COUNTED = Answer(Counted, "How many jobs there are, or at least are.")
 CANCELLED = Answer(Job, "The job, cancelled.")
 RETRIED = Answer(Job, "The job, pending again.")
 HISTORY = Answer(list[responses.TransitionBody], "The job's transitions.")
@@ -152,9 +154,9 @@ ON_RECORD = Answer(responses.VerdictBody, "The report is on record.")
 VERDICTS = Answer(list[responses.VerdictBody], "A verdict for each report, in order.")
 HELD = Answer(responses.HeldBody, "The lease is held.")
 ALL_HELD = Answer(list[responses.HeldBody], "Whether each lease is held, in order.")
-QUEUES = Answer(list[responses.QueueBody], "The queues.")
-QUEUE = Answer(responses.QueueBody, "The queue as it is now.")
-WORKERS = Answer(list[responses.WorkerBody], "The workers.")
+QUEUES = Answer(list[QueueState], "The queues.")
+QUEUE = Answer(QueueState, "The queue as it is now.")
+WORKERS = Answer(list[WorkerState], "The workers.")
 STATS = Answer(responses.StatsBody, "The counts.")
 STREAM = Answer(None, "The stream.", also=("text/event-stream",))
 METRICS = Answer(responses.MetricsBody, "The values.", also=(CONTENT_TYPE,))
@@ -166,8 +168,8 @@ def describe(call: Call) -> Response:
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/health", OPEN, operations.health, Answer(responses.Health, "It is up.")),
-    Route("GET", "/ready", ANY, operations.ready, Answer(responses.Health, "It takes work.")),
+    Route("GET", "/health", OPEN, operations.health, Answer(responses.ProbeBody, "It is up.")),
+    Route("GET", "/ready", ANY, operations.ready, Answer(responses.ProbeBody, "It takes work.")),
     Route("GET", "/openapi.json", ANY, describe, Answer(dict, "The description.")),
     # --- jobs
     Route("POST", "/jobs", ENQUEUE, jobs.create_job, NEW_JOB, OLD_JOB, body=ONE_NEW, headers=KEY),
