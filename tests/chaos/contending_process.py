@@ -92,7 +92,7 @@ def all_settled(store: Store) -> bool:
     time.sleep(0.01)  # an idle worker polls, it does not spin
     if any(store.read.find(Query(status=status, limit=1)) for status in WAITING):
         return False  # which is cheaper to see
-    return not any(count.status in WAITING for count in store.read.measured.counts())
+    return not any(count.status in WAITING for count in store.read.stats.counts())
 
 
 def sweep(store: Store) -> None:

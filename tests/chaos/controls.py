@@ -86,8 +86,8 @@ CONTROLS = (
     Control(
         "attempts are charged at the failure",
         LIFECYCLE,
-        '"a worker asking for work", attempts=+1, token=+1)',
-        '"a worker asking for work", attempts=0, token=+1)',
+        '"a worker asking for work", (DUE,), attempts=+1, token=+1)',
+        '"a worker asking for work", (DUE,), attempts=0, token=+1)',
     ),
     Control(
         "the sweep does not test the lease again",
@@ -214,7 +214,7 @@ CONTROLS = (
     ),
     Control(
         "PostgreSQL: the role decides whether commits wait for the disk",
-        "store/postgres/writer.py",
+        "store/postgres/session.py",
         'if waits == "off"',
         'if waits == "never"',
     ),
@@ -226,7 +226,7 @@ CONTROLS = (
     ),
     Control(
         "a key stands for any payload",
-        "store/transitions.py",
+        "store/enqueue.py",
         "checked_job.idempotency_key is not None and fingerprint != checked_job.fingerprint",
         "False",
     ),
@@ -239,7 +239,7 @@ CONTROLS = (
     ),
     Control(
         "the event stream does not wait for older transactions",
-        "store/postgres/reader.py",
+        "store/postgres/dialect.py",
         't.xid < pg_snapshot_xmin(pg_current_snapshot())"',
         't.xid < pg_snapshot_xmax(pg_current_snapshot())"',
     ),
@@ -271,7 +271,6 @@ CONTROLS = (
 
 MISSED = "**nothing**"
 LONGER_WAY = "a queue with a row but without a limit is then added to by the longer way, alike"
-ESTIMATE = "an estimate, which chooses between two ways to one answer"
 UNNEEDED: Mapping[str, str] = {
     f"{SQLITE} CLAIM: without +tenure_job.status = 'pending'": "picked in the same transaction, and"
     " no other writes; the trigger refuses to claim what is not pending",
@@ -280,8 +279,6 @@ UNNEEDED: Mapping[str, str] = {
     f"{HOT_PATH} limited(names text[]): without q.max_pending IS NOT NULL": LONGER_WAY,
     f"{SQLITE} PRUNE: without finished_at <= ?": "bounds the search; the ledger's end beside it"
     " decides",
-    f"{SQLITE} waiting: without queue = ?": ESTIMATE,
-    f"{POSTGRES} waiting: without queue = %s": ESTIMATE,
     f"{HOT_PATH} claim: without job.status = picked.status": "picked and locked in the same"
     " statement",
 }

@@ -150,7 +150,7 @@ def test_what_is_committed_is_not_done_again(
         held = threading.Event()
         threads = app._store.exchanges - 1
         for _ in range(threads):  # so that what follows is one batch
-            app._store._act("queue", lambda db: held.wait(WAIT_SECONDS))
+            app._store.write("queue", lambda db: held.wait(WAIT_SECONDS))
         acting = [app._store.apply(job.id, event) for job in jobs]
         held.set()
         errors = [future.exception(WAIT_SECONDS) for future in acting]

@@ -21,7 +21,7 @@ import pytest
 from tenure import Status, StoreUnavailable, Tenure
 from tenure.client import Client
 from tenure.store.postgres import reader as postgres_reader
-from tenure.store.postgres import writer as postgres
+from tenure.store.postgres import session as postgres
 from tenure.worker.worker import MAX_BACKOFF, Worker
 from tests.chaos.remote_stores import REMOTE_STORES, RemoteStore, remote_store
 from tests.support import fault_counts

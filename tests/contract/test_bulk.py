@@ -13,6 +13,7 @@ from tenure.jobs.queries import Counted, Filter, Query
 from tenure.lifecycle import Cancelled, Job, Retried, Status
 from tenure.store import bulk as bulks
 from tenure.store.tables import bulk as bulk_table
+from tenure.store.tables.bulk import StoredBulks
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import StoreHarness, new_job, report_failed
 
@@ -23,14 +24,14 @@ SOURCES = {
 
 
 @pytest.fixture(autouse=True)
-def small_bites(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulks, "BITE", 3)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulks, "BATCH", 3)
 
 
 def start(harness: StoreHarness, action: Action, **wanted: Any) -> Bulk:
     """Begin an action."""
     id = new_id()
-    harness.store.start_bulk(
+    StoredBulks(harness.store).start(
         id=id,
         action=action,
         filter=Filter(**wanted),
@@ -42,15 +43,15 @@ def start(harness: StoreHarness, action: Action, **wanted: Any) -> Bulk:
 
 
 def read(harness: StoreHarness, id: str) -> Bulk:
-    found = harness.store.read.bulk(id)
+    found = StoredBulks(harness.store).get(id)
     assert found is not None
     return found
 
 
 def step(harness: StoreHarness, bulk: Bulk) -> Bulk:
-    """One bite of an action as it is now."""
+    """Do one batch of an action."""
     bulk = read(harness, bulk.id)
-    ended = harness.store.step_bulk(bulk, SOURCES[bulk.action])
+    ended = bulks.step(harness.store, bulk, SOURCES[bulk.action])
     after = read(harness, bulk.id)
     assert ended is (bulk.finished_at is None and after.finished_at is not None)
     return after
@@ -128,13 +129,13 @@ def test_what_somebody_else_changed_meanwhile_is_refused(harness: StoreHarness) 
     ids, cursor = bulks.next_ids(harness.store.read, bulk, SOURCES[Action.RETRY])
     assert list(ids) == [job.id for job in jobs]
     harness.store.apply(jobs[0].id, Retried(more_retries=1, actor="bob")).result()
-    harness.store._act("bulk", lambda db: bulks.batch(db, bulk, [*ids, new_id()], cursor)).result()
+    harness.store.write("bulk", lambda db: bulks.batch(db, bulk, [*ids, new_id()], cursor)).result()
     bulk = read(harness, bulk.id)
     assert (bulk.changed, bulk.refused) == (2, 2)
     assert harness.history(jobs[0].id)[-1].actor == "bob"
     lease = harness.claim(limit=9)[0]
     running = start(harness, Action.CANCEL, status="pending")
-    harness.store._act("bulk", lambda db: bulks.batch(db, running, [lease.id], None)).result()
+    harness.store.write("bulk", lambda db: bulks.batch(db, running, [lease.id], None)).result()
     assert read(harness, running.id).refused == 1
     assert harness.get(lease.id).status == "processing"
 
@@ -143,11 +144,11 @@ def test_of_two_who_take_the_same_bite_one_does_nothing(harness: StoreHarness) -
     failures(harness, 7)
     bulk = start(harness, Action.RETRY)
     for _ in range(2):
-        harness.store.step_bulk(bulk, SOURCES[Action.RETRY])
+        bulks.step(harness.store, bulk, SOURCES[Action.RETRY])
     assert (read(harness, bulk.id).changed, read(harness, bulk.id).batches) == (3, 1)
     ids, cursor = bulks.next_ids(harness.store.read, bulk, SOURCES[Action.RETRY])
     harness.report(*[report_failed(lease) for lease in harness.claim(limit=9)])
-    harness.store._act("bulk", lambda db: bulks.batch(db, bulk, ids, cursor)).result()
+    harness.store.write("bulk", lambda db: bulks.batch(db, bulk, ids, cursor)).result()
     assert harness.get(ids[0]).status == "failed"
     assert finish(harness, bulk).changed == 7
 
@@ -158,7 +159,7 @@ def test_a_bite_that_is_undone_leaves_nothing_and_is_taken_again(
     jobs = failures(harness, 2)
     bulk = start(harness, Action.RETRY)
     with monkeypatch.context() as patch:
-        patch.setattr(bulk_table.BulkTable, "advance", lambda *_, **__: 1 / 0)
+        patch.setattr(bulk_table, "advance", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             step(harness, bulk)
     assert read(harness, bulk.id) == bulk
@@ -169,10 +170,10 @@ def test_a_bite_that_is_undone_leaves_nothing_and_is_taken_again(
 def test_one_that_is_stopped_goes_no_further(harness: StoreHarness) -> None:
     jobs = failures(harness, 5)
     bulk = step(harness, start(harness, Action.RETRY))
-    harness.store.stop_bulk(bulk.id, "bob").result()
+    StoredBulks(harness.store).stop(bulk.id, "bob").result()
     harness.clock.advance(1)
-    harness.store.stop_bulk(bulk.id, "eve").result()
-    harness.store.step_bulk(bulk, SOURCES[Action.RETRY])
+    StoredBulks(harness.store).stop(bulk.id, "eve").result()
+    bulks.step(harness.store, bulk, SOURCES[Action.RETRY])
     stopped = read(harness, bulk.id)
     assert stopped == replace(bulk, stopped_by="bob", finished_at=stopped.finished_at)
     assert stopped.finished_at is not None
@@ -189,11 +190,11 @@ def test_the_record_is_bounded_but_for_what_goes_on(
     going_on = step(harness, start(harness, Action.CANCEL))
     ended = [finish(harness, start(harness, Action.RETRY)) for _ in range(4)]
     last = start(harness, Action.RETRY)
-    kept = [bulk.id for bulk in harness.store.read.bulks(10)]
+    kept = [bulk.id for bulk in StoredBulks(harness.store).latest(10)]
     assert kept == [last.id, ended[-1].id, going_on.id]
-    unfinished = harness.store.read.bulks(10, unfinished=True)
+    unfinished = StoredBulks(harness.store).latest(10, unfinished=True)
     assert [bulk.id for bulk in unfinished] == [last.id, going_on.id]
-    assert harness.store.read.bulk(ended[0].id) is None
+    assert StoredBulks(harness.store).get(ended[0].id) is None
 
 
 def test_the_filter_is_kept_as_it_was_given(harness: StoreHarness) -> None:

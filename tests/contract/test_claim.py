@@ -134,8 +134,8 @@ def test_as_many_as_asked_for_and_there_are(
     harness.add_all(*[new_job(queue=queues[n % 3], priority=n % 5) for n in range(30)])
     leases = harness.claim(limit)
     assert len(leases) == len({lease.id for lease in leases}) == claimed
-    counts = {c.status: 0 for c in harness.store.read.measured.counts()}
-    for count in harness.store.read.measured.counts():
+    counts = {c.status: 0 for c in harness.store.read.stats.counts()}
+    for count in harness.store.read.stats.counts():
         counts[count.status] += count.jobs
     assert counts.get("processing", 0) == claimed
 

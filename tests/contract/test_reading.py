@@ -207,7 +207,7 @@ def test_a_job_that_is_not_there(harness: StoreHarness) -> None:
 
 
 def test_counts_by_status_queue_and_type(harness: StoreHarness) -> None:
-    assert harness.store.read.measured.counts() == []
+    assert harness.store.read.stats.counts() == []
     harness.report(
         report_completed(harness.take(queue="a")), report_completed(harness.take(queue="a"))
     )
@@ -215,9 +215,7 @@ def test_counts_by_status_queue_and_type(harness: StoreHarness) -> None:
         new_job("mail", queue="a"), new_job("mail", queue="a"), new_job("resize", queue="b")
     )
     harness.store.apply(harness.add(queue="b").id, Cancelled()).result()
-    assert sorted(
-        harness.store.read.measured.counts(), key=lambda c: (c.status, c.queue, c.type)
-    ) == [
+    assert sorted(harness.store.read.stats.counts(), key=lambda c: (c.status, c.queue, c.type)) == [
         Count("cancelled", "b", "mail", 1),
         Count("completed", "a", "mail", 2),
         Count("pending", "a", "mail", 2),

@@ -32,7 +32,7 @@ TRANSITIONS = "SELECT event, count(*) FROM {transition} GROUP BY event"
 def check(harness: StoreHarness) -> None:
     """The counts are those of the jobs, by whichever way they are counted."""
     plain = [Count(*row) for row in harness.sql.run(PLAIN)]
-    assert harness.store.read.measured.counts() == plain
+    assert harness.store.read.stats.counts() == plain
     waiting: Counter[str] = Counter()
     running: Counter[str] = Counter()
     for count in plain:
@@ -56,7 +56,7 @@ def total(harness: StoreHarness, event: str, **names: str) -> Total:
     """The one total of an event."""
     (found,) = (
         t
-        for t in harness.store.read.measured.totals()
+        for t in harness.store.read.stats.totals()
         if t.event == event and all(getattr(t, key) == name for key, name in names.items())
     )
     return found
@@ -67,7 +67,7 @@ def test_counts_are_those_of_the_jobs_at_every_step(
     harness: StoreHarness, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs come, move in every way and go, in bites of a few moves measured by two processes."""
-    monkeypatch.setattr(measures, "MAX_MOVES", 7)
+    monkeypatch.setattr(measures, "MAX_ENTRIES", 7)
     die = random.Random(seed)
     other = open_store(harness.store.url)
     gone: Counter[str] = Counter()
@@ -99,24 +99,24 @@ def test_counts_are_those_of_the_jobs_at_every_step(
             transition()
             check(harness)
             for store in die.sample([harness.store, other], die.randrange(3)):
-                store.measure()
+                store.update_stats()
             check(harness)
     finally:
         other.close()
     harness.measure()
     check(harness)
     assert (
-        counted(harness.store.read.measured.totals())
+        counted(harness.store.read.stats.totals())
         == Counter(dict(harness.sql.run(TRANSITIONS))) + gone
     )
-    assert counted(harness.store.read.measured.totals()) == counted_by_minute(harness)
+    assert counted(harness.store.read.stats.totals()) == counted_by_minute(harness)
     assert harness.sql.value("SELECT count(*) FROM {tally} WHERE jobs = 0") == 0
 
 
 def counted_by_minute(harness: StoreHarness) -> dict[str, int]:
     """Moves by event, of the minutes that are kept."""
     transitions: Counter[str] = Counter()
-    for minute in harness.store.read.measured.activity(24 * 60):
+    for minute in harness.store.read.stats.activity(24 * 60):
         assert minute.minute.second == minute.minute.microsecond == 0
         transitions[minute.event] += minute.transitions
     return dict(transitions)
@@ -125,27 +125,27 @@ def counted_by_minute(harness: StoreHarness) -> dict[str, int]:
 def test_a_bite_that_somebody_else_has_measured_is_not_added_again(harness: StoreHarness) -> None:
     harness.take()
     harness.ledger()
-    mine, theirs = (harness.store.read.measured.next_batch(None)[1] for _ in range(2))
+    mine, theirs = (harness.store.read.stats.next_batch(None)[1] for _ in range(2))
     assert mine is not None
     assert theirs is not None
     now = harness.clock.now
-    act = harness.store._act
-    assert act("measure", lambda db: db.measures.add(mine, now)).result()
-    assert not act("measure", lambda db: db.measures.add(theirs, now)).result()
-    assert counted(harness.store.read.measured.totals()) == {"enqueued": 1, "claimed": 1}
+    act = harness.store.write
+    assert act("measure", lambda db: db.stats.add(mine, now)).result()
+    assert not act("measure", lambda db: db.stats.add(theirs, now)).result()
+    assert counted(harness.store.read.stats.totals()) == {"enqueued": 1, "claimed": 1}
     check(harness)
 
 
 def test_many_measure_at_once_beside_writers(
     harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measures, "MAX_MOVES", 20)
+    monkeypatch.setattr(measures, "MAX_ENTRIES", 20)
     done = threading.Event()
     stores = [open_store(harness.store.url) for _ in range(3)]
 
     def measure(store: Store) -> None:
         while not done.is_set():
-            store.measure()
+            store.update_stats()
 
     threads = [threading.Thread(target=measure, args=(store,)) for store in stores]
     for thread in threads:
@@ -155,7 +155,7 @@ def test_many_measure_at_once_beside_writers(
         for exchange in range(15):
             harness.add_all(*[new_job() for _ in range(20)])
             harness.report(*[report_completed(lease) for lease in harness.claim(limit=15)])
-            counts = harness.store.read.measured.counts()
+            counts = harness.store.read.stats.counts()
             assert sum(count.jobs for count in counts) + pruned == 20 * (exchange + 1)
             assert harness.store.read.violations(10) == []
             harness.clock.advance(1)
@@ -168,7 +168,7 @@ def test_many_measure_at_once_beside_writers(
             store.close()
     harness.measure()
     check(harness)
-    assert counted(harness.store.read.measured.totals()) == {
+    assert counted(harness.store.read.stats.totals()) == {
         "enqueued": 300,
         "claimed": 225,
         "completed": 225,
@@ -178,7 +178,7 @@ def test_many_measure_at_once_beside_writers(
 def test_an_older_database_counts_at_once(harness: StoreHarness) -> None:
     """What was there before anything was measured is counted from the ledger, or from the jobs."""
     harness.report(report_completed(harness.take()), report_failed(harness.take()))
-    assert harness.store.read.measured.until() is None
+    assert harness.store.read.stats.until() is None
     check(harness)
 
 
@@ -261,12 +261,12 @@ def test_failures_are_grouped_by_what_they_have_in_common(harness: StoreHarness)
         harness.clock.advance(1)
     harness.report(report_failed(harness.take(type="resize"), "OSError: disk full"))
     harness.measure()
-    newest, orders = harness.store.read.measured.failures(10)
+    newest, orders = harness.store.read.stats.failures(10)
     assert (newest.type, newest.error, newest.attempts) == ("resize", "OSError: disk full", 1)
     assert (orders.type, orders.error, orders.attempts) == ("mail", "KeyError: … of …", 3)
     assert orders.last_job_id == lease.id
     assert (orders.first_seen_at, (orders.last_seen_at - first).total_seconds()) == (first, 2)
-    assert harness.store.read.measured.failures(1) == [newest]
+    assert harness.store.read.stats.failures(1) == [newest]
 
 
 def test_names_and_errors_without_end_take_no_room_without_end(
@@ -280,11 +280,11 @@ def test_names_and_errors_without_end_take_no_room_without_end(
         harness.clock.advance(1)
     harness.measure()
     enqueued = {
-        t.type: t.transitions for t in harness.store.read.measured.totals() if t.event == "enqueued"
+        t.type: t.transitions for t in harness.store.read.stats.totals() if t.event == "enqueued"
     }
     assert len(enqueued) == 6
     assert enqueued[measures.OTHER] == 5
-    assert [group.error for group in harness.store.read.measured.failures(10)] == list("jihg")
+    assert [group.error for group in harness.store.read.stats.failures(10)] == list("jihg")
     check(harness)
 
 
@@ -296,7 +296,7 @@ def test_minutes_are_kept_for_a_day(harness: StoreHarness) -> None:
     harness.measure()
     kept = harness.sql.value("SELECT count(*) FROM {activity}")
     assert (kept, total(harness, "enqueued").transitions) == (1, 2)
-    (minute,) = harness.store.read.measured.activity(1)
+    (minute,) = harness.store.read.stats.activity(1)
     now = harness.clock.now
     assert minute.minute == datetime(*now.timetuple()[:5], tzinfo=UTC)
 
@@ -305,23 +305,23 @@ def test_how_far_it_has_been_measured(harness: StoreHarness) -> None:
     job = harness.add()
     harness.measure()
     harness.clock.advance(100)
-    assert harness.store.read.measured.until() == harness.clock.now
+    assert harness.store.read.stats.until() == harness.clock.now
     harness.claim()
     harness.clock.advance(100)
-    assert harness.store.read.measured.until() == job.created_at
+    assert harness.store.read.stats.until() == job.created_at
 
 
 def test_only_what_was_measured_is_deleted(
     harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measures, "MAX_MOVES", 4)
+    monkeypatch.setattr(measures, "MAX_ENTRIES", 4)
     harness.report(report_completed(harness.take()), report_completed(harness.take()))
     harness.ledger()
     harness.clock.advance(1)
     before = {"completed": harness.clock.now}
     assert harness.store.prune(before).result() == 0  # it took the first four of six moves
     assert harness.store.prune(before).result() == 2
-    assert counted(harness.store.read.measured.totals()) == {
+    assert counted(harness.store.read.stats.totals()) == {
         "enqueued": 2,
         "claimed": 2,
         "completed": 2,
@@ -347,17 +347,17 @@ def test_jobs_deleted_by_hand_are_found_and_counted_anew(unaudited_harness: Stor
 def test_of_many_who_measure_one_does_until_it_is_gone(harness: StoreHarness) -> None:
     harness.add()
     with closing(open_store(harness.store.url)) as other:
-        assert other.measure(yielding=True) == 1  # the first time, nobody is known to measure
+        assert other.update_stats(yielding=True) == 1  # the first time, nobody is known to measure
         harness.add()
-        assert harness.store.measure() == 1
+        assert harness.store.update_stats() == 1
         harness.add()
-        assert other.measure(yielding=True) == 0  # another has since: it is left to them
-        assert harness.store.measure(yielding=True) == 1
+        assert other.update_stats(yielding=True) == 0  # another has since: it is left to them
+        assert harness.store.update_stats(yielding=True) == 1
         harness.add()
-        assert other.measure(yielding=True) == 0
-        assert other.measure(yielding=True) == 1  # nobody has since
+        assert other.update_stats(yielding=True) == 0
+        assert other.update_stats(yielding=True) == 1  # nobody has since
         harness.add()
-        assert other.measure(yielding=True) == 1
+        assert other.update_stats(yielding=True) == 1
 
 
 def test_transactions_are_measured_in_the_order_of_their_numbers(
@@ -370,6 +370,6 @@ def test_transactions_are_measured_in_the_order_of_their_numbers(
     harness.sql.drop_triggers()
     for job, number in zip(jobs, (9, 10), strict=True):
         harness.sql.run(f"UPDATE {{transition}} SET xid = '{number}' WHERE job_id = '{job.id}'")
-    assert harness.store.measure() == 2
+    assert harness.store.update_stats() == 2
     assert harness.sql.value("SELECT xid::text FROM tenure.measured") == "10"
-    assert harness.store.measure() == 0
+    assert harness.store.update_stats() == 0

@@ -58,7 +58,7 @@ warnings.simplefilter("ignore")  # newer Pythons warn about forking beside threa
 store = open_store(sys.argv[1])
 stop = store.on_work(lambda: None)
 store.add([new_job()]).result()
-store.read.measured.counts()
+store.read.stats.counts()
 uses = [
     lambda: store.add([new_job()]),
     lambda: store.exchange([], None),
@@ -78,7 +78,7 @@ if copy == 0:
     os._exit(refused)
 assert os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) == len(uses)
 store.add([new_job()]).result()
-assert sum(count.jobs for count in store.read.measured.counts()) == 2
+assert sum(count.jobs for count in store.read.stats.counts()) == 2
 assert store.renew([], 30) == set()
 assert store.read.violations(5) == []
 store.close()

@@ -27,6 +27,8 @@ from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.lifecycle import Cancelled, Event, Job, Retried, Status
 from tenure.retry import RetryPolicy
 from tenure.store import Store, open_store
+from tenure.store.bulk import step
+from tenure.store.tables.bulk import StoredBulks
 from tests.model.reference import Entry, Reference
 from tests.support.clock import START, Clock
 from tests.support.raw_sql import EPOCH, RawSql
@@ -247,12 +249,12 @@ class History(RuleBasedStateMachine):
         wanted = Filter(status=status)
         id = new_id()
         total = Counted(0, exact=False)
-        self.store.start_bulk(
+        StoredBulks(self.store).start(
             id=id, action=action, filter=wanted, more_retries=1, actor="ada", total=total
         ).result()
-        bulk = self.store.read.bulk(id)
+        bulk = StoredBulks(self.store).get(id)
         assert bulk is not None
-        self.store.step_bulk(bulk, [status])
+        step(self.store, bulk, [status])
         event: Event = Cancelled(actor=bulk.signature)
         if action is Action.RETRY:
             event = Retried(more_retries=1, actor=bulk.signature)
@@ -263,7 +265,7 @@ class History(RuleBasedStateMachine):
             return job.status == status and max(times) <= self.model.now
 
         self.model.apply_matching(was_so, event)
-        bulk = self.store.read.bulk(id)
+        bulk = StoredBulks(self.store).get(id)
         assert bulk is not None
         assert bulk.finished_at == self.model.now
 

@@ -123,7 +123,7 @@ class StoreHarness:
     def measure(self) -> None:
         """Measure all of the ledger, once all of it can be read."""
         self.ledger()
-        while self.store.measure():
+        while self.store.update_stats():
             pass
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int = 500) -> int:

@@ -16,6 +16,7 @@ from tenure.jobs.work import ClaimRequest, Report
 from tenure.lifecycle import Event
 from tenure.store import transitions
 from tenure.store.commit import CallWork, EnqueueWork, ExchangeWork, Work
+from tenure.store.tables import queues
 
 
 class EnqueueCall(NamedTuple):
@@ -84,5 +85,7 @@ def work_of(call: SimulatedCall) -> Work:
         case QueueCall(name, paused, most):
             return CallWork(
                 "queue",
-                lambda db: db.set_queue(name, paused=paused, max_pending=most, actor="operator"),
+                lambda db: queues.set_queue(
+                    db, name, paused=paused, max_pending=most, actor="operator"
+                ),
             )

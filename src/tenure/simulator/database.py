@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from tenure.store import audit
 from tenure.store.sqlite import schema
+from tenure.store.sqlite.dialect import DIALECT
 from tenure.store.sqlite.files import Files
 from tenure.store.sqlite.writer import Sqlite
-from tenure.store.tables.stats_sql import SQLITE
 
 START = 1_767_225_600_000
 """When every world begins, in milliseconds: 2026-01-01 UTC."""
@@ -93,7 +93,7 @@ class SimulatedDatabase:
         """Return what `tenure verify` finds: (invariant, job id, what)."""
         found: list[tuple[str, str, str]] = []
         for query in audit.QUERIES:
-            rows = self.connection.execute(query.statement(SQLITE))
+            rows = self.connection.execute(query.statement(DIALECT))
             found += audit.findings(query, rows, found, 3)
         return found
 

@@ -27,7 +27,8 @@ from tenure.lifecycle import (
     TRANSITIONS,
 )
 from tenure.store.constraints import SETTLED_SQL, quoted
-from tenure.store.tables.stats_sql import Words
+from tenure.store.dialect import Dialect
+from tenure.store.tables import stats_sql
 
 EDITED = "ledger entries were edited or deleted: do not trust the history of this job"
 BYPASSED = (
@@ -103,15 +104,15 @@ class AuditQuery:
     rows: str
     rules: Sequence[AuditRule]
 
-    def statement(self, words: Words) -> str:
+    def statement(self, dialect: Dialect) -> str:
         """Return the SQL: for each row that breaks a rule, its job and what each rule found."""
         answers = [f"CASE WHEN {q.broken} THEN coalesce({q.found}, '') END" for q in self.rules]
         broken = " OR ".join(f"({q.broken})" for q in self.rules)
         text = f"SELECT job_id, {', '.join(answers)} FROM ({self.rows}) AS seen WHERE {broken}"
-        text = text.replace("{miscounts}", words.miscounts())
-        return text.replace("{job}", words.named("job")).replace(
-            "{transition}", words.named("transition")
-        )
+        text = text.replace("{miscounts}", stats_sql.miscounts(dialect))
+        for name in ("job", "transition"):
+            text = text.replace(f"{{{name}}}", dialect.table(name))
+        return text
 
 
 Finding = tuple[str, str, str]

@@ -23,15 +23,16 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.checked_job import CheckedJob, Enqueued
-from tenure.jobs.work import ClaimRequest, Exchange, Lease, Report
+from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.store import enqueue, transitions
 from tenure.store.protocol import Database, Trouble
+from tenure.store.tables import workers
 
 log = logging.getLogger(__name__)
 
 MAX_ITEMS = 1_000
-"""Jobs and reports after which a transaction takes no further work, so that nobody waits behind a
-mountain, and the next one can be made ready, or go through another connection, in the meantime."""
+"""Jobs and reports after which a transaction takes no further work. So no caller waits behind a
+huge one, and the next can be prepared, or go through another connection, in the meantime."""
 MAX_TRIES = 4
 ANNOUNCE_SECONDS = 0.005
 SEEN_SECONDS = 5.0
@@ -55,7 +56,7 @@ class EnqueueWork:
 
 @dataclass(slots=True)
 class ExchangeWork:
-    """A worker's turn: what finished, and what it can take."""
+    """A worker's exchange: what finished, and what it can take."""
 
     reports: Sequence[Report]
     claim: ClaimRequest | None
@@ -160,17 +161,12 @@ class Committer:
     def commit(self, db: Database, batch: Sequence[Work], tries: int = 1) -> None:
         """Do the work of a batch in one transaction and answer its callers.
 
-        What the threads do; the simulation does it without them.
+        The threads call this, and so does the simulator, which has no threads.
         """
         asked_to_commit = committed = False
         try:
-            if _is_only_adding(batch):
-                batch = self._add_alone(db, batch)
-                if not batch:
-                    return
-            elif (leases := self._claim_alone(db, batch)) is not None:
-                _visit("after_commit", batch)
-                self._answer([(batch[0], Exchange([], leases))])
+            batch = self._commit_alone(db, batch)
+            if not batch:
                 return
             db.begin()
             answers = self._apply(db, batch)
@@ -181,7 +177,7 @@ class Committer:
             _visit("after_commit", batch)
         except Exception as error:
             db.rollback()
-            # What is committed must not be done again: an operator would be told it cannot be.
+            # What is committed must not be done again: its second answer would be a refusal.
             trouble = Trouble.UNCONFIRMED if committed else db.trouble(error)
             if trouble is Trouble.UNAVAILABLE and not asked_to_commit and tries == 1:
                 trouble = Trouble.RETRY  # often only a connection that died while idle
@@ -189,35 +185,45 @@ class Committer:
             return
         self._answer(answers)
 
-    def _add_alone(self, db: Database, batch: Sequence[EnqueueWork]) -> list[Work]:
-        """Add what can be added in one round trip; what is left of the batch."""
-        _visit("before_commit", batch)
-        made = db.insert_alone(
-            [a for work in batch for a in work.checked_jobs], whole=len(batch) == 1
-        )
-        done: list[tuple[Work, list[Enqueued]]] = []
+    def _commit_alone(self, db: Database, batch: Sequence[Work]) -> Sequence[Work]:
+        """Do and answer what one statement can, where that is faster; return the rest."""
+        if db.alone is None:
+            return batch
+        done: list[tuple[Work, Any]] = []
         left: list[Work] = []
-        for work in batch:
-            if all(checked_job.id in made for checked_job in work.checked_jobs):
-                done.append((work, [Enqueued(made[a.id], created=True) for a in work.checked_jobs]))
-            else:
-                left.append(work)
+        if _is_only_adding(batch):
+            _visit("before_commit", batch)
+            jobs = [checked_job for work in batch for checked_job in work.checked_jobs]
+            made = db.alone.enqueue(jobs, whole=len(batch) == 1)
+            for work in batch:
+                if all(a.id in made for a in work.checked_jobs):
+                    added = [Enqueued(made[a.id], created=True) for a in work.checked_jobs]
+                    done.append((work, added))
+                else:
+                    left.append(work)
+        elif (claim := self._only_claim(batch)) is not None:
+            _visit("before_commit", batch)
+            leases = db.alone.claim(claim)
+            if leases is None:
+                return batch
+            done.append((batch[0], Exchange([], leases)))
+        else:
+            return batch
         _visit("after_commit", [work for work, _ in done])
         self._answer(done)
         return left
 
-    def _claim_alone(self, db: Database, batch: Sequence[Work]) -> list[Lease] | None:
-        """Claim in one round trip, if that is all there is to do and the database can."""
+    def _only_claim(self, batch: Sequence[Work]) -> ClaimRequest | None:
+        """Return the claim if it is all there is to do."""
         if len(batch) > 1 or not isinstance(batch[0], ExchangeWork) or batch[0].reports:
             return None
         claim = batch[0].claim
         if claim is None or claim.limit < 1 or claim.traces or self._is_to_be_seen(claim.worker):
             return None
-        _visit("before_commit", batch)
-        return db.claim_alone(claim)
+        return claim
 
     def _answer(self, answers: Sequence[tuple[Work, Any]]) -> None:
-        """Tell the callers what became of their work, and those who wait for jobs of new ones."""
+        """Answer the callers, and notify those who wait for jobs if there may be new ones."""
         for work, answer in answers:
             if isinstance(answer, TenureError):
                 work.future.set_exception(answer)
@@ -234,10 +240,10 @@ class Committer:
             self.commit(db, batch, tries + 1)
         elif trouble is not Trouble.BUG:
             for work in batch:
-                # An exception of its own for every caller: they add notes and tracebacks to it.
+                # A new exception for every caller: they add notes and tracebacks to it.
                 work.future.set_exception(StoreUnavailable(f"the database failed: {error}"))
         elif len(batch) > 1:
-            for work in batch:  # only the guilty one fails
+            for work in batch:  # only the one that cannot succeed fails
                 self.commit(db, [work])
         else:
             batch[0].future.set_exception(error)
@@ -285,10 +291,13 @@ class Committer:
 
     def _claim(self, db: Database, request: ClaimRequest) -> Any:
         if self._is_to_be_seen(request.worker):
-            db.see_worker(request)
+            workers.see(db, request)
             now = self._clock()
             lately = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
-            self._seen = {**lately, request.worker: now}  # never changed: others may walk it
+            self._seen = {
+                **lately,
+                request.worker: now,
+            }  # replaced, not changed: other threads may iterate
         leases = db.claim(request) if request.limit > 0 else []
         if not leases or not request.traces:
             return leases
@@ -300,16 +309,16 @@ class Committer:
         return self._clock() - self._seen.get(worker, -SEEN_SECONDS) >= SEEN_SECONDS
 
     def _until_announcement(self) -> float | None:
-        """Seconds until waiting processes should hear of new work; None if there is none."""
+        """Return the seconds until other processes are to be notified, None without new work."""
         if not self._owes_announcement:
             return None
         return max(self._announced + ANNOUNCE_SECONDS - self._clock(), 0)
 
     def _keep_house(self, db: Database) -> None:
-        """Tell other processes of new work, by a hint nothing depends on, and tidy up."""
+        """Notify other processes of new work, a hint that nothing depends on, and tidy up."""
         try:
             if self._until_announcement() == 0:
-                self._owes_announcement = False  # first: others may owe the next one meanwhile
+                self._owes_announcement = False  # first: other threads may set it again meanwhile
                 self._announced = self._clock()
                 failpoints.hit("announce.before")
                 db.announce()

@@ -1,4 +1,4 @@
-"""Add jobs: one or many, with idempotency keys and queue limits, and deliveries of webhooks.
+"""Add jobs: one or many, with idempotency keys and queue limits.
 
 These functions run inside the committer's transaction. They are the same for every database.
 """
@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from tenure import failpoints
 from tenure.errors import KeyConflict, QueueFull, TenureError
 from tenure.jobs.checked_job import CheckedJob, Enqueued
-from tenure.jobs.webhook import Webhook
 from tenure.lifecycle import Job
 from tenure.store.protocol import Database
 
@@ -67,22 +65,6 @@ def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enque
             return answer
         answers.append(answer)
     return answers
-
-
-def forward(db: Database, hook: Webhook, deliveries: Sequence[CheckedJob], position: str) -> bool:
-    """Add the deliveries of the transitions up to `position`.
-
-    Returns False, and adds nothing, if another process has added them. The position of the webhook
-    advances in the same transaction and only from where it was read, so each transition is
-    delivered once, whatever crashes. The limit of the queue does not apply: a delivery that is
-    refused here would be lost.
-    """
-    if not db.webhooks.advance(hook, position):
-        return False
-    failpoints.hit("webhook.between_position_and_jobs")
-    if deliveries:
-        add(db, deliveries)
-    return True
 
 
 def _per_queue(checked_jobs: Sequence[CheckedJob]) -> Mapping[str, int]:

@@ -1,4 +1,4 @@
-"""How a job is laid out in a row, the same in both databases but for the type of times."""
+"""How a job is laid out in a row, the same in both engines except for times and ids."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 from tenure.jobs.checked_job import CheckedJob
 from tenure.lifecycle import Job, Status
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
+from tenure.store.dialect import Dialect
 
 COLUMNS = (
     "id",
@@ -39,7 +40,7 @@ COLUMNS = (
 )
 """Every column that a `Job` is made of, in the order in which the stores select them."""
 
-MOVED = (
+CHANGED = (
     "status",
     "attempts",
     "max_retries",
@@ -55,16 +56,24 @@ MOVED = (
     "result",
     "last_error",
 )
-"""The columns that a move may change."""
+"""The columns that a transition may change."""
 
 TIMES = frozenset({"run_at", "created_at", "started_at", "finished_at", "lease_expires_at"})
+IDS = frozenset({"id", "job_id", "lease_id"})
 
 _STATUS = {str(status): status for status in Status}
 _policy_decoder = msgspec.json.Decoder(RetryPolicy)
 
 
+def selected(d: Dialect, columns: Sequence[str], table: str = "") -> str:
+    """Return a select list: times as `to_time` reads them, ids as text."""
+    prefix = table and f"{table}."
+    spelled = {**dict.fromkeys((*TIMES, "at"), d.time), **dict.fromkeys(IDS, d.id)}
+    return ", ".join(spelled.get(name, str)(prefix + name) for name in columns)
+
+
 def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:
-    """The job of a row of COLUMNS; `time` reads the engine's representation of a time."""
+    """Return the job of a row of COLUMNS; `time` reads a stored time."""
     values = dict(zip(COLUMNS, row, strict=False))
     for name in TIMES:
         if values[name] is not None:
@@ -75,7 +84,7 @@ def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:
 
 
 def added_job(checked_job: CheckedJob, created_at: datetime, run_at: datetime) -> Job:
-    """The job that an addition makes, given the times that the store has set."""
+    """Return the job that was added, given the times that the store has set."""
     return Job(
         id=checked_job.id,
         type=checked_job.type,
@@ -93,22 +102,22 @@ def added_job(checked_job: CheckedJob, created_at: datetime, run_at: datetime) -
 
 
 def write_policy(policy: RetryPolicy) -> str | None:
-    """The stored form of a retry policy; NULL is the default one."""
+    """Return a retry policy as stored; NULL is the default one."""
     if policy is DEFAULT_POLICY or policy == DEFAULT_POLICY:  # to compare takes a while
         return None
     return msgspec.json.encode(policy).decode()
 
 
 def read_policy(text: str | None) -> RetryPolicy:
-    """The policy that `write_policy` wrote."""
+    """Read what `write_policy` wrote."""
     return DEFAULT_POLICY if text is None else _policy_decoder.decode(text)
 
 
 def write_names(names: tuple[str, ...] | None) -> str | None:
-    """A list of names as stored for people to read; NULL means any."""
+    """Return names as stored, for people to read; NULL means any."""
     return None if names is None else ",".join(names)
 
 
 def read_names(text: str | None) -> tuple[str, ...] | None:
-    """The names that `write_names` wrote."""
+    """Read what `write_names` wrote."""
     return None if text is None else tuple(name for name in text.split(",") if name)

@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from tenure.jobs import ids
 from tenure.jobs.queries import Counted, Filter, Page, Query
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import Job, Status
-from tenure.store.protocol import Reader
+
+if TYPE_CHECKING:
+    from tenure.store.reader import Reader
 
 MAX_ROWS = 10_000
 """Rows that one call looks at."""

@@ -15,9 +15,13 @@ from tenure.lifecycle import Status
 from tenure.store.postgres import lanes as lanes
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import Uuids, place_of
+from tenure.store.postgres.dialect import DIALECT
 from tenure.store.postgres.reader import AHEAD, BY_INDEX, QUEUES, PostgresReader
+from tenure.store.postgres.search import PostgresSearches
 from tenure.store.postgres.writer import Postgres
-from tenure.store.tables.stats_sql import POSTGRES
+from tenure.store.rows import COLUMNS, selected
+from tenure.store.search_sql import ENDED
+from tenure.store.tables import stats_sql
 from tests.support.store import claim_request
 from tests.unit.postgres.connections import Connection, add, ask_in_store_session, take
 
@@ -49,6 +53,8 @@ def kept_plans(raw: Connection) -> list[str]:
 
 
 ROWS = 1_000_000
+searches = PostgresSearches()
+JOB_COLUMNS = selected(DIALECT, COLUMNS)
 
 
 @pytest.fixture(params=["never analysed", "analysed when empty", "analysed when full"])
@@ -115,11 +121,11 @@ def check_search(url: str, raw: Connection, last: str) -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     others = {"type": "mail", "queue": "default", "text": "x", "created_by": at}
     for status in (None, *Status):
-        along = "job_" if status in sql.ENDED else "job_pkey"  # where many have failed, either
-        plain = Query(status=status, before=last) if status in (None, *sql.ENDED) else None
+        along = "job_" if status in ENDED else "job_pkey"  # where many have failed, either
+        plain = Query(status=status, before=last) if status in (None, *ENDED) else None
         span = Query(status=status, before=last, through=last, most=10_000, **others)
-        asked = [sql.listing(sql.JOB_COLUMNS, query) for query in (plain, span) if query]
-        for statement, values in (*asked, sql.edge(span, 10_000)):
+        asked = [searches.listing(JOB_COLUMNS, query) for query in (plain, span) if query]
+        for statement, values in (*asked, searches.edge(span, 10_000)):
             found = plan(raw, url, statement, *values, begin=SEARCHING)
             assert f"Scan Backward using {along}" in found
             assert "Seq Scan" not in found
@@ -127,7 +133,7 @@ def check_search(url: str, raw: Connection, last: str) -> None:
         if status in (Status.PENDING, Status.PROCESSING):
             index = "job_ready" if status is Status.PENDING else "job_lease"
             gathered = Query(status=status, before=last, type="mail", gather=True)
-            few = (sql.listing(sql.JOB_COLUMNS, gathered), sql.waiting(gathered, 10_000))
+            few = (searches.listing(JOB_COLUMNS, gathered), searches.waiting(gathered, 10_000))
             for statement, values in few:
                 found = plan(raw, url, statement, *values, begin=SEARCHING)
                 assert f"using {index}" in found
@@ -138,13 +144,13 @@ def check_numbers(url: str, raw: Connection) -> None:
     """Neither every job is read for them nor the whole ledger, whatever the statistics say."""
     between = ("3", 0, "4", 0)
     for statement, values in (
-        (POSTGRES.counts(), ()),
-        (POSTGRES.is_far(), ()),
-        (POSTGRES.until(), ()),
-        (POSTGRES.end(), ("3", 0, 100)),
-        (POSTGRES.sums(), between),
-        (POSTGRES.failures(), between),
-        (QUEUES.replace("{counts}", POSTGRES.counts()), ()),
+        (stats_sql.counts(DIALECT), ()),
+        (stats_sql.is_far(DIALECT), ()),
+        (stats_sql.until(DIALECT), ()),
+        (stats_sql.batch_end(DIALECT), ("3", 0, 100)),
+        (stats_sql.sums(DIALECT), between),
+        (stats_sql.failures(DIALECT), between),
+        (QUEUES.replace("{counts}", stats_sql.counts(DIALECT)), ()),
     ):
         found = plan(raw, url, statement, *values, begin=SEARCHING)
         assert not re.search("Seq Scan on (job|transition)", found)
@@ -312,20 +318,20 @@ def test_a_claim_alone_leaves_crowded_lanes_to_a_closer_look(
     raw.execute("SELECT count(*) FROM tenure.job")
     take(db, 1000)
     add(db, 3)
-    assert len(db.claim_alone(claim_request(1)) or []) == 1  # it notices how many it walked past
-    assert db.claim_alone(claim_request(1)) is None
+    assert len(db.alone.claim(claim_request(1)) or []) == 1  # it notices how many it walked past
+    assert db.alone.claim(claim_request(1)) is None
     db.begin()
     assert len(db.claim(claim_request(1))) == 1
     db.commit()
-    assert db.claim_alone(claim_request(1)) is None
+    assert db.alone.claim(claim_request(1)) is None
 
 
 def test_a_claim_alone_is_for_one_lane(db: Postgres) -> None:
-    assert db.claim_alone(claim_request(5)) == []
+    assert db.alone.claim(claim_request(5)) == []
     add(db, 2)
-    assert db.claim_alone(claim_request(5, types=("other",))) == []
-    assert len(db.claim_alone(claim_request(1, queues=("default", "default"))) or []) == 1
+    assert db.alone.claim(claim_request(5, types=("other",))) == []
+    assert len(db.alone.claim(claim_request(1, queues=("default", "default"))) or []) == 1
     add(db, 1, queue="late", run_at=datetime.now(UTC) + timedelta(hours=1))
     add(db, 1, priority=-1)
-    assert db.claim_alone(claim_request(5)) is None  # in which order is not for it to say
-    assert len(db.claim_alone(claim_request(5, queues=("late",))) or []) == 0
+    assert db.alone.claim(claim_request(5)) is None  # in which order is not for it to say
+    assert len(db.alone.claim(claim_request(5, queues=("late",))) or []) == 0

@@ -18,10 +18,12 @@ from tenure.jobs.ids import new_id
 from tenure.lifecycle import Status
 from tenure.store import Store, open_store, transitions
 from tenure.store.commit import ANNOUNCE_SECONDS
-from tenure.store.postgres import writer as postgres
+from tenure.store.postgres import session as postgres
 from tenure.store.postgres.reader import PostgresReader
-from tenure.store.postgres.writer import Postgres, error_of
+from tenure.store.postgres.session import error_of
+from tenure.store.postgres.writer import Postgres
 from tenure.store.protocol import Trouble
+from tenure.store.tables import queues, workers
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
 from tests.support.store import claim_request, new_job, report_completed, report_failed
@@ -46,8 +48,8 @@ def test_no_verb_leaves_anything_in_the_session(db: Postgres) -> None:
     leases = take(db, 4)
     with committed(db):
         db.savepoint()
-        db.see_worker(claim_request(1, queues=("default",), types=("mail",)))
-        db.set_queue("other", paused=True, max_pending=5, actor="me")
+        workers.see(db, claim_request(1, queues=("default",), types=("mail",)))
+        queues.set_queue(db, "other", paused=True, max_pending=5, actor="me")
         db.undo_to_savepoint()
         db.savepoint()
         transitions.settle(

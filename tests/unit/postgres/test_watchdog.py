@@ -12,7 +12,7 @@ from tenure.errors import StoreUnavailable
 from tenure.jobs.ids import new_id
 from tenure.store import open_store
 from tenure.store.postgres import reader as postgres_reader
-from tenure.store.postgres import writer as postgres
+from tenure.store.postgres import session as postgres
 from tenure.store.postgres.connection import connect, place_of
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.watchdog import Wire, answering

@@ -15,12 +15,19 @@ from tenure.jobs.ids import EPOCH
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.lifecycle import Status
 from tenure.store import migrate_store
+from tenure.store.rows import COLUMNS, selected
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import connect
+from tenure.store.sqlite.dialect import DIALECT
+from tenure.store.sqlite.lanes import NEXT_LANE
+from tenure.store.sqlite.over_rows import SHAPES, OverRows
 from tenure.store.sqlite.reader import AHEAD, QUEUES
-from tenure.store.tables.stats_sql import SQLITE
+from tenure.store.sqlite.search import GATHERED_BY, SqliteSearches
+from tenure.store.tables import stats_sql
 
 ROWS = 1_000_000
+searches = SqliteSearches()
+JOB_COLUMNS = selected(DIALECT, COLUMNS)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ def test_a_claim_reads_a_lane_in_order_and_no_further(crowded: sqlite3.Connectio
         )
         assert ready in found
         assert "ORDER BY" not in found  # no sorting
-    lane = plan(crowded, sql.NEXT_LANE, {"queue": "", "priority": 0})
+    lane = plan(crowded, NEXT_LANE, {"queue": "", "priority": 0})
     assert lane.count("INDEX tenure_job_ready (queue") == 2
     assert "SCAN tenure_job" not in lane
 
@@ -119,7 +126,7 @@ def test_a_list_page_starts_at_its_key(
 ) -> None:
     """In the order of an index, so that nothing is sorted; those that failed have their own."""
     index = "tenure_job_ended" if "status=" in keys else "sqlite_autoindex_tenure_job_1"
-    (found,) = plan(crowded, *sql.listing(sql.JOB_COLUMNS, query)).splitlines()
+    (found,) = plan(crowded, *searches.listing(JOB_COLUMNS, query)).splitlines()
     assert found.endswith(f"tenure_job USING INDEX {index} {keys}".rstrip())
 
 
@@ -143,27 +150,27 @@ def test_a_search_reads_no_further_than_its_bound(
     span = replace(asked, through=LAST)
     by_status = status in ("failed", "cancelled")
     index = "tenure_job_ended (status=? AND " if by_status else "sqlite_autoindex_tenure_job_1 ("
-    (found,) = plan(crowded, *sql.listing("id", span)).splitlines()
+    (found,) = plan(crowded, *searches.listing("id", span)).splitlines()
     assert f"tenure_job USING INDEX {index}" in found
     assert found.endswith("id>? AND id<?)")  # whatever the other conditions say
-    (found,) = plan(crowded, *sql.edge(asked, 10_000)).splitlines()
+    (found,) = plan(crowded, *searches.edge(asked, 10_000)).splitlines()
     assert f"tenure_job USING COVERING INDEX {index}" in found
-    assert crowded.execute(*sql.edge(Query(status="failed"), 3)).fetchone() == (
+    assert crowded.execute(*searches.edge(Query(status="failed"), 3)).fetchone() == (
         f"1{ROWS - 2:035d}",
     )
 
 
 @pytest.mark.scenario(100)
-@pytest.mark.parametrize("status", sql.GATHERED_BY)
+@pytest.mark.parametrize("status", GATHERED_BY)
 def test_the_few_of_a_status_are_read_by_their_index(
     crowded: sqlite3.Connection, status: Status
 ) -> None:
-    index = f"tenure_job USING {{}}INDEX {sql.GATHERED_BY[status]}"
+    index = f"tenure_job USING {{}}INDEX {GATHERED_BY[status]}"
     for before in (None, LAST):
         query = Query(status=status, before=before, text="x", gather=True)
-        assert index.format("") in plan(crowded, *sql.listing(sql.JOB_COLUMNS, query))
+        assert index.format("") in plan(crowded, *searches.listing(JOB_COLUMNS, query))
     for queue in (None, "default"):
-        found = plan(crowded, *sql.waiting(Query(status=status, queue=queue), 10_000))
+        found = plan(crowded, *searches.waiting(Query(status=status, queue=queue), 10_000))
         assert index.format("COVERING ") in found
         assert "ORDER BY" not in found
 
@@ -177,10 +184,10 @@ def test_the_few_of_a_status_are_read_by_their_index(
     ],
     ids=["claim", "complete", "save"],
 )
-@pytest.mark.parametrize("count", sql.SHAPES)
+@pytest.mark.parametrize("count", SHAPES)
 def test_a_move_finds_its_jobs_by_key(
     crowded: sqlite3.Connection,
-    statement: sql.OverRows,
+    statement: OverRows,
     row: tuple[Any, ...],
     values: tuple[Any, ...],
     key: str,
@@ -196,13 +203,13 @@ def test_a_move_finds_its_jobs_by_key(
 @pytest.mark.parametrize(
     ("statement", "values"),
     [
-        (SQLITE.counts(), ()),
-        (SQLITE.is_far(), ()),
-        (SQLITE.until(), ()),
-        (SQLITE.end(), (0, 100)),
-        (SQLITE.sums(), (0, 100)),
-        (SQLITE.failures(), (0, 100)),
-        (QUEUES.replace("{counts}", SQLITE.counts()), ()),
+        (stats_sql.counts(DIALECT), ()),
+        (stats_sql.is_far(DIALECT), ()),
+        (stats_sql.until(DIALECT), ()),
+        (stats_sql.batch_end(DIALECT), (0, 100)),
+        (stats_sql.sums(DIALECT), (0, 100)),
+        (stats_sql.failures(DIALECT), (0, 100)),
+        (QUEUES.replace("{counts}", stats_sql.counts(DIALECT)), ()),
         (sql.PRUNE.replace("{status}", "'failed'"), (0, 0, 0, 100)),
     ],
     ids=["counts", "far", "until", "end", "sums", "failures", "queues", "prune"],
@@ -221,7 +228,7 @@ def test_numbers_are_read_without_reading_every_job_or_move(
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9, 33, 128, 129, 511, 512, 513, 1000, 1200])
 def test_rows_are_bound_all_and_once(crowded: sqlite3.Connection, count: int) -> None:
-    rows = sql.OverRows("number", ("n", "twice"), "SELECT ?, n, twice FROM {rows}")
+    rows = OverRows("number", ("n", "twice"), "SELECT ?, n, twice FROM {rows}")
     wanted = [(n, 2 * n) for n in range(count)]
     found = [
         (n, twice)

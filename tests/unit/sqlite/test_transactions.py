@@ -19,6 +19,7 @@ from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store.sqlite.connection import Connection, connect, connect_writer
 from tenure.store.sqlite.schema import upgrade
 from tenure.store.sqlite.writer import Sqlite
+from tenure.store.tables import queues
 
 WRITES = {"INSERT", "UPDATE", "DELETE", "REPLACE"}
 
@@ -124,7 +125,7 @@ def test_a_transaction_that_cannot_be_undone_goes_with_its_connection(
 
     db = Sqlite(path, failing_once)
     db.begin()
-    db.set_queue("small", paused=None, max_pending=1, actor="ada")
+    queues.set_queue(db, "small", paused=None, max_pending=1, actor="ada")
     db.rollback()
     db.begin()  # anew: the lock is free again, and nothing of before is there
     assert len(made) == 2

@@ -44,9 +44,6 @@ WHERE head.run_at <= {NOW} AND NOT EXISTS (
 """
 
 
-Marks = Mapping[tuple[str, int], datetime]
-
-
 @dataclass(frozen=True, slots=True)
 class Lane:
     """A lane with due jobs at `now`; none of them was due before `since`."""
@@ -112,7 +109,7 @@ class Lanes:
         if request.queues is None:
             found = rows(SEARCH_ALL)
         else:
-            found = rows(SEARCH_QUEUES, list(set(request.queues)))
+            found = rows(SEARCH_QUEUES, (list(set(request.queues)),))
         ended = self._clock()
         now = to_time(found[0][1])
         heads = {(row[2], row[3]): to_time(row[4]) for row in found if row[2] is not None}
@@ -126,7 +123,7 @@ class Lanes:
     def _search_on(self, view: _View, rows: Rows) -> list[Lane]:
         marks = dict(view.marks)
         queues, priorities = [lane[0] for lane in marks], [lane[1] for lane in marks]
-        found = rows(SEARCH_ON, queues, priorities, list(marks.values()))
+        found = rows(SEARCH_ON, (queues, priorities, list(marks.values())))
         return [
             Lane(queue, priority, marks[queue, priority], to_time(now))
             for now, queue, priority in found

@@ -9,13 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tenure.errors import InvalidInput
-from tenure.jobs.queries import Query
-from tenure.lifecycle import Status
-from tenure.store import constraints as guards
-from tenure.store.postgres.connection import NOW, is_uuid
-from tenure.store.rows import COLUMNS, MOVED, TIMES
-from tenure.store.search import along_ids, between, folded
+from tenure.store.postgres.connection import NOW, array_of
+from tenure.store.postgres.dialect import DIALECT
+from tenure.store.rows import CHANGED, COLUMNS, TIMES, selected
 
 # Plans must not hang on statistics: right after a bulk load the planner would read and sort the
 # whole table for one batch. Settings end with the transaction, as a transaction pooler demands.
@@ -50,11 +46,10 @@ def rows_of(name: str, *columns: str) -> str:
     return f"unnest({', '.join(arrays)}) AS {name} ({', '.join(columns)})"
 
 
-def select(*columns: str, table: str = "job") -> str:
-    """A select list; times come in UTC and ids as text, whatever the session is set to."""
-    as_times = {c: f"{table}.{c} AT TIME ZONE 'UTC'" for c in TIMES}
-    as_text = {c: f"{table}.{c}::text" for c in ("id", "lease_id")}
-    return ", ".join({**as_times, **as_text}.get(c, f"{table}.{c}") for c in columns)
+def arrays(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Return the array parameters of rows, one for each column."""
+    values = zip(*rows, strict=True)
+    return [array_of(type_of(c), v) for c, v in zip(columns, values, strict=True)]
 
 
 ADDED = (
@@ -80,8 +75,9 @@ COMPLETE = "SELECT * FROM {s}.complete(%b::uuid[], %b::uuid[], %b::text[], %b::t
 CLAIM_ALONE = "SELECT * FROM {s}.claim_alone(%b::text[], %s, %s, %b::text[], %s::integer)"
 CLAIM = "SELECT * FROM {s}.claim(%s, %s, %s, %s, %s, %s, %b::text[], %s::integer)"
 
+JOB_COLUMNS = selected(DIALECT, COLUMNS, "job")
 KNOWN = f"""
-SELECT DISTINCT ON (found.wanted) found.wanted::text, {select(*COLUMNS)}, job.fingerprint
+SELECT DISTINCT ON (found.wanted) found.wanted::text, {JOB_COLUMNS}, job.fingerprint
 FROM (
     SELECT new.id AS wanted, job.id FROM {rows_of("new", "id")} JOIN {{s}}.job USING (id)
     UNION ALL
@@ -97,9 +93,8 @@ SELECT count(*) FROM (
     SELECT FROM {s}.job WHERE status = 'pending' AND queue = %s LIMIT %s) AS waiting
 """
 
-JOB_COLUMNS = select(*COLUMNS)
 SELECT_JOB = f"SELECT {JOB_COLUMNS} FROM {{s}}.job"
-LOCK = f"SELECT {select(*COLUMNS)} FROM {{s}}.locked(%b::uuid[]) AS job"
+LOCK = f"SELECT {JOB_COLUMNS} FROM {{s}}.locked(%b::uuid[]) AS job"
 # After a wait for somebody else's lock both conditions are tested again on the row as it is then.
 LOCK_EXPIRED = f"""
 {SELECT_JOB} WHERE status = 'processing' AND lease_expires_at <= {NOW}
@@ -107,7 +102,7 @@ ORDER BY job.lease_expires_at LIMIT %s FOR UPDATE SKIP LOCKED
 """
 
 GUARD = ("status", "token", "lease_id", "lease_expires_at")
-SAVED = ("id", *MOVED, *(f"was_{column}" for column in GUARD))
+SAVED = ("id", *CHANGED, *(f"was_{column}" for column in GUARD))
 SAVE = f"SELECT {{s}}.save({', '.join(f'%b::{type_of(c)}[]' for c in SAVED)})"
 
 SETTLED_AS = f"""
@@ -136,16 +131,10 @@ INSERT INTO {s}.trace SELECT * FROM unnest(%b::uuid[], %b::text[]) ON CONFLICT D
 """
 TRACES = "SELECT job_id::text, traceparent FROM {s}.trace WHERE job_id = ANY (%b::uuid[])"
 
-SEE_WORKER = f"""
-INSERT INTO {{s}}.worker (id, label, queues, types, seen_at) VALUES (%s, %s, %s, %s, {NOW})
-ON CONFLICT (id) DO UPDATE SET
-    seen_at = excluded.seen_at, queues = excluded.queues, types = excluded.types
-"""
-
 # What has been measured and told to webhooks ends at a place and at a time. The time bounds the
 # search: what settled after it need not be looked at. Moves after the place are counted, since
 # NOT EXISTS could become a join with the whole ledger.
-UNTOLD = """
+NEXT_ENTRY = """
 SELECT floor(date_part('epoch', at) * 1000)::bigint FROM {s}.transition
 WHERE (xid, seq) > (%s::text::xid8, %s::bigint) ORDER BY xid, seq LIMIT 1
 """
@@ -165,92 +154,3 @@ WITH old AS MATERIALIZED (
 )
 SELECT queue, type, count(*) FROM gone GROUP BY queue, type
 """
-
-
-ENDED = (Status.FAILED, Status.CANCELLED)
-"""What the index `job_ended` holds."""
-
-
-def listing(what: str, query: Query) -> tuple[str, list[Any]]:
-    """`SELECT what` of the jobs of a query, and the values; see `search.py` for its bounds.
-
-    A subquery with a limit is a fence: what is inside decides on the index, whatever the planner
-    thinks of the conditions outside. The status stands as a literal: partial indexes need it.
-    """
-    inside, outside, values = list[str](), list[str](), list[Any]()
-
-    def add(part: str, value: Any, parts: list[str]) -> None:
-        if value is not None:
-            parts.append(part)
-            values.append(value)
-
-    if query.status is not None:
-        decides = query.gather or query.status in ENDED
-        (inside if decides else outside).append(f"status = {guards.quoted(Status(query.status))}")
-    if query.gather and query.status == Status.PENDING:
-        add("queue = %s", query.queue, inside)
-    after, before = between(query)
-    along = outside if query.gather else inside
-    add("id > %s::uuid", _uuid(after), along)
-    add("id < %s::uuid", _uuid(before), along)
-    add(f"id {'<=' if query.oldest_first else '>='} %s::uuid", _uuid(query.through), along)
-    order = f"ORDER BY job.id {'ASC' if query.oldest_first else 'DESC'}"
-    if query.among:
-        outside.append(f"status IN ({guards.quoted(*query.among)})")
-    add("type = %s", query.type, outside)
-    add("queue = %s", query.queue, outside)
-    add("created_at >= %s", query.created_after, outside)
-    add("created_at < %s", query.created_before, outside)
-    add("created_at <= %s", query.created_by, outside)
-    add("finished_at <= %s", query.settled_by, outside)
-    # Lower case of the C locale is that of A to Z alone, as in SQLite.
-    add(f"strpos({_folded('last_error')}, %s) > 0", _text(query.error), outside)
-    add(f"strpos({_folded('payload')}, %s) > 0", _text(query.text), outside)
-    if query.gather:
-        table = f"(SELECT * FROM {{s}}.job{_where(inside)} OFFSET 0) AS job"
-    elif query.most is not None:
-        table = f"(SELECT * FROM {{s}}.job{_where(inside)} {order} LIMIT {int(query.most)}) AS job"
-    else:
-        table, outside = "{s}.job", [*inside, *outside]
-    return f"SELECT {what} FROM {table}{_where(outside)} {order} LIMIT {int(query.limit)}", values
-
-
-def _where(parts: Sequence[str]) -> str:
-    return f" WHERE {' AND '.join(parts)}" if parts else ""
-
-
-def _folded(column: str) -> str:
-    return f'lower(job.{column} COLLATE "C")'
-
-
-def _text(wanted: str | None) -> str | None:
-    return wanted and folded(wanted)
-
-
-def _uuid(id: str | None) -> str | None:
-    if id is not None and not is_uuid(id):
-        raise InvalidInput("not the id of a job", path="$.before")
-    return id
-
-
-def counting(query: Query) -> tuple[str, list[Any]]:
-    """How many a listing would be."""
-    statement, values = listing("1", query)
-    return f"SELECT count(*) FROM ({statement}) AS found", values
-
-
-def edge(query: Query, rows: int) -> tuple[str, list[Any]]:
-    """The id of the last of so many rows that a search goes along, if there are as many."""
-    ended = query.status if query.status in ENDED else None
-    statement, values = listing("job.id::text", along_ids(query, ended))
-    return f"{statement} OFFSET {int(rows) - 1}", values
-
-
-def waiting(query: Query, most: int) -> tuple[str, list[Any]]:
-    """How many jobs stand in the status of a query (and in its queue, if they are pending)."""
-    status = Status(query.status or "")
-    where, values = f"status = {guards.quoted(status)}", list[Any]()
-    if status is Status.PENDING and query.queue is not None:
-        where, values = f"{where} AND queue = %s", [query.queue]
-    some = f"SELECT FROM {{s}}.job WHERE {where} LIMIT {int(most)}"
-    return f"SELECT count(*) FROM ({some}) AS waiting", values

@@ -1,76 +1,49 @@
-"""The table of actions on all jobs of a filter, in the words of each database."""
+"""The table of bulk actions: one action on all jobs of a filter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import msgspec
 
 from tenure.jobs.bulk_actions import Action, Bulk
 from tenure.jobs.queries import Counted, Filter
+from tenure.store.dialect import Statements
+from tenure.store.tables import Table
 
 MAX_KEPT = 1_000
-"""Actions on record; of those that have ended, the oldest go when another is started."""
-
-_read_filter = msgspec.json.Decoder(Filter).decode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
-    """What differs between the databases; `{value}` in a template stands for a parameter."""
-
-    table: str
-    now: str
-    value: str
-    key: str  # a parameter that is an id
-    text: str  # a column of ids as it is read
-    time: str  # a column of times as it is read
-    skip: str  # at the end of a SELECT: lock the row, unless somebody else has
-
-    def read(self, where: str) -> str:
-        """Every action of a condition, newest first."""
-        ids = {name: self.text.format(column=name) for name in ("id", "cursor")}
-        times = {name: self.time.format(column=name) for name in ("created_at", "finished_at")}
-        columns = ", ".join({**ids, **times}.get(name, name) for name in COLUMNS)
-        return f"SELECT {columns} FROM {self.table} AS bulk {where} ORDER BY bulk.id DESC LIMIT "
-
+"""Actions on record. When an action starts, the oldest of those that have ended are deleted."""
 
 COLUMNS = (
     *("id", "action", "filter", "more_retries", "actor", "created_at", "finished_at"),
     *("stopped_by", "total", "exact", "changed", "refused", "batches", "cursor"),
 )
-SQLITE = Words(
-    table="tenure_bulk",
-    now="(SELECT at FROM tenure_now)",
-    value="?",
-    key="?",
-    text="{column}",
-    time="{column}",
-    skip="",
-)
-POSTGRES = Words(
-    table="{s}.bulk",
-    now="(SELECT {s}.clock())",
-    value="%s",
-    key="%s::uuid",
-    text="{column}::text",
-    time="{column} AT TIME ZONE 'UTC'",
-    skip="FOR UPDATE SKIP LOCKED",
-)
+
+_read_filter = msgspec.json.Decoder(Filter).decode
 
 
-class BulkTable:
-    """The writing side, inside the transaction of its database."""
+class StoredBulks(Table):
+    """The bulk actions of a store."""
 
-    def __init__(self, words: Words, run: Callable[[str, Sequence[Any]], Any]) -> None:
-        """`run` executes a statement and returns its cursor."""
-        self._words = words
-        self._run = run
+    name = "bulk"
 
-    def add(
+    def get(self, bulk_id: str) -> Bulk | None:
+        """Return an action, None if it is unknown."""
+        d = self._dialect
+        if not d.is_id(bulk_id):
+            return None
+        found = self._read(f"WHERE id = {d.id_value} ORDER BY bulk.id", (bulk_id,))
+        return found[0] if found else None
+
+    def latest(self, limit: int, *, unfinished: bool = False) -> list[Bulk]:
+        """Return actions, newest first."""
+        where = "WHERE finished_at IS NULL" if unfinished else ""
+        rest = f"{where} ORDER BY bulk.id DESC LIMIT {self._dialect.value}"
+        return self._read(rest, (limit,))
+
+    def start(
         self,
         *,
         id: str,
@@ -79,61 +52,75 @@ class BulkTable:
         more_retries: int,
         actor: str,
         total: Counted,
-    ) -> None:
-        """Begin, by the store's clock. Those that ended long ago make room."""
-        w = self._words
+    ) -> Future[None]:
+        """Add an action that begins now, by the store's clock."""
+        d = self._dialect
         text = msgspec.json.encode(filter).decode()
-        self._run(
-            f"INSERT INTO {w.table} (id, action, filter, more_retries, actor, total, exact,"
-            f" created_at) VALUES ({w.key}, {', '.join([w.value] * 6)}, {w.now})",
-            (id, str(action), text, more_retries, actor, total.jobs, total.exact),
-        )
-        self._run(
-            f"DELETE FROM {w.table} WHERE finished_at IS NOT NULL AND id NOT IN"
-            f" (SELECT id FROM {w.table} ORDER BY id DESC LIMIT {w.value})",
-            (MAX_KEPT,),
-        )
+        values = (id, str(action), text, more_retries, actor, total.jobs, total.exact)
 
-    def hold(self, bulk: Bulk) -> bool:
-        """Lock an action; False if it has gone on or ended since it was read, or does just now."""
-        w = self._words
-        return bool(
-            self._run(
-                f"SELECT 1 FROM {w.table} WHERE id = {w.key} AND batches = {w.value}"
-                f" AND finished_at IS NULL {w.skip}",
-                (bulk.id, bulk.batches),
-            ).fetchall()
+        def add(db: Statements) -> None:
+            db.changed(
+                f"INSERT INTO {self._table} (id, action, filter, more_retries, actor, total, exact,"
+                f" created_at) VALUES ({d.id_value}, {d.values(6)}, {d.now})",
+                values,
+            )
+            db.changed(
+                f"DELETE FROM {self._table} WHERE finished_at IS NOT NULL AND id NOT IN"
+                f" (SELECT id FROM {self._table} ORDER BY id DESC LIMIT {d.value})",
+                (MAX_KEPT,),
+            )
+
+        return self._store.write("bulk", add)
+
+    def stop(self, bulk_id: str, actor: str) -> Future[int]:
+        """End an action early. One that has ended stays unchanged."""
+        d = self._dialect
+        statement = (
+            f"UPDATE {self._table} SET finished_at = {d.now}, stopped_by = {d.value}"
+            f" WHERE id = {d.id_value} AND finished_at IS NULL"
         )
+        return self._store.write("bulk", lambda db: db.changed(statement, (actor, bulk_id)))
 
-    def advance(self, bulk: Bulk, *, ended: bool) -> None:
-        """Write down how far it has come by one batch."""
-        w = self._words
-        self._run(
-            f"UPDATE {w.table} SET cursor = {w.key}, changed = {w.value}, refused = {w.value},"
-            f" batches = batches + 1, finished_at = {w.now if ended else 'NULL'}"
-            f" WHERE id = {w.key}",
-            (bulk.cursor, bulk.changed, bulk.refused, bulk.id),
-        )
+    def _read(self, rest: str, values: Sequence[Any]) -> list[Bulk]:
+        d = self._dialect
+        columns = {name: d.id(name) for name in ("id", "cursor")}
+        columns |= {name: d.time(name) for name in ("created_at", "finished_at")}
+        selected = ", ".join(columns.get(name, name) for name in COLUMNS)
+        rows = self._rows(f"SELECT {selected} FROM {self._table} AS bulk {rest}", values)
+        return [self._bulk_of(row) for row in rows]
 
-    def stop(self, bulk_id: str, actor: str) -> None:
-        """End an action early; one that has ended stays as it is."""
-        w = self._words
-        self._run(
-            f"UPDATE {w.table} SET finished_at = {w.now}, stopped_by = {w.value}"
-            f" WHERE id = {w.key} AND finished_at IS NULL",
-            (actor, bulk_id),
-        )
+    def _bulk_of(self, row: Sequence[Any]) -> Bulk:
+        values = dict(zip(COLUMNS, row, strict=True))
+        values |= {
+            "action": Action(values["action"]),
+            "filter": _read_filter(values["filter"]),
+            "created_at": self._dialect.to_time(values["created_at"]),
+            "finished_at": self._dialect.time_or_none(values["finished_at"]),
+            "exact": bool(values["exact"]),
+        }
+        return Bulk(**values)
 
 
-def bulk_of(row: Sequence[Any], to_time: Callable[[Any], datetime]) -> Bulk:
-    """A row of `Words.read`."""
-    values = dict(zip(COLUMNS, row, strict=True))
-    finished = values["finished_at"]
-    values |= {
-        "action": Action(values["action"]),
-        "filter": _read_filter(values["filter"]),
-        "created_at": to_time(values["created_at"]),
-        "finished_at": None if finished is None else to_time(finished),
-        "exact": bool(values["exact"]),
-    }
-    return Bulk(**values)
+def hold(db: Statements, bulk: Bulk) -> bool:
+    """Lock the row of `bulk` until the end of the transaction.
+
+    Returns False if the action advanced or ended since `bulk` was read, or if another transaction
+    holds the lock.
+    """
+    d = db.dialect
+    statement = (
+        f"SELECT 1 FROM {d.table('bulk')} WHERE id = {d.id_value} AND batches = {d.value}"
+        f" AND finished_at IS NULL {d.skip_locked}"
+    )
+    return bool(db.rows(statement, (bulk.id, bulk.batches)))
+
+
+def advance(db: Statements, bulk: Bulk, *, ended: bool) -> None:
+    """Store the cursor and the counts of `bulk` after one more batch."""
+    d = db.dialect
+    db.changed(
+        f"UPDATE {d.table('bulk')} SET cursor = {d.id_value}, changed = {d.value},"
+        f" refused = {d.value}, batches = batches + 1,"
+        f" finished_at = {d.now if ended else 'NULL'} WHERE id = {d.id_value}",
+        (bulk.cursor, bulk.changed, bulk.refused, bulk.id),
+    )

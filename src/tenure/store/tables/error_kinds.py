@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-LONGEST = 200
+MAX_KIND = 200
 VARIES = "…"
 
 _varying = re.compile(
@@ -25,4 +25,4 @@ _varying = re.compile(
 def kind_of(error: str) -> str:
     """The first line of an error with everything that varies replaced by `VARIES`."""
     line = error.partition("\n")[0].strip()
-    return _varying.sub(VARIES, line)[:LONGEST]
+    return _varying.sub(VARIES, line)[:MAX_KIND]

@@ -1,12 +1,12 @@
-"""What the ledger adds up to: a rollup that follows it.
+"""What the ledger adds up to: counts, activity, totals and kinds of failures.
 
-Nothing is counted while jobs move. Afterwards a *batch* of the ledger, from where the last one
-ended, is added up in one statement on a reading connection, and the sums go into a few small tables
-in one transaction that also moves the place where the next batch begins, if nobody else has moved
-it. So each entry counts exactly once, however many processes measure and whenever they die.
+Nothing is counted while jobs change. Afterwards a *batch* of the ledger, from where the last one
+ended, is added up in one statement on a reading connection. One transaction adds the sums to a few
+small tables and keeps the place where the next batch starts, unless another process has changed
+that place. So each entry counts exactly once, however many processes do this and whenever they die.
 
 The tally (jobs by status, queue and type) is exact at any moment: what it says of that place, and
-the moves since, read in one statement.
+the transitions since, are read in one statement.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 import msgspec
 
 from tenure.jobs.stats import BUCKETS, Activity, Count, FailureGroup, Total
-from tenure.lifecycle import FAILURES
+from tenure.store.dialect import Dialect, Statements
+from tenure.store.tables import stats_sql as sql
 from tenure.store.tables.error_kinds import kind_of
-from tenure.store.tables.stats_sql import Words
 
-MAX_MOVES = 2_000
+MAX_ENTRIES = 2_000
 """Ledger entries in a batch."""
 MAX_SERIES = 200
-"""Pairs of type and queue that are told apart in activity and totals; the rest is `OTHER`."""
+"""Pairs of type and queue with activity and totals of their own. The rest is `OTHER`."""
 OTHER = "(other)"
-"""What no type and no queue can be called."""
+"""No type and no queue can have this name."""
 MINUTES_KEPT = 25 * 60
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -36,183 +36,173 @@ Place = tuple[Any, ...]
 """Of an entry in the ledger."""
 
 Rows = Callable[[str, Sequence[Any]], list[Any]]
-"""Runs a statement with its values; what it answers."""
+"""Executes a statement with its values and returns the rows of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """The sums of a part of the ledger: after `start`, up to and with `end`."""
+class StatsBatch:
+    """The sums of a part of the ledger: after `start`, up to and including `end`."""
 
     start: Place
     end: Place
     transitions: int
     millis: int  # the latest time in it
-    sums: Sequence[Sequence[Any]]  # minute, type, queue, event, source, target, bucket, moves, sum
-    failures: Sequence[Sequence[Any]]  # type, first line, attempts, first and last time, last job
+    sums: Sequence[Sequence[Any]]
+    """Rows of minute, type, queue, event, source, target, bucket, transitions, seconds."""
+    failures: Sequence[Sequence[Any]]
+    """Rows of type, first line, attempts, first time, last time, last job."""
 
 
-def _answer(words: Words, rows: Rows, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+def _answer(d: Dialect, rows: Rows, statement: str, values: Sequence[Any] = ()) -> list[Any]:
     found = rows(statement, values)
-    return _decode(found[0][0]) if words.packs else found
+    return _decode(found[0][0]) if d.packs else found
 
 
 _decode = msgspec.json.Decoder(list[list[Any]]).decode
 
 
 def next_batch(
-    words: Words, rows: Rows, *, hold: bool = False, known: Place | None = None
-) -> tuple[Sequence[Any], Batch | None]:
-    """The place that has been measured (with its time), and the batch after it, if there is one.
+    d: Dialect, rows: Rows, *, hold: bool = False, known: Place | None = None
+) -> tuple[Sequence[Any], StatsBatch | None]:
+    """Return the place up to which the ledger is added up, with its time, and the batch after it.
 
-    `hold` keeps others from moving the place until the end of the transaction. Where the place is
-    not the `known` one, somebody else measures: there is no batch then.
+    `hold` locks the place until the end of the transaction. There is no batch if the place is not
+    the `known` one, because then another process does this work.
     """
-    (place,) = rows(words.held(hold=hold), ())
+    (place,) = rows(sql.measured(d, hold=hold), ())
     start = tuple(place[:-1])
     if known is not None and start != known:
         return place, None
-    ends = rows(words.end(), (*start, MAX_MOVES))
+    ends = rows(sql.batch_end(d), (*start, MAX_ENTRIES))
     if not ends:
         return place, None
     *end, transitions, millis = ends[0]
     between = (*start, *end)
-    sums = _answer(words, rows, words.sums(), between)
-    failed = any(event in FAILURES for _, _, _, event, *_ in sums)
-    failures = _answer(words, rows, words.failures(), between) if failed else []
-    return place, Batch(start, tuple(end), transitions, millis, sums, failures)
+    sums = _answer(d, rows, sql.sums(d), between)
+    failed = any(event in sql.FAILED for _, _, _, event, *_ in sums)
+    failures = _answer(d, rows, sql.failures(d), between) if failed else []
+    return place, StatsBatch(start, tuple(end), transitions, millis, sums, failures)
 
 
-# --- what is read ---------------------------------------------------------------------------------
+class Stats:
+    """What is read."""
 
-
-class Measured:
-    """The reading side."""
-
-    def __init__(self, words: Words, rows: Rows, all_rows: Rows) -> None:
-        """`all_rows` runs what reads most of a table, `rows` what must not."""
-        self._words = words
+    def __init__(self, dialect: Dialect, rows: Rows, all_rows: Rows) -> None:
+        """`all_rows` is for what reads most of a table, `rows` for what must go by an index."""
+        self._dialect = dialect
         self._rows = rows
         self._all_rows = all_rows
 
     def counts(self) -> list[Count]:
-        """Jobs by status, queue and type, at this moment."""
+        """Return the jobs by status, queue and type, exact at this moment."""
         return [Count(*row) for row in self.counted("{counts}")]
 
     def counted(self, statement: str) -> list[Any]:
-        """What a statement answers with the counts in it, counted in the faster one of two ways."""
-        ((far,),) = self._rows(self._words.is_far(), ())
+        """Execute a statement with the counts put in for `{counts}`, counted the faster way."""
+        d = self._dialect
+        ((far,),) = self._rows(sql.is_far(d), ())
         if far:
-            return self._all_rows(statement.replace("{counts}", self._words.plain_counts()), ())
-        return self._rows(statement.replace("{counts}", self._words.counts()), ())
+            return self._all_rows(statement.replace("{counts}", sql.plain_counts(d)), ())
+        return self._rows(statement.replace("{counts}", sql.counts(d)), ())
 
-    def next_batch(self, known: Place | None) -> tuple[Place, Batch | None]:
-        """Where the ledger has been measured to, and the next batch of it.
+    def next_batch(self, known: Place | None) -> tuple[Place, StatsBatch | None]:
+        """Return the place up to which the ledger is added up, and the next batch of it.
 
-        No batch where there is nothing new, or where that is not the `known` place.
+        There is no batch if nothing is new, or if the place is not the `known` one.
         """
-        (*place, _), batch = next_batch(self._words, self._rows, known=known)
+        (*place, _), batch = next_batch(self._dialect, self._rows, known=known)
         return tuple(place), batch
 
     def activity(self, minutes: int) -> list[Activity]:
-        """The moves of the last minutes, as far as they have been measured."""
-        found = _answer(self._words, self._rows, self._words.activity(), (minutes,))
+        """Return the transitions of the last minutes, as far as they are added up."""
+        found = _answer(self._dialect, self._rows, sql.activity(self._dialect), (minutes,))
         return [
-            Activity(
-                _time(minute * 60_000), type, queue, event, transitions, seconds, tuple(buckets)
-            )
-            for minute, type, queue, event, transitions, seconds, *buckets in found
+            Activity(_time(minute * 60_000), *row) for minute, *row in map(_with_buckets, found)
         ]
 
     def totals(self) -> list[Total]:
-        """All moves that have been measured."""
-        found = _answer(self._words, self._all_rows, self._words.totals())
-        return [
-            Total(type, queue, event, transitions, seconds, tuple(buckets))
-            for type, queue, event, transitions, seconds, *buckets in found
-        ]
+        """Return all transitions that are added up."""
+        found = _answer(self._dialect, self._all_rows, sql.totals(self._dialect))
+        return [Total(*row) for row in map(_with_buckets, found)]
 
     def failures(self, limit: int) -> list[FailureGroup]:
-        """The kinds of failures seen last, as far as they have been measured."""
+        """Return the kinds of failures seen last, as far as they are added up."""
+        found = self._all_rows(sql.groups(self._dialect), (limit,))
         return [
             FailureGroup(type, error, attempts, _time(first), _time(last), job_id)
-            for type, error, attempts, first, last, job_id in self._all_rows(
-                self._words.groups(), (limit,)
-            )
+            for type, error, attempts, first, last, job_id in found
         ]
 
     def until(self) -> datetime | None:
-        """Up to when the ledger has been measured; None if not even its first entry has."""
-        ((millis,),) = self._rows(self._words.until(), ())
+        """Return up to when the ledger is added up, None if not even its first entry is."""
+        ((millis,),) = self._rows(sql.until(self._dialect), ())
         return _time(millis) if millis else None
+
+
+def _with_buckets(row: Sequence[Any]) -> tuple[Any, ...]:
+    at = len(row) - len(BUCKETS)
+    return (*row[:at], tuple(row[at:]))
 
 
 def _time(millis: int) -> datetime:
     return EPOCH + timedelta(milliseconds=millis)
 
 
-# --- what is written ------------------------------------------------------------------------------
+class StatsWriter:
+    """What is written, inside the transaction of a connection."""
 
-
-class Measures:
-    """The writing side, inside the transaction of its database."""
-
-    def __init__(self, words: Words, run: Callable[[str, Sequence[Any]], Any]) -> None:
-        """`run` executes a statement and returns its cursor."""
-        self._words = words
-        self._run = run
+    def __init__(self, db: Statements) -> None:
+        self._db = db
+        self._dialect = db.dialect
         self._series: set[tuple[str, str]] = set()
 
-    def _rows(self, statement: str, values: Sequence[Any]) -> list[Any]:
-        found: list[Any] = self._run(statement, values).fetchall()
-        return found
-
-    def add(self, batch: Batch, now: datetime) -> bool:
-        """Add a batch to the tables; False, and nothing is changed, if somebody else has."""
-        words = self._words
+    def add(self, batch: StatsBatch, now: datetime) -> bool:
+        """Add a batch to the tables. Returns False if another process has, and changes nothing."""
+        d, changed = self._dialect, self._db.changed
         values = (*batch.end, batch.millis, batch.millis, *batch.start)
-        if self._run(words.move_on(), values).rowcount != 1:
+        if changed(sql.advance(d), values) != 1:
             return False
         self._count(tallied(batch.sums))
         oldest = int((now - EPOCH).total_seconds()) // 60 - MINUTES_KEPT
-        by_minute, in_all = added(batch.sums, self._told_apart(batch.sums), oldest)
-        self._run(words.add_totals(), (_json(in_all),))
+        by_minute, in_all = added(batch.sums, self._separate(batch.sums), oldest)
+        changed(sql.add_totals(d), (_json(in_all),))
         if by_minute:
-            self._run(words.add_activity(), (_json(by_minute),))
-        self._run(words.forget_minutes(), (oldest,))
+            changed(sql.add_activity(d), (_json(by_minute),))
+        changed(f"DELETE FROM {d.table('activity')} WHERE minute < {d.value}", (oldest,))
         if batch.failures:
-            self._run(words.add_failures(), (_json(grouped(batch.failures)),))
-            self._run(words.forget_failures(), ())
+            changed(sql.add_failures(d), (_json(grouped(batch.failures)),))
+            changed(sql.forget_failures(d), ())
         return True
 
     def catch_up(self, now: datetime) -> Sequence[Any]:
-        """Measure the next batch in this transaction; the place and time that are measured then.
+        """Add the next batch in this transaction; return the place and time reached then.
 
-        Nobody else moves that place before the transaction ends.
+        No other transaction changes that place before this one ends.
         """
-        place, batch = next_batch(self._words, self._rows, hold=True)
+        place, batch = next_batch(self._dialect, self._db.rows, hold=True)
         if batch is None or not self.add(batch, now):
             return place
         return (*batch.end, max(batch.millis, place[-1]))
 
     def take_out(self, jobs: Mapping[tuple[str, str, str], int]) -> None:
-        """Take jobs that were deleted out of the tally, by status, queue and type."""
+        """Take deleted jobs out of the tally, by status, queue and type."""
         self._count({key: -count for key, count in jobs.items()})
 
     def recount(self) -> int:
-        """Make the counts those of the jobs; how many were wrong. Nobody measures meanwhile."""
-        self._rows(self._words.held(hold=True), ())
-        return int(self._run(self._words.recount(), ()).rowcount)
+        """Make the counts agree with the jobs; return how many were wrong. Other writers wait."""
+        self._db.rows(sql.measured(self._dialect, hold=True))
+        return self._db.changed(sql.recount(self._dialect))
 
     def _count(self, jobs: Mapping[tuple[str, str, str], int]) -> None:
         rows = _json([(*key, count) for key, count in jobs.items() if count])
-        self._run(self._words.count(), (rows,))
-        self._run(self._words.forget_empty(), (rows,))
+        self._db.changed(sql.add_counts(self._dialect), (rows,))
+        self._db.changed(sql.forget_empty(self._dialect), (rows,))
 
-    def _told_apart(self, sums: Iterable[Sequence[Any]]) -> set[tuple[str, str]]:
-        """The pairs of type and queue that are told apart, with those that there is room for."""
+    def _separate(self, sums: Iterable[Sequence[Any]]) -> set[tuple[str, str]]:
+        """Return the pairs of type and queue that are counted separately, new ones included."""
         met = {(type, queue) for _, type, queue, *_ in sums}
         if met - self._series:
-            found = _answer(self._words, self._rows, self._words.series())
+            found = _answer(self._dialect, self._db.rows, sql.series(self._dialect))
             self._series = {(type, queue) for type, queue in found}
             room = max(MAX_SERIES - len(self._series), 0)
             return self._series | set(sorted(met - self._series)[:room])
@@ -220,7 +210,7 @@ class Measures:
 
 
 def tallied(sums: Iterable[Sequence[Any]]) -> Mapping[tuple[str, str, str], int]:
-    """How moves change the tally: (status, queue, type) -> jobs more."""
+    """Return how transitions change the tally: (status, queue, type) -> jobs more."""
     jobs: dict[tuple[str, str, str], int] = {}
     for _, type, queue, _, source, target, _, transitions, _ in sums:
         jobs[target, queue, type] = jobs.get((target, queue, type), 0) + transitions
@@ -230,13 +220,13 @@ def tallied(sums: Iterable[Sequence[Any]]) -> Mapping[tuple[str, str, str], int]
 
 
 def added(
-    sums: Iterable[Sequence[Any]], told_apart: set[tuple[str, str]], oldest: int
+    sums: Iterable[Sequence[Any]], separate: set[tuple[str, str]], oldest: int
 ) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
-    """What moves add to the minutes from `oldest` on, and to the totals, as rows."""
+    """Return what transitions add to the minutes from `oldest` on and to the totals, as rows."""
     minutes: dict[tuple[Any, ...], list[Any]] = {}
     in_all: dict[tuple[Any, ...], list[Any]] = {}
     for minute, type, queue, event, _, _, bucket, transitions, seconds in sums:
-        series = (type, queue) if (type, queue) in told_apart else (OTHER, OTHER)
+        series = (type, queue) if (type, queue) in separate else (OTHER, OTHER)
         rows = [in_all.setdefault((*series, event), [0, 0.0, *_none])]
         if minute >= oldest:
             rows.append(minutes.setdefault((minute, *series, event), [0, 0.0, *_none]))
@@ -252,7 +242,7 @@ _none = (0,) * len(BUCKETS)
 
 
 def grouped(failures: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
-    """Failures by type and kind, as rows."""
+    """Return failures by type and kind, as rows."""
     groups: dict[tuple[str, str], tuple[Any, ...]] = {}
     for type, line, *failure in failures:
         key = (type, kind_of(line or ""))

@@ -1,82 +1,33 @@
-"""The table of tokens, in the words of each database. What it decides stands in its statements."""
+"""The table of the tokens of the HTTP API."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
+from tenure.store.tables import Table
 from tenure.tokens.scopes import AccessToken, Scope
 
+if TYPE_CHECKING:
+    from tenure.store.protocol import Database
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
-    """What differs between the databases; `{value}` in a template stands for a parameter."""
 
-    table: str
-    now: str
-    value: str
-    lifetime: str  # seconds from now, NULL for ever
-    time: str  # a column as it is read
+class StoredTokens(Table):
+    """The tokens of a store. The row of a token stays after its revocation."""
 
-    def read(self) -> str:
-        """Every token, newest first, and whether it is valid now."""
+    name = "access"
+
+    def every(self) -> list[AccessToken]:
+        """Return every token, newest first, and whether it is valid now."""
+        d = self._dialect
         times = ("created_at", "expires_at", "used_at", "revoked_at")
-        columns = ", ".join(self.time.format(column=column) for column in times)
-        return (
-            f"SELECT name, prefix, digest, scopes, created_by, {columns},"
-            f" revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {self.now})"
-            f" FROM {self.table} ORDER BY created_at DESC, name"
+        rows = self._rows(
+            f"SELECT name, prefix, digest, scopes, created_by, {', '.join(map(d.time, times))},"
+            f" revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {d.now})"
+            f" FROM {self._table} ORDER BY created_at DESC, name"
         )
-
-    def add(self) -> str:
-        """A new one, unless its name or digest is there already."""
-        v = self.value
-        return (
-            f"INSERT INTO {self.table}"
-            " (name, prefix, digest, scopes, created_by, created_at, expires_at)"
-            f" VALUES ({v}, {v}, {v}, {v}, {v}, {self.now}, {self.lifetime})"
-            " ON CONFLICT DO NOTHING"
-        )
-
-    def revoke(self) -> str:
-        """Once: who revoked it first stays on record."""
-        return (
-            f"UPDATE {self.table} SET revoked_at = {self.now}, revoked_by = {self.value}"
-            f" WHERE name = {self.value} AND revoked_at IS NULL"
-        )
-
-    def use(self) -> str:
-        """It was used just now."""
-        return f"UPDATE {self.table} SET used_at = {self.now} WHERE name = {self.value}"
-
-
-SQLITE_NOW = "(SELECT at FROM tenure_now)"
-SQLITE = Words(
-    table="tenure_access",
-    now=SQLITE_NOW,
-    value="?",
-    lifetime=f"{SQLITE_NOW} + CAST(? * 1000 AS INTEGER)",
-    time="{column}",
-)
-POSTGRES_NOW = "(SELECT {s}.clock())"
-POSTGRES = Words(
-    table="{s}.access",
-    now=POSTGRES_NOW,
-    value="%s",
-    lifetime=f"{POSTGRES_NOW} + %s::double precision * interval '1 second'",
-    time="{column} AT TIME ZONE 'UTC'",
-)
-
-
-class TokenTable:
-    """The writing side, inside the transaction of its database."""
-
-    def __init__(self, words: Words, run: Callable[[str, Sequence[Any]], Any]) -> None:
-        """`run` executes a statement and returns its cursor."""
-        self._words = words
-        self._run = run
+        return [self._token_of(row) for row in rows]
 
     def add(
         self,
@@ -87,38 +38,57 @@ class TokenTable:
         scopes: Sequence[Scope],
         lifetime: float | None,
         actor: str,
-    ) -> bool:
-        """Add a token that is valid for `lifetime` seconds; False if its name is taken."""
+    ) -> Future[bool]:
+        """Add a token that is valid for `lifetime` seconds, None for ever.
+
+        The future's result is False if the name or the digest is taken.
+        """
+        d = self._dialect
         values = (name, prefix, digest, " ".join(scopes), actor, lifetime)
-        return bool(self._run(self._words.add(), values).rowcount)
+        statement = (
+            f"INSERT INTO {self._table}"
+            " (name, prefix, digest, scopes, created_by, created_at, expires_at)"
+            f" VALUES ({d.values(5)}, {d.now}, {d.later(d.value)})"
+            " ON CONFLICT DO NOTHING"
+        )
+        return self._store.write("operator", lambda db: db.changed(statement, values) == 1)
 
-    def revoke(self, name: str, actor: str) -> None:
-        """End a token; one that has ended stays as it is."""
-        self._run(self._words.revoke(), (actor, name))
+    def revoke(self, name: str, actor: str) -> Future[None]:
+        """End a token. One that has ended keeps its time and the actor who ended it."""
+        d = self._dialect
+        statement = (
+            f"UPDATE {self._table} SET revoked_at = {d.now}, revoked_by = {d.value}"
+            f" WHERE name = {d.value} AND revoked_at IS NULL"
+        )
+        return self._store.write("operator", lambda db: _execute(db, statement, [(actor, name)]))
 
-    def note_use(self, names: Iterable[str]) -> None:
-        """Write down that these are in use."""
-        for name in sorted(names):  # in one order for everybody, so that nobody waits in a circle
-            self._run(self._words.use(), (name,))
+    def note_use(self, names: Iterable[str]) -> Future[None]:
+        """Record that tokens were used now."""
+        d = self._dialect
+        statement = f"UPDATE {self._table} SET used_at = {d.now} WHERE name = {d.value}"
+        # In the same order everywhere, or two writers could wait for each other.
+        rows = [(name,) for name in sorted(names)]
+        return self._store.write("operator", lambda db: _execute(db, statement, rows))
+
+    def _token_of(self, row: Sequence[Any]) -> AccessToken:
+        name, prefix, digest, scopes, created_by, *times, valid = row
+        created, expires, used, revoked = times
+        d = self._dialect
+        return AccessToken(
+            name=name,
+            prefix=prefix,
+            digest=digest,
+            # A newer version may have scopes that are not known here: they allow nothing.
+            scopes=tuple(Scope(scope) for scope in scopes.split() if scope in set(Scope)),
+            created_at=d.to_time(created),
+            created_by=created_by,
+            expires_at=d.time_or_none(expires),
+            used_at=d.time_or_none(used),
+            revoked_at=d.time_or_none(revoked),
+            valid=bool(valid),
+        )
 
 
-def token_of(row: Sequence[Any], to_time: Callable[[Any], datetime]) -> AccessToken:
-    """A row of `Words.read`."""
-    name, prefix, digest, scopes, created_by, created, expires, used, revoked, valid = row
-
-    def time(stored: Any) -> datetime | None:
-        return None if stored is None else to_time(stored)
-
-    return AccessToken(
-        name=name,
-        prefix=prefix,
-        digest=digest,
-        # Of a newer version there may be scopes that are not known here: they allow nothing.
-        scopes=tuple(Scope(scope) for scope in scopes.split() if scope in set(Scope)),
-        created_at=to_time(created),
-        created_by=created_by,
-        expires_at=time(expires),
-        used_at=time(used),
-        revoked_at=time(revoked),
-        valid=bool(valid),
-    )
+def _execute(db: Database, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+    for row in rows:
+        db.changed(statement, row)

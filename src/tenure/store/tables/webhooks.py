@@ -1,82 +1,43 @@
-"""The table of webhooks, in the words of each database."""
+"""The table of webhooks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
+from tenure import failpoints
+from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.webhook import Webhook
+from tenure.store import enqueue
+from tenure.store.dialect import Statements
 from tenure.store.rows import read_names, write_names
+from tenure.store.tables import Table
+
+if TYPE_CHECKING:
+    from tenure.store.protocol import Database
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
-    """What differs between the databases; `{value}` in a template stands for a parameter."""
+class StoredWebhooks(Table):
+    """The webhooks of a store."""
 
-    table: str
-    now: str
-    value: str
-    time: str  # a column as it is read
+    name = "webhook"
 
-    def read(self) -> str:
-        """Every webhook, without its secret."""
-        created = self.time.format(column="created_at")
-        return (
-            f"SELECT name, id, url, events, types, queues, {created}, created_by, position"
-            f" FROM {self.table} ORDER BY name"
+    def every(self) -> list[Webhook]:
+        """Return every webhook without its secret, by name."""
+        d = self._dialect
+        rows = self._rows(
+            "SELECT name, id, url, events, types, queues, created_by, position,"
+            f" {d.time('created_at')} FROM {self._table} ORDER BY name"
         )
+        return [self._webhook_of(row) for row in rows]
 
-    def positions(self) -> str:
-        """Up to where in the ledger each has been told."""
-        return f"SELECT position FROM {self.table}"
-
-    def target(self) -> str:
-        """Where the deliveries of one go, and what signs them."""
-        v = self.value
-        return f"SELECT url, secret FROM {self.table} WHERE name = {v} AND id = {v}"
-
-    def add(self) -> str:
-        """A new one, unless its name is there already."""
-        v = self.value
-        return (
-            f"INSERT INTO {self.table} (name, id, url, secret, events, types, queues, created_by,"
-            f" position, created_at) VALUES ({', '.join([v] * 9)}, {self.now})"
-            " ON CONFLICT DO NOTHING"
-        )
-
-    def remove(self) -> str:
-        """With its secret."""
-        return f"DELETE FROM {self.table} WHERE name = {self.value}"
-
-    def advance(self) -> str:
-        """Unless somebody else has: then nobody's position is the one that was read."""
-        v = self.value
-        return (
-            f"UPDATE {self.table} SET position = {v}"
-            f" WHERE name = {v} AND id = {v} AND position = {v}"
-        )
-
-
-SQLITE = Words(
-    table="tenure_webhook", now="(SELECT at FROM tenure_now)", value="?", time="{column}"
-)
-POSTGRES = Words(
-    table="{s}.webhook",
-    now="(SELECT {s}.clock())",
-    value="%s",
-    time="{column} AT TIME ZONE 'UTC'",
-)
-
-
-class WebhookTable:
-    """The writing side, inside the transaction of its database."""
-
-    def __init__(self, words: Words, run: Callable[[str, Sequence[Any]], Any]) -> None:
-        """`run` executes a statement and returns its cursor."""
-        self._words = words
-        self._run = run
+    def target(self, name: str, id: str) -> tuple[str, str] | None:
+        """Return the URL and the secret of a webhook, None if it was removed."""
+        v = self._dialect.value
+        statement = f"SELECT url, secret FROM {self._table} WHERE name = {v} AND id = {v}"
+        rows = self._rows(statement, (name, id))
+        return (rows[0][0], rows[0][1]) if rows else None
 
     def add(
         self,
@@ -90,37 +51,72 @@ class WebhookTable:
         queues: tuple[str, ...] | None,
         actor: str,
         position: str,
-    ) -> bool:
-        """Add one that is told of moves after `position`; False if its name is taken."""
+    ) -> Future[bool]:
+        """Add a webhook for transitions after `position`.
+
+        The future's result is False if the name is taken.
+        """
+        d = self._dialect
         lists = (write_names(events), write_names(types), write_names(queues))
         values = (name, id, url, secret, *lists, actor, position)
-        return bool(self._run(self._words.add(), values).rowcount)
+        statement = (
+            f"INSERT INTO {self._table} (name, id, url, secret, events, types, queues, created_by,"
+            f" position, created_at) VALUES ({d.values(9)}, {d.now}) ON CONFLICT DO NOTHING"
+        )
+        return self._store.write("operator", lambda db: db.changed(statement, values) == 1)
 
-    def positions(self) -> list[str]:
-        """Up to where in the ledger each has been told: the moves behind that are still needed."""
-        return [position for (position,) in self._run(self._words.positions(), ()).fetchall()]
+    def remove(self, name: str) -> Future[int]:
+        """Delete a webhook and its secret."""
+        statement = f"DELETE FROM {self._table} WHERE name = {self._dialect.value}"
+        return self._store.write("operator", lambda db: db.changed(statement, (name,)))
 
-    def remove(self, name: str) -> None:
-        """Remove one."""
-        self._run(self._words.remove(), (name,))
+    def forward(
+        self, hook: Webhook, deliveries: Sequence[CheckedJob], position: str
+    ) -> Future[bool]:
+        """Add the deliveries of the transitions up to `position`, and keep that position.
 
-    def advance(self, hook: Webhook, position: str) -> bool:
-        """Move the position; False if it is not where it was when the webhook was read."""
-        values = (position, hook.name, hook.id, hook.position)
-        return bool(self._run(self._words.advance(), values).rowcount)
+        The future's result is False, and nothing is added, if another process has done so since
+        `hook` was read. A limit of the queue does not apply: what is not added now never would be.
+        """
+        return self._store.write(
+            "webhook",
+            lambda db: _forward(db, hook, deliveries, position),
+            quiet=not deliveries,
+        )
+
+    def _webhook_of(self, row: Sequence[Any]) -> Webhook:
+        name, id, url, events, types, queues, created_by, position, created = row
+        return Webhook(
+            name=name,
+            id=id,
+            url=url,
+            events=read_names(events) or (),
+            types=read_names(types),
+            queues=read_names(queues),
+            created_at=self._dialect.to_time(created),
+            created_by=created_by,
+            position=position,
+        )
 
 
-def webhook_of(row: Sequence[Any], to_time: Callable[[Any], datetime]) -> Webhook:
-    """A row of `Words.read`."""
-    name, id, url, events, types, queues, created, created_by, position = row
-    return Webhook(
-        name=name,
-        id=id,
-        url=url,
-        events=read_names(events) or (),
-        types=read_names(types),
-        queues=read_names(queues),
-        created_at=to_time(created),
-        created_by=created_by,
-        position=position,
+def positions(db: Statements) -> list[str]:
+    """Return the position of each webhook: it still needs the transitions after that."""
+    return [position for (position,) in db.rows(f"SELECT position FROM {_table(db)}")]
+
+
+def _forward(db: Database, hook: Webhook, deliveries: Sequence[CheckedJob], position: str) -> bool:
+    v = db.dialect.value
+    advanced = db.changed(
+        f"UPDATE {_table(db)} SET position = {v} WHERE name = {v} AND id = {v} AND position = {v}",
+        (position, hook.name, hook.id, hook.position),
     )
+    if not advanced:
+        return False
+    failpoints.hit("webhook.between_position_and_jobs")
+    if deliveries:
+        enqueue.add(db, deliveries)
+    return True
+
+
+def _table(db: Statements) -> str:
+    return db.dialect.table(StoredWebhooks.name)

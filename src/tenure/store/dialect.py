@@ -1,0 +1,121 @@
+"""How an engine spells what the statements of both have in common.
+
+Each engine has one `Dialect`, in `sqlite/dialect.py` and `postgres/dialect.py`. The statements of
+`tables/` and the searches are written over it; what an engine does in its own way, above all the
+hot path, is in the engine's `statements.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """What differs between the engines. Names in braces in a template are filled in at use."""
+
+    prefix: str
+    """Of the name of every table."""
+    value: str
+    """A parameter."""
+    id_value: str
+    """A parameter that is the id of a job or of a bulk action."""
+    id_column: str
+    """Template: a `column` of ids as text."""
+    time_column: str
+    """Template: a `column` of times as `to_time` reads it."""
+    now: str
+    """The store's clock."""
+    duration: str
+    """Template: what so many `seconds` (SQL) add to a time."""
+    skip_locked: str
+    """At the end of a SELECT: lock its rows, except those that another connection has locked."""
+    folded: str
+    """Template: whether a `column` in lower case (A to Z only) contains the parameter."""
+    is_id: Callable[[str], bool]
+    """Whether a text can be the id of a stored job."""
+    to_time: Callable[[Any], datetime]
+    """Read a stored time."""
+    to_bound: Callable[[datetime | None], Any]
+    """Write a time with which stored times are compared."""
+
+    # The rest is for statistics: `t` is an entry of the ledger, `j` its job.
+    place: str
+    """The place of an entry in the ledger, or that of `measured`, as it is read."""
+    order: Sequence[str]
+    """The columns of a place."""
+    settled: str
+    """No entry will be added before `t`."""
+    after: str
+    """`t` is after a place (parameters)."""
+    up_to: str
+    """`t` is not after a place (parameters)."""
+    is_at: str
+    """`measured` is at a place (parameters)."""
+    set_place: str
+    """Put `measured` at a place (parameters)."""
+    since: str
+    """`t` is after `measured`."""
+    lost: str
+    """The place of `measured` is none of this ledger."""
+    with_job: str
+    """Join the job of `t`."""
+    minute: str
+    """The minute of `t`."""
+    millis: str
+    """Template: a `time` in milliseconds."""
+    span: str
+    """Template: the seconds from `start` to `end`."""
+    first_line: str
+    """The first line of `t.detail`."""
+    last_job: str
+    """The job of the last of the entries of a group."""
+    json_rows: str
+    """A FROM item: the rows of one JSON parameter, as `new.value`."""
+    hold: str
+    """At the end of a SELECT: lock its rows."""
+    packs: bool
+    """Whether many rows are better read as one JSON value."""
+
+    def table(self, name: str) -> str:
+        """Return the name of a table in SQL."""
+        return self.prefix + name
+
+    def later(self, seconds: str | int) -> str:
+        """Return the time so many seconds after now, NULL if they are NULL."""
+        return f"{self.now} + {self.duration.format(seconds=seconds)}"
+
+    def values(self, count: int) -> str:
+        """Return a list of parameters."""
+        return ", ".join([self.value] * count)
+
+    def time(self, column: str) -> str:
+        """Return a column of times as `to_time` reads it."""
+        return self.time_column.format(column=column)
+
+    def id(self, column: str) -> str:
+        """Return a column of ids as text."""
+        return self.id_column.format(column=column)
+
+    def time_or_none(self, stored: Any) -> datetime | None:
+        """Read a stored time that may be NULL."""
+        return None if stored is None else self.to_time(stored)
+
+
+class Reads(Protocol):
+    """A connection that executes statements in a dialect."""
+
+    dialect: Dialect
+
+    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Execute a statement and return the rows of its answer."""
+
+
+class Statements(Reads, Protocol):
+    """A connection that also writes, inside a transaction."""
+
+    def changed(self, statement: str, values: Sequence[Any] = ()) -> int:
+        """Execute a statement and return how many rows it changed."""

@@ -1,0 +1,219 @@
+"""One connection to PostgreSQL and its transactions, as the writing side uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import errors
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
+
+from tenure.store.postgres.connection import NOW, connect, place_of, to_time
+from tenure.store.postgres.statements import BEGIN
+from tenure.store.postgres.watchdog import ANSWER_SECONDS, Wire, answering
+from tenure.store.protocol import Trouble
+
+WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
+"""The function of PostgreSQL in which a commit waits for its standby. A notice names it in every
+language, while its message is translated."""
+
+NOTHING_COMMITTED = (
+    errors.SerializationFailure,
+    errors.DeadlockDetected,
+    errors.LockNotAvailable,
+)
+AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    errors.ReadOnlySqlTransaction,  # a former primary, still answering at the same address
+    errors.IdleInTransactionSessionTimeout,
+    errors.TransactionTimeout,
+)
+
+
+class Unconfirmed(psycopg.OperationalError):
+    """A commit that may still be lost: no standby has it."""
+
+
+class Session:
+    """A connection that connects when it is used, and again after it broke."""
+
+    def __init__(self, url: str, on_connect: Callable[[], None] = lambda: None) -> None:
+        """`on_connect` is called after each connect, the first one included."""
+        self._place = place_of(url)
+        self._on_connect = on_connect
+        self._connection: psycopg.Connection[Any] | None = None
+        self._wire: Wire | None = None
+        self._patience = ANSWER_SECONDS
+        self._queries: dict[str, bytes] = {}
+        self._begin = BEGIN
+        self._begun = True  # False: BEGIN is still to be sent, with the first statement
+        self._now: datetime | None = None
+        self._marked = False
+        self._warnings: list[str] = []
+        self._cut_short: list[str] = []  # warnings that a wait for a standby was cut short
+
+    def begin(self) -> None:
+        """Begin with the first statement, which saves a round trip where that needs no values."""
+        if self._connection is None:
+            self._connection = self._connect()
+        self._begun = False
+        self._now = None
+        self._marked = False
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        connection = connect(self._place)
+        connection.add_notice_handler(self._hear)
+        with answering(connection, self._patience):
+            (waits,) = connection.execute(b"SHOW synchronous_commit").fetchone() or ("",)
+        # Whatever the role is set to: a commit that is answered is on disk.
+        self._begin = BEGIN + ("; SET LOCAL synchronous_commit = on" if waits == "off" else "")
+        self._wire = Wire(connection)
+        self._on_connect()
+        return connection
+
+    def _hear(self, notice: errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self._warnings.append(notice.message_primary or "")
+            if notice.source_function == WAIT_FOR_STANDBY:
+                self._cut_short.append(notice.message_primary or "")
+
+    def commit(self) -> None:
+        if not self._begun:  # there was nothing to do
+            self._begun = True
+            return
+        self._warnings.clear()
+        done = self._run("COMMIT").statusmessage
+        # It warns when there was no transaction, or when the wait for a standby was cut short.
+        if done != "COMMIT" or self._warnings:
+            raise Unconfirmed(f"COMMIT ended in {done}: {'; '.join(self._warnings)}")
+
+    def rollback(self) -> None:
+        self._begun = True
+        if self._connection is None:
+            return
+        try:
+            if self._connection.info.transaction_status is not TransactionStatus.IDLE:
+                self._run("ROLLBACK")
+        except psycopg.Error:
+            self.close()
+
+    def savepoint(self) -> None:
+        self._run(
+            "RELEASE SAVEPOINT tenure; SAVEPOINT tenure" if self._marked else "SAVEPOINT tenure"
+        )
+        self._marked = True
+
+    def undo_to_savepoint(self) -> None:
+        self._run("ROLLBACK TO SAVEPOINT tenure")
+
+    def _run(
+        self, statement: str, values: Any = None, *, binary: bool = False
+    ) -> psycopg.Cursor[Any]:
+        if self._connection is None or self._wire is None:
+            raise psycopg.OperationalError("not connected")
+        self._wire.expect(self._patience)
+        try:
+            return self._execute(self._connection, statement, values, binary=binary)
+        finally:
+            self._wire.answered()
+
+    def _execute(
+        self,
+        connection: psycopg.Connection[Any],
+        statement: str,
+        values: Any,
+        *,
+        binary: bool,
+    ) -> psycopg.Cursor[Any]:
+        if not self._begun:
+            self._begun = True
+            if values is None:
+                together = self._bytes(f"{self._begin}; {statement}")
+                cursor = connection.execute(together)
+                while cursor.nextset():
+                    pass
+                return cursor
+            connection.execute(self._bytes(self._begin))
+            if self._wire is not None:  # each answer has its own time
+                self._wire.expect(self._patience)
+        return connection.execute(self._bytes(statement), values, binary=binary)
+
+    def _bytes(self, statement: str) -> bytes:
+        query = self._queries.get(statement)
+        if query is None:
+            query = self._queries[statement] = self._place.sql(statement)
+        return query
+
+    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        return self._run(statement, values or None, binary=True).fetchall()
+
+    def changed(self, statement: str, values: Sequence[Any] = ()) -> int:
+        return self._run(statement, values or None).rowcount
+
+    def now(self) -> datetime:
+        """The clock, read once per transaction."""
+        if self._now is None:
+            ((stored,),) = self.rows(f"SELECT {NOW} AT TIME ZONE 'UTC'")
+            self._now = to_time(stored)
+        return self._now
+
+    # --- a statement that is a whole transaction
+
+    def commits_alone(self) -> bool:
+        """Return whether such a statement waits for the disk. Connects."""
+        if self._connection is None:
+            self._connection = self._connect()
+        self._cut_short.clear()
+        return self._begin == BEGIN
+
+    def check_confirmed(self) -> None:
+        """Raise Unconfirmed if no standby has what the last such statement committed."""
+        if self._cut_short:
+            raise Unconfirmed(self._cut_short[0])
+
+    def execute_directly(self, statement: str, values: Sequence[bytes | None]) -> PGresult:
+        """Call libpq: psycopg takes as long to prepare the parameters as the server to execute."""
+        assert self._connection is not None
+        assert self._wire is not None
+        self._wire.expect(self._patience)
+        result = self._connection.pgconn.exec_params(self._bytes(statement), values)
+        self._wire.answered()
+        if result.status != ExecStatus.TUPLES_OK:
+            raise error_of(result)
+        return result
+
+    # --- after a transaction
+
+    def trouble(self, error: Exception) -> Trouble:
+        if isinstance(error, NOTHING_COMMITTED):
+            return Trouble.RETRY
+        if isinstance(error, Unconfirmed):
+            return Trouble.UNCONFIRMED
+        if isinstance(error, AWAY):
+            if isinstance(error, errors.ReadOnlySqlTransaction):
+                self.close()  # a new connection may find the new primary
+            return Trouble.UNAVAILABLE
+        return Trouble.BUG
+
+    def close(self) -> None:
+        if self._connection is not None:
+            with suppress(psycopg.Error):
+                self._connection.close()
+            self._connection = None
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
+
+
+def error_of(result: PGresult) -> psycopg.Error:
+    """Return the error in a result: without an error code, that of a lost connection.
+
+    libpq can say so in a result before it marks the connection as bad.
+    """
+    error = errors.error_from_result(result)
+    return error if error.sqlstate else psycopg.OperationalError(str(error))

@@ -1,0 +1,242 @@
+"""The reading side of the store: the questions, the same for both engines.
+
+`sqlite/reader.py` and `postgres/reader.py` say how a statement is executed, and hold the statements
+that differ.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from tenure.errors import InvalidInput
+from tenure.jobs.bulk_actions import Bulk
+from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
+from tenure.jobs.progress import Progress, no_progress
+from tenure.jobs.queries import Query
+from tenure.jobs.states import QueueState, WorkerState
+from tenure.lifecycle import Job
+from tenure.store.dialect import Dialect
+from tenure.store.rows import COLUMNS, job_of, selected
+from tenure.store.search_sql import Searches
+from tenure.store.tables import workers
+from tenure.store.tables.bulk import StoredBulks
+from tenure.store.tables.stats import Stats
+
+ENTRY = ("job_id", "at", "source", "target", "event", "attempt", "token", "actor", "detail")
+"""The columns of a `Transition` between its position and its lease."""
+
+
+class Reader(ABC):
+    """Safe to call from any thread. Every method may raise StoreUnavailable."""
+
+    dialect: Dialect
+    searches: Searches
+    start: str
+    """The position before every entry of the ledger."""
+    position: str
+    """The position of an entry `t`, in SQL."""
+    queues_sql: str
+    """The queues, with the counts put in for `{counts}`."""
+    stretch_end: str
+    """The last of so many entries (parameter) after a position (parameters), and their number."""
+
+    def __init__(self) -> None:
+        d = self.dialect
+        self.stats = Stats(d, self.rows_by_index, self.rows)
+        self._job = selected(d, COLUMNS)
+        self._entry = f"{self.position}, {selected(d, (*ENTRY, 'lease_id'), 't')}"
+        self._ledger = f"{d.table('transition')} AS t"
+
+    # --- executing
+
+    @abstractmethod
+    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Execute a statement and return the rows of its answer."""
+
+    def rows_by_index(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Execute what reads the end of the ledger, or jobs in the order of an index."""
+        return self.rows(statement, values)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the reading connections."""
+
+    @abstractmethod
+    def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
+        """Call `notify` whenever another process may have added work, until `stop` is set."""
+
+    @abstractmethod
+    def violations(
+        self, limit: int, progress: Progress = no_progress
+    ) -> list[tuple[str, str, str]]:
+        """Return stored facts that break an invariant: (invariant, job id, what was found)."""
+
+    # --- jobs
+
+    def clock(self) -> datetime:
+        """Return the store's clock."""
+        d = self.dialect
+        return d.to_time(self.rows(f"SELECT {d.time(d.now)}")[0][0])
+
+    def get(self, job_id: str) -> Job | None:
+        """Return the job with an id, None if there is none."""
+        d = self.dialect
+        if not d.is_id(job_id):
+            return None
+        statement = f"SELECT {self._job} FROM {d.table('job')} WHERE id = {d.id_value}"
+        found = self.rows(statement, (job_id,))
+        return job_of(found[0], d.to_time) if found else None
+
+    def find(self, query: Query) -> list[Job]:
+        """Return the jobs of a query, in its order, without the bounds of `search.py`."""
+        rows = self.rows_by_index(*self.searches.listing(self._job, query))
+        return [job_of(row, self.dialect.to_time) for row in rows]
+
+    def find_ids(self, query: Query) -> list[str]:
+        """Return the ids of the jobs that `find` would return."""
+        statement = self.searches.listing(self.dialect.id("id"), query)
+        return [id for (id,) in self.rows_by_index(*statement)]
+
+    def count(self, query: Query) -> int:
+        """Return how many jobs `find` would return."""
+        return int(self.rows_by_index(*self.searches.counting(query))[0][0])
+
+    def waiting(self, query: Query, most: int) -> int:
+        """Return how many jobs have the query's status, up to `most`.
+
+        If that is pending, only the jobs of the query's queue count.
+        """
+        return int(self.rows_by_index(*self.searches.waiting(query, most))[0][0])
+
+    def edge(self, query: Query, rows: int) -> str | None:
+        """Return the id of the last of so many rows that a search passes, None if fewer exist."""
+        found = self.rows_by_index(*self.searches.edge(query, rows))
+        return found[0][0] if found else None
+
+    @abstractmethod
+    def ahead(self, job: Job) -> int:
+        """Return how many due jobs of its queue would be claimed before this due job.
+
+        Counts up to one more than MAX_AHEAD.
+        """
+
+    # --- the ledger
+
+    @abstractmethod
+    def numbers(self, position: str) -> tuple[Any, ...]:
+        """Return the values of a position, of `start` if it is empty. Raises InvalidInput."""
+
+    def refused(self, position: str) -> InvalidInput:
+        """Return the error for a text that is no position."""
+        return InvalidInput(f"{position!r} is no position in this ledger", path="$.after")
+
+    def history(self, job_id: str) -> list[Transition]:
+        """Return the transitions of one job, oldest first."""
+        d = self.dialect
+        if not d.is_id(job_id):
+            return []
+        where = f"t.job_id = {d.id_value} ORDER BY t.seq"
+        return self._transitions(where, (job_id,))
+
+    def ledger(self, after: str, limit: int) -> list[Transition]:
+        """Return transitions after a position, complete and in an order that never changes."""
+        d = self.dialect
+        order = ", ".join(f"t.{column}" for column in d.order)
+        where = f"{d.after} AND {d.settled} ORDER BY {order} LIMIT {d.value}"
+        return self._transitions(where, (*self.numbers(after), limit))
+
+    def _transitions(self, where: str, values: Sequence[Any]) -> list[Transition]:
+        rows = self.rows(f"SELECT {self._entry} FROM {self._ledger} WHERE {where}", values)
+        return [self._transition(row) for row in rows]
+
+    def _transition(self, row: Sequence[Any]) -> Transition:
+        position, job_id, at, *rest = row
+        return Transition(str(position), job_id, self.dialect.to_time(at), *rest)
+
+    def ledger_end(self, back: int = 0) -> str:
+        """Return the position of the newest entry that `ledger` would return, or `back` before it.
+
+        Where there are fewer entries, that is the start.
+        """
+        d = self.dialect
+        order = ", ".join(f"t.{column} DESC" for column in d.order)
+        found = self.rows(
+            f"SELECT {self.position} FROM {self._ledger} WHERE {d.settled}"
+            f" ORDER BY {order} LIMIT 1 OFFSET {d.value}",
+            (back,),
+        )
+        return str(found[0][0]) if found else self.start
+
+    def transitions(self, after: str, limit: int, wanted: EventFilter) -> LedgerPage:
+        """Read up to `limit` entries after a position, as `ledger` has them: those wanted."""
+        # The end of a stretch first, then what is in it: nothing is ever added before a position
+        # that was read, so both see the same entries.
+        start = self.numbers(after)
+        end = self.rows(self.stretch_end, (*start, limit))
+        (*until, count) = end[0] if end else (0,)
+        if not count:
+            return LedgerPage((), ".".join(map(str, start)), more=False)
+        rows = self._stretch(start, tuple(until), limit, wanted)
+        events = [LedgerEvent(self._transition(row[:-2]), *row[-2:]) for row in rows]
+        return LedgerPage(events, ".".join(map(str, until)), more=count == limit)
+
+    @abstractmethod
+    def _stretch(
+        self, start: tuple[Any, ...], until: tuple[Any, ...], limit: int, wanted: EventFilter
+    ) -> list[Any]:
+        """Return the rows of the wanted entries between two positions, with type and queue."""
+
+    # --- around jobs
+
+    def queues(self) -> list[QueueState]:
+        """Return every queue with jobs or settings."""
+        time = self.dialect.time_or_none
+        return [
+            QueueState(name, time(paused), limit, pending, processing, time(oldest))
+            for name, paused, limit, pending, processing, oldest in self.stats.counted(
+                self.queues_sql
+            )
+        ]
+
+    def late_leases(self) -> int:
+        """Return how many leases have run out and were not ended by the sweep yet."""
+        d = self.dialect
+        late = f"status = 'processing' AND lease_expires_at <= {d.now}"
+        return int(self.rows(f"SELECT count(*) FROM {d.table('job')} WHERE {late}")[0][0])
+
+    def workers(self) -> list[WorkerState]:
+        """Return the workers seen in the last ten minutes."""
+        return workers.seen(self)
+
+    # --- until the application calls `tables` itself
+
+    @property
+    def read(self) -> Any:
+        return self
+
+    def write(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    @property
+    def measured(self) -> Stats:
+        return self.stats
+
+    def bulk(self, bulk_id: str) -> Bulk | None:
+        return StoredBulks(self).get(bulk_id)
+
+    def bulks(self, limit: int, *, unfinished: bool = False) -> list[Bulk]:
+        return StoredBulks(self).latest(limit, unfinished=unfinished)
+
+    def webhooks(self) -> Any:
+        from tenure.store.tables.webhooks import StoredWebhooks
+
+        return StoredWebhooks(self).every()
+
+    def webhook_target(self, name: str, id: str) -> Any:
+        from tenure.store.tables.webhooks import StoredWebhooks
+
+        return StoredWebhooks(self).target(name, id)

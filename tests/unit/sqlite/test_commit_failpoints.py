@@ -1,0 +1,115 @@
+"""On SQLite the failpoints before a commit are inside the transaction, each visited once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tenure import failpoints
+from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.ids import new_id
+from tenure.store import migrate_store
+from tenure.store.commit import Committer, EnqueueWork, ExchangeWork, Work
+from tenure.store.sqlite.writer import Sqlite
+from tests.support.store import claim_request
+
+ENQUEUE_OR_CLAIM = """
+import sys
+from tenure import Tenure
+from tenure.store import open_store
+from tests.support.store import claim_request
+
+place, path = sys.argv[1:]
+if place == "enqueue":
+    Tenure(f"sqlite:///{path}").enqueue("mail")
+else:
+    open_store(f"sqlite:///{path}").exchange([], claim_request(1)).result()
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "jobs.db"
+    migrate_store(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def db(path: Path) -> Iterator[Sqlite]:
+    db = Sqlite(path)
+    yield db
+    db.close()
+
+
+def commit(db: Sqlite, work: Work) -> None:
+    committer = Committer([db], lambda: None)
+    # As if the worker was seen just now: a claim that has nothing else to do.
+    committer._seen["worker"] = committer._clock()
+    committer.commit(db, [work])
+    work.future.result()
+
+
+def works() -> dict[str, Work]:
+    return {
+        "enqueue": EnqueueWork([CheckedJob(id=new_id(), type="mail")]),
+        "claim": ExchangeWork([], claim_request(1, worker="worker")),
+    }
+
+
+@pytest.mark.parametrize("name", ["enqueue", "claim"])
+def test_the_place_before_a_commit_is_inside_the_transaction(
+    db: Sqlite, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    commit(db, works()["enqueue"])
+    visits: list[tuple[str, bool]] = []
+
+    def hit(place: str) -> None:
+        connection = db._connection
+        visits.append((place, connection is not None and connection.in_transaction))
+
+    monkeypatch.setattr(failpoints, "ARMED", {"prune.before_commit": ("raise", 1)})
+    monkeypatch.setattr(failpoints, "hit", hit)
+    commit(db, works()[name])
+    assert visits == [(f"{name}.before_commit", True), (f"{name}.after_commit", False)]
+
+
+@pytest.mark.parametrize("name", ["enqueue", "claim"])
+def test_a_process_that_is_stopped_there_holds_the_lock_and_killed_leaves_nothing(
+    db: Sqlite, path: Path, name: str
+) -> None:
+    """The process is frozen at the place: another writer finds the file locked."""
+    if name == "claim":
+        commit(db, works()["enqueue"])
+    before = rows(path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENQUEUE_OR_CLAIM, name, str(path)],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, failpoints.ENVIRONMENT: f"{name}.before_commit=freeze"},
+    )
+    try:
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("BEGIN IMMEDIATE")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            other.execute("BEGIN IMMEDIATE")  # the lock went with the process
+            other.execute("ROLLBACK")
+        assert rows(path) == before
+    finally:
+        process.kill()
+        process.wait()
+
+
+def rows(path: Path) -> list[tuple[str, int]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT status, token FROM tenure_job").fetchall()
