@@ -251,9 +251,8 @@ class Committer:
     def _apply(self, db: Database, batch: Sequence[Work]) -> list[tuple[Work, Any]]:
         answers: list[tuple[Work, Any]] = []
         exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
-        verdicts = iter(
-            transitions.settle(db, [r for exchange in exchanges for r in exchange.reports])
-        )
+        reports = [report for exchange in exchanges for report in exchange.reports]
+        verdicts = iter(transitions.settle(db, reports) if reports else ())
         settled = [[next(verdicts) for _ in exchange.reports] for exchange in exchanges]
         answers += self._add(db, [work for work in batch if isinstance(work, EnqueueWork)])
         for work in batch:

@@ -70,7 +70,8 @@ async def create_jobs(call: Call) -> Response:
 
 
 async def _add(call: Call, new_jobs: list[NewJob], *, batch: bool = False) -> list[Enqueued]:
-    parent = tracing.given(sent(call.request, b"traceparent"))
+    given = sent(call.request, b"traceparent")
+    parent = tracing.given(given) if given else None
     return await asyncio.wrap_future(call.app.add(new_jobs, batch=batch, traceparent=parent))
 
 
