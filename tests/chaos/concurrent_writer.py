@@ -1,9 +1,9 @@
-"""One of a crowd of processes that write to one SQLite file as fast as they can.
+"""One of many processes that write to one SQLite file as fast as they can.
 
     python -m tests.chaos.concurrent_writer URL LOG SECONDS
 
-Adds, claims and completes. What was acknowledged stands in LOG, line by line, after the answer.
-An error that reaches the caller ends the process with 1.
+It adds, claims and completes jobs, and appends a line to LOG after each answer of the store. An
+error that reaches the caller ends the process with 1.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def write(url: str, log: Path, seconds: float) -> None:
         while time.monotonic() < end:
             began = time.monotonic()
             ids = new_ids(3)
-            one = store.add([CheckedJob(id=ids[0], type="crowd")])
-            two = store.add([CheckedJob(id=id, type="crowd") for id in ids[1:]])
+            one = store.add([CheckedJob(id=ids[0], type="mail")])
+            two = store.add([CheckedJob(id=id, type="mail") for id in ids[1:]])
             one.result()
             told.write(f"enqueued {ids[0]}\n")
             two.result()

@@ -1,9 +1,9 @@
-"""One process of the hammer: a worker that sends every report twice, or a sweeper.
+"""One of the processes that contend for jobs: a worker that sends every report twice, or a sweeper.
 
     python -m tests.chaos.contending_process worker|sweeper URL LOG
 
-What a handler would do is decided by the job's number, so a run needs no chance: see `outcome_of`.
-Every lease is logged before it is worked on, and every answer after it came.
+The job's number decides what its handler would do (`outcome_of`): nothing is left to chance. Each
+lease is logged before the work on it begins, and each answer when it has come.
 """
 
 from __future__ import annotations

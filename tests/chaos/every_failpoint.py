@@ -31,7 +31,7 @@ T = TypeVar("T")
 LEASE_SECONDS = 0.4
 TRIES = 5
 NOT_REACHED = 3
-"""The exit code of a walker that never came to its failpoint."""
+"""The exit code of a process that did not reach its failpoint."""
 WAITING = ("pending", "processing")
 UNWANTED: Any = {"queue": "unwanted", "delay": 1}
 """Jobs that are cancelled all at once."""
@@ -172,7 +172,7 @@ def all_settled(app: Recorded) -> bool:
 def main() -> None:
     url, folder, failpoint = sys.argv[1:]
     sqlite_connection.CHECKPOINT_PAGES = 1  # as often as can be
-    with taking_part(url, Path(folder), "walker") as app:
+    with taking_part(url, Path(folder), "failpoints") as app:
         walk(app)
     if not failpoints._visits[failpoint]:
         raise SystemExit(NOT_REACHED)

@@ -38,7 +38,7 @@ def start(url: str, log: Path, seconds: float) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=ROOT, stderr=error)
 
 
-def crowd_writes(url: str, folder: Path, processes: int, seconds: float) -> dict[str, list[str]]:
+def many_write(url: str, folder: Path, processes: int, seconds: float) -> dict[str, list[str]]:
     """Let so many processes write for so long; what they were told, which must be there."""
     logs = [folder / f"{number}.log" for number in range(processes)]
     with ended() as running:
@@ -58,7 +58,7 @@ def crowd_writes(url: str, folder: Path, processes: int, seconds: float) -> dict
 
 @pytest.mark.scenario(44)
 def test_sixteen_processes_write_at_once(sqlite_url: str, tmp_path: Path, effort: int) -> None:
-    said = crowd_writes(sqlite_url, tmp_path, 16, 3 if effort == 1 else 30)
+    said = many_write(sqlite_url, tmp_path, 16, 3 if effort == 1 else 30)
     assert said["enqueued"]
     assert said["completed"]
 
@@ -69,7 +69,7 @@ def test_sixteen_processes_write_at_once(sqlite_url: str, tmp_path: Path, effort
 @pytest.mark.timeout(1_200)
 def test_eight_processes_write_for_long(sqlite_url: str, tmp_path: Path, effort: int) -> None:
     """For ten minutes, if `make chaos` is given two hours."""
-    crowd_writes(sqlite_url, tmp_path, 8, min(12 * effort, 600))
+    many_write(sqlite_url, tmp_path, 8, min(12 * effort, 600))
 
 
 @pytest.mark.scenario(50)

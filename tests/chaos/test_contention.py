@@ -33,7 +33,7 @@ def add_jobs(url: str, count: int) -> dict[str, int]:
     checked_jobs = [
         CheckedJob(
             id=id,
-            type="hammer",
+            type="contended",
             queue=f"q{number % 4}",
             payload=json.dumps({"number": number}),
             max_retries=contending_process.limit_of(number),
@@ -70,7 +70,7 @@ def run_processes(url: str, folder: Path) -> list[Path]:
 @pytest.mark.chaos
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_each_job_ends_once_whoever_pulls_at_it(
+def test_each_job_ends_once_however_many_contend_for_it(
     database_url: str, tmp_path: Path, effort: int
 ) -> None:
     count = 4_000 if effort == 1 else 10_000
@@ -118,7 +118,7 @@ def test_each_job_ends_once_whoever_pulls_at_it(
             assert (first, second) == ("lost", "lost")
             assert outcome[lease_id] == "lease_expired"
 
-    # It was no walk in the park.
+    # The run was hard: there were repeated and late reports, failures and released jobs.
     told = Counter(answer for both in answers.values() for answer in both)
     happened = Counter(event for path in events.values() for event in path)
     assert told["recorded"] > count
