@@ -1,20 +1,19 @@
-"""The main job, end to end: jobs of several kinds through success, retry and permanent failure.
+"""The example that `tenure demo` runs: jobs through success, retry and permanent failure.
 
-Everything is real, the store, the worker, the sweeper; only the handlers pretend (`simulation`).
-Every run ends the same way, job by job: all jobs are on disk before the worker starts, it claims
-them at once, and the simulation fails by rule and not by chance.
+The store, the worker and the sweeper are real; the handlers are fake and fail by rule, not by
+chance. All jobs are on disk before the worker starts, and its first claim takes them all, so every
+run ends the same way, job by job.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, NamedTuple
 
 from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, TenureError
-from tenure.jobs.enqueue import NewJob, Options
+from tenure.jobs.enqueue import NewJob
 from tenure.jobs.findings import Violation
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.progress import Progress, no_progress
@@ -25,110 +24,74 @@ from tenure.worker.maintenance import Sweeper
 from tenure.worker.process import run_loop
 from tenure.worker.worker import Worker
 
-RULES: dict[str, Any] = {"fail_types": ["payment"], "fail_every": 6}
 QUICK = {"base": 0.1, "factor": 2.0, "cap": 1.0}
-LEASE_SECONDS = 1.0
-SWEEP_SECONDS = 0.1
+VANISHED = ClaimRequest(
+    worker="worker-that-vanished", limit=1, lease_seconds=1.0, types=("import",)
+)
 MAX_SECONDS = 60.0
-VANISHING = "import"
-DROPPED = "newsletter"
+
+JOBS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+    *(("email", {"to": f"customer-{n}@example.com"}, {"queue": "mail"}) for n in range(1, 11)),
+    *(("report", {"month": n}, {"priority": 5}) for n in range(1, 7)),
+    *(("payment", {"order": n}, {"queue": "money", "priority": -5}) for n in range(1, 5)),
+    *(("import", {"file": f"part-{n}.csv"}, {"max_retries": 5}) for n in range(1, 5)),
+    *(
+        ("fake.flaky", {"fail_times": fails}, {"max_retries": limit})
+        for fails, limit in ((1, 3), (2, 3), (3, 3), (3, 5), (1, 1), (1, 0))
+    ),
+    ("fake.flaky", {"fail_times": "often"}, {}),  # does not fit the handler: a retry cannot help
+    ("fake.fail", {}, {"max_retries": 2}),
+    *(("fake.sleep", {"seconds": 0.3}, {}) for _ in range(2)),
+    ("newsletter", {"issue": 7}, {"delay": "1h"}),  # cancelled before it is due
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Story:
-    """A job at its end, and every status it had on the way."""
+class DemoResult(NamedTuple):
+    """Every job of the demo at its end, each with its statuses, and what `verify` found."""
 
-    job: Job
-    statuses: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the demo did: every job in the order of its adding, and what `verify` found."""
-
-    stories: Sequence[Story]
+    jobs: Sequence[tuple[Job, Sequence[str]]]
     violations: Sequence[Violation]
 
 
-def new_jobs() -> list[NewJob]:
-    """The jobs of the demo."""
-    made: list[NewJob] = []
+def run(database: str, progress: Progress = no_progress) -> DemoResult:
+    """Run the demo on an empty database, and leave its jobs there.
 
-    def add(type: str, payload: dict[str, Any], **options: Unpack[Options]) -> None:
-        made.append(NewJob(type, payload, {"backoff": QUICK, **options}))
-
-    for number in range(1, 11):
-        add("email", {"to": f"customer-{number}@example.com"}, queue="mail")
-    for number in range(1, 7):
-        add("report", {"month": number}, priority=5)
-    for number in range(1, 5):
-        add("payment", {"order": number}, queue="money", priority=-5)
-    for number in range(1, 5):
-        add(VANISHING, {"file": f"part-{number}.csv"}, max_retries=5)
-    for fails, limit in ((1, 3), (2, 3), (3, 3), (3, 5), (1, 1), (1, 0)):
-        add("fake.flaky", {"fail_times": fails}, max_retries=limit)
-    add("fake.flaky", {"fail_times": "often"})  # does not fit the handler: no retry can help
-    add("fake.fail", {}, max_retries=2)
-    for _ in range(2):
-        add("fake.sleep", {"seconds": 0.3})
-    add(DROPPED, {"issue": 7}, delay="1h")
-    return made
-
-
-def run(database: str, progress: Progress = no_progress) -> Outcome:
-    """Run the demo on an empty database, which it leaves as it is at the end.
-
-    `tell` is called with the number of jobs that are settled, and that of all. Raises InvalidInput
-    if there are jobs in it, TenureError if the jobs do not end.
+    Calls `progress` with the number of jobs that are settled, and the number of all. Raises
+    InvalidInput if the database has jobs in it, TenureError if the jobs do not end in a minute.
     """
     with Tenure(database, actor="demo") as app:
         if app.stats():
             raise InvalidInput("the demo needs an empty database, this one has jobs in it")
-        jobs = app.enqueue_many(new_jobs())
-        app.cancel(next(job.id for job in jobs if job.type == DROPPED))
-        # A worker takes a job and is never heard of again: its lease runs out.
-        app.claim(
-            ClaimRequest(
-                worker="worker-that-vanished",
-                limit=1,
-                lease_seconds=LEASE_SECONDS,
-                types=(VANISHING,),
-            )
+        jobs = app.enqueue_many(
+            [NewJob(type, payload, {"backoff": QUICK, **more}) for type, payload, more in JOBS]  # type: ignore[typeddict-item]
         )
-        sweeper = Sweeper(app, interval=SWEEP_SECONDS)
+        app.cancel(jobs[-1].id)
+        app.claim(VANISHED)  # and never report it: its lease runs out
+        sweeper = Sweeper(app, interval=0.1)
         sweeper.start()
         try:
-            run_loop(_work(app, len(jobs), progress))
+            run_loop(_work(app, progress))
         finally:
             sweeper.stop()
-        return Outcome([_story(app, job.id) for job in jobs], app.verify())
+        ended = [(app.get(job.id), [t.target for t in app.history(job.id)]) for job in jobs]
+        return DemoResult(ended, app.verify())
 
 
-async def _work(app: Tenure, jobs: int, progress: Progress) -> None:
-    """Run one worker until every job is settled. It has room for all jobs: one claim takes them."""
+async def _work(app: Tenure, progress: Progress) -> None:
+    """Run one worker, with room for all jobs at once, until every job is settled."""
     handlers = Handlers()
-    add_fake_handlers(handlers, **RULES)
-    worker = Worker(app, handlers, concurrency=jobs, grace_seconds=5.0)
+    add_fake_handlers(handlers, fail_types=["payment"], fail_every=6)
+    worker = Worker(app, handlers, concurrency=len(JOBS), grace_seconds=5.0)
     working = asyncio.create_task(worker.run())
+    settled = 0
     try:
         async with asyncio.timeout(MAX_SECONDS):
-            # Another thread changes the jobs; the store tells nobody that all are settled.
-            while not working.done() and (settled := _settled(app)) < jobs:
-                progress(settled, jobs, "settled")
+            while settled < len(JOBS) and not working.done():
                 await asyncio.sleep(0.05)
-        progress(_settled(app), jobs, "settled")
+                settled = sum(count.jobs for count in app.stats() if count.status in SETTLED)
+                progress(settled, len(JOBS), "settled")
     except TimeoutError:
-        raise TenureError(
-            f"the jobs of the demo did not end within {MAX_SECONDS:.0f} seconds"
-        ) from None
+        raise TenureError(f"the demo's jobs did not end within {MAX_SECONDS:.0f} seconds") from None
     finally:
         worker.request_stop()
         await working
-
-
-def _settled(app: Tenure) -> int:
-    return sum(count.jobs for count in app.stats() if count.status in SETTLED)
-
-
-def _story(app: Tenure, job_id: str) -> Story:
-    return Story(app.get(job_id), [entry.target for entry in app.history(job_id)])

@@ -155,8 +155,3 @@ def test_a_signal_ends_it_as_ctrl_c_does(sqlite_url: str) -> None:
         assert process.wait(30) == 0
 
 
-def test_the_events_that_can_be_asked_for_are_those_of_the_ledger() -> None:
-    from tenure import lifecycle
-    from tenure.cli.tail import EVENTS
-
-    assert sorted(EVENTS) == sorted(lifecycle.EVENTS)

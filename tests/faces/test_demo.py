@@ -23,16 +23,16 @@ EXPECTED = {
 }
 
 
-def outcomes(outcome: demo.Outcome) -> list[tuple[Any, ...]]:
+def outcomes(outcome: demo.DemoResult) -> list[tuple[Any, ...]]:
     """What must be the same at every run, job by job."""
     return [
-        (story.job.type, story.job.payload, story.job.status, story.job.attempts, *story.statuses)
-        for story in outcome.stories
+        (job.type, job.payload, job.status, job.attempts, *statuses)
+        for job, statuses in outcome.jobs
     ]
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo.Outcome:
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoResult:
     return demo.run(f"sqlite:///{tmp_path_factory.mktemp('demo')}/demo.db")
 
 
@@ -46,41 +46,41 @@ def test_every_run_on_either_engine_agrees_job_by_job(
 
 
 @pytest.mark.parametrize("type", EXPECTED)
-def test_jobs_end_as_their_rules_say(outcome: demo.Outcome, type: str) -> None:
+def test_jobs_end_as_their_rules_say(outcome: demo.DemoResult, type: str) -> None:
     found: dict[tuple[str, int], int] = {}
-    for story in outcome.stories:
-        if story.job.type == type:
-            end = (str(story.job.status), story.job.attempts)
+    for job, _ in outcome.jobs:
+        if job.type == type:
+            end = (str(job.status), job.attempts)
             found[end] = found.get(end, 0) + 1
 
     assert found == EXPECTED[type]
 
 
-def test_no_job_ran_more_often_than_it_may(outcome: demo.Outcome) -> None:
-    for story in outcome.stories:
-        assert story.job.attempts <= max(story.job.max_retries, 1)
-        assert story.job.attempts == story.statuses.count("processing")
+def test_no_job_ran_more_often_than_it_may(outcome: demo.DemoResult) -> None:
+    for job, statuses in outcome.jobs:
+        assert job.attempts <= max(job.max_retries, 1)
+        assert job.attempts == statuses.count("processing")
 
 
-def test_what_a_vanished_worker_held_is_run_by_another(outcome: demo.Outcome) -> None:
-    (rescued,) = [
-        story
-        for story in outcome.stories
-        if story.job.type == "import" and story.job.last_error is not None
+def test_what_a_vanished_worker_held_is_run_by_another(outcome: demo.DemoResult) -> None:
+    ((rescued, statuses),) = [
+        (job, statuses)
+        for job, statuses in outcome.jobs
+        if job.type == "import" and job.last_error is not None
     ]
 
-    assert "worker-that-vanished" in (rescued.job.last_error or "")
-    assert list(rescued.statuses) == [
+    assert "worker-that-vanished" in (rescued.last_error or "")
+    assert list(statuses) == [
         *("pending", "processing", "failed"),
         *("pending", "processing", "completed"),
     ]
 
 
-def test_arguments_that_do_not_fit_are_not_tried_again(outcome: demo.Outcome) -> None:
-    (misfit,) = [story for story in outcome.stories if "often" in story.job.payload]
+def test_arguments_that_do_not_fit_are_not_tried_again(outcome: demo.DemoResult) -> None:
+    (misfit,) = [job for job, _ in outcome.jobs if "often" in job.payload]
 
-    assert (misfit.job.status, misfit.job.attempts) == ("failed", 1)
-    assert "fail_times" in (misfit.job.last_error or "")
+    assert (misfit.status, misfit.attempts) == ("failed", 1)
+    assert "fail_times" in (misfit.last_error or "")
 
 
 def test_it_wants_a_database_of_its_own(sqlite_url: str) -> None:
@@ -107,7 +107,7 @@ def test_the_command_prints_every_job_and_leaves_nothing_behind(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = [match.groups() for match in map(LINE.fullmatch, done.stdout.splitlines()) if match]
-    assert [int(line[0]) for line in lines] == list(range(1, len(demo.new_jobs()) + 1))
+    assert [int(line[0]) for line in lines] == list(range(1, len(demo.JOBS) + 1))
     assert lines[1][1:] == (
         *("email", "completed", "2/3"),
         "pending → processing → failed → pending → processing → completed",
@@ -132,7 +132,7 @@ def test_the_command_speaks_json_and_other_encodings(tmp_path: Path) -> None:
     plain = run_program("demo", cwd=tmp_path, timeout=30, PYTHONIOENCODING="latin-1")
 
     told = json.loads(document.stdout)
-    assert len(told["jobs"]) == len(demo.new_jobs())
+    assert len(told["jobs"]) == len(demo.JOBS)
     assert told["jobs"][0]["transitions"] == ["pending", "processing", "completed"]
     assert told["violations"] == []
     assert plain.returncode == 0, plain.stderr

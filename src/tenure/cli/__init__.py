@@ -14,9 +14,10 @@ import tenure
 from tenure.cli.bulk import bulk
 from tenure.cli.command import Group, database_option
 from tenure.cli.completing import VARIABLE, completion
+from tenure.cli.demo import demo
 from tenure.cli.jobs import enqueue, explain, jobs
 from tenure.cli.queues import queues, stats
-from tenure.cli.running import demo, serve, worker
+from tenure.cli.running import serve, worker
 from tenure.cli.simulate import simulate
 from tenure.cli.tail import tail
 from tenure.cli.tokens import tokens

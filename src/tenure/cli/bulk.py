@@ -1,13 +1,14 @@
-"""Commands about actions on all jobs that match: begun by `jobs retry` and `jobs cancel`."""
+"""Actions on all jobs that match, which `jobs retry` and `jobs cancel` start."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli.command import Group, database_option, existing, json_option, wide_option
+from tenure.cli.command import Group, existing, reading_options
 from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -16,63 +17,70 @@ if TYPE_CHECKING:
     from tenure.jobs.queries import Counted, Filter
 
 SAMPLE = 5
-"""Jobs of a preview that are shown."""
+"""Jobs that a preview shows."""
 
 
 def filter_of(**given: Any) -> Filter:
-    """The filter that the options of a command say."""
+    """Make the filter that the options of a command describe."""
     from tenure.jobs.filters import checked
     from tenure.jobs.queries import Filter
 
     return checked(Filter(**given), at="--", between="-")
 
 
-def run(
-    app: Tenure,
-    action: str,
-    wanted: Filter,
-    *,
-    more: int = 1,
-    dry_run: bool = False,
-    yes: bool = False,
-    as_json: bool = False,
-) -> None:
-    """Do it to all that match, once that is confirmed, and see it through to its end."""
-    from tenure.cli.terminal import print_json
-    from tenure.wire import responses
+@dataclass(frozen=True)
+class BulkRequest:
+    """An action on all jobs that match, as `jobs retry` and `jobs cancel` read it."""
 
-    found = app.count_matching(wanted, action=action)
-    if dry_run:
-        _preview(app, action, wanted, found, as_json)
-        return
-    if found.exact and not found.jobs and not (yes or as_json):
-        click.echo(f"No job matches that it could {action}.")
-        return
-    if not yes:
+    action: str
+    matching: Filter
+    more: int  # attempts that a retry adds
+    dry_run: bool
+    yes: bool
+
+    def run(self, app: Tenure, *, as_json: bool) -> None:
+        """Apply the action to all jobs that match, after a confirmation, and wait for its end."""
+        from tenure.cli.terminal import print_json
+        from tenure.wire import responses
+
+        found = app.count_matching(self.matching, action=self.action)
+        if self.dry_run:
+            _preview(app, self, found, as_json)
+            return
+        if found.exact and not found.jobs and not (self.yes or as_json):
+            click.echo(f"No job matches that it could {self.action}.")
+            return
+        if not self.yes:
+            self._confirm(_number(found))
+        started = app.start_bulk(self.action, self.matching, more_retries=self.more)
+        bulk = _finish(app, started, shown=not as_json)
+        if as_json:
+            print_json(responses.bulk_body(bulk))
+        else:
+            click.echo(
+                f"{bulk.changed} jobs changed, {bulk.refused} refused: bulk action {bulk.id}"
+            )
+
+    def _confirm(self, number: str) -> None:
         if not sys.stdin.isatty():
             raise InvalidInput(
-                f"this would {action} {_number(found)} jobs; add --yes, or look with --dry-run",
+                f"this would {self.action} {number} jobs; add --yes, or look with --dry-run",
                 path="--yes",
             )
-        click.confirm(f"{action.capitalize()} {_number(found)} jobs?", abort=True, err=True)
-    bulk = _see_through(app, app.start_bulk(action, wanted, more_retries=more), shown=not as_json)
-    if as_json:
-        print_json(responses.bulk_body(bulk))
-    else:
-        click.echo(f"{bulk.changed} jobs changed, {bulk.refused} refused: bulk action {bulk.id}")
+        click.confirm(f"{self.action.capitalize()} {number} jobs?", abort=True, err=True)
 
 
-def _preview(app: Tenure, action: str, wanted: Filter, found: Counted, as_json: bool) -> None:
+def _preview(app: Tenure, request: BulkRequest, found: Counted, as_json: bool) -> None:
     from tenure.cli.terminal import print_json, table
     from tenure.jobs.text import first_line
     from tenure.wire import responses
 
-    jobs = [app.redaction.job(job) for job in app.sample(wanted, action, SAMPLE)]
+    jobs = [app.redaction.job(job) for job in app.sample(request.matching, request.action, SAMPLE)]
     if as_json:
         bodies = [responses.job_body(job) for job in jobs]
         print_json({"jobs": found.jobs, "exact": found.exact, "sample": bodies})
         return
-    click.echo(f"This would {action} {_number(found)} jobs.")
+    click.echo(f"This would {request.action} {_number(found)} jobs.")
     if jobs:
         rows = [
             (job.id, job.type, job.queue, job.status, first_line(job.last_error)) for job in jobs
@@ -84,8 +92,8 @@ def _number(found: Counted) -> str:
     return f"{found.jobs:,}" if found.exact else f"at least {found.jobs:,}"
 
 
-def _see_through(app: Tenure, bulk: Bulk, *, shown: bool) -> Bulk:
-    """Step by step to the end, with a bar. Who interrupts this leaves it to go on."""
+def _finish(app: Tenure, bulk: Bulk, *, shown: bool) -> Bulk:
+    """Take the action step by step to its end, with a bar. Interrupted, a server finishes it."""
     from tenure.cli.terminal import progress_bar
 
     with progress_bar(bulk.action.capitalize(), shown=shown, steady=True) as progress:
@@ -97,14 +105,14 @@ def _see_through(app: Tenure, bulk: Bulk, *, shown: bool) -> Bulk:
 
 @click.group(cls=Group)
 def bulk() -> None:
-    """Look at actions on all jobs that match, or stop one."""
+    """List, show and stop actions on all jobs that match."""
 
 
 @bulk.command("list")
-@click.option("--limit", type=int, default=50, show_default=True, help="How many, at most 500.")
-@database_option
-@json_option
-@wide_option
+@click.option(
+    "--limit", type=int, default=50, show_default=True, help="Most actions to list, up to 500."
+)
+@reading_options
 def list_bulks(limit: int, as_json: bool) -> None:
     """List bulk actions, newest first."""
     with existing() as app:
@@ -113,22 +121,18 @@ def list_bulks(limit: int, as_json: bool) -> None:
 
 @bulk.command()
 @click.argument("id")
-@database_option
-@json_option
-@wide_option
+@reading_options
 def show(id: str, as_json: bool) -> None:
-    """Show a bulk action and how far it has come."""
+    """Show a bulk action and its progress."""
     with existing() as app:
         _show(app, [app.bulk(id)], as_json)
 
 
 @bulk.command()
 @click.argument("id")
-@database_option
-@json_option
-@wide_option
+@reading_options
 def stop(id: str, as_json: bool) -> None:
-    """End a bulk action where it is; what it has changed stays."""
+    """Stop a bulk action; jobs that it has changed stay changed."""
     with existing() as app:
         _show(app, [app.stop_bulk(id)], as_json)
 

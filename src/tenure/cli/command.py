@@ -1,4 +1,4 @@
-"""What all commands share: where the database is, `--json`, and how errors end the program."""
+"""What all commands share: --database, --json, --wide, and how errors end the program."""
 
 from __future__ import annotations
 
@@ -40,10 +40,9 @@ READ_VARIABLES = ("TENURE_DATABASE", "TENURE_CONFIG", "TENURE_REDACT")
 
 
 class Group(click.Group):
-    """A group of commands that ends with a message and an exit code where Tenure refuses."""
+    """A group of commands that turns errors into a message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; where Tenure refuses, say so and exit by the code for that."""
         try:
             return super().invoke(ctx)
         except TenureError as error:
@@ -58,12 +57,11 @@ class Group(click.Group):
             ctx.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order in which they were added."""
         return list(self.commands)
 
 
 def complain(error: TenureError) -> None:
-    """Print what happened, where, and what to do next to standard error."""
+    """Print an error to standard error."""
     from tenure.jobs.text import visible
 
     click.echo(f"Error: {visible(' '.join(str(error).split()))}", err=True)
@@ -72,14 +70,14 @@ def complain(error: TenureError) -> None:
 
 
 def exit_code(error: TenureError) -> int:
-    """The exit code for an error, by its class or the nearest one above it."""
+    """Return the exit code for an error, by its class or the nearest one above it."""
     for kind in type(error).__mro__:
         if kind in EXIT_CODES:
             return EXIT_CODES[kind]
     return REFUSED
 
 
-# --- options that every command may have --------------------------------------------------------
+# --- options and applications -------------------------------------------------------------------
 
 
 def _keep_database(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
@@ -92,7 +90,7 @@ database_option = click.option(
     metavar="URL",
     expose_value=False,
     callback=_keep_database,
-    help="sqlite:///jobs.db or postgresql://host/name; before or after the command.",
+    help="sqlite:///jobs.db or postgresql://host/name; also before the command.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -107,25 +105,30 @@ wide_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_keep_wide,
-    help="Print whole texts and all columns, though the terminal is narrower.",
+    help="Print all columns and whole texts, even if the terminal is too narrow.",
 )
 
 
+def reading_options(command: Any) -> Any:
+    """Add the options of a command that prints a table: --database, --json and --wide."""
+    return database_option(json_option(wide_option(command)))
+
+
 def settings_of(**flags: Any) -> Settings:
-    """The settings for this command: its flags, the environment, the configuration file."""
+    """Load the settings of this command: its flags, the environment, the configuration file."""
     from tenure import settings
 
     return settings.load({"database": chosen_database(), **flags}, os.environ)
 
 
 def chosen_database() -> str | None:
-    """What --database said, before or after the command."""
+    """Return the value of --database, before or after the command."""
     value: str | None = click.get_current_context().meta.get(DATABASE)
     return value
 
 
 def database_given(database: str) -> bool:
-    """Whether the database of the settings is somebody's choice and not the default."""
+    """Return True if the user chose the database, False if it is the default."""
     from tenure.settings import DEFAULT_DATABASE
 
     given = chosen_database() is not None or "TENURE_DATABASE" in os.environ
@@ -133,7 +136,7 @@ def database_given(database: str) -> bool:
 
 
 def application() -> Tenure:
-    """The application on the chosen database; who uses it is on record as who is logged in."""
+    """Make the application on the chosen database; its actor is the user who is logged in."""
     from tenure.app.app import Tenure
     from tenure.settings import load
 
@@ -144,12 +147,12 @@ def application() -> Tenure:
 
 
 def existing() -> Tenure:
-    """The same, opened, for what needs jobs: a mistyped address is an error and makes no file."""
+    """Open the application on a database that exists, so that a mistyped address makes no file."""
     return application().open(make=False)
 
 
 def operator() -> str:
-    """Who is at the command line, for the ledger: `cli:name@machine`."""
+    """Return the actor for the ledger: `cli:name@machine`."""
     import getpass
     import socket
 

@@ -1,8 +1,8 @@
-"""Completion in the shell: the script that switches it on, and what may stand where.
+"""Completion in the shell: the script that switches it on, and what can be completed.
 
-Names come from the database where that is quick. Nothing may go wrong here: whoever presses Tab
-waits, and reads whatever is printed, in the middle of their line. So a database is asked for a
-moment only, on a thread that is then left behind, is never made, and is silent where it fails.
+Names come from the database if it answers at once. A user who presses Tab waits, and everything
+that is printed appears in the middle of the line. So a database is asked for a moment only, on a
+thread that is then abandoned; it is never created, and its errors are not shown.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 PROGRAM = "tenure"
 VARIABLE = "_TENURE_COMPLETE"
-"""By this variable the shell asks the program for completions; click's name for it."""
+"""The shell asks the program for completions with this variable, which click names."""
 PATIENCE_SECONDS = 1.0
 MAX_OFFERED = 50
 
 
-# --- what click's own classes lack ----------------------------------------------------------------
+# --- what the classes of click lack ---------------------------------------------------------------
 
 
 class _WithEquals(ShellComplete):
-    """Completes what stands behind `--option=`, too."""
+    """Also completes the value in `--option=value`."""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
-        """What may stand there; zsh and fish put it in the place of the whole word."""
+        # zsh and fish put what they get in the place of the whole word.
         option, equals, _ = incomplete.partition("=")
         found = super().get_completions([word for word in args if word != "="], incomplete)
         if option.startswith("--") and equals:
@@ -91,86 +91,86 @@ def completion(shell: str) -> None:
     zsh   echo 'eval "$(tenure completion zsh)"' >> ~/.zshrc
     fish  tenure completion fish > ~/.config/fish/completions/tenure.fish
 
-    Then begin a new shell. Queues, types, tokens and recent jobs are completed from the database.
+    Then start a new shell. Queues, types, tokens and recent jobs are completed from the database.
     """
     root = click.get_current_context().find_root().command
     click.echo(SHELLS[shell](root, {}, PROGRAM, VARIABLE).source())
 
 
-# --- what may stand where -------------------------------------------------------------------------
+# --- what can be completed ------------------------------------------------------------------------
 
 
 def words(*choices: str) -> Complete:
-    """Complete one of these."""
-    return lambda _context, _parameter, begun: _matching(begun, ((word, "") for word in choices))
+    """Complete one of these words."""
+    return lambda _context, _parameter, typed: _matching(typed, ((word, "") for word in choices))
 
 
-def statuses(_context: click.Context, _parameter: click.Parameter, begun: str) -> Any:
-    """Complete a status."""
+def statuses(_context: click.Context, _parameter: click.Parameter, typed: str) -> Any:
     from tenure.lifecycle import Status
 
-    return _matching(begun, ((str(status), "") for status in Status))
+    return _matching(typed, ((str(status), "") for status in Status))
 
 
-def queue_names(context: click.Context, _parameter: click.Parameter, begun: str) -> Any:
-    """Complete the name of a queue that has jobs or settings."""
-    return _from_database(context, begun, lambda app: ((queue.name, "") for queue in app.queues()))
+class EventName(click.ParamType):  # type: ignore[type-arg]
+    """An event of the lifecycle, which is imported only if a value is given."""
+
+    name = "event"
+
+    def convert(self, value: str, param: Any, ctx: click.Context | None) -> str:
+        from tenure.lifecycle import EVENTS
+
+        if value not in EVENTS:
+            self.fail(f"{value!r} is not one of {', '.join(EVENTS)}", param, ctx)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: Any, incomplete: str) -> Any:
+        from tenure.lifecycle import EVENTS
+
+        return _matching(incomplete, ((event, "") for event in EVENTS))
 
 
-def types(context: click.Context, _parameter: click.Parameter, begun: str) -> Any:
-    """Complete a type that there are jobs of."""
-    return _from_database(
-        context,
-        begun,
-        lambda app: ((type, "") for type in sorted({count.type for count in app.stats()})),
+def _read(read: Callable[[Tenure], Items]) -> Complete:
+    """Complete what `read` finds in the database."""
+    return lambda context, _parameter, typed: _from_database(context, typed, read)
+
+
+queue_names = _read(lambda app: ((queue.name, "") for queue in app.queues()))
+types = _read(lambda app: ((type, "") for type in sorted({count.type for count in app.stats()})))
+webhook_names = _read(lambda app: ((hook.name, hook.url) for hook in app.webhooks.list()))
+token_names = _read(
+    lambda app: (
+        (token.name, " ".join(token.scopes))
+        for token in app.tokens.list()
+        if token.revoked_at is None
     )
+)
 
 
-def token_names(context: click.Context, _parameter: click.Parameter, begun: str) -> Any:
-    """Complete the name of a token that is not revoked."""
-    return _from_database(
-        context,
-        begun,
-        lambda app: (
-            (token.name, " ".join(token.scopes))
-            for token in app.tokens.list()
-            if token.revoked_at is None
-        ),
-    )
+def job_ids(*statuses: str) -> Complete:
+    """Complete the id of a recent job, by default whatever its status."""
 
-
-def webhook_names(context: click.Context, _parameter: click.Parameter, begun: str) -> Any:
-    """Complete the name of a webhook."""
-    return _from_database(
-        context, begun, lambda app: ((hook.name, hook.url) for hook in app.webhooks.list())
-    )
-
-
-def job_ids(*standing: str) -> Complete:
-    """Complete the id of a recent job, of one that has one of these statuses if any are given."""
-
-    def found(app: Tenure) -> Items:
-        for status in standing or (None,):
+    def read(app: Tenure) -> Items:
+        for status in statuses or (None,):
             for job in app.find(status=status, limit=MAX_OFFERED):
                 yield job.id, f"{job.type} {job.status}"
 
-    return lambda context, _parameter, begun: _from_database(context, begun, found)
+    return _read(read)
 
 
-def _matching(begun: str, found: Items) -> list[CompletionItem]:
-    return [CompletionItem(word, help=help) for word, help in found if word.startswith(begun)]
+def _matching(typed: str, found: Items) -> list[CompletionItem]:
+    return [CompletionItem(word, help=help) for word, help in found if word.startswith(typed)]
 
 
 def _from_database(
-    context: click.Context, begun: str, ask: Callable[[Tenure], Items]
+    context: click.Context, typed: str, ask: Callable[[Tenure], Items]
 ) -> list[CompletionItem]:
-    """What the database has that begins like that; nothing if it takes too long or fails."""
+    """Return what the database has that starts with `typed`; nothing if it is slow or fails."""
     from tenure.cli.command import application
 
     answers: list[list[CompletionItem]] = []
 
     try:
-        with context.scope(cleanup=False):  # which says what --database is
+        with context.scope(cleanup=False):  # the context knows --database
             app = application()
     except TenureError:  # settings that cannot be read
         return []
@@ -178,7 +178,7 @@ def _from_database(
     def look() -> None:
         with contextlib.suppress(Exception):
             if app.is_current():  # a Tab makes no database, and brings none up to date
-                answers.append(_matching(begun, ask(app)))
+                answers.append(_matching(typed, ask(app)))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

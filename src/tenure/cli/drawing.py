@@ -1,4 +1,4 @@
-"""How `tenure top` draws a picture of the queues. Every text in it is made visible first."""
+"""How `tenure top` draws the queues. Every text in it is made visible first."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tenure.jobs.text import ago, first_line, visible
 
 BARS = "·▁▂▃▄▅▆▇█"
 WITHOUT_TERMINAL = 160
-"""Columns of a picture that goes elsewhere."""
+"""Columns of a picture that does not go to a terminal."""
 EVENT_OF = {"pending": "enqueued", "processing": "claimed"}
-"""The move whose rate stands beside a status, where it has another name."""
+"""The event whose rate is shown below a status, if it has another name."""
 KINDS = 3
 Draw = Callable[[dict[str, Any] | None, str], None]
 
 
 def can_be_redrawn() -> bool:
-    """Whether the output is a terminal whose screen can be drawn anew."""
+    """Return True if the output is a terminal whose screen can be redrawn."""
     return sys.stdout.isatty() and not Console().is_dumb_terminal
 
 
@@ -44,9 +44,9 @@ def show(shown: dict[str, Any]) -> None:
 
 @contextmanager
 def screen() -> Iterator[Draw]:
-    """The terminal's other screen, and what draws on it; the last picture stays while all is well.
+    """Use the terminal's alternate screen, and yield the function that draws on it.
 
-    A picture of None keeps the one before, under a line that says what is wrong.
+    With None instead of a picture it keeps the one before, under a line that says what is wrong.
     """
     kept: list[RenderableType] = [""]
     with Live(console=Console(), screen=True, auto_refresh=False) as live:
@@ -94,7 +94,7 @@ def _statuses(shown: dict[str, Any]) -> Table:
 
 @dataclass(frozen=True)
 class _Throughput:
-    """A bar for each minute, the newest of them where there is no room for all."""
+    """A bar for each minute; the newest ones if there is no room for all."""
 
     ended: Sequence[int]
 
@@ -149,7 +149,7 @@ def _failures(failures: Sequence[dict[str, Any]], now: datetime) -> Table:
 
 
 def _table(*columns: tuple[str, Any]) -> Table:
-    """A table whose last column takes the room that the others leave."""
+    """Make a table whose last column takes the room that the others leave."""
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", expand=True)
     for number, (head, justify) in enumerate(columns, 1):
         ratio = 1 if number == len(columns) else None
@@ -158,5 +158,5 @@ def _table(*columns: tuple[str, Any]) -> Table:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """A text as it is: nothing in it is taken for a style, and nothing can act."""
+    """Make a text without markup, in which no character can act on the terminal."""
     return Text(visible(text), style=style, no_wrap=True, overflow="ellipsis")

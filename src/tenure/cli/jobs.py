@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli import completing
-from tenure.cli.bulk import filter_of, run
+from tenure.cli.bulk import BulkRequest, filter_of
 from tenure.cli.command import (
     Group,
     application,
@@ -20,13 +20,12 @@ from tenure.cli.command import (
     existing,
     exit_code,
     json_option,
-    wide_option,
+    reading_options,
 )
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.jobs.enqueue import Options
     from tenure.jobs.explain import Explanation
     from tenure.lifecycle import Job
     from tenure.wire.responses import ExplanationBody
@@ -36,11 +35,7 @@ SHOWN = (
     *("worker", "token", "created_at", "run_at", "started_at", "finished_at", "lease_expires_at"),
 )
 """What `jobs show` prints of a job, if it is set, in this order."""
-COMMANDS = {
-    "retried": "To run it again: tenure jobs retry",
-    "cancelled": "To stop it: tenure jobs cancel",
-}
-"""What an operator may do, by the event that it causes."""
+HINTS = {"retry": "run it again", "cancel": "cancel it"}
 
 
 @click.command()
@@ -50,28 +45,32 @@ COMMANDS = {
     "--queue",
     metavar="NAME",
     shell_complete=completing.queue_names,
-    help="Where it waits.  [default: default]",
+    help="Queue of the job.  [default: default]",
 )
-@click.option("--priority", type=int, help="Smaller runs first.  [default: 0]")
-@click.option("--max-retries", type=int, help="Attempts in all.  [default: 3]")
-@click.option("--delay", metavar="TIME", help="Not before this long from now: 30s, 1h30m.")
-@click.option("--run-at", metavar="WHEN", help="Not before then: 2026-01-31T12:00:00Z.")
-@click.option("--timeout", metavar="TIME", help="How long one attempt may run.")
+@click.option("--priority", type=int, help="Smaller runs first, -32767 to 32767.  [default: 0]")
+@click.option("--max-retries", type=int, help="Most attempts, the first included.  [default: 3]")
+@click.option("--delay", metavar="TIME", help="Earliest start, from now: 30s, 1h30m.")
+@click.option("--run-at", metavar="WHEN", help="Earliest start: 2026-01-31T12:00:00Z.")
+@click.option("--timeout", metavar="TIME", help="Longest time that one attempt may run: 30s, 5m.")
 @click.option(
     "--backoff",
     metavar="TIME|JSON",
-    help="Wait before the first retry, then doubled; or an object of base, factor and cap.",
+    help="Time before the first retry, then doubled; or an object of base, factor, cap.",
 )
-@click.option("--key", metavar="TEXT", help="Idempotency key: once used, it names the same job.")
+@click.option("--key", metavar="TEXT", help="Idempotency key: using it again prints the same job.")
 @database_option
 @json_option
 def enqueue(
     type: str, payload: str, key: str | None, run_at: str | None, as_json: bool, **given: Any
 ) -> None:
-    """Add a job of TYPE and print its id once it is on disk.
+    """Add a job of TYPE, and print its id once it is on disk.
 
-    PAYLOAD is a JSON object, `-` reads it from standard input.  [default: {}]
+    PAYLOAD is a JSON object; `-` reads it from standard input.  [default: {}]
     """
+    from tenure.cli.terminal import print_json
+    from tenure.jobs.enqueue import NewJob
+    from tenure.wire import responses
+
     options: Any = {name: value for name, value in given.items() if value is not None}
     if key is not None:
         options["idempotency_key"] = key
@@ -79,26 +78,18 @@ def enqueue(
         options["run_at"] = _time(run_at)
     if options.get("backoff", "").startswith("{"):
         options["backoff"] = _json(options["backoff"].encode(), "$.backoff")
-    job = _enqueue(type, _json(_payload_bytes(payload), "$.payload"), options)
+    new_job = NewJob(type, _json(_payload_bytes(payload), "$.payload"), options)
+    with application() as app:
+        job = app.redaction.job(app.enqueue_many([new_job])[0])
     if as_json:
-        from tenure.cli.terminal import print_json
-        from tenure.wire import responses
-
         print_json(responses.job_body(job))
     else:
         click.echo(job.id)
 
 
-def _enqueue(type: str, payload: Any, options: Options) -> Job:
-    from tenure.jobs.enqueue import NewJob
-
-    with application() as app:
-        return app.redaction.job(app.enqueue_many([NewJob(type, payload, options)])[0])
-
-
 def _payload_bytes(payload: str) -> bytes:
     if payload != "-":
-        # Bytes that were no text in the shell's encoding stay something that is no UTF-8.
+        # Arguments that are not valid UTF-8 must be refused, not changed.
         return payload.encode("utf-8", "surrogatepass")
     from tenure.jobs.payload import MAX_PAYLOAD_BYTES
 
@@ -106,7 +97,7 @@ def _payload_bytes(payload: str) -> bytes:
 
 
 def _json(data: bytes, at: str) -> object:
-    """The value of a JSON text, by the same rules as over HTTP; `at` says where it stands."""
+    """Decode a JSON text by the rules of the HTTP API; `at` is its path in error messages."""
     from tenure.jobs.payload import parse
 
     try:
@@ -121,17 +112,21 @@ def _time(text: str, at: str = "$.run_at") -> datetime:
         return datetime.fromisoformat(text)
     except ValueError:
         raise InvalidInput(
-            "not a time; write it as 2026-01-31T12:00:00Z, with its zone", path=at
+            "not a time; write it with a zone, such as 2026-01-31T12:00:00Z", path=at
         ) from None
 
 
 def filter_options(command: Any) -> Any:
-    """The options that say which jobs are meant."""
+    """Add the options that select jobs."""
     for option in (
-        click.option("--text", metavar="TEXT", help="Only those with this in their payload."),
-        click.option("--error", metavar="TEXT", help="Only those with this in their last error."),
-        click.option("--created-before", metavar="WHEN", help="Only those accepted before then."),
-        click.option("--created-after", metavar="WHEN", help="Only those accepted since then."),
+        click.option("--text", metavar="TEXT", help="Only jobs with this text in their payload."),
+        click.option(
+            "--error", metavar="TEXT", help="Only jobs with this text in their last error."
+        ),
+        click.option("--created-before", metavar="WHEN", help="Only jobs added before this time."),
+        click.option(
+            "--created-after", metavar="WHEN", help="Only jobs added at or after this time."
+        ),
         click.option(
             "--queue",
             metavar="NAME",
@@ -148,7 +143,7 @@ def filter_options(command: Any) -> Any:
             "--status",
             metavar="STATUS",
             shell_complete=completing.statuses,
-            help="Only jobs that stand there.",
+            help="Only jobs with this status.",
         ),
     ):
         command = option(command)
@@ -156,18 +151,22 @@ def filter_options(command: Any) -> Any:
 
 
 def bulk_options(command: Any) -> Any:
-    """The options of a command that may change many jobs."""
-    yes = click.option("--yes", is_flag=True, help="Do not ask first.")
-    dry_run = click.option("--dry-run", is_flag=True, help="Say how many it would be, and a few.")
+    """Add the options of a command that can change many jobs."""
+    yes = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+    dry_run = click.option(
+        "--dry-run", is_flag=True, help="Only print how many jobs match, and a few of them."
+    )
     return dry_run(yes(command))
 
 
-def _timed(given: dict[str, Any]) -> dict[str, Any]:
-    """The options of a filter, with times that are times."""
-    for name in ("created_after", "created_before"):
-        if given.get(name) is not None:
-            given[name] = _time(given[name], f"--{name.replace('_', '-')}")
-    return given
+def _timed(filters: dict[str, Any]) -> dict[str, Any]:
+    """Convert the times among the options of a filter."""
+    times = {
+        name: _time(filters[name], f"--{name.replace('_', '-')}")
+        for name in ("created_after", "created_before")
+        if filters.get(name) is not None
+    }
+    return {**filters, **times}
 
 
 @click.group(cls=Group)
@@ -177,23 +176,24 @@ def jobs() -> None:
 
 @jobs.command("list")
 @filter_options
-@click.option("--limit", type=int, default=50, show_default=True, help="How many, at most 500.")
+@click.option(
+    "--limit", type=int, default=50, show_default=True, help="Most jobs to list, up to 500."
+)
 @click.option(
     "--before",
     metavar="ID",
     shell_complete=completing.job_ids(),
-    help="The page after the one that ended with this job.",
+    help="List jobs older than this one: the last of the page before.",
 )
-@database_option
-@json_option
-@wide_option
+@reading_options
 def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> None:
     """List jobs, newest first."""
     from tenure.cli.terminal import attempts, print_json, table
     from tenure.jobs.text import ago, first_line
     from tenure.wire import responses
 
-    filter_of(**_timed(filters))  # which names the option that is wrong
+    filters = _timed(filters)
+    filter_of(**filters)  # names the option that is wrong
     with existing() as app:
         found = [app.redaction.job(job) for job in app.find(limit=limit, before=before, **filters)]
         now = app.ping()
@@ -217,16 +217,14 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
         spare=("QUEUE", "CREATED", "LAST ERROR"),
     )
     if len(found) == limit:
-        click.echo(f"older ones: --before {found[-1].id}", err=True)
+        click.echo(f"next page: --before {found[-1].id}", err=True)
 
 
 @jobs.command()
 @click.argument("id", shell_complete=completing.job_ids())
-@database_option
-@json_option
-@wide_option
+@reading_options
 def show(id: str, as_json: bool) -> None:
-    """Show a job, every move it made, and why it is not running."""
+    """Show a job, its history, and why it is not running."""
     from tenure.app.queries import transitions_shown
     from tenure.cli.terminal import attempts, excerpt, laid_out, print_json, tint, when, wrapped
     from tenure.cli.transitions import time_line
@@ -269,8 +267,9 @@ def show(id: str, as_json: bool) -> None:
 @database_option
 @json_option
 def explain(id: str, as_json: bool) -> None:
-    """Say why a job is not running, and what may be done to it."""
+    """Say why a job is not running, and what you can do."""
     from tenure.cli.terminal import excerpt, print_json, wrapped
+    from tenure.jobs.filters import EVENT_OF
 
     with existing() as app:
         reason = app.explain(id)
@@ -282,10 +281,9 @@ def explain(id: str, as_json: bool) -> None:
     click.echo(wrapped(sentence))
     if traceback:
         click.echo(excerpt(traceback))
-    click.echo(f"Legal moves: {', '.join(reason.legal) or 'none, it is settled for good'}")
-    for event in reason.legal:
-        if event in COMMANDS:
-            click.echo(f"{COMMANDS[event]} {id}")
+    for action, event in EVENT_OF.items():
+        if event in reason.legal:
+            click.echo(f"You can {HINTS[action]}: tenure jobs {action} {id}")
 
 
 def _explanation(reason: Explanation) -> ExplanationBody:
@@ -296,17 +294,19 @@ def _explanation(reason: Explanation) -> ExplanationBody:
 
 @jobs.command()
 @click.argument("ids", nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("failed"))
-@click.option("--more", type=int, default=1, show_default=True, help="Attempts to add.")
+@click.option(
+    "--more", type=int, default=1, show_default=True, help="Attempts to add to the limit."
+)
 @filter_options
 @bulk_options
 @database_option
 @json_option
 def retry(ids: Sequence[str], more: int, as_json: bool, **given: Any) -> None:
     """Run failed jobs again: by id, or all that match."""
-    bulk = _is_bulk(ids, given)
+    bulk = bulk_request("retry", ids, given, more=more)
     with existing() as app:
-        if bulk:
-            run(app, "retry", more=more, as_json=as_json, **given)
+        if bulk is not None:
+            bulk.run(app, as_json=as_json)
         else:
             _each(app, ids, lambda id: app.retry(id, more_retries=more), as_json)
 
@@ -324,30 +324,30 @@ def retry(ids: Sequence[str], more: int, as_json: bool, **given: Any) -> None:
 @json_option
 def cancel(ids: Sequence[str], as_json: bool, **given: Any) -> None:
     """Cancel jobs: by id, or all that match."""
-    bulk = _is_bulk(ids, given)
+    bulk = bulk_request("cancel", ids, given)
     with existing() as app:
-        if bulk:
-            run(app, "cancel", as_json=as_json, **given)
+        if bulk is not None:
+            bulk.run(app, as_json=as_json)
         else:
             _each(app, ids, app.cancel, as_json)
 
 
-def _is_bulk(ids: Sequence[str], given: dict[str, Any]) -> bool:
-    """Whether all that match are meant; puts the options of the filter together."""
-    flags = {name: given.pop(name) for name in ("dry_run", "yes")}
-    chosen = {name: value for name, value in given.items() if value is not None}
+def bulk_request(
+    action: str, ids: Sequence[str], given: Mapping[str, Any], more: int = 1
+) -> BulkRequest | None:
+    """Return the bulk action that the options ask for; None if jobs are named by their ids."""
+    flags = {"dry_run", "yes"}
+    chosen = {name: v for name, v in given.items() if v is not None and name not in flags}
     if bool(ids) == bool(chosen):
         raise click.UsageError("name jobs by their ids, or by options such as --status and --type")
-    given.clear()
-    given.update(flags, wanted=filter_of(**_timed(chosen)))
-    return bool(chosen)
+    if ids:
+        return None
+    matching = filter_of(**_timed(chosen))
+    return BulkRequest(action, matching, more, dry_run=given["dry_run"], yes=given["yes"])
 
 
 def _each(app: Tenure, ids: Sequence[str], act: Callable[[str], Job], as_json: bool) -> None:
-    """Do it to every job; one that refuses does not stop the others, but the first sets the code.
-
-    With a store that does not answer there is no point in going on.
-    """
+    """Apply `act` to each job. The first refusal sets the exit code; the others still run."""
     from tenure.cli.terminal import print_json
     from tenure.wire import responses
 
@@ -356,7 +356,7 @@ def _each(app: Tenure, ids: Sequence[str], act: Callable[[str], Job], as_json: b
     for id in ids:
         try:
             changed.append(app.redaction.job(act(id)))
-        except StoreUnavailable:
+        except StoreUnavailable:  # nor will it answer for the others
             raise
         except TenureError as error:
             complain(error)

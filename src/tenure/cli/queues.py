@@ -1,18 +1,11 @@
-"""Commands about queues, and the counts of what is in them."""
+"""Commands about queues, and the counts of their jobs."""
 
 from __future__ import annotations
 
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import (
-    Group,
-    application,
-    database_option,
-    existing,
-    json_option,
-    wide_option,
-)
+from tenure.cli.command import Group, application, database_option, existing, reading_options
 from tenure.errors import InvalidInput
 
 
@@ -22,11 +15,9 @@ def queues() -> None:
 
 
 @queues.command("list")
-@database_option
-@json_option
-@wide_option
+@reading_options
 def list_queues(as_json: bool) -> None:
-    """List the queues with jobs that wait or run, or with settings."""
+    """List queues that have unfinished jobs or settings."""
     from tenure.cli.terminal import print_json, table
     from tenure.jobs.text import ago
 
@@ -56,7 +47,7 @@ def list_queues(as_json: bool) -> None:
 @click.argument("name", shell_complete=completing.queue_names)
 @database_option
 def pause(name: str) -> None:
-    """Stop handing out jobs of a queue; those that run go on."""
+    """Stop starting jobs of a queue; running jobs continue."""
     with application() as app:
         app.pause(name)
     click.echo(f"queue {name} is paused")
@@ -66,10 +57,10 @@ def pause(name: str) -> None:
 @click.argument("name", shell_complete=completing.queue_names)
 @database_option
 def resume(name: str) -> None:
-    """Hand out jobs of a queue again."""
+    """Start jobs of a paused queue again."""
     with application() as app:
         app.resume(name)
-    click.echo(f"queue {name} is open")
+    click.echo(f"queue {name} is resumed")
 
 
 @queues.command()
@@ -77,23 +68,21 @@ def resume(name: str) -> None:
 @click.argument("most", metavar="NUMBER|none")
 @database_option
 def limit(name: str, most: str) -> None:
-    """Let NUMBER jobs wait at most, refusing more; or `none`."""
+    """Refuse new jobs while NUMBER are pending; `none` lifts it."""
     if most != "none" and not (most.isascii() and most.isdigit() and len(most) < 16):
         raise InvalidInput("give a whole number of pending jobs, or none", path="NUMBER")
     wanted = None if most == "none" else int(most)
     with application() as app:
         app.limit(name, wanted)
     click.echo(
-        f"queue {name} has no limit" if wanted is None else f"queue {name} holds {wanted} at most"
+        f"queue {name} has no limit" if wanted is None else f"queue {name} holds at most {wanted}"
     )
 
 
 @click.command()
-@database_option
-@json_option
-@wide_option
+@reading_options
 def stats(as_json: bool) -> None:
-    """Count the jobs by queue, type and status."""
+    """Count jobs by queue, type and status."""
     from tenure.cli.terminal import print_json, table
     from tenure.wire import responses
 

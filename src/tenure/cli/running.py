@@ -1,4 +1,4 @@
-"""Commands that run jobs: serve, worker, demo."""
+"""Commands that run jobs: serve and worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import REFUSED, database_given, database_option, json_option, settings_of
+from tenure.cli.command import database_given, database_option, settings_of
 from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -22,97 +22,100 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_WORK_OPTIONS = (
+    click.option(
+        "--app",
+        "apps",
+        metavar="MODULE:NAME",
+        multiple=True,
+        help="Your Tenure object, whose handlers run here; may be repeated.",
+    ),
+    click.option(
+        "--fake-handlers",
+        is_flag=True,
+        help="Run fake handlers for every type that has no handler.",
+    ),
+    click.option(
+        "--fail-type",
+        "fail_types",
+        metavar="TYPE",
+        multiple=True,
+        shell_complete=completing.types,
+        help="With --fake-handlers: fail every attempt of this type; may be repeated.",
+    ),
+    click.option(
+        "--fail-every",
+        type=int,
+        metavar="N",
+        help="With --fake-handlers: fail the first attempt of every Nth job.",
+    ),
+    click.option(
+        "--queue",
+        "queues",
+        metavar="NAME",
+        multiple=True,
+        shell_complete=completing.queue_names,
+        help="Run only jobs of this queue; may be repeated.",
+    ),
+    click.option("--concurrency", metavar="N", help="Jobs to run at once.  [default: 16]"),
+    click.option(
+        "--lease",
+        "lease_seconds",
+        metavar="TIME",
+        help="Time until a dead worker's jobs go to other workers.  [default: 30s]",
+    ),
+    click.option(
+        "--grace",
+        "grace_seconds",
+        metavar="TIME",
+        help="Time that running jobs get to finish when this stops.  [default: 30s]",
+    ),
+    click.option(
+        "--config",
+        metavar="FILE",
+        type=click.Path(),
+        help="TOML file with settings; also TENURE_CONFIG.",
+    ),
+    click.option(
+        "--token-file",
+        metavar="FILE",
+        type=click.Path(),
+        help="File with one API token a line; see also TENURE_TOKEN.",
+    ),
+    click.option(
+        "--webhooks-private",
+        is_flag=True,
+        default=None,
+        help="Also deliver webhooks to private addresses.",
+    ),
+    click.option(
+        "--log-format",
+        metavar="text|json",
+        shell_complete=completing.words("text", "json"),
+        help="Format of the log lines.  [default: text]",
+    ),
+    click.option(
+        "--log-level",
+        metavar="LEVEL",
+        shell_complete=completing.words("debug", "info", "warning", "error"),
+        help="debug, info, warning or error.  [default: info]",
+    ),
+    database_option,
+)
+
+
 def work_options(command: F) -> F:
-    """What both `serve` and `worker` may be told about the jobs they run."""
-    for option in reversed(
-        (
-            click.option(
-                "--app",
-                "apps",
-                metavar="MODULE:NAME",
-                multiple=True,
-                help="Your Tenure object, whose handlers run here; may be repeated.",
-            ),
-            click.option(
-                "--fake-handlers",
-                is_flag=True,
-                help="Run fake handlers for every type that has no handler.",
-            ),
-            click.option(
-                "--fail-type",
-                "fail_types",
-                metavar="TYPE",
-                multiple=True,
-                shell_complete=completing.types,
-                help="With --fake-handlers: fail every attempt of this type; may be repeated.",
-            ),
-            click.option(
-                "--fail-every",
-                type=int,
-                metavar="N",
-                help="With --fake-handlers: fail the first attempt of every Nth job.",
-            ),
-            click.option(
-                "--queue",
-                "queues",
-                metavar="NAME",
-                shell_complete=completing.queue_names,
-                multiple=True,
-                help="Only jobs of this queue; may be repeated.",
-            ),
-            click.option("--concurrency", metavar="N", help="Handlers at once.  [default: 16]"),
-            click.option(
-                "--lease",
-                "lease_seconds",
-                metavar="TIME",
-                help="After this a dead worker's jobs go to others.  [default: 30s]",
-            ),
-            click.option(
-                "--grace",
-                "grace_seconds",
-                metavar="TIME",
-                help="What running jobs get to finish at the end.  [default: 30s]",
-            ),
-            click.option(
-                "--config",
-                metavar="FILE",
-                type=click.Path(),
-                help="Settings as TOML, also TENURE_CONFIG.",
-            ),
-            click.option(
-                "--token-file",
-                metavar="FILE",
-                type=click.Path(),
-                help="Tokens, one a line; see also TENURE_TOKEN.",
-            ),
-            click.option(
-                "--webhooks-private",
-                is_flag=True,
-                default=None,
-                help="Deliver to webhooks at addresses that are not public, too.",
-            ),
-            click.option(
-                "--log-format",
-                metavar="text|json",
-                shell_complete=completing.words("text", "json"),
-                help="[default: text]",
-            ),
-            click.option(
-                "--log-level",
-                metavar="LEVEL",
-                shell_complete=completing.words("debug", "info", "warning", "error"),
-                help="debug, info, warning, error.",
-            ),
-            database_option,
-        )
-    ):
+    """Add the options that `serve` and `worker` share."""
+    for option in reversed(_WORK_OPTIONS):
         command = option(command)
     return command
 
 
 @click.command()
 @click.option("--host", metavar="NAME", help="Address to listen on.  [default: 127.0.0.1]")
-@click.option("--port", metavar="N", help="Also TENURE_PORT or PORT.  [default: 8080]")
+@click.option(
+    "--port", metavar="N", help="Port to listen on; also TENURE_PORT or PORT.  [default: 8080]"
+)
 @work_options
 def serve(
     apps: Sequence[str],
@@ -142,12 +145,12 @@ def serve(
 @click.option(
     "--server",
     metavar="URL",
-    help="Work over HTTP, without a database; the token is TENURE_TOKEN.",
+    help="Get jobs from this server instead of a database; the token is TENURE_TOKEN.",
 )
 @click.option(
     "--prune",
     is_flag=True,
-    help="Also delete settled jobs when the keep settings say so; where a server runs, it does.",
+    help="Delete settled jobs by the keep settings; not needed where a server runs.",
 )
 @work_options
 def worker(
@@ -161,8 +164,8 @@ def worker(
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C; a second signal ends at once.
 
-    Jobs that run at the first signal have --grace to finish. Whatever has not started is handed
-    back for other workers.
+    At the first signal, running jobs get the time of --grace to finish. Jobs that have not started
+    go to other workers.
     """
     from tenure.cli.terminal import later_progress
     from tenure.jobs.redaction import without_password
@@ -204,7 +207,7 @@ def worker(
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags that were given: an option that may be repeated is empty where it was not."""
+    """Return the flags that were given; an option that may be repeated is empty if it was not."""
     return {name: value for name, value in flags.items() if value not in (None, ())}
 
 
@@ -214,9 +217,9 @@ def _log_cautions(settings: Settings) -> None:
 
 
 def load(spec: str) -> Tenure:
-    """Import the application that `module:name` names; the current folder counts as installed.
+    """Import the application that `module:name` names, from the current folder too.
 
-    Raises InvalidInput if there is none. What the module itself raises goes on to the user.
+    Raises InvalidInput if there is none. Exceptions of the module itself are not caught.
     """
     from tenure.app.app import Tenure
 
@@ -279,36 +282,3 @@ def _add_fake_handlers(
         raise InvalidInput(
             "--fail-type and --fail-every need --fake-handlers", path="--fake-handlers"
         )
-
-
-@click.command()
-@database_option
-@json_option
-def demo(as_json: bool) -> None:
-    """Run a few dozen jobs through success, retry and failure.
-
-    The main job, end to end, on a throw-away SQLite file or on an empty --database. Ends by itself
-    in a few seconds, the same way every time.
-    """
-    import tempfile
-
-    from tenure import demo
-    from tenure.cli import story
-    from tenure.cli.command import chosen_database
-    from tenure.cli.terminal import progress_bar
-    from tenure.telemetry import logs
-
-    logs.configure(level="error")
-    if not as_json:
-        click.echo(story.OPENING)
-    with (
-        tempfile.TemporaryDirectory(prefix="tenure-demo-") as folder,
-        progress_bar("Running jobs", shown=not as_json) as progress,
-    ):
-        outcome = demo.run(chosen_database() or f"sqlite:///{folder}/demo.db", progress)
-    if as_json:
-        story.as_json(outcome)
-    else:
-        story.show(outcome)
-    if outcome.violations:
-        click.get_current_context().exit(REFUSED)

@@ -23,13 +23,8 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.25
 AWAY_SECONDS = 2.0
 MAX_LINES = 500
-LOOKED_THROUGH = 5_000
-"""How many of the newest moves are looked through for those that are wanted."""
-EVENTS = (
-    *("enqueued", "claimed", "completed", "failed", "lease_expired", "retried", "released"),
-    "cancelled",
-)
-"""Those of the lifecycle, which `--help` does not wait for; a test compares them."""
+SEARCHED = 5_000
+"""How many of the newest transitions are searched for those that match the filters."""
 
 
 @click.command()
@@ -39,7 +34,7 @@ EVENTS = (
     metavar="TYPE",
     multiple=True,
     shell_complete=completing.types,
-    help="Only moves of jobs of this type; may be repeated.",
+    help="Only jobs of this type; may be repeated.",
 )
 @click.option(
     "--queue",
@@ -47,21 +42,21 @@ EVENTS = (
     metavar="NAME",
     multiple=True,
     shell_complete=completing.queue_names,
-    help="Only moves of jobs of this queue; may be repeated.",
+    help="Only jobs of this queue; may be repeated.",
 )
 @click.option(
     "--event",
     "events",
-    type=click.Choice(EVENTS),
+    type=completing.EventName(),
     metavar="EVENT",
     multiple=True,
-    help="Only these moves, such as failed; may be repeated.",
+    help="Only this event, such as failed; may be repeated.",
 )
 @click.option(
     "--job",
     metavar="ID",
     shell_complete=completing.job_ids(),
-    help="Only moves of this job.",
+    help="Only this job.",
 )
 @click.option(
     "--lines",
@@ -69,10 +64,10 @@ EVENTS = (
     metavar="N",
     default=10,
     show_default=True,
-    help="Begin with the last N moves.",
+    help="Start with the last N transitions.",
 )
-@click.option("--since", metavar="POSITION", help="Begin after this position of the ledger.")
-@click.option("--no-follow", is_flag=True, help="End when there is nothing more to print.")
+@click.option("--since", metavar="POSITION", help="Start after this position in the ledger.")
+@click.option("--no-follow", is_flag=True, help="Stop when there is nothing more to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on each line.")
 @database_option
 @wide_option
@@ -86,11 +81,10 @@ def tail(
     no_follow: bool,
     as_json: bool,
 ) -> None:
-    """Print the moves of all jobs as they happen, until Ctrl-C.
+    """Print the transitions of all jobs as they happen, until Ctrl-C.
 
-    What happened is read from the ledger, so no move is missed. Each line of --json has the
-    `position` of its move: --since goes on behind it. Filters look through the newest 5000 moves
-    for the --lines to begin with.
+    They are read from the ledger, so none is missed. With --json each line has a `position`:
+    --since continues after it. With a filter, --lines searches the newest 5000 transitions.
     """
     from tenure.jobs.ledger import EventFilter
 
@@ -105,19 +99,19 @@ def tail(
             app.get(job)
         show = _as_json if as_json else _as_line
         try:
-            for told in _transitions(app, wanted, since, lines, follow=not no_follow):
-                show(told.without_errors() if app.redaction else told)
+            for entry in _transitions(app, wanted, since, lines, follow=not no_follow):
+                show(entry.without_errors() if app.redaction else entry)
         except KeyboardInterrupt:
-            pass  # which is how it is meant to end
+            pass  # the usual end
         except BrokenPipeError:
-            # Nobody reads any more. Python would complain when it flushes at the end.
+            # The reader has gone. Python would complain when it flushes at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _transitions(
     app: Tenure, wanted: EventFilter, since: str | None, lines: int, *, follow: bool
 ) -> Iterator[LedgerEvent]:
-    """What there is to begin with, then what happens."""
+    """Yield the transitions to start with, then the new ones."""
     if since is not None:
         position = since
     else:
@@ -142,8 +136,8 @@ def _transitions(
 
 
 def _newest(app: Tenure, wanted: EventFilter, lines: int) -> tuple[Sequence[LedgerEvent], str]:
-    """The last `lines` moves that are wanted, and the position behind them."""
-    position = app.ledger_end(back=LOOKED_THROUGH if lines and any(astuple(wanted)) else lines)
+    """Return the last `lines` transitions that match, and the position after them."""
+    position = app.ledger_end(back=SEARCHED if lines and any(astuple(wanted)) else lines)
     found: deque[LedgerEvent] = deque(maxlen=lines)
     more = lines > 0
     while more:
@@ -153,14 +147,14 @@ def _newest(app: Tenure, wanted: EventFilter, lines: int) -> tuple[Sequence[Ledg
     return found, position
 
 
-def _as_json(told: LedgerEvent) -> None:
+def _as_json(entry: LedgerEvent) -> None:
     from tenure.cli.terminal import print_json_line
     from tenure.wire import responses
 
-    print_json_line(responses.event_body(told))
+    print_json_line(responses.event_body(entry))
 
 
-def _as_line(told: LedgerEvent) -> None:
+def _as_line(entry: LedgerEvent) -> None:
     from tenure.cli.transitions import line
 
-    click.echo(line(told.transition, told.type, told.queue))
+    click.echo(line(entry.transition, entry.type, entry.queue))

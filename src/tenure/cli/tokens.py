@@ -1,4 +1,4 @@
-"""Commands about who may call the HTTP API: make, list and revoke tokens."""
+"""Commands that create, list and revoke tokens for the HTTP API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tenure.cli.command import (
     database_option,
     existing,
     json_option,
-    wide_option,
+    reading_options,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def tokens() -> None:
-    """Make, list and revoke tokens for the HTTP API."""
+    """Create, list and revoke tokens for the HTTP API."""
 
 
 @tokens.command()
@@ -36,16 +36,20 @@ def tokens() -> None:
     shell_complete=completing.words("enqueue", "work", "read", "admin"),
     multiple=True,
     required=True,
-    help="enqueue, work, read or admin; may be repeated.",
+    help="What it allows: enqueue, work, read or admin; may be repeated.",
 )
-@click.option("--expires", metavar="TIME", help="How long it is valid: 12h, 90d.  [default: ever]")
+@click.option(
+    "--expires",
+    metavar="TIME",
+    help="Token lifetime, such as 12h or 90d.  [default: never expires]",
+)
 @database_option
 @json_option
 def create(name: str, scopes: Sequence[str], expires: str | None, as_json: bool) -> None:
-    """Make a token and print it, this once.
+    """Create a token and print it once.
 
-    NAME says who it is for, and stands in the history of jobs for whatever is done with it.
-    Only a digest of the token is kept.
+    NAME says who uses it; the history of jobs shows it for everything done with the token. Only a
+    digest of the token is stored.
     """
     from tenure.cli.terminal import print_json
 
@@ -59,11 +63,9 @@ def create(name: str, scopes: Sequence[str], expires: str | None, as_json: bool)
 
 
 @tokens.command("list")
-@database_option
-@json_option
-@wide_option
+@reading_options
 def list_tokens(as_json: bool) -> None:
-    """List every token there ever was, without what opens anything."""
+    """List all tokens, revoked ones too, without their secrets."""
     from tenure.cli.terminal import print_json, table
     from tenure.jobs.text import ago
 
@@ -97,7 +99,7 @@ def list_tokens(as_json: bool) -> None:
 )
 @database_option
 def revoke(names: Sequence[str]) -> None:
-    """End tokens, for good; servers refuse them within five seconds."""
+    """Revoke tokens; servers refuse them within five seconds."""
     with existing() as app:
         for name in names:
             app.tokens.revoke(name)

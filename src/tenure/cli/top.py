@@ -1,4 +1,4 @@
-"""The command that shows a queue at work: top. What it shows is read here, drawn in `drawing`."""
+"""The command that shows queues live: top. It reads what `drawing` draws."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import click
 
 from tenure.cli.command import database_option, existing
 from tenure.errors import StoreUnavailable
-from tenure.lifecycle import ATTEMPT_ENDS
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -35,15 +34,15 @@ MAX_FAILURES = 5
     metavar="SECONDS",
     default=1.0,
     show_default=True,
-    help="How often it is drawn anew.",
+    help="Time between two updates.",
 )
-@click.option("--once", is_flag=True, help="Print one picture and end, as without a terminal.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per picture.")
+@click.option("--once", is_flag=True, help="Print once and exit, as without a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per update.")
 @database_option
 def top(interval: float, once: bool, as_json: bool) -> None:
     """Watch queues, workers and failures live, until q or Ctrl-C.
 
-    Rates are those of the last whole minute, the line of throughput is the last hour's.
+    Rates are of the last whole minute; the throughput line covers the last hour.
     """
     from tenure.cli import drawing
     from tenure.cli.terminal import print_json_line
@@ -62,11 +61,11 @@ def top(interval: float, once: bool, as_json: bool) -> None:
                 with _keys(), drawing.screen() as draw:
                     _redraw(app, draw, interval)
         except KeyboardInterrupt:
-            pass  # which is how it is meant to end
+            pass  # the usual end
 
 
 def _redraw(app: Tenure, draw: Any, interval: float) -> None:
-    """Draw until somebody presses q."""
+    """Draw until the user presses q."""
     while True:
         try:
             draw(picture(app), "")
@@ -81,7 +80,7 @@ def _redraw(app: Tenure, draw: Any, interval: float) -> None:
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """Have keys at once and unechoed; SIGTERM ends it like Ctrl-C, with the terminal as it was."""
+    """Read keys at once, without echo. SIGTERM ends like Ctrl-C and restores the terminal."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not sys.stdin.isatty():
         yield
@@ -98,8 +97,9 @@ def _keys() -> Iterator[None]:
 
 
 def picture(app: Tenure) -> dict[str, Any]:
-    """All that is shown, as one JSON document has it."""
+    """Read everything that is shown, as one JSON document has it."""
     from tenure.app.queries import failures_shown
+    from tenure.lifecycle import ATTEMPT_ENDS
     from tenure.wire import responses
 
     now = app.ping()

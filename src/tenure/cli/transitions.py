@@ -1,4 +1,4 @@
-"""How moves are told: the time line of a job, and one line for a move of any job."""
+"""How transitions are printed: the history of one job, and one line for any job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tenure.lifecycle import STORE
 
 
 def time_line(history: Sequence[Transition]) -> None:
-    """Print every move of a job: when, how long after the one before, by whom; and its error."""
+    """Print the history of a job: when, how long after the one before, by whom, and errors."""
     earlier = [None, *(entry.at for entry in history)]
     table(
         ("AT", "AFTER", "EVENT", "FROM", "TO", "ATTEMPT", "BY"),
@@ -33,9 +33,9 @@ def time_line(history: Sequence[Transition]) -> None:
 
 
 def line(entry: Transition, type: str, queue: str) -> str:
-    """One move on one line that fits the terminal; the status it led to gives the colour.
+    """Write a transition on one line that fits the terminal, in the colour of its new status.
 
-    Where that leaves no room for an error, it has the next line.
+    An error that does not fit has the next line.
     """
     at = when(entry.at) if room() is None else entry.at.strftime("%H:%M:%SZ")
     start = f"{at}  {entry.job_id}  "
@@ -52,7 +52,7 @@ def line(entry: Transition, type: str, queue: str) -> str:
 
 
 def _circumstances(entry: Transition) -> str:
-    """What is worth knowing of a move beside its name."""
+    """Say what else is worth knowing about a transition."""
     if entry.detail:
         return f"attempt {entry.attempt}: {first_line(entry.detail)}"
     match entry.event:

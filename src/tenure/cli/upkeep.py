@@ -1,4 +1,4 @@
-"""Commands that look after the database: verify, doctor, migrate."""
+"""Commands that check and prepare the database: verify, doctor, migrate."""
 
 from __future__ import annotations
 
@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 import tenure
-from tenure.cli.command import (
-    REFUSED,
-    application,
-    database_option,
-    existing,
-    json_option,
-    wide_option,
-)
+from tenure.cli.command import REFUSED, application, database_option, existing, reading_options
 
 if TYPE_CHECKING:
     from tenure.jobs.findings import Violation
@@ -30,16 +23,14 @@ if TYPE_CHECKING:
     metavar="N",
     default=100,
     show_default=True,
-    help="Per invariant.",
+    help="Most violations to list for each invariant.",
 )
-@database_option
-@json_option
-@wide_option
+@reading_options
 def verify(limit: int, as_json: bool) -> None:
-    """Check every stored job and move against every invariant.
+    """Check every stored job and transition against every invariant.
 
-    Lists the violations and says what each means and what to do; exit 1 if there are any. Jobs go
-    on running meanwhile.
+    Lists the violations, what each means and what to do. Exit 1 if there are any. Safe to run
+    while jobs run.
     """
     from tenure.cli.terminal import print_json, progress_bar
 
@@ -70,14 +61,12 @@ def _explain(violations: Sequence[Violation], limit: int) -> None:
 
 
 @click.command()
-@database_option
-@json_option
-@wide_option
+@reading_options
 def doctor(as_json: bool) -> None:
     """Check the set-up of this machine and the database.
 
-    Looks at what the promises rest on, and changes nothing. Exit 1 if there is a problem; a
-    warning is none.
+    Checks what Tenure's guarantees depend on, and changes nothing. Exit 1 if there is a problem; a
+    warning alone exits 0.
     """
     from tenure.cli.terminal import print_json, table
     from tenure.jobs.findings import Check, CheckResult
@@ -108,10 +97,10 @@ def _advise(subject: str, advice: str) -> None:
 @click.command()
 @database_option
 def migrate() -> None:
-    """Create the database's schema, or bring it to this version's."""
+    """Create the database schema, or upgrade it to this version."""
     from tenure.cli.terminal import progress_bar
 
-    with progress_bar("Bringing the schema up to date") as progress:
+    with progress_bar("Upgrading the schema") as progress:
         before, after = application().migrate(progress=progress)
     was = f"was {before}" if before else "new"
     click.echo(f"schema {after} ({'as it was' if before == after else was})")

@@ -1,4 +1,4 @@
-"""Commands about who is told of moves by signed requests: make, list and remove webhooks."""
+"""Commands that create, list and remove webhooks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from tenure.cli.command import (
     database_option,
     existing,
     json_option,
-    wide_option,
+    reading_options,
 )
-from tenure.cli.tail import EVENTS
 
 
 @click.group(cls=Group)
 def webhooks() -> None:
-    """Make, list and remove webhooks: URLs that are told of moves."""
+    """Create, list and remove webhooks: URLs that get events."""
 
 
 @webhooks.command()
@@ -30,11 +29,11 @@ def webhooks() -> None:
 @click.option(
     "--event",
     "events",
-    type=click.Choice(EVENTS),
+    type=completing.EventName(),
     metavar="EVENT",
     multiple=True,
     required=True,
-    help="Tell of these moves, such as failed; may be repeated.",
+    help="Send this event, such as failed; may be repeated.",
 )
 @click.option(
     "--type",
@@ -42,7 +41,7 @@ def webhooks() -> None:
     metavar="TYPE",
     shell_complete=completing.types,
     multiple=True,
-    help="Only of jobs of this type; may be repeated.",
+    help="Only for jobs of this type; may be repeated.",
 )
 @click.option(
     "--queue",
@@ -50,7 +49,7 @@ def webhooks() -> None:
     metavar="NAME",
     shell_complete=completing.queue_names,
     multiple=True,
-    help="Only of jobs of this queue; may be repeated.",
+    help="Only for jobs of this queue; may be repeated.",
 )
 @database_option
 @json_option
@@ -62,9 +61,9 @@ def create(
     queues: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Have URL told of moves; print the secret that signs, once.
+    """Send events to URL, and print the signing secret once.
 
-    NAME is for you, to list and to remove it by. Moves from now on are told.
+    NAME is how you list and remove the webhook. Only events from now on are sent.
     """
     from tenure.cli.terminal import print_json
 
@@ -74,13 +73,11 @@ def create(
         print_json({"secret": secret, **asdict(made)})
         return
     click.echo(secret)
-    click.echo("It is not shown again: give it to the receiver, to check signatures by.", err=True)
+    click.echo("It is not shown again. The receiver needs it to check signatures.", err=True)
 
 
 @webhooks.command("list")
-@database_option
-@json_option
-@wide_option
+@reading_options
 def list_webhooks(as_json: bool) -> None:
     """List webhooks, without their secrets."""
     from tenure.cli.terminal import print_json, table
@@ -115,7 +112,7 @@ def list_webhooks(as_json: bool) -> None:
 )
 @database_option
 def remove(names: Sequence[str]) -> None:
-    """Remove webhooks; what is yet to be delivered is dropped."""
+    """Remove webhooks; events that are not delivered yet are dropped."""
     with existing() as app:
         for name in names:
             app.webhooks.remove(name)
