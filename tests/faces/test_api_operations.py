@@ -153,7 +153,7 @@ def test_metrics_in_both_forms_are_the_same(app: Tenure, api: TestClient) -> Non
     assert form["total"] == 3
     for total in form["totals"]:
         labels = sorted((name, total[name]) for name in ("event", "queue", "type"))
-        assert values["tenure_moves_total", *labels] == total["transitions"]
+        assert values["tenure_transitions_total", *labels] == total["transitions"]
         if total["event"] == "claimed":
             assert values["tenure_wait_seconds_sum", ("type", "a")] == total["seconds"]
             assert values["tenure_wait_seconds_count", ("type", "a")] == sum(total["buckets"]) == 1

@@ -1,12 +1,12 @@
 """uvicorn's httptools protocol with the limits that httptools lacks, and answers sent whole.
 
-A request's line and headers may not grow beyond `MAX_HEAD_BYTES` and must be there within
-`HEAD_SECONDS` of the connection or of their first byte, or the connection is closed: a client that
-dribbles holds a socket for seconds, not for ever. Where connections run out, the one that has been
-idle for longest is closed for a new one, so that idle clients keep nobody out.
+A request's line and headers may not exceed `MAX_HEAD_BYTES`, and must arrive within `HEAD_SECONDS`
+of the connection or of their first byte. Otherwise the connection is closed, so that a slow client
+holds a socket for seconds, not for ever. If connections run out, the one that has been idle longest
+is closed for a new one.
 
-uvicorn hands the head and the body of an answer to the socket one by one, which takes twice as many
-system calls and packets as are needed; here they go together.
+uvicorn writes the head and the body of an answer to the socket one by one, which takes twice as
+many system calls and packets as needed. Here they are sent together.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 20.0
 MAX_GATHERED = 64 * 1024
-"""Bytes of an answer that may wait for the end of a step."""
+"""Bytes of an answer that may wait for the end of a step of the event loop."""
 
 
 class HeadTooLarge(Exception):
     """Raised inside the parser, which answers 400 and closes the connection."""
 
 
-class Gathering:
-    """A transport that sends as one what is written in one step of the loop."""
+class GatheringTransport:
+    """A transport that sends together what is written in one step of the event loop."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -38,7 +38,7 @@ class Gathering:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Send `data` at the end of this step of the loop, or now if there is much."""
+        """Send `data` at the end of this step of the loop, or now if there is more than fits."""
         if not self._gathered:
             self._loop.call_soon(self._send)
         self._gathered += data
@@ -57,7 +57,7 @@ class Gathering:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection, whose requests have heads bounded in size and time."""
+    """One connection, whose requests have heads limited in size and time."""
 
     _in_head = True
     _parsed_bytes = 0  # of the head, in complete headers
@@ -66,16 +66,15 @@ class BoundedProtocol(HttpToolsProtocol):
     _idle_since = 0.0  # loop time
 
     def connection_made(self, transport: Any) -> None:
-        """Give the first request its time, and make room for the next connection."""
+        """Start the first request's deadline, and make room for the next connection."""
         self._idle_since = self.loop.time()
         if self.limit_concurrency and len(self.connections) + 1 >= self.limit_concurrency:
             self._close_longest_idle()
-        super().connection_made(cast(asyncio.Transport, Gathering(transport, self.loop)))
-        self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        super().connection_made(cast(asyncio.Transport, GatheringTransport(transport, self.loop)))
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self._close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadline."""
-        self._forget_deadline()
+        self._cancel_deadline()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -83,37 +82,32 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._in_head:
             if self._deadline is None:
-                self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
+                self._deadline = self.loop.call_later(HEAD_SECONDS, self._close)
             self._unparsed_bytes += len(data)
             if self._unparsed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The head of the request is too long.")
 
     def on_message_begin(self) -> None:
-        """A request begins."""
         super().on_message_begin()
         self._in_head = True
         self._parsed_bytes = self._unparsed_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One more header."""
         self._parsed_bytes += len(name) + len(value)
         if self._parsed_bytes > MAX_HEAD_BYTES:
             raise HeadTooLarge
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is there; the body's deadline is kept where it is read."""
         self._in_head = False
-        self._forget_deadline()
+        self._cancel_deadline()
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
-        """Answered: idle until the next request."""
         self._idle_since = self.loop.time()
         super().on_response_complete()
 
     def _close_longest_idle(self) -> None:
-        """Close the connection that has been without a request for longest, if there is one."""
         idle = [
             other
             for other in self.connections
@@ -122,14 +116,14 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         if idle:
             longest = min(idle, key=lambda other: other._idle_since)
-            self.connections.discard(longest)  # it counts no more, though it ends in a moment
-            longest._give_up()
+            self.connections.discard(longest)  # it no longer counts, although it ends later
+            longest._close()
 
-    def _give_up(self) -> None:
+    def _close(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
 
-    def _forget_deadline(self) -> None:
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

@@ -1,10 +1,9 @@
-"""What a monitoring system asks for. Every value is read from the database at that moment.
+"""The metrics for a monitoring system. Every value is read from the database when it is asked for.
 
-So the numbers are true however many processes there are, and whichever of them is asked. There are
-no counters in memory: those that are shown were summed up from the ledger by whichever process
-sweeps. The number of series is bounded: beyond `MAX_SERIES` the smallest groups are added up under
-the label `(other)`, which no queue and no type can be called. Groups of counters keep their place
-once they have one, so that no counter ever falls.
+So the numbers are right however many processes there are, and whichever of them answers. There are
+no counters in memory: the sweeping process sums them up from the ledger. The number of series is
+bounded: beyond `MAX_SERIES` the smallest groups are added up under the label `(other)`, which no
+queue and no type can be called. A counter keeps the series it once has, so that none ever falls.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ OTHER = "(other)"
 
 
 def watched(app: Tenure) -> DatabaseState:
-    """The state of everything, with a bounded number of groups."""
+    """Return the state of everything, with a bounded number of groups."""
     return DatabaseState(
         now=app.ping(),
         counts=bounded(app.stats()),
@@ -42,27 +41,26 @@ def watched(app: Tenure) -> DatabaseState:
     )
 
 
-def prometheus_text(seen: DatabaseState) -> bytes:
-    """The metrics in Prometheus' text format."""
+def prometheus_text(snapshot: DatabaseState) -> bytes:
+    """Return the metrics in Prometheus' text format."""
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.registry import Collector
 
     class Snapshot(Collector):
         def collect(self) -> Iterator[Metric]:
-            yield from _state(seen)
-            yield from _totals(seen)
+            yield from _state(snapshot)
+            yield from _totals(snapshot)
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Snapshot())
     return generate_latest(registry)
 
 
-def _state(seen: DatabaseState) -> Iterator[Metric]:
-    """What is so now."""
+def _state(snapshot: DatabaseState) -> Iterator[Metric]:
     from prometheus_client.core import GaugeMetricFamily as Gauge
 
     jobs = Gauge("tenure_jobs", "Stored jobs.", labels=["status", "queue", "type"])
-    for count in seen.counts:
+    for count in snapshot.counts:
         jobs.add_metric([count.status, count.queue, count.type], count.jobs)
     yield jobs
     waiting = Gauge("tenure_queue_pending", "Jobs waiting, due or not.", labels=["queue"])
@@ -73,28 +71,28 @@ def _state(seen: DatabaseState) -> Iterator[Metric]:
         labels=["queue"],
     )
     paused = Gauge("tenure_queue_paused", "1 when the queue is paused.", labels=["queue"])
-    for queue in seen.queues:
+    for queue in snapshot.queues:
         waiting.add_metric([queue.name], queue.pending)
         running.add_metric([queue.name], queue.processing)
-        oldest.add_metric([queue.name], _seconds(queue.oldest_due_at, seen.now))
+        oldest.add_metric([queue.name], _seconds(queue.oldest_due_at, snapshot.now))
         paused.add_metric([queue.name], 0 if queue.paused_at is None else 1)
     yield from (waiting, running, oldest, paused)
-    yield Gauge("tenure_workers", "Workers that asked for jobs lately.", value=seen.workers)
+    yield Gauge("tenure_workers", "Workers that asked for jobs lately.", value=snapshot.workers)
     late = "Leases that have run out and were not yet ended by a sweep."
-    yield Gauge("tenure_late_leases", late, value=seen.late_leases)
+    yield Gauge("tenure_late_leases", late, value=snapshot.late_leases)
     behind = "How far the counters and histograms are behind the ledger."
-    lag = _seconds(seen.measured_until, seen.now)
+    lag = _seconds(snapshot.measured_until, snapshot.now)
     yield Gauge("tenure_measures_lag_seconds", behind, value=lag)
 
 
-def _totals(seen: DatabaseState) -> Iterator[Metric]:
-    """What has happened since the beginning: it only rises, whichever server is asked."""
+def _totals(snapshot: DatabaseState) -> Iterator[Metric]:
+    """Yield the counters and histograms."""
     from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
     transitions = CounterMetricFamily(
-        "tenure_moves", "Moves of jobs.", labels=["event", "queue", "type"]
+        "tenure_transitions", "Transitions of jobs.", labels=["event", "queue", "type"]
     )
-    for total in seen.totals:
+    for total in snapshot.totals:
         transitions.add_metric([total.event, total.queue, total.type], total.transitions)
     yield transitions
     for name, text, events in (
@@ -102,7 +100,7 @@ def _totals(seen: DatabaseState) -> Iterator[Metric]:
         ("tenure_run_seconds", "From claimed until the attempt ended, however.", RUN_ENDS),
     ):
         histogram = HistogramMetricFamily(name, text, labels=["type"])
-        for type, (seconds, buckets) in by_type(seen.totals, events).items():
+        for type, (seconds, buckets) in by_type(snapshot.totals, events).items():
             histogram.add_metric([type], _cumulated(buckets), seconds)
         yield histogram
 
@@ -113,7 +111,7 @@ WAITED = frozenset({"claimed"})
 def by_type(
     totals: Sequence[Total], events: Container[str]
 ) -> dict[str, tuple[float, tuple[int, ...]]]:
-    """Job type -> seconds and buckets of some events, over all queues."""
+    """Return seconds and buckets of `events` by job type, over all queues."""
     sums: dict[str, tuple[float, tuple[int, ...]]] = {}
     for total in totals:
         if total.event in events:
@@ -124,7 +122,7 @@ def by_type(
 
 
 def _cumulated(buckets: Sequence[int]) -> list[tuple[str, float]]:
-    """Each bound with the number of times up to it, as Prometheus counts them."""
+    """Return each bound with the number of durations up to it, as Prometheus counts them."""
     from prometheus_client.utils import floatToGoString
 
     return list(zip(map(floatToGoString, BUCKETS), accumulate(buckets), strict=True))
@@ -135,7 +133,7 @@ def _seconds(since: datetime | None, now: datetime) -> float:
 
 
 def bounded(counts: Sequence[Count], most: int = MAX_SERIES) -> list[Count]:
-    """At most about `most` counts: the smallest are added up, by status, under `(other)`."""
+    """Return about `most` counts: the smallest are added up, by status, under `(other)`."""
     if len(counts) <= most:
         return list(counts)
     ranked = sorted(counts, key=lambda count: count.jobs, reverse=True)
@@ -146,5 +144,5 @@ def bounded(counts: Sequence[Count], most: int = MAX_SERIES) -> list[Count]:
 
 
 def largest(queues: Sequence[QueueState], most: int = MAX_QUEUES) -> list[QueueState]:
-    """The `most` busiest queues."""
+    """Return the `most` busiest queues."""
     return sorted(queues, key=lambda q: q.pending + q.processing, reverse=True)[:most]

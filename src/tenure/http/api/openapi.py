@@ -1,7 +1,7 @@
-"""The API described as OpenAPI 3.1, from the routes and the types they take and answer.
+"""Describes the API as OpenAPI 3.1, from the routes and the types they take and answer.
 
-Nothing is described by hand but what a type cannot say: what JSON a database keeps, how durations
-are written, and which refusals every call can meet.
+Only what a type cannot say is written by hand: which JSON a database keeps, how durations are
+written, and which refusals every call can meet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = "#/components/schemas/{name}"
 ALWAYS = (400, 421, 503)
-"""Refusals that any call can meet; 403 and what a body brings are added where they apply."""
+"""Refusals that every call can meet. `_refusals` adds those that depend on the route."""
 
 _N = "[1-9][0-9]{0,2}"
 DURATION = (
@@ -87,7 +87,7 @@ RULES: Mapping[str, Any] = {
         }
     }
 }
-"""What a type's fields must be together, which none of them says."""
+"""Rules between several fields of a type."""
 
 PATH_PARAMETERS: Mapping[str, Any] = {
     "id": {"type": "string", "pattern": ids.ID_PATTERN},
@@ -100,7 +100,7 @@ PATH_PARAMETERS: Mapping[str, Any] = {
 }
 ANSWER_HEADERS: Mapping[str, Any] = {
     problems.REQUEST_ID: {
-        "description": "The id in the problem's `request_id`: that of the request, if it had one.",
+        "description": "The problem's `request_id`: the request's own, if it had one.",
         "schema": {"type": "string"},
     },
     "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
@@ -113,7 +113,7 @@ ANSWER_HEADERS: Mapping[str, Any] = {
 
 @functools.cache
 def document(routes: tuple[Route, ...], *, secured: bool) -> bytes:
-    """The description as JSON; `secured` says whether calls need a token."""
+    """Return the description as JSON; `secured` says whether calls need a token."""
     schemas = _Schemas(routes)
     paths: dict[str, Any] = {}
     for route in routes:
@@ -150,11 +150,11 @@ class _Schemas:
         }
 
     def of(self, type: Any) -> Any:
-        """The schema of a type, mostly a reference."""
+        """Return the schema of a type, mostly a reference."""
         return self._of[str(type)]
 
     def properties(self, type: Any) -> Mapping[str, Any]:
-        """The fields of a struct."""
+        """Return the schemas of a struct's fields."""
         found: Mapping[str, Any] = self.components[type.__name__]["properties"]
         return found
 
@@ -235,6 +235,6 @@ def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
 
 
 def _without_null(schema: Mapping[str, Any]) -> Any:
-    """A query parameter is left out, it cannot be null."""
+    """Return `schema` without null: a query parameter can be left out, not null."""
     some = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     return some[0] if len(some) == 1 else schema
