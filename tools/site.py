@@ -95,7 +95,7 @@ def state_machine() -> str:
             "right": (one.x + 11, one.y + 5, "start"),
             "on": (one.x - 14, one.y + (16 if one.y > sheet.height / 2 else 0), "end"),
         }[one.label]
-        lines.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{one.transition.event}</text>')
+        lines.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{one.rule.event}</text>')
     for box in picture.boxes:
         lines.append(
             f'<rect x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" rx="16" '

@@ -52,7 +52,7 @@ class Application:
         async def lifespan(_: object) -> AsyncIterator[None]:
             await asyncio.to_thread(app.open)
             notifier.start()
-            pages.glance.begin()
+            pages.cache.begin()
             yield
             notifier.close()
 

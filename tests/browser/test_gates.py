@@ -36,7 +36,7 @@ def test_signing_in_and_out(window: Window, tokens: dict[str, str]) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
     page.get_by_label("Token").fill("wrong")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("opens nothing here")
+    expect(page.get_by_role("alert")).to_contain_text("is not valid here")
     page.get_by_label("Token").fill(tokens["admin"])
     page.keyboard.press("Enter")
     page.wait_for_url("**/ui/jobs?type=email")
@@ -47,7 +47,7 @@ def test_signing_in_and_out(window: Window, tokens: dict[str, str]) -> None:
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.locator(".steps")).to_contain_text("token:t-admin")
     page.get_by_role("button", name="Sign out").click()
-    expect(page.locator("#said")).to_contain_text("You are signed out")
+    expect(page.locator("#message")).to_contain_text("You are signed out")
     page.goto("/ui/jobs")
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
 

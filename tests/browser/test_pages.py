@@ -88,7 +88,7 @@ def test_hostile_jobs_do_nothing(window: Window, jobs: dict[str, str]) -> None:
     assert "\\u202e" in shown
     page.goto(f"/ui/jobs/{jobs['completed']}")
     assert len(page.content()) < 60_000
-    page.get_by_role("link", name="Show all of it").click()
+    page.get_by_role("link", name="Show all").click()
     assert page.locator("body").inner_text().count("z") >= 1_000_000
 
 
@@ -116,7 +116,7 @@ def test_the_keyboard_is_enough(window: Window, jobs: dict[str, str]) -> None:
         if page.locator(":focus").inner_text() == "Retry":
             break
     page.keyboard.press("Enter")
-    expect(page.locator("#said")).to_contain_text("to run again")
+    expect(page.locator("#message")).to_contain_text("to run again")
     page.keyboard.press("Tab")  # the focus is still somewhere sensible
     assert page.evaluate("document.activeElement !== document.body")
 
@@ -131,7 +131,7 @@ def test_every_action(window: Window, app: Tenure, jobs: dict[str, str], scripts
     page.get_by_role("button", name=f"Pause queue {queue}").click()
     expect(page.locator(f"#queue-{queue}")).to_contain_text("paused")
     page.locator(f"#queue-{queue} summary").click()
-    page.get_by_label("Most jobs that may wait").locator("visible=true").fill("7")
+    page.get_by_label("Maximum pending jobs").locator("visible=true").fill("7")
     page.locator(f"#queue-{queue}").get_by_role("button", name="Set").click()
     expect(page.locator(f"#queue-{queue} [data-label=Limit]")).to_have_text("7")
     page.get_by_role("button", name=f"Resume queue {queue}").click()
@@ -146,7 +146,7 @@ def test_every_action(window: Window, app: Tenure, jobs: dict[str, str], scripts
     page.locator(f'input[value="{ids[1]}"]').check()
     page.locator(f'input[value="{ids[2]}"]').check()
     page.get_by_role("button", name="Cancel", exact=True).click()
-    expect(page.locator("#said")).to_contain_text("2 jobs cancelled")
+    expect(page.locator("#message")).to_contain_text("2 jobs cancelled")
     expect(page.locator("tbody tr")).to_have_count(2)
 
     page.get_by_role("link", name="Cancel all…").click()

@@ -28,7 +28,7 @@ def test_with_javascript(page: Page) -> None:
     expect(page.get_by_role("heading", level=1)).to_contain_text("Nothing here yet")
     page.evaluate("window.same = true")  # gone if the page is ever loaded again
     page.get_by_role("button", name="Add sample jobs").click()
-    expect(page.locator("#said")).to_have_text(re.compile("16 sample jobs added"))
+    expect(page.locator("#message")).to_have_text(re.compile("16 sample jobs added"))
     expect(page.locator("#live")).to_have_text("live")
     completed = page.locator(".counts .completed .big")
     expect(completed).not_to_have_text("0")
@@ -43,17 +43,17 @@ def test_with_javascript(page: Page) -> None:
     expect(page.locator(".attempts pre")).to_contain_text("fail_times 1: attempt 1 fails")
     page.evaluate("window.same = true")
     page.get_by_role("button", name="Retry", exact=True).click()
-    expect(page.locator("#said")).to_have_text(re.compile("to run again"))
+    expect(page.locator("#message")).to_have_text(re.compile("to run again"))
     expect(page.get_by_role("heading", level=1)).to_contain_text("fake.flaky completed")
     expect(page.locator("#announce")).to_contain_text("completed")
     assert page.evaluate("window.same") is True
     steps = page.locator(".steps b").all_inner_texts()
     assert steps == [
-        "added",
-        "taken by a worker",
+        "enqueued",
+        "claimed by a worker",
         "attempt failed",
-        "to be tried again",
-        "taken by a worker",
+        "to be retried",
+        "claimed by a worker",
         "completed",
     ]
 
@@ -62,7 +62,7 @@ def test_without_javascript(window: Window) -> None:
     page = window(java_script_enabled=False)
     page.goto("/")
     page.get_by_role("button", name="Add sample jobs").click()
-    expect(page.locator("#said")).to_have_text(re.compile("16 sample jobs added"))
+    expect(page.locator("#message")).to_have_text(re.compile("16 sample jobs added"))
 
     def reload_until(what: str, text: str) -> None:
         for _ in range(100):
@@ -78,7 +78,7 @@ def test_without_javascript(window: Window) -> None:
     once.first.get_by_role("link").click()
     expect(page.locator(".attempts pre")).to_contain_text("attempt 1 fails")
     page.get_by_role("button", name="Retry", exact=True).click()
-    expect(page.locator("#said")).to_have_text(re.compile("to run again"))
+    expect(page.locator("#message")).to_have_text(re.compile("to run again"))
     reload_until("h1", "completed")
 
 

@@ -7,11 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tenure.dashboard import charts as series
-from tenure.dashboard import format as words
-from tenure.dashboard import machine
-from tenure.dashboard.health import Mood, health
-from tenure.dashboard.timeline import attempts, stretches
+from tenure.dashboard import charts, machine
+from tenure.dashboard import format as fmt
+from tenure.dashboard.health import HealthLevel, health
+from tenure.dashboard.timeline import attempts, periods
 from tenure.jobs.ledger import Transition
 from tenure.jobs.states import QueueState, WorkerState
 from tenure.jobs.stats import BUCKETS, Activity
@@ -33,22 +32,42 @@ def queue(name: str = "mail", waits: float | None = None, **more: object) -> Que
 
 
 @pytest.mark.parametrize(
-    ("queues", "workers", "mood", "text"),
+    ("queues", "workers", "level", "text"),
     [
-        ([], [], Mood.WELL, "All is well: nothing is waiting. No worker is alive just now."),
-        ([queue(waits=59)], [WORKER], Mood.WELL, "All is well: nothing is late, and 1 worker"),
-        ([queue(waits=60)], [WORKER], Mood.LATE, "Queue mail is late: a job has been due for 1m."),
-        ([queue("x", 252)], [WORKER], Mood.LATE, "for 4m 12s, and no live worker takes from it"),
-        ([queue(waits=5)], [], Mood.WATCH, "Jobs are due and no worker is alive"),
-        ([queue(waits=900, paused_at=ago(60))], [WORKER], Mood.WATCH, "paused for 1m; 1 job waits"),
-        ([queue(max_pending=1)], [WORKER], Mood.WATCH, "Queue mail is full at 1"),
+        ([], [], HealthLevel.WELL, "All is well: nothing is waiting. No worker is alive just now."),
+        (
+            [queue(waits=59)],
+            [WORKER],
+            HealthLevel.WELL,
+            "All is well: nothing is late, and 1 worker",
+        ),
+        (
+            [queue(waits=60)],
+            [WORKER],
+            HealthLevel.LATE,
+            "Queue mail is late: a job has been due for 1m.",
+        ),
+        (
+            [queue("x", 252)],
+            [WORKER],
+            HealthLevel.LATE,
+            "for 4m 12s, and no live worker takes from it",
+        ),
+        ([queue(waits=5)], [], HealthLevel.WATCH, "Jobs are due and no worker is alive"),
+        (
+            [queue(waits=900, paused_at=ago(60))],
+            [WORKER],
+            HealthLevel.WATCH,
+            "paused for 1m; 1 job waits",
+        ),
+        ([queue(max_pending=1)], [WORKER], HealthLevel.WATCH, "Queue mail is full at 1"),
     ],
 )
 def test_the_health_line_says_the_worst(
-    queues: list[QueueState], workers: list[WorkerState], mood: Mood, text: str
+    queues: list[QueueState], workers: list[WorkerState], level: HealthLevel, text: str
 ) -> None:
     found = health(NOW, 1, queues, workers)
-    assert found.mood is mood
+    assert found.level is level
     assert text in found.text
 
 
@@ -64,7 +83,7 @@ def test_the_picture_has_every_status_and_every_move_and_stays_on_its_sheet(
     picture = machine.draw(sheet, {"pending": 3}, {TRANSITIONS[0]: 12.0})
     assert [arrow.per_minute for arrow in picture.arrows] == [12.0, *(0.0 for _ in TRANSITIONS[1:])]
     assert {box.status for box in picture.boxes} == set(Status)
-    assert [arrow.transition for arrow in picture.arrows] == list(TRANSITIONS)
+    assert [arrow.rule for arrow in picture.arrows] == list(TRANSITIONS)
     assert len({arrow.path for arrow in picture.arrows}) == len(TRANSITIONS)
     for arrow in picture.arrows:
         numbers = [float(number) for number in re.findall(r"-?[0-9.]+", arrow.path)]
@@ -96,7 +115,7 @@ def test_the_life_of_a_job_is_told_by_attempts_and_time() -> None:
     last, first = attempts(MOVED)
     assert (first.number, first.outcome, first.error) == (1, "failed", "boom")
     assert (last.number, last.outcome, last.ended) == (2, "", None)
-    drawn = stretches(MOVED, NOW)
+    drawn = periods(MOVED, NOW)
     assert [(part.status, part.seconds) for part in drawn] == [
         ("pending", 10.0),
         ("processing", 1.0),
@@ -115,12 +134,12 @@ def test_rates_and_times_are_of_what_was_counted() -> None:
         Activity(minute - timedelta(hours=2), "email", "mail", "completed", 99, 5.0, buckets),
     ]
     rates = {
-        transition.event: rate for transition, rate in series.rates(activity, NOW).items() if rate
+        transition.event: rate for transition, rate in charts.rates(activity, NOW).items() if rate
     }
     assert rates == {"claimed": 2.0, "completed": 1.8}
-    assert series.throughput(activity, NOW).lines[0].values[-1] == 9
-    assert series.latency(activity, NOW).lines[0].values[-1] == pytest.approx(0.965)
-    assert series.quantile((), 0.95) is None
+    assert charts.throughput(activity, NOW).lines[0].values[-1] == 9
+    assert charts.latency(activity, NOW).lines[0].values[-1] == pytest.approx(0.965)
+    assert charts.quantile((), 0.95) is None
 
 
 def test_each_line_has_the_jobs_that_went_along_it() -> None:
@@ -128,7 +147,7 @@ def test_each_line_has_the_jobs_that_went_along_it() -> None:
     ran = (2, *(0 for _ in BUCKETS[2:]), 1)
     none = (0,) * len(BUCKETS)
     minute = NOW.replace(second=0)
-    moved = series.moved(
+    counts = charts.transition_counts(
         [
             Activity(minute, "a", "q", "enqueued", 9, 0.0, none),
             Activity(minute, "a", "q", "cancelled", 7, 0.0, ran),
@@ -136,9 +155,9 @@ def test_each_line_has_the_jobs_that_went_along_it() -> None:
             Activity(minute, "b", "q", "retried", 5, 0.0, none),
         ]
     )
-    assert list(moved) == list(TRANSITIONS)
+    assert list(counts) == list(TRANSITIONS)
     assert {
-        (m.event, m.source, transitions) for m, transitions in moved.items() if transitions
+        (m.event, m.source, transitions) for m, transitions in counts.items() if transitions
     } == {
         ("cancelled", "processing", 3),
         ("cancelled", "pending", 5),
@@ -162,4 +181,4 @@ def test_lengths_are_told_in_two_units(seconds: float, text: str) -> None:
 
 
 def test_a_command_can_be_pasted() -> None:
-    assert words.command("tenure", "x", "a b", "it's") == "tenure x 'a b' 'it'\"'\"'s'"
+    assert fmt.command("tenure", "x", "a b", "it's") == "tenure x 'a b' 'it'\"'\"'s'"

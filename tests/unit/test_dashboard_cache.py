@@ -34,45 +34,45 @@ class Slow(Tenure):
 
 def test_a_page_does_not_wait_for_new_counts_where_there_are_older_ones(tmp_path: Path) -> None:
     with Slow(tmp_path) as app:
-        glance = ReadCache(app)
+        cache = ReadCache(app)
         app.enqueue("a")
-        assert glance.counts() == ONE
+        assert cache.counts() == ONE
         app.enqueue("a")
         app.let.clear()
-        glance.forget()
+        cache.forget()
         assert app.began.acquire(timeout=3)
-        assert glance.counts() == ONE  # it would wait for ever for those under way
+        assert cache.counts() == ONE  # it would wait for ever for those under way
         assert app.began.acquire(timeout=3)
-        assert glance.counts() == ONE
+        assert cache.counts() == ONE
         assert not app.began.acquire(blocking=False)  # which are read once, however many ask
         app.let.set()
-        assert glance._known["counts"].reading is not None
-        glance._known["counts"].reading.result()
-        assert glance.counts() == TWO
+        assert cache._entries["counts"].reading is not None
+        cache._entries["counts"].reading.result()
+        assert cache.counts() == TWO
 
 
 def test_what_was_read_before_an_action_is_not_shown_after_it(tmp_path: Path) -> None:
     with Tenure(f"sqlite:///{tmp_path}/jobs.db") as app:
-        glance = ReadCache(app)
+        cache = ReadCache(app)
         app.enqueue("a")
-        assert glance.queues()[0].paused_at is None
+        assert cache.queues()[0].paused_at is None
         app.pause("default")
-        assert glance.queues()[0].paused_at is None
-        glance.forget()
-        assert glance.queues()[0].paused_at is not None
+        assert cache.queues()[0].paused_at is None
+        cache.forget()
+        assert cache.queues()[0].paused_at is not None
 
 
 def test_it_is_told_how_old_an_answer_is(tmp_path: Path) -> None:
     with Slow(tmp_path) as app:
-        glance = ReadCache(app)
+        cache = ReadCache(app)
         app.enqueue("a")
-        assert glance.lag(app.ping(), "counts").jobs == 0  # nothing is shown, nothing is old
-        glance.counts()
-        young = glance.lag(app.ping(), "counts").jobs
-        older = glance.lag(app.ping(), "counts").jobs
+        assert cache.lag(app.ping(), "counts").jobs == 0  # nothing is shown, nothing is old
+        cache.counts()
+        young = cache.lag(app.ping(), "counts").jobs
+        older = cache.lag(app.ping(), "counts").jobs
         assert 0 < young < older
         app.measure()
-        assert glance.lag(app.ping(), "counts").rates >= 0
+        assert cache.lag(app.ping(), "counts").rates >= 0
 
 
 def test_the_first_who_asks_waits_and_is_told_what_went_wrong(tmp_path: Path) -> None:
@@ -84,9 +84,9 @@ def test_the_first_who_asks_waits_and_is_told_what_went_wrong(tmp_path: Path) ->
 def test_counting_can_begin_before_anybody_looks(tmp_path: Path) -> None:
     with Slow(tmp_path) as app:
         app.let.clear()
-        glance = ReadCache(app)
-        glance.begin()
+        cache = ReadCache(app)
+        cache.begin()
         assert app.began.acquire(timeout=3)
         app.let.set()
-        assert glance.counts() == []
+        assert cache.counts() == []
         assert not app.began.acquire(blocking=False)

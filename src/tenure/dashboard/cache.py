@@ -1,10 +1,10 @@
-"""What every viewer asks for again and again, read once for all of them.
+"""Reads what all viewers ask for once for all of them.
 
-Ten open pages that are told twice a second that something moved would otherwise count a million
-jobs twenty times a second. An answer is used again for a moment, for longer the longer it took, so
-that looking never costs more than a fraction of what the database can do. No page waits long for a
-new answer where there is an older one: it shows that, says of when it is, and the new one is read
-beside. Whoever acts sees what came of it: an action makes all but the counts forgotten.
+Ten open pages that refresh twice a second would otherwise count a million jobs twenty times a
+second. A value is used again for a moment, longer the longer it took to read, so that viewers never
+cost more than a fraction of what the database can do. If there is an older value, a page does not
+wait long for a new one: it shows the older one and how old it is, while the new one is read. An
+action clears everything but the counts, so that its effect is seen.
 """
 
 from __future__ import annotations
@@ -26,116 +26,116 @@ T = TypeVar("T")
 
 FRESH_SECONDS = 0.4
 SHARE = 4
-"""An answer that took a second is used for four."""
+"""A value that took a second to read is used for four."""
 MAX_SECONDS = 10.0
-PATIENCE = 0.05
-"""Seconds that a page waits for a new answer where there is an older one. Counting takes longer
-only while the measures are far behind the ledger, as after a storm; see `store/measures.py`."""
+WAIT_SECONDS = 0.05
+"""How long a page waits for a new value if there is an older one. Counting takes longer only while
+the statistics are far behind the ledger."""
 READERS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """By how many seconds rates and failures, and the numbers of jobs, are behind."""
+    """How many seconds the shown values are behind."""
 
-    rates: float
-    jobs: float
+    rates: float  # and failures
+    jobs: float  # the numbers of jobs
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """What was read: from when on, and until when it counts as new."""
+class _Value:
+    """What was read, when, and until when it counts as new."""
 
     value: Any
     began: float
     until: float
 
 
-class _Known:
-    """The last answer to one question, and the reading of the next."""
+class _Entry:
+    """The last value of one kind, and the read of the next, if one is under way."""
 
-    def __init__(self, answer: _Answer | None = None) -> None:
-        self.answer = answer
-        self.reading: Future[_Answer] | None = None
+    def __init__(self, value: _Value | None = None) -> None:
+        self.value = value
+        self.reading: Future[_Value] | None = None
 
-    def read(self, ask: Callable[[], Any]) -> _Answer:
+    def read(self, ask: Callable[[], Any]) -> _Value:
         began = time.monotonic()
         value = ask()
         ended = time.monotonic()
         lasts = min(max(FRESH_SECONDS, SHARE * (ended - began)), MAX_SECONDS)
-        self.answer = _Answer(value, began, ended + lasts)
-        return self.answer
+        self.value = _Value(value, began, ended + lasts)
+        return self.value
 
 
 class ReadCache:
-    """The answers of one application, each used again for a moment. Safe from any thread."""
+    """The values of one application, each used again for a moment. Safe from any thread."""
 
     def __init__(self, app: Tenure) -> None:
         self._app = app
         self._lock = threading.Lock()
-        self._known: dict[str, _Known] = {}
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="tenure-glance")
+        self._entries: dict[str, _Entry] = {}
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="tenure-dashboard")
 
     def forget(self) -> None:
-        """Somebody changed something. Old counts still do where new ones take long."""
+        """Clear the values after a change. Old counts are kept in case new ones take long."""
         with self._lock:
-            counted = self._known.get("counts", _Known()).answer
-            self._known = {}
+            counted = self._entries.get("counts", _Entry()).value
+            self._entries = {}
             if counted is not None:
-                self._known["counts"] = _Known(replace(counted, until=0.0))
+                self._entries["counts"] = _Entry(replace(counted, until=0.0))
 
     def counts(self) -> list[Count]:
-        """Jobs by status, queue and type."""
+        """Return jobs by status, queue and type."""
         return self._once("counts", self._app.stats)
 
     def queues(self) -> list[QueueState]:
-        """Every queue."""
+        """Return every queue with jobs or settings."""
         return self._once("queues", self._app.queues)
 
     def workers(self) -> list[WorkerState]:
-        """Workers that asked for jobs lately."""
+        """Return the workers that asked for jobs lately."""
         return self._once("workers", self._app.workers)
 
     def activity(self) -> list[Activity]:
-        """The moves of the last hour, by minute."""
+        """Return the transitions of the last hour, by minute."""
         return self._once("activity", self._app.activity)
 
     def failures(self) -> list[FailureGroup]:
-        """Failures by type and error."""
+        """Return failures by type and error."""
         return self._once("failures", self._app.failures)
 
     def lag(self, now: datetime, *names: str) -> Lag:
-        """How old rates are at `now`, and the oldest of the answers that are called `names`."""
+        """Return how old rates are at `now`, and how old the oldest of the values `names` is."""
         until = self._once("measured", self._app.measured_until)
         with self._lock:
-            known = [self._known.get(name, _Known()).answer for name in names]
+            values = [self._entries.get(name, _Entry()).value for name in names]
         at = time.monotonic()
-        oldest = min((one.began for one in known if one is not None), default=at)
+        oldest = min((one.began for one in values if one is not None), default=at)
         behind = 0.0 if until is None else max((now - until).total_seconds(), 0.0)
         return Lag(behind, at - oldest)
 
     def begin(self) -> None:
-        """Read beforehand what may take long, and do not wait for it."""
+        """Start to read what may take long, without waiting for it."""
         for name, ask in (("counts", self._app.stats), ("queues", self._app.queues)):
             self._reading(name, ask)
 
     def _once(self, name: str, ask: Callable[[], T]) -> T:
-        answer, reading = self._reading(name, ask)
+        last, reading = self._reading(name, ask)
         if reading is not None:
-            with suppress(TimeoutError):  # it goes on; whoever asks next may have it
-                answer = reading.result(None if answer is None else PATIENCE)
-        assert answer is not None
-        value: T = answer.value
+            with suppress(TimeoutError):  # the read continues for the next caller
+                last = reading.result(None if last is None else WAIT_SECONDS)
+        assert last is not None
+        value: T = last.value
         return value
 
     def _reading(
         self, name: str, ask: Callable[[], Any]
-    ) -> tuple[_Answer | None, Future[_Answer] | None]:
-        """The last answer, and the reading of the next if that one is not new any more."""
+    ) -> tuple[_Value | None, Future[_Value] | None]:
+        """Return the last value, and the read of the next if the last is not new any more."""
         with self._lock:
-            known = self._known.setdefault(name, _Known())
-            if known.answer is not None and time.monotonic() < known.answer.until:
-                return known.answer, None
-            if known.reading is None or known.reading.done():
-                known.reading = self._readers.submit(known.read, ask)
-            return known.answer, known.reading
+            entry = self._entries.setdefault(name, _Entry())
+            if entry.value is not None and time.monotonic() < entry.value.until:
+                return entry.value, None
+            if entry.reading is None or entry.reading.done():
+                entry.reading = self._readers.submit(entry.read, ask)
+            return entry.value, entry.reading

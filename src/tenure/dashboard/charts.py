@@ -1,4 +1,4 @@
-"""Lines over the last hour, from what happened in each minute. Pure."""
+"""Charts of the last hour, from the activity of each minute. Pure."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tenure.lifecycle import ATTEMPT_ENDS, FIRST_EVENT, RULE_OF, TRANSITIONS, Ru
 
 MINUTES = 60
 MINUTE = timedelta(minutes=1)
-LATELY = 5
-"""Minutes over which a rate is taken."""
+RATE_MINUTES = 5
+"""Rates are averages over so many minutes."""
 
 WIDTH, HEIGHT = 120.0, 28.0
 CLAIMED = "claimed"
 CANCELLED = "cancelled"
-WAYS = {transition.event: transition for transition in TRANSITIONS if transition.event != CANCELLED}
-"""The one line of each other event."""
+RULE_BY_EVENT = {rule.event: rule for rule in TRANSITIONS if rule.event != CANCELLED}
+"""Every other event has one rule."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One value per minute, oldest first; None where nothing happened."""
+class Series:
+    """One value per minute, oldest first; None where there is none."""
 
     name: str
     values: Sequence[float | None]
@@ -34,20 +34,20 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Lines over the same minutes (Unix time of each)."""
+    """Several series over the same minutes, each given as Unix time."""
 
     minutes: Sequence[int]
-    lines: Sequence[Line]
+    lines: Sequence[Series]
 
 
 def minutes_until(now: datetime) -> list[datetime]:
-    """The minutes of the last hour, the current one last."""
+    """Return the minutes of the last hour, the current one last."""
     last = now.replace(second=0, microsecond=0)
     return [last - MINUTE * back for back in range(MINUTES - 1, -1, -1)]
 
 
 def throughput(activity: Iterable[Activity], now: datetime) -> Chart:
-    """Attempts that completed and that failed, per minute."""
+    """Chart attempts that completed and that failed, per minute."""
     found: dict[str, dict[datetime, int]] = defaultdict(lambda: defaultdict(int))
     for one in activity:
         if one.event in ATTEMPT_ENDS:
@@ -57,7 +57,7 @@ def throughput(activity: Iterable[Activity], now: datetime) -> Chart:
 
 
 def latency(activity: Iterable[Activity], now: datetime) -> Chart:
-    """How long jobs waited and ran, in seconds: what 95 of 100 did not exceed."""
+    """Chart how long jobs waited and ran: the 95th percentile, in seconds."""
     waits: dict[datetime, list[int]] = {}
     runs: dict[datetime, list[int]] = {}
     for one in activity:
@@ -75,7 +75,7 @@ def latency(activity: Iterable[Activity], now: datetime) -> Chart:
 
 
 def quantile(counts: Sequence[int], share: float) -> float | None:
-    """The value that `share` of what was counted does not exceed, between the buckets' bounds."""
+    """Return the value that `share` of all do not exceed, interpolated in its bucket."""
     total = sum(counts)
     if not total:
         return None
@@ -91,10 +91,10 @@ def quantile(counts: Sequence[int], share: float) -> float | None:
     return BUCKETS[-2]
 
 
-def moved(activity: Iterable[Activity]) -> dict[Rule, int]:
-    """How many jobs went along each line of the lifecycle's table.
+def transition_counts(activity: Iterable[Activity]) -> dict[Rule, int]:
+    """Return how many jobs made each transition of the lifecycle's table.
 
-    Of those cancelled, the ones that had run for some time were running, the others pending.
+    A cancelled job that had run for some time was processing, any other was pending.
     """
     found = dict.fromkeys(TRANSITIONS, 0)
     for one in activity:
@@ -103,37 +103,37 @@ def moved(activity: Iterable[Activity]) -> dict[Rule, int]:
             found[RULE_OF[CANCELLED, Status.PROCESSING]] += running
             found[RULE_OF[CANCELLED, Status.PENDING]] += one.transitions - running
         elif one.event != FIRST_EVENT:
-            found[WAYS[one.event]] += one.transitions
+            found[RULE_BY_EVENT[one.event]] += one.transitions
     return found
 
 
 def rates(activity: Iterable[Activity], now: datetime) -> dict[Rule, float]:
-    """Moves per minute, over the last minutes."""
-    since = now - MINUTE * LATELY
-    lately = moved(one for one in activity if one.minute >= since)
-    return {transition: transitions / LATELY for transition, transitions in lately.items()}
+    """Return transitions per minute by rule, over the last minutes."""
+    since = now - MINUTE * RATE_MINUTES
+    recent = transition_counts(one for one in activity if one.minute >= since)
+    return {transition: transitions / RATE_MINUTES for transition, transitions in recent.items()}
 
 
 def queue_rates(activity: Iterable[Activity], now: datetime) -> dict[str, float]:
-    """Attempts ended per minute by queue, over the last minutes."""
-    since = now - MINUTE * LATELY
+    """Return ended attempts per minute by queue, over the last minutes."""
+    since = now - MINUTE * RATE_MINUTES
     found: dict[str, float] = defaultdict(float)
     for one in activity:
         if one.minute >= since and one.event in ATTEMPT_ENDS:
-            found[one.queue] += one.transitions / LATELY
+            found[one.queue] += one.transitions / RATE_MINUTES
     return found
 
 
 def totals(activity: Iterable[Activity]) -> dict[str, int]:
-    """Moves of the last hour by event."""
+    """Return transitions of the last hour by event."""
     found: dict[str, int] = defaultdict(int)
     for one in activity:
         found[one.event] += one.transitions
     return found
 
 
-def spark(activity: Iterable[Activity], now: datetime, event: str) -> str:
-    """Moves by one event in each minute of the last hour, as the path of a small line."""
+def sparkline(activity: Iterable[Activity], now: datetime, event: str) -> str:
+    """Return the transitions by one event in each minute of the last hour, as an SVG path."""
     found: dict[datetime, int] = defaultdict(int)
     for one in activity:
         if one.event == event:
@@ -151,15 +151,15 @@ def spark(activity: Iterable[Activity], now: datetime, event: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A line as the path of a picture of 600 by 160, for browsers without scripts."""
+class ChartPath:
+    """A series as the path of an SVG of 600 by 160, for browsers without scripts."""
 
     name: str
     d: str
 
 
-def paths(chart: Chart) -> list[Drawn]:
-    """The lines of a chart, drawn."""
+def paths(chart: Chart) -> list[ChartPath]:
+    """Return the series of a chart as paths."""
     top = max((v for line in chart.lines for v in line.values if v is not None), default=0) or 1
     step = 600 / max(len(chart.minutes) - 1, 1)
     drawn = []
@@ -169,12 +169,12 @@ def paths(chart: Chart) -> list[Drawn]:
             for number, value in enumerate(line.values)
             if value is not None
         ]
-        drawn.append(Drawn(line.name, "M" + "L".join(points) if points else ""))
+        drawn.append(ChartPath(line.name, "M" + "L".join(points) if points else ""))
     return drawn
 
 
 def as_json(chart: Chart) -> str:
-    """A chart for the script that draws it better."""
+    """Return a chart for the script that draws it."""
     return msgspec.json.encode(chart).decode()
 
 
@@ -190,7 +190,7 @@ def _chart(now: datetime, lines: Mapping[str, Value]) -> Chart:
     return Chart(
         [int(minute.timestamp()) for minute in minutes],
         [
-            Line(name, [_rounded(value(minute)) for minute in minutes])
+            Series(name, [_rounded(value(minute)) for minute in minutes])
             for name, value in lines.items()
         ],
     )

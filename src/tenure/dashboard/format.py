@@ -8,26 +8,26 @@ from collections.abc import Sequence
 from datetime import datetime
 
 SHOWN_CHARACTERS = 4_000
-"""Of a payload, a result or an error on the page of a job; the rest is one link away."""
+"""Shown of a payload, result or error on the page of a job. A link leads to all of it."""
 
 
 def exactly(time: datetime) -> str:
-    """A time in UTC, to the millisecond."""
+    """Write a time in UTC, to the millisecond."""
     return time.strftime("%Y-%m-%d %H:%M:%S.") + f"{time.microsecond // 1000:03} UTC"
 
 
 def number(value: float) -> str:
-    """A number with its thousands apart."""
+    """Write a number with separators of thousands."""
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 
 
 def count(value: int, one: str, many: str = "") -> str:
-    """`1 job`, `3 jobs`."""
+    """Write a number with its noun: `1 job`, `3 jobs`."""
     return f"{value:,} {one if value == 1 else many or one + 's'}"
 
 
 def rate(per_minute: float) -> str:
-    """How often something happens, in the unit that reads best."""
+    """Write a rate in the unit that reads best."""
     if per_minute <= 0:
         return "0"
     if per_minute >= 600:
@@ -38,16 +38,16 @@ def rate(per_minute: float) -> str:
 
 
 def size(text: str) -> str:
-    """How long a text is, in bytes as they are stored."""
-    there = len(text.encode())
+    """Write the size of a text in UTF-8."""
+    stored = len(text.encode())
     for unit, bytes_ in (("MiB", 1024 * 1024), ("KiB", 1024)):
-        if there >= bytes_:
-            return f"{there / bytes_:.1f} {unit}"
-    return f"{there} bytes"
+        if stored >= bytes_:
+            return f"{stored / bytes_:.1f} {unit}"
+    return f"{stored} bytes"
 
 
 def pretty(source: str) -> str:
-    """JSON text, indented; large ones as they are, for indenting them takes longer than reading."""
+    """Indent JSON text. A large text stays unchanged, because indenting it takes too long."""
     if len(source) > 256 * 1024:
         return source
     return json.dumps(json.loads(source), ensure_ascii=False, indent=2)
@@ -59,7 +59,7 @@ def command(*words: str) -> str:
 
 
 def listed(words: Sequence[str], most: int = 3) -> str:
-    """`a, b and c`, or `a, b, c and 4 more`."""
+    """Write a list: `a, b and c`, or `a, b, c and 4 more`."""
     if len(words) > most:
         return ", ".join(words[:most]) + f" and {len(words) - most} more"
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""

@@ -1,4 +1,4 @@
-"""The one line that says how things are, in words. Pure: what was read in, sentences out."""
+"""The line on the overview that says how the queues are. Pure."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from tenure.dashboard import format as words
+from tenure.dashboard.format import count
 from tenure.jobs.explain import is_live
 from tenure.jobs.reserved import serves
 from tenure.jobs.states import QueueState, WorkerState
 from tenure.jobs.text import length
 
 LATE = timedelta(seconds=60)
-"""A job that is due and has waited longer makes its queue late."""
+"""A queue is late if a job has been due for longer."""
 
 
-class Mood(StrEnum):
-    """How it is: nothing there, all well, worth a look, or late."""
+class HealthLevel(StrEnum):
+    """How the queues are: empty, well, worth a look, or late."""
 
     IDLE = "idle"
     WELL = "well"
@@ -27,43 +27,47 @@ class Mood(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
-    """The worst that is to be said, and what else there is."""
+class HealthLine:
+    """The worst problem, and the others."""
 
-    mood: Mood
+    level: HealthLevel
     text: str
     also: Sequence[str] = ()
 
 
 def health(
     now: datetime, jobs: int, queues: Sequence[QueueState], workers: Sequence[WorkerState]
-) -> Health:
-    """How it is at `now`."""
+) -> HealthLine:
+    """Return how the queues are at `now`."""
     live = [worker for worker in workers if is_live(worker, now)]
     late = list(_late(now, queues, live))
     watch = list(_watch(now, queues, live))
     if late:
-        return Health(Mood.LATE, late[0], [*late[1:], *watch])
+        return HealthLine(HealthLevel.LATE, late[0], [*late[1:], *watch])
     if watch:
-        return Health(Mood.WATCH, watch[0], watch[1:])
-    hands = words.count(len(live), "worker")
+        return HealthLine(HealthLevel.WATCH, watch[0], watch[1:])
+    number = count(len(live), "worker")
     if jobs == 0:
-        here = f"{hands} {'is' if len(live) == 1 else 'are'} ready." if live else "No worker yet."
-        return Health(Mood.IDLE, f"Nothing here yet. {here}")
+        here = f"{number} {'is' if len(live) == 1 else 'are'} ready." if live else "No worker yet."
+        return HealthLine(HealthLevel.IDLE, f"Nothing here yet. {here}")
     running = sum(queue.processing for queue in queues)
     waiting = sum(queue.pending for queue in queues)
     doing = "Nothing is waiting" if waiting == 0 else "Nothing is late"
     if not live:
-        return Health(Mood.WELL, f"All is well: {doing.lower()}. No worker is alive just now.")
-    busy = f", {words.count(running, 'job')} running" if running else ""
+        return HealthLine(
+            HealthLevel.WELL, f"All is well: {doing.lower()}. No worker is alive just now."
+        )
+    busy = f", {count(running, 'job')} running" if running else ""
     ready = "is taking" if len(live) == 1 else "are taking"
-    return Health(Mood.WELL, f"All is well: {doing.lower()}, and {hands} {ready} jobs{busy}.")
+    return HealthLine(
+        HealthLevel.WELL, f"All is well: {doing.lower()}, and {number} {ready} jobs{busy}."
+    )
 
 
 def _late(
     now: datetime, queues: Sequence[QueueState], live: Sequence[WorkerState]
 ) -> Iterator[str]:
-    """Queues whose oldest due job waits too long, the longest first."""
+    """Yield the queues whose oldest due job waits too long, the longest first."""
     late = [
         (queue.oldest_due_at, queue)
         for queue in queues
@@ -81,11 +85,11 @@ def _late(
 def _watch(
     now: datetime, queues: Sequence[QueueState], live: Sequence[WorkerState]
 ) -> Iterator[str]:
-    """What is not late and still worth a look."""
+    """Yield what is not late but worth a look."""
     for queue in queues:
         if queue.paused_at is not None and queue.pending:
             since = length(int((now - queue.paused_at).total_seconds()))
-            jobs = words.count(queue.pending, "job")
+            jobs = count(queue.pending, "job")
             wait = "waits" if queue.pending == 1 else "wait"
             yield f"Queue {queue.name} has been paused for {since}; {jobs} {wait} in it."
         if queue.max_pending is not None and queue.pending >= queue.max_pending:

@@ -1,4 +1,4 @@
-"""The list of jobs, one job, and what may be done to them."""
+"""The list of jobs, the page of a job, and their actions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from starlette.responses import PlainTextResponse, Response
 
 from tenure.app.queries import transitions_shown
-from tenure.dashboard import format as words
-from tenure.dashboard import timeline as life
+from tenure.dashboard import format as fmt
+from tenure.dashboard import timeline
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
 from tenure.jobs.filters import checked
@@ -30,26 +30,26 @@ SINCE = {
 }
 FIELDS = ("status", "type", "queue", "since", "from", "to", "error", "text")
 RETRY, CANCEL = "retry", "cancel"
-DONE = {RETRY: "to run again", CANCEL: "cancelled"}
+RESULT = {RETRY: "to run again", CANCEL: "cancelled"}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a list was asked for: as it stands in the address, and as the application takes it."""
+class GivenFilter:
+    """A filter as it is in the address or form, and as the application takes it."""
 
     given: dict[str, str]
     filter: Filter
 
 
-def asked(read: Callable[[str], str], visit: PageRequest) -> Asked:
-    """Read the filter fields of an address or a form; raises InvalidInput."""
+def given_filter(read: Callable[[str], str], request: PageRequest) -> GivenFilter:
+    """Read the filter from the fields of an address or a form; raises InvalidInput."""
     given = {name: value for name in FIELDS if (value := read(name))}
     after = _time(given.get("from"), "from")
     if "since" in given:
         if given["since"] not in SINCE:
             raise InvalidInput(f"one of {', '.join(SINCE)}", path="since")
-        after = visit.now - SINCE[given["since"]][1]
-    return Asked(
+        after = request.now - SINCE[given["since"]][1]
+    return GivenFilter(
         given,
         checked(
             Filter(
@@ -60,7 +60,7 @@ def asked(read: Callable[[str], str], visit: PageRequest) -> Asked:
                 created_before=_time(given.get("to"), "to"),
                 error=given.get("error"),
                 text=given.get("text"),
-                hidden=visit.redaction.keys,
+                hidden=request.redaction.keys,
             ),
             at="",
         ),
@@ -80,19 +80,19 @@ def _time(text: str | None, name: str) -> datetime | None:
 # --- the list -------------------------------------------------------------------------------------
 
 
-def listed(visit: PageRequest) -> Response:
-    """Jobs, newest first."""
-    wanted = asked(visit.query, visit)
-    cursor = visit.query("before") or None
-    page = visit.app.page(wanted.filter, limit=PAGE, before=cursor)
-    counts = visit.site.glance.counts()
+def listed(request: PageRequest) -> Response:
+    """Show jobs, newest first."""
+    wanted = given_filter(request.query, request)
+    cursor = request.query("before") or None
+    page = request.app.page(wanted.filter, limit=PAGE, before=cursor)
+    counts = request.site.cache.counts()
     by_status = dict.fromkeys(Status, 0)
     for count in counts:
         if wanted.filter.type in (None, count.type) and wanted.filter.queue in (None, count.queue):
             by_status[Status(count.status)] += count.jobs
-    return visit.page(
+    return request.page(
         "jobs.html",
-        jobs=[visit.redaction.job(job) if job.last_error else job for job in page.jobs],
+        jobs=[request.redaction.job(job) if job.last_error else job for job in page.jobs],
         next=page.next,
         searched_all=page.searched_all,
         given={**dict.fromkeys(FIELDS, ""), **wanted.given},
@@ -111,101 +111,100 @@ def listed(visit: PageRequest) -> Response:
 
 
 def _actions_on(status: str | None) -> tuple[str, ...]:
-    """What can be done to jobs of a status."""
+    """Return what can be done to jobs of a status."""
     legal = {event for each in Status if status in (None, each) for event in legal_events(each)}
     return tuple(a for a, event in ((RETRY, "retried"), (CANCEL, "cancelled")) if event in legal)
 
 
-def act_on_selected(visit: PageRequest) -> Response:
-    """Retry or cancel the jobs that were ticked."""
-    action, ids = visit.field("action"), list(dict.fromkeys(visit.form.get("id", ())))
-    if action not in DONE:
+def act_on_selected(request: PageRequest) -> Response:
+    """Retry or cancel the selected jobs."""
+    action, ids = request.field("action"), list(dict.fromkeys(request.form.get("id", ())))
+    if action not in RESULT:
         raise InvalidInput("retry or cancel", path="action")
-    back = inside(visit.field("back")) or visit.address("/ui/jobs")
+    back = inside(request.field("back")) or request.address("/ui/jobs")
     if not ids:
-        return visit.go(back, "No job was selected: tick some first.", "bad")
+        return request.go(back, "Select some jobs first.", "bad")
     if len(ids) > MAX_SELECTED:
         raise InvalidInput(f"at most {MAX_SELECTED} at once", path="id")
     done, refused = 0, 0
     for job_id in ids:
         try:
-            _act(visit, action, job_id)
+            _act(request, action, job_id)
             done += 1
         except (IllegalTransition, JobNotFound):
             refused += 1
-    said = f"{words.count(done, 'job')} {DONE[action]}."
+    message = f"{fmt.count(done, 'job')} {RESULT[action]}."
     if refused:
-        said += f" {words.count(refused, 'job')} had moved on or cannot be: left as they are."
-    return visit.go(back, said, "good" if done else "bad")
+        message += f" {fmt.count(refused, 'job')} could not be, because the status had changed."
+    return request.go(back, message, "good" if done else "bad")
 
 
-def _act(visit: PageRequest, action: str, job_id: str, more: int = 1) -> Job:
+def _act(request: PageRequest, action: str, job_id: str, more: int = 1) -> Job:
     if action == RETRY:
-        return visit.app.retry(job_id, more_retries=more, actor=visit.actor)
-    return visit.app.cancel(job_id, actor=visit.actor)
+        return request.app.retry(job_id, more_retries=more, actor=request.actor)
+    return request.app.cancel(job_id, actor=request.actor)
 
 
 # --- one job --------------------------------------------------------------------------------------
 
 
-def show(visit: PageRequest) -> Response:
-    """Everything about a job."""
-    job = visit.app.get(visit.path("id"))
-    told = visit.app.explain(job.id)
-    transitions = transitions_shown(visit.app.history(job.id), job, visit.redaction)
-    shown = visit.shown(job)
-    return visit.page(
+def show(request: PageRequest) -> Response:
+    """Show everything about a job."""
+    job = request.app.get(request.path("id"))
+    explanation = request.app.explain(job.id)
+    transitions = transitions_shown(request.app.history(job.id), job, request.redaction)
+    shown = request.shown(job)
+    return request.page(
         "job.html",
         job=shown,
-        told=visit.redaction.text(told.text, job),
-        reason=told.reason,
-        legal=told.legal,
-        steps=life.steps(transitions),
-        attempts=life.attempts(transitions),
-        stretches=life.stretches(transitions, visit.now),
-        span=((job.finished_at or visit.now) - job.created_at).total_seconds(),
-        payload=words.pretty(shown.payload),
-        result=None if shown.result is None else words.pretty(shown.result),
-        most=words.SHOWN_CHARACTERS,
+        explanation=request.redaction.text(explanation.text, job),
+        legal=explanation.legal,
+        steps=timeline.steps(transitions),
+        attempts=timeline.attempts(transitions),
+        periods=timeline.periods(transitions, request.now),
+        span=((job.finished_at or request.now) - job.created_at).total_seconds(),
+        payload=fmt.pretty(shown.payload),
+        result=None if shown.result is None else fmt.pretty(shown.result),
+        most=fmt.SHOWN_CHARACTERS,
     )
 
 
-def whole(visit: PageRequest) -> Response:
-    """All of a payload, a result or an error, as plain text."""
-    job = visit.shown(visit.app.get(visit.path("id")))
+def whole(request: PageRequest) -> Response:
+    """Show all of a payload, a result or an error, as plain text."""
+    job = request.shown(request.app.get(request.path("id")))
     texts: dict[str, str | None] = {
-        "payload": words.pretty(job.payload),
-        "result": None if job.result is None else words.pretty(job.result),
+        "payload": fmt.pretty(job.payload),
+        "result": None if job.result is None else fmt.pretty(job.result),
         "error": job.last_error,
     }
-    text = texts.get(visit.path("part"))
+    text = texts.get(request.path("part"))
     if text is None:
         raise Refusal(404, "not_found", "Nothing there", "the job has nothing of this name")
     return PlainTextResponse(visible(text, keep="\n\t"), headers=HEADERS)
 
 
-def retry(visit: PageRequest) -> Response:
-    """Run a job that failed for good again."""
-    asked = visit.field("more_retries") or "1"
-    if not (asked.isascii() and asked.isdigit() and len(asked) <= 4):
+def retry(request: PageRequest) -> Response:
+    """Retry a job that failed for good."""
+    given = request.field("more_retries") or "1"
+    if not (given.isascii() and given.isdigit() and len(given) <= 4):
         raise InvalidInput("give a whole number from 1", path="more attempts")
-    return _done(visit, RETRY, int(asked))
+    return _done(request, RETRY, int(given))
 
 
-def cancel(visit: PageRequest) -> Response:
-    """Cancel a job that waits or runs."""
-    return _done(visit, CANCEL)
+def cancel(request: PageRequest) -> Response:
+    """Cancel a job that is pending or processing."""
+    return _done(request, CANCEL)
 
 
-def _done(visit: PageRequest, action: str, more: int = 1) -> Response:
-    job_id = visit.path("id")
-    where = visit.address(f"/ui/jobs/{job_id}")
+def _done(request: PageRequest, action: str, more: int = 1) -> Response:
+    job_id = request.path("id")
+    where = request.address(f"/ui/jobs/{job_id}")
     try:
-        job = _act(visit, action, job_id, more)
+        job = _act(request, action, job_id, more)
     except IllegalTransition as refused:
-        return visit.go(where, f"Not done: the job is {refused.status} by now.", "bad")
-    said = {
+        return request.go(where, f"Not done: the job is {refused.status} now.", "bad")
+    messages = {
         RETRY: f"The job is to run again: attempt {job.attempts + 1} of {job.max_retries}.",
         CANCEL: "The job is cancelled.",
     }
-    return visit.go(where, said[action])
+    return request.go(where, messages[action])

@@ -1,7 +1,7 @@
 """The state machine as a picture, drawn from the lifecycle's table. Pure.
 
-A compass: what goes well runs from west to east, what fails goes down and comes back round, what
-people end goes up. Where a status lies is chosen here; every move of the table becomes an arrow.
+Success runs from left to right, failures go down and retries come back round, cancellations go up.
+The place of each status is chosen here. Every rule of the table becomes an arrow.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A format: its size, that of the boxes, where each status lies, how far arrows bow."""
+    """A format: its size, the size of boxes, the place of each status, how far arrows bend."""
 
     name: str
     width: int
     height: int
     box: Point
     places: Mapping[Status, Point]
-    bow: float  # of two arrows between the same two boxes
-    swing: float  # of an arrow that goes round a corner, for each unit of its length
+    bend: float  # of two arrows between the same two boxes
+    swing: float  # of an arrow round a corner, per unit of its length
 
 
 WIDE = Sheet(
@@ -41,7 +41,7 @@ WIDE = Sheet(
         Status.FAILED: (540, 526),
         Status.CANCELLED: (540, 54),
     },
-    bow=84,
+    bend=84,
     swing=0.21,
 )
 TALL = Sheet(
@@ -56,18 +56,18 @@ TALL = Sheet(
         Status.FAILED: (76, 436),
         Status.CANCELLED: (364, 436),
     },
-    bow=72,
+    bend=72,
     swing=0.31,
 )
 GAP = 7.0
 """Between a box and the arrows at it."""
 ICON, LETTER = 22.0, 8.6
-"""Widths, about: an icon with its gap, a letter of a status."""
+"""Approximate widths of an icon with its gap and of a letter of a status."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A status: its corner, its middle, and how many jobs stand in it."""
+    """A status: its place, its size and how many jobs have it."""
 
     status: Status
     x: float
@@ -75,34 +75,34 @@ class Box:
     width: float
     height: float
     jobs: int
-    mark: float  # where its icon begins, its name beside it
+    mark: float  # x of its icon; its name follows
 
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """A move: its curve, where its label goes, how often it happens, how strong it is drawn."""
+    """A rule: its curve, the place of its label, how often it happens, the width of the line."""
 
-    transition: Rule
+    rule: Rule
     path: str
     x: float
     y: float
     label: str  # `across` the line, to its `left` or `right`, or `on` it
     per_minute: float
-    strength: float  # of the line, in units of the sheet
+    strength: float  # width of the line, in units of the sheet
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The whole machine on one sheet."""
+    """The state machine on one sheet."""
 
     sheet: Sheet
     boxes: Sequence[Box]
     arrows: Sequence[Arrow]
-    entrance: str  # the curve of what is added
+    entrance: str  # the curve of jobs that are enqueued
 
 
 def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[Rule, float]) -> Picture:
-    """The machine with its numbers: jobs by status, how often each move happens a minute."""
+    """Draw the machine with its numbers: jobs by status, transitions per minute by rule."""
     width, height = sheet.box
     boxes = [
         Box(
@@ -116,15 +116,15 @@ def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[Rule, float]
         )
         for status, (x, y) in sheet.places.items()
     ]
-    pairs = Counter(frozenset((transition.source, transition.target)) for transition in TRANSITIONS)
+    pairs = Counter(frozenset((rule.source, rule.target)) for rule in TRANSITIONS)
     drawn: Counter[tuple[Status, Status]] = Counter()
     arrows = []
-    for transition in TRANSITIONS:
-        beside = pairs[frozenset((transition.source, transition.target))] > 1
-        same_way = drawn[transition.source, transition.target]
-        drawn[transition.source, transition.target] += 1
-        bow = sheet.bow * (-1 if same_way else 1) if beside else _swing(sheet, transition)
-        arrows.append(_arrow(sheet, transition, bow, per_minute.get(transition, 0.0)))
+    for rule in TRANSITIONS:
+        beside = pairs[frozenset((rule.source, rule.target))] > 1
+        same_way = drawn[rule.source, rule.target]
+        drawn[rule.source, rule.target] += 1
+        bend = sheet.bend * (-1 if same_way else 1) if beside else _swing(sheet, rule)
+        arrows.append(_arrow(sheet, rule, bend, per_minute.get(rule, 0.0)))
     x, y = sheet.places[Status.PENDING]
     entrance = (
         f"M{x - width / 2 - 34:g} {y:g}H{x - width / 2 - GAP:g}"
@@ -134,9 +134,9 @@ def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[Rule, float]
     return Picture(sheet, boxes, arrows, entrance)
 
 
-def _swing(sheet: Sheet, transition: Rule) -> float:
-    """How far a single arrow bows: not at all along an axis, outwards round a corner."""
-    (ax, ay), (bx, by) = sheet.places[transition.source], sheet.places[transition.target]
+def _swing(sheet: Sheet, rule: Rule) -> float:
+    """Return how far a single arrow bends: not along an axis, outwards round a corner."""
+    (ax, ay), (bx, by) = sheet.places[rule.source], sheet.places[rule.target]
     if ax == bx or ay == by:
         return 0.0
     middle_x, middle_y = sheet.places[Status.PROCESSING]
@@ -146,12 +146,12 @@ def _swing(sheet: Sheet, transition: Rule) -> float:
     return math.copysign(sheet.swing * long, outwards)
 
 
-def _arrow(sheet: Sheet, transition: Rule, bow: float, per_minute: float) -> Arrow:
-    source, target = sheet.places[transition.source], sheet.places[transition.target]
+def _arrow(sheet: Sheet, rule: Rule, bend: float, per_minute: float) -> Arrow:
+    source, target = sheet.places[rule.source], sheet.places[rule.target]
     nx, ny = _normal(source, target)
     control = (
-        (source[0] + target[0]) / 2 + nx * bow,
-        (source[1] + target[1]) / 2 + ny * bow,
+        (source[0] + target[0]) / 2 + nx * bend,
+        (source[1] + target[1]) / 2 + ny * bend,
     )
     start, end = _edge(sheet, source, control), _edge(sheet, target, control)
     points = [f"{x:.1f} {y:.1f}" for x, y in (start, control, end)]
@@ -159,34 +159,34 @@ def _arrow(sheet: Sheet, transition: Rule, bow: float, per_minute: float) -> Arr
     x, y = (start[axis] / 4 + control[axis] / 2 + end[axis] / 4 for axis in (0, 1))
     strength = 1.5 + min(math.log10(1 + per_minute), 4.0) * 0.9
     return Arrow(
-        transition,
+        rule,
         path,
         round(x, 1),
         round(y, 1),
-        _side(source, target, bow, nx),
+        _side(source, target, bend, nx),
         per_minute,
         round(strength, 2),
     )
 
 
-def _side(source: Point, target: Point, bow: float, nx: float) -> str:
-    """Where a label stands so that it hides no line."""
+def _side(source: Point, target: Point, bend: float, nx: float) -> str:
+    """Return where a label hides no line."""
     if source[1] == target[1]:
         return "across"
     if source[0] == target[0]:
-        return "left" if bow * nx < 0 else "right"
+        return "left" if bend * nx < 0 else "right"
     return "on"
 
 
 def _normal(a: Point, b: Point) -> Point:
-    """A unit vector across the way from `a` to `b`."""
+    """Return a unit vector perpendicular to the line from `a` to `b`."""
     dx, dy = b[0] - a[0], b[1] - a[1]
     long = math.hypot(dx, dy)
     return dy / long, -dx / long
 
 
 def _edge(sheet: Sheet, centre: Point, toward: Point) -> Point:
-    """Where the line from the middle of a box toward a point leaves the box, and the gap."""
+    """Return where the line from a box's centre toward a point leaves the box and its gap."""
     half_width, half_height = sheet.box[0] / 2 + GAP, sheet.box[1] / 2 + GAP
     dx, dy = toward[0] - centre[0], toward[1] - centre[1]
     reach = min(half_width / abs(dx) if dx else math.inf, half_height / abs(dy) if dy else math.inf)

@@ -1,4 +1,4 @@
-"""The pages about everything at once: overview, failures, the state machine."""
+"""The overview, the failures and the state machine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 from starlette.responses import Response
 
 from tenure.app.queries import failures_shown
-from tenure.dashboard import charts as series
-from tenure.dashboard import format as words
+from tenure.dashboard import charts
 from tenure.dashboard import machine as machines
+from tenure.dashboard.format import count
 from tenure.dashboard.health import health
 from tenure.dashboard.request import PageRequest
 from tenure.jobs.enqueue import NewJob
@@ -20,75 +20,75 @@ from tenure.lifecycle import FIRST_EVENT, TRANSITIONS, Status
 MAX_FAILURES = 5
 MAX_QUEUES = 8
 MAX_WORKERS = 8
-SPARKS = {
+SPARKLINE_EVENTS = {
     Status.PENDING: FIRST_EVENT,
     Status.PROCESSING: "claimed",
     Status.COMPLETED: "completed",
     Status.FAILED: "failed",
     Status.CANCELLED: "cancelled",
 }
-"""Which move stands for a status in its small line."""
+"""The event that the small chart of a status counts."""
 
 
-def show(visit: PageRequest) -> Response:
-    """How everything is."""
-    glance, now = visit.site.glance, visit.now
-    counts, queues, workers = glance.counts(), glance.queues(), glance.workers()
-    activity, groups = glance.activity(), glance.failures()
-    jobs = sum(count.jobs for count in counts)
+def show(request: PageRequest) -> Response:
+    """Show the overview."""
+    cache, now = request.site.cache, request.now
+    counts, queues, workers = cache.counts(), cache.queues(), cache.workers()
+    activity, groups = cache.activity(), cache.failures()
+    jobs = sum(group.jobs for group in counts)
     by_age = sorted(queues, key=lambda q: (q.oldest_due_at is None, q.oldest_due_at, -q.pending))
-    return visit.page(
+    return request.page(
         "overview.html",
         health=health(now, jobs, queues, workers),
         jobs=jobs,
         by_status=by_status(counts),
-        sparks={s: series.spark(activity, now, event) for s, event in SPARKS.items()},
-        totals=series.totals(activity),
-        throughput=series.throughput(activity, now),
-        latency=series.latency(activity, now),
+        sparks={s: charts.sparkline(activity, now, e) for s, e in SPARKLINE_EVENTS.items()},
+        totals=charts.totals(activity),
+        throughput=charts.throughput(activity, now),
+        latency=charts.latency(activity, now),
         queues=by_age[:MAX_QUEUES],
         more_queues=max(len(queues) - MAX_QUEUES, 0),
-        failures=failures_shown(visit.app, groups[:MAX_FAILURES], visit.redaction),
+        failures=failures_shown(request.app, groups[:MAX_FAILURES], request.redaction),
         more_failures=max(len(groups) - MAX_FAILURES, 0),
         workers=workers[:MAX_WORKERS],
         more_workers=max(len(workers) - MAX_WORKERS, 0),
         is_live=is_live,
-        fake_handlers=has_fake_handlers(visit),
-        lag=glance.lag(now, "counts", "queues"),
+        fake_handlers=has_fake_handlers(request),
+        lag=cache.lag(now, "counts", "queues"),
     )
 
 
-def failures(visit: PageRequest) -> Response:
-    """Failures by type and error."""
-    groups = visit.site.glance.failures()
-    shown = failures_shown(visit.app, groups, visit.redaction)
-    return visit.page("failures.html", failures=shown)
+def failures(request: PageRequest) -> Response:
+    """Show failures by type and error."""
+    groups = request.site.cache.failures()
+    shown = failures_shown(request.app, groups, request.redaction)
+    return request.page("failures.html", failures=shown)
 
 
-def machine(visit: PageRequest) -> Response:
-    """The state machine with live numbers."""
-    glance, now = visit.site.glance, visit.now
-    jobs, activity = by_status(glance.counts()), glance.activity()
-    rates = series.rates(activity, now)
-    return visit.page(
+def machine(request: PageRequest) -> Response:
+    """Show the state machine with live numbers."""
+    cache, now = request.site.cache, request.now
+    jobs, activity = by_status(cache.counts()), cache.activity()
+    rates = charts.rates(activity, now)
+    return request.page(
         "machine.html",
         pictures=[machines.draw(sheet, jobs, rates) for sheet in (machines.WIDE, machines.TALL)],
-        transitions=TRANSITIONS,
+        rules=TRANSITIONS,
         first=FIRST_EVENT,
         rates=rates,
-        moved=series.moved(activity),
-        lag=glance.lag(now, "counts"),
+        counts=charts.transition_counts(activity),
+        lag=cache.lag(now, "counts"),
     )
 
 
-def add_samples(visit: PageRequest) -> Response:
+def add_samples(request: PageRequest) -> Response:
     """Add a few jobs that the fake handlers complete and fail, to have something to see."""
-    made = visit.app.enqueue_many(samples(visit.actor))
-    return visit.go(visit.address("/"), f"{words.count(len(made), 'sample job')} added.")
+    added = request.app.enqueue_many(samples(request.actor))
+    return request.go(request.address("/"), f"{count(len(added), 'sample job')} added.")
 
 
 def samples(actor: str) -> list[NewJob]:
-    """A handful of each: quick, slow, failing once, failing for good."""
+    """Return some jobs of each kind: quick, slow, failing once, failing for good."""
     quick = {"base": 1.0, "factor": 2.0, "cap": 5.0}
     new_jobs: list[NewJob] = []
 
@@ -108,14 +108,14 @@ def samples(actor: str) -> list[NewJob]:
     return new_jobs
 
 
-def has_fake_handlers(visit: PageRequest) -> bool:
+def has_fake_handlers(request: PageRequest) -> bool:
     """Return True if a worker of this process runs any type, as with --fake-handlers."""
-    return visit.app.handlers.types() is None
+    return request.app.handlers.types() is None
 
 
 def by_status(counts: list[Count]) -> dict[str, int]:
-    """Jobs by status, all five, in their order."""
+    """Return the number of jobs by status, of every status in its order."""
     found: dict[str, int] = dict.fromkeys(Status, 0)
-    for count in counts:
-        found[count.status] += count.jobs
+    for group in counts:
+        found[group.status] += group.jobs
     return found

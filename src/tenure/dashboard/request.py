@@ -1,4 +1,4 @@
-"""One request for a page, or of a form: who sends it, what it says, and the ways to answer it."""
+"""One request to the dashboard: its caller, its fields, and the ways to answer it."""
 
 from __future__ import annotations
 
@@ -31,46 +31,44 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""Content-Security-Policy of every page: nothing from elsewhere, and nothing inline."""
+"""The Content-Security-Policy of every page: nothing from other sites, and nothing inline."""
 HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin"}
 """With `no-referrer`, browsers send forms with `Origin: null`, as if from another site."""
 
 
 @dataclass(slots=True)
 class PageRequest:
-    """A request, read and let in."""
+    """A request that the guard has admitted."""
 
     site: Dashboard
-    request: Request
+    http: Request
     caller: Caller
     form: Mapping[str, Sequence[str]] = field(default_factory=dict)
     _now: datetime | None = None
 
     @property
     def app(self) -> Tenure:
-        """The one door."""
         return self.site.app
 
     @property
     def redaction(self) -> Redaction:
-        """What is not shown."""
         return self.site.redaction
 
     @property
     def now(self) -> datetime:
-        """The store's clock when it was first asked for here: all of a page is of one moment."""
+        """The store's time, read once, so that a page shows one moment."""
         if self._now is None:
             self._now = self.app.ping()
         return self._now
 
     @property
     def actor(self) -> str:
-        """Who did it, for the ledger."""
+        """The name of the caller in the ledger."""
         return self.caller.name if self.caller.name.startswith("token:") else "dashboard"
 
     @property
     def may_act(self) -> bool:
-        """Whether there are buttons."""
+        """Whether the page shows buttons."""
         return self.caller.may(ADMIN)
 
     @property
@@ -84,63 +82,63 @@ class PageRequest:
             needed = " or ".join(sorted(scopes))
             raise Forbidden(f"this needs a token with the scope {needed}, or admin")
 
-    # --- what was asked
+    # --- what was asked for
 
     def path(self, name: str) -> str:
-        """A varying part of the path."""
-        return str(self.request.path_params[name])
+        """Return a variable part of the path."""
+        return str(self.http.path_params[name])
 
     def query(self, name: str) -> str:
-        """A parameter of the address, without the blanks that people paste along."""
-        return self.request.query_params.get(name, "").strip()
+        """Return a parameter of the query, without surrounding blanks."""
+        return self.http.query_params.get(name, "").strip()
 
     def field(self, name: str) -> str:
-        """A field of the form."""
+        """Return a field of the form, without surrounding blanks."""
         return self.form.get(name, [""])[0].strip()
 
     # --- how it is answered
 
     def address(self, path: str, **query: Any) -> str:
-        """Where a page is, wherever the dashboard is mounted; empty parameters are left out."""
+        """Return the address of a page below the root path, without empty parameters."""
         given = {name: value for name, value in query.items() if value not in (None, "")}
         asked = f"?{urlencode(given)}" if given else ""
-        return quote(self.request.scope.get("root_path", "")) + path + asked
+        return quote(self.http.scope.get("root_path", "")) + path + asked
 
     def shown(self, job: Job) -> Job:
-        """A job without what is redacted."""
+        """Return a job without what is redacted."""
         return self.redaction.job(job)
 
     def page(self, template: str, status: int = 200, **values: Any) -> Response:
-        """A page."""
-        secret, is_new = session.form_secret(self.request)
-        said, tone = session.said(self.request)
-        text = self.site.render(template, self, form_secret=secret, said=said, tone=tone, **values)
+        """Return a page with the message that the last action left."""
+        secret, is_new = session.form_secret(self.http)
+        message, tone = session.message(self.http)
+        values.update(form_secret=secret, message=message, tone=tone)
+        text = self.site.render(template, self, **values)
         response = HTMLResponse(text, status, HEADERS)
         if is_new:
-            session.set_form_secret(response, self.request, secret)
-        if said:
-            session.hush(response, self.request)
+            session.set_form_secret(response, self.http, secret)
+        if message:
+            session.clear_message(response, self.http)
         return response
 
-    def go(self, where: str, said: str = "", tone: str = "good") -> Response:
-        """Go to a page of ours, which then says what came of it."""
+    def go(self, where: str, message: str, tone: str = "good") -> Response:
+        """Redirect to a page of this dashboard, which then shows `message`."""
         response = RedirectResponse(where, 303)
-        if said:
-            session.say(response, self.request, said, tone)
+        session.set_message(response, self.http, message, tone)
         return response
 
 
 def inside(address: str) -> str:
-    """`address` if it is one of this site, as a path; else the empty text.
+    """Return `address` if it is a path of this site, else the empty text.
 
-    Browsers read `\\` as `/` and skip blanks, so only what is plainly a path counts.
+    Browsers read `\\` as `/` and skip blanks, so neither may occur.
     """
     plain = address.startswith("/") and not address.startswith("//")
     return address if plain and address.isprintable() and "\\" not in address else ""
 
 
 async def read_form(request: Request) -> dict[str, list[str]]:
-    """The fields of a form, bounded in size, number and time."""
+    """Read the fields of a form, with limits of size, number and time."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise Refusal(415, "unsupported_media_type", "No form", "send a form of this dashboard")

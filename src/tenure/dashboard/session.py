@@ -1,10 +1,10 @@
-"""The cookies of a browser: who is signed in, that a form is ours, what the next page has to say.
+"""The cookies of a browser: its session, the secret of its forms, the message on the next page.
 
-The session is the token itself, in a cookie that no script can read and that no other site's page
-brings along. So it holds at every server of a database and after a restart, ends for good with its
-token, and nothing about it has to be kept. A form proves that one of our pages made it by naming a
-secret that only the browser's cookie for this site holds; the check of `Origin` in `security.py`
-stands before that.
+The session is the token itself, in a cookie that scripts cannot read and that other sites' pages do
+not send. So it is valid on every server of a database and after a restart, it ends with its token,
+and nothing about it has to be stored. A form shows that it comes from one of our pages by sending a
+secret that is also in the browser's cookie for this site. `http/guard.py` has checked `Origin`
+before.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from starlette.types import Scope
 
 SESSION = "tenure_session"
 FORM = "tenure_form"
-SAID = "tenure_said"
+MESSAGE = "tenure_message"
 SESSION_SECONDS = 12 * 3600
-"""A shift. Then the token is asked for again."""
-SAID_SECONDS = 30
-MAX_SAID = 300
+"""A working day. After that the browser asks for the token again."""
+MESSAGE_SECONDS = 30
+MAX_MESSAGE = 300
 TONES = ("good", "bad")
 
 
 def session_token(scope: Scope) -> bytes | None:
-    """The token of the session that a request belongs to."""
+    """Return the token of the session that a request belongs to."""
     lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie"]
     token = cookie_parser("; ".join(lines)).get(SESSION)
     return unquote(token).encode() if token else None
 
 
 def begin(response: Response, request: Request, token: str) -> None:
-    """Sign a browser in."""
+    """Sign the browser in."""
     _set(response, request, SESSION, quote(token), SESSION_SECONDS)
 
 
 def end(response: Response, request: Request) -> None:
-    """Sign it out."""
+    """Sign the browser out."""
     _set(response, request, SESSION, "", 0)
 
 
 def form_secret(request: Request) -> tuple[str, bool]:
-    """What a form of this browser has to name, and whether the browser has yet to be told."""
+    """Return the secret for forms of this browser, and whether the browser has no cookie of it."""
     known = request.cookies.get(FORM, "")
     if len(known) == 32 and known.isalnum():
         return known, False
@@ -53,30 +53,30 @@ def form_secret(request: Request) -> tuple[str, bool]:
 
 
 def set_form_secret(response: Response, request: Request, secret: str) -> None:
-    """Tell the browser."""
+    """Give the browser its cookie with the secret of its forms."""
     _set(response, request, FORM, secret, None)
 
 
 def is_ours(request: Request, named: str) -> bool:
-    """Whether a form comes from a page that this browser got from here."""
+    """Return whether a form with the secret `named` comes from a page of ours in this browser."""
     secret, unknown = form_secret(request)
     return not unknown and hmac.compare_digest(secret.encode(), named.encode())
 
 
-def say(response: Response, request: Request, text: str, tone: str) -> None:
-    """Have the next page say what came of it."""
-    _set(response, request, SAID, quote(f"{tone} {text[:MAX_SAID]}"), SAID_SECONDS)
+def set_message(response: Response, request: Request, text: str, tone: str) -> None:
+    """Have the next page show a message; `tone` is `good` or `bad`."""
+    _set(response, request, MESSAGE, quote(f"{tone} {text[:MAX_MESSAGE]}"), MESSAGE_SECONDS)
 
 
-def said(request: Request) -> tuple[str, str]:
-    """What this page is to say, and in which tone; nothing is the empty text."""
-    tone, _, text = unquote(request.cookies.get(SAID, "")).partition(" ")
-    return (text[:MAX_SAID], tone) if tone in TONES else ("", "")
+def message(request: Request) -> tuple[str, str]:
+    """Return the message for this page and its tone; empty texts if there is none."""
+    tone, _, text = unquote(request.cookies.get(MESSAGE, "")).partition(" ")
+    return (text[:MAX_MESSAGE], tone) if tone in TONES else ("", "")
 
 
-def hush(response: Response, request: Request) -> None:
-    """It has been said."""
-    _set(response, request, SAID, "", 0)
+def clear_message(response: Response, request: Request) -> None:
+    """Remove the message, once it is shown."""
+    _set(response, request, MESSAGE, "", 0)
 
 
 def _set(response: Response, request: Request, name: str, value: str, age: int | None) -> None:
@@ -87,7 +87,7 @@ def _set(response: Response, request: Request, name: str, value: str, age: int |
         path=request.scope.get("root_path", "") or "/",
         httponly=True,
         samesite="strict",
-        # Behind a proxy that does TLS, the browser's own word is all there is to go by.
+        # Behind a proxy that does TLS, only the browser's `Origin` shows it.
         secure=request.url.scheme == "https"
         or request.headers.get("origin", "").startswith("https://"),
     )

@@ -1,14 +1,14 @@
 """The dashboard as an ASGI application: every page, who may see it, and how errors look.
 
-Pages are for who may read, buttons for who may do everything. `security.Guard` has let the request
-in and says who sends it; a form must also come from one of our own pages.
+Pages need the scope `read`, most buttons the scope `admin`. `http/guard.py` has admitted the
+request and found its caller. A form must also come from a page of this dashboard.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -24,9 +24,8 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from tenure.app.app import Tenure
-from tenure.dashboard import bulk, jobs, overview, queues, session
-from tenure.dashboard import charts as series
-from tenure.dashboard import format as words
+from tenure.dashboard import bulk, charts, jobs, overview, queues, session
+from tenure.dashboard import format as fmt
 from tenure.dashboard.cache import ReadCache
 from tenure.dashboard.push import Follower
 from tenure.dashboard.request import ADMIN, ENQUEUE, HEADERS, READ, PageRequest, inside, read_form
@@ -34,7 +33,7 @@ from tenure.errors import TenureError, Unauthorized
 from tenure.http.token_cache import TokenCache
 from tenure.jobs import text
 from tenure.jobs.redaction import Redaction
-from tenure.tokens import scopes as access
+from tenure.tokens import scopes as tokens
 from tenure.tokens.scopes import CALLER, Caller
 from tenure.wire.problems import ProblemBody, Refusal, problem_of, request_id_of
 
@@ -57,10 +56,10 @@ STATIC = {
 }
 FILES = {name: FOLDER.joinpath("static", name).read_bytes() for name in STATIC}
 VERSION = hashlib.sha256(b"".join(FILES.values())).hexdigest()[:12]
-"""Of the files. It stands in their addresses, so browsers may keep them for good."""
+"""Part of the addresses of the files, so that browsers may keep them for good."""
 
 ICON = "/favicon.ico"
-"""What browsers ask for by themselves where no page names an icon."""
+"""What browsers ask for if no page names an icon."""
 
 OPEN_PATHS = (
     ICON,
@@ -68,7 +67,7 @@ OPEN_PATHS = (
     "/ui/sign-out",
     *(f"/ui/static/{VERSION}/{name}" for name in STATIC),
 )
-"""What is answered without a token."""
+"""Paths that are answered without a token."""
 
 PAGES: dict[str, Page] = {
     "/": overview.show,
@@ -82,7 +81,7 @@ PAGES: dict[str, Page] = {
     "/ui/bulk": bulk.preview,
     "/ui/bulk/{id}": bulk.show,
 }
-ACTIONS: dict[str, tuple[frozenset[access.Scope], Page]] = {
+ACTIONS: dict[str, tuple[frozenset[tokens.Scope], Page]] = {
     "/ui/samples": (ENQUEUE, overview.add_samples),
     "/ui/jobs": (ADMIN, jobs.act_on_selected),
     "/ui/jobs/{id}/retry": (ADMIN, jobs.retry),
@@ -96,20 +95,20 @@ ACTIONS: dict[str, tuple[frozenset[access.Scope], Page]] = {
 
 
 def serves(path: str) -> bool:
-    """Whether a path is the dashboard's; every other is the API's."""
+    """Return whether a path belongs to the dashboard; every other belongs to the API."""
     return path in ("/", "/ui", ICON) or path.startswith("/ui/")
 
 
 class Dashboard:
-    """The pages of one application."""
+    """The pages of one application, as an ASGI application."""
 
     def __init__(
         self, app: Tenure, redaction: Redaction, tokens: TokenCache, stopped: Callable[[], bool]
     ) -> None:
-        """`stopped` tells when the server stops, which ends the live streams."""
+        """`stopped` says whether the server stops, which ends the live streams."""
         self.app = app
         self.redaction = redaction
-        self.glance = ReadCache(app)
+        self.cache = ReadCache(app)
         self._tokens = tokens
         self._follower = Follower(app, stopped)
         self._templates = _templates()
@@ -117,153 +116,150 @@ class Dashboard:
             [
                 Route(f"/ui/static/{VERSION}/{{name:path}}", self._file),
                 Route(ICON, self._icon),
-                Route("/ui/sign-in", self._sign_in, methods=["GET", "POST"]),
-                Route("/ui/sign-out", self._sign_out, methods=["POST"]),
+                Route("/ui/sign-in", self._page(self._sign_in), methods=["GET", "POST"]),
+                Route("/ui/sign-out", self._page(self._sign_out), methods=["POST"]),
                 Route("/ui/live", self._live),
                 *(
-                    Route(path, partial(self._act, scopes, action), methods=["POST"])
+                    Route(path, self._page(partial(self._act, scopes, action)), methods=["POST"])
                     for path, (scopes, action) in ACTIONS.items()
                 ),
-                *(Route(path, partial(self._show, page)) for path, page in PAGES.items()),
+                *(
+                    Route(path, self._page(partial(self._show, page)))
+                    for path, page in PAGES.items()
+                ),
             ],
             redirect_slashes=False,
-            default=self._nothing,
+            default=self._not_found,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         await self._router(scope, receive, send)
 
-    def render(self, template: str, visit: PageRequest, **values: Any) -> str:
-        """A page as text."""
+    def render(self, template: str, request: PageRequest, **values: Any) -> str:
+        """Return a page as text."""
         return self._templates.get_template(template).render(
-            visit=visit,
-            address=visit.address,
-            static=visit.address(f"/ui/static/{VERSION}"),
+            request=request,
+            address=request.address,
+            static=request.address(f"/ui/static/{VERSION}"),
             **values,
         )
 
     # --- pages and forms
 
-    async def _show(self, page: Page, request: Request) -> Response:
-        visit = PageRequest(self, request, request.scope[CALLER])
-        try:
-            visit.require(READ)
-            return await run_in_threadpool(page, visit)
-        except Exception as error:
-            return await run_in_threadpool(self._failed, request, error)
+    def _page(
+        self, answer: Callable[[PageRequest], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Return an endpoint that answers by `answer`, and by a page about the error it raises."""
+
+        async def endpoint(http: Request) -> Response:
+            request = PageRequest(self, http, http.scope.get(CALLER, NO_CALLER))
+            try:
+                if http.method == "POST":
+                    request.form = await read_form(http)
+                    _check_form(request)
+                return await answer(request)
+            except Exception as error:
+                return await run_in_threadpool(self._failed, http, error)
+
+        return endpoint
+
+    async def _show(self, page: Page, request: PageRequest) -> Response:
+        request.require(READ)
+        return await run_in_threadpool(page, request)
 
     async def _act(
-        self, scopes: frozenset[access.Scope], action: Page, request: Request
+        self, scopes: frozenset[tokens.Scope], action: Page, request: PageRequest
     ) -> Response:
-        visit = PageRequest(self, request, request.scope[CALLER])
+        request.require(scopes)
         try:
-            visit.form = await read_form(request)
-            self._check_origin(visit)
-            visit.require(scopes)
-            return await run_in_threadpool(action, visit)
-        except Exception as error:
-            return await run_in_threadpool(self._failed, request, error)
+            return await run_in_threadpool(action, request)
         finally:
-            self.glance.forget()
+            self.cache.forget()
 
-    def _check_origin(self, visit: PageRequest) -> None:
-        if not session.is_ours(visit.request, visit.field("form")):
-            raise Refusal(
-                403,
-                "cross_site",
-                "This form is out of date",
-                "the form was not made for this browser, or its cookie is gone; "
-                "go back, reload the page and try again",
-            )
-
-    def _failed(self, request: Request, error: Exception) -> Response:
+    def _failed(self, http: Request, error: Exception) -> Response:
         if not isinstance(error, TenureError | Refusal):
-            log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return self.refuse(request.scope, error)
+            log.error("%s %s failed", http.method, http.url.path, exc_info=error)
+        return self.refuse(http.scope, error)
 
     def refuse(self, scope: Scope, error: Exception) -> Response:
-        """The answer to a request that is refused; without a token that is the way to sign in."""
-        request = Request(scope)
+        """Return the answer to a refused request; without a valid token, the way to sign in."""
+        http = Request(scope)
         problem = problem_of(error, scope["path"], request_id_of(scope["headers"]))
         if isinstance(error, Unauthorized):
-            return self._to_sign_in(request)
-        visit = PageRequest(self, request, scope.get(CALLER, NOBODY))
+            return self._to_sign_in(http)
+        request = PageRequest(self, http, scope.get(CALLER, NO_CALLER))
         body = msgspec.json.decode(problem.body, type=ProblemBody)
-        response = visit.page("problem.html", problem.status, problem=body)
+        response = request.page("problem.html", problem.status, problem=body)
         response.headers.update(problem.headers)
         return response
 
-    def _to_sign_in(self, request: Request) -> Response:
-        visit = PageRequest(self, request, NOBODY)
-        path = request.scope["path"]
-        if path == visit.address("/ui/live"):
+    def _to_sign_in(self, http: Request) -> Response:
+        request = PageRequest(self, http, NO_CALLER)
+        path = http.scope["path"]
+        if path == request.address("/ui/live"):
             return Response(status_code=401)
-        if request.method == "GET" and request.headers.get("sec-fetch-site") == "cross-site":
-            # The cookie stays behind when a page of another site links here; asked for again
-            # from here, it comes along.
+        if http.method == "GET" and http.headers.get("sec-fetch-site") == "cross-site":
+            # Browsers do not send the cookie with a link from another site. They send it when this
+            # page asks for the same address again.
             return HTMLResponse(_AGAIN, headers=HEADERS)
-        asked = quote(path) + f"?{request.url.query}" * bool(request.url.query)
-        where = inside(asked) if request.method == "GET" and path != visit.address("/") else ""
-        return RedirectResponse(visit.address("/ui/sign-in", next=where), 303)
+        asked = quote(path) + f"?{http.url.query}" * bool(http.url.query)
+        where = inside(asked) if http.method == "GET" and path != request.address("/") else ""
+        return RedirectResponse(request.address("/ui/sign-in", next=where), 303)
 
-    async def _nothing(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope)
+    async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = Refusal(404, "not_found", "No such page", "there is nothing under this address")
-        await (await run_in_threadpool(self._failed, request, error))(scope, receive, send)
+        answer = await run_in_threadpool(self._failed, Request(scope), error)
+        await answer(scope, receive, send)
 
-    # --- signing in and out
-
-    async def _sign_in(self, request: Request) -> Response:
-        visit = PageRequest(self, request, NOBODY)
-        try:
-            if request.method == "GET":
-                where = inside(visit.query("next"))
-                return await run_in_threadpool(visit.page, "sign_in.html", next=where, wrong=False)
-            visit.form = await read_form(request)
-            self._check_origin(visit)
-            token, where = visit.field("token"), inside(visit.field("next")) or visit.address("/")
+    async def _sign_in(self, request: PageRequest) -> Response:
+        request.caller = NO_CALLER
+        token, status = request.field("token"), 200
+        where = inside(request.field("next") or request.query("next"))
+        if request.http.method == "POST":
             if token and await self._tokens.caller(token.encode()) is not None:
-                response = RedirectResponse(where, 303)
-                session.begin(response, request, token)
+                response = RedirectResponse(where or request.address("/"), 303)
+                session.begin(response, request.http, token)
                 return response
-            return await run_in_threadpool(
-                visit.page, "sign_in.html", 403, next=where, wrong=bool(token)
-            )
-        except Exception as error:
-            return await run_in_threadpool(self._failed, request, error)
+            status = 403
+        wrong = bool(token)
+        return await run_in_threadpool(
+            request.page, "sign_in.html", status, next=where, wrong=wrong
+        )
 
-    async def _sign_out(self, request: Request) -> Response:
-        visit = PageRequest(self, request, NOBODY)
-        try:
-            visit.form = await read_form(request)
-            self._check_origin(visit)
-        except Exception as error:
-            return await run_in_threadpool(self._failed, request, error)
-        response = visit.go(visit.address("/ui/sign-in"), "You are signed out.")
-        session.end(response, request)
+    async def _sign_out(self, request: PageRequest) -> Response:
+        response = request.go(request.address("/ui/sign-in"), "You are signed out.")
+        session.end(response, request.http)
         return response
 
-    # --- what is no page
+    # --- files and the stream
 
     async def _icon(self, _: Request) -> Response:
         return Response(FILES["icon.svg"], media_type=STATIC["icon.svg"])
 
-    async def _file(self, request: Request) -> Response:
-        name = request.path_params["name"]
+    async def _file(self, http: Request) -> Response:
+        name = http.path_params["name"]
         if name not in FILES:
             return Response(status_code=404)
         age = {"Cache-Control": "public, max-age=31536000, immutable"}
         return Response(FILES[name], media_type=STATIC[name], headers=age)
 
-    async def _live(self, request: Request) -> Response:
-        caller: Caller = request.scope[CALLER]
-        if not caller.may(READ):
-            return Response(status_code=403)
-        return self._follower.stream(request)
+    async def _live(self, http: Request) -> Response:
+        caller: Caller = http.scope[CALLER]
+        return self._follower.stream(http) if caller.may(READ) else Response(status_code=403)
 
 
-NOBODY = Caller("", frozenset(), known=False)
+def _check_form(request: PageRequest) -> None:
+    if not session.is_ours(request.http, request.field("form")):
+        raise Refusal(
+            403,
+            "cross_site",
+            "This form is out of date",
+            "the form was not made for this browser, or its cookie is gone; "
+            "go back, reload the page and try again",
+        )
+
+
+NO_CALLER = Caller("", frozenset(), known=False)
 _AGAIN = '<!doctype html><meta http-equiv="refresh" content="0"><title>Tenure</title>'
 
 
@@ -277,17 +273,17 @@ def _templates() -> jinja2.Environment:
         auto_reload=False,
     )
     made.filters.update(
-        number=words.number,
+        number=fmt.number,
         lasting=text.length,
-        rate=words.rate,
+        rate=fmt.rate,
         visible=partial(text.visible, keep="\n\t"),
         first_line=text.first_line,
-        size=words.size,
-        listed=words.listed,
+        size=fmt.size,
+        listed=fmt.listed,
         shortened=text.shortened,
-        exactly=words.exactly,
-        json=series.as_json,
-        paths=series.paths,
+        exactly=fmt.exactly,
+        json=charts.as_json,
+        paths=charts.paths,
     )
-    made.globals.update(count=words.count, command=words.command, ago=text.ago, svg=Markup)
+    made.globals.update(count=fmt.count, command=fmt.command, ago=text.ago, svg=Markup)
     return made

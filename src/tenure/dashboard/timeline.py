@@ -1,4 +1,4 @@
-"""The life of a job as it is told on its page: its moves, its attempts, its time. Pure."""
+"""A job's history as its page shows it: transitions, attempts, time per status. Pure."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from tenure.jobs.ledger import Transition
 from tenure.lifecycle import FIRST_EVENT, RULE_OF, SETTLED, Status
 
 WIDTH, HEIGHT = 1000.0, 22.0
-LEAST = 3.0
-"""Units of width that a stretch of time is drawn with at least, or nobody would see it."""
+MIN_WIDTH = 3.0
+"""Width of the shortest period, so that it can be seen."""
 
 CLAIMED, RETRIED = "claimed", "retried"
-TOLD: Mapping[str, str] = {
-    FIRST_EVENT: "added",
-    CLAIMED: "taken by a worker",
+TITLES: Mapping[str, str] = {
+    FIRST_EVENT: "enqueued",
+    CLAIMED: "claimed by a worker",
     "completed": "completed",
     "failed": "attempt failed",
-    "lease_expired": "worker lost: its lease ran out",
-    RETRIED: "to be tried again",
-    "released": "handed back unrun",
+    "lease_expired": "worker lost: its lease expired",
+    RETRIED: "to be retried",
+    "released": "released before it started",
     "cancelled": "cancelled",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One move, as it is told: what, why, and how long after the one before."""
+    """One transition as the page shows it."""
 
     transition: Transition
     title: str
-    why: str
-    after: float | None  # seconds since the move before
+    caused_by: str
+    after: float | None  # seconds since the transition before
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """One claim: who had the job, for how long, and how that ended."""
+class PastAttempt:
+    """One claim: which worker had the job, for how long, and how that ended."""
 
     number: int
     token: int
@@ -50,7 +50,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Period:
     """Time in one status, as a part of a bar."""
 
     status: str
@@ -60,31 +60,29 @@ class Stretch:
 
 
 def steps(transitions: Sequence[Transition]) -> list[Step]:
-    """Every move, oldest first."""
-    told: list[Step] = []
+    """Return every transition, oldest first."""
+    found: list[Step] = []
     for number, transition in enumerate(transitions):
-        before = transitions[number - 1].at if number else None
-        after = None if before is None else (transition.at - before).total_seconds()
-        told.append(
-            Step(transition, TOLD.get(transition.event, transition.event), _why(transition), after)
-        )
-    return told
+        after = (transition.at - transitions[number - 1].at).total_seconds() if number else None
+        title = TITLES.get(transition.event, transition.event)
+        found.append(Step(transition, title, _caused_by(transition), after))
+    return found
 
 
-def _why(transition: Transition) -> str:
+def _caused_by(transition: Transition) -> str:
     if transition.source is None:
         return "the application or an operator"
-    row = RULE_OF.get((transition.event, Status(transition.source)))
-    return row.caused_by if row else ""
+    rule = RULE_OF.get((transition.event, Status(transition.source)))
+    return rule.caused_by if rule else ""
 
 
-def attempts(transitions: Sequence[Transition]) -> list[Attempt]:
-    """Every claim, newest first: what people look for is the last."""
-    made: list[Attempt] = []
+def attempts(transitions: Sequence[Transition]) -> list[PastAttempt]:
+    """Return every claim, newest first: people look for the last."""
+    made: list[PastAttempt] = []
     for transition in transitions:
         if transition.event == CLAIMED:
             made.append(
-                Attempt(transition.attempt, transition.token, transition.actor, transition.at)
+                PastAttempt(transition.attempt, transition.token, transition.actor, transition.at)
             )
         elif transition.source == Status.PROCESSING and made and not made[-1].outcome:
             made[-1] = replace(
@@ -96,21 +94,21 @@ def attempts(transitions: Sequence[Transition]) -> list[Attempt]:
     return made[::-1]
 
 
-def stretches(transitions: Sequence[Transition], now: datetime) -> list[Stretch]:
-    """How long the job stood in which status, until it settled or until `now`.
+def periods(transitions: Sequence[Transition], now: datetime) -> list[Period]:
+    """Return how long the job was in which status, until it settled or until `now`.
 
-    Short stretches are drawn wider than they are, and the bar is scaled to its width again.
+    Short periods are widened to `MIN_WIDTH`. Then all are scaled to the width of the bar.
     """
     spans = [span for span in _spans(transitions, now) if span[1] > 0]
     whole = sum(seconds for _, seconds in spans)
     if not whole:
         return []
-    widths = [max(seconds / whole * WIDTH, LEAST) for _, seconds in spans]
+    widths = [max(seconds / whole * WIDTH, MIN_WIDTH) for _, seconds in spans]
     scale = WIDTH / sum(widths)
-    drawn: list[Stretch] = []
+    drawn: list[Period] = []
     x = 0.0
     for (status, seconds), width in zip(spans, widths, strict=True):
-        drawn.append(Stretch(status, round(x, 2), round(width * scale, 2), seconds))
+        drawn.append(Period(status, round(x, 2), round(width * scale, 2), seconds))
         x += width * scale
     return drawn
 

@@ -1,4 +1,4 @@
-// Forms that change something answer in place; commands can be copied; all of a page can be ticked.
+// Forms that change something answer in place. Commands can be copied. All jobs of a page can be ticked.
 import { announce, show } from "./live.js";
 
 export function start() {
@@ -8,7 +8,7 @@ export function start() {
   document.addEventListener("keydown", search);
 }
 
-export function dress() {
+export function prepare() {
   for (const hidden of document.querySelectorAll("[data-copy][hidden], [data-all][hidden]")) {
     hidden.hidden = false;
   }
@@ -23,16 +23,16 @@ async function submit(event) {
   if (button) button.ariaBusy = "true";
   try {
     const body = new URLSearchParams(new FormData(form, button));
-    // Not `form.action`: where a button is called so, that is the button.
+    // Not `form.action`: if a button has that name, it is the button.
     const answer = await fetch(form.getAttribute("action"), { method: "POST", body });
     const page = show(await answer.text(), true);
     if (answer.ok && answer.url !== location.href) {
       history.pushState(null, "", answer.url);
       at = location.pathname + location.search;
     }
-    const said = document.getElementById("said");
-    said.replaceChildren(...(page ? page.getElementById("said").childNodes : []));
-    if (!document.activeElement || document.activeElement === document.body) said.focus();
+    const message = document.getElementById("message");
+    message.replaceChildren(...(page ? page.getElementById("message").childNodes : []));
+    if (!document.activeElement || document.activeElement === document.body) message.focus();
   } catch {
     announce("Not sent: the server did not answer. Try again.");
   } finally {
@@ -42,7 +42,7 @@ async function submit(event) {
 
 let at = location.pathname + location.search;
 addEventListener("popstate", () => {
-  if (at !== location.pathname + location.search) location.reload(); // else it was a `#`
+  if (at !== location.pathname + location.search) location.reload(); // else only the `#` changed
 });
 
 async function copy(event) {
@@ -69,7 +69,7 @@ function tick(event) {
   if (label) label.textContent = ticked ? `${ticked} selected:` : "Selected:";
 }
 
-/** `/` goes to the filter, as in most tools of this kind. */
+/** `/` focuses the filter. */
 function search(event) {
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
   if (event.key !== "/" || typing || event.ctrlKey || event.metaKey || event.altKey) return;

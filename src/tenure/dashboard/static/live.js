@@ -1,25 +1,25 @@
-// One event stream. It says that something moved; the page is then asked for again and what differs
-// is changed in place. Never more often than the server and this browser can keep up with.
+// Follows the event stream. When jobs of the page change, it fetches the page again and changes what
+// differs in place, never more often than the server and this browser can keep up with.
 import { play } from "./machine.js";
-import { dress } from "./tenure.js";
+import { prepare } from "./tenure.js";
 import * as times from "./times.js";
 
-const LEAST = 500; // milliseconds between two looks
-const SHARE = 4; // a look that took a second is followed by four without one
-const QUIET = 5000; // look anyway: a worker's silence and a paused queue move nothing
+const MIN_PAUSE = 500; // milliseconds between two fetches
+const SHARE = 4; // a fetch that took a second is followed by a pause of four
+const QUIET = 5000; // fetch anyway: a silent worker or a paused queue causes no transition
 let stream = null;
 let timer = 0;
-let looking = false;
+let fetching = false;
 let wanted = false;
-let pause = LEAST;
-let looked = 0;
+let pause = MIN_PAUSE;
+let fetched = 0;
 
 export function start() {
   if (!document.body.dataset.live) return;
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
   addEventListener("pagehide", close);
   addEventListener("pageshow", (event) => event.persisted && open());
-  setInterval(() => stream && Date.now() - looked > QUIET && want(), 1000);
+  setInterval(() => stream && Date.now() - fetched > QUIET && want(), 1000);
   if (!document.hidden) open();
 }
 
@@ -28,7 +28,7 @@ function open() {
   stream = new EventSource(document.body.dataset.live);
   stream.addEventListener("hello", () => {
     state("", "live");
-    want(); // something may have moved since the page was made, or since we were cut off
+    want(); // jobs may have changed since the page was made, or since the connection was lost
   });
   stream.addEventListener("transitions", (event) => changed(JSON.parse(event.data)));
   stream.addEventListener("error", () => {
@@ -61,27 +61,27 @@ const watches = () => document.querySelector("#main").dataset.watch || "none";
 function changed(note) {
   play(note.arrows);
   const watch = watches();
-  const ours = watch === "all" || (note.jobs === null && watch !== "none");
-  if (ours || (note.jobs && note.jobs.includes(watch.slice(4)))) want();
+  const concerned = watch === "all" || (note.jobs === null && watch !== "none");
+  if (concerned || (note.jobs && note.jobs.includes(watch.slice(4)))) want();
 }
 
-/** Look as soon as it is time. */
+/** Fetch the page as soon as the pause is over. */
 function want() {
   if (watches() === "none") return;
   wanted = true;
-  if (looking || timer) return;
-  timer = setTimeout(look, Math.max(0, looked + pause - Date.now()));
+  if (fetching || timer) return;
+  timer = setTimeout(refresh, Math.max(0, fetched + pause - Date.now()));
 }
 
-async function look() {
+async function refresh() {
   timer = 0;
   if (document.hidden) return;
   if (document.querySelector("input[name=id]:checked")) {
     state("held", "held while you select");
-    timer = setTimeout(look, 1000);
+    timer = setTimeout(refresh, 1000);
     return;
   }
-  looking = true;
+  fetching = true;
   wanted = false;
   const began = Date.now();
   try {
@@ -94,14 +94,14 @@ async function look() {
   } catch {
     state("lost", "connection lost, retrying");
   } finally {
-    looked = Date.now();
-    pause = Math.max(LEAST, SHARE * (looked - began));
-    looking = false;
+    fetched = Date.now();
+    pause = Math.max(MIN_PAUSE, SHARE * (fetched - began));
+    fetching = false;
   }
   if (wanted) want();
 }
 
-/** Change the page to what the server says it is; what a person did to it stays. */
+/** Change the page to what the server sent, and keep what a person typed or opened. */
 export function show(text, whole = false) {
   const page = new DOMParser().parseFromString(text, "text/html");
   const before = spoken(document);
@@ -127,14 +127,14 @@ export function show(text, whole = false) {
     },
   });
   times.set();
-  dress();
+  prepare();
   for (const [name, value] of spoken(document)) {
     if (before.has(name) && before.get(name) !== value) announce(value);
   }
   return page;
 }
 
-/** What is said when it changes: the state of a job, the health line. */
+/** The texts that are announced when they change: the status of a job, the health line. */
 function spoken(page) {
   const parts = [...page.querySelectorAll("[data-announce]")];
   return new Map(parts.map((part, at) => [at, part.textContent.replace(/\d[\d,.]*/g, "").trim()]));

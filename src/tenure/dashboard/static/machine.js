@@ -1,15 +1,15 @@
-// Moves as they happen: a dot runs along the arrow that a job took. A few at a time, however many
-// there are, and none for those who want no motion.
-const MOST = 5; // of one arrow in half a second
+// Transitions as they happen: a dot runs along the arrow of the transition. A few dots at a time,
+// however many there are, and none if the browser asks for reduced motion.
+const MAX_DOTS = 5; // per arrow in half a second
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 export function play(arrows) {
   const picture = [...document.querySelectorAll(".machine svg[role]")].find((svg) => svg.getBoundingClientRect().width);
   if (!picture || still.matches) return;
-  for (const [name, moves] of Object.entries(arrows)) {
+  for (const [name, transitions] of Object.entries(arrows)) {
     const arrow = picture.querySelector(`[data-arrow="${CSS.escape(name)}"]`);
     if (!arrow) continue;
-    const many = Math.min(Math.ceil(Math.log2(moves + 1)), MOST);
+    const many = Math.min(Math.ceil(Math.log2(transitions + 1)), MAX_DOTS);
     for (let number = 0; number < many; number++) run(picture, arrow, (number * 500) / many);
   }
 }

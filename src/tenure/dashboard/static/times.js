@@ -1,4 +1,4 @@
-// Relative times go on by themselves, by the server's clock.
+// Updates relative times every second, by the server's clock.
 const UNITS = [["d", 86400], ["h", 3600], ["m", 60], ["s", 1]];
 let offset = 0; // of the server's clock, in milliseconds
 
@@ -6,7 +6,7 @@ export function start() {
   setInterval(() => document.hidden || tick(), 1000);
 }
 
-/** The page was rendered just now, at its own `data-now`. */
+/** Called when a page was just rendered: its `data-now` is the server's time. */
 export function set() {
   const now = Date.parse(document.querySelector("#main").dataset.now);
   if (now) offset = now - Date.now();
