@@ -15,61 +15,68 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "cli.md"
 HEAD = """\
 # Command line
 
-This page is written by `tools/cli_page.py` from the commands themselves; a test fails when the two
-differ. `tenure COMMAND --help` says the same in the terminal, and `python -m tenure` is `tenure`.
+`tools/cli_page.py` writes this page from the commands. A test fails if the page is not current.
+`tenure COMMAND --help` prints the same in the terminal. `python -m tenure` is the same as `tenure`.
 
 ## Which database
 
-Every command that uses one takes `--database URL`, before or after its name. Without it, the
-database is `TENURE_DATABASE`, else `database` in the file that `TENURE_CONFIG` names, else
-`sqlite:///tenure.db`. A server or worker without any of these uses the database of its `--app`;
-with one of them, the applications it loads are put on that database too. With `--server`, a worker
-needs no database. `demo` uses a throw-away one, unless `--database` names an empty one. Every other
-setting is on [its own page](settings.md).
+Every command that uses a database takes `--database URL`, before or after its name. Without it, the
+command uses the first of these: `TENURE_DATABASE`, the `database` in the file that `TENURE_CONFIG`
+names, `sqlite:///tenure.db`.
+
+- A server or worker without these settings uses the database of its `--app`. With one of them, it
+  uses that database for the applications that it loads.
+- A worker with `--server` needs no database.
+- `demo` uses a temporary database, unless `--database` names an empty one.
+
+All other settings are in [Settings](settings.md).
 
 ## Output
 
-Answers go to standard output, errors and logs to standard error. Without `--json` an answer is a
-table or a few lines for people: on a terminal no row is wrapped. Where there is no room, columns
-are left out, with a note, and long texts end in `…`; `--wide` shows all, and nothing is cut on its
-way to a file or another program. Statuses have colours on a terminal, unless `NO_COLOR` is set or
-`TERM` is `dumb`. `--json` prints one JSON document, in the shapes of the [HTTP API](http.md); `jobs
-show` prints `{"job": …, "history": […], "explanation": …}`, and `tail` and
-`top` a document on each line.
-Texts that come from jobs cannot act on the terminal: control characters, escape sequences and
-direction marks are shown as escapes, in JSON too.
+Answers go to standard output. Errors and logs go to standard error.
+
+- Without `--json`, an answer is a table or a few lines for people. On a terminal, rows are not
+  wrapped: if a table is too wide, columns are left out, with a note, and long texts end in `…`.
+  `--wide` shows everything. Output to a file or to another program is never cut.
+- Statuses have colours on a terminal, unless `NO_COLOR` is set or `TERM` is `dumb`.
+- `--json` prints one JSON document, in the format of the [HTTP API](http.md). `jobs show` prints
+  `{"job": …, "history": […], "explanation": …}`. `tail` and `top` print one document per line.
+- Texts from jobs cannot control the terminal. Control characters, escape sequences and direction
+  marks are shown as escapes, also in JSON.
 
 ## Exit codes
 
 | code | meaning |
 |---|---|
 | 0 | done |
-| 1 | refused by a job's status, a full queue, a used key; violations or problems were found |
-| 2 | bad input: an unknown option, a payload, a name, an address, a module that is not there |
+| 1 | refused by a job's status, a full queue or a used key; or violations or problems were found |
+| 2 | invalid input: an unknown option, a payload, a name, an address, a missing module |
 | 3 | no such job |
-| 4 | the database or the server is not there or does not answer, or the schema does not fit |
-| 130 | interrupted; `top`, `tail`, `serve` and `worker`, which are meant to be, end with 0 |
+| 4 | the database or server does not exist or does not answer, or the schema does not fit |
+| 130 | interrupted; but `top`, `tail`, `serve` and `worker` end with 0 |
 
-An error is printed as what happened, where, and what to do next. Only a fault in Tenure or in the
-application that `--app` names ends in a traceback. A command that takes several jobs goes on after
-a refusal; the first one sets the exit code. Commands that read or change jobs need a database that
-is there, so that a mistyped address makes no file. Those that begin something make one: `migrate`,
-`enqueue`, `serve`, `worker`, the settings of `queues`, and `create` of `tokens` and `webhooks`.
+An error message says what happened, where, and what to do next. Only a bug in Tenure or in the
+application of `--app` prints a traceback. If one of several jobs is refused, the command continues
+with the next; the first error sets the exit code.
+
+Commands that read or change jobs need an existing database, so that a wrong address does not create
+a file. These commands create the database: `migrate`, `enqueue`, `serve`, `worker`, the settings of
+`queues`, and `create` of `tokens` and `webhooks`.
 
 ## Completion
 
-`tenure completion` prints a script for bash (4.4 or newer), zsh or fish, and its help says where to
-put it. Beside commands and options it completes statuses and events, and from the database the
-names of queues, types, tokens and webhooks and the ids of recent jobs. A database that does not
-answer within a second is not waited for.
+`tenure completion` prints a script for bash (4.4 or newer), zsh or fish. Its help says where to put
+the script. It completes commands, options, statuses and events. From the database, it completes the
+names of queues, types, tokens and webhooks, and the ids of recent jobs. It waits one second at most
+for the database.
 """
 
 FAKE_HANDLERS = """\
 ## Fake handlers
 
-With `--fake-handlers`, every type that has no handler succeeds at once, whatever its payload,
-except for the rules given by `--fail-type` and `--fail-every`. Nothing is left to chance: the same
-jobs started in the same order fail in the same way. Some types have a behaviour of their own:
+With `--fake-handlers`, a job of a type without a handler succeeds at once, whatever its payload.
+It fails only by the rules of `--fail-type` and `--fail-every`. Nothing is random: the same jobs,
+started in the same order, fail in the same way. Some types have special behaviour:
 
 | type | payload | what it does |
 |---|---|---|
@@ -78,8 +85,8 @@ jobs started in the same order fail in the same way. Some types have a behaviour
 | `fake.fail` | any | fails every attempt |
 | `fake.crash` | `{"crash_times": k}` | kills its worker in the first k attempts (1) |
 
-`fake.crash` sends SIGKILL to the process it runs in, which under `tenure serve` is the server.
-The lease runs out, and the next attempt is another worker's.
+`fake.crash` sends SIGKILL to its own process, which is the server under `tenure serve`. After the
+lease has ended, another worker runs the next attempt.
 """
 
 

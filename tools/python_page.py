@@ -32,14 +32,13 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"
 HEAD = """\
 # Python
 
-This page is written by `tools/python_page.py` from the code and its docstrings; a test fails when
-the two differ. What is imported from `tenure` is stable. Everything has type annotations, and
-`tenure` ships them.
+`tools/python_page.py` writes this page from the code and its docstrings. A test fails if the page
+is not current. Names that you import from `tenure` are stable. Everything has type annotations.
 
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
-backoff is a `RetryPolicy`, a duration (the `base`), or an object of `base`, `factor` and `cap`.
-For errors, see [their page](errors.md). What a signature names and this page does not describe
-is in a module of `tenure.jobs`.
+backoff is a `RetryPolicy`, a duration (the `base`), or an object with `base`, `factor` and `cap`.
+[Errors](errors.md) has the exceptions. If a signature names a type that this page does not
+describe, the type is in a module of `tenure.jobs`.
 """
 
 MAX_LINE = 96
