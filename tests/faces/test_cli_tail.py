@@ -153,5 +153,3 @@ def test_a_signal_ends_it_as_ctrl_c_does(sqlite_url: str) -> None:
         assert "email" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
-
-

@@ -8,13 +8,11 @@ nothing else: `<job id>.<lease id>`.
 
 from __future__ import annotations
 
-import functools
+import json
 import re
-import typing
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from tenure.errors import InvalidInput
@@ -24,8 +22,6 @@ from tenure.jobs.bulk_actions import Action
 from tenure.jobs.queries import MAX_SEARCHED_FOR
 from tenure.jobs.work import Outcome, Report
 from tenure.lifecycle import Status
-
-T = TypeVar("T")
 
 MAX_LEASED = 1_000
 MIN_LEASE, MAX_LEASE = 1.0, 86_400.0
@@ -235,52 +231,38 @@ def report_entry(report: Report) -> ReportEntry:
     )
 
 
-# --- JSON to these types
+def parse_report(data: bytes) -> object:
+    """Parse a report: well-formed JSON in UTF-8, with any text and numbers.
 
-
-def convert(value: object, kind: type[T], *, strict: bool = True, root: str = "$") -> T:
-    """Return `value` as `kind`; raises InvalidInput with the path of the field that does not fit.
-
-    `value` is what a JSON parser returns. `strict=False` is for queries: it reads numbers in text.
+    A job must settle whatever its handler returned. NUL, half surrogate pairs and huge integers
+    pass here and are made storable later.
     """
     try:
-        return msgspec.convert(_whole(value, kind), kind, strict=strict)
-    except UnicodeEncodeError:
-        raise InvalidInput("half of a surrogate pair in a name; remove it", path=root) from None
-    except msgspec.ValidationError as flaw:
-        message, _, path = str(flaw).partition(" - at `$")
-        path = path.rstrip("`")
-        if root != "$":
-            path = path.lstrip(".")
-        raise InvalidInput(message, path=f"{root}{path}") from None
+        return json.loads(
+            data.decode(),
+            parse_int=_bounded_integer,
+            parse_constant=_no_constant,
+            object_pairs_hook=_distinct,
+        )
+    except UnicodeDecodeError as flaw:
+        raise InvalidInput(f"not UTF-8 at byte {flaw.start}; send UTF-8", path="$") from None
+    except RecursionError:
+        raise InvalidInput("nested too deep; flatten it", path="$") from None
+    except json.JSONDecodeError as flaw:
+        where = f"line {flaw.lineno}, column {flaw.colno}"
+        raise InvalidInput(f"not valid JSON at {where}: {flaw.msg}", path="$") from None
 
 
-def _whole(value: object, kind: Any) -> object:
-    """Return `value` with 58.0 as 58 where an integer is wanted: JSON has one kind of number."""
-    if typing.get_origin(kind) is typing.Annotated or typing.get_origin(kind) is list:
-        inner = typing.get_args(kind)[0]
-        if isinstance(value, list) and typing.get_origin(kind) is list:
-            return [_whole(item, inner) for item in value]
-        return _whole(value, inner)
-    if not isinstance(value, dict) or not issubclass(kind, msgspec.Struct):
-        return value
-    whole = _whole_fields(kind)
-    return {
-        name: int(item) if type(item) is float and name in whole and item.is_integer() else item
-        for name, item in value.items()
-    }
+def _bounded_integer(digits: str) -> int:
+    return int(digits) if len(digits) <= 20 else 10**20
 
 
-@functools.cache
-def _whole_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
-    info = msgspec.inspect.type_info(kind)
-    assert isinstance(info, msgspec.inspect.StructType)
-    return frozenset(field.encode_name for field in info.fields if _is_whole(field.type))
+def _no_constant(name: str) -> object:
+    raise InvalidInput(f"{name} is not JSON; send null or a string", path="$")
 
 
-def _is_whole(kind: msgspec.inspect.Type) -> bool:
-    if isinstance(kind, msgspec.inspect.Metadata):
-        return _is_whole(kind.type)
-    if isinstance(kind, msgspec.inspect.UnionType):
-        return any(map(_is_whole, kind.types))
-    return isinstance(kind, msgspec.inspect.IntType)
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise InvalidInput("a key is given twice in one object; remove one", path="$")
+    return made

@@ -12,12 +12,13 @@ a request's time.
 from __future__ import annotations
 
 import asyncio
-import json
+import functools
 import logging
 import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from tenure.http.api.routes import Body, Route
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 JSON = "application/json"
 SMALL_BODY = 64 * 1024
@@ -229,7 +232,7 @@ def _read_query(route: Route, request: Request) -> Any:
             raise InvalidInput(f"no such query parameter; {allowed}", path=f"query {name}"[:80])
     if route.query is None:
         return None
-    return requests.convert(values, route.query, strict=False, root="query ")
+    return convert(values, route.query, strict=False, root="query ")
 
 
 async def _read_body(body: Body, request: Request) -> Any:
@@ -241,10 +244,10 @@ async def _read_body(body: Body, request: Request) -> Any:
     if not data:
         raise InvalidInput("the request has no body; send JSON", path="$")
     if body.lenient:
-        value = read_leniently(data)
+        value = requests.parse_report(data)
     else:
         value = payload.parse(data, limit=body.limit, max_depth=body.depth)
-    return requests.convert(value, body.type)
+    return convert(value, body.type)
 
 
 def _check_media_type(request: Request, *, optional: bool) -> None:
@@ -316,38 +319,49 @@ def _declared_bytes(request: Request) -> int:
     return int(length) if length.isdecimal() and len(length) < 16 else 10**16
 
 
-def read_leniently(data: bytes) -> object:
-    """Parse a report: well-formed JSON in UTF-8, with any text and numbers.
+def convert(value: object, kind: type[T], *, strict: bool = True, root: str = "$") -> T:
+    """Return `value` as `kind`; raises InvalidInput with the path of the field that does not fit.
 
-    A job must settle whatever its handler returned. NUL, half surrogate pairs and huge integers
-    pass here and are made storable later.
+    `value` is what a JSON parser returns. `strict=False` is for queries: it reads numbers in text.
     """
     try:
-        return json.loads(
-            data.decode(),
-            parse_int=_bounded_integer,
-            parse_constant=_no_constant,
-            object_pairs_hook=_distinct,
-        )
-    except UnicodeDecodeError as flaw:
-        raise InvalidInput(f"not UTF-8 at byte {flaw.start}; send UTF-8", path="$") from None
-    except RecursionError:
-        raise InvalidInput("nested too deep; flatten it", path="$") from None
-    except json.JSONDecodeError as flaw:
-        where = f"line {flaw.lineno}, column {flaw.colno}"
-        raise InvalidInput(f"not valid JSON at {where}: {flaw.msg}", path="$") from None
+        return msgspec.convert(_whole(value, kind), kind, strict=strict)
+    except UnicodeEncodeError:
+        raise InvalidInput("half of a surrogate pair in a name; remove it", path=root) from None
+    except msgspec.ValidationError as flaw:
+        message, _, path = str(flaw).partition(" - at `$")
+        path = path.rstrip("`")
+        if root != "$":
+            path = path.lstrip(".")
+        raise InvalidInput(message, path=f"{root}{path}") from None
 
 
-def _bounded_integer(digits: str) -> int:
-    return int(digits) if len(digits) <= 20 else 10**20
+def _whole(value: object, kind: Any) -> object:
+    """Return `value` with 58.0 as 58 where an integer is wanted: JSON has one kind of number."""
+    if typing.get_origin(kind) is typing.Annotated or typing.get_origin(kind) is list:
+        inner = typing.get_args(kind)[0]
+        if isinstance(value, list) and typing.get_origin(kind) is list:
+            return [_whole(item, inner) for item in value]
+        return _whole(value, inner)
+    if not isinstance(value, dict) or not issubclass(kind, msgspec.Struct):
+        return value
+    whole = _whole_fields(kind)
+    return {
+        name: int(item) if type(item) is float and name in whole and item.is_integer() else item
+        for name, item in value.items()
+    }
 
 
-def _no_constant(name: str) -> object:
-    raise InvalidInput(f"{name} is not JSON; send null or a string", path="$")
+@functools.cache
+def _whole_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return frozenset(field.encode_name for field in info.fields if _is_whole(field.type))
 
 
-def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise InvalidInput("a key is given twice in one object; remove one", path="$")
-    return made
+def _is_whole(kind: msgspec.inspect.Type) -> bool:
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return _is_whole(kind.type)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return any(map(_is_whole, kind.types))
+    return isinstance(kind, msgspec.inspect.IntType)

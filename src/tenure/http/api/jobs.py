@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
 from tenure.app.queries import MAX_COUNTED, MAX_LISTED, transitions_shown
-from tenure.http.api.call import Call, answer, sent
+from tenure.http.api.call import Call, answer, convert, sent
 from tenure.jobs import payload as payloads
 from tenure.jobs.bulk_actions import Action
 from tenure.jobs.checked_job import Enqueued
@@ -125,7 +125,7 @@ def _filter(call: Call) -> Filter:
     names = FilterQuery.__struct_fields__
     given = {name: value for name in names if (value := getattr(call.query, name)) is not UNSET}
     for name in given.keys() & {"created_after", "created_before"}:
-        given[name] = requests.convert(given[name], requests.RunAt, root=f"query {name}")
+        given[name] = convert(given[name], requests.RunAt, root=f"query {name}")
     return checked(Filter(**given, hidden=call.redaction.keys), at="query ")
 
 
