@@ -82,10 +82,10 @@ def _preview(app: Tenure, request: BulkRequest, found: Counted, as_json: bool) -
         return
     click.echo(f"This would {request.action} {_number(found)} jobs.")
     if jobs:
-        rows = [
-            (job.id, job.type, job.queue, job.status, first_line(job.last_error)) for job in jobs
-        ]
-        table(("ID", "TYPE", "QUEUE", "STATUS", "LAST ERROR"), rows)
+        table(
+            ("ID", "TYPE", "QUEUE", "STATUS", "LAST ERROR"),
+            [(job.id, job.type, job.queue, job.status, first_line(job.last_error)) for job in jobs],
+        )
 
 
 def _number(found: Counted) -> str:
@@ -138,29 +138,17 @@ def stop(id: str, as_json: bool) -> None:
 
 
 def _show(app: Tenure, found: list[Bulk], as_json: bool, *, several: bool = False) -> None:
-    from tenure.cli.terminal import print_json, table
-    from tenure.jobs.text import ago
+    from tenure.cli.terminal import listing, print_json
     from tenure.wire import responses
 
     if as_json:
         bodies = [responses.bulk_body(each) for each in found]
         print_json(bodies if several else bodies[0])
         return
-    now = app.ping()
-    table(
+    listing(
         ("ID", "ACTION", "STARTED", "ENDED", "TOTAL", "CHANGED", "REFUSED", "ACTOR"),
-        [
-            (
-                each.id,
-                each.action,
-                ago(each.created_at, now),
-                ago(each.finished_at, now),
-                each.total,
-                each.changed,
-                each.refused,
-                each.actor,
-            )
-            for each in found
-        ],
+        ("id", "action", "created_at", "finished_at", "total", "changed", "refused", "actor"),
+        found,
+        app.ping(),
         spare=("ACTOR", "STARTED"),
     )

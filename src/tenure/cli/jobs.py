@@ -188,8 +188,8 @@ def jobs() -> None:
 @reading_options
 def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> None:
     """List jobs, newest first."""
-    from tenure.cli.terminal import attempts, print_json, table
-    from tenure.jobs.text import ago, first_line
+    from tenure.cli.terminal import attempts, listing, print_json
+    from tenure.jobs.text import first_line
     from tenure.wire import responses
 
     filters = _timed(filters)
@@ -200,20 +200,19 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
     if as_json:
         print_json([responses.job_body(job) for job in found])
         return
-    table(
+    listing(
         ("ID", "TYPE", "QUEUE", "STATUS", "TRIES", "CREATED", "LAST ERROR"),
-        [
-            (
-                job.id,
-                job.type,
-                job.queue,
-                job.status,
-                attempts(job.attempts, job.max_retries),
-                ago(job.created_at, now),
-                first_line(job.last_error),
-            )
-            for job in found
-        ],
+        (
+            "id",
+            "type",
+            "queue",
+            "status",
+            lambda job: attempts(job.attempts, job.max_retries),
+            "created_at",
+            lambda job: first_line(job.last_error),
+        ),
+        found,
+        now,
         spare=("QUEUE", "CREATED", "LAST ERROR"),
     )
     if len(found) == limit:

@@ -18,8 +18,7 @@ def queues() -> None:
 @reading_options
 def list_queues(as_json: bool) -> None:
     """List queues that have unfinished jobs or settings."""
-    from tenure.cli.terminal import print_json, table
-    from tenure.jobs.text import ago
+    from tenure.cli.terminal import listing, print_json
 
     with existing() as app:
         found = app.queues()
@@ -27,19 +26,11 @@ def list_queues(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    table(
+    listing(
         ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "PAUSED", "LIMIT"),
-        [
-            (
-                queue.name,
-                queue.pending,
-                queue.processing,
-                ago(queue.oldest_due_at, now),
-                ago(queue.paused_at, now),
-                "-" if queue.max_pending is None else str(queue.max_pending),
-            )
-            for queue in found
-        ],
+        ("name", "pending", "processing", "oldest_due_at", "paused_at", "max_pending"),
+        found,
+        now,
     )
 
 

@@ -1,6 +1,6 @@
-"""How answers look in a terminal: aligned tables that fit, short times, and nothing that can act.
+"""How answers look in a terminal: aligned tables that fit, short times, no control characters.
 
-Types, errors and payloads come from whoever enqueues jobs, so every text from a job passes
+Types, errors and payloads come from the callers that enqueue jobs, so every text from a job passes
 `visible`: control characters, escape sequences and direction marks are shown, never sent.
 """
 
@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any
@@ -21,7 +21,7 @@ import msgspec
 from tenure.cli.command import WIDE
 from tenure.jobs import durations
 from tenure.jobs.progress import Progress, no_progress
-from tenure.jobs.text import length, printable_json, visible
+from tenure.jobs.text import ago, length, printable_json, visible
 
 GAP = "  "
 CUT = "…"
@@ -30,7 +30,7 @@ ENDLESS = 1_000_000
 MAX_LINES = 40
 MAX_EXCERPT = 10_000
 NARROWEST = 10
-"""Columns of the terminal that a text is given before a column of the table is left out."""
+"""Width that every text gets before a column of the table is left out."""
 COLOURS = {
     "pending": "yellow",
     "processing": "cyan",
@@ -53,36 +53,61 @@ def table(
     spare: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> None:
-    """Print rows under their heads; numbers to the right, statuses coloured, no row wrapped.
+    """Print rows under their heads: numbers to the right, statuses coloured, no row wrapped.
 
-    Where they do not fit the terminal, empty columns and then those named in `spare` are left out,
-    then long texts are cut, with a mark. The first column is never cut: it holds what a user
-    copies. With --wide, or on the way to a file or another program, everything is printed. `notes`
-    are printed below their row, where they are not empty.
+    If they do not fit the terminal, empty columns are left out, then those in `spare`, then long
+    texts are cut, with a mark. The first column is never cut, because users copy it. With --wide,
+    or in a file or pipe, everything is printed. `notes` are printed below their rows.
     """
+    width = room()
     columns = [[head, *(_text(row[number]) for row in rows)] for number, head in enumerate(heads)]
-    numeric = {
+    right = {
         head
         for number, head in enumerate(heads)
         if rows and all(isinstance(row[number], int) for row in rows)
     }
-    columns, left_out = _chosen(columns, room(), spare)
-    widths = [max(map(width_of, column)) for column in columns]
-    _shrink(widths, room())
+    columns, left_out = _chosen(columns, width, spare)
+    widths = _shrunk([max(map(width_of, column)) for column in columns], width)
+    shown_heads = [column[0] for column in columns]
     for number, row in enumerate(zip(*columns, strict=True)):
         cells = []
-        for text, width, column in zip(row, widths, columns, strict=True):
-            cell = _fit(text, width, column[0] in numeric)
-            cells.append(tint(cell, text) if number and column[0] in TINTED else cell)
+        for head, text, size in zip(shown_heads, row, widths, strict=True):
+            cut = fitting(text, size)
+            padding = " " * (size - width_of(cut))
+            cell = padding + cut if head in right else cut + padding
+            cells.append(tint(cell, text) if number and head in TINTED else cell)
         click.echo(GAP.join(cells).rstrip())
         if number and notes and notes[number - 1]:
-            click.echo(fitting(NOTE + visible(notes[number - 1]), room()))
+            click.echo(fitting(NOTE + visible(notes[number - 1]), width))
     if left_out:
         click.echo(f"(no room for {', '.join(left_out)}: --wide shows all)", err=True)
 
 
+def listing(
+    heads: Sequence[str],
+    columns: Sequence[str | Callable[[Any], Cell]],
+    found: Sequence[Any],
+    now: datetime,
+    *,
+    spare: Sequence[str] = (),
+) -> None:
+    """Print a table of objects; each column names an attribute, or computes a text.
+
+    Times are written relative to `now`, and several values of one attribute side by side.
+    """
+
+    def cell(each: Any, column: str | Callable[[Any], Cell]) -> Cell:
+        value = column(each) if callable(column) else getattr(each, column)
+        if isinstance(value, datetime):
+            return ago(value, now)
+        return value if isinstance(value, str | int) or value is None else " ".join(value)
+
+    rows = [[cell(each, column) for column in columns] for each in found]
+    table(heads, rows, spare=spare)
+
+
 def print_json(value: Any) -> None:
-    """Print one JSON document, indented; characters that could act are written as escapes."""
+    """Print one JSON document, indented, with control characters as escapes."""
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
     for line in text.split("\n"):
         click.echo(printable_json(line))
@@ -90,17 +115,16 @@ def print_json(value: Any) -> None:
 
 def print_json_line(value: Any) -> None:
     """Print one JSON document on one line."""
-    line = msgspec.json.encode(value).decode()
-    click.echo(printable_json(line))
+    click.echo(printable_json(msgspec.json.encode(value).decode()))
 
 
 def indented(text: str, by: str = NOTE) -> str:
-    """A text of several lines, such as a traceback, each line made visible and indented."""
+    """Make each line of a text visible, and indent it."""
     return "\n".join(by + visible(line) for line in text.splitlines())
 
 
 def excerpt(text: str) -> str:
-    """A text of several lines, indented; on a terminal no more of it than can be looked over."""
+    """Indent a text; on a terminal, cut it to what can be read there."""
     width = room()
     if width is None:
         return indented(text)
@@ -113,7 +137,7 @@ def excerpt(text: str) -> str:
 
 
 def laid_out(document: str) -> str:
-    """A JSON text on one line if the terminal has room for it, else with its structure shown."""
+    """Return a JSON text on one line if that fits the terminal, else indented."""
     width = room()
     if width is None or len(NOTE) + width_of(document) <= width:
         return document
@@ -121,17 +145,17 @@ def laid_out(document: str) -> str:
 
 
 def wrapped(text: str) -> str:
-    """A sentence or more, broken between words where the terminal ends."""
+    """Wrap sentences at the width of the terminal."""
     return click.wrap_text(visible(text), width=room() or ENDLESS)
 
 
 def when(time: datetime | None) -> str:
-    """A time, in UTC, to the second."""
+    """Write a time in UTC, to the second."""
     return "-" if time is None else time.strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def apart(before: datetime, after: datetime) -> str:
-    """How long one time is after another: to the hundredth of a second below ten seconds."""
+    """Write the time between two times, to the hundredth of a second below ten seconds."""
     seconds = max((after - before).total_seconds(), 0.0)
     if seconds < 10:
         return durations.text(round(seconds, 2 if seconds >= 0.1 else 3))
@@ -139,7 +163,7 @@ def apart(before: datetime, after: datetime) -> str:
 
 
 def attempts(made: int, limit: int) -> str:
-    """Attempts made of those allowed: `1/3`."""
+    """Write attempts made of those allowed: `1/3`."""
     return f"{made}/{max(limit, 1)}"
 
 
@@ -148,7 +172,7 @@ def _text(cell: Cell) -> str:
 
 
 def room() -> int | None:
-    """Columns there are; None where nothing needs to fit."""
+    """Return the width of the terminal; None if everything is printed whole."""
     context = click.get_current_context(silent=True)
     if context is not None and context.meta.get(WIDE):
         return None
@@ -158,17 +182,17 @@ def room() -> int | None:
 
 
 def is_plain() -> bool:
-    """Whether colours are not wanted (https://no-color.org) or the terminal can do none."""
+    """Return True if the output has no colours: see https://no-color.org."""
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
 
 
 @contextmanager
 def progress_bar(what: str, *, shown: bool = True, steady: bool = False) -> Iterator[Progress]:
-    """Show beside the answer what is being done and how far it has come; tell it by what is given.
+    """Show a progress bar on standard error, if that is a terminal; yield what updates it.
 
-    Only on a terminal, on standard error, and gone at the end. Where the work is `steady`, each
-    part takes about as long as another, it also says when it will be done. The cursor stays
-    visible: whoever is killed meanwhile leaves the terminal as it was.
+    It disappears at the end. If the work is `steady`, so that all parts take about as long, it also
+    estimates the remaining time. The cursor stays visible, so that a killed process leaves the
+    terminal intact.
     """
     if not shown or os.environ.get("TERM", "dumb") == "dumb" or not sys.stderr.isatty():
         yield no_progress
@@ -202,20 +226,20 @@ def progress_bar(what: str, *, shown: bool = True, steady: bool = False) -> Iter
 
 @contextmanager
 def later_progress(what: str) -> Iterator[Progress]:
-    """The same, shown from the first time on that it is told something."""
-    with ExitStack() as begun:
+    """As `progress_bar`, but show nothing before the first update."""
+    with ExitStack() as stack:
         shown: list[Progress] = []
 
         def progress(done: int, total: int | None, doing: str) -> None:
             if not shown:
-                shown.append(begun.enter_context(progress_bar(what)))
+                shown.append(stack.enter_context(progress_bar(what)))
             shown[0](done, total, doing)
 
         yield progress
 
 
 def tint(text: str, word: str | None = None) -> str:
-    """`text` in the colour of a status (`word`, if it is not the text itself), on a terminal."""
+    """Colour `text` for a terminal by the status that it, or `word`, is."""
     colour = COLOURS.get(text if word is None else word)
     if colour is None or is_plain() or not sys.stdout.isatty():
         return text
@@ -225,7 +249,7 @@ def tint(text: str, word: str | None = None) -> str:
 def _chosen(
     columns: list[list[str]], room: int | None, spare: Sequence[str]
 ) -> tuple[list[list[str]], list[str]]:
-    """The columns that there is room for, and the heads of those left out that held something."""
+    """Return the columns that fit, and the heads of those left out that were not empty."""
     left_out: list[str] = []
     if room is None:
         return columns, left_out
@@ -242,19 +266,18 @@ def _chosen(
     return columns, left_out
 
 
-def _shrink(widths: list[int], room: int | None) -> None:
-    """Take from the widest column, the first excepted, until the line fits."""
-    if room is None or len(widths) < 2:
-        return
-    while sum(widths) + len(GAP) * (len(widths) - 1) > room:
-        widest = max(range(1, len(widths)), key=lambda number: widths[number])
-        if widths[widest] <= 1:
-            return
+def _shrunk(widths: list[int], room: int | None) -> list[int]:
+    """Make the widest column narrower, but never the first, until the line fits."""
+    while room is not None and sum(widths) + len(GAP) * (len(widths) - 1) > room:
+        widest = max(range(1, len(widths)), key=lambda number: widths[number], default=0)
+        if widest == 0 or widths[widest] <= 1:
+            break
         widths[widest] -= 1
+    return widths
 
 
 def width_of(text: str) -> int:
-    """Columns that a terminal gives to a text without control characters."""
+    """Return the width of a text without control characters."""
     if text.isascii():
         return len(text)
     return sum(
@@ -264,7 +287,7 @@ def width_of(text: str) -> int:
 
 
 def fitting(text: str, width: int | None) -> str:
-    """`text` as it is, or cut to `width` columns with a mark at its end."""
+    """Cut `text` to `width` columns, with a mark at its end."""
     if width is None or width_of(text) <= width:
         return text
     taken, used = [], 0
@@ -274,9 +297,3 @@ def fitting(text: str, width: int | None) -> str:
             break
         taken.append(character)
     return "".join(taken) + CUT
-
-
-def _fit(text: str, width: int, right: bool) -> str:
-    text = fitting(text, width)
-    padding = " " * (width - width_of(text))
-    return padding + text if right else text + padding

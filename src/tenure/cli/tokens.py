@@ -66,8 +66,7 @@ def create(name: str, scopes: Sequence[str], expires: str | None, as_json: bool)
 @reading_options
 def list_tokens(as_json: bool) -> None:
     """List all tokens, revoked ones too, without their secrets."""
-    from tenure.cli.terminal import print_json, table
-    from tenure.jobs.text import ago
+    from tenure.cli.terminal import listing, print_json
 
     with existing() as app:
         found = app.tokens.list()
@@ -75,21 +74,20 @@ def list_tokens(as_json: bool) -> None:
     if as_json:
         print_json([_shown(token) for token in found])
         return
-    table(
+    listing(
         ("NAME", "BEGINS", "SCOPES", "CREATED", "BY", "USED", "EXPIRES", "REVOKED"),
-        [
-            (
-                token.name,
-                token.prefix,
-                " ".join(token.scopes),
-                ago(token.created_at, now),
-                token.created_by,
-                ago(token.used_at, now),
-                ago(token.expires_at, now),
-                ago(token.revoked_at, now),
-            )
-            for token in found
-        ],
+        (
+            "name",
+            "prefix",
+            "scopes",
+            "created_at",
+            "created_by",
+            "used_at",
+            "expires_at",
+            "revoked_at",
+        ),
+        found,
+        now,
     )
 
 

@@ -80,8 +80,7 @@ def create(
 @reading_options
 def list_webhooks(as_json: bool) -> None:
     """List webhooks, without their secrets."""
-    from tenure.cli.terminal import print_json, table
-    from tenure.jobs.text import ago
+    from tenure.cli.terminal import listing, print_json
 
     with existing() as app:
         found = app.webhooks.list()
@@ -89,20 +88,19 @@ def list_webhooks(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    table(
+    listing(
         ("NAME", "URL", "EVENTS", "TYPES", "QUEUES", "CREATED", "BY"),
-        [
-            (
-                hook.name,
-                hook.url,
-                " ".join(hook.events),
-                " ".join(hook.types or ("any",)),
-                " ".join(hook.queues or ("any",)),
-                ago(hook.created_at, now),
-                hook.created_by,
-            )
-            for hook in found
-        ],
+        (
+            "name",
+            "url",
+            "events",
+            lambda hook: " ".join(hook.types or ("any",)),
+            lambda hook: " ".join(hook.queues or ("any",)),
+            "created_at",
+            "created_by",
+        ),
+        found,
+        now,
     )
 
 
