@@ -23,7 +23,9 @@ from tenure.simulator.database import SimulatedDatabase
 from tenure.store import enqueue, transitions
 from tenure.store.commit import Committer
 from tenure.store.sqlite import statements as sql
+from tenure.store.sqlite.lanes import Lanes
 from tenure.store.sqlite.writer import Sqlite
+from tenure.store.tables import queues
 
 pytestmark = pytest.mark.chaos
 
@@ -162,14 +164,14 @@ def a_claim_does_not_know_the_order(patch: Patch) -> None:
 
 
 def a_claim_sees_one_lane_only(patch: Patch) -> None:
-    around(patch, Sqlite, "_lanes", lambda old, self, queues: list(old(self, queues))[:1])
+    around(patch, Lanes, "due", lambda old, *args: list(old(*args))[:1])
 
 
 def a_pause_is_forgotten(patch: Patch) -> None:
-    def set_queue(old: Any, self: Any, name: str, *, paused: Any, **named: Any) -> None:
-        old(self, name, paused=None, **named)
+    def set_queue(old: Any, db: Any, name: str, *, paused: Any, **named: Any) -> None:
+        old(db, name, paused=None, **named)
 
-    around(patch, Sqlite, "set_queue", set_queue)
+    around(patch, queues, "set_queue", set_queue)
 
 
 def a_queue_takes_one_too_many(patch: Patch) -> None:

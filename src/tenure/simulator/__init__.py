@@ -20,7 +20,7 @@ from random import Random
 from tenure.simulator.database import START
 from tenure.simulator.expected import BrokenRule
 from tenure.simulator.operators import SimulatedOperator, SimulatedSweeper
-from tenure.simulator.plan import draw
+from tenure.simulator.plan import WorldPlan
 from tenure.simulator.producers import SimulatedProducer
 from tenure.simulator.workers import SimulatedWorker
 from tenure.simulator.world import World
@@ -76,7 +76,7 @@ def simulate(
         while played < hours and violation is None:
             part = min(HOURS_OF_A_WORLD, hours - played)
             chance = Random(seed + len(traces))
-            world = World(draw(chance), chance)
+            world = World(WorldPlan(chance), chance)
             violation = _play(world, seed + len(traces), part)
             figures += world.auditor.figures
             traces.append(world.auditor.trace.hexdigest())

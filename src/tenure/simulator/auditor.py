@@ -32,7 +32,6 @@ class Auditor:
         self.lines: deque[tuple[float, str]] = deque(maxlen=KEPT_LINES)
 
     def count(self, figure: str, number: int = 1) -> None:
-        """Count something that the result of the simulation lists."""
         self.figures[figure] += number
 
     def note(self, line: str) -> None:
@@ -42,7 +41,6 @@ class Auditor:
         self.lines.append((now, line))
 
     def started(self, worker: str, job_id: str, token: int) -> None:
-        """A handler starts."""
         self.count("runs")
         self.jobs.start(job_id, token)
         job = self.jobs.all.get(job_id)

@@ -57,7 +57,6 @@ class AuditedCommit:
                     pass
 
     def calls(self, kind: type[Kind]) -> Sequence[Kind]:
-        """Return the calls of one kind."""
         if kind not in self._kinds:
             return ()
         return [call for call in self._calls if isinstance(call, kind)]

@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import sqlite3
 import tempfile
+from collections import namedtuple
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, cast
 
 from tenure.store import audit
 from tenure.store.sqlite import schema
@@ -36,20 +38,9 @@ class SimulatedCrash(BaseException):
     """The process is gone. Not an Exception, so that no code catches it and continues."""
 
 
-class LedgerRow(NamedTuple):
-    seq: int
-    job_id: str
-    at: int
-    source: str | None
-    target: str
-    event: str
-    attempt: int
-    token: int
-    lease_id: str | None
-    actor: str | None
-    detail: str | None
-
-
+LedgerRow = namedtuple(
+    "LedgerRow", "seq job_id at source target event attempt token lease_id actor detail"
+)
 LEDGER = f"SELECT {', '.join(LedgerRow._fields)} FROM tenure_transition"
 
 
@@ -68,7 +59,6 @@ class SimulatedDatabase:
         self._read = 0
 
     def new_rows(self) -> list[LedgerRow]:
-        """Return what was added to the ledger since the last call."""
         found = self.connection.execute(f"{LEDGER} WHERE seq > ? ORDER BY seq", (self._read,))
         rows = [LedgerRow._make(row) for row in found]
         if rows:
@@ -80,7 +70,6 @@ class SimulatedDatabase:
         return [LedgerRow._make(row) for row in found]
 
     def jobs(self, job_ids: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        """Yield the rows of those of these jobs that exist."""
         for job_id in job_ids:
             yield from self.connection.execute(
                 f"SELECT {ROW} FROM tenure_job WHERE id = ?", (job_id,)
@@ -114,22 +103,12 @@ def _template() -> sqlite3.Connection:
     return template
 
 
-class NoFiles(Files):
-    """The files of a database in memory: none, so there is nothing to check."""
-
-    def __init__(self) -> None:
-        pass
-
-    def check(self) -> None:
-        pass
-
-
 class SimulatedSqlite(Sqlite):
     """The writing side of one simulated process; see the protocol `Database`."""
 
     def __init__(self, database: SimulatedDatabase) -> None:
         super().__init__(Path(":memory:"), connect=lambda _: database.connection)
-        self._files = NoFiles()
+        self._files = cast(Files, SimpleNamespace(check=lambda: None))  # it has none
         self._database = database
         self._fault = ""
         self._steps = 0
@@ -143,10 +122,10 @@ class SimulatedSqlite(Sqlite):
         self._fault, self._steps, self.committed = fault, steps, False
 
     def begin(self) -> None:
-        if self._strikes("at the begin"):
-            raise sqlite3.OperationalError("unable to open database file")
+        self._fail("at the begin")
         super().begin()
-        if self._strikes("in the middle"):
+        if self._fault == "in the middle":
+            self._fault = ""
             # SQLite gives up inside a statement, and rolls the transaction back itself.
             self._database.connection.set_progress_handler(lambda: 1, self._steps)
 
@@ -162,16 +141,10 @@ class SimulatedSqlite(Sqlite):
         super().rollback()
 
     def close(self) -> None:
-        """Do nothing: the database outlives the simulated process."""
-
-    def _strikes(self, fault: str) -> bool:
-        strikes = self._fault == fault
-        if strikes:
-            self._fault = ""
-        return strikes
+        pass  # the database outlives the simulated process
 
     def _fail(self, where: str) -> None:
-        if self._strikes(where):
-            raise sqlite3.OperationalError("disk I/O error")
-        if self._strikes(f"crash {where}"):
-            raise SimulatedCrash
+        fault = self._fault
+        if fault.endswith(where):
+            self._fault = ""
+            raise sqlite3.OperationalError("disk I/O error") if fault == where else SimulatedCrash

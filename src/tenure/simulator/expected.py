@@ -40,7 +40,6 @@ class BrokenRule(Exception):
 
 
 def forbid(condition: object, what: str, job: ExpectedJob | None = None) -> None:
-    """Raise BrokenRule if the condition is true."""
     if condition:
         raise BrokenRule(what, job)
 
@@ -74,7 +73,6 @@ class ExpectedJob:
 
     @property
     def order(self) -> tuple[int, int, str]:
-        """Its place in its queue."""
         return self.checked_job.priority, self.run_at, self.id
 
     def pause(self) -> tuple[float, float]:
@@ -130,7 +128,6 @@ class ExpectedJobs:
             self.open[job.id] = job
 
     def claim(self, job: ExpectedJob, lease: str | None, until: int) -> None:
-        """Charge the attempt and give the lease."""
         if job.attempts >= max(job.limit, 1):
             raise BrokenRule(f"claimed after all its {job.attempts} attempts", job)
         if lease is None or lease in job.ended:
@@ -140,7 +137,6 @@ class ExpectedJobs:
         job.lease, job.lease_end = lease, until
 
     def due(self, now: int) -> list[ExpectedJob]:
-        """Return the jobs that a claim can have."""
         return [
             job
             for job in self.open.values()
@@ -159,7 +155,6 @@ class ExpectedJobs:
             del self.keys[job.checked_job.idempotency_key]
 
     def start(self, job_id: str, token: int) -> None:
-        """A handler starts to run the job."""
         job = self.all.get(job_id)
         if job is None:  # it was cancelled and deleted while its worker was frozen
             return

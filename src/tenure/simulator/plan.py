@@ -8,7 +8,6 @@ are common. Some worlds are busy and others quiet; faults and operators keep ste
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -32,56 +31,31 @@ MAX_DELAY_SECONDS = 3_600.0
 """Longest delay of a new job."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WorldPlan:
     """One world, as its seed draws it. Times are in seconds."""
 
-    faults: frozenset[str]
-    habits: frozenset[str]
-    rate: float  # chance of a network fault, per message
-    between_faults: float  # between crashes, freezes, clock steps and absences
-    servers: int
-    workers: int
-    slots: int  # jobs that a worker runs at once
-    ahead: int  # jobs that it claims beyond them
-    batch: int  # most jobs of one claim
-    producers: int
-    sweepers: int
-    sweep_limit: int
-    queues: tuple[str, ...]
-    lease: float
-    gap: float  # between two enqueues of one producer
-    commit: float  # longest time that a call waits for the next commit
-    poll: float
-    backoffs: tuple[Mapping[str, Any], ...]
-    limits: tuple[int, ...]  # max_retries
-
-
-def draw(chance: Random) -> WorldPlan:
-    """Draw the plan of a world."""
-    pick = chance.choice
-    gap = pick((240.0, 900.0, 1_800.0, 3_600.0))
-    return WorldPlan(
-        faults=_subset(chance, FAULTS),
-        habits=_subset(chance, HABITS),
-        rate=pick((0.01, 0.05, 0.2)),
-        between_faults=gap * pick((1.0, 3.0, 10.0)),
-        servers=pick((1, 1, 2, 3)),
-        workers=pick((1, 2, 3)),
-        slots=pick((1, 2, 4)),
-        ahead=pick((0, 1, 2)),
-        batch=pick((1, 2, 5)),
-        producers=pick((1, 2)),
-        sweepers=pick((1, 2)),
-        sweep_limit=pick((1, 3, 500)),
-        queues=pick((("default",), ("default", "mail"), ("a", "b", "c"))),
-        lease=pick((3.0, 10.0, 30.0, 30.0, 120.0)),
-        gap=gap,
-        commit=pick((0.0, 0.005, 0.2, 2.0)),
-        poll=pick((60.0, 180.0)),
-        backoffs=pick(((AT_ONCE,), (AT_ONCE, SOON), (SOON, LATER))),
-        limits=pick(((0, 1, 2, 3), (1,), (2, 3), (3,))),
-    )
+    def __init__(self, chance: Random) -> None:
+        pick = chance.choice
+        self.gap = pick((240.0, 900.0, 1_800.0, 3_600.0))  # between two enqueues of one producer
+        self.faults = _subset(chance, FAULTS)
+        self.habits = _subset(chance, HABITS)
+        self.rate = pick((0.01, 0.05, 0.2))  # chance of a network fault, per message
+        # Between crashes, freezes, clock steps and absences:
+        self.between_faults = self.gap * pick((1.0, 3.0, 10.0))
+        self.servers = pick((1, 1, 2, 3))
+        self.workers = pick((1, 2, 3))
+        self.slots = pick((1, 2, 4))  # jobs that a worker runs at once
+        self.ahead = pick((0, 1, 2))  # jobs that it claims beyond them
+        self.batch = pick((1, 2, 5))  # most jobs of one claim
+        self.producers = pick((1, 2))
+        self.sweepers = pick((1, 2))
+        self.sweep_limit = pick((1, 3, 500))
+        self.queues = pick((("default",), ("default", "mail"), ("a", "b", "c")))
+        self.lease = pick((3.0, 10.0, 30.0, 30.0, 120.0))
+        self.commit = pick((0.0, 0.005, 0.2, 2.0))  # longest time that a call waits for a commit
+        self.poll = pick((60.0, 180.0))
+        self.backoffs = pick(((AT_ONCE,), (AT_ONCE, SOON), (SOON, LATER)))
+        self.limits = pick(((0, 1, 2, 3), (1,), (2, 3), (3,)))  # max_retries
 
 
 def _subset(chance: Random, names: tuple[str, ...]) -> frozenset[str]:

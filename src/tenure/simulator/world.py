@@ -76,13 +76,11 @@ class World:
             act()
 
     def store_time(self) -> int:
-        """Return the time on the store's clock, in milliseconds."""
         return START + round((self.now + self.clock_off) * 1000)
 
     def skips(self, idle: bool) -> bool:
         """Return True if a call is not played because it would find nothing to do."""
-        skips = idle and self.chance.random() < IDLE_LEFT_OUT
-        if skips:
+        if skips := idle and self.chance.random() < IDLE_LEFT_OUT:
             self.auditor.count("idle polls and sweeps left out")
         return skips
 
@@ -98,8 +96,7 @@ class World:
 
     def counted(self, fault: str, odds: float | None = None, *, name: str | None = None) -> bool:
         """As `strikes`; and count it under `name`, by default that of the fault."""
-        struck = self.strikes(fault, odds)
-        if struck:
+        if struck := self.strikes(fault, odds):
             self.auditor.count(name or fault)
         return struck
 
@@ -163,7 +160,6 @@ class SimulatedServer:
         self._committer = Committer([self._db], self._world.notify, clock=lambda: self._world.now)
 
     def receive(self, caller: str, call: SimulatedCall, reply: Reply) -> None:
-        """Take a call; it waits for the next commit."""
         if not self._up:
             reply(UNKNOWN)
             return
@@ -231,7 +227,6 @@ class SimulatedClient:
         self._server = world.chance.choice(world.servers)
 
     def send(self, call: SimulatedCall, then: Reply = lambda _: None) -> None:
-        """Send a call; `then` gets its answer."""
 
         def answer(what: Any) -> None:
             if what is UNKNOWN:
