@@ -54,8 +54,8 @@ def fill(app: Tenure, jobs: int) -> None:
         )
         for _ in range(3):
             wanted = ClaimRequest(worker=f"w{start % 7}", limit=BITE // 4, lease_seconds=3600)
-            leases = app.claim(wanted).leases
-            app.report(
+            leases = app.work_source().claim(wanted).leases
+            app.work_source().report(
                 [
                     Report(
                         lease.id,
@@ -84,7 +84,9 @@ def serving(database: str) -> Iterator[str]:
 
 def caught_up(app: Tenure) -> None:
     """Wait until what was stored at full speed has been counted: the server does that beside."""
-    while (until := app.measured_until()) is None or (app.ping() - until).total_seconds() > 5:
+    while (until := app.stats.measured_until()) is None or (
+        app.core.clock() - until
+    ).total_seconds() > 5:
         time.sleep(0.5)
 
 
@@ -155,14 +157,16 @@ def watch(app: Tenure, address: str, seconds: float) -> None:
         while time.monotonic() < began + seconds:
             app.enqueue_many([NewJob("burst", {}, {"queue": "burst"}) for _ in range(70)])
             wanted = ClaimRequest(worker="burst", limit=70, lease_seconds=60, queues=("burst",))
-            leases = app.claim(wanted).leases
-            app.report([Report(one.id, one.lease_id, Outcome.COMPLETED) for one in leases])
+            leases = app.work_source().claim(wanted).leases
+            app.work_source().report(
+                [Report(one.id, one.lease_id, Outcome.COMPLETED) for one in leases]
+            )
             transitions += 70 + 2 * len(leases)
             time.sleep(max(0.0, began + transitions / 2_000 - time.monotonic()))
         took = time.monotonic() - began
         asked = page.evaluate("window.asked()") - before
         late = sorted(page.evaluate("window.late"))
-        truth = sum(count.jobs for count in app.stats() if count.status == "completed")
+        truth = sum(count.jobs for count in app.stats.counts() if count.status == "completed")
         began = time.monotonic()
         while (
             shown := page.locator("svg.wide .box.completed .jobs").text_content()
@@ -182,7 +186,7 @@ def watch(app: Tenure, address: str, seconds: float) -> None:
 def run(database: str, jobs: int, rounds: int, seconds: float) -> None:
     with Tenure(database) as app:
         fill(app, jobs)
-        stored = sum(count.jobs for count in app.stats())
+        stored = sum(count.jobs for count in app.stats.counts())
         print(f"{urlsplit(database).scheme}, {stored:,} jobs stored")
         with serving(database) as address:
             first, *later = measure(address, "/", rounds)

@@ -138,10 +138,12 @@ def play_the_past(jobs: ModuleType, file: Path) -> int:
             worker = WORKERS[second % len(WORKERS)]
             room = 18 - len(running)
             claim = ClaimRequest(worker=worker, label=worker, limit=room, lease_seconds=600)
-            for lease in app.exchange(done, claim if room > 0 else None).result().leases:
+            for lease in (
+                app.work_source().exchange(done, claim if room > 0 else None).result().leases
+            ):
                 seconds, report = attempt(jobs, lease)
                 heapq.heappush(running, (second + seconds, next(unique), report))
-        app.exchange([report for _, _, report in running], None).result()
+        app.work_source().exchange([report for _, _, report in running], None).result()
     vars(jobs)["work"] = really
     return number
 
@@ -175,7 +177,9 @@ def work(name: str) -> None:
     jobs = shop(os.environ["TENURE_DATABASE"])
 
     async def until_stopped() -> None:
-        worker = Worker(jobs.app, jobs.app.handlers, concurrency=6, label=name, grace_seconds=1)
+        worker = Worker(
+            jobs.app, jobs.app.core.handlers, concurrency=6, label=name, grace_seconds=1
+        )
         with stopped_by_signals(worker.request_stop):
             await worker.run()
 

@@ -6,12 +6,17 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tenure
 from tenure import Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
 from tenure.app import app as app_module
+from tenure.app.bulk import BulkActions
+from tenure.app.events import Events
+from tenure.app.queues import Queues, Workers
+from tenure.app.stats import Stats
 from tenure.client import Client
 from tenure.errors import TenureError
 from tenure.jobs.bulk_actions import Bulk
@@ -45,28 +50,26 @@ MAX_LINE = 96
 
 # Every public member has its place; `page` refuses to leave one out.
 APP: Mapping[str, Sequence[str]] = {
-    "Opening": ("open", "close", "migrate"),
+    "Opening": ("open", "close", "migrate", "database", "actor"),
     "Handlers": ("job", "run_worker"),
-    "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async", "add"),
-    "Looking": (
-        *("get", "find", "page", "count_matching", "history", "explain"),
-        *("stats", "queues", "workers"),
-    ),
-    "Measures": ("activity", "totals", "failures", "measured_until"),
-    "Changing": ("cancel", "retry", "pause", "resume", "limit"),
-    "Changing all that match": (
-        *("start_bulk", "step_bulk", "step_bulks", "bulk", "bulks", "stop_bulk", "sample"),
-    ),
-    "Checking": ("verify", "recount", "checks", "is_current", "ping"),
-    "Who may call the HTTP API": ("tokens",),
-    "Who is notified of transitions": ("webhooks",),
-    "What workers and servers call": (
-        *("claim", "report", "exchange", "heartbeat", "waits", "exchanges", "on_work"),
-        *("sweep", "prune", "measure", "ledger", "ledger_end", "transitions", "late_leases"),
-    ),
+    "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
+    "Jobs": ("get", "find", "count", "history", "explain", "cancel", "retry"),
+    "Checking": ("verify", "check"),
+    "The rest, by noun": (*("queues", "workers", "stats", "bulk", "events", "tokens", "webhooks"),),
 }
-TOKENS = ("create", "list", "revoke", "note_use")
-WEBHOOKS = ("create", "list", "remove", "step", "target")
+INTERNAL = {"core", "combined", "work_source", "maintenance"}
+NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
+    "queues": (Queues, ("list", "pause", "resume", "limit")),
+    "workers": (Workers, ("list",)),
+    "stats": (
+        Stats,
+        ("counts", "activity", "totals", "failures", "measured_until", "late_leases", "recount"),
+    ),
+    "bulk": (BulkActions, ("start", "get", "list", "stop", "step", "sample")),
+    "events": (Events, ("read", "end")),
+    "tokens": (Tokens, ("create", "list", "revoke")),
+    "webhooks": (Webhooks, ("create", "list", "remove")),
+}
 JOB_TYPE = ("enqueue", "enqueue_async", "options", "new_job", "name")
 CLIENT: Mapping[str, Sequence[str]] = {
     "As in `Tenure`": (
@@ -100,12 +103,10 @@ def page() -> str:
     parts += ["## JobType\n", _text(JobType)]
     _check_complete(JobType, JOB_TYPE)
     parts += [_member(JobType, name) for name in JOB_TYPE]
-    parts += ["## Tokens\n", "What `app.tokens` is.\n"]
-    _check_complete(Tokens, TOKENS)
-    parts += [_member(Tokens, name) for name in TOKENS]
-    parts += ["## Webhooks\n", "What `app.webhooks` is.\n"]
-    _check_complete(Webhooks, WEBHOOKS)
-    parts += [_member(Webhooks, name) for name in WEBHOOKS]
+    for noun, (cls, names) in NOUNS.items():
+        parts += [f"## app.{noun}\n", _text(cls)]
+        _check_complete(cls, names)
+        parts += [_member(cls, name) for name in names]
     for value in (NewJob, JobContext, Job, RetryPolicy):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]
@@ -145,13 +146,14 @@ def _lowered(text: str) -> str:
 def _check_complete(cls: type, names: Sequence[str]) -> None:
     own = [part for part in cls.__mro__ if part.__module__.startswith("tenure.")]
     public = {name for part in own for name in vars(part) if not name.startswith("_")}
+    public -= INTERNAL if cls is Tenure else set()
     if public != set(names):
         raise SystemExit(f"{cls.__name__}: put {sorted(public ^ set(names))} in or out of the page")
 
 
 def _member(cls: type, name: str) -> str:
     value = inspect.getattr_static(cls, name)
-    if isinstance(value, property):
+    if isinstance(value, property | cached_property):
         return f"`{name}`: {_text(value)}"
     if not callable(value):
         return f"`{name}`: {_described(cls, name)}\n"

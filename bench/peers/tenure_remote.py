@@ -21,4 +21,4 @@ async def send(n: int, to: str, subject: str, note: str) -> None:
 
 def work() -> None:
     with Client(PLACE) as client:
-        run_worker(client, app.handlers, concurrency=CONCURRENCY)
+        run_worker(client, app.core.handlers, concurrency=CONCURRENCY)

@@ -60,13 +60,13 @@ def run(database: str, progress: Progress = no_progress) -> DemoResult:
     InvalidInput if the database has jobs in it, TenureError if the jobs do not end in a minute.
     """
     with Tenure(database, actor="demo") as app:
-        if app.stats():
+        if app.stats.counts():
             raise InvalidInput("the demo needs an empty database, this one has jobs in it")
         jobs = app.enqueue_many(
             [NewJob(type, payload, {"backoff": QUICK, **more}) for type, payload, more in JOBS]  # type: ignore[typeddict-item]
         )
         app.cancel(jobs[-1].id)
-        app.claim(VANISHED)  # and never report it: its lease runs out
+        app.work_source().claim(VANISHED)  # and never report it: its lease runs out
         sweeper = Sweeper(app, interval=0.1)
         sweeper.start()
         try:
@@ -88,7 +88,7 @@ async def _work(app: Tenure, progress: Progress) -> None:
         async with asyncio.timeout(MAX_SECONDS):
             while settled < len(JOBS) and not working.done():
                 await asyncio.sleep(0.05)
-                settled = sum(count.jobs for count in app.stats() if count.status in SETTLED)
+                settled = sum(count.jobs for count in app.stats.counts() if count.status in SETTLED)
                 progress(settled, len(JOBS), "settled")
     except TimeoutError:
         raise TenureError(f"the demo's jobs did not end within {MAX_SECONDS:.0f} seconds") from None

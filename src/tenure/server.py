@@ -46,7 +46,7 @@ class Application:
     """The ASGI application. `state.notifier.stop()` ends whatever waits, before a shutdown."""
 
     def __init__(self, app: Tenure, settings: Settings) -> None:
-        notifier = WorkNotifier(app.on_work)
+        notifier = WorkNotifier(app.work_source().on_work)
 
         @contextlib.asynccontextmanager
         async def lifespan(_: object) -> AsyncIterator[None]:
@@ -57,7 +57,7 @@ class Application:
             notifier.close()
 
         self.state = State({"notifier": notifier})
-        redaction = app.redaction.also(settings.redact)
+        redaction = app.core.redaction.also(settings.redact)
         tokens = guard.token_cache(app, settings)
         self._api = guard.Guard(
             api.dispatcher(app, notifier, redaction), settings, tokens, api.OPEN_PATHS
@@ -104,7 +104,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         listener = running.enter_context(_listen(settings.host, settings.port))
         running.enter_context(app)
         log_checks(app)
-        hidden = bool(app.redaction.also(settings.redact))
+        hidden = bool(app.core.redaction.also(settings.redact))
         sweeper = Sweeper(app, keep=settings.keep, without_errors=hidden)
         sweeper.start()
         running.callback(sweeper.stop)
@@ -127,7 +127,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
 
 
 def _has_handlers(app: Tenure) -> bool:
-    return app.handlers.types() != ()
+    return app.core.handlers.types() != ()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -248,14 +248,14 @@ class _InProcess:
     async def _work(self) -> None:
         settings = self._settings
         self._worker = Worker(
-            self._app,
-            self._app.handlers,
+            self._app.work_source(),
+            self._app.core.handlers,
             queues=settings.queues,
             concurrency=settings.concurrency,
             lease_seconds=settings.lease_seconds,
             grace_seconds=settings.grace_seconds,
-            redaction=self._app.redaction.also(settings.redact),
-            tracing=self._app.tracing,
+            redaction=self._app.core.redaction.also(settings.redact),
+            tracing=self._app.core.tracing,
         )
         if self._stopped:
             self._worker.request_stop()

@@ -20,7 +20,7 @@ PATHS = ("/", "/ui/jobs", "/ui/queues", "/ui/workers", "/ui/failures", "/ui/mach
 @pytest.fixture(scope="module")
 def jobs(app: Tenure) -> Iterator[dict[str, str]]:
     """One job of each status, with names for them; queue `still` is paused."""
-    app.pause("still")
+    app.queues.pause("still")
     long = {"text": "z" * 1_000_000, HOSTILE[:40]: HOSTILE}
     made = {
         "failed": app.enqueue("fake.fail", {"error": HOSTILE}, max_retries=1).id,
@@ -40,7 +40,7 @@ def jobs(app: Tenure) -> Iterator[dict[str, str]]:
 def bulk(app: Tenure) -> str:
     """The address of a bulk action that has ended, with what it left alone."""
     app.enqueue("bulk", delay="1h")
-    return f"/ui/bulk/{app.start_bulk('cancel', Filter(type='bulk')).id}"
+    return f"/ui/bulk/{app.bulk.start('cancel', Filter(type='bulk')).id}"
 
 
 def every_path(jobs: dict[str, str]) -> list[str]:

@@ -113,15 +113,17 @@ def walk(app: Recorded) -> None:
     """Everything that an application, a worker, a sweeper and an operator do."""
     again(app.open)
     jobs = add_jobs(app, first=0)
-    again(lambda: app.pause("elsewhere"))
-    again(lambda: app.resume("elsewhere"))
+    again(lambda: app.queues.pause("elsewhere"))
+    again(lambda: app.queues.resume("elsewhere"))
     cancelled = again(lambda: app.enqueue("succeed", {"number": 100}, delay=1))
     if cancelled:
         again(lambda: app.cancel(cancelled.id))
     for number in range(101, 104):
         again(lambda number=number: app.enqueue("succeed", {"number": number}, **UNWANTED))  # type: ignore[misc]
-    again(lambda: app.start_bulk("cancel", Filter(queue=UNWANTED["queue"])))
-    wait_until(lambda: again(lambda: app.step_bulks() == 0), "the bulk action to end")
+    again(lambda: app.bulk.start("cancel", Filter(queue=UNWANTED["queue"])))
+    wait_until(
+        lambda: again(lambda: app.maintenance().step_bulk_actions() == 0), "the bulk action to end"
+    )
     again(lambda: app.enqueue("abandoned", {"number": 200}))
     again(lambda: app.enqueue("last", {"number": 300}))
     again(lambda: follow(app))
@@ -148,25 +150,25 @@ def follow(app: Recorded) -> None:
 
 def swept(app: Recorded) -> bool:
     """Sweep; whether no lease is left, whoever ended it."""
-    app.sweep()
+    app.maintenance().sweep()
     return not app.find(status="processing", type="abandoned", limit=1)
 
 
 def measured(app: Recorded) -> bool:
     """Measure; whether all there is has been measured, whoever did it."""
-    app.measure()
-    return app.totals() != [] and app.measure() == 0
+    app.maintenance().measure()
+    return app.stats.totals() != [] and app.maintenance().measure() == 0
 
 
 def pruned(app: Recorded) -> bool:
     """Prune; whether no cancelled job is left."""
-    app.prune({"cancelled": 0})
+    app.maintenance().prune({"cancelled": 0})
     return not app.find(status="cancelled", limit=1)
 
 
 def all_settled(app: Recorded) -> bool:
     """Whether nothing waits or runs, at one moment."""
-    return not any(count.status in WAITING for count in app.stats())
+    return not any(count.status in WAITING for count in app.stats.counts())
 
 
 def main() -> None:

@@ -131,10 +131,11 @@ class Recorded:
 
     def __init__(self, source: Any, history: History) -> None:
         self.source = source
+        self.work = source.work_source() if hasattr(source, "work_source") else source
         self.record = history
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.source, name)
+        return getattr(self.source if hasattr(self.source, name) else self.work, name)
 
     # --- adding jobs
 
@@ -163,7 +164,7 @@ class Recorded:
     def add(self, new_jobs: Sequence[NewJob], *, batch: bool = False) -> Future[list[Enqueued]]:
         numbers = self._invoke_enqueue(new_jobs)
         try:
-            future: Future[list[Enqueued]] = self.source.add(new_jobs, batch=batch)
+            future: Future[list[Enqueued]] = self.source.core.add(new_jobs, batch=batch)
         except BaseException as error:
             self.record.failed(numbers, error)
             raise
@@ -226,7 +227,7 @@ class Recorded:
             record.answers(lines)
 
         try:
-            future: Future[Exchange] = self.source.exchange(reports, claim)
+            future: Future[Exchange] = self.work.exchange(reports, claim)
         except BaseException as error:
             for number in (*reported, *claimed):
                 record.unknown(number, error)
@@ -378,6 +379,6 @@ class RecordedHandlers(Handlers):
 def record_handlers(source: Tenure | Handlers, history: History) -> RecordedHandlers:
     """Put on record whenever a handler starts and ends; for an application, also those to come."""
     if isinstance(source, Tenure):
-        source.handlers = RecordedHandlers(source.handlers, history)
-        return source.handlers
+        source.core.handlers = RecordedHandlers(source.core.handlers, history)
+        return source.core.handlers
     return RecordedHandlers(source, history)

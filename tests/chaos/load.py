@@ -94,7 +94,7 @@ class Load:
 
         def clock() -> object:
             with contextlib.suppress(StoreUnavailable):
-                return self.app.ping()
+                return self.app.core.clock()
             return None
 
         mark = wait_until(clock, "the store to answer")
@@ -124,6 +124,8 @@ class Load:
     def _is_empty(self) -> bool:
         try:
             waiting = (Status.PENDING, Status.PROCESSING)  # in one look: jobs move between them
-            return not any(count.jobs for count in self.app.stats() if count.status in waiting)
+            return not any(
+                count.jobs for count in self.app.stats.counts() if count.status in waiting
+            )
         except StoreUnavailable:
             return False

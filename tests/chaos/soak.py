@@ -148,9 +148,9 @@ class Stage:
         def drained() -> bool:
             self.crew.muster(*(name for name in self.crew.running if "producer" not in name))
             with Tenure(self._database) as app:
-                app.step_bulks()
-                left: list[object] = [bulk for bulk in app.bulks() if bulk.finished_at is None]
-                left += [c for c in app.stats() if c.status in ("pending", "processing")]
+                app.maintenance().step_bulk_actions()
+                left: list[object] = [bulk for bulk in app.bulk.list() if bulk.finished_at is None]
+                left += [c for c in app.stats.counts() if c.status in ("pending", "processing")]
             producing = any(
                 process.poll() is None
                 for name, process in self.crew.running.items()
@@ -197,7 +197,7 @@ class Stage:
         """An operator's action on every job that matches: the sweepers go on with it, in bites."""
         action, status = self._chance.choice([("retry", "failed"), ("cancel", "pending")])
         with contextlib.suppress(StoreUnavailable), Tenure(self._database) as app:
-            app.start_bulk(action, Filter(type="fails", status=status))
+            app.bulk.start(action, Filter(type="fails", status=status))
 
     def _terminate_backends(self) -> None:
         with psycopg.connect(self._database, autocommit=True) as connection:

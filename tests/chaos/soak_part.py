@@ -97,7 +97,7 @@ def main() -> None:
     if role == "producer":
         produce(source, Path(folder), name, random.Random(f"{seed} {name}"))
     else:
-        handlers = record_handlers(app.handlers, history)
+        handlers = record_handlers(app.core.handlers, history)
         run_worker(source, handlers, concurrency=8, lease_seconds=LEASE_SECONDS, grace_seconds=1)
 
 

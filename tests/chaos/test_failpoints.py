@@ -144,14 +144,16 @@ def test_what_is_committed_is_not_done_again(
         jobs = [app.enqueue("work", max_retries=1) for _ in range(4)]
         if action == "retry":
             request = ClaimRequest(worker="w", limit=4, lease_seconds=60)
-            leases = app.claim(request).leases
-            app.report([Report(one.id, one.lease_id, Outcome.FAILED) for one in leases])
+            leases = app.work_source().claim(request).leases
+            app.work_source().report(
+                [Report(one.id, one.lease_id, Outcome.FAILED) for one in leases]
+            )
         event = Cancelled() if action == "cancel" else Retried(more_retries=1, actor="test")
         held = threading.Event()
-        threads = app._store.exchanges - 1
+        threads = app.core.store.exchanges - 1
         for _ in range(threads):  # so that what follows is one batch
-            app._store.write("queue", lambda db: held.wait(WAIT_SECONDS))
-        acting = [app._store.apply(job.id, event) for job in jobs]
+            app.core.store.write("queue", lambda db: held.wait(WAIT_SECONDS))
+        acting = [app.core.store.apply(job.id, event) for job in jobs]
         held.set()
         errors = [future.exception(WAIT_SECONDS) for future in acting]
         assert StoreUnavailable in {type(error) for error in errors}

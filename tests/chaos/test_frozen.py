@@ -26,7 +26,7 @@ from tests.support.workers import transitions
 
 pytestmark = pytest.mark.chaos
 
-SWEEP = "app.sweep()"
+SWEEP = "app.maintenance().sweep()"
 
 
 class Armed:
@@ -91,14 +91,14 @@ def expired(app: Recorded) -> Lease:
     """A lease that has run out, and that nobody has ended."""
     app.enqueue("work", max_retries=2, backoff=0)
     (lease,) = claim(app, lease_seconds=0.001)
-    wait_until(lambda: app.ping() > lease.lease_expires_at, "the lease to run out")
+    wait_until(lambda: app.core.clock() > lease.lease_expires_at, "the lease to run out")
     return lease
 
 
 def runs(app: Recorded, lease: Lease) -> bool:
     """Whether the lease, which is held, ends later than now."""
     until_when = app.get(lease.id).lease_expires_at
-    return bool(until_when and until_when > app.ping())
+    return bool(until_when and until_when > app.core.clock())
 
 
 def completion(lease: Lease) -> Report:
@@ -148,7 +148,7 @@ def test_a_heartbeat_between_the_sweep_s_read_and_write(
             )
         else:
             assert app.heartbeat([name], 60) == set()
-    app.sweep()
+    app.maintenance().sweep()
     ended = ["lease_expired", "retried"] if how == "thaw" else []
     assert transitions(app.source, lease.id) == ["enqueued", "claimed", *ended]
     if how == "kill":
@@ -164,15 +164,18 @@ def test_a_whole_new_attempt_between_the_sweep_s_read_and_write(
     """Another sweep, a retry and a new claim leave the new attempt to its holder."""
     lease = expired(app)
     with Armed(app.database, SWEEP, "sweep.between_read_and_write") as sweeper:
-        another = app.source._store.sweep()
+        another = app.source.core.store.sweep()
         sweeper.end(how)
         ended = another.result(WAIT_SECONDS)
     assert len(ended) <= (0 if how == "thaw" else 1)
     is_over = lambda: app.get(lease.id).status is Status.PENDING  # noqa: E731
-    wait_until(lambda: is_over() or app.sweep(), "the dead sweeper's session to let go of the job")
+    wait_until(
+        lambda: is_over() or app.maintenance().sweep(),
+        "the dead sweeper's session to let go of the job",
+    )
     (again,) = claim(app)
     assert (again.id, again.token) == (lease.id, lease.token + 1)
-    app.sweep()
+    app.maintenance().sweep()
     assert app.report([completion(lease)]).verdicts[0].answer is Answer.LOST
     assert app.report([completion(again)]).verdicts[0].answer is Answer.RECORDED
     assert transitions(app.source, lease.id) == [
@@ -189,7 +192,7 @@ def test_four_sweepers_end_each_of_a_thousand_leases_once(app: Recorded, record:
     )
     leases = claim(app, lease_seconds=0.001, limit=1000)
     assert len(leases) == 1000
-    code = "while app.find(status='processing', limit=1): app.sweep()"
+    code = "while app.find(status='processing', limit=1): app.maintenance().sweep()"
     head = f"from tenure import *\napp = Tenure({app.database!r})\n"
     sweepers = [subprocess.Popen([sys.executable, "-c", f"{head}{code}"]) for _ in range(4)]
     assert [sweeper.wait(WAIT_SECONDS) for sweeper in sweepers] == [0] * 4
@@ -212,7 +215,7 @@ def test_frozen_after_its_report_while_an_operator_retries_the_job(
     (lease,) = claim(app)
     report = f"Report({lease.id!r}, {lease.lease_id!r}, Outcome.FAILED, error='first')"
     app.record.invoke("report", job=lease.id, lease=lease.lease_id, outcome="failed")
-    code = f"for _ in '12': print(app.report([{report}]).verdicts[0].answer)"
+    code = f"for _ in '12': print(app.work_source().report([{report}]).verdicts[0].answer)"
     with Armed(app.database, code, "report.after_commit") as reporter:
         app.retry(job.id)
         (again,) = claim(app)

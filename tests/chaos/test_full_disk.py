@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 @contextmanager
 def limited(app: Tenure, pages: int) -> Iterator[None]:
     """The database may not grow by more than `pages` pages."""
-    held = app._store._committer._databases[0]  # type: ignore[attr-defined,union-attr]
+    held = app.core.store._committer._databases[0]  # type: ignore[attr-defined,union-attr]
     connection = held._connection
     (now,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {now + pages}")
@@ -50,7 +50,9 @@ def test_a_database_that_may_not_grow(tmp_path: Path) -> None:
             settle(app, [running])
             gone = 0
             while gone < 2:  # of this very millisecond they are not old enough
-                gone += app.prune({"completed": timedelta(0), "cancelled": timedelta(0)})
+                gone += app.maintenance().prune(
+                    {"completed": timedelta(0), "cancelled": timedelta(0)}
+                )
             assert gone == 2
             again = app.enqueue("big", BIG)
         check(app, path, [*accepted[2:], again.id])

@@ -51,7 +51,7 @@ def test_a_server_that_crashes_has_all_it_acknowledged_and_everybody_comes_back(
             wait_until(lambda seen=seen: load.outages > seen, "a producer to notice")
             server.start()
             load.flows_again()
-        rung = load.app.on_work(lambda: None)  # somebody listens, as before
+        rung = load.app.work_source().on_work(lambda: None)  # somebody listens, as before
         rung()
     assert checker.check(tmp_path, url) == []
 
@@ -163,7 +163,7 @@ def test_a_task_that_is_cancelled_leaves_no_transaction_open(
         # What became of a cancelled call is unknown; asked again, there is one job per key.
         ids = {app.enqueue("mail", idempotency_key=f"k{steps}").id for steps in range(60)}
         assert len(ids) == 60
-        assert sum(count.jobs for count in app.stats()) == 62
+        assert sum(count.jobs for count in app.stats.counts()) == 62
         assert app.verify() == []
 
 
@@ -176,7 +176,7 @@ def test_a_role_that_does_not_wait_for_the_disk_loses_nothing_through_tenure(
     with psycopg.connect(server.url(), autocommit=True) as admin:
         admin.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
     with Tenure(url) as app:
-        assert {c.name: c.health for c in app.checks()}["synchronous_commit"] == "problem"
+        assert {c.name: c.health for c in app.check()}["synchronous_commit"] == "problem"
         alone = [app.enqueue("mail").id for _ in range(5)]
         batch = [
             job.id for job in app.enqueue_many([NewJob("mail", {}, Options()) for _ in range(5)])

@@ -218,7 +218,7 @@ def test_first_users_side_by_side_share_one_store(database_url: str) -> None:
 
             def first_use(app: Tenure = app, barrier: Barrier = barrier) -> int:
                 barrier.wait()
-                return id(app._store)
+                return id(app.core.store)
 
             uses = [pool.submit(first_use) for _ in range(8)]
             assert len({use.result() for use in uses}) == 1

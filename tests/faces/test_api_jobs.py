@@ -173,7 +173,9 @@ async def test_requests_that_come_together_share_commits(postgres_url: str) -> N
                 await open_requests.enter_async_context(request)
             jobs = [await request.end() for request in requests]
         assert len({job["id"] for job in jobs}) == 64
-        transactions = {entry.position.partition(".")[0] for entry in app.ledger()}
+        transactions = {
+            event.transition.position.partition(".")[0] for event in app.events.read().told
+        }
         assert len(transactions) <= 16
 
 

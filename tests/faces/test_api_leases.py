@@ -81,7 +81,7 @@ def test_a_claim_that_is_not_understood(api: TestClient, body: dict[str, Any], p
 async def asked_once(app: Tenure) -> None:
     """Wait until a worker's first claim has come to the store, which was empty."""
     async with asyncio.timeout(20):
-        while not app.workers():  # noqa: ASYNC110 - the store has no event to wait for
+        while not app.workers.list():  # noqa: ASYNC110 - the store has no event to wait for
             await asyncio.sleep(0)
 
 
@@ -155,13 +155,13 @@ async def test_what_was_leased_while_the_client_left_is_handed_back(app: Tenure)
     job = await app.enqueue_async("a")
     built = build(app)
     request = Exchange(built, "POST", "/leases", asking())
-    claim = app.exchange
+    claim = app.work_source().exchange
 
     def exchange(*arguments: Any) -> Any:
         request._to_app.put_nowait({"type": "http.disconnect"})
         return claim(*arguments)
 
-    app.exchange = exchange  # type: ignore[method-assign]
+    app.work_source().exchange = exchange  # type: ignore[method-assign]
     async with request:
         await request.end()
     transitions = [transition.event for transition in app.history(job.id)]

@@ -132,7 +132,7 @@ def test_metrics_in_both_forms_are_the_same(app: Tenure, api: TestClient) -> Non
     api.post("/jobs/batch", json=[{"type": "a"}, {"type": "a"}, {"type": "b", "queue": "q"}])
     api.post("/queues/q/pause")
     claim_jobs(api)
-    wait_until(lambda: app.measure() == 0 and len(app.totals()) == 3)
+    wait_until(lambda: app.maintenance().measure() == 0 and len(app.stats.totals()) == 3)
     text = api.get("/metrics", headers={"Accept": "text/plain"})
     assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
     values = {
@@ -294,7 +294,7 @@ async def test_a_stream_that_tells_nothing_says_how_far_it_is(
     """Who comes back after a quiet day does not have the server read that day's ledger again."""
     monkeypatch.setattr(event_stream, "PING_SECONDS", 0.0)
     job = await app.enqueue_async("mail")
-    end = app.transitions().position
+    end = app.events.read().position
     async with Exchange(build(app), "GET", "/events", query="after=&type=other") as stream:
         await stream.wait_for(f": still here\nid: {end}\n\n".encode())
         assert job.id.encode() not in stream.answered

@@ -68,8 +68,8 @@ def test_an_action_over_http_is_gone_on_with_by_a_sweeper(app: Tenure, api: Test
 def test_one_that_is_stopped_over_http_changes_nothing_more(app: Tenure, api: TestClient) -> None:
     begun = api.post("/bulk", json={"action": "cancel", "filter": {}}).json()
     assert api.post(f"/bulk/{begun['id']}/stop").json()["stopped_by"] == "http"
-    app.step_bulk(begun["id"])
-    assert app.count_matching(app.bulk(begun["id"]).filter, action="cancel").jobs == 6
+    app.bulk.step(begun["id"])
+    assert app.core.count(app.bulk.get(begun["id"]).filter, action="cancel").jobs == 6
 
 
 def test_hidden_values_are_not_found_over_http(api: TestClient) -> None:
@@ -98,7 +98,7 @@ def test_the_command_line_previews_asks_and_sees_it_through(app: Tenure) -> None
     assert "would cancel 5 jobs; add --yes" in refused.stderr
     assert run_cli("jobs", "cancel", **here).exit_code == 2
     assert run_cli("jobs", "retry", UNKNOWN_ID, "--type", "mail", **here).exit_code == 2
-    assert app.count_matching(Filter(), action="cancel").jobs == 6
+    assert app.core.count(Filter(), action="cancel").jobs == 6
     shown = output_on_terminal(
         *PROGRAM, "jobs", "cancel", "--type", "mail", "--yes", **clean_environment(**here)
     )
@@ -115,6 +115,6 @@ def test_the_command_line_previews_asks_and_sees_it_through(app: Tenure) -> None
     assert "…" not in row
     nothing = output_of("jobs", "cancel", "--type", "mail", **here)
     assert nothing == "No job matches that it could cancel."
-    assert len(app.bulks()) == 1
+    assert len(app.bulk.list()) == 1
     found = cli_json("--database", app.database, "jobs", "list", "--text", "ANN1")
     assert [job["status"] for job in found] == ["cancelled"]

@@ -27,7 +27,7 @@ def app(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
     monkeypatch.delenv("TENURE_CONFIG", raising=False)
     with Tenure(sqlite_url) as made:
         yield made
-        assert made.find() == made.queues() == []
+        assert made.find() == made.queues.list() == []
 
 
 def refused(*arguments: str, stdin: bytes | None = None) -> str:

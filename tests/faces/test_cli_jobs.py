@@ -30,8 +30,8 @@ def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
 def settle(app: Tenure, outcome: Outcome, **said: Any) -> None:
     """Have a worker claim one job and say how it ended."""
     request = ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")
-    (lease,) = app.claim(request).leases
-    app.report([Report(lease.id, lease.lease_id, outcome, **said)])
+    (lease,) = app.work_source().claim(request).leases
+    app.work_source().report([Report(lease.id, lease.lease_id, outcome, **said)])
 
 
 def as_json(value: Any) -> Any:
@@ -270,16 +270,16 @@ def test_a_paused_queue_hands_out_nothing_until_it_is_resumed(app: Tenure) -> No
     request = ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")
 
     output_of("queues", "pause", "mail")
-    assert app.claim(request).leases == []
+    assert app.work_source().claim(request).leases == []
     output_of("queues", "resume", "mail")
-    assert len(app.claim(request).leases) == 1
+    assert len(app.work_source().claim(request).leases) == 1
 
 
 def test_queues_are_listed_as_the_api_shows_them(app: Tenure) -> None:
     app.enqueue("email", queue="mail")
     output_of("queues", "limit", "mail", "10")
 
-    assert cli_json("queues", "list") == as_json(app.queues())
+    assert cli_json("queues", "list") == as_json(app.queues.list())
     head, line = output_of("queues", "list").splitlines()
     assert head.split() == ["QUEUE", "PENDING", "PROCESSING", "OLDEST", "DUE", "PAUSED", "LIMIT"]
     assert line.split() == ["mail", "1", "0", "0s", "ago", "-", "10"]
@@ -307,7 +307,7 @@ def test_stats_count_by_queue_type_and_status(app: Tenure) -> None:
         app.enqueue(type)
     settle(app, Outcome.COMPLETED)
 
-    assert cli_json("stats") == as_json(responses.stats_body(app.stats()))
+    assert cli_json("stats") == as_json(responses.stats_body(app.stats.counts()))
     head, *lines, total = (line.split() for line in output_of("stats").splitlines())
     assert head[:3] == ["QUEUE", "TYPE", "PENDING"]
     assert sorted(lines) == [

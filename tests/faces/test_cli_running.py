@@ -109,9 +109,13 @@ def serving(*arguments: str, **environ: str) -> Iterator[tuple[subprocess.Popen[
 
 def settle(app: Tenure, job: Job, outcome: Outcome) -> None:
     """Have a worker claim the next job, which is to be `job`, and say how it ended."""
-    (lease,) = app.claim(ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")).leases
+    (lease,) = (
+        app.work_source()
+        .claim(ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w"))
+        .leases
+    )
     assert lease.id == job.id
-    app.report([Report(lease.id, lease.lease_id, outcome)])
+    app.work_source().report([Report(lease.id, lease.lease_id, outcome)])
 
 
 # --- worker -----------------------------------------------------------------------------------
@@ -278,7 +282,7 @@ def test_a_server_alone_runs_nothing(sqlite_url: str) -> None:
     ):
         job = client.enqueue("email")
         assert app.get(job.id).status == "pending"
-        assert app.workers() == []
+        assert app.workers.list() == []
         stopped(server)
 
 

@@ -23,14 +23,18 @@ def app(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
     with Tenure(sqlite_url) as made:
         for type in ("payment", "email"):
             made.enqueue(type, queue="money", max_retries=1)
-            (lease,) = made.claim(
-                ClaimRequest(worker="w", limit=1, lease_seconds=60, label="host:1")
-            ).leases
+            (lease,) = (
+                made.work_source()
+                .claim(ClaimRequest(worker="w", limit=1, lease_seconds=60, label="host:1"))
+                .leases
+            )
             if type == "payment":
                 error = "shop.Refused: [bold]no\x1b[J\nTraceback"
-                made.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)])
+                made.work_source().report(
+                    [Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)]
+                )
         made.enqueue("report", delay="1h")
-        while made.measure():
+        while made.maintenance().measure():
             pass
         yield made
 
@@ -72,10 +76,10 @@ def test_a_picture_fits_and_nothing_in_it_acts(app: Tenure, columns: str) -> Non
 
 def test_what_is_redacted_is_in_no_picture(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = app.enqueue("login", {"password": "'canary' and 12345"}, max_retries=1)
-    (lease,) = app.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+    (lease,) = app.work_source().claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
     error = "Refused: 'canary' and 12345 is wrong\nTraceback"
-    app.report([Report(secret.id, lease.lease_id, Outcome.FAILED, error=error)])
-    while app.measure():
+    app.work_source().report([Report(secret.id, lease.lease_id, Outcome.FAILED, error=error)])
+    while app.maintenance().measure():
         pass
     monkeypatch.setenv("TENURE_REDACT", "password")
 
@@ -90,7 +94,7 @@ def test_a_failure_whose_last_job_is_gone_says_nothing(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TENURE_REDACT", "password")
-    app.prune({"failed": 0})
+    app.maintenance().prune({"failed": 0})
 
     assert [f["error"] for f in json.loads(output_of("top", "--once", "--json"))["failures"]] == [
         "[redacted]"

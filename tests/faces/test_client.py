@@ -263,7 +263,7 @@ def test_jobs_are_run_by_a_worker_elsewhere(client: Client, server: ServerProces
     made: list[Worker] = []
 
     async def work() -> None:
-        made.append(Worker(client, app.handlers, concurrency=4))
+        made.append(Worker(client, app.core.handlers, concurrency=4))
         await made[0].run()
 
     thread = threading.Thread(target=lambda: asyncio.run(work()))

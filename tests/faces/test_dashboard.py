@@ -65,9 +65,9 @@ def sign_in(web: TestClient, token: str) -> httpx2.Response:
 def fail(app: Tenure, error: str = "boom", **options: Any) -> str:
     """A job that failed for good; its id."""
     job = app.enqueue("email", options.pop("payload", {}), max_retries=1, **options)
-    (lease,) = app.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
-    app.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)])
-    while app.measure():
+    (lease,) = app.work_source().claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+    app.work_source().report([Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)])
+    while app.maintenance().measure():
         pass
     return job.id
 
@@ -83,8 +83,8 @@ def test_every_page_is_there_empty_and_with_jobs_of_every_status(
 
         ids = [fail(app), app.enqueue("email").id, app.enqueue("late", delay="1h").id]
         app.cancel(app.enqueue("email", queue="other").id)
-        app.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60))
-        app.pause("other")
+        app.work_source().claim(ClaimRequest(worker="w", limit=1, lease_seconds=60))
+        app.queues.pause("other")
         pages = [*PAGES, *(f"/ui/jobs/{job_id}" for job_id in ids)]
         assert [web.get(path).status_code for path in pages] == [200] * len(pages)
         everything = {"status": "failed", "type": "email", "queue": "default", "since": "1h"}
@@ -258,7 +258,7 @@ def test_who_may_only_read_sees_no_button_and_changes_nothing(
         assert post(guarded, there, {"action": "cancel", "id": waiting}).status_code == 403, path
     assert app.get(failed).status == "failed"
     assert app.get(waiting).status == "pending"
-    assert app.bulks() == []
+    assert app.bulk.list() == []
 
 
 def test_who_may_not_even_read_sees_nothing(app: Tenure, guarded: TestClient) -> None:
@@ -294,7 +294,7 @@ def test_everything_that_is_done_is_on_record_under_its_name(
     for action, value in (("pause", ""), ("resume", ""), ("limit", "1,000"), ("limit", "")):
         sent = {"max_pending": value}
         assert post(guarded, f"/ui/queues/night/{action}", sent).status_code == 303
-        queue = next(queue for queue in app.queues() if queue.name == "night")
+        queue = next(queue for queue in app.queues.list() if queue.name == "night")
         assert (queue.paused_at is not None) == (action == "pause")
         assert queue.max_pending == (1000 if value else None)
 
@@ -304,23 +304,23 @@ def test_all_that_match_are_retried_as_one_action(app: Tenure, web: TestClient) 
     preview = web.get("/ui/bulk?action=retry&status=failed&error=DISK").text
     assert "Retry 2 jobs" in preview
     begun = post(web, "/ui/bulk", {"action": "retry", "status": "failed", "error": "DISK"})
-    (one,) = app.bulks()
+    (one,) = app.bulk.list()
     assert begun.headers["location"] == f"/ui/bulk/{one.id}"
     assert (one.action, one.filter.error, one.actor) == ("retry", "DISK", "dashboard")
     assert "running" in web.get(begun.headers["location"]).text
-    while app.step_bulk(one.id).finished_at is None:
+    while app.bulk.step(one.id).finished_at is None:
         pass
     assert "done" in web.get(begun.headers["location"]).text
     assert [app.get(job_id).status for job_id in ids] == ["pending", "pending", "failed"]
 
     post(web, "/ui/bulk", {"action": "cancel"})
-    assert post(web, f"/ui/bulk/{app.bulks()[0].id}/stop").status_code == 303
-    assert app.bulks()[0].stopped_by == "dashboard"
+    assert post(web, f"/ui/bulk/{app.bulk.list()[0].id}/stop").status_code == 303
+    assert app.bulk.list()[0].stopped_by == "dashboard"
 
 
 def test_sample_jobs_are_offered_where_a_worker_pretends(app: Tenure, web: TestClient) -> None:
     assert "Add sample jobs" not in web.get("/").text
-    add_fake_handlers(app.handlers)
+    add_fake_handlers(app.core.handlers)
     assert "Add sample jobs" in web.get("/").text
     assert post(web, "/ui/samples").status_code == 303
     assert len(app.find()) == 16

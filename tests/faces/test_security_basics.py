@@ -274,8 +274,8 @@ def test_an_unexpected_error_tells_nothing(
     def fail(*_: object) -> None:
         raise raised
 
-    for name in ("stats", "queues", "get"):
-        monkeypatch.setattr(app, name, fail)
+    for place, name in ((app.stats, "counts"), (app.queues, "list"), (app, "get")):
+        monkeypatch.setattr(place, name, fail)
     with api_client(app) as api, caplog.at_level(logging.ERROR):
         response = api.get(path)
         body = assert_problem(response, 500, "internal_error")
@@ -340,7 +340,7 @@ def test_the_log_names_the_request_that_failed(
     def fail(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(app, "stats", fail)
+    monkeypatch.setattr(app.stats, "counts", fail)
     with api_client(app) as api, caplog.at_level(logging.WARNING):
         for headers in ({"X-Request-Id": "mine"}, {}):
             named = assert_problem(api.get("/stats", headers=headers), status, code)["request_id"]

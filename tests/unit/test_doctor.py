@@ -19,7 +19,7 @@ REPAIR = MANUAL.read_text("utf-8").split("## Restore a dump")[1].split("```sql")
 
 
 def found(url: str) -> dict[str, checks.Check]:
-    return {check.name: check for check in Tenure(url).checks()}
+    return {check.name: check for check in Tenure(url).check()}
 
 
 def test_a_fresh_database_has_no_problem_and_looking_makes_none(database_url: str) -> None:
@@ -154,13 +154,13 @@ def test_a_ledger_of_another_cluster_is_a_problem_that_the_manual_mends(postgres
             owner.execute("UPDATE tenure.transition SET xid = '900000000000'")
             owner.execute("ALTER TABLE tenure.transition ENABLE ALWAYS TRIGGER transition_stands")
             assert found(postgres_url)["ledger"].health is CheckResult.PROBLEM
-            assert app.ledger() == []
+            assert app.events.read().told == []
             for statement in REPAIR.split(";")[:-1]:
                 owner.execute(statement.encode())
         assert found(postgres_url)["ledger"].health is CheckResult.OK
         assert found(postgres_url)["guards"].health is CheckResult.OK
         later = app.enqueue("email")
-        assert [transition.job_id for transition in app.ledger()] == [restored.id, later.id]
+        assert [one.transition.job_id for one in app.events.read().told] == [restored.id, later.id]
 
 
 def test_postgres_facts() -> None:

@@ -121,9 +121,9 @@ def test_a_handler_of_the_application_goes_first() -> None:
     @app.job
     def email() -> None: ...
 
-    add_fake_handlers(app.handlers, fail_types=["email"])
+    add_fake_handlers(app.core.handlers, fail_types=["email"])
 
-    found = app.handlers.find("email")
+    found = app.core.handlers.find("email")
     assert found is not None
     assert found.function is email.handler.function
 

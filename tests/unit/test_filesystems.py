@@ -82,7 +82,7 @@ def test_who_vouches_for_the_place_may_use_it(mounted_as: Path) -> None:
     folder = mounted_as / "folder"
     app = Tenure(f"sqlite:///{folder}/jobs.db?filesystem=any")
     app.enqueue("x")
-    assert app.checks()
+    assert app.check()
     app.close()
     assert (folder / "jobs.db").exists()
     with pytest.raises(InvalidInput, match="names no SQLite file"):
@@ -135,7 +135,7 @@ def test_a_link_that_another_user_planted_is_refused(tmp_path: Path, by_way_of: 
     app = Tenure(f"sqlite:///{tmp_path / by_way_of if by_way_of else planted}")
     with pytest.raises(InvalidInput, match="a link that another user made"):
         app.open()
-    (check,) = [check for check in app.checks() if check.health is CheckResult.PROBLEM]
+    (check,) = [check for check in app.check() if check.health is CheckResult.PROBLEM]
     assert "a link that another user made" in check.advice
     assert list(elsewhere.iterdir()) == []
     os.chown(planted, os.geteuid(), -1, follow_symlinks=False)

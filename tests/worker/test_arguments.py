@@ -127,7 +127,7 @@ def test_arguments_are_typed_in_async_and_process_handlers_and_with_a_context(
         return item.name
 
     app.job(process=True)(children.describe)
-    describe = app.handlers.find("describe")
+    describe = app.core.handlers.find("describe")
     assert describe is not None
     item = Item("cup", Decimal("4.20"))
     jobs = [coroutine.enqueue(NOON, item), function.enqueue(item=item, when=NOON)]

@@ -63,7 +63,7 @@ def test_a_sweep_without_the_handler_gives_a_job_its_retry(app_on_each_engine: T
     """What a deploy without its type finds running is ended as any other, and never discarded."""
     app = app_on_each_engine
     gone = app.enqueue("gone", max_retries=2, backoff=0)
-    app.claim(ClaimRequest(worker="old", limit=1, lease_seconds=0.001))
+    app.work_source().claim(ClaimRequest(worker="old", limit=1, lease_seconds=0.001))
 
     @app.job
     async def known() -> None: ...
@@ -117,12 +117,12 @@ def test_a_paused_queue_waits(app: Tenure) -> None:
     @app.job
     async def work() -> None: ...
 
-    app.pause("slow")
+    app.queues.pause("slow")
     waiting = work.options(queue="slow", priority=-1).enqueue()
     with running_worker(app):
         wait_until_completed(app, work.enqueue())
         assert app.get(waiting.id).attempts == 0
-        app.resume("slow")
+        app.queues.resume("slow")
         wait_until_completed(app, waiting)
 
 
@@ -199,9 +199,9 @@ def test_a_backlog_is_worked_off_without_waiting_for_a_poll(
 
     class Silent:
         waits = False
-        exchanges = app_on_each_engine.exchanges
-        exchange = staticmethod(app_on_each_engine.exchange)
-        heartbeat = staticmethod(app_on_each_engine.heartbeat)
+        exchanges = app_on_each_engine.work_source().exchanges
+        exchange = staticmethod(app_on_each_engine.work_source().exchange)
+        heartbeat = staticmethod(app_on_each_engine.work_source().heartbeat)
 
         def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
             return lambda: None
@@ -299,7 +299,7 @@ def test_no_job_is_started_twice_by_several_workers(
     new_jobs = [NewJob("work" if n % 5 else "thread", {"number": n}, {}) for n in range(count)]
     with WorkerScript(tmp_path / "meet", app.database, HANDLERS) as script:
         workers = [script.start() for _ in range(3)]
-        wait_until(lambda: len(app.workers()) == 3, "all workers to be there")
+        wait_until(lambda: len(app.workers.list()) == 3, "all workers to be there")
         jobs = [job for first in range(0, count, 100) for job in add(app, new_jobs, first)]
         ends = [wait_until_settled(app, job) for job in jobs]
         for worker in workers:

@@ -35,37 +35,41 @@ KILLED_ONCE = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "co
 
 # Each stands before or after a turn with the store, and kills its own process there.
 BEFORE_THE_CLAIM = """
-    real = app.exchange
+    store = app.core.store
+    real = store.exchange
     def turn(reports, claim):
         os.kill(os.getpid(), signal.SIGKILL)
-    app.exchange = turn
+    store.exchange = turn
 """
 BETWEEN_CLAIM_AND_START = """
-    real = app.exchange
+    store = app.core.store
+    real = store.exchange
     def turn(reports, claim):
         future = real(reports, claim)
         if future.result().leases:
             os.kill(os.getpid(), signal.SIGKILL)
         return future
-    app.exchange = turn
+    store.exchange = turn
 """
 BEFORE_THE_REPORT = """
-    real = app.exchange
+    store = app.core.store
+    real = store.exchange
     def turn(reports, claim):
         if reports:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(reports, claim)
-    app.exchange = turn
+    store.exchange = turn
 """
 BEFORE_THE_ANSWER = """
-    real = app.exchange
+    store = app.core.store
+    real = store.exchange
     def turn(reports, claim):
         future = real(reports, claim)
         if reports:
             future.result()
             os.kill(os.getpid(), signal.SIGKILL)
         return future
-    app.exchange = turn
+    store.exchange = turn
 """
 
 

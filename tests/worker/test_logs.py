@@ -117,7 +117,7 @@ def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
 
     with Tenure(sqlite_url) as app:
         job = app.enqueue("mail", backoff=100)
-        app.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
+        app.work_source().claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
         with running_sweeper(app):
             wait_until(lambda: len(lines.of(job.id)) == 3)
     _, expired, retried = lines.of(job.id)
@@ -136,7 +136,7 @@ def test_a_lease_that_ran_out_for_good_brings_no_line_of_a_retry(
 
     with Tenure(sqlite_url) as app:
         job = app.enqueue("mail", max_retries=1)
-        app.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
+        app.work_source().claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
         with running_sweeper(app):
             wait_until_failed(app, job)
     told = [line["message"] for line in lines.of(job.id)]
@@ -193,13 +193,13 @@ def test_a_bulk_action_is_a_line_at_its_beginning_and_its_end(
     with Tenure(database_url) as app:
         app.enqueue_many([NewJob("mail", {}, {}) for _ in range(3)])
         done, stopped = (
-            app.start_bulk("cancel", Filter(type="mail"), actor="ann") for _ in range(2)
+            app.bulk.start("cancel", Filter(type="mail"), actor="ann") for _ in range(2)
         )
-        app.stop_bulk(stopped.id, actor="bob")
-        app.stop_bulk(stopped.id, actor="eve")  # which changes nothing
-        while app.step_bulks():
+        app.bulk.stop(stopped.id, actor="bob")
+        app.bulk.stop(stopped.id, actor="eve")  # which changes nothing
+        while app.maintenance().step_bulk_actions():
             pass
-        app.step_bulk(done.id)
+        app.bulk.step(done.id)
     what = "cancel 3 jobs, {} changed, 0 refused, bulk action {}"
     assert [(line["message"], line["actor"]) for line in lines.kept if "actor" in line] == [
         (f"bulk_started: {what.format(0, done.id)}", "ann"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tenure import InvalidInput, JobNotFound, NewJob, Status, Tenure
+from tenure.app.maintenance import Maintenance
 from tenure.errors import BulkNotFound
 from tenure.jobs.queries import Filter
 from tenure.jobs.reserved import WEBHOOK
@@ -21,7 +22,7 @@ from tests.support.workers import running_sweeper, transitions, wait_until_settl
 def claim(app: Tenure, limit: int, lease_seconds: float = 0.001) -> list[str]:
     """Take jobs, as a worker that then dies: the ids."""
     request = ClaimRequest(worker="gone", limit=limit, lease_seconds=lease_seconds)
-    return [lease.id for lease in app.claim(request).leases]
+    return [lease.id for lease in app.work_source().claim(request).leases]
 
 
 def test_several_sweepers_end_each_lease_once(app_on_each_engine: Tenure) -> None:
@@ -58,8 +59,10 @@ def settle(app: Tenure, outcome: Outcome, count: int = 1) -> list[str]:
     """New jobs that have ended this way: the ids."""
     jobs = app.enqueue_many([NewJob("work", {}, {"max_retries": 1}) for _ in range(count)])
     request = ClaimRequest(worker="w", limit=count, lease_seconds=30)
-    leases = app.claim(request).leases
-    app.report([Report(lease.id, lease.lease_id, outcome, None, "why") for lease in leases])
+    leases = app.work_source().claim(request).leases
+    app.work_source().report(
+        [Report(lease.id, lease.lease_id, outcome, None, "why") for lease in leases]
+    )
     return [job.id for job in jobs]
 
 
@@ -72,7 +75,7 @@ def test_retention_removes_what_settled_long_ago_and_nothing_else(
     pending = app.enqueue("work").id
     app.enqueue("held")
     request = ClaimRequest(worker="w", limit=1, lease_seconds=60, types=("held",))
-    (held,) = app.claim(request).leases
+    (held,) = app.work_source().claim(request).leases
     with running_sweeper(app, keep={"completed": 0, "failed": "1h", "cancelled": 0}):
         wait_until(lambda: len(app.find(limit=500)) == 7, "seven jobs to remain")
 
@@ -88,10 +91,11 @@ def test_everything_that_moves_is_measured(app_on_each_engine: Tenure) -> None:
     app.enqueue_many([NewJob("work", {}, {}) for _ in range(5_000)])
     with running_sweeper(app):
         wait_until(
-            lambda: sum(t.transitions for t in app.totals()) == 5_000, "all moves to be measured"
+            lambda: sum(t.transitions for t in app.stats.totals()) == 5_000,
+            "all moves to be measured",
         )
         settle(app, Outcome.COMPLETED)
-        wait_until(lambda: len(app.totals()) == 3, "those that came later")
+        wait_until(lambda: len(app.stats.totals()) == 3, "those that came later")
     assert app.verify() == []
 
 
@@ -137,7 +141,7 @@ def test_a_duty_that_fails_keeps_no_other_from_being_done(
     caplog.set_level("WARNING")
     app.webhooks.create("shop", "https://example.com", ["enqueued"])
     app.enqueue("mail")
-    app.start_bulk("cancel", Filter(type="mail"))
+    app.bulk.start("cancel", Filter(type="mail"))
     with closing(sqlite3.connect(tmp_path / "jobs.db")) as database:
         database.execute(
             "CREATE TRIGGER test_refuse BEFORE UPDATE ON tenure_bulk"
@@ -145,19 +149,21 @@ def test_a_duty_that_fails_keeps_no_other_from_being_done(
         )
     with running_sweeper(app):
         wait_until(lambda: app.find(type=WEBHOOK), "a delivery")
-        wait_until(lambda: sum(total.transitions for total in app.totals()) >= 2, "the measures")
+        wait_until(
+            lambda: sum(total.transitions for total in app.stats.totals()) >= 2, "the measures"
+        )
     assert "test: indigestible" in caplog.text
 
 
-class Refused(Tenure):
-    """One whose bulk actions are refused, as when somebody has removed one meanwhile."""
-
-    def step_bulks(self) -> int:
+def test_a_duty_that_is_refused_keeps_no_other_from_being_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Maintenance) -> int:
+        """As when an operator has removed a bulk action meanwhile."""
         raise BulkNotFound("00000000-0000-7000-8000-000000000000")
 
-
-def test_a_duty_that_is_refused_keeps_no_other_from_being_done(tmp_path: Path) -> None:
-    with Refused(f"sqlite:///{tmp_path}/jobs.db") as app:
+    monkeypatch.setattr(Maintenance, "step_bulk_actions", refuse)
+    with Tenure(f"sqlite:///{tmp_path}/jobs.db") as app:
         app.webhooks.create("shop", "https://example.com", ["enqueued"])
         app.enqueue("mail")
         with running_sweeper(app):
@@ -176,7 +182,7 @@ def test_a_retention_that_means_nothing_is_refused_at_once(
     app: Tenure, keep: dict[str, str], path: str
 ) -> None:
     with pytest.raises(InvalidInput) as of_call:
-        app.prune(keep)
+        app.maintenance().prune(keep)
     with pytest.raises(InvalidInput) as of_worker:
         app.run_worker(keep=keep)
     assert (of_call.value.path, of_worker.value.path) == (path, path)
@@ -185,13 +191,21 @@ def test_a_retention_that_means_nothing_is_refused_at_once(
 def test_retention_leaves_what_webhooks_are_yet_to_be_told(app_on_each_engine: Tenure) -> None:
     app_on_each_engine.webhooks.create("shop", "https://example.com", ["completed"])
     settle(app_on_each_engine, Outcome.COMPLETED)
-    wait_until(lambda: len(app_on_each_engine.ledger()) == 3, "every move to have its place")
-    assert app_on_each_engine.prune({"completed": 0}) == 0
     wait_until(
-        lambda: (app_on_each_engine.webhooks.step(), app_on_each_engine.find(type=WEBHOOK))[1],
+        lambda: len(app_on_each_engine.events.read().told) == 3, "every move to have its place"
+    )
+    assert app_on_each_engine.maintenance().prune({"completed": 0}) == 0
+    wait_until(
+        lambda: (
+            app_on_each_engine.maintenance().forward_to_webhooks(),
+            app_on_each_engine.find(type=WEBHOOK),
+        )[1],
         "the delivery",
     )
-    assert app_on_each_engine.prune({"completed": 0}) == 1
+    assert app_on_each_engine.maintenance().prune({"completed": 0}) == 1
     app_on_each_engine.webhooks.remove("shop")
     settle(app_on_each_engine, Outcome.COMPLETED)
-    wait_until(lambda: app_on_each_engine.prune({"completed": 0}), "what nobody waits for to go")
+    wait_until(
+        lambda: app_on_each_engine.maintenance().prune({"completed": 0}),
+        "what nobody waits for to go",
+    )

@@ -59,7 +59,7 @@ def recovering(app: Tenure, server: PostgresServer) -> Iterator[None]:
 
     def answers() -> bool:
         try:
-            app.ping()
+            app.core.clock()
         except StoreUnavailable:
             return False
         return True

@@ -45,7 +45,7 @@ class Tree:
 def refused(app: Tenure, function: Callable[..., Any], **options: Any) -> str:
     with pytest.raises(InvalidInput) as refusal:
         app.job(**options)(function)
-    assert app.handlers.types() == ()
+    assert app.core.handlers.types() == ()
     return str(refusal.value)
 
 
@@ -192,7 +192,7 @@ def test_what_may_be_registered(app: Tenure) -> None:
     for function in (anything, generic, bounded, recursive):
         app.job(function)
 
-    assert app.handlers.types() == ("anything", "bounded", "generic", "recursive")
+    assert app.core.handlers.types() == ("anything", "bounded", "generic", "recursive")
 
 
 def test_a_registered_function_is_still_the_function(app: Tenure) -> None:

@@ -210,16 +210,17 @@ class SlowAnswers:
     """The application as a source of work; its answers to claims are held up."""
 
     waits = False
+    exchanges = 2
 
     def __init__(self, app: Tenure) -> None:
         self._app = app
         self.claimed = threading.Event()
         self.let_through = threading.Event()
-        self.heartbeat = app.heartbeat
-        self.on_work = app.on_work
+        self.heartbeat = app.work_source().heartbeat
+        self.on_work = app.work_source().on_work
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
-        real = self._app.exchange(reports, claim)
+        real = self._app.work_source().exchange(reports, claim)
         if not real.result().leases:
             return real
         held: Future[Exchange] = Future()
@@ -334,7 +335,7 @@ def test_workers_that_come_and_go_lose_and_repeat_nothing(
         for share in (1, 100, 200, 300):
             workers = [script.start(), script.start()]
             seen += 2
-            wait_until(lambda: len(app.workers()) >= seen, "both workers to be there")  # noqa: B023
+            wait_until(lambda: len(app.workers.list()) >= seen, "both workers to be there")  # noqa: B023
             script.wait_for_lines(share)
             for worker in workers:
                 worker.terminate()

@@ -74,7 +74,9 @@ def test_attempts_belong_to_the_span_that_added_their_job(
 
         with tracer.start_as_current_span("request") as request:
             job = app.enqueue("pay", {"password": "hunter2"})
-        with running_worker(app, tracing=app.tracing, redaction=Redaction(["password"])) as worker:
+        with running_worker(
+            app, tracing=app.core.tracing, redaction=Redaction(["password"])
+        ) as worker:
             wait_until_completed(app, job)
             first, second = named(spans, "process pay", 2)
         (added,) = named(spans, "enqueue pay", 1)
@@ -107,7 +109,11 @@ def test_a_request_names_its_span(database_url: str, spans: InMemorySpanExporter
         )
         named(spans, "enqueue a", 2)
         named(spans, "enqueue", 1)
-        leases = app.claim(ClaimRequest(worker="w", limit=9, lease_seconds=9, traces=True)).leases
+        leases = (
+            app.work_source()
+            .claim(ClaimRequest(worker="w", limit=9, lease_seconds=9, traces=True))
+            .leases
+        )
         kept = {lease.type: (lease.traceparent or "").split("-")[1] for lease in leases}
         assert kept["b"] == kept["c"] == PARENT.split("-")[1]
         assert [lease.type for lease in leases if lease.type == "a"] == ["a", "a"]
@@ -270,8 +276,8 @@ def test_traces_go_with_their_jobs_and_cost_nothing_unasked(
             assert raw.value(f"SELECT count(*) FROM {table}") == 1
             for job in app.find():
                 app.cancel(job.id)
-            wait_until(lambda: app.measure() == 0)
-            wait_until(lambda: app.prune({"cancelled": 0}) == 0 and not app.find())
+            wait_until(lambda: app.maintenance().measure() == 0)
+            wait_until(lambda: app.maintenance().prune({"cancelled": 0}) == 0 and not app.find())
             assert raw.value(f"SELECT count(*) FROM {table}") == 0
         finally:
             raw.close()
@@ -287,7 +293,7 @@ def test_a_failure_is_on_the_span(sqlite_url: str, spans: InMemorySpanExporter) 
             await asyncio.sleep(60)
 
         job = sleep.enqueue()
-        with running_worker(app, tracing=app.tracing):
+        with running_worker(app, tracing=app.core.tracing):
             wait_until_failed(app, job)
             (span,) = named(spans, "process sleep", 1)
     assert span.status.description == "timed out after 0.05 s"

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from tenure import InvalidInput, Job, NewJob, Tenure, failpoints
+from tenure import InvalidInput, Job, NewJob, RetryPolicy, Tenure, failpoints
 from tenure.errors import StoreUnavailable
 from tenure.jobs.redaction import MARK
 from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
-from tenure.webhooks import registry as webhooks
+from tenure.lifecycle import EVENTS
+from tenure.webhooks import deliveries as delivery_jobs
 from tenure.webhooks import request as outbound
 from tenure.worker.webhook_delivery import REMOVED
 from tests.support.cli import PROGRAM, clean_environment, cli_json, output_of, run_cli
@@ -44,7 +45,7 @@ def delivery(app: Tenure) -> Job:
 
 def follow(app: Tenure) -> None:
     """Follow the ledger to its end: on PostgreSQL that is settled in a moment."""
-    wait_until(lambda: app.webhooks.step() == 0)
+    wait_until(lambda: app.maintenance().forward_to_webhooks() == 0)
 
 
 def hook_on(app: Tenure, url: str, *events: str, **limits: Any) -> str:
@@ -54,7 +55,7 @@ def hook_on(app: Tenure, url: str, *events: str, **limits: Any) -> str:
 
 def settle_now(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deliveries are tried once, so that a failure is seen at once."""
-    monkeypatch.setattr(webhooks, "MAX_RETRIES", 1)
+    monkeypatch.setattr(delivery_jobs, "MAX_RETRIES", 1)
 
 
 # --- what a receiver gets -------------------------------------------------------------------------
@@ -94,7 +95,9 @@ def test_a_move_is_told_with_a_signature_that_anybody_can_check(app_on_each_engi
 def test_only_moves_from_now_on_that_are_wanted_are_told(app_on_each_engine: Tenure) -> None:
     with receiving() as receiver:
         app_on_each_engine.enqueue("mail", queue="urgent")
-        wait_until(lambda: len(app_on_each_engine.ledger()) == 1)  # and has its place in the ledger
+        wait_until(
+            lambda: len(app_on_each_engine.events.read().told) == 1
+        )  # and has its place in the ledger
         hook_on(app_on_each_engine, receiver.url, types=["mail"], queues=["urgent"])
         wanted = app_on_each_engine.enqueue("mail", queue="urgent")
         app_on_each_engine.enqueue("mail")
@@ -105,7 +108,7 @@ def test_only_moves_from_now_on_that_are_wanted_are_told(app_on_each_engine: Ten
             wait_until(
                 lambda: (
                     app_on_each_engine.webhooks.list()[0].position
-                    == app_on_each_engine.ledger_end()
+                    == app_on_each_engine.events.end()
                 )
             )
         assert [message["data"]["job_id"] for message in receiver.messages] == [wanted.id]
@@ -113,14 +116,14 @@ def test_only_moves_from_now_on_that_are_wanted_are_told(app_on_each_engine: Ten
 
 def test_deliveries_are_not_told_of_themselves(app_on_each_engine: Tenure) -> None:
     with receiving() as receiver:
-        hook_on(app_on_each_engine, receiver.url, *webhooks.EVENTS)
+        hook_on(app_on_each_engine, receiver.url, *EVENTS)
         app_on_each_engine.enqueue("mail")
         with delivering(app_on_each_engine):
             wait_until_completed(app_on_each_engine, delivery(app_on_each_engine))
             wait_until(
                 lambda: (
                     app_on_each_engine.webhooks.list()[0].position
-                    == app_on_each_engine.ledger_end()
+                    == app_on_each_engine.events.end()
                 )
             )
         assert len(deliveries(app_on_each_engine)) == len(receiver.requests) == 1
@@ -137,7 +140,7 @@ def test_what_is_redacted_is_not_told(app_on_each_engine: Tenure) -> None:
         wait_until_failed(app_on_each_engine, mail.enqueue())
     wait_until(
         lambda: (
-            app_on_each_engine.webhooks.step(without_errors=True),
+            app_on_each_engine.maintenance().forward_to_webhooks(without_errors=True),
             deliveries(app_on_each_engine),
         )[1]
     )
@@ -152,7 +155,7 @@ def test_what_is_redacted_is_not_told(app_on_each_engine: Tenure) -> None:
 def test_a_delivery_is_tried_until_the_receiver_takes_it_under_the_same_id(
     app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "BACKOFF", webhooks.policy_of(0, "$"))
+    monkeypatch.setattr(delivery_jobs, "BACKOFF", RetryPolicy(base=0))
     bad = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
     moved = b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\n\r\n"
     early = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"
@@ -185,7 +188,7 @@ def test_followers_side_by_side_make_each_delivery_once(app_on_each_engine: Tenu
         wait_until(lambda: len(told_of(app_on_each_engine)) >= len(jobs), "every move")
         wait_until(
             lambda: (
-                app_on_each_engine.webhooks.list()[0].position == app_on_each_engine.ledger_end()
+                app_on_each_engine.webhooks.list()[0].position == app_on_each_engine.events.end()
             )
         )
     assert told_of(app_on_each_engine) == Counter({job.id: 1 for job in jobs})
@@ -210,17 +213,27 @@ def test_a_failure_between_position_and_jobs_loses_and_repeats_nothing(
     monkeypatch.setattr(failpoints, "ARMED", {f"webhook.{place}": ("raise", 1)})
     monkeypatch.setattr(failpoints, "_visits", Counter())
     with pytest.raises((failpoints.FailpointReached, StoreUnavailable)):
-        wait_until(lambda: app_on_each_engine.webhooks.step() and None)
-    wait_until(lambda: (app_on_each_engine.webhooks.step(), told_of(app_on_each_engine))[1])
+        wait_until(lambda: app_on_each_engine.maintenance().forward_to_webhooks() and None)
+    wait_until(
+        lambda: (
+            app_on_each_engine.maintenance().forward_to_webhooks(),
+            told_of(app_on_each_engine),
+        )[1]
+    )
     follow(app_on_each_engine)
     assert told_of(app_on_each_engine) == {job.id: 1}
 
 
 def test_a_limit_of_the_queue_holds_no_delivery_back(app_on_each_engine: Tenure) -> None:
-    app_on_each_engine.limit(WEBHOOK_QUEUE, 0)
+    app_on_each_engine.queues.limit(WEBHOOK_QUEUE, 0)
     hook_on(app_on_each_engine, "https://example.com")
     app_on_each_engine.enqueue("mail")
-    wait_until(lambda: (app_on_each_engine.webhooks.step(), deliveries(app_on_each_engine))[1])
+    wait_until(
+        lambda: (
+            app_on_each_engine.maintenance().forward_to_webhooks(),
+            deliveries(app_on_each_engine),
+        )[1]
+    )
 
 
 @pytest.mark.parametrize("back", [False, True])
@@ -231,7 +244,12 @@ def test_what_is_left_for_a_removed_webhook_is_dropped(
     with receiving() as receiver:
         hook_on(app_on_each_engine, receiver.url)
         app_on_each_engine.enqueue("mail")
-        wait_until(lambda: (app_on_each_engine.webhooks.step(), deliveries(app_on_each_engine))[1])
+        wait_until(
+            lambda: (
+                app_on_each_engine.maintenance().forward_to_webhooks(),
+                deliveries(app_on_each_engine),
+            )[1]
+        )
         app_on_each_engine.webhooks.remove("shop")
         if back:
             hook_on(app_on_each_engine, receiver.url)
@@ -272,7 +290,7 @@ def test_a_worker_for_any_type_delivers_and_does_not_fake_it(
             env=clean_environment(),
         )
         try:
-            wait_until(app.workers, "a worker")
+            wait_until(app.workers.list, "a worker")
             jobs = app.enqueue_many([NewJob("mail", {}, {}) for _ in range(30)])
             wait_until(lambda: len(receiver.requests) >= len(jobs), "every move")
             process.terminate()
@@ -386,7 +404,12 @@ def test_a_worker_over_http_is_handed_no_delivery(
 ) -> None:
     hook_on(app_on_each_engine, "https://example.com")
     job = app_on_each_engine.enqueue("mail")
-    wait_until(lambda: (app_on_each_engine.webhooks.step(), deliveries(app_on_each_engine))[1])
+    wait_until(
+        lambda: (
+            app_on_each_engine.maintenance().forward_to_webhooks(),
+            deliveries(app_on_each_engine),
+        )[1]
+    )
     with api_client(app_on_each_engine) as api:
         leased = [one["id"] for _ in range(3) for one in claim_jobs(api, 9, **wanted)]
     assert leased == ([] if wanted else [job.id])
@@ -462,7 +485,7 @@ def test_a_name_is_taken_until_its_webhook_is_removed(app_on_each_engine: Tenure
     with pytest.raises(InvalidInput, match="one or more of"):
         app_on_each_engine.webhooks.create("other", "https://example.com", ["no such event"])
     removed = app_on_each_engine.webhooks.remove("shop")
-    assert app_on_each_engine.webhooks.target("shop", removed.id) is None
+    assert app_on_each_engine.maintenance().webhook_target("shop", removed.id) is None
     with pytest.raises(InvalidInput, match="no webhook"):
         app_on_each_engine.webhooks.remove("shop")
     assert hook_on(app_on_each_engine, "https://example.com") != secret

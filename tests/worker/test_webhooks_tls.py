@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Job, Tenure
+from tenure import Job, RetryPolicy, Tenure
 from tenure.jobs.reserved import WEBHOOK
-from tenure.webhooks import registry as webhooks
+from tenure.webhooks import deliveries as delivery_jobs
 from tenure.webhooks import request as outbound
 from tests.support.waiting import wait_until
 from tests.support.workers import transitions, wait_until_completed, wait_until_failed
@@ -61,8 +61,8 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Autho
     """An authority that this machine does not trust; what is trusted is looked up anew."""
     if shutil.which("openssl") is None:
         pytest.skip("certificates are made by the openssl command, which is not here")
-    monkeypatch.setattr(webhooks, "BACKOFF", webhooks.policy_of(0, "$"))
-    monkeypatch.setattr(webhooks, "MAX_RETRIES", 2)
+    monkeypatch.setattr(delivery_jobs, "BACKOFF", RetryPolicy(base=0))
+    monkeypatch.setattr(delivery_jobs, "MAX_RETRIES", 2)
     outbound._tls.cache_clear()
     yield Authority(tmp_path)
     outbound._tls.cache_clear()
@@ -72,7 +72,9 @@ def delivery(app: Tenure, port: int) -> Job:
     """The delivery of one move to `localhost`, where the receiver listens."""
     app.webhooks.create("shop", f"https://localhost:{port}/in", ["enqueued"])
     app.enqueue("mail")
-    (job,) = wait_until(lambda: (app.webhooks.step(), app.find(type=WEBHOOK))[1], "a delivery")
+    (job,) = wait_until(
+        lambda: (app.maintenance().forward_to_webhooks(), app.find(type=WEBHOOK))[1], "a delivery"
+    )
     return job
 
 

@@ -1,8 +1,6 @@
-"""Tenure: the one door. Whatever enqueues, runs, shows or changes jobs goes through here.
+"""`Tenure`: the object that users hold.
 
-Here it registers handlers, takes in jobs and serves workers; what it reads is in reading.py, what
-operators change in acting.py. It checks what it is given and passes it to the store. It decides
-nothing about a job's state: the store does, by the lifecycle.
+It checks its input and passes it to the store. The store decides what may happen to a job.
 """
 
 from __future__ import annotations
@@ -10,35 +8,48 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import fields
-from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
+from functools import cached_property
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
-from msgspec.structs import replace
-
-from tenure.app.operations import Operations
-from tenure.errors import InvalidInput
+from tenure import lifecycle
+from tenure.app.bulk import BulkActions
+from tenure.app.core import Core, checked_query
+from tenure.app.events import Events
+from tenure.app.maintenance import Maintenance
+from tenure.app.queues import Queues, Workers
+from tenure.app.stats import Stats
+from tenure.app.work import StoreSource
 from tenure.jobs import durations, handlers
 from tenure.jobs import payload as payloads
-from tenure.jobs.checked_job import CheckedJob, Enqueued
 from tenure.jobs.decorator import JobType
 from tenure.jobs.enqueue import (
+    MAX_RETRIES,
     Backoff,
     Duration,
     NewJob,
     Options,
-    check_jobs,
     defaults_of,
     positive,
+    whole,
 )
-from tenure.jobs.handlers import Defaults, Handlers, JobContext
+from tenure.jobs.explain import RATE_MINUTES, Explanation, Facts, explain, rate
+from tenure.jobs.filters import Fields
+from tenure.jobs.findings import Check, Violation
+from tenure.jobs.handlers import Defaults, JobContext
+from tenure.jobs.ledger import Transition
+from tenure.jobs.progress import Progress, no_progress
+from tenure.jobs.queries import Counted, Filter
 from tenure.jobs.redaction import Redaction
-from tenure.jobs.work import ClaimRequest, Exchange, Report
-from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
+from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job, Status
 from tenure.retry import DEFAULT_POLICY
+from tenure.store import migrate_store, search
+from tenure.store.audit import INVARIANTS
+from tenure.store.doctor import check_store, schema_version
 from tenure.telemetry import logs
 from tenure.telemetry.tracing import Tracing
+from tenure.tokens.registry import Tokens
+from tenure.webhooks.registry import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +57,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_DATABASE = "sqlite:///tenure.db"
-MAX_JOBS_AT_ONCE = 10_000
 
 
-class Tenure(Operations):
+class Tenure:
     """A job queue over one database: `Tenure("sqlite:///jobs.db")` or `Tenure("postgresql://…")`.
 
     The database is opened, and its schema created or upgraded, at the first use. Safe to use from
-    any thread and any event loop. Open it after a fork, not before: a copy refuses everything.
+    any thread and any event loop. Not fork-safe: a connection opened before `fork()` raises
+    StoreUnavailable in the child. Open it in the child.
     """
 
     def __init__(
@@ -69,10 +80,49 @@ class Tenure(Operations):
         `redact` are keys of payloads and results whose values its server does not show. `tracing`
         makes spans of OpenTelemetry; it needs `pip install 'tenure[otel]'`.
         """
-        super().__init__(database, actor)
-        self.handlers = Handlers()
-        self.redaction = Redaction(payloads.several(redact, "$.redact"))
-        self.tracing = Tracing() if tracing else None
+        self.core = Core(
+            database,
+            payloads.check_label(actor, "actor", "$.actor"),
+            Redaction(payloads.several(redact, "$.redact")),
+            Tracing() if tracing else None,
+        )
+
+    @property
+    def database(self) -> str:
+        """The URL of the database. Set it before the first use, or close first."""
+        return self.core.database
+
+    @database.setter
+    def database(self, url: str) -> None:
+        self.core.database = url
+
+    @property
+    def actor(self) -> str:
+        """The name of this application in the ledger."""
+        return self.core.actor
+
+    # --- opening
+
+    def open(self, *, make: bool = True) -> Self:
+        """Open the database now instead of at the first use.
+
+        - `make`: create the database and its schema if they do not exist. With `make=False`,
+          raises StoreUnavailable if the database does not exist or has no Tenure schema.
+
+        Raises StoreUnavailable or SchemaMismatch.
+        """
+        self.core.open(make=make)
+        return self
+
+    def close(self) -> None:
+        """Commit what is waiting and close the database. The next use opens it again."""
+        self.core.close()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # --- handlers
 
@@ -102,7 +152,7 @@ class Tenure(Operations):
         register = _Register(self, **options)
         return register(*function) if function else register
 
-    # --- adding jobs
+    # --- enqueue
 
     def enqueue(
         self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
@@ -123,84 +173,66 @@ class Tenure(Operations):
 
     def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """Add many jobs in one transaction, all or none."""
-        return [added.job for added in self.add(new_jobs).result()]
+        return [added.job for added in self.core.add(new_jobs).result()]
 
     async def enqueue_many_async(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """`enqueue_many` for async callers."""
-        return [added.job for added in await asyncio.wrap_future(self.add(new_jobs))]
+        return [added.job for added in await asyncio.wrap_future(self.core.add(new_jobs))]
 
-    def add(
-        self, new_jobs: Sequence[NewJob], *, batch: bool = False, traceparent: str | None = None
-    ) -> Future[list[Enqueued]]:
-        """Check drafts and hand them to the store; the future also tells which are new.
+    # --- jobs
 
-        In a batch, errors say which job they mean even if it is the only one. `traceparent` names
-        the span of whoever asked. Attempts are linked to it, or, where this application traces, to
-        the span of this call, which is its child then.
+    def get(self, job_id: str) -> Job:
+        """The job as it stands; raises JobNotFound."""
+        return self.core.get(job_id)
+
+    def find(
+        self, *, limit: int = 50, before: str | None = None, **filter: Unpack[Fields]
+    ) -> list[Job]:
+        """Jobs of a `Filter`, newest first; `before` is the id of the last one of the page before.
+
+        Looks as far as it takes to find `limit` (at most 500) of them.
         """
-        if len(new_jobs) > MAX_JOBS_AT_ONCE:
-            raise InvalidInput(f"{len(new_jobs)} jobs at once; send at most {MAX_JOBS_AT_ONCE}")
-        checked_jobs: Sequence[CheckedJob] = check_jobs(
-            new_jobs,
-            defaults=self.handlers.defaults,
-            actor=self.actor,
-            several=batch or len(new_jobs) > 1,
+        return search.all_of(self.core.store.read, checked_query(Filter(**filter), limit, before))
+
+    def count(self, *, at_most: int = 10_000, **filter: Unpack[Fields]) -> Counted:
+        """How many jobs match, up to `at_most`, as far as a bounded number of rows can tell."""
+        return self.core.count(Filter(**filter), at_most=at_most)
+
+    def history(self, job_id: str) -> list[Transition]:
+        """Every transition of a job, oldest first; raises JobNotFound."""
+        self.get(job_id)
+        return self.core.store.read.history(job_id)
+
+    def explain(self, job_id: str) -> Explanation:
+        """Why a job is not running; raises JobNotFound."""
+        job = self.get(job_id)
+        read = self.core.store.read
+        now = read.clock()
+        due = job.status is Status.PENDING and job.run_at <= now
+        facts = Facts(
+            now=now,
+            paused=any(q.name == job.queue and q.paused_at is not None for q in read.queues()),
+            workers=read.workers(),
+            ahead=read.ahead(job) if due else 0,
+            rate=rate(read.measured.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
         )
-        span: Any = None
-        if self.tracing is not None and checked_jobs:
-            types = [checked_job.type for checked_job in checked_jobs]
-            span, traceparent = self.tracing.adding(types, checked_jobs[0].queue, traceparent)
-        if traceparent is not None:
-            checked_jobs = [
-                replace(checked_job, traceparent=traceparent) for checked_job in checked_jobs
-            ]
-        try:
-            added = self._store.add(checked_jobs)
-        except BaseException as error:
-            if span is not None and self.tracing is not None:
-                self.tracing.added(span, [], error)
-            raise
-        if span is not None:
-            added.add_done_callback(partial(self._trace_added, span))
-        if log.isEnabledFor(logging.DEBUG):
-            added.add_done_callback(_log_added)
-        return added
+        return explain(job, facts)
 
-    def _trace_added(self, span: Any, added: Future[list[Enqueued]]) -> None:
-        if self.tracing is not None:
-            error = None if added.cancelled() else added.exception()
-            jobs = [] if error or added.cancelled() else added.result()
-            self.tracing.added(span, [one.job.id for one in jobs], error)
+    def cancel(self, job_id: str, *, actor: str | None = None) -> Job:
+        """Cancel a pending or processing job. Raises JobNotFound or IllegalTransition."""
+        event = lifecycle.Cancelled(actor=actor or self.actor)
+        return self._apply(job_id, event)
 
-    # --- what workers call
+    def retry(self, job_id: str, *, more_retries: int = 1, actor: str | None = None) -> Job:
+        """Run a job that failed for good again, with `more_retries` added to its limit."""
+        more = whole(more_retries, 1, MAX_RETRIES, "$.more_retries")
+        event = lifecycle.Retried(more_retries=more, actor=actor or self.actor)
+        return self._apply(job_id, event)
 
-    def claim(self, request: ClaimRequest) -> Exchange:
-        """Lease jobs for a worker."""
-        return self.exchange((), request).result()
-
-    def report(self, reports: Sequence[Report]) -> Exchange:
-        """Record what became of leases; a verdict for each."""
-        return self.exchange(reports, None).result()
-
-    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
-        """Report and claim in one transaction."""
-        return self._store.exchange(reports, claim)
-
-    def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
-        """Extend (job id, lease id) leases; the lease ids that are still held."""
-        return self._store.renew(leases, lease_seconds)
-
-    waits = False
-    """Claims answer at once; waiting for work is what `on_work` is for."""
-
-    @property
-    def exchanges(self) -> int:
-        """How many turns of a worker keep the store busy."""
-        return self._store.exchanges
-
-    def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
-        """Have `ring` called when there may be work; returns the function that ends it."""
-        return self._store.on_work(notify)
+    def _apply(self, job_id: str, event: lifecycle.Event) -> Job:
+        job = self.core.store.apply(job_id, event).result()
+        logs.log_steps(log, [job])
+        return job
 
     # --- running jobs
 
@@ -225,7 +257,7 @@ class Tenure(Operations):
 
         run_worker(
             self,
-            self.handlers,
+            self.core.handlers,
             queues=queues,
             concurrency=concurrency,
             lease_seconds=positive(lease, "$.lease"),
@@ -233,6 +265,90 @@ class Tenure(Operations):
             keep=keep,
             webhooks_private=webhooks_private,
         )
+
+    # --- the database
+
+    def migrate(self, *, progress: Progress | None = None) -> tuple[int, int]:
+        """Create or upgrade the database's schema now; its version before (0: none) and after.
+
+        `progress` is called before each step: `progress(done, total, what)`.
+        """
+        return schema_version(self.database), migrate_store(self.database, progress or no_progress)
+
+    def check(self) -> list[Check]:
+        """Whether the database is set up as the promises need it; makes and changes nothing."""
+        return check_store(self.database)
+
+    def verify(self, limit: int = 100, *, progress: Progress | None = None) -> list[Violation]:
+        """Check the stored data against every invariant; an empty list is good.
+
+        At most `limit` violations of each invariant are listed. Writers are not held up.
+        `progress` is called before each check: `progress(done, total, what)`.
+        """
+        found = self.core.store.read.violations(limit, progress or no_progress)
+        return [Violation(*finding, INVARIANTS[finding[0]]) for finding in found]
+
+    # --- everything else, by noun
+
+    @cached_property
+    def queues(self) -> Queues:
+        """The queues: list, pause, resume, limit."""
+        return Queues(self.core)
+
+    @cached_property
+    def workers(self) -> Workers:
+        """The workers: list."""
+        return Workers(self.core)
+
+    @cached_property
+    def stats(self) -> Stats:
+        """Counts of jobs, transitions and failures."""
+        return Stats(self.core)
+
+    @cached_property
+    def bulk(self) -> BulkActions:
+        """Actions on all jobs that match a filter."""
+        return BulkActions(self.core)
+
+    @cached_property
+    def events(self) -> Events:
+        """The ledger of all jobs, as a stream."""
+        return Events(self.core)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The tokens that callers of the HTTP API send."""
+        return Tokens(lambda: self.core.store, self.actor)
+
+    @cached_property
+    def webhooks(self) -> Webhooks:
+        """The receivers that are notified of transitions by signed requests."""
+        return Webhooks(lambda: self.core.store, self.actor)
+
+    # --- internal
+
+    @staticmethod
+    def combined(apps: Sequence[Tenure], database: str | None = None) -> Tenure:
+        """The first of `apps`, which from now on also runs the handlers of the others. Internal.
+
+        With a `database`, all of them use that one: what their handlers enqueue goes there too.
+        """
+        first, *others = apps
+        if database is not None:
+            for app in apps:
+                app.close()
+                app.database = database
+        for other in others:
+            first.core.take_over(other.core)
+        return first
+
+    def work_source(self) -> StoreSource:
+        """What workers claim from and report to. Internal."""
+        return StoreSource(self.core)
+
+    def maintenance(self) -> Maintenance:
+        """What servers and workers beside the database do to it. Internal."""
+        return Maintenance(self.core)
 
 
 class _Register:
@@ -260,12 +376,5 @@ class _Register:
     def __call__(self, function: Callable[..., Any]) -> Any:
         name = payloads.check_name(self._name or function.__name__, "job type", "$.name")
         handler = handlers.describe(function, name, self._defaults, in_process=self._process)
-        self._app.handlers.add(handler)
+        self._app.core.handlers.add(handler)
         return JobType[Any, Any](self._app, handler)
-
-
-def _log_added(added: Future[list[Enqueued]]) -> None:
-    if not added.cancelled() and added.exception() is None:
-        for one in added.result():
-            if one.created:
-                log.debug("job_enqueued", extra=logs.fields_of(one.job))

@@ -43,7 +43,7 @@ class BulkRequest:
         from tenure.cli.terminal import print_json
         from tenure.wire import responses
 
-        found = app.count_matching(self.matching, action=self.action)
+        found = app.core.count(self.matching, action=self.action)
         if self.dry_run:
             _preview(app, self, found, as_json)
             return
@@ -52,7 +52,7 @@ class BulkRequest:
             return
         if not self.yes:
             self._confirm(_number(found))
-        started = app.start_bulk(self.action, self.matching, more_retries=self.more)
+        started = app.bulk.start(self.action, self.matching, more_retries=self.more)
         bulk = _finish(app, started, shown=not as_json)
         if as_json:
             print_json(responses.bulk_body(bulk))
@@ -75,7 +75,10 @@ def _preview(app: Tenure, request: BulkRequest, found: Counted, as_json: bool) -
     from tenure.jobs.text import first_line
     from tenure.wire import responses
 
-    jobs = [app.redaction.job(job) for job in app.sample(request.matching, request.action, SAMPLE)]
+    jobs = [
+        app.core.redaction.job(job)
+        for job in app.bulk.sample(request.matching, request.action, SAMPLE)
+    ]
     if as_json:
         bodies = [responses.job_body(job) for job in jobs]
         print_json({"jobs": found.jobs, "exact": found.exact, "sample": bodies})
@@ -98,7 +101,7 @@ def _finish(app: Tenure, bulk: Bulk, *, shown: bool) -> Bulk:
 
     with progress_bar(bulk.action.capitalize(), shown=shown, steady=True) as progress:
         while bulk.finished_at is None:
-            bulk = app.step_bulk(bulk.id)
+            bulk = app.bulk.step(bulk.id)
             progress(bulk.examined, bulk.total if bulk.exact else None, "jobs")
     return bulk
 
@@ -116,7 +119,7 @@ def bulk() -> None:
 def list_bulks(limit: int, as_json: bool) -> None:
     """List bulk actions, newest first."""
     with existing() as app:
-        _show(app, app.bulks(limit), as_json, several=True)
+        _show(app, app.bulk.list(limit), as_json, several=True)
 
 
 @bulk.command()
@@ -125,7 +128,7 @@ def list_bulks(limit: int, as_json: bool) -> None:
 def show(id: str, as_json: bool) -> None:
     """Show a bulk action and its progress."""
     with existing() as app:
-        _show(app, [app.bulk(id)], as_json)
+        _show(app, [app.bulk.get(id)], as_json)
 
 
 @bulk.command()
@@ -134,7 +137,7 @@ def show(id: str, as_json: bool) -> None:
 def stop(id: str, as_json: bool) -> None:
     """Stop a bulk action; jobs that it has changed stay changed."""
     with existing() as app:
-        _show(app, [app.stop_bulk(id)], as_json)
+        _show(app, [app.bulk.stop(id)], as_json)
 
 
 def _show(app: Tenure, found: list[Bulk], as_json: bool, *, several: bool = False) -> None:
@@ -149,6 +152,6 @@ def _show(app: Tenure, found: list[Bulk], as_json: bool, *, several: bool = Fals
         ("ID", "ACTION", "STARTED", "ENDED", "TOTAL", "CHANGED", "REFUSED", "ACTOR"),
         ("id", "action", "created_at", "finished_at", "total", "changed", "refused", "actor"),
         found,
-        app.ping(),
+        app.core.clock(),
         spare=("ACTOR", "STARTED"),
     )

@@ -134,8 +134,10 @@ def _read(read: Callable[[Tenure], Items]) -> Complete:
     return lambda context, _parameter, typed: _from_database(context, typed, read)
 
 
-queue_names = _read(lambda app: ((queue.name, "") for queue in app.queues()))
-types = _read(lambda app: ((type, "") for type in sorted({count.type for count in app.stats()})))
+queue_names = _read(lambda app: ((queue.name, "") for queue in app.queues.list()))
+types = _read(
+    lambda app: ((type, "") for type in sorted({count.type for count in app.stats.counts()}))
+)
 webhook_names = _read(lambda app: ((hook.name, hook.url) for hook in app.webhooks.list()))
 token_names = _read(
     lambda app: (
@@ -177,7 +179,7 @@ def _from_database(
 
     def look() -> None:
         with contextlib.suppress(Exception):
-            if app.is_current():  # a Tab makes no database, and brings none up to date
+            if app.core.is_current():  # a Tab makes no database, and brings none up to date
                 answers.append(_matching(typed, ask(app)))
 
     thread = threading.Thread(target=look, daemon=True)

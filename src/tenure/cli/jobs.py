@@ -80,7 +80,7 @@ def enqueue(
         options["backoff"] = _json(options["backoff"].encode(), "$.backoff")
     new_job = NewJob(type, _json(_payload_bytes(payload), "$.payload"), options)
     with application() as app:
-        job = app.redaction.job(app.enqueue_many([new_job])[0])
+        job = app.core.redaction.job(app.enqueue_many([new_job])[0])
     if as_json:
         print_json(responses.job_body(job))
     else:
@@ -195,8 +195,10 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
     filters = _timed(filters)
     filter_of(**filters)  # names the option that is wrong
     with existing() as app:
-        found = [app.redaction.job(job) for job in app.find(limit=limit, before=before, **filters)]
-        now = app.ping()
+        found = [
+            app.core.redaction.job(job) for job in app.find(limit=limit, before=before, **filters)
+        ]
+        now = app.core.clock()
     if as_json:
         print_json([responses.job_body(job) for job in found])
         return
@@ -224,18 +226,18 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
 @reading_options
 def show(id: str, as_json: bool) -> None:
     """Show a job, its history, and why it is not running."""
-    from tenure.app.queries import transitions_shown
+    from tenure.app.shown import transitions_shown
     from tenure.cli.terminal import attempts, excerpt, laid_out, print_json, tint, when, wrapped
     from tenure.cli.transitions import time_line
     from tenure.jobs.text import ago, first_line, visible
     from tenure.wire import responses
 
     with existing() as app:
-        now = app.ping()
+        now = app.core.clock()
         whole, reason = app.get(id), app.explain(id)
-        job = app.redaction.job(whole)
-        history = transitions_shown(app.history(id), whole, app.redaction)
-        reason = replace(reason, text=app.redaction.text(reason.text, whole))
+        job = app.core.redaction.job(whole)
+        history = transitions_shown(app.history(id), whole, app.core.redaction)
+        reason = replace(reason, text=app.core.redaction.text(reason.text, whole))
     if as_json:
         print_json(
             {
@@ -272,7 +274,7 @@ def explain(id: str, as_json: bool) -> None:
 
     with existing() as app:
         reason = app.explain(id)
-        reason = replace(reason, text=app.redaction.text(reason.text, app.get(id)))
+        reason = replace(reason, text=app.core.redaction.text(reason.text, app.get(id)))
     if as_json:
         print_json(_explanation(reason))
         return
@@ -354,7 +356,7 @@ def _each(app: Tenure, ids: Sequence[str], act: Callable[[str], Job], as_json: b
     code = 0
     for id in ids:
         try:
-            changed.append(app.redaction.job(act(id)))
+            changed.append(app.core.redaction.job(act(id)))
         except StoreUnavailable:  # nor will it answer for the others
             raise
         except TenureError as error:

@@ -21,8 +21,8 @@ def list_queues(as_json: bool) -> None:
     from tenure.cli.terminal import listing, print_json
 
     with existing() as app:
-        found = app.queues()
-        now = app.ping()
+        found = app.queues.list()
+        now = app.core.clock()
     if as_json:
         print_json(found)
         return
@@ -40,7 +40,7 @@ def list_queues(as_json: bool) -> None:
 def pause(name: str) -> None:
     """Stop starting jobs of a queue; running jobs continue."""
     with application() as app:
-        app.pause(name)
+        app.queues.pause(name)
     click.echo(f"queue {name} is paused")
 
 
@@ -50,7 +50,7 @@ def pause(name: str) -> None:
 def resume(name: str) -> None:
     """Start jobs of a paused queue again."""
     with application() as app:
-        app.resume(name)
+        app.queues.resume(name)
     click.echo(f"queue {name} is resumed")
 
 
@@ -64,7 +64,7 @@ def limit(name: str, most: str) -> None:
         raise InvalidInput("give a whole number of pending jobs, or none", path="NUMBER")
     wanted = None if most == "none" else int(most)
     with application() as app:
-        app.limit(name, wanted)
+        app.queues.limit(name, wanted)
     click.echo(
         f"queue {name} has no limit" if wanted is None else f"queue {name} holds at most {wanted}"
     )
@@ -78,7 +78,7 @@ def stats(as_json: bool) -> None:
     from tenure.wire import responses
 
     with existing() as app:
-        counts = app.stats()
+        counts = app.stats.counts()
     body = responses.stats_body(counts)
     if as_json:
         print_json(body)

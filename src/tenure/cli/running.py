@@ -183,17 +183,19 @@ def worker(
     if server is not None:
         from tenure.client import Client
 
-        source = Client(server, next(iter(settings.tokens), None), tracing=app.tracing is not None)
+        source = Client(
+            server, next(iter(settings.tokens), None), tracing=app.core.tracing is not None
+        )
     logs.configure(settings.log_format, settings.log_level)
     _log_cautions(settings)
     with source, later_progress("Stopping") as progress:
-        types = app.handlers.types()
+        types = app.core.handlers.types()
         names = "any type" if types is None else ", ".join(types)
         where = without_password(server or app.database)
         click.echo(f"Tenure worker runs jobs of {names} from {where}")
         run_worker(
             source,
-            app.handlers,
+            app.core.handlers,
             queues=settings.queues,
             concurrency=settings.concurrency,
             lease_seconds=settings.lease_seconds,
@@ -244,30 +246,17 @@ def load(spec: str) -> Tenure:
 
 
 def _application(specs: Sequence[str], chosen: str) -> Tenure:
-    """The first application that is named, with what all of them run, hide and trace.
-
-    On the chosen database.
-    """
+    """One application with the handlers of all that are named, on the chosen database."""
     from tenure.app.app import Tenure
 
     apps = [load(spec) for spec in specs] or [Tenure(chosen)]
     if database_given(chosen):
-        for app in apps:
-            app.close()
-            app.database = chosen
-    elif len({app.database for app in apps}) > 1:
+        return Tenure.combined(apps, chosen)
+    if len({app.database for app in apps}) > 1:
         raise InvalidInput(
             "these applications use different databases: choose one", path="--database"
         )
-    first, *others = apps
-    for app in others:
-        first.redaction = first.redaction.also(app.redaction.keys)
-        first.tracing = first.tracing or app.tracing
-        for type in app.handlers.types() or ():
-            handler = app.handlers.find(type)
-            if handler is not None:
-                first.handlers.add(handler)
-    return first
+    return Tenure.combined(apps)
 
 
 def _add_fake_handlers(
@@ -277,7 +266,7 @@ def _add_fake_handlers(
     from tenure.worker.fake_handlers import add_fake_handlers
 
     if wanted:
-        add_fake_handlers(app.handlers, fail_types=fail_types, fail_every=fail_every)
+        add_fake_handlers(app.core.handlers, fail_types=fail_types, fail_every=fail_every)
     elif fail_types or fail_every is not None:
         raise InvalidInput(
             "--fail-type and --fail-every need --fake-handlers", path="--fake-handlers"

@@ -100,7 +100,7 @@ def tail(
         show = _as_json if as_json else _as_line
         try:
             for entry in _transitions(app, wanted, since, lines, follow=not no_follow):
-                show(entry.without_errors() if app.redaction else entry)
+                show(entry.without_errors() if app.core.redaction else entry)
         except KeyboardInterrupt:
             pass  # the usual end
         except BrokenPipeError:
@@ -119,7 +119,7 @@ def _transitions(
         yield from first
     while True:
         try:
-            transitions = app.transitions(position, wanted=wanted)
+            transitions = app.events.read(position, filter=wanted)
         except StoreUnavailable as error:
             if not follow:
                 raise
@@ -137,11 +137,11 @@ def _transitions(
 
 def _newest(app: Tenure, wanted: EventFilter, lines: int) -> tuple[Sequence[LedgerEvent], str]:
     """Return the last `lines` transitions that match, and the position after them."""
-    position = app.ledger_end(back=SEARCHED if lines and any(astuple(wanted)) else lines)
+    position = app.events.end(back=SEARCHED if lines and any(astuple(wanted)) else lines)
     found: deque[LedgerEvent] = deque(maxlen=lines)
     more = lines > 0
     while more:
-        transitions = app.transitions(position, wanted=wanted)
+        transitions = app.events.read(position, filter=wanted)
         found.extend(transitions.told)
         position, more = transitions.position, transitions.more
     return found, position

@@ -70,7 +70,7 @@ def list_tokens(as_json: bool) -> None:
 
     with existing() as app:
         found = app.tokens.list()
-        now = app.ping()
+        now = app.core.clock()
     if as_json:
         print_json([_shown(token) for token in found])
         return

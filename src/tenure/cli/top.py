@@ -98,16 +98,16 @@ def _keys() -> Iterator[None]:
 
 def picture(app: Tenure) -> dict[str, Any]:
     """Read everything that is shown, as one JSON document has it."""
-    from tenure.app.queries import failures_shown
+    from tenure.app.shown import failures_shown
     from tenure.lifecycle import ATTEMPT_ENDS
     from tenure.wire import responses
 
-    now = app.ping()
+    now = app.core.clock()
     last = now.replace(second=0, microsecond=0) - timedelta(minutes=1)
     ended: Counter[Any] = Counter()
     by_event: Counter[str] = Counter()
     by_queue: Counter[str] = Counter()
-    for entry in app.activity(MINUTES):
+    for entry in app.stats.activity(MINUTES):
         if entry.event in ATTEMPT_ENDS:
             ended[entry.minute] += entry.transitions
         if entry.minute == last:
@@ -120,18 +120,20 @@ def picture(app: Tenure) -> dict[str, Any]:
         running.setdefault(job.worker or "", []).append(doing)
     return {
         "at": now,
-        "measured_until": app.measured_until(),
-        "by_status": responses.stats_body(app.stats()).by_status,
+        "measured_until": app.stats.measured_until(),
+        "by_status": responses.stats_body(app.stats.counts()).by_status,
         "last_minute": dict(by_event),
         "ended_by_minute": [ended[last - timedelta(minutes=n)] for n in range(MINUTES - 1, -1, -1)],
         "queues": [
-            {**asdict(queue), "ended_last_minute": by_queue[queue.name]} for queue in app.queues()
+            {**asdict(queue), "ended_last_minute": by_queue[queue.name]}
+            for queue in app.queues.list()
         ],
         "workers": [
-            {**asdict(worker), "running": running.get(worker.id, [])} for worker in app.workers()
+            {**asdict(worker), "running": running.get(worker.id, [])}
+            for worker in app.workers.list()
         ],
         "failures": [
             asdict(group)
-            for group in failures_shown(app, app.failures(MAX_FAILURES), app.redaction)
+            for group in failures_shown(app, app.stats.failures(MAX_FAILURES), app.core.redaction)
         ],
     }

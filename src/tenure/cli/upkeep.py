@@ -36,7 +36,7 @@ def verify(limit: int, as_json: bool) -> None:
 
     with existing() as app, progress_bar("Checking", shown=not as_json) as progress:
         violations = app.verify(limit, progress=progress)
-        jobs = sum(count.jobs for count in app.stats())
+        jobs = sum(count.jobs for count in app.stats.counts())
     if as_json:
         print_json(violations)
     elif violations:
@@ -74,7 +74,7 @@ def doctor(as_json: bool) -> None:
     found = [
         Check("tenure", CheckResult.OK, tenure.__version__),
         Check("python", CheckResult.OK, f"{platform.python_version()} on {platform.system()}"),
-        *application().checks(),
+        *application().check(),
     ]
     if as_json:
         print_json(found)

@@ -84,7 +84,7 @@ def list_webhooks(as_json: bool) -> None:
 
     with existing() as app:
         found = app.webhooks.list()
-        now = app.ping()
+        now = app.core.clock()
     if as_json:
         print_json(found)
         return

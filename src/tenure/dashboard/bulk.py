@@ -17,7 +17,9 @@ def preview(request: PageRequest) -> Response:
     """Show how many jobs an action would try; without an action, list the bulk actions."""
     action = request.query("action")
     if not action:
-        return request.page("bulks.html", bulks=request.app.bulks(), verbs=VERBS, describe=describe)
+        return request.page(
+            "bulks.html", bulks=request.app.bulk.list(), verbs=VERBS, describe=describe
+        )
     wanted = _checked(action, given_filter(request.query, request))
     return request.page(
         "bulk_preview.html",
@@ -25,7 +27,7 @@ def preview(request: PageRequest) -> Response:
         verb=VERBS[action],
         given=wanted.given,
         filter=describe(wanted.filter),
-        matching=request.app.count_matching(wanted.filter, action=action),
+        matching=request.app.core.count(wanted.filter, action=action),
         command=command("tenure", "jobs", action, *_options(wanted.given)),
         exact=not any(name in wanted.given for name in ("since", "from", "to", "error", "text")),
     )
@@ -35,7 +37,7 @@ def start(request: PageRequest) -> Response:
     """Start an action. The sweeper of any server carries it out."""
     action = request.field("action")
     wanted = _checked(action, given_filter(request.field, request))
-    started = request.app.start_bulk(action, wanted.filter, actor=request.actor)
+    started = request.app.bulk.start(action, wanted.filter, actor=request.actor)
     return request.go(
         request.address(f"/ui/bulk/{started.id}"), "Started. It continues in the background."
     )
@@ -43,13 +45,13 @@ def start(request: PageRequest) -> Response:
 
 def show(request: PageRequest) -> Response:
     """Show the progress of an action."""
-    one = request.app.bulk(request.path("id"))
+    one = request.app.bulk.get(request.path("id"))
     return request.page("bulk.html", bulk=one, verb=VERBS[one.action], filter=describe(one.filter))
 
 
 def stop(request: PageRequest) -> Response:
     """Stop an action; jobs that it has changed stay changed."""
-    one = request.app.stop_bulk(request.path("id"), actor=request.actor)
+    one = request.app.bulk.stop(request.path("id"), actor=request.actor)
     return request.go(
         request.address(f"/ui/bulk/{one.id}"), "Stopped. Jobs that it changed stay changed."
     )

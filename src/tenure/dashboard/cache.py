@@ -86,27 +86,27 @@ class ReadCache:
 
     def counts(self) -> list[Count]:
         """Return jobs by status, queue and type."""
-        return self._once("counts", self._app.stats)
+        return self._once("counts", self._app.stats.counts)
 
     def queues(self) -> list[QueueState]:
         """Return every queue with jobs or settings."""
-        return self._once("queues", self._app.queues)
+        return self._once("queues", self._app.queues.list)
 
     def workers(self) -> list[WorkerState]:
         """Return the workers that asked for jobs lately."""
-        return self._once("workers", self._app.workers)
+        return self._once("workers", self._app.workers.list)
 
     def activity(self) -> list[Activity]:
         """Return the transitions of the last hour, by minute."""
-        return self._once("activity", self._app.activity)
+        return self._once("activity", self._app.stats.activity)
 
     def failures(self) -> list[FailureGroup]:
         """Return failures by type and error."""
-        return self._once("failures", self._app.failures)
+        return self._once("failures", self._app.stats.failures)
 
     def lag(self, now: datetime, *names: str) -> Lag:
         """Return how old rates are at `now`, and how old the oldest of the values `names` is."""
-        until = self._once("measured", self._app.measured_until)
+        until = self._once("measured", self._app.stats.measured_until)
         with self._lock:
             values = [self._entries.get(name, _Entry()).value for name in names]
         at = time.monotonic()
@@ -116,7 +116,7 @@ class ReadCache:
 
     def begin(self) -> None:
         """Start to read what may take long, without waiting for it."""
-        for name, ask in (("counts", self._app.stats), ("queues", self._app.queues)):
+        for name, ask in (("counts", self._app.stats.counts), ("queues", self._app.queues.list)):
             self._reading(name, ask)
 
     def _once(self, name: str, ask: Callable[[], T]) -> T:

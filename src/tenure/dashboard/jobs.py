@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from starlette.responses import PlainTextResponse, Response
 
-from tenure.app.queries import transitions_shown
+from tenure.app.shown import transitions_shown
 from tenure.dashboard import format as fmt
 from tenure.dashboard import timeline
 from tenure.dashboard.request import HEADERS, PageRequest, inside
@@ -84,7 +84,7 @@ def listed(request: PageRequest) -> Response:
     """Show jobs, newest first."""
     wanted = given_filter(request.query, request)
     cursor = request.query("before") or None
-    page = request.app.page(wanted.filter, limit=PAGE, before=cursor)
+    page = request.app.core.page(wanted.filter, limit=PAGE, before=cursor)
     counts = request.site.cache.counts()
     by_status = dict.fromkeys(Status, 0)
     for count in counts:

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from tenure.app.queries import failures_shown
+from tenure.app.shown import failures_shown
 from tenure.dashboard import charts
 from tenure.dashboard import machine as machines
 from tenure.dashboard.format import count
@@ -110,7 +110,7 @@ def samples(actor: str) -> list[NewJob]:
 
 def has_fake_handlers(request: PageRequest) -> bool:
     """Return True if a worker of this process runs any type, as with --fake-handlers."""
-    return request.app.handlers.types() is None
+    return request.app.core.handlers.types() is None
 
 
 def by_status(counts: list[Count]) -> dict[str, int]:

@@ -131,12 +131,12 @@ class Follower:
 
     async def _read(self) -> None:
         if self._position is None:
-            self._position = await run_in_threadpool(self._app.ledger_end)
-        transitions = await run_in_threadpool(self._app.ledger, self._position, SAMPLE)
+            self._position = await run_in_threadpool(self._app.events.end)
+        transitions = await run_in_threadpool(self._app.core.ledger, self._position, SAMPLE)
         if not transitions:
             return
         skipped = len(transitions) == SAMPLE
-        end = await run_in_threadpool(self._app.ledger_end) if skipped else transitions[-1].position
+        end = await run_in_threadpool(self._app.events.end) if skipped else transitions[-1].position
         self._position = end
         for viewer in tuple(self._viewers):
             viewer.note.add(transitions, skipped=skipped)

@@ -48,14 +48,14 @@ def workers(request: PageRequest) -> Response:
 def pause(request: PageRequest) -> Response:
     """Stop handing out jobs of a queue."""
     name = request.path("name")
-    request.app.pause(name, actor=request.actor)
+    request.app.queues.pause(name, actor=request.actor)
     return _back(request, f"Queue {name} is paused. Running jobs continue, new ones are accepted.")
 
 
 def resume(request: PageRequest) -> Response:
     """Hand out jobs of a queue again."""
     name = request.path("name")
-    request.app.resume(name, actor=request.actor)
+    request.app.queues.resume(name, actor=request.actor)
     return _back(request, f"Queue {name} is open.")
 
 
@@ -65,7 +65,7 @@ def limit(request: PageRequest) -> Response:
     if given and not (given.isascii() and given.isdigit() and len(given) <= 15):
         raise InvalidInput("give a whole number from 0, or nothing for no limit", path="limit")
     most = int(given) if given else None
-    request.app.limit(name, most, actor=request.actor)
+    request.app.queues.limit(name, most, actor=request.actor)
     limited = "has no limit" if most is None else f"takes at most {most:,} pending jobs"
     return _back(request, f"Queue {name} {limited}.")
 

@@ -58,7 +58,7 @@ class PageRequest:
     def now(self) -> datetime:
         """The store's time, read once, so that a page shows one moment."""
         if self._now is None:
-            self._now = self.app.ping()
+            self._now = self.app.core.clock()
         return self._now
 
     @property

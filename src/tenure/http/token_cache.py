@@ -104,7 +104,7 @@ class TokenCache:
             names = [name.removeprefix("token:") for name in due]
             # Nobody waits for it, and where the role may not write here, it is not written.
             with contextlib.suppress(TenureError):
-                self._app.tokens.note_use(names)
+                self._app.maintenance().note_token_use(names)
 
 
 _OWNER = Caller("http", EVERY_SCOPE)

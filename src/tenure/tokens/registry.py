@@ -36,9 +36,6 @@ class Keeper(Protocol):
     def revoke_token(self, name: str, actor: str) -> Future[None]:
         """End one."""
 
-    def note_token_use(self, names: Iterable[str]) -> Future[None]:
-        """Write down that some are in use."""
-
 
 class Tokens:
     """The tokens of one database. They take effect on every server within a few seconds."""
@@ -91,10 +88,6 @@ class Tokens:
         self._named(name)
         self._keeper().revoke_token(name, actor or self._actor).result()
         return self._named(name)
-
-    def note_use(self, names: Iterable[str]) -> Future[None]:
-        """Write down that tokens are in use; for servers."""
-        return self._keeper().note_token_use(names)
 
     def _named(self, name: str) -> AccessToken:
         for token in self.list():

@@ -1,84 +1,51 @@
-"""Making, listing and removing webhooks, and following the ledger for them: `app.webhooks`.
-
-A delivery is a job of the type `tenure.webhook`. What becomes of it is the courier's matter
-(`courier.py`); here the moves of the ledger become such jobs, each once.
-"""
+"""Making, listing and removing webhooks: `app.webhooks`."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import msgspec
-
 from tenure.errors import InvalidInput
 from tenure.jobs import ids, payload
-from tenure.jobs.checked_job import CheckedJob
-from tenure.jobs.enqueue import policy_of
-from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage
-from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
 from tenure.jobs.webhook import Webhook
 from tenure.lifecycle import EVENTS
-from tenure.wire import responses
 
 MAX_WEBHOOKS = 100
 """Each of them reads the ledger once."""
 MAX_URL = 2_000
 """Characters of a URL."""
-BITE = 500
-"""Moves that one step looks at, for each webhook."""
 BEGINNING = "whsec_"
 """What a secret begins with, as Standard Webhooks has it; 32 random bytes in base64 follow."""
-MAX_RETRIES = 10
-BACKOFF = policy_of({"base": 5, "cap": 3600}, "$.backoff")
-ATTEMPT_SECONDS = 30.0
-"""For one attempt of a delivery; the request itself has less."""
 
 
-class Keeper(Protocol):
-    """What keeps webhooks; the store does."""
+class WebhookStore(Protocol):
+    """The part of the store that keeps webhooks."""
 
     @property
-    def read(self) -> Reader:
-        """The reading side."""
+    def read(self) -> WebhookReader: ...
 
-    def add_webhook(self, **fields: Any) -> Future[bool]:
-        """Keep a new one; False if the name is taken."""
+    def add_webhook(self, **fields: Any) -> Future[bool]: ...
 
-    def remove_webhook(self, name: str) -> Future[None]:
-        """Remove one."""
-
-    def forward(
-        self, hook: Webhook, deliveries: Sequence[CheckedJob], position: str
-    ) -> Future[bool]:
-        """Add deliveries and move the position of a webhook; False if somebody else has."""
+    def remove_webhook(self, name: str) -> Future[None]: ...
 
 
-class Reader(Protocol):
-    """What is read of the store here."""
+class WebhookReader(Protocol):
+    """What is read of it."""
 
-    def webhooks(self) -> list[Webhook]:
-        """Every webhook."""
+    def webhooks(self) -> list[Webhook]: ...
 
-    def webhook_target(self, name: str, id: str) -> tuple[str, str] | None:
-        """Its URL and secret."""
-
-    def transitions(self, after: str, limit: int, wanted: EventFilter) -> LedgerPage:
-        """A stretch of the ledger."""
-
-    def ledger_end(self) -> str:
-        """The position of the newest move."""
+    def ledger_end(self) -> str: ...
 
 
 class Webhooks:
     """The webhooks of one database. Servers, and workers beside it, deliver to them."""
 
-    def __init__(self, keeper: Callable[[], Keeper], actor: str) -> None:
+    def __init__(self, keeper: Callable[[], WebhookStore], actor: str) -> None:
         self._keeper = keeper
         self._actor = actor
 
@@ -131,26 +98,6 @@ class Webhooks:
         self._keeper().remove_webhook(name).result()
         return found
 
-    def target(self, name: str, id: str) -> tuple[str, str] | None:
-        """The URL and the secret of a webhook, for who delivers; None if it is gone."""
-        return self._keeper().read.webhook_target(name, id)
-
-    def step(self, *, without_errors: bool = False) -> int:
-        """Make jobs of the next moves for every webhook; how many have more moves to look at.
-
-        `withheld`: without errors, which may hold what is redacted.
-        """
-        keeper = self._keeper()
-        behind = 0
-        for hook in keeper.read.webhooks():
-            wanted = EventFilter(events=hook.events, types=hook.types, queues=hook.queues)
-            transitions = keeper.read.transitions(hook.position, BITE, wanted)
-            if transitions.position != hook.position:
-                deliveries = deliveries_of(hook, transitions.told, without_errors=without_errors)
-                keeper.forward(hook, deliveries, transitions.position).result()
-            behind += transitions.more
-        return behind
-
     def _named(self, name: str) -> Webhook:
         for hook in self.list():
             if hook.name == name:
@@ -158,39 +105,6 @@ class Webhooks:
         raise InvalidInput(
             "there is no webhook of this name; `tenure webhooks list`", path="$.name"
         )
-
-
-def deliveries_of(
-    hook: Webhook, told: Sequence[LedgerEvent], *, without_errors: bool
-) -> list[CheckedJob]:
-    """The jobs that tell a webhook of these moves; none of moves of such jobs themselves."""
-    news = [one for one in told if one.type != WEBHOOK]
-    return [
-        CheckedJob(
-            id=id,
-            type=WEBHOOK,
-            queue=WEBHOOK_QUEUE,
-            payload=payload.canonical(
-                {
-                    "hook": hook.name,
-                    "hook_id": hook.id,
-                    "event": _event(one, without_errors=without_errors),
-                }
-            ),
-            max_retries=MAX_RETRIES,
-            timeout=ATTEMPT_SECONDS,
-            backoff=BACKOFF,
-            actor="webhooks",
-        )
-        for id, one in zip(ids.new_ids(len(news)), news, strict=True)
-    ]
-
-
-def _event(told: LedgerEvent, *, without_errors: bool) -> Any:
-    """A move as the event stream has it."""
-    return msgspec.to_builtins(
-        responses.event_body(told.without_errors() if without_errors else told)
-    )
 
 
 def new_secret() -> str:

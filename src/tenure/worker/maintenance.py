@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from tenure.app.app import Tenure
-from tenure.app.operations import retention
+from tenure.app.maintenance import retention
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import Duration
 from tenure.telemetry import logs
@@ -90,7 +90,7 @@ class Sweeper:
 
     def _sweep(self) -> None:
         while not self._stop.is_set():
-            ended = self._app.sweep()
+            ended = self._app.maintenance().sweep()
             for steps in ended:
                 logs.log_steps(log, steps)
             if len(ended) < FULL_BITE:
@@ -99,14 +99,20 @@ class Sweeper:
     def _go_on(self) -> None:
         """Go on with bulk actions, whoever started them."""
         until = time.monotonic() + BULK_SHARE * self._interval
-        while not self._stop.is_set() and self._app.step_bulks() and time.monotonic() < until:
+        while (
+            not self._stop.is_set()
+            and self._app.maintenance().step_bulk_actions()
+            and time.monotonic() < until
+        ):
             pass
 
     def _follow(self) -> None:
         """Make deliveries of what has moved, for whoever is to be told."""
         until = time.monotonic() + WEBHOOK_SHARE * self._interval
-        webhooks = self._app.webhooks
-        while not self._stop.is_set() and webhooks.step(without_errors=self._without_errors):
+        maintenance = self._app.maintenance()
+        while not self._stop.is_set() and maintenance.forward_to_webhooks(
+            without_errors=self._without_errors
+        ):
             if time.monotonic() > until:
                 return
 
@@ -114,9 +120,9 @@ class Sweeper:
         share = QUIET_SHARE if self._quiet else BUSY_SHARE
         until = time.monotonic() + share * self._interval
         self._quiet = False
-        while not self._stop.is_set() and self._app.measure(yielding=True):
+        while not self._stop.is_set() and self._app.maintenance().measure(yielding=True):
             if time.monotonic() > until:
-                end = self._app.ledger_end()
+                end = self._app.events.end()
                 self._quiet, self._end = end == self._end, end
                 return
 
@@ -126,5 +132,5 @@ class Sweeper:
             return
         self._since_prune = 0.0
         if self._keep:
-            while not self._stop.is_set() and self._app.prune(self._keep):
+            while not self._stop.is_set() and self._app.maintenance().prune(self._keep):
                 pass

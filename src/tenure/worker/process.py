@@ -20,7 +20,6 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from tenure.app.app import Tenure
-from tenure.client import Client
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.findings import CheckResult
 from tenure.jobs.handlers import Handlers
@@ -44,7 +43,7 @@ back from the database some ten times a turn; at Python's default of 5 ms they w
 
 
 def run_worker(
-    source: WorkSource,
+    source: WorkSource | Tenure,
     handlers: Handlers,
     *,
     queues: Sequence[str] | None = None,
@@ -71,25 +70,28 @@ def run_worker(
             "`if __name__ == '__main__':`"
         )
     queues = check_queues(queues, "queues")
-    hidden = source.redaction if isinstance(source, Tenure) else NOTHING_HIDDEN
+    app = source if isinstance(source, Tenure) else None
+    hidden = NOTHING_HIDDEN if app is None else app.core.redaction
     redaction = hidden.also(redact)
     helpers: list[Sweeper | WebhookDelivery] = []
-    if isinstance(source, Tenure):
+    if app is not None:
         helpers = [
-            Sweeper(source, keep=keep, without_errors=bool(redaction)),
-            WebhookDelivery(source, private=webhooks_private, grace_seconds=grace_seconds),
+            Sweeper(app, keep=keep, without_errors=bool(redaction)),
+            WebhookDelivery(app, private=webhooks_private, grace_seconds=grace_seconds),
         ]
+
+    work_source = source.work_source() if isinstance(source, Tenure) else source
 
     async def work() -> None:
         worker = Worker(
-            source,
+            work_source,
             handlers,
             queues=queues,
             concurrency=concurrency,
             lease_seconds=lease_seconds,
             grace_seconds=grace_seconds,
             redaction=redaction,
-            tracing=source.tracing if isinstance(source, Tenure | Client) else None,
+            tracing=getattr(work_source, "tracing", None),
             progress=progress,
         )
 
@@ -102,8 +104,8 @@ def run_worker(
         with stopped_by_signals(stop):
             await worker.run()
 
-    if isinstance(source, Tenure):
-        log_checks(source)
+    if app is not None:
+        log_checks(app)
     for helper in helpers:
         helper.start()
     try:
@@ -118,7 +120,7 @@ def log_checks(app: Tenure) -> threading.Thread:
     """Log what `tenure doctor` would not call ok; on a thread, for the start need not wait."""
 
     def look() -> None:
-        for check in app.checks():
+        for check in app.check():
             if check.health is CheckResult.PROBLEM:
                 log.error("%s: %s. %s", check.name, check.found, check.advice)
             elif check.health is CheckResult.WARNING and check.name != GUARDED:

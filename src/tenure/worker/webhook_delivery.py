@@ -43,14 +43,14 @@ def add_delivery(handlers: Handlers, app: Tenure, *, private: bool) -> None:
     async def deliver(
         context: JobContext, /, hook: str, hook_id: str, event: dict[str, Any]
     ) -> str:
-        target = await asyncio.to_thread(app.webhooks.target, hook, hook_id)
+        target = await asyncio.to_thread(app.maintenance().webhook_target, hook, hook_id)
         if target is None:
             return REMOVED
         url, secret = target
         body = msgspec.json.encode(
             {"type": f"job.{event['event']}", "timestamp": event["at"], "data": event}
         )
-        now = int((await asyncio.to_thread(app.ping)).timestamp())
+        now = int((await asyncio.to_thread(app.core.clock)).timestamp())
         headers = {
             "webhook-id": context.id,
             "webhook-timestamp": str(now),
@@ -132,7 +132,7 @@ class WebhookDelivery:
 
     async def _work(self) -> None:
         self._worker = Worker(
-            self._app,
+            self._app.work_source(),
             self._handlers,
             queues=(WEBHOOK_QUEUE,),
             concurrency=CONCURRENCY,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Struct
 from starlette.responses import Response
 
-from tenure.app.queries import MAX_LISTED
+from tenure.app.core import MAX_LISTED
 from tenure.http.api.call import Call, answer
 from tenure.jobs.queries import Filter
 from tenure.wire import requests, responses
@@ -28,7 +28,7 @@ def start_bulk(call: Call) -> Response:
         for name in body.filter.__struct_fields__
         if (value := getattr(body.filter, name)) is not UNSET
     }
-    bulk = call.app.start_bulk(
+    bulk = call.app.bulk.start(
         body.action,
         Filter(**given, hidden=call.redaction.keys),
         more_retries=1 if body.more_retries is UNSET else body.more_retries,
@@ -39,14 +39,14 @@ def start_bulk(call: Call) -> Response:
 
 def list_bulks(call: Call) -> Response:
     """List bulk actions, newest first."""
-    return answer([responses.bulk_body(bulk) for bulk in call.app.bulks(call.query.limit)])
+    return answer([responses.bulk_body(bulk) for bulk in call.app.bulk.list(call.query.limit)])
 
 
 def show_bulk(call: Call) -> Response:
     """Show a bulk action and its progress."""
-    return answer(responses.bulk_body(call.app.bulk(call.path["id"])))
+    return answer(responses.bulk_body(call.app.bulk.get(call.path["id"])))
 
 
 def stop_bulk(call: Call) -> Response:
     """Stop a bulk action; jobs that it has changed stay changed."""
-    return answer(responses.bulk_body(call.app.stop_bulk(call.path["id"], actor=call.caller.name)))
+    return answer(responses.bulk_body(call.app.bulk.stop(call.path["id"], actor=call.caller.name)))

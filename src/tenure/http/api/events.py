@@ -48,10 +48,10 @@ async def stream_events(call: Call) -> Response:
         after = call.query.after
     wanted = _wanted(call.query)
     if after is None:  # begin with what happens next
-        end = await run_in_threadpool(call.app.ledger_end)
+        end = await run_in_threadpool(call.app.events.end)
         page = LedgerPage((), end, more=False)
     else:
-        end, page = after, await run_in_threadpool(call.app.transitions, after, MAX_AT_ONCE, wanted)
+        end, page = after, await run_in_threadpool(call.app.events.read, after, MAX_AT_ONCE, wanted)
     _check_room(call)  # again: other streams may have begun meanwhile
     return EventStream(call.request.scope, _events(call, end, page, wanted), call.notifier.streams)
 
@@ -111,7 +111,7 @@ async def _events(call: Call, position: str, page: LedgerPage, wanted: EventFilt
                 await waiter.wait(LOOK_SECONDS)
             after = page.position
             try:
-                page = await run_in_threadpool(call.app.transitions, after, MAX_AT_ONCE, wanted)
+                page = await run_in_threadpool(call.app.events.read, after, MAX_AT_ONCE, wanted)
             except TenureError as error:
                 page = LedgerPage((), after, more=False)
                 log.warning("the event stream cannot read the ledger, trying again: %s", error)

@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
-from tenure.app.queries import MAX_COUNTED, MAX_LISTED, transitions_shown
+from tenure.app.core import MAX_COUNTED, MAX_LISTED
+from tenure.app.shown import transitions_shown
 from tenure.http.api.call import Call, answer, convert, sent
 from tenure.jobs import payload as payloads
 from tenure.jobs.bulk_actions import Action
@@ -72,7 +73,7 @@ async def create_jobs(call: Call) -> Response:
 async def _add(call: Call, new_jobs: list[NewJob], *, batch: bool = False) -> list[Enqueued]:
     given = sent(call.request, b"traceparent")
     parent = tracing.given(given) if given else None
-    return await asyncio.wrap_future(call.app.add(new_jobs, batch=batch, traceparent=parent))
+    return await asyncio.wrap_future(call.app.core.add(new_jobs, batch=batch, traceparent=parent))
 
 
 def _new_job(new: requests.EnqueueRequest, caller: Caller, key: str | None = None) -> NewJob:
@@ -106,7 +107,7 @@ def list_jobs(call: Call) -> Response:
     """List jobs, newest first; a page may be short, or empty, and still have a next one."""
     query: ListQuery = call.query
     before = None if query.cursor is UNSET else _id_of(query.cursor)
-    page = call.app.page(_filter(call), limit=query.limit, before=before)
+    page = call.app.core.page(_filter(call), limit=query.limit, before=before)
     headers = {}
     if page.next is not None:
         next_page = {**call.request.query_params, "cursor": page.next.replace("-", "")}
@@ -118,7 +119,7 @@ def count_jobs(call: Call) -> Response:
     """Count the jobs that match, looking at a bounded number of rows."""
     query: CountQuery = call.query
     action = None if query.action is UNSET else query.action
-    return answer(call.app.count_matching(_filter(call), action=action, at_most=query.at_most))
+    return answer(call.app.core.count(_filter(call), action=action, at_most=query.at_most))
 
 
 def _filter(call: Call) -> Filter:

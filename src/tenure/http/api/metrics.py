@@ -31,13 +31,13 @@ OTHER = "(other)"
 def watched(app: Tenure) -> DatabaseState:
     """Return the state of everything, with a bounded number of groups."""
     return DatabaseState(
-        now=app.ping(),
-        counts=bounded(app.stats()),
-        queues=largest(app.queues()),
-        workers=len(app.workers()),
-        late_leases=app.late_leases(),
-        totals=app.totals(),
-        measured_until=app.measured_until(),
+        now=app.core.clock(),
+        counts=bounded(app.stats.counts()),
+        queues=largest(app.queues.list()),
+        workers=len(app.workers.list()),
+        late_leases=app.stats.late_leases(),
+        totals=app.stats.totals(),
+        measured_until=app.stats.measured_until(),
     )
 
 

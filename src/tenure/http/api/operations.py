@@ -24,7 +24,7 @@ async def ready(call: Call) -> Response:
     """Check whether the process takes work and its database answers."""
     call.check_running()
     try:
-        await asyncio.to_thread(call.app.ping)
+        await asyncio.to_thread(call.app.core.clock)
     except Exception as error:
         log.warning("not ready, the database does not answer: %s", error)
         raise StoreUnavailable("the database does not answer") from error
@@ -33,40 +33,40 @@ async def ready(call: Call) -> Response:
 
 def list_queues(call: Call) -> Response:
     """List every queue with jobs waiting or running, or with settings."""
-    return answer(call.app.queues())
+    return answer(call.app.queues.list())
 
 
 def pause_queue(call: Call) -> Response:
     """Stop handing out jobs of a queue; running jobs continue."""
-    call.app.pause(call.path["name"], actor=call.caller.name)
+    call.app.queues.pause(call.path["name"], actor=call.caller.name)
     return _queue(call)
 
 
 def resume_queue(call: Call) -> Response:
     """Hand out jobs of a queue again."""
-    call.app.resume(call.path["name"], actor=call.caller.name)
+    call.app.queues.resume(call.path["name"], actor=call.caller.name)
     return _queue(call)
 
 
 def limit_queue(call: Call) -> Response:
     """Set how many jobs of a queue may wait, or lift the limit."""
-    call.app.limit(call.path["name"], call.body.max_pending, actor=call.caller.name)
+    call.app.queues.limit(call.path["name"], call.body.max_pending, actor=call.caller.name)
     return _queue(call)
 
 
 def _queue(call: Call) -> Response:
     name = call.path["name"]
-    return answer(next(q for q in call.app.queues() if q.name == name))
+    return answer(next(q for q in call.app.queues.list() if q.name == name))
 
 
 def list_workers(call: Call) -> Response:
     """List the workers that asked for jobs lately."""
-    return answer(call.app.workers())
+    return answer(call.app.workers.list())
 
 
 def show_stats(call: Call) -> Response:
     """Count jobs by status, and by status, queue and type."""
-    return answer(responses.stats_body(call.app.stats()))
+    return answer(responses.stats_body(call.app.stats.counts()))
 
 
 def show_metrics(call: Call) -> Response:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 from starlette.responses import Response
 
-from tenure.app.app import MAX_JOBS_AT_ONCE
+from tenure.app.core import MAX_JOBS_AT_ONCE
 from tenure.http.api import bulk, events, jobs, leases, openapi, operations
 from tenure.http.api.call import JSON, SMALL_BODY, Call
 from tenure.http.api.metrics import CONTENT_TYPE

@@ -1,0 +1,129 @@
+"""Actions on all jobs that match a filter: `app.bulk`."""
+
+from __future__ import annotations
+
+import logging
+
+from tenure.app.core import MAX_COUNTED, MAX_LISTED, Core
+from tenure.errors import BulkNotFound
+from tenure.jobs import filters, ids, payload
+from tenure.jobs.bulk_actions import Action, Bulk
+from tenure.jobs.enqueue import MAX_RETRIES, whole
+from tenure.jobs.queries import Filter
+from tenure.lifecycle import Job
+from tenure.store import search
+from tenure.store.bulk import about
+
+log = logging.getLogger(__name__)
+
+
+class BulkActions:
+    """Bulk actions of one database: retry or cancel of all jobs that match a filter.
+
+    An action is kept in the database. Servers, and workers beside the database, go on with it in
+    batches of 500 jobs until it has been at all of them, whatever becomes of who started it.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def start(
+        self,
+        action: str,
+        filter: Filter,
+        *,
+        more_retries: int = 1,
+        actor: str | None = None,
+    ) -> Bulk:
+        """Start to retry or cancel all jobs that match now; return the action.
+
+        - `action`: `retry` or `cancel`.
+        - `filter`: which jobs, as a `Filter` from `tenure.jobs.values`. Jobs whose status does not
+          allow the action are left out, and so are jobs that are added or fail from now on.
+        - `more_retries`: with `retry`, how much to add to each job's `max_retries`, 1 to 1,000.
+        - `actor`: who does this. Default: the application's actor.
+
+        Raises InvalidInput.
+        """
+        core = self._core
+        total = core.count(filter, action=action, at_most=MAX_COUNTED)
+        bulk_id = ids.new_id()
+        core.store.start_bulk(
+            id=bulk_id,
+            action=Action(action),
+            filter=filter,
+            more_retries=whole(more_retries, 1, MAX_RETRIES, "$.more_retries"),
+            actor=payload.check_label(actor or core.actor, "actor", "$.actor"),
+            total=total,
+        ).result()
+        started = self.get(bulk_id)
+        _log("bulk_started", started, started.actor)
+        return started
+
+    def sample(self, filter: Filter, action: str, limit: int = 5) -> list[Job]:
+        """Return a few of the jobs that an action would change, after a look at bounded rows."""
+        query = about(
+            filters.checked(filter), filters.sources(filters.action_of(action)), limit=limit
+        )
+        return [*search.page(self._core.store.read, query).jobs]
+
+    def step(self, bulk_id: str) -> Bulk:
+        """Do one batch of an action now, unless it has ended; return the action after that.
+
+        Only needed where neither a server nor a worker beside the database runs. Raises
+        BulkNotFound.
+        """
+        found = self.get(bulk_id)
+        if found.finished_at is None:
+            run_batch(self._core, found)
+        return self.get(bulk_id)
+
+    def get(self, bulk_id: str) -> Bulk:
+        """Return a bulk action; raises BulkNotFound."""
+        found = self._core.store.read.bulk(bulk_id) if ids.is_id(bulk_id) else None
+        if found is None:
+            raise BulkNotFound(bulk_id)
+        return found
+
+    def stop(self, bulk_id: str, *, actor: str | None = None) -> Bulk:
+        """End a bulk action where it is; return it. What it has changed stays.
+
+        - `bulk_id`: one that has ended stays as it is.
+        - `actor`: who stops it. Default: the application's actor.
+
+        Raises BulkNotFound.
+        """
+        running = self.get(bulk_id).finished_at is None
+        by = actor or self._core.actor
+        self._core.store.stop_bulk(bulk_id, by).result()
+        stopped = self.get(bulk_id)
+        if running:
+            _log("bulk_stopped", stopped, by)
+        return stopped
+
+    def list(self, limit: int = 50) -> list[Bulk]:
+        """Return bulk actions, newest first; the last 1,000 are kept.
+
+        - `limit`: 1 to 500. Default: 50.
+
+        Raises InvalidInput.
+        """
+        return self._core.store.read.bulks(whole(limit, 1, MAX_LISTED, "$.limit"))
+
+
+def run_batch(core: Core, bulk: Bulk) -> None:
+    """Do the next batch of an action that has not ended."""
+    if core.store.step_bulk(bulk, filters.sources(bulk.action)):
+        _log("bulk_ended", BulkActions(core).get(bulk.id), bulk.actor)
+
+
+def _log(event: str, bulk: Bulk, actor: str) -> None:
+    """Log one line for the action; its jobs get none, as there may be a million."""
+    jobs = f"{bulk.total} jobs" if bulk.exact else f"{bulk.total} jobs or more"
+    done = f"{bulk.changed} changed, {bulk.refused} refused"
+    log.info(
+        "%s: %s",
+        event,
+        f"{bulk.action} {jobs}, {done}, bulk action {bulk.id}",
+        extra={"actor": actor},
+    )

@@ -1,0 +1,175 @@
+"""What `Tenure` and its nouns share: one database, opened at the first use. Internal."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from msgspec.structs import replace
+
+from tenure.errors import InvalidInput, JobNotFound
+from tenure.jobs import filters, ids
+from tenure.jobs.checked_job import CheckedJob, Enqueued
+from tenure.jobs.enqueue import NewJob, check_jobs, whole
+from tenure.jobs.handlers import Handlers
+from tenure.jobs.ledger import Transition
+from tenure.jobs.queries import Counted, Filter, Page, Query, query_of
+from tenure.jobs.redaction import Redaction
+from tenure.lifecycle import Job
+from tenure.store import Store, open_store, schema_of, search
+from tenure.store.bulk import about
+from tenure.telemetry import logs
+from tenure.telemetry.tracing import Tracing
+
+log = logging.getLogger(__name__)
+
+MAX_JOBS_AT_ONCE = 10_000
+MAX_LISTED = 500
+MAX_COUNTED = 1_000_000
+
+
+class Core:
+    """One database with what the application says about itself: handlers, redaction, tracing."""
+
+    def __init__(
+        self, database: str, actor: str, redaction: Redaction, tracing: Tracing | None
+    ) -> None:
+        self.database = database
+        self.actor = actor
+        self.handlers = Handlers()
+        self.redaction = redaction
+        self.tracing = tracing
+        self._opened: Store | None = None
+        self._opening = threading.Lock()
+
+    @property
+    def store(self) -> Store:
+        """The store, opened if it is not open yet."""
+        return self._opened or self.open()
+
+    def open(self, *, make: bool = True) -> Store:
+        """Open the database; without `make`, refuse one that has no schema of Tenure."""
+        if self._opened is None:
+            with self._opening:  # two first users at once must not open two stores
+                if self._opened is None:
+                    self._opened = open_store(self.database, make=make)
+        return self._opened
+
+    def close(self) -> None:
+        """Commit what is waiting and close the database."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def take_over(self, other: Core) -> None:
+        """Also handle, redact and trace what another application does."""
+        self.redaction = self.redaction.also(other.redaction.keys)
+        self.tracing = self.tracing or other.tracing
+        for type in other.handlers.types() or ():
+            handler = other.handlers.find(type)
+            if handler is not None:
+                self.handlers.add(handler)
+
+    def clock(self) -> datetime:
+        """The store's time; raises StoreUnavailable if the store does not answer."""
+        return self.store.read.clock()
+
+    def is_current(self) -> bool:
+        """Whether the database has this version's schema; makes and changes nothing."""
+        found, needed = schema_of(self.database)
+        return found == needed
+
+    # --- enqueue
+
+    def add(
+        self, new_jobs: Sequence[NewJob], *, batch: bool = False, traceparent: str | None = None
+    ) -> Future[list[Enqueued]]:
+        """Check jobs and hand them to the store; the future also says which are new.
+
+        In a batch, errors name the job they mean even if it is the only one. `traceparent` is the
+        span of the caller. Attempts are linked to that span. If this application traces, the call
+        gets a child span, and attempts are linked to the child.
+        """
+        if len(new_jobs) > MAX_JOBS_AT_ONCE:
+            raise InvalidInput(f"{len(new_jobs)} jobs at once; send at most {MAX_JOBS_AT_ONCE}")
+        checked_jobs: Sequence[CheckedJob] = check_jobs(
+            new_jobs,
+            defaults=self.handlers.defaults,
+            actor=self.actor,
+            several=batch or len(new_jobs) > 1,
+        )
+        span: Any = None
+        if self.tracing is not None and checked_jobs:
+            types = [checked_job.type for checked_job in checked_jobs]
+            span, traceparent = self.tracing.adding(types, checked_jobs[0].queue, traceparent)
+        if traceparent is not None:
+            checked_jobs = [replace(job, traceparent=traceparent) for job in checked_jobs]
+        try:
+            added = self.store.add(checked_jobs)
+        except BaseException as error:
+            if span is not None and self.tracing is not None:
+                self.tracing.added(span, [], error)
+            raise
+        if span is not None:
+            added.add_done_callback(partial(self._trace_added, span))
+        if log.isEnabledFor(logging.DEBUG):
+            added.add_done_callback(_log_added)
+        return added
+
+    def _trace_added(self, span: Any, added: Future[list[Enqueued]]) -> None:
+        if self.tracing is not None:
+            error = None if added.cancelled() else added.exception()
+            jobs = [] if error or added.cancelled() else added.result()
+            self.tracing.added(span, [one.job.id for one in jobs], error)
+
+    # --- find
+
+    def ledger(self, after: str, limit: int) -> list[Transition]:
+        """Transitions of all jobs after a position, without the types and queues of the jobs."""
+        return self.store.read.ledger(after, limit)
+
+    def get(self, job_id: str) -> Job:
+        """The job; raises JobNotFound."""
+        job = self.store.read.get(job_id) if ids.is_id(job_id) else None
+        if job is None:
+            raise JobNotFound(job_id)
+        return job
+
+    def page(self, filter: Filter, *, limit: int = 50, before: str | None = None) -> Page:
+        """Jobs of a filter, newest first, after a look at a bounded number of rows.
+
+        Where jobs that fit are rare, a page has fewer than `limit`, or none, and still a `next`:
+        the `before` of the next page.
+        """
+        return search.page(self.store.read, checked_query(filter, limit, before))
+
+    def count(self, filter: Filter, *, action: str | None = None, at_most: int = 10_000) -> Counted:
+        """How many jobs fit, up to `at_most`, as far as a bounded number of rows can tell.
+
+        With an `action` (`retry`, `cancel`), only jobs whose status allows it.
+        """
+        count = whole(at_most, 1, MAX_COUNTED, "$.at_most")
+        query = checked_query(filter)
+        if action is not None:
+            query = about(filter, filters.sources(filters.action_of(action)))
+        return search.count(self.store.read, query, count)
+
+
+def checked_query(filter: Filter, limit: int = 50, before: str | None = None) -> Query:
+    """What to ask the store for; raises InvalidInput."""
+    if before is not None:
+        ids.check_id(before, "$.before")
+    count = whole(limit, 1, MAX_LISTED, "$.limit")
+    return query_of(filters.checked(filter), limit=count, before=before)
+
+
+def _log_added(added: Future[list[Enqueued]]) -> None:
+    if not added.cancelled() and added.exception() is None:
+        for one in added.result():
+            if one.created:
+                log.debug("job_enqueued", extra=logs.fields_of(one.job))

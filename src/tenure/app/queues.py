@@ -1,0 +1,77 @@
+"""Queues and the workers that serve them: `app.queues` and `app.workers`."""
+
+from __future__ import annotations
+
+from tenure.app.core import Core
+from tenure.jobs import payload
+from tenure.jobs.enqueue import whole
+from tenure.jobs.states import QueueState, WorkerState
+
+
+class Queues:
+    """The queues of one database. A queue exists as soon as a job or a setting names it."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def list(self) -> list[QueueState]:
+        """Return every queue that has pending or processing jobs, or settings, by name."""
+        return self._core.store.read.queues()
+
+    def pause(self, queue: str, *, actor: str | None = None) -> None:
+        """Stop giving jobs of a queue to workers. Jobs that are processing go on.
+
+        Enqueues are still accepted. Takes effect at the next claim of every worker.
+
+        - `queue`: the name of the queue; it need not have jobs.
+        - `actor`: who pauses it. Default: the application's actor.
+
+        Raises InvalidInput if the name of the queue is not valid.
+        """
+        self._set(queue, paused=True, actor=actor)
+
+    def resume(self, queue: str, *, actor: str | None = None) -> None:
+        """Give jobs of a paused queue to workers again.
+
+        - `queue`: the name of the queue; one that is not paused stays as it is.
+        - `actor`: who resumes it. Default: the application's actor.
+
+        Raises InvalidInput if the name of the queue is not valid.
+        """
+        self._set(queue, paused=False, actor=actor)
+
+    def limit(self, queue: str, max_pending: int | None, *, actor: str | None = None) -> None:
+        """Bound the number of pending jobs of a queue; an enqueue above it raises QueueFull.
+
+        - `queue`: the name of the queue.
+        - `max_pending`: 0 or more jobs; 0 refuses every enqueue. None removes the bound.
+        - `actor`: who sets it. Default: the application's actor.
+
+        Raises InvalidInput if the name or the number is not valid.
+        """
+        wanted = -1 if max_pending is None else whole(max_pending, 0, 2**53, "$.max_pending")
+        self._set(queue, max_pending=wanted, actor=actor)
+
+    def _set(
+        self,
+        queue: str,
+        *,
+        actor: str | None,
+        paused: bool | None = None,
+        max_pending: int | None = None,
+    ) -> None:
+        name = payload.check_name(queue, "queue", "$.queue")
+        self._core.store.set_queue(
+            name, paused=paused, max_pending=max_pending, actor=actor or self._core.actor
+        ).result()
+
+
+class Workers:
+    """The workers of one database, on all machines."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def list(self) -> list[WorkerState]:
+        """Return the workers that asked for jobs lately."""
+        return self._core.store.read.workers()

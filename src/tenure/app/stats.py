@@ -1,0 +1,70 @@
+"""Counts of jobs and of what happened to them: `app.stats`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from tenure.app.core import MAX_LISTED, Core
+from tenure.jobs.enqueue import whole
+from tenure.jobs.stats import Activity, Count, FailureGroup, Total
+
+MAX_MINUTES = 24 * 60
+
+
+class Stats:
+    """Statistics of one database. `counts` is exact at any time.
+
+    `activity`, `totals` and `failures` are added up in the background, by servers and by workers
+    beside the database. They reach as far as `measured_until` says.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def counts(self) -> list[Count]:
+        """Return the number of jobs by status, queue and type, at this moment."""
+        return self._core.store.read.measured.counts()
+
+    def activity(self, minutes: int = 60) -> list[Activity]:
+        """Return the transitions of the last `minutes` by minute, type, queue and event.
+
+        - `minutes`: 1 to 1,440. Default: 60.
+
+        Minutes without transitions are left out. Pairs of type and queue beyond the first 200 are
+        added up under the name `(other)`. Raises InvalidInput.
+        """
+        return self._core.store.read.measured.activity(whole(minutes, 1, MAX_MINUTES, "$.minutes"))
+
+    def totals(self) -> list[Total]:
+        """Return the transitions since the beginning, by type, queue and event.
+
+        The numbers never fall, also where jobs are deleted.
+        """
+        return self._core.store.read.measured.totals()
+
+    def failures(self, limit: int = 50) -> list[FailureGroup]:
+        """Return failed attempts by type and kind of error, those seen last first.
+
+        - `limit`: 1 to 500 groups. Default: 50.
+
+        The 200 kinds that were seen last are kept. Raises InvalidInput.
+        """
+        return self._core.store.read.measured.failures(whole(limit, 1, MAX_LISTED, "$.limit"))
+
+    def measured_until(self) -> datetime | None:
+        """Return the time that `activity`, `totals` and `failures` reach; None before the first.
+
+        This is about now, unless more happens than the background work can add up meanwhile.
+        """
+        return self._core.store.read.measured.until()
+
+    def late_leases(self) -> int:
+        """Return the number of leases that have expired and that no sweep has ended yet."""
+        return self._core.store.read.late_leases()
+
+    def recount(self) -> int:
+        """Make `counts` agree with the jobs; return how many counts were wrong.
+
+        Only needed after rows were changed by hand. Reads every job; on SQLite, writers wait.
+        """
+        return self._core.store.recount().result()

@@ -1,0 +1,96 @@
+"""Deliveries: the jobs that carry transitions to webhooks.
+
+A delivery is a job of the type `tenure.webhook`. `forward` reads the ledger for each webhook and
+adds one such job for each transition, each once. `worker/webhook_delivery.py` runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import msgspec
+
+from tenure.jobs import ids, payload
+from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import policy_of
+from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage
+from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
+from tenure.jobs.webhook import Webhook
+from tenure.wire import responses
+
+BATCH = 500
+"""Transitions that one step looks at, for each webhook."""
+MAX_RETRIES = 10
+BACKOFF = policy_of({"base": 5, "cap": 3600}, "$.backoff")
+ATTEMPT_SECONDS = 30.0
+"""Limit of one attempt; the request itself has less."""
+
+
+class DeliveryStore(Protocol):
+    """The part of the store that deliveries need."""
+
+    @property
+    def read(self) -> DeliveryReader: ...
+
+    def forward(
+        self, hook: Webhook, deliveries: Sequence[CheckedJob], position: str
+    ) -> Future[bool]: ...
+
+
+class DeliveryReader(Protocol):
+    """What deliveries read."""
+
+    def webhooks(self) -> list[Webhook]: ...
+
+    def transitions(self, after: str, limit: int, wanted: EventFilter) -> LedgerPage: ...
+
+
+def forward(store: DeliveryStore, *, without_errors: bool = False) -> int:
+    """Add delivery jobs for the next transitions of every webhook; return how many have more.
+
+    `without_errors` leaves out the errors of attempts, which may hold redacted values.
+    """
+    behind = 0
+    for hook in store.read.webhooks():
+        wanted = EventFilter(events=hook.events, types=hook.types, queues=hook.queues)
+        transitions = store.read.transitions(hook.position, BATCH, wanted)
+        if transitions.position != hook.position:
+            deliveries = deliveries_of(hook, transitions.told, without_errors=without_errors)
+            store.forward(hook, deliveries, transitions.position).result()
+        behind += transitions.more
+    return behind
+
+
+def deliveries_of(
+    hook: Webhook, told: Sequence[LedgerEvent], *, without_errors: bool
+) -> list[CheckedJob]:
+    """The jobs that tell a webhook of these moves; none of moves of such jobs themselves."""
+    news = [one for one in told if one.type != WEBHOOK]
+    return [
+        CheckedJob(
+            id=id,
+            type=WEBHOOK,
+            queue=WEBHOOK_QUEUE,
+            payload=payload.canonical(
+                {
+                    "hook": hook.name,
+                    "hook_id": hook.id,
+                    "event": _event(one, without_errors=without_errors),
+                }
+            ),
+            max_retries=MAX_RETRIES,
+            timeout=ATTEMPT_SECONDS,
+            backoff=BACKOFF,
+            actor="webhooks",
+        )
+        for id, one in zip(ids.new_ids(len(news)), news, strict=True)
+    ]
+
+
+def _event(told: LedgerEvent, *, without_errors: bool) -> Any:
+    """A move as the event stream has it."""
+    return msgspec.to_builtins(
+        responses.event_body(told.without_errors() if without_errors else told)
+    )
