@@ -86,6 +86,7 @@ class Tenure:
             Redaction(payloads.several(redact, "$.redact")),
             Tracing() if tracing else None,
         )
+        self._work_source = StoreSource(self.core)
 
     @property
     def database(self) -> str:
@@ -344,7 +345,7 @@ class Tenure:
 
     def work_source(self) -> StoreSource:
         """What workers claim from and report to. Internal."""
-        return StoreSource(self.core)
+        return self._work_source
 
     def maintenance(self) -> Maintenance:
         """What servers and workers beside the database do to it. Internal."""
