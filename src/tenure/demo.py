@@ -81,7 +81,7 @@ async def _work(app: Tenure, progress: Progress) -> None:
     """Run one worker, with room for all jobs at once, until every job is settled."""
     handlers = Handlers()
     add_fake_handlers(handlers, fail_types=["payment"], fail_every=6)
-    worker = Worker(app, handlers, concurrency=len(JOBS), grace_seconds=5.0)
+    worker = Worker(app.work_source(), handlers, concurrency=len(JOBS), grace_seconds=5.0)
     working = asyncio.create_task(worker.run())
     settled = 0
     try:

@@ -58,7 +58,8 @@ class Maintenance:
 
     def webhook_target(self, name: str, id: str) -> tuple[str, str] | None:
         """The URL and the secret of a webhook; None if it is gone."""
-        return self._core.store.read.webhook_target(name, id)
+        target: tuple[str, str] | None = self._core.store.read.webhook_target(name, id)
+        return target
 
     def note_token_use(self, names: Iterable[str]) -> Future[None]:
         """Record that tokens are in use."""
