@@ -1,11 +1,8 @@
-"""What may be stored: payloads and names, checked once above both stores.
+"""What may be stored: payloads and names, checked once for both stores.
 
-The one rule: a payload is accepted only if Python, SQLite, PostgreSQL and JSON all keep it exactly
-as it is. Everything else is refused with InvalidInput, which says what, where and what to do
-instead, and never repeats a value, for values may be secrets. What handlers produce is another
-matter: see produced.py.
-
-Pure: values in, values out. Limits come first, then reading and checking, then names.
+A payload is accepted only if Python, SQLite, PostgreSQL and JSON all keep it unchanged. Everything
+else is refused with InvalidInput, which says what, where and what to do instead. It never repeats a
+value, because values may be secrets. Results of handlers are never refused: see results.py.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import json
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from math import isfinite
 from typing import Any
 
@@ -28,10 +25,10 @@ import msgspec
 from tenure.errors import InvalidInput, PayloadTooLarge
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
-"""Of a payload as compact JSON in UTF-8."""
+"""Largest payload as compact JSON in UTF-8."""
 
 MAX_DEPTH = 100
-"""Objects and arrays inside one another, the outermost counted."""
+"""Most objects and arrays inside one another, with the outermost."""
 
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
@@ -40,34 +37,48 @@ MAX_KEY_LENGTH = 255
 MAX_LABEL_LENGTH = 255
 
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_:-]*(\.[A-Za-z0-9_:-]+)*$"
-"""Of job types and queues, as JSON Schema wants it. They stand in addresses, file names and metric
-labels, so there is no slash and no space, and a dot stands only between other characters."""
+"""Names of job types and queues, as a pattern of JSON Schema. Names are parts of URLs, file names
+and metric labels, so there is no slash and no space, and a dot only between other characters."""
 
 KEY_PATTERN = "^[!-~]+$"
-"""Of idempotency keys: visible ASCII."""
+"""Idempotency keys: visible ASCII, as a pattern of JSON Schema."""
 
 
 # --- reading and checking --------------------------------------------------------------------
 
 
-def parse(data: bytes, *, limit: int = MAX_PAYLOAD_BYTES, max_depth: int = MAX_DEPTH) -> object:
-    """The value of a JSON text from outside: RFC 8259, in UTF-8, held to the rules of `check`.
+def parse(
+    data: bytes,
+    *,
+    limit: int = MAX_PAYLOAD_BYTES,
+    max_depth: int = MAX_DEPTH,
+    lenient: bool = False,
+) -> object:
+    """Read JSON text from outside: RFC 8259, in UTF-8, by the rules of `check`.
 
-    Refuses more than `limit` bytes unread (PayloadTooLarge). Raises InvalidInput for another
-    encoding or a byte order mark, malformed JSON, a key given twice in one object, and nesting
-    deeper than `max_depth`. A body that carries payloads is longer and deeper than they are: raise
-    both limits by what surrounds them.
+    A body that carries payloads is longer and deeper than they are: raise `limit` (bytes) and
+    `max_depth` by what surrounds them. With `lenient`, strings and integers that no store keeps are
+    let through, as reports need: `results.result_text` makes them storable.
+
+    Raises PayloadTooLarge for more than `limit` bytes, which are not read. Raises InvalidInput for
+    another encoding or a byte order mark, malformed JSON, a key given twice in one object, and
+    nesting deeper than `max_depth`.
     """
     if len(data) > limit:
         raise too_large(f"{len(data)} bytes of JSON", limit, "$")
-    if b"\0" in data or data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+    if not lenient and (b"\0" in data or data.startswith(_BYTE_ORDER_MARKS)):
         raise InvalidInput("not plain UTF-8; send UTF-8 without byte order mark or NUL", path="$")
-    if _may_nest_deeper(data, max_depth):
+    if not lenient and _may_nest_deeper(data, max_depth):
         raise InvalidInput(f"nested more than {max_depth} levels deep; flatten it", path="$")
     try:
-        value = _read_json(data.decode())
+        text = data.decode()
+        if lenient:
+            return _read_leniently(text)
+        value = _read_json(text)
     except UnicodeDecodeError as flaw:
         raise InvalidInput(f"not UTF-8 at byte {flaw.start}; send UTF-8", path="$") from None
+    except RecursionError:
+        raise InvalidInput("nested too deep; flatten it", path="$") from None
     except json.JSONDecodeError as flaw:
         where = f"line {flaw.lineno}, column {flaw.colno}"
         raise InvalidInput(f"not valid JSON at {where}: {flaw.msg}", path="$") from None
@@ -76,17 +87,17 @@ def parse(data: bytes, *, limit: int = MAX_PAYLOAD_BYTES, max_depth: int = MAX_D
 
 
 def check(value: object, *, path: str = "$") -> None:
-    """Raise InvalidInput unless `value` is plain JSON that every store keeps exactly as it is.
+    """Raise InvalidInput unless `value` is plain JSON that every store keeps unchanged.
 
     Allowed are dict with str keys, list, str, int within 64 bits, finite float, bool and None, and
-    no subclasses of these: what is read back must be equal and of the same types. `path` is where
-    `value` stands, and begins the path in the error.
+    no subclasses of these: what is read back must be equal and of the same types. Paths in errors
+    begin with `path`.
     """
     walk(value, path, MAX_PAYLOAD_BYTES, MAX_DEPTH)
 
 
 def canonical(payload: object, *, path: str = "$.payload") -> str:
-    """A checked payload as the text that is stored: compact JSON, keys in their given order.
+    """Return a checked payload as the text to store: compact JSON, keys in their given order.
 
     Raises InvalidInput if `payload` is not a dict or breaks a rule of `check`, and PayloadTooLarge
     for more than `MAX_PAYLOAD_BYTES`.
@@ -97,16 +108,16 @@ def canonical(payload: object, *, path: str = "$.payload") -> str:
         kind = type(payload).__name__
         raise InvalidInput(f"a {kind}; a payload is a JSON object (a dict)", path=path)
     walk(payload, path, MAX_PAYLOAD_BYTES, MAX_DEPTH)
-    text = msgspec.json.encode(payload)  # after the walk: it would write NaN as null
+    text = msgspec.json.encode(payload)  # after the walk, because it writes NaN as null
     if len(text) > MAX_PAYLOAD_BYTES:
         raise too_large(f"{len(text)} bytes as JSON", MAX_PAYLOAD_BYTES, path)
     return text.decode()
 
 
 def _text_if_flat(payload: dict[Any, Any]) -> str | None:
-    """What `canonical` returns, in half the time, for an object of plain values only.
+    """Return what `canonical` returns, in half the time, for an object of plain values only.
 
-    None if it is another, or may break a rule: the walk knows which, and where.
+    Return None for any other object, and for one that may break a rule: `walk` knows which one.
     """
     budget = MAX_PAYLOAD_BYTES
     for name, item in payload.items():
@@ -134,75 +145,109 @@ def _text_if_flat(payload: dict[Any, Any]) -> str | None:
 
 
 def load(text: str) -> dict[str, object]:
-    """The payload that `canonical` wrote. Raises InvalidInput if it was damaged in the store."""
+    """Read what `canonical` wrote. Raises InvalidInput if it was damaged in the store."""
     try:
         return _load_object(text)
     except (msgspec.DecodeError, ValueError, RecursionError) as flaw:
         raise InvalidInput(f"the stored payload is damaged: {flaw}", path="$.payload") from None
 
 
-def walk(root: object, path: str, budget: int, max_depth: int) -> None:
+Parts = Callable[[Any], Collection[Any]]
+"""Returns the values inside a value that is not plain JSON."""
+
+
+def walk(root: object, path: str, budget: int, max_depth: int, parts: Parts | None = None) -> None:
     """Visit every value under `root` in document order; refuse the first that breaks a rule.
 
-    `budget` is spent on every value and every character of text. JSON is never shorter than that,
-    so what outruns it is over `budget` bytes; and the walk ends even where few objects, shared
-    among themselves, would make an endless text.
+    Each value and each character of text costs one of `budget`. JSON is never shorter than that, so
+    a root that costs more is over `budget` bytes. The walk also ends where few objects, shared
+    among themselves, would make an endless text. With `parts`, only size and depth are checked, and
+    values of any type are entered.
     """
-    limit = budget
-    outer: list[tuple[Iterator[tuple[Any, Any]], Any]] = []  # what is unfinished around `items`
-    items: Iterator[tuple[Any, Any]] | None = iter([("", root)])
-    problem = ""
-    while items is not None:
-        for key, item in items:
-            kind = type(item)
-            if kind is str:
-                budget -= len(item)
-                if "\0" in item or not (item.isascii() or _is_unicode(item)):
-                    problem = _flaw_of(item)
-                    break
-            elif kind is int:
-                if not MIN_INTEGER <= item <= MAX_INTEGER:
-                    problem = "an integer beyond 64 bits; pass it as a string"
-                    break
-            elif kind is dict or kind is list:
-                budget -= len(item)
-                if len(outer) >= max_depth:
-                    problem = f"nested more than {max_depth} levels deep, or in itself; flatten it"
-                elif kind is list:
-                    outer.append((items, key))
-                    items = enumerate(item)
-                elif not (problem := _key_problem(item)):
-                    budget -= sum(map(len, item))
-                    outer.append((items, key))
-                    items = iter(item.items())
-                break
-            elif kind is float:
-                if not isfinite(item):
-                    problem = "NaN or infinity, which JSON does not have; pass null or a string"
-                    break
-            elif kind is not bool and item is not None:
-                problem = _misfit(item)
-                break
-        else:
-            items = outer.pop()[0] if outer else None
-        if problem:
-            keys = [*(outer_key for _, outer_key in outer), key]
-            raise InvalidInput(problem, path=path + _steps(keys[1:]))
+    try:
+        left = _Walk(max_depth, parts).through((("", root),), budget, 0)
+    except _Flaw as flaw:
+        raise InvalidInput(str(flaw), path=path + _steps(flaw.way[-2::-1])) from None
+    if left < 0:
+        raise too_large(f"at least {budget - left} bytes as JSON", budget, path)
+
+
+class _Flaw(Exception):
+    """A broken rule. `way` has the keys to it, the last one first."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.way: list[Any] = []
+
+
+class _Walk:
+    """One walk. Returns what is left of the budget, below 0 once it is spent."""
+
+    def __init__(self, max_depth: int, parts: Parts | None) -> None:
+        self._max_depth = max_depth
+        self._parts = parts
+
+    def through(self, items: Iterable[tuple[Any, Any]], budget: int, depth: int) -> int:
+        key: Any = None
+        problem = ""
+        try:
+            for key, item in items:  # noqa: B007 - the handler below reads it
+                kind = type(item)
+                if kind is str:
+                    budget -= len(item)
+                    if "\0" in item or not (item.isascii() or _is_unicode(item)):
+                        problem = _flaw_of(item)
+                elif kind is int:
+                    if not MIN_INTEGER <= item <= MAX_INTEGER:
+                        problem = "an integer beyond 64 bits; pass it as a string"
+                elif kind is dict or kind is list:
+                    budget = self._into(item, budget, depth)
+                    if budget < 0:
+                        return budget
+                elif kind is float:
+                    if not isfinite(item):
+                        problem = "NaN or infinity, which JSON does not have; pass null or a string"
+                elif kind is not bool and item is not None:
+                    if self._parts is None:
+                        problem = _misfit(item)
+                    else:
+                        budget = self._into(self._parts(item), budget, depth)
+                        if budget < 0:
+                            return budget
+                if problem and self._parts is None:
+                    raise _Flaw(problem)
+        except _Flaw as flaw:
+            flaw.way.append(key)
+            raise
+        return budget
+
+    def _into(self, inner: Any, budget: int, depth: int) -> int:
+        if depth >= self._max_depth and (inner or self._parts is None):
+            problem = f"nested more than {self._max_depth} levels deep, or in itself; flatten it"
+            raise _Flaw(problem)
+        budget -= len(inner)
         if budget < 0:
-            raise too_large(f"at least {limit - budget} bytes as JSON", limit, path)
+            return budget
+        if type(inner) is not dict:
+            return self.through(enumerate(inner), budget, depth + 1)
+        if self._parts is None:
+            budget -= _length_of_keys(inner)
+        return self.through(inner.items(), budget, depth + 1)
 
 
-def _key_problem(keys: dict[Any, Any]) -> str:
+def _length_of_keys(keys: dict[Any, Any]) -> int:
+    length = 0
     for name in keys:
         if type(name) is not str:
-            return f"a key of type {type(name).__name__}; keys are strings, convert it with str()"
+            kind = type(name).__name__
+            raise _Flaw(f"a key of type {kind}; keys are strings, convert it with str()")
         if "\0" in name or not (name.isascii() or _is_unicode(name)):
-            return f"in a key, {_flaw_of(name)}"
-    return ""
+            raise _Flaw(f"in a key, {_flaw_of(name)}")
+        length += len(name)
+    return length
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether `text` can be written as UTF-8: it has no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -233,7 +278,7 @@ _ADVICE: tuple[tuple[type | tuple[type, ...], str], ...] = (
 
 
 def _misfit(value: object) -> str:
-    """Why a value of no plain type is refused, with what to pass in its place."""
+    """Say why a value that is not plain JSON is refused, and what to pass instead."""
     if type(value) is _GivenTwice:
         return f"the key {_quoted(value.name)} is given twice in this object; remove one"
     kind = type(value)
@@ -253,7 +298,7 @@ def _misfit(value: object) -> str:
 
 
 def _steps(keys: list[Any]) -> str:
-    """The way from the root to a value, as in `.to[3]['odd key']`, its middle cut if very long."""
+    """Write the way from the root to a value: `.to[3]['odd key']`; cut the middle of long ones."""
     steps = "".join(
         f"[{key}]" if type(key) is int else f".{key}" if _is_word(key) else f"[{_quoted(key)}]"
         for key in keys
@@ -273,10 +318,10 @@ def too_large(what: str, limit: int, path: str) -> PayloadTooLarge:
 
 
 def _may_nest_deeper(data: bytes, max_depth: int) -> bool:
-    """Whether reading `data` as JSON would enter more than `max_depth` levels.
+    """Return whether reading `data` as JSON would enter more than `max_depth` levels.
 
-    Exact for valid JSON, and never too low. Asked first, because the reader recurses. Strings and
-    everything else but brackets are dropped; then each pass takes away the innermost level.
+    Exact for valid JSON, and never too low. Called before the reader, which recurses. Everything
+    but brackets outside strings is dropped; then each pass takes away the innermost level.
     """
     if data.count(b"[") + data.count(b"{") <= max_depth:
         return False
@@ -291,7 +336,7 @@ def _may_nest_deeper(data: bytes, max_depth: int) -> bool:
 
 
 class _GivenTwice:
-    """Stands for an object with a key given twice, until the walk reports it with its path."""
+    """An object with a key given twice. The walk reports it with its path."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         [(self.name, _)] = Counter(name for name, _ in pairs).most_common(1)
@@ -302,16 +347,31 @@ def _object(pairs: list[tuple[str, Any]]) -> object:
     return made if len(made) == len(pairs) else _GivenTwice(pairs)
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> object:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise InvalidInput("a key is given twice in one object; remove one", path="$")
+    return made
+
+
+def _no_constant(name: str) -> object:
+    raise InvalidInput(f"{name} is not JSON; send null or a string", path="$")
+
+
 def _integer(digits: str) -> int:
-    """Bounded before conversion, which takes quadratic time: whatever is longer is out of range."""
+    """Read an integer. Longer ones are out of range, and reading them takes quadratic time."""
     return int(digits) if len(digits) <= len(str(MIN_INTEGER)) else MAX_INTEGER + 1
 
 
 _read_json = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer).decode
+_read_leniently = json.JSONDecoder(
+    object_pairs_hook=_distinct, parse_int=_integer, parse_constant=_no_constant
+).decode
 _load_object = msgspec.json.Decoder(dict[str, Any]).decode
 _BACKSLASH = ord("\\")
 _ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _is_word = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}").fullmatch
 
 
@@ -322,19 +382,19 @@ _is_key = re.compile(KEY_PATTERN.strip("^$")).fullmatch
 
 
 def several(names: Iterable[str], path: str) -> tuple[str, ...]:
-    """`names` as a tuple; raises InvalidInput for one text, whose letters would pass for names."""
+    """Return names as a tuple; raises InvalidInput for a str, whose letters could be names."""
     if isinstance(names, str):
-        raise InvalidInput("give a list of names, even of one: not a text", path=path)
+        raise InvalidInput("give a list of names, not one string", path=path)
     return tuple(names)
 
 
 def check_name(value: object, what: str, path: str) -> str:
-    """`value` if it can name a job type or a queue; raises InvalidInput otherwise.
+    """Return `value` if it matches `NAME_PATTERN`; raises InvalidInput otherwise.
 
-    `what` says what is named ("job type", "queue"); see `NAME_PATTERN`.
+    `what` says what is named: "job type" or "queue".
     """
     if isinstance(value, str) and len(value) <= MAX_NAME_LENGTH:
-        name = str.__str__(value)  # of a subclass, too: the cache compares names
+        name = str.__str__(value)  # also of a subclass: the cache compares names
         if _is_name(name):
             return name
     raise InvalidInput(
@@ -345,7 +405,7 @@ def check_name(value: object, what: str, path: str) -> str:
 
 
 def check_key(value: object, path: str) -> str:
-    """`value` if it can be an idempotency key; raises InvalidInput otherwise."""
+    """Return `value` if it can be an idempotency key; raises InvalidInput otherwise."""
     if isinstance(value, str) and len(value) <= MAX_KEY_LENGTH and _is_key(value):
         return str.__str__(value)
     raise InvalidInput(
@@ -355,7 +415,7 @@ def check_key(value: object, path: str) -> str:
 
 
 def check_label(value: object, what: str, path: str) -> str:
-    """`value` if it is a line of text for people, such as a worker's name; or InvalidInput."""
+    """Return `value` if it is one line of printable text; raises InvalidInput otherwise."""
     text = value if isinstance(value, str) and len(value) <= MAX_LABEL_LENGTH else ""
     if text.isprintable() and text.strip():
         return str.__str__(text)

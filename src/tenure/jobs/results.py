@@ -10,7 +10,7 @@ import dataclasses
 import json
 import linecache
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -57,7 +57,8 @@ def _result(value: object) -> str:
     except PayloadTooLarge:
         raise
     except InvalidInput:
-        _bound(value)
+        # Size and depth first: the conversion knows no bounds.
+        walk(value, "$.result", MAX_RESULT_BYTES, MAX_DEPTH, _parts)
         plain = msgspec.to_builtins(value, str_keys=True, enc_hook=_without_subclass)
         value = json.loads(json.dumps(plain))  # tuples become lists, and NaN stays to be refused
         walk(value, "$.result", MAX_RESULT_BYTES, MAX_DEPTH)
@@ -67,29 +68,11 @@ def _result(value: object) -> str:
     return text.decode()
 
 
-def _bound(value: object) -> None:
-    """Refuse a result of too many parts or levels before the conversion, which knows no bounds."""
-    budget = MAX_RESULT_BYTES
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        below: list[Any] = []
-        for item in level:
-            below += _parts(item)
-            if len(below) > budget:
-                raise too_large(f"more than {budget} values", MAX_RESULT_BYTES, "$.result")
-        if not below:
-            return
-        budget -= len(below)
-        level = below
-    problem = f"nested more than {MAX_DEPTH} levels deep, or in itself"
-    raise InvalidInput(problem, path="$.result")
-
-
-def _parts(value: object) -> list[Any]:
+def _parts(value: object) -> Collection[Any]:
     if isinstance(value, dict):
-        return list(value.values())
+        return value.values()
     if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
+        return value
     if isinstance(value, msgspec.Struct):
         return [getattr(value, name) for name in value.__struct_fields__]
     if dataclasses.is_dataclass(value):

@@ -8,14 +8,12 @@ nothing else: `<job id>.<lease id>`.
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import datetime
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from tenure.errors import InvalidInput
 from tenure.jobs import ids, payload
 from tenure.jobs import results as produced
 from tenure.jobs.bulk_actions import Action
@@ -229,40 +227,3 @@ def report_entry(report: Report) -> ReportEntry:
         error=report.error,
         retryable=report.retryable,
     )
-
-
-def parse_report(data: bytes) -> object:
-    """Parse a report: well-formed JSON in UTF-8, with any text and numbers.
-
-    A job must settle whatever its handler returned. NUL, half surrogate pairs and huge integers
-    pass here and are made storable later.
-    """
-    try:
-        return json.loads(
-            data.decode(),
-            parse_int=_bounded_integer,
-            parse_constant=_no_constant,
-            object_pairs_hook=_distinct,
-        )
-    except UnicodeDecodeError as flaw:
-        raise InvalidInput(f"not UTF-8 at byte {flaw.start}; send UTF-8", path="$") from None
-    except RecursionError:
-        raise InvalidInput("nested too deep; flatten it", path="$") from None
-    except json.JSONDecodeError as flaw:
-        where = f"line {flaw.lineno}, column {flaw.colno}"
-        raise InvalidInput(f"not valid JSON at {where}: {flaw.msg}", path="$") from None
-
-
-def _bounded_integer(digits: str) -> int:
-    return int(digits) if len(digits) <= 20 else 10**20
-
-
-def _no_constant(name: str) -> object:
-    raise InvalidInput(f"{name} is not JSON; send null or a string", path="$")
-
-
-def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise InvalidInput("a key is given twice in one object; remove one", path="$")
-    return made

@@ -43,7 +43,7 @@ from tenure.jobs import payload
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import Job
 from tenure.tokens.scopes import CALLER, Caller
-from tenure.wire import requests, responses
+from tenure.wire import responses
 from tenure.wire.problems import MEDIA_TYPE, RETRY_SECONDS, Refusal, problem_of, request_id_of
 
 if TYPE_CHECKING:
@@ -243,10 +243,7 @@ async def _read_body(body: Body, request: Request) -> Any:
         return body.type()
     if not data:
         raise InvalidInput("the request has no body; send JSON", path="$")
-    if body.lenient:
-        value = requests.parse_report(data)
-    else:
-        value = payload.parse(data, limit=body.limit, max_depth=body.depth)
+    value = payload.parse(data, limit=body.limit, max_depth=body.depth, lenient=body.lenient)
     return convert(value, body.type)
 
 
