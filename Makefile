@@ -18,8 +18,9 @@ run: runtime ## serve dashboard, API and fake handlers on port 8080 until Ctrl-C
 quick: dev ## run the unit and contract tests on SQLite, in under a minute
 	$(BIN)/pytest -n 2 -m "not postgres and not slow" tests/unit tests/contract
 
+# Many tests wait for a lease, a timeout or a process: on two cores a third worker uses that time.
 test: dev ## run every test, on real SQLite files and a real PostgreSQL
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 3
 
 check: dev ## formatting, lint, import rules, types
 	$(BIN)/ruff format --check .
