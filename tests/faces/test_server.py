@@ -162,7 +162,7 @@ def test_open_polls_and_streams_end_at_once(server: ServerProcess, number: signa
     for thread in threads:
         thread.join(10)
     assert server.process.returncode == 0, log
-    assert took < 2, f"it took {took:.1f} s to end"
+    assert took < 5, f"it took {took:.1f} s to end"
     assert answers == {"poll": [], "stream": "ended"}
     assert "Traceback" not in log
     assert "ERROR" not in log
