@@ -1,8 +1,8 @@
-"""The server: API and dashboard behind their guards; a sweeper, a courier and, if wanted, workers.
+"""The server: API and dashboard, with a sweeper, webhook delivery and, if wanted, workers.
 
-`build` makes the ASGI application, on its own or to be mounted in another. `serve` runs it until
-SIGTERM or SIGINT. Then waiting requests end at once, new work is refused, the worker drains within
-its grace period, and the process ends; a second signal ends it on the spot.
+`build` returns the ASGI application, to be served or mounted in another. `serve` runs it until
+SIGTERM or SIGINT. Then waiting requests end at once, new work is refused, workers drain within
+their grace period, and the process ends. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAX_CONNECTIONS = 2_000
 
 
 class Application:
-    """The ASGI application. `state.notifier.stop()` ends whatever waits, before a shutdown."""
+    """The ASGI application. `state.notifier.stop()` ends every waiting request at a shutdown."""
 
     def __init__(self, app: Tenure, settings: Settings) -> None:
         notifier = WorkNotifier(app.work_source().on_work)
@@ -59,11 +59,11 @@ class Application:
         self.state = State({"notifier": notifier})
         redaction = app.core.redaction.also(settings.redact)
         tokens = guard.token_cache(app, settings)
-        self._api = guard.Guard(
+        self._api = guard.AccessGuard(
             api.dispatcher(app, notifier, redaction), settings, tokens, api.OPEN_PATHS
         )
         pages = dashboard.Dashboard(app, redaction, tokens, lambda: notifier.stopped)
-        self._pages = guard.Guard(
+        self._pages = guard.AccessGuard(
             pages,
             settings,
             tokens,
@@ -74,7 +74,6 @@ class Application:
         self._other = Router(lifespan=lifespan)  # without routes: it closes WebSockets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or live through one lifespan."""
         answer: ASGIApp = self._other
         if scope["type"] == "http":
             path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -83,20 +82,31 @@ class Application:
 
 
 def build(app: Tenure, settings: Settings | None = None) -> Application:
-    """The ASGI application of `app`, to be served on its own or mounted in another.
+    """Return an ASGI application with the HTTP API and the dashboard of `app`.
 
-    Mounted, it works without lifespan events, and under any root path.
+    Serve it with any ASGI server, or mount it in another application under any path. It needs no
+    lifespan events: without them it opens the database at the first request. It runs no workers and
+    no sweeper; run those with `tenure worker`, or use `serve`.
+
+    - `settings`: tokens, allowed hosts, redaction and the host that is listened on, which decides
+      whether a token is needed. Default: `Settings()`, which answers this machine only.
     """
     return Application(app, settings or Settings())
 
 
 def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
-    """Serve `app` until SIGTERM or SIGINT; returns when everything has ended in good order.
+    """Serve the HTTP API and the dashboard of `app` until SIGTERM or SIGINT.
 
-    `workers` run the handlers of `app` in this process, on threads of their own; with 0, or
-    without handlers, none does. Raises InvalidInput if the address cannot be listened on safely or
-    the queues are not for workers, StoreUnavailable or SchemaMismatch if the database cannot be
-    opened.
+    Also runs the sweeper and webhook delivery. Returns when all of them have ended in order.
+
+    - `settings`: address, tokens, retention (`keep`), and for workers queues, concurrency, lease
+      and grace period, both in seconds.
+    - `workers`: workers in this process, one thread each. Default 1; none if 0 or if `app`
+      has no handlers.
+
+    Raises InvalidInput if the port is taken, if other machines could reach an API without tokens,
+    or if workers may not take from a queue; StoreUnavailable or SchemaMismatch if the database
+    cannot be opened; and what ended a worker, if one failed.
     """
     check_queues(settings.queues, "queues")
     with contextlib.ExitStack() as running:
@@ -112,7 +122,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         running.callback(built.state.notifier.close)
         private = settings.webhooks_private
         delivery = WebhookDelivery(app, private=private, grace_seconds=settings.grace_seconds)
-        crew = [_InProcess(app, settings) for _ in range(workers if _has_handlers(app) else 0)]
+        crew = [_WorkerThread(app, settings) for _ in range(workers if _has_handlers(app) else 0)]
         stops = [built.state.notifier.stop, delivery.ask_to_stop, *(w.stop for w in crew)]
         server = _Server(built, settings, stops)
         delivery.start()
@@ -131,14 +141,16 @@ def _has_handlers(app: Tenure) -> bool:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket; raises InvalidInput if the address is taken or is none of this machine's."""
+    """Return a bound socket; raises InvalidInput if the address is taken or not this machine's."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise InvalidInput(f"{host} is no address to listen on: {error}", path="host") from error
+        raise InvalidInput(
+            f"{host} is not an address to listen on: {error}", path="host"
+        ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -146,14 +158,14 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise InvalidInput(
             f"cannot listen on {host} port {port}: {error.strerror}; "
-            "stop what is there, or choose another port with --port or TENURE_PORT",
+            "stop what listens there, or choose another port with --port or TENURE_PORT",
             path="port",
         ) from error
     return listener
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with our way to stop: first whatever waits, then the server itself."""
+    """uvicorn, which ends waiting requests before it stops."""
 
     def __init__(
         self, built: Application, settings: Settings, on_stop: list[Callable[[], None]]
@@ -178,7 +190,7 @@ class _Server(uvicorn.Server):
         self._on_stop = on_stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start listening, and say where."""
+        """Start listening, and print the address."""
         await super().startup(sockets)
         port = sockets[0].getsockname()[1] if sockets else 0
         host = f"[{self._host}]" if ":" in self._host.strip("[]") else self._host
@@ -186,13 +198,13 @@ class _Server(uvicorn.Server):
         sys.stdout.flush()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal stops everything in good order, the second ends the process."""
+        """Stop in order at the first signal, end the process at the second."""
         if self.should_exit:
             os._exit(ABORTED)
         self.stop()
 
     def stop(self) -> None:
-        """Stop in good order. Safe from any thread and from a signal handler."""
+        """Stop in order. Safe from any thread and from a signal handler."""
         self.should_exit = True
         for stop in self._on_stop:
             stop()
@@ -201,13 +213,13 @@ class _Server(uvicorn.Server):
 def _protocol() -> Any:
     try:
         from tenure.http.protocol import BoundedProtocol
-    except ImportError:  # h11 keeps the size of a request's head within bounds by itself
+    except ImportError:  # h11 limits the size of a request's head
         return "h11"
     return BoundedProtocol
 
 
-class _InProcess:
-    """A worker on a thread and an event loop of its own, so that no handler holds up HTTP."""
+class _WorkerThread:
+    """A worker with its own thread and event loop, so that no handler delays HTTP."""
 
     def __init__(self, app: Tenure, settings: Settings) -> None:
         self._app = app
@@ -215,13 +227,13 @@ class _InProcess:
         self._worker: Worker | None = None
         self._stopped = False
         self._failure: BaseException | None = None
-        # No daemon: the threads that handlers start would be daemons too, and `end_process`, which
-        # looks for those that Python waits for, would not see them.
+        # Not a daemon: the threads that handlers start would be daemons too, and `end_process`,
+        # which looks for threads that Python waits for, would not see them.
         self._thread = threading.Thread(target=self._run, name="tenure-worker")
         self._on_failure: Callable[[], None] = lambda: None
 
     def start(self, *, on_failure: Callable[[], None]) -> None:
-        """Begin; `on_failure` is called should the worker end by itself."""
+        """Start the thread; `on_failure` is called if the worker fails."""
         self._on_failure = on_failure
         self._thread.start()
 
@@ -232,7 +244,7 @@ class _InProcess:
             self._worker.request_stop()
 
     def join(self) -> None:
-        """Wait until it has drained; raises what ended it, if something did."""
+        """Wait until the worker has drained; raises what ended it, if it failed."""
         self._thread.join()
         if self._failure is not None:
             raise self._failure

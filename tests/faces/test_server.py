@@ -121,7 +121,7 @@ def test_an_address_of_another_machine(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="cannot listen"):
         serve(Tenure(f"sqlite:///{tmp_path}/other.db"), settings)
     settings = Settings(host="no.such.host.invalid", port=0, tokens=("token",))
-    with pytest.raises(InvalidInput, match="no address"):
+    with pytest.raises(InvalidInput, match="not an address"):
         serve(Tenure(f"sqlite:///{tmp_path}/other.db"), settings)
 
 

@@ -35,7 +35,7 @@ RESULT = {RETRY: "to run again", CANCEL: "cancelled"}
 
 @dataclass(frozen=True, slots=True)
 class GivenFilter:
-    """A filter as it is in the address or form, and as the application takes it."""
+    """The fields of a filter in the address or form, and the filter for the application."""
 
     given: dict[str, str]
     filter: Filter

@@ -1,4 +1,4 @@
-"""Tells open pages what changed: how many transitions there were, of which jobs, by which rules.
+"""Notifies open pages of changes: how many transitions there were, of which jobs, by which rules.
 
 One task follows the ledger for all viewers, as long as there are any. It notifies each viewer at
 most twice a second, with a bounded note: under load it reads a sample and skips to the end of the

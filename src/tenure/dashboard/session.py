@@ -58,7 +58,7 @@ def set_form_secret(response: Response, request: Request, secret: str) -> None:
 
 
 def is_ours(request: Request, named: str) -> bool:
-    """Return whether a form with the secret `named` comes from a page of ours in this browser."""
+    """Return whether a form with the secret `named` comes from our page in this browser."""
     secret, unknown = form_secret(request)
     return not unknown and hmac.compare_digest(secret.encode(), named.encode())
 

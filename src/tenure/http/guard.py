@@ -72,7 +72,7 @@ def _no_session(scope: Scope) -> bytes | None:
     return None  # programs send their token each time: a cookie must not open the API to pages
 
 
-class Guard:
+class AccessGuard:
     """The ASGI middleware with every check of this module."""
 
     def __init__(
@@ -180,7 +180,7 @@ async def still_allowed(scope: Scope) -> bool:
     A long answer asks this now and then, because a revoked token must not go on reading. True while
     the database does not answer.
     """
-    guard: Guard = scope[GUARD]
+    guard: AccessGuard = scope[GUARD]
     return await guard.still_allows(scope)
 
 

@@ -1,13 +1,13 @@
-"""Whose token it is: those of the settings, and those in the database.
+"""Finds the caller of a token, among the tokens of the settings and those in the database.
 
-The check of a request is one lookup by the digest of what was sent, in memory. What is in the
-database is read again when it is older than `FRESH_SECONDS`, beside the requests that go on with
-what was read before; from `STALE_SECONDS` on they wait for it. So a token that was revoked or has
-expired is refused everywhere within seconds, and without the database nobody gets in by a token
-that could have been revoked. A new one is known at once.
+A check is one lookup in memory, by the digest of the token that was sent. The tokens in the
+database are read again when they are older than `FRESH_SECONDS`; meanwhile requests use the older
+ones. From `STALE_SECONDS` on requests wait for the read. So a token that was revoked or has expired
+is refused everywhere within seconds, and no token that could have been revoked is accepted without
+the database. A new token is accepted at once.
 
-There is no comparing in constant time: how long a lookup takes tells something about the digest of
-a guess, and nothing about the tokens.
+The comparison need not take constant time: the time of a lookup reveals something about the digest
+of a guess, but nothing about the tokens.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ log = logging.getLogger(__name__)
 FRESH_SECONDS = 1.0
 STALE_SECONDS = 5.0
 AT_ONCE_SECONDS = 0.1
-"""How old what is known may be when a token is not in it: guesses cost ten reads a second."""
-NOTE_SECONDS = 60.0
-"""How often the use of a token is written down."""
+"""Tokens older than this are read again for an unknown one: guesses cost ten reads a second."""
+RECORD_SECONDS = 60.0
+"""How often the use of a token is recorded."""
 
 
 class TokenCache:
-    """Every token that opens this server. Safe to use on one event loop after another."""
+    """The valid tokens of this server. Can be used on one event loop after another."""
 
     def __init__(self, app: Tenure, given: tuple[str, ...], *, closed: bool) -> None:
-        """`given` are tokens for everything; `closed`: ask for one even if there is none."""
+        """`given` are tokens with every scope; `closed` asks for a token even if none exists."""
         self._app = app
         self._given = {digest_of(token.encode()): _OWNER for token in given}
         self._closed = closed or bool(given)
@@ -43,12 +43,12 @@ class TokenCache:
         self._read_at: float | None = None
         self._reading: asyncio.Future[None] | None = None
         self._used: set[str] = set()
-        self._noted: dict[str, float] = {}
+        self._recorded: dict[str, float] = {}
 
     async def caller(self, token: bytes | None) -> Caller | None:
-        """Who sends `token` (None: no token was sent); None if that opens nothing.
+        """Return the caller of `token` (None: no token was sent); None if it is not valid.
 
-        Raises StoreUnavailable when that depends on a database that does not answer.
+        Raises StoreUnavailable if that depends on a database that does not answer.
         """
         digest = None if token is None else digest_of(token)
         if digest in self._given:
@@ -71,16 +71,16 @@ class TokenCache:
 
     @property
     def _is_open(self) -> bool:
-        """Whether nobody needs a token: once there was one in the database, for good."""
+        """Whether no token is needed; never again once there was one in the database."""
         return not self._closed and not self._any_stored
 
     def _read(self) -> asyncio.Future[None]:
-        """Read the database's tokens again, once for everybody who asks meanwhile."""
+        """Read the database's tokens again, once for all requests that ask meanwhile."""
         loop = asyncio.get_running_loop()
         reading = self._reading
         if reading is None or reading.done() or reading.get_loop() is not loop:
             reading = self._reading = loop.create_task(self._read_now())
-            reading.add_done_callback(_hear)
+            reading.add_done_callback(_retrieve)
         return reading
 
     async def _read_now(self) -> None:
@@ -94,24 +94,24 @@ class TokenCache:
         self._stored = {bytes.fromhex(t.digest): t.caller for t in tokens if t.valid}
         self._any_stored = bool(tokens)
         self._read_at = began
-        self._note_use(began)
+        self._record_use(began)
 
-    def _note_use(self, now: float) -> None:
-        due = {name for name in self._used if now >= self._noted.get(name, now)}
+    def _record_use(self, now: float) -> None:
+        due = {name for name in self._used if now >= self._recorded.get(name, now)}
         self._used.clear()
         if due:
-            self._noted.update(dict.fromkeys(due, now + NOTE_SECONDS))
+            self._recorded.update(dict.fromkeys(due, now + RECORD_SECONDS))
             names = [name.removeprefix("token:") for name in due]
-            # Nobody waits for it, and where the role may not write here, it is not written.
+            # No request waits for it. A role that may not write here does not record it.
             with contextlib.suppress(TenureError):
                 self._app.maintenance().note_token_use(names)
 
 
 _OWNER = Caller("http", EVERY_SCOPE)
-"""Whoever has a token of the settings."""
+"""The caller with a token of the settings."""
 
 
-def _hear(done: asyncio.Future[None]) -> None:
-    """Take note of a failure: it is logged, and nobody may be waiting for it."""
+def _retrieve(done: asyncio.Future[None]) -> None:
+    """Retrieve a failure, which is logged already, so that asyncio does not warn of it."""
     if not done.cancelled():
         done.exception()

@@ -77,7 +77,7 @@ class Call:
     query: Any = None
 
     def shown(self, job: Job) -> responses.JobBody:
-        """Return a job as it is answered, without what is redacted."""
+        """Return the JSON of a job, without what is redacted."""
         return responses.job_body(self.redaction.job(job) if self.redaction.keys else job)
 
     def address(self, path: str) -> str:
@@ -113,7 +113,7 @@ def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = No
 
 
 class Dispatcher:
-    """The API as an ASGI application. `guard.Guard` has put the caller into the scope."""
+    """The API as an ASGI application. `AccessGuard` has put the caller into the scope."""
 
     def __init__(
         self, routes: Sequence[Route], app: Tenure, notifier: WorkNotifier, redaction: Redaction

@@ -52,7 +52,7 @@ async def stream_events(call: Call) -> Response:
         page = LedgerPage((), end, more=False)
     else:
         end, page = after, await run_in_threadpool(call.app.events.read, after, MAX_AT_ONCE, wanted)
-    _check_room(call)  # again: other streams may have begun meanwhile
+    _check_room(call)  # again: other streams may have started meanwhile
     return EventStream(call.request.scope, _events(call, end, page, wanted), call.notifier.streams)
 
 

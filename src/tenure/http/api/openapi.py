@@ -21,11 +21,11 @@ from tenure.tokens.scopes import Scope
 from tenure.wire import problems, requests
 
 if TYPE_CHECKING:
-    from tenure.http.api.routes import Answer, Route
+    from tenure.http.api.routes import Reply, Route
 
 TEMPLATE = "#/components/schemas/{name}"
 ALWAYS = (400, 421, 503)
-"""Refusals that every call can meet. `_refusals` adds those that depend on the route."""
+"""Refusals that every call can meet. `_refusals` adds what depends on the route."""
 
 _N = "[1-9][0-9]{0,2}"
 DURATION = (
@@ -193,7 +193,7 @@ def _refusals(route: Route, secured: bool) -> list[int]:
     return sorted(statuses)
 
 
-def _answer(answer: Answer, schemas: _Schemas) -> dict[str, Any]:
+def _answer(answer: Reply, schemas: _Schemas) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if answer.type is not None:
         content[JSON] = {"schema": schemas.of(answer.type)}

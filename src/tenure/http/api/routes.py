@@ -33,7 +33,7 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """One way in which a call succeeds."""
 
     type: Any  # of the JSON; None if the answer is never JSON
@@ -52,7 +52,7 @@ class Route:
         path: str,
         scopes: frozenset[Scope],
         endpoint: Callable[[Call], Any],
-        *answers: Answer,
+        *answers: Reply,
         body: Body | None = None,
         query: type[Struct] | None = None,
         headers: Mapping[str, Mapping[str, Any]] | None = None,
@@ -100,8 +100,8 @@ OPEN: frozenset[Scope] = frozenset()
 ANY = EVERY_SCOPE
 ENQUEUE, WORK, READ, ADMIN = (frozenset({scope}) for scope in Scope)
 
-ONE_NEW = Body(requests.EnqueueRequest, limit=ONE_JOB, depth=JOB_DEPTH)
-MANY_NEW = Body(Batch, limit=MANY, depth=JOB_DEPTH + 1)
+ONE_JOB_BODY = Body(requests.EnqueueRequest, limit=ONE_JOB, depth=JOB_DEPTH)
+BATCH_BODY = Body(Batch, limit=MANY, depth=JOB_DEPTH + 1)
 RETRY = Body(requests.RetryRequest, optional=True)
 LEASE = Body(requests.LeaseRequest, limit=2 * 1024 * 1024)
 COMPLETE = Body(requests.CompleteRequest, limit=ONE_REPORT, optional=True, lenient=True)
@@ -137,29 +137,29 @@ LAST_EVENT: dict[str, Any] = {
     }
 }
 
-NEW_JOB = Answer(Job, "The new job.", status=201, headers=("Location",))
-OLD_JOB = Answer(Job, "The job of an earlier request with this key.", headers=("Location",))
-NEW_JOBS = Answer(list[Job], "The jobs, in the order of the request.", status=201)
-JOB_PAGE = Answer(list[Job], "A page of jobs; `Link` names the next.", headers=("Link",))
-COUNTED = Answer(Counted, "How many jobs there are, or at least are.")
-CANCELLED = Answer(Job, "The job, cancelled.")
-RETRIED = Answer(Job, "The job, pending again.")
-HISTORY = Answer(list[responses.TransitionBody], "The job's transitions.")
-EXPLANATION = Answer(responses.ExplanationBody, "The reason.")
-NEW_BULK = Answer(responses.BulkBody, "The action, started.", status=202, headers=("Location",))
-BULKS = Answer(list[responses.BulkBody], "The actions.")
-BULK = Answer(responses.BulkBody, "The action.")
-LEASES = Answer(list[responses.LeaseBody], "The leased jobs; none if there were none in time.")
-ON_RECORD = Answer(responses.VerdictBody, "The report is on record.")
-VERDICTS = Answer(list[responses.VerdictBody], "A verdict for each report, in order.")
-HELD = Answer(responses.HeldBody, "The lease is held.")
-ALL_HELD = Answer(list[responses.HeldBody], "Whether each lease is held, in order.")
-QUEUES = Answer(list[QueueState], "The queues.")
-QUEUE = Answer(QueueState, "The queue as it is now.")
-WORKERS = Answer(list[WorkerState], "The workers.")
-STATS = Answer(responses.StatsBody, "The counts.")
-STREAM = Answer(None, "The stream.", also=("text/event-stream",))
-METRICS = Answer(responses.MetricsBody, "The values.", also=(CONTENT_TYPE,))
+NEW_JOB = Reply(Job, "The new job.", status=201, headers=("Location",))
+OLD_JOB = Reply(Job, "The job of an earlier request with this key.", headers=("Location",))
+NEW_JOBS = Reply(list[Job], "The jobs, in the order of the request.", status=201)
+JOB_PAGE = Reply(list[Job], "A page of jobs; `Link` names the next.", headers=("Link",))
+COUNTED = Reply(Counted, "How many jobs there are, or at least are.")
+CANCELLED = Reply(Job, "The job, cancelled.")
+RETRIED = Reply(Job, "The job, pending again.")
+HISTORY = Reply(list[responses.TransitionBody], "The job's transitions.")
+EXPLANATION = Reply(responses.ExplanationBody, "The reason.")
+NEW_BULK = Reply(responses.BulkBody, "The action, started.", status=202, headers=("Location",))
+BULKS = Reply(list[responses.BulkBody], "The actions.")
+BULK = Reply(responses.BulkBody, "The action.")
+LEASES = Reply(list[responses.LeaseBody], "The leased jobs; none if there were none in time.")
+ON_RECORD = Reply(responses.VerdictBody, "The report is on record.")
+VERDICTS = Reply(list[responses.VerdictBody], "A verdict for each report, in order.")
+HELD = Reply(responses.HeldBody, "The lease is held.")
+ALL_HELD = Reply(list[responses.HeldBody], "Whether each lease is held, in order.")
+QUEUES = Reply(list[QueueState], "The queues.")
+QUEUE = Reply(QueueState, "The queue, changed.")
+WORKERS = Reply(list[WorkerState], "The workers.")
+STATS = Reply(responses.StatsBody, "The counts.")
+STREAM = Reply(None, "The stream.", also=("text/event-stream",))
+METRICS = Reply(responses.MetricsBody, "The values.", also=(CONTENT_TYPE,))
 
 
 def describe(call: Call) -> Response:
@@ -168,15 +168,19 @@ def describe(call: Call) -> Response:
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/health", OPEN, operations.health, Answer(responses.ProbeBody, "It is up.")),
-    Route("GET", "/ready", ANY, operations.ready, Answer(responses.ProbeBody, "It takes work.")),
-    Route("GET", "/openapi.json", ANY, describe, Answer(dict, "The description.")),
+    Route("GET", "/health", OPEN, operations.health, Reply(responses.ProbeBody, "It is up.")),
+    Route("GET", "/ready", ANY, operations.ready, Reply(responses.ProbeBody, "It takes work.")),
+    Route("GET", "/openapi.json", ANY, describe, Reply(dict, "The description.")),
     # --- jobs
-    Route("POST", "/jobs", ENQUEUE, jobs.create_job, NEW_JOB, OLD_JOB, body=ONE_NEW, headers=KEY),
-    Route("POST", "/jobs/batch", ENQUEUE, jobs.create_jobs, NEW_JOBS, body=MANY_NEW, headers=TRACE),
+    Route(
+        "POST", "/jobs", ENQUEUE, jobs.create_job, NEW_JOB, OLD_JOB, body=ONE_JOB_BODY, headers=KEY
+    ),
+    Route(
+        "POST", "/jobs/batch", ENQUEUE, jobs.create_jobs, NEW_JOBS, body=BATCH_BODY, headers=TRACE
+    ),
     Route("GET", "/jobs", READ, jobs.list_jobs, JOB_PAGE, query=jobs.ListQuery),
     Route("GET", "/jobs/count", READ, jobs.count_jobs, COUNTED, query=jobs.CountQuery),
-    Route("GET", "/jobs/{id}", READ, jobs.show_job, Answer(Job, "The job.")),
+    Route("GET", "/jobs/{id}", READ, jobs.show_job, Reply(Job, "The job.")),
     Route("GET", "/jobs/{id}/history", READ, jobs.show_history, HISTORY),
     Route("GET", "/jobs/{id}/explain", READ, jobs.explain_job, EXPLANATION),
     Route("POST", "/jobs/{id}/cancel", ADMIN, jobs.cancel_job, CANCELLED, body=NO_BODY),
