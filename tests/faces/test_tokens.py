@@ -249,7 +249,7 @@ def test_without_the_database_no_stored_token_opens(
     def away() -> None:
         raise StoreUnavailable("at secret.host")
 
-    monkeypatch.setattr(app.core.store.read, "tokens", away)
+    monkeypatch.setattr(app.core.store, "tokens", away)
     response = guarded.get("/stats")
     assert_problem(response, 503, "store_unavailable")
     assert "secret" not in response.text
@@ -264,8 +264,8 @@ def test_guessing_reads_the_database_ten_times_a_second_at_most(
     monkeypatch.setattr(token_cache, "AT_ONCE_SECONDS", 3600)
     monkeypatch.setattr(token_cache, "FRESH_SECONDS", 3600)
     reads: list[int] = []
-    found = app.core.store.read.tokens
-    monkeypatch.setattr(app.core.store.read, "tokens", lambda: reads.append(1) or found())
+    found = app.core.store.tokens
+    monkeypatch.setattr(app.core.store, "tokens", lambda: reads.append(1) or found())
     with api_client(app, Settings(tokens=(OWNER,))) as api:
         for number in range(50):
             headers = {"Authorization": f"Bearer guess{number}"}

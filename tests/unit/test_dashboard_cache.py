@@ -70,13 +70,13 @@ def test_it_is_told_how_old_an_answer_is(tmp_path: Path) -> None:
     with Slow(tmp_path) as app:
         cache = ReadCache(app)
         app.enqueue("a")
-        assert cache.lag(app.ping(), "counts").jobs == 0  # nothing is shown, nothing is old
+        assert cache.lag(app.core.clock(), "counts").jobs == 0  # nothing is shown, nothing is old
         cache.counts()
-        young = cache.lag(app.ping(), "counts").jobs
-        older = cache.lag(app.ping(), "counts").jobs
+        young = cache.lag(app.core.clock(), "counts").jobs
+        older = cache.lag(app.core.clock(), "counts").jobs
         assert 0 < young < older
         app.measure()
-        assert cache.lag(app.ping(), "counts").rates >= 0
+        assert cache.lag(app.core.clock(), "counts").rates >= 0
 
 
 def test_the_first_who_asks_waits_and_is_told_what_went_wrong(tmp_path: Path) -> None:
