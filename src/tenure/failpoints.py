@@ -4,7 +4,7 @@ They are armed by the environment only, when the process starts:
 
     TENURE_FAILPOINTS="claim.after_commit=kill; sweep.between_read_and_write=raise@3"
 
-`kill` ends the process as `kill -9` does, `freeze` stops it until somebody sends SIGCONT, `raise`
+`kill` ends the process as `kill -9` does, `freeze` stops it until a SIGCONT, `raise`
 raises `FailpointReached` there. `@3` means at the third time the place is reached; without it, the
 first. Each acts once. Unarmed, a place costs one call that does nothing.
 """
@@ -50,7 +50,7 @@ _armed_at = re.compile(rf"([a-z_.]+)=({'|'.join(ACTIONS)})(?:@([1-9][0-9]*))?").
 
 
 class FailpointReached(Exception):
-    """Raised at an armed place; no code of ours expects it."""
+    """Raised at an armed place; no code of Tenure expects it."""
 
 
 def read(text: str) -> Mapping[str, tuple[str, int]]:

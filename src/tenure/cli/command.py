@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -21,6 +21,8 @@ from tenure.errors import (
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
     from tenure.settings import Settings
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 REFUSED = 1
 EXIT_CODES: Mapping[type[TenureError], int] = {
@@ -80,6 +82,14 @@ def exit_code(error: TenureError) -> int:
 # --- options and applications -------------------------------------------------------------------
 
 
+def option(
+    flags: str, metavar: str, help: str, complete: Any = None, **more: Any
+) -> Callable[[Command], Command]:
+    """Make an option that has a value, with completion of that value."""
+    names = flags.split()
+    return click.option(*names, metavar=metavar, help=help, shell_complete=complete, **more)
+
+
 def _keep_database(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
     if value is not None:
         ctx.meta[DATABASE] = value
@@ -109,7 +119,7 @@ wide_option = click.option(
 )
 
 
-def reading_options(command: Any) -> Any:
+def reading_options(command: Command) -> Command:
     """Add the options of a command that prints a table: --database, --json and --wide."""
     return database_option(json_option(wide_option(command)))
 

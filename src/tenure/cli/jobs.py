@@ -13,6 +13,7 @@ import click
 from tenure.cli import completing
 from tenure.cli.bulk import BulkRequest, filter_of
 from tenure.cli.command import (
+    Command,
     Group,
     application,
     complain,
@@ -20,6 +21,7 @@ from tenure.cli.command import (
     existing,
     exit_code,
     json_option,
+    option,
     reading_options,
 )
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
@@ -41,23 +43,18 @@ HINTS = {"retry": "run it again", "cancel": "cancel it"}
 @click.command()
 @click.argument("type", shell_complete=completing.types)
 @click.argument("payload", default="{}")
-@click.option(
-    "--queue",
-    metavar="NAME",
-    shell_complete=completing.queue_names,
-    help="Queue of the job.  [default: default]",
-)
+@option("--queue", "NAME", "Queue of the job.  [default: default]", completing.queue_names)
 @click.option("--priority", type=int, help="Smaller runs first, -32767 to 32767.  [default: 0]")
 @click.option("--max-retries", type=int, help="Most attempts, the first included.  [default: 3]")
-@click.option("--delay", metavar="TIME", help="Earliest start, from now: 30s, 1h30m.")
-@click.option("--run-at", metavar="WHEN", help="Earliest start: 2026-01-31T12:00:00Z.")
-@click.option("--timeout", metavar="TIME", help="Longest time that one attempt may run: 30s, 5m.")
-@click.option(
+@option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
+@option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.")
+@option("--timeout", "TIME", "Longest time that one attempt may run: 30s, 5m.")
+@option(
     "--backoff",
-    metavar="TIME|JSON",
-    help="Time before the first retry, then doubled; or an object of base, factor, cap.",
+    "TIME|JSON",
+    "Time before the first retry, then doubled; or an object of base, factor, cap.",
 )
-@click.option("--key", metavar="TEXT", help="Idempotency key: using it again prints the same job.")
+@option("--key", "TEXT", "Idempotency key: using it again prints the same job.")
 @database_option
 @json_option
 def enqueue(
@@ -116,41 +113,25 @@ def _time(text: str, at: str = "$.run_at") -> datetime:
         ) from None
 
 
-def filter_options(command: Any) -> Any:
+FILTERS = (
+    option("--text", "TEXT", "Only jobs with this text in their payload."),
+    option("--error", "TEXT", "Only jobs with this text in their last error."),
+    option("--created-before", "WHEN", "Only jobs added before this time."),
+    option("--created-after", "WHEN", "Only jobs added at or after this time."),
+    option("--queue", "NAME", "Only jobs of this queue.", completing.queue_names),
+    option("--type", "TYPE", "Only jobs of this type.", completing.types),
+    option("--status", "STATUS", "Only jobs with this status.", completing.statuses),
+)
+
+
+def filter_options(command: Command) -> Command:
     """Add the options that select jobs."""
-    for option in (
-        click.option("--text", metavar="TEXT", help="Only jobs with this text in their payload."),
-        click.option(
-            "--error", metavar="TEXT", help="Only jobs with this text in their last error."
-        ),
-        click.option("--created-before", metavar="WHEN", help="Only jobs added before this time."),
-        click.option(
-            "--created-after", metavar="WHEN", help="Only jobs added at or after this time."
-        ),
-        click.option(
-            "--queue",
-            metavar="NAME",
-            shell_complete=completing.queue_names,
-            help="Only jobs of this queue.",
-        ),
-        click.option(
-            "--type",
-            metavar="TYPE",
-            shell_complete=completing.types,
-            help="Only jobs of this type.",
-        ),
-        click.option(
-            "--status",
-            metavar="STATUS",
-            shell_complete=completing.statuses,
-            help="Only jobs with this status.",
-        ),
-    ):
-        command = option(command)
+    for add in FILTERS:
+        command = add(command)
     return command
 
 
-def bulk_options(command: Any) -> Any:
+def bulk_options(command: Command) -> Command:
     """Add the options of a command that can change many jobs."""
     yes = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
     dry_run = click.option(
@@ -179,11 +160,11 @@ def jobs() -> None:
 @click.option(
     "--limit", type=int, default=50, show_default=True, help="Most jobs to list, up to 500."
 )
-@click.option(
+@option(
     "--before",
-    metavar="ID",
-    shell_complete=completing.job_ids(),
-    help="List jobs older than this one: the last of the page before.",
+    "ID",
+    "List jobs older than this one: the last of the page before.",
+    completing.job_ids(),
 )
 @reading_options
 def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> None:

@@ -5,82 +5,70 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import database_given, database_option, settings_of
+from tenure.cli.command import Command, database_given, database_option, option, settings_of
 from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
     from tenure.settings import Settings
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 
 _WORK_OPTIONS = (
-    click.option(
-        "--app",
-        "apps",
-        metavar="MODULE:NAME",
+    option(
+        "--app apps",
+        "MODULE:NAME",
+        "Your Tenure object, whose handlers run here; may be repeated.",
         multiple=True,
-        help="Your Tenure object, whose handlers run here; may be repeated.",
     ),
     click.option(
         "--fake-handlers",
         is_flag=True,
         help="Run fake handlers for every type that has no handler.",
     ),
-    click.option(
-        "--fail-type",
-        "fail_types",
-        metavar="TYPE",
+    option(
+        "--fail-type fail_types",
+        "TYPE",
+        "With --fake-handlers: fail every attempt of this type; may be repeated.",
+        completing.types,
         multiple=True,
-        shell_complete=completing.types,
-        help="With --fake-handlers: fail every attempt of this type; may be repeated.",
     ),
-    click.option(
+    option(
         "--fail-every",
+        "N",
+        "With --fake-handlers: fail the first attempt of every Nth job.",
         type=int,
-        metavar="N",
-        help="With --fake-handlers: fail the first attempt of every Nth job.",
     ),
-    click.option(
-        "--queue",
-        "queues",
-        metavar="NAME",
+    option(
+        "--queue queues",
+        "NAME",
+        "Run only jobs of this queue; may be repeated.",
+        completing.queue_names,
         multiple=True,
-        shell_complete=completing.queue_names,
-        help="Run only jobs of this queue; may be repeated.",
     ),
-    click.option("--concurrency", metavar="N", help="Jobs to run at once.  [default: 16]"),
-    click.option(
-        "--lease",
-        "lease_seconds",
-        metavar="TIME",
-        help="Time until a dead worker's jobs go to other workers.  [default: 30s]",
+    option("--concurrency", "N", "Jobs to run at once.  [default: 16]"),
+    option(
+        "--lease lease_seconds",
+        "TIME",
+        "Time until a dead worker's jobs go to other workers.  [default: 30s]",
     ),
-    click.option(
-        "--grace",
-        "grace_seconds",
-        metavar="TIME",
-        help="Time that running jobs get to finish when this stops.  [default: 30s]",
+    option(
+        "--grace grace_seconds",
+        "TIME",
+        "Time that running jobs get to finish when this stops.  [default: 30s]",
     ),
-    click.option(
-        "--config",
-        metavar="FILE",
-        type=click.Path(),
-        help="TOML file with settings; also TENURE_CONFIG.",
-    ),
-    click.option(
+    option("--config", "FILE", "TOML file with settings; also TENURE_CONFIG.", type=click.Path()),
+    option(
         "--token-file",
-        metavar="FILE",
+        "FILE",
+        "File with one API token a line; see also TENURE_TOKEN.",
         type=click.Path(),
-        help="File with one API token a line; see also TENURE_TOKEN.",
     ),
     click.option(
         "--webhooks-private",
@@ -88,34 +76,32 @@ _WORK_OPTIONS = (
         default=None,
         help="Also deliver webhooks to private addresses.",
     ),
-    click.option(
+    option(
         "--log-format",
-        metavar="text|json",
-        shell_complete=completing.words("text", "json"),
-        help="Format of the log lines.  [default: text]",
+        "text|json",
+        "Format of the log lines.  [default: text]",
+        completing.words("text", "json"),
     ),
-    click.option(
+    option(
         "--log-level",
-        metavar="LEVEL",
-        shell_complete=completing.words("debug", "info", "warning", "error"),
-        help="debug, info, warning or error.  [default: info]",
+        "LEVEL",
+        "debug, info, warning or error.  [default: info]",
+        completing.words("debug", "info", "warning", "error"),
     ),
     database_option,
 )
 
 
-def work_options(command: F) -> F:
+def work_options(command: Command) -> Command:
     """Add the options that `serve` and `worker` share."""
-    for option in reversed(_WORK_OPTIONS):
-        command = option(command)
+    for add in reversed(_WORK_OPTIONS):
+        command = add(command)
     return command
 
 
 @click.command()
-@click.option("--host", metavar="NAME", help="Address to listen on.  [default: 127.0.0.1]")
-@click.option(
-    "--port", metavar="N", help="Port to listen on; also TENURE_PORT or PORT.  [default: 8080]"
-)
+@option("--host", "NAME", "Address to listen on.  [default: 127.0.0.1]")
+@option("--port", "N", "Port to listen on; also TENURE_PORT or PORT.  [default: 8080]")
 @work_options
 def serve(
     apps: Sequence[str],
@@ -142,10 +128,8 @@ def serve(
 
 
 @click.command()
-@click.option(
-    "--server",
-    metavar="URL",
-    help="Get jobs from this server instead of a database; the token is TENURE_TOKEN.",
+@option(
+    "--server", "URL", "Get jobs from this server instead of a database; the token is TENURE_TOKEN."
 )
 @click.option(
     "--prune",

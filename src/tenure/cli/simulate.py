@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tenure.cli.command import REFUSED, json_option
+from tenure.cli.command import REFUSED, json_option, option
 from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -16,14 +16,9 @@ SEEDS = 1_000_000
 
 
 @click.command()
-@click.option("--seed", type=int, metavar="N", help="First seed.  [default: random]")
-@click.option(
-    "--hours",
-    type=float,
-    default=100.0,
-    show_default=True,
-    metavar="N",
-    help="Hours of queue time to play.",
+@option("--seed", "N", "First seed.  [default: random]", type=int)
+@option(
+    "--hours", "N", "Hours of queue time to play.", type=float, default=100.0, show_default=True
 )
 @json_option
 def simulate(seed: int | None, hours: float, as_json: bool) -> None:

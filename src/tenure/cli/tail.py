@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import database_option, existing, wide_option
+from tenure.cli.command import database_option, existing, option, wide_option
 from tenure.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -24,49 +24,41 @@ LOOK_SECONDS = 0.25
 AWAY_SECONDS = 2.0
 MAX_LINES = 500
 SEARCHED = 5_000
-"""How many of the newest transitions are searched for those that match the filters."""
+"""How many of the newest transitions are searched with a filter."""
 
 
 @click.command()
-@click.option(
-    "--type",
-    "types",
-    metavar="TYPE",
+@option(
+    "--type types",
+    "TYPE",
+    "Only jobs of this type; may be repeated.",
+    completing.types,
     multiple=True,
-    shell_complete=completing.types,
-    help="Only jobs of this type; may be repeated.",
 )
-@click.option(
-    "--queue",
-    "queues",
-    metavar="NAME",
+@option(
+    "--queue queues",
+    "NAME",
+    "Only jobs of this queue; may be repeated.",
+    completing.queue_names,
     multiple=True,
-    shell_complete=completing.queue_names,
-    help="Only jobs of this queue; may be repeated.",
 )
-@click.option(
-    "--event",
-    "events",
+@option(
+    "--event events",
+    "EVENT",
+    "Only this event, such as failed; may be repeated.",
     type=completing.EventName(),
-    metavar="EVENT",
     multiple=True,
-    help="Only this event, such as failed; may be repeated.",
 )
-@click.option(
-    "--job",
-    metavar="ID",
-    shell_complete=completing.job_ids(),
-    help="Only this job.",
-)
-@click.option(
+@option("--job", "ID", "Only this job.", completing.job_ids())
+@option(
     "--lines",
+    "N",
+    "Start with the last N transitions.",
     type=click.IntRange(0, MAX_LINES),
-    metavar="N",
     default=10,
     show_default=True,
-    help="Start with the last N transitions.",
 )
-@click.option("--since", metavar="POSITION", help="Start after this position in the ledger.")
+@option("--since", "POSITION", "Start after this position in the ledger.")
 @click.option("--no-follow", is_flag=True, help="Stop when there is nothing more to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on each line.")
 @database_option

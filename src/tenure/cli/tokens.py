@@ -15,6 +15,7 @@ from tenure.cli.command import (
     database_option,
     existing,
     json_option,
+    option,
     reading_options,
 )
 
@@ -29,20 +30,15 @@ def tokens() -> None:
 
 @tokens.command()
 @click.argument("name")
-@click.option(
-    "--scope",
-    "scopes",
-    metavar="SCOPE",
-    shell_complete=completing.words("enqueue", "work", "read", "admin"),
+@option(
+    "--scope scopes",
+    "SCOPE",
+    "What it allows: enqueue, work, read or admin; may be repeated.",
+    completing.words("enqueue", "work", "read", "admin"),
     multiple=True,
     required=True,
-    help="What it allows: enqueue, work, read or admin; may be repeated.",
 )
-@click.option(
-    "--expires",
-    metavar="TIME",
-    help="Token lifetime, such as 12h or 90d.  [default: never expires]",
-)
+@option("--expires", "TIME", "Token lifetime, such as 12h or 90d.  [default: never expires]")
 @database_option
 @json_option
 def create(name: str, scopes: Sequence[str], expires: str | None, as_json: bool) -> None:

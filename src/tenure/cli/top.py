@@ -15,26 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli.command import database_option, existing
+from tenure.cli.command import database_option, existing, option
 from tenure.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
 
 MINUTES = 60
-"""The moves that end an attempt: what throughput is counted in."""
 MAX_RUNNING = 200
 MAX_FAILURES = 5
 
 
 @click.command()
-@click.option(
+@option(
     "--interval",
+    "SECONDS",
+    "Time between two updates.",
     type=click.FloatRange(0.2, 3600),
-    metavar="SECONDS",
     default=1.0,
     show_default=True,
-    help="Time between two updates.",
 )
 @click.option("--once", is_flag=True, help="Print once and exit, as without a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per update.")

@@ -10,20 +10,27 @@ from typing import TYPE_CHECKING
 import click
 
 import tenure
-from tenure.cli.command import REFUSED, application, database_option, existing, reading_options
+from tenure.cli.command import (
+    REFUSED,
+    application,
+    database_option,
+    existing,
+    option,
+    reading_options,
+)
 
 if TYPE_CHECKING:
     from tenure.jobs.findings import Violation
 
 
 @click.command()
-@click.option(
+@option(
     "--limit",
+    "N",
+    "Most violations to list for each invariant.",
     type=click.IntRange(1),
-    metavar="N",
     default=100,
     show_default=True,
-    help="Most violations to list for each invariant.",
 )
 @reading_options
 def verify(limit: int, as_json: bool) -> None:

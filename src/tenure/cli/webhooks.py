@@ -14,6 +14,7 @@ from tenure.cli.command import (
     database_option,
     existing,
     json_option,
+    option,
     reading_options,
 )
 
@@ -26,30 +27,27 @@ def webhooks() -> None:
 @webhooks.command()
 @click.argument("name")
 @click.argument("url")
-@click.option(
-    "--event",
-    "events",
+@option(
+    "--event events",
+    "EVENT",
+    "Send this event, such as failed; may be repeated.",
     type=completing.EventName(),
-    metavar="EVENT",
     multiple=True,
     required=True,
-    help="Send this event, such as failed; may be repeated.",
 )
-@click.option(
-    "--type",
-    "types",
-    metavar="TYPE",
-    shell_complete=completing.types,
+@option(
+    "--type types",
+    "TYPE",
+    "Only for jobs of this type; may be repeated.",
+    completing.types,
     multiple=True,
-    help="Only for jobs of this type; may be repeated.",
 )
-@click.option(
-    "--queue",
-    "queues",
-    metavar="NAME",
-    shell_complete=completing.queue_names,
+@option(
+    "--queue queues",
+    "NAME",
+    "Only for jobs of this queue; may be repeated.",
+    completing.queue_names,
     multiple=True,
-    help="Only for jobs of this queue; may be repeated.",
 )
 @database_option
 @json_option

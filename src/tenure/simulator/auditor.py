@@ -158,7 +158,7 @@ class Auditor:
     def check_everything(self) -> None:
         """Compare every row, and run the checks of `tenure verify`."""
         if sorted(self.jobs.all) != self._database.job_ids():
-            raise BrokenRule("the jobs that are there are not those that were added")
+            raise BrokenRule("the jobs in the database are not the jobs that were added")
         self._compare(self.jobs.all.values())
         for invariant, job_id, what in self._database.violations():
             raise BrokenRule(f"verify: {invariant}: {what}", self.jobs.all.get(job_id))

@@ -60,7 +60,7 @@ UNKNOWN = StoreUnavailable("no answer came: what became of the call is unknown")
 
 
 class AnsweredCall(NamedTuple):
-    """A call and its answer: a result, a TenureError, UNKNOWN, or an error nobody should see."""
+    """A call and its answer: a result, a TenureError, UNKNOWN, or an unexpected error."""
 
     caller: str
     call: SimulatedCall

@@ -87,7 +87,7 @@ class ExpectedJobs:
 
     def __init__(self) -> None:
         self.all: dict[str, ExpectedJob] = {}
-        self.open: dict[str, ExpectedJob] = {}  # those that are not settled
+        self.open: dict[str, ExpectedJob] = {}  # jobs that are not settled
         self.keys: dict[str, ExpectedJob] = {}
         self.pending: Counter[str] = Counter()  # by queue
         self.paused: set[str] = set()
