@@ -36,7 +36,7 @@ IMPORTERS = {
     "__init__.py",  # the public names, from a table
     "cli/running.py",  # what `--app` names
     "worker/executors.py",  # in a child process, the module of a registered handler
-    "store/doctor.py",  # psycopg's own names
+    "store/postgres/doctor.py",  # psycopg's own names
 }
 CANARY = "canary-7c1f"
 

@@ -11,6 +11,8 @@ import pytest
 from tenure import Tenure
 from tenure.jobs.findings import CheckResult
 from tenure.store import doctor as checks
+from tenure.store.postgres import doctor as postgres_checks
+from tenure.store.sqlite import doctor as sqlite_checks
 from tenure.worker.process import log_checks
 from tests.support.clock import Clock
 
@@ -123,7 +125,7 @@ def test_a_file_that_is_no_database_is_a_problem(sqlite_url: str) -> None:
     ],
 )
 def test_sqlite_versions(version: tuple[int, int, int], health: CheckResult) -> None:
-    assert checks.sqlite_library(version).health is health
+    assert sqlite_checks.sqlite_library(version).health is health
 
 
 @pytest.mark.parametrize(("found", "health"), [(0, "warning"), (2, "ok"), (3, "problem")])
@@ -164,13 +166,15 @@ def test_a_ledger_of_another_cluster_is_a_problem_that_the_manual_mends(postgres
 
 
 def test_postgres_facts() -> None:
-    assert checks.server(130_009, 14).health is CheckResult.PROBLEM
-    assert checks.server(150_004, 14) == checks.Check("server", CheckResult.OK, "PostgreSQL 15.4")
-    assert checks.role(in_recovery=True).health is CheckResult.PROBLEM
-    assert checks.role(in_recovery=False).health is CheckResult.OK
-    for name in checks.POSTGRES_SETTINGS:
+    assert postgres_checks.server(130_009, 14).health is CheckResult.PROBLEM
+    assert postgres_checks.server(150_004, 14) == checks.Check(
+        "server", CheckResult.OK, "PostgreSQL 15.4"
+    )
+    assert postgres_checks.role(in_recovery=True).health is CheckResult.PROBLEM
+    assert postgres_checks.role(in_recovery=False).health is CheckResult.OK
+    for name in postgres_checks.SETTINGS:
         value = "off" if name != "default_transaction_read_only" else "on"
-        assert checks.setting(name, value, checks.POSTGRES_SETTINGS).health is CheckResult.PROBLEM
+        assert checks.setting(name, value, postgres_checks.SETTINGS).health is CheckResult.PROBLEM
 
 
 @pytest.mark.requirement("C20")
@@ -195,42 +199,46 @@ def test_the_way_to_another_machine(
 ) -> None:
     for name in ("PGHOST", "PGHOSTADDR", "PGSSLMODE", "PGSERVICE"):
         monkeypatch.delenv(name, raising=False)
-    check = next(checks.check_postgres(address))  # nobody is asked for it
+    check = next(postgres_checks.check_postgres(address))  # nobody is asked for it
     assert (check.name, check.health) == ("transport", health)
     assert "secret" not in f"{check.found} {check.advice}"
     if health is CheckResult.WARNING:
         assert "sslmode=verify-full" in check.advice
         monkeypatch.setenv("PGSSLMODE", "verify-full")
         stated = "sslmode=" in address
-        assert (next(checks.check_postgres(address)).health is CheckResult.OK) != stated
+        assert (next(postgres_checks.check_postgres(address)).health is CheckResult.OK) != stated
 
 
 @pytest.mark.requirement("C20")
 def test_where_the_environment_says_that_the_server_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PGSSLMODE", raising=False)
     monkeypatch.setenv("PGHOST", "db.example")
-    assert next(checks.check_postgres("postgresql:///jobs")).health is CheckResult.WARNING
+    assert next(postgres_checks.check_postgres("postgresql:///jobs")).health is CheckResult.WARNING
 
 
 def test_what_a_file_may_be_like() -> None:
-    assert checks.files(0o600, 1, []).health is CheckResult.OK
-    assert checks.files(0o660, 1, []).health is CheckResult.OK
-    assert checks.files(0o604, 1, []).health is CheckResult.WARNING
-    assert checks.files(0o600, 2, []).health is CheckResult.PROBLEM
-    other = checks.files(0o600, 1, ["jobs.db-wal"])
+    assert sqlite_checks.files(0o600, 1, []).health is CheckResult.OK
+    assert sqlite_checks.files(0o660, 1, []).health is CheckResult.OK
+    assert sqlite_checks.files(0o604, 1, []).health is CheckResult.WARNING
+    assert sqlite_checks.files(0o600, 2, []).health is CheckResult.PROBLEM
+    other = sqlite_checks.files(0o600, 1, ["jobs.db-wal"])
     assert other.health is CheckResult.PROBLEM
     assert "jobs.db-wal" in other.advice
-    assert checks.space(checks.LITTLE_SPACE).health is CheckResult.OK
-    assert checks.space(checks.LITTLE_SPACE - 1).health is CheckResult.WARNING
-    assert checks.file_system("ext4").health is checks.file_system("").health is CheckResult.OK
-    assert checks.file_system("nfs4").health is CheckResult.WARNING
+    assert sqlite_checks.space(sqlite_checks.LITTLE_SPACE).health is CheckResult.OK
+    assert sqlite_checks.space(sqlite_checks.LITTLE_SPACE - 1).health is CheckResult.WARNING
+    assert (
+        sqlite_checks.file_system("ext4").health
+        is sqlite_checks.file_system("").health
+        is CheckResult.OK
+    )
+    assert sqlite_checks.file_system("nfs4").health is CheckResult.WARNING
 
 
 def test_what_may_stand_around_a_server() -> None:
-    assert checks.pooler(lends_by_transaction=True).health is CheckResult.WARNING
-    assert checks.pooler(lends_by_transaction=False).health is CheckResult.OK
-    assert checks.dead_rows(None).health is CheckResult.OK
-    assert "session 7" in checks.dead_rows("session 7 is old").advice
+    assert postgres_checks.pooler(lends_by_transaction=True).health is CheckResult.WARNING
+    assert postgres_checks.pooler(lends_by_transaction=False).health is CheckResult.OK
+    assert postgres_checks.dead_rows(None).health is CheckResult.OK
+    assert "session 7" in postgres_checks.dead_rows("session 7 is old").advice
 
 
 def test_a_file_that_others_may_open_and_one_with_two_names_are_noticed(sqlite_url: str) -> None:
