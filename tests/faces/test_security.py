@@ -21,7 +21,7 @@ from tenure import InvalidInput, Tenure, failpoints, settings
 from tenure.jobs import durations, ids
 from tenure.jobs import payload as payloads
 from tenure.jobs.payload import check_key
-from tenure.store.postgres.connection import place_of
+from tenure.store.postgres.connection import address_of
 from tenure.store.sqlite.connection import path_of
 from tenure.telemetry.logs import JsonLines, TextLines
 from tenure.wire import requests
@@ -301,7 +301,7 @@ def test_a_lease_is_read_or_nobodys(text: str) -> None:
 @pytest.mark.requirement("C10")
 @given(st.one_of(ANY, st.text(max_size=40).map(lambda s: f"sqlite:///{s}")))
 def test_a_database_is_read_or_refused(text: str) -> None:
-    for read in (path_of, place_of):
+    for read in (path_of, address_of):
         with contextlib.suppress(InvalidInput):
             read(text)
 

@@ -152,9 +152,9 @@ def test_a_ledger_of_another_cluster_is_a_problem_that_the_manual_mends(postgres
         restored = app.enqueue("email")
         assert found(postgres_url)["ledger"].health is CheckResult.OK
         with psycopg.connect(postgres_url, autocommit=True) as owner:
-            owner.execute("ALTER TABLE tenure.transition DISABLE TRIGGER transition_stands")
+            owner.execute("ALTER TABLE tenure.transition DISABLE TRIGGER transition_is_final")
             owner.execute("UPDATE tenure.transition SET xid = '900000000000'")
-            owner.execute("ALTER TABLE tenure.transition ENABLE ALWAYS TRIGGER transition_stands")
+            owner.execute("ALTER TABLE tenure.transition ENABLE ALWAYS TRIGGER transition_is_final")
             assert found(postgres_url)["ledger"].health is CheckResult.PROBLEM
             assert app.events.read().told == []
             for statement in REPAIR.split(";")[:-1]:
@@ -224,8 +224,8 @@ def test_what_a_file_may_be_like() -> None:
     other = sqlite_checks.files(0o600, 1, ["jobs.db-wal"])
     assert other.health is CheckResult.PROBLEM
     assert "jobs.db-wal" in other.advice
-    assert sqlite_checks.space(sqlite_checks.LITTLE_SPACE).health is CheckResult.OK
-    assert sqlite_checks.space(sqlite_checks.LITTLE_SPACE - 1).health is CheckResult.WARNING
+    assert sqlite_checks.space(sqlite_checks.MIN_SPACE).health is CheckResult.OK
+    assert sqlite_checks.space(sqlite_checks.MIN_SPACE - 1).health is CheckResult.WARNING
     assert (
         sqlite_checks.file_system("ext4").health
         is sqlite_checks.file_system("").health
@@ -261,7 +261,7 @@ def test_a_clock_that_was_set_back_is_noticed(database_url: str) -> None:
         clock.advance(3600)
         app.enqueue("email")
         clock.advance(-3600)
-        assert found(database_url)["time"].found == "the newest move is 3600 s in the future"
+        assert found(database_url)["time"].found == "the newest transition is 3600 s in the future"
     clock.close()
 
 

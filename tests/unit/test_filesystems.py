@@ -85,7 +85,7 @@ def test_who_vouches_for_the_place_may_use_it(mounted_as: Path) -> None:
     assert app.check()
     app.close()
     assert (folder / "jobs.db").exists()
-    with pytest.raises(InvalidInput, match="names no SQLite file"):
+    with pytest.raises(InvalidInput, match="not the URL of a SQLite file"):
         Tenure(f"sqlite:///{folder}/jobs.db?filesystem=none").migrate()
 
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable
 from tenure.errors import InvalidInput
 from tenure.jobs import payload
 
+RESERVED = "tenure."
+"""The beginning of every type and queue that is not for users."""
 WEBHOOK = "tenure.webhook"
 """The type of the jobs that deliver moves to webhooks. Nobody else may add any: they are signed."""
 WEBHOOK_QUEUE = "tenure.webhooks"
@@ -18,7 +20,7 @@ def serves(queues: Collection[str] | None, queue: str) -> bool:
 
     Deliveries go only to who asks for their queue by name: nobody else knows how to run them.
     """
-    return queue != WEBHOOK_QUEUE if queues is None else queue in queues
+    return not queue.startswith(RESERVED) if queues is None else queue in queues
 
 
 def check_open(queue: str, path: str) -> str:

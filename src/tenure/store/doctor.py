@@ -18,11 +18,11 @@ from tenure.store import migrate
 Settings = Mapping[str, tuple[Collection[str], str]]
 """Setting -> the values with which the promises hold, and what to do about another one."""
 MAX_CLOCK_DIFFERENCE = 1.0
-"""Seconds; below it nobody notices that `run_at` of callers and the store's clock differ."""
+"""Seconds; a smaller difference between callers' clocks and the store's does not matter."""
 
 
 def check_store(url: str) -> list[Check]:
-    """Every check of the database at `url`; a database that does not answer is a problem, too."""
+    """Return every check of the database at `url`. One that does not answer is a problem, too."""
     checks: list[Check] = []
     try:
         if url.startswith(("postgresql:", "postgres:")):
@@ -39,7 +39,7 @@ def check_store(url: str) -> list[Check]:
 
 
 def schema_version(url: str) -> int:
-    """The version of the schema at `url`; 0 where there is none, or where nothing answers."""
+    """Return the version of the schema at `url`, 0 if there is none or nothing answers."""
     found = [check.found for check in check_store(url) if check.name == "schema"]
     return int(found[0]) if found and found[0].isdigit() else 0
 
@@ -61,7 +61,7 @@ def guards(present: Collection[str], engine: str) -> Check:
     missing = sorted(expected - set(present))
     if missing:
         advice = (
-            f"missing or switched off: {', '.join(missing)}. Illegal moves are not refused. "
+            f"missing or switched off: {', '.join(missing)}. Illegal transitions are not refused. "
             "Find out who removed them, run `tenure verify`, restore the database from a backup "
             "or a dump of the schema"
         )
@@ -72,7 +72,7 @@ def guards(present: Collection[str], engine: str) -> Check:
 
 
 def trigger_names(scripts: Iterator[str]) -> set[str]:
-    """The triggers that stand after the scripts have run."""
+    """Return the triggers that exist after the scripts have run."""
     names: set[str] = set()
     for script in scripts:
         for verb, name in re.findall(r"\b(CREATE|DROP) TRIGGER (?:IF EXISTS )?(\w+)", script):
@@ -82,8 +82,8 @@ def trigger_names(scripts: Iterator[str]) -> set[str]:
 
 def clock(store: datetime, before: float, after: float) -> Check:
     """How far the store's clock is from this machine's, read (Unix seconds) around the answer."""
-    told = store.timestamp()
-    difference = told - min(max(told, before), after)
+    shown = store.timestamp()
+    difference = shown - min(max(shown, before), after)
     found = f"{difference:+.1f} s from this machine"
     if abs(difference) <= MAX_CLOCK_DIFFERENCE:
         return Check("clock", CheckResult.OK, found)
@@ -105,14 +105,14 @@ def setting(name: str, value: str, wanted: Settings) -> Check:
 def newest_entry(seconds_ahead: float | None) -> Check:
     """Whether the ledger's last entry is of the past; None for an empty ledger."""
     if seconds_ahead is None or seconds_ahead <= MAX_CLOCK_DIFFERENCE:
-        return Check("time", CheckResult.OK, "the newest move is not of the future")
+        return Check("time", CheckResult.OK, "the newest transition is not of the future")
     advice = (
-        "the store's clock was set back after that move: leases of then run on, and retries wait, "
-        "until it gets there. Find out which time is the right one"
+        "the store's clock was set back after that transition: older leases and retries wait "
+        "until it gets there. Find out which time is right"
     )
     return Check(
         "time",
         CheckResult.WARNING,
-        f"the newest move is {seconds_ahead:.0f} s in the future",
+        f"the newest transition is {seconds_ahead:.0f} s in the future",
         advice,
     )

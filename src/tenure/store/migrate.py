@@ -2,7 +2,7 @@
 
 The steps are SQL files, `migrations/<engine>/NNNN_name.sql`. Each runs in one transaction with its
 number, under the engine's lock, so a killed migration leaves nothing half done and the next starter
-goes on where it stopped.
+continues where it stopped.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tenure.store import constraints as guards
 
 
 def steps(engine: str) -> list[tuple[int, str]]:
-    """The migrations of an engine: (number, SQL text with placeholders), in order."""
+    """Return the migrations of an engine: (number, SQL text with placeholders), in order."""
     folder = files("tenure.store.migrations") / engine
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
     return [(int(name.split("_")[0]), (folder / name).read_text("utf-8")) for name in names]
 
 
 def generated(differs: str, clock: str, larger: str, old: str, new: str) -> Mapping[str, str]:
-    """What the lifecycle table contributes to the schema, by placeholder."""
+    """Return what the lifecycle table adds to the schema, by placeholder."""
     entry = guards.ledger_values(old, new, clock, larger)
     return {
         "checks": guards.checks(),
@@ -40,7 +40,7 @@ def generated(differs: str, clock: str, larger: str, old: str, new: str) -> Mapp
 def pending(
     engine: str, version: int, where: str, progress: Progress = no_progress
 ) -> Iterator[tuple[int, str]]:
-    """The steps still to do from `version`, telling before each how many are done.
+    """Yield the steps after `version`; before each, report how many are done.
 
     Raises SchemaMismatch if the version is newer than the code.
     """
@@ -58,5 +58,5 @@ def pending(
 
 
 def newest(engine: str) -> int:
-    """The schema version that this code needs."""
+    """Return the schema version that this code needs."""
     return steps(engine)[-1][0]

@@ -1,4 +1,4 @@
-"""Tells waiting workers and long polls that there may be work. A hint: polling alone is enough."""
+"""Notify waiting workers and long polls that there may be work. A hint: polling is enough."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Watch = Callable[[Callable[[], None], threading.Event], None]
 
 
 class Notifier:
-    """Rings subscribers on commits of this process, and of others while anybody listens."""
+    """Notifies subscribers of commits, also of other processes once there is a subscriber."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
@@ -22,15 +22,15 @@ class Notifier:
         self._thread: threading.Thread | None = None
 
     def notify(self) -> None:
-        """Call every subscriber; they must be quick and may be called from any thread."""
+        """Call every subscriber. Subscribers must be quick and are called from any thread."""
         for subscriber in self._subscribers:
             try:
                 subscriber()
             except Exception as error:  # its event loop may be gone: the others still wait
-                log.warning("somebody who waits for work could not be told: %r", error)
+                log.warning("a subscriber that waits for work could not be notified: %r", error)
 
     def subscribe(self, subscriber: Callable[[], None]) -> Callable[[], None]:
-        """Have `subscriber` called from now on; returns the function that ends it."""
+        """Call `subscriber` from now on; return the function that ends this."""
         with self._lock:
             self._subscribers = (*self._subscribers, subscriber)
             if self._thread is None:
@@ -46,12 +46,12 @@ class Notifier:
         def unsubscribe() -> None:
             with self._lock:
                 self._subscribers = tuple(s for s in self._subscribers if s is not subscriber)
-            # The watch goes on until the store closes: the next subscriber is seldom far.
+            # The watch continues until the store closes: there is soon another subscriber.
 
         return unsubscribe
 
     def close(self) -> None:
-        """Stop watching."""
+        """End the watch and wait for its thread."""
         with self._lock:
             thread, self._thread = self._thread, None
             if self._stop is not None:

@@ -54,7 +54,7 @@ class Database(Statements, Protocol):
 
     @property
     def stats(self) -> StatsWriter:
-        """The statistics."""
+        """What adds the ledger to the statistics."""
 
     def begin(self) -> None:
         """Start a write transaction, connecting first if need be."""

@@ -1,9 +1,8 @@
-"""Finding jobs by any property, without ever walking a table of millions in one call.
+"""Find jobs by any property without reading a table of millions in one call.
 
-No index holds types, times or texts, and none is to be kept for them on the hot path. So a search
-goes along the ids, which every table has in order, and looks at a bounded number of rows; what it
-has not come to is the next page's. Where the jobs of a status are few, their partial index is read
-whole instead. The same for both databases.
+No index has types, times or texts: the hot path would pay for it. So a search goes along the ids
+in order, and looks at a bounded number of rows; the next page starts where it stopped. Where a
+status has few jobs, their partial index is read whole instead. The same for both engines.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ MAX_TEXTS = 2_000
 MAX_SPANS = 10
 """How many times as far counting goes."""
 AT_ONCE = 50
-"""Jobs that are loaded at once, where what is hidden has to be looked through outside SQL."""
+"""Jobs that are loaded at once where redacted texts have to be searched outside SQL."""
 CLOCKS_APART = timedelta(hours=1)
 """How far the clock that made a job's id may be from the store's: searches by time start and end at
 ids of that time, so that they need not walk there."""
@@ -37,12 +36,12 @@ _FOLDED = {ord("A") + n: ord("a") + n for n in range(26)}
 
 
 def folded(text: str) -> str:
-    """`text` as both databases lower it for a search: A to Z, and nothing else."""
+    """Return `text` as both engines lower it for a search: A to Z only."""
     return text.translate(_FOLDED)
 
 
 def between(query: Query) -> tuple[str | None, str | None]:
-    """The ids between which the jobs of a query are, both left out."""
+    """Return the ids between which the jobs of a query are, both exclusive."""
     after, before = query.after, query.before
     if query.created_after is not None:
         after = max(after or "", ids.first_of(query.created_after, -CLOCKS_APART))
@@ -53,14 +52,14 @@ def between(query: Query) -> tuple[str | None, str | None]:
 
 
 def along_ids(query: Query, status: str | None) -> Query:
-    """One of the rows that a query goes along: of all, or of a status with an index by id."""
+    """Return the query for the rows that a search passes: all, or those of an indexed status."""
     after, before = between(query)
     oldest_first = query.oldest_first
     return Query(status=status, after=after, before=before, oldest_first=oldest_first, limit=1)
 
 
 def fits(filter: Filter, job: Job) -> bool:
-    """Whether a job fits, as far as its texts may be shown."""
+    """Whether a job matches, comparing texts as they are shown."""
     shown = Redaction(filter.hidden).job(job) if filter.error or filter.text else job
     return (
         filter.status in (None, job.status)
@@ -74,7 +73,7 @@ def fits(filter: Filter, job: Job) -> bool:
 
 
 def page(read: Reader, query: Query) -> Page:
-    """Up to `limit` jobs, and where to go on."""
+    """Return up to `limit` jobs, and where to continue."""
     span = bounded(read, query)
     jobs = _shown(read, span) if _hides(span) else read.find(span)
     if len(jobs) == query.limit:
@@ -83,7 +82,7 @@ def page(read: Reader, query: Query) -> Page:
 
 
 def all_of(read: Reader, query: Query) -> list[Job]:
-    """Up to `limit` jobs, searching as far as it takes, one bounded statement after the other."""
+    """Return up to `limit` jobs, in as many bounded statements as that takes."""
     jobs: list[Job] = []
     wanted = query.limit
     while True:
@@ -95,7 +94,7 @@ def all_of(read: Reader, query: Query) -> list[Job]:
 
 
 def some_ids(read: Reader, query: Query) -> tuple[Sequence[str], str | None]:
-    """`page`, with no more of the jobs than their ids."""
+    """Return what `page` would, with the ids of the jobs only."""
     if _hides(query):
         found = page(read, query)
         return [job.id for job in found.jobs], found.next
@@ -105,7 +104,7 @@ def some_ids(read: Reader, query: Query) -> tuple[Sequence[str], str | None]:
 
 
 def count(read: Reader, query: Query, at_most: int) -> Counted:
-    """How many jobs there are, as far as a bounded search can tell."""
+    """Count the jobs of a query, as far as a bounded search goes."""
     found = 0
     for _ in range(MAX_SPANS):
         span = bounded(read, replace(query, limit=at_most + 1 - found))
@@ -119,7 +118,7 @@ def count(read: Reader, query: Query, at_most: int) -> Counted:
 
 
 def bounded(read: Reader, query: Query) -> Query:
-    """The query with a bound: `through` is the last id to look at, None if there is no more."""
+    """Return the query with a bound: `through` is the last id to look at, None at the end."""
     most = MAX_TEXTS if query.error or query.text else MAX_ROWS
     if _is_indexed(query):
         return query
@@ -138,7 +137,7 @@ def _is_indexed(query: Query) -> bool:
 
 
 def _after(query: Query, last: str) -> Query:
-    """The rest of the query, from `last` on."""
+    """Return the query for what follows `last`."""
     return replace(query, after=last) if query.oldest_first else replace(query, before=last)
 
 
@@ -147,10 +146,10 @@ def _hides(query: Query) -> bool:
 
 
 def _shown(read: Reader, span: Query) -> list[Job]:
-    """The jobs of a span in whose texts, as they are shown, stands what is searched for.
+    """Return the jobs of a span whose texts, as shown, contain what is searched for.
 
-    All that the database finds are looked at, so that where the page ends tells nothing of those
-    which are left out.
+    Every job that the database finds is looked at, so that the end of a page does not depend on
+    jobs that are left out.
     """
     shown: list[Job] = []
     part = replace(span, limit=AT_ONCE)

@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tenure.errors import InvalidInput
-from tenure.store.postgres.connection import Uuids, array_of, connect, is_uuid, place_of
+from tenure.store.postgres.connection import Uuids, address_of, array_of, connect, is_uuid
 
 ID = "0190163d-8694-739b-aea5-966c26f8ad90"
 
@@ -28,7 +28,7 @@ ID = "0190163d-8694-739b-aea5-966c26f8ad90"
     ],
 )
 def test_the_schema_is_named_in_the_url(url: str, schema: str) -> None:
-    place = place_of(url)
+    place = address_of(url)
     assert place.schema == schema
     assert place.quoted == f'"{schema}"'
     assert "schema" not in conninfo_to_dict(place.conninfo)
@@ -39,7 +39,7 @@ def test_libpq_gets_all_the_rest() -> None:
         "postgresql://ann:p%40ss%3Fw@db1:5433,db2/app"
         "?sslmode=require&schema=jobs&application_name=mine&connect_timeout=3"
     )
-    given = conninfo_to_dict(place_of(url).conninfo)
+    given = conninfo_to_dict(address_of(url).conninfo)
     assert given["user"] == "ann"
     assert given["password"] == "p@ss?w"
     assert given["host"] == "db1,db2"
@@ -52,7 +52,7 @@ def test_libpq_gets_all_the_rest() -> None:
 
 @pytest.mark.scenario(41)
 def test_a_connection_is_named_and_notices_a_dead_peer() -> None:
-    given = conninfo_to_dict(place_of("postgresql://localhost/app").conninfo)
+    given = conninfo_to_dict(address_of("postgresql://localhost/app").conninfo)
     assert given["application_name"] == "tenure"
     assert int(given["connect_timeout"] or 0) > 0
     assert int(given["keepalives_idle"] or 0) > 0
@@ -60,9 +60,9 @@ def test_a_connection_is_named_and_notices_a_dead_peer() -> None:
 
 
 def test_of_several_hosts_the_one_that_can_be_written_to() -> None:
-    several = conninfo_to_dict(place_of("postgresql://db1,db2/app").conninfo)
+    several = conninfo_to_dict(address_of("postgresql://db1,db2/app").conninfo)
     assert several["target_session_attrs"] == "read-write"
-    chosen = place_of("postgresql://db1,db2/app?target_session_attrs=primary")
+    chosen = address_of("postgresql://db1,db2/app?target_session_attrs=primary")
     assert conninfo_to_dict(chosen.conninfo)["target_session_attrs"] == "primary"
 
 
@@ -72,7 +72,7 @@ def test_of_several_hosts_the_one_that_can_be_written_to() -> None:
 )
 def test_a_schema_that_is_no_plain_name_is_refused(schema: str) -> None:
     with pytest.raises(InvalidInput, match="schema"):
-        place_of(f"postgresql://localhost/app?schema={schema}")
+        address_of(f"postgresql://localhost/app?schema={schema}")
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_a_schema_that_is_no_plain_name_is_refused(schema: str) -> None:
 )
 def test_a_malformed_url_is_refused_without_telling_its_password(url: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        place_of(url)
+        address_of(url)
     assert "secret" not in str(caught.value)
     assert "percent-encoded" in str(caught.value)
 
 
 def test_a_place_does_not_show_its_password() -> None:
-    assert "secret" not in repr(place_of("postgresql://u:secret@localhost/app"))
+    assert "secret" not in repr(address_of("postgresql://u:secret@localhost/app"))
 
 
 def test_only_canonical_uuids_are_sent() -> None:
@@ -103,7 +103,7 @@ def test_only_canonical_uuids_are_sent() -> None:
 
 @pytest.mark.parametrize("sent", [[], [ID], [ID, None], [None], [None, ID, ID]])
 def test_uuids_arrive_as_an_array(url: str, sent: list[str | None]) -> None:
-    with connect(place_of(url)) as connection:
+    with connect(address_of(url)) as connection:
         ((found,),) = connection.execute("SELECT %b::uuid[]::text[]", [Uuids(sent)]).fetchall()
     assert found == sent
 
@@ -119,7 +119,7 @@ def test_uuids_arrive_as_an_array(url: str, sent: list[str | None]) -> None:
 )
 def test_arrays_arrive_as_they_are(url: str, item: str, some: list[Any]) -> None:
     """Long ones that hold one value throughout are made here, the others by psycopg."""
-    with connect(place_of(url)) as connection:
+    with connect(address_of(url)) as connection:
         for values in ([], some, *([value] * 1000 for value in some), [some[0]] * 999 + [some[1]]):
             statement = f"SELECT %b::{item}[]".encode()
             ((found,),) = connection.execute(statement, [array_of(item, values)]).fetchall()

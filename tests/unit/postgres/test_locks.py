@@ -154,7 +154,7 @@ def test_a_job_that_is_committed_late_is_not_skipped(
     assert [lease.id for lease in other.alone.claim(claim_request(5)) or []] == [slow]
 
     # The same where lanes are searched from where the last claim ended: only for a while.
-    monkeypatch.setattr(postgres_lanes, "MANY_ENTRIES", 0)
+    monkeypatch.setattr(postgres_lanes, "MAX_DEAD_ENTRIES", 0)
     seconds = 0.0
     other._lanes._clock = lambda: seconds
     db.begin()
@@ -214,7 +214,7 @@ def test_tables_are_not_emptied(raw: Connection, db: Postgres, table: str) -> No
 
 def test_nobody_writes_the_ledger_by_hand(raw: Connection, db: Postgres) -> None:
     add(db)
-    with pytest.raises(psycopg.Error, match="tenure: the ledger is written by moves of jobs"):
+    with pytest.raises(psycopg.Error, match="tenure: the ledger is written by transitions of jobs"):
         raw.execute(
             "INSERT INTO tenure.transition (job_id, at, source, target, event, attempt, token)"
             " SELECT id, now(), 'pending', 'cancelled', 'cancelled', 0, 0 FROM tenure.job"

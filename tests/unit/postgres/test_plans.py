@@ -14,7 +14,7 @@ from tenure.jobs.queries import Query
 from tenure.lifecycle import Status
 from tenure.store.postgres import lanes as lanes
 from tenure.store.postgres import statements as sql
-from tenure.store.postgres.connection import Uuids, place_of
+from tenure.store.postgres.connection import Uuids, address_of
 from tenure.store.postgres.dialect import DIALECT
 from tenure.store.postgres.reader import AHEAD, BY_INDEX, QUEUES, PostgresReader
 from tenure.store.postgres.search import PostgresSearches
@@ -30,7 +30,7 @@ from tests.unit.postgres.connections import Connection, add, ask_in_store_sessio
 
 def plan(raw: Connection, url: str, statement: str, *values: Any, begin: str = sql.BEGIN) -> str:
     """The plan that a statement of the store gets inside one of its transactions."""
-    place = place_of(url)
+    place = address_of(url)
     raw.execute(place.sql(begin))
     rows = raw.execute(b"EXPLAIN " + place.sql(statement), values or None).fetchall()
     raw.execute("ROLLBACK")
@@ -171,15 +171,15 @@ def check_report(url: str, raw: Connection, some: list[str], kept_plans: list[st
         ids, leases = Uuids(some[:count]), Uuids(new_ids(count))
         nothing = [None] * count
         kept_plans.clear()
-        raw.execute(place_of(url).sql(sql.COMPLETE), (ids, leases, nothing, nothing))
+        raw.execute(address_of(url).sql(sql.COMPLETE), (ids, leases, nothing, nothing))
         (found,) = (plan for plan in kept_plans if "Update on job" in plan)
         assert "Index Scan using job_pkey" in found
         assert "Seq Scan" not in found
         assert "job_lease" not in found
         kept_plans.clear()
         columns = [ids if sql.type_of(c) == "uuid" else nothing for c in sql.SAVED]
-        raw.execute(place_of(url).sql(sql.SAVE), columns)
-        raw.execute(place_of(url).sql(sql.LOCK), [ids])
+        raw.execute(address_of(url).sql(sql.SAVE), columns)
+        raw.execute(address_of(url).sql(sql.LOCK), [ids])
         save, lock = (plan for plan in kept_plans if "job_pkey" in plan)
         for found in (save, lock):
             assert "Index Scan using job_pkey" in found
@@ -189,7 +189,7 @@ def check_report(url: str, raw: Connection, some: list[str], kept_plans: list[st
 def check_claim(url: str, raw: Connection, kept_plans: list[str]) -> None:
     for statement, values in ((lanes.SEARCH_ALL, None), (lanes.SEARCH_QUEUES, [["default"]])):
         kept_plans.clear()
-        raw.execute(place_of(url).sql(statement), values)
+        raw.execute(address_of(url).sql(statement), values)
         (found,) = (plan for plan in kept_plans if "Recursive Union" in plan)
         assert "using job_ready" in found
         assert "Seq Scan on job" not in found
@@ -199,7 +199,7 @@ def check_claim(url: str, raw: Connection, kept_plans: list[str]) -> None:
         asked = ["default", 0, lanes.EVER, *now, *now, "w", types, most]
         kept_plans.clear()
         raw.execute("BEGIN")
-        raw.execute(place_of(url).sql(sql.CLAIM), asked)
+        raw.execute(address_of(url).sql(sql.CLAIM), asked)
         raw.execute("ROLLBACK")
         (found,) = (plan for plan in kept_plans if "Update on job" in plan)
         picked, claimed = found.split("CTE claimed")
@@ -250,11 +250,11 @@ def test_the_ledger_s_plan_is_not_that_of_the_function_around_it(
     ids = add(db, 1000)
     now = raw.execute("SELECT now()").fetchone() or ()
     values = ["default", 0, lanes.EVER, *now, *now, "w", None, count]
-    leases = raw.execute(place_of(url).sql(sql.CLAIM), values).fetchall()
+    leases = raw.execute(address_of(url).sql(sql.CLAIM), values).fetchall()
     assert len(leases) == count
     held = (Uuids([row[0] for row in leases]), Uuids([row[8] for row in leases]))
     nothing = [None] * count
-    raw.execute(place_of(url).sql(sql.COMPLETE), (*held, nothing, nothing))
+    raw.execute(address_of(url).sql(sql.COMPLETE), (*held, nothing, nothing))
     kept = [p for p in kept_plans if "Insert on transition" in p and "Join" in p]
     assert len(kept) == 2
     assert all("Hash Join" in plan for plan in kept)
@@ -268,7 +268,7 @@ def test_the_ledger_s_plan_is_not_that_of_the_function_around_it(
 def test_claims_stay_flat_while_an_old_snapshot_is_open(
     url: str, raw: Connection, db: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "MANY_ENTRIES", 500)
+    monkeypatch.setattr(lanes, "MAX_DEAD_ENTRIES", 500)
     seconds = 0.0
     db._lanes._clock = lambda: seconds
     raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
@@ -313,7 +313,7 @@ def test_claims_stay_flat_while_an_old_snapshot_is_open(
 def test_a_claim_alone_leaves_crowded_lanes_to_a_closer_look(
     raw: Connection, db: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "MANY_ENTRIES", 500)
+    monkeypatch.setattr(lanes, "MAX_DEAD_ENTRIES", 500)
     raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
     raw.execute("SELECT count(*) FROM tenure.job")
     take(db, 1000)

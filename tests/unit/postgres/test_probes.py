@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from tenure.store.postgres.connection import connect, place_of
+from tenure.store.postgres.connection import address_of, connect
 from tenure.store.postgres.probes import holds_back, pools_transactions
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import PostgresServer
@@ -26,7 +26,7 @@ def server() -> Iterator[PostgresServer]:
 
 @pytest.mark.scenario(63)
 def test_no_pooler_no_pooling(server: PostgresServer) -> None:
-    with connect(place_of(server.url())) as connection:
+    with connect(address_of(server.url())) as connection:
         assert not pools_transactions(connection)
 
 
@@ -53,7 +53,7 @@ def test_a_pooler_is_known_by_what_it_lends(
         monkeypatch.setattr("tenure.store.postgres.probes.POOLER_SECONDS", 0.2)
     with (
         PgBouncer(server, pool_mode=mode, pool_size=size, round_robin=round_robin) as pooler,
-        connect(place_of(pooler.url("postgres"))) as connection,
+        connect(address_of(pooler.url("postgres"))) as connection,
     ):
         assert pools_transactions(connection) is pools
         assert pools_transactions(connection) is pools  # asking leaves nothing behind
@@ -99,7 +99,7 @@ def test_a_role_that_may_not_look_into_others_sees_their_age(
     ):
         owner.execute("CREATE ROLE shop LOGIN")
         culprit.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
-        monkeypatch.setattr("tenure.store.postgres.probes.MANY_TRANSACTIONS", 2)
+        monkeypatch.setattr("tenure.store.postgres.probes.MAX_TRANSACTIONS", 2)
         with psycopg.connect(f"{server.url()}&user=shop", autocommit=True) as asking:
             assert holds_back(asking, 0) is None
             for _ in range(5):

@@ -13,7 +13,7 @@ from tenure.jobs.ids import new_id
 from tenure.store import open_store
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
-from tenure.store.postgres.connection import connect, place_of
+from tenure.store.postgres.connection import address_of, connect
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.watchdog import Wire, answering
 from tests.support.proxy import Proxy
@@ -38,7 +38,7 @@ def far(proxy: Proxy, url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_who_waits_too_long_is_cut_and_who_does_not_is_left(url: str) -> None:
-    with connect(place_of(url)) as connection:
+    with connect(address_of(url)) as connection:
         with answering(connection, WAIT_SECONDS):
             assert connection.execute("SELECT 1").fetchone() == (1,)
         with answering(connection, 0.1), pytest.raises(psycopg.OperationalError):
@@ -47,7 +47,7 @@ def test_who_waits_too_long_is_cut_and_who_does_not_is_left(url: str) -> None:
 
 
 def test_an_answer_in_time_ends_the_wait(url: str) -> None:
-    with connect(place_of(url)) as connection:
+    with connect(address_of(url)) as connection:
         wire = Wire(connection)
         wire.expect(0.5)
         wire.answered()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tenure.store.sqlite.watch import LOADED_SECONDS, MAX_SAVED, TOLD, UNTOLD, Looks
+from tenure.store.sqlite.watch import LOADED_SECONDS, MAX_SAVED, POLLED, REPORTED, Looks
 
 
 class Day:
@@ -18,7 +18,7 @@ class Day:
 
     def look(self, *, written: bool = False, changed: bool = False) -> float:
         """One look now, then the pause after it; the pause."""
-        pause = self._looks.pause(self.now, written=written, changed=changed, told=self._told)
+        pause = self._looks.pause(self.now, written=written, changed=changed, reported=self._told)
         self.now += pause
         self.pauses.append(pause)
         return pause
@@ -45,21 +45,21 @@ def test_a_commit_is_found_soon_after_it_can_be_seen_however_long_it_takes() -> 
         day.look(written=True)
         while day.now < visible:
             day.look()
-        assert day.now - visible <= max(TOLD.shortest, flush / 7) + 1e-9
+        assert day.now - visible <= max(REPORTED.shortest, flush / 7) + 1e-9
 
 
 def test_a_commit_that_explains_all_writes_ends_the_search() -> None:
     day = Day()
-    assert day.look(written=True) == TOLD.shortest
-    assert day.look() == TOLD.shortest
-    assert day.look(changed=True) == TOLD.longest
+    assert day.look(written=True) == REPORTED.shortest
+    assert day.look() == REPORTED.shortest
+    assert day.look(changed=True) == REPORTED.longest
 
 
 def test_a_write_beside_a_commit_may_be_the_next_one() -> None:
     day = Day()
-    assert day.look(written=True, changed=True) == TOLD.shortest
-    assert day.look() == TOLD.shortest
-    assert day.look(changed=True) == TOLD.longest
+    assert day.look(written=True, changed=True) == REPORTED.shortest
+    assert day.look() == REPORTED.shortest
+    assert day.look(changed=True) == REPORTED.longest
 
 
 def test_a_write_without_a_commit_costs_few_looks() -> None:
@@ -81,7 +81,7 @@ def test_endless_commits_cost_no_more_than_a_look_every_two_milliseconds() -> No
 def test_a_burst_is_followed_closely_and_so_is_the_next_after_a_rest() -> None:
     day = Day()
     for _ in range(2):
-        assert max(day.look(written=True, changed=True) for _ in range(400)) == TOLD.shortest
+        assert max(day.look(written=True, changed=True) for _ in range(400)) == REPORTED.shortest
         day.idle(2)
 
 
@@ -89,8 +89,8 @@ def test_a_burst_is_followed_closely_and_so_is_the_next_after_a_rest() -> None:
 def test_where_nobody_tells_of_writes_looks_are_steady_and_more_rare_when_idle(
     quiet: float, pause: float
 ) -> None:
-    day = Day(told=False)
+    day = Day(reported=False)
     day.idle(10)
-    assert day.look(changed=True) == UNTOLD.shortest
+    assert day.look(changed=True) == POLLED.shortest
     day.idle(quiet)
     assert day.look() == pytest.approx(pause, rel=0.1)

@@ -152,7 +152,7 @@ def watching(connections: Connections, wal: Path) -> Iterator[Watching]:
 
 def only_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the slow poll so slow that whatever rings must have been told."""
-    monkeypatch.setattr(sqlite_watch, "TOLD", sqlite_watch.TOLD._replace(longest=3600.0))
+    monkeypatch.setattr(sqlite_watch, "REPORTED", sqlite_watch.REPORTED._replace(longest=3600.0))
 
 
 def watched_files() -> set[int]:
@@ -280,7 +280,7 @@ def test_an_idle_watch_seldom_looks(connections: Connections, wal: Path) -> None
         connections.more_looks(70)  # the search after the beginning is over
         begun = time.monotonic()
         connections.more_looks(6)
-        assert time.monotonic() - begun > 4.5 * sqlite_watch.TOLD.longest
+        assert time.monotonic() - begun > 4.5 * sqlite_watch.REPORTED.longest
 
 
 # --- the end, and errors ------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def test_an_idle_watch_seldom_looks(connections: Connections, wal: Path) -> None
 def test_stopping_does_not_wait_for_the_next_look_and_leaves_nothing_open(
     connections: Connections, wal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_watch, "TOLD", sqlite_watch.Pace(0, 3600.0, 3600.0))
+    monkeypatch.setattr(sqlite_watch, "REPORTED", sqlite_watch.Pace(0, 3600.0, 3600.0))
     before = kernel_objects()
     with watching(connections, wal):
         wait_until(lambda: connections.looks == 2)

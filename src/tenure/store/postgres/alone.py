@@ -16,8 +16,6 @@ from tenure.store.postgres.session import Session
 
 
 class OneStatement:
-    """See `Alone`."""
-
     def __init__(self, session: Session, lanes: Lanes) -> None:
         self._session = session
         self._lanes = lanes

@@ -1,7 +1,7 @@
-"""How the PostgreSQL store finds its database: the URL, the schema in it, and a connection.
+"""Connect to PostgreSQL: the URL, the schema in it, times, and array parameters.
 
 Everything here holds behind a transaction pooler: no session settings, no search path, no named
-prepared statements. A statement names its schema instead (`Place.sql`).
+prepared statements. A statement names its schema instead (`Address.sql`).
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ NOW = "(SELECT {s}.clock())"
 """The store's time, read once per statement."""
 
 CONNECTED: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
-"""Transactions are begun in words, and no statement gets a name on the server."""
+"""Transactions start by a BEGIN statement, and no statement is prepared on the server."""
 
 _is_schema = re.compile("[a-z_][a-z0-9_]{0,62}").fullmatch
 _is_uuid = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Address:
     """A database and the schema in it."""
 
     conninfo: str = field(repr=False)  # may hold a password
@@ -68,7 +68,7 @@ class Place:
         return statement.replace("{s}", self.quoted).encode()
 
 
-def place_of(url: str) -> Place:
+def address_of(url: str) -> Address:
     """Read `postgresql://user@host/database?schema=name`; libpq understands all but the schema.
 
     Raises InvalidInput, without repeating the URL: it may hold a password.
@@ -94,24 +94,24 @@ def place_of(url: str) -> Place:
     settings: dict[str, Any] = {**SETTINGS, **given}
     if "," in str(settings.get("host", "")):
         settings.setdefault("target_session_attrs", "read-write")  # the primary, of several hosts
-    return Place(conninfo.make_conninfo("", **settings), schema)
+    return Address(conninfo.make_conninfo("", **settings), schema)
 
 
-def connect(place: Place) -> psycopg.Connection[Any]:
+def connect(address: Address) -> psycopg.Connection[Any]:
     """A new connection, outside any transaction. Raises psycopg's errors."""
-    return psycopg.connect(place.conninfo, **CONNECTED)
+    return psycopg.connect(address.conninfo, **CONNECTED)
 
 
-def route_of(place: Place) -> tuple[list[str], str]:
-    """The hosts beside this machine that a connection may go to, and its sslmode.
+def route_of(address: Address) -> tuple[list[str], str]:
+    """Return the other machines that a connection may go to, and its sslmode.
 
-    Without asking anybody; what the URL leaves open is libpq's, from the environment on.
+    Without a connection. What the URL does not say is libpq's default or in the environment.
     """
     defaults = {
         option.keyword.decode(): (option.val or b"").decode()
         for option in psycopg.pq.Conninfo.get_defaults()
     }
-    chosen = {**defaults, **conninfo.conninfo_to_dict(place.conninfo)}
+    chosen = {**defaults, **conninfo.conninfo_to_dict(address.conninfo)}
     hosts = str(chosen.get("host") or chosen.get("hostaddr") or "").split(",")
     return [host for host in hosts if not _is_here(host)], str(chosen["sslmode"])
 

@@ -78,7 +78,7 @@ def ledger(from_elsewhere: bool) -> Check:
 
 
 def pooler(lends_by_transaction: bool) -> Check:
-    """Whether a pooler in transaction mode stands before the server."""
+    """Whether there is a pooler in transaction mode before the server."""
     if not lends_by_transaction:
         return Check("pooler", CheckResult.OK, "none, or one that lends whole sessions")
     advice = (
@@ -89,15 +89,15 @@ def pooler(lends_by_transaction: bool) -> Check:
 
 
 def transport(hosts: Collection[str], sslmode: str) -> Check:
-    """Whether what goes to other machines can be read or answered by somebody in between."""
+    """Whether a machine in between can read or answer what is sent to other machines."""
     if not hosts:
         return Check("transport", CheckResult.OK, "stays on this machine")
     found = f"sslmode={sslmode} to {', '.join(hosts)}"
     if sslmode == "verify-full":
         return Check("transport", CheckResult.OK, found)
     advice = (
-        "whoever stands between can read every payload or pose as the server: add "
-        "sslmode=verify-full to the URL, and sslrootcert if the certificate is of your own making"
+        "a machine in between can read every payload or pose as the server: add "
+        "sslmode=verify-full to the URL, and sslrootcert if you made the certificate yourself"
     )
     return Check("transport", CheckResult.WARNING, found, advice)
 
@@ -120,10 +120,10 @@ def logged(unlogged: Collection[str]) -> Check:
 
 def check_postgres(url: str) -> Iterator[Check]:
     """The checks of a PostgreSQL database, in order."""
-    place = postgres_connection.place_of(url)
-    yield transport(*postgres_connection.route_of(place))
+    address = postgres_connection.address_of(url)
+    yield transport(*postgres_connection.route_of(address))
     try:
-        with postgres_connection.connect(place) as connection:
+        with postgres_connection.connect(address) as connection:
             version = connection.info.server_version
             yield server(version, postgres_connection.OLDEST_SERVER)
             yield role(_one(connection, "SELECT pg_is_in_recovery()"))
@@ -132,13 +132,13 @@ def check_postgres(url: str) -> Iterator[Check]:
             for name in SETTINGS:
                 value = _one(connection, "SELECT current_setting(%s)", name)
                 yield doctor.setting(name, value, SETTINGS)
-            found = postgres_schema.version_of(connection, place)
+            found = postgres_schema.version_of(connection, address)
             yield doctor.schema(found, migrate.newest("postgres"))
             if found:
-                yield doctor.guards(_triggers(connection, place.schema), "postgres")
-                yield ledger(_one(connection, place.sql(FROM_ELSEWHERE)))
-                yield logged(_one(connection, UNLOGGED, place.schema))
-                yield doctor.newest_entry(_one(connection, place.sql(AHEAD)))
+                yield doctor.guards(_triggers(connection, address.schema), "postgres")
+                yield ledger(_one(connection, address.sql(FROM_ELSEWHERE)))
+                yield logged(_one(connection, UNLOGGED, address.schema))
+                yield doctor.newest_entry(_one(connection, address.sql(AHEAD)))
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
             now = _one(connection, "SELECT clock_timestamp()")
             after = time.time()  # noqa: TID251

@@ -2,10 +2,11 @@
 
 Lanes are found by stepping through the index of what is ready, one search per lane, however many
 jobs wait in each. A claim leaves dead entries at the head of its lane. PostgreSQL clears them away
-as it meets them, unless an old snapshot is still open somewhere (a backup, a transaction somebody
-forgot): then every search walks past all of them again, and claims grow slower by the hour. So each
-search tells how many entries it walked. Once they are many, lanes are searched from where the last
-claim ended, less a margin for transactions that commit late, and only now and then from the start.
+as it meets them, unless an old snapshot is still open somewhere (a backup, a forgotten
+transaction): then every search walks past all of them again, and claims become slower by the hour.
+So each search reports how many entries it walked. Once they are many, lanes are searched from where
+the last claim ended, less a margin for transactions that commit late, and only sometimes from the
+start.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tenure.jobs.work import ClaimRequest
 from tenure.store.postgres.connection import NOW, to_time
 
 MARGIN = timedelta(seconds=1)
-MANY_ENTRIES = 5_000
+MAX_DEAD_ENTRIES = 5_000
 """Dead entries walked in a search from the start beyond which searches begin later."""
 FULL_SECONDS = 2.0
 FULL_SHARE = 0.1
@@ -90,7 +91,7 @@ class Lanes:
 
     def noticed(self, request: ClaimRequest, entries: int) -> None:
         """Note how many dead entries a search from the start walked that was not made here."""
-        if entries > MANY_ENTRIES:
+        if entries > MAX_DEAD_ENTRIES:
             self._view(request).crowded = True
 
     def claimed(self, request: ClaimRequest, lane: Lane, last_run_at: datetime) -> None:
@@ -115,7 +116,7 @@ class Lanes:
         heads = {(row[2], row[3]): to_time(row[4]) for row in found if row[2] is not None}
         view.marks = _marks(view.marks, heads, now)
         view.crowded = False
-        many = found[0][0] > MANY_ENTRIES
+        many = found[0][0] > MAX_DEAD_ENTRIES
         pause = max(FULL_SECONDS, (ended - began) / FULL_SHARE)
         view.full_search_at = ended + pause if many else 0.0
         return [Lane(*lane, EVER, now) for lane, run_at in heads.items() if run_at <= now]

@@ -1,4 +1,4 @@
-"""Hears what other processes say of new work in PostgreSQL, by LISTEN. A hint: polling goes on."""
+"""LISTEN to what other processes notify of new work in PostgreSQL. A hint: polling continues."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 import psycopg
 
-from tenure.store.postgres.connection import Place, connect
+from tenure.store.postgres.connection import Address, connect
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, answering
 
 log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.1
-"""How often it looks whether it should stop; notifications ring at once."""
+"""How often it looks whether it should stop. Notifications arrive at once."""
 RECONNECT_SECONDS = (0.5, 10.0)
 PROBE_SECONDS = 30.0
-"""How often it makes sure that somebody is at the other end."""
+"""How often it makes sure that the server still answers."""
 
 
-def watch(place: Place, notify: Callable[[], None], stop: threading.Event) -> None:
-    """Ring at the beginning and at every note of another process, until `stop` is set.
+def watch(address: Address, notify: Callable[[], None], stop: threading.Event) -> None:
+    """Call `notify` at the start and at every notification, until `stop` is set.
 
     Behind a transaction pooler none may come. Database errors are logged and end nothing.
     """
@@ -32,19 +32,19 @@ def watch(place: Place, notify: Callable[[], None], stop: threading.Event) -> No
     pause = shortest
     while not stop.is_set():
         try:
-            with connect(place) as connection:
-                _listen(place, connection)
+            with connect(address) as connection:
+                _listen(address, connection)
                 pause = shortest
-                notify()  # what was said while nobody listened
-                _hear(place, connection, notify, stop)
+                notify()  # of what was missed before
+                _listen_until(address, connection, notify, stop)
         except psycopg.Error as error:
-            log.info("not listening for new work, polling goes on: %s", error)
+            log.info("not listening for new work, polling continues: %s", error)
             stop.wait(pause)
             pause = min(2 * pause, longest)
 
 
-def _hear(
-    place: Place,
+def _listen_until(
+    address: Address,
     connection: psycopg.Connection[Any],
     notify: Callable[[], None],
     stop: threading.Event,
@@ -55,13 +55,13 @@ def _hear(
         listened = time.monotonic()
         while not stop.is_set():
             if time.monotonic() - listened > PROBE_SECONDS:
-                _listen(place, connection)  # harmless, and it must be answered
+                _listen(address, connection)  # harmless, and it must be answered
                 listened = time.monotonic()
             if selector.select(WATCH_SECONDS):
                 for _ in connection.notifies(timeout=0):
                     notify()
 
 
-def _listen(place: Place, connection: psycopg.Connection[Any]) -> None:
+def _listen(address: Address, connection: psycopg.Connection[Any]) -> None:
     with answering(connection, ANSWER_SECONDS):
-        connection.execute(place.sql("LISTEN {s}"))
+        connection.execute(address.sql("LISTEN {s}"))

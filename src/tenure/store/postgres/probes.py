@@ -1,4 +1,4 @@
-"""What stands around a PostgreSQL database: a pooler before it, something that keeps dead rows.
+"""What surrounds a PostgreSQL database: a pooler before it, something that keeps dead rows.
 
 Questions for `tenure doctor` and for the checks at the start. Nothing is changed.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from tenure.store.postgres.connection import CONNECTED
 
-# Where psycopg is missing, the import above says what to do; so it stands first.
+# The import above says what to do where psycopg is missing, so it comes first.
 # isort: split
 import psycopg
 
@@ -19,16 +19,16 @@ POOLER_SECONDS = 2.0
 """How long a second client waits for a session before the pooler is taken to lend none twice."""
 
 LONG_SECONDS = 300.0
-MANY_TRANSACTIONS = 1_000_000
+MAX_TRANSACTIONS = 1_000_000
 """How old, in transactions, a snapshot may be whose session this role may not look into."""
 
 
 def pools_transactions(connection: psycopg.Connection[Any]) -> bool:
     """Whether a pooler lends one session of the server to several clients in turn.
 
-    A pooler answers for the server at the start, with a process number of its own. One in session
-    mode does that too, so a second client, which holds a transaction open, tells them apart: either
-    it was lent the session that this connection had, or this connection gets another one meanwhile.
+    A pooler answers for the server at the start, with its own process number. One in session
+    mode does that too, so a second client, which holds a transaction open, decides: either it
+    was lent the session that this connection had, or this connection gets another one meanwhile.
     Costs one round trip where there is no pooler. Raises psycopg's errors.
     """
     mine = _backend(connection)
@@ -107,9 +107,9 @@ def holds_back(
     """What keeps dead rows or the log from being cleared away, and how to end it; None if nothing.
 
     Counted are transactions open for more than `longer_than` seconds, here or on a standby whose
-    snapshots count, prepared ones, and replication slots that nobody reads. With one of them the
+    snapshots count, prepared ones, and replication slots without a reader. With one of them the
     queue's indexes fill with dead entries, or the disk with log. Raises psycopg's errors.
     """
-    values = (MANY_TRANSACTIONS, longer_than, longer_than)
+    values = (MAX_TRANSACTIONS, longer_than, longer_than)
     found = [text for (text,) in connection.execute(HOLDERS, values)]
     return ". ".join(found) or None

@@ -18,7 +18,7 @@ from tenure.jobs.queries import MAX_AHEAD
 from tenure.lifecycle import Job
 from tenure.store import audit
 from tenure.store.postgres import listen as postgres_watch
-from tenure.store.postgres.connection import CONNECTED, NOW, place_of
+from tenure.store.postgres.connection import CONNECTED, NOW, address_of
 from tenure.store.postgres.dialect import DIALECT
 from tenure.store.postgres.search import PostgresSearches
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, answering
@@ -29,7 +29,7 @@ T = TypeVar("T")
 MAX_CONNECTIONS = 4
 WAIT_SECONDS = 5.0
 RETRY_SECONDS = 1.0
-"""How long the pool tries to connect by itself. Then it waits for somebody who wants to read: its
+"""How long the pool tries to connect by itself. After that it waits for the next read: its
 pauses between attempts grow to minutes, for which a database that is back would not be noticed."""
 AUDIT_SECONDS = 3600.0
 """How long one query of `tenure verify` may take, which reads everything there is."""
@@ -123,7 +123,7 @@ class PostgresReader(Reader):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self._place = place_of(url)
+        self._address = address_of(url)
         self._queries: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._pool: ConnectionPool | None = None
@@ -135,7 +135,7 @@ class PostgresReader(Reader):
                 raise StoreUnavailable("the store is closed")
             if self._pool is None:
                 self._pool = ConnectionPool(
-                    self._place.conninfo,
+                    self._address.conninfo,
                     kwargs=CONNECTED,
                     min_size=0,
                     max_size=MAX_CONNECTIONS,
@@ -148,9 +148,9 @@ class PostgresReader(Reader):
             return self._pool
 
     def reconnect(self) -> None:
-        """Keep no session: those that are open may lead to a primary of before, which still reads.
+        """Drop every session: an open one may lead to a former primary, which can still be read.
 
-        Such a server refuses writers, who connect anew then; readers it would tell old news.
+        Such a server refuses writers, who connect again. Readers would get old data from it.
         """
         with self._lock:
             if self._pool is not None:
@@ -159,7 +159,7 @@ class PostgresReader(Reader):
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         query = self._queries.get(statement)
         if query is None:
-            query = self._queries[statement] = self._place.sql(statement)
+            query = self._queries[statement] = self._address.sql(statement)
         return self._ask(lambda pool: _fetch(pool, query, values))
 
     def rows_by_index(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -167,7 +167,7 @@ class PostgresReader(Reader):
 
         The planner cannot know how little that is: it would read and sort the whole table.
         """
-        query = self._place.sql(statement)
+        query = self._address.sql(statement)
 
         def ask(pool: ConnectionPool) -> list[Any]:
             with (
@@ -230,7 +230,7 @@ class PostgresReader(Reader):
         limit: int,
         pool: ConnectionPool,
     ) -> list[audit.Finding]:
-        query = self._place.sql(asked.statement(DIALECT))
+        query = self._address.sql(asked.statement(DIALECT))
         with (
             pool.connection() as connection,
             answering(connection, AUDIT_SECONDS),
@@ -242,7 +242,7 @@ class PostgresReader(Reader):
                 return audit.findings(asked, cursor.stream(query), before, limit)
 
     def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
-        postgres_watch.watch(self._place, notify, stop)
+        postgres_watch.watch(self._address, notify, stop)
 
     def close(self) -> None:
         with self._lock:

@@ -8,9 +8,9 @@ from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.jobs.progress import Progress, no_progress
 from tenure.store import migrate
-from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Place, connect, place_of
+from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Address, address_of, connect
 
-# Where psycopg is missing, the import above says what to do; so it stands first.
+# The import above says what to do where psycopg is missing, so it comes first.
 # isort: split
 import psycopg
 from psycopg import errors
@@ -19,7 +19,7 @@ from psycopg import errors
 # done. The transaction owns it, not the session, so that poolers do not matter.
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tenure ' || %s, 0))"
 # A starter that is frozen in the middle must not keep the others waiting for ever; and a step that
-# waits for a table must not for long, since everybody queues up behind it: it is tried again.
+# waits for a table must not for long, since other statements queue behind it: it is tried again.
 FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 WAITING = "SET LOCAL lock_timeout = '10s'"
 VERSIONS = """
@@ -34,26 +34,26 @@ def upgrade(url: str, progress: Progress = no_progress) -> int:
     Nothing is locked and no right to create is needed where the schema is current. Raises
     SchemaMismatch for what is newer, foreign, too old a server or forbidden, and StoreUnavailable.
     """
-    place = place_of(url)
+    address = address_of(url)
     try:
-        with connect(place) as connection:
+        with connect(address) as connection:
             _check_server(connection)
-            if version_of(connection, place) != migrate.newest("postgres"):
+            if version_of(connection, address) != migrate.newest("postgres"):
                 with connection.transaction():
                     connection.execute(FROZEN)
-                    connection.execute(LOCK, (place.schema,))
+                    connection.execute(LOCK, (address.schema,))
                     connection.execute(WAITING)
-                    _migrate(connection, place, progress)
+                    _migrate(connection, address, progress)
                 failpoints.hit("migrate.after_commit")
             return migrate.newest("postgres")
     except errors.InsufficientPrivilege as error:
         raise SchemaMismatch(
-            f"this role may not set up schema {place.schema}: {error.diag.message_primary}; run "
+            f"this role may not set up schema {address.schema}: {error.diag.message_primary}; run "
             "`tenure migrate` once as a role that may, and grant this one the use of its tables"
         ) from error
     except (errors.DuplicateTable, errors.DuplicateFunction, errors.UndefinedColumn) as error:
         raise SchemaMismatch(
-            f"schema {place.schema} holds something else than Tenure's tables: "
+            f"schema {address.schema} holds something else than Tenure's tables: "
             f"{error.diag.message_primary}; choose another with ?schema=name"
         ) from error
     except psycopg.OperationalError as error:
@@ -62,19 +62,19 @@ def upgrade(url: str, progress: Progress = no_progress) -> int:
 
 def found(url: str) -> int:
     """The schema's version at `url`; 0 where there is none."""
-    place = place_of(url)
+    address = address_of(url)
     try:
-        with connect(place) as connection:
-            return version_of(connection, place)
+        with connect(address) as connection:
+            return version_of(connection, address)
     except psycopg.OperationalError as error:
         raise StoreUnavailable(f"the database did not answer: {error}") from error
 
 
-def version_of(connection: psycopg.Connection[Any], place: Place) -> int:
+def version_of(connection: psycopg.Connection[Any], address: Address) -> int:
     """The schema's version; 0 for a database without Tenure's tables."""
-    if not _one(connection, "SELECT to_regclass(%s)", f"{place.quoted}.schema_version"):
+    if not _one(connection, "SELECT to_regclass(%s)", f"{address.quoted}.schema_version"):
         return 0
-    return int(_one(connection, place.sql("SELECT max(version) FROM {s}.schema_version")) or 0)
+    return int(_one(connection, address.sql("SELECT max(version) FROM {s}.schema_version")) or 0)
 
 
 def _check_server(connection: psycopg.Connection[Any]) -> None:
@@ -89,20 +89,22 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
         )
 
 
-def _migrate(connection: psycopg.Connection[Any], place: Place, progress: Progress) -> None:
-    if _one(connection, "SELECT to_regnamespace(%s)", place.quoted) is None:
-        connection.execute(place.sql("CREATE SCHEMA {s}"))
-    clock = NOW.replace("{s}", place.quoted)
+def _migrate(connection: psycopg.Connection[Any], address: Address, progress: Progress) -> None:
+    if _one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
+        connection.execute(address.sql("CREATE SCHEMA {s}"))
+    clock = NOW.replace("{s}", address.quoted)
     names = {
         **migrate.generated("IS DISTINCT FROM", clock, "greatest", "o", "n"),
-        "schema": place.quoted,
+        "schema": address.quoted,
     }
-    version = version_of(connection, place)
-    for number, script in migrate.pending("postgres", version, f"schema {place.schema}", progress):
+    version = version_of(connection, address)
+    for number, script in migrate.pending(
+        "postgres", version, f"schema {address.schema}", progress
+    ):
         failpoints.hit("migrate.before_step")
         connection.execute(script.format_map(names).encode())
-        connection.execute(place.sql(VERSIONS))
-        insert = place.sql(f"INSERT INTO {{s}}.schema_version VALUES (%s, {NOW})")
+        connection.execute(address.sql(VERSIONS))
+        insert = address.sql(f"INSERT INTO {{s}}.schema_version VALUES (%s, {NOW})")
         connection.execute(insert, (number,))
         failpoints.hit("migrate.after_step")
 

@@ -16,7 +16,7 @@ from tenure.store.search_sql import ENDED, Searches, Statement
 
 
 class PostgresSearches(Searches):
-    """See `Searches`."""
+    """`Searches` of PostgreSQL."""
 
     dialect = DIALECT
 

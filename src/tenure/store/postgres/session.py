@@ -12,7 +12,7 @@ from psycopg import errors
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from tenure.store.postgres.connection import NOW, connect, place_of, to_time
+from tenure.store.postgres.connection import NOW, address_of, connect, to_time
 from tenure.store.postgres.statements import BEGIN
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, Wire, answering
 from tenure.store.protocol import Trouble
@@ -44,14 +44,14 @@ class Session:
 
     def __init__(self, url: str, on_connect: Callable[[], None] = lambda: None) -> None:
         """`on_connect` is called after each connect, the first one included."""
-        self._place = place_of(url)
+        self._address = address_of(url)
         self._on_connect = on_connect
         self._connection: psycopg.Connection[Any] | None = None
         self._wire: Wire | None = None
         self._patience = ANSWER_SECONDS
         self._queries: dict[str, bytes] = {}
         self._begin = BEGIN
-        self._begun = True  # False: BEGIN is still to be sent, with the first statement
+        self._started = True  # False: BEGIN is still to be sent, with the first statement
         self._now: datetime | None = None
         self._marked = False
         self._warnings: list[str] = []
@@ -61,12 +61,12 @@ class Session:
         """Begin with the first statement, which saves a round trip where that needs no values."""
         if self._connection is None:
             self._connection = self._connect()
-        self._begun = False
+        self._started = False
         self._now = None
         self._marked = False
 
     def _connect(self) -> psycopg.Connection[Any]:
-        connection = connect(self._place)
+        connection = connect(self._address)
         connection.add_notice_handler(self._hear)
         with answering(connection, self._patience):
             (waits,) = connection.execute(b"SHOW synchronous_commit").fetchone() or ("",)
@@ -83,8 +83,8 @@ class Session:
                 self._cut_short.append(notice.message_primary or "")
 
     def commit(self) -> None:
-        if not self._begun:  # there was nothing to do
-            self._begun = True
+        if not self._started:  # there was nothing to do
+            self._started = True
             return
         self._warnings.clear()
         done = self._run("COMMIT").statusmessage
@@ -93,7 +93,7 @@ class Session:
             raise Unconfirmed(f"COMMIT ended in {done}: {'; '.join(self._warnings)}")
 
     def rollback(self) -> None:
-        self._begun = True
+        self._started = True
         if self._connection is None:
             return
         try:
@@ -130,8 +130,8 @@ class Session:
         *,
         binary: bool,
     ) -> psycopg.Cursor[Any]:
-        if not self._begun:
-            self._begun = True
+        if not self._started:
+            self._started = True
             if values is None:
                 together = self._bytes(f"{self._begin}; {statement}")
                 cursor = connection.execute(together)
@@ -146,7 +146,7 @@ class Session:
     def _bytes(self, statement: str) -> bytes:
         query = self._queries.get(statement)
         if query is None:
-            query = self._queries[statement] = self._place.sql(statement)
+            query = self._queries[statement] = self._address.sql(statement)
         return query
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:

@@ -1,7 +1,7 @@
 """The statements of the PostgreSQL store. `{s}` is the schema; other braces, a part put in later.
 
 They are set-based: rows come in as one array per column. Each repeats its guard on the row that it
-changes, which is the condition PostgreSQL tests again after a wait for somebody else's lock.
+changes, which PostgreSQL tests again after a wait for the lock of another transaction.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tenure.store.rows import CHANGED, COLUMNS, TIMES, selected
 # Plans must not hang on statistics: right after a bulk load the planner would read and sort the
 # whole table for one batch. Settings end with the transaction, as a transaction pooler demands.
 # A process that is frozen between two statements holds its locks for less time than others wait for
-# them; thawed, it finds its transaction undone, and begins again. The table's lock, which a write
-# takes anyway, comes first: who waits for an index to be made must not stamp a lease before that.
+# them; thawed, it finds its transaction undone and starts again. The table's lock, which a write
+# takes anyway, comes first: a wait for an index to be made must not count against a lease.
 BEGIN = """
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off;
@@ -95,7 +95,7 @@ SELECT count(*) FROM (
 
 SELECT_JOB = f"SELECT {JOB_COLUMNS} FROM {{s}}.job"
 LOCK = f"SELECT {JOB_COLUMNS} FROM {{s}}.locked(%b::uuid[]) AS job"
-# After a wait for somebody else's lock both conditions are tested again on the row as it is then.
+# After a wait for another transaction's lock, both conditions are tested again on the new row.
 LOCK_EXPIRED = f"""
 {SELECT_JOB} WHERE status = 'processing' AND lease_expires_at <= {NOW}
 ORDER BY job.lease_expires_at LIMIT %s FOR UPDATE SKIP LOCKED
@@ -111,8 +111,8 @@ FROM {rows_of("asked", "job_id", "lease_id")} JOIN {{s}}.transition AS t USING (
 WHERE t.event <> 'claimed' ORDER BY t.job_id, t.lease_id, t.seq DESC
 """
 
-# A row that somebody else has locked is being reported or swept at this moment: it is not waited
-# for (two batches could wait for each other), and until that ends its lease is held.
+# A row that another transaction has locked is being reported or swept at this moment. It is not
+# waited for (two batches could wait for each other), and until that ends its lease is held.
 RENEW = f"""
 WITH asked AS MATERIALIZED (
     SELECT * FROM {rows_of("lease", "id", "lease_id")}
@@ -131,9 +131,9 @@ INSERT INTO {s}.trace SELECT * FROM unnest(%b::uuid[], %b::text[]) ON CONFLICT D
 """
 TRACES = "SELECT job_id::text, traceparent FROM {s}.trace WHERE job_id = ANY (%b::uuid[])"
 
-# What has been measured and told to webhooks ends at a place and at a time. The time bounds the
-# search: what settled after it need not be looked at. Moves after the place are counted, since
-# NOT EXISTS could become a join with the whole ledger.
+# What is in the statistics and delivered to webhooks ends at a place and at a time. The time bounds
+# the search: what settled after it need not be looked at. Transitions after the place are counted,
+# since NOT EXISTS could become a join with the whole ledger.
 NEXT_ENTRY = """
 SELECT floor(date_part('epoch', at) * 1000)::bigint FROM {s}.transition
 WHERE (xid, seq) > (%s::text::xid8, %s::bigint) ORDER BY xid, seq LIMIT 1

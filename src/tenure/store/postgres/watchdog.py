@@ -1,9 +1,9 @@
-"""A PostgreSQL that falls silent: connections that have to wait too long for an answer are cut.
+"""Cut connections to PostgreSQL that wait too long for an answer.
 
 TCP notices a peer that is gone. It does not notice a pooler or a server that hangs: their machine
-goes on confirming every packet, and whoever waits for an answer would wait for ever. So one thread
-of this process looks at the connections that wait, and cuts those that have waited too long. Cut
-connections fail like any that broke, and the next use connects anew.
+still confirms every packet, so a wait for an answer would never end. Therefore one thread of this
+process looks at the waiting connections, and cuts each that has waited too long. A cut connection
+fails like any broken one, and the next use connects again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import psycopg
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 60.0
-"""How long a statement may take. Far above what any of ours takes, a wait for a lock included."""
+"""How long a statement may take. Tenure's take far less, including a wait for a lock."""
 LOOK_SECONDS = 0.2
 
 
@@ -30,7 +30,7 @@ class Wire:
     """The socket under a connection, which another thread can cut."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        """Close it with the connection: it has a descriptor of its own."""
+        """Close it with the connection: it has its own file descriptor."""
         # The family does not matter here, so that of a Unix socket need not be found out.
         self._socket = socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM)
         self.deadline: float | None = None  # monotonic seconds
@@ -46,7 +46,7 @@ class Wire:
         self.deadline = None
 
     def cut(self) -> None:
-        """End the connection under whoever waits for it."""
+        """End the connection, so that the thread that waits for it fails."""
         self.deadline = None
         log.warning("the database did not answer in time: its connection is cut")
         with contextlib.suppress(OSError):  # closed meanwhile

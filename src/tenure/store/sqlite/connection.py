@@ -18,15 +18,15 @@ from tenure.store.sqlite.files import identity
 
 BUSY_TIMEOUT_MS = 10_000
 LOG_BYTES = 64 * 1024 * 1024
-"""To what a log is cut back that a long reader has made grow, once it can be begun anew."""
+"""Size to which a log that grew during a long read is cut, once it can start from its beginning."""
 CHECKPOINT_PAGES = 2_000
 PAGES_PER_COMMIT = 6
 CHANGES_PER_PAGE = 8
-"""What a commit adds to the log, roughly. There is no telling how much of it is new: its size does
-not say, and to open one of its files would drop the locks that SQLite has on it."""
+"""What a commit adds to the log, roughly. How much of the log is new cannot be found out: its size
+does not show it, and to open one of its files would drop the locks that SQLite has on it."""
 
 LOOK_SECONDS = 0.0003
-"""How often a writer looks whether the one before it is through."""
+"""How often a writer looks whether the previous one has finished."""
 OLDEST_SQLITE = (3, 38, 0)
 
 
@@ -35,14 +35,14 @@ def path_of(url: str) -> Path:
     path, _, option = url.removeprefix("sqlite:///").partition("?")
     if path == url or path in {"", ":memory:"} or option not in {"", filesystems.ANY}:
         raise InvalidInput(
-            f"{without_password(url)!r} names no SQLite file; write sqlite:///jobs.db or "
-            "sqlite:////var/lib/jobs.db"
+            f"{without_password(url)!r} is not the URL of a SQLite file; write "
+            "sqlite:///jobs.db or sqlite:////var/lib/jobs.db"
         )
     return Path(path).absolute()
 
 
 def usable_path_of(url: str) -> Path:
-    """The same, unless SQLite's log does not work there, or a stranger's link leads there."""
+    """Return the same, after a check of the file system and of links on the way."""
     path = path_of(url)
     filesystems.refuse_planted(path)
     if not url.endswith(f"?{filesystems.ANY}"):
@@ -60,8 +60,8 @@ class Connection(sqlite3.Connection):
 
 _open: weakref.WeakKeyDictionary[Connection, tuple[int, int]] = weakref.WeakKeyDictionary()
 _inherited: set[tuple[int, int]] = set()
-"""Files that were open when this process was forked off. SQLite takes the parent's locks on them
-for its own and locks nothing: whoever closes the file last deletes the log under the child."""
+"""Files that were open when this process was forked. SQLite takes the parent's locks on them for
+its own and locks nothing: the process that closes the file last deletes the log under the child."""
 
 
 def _inherit() -> None:
@@ -86,8 +86,8 @@ def connect(path: Path) -> Connection:
     file = identity(path)
     if file in _inherited:
         raise StoreUnavailable(
-            f"{path} was open when this process was forked off, and SQLite does not lock it here: "
-            "close it before the fork, or use it only after"
+            f"{path} was open when this process was forked, and SQLite does not lock it here: "
+            "close it before the fork, or open it only after it"
         )
     connection = sqlite3.connect(
         path,
@@ -107,7 +107,7 @@ def connect(path: Path) -> Connection:
         if resets_wal_unsafely(sqlite3.sqlite_version_info):
             connection.execute("PRAGMA wal_autocheckpoint = 0")
     except BaseException:
-        connection.close()  # whoever keeps the error would keep the file open
+        connection.close()  # a kept error would keep the file open
         raise
     return connection
 
@@ -135,14 +135,14 @@ def connect_writer(path: Path) -> Connection:
     """A connection for `begin_writing`."""
     connection = connect(path)
     connection.execute("PRAGMA busy_timeout = 0")
-    # What a statement or savepoint may have to undo is kept in memory, not in a file of its own;
+    # What a statement or savepoint may have to undo is kept in memory, not in a separate file;
     # the log, which a crash is undone by, stays where it is.
     connection.execute("PRAGMA temp_store = MEMORY")
     return connection
 
 
 def begin_writing(connection: sqlite3.Connection) -> None:
-    """Begin a write transaction, waiting for whoever writes now, up to the busy timeout.
+    """Begin a write transaction, waiting for another writer up to the busy timeout.
 
     SQLite's own waiting sleeps longer and longer: where workers take turns of some milliseconds
     each, it finds the pauses between them by luck only.
@@ -163,7 +163,7 @@ def resets_wal_unsafely(version: tuple[int, int, int]) -> bool:
     """Whether this SQLite can lose a commit made while another connection checkpoints.
 
     Fixed in 3.51.3, and in the maintenance releases 3.50.7 and 3.44.6. On older libraries Tenure
-    checkpoints only while nobody can write (`Checkpoints`).
+    checkpoints only while no other connection can write (`Checkpoints`).
     """
     branch = version[:2]
     if branch == (3, 50):
@@ -193,7 +193,7 @@ NOW = "(SELECT at FROM tenure_now)"
 
 
 class Checkpoints:
-    """Copies the log into the database, on libraries where SQLite must not do it by itself.
+    """Copies the log into the database, on libraries where SQLite must not do it automatically.
 
     A second connection does so while the first holds the right to write: no commit anywhere can
     fall into the checkpoint. It waits for no reader, takes what readers leave to it, and the log is
@@ -213,7 +213,7 @@ class Checkpoints:
         """Checkpoint at the next `run`, whatever the library.
 
         The log could not grow: once it has been copied it is written again from its start, and
-        what needs no more room than that, such as pruning, goes on with the disk full.
+        what needs no more room than that, such as pruning, still works with the disk full.
         """
         self._due = True
 

@@ -17,7 +17,7 @@ from tenure.store.sqlite import filesystems
 from tenure.store.sqlite import schema as sqlite_schema
 from tenure.store.sqlite.connection import OLDEST_SQLITE, resets_wal_unsafely
 
-LITTLE_SPACE = 1024**3
+MIN_SPACE = 1024**3
 """Bytes; the log of a SQLite file alone may take some hundred MB while there is a long reader."""
 
 SETTINGS: Settings = {
@@ -67,7 +67,7 @@ def file_system(kind: str) -> Check:
 def space(free: int) -> Check:
     """Whether the disk has room; `free` in bytes."""
     found = f"{free / 1024**2:,.0f} MiB free"
-    if free >= LITTLE_SPACE:
+    if free >= MIN_SPACE:
         return Check("disk", CheckResult.OK, found)
     advice = (
         "on a full disk no job is accepted and no result recorded until there is room: free some, "
@@ -77,7 +77,7 @@ def space(free: int) -> Check:
 
 
 def files(mode: int, links: int, closed: Collection[str]) -> Check:
-    """Whether this user, and nobody else, may use the file.
+    """Whether only this user may use the file.
 
     `mode` and `links` are those of the database file; `closed` names what this user may not read
     and write.

@@ -1,8 +1,8 @@
-"""Are the files of an open SQLite database still the ones that carry its names?
+"""Whether the files of an open SQLite database are still those with its names.
 
-A database that is moved or replaced under a running process, or whose log is deleted, goes on
-working for those who have it open: they write to files that nobody else can find, and what they
-acknowledge is gone with them. SQLite does not notice in WAL mode. So the names are looked at before
+A database that is moved or replaced under a running process, or whose log is deleted, still works
+for processes that have it open: they write to files that no other process can find, and what they
+acknowledge is lost with them. SQLite does not notice in WAL mode. So the names are looked at before
 each write.
 """
 
@@ -27,13 +27,13 @@ class Files:
             if identity(name) != known:
                 raise sqlite3.OperationalError(
                     f"{name} was replaced, moved or deleted while it was open. Nothing more is "
-                    "written, since nobody would find it: stop every process that uses this "
+                    "written, since no process would find it: stop every process that uses this "
                     "database, put its files in order, and start them again"
                 )
 
 
 def identity(name: str | Path) -> tuple[int, int] | None:
-    """What tells a file from every other, whatever its name; None if there is none."""
+    """Return what identifies a file whatever its name, None if there is none."""
     try:
         found = os.stat(name)  # noqa: PTH116 - on the way of every write: half as long as Path's
     except FileNotFoundError:

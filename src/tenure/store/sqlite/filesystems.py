@@ -1,12 +1,12 @@
-"""Whether a database may be where a path leads: to a file system that carries it, by nobody's link.
+"""Whether a database may be where a path leads: the file system, and links on the way.
 
 The write-ahead log needs locks and shared memory that every process using the file sees alike. On
 a network or a host's shared folder they do not exist, or not for all: commits are lost and files
 damaged without an error. So such a place is refused before anything is written, where the
-kind can be told, which is on Linux.
+kind is known, which is on Linux.
 
-In a folder where everybody may make files, /tmp above all, anybody can put a link under the name of
-a database, and have it made elsewhere or read their own. Linux refuses such links by itself if
+In a folder where every user may make files, such as /tmp, any user can put a link under the name of
+a database, so that it is made elsewhere or another one is read. Linux refuses such links if
 fs.protected_symlinks is 1, which not every system sets.
 """
 
@@ -38,8 +38,8 @@ REMOTE = frozenset(
 )
 """Kinds that are known not to carry the log."""
 ANY = "filesystem=any"
-"""Behind `?` in a URL: whoever gives it vouches for the place. There are sandboxes whose every
-folder is `9p`, with one kernel for all that use it: the log works, but the name does not tell."""
+"""After `?` in a URL, it says that the log works there. In some sandboxes every folder is
+`9p`, with one kernel for all users: the log works, but the name of the kind does not show it."""
 
 _escaped = re.compile(r"\\([0-7]{3})")
 
@@ -76,7 +76,7 @@ def refuse_remote(path: Path) -> None:
             f"{path} is on a file system of kind {kind}, where SQLite's locks and log do not "
             "work: jobs would be lost or the file damaged. Put it on a local disk (of a container: "
             "a volume that is a local folder), or use PostgreSQL. If only one kernel ever opens "
-            f"it, and you vouch for that, add ?{ANY} to the URL"
+            f"it, and you are sure of that, add ?{ANY} to the URL"
         )
 
 
@@ -96,7 +96,7 @@ def refuse_planted(path: Path) -> None:
             if is_planted(step.lstat(), step.parent.stat(), os.geteuid()):
                 raise InvalidInput(
                     f"{path} leads through {step}, a link that another user made in a folder where "
-                    "everybody may make files: put the database into a folder of your own"
+                    "every user may make files: put the database into a folder that is yours"
                 )
             waiting.append(step.parent / step.readlink())
 

@@ -11,13 +11,13 @@ from itertools import chain
 from typing import Any
 
 SHAPES = (1, 8, 32, 128, 512)
-"""Rows in one statement. Few, for each is a statement of its own to prepare and to keep."""
+"""Rows in one statement. Few shapes: each is a separate statement to prepare and to keep."""
 
 
 class OverRows:
     """A statement over rows, which stand for its `{rows}`: a table `name` with these columns.
 
-    There are as many rows as one of `SHAPES`; those that are not needed hold nothing but NULL.
+    There are as many rows as one of `SHAPES`; unneeded ones are all NULL.
     """
 
     def __init__(self, name: str, columns: Sequence[str], statement: str) -> None:

@@ -16,7 +16,7 @@ GATHERED_BY = {Status.PENDING: "tenure_job_ready", Status.PROCESSING: "tenure_jo
 
 
 class SqliteSearches(Searches):
-    """See `Searches`."""
+    """`Searches` of SQLite."""
 
     dialect = DIALECT
 

@@ -101,8 +101,8 @@ SELECT event FROM tenure_transition
 WHERE job_id = ? AND lease_id = ? AND event <> 'claimed' ORDER BY seq DESC LIMIT 1
 """
 
-# What has been measured and told to webhooks ends at a place and at a time. The time bounds the
-# search: what settled after it need not be looked at.
+# What is in the statistics and delivered to webhooks ends at a place and at a time. The time bounds
+# the search: what settled after it need not be looked at.
 NEXT_ENTRY = "SELECT at FROM tenure_transition WHERE seq > ? ORDER BY seq LIMIT 1"
 PRUNE = """
 DELETE FROM tenure_job WHERE rowid IN (

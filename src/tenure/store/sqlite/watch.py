@@ -1,10 +1,10 @@
-"""Notices what other processes commit to a SQLite file: soon if something happens, cheaply else.
+"""Notice what other processes commit to a SQLite file: soon after a commit, cheaply when idle.
 
-SQLite tells nobody about a commit; it can only be asked (`PRAGMA data_version`). So it is asked
-when there is reason to: on Linux the kernel tells of writes to the write-ahead log. A write comes
-before its commit can be seen, by the time that the flush takes, so the question is repeated until
-the answer changes, at intervals that are short at first and grow with the wait. A slow poll goes
-on all the time: there are file systems whose writes the kernel does not tell of.
+SQLite does not announce a commit; it can only be asked (`PRAGMA data_version`). So it is asked when
+there is reason to: on Linux the kernel reports writes to the write-ahead log. A write comes before
+its commit can be seen, by the time that the flush takes, so the question is repeated until the
+answer changes, at intervals that are short at first and grow with the wait. A slow poll runs all
+the time: there are file systems whose writes the kernel does not report.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Pace(NamedTuple):
     longest: float
 
 
-TOLD = Pace(1 / 8, 0.0002, 0.1)
-"""Where writes are told of. The longest pause is the poll for file systems that keep silent."""
-UNTOLD = Pace(1 / 100, 0.002, 0.01)
+REPORTED = Pace(1 / 8, 0.0002, 0.1)
+"""Where writes are reported. The longest pause is the poll for file systems that report none."""
+POLLED = Pace(1 / 100, 0.002, 0.01)
 LOADED_SECONDS = 0.002
 """The average between looks while commits never pause. Shorter pauses are paid with saved looks."""
 MAX_SAVED = 500.0
@@ -50,17 +50,17 @@ class Looks:
         self._looked = now
         self._saved = MAX_SAVED
 
-    def pause(self, now: float, *, written: bool, changed: bool, told: bool) -> float:
+    def pause(self, now: float, *, written: bool, changed: bool, reported: bool) -> float:
         """Seconds until the next look, after one at `now`.
 
         `written`: the log was, since the look before. `changed`: the look found a commit.
-        `told`: we are told of writes at all.
+        `reported`: writes are reported at all.
         """
-        if written or (changed and not told):
+        if written or (changed and not reported):
             self._sign = now  # a write beside a commit may belong to the next one: go on looking
         elif changed:
             self._sign = float("-inf")  # whatever was written has become the commit that was seen
-        share, shortest, longest = TOLD if told else UNTOLD
+        share, shortest, longest = REPORTED if reported else POLLED
         pause = min(max((now - self._sign) * share, shortest), longest)
         self._saved = min(self._saved + (now - self._looked) / LOADED_SECONDS, MAX_SAVED) - 1
         self._looked = now
@@ -111,7 +111,7 @@ class LogWrites:
         os.eventfd_write(self._interruption, 1)
 
     def close(self) -> None:
-        """Stop watching; nobody may be waiting."""
+        """Stop watching. No thread may be waiting."""
         os.close(self._fd)
         os.close(self._interruption)
 
@@ -127,7 +127,7 @@ class Commits:
     def any(self) -> bool:
         """Whether there were any since the last call; yes on a new connection, to be safe.
 
-        May raise sqlite3.Error; the next call then connects anew.
+        May raise sqlite3.Error; the next call connects again.
         """
         try:
             if self._connection is None:
@@ -154,15 +154,15 @@ def watch(
     notify: Callable[[], None],
     stop: threading.Event,
 ) -> None:
-    """Ring at the beginning and after every commit, this process's own too, until `stop` is set.
+    """Call `notify` at the start and after every commit, this process's too, until `stop` is set.
 
     `wal` is the write-ahead log of the file that `connect` opens. Commits in quick succession may
-    share a ring. Database errors are logged and end nothing.
+    share one call. Database errors are logged and end nothing.
     """
     try:
         writes = LogWrites(wal)
     except OSError as error:
-        log.info("nobody tells of writes to %s, so it is polled: %s", wal, error)
+        log.info("writes to %s are not reported, so it is polled: %s", wal, error)
         _look_until(stop, Commits(connect), None, notify)
         return
     looking = threading.Thread(
@@ -182,10 +182,10 @@ def _look_until(
     stop: threading.Event, commits: Commits, writes: LogWrites | None, notify: Callable[[], None]
 ) -> None:
     looks = Looks(time.monotonic())
-    pause, told, heard, failing = 0.0, False, False, False
+    pause, reported, heard, failing = 0.0, False, False, False
     with closing(commits):
         while not stop.is_set():
-            written = writes.wait(pause) if writes and told else stop.wait(pause)
+            written = writes.wait(pause) if writes and reported else stop.wait(pause)
             heard = heard or written
             try:
                 changed = commits.any()
@@ -198,9 +198,11 @@ def _look_until(
             failing = False
             if changed:
                 notify()
-            pause = looks.pause(time.monotonic(), written=written, changed=changed, told=told)
-            if writes and changed and not heard:  # the log has been made, or made anew
-                told = writes.aim()
+            pause = looks.pause(
+                time.monotonic(), written=written, changed=changed, reported=reported
+            )
+            if writes and changed and not heard:  # the log is new
+                reported = writes.aim()
                 pause = 0.0  # something may have come before that
             if changed:
                 heard = written

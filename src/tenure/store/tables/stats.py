@@ -26,7 +26,7 @@ from tenure.store.tables.error_kinds import kind_of
 MAX_ENTRIES = 2_000
 """Ledger entries in a batch."""
 MAX_SERIES = 200
-"""Pairs of type and queue with activity and totals of their own. The rest is `OTHER`."""
+"""Pairs of type and queue with separate activity and totals. The rest is `OTHER`."""
 OTHER = "(other)"
 """No type and no queue can have this name."""
 MINUTES_KEPT = 25 * 60

@@ -54,7 +54,7 @@ CREATE INDEX job_ended ON {schema}.job (status, id) WHERE status IN ('failed', '
 CREATE INDEX job_finished ON {schema}.job (status, finished_at) WHERE finished_at IS NOT NULL;
 CREATE UNIQUE INDEX job_key ON {schema}.job (idempotency_key) WHERE idempotency_key IS NOT NULL;
 
--- The ledger: one row per move, written by triggers only. Sequence numbers commit out of order, so
+-- The ledger: one row per transition, written by triggers only. Sequence numbers commit out of order, so
 -- the stream is read by transaction first, up to the oldest one still running.
 CREATE TABLE {schema}.transition (
     xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
@@ -94,7 +94,7 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: ' || TG_ARGV[0];
 END $$;
 
--- Guards. The illegal case stands in the WHEN clause, so a legal move calls nothing; they fire
+-- Guards. The illegal case is in the WHEN clause, so a legal transition calls nothing; they fire
 -- AFTER, because a trigger BEFORE an update would lock, and log, every row once more.
 
 CREATE TRIGGER job_enters AFTER INSERT ON {schema}.job
@@ -103,7 +103,7 @@ CREATE TRIGGER job_enters AFTER INSERT ON {schema}.job
 
 CREATE TRIGGER job_moves AFTER UPDATE ON {schema}.job
     FOR EACH ROW WHEN ({illegal_change})
-    EXECUTE FUNCTION {schema}.refuse('illegal move of a job');
+    EXECUTE FUNCTION {schema}.refuse('illegal transition of a job');
 
 CREATE TRIGGER job_leaves AFTER DELETE ON {schema}.job
     FOR EACH ROW WHEN ({illegal_delete})
@@ -160,17 +160,17 @@ CREATE TRIGGER transition_stays AFTER DELETE ON {schema}.transition
     REFERENCING OLD TABLE AS removed
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.keep_ledger();
 
-CREATE TRIGGER transition_stands BEFORE UPDATE OR TRUNCATE ON {schema}.transition
+CREATE TRIGGER transition_is_final BEFORE UPDATE OR TRUNCATE ON {schema}.transition
     EXECUTE FUNCTION {schema}.refuse('the ledger cannot be edited');
 
 CREATE TRIGGER transition_appends BEFORE INSERT ON {schema}.transition
     FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0)
-    EXECUTE FUNCTION {schema}.refuse('the ledger is written by moves of jobs');
+    EXECUTE FUNCTION {schema}.refuse('the ledger is written by transitions of jobs');
 
 ALTER TABLE {schema}.job
     ENABLE ALWAYS TRIGGER job_enters, ENABLE ALWAYS TRIGGER job_moves,
     ENABLE ALWAYS TRIGGER job_leaves, ENABLE ALWAYS TRIGGER job_stays,
     ENABLE ALWAYS TRIGGER job_entered, ENABLE ALWAYS TRIGGER job_moved;
 ALTER TABLE {schema}.transition
-    ENABLE ALWAYS TRIGGER transition_stays, ENABLE ALWAYS TRIGGER transition_stands,
+    ENABLE ALWAYS TRIGGER transition_stays, ENABLE ALWAYS TRIGGER transition_is_final,
     ENABLE ALWAYS TRIGGER transition_appends;

@@ -1,11 +1,11 @@
--- The hot path, as functions: a session keeps their plans from call to call, whoever the client is,
--- while a statement that is sent is parsed and planned anew each time (prepared ones would be state
+-- The hot path, as functions: a session keeps their plans from call to call, whatever the client,
+-- while a statement that is sent is parsed and planned again each time (prepared ones would be state
 -- of a session, which a transaction pooler does not keep). The plans are generic and must not hang
 -- on statistics, hence the settings: right after a bulk load the planner would read the whole table.
 -- Rows come in as one array per column. Times go out in UTC and ids as text.
 
 -- Jobs to add as rows of the table.
-CREATE FUNCTION {schema}.drafted(
+CREATE FUNCTION {schema}.new_jobs(
     ids uuid[], types text[], queues text[], priorities bigint[], limits bigint[],
     timeouts double precision[], actors text[], keys text[], fingerprints text[], payloads text[],
     run_ats timestamptz[], delays double precision[], backoffs text[], now timestamptz
@@ -45,13 +45,13 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    -- Nearly always all are new. To take that for granted, and to be told when it is not so, costs
+    -- Nearly always all are new. To assume that, and to handle the error otherwise, costs
     -- a seventh less than ON CONFLICT, which writes each row in two steps.
     BEGIN
         WITH entered AS (
             INSERT INTO {schema}.job (id, type, queue, priority, max_retries, timeout, actor,
                 idempotency_key, fingerprint, payload, run_at, created_at, backoff)
-            SELECT * FROM {schema}.drafted(ids, types, queues, priorities, limits, timeouts, actors,
+            SELECT * FROM {schema}.new_jobs(ids, types, queues, priorities, limits, timeouts, actors,
                 keys, fingerprints, payloads, run_ats, delays, backoffs, now)
             RETURNING job.id, job.run_at
         )
@@ -66,7 +66,7 @@ BEGIN
         WITH entered AS (
             INSERT INTO {schema}.job (id, type, queue, priority, max_retries, timeout, actor,
                 idempotency_key, fingerprint, payload, run_at, created_at, backoff)
-            SELECT * FROM {schema}.drafted(ids, types, queues, priorities, limits, timeouts, actors,
+            SELECT * FROM {schema}.new_jobs(ids, types, queues, priorities, limits, timeouts, actors,
                 keys, fingerprints, payloads, run_ats, delays, backoffs, now)
             ON CONFLICT DO NOTHING
             RETURNING job.id, job.run_at
@@ -135,8 +135,8 @@ END $$;
 -- The lanes, each a queue at a priority, that have pending jobs, but not those of paused queues; and
 -- when the first job of each runs. They are found by stepping through the index of what is ready:
 -- one search per lane, however many jobs wait in it. `walked` says how many dead entries of the
--- index were met. One row at least: without lanes its `queue` is NULL. Deliveries to webhooks are for
--- those alone who ask for their queue by name.
+-- index were met. One row at least: without lanes its `queue` is NULL. Queues whose names begin with
+-- `tenure.` are left out: they have to be named.
 CREATE FUNCTION {schema}.lanes()
     RETURNS TABLE (walked bigint, at timestamp, queue text, priority bigint, run_at timestamp)
     LANGUAGE plpgsql
@@ -164,7 +164,7 @@ BEGIN
     )
     SELECT walk.entries - walk.lanes, (SELECT {schema}.clock()) AT TIME ZONE 'UTC',
         lane.queue, lane.priority, lane.run_at AT TIME ZONE 'UTC'
-    FROM walk LEFT JOIN lane ON lane.queue <> 'tenure.webhooks' AND NOT EXISTS (
+    FROM walk LEFT JOIN lane ON left(lane.queue, 7) <> 'tenure.' AND NOT EXISTS (
         SELECT FROM {schema}.queue WHERE name = lane.queue AND paused_at IS NOT NULL);
 END $$;
 
@@ -284,7 +284,7 @@ BEGIN
     RETURN QUERY SELECT * FROM {schema}.job WHERE id = ANY (ids) ORDER BY id FOR UPDATE;
 END $$;
 
--- Write jobs as they are after a move, each only if the row still is as it was before: one array per
+-- Write jobs as they are after a transition, each only if the row is unchanged: one array per
 -- column, in the order below. Answers how many were written.
 CREATE FUNCTION {schema}.save(
     uuid[], text[], integer[], bigint[], integer[], timestamptz[], timestamptz[], timestamptz[],

@@ -1,6 +1,6 @@
--- What the ledger adds up to, read from it in batches after the transitions (store/measures.py). Minutes and
+-- What the ledger adds up to, read from it in batches after the transitions (store/tables/stats.py). Minutes and
 -- milliseconds since 1970 UTC, in both databases. `bucket_n` counts times by the bounds in
--- records.BUCKETS. Few rows that are rewritten every second: they have room for that in their pages.
+-- jobs.stats.BUCKETS. Few rows that are rewritten every second: they have room for that in their pages.
 
 -- How far the ledger has been read: this entry and all before it in the order of the stream.
 CREATE TABLE {schema}.measured (
@@ -20,7 +20,7 @@ CREATE TABLE {schema}.tally (
     PRIMARY KEY (status, queue, type)
 ) WITH (fillfactor = 50);
 
--- Moves by minute, of about the last day.
+-- Transitions by minute, of about the last day.
 CREATE TABLE {schema}.activity (
     minute bigint NOT NULL,
     type text COLLATE "C" NOT NULL,

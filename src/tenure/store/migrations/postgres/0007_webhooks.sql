@@ -1,5 +1,5 @@
--- Who is told of which moves, and up to which position of the ledger that has been done: deliveries
--- are added as jobs in the commit that moves the position. The secret signs them, so it is kept.
+-- Which transitions each webhook gets, and up to which position of the ledger its deliveries exist:
+-- they are added as jobs in the commit that advances the position. The secret signs them.
 CREATE TABLE {schema}.webhook (
     name text COLLATE "C" PRIMARY KEY,
     id text COLLATE "C" NOT NULL,

@@ -43,7 +43,7 @@ CREATE INDEX tenure_job_finished ON tenure_job (status, finished_at)
 CREATE UNIQUE INDEX tenure_job_key ON tenure_job (idempotency_key)
     WHERE idempotency_key IS NOT NULL;
 
--- The ledger: one row per move, written by triggers only.
+-- The ledger: one row per transition, written by triggers only.
 CREATE TABLE tenure_transition (
     seq INTEGER PRIMARY KEY AUTOINCREMENT CHECK (seq > 0),
     job_id TEXT NOT NULL,
@@ -93,7 +93,7 @@ BEGIN SELECT RAISE(ABORT, 'tenure: rowids count from 1'); END;
 
 CREATE TRIGGER tenure_job_moves BEFORE UPDATE ON tenure_job
 WHEN NEW.rowid <> OLD.rowid OR {illegal_change}
-BEGIN SELECT RAISE(ABORT, 'tenure: illegal move of a job'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: illegal transition of a job'); END;
 
 CREATE TRIGGER tenure_job_leaves BEFORE DELETE ON tenure_job
 WHEN {illegal_delete}
@@ -116,7 +116,7 @@ CREATE TRIGGER tenure_transition_appends BEFORE INSERT ON tenure_transition
 WHEN EXISTS (SELECT 1 FROM tenure_transition WHERE seq = NEW.seq)
 BEGIN SELECT RAISE(ABORT, 'tenure: the ledger cannot be edited'); END;
 
-CREATE TRIGGER tenure_transition_stands BEFORE UPDATE ON tenure_transition
+CREATE TRIGGER tenure_transition_is_final BEFORE UPDATE ON tenure_transition
 BEGIN SELECT RAISE(ABORT, 'tenure: the ledger cannot be edited'); END;
 
 CREATE TRIGGER tenure_transition_stays BEFORE DELETE ON tenure_transition

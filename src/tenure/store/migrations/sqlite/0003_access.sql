@@ -1,5 +1,5 @@
 -- Who may call the HTTP API. Of a token only its digest is kept, and the row stays after its
--- revocation: its name stands in the ledger.
+-- revocation: its name is in the ledger.
 CREATE TABLE tenure_access (
     name TEXT PRIMARY KEY NOT NULL,
     prefix TEXT NOT NULL,

@@ -1,6 +1,6 @@
--- What the ledger adds up to, read from it in batches after the transitions (store/measures.py). Minutes and
+-- What the ledger adds up to, read from it in batches after the transitions (store/tables/stats.py). Minutes and
 -- milliseconds since 1970 UTC, in both databases. `bucket_n` counts times by the bounds in
--- records.BUCKETS.
+-- jobs.stats.BUCKETS.
 
 -- How far the ledger has been read: this entry and all before it.
 CREATE TABLE tenure_measured (
@@ -19,7 +19,7 @@ CREATE TABLE tenure_tally (
     PRIMARY KEY (status, queue, type)
 ) STRICT, WITHOUT ROWID;
 
--- Moves by minute, of about the last day.
+-- Transitions by minute, of about the last day.
 CREATE TABLE tenure_activity (
     minute INTEGER NOT NULL,
     type TEXT NOT NULL,
