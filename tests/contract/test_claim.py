@@ -304,3 +304,10 @@ def test_fifty_claimers_and_one_job(harness: StoreHarness) -> None:
         got = list(threads.map(lambda n: harness.claim(worker=f"w{n}"), range(50)))
     assert harness.ids(list(chain(*got))) == [job.id]
     assert harness.events(job.id) == ["enqueued", "claimed"]
+
+
+def test_a_claim_that_names_no_queue_skips_every_reserved_queue(harness: StoreHarness) -> None:
+    reserved = harness.add(queue="tenure.schedules")
+    similar = harness.add(queue="tenures")
+    assert harness.ids(harness.claim(limit=9)) == [similar.id]
+    assert harness.ids(harness.claim(limit=9, queues=("tenure.schedules",))) == [reserved.id]

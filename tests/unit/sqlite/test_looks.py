@@ -8,11 +8,11 @@ from tenure.store.sqlite.watch import LOADED_SECONDS, MAX_SAVED, POLLED, REPORTE
 
 
 class Day:
-    """A watch on a made-up clock. Writes and commits happen when they are told to."""
+    """A watch on a made-up clock. Writes and commits happen when they are reported to."""
 
-    def __init__(self, *, told: bool = True) -> None:
+    def __init__(self, *, reported: bool = True) -> None:
         self.now = 1000.0
-        self._told = told
+        self._told = reported
         self._looks = Looks(self.now)
         self.pauses: list[float] = []
 
