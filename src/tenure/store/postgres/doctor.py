@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from tenure.jobs.findings import Check, CheckResult
-from tenure.store import doctor, migrate
-from tenure.store.doctor import Settings
+from tenure.store import migrate, verdicts
 from tenure.store.postgres import connection as postgres_connection
 from tenure.store.postgres import probes
 from tenure.store.postgres import schema as postgres_schema
@@ -17,7 +16,7 @@ from tenure.store.postgres import schema as postgres_schema
 # isort: split
 import psycopg
 
-SETTINGS: Settings = {
+SETTINGS: verdicts.Settings = {
     "fsync": ({"on"}, "a crash of the machine can lose or damage data: set fsync = on"),
     "full_page_writes": (
         {"on"},
@@ -131,18 +130,18 @@ def check_postgres(url: str) -> Iterator[Check]:
             yield dead_rows(probes.holds_back(connection))
             for name in SETTINGS:
                 value = _one(connection, "SELECT current_setting(%s)", name)
-                yield doctor.setting(name, value, SETTINGS)
+                yield verdicts.setting(name, value, SETTINGS)
             found = postgres_schema.version_of(connection, address)
-            yield doctor.schema(found, migrate.newest("postgres"))
+            yield verdicts.schema(found, migrate.newest("postgres"))
             if found:
-                yield doctor.guards(_triggers(connection, address.schema), "postgres")
+                yield verdicts.guards(_triggers(connection, address.schema), "postgres")
                 yield ledger(_one(connection, address.sql(FROM_ELSEWHERE)))
                 yield logged(_one(connection, UNLOGGED, address.schema))
-                yield doctor.newest_entry(_one(connection, address.sql(AHEAD)))
+                yield verdicts.newest_entry(_one(connection, address.sql(AHEAD)))
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
             now = _one(connection, "SELECT clock_timestamp()")
             after = time.time()  # noqa: TID251
-            yield doctor.clock(now, before, after)
+            yield verdicts.clock(now, before, after)
     except psycopg.Error as error:
         advice = f"{error}: is the server running, and may this user connect?"
         yield Check("database", CheckResult.PROBLEM, "does not answer", advice)

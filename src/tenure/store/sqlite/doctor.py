@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tenure.jobs.findings import Check, CheckResult
-from tenure.store import doctor, migrate
-from tenure.store.doctor import Settings
+from tenure.store import migrate, verdicts
 from tenure.store.sqlite import connection as sqlite_connection
 from tenure.store.sqlite import filesystems
 from tenure.store.sqlite import schema as sqlite_schema
@@ -20,7 +19,7 @@ from tenure.store.sqlite.connection import OLDEST_SQLITE, resets_wal_unsafely
 MIN_SPACE = 1024**3
 """Bytes; the log of a SQLite file alone may take some hundred MB while there is a long reader."""
 
-SETTINGS: Settings = {
+SETTINGS: verdicts.Settings = {
     "journal_mode": (
         {"wal"},
         "the write-ahead log cannot be used here; network file systems do not carry it: "
@@ -122,19 +121,19 @@ def check_sqlite(url: str) -> Iterator[Check]:
             yield _files(path)
             for name in SETTINGS:
                 (value,) = connection.execute(f"PRAGMA {name}").fetchone()
-                yield doctor.setting(name, SYNCHRONOUS.get(value, str(value)), SETTINGS)
+                yield verdicts.setting(name, SYNCHRONOUS.get(value, str(value)), SETTINGS)
             version = sqlite_schema.version_of(connection)
-            yield doctor.schema(version, migrate.newest("sqlite"))
+            yield verdicts.schema(version, migrate.newest("sqlite"))
             if not version:
                 return
             triggers = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'")
-            yield doctor.guards([name for (name,) in triggers], "sqlite")
+            yield verdicts.guards([name for (name,) in triggers], "sqlite")
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
             (millis,) = connection.execute(f"SELECT {sqlite_connection.NOW}").fetchone()
             after = time.time()  # noqa: TID251
-            yield doctor.clock(sqlite_connection.to_time(millis), before - 0.001, after)
+            yield verdicts.clock(sqlite_connection.to_time(millis), before - 0.001, after)
             (ahead,) = connection.execute(AHEAD).fetchone() or (None,)
-            yield doctor.newest_entry(ahead)
+            yield verdicts.newest_entry(ahead)
         finally:
             connection.close()
     except sqlite3.Error as error:
