@@ -6,16 +6,15 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tenure
 from tenure import Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
-from tenure.app import app as app_module
 from tenure.app.bulk import BulkActions
 from tenure.app.events import Events
 from tenure.app.queues import Queues, Workers
+from tenure.app.register import Register
 from tenure.app.stats import Stats
 from tenure.client import Client
 from tenure.errors import TenureError
@@ -55,9 +54,8 @@ APP: Mapping[str, Sequence[str]] = {
     "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
     "Jobs": ("get", "find", "count", "history", "explain", "cancel", "retry"),
     "Checking": ("verify", "check"),
-    "The rest, by noun": (*("queues", "workers", "stats", "bulk", "events", "tokens", "webhooks"),),
 }
-INTERNAL = {"core", "combined", "work_source", "maintenance"}
+INTERNAL = {"core", "work_source", "maintenance"}
 NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "queues": (Queues, ("list", "pause", "resume", "limit")),
     "workers": (Workers, ("list",)),
@@ -153,12 +151,12 @@ def _check_complete(cls: type, names: Sequence[str]) -> None:
 
 def _member(cls: type, name: str) -> str:
     value = inspect.getattr_static(cls, name)
-    if isinstance(value, property | cached_property):
+    if isinstance(value, property):
         return f"`{name}`: {_text(value)}"
     if not callable(value):
         return f"`{name}`: {_described(cls, name)}\n"
     if (cls, name) == (Tenure, "job"):  # overloaded; what it takes is what the decorator takes
-        return f"{_signature('@app.job', app_module._Register.__init__, skip=2)}\n{_text(value)}"
+        return f"{_signature('@app.job', Register.__init__, skip=3)}\n{_text(value)}"
     return f"{_signature(name, value)}\n{_text(value)}"
 
 

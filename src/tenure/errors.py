@@ -5,8 +5,8 @@ TenureError
 │   └── PayloadTooLarge     a payload or batch over its size limit
 ├── JobNotFound             no job has this id (it never existed, or retention removed it)
 ├── BulkNotFound            no bulk action has this id (it never existed, or ended long ago)
-├── IllegalTransition             the job's status does not allow this event; carries those it does
-├── LeaseLost               a report or heartbeat for a lease that somebody else ended
+├── IllegalTransition       the job's status does not allow this event; carries those it does
+├── LeaseLost               a report or heartbeat for a lease that has ended
 ├── ReportConflict          a lease already settled with another outcome; names that outcome
 ├── KeyConflict             an idempotency key was used before with a different request
 ├── QueueFull               the queue is over its `max_pending`

@@ -21,11 +21,22 @@ JITTER = 0.1
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Exponential backoff: `base` seconds after the first failure, times `factor`, up to `cap`."""
+    """How long a failed job waits for its next attempt: exponential backoff.
 
-    base: float = 1.0
+    - `base`: seconds after the first failure, 0 to 315,360,000 (10 years); 0 means no wait after
+      any failure. Default: 1.
+    - `factor`: what the wait is multiplied by after each further failure, 1 to 1,000. Default: 2.
+    - `cap`: the longest wait in seconds, 0 to 315,360,000. Default: 3600, one hour.
+
+    After attempt n the wait is `base * factor ** (n - 1)` seconds, up to 10 % more or less, and
+    never above `cap`. The jitter is computed from the job's id and n, so it is the same every time.
+    How many attempts there are is `max_retries` of the job. Raises InvalidInput for a value out of
+    range.
+    """
+
+    base: float = 1.0  # seconds
     factor: float = 2.0
-    cap: float = 3600.0
+    cap: float = 3600.0  # seconds
 
     def __post_init__(self) -> None:
         limits = {"base": (0.0, MAX_DELAY_SECONDS), "cap": (0.0, MAX_DELAY_SECONDS)}

@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from functools import cached_property
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
 from tenure import lifecycle
@@ -18,30 +16,22 @@ from tenure.app.core import Core, checked_query
 from tenure.app.events import Events
 from tenure.app.maintenance import Maintenance
 from tenure.app.queues import Queues, Workers
+from tenure.app.register import Register
 from tenure.app.stats import Stats
 from tenure.app.work import StoreSource
-from tenure.jobs import durations, handlers
+from tenure.jobs import durations
 from tenure.jobs import payload as payloads
 from tenure.jobs.decorator import JobType
-from tenure.jobs.enqueue import (
-    MAX_RETRIES,
-    Backoff,
-    Duration,
-    NewJob,
-    Options,
-    defaults_of,
-    positive,
-    whole,
-)
-from tenure.jobs.explain import RATE_MINUTES, Explanation, Facts, explain, rate
+from tenure.jobs.enqueue import MAX_RETRIES, Backoff, Duration, NewJob, Options, positive, whole
+from tenure.jobs.explain import Explanation, explain
 from tenure.jobs.filters import Fields
 from tenure.jobs.findings import Check, Violation
-from tenure.jobs.handlers import Defaults, JobContext
+from tenure.jobs.handlers import JobContext
 from tenure.jobs.ledger import Transition
 from tenure.jobs.progress import Progress, no_progress
 from tenure.jobs.queries import Counted, Filter
 from tenure.jobs.redaction import Redaction
-from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job, Status
+from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY
 from tenure.store import migrate_store, search
 from tenure.store.audit import INVARIANTS
@@ -62,9 +52,15 @@ DEFAULT_DATABASE = "sqlite:///tenure.db"
 class Tenure:
     """A job queue over one database: `Tenure("sqlite:///jobs.db")` or `Tenure("postgresql://…")`.
 
-    The database is opened, and its schema created or upgraded, at the first use. Safe to use from
-    any thread and any event loop. Not fork-safe: a connection opened before `fork()` raises
-    StoreUnavailable in the child. Open it in the child.
+    The database is opened, and its schema created or upgraded, at the first use; `with Tenure(…)`
+    opens it at once and closes it at the end. Safe to use from any thread and any event loop. Not
+    fork-safe: a connection opened before `fork()` raises StoreUnavailable in the child. Open it in
+    the child.
+
+    Everyday verbs are methods. The rest is sorted by noun: `queues`, `workers`, `stats` (counts,
+    activity, failures), `bulk` (retry or cancel all that match), `events` (the ledger as a stream),
+    `tokens` (of the HTTP API) and `webhooks`. `core`, `work_source` and `maintenance` are
+    internal.
     """
 
     def __init__(
@@ -75,10 +71,17 @@ class Tenure:
         redact: Sequence[str] = (),
         tracing: bool = False,
     ) -> None:
-        """`actor` names this application in the ledger, where a call does not name one.
+        """Name a database; nothing is opened yet.
 
-        `redact` are keys of payloads and results whose values its server does not show. `tracing`
-        makes spans of OpenTelemetry; it needs `pip install 'tenure[otel]'`.
+        - `database`: `sqlite:///jobs.db`, `sqlite:////absolute/jobs.db` or `postgresql://…`.
+          Default: `sqlite:///tenure.db`, in the current folder.
+        - `actor`: the name of this application in the ledger, for calls that name no other; 1 to
+          255 printable characters. Default: `application`.
+        - `redact`: keys of payloads and results whose values are hidden in logs, errors, the API
+          and the dashboard. Default: none.
+        - `tracing`: make OpenTelemetry spans; needs `pip install 'tenure[otel]'`. Default: False.
+
+        Raises InvalidInput.
         """
         self.core = Core(
             database,
@@ -86,6 +89,13 @@ class Tenure:
             Redaction(payloads.several(redact, "$.redact")),
             Tracing() if tracing else None,
         )
+        self.queues = Queues(self.core)
+        self.workers = Workers(self.core)
+        self.stats = Stats(self.core)
+        self.bulk = BulkActions(self.core)
+        self.events = Events(self.core)
+        self.tokens = Tokens(lambda: self.core.store, actor)
+        self.webhooks = Webhooks(lambda: self.core.store, actor)
         self._work_source = StoreSource(self.core)
 
     @property
@@ -101,8 +111,6 @@ class Tenure:
     def actor(self) -> str:
         """The name of this application in the ledger."""
         return self.core.actor
-
-    # --- opening
 
     def open(self, *, make: bool = True) -> Self:
         """Open the database now instead of at the first use.
@@ -125,8 +133,6 @@ class Tenure:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- handlers
-
     @overload
     def job(self, function: Callable[Concatenate[JobContext, P], R], /) -> JobType[P, R]: ...
     @overload
@@ -142,90 +148,165 @@ class Tenure:
         timeout: Duration | None = None,
         backoff: Backoff = DEFAULT_POLICY,
         process: bool = False,
-    ) -> _Register: ...
+    ) -> Register: ...
     def job(self, *function: Any, **options: Any) -> Any:
-        """Register a handler: `@app.job` or `@app.job(queue="mail", max_retries=5)`.
+        """Register a function as the handler of a job type.
 
-        `name` is the job type (default: the function's name); `process=True` runs it in a child
-        process, where a crash fails that job alone. `queue`, `priority`, `max_retries`, `timeout`
-        (of one attempt) and `backoff` are for its jobs, unless an enqueue says otherwise.
+        Use it plain, `@app.job`, or with options, `@app.job(queue="mail", max_retries=5)`. All but
+        `name` and `process` are defaults of the type's jobs, which an enqueue may override.
+
+        - `name`: the job type, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: the function's name.
+        - `queue`: the queue of its jobs. Default: `default`.
+        - `priority`: -32,767 to 32,767; smaller runs first. Default: 0.
+        - `max_retries`: how many attempts a job gets in all, 0 to 1,000; 0 and 1 both mean one.
+          Default: 3.
+        - `timeout`: limit of one attempt, as seconds, timedelta or text such as `30s`; above 0, up
+          to 10 years. An attempt that exceeds it fails. Default: None, no limit.
+        - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, or
+          an object of `base`, `factor` and `cap`. Default: `RetryPolicy()`.
+        - `process`: run each attempt in a child process, so that a crash fails only that job. The
+          function must be a plain `def` of a module, without a JobContext. Default: False.
+
+        The function may be `async def` (runs on the worker's event loop) or `def` (runs in a
+        thread). A first parameter annotated `JobContext` receives the context of the attempt. The
+        other parameters are the payload, by name, converted as their annotations say.
+
+        Returns a `JobType`, which is still callable as the function. Raises InvalidInput if no
+        payload could fit the function or the name is taken, TypeError for an unknown option.
         """
-        register = _Register(self, **options)
+        register = Register(self, self.core.handlers, **options)
         return register(*function) if function else register
-
-    # --- enqueue
 
     def enqueue(
         self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
     ) -> Job:
-        """Add a job by type name; when this returns the job is on disk.
+        """Add a job by type name. When this returns, the job is on disk.
 
-        Raises InvalidInput, KeyConflict, QueueFull, or StoreUnavailable when the outcome may be
-        unknown: enqueue again then, with an `idempotency_key` if one job must not become two.
+        - `type`: the job type; a handler need not exist yet.
+        - `payload`: the handler's arguments by name: values of JSON types, at most 1 MiB as JSON
+          and 100 levels deep. Default: `{}`.
+
+        Options, all by keyword:
+
+        - `queue`: the queue, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: `default`.
+        - `priority`: -32,767 to 32,767; smaller runs first. Default: 0.
+        - `max_retries`: how many attempts it gets in all, 0 to 1,000; 0 and 1 both mean one.
+          Default: 3.
+        - `timeout`: limit of one attempt, a duration above 0, or None for no limit. Default: None.
+        - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, or
+          an object of `base`, `factor` and `cap`. Default: `RetryPolicy()`.
+        - `delay`: run it no earlier than this duration from now. Default: at once.
+        - `run_at`: run it no earlier than this time; an aware datetime in the years 1000 to 8999.
+          Not together with `delay`.
+        - `idempotency_key`: 1 to 255 visible ASCII characters. A second enqueue with the same key
+          and the same request returns the first job; with another request it raises KeyConflict.
+        - `actor`: who adds it, for the ledger. Default: the application's actor.
+
+        A duration is a number of seconds, a timedelta, or text such as `30s`, `1h30m` or `PT5M`, up
+        to 10 years. Defaults are those of `@app.job(...)` if this application has the handler,
+        otherwise the ones given here.
+
+        Returns the job. Raises InvalidInput (PayloadTooLarge), KeyConflict, QueueFull, or
+        StoreUnavailable. After StoreUnavailable the job may exist: enqueue again, with an
+        `idempotency_key` if it must not exist twice.
         """
         return self.enqueue_many([NewJob(type, {} if payload is None else payload, options)])[0]
 
     async def enqueue_async(
         self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
     ) -> Job:
-        """`enqueue` for async callers."""
+        """Add a job like `enqueue`, without blocking the event loop."""
         new_job = NewJob(type, {} if payload is None else payload, options)
         return (await self.enqueue_many_async([new_job]))[0]
 
     def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
-        """Add many jobs in one transaction, all or none."""
+        """Add many jobs in one transaction, all or none.
+
+        - `new_jobs`: at most 10,000. Make them with `JobType.new_job(...)` or as
+          `NewJob(type, payload, options)`.
+
+        Returns the jobs in the same order. Raises what `enqueue` raises; the path of an
+        InvalidInput begins with the number of the job, as in `$[3].queue`.
+        """
         return [added.job for added in self.core.add(new_jobs).result()]
 
     async def enqueue_many_async(self, new_jobs: Sequence[NewJob]) -> list[Job]:
-        """`enqueue_many` for async callers."""
+        """Add many jobs like `enqueue_many`, without blocking the event loop."""
         return [added.job for added in await asyncio.wrap_future(self.core.add(new_jobs))]
 
     # --- jobs
 
     def get(self, job_id: str) -> Job:
-        """The job as it stands; raises JobNotFound."""
+        """Return the job with this id, in its current state. Raises JobNotFound."""
         return self.core.get(job_id)
 
     def find(
         self, *, limit: int = 50, before: str | None = None, **filter: Unpack[Fields]
     ) -> list[Job]:
-        """Jobs of a `Filter`, newest first; `before` is the id of the last one of the page before.
+        """Return jobs that match every filter given, newest first.
 
-        Looks as far as it takes to find `limit` (at most 500) of them.
+        - `limit`: at most this many jobs, 1 to 500. Default: 50.
+        - `before`: only jobs older than the one with this id, for the next page. Default: None.
+
+        Filters, all by keyword:
+
+        - `status`: `pending`, `processing`, `completed`, `failed` or `cancelled`.
+        - `type`, `queue`: the whole name.
+        - `created_after`, `created_before`: aware datetimes, by the store's clock. A job created at
+          exactly `created_after` matches, one created at exactly `created_before` does not.
+        - `error`: text in the last error, 1 to 200 characters; ASCII case does not matter.
+        - `text`: text in the JSON of the payload, likewise.
+        - `hidden`: keys whose values `error` and `text` must not find. Default: none.
+
+        Looks at as many rows as it takes to find `limit` jobs. Raises InvalidInput.
         """
         return search.all_of(self.core.store.read, checked_query(Filter(**filter), limit, before))
 
     def count(self, *, at_most: int = 10_000, **filter: Unpack[Fields]) -> Counted:
-        """How many jobs match, up to `at_most`, as far as a bounded number of rows can tell."""
+        """Count the jobs that match every filter given, within bounds.
+
+        - `at_most`: stop counting there, 1 to 1,000,000. Default: 10,000.
+
+        Filters are those of `find`. Returns a `Counted`: `jobs`, and `exact`, which is False if
+        there may be more, because `at_most` or the bound of rows looked at was reached. Raises
+        InvalidInput.
+        """
         return self.core.count(Filter(**filter), at_most=at_most)
 
     def history(self, job_id: str) -> list[Transition]:
-        """Every transition of a job, oldest first; raises JobNotFound."""
+        """Return every transition of a job, oldest first. Raises JobNotFound."""
         self.get(job_id)
         return self.core.store.read.history(job_id)
 
     def explain(self, job_id: str) -> Explanation:
-        """Why a job is not running; raises JobNotFound."""
+        """Say why a job is not running, or what happened to it.
+
+        Returns an `Explanation`, with a sentence for people. Raises JobNotFound.
+        """
         job = self.get(job_id)
-        read = self.core.store.read
-        now = read.clock()
-        due = job.status is Status.PENDING and job.run_at <= now
-        facts = Facts(
-            now=now,
-            paused=any(q.name == job.queue and q.paused_at is not None for q in read.queues()),
-            workers=read.workers(),
-            ahead=read.ahead(job) if due else 0,
-            rate=rate(read.measured.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
-        )
-        return explain(job, facts)
+        return explain(job, self.core.facts(job))
 
     def cancel(self, job_id: str, *, actor: str | None = None) -> Job:
-        """Cancel a pending or processing job. Raises JobNotFound or IllegalTransition."""
+        """Cancel a pending or processing job; return it.
+
+        A handler that is running is asked to stop (`JobContext.cancelled`), and its result is not
+        recorded.
+
+        - `actor`: who cancels it, for the ledger. Default: the application's actor.
+
+        Raises JobNotFound, or IllegalTransition if the job is settled.
+        """
         event = lifecycle.Cancelled(actor=actor or self.actor)
         return self._apply(job_id, event)
 
     def retry(self, job_id: str, *, more_retries: int = 1, actor: str | None = None) -> Job:
-        """Run a job that failed for good again, with `more_retries` added to its limit."""
+        """Run a failed job again; return it, pending.
+
+        - `more_retries`: how many attempts to add to its `max_retries`, 1 to 1,000. Default: 1.
+        - `actor`: who retries it, for the ledger. Default: the application's actor.
+
+        Raises JobNotFound, IllegalTransition if the job is not failed, or InvalidInput.
+        """
         more = whole(more_retries, 1, MAX_RETRIES, "$.more_retries")
         event = lifecycle.Retried(more_retries=more, actor=actor or self.actor)
         return self._apply(job_id, event)
@@ -247,12 +328,25 @@ class Tenure:
         keep: Mapping[str, Duration] | None = None,
         webhooks_private: bool = False,
     ) -> None:
-        """Run this application's handlers, `concurrency` at once, until SIGTERM or SIGINT.
+        """Run this application's handlers until SIGTERM or SIGINT; return when all have ended.
 
-        A job whose worker dies is taken over after `lease`; running jobs have `grace` to finish
-        when the worker is asked to stop. Also ends leases of dead workers, as the server does, and
-        deletes jobs settled longer ago than `keep` says by status, as in `{"completed": "7d"}`, and
-        delivers to webhooks, with `webhooks_private` also to addresses that are not public.
+        Call it on the main thread: Python handles signals there only. A second signal ends the
+        process at once, and other workers take over its jobs when their leases expire.
+
+        - `queues`: take jobs of these queues only. Default: None, of every queue.
+        - `concurrency`: how many handlers run at once. Default: 16.
+        - `lease`: a duration. If this worker dies, others take over its jobs after that time; it
+          renews its leases while it lives. Default: 30 seconds.
+        - `grace`: a duration. Handlers that run at the first signal have that long to finish; jobs
+          that have not started go back to the queue. Default: 30 seconds.
+        - `keep`: delete jobs that were settled longer ago than this, by status, as in
+          `{"completed": "7d", "failed": "90d"}`. Default: None, delete nothing.
+        - `webhooks_private`: deliver to webhooks at addresses that are not public, too. Default:
+          False.
+
+        Also ends the leases of dead workers, adds up statistics, goes on with bulk actions and
+        delivers to webhooks, as a server does. It starts, and waits, also while the database does
+        not answer. Raises InvalidInput.
         """
         from tenure.worker.process import run_worker
 
@@ -270,78 +364,29 @@ class Tenure:
     # --- the database
 
     def migrate(self, *, progress: Progress | None = None) -> tuple[int, int]:
-        """Create or upgrade the database's schema now; its version before (0: none) and after.
+        """Create or upgrade the schema of the database now.
 
-        `progress` is called before each step: `progress(done, total, what)`.
+        - `progress`: called before each step as `progress(done, total, what)`.
+
+        Returns the version of the schema before (0: none) and after. Raises StoreUnavailable or
+        SchemaMismatch.
         """
         return schema_version(self.database), migrate_store(self.database, progress or no_progress)
 
     def check(self) -> list[Check]:
-        """Whether the database is set up as the promises need it; makes and changes nothing."""
+        """Return what `tenure doctor` finds about the database. Changes nothing."""
         return check_store(self.database)
 
     def verify(self, limit: int = 100, *, progress: Progress | None = None) -> list[Violation]:
-        """Check the stored data against every invariant; an empty list is good.
+        """Check the stored data against every invariant; return what violates one.
 
-        At most `limit` violations of each invariant are listed. Writers are not held up.
-        `progress` is called before each check: `progress(done, total, what)`.
+        - `limit`: at most this many violations of each invariant. Default: 100.
+        - `progress`: called before each check as `progress(done, total, what)`.
+
+        Reads every job. Writers are not held up. An empty list is good.
         """
         found = self.core.store.read.violations(limit, progress or no_progress)
         return [Violation(*finding, INVARIANTS[finding[0]]) for finding in found]
-
-    # --- everything else, by noun
-
-    @cached_property
-    def queues(self) -> Queues:
-        """The queues: list, pause, resume, limit."""
-        return Queues(self.core)
-
-    @cached_property
-    def workers(self) -> Workers:
-        """The workers: list."""
-        return Workers(self.core)
-
-    @cached_property
-    def stats(self) -> Stats:
-        """Counts of jobs, transitions and failures."""
-        return Stats(self.core)
-
-    @cached_property
-    def bulk(self) -> BulkActions:
-        """Actions on all jobs that match a filter."""
-        return BulkActions(self.core)
-
-    @cached_property
-    def events(self) -> Events:
-        """The ledger of all jobs, as a stream."""
-        return Events(self.core)
-
-    @cached_property
-    def tokens(self) -> Tokens:
-        """The tokens that callers of the HTTP API send."""
-        return Tokens(lambda: self.core.store, self.actor)
-
-    @cached_property
-    def webhooks(self) -> Webhooks:
-        """The receivers that are notified of transitions by signed requests."""
-        return Webhooks(lambda: self.core.store, self.actor)
-
-    # --- internal
-
-    @staticmethod
-    def combined(apps: Sequence[Tenure], database: str | None = None) -> Tenure:
-        """The first of `apps`, which from now on also runs the handlers of the others. Internal.
-
-        With a `database`, all of them use that one: what their handlers enqueue goes there too.
-        """
-        first, *others = apps
-        if database is not None:
-            for app in apps:
-                app.close()
-                app.database = database
-        for other in others:
-            first.core.take_over(other.core)
-        return first
 
     def work_source(self) -> StoreSource:
         """What workers claim from and report to. Internal."""
@@ -350,32 +395,3 @@ class Tenure:
     def maintenance(self) -> Maintenance:
         """What servers and workers beside the database do to it. Internal."""
         return Maintenance(self.core)
-
-
-class _Register:
-    """The decorator that `app.job(...)` returns."""
-
-    def __init__(
-        self,
-        app: Tenure,
-        *,
-        name: str | None = None,
-        process: bool = False,
-        **options: Any,
-    ) -> None:
-        self._app = app
-        self._name = name
-        self._process = process
-        if unknown := options.keys() - {field.name for field in fields(Defaults)}:
-            raise TypeError(f"@app.job has no option {', '.join(sorted(unknown))}")
-        self._defaults = defaults_of(options, Defaults())
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[JobContext, P], R]) -> JobType[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, R]) -> JobType[P, R]: ...
-    def __call__(self, function: Callable[..., Any]) -> Any:
-        name = payloads.check_name(self._name or function.__name__, "job type", "$.name")
-        handler = handlers.describe(function, name, self._defaults, in_process=self._process)
-        self._app.core.handlers.add(handler)
-        return JobType[Any, Any](self._app, handler)

@@ -16,11 +16,12 @@ from tenure.errors import InvalidInput, JobNotFound
 from tenure.jobs import filters, ids
 from tenure.jobs.checked_job import CheckedJob, Enqueued
 from tenure.jobs.enqueue import NewJob, check_jobs, whole
+from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import Transition
 from tenure.jobs.queries import Counted, Filter, Page, Query, query_of
 from tenure.jobs.redaction import Redaction
-from tenure.lifecycle import Job
+from tenure.lifecycle import Job, Status
 from tenure.store import Store, open_store, schema_of, search
 from tenure.store.bulk import about
 from tenure.telemetry import logs
@@ -128,6 +129,19 @@ class Core:
             self.tracing.added(span, [one.job.id for one in jobs], error)
 
     # --- find
+
+    def facts(self, job: Job) -> Facts:
+        """What an explanation of the job is made of."""
+        read = self.store.read
+        now = read.clock()
+        due = job.status is Status.PENDING and job.run_at <= now
+        return Facts(
+            now=now,
+            paused=any(q.name == job.queue and q.paused_at is not None for q in read.queues()),
+            workers=read.workers(),
+            ahead=read.ahead(job) if due else 0,
+            rate=rate(read.measured.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
+        )
 
     def ledger(self, after: str, limit: int) -> list[Transition]:
         """Transitions of all jobs after a position, without the types and queues of the jobs."""

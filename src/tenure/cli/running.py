@@ -232,15 +232,16 @@ def load(spec: str) -> Tenure:
 def _application(specs: Sequence[str], chosen: str) -> Tenure:
     """One application with the handlers of all that are named, on the chosen database."""
     from tenure.app.app import Tenure
+    from tenure.app.combined import combined
 
     apps = [load(spec) for spec in specs] or [Tenure(chosen)]
     if database_given(chosen):
-        return Tenure.combined(apps, chosen)
+        return combined(apps, chosen)
     if len({app.database for app in apps}) > 1:
         raise InvalidInput(
             "these applications use different databases: choose one", path="--database"
         )
-    return Tenure.combined(apps)
+    return combined(apps)
 
 
 def _add_fake_handlers(

@@ -18,17 +18,18 @@ class Enqueues(Protocol):
     """What a job type needs of its application."""
 
     def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
-        """Add jobs."""
+        """Add jobs in one transaction."""
 
     async def enqueue_many_async(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """Add jobs without blocking the loop."""
 
 
 class JobType(Generic[P, R]):
-    """A registered handler. Calling it runs the function here; `enqueue` makes a job of the call.
+    """A registered handler, as `@app.job` returns it: the function, and typed ways to enqueue it.
 
-    A function that wants a JobContext gets one of a first attempt, unless the call brings its own.
-    The arguments of `enqueue` are those of the function, and type checkers know it.
+    Calling it runs the function here and now, without a job. A function with a JobContext gets one
+    of a first attempt, unless the call passes its own. `enqueue` takes the arguments of the
+    function, except the JobContext, and type checkers check them.
     """
 
     __name__: str
@@ -41,7 +42,7 @@ class JobType(Generic[P, R]):
 
     @property
     def name(self) -> str:
-        """The job type."""
+        """The name of the job type."""
         return self.handler.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -52,20 +53,32 @@ class JobType(Generic[P, R]):
         return result
 
     def options(self, **options: Unpack[Options]) -> JobType[P, R]:
-        """The same job type with other options: `send.options(delay="5m").enqueue(...)`."""
+        """Return the same job type with other options: `send.options(delay="5m").enqueue(...)`.
+
+        The options are those of `Tenure.enqueue`: `queue`, `priority`, `max_retries`, `timeout`,
+        `backoff`, `delay`, `run_at`, `idempotency_key` and `actor`. The enqueue
+        checks them.
+        """
         return JobType(self._app, self.handler, {**self._options, **options})
 
     def new_job(self, *args: P.args, **kwargs: P.kwargs) -> NewJob:
-        """The job that `enqueue` with these arguments would add, for `Tenure.enqueue_many`."""
+        """Return the job that `enqueue` would add, for `Tenure.enqueue_many`.
+
+        Takes the arguments of the function. Raises TypeError if they do not fit it, InvalidInput if
+        one of them cannot be written as JSON.
+        """
         handler = self.handler
         return NewJob(handler.name, handler.payload_of(args, kwargs), self._options)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
-        """Add a job for this call; when it returns, the job is on disk."""
+        """Add a job that calls the function with these arguments. When this returns, it is on disk.
+
+        Returns the job. Raises what `new_job` and `Tenure.enqueue` raise.
+        """
         return self._app.enqueue_many([self.new_job(*args, **kwargs)])[0]
 
     async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> Job:
-        """`enqueue` for async callers; other coroutines run while the database commits."""
+        """Add a job like `enqueue`, without blocking the event loop."""
         return (await self._app.enqueue_many_async([self.new_job(*args, **kwargs)]))[0]
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
-"""What an enqueue may ask for, and what the store is asked to add. Pure.
+"""Check what an enqueue asks for. Pure.
 
-A draft is a job as a caller means it: its options may be text (`"5m"`), mistaken, or left to the
-handler's defaults. An addition is checked and complete.
+A `NewJob` is a job as a caller writes it: its options may be text (`"5m"`), wrong, or absent. A
+`CheckedJob` is valid and complete.
 """
 
 from __future__ import annotations
@@ -35,21 +35,26 @@ Backoff = RetryPolicy | Duration | dict[str, Any]
 
 
 class Options(TypedDict, total=False):
-    """What one enqueue may say about its job beside the payload."""
+    """What an enqueue may say about its job beside the payload. `Tenure.enqueue` has the limits."""
 
-    queue: str
-    priority: int
-    max_retries: int
-    timeout: Duration | None
-    backoff: Backoff
-    delay: Duration
-    run_at: datetime
-    idempotency_key: str
-    actor: str
+    queue: str  # default: `default`
+    priority: int  # -32,767 to 32,767; smaller runs first; default: 0
+    max_retries: int  # attempts in all, 0 to 1,000; default: 3
+    timeout: Duration | None  # of one attempt; default: none
+    backoff: Backoff  # wait after a failure; default: `RetryPolicy()`
+    delay: Duration  # run it no earlier than this from now
+    run_at: datetime  # run it no earlier than this; not together with `delay`
+    idempotency_key: str  # 1 to 255 visible ASCII characters
+    actor: str  # who adds it; default: the application's actor
 
 
 class NewJob(msgspec.Struct, frozen=True):
-    """A job to be enqueued: type, payload and options, not yet checked."""
+    """A job for `Tenure.enqueue_many`, not yet checked.
+
+    - `type`: the job type.
+    - `payload`: the handler's arguments by name, of JSON types; at most 1 MiB as JSON.
+    - `options`: what `Tenure.enqueue` takes by keyword; `{}` for none.
+    """
 
     type: str
     payload: Any
@@ -59,9 +64,9 @@ class NewJob(msgspec.Struct, frozen=True):
 def check_jobs(
     new_jobs: Sequence[NewJob], *, defaults: Callable[[str], Defaults], actor: str, several: bool
 ) -> list[CheckedJob]:
-    """Check drafts; what they leave open is as `defaults(type)` says. Raises InvalidInput.
+    """Check jobs; options they leave out are as `defaults(type)` says. Raises InvalidInput.
 
-    If there are `several`, or might have been, its path begins with the number of the draft.
+    With `several`, the path of the error begins with the number of the job.
     """
     made: list[CheckedJob] = []
     try:
@@ -76,7 +81,7 @@ def check_jobs(
 
 
 def check_job(new_job: NewJob, id: str, *, defaults: Defaults, actor: str) -> CheckedJob:
-    """Check a draft; what it leaves open is as in `defaults`. Raises InvalidInput."""
+    """Check a job; options it leaves out are as in `defaults`. Raises InvalidInput."""
     options = new_job.options
     delay: Any = None
     run_at: Any = None

@@ -25,21 +25,31 @@ from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 @dataclass(slots=True)
 class JobContext:
-    """What a handler may know of the attempt it runs; ask for it by annotating a first parameter.
+    """What a handler knows about its attempt: annotate its first parameter with `JobContext`.
 
-    `token` rises with every attempt of the job: hand it to outside systems as a fencing token.
-    `deadline` is when the attempt's timeout strikes. `cancelled` turns true when the job was
-    cancelled or its lease was lost: what the handler does from then on will not be recorded.
+    - `id`: the id of the job.
+    - `type`, `queue`: the job's type and queue.
+    - `attempt`: the number of this attempt; 1 for the first.
+    - `max_retries`: how many attempts the job gets in all. If this attempt fails and `attempt` is
+      not less than `max_retries`, the job has failed for good.
+    - `token`: rises with every claim of the job and never falls. Hand it to outside systems as a
+      fencing token, so that they refuse a stale attempt.
+    - `deadline`: when the timeout of this attempt ends it, by the clock of the worker; None if it
+      has no timeout.
+    - `cancelled`: turns True when the job was cancelled or its lease was lost. Nothing that the
+      handler does after that is recorded, so it should return soon.
+
+    The worker makes it; a handler only reads it.
     """
 
     id: str
     type: str
     queue: str
-    attempt: int
-    max_retries: int
-    token: int
-    deadline: datetime | None
-    cancelled: bool = False
+    attempt: int  # 1 for the first
+    max_retries: int  # attempts in all
+    token: int  # rises with every claim
+    deadline: datetime | None  # by the worker's clock
+    cancelled: bool = False  # or the lease is lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

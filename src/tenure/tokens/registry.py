@@ -12,14 +12,13 @@ from tenure.tokens import scopes as access
 from tenure.tokens.scopes import AccessToken, Scope
 
 MAX_TOKENS = 1_000
-"""Valid ones at a time: a server keeps them all at hand."""
+"""How many may be valid at a time: a server keeps them all in memory."""
 
 
-class Keeper(Protocol):
-    """What keeps tokens; the store does."""
+class TokenStore(Protocol):
+    """The part of the store that keeps tokens."""
 
-    def tokens(self) -> list[AccessToken]:
-        """Every token there ever was, newest first."""
+    def tokens(self) -> list[AccessToken]: ...
 
     def add_token(
         self,
@@ -31,17 +30,16 @@ class Keeper(Protocol):
         lifetime: float | None,
         actor: str,
     ) -> Future[bool]:
-        """Keep a new one; False if the name is taken."""
+        """Keep a new token; False if the name is taken."""
 
-    def revoke_token(self, name: str, actor: str) -> Future[None]:
-        """End one."""
+    def revoke_token(self, name: str, actor: str) -> Future[None]: ...
 
 
 class Tokens:
     """The tokens of one database. They take effect on every server within a few seconds."""
 
-    def __init__(self, keeper: Callable[[], Keeper], actor: str) -> None:
-        self._keeper = keeper
+    def __init__(self, store: Callable[[], TokenStore], actor: str) -> None:
+        self._store = store
         self._actor = actor
 
     def create(
@@ -52,10 +50,15 @@ class Tokens:
         expires: Any = None,
         actor: str | None = None,
     ) -> tuple[str, AccessToken]:
-        """Make a token; the only time it is seen, and what is kept of it.
+        """Make a token; return its text, which is shown only this once, and what is kept of it.
 
-        `name` is new for ever, for the ledger tells by it who did what; `expires` is a duration
-        from now. Raises InvalidInput.
+        - `name`: 1 to 128 of `A-Z a-z 0-9 _ : - .`; the actor in the ledger is `token:NAME`. A name
+          cannot be used again, not even after the token is revoked.
+        - `scopes`: one or more of `enqueue`, `work`, `read` and `admin`, which includes the others.
+        - `expires`: a duration from now, at least 1 second. Default: None, never.
+        - `actor`: who makes it. Default: the application's actor.
+
+        Raises InvalidInput, also if 1,000 tokens are valid already.
         """
         payload.check_name(name, "token", "$.name")
         wanted = access.scopes_of(scopes, "$.scopes")
@@ -65,7 +68,7 @@ class Tokens:
         if sum(token.valid for token in self.list()) >= MAX_TOKENS:
             raise InvalidInput(f"{MAX_TOKENS} tokens are valid: revoke some first", path="$.name")
         secret = access.new_secret()
-        added = self._keeper().add_token(
+        added = self._store().add_token(
             name=name,
             prefix=secret[: access.SHOWN],
             digest=access.digest_of(secret.encode()).hex(),
@@ -80,13 +83,18 @@ class Tokens:
         return secret, self._named(name)
 
     def list(self) -> list[AccessToken]:
-        """Every token there ever was, newest first."""
-        return self._keeper().tokens()
+        """Return every token, also expired and revoked ones, newest first."""
+        return self._store().tokens()
 
     def revoke(self, name: str, *, actor: str | None = None) -> AccessToken:
-        """End a token, for good; one that has ended stays as it is. Raises InvalidInput."""
+        """Revoke a token for good; return it. One that has ended stays as it is.
+
+        - `actor`: who revokes it. Default: the application's actor.
+
+        Raises InvalidInput if no token has this name.
+        """
         self._named(name)
-        self._keeper().revoke_token(name, actor or self._actor).result()
+        self._store().revoke_token(name, actor or self._actor).result()
         return self._named(name)
 
     def _named(self, name: str) -> AccessToken:

@@ -16,7 +16,7 @@ from tenure.jobs.webhook import Webhook
 from tenure.lifecycle import EVENTS
 
 MAX_WEBHOOKS = 100
-"""Each of them reads the ledger once."""
+"""Each of them is one more reader of the ledger."""
 MAX_URL = 2_000
 """Characters of a URL."""
 BEGINNING = "whsec_"
@@ -45,8 +45,8 @@ class WebhookReader(Protocol):
 class Webhooks:
     """The webhooks of one database. Servers, and workers beside it, deliver to them."""
 
-    def __init__(self, keeper: Callable[[], WebhookStore], actor: str) -> None:
-        self._keeper = keeper
+    def __init__(self, store: Callable[[], WebhookStore], actor: str) -> None:
+        self._store = store
         self._actor = actor
 
     def create(
@@ -59,10 +59,17 @@ class Webhooks:
         queues: Iterable[str] | None = None,
         actor: str | None = None,
     ) -> tuple[str, Webhook]:
-        """Have moves from now on told to `url`; the secret that signs them, and the webhook.
+        """Notify a URL of transitions from now on; return the secret that signs, and the webhook.
 
-        The secret is seen this once. Only moves of these `events` are told, of jobs of these
-        `types` and `queues` if any are given. Raises InvalidInput.
+        The secret is shown only this once.
+
+        - `name`: 1 to 128 of `A-Z a-z 0-9 _ : - .`.
+        - `url`: http or https, at most 2,000 characters, without user, password and fragment.
+        - `events`: which transitions, one or more of `tenure.lifecycle.EVENTS`, such as `failed`.
+        - `types`, `queues`: only of jobs of these types and queues. Default: None, of all.
+        - `actor`: who makes it. Default: the application's actor.
+
+        Raises InvalidInput, also if there are 100 webhooks already.
         """
         payload.check_name(name, "webhook", "$.name")
         check_url(url, "$.url")
@@ -71,9 +78,9 @@ class Webhooks:
             raise InvalidInput(f"name one or more of {', '.join(EVENTS)}", path="$.events")
         if len(self.list()) >= MAX_WEBHOOKS:
             raise InvalidInput(f"there are {MAX_WEBHOOKS} webhooks: remove some", path="$.name")
-        keeper = self._keeper()
+        store = self._store()
         secret = new_secret()
-        added = keeper.add_webhook(
+        added = store.add_webhook(
             name=name,
             id=ids.new_id(),
             url=url,
@@ -82,20 +89,23 @@ class Webhooks:
             types=_names(types, "job type", "$.types"),
             queues=_names(queues, "queue", "$.queues"),
             actor=payload.check_label(actor or self._actor, "actor", "$.actor"),
-            position=keeper.read.ledger_end(),
+            position=store.read.ledger_end(),
         )
         if not added.result():
             raise InvalidInput(f"there is a webhook called {name}: remove it first", path="$.name")
         return secret, self._named(name)
 
     def list(self) -> list[Webhook]:
-        """Every webhook, without its secret."""
-        return self._keeper().read.webhooks()
+        """Return every webhook, without its secret."""
+        return self._store().read.webhooks()
 
     def remove(self, name: str) -> Webhook:
-        """Remove a webhook; what is yet to be delivered to it is dropped. Raises InvalidInput."""
+        """Remove a webhook; return it. What is not delivered yet is dropped.
+
+        Raises InvalidInput if no webhook has this name.
+        """
         found = self._named(name)
-        self._keeper().remove_webhook(name).result()
+        self._store().remove_webhook(name).result()
         return found
 
     def _named(self, name: str) -> Webhook:

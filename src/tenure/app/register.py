@@ -1,0 +1,47 @@
+"""The decorator that `Tenure.job` returns. Internal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+
+from tenure.jobs import handlers
+from tenure.jobs import payload as payloads
+from tenure.jobs.decorator import Enqueues, JobType
+from tenure.jobs.enqueue import defaults_of
+from tenure.jobs.handlers import Defaults, Handlers, JobContext
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Register:
+    """The decorator that `app.job(...)` returns: registers a function under its options."""
+
+    def __init__(
+        self,
+        app: Enqueues,
+        registry: Handlers,
+        *,
+        name: str | None = None,
+        process: bool = False,
+        **options: Any,
+    ) -> None:
+        self._app = app
+        self._registry = registry
+        self._name = name
+        self._process = process
+        if unknown := options.keys() - {field.name for field in fields(Defaults)}:
+            raise TypeError(f"@app.job has no option {', '.join(sorted(unknown))}")
+        self._defaults = defaults_of(options, Defaults())
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[JobContext, P], R]) -> JobType[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R]) -> JobType[P, R]: ...
+    def __call__(self, function: Callable[..., Any]) -> Any:
+        name = payloads.check_name(self._name or function.__name__, "job type", "$.name")
+        handler = handlers.describe(function, name, self._defaults, in_process=self._process)
+        self._registry.add(handler)
+        return JobType[Any, Any](self._app, handler)
