@@ -15,7 +15,7 @@ from tenure.app.bulk import BulkActions
 from tenure.app.events import Events
 from tenure.app.queues import Queues, Workers
 from tenure.app.register import Register
-from tenure.app.stats import Stats
+from tenure.app.stats import Statistics
 from tenure.client import Client
 from tenure.errors import TenureError
 from tenure.jobs.bulk_actions import Bulk
@@ -36,13 +36,18 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"
 HEAD = """\
 # Python
 
-`tools/python_page.py` writes this page from the code and its docstrings. A test fails if the page
-is not current. Names that you import from `tenure` are stable. Everything has type annotations.
+This page is written by `tools/python_page.py` from the code and its docstrings; a test fails when
+the two differ. Everything has type annotations, and `tenure` ships them.
+
+Public are the names that `tenure` exports, the methods and nouns of `Tenure` on this page,
+`tenure.errors`, `Client` in `tenure.client`, and `build` and `serve` in `tenure.server`. The values
+that these take and return are public too. Every other module and name is internal and may change
+in any release.
 
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
-backoff is a `RetryPolicy`, a duration (the `base`), or an object with `base`, `factor` and `cap`.
-[Errors](errors.md) has the exceptions. If a signature names a type that this page does not
-describe, the type is in a module of `tenure.jobs`.
+backoff is a `RetryPolicy`, a duration (the `base`), or an object of `base`, `factor` and `cap`.
+For errors, see [their page](errors.md). Values that a signature names and this page does not
+describe are in `tenure.jobs`.
 """
 
 MAX_LINE = 96
@@ -60,7 +65,7 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "queues": (Queues, ("list", "pause", "resume", "limit")),
     "workers": (Workers, ("list",)),
     "stats": (
-        Stats,
+        Statistics,
         ("counts", "activity", "totals", "failures", "measured_until", "late_leases", "recount"),
     ),
     "bulk": (BulkActions, ("start", "get", "list", "stop", "step", "sample")),

@@ -23,7 +23,7 @@ from tenure.simulator.database import SimulatedDatabase
 from tenure.store import enqueue, transitions
 from tenure.store.commit import Committer
 from tenure.store.sqlite import statements as sql
-from tenure.store.sqlite.lanes import Lanes
+from tenure.store.sqlite.lanes import SqliteLanes
 from tenure.store.sqlite.writer import Sqlite
 from tenure.store.tables import queues
 
@@ -164,7 +164,7 @@ def a_claim_does_not_know_the_order(patch: Patch) -> None:
 
 
 def a_claim_sees_one_lane_only(patch: Patch) -> None:
-    around(patch, Lanes, "due", lambda old, *args: list(old(*args))[:1])
+    around(patch, SqliteLanes, "due", lambda old, *args: list(old(*args))[:1])
 
 
 def a_pause_is_forgotten(patch: Patch) -> None:

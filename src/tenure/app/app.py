@@ -17,7 +17,7 @@ from tenure.app.events import Events
 from tenure.app.maintenance import Maintenance
 from tenure.app.queues import Queues, Workers
 from tenure.app.register import Register
-from tenure.app.stats import Stats
+from tenure.app.stats import Statistics
 from tenure.app.work import StoreSource
 from tenure.jobs import durations
 from tenure.jobs import payload as payloads
@@ -91,7 +91,7 @@ class Tenure:
         )
         self.queues = Queues(self.core)
         self.workers = Workers(self.core)
-        self.stats = Stats(self.core)
+        self.stats = Statistics(self.core)
         self.bulk = BulkActions(self.core)
         self.events = Events(self.core)
         self.tokens = Tokens(lambda: self.core.store, actor)

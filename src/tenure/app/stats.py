@@ -11,7 +11,7 @@ from tenure.jobs.stats import Activity, Count, FailureGroup, Total
 MAX_MINUTES = 24 * 60
 
 
-class Stats:
+class Statistics:
     """Statistics of one database. `counts` is exact at any time.
 
     `activity`, `totals` and `failures` are added up in the background, by servers and by workers

@@ -29,7 +29,7 @@ def filter_of(**given: Any) -> Filter:
 
 
 @dataclass(frozen=True)
-class BulkRequest:
+class BulkChoice:
     """An action on all jobs that match, as `jobs retry` and `jobs cancel` read it."""
 
     action: str
@@ -70,7 +70,7 @@ class BulkRequest:
         click.confirm(f"{self.action.capitalize()} {number} jobs?", abort=True, err=True)
 
 
-def _preview(app: Tenure, request: BulkRequest, found: Counted, as_json: bool) -> None:
+def _preview(app: Tenure, request: BulkChoice, found: Counted, as_json: bool) -> None:
     from tenure.cli.terminal import print_json, table
     from tenure.jobs.text import first_line
     from tenure.wire import responses

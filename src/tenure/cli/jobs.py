@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli import completing
-from tenure.cli.bulk import BulkRequest, filter_of
+from tenure.cli.bulk import BulkChoice, filter_of
 from tenure.cli.command import (
     Command,
     Group,
@@ -316,7 +316,7 @@ def cancel(ids: Sequence[str], as_json: bool, **given: Any) -> None:
 
 def bulk_request(
     action: str, ids: Sequence[str], given: Mapping[str, Any], more: int = 1
-) -> BulkRequest | None:
+) -> BulkChoice | None:
     """Return the bulk action that the options ask for; None if jobs are named by their ids."""
     flags = {"dry_run", "yes"}
     chosen = {name: v for name, v in given.items() if v is not None and name not in flags}
@@ -325,7 +325,7 @@ def bulk_request(
     if ids:
         return None
     matching = filter_of(**_timed(chosen))
-    return BulkRequest(action, matching, more, dry_run=given["dry_run"], yes=given["yes"])
+    return BulkChoice(action, matching, more, dry_run=given["dry_run"], yes=given["yes"])
 
 
 def _each(app: Tenure, ids: Sequence[str], act: Callable[[str], Job], as_json: bool) -> None:

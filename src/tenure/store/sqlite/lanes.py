@@ -24,7 +24,7 @@ LIMIT 1
 PAUSED = "SELECT name FROM tenure_queue WHERE paused_at IS NOT NULL"
 
 
-class Lanes:
+class SqliteLanes:
     """The lanes of one connection."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from tenure.store.sqlite.files import Files
 from tenure.store.sqlite.over_rows import OverRows
 
 
-class Session:
+class SqliteSession:
     """A connection that connects when it is used."""
 
     def __init__(

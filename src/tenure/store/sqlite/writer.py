@@ -21,8 +21,8 @@ from tenure.store.rows import CHANGED, COLUMNS, TIMES, added_job, job_of, write_
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import connect_writer, kept, to_millis, to_time
 from tenure.store.sqlite.dialect import DIALECT
-from tenure.store.sqlite.lanes import Lanes
-from tenure.store.sqlite.session import Session
+from tenure.store.sqlite.lanes import SqliteLanes
+from tenure.store.sqlite.session import SqliteSession
 from tenure.store.tables import webhooks, workers
 from tenure.store.tables.stats import StatsWriter
 
@@ -32,7 +32,7 @@ _read_picked = msgspec.json.Decoder(
 _read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
 
 
-class Sqlite(Session):
+class Sqlite(SqliteSession):
     """The writing connection to one database file; see `Database`."""
 
     dialect = DIALECT
@@ -42,7 +42,7 @@ class Sqlite(Session):
         self, path: Path, connect: Callable[[Path], sqlite3.Connection] = connect_writer
     ) -> None:
         super().__init__(path, connect)
-        self._lanes = Lanes()
+        self._lanes = SqliteLanes()
         self.stats = StatsWriter(self)
 
     # --- adding

@@ -1,0 +1,135 @@
+"""The public names of the package. A name that is not listed here is internal and may change."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+import tenure
+from tenure import JobType, Tenure, client, errors, server
+from tenure.app.bulk import BulkActions
+from tenure.app.events import Events
+from tenure.app.queues import Queues, Workers
+from tenure.app.stats import Statistics
+from tenure.tokens.registry import Tokens
+from tenure.webhooks.registry import Webhooks
+
+SOURCES = Path(tenure.__file__).parent
+
+PACKAGE = """
+    IllegalTransition InvalidInput Job JobContext JobNotFound JobType KeyConflict NewJob
+    PermanentFailure QueueFull RetryPolicy Status StoreUnavailable Tenure TenureError
+"""
+ERRORS = """
+    BulkNotFound Forbidden IllegalTransition InvalidInput JobNotFound KeyConflict LeaseLost
+    PayloadTooLarge PermanentFailure QueueFull ReportConflict SchemaMismatch StoreUnavailable
+    TenureError Unauthorized
+"""
+VERBS = """
+    actor cancel check close count database enqueue enqueue_async enqueue_many enqueue_many_async
+    explain find get history job migrate open retry run_worker verify
+"""
+NOUNS = {
+    "bulk": (BulkActions, "get list sample start step stop"),
+    "events": (Events, "end read"),
+    "queues": (Queues, "limit list pause resume"),
+    "stats": (Statistics, "activity counts failures late_leases measured_until recount totals"),
+    "tokens": (Tokens, "create list revoke"),
+    "webhooks": (Webhooks, "create list remove"),
+    "workers": (Workers, "list"),
+}
+INTERNAL = {"core", "maintenance", "work_source"}
+JOB_TYPE = "enqueue enqueue_async handler name new_job options"
+
+
+def public(thing: object) -> set[str]:
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
+def defined(module: object) -> set[str]:
+    """The public classes and functions that a module defines itself."""
+    name = getattr(module, "__name__", "")
+    return {
+        each
+        for each, value in vars(module).items()
+        if not each.startswith("_")
+        and isinstance(value, type | FunctionType)
+        and value.__module__ == name
+    }
+
+
+def test_the_package() -> None:
+    assert set(tenure.__all__) == set(PACKAGE.split())
+    for name in tenure.__all__:
+        assert getattr(tenure, name).__name__ == name
+
+
+def test_errors() -> None:
+    assert defined(errors) == set(ERRORS.split())
+
+
+def test_client_and_server() -> None:
+    assert defined(client) == {"Client"}
+    assert defined(server) == {"Application", "build", "serve"}
+
+
+def test_the_application() -> None:
+    app = Tenure("sqlite:///never-opened.db")
+    assert public(app) == set(VERBS.split()) | set(NOUNS) | INTERNAL
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_a_noun(noun: str) -> None:
+    cls, names = NOUNS[noun]
+    assert type(getattr(Tenure("sqlite:///never-opened.db"), noun)) is cls
+    assert public(cls) == set(names.split())
+
+
+def test_job_types() -> None:
+    app = Tenure("sqlite:///never-opened.db")
+
+    @app.job
+    def work() -> None: ...
+
+    assert isinstance(work, JobType)
+    assert public(work) == set(JOB_TYPE.split())
+
+
+def test_every_public_thing_says_what_it_is() -> None:
+    """A docstring for each name; help() is enough to use it."""
+    app = Tenure("sqlite:///never-opened.db")
+    things = [getattr(tenure, name) for name in tenure.__all__]
+    things += [getattr(Tenure, name) for name in VERBS.split()]
+    for noun, (cls, names) in NOUNS.items():
+        things += [getattr(app, noun), *(getattr(cls, name) for name in names.split())]
+    assert [thing for thing in things if not (thing.__doc__ or "").strip()] == []
+
+
+@pytest.mark.parametrize(
+    ("thing", "arguments"),
+    [
+        (Tenure.enqueue, tenure.jobs.enqueue.Options.__annotations__),
+        (Tenure.job, ("name", "process", *tenure.jobs.handlers.Defaults.__annotations__)),
+        (Tenure.find, ("limit", "before", *tenure.jobs.filters.Fields.__annotations__)),
+        (Tenure.run_worker, set(Tenure.run_worker.__annotations__) - {"return"}),
+        (tenure.RetryPolicy, tenure.RetryPolicy.__annotations__),
+        (tenure.JobContext, tenure.JobContext.__annotations__),
+        (JobType.options, tenure.jobs.enqueue.Options.__annotations__),
+    ],
+)
+def test_help_names_every_argument(thing: object, arguments: set[str]) -> None:
+    text = thing.__doc__ or ""
+    assert [name for name in arguments if f"`{name}`" not in text] == []
+
+
+def test_no_two_classes_have_one_name() -> None:
+    found = defaultdict(list)
+    for path in SOURCES.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(str(path.relative_to(SOURCES)))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
