@@ -1,11 +1,11 @@
-"""Tenure over HTTP: the same verbs as the application, for producers and workers elsewhere.
+"""Tenure over HTTP: the verbs of the application, for producers and workers on other machines.
 
     client = Client("http://127.0.0.1:8080")
     job = client.enqueue("send_email", {"to": "a@example.com"}, max_retries=5)
 
-Errors arrive as the exceptions that the application raises. Whatever the network does to a request
-is StoreUnavailable: the outcome may be unknown, and asking again is safe where it is for the
-application. A client is also what a remote worker works for, in the place of the application.
+A client raises the exceptions that the application raises. Any failure of the network raises
+StoreUnavailable: the outcome may be unknown, and a retry is safe where it is safe for the
+application. A remote worker uses a client where others use the application.
 """
 
 from __future__ import annotations
@@ -41,32 +41,39 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TIMEOUT = 30.0
+DEFAULT_TIMEOUT_SECONDS = 30.0
 THREADS = 4
-"""Turns under way at once: a claim that waits must not hold up the reports of what finished."""
+"""Exchanges at once: a claim that waits must not delay the reports of other jobs."""
 MAX_CONNECTIONS = 16
 JSON = {"Content-Type": "application/json"}
 
 
 class Client:
-    """A Tenure server at `url`. Safe to use from any thread; close it, or use `with`."""
+    """A client of one Tenure server. Thread-safe. Close it, or use it with `with`."""
 
     waits = True
+    """The server may hold a claim until there is work."""
     exchanges = 1
-    """Claims may be held by the server until there is work."""
+    """Exchanges that a worker has under way at once."""
 
     def __init__(
         self,
         url: str,
         token: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
         *,
         tracing: bool = False,
     ) -> None:
-        """`timeout` in seconds limits each step of a request: to connect, to send, to be answered.
+        """Prepare a client. It connects with the first request.
 
-        `tracing` makes spans of OpenTelemetry for adding jobs, and in a worker for each attempt.
-        Raises InvalidInput if a library is not installed or `url` is no address.
+        - `url`: address of the server, `http://` or `https://`, with the path it is mounted at.
+        - `token`: token of the HTTP API. Default: none, for a server without tokens.
+        - `timeout`: seconds for each step of a request: to connect, to send, and until the answer
+          arrives. A claim may take as much longer as it waits for work. Default: 30.
+        - `tracing`: make OpenTelemetry spans for adding jobs, and in a worker for each attempt.
+          Needs `pip install 'tenure[otel]'`. Default: false.
+
+        Raises InvalidInput if `url` is not such an address, or if a library is not installed.
         """
         httpx = _httpx()
         if not url.startswith(("http://", "https://")):
@@ -88,7 +95,7 @@ class Client:
         self._exchanges = _Threads(THREADS)
 
     def close(self) -> None:
-        """Close the connections; a claim that still waits is given up."""
+        """Close the connections. A claim that still waits is cancelled."""
         self._exchanges.close()
         self._http.close()
 
@@ -103,10 +110,19 @@ class Client:
     def enqueue(
         self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
     ) -> Job:
-        """Add a job; when this returns, the job is on the server's disk.
+        """Add a job. When this returns, the job is on the server's disk.
 
-        Raises InvalidInput, KeyConflict, QueueFull, or StoreUnavailable when the outcome may be
-        unknown: enqueue again then, with an `idempotency_key` if one job must not become two.
+        - `type`: name of the job type. Its handler need not be known here.
+        - `payload`: keyword arguments of the handler, a dict of plain JSON of at most 1 MiB.
+          Default: empty.
+        - `options`: those of `Tenure.enqueue`. The server fills in the others. It names the caller
+          in the history, so `actor` is ignored.
+
+        Returns the job, or the earlier job with the same `idempotency_key`.
+
+        Raises InvalidInput, PayloadTooLarge, KeyConflict, QueueFull, Unauthorized, Forbidden, or
+        StoreUnavailable. After StoreUnavailable the outcome may be unknown: enqueue again, with an
+        `idempotency_key` if one job must not become two.
         """
         new_job = NewJob(type, {} if payload is None else payload, options)
         body = _new_job(new_job, "$")
@@ -116,7 +132,10 @@ class Client:
         return made[0]
 
     def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
-        """Add many jobs in one transaction, all or none."""
+        """Add up to 1,000 jobs in one transaction, all or none; returns them in the same order.
+
+        Raises what `enqueue` raises. The path of an InvalidInput names the job.
+        """
         body = [_new_job(new_job, f"$[{number}]") for number, new_job in enumerate(new_jobs)]
         with self._adding(new_jobs) as (headers, made):
             answer = self._send(
@@ -127,7 +146,7 @@ class Client:
 
     @contextmanager
     def _adding(self, new_jobs: Sequence[NewJob]) -> Iterator[tuple[Mapping[str, str], list[Job]]]:
-        """The headers that name the span of adding jobs, if there is one, and a place for them."""
+        """Yield the headers that name the span, if there is one, and a list for the added jobs."""
         made: list[Job] = []
         if self.tracing is None or not new_jobs:
             yield {}, made
@@ -144,15 +163,20 @@ class Client:
             self.tracing.added(span, [job.id for job in made], error)
 
     def get(self, job_id: str) -> Job:
-        """The job as it stands; raises JobNotFound."""
+        """Return a job; raises JobNotFound."""
         return responses.job_of(self._send("GET", _job(job_id), responses.JobBody))
 
     def find(
         self, *, limit: int = 50, before: str | None = None, **filter: Unpack[Fields]
     ) -> list[Job]:
-        """Jobs, newest first; `before` is the id of the last one of the page before.
+        """Return the jobs that match a filter, newest first.
 
-        Asks for as many pages as it takes to find `limit` (at most 500) of them.
+        - `limit`: most jobs to return, 1 to 500. Default: 50. Several requests are made if needed.
+        - `before`: id of the last job of the page before. Default: begin with the newest.
+        - `filter`: `status`, `type`, `queue`, `created_after`, `created_before`, `error`, `text`,
+          as `Filter` describes them.
+
+        Raises InvalidInput.
         """
         query = {name: _in_query(value) for name, value in filter.items() if value is not None}
         cursor = before and before.replace("-", "")
@@ -171,36 +195,39 @@ class Client:
                 return jobs
 
     def history(self, job_id: str) -> list[Transition]:
-        """Every move of a job, oldest first; raises JobNotFound."""
+        """Return the transitions of a job, oldest first; raises JobNotFound."""
         entries = self._send("GET", f"{_job(job_id)}/history", list[responses.TransitionBody])
         return [responses.transition_of(entry) for entry in entries]
 
     def explain(self, job_id: str) -> Explanation:
-        """Why a job is not running; raises JobNotFound."""
-        told = self._send("GET", f"{_job(job_id)}/explain", responses.ExplanationBody)
-        return Explanation(told.reason, told.text, tuple(told.legal_events))
+        """Return why a job is not running; raises JobNotFound."""
+        body = self._send("GET", f"{_job(job_id)}/explain", responses.ExplanationBody)
+        return Explanation(body.reason, body.text, tuple(body.legal_events))
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a pending or processing job. Raises JobNotFound or IllegalTransition."""
+        """Cancel a pending or processing job; raises JobNotFound or IllegalTransition."""
         return responses.job_of(self._send("POST", f"{_job(job_id)}/cancel", responses.JobBody, {}))
 
     def retry(self, job_id: str, *, more_retries: int = 1) -> Job:
-        """Run a job that failed for good again, with `more_retries` added to its limit."""
+        """Make a finally failed job pending, with `more_retries` (1 to 1,000) more attempts.
+
+        Raises JobNotFound, IllegalTransition or InvalidInput.
+        """
         body = {"more_retries": more_retries}
         return responses.job_of(
             self._send("POST", f"{_job(job_id)}/retry", responses.JobBody, body)
         )
 
     def stats(self) -> list[Count]:
-        """Jobs by status, queue and type."""
+        """Return the number of jobs by status, queue and type."""
         return list(self._send("GET", "/stats", responses.StatsBody).counts)
 
     # --- what a worker needs, as of the application
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
-        """Report, then claim. Cancelling the future gives up a claim that waits.
+        """Report, then claim. Cancel the future to give up a claim that waits.
 
-        Leases that arrive for a claim given up are handed back.
+        Leases that arrive after that are released.
         """
         future: Future[Exchange] = Future()
         self._exchanges.run(lambda: self._take_exchange(future, reports, claim))
@@ -252,10 +279,10 @@ class Client:
         return [responses.lease_of(lease) for lease in leases]
 
     def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
-        """Extend (job id, lease id) leases; the lease ids that are still held."""
+        """Extend leases, given as (job id, lease id); returns the lease ids that are still held."""
         names = [requests.join_lease(*lease) for lease in leases]
         query = {"lease_seconds": str(lease_seconds)}
-        # In time for another attempt before the leases have run out.
+        # Leaves time for another try before the leases run out.
         timeout = min(self._timeout, max(lease_seconds / 2, 1.0))
         answers = self._send(
             "POST", "/heartbeats", list[responses.HeldBody], names, query, timeout=timeout
@@ -263,7 +290,7 @@ class Client:
         return {requests.split_lease(one.lease_id)[1] for one in answers if one.held}
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
-        """Nothing rings here: a claim that waits is answered when there is work."""
+        """Do nothing: the server answers a claim that waits when there is work."""
         return lambda: None
 
     # --- one request
@@ -280,7 +307,7 @@ class Client:
         wait: float = 0.0,
         timeout: float | None = None,
     ) -> T:
-        """Send a request and read its answer, or raise the error it stands for."""
+        """Send a request and read its answer, or raise its error."""
         response = self._request(
             method, path, body, query, headers=headers, wait=wait, timeout=timeout
         )
@@ -297,7 +324,7 @@ class Client:
         wait: float = 0.0,
         timeout: float | None = None,
     ) -> Any:
-        """Send a request; its answer, if that is no error."""
+        """Send a request and return its response, or raise its error."""
         try:
             content = None if body is None else msgspec.json.encode(body)
         except (TypeError, ValueError, OverflowError) as error:
@@ -344,24 +371,24 @@ def _in_query(value: object) -> str:
 
 
 def _cursor_in(links: Mapping[str, Mapping[str, str]]) -> str | None:
-    """Where the next page of a list begins, by the links of this one; None if it is the last."""
+    """Return the cursor of the next page, or None on the last page."""
     address = links.get("next", {}).get("url", "")
     return next(iter(parse_qs(urlsplit(address).query).get("cursor", ())), None)
 
 
 def _job(job_id: str) -> str:
-    """The path of a job; what cannot be an id is nobody's."""
+    """Return the path of a job; raises JobNotFound for what cannot be an id."""
     if not ids.is_id(job_id):
         raise JobNotFound(job_id)
     return f"/jobs/{job_id}"
 
 
 def _new_job(new_job: NewJob, at: str) -> dict[str, Any]:
-    """A draft as the API takes it; the payload is checked here, before anything is sent."""
+    """Return a job as the API takes it, with its payload checked before anything is sent."""
     payloads.canonical(new_job.payload, path=f"{at}.payload")
     body: dict[str, Any] = {"type": new_job.type, "payload": new_job.payload}
     options: dict[str, Any] = dict(new_job.options)
-    options.pop("actor", None)  # the server names who it was
+    options.pop("actor", None)  # the server names the caller
     if unknown := options.keys() - Options.__annotations__.keys():
         raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path=at)
     for name, value in options.items():
@@ -372,7 +399,7 @@ def _new_job(new_job: NewJob, at: str) -> dict[str, Any]:
 
 
 class _Threads:
-    """A few threads for turns. They do not keep the process from ending while a claim waits."""
+    """Threads for exchanges. The process can end while one of them waits for a claim."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -382,7 +409,7 @@ class _Threads:
         self._closed = False
 
     def run(self, task: Callable[[], None]) -> None:
-        """Run `task` on one of the threads."""
+        """Run `task` on a thread; raises StoreUnavailable once closed."""
         with self._lock:
             if self._closed:
                 raise StoreUnavailable("the client is closed")
@@ -394,7 +421,7 @@ class _Threads:
         self._waiting.put(task)
 
     def close(self) -> None:
-        """Let the threads end once they are free."""
+        """End the threads once they are free."""
         with self._lock:
             self._closed = True
         for _ in range(self._count):

@@ -1,9 +1,9 @@
 """Settings of a server or worker process: one frozen value, read once at the start.
 
 Each setting comes from the first of these that has it: a flag of the command line, the environment
-(`TENURE_` and the name in capitals), the configuration file (TOML), the default. What is not
-understood is refused with the place it was found in. Tokens come from the environment or from a
-file, never from a flag, which every user of the machine could read.
+(`TENURE_` and the name in capitals), the configuration file (TOML), the default. An invalid value
+is refused with the place that it comes from. Tokens come from the environment or from a file, never
+from a flag, because every user of the machine could read it.
 """
 
 from __future__ import annotations
@@ -32,31 +32,51 @@ FOREVER = "forever"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything a process can be told. Times are seconds; `keep_…` None keeps jobs for ever."""
+    """The settings of a server or worker process.
 
-    database: str = field(default=DEFAULT_DATABASE, repr=False)  # may hold a password
+    - `database`: URL of the database, which may contain a password. Default: `sqlite:///tenure.db`.
+    - `host`, `port`: address that the server listens on; port 0 means any free one. Default:
+      `127.0.0.1`, 8080.
+    - `allowed_hosts`: names that the Host header may have beside those of loopback. Default: none.
+    - `tokens`: tokens that allow every call of the HTTP API. Default: none.
+    - `token_file`: the file that some of `tokens` were read from. Default: None.
+    - `concurrency`: jobs that a worker runs at once, 1 to 1,000. Default: 16.
+    - `queues`: queues that a worker takes jobs from; None means every queue. Default: None.
+    - `lease_seconds`: time after which the jobs of a silent worker run elsewhere, at least 1.
+      Default: 30.
+    - `grace_seconds`: time that running jobs have to finish when the process is asked to stop.
+      Default: 30.
+    - `keep_completed`, `keep_cancelled`, `keep_failed`: seconds after which settled jobs are
+      deleted; None keeps them forever. Default: 7, 7 and 30 days.
+    - `redact`: keys of payloads and results whose values are hidden. Default: none.
+    - `webhooks_private`: whether webhooks may go to addresses that are not public. Default: false.
+    - `log_format`: `text` or `json`. Default: `text`.
+    - `log_level`: `debug`, `info`, `warning` or `error`. Default: `info`.
+    """
+
+    database: str = field(default=DEFAULT_DATABASE, repr=False)
     host: str = DEFAULT_HOST
-    port: int = DEFAULT_PORT  # 0: any free one
-    allowed_hosts: tuple[str, ...] = ()  # names that the Host header may have beside loopback's
+    port: int = DEFAULT_PORT
+    allowed_hosts: tuple[str, ...] = ()
     tokens: tuple[str, ...] = field(default=(), repr=False)
-    token_file: str | None = None  # where some of the tokens are from
+    token_file: str | None = None
     concurrency: int = DEFAULT_CONCURRENCY
-    queues: tuple[str, ...] | None = None  # None: every queue
+    queues: tuple[str, ...] | None = None
     lease_seconds: float = 30.0
     grace_seconds: float = 30.0
     keep_completed: float | None = 7 * DAY
     keep_cancelled: float | None = 7 * DAY
     keep_failed: float | None = 30 * DAY
-    redact: tuple[str, ...] = ()  # keys whose values are not shown
-    webhooks_private: bool = False  # whether to deliver to addresses that are not public
+    redact: tuple[str, ...] = ()
+    webhooks_private: bool = False
     log_format: str = "text"
     log_level: str = "info"
 
     @property
     def cautions(self) -> list[str]:
-        """What is to be logged at the start.
+        """Warnings to log at the start.
 
-        A token file that others can read is not refused: the secrets of containers come like that.
+        A token file that other users can read is allowed: secrets of containers are such files.
         """
         if self.token_file is None or not Path(self.token_file).stat().st_mode & stat.S_IROTH:
             return []
@@ -64,7 +84,7 @@ class Settings:
 
     @property
     def keep(self) -> dict[str, float]:
-        """How long settled jobs are kept, in seconds by status; without a status, for ever."""
+        """Seconds to keep settled jobs, by status. A missing status is kept forever."""
         ages = {
             "completed": self.keep_completed,
             "cancelled": self.keep_cancelled,
@@ -74,14 +94,17 @@ class Settings:
 
 
 KUBERNETES = "tcp://"
-"""What TENURE_PORT begins with where a Kubernetes service is called `tenure`: not meant for us."""
+"""Start of the TENURE_PORT that Kubernetes sets for a service called `tenure`; it is ignored."""
 
 
 def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
-    """Put the settings together; flags that are None count as not given.
+    """Read the settings from flags, environment and configuration file.
 
-    `flags` are named like the settings, and `config` names the file, as does TENURE_CONFIG;
-    `token_file` names a file of tokens, one a line. Raises InvalidInput saying where.
+    - `flags`: values by name of a setting; None means not given. `config` (or TENURE_CONFIG) names
+      the configuration file, `token_file` a file of tokens, one on each line.
+    - `environ`: the environment.
+
+    Raises InvalidInput, with the flag, variable or file as its path.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     if "tokens" in given:
@@ -137,7 +160,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise InvalidInput("give a text that is not empty", path=where)
+        raise InvalidInput("give a string that is not empty", path=where)
     return value.strip()
 
 
@@ -215,7 +238,7 @@ def _token(value: Any, where: str) -> str:
 
 
 def _tokens(value: Any, where: str) -> tuple[str, ...]:
-    """Tokens from the environment, separated by commas so that an old one can live on a while."""
+    """Read tokens from the environment, separated by commas so that two are valid at once."""
     parts = value.split(",") if isinstance(value, str) else [value]
     return tuple(_token(part, where) for part in parts)
 
@@ -234,7 +257,7 @@ def _token_file(value: Any, where: str) -> tuple[str, ...]:
         raise InvalidInput("the token file is not plain ASCII", path=where) from error
     if writable:
         raise InvalidInput(
-            "everybody on this machine may add to the token file: chmod 600 it", path=where
+            "every user of this machine can write to the token file: chmod 600 it", path=where
         )
     tokens = tuple(_token(line, where) for line in lines if line.strip())
     if not tokens:

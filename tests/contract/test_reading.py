@@ -92,9 +92,9 @@ def test_moves_are_told_by_type_queue_event_and_job(harness: StoreHarness) -> No
         while more:
             transitions = harness.store.read.transitions(after, limit, EventFilter(**wanted))
             assert all(
-                (one.type, one.queue) == kinds[one.transition.job_id] for one in transitions.told
+                (one.type, one.queue) == kinds[one.transition.job_id] for one in transitions.events
             )
-            found += [one.transition for one in transitions.told]
+            found += [one.transition for one in transitions.events]
             after, more = transitions.position, transitions.more
         assert after == whole[-1].position, "the end was reached, whatever was wanted"
         return found

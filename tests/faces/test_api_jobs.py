@@ -174,7 +174,7 @@ async def test_requests_that_come_together_share_commits(postgres_url: str) -> N
             jobs = [await request.end() for request in requests]
         assert len({job["id"] for job in jobs}) == 64
         transactions = {
-            event.transition.position.partition(".")[0] for event in app.events.read().told
+            event.transition.position.partition(".")[0] for event in app.events.read().events
         }
         assert len(transactions) <= 16
 

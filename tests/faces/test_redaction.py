@@ -50,7 +50,7 @@ def test_a_redacted_value_is_shown_nowhere_and_handled_whole(
         told = [answer.text for answer in (*made, *(api.get(f"/jobs{path}") for path in paths))]
         told += [
             str(streams._event(transition, without_errors=True))
-            for transition in app.events.read().told
+            for transition in app.events.read().events
         ]
         monkeypatch.setenv("TENURE_REDACT", "password,pin")
         for words in ("jobs list", f"jobs show {first}", f"explain {first}", f"jobs show {second}"):

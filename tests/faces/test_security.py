@@ -295,7 +295,7 @@ def test_durations_are_read_or_refused(text: str) -> None:
 @given(st.one_of(ANY, st.from_regex("[0-9a-f-]{36}\\.[0-9a-f]{32}", fullmatch=True)))
 def test_a_lease_is_read_or_nobodys(text: str) -> None:
     job_id, lease_id = requests.split_lease(text)
-    assert requests.join_lease(job_id, lease_id) == text or (job_id, lease_id) == requests.NOBODY
+    assert requests.join_lease(job_id, lease_id) == text or (job_id, lease_id) == requests.NO_LEASE
 
 
 @pytest.mark.requirement("C10")

@@ -156,13 +156,16 @@ def test_a_ledger_of_another_cluster_is_a_problem_that_the_manual_mends(postgres
             owner.execute("UPDATE tenure.transition SET xid = '900000000000'")
             owner.execute("ALTER TABLE tenure.transition ENABLE ALWAYS TRIGGER transition_is_final")
             assert found(postgres_url)["ledger"].health is CheckResult.PROBLEM
-            assert not app.events.read().told
+            assert not app.events.read().events
             for statement in REPAIR.split(";")[:-1]:
                 owner.execute(statement.encode())
         assert found(postgres_url)["ledger"].health is CheckResult.OK
         assert found(postgres_url)["guards"].health is CheckResult.OK
         later = app.enqueue("email")
-        assert [one.transition.job_id for one in app.events.read().told] == [restored.id, later.id]
+        assert [one.transition.job_id for one in app.events.read().events] == [
+            restored.id,
+            later.id,
+        ]
 
 
 def test_postgres_facts() -> None:

@@ -192,7 +192,7 @@ def test_retention_leaves_what_webhooks_are_yet_to_be_told(app_on_each_engine: T
     app_on_each_engine.webhooks.create("shop", "https://example.com", ["completed"])
     settle(app_on_each_engine, Outcome.COMPLETED)
     wait_until(
-        lambda: len(app_on_each_engine.events.read().told) == 3, "every move to have its place"
+        lambda: len(app_on_each_engine.events.read().events) == 3, "every move to have its place"
     )
     assert app_on_each_engine.maintenance().prune({"completed": 0}) == 0
     wait_until(

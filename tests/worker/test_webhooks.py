@@ -96,7 +96,7 @@ def test_only_moves_from_now_on_that_are_wanted_are_told(app_on_each_engine: Ten
     with receiving() as receiver:
         app_on_each_engine.enqueue("mail", queue="urgent")
         wait_until(
-            lambda: len(app_on_each_engine.events.read().told) == 1
+            lambda: len(app_on_each_engine.events.read().events) == 1
         )  # and has its place in the ledger
         hook_on(app_on_each_engine, receiver.url, types=["mail"], queues=["urgent"])
         wanted = app_on_each_engine.enqueue("mail", queue="urgent")

@@ -118,7 +118,7 @@ def _transitions(
             click.echo(f"{error}; trying again", err=True)
             time.sleep(AWAY_SECONDS)
             continue
-        yield from transitions.told
+        yield from transitions.events
         position = transitions.position
         if not transitions.more:
             sys.stdout.flush()
@@ -134,7 +134,7 @@ def _newest(app: Tenure, wanted: EventFilter, lines: int) -> tuple[Sequence[Ledg
     more = lines > 0
     while more:
         transitions = app.events.read(position, filter=wanted)
-        found.extend(transitions.told)
+        found.extend(transitions.events)
         position, more = transitions.position, transitions.more
     return found, position
 

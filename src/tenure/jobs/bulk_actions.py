@@ -10,7 +10,7 @@ from tenure.jobs.queries import Filter
 
 
 class Action(StrEnum):
-    """What can be done to all jobs of a filter."""
+    """An action on all jobs of a filter."""
 
     RETRY = "retry"
     CANCEL = "cancel"
@@ -18,7 +18,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bulk:
-    """An action on all jobs that fitted a filter when it was started."""
+    """An action on all jobs that matched a filter when it started, and how far it is."""
 
     id: str
     action: Action
@@ -27,20 +27,20 @@ class Bulk:
     actor: str
     created_at: datetime
     finished_at: datetime | None
-    stopped_by: str | None  # who ended it early
-    total: int  # jobs that fitted when it was started
-    exact: bool  # else it was at least so many
+    stopped_by: str | None  # who stopped it early
+    total: int  # jobs that matched when it started
+    exact: bool  # otherwise `total` is a minimum
     changed: int
-    refused: int  # somebody else was faster, or they are gone
+    refused: int  # changed otherwise first, or deleted
     batches: int = field(default=0, repr=False)  # transactions so far
-    cursor: str | None = field(default=None, repr=False)  # the last id it has been at
+    cursor: str | None = field(default=None, repr=False)  # the last id it examined
 
     @property
     def examined(self) -> int:
-        """Jobs it has been at."""
+        """Jobs that it changed or was refused."""
         return self.changed + self.refused
 
     @property
     def signature(self) -> str:
-        """The actor in the ledger of every job it changes."""
+        """The actor of its transitions in the ledger."""
         return f"{self.actor} (bulk {self.id})"

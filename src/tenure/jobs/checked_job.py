@@ -11,7 +11,7 @@ from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 
 class CheckedJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A job to be added. The store sets its times: `run_at` if given, else now plus `delay`."""
+    """A job to add. The store sets its times: `run_at` if given, otherwise now plus `delay`."""
 
     id: str
     type: str
@@ -22,15 +22,15 @@ class CheckedJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     timeout: float | None = None
     backoff: RetryPolicy = DEFAULT_POLICY
     idempotency_key: str | None = None
-    fingerprint: str | None = None  # of the whole request, kept beside the key
+    fingerprint: str | None = None  # of the whole request, stored with the key
     delay: float = 0.0
     run_at: datetime | None = None
     actor: str | None = None
-    traceparent: str | None = None  # the span that adds it, where there is one
+    traceparent: str | None = None  # the span that adds it, if any
 
 
 class Enqueued(msgspec.Struct, frozen=True):
-    """The job that an addition made, or (`created` false) the earlier one with the same key."""
+    """The new job, or (`created` false) the earlier job with the same idempotency key."""
 
     job: Job
     created: bool

@@ -1,8 +1,8 @@
-"""Lengths of time as people write them: numbers of seconds, `1h30m`, ISO 8601 `PT1H30M`.
+"""Durations as people write them: numbers of seconds, `1h30m`, ISO 8601 `PT1H30M`.
 
-The one rule: `seconds` reads every form into seconds, to the microsecond, and refuses anything
-negative, endless or over ten years; `text` writes the short form, and reading it again gives the
-same number. Months and years are refused: they have no fixed length.
+`seconds` reads every form, to the microsecond, and refuses negative and infinite durations and
+those over ten years. `text` writes the short form, which reads as the same number. Months and years
+are refused because they have no fixed length.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from datetime import timedelta
 from tenure.errors import InvalidInput
 
 MAX_SECONDS = 10 * 365 * 86_400
-"""Ten years of 365 days. Whatever is longer is a mistake, or not a job."""
+"""Ten years of 365 days."""
 
 MAX_LENGTH = 64
-"""Characters in the text of a duration; bounds the work of reading one."""
+"""Longest text of a duration, in characters."""
 
 _SECOND = 1_000_000  # all arithmetic is done in whole microseconds
 _UNITS = {
@@ -43,7 +43,7 @@ _EXAMPLES = "write seconds (90, 1.5), or units (250ms, 30s, 5m, 1h30m, 2d), or I
 
 
 def seconds(value: float | str | timedelta, *, path: str = "$") -> float:
-    """The duration `value` in seconds, rounded to a microsecond.
+    """Return a duration in seconds, rounded to a microsecond.
 
     Takes a number of seconds, a timedelta, text with units from large to small (`1h30m`, `250ms`;
     units w d h m s ms, fractions allowed), text that is a plain number of seconds, or an ISO 8601
@@ -62,12 +62,12 @@ def seconds(value: float | str | timedelta, *, path: str = "$") -> float:
 
 
 def roughly(value: float) -> str:
-    """`value` seconds as people read it; for lengths that were computed, of any size from 0 up."""
+    """Write a computed duration of any length from 0 on."""
     return text(value) if value <= MAX_SECONDS else "more than ten years"
 
 
 def text(value: float) -> str:
-    """`value` seconds as people write it: `1h30m`, `2d`, `1.5s`, `250ms`, `0s`.
+    """Write a duration in seconds as text: `1h30m`, `2d`, `1.5s`, `250ms`, `0s`.
 
     `seconds(text(x)) == seconds(x)` for every duration `seconds` accepts; raises InvalidInput for
     the others.
@@ -86,7 +86,6 @@ def text(value: float) -> str:
 
 
 def _read(written: str, path: str) -> int:
-    """Microseconds of a duration given as text."""
     if 0 < len(written) <= MAX_LENGTH:
         for form in _FORMS:
             if match := form.fullmatch(written):
@@ -96,7 +95,6 @@ def _read(written: str, path: str) -> int:
 
 
 def _from_number(value: object, path: str) -> int:
-    """Microseconds of a number of seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         kind = type(value).__name__
         raise InvalidInput(f"a {kind} is not a duration; {_EXAMPLES}", path=path)
@@ -106,14 +104,14 @@ def _from_number(value: object, path: str) -> int:
 
 
 def _micros(number: str, unit: str) -> int:
-    """`number` of `unit` in microseconds, exactly, a half rounded up."""
+    """Return `number` of `unit` in microseconds, exactly; a half is rounded up."""
     whole, _, fraction = number.partition(".")
     scale: int = 10 ** len(fraction)
     return (2 * int(whole + fraction) * _UNITS[unit] + scale) // (2 * scale)
 
 
 def _count(micros: int, unit: str) -> str:
-    """`micros` in `unit` as plain decimal digits, without trailing zeros."""
+    """Write `micros` in `unit` in decimal digits, without trailing zeros."""
     whole, rest = divmod(micros, _UNITS[unit])
     digits = f"{rest:0{len(str(_UNITS[unit])) - 1}d}".rstrip("0")
     return f"{whole}.{digits}{unit}" if digits else f"{whole}{unit}"

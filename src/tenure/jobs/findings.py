@@ -10,7 +10,7 @@ from enum import StrEnum
 class Violation:
     """A stored fact that breaks an invariant; `advice` says what that means and what to do.
 
-    `job_id` is empty where no single job is concerned.
+    `job_id` is empty if it is not about a single job.
     """
 
     invariant: str
@@ -20,7 +20,7 @@ class Violation:
 
 
 class CheckResult(StrEnum):
-    """What a check found: as it should be, worth knowing, or in need of repair."""
+    """The result of a check: in order, worth knowing, or in need of repair."""
 
     OK = "ok"
     WARNING = "warning"

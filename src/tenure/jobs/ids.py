@@ -1,16 +1,14 @@
 """Identifiers of jobs: UUIDs of version 7 (RFC 9562), so that ids sort by the time they were made.
 
-The one rule: ids made by one process rise strictly, whatever the clock does.
+Ids made by one process rise strictly, whatever the clock does. This is method 1 of RFC 9562 section
+6.2, a counter of fixed length. The leading 60 free bits are one number, the *stamp*: 48 bits of
+Unix milliseconds, then 12 bits of counter, which starts each millisecond at a random value in the
+lower half of its range. The next stamp is the larger of "now" and "the last one plus one": a full
+counter carries into the milliseconds, and the ids do not follow a clock that steps back.
 
-It is kept by method 1 of RFC 9562 section 6.2, a counter of fixed length. The leading 60 free bits
-are one number, the *stamp*: 48 bits of Unix milliseconds, then 12 bits of counter, which starts
-each millisecond at a random value in the lower half of its range. The next stamp is the larger of
-"now" and "the last one plus one": a full counter carries into the milliseconds, and a clock that
-steps back is waited out. The other 62 bits come from the operating system's random source, no bit
-twice: two processes, a parent and its forked child, or two machines do not make the same id, and
-nobody guesses one. They are drawn in blocks, for each draw lets other threads run first.
-
-This module stands at an edge: it reads the clock and draws chance itself.
+The other 62 bits come from the operating system's random source, no bit twice: two processes, a
+parent and its forked child, or two machines do not make the same id, and an id cannot be guessed.
+They are drawn in blocks, because each draw lets other threads run first.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 from tenure.errors import InvalidInput
 
 ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
-"""The canonical form, as JSON Schema wants it."""
+"""The canonical form, as a pattern of JSON Schema."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COUNTER_BITS = 12
@@ -41,12 +39,12 @@ _block = b""  # random bytes not used yet
 
 
 def new_id() -> str:
-    """A new identifier, larger than every one this process made before. Safe from any thread."""
+    """Return a new id, larger than every id that this process made before. Thread-safe."""
     return new_ids(1)[0]
 
 
 def new_ids(count: int) -> list[str]:
-    """`count` new identifiers, rising; cheaper than as many calls of `new_id`."""
+    """Return `count` new ids, rising; cheaper than as many calls of `new_id`."""
     if count < 1:
         return []
     chance = _chance(2 + 8 * count)
@@ -66,12 +64,12 @@ def new_ids(count: int) -> list[str]:
 
 
 def is_id(text: str) -> bool:
-    """Whether `text` is a version 7 UUID in canonical form: lower case, hyphens, nothing else."""
+    """Return whether `text` is a version 7 UUID in canonical form: lower case, hyphens."""
     return _is_canonical(text) is not None
 
 
 def check_id(value: object, path: str) -> str:
-    """`value` itself if it is an id in canonical form; raises InvalidInput at `path` otherwise."""
+    """Return `value` if it is an id in canonical form; raises InvalidInput otherwise."""
     if isinstance(value, str) and is_id(value):
         return value
     raise InvalidInput(
@@ -82,14 +80,14 @@ def check_id(value: object, path: str) -> str:
 
 
 def first_of(moment: datetime, shift: timedelta) -> str:
-    """The smallest id that a clock which is ahead by `shift` can make from `moment` on."""
+    """Return the smallest id that a clock ahead by `shift` can make from `moment` on."""
     millis = max((moment - EPOCH + shift) // timedelta(milliseconds=1), 0)
     stamp = f"{millis:012x}"
     return f"{stamp[:8]}-{stamp[8:]}-0000-0000-000000000000"
 
 
 def millis(job_id: str) -> int:
-    """When the id was made: Unix time in milliseconds, by the clock of the process that made it.
+    """Return when an id was made, in milliseconds of Unix time by the clock of its process.
 
     Raises InvalidInput if `job_id` is not an id in canonical form.
     """
@@ -108,7 +106,7 @@ def _stamps(count: int, seed: bytes) -> int:
 
 
 def _chance(count: int) -> bytes:
-    """`count` random bytes that nobody has had before."""
+    """Return `count` random bytes, each used once."""
     global _block  # noqa: PLW0603
     with _lock:
         if len(_block) < count:
@@ -118,7 +116,7 @@ def _chance(count: int) -> bytes:
 
 
 def _part_from_parent() -> None:
-    """In a forked child: the lock may have been held at that moment, the block is the parent's."""
+    """Start over in a forked child: the lock may be held, and the block is the parent's."""
     global _lock, _block  # noqa: PLW0603
     _lock = threading.Lock()
     _block = b""

@@ -11,7 +11,7 @@ from tenure.jobs.redaction import MARK
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One entry of the ledger. `position` orders the event stream and resumes it."""
+    """A change of a job's status. `position` is its place in the event stream."""
 
     position: str
     job_id: str
@@ -28,7 +28,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventFilter:
-    """Which moves somebody wants to hear of; None for any."""
+    """Which transitions are wanted; None means any."""
 
     types: tuple[str, ...] | None = None
     queues: tuple[str, ...] | None = None
@@ -38,14 +38,14 @@ class EventFilter:
 
 @dataclass(frozen=True, slots=True)
 class LedgerEvent:
-    """A move with the type and queue of its job, which the ledger itself does not repeat."""
+    """A transition with the type and queue of its job, which the ledger does not repeat."""
 
     transition: Transition
     type: str
     queue: str
 
     def without_errors(self) -> LedgerEvent:
-        """The same without an error, which may hold what is redacted; a job's history shows it."""
+        """Return the event without its error, which may hold redacted values."""
         if self.transition.detail is None:
             return self
         return replace(self, transition=replace(self.transition, detail=MARK))
@@ -53,8 +53,8 @@ class LedgerEvent:
 
 @dataclass(frozen=True, slots=True)
 class LedgerPage:
-    """A stretch of the ledger: what was wanted of it, and the position up to which it was read."""
+    """A part of the ledger: the events that match, and the position up to which it was read."""
 
-    told: Sequence[LedgerEvent]
+    events: Sequence[LedgerEvent]
     position: str
-    more: bool  # the stretch was as long as it may be, so there may be more behind it
+    more: bool  # whether there may be more after `position`

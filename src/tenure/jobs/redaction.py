@@ -1,8 +1,8 @@
-"""What is shown of jobs without the secrets in them: values are hidden by the name of their key.
+"""Hides values of payloads, results and errors by the names of their keys.
 
-Pure. What is stored, and what a worker gets, stays whole; this is about what people are shown, over
-HTTP and on the command line. A value is hidden with all that is in it, at any depth of a payload or
-result. Errors are text, so the same values are looked for in them and replaced.
+Only what people see is redacted, over HTTP and on the command line. The store and workers keep the
+values. A value is hidden with everything inside it, at any depth. Errors are text, so the hidden
+values of their job are searched in them and replaced.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from msgspec.structs import replace
 from tenure.lifecycle import Job
 
 MARK = "[redacted]"
-SHORTEST = 4
-"""Characters of a value that is looked for in errors: shorter ones stand in any text."""
+MIN_HIDDEN = 4
+"""Least length of a value to hide in errors: shorter values occur in any text."""
 
 
 def without_password(url: str) -> str:
-    """An address of a server or database as it may be shown."""
+    """Return the address of a server or database without its password."""
     return _password_option.sub(r"\1…", _password_of_user.sub(r"\1:…@", url))
 
 
-# Whatever is given as an address, be it none: what is shown here is mostly about a mistake in it.
+# They accept texts that are no URLs: most of the messages are about a mistake in the address.
 _password_of_user = re.compile(r"^([^/?#]*//[^/?#:@]*):[^?]*@")
 _password_option = re.compile(r"((?:^|[?&\s])(?:ssl)?password=)[^&\s]*")
 
 
 class Redaction:
-    """The keys whose values are hidden; upper and lower case are the same."""
+    """Hides the values of some keys, which are compared without regard to case."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
         self._keys = frozenset(key.casefold() for key in keys)
@@ -41,15 +41,15 @@ class Redaction:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys, in lower case and in order."""
+        """The keys, in lower case, sorted."""
         return tuple(sorted(self._keys))
 
     def also(self, keys: Iterable[str]) -> Redaction:
-        """The same with more keys."""
+        """Return a redaction with more keys."""
         return Redaction((*self._keys, *keys))
 
     def job(self, job: Job) -> Job:
-        """The job as it may be shown."""
+        """Return a job without its hidden values."""
         if not self:
             return job
         return replace(
@@ -60,18 +60,18 @@ class Redaction:
         )
 
     def text(self, text: str, job: Job) -> str:
-        """A text about a job, such as its error, without the hidden values of the job."""
+        """Return a text about a job, such as its error, without the job's hidden values."""
         return self.within(text, job.payload, job.result)
 
     def within(self, text: str, *documents: str | None) -> str:
-        """A text without the hidden values that stand in these JSON documents."""
+        """Return a text without the hidden values of these JSON documents."""
         return self.hider(*documents)(text)
 
     def hider(self, *documents: str | None) -> Callable[[str], str]:
-        """What takes the hidden values of JSON documents out of texts: for many, found once."""
+        """Return a function that replaces the hidden values of JSON documents in texts."""
         sources = (json.loads(document) for document in documents if document and self)
         found = {value for source in sources for value in self._values(source, hidden=False)}
-        # The longest first: one may hold another.
+        # Longest first, because one may contain another.
         hidden = sorted(found, key=len, reverse=True)
 
         def shown(text: str) -> str:
@@ -96,7 +96,7 @@ class Redaction:
         return value
 
     def _values(self, value: object, *, hidden: bool) -> Iterator[str]:
-        """The hidden texts and numbers, as they may stand in an error."""
+        """Yield the hidden texts and numbers as errors quote them."""
         if isinstance(value, list):
             for item in value:
                 yield from self._values(item, hidden=hidden)
@@ -104,8 +104,8 @@ class Redaction:
             for key, item in value.items():
                 yield from self._values(item, hidden=hidden or key.casefold() in self._keys)
         elif hidden and not isinstance(value, bool) and value is not None:
-            spoken = {str(value), repr(value).strip("'\"")}  # as tracebacks quote it
-            yield from (text for text in spoken if len(text) >= SHORTEST)
+            spoken = {str(value), repr(value).strip("'\"")}
+            yield from (text for text in spoken if len(text) >= MIN_HIDDEN)
 
 
 NOTHING_HIDDEN = Redaction()

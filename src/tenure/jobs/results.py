@@ -1,7 +1,7 @@
-"""What handlers produce, made storable: their results, and the text of their exceptions.
+"""Results and exceptions of handlers as text that every store keeps.
 
-Nothing here refuses anything or raises: whatever a handler returned or raised, its job must settle.
-What cannot be kept as it is becomes a note that says so, bounded in size. Pure.
+Nothing here raises: a job must settle whatever its handler returned or raised. A result that cannot
+be stored unchanged becomes a note that says so, of bounded size.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from tenure.errors import InvalidInput, PayloadTooLarge
 from tenure.jobs.payload import MAX_DEPTH, too_large, walk
 
 MAX_RESULT_BYTES = 64 * 1024
-"""Of a result as compact JSON. A result is a note about what was done: it is kept in the job's row,
-read with it, and reported by the hundred in one transaction. Larger output belongs in a file or an
-object store, with its address as the result."""
+"""Largest result as compact JSON. Results are stored in the job's row, read with it, and reported
+by the hundred in one transaction. Larger output belongs in a file or an object store, with its
+address as the result."""
 
 MAX_ERROR_BYTES = 16 * 1024
-"""Of the text of an error in UTF-8: a message and `MAX_FRAMES` frames with their source lines."""
+"""Longest text of an error in UTF-8: a message and `MAX_FRAMES` frames with source lines."""
 
 MAX_PREVIEW_BYTES = MAX_RESULT_BYTES // 8
-"""Of what is left of a result that cannot be stored; JSON may need six bytes for one of its own."""
+"""Longest preview of a result that cannot be stored. JSON may need six bytes for one of them."""
 
 MAX_MESSAGE_BYTES = MAX_ERROR_BYTES // 4
 MAX_FRAMES = 30
 MAX_EXCEPTIONS = 10
 MAX_PLACES = 1_000
-"""Places in source code that are remembered as text."""
+"""Most places in source code of which the text is cached."""
 
 
 def result_text(value: object) -> str:
-    """Any result of a handler as JSON text of at most `MAX_RESULT_BYTES`; never raises.
+    """Return any result of a handler as JSON text of at most `MAX_RESULT_BYTES`; never raises.
 
     Dataclasses, msgspec structs, dates, UUIDs, decimals, enums, tuples and sets are written as
     msgspec writes them. What JSON or a database cannot keep becomes an object that says so:
@@ -46,7 +46,7 @@ def result_text(value: object) -> str:
     """
     try:
         return _result(value)
-    except BaseException as flaw:  # a handler's object may raise anything, SystemExit too
+    except BaseException as flaw:  # a handler's object may raise anything, even SystemExit
         reason = error_text(f"{type(flaw).__name__}: {_spoken(flaw)}", MAX_MESSAGE_BYTES)
     return msgspec.json.encode({"tenure:unstorable": _preview(value), "reason": reason}).decode()
 
@@ -81,7 +81,7 @@ def _parts(value: object) -> Collection[Any]:
 
 
 def _without_subclass(value: object) -> object:
-    """The plain value of a subclass of str, int or float."""
+    """Return the plain value of a subclass of str, int or float."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
@@ -104,10 +104,10 @@ def _preview(value: object) -> str:
 
 
 def error_text(text: str, limit: int = MAX_ERROR_BYTES) -> str:
-    """`text` made storable: never empty, at most `limit` bytes in UTF-8 (64 or more); never raises.
+    """Return a text that can be stored: at most `limit` bytes in UTF-8 (64 or more), never empty.
 
-    NUL becomes the picture of one, a lone surrogate its escape. What is too long keeps its head
-    and its tail, with a mark between that says how many characters are missing.
+    NUL becomes the symbol for it, a lone surrogate its escape. A long text keeps its head and its
+    tail, with a mark between that says how many characters are missing. Never raises.
     """
     limit = max(limit, 64)  # room for the mark
     if text.isascii() and len(text) <= limit and "\0" not in text:
@@ -124,7 +124,7 @@ def error_text(text: str, limit: int = MAX_ERROR_BYTES) -> str:
 
 
 def describe_exception(exc: BaseException) -> str:
-    """The exception as an `error_text`: type and message, frames, and what caused it.
+    """Describe an exception as an `error_text`: type and message, frames, and causes.
 
     The first line names the error. Frames are shown without local variables, which may hold
     secrets. At most `MAX_EXCEPTIONS` of a chain or group and `MAX_FRAMES` of each; never raises.
@@ -175,7 +175,7 @@ def _headline(exc: BaseException) -> str:
 
 
 def _places(traceback: TracebackType) -> list[str]:
-    """Where the exception passed through, at most `MAX_FRAMES` of it."""
+    """Write the frames that an exception passed through, at most `MAX_FRAMES`."""
     frames = []
     rest: TracebackType | None = traceback
     while rest is not None:
@@ -191,7 +191,7 @@ def _places(traceback: TracebackType) -> list[str]:
 
 
 def _place(frame: FrameType, line: int) -> str:
-    """One line of code with its source. Remembered, for what fails often fails in one place."""
+    """Write a place in the code with its source; cached, because many failures share it."""
     key = (frame.f_code.co_filename, line, frame.f_code.co_qualname)
     if (known := _known_places.get(key)) is not None:
         return known
@@ -209,7 +209,7 @@ _known_places: dict[tuple[str, int, str], str] = {}
 
 
 def _spoken(value: object) -> str:
-    """`str(value)`, or a word on why there is none."""
+    """Return `str(value)`, or a note that it raised."""
     try:
         return str.__str__(str(value))
     except BaseException as flaw:

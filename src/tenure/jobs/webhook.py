@@ -8,14 +8,17 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """Who is told of moves, and of which; None for any. Its secret is never part of this."""
+    """A URL that is notified of transitions; None for `types` or `queues` means any.
+
+    The secret that signs the requests is never part of this.
+    """
 
     name: str
-    id: str  # a name can come back
+    id: str  # a removed name can be used again
     url: str
     events: tuple[str, ...]
     types: tuple[str, ...] | None
     queues: tuple[str, ...] | None
     created_at: datetime
     created_by: str
-    position: str  # up to where in the ledger its deliveries have been added
+    position: str  # its deliveries are enqueued up to here in the ledger

@@ -10,9 +10,9 @@ import msgspec
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker asking for up to `limit` jobs; None for `queues` or `types` means any.
+    """A worker's request for up to `limit` jobs; None for `queues` or `types` means any.
 
-    Deliveries to webhooks are not among "any", see `serves`.
+    "Any" does not include the deliveries to webhooks, see `reserved.serves`.
     """
 
     worker: str
@@ -20,13 +20,13 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     lease_seconds: float
     queues: tuple[str, ...] | None = None
     types: tuple[str, ...] | None = None
-    label: str = ""  # host and pid, for people; never identity
-    wait_seconds: float = 0.0  # how long a server may hold the request until there is work
-    traces: bool = False  # whether the leases are to tell from which span their jobs were added
+    label: str = ""  # host and pid, to be shown; never an identity
+    wait_seconds: float = 0.0  # how long a server may wait for work
+    traces: bool = False  # whether leases name the span that added their jobs
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):
-    """A claimed job, as narrow as a worker can use it."""
+    """A claimed job: what a worker needs to run it."""
 
     id: str
     type: str
@@ -36,16 +36,16 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     max_retries: int
     token: int
     timeout: float | None
-    lease_id: str  # a secret of its holder
+    lease_id: str  # known to its holder only
     lease_expires_at: datetime
-    traceparent: str | None = None  # if it was asked for
+    traceparent: str | None = None  # if the claim asked for it
 
     def __repr__(self) -> str:
         return f"<lease on {self.id} {self.type} attempt {self.attempts}>"
 
 
 class Outcome(StrEnum):
-    """What a worker can say of an attempt; the names are the lifecycle's events."""
+    """How a worker reports the end of an attempt; the names are events of the lifecycle."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -53,10 +53,10 @@ class Outcome(StrEnum):
 
 
 class Report(msgspec.Struct, frozen=True, gc=False):
-    """What became of one lease."""
+    """The outcome of one lease, as its worker reports it."""
 
     job_id: str
-    lease_id: str  # a secret of its holder
+    lease_id: str  # known to its holder only
     outcome: Outcome
     result: str | None = None  # JSON text, of a completed attempt
     error: str = ""  # of a failed attempt
@@ -68,7 +68,7 @@ class Report(msgspec.Struct, frozen=True, gc=False):
 
 
 class Answer(StrEnum):
-    """What the store did with a report."""
+    """What the store did with a report: `lost` means that the lease was not held any more."""
 
     RECORDED = "recorded"
     ALREADY_RECORDED = "already_recorded"
@@ -77,9 +77,9 @@ class Answer(StrEnum):
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """The answer to a report; `recorded` names the outcome on record when it is another one.
+    """The answer to a report. `recorded` names the outcome on record if it differs.
 
-    `retry_in`: seconds until the job may run again, where this failure brought a retry.
+    `retry_in`: seconds until the job may run again, if this failure led to a retry.
     """
 
     answer: Answer
@@ -88,13 +88,11 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
 
 RECORDED = Verdict(Answer.RECORDED)
-
-
 ALREADY_RECORDED = Verdict(Answer.ALREADY_RECORDED)
 
 
 class Exchange(msgspec.Struct, frozen=True):
-    """What a worker's turn brought: a verdict per report, in order, and the jobs now leased."""
+    """The answer to a worker: a verdict for each report, in order, and the leases it claimed."""
 
     verdicts: Sequence[Verdict]
     leases: Sequence[Lease]

@@ -1,9 +1,9 @@
 """How a process writes its log: one event per line, on standard error, as text or as JSON.
 
-Every move of a job is a line whose message is `job_` and the name of the move, with what belongs to
-it as fields of the record. What a handler logs gets the fields of the job it runs for. Texts in a
-log come from jobs and requests, so control characters are shown, never sent: nothing that somebody
-stored can forge a second line or speak to the terminal.
+Every transition of a job is a line whose message is `job_` and the event, with fields of the job. A
+line that a handler logs gets the fields of its job. Texts in a log come from jobs and requests, so
+control characters are written as escapes: no stored text can forge a second line or send an escape
+sequence to the terminal.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ FIELDS = (
     *("job", "type", "queue", "status", "attempt", "worker", "actor"),
     *("duration", "error", "delay"),
 )
-"""What a record may say of a job beside its message, in this order; `duration` and `delay`, until
-it may run again, in seconds."""
+"""The fields of a record about a job, in this order. `duration` and `delay` are in seconds; `delay`
+is the time until the job may run again."""
 MAX_FIELD = 1_000
 MAX_MESSAGE = 64 * 1024
-"""Characters; what is longer ends in a mark."""
+"""Longest field and message in characters; longer ones are cut, with a mark."""
 
 
 class Running(Protocol):
-    """What runs here: an attempt at a job."""
+    """An attempt that runs in this process."""
 
     def log_fields(self) -> Mapping[str, Any]:
-        """What is added to the lines that are logged for it."""
+        """Return the fields to add to its log lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An attempt that another process has begun."""
+    """An attempt that another process started."""
 
     fields: Mapping[str, Any]
 
     def log_fields(self) -> Mapping[str, Any]:
-        """What the other process said."""
+        """Return the fields that the other process sent."""
         return self.fields
 
 
 RUNNING: ContextVar[Running | None] = ContextVar("tenure_running", default=None)
-"""The attempt in whose handler we are, if we are in one."""
+"""The attempt whose handler runs in this context, or None."""
 
 
 class JobFields(logging.Filter):
-    """Gives records the fields of the job for whose handler they were made.
+    """Adds the fields of the running job to the records that its handler logs.
 
-    `tenure serve` and `tenure worker` use it; add it to the logging handlers of a program of your
-    own. A record that has such a field keeps its own.
+    `tenure serve` and `tenure worker` use it. In your own program, add it to the logging handlers.
+    A record that has such a field keeps it.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -112,24 +112,24 @@ _configured: tuple[str, str] | None = None
 
 
 def configured() -> tuple[str, str] | None:
-    """What `configure` was called with last, for child processes; None if it was not."""
+    """Return the arguments of the last `configure`, for child processes, or None."""
     return _configured
 
 
 def configure(form: str = "text", level: str = "info") -> None:
     """Send the logs of this process to standard error; `form` is `text` or `json`."""
-    global _configured  # noqa: PLW0603 - so is what it speaks of: the logging of a process
+    global _configured  # noqa: PLW0603 - logging is global, too
     _configured = (form, level)
     handler = _ToStandardError()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     handler.addFilter(JobFields())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    if level != "debug":  # the HTTP client tells of every request
+    if level != "debug":  # the HTTP client logs every request
         logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 class _ToStandardError(logging.StreamHandler[TextIO]):
-    """Writes to whatever standard error is at the moment: a progress bar may stand before it."""
+    """Writes to the current `sys.stderr`, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.setStream(sys.stderr)
@@ -169,7 +169,7 @@ class JsonLines(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> list[tuple[str, Any]]:
-    """What a record says of a job; whatever a handler gave such a name stands as text."""
+    """Return the job fields of a record; a value that a handler set is written as text."""
     found = ((name, record.__dict__.get(name)) for name in FIELDS)
     return [
         (name, value if _is_number(value) else shortened(str(value), MAX_FIELD))
@@ -179,12 +179,12 @@ def _fields(record: logging.LogRecord) -> list[tuple[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether JSON has it as a number that everybody reads alike."""
+    """Return whether every reader of JSON reads the value as the same number."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53)
 
 
 def _word(value: Any) -> str:
-    """A value of a text line: quoted if it could be taken for more than one word."""
+    """Write a value in a text line, quoted unless it is one plain word."""
     text = str(value)
     if text and text.isascii() and text.isprintable() and not set(text) & set(' "=\\'):
         return text

@@ -1,9 +1,9 @@
-"""Traces by OpenTelemetry: a span for adding jobs, and one for each attempt, linked to it.
+"""Traces by OpenTelemetry: a span for adding jobs, and a span for each attempt, linked to it.
 
-Only its API is used: which spans are kept, and where they go, is decided by whoever sets up the SDK
-in this process. Attributes are those of its semantic conventions for messaging
-(https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/). What stands in payloads
-and errors is told to nobody: of an error, a span has the first line, without what is redacted.
+Only the API of OpenTelemetry is used. The SDK that the program sets up decides which spans are kept
+and where they go. Attributes follow the semantic conventions for messaging
+(https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/). Spans have no payload, and
+of an error only the first line, redacted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SYSTEM = "tenure"
 
 
 class Tracing:
-    """The spans of one application. Raises InvalidInput where the API is not installed."""
+    """The spans of one application. Raises InvalidInput if the API is not installed."""
 
     def __init__(self) -> None:
         try:
@@ -40,9 +40,10 @@ class Tracing:
     def adding(
         self, types: Sequence[str], queue: str | None, parent: str | None
     ) -> tuple[Span, str | None]:
-        """The span of adding jobs of these types, to be ended by `added`, and its `traceparent`.
+        """Start the span of adding jobs of these types; returns it and its `traceparent`.
 
-        Its parent is `parent`, a `traceparent` as it came over HTTP, or whatever span is current.
+        Its parent is `parent`, a `traceparent` from a request, or else the current span. End it
+        with `added`.
         """
         several = set(types) != {types[0]}
         span = self._tracer.start_span(
@@ -57,7 +58,7 @@ class Tracing:
         return span, self.carried(self._api.set_span_in_context(span))
 
     def added(self, span: Span, job_ids: Sequence[str], error: BaseException | None) -> None:
-        """The jobs are on disk, or `error` says why not."""
+        """End the span of adding jobs; `error` says why they were not added."""
         if len(job_ids) == 1:
             span.set_attribute("messaging.message.id", job_ids[0])
         if error is not None:
@@ -65,7 +66,7 @@ class Tracing:
         span.end()
 
     def attempt(self, lease: Lease, worker: str) -> tuple[Span, Context]:
-        """The span of an attempt, and the context in which its handler is to run.
+        """Start the span of an attempt; returns it and the context for the handler.
 
         It belongs to the trace of the span that added the job, and is linked to it.
         """
@@ -87,19 +88,19 @@ class Tracing:
         return span, self._api.set_span_in_context(span, context)
 
     def ended(self, span: Span, error: str | None) -> None:
-        """An attempt has ended, with the first line of its error if it failed."""
+        """End the span of an attempt; `error` is the first line of its error."""
         if error is not None:
             self._fail(span, error)
         span.end()
 
     def carried(self, context: Context) -> str | None:
-        """What names the span of `context` to another process; None if it has none."""
+        """Return the `traceparent` of the span of `context`, or None."""
         carrier: dict[str, str] = {}
         self._propagator.inject(carrier, context)
         return carrier.get("traceparent")
 
     def context(self, traceparent: str | None) -> Context:
-        """What `carried` named in another process, and nothing of this one."""
+        """Return the context of a `traceparent`, without the current context of this process."""
         from opentelemetry.context import Context
 
         carrier = {} if traceparent is None else {"traceparent": traceparent}
@@ -124,16 +125,16 @@ def _attributes(operation: str, queue: str | None) -> Mapping[str, Any]:
 
 
 def enter(context: Context) -> None:
-    """Have spans belong to that of `context`, as long as this task or `contextvars.Context` is."""
+    """Make `context` current for the rest of this task or `contextvars.Context`."""
     from opentelemetry.context import attach
 
     attach(context)
 
 
 def given(headers: Sequence[str]) -> str | None:
-    """The `traceparent` of a request, which may be anything, as the standard wants it taken.
+    """Return the `traceparent` of a request; None if it is missing or not valid.
 
-    That is https://www.w3.org/TR/trace-context/: one that is not valid is as good as none.
+    See https://www.w3.org/TR/trace-context/.
     """
     return headers[0] if len(headers) == 1 and _is_traceparent(headers[0]) else None
 

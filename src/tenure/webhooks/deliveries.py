@@ -57,7 +57,7 @@ def forward(store: DeliveryStore, *, without_errors: bool = False) -> int:
         wanted = EventFilter(events=hook.events, types=hook.types, queues=hook.queues)
         transitions = store.read.transitions(hook.position, BATCH, wanted)
         if transitions.position != hook.position:
-            deliveries = deliveries_of(hook, transitions.told, without_errors=without_errors)
+            deliveries = deliveries_of(hook, transitions.events, without_errors=without_errors)
             store.forward(hook, deliveries, transitions.position).result()
         behind += transitions.more
     return behind

@@ -1,9 +1,9 @@
-"""Errors on the wire: `application/problem+json` (RFC 9457), written and read by one table.
+"""Errors over HTTP: `application/problem+json` (RFC 9457), written and read by one table.
 
-Each row of `KINDS` says how one error of the tree looks over HTTP: its status, and which of its
-facts travel as members of the body. The server writes by it, the client reads by it, so an error
-arrives as the exception it left as. Bodies never carry a traceback, SQL, a path of the server's
-files or a database address. They name the request, as the server's log does where it failed.
+Each row of `KINDS` says how one class of error looks over HTTP: its status, and which of its
+attributes are members of the body. The server writes by it and the client reads by it, so the
+client raises the exception that the server raised. Bodies never have a traceback, SQL, a file name
+or a database address. They have the id of the request, as the server's log has.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ MEDIA_TYPE = "application/problem+json"
 URN = "urn:tenure:problem:"
 REQUEST_ID = "X-Request-Id"
 RETRY_SECONDS = 1
-"""What Retry-After asks for when a queue is full or the database is away."""
+"""Value of Retry-After when a queue is full or the database does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How one class of error is written: member name -> attribute and constructor argument."""
+    """How one class of error is written. `members`: name -> attribute and constructor argument."""
 
     error: type[TenureError]
     status: int
     title: str
     members: Mapping[str, str] = field(default_factory=dict)
-    detail: str = ""  # said instead of the error's own text, which may name internals
+    detail: str = ""  # replaces the error's text, which may name internals
 
 
 INPUT = {"detail": "message", "path": "path"}
 KINDS: tuple[Kind, ...] = (
-    Kind(PayloadTooLarge, 413, "Too large", INPUT),
-    Kind(InvalidInput, 400, "Not acceptable as it is", INPUT),
-    Kind(Unauthorized, 401, "Not authorized"),
-    Kind(Forbidden, 403, "Not allowed with this token"),
+    Kind(PayloadTooLarge, 413, "Payload too large", INPUT),
+    Kind(InvalidInput, 400, "Invalid input", INPUT),
+    Kind(Unauthorized, 401, "Authentication required"),
+    Kind(Forbidden, 403, "Not permitted"),
     Kind(JobNotFound, 404, "No such job", {"job_id": "job_id"}),
     Kind(BulkNotFound, 404, "No such bulk action", {"bulk_id": "bulk_id"}),
     Kind(
@@ -71,7 +71,7 @@ KINDS: tuple[Kind, ...] = (
             "reason": "reason",
         },
     ),
-    Kind(LeaseLost, 409, "The lease is lost", {"job_id": "job_id", "ended_by": "ended_by"}),
+    Kind(LeaseLost, 409, "Lease lost", {"job_id": "job_id", "ended_by": "ended_by"}),
     Kind(
         ReportConflict,
         409,
@@ -95,7 +95,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         SchemaMismatch,
         503,
-        "The database does not fit",
+        "The database schema does not match",
         detail="the database's schema does not fit this version of Tenure; see the server's log",
     ),
 )
@@ -104,7 +104,7 @@ Maybe = msgspec.UnsetType
 
 
 class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What went wrong, after RFC 9457; `code` is stable and meant for programs."""
+    """A problem of RFC 9457. Programs decide by `code`, which is stable."""
 
     type: str
     title: str
@@ -129,7 +129,7 @@ class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refusal(Exception):
-    """A request that HTTP itself refuses, before or beside Tenure: wrong method, host, media."""
+    """A request that HTTP refuses before Tenure sees it: wrong method, host or media type."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem ready to be sent: status, headers, body."""
+    """A problem as a response: status, headers and body."""
 
     status: int
     headers: Mapping[str, str]
@@ -157,7 +157,7 @@ class Problem:
 
 
 def request_id_of(headers: Sequence[tuple[bytes, bytes]]) -> str:
-    """What to call a request that is refused: as it says itself, if that is plain, or a new id."""
+    """Return the `X-Request-Id` of a refused request if it is plain, otherwise a new id."""
     given = [value for name, value in headers if name == b"x-request-id"]
     if len(given) == 1 and _is_plain(given[0]):
         return given[0].decode()
@@ -168,7 +168,7 @@ _is_plain = re.compile(rb"[A-Za-z0-9_.-]{1,64}").fullmatch
 
 
 def problem_of(error: Exception, instance: str, request_id: str) -> Problem:
-    """The problem to answer for an error; `instance` is the path that was asked for."""
+    """Return the problem for an error; `instance` is the path of the request."""
     about = {"instance": instance, "request_id": request_id}
     if isinstance(error, Refusal):
         return _problem(error.status, error.code, error.title, error.detail, about, error.headers)
@@ -217,14 +217,15 @@ def _clean(value: Any) -> Any:
 
 
 def storable(text: str) -> str:
-    """`text` without what UTF-8 cannot say; addresses and messages may quote what was sent."""
+    """Escape what UTF-8 cannot encode; paths and messages may quote the request."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def error_of(status: int, body: bytes) -> TenureError:
-    """The exception that an error answer stands for.
+    """Return the exception for an error response.
 
-    Whatever is not a problem of ours, and every 5xx, is StoreUnavailable: asking again is safe.
+    Every 5xx is StoreUnavailable: the client may ask again. A response that is not a problem of
+    Tenure is a TenureError.
     """
     try:
         problem = msgspec.json.decode(body, type=ProblemBody)

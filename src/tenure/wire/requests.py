@@ -61,12 +61,12 @@ LeaseName = Annotated[str, Meta(description="A lease id as `POST /leases` gave i
 
 
 def embedded(text: str | None) -> Raw:
-    """JSON text to stand in other JSON as it is; None is null."""
+    """Embed JSON text in other JSON unchanged; None is null."""
     return Raw(b"null" if text is None else text.encode())
 
 
 class Request(Struct, kw_only=True, forbid_unknown_fields=True):
-    """What is asked."""
+    """The body of a request. Unknown fields are refused, so that a typing error is found."""
 
 
 # --- jobs -----------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class RetryRequest(Request):
 
 
 class FilterForm(Request):
-    """Which jobs are meant: those that fit everything that is given."""
+    """Selects the jobs that match every given field."""
 
     status: Status | UnsetType = UNSET
     type: Name | UnsetType = UNSET
@@ -122,7 +122,7 @@ class FilterForm(Request):
 
 
 class BulkRequest(Request):
-    """What to do to all jobs that fit now; `more_retries` as for one job."""
+    """An action on all jobs that match now; `more_retries` as for one job."""
 
     action: Action
     filter: FilterForm
@@ -160,19 +160,19 @@ class LeaseRequest(Request):
     traces: bool = False
 
 
-NOBODY = ("00000000-0000-7000-8000-000000000000", "0" * 32)
+NO_LEASE = ("00000000-0000-7000-8000-000000000000", "0" * 32)
 _is_lease = re.compile("[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
 
 def join_lease(job_id: str, lease_id: str) -> str:
-    """The lease id as it stands on the wire."""
+    """Return the lease id that HTTP uses, which also names the job."""
     return f"{job_id}.{lease_id}"
 
 
 def split_lease(text: str) -> tuple[str, str]:
-    """Job id and lease id. What cannot be one is a lease that nobody holds, and so it is lost."""
+    """Return job id and lease id. Any other text is a lease that does not exist, so it is lost."""
     job_id, _, lease_id = text.partition(".")
-    return (job_id, lease_id) if ids.is_id(job_id) and _is_lease(lease_id) else NOBODY
+    return (job_id, lease_id) if ids.is_id(job_id) and _is_lease(lease_id) else NO_LEASE
 
 
 class CompleteRequest(Request):
@@ -205,7 +205,7 @@ class ReportEntry(Request):
 
 
 def report_of(entry: ReportEntry) -> Report:
-    """The report that a worker sent: made storable, for nothing may keep a job from settling."""
+    """Return the report of a worker. It is made storable, because the job must settle."""
     job_id, lease_id = split_lease(entry.lease_id)
     completed = entry.outcome is Outcome.COMPLETED and entry.result is not None
     return Report(
@@ -219,7 +219,7 @@ def report_of(entry: ReportEntry) -> Report:
 
 
 def report_entry(report: Report) -> ReportEntry:
-    """The report as a worker sends it."""
+    """Return a report as a worker sends it."""
     return ReportEntry(
         lease_id=join_lease(report.job_id, report.lease_id),
         outcome=report.outcome,

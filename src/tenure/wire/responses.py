@@ -42,7 +42,7 @@ class Answered(Struct, frozen=True, kw_only=True):
 
 
 class JobBody(Answered, frozen=True):
-    """A job."""
+    """A job with its current status."""
 
     id: Id
     type: str

@@ -105,7 +105,7 @@ async def _events(call: Call, position: str, page: LedgerPage, wanted: EventFilt
     with call.notifier.waiter() as waiter:
         yield f"retry: {RECONNECT_MILLISECONDS}\nid: {position}\n\n".encode(), b""
         while not call.notifier.stopped:
-            events = b"".join(_event(one, without_errors=without_errors) for one in page.told)
+            events = b"".join(_event(one, without_errors=without_errors) for one in page.events)
             yield events, f": still here\nid: {page.position}\n\n".encode()
             if not page.more:
                 await waiter.wait(LOOK_SECONDS)
