@@ -103,26 +103,15 @@ def work_options(command: Command) -> Command:
 @option("--host", "NAME", "Address to listen on.  [default: 127.0.0.1]")
 @option("--port", "N", "Port to listen on; also TENURE_PORT or PORT.  [default: 8080]")
 @work_options
-def serve(
-    apps: Sequence[str],
-    fake_handlers: bool,
-    fail_types: Sequence[str],
-    fail_every: int | None,
-    **flags: Any,
-) -> None:
+def serve(**flags: Any) -> None:
     """Serve dashboard and HTTP API until SIGTERM or Ctrl-C.
 
     With --app or --fake-handlers, a worker runs in the same process.
     """
     from tenure import server
-    from tenure.telemetry import logs
     from tenure.worker.process import end_process
 
-    settings = settings_of(**_given(flags))
-    app = _application(apps, settings.database)
-    _add_fake_handlers(app, fake_handlers, fail_types, fail_every)
-    logs.configure(settings.log_format, settings.log_level)
-    _log_cautions(settings)
+    app, settings = _prepared(**flags)
     server.serve(app, settings)
     end_process()
 
@@ -137,15 +126,7 @@ def serve(
     help="Delete settled jobs by the keep settings; not needed where a server runs.",
 )
 @work_options
-def worker(
-    server: str | None,
-    prune: bool,
-    apps: Sequence[str],
-    fake_handlers: bool,
-    fail_types: Sequence[str],
-    fail_every: int | None,
-    **flags: Any,
-) -> None:
+def worker(server: str | None, prune: bool, **flags: Any) -> None:
     """Run jobs until SIGTERM or Ctrl-C; a second signal ends at once.
 
     At the first signal, running jobs get the time of --grace to finish. Jobs that have not started
@@ -153,16 +134,13 @@ def worker(
     """
     from tenure.cli.terminal import later_progress
     from tenure.jobs.redaction import without_password
-    from tenure.telemetry import logs
     from tenure.worker.process import end_process, run_worker
 
-    if not apps and not fake_handlers:
+    if not flags["apps"] and not flags["fake_handlers"]:
         raise InvalidInput(
             "nothing to run: give --app module:name, or --fake-handlers", path="--app"
         )
-    settings = settings_of(**_given(flags))
-    app = _application(apps, settings.database)
-    _add_fake_handlers(app, fake_handlers, fail_types, fail_every)
+    app, settings = _prepared(**flags)
     source: Any = app
     if server is not None:
         from tenure.client import Client
@@ -170,8 +148,6 @@ def worker(
         source = Client(
             server, next(iter(settings.tokens), None), tracing=app.core.tracing is not None
         )
-    logs.configure(settings.log_format, settings.log_level)
-    _log_cautions(settings)
     with source, later_progress("Stopping") as progress:
         types = app.core.handlers.types()
         names = "any type" if types is None else ", ".join(types)
@@ -192,14 +168,31 @@ def worker(
     end_process()
 
 
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the flags that were given; an option that may be repeated is empty if it was not."""
-    return {name: value for name, value in flags.items() if value not in (None, ())}
+def _prepared(
+    apps: Sequence[str],
+    fake_handlers: bool,
+    fail_types: Sequence[str],
+    fail_every: int | None,
+    **flags: Any,
+) -> tuple[Tenure, Settings]:
+    """Load the settings and applications that `work_options` name, and set up the log."""
+    from tenure.telemetry import logs
+    from tenure.worker.fake_handlers import add_fake_handlers
 
-
-def _log_cautions(settings: Settings) -> None:
+    # An option that may be repeated is an empty tuple if it was not given.
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    settings = settings_of(**given)
+    app = _application(apps, settings.database)
+    if fake_handlers:
+        add_fake_handlers(app.core.handlers, fail_types=fail_types, fail_every=fail_every)
+    elif fail_types or fail_every is not None:
+        raise InvalidInput(
+            "--fail-type and --fail-every need --fake-handlers", path="--fake-handlers"
+        )
+    logs.configure(settings.log_format, settings.log_level)
     for caution in settings.cautions:
         logging.getLogger("tenure.settings").warning("%s", caution)
+    return app, settings
 
 
 def load(spec: str) -> Tenure:
@@ -242,17 +235,3 @@ def _application(specs: Sequence[str], chosen: str) -> Tenure:
             "these applications use different databases: choose one", path="--database"
         )
     return combined(apps)
-
-
-def _add_fake_handlers(
-    app: Tenure, wanted: bool, fail_types: Sequence[str], fail_every: int | None
-) -> None:
-    """Add fake handlers for the types without a handler, if that is wanted."""
-    from tenure.worker.fake_handlers import add_fake_handlers
-
-    if wanted:
-        add_fake_handlers(app.core.handlers, fail_types=fail_types, fail_every=fail_every)
-    elif fail_types or fail_every is not None:
-        raise InvalidInput(
-            "--fail-type and --fail-every need --fake-handlers", path="--fake-handlers"
-        )

@@ -118,20 +118,15 @@ def print_json_line(value: Any) -> None:
     click.echo(printable_json(msgspec.json.encode(value).decode()))
 
 
-def indented(text: str, by: str = NOTE) -> str:
-    """Make each line of a text visible, and indent it."""
-    return "\n".join(by + visible(line) for line in text.splitlines())
-
-
 def excerpt(text: str) -> str:
-    """Indent a text; on a terminal, cut it to what can be read there."""
+    """Indent a text of several lines; on a terminal, cut it to what can be read there."""
     width = room()
-    if width is None:
-        return indented(text)
-    lines = text[:MAX_EXCERPT].splitlines()[:MAX_LINES]
-    shown = [fitting(line, width) for line in indented("\n".join(lines)).split("\n")]
+    lines = text.splitlines()
+    if width is not None:
+        lines = text[:MAX_EXCERPT].splitlines()[:MAX_LINES]
+    shown = [fitting(NOTE + visible(line), width) for line in lines]
     left = len(text) - sum(len(line) + 1 for line in lines)
-    if left > 0:
+    if width is not None and left > 0:
         shown.append(f"{NOTE}{CUT} {left:,} more characters: --wide shows all")
     return "\n".join(shown)
 
@@ -179,11 +174,6 @@ def room() -> int | None:
     if sys.stdout.isatty() or "COLUMNS" in os.environ:
         return shutil.get_terminal_size().columns
     return None
-
-
-def is_plain() -> bool:
-    """Return True if the output has no colours: see https://no-color.org."""
-    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
 
 
 @contextmanager
@@ -241,7 +231,8 @@ def later_progress(what: str) -> Iterator[Progress]:
 def tint(text: str, word: str | None = None) -> str:
     """Colour `text` for a terminal by the status that it, or `word`, is."""
     colour = COLOURS.get(text if word is None else word)
-    if colour is None or is_plain() or not sys.stdout.isatty():
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    if colour is None or plain or not sys.stdout.isatty():
         return text
     return click.style(text, fg=colour)
 
