@@ -30,7 +30,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tenure import JobContext, Tenure
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
-from tenure.worker.executors import failure
+from tenure.worker.outcome import failure
 from tenure.worker.process import run_loop, stopped_by_signals
 from tenure.worker.worker import Worker
 

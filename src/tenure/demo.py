@@ -20,7 +20,7 @@ from tenure.jobs.progress import Progress, no_progress
 from tenure.jobs.work import ClaimRequest
 from tenure.lifecycle import SETTLED, Job
 from tenure.worker.fake_handlers import add_fake_handlers
-from tenure.worker.maintenance import Sweeper
+from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.process import run_loop
 from tenure.worker.worker import Worker
 
@@ -67,7 +67,7 @@ def run(database: str, progress: Progress = no_progress) -> DemoResult:
         )
         app.cancel(jobs[-1].id)
         app.work_source().claim(VANISHED)  # and never report it: its lease runs out
-        sweeper = Sweeper(app, interval=0.1)
+        sweeper = MaintenanceThread(app, interval=0.1)
         sweeper.start()
         try:
             run_loop(_work(app, progress))

@@ -30,7 +30,7 @@ from tenure.http import api, guard
 from tenure.http.notifier import WorkNotifier
 from tenure.jobs.reserved import check_queues
 from tenure.settings import Settings
-from tenure.worker.maintenance import Sweeper
+from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.process import ABORTED, log_checks, run_loop, spared_by_collector
 from tenure.worker.webhook_delivery import WebhookDelivery
 from tenure.worker.worker import Worker
@@ -115,7 +115,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         running.enter_context(app)
         log_checks(app)
         hidden = bool(app.core.redaction.also(settings.redact))
-        sweeper = Sweeper(app, keep=settings.keep, without_errors=hidden)
+        sweeper = MaintenanceThread(app, keep=settings.keep, without_errors=hidden)
         sweeper.start()
         running.callback(sweeper.stop)
         built = build(app, settings)

@@ -245,27 +245,27 @@ CONTROLS = (
     ),
     Control(
         "a worker forgets outcomes that the store did not take",
-        "worker/worker.py",
-        "        self._reports.extendleft(reversed(reports))\n",
+        "worker/exchanges.py",
+        "        self._leases.put_back(attempts)\n",
         "",
     ),
     Control(
         "a worker runs on after its lease is lost",
         "worker/heartbeat.py",
-        "                self._slots.lose(lease_id)",
-        "                pass",
+        "            self._leases.lose(lost)",
+        "            pass",
     ),
     Control(
         "a worker that is asked to stop goes on claiming",
-        "worker/worker.py",
-        "or not self._may_be_more or self._stop_asked.is_set()",
-        "or not self._may_be_more",
+        "worker/exchanges.py",
+        "if limit <= 0 or self._leases.is_closed:",
+        "if limit <= 0:",
     ),
     Control(
         "the first heartbeat comes after the lease",
         "worker/heartbeat.py",
-        "        interval = self._lease_seconds / 3\n        seen",
-        "        interval = self._lease_seconds * 1.5\n        seen",
+        "        interval = self._lease_seconds / 3\n        rounds",
+        "        interval = self._lease_seconds * 1.5\n        rounds",
     ),
 )
 

@@ -13,7 +13,7 @@ import pytest
 
 from tenure import JobContext, NewJob, PermanentFailure, Status, Tenure
 from tenure.worker import attempts, heartbeat
-from tenure.worker.executors import failure
+from tenure.worker.outcome import failure
 from tests.support.clock import Clock
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, is_running, wait_for_exit
@@ -196,7 +196,8 @@ def test_a_handler_that_keeps_the_interpreter_s_lock_settles_once(
     with WorkerScript(tmp_path / "meet", app.database, HOLDING_THE_GIL, lease=1) as script:
         script_path = script.folder / "worker_script.py"
         no_sweeper = (
-            "from tenure.worker.maintenance import Sweeper\nSweeper._sweep = lambda self: None\n"
+            "from tenure.worker.maintenance import MaintenanceThread\n"
+            "MaintenanceThread._end_leases = lambda self: None\n"
         )
         script_path.write_text(no_sweeper + script_path.read_text())
         worker = script.start()

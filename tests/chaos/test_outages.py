@@ -22,7 +22,8 @@ from tenure import Status, StoreUnavailable, Tenure
 from tenure.client import Client
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
-from tenure.worker.worker import MAX_BACKOFF, Worker
+from tenure.worker.exchanges import MAX_BACKOFF_SECONDS
+from tenure.worker.worker import Worker
 from tests.chaos.remote_stores import REMOTE_STORES, RemoteStore, remote_store
 from tests.support import fault_counts
 from tests.support.http import ServerProcess
@@ -83,10 +84,10 @@ def test_outcomes_outlast_an_outage_of_five_leases(
         refused_at = time.monotonic()
         waiting = remote.direct.enqueue("later")
         go_on.set()
-        wait_until(lambda: len(worker._reports) == 6, "every outcome to be kept")
+        wait_until(lambda: worker._leases.unreported == 6, "every outcome to be kept")
         wait_until(lambda: time.monotonic() - refused_at > 2, "five leases to pass")
         assert remote.direct.get(waiting.id).status is Status.PENDING, "nothing was claimed"
-        assert len(worker._reports) == 6
+        assert worker._leases.unreported == 6
         # It tries again, but not as fast as it can.
         assert caplog.text.count("the store did not answer") < 12
         remote.proxy.pass_on()
@@ -119,7 +120,7 @@ def test_outcomes_that_come_after_their_leases_were_ended_are_refused(remote: Re
             assert running.acquire(timeout=WAIT_SECONDS)
         remote.proxy.refuse()
         go_on.set()
-        wait_until(lambda: len(worker._reports) == 4, "every outcome to be kept")
+        wait_until(lambda: worker._leases.unreported == 4, "every outcome to be kept")
         for job in jobs:
             wait_until(lambda job=job: remote.direct.get(job.id).status is Status.PENDING)  # type: ignore[misc]
         remote.proxy.pass_on()
@@ -157,7 +158,7 @@ def test_connections_that_the_network_forgot_hold_up_nobody(remote: RemoteStore)
             ):
                 with pytest.raises(StoreUnavailable):  # it does not hang
                     answer.result(WAIT_SECONDS)
-        wait_until(lambda: worker._backoff > 0, "the worker to notice")
+        wait_until(lambda: worker._exchanges.backoff.seconds > 0, "the worker to notice")
         go_on.set()
         remote.proxy.pass_on()
         remote.recovered(remote.direct.enqueue("work"))
@@ -266,11 +267,13 @@ def test_workers_come_back_to_a_server_that_was_killed_under_their_polls(
         server = stack.enter_context(ServerProcess(database_url))
         clients = [stack.enter_context(Client(server.url, timeout=5)) for _ in range(5)]
         workers = [stack.enter_context(running_worker(app, client)) for client in clients]
-        wait_until(lambda: all(w._waiting is not None for w in workers), "every worker to poll")
+        wait_until(lambda: all(w._exchanges.under_way for w in workers), "every worker to poll")
         server.process.kill()
         server.process.wait()
         fault_counts.count("processes killed")
-        wait_until(lambda: all(w._backoff > 0 for w in workers), "every worker to notice")
+        wait_until(
+            lambda: all(w._exchanges.backoff.seconds > 0 for w in workers), "every worker to notice"
+        )
         port = str(server.address[1])
         stack.enter_context(ServerProcess(database_url, "--port", port))
         began = time.monotonic()
@@ -289,13 +292,13 @@ def test_workers_do_not_come_back_in_step(sqlite_url: str) -> None:
         workers = [Worker(app.work_source(), app.core.handlers) for _ in range(50)]
         now = time.monotonic()
         for worker in workers:
-            worker._backoff = 3_600.0  # however long the store was away
-            worker._keep([], StoreUnavailable("gone"))
-        return [worker._not_before - now for worker in workers]
+            worker._exchanges.backoff.seconds = 3_600.0  # however long the store was away
+            worker._exchanges._failed([], StoreUnavailable("gone"))
+        return [worker._exchanges.backoff.until - now for worker in workers]
 
     waits = asyncio.run(lose_the_store())
-    assert max(waits) - min(waits) > MAX_BACKOFF / 10
-    assert min(waits) > MAX_BACKOFF / 3
+    assert max(waits) - min(waits) > MAX_BACKOFF_SECONDS / 10
+    assert min(waits) > MAX_BACKOFF_SECONDS / 3
     assert max(waits) < RECOVERY_SECONDS
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from tenure import Job, Status, Tenure
 from tenure.lifecycle import SETTLED
-from tenure.worker.maintenance import Sweeper
+from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.process import run_loop
-from tenure.worker.worker import Worker, WorkSource
+from tenure.worker.source import WorkSource
+from tenure.worker.worker import Worker
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
 
@@ -49,9 +50,9 @@ def running_worker(
 
 
 @contextlib.contextmanager
-def running_sweeper(app: Tenure, **options: Any) -> Iterator[Sweeper]:
+def running_sweeper(app: Tenure, **options: Any) -> Iterator[MaintenanceThread]:
     """Run a sweeper in the block that sweeps every 20 ms."""
-    sweeper = Sweeper(app, **{"interval": 0.02, **options})
+    sweeper = MaintenanceThread(app, **{"interval": 0.02, **options})
     sweeper.start()
     try:
         yield sweeper

@@ -12,7 +12,7 @@ import pytest
 
 from tenure import JobContext, NewJob, Status, Tenure
 from tenure.jobs.work import ClaimRequest
-from tenure.worker import worker
+from tenure.worker import exchanges
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
 from tests.support.workers import (
@@ -214,7 +214,7 @@ def test_a_backlog_is_worked_off_without_waiting_for_a_poll(
         runs.append(number)
 
     jobs = app.enqueue_many([work.new_job(number) for number in range(3000)])
-    monkeypatch.setattr(worker, "POLL_SECONDS", 60)
+    monkeypatch.setattr(exchanges, "POLL_SECONDS", 60)
     # Heartbeats ring, too: the first comes much later.
     with running_worker(app, Silent(), concurrency=100, lease_seconds=300):
         assert wait_until(lambda: len(runs) == 3000)

@@ -276,7 +276,8 @@ def test_a_report_of_a_thawed_worker_cannot_change_a_final_failure(
 
 # Stopped while it sweeps, it would keep the lock of an SQLite file.
 WITHOUT_SWEEPER = (
-    "from tenure.worker.maintenance import Sweeper; Sweeper.start = lambda sweeper: None"
+    "from tenure.worker.maintenance import MaintenanceThread; "
+    "MaintenanceThread.start = lambda self: None"
 )
 
 

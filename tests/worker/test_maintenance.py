@@ -14,7 +14,7 @@ from tenure.errors import BulkNotFound
 from tenure.jobs.queries import Filter
 from tenure.jobs.reserved import WEBHOOK
 from tenure.jobs.work import ClaimRequest, Outcome, Report
-from tenure.worker.maintenance import Sweeper
+from tenure.worker.maintenance import MaintenanceThread
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, transitions, wait_until_settled
 
@@ -128,8 +128,8 @@ def test_a_sweeper_outlives_a_store_that_fails(
 
 
 def test_a_sweeper_can_be_stopped_before_and_after_it_starts(app: Tenure) -> None:
-    Sweeper(app).stop()
-    sweeper = Sweeper(app, interval=3_600)
+    MaintenanceThread(app).stop()
+    sweeper = MaintenanceThread(app, interval=3_600)
     sweeper.start()
     sweeper.stop()
 

@@ -93,7 +93,7 @@ def test_outcomes_are_kept_and_sent_again_until_the_store_has_them(
             assert running.acquire(timeout=WAIT_SECONDS)
         server.stop("immediate")
         go_on.set()
-        wait_until(lambda: len(worker._reports) == 12, "every outcome to be kept")
+        wait_until(lambda: worker._leases.unreported == 12, "every outcome to be kept")
         with recovering(app, server):
             ends = wait_until_all_settled(app, jobs)
             # It works again without having been told.

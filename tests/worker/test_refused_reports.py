@@ -93,7 +93,7 @@ def test_a_worker_that_stops_does_not_wait_for_what_cannot_be_recorded(ready: Te
     refuse(app, "NEW.event IN ('completed', 'failed') AND OLD.priority = 7")
     poison = app.enqueue("work", {"number": 0}, priority=7)
     with running_worker(app) as worker:
-        wait_until(lambda: worker._reports, "the outcome to be kept")
+        wait_until(lambda: worker._leases.unreported, "the outcome to be kept")
         job = app.enqueue("work", {"number": 1})
         wait_until_completed(app, job)
     assert app.get(poison.id).status is Status.PROCESSING

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import tenure.worker.exchanges
 import tenure.worker.worker
 from tenure import JobContext, Tenure
 from tenure.client import Client
@@ -96,7 +97,7 @@ def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: ServerP
         server.process.kill()
         server.process.wait()
         go_on.set()
-        wait_until(lambda: len(worker._reports) == 4, "every outcome to be kept")
+        wait_until(lambda: worker._leases.unreported == 4, "every outcome to be kept")
         with ServerProcess(app.database, "--port", str(server.address[1])):
             for job in jobs:
                 assert wait_until_completed(app, job).attempts == 1
@@ -106,10 +107,10 @@ def test_a_worker_whose_claim_is_held_stops_at_once(
     app: Tenure, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tenure.worker.worker, "FINAL_REPORT_SECONDS", 1_000)
-    monkeypatch.setattr(tenure.worker.worker, "LONG_POLL_SECONDS", 1_000)
+    monkeypatch.setattr(tenure.worker.exchanges, "LONG_POLL_SECONDS", 1_000)
 
     @app.job
     async def work() -> None: ...
 
     with Client(server.url) as client, running_worker(app, client) as worker:
-        wait_until(lambda: worker._waiting is not None, "the worker to ask")
+        wait_until(lambda: worker._exchanges.under_way, "the worker to ask")

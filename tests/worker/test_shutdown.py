@@ -247,7 +247,7 @@ def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenur
     with running_worker(app, source) as worker:
         assert source.claimed.wait(WAIT_SECONDS)
         worker.request_stop()
-        wait_until(lambda: worker._slots._concurrency == 0, "the worker to drain")
+        wait_until(lambda: worker._leases.is_closed, "the worker to drain")
         source.let_through.set()
 
     assert runs == []

@@ -351,8 +351,9 @@ class Tenure:
         from tenure.worker.process import run_worker
 
         run_worker(
-            self,
+            self.work_source(),
             self.core.handlers,
+            app=self,
             queues=queues,
             concurrency=concurrency,
             lease_seconds=positive(lease, "$.lease"),

@@ -17,7 +17,9 @@ from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
+    from tenure.client import Client
     from tenure.settings import Settings
+    from tenure.worker.source import WorkSource
 
 
 _WORK_OPTIONS = (
@@ -141,14 +143,15 @@ def worker(server: str | None, prune: bool, **flags: Any) -> None:
             "nothing to run: give --app module:name, or --fake-handlers", path="--app"
         )
     app, settings = _prepared(**flags)
-    source: Any = app
+    opened: Tenure | Client = app
+    source: WorkSource = app.work_source()
     if server is not None:
-        from tenure.client import Client
+        from tenure import client
 
-        source = Client(
+        source = opened = client.Client(
             server, next(iter(settings.tokens), None), tracing=app.core.tracing is not None
         )
-    with source, later_progress("Stopping") as progress:
+    with opened, later_progress("Stopping") as progress:
         types = app.core.handlers.types()
         names = "any type" if types is None else ", ".join(types)
         where = without_password(server or app.database)
@@ -156,6 +159,7 @@ def worker(server: str | None, prune: bool, **flags: Any) -> None:
         run_worker(
             source,
             app.core.handlers,
+            app=app if server is None else None,
             queues=settings.queues,
             concurrency=settings.concurrency,
             lease_seconds=settings.lease_seconds,

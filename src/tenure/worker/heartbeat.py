@@ -1,8 +1,8 @@
-"""The heartbeat of a worker: a thread that keeps its leases, whatever its event loop is doing.
+"""The heartbeat of a worker: a thread that keeps its leases, even while its event loop is blocked.
 
-It is also the only one to notice that a handler blocks the loop. Then it says whose handler that
-is, hands back the jobs that wait behind it, and keeps no lease whose time limit has long passed:
-the loop would have ended that attempt, and nothing else can.
+It is also what notices a blocked loop. Then it logs whose handler blocks, hands back the jobs that
+wait, and no longer renews leases of attempts whose timeout passed long ago: the loop would have
+ended those, and nothing else can.
 """
 
 from __future__ import annotations
@@ -11,52 +11,44 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
 
-from tenure.worker.attempts import Attempts
+from tenure.worker.leases import LeaseBook
+from tenure.worker.log import WorkLog
+from tenure.worker.source import WorkSource
+from tenure.worker.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
 BLOCKED_SECONDS = 1.0
-"""How long the loop may leave a ring unanswered before its waiting jobs are handed back."""
+"""How long the loop may leave a wake-up unanswered before its waiting jobs are handed back."""
 
 
 class Heartbeat:
-    """Renews the leases in `held` every third of their time, from `start` to `stop`.
-
-    `renew` extends (job id, lease id) leases and tells which are still held; `hand_back` gives
-    up what waits for a slot; `ring` wakes the loop, which counts its `rounds` here.
-    """
+    """Renews the leases of a worker every third of `lease_seconds`, from `start` to `stop`."""
 
     def __init__(
         self,
-        held: Mapping[str, tuple[str, str]],
-        slots: Attempts,
+        source: WorkSource,
+        leases: LeaseBook,
         lease_seconds: float,
-        *,
-        renew: Callable[[Sequence[tuple[str, str]], float], set[str]],
-        hand_back: Callable[[], None],
-        notify: Callable[[], None],
+        wakeup: Wakeup,
+        worklog: WorkLog,
     ) -> None:
-        self.rounds = 0
-        self._held = held
-        self._slots = slots
+        self._source = source
+        self._leases = leases
         self._lease_seconds = lease_seconds
-        self._renew = renew
-        self._hand_back = hand_back
-        self._notify = notify
+        self._wakeup = wakeup
+        self._worklog = worklog
         self._stopped = threading.Event()
         self._now = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._beat, name="tenure-heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="tenure-heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin; called on the loop to watch."""
-        self._loop = asyncio.get_running_loop()
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, without waiting for it."""
+        """Ask the thread to end, without waiting for it."""
         self._stopped.set()
         self._now.set()
 
@@ -65,40 +57,40 @@ class Heartbeat:
         self._now.set()
 
     def join(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds for the end."""
+        """Wait up to `timeout` seconds for the thread to end."""
         self._thread.join(timeout)
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         interval = self._lease_seconds / 3
-        seen, since = -1, time.monotonic()
+        rounds, since = -1, time.monotonic()
         while True:
             self._now.wait(interval)
             self._now.clear()
-            if self._stopped.is_set():
+            if self._stopped.is_set() or self._wakeup.loop_is_closed:
                 return
-            if seen != self.rounds:
-                seen, since = self.rounds, time.monotonic()
-            silent = time.monotonic() - since  # it was rung then
+            if rounds != self._wakeup.rounds:
+                rounds, since = self._wakeup.rounds, time.monotonic()
+            silent = time.monotonic() - since  # the loop was woken at `since`
             blocked = silent > BLOCKED_SECONDS
             try:
-                interval = self._renew_leases(blocked)
+                interval = self._renew(blocked)
                 if blocked:
-                    self._say_who_blocks(silent)
+                    self._log_who_blocks(silent)
                     self._hand_back()
             except Exception as error:
                 interval = min(1.0, self._lease_seconds / 10)
                 log.warning("the heartbeat failed, trying again in %.1f s: %s", interval, error)
-            self._notify()
+            self._wakeup.notify()
 
-    def _renew_leases(self, blocked: bool) -> float:
-        """Renew what is held; seconds until the next time."""
+    def _renew(self, blocked: bool) -> float:
+        """Renew what is held; return the seconds until the next time."""
         third = self._lease_seconds / 3
-        given_up = self._slots.overdue(self._lease_seconds) if blocked else set()
-        leases = [lease for lease in list(self._held.values()) if lease[1] not in given_up]
+        given_up = self._leases.overdue(self._lease_seconds) if blocked else set()
+        leases = [lease for lease in self._leases.to_renew() if lease[1] not in given_up]
         if not leases:
             return third
         began = time.monotonic()
-        held = self._renew(leases, self._lease_seconds)
+        held = self._source.heartbeat(leases, self._lease_seconds)
         took = time.monotonic() - began
         if took > third:
             log.warning(
@@ -107,18 +99,35 @@ class Heartbeat:
                 took,
                 self._lease_seconds,
             )
-        for _, lease_id in leases:
-            if lease_id not in held and lease_id in self._held:
-                self._slots.lose(lease_id)
+        if lost := {lease_id for _, lease_id in leases} - held:
+            self._leases.lose(lost)
         return max(third - took, 0.0)
 
-    def _say_who_blocks(self, seconds: float) -> None:
-        assert self._loop is not None
-        task = asyncio.current_task(self._loop)
-        lease = self._slots.lease_of(task) if task is not None else None
+    def _hand_back(self) -> None:
+        """Release what the loop cannot start, and report what has ended."""
+        self._leases.release_unstarted()
+        attempts = self._leases.take_reports()
+        if not attempts:
+            return
+        try:
+            reports = [attempt.report for attempt in attempts if attempt.report is not None]
+            exchange = self._source.exchange(reports, None).result()
+        except Exception:
+            self._leases.put_back(attempts)
+            raise
+        self._leases.reported(attempts)
+        self._worklog.answered(attempts, exchange.verdicts)
+
+    def _log_who_blocks(self, seconds: float) -> None:
+        loop = self._wakeup.loop
+        task = None if loop is None else asyncio.current_task(loop)
+        attempt = None if task is None else self._leases.running_as(task)
+        what = "something that is not a handler"
+        if attempt is not None:
+            what = f"the handler of job {attempt.lease.id} ({attempt.lease.type})"
         log.warning(
             "the event loop has been blocked for %.0f s by %s: nothing else is started or stopped"
             " here; make a handler that blocks `def`, or `process=True` if it computes",
             seconds,
-            f"the handler of job {lease.id} ({lease.type})" if lease else "what is no handler",
+            what,
         )

@@ -15,10 +15,12 @@ from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import STORE, Claimed, Retried
 from tenure.telemetry.logs import log_transition
+from tenure.worker.leases import Attempt
 
 log = logging.getLogger(__name__)
 
-RECORDED = (Answer.RECORDED, Answer.ALREADY_RECORDED)
+_FAILED = Outcome.FAILED
+_TOO_LATE = (Answer.LOST, Answer.CONFLICT)
 
 
 class WorkLog:
@@ -28,70 +30,54 @@ class WorkLog:
         self.detailed = False
         self._worker = worker
         self._redaction = redaction
-        self._ended: dict[str, tuple[Lease, dict[str, Any]]] = {}  # by lease id, until answered
 
     def refresh_level(self) -> None:
         """Read the log level. Called once per exchange, because asking for every job is slow."""
         self.detailed = log.isEnabledFor(logging.DEBUG)
 
-    def claimed(self, leases: Sequence[Lease]) -> None:
+    def claimed(self, attempts: Sequence[Attempt]) -> None:
         """Log that jobs were leased to this worker."""
         if self.detailed:
-            for lease in leases:
-                fields = fields_of(lease, self._worker)
-                log_transition(log, Claimed.name, fields, level=logging.DEBUG)
+            for attempt in attempts:
+                log_transition(log, Claimed.name, attempt.log_fields(), level=logging.DEBUG)
 
-    def ended(self, lease: Lease, report: Report, seconds: float | None) -> None:
-        """Keep what is to be logged of an attempt once the store has answered its report.
+    def answered(self, attempts: Sequence[Attempt], verdicts: Sequence[Verdict]) -> None:
+        """Log what the store made of the reports of these attempts."""
+        for attempt, verdict in zip(attempts, verdicts, strict=True):
+            report = attempt.report
+            assert report is not None
+            if verdict.answer in _TOO_LATE:
+                log.warning(
+                    "the report of %s for job %s came too late: %s %s",
+                    report.outcome,
+                    report.job_id,
+                    verdict.answer,
+                    verdict.recorded,
+                )
+            elif self.detailed or report.outcome is _FAILED:
+                self._log_recorded(attempt, report, verdict)
 
-        `seconds` is how long the handler ran, None if it never started.
-        """
-        if self.detailed or report.outcome is Outcome.FAILED:
-            extra: dict[str, Any] = {}
-            if seconds is not None:
-                extra["duration"] = round(seconds, 6)
-            if report.outcome is Outcome.FAILED:
-                extra["error"] = self.redacted(report.error, lease)
-            self._ended[lease.lease_id] = (lease, extra)
+    def _log_recorded(self, attempt: Attempt, report: Report, verdict: Verdict) -> None:
+        fields: dict[str, Any] = {**attempt.log_fields()}
+        extra: dict[str, Any] = {}
+        if attempt.seconds is not None:
+            extra["duration"] = round(attempt.seconds, 6)
+        if report.outcome is _FAILED:
+            extra["error"] = self.redacted(report.error, attempt.lease)
+        level = _level(report, verdict)
+        log_transition(log, report.outcome, {**fields, **extra}, level=level)
+        if verdict.retry_in is not None:
+            fields["actor"] = STORE
+            log_transition(log, Retried.name, fields, delay=verdict.retry_in)
 
     def redacted(self, error: str, lease: Lease) -> str:
         """Return the first line of an error, without the values that are redacted."""
         return self._redaction.within(error.partition("\n")[0], lease.payload)
 
-    def answered(self, reports: Sequence[Report], verdicts: Sequence[Verdict]) -> None:
-        """Log the transitions that the store recorded for these reports."""
-        if not self._ended:
-            return
-        for report, verdict in zip(reports, verdicts, strict=True):
-            lease, extra = self._ended.pop(report.lease_id, (None, {}))
-            if lease is None or verdict.answer not in RECORDED:
-                continue
-            fields = fields_of(lease, self._worker)
-            level = _level(report, verdict)
-            log_transition(log, report.outcome, {**fields, **extra}, level=level)
-            if verdict.retry_in is not None:
-                fields["actor"] = STORE
-                log_transition(log, Retried.name, fields, delay=verdict.retry_in)
-
-    def forget(self, lease_id: str) -> None:
-        """Drop what was kept of an attempt that is not reported."""
-        self._ended.pop(lease_id, None)
-
 
 def _level(report: Report, verdict: Verdict) -> int:
-    if report.outcome is not Outcome.FAILED:
+    if report.outcome is not _FAILED:
         return logging.DEBUG
     # A repeated answer does not say whether there was a retry.
     final = verdict.answer is Answer.RECORDED and verdict.retry_in is None
     return logging.WARNING if final else logging.INFO
-
-
-def fields_of(lease: Lease, worker: str) -> dict[str, Any]:
-    """Return the fields of a log line about an attempt."""
-    return {
-        "job": lease.id,
-        "type": lease.type,
-        "queue": lease.queue,
-        "attempt": lease.attempts,
-        "worker": worker,
-    }

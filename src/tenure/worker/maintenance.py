@@ -1,7 +1,7 @@
-"""A timer that ends leases that ran out, deletes what retention lets go, measures, and follows.
+"""The regular duties beside a database: leases, retention, bulk actions, statistics, webhooks.
 
-Any number of sweepers may run: the store tests every lease again in the write that ends it, and
-measures each move once, and so it is with the moves that webhooks are told of.
+Any number of processes may do them at once. The store tests each lease again in the write that
+ends it, counts each transition once, and makes each delivery once.
 """
 
 from __future__ import annotations
@@ -19,24 +19,20 @@ from tenure.telemetry import logs
 
 log = logging.getLogger(__name__)
 
-PRUNE_EVERY = 60.0
-FULL_BITE = 500
+PRUNE_EVERY_SECONDS = 60.0
+FULL_SWEEP = 500
+"""Leases that one call of `sweep` ends at most; after so many there may be more."""
 BULK_SHARE = 0.5
-"""Of every interval, at most; a sweep must not wait for long."""
+"""The part of an interval that bulk actions may take, so that the next sweep is not late."""
 WEBHOOK_SHARE = 0.25
-"""Likewise."""
 BUSY_SHARE = 0.05
 QUIET_SHARE = 0.5
-"""Of the time between sweeps, for measuring. While more jobs move than can be measured in that time
-the measures fall behind; they catch up once none move."""
+"""The part of an interval for statistics. While transitions are made faster than they are counted,
+the statistics fall behind; they catch up in quiet times."""
 
 
-class Sweeper:
-    """Sweeps every `interval` seconds in its own thread; `keep` is retention by status, if any.
-
-    `withheld`: webhooks are not told errors, which may hold what is redacted. Raises InvalidInput
-    for a retention that means nothing: found out at night, by a full disk, it would be too late.
-    """
+class MaintenanceThread:
+    """Does its duties every `interval` seconds, in its own thread."""
 
     def __init__(
         self,
@@ -46,39 +42,48 @@ class Sweeper:
         keep: Mapping[str, Duration] | None = None,
         without_errors: bool = False,
     ) -> None:
-        self._app = app
+        """`keep` is how long settled jobs are kept, by status; the others are never deleted.
+
+        `without_errors` leaves errors out of what webhooks are sent, because they may hold what is
+        redacted. Raises InvalidInput if `keep` names a status that is not final.
+        """
+        self._events = app.events
+        self._maintenance = app.maintenance()
         self._interval = interval
         self._keep = retention(keep or {})
-        self._since_prune = PRUNE_EVERY
         self._without_errors = without_errors
+        self._duties = (
+            self._end_leases,
+            self._delete_old_jobs,
+            self._go_on_with_bulk_actions,
+            self._count_transitions,
+            self._make_deliveries,
+        )
         self._stop = threading.Event()
-        self._quiet = False  # whether no job moved between the last two times
-        self._end = ""
-        self._thread = threading.Thread(target=self._run, name="tenure-sweep", daemon=True)
+        self._prune_at = 0.0  # by the monotonic clock
+        self._quiet = False  # no transition was made between the last two intervals
+        self._ledger_end = ""
+        self._thread = threading.Thread(target=self._run, name="tenure-maintenance", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after the sweep that may be under way."""
+        """Ask the thread to end, and wait for it."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
-        duties = (self._sweep, self._prune, self._go_on, self._measure, self._follow)
         while not self._stop.is_set():
-            for duty in duties:
-                if not self._does(duty):
+            for duty in self._duties:
+                if not self._try(duty):
                     break
             self._stop.wait(self._interval)
 
-    def _does(self, duty: Callable[[], None]) -> bool:
-        """Do one of the duties; whether there is a database for the next one.
-
-        One that fails keeps no other from being done: leases must end whatever a webhook meets.
-        """
+    def _try(self, duty: Callable[[], None]) -> bool:
+        """Do a duty; return False if the database is away. A failure does not stop the others."""
         try:
             duty()
         except TenureError as error:
@@ -88,49 +93,42 @@ class Sweeper:
             log.exception("the sweep failed and is tried again in %ss", self._interval)
         return True
 
-    def _sweep(self) -> None:
+    def _repeat(self, step: Callable[[], object], share: float) -> bool:
+        """Call `step` while there is more to do; return whether the share of time was too short."""
+        until = time.monotonic() + share * self._interval
+        while not self._stop.is_set() and step():
+            if time.monotonic() > until:
+                return True
+        return False
+
+    # --- the duties
+
+    def _end_leases(self) -> None:
         while not self._stop.is_set():
-            ended = self._app.maintenance().sweep()
+            ended = self._maintenance.sweep()
             for steps in ended:
                 logs.log_steps(log, steps)
-            if len(ended) < FULL_BITE:
+            if len(ended) < FULL_SWEEP:
                 return
 
-    def _go_on(self) -> None:
-        """Go on with bulk actions, whoever started them."""
-        until = time.monotonic() + BULK_SHARE * self._interval
-        while (
-            not self._stop.is_set()
-            and self._app.maintenance().step_bulk_actions()
-            and time.monotonic() < until
-        ):
-            pass
-
-    def _follow(self) -> None:
-        """Make deliveries of what has moved, for whoever is to be told."""
-        until = time.monotonic() + WEBHOOK_SHARE * self._interval
-        maintenance = self._app.maintenance()
-        while not self._stop.is_set() and maintenance.forward_to_webhooks(
-            without_errors=self._without_errors
-        ):
-            if time.monotonic() > until:
-                return
-
-    def _measure(self) -> None:
-        share = QUIET_SHARE if self._quiet else BUSY_SHARE
-        until = time.monotonic() + share * self._interval
-        self._quiet = False
-        while not self._stop.is_set() and self._app.maintenance().measure(yielding=True):
-            if time.monotonic() > until:
-                end = self._app.events.end()
-                self._quiet, self._end = end == self._end, end
-                return
-
-    def _prune(self) -> None:
-        self._since_prune += self._interval
-        if self._since_prune < PRUNE_EVERY:
-            return
-        self._since_prune = 0.0
-        if self._keep:
-            while not self._stop.is_set() and self._app.maintenance().prune(self._keep):
+    def _delete_old_jobs(self) -> None:
+        if self._keep and time.monotonic() >= self._prune_at:
+            self._prune_at = time.monotonic() + PRUNE_EVERY_SECONDS
+            while not self._stop.is_set() and self._maintenance.prune(self._keep):
                 pass
+
+    def _go_on_with_bulk_actions(self) -> None:
+        self._repeat(self._maintenance.step_bulk_actions, BULK_SHARE)
+
+    def _count_transitions(self) -> None:
+        share = QUIET_SHARE if self._quiet else BUSY_SHARE
+        self._quiet = False
+        if self._repeat(lambda: self._maintenance.measure(yielding=True), share):
+            end = self._events.end()
+            self._quiet, self._ledger_end = end == self._ledger_end, end
+
+    def _make_deliveries(self) -> None:
+        def forward() -> int:
+            return self._maintenance.forward_to_webhooks(without_errors=self._without_errors)
+
+        self._repeat(forward, WEBHOOK_SHARE)

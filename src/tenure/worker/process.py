@@ -1,7 +1,7 @@
-"""A worker process: one worker, a sweeper and a courier where there is a store, and the signals.
+"""A worker process: a worker, what runs beside it on the database, and the signals.
 
-The first SIGTERM or SIGINT asks the worker to finish within its grace period; the second ends the
-process at once, and the leases run out by themselves.
+The first SIGTERM or SIGINT asks the worker to finish within its grace period. The second ends the
+process at once; the leases run out.
 """
 
 from __future__ import annotations
@@ -24,28 +24,30 @@ from tenure.jobs.enqueue import Duration
 from tenure.jobs.findings import CheckResult
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.progress import Progress, no_progress
-from tenure.jobs.redaction import NOTHING_HIDDEN
 from tenure.jobs.reserved import check_queues
-from tenure.worker.executors import CHILD, STOP_SIGNALS
-from tenure.worker.maintenance import Sweeper
+from tenure.worker.maintenance import MaintenanceThread
+from tenure.worker.processes import CHILD, STOP_SIGNALS
+from tenure.worker.source import WorkSource
 from tenure.worker.webhook_delivery import WebhookDelivery
-from tenure.worker.worker import Worker, WorkSource
+from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
 GUARDED = "library"
-"""What Tenure guards against itself; it is so on most machines, and nobody need act on it."""
+"""The check whose warnings are not logged: Tenure works around what it finds."""
 ABORTED = 130
-UNWIND_SECONDS = 1.0
+LEFTOVER_SECONDS = 1.0
+"""How long a process that is done waits for tasks and threads that handlers left behind."""
 SWITCH_SECONDS = 0.0001
-"""How long a thread may have to wait for Python while another computes. The store's threads come
-back from the database some ten times a turn; at Python's default of 5 ms they would mostly wait."""
+"""How long a thread waits for Python while another one computes. The threads of the store come back
+from the database ten times per exchange: at Python's default of 5 ms they would mostly wait."""
 
 
 def run_worker(
-    source: WorkSource | Tenure,
+    source: WorkSource,
     handlers: Handlers,
     *,
+    app: Tenure | None = None,
     queues: Sequence[str] | None = None,
     concurrency: int = 16,
     lease_seconds: float = 30.0,
@@ -55,14 +57,13 @@ def run_worker(
     webhooks_private: bool = False,
     progress: Progress = no_progress,
 ) -> None:
-    """Run handlers for jobs from `source` until a signal asks to stop; returns when drained.
+    """Run handlers for jobs from `source` until a signal asks to stop; return when it has finished.
 
-    `keep` is retention by status, applied where `source` is the database itself; without it nothing
-    is deleted, for that is the server's matter. `redact` are keys of payloads whose values are not
-    logged, and webhooks are not told errors then. Beside the database it delivers to webhooks, with
-    `webhooks_private` also to addresses that are not public. `tell` is called while it stops, with
-    how many of the jobs that ran have ended. Call this on the main thread: Python
-    handles signals there alone.
+    Call this on the main thread, because Python handles signals there. Give `app` if the worker
+    runs beside the database: it is then maintained and its webhooks are delivered here. `keep` is
+    how long settled jobs are kept, by status. `redact` are keys of payloads whose values are not
+    logged; webhooks are not sent errors then. `webhooks_private` allows addresses that are not
+    public. `progress` is called while the worker stops, with how many running jobs have ended.
     """
     if multiprocessing.current_process().name == CHILD:
         raise RuntimeError(
@@ -70,63 +71,53 @@ def run_worker(
             "`if __name__ == '__main__':`"
         )
     queues = check_queues(queues, "queues")
-    app = source if isinstance(source, Tenure) else None
-    hidden = NOTHING_HIDDEN if app is None else app.core.redaction
-    redaction = hidden.also(redact)
-    helpers: list[Sweeper | WebhookDelivery] = []
-    if app is not None:
-        helpers = [
-            Sweeper(app, keep=keep, without_errors=bool(redaction)),
-            WebhookDelivery(app, private=webhooks_private, grace_seconds=grace_seconds),
-        ]
+    redaction = source.redaction.also(redact)
 
-    work_source = source.work_source() if isinstance(source, Tenure) else source
-
-    async def work() -> None:
+    async def work(stop_others: Callable[[], None]) -> None:
         worker = Worker(
-            work_source,
+            source,
             handlers,
             queues=queues,
             concurrency=concurrency,
             lease_seconds=lease_seconds,
             grace_seconds=grace_seconds,
             redaction=redaction,
-            tracing=getattr(work_source, "tracing", None),
+            tracing=source.tracing,
             progress=progress,
         )
 
         def stop() -> None:
             worker.request_stop()
-            for helper in helpers:
-                if isinstance(helper, WebhookDelivery):
-                    helper.ask_to_stop()
+            stop_others()
 
         with stopped_by_signals(stop):
             await worker.run()
 
-    if app is not None:
-        log_checks(app)
-    for helper in helpers:
-        helper.start()
-    try:
+    with contextlib.ExitStack() as running:
+        stop_others: Callable[[], None] = lambda: None  # noqa: E731
+        if app is not None:
+            maintenance = MaintenanceThread(app, keep=keep, without_errors=bool(redaction))
+            delivery = WebhookDelivery(app, private=webhooks_private, grace_seconds=grace_seconds)
+            log_checks(app)
+            for helper in (maintenance, delivery):
+                helper.start()
+                running.callback(helper.stop)
+            stop_others = delivery.ask_to_stop
         with spared_by_collector():
-            run_loop(work())
-    finally:
-        for helper in helpers:
-            helper.stop()
+            run_loop(work(stop_others))
 
 
 def log_checks(app: Tenure) -> threading.Thread:
-    """Log what `tenure doctor` would not call ok; on a thread, for the start need not wait."""
+    """Log what `tenure doctor` finds wrong; on a thread, because the start need not wait for it."""
 
-    def look() -> None:
+    def check_all() -> None:
         for check in app.check():
             if check.health is CheckResult.PROBLEM:
                 log.error("%s: %s. %s", check.name, check.found, check.advice)
             elif check.health is CheckResult.WARNING and check.name != GUARDED:
                 log.warning("%s: %s. %s", check.name, check.found, check.advice)
 
-    thread = threading.Thread(target=look, name="tenure-checks", daemon=True)
+    thread = threading.Thread(target=check_all, name="tenure-checks", daemon=True)
     thread.start()
     return thread
 
@@ -135,8 +126,7 @@ def log_checks(app: Tenure) -> threading.Thread:
 def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     """Call `stop` on the first SIGTERM or SIGINT of this process, end it at once on the second.
 
-    These are Python's signal handlers, not the loop's, so that they are heard while a handler
-    blocks the loop.
+    These are Python's signal handlers, not the loop's: they work while a handler blocks the loop.
     """
     asked = False
 
@@ -157,9 +147,9 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def spared_by_collector() -> Iterator[None]:
-    """What there is now will stay: the garbage collector need not look it through time and again.
+    """Keep the garbage collector from examining the objects that exist now: they stay.
 
-    That would hold up requests, and took a worker 4 % of its rate.
+    Otherwise collections delay requests, and they cost a worker 4 % of its rate.
     """
     gc.collect()
     gc.freeze()
@@ -170,10 +160,10 @@ def spared_by_collector() -> Iterator[None]:
 
 
 def run_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine on uvloop where it is installed, on asyncio's own loop elsewhere.
+    """Run a coroutine on uvloop where it is installed, else on asyncio's loop.
 
-    What it leaves behind is cancelled, and waited for briefly: unlike `asyncio.run`, this ends even
-    if a handler goes on regardless, in a coroutine or in a thread of the loop's own.
+    Tasks that are left are cancelled and get `LEFTOVER_SECONDS` to end. Unlike `asyncio.run`, this
+    returns even if a handler goes on, in a coroutine or in a thread of the loop.
     """
     sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
     loop = _new_loop()
@@ -184,17 +174,17 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
         for task in left:
             task.cancel()
         if left:
-            loop.run_until_complete(asyncio.wait(left, timeout=UNWIND_SECONDS))
+            loop.run_until_complete(asyncio.wait(left, timeout=LEFTOVER_SECONDS))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
 
 def end_process() -> None:
-    """End this process now if a handler left a thread behind that would keep it for ever.
+    """End this process now if a handler left a thread behind that does not end.
 
-    Python waits for such threads before it exits. For programs whose work is done and reported.
+    Python waits for such threads before it exits. Call this once all work is done and reported.
     """
-    deadline = time.monotonic() + UNWIND_SECONDS
+    deadline = time.monotonic() + LEFTOVER_SECONDS
     left = [t for t in threading.enumerate() if t is not threading.current_thread()]
     for thread in left:
         if not thread.daemon:

@@ -1,7 +1,7 @@
-"""What delivers to webhooks: a small worker of its own, so that slow receivers hold nobody up.
+"""Delivers to webhooks, with a small worker of its own, so that slow receivers delay no other job.
 
-It runs once there is somebody to deliver to. A delivery is a job like any other: the store decides
-whether it is tried again, and the id of the job is the id of the message, the same at each attempt.
+A delivery is a job like any other: the store decides whether it is tried again. The id of the job
+is the id of the message, the same at each attempt.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from tenure.errors import PermanentFailure, TenureError
 from tenure.jobs.handlers import Handlers, JobContext, describe
 from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
 from tenure.lifecycle import Status
-from tenure.webhooks import request as outbound
+from tenure.webhooks import request
 from tenure.webhooks.registry import key_of
 from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 2.0
-LEFT_SECONDS = 30.0
-"""Between looks for what is left of webhooks that are gone: it is dropped, which can wait."""
+WEBHOOK_CHECK_SECONDS = 2.0
+"""How often it looks for webhooks while it delivers nothing."""
+LEFTOVER_CHECK_SECONDS = 30.0
+"""How often it looks for deliveries of webhooks that were removed; they are dropped."""
 CONCURRENCY = 8
 GONE = 410
 REMOVED = "the webhook is removed"
 
 
 class DeliveryFailed(Exception):
-    """The receiver did not take the message, this time."""
+    """The receiver did not accept the message in this attempt."""
 
 
 def add_delivery(handlers: Handlers, app: Tenure, *, private: bool) -> None:
-    """Have deliveries handled. `private`: also to addresses that are not public."""
+    """Add the handler of deliveries. With `private`, also to addresses that are not public."""
 
     async def deliver(
         context: JobContext, /, hook: str, hook_id: str, event: dict[str, Any]
@@ -54,11 +55,11 @@ def add_delivery(handlers: Handlers, app: Tenure, *, private: bool) -> None:
         headers = {
             "webhook-id": context.id,
             "webhook-timestamp": str(now),
-            "webhook-signature": outbound.signature(key_of(secret), context.id, now, body),
+            "webhook-signature": request.signature(key_of(secret), context.id, now, body),
         }
         try:
-            status = await outbound.post(url, headers, body, private=private)
-        except outbound.NotSent as error:
+            status = await request.post(url, headers, body, private=private)
+        except request.NotSent as error:
             raise DeliveryFailed(str(error)) from None
         if status == GONE:
             raise PermanentFailure(f"the receiver answered {GONE}: it wants no more of these")
@@ -70,31 +71,34 @@ def add_delivery(handlers: Handlers, app: Tenure, *, private: bool) -> None:
 
 
 class WebhookDelivery:
-    """Delivers on a thread and an event loop of its own, from `start` until `stop`."""
+    """Delivers in its own thread and event loop, as long as there are webhooks."""
 
     def __init__(self, app: Tenure, *, private: bool, grace_seconds: float = 30.0) -> None:
-        """`private`: also to addresses that are not public."""
+        """With `private`, it delivers also to addresses that are not public.
+
+        `grace_seconds` is how long deliveries may take to finish when it is asked to stop.
+        """
         self._app = app
-        self._grace = grace_seconds
+        self._grace_seconds = grace_seconds
         self._handlers = Handlers()
         add_delivery(self._handlers, app, private=private)
         self._stop = threading.Event()
         self._worker: Worker | None = None
-        self._look_for_left = 0.0  # monotonic seconds
-        self._thread = threading.Thread(target=self._run, name="tenure-courier", daemon=True)
+        self._check_leftovers_at = 0.0  # by the monotonic clock
+        self._thread = threading.Thread(target=self._run, name="tenure-webhooks", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def ask_to_stop(self) -> None:
-        """Have it finish what it delivers just now. Safe from a signal handler."""
+        """Ask it to finish the deliveries under way. Safe from a signal handler."""
         self._stop.set()
         if self._worker is not None:
             self._worker.request_stop()
 
     def stop(self) -> None:
-        """End, after the deliveries that may be under way."""
+        """Ask it to stop, and wait until the deliveries under way are finished."""
         self.ask_to_stop()
         if self._thread.is_alive():
             self._thread.join()
@@ -102,25 +106,25 @@ class WebhookDelivery:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                if self._needed():
+                if self._is_needed():
                     self._deliver()
             except TenureError as error:
                 log.warning("deliveries wait for the database: %s", error)
             except Exception:
-                log.exception("the worker that delivers to webhooks failed and begins again")
-            self._stop.wait(LOOK_SECONDS)
+                log.exception("the worker that delivers to webhooks failed and is started again")
+            self._stop.wait(WEBHOOK_CHECK_SECONDS)
 
-    def _needed(self) -> bool:
-        """Whether there is somebody to deliver to, or left to be told that there is not.
+    def _is_needed(self) -> bool:
+        """Whether there are webhooks, or deliveries of webhooks that were removed.
 
-        The one queue is looked at, for to count all of them takes long while much is going on.
+        Looks at the queue of deliveries only: counting all queues is slow under load.
         """
         if self._app.webhooks.list():
             return True
         now = time.monotonic()
-        if now < self._look_for_left:
+        if now < self._check_leftovers_at:
             return False
-        self._look_for_left = now + LEFT_SECONDS
+        self._check_leftovers_at = now + LEFTOVER_CHECK_SECONDS
         return bool(self._app.find(status=Status.PENDING, queue=WEBHOOK_QUEUE, limit=1))
 
     def _deliver(self) -> None:
@@ -128,7 +132,7 @@ class WebhookDelivery:
         try:
             loop.run_until_complete(self._work())
         finally:
-            loop.close()  # without waiting for names that do not resolve
+            loop.close()  # does not wait for names that cannot be resolved
 
     async def _work(self) -> None:
         self._worker = Worker(
@@ -136,7 +140,7 @@ class WebhookDelivery:
             self._handlers,
             queues=(WEBHOOK_QUEUE,),
             concurrency=CONCURRENCY,
-            grace_seconds=self._grace,
+            grace_seconds=self._grace_seconds,
         )
         if self._stop.is_set():
             self._worker.request_stop()

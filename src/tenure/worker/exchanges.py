@@ -1,0 +1,361 @@
+"""When a worker talks to its source: which reports it sends, and how many jobs it asks for.
+
+An exchange reports and claims at once, where claims are not held. Under a backlog the next one is
+begun while the last one is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from msgspec.structs import replace
+
+from tenure import failpoints
+from tenure.errors import StoreUnavailable
+from tenure.jobs.handlers import Handlers
+from tenure.jobs.work import ClaimRequest, Exchange, Outcome, Report
+from tenure.worker.attempts import Attempts
+from tenure.worker.heartbeat import Heartbeat
+from tenure.worker.leases import Attempt, LeaseBook
+from tenure.worker.log import WorkLog
+from tenure.worker.source import WorkSource
+from tenure.worker.wakeup import Wakeup
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1
+QUIET_SECONDS = 2.0
+QUIET_POLL_SECONDS = 0.25
+"""How often the source is asked once no jobs have come for `QUIET_SECONDS`. It notifies of new
+jobs: polls are for jobs that fall due, and for notifications that got lost."""
+LONG_POLL_SECONDS = 2.0
+MAX_CLAIMED = 1_000
+"""Jobs in one claim."""
+MAX_REPORTS = 1_000
+"""Reports in one exchange."""
+OVERLAP_FROM = 250
+"""Jobs claimed ahead from which on exchanges overlap; below, jobs start in the order of claims."""
+MAX_AHEAD_SECONDS = 1.0
+"""A job claimed ahead that has not started by then is handed back for other workers."""
+MIN_BACKOFF_SECONDS = 0.1
+MAX_BACKOFF_SECONDS = 5.0
+UNRECORDABLE = "the store could not record that the job"
+
+
+class Backoff:
+    """How long to leave a source alone that did not answer."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.until = 0.0  # by the monotonic clock
+        self._random = secrets.SystemRandom()
+
+    def failed(self) -> float:
+        """Wait twice as long as the last time; return the seconds.
+
+        They are drawn, so that workers that lost the source at once do not return at once.
+        """
+        self.seconds = min(max(self.seconds * 2, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
+        wait = self.seconds * self._random.uniform(0.5, 1.0)
+        self.until = time.monotonic() + wait
+        return wait
+
+    def answered(self) -> None:
+        """Wait no longer: the source has answered."""
+        self.seconds = self.until = 0.0
+
+
+class Demand:
+    """How many jobs to claim, and when.
+
+    Jobs are claimed ahead to keep handlers busy during an exchange. `ahead` grows while handlers
+    run out of jobs, and shrinks as soon as jobs have to wait for a slot.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self.ahead = 0
+        self.backlogged = False
+        """Whether the last claim brought as many jobs as it asked for."""
+        self.next_poll = 0.0
+        self._concurrency = concurrency
+        self._may_be_more = True
+        self._busy_at = 0.0  # when jobs were claimed last
+
+    def notify(self) -> None:
+        """Note that there may be work. Called from any thread."""
+        self._may_be_more = True
+
+    def poll(self, now: float) -> None:
+        """Suppose that there is work if the source has not been asked for long."""
+        if now >= self.next_poll:
+            self._may_be_more = True
+            quiet = now - self._busy_at > QUIET_SECONDS
+            self.next_poll = now + (QUIET_POLL_SECONDS if quiet else POLL_SECONDS)
+
+    def jobs(self, present: int) -> int:
+        """Return how many jobs to ask for where `present` are here or on their way."""
+        room = self._concurrency + self.ahead - present
+        return min(room, MAX_CLAIMED) if self._may_be_more else 0
+
+    def asked(self) -> None:
+        """Note that a claim has begun: without a backlog the next one waits for a reason."""
+        self._may_be_more = self.backlogged
+
+    def answered(self, asked: int, claimed: int, *, idle: bool, max_ahead: int) -> None:
+        """Learn from a claim of `asked` jobs. `idle`: no job was left here when it came."""
+        if claimed:
+            self._busy_at = time.monotonic()
+        self.backlogged = claimed >= asked
+        if self.backlogged:
+            self._may_be_more = True
+            if idle:
+                self.ahead = min(max(2 * self.ahead, 2 * self._concurrency), max_ahead)
+
+
+class Flight:
+    """One exchange under way: the attempts that it reports, its claim, and what that brought."""
+
+    __slots__ = ("arrived", "attempts", "began", "claim", "task")
+
+    def __init__(self, attempts: list[Attempt], claim: ClaimRequest | None) -> None:
+        self.attempts = attempts
+        self.claim = claim
+        self.arrived: list[Attempt] = []
+        self.began = 0.0
+        self.task: asyncio.Task[None] | None = None
+
+    def reports(self) -> list[Report]:
+        """Return the reports that are sent."""
+        return [attempt.report for attempt in self.attempts if attempt.report is not None]
+
+
+class Exchanges:
+    """The exchanges of one worker with its source. Lives on the event loop."""
+
+    def __init__(
+        self,
+        source: WorkSource,
+        attempts: Attempts,
+        leases: LeaseBook,
+        heart: Heartbeat,
+        wakeup: Wakeup,
+        worklog: WorkLog,
+        *,
+        handlers: Handlers,
+        request: ClaimRequest,
+        concurrency: int,
+    ) -> None:
+        """`request` has what all claims have in common."""
+        self.demand = Demand(concurrency)
+        self.backoff = Backoff()
+        self._source = source
+        self._attempts = attempts
+        self._leases = leases
+        self._heart = heart
+        self._wakeup = wakeup
+        self._worklog = worklog
+        self._handlers = handlers
+        self._request = request
+        self._flights: set[Flight] = set()
+        self._suspects = 0  # how many of the next reports are sent one by one
+
+    @property
+    def under_way(self) -> int:
+        """How many exchanges the source has not answered."""
+        return len(self._flights)
+
+    def pause(self) -> float:
+        """Return the seconds until there is something to do, if nothing happens."""
+        now = time.monotonic()
+        if self.backoff.until > now:
+            return self.backoff.until - now
+        return max(self.demand.next_poll - now, 0.001)
+
+    def notify(self) -> None:
+        """Note that there may be work. Called from any thread."""
+        self.demand.notify()
+        self._wakeup.notify()
+
+    def cancel(self) -> None:
+        """Give up every exchange under way."""
+        for flight in self._flights:
+            if flight.task is not None:
+                flight.task.cancel()
+
+    def cancel_held_claim(self) -> None:
+        """Give up a claim that is held until there is work."""
+        for flight in self._flights:
+            if flight.claim is not None and flight.claim.wait_seconds and flight.task is not None:
+                flight.task.cancel()
+
+    def hand_back_if_stuck(self) -> None:
+        """Hand back the jobs claimed ahead if they have waited for too long."""
+        if self._leases.oldest_wait() > MAX_AHEAD_SECONDS:
+            self.demand.ahead = 0
+            self._leases.release_unstarted()
+
+    # --- begin
+
+    def begin_due(self) -> None:
+        """Begin what can be begun: report what has ended, claim what fits."""
+        now = time.monotonic()
+        if now < self.backoff.until:
+            return
+        self.demand.poll(now)
+        if self._source.waits:
+            self._begin_apart()
+        else:
+            self._begin_together()
+
+    def _begin_apart(self) -> None:
+        """Claims are held for seconds, so reports have exchanges without one."""
+        claim = None if self._flights else self._claim()
+        if self._leases.unreported and not any(flight.attempts for flight in self._flights):
+            self._begin(None, report=True)
+        if claim is not None:
+            self._begin(claim, report=False)
+
+    def _begin_together(self) -> None:
+        while self._another_is_worth_it():
+            claim = self._claim()
+            if not self._leases.unreported and claim is None:
+                return
+            self._begin(claim, report=True)
+
+    def _another_is_worth_it(self) -> bool:
+        """Whether to begin an exchange now, perhaps beside others.
+
+        One at a time suffices for jobs that take their time. Where the source is the bottleneck,
+        the next one is made ready while it works: as soon as no job is left here, or enough have
+        ended for a transaction.
+        """
+        if not self._flights:
+            return True
+        if not self.demand.backlogged or self.demand.ahead < OVERLAP_FROM or self._suspects:
+            return False
+        if len(self._flights) >= self._source.exchanges:
+            return False
+        return self._leases.count == 0 or self._leases.unreported >= MAX_REPORTS
+
+    def _claim(self) -> ClaimRequest | None:
+        present = self._leases.count
+        on_the_way = sum(f.claim.limit for f in self._flights if f.claim is not None)
+        limit = self.demand.jobs(present + on_the_way)
+        if limit <= 0 or self._leases.is_closed:
+            return None
+        idle = present == 0
+        wait = LONG_POLL_SECONDS if idle and self._source.waits else 0.0
+        types = self._handlers.types()
+        return replace(self._request, limit=limit, types=types, wait_seconds=wait)
+
+    def _begin(self, claim: ClaimRequest | None, *, report: bool) -> None:
+        attempts = []
+        if report:
+            attempts = self._leases.take_reports(1 if self._suspects else MAX_REPORTS)
+        if claim is not None:
+            self.demand.asked()
+        flight = Flight(attempts, claim)
+        self._flights.add(flight)
+        flight.task = asyncio.get_running_loop().create_task(self._fly(flight))
+        flight.task.add_done_callback(lambda _: self._flights.discard(flight))
+
+    # --- end
+
+    async def _fly(self, flight: Flight) -> None:
+        self._worklog.refresh_level()
+        try:
+            if flight.attempts:
+                failpoints.hit("worker.before_report")
+            future = self._source.exchange(flight.reports(), flight.claim)
+            flight.began = time.monotonic()
+            future.add_done_callback(lambda future: self._arrive(flight, future))
+            exchange = await asyncio.wrap_future(future)
+        except Exception as error:
+            self._failed(flight.attempts, error)
+        else:
+            self._answered(flight, exchange)
+        finally:
+            self._flights.discard(flight)
+            self._wakeup.set()
+
+    def _arrive(self, flight: Flight, future: Future[Exchange]) -> None:
+        """Answer for new leases at once, on whatever thread: the loop may be blocked.
+
+        Leases that may have spent a third of their time on the way are renewed without delay.
+        """
+        if future.cancelled() or future.exception() is not None:
+            return
+        if leases := future.result().leases:
+            now = time.monotonic()
+            worker = self._request.worker
+            flight.arrived = [Attempt(lease, now, worker) for lease in leases]
+            self._leases.hold(flight.arrived)
+            if now - flight.began > self._request.lease_seconds / 3:
+                self._heart.beat_now()
+
+    def _answered(self, flight: Flight, exchange: Exchange) -> None:
+        self.backoff.answered()
+        self._suspects = max(self._suspects - len(flight.attempts), 0)
+        self._leases.reported(flight.attempts)
+        self._worklog.answered(flight.attempts, exchange.verdicts)
+        if flight.claim is not None:
+            self._take(flight.arrived, flight.claim.limit)
+
+    def _take(self, arrived: Sequence[Attempt], asked: int) -> None:
+        """Start what was leased, and tune how much is claimed ahead."""
+        self.demand.answered(
+            asked,
+            len(arrived),
+            idle=self._leases.count == 0,
+            max_ahead=MAX_CLAIMED * self._source.exchanges,
+        )
+        if self._leases.oldest_wait() > MAX_AHEAD_SECONDS / 4:
+            self.demand.ahead //= 2
+        if arrived:
+            try:
+                failpoints.hit("worker.before_start")
+                self._worklog.claimed(arrived)
+            except BaseException:
+                self._leases.forget(arrived)  # heartbeats must not keep what no loop runs
+                raise
+        self._attempts.take(arrived)
+
+    def _failed(self, attempts: list[Attempt], error: Exception) -> None:
+        """Keep the outcomes that the store did not record; reporting them again is harmless."""
+        known = isinstance(error, StoreUnavailable)
+        if not known:
+            self._doubt(attempts, error)
+        self._leases.put_back(attempts)
+        self.demand.notify()
+        wait = self.backoff.failed()
+        log.warning(
+            "the store did not answer, trying again in %.1f s with %d outcomes kept: %s",
+            wait,
+            self._leases.unreported,
+            error,
+            exc_info=None if known else error,
+        )
+
+    def _doubt(self, attempts: list[Attempt], error: Exception) -> None:
+        """The store cannot record one of these: send them one by one, so that it fails alone.
+
+        A report that fails alone is sent once more as a plain failure, then given up.
+        """
+        self._suspects = len(attempts)
+        if len(attempts) != 1:
+            return
+        (attempt,) = attempts
+        report = attempt.report
+        assert report is not None
+        if report.error.startswith(UNRECORDABLE):
+            log.error("the outcome of job %s cannot be recorded: its lease runs out", report.job_id)
+            self._leases.forget(attempts)
+            attempts.clear()
+            return
+        why = f"{UNRECORDABLE} {report.outcome}: {type(error).__name__}"
+        attempt.report = replace(report, outcome=Outcome.FAILED, result=None, error=why)

@@ -1,0 +1,98 @@
+"""Threads that run plain handlers. A thread cannot be stopped, only left behind."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+from tenure.telemetry.logs import RUNNING, Running
+from tenure.telemetry.tracing import enter
+from tenure.worker.outcome import Ending, failure, success_of_function
+
+Deliver: TypeAlias = Callable[[Any, Ending], None]
+
+
+class Original:
+    """The process that this object was made in, as opposed to copies that a handler forks."""
+
+    copies = 0  # grows in every process that is forked
+
+    def __init__(self) -> None:
+        self._copies = Original.copies
+
+    def end_if_copy(self) -> None:
+        """End this process if it is a copy in which a handler has returned.
+
+        A copy holds no lease and has none of the worker's threads, but the worker's sockets. The
+        job ends in the original process, and the copy would never end, or would disturb it.
+        """
+        if Original.copies != self._copies:
+            os._exit(0)
+
+    @classmethod
+    def count_copy(cls) -> None:
+        """Count a fork; called in every forked process."""
+        cls.copies += 1
+
+
+os.register_at_fork(after_in_child=Original.count_copy)
+
+
+class Threads:
+    """Up to `limit` daemon threads that run calls; a thread calls `deliver(ticket, ending)`."""
+
+    def __init__(self, limit: int, deliver: Deliver, name: str) -> None:
+        self._limit = limit
+        self._deliver = deliver
+        self._name = name
+        self._calls: SimpleQueue[tuple[Any, Callable[[], Ending]] | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._count = 0
+        self._original = Original()
+
+    def submit(self, ticket: Any, call: Callable[[], Ending]) -> None:
+        """Run `call`, which must not raise, in a thread."""
+        self._calls.put((ticket, call))
+        if not self._idle.acquire(blocking=False) and self._count < self._limit:
+            self._count += 1
+            name = f"{self._name} {self._count}"
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def abandon(self) -> None:
+        """Allow one more thread, in place of one that does not return."""
+        self._limit += 1
+
+    def close(self) -> None:
+        """Let idle threads end now, and the others after their call."""
+        for _ in range(self._count):
+            self._calls.put(None)
+
+    def _run(self) -> None:
+        while (item := self._calls.get()) is not None:
+            ticket, call = item
+            ending = call()
+            self._original.end_if_copy()
+            self._idle.release()  # before delivering: the receiver finds a free thread
+            self._deliver(ticket, ending)
+            del ticket, call, item, ending  # do not keep a job's objects until the next call
+
+
+def call_in_thread(
+    function: Callable[..., Any], arguments: dict[str, Any], running: Running, trace_context: Any
+) -> Ending:
+    """Call a plain handler in this thread, in a new context that knows which attempt runs.
+
+    `trace_context` is the parent of the spans that the handler makes; None without tracing.
+    """
+    try:
+        context = contextvars.Context()
+        context.run(RUNNING.set, running)
+        if trace_context is not None:
+            context.run(enter, trace_context)
+        return success_of_function(context.run(function, **arguments))
+    except BaseException as error:
+        return failure(error)
