@@ -24,7 +24,7 @@ WITHOUT_TERMINAL = 160
 """Columns of a picture that does not go to a terminal."""
 EVENT_OF = {"pending": "enqueued", "processing": "claimed"}
 """The event whose rate is shown below a status, if it has another name."""
-KINDS = 3
+MAX_TYPES = 3
 Draw = Callable[[dict[str, Any] | None, str], None]
 
 
@@ -112,39 +112,29 @@ def _queues(queues: Sequence[dict[str, Any]], now: datetime) -> Table:
         *(("OLDEST DUE", "left"), ("ENDED/MIN", "right"), ("PAUSED", "left")),
     )
     for queue in sorted(queues, key=lambda q: -(q["pending"] + q["processing"])):
-        drawn.add_row(
-            _text(queue["name"]),
-            f"{queue['pending']:,}",
-            f"{queue['processing']:,}",
-            ago(queue["oldest_due_at"], now),
-            f"{queue['ended_last_minute']:,}",
-            _text(ago(queue["paused_at"], now), "yellow" if queue["paused_at"] else ""),
-        )
+        numbers = [f"{queue[n]:,}" for n in ("pending", "processing", "ended_last_minute")]
+        paused = _text(ago(queue["paused_at"], now), "yellow" if queue["paused_at"] else "")
+        due = ago(queue["oldest_due_at"], now)
+        drawn.add_row(_text(queue["name"]), *numbers[:2], due, numbers[2], paused)
     return drawn
 
 
 def _workers(workers: Sequence[dict[str, Any]], now: datetime) -> Table:
     drawn = _table(("WORKER", "left"), ("SEEN", "left"), ("RUNS", "right"), ("WHAT", "left"))
     for worker in workers:
-        kinds = Counter(job["type"] for job in worker["running"]).most_common()
-        what = ", ".join(f"{count} {type}" for type, count in kinds[:KINDS])
-        more = " …" if len(kinds) > KINDS else ""
-        name = worker["label"] or worker["id"]
-        drawn.add_row(
-            _text(name), ago(worker["seen_at"], now), str(worker["leases"]), _text(what + more)
-        )
+        types = Counter(job["type"] for job in worker["running"]).most_common()
+        what = ", ".join(f"{count} {type}" for type, count in types[:MAX_TYPES])
+        what += " …" if len(types) > MAX_TYPES else ""
+        name, seen = _text(worker["label"] or worker["id"]), ago(worker["seen_at"], now)
+        drawn.add_row(name, seen, str(worker["leases"]), _text(what))
     return drawn
 
 
 def _failures(failures: Sequence[dict[str, Any]], now: datetime) -> Table:
     drawn = _table(("FAILED", "left"), ("TIMES", "right"), ("LAST", "left"), ("ERROR", "left"))
     for group in failures:
-        drawn.add_row(
-            _text(group["type"]),
-            f"{group['attempts']:,}",
-            ago(group["last_seen_at"], now),
-            _text(first_line(group["error"]), "red"),
-        )
+        last, error = ago(group["last_seen_at"], now), _text(first_line(group["error"]), "red")
+        drawn.add_row(_text(group["type"]), f"{group['attempts']:,}", last, error)
     return drawn
 
 

@@ -32,8 +32,7 @@ MAX_END_SECONDS = 12 * 3_600.0
 delay, the furthest that the clock was stepped, and all attempts with their pauses."""
 ALLOCATIONS = 50_000
 """Python looks for cyclic garbage after so many. With its usual 700 that is a tenth of the time."""
-SHOWN = 12
-"""Lines of the trace and transitions of the job that a finding shows."""
+SHOWN = 12  # lines of the trace and transitions of the job that a finding shows
 
 
 @dataclass(frozen=True, slots=True)

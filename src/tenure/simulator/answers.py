@@ -31,8 +31,7 @@ def check(commit: AuditedCommit, one: calls.AnsweredCall) -> None:
             if any(not commit.events[steps[0].id, "lease_expired"] for steps in answer):
                 raise BrokenRule("the sweep names a job that it did not end")
         case calls.PruneCall():
-            if answer > len(commit.deleted):
-                raise BrokenRule(f"the answer is {answer} deleted, not {len(commit.deleted)}")
+            forbid(answer > len(commit.deleted), f"{answer} deleted, not {len(commit.deleted)}")
             if not commit.deleted and commit.prunable:
                 raise BrokenRule(f"nothing was deleted, and {commit.prunable} jobs were due for it")
         case _:
@@ -50,12 +49,12 @@ def _check_enqueue(commit: AuditedCommit, sent: Sequence[CheckedJob], answer: An
         if gone or len(same) > 1:  # or the jobs of one batch contradict each other
             return
         if job is None or job.id != answer.job_id or same == {job.checked_job.fingerprint}:
-            raise BrokenRule(f"{answer}, but that is not so", job)
+            raise BrokenRule(f"{answer}, not so", job)
     elif isinstance(answer, QueueFull):
         room = commit.jobs.full_at.get(answer.queue)
         wanted = sum(job.queue == answer.queue for job in sent)
         if room is None or commit.fullest.get(answer.queue, 0) + wanted <= room:
-            raise BrokenRule(f"{answer}, but that is not so")
+            raise BrokenRule(f"{answer}, not so")
     elif isinstance(answer, Exception):
         raise BrokenRule(f"an enqueue was answered {answer!r}")
     else:
@@ -69,8 +68,7 @@ def _check_enqueued(commit: AuditedCommit, checked_job: CheckedJob, enqueued: En
     job = commit.jobs.all.get(enqueued.job.id)
     if job is None:
         raise BrokenRule("an enqueue was accepted, but its job is not there")
-    if enqueued.created != (job.id == checked_job.id):
-        raise BrokenRule("the answer is wrong on whether the job was new", job)
+    forbid(enqueued.created != (job.id == checked_job.id), "wrong on whether the job was new", job)
     key, known = checked_job.idempotency_key, job.checked_job
     same = known.idempotency_key == key and known.fingerprint == checked_job.fingerprint
     if job.id != checked_job.id and (key is None or not same):
@@ -112,8 +110,7 @@ def _check_verdict(commit: AuditedCommit, report: Report, verdict: Verdict) -> N
         if verdict.answer is not Answer.LOST and not commit.deleted:
             raise BrokenRule(f"a report on a job that is not there was answered {verdict.answer}")
         return
-    if job.lease == report.lease_id:
-        raise BrokenRule(f"a lease is held, but its report was answered {verdict.answer}", job)
+    forbid(job.lease == report.lease_id, f"a held lease, its report answered {verdict.answer}", job)
     end = job.ended.get(report.lease_id, "")
     if end == report.outcome:
         true = verdict.answer in (Answer.RECORDED, Answer.ALREADY_RECORDED)
@@ -150,8 +147,7 @@ def _check_operator(commit: AuditedCommit, call: calls.OperatorCall, answer: Any
         if job is None:
             return
         seen = commit.statuses.get(job.id, set()) | {job.status}
-        if not (seen & set(SETTLED) if cancel else seen - {"failed"}):
-            raise BrokenRule(f"{answer}, but that is not so", job)
+        forbid(not (seen & set(SETTLED) if cancel else seen - {"failed"}), f"{answer}, not so", job)
     elif isinstance(answer, Exception):
         raise BrokenRule(f"an operator was answered {answer!r}", job)
     elif not commit.events[call.job_id, "cancelled" if cancel else "retried"]:

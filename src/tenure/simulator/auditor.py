@@ -16,8 +16,7 @@ from tenure.simulator.commit import AuditedCommit
 from tenure.simulator.database import LedgerRow, SimulatedDatabase
 from tenure.simulator.expected import BrokenRule, ExpectedJob, ExpectedJobs, forbid
 
-KEPT_LINES = 400
-"""Lines of the trace that are kept for a finding."""
+KEPT_LINES = 400  # lines of the trace that are kept for a finding
 
 
 class Auditor:
@@ -64,8 +63,7 @@ class Auditor:
             return
         forbid(rows, "transitions are on record that were rolled back")
         for one in answered:
-            if one.answer is not UNKNOWN:
-                raise BrokenRule(f"{one.caller} was answered before the commit, which failed")
+            forbid(one.answer is not UNKNOWN, f"{one.caller} was answered before a failed commit")
 
     def _check_commit(self, answered: Sequence[AnsweredCall], rows: Sequence[LedgerRow]) -> None:
         self.count("commits")

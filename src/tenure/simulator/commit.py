@@ -71,8 +71,7 @@ class AuditedCommit:
         if job is None:
             raise BrokenRule(f"{row.event} of a job that is not there")
         held, attempts = job.lease, job.attempts
-        if row.source != job.status:
-            raise BrokenRule(f"{row.event} from {row.source}, but it was {job.status}", job)
+        forbid(row.source != job.status, f"{row.event} from {row.source}, it was {job.status}", job)
         forbid(row.at != self.now, f"{row.event} is on record at another time", job)
         self._check_cause(job, row)
         self.statuses[job.id].add(job.status)
@@ -114,8 +113,7 @@ class AuditedCommit:
             forbid(row.actor not in self._claims, "claimed by a worker that did not ask", job)
         elif event == "lease_expired":
             forbid(not self.calls(calls.SweepCall), "a lease ended without a sweep", job)
-            if job.lease_end is not None and job.lease_end > self.now:
-                raise BrokenRule("a lease was ended that still ran", job)
+            forbid((job.lease_end or 0) > self.now, "a lease was ended that still ran", job)
         elif event in OUTCOMES:
             reports = self._reports.get((job.id, job.lease or ""), [])
             too_often = job.token - job.attempts >= MAX_RELEASES and event == "failed"
@@ -175,8 +173,7 @@ class AuditedCommit:
                 again = job.status != "failed" and (job.id, "retried") not in self._wanted
                 if final and again and all(not r.retryable for r in reports):
                     raise BrokenRule("a permanent failure was retried", job)
-            if job.lease in self.claimed and job.run_at > self.now:
-                raise BrokenRule("claimed before its time", job)
+            forbid(job.lease in self.claimed and job.run_at > self.now, "claimed too early", job)
             if job.status == "processing":
                 job.retry_from = None
 
@@ -193,5 +190,4 @@ class AuditedCommit:
         limit = max((call.limit for call in self.calls(calls.SweepCall)), default=0)
         ended = sum(n for (_, event), n in self.events.items() if event == "lease_expired")
         for job in self.jobs.open.values() if ended < limit else ():
-            if job.lease_end is not None and job.lease_end <= self.now:
-                raise BrokenRule("the sweep left a lease that had run out", job)
+            forbid(0 < (job.lease_end or 0) <= self.now, "the sweep left an expired lease", job)

@@ -22,8 +22,7 @@ from tenure.store.sqlite.dialect import DIALECT
 from tenure.store.sqlite.files import Files
 from tenure.store.sqlite.writer import Sqlite
 
-START = 1_767_225_600_000
-"""When every world begins, in milliseconds: 2026-01-01 UTC."""
+START = 1_767_225_600_000  # when every world begins, in milliseconds: 2026-01-01 UTC
 
 ROW = (
     "id, status, attempts, token, max_retries, run_at, lease_id, lease_expires_at, finished_at,"

@@ -25,8 +25,7 @@ LEGAL = frozenset(
     }
 )
 SETTLED = ("completed", "failed", "cancelled")
-MAX_RELEASES = 100
-"""How often a job may be handed back; the next time it fails."""
+MAX_RELEASES = 100  # how often a job may be handed back; the next time it fails
 JITTER = 0.1
 
 
@@ -128,8 +127,7 @@ class ExpectedJobs:
             self.open[job.id] = job
 
     def claim(self, job: ExpectedJob, lease: str | None, until: int) -> None:
-        if job.attempts >= max(job.limit, 1):
-            raise BrokenRule(f"claimed after all its {job.attempts} attempts", job)
+        forbid(job.attempts >= max(job.limit, 1), f"claimed after all {job.attempts} attempts", job)
         if lease is None or lease in job.ended:
             raise BrokenRule("a claim without a new lease", job)
         job.attempts += 1

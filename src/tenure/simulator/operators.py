@@ -16,8 +16,7 @@ KEPT = timedelta(hours=4)
 """Retention of settled jobs: longer than the store's clock is ever stepped back."""
 PRUNE_SECONDS = 1_800.0
 MAX_AWAY_SECONDS = 900.0
-MAX_STEP_SECONDS = 3_600.0
-"""How far the store's clock is ever off."""
+MAX_STEP_SECONDS = 3_600.0  # how far the store's clock is ever off
 
 
 class SimulatedSweeper(SimulatedClient):

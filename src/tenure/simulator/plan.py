@@ -27,8 +27,7 @@ HABITS = (
 AT_ONCE: Mapping[str, Any] = {"base": 0, "factor": 1, "cap": 0}
 SOON: Mapping[str, Any] = {"base": 2, "factor": 3, "cap": 60}
 LATER: Mapping[str, Any] = {"base": 60, "factor": 2, "cap": 600}
-MAX_DELAY_SECONDS = 3_600.0
-"""Longest delay of a new job."""
+MAX_DELAY_SECONDS = 3_600.0  # longest delay of a new job
 
 
 class WorldPlan:

@@ -16,10 +16,8 @@ from tenure.simulator.plan import MAX_DELAY_SECONDS
 from tenure.simulator.world import SimulatedClient, World
 
 RESEND_SECONDS = 5.0
-BURST_SECONDS = 5.0
-"""A producer sends a burst of jobs within this time."""
-REGRET_SECONDS = 4.0
-"""It cancels a job within this time after it added it, if it does."""
+BURST_SECONDS = 5.0  # a producer sends a burst of jobs within this time
+REGRET_SECONDS = 4.0  # it cancels a job within this time after it added it, if it does
 
 
 class SimulatedProducer(SimulatedClient):

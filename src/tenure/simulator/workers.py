@@ -12,8 +12,7 @@ from tenure.simulator.calls import ExchangeCall, HeartbeatCall
 from tenure.simulator.producers import RESEND_SECONDS
 from tenure.simulator.world import SimulatedClient, World
 
-QUICK_SECONDS = 3.0
-"""Longest time that a handler takes, unless it is slow."""
+QUICK_SECONDS = 3.0  # longest time that a handler takes, unless it is slow
 
 
 class SimulatedWorker(SimulatedClient):

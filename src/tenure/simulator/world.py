@@ -26,8 +26,7 @@ from tenure.simulator.database import (
 from tenure.simulator.plan import WorldPlan
 from tenure.store.commit import Committer
 
-PATIENCE_SECONDS = 10.0
-"""After this a caller assumes that no answer will come."""
+PATIENCE_SECONDS = 10.0  # after this a caller assumes that no answer will come
 MAX_DOWN_SECONDS = 60.0
 IDLE_LEFT_OUT = 0.95
 """Share of the calls that find nothing to do, and change no job, that are not played."""
