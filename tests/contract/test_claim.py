@@ -10,9 +10,9 @@ from itertools import chain
 
 import pytest
 
-from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
 from tenure.jobs.work import Lease
 from tenure.store import open_store
+from tenure.webhooks.deliveries import WEBHOOK, WEBHOOK_QUEUE
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.clock import TICK
 from tests.support.store import (

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.reserved import WEBHOOK
+from tenure.webhooks.deliveries import WEBHOOK
 from tests.contract.granted_role import as_granted_role
 from tests.support.store import StoreHarness, new_job
 from tests.support.waiting import wait_until

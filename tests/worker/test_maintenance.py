@@ -12,8 +12,8 @@ from tenure import InvalidInput, JobNotFound, NewJob, Status, Tenure
 from tenure.app.maintenance import Maintenance
 from tenure.errors import BulkNotFound
 from tenure.jobs.queries import Filter
-from tenure.jobs.reserved import WEBHOOK
 from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.webhooks.deliveries import WEBHOOK
 from tenure.worker.maintenance import MaintenanceThread
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, transitions, wait_until_settled

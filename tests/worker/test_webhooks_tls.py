@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tenure import Job, RetryPolicy, Tenure
-from tenure.jobs.reserved import WEBHOOK
 from tenure.webhooks import deliveries as delivery_jobs
 from tenure.webhooks import request as outbound
+from tenure.webhooks.deliveries import WEBHOOK
 from tests.support.waiting import wait_until
 from tests.support.workers import transitions, wait_until_completed, wait_until_failed
 from tests.worker.receiver import delivering, receiving

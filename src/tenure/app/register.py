@@ -11,6 +11,7 @@ from tenure.jobs import payload as payloads
 from tenure.jobs.decorator import Enqueues, JobType
 from tenure.jobs.enqueue import defaults_of
 from tenure.jobs.handlers import Defaults, Handlers, JobContext
+from tenure.jobs.reserved import check_open
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,7 +42,9 @@ class Register:
     @overload
     def __call__(self, function: Callable[P, R]) -> JobType[P, R]: ...
     def __call__(self, function: Callable[..., Any]) -> Any:
-        name = payloads.check_name(self._name or function.__name__, "job type", "$.name")
+        name = check_open(
+            payloads.check_name(self._name or function.__name__, "job type", "$.name"), "$.name"
+        )
         handler = handlers.describe(function, name, self._defaults, in_process=self._process)
         self._registry.add(handler)
         return JobType[Any, Any](self._app, handler)

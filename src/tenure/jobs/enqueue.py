@@ -19,7 +19,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, payload
 from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.handlers import Defaults
-from tenure.jobs.reserved import WEBHOOK, check_open
+from tenure.jobs.reserved import check_open
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 MAX_PRIORITY = 32_767
@@ -96,15 +96,9 @@ def check_job(new_job: NewJob, id: str, *, defaults: Defaults, actor: str) -> Ch
         if key is not None:
             key = payload.check_key(key, "$.idempotency_key")
         defaults = defaults_of(options, defaults)
-    if new_job.type == WEBHOOK:
-        raise InvalidInput(
-            f"jobs of type {WEBHOOK} are made by webhooks alone, for what they deliver is signed; "
-            "choose another type",
-            path="$.type",
-        )
     checked_job = CheckedJob(
         id=id,
-        type=payload.check_name(new_job.type, "job type", "$.type"),
+        type=check_open(payload.check_name(new_job.type, "job type", "$.type"), "$.type"),
         queue=defaults.queue,
         payload=payload.canonical(new_job.payload),
         priority=defaults.priority,

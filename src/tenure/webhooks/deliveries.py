@@ -16,10 +16,12 @@ from tenure.jobs import ids, payload
 from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.enqueue import policy_of
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage
-from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
 from tenure.jobs.webhook import Webhook
 from tenure.wire import responses
 
+WEBHOOK = "tenure.webhook"
+"""The type of deliveries. What they carry is signed, so only Tenure adds them."""
+WEBHOOK_QUEUE = "tenure.webhooks"
 BATCH = 500
 """Transitions that one step looks at, for each webhook."""
 MAX_RETRIES = 10

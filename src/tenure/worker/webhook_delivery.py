@@ -17,9 +17,9 @@ import msgspec
 from tenure.app.app import Tenure
 from tenure.errors import PermanentFailure, TenureError
 from tenure.jobs.handlers import Handlers, JobContext, describe
-from tenure.jobs.reserved import WEBHOOK, WEBHOOK_QUEUE
 from tenure.lifecycle import Status
 from tenure.webhooks import request
+from tenure.webhooks.deliveries import WEBHOOK, WEBHOOK_QUEUE
 from tenure.webhooks.registry import key_of
 from tenure.worker.worker import Worker
 
