@@ -36,18 +36,17 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"
 HEAD = """\
 # Python
 
-This page is written by `tools/python_page.py` from the code and its docstrings; a test fails when
-the two differ. Everything has type annotations, and `tenure` ships them.
+`tools/python_page.py` writes this page from the code and its docstrings. A test fails if the page
+is not current. Everything has type annotations.
 
-Public are the names that `tenure` exports, the methods and nouns of `Tenure` on this page,
-`tenure.errors`, `Client` in `tenure.client`, and `build` and `serve` in `tenure.server`. The values
-that these take and return are public too. Every other module and name is internal and may change
-in any release.
+These names are public: what `tenure` exports, the methods and nouns of `Tenure` on this page,
+`tenure.errors`, `tenure.client.Client`, and `build` and `serve` in `tenure.server`, with the values
+that they take and return. Every other name is internal and may change in any release.
 
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
-backoff is a `RetryPolicy`, a duration (the `base`), or an object of `base`, `factor` and `cap`.
-For errors, see [their page](errors.md). Values that a signature names and this page does not
-describe are in `tenure.jobs`.
+backoff is a `RetryPolicy`, a duration (the `base`), or an object with `base`, `factor` and `cap`.
+[Errors](errors.md) has the exceptions. If a signature names a type that this page does not
+describe, the type is in a module of `tenure.jobs`.
 """
 
 MAX_LINE = 96
