@@ -78,7 +78,7 @@ CLIENT: Mapping[str, Sequence[str]] = {
         *("enqueue", "enqueue_many", "get", "find", "history", "explain", "cancel", "retry"),
         *("stats", "close"),
     ),
-    "What workers call": ("exchange", "heartbeat", "waits", "exchanges", "on_work"),
+    "What workers call": ("exchange", "heartbeat", "waits", "exchanges", "redaction", "on_work"),
 }
 ANSWERS = (
     *(Page, Counted, Bulk),

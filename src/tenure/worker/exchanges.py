@@ -47,7 +47,7 @@ MAX_BACKOFF_SECONDS = 5.0
 UNRECORDABLE = "the store could not record that the job"
 
 
-class Backoff:
+class ReportBackoff:
     """How long to leave a source alone that did not answer."""
 
     def __init__(self) -> None:
@@ -152,7 +152,7 @@ class Exchanges:
     ) -> None:
         """`request` has what all claims have in common."""
         self.demand = Demand(concurrency)
-        self.backoff = Backoff()
+        self.backoff = ReportBackoff()
         self._source = source
         self._attempts = attempts
         self._leases = leases
