@@ -26,8 +26,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tenure import dashboard
 from tenure.app.app import Tenure
 from tenure.errors import InvalidInput
-from tenure.http import api, guard
+from tenure.http import guard
+from tenure.http.api.call import Dispatcher
+from tenure.http.api.routes import OPEN_PATHS, ROUTES
 from tenure.http.notifier import WorkNotifier
+from tenure.http.token_cache import TokenCache
 from tenure.jobs.reserved import check_queues
 from tenure.settings import Settings
 from tenure.worker.maintenance import MaintenanceThread
@@ -58,9 +61,9 @@ class Application:
 
         self.state = State({"notifier": notifier})
         redaction = app.core.redaction.also(settings.redact)
-        tokens = guard.token_cache(app, settings)
+        tokens = TokenCache(app, settings.tokens, closed=not guard.is_loopback(settings.host))
         self._api = guard.AccessGuard(
-            api.dispatcher(app, notifier, redaction), settings, tokens, api.OPEN_PATHS
+            Dispatcher(ROUTES, app, notifier, redaction), settings, tokens, OPEN_PATHS
         )
         pages = dashboard.Dashboard(app, redaction, tokens, lambda: notifier.stopped)
         self._pages = guard.AccessGuard(
@@ -122,7 +125,8 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         running.callback(built.state.notifier.close)
         private = settings.webhooks_private
         delivery = WebhookDelivery(app, private=private, grace_seconds=settings.grace_seconds)
-        crew = [_WorkerThread(app, settings) for _ in range(workers if _has_handlers(app) else 0)]
+        has_handlers = app.core.handlers.types() != ()
+        crew = [_WorkerThread(app, settings) for _ in range(workers if has_handlers else 0)]
         stops = [built.state.notifier.stop, delivery.ask_to_stop, *(w.stop for w in crew)]
         server = _Server(built, settings, stops)
         delivery.start()
@@ -134,10 +138,6 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         run_loop(server.serve(sockets=[listener]))
         for worker in crew:
             worker.join()
-
-
-def _has_handlers(app: Tenure) -> bool:
-    return app.core.handlers.types() != ()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from tenure.jobs.stats import BUCKETS, Activity
+from tenure.jobs.stats import BUCKETS, Activity, Count
 from tenure.lifecycle import ATTEMPT_ENDS, FIRST_EVENT, RULE_OF, TRANSITIONS, Rule, Status
 
 MINUTES = 60
@@ -38,6 +38,14 @@ class Chart:
 
     minutes: Sequence[int]
     lines: Sequence[Series]
+
+
+def by_status(counts: Iterable[Count]) -> dict[str, int]:
+    """Return the number of jobs by status, of every status in its order."""
+    found: dict[str, int] = dict.fromkeys(Status, 0)
+    for group in counts:
+        found[group.status] += group.jobs
+    return found
 
 
 def minutes_until(now: datetime) -> list[datetime]:

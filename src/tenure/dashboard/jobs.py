@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from starlette.responses import PlainTextResponse, Response
 
 from tenure.app.shown import transitions_shown
+from tenure.dashboard import charts, timeline
 from tenure.dashboard import format as fmt
-from tenure.dashboard import timeline
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
 from tenure.jobs.filters import checked
@@ -86,10 +86,11 @@ def listed(request: PageRequest) -> Response:
     cursor = request.query("before") or None
     page = request.app.core.page(wanted.filter, limit=PAGE, before=cursor)
     counts = request.site.cache.counts()
-    by_status = dict.fromkeys(Status, 0)
-    for count in counts:
-        if wanted.filter.type in (None, count.type) and wanted.filter.queue in (None, count.queue):
-            by_status[Status(count.status)] += count.jobs
+    shown = [
+        count
+        for count in counts
+        if wanted.filter.type in (None, count.type) and wanted.filter.queue in (None, count.queue)
+    ]
     return request.page(
         "jobs.html",
         jobs=[request.redaction.job(job) if job.last_error else job for job in page.jobs],
@@ -98,7 +99,7 @@ def listed(request: PageRequest) -> Response:
         given={**dict.fromkeys(FIELDS, ""), **wanted.given},
         filtered=bool(wanted.given),
         cursor=cursor,
-        by_status=by_status,
+        by_status=charts.by_status(shown),
         types=sorted({count.type for count in counts})[:MAX_TYPES],
         queue_names=sorted({count.queue for count in counts})[:MAX_TYPES],
         since=SINCE,

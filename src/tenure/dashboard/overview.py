@@ -14,7 +14,6 @@ from tenure.dashboard.health import health
 from tenure.dashboard.request import PageRequest
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.explain import is_live
-from tenure.jobs.stats import Count
 from tenure.lifecycle import FIRST_EVENT, TRANSITIONS, Status
 
 MAX_FAILURES = 5
@@ -41,7 +40,7 @@ def show(request: PageRequest) -> Response:
         "overview.html",
         health=health(now, jobs, queues, workers),
         jobs=jobs,
-        by_status=by_status(counts),
+        by_status=charts.by_status(counts),
         sparks={s: charts.sparkline(activity, now, e) for s, e in SPARKLINE_EVENTS.items()},
         totals=charts.totals(activity),
         throughput=charts.throughput(activity, now),
@@ -68,7 +67,7 @@ def failures(request: PageRequest) -> Response:
 def machine(request: PageRequest) -> Response:
     """Show the state machine with live numbers."""
     cache, now = request.site.cache, request.now
-    jobs, activity = by_status(cache.counts()), cache.activity()
+    jobs, activity = charts.by_status(cache.counts()), cache.activity()
     rates = charts.rates(activity, now)
     return request.page(
         "machine.html",
@@ -111,11 +110,3 @@ def samples(actor: str) -> list[NewJob]:
 def has_fake_handlers(request: PageRequest) -> bool:
     """Return True if a worker of this process runs any type, as with --fake-handlers."""
     return request.app.core.handlers.types() is None
-
-
-def by_status(counts: list[Count]) -> dict[str, int]:
-    """Return the number of jobs by status, of every status in its order."""
-    found: dict[str, int] = dict.fromkeys(Status, 0)
-    for group in counts:
-        found[group.status] += group.jobs
-    return found

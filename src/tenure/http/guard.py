@@ -58,11 +58,6 @@ def check_binding(settings: Settings, app: Tenure) -> None:
         )
 
 
-def token_cache(app: Tenure, settings: Settings) -> TokenCache:
-    """Return the tokens of the API of `app`. Without any, other machines get no access."""
-    return TokenCache(app, settings.tokens, closed=not is_loopback(settings.host))
-
-
 def _as_problem(scope: Scope, error: Exception) -> Response:
     problem = problem_of(error, scope["path"], request_id_of(scope["headers"]))
     return Response(problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE)

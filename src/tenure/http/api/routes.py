@@ -224,3 +224,6 @@ ROUTES: tuple[Route, ...] = (
         headers=LAST_EVENT,
     ),
 )
+
+OPEN_PATHS = tuple(route.path for route in ROUTES if not route.scopes)
+"""Paths that are answered without a token."""
