@@ -1,7 +1,7 @@
-"""The command line. It reads arguments, makes one call, shows the answer, and decides nothing.
+"""The command line. A command reads its arguments, makes one call and prints the answer.
 
-Only click is imported before a command is known, so that `tenure --help` answers at once: whatever
-a command needs it imports itself.
+Only click is imported at the start, so that `tenure --help` answers at once. Each command imports
+what it needs when it runs.
 """
 
 from __future__ import annotations

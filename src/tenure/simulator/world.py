@@ -212,9 +212,7 @@ def _answer_of(future: Future[Any]) -> Any:
     error = future.exception()
     if error is None:
         return future.result()
-    if isinstance(error, StoreUnavailable):
-        return UNKNOWN
-    return error
+    return UNKNOWN if isinstance(error, StoreUnavailable) else error
 
 
 class SimulatedClient:
@@ -226,7 +224,6 @@ class SimulatedClient:
         self._server = world.chance.choice(world.servers)
 
     def send(self, call: SimulatedCall, then: Reply = lambda _: None) -> None:
-
         def answer(what: Any) -> None:
             if what is UNKNOWN:
                 self._server = self.world.chance.choice(self.world.servers)
