@@ -3,9 +3,8 @@
     client = Client("http://127.0.0.1:8080")
     job = client.enqueue("send_email", {"to": "a@example.com"}, max_retries=5)
 
-A client raises the exceptions that the application raises. Any failure of the network raises
-StoreUnavailable: the outcome may be unknown, and a retry is safe where it is safe for the
-application. A remote worker uses a client where others use the application.
+A client raises the exceptions that the application raises. A failure of the network raises
+StoreUnavailable: the outcome may be unknown. A remote worker uses a client as its application.
 """
 
 from __future__ import annotations
@@ -108,18 +107,14 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- the verbs of the application
-
     def enqueue(
         self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
     ) -> Job:
         """Add a job. When this returns, the job is on the server's disk.
 
         - `type`: name of the job type. Its handler need not be known here.
-        - `payload`: keyword arguments of the handler, a dict of plain JSON of at most 1 MiB.
-          Default: empty.
-        - `options`: those of `Tenure.enqueue`. The server fills in the others. It names the caller
-          in the history, so `actor` is ignored.
+        - `payload`: keyword arguments of the handler, as plain JSON of at most 1 MiB. Default: {}.
+        - `options`: those of `Tenure.enqueue` but `actor`: the history names the server's caller.
 
         Returns the job, or the earlier job with the same `idempotency_key`.
 
@@ -130,8 +125,7 @@ class Client:
         new_job = NewJob(type, {} if payload is None else payload, options)
         body = _new_job(new_job, "$")
         with self._adding([new_job]) as (headers, made):
-            answer = self._send("POST", "/jobs", responses.JobBody, body, headers=headers)
-            made.append(responses.job_of(answer))
+            made.append(self._job("POST", "/jobs", body, headers=headers))
         return made[0]
 
     def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
@@ -141,10 +135,9 @@ class Client:
         """
         body = [_new_job(new_job, f"$[{number}]") for number, new_job in enumerate(new_jobs)]
         with self._adding(new_jobs) as (headers, made):
-            answer = self._send(
-                "POST", "/jobs/batch", list[responses.JobBody], body, headers=headers
-            )
-            made += [responses.job_of(job) for job in answer]
+            kind = list[responses.JobBody]
+            answer = self._send("POST", "/jobs/batch", kind, body, headers=headers)
+            made.extend(map(responses.job_of, answer))
         return made
 
     @contextmanager
@@ -167,7 +160,7 @@ class Client:
 
     def get(self, job_id: str) -> Job:
         """Return a job; raises JobNotFound."""
-        return responses.job_of(self._send("GET", _job(job_id), responses.JobBody))
+        return self._job("GET", _path_of(job_id))
 
     def find(
         self, *, limit: int = 50, before: str | None = None, **filter: Unpack[Fields]
@@ -177,9 +170,7 @@ class Client:
         - `limit`: most jobs to return, 1 to 500. Default: 50. Several requests are made if needed.
         - `before`: id of the last job of the page before. Default: begin with the newest.
         - `filter`: `status`, `type`, `queue`, `created_after`, `created_before`, `error`, `text`,
-          as `Filter` describes them.
-
-        Raises InvalidInput.
+          as `Filter` describes them. Raises InvalidInput for others.
         """
         query = {name: _in_query(value) for name, value in filter.items() if value is not None}
         cursor = before and before.replace("-", "")
@@ -189,43 +180,35 @@ class Client:
             if cursor:
                 page["cursor"] = cursor
             response = self._request("GET", "/jobs", query=page)
-            jobs += [
-                responses.job_of(job)
-                for job in self._read(response, "/jobs", list[responses.JobBody])
-            ]
+            jobs += map(responses.job_of, self._read(response, "/jobs", list[responses.JobBody]))
             cursor = _cursor_in(response.links)
             if cursor is None or len(jobs) == limit:
                 return jobs
 
     def history(self, job_id: str) -> list[Transition]:
         """Return the transitions of a job, oldest first; raises JobNotFound."""
-        entries = self._send("GET", f"{_job(job_id)}/history", list[responses.TransitionBody])
+        entries = self._send("GET", f"{_path_of(job_id)}/history", list[responses.TransitionBody])
         return [responses.transition_of(entry) for entry in entries]
 
     def explain(self, job_id: str) -> Explanation:
         """Return why a job is not running; raises JobNotFound."""
-        body = self._send("GET", f"{_job(job_id)}/explain", responses.ExplanationBody)
+        body = self._send("GET", f"{_path_of(job_id)}/explain", responses.ExplanationBody)
         return Explanation(body.reason, body.text, tuple(body.legal_events))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a pending or processing job; raises JobNotFound or IllegalTransition."""
-        return responses.job_of(self._send("POST", f"{_job(job_id)}/cancel", responses.JobBody, {}))
+        return self._job("POST", f"{_path_of(job_id)}/cancel", {})
 
     def retry(self, job_id: str, *, more_retries: int = 1) -> Job:
         """Make a finally failed job pending, with `more_retries` (1 to 1,000) more attempts.
 
         Raises JobNotFound, IllegalTransition or InvalidInput.
         """
-        body = {"more_retries": more_retries}
-        return responses.job_of(
-            self._send("POST", f"{_job(job_id)}/retry", responses.JobBody, body)
-        )
+        return self._job("POST", f"{_path_of(job_id)}/retry", {"more_retries": more_retries})
 
     def stats(self) -> list[Count]:
         """Return the number of jobs by status, queue and type."""
         return list(self._send("GET", "/stats", responses.StatsBody).counts)
-
-    # --- what a worker needs, as of the application
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         """Report, then claim. Cancel the future to give up a claim that waits.
@@ -241,19 +224,17 @@ class Client:
     ) -> None:
         if future.cancelled():
             return
-        exchange: Exchange | BaseException
         try:
             verdicts = self._report(reports) if reports else []
-            exchange = Exchange(verdicts, self._claim(claim) if claim is not None else [])
+            leases = self._claim(claim) if claim is not None else []
         except BaseException as error:
-            exchange = error
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+            return
         if future.set_running_or_notify_cancel():
-            if isinstance(exchange, Exchange):
-                future.set_result(exchange)
-            else:
-                future.set_exception(exchange)
-        elif isinstance(exchange, Exchange) and exchange.leases:
-            self._hand_back(exchange.leases)
+            future.set_result(Exchange(verdicts, leases))
+        elif leases:
+            self._hand_back(leases)
 
     def _hand_back(self, leases: Sequence[Lease]) -> None:
         try:
@@ -284,37 +265,22 @@ class Client:
     def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend leases, given as (job id, lease id); returns the lease ids that are still held."""
         names = [requests.join_lease(*lease) for lease in leases]
-        query = {"lease_seconds": str(lease_seconds)}
         # Leaves time for another try before the leases run out.
         timeout = min(self._timeout, max(lease_seconds / 2, 1.0))
-        answers = self._send(
-            "POST", "/heartbeats", list[responses.HeldBody], names, query, timeout=timeout
-        )
+        query, kind = {"lease_seconds": str(lease_seconds)}, list[responses.HeldBody]
+        answers = self._send("POST", "/heartbeats", kind, names, query=query, timeout=timeout)
         return {requests.split_lease(one.lease_id)[1] for one in answers if one.held}
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Do nothing: the server answers a claim that waits when there is work."""
         return lambda: None
 
-    # --- one request
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        kind: type[T],
-        body: object = None,
-        query: Mapping[str, str] | None = None,
-        *,
-        headers: Mapping[str, str] | None = None,
-        wait: float = 0.0,
-        timeout: float | None = None,
-    ) -> T:
+    def _send(self, method: str, path: str, kind: type[T], body: object = None, **more: Any) -> T:
         """Send a request and read its answer, or raise its error."""
-        response = self._request(
-            method, path, body, query, headers=headers, wait=wait, timeout=timeout
-        )
-        return self._read(response, path, kind)
+        return self._read(self._request(method, path, body, **more), path, kind)
+
+    def _job(self, method: str, path: str, body: object = None, **more: Any) -> Job:
+        return responses.job_of(self._send(method, path, responses.JobBody, body, **more))
 
     def _request(
         self,
@@ -379,7 +345,7 @@ def _cursor_in(links: Mapping[str, Mapping[str, str]]) -> str | None:
     return next(iter(parse_qs(urlsplit(address).query).get("cursor", ())), None)
 
 
-def _job(job_id: str) -> str:
+def _path_of(job_id: str) -> str:
     """Return the path of a job; raises JobNotFound for what cannot be an id."""
     if not ids.is_id(job_id):
         raise JobNotFound(job_id)
@@ -394,11 +360,10 @@ def _new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     options.pop("actor", None)  # the server names the caller
     if unknown := options.keys() - Options.__annotations__.keys():
         raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path=at)
-    for name, value in options.items():
-        if value is not None:
-            lasts = name in ("delay", "timeout")
-            body[name] = durations.seconds(value, path=f"{at}.{name}") if lasts else value
-    return body
+    for name in ("delay", "timeout"):
+        if options.get(name) is not None:
+            options[name] = durations.seconds(options[name], path=f"{at}.{name}")
+    return {**body, **{name: value for name, value in options.items() if value is not None}}
 
 
 class _Threads:
@@ -418,9 +383,8 @@ class _Threads:
                 raise StoreUnavailable("the client is closed")
             if not self._started:
                 self._started = True
-                for number in range(self._count):
-                    name = f"tenure-client {number}"
-                    threading.Thread(target=self._work, name=name, daemon=True).start()
+                for _ in range(self._count):
+                    threading.Thread(target=self._work, name="tenure-client", daemon=True).start()
         self._waiting.put(task)
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from tenure.http.api import openapi
 from tenure.http.api.routes import ROUTES
 from tenure.jobs import explain, payload
 from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
+from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH
 from tenure.jobs.states import QueueState, WorkerState
 from tenure.jobs.work import Answer, Outcome
 from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, TRANSITIONS, Status
@@ -302,7 +303,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     text = LIMITS.text.replace(",", "")
     for number in (
         *(payload.MIN_INTEGER, payload.MAX_INTEGER, payload.MAX_DEPTH),
-        *(payload.MAX_NAME_LENGTH, payload.MAX_KEY_LENGTH),
+        *(MAX_NAME_LENGTH, MAX_KEY_LENGTH),
         *(MAX_PRIORITY, MAX_RETRIES, MAX_JOBS_AT_ONCE, MAX_LEASED, MAX_LISTED, MAX_RELEASES),
     ):
         assert re.search(rf"(?<![\d-]){number}(?!\d)", text), number

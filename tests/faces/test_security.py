@@ -20,7 +20,7 @@ import tenure
 from tenure import InvalidInput, Tenure, failpoints, settings
 from tenure.jobs import durations, ids
 from tenure.jobs import payload as payloads
-from tenure.jobs.payload import check_key
+from tenure.jobs.names import check_key
 from tenure.store.postgres.connection import address_of
 from tenure.store.sqlite.connection import path_of
 from tenure.telemetry.logs import JsonLines, TextLines

@@ -20,7 +20,6 @@ from tenure.app.register import Register
 from tenure.app.stats import Statistics
 from tenure.app.work import StoreSource
 from tenure.jobs import durations
-from tenure.jobs import payload as payloads
 from tenure.jobs.decorator import JobType
 from tenure.jobs.enqueue import MAX_RETRIES, Backoff, Duration, NewJob, Options, positive, whole
 from tenure.jobs.explain import Explanation, explain
@@ -28,6 +27,7 @@ from tenure.jobs.filters import Fields
 from tenure.jobs.findings import Check, Violation
 from tenure.jobs.handlers import JobContext
 from tenure.jobs.ledger import Transition
+from tenure.jobs.names import check_label, list_of_names
 from tenure.jobs.progress import Progress, no_progress
 from tenure.jobs.queries import Counted, Filter
 from tenure.jobs.redaction import Redaction
@@ -85,8 +85,8 @@ class Tenure:
         """
         self.core = Core(
             database,
-            payloads.check_label(actor, "actor", "$.actor"),
-            Redaction(payloads.several(redact, "$.redact")),
+            check_label(actor, "actor", "$.actor"),
+            Redaction(list_of_names(redact, "$.redact")),
             Tracing() if tracing else None,
         )
         self.queues = Queues(self.core)

@@ -6,9 +6,10 @@ import logging
 
 from tenure.app.core import MAX_COUNTED, MAX_LISTED, Core
 from tenure.errors import BulkNotFound
-from tenure.jobs import filters, ids, payload
+from tenure.jobs import filters, ids
 from tenure.jobs.bulk_actions import Action, Bulk
 from tenure.jobs.enqueue import MAX_RETRIES, whole
+from tenure.jobs.names import check_label
 from tenure.jobs.queries import Filter
 from tenure.lifecycle import Job
 from tenure.store import search
@@ -53,7 +54,7 @@ class BulkActions:
             action=Action(action),
             filter=filter,
             more_retries=whole(more_retries, 1, MAX_RETRIES, "$.more_retries"),
-            actor=payload.check_label(actor or core.actor, "actor", "$.actor"),
+            actor=check_label(actor or core.actor, "actor", "$.actor"),
             total=total,
         ).result()
         started = self.get(bulk_id)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tenure.app.core import Core
-from tenure.jobs import payload
 from tenure.jobs.enqueue import whole
+from tenure.jobs.names import check_name
 from tenure.jobs.states import QueueState, WorkerState
 
 
@@ -60,7 +60,7 @@ class Queues:
         paused: bool | None = None,
         max_pending: int | None = None,
     ) -> None:
-        name = payload.check_name(queue, "queue", "$.queue")
+        name = check_name(queue, "queue", "$.queue")
         self._core.store.set_queue(
             name, paused=paused, max_pending=max_pending, actor=actor or self._core.actor
         ).result()

@@ -7,10 +7,10 @@ from dataclasses import fields
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from tenure.jobs import handlers
-from tenure.jobs import payload as payloads
 from tenure.jobs.decorator import Enqueues, JobType
 from tenure.jobs.enqueue import defaults_of
 from tenure.jobs.handlers import Defaults, Handlers, JobContext
+from tenure.jobs.names import check_name
 from tenure.jobs.reserved import check_open
 
 P = ParamSpec("P")
@@ -43,7 +43,7 @@ class Register:
     def __call__(self, function: Callable[P, R]) -> JobType[P, R]: ...
     def __call__(self, function: Callable[..., Any]) -> Any:
         name = check_open(
-            payloads.check_name(self._name or function.__name__, "job type", "$.name"), "$.name"
+            check_name(self._name or function.__name__, "job type", "$.name"), "$.name"
         )
         handler = handlers.describe(function, name, self._defaults, in_process=self._process)
         self._registry.add(handler)

@@ -19,6 +19,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, payload
 from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.handlers import Defaults
+from tenure.jobs.names import check_key, check_name
 from tenure.jobs.reserved import check_open
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
@@ -94,11 +95,11 @@ def check_job(new_job: NewJob, id: str, *, defaults: Defaults, actor: str) -> Ch
         run_at = _time_of(options.get("run_at"), delay)
         key = options.get("idempotency_key")
         if key is not None:
-            key = payload.check_key(key, "$.idempotency_key")
+            key = check_key(key, "$.idempotency_key")
         defaults = defaults_of(options, defaults)
     checked_job = CheckedJob(
         id=id,
-        type=check_open(payload.check_name(new_job.type, "job type", "$.type"), "$.type"),
+        type=check_open(check_name(new_job.type, "job type", "$.type"), "$.type"),
         queue=defaults.queue,
         payload=payload.canonical(new_job.payload),
         priority=defaults.priority,
@@ -146,7 +147,7 @@ def defaults_of(options: Mapping[str, Any], otherwise: Defaults) -> Defaults:
 
 
 def _queue(given: Any) -> str:
-    return check_open(payload.check_name(given, "queue", "$.queue"), "$.queue")
+    return check_open(check_name(given, "queue", "$.queue"), "$.queue")
 
 
 _OPTIONS = frozenset(Options.__annotations__)

@@ -8,6 +8,7 @@ from typing import TypedDict
 from tenure.errors import InvalidInput
 from tenure.jobs import payload
 from tenure.jobs.bulk_actions import Action
+from tenure.jobs.names import check_name
 from tenure.jobs.queries import MAX_SEARCHED_FOR, Filter
 from tenure.lifecycle import TRANSITIONS, Status
 
@@ -38,7 +39,7 @@ def checked(filter: Filter, at: str = "$.", *, between: str = "_") -> Filter:
         raise InvalidInput(f"no such status; one of {', '.join(Status)}", path=f"{at}status")
     for name, what, value in (("type", "job type", filter.type), ("queue", "queue", filter.queue)):
         if value is not None:
-            payload.check_name(value, what, at + name)
+            check_name(value, what, at + name)
     for name in ("created_after", "created_before"):
         time: datetime | None = getattr(filter, name)
         if time is not None and time.utcoffset() is None:

@@ -1,4 +1,4 @@
-"""What may be stored: payloads and names, checked once for both stores.
+"""What a payload may contain, checked once for both stores.
 
 A payload is accepted only if Python, SQLite, PostgreSQL and JSON all keep it unchanged. Everything
 else is refused with InvalidInput, which says what, where and what to do instead. It never repeats a
@@ -11,7 +11,6 @@ import dataclasses
 import datetime
 import decimal
 import enum
-import functools
 import json
 import re
 import uuid
@@ -31,20 +30,6 @@ MAX_DEPTH = 100
 """Most objects and arrays inside one another, with the outermost."""
 
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
-
-MAX_NAME_LENGTH = 128
-MAX_KEY_LENGTH = 255
-MAX_LABEL_LENGTH = 255
-
-NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_:-]*(\.[A-Za-z0-9_:-]+)*$"
-"""Names of job types and queues, as a pattern of JSON Schema. Names are parts of URLs, file names
-and metric labels, so there is no slash and no space, and a dot only between other characters."""
-
-KEY_PATTERN = "^[!-~]+$"
-"""Idempotency keys: visible ASCII, as a pattern of JSON Schema."""
-
-
-# --- reading and checking --------------------------------------------------------------------
 
 
 def parse(
@@ -373,53 +358,3 @@ _ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _is_word = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}").fullmatch
-
-
-# --- names -----------------------------------------------------------------------------------
-
-_is_name = functools.lru_cache(1024)(re.compile(NAME_PATTERN.strip("^$")).fullmatch)
-_is_key = re.compile(KEY_PATTERN.strip("^$")).fullmatch
-
-
-def several(names: Iterable[str], path: str) -> tuple[str, ...]:
-    """Return names as a tuple; raises InvalidInput for a str, whose letters could be names."""
-    if isinstance(names, str):
-        raise InvalidInput("give a list of names, not one string", path=path)
-    return tuple(names)
-
-
-def check_name(value: object, what: str, path: str) -> str:
-    """Return `value` if it matches `NAME_PATTERN`; raises InvalidInput otherwise.
-
-    `what` says what is named: "job type" or "queue".
-    """
-    if isinstance(value, str) and len(value) <= MAX_NAME_LENGTH:
-        name = str.__str__(value)  # also of a subclass: the cache compares names
-        if _is_name(name):
-            return name
-    raise InvalidInput(
-        f"not a name for a {what}; use 1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 _ : - and single "
-        "dots between them, beginning with a letter, a digit or _",
-        path=path,
-    )
-
-
-def check_key(value: object, path: str) -> str:
-    """Return `value` if it can be an idempotency key; raises InvalidInput otherwise."""
-    if isinstance(value, str) and len(value) <= MAX_KEY_LENGTH and _is_key(value):
-        return str.__str__(value)
-    raise InvalidInput(
-        f"not an idempotency key; use 1 to {MAX_KEY_LENGTH} visible ASCII characters, no spaces",
-        path=path,
-    )
-
-
-def check_label(value: object, what: str, path: str) -> str:
-    """Return `value` if it is one line of printable text; raises InvalidInput otherwise."""
-    text = value if isinstance(value, str) and len(value) <= MAX_LABEL_LENGTH else ""
-    if text.isprintable() and text.strip():
-        return str.__str__(text)
-    raise InvalidInput(
-        f"not a label for a {what}; use 1 to {MAX_LABEL_LENGTH} printable characters on one line",
-        path=path,
-    )

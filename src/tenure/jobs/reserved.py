@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from tenure.errors import InvalidInput
-from tenure.jobs import payload
+from tenure.jobs.names import check_name, list_of_names
 
 RESERVED = "tenure."
 
@@ -33,5 +33,5 @@ def check_queues(queues: Iterable[str] | None, path: str) -> tuple[str, ...] | N
     """Return the queues that a user's worker may take from, None for any; raises InvalidInput."""
     if queues is None:
         return None
-    names = payload.several(queues, path)
-    return tuple(check_open(payload.check_name(name, "queue", path), path) for name in names)
+    names = list_of_names(queues, path)
+    return tuple(check_open(check_name(name, "queue", path), path) for name in names)

@@ -7,7 +7,8 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from tenure.errors import InvalidInput
-from tenure.jobs import durations, payload
+from tenure.jobs import durations
+from tenure.jobs.names import check_name
 from tenure.tokens import scopes as access
 from tenure.tokens.scopes import AccessToken, Scope
 
@@ -60,7 +61,7 @@ class Tokens:
 
         Raises InvalidInput, also if 1,000 tokens are valid already.
         """
-        payload.check_name(name, "token", "$.name")
+        check_name(name, "token", "$.name")
         wanted = access.scopes_of(scopes, "$.scopes")
         lifetime = None if expires is None else durations.seconds(expires, path="$.expires")
         if lifetime is not None and lifetime < 1:

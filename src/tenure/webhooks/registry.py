@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from tenure.errors import InvalidInput
-from tenure.jobs import ids, payload
+from tenure.jobs import ids
+from tenure.jobs.names import check_label, check_name, list_of_names
 from tenure.jobs.webhook import Webhook
 from tenure.lifecycle import EVENTS
 
@@ -71,9 +72,9 @@ class Webhooks:
 
         Raises InvalidInput, also if there are 100 webhooks already.
         """
-        payload.check_name(name, "webhook", "$.name")
+        check_name(name, "webhook", "$.name")
         check_url(url, "$.url")
-        wanted = frozenset(payload.several(events, "$.events"))
+        wanted = frozenset(list_of_names(events, "$.events"))
         if not wanted or not wanted.issubset(EVENTS):
             raise InvalidInput(f"name one or more of {', '.join(EVENTS)}", path="$.events")
         if len(self.list()) >= MAX_WEBHOOKS:
@@ -88,7 +89,7 @@ class Webhooks:
             events=tuple(sorted(wanted)),
             types=_names(types, "job type", "$.types"),
             queues=_names(queues, "queue", "$.queues"),
-            actor=payload.check_label(actor or self._actor, "actor", "$.actor"),
+            actor=check_label(actor or self._actor, "actor", "$.actor"),
             position=store.read.ledger_end(),
         )
         if not added.result():
@@ -155,5 +156,5 @@ def check_url(url: object, path: str) -> str:
 
 def _names(given: Iterable[str] | None, what: str, path: str) -> tuple[str, ...] | None:
     """Names that are checked, each once; None if there are none."""
-    names = () if given is None else payload.several(given, path)
-    return tuple(sorted({payload.check_name(name, what, path) for name in names})) or None
+    names = () if given is None else list_of_names(given, path)
+    return tuple(sorted({check_name(name, what, path) for name in names})) or None

@@ -14,9 +14,16 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from tenure.jobs import ids, payload
+from tenure.jobs import ids
 from tenure.jobs import results as produced
 from tenure.jobs.bulk_actions import Action
+from tenure.jobs.names import (
+    KEY_PATTERN,
+    MAX_KEY_LENGTH,
+    MAX_LABEL_LENGTH,
+    MAX_NAME_LENGTH,
+    NAME_PATTERN,
+)
 from tenure.jobs.queries import MAX_SEARCHED_FOR
 from tenure.jobs.work import Outcome, Report
 from tenure.lifecycle import Status
@@ -28,16 +35,16 @@ DEFAULT_LEASE = 30.0
 
 Name = Annotated[
     str,
-    Meta(extra_json_schema={"pattern": payload.NAME_PATTERN, "maxLength": payload.MAX_NAME_LENGTH}),
+    Meta(extra_json_schema={"pattern": NAME_PATTERN, "maxLength": MAX_NAME_LENGTH}),
 ]
-NAMES = payload.NAME_PATTERN.strip("^$")
+NAMES = NAME_PATTERN.strip("^$")
 Names = Annotated[str, Meta(extra_json_schema={"pattern": f"^{NAMES}(,{NAMES})*$"})]
 """Names separated by commas."""
 Key = Annotated[
     str,
-    Meta(extra_json_schema={"pattern": payload.KEY_PATTERN, "maxLength": payload.MAX_KEY_LENGTH}),
+    Meta(extra_json_schema={"pattern": KEY_PATTERN, "maxLength": MAX_KEY_LENGTH}),
 ]
-Label = Annotated[str, Meta(pattern="^[!-~]([ -~]*[!-~])?$", max_length=payload.MAX_LABEL_LENGTH)]
+Label = Annotated[str, Meta(pattern="^[!-~]([ -~]*[!-~])?$", max_length=MAX_LABEL_LENGTH)]
 RunAt = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^[1-8]"})]
 TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time", "pattern": "^[1-8]"})]
 """A time in a query, where a number must not pass for one."""

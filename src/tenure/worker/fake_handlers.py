@@ -25,8 +25,8 @@ from itertools import count
 from typing import Any
 
 from tenure.errors import InvalidInput
-from tenure.jobs import payload
 from tenure.jobs.handlers import Defaults, Handler, Handlers, JobContext, describe
+from tenure.jobs.names import check_name
 
 Check = Callable[[JobContext], None]
 
@@ -42,7 +42,7 @@ def add_fake_handlers(
 
     Raises InvalidInput for a type that is no name, or `fail_every` below 1.
     """
-    failing = frozenset(payload.check_name(type, "job type", "fail_types") for type in fail_types)
+    failing = frozenset(check_name(type, "job type", "fail_types") for type in fail_types)
     if fail_every is not None and fail_every < 1:
         raise InvalidInput("give a whole number from 1, or leave it out", path="fail_every")
     fakes = _fakes(_rules(failing, fail_every))

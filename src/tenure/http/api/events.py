@@ -14,8 +14,9 @@ from tenure.errors import InvalidInput, TenureError
 from tenure.http.api.call import Call
 from tenure.http.event_stream import EventStream, Source
 from tenure.http.notifier import LOOK_SECONDS
-from tenure.jobs import ids, payload
+from tenure.jobs import ids
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage
+from tenure.jobs.names import check_name
 from tenure.lifecycle import EVENTS
 from tenure.wire import requests, responses
 from tenure.wire.problems import RETRY_SECONDS, Refusal
@@ -90,7 +91,7 @@ def _names(given: str | UnsetType, what: str, parameter: str) -> tuple[str, ...]
     names = given.split(",")
     if len(names) > MAX_NAMED:
         raise InvalidInput(f"name at most {MAX_NAMED}", path=f"query {parameter}")
-    return tuple(payload.check_name(name, what, f"query {parameter}") for name in names)
+    return tuple(check_name(name, what, f"query {parameter}") for name in names)
 
 
 async def _events(call: Call, position: str, page: LedgerPage, wanted: EventFilter) -> Source:

@@ -12,11 +12,11 @@ from starlette.responses import Response
 from tenure.app.core import MAX_COUNTED, MAX_LISTED
 from tenure.app.shown import transitions_shown
 from tenure.http.api.call import Call, answer, convert, sent
-from tenure.jobs import payload as payloads
 from tenure.jobs.bulk_actions import Action
 from tenure.jobs.checked_job import Enqueued
 from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.filters import checked
+from tenure.jobs.names import check_key
 from tenure.jobs.queries import Filter
 from tenure.lifecycle import Status
 from tenure.telemetry import tracing
@@ -92,8 +92,8 @@ def _new_job(new: requests.EnqueueRequest, caller: Caller, key: str | None = Non
         }
     if key is not None:  # the header takes precedence, but both must be valid keys
         if "idempotency_key" in options:
-            payloads.check_key(options["idempotency_key"], "$.idempotency_key")
-        options["idempotency_key"] = payloads.check_key(key, "Idempotency-Key")
+            check_key(options["idempotency_key"], "$.idempotency_key")
+        options["idempotency_key"] = check_key(key, "Idempotency-Key")
     payload = {} if new.payload is UNSET else new.payload
     return NewJob(new.type, payload, cast(Options, options))
 

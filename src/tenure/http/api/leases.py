@@ -13,7 +13,7 @@ from starlette.responses import Response
 from tenure.errors import LeaseLost, ReportConflict
 from tenure.http.api.call import Call, answer
 from tenure.http.notifier import LOOK_SECONDS, Waiter
-from tenure.jobs import payload
+from tenure.jobs.names import check_name
 from tenure.jobs.reserved import check_open
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.wire import requests, responses
@@ -84,7 +84,7 @@ async def _until_gone(request: Request, waiter: Waiter) -> None:
 def _names(names: list[str] | None, what: str, field: str) -> tuple[str, ...] | None:
     if names is None:
         return None
-    return tuple(payload.check_name(n, what, f"$.{field}[{i}]") for i, n in enumerate(names))
+    return tuple(check_name(n, what, f"$.{field}[{i}]") for i, n in enumerate(names))
 
 
 async def complete_lease(call: Call) -> Response:

@@ -17,6 +17,7 @@ import msgspec
 import tenure
 from tenure.http.api.call import JSON
 from tenure.jobs import durations, ids, payload
+from tenure.jobs.names import MAX_NAME_LENGTH, NAME_PATTERN
 from tenure.tokens.scopes import Scope
 from tenure.wire import problems, requests
 
@@ -94,8 +95,8 @@ PATH_PARAMETERS: Mapping[str, Any] = {
     "lease_id": {"type": "string", "pattern": "^[0-9a-f.-]{1,128}$"},
     "name": {
         "type": "string",
-        "pattern": payload.NAME_PATTERN,
-        "maxLength": payload.MAX_NAME_LENGTH,
+        "pattern": NAME_PATTERN,
+        "maxLength": MAX_NAME_LENGTH,
     },
 }
 ANSWER_HEADERS: Mapping[str, Any] = {

@@ -15,6 +15,7 @@ from tenure.http.api import bulk, events, jobs, leases, openapi, operations
 from tenure.http.api.call import JSON, SMALL_BODY, Call
 from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.jobs import payload
+from tenure.jobs.names import KEY_PATTERN, MAX_KEY_LENGTH
 from tenure.jobs.queries import Counted
 from tenure.jobs.states import QueueState, WorkerState
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
@@ -124,8 +125,8 @@ KEY: dict[str, Any] = {
     **TRACE,
     "Idempotency-Key": {
         "type": "string",
-        "pattern": payload.KEY_PATTERN,
-        "maxLength": payload.MAX_KEY_LENGTH,
+        "pattern": KEY_PATTERN,
+        "maxLength": MAX_KEY_LENGTH,
         "description": "The same key and body again is answered with the first job.",
     },
 }

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenure.errors import InvalidInput
-from tenure.jobs import payload as rules
-from tenure.jobs.payload import (
+from tenure.jobs.names import (
     MAX_KEY_LENGTH,
     MAX_LABEL_LENGTH,
     MAX_NAME_LENGTH,
+    NAME_PATTERN,
     check_key,
     check_label,
     check_name,
@@ -88,7 +88,7 @@ def test_accepted_names_are_safe_in_addresses_files_and_labels(name: str) -> Non
     except InvalidInput:
         assert not re.fullmatch("[A-Za-z0-9_]{1,128}", name)
         return
-    assert re.fullmatch(rules.NAME_PATTERN, name)
+    assert re.fullmatch(NAME_PATTERN, name)
     assert name.isascii()
     assert ".." not in name
     assert not re.search(r"[\s/\\%?#<>&\"']", name)
