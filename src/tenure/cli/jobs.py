@@ -163,7 +163,7 @@ def jobs() -> None:
 @option(
     "--before",
     "ID",
-    "List jobs older than this one: the last of the page before.",
+    "Only jobs older than this job: the next page.",
     completing.job_ids(),
 )
 @reading_options

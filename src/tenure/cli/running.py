@@ -129,10 +129,10 @@ def serve(**flags: Any) -> None:
 )
 @work_options
 def worker(server: str | None, prune: bool, **flags: Any) -> None:
-    """Run jobs until SIGTERM or Ctrl-C; a second signal ends at once.
+    """Run jobs until SIGTERM or Ctrl-C.
 
-    At the first signal, running jobs get the time of --grace to finish. Jobs that have not started
-    go to other workers.
+    At the signal, running jobs get the time of --grace to finish. Jobs that have not started go to
+    other workers. A second signal ends the worker at once.
     """
     from tenure.cli.terminal import later_progress
     from tenure.jobs.redaction import without_password

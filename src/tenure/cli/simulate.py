@@ -16,16 +16,16 @@ SEEDS = 1_000_000
 
 
 @click.command()
-@option("--seed", "N", "First seed.  [default: random]", type=int)
+@option("--seed", "N", "Seed of the first day.  [default: random]", type=int)
 @option(
     "--hours", "N", "Hours of queue time to play.", type=float, default=100.0, show_default=True
 )
 @json_option
 def simulate(seed: int | None, hours: float, as_json: bool) -> None:
-    """Play days of crashes, lost answers and late reports in seconds.
+    """Simulate days of crashes and lost answers in seconds.
 
-    Runs the real rules and statements on a throw-away store in memory, with virtual time, and
-    checks every commit. The same seed plays the same events again. Exit 1 if anything was broken.
+    Runs the real store in memory, in virtual time, and checks every commit against the rules. The
+    same seed plays the same events again. Exit 1 if a rule was broken.
     """
     import secrets
 

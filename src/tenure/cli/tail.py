@@ -73,7 +73,7 @@ def tail(
     no_follow: bool,
     as_json: bool,
 ) -> None:
-    """Print the transitions of all jobs as they happen, until Ctrl-C.
+    """Print transitions of all jobs as they happen, until Ctrl-C.
 
     They are read from the ledger, so none is missed. With --json each line has a `position`:
     --since continues after it. With a filter, --lines searches the newest 5000 transitions.
