@@ -82,7 +82,7 @@ def test_doctor_finds_a_guard_that_is_gone(raw: RawSql) -> None:
     result = run_cli("doctor")
 
     assert result.exit_code == 1
-    assert "Illegal moves are not refused" in " ".join(result.stdout.split())
+    assert "Illegal transitions are not refused" in " ".join(result.stdout.split())
 
 
 def test_doctor_looks_at_a_database_that_is_not_there(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tenure.http import event_stream, token_cache
 from tenure.http.api.routes import ROUTES, Route
 from tenure.server import build
 from tenure.settings import Settings
+from tenure.store.tables.tokens import StoredTokens
 from tenure.tokens.scopes import Scope
 from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.clock import Clock
@@ -246,10 +247,10 @@ def test_without_the_database_no_stored_token_opens(
     guarded.headers["Authorization"] = f"Bearer {token}"
     assert guarded.get("/stats").status_code == 200
 
-    def away() -> None:
+    def away(_: StoredTokens) -> None:
         raise StoreUnavailable("at secret.host")
 
-    monkeypatch.setattr(app.core.store, "tokens", away)
+    monkeypatch.setattr(StoredTokens, "every", away)
     response = guarded.get("/stats")
     assert_problem(response, 503, "store_unavailable")
     assert "secret" not in response.text
@@ -264,8 +265,8 @@ def test_guessing_reads_the_database_ten_times_a_second_at_most(
     monkeypatch.setattr(token_cache, "AT_ONCE_SECONDS", 3600)
     monkeypatch.setattr(token_cache, "FRESH_SECONDS", 3600)
     reads: list[int] = []
-    found = app.core.store.tokens
-    monkeypatch.setattr(app.core.store, "tokens", lambda: reads.append(1) or found())
+    found = StoredTokens.every
+    monkeypatch.setattr(StoredTokens, "every", lambda table: reads.append(1) or found(table))
     with api_client(app, Settings(tokens=(OWNER,))) as api:
         for number in range(50):
             headers = {"Authorization": f"Bearer guess{number}"}

@@ -36,6 +36,8 @@ from tenure.retry import DEFAULT_POLICY
 from tenure.store import migrate_store, search
 from tenure.store.audit import INVARIANTS
 from tenure.store.doctor import check_store, schema_version
+from tenure.store.tables.tokens import StoredTokens
+from tenure.store.tables.webhooks import StoredWebhooks
 from tenure.telemetry import logs
 from tenure.telemetry.tracing import Tracing
 from tenure.tokens.registry import Tokens
@@ -94,8 +96,8 @@ class Tenure:
         self.stats = Statistics(self.core)
         self.bulk = BulkActions(self.core)
         self.events = Events(self.core)
-        self.tokens = Tokens(lambda: self.core.store, actor)
-        self.webhooks = Webhooks(lambda: self.core.store, actor)
+        self.tokens = Tokens(lambda: StoredTokens(self.core.store), actor)
+        self.webhooks = Webhooks(lambda: StoredWebhooks(self.core.store), actor)
         self._work_source = StoreSource(self.core)
 
     @property

@@ -13,7 +13,8 @@ from tenure.jobs.names import check_label
 from tenure.jobs.queries import Filter
 from tenure.lifecycle import Job
 from tenure.store import search
-from tenure.store.bulk import about
+from tenure.store.bulk import about, step
+from tenure.store.tables.bulk import StoredBulks
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class BulkActions:
         core = self._core
         total = core.count(filter, action=action, at_most=MAX_COUNTED)
         bulk_id = ids.new_id()
-        core.store.start_bulk(
+        StoredBulks(core.store).start(
             id=bulk_id,
             action=Action(action),
             filter=filter,
@@ -81,7 +82,7 @@ class BulkActions:
 
     def get(self, bulk_id: str) -> Bulk:
         """Return a bulk action; raises BulkNotFound."""
-        found = self._core.store.read.bulk(bulk_id) if ids.is_id(bulk_id) else None
+        found = StoredBulks(self._core.store).get(bulk_id) if ids.is_id(bulk_id) else None
         if found is None:
             raise BulkNotFound(bulk_id)
         return found
@@ -96,7 +97,7 @@ class BulkActions:
         """
         running = self.get(bulk_id).finished_at is None
         by = actor or self._core.actor
-        self._core.store.stop_bulk(bulk_id, by).result()
+        StoredBulks(self._core.store).stop(bulk_id, by).result()
         stopped = self.get(bulk_id)
         if running:
             _log("bulk_stopped", stopped, by)
@@ -109,12 +110,12 @@ class BulkActions:
 
         Raises InvalidInput.
         """
-        return self._core.store.read.bulks(whole(limit, 1, MAX_LISTED, "$.limit"))
+        return StoredBulks(self._core.store).latest(whole(limit, 1, MAX_LISTED, "$.limit"))
 
 
 def run_batch(core: Core, bulk: Bulk) -> None:
     """Do the next batch of an action that has not ended."""
-    if core.store.step_bulk(bulk, filters.sources(bulk.action)):
+    if step(core.store, bulk, filters.sources(bulk.action)):
         _log("bulk_ended", BulkActions(core).get(bulk.id), bulk.actor)
 
 

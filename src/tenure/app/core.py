@@ -140,7 +140,7 @@ class Core:
             paused=any(q.name == job.queue and q.paused_at is not None for q in read.queues()),
             workers=read.workers(),
             ahead=read.ahead(job) if due else 0,
-            rate=rate(read.measured.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
+            rate=rate(read.stats.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
         )
 
     def ledger(self, after: str, limit: int) -> list[Transition]:

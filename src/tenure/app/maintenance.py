@@ -12,6 +12,9 @@ from tenure.errors import InvalidInput
 from tenure.jobs import durations
 from tenure.jobs.enqueue import Duration
 from tenure.lifecycle import SETTLED
+from tenure.store.tables.bulk import StoredBulks
+from tenure.store.tables.tokens import StoredTokens
+from tenure.store.tables.webhooks import StoredWebhooks
 from tenure.store.transitions import Steps
 from tenure.webhooks import deliveries
 
@@ -32,7 +35,7 @@ class Maintenance:
         Call again while the answer is not 0. With `yielding`, do nothing if another process has
         measured since the last call, so that one of many callers does the work.
         """
-        return self._core.store.measure(yielding=yielding)
+        return self._core.store.update_stats(yielding=yielding)
 
     def prune(self, keep: Mapping[str, Duration]) -> int:
         """Delete a batch of jobs settled longer ago than `keep` says by status; return how many.
@@ -47,23 +50,22 @@ class Maintenance:
 
     def step_bulk_actions(self) -> int:
         """Do one batch of every bulk action that has not ended; return how many there were."""
-        unfinished = self._core.store.read.bulks(MAX_LISTED, unfinished=True)
+        unfinished = StoredBulks(self._core.store).latest(MAX_LISTED, unfinished=True)
         for bulk in unfinished:
             run_batch(self._core, bulk)
         return len(unfinished)
 
     def forward_to_webhooks(self, *, without_errors: bool = False) -> int:
         """Add delivery jobs for the next transitions; return how many webhooks have more."""
-        return deliveries.forward(self._core.store, without_errors=without_errors)
+        return deliveries.forward(StoredWebhooks(self._core.store), without_errors=without_errors)
 
     def webhook_target(self, name: str, id: str) -> tuple[str, str] | None:
         """The URL and the secret of a webhook; None if it is gone."""
-        target: tuple[str, str] | None = self._core.store.read.webhook_target(name, id)
-        return target
+        return StoredWebhooks(self._core.store).target(name, id)
 
     def note_token_use(self, names: Iterable[str]) -> Future[None]:
         """Record that tokens are in use."""
-        return self._core.store.note_token_use(names)
+        return StoredTokens(self._core.store).note_use(names)
 
 
 def retention(keep: Mapping[str, Duration]) -> dict[str, float]:

@@ -23,7 +23,7 @@ class Statistics:
 
     def counts(self) -> list[Count]:
         """Return the number of jobs by status, queue and type, at this moment."""
-        return self._core.store.read.measured.counts()
+        return self._core.store.read.stats.counts()
 
     def activity(self, minutes: int = 60) -> list[Activity]:
         """Return the transitions of the last `minutes` by minute, type, queue and event.
@@ -33,14 +33,14 @@ class Statistics:
         Minutes without transitions are left out. Pairs of type and queue beyond the first 200 are
         added up under the name `(other)`. Raises InvalidInput.
         """
-        return self._core.store.read.measured.activity(whole(minutes, 1, MAX_MINUTES, "$.minutes"))
+        return self._core.store.read.stats.activity(whole(minutes, 1, MAX_MINUTES, "$.minutes"))
 
     def totals(self) -> list[Total]:
         """Return the transitions since the beginning, by type, queue and event.
 
         The numbers never fall, also where jobs are deleted.
         """
-        return self._core.store.read.measured.totals()
+        return self._core.store.read.stats.totals()
 
     def failures(self, limit: int = 50) -> list[FailureGroup]:
         """Return failed attempts by type and kind of error, those seen last first.
@@ -49,14 +49,14 @@ class Statistics:
 
         The 200 kinds that were seen last are kept. Raises InvalidInput.
         """
-        return self._core.store.read.measured.failures(whole(limit, 1, MAX_LISTED, "$.limit"))
+        return self._core.store.read.stats.failures(whole(limit, 1, MAX_LISTED, "$.limit"))
 
     def measured_until(self) -> datetime | None:
         """Return the time that `activity`, `totals` and `failures` reach; None before the first.
 
         This is about now, unless more happens than the background work can add up meanwhile.
         """
-        return self._core.store.read.measured.until()
+        return self._core.store.read.stats.until()
 
     def late_leases(self) -> int:
         """Return the number of leases that have expired and that no sweep has ended yet."""

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tenure import failpoints
 from tenure.errors import InvalidInput, StoreUnavailable
@@ -26,10 +26,7 @@ from tenure.store.notify import Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
 from tenure.store.tables import queues
-from tenure.store.tables.bulk import StoredBulks
 from tenure.store.tables.stats import Place
-from tenure.store.tables.tokens import StoredTokens
-from tenure.store.tables.webhooks import StoredWebhooks
 
 __all__ = ["Store", "migrate_store", "open_store", "schema_of"]
 
@@ -125,43 +122,6 @@ class Store:
                 db, name, paused=paused, max_pending=max_pending, actor=actor
             ),
         )
-
-    # --- until the application calls `tables` itself
-
-    def start_bulk(self, **fields: Any) -> Future[None]:
-        return StoredBulks(self).start(**fields)
-
-    def step_bulk(self, bulk: Any, sources: Any) -> bool:
-        from tenure.store.bulk import step
-
-        return step(self, bulk, sources)
-
-    def stop_bulk(self, bulk_id: str, actor: str) -> Future[int]:
-        return StoredBulks(self).stop(bulk_id, actor)
-
-    def measure(self, *, yielding: bool = False) -> int:
-        return self.update_stats(yielding=yielding)
-
-    def tokens(self) -> Any:
-        return StoredTokens(self).every()
-
-    def add_token(self, **fields: Any) -> Future[bool]:
-        return StoredTokens(self).add(**fields)
-
-    def revoke_token(self, name: str, actor: str) -> Future[None]:
-        return StoredTokens(self).revoke(name, actor)
-
-    def note_token_use(self, names: Any) -> Future[None]:
-        return StoredTokens(self).note_use(names)
-
-    def add_webhook(self, **fields: Any) -> Future[bool]:
-        return StoredWebhooks(self).add(**fields)
-
-    def remove_webhook(self, name: str) -> Future[Any]:
-        return StoredWebhooks(self).remove(name)
-
-    def forward(self, hook: Any, deliveries: Any, position: str) -> Future[bool]:
-        return StoredWebhooks(self).forward(hook, deliveries, position)
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; return the lease ids that are still held."""

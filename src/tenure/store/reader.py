@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any
 
 from tenure.errors import InvalidInput
-from tenure.jobs.bulk_actions import Bulk
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
 from tenure.jobs.progress import Progress, no_progress
 from tenure.jobs.queries import Query
@@ -23,7 +22,6 @@ from tenure.store.dialect import Dialect
 from tenure.store.rows import COLUMNS, job_of, selected
 from tenure.store.search_sql import Searches
 from tenure.store.tables import workers
-from tenure.store.tables.bulk import StoredBulks
 from tenure.store.tables.stats import Stats
 
 ENTRY = ("job_id", "at", "source", "target", "event", "attempt", "token", "actor", "detail")
@@ -211,32 +209,3 @@ class Reader(ABC):
     def workers(self) -> list[WorkerState]:
         """Return the workers seen in the last ten minutes."""
         return workers.seen(self)
-
-    # --- until the application calls `tables` itself
-
-    @property
-    def read(self) -> Any:
-        return self
-
-    def write(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError
-
-    @property
-    def measured(self) -> Stats:
-        return self.stats
-
-    def bulk(self, bulk_id: str) -> Bulk | None:
-        return StoredBulks(self).get(bulk_id)
-
-    def bulks(self, limit: int, *, unfinished: bool = False) -> list[Bulk]:
-        return StoredBulks(self).latest(limit, unfinished=unfinished)
-
-    def webhooks(self) -> Any:
-        from tenure.store.tables.webhooks import StoredWebhooks
-
-        return StoredWebhooks(self).every()
-
-    def webhook_target(self, name: str, id: str) -> Any:
-        from tenure.store.tables.webhooks import StoredWebhooks
-
-        return StoredWebhooks(self).target(name, id)

@@ -16,12 +16,12 @@ MAX_TOKENS = 1_000
 """How many may be valid at a time: a server keeps them all in memory."""
 
 
-class TokenStore(Protocol):
-    """The part of the store that keeps tokens."""
+class TokenTable(Protocol):
+    """Where tokens are stored; see `StoredTokens`."""
 
-    def tokens(self) -> list[AccessToken]: ...
+    def every(self) -> list[AccessToken]: ...
 
-    def add_token(
+    def add(
         self,
         *,
         name: str,
@@ -30,17 +30,16 @@ class TokenStore(Protocol):
         scopes: Sequence[Scope],
         lifetime: float | None,
         actor: str,
-    ) -> Future[bool]:
-        """Keep a new token; False if the name is taken."""
+    ) -> Future[bool]: ...
 
-    def revoke_token(self, name: str, actor: str) -> Future[None]: ...
+    def revoke(self, name: str, actor: str) -> Future[None]: ...
 
 
 class Tokens:
     """The tokens of one database. They take effect on every server within a few seconds."""
 
-    def __init__(self, store: Callable[[], TokenStore], actor: str) -> None:
-        self._store = store
+    def __init__(self, table: Callable[[], TokenTable], actor: str) -> None:
+        self._table = table
         self._actor = actor
 
     def create(
@@ -69,7 +68,7 @@ class Tokens:
         if sum(token.valid for token in self.list()) >= MAX_TOKENS:
             raise InvalidInput(f"{MAX_TOKENS} tokens are valid: revoke some first", path="$.name")
         secret = access.new_secret()
-        added = self._store().add_token(
+        added = self._table().add(
             name=name,
             prefix=secret[: access.SHOWN],
             digest=access.digest_of(secret.encode()).hex(),
@@ -85,7 +84,7 @@ class Tokens:
 
     def list(self) -> list[AccessToken]:
         """Return every token, also expired and revoked ones, newest first."""
-        return self._store().tokens()
+        return self._table().every()
 
     def revoke(self, name: str, *, actor: str | None = None) -> AccessToken:
         """Revoke a token for good; return it. One that has ended stays as it is.
@@ -95,7 +94,7 @@ class Tokens:
         Raises InvalidInput if no token has this name.
         """
         self._named(name)
-        self._store().revoke_token(name, actor or self._actor).result()
+        self._table().revoke(name, actor or self._actor).result()
         return self._named(name)
 
     def _named(self, name: str) -> AccessToken:

@@ -15,7 +15,7 @@ import msgspec
 from tenure.jobs import ids, payload
 from tenure.jobs.checked_job import CheckedJob
 from tenure.jobs.enqueue import policy_of
-from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage
+from tenure.jobs.ledger import LedgerEvent, LedgerPage
 from tenure.jobs.webhook import Webhook
 from tenure.wire import responses
 
@@ -30,37 +30,29 @@ ATTEMPT_SECONDS = 30.0
 """Limit of one attempt; the request itself has less."""
 
 
-class DeliveryStore(Protocol):
-    """The part of the store that deliveries need."""
+class DeliveryTable(Protocol):
+    """The webhooks and the ledger; see `StoredWebhooks`."""
 
-    @property
-    def read(self) -> DeliveryReader: ...
+    def every(self) -> list[Webhook]: ...
+
+    def next_transitions(self, hook: Webhook, limit: int) -> LedgerPage: ...
 
     def forward(
         self, hook: Webhook, deliveries: Sequence[CheckedJob], position: str
     ) -> Future[bool]: ...
 
 
-class DeliveryReader(Protocol):
-    """What deliveries read."""
-
-    def webhooks(self) -> list[Webhook]: ...
-
-    def transitions(self, after: str, limit: int, wanted: EventFilter) -> LedgerPage: ...
-
-
-def forward(store: DeliveryStore, *, without_errors: bool = False) -> int:
+def forward(webhooks: DeliveryTable, *, without_errors: bool = False) -> int:
     """Add delivery jobs for the next transitions of every webhook; return how many have more.
 
     `without_errors` leaves out the errors of attempts, which may hold redacted values.
     """
     behind = 0
-    for hook in store.read.webhooks():
-        wanted = EventFilter(events=hook.events, types=hook.types, queues=hook.queues)
-        transitions = store.read.transitions(hook.position, BATCH, wanted)
+    for hook in webhooks.every():
+        transitions = webhooks.next_transitions(hook, BATCH)
         if transitions.position != hook.position:
             deliveries = deliveries_of(hook, transitions.events, without_errors=without_errors)
-            store.forward(hook, deliveries, transitions.position).result()
+            webhooks.forward(hook, deliveries, transitions.position).result()
         behind += transitions.more
     return behind
 

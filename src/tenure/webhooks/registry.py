@@ -7,7 +7,7 @@ import binascii
 import secrets
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from tenure.errors import InvalidInput
@@ -24,30 +24,32 @@ BEGINNING = "whsec_"
 """What a secret begins with, as Standard Webhooks has it; 32 random bytes in base64 follow."""
 
 
-class WebhookStore(Protocol):
-    """The part of the store that keeps webhooks."""
+class WebhookTable(Protocol):
+    """Where webhooks are stored; see `StoredWebhooks`."""
 
-    @property
-    def read(self) -> WebhookReader: ...
+    def every(self) -> list[Webhook]: ...
 
-    def add_webhook(self, **fields: Any) -> Future[bool]: ...
+    def add(
+        self,
+        *,
+        name: str,
+        id: str,
+        url: str,
+        secret: str,
+        events: tuple[str, ...],
+        types: tuple[str, ...] | None,
+        queues: tuple[str, ...] | None,
+        actor: str,
+    ) -> Future[bool]: ...
 
-    def remove_webhook(self, name: str) -> Future[None]: ...
-
-
-class WebhookReader(Protocol):
-    """What is read of it."""
-
-    def webhooks(self) -> list[Webhook]: ...
-
-    def ledger_end(self) -> str: ...
+    def remove(self, name: str) -> Future[int]: ...
 
 
 class Webhooks:
     """The webhooks of one database. Servers, and workers beside it, deliver to them."""
 
-    def __init__(self, store: Callable[[], WebhookStore], actor: str) -> None:
-        self._store = store
+    def __init__(self, table: Callable[[], WebhookTable], actor: str) -> None:
+        self._table = table
         self._actor = actor
 
     def create(
@@ -79,9 +81,8 @@ class Webhooks:
             raise InvalidInput(f"name one or more of {', '.join(EVENTS)}", path="$.events")
         if len(self.list()) >= MAX_WEBHOOKS:
             raise InvalidInput(f"there are {MAX_WEBHOOKS} webhooks: remove some", path="$.name")
-        store = self._store()
         secret = new_secret()
-        added = store.add_webhook(
+        added = self._table().add(
             name=name,
             id=ids.new_id(),
             url=url,
@@ -90,7 +91,6 @@ class Webhooks:
             types=_names(types, "job type", "$.types"),
             queues=_names(queues, "queue", "$.queues"),
             actor=check_label(actor or self._actor, "actor", "$.actor"),
-            position=store.read.ledger_end(),
         )
         if not added.result():
             raise InvalidInput(f"there is a webhook called {name}: remove it first", path="$.name")
@@ -98,7 +98,7 @@ class Webhooks:
 
     def list(self) -> list[Webhook]:
         """Return every webhook, without its secret."""
-        return self._store().read.webhooks()
+        return self._table().every()
 
     def remove(self, name: str) -> Webhook:
         """Remove a webhook; return it. What is not delivered yet is dropped.
@@ -106,7 +106,7 @@ class Webhooks:
         Raises InvalidInput if no webhook has this name.
         """
         found = self._named(name)
-        self._store().remove_webhook(name).result()
+        self._table().remove(name).result()
         return found
 
     def _named(self, name: str) -> Webhook:

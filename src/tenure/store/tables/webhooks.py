@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenure import failpoints
 from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.ledger import EventFilter, LedgerPage
 from tenure.jobs.webhook import Webhook
 from tenure.store import enqueue
 from tenure.store.dialect import Statements
@@ -50,13 +51,13 @@ class StoredWebhooks(Table):
         types: tuple[str, ...] | None,
         queues: tuple[str, ...] | None,
         actor: str,
-        position: str,
     ) -> Future[bool]:
-        """Add a webhook for transitions after `position`.
+        """Add a webhook for transitions from now on.
 
         The future's result is False if the name is taken.
         """
         d = self._dialect
+        position = self._store.read.ledger_end()
         lists = (write_names(events), write_names(types), write_names(queues))
         values = (name, id, url, secret, *lists, actor, position)
         statement = (
@@ -69,6 +70,11 @@ class StoredWebhooks(Table):
         """Delete a webhook and its secret."""
         statement = f"DELETE FROM {self._table} WHERE name = {self._dialect.value}"
         return self._store.write("operator", lambda db: db.changed(statement, (name,)))
+
+    def next_transitions(self, hook: Webhook, limit: int) -> LedgerPage:
+        """Look at up to `limit` entries after the position of `hook`; return those it wants."""
+        wanted = EventFilter(events=hook.events, types=hook.types, queues=hook.queues)
+        return self._store.read.transitions(hook.position, limit, wanted)
 
     def forward(
         self, hook: Webhook, deliveries: Sequence[CheckedJob], position: str
