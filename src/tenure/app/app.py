@@ -346,7 +346,7 @@ class Tenure:
         - `webhooks_private`: deliver to webhooks at addresses that are not public, too. Default:
           False.
 
-        Also ends the leases of dead workers, adds up statistics, goes on with bulk actions and
+        Also ends the leases of dead workers, adds up statistics, continues bulk actions and
         delivers to webhooks, as a server does. It starts, and waits, also while the database does
         not answer. Raises InvalidInput.
         """

@@ -90,7 +90,7 @@ class BulkActions:
     def stop(self, bulk_id: str, *, actor: str | None = None) -> Bulk:
         """End a bulk action where it is; return it. What it has changed stays.
 
-        - `bulk_id`: one that has ended stays as it is.
+        - `bulk_id`: one that has ended does not change.
         - `actor`: who stops it. Default: the application's actor.
 
         Raises BulkNotFound.

@@ -155,15 +155,15 @@ class Core:
         return job
 
     def page(self, filter: Filter, *, limit: int = 50, before: str | None = None) -> Page:
-        """Jobs of a filter, newest first, after a look at a bounded number of rows.
+        """Return jobs of a filter, newest first, after looking at a bounded number of rows.
 
-        Where jobs that fit are rare, a page has fewer than `limit`, or none, and still a `next`:
+        Where matching jobs are rare, a page has fewer than `limit`, or none, and still a `next`:
         the `before` of the next page.
         """
         return search.page(self.store.read, checked_query(filter, limit, before))
 
     def count(self, filter: Filter, *, action: str | None = None, at_most: int = 10_000) -> Counted:
-        """How many jobs fit, up to `at_most`, as far as a bounded number of rows can tell.
+        """Count matching jobs, up to `at_most`, looking at a bounded number of rows.
 
         With an `action` (`retry`, `cancel`), only jobs whose status allows it.
         """

@@ -33,7 +33,7 @@ class Queues:
     def resume(self, queue: str, *, actor: str | None = None) -> None:
         """Give jobs of a paused queue to workers again.
 
-        - `queue`: the name of the queue; one that is not paused stays as it is.
+        - `queue`: the name of the queue; one that is not paused does not change.
         - `actor`: who resumes it. Default: the application's actor.
 
         Raises InvalidInput if the name of the queue is not valid.

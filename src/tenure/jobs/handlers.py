@@ -1,8 +1,8 @@
 """Handlers: the functions that run jobs, and how their arguments become payloads and back.
 
-A handler's payload is its keyword arguments as a JSON object. What a parameter's annotation says is
-what the handler gets: dataclasses, msgspec structs, datetime, UUID, Decimal and enums are converted
-on the way in and out; a payload that does not fit is refused with the place where it does not.
+A handler's payload is its keyword arguments as a JSON object. Arguments are converted as the
+parameters are annotated: dataclasses, msgspec structs, datetime, UUID, Decimal and enums. A payload
+that does not fit is refused, with the place where it does not.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class JobContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What jobs of a handler are enqueued with unless the call says otherwise."""
+    """The options of a handler's jobs where an enqueue does not give them."""
 
     queue: str = "default"
     priority: int = 0
@@ -78,14 +78,14 @@ class Handler:
     is_async: bool = False
     wants_context: bool = False
     signature: inspect.Signature = field(default_factory=inspect.Signature)
-    decoder: msgspec.json.Decoder[Any] | None = None  # None: the payload as it is
+    decoder: msgspec.json.Decoder[Any] | None = None  # None: any object is a payload
     fields: tuple[str, ...] = ()
     optional: bool = False  # some fields may be absent
     required: frozenset[str] = frozenset()  # those of `fields` without a default
     others: Any = None  # what `**` may hold, if there are `fields` beside it
 
     def payload_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON object that a call with these arguments stands for; TypeError if it is none."""
+        """Return the payload of a call; raises TypeError if the arguments do not fit."""
         if not args and (payload := self._plain_payload(kwargs)) is not None:
             return payload
         if self.wants_context:
@@ -112,9 +112,9 @@ class Handler:
             ) from error
 
     def _plain_payload(self, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-        """`payload_of` for the usual call, four times as fast; None if this call is another.
+        """`payload_of` for the usual call, four times as fast; None for any other call.
 
-        That is one by keywords, right ones, whose values are JSON as they are.
+        The usual call passes the right keywords, with values of plain JSON types.
         """
         for value in kwargs.values():
             if type(value) not in _PLAIN:
@@ -124,7 +124,7 @@ class Handler:
         return payload if usual else None
 
     def context_of_a_call(self) -> JobContext:
-        """What stands for the context when the function is called where there is no job."""
+        """Return the context of a direct call of the function, where there is no job."""
         limit = self.defaults.max_retries
         return JobContext("", self.name, self.defaults.queue, 1, limit, token=1, deadline=None)
 
@@ -144,7 +144,7 @@ class Handler:
         return arguments
 
     def _other_arguments(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """What `**` gets: whatever has no parameter of its own, each by the annotation of `**`."""
+        """Return the fields for `**`, those without a parameter, converted by its annotation."""
         others: dict[str, Any] = {}
         first = next(iter(self.signature.parameters.values()))
         for name in payload.keys() - set(self.fields):
@@ -165,7 +165,7 @@ _BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 def _with_lists(value: Any) -> Any:
-    """A value of JSON types as JSON would give it back: tuples become lists."""
+    """Return a value as JSON would return it: tuples become lists."""
     if isinstance(value, list | tuple):
         return [_with_lists(item) for item in value]
     if isinstance(value, dict):
@@ -178,61 +178,68 @@ def describe(
 ) -> Handler:
     """Read a function's signature into a Handler; raises InvalidInput if no payload could fit."""
     signature = inspect.signature(function)
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except Exception as error:  # annotations are expressions: they can raise anything
-        raise InvalidInput(
-            f"an annotation of {name} cannot be resolved: {type(error).__name__}: {error}"
-        ) from error
+    hints = _hints(function, name)
     parameters = list(signature.parameters.values())
     wants_context = bool(parameters) and hints.get(parameters[0].name) is JobContext
-    is_async = inspect.iscoroutinefunction(function)
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise InvalidInput(f"{name} is a generator, calling it runs nothing: make it without yield")
-    if in_process and (is_async or wants_context):
-        raise InvalidInput(f"{name} runs in a process: make it a plain def without a JobContext")
-    if in_process and "<" in function.__qualname__:
-        raise InvalidInput(f"{name} runs in a process, which must find it: define it in a module")
+    _check_kind(function, name, in_process=in_process, wants_context=wants_context)
+    named_context = False
     if wants_context:
-        if parameters[0].kind not in (_BY_PLACE, _BY_PLACE_OR_NAME):
-            raise InvalidInput(f"{name}({parameters[0]}): the context is passed by its place")
-        parameters = parameters[1:]
-    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
-    required: set[str] = set()
+        context = parameters.pop(0)
+        if context.kind not in (_BY_PLACE, _BY_PLACE_OR_NAME):
+            raise InvalidInput(f"{name}({context}): the context is passed by its place")
+        named_context = context.kind is not _BY_PLACE
     others: Any = None
-    for parameter in parameters:
-        hint = hints.get(parameter.name, Any)
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            _check(name, hint)
-            others = hint
-            continue
-        if parameter.kind in (_BY_PLACE, inspect.Parameter.VAR_POSITIONAL):
-            raise InvalidInput(f"{name}({parameter}): a payload has names, use named parameters")
-        if parameter.default is inspect.Parameter.empty:
-            fields.append((parameter.name, hint))
-            required.add(parameter.name)
-        else:
-            # Defaults may be mutable; the struct only notes that the argument may be absent.
-            optional: Any = typing.Union.__getitem__((hint, msgspec.UnsetType))
-            fields.append((parameter.name, optional, msgspec.UNSET))
-    named_context = (
-        wants_context and next(iter(signature.parameters.values())).kind is not _BY_PLACE
-    )
-    as_it_is = not fields and others in (Any, object) and not named_context
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        others = hints.get(parameters.pop().name, Any)
+        _check(name, others)
+    fields = [_field(name, parameter, hints.get(parameter.name, Any)) for parameter in parameters]
+    takes_any = not fields and others in (Any, object) and not named_context
     return Handler(
         name=name,
         function=function,
         defaults=defaults,
         in_process=in_process,
-        is_async=is_async,
+        is_async=inspect.iscoroutinefunction(function),
         wants_context=wants_context,
         signature=signature,
-        decoder=None if as_it_is else _decoder(name, fields, open_ended=others is not None),
-        fields=tuple(entry[0] for entry in fields),
-        optional=any(len(entry) > 2 for entry in fields),
-        required=frozenset(required),
+        decoder=None if takes_any else _decoder(name, fields, open_ended=others is not None),
+        fields=tuple(field[0] for field in fields),
+        optional=any(len(field) > 2 for field in fields),
+        required=frozenset(field[0] for field in fields if len(field) == 2),
         others=others,
     )
+
+
+def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception as error:  # annotations are expressions: they can raise anything
+        raise InvalidInput(
+            f"an annotation of {name} cannot be resolved: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_kind(
+    function: Callable[..., Any], name: str, *, in_process: bool, wants_context: bool
+) -> None:
+    """Refuse functions that cannot run as a handler, or not in a child process."""
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidInput(f"{name} is a generator, calling it runs nothing: make it without yield")
+    if in_process and (inspect.iscoroutinefunction(function) or wants_context):
+        raise InvalidInput(f"{name} runs in a process: make it a plain def without a JobContext")
+    if in_process and "<" in function.__qualname__:
+        raise InvalidInput(f"{name} runs in a process, which must find it: define it in a module")
+
+
+def _field(name: str, parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...]:
+    """Return a parameter as a field of the struct that decodes payloads."""
+    if parameter.kind in (_BY_PLACE, inspect.Parameter.VAR_POSITIONAL):
+        raise InvalidInput(f"{name}({parameter}): a payload has names, use named parameters")
+    if parameter.default is inspect.Parameter.empty:
+        return (parameter.name, hint)
+    # Defaults may be mutable; the struct only notes that the argument may be absent.
+    optional: Any = typing.Union.__getitem__((hint, msgspec.UnsetType))
+    return (parameter.name, optional, msgspec.UNSET)
 
 
 def _decoder(name: str, fields: list[Any], *, open_ended: bool) -> msgspec.json.Decoder[Any]:
@@ -282,7 +289,7 @@ _PLAIN_DEFAULTS = Defaults()
 
 
 class Handlers:
-    """The registry: only what is in it can run, whatever a row says."""
+    """The handlers of an application. Only these can run, whatever a job's type says."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, Handler] = {}
@@ -295,21 +302,21 @@ class Handlers:
         self._by_name[handler.name] = handler
 
     def add_for_any(self, make: Callable[[str], Handler]) -> None:
-        """Handle every type without a handler of its own by what `make(type)` returns."""
+        """Handle every type that has no handler with what `make(type)` returns."""
         self._for_any = make
 
     def find(self, type: str) -> Handler | None:
-        """The handler of a job type."""
+        """Return the handler of a job type, or None."""
         handler = self._by_name.get(type)
         if handler is None and self._for_any is not None:
             handler = self._for_any(type)
         return handler
 
     def defaults(self, type: str) -> Defaults:
-        """What jobs of a type are enqueued with unless the call says otherwise."""
+        """Return the options of a type's jobs where an enqueue does not give them."""
         handler = self._by_name.get(type)
         return _PLAIN_DEFAULTS if handler is None else handler.defaults
 
     def types(self) -> tuple[str, ...] | None:
-        """The types that can be run; None for any."""
+        """Return the types that can be run; None for any."""
         return None if self._for_any is not None else tuple(sorted(self._by_name))

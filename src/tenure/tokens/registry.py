@@ -87,7 +87,7 @@ class Tokens:
         return self._table().every()
 
     def revoke(self, name: str, *, actor: str | None = None) -> AccessToken:
-        """Revoke a token for good; return it. One that has ended stays as it is.
+        """Revoke a token for good; return it. One that has ended does not change.
 
         - `actor`: who revokes it. Default: the application's actor.
 

@@ -1,7 +1,7 @@
 """Who may call the HTTP API, and what for: scopes, tokens and callers. Plain values.
 
-A token is 256 bits of chance, so a plain SHA-256 of it is safe to keep: there is no dictionary to
-try, which is what slow hashes of passwords are against, and every request has to make one.
+A token has 256 random bits, so keeping its plain SHA-256 is safe: slow hashes protect passwords
+that can be guessed, and would cost time in every request.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from enum import StrEnum
 from tenure.errors import InvalidInput
 
 MARK = "tenure_"
-"""What every token begins with, so that people and secret scanners recognise one."""
+"""The beginning of every token, so that people and secret scanners recognise one."""
 SHOWN = len(MARK) + 4
-"""Characters of a token that are kept, to tell it from others."""
+"""Characters of a token that are kept and shown, to distinguish it from others."""
 
 
 class Scope(StrEnum):
@@ -35,7 +35,7 @@ EVERY_SCOPE = frozenset(Scope)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sent a request. `name` is the actor in the ledger."""
+    """The sender of a request. `name` is the actor in the ledger."""
 
     name: str
     scopes: frozenset[Scope]
@@ -47,15 +47,15 @@ class Caller:
 
 
 CALLER = "tenure.caller"
-"""Where a request says who sent it, once that is known: a key of its ASGI scope."""
+"""The key in the ASGI scope of a request that holds its `Caller`, once that is known."""
 
 ANYBODY = Caller("http", EVERY_SCOPE, known=False)
-"""Where no token is asked for."""
+"""The caller where no token is needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessToken:
-    """A token as it is kept: everything but the token itself."""
+    """What is kept of a token: everything but its text."""
 
     name: str
     prefix: str  # how the token begins
@@ -70,22 +70,22 @@ class AccessToken:
 
     @property
     def caller(self) -> Caller:
-        """Who sends it."""
+        """The caller that sends this token."""
         return Caller(f"token:{self.name}", frozenset(self.scopes))
 
 
 def new_secret() -> str:
-    """A token nobody can guess."""
+    """Return a random token of 256 bits."""
     return MARK + secrets.token_urlsafe(32)
 
 
 def digest_of(token: bytes) -> bytes:
-    """What is kept and compared instead of a token."""
+    """Return what is kept and compared instead of a token."""
     return hashlib.sha256(token).digest()
 
 
 def scopes_of(names: Iterable[str], path: str) -> tuple[Scope, ...]:
-    """The scopes that are named, each once, in the order of `Scope`; raises InvalidInput."""
+    """Return the named scopes, each once, in the order of `Scope`; raises InvalidInput."""
     given = set(names)
     if not given or not given <= set(Scope):
         raise InvalidInput(f"name one or more of {', '.join(Scope)}", path=path)

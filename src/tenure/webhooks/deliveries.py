@@ -20,7 +20,7 @@ from tenure.jobs.webhook import Webhook
 from tenure.wire import responses
 
 WEBHOOK = "tenure.webhook"
-"""The type of deliveries. What they carry is signed, so only Tenure adds them."""
+"""The type of deliveries. They are signed when they are sent, so only Tenure adds them."""
 WEBHOOK_QUEUE = "tenure.webhooks"
 BATCH = 500
 """Transitions that one step looks at, for each webhook."""
@@ -58,10 +58,10 @@ def forward(webhooks: DeliveryTable, *, without_errors: bool = False) -> int:
 
 
 def deliveries_of(
-    hook: Webhook, told: Sequence[LedgerEvent], *, without_errors: bool
+    hook: Webhook, events: Sequence[LedgerEvent], *, without_errors: bool
 ) -> list[CheckedJob]:
-    """The jobs that tell a webhook of these moves; none of moves of such jobs themselves."""
-    news = [one for one in told if one.type != WEBHOOK]
+    """Return delivery jobs for these events, except events of delivery jobs themselves."""
+    news = [one for one in events if one.type != WEBHOOK]
     return [
         CheckedJob(
             id=id,
@@ -83,8 +83,8 @@ def deliveries_of(
     ]
 
 
-def _event(told: LedgerEvent, *, without_errors: bool) -> Any:
-    """A move as the event stream has it."""
+def _event(event: LedgerEvent, *, without_errors: bool) -> Any:
+    """Return the event as the event stream has it."""
     return msgspec.to_builtins(
-        responses.event_body(told.without_errors() if without_errors else told)
+        responses.event_body(event.without_errors() if without_errors else event)
     )

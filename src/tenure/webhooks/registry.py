@@ -21,7 +21,7 @@ MAX_WEBHOOKS = 100
 MAX_URL = 2_000
 """Characters of a URL."""
 BEGINNING = "whsec_"
-"""What a secret begins with, as Standard Webhooks has it; 32 random bytes in base64 follow."""
+"""The beginning of a secret, as in Standard Webhooks; 32 random bytes in base64 follow."""
 
 
 class WebhookTable(Protocol):
@@ -119,12 +119,12 @@ class Webhooks:
 
 
 def new_secret() -> str:
-    """A secret nobody can guess."""
+    """Return a random secret of 256 bits."""
     return BEGINNING + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def key_of(secret: str) -> bytes:
-    """The bytes that sign; raises ValueError if it is no secret."""
+    """Return the bytes that sign; raises ValueError for anything but a secret."""
     try:
         return base64.b64decode(secret.removeprefix(BEGINNING), validate=True)
     except binascii.Error as error:
@@ -132,9 +132,9 @@ def key_of(secret: str) -> bytes:
 
 
 def check_url(url: object, path: str) -> str:
-    """`url` if requests can be sent there; raises InvalidInput.
+    """Return `url` if requests can be sent there; raises InvalidInput.
 
-    Where it leads is checked at each delivery, for names lead elsewhere from one day to the next.
+    Each delivery checks its address, because a name can resolve to another one every day.
     """
     text = url if isinstance(url, str) and len(url) <= MAX_URL else ""
     fault = InvalidInput(
@@ -155,6 +155,6 @@ def check_url(url: object, path: str) -> str:
 
 
 def _names(given: Iterable[str] | None, what: str, path: str) -> tuple[str, ...] | None:
-    """Names that are checked, each once; None if there are none."""
+    """Return valid names, each once; None if there are none."""
     names = () if given is None else list_of_names(given, path)
     return tuple(sorted({check_name(name, what, path) for name in names})) or None

@@ -1,10 +1,10 @@
-"""One signed request to somebody else's server, within bounds. It knows nothing of jobs.
+"""One signed request to the receiver of a webhook, within bounds. It knows nothing about jobs.
 
-Signed as Standard Webhooks says
+It is signed as Standard Webhooks says
 (https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md).
-Whoever chooses a URL must not reach what only this machine can: the name is resolved once, every
-address it has must be a public one, and the connection goes to the very address that was checked.
-Redirects are not followed. Of the answer only the status is read.
+A URL must not reach what only this machine can reach: the name is resolved once, each of its
+addresses must be public, and the connection goes to an address that was checked. Redirects are not
+followed. Only the status of the answer is read.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 REQUEST_SECONDS = 10.0
-"""For everything: the name, the connection, TLS, the request and the head of the answer."""
+"""Limit for resolving, connecting, TLS, sending and reading the head of the answer together."""
 MAX_READ = 64 * 1024
-"""Bytes of an answer."""
+"""Bytes of an answer that are read."""
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses that lead to an IPv4 one, their last 32 bits (RFC 6052)."""
 
@@ -33,19 +33,19 @@ _status = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?\r\n").match
 
 
 class NotSent(Exception):
-    """There was no answer, or there must be no request; says why."""
+    """The request got no answer or was not allowed; the message says why."""
 
 
 def signature(key: bytes, id: str, timestamp: int, body: bytes) -> str:
-    """What `webhook-signature` has to be: version 1, HMAC-SHA256 of id, time and body."""
+    """Return the header `webhook-signature`: version 1, HMAC-SHA256 of id, time and body."""
     signed = b"%b.%d.%b" % (id.encode(), timestamp, body)
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
 
 
 async def post(url: str, headers: Mapping[str, str], body: bytes, *, private: bool) -> int:
-    """Send a JSON body; the status of the answer. `private`: also to addresses that are not public.
+    """Send a JSON body; return the status of the answer. Raises NotSent.
 
-    Raises NotSent.
+    With `private`, also send to addresses that are not public.
     """
     parts = urlsplit(url)
     try:
@@ -56,15 +56,15 @@ async def post(url: str, headers: Mapping[str, str], body: bytes, *, private: bo
     except ssl.SSLCertVerificationError as error:
         raise NotSent(
             f"the certificate of {parts.hostname} is not accepted: {error.verify_message}; give it "
-            "one for this very name, of an authority that whoever delivers trusts (one of your own "
-            "too: add it to the machine's, or name its file in SSL_CERT_FILE)"
+            "one for this name, of an authority that the delivering machine trusts (add a private "
+            "authority to the machine's, or name its file in SSL_CERT_FILE)"
         ) from error
     except OSError as error:
         raise NotSent(f"no connection: {error}") from error
 
 
 def _request(parts: SplitResult, headers: Mapping[str, str], body: bytes) -> bytes:
-    """The request. The URL was checked when it was stored: there are no line breaks in it."""
+    """Return the request. The URL was checked when it was stored: it has no line breaks."""
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     lines = [
         f"POST {path} HTTP/1.1",
@@ -90,7 +90,7 @@ async def _exchange(parts: SplitResult, request: bytes, *, private: bool) -> int
         where = host if host == refused[0] else f"{host} leads to {refused[0]}, which"
         raise NotSent(
             f"{where} is not a public address; where that is meant, "
-            "set TENURE_WEBHOOKS_PRIVATE=true for whoever delivers"
+            "set TENURE_WEBHOOKS_PRIVATE=true where deliveries run"
         )
     tls = {"ssl": _tls(), "server_hostname": host} if secure else {}
     reader, writer = await _connect(addresses, port, tls)
@@ -103,7 +103,7 @@ async def _exchange(parts: SplitResult, request: bytes, *, private: bool) -> int
 
 
 async def _addresses(host: str, port: int) -> list[str]:
-    """Where a name leads, each address once, in the order to try them."""
+    """Return the addresses of a name, each once, in the order to try them."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
@@ -112,7 +112,7 @@ async def _addresses(host: str, port: int) -> list[str]:
 async def _connect(
     addresses: Sequence[str], port: int, tls: Mapping[str, Any]
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection to the first of these addresses that takes one."""
+    """Connect to the first of these addresses that accepts."""
     failure: OSError = OSError("the name has no address")
     for address in addresses:
         try:
@@ -123,7 +123,7 @@ async def _connect(
 
 
 async def _answer(reader: asyncio.StreamReader) -> int:
-    """The status of the answer, after those that only say that one will come."""
+    """Return the final status; skips informational ones such as 100."""
     read = 0
     try:
         while read < MAX_READ:
@@ -143,12 +143,12 @@ async def _answer(reader: asyncio.StreamReader) -> int:
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
-    """What servers are verified with: the certificates that this machine trusts."""
+    """Return the context that verifies servers by the authorities this machine trusts."""
     return ssl.create_default_context()
 
 
 def is_public(address: str) -> bool:
-    """Whether anybody on the internet could reach this address, also where it stands in another."""
+    """Whether an address is public, also one that is embedded in an IPv6 address."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour
