@@ -8,7 +8,7 @@ from tenure import Tenure
 from tests.support.http import api_client
 from tests.support.short_ways import way_of_a_call
 
-MAX_MODULES = 20
+MAX_MODULES = 18
 
 
 @pytest.mark.parametrize("url", ["sqlite_url", "postgres_url"], ids=["sqlite", "postgres"])

@@ -35,10 +35,8 @@ def check_name(value: object, what: str, path: str) -> str:
 
     `what` says what is named: "job type" or "queue".
     """
-    if isinstance(value, str) and len(value) <= MAX_NAME_LENGTH:
-        name = str.__str__(value)  # also of a subclass: the cache compares names
-        if _is_name(name):
-            return name
+    if isinstance(value, str) and len(value) <= MAX_NAME_LENGTH and _is_name(str.__str__(value)):
+        return str.__str__(value)  # of a subclass, too: the cache compares names
     raise InvalidInput(
         f"not a name for a {what}; use 1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 _ : - and single "
         "dots between them, beginning with a letter, a digit or _",

@@ -13,11 +13,11 @@ from tenure.store.protocol import Trouble
 from tenure.store.sqlite.connection import (
     NOW,
     Checkpoints,
+    Files,
     begin_writing,
     connect_writer,
     to_time,
 )
-from tenure.store.sqlite.files import Files
 from tenure.store.sqlite.over_rows import OverRows
 
 
