@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import threading
+
 import pytest
 
 from tenure import Tenure
 from tests.support.http import api_client
 from tests.support.short_ways import way_of_a_call
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.workers import running_worker
 
 MAX_MODULES = 18
 
@@ -21,4 +27,37 @@ def test_adding_a_job_over_http(url: str, request: pytest.FixtureRequest) -> Non
         with way.recorded():
             assert client.post("/jobs", json=new).status_code == 201
     assert "http/api/jobs.py" in way.modules
-    assert len(way.modules) <= MAX_MODULES, sorted(way.modules)
+    assert len(way.modules) <= MAX_MODULES, way.modules
+
+
+MAX_MODULES_OF_A_FAILURE = 16
+"""An engine counts as one: it is one to the reader, and its other threads come and go."""
+
+
+@pytest.mark.parametrize("url", ["sqlite_url", "postgres_url"], ids=["sqlite", "postgres"])
+def test_a_failing_handler(url: str, request: pytest.FixtureRequest) -> None:
+    """From the exception to the retry on disk, and back to the line in the worker's log."""
+    database = request.getfixturevalue(url)
+    with contextlib.ExitStack() as stack:
+        way = stack.enter_context(way_of_a_call())
+        app = stack.enter_context(Tenure(database))
+        recording = contextlib.ExitStack()
+        raised = threading.Event()
+
+        @app.job(max_retries=9, backoff=60)
+        async def fail(number: int) -> None:
+            if number:
+                recording.enter_context(way.recorded())
+            raised.set()
+            raise ValueError("no")
+
+        with running_worker(app) as worker:
+            for number in range(2):  # the first one fills the caches
+                raised.clear()
+                fail.enqueue(number)
+                assert raised.wait(WAIT_SECONDS)
+                wait_until(lambda: not worker._leases.held)
+                recording.close()
+    modules = {re.sub("^store/(sqlite|postgres)/.*", r"store/\1", path) for path in way.modules}
+    assert {"lifecycle.py", "retry.py", "worker/attempts.py"} <= modules
+    assert len(modules) <= MAX_MODULES_OF_A_FAILURE, sorted(modules)
