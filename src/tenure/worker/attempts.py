@@ -158,7 +158,7 @@ class Attempts:
         self._start_ready()
 
     def _finish(self, attempt: Attempt, ending: Ending) -> None:
-        """Free the slot of a handler that is through; its ending counts unless it was stopped."""
+        """Free the slot of a handler that has returned; its ending counts unless it was stopped."""
         if attempt.timer is not None:
             attempt.timer.cancel()
         attempt.task = None  # its context refers to the attempt: do not leave a cycle
@@ -200,7 +200,7 @@ class Attempts:
             self._leases.forget([attempt])
         if runs:
             log.warning("the lease on job %s is lost: its handler is stopped", attempt.lease.id)
-            self._end_span(attempt, "LeaseLost: somebody else ended the lease")
+            self._end_span(attempt, "LeaseLost: the lease was ended elsewhere")
             self._stop_handler(attempt)
 
     def _stop_handler(self, attempt: Attempt) -> None:
@@ -224,7 +224,7 @@ class Attempts:
         self._wakeup.set()
 
     def _leave_behind(self, attempt: Attempt) -> None:
-        """Free the slot of a handler that goes on although it was stopped."""
+        """Free the slot of a handler that continues although it was stopped."""
         self._leases.free(attempt)
         lease = attempt.lease
         log.warning("job %s (%s) does not end: its handler is left behind", lease.id, lease.type)

@@ -1,7 +1,7 @@
 """When a worker talks to its source: which reports it sends, and how many jobs it asks for.
 
-An exchange reports and claims at once, where claims are not held. Under a backlog the next one is
-begun while the last one is under way.
+One exchange reports and claims, unless the source holds claims until there is work. Under a backlog
+the next exchange starts while the last one is under way.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ UNRECORDABLE = "the store could not record that the job"
 
 
 class ReportBackoff:
-    """How long to leave a source alone that did not answer."""
+    """How long to wait before the next exchange with a source that did not answer."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -58,7 +58,7 @@ class ReportBackoff:
     def failed(self) -> float:
         """Wait twice as long as the last time; return the seconds.
 
-        They are drawn, so that workers that lost the source at once do not return at once.
+        They are partly random: workers that lost the source together return one by one.
         """
         self.seconds = min(max(self.seconds * 2, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
         wait = self.seconds * self._random.uniform(0.5, 1.0)
@@ -103,7 +103,7 @@ class Demand:
         return min(room, MAX_CLAIMED) if self._may_be_more else 0
 
     def asked(self) -> None:
-        """Note that a claim has begun: without a backlog the next one waits for a reason."""
+        """Note that a claim was sent. Without a backlog, the next one waits for a reason."""
         self._may_be_more = self.backlogged
 
     def answered(self, asked: int, claimed: int, *, idle: bool, max_ahead: int) -> None:
@@ -199,36 +199,36 @@ class Exchanges:
             self.demand.ahead = 0
             self._leases.release_unstarted()
 
-    # --- begin
+    # --- start
 
-    def begin_due(self) -> None:
-        """Begin what can be begun: report what has ended, claim what fits."""
+    def start_due(self) -> None:
+        """Start the exchanges that are due: report what has ended, claim what fits."""
         now = time.monotonic()
         if now < self.backoff.until:
             return
         self.demand.poll(now)
         if self._source.waits:
-            self._begin_apart()
+            self._start_apart()
         else:
-            self._begin_together()
+            self._start_together()
 
-    def _begin_apart(self) -> None:
+    def _start_apart(self) -> None:
         """Claims are held for seconds, so reports have exchanges without one."""
         claim = None if self._flights else self._claim()
         if self._leases.unreported and not any(flight.attempts for flight in self._flights):
-            self._begin(None, report=True)
+            self._start(None, report=True)
         if claim is not None:
-            self._begin(claim, report=False)
+            self._start(claim, report=False)
 
-    def _begin_together(self) -> None:
+    def _start_together(self) -> None:
         while self._another_is_worth_it():
             claim = self._claim()
             if not self._leases.unreported and claim is None:
                 return
-            self._begin(claim, report=True)
+            self._start(claim, report=True)
 
     def _another_is_worth_it(self) -> bool:
-        """Whether to begin an exchange now, perhaps beside others.
+        """Whether to start an exchange now, perhaps beside others.
 
         One at a time suffices for jobs that take their time. Where the source is the bottleneck,
         the next one is made ready while it works: as soon as no job is left here, or enough have
@@ -253,7 +253,7 @@ class Exchanges:
         types = self._handlers.types()
         return replace(self._request, limit=limit, types=types, wait_seconds=wait)
 
-    def _begin(self, claim: ClaimRequest | None, *, report: bool) -> None:
+    def _start(self, claim: ClaimRequest | None, *, report: bool) -> None:
         attempts = []
         if report:
             attempts = self._leases.take_reports(1 if self._suspects else MAX_REPORTS)

@@ -1,16 +1,15 @@
-"""Handlers that succeed and fail on purpose, for any job type. No chance, no clock decides.
+"""Fake handlers that succeed and fail on purpose, for any job type. Nothing about them is random.
 
-Rules for every type: `fail_types` names types of which every attempt fails; `fail_every=N` fails
-the first attempt of every Nth job that this process starts, counted by first attempts.
+Rules for every type: `fail_types` names types of which every attempt fails. `fail_every=N` fails
+the first attempt of every Nth job that this process starts.
 
-Types with a behaviour of their own, beside the rules:
+Some types behave in a special way, beside the rules:
 
     fake.flaky   {"fail_times": k}   fails the first k attempts
     fake.sleep   {"seconds": s}      sleeps
     fake.fail                        fails every attempt
-    fake.crash   {"crash_times": k}  kills its own worker process with SIGKILL in the first k
-                                         attempts (1 if not given): the lease runs out, and the
-                                         next attempt is another worker's
+    fake.crash   {"crash_times": k}  kills its worker process with SIGKILL in the first k attempts
+                                     (default 1): the lease runs out, and another worker takes over
 
 Every other type succeeds at once, whatever its payload.
 """

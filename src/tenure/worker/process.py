@@ -163,7 +163,7 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine on uvloop where it is installed, else on asyncio's loop.
 
     Tasks that are left are cancelled and get `LEFTOVER_SECONDS` to end. Unlike `asyncio.run`, this
-    returns even if a handler goes on, in a coroutine or in a thread of the loop.
+    returns even if a handler continues, in a coroutine or in a thread of the loop.
     """
     sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
     loop = _new_loop()

@@ -1,4 +1,4 @@
-"""Delivers to webhooks, with a small worker of its own, so that slow receivers delay no other job.
+"""Delivers to webhooks with a separate small worker, so that slow receivers delay no other job.
 
 A delivery is a job like any other: the store decides whether it is tried again. The id of the job
 is the id of the message, the same at each attempt.

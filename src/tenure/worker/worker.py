@@ -108,7 +108,7 @@ class Worker:
             while not self._stop_asked.is_set():
                 self._attempts.collect()
                 self._exchanges.hand_back_if_stuck()
-                self._exchanges.begin_due()
+                self._exchanges.start_due()
                 await self._wakeup.wait(self._exchanges.pause())
             await self._drain()
         finally:
@@ -164,7 +164,7 @@ class Worker:
     async def _drain_step(self, deadline: float) -> None:
         self._attempts.collect()
         self._leases.release_unstarted()
-        self._exchanges.begin_due()
+        self._exchanges.start_due()
         if self._leases.running or self._is_reporting():
             await self._wakeup.wait(min(max(deadline - time.monotonic(), 0.001), POLL_SECONDS))
 
