@@ -248,7 +248,7 @@ class Client:
         return [responses.verdict_of(verdict) for verdict in verdicts]
 
     def _claim(self, claim: ClaimRequest) -> list[Lease]:
-        wait = min(claim.wait_seconds, requests.MAX_WAIT)
+        wait = min(claim.wait_seconds, requests.MAX_WAIT_SECONDS)
         body = requests.LeaseRequest(
             worker=claim.worker,
             limit=claim.limit,

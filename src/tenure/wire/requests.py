@@ -1,9 +1,8 @@
-"""What is asked over HTTP: the shape of every request. The answers' shapes are in `wire`.
+"""Requests as JSON: the shape of every request body.
 
-Unknown fields are refused, so that a typing error is not lost in silence. What `payload` and the
-application check is only described here, for the OpenAPI description, and checked there, so that
-every face gives the same verdict. A lease id on the wire names its job too, so that a report needs
-nothing else: `<job id>.<lease id>`.
+What `payload`, `names` and the application check is only described here, for OpenAPI, so that HTTP
+gives the same errors as Python. A lease id of HTTP is `<job id>.<lease id>`, so that a report names
+its job.
 """
 
 from __future__ import annotations
@@ -29,41 +28,41 @@ from tenure.jobs.work import Outcome, Report
 from tenure.lifecycle import Status
 
 MAX_LEASED = 1_000
-MIN_LEASE, MAX_LEASE = 1.0, 86_400.0
-MAX_WAIT = 30.0
-DEFAULT_LEASE = 30.0
+MIN_LEASE_SECONDS, MAX_LEASE_SECONDS = 1.0, 86_400.0
+MAX_WAIT_SECONDS = 30.0
+DEFAULT_LEASE_SECONDS = 30.0
 
-Name = Annotated[
-    str,
-    Meta(extra_json_schema={"pattern": NAME_PATTERN, "maxLength": MAX_NAME_LENGTH}),
-]
+
+def _schema(**keywords: Any) -> Meta:
+    """Describe a value by keywords of JSON Schema, without checking it."""
+    return Meta(extra_json_schema=keywords)
+
+
+def _component(name: str) -> Meta:
+    return _schema(**{"$ref": f"#/components/schemas/{name}"})
+
+
+Name = Annotated[str, _schema(pattern=NAME_PATTERN, maxLength=MAX_NAME_LENGTH)]
 NAMES = NAME_PATTERN.strip("^$")
-Names = Annotated[str, Meta(extra_json_schema={"pattern": f"^{NAMES}(,{NAMES})*$"})]
+Names = Annotated[str, _schema(pattern=f"^{NAMES}(,{NAMES})*$")]
 """Names separated by commas."""
-Key = Annotated[
-    str,
-    Meta(extra_json_schema={"pattern": KEY_PATTERN, "maxLength": MAX_KEY_LENGTH}),
-]
+Key = Annotated[str, _schema(pattern=KEY_PATTERN, maxLength=MAX_KEY_LENGTH)]
 Label = Annotated[str, Meta(pattern="^[!-~]([ -~]*[!-~])?$", max_length=MAX_LABEL_LENGTH)]
 RunAt = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^[1-8]"})]
-TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time", "pattern": "^[1-8]"})]
-"""A time in a query, where a number must not pass for one."""
+TimeText = Annotated[str, _schema(format="date-time", pattern="^[1-8]")]
+"""A time in a query, where a number is not accepted."""
 SearchText = Annotated[
-    str,
-    Meta(
-        extra_json_schema={
-            "minLength": 1,
-            "maxLength": MAX_SEARCHED_FOR,
-            "pattern": "^[^\\u0000]*$",
-        }
-    ),
+    str, _schema(minLength=1, maxLength=MAX_SEARCHED_FOR, pattern="^[^\\u0000]*$")
 ]
-JsonObject = Meta(extra_json_schema={"$ref": "#/components/schemas/JsonObject"})
-Seconds = Annotated[float | str, Meta(extra_json_schema={"$ref": "#/components/schemas/Duration"})]
-Timeout = Annotated[
-    float | str, Meta(extra_json_schema={"$ref": "#/components/schemas/PositiveDuration"})
-]
-LeaseSeconds = Annotated[float, Meta(ge=MIN_LEASE, le=MAX_LEASE)]
+JsonObject = _component("JsonObject")
+Seconds = Annotated[float | str, _component("Duration")]
+Timeout = Annotated[float | str, _component("PositiveDuration")]
+Priority = Annotated[int, _schema(minimum=-32_767, maximum=32_767)]
+Retries = Annotated[int, _schema(minimum=0, maximum=1_000)]
+MoreRetries = Annotated[int, _schema(minimum=1, maximum=1_000)]
+MaxPending = Annotated[int, _schema(minimum=0, maximum=2**53)]
+Factor = Annotated[float, _schema(minimum=1, maximum=1_000)]
+LeaseSeconds = Annotated[float, Meta(ge=MIN_LEASE_SECONDS, le=MAX_LEASE_SECONDS)]
 LeaseName = Annotated[str, Meta(description="A lease id as `POST /leases` gave it.")]
 
 
@@ -83,37 +82,29 @@ class Backoff(Request):
     """Exponential backoff: `base` after the first failure, times `factor`, up to `cap`."""
 
     base: Seconds | UnsetType = UNSET
-    factor: (
-        Annotated[float, Meta(extra_json_schema={"minimum": 1, "maximum": 1000})] | UnsetType
-    ) = UNSET
+    factor: Factor | UnsetType = UNSET
     cap: Seconds | UnsetType = UNSET
 
 
 class EnqueueRequest(Request):
-    """A job to be added. Durations are seconds, or text such as `30s`, `1h30m`, `PT5M`."""
+    """A job to add. Durations are seconds, or text such as `30s`, `1h30m`, `PT5M`."""
 
     type: Name
     payload: Annotated[dict[str, Any], JsonObject] | UnsetType = UNSET
     queue: Name | UnsetType = UNSET
-    priority: (
-        Annotated[int, Meta(extra_json_schema={"minimum": -32_767, "maximum": 32_767})] | UnsetType
-    ) = UNSET
-    max_retries: (
-        Annotated[int, Meta(extra_json_schema={"minimum": 0, "maximum": 1_000})] | UnsetType
-    ) = UNSET
+    priority: Priority | UnsetType = UNSET
+    max_retries: Retries | UnsetType = UNSET
     run_at: RunAt | None = None
     delay: Seconds | None = None
     timeout: Timeout | None = None
-    backoff: Backoff | Seconds | UnsetType = UNSET  # a policy, or its base alone
+    backoff: Backoff | Seconds | UnsetType = UNSET  # a policy, or only its base
     idempotency_key: Key | UnsetType = UNSET
 
 
 class RetryRequest(Request):
     """How many attempts an operator's retry adds to the job's limit."""
 
-    more_retries: (
-        Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 1_000})] | UnsetType
-    ) = UNSET
+    more_retries: MoreRetries | UnsetType = UNSET
 
 
 class FilterForm(Request):
@@ -133,9 +124,7 @@ class BulkRequest(Request):
 
     action: Action
     filter: FilterForm
-    more_retries: (
-        Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 1_000})] | UnsetType
-    ) = UNSET
+    more_retries: MoreRetries | UnsetType = UNSET
 
 
 class NoFields(Request):
@@ -145,24 +134,24 @@ class NoFields(Request):
 class LimitRequest(Request):
     """How many jobs of a queue may wait; null lifts the limit."""
 
-    max_pending: Annotated[int, Meta(extra_json_schema={"minimum": 0, "maximum": 2**53})] | None
+    max_pending: MaxPending | None
 
 
 # --- leases and reports ---------------------------------------------------------------------------
 
 
 class LeaseRequest(Request):
-    """A worker asking for up to `limit` jobs; `queues` or `types` left out means any.
+    """A worker's request for up to `limit` jobs; without `queues` or `types`, of any.
 
-    With `traces` leases have the `traceparent` of the request that added their job, if it had one.
+    With `traces`, leases have the `traceparent` of the request that added their job, if any.
     """
 
     worker: Label
     limit: Annotated[int, Meta(ge=1, le=MAX_LEASED)] = 1
     queues: Annotated[list[Name], Meta(max_length=1_000)] | None = None
     types: Annotated[list[Name], Meta(max_length=10_000)] | None = None
-    lease_seconds: LeaseSeconds = DEFAULT_LEASE
-    wait_seconds: Annotated[float, Meta(ge=0, le=MAX_WAIT)] = 0.0
+    lease_seconds: LeaseSeconds = DEFAULT_LEASE_SECONDS
+    wait_seconds: Annotated[float, Meta(ge=0, le=MAX_WAIT_SECONDS)] = 0.0
     label: Label | UnsetType = UNSET
     traces: bool = False
 
@@ -198,7 +187,7 @@ class FailRequest(Request):
 class HeartbeatRequest(Request):
     """How long the lease is to last from now."""
 
-    lease_seconds: LeaseSeconds = DEFAULT_LEASE
+    lease_seconds: LeaseSeconds = DEFAULT_LEASE_SECONDS
 
 
 class ReportEntry(Request):

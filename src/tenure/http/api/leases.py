@@ -23,7 +23,7 @@ from tenure.wire.problems import storable
 class HeartbeatQuery(Struct, kw_only=True):
     """How long the leases last from now."""
 
-    lease_seconds: requests.LeaseSeconds = requests.DEFAULT_LEASE
+    lease_seconds: requests.LeaseSeconds = requests.DEFAULT_LEASE_SECONDS
 
 
 async def lease_jobs(call: Call) -> Response:
