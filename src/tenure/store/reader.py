@@ -22,7 +22,7 @@ from tenure.store.dialect import Dialect
 from tenure.store.rows import COLUMNS, job_of, selected
 from tenure.store.search_sql import Searches
 from tenure.store.tables import workers
-from tenure.store.tables.stats import Stats
+from tenure.store.tables.stats import StatsReader
 
 ENTRY = ("job_id", "at", "source", "target", "event", "attempt", "token", "actor", "detail")
 """The columns of a `Transition` between its position and its lease."""
@@ -44,7 +44,7 @@ class Reader(ABC):
 
     def __init__(self) -> None:
         d = self.dialect
-        self.stats = Stats(d, self.rows_by_index, self.rows)
+        self.stats = StatsReader(d, self.rows_by_index, self.rows)
         self._job = selected(d, COLUMNS)
         self._entry = f"{self.position}, {selected(d, (*ENTRY, 'lease_id'), 't')}"
         self._ledger = f"{d.table('transition')} AS t"

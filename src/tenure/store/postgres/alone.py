@@ -12,11 +12,11 @@ from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import to_time
 from tenure.store.postgres.enqueue import enqueue, enqueue_one
 from tenure.store.postgres.lanes import Lanes
-from tenure.store.postgres.session import Session
+from tenure.store.postgres.session import PostgresSession
 
 
 class OneStatement:
-    def __init__(self, session: Session, lanes: Lanes) -> None:
+    def __init__(self, session: PostgresSession, lanes: Lanes) -> None:
         self._session = session
         self._lanes = lanes
 

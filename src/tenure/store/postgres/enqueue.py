@@ -11,14 +11,14 @@ from tenure.jobs.checked_job import CheckedJob
 from tenure.lifecycle import Job
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import to_time
-from tenure.store.postgres.session import Session
+from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import added_job, write_policy
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def enqueue(
-    session: Session,
+    session: PostgresSession,
     checked_jobs: Sequence[CheckedJob],
     *,
     sparing: bool = False,
@@ -42,7 +42,7 @@ def enqueue(
     }
 
 
-def enqueue_one(session: Session, checked_job: CheckedJob) -> Mapping[str, Job]:
+def enqueue_one(session: PostgresSession, checked_job: CheckedJob) -> Mapping[str, Job]:
     """Add one job, alone, unless its queue has a limit or its id or key is not new."""
     values = [None if v is None else str(v).encode() for v in _row(checked_job)]
     result = session.execute_directly(sql.ENQUEUE_ONE, values)

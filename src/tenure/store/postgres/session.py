@@ -39,7 +39,7 @@ class Unconfirmed(psycopg.OperationalError):
     """A commit that may still be lost: no standby has it."""
 
 
-class Session:
+class PostgresSession:
     """A connection that connects when it is used, and again after it broke."""
 
     def __init__(self, url: str, on_connect: Callable[[], None] = lambda: None) -> None:

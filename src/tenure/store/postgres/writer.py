@@ -18,7 +18,7 @@ from tenure.store.postgres.connection import Uuids, is_uuid, to_time
 from tenure.store.postgres.dialect import DIALECT
 from tenure.store.postgres.enqueue import enqueue
 from tenure.store.postgres.lanes import Lanes
-from tenure.store.postgres.session import Session
+from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import CHANGED, job_of
 from tenure.store.tables import webhooks, workers
 from tenure.store.tables.stats import StatsWriter
@@ -27,7 +27,7 @@ _changed_values = attrgetter(*CHANGED)
 _guard_values = attrgetter(*sql.GUARD)
 
 
-class Postgres(Session):
+class Postgres(PostgresSession):
     """The writing connection to one database; see `Database`."""
 
     dialect = DIALECT

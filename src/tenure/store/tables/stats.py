@@ -84,7 +84,7 @@ def next_batch(
     return place, StatsBatch(start, tuple(end), transitions, millis, sums, failures)
 
 
-class Stats:
+class StatsReader:
     """What is read."""
 
     def __init__(self, dialect: Dialect, rows: Rows, all_rows: Rows) -> None:
