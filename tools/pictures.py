@@ -178,7 +178,11 @@ def work(name: str) -> None:
 
     async def until_stopped() -> None:
         worker = Worker(
-            jobs.app, jobs.app.core.handlers, concurrency=6, label=name, grace_seconds=1
+            jobs.app.work_source(),
+            jobs.app.core.handlers,
+            concurrency=6,
+            label=name,
+            grace_seconds=1,
         )
         with stopped_by_signals(worker.request_stop):
             await worker.run()
