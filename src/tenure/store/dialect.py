@@ -17,68 +17,38 @@ from typing import Any, Protocol
 class Dialect:
     """What differs between the engines. Names in braces in a template are filled in at use."""
 
-    prefix: str
-    """Of the name of every table."""
-    value: str
-    """A parameter."""
-    id_value: str
-    """A parameter that is the id of a job or of a bulk action."""
-    id_column: str
-    """Template: a `column` of ids as text."""
-    time_column: str
-    """Template: a `column` of times as `to_time` reads it."""
-    now: str
-    """The store's clock."""
-    duration: str
-    """Template: what so many `seconds` (SQL) add to a time."""
-    skip_locked: str
-    """At the end of a SELECT: lock its rows, except those that another connection has locked."""
-    folded: str
-    """Template: whether a `column` in lower case (A to Z only) contains the parameter."""
-    is_id: Callable[[str], bool]
-    """Whether a text can be the id of a stored job."""
-    to_time: Callable[[Any], datetime]
-    """Read a stored time."""
-    to_bound: Callable[[datetime | None], Any]
-    """Write a time with which stored times are compared."""
+    prefix: str  # of the name of every table
+    value: str  # a parameter
+    id_value: str  # a parameter that is the id of a job or of a bulk action
+    id_column: str  # template: a `column` of ids as text
+    time_column: str  # template: a `column` of times as `to_time` reads it
+    now: str  # the store's clock
+    duration: str  # template: what so many `seconds` (SQL) add to a time
+    skip_locked: str  # at the end of a SELECT: lock its rows, skip locked ones
+    folded: str  # template: whether a `column` in lower case (A to Z only) contains the parameter
+    is_id: Callable[[str], bool]  # whether a text can be the id of a stored job
+    to_time: Callable[[Any], datetime]  # read a stored time
+    to_bound: Callable[[datetime | None], Any]  # write a time with which stored times are compared
 
     # The rest is for statistics: `t` is an entry of the ledger, `j` its job.
-    place: str
-    """The place of an entry in the ledger, or that of `measured`, as it is read."""
-    order: Sequence[str]
-    """The columns of a place."""
-    settled: str
-    """No entry will be added before `t`."""
-    after: str
-    """`t` is after a place (parameters)."""
-    up_to: str
-    """`t` is not after a place (parameters)."""
-    is_at: str
-    """`measured` is at a place (parameters)."""
-    set_place: str
-    """Put `measured` at a place (parameters)."""
-    since: str
-    """`t` is after `measured`."""
-    lost: str
-    """The place of `measured` is none of this ledger."""
-    with_job: str
-    """Join the job of `t`."""
-    minute: str
-    """The minute of `t`."""
-    millis: str
-    """Template: a `time` in milliseconds."""
-    span: str
-    """Template: the seconds from `start` to `end`."""
-    first_line: str
-    """The first line of `t.detail`."""
-    last_job: str
-    """The job of the last of the entries of a group."""
-    json_rows: str
-    """A FROM item: the rows of one JSON parameter, as `new.value`."""
-    hold: str
-    """At the end of a SELECT: lock its rows."""
-    packs: bool
-    """Whether many rows are better read as one JSON value."""
+    place: str  # the place of an entry in the ledger, or that of `measured`, as it is read
+    order: Sequence[str]  # the columns of a place
+    settled: str  # no entry will be added before `t`
+    after: str  # `t` is after a place (parameters)
+    up_to: str  # `t` is not after a place (parameters)
+    is_at: str  # `measured` is at a place (parameters)
+    set_place: str  # put `measured` at a place (parameters)
+    since: str  # `t` is after `measured`
+    lost: str  # the place of `measured` is none of this ledger
+    with_job: str  # join the job of `t`
+    minute: str  # the minute of `t`
+    millis: str  # template: a `time` in milliseconds
+    span: str  # template: the seconds from `start` to `end`
+    first_line: str  # the first line of `t.detail`
+    last_job: str  # the job of the last of the entries of a group
+    json_rows: str  # a FROM item: the rows of one JSON parameter, as `new.value`
+    hold: str  # at the end of a SELECT: lock its rows
+    packs: bool  # whether many rows are better read as one JSON value
 
     def table(self, name: str) -> str:
         """Return the name of a table in SQL."""

@@ -14,47 +14,16 @@ from tenure.retry import DEFAULT_POLICY, RetryPolicy
 from tenure.store.dialect import Dialect
 
 COLUMNS = (
-    "id",
-    "type",
-    "queue",
-    "status",
-    "priority",
-    "attempts",
-    "max_retries",
-    "token",
-    "run_at",
-    "created_at",
-    "started_at",
-    "finished_at",
-    "worker",
-    "lease_id",
-    "lease_expires_at",
-    "timeout",
-    "backoff",
-    "event",
-    "actor",
-    "idempotency_key",
-    "payload",
-    "result",
-    "last_error",
+    *("id", "type", "queue", "status", "priority", "attempts", "max_retries", "token"),
+    *("run_at", "created_at", "started_at", "finished_at", "worker", "lease_id"),
+    *("lease_expires_at", "timeout", "backoff", "event", "actor", "idempotency_key"),
+    *("payload", "result", "last_error"),
 )
 """Every column that a `Job` is made of, in the order in which the stores select them."""
 
 CHANGED = (
-    "status",
-    "attempts",
-    "max_retries",
-    "token",
-    "run_at",
-    "started_at",
-    "finished_at",
-    "worker",
-    "lease_id",
-    "lease_expires_at",
-    "event",
-    "actor",
-    "result",
-    "last_error",
+    *("status", "attempts", "max_retries", "token", "run_at", "started_at", "finished_at"),
+    *("worker", "lease_id", "lease_expires_at", "event", "actor", "result", "last_error"),
 )
 """The columns that a transition may change."""
 

@@ -53,16 +53,8 @@ def arrays(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[Any]
 
 
 ADDED = (
-    "id",
-    "type",
-    "queue",
-    "priority",
-    "max_retries",
-    "timeout",
-    "actor",
-    "idempotency_key",
-    "fingerprint",
-    "payload",
+    *("id", "type", "queue", "priority", "max_retries", "timeout", "actor"),
+    *("idempotency_key", "fingerprint", "payload"),
 )
 NEW = (*ADDED, "run_at", "delay", "backoff")
 

@@ -6,19 +6,8 @@ from tenure.store.rows import CHANGED, COLUMNS
 from tenure.store.sqlite.over_rows import OverRows
 
 INSERTED = (
-    "id",
-    "type",
-    "queue",
-    "priority",
-    "max_retries",
-    "run_at",
-    "created_at",
-    "timeout",
-    "backoff",
-    "actor",
-    "idempotency_key",
-    "fingerprint",
-    "payload",
+    *("id", "type", "queue", "priority", "max_retries", "run_at", "created_at", "timeout"),
+    *("backoff", "actor", "idempotency_key", "fingerprint", "payload"),
 )
 INSERT = OverRows(
     "new",
