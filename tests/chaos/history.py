@@ -260,24 +260,14 @@ class Recorded:
     def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         held: set[str]
         with self._calling("heartbeat", leases=leases) as answer:
-            held = self.source.heartbeat(leases, lease_seconds)
+            held = self.work.heartbeat(leases, lease_seconds)
             answer["held"] = sorted(held)
         return held
 
     # --- what the sweeper and operators call
 
-    def sweep(self) -> list[Steps]:
-        ended: list[Steps]
-        with self._calling("sweep") as answer:
-            ended = self.source.sweep()
-            answer["jobs"] = [steps[0].id for steps in ended]
-        return ended
-
-    def prune(self, keep: Mapping[str, Any]) -> int:
-        count: int
-        with self._calling("prune", keep=keep) as answer:
-            count = answer["count"] = self.source.prune(keep)
-        return count
+    def maintenance(self) -> RecordedMaintenance:
+        return RecordedMaintenance(self)
 
     def cancel(self, job_id: str, **options: Any) -> Job:
         job: Job
@@ -301,6 +291,30 @@ class Recorded:
             self.record.failed([number], error)
             raise
         self.record.ok(number, **answer)
+
+
+class RecordedMaintenance:
+    """The maintenance verbs of a `Tenure`; sweeps and prunes are recorded."""
+
+    def __init__(self, recorded: Recorded) -> None:
+        self._recorded = recorded
+        self._real = recorded.source.maintenance()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def sweep(self) -> list[Steps]:
+        ended: list[Steps]
+        with self._recorded._calling("sweep") as answer:
+            ended = self._real.sweep()
+            answer["jobs"] = [steps[0].id for steps in ended]
+        return ended
+
+    def prune(self, keep: Mapping[str, Any]) -> int:
+        count: int
+        with self._recorded._calling("prune", keep=keep) as answer:
+            count = answer["count"] = self._real.prune(keep)
+        return count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
