@@ -235,7 +235,7 @@ def test_a_process_frozen_inside_a_transaction(
     """On PostgreSQL others go on; on SQLite they are refused in time, and go on after it."""
     monkeypatch.setattr(sqlite_connection, "BUSY_TIMEOUT_MS", 200)
     app.record.invoke("enqueue", type="frozen", payload={}, options={})
-    code = "app.enqueue_many([NewJob('frozen', {}, {})])\napp.pause('elsewhere')"
+    code = "app.enqueue_many([NewJob('frozen', {}, {})])\napp.queues.pause('elsewhere')"
     with Armed(app.database, code, "queue.before_commit") as frozen:
         if app.database.startswith("sqlite"):
             with pytest.raises(StoreUnavailable):
