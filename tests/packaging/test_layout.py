@@ -1,0 +1,51 @@
+"""The size of files and functions, and the rooms of the package, as ARCHITECTURE.md promises."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "tenure"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+MAX_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+
+def name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def long_functions(text: str) -> Iterator[tuple[str, int]]:
+    """The functions of a module with too many lines, docstrings and signatures included."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                yield node.name, lines
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) <= MAX_LINES
+    assert list(long_functions(text)) == []
+
+
+def test_a_long_function_is_found() -> None:
+    body = "    pass\n" * MAX_FUNCTION_LINES
+    assert list(long_functions(f"def f():\n{body}")) == [("f", MAX_FUNCTION_LINES + 1)]
+
+
+def test_every_room_is_on_the_map() -> None:
+    """A room is a module or a package of `tenure`; the map has a line for each."""
+    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in SOURCES}
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    table = text.partition("## The map")[2].partition("\nIn `store`")[0]
+    first_cells = " ".join(line.split("|")[1] for line in table.splitlines() if "|" in line)
+    listed = set(re.findall(r"`(\w+)`", first_cells))
+    assert rooms - {"__init__", "__main__"} == listed
