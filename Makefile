@@ -22,11 +22,12 @@ quick: dev ## run the unit and contract tests on SQLite, in under a minute
 test: dev ## run every test, on real SQLite files and a real PostgreSQL
 	$(BIN)/pytest -n 3
 
-check: dev ## formatting, lint, import rules, types
+check: dev ## formatting, lint, import rules, types, words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/python tools/words.py
 
 words: dev ## words that the project does not use (ARGS="src/tenure/store docs")
 	@$(BIN)/python tools/words.py $(ARGS)
