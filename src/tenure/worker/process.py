@@ -73,7 +73,7 @@ def run_worker(
     queues = check_queues(queues, "queues")
     redaction = source.redaction.also(redact)
 
-    async def work(stop_others: Callable[[], None]) -> None:
+    async def work() -> None:
         worker = Worker(
             source,
             handlers,
@@ -85,26 +85,22 @@ def run_worker(
             tracing=source.tracing,
             progress=progress,
         )
-
-        def stop() -> None:
-            worker.request_stop()
-            stop_others()
-
-        with stopped_by_signals(stop):
+        stops = [worker.request_stop, *(d.ask_to_stop for d in deliveries)]
+        with stopped_by_signals(lambda: [stop() for stop in stops]):
             await worker.run()
 
+    deliveries: list[WebhookDelivery] = []
     with contextlib.ExitStack() as running:
-        stop_others: Callable[[], None] = lambda: None  # noqa: E731
         if app is not None:
             maintenance = MaintenanceThread(app, keep=keep, without_errors=bool(redaction))
             delivery = WebhookDelivery(app, private=webhooks_private, grace_seconds=grace_seconds)
             log_checks(app)
+            deliveries.append(delivery)
             for helper in (maintenance, delivery):
                 helper.start()
                 running.callback(helper.stop)
-            stop_others = delivery.ask_to_stop
         with spared_by_collector():
-            run_loop(work(stop_others))
+            run_loop(work())
 
 
 def log_checks(app: Tenure) -> threading.Thread:
@@ -123,7 +119,7 @@ def log_checks(app: Tenure) -> threading.Thread:
 
 
 @contextlib.contextmanager
-def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
     """Call `stop` on the first SIGTERM or SIGINT of this process, end it at once on the second.
 
     These are Python's signal handlers, not the loop's: they work while a handler blocks the loop.
