@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -310,3 +310,33 @@ def test_the_span_of_jobs_that_cannot_be_added_ends(
     assert span.status.status_code is trace.StatusCode.ERROR
     assert span.attributes is not None
     assert span.attributes["error.type"] == "StoreUnavailable"
+
+
+class RaisingProcessor(SpanProcessor):
+    """A processor of the program that raises when the span of an attempt ends."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.name == "process unlucky":
+            raise RuntimeError("the processor of spans is broken")
+
+
+@pytest.mark.parametrize("kind", ["loop", "thread"])
+def test_jobs_are_reported_where_spans_cannot_be_ended(
+    database_url: str, spans: InMemorySpanExporter, kind: str
+) -> None:
+    provider = trace.get_tracer_provider()
+    assert isinstance(provider, TracerProvider)
+    provider.add_span_processor(RaisingProcessor())
+    with Tenure(database_url, tracing=True) as app:
+        if kind == "thread":
+            app.job(name="unlucky")(lambda: None)
+        else:
+
+            @app.job(name="unlucky")
+            async def on_loop() -> None:
+                pass
+
+        jobs = [app.enqueue("unlucky") for _ in range(2)]
+        with running_worker(app, tracing=app.core.tracing, concurrency=1):
+            for job in jobs:  # the second gets the only slot after the first
+                wait_until_completed(app, job)

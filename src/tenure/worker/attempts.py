@@ -181,9 +181,13 @@ class Attempts:
         self._leases.end(attempt, report, free=free)
 
     def _end_span(self, attempt: Attempt, error: str | None) -> None:
-        if self._tracing is not None and attempt.span is not None:
+        if self._tracing is None or attempt.span is None:
+            return
+        try:
             shown = None if error is None else self._log.redacted(error, attempt.lease)
             self._tracing.ended(attempt.span, shown)
+        except Exception:  # from a span processor of the program; the job must settle
+            log.exception("the span of job %s could not be ended", attempt.lease.id)
 
     def _time_out(self, attempt: Attempt) -> None:
         self._stop(attempt, Failure(f"timed out after {attempt.lease.timeout:g} s"))
