@@ -98,7 +98,8 @@ def run_worker(
             deliveries.append(delivery)
             for helper in (maintenance, delivery):
                 helper.start()
-                running.callback(helper.stop)
+            running.callback(delivery.stop)  # after that of maintenance, which is short
+            running.callback(maintenance.stop)
         with spared_by_collector():
             run_loop(work())
 
