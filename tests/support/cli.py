@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import pty
 import select
@@ -33,7 +34,13 @@ def run_cli(
     *arguments: str, stdin: str | bytes | IO[bytes] | None = None, **environ: str | None
 ) -> Result:
     """Run a command in this process; a traceback is a failure of the test."""
-    result = CliRunner(env=environ).invoke(cli, arguments, input=stdin)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        result = CliRunner(env=environ).invoke(cli, arguments, input=stdin)
+    finally:  # a command that sets up the log would write to this run's streams for ever
+        root.handlers[:] = handlers
+        root.setLevel(level)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from tenure import NewJob, Tenure
 from tenure.client import Client
 from tenure.jobs.queries import Filter
 from tenure.jobs.redaction import MARK, Redaction
-from tenure.telemetry.logs import MAX_FIELD, JobFields, JsonLines, TextLines
+from tenure.telemetry.logs import MAX_FIELD, JobFields, JsonLines, TextLines, configure
 from tests.support.http import ServerProcess
 from tests.support.waiting import wait_until
 from tests.support.workers import (
@@ -31,6 +33,7 @@ HOSTILE = 'a b\nERROR tenure: forged \x1b[2J \u202e \U000e0041 "%s" {} job=1'
 HANDLERS = """
 # {name}.py
 import logging
+import sys
 from tenure import Tenure
 
 app = Tenure("{database}")
@@ -283,3 +286,21 @@ def test_what_handlers_log_carries_their_job(sqlite_url: str, tmp_path: Path) ->
             ("from a child", "in_child"),
         )
     }
+
+
+def test_a_closed_standard_error_stops_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        configure()
+        closed = io.StringIO()
+        closed.close()
+        monkeypatch.setattr(sys, "stderr", closed)
+        logging.getLogger("tenure.worker").warning("the lease is lost")
+        opened = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", opened)
+        logging.getLogger("tenure.worker").warning("the next one")
+        assert "the next one" in opened.getvalue()
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -129,11 +130,21 @@ def configure(form: str = "text", level: str = "info") -> None:
 
 
 class _ToStandardError(logging.StreamHandler[TextIO]):
-    """Writes to the current `sys.stderr`, which a progress bar may have replaced."""
+    """Writes to the current `sys.stderr`, which a progress bar may have replaced.
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.setStream(sys.stderr)
-        super().emit(record)
+    If it is closed, the record is lost; logging never raises into the code that logs.
+    """
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        with suppress(ValueError):  # it writes to standard error itself
+            super().handleError(record)
 
 
 class TextLines(logging.Formatter):
