@@ -293,10 +293,8 @@ class Committer:
             workers.see(db, request)
             now = self._clock()
             lately = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
-            self._seen = {
-                **lately,
-                request.worker: now,
-            }  # replaced, not changed: other threads may iterate
+            # Replaced, not changed: other threads may iterate.
+            self._seen = {**lately, request.worker: now}
         leases = db.claim(request) if request.limit > 0 else []
         if not leases or not request.traces:
             return leases
