@@ -188,7 +188,7 @@ def test_the_jobs_are_counted_instead_when_the_tally_is_far_behind(
     harness = unaudited_harness
     harness.report(report_completed(harness.take()), report_failed(harness.take()))
     harness.sql.run("INSERT INTO {tally} VALUES ('failed', 'none', 'none', 7)")
-    monkeypatch.setattr(measure_words, "FAR", 3)
+    monkeypatch.setattr(measure_words, "MAX_UNCOUNTED", 3)
     check(harness)
 
 

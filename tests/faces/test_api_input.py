@@ -13,7 +13,7 @@ from starlette.types import Message
 
 from tenure import Tenure
 from tenure.http.api import call
-from tenure.http.api.routes import MANY, ONE_JOB
+from tenure.http.api.routes import MAX_BATCH_BYTES, MAX_JOB_BYTES
 from tenure.jobs import payload
 from tenure.jobs import results as produced
 from tenure.server import build
@@ -164,9 +164,9 @@ def test_the_largest_payload_goes_in_and_one_byte_more_does_not(sqlite_url: str)
 
 
 def test_a_body_that_declares_too_much_is_not_read(api: TestClient) -> None:
-    headers = {**JSON, "Content-Length": str(ONE_JOB + 1)}
+    headers = {**JSON, "Content-Length": str(MAX_JOB_BYTES + 1)}
     assert_problem(api.post("/jobs", content=b"", headers=headers), 413, "payload_too_large")
-    headers = {**JSON, "Content-Length": str(MANY + 1)}
+    headers = {**JSON, "Content-Length": str(MAX_BATCH_BYTES + 1)}
     assert_problem(api.post("/reports", content=b"", headers=headers), 413, "payload_too_large")
 
 
@@ -190,7 +190,7 @@ async def test_an_endless_body_is_cut_off_at_the_limit(sqlite_url: str) -> None:
     with Tenure(sqlite_url) as app:
         await build(app)(asgi_scope("POST", "/jobs"), receive, send)
     assert sent[0]["status"] == 413
-    assert taken <= ONE_JOB + 2 * len(chunk)
+    assert taken <= MAX_JOB_BYTES + 2 * len(chunk)
 
 
 @pytest.mark.requirement("C9")

@@ -85,9 +85,9 @@ class Route:
         return ()
 
 
-ONE_JOB = payload.MAX_PAYLOAD_BYTES + SMALL_BODY
+MAX_JOB_BYTES = payload.MAX_PAYLOAD_BYTES + SMALL_BODY
 ONE_REPORT = 2 * payload.MAX_PAYLOAD_BYTES
-MANY = 32 * 1024 * 1024
+MAX_BATCH_BYTES = 32 * 1024 * 1024
 """Largest batch of jobs or of reports, in bytes."""
 MAX_LEASES = 10_000
 JOB_DEPTH = payload.MAX_DEPTH + 1  # a payload lies one level deep in a job, two in a batch
@@ -101,14 +101,14 @@ OPEN: frozenset[Scope] = frozenset()
 ANY = EVERY_SCOPE
 ENQUEUE, WORK, READ, ADMIN = (frozenset({scope}) for scope in Scope)
 
-ONE_JOB_BODY = Body(requests.EnqueueRequest, limit=ONE_JOB, depth=JOB_DEPTH)
-BATCH_BODY = Body(Batch, limit=MANY, depth=JOB_DEPTH + 1)
+ONE_JOB_BODY = Body(requests.EnqueueRequest, limit=MAX_JOB_BYTES, depth=JOB_DEPTH)
+BATCH_BODY = Body(Batch, limit=MAX_BATCH_BYTES, depth=JOB_DEPTH + 1)
 RETRY = Body(requests.RetryRequest, optional=True)
 LEASE = Body(requests.LeaseRequest, limit=2 * 1024 * 1024)
 COMPLETE = Body(requests.CompleteRequest, limit=ONE_REPORT, optional=True, lenient=True)
 FAIL = Body(requests.FailRequest, limit=ONE_REPORT, lenient=True)
 HEARTBEAT = Body(requests.HeartbeatRequest, optional=True)
-REPORTS = Body(Reports, limit=MANY, lenient=True)
+REPORTS = Body(Reports, limit=MAX_BATCH_BYTES, lenient=True)
 HEARTBEATS = Body(LeaseNames, limit=4 * 1024 * 1024, lenient=True)
 LIMIT = Body(requests.LimitRequest)
 BULK_REQUEST = Body(requests.BulkRequest)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tenure.jobs.stats import BUCKETS
 from tenure.store.dialect import Dialect
 
-FAR = 200_000
+MAX_UNCOUNTED = 200_000
 """Transitions since the tally from which on it is faster to count the jobs themselves."""
 MAX_FAILURES = 200
 """Kinds of failures that are kept."""
@@ -128,8 +128,8 @@ def until(d: Dialect) -> str:
 def is_far(d: Dialect) -> str:
     """Whether so many transitions came since the tally that counting the jobs is faster."""
     return f"""
-SELECT {d.lost} OR count(*) > {FAR} FROM (
-    SELECT 1 FROM {d.table("transition")} AS t WHERE {d.since} LIMIT {FAR + 1}) AS entry
+SELECT {d.lost} OR count(*) > {MAX_UNCOUNTED} FROM (
+    SELECT 1 FROM {d.table("transition")} AS t WHERE {d.since} LIMIT {MAX_UNCOUNTED + 1}) AS entry
 """
 
 
@@ -295,5 +295,5 @@ def forget_failures(d: Dialect) -> str:
     table = d.table("failure")
     return (
         f"DELETE FROM {table} WHERE (type, error) IN (SELECT type, error FROM {table}"
-        f" ORDER BY last_seen DESC, type, error LIMIT {FAR} OFFSET {MAX_FAILURES})"
+        f" ORDER BY last_seen DESC, type, error LIMIT {MAX_UNCOUNTED} OFFSET {MAX_FAILURES})"
     )
