@@ -54,8 +54,8 @@ def fill(app: Tenure, jobs: int) -> None:
         )
         for _ in range(3):
             wanted = ClaimRequest(worker=f"w{start % 7}", limit=BITE // 4, lease_seconds=3600)
-            leases = app.work_source().claim(wanted).leases
-            app.work_source().report(
+            leases = app.core.claim(wanted).leases
+            app.core.report(
                 [
                     Report(
                         lease.id,
@@ -157,10 +157,8 @@ def watch(app: Tenure, address: str, seconds: float) -> None:
         while time.monotonic() < began + seconds:
             app.enqueue_many([NewJob("burst", {}, {"queue": "burst"}) for _ in range(70)])
             wanted = ClaimRequest(worker="burst", limit=70, lease_seconds=60, queues=("burst",))
-            leases = app.work_source().claim(wanted).leases
-            app.work_source().report(
-                [Report(one.id, one.lease_id, Outcome.COMPLETED) for one in leases]
-            )
+            leases = app.core.claim(wanted).leases
+            app.core.report([Report(one.id, one.lease_id, Outcome.COMPLETED) for one in leases])
             transitions += 70 + 2 * len(leases)
             time.sleep(max(0.0, began + transitions / 2_000 - time.monotonic()))
         took = time.monotonic() - began

@@ -100,7 +100,7 @@ def main() -> None:
         print(f"{jobs} jobs stored in {time.perf_counter() - began:.1f} s")
         began = time.perf_counter()
         transitions = 0
-        while batch := app.maintenance().measure():
+        while batch := app.core.measure():
             transitions += batch
         took = time.perf_counter() - began
         print(
@@ -110,7 +110,7 @@ def main() -> None:
         for name in ("stats", "activity", "totals", "failures", "measured_until", "queues"):
             print(f"{name:16} {milliseconds(getattr(app, name)):8.1f} ms")
         print(f"{'workers':16} {milliseconds(app.workers.list):8.1f} ms")
-        print(f"{'measure, idle':16} {milliseconds(app.maintenance().measure):8.1f} ms")
+        print(f"{'measure, idle':16} {milliseconds(app.core.measure):8.1f} ms")
 
 
 if __name__ == "__main__":

@@ -138,12 +138,10 @@ def play_the_past(jobs: ModuleType, file: Path) -> int:
             worker = WORKERS[second % len(WORKERS)]
             room = 18 - len(running)
             claim = ClaimRequest(worker=worker, label=worker, limit=room, lease_seconds=600)
-            for lease in (
-                app.work_source().exchange(done, claim if room > 0 else None).result().leases
-            ):
+            for lease in app.core.exchange(done, claim if room > 0 else None).result().leases:
                 seconds, report = attempt(jobs, lease)
                 heapq.heappush(running, (second + seconds, next(unique), report))
-        app.work_source().exchange([report for _, _, report in running], None).result()
+        app.core.exchange([report for _, _, report in running], None).result()
     vars(jobs)["work"] = really
     return number
 
@@ -178,7 +176,7 @@ def work(name: str) -> None:
 
     async def until_stopped() -> None:
         worker = Worker(
-            jobs.app.work_source(),
+            jobs.app.core,
             jobs.app.core.handlers,
             concurrency=6,
             label=name,

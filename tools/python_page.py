@@ -59,7 +59,7 @@ APP: Mapping[str, Sequence[str]] = {
     "Jobs": ("get", "find", "count", "history", "explain", "cancel", "retry"),
     "Checking": ("verify", "check"),
 }
-INTERNAL = {"core", "work_source", "maintenance"}
+INTERNAL = {"core"}
 NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "queues": (Queues, ("list", "pause", "resume", "limit")),
     "workers": (Workers, ("list",)),

@@ -66,7 +66,7 @@ def run(database: str, progress: Progress = no_progress) -> DemoResult:
             [NewJob(type, payload, {"backoff": QUICK, **more}) for type, payload, more in JOBS]  # type: ignore[typeddict-item]
         )
         app.cancel(jobs[-1].id)
-        app.work_source().claim(VANISHED)  # and never report it: its lease runs out
+        app.core.claim(VANISHED)  # and never report it: its lease runs out
         sweeper = MaintenanceThread(app, interval=0.1)
         sweeper.start()
         try:
@@ -81,7 +81,7 @@ async def _work(app: Tenure, progress: Progress) -> None:
     """Run one worker, with room for all jobs at once, until every job is settled."""
     handlers = Handlers()
     add_fake_handlers(handlers, fail_types=["payment"], fail_every=6)
-    worker = Worker(app.work_source(), handlers, concurrency=len(JOBS), grace_seconds=5.0)
+    worker = Worker(app.core, handlers, concurrency=len(JOBS), grace_seconds=5.0)
     working = asyncio.create_task(worker.run())
     settled = 0
     try:

@@ -49,7 +49,7 @@ class Application:
     """The ASGI application. `state.notifier.stop()` ends every waiting request at a shutdown."""
 
     def __init__(self, app: Tenure, settings: Settings) -> None:
-        notifier = WorkNotifier(app.work_source().on_work)
+        notifier = WorkNotifier(app.core.on_work)
 
         @contextlib.asynccontextmanager
         async def lifespan(_: object) -> AsyncIterator[None]:
@@ -260,7 +260,7 @@ class _WorkerThread:
     async def _work(self) -> None:
         settings = self._settings
         self._worker = Worker(
-            self._app.work_source(),
+            self._app.core,
             self._app.core.handlers,
             queues=settings.queues,
             concurrency=settings.concurrency,

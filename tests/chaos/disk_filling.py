@@ -33,12 +33,12 @@ def fill(app: Tenure, most: int = 2_000) -> list[str]:
 
 def claim(app: Tenure, limit: int) -> list[Lease]:
     request = ClaimRequest(worker="w", limit=limit, lease_seconds=3_600)
-    return app.work_source().exchange([], request).result().leases
+    return app.core.exchange([], request).result().leases
 
 
 def settle(app: Tenure, leases: list[Lease]) -> None:
     reports = [Report(lease.id, lease.lease_id, Outcome.COMPLETED) for lease in leases]
-    verdicts = app.work_source().exchange(reports, None).result().verdicts
+    verdicts = app.core.exchange(reports, None).result().verdicts
     assert {verdict.answer for verdict in verdicts} <= {"recorded", "already_recorded"}
 
 
@@ -63,7 +63,7 @@ def files_may_not_grow(folder: Path) -> None:
         accepted += fill(app)
         # The log is full, not the database: it has been copied, so that it can be used again.
         settle(app, [running])
-        assert app.maintenance().prune({"completed": timedelta(0)}) == 1
+        assert app.core.prune({"completed": timedelta(0)}) == 1
         accepted = accepted[1:]
         accepted += fill(app)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
@@ -88,7 +88,7 @@ def small_file_system(folder: Path) -> None:
         other.unlink()
         settle(app, running)
         check(app, path, accepted)
-        assert app.maintenance().prune({"completed": timedelta(0)}) == 5
+        assert app.core.prune({"completed": timedelta(0)}) == 5
         accepted = accepted[5:]
         accepted.append(app.enqueue("big", BIG).id)
         check(app, path, accepted)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tenure import Job, NewJob, Tenure, failpoints
+from tenure.app.bulk import run_batches
 from tenure.errors import IllegalTransition
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest
@@ -121,9 +122,7 @@ def walk(app: Recorded) -> None:
     for number in range(101, 104):
         again(lambda number=number: app.enqueue("succeed", {"number": number}, **UNWANTED))  # type: ignore[misc]
     again(lambda: app.bulk.start("cancel", Filter(queue=UNWANTED["queue"])))
-    wait_until(
-        lambda: again(lambda: app.maintenance().step_bulk_actions() == 0), "the bulk action to end"
-    )
+    wait_until(lambda: again(lambda: run_batches(app.core) == 0), "the bulk action to end")
     again(lambda: app.enqueue("abandoned", {"number": 200}))
     again(lambda: app.enqueue("last", {"number": 300}))
     again(lambda: follow(app))
@@ -144,25 +143,25 @@ def follow(app: Recorded) -> None:
     if app.webhooks.list() == []:
         app.webhooks.create("deaf", "https://example.com", ["failed"], types=["unheard-of"])
         app.enqueue("succeed", {"number": 400})
-    while app.maintenance().forward_to_webhooks():
+    while app.core.forward_to_webhooks():
         pass
 
 
 def swept(app: Recorded) -> bool:
     """Sweep; whether no lease is left, whoever ended it."""
-    app.maintenance().sweep()
+    app.core.sweep()
     return not app.find(status="processing", type="abandoned", limit=1)
 
 
 def measured(app: Recorded) -> bool:
     """Measure; whether all there is has been measured, whoever did it."""
-    app.maintenance().measure()
-    return app.stats.totals() != [] and app.maintenance().measure() == 0
+    app.core.measure()
+    return app.stats.totals() != [] and app.core.measure() == 0
 
 
 def pruned(app: Recorded) -> bool:
     """Prune; whether no cancelled job is left."""
-    app.maintenance().prune({"cancelled": 0})
+    app.core.prune({"cancelled": 0})
     return not app.find(status="cancelled", limit=1)
 
 

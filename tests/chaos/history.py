@@ -131,7 +131,7 @@ class Recorded:
 
     def __init__(self, source: Any, history: History) -> None:
         self.source = source
-        self.work = source.work_source() if hasattr(source, "work_source") else source
+        self.work = source.core if hasattr(source, "core") else source
         self.record = history
 
     def __getattr__(self, name: str) -> Any:
@@ -266,8 +266,9 @@ class Recorded:
 
     # --- what the sweeper and operators call
 
-    def maintenance(self) -> RecordedMaintenance:
-        return RecordedMaintenance(self)
+    @property
+    def core(self) -> RecordedCore:
+        return RecordedCore(self)
 
     def cancel(self, job_id: str, **options: Any) -> Job:
         job: Job
@@ -293,12 +294,12 @@ class Recorded:
         self.record.ok(number, **answer)
 
 
-class RecordedMaintenance:
-    """The maintenance verbs of a `Tenure`; sweeps and prunes are recorded."""
+class RecordedCore:
+    """The `core` of a `Tenure`; sweeps and prunes are recorded."""
 
     def __init__(self, recorded: Recorded) -> None:
         self._recorded = recorded
-        self._real = recorded.source.maintenance()
+        self._real = recorded.source.core
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)

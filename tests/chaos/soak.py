@@ -25,6 +25,7 @@ from pathlib import Path
 import psycopg
 
 from tenure import StoreUnavailable, Tenure
+from tenure.app.bulk import run_batches
 from tenure.jobs.queries import Filter
 from tests.chaos import checker
 from tests.chaos.soak_part import LEASE_SECONDS
@@ -148,7 +149,7 @@ class Stage:
         def drained() -> bool:
             self.crew.muster(*(name for name in self.crew.running if "producer" not in name))
             with Tenure(self._database) as app:
-                app.maintenance().step_bulk_actions()
+                run_batches(app.core)
                 left: list[object] = [bulk for bulk in app.bulk.list() if bulk.finished_at is None]
                 left += [c for c in app.stats.counts() if c.status in ("pending", "processing")]
             producing = any(

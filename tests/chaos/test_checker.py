@@ -363,7 +363,7 @@ def test_what_was_pruned_is_not_lost(sqlite_url: str, tmp_path: Path) -> None:
         app = Recorded(tenure, History(tmp_path / "record", "main"))
         for job in [app.enqueue("any") for _ in range(3)]:
             app.cancel(job.id)
-        wait_until(lambda: app.maintenance().prune({"cancelled": 0}), "the clock to move on")
+        wait_until(lambda: app.core.prune({"cancelled": 0}), "the clock to move on")
         assert checker.check(tmp_path / "record", sqlite_url) == []
         records = checker.read(tmp_path / "record", sqlite_url)
         assert records.jobs == {}

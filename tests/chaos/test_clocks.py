@@ -88,16 +88,16 @@ def test_the_store_s_clock_jumps_ahead(app_on_each_engine: Tenure, clock: Clock)
     app = app_on_each_engine
     app.enqueue_many([NewJob("work", {}, {"backoff": 0}) for _ in range(700)])
     ask = ClaimRequest(worker="first", limit=700, lease_seconds=30)
-    old = app.work_source().claim(ask).leases
+    old = app.core.claim(ask).leases
     clock.advance(HOUR)
-    assert len(app.maintenance().sweep()) == 500  # a bite, not a storm
-    assert len(app.maintenance().sweep()) == 200
-    again = app.work_source().claim(ask).leases
+    assert len(app.core.sweep()) == 500  # a bite, not a storm
+    assert len(app.core.sweep()) == 200
+    again = app.core.claim(ask).leases
     assert sorted(lease.id for lease in again) == sorted(lease.id for lease in old)
     late = [Report(lease.id, lease.lease_id, Outcome.COMPLETED) for lease in old]
-    assert {verdict.answer for verdict in app.work_source().report(late).verdicts} == {"lost"}
+    assert {verdict.answer for verdict in app.core.report(late).verdicts} == {"lost"}
     good = [Report(lease.id, lease.lease_id, Outcome.COMPLETED) for lease in again]
-    assert {verdict.answer for verdict in app.work_source().report(good).verdicts} == {"recorded"}
+    assert {verdict.answer for verdict in app.core.report(good).verdicts} == {"recorded"}
     assert {job.attempts for job in app.find(limit=500)} == {2}
     assert app.verify() == []
 
@@ -112,14 +112,14 @@ def test_the_store_s_clock_jumps_back(app_on_each_engine: Tenure, clock: Clock) 
 
     held, failing = app.enqueue("work", priority=-1), app.enqueue("work", backoff=10)
     ask = ClaimRequest(worker="first", limit=1, lease_seconds=30)
-    (lease,), (other,) = (app.work_source().claim(ask).leases for _ in range(2))
+    (lease,), (other,) = (app.core.claim(ask).leases for _ in range(2))
     assert (lease.id, other.id) == (held.id, failing.id)
-    app.work_source().report([Report(other.id, other.lease_id, Outcome.FAILED, error="boom")])
+    app.core.report([Report(other.id, other.lease_id, Outcome.FAILED, error="boom")])
     clock.advance(-HOUR)
-    assert app.work_source().heartbeat([(lease.id, lease.lease_id)], 30) == {lease.lease_id}
+    assert app.core.heartbeat([(lease.id, lease.lease_id)], 30) == {lease.lease_id}
     assert app.get(held.id).lease_expires_at == lease.lease_expires_at
-    assert app.maintenance().sweep() == []
-    assert not app.work_source().claim(ask).leases
+    assert app.core.sweep() == []
+    assert not app.core.claim(ask).leases
     assert app.explain(failing.id)
     assert app.explain(held.id)
     clock.advance(HOUR + 60)
@@ -179,5 +179,5 @@ def test_times_far_away_and_without_a_zone(app_on_each_engine: Tenure) -> None:
         assert app.get(job.id).run_at == at
         assert app.explain(job.id)
         assert app.get(job.id).status is Status.PENDING
-    assert not app.work_source().claim(ClaimRequest(worker="w", limit=9, lease_seconds=9)).leases
+    assert not app.core.claim(ClaimRequest(worker="w", limit=9, lease_seconds=9)).leases
     assert app.verify() == []

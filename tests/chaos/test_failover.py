@@ -48,10 +48,10 @@ def test_a_failover_that_loses_commits_takes_no_report_from_before() -> None:
                     gone = "SELECT count(*) FROM pg_stat_wal_receiver"
                     wait_until(lambda: admin.execute(gone).fetchone() == (0,), "replication to end")
                 # What follows is acknowledged and will be lost: the documented limit.
-                (before,) = app.work_source().claim(claim_request(1, "before")).leases
+                (before,) = app.core.claim(claim_request(1, "before")).leases
                 lost = app.enqueue("mail")
                 assert (
-                    app.work_source().report([report_completed(before)]).verdicts[0].answer
+                    app.core.report([report_completed(before)]).verdicts[0].answer
                     is Answer.RECORDED
                 )
             promote(primary, standby)
@@ -59,22 +59,18 @@ def test_a_failover_that_loses_commits_takes_no_report_from_before() -> None:
             with Tenure(standby.url("jobs")) as app:
                 with pytest.raises(JobNotFound):
                     app.get(lost.id)
-                (after,) = app.work_source().claim(claim_request(1, "after")).leases
+                (after,) = app.core.claim(claim_request(1, "after")).leases
                 assert (after.id, after.token) == (kept.id, before.token) == (kept.id, 1)
                 assert after.lease_id != before.lease_id
                 # The worker of before lives on, and asks again: same job, attempt and token.
                 for report in (report_completed(before), report_failed(before)):
-                    assert app.work_source().report([report]).verdicts[0].answer is Answer.LOST
-                assert app.work_source().heartbeat([(before.id, before.lease_id)], 30) == set()
+                    assert app.core.report([report]).verdicts[0].answer is Answer.LOST
+                assert app.core.heartbeat([(before.id, before.lease_id)], 30) == set()
                 assert app.get(kept.id).status is Status.PROCESSING
                 assert (
-                    app.work_source().report([report_completed(after)]).verdicts[0].answer
-                    is Answer.RECORDED
+                    app.core.report([report_completed(after)]).verdicts[0].answer is Answer.RECORDED
                 )
-                assert (
-                    app.work_source().report([report_completed(before)]).verdicts[0].answer
-                    is Answer.LOST
-                )
+                assert app.core.report([report_completed(before)]).verdicts[0].answer is Answer.LOST
                 assert app.verify() == []
 
 

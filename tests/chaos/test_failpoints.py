@@ -144,10 +144,8 @@ def test_what_is_committed_is_not_done_again(
         jobs = [app.enqueue("work", max_retries=1) for _ in range(4)]
         if action == "retry":
             request = ClaimRequest(worker="w", limit=4, lease_seconds=60)
-            leases = app.work_source().claim(request).leases
-            app.work_source().report(
-                [Report(one.id, one.lease_id, Outcome.FAILED) for one in leases]
-            )
+            leases = app.core.claim(request).leases
+            app.core.report([Report(one.id, one.lease_id, Outcome.FAILED) for one in leases])
         event = Cancelled() if action == "cancel" else Retried(more_retries=1, actor="test")
         held = threading.Event()
         threads = app.core.store.exchanges - 1

@@ -26,7 +26,7 @@ from tests.support.workers import transitions
 
 pytestmark = pytest.mark.chaos
 
-SWEEP = "app.maintenance().sweep()"
+SWEEP = "app.core.sweep()"
 
 
 class Armed:
@@ -148,7 +148,7 @@ def test_a_heartbeat_between_the_sweep_s_read_and_write(
             )
         else:
             assert app.heartbeat([name], 60) == set()
-    app.maintenance().sweep()
+    app.core.sweep()
     ended = ["lease_expired", "retried"] if how == "thaw" else []
     assert transitions(app.source, lease.id) == ["enqueued", "claimed", *ended]
     if how == "kill":
@@ -170,12 +170,12 @@ def test_a_whole_new_attempt_between_the_sweep_s_read_and_write(
     assert len(ended) <= (0 if how == "thaw" else 1)
     is_over = lambda: app.get(lease.id).status is Status.PENDING  # noqa: E731
     wait_until(
-        lambda: is_over() or app.maintenance().sweep(),
+        lambda: is_over() or app.core.sweep(),
         "the dead sweeper's session to let go of the job",
     )
     (again,) = claim(app)
     assert (again.id, again.token) == (lease.id, lease.token + 1)
-    app.maintenance().sweep()
+    app.core.sweep()
     assert app.report([completion(lease)]).verdicts[0].answer is Answer.LOST
     assert app.report([completion(again)]).verdicts[0].answer is Answer.RECORDED
     assert transitions(app.source, lease.id) == [
@@ -192,7 +192,7 @@ def test_four_sweepers_end_each_of_a_thousand_leases_once(app: Recorded, record:
     )
     leases = claim(app, lease_seconds=0.001, limit=1000)
     assert len(leases) == 1000
-    code = "while app.find(status='processing', limit=1): app.maintenance().sweep()"
+    code = "while app.find(status='processing', limit=1): app.core.sweep()"
     head = f"from tenure import *\napp = Tenure({app.database!r})\n"
     sweepers = [subprocess.Popen([sys.executable, "-c", f"{head}{code}"]) for _ in range(4)]
     assert [sweeper.wait(WAIT_SECONDS) for sweeper in sweepers] == [0] * 4
@@ -215,7 +215,7 @@ def test_frozen_after_its_report_while_an_operator_retries_the_job(
     (lease,) = claim(app)
     report = f"Report({lease.id!r}, {lease.lease_id!r}, Outcome.FAILED, error='first')"
     app.record.invoke("report", job=lease.id, lease=lease.lease_id, outcome="failed")
-    code = f"for _ in '12': print(app.work_source().report([{report}]).verdicts[0].answer)"
+    code = f"for _ in '12': print(app.core.report([{report}]).verdicts[0].answer)"
     with Armed(app.database, code, "report.after_commit") as reporter:
         app.retry(job.id)
         (again,) = claim(app)

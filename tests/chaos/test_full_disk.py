@@ -50,9 +50,7 @@ def test_a_database_that_may_not_grow(tmp_path: Path) -> None:
             settle(app, [running])
             gone = 0
             while gone < 2:  # of this very millisecond they are not old enough
-                gone += app.maintenance().prune(
-                    {"completed": timedelta(0), "cancelled": timedelta(0)}
-                )
+                gone += app.core.prune({"completed": timedelta(0), "cancelled": timedelta(0)})
             assert gone == 2
             again = app.enqueue("big", BIG)
         check(app, path, [*accepted[2:], again.id])

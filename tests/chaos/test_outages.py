@@ -289,7 +289,7 @@ def test_workers_do_not_come_back_in_step(sqlite_url: str) -> None:
     app = Tenure(sqlite_url)
 
     async def lose_the_store() -> list[float]:
-        workers = [Worker(app.work_source(), app.core.handlers) for _ in range(50)]
+        workers = [Worker(app.core, app.core.handlers) for _ in range(50)]
         now = time.monotonic()
         for worker in workers:
             worker._exchanges.backoff.seconds = 3_600.0  # however long the store was away

@@ -51,7 +51,7 @@ def test_a_server_that_crashes_has_all_it_acknowledged_and_everybody_comes_back(
             wait_until(lambda seen=seen: load.outages > seen, "a producer to notice")
             server.start()
             load.flows_again()
-        rung = load.app.work_source().on_work(lambda: None)  # somebody listens, as before
+        rung = load.app.core.on_work(lambda: None)  # somebody listens, as before
         rung()
     assert checker.check(tmp_path, url) == []
 

@@ -49,17 +49,17 @@ def test_a_worker_that_comes_back_under_its_name_owns_nothing(
     """Same host, same process number: a label. Its old leases run out like anybody's."""
     app = app_on_each_engine
     app.enqueue_many([NewJob("work", {}, {"backoff": 0}) for _ in range(10)])
-    old = app.work_source().claim(ask("worker-1", label="host:1")).leases
+    old = app.core.claim(ask("worker-1", label="host:1")).leases
     assert len(old) == 10
-    assert not app.work_source().claim(ask("worker-2", label="host:1")).leases
+    assert not app.core.claim(ask("worker-2", label="host:1")).leases
     mine = [(lease.id, lease.lease_id) for lease in old]
-    assert len(app.work_source().heartbeat(mine, 30)) == 10  # the old one lives on for all that
+    assert len(app.core.heartbeat(mine, 30)) == 10  # the old one lives on for all that
     clock.advance(31)
-    assert len(app.maintenance().sweep()) == 10
-    new = app.work_source().claim(ask("worker-2", label="host:1")).leases
+    assert len(app.core.sweep()) == 10
+    new = app.core.claim(ask("worker-2", label="host:1")).leases
     assert len(new) == 10
     late = [Report(lease.id, lease.lease_id, Outcome.COMPLETED) for lease in old]
-    assert {verdict.answer for verdict in app.work_source().report(late).verdicts} == {"lost"}
+    assert {verdict.answer for verdict in app.core.report(late).verdicts} == {"lost"}
     assert app.verify() == []
 
 
@@ -71,7 +71,7 @@ def test_a_worker_whose_entry_disappears_after_its_claim(
     """Neither keeping a lease nor ending it asks who is in the list of workers."""
     app = app_on_each_engine
     job = app.enqueue("work", backoff=0)
-    (lease,) = app.work_source().claim(ask("worker-1")).leases
+    (lease,) = app.core.claim(ask("worker-1")).leases
     raw = RawSql(app.database)
     raw.run("DELETE FROM {worker}")
     assert raw.changed == 1
@@ -79,15 +79,13 @@ def test_a_worker_whose_entry_disappears_after_its_claim(
     assert app.workers.list() == []
     if lives:
         clock.advance(20)
-        assert app.work_source().heartbeat([(lease.id, lease.lease_id)], 30) == {lease.lease_id}
+        assert app.core.heartbeat([(lease.id, lease.lease_id)], 30) == {lease.lease_id}
     clock.advance(20 if lives else 31)
-    assert [steps[0].id for steps in app.maintenance().sweep()] == ([] if lives else [job.id])
+    assert [steps[0].id for steps in app.core.sweep()] == ([] if lives else [job.id])
     report = Report(lease.id, lease.lease_id, Outcome.COMPLETED)
-    assert app.work_source().report([report]).verdicts[0].answer == (
-        "recorded" if lives else "lost"
-    )
+    assert app.core.report([report]).verdicts[0].answer == ("recorded" if lives else "lost")
     if not lives:
-        (again,) = app.work_source().claim(ask("worker-2")).leases
+        (again,) = app.core.claim(ask("worker-2")).leases
         assert (again.id, again.token) == (job.id, 2)
     assert app.verify() == []
 
@@ -228,7 +226,7 @@ def test_pruning_all_that_settled_while_everything_runs(
         nonlocal pruned
         with Tenure(app.database) as own:
             while not over.is_set():
-                pruned += own.maintenance().prune(dict.fromkeys(SETTLED, 0))
+                pruned += own.core.prune(dict.fromkeys(SETTLED, 0))
 
     count = 400 * effort
     waiting = app.enqueue("nobody", idempotency_key="kept")

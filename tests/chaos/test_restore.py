@@ -39,41 +39,32 @@ def test_workers_of_before_a_restore_are_fenced_and_queues_can_start_paused(
 ) -> None:
     with Tenure(database_url) as app:
         kept = [app.enqueue("mail", max_retries=1) for _ in range(3)]
-        (held,) = app.work_source().claim(asking(1, "before")).leases  # its lease is in the backup
+        (held,) = app.core.claim(asking(1, "before")).leases  # its lease is in the backup
     backup = copied(database_url, tmp_path, "backup", request)
     with Tenure(database_url) as app:
-        since = app.work_source().claim(asking(2, "before")).leases
-        assert (
-            app.work_source().report([report_completed(since[0])]).verdicts[0].answer
-            is Answer.RECORDED
-        )
+        since = app.core.claim(asking(2, "before")).leases
+        assert app.core.report([report_completed(since[0])]).verdicts[0].answer is Answer.RECORDED
         lost = app.enqueue("mail")
 
     with Tenure(backup) as app:
         app.queues.pause("default")  # before any worker starts
-        assert app.work_source().claim(asking(10, "after")).leases == []
+        assert app.core.claim(asking(10, "after")).leases == []
         with pytest.raises(JobNotFound):
             app.get(lost.id)
         # Workers of before: claims that the backup does not know are lost, the one it knows holds.
         for lease in since:
             for report in (report_completed(lease), report_failed(lease)):
-                assert app.work_source().report([report]).verdicts[0].answer is Answer.LOST
-        assert app.work_source().heartbeat([(x.id, x.lease_id) for x in since], 30) == set()
-        assert (
-            app.work_source().report([report_completed(held)]).verdicts[0].answer is Answer.RECORDED
-        )
+                assert app.core.report([report]).verdicts[0].answer is Answer.LOST
+        assert app.core.heartbeat([(x.id, x.lease_id) for x in since], 30) == set()
+        assert app.core.report([report_completed(held)]).verdicts[0].answer is Answer.RECORDED
 
         app.queues.resume("default")
-        again = app.work_source().claim(asking(10, "after")).leases
+        again = app.core.claim(asking(10, "after")).leases
         assert {lease.id for lease in again} == {lease.id for lease in since}
         # Same job, same token as before the restore: only the lease tells them apart.
         assert {lease.token for lease in again} == {lease.token for lease in since} == {1}
-        assert (
-            app.work_source().report([report_completed(since[0])]).verdicts[0].answer is Answer.LOST
-        )
-        for verdict in (
-            app.work_source().report([report_completed(lease) for lease in again]).verdicts
-        ):
+        assert app.core.report([report_completed(since[0])]).verdicts[0].answer is Answer.LOST
+        for verdict in app.core.report([report_completed(lease) for lease in again]).verdicts:
             assert verdict.answer is Answer.RECORDED
         assert {app.get(job.id).status for job in kept} == {Status.COMPLETED}
         assert app.verify() == []

@@ -20,7 +20,7 @@ pytestmark = [as_granted_role, pytest.mark.requirement("C11")]
 def test_tokens(database_url: str) -> None:
     with Tenure(database_url) as app:
         app.tokens.create("shop", ["enqueue"])
-        app.maintenance().note_token_use(["shop"]).result()
+        app.core.note_token_use(["shop"]).result()
         app.tokens.revoke("shop")
         (token,) = app.tokens.list()
         assert token.used_at
@@ -33,7 +33,7 @@ def test_webhooks(database_url: str) -> None:
         app.webhooks.create("shop", "https://example.com", ["enqueued"])
         app.enqueue("mail")
         wait_until(
-            lambda: (app.maintenance().forward_to_webhooks(), app.find(type=WEBHOOK))[1],
+            lambda: (app.core.forward_to_webhooks(), app.find(type=WEBHOOK))[1],
             "a delivery",
         )
         app.webhooks.remove("shop")

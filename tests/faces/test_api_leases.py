@@ -155,13 +155,13 @@ async def test_what_was_leased_while_the_client_left_is_handed_back(app: Tenure)
     job = await app.enqueue_async("a")
     built = build(app)
     request = Exchange(built, "POST", "/leases", asking())
-    claim = app.work_source().exchange
+    claim = app.core.exchange
 
     def exchange(*arguments: Any) -> Any:
         request._to_app.put_nowait({"type": "http.disconnect"})
         return claim(*arguments)
 
-    app.work_source().exchange = exchange  # type: ignore[method-assign]
+    app.core.exchange = exchange  # type: ignore[method-assign]
     async with request:
         await request.end()
     transitions = [transition.event for transition in app.history(job.id)]

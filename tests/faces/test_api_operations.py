@@ -132,7 +132,7 @@ def test_metrics_in_both_forms_are_the_same(app: Tenure, api: TestClient) -> Non
     api.post("/jobs/batch", json=[{"type": "a"}, {"type": "a"}, {"type": "b", "queue": "q"}])
     api.post("/queues/q/pause")
     claim_jobs(api)
-    wait_until(lambda: app.maintenance().measure() == 0 and len(app.stats.totals()) == 3)
+    wait_until(lambda: app.core.measure() == 0 and len(app.stats.totals()) == 3)
     text = api.get("/metrics", headers={"Accept": "text/plain"})
     assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
     values = {

@@ -30,8 +30,8 @@ def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
 def settle(app: Tenure, outcome: Outcome, **said: Any) -> None:
     """Have a worker claim one job and say how it ended."""
     request = ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")
-    (lease,) = app.work_source().claim(request).leases
-    app.work_source().report([Report(lease.id, lease.lease_id, outcome, **said)])
+    (lease,) = app.core.claim(request).leases
+    app.core.report([Report(lease.id, lease.lease_id, outcome, **said)])
 
 
 def as_json(value: Any) -> Any:
@@ -270,9 +270,9 @@ def test_a_paused_queue_hands_out_nothing_until_it_is_resumed(app: Tenure) -> No
     request = ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")
 
     output_of("queues", "pause", "mail")
-    assert app.work_source().claim(request).leases == []
+    assert app.core.claim(request).leases == []
     output_of("queues", "resume", "mail")
-    assert len(app.work_source().claim(request).leases) == 1
+    assert len(app.core.claim(request).leases) == 1
 
 
 def test_queues_are_listed_as_the_api_shows_them(app: Tenure) -> None:

@@ -109,13 +109,9 @@ def serving(*arguments: str, **environ: str) -> Iterator[tuple[subprocess.Popen[
 
 def settle(app: Tenure, job: Job, outcome: Outcome) -> None:
     """Have a worker claim the next job, which is to be `job`, and say how it ended."""
-    (lease,) = (
-        app.work_source()
-        .claim(ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w"))
-        .leases
-    )
+    (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")).leases
     assert lease.id == job.id
-    app.work_source().report([Report(lease.id, lease.lease_id, outcome)])
+    app.core.report([Report(lease.id, lease.lease_id, outcome)])
 
 
 # --- worker -----------------------------------------------------------------------------------

@@ -27,12 +27,8 @@ def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
 
 def fail_one(app: Tenure, error: str) -> None:
     """Have a worker claim the next job and fail it."""
-    (lease,) = (
-        app.work_source()
-        .claim(ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w"))
-        .leases
-    )
-    app.work_source().report([Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)])
+    (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")).leases
+    app.core.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)])
 
 
 def documents(*arguments: str) -> list[dict[str, Any]]:

@@ -51,9 +51,9 @@ def failed(sqlite_url: str, hostile: str) -> Iterator[str]:
     with Tenure(sqlite_url, actor="test") as app:
         job = app.enqueue("hostile", {"text": hostile, hostile: [hostile]}, max_retries=1)
         request = ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")
-        (lease,) = app.work_source().claim(request).leases
+        (lease,) = app.core.claim(request).leases
         error = f"{hostile}\nsecond line {hostile}"
-        app.work_source().report([Report(job.id, lease.lease_id, Outcome.FAILED, error=error)])
+        app.core.report([Report(job.id, lease.lease_id, Outcome.FAILED, error=error)])
         yield job.id
 
 

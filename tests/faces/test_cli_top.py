@@ -23,18 +23,14 @@ def app(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
     with Tenure(sqlite_url) as made:
         for type in ("payment", "email"):
             made.enqueue(type, queue="money", max_retries=1)
-            (lease,) = (
-                made.work_source()
-                .claim(ClaimRequest(worker="w", limit=1, lease_seconds=60, label="host:1"))
-                .leases
-            )
+            (lease,) = made.core.claim(
+                ClaimRequest(worker="w", limit=1, lease_seconds=60, label="host:1")
+            ).leases
             if type == "payment":
                 error = "shop.Refused: [bold]no\x1b[J\nTraceback"
-                made.work_source().report(
-                    [Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)]
-                )
+                made.core.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)])
         made.enqueue("report", delay="1h")
-        while made.maintenance().measure():
+        while made.core.measure():
             pass
         yield made
 
@@ -76,10 +72,10 @@ def test_a_picture_fits_and_nothing_in_it_acts(app: Tenure, columns: str) -> Non
 
 def test_what_is_redacted_is_in_no_picture(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = app.enqueue("login", {"password": "'canary' and 12345"}, max_retries=1)
-    (lease,) = app.work_source().claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+    (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
     error = "Refused: 'canary' and 12345 is wrong\nTraceback"
-    app.work_source().report([Report(secret.id, lease.lease_id, Outcome.FAILED, error=error)])
-    while app.maintenance().measure():
+    app.core.report([Report(secret.id, lease.lease_id, Outcome.FAILED, error=error)])
+    while app.core.measure():
         pass
     monkeypatch.setenv("TENURE_REDACT", "password")
 
@@ -94,7 +90,7 @@ def test_a_failure_whose_last_job_is_gone_says_nothing(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TENURE_REDACT", "password")
-    app.maintenance().prune({"failed": 0})
+    app.core.prune({"failed": 0})
 
     assert [f["error"] for f in json.loads(output_of("top", "--once", "--json"))["failures"]] == [
         "[redacted]"

@@ -65,9 +65,9 @@ def sign_in(web: TestClient, token: str) -> httpx2.Response:
 def fail(app: Tenure, error: str = "boom", **options: Any) -> str:
     """A job that failed for good; its id."""
     job = app.enqueue("email", options.pop("payload", {}), max_retries=1, **options)
-    (lease,) = app.work_source().claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
-    app.work_source().report([Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)])
-    while app.maintenance().measure():
+    (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+    app.core.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error=error)])
+    while app.core.measure():
         pass
     return job.id
 
@@ -83,7 +83,7 @@ def test_every_page_is_there_empty_and_with_jobs_of_every_status(
 
         ids = [fail(app), app.enqueue("email").id, app.enqueue("late", delay="1h").id]
         app.cancel(app.enqueue("email", queue="other").id)
-        app.work_source().claim(ClaimRequest(worker="w", limit=1, lease_seconds=60))
+        app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60))
         app.queues.pause("other")
         pages = [*PAGES, *(f"/ui/jobs/{job_id}" for job_id in ids)]
         assert [web.get(path).status_code for path in pages] == [200] * len(pages)

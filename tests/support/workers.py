@@ -26,7 +26,7 @@ def running_worker(
     failures: list[BaseException] = []
 
     async def work() -> None:
-        workers.append(Worker(source or app.work_source(), app.core.handlers, **options))
+        workers.append(Worker(source or app.core, app.core.handlers, **options))
         started.set()
         await workers[0].run()
 

@@ -42,7 +42,7 @@ NOUNS = {
     "webhooks": (Webhooks, "create list remove"),
     "workers": (Workers, "list"),
 }
-INTERNAL = {"core", "maintenance", "work_source"}
+INTERNAL = {"core"}
 JOB_TYPE = "enqueue enqueue_async handler name new_job options"
 
 

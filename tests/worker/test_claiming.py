@@ -63,7 +63,7 @@ def test_a_sweep_without_the_handler_gives_a_job_its_retry(app_on_each_engine: T
     """What a deploy without its type finds running is ended as any other, and never discarded."""
     app = app_on_each_engine
     gone = app.enqueue("gone", max_retries=2, backoff=0)
-    app.work_source().claim(ClaimRequest(worker="old", limit=1, lease_seconds=0.001))
+    app.core.claim(ClaimRequest(worker="old", limit=1, lease_seconds=0.001))
 
     @app.job
     async def known() -> None: ...
@@ -199,9 +199,9 @@ def test_a_backlog_is_worked_off_without_waiting_for_a_poll(
 
     class Silent:
         waits = False
-        exchanges = app_on_each_engine.work_source().exchanges
-        exchange = staticmethod(app_on_each_engine.work_source().exchange)
-        heartbeat = staticmethod(app_on_each_engine.work_source().heartbeat)
+        exchanges = app_on_each_engine.core.exchanges
+        exchange = staticmethod(app_on_each_engine.core.exchange)
+        heartbeat = staticmethod(app_on_each_engine.core.heartbeat)
 
         def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
             return lambda: None

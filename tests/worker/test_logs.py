@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tenure import NewJob, Tenure
+from tenure.app.bulk import run_batches
 from tenure.client import Client
 from tenure.jobs.queries import Filter
 from tenure.jobs.redaction import MARK, Redaction
@@ -120,7 +121,7 @@ def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
 
     with Tenure(sqlite_url) as app:
         job = app.enqueue("mail", backoff=100)
-        app.work_source().claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
+        app.core.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
         with running_sweeper(app):
             wait_until(lambda: len(lines.of(job.id)) == 3)
     _, expired, retried = lines.of(job.id)
@@ -139,7 +140,7 @@ def test_a_lease_that_ran_out_for_good_brings_no_line_of_a_retry(
 
     with Tenure(sqlite_url) as app:
         job = app.enqueue("mail", max_retries=1)
-        app.work_source().claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
+        app.core.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
         with running_sweeper(app):
             wait_until_failed(app, job)
     told = [line["message"] for line in lines.of(job.id)]
@@ -200,7 +201,7 @@ def test_a_bulk_action_is_a_line_at_its_beginning_and_its_end(
         )
         app.bulk.stop(stopped.id, actor="bob")
         app.bulk.stop(stopped.id, actor="eve")  # which changes nothing
-        while app.maintenance().step_bulk_actions():
+        while run_batches(app.core):
             pass
         app.bulk.step(done.id)
     what = "cancel 3 jobs, {} changed, 0 refused, bulk action {}"

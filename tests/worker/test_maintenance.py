@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tenure import InvalidInput, JobNotFound, NewJob, Status, Tenure
-from tenure.app.maintenance import Maintenance
+from tenure.app.core import Core
 from tenure.errors import BulkNotFound
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.webhooks.deliveries import WEBHOOK
+from tenure.worker import maintenance
 from tenure.worker.maintenance import MaintenanceThread
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, transitions, wait_until_settled
@@ -22,7 +23,7 @@ from tests.support.workers import running_sweeper, transitions, wait_until_settl
 def claim(app: Tenure, limit: int, lease_seconds: float = 0.001) -> list[str]:
     """Take jobs, as a worker that then dies: the ids."""
     request = ClaimRequest(worker="gone", limit=limit, lease_seconds=lease_seconds)
-    return [lease.id for lease in app.work_source().claim(request).leases]
+    return [lease.id for lease in app.core.claim(request).leases]
 
 
 def test_several_sweepers_end_each_lease_once(app_on_each_engine: Tenure) -> None:
@@ -59,10 +60,8 @@ def settle(app: Tenure, outcome: Outcome, count: int = 1) -> list[str]:
     """New jobs that have ended this way: the ids."""
     jobs = app.enqueue_many([NewJob("work", {}, {"max_retries": 1}) for _ in range(count)])
     request = ClaimRequest(worker="w", limit=count, lease_seconds=30)
-    leases = app.work_source().claim(request).leases
-    app.work_source().report(
-        [Report(lease.id, lease.lease_id, outcome, None, "why") for lease in leases]
-    )
+    leases = app.core.claim(request).leases
+    app.core.report([Report(lease.id, lease.lease_id, outcome, None, "why") for lease in leases])
     return [job.id for job in jobs]
 
 
@@ -75,7 +74,7 @@ def test_retention_removes_what_settled_long_ago_and_nothing_else(
     pending = app.enqueue("work").id
     app.enqueue("held")
     request = ClaimRequest(worker="w", limit=1, lease_seconds=60, types=("held",))
-    (held,) = app.work_source().claim(request).leases
+    (held,) = app.core.claim(request).leases
     with running_sweeper(app, keep={"completed": 0, "failed": "1h", "cancelled": 0}):
         wait_until(lambda: len(app.find(limit=500)) == 7, "seven jobs to remain")
 
@@ -158,11 +157,11 @@ def test_a_duty_that_fails_keeps_no_other_from_being_done(
 def test_a_duty_that_is_refused_keeps_no_other_from_being_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Maintenance) -> int:
+    def refuse(core: Core) -> int:
         """As when an operator has removed a bulk action meanwhile."""
         raise BulkNotFound("00000000-0000-7000-8000-000000000000")
 
-    monkeypatch.setattr(Maintenance, "step_bulk_actions", refuse)
+    monkeypatch.setattr(maintenance, "run_batches", refuse)
     with Tenure(f"sqlite:///{tmp_path}/jobs.db") as app:
         app.webhooks.create("shop", "https://example.com", ["enqueued"])
         app.enqueue("mail")
@@ -182,7 +181,7 @@ def test_a_retention_that_means_nothing_is_refused_at_once(
     app: Tenure, keep: dict[str, str], path: str
 ) -> None:
     with pytest.raises(InvalidInput) as of_call:
-        app.maintenance().prune(keep)
+        app.core.prune(keep)
     with pytest.raises(InvalidInput) as of_worker:
         app.run_worker(keep=keep)
     assert (of_call.value.path, of_worker.value.path) == (path, path)
@@ -194,18 +193,18 @@ def test_retention_leaves_what_webhooks_are_yet_to_be_told(app_on_each_engine: T
     wait_until(
         lambda: len(app_on_each_engine.events.read().events) == 3, "every move to have its place"
     )
-    assert app_on_each_engine.maintenance().prune({"completed": 0}) == 0
+    assert app_on_each_engine.core.prune({"completed": 0}) == 0
     wait_until(
         lambda: (
-            app_on_each_engine.maintenance().forward_to_webhooks(),
+            app_on_each_engine.core.forward_to_webhooks(),
             app_on_each_engine.find(type=WEBHOOK),
         )[1],
         "the delivery",
     )
-    assert app_on_each_engine.maintenance().prune({"completed": 0}) == 1
+    assert app_on_each_engine.core.prune({"completed": 0}) == 1
     app_on_each_engine.webhooks.remove("shop")
     settle(app_on_each_engine, Outcome.COMPLETED)
     wait_until(
-        lambda: app_on_each_engine.maintenance().prune({"completed": 0}),
+        lambda: app_on_each_engine.core.prune({"completed": 0}),
         "what nobody waits for to go",
     )

@@ -216,11 +216,11 @@ class SlowAnswers:
         self._app = app
         self.claimed = threading.Event()
         self.let_through = threading.Event()
-        self.heartbeat = app.work_source().heartbeat
-        self.on_work = app.work_source().on_work
+        self.heartbeat = app.core.heartbeat
+        self.on_work = app.core.on_work
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
-        real = self._app.work_source().exchange(reports, claim)
+        real = self._app.core.exchange(reports, claim)
         if not real.result().leases:
             return real
         held: Future[Exchange] = Future()

@@ -109,11 +109,9 @@ def test_a_request_names_its_span(database_url: str, spans: InMemorySpanExporter
         )
         named(spans, "enqueue a", 2)
         named(spans, "enqueue", 1)
-        leases = (
-            app.work_source()
-            .claim(ClaimRequest(worker="w", limit=9, lease_seconds=9, traces=True))
-            .leases
-        )
+        leases = app.core.claim(
+            ClaimRequest(worker="w", limit=9, lease_seconds=9, traces=True)
+        ).leases
         kept = {lease.type: (lease.traceparent or "").split("-")[1] for lease in leases}
         assert kept["b"] == kept["c"] == PARENT.split("-")[1]
         assert [lease.type for lease in leases if lease.type == "a"] == ["a", "a"]
@@ -276,8 +274,8 @@ def test_traces_go_with_their_jobs_and_cost_nothing_unasked(
             assert raw.value(f"SELECT count(*) FROM {table}") == 1
             for job in app.find():
                 app.cancel(job.id)
-            wait_until(lambda: app.maintenance().measure() == 0)
-            wait_until(lambda: app.maintenance().prune({"cancelled": 0}) == 0 and not app.find())
+            wait_until(lambda: app.core.measure() == 0)
+            wait_until(lambda: app.core.prune({"cancelled": 0}) == 0 and not app.find())
             assert raw.value(f"SELECT count(*) FROM {table}") == 0
         finally:
             raw.close()

@@ -45,7 +45,7 @@ def delivery(app: Tenure) -> Job:
 
 def follow(app: Tenure) -> None:
     """Follow the ledger to its end: on PostgreSQL that is settled in a moment."""
-    wait_until(lambda: app.maintenance().forward_to_webhooks() == 0)
+    wait_until(lambda: app.core.forward_to_webhooks() == 0)
 
 
 def hook_on(app: Tenure, url: str, *events: str, **limits: Any) -> str:
@@ -140,7 +140,7 @@ def test_what_is_redacted_is_not_told(app_on_each_engine: Tenure) -> None:
         wait_until_failed(app_on_each_engine, mail.enqueue())
     wait_until(
         lambda: (
-            app_on_each_engine.maintenance().forward_to_webhooks(without_errors=True),
+            app_on_each_engine.core.forward_to_webhooks(without_errors=True),
             deliveries(app_on_each_engine),
         )[1]
     )
@@ -213,10 +213,10 @@ def test_a_failure_between_position_and_jobs_loses_and_repeats_nothing(
     monkeypatch.setattr(failpoints, "ARMED", {f"webhook.{place}": ("raise", 1)})
     monkeypatch.setattr(failpoints, "_visits", Counter())
     with pytest.raises((failpoints.FailpointReached, StoreUnavailable)):
-        wait_until(lambda: app_on_each_engine.maintenance().forward_to_webhooks() and None)
+        wait_until(lambda: app_on_each_engine.core.forward_to_webhooks() and None)
     wait_until(
         lambda: (
-            app_on_each_engine.maintenance().forward_to_webhooks(),
+            app_on_each_engine.core.forward_to_webhooks(),
             told_of(app_on_each_engine),
         )[1]
     )
@@ -230,7 +230,7 @@ def test_a_limit_of_the_queue_holds_no_delivery_back(app_on_each_engine: Tenure)
     app_on_each_engine.enqueue("mail")
     wait_until(
         lambda: (
-            app_on_each_engine.maintenance().forward_to_webhooks(),
+            app_on_each_engine.core.forward_to_webhooks(),
             deliveries(app_on_each_engine),
         )[1]
     )
@@ -246,7 +246,7 @@ def test_what_is_left_for_a_removed_webhook_is_dropped(
         app_on_each_engine.enqueue("mail")
         wait_until(
             lambda: (
-                app_on_each_engine.maintenance().forward_to_webhooks(),
+                app_on_each_engine.core.forward_to_webhooks(),
                 deliveries(app_on_each_engine),
             )[1]
         )
@@ -406,7 +406,7 @@ def test_a_worker_over_http_is_handed_no_delivery(
     job = app_on_each_engine.enqueue("mail")
     wait_until(
         lambda: (
-            app_on_each_engine.maintenance().forward_to_webhooks(),
+            app_on_each_engine.core.forward_to_webhooks(),
             deliveries(app_on_each_engine),
         )[1]
     )
@@ -487,7 +487,7 @@ def test_a_name_is_taken_until_its_webhook_is_removed(app_on_each_engine: Tenure
     with pytest.raises(InvalidInput, match="one or more of"):
         app_on_each_engine.webhooks.create("other", "https://example.com", ["no such event"])
     removed = app_on_each_engine.webhooks.remove("shop")
-    assert app_on_each_engine.maintenance().webhook_target("shop", removed.id) is None
+    assert app_on_each_engine.core.webhook_target("shop", removed.id) is None
     with pytest.raises(InvalidInput, match="no webhook"):
         app_on_each_engine.webhooks.remove("shop")
     assert hook_on(app_on_each_engine, "https://example.com") != secret

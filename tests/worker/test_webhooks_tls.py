@@ -73,7 +73,7 @@ def delivery(app: Tenure, port: int) -> Job:
     app.webhooks.create("shop", f"https://localhost:{port}/in", ["enqueued"])
     app.enqueue("mail")
     (job,) = wait_until(
-        lambda: (app.maintenance().forward_to_webhooks(), app.find(type=WEBHOOK))[1], "a delivery"
+        lambda: (app.core.forward_to_webhooks(), app.find(type=WEBHOOK))[1], "a delivery"
     )
     return job
 

@@ -14,11 +14,9 @@ from tenure import lifecycle
 from tenure.app.bulk import BulkActions
 from tenure.app.core import Core, checked_query
 from tenure.app.events import Events
-from tenure.app.maintenance import Maintenance
 from tenure.app.queues import Queues, Workers
 from tenure.app.register import Register
 from tenure.app.stats import Statistics
-from tenure.app.work import StoreSource
 from tenure.jobs import durations
 from tenure.jobs.decorator import JobType
 from tenure.jobs.enqueue import MAX_RETRIES, Backoff, Duration, NewJob, Options, positive, whole
@@ -61,8 +59,7 @@ class Tenure:
 
     Everyday verbs are methods. The rest is sorted by noun: `queues`, `workers`, `stats` (counts,
     activity, failures), `bulk` (retry or cancel all that match), `events` (the ledger as a stream),
-    `tokens` (of the HTTP API) and `webhooks`. `core`, `work_source` and `maintenance` are
-    internal.
+    `tokens` (of the HTTP API) and `webhooks`. `core` is internal.
     """
 
     def __init__(
@@ -98,7 +95,6 @@ class Tenure:
         self.events = Events(self.core)
         self.tokens = Tokens(lambda: StoredTokens(self.core.store), actor)
         self.webhooks = Webhooks(lambda: StoredWebhooks(self.core.store), actor)
-        self._work_source = StoreSource(self.core)
 
     @property
     def database(self) -> str:
@@ -353,7 +349,7 @@ class Tenure:
         from tenure.worker.process import run_worker
 
         run_worker(
-            self.work_source(),
+            self.core,
             self.core.handlers,
             app=self,
             queues=queues,
@@ -390,11 +386,3 @@ class Tenure:
         """
         found = self.core.store.read.violations(limit, progress or no_progress)
         return [Violation(*finding, INVARIANTS[finding[0]]) for finding in found]
-
-    def work_source(self) -> StoreSource:
-        """What workers claim from and report to. Internal."""
-        return self._work_source
-
-    def maintenance(self) -> Maintenance:
-        """What servers and workers beside the database do to it. Internal."""
-        return Maintenance(self.core)

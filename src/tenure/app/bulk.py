@@ -113,6 +113,14 @@ class BulkActions:
         return StoredBulks(self._core.store).latest(whole(limit, 1, MAX_LISTED, "$.limit"))
 
 
+def run_batches(core: Core) -> int:
+    """Do one batch of every action that has not ended; return how many there were."""
+    unfinished = StoredBulks(core.store).latest(MAX_LISTED, unfinished=True)
+    for bulk in unfinished:
+        run_batch(core, bulk)
+    return len(unfinished)
+
+
 def run_batch(core: Core, bulk: Bulk) -> None:
     """Do the next batch of an action that has not ended."""
     if step(core.store, bulk, filters.sources(bulk.action)):

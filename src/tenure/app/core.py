@@ -1,31 +1,36 @@
-"""What `Tenure` and its nouns share: one database, opened at the first use. Internal."""
+"""What `Tenure` and its nouns share, and what workers and servers call beside them. Internal."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
 
 from tenure.errors import InvalidInput, JobNotFound
-from tenure.jobs import filters, ids
+from tenure.jobs import durations, filters, ids
 from tenure.jobs.checked_job import CheckedJob, Enqueued
-from tenure.jobs.enqueue import NewJob, check_jobs, whole
+from tenure.jobs.enqueue import Duration, NewJob, check_jobs, whole
 from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import Transition
 from tenure.jobs.queries import Counted, Filter, Page, Query, query_of
 from tenure.jobs.redaction import Redaction
-from tenure.lifecycle import Job, Status
+from tenure.jobs.work import ClaimRequest, Exchange, Report
+from tenure.lifecycle import SETTLED, Job, Status
 from tenure.store import Store, open_store, schema_of, search
 from tenure.store.bulk import about
+from tenure.store.tables.tokens import StoredTokens
+from tenure.store.tables.webhooks import StoredWebhooks
+from tenure.store.transitions import Steps
 from tenure.telemetry import logs
 from tenure.telemetry.tracing import Tracing
+from tenure.webhooks import deliveries
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +40,13 @@ MAX_COUNTED = 1_000_000
 
 
 class Core:
-    """One database with what the application says about itself: handlers, redaction, tracing."""
+    """One database with what the application says about itself: handlers, redaction, tracing.
+
+    It is opened at the first use. It is the `WorkSource` of workers that reach the database itself.
+    """
+
+    waits = False
+    """Claims answer at once; `on_work` says when there may be work."""
 
     def __init__(
         self, database: str, actor: str, redaction: Redaction, tracing: Tracing | None
@@ -172,6 +183,83 @@ class Core:
         if action is not None:
             query = about(filter, filters.sources(filters.action_of(action)))
         return search.count(self.store.read, query, count)
+
+    # --- what workers call
+
+    @property
+    def exchanges(self) -> int:
+        """How many exchanges at a time keep the store busy."""
+        return self.store.exchanges
+
+    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
+        """Report and claim in one transaction."""
+        return self.store.exchange(reports, claim)
+
+    def claim(self, request: ClaimRequest) -> Exchange:
+        """Lease jobs for a worker."""
+        return self.exchange((), request).result()
+
+    def report(self, reports: Sequence[Report]) -> Exchange:
+        """Record how attempts ended; a verdict for each."""
+        return self.exchange(reports, None).result()
+
+    def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
+        """Extend (job id, lease id) leases; return the lease ids that are still held."""
+        return self.store.renew(leases, lease_seconds)
+
+    def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
+        """Call `notify` whenever there may be work; return the function that ends this."""
+        return self.store.on_work(notify)
+
+    # --- what keeps the database in order, once a second or when asked
+
+    def sweep(self) -> list[Steps]:
+        """End leases that have expired; return the steps of each job."""
+        return self.store.sweep().result()
+
+    def measure(self, *, yielding: bool = False) -> int:
+        """Add up to 2,000 transitions to the statistics; return how many there were.
+
+        Call again while the answer is not 0. With `yielding`, do nothing if another process has
+        measured since the last call, so that one of many callers does the work.
+        """
+        return self.store.update_stats(yielding=yielding)
+
+    def prune(self, keep: Mapping[str, Duration]) -> int:
+        """Delete a batch of jobs settled longer ago than `keep` says by status; return how many.
+
+        Call again while the answer is not 0. Jobs stay until all their transitions are in the
+        statistics and delivered to webhooks.
+        """
+        ages = retention(keep)
+        now = self.clock()
+        before = {status: now - timedelta(seconds=age) for status, age in ages.items()}
+        return self.store.prune(before).result()
+
+    def forward_to_webhooks(self, *, without_errors: bool = False) -> int:
+        """Add delivery jobs for the next transitions; return how many webhooks have more."""
+        return deliveries.forward(StoredWebhooks(self.store), without_errors=without_errors)
+
+    def webhook_target(self, name: str, id: str) -> tuple[str, str] | None:
+        """The URL and the secret of a webhook; None if it is gone."""
+        return StoredWebhooks(self.store).target(name, id)
+
+    def note_token_use(self, names: Iterable[str]) -> Future[None]:
+        """Record that tokens are in use."""
+        return StoredTokens(self.store).note_use(names)
+
+
+def retention(keep: Mapping[str, Duration]) -> dict[str, float]:
+    """How many seconds settled jobs are kept, by status; raises InvalidInput."""
+    if unknown := keep.keys() - SETTLED:
+        raise InvalidInput(
+            f"jobs do not rest in {', '.join(sorted(map(str, unknown)))}; say how long to keep "
+            f"those that are {', '.join(sorted(SETTLED))}",
+            path="$.keep",
+        )
+    return {
+        str(status): durations.seconds(age, path=f"$.keep.{status}") for status, age in keep.items()
+    }
 
 
 def checked_query(filter: Filter, limit: int = 50, before: str | None = None) -> Query:

@@ -144,7 +144,7 @@ def worker(server: str | None, prune: bool, **flags: Any) -> None:
         )
     app, settings = _prepared(**flags)
     opened: Tenure | Client = app
-    source: WorkSource = app.work_source()
+    source: WorkSource = app.core
     if server is not None:
         from tenure import client
 

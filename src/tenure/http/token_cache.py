@@ -104,7 +104,7 @@ class TokenCache:
             names = [name.removeprefix("token:") for name in due]
             # No request waits for it. A role that may not write here does not record it.
             with contextlib.suppress(TenureError):
-                self._app.maintenance().note_token_use(names)
+                self._app.core.note_token_use(names)
 
 
 _OWNER = Caller("http", EVERY_SCOPE)

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from tenure.app.app import Tenure
-from tenure.app.maintenance import retention
+from tenure.app.bulk import run_batches
+from tenure.app.core import retention
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import Duration
 from tenure.telemetry import logs
@@ -48,7 +49,7 @@ class MaintenanceThread:
         redacted. Raises InvalidInput if `keep` names a status that is not final.
         """
         self._events = app.events
-        self._maintenance = app.maintenance()
+        self._core = app.core
         self._interval = interval
         self._keep = retention(keep or {})
         self._without_errors = without_errors
@@ -105,7 +106,7 @@ class MaintenanceThread:
 
     def _end_leases(self) -> None:
         while not self._stop.is_set():
-            ended = self._maintenance.sweep()
+            ended = self._core.sweep()
             for steps in ended:
                 logs.log_steps(log, steps)
             if len(ended) < FULL_SWEEP:
@@ -114,21 +115,21 @@ class MaintenanceThread:
     def _delete_old_jobs(self) -> None:
         if self._keep and time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + PRUNE_EVERY_SECONDS
-            while not self._stop.is_set() and self._maintenance.prune(self._keep):
+            while not self._stop.is_set() and self._core.prune(self._keep):
                 pass
 
     def _go_on_with_bulk_actions(self) -> None:
-        self._repeat(self._maintenance.step_bulk_actions, BULK_SHARE)
+        self._repeat(lambda: run_batches(self._core), BULK_SHARE)
 
     def _count_transitions(self) -> None:
         share = QUIET_SHARE if self._quiet else BUSY_SHARE
         self._quiet = False
-        if self._repeat(lambda: self._maintenance.measure(yielding=True), share):
+        if self._repeat(lambda: self._core.measure(yielding=True), share):
             end = self._events.end()
             self._quiet, self._ledger_end = end == self._ledger_end, end
 
     def _make_deliveries(self) -> None:
         def forward() -> int:
-            return self._maintenance.forward_to_webhooks(without_errors=self._without_errors)
+            return self._core.forward_to_webhooks(without_errors=self._without_errors)
 
         self._repeat(forward, WEBHOOK_SHARE)

@@ -44,7 +44,7 @@ def add_delivery(handlers: Handlers, app: Tenure, *, private: bool) -> None:
     async def deliver(
         context: JobContext, /, hook: str, hook_id: str, event: dict[str, Any]
     ) -> str:
-        target = await asyncio.to_thread(app.maintenance().webhook_target, hook, hook_id)
+        target = await asyncio.to_thread(app.core.webhook_target, hook, hook_id)
         if target is None:
             return REMOVED
         url, secret = target
@@ -136,7 +136,7 @@ class WebhookDelivery:
 
     async def _work(self) -> None:
         self._worker = Worker(
-            self._app.work_source(),
+            self._app.core,
             self._handlers,
             queues=(WEBHOOK_QUEUE,),
             concurrency=CONCURRENCY,

@@ -53,15 +53,15 @@ def test_every_transaction_takes_the_right_to_write_at_its_beginning(
     app = Tenure(f"sqlite:///{tmp_path}/jobs.db")
     jobs = [app.enqueue("t", max_retries=1) for _ in range(4)]
     request = ClaimRequest(worker="w", limit=3, lease_seconds=60)
-    leases = app.work_source().exchange([], request).result().leases
+    leases = app.core.exchange([], request).result().leases
     outcomes = (Outcome.COMPLETED, Outcome.FAILED, Outcome.RELEASED)
     reports = [Report(x.id, x.lease_id, o) for x, o in zip(leases, outcomes, strict=True)]
-    app.work_source().exchange(reports, None).result()
+    app.core.exchange(reports, None).result()
     app.cancel(jobs[3].id)
     app.retry(leases[1].id)
     app.queues.pause("default")
-    app.maintenance().sweep()
-    app.maintenance().prune({"completed": timedelta(0)})
+    app.core.sweep()
+    app.core.prune({"completed": timedelta(0)})
     app.verify()
     app.stats.counts()
     app.close()

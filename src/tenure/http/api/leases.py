@@ -58,13 +58,13 @@ async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
         try:
             await asyncio.sleep(0)  # so that a disconnection that is already known is noticed
             while not (gone.done() or notifier.stopped):
-                leases = (await asyncio.wrap_future(app.work_source().exchange((), wanted))).leases
+                leases = (await asyncio.wrap_future(app.core.exchange((), wanted))).leases
                 if leases and gone.done():
                     released = [
                         Report(lease.id, lease.lease_id, Outcome.RELEASED, actor=wanted.worker)
                         for lease in leases
                     ]
-                    await asyncio.wrap_future(app.work_source().exchange(released, None))
+                    await asyncio.wrap_future(app.core.exchange(released, None))
                     break
                 left = deadline - loop.time()
                 if leases or left <= 0:
@@ -106,7 +106,7 @@ async def release_lease(call: Call) -> Response:
 async def _report(call: Call, outcome: Outcome, **fields: Any) -> Response:
     name = call.path["lease_id"]
     report = requests.report_of(requests.ReportEntry(lease_id=name, outcome=outcome, **fields))
-    exchange = await asyncio.wrap_future(call.app.work_source().exchange([report], None))
+    exchange = await asyncio.wrap_future(call.app.core.exchange([report], None))
     (verdict,) = exchange.verdicts
     if verdict.answer is Answer.LOST:
         raise LeaseLost(report.job_id, verdict.recorded)
@@ -119,9 +119,7 @@ def renew_lease(call: Call) -> Response:
     """Extend a lease."""
     name = call.path["lease_id"]
     job_id, lease_id = requests.split_lease(name)
-    if lease_id not in call.app.work_source().heartbeat(
-        [(job_id, lease_id)], call.body.lease_seconds
-    ):
+    if lease_id not in call.app.core.heartbeat([(job_id, lease_id)], call.body.lease_seconds):
         raise LeaseLost(job_id)
     return answer(responses.HeldBody(lease_id=name, held=True))
 
@@ -130,7 +128,7 @@ async def report_many(call: Call) -> Response:
     """Report on many leases at once; a verdict for each, in order."""
     entries: list[requests.ReportEntry] = call.body
     reports = [requests.report_of(entry) for entry in entries]
-    exchange = await asyncio.wrap_future(call.app.work_source().exchange(reports, None))
+    exchange = await asyncio.wrap_future(call.app.core.exchange(reports, None))
     verdicts = zip(entries, exchange.verdicts, strict=True)
     return answer(
         [responses.verdict_body(storable(entry.lease_id), verdict) for entry, verdict in verdicts]
@@ -140,7 +138,7 @@ async def report_many(call: Call) -> Response:
 def renew_leases(call: Call) -> Response:
     """Extend many leases at once; whether each is still held, in order."""
     leases = [requests.split_lease(name) for name in call.body]
-    held = call.app.work_source().heartbeat(leases, call.query.lease_seconds) if leases else set()
+    held = call.app.core.heartbeat(leases, call.query.lease_seconds) if leases else set()
     return answer(
         [
             responses.HeldBody(lease_id=storable(name), held=lease_id in held)
