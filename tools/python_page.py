@@ -22,11 +22,9 @@ from tenure.jobs.bulk_actions import Bulk
 from tenure.jobs.enqueue import Options
 from tenure.jobs.explain import Explanation
 from tenure.jobs.findings import Check, Violation
-from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
+from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition, Webhook
 from tenure.jobs.queries import Counted, Filter, Page
-from tenure.jobs.states import QueueState, WorkerState
-from tenure.jobs.stats import Activity, Count, FailureGroup, Total
-from tenure.jobs.webhook import Webhook
+from tenure.jobs.stats import Activity, Count, FailureGroup, QueueState, Total, WorkerState
 from tenure.tokens.registry import Tokens
 from tenure.tokens.scopes import AccessToken
 from tenure.webhooks.registry import Webhooks

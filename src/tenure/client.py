@@ -28,8 +28,8 @@ from tenure.jobs import durations, ids
 from tenure.jobs import payload as payloads
 from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.explain import Explanation
-from tenure.jobs.filters import Fields
 from tenure.jobs.ledger import Transition
+from tenure.jobs.queries import Fields
 from tenure.jobs.redaction import NOTHING_HIDDEN
 from tenure.jobs.stats import Count
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, TenureError
 from tenure.jobs.enqueue import NewJob
-from tenure.jobs.findings import Violation
+from tenure.jobs.findings import Progress, Violation, no_progress
 from tenure.jobs.handlers import Handlers
-from tenure.jobs.progress import Progress, no_progress
 from tenure.jobs.work import ClaimRequest
 from tenure.lifecycle import SETTLED, Job
 from tenure.worker.fake_handlers import add_fake_handlers

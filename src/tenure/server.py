@@ -31,7 +31,7 @@ from tenure.http.api.call import Dispatcher
 from tenure.http.api.routes import OPEN_PATHS, ROUTES
 from tenure.http.notifier import WorkNotifier
 from tenure.http.token_cache import TokenCache
-from tenure.jobs.reserved import check_queues
+from tenure.jobs.names import check_queues
 from tenure.settings import Settings
 from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.process import ABORTED, log_checks, run_loop, spared_by_collector

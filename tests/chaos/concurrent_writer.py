@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_ids
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store import open_store

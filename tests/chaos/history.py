@@ -34,9 +34,8 @@ from tenure.errors import (
     SchemaMismatch,
     Unauthorized,
 )
-from tenure.jobs.checked_job import Enqueued
-from tenure.jobs.enqueue import NewJob
-from tenure.jobs.handlers import Defaults, Handler, Handlers, JobContext
+from tenure.jobs.enqueue import Defaults, Enqueued, NewJob
+from tenure.jobs.handlers import Handler, Handlers, JobContext
 from tenure.jobs.work import Answer, ClaimRequest, Exchange, Report
 from tenure.store.transitions import Steps
 

@@ -22,7 +22,7 @@ from tests.chaos.disk import Disk
 disk = Disk(remember=False)
 
 from tenure.errors import StoreUnavailable  # noqa: E402
-from tenure.jobs.checked_job import CheckedJob  # noqa: E402
+from tenure.jobs.enqueue import CheckedJob  # noqa: E402
 from tenure.jobs.ids import new_ids  # noqa: E402
 from tenure.jobs.work import ClaimRequest, Outcome, Report  # noqa: E402
 from tenure.store import Store, open_store  # noqa: E402

@@ -94,7 +94,7 @@ def _weaken(setting: str) -> None:
 
 def _one_round(store: Any, chance: random.Random, disk: Disk, facts: list[Fact]) -> None:
     """Jobs are added, some at once; others are claimed and settled."""
-    from tenure.jobs.checked_job import CheckedJob
+    from tenure.jobs.enqueue import CheckedJob
     from tenure.jobs.ids import new_ids
     from tenure.jobs.work import ClaimRequest, Outcome, Report
     from tenure.retry import RetryPolicy

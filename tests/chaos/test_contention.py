@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_ids
 from tenure.retry import RetryPolicy
 from tenure.store import open_store

@@ -33,7 +33,7 @@ class Armed:
     """A process that runs `code` with an application `app`, stopped where it is armed."""
 
     def __init__(self, url: str, code: str, failpoint: str) -> None:
-        imports = ("tenure", "tenure.jobs.checked_job", "tenure.jobs.work")
+        imports = ("tenure", "tenure.jobs.enqueue", "tenure.jobs.work")
         head = "".join(f"from {module} import *\n" for module in imports)
         head += f"app = Tenure({url!r})\n"
         self.process = subprocess.Popen(

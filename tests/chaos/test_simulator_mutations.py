@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from tenure import lifecycle
-from tenure.jobs.checked_job import Enqueued
+from tenure.jobs.enqueue import Enqueued
 from tenure.jobs.work import ALREADY_RECORDED
 from tenure.lifecycle import Failed, LeaseExpired, Released
 from tenure.simulator import simulate

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from tenure.errors import KeyConflict, QueueFull
-from tenure.jobs.checked_job import Enqueued
+from tenure.jobs.enqueue import Enqueued
 from tenure.jobs.queries import Query
 from tenure.lifecycle import Cancelled, Job
 from tenure.retry import RetryPolicy

@@ -18,8 +18,7 @@ from tenure.jobs.explain import (
     rate,
 )
 from tenure.jobs.queries import MAX_AHEAD
-from tenure.jobs.states import WorkerState
-from tenure.jobs.stats import BUCKETS, Activity
+from tenure.jobs.stats import BUCKETS, Activity, WorkerState
 from tenure.lifecycle import ATTEMPT_ENDS, Cancelled, Job
 from tenure.webhooks.deliveries import WEBHOOK, WEBHOOK_QUEUE
 from tests.support.store import (

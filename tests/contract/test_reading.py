@@ -13,8 +13,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs.ids import new_id
 from tenure.jobs.ledger import EventFilter, Transition
 from tenure.jobs.queries import MAX_AHEAD, Query
-from tenure.jobs.states import QueueState
-from tenure.jobs.stats import Count
+from tenure.jobs.stats import Count, QueueState
 from tenure.lifecycle import Cancelled
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import (

@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from prometheus_client.parser import text_string_to_metric_families
 
 from tenure.http.api import metrics
-from tenure.jobs.states import DatabaseState, QueueState
-from tenure.jobs.stats import BUCKETS, Count, Total
+from tenure.jobs.stats import BUCKETS, Count, DatabaseState, QueueState, Total
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
 SEEN = DatabaseState(

@@ -22,7 +22,7 @@ from tenure.http.api.routes import ROUTES
 from tenure.jobs import explain, payload
 from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
 from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH
-from tenure.jobs.states import QueueState, WorkerState
+from tenure.jobs.stats import QueueState, WorkerState
 from tenure.jobs.work import Answer, Outcome
 from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, TRANSITIONS, Status
 from tenure.wire import problems, requests, responses

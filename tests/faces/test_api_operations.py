@@ -19,8 +19,7 @@ from tenure import Tenure
 from tenure.http import event_stream
 from tenure.http.api import events as streams
 from tenure.http.api import metrics
-from tenure.jobs.states import QueueState
-from tenure.jobs.stats import BUCKETS, Count, Total
+from tenure.jobs.stats import BUCKETS, Count, QueueState, Total
 from tenure.lifecycle import RUN_ENDS
 from tenure.server import build
 from tests.support.http import Exchange, api_client, assert_problem, claim_jobs

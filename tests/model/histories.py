@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, TenureError
 from tenure.jobs.bulk_actions import Action
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
 from tenure.jobs.queries import Counted, Filter, Query
 from tenure.jobs.work import ClaimRequest, Outcome, Report

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from tenure.errors import IllegalTransition, KeyConflict, LeaseLost, TenureError
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import (
     Claimed,

@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis.stateful import MultipleResults
 
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import Outcome
 from tenure.lifecycle import Cancelled, Retried
 from tests.model.histories import AT_ONCE, LEASE_SECONDS, SLOWLY, STEPS, History, Receipt

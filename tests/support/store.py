@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tenure.jobs.checked_job import CheckedJob, Enqueued
+from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
 from tenure.jobs.ledger import Transition
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict

@@ -12,8 +12,7 @@ from tenure.dashboard import format as fmt
 from tenure.dashboard.health import HealthLevel, health
 from tenure.dashboard.timeline import attempts, periods
 from tenure.jobs.ledger import Transition
-from tenure.jobs.states import QueueState, WorkerState
-from tenure.jobs.stats import BUCKETS, Activity
+from tenure.jobs.stats import BUCKETS, Activity, QueueState, WorkerState
 from tenure.jobs.text import length
 from tenure.lifecycle import TRANSITIONS, Status
 

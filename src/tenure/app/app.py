@@ -21,13 +21,11 @@ from tenure.jobs import durations
 from tenure.jobs.decorator import JobType
 from tenure.jobs.enqueue import MAX_RETRIES, Backoff, Duration, NewJob, Options, positive, whole
 from tenure.jobs.explain import Explanation, explain
-from tenure.jobs.filters import Fields
-from tenure.jobs.findings import Check, Violation
+from tenure.jobs.findings import Check, Progress, Violation, no_progress
 from tenure.jobs.handlers import JobContext
 from tenure.jobs.ledger import Transition
 from tenure.jobs.names import check_label, list_of_names
-from tenure.jobs.progress import Progress, no_progress
-from tenure.jobs.queries import Counted, Filter
+from tenure.jobs.queries import Counted, Fields, Filter
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY

@@ -6,11 +6,11 @@ import logging
 
 from tenure.app.core import MAX_COUNTED, MAX_LISTED, Core
 from tenure.errors import BulkNotFound
-from tenure.jobs import filters, ids
-from tenure.jobs.bulk_actions import Action, Bulk
+from tenure.jobs import ids
+from tenure.jobs.bulk_actions import Action, Bulk, action_of, sources
 from tenure.jobs.enqueue import MAX_RETRIES, whole
 from tenure.jobs.names import check_label
-from tenure.jobs.queries import Filter
+from tenure.jobs.queries import Filter, check_filter
 from tenure.lifecycle import Job
 from tenure.store import search
 from tenure.store.bulk import about, step
@@ -40,7 +40,7 @@ class BulkActions:
         """Start to retry or cancel all jobs that match now; return the action.
 
         - `action`: `retry` or `cancel`.
-        - `filter`: which jobs, as a `Filter` from `tenure.jobs.values`. Jobs whose status does not
+        - `filter`: which jobs, as a `Filter` from `tenure.jobs.queries`. Jobs whose status does not
           allow the action are left out, and so are jobs that are added or fail from now on.
         - `more_retries`: with `retry`, how much to add to each job's `max_retries`, 1 to 1,000.
         - `actor`: who does this. Default: the application's actor.
@@ -64,9 +64,7 @@ class BulkActions:
 
     def sample(self, filter: Filter, action: str, limit: int = 5) -> list[Job]:
         """Return a few of the jobs that an action would change, after a look at bounded rows."""
-        query = about(
-            filters.checked(filter), filters.sources(filters.action_of(action)), limit=limit
-        )
+        query = about(check_filter(filter), sources(action_of(action)), limit=limit)
         return [*search.page(self._core.store.read, query).jobs]
 
     def step(self, bulk_id: str) -> Bulk:
@@ -123,7 +121,7 @@ def run_batches(core: Core) -> int:
 
 def run_batch(core: Core, bulk: Bulk) -> None:
     """Do the next batch of an action that has not ended."""
-    if step(core.store, bulk, filters.sources(bulk.action)):
+    if step(core.store, bulk, sources(bulk.action)):
         _log("bulk_ended", BulkActions(core).get(bulk.id), bulk.actor)
 
 

@@ -13,13 +13,13 @@ from typing import Any
 from msgspec.structs import replace
 
 from tenure.errors import InvalidInput, JobNotFound
-from tenure.jobs import durations, filters, ids
-from tenure.jobs.checked_job import CheckedJob, Enqueued
-from tenure.jobs.enqueue import Duration, NewJob, check_jobs, whole
+from tenure.jobs import durations, ids
+from tenure.jobs.bulk_actions import action_of, sources
+from tenure.jobs.enqueue import CheckedJob, Duration, Enqueued, NewJob, check_jobs, whole
 from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import Transition
-from tenure.jobs.queries import Counted, Filter, Page, Query, query_of
+from tenure.jobs.queries import Counted, Filter, Page, Query, check_filter, query_of
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import SETTLED, Job, Status
@@ -181,7 +181,7 @@ class Core:
         count = whole(at_most, 1, MAX_COUNTED, "$.at_most")
         query = checked_query(filter)
         if action is not None:
-            query = about(filter, filters.sources(filters.action_of(action)))
+            query = about(filter, sources(action_of(action)))
         return search.count(self.store.read, query, count)
 
     # --- what workers call
@@ -267,7 +267,7 @@ def checked_query(filter: Filter, limit: int = 50, before: str | None = None) ->
     if before is not None:
         ids.check_id(before, "$.before")
     count = whole(limit, 1, MAX_LISTED, "$.limit")
-    return query_of(filters.checked(filter), limit=count, before=before)
+    return query_of(check_filter(filter), limit=count, before=before)
 
 
 def _log_added(added: Future[list[Enqueued]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tenure.app.core import Core
 from tenure.jobs.enqueue import whole
 from tenure.jobs.names import check_name
-from tenure.jobs.states import QueueState, WorkerState
+from tenure.jobs.stats import QueueState, WorkerState
 
 
 class Queues:

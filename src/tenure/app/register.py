@@ -8,10 +8,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from tenure.jobs import handlers
 from tenure.jobs.decorator import Enqueues, JobType
-from tenure.jobs.enqueue import defaults_of
-from tenure.jobs.handlers import Defaults, Handlers, JobContext
-from tenure.jobs.names import check_name
-from tenure.jobs.reserved import check_open
+from tenure.jobs.enqueue import Defaults, defaults_of
+from tenure.jobs.handlers import Handlers, JobContext
+from tenure.jobs.names import check_open
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,9 +41,7 @@ class Register:
     @overload
     def __call__(self, function: Callable[P, R]) -> JobType[P, R]: ...
     def __call__(self, function: Callable[..., Any]) -> Any:
-        name = check_open(
-            check_name(self._name or function.__name__, "job type", "$.name"), "$.name"
-        )
+        name = check_open(self._name or function.__name__, "job type", "$.name")
         handler = handlers.describe(function, name, self._defaults, in_process=self._process)
         self._registry.add(handler)
         return JobType[Any, Any](self._app, handler)

@@ -22,10 +22,9 @@ SAMPLE = 5
 
 def filter_of(**given: Any) -> Filter:
     """Make the filter that the options of a command describe."""
-    from tenure.jobs.filters import checked
-    from tenure.jobs.queries import Filter
+    from tenure.jobs.queries import Filter, check_filter
 
-    return checked(Filter(**given), at="--", between="-")
+    return check_filter(Filter(**given), at="--", between="-")
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,7 @@ def show(id: str, as_json: bool) -> None:
 def explain(id: str, as_json: bool) -> None:
     """Say why a job is not running, and what you can do."""
     from tenure.cli.terminal import excerpt, print_json, wrapped
-    from tenure.jobs.filters import EVENT_OF
+    from tenure.jobs.bulk_actions import EVENT_OF
 
     with existing() as app:
         reason = app.explain(id)

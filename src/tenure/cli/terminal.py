@@ -20,7 +20,7 @@ import msgspec
 
 from tenure.cli.command import WIDE
 from tenure.jobs import durations
-from tenure.jobs.progress import Progress, no_progress
+from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.text import ago, length, printable_json, visible
 
 GAP = "  "

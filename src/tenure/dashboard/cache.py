@@ -19,8 +19,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from tenure.app.app import Tenure
-from tenure.jobs.states import QueueState, WorkerState
-from tenure.jobs.stats import Activity, Count, FailureGroup
+from tenure.jobs.stats import Activity, Count, FailureGroup, QueueState, WorkerState
 
 T = TypeVar("T")
 

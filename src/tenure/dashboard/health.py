@@ -9,8 +9,8 @@ from enum import StrEnum
 
 from tenure.dashboard.format import count
 from tenure.jobs.explain import is_live
-from tenure.jobs.reserved import serves
-from tenure.jobs.states import QueueState, WorkerState
+from tenure.jobs.names import serves
+from tenure.jobs.stats import QueueState, WorkerState
 from tenure.jobs.text import length
 
 LATE = timedelta(seconds=60)

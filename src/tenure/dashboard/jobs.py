@@ -13,8 +13,7 @@ from tenure.dashboard import charts, timeline
 from tenure.dashboard import format as fmt
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
-from tenure.jobs.filters import checked
-from tenure.jobs.queries import Filter
+from tenure.jobs.queries import Filter, check_filter
 from tenure.jobs.text import visible
 from tenure.lifecycle import Job, Status, legal_events
 from tenure.wire.problems import Refusal
@@ -51,7 +50,7 @@ def given_filter(read: Callable[[str], str], request: PageRequest) -> GivenFilte
         after = request.now - SINCE[given["since"]][1]
     return GivenFilter(
         given,
-        checked(
+        check_filter(
             Filter(
                 status=given.get("status"),
                 type=given.get("type"),

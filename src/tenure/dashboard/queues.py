@@ -11,7 +11,7 @@ from tenure.dashboard.health import LATE
 from tenure.dashboard.request import PageRequest
 from tenure.errors import InvalidInput
 from tenure.jobs.explain import is_live
-from tenure.jobs.reserved import serves
+from tenure.jobs.names import serves
 from tenure.lifecycle import Job, Status
 
 MAX_RUNNING = 500

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from tenure.errors import InvalidInput
 from tenure.jobs.queries import Filter
+from tenure.lifecycle import TRANSITIONS, Status
 
 
 class Action(StrEnum):
@@ -14,6 +16,23 @@ class Action(StrEnum):
 
     RETRY = "retry"
     CANCEL = "cancel"
+
+
+EVENT_OF = {Action.RETRY: "retried", Action.CANCEL: "cancelled"}
+
+
+def sources(action: Action) -> tuple[Status, ...]:
+    """The statuses that allow an action."""
+    return tuple(
+        transition.source for transition in TRANSITIONS if transition.event == EVENT_OF[action]
+    )
+
+
+def action_of(name: str) -> Action:
+    """The action of this name; raises InvalidInput."""
+    if name not in tuple(Action):
+        raise InvalidInput(f"no such action; one of {', '.join(Action)}", path="$.action")
+    return Action(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

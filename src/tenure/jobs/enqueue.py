@@ -1,4 +1,4 @@
-"""Check what an enqueue asks for. Pure.
+"""Jobs to add, and the check of what an enqueue asks for. Pure.
 
 A `NewJob` is a job as a caller writes it: its options may be text (`"5m"`), wrong, or absent. A
 `CheckedJob` is valid and complete.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
@@ -17,10 +17,8 @@ from msgspec.structs import replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, payload
-from tenure.jobs.checked_job import CheckedJob
-from tenure.jobs.handlers import Defaults
-from tenure.jobs.names import check_key, check_name
-from tenure.jobs.reserved import check_open
+from tenure.jobs.names import check_key, check_open
+from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 MAX_PRIORITY = 32_767
@@ -62,6 +60,43 @@ class NewJob(msgspec.Struct, frozen=True):
     options: Options
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """The options of a handler's jobs where an enqueue does not give them."""
+
+    queue: str = "default"
+    priority: int = 0
+    max_retries: int = DEFAULT_MAX_RETRIES
+    timeout: float | None = None
+    backoff: RetryPolicy = DEFAULT_POLICY
+
+
+class CheckedJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A job to add. The store sets its times: `run_at` if given, otherwise now plus `delay`."""
+
+    id: str
+    type: str
+    queue: str = "default"
+    payload: str = "{}"
+    priority: int = 0
+    max_retries: int = DEFAULT_MAX_RETRIES
+    timeout: float | None = None
+    backoff: RetryPolicy = DEFAULT_POLICY
+    idempotency_key: str | None = None
+    fingerprint: str | None = None  # of the whole request, stored with the key
+    delay: float = 0.0
+    run_at: datetime | None = None
+    actor: str | None = None
+    traceparent: str | None = None  # the span that adds it, if any
+
+
+class Enqueued(msgspec.Struct, frozen=True):
+    """The new job, or (`created` false) the earlier job with the same idempotency key."""
+
+    job: Job
+    created: bool
+
+
 def check_jobs(
     new_jobs: Sequence[NewJob], *, defaults: Callable[[str], Defaults], actor: str, several: bool
 ) -> list[CheckedJob]:
@@ -99,7 +134,7 @@ def check_job(new_job: NewJob, id: str, *, defaults: Defaults, actor: str) -> Ch
         defaults = defaults_of(options, defaults)
     checked_job = CheckedJob(
         id=id,
-        type=check_open(check_name(new_job.type, "job type", "$.type"), "$.type"),
+        type=check_open(new_job.type, "job type", "$.type"),
         queue=defaults.queue,
         payload=payload.canonical(new_job.payload),
         priority=defaults.priority,
@@ -134,7 +169,7 @@ def defaults_of(options: Mapping[str, Any], otherwise: Defaults) -> Defaults:
         return otherwise
     timeout = options.get("timeout", otherwise.timeout)
     return Defaults(
-        queue=_queue(options.get("queue", otherwise.queue)),
+        queue=check_open(options.get("queue", otherwise.queue), "queue", "$.queue"),
         priority=whole(
             options.get("priority", otherwise.priority), -MAX_PRIORITY, MAX_PRIORITY, "$.priority"
         ),
@@ -144,10 +179,6 @@ def defaults_of(options: Mapping[str, Any], otherwise: Defaults) -> Defaults:
         timeout=None if timeout is None else positive(timeout, "$.timeout"),
         backoff=policy_of(options.get("backoff", otherwise.backoff), "$.backoff"),
     )
-
-
-def _queue(given: Any) -> str:
-    return check_open(check_name(given, "queue", "$.queue"), "$.queue")
 
 
 _OPTIONS = frozenset(Options.__annotations__)

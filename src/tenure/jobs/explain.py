@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tenure.jobs import durations
+from tenure.jobs.names import serves
 from tenure.jobs.queries import MAX_AHEAD
-from tenure.jobs.reserved import serves
-from tenure.jobs.states import WorkerState
-from tenure.jobs.stats import Activity
+from tenure.jobs.stats import Activity, WorkerState
 from tenure.lifecycle import ATTEMPT_ENDS, Job, Status, legal_events
 
 RATE_MINUTES = 5

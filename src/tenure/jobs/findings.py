@@ -1,7 +1,8 @@
-"""What `tenure verify` and `tenure doctor` find."""
+"""What `tenure verify` and `tenure doctor` find, and how long work reports its progress."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -35,3 +36,11 @@ class Check:
     health: CheckResult
     found: str
     advice: str = ""
+
+
+Progress = Callable[[int, int | None, str], None]
+"""Called at times with how much is done, of how much (None: not known), and what is done now."""
+
+
+def no_progress(done: int, total: int | None, doing: str) -> None:
+    """Ignore the progress that is reported."""

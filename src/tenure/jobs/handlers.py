@@ -19,8 +19,7 @@ import msgspec.inspect
 
 from tenure.errors import InvalidInput
 from tenure.jobs import payload as payloads
-from tenure.lifecycle import DEFAULT_MAX_RETRIES
-from tenure.retry import DEFAULT_POLICY, RetryPolicy
+from tenure.jobs.enqueue import Defaults
 
 
 @dataclass(slots=True)
@@ -50,17 +49,6 @@ class JobContext:
     token: int  # rises with every claim
     deadline: datetime | None  # by the worker's clock
     cancelled: bool = False  # or the lease is lost
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """The options of a handler's jobs where an enqueue does not give them."""
-
-    queue: str = "default"
-    priority: int = 0
-    max_retries: int = DEFAULT_MAX_RETRIES
-    timeout: float | None = None
-    backoff: RetryPolicy = DEFAULT_POLICY
 
 
 class BadArguments(Exception):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from tenure.errors import InvalidInput
 
 MAX_NAME_LENGTH = 128
 MAX_KEY_LENGTH = 255
 MAX_LABEL_LENGTH = 255
+
+RESERVED = "tenure."
+"""Begins the types and queues that belong to Tenure: only Tenure itself adds such jobs, and a claim
+that names no queues skips such queues."""
 
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_:-]*(\.[A-Za-z0-9_:-]+)*$"
 """Names of job types and queues, as a pattern of JSON Schema. Names are parts of URLs, file names
@@ -63,3 +67,28 @@ def check_label(value: object, what: str, path: str) -> str:
         f"not a label for a {what}; use 1 to {MAX_LABEL_LENGTH} printable characters on one line",
         path=path,
     )
+
+
+def serves(queues: Collection[str] | None, queue: str) -> bool:
+    """Whether a claim of `queues`, or of None for any, takes jobs of `queue`."""
+    return not queue.startswith(RESERVED) if queues is None else queue in queues
+
+
+def check_open(value: object, what: str, path: str) -> str:
+    """Return `value` if `check_name` accepts it and users may use it; raises InvalidInput."""
+    name = check_name(value, what, path)
+    if name.startswith(RESERVED):
+        raise InvalidInput(
+            f"{name} is reserved: Tenure itself adds and runs the jobs of types and queues that "
+            f"begin with {RESERVED}; choose another name",
+            path=path,
+        )
+    return name
+
+
+def check_queues(queues: Iterable[str] | None, path: str) -> tuple[str, ...] | None:
+    """Return the queues that a user's worker may take from, None for any; raises InvalidInput."""
+    if queues is None:
+        return None
+    names = list_of_names(queues, path)
+    return tuple(check_open(name, "queue", path) for name in names)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
-from tenure.lifecycle import Job
+from tenure.errors import InvalidInput
+from tenure.jobs import payload
+from tenure.jobs.names import check_name
+from tenure.lifecycle import Job, Status
 
 MAX_AHEAD = 10_000
 """Most jobs that are counted ahead of a job."""
@@ -27,6 +30,43 @@ class Filter:
     error: str | None = None  # substring of `last_error`, without regard to ASCII case
     text: str | None = None  # substring of the payload's JSON, likewise
     hidden: tuple[str, ...] = ()  # keys whose values are not searched
+
+
+class Fields(TypedDict, total=False):
+    """The fields of a `Filter`, as keyword arguments."""
+
+    status: str | None
+    type: str | None
+    queue: str | None
+    created_after: datetime | None
+    created_before: datetime | None
+    error: str | None
+    text: str | None
+    hidden: tuple[str, ...]
+
+
+def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filter:
+    """Return `filter` if it is valid.
+
+    Raises InvalidInput with the path of the field: `at` and the name, whose words are joined with
+    `between`, as the caller wrote them.
+    """
+    if filter.status is not None and filter.status not in tuple(Status):
+        raise InvalidInput(f"no such status; one of {', '.join(Status)}", path=f"{at}status")
+    for name, what, value in (("type", "job type", filter.type), ("queue", "queue", filter.queue)):
+        if value is not None:
+            check_name(value, what, at + name)
+    for name in ("created_after", "created_before"):
+        time: datetime | None = getattr(filter, name)
+        if time is not None and time.utcoffset() is None:
+            where = at + name.replace("_", between)
+            raise InvalidInput("a time without its zone; write it with Z or +02:00", path=where)
+    for name in ("error", "text"):
+        text: str | None = getattr(filter, name)
+        if text is not None and not 1 <= len(text) <= MAX_SEARCHED_FOR:
+            raise InvalidInput(f"search for 1 to {MAX_SEARCHED_FOR} characters", path=at + name)
+        payload.check(text, path=at + name)
+    return filter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

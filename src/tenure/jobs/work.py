@@ -12,7 +12,7 @@ import msgspec
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's request for up to `limit` jobs; None for `queues` or `types` means any.
 
-    Any queue does not include those whose names begin with `tenure.`; see `reserved.serves`.
+    Any queue does not include those whose names begin with `tenure.`; see `names.serves`.
     """
 
     worker: str

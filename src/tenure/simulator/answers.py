@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, QueueFull
-from tenure.jobs.checked_job import CheckedJob, Enqueued
+from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.work import Answer, ClaimRequest, Exchange, Report, Verdict
 from tenure.lifecycle import Cancelled
 from tenure.simulator import calls

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from tenure.errors import StoreUnavailable
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import ClaimRequest, Report
 from tenure.lifecycle import Event
 from tenure.store import transitions

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tenure.errors import TenureError
-from tenure.jobs.checked_job import CheckedJob
-from tenure.jobs.enqueue import NewJob, check_job
-from tenure.jobs.handlers import Defaults
+from tenure.jobs.enqueue import CheckedJob, Defaults, NewJob, check_job
 from tenure.lifecycle import Cancelled
 from tenure.simulator.calls import UNKNOWN, EnqueueCall, OperatorCall
 from tenure.simulator.plan import MAX_DELAY_SECONDS

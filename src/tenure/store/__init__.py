@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from tenure import failpoints
 from tenure.errors import InvalidInput, StoreUnavailable
-from tenure.jobs.checked_job import CheckedJob, Enqueued
-from tenure.jobs.progress import Progress, no_progress
+from tenure.jobs.enqueue import CheckedJob, Enqueued
+from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.redaction import without_password
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import Event, Job

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenure.jobs.progress import Progress
+from tenure.jobs.findings import Progress
 from tenure.lifecycle import (
     ATTEMPTS_LEFT,
     FIRST_EVENT,

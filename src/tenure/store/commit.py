@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.jobs.checked_job import CheckedJob, Enqueued
+from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.store import enqueue, transitions
 from tenure.store.protocol import Database, Trouble

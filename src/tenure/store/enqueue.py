@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tenure.errors import KeyConflict, QueueFull, TenureError
-from tenure.jobs.checked_job import CheckedJob, Enqueued
+from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.lifecycle import Job
 from tenure.store.protocol import Database
 

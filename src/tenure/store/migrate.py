@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
 from tenure.errors import SchemaMismatch
-from tenure.jobs.progress import Progress, no_progress
+from tenure.jobs.findings import Progress, no_progress
 from tenure.lifecycle import FIRST_EVENT
 from tenure.store import constraints as guards
 

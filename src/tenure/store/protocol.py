@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job
 from tenure.store.dialect import Statements

@@ -13,10 +13,10 @@ from datetime import datetime
 from typing import Any
 
 from tenure.errors import InvalidInput
+from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
-from tenure.jobs.progress import Progress, no_progress
 from tenure.jobs.queries import Query
-from tenure.jobs.states import QueueState, WorkerState
+from tenure.jobs.stats import QueueState, WorkerState
 from tenure.lifecycle import Job
 from tenure.store.dialect import Dialect
 from tenure.store.rows import COLUMNS, job_of, selected

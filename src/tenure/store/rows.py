@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.lifecycle import Job, Status
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 from tenure.store.dialect import Dialect

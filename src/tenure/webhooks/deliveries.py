@@ -13,10 +13,8 @@ from typing import Any, Protocol
 import msgspec
 
 from tenure.jobs import ids, payload
-from tenure.jobs.checked_job import CheckedJob
-from tenure.jobs.enqueue import policy_of
-from tenure.jobs.ledger import LedgerEvent, LedgerPage
-from tenure.jobs.webhook import Webhook
+from tenure.jobs.enqueue import CheckedJob, policy_of
+from tenure.jobs.ledger import LedgerEvent, LedgerPage, Webhook
 from tenure.wire import responses
 
 WEBHOOK = "tenure.webhook"

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
+from tenure.jobs.ledger import Webhook
 from tenure.jobs.names import check_label, check_name, list_of_names
-from tenure.jobs.webhook import Webhook
 from tenure.lifecycle import EVENTS
 
 MAX_WEBHOOKS = 100

@@ -16,8 +16,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field, structs
 from tenure.jobs import ids
 from tenure.jobs.bulk_actions import Action, Bulk
 from tenure.jobs.ledger import LedgerEvent, Transition
-from tenure.jobs.states import DatabaseState, QueueState
-from tenure.jobs.stats import BUCKETS, Count, Time, Total
+from tenure.jobs.stats import BUCKETS, Count, DatabaseState, QueueState, Time, Total
 from tenure.jobs.work import Answer, Lease, Verdict
 from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy

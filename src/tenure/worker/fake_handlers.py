@@ -24,7 +24,8 @@ from itertools import count
 from typing import Any
 
 from tenure.errors import InvalidInput
-from tenure.jobs.handlers import Defaults, Handler, Handlers, JobContext, describe
+from tenure.jobs.enqueue import Defaults
+from tenure.jobs.handlers import Handler, Handlers, JobContext, describe
 from tenure.jobs.names import check_name
 
 Check = Callable[[JobContext], None]

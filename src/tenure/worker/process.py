@@ -21,10 +21,9 @@ from typing import Any
 
 from tenure.app.app import Tenure
 from tenure.jobs.enqueue import Duration
-from tenure.jobs.findings import CheckResult
+from tenure.jobs.findings import CheckResult, Progress, no_progress
 from tenure.jobs.handlers import Handlers
-from tenure.jobs.progress import Progress, no_progress
-from tenure.jobs.reserved import check_queues
+from tenure.jobs.names import check_queues
 from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.processes import CHILD, STOP_SIGNALS
 from tenure.worker.source import WorkSource

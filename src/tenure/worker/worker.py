@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from tenure.errors import TenureError
+from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.handlers import Handlers
-from tenure.jobs.progress import Progress, no_progress
 from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
 from tenure.jobs.work import ClaimRequest
 from tenure.telemetry.tracing import Tracing

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_ids
 from tenure.jobs.work import Lease
 from tenure.store.postgres.writer import Postgres

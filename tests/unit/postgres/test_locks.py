@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
 from tenure.jobs.work import Lease
 from tenure.store.postgres import lanes as postgres_lanes

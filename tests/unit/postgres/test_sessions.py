@@ -13,7 +13,7 @@ import pytest
 from psycopg.pq import ExecStatus
 
 from tenure.errors import StoreUnavailable
-from tenure.jobs.checked_job import CheckedJob, Enqueued
+from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
 from tenure.lifecycle import Status
 from tenure.store import Store, open_store, transitions

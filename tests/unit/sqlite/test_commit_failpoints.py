@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tenure import failpoints
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
 from tenure.store import migrate_store
 from tenure.store.commit import Committer, EnqueueWork, ExchangeWork, Work

@@ -13,11 +13,9 @@ from tenure.app.core import MAX_COUNTED, MAX_LISTED
 from tenure.app.shown import transitions_shown
 from tenure.http.api.call import Call, answer, convert, sent
 from tenure.jobs.bulk_actions import Action
-from tenure.jobs.checked_job import Enqueued
-from tenure.jobs.enqueue import NewJob, Options
-from tenure.jobs.filters import checked
+from tenure.jobs.enqueue import Enqueued, NewJob, Options
 from tenure.jobs.names import check_key
-from tenure.jobs.queries import Filter
+from tenure.jobs.queries import Filter, check_filter
 from tenure.lifecycle import Status
 from tenure.telemetry import tracing
 from tenure.tokens.scopes import Caller
@@ -127,7 +125,7 @@ def _filter(call: Call) -> Filter:
     given = {name: value for name in names if (value := getattr(call.query, name)) is not UNSET}
     for name in given.keys() & {"created_after", "created_before"}:
         given[name] = convert(given[name], requests.RunAt, root=f"query {name}")
-    return checked(Filter(**given, hidden=call.redaction.keys), at="query ")
+    return check_filter(Filter(**given, hidden=call.redaction.keys), at="query ")
 
 
 def _id_of(cursor: str) -> str:

@@ -13,8 +13,7 @@ from starlette.responses import Response
 from tenure.errors import LeaseLost, ReportConflict
 from tenure.http.api.call import Call, answer
 from tenure.http.notifier import LOOK_SECONDS, Waiter
-from tenure.jobs.names import check_name
-from tenure.jobs.reserved import check_open
+from tenure.jobs.names import check_name, check_open
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.wire import requests, responses
 from tenure.wire.problems import storable
@@ -40,7 +39,7 @@ async def lease_jobs(call: Call) -> Response:
         traces=body.traces,
     )
     for number, queue in enumerate(wanted.queues or ()):
-        check_open(queue, f"$.queues[{number}]")
+        check_open(queue, "queue", f"$.queues[{number}]")
     leases = await _claim(call, wanted)
     return answer([responses.lease_body(lease) for lease in leases])
 

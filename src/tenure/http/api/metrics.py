@@ -15,8 +15,7 @@ from operator import add
 from typing import TYPE_CHECKING
 
 from tenure.app.app import Tenure
-from tenure.jobs.states import DatabaseState, QueueState
-from tenure.jobs.stats import BUCKETS, Count, Total
+from tenure.jobs.stats import BUCKETS, Count, DatabaseState, QueueState, Total
 from tenure.lifecycle import RUN_ENDS
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.jobs import payload
 from tenure.jobs.names import KEY_PATTERN, MAX_KEY_LENGTH
 from tenure.jobs.queries import Counted
-from tenure.jobs.states import QueueState, WorkerState
+from tenure.jobs.stats import QueueState, WorkerState
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
 from tenure.wire import requests, responses
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import ClaimRequest, Lease
 from tenure.lifecycle import Job
 from tenure.store.postgres import statements as sql

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.lifecycle import Job
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import to_time

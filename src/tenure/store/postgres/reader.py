@@ -12,8 +12,8 @@ import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from tenure.errors import StoreUnavailable
+from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.ledger import EventFilter
-from tenure.jobs.progress import Progress, no_progress
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.lifecycle import Job
 from tenure.store import audit

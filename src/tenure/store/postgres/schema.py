@@ -6,7 +6,7 @@ from typing import Any
 
 from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
-from tenure.jobs.progress import Progress, no_progress
+from tenure.jobs.findings import Progress, no_progress
 from tenure.store import migrate
 from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Address, address_of, connect
 

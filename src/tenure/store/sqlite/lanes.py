@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from tenure.jobs.reserved import serves
+from tenure.jobs.names import serves
 
 # Two searches in the index instead of one comparison of pairs, which would be a walk over every
 # pending job of the queue.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tenure import failpoints
 from tenure.errors import StoreUnavailable
-from tenure.jobs.progress import Progress, no_progress
+from tenure.jobs.findings import Progress, no_progress
 from tenure.store import migrate
 from tenure.store.sqlite.connection import NOW, connect
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tenure import failpoints
-from tenure.jobs.checked_job import CheckedJob
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import constraints

@@ -7,9 +7,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from tenure import failpoints
-from tenure.jobs.checked_job import CheckedJob
-from tenure.jobs.ledger import EventFilter, LedgerPage
-from tenure.jobs.webhook import Webhook
+from tenure.jobs.enqueue import CheckedJob
+from tenure.jobs.ledger import EventFilter, LedgerPage, Webhook
 from tenure.store import enqueue
 from tenure.store.dialect import Statements
 from tenure.store.rows import read_names, write_names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tenure.jobs.states import WorkerState
+from tenure.jobs.stats import WorkerState
 from tenure.jobs.work import ClaimRequest
 from tenure.store.dialect import Reads, Statements
 from tenure.store.rows import read_names, write_names
