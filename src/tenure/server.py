@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 from starlette.datastructures import State
 from starlette.routing import Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from tenure import dashboard
 from tenure.app.app import Tenure
@@ -30,7 +30,6 @@ from tenure.http import guard
 from tenure.http.api.call import Dispatcher
 from tenure.http.api.routes import OPEN_PATHS, ROUTES
 from tenure.http.notifier import WorkNotifier
-from tenure.http.token_cache import TokenCache
 from tenure.jobs.names import check_queues
 from tenure.settings import Settings
 from tenure.worker.maintenance import MaintenanceThread
@@ -61,7 +60,7 @@ class Application:
 
         self.state = State({"notifier": notifier})
         redaction = app.core.redaction.also(settings.redact)
-        tokens = TokenCache(app, settings.tokens, closed=not guard.is_loopback(settings.host))
+        tokens = guard.TokenCache(app, settings.tokens, closed=not guard.is_loopback(settings.host))
         self._api = guard.AccessGuard(
             Dispatcher(ROUTES, app, notifier, redaction), settings, tokens, OPEN_PATHS
         )
@@ -77,11 +76,12 @@ class Application:
         self._other = Router(lifespan=lifespan)  # without routes: it closes WebSockets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer: ASGIApp = self._other
-        if scope["type"] == "http":
-            path = scope["path"].removeprefix(scope.get("root_path", ""))
-            answer = self._pages if dashboard.serves(path) else self._api
-        await answer(scope, receive, send)
+        if scope["type"] != "http":
+            await self._other(scope, receive, send)
+        elif dashboard.serves(scope):
+            await self._pages(scope, receive, send)
+        else:
+            await self._api(scope, receive, send)
 
 
 def build(app: Tenure, settings: Settings | None = None) -> Application:

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from tenure import InvalidInput, StoreUnavailable, Tenure
 from tenure.client import Client
 from tenure.errors import Forbidden, Unauthorized
-from tenure.http import event_stream, token_cache
+from tenure.http import event_stream, guard
 from tenure.http.api.routes import ROUTES, Route
 from tenure.server import build
 from tenure.settings import Settings
@@ -62,7 +62,7 @@ def app(sqlite_url: str) -> Iterator[Tenure]:
 def guarded(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A server that looks at the tokens in the database for every request."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
-        monkeypatch.setattr(token_cache, name, -1)
+        monkeypatch.setattr(guard, name, -1)
     with api_client(app, Settings(tokens=(OWNER,))) as api:
         yield api
 
@@ -222,7 +222,7 @@ def test_an_open_server_asks_for_tokens_once_there_was_one(
 ) -> None:
     """And goes on asking when the last is revoked: nobody is let in by taking a token away."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
-        monkeypatch.setattr(token_cache, name, -1)
+        monkeypatch.setattr(guard, name, -1)
     with api_client(app) as api:
         assert api.get("/jobs").status_code == 200
         token, _ = app.tokens.create("one", ["read"])
@@ -262,8 +262,8 @@ def test_without_the_database_no_stored_token_opens(
 def test_guessing_reads_the_database_ten_times_a_second_at_most(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_cache, "AT_ONCE_SECONDS", 3600)
-    monkeypatch.setattr(token_cache, "FRESH_SECONDS", 3600)
+    monkeypatch.setattr(guard, "AT_ONCE_SECONDS", 3600)
+    monkeypatch.setattr(guard, "FRESH_SECONDS", 3600)
     reads: list[int] = []
     found = StoredTokens.every
     monkeypatch.setattr(StoredTokens, "every", lambda table: reads.append(1) or found(table))
@@ -281,8 +281,8 @@ def test_guessing_reads_the_database_ten_times_a_second_at_most(
 IMPATIENT = (
     sys.executable,
     "-c",
-    "from tenure import cli; from tenure.http import token_cache as keyring\n"
-    "keyring.FRESH_SECONDS, keyring.STALE_SECONDS = 0.1, 0.5\n"
+    "from tenure import cli; from tenure.http import guard\n"
+    "guard.FRESH_SECONDS, guard.STALE_SECONDS = 0.1, 0.5\n"
     "cli.main()",
 )
 """A server that looks at the tokens ten times as often as others do."""
@@ -375,7 +375,7 @@ def test_a_stream_ends_with_the_token_that_opened_it(
 ) -> None:
     """And with the first token that there is, one that was opened by nobody."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
-        monkeypatch.setattr(token_cache, name, -1)
+        monkeypatch.setattr(guard, name, -1)
     monkeypatch.setattr(event_stream, "RECHECK_SECONDS", 0.01)
 
     async def opened(secret: str | None) -> Exchange:

@@ -24,7 +24,7 @@ from tenure.app.app import Tenure
 from tenure.errors import TenureError
 from tenure.http.event_stream import PING, EventStream, Source
 from tenure.jobs.ledger import Transition
-from tenure.wire.problems import RETRY_SECONDS
+from tenure.wire.problems import RETRY_LATER
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Follower:
     def stream(self, request: Request) -> Response:
         """Return the stream of one viewer; a refusal if there are too many viewers."""
         if self._stopped() or len(self._streams) >= MAX_VIEWERS:
-            return Response(status_code=503, headers={"Retry-After": str(RETRY_SECONDS)})
+            return Response(status_code=503, headers=RETRY_LATER)
         return EventStream(request.scope, self._notes(), self._streams)
 
     async def _notes(self) -> Source:

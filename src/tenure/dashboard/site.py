@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-import msgspec
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -30,12 +29,12 @@ from tenure.dashboard.cache import ReadCache
 from tenure.dashboard.push import Follower
 from tenure.dashboard.request import ADMIN, ENQUEUE, HEADERS, READ, PageRequest, inside, read_form
 from tenure.errors import TenureError, Unauthorized
-from tenure.http.token_cache import TokenCache
+from tenure.http.guard import TokenCache, path_in
 from tenure.jobs import text
 from tenure.jobs.redaction import Redaction
 from tenure.tokens import scopes as tokens
 from tenure.tokens.scopes import CALLER, Caller
-from tenure.wire.problems import ProblemBody, Refusal, problem_of, request_id_of
+from tenure.wire.problems import Refusal, problem_of
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +93,9 @@ ACTIONS: dict[str, tuple[frozenset[tokens.Scope], Page]] = {
 }
 
 
-def serves(path: str) -> bool:
-    """Return whether a path belongs to the dashboard; every other belongs to the API."""
+def serves(scope: Scope) -> bool:
+    """Return whether a request is for the dashboard; every other is for the API."""
+    path = path_in(scope)
     return path in ("/", "/ui", ICON) or path.startswith("/ui/")
 
 
@@ -184,13 +184,12 @@ class Dashboard:
     def refuse(self, scope: Scope, error: Exception) -> Response:
         """Return the answer to a refused request; without a valid token, the way to sign in."""
         http = Request(scope)
-        problem = problem_of(error, scope["path"], request_id_of(scope["headers"]))
+        problem, headers = problem_of(error, scope["path"], scope["headers"])
         if isinstance(error, Unauthorized):
             return self._to_sign_in(http)
         request = PageRequest(self, http, scope.get(CALLER, NO_CALLER))
-        body = msgspec.json.decode(problem.body, type=ProblemBody)
-        response = request.page("problem.html", problem.status, problem=body)
-        response.headers.update(problem.headers)
+        response = request.page("problem.html", problem.status, problem=problem)
+        response.headers.update(headers)
         return response
 
     def _to_sign_in(self, http: Request) -> Response:

@@ -5,31 +5,46 @@ Without tokens the server answers only programs on this machine. The socket ensu
 (DNS rebinding), and only the name shows it. With tokens, every call but `/health` must send one.
 The route decides whether its scopes are enough. Requests that change something are refused if a
 browser says that another site sent them.
+
+To check a token is one lookup in memory, by its digest. The tokens in the database are read again
+when they are older than `FRESH_SECONDS`; meanwhile requests use the older ones. From
+`STALE_SECONDS` on requests wait for the read. So a token that was revoked or has expired is refused
+everywhere within seconds, and no token that could have been revoked is accepted without the
+database. A new token is accepted at once. The lookup need not take constant time: its time reveals
+something about the digest of a guess, but nothing about the tokens.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import ipaddress
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenure.app.app import Tenure
-from tenure.errors import InvalidInput, StoreUnavailable, Unauthorized
-from tenure.http.token_cache import TokenCache
+from tenure.errors import InvalidInput, StoreUnavailable, TenureError, Unauthorized
 from tenure.settings import Settings
-from tenure.tokens.scopes import CALLER, Caller
-from tenure.wire.problems import MEDIA_TYPE, REQUEST_ID, Refusal, problem_of, request_id_of
+from tenure.tokens.scopes import ANYBODY, CALLER, EVERY_SCOPE, Caller, digest_of
+from tenure.wire.problems import MEDIA_TYPE, REQUEST_ID, Refusal, problem_of
 
 log = logging.getLogger(__name__)
 
 GUARD = "tenure.guard"
 """The key of a request's ASGI scope under which its guard is found."""
 MAX_REMEMBERED = 100
+FRESH_SECONDS = 1.0
+STALE_SECONDS = 5.0
+AT_ONCE_SECONDS = 0.1
+"""Tokens older than this are read again for an unknown one: guesses cost ten reads a second."""
+RECORD_SECONDS = 60.0
+"""How often the use of a token is recorded."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _is_host = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(:[0-9]{1,5})?").fullmatch
 
@@ -45,6 +60,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def path_in(scope: Scope) -> str:
+    """Return the path of a request below the path that the application is mounted at."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def check_binding(settings: Settings, app: Tenure) -> None:
     """Raise InvalidInput if other machines could reach an API that asks for no token."""
     if settings.tokens or is_loopback(settings.host):
@@ -58,9 +79,97 @@ def check_binding(settings: Settings, app: Tenure) -> None:
         )
 
 
-def _as_problem(scope: Scope, error: Exception) -> Response:
-    problem = problem_of(error, scope["path"], request_id_of(scope["headers"]))
-    return Response(problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE)
+_OWNER = Caller("http", EVERY_SCOPE)
+"""The caller with a token of the settings."""
+
+
+class TokenCache:
+    """The valid tokens of this server. Can be used on one event loop after another."""
+
+    def __init__(self, app: Tenure, given: tuple[str, ...], *, closed: bool) -> None:
+        """`given` are tokens with every scope; `closed` asks for a token even if none exists."""
+        self._app = app
+        self._given = {digest_of(token.encode()): _OWNER for token in given}
+        self._closed = closed or bool(given)
+        self._stored: dict[bytes, Caller] = {}
+        self._any_stored = False
+        self._read_at: float | None = None
+        self._reading: asyncio.Future[None] | None = None
+        self._used: set[str] = set()
+        self._recorded: dict[str, float] = {}
+
+    async def caller(self, token: bytes | None) -> Caller | None:
+        """Return the caller of `token` (None: no token was sent); None if it is not valid.
+
+        Raises StoreUnavailable if that depends on a database that does not answer.
+        """
+        digest = None if token is None else digest_of(token)
+        if digest in self._given:
+            return self._given[digest]
+        now = asyncio.get_running_loop().time()
+        age = float("inf") if self._read_at is None else max(now - self._read_at, 0.0)
+        if digest is None and not self._is_open:
+            return None
+        known = self._is_open or digest in self._stored
+        if age > (STALE_SECONDS if known else AT_ONCE_SECONDS):
+            await asyncio.shield(self._read())
+        elif age > FRESH_SECONDS:
+            self._read()
+        if self._is_open:
+            return ANYBODY
+        found = None if digest is None else self._stored.get(digest)
+        if found is not None:
+            self._used.add(found.name)
+        return found
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether no token is needed; never again once there was one in the database."""
+        return not self._closed and not self._any_stored
+
+    def _read(self) -> asyncio.Future[None]:
+        """Read the database's tokens again, once for all requests that ask meanwhile."""
+        loop = asyncio.get_running_loop()
+        reading = self._reading
+        if reading is None or reading.done() or reading.get_loop() is not loop:
+            reading = self._reading = loop.create_task(self._read_now())
+            reading.add_done_callback(_retrieve)
+        return reading
+
+    async def _read_now(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            tokens = await asyncio.to_thread(self._app.tokens.list)
+        except TenureError as error:
+            log.warning("cannot read the tokens of the HTTP API: %s", error)
+            raise StoreUnavailable("the database did not answer") from error
+        self._stored = {bytes.fromhex(t.digest): t.caller for t in tokens if t.valid}
+        self._any_stored = bool(tokens)
+        self._read_at = began
+        self._record_use(began)
+
+    def _record_use(self, now: float) -> None:
+        due = {name for name in self._used if now >= self._recorded.get(name, now)}
+        self._used.clear()
+        if due:
+            self._recorded.update(dict.fromkeys(due, now + RECORD_SECONDS))
+            names = [name.removeprefix("token:") for name in due]
+            # No request waits for it. A role that may not write here does not record it.
+            with contextlib.suppress(TenureError):
+                self._app.core.note_token_use(names)
+
+
+def _retrieve(done: asyncio.Future[None]) -> None:
+    """Retrieve a failure, which is logged already, so that asyncio does not warn of it."""
+    if not done.cancelled():
+        done.exception()
+
+
+def as_problem(scope: Scope, error: Exception) -> Response:
+    """Return the answer to a request that failed with `error`."""
+    body, headers = problem_of(error, scope["path"], scope["headers"])
+    return Response(msgspec.json.encode(body), body.status, headers, media_type=MEDIA_TYPE)
 
 
 def _no_session(scope: Scope) -> bytes | None:
@@ -78,7 +187,7 @@ class AccessGuard:
         open_paths: Sequence[str],
         *,
         session: Callable[[Scope], bytes | None] = _no_session,
-        refuse: Callable[[Scope, Exception], Response] = _as_problem,
+        refuse: Callable[[Scope, Exception], Response] = as_problem,
     ) -> None:
         """Guard `app`. `session` finds the token of a browser's session, `refuse` refuses."""
         self._app = app
@@ -91,13 +200,10 @@ class AccessGuard:
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         send = _with_security_headers(send)
         try:
             self._check(scope)
-            scope[CALLER] = await self._caller(scope)
+            scope[CALLER] = await self.caller_of(scope)
             scope[GUARD] = self
         except (Refusal, Unauthorized, StoreUnavailable) as error:
             response = self._refuse(scope, error)
@@ -107,16 +213,6 @@ class AccessGuard:
             await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
-
-    async def still_allows(self, scope: Scope) -> bool:
-        """Return whether the caller of a request is still the same and still allowed."""
-        try:
-            before: Caller = scope[CALLER]
-            return await self._caller(scope) == before
-        except Unauthorized:
-            return False
-        except StoreUnavailable:  # then there is nothing to read, either
-            return True
 
     def _check(self, scope: Scope) -> None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
@@ -158,10 +254,9 @@ class AccessGuard:
                 "and from its own pages only",
             )
 
-    async def _caller(self, scope: Scope) -> Caller:
+    async def caller_of(self, scope: Scope) -> Caller:
         """Return who sent a request; raises Unauthorized unless its token is valid."""
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in self._open_paths:
+        if path_in(scope) in self._open_paths:
             return NO_CALLER
         caller = await self._tokens.caller(_token(scope) or self._session(scope))
         if caller is None:
@@ -176,7 +271,13 @@ async def still_allowed(scope: Scope) -> bool:
     the database does not answer.
     """
     guard: AccessGuard = scope[GUARD]
-    return await guard.still_allows(scope)
+    before: Caller = scope[CALLER]
+    try:
+        return await guard.caller_of(scope) == before
+    except Unauthorized:
+        return False
+    except StoreUnavailable:  # then there is nothing to read, either
+        return True
 
 
 NO_CALLER = Caller("http", frozenset(), known=False)

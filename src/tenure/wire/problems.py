@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -36,8 +37,8 @@ from tenure.errors import (
 MEDIA_TYPE = "application/problem+json"
 URN = "urn:tenure:problem:"
 REQUEST_ID = "X-Request-Id"
-RETRY_SECONDS = 1
-"""Value of Retry-After when a queue is full or the database does not answer."""
+RETRY_LATER = {"Retry-After": "1"}
+"""Sent when a queue is full, the database does not answer, or the server stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,13 @@ KINDS: tuple[Kind, ...] = (
     ),
 )
 
+HEADERS: Mapping[int, Mapping[str, str]] = {
+    401: {"WWW-Authenticate": 'Bearer realm="tenure"'},
+    429: RETRY_LATER,
+    503: RETRY_LATER,
+}
+"""What is sent with the errors of `KINDS`, by status."""
+
 Maybe = msgspec.UnsetType
 
 
@@ -128,88 +136,62 @@ class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
     max_pending: int | Maybe = msgspec.UNSET
 
 
+@dataclass(eq=False)
 class Refusal(Exception):
     """A request that HTTP refuses before Tenure sees it: wrong method, host or media type."""
 
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        title: str,
-        detail: str,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
-        self.title = title
-        self.detail = detail
-        self.headers = dict(headers or {})
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A problem as a response: status, headers and body."""
-
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    code: str
+    title: str
+    detail: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def request_id_of(headers: Sequence[tuple[bytes, bytes]]) -> str:
-    """Return the `X-Request-Id` of a refused request if it is plain, otherwise a new id."""
-    given = [value for name, value in headers if name == b"x-request-id"]
-    if len(given) == 1 and _is_plain(given[0]):
-        return given[0].decode()
-    return secrets.token_hex(8)
+INTERNAL = Refusal(
+    500, "internal_error", "Internal error", "the server failed on this request; its log says why"
+)
+
+
+def problem_of(
+    error: Exception, path: str, headers: Sequence[tuple[bytes, bytes]]
+) -> tuple[ProblemBody, dict[str, str]]:
+    """Return the problem for an error, and the headers of its answer.
+
+    `path` and `headers` are those of the request. The `X-Request-Id` is the request's own if that
+    is plain, otherwise new.
+    """
+    refusal, members = _refusal_of(error)
+    ids = [value for name, value in headers if name == b"x-request-id"]
+    plain = len(ids) == 1 and _is_plain(ids[0])
+    request_id = ids[0].decode() if plain else secrets.token_hex(8)
+    body = ProblemBody(
+        type=f"{URN}{refusal.code}",
+        title=refusal.title,
+        status=refusal.status,
+        detail=storable(refusal.detail),
+        instance=quote(storable(path)),
+        code=refusal.code,
+        request_id=request_id,
+        **{member: _clean(value) for member, value in members.items()},
+    )
+    return body, {**refusal.headers, REQUEST_ID: request_id}
 
 
 _is_plain = re.compile(rb"[A-Za-z0-9_.-]{1,64}").fullmatch
 
 
-def problem_of(error: Exception, instance: str, request_id: str) -> Problem:
-    """Return the problem for an error; `instance` is the path of the request."""
-    about = {"instance": instance, "request_id": request_id}
+def _refusal_of(error: Exception) -> tuple[Refusal, dict[str, Any]]:
+    """Return how HTTP refuses because of an error, and the members that the body also has."""
     if isinstance(error, Refusal):
-        return _problem(error.status, error.code, error.title, error.detail, about, error.headers)
+        return error, {}
     for kind in KINDS:
         if isinstance(error, kind.error):
-            return _of_kind(kind, error, about)
-    text = "the server failed on this request; its log says why"
-    return _problem(500, "internal_error", "Internal error", text, about, {})
-
-
-def _of_kind(kind: Kind, error: TenureError, about: Mapping[str, str]) -> Problem:
-    members = {member: getattr(error, name) for member, name in kind.members.items()}
-    members = {member: value for member, value in members.items() if value not in ("", None)}
-    detail = members.pop("detail", None) or kind.detail or str(error)
-    headers: dict[str, str] = {}
-    if kind.status in (429, 503):
-        headers["Retry-After"] = str(RETRY_SECONDS)
-    if kind.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="tenure"'
-    return _problem(kind.status, error.code, kind.title, detail, about, headers, members)
-
-
-def _problem(
-    status: int,
-    code: str,
-    title: str,
-    detail: str,
-    about: Mapping[str, str],
-    headers: Mapping[str, str],
-    members: Mapping[str, Any] | None = None,
-) -> Problem:
-    body = ProblemBody(
-        type=f"{URN}{code}",
-        title=title,
-        status=status,
-        detail=storable(detail),
-        code=code,
-        **{name: _clean(value) for name, value in {**about, **(members or {})}.items()},
-    )
-    named = {**headers, REQUEST_ID: about["request_id"]}
-    return Problem(status, named, msgspec.json.encode(body))
+            given = {member: getattr(error, name) for member, name in kind.members.items()}
+            members = {member: value for member, value in given.items() if value not in ("", None)}
+            detail = members.pop("detail", None) or kind.detail or str(error)
+            headers = HEADERS.get(kind.status, {})
+            return Refusal(kind.status, error.code, kind.title, detail, headers), members
+    return INTERNAL, {}
 
 
 def _clean(value: Any) -> Any:
@@ -229,20 +211,19 @@ def error_of(status: int, body: bytes) -> TenureError:
     """
     try:
         problem = msgspec.json.decode(body, type=ProblemBody)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except msgspec.MsgspecError:
         text = f"the server answered {status} without saying why"
         return StoreUnavailable(text) if status >= 500 else TenureError(text)
+    if status >= 500:
+        return StoreUnavailable(problem.detail)
     kinds = [kind for kind in KINDS if kind.status == problem.status]
     kind = next((k for k in kinds if k.members is INPUT or k.error.code == problem.code), None)
-    if kind is None or status >= 500:
-        return StoreUnavailable(problem.detail) if status >= 500 else TenureError(problem.detail)
+    if kind is None:
+        return TenureError(problem.detail)
     if not kind.members:
         return kind.error(problem.detail)
-    values = {
-        name: value
-        for member, name in kind.members.items()
-        if (value := getattr(problem, member)) is not msgspec.UNSET
-    }
+    given = {name: getattr(problem, member) for member, name in kind.members.items()}
+    values = {name: value for name, value in given.items() if value is not msgspec.UNSET}
     if kind.members is INPUT:
         values["code"] = problem.code
     try:

@@ -38,13 +38,14 @@ from tenure.errors import (
     StoreUnavailable,
     TenureError,
 )
+from tenure.http.guard import as_problem, path_in
 from tenure.http.notifier import WorkNotifier
 from tenure.jobs import payload
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import Job
 from tenure.tokens.scopes import CALLER, Caller
 from tenure.wire import responses
-from tenure.wire.problems import MEDIA_TYPE, RETRY_SECONDS, Refusal, problem_of, request_id_of
+from tenure.wire.problems import REQUEST_ID, RETRY_LATER, Refusal
 
 if TYPE_CHECKING:
     from tenure.http.api.routes import Body, Route
@@ -100,7 +101,7 @@ class Call:
                 "shutting_down",
                 "The server is shutting down",
                 "the server is shutting down and takes nothing new; send it again in a moment",
-                {"Retry-After": str(RETRY_SECONDS)},
+                RETRY_LATER,
             )
 
 
@@ -137,7 +138,7 @@ class Dispatcher:
                 needed = " or ".join(sorted(route.scopes))
                 raise Forbidden(f"this call needs a token with the scope {needed}, or admin")
         except (Refusal, Forbidden) as refusal:
-            response = _refuse(request, refusal, request_id_of(scope["headers"]))
+            response = as_problem(scope, refusal)
         else:
             call = Call(self._app, self._notifier, request, path, caller, self._redaction)
             response = await _run(route, call)
@@ -146,7 +147,7 @@ class Dispatcher:
 
     def _find(self, scope: AsgiScope) -> tuple[Route, Mapping[str, str]]:
         """Return the route of a request and the variable parts of its path; raises Refusal."""
-        methods, variables = self._at(scope["path"].removeprefix(scope.get("root_path", "")))
+        methods, variables = self._at(path_in(scope))
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         if method not in methods:
             allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
@@ -192,20 +193,15 @@ async def _run(route: Route, call: Call) -> Response:
     except ClientDisconnect:
         return Response(status_code=499)  # the client is gone and does not read it
     except Exception as error:
-        request_id = request_id_of(request.scope["headers"])
+        response = as_problem(request.scope, error)
+        request_id = response.headers[REQUEST_ID]
         if isinstance(error, StoreUnavailable | SchemaMismatch):
             log.warning("%s %s, request %s: %s", route.method, route.path, request_id, error)
         elif not isinstance(error, TenureError | Refusal):
             log.exception("%s %s, request %s failed", route.method, route.path, request_id)
-        response = _refuse(request, error, request_id)
         if isinstance(error, PayloadTooLarge) and _declared_bytes(request) > MAX_DISCARDED:
             response.headers["Connection"] = "close"
         return response
-
-
-def _refuse(request: Request, error: Exception, request_id: str) -> Response:
-    problem = problem_of(error, quote(request.scope.get("path", "")), request_id)
-    return Response(problem.body, problem.status, problem.headers, media_type=MEDIA_TYPE)
 
 
 # --- reading what was sent ------------------------------------------------------------------------

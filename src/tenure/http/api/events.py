@@ -19,7 +19,7 @@ from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage
 from tenure.jobs.names import check_name
 from tenure.lifecycle import EVENTS
 from tenure.wire import requests, responses
-from tenure.wire.problems import RETRY_SECONDS, Refusal
+from tenure.wire.problems import RETRY_LATER, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _check_room(call: Call) -> None:
             "too_many_streams",
             "Too many event streams",
             f"{MAX_STREAMS} event streams are open, as many as there may be; try again later",
-            {"Retry-After": str(RETRY_SECONDS)},
+            RETRY_LATER,
         )
 
 
