@@ -23,7 +23,6 @@ from tenure.simulator.database import SimulatedDatabase
 from tenure.store import enqueue, transitions
 from tenure.store.commit import Committer
 from tenure.store.sqlite import statements as sql
-from tenure.store.sqlite.lanes import SqliteLanes
 from tenure.store.sqlite.writer import Sqlite
 from tenure.store.tables import queues
 
@@ -42,8 +41,8 @@ def edit(patch: Patch, name: str, old: str, new: str) -> None:
         assert old in statement
         patch.setattr(sql, name, statement.replace(old, new))
         return
-    assert all(old in text for text in statement._texts.values())
-    statement._texts = {n: text.replace(old, new) for n, text in statement._texts.items()}
+    assert all(old in text for text in statement.texts.values())
+    statement.texts = {n: text.replace(old, new) for n, text in statement.texts.items()}
     patch.setattr(sql, name, statement)
 
 
@@ -164,7 +163,7 @@ def a_claim_does_not_know_the_order(patch: Patch) -> None:
 
 
 def a_claim_sees_one_lane_only(patch: Patch) -> None:
-    around(patch, SqliteLanes, "due", lambda old, *args: list(old(*args))[:1])
+    around(patch, Sqlite, "_due_lanes", lambda old, *args: list(old(*args))[:1])
 
 
 def a_pause_is_forgotten(patch: Patch) -> None:

@@ -19,7 +19,7 @@ from typing import Any, cast
 from tenure.store import audit
 from tenure.store.sqlite import schema
 from tenure.store.sqlite.connection import Files
-from tenure.store.sqlite.dialect import DIALECT
+from tenure.store.sqlite.statements import DIALECT
 from tenure.store.sqlite.writer import Sqlite
 
 START = 1_767_225_600_000  # when every world begins, in milliseconds: 2026-01-01 UTC

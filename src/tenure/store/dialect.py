@@ -1,8 +1,7 @@
 """How an engine spells what the statements of both have in common.
 
-Each engine has one `Dialect`, in `sqlite/dialect.py` and `postgres/dialect.py`. The statements of
-`tables/` and the searches are written over it; what an engine does in its own way, above all the
-hot path, is in the engine's `statements.py`.
+Each engine has one `Dialect`. The statements of `tables/` and the searches are written over it;
+what an engine does in its own way, above all the hot path, is in the engine's `statements.py`.
 """
 
 from __future__ import annotations

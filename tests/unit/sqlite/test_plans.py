@@ -18,11 +18,10 @@ from tenure.store import migrate_store
 from tenure.store.rows import COLUMNS, selected
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import connect
-from tenure.store.sqlite.dialect import DIALECT
-from tenure.store.sqlite.lanes import NEXT_LANE
-from tenure.store.sqlite.over_rows import SHAPES, OverRows
 from tenure.store.sqlite.reader import AHEAD, QUEUES
 from tenure.store.sqlite.search import GATHERED_BY, SqliteSearches
+from tenure.store.sqlite.statements import DIALECT, SHAPES, OverRows
+from tenure.store.sqlite.writer import calls
 from tenure.store.tables import stats_sql
 
 ROWS = 1_000_000
@@ -81,7 +80,7 @@ def test_a_claim_reads_a_lane_in_order_and_no_further(crowded: sqlite3.Connectio
         )
         assert ready in found
         assert "ORDER BY" not in found  # no sorting
-    lane = plan(crowded, NEXT_LANE, {"queue": "", "priority": 0})
+    lane = plan(crowded, sql.NEXT_LANE, {"queue": "", "priority": 0})
     assert lane.count("INDEX tenure_job_ready (queue") == 2
     assert "SCAN tenure_job" not in lane
 
@@ -193,7 +192,7 @@ def test_a_move_finds_its_jobs_by_key(
     key: str,
     count: int,
 ) -> None:
-    ((text, parameters),) = statement.calls([row] * count, *values)
+    ((text, parameters),) = calls(statement, [row] * count, *values)
     found = plan(crowded, text, parameters)
     (search,) = (line for line in found.splitlines() if " tenure_job " in line)
     assert search.startswith("SEARCH tenure_job USING")
@@ -232,7 +231,7 @@ def test_rows_are_bound_all_and_once(crowded: sqlite3.Connection, count: int) ->
     wanted = [(n, 2 * n) for n in range(count)]
     found = [
         (n, twice)
-        for text, parameters in rows.calls(wanted, "first")
+        for text, parameters in calls(rows, wanted, "first")
         for first, n, twice in crowded.execute(text, parameters)
         if first == "first" and n is not None
     ]

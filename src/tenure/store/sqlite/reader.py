@@ -20,8 +20,8 @@ from tenure.store import audit
 from tenure.store.reader import Reader
 from tenure.store.sqlite import watch as sqlite_watch
 from tenure.store.sqlite.connection import connect, to_millis
-from tenure.store.sqlite.dialect import DIALECT
 from tenure.store.sqlite.search import SqliteSearches
+from tenure.store.sqlite.statements import DIALECT
 
 MAX_IDLE = 8
 """Connections that are kept for later reads: each may hold 64 MiB of the file in memory."""

@@ -9,7 +9,7 @@ from tenure.lifecycle import Status
 from tenure.store.constraints import quoted
 from tenure.store.search import between
 from tenure.store.search_sql import ENDED, Searches, Statement
-from tenure.store.sqlite.dialect import DIALECT
+from tenure.store.sqlite.statements import DIALECT
 
 GATHERED_BY = {Status.PENDING: "tenure_job_ready", Status.PROCESSING: "tenure_job_lease"}
 """The index of all jobs in a status, where they may be few."""

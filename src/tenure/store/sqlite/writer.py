@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,23 @@ import msgspec
 
 from tenure import failpoints
 from tenure.jobs.enqueue import CheckedJob
+from tenure.jobs.names import serves
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import constraints
-from tenure.store.rows import CHANGED, COLUMNS, TIMES, added_job, job_of, write_policy
+from tenure.store.protocol import Trouble
+from tenure.store.rows import CHANGED, TIMES, added_job, job_of, write_policy
 from tenure.store.sqlite import statements as sql
-from tenure.store.sqlite.connection import connect_writer, kept, to_millis, to_time
-from tenure.store.sqlite.dialect import DIALECT
-from tenure.store.sqlite.lanes import SqliteLanes
-from tenure.store.sqlite.session import SqliteSession
+from tenure.store.sqlite.connection import (
+    NOW,
+    Checkpoints,
+    Files,
+    begin_writing,
+    connect_writer,
+    kept,
+    to_millis,
+    to_time,
+)
 from tenure.store.tables import webhooks, workers
 from tenure.store.tables.stats import StatsWriter
 
@@ -30,20 +41,100 @@ _read_picked = msgspec.json.Decoder(
     list[tuple[int, str, str, str, str, int, int, int, float | None]]
 ).decode
 _read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
+_added_values = attrgetter(*sql.ADDED)
 
 
-class Sqlite(SqliteSession):
-    """The writing connection to one database file; see `Database`."""
+class Sqlite:
+    """The writing connection to one database file; see `Database`. It connects when it is used."""
 
-    dialect = DIALECT
+    dialect = sql.DIALECT
     alone = None
 
     def __init__(
         self, path: Path, connect: Callable[[Path], sqlite3.Connection] = connect_writer
     ) -> None:
-        super().__init__(path, connect)
-        self._lanes = SqliteLanes()
+        self._path = path
+        self._connect = connect
+        self._connection: sqlite3.Connection | None = None
+        self._files: Files | None = None
+        self._in_place = False  # the files were, when the last transaction began
+        self._now: datetime | None = None
+        self._checkpoints = Checkpoints(path)
+        self._last_queue = ""  # of the last claim: queues of one priority take turns
         self.stats = StatsWriter(self)
+
+    # --- transactions
+
+    def begin(self) -> None:
+        if self._connection is None:
+            self._connection = self._connect(self._path)
+        begin_writing(self._connection)
+        self._in_place = False
+        if self._files is None:
+            self._files = Files(self._path)
+        self._files.check()
+        self._in_place = True
+        self._now = None
+
+    def commit(self) -> None:
+        self._db.execute("COMMIT")
+
+    def rollback(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self.close()
+
+    def savepoint(self) -> None:
+        self._db.execute("SAVEPOINT tenure")
+
+    def undo_to_savepoint(self) -> None:
+        self._db.execute("ROLLBACK TO tenure")
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise sqlite3.OperationalError("not connected")
+        return self._connection
+
+    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        return self._db.execute(statement, values).fetchall()
+
+    def changed(self, statement: str, values: Sequence[Any] = ()) -> int:
+        return self._db.execute(statement, values).rowcount
+
+    def _changed_each(
+        self, statement: sql.OverRows, rows: Sequence[tuple[Any, ...]], *values: Any
+    ) -> list[bool]:
+        """Execute a statement over all rows; return for each of them whether it changed something.
+
+        All at once. Only if one changed nothing, that is undone and repeated row by row.
+        """
+        self._db.execute("SAVEPOINT tenure_each")
+        if self._changed_by(statement, rows, *values) == len(rows):
+            self._db.execute("RELEASE tenure_each")
+            return [True] * len(rows)
+        self._db.execute("ROLLBACK TO tenure_each")
+        self._db.execute("RELEASE tenure_each")
+        return [self._changed_by(statement, [row], *values) == 1 for row in rows]
+
+    def _changed_by(
+        self, statement: sql.OverRows, rows: Sequence[tuple[Any, ...]], *values: Any
+    ) -> int:
+        """Execute a statement over all rows; return how many it changed."""
+        return sum(
+            self._db.execute(text, parameters).rowcount
+            for text, parameters in calls(statement, rows, *values)
+        )
+
+    def now(self) -> datetime:
+        """The clock, read once per transaction."""
+        if self._now is None:
+            self._now = to_time(self._db.execute(f"SELECT {NOW}").fetchone()[0])
+        return self._now
 
     # --- adding
 
@@ -52,7 +143,12 @@ class Sqlite(SqliteSession):
         stored = to_millis(now)
         jobs = [added_job(a, now, _due(a, now)) for a in checked_jobs]
         rows = [
-            _insert_row(job, checked_job.fingerprint, now, stored)
+            (
+                *_added_values(checked_job),
+                write_policy(job.backoff),
+                stored,
+                stored if job.run_at is now else to_millis(job.run_at),
+            )
             for job, checked_job in zip(jobs, checked_jobs, strict=True)
         ]
         made = self._changed_each(sql.INSERT, rows)
@@ -61,27 +157,16 @@ class Sqlite(SqliteSession):
     def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
         found = {}
         for checked_job in checked_jobs:
-            row = self._db.execute(
-                f"SELECT {', '.join(COLUMNS)}, fingerprint FROM tenure_job"
-                " WHERE idempotency_key = ? OR id = ? ORDER BY id <> ? LIMIT 1",
-                (checked_job.idempotency_key, checked_job.id, checked_job.id),
-            ).fetchone()
-            if row is not None:
+            values = (checked_job.idempotency_key, checked_job.id, checked_job.id)
+            for row in self._db.execute(sql.KNOWN, values):
                 found[checked_job.id] = (job_of(row, to_time), row[-1])
         return found
 
     def full_queues(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
-        limited = self._db.execute(
-            "SELECT name, max_pending FROM tenure_queue WHERE max_pending IS NOT NULL"
-        ).fetchall()
         full = {}
-        for name, limit in limited:
+        for name, limit in self.rows(sql.LIMITED):
             if name in wanted:
-                (pending,) = self._db.execute(
-                    "SELECT count(*) FROM (SELECT 1 FROM tenure_job"
-                    " WHERE status = 'pending' AND queue = ? LIMIT ?)",
-                    (name, limit),
-                ).fetchone()
+                ((pending,),) = self.rows(sql.PENDING, (name, limit))
                 if pending + wanted[name] > limit:
                     full[name] = limit
         return full
@@ -104,15 +189,27 @@ class Sqlite(SqliteSession):
             values["types"] = _json(request.types)
         pick = sql.PICK.format(types=types)
         leases: list[Lease] = []
-        for queue, priority in self._lanes.due(self._db, request.queues, values["now"]):
+        for queue, priority in self._due_lanes(request.queues, values["now"]):
             values |= {"queue": queue, "priority": priority, "limit": request.limit - len(leases)}
             leased = self._claim_lane(pick, values, until)
             leases += leased
             if leased:
-                self._lanes.last_queue = queue
+                self._last_queue = queue
             if len(leases) >= request.limit:
                 break
         return leases
+
+    def _due_lanes(self, queues: tuple[str, ...] | None, now: int) -> list[tuple[str, int]]:
+        """Return the lanes (queue, priority) with jobs due at `now`, in the order of claims."""
+        paused = {name for (name,) in self._db.execute(sql.PAUSED)}
+        lanes: list[tuple[str, int]] = []
+        lane = {"queue": "", "priority": 0}
+        while found := self._db.execute(sql.NEXT_LANE, lane).fetchone():
+            queue, priority, due_at = found
+            lane = {"queue": queue, "priority": priority}
+            if due_at <= now and queue not in paused and serves(queues, queue):
+                lanes.append((queue, priority))
+        return sorted(lanes, key=lambda lane: (lane[1], lane[0] <= self._last_queue, lane[0]))
 
     def _claim_lane(self, pick: str, values: dict[str, Any], until: datetime) -> list[Lease]:
         try:
@@ -138,11 +235,7 @@ class Sqlite(SqliteSession):
         self._db.executemany("INSERT OR IGNORE INTO tenure_trace VALUES (?, ?)", traces)
 
     def traces(self, job_ids: Sequence[str]) -> Mapping[str, str]:
-        statement = (
-            "SELECT job_id, traceparent FROM tenure_trace"
-            " WHERE job_id IN (SELECT value FROM json_each(?))"
-        )
-        return dict(self._db.execute(statement, (_json(job_ids),)).fetchall())
+        return dict(self.rows(sql.TRACES, (_json(job_ids),)))
 
     # --- load and save
 
@@ -156,7 +249,7 @@ class Sqlite(SqliteSession):
         return jobs
 
     def lock_expired(self, limit: int) -> list[Job]:
-        rows = self._db.execute(sql.EXPIRED, (to_millis(self.now()), limit))
+        rows = self.rows(sql.EXPIRED, (to_millis(self.now()), limit))
         return [job_of(row, to_time) for row in rows]
 
     def save(self, changes: Sequence[tuple[Job, Job]]) -> int:
@@ -182,8 +275,7 @@ class Sqlite(SqliteSession):
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         until = to_millis(self.now() + timedelta(seconds=lease_seconds))
-        held = self._db.execute(sql.RENEW, (until, _json(leases))).fetchall()
-        return {lease_id for (lease_id,) in held}
+        return {lease_id for (lease_id,) in self.rows(sql.RENEW, (until, _json(leases)))}
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int) -> int:
         measured, until = self.stats.catch_up(self.now())
@@ -206,31 +298,59 @@ class Sqlite(SqliteSession):
             workers.forget(self)
         return removed.total()
 
+    # --- after a transaction
+
+    def trouble(self, error: Exception) -> Trouble:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what SQLite adds in detail
+        if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+            self._checkpoints.make_due()
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            return Trouble.BUG
+        return Trouble.UNAVAILABLE if isinstance(error, sqlite3.Error) else Trouble.BUG
+
+    def announce(self) -> None:
+        """Do nothing: other processes watch the file (`SqliteReader.watch`)."""
+
+    def tidy(self) -> None:
+        """Checkpoint where the library needs that, or where it may make room."""
+        if self._connection is not None and self._in_place:
+            self._checkpoints.run(self._connection)
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self._checkpoints.close()
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+        self._files, self._in_place = None, False
+
+
+def calls(
+    statement: sql.OverRows, rows: Sequence[Sequence[Any]], *values: Any
+) -> Iterator[tuple[str, list[Any]]]:
+    """Return the texts over all rows, with their parameters: `values`, then the rows."""
+    start = 0
+    while start < len(rows):
+        shape = _shape(len(rows) - start)
+        some = rows[start : start + shape]
+        padding = [None] * (statement.width * (shape - len(some)))
+        yield statement.texts[shape], [*values, *chain.from_iterable(some), *padding]
+        start += shape
+
+
+def _shape(rows: int) -> int:
+    """The next shape for so many rows: the largest they fill, or one that takes few of them in."""
+    if rows > sql.SHAPES[-2]:
+        return next(shape for shape in reversed(sql.SHAPES) if shape <= rows)
+    return next(shape for shape in sql.SHAPES if shape >= rows)
+
 
 def _due(checked_job: CheckedJob, now: datetime) -> datetime:
     """When a job that is added now is to run; in bulk nearly all run at once."""
     if checked_job.run_at is None and checked_job.delay == 0:
         return now
     return kept(checked_job.run_at or now + timedelta(seconds=checked_job.delay))
-
-
-def _insert_row(job: Job, fingerprint: str | None, now: datetime, stored: int) -> tuple[Any, ...]:
-    """The values of `INSERTED`; `stored` is what `now` is in the database."""
-    return (
-        job.id,
-        job.type,
-        job.queue,
-        job.priority,
-        job.max_retries,
-        stored if job.run_at is now else to_millis(job.run_at),
-        stored,
-        job.timeout,
-        write_policy(job.backoff),
-        job.actor,
-        job.idempotency_key,
-        fingerprint,
-        job.payload,
-    )
 
 
 def _json(rows: Any) -> str:
