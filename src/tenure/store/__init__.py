@@ -6,7 +6,6 @@ callers wait on and async callers await; reads answer at once. One verb, one tra
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -59,7 +58,6 @@ class Store:
         self._stats_place: Place | None = None  # up to where this process knows the statistics
         self._heart = heart
         self._heart_lock = threading.Lock()
-        self._pid = os.getpid()
 
     # --- writes
 
@@ -68,11 +66,11 @@ class Store:
 
         The future raises KeyConflict, QueueFull or StoreUnavailable.
         """
-        return self._submit(EnqueueWork(checked_jobs)).future
+        return self._committer.submit(EnqueueWork(checked_jobs)).future
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         """Record what a worker finished and lease what it can take, in one transaction."""
-        return self._submit(ExchangeWork(reports, claim)).future
+        return self._committer.submit(ExchangeWork(reports, claim)).future
 
     def apply(self, job_id: str, event: Event) -> Future[Job]:
         """Apply an event to a job. The future raises JobNotFound or IllegalTransition."""
@@ -125,7 +123,7 @@ class Store:
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; return the lease ids that are still held."""
-        self._refuse_copies()
+        self._committer.refuse_copies()
         if self._heart is None:
             return self.write("heartbeat", lambda db: db.renew(leases, lease_seconds)).result()
         with self._heart_lock:
@@ -140,50 +138,36 @@ class Store:
                 self._heart.rollback()
                 raise StoreUnavailable(f"the heartbeat failed: {error}") from error
 
-    def _submit(self, work: W) -> W:
-        self._refuse_copies()
-        self._committer.submit(work)
-        return work
-
-    def _refuse_copies(self) -> None:
-        if os.getpid() != self._pid:
-            raise StoreUnavailable(
-                "this store was opened before a fork: close it before, or open it in the child"
-            )
-
     def write(self, name: str, act: Callable[[Database], T], *, quiet: bool = False) -> Future[T]:
         """Call `act` in a transaction, perhaps with other work. Its result is the future's.
 
         `name` is that of the failpoints before and after the commit. If `quiet`, the work cannot
         make a job ready, so no worker is notified. A TenureError undoes what `act` did, alone.
         """
-        return self._submit(CallWork(name, act, quiet=quiet)).future
+        return self._committer.submit(CallWork(name, act, quiet=quiet)).future
 
     # --- reads
 
     @property
     def read(self) -> Reader:
         """The reading side."""
-        self._refuse_copies()
+        self._committer.refuse_copies()
         return self._reader
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify`, from any thread, when there may be work; return what ends that."""
-        self._refuse_copies()
+        self._committer.refuse_copies()
         return self._notifier.subscribe(notify)
 
     def close(self) -> None:
         """Commit what is waiting, then disconnect. Do nothing in the child of a fork."""
-        if os.getpid() != self._pid:
+        if self._committer.is_copy:
             return  # the parent closes its connections
         self._committer.close()
         self._notifier.close()
         if self._heart is not None:
             self._heart.close()
         self._reader.close()
-
-
-W = TypeVar("W", EnqueueWork, ExchangeWork, CallWork)
 
 
 POSTGRES = ("postgresql:", "postgres:")

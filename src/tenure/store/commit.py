@@ -10,13 +10,14 @@ sync caller waits on the future, an async caller awaits the same one.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from msgspec.structs import replace
 
@@ -83,6 +84,7 @@ class CallWork:
 
 
 Work = EnqueueWork | ExchangeWork | CallWork
+W = TypeVar("W", EnqueueWork, ExchangeWork, CallWork)
 
 
 class Committer:
@@ -106,12 +108,26 @@ class Committer:
         self._lock = threading.Lock()  # nothing is queued behind the marks that end the threads
         self._started = False
         self._closed = False
+        self._pid = os.getpid()
         self._seen: dict[str, float] = {}
         self._announced = -ANNOUNCE_SECONDS  # monotonic seconds
         self._owes_announcement = False
 
-    def submit(self, work: Work) -> None:
-        """Queue work; its future is answered after the commit."""
+    @property
+    def is_copy(self) -> bool:
+        """Whether this process was forked from the one whose threads and connections these are."""
+        return os.getpid() != self._pid
+
+    def refuse_copies(self) -> None:
+        """Raise StoreUnavailable in the child of a fork."""
+        if self.is_copy:
+            raise StoreUnavailable(
+                "this store was opened before a fork: close it before, or open it in the child"
+            )
+
+    def submit(self, work: W) -> W:
+        """Queue work and return it; its future is answered after the commit."""
+        self.refuse_copies()
         with self._lock:
             if self._closed:
                 raise StoreUnavailable("the store is closed")
@@ -120,6 +136,7 @@ class Committer:
                 for thread in self._threads:
                     thread.start()
             self._waiting.put(work)
+        return work
 
     def close(self) -> None:
         """Finish what is waiting, then stop."""
