@@ -16,6 +16,8 @@ from tenure.app.events import Events
 from tenure.app.queues import Queues, Workers
 from tenure.app.register import Register
 from tenure.app.stats import Statistics
+from tenure.app.tokens import Tokens
+from tenure.app.webhooks import Webhooks
 from tenure.client import Client
 from tenure.errors import TenureError
 from tenure.jobs.bulk_actions import Bulk
@@ -25,9 +27,7 @@ from tenure.jobs.findings import Check, Violation
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition, Webhook
 from tenure.jobs.queries import Counted, Filter, Page
 from tenure.jobs.stats import Activity, Count, FailureGroup, QueueState, Total, WorkerState
-from tenure.tokens.registry import Tokens
 from tenure.tokens.scopes import AccessToken
-from tenure.webhooks.registry import Webhooks
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from tenure.jobs.queries import Counted, Filter, Query
 from tenure.lifecycle import Cancelled, Job, Retried, Status
 from tenure.store import bulk as bulks
 from tenure.store.tables import bulk as bulk_table
-from tenure.store.tables.bulk import StoredBulks
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import StoreHarness, new_job, report_failed
 
@@ -31,21 +31,27 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def start(harness: StoreHarness, action: Action, **wanted: Any) -> Bulk:
     """Begin an action."""
     id = new_id()
-    StoredBulks(harness.store).start(
+    begin = partial(
+        bulk_table.start,
         id=id,
         action=action,
         filter=Filter(**wanted),
         more_retries=1,
         actor="ada",
         total=Counted(7, exact=True),
-    ).result()
+    )
+    harness.store.write("bulk", begin).result()
     return read(harness, id)
 
 
 def read(harness: StoreHarness, id: str) -> Bulk:
-    found = StoredBulks(harness.store).get(id)
+    found = bulk_table.get(harness.store.read, id)
     assert found is not None
     return found
+
+
+def stop(harness: StoreHarness, bulk: Bulk, actor: str) -> None:
+    harness.store.write("bulk", lambda db: bulk_table.stop(db, bulk.id, actor)).result()
 
 
 def step(harness: StoreHarness, bulk: Bulk) -> Bulk:
@@ -170,9 +176,9 @@ def test_a_bite_that_is_undone_leaves_nothing_and_is_taken_again(
 def test_one_that_is_stopped_goes_no_further(harness: StoreHarness) -> None:
     jobs = failures(harness, 5)
     bulk = step(harness, start(harness, Action.RETRY))
-    StoredBulks(harness.store).stop(bulk.id, "bob").result()
+    stop(harness, bulk, "bob")
     harness.clock.advance(1)
-    StoredBulks(harness.store).stop(bulk.id, "eve").result()
+    stop(harness, bulk, "eve")
     bulks.step(harness.store, bulk, SOURCES[Action.RETRY])
     stopped = read(harness, bulk.id)
     assert stopped == replace(bulk, stopped_by="bob", finished_at=stopped.finished_at)
@@ -190,11 +196,11 @@ def test_the_record_is_bounded_but_for_what_goes_on(
     going_on = step(harness, start(harness, Action.CANCEL))
     ended = [finish(harness, start(harness, Action.RETRY)) for _ in range(4)]
     last = start(harness, Action.RETRY)
-    kept = [bulk.id for bulk in StoredBulks(harness.store).latest(10)]
+    kept = [bulk.id for bulk in bulk_table.latest(harness.store.read, 10)]
     assert kept == [last.id, ended[-1].id, going_on.id]
-    unfinished = StoredBulks(harness.store).latest(10, unfinished=True)
+    unfinished = bulk_table.latest(harness.store.read, 10, unfinished=True)
     assert [bulk.id for bulk in unfinished] == [last.id, going_on.id]
-    assert StoredBulks(harness.store).get(ended[0].id) is None
+    assert bulk_table.get(harness.store.read, ended[0].id) is None
 
 
 def test_the_filter_is_kept_as_it_was_given(harness: StoreHarness) -> None:

@@ -17,7 +17,8 @@ from tenure.http import event_stream, guard
 from tenure.http.api.routes import ROUTES, Route
 from tenure.server import build
 from tenure.settings import Settings
-from tenure.store.tables.tokens import StoredTokens
+from tenure.store.dialect import Reads
+from tenure.store.tables import tokens as token_table
 from tenure.tokens.scopes import Scope
 from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.clock import Clock
@@ -247,10 +248,10 @@ def test_without_the_database_no_stored_token_opens(
     guarded.headers["Authorization"] = f"Bearer {token}"
     assert guarded.get("/stats").status_code == 200
 
-    def away(_: StoredTokens) -> None:
+    def away(_: Reads) -> None:
         raise StoreUnavailable("at secret.host")
 
-    monkeypatch.setattr(StoredTokens, "every", away)
+    monkeypatch.setattr(token_table, "every", away)
     response = guarded.get("/stats")
     assert_problem(response, 503, "store_unavailable")
     assert "secret" not in response.text
@@ -265,8 +266,8 @@ def test_guessing_reads_the_database_ten_times_a_second_at_most(
     monkeypatch.setattr(guard, "AT_ONCE_SECONDS", 3600)
     monkeypatch.setattr(guard, "FRESH_SECONDS", 3600)
     reads: list[int] = []
-    found = StoredTokens.every
-    monkeypatch.setattr(StoredTokens, "every", lambda table: reads.append(1) or found(table))
+    found = token_table.every
+    monkeypatch.setattr(token_table, "every", lambda db: reads.append(1) or found(db))
     with api_client(app, Settings(tokens=(OWNER,))) as api:
         for number in range(50):
             headers = {"Authorization": f"Bearer guess{number}"}

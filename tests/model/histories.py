@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, ClassVar
 from uuid import UUID, uuid5
 
@@ -28,7 +29,7 @@ from tenure.lifecycle import Cancelled, Event, Job, Retried, Status
 from tenure.retry import RetryPolicy
 from tenure.store import Store, open_store
 from tenure.store.bulk import step
-from tenure.store.tables.bulk import StoredBulks
+from tenure.store.tables import bulk as bulk_table
 from tests.model.reference import Entry, Reference
 from tests.support.clock import START, Clock
 from tests.support.raw_sql import EPOCH, RawSql
@@ -249,10 +250,10 @@ class History(RuleBasedStateMachine):
         wanted = Filter(status=status)
         id = new_id()
         total = Counted(0, exact=False)
-        StoredBulks(self.store).start(
-            id=id, action=action, filter=wanted, more_retries=1, actor="ada", total=total
-        ).result()
-        bulk = StoredBulks(self.store).get(id)
+        values = {"action": action, "filter": wanted, "more_retries": 1, "total": total}
+        begin = partial(bulk_table.start, id=id, actor="ada", **values)
+        self.store.write("bulk", begin).result()
+        bulk = bulk_table.get(self.store.read, id)
         assert bulk is not None
         step(self.store, bulk, [status])
         event: Event = Cancelled(actor=bulk.signature)
@@ -265,7 +266,7 @@ class History(RuleBasedStateMachine):
             return job.status == status and max(times) <= self.model.now
 
         self.model.apply_matching(was_so, event)
-        bulk = StoredBulks(self.store).get(id)
+        bulk = bulk_table.get(self.store.read, id)
         assert bulk is not None
         assert bulk.finished_at == self.model.now
 

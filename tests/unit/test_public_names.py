@@ -15,8 +15,8 @@ from tenure.app.bulk import BulkActions
 from tenure.app.events import Events
 from tenure.app.queues import Queues, Workers
 from tenure.app.stats import Statistics
-from tenure.tokens.registry import Tokens
-from tenure.webhooks.registry import Webhooks
+from tenure.app.tokens import Tokens
+from tenure.app.webhooks import Webhooks
 
 SOURCES = Path(tenure.__file__).parent
 

@@ -17,6 +17,8 @@ from tenure.app.events import Events
 from tenure.app.queues import Queues, Workers
 from tenure.app.register import Register
 from tenure.app.stats import Statistics
+from tenure.app.tokens import Tokens
+from tenure.app.webhooks import Webhooks
 from tenure.jobs import durations
 from tenure.jobs.decorator import JobType
 from tenure.jobs.enqueue import MAX_RETRIES, Backoff, Duration, NewJob, Options, positive, whole
@@ -32,12 +34,8 @@ from tenure.retry import DEFAULT_POLICY
 from tenure.store import migrate_store, search
 from tenure.store.audit import INVARIANTS
 from tenure.store.doctor import check_store, schema_version
-from tenure.store.tables.tokens import StoredTokens
-from tenure.store.tables.webhooks import StoredWebhooks
 from tenure.telemetry import logs
 from tenure.telemetry.tracing import Tracing
-from tenure.tokens.registry import Tokens
-from tenure.webhooks.registry import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +89,8 @@ class Tenure:
         self.stats = Statistics(self.core)
         self.bulk = BulkActions(self.core)
         self.events = Events(self.core)
-        self.tokens = Tokens(lambda: StoredTokens(self.core.store), actor)
-        self.webhooks = Webhooks(lambda: StoredWebhooks(self.core.store), actor)
+        self.tokens = Tokens(self.core)
+        self.webhooks = Webhooks(self.core)
 
     @property
     def database(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from tenure.app.core import MAX_COUNTED, MAX_LISTED, Core
 from tenure.errors import BulkNotFound
@@ -14,7 +15,7 @@ from tenure.jobs.queries import Filter, check_filter
 from tenure.lifecycle import Job
 from tenure.store import search
 from tenure.store.bulk import about, step
-from tenure.store.tables.bulk import StoredBulks
+from tenure.store.tables import bulk as bulks
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +51,16 @@ class BulkActions:
         core = self._core
         total = core.count(filter, action=action, at_most=MAX_COUNTED)
         bulk_id = ids.new_id()
-        StoredBulks(core.store).start(
+        begin = partial(
+            bulks.start,
             id=bulk_id,
             action=Action(action),
             filter=filter,
             more_retries=whole(more_retries, 1, MAX_RETRIES, "$.more_retries"),
             actor=check_label(actor or core.actor, "actor", "$.actor"),
             total=total,
-        ).result()
+        )
+        core.store.write("bulk", begin).result()
         started = self.get(bulk_id)
         _log("bulk_started", started, started.actor)
         return started
@@ -80,7 +83,7 @@ class BulkActions:
 
     def get(self, bulk_id: str) -> Bulk:
         """Return a bulk action; raises BulkNotFound."""
-        found = StoredBulks(self._core.store).get(bulk_id) if ids.is_id(bulk_id) else None
+        found = bulks.get(self._core.store.read, bulk_id) if ids.is_id(bulk_id) else None
         if found is None:
             raise BulkNotFound(bulk_id)
         return found
@@ -95,7 +98,7 @@ class BulkActions:
         """
         running = self.get(bulk_id).finished_at is None
         by = actor or self._core.actor
-        StoredBulks(self._core.store).stop(bulk_id, by).result()
+        self._core.store.write("bulk", lambda db: bulks.stop(db, bulk_id, by)).result()
         stopped = self.get(bulk_id)
         if running:
             _log("bulk_stopped", stopped, by)
@@ -108,12 +111,13 @@ class BulkActions:
 
         Raises InvalidInput.
         """
-        return StoredBulks(self._core.store).latest(whole(limit, 1, MAX_LISTED, "$.limit"))
+        most = whole(limit, 1, MAX_LISTED, "$.limit")
+        return bulks.latest(self._core.store.read, most)
 
 
 def run_batches(core: Core) -> int:
     """Do one batch of every action that has not ended; return how many there were."""
-    unfinished = StoredBulks(core.store).latest(MAX_LISTED, unfinished=True)
+    unfinished = bulks.latest(core.store.read, MAX_LISTED, unfinished=True)
     for bulk in unfinished:
         run_batch(core, bulk)
     return len(unfinished)

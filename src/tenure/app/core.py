@@ -18,15 +18,14 @@ from tenure.jobs.bulk_actions import action_of, sources
 from tenure.jobs.enqueue import CheckedJob, Duration, Enqueued, NewJob, check_jobs, whole
 from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
-from tenure.jobs.ledger import Transition
+from tenure.jobs.ledger import EventFilter, Transition
 from tenure.jobs.queries import Counted, Filter, Page, Query, check_filter, query_of
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import SETTLED, Job, Status
 from tenure.store import Store, open_store, schema_of, search
 from tenure.store.bulk import about
-from tenure.store.tables.tokens import StoredTokens
-from tenure.store.tables.webhooks import StoredWebhooks
+from tenure.store.tables import tokens, webhooks
 from tenure.store.transitions import Steps
 from tenure.telemetry import logs
 from tenure.telemetry.tracing import Tracing
@@ -238,15 +237,26 @@ class Core:
 
     def forward_to_webhooks(self, *, without_errors: bool = False) -> int:
         """Add delivery jobs for the next transitions; return how many webhooks have more."""
-        return deliveries.forward(StoredWebhooks(self.store), without_errors=without_errors)
+        behind = 0
+        for hook in webhooks.every(self.store.read):
+            wanted = EventFilter(events=hook.events, types=hook.types, queues=hook.queues)
+            page = self.store.read.transitions(hook.position, deliveries.BATCH, wanted)
+            if page.position != hook.position:
+                jobs = deliveries.deliveries_of(hook, page.events, without_errors=without_errors)
+                forward = partial(
+                    webhooks.forward, hook=hook, deliveries=jobs, position=page.position
+                )
+                self.store.write("webhook", forward, quiet=not jobs).result()
+            behind += page.more
+        return behind
 
     def webhook_target(self, name: str, id: str) -> tuple[str, str] | None:
         """The URL and the secret of a webhook; None if it is gone."""
-        return StoredWebhooks(self.store).target(name, id)
+        return webhooks.target(self.store.read, name, id)
 
     def note_token_use(self, names: Iterable[str]) -> Future[None]:
         """Record that tokens are in use."""
-        return StoredTokens(self.store).note_use(names)
+        return self.store.write("operator", lambda db: tokens.note_use(db, names))
 
 
 def retention(keep: Mapping[str, Duration]) -> dict[str, float]:

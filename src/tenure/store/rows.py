@@ -28,7 +28,7 @@ CHANGED = (
 """The columns that a transition may change."""
 
 TIMES = frozenset({"run_at", "created_at", "started_at", "finished_at", "lease_expires_at"})
-IDS = frozenset({"id", "job_id", "lease_id"})
+IDS = frozenset({"id", "job_id", "lease_id", "cursor"})
 
 _STATUS = {str(status): status for status in Status}
 _policy_decoder = msgspec.json.Decoder(RetryPolicy)
@@ -37,8 +37,20 @@ _policy_decoder = msgspec.json.Decoder(RetryPolicy)
 def selected(d: Dialect, columns: Sequence[str], table: str = "") -> str:
     """Return a select list: times as `to_time` reads them, ids as text."""
     prefix = table and f"{table}."
-    spelled = {**dict.fromkeys((*TIMES, "at"), d.time), **dict.fromkeys(IDS, d.id)}
+    spelled = {**dict.fromkeys(filter(_is_time, columns), d.time), **dict.fromkeys(IDS, d.id)}
     return ", ".join(spelled.get(name, str)(prefix + name) for name in columns)
+
+
+def fields_of(d: Dialect, columns: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
+    """Return the fields of a row of a side table, by column, with their times read."""
+    return {
+        name: d.time_or_none(value) if _is_time(name) else value
+        for name, value in zip(columns, row, strict=True)
+    }
+
+
+def _is_time(column: str) -> bool:
+    return column == "at" or column.endswith("_at")
 
 
 def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:
@@ -82,7 +94,7 @@ def read_policy(text: str | None) -> RetryPolicy:
     return DEFAULT_POLICY if text is None else _policy_decoder.decode(text)
 
 
-def write_names(names: tuple[str, ...] | None) -> str | None:
+def write_names(names: Sequence[str] | None) -> str | None:
     """Return names as stored, for people to read; NULL means any."""
     return None if names is None else ",".join(names)
 

@@ -1,1 +1,1 @@
-"""Tokens of the HTTP API: their scopes, and how they are made and revoked."""
+"""Tokens of the HTTP API: what they look like, and what their scopes allow."""

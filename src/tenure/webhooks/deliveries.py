@@ -1,20 +1,18 @@
 """Deliveries: the jobs that carry transitions to webhooks.
 
-A delivery is a job of the type `tenure.webhook`. `forward` reads the ledger for each webhook and
-adds one such job for each transition, each once. `worker/webhook_delivery.py` runs them.
+A delivery is a job of the type `tenure.webhook`, one for each transition that a webhook wants.
+`app/core.py` adds them, each once, and `worker/webhook_delivery.py` runs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
-from typing import Any, Protocol
 
 import msgspec
 
 from tenure.jobs import ids, payload
 from tenure.jobs.enqueue import CheckedJob, policy_of
-from tenure.jobs.ledger import LedgerEvent, LedgerPage, Webhook
+from tenure.jobs.ledger import LedgerEvent, Webhook
 from tenure.wire import responses
 
 WEBHOOK = "tenure.webhook"
@@ -28,61 +26,26 @@ ATTEMPT_SECONDS = 30.0
 """Limit of one attempt; the request itself has less."""
 
 
-class DeliveryTable(Protocol):
-    """The webhooks and the ledger; see `StoredWebhooks`."""
-
-    def every(self) -> list[Webhook]: ...
-
-    def next_transitions(self, hook: Webhook, limit: int) -> LedgerPage: ...
-
-    def forward(
-        self, hook: Webhook, deliveries: Sequence[CheckedJob], position: str
-    ) -> Future[bool]: ...
-
-
-def forward(webhooks: DeliveryTable, *, without_errors: bool = False) -> int:
-    """Add delivery jobs for the next transitions of every webhook; return how many have more.
-
-    `without_errors` leaves out the errors of attempts, which may hold redacted values.
-    """
-    behind = 0
-    for hook in webhooks.every():
-        transitions = webhooks.next_transitions(hook, BATCH)
-        if transitions.position != hook.position:
-            deliveries = deliveries_of(hook, transitions.events, without_errors=without_errors)
-            webhooks.forward(hook, deliveries, transitions.position).result()
-        behind += transitions.more
-    return behind
-
-
 def deliveries_of(
     hook: Webhook, events: Sequence[LedgerEvent], *, without_errors: bool
 ) -> list[CheckedJob]:
-    """Return delivery jobs for these events, except events of delivery jobs themselves."""
-    news = [one for one in events if one.type != WEBHOOK]
+    """Return delivery jobs for these events, except events of delivery jobs themselves.
+
+    `without_errors` leaves out the errors of attempts, which may hold redacted values.
+    """
+    news = [event for event in events if event.type != WEBHOOK]
+    shown = (event.without_errors() if without_errors else event for event in news)
+    bodies = [msgspec.to_builtins(responses.event_body(event)) for event in shown]
     return [
         CheckedJob(
             id=id,
             type=WEBHOOK,
             queue=WEBHOOK_QUEUE,
-            payload=payload.canonical(
-                {
-                    "hook": hook.name,
-                    "hook_id": hook.id,
-                    "event": _event(one, without_errors=without_errors),
-                }
-            ),
+            payload=payload.canonical({"hook": hook.name, "hook_id": hook.id, "event": body}),
             max_retries=MAX_RETRIES,
             timeout=ATTEMPT_SECONDS,
             backoff=BACKOFF,
             actor="webhooks",
         )
-        for id, one in zip(ids.new_ids(len(news)), news, strict=True)
+        for id, body in zip(ids.new_ids(len(news)), bodies, strict=True)
     ]
-
-
-def _event(event: LedgerEvent, *, without_errors: bool) -> Any:
-    """Return the event as the event stream has it."""
-    return msgspec.to_builtins(
-        responses.event_body(event.without_errors() if without_errors else event)
-    )

@@ -11,21 +11,29 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import binascii
 import functools
 import hashlib
 import hmac
 import ipaddress
 import re
+import secrets
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from tenure.errors import InvalidInput
+
 REQUEST_SECONDS = 10.0
 """Limit for resolving, connecting, TLS, sending and reading the head of the answer together."""
 MAX_READ = 64 * 1024
 """Bytes of an answer that are read."""
+MAX_URL = 2_000
+"""Characters of a URL."""
+BEGINNING = "whsec_"
+"""The beginning of a secret, as in Standard Webhooks; 32 random bytes in base64 follow."""
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses that lead to an IPv4 one, their last 32 bits (RFC 6052)."""
 
@@ -36,10 +44,46 @@ class NotSent(Exception):
     """The request got no answer or was not allowed; the message says why."""
 
 
+def new_secret() -> str:
+    """Return a random secret of 256 bits."""
+    return BEGINNING + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def key_of(secret: str) -> bytes:
+    """Return the bytes that sign; raises ValueError for anything but a secret."""
+    try:
+        return base64.b64decode(secret.removeprefix(BEGINNING), validate=True)
+    except binascii.Error as error:
+        raise ValueError("the secret of a webhook is whsec_ and base64") from error
+
+
 def signature(key: bytes, id: str, timestamp: int, body: bytes) -> str:
     """Return the header `webhook-signature`: version 1, HMAC-SHA256 of id, time and body."""
     signed = b"%b.%d.%b" % (id.encode(), timestamp, body)
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+
+
+def check_url(url: object, path: str) -> str:
+    """Return `url` if requests can be sent there; raises InvalidInput.
+
+    Each delivery checks its address, because a name can resolve to another one every day.
+    """
+    text = url if isinstance(url, str) and len(url) <= MAX_URL else ""
+    fault = InvalidInput(
+        "give a URL such as https://example.com/hook: http or https, visible ASCII, at most"
+        f" {MAX_URL} characters, without user, password and fragment",
+        path=path,
+    )
+    if not text.isascii() or not text.isprintable() or set(text) & set(' "<>\\^`{|}#'):
+        raise fault
+    try:
+        parts = urlsplit(text)
+        known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a broken IPv6 address
+        raise fault from None
+    if not known or "@" in parts.netloc:
+        raise fault
+    return text
 
 
 async def post(url: str, headers: Mapping[str, str], body: bytes, *, private: bool) -> int:

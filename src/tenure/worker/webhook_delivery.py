@@ -20,7 +20,6 @@ from tenure.jobs.handlers import Handlers, JobContext, describe
 from tenure.lifecycle import Status
 from tenure.webhooks import request
 from tenure.webhooks.deliveries import WEBHOOK, WEBHOOK_QUEUE
-from tenure.webhooks.registry import key_of
 from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ def add_delivery(handlers: Handlers, app: Tenure, *, private: bool) -> None:
         headers = {
             "webhook-id": context.id,
             "webhook-timestamp": str(now),
-            "webhook-signature": request.signature(key_of(secret), context.id, now, body),
+            "webhook-signature": request.signature(request.key_of(secret), context.id, now, body),
         }
         try:
             status = await request.post(url, headers, body, private=private)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import msgspec
 
 from tenure.jobs.bulk_actions import Action, Bulk
 from tenure.jobs.queries import Counted, Filter
-from tenure.store.dialect import Statements
-from tenure.store.tables import Table
+from tenure.store.dialect import Reads, Statements
+from tenure.store.rows import fields_of, selected
 
 MAX_KEPT = 1_000
 """Actions on record. When an action starts, the oldest of those that have ended are deleted."""
@@ -24,81 +23,67 @@ COLUMNS = (
 _read_filter = msgspec.json.Decoder(Filter).decode
 
 
-class StoredBulks(Table):
-    """The bulk actions of a store."""
+def get(db: Reads, bulk_id: str) -> Bulk | None:
+    """Return an action, None if it is unknown."""
+    d = db.dialect
+    found = _read(db, f"WHERE id = {d.id_value}", (bulk_id,)) if d.is_id(bulk_id) else []
+    return found[0] if found else None
 
-    name = "bulk"
 
-    def get(self, bulk_id: str) -> Bulk | None:
-        """Return an action, None if it is unknown."""
-        d = self._dialect
-        if not d.is_id(bulk_id):
-            return None
-        found = self._read(f"WHERE id = {d.id_value} ORDER BY bulk.id", (bulk_id,))
-        return found[0] if found else None
+def latest(db: Reads, limit: int, *, unfinished: bool = False) -> list[Bulk]:
+    """Return actions, newest first."""
+    where = "WHERE finished_at IS NULL" if unfinished else ""
+    return _read(db, f"{where} ORDER BY bulk.id DESC LIMIT {db.dialect.value}", (limit,))
 
-    def latest(self, limit: int, *, unfinished: bool = False) -> list[Bulk]:
-        """Return actions, newest first."""
-        where = "WHERE finished_at IS NULL" if unfinished else ""
-        rest = f"{where} ORDER BY bulk.id DESC LIMIT {self._dialect.value}"
-        return self._read(rest, (limit,))
 
-    def start(
-        self,
-        *,
-        id: str,
-        action: Action,
-        filter: Filter,
-        more_retries: int,
-        actor: str,
-        total: Counted,
-    ) -> Future[None]:
-        """Add an action that begins now, by the store's clock."""
-        d = self._dialect
-        text = msgspec.json.encode(filter).decode()
-        values = (id, str(action), text, more_retries, actor, total.jobs, total.exact)
+def _read(db: Reads, rest: str, values: Sequence[Any]) -> list[Bulk]:
+    d = db.dialect
+    statement = f"SELECT {selected(d, COLUMNS)} FROM {d.table('bulk')} AS bulk {rest}"
+    return [_bulk_of(fields_of(d, COLUMNS, row)) for row in db.rows(statement, values)]
 
-        def add(db: Statements) -> None:
-            db.changed(
-                f"INSERT INTO {self._table} (id, action, filter, more_retries, actor, total, exact,"
-                f" created_at) VALUES ({d.id_value}, {d.values(6)}, {d.now})",
-                values,
-            )
-            db.changed(
-                f"DELETE FROM {self._table} WHERE finished_at IS NOT NULL AND id NOT IN"
-                f" (SELECT id FROM {self._table} ORDER BY id DESC LIMIT {d.value})",
-                (MAX_KEPT,),
-            )
 
-        return self._store.write("bulk", add)
+def _bulk_of(fields: dict[str, Any]) -> Bulk:
+    read = {
+        "action": Action(fields["action"]),
+        "filter": _read_filter(fields["filter"]),
+        "exact": bool(fields["exact"]),
+    }
+    return Bulk(**fields | read)
 
-    def stop(self, bulk_id: str, actor: str) -> Future[int]:
-        """End an action early. One that has ended stays unchanged."""
-        d = self._dialect
-        statement = (
-            f"UPDATE {self._table} SET finished_at = {d.now}, stopped_by = {d.value}"
-            f" WHERE id = {d.id_value} AND finished_at IS NULL"
-        )
-        return self._store.write("bulk", lambda db: db.changed(statement, (actor, bulk_id)))
 
-    def _read(self, rest: str, values: Sequence[Any]) -> list[Bulk]:
-        d = self._dialect
-        columns = {name: d.id(name) for name in ("id", "cursor")}
-        columns |= {name: d.time(name) for name in ("created_at", "finished_at")}
-        selected = ", ".join(columns.get(name, name) for name in COLUMNS)
-        rows = self._rows(f"SELECT {selected} FROM {self._table} AS bulk {rest}", values)
-        return [self._bulk_of(row) for row in rows]
+def start(
+    db: Statements,
+    *,
+    id: str,
+    action: Action,
+    filter: Filter,
+    more_retries: int,
+    actor: str,
+    total: Counted,
+) -> None:
+    """Add an action that begins now, by the store's clock."""
+    d = db.dialect
+    table, text = d.table("bulk"), msgspec.json.encode(filter).decode()
+    db.changed(
+        f"INSERT INTO {table} (id, action, filter, more_retries, actor, total, exact, created_at)"
+        f" VALUES ({d.id_value}, {d.values(6)}, {d.now})",
+        (id, str(action), text, more_retries, actor, total.jobs, total.exact),
+    )
+    db.changed(
+        f"DELETE FROM {table} WHERE finished_at IS NOT NULL AND id NOT IN"
+        f" (SELECT id FROM {table} ORDER BY id DESC LIMIT {d.value})",
+        (MAX_KEPT,),
+    )
 
-    def _bulk_of(self, row: Sequence[Any]) -> Bulk:
-        values = dict(zip(COLUMNS, row, strict=True))
-        values |= {
-            "action": Action(values["action"]),
-            "filter": _read_filter(values["filter"]),
-            "created_at": self._dialect.to_time(values["created_at"]),
-            "finished_at": self._dialect.time_or_none(values["finished_at"]),
-            "exact": bool(values["exact"]),
-        }
-        return Bulk(**values)
+
+def stop(db: Statements, bulk_id: str, actor: str) -> None:
+    """End an action early. One that has ended stays unchanged."""
+    d = db.dialect
+    db.changed(
+        f"UPDATE {d.table('bulk')} SET finished_at = {d.now}, stopped_by = {d.value}"
+        f" WHERE id = {d.id_value} AND finished_at IS NULL",
+        (actor, bulk_id),
+    )
 
 
 def hold(db: Statements, bulk: Bulk) -> bool:

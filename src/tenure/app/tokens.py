@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from typing import Any, Protocol
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
+from tenure.app.core import Core
 from tenure.errors import InvalidInput
 from tenure.jobs import durations
 from tenure.jobs.names import check_name
+from tenure.store.tables import tokens
 from tenure.tokens import scopes as access
-from tenure.tokens.scopes import AccessToken, Scope
+from tenure.tokens.scopes import AccessToken
 
 MAX_TOKENS = 1_000
 """How many may be valid at a time: a server keeps them all in memory."""
 
 
-class TokenTable(Protocol):
-    """Where tokens are stored; see `StoredTokens`."""
-
-    def every(self) -> list[AccessToken]: ...
-
-    def add(
-        self,
-        *,
-        name: str,
-        prefix: str,
-        digest: str,
-        scopes: Sequence[Scope],
-        lifetime: float | None,
-        actor: str,
-    ) -> Future[bool]: ...
-
-    def revoke(self, name: str, actor: str) -> Future[None]: ...
-
-
 class Tokens:
     """The tokens of one database. They take effect on every server within a few seconds."""
 
-    def __init__(self, table: Callable[[], TokenTable], actor: str) -> None:
-        self._table = table
-        self._actor = actor
+    def __init__(self, core: Core) -> None:
+        self._core = core
 
     def create(
         self,
@@ -68,15 +50,16 @@ class Tokens:
         if sum(token.valid for token in self.list()) >= MAX_TOKENS:
             raise InvalidInput(f"{MAX_TOKENS} tokens are valid: revoke some first", path="$.name")
         secret = access.new_secret()
-        added = self._table().add(
+        add = partial(
+            tokens.add,
             name=name,
             prefix=secret[: access.SHOWN],
             digest=access.digest_of(secret.encode()).hex(),
             scopes=wanted,
             lifetime=lifetime,
-            actor=actor or self._actor,
+            actor=actor or self._core.actor,
         )
-        if not added.result():
+        if not self._core.store.write("operator", add).result():
             raise InvalidInput(
                 f"there is, or was, a token called {name}: take another name", path="$.name"
             )
@@ -84,7 +67,7 @@ class Tokens:
 
     def list(self) -> list[AccessToken]:
         """Return every token, also expired and revoked ones, newest first."""
-        return self._table().every()
+        return tokens.every(self._core.store.read)
 
     def revoke(self, name: str, *, actor: str | None = None) -> AccessToken:
         """Revoke a token for good; return it. One that has ended does not change.
@@ -94,7 +77,8 @@ class Tokens:
         Raises InvalidInput if no token has this name.
         """
         self._named(name)
-        self._table().revoke(name, actor or self._actor).result()
+        by = actor or self._core.actor
+        self._core.store.write("operator", lambda db: tokens.revoke(db, name, by)).result()
         return self._named(name)
 
     def _named(self, name: str) -> AccessToken:

@@ -2,55 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import secrets
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from typing import Protocol
-from urllib.parse import urlsplit
+from collections.abc import Iterable
+from functools import partial
 
+from tenure.app.core import Core
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
 from tenure.jobs.ledger import Webhook
 from tenure.jobs.names import check_label, check_name, list_of_names
 from tenure.lifecycle import EVENTS
+from tenure.store.tables import webhooks
+from tenure.webhooks import request
 
 MAX_WEBHOOKS = 100
 """Each of them is one more reader of the ledger."""
-MAX_URL = 2_000
-"""Characters of a URL."""
-BEGINNING = "whsec_"
-"""The beginning of a secret, as in Standard Webhooks; 32 random bytes in base64 follow."""
-
-
-class WebhookTable(Protocol):
-    """Where webhooks are stored; see `StoredWebhooks`."""
-
-    def every(self) -> list[Webhook]: ...
-
-    def add(
-        self,
-        *,
-        name: str,
-        id: str,
-        url: str,
-        secret: str,
-        events: tuple[str, ...],
-        types: tuple[str, ...] | None,
-        queues: tuple[str, ...] | None,
-        actor: str,
-    ) -> Future[bool]: ...
-
-    def remove(self, name: str) -> Future[int]: ...
 
 
 class Webhooks:
     """The webhooks of one database. Servers, and workers beside it, deliver to them."""
 
-    def __init__(self, table: Callable[[], WebhookTable], actor: str) -> None:
-        self._table = table
-        self._actor = actor
+    def __init__(self, core: Core) -> None:
+        self._core = core
 
     def create(
         self,
@@ -75,14 +47,16 @@ class Webhooks:
         Raises InvalidInput, also if there are 100 webhooks already.
         """
         check_name(name, "webhook", "$.name")
-        check_url(url, "$.url")
+        request.check_url(url, "$.url")
         wanted = frozenset(list_of_names(events, "$.events"))
         if not wanted or not wanted.issubset(EVENTS):
             raise InvalidInput(f"name one or more of {', '.join(EVENTS)}", path="$.events")
         if len(self.list()) >= MAX_WEBHOOKS:
             raise InvalidInput(f"there are {MAX_WEBHOOKS} webhooks: remove some", path="$.name")
-        secret = new_secret()
-        added = self._table().add(
+        secret = request.new_secret()
+        store = self._core.store
+        add = partial(
+            webhooks.add,
             name=name,
             id=ids.new_id(),
             url=url,
@@ -90,15 +64,16 @@ class Webhooks:
             events=tuple(sorted(wanted)),
             types=_names(types, "job type", "$.types"),
             queues=_names(queues, "queue", "$.queues"),
-            actor=check_label(actor or self._actor, "actor", "$.actor"),
+            actor=check_label(actor or self._core.actor, "actor", "$.actor"),
+            position=store.read.ledger_end(),
         )
-        if not added.result():
+        if not store.write("operator", add).result():
             raise InvalidInput(f"there is a webhook called {name}: remove it first", path="$.name")
         return secret, self._named(name)
 
     def list(self) -> list[Webhook]:
         """Return every webhook, without its secret."""
-        return self._table().every()
+        return webhooks.every(self._core.store.read)
 
     def remove(self, name: str) -> Webhook:
         """Remove a webhook; return it. What is not delivered yet is dropped.
@@ -106,7 +81,7 @@ class Webhooks:
         Raises InvalidInput if no webhook has this name.
         """
         found = self._named(name)
-        self._table().remove(name).result()
+        self._core.store.write("operator", lambda db: webhooks.remove(db, name)).result()
         return found
 
     def _named(self, name: str) -> Webhook:
@@ -116,42 +91,6 @@ class Webhooks:
         raise InvalidInput(
             "there is no webhook of this name; `tenure webhooks list`", path="$.name"
         )
-
-
-def new_secret() -> str:
-    """Return a random secret of 256 bits."""
-    return BEGINNING + base64.b64encode(secrets.token_bytes(32)).decode()
-
-
-def key_of(secret: str) -> bytes:
-    """Return the bytes that sign; raises ValueError for anything but a secret."""
-    try:
-        return base64.b64decode(secret.removeprefix(BEGINNING), validate=True)
-    except binascii.Error as error:
-        raise ValueError("the secret of a webhook is whsec_ and base64") from error
-
-
-def check_url(url: object, path: str) -> str:
-    """Return `url` if requests can be sent there; raises InvalidInput.
-
-    Each delivery checks its address, because a name can resolve to another one every day.
-    """
-    text = url if isinstance(url, str) and len(url) <= MAX_URL else ""
-    fault = InvalidInput(
-        "give a URL such as https://example.com/hook: http or https, visible ASCII, at most"
-        f" {MAX_URL} characters, without user, password and fragment",
-        path=path,
-    )
-    if not text.isascii() or not text.isprintable() or set(text) & set(' "<>\\^`{|}#'):
-        raise fault
-    try:
-        parts = urlsplit(text)
-        known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, a broken IPv6 address
-        raise fault from None
-    if not known or "@" in parts.netloc:
-        raise fault
-    return text
 
 
 def _names(given: Iterable[str] | None, what: str, path: str) -> tuple[str, ...] | None:
