@@ -239,7 +239,7 @@ CONTROLS = (
     ),
     Control(
         "the event stream does not wait for older transactions",
-        "store/postgres/dialect.py",
+        POSTGRES,
         't.xid < pg_snapshot_xmin(pg_current_snapshot())"',
         't.xid < pg_snapshot_xmax(pg_current_snapshot())"',
     ),

@@ -211,7 +211,7 @@ class Committer:
         if _is_only_adding(batch):
             _visit("before_commit", batch)
             jobs = [checked_job for work in batch for checked_job in work.checked_jobs]
-            made = db.alone.enqueue(jobs, whole=len(batch) == 1)
+            made = db.alone.enqueue_alone(jobs, whole=len(batch) == 1)
             for work in batch:
                 if all(a.id in made for a in work.checked_jobs):
                     added = [Enqueued(made[a.id], created=True) for a in work.checked_jobs]
@@ -220,7 +220,7 @@ class Committer:
                     left.append(work)
         elif (claim := self._only_claim(batch)) is not None:
             _visit("before_commit", batch)
-            leases = db.alone.claim(claim)
+            leases = db.alone.claim_alone(claim)
             if leases is None:
                 return batch
             done.append((batch[0], Exchange([], leases)))

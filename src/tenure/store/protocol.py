@@ -34,14 +34,16 @@ class Trouble(StrEnum):
 class Alone(Protocol):
     """Work that is one statement and one transaction, for a database that is a round trip away."""
 
-    def enqueue(self, checked_jobs: Sequence[CheckedJob], *, whole: bool) -> Mapping[str, Job]:
+    def enqueue_alone(
+        self, checked_jobs: Sequence[CheckedJob], *, whole: bool
+    ) -> Mapping[str, Job]:
         """Add jobs; id -> job for those that were added.
 
         It leaves out what needs a closer look: jobs whose id or key is there already, or (perhaps
         with others) whose queue has a limit. If `whole`, then either all are added or none.
         """
 
-    def claim(self, request: ClaimRequest) -> list[Lease] | None:
+    def claim_alone(self, request: ClaimRequest) -> list[Lease] | None:
         """Claim jobs; None if that needs a closer look, and nothing was claimed."""
 
 

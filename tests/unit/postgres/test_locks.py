@@ -123,7 +123,7 @@ def test_a_lease_counts_from_the_end_of_a_wait(
 
     def claim() -> None:
         if alone:
-            leases.extend(db.alone.claim(claim_request(1)) or [])
+            leases.extend(db.claim_alone(claim_request(1)) or [])
         else:
             with committed(db):
                 leases.extend(db.claim(claim_request(1)))
@@ -149,9 +149,9 @@ def test_a_job_that_is_committed_late_is_not_skipped(
     slow = new_id()
     db.insert([CheckedJob(id=slow, type="mail")])
     (fast,) = add(other)
-    assert [lease.id for lease in other.alone.claim(claim_request(5)) or []] == [fast]
+    assert [lease.id for lease in other.claim_alone(claim_request(5)) or []] == [fast]
     db.commit()
-    assert [lease.id for lease in other.alone.claim(claim_request(5)) or []] == [slow]
+    assert [lease.id for lease in other.claim_alone(claim_request(5)) or []] == [slow]
 
     # The same where lanes are searched from where the last claim ended: only for a while.
     monkeypatch.setattr(postgres_lanes, "MAX_DEAD_ENTRIES", 0)
@@ -191,7 +191,7 @@ def test_a_claim_takes_what_it_says_under_any_plan(
     add(db, 999)
     for _ in range(3):
         if alone:
-            leases = db.alone.claim(claim_request(5)) or []
+            leases = db.claim_alone(claim_request(5)) or []
         else:
             with committed(db):
                 leases = db.claim(claim_request(5))

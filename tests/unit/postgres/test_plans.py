@@ -15,9 +15,9 @@ from tenure.lifecycle import Status
 from tenure.store.postgres import lanes as lanes
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import Uuids, address_of
-from tenure.store.postgres.dialect import DIALECT
 from tenure.store.postgres.reader import AHEAD, BY_INDEX, QUEUES, PostgresReader
 from tenure.store.postgres.search import PostgresSearches
+from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.writer import Postgres
 from tenure.store.rows import COLUMNS, selected
 from tenure.store.search_sql import ENDED
@@ -318,20 +318,20 @@ def test_a_claim_alone_leaves_crowded_lanes_to_a_closer_look(
     raw.execute("SELECT count(*) FROM tenure.job")
     take(db, 1000)
     add(db, 3)
-    assert len(db.alone.claim(claim_request(1)) or []) == 1  # it notices how many it walked past
-    assert db.alone.claim(claim_request(1)) is None
+    assert len(db.claim_alone(claim_request(1)) or []) == 1  # it notices how many it walked past
+    assert db.claim_alone(claim_request(1)) is None
     db.begin()
     assert len(db.claim(claim_request(1))) == 1
     db.commit()
-    assert db.alone.claim(claim_request(1)) is None
+    assert db.claim_alone(claim_request(1)) is None
 
 
 def test_a_claim_alone_is_for_one_lane(db: Postgres) -> None:
-    assert db.alone.claim(claim_request(5)) == []
+    assert db.claim_alone(claim_request(5)) == []
     add(db, 2)
-    assert db.alone.claim(claim_request(5, types=("other",))) == []
-    assert len(db.alone.claim(claim_request(1, queues=("default", "default"))) or []) == 1
+    assert db.claim_alone(claim_request(5, types=("other",))) == []
+    assert len(db.claim_alone(claim_request(1, queues=("default", "default"))) or []) == 1
     add(db, 1, queue="late", run_at=datetime.now(UTC) + timedelta(hours=1))
     add(db, 1, priority=-1)
-    assert db.alone.claim(claim_request(5)) is None  # in which order is not for it to say
-    assert len(db.alone.claim(claim_request(5, queues=("late",))) or []) == 0
+    assert db.claim_alone(claim_request(5)) is None  # in which order is not for it to say
+    assert len(db.claim_alone(claim_request(5, queues=("late",))) or []) == 0

@@ -19,8 +19,8 @@ from tenure.lifecycle import Job
 from tenure.store import audit
 from tenure.store.postgres import listen as postgres_watch
 from tenure.store.postgres.connection import CONNECTED, NOW, address_of
-from tenure.store.postgres.dialect import DIALECT
 from tenure.store.postgres.search import PostgresSearches
+from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, answering
 from tenure.store.reader import Reader
 

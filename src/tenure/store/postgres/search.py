@@ -10,7 +10,7 @@ from tenure.jobs.queries import Query
 from tenure.lifecycle import Status
 from tenure.store.constraints import quoted
 from tenure.store.postgres.connection import is_uuid
-from tenure.store.postgres.dialect import DIALECT
+from tenure.store.postgres.statements import DIALECT
 from tenure.store.search import between
 from tenure.store.search_sql import ENDED, Searches, Statement
 

@@ -164,19 +164,19 @@ class PostgresSession:
 
     # --- a statement that is a whole transaction
 
-    def commits_alone(self) -> bool:
+    def _commits_alone(self) -> bool:
         """Return whether such a statement waits for the disk. Connects."""
         if self._connection is None:
             self._connection = self._connect()
         self._cut_short.clear()
         return self._begin == BEGIN
 
-    def check_confirmed(self) -> None:
+    def _check_confirmed(self) -> None:
         """Raise Unconfirmed if no standby has what the last such statement committed."""
         if self._cut_short:
             raise Unconfirmed(self._cut_short[0])
 
-    def execute_directly(self, statement: str, values: Sequence[bytes | None]) -> PGresult:
+    def _execute_directly(self, statement: str, values: Sequence[bytes | None]) -> PGresult:
         """Call libpq: psycopg takes as long to prepare the parameters as the server to execute."""
         assert self._connection is not None
         assert self._wire is not None

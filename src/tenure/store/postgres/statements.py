@@ -1,7 +1,8 @@
-"""The statements of the PostgreSQL store. `{s}` is the schema; other braces, a part put in later.
+"""The SQL of the PostgreSQL store: its dialect, and the statements of the writing side.
 
-They are set-based: rows come in as one array per column. Each repeats its guard on the row that it
-changes, which PostgreSQL tests again after a wait for the lock of another transaction.
+`{s}` is the schema; other braces, a part put in later. The statements are set-based: rows come in
+as one array per column. Each repeats its guard on the row that it changes, which PostgreSQL tests
+again after a wait for the lock of another transaction.
 """
 
 from __future__ import annotations
@@ -9,9 +10,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tenure.store.postgres.connection import NOW, array_of
-from tenure.store.postgres.dialect import DIALECT
+from tenure.store.dialect import Dialect
+from tenure.store.postgres.connection import NOW, array_of, is_uuid, to_time
 from tenure.store.rows import CHANGED, COLUMNS, TIMES, selected
+
+DIALECT = Dialect(
+    prefix="{s}.",
+    value="%s",
+    id_value="%s::uuid",
+    id_column="{column}::text",
+    time_column="{column} AT TIME ZONE 'UTC'",
+    now=NOW,
+    duration="({seconds})::double precision * interval '1 second'",
+    skip_locked="FOR UPDATE SKIP LOCKED",
+    # Lower case of the C locale is that of A to Z alone, as in SQLite.
+    folded='strpos(lower(job.{column} COLLATE "C"), %s) > 0',
+    is_id=is_uuid,
+    to_time=to_time,
+    to_bound=lambda time: time,
+    place="xid::text, seq",
+    order=("xid", "seq"),
+    settled="t.xid < pg_snapshot_xmin(pg_current_snapshot())",
+    after="(t.xid, t.seq) > (%s::text::xid8, %s::bigint)",
+    up_to="(t.xid, t.seq) <= (%s::text::xid8, %s::bigint)",
+    is_at="xid = %s::text::xid8 AND seq = %s",
+    set_place="xid = %s::text::xid8, seq = %s",
+    since="(t.xid, t.seq) > (SELECT xid, seq FROM {s}.measured)",
+    lost="(SELECT xid FROM {s}.measured) >= pg_snapshot_xmax(pg_current_snapshot())",
+    # The limit, which changes nothing, keeps the planner from walking the jobs.
+    with_job="CROSS JOIN LATERAL (SELECT type, queue, token, event, run_at, started_at"
+    " FROM {s}.job WHERE id = t.job_id LIMIT 1) AS j",
+    minute="floor(date_part('epoch', t.at) / 60)::bigint",
+    millis="floor(date_part('epoch', {time}) * 1000)::bigint",
+    span="date_part('epoch', {end} - {start})",
+    first_line="split_part(t.detail, E'\\n', 1)",
+    last_job="(array_agg(t.job_id::text ORDER BY t.at DESC, t.seq DESC))[1]",
+    json_rows="json_array_elements(%s::json) AS new (value)",
+    hold=" FOR UPDATE",
+    packs=False,
+)
 
 # Plans must not hang on statistics: right after a bulk load the planner would read and sort the
 # whole table for one batch. Settings end with the transaction, as a transaction pooler demands.

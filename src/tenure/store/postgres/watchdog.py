@@ -39,7 +39,7 @@ class Wire:
     def expect(self, seconds: float) -> None:
         """From now on an answer has to come within `seconds`."""
         self.deadline = time.monotonic() + seconds
-        _watch.wake()
+        _watch.wanted.set()
 
     def answered(self) -> None:
         """Nothing is waited for any more."""
@@ -79,7 +79,7 @@ class _Watch:
         """Begin with nothing, as in the child of a fork, which has none of its parent's threads."""
         self._lock = threading.Lock()
         self._wires: set[Wire] = set()
-        self._wanted = threading.Event()
+        self.wanted = threading.Event()
         self._thread: threading.Thread | None = None
 
     def add(self, wire: Wire) -> None:
@@ -95,17 +95,13 @@ class _Watch:
         with self._lock:
             self._wires.discard(wire)
 
-    def wake(self) -> None:
-        if not self._wanted.is_set():
-            self._wanted.set()
-
     def _run(self) -> None:
         while True:
-            self._wanted.wait()
+            self.wanted.wait()
             time.sleep(LOOK_SECONDS)
-            self._wanted.clear()  # before the look, so that who begins to wait after it wakes us
+            self.wanted.clear()  # before the look, so that who begins to wait after it wakes us
             if self._look():
-                self._wanted.set()
+                self.wanted.set()
 
     def _look(self) -> bool:
         """Cut what has waited too long; whether anything still waits."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
@@ -13,16 +13,16 @@ from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import constraints
 from tenure.store.postgres import statements as sql
-from tenure.store.postgres.alone import OneStatement
 from tenure.store.postgres.connection import Uuids, is_uuid, to_time
-from tenure.store.postgres.dialect import DIALECT
-from tenure.store.postgres.enqueue import enqueue
 from tenure.store.postgres.lanes import Lanes
 from tenure.store.postgres.session import PostgresSession
-from tenure.store.rows import CHANGED, job_of
+from tenure.store.rows import CHANGED, added_job, job_of, write_policy
 from tenure.store.tables import webhooks, workers
 from tenure.store.tables.stats import StatsWriter
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_added_values = attrgetter(*sql.ADDED, "run_at", "delay")
 _changed_values = attrgetter(*CHANGED)
 _guard_values = attrgetter(*sql.GUARD)
 
@@ -30,7 +30,7 @@ _guard_values = attrgetter(*sql.GUARD)
 class Postgres(PostgresSession):
     """The writing connection to one database; see `Database`."""
 
-    dialect = DIALECT
+    dialect = sql.DIALECT
 
     def __init__(
         self,
@@ -44,13 +44,32 @@ class Postgres(PostgresSession):
         """
         super().__init__(url, on_connect)
         self._lanes = lanes or Lanes()
-        self.alone = OneStatement(self, self._lanes)
         self.stats = StatsWriter(self)
 
     # --- adding
 
     def insert(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, Job]:
-        return enqueue(self, checked_jobs) if checked_jobs else {}
+        return self._enqueue(checked_jobs) if checked_jobs else {}
+
+    def _enqueue(
+        self, checked_jobs: Sequence[CheckedJob], *, sparing: bool = False, whole: bool = False
+    ) -> Mapping[str, Job]:
+        """Add the jobs whose id and key are new; id -> job for those that were added.
+
+        `sparing` adds none if one of their queues has a limit, `whole` none if one is not new.
+        """
+        # Keys in the same order everywhere, or two batches could wait for each other.
+        rows = [_row(a) for a in sorted(checked_jobs, key=lambda a: a.idempotency_key or "")]
+        values = (*sql.arrays(sql.NEW, rows), sparing, whole)
+        ((at, made, later, later_at),) = self.rows(sql.ENQUEUE, values)
+        now = to_time(at)
+        run_at = dict(zip(later or (), later_at or (), strict=True))
+        wanted = None if made is None else set(made)
+        return {
+            a.id: added_job(a, now, to_time(run_at[a.id]) if a.id in run_at else now)
+            for a in checked_jobs
+            if wanted is None or a.id in wanted
+        }
 
     def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
         ids = Uuids([a.id for a in checked_jobs])
@@ -100,6 +119,50 @@ class Postgres(PostgresSession):
 
     def traces(self, job_ids: Sequence[str]) -> Mapping[str, str]:
         return dict(self.rows(sql.TRACES, (Uuids(job_ids),)))
+
+    # --- in one statement, which is a whole transaction: one round trip instead of several
+
+    @property
+    def alone(self) -> Postgres:
+        return self
+
+    def enqueue_alone(
+        self, checked_jobs: Sequence[CheckedJob], *, whole: bool
+    ) -> Mapping[str, Job]:
+        if not checked_jobs or not self._commits_alone():
+            return {}
+        if any(checked_job.traceparent for checked_job in checked_jobs):
+            return {}  # that is another table, and so a transaction of several statements
+        if len(checked_jobs) == 1:
+            made = self._enqueue_one(checked_jobs[0])
+        else:
+            made = self._enqueue(checked_jobs, sparing=True, whole=whole)
+        self._check_confirmed()
+        return made
+
+    def _enqueue_one(self, checked_job: CheckedJob) -> Mapping[str, Job]:
+        """Add one job unless its queue has a limit or its id or key is not new."""
+        values = [None if v is None else str(v).encode() for v in _row(checked_job)]
+        result = self._execute_directly(sql.ENQUEUE_ONE, values)
+        created, runs = result.get_value(0, 0), result.get_value(0, 1)
+        if created is None or runs is None:
+            return {}
+        return {checked_job.id: added_job(checked_job, _time(created), _time(runs))}
+
+    def claim_alone(self, request: ClaimRequest) -> list[Lease] | None:
+        if not self._lanes.are_plain(request) or not self._commits_alone():
+            return None
+        queues = None if request.queues is None else list(set(request.queues))
+        types = None if request.types is None else list(request.types)
+        values = (queues, request.lease_seconds, request.worker, types, request.limit)
+        rows = self.rows(sql.CLAIM_ALONE, values)
+        self._check_confirmed()
+        if not rows:
+            return None
+        *_, at, walked = rows[0]
+        self._lanes.noticed(request, walked)
+        until = to_time(at) + timedelta(seconds=request.lease_seconds)
+        return [Lease(*[*row[:9], until]) for row in rows if row[0] is not None]
 
     # --- load and save
 
@@ -156,6 +219,14 @@ class Postgres(PostgresSession):
 
     def tidy(self) -> None:
         """Do nothing: autovacuum is set up with the tables."""
+
+
+def _row(checked_job: CheckedJob) -> tuple[Any, ...]:
+    return (*_added_values(checked_job), write_policy(checked_job.backoff))
+
+
+def _time(micros: bytes) -> datetime:
+    return EPOCH + timedelta(microseconds=int(micros))
 
 
 def _names_lease(report: Report) -> bool:
