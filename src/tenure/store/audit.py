@@ -1,8 +1,8 @@
 """What `tenure verify` checks in the stored data, in SQL that both engines read.
 
 An invariant is a sentence. A query reads a table once, in one statement, so all its rows belong to
-the same state of the data. Its rules say of each row whether it breaks an invariant, and what was
-found. The legal transitions come from the lifecycle table.
+the same state of the data. Its columns, each with the sentence as its name, say of a row what
+breaks the invariant. The legal transitions come from the lifecycle table.
 
 The data cannot show four things. Nothing is left of a deleted job, so deletion by retention and
 loss look the same. Times can be out of order because a clock was set back. `run_at` may have been
@@ -11,6 +11,7 @@ changed after a claim. A failure with attempts left may have been reported as pe
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,30 +86,24 @@ INVARIANTS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class AuditRule:
-    """Which rows of a query break an invariant, and what was found; both are SQL expressions.
+class AuditQuery:
+    """A SELECT of a job and, in columns that are named for invariants, of what breaks them.
 
-    A `broken` that is NULL counts as false; a `found` that is NULL counts as empty.
+    Such a column is NULL in rows that break nothing. Names in braces stand for tables and
+    `miscounts`.
     """
 
-    invariant: str
-    broken: str
-    found: str
-
-
-@dataclass(frozen=True, slots=True)
-class AuditQuery:
-    """Rules for the rows of one SELECT; names in braces stand for tables and `miscounts`."""
-
     about: str
-    rows: str
-    rules: Sequence[AuditRule]
+    select: str
+
+    @property
+    def invariants(self) -> list[str]:
+        return re.findall(r'AS "(.+)"', self.select)
 
     def statement(self, dialect: Dialect) -> str:
-        """Return the SQL: for each row that breaks a rule, its job and what each rule found."""
-        answers = [f"CASE WHEN {q.broken} THEN coalesce({q.found}, '') END" for q in self.rules]
-        broken = " OR ".join(f"({q.broken})" for q in self.rules)
-        text = f"SELECT job_id, {', '.join(answers)} FROM ({self.rows}) AS seen WHERE {broken}"
+        """Return the SQL that selects the rows which break an invariant."""
+        broken = " OR ".join(f'"{name}" IS NOT NULL' for name in self.invariants)
+        text = f"SELECT * FROM ({self.select}) AS seen WHERE {broken}"
         text = text.replace("{miscounts}", stats_sql.miscounts(dialect))
         for name in ("job", "transition"):
             text = text.replace(f"{{{name}}}", dialect.table(name))
@@ -126,14 +121,12 @@ def findings(
     listed = Counter(invariant for invariant, _, _ in before)
     found = []
     for job_id, *answers in rows:
-        for rule, answer in zip(asked.rules, answers, strict=True):
-            if answer is not None and listed[rule.invariant] < limit:
-                listed[rule.invariant] += 1
-                found.append((rule.invariant, str(job_id), str(answer)))
+        for invariant, answer in zip(asked.invariants, answers, strict=True):
+            if answer is not None and listed[invariant] < limit:
+                listed[invariant] += 1
+                found.append((invariant, str(job_id), str(answer)))
     return found
 
-
-# --- the ledger of each job, in order, beside its row at the end ------------------------------
 
 CHANGES = {rule.event: rule.attempts for rule in TRANSITIONS if rule.attempts}
 CHARGED_SQL = (
@@ -146,213 +139,153 @@ LEGAL_SQL = " OR ".join(
 )
 FIRST_SQL = f"(source IS NULL AND target = 'pending' AND event = '{FIRST_EVENT}')"
 
-STEPS = f"""
-SELECT steps.*, job.id, job.status, job.token AS job_token, job.attempts AS job_attempts,
-    job.max_retries, job.lease_id AS job_lease, job.created_at, job.started_at, job.finished_at,
-    job.last_error
-FROM (
-    SELECT job_id, at, source, target, event, attempt, token, lease_id, detail,
-        row_number() OVER path AS number,
-        lag(target) OVER path AS previous,
-        lag(token) OVER path AS previous_token,
-        lag(lease_id) OVER path AS previous_lease,
-        lag(at) OVER path AS previous_at,
-        first_value(at) OVER path AS first_at,
-        sum({CHARGED_SQL}) OVER path
-            AS attempts,
-        max(attempt) OVER path AS most,
-        lead(token) OVER path AS following
-    FROM {{transition}} WINDOW path AS (PARTITION BY job_id ORDER BY seq)
-) AS steps LEFT JOIN {{job}} AS job ON job.id = steps.job_id AND steps.following IS NULL
-"""
+
+# The ledger of each job, in order, beside its row at the end.
 PATH = AuditQuery(
     "the ledger of each job",
-    STEPS,
-    [
-        AuditRule(
-            "every transition in the ledger is legal",
-            f"NOT (source IS NOT NULL AND ({LEGAL_SQL})) AND NOT {FIRST_SQL}",
-            "coalesce(source, 'nothing') || ' -> ' || target || ' as ' || event",
-        ),
-        AuditRule(
-            "each entry starts where the one before it ended",
-            "coalesce(source, '') <> coalesce(previous, '')",
-            "'entry ' || number || ' starts at ' || coalesce(source, 'nothing') || ' after '"
-            " || coalesce(previous, 'nothing')",
-        ),
-        AuditRule(
-            "a claim raises the token by one and nothing else changes it",
-            "token <> coalesce(previous_token, 0) + CASE WHEN event = 'claimed' THEN 1 ELSE 0 END",
-            "'token ' || coalesce(previous_token, 0) || ' -> ' || token || ' when ' || event",
-        ),
-        AuditRule(
-            "each entry names its attempt",
-            f"attempt <> attempts + CASE WHEN {REFUNDED_SQL} THEN 1 ELSE 0 END",
-            "'entry ' || number || ' names attempt ' || attempt || ' after ' || attempts"
-            " || ' claims'",
-        ),
-        AuditRule(
-            "every lease that ended was claimed",
-            "(source = 'processing' AND (lease_id = previous_lease) IS NOT TRUE)"
-            " OR (event = 'claimed' AND lease_id IS NULL)"
-            " OR (coalesce(source, '') <> 'processing' AND event <> 'claimed'"
-            " AND lease_id IS NOT NULL)",
-            "'entry ' || number || ', ' || event || CASE WHEN lease_id IS NULL"
-            " THEN ', names no lease' ELSE ', names a lease that was not claimed before it' END",
-        ),
-        AuditRule(
-            "a failure says why",
-            "target = 'failed' AND detail IS NULL",
-            "'entry ' || number || ' has no error'",
-        ),
-        AuditRule(
-            "no ledger without its job",
-            "following IS NULL AND id IS NULL",
-            "number || ' entries, the last one ' || event",
-        ),
-        AuditRule(
-            "the ledger ends in the job's status",
-            "target <> status OR token <> job_token",
-            "'status ' || status || ' with token ' || job_token || ', ledger ' || target"
-            " || ' with token ' || token",
-        ),
-        AuditRule(
-            "attempts are the claims that were not released",
-            "attempts <> job_attempts",
-            "'attempts ' || job_attempts || ', ledger ' || attempts",
-        ),
-        AuditRule(
-            "a lease that ran out is tried again while attempts are left",
-            "event = 'lease_expired' AND target = status"
-            f" AND {ATTEMPTS_LEFT.sql.replace('NEW.', 'seen.')}",
-            "'failed after attempt ' || attempts || ' of ' || max_retries",
-        ),
-        AuditRule(
-            "no job ran more often than its limit",
-            "most > max_retries AND most > 1",
-            "'attempt ' || most || ' of ' || max_retries || ' in the ledger'",
-        ),
-        AuditRule(
-            "the job's lease is that of its last claim",
-            "target = 'processing' AND status = 'processing'"
-            " AND (lease_id = job_lease) IS NOT TRUE AND job_lease IS NOT NULL",
-            "'another lease than claimed at token ' || token",
-        ),
-        AuditRule(
-            "the job's times are those of the ledger",
-            "first_at <> created_at"
-            f" OR (target = status AND status IN ({SETTLED_SQL}) AND at <> finished_at)"
-            " OR (target = status AND status = 'processing' AND at <> started_at)"
-            f" OR (source = 'processing' AND status IN ({SETTLED_SQL})"
-            " AND previous_at <> started_at)",
-            "'created_at, started_at or finished_at of the row is not in the ledger'",
-        ),
-        AuditRule(
-            "the last error is that of the last failure",
-            "target = 'failed' AND status = 'failed' AND detail <> last_error",
-            "'last_error is not the detail of entry ' || number",
-        ),
-    ],
+    f"""
+SELECT job_id,
+    CASE WHEN NOT (source IS NOT NULL AND ({LEGAL_SQL})) AND NOT {FIRST_SQL}
+        THEN coalesce(source, 'nothing') || ' -> ' || target || ' as ' || event
+    END AS "every transition in the ledger is legal",
+    CASE WHEN coalesce(source, '') <> coalesce(previous, '')
+        THEN 'entry ' || number || ' starts at ' || coalesce(source, 'nothing') || ' after '
+            || coalesce(previous, 'nothing')
+    END AS "each entry starts where the one before it ended",
+    CASE WHEN token
+            <> coalesce(previous_token, 0) + CASE WHEN event = 'claimed' THEN 1 ELSE 0 END
+        THEN 'token ' || coalesce(previous_token, 0) || ' -> ' || token || ' when ' || event
+    END AS "a claim raises the token by one and nothing else changes it",
+    CASE WHEN attempt <> attempts + CASE WHEN {REFUNDED_SQL} THEN 1 ELSE 0 END
+        THEN 'entry ' || number || ' names attempt ' || attempt || ' after ' || attempts
+            || ' claims'
+    END AS "each entry names its attempt",
+    CASE WHEN (source = 'processing' AND (lease_id = previous_lease) IS NOT TRUE)
+            OR (event = 'claimed' AND lease_id IS NULL)
+            OR (coalesce(source, '') <> 'processing' AND event <> 'claimed'
+                AND lease_id IS NOT NULL)
+        THEN 'entry ' || number || ', ' || event || CASE WHEN lease_id IS NULL
+            THEN ', names no lease' ELSE ', names a lease that was not claimed before it' END
+    END AS "every lease that ended was claimed",
+    CASE WHEN target = 'failed' AND detail IS NULL
+        THEN 'entry ' || number || ' has no error'
+    END AS "a failure says why",
+    CASE WHEN following IS NULL AND id IS NULL
+        THEN number || ' entries, the last one ' || event
+    END AS "no ledger without its job",
+    CASE WHEN target <> status OR token <> job_token
+        THEN 'status ' || status || ' with token ' || job_token || ', ledger ' || target
+            || ' with token ' || token
+    END AS "the ledger ends in the job's status",
+    CASE WHEN attempts <> job_attempts
+        THEN 'attempts ' || job_attempts || ', ledger ' || attempts
+    END AS "attempts are the claims that were not released",
+    CASE WHEN event = 'lease_expired' AND target = status
+            AND {ATTEMPTS_LEFT.sql.replace("NEW.", "step.")}
+        THEN 'failed after attempt ' || attempts || ' of ' || max_retries
+    END AS "a lease that ran out is tried again while attempts are left",
+    CASE WHEN most > max_retries AND most > 1
+        THEN 'attempt ' || most || ' of ' || max_retries || ' in the ledger'
+    END AS "no job ran more often than its limit",
+    CASE WHEN target = 'processing' AND status = 'processing'
+            AND (lease_id = job_lease) IS NOT TRUE AND job_lease IS NOT NULL
+        THEN 'another lease than claimed at token ' || token
+    END AS "the job's lease is that of its last claim",
+    CASE WHEN first_at <> created_at
+            OR (target = status AND status IN ({SETTLED_SQL}) AND at <> finished_at)
+            OR (target = status AND status = 'processing' AND at <> started_at)
+            OR (source = 'processing' AND status IN ({SETTLED_SQL}) AND previous_at <> started_at)
+        THEN 'created_at, started_at or finished_at of the row is not in the ledger'
+    END AS "the job's times are those of the ledger",
+    CASE WHEN target = 'failed' AND status = 'failed' AND detail <> last_error
+        THEN 'last_error is not the detail of entry ' || number
+    END AS "the last error is that of the last failure"
+FROM (
+    SELECT entry.*, job.id, job.status, job.token AS job_token, job.attempts AS job_attempts,
+        job.max_retries, job.lease_id AS job_lease, job.created_at, job.started_at,
+        job.finished_at, job.last_error
+    FROM (
+        SELECT job_id, at, source, target, event, attempt, token, lease_id, detail,
+            row_number() OVER path AS number,
+            lag(target) OVER path AS previous,
+            lag(token) OVER path AS previous_token,
+            lag(lease_id) OVER path AS previous_lease,
+            lag(at) OVER path AS previous_at,
+            first_value(at) OVER path AS first_at,
+            sum({CHARGED_SQL}) OVER path AS attempts,
+            max(attempt) OVER path AS most,
+            lead(token) OVER path AS following
+        FROM {{transition}} WINDOW path AS (PARTITION BY job_id ORDER BY seq)
+    ) AS entry LEFT JOIN {{job}} AS job ON job.id = entry.job_id AND entry.following IS NULL
+) AS step""",
 )
-
-# --- each job by itself -----------------------------------------------------------------------
-
 JOBS = AuditQuery(
     "each job",
-    "SELECT id AS job_id, job.* FROM {job} AS job",
-    [
-        AuditRule(
-            "the ledger ends in the job's status",
-            "NOT EXISTS (SELECT 1 FROM {transition} AS entry WHERE entry.job_id = seen.id)",
-            "'status ' || status || ', ledger empty'",
-        ),
-        AuditRule(
-            "no job ran more often than its limit",
-            f"NOT {LIMIT_SQL} OR NOT {ROOM_SQL}",
-            "'attempts ' || attempts || ' of ' || max_retries",
-        ),
-        AuditRule(
-            "no job was released without end",
-            f"token - attempts > {MAX_RELEASES}",
-            "'token ' || token || ', attempts ' || attempts",
-        ),
-        AuditRule(
-            "a lease is held if and only if the job is processing",
-            "(status = 'processing') <> (lease_id IS NOT NULL)"
-            " OR (status = 'processing') <> (lease_expires_at IS NOT NULL)"
-            " OR (status = 'processing' AND (worker IS NULL OR started_at IS NULL))",
-            "status || ' with lease '"
-            " || CASE WHEN lease_id IS NULL THEN 'absent' ELSE 'present' END",
-        ),
-        AuditRule(
-            "a job has an end time if and only if it is settled",
-            f"(status IN ({SETTLED_SQL})) <> (finished_at IS NOT NULL)",
-            "status",
-        ),
-        AuditRule(
-            "a failure says why",
-            "status = 'failed' AND last_error IS NULL",
-            "'failed without last_error'",
-        ),
-        AuditRule(
-            "only a completed job has a result",
-            "status <> 'completed' AND result IS NOT NULL",
-            "status || ' with a result'",
-        ),
-    ],
+    f"""
+SELECT id AS job_id,
+    CASE WHEN NOT EXISTS (SELECT 1 FROM {{transition}} AS entry WHERE entry.job_id = job.id)
+        THEN 'status ' || status || ', ledger empty'
+    END AS "the ledger ends in the job's status",
+    CASE WHEN NOT {LIMIT_SQL} OR NOT {ROOM_SQL}
+        THEN 'attempts ' || attempts || ' of ' || max_retries
+    END AS "no job ran more often than its limit",
+    CASE WHEN token - attempts > {MAX_RELEASES}
+        THEN 'token ' || token || ', attempts ' || attempts
+    END AS "no job was released without end",
+    CASE WHEN (status = 'processing') <> (lease_id IS NOT NULL)
+            OR (status = 'processing') <> (lease_expires_at IS NOT NULL)
+            OR (status = 'processing' AND (worker IS NULL OR started_at IS NULL))
+        THEN status || ' with lease ' || CASE WHEN lease_id IS NULL THEN 'absent' ELSE 'present' END
+    END AS "a lease is held if and only if the job is processing",
+    CASE WHEN (status IN ({SETTLED_SQL})) <> (finished_at IS NOT NULL) THEN status
+    END AS "a job has an end time if and only if it is settled",
+    CASE WHEN status = 'failed' AND last_error IS NULL THEN 'failed without last_error'
+    END AS "a failure says why",
+    CASE WHEN status <> 'completed' AND result IS NOT NULL THEN status || ' with a result'
+    END AS "only a completed job has a result"
+FROM {{job}} AS job""",
 )
-
-# --- what must be there once ------------------------------------------------------------------
-
 LEASES = AuditQuery(
     "leases",
     f"""
-    SELECT min(CAST(job_id AS text)) AS job_id, count(*) AS entries,
+SELECT job_id,
+    CASE WHEN claims > 1 THEN claims || ' claims with one lease' END AS "a lease is given out once",
+    CASE WHEN outcomes > 1 THEN outcomes || ' outcomes for one lease'
+    END AS "one outcome per lease"
+FROM (
+    SELECT min(CAST(job_id AS text)) AS job_id,
         sum(CASE WHEN event = 'claimed' THEN 1 ELSE 0 END) AS claims,
         sum(CASE WHEN event IN ({quoted(*LEASE_ENDS)}) THEN 1 ELSE 0 END) AS outcomes
     FROM {{transition}} WHERE lease_id IS NOT NULL
-    GROUP BY lease_id HAVING count(*) > 1""",
-    [
-        AuditRule("a lease is given out once", "claims > 1", "claims || ' claims with one lease'"),
-        AuditRule("one outcome per lease", "outcomes > 1", "outcomes || ' outcomes for one lease'"),
-    ],
+    GROUP BY lease_id HAVING count(*) > 1) AS lease""",
 )
 KEYS = AuditQuery(
     "idempotency keys",
     """
-    SELECT min(CAST(id AS text)) AS job_id, count(*) AS jobs FROM {job}
-    WHERE idempotency_key IS NOT NULL GROUP BY idempotency_key HAVING count(*) > 1""",
-    [AuditRule("one job per idempotency key", "jobs > 1", "jobs || ' jobs with one key'")],
+SELECT min(CAST(id AS text)) AS job_id,
+    count(*) || ' jobs with one key' AS "one job per idempotency key"
+FROM {job} WHERE idempotency_key IS NOT NULL GROUP BY idempotency_key HAVING count(*) > 1""",
 )
-
-# --- what is shown -----------------------------------------------------------------------------
-
 COUNTS = AuditQuery(
     "counts",
-    "{miscounts}",
-    [
-        AuditRule(
-            "the counts are those of the jobs",
-            "counted <> jobs",
-            "status || ' of ' || type || ' in ' || queue || ': ' || jobs"
-            " || ', counted ' || counted",
-        )
-    ],
+    """
+SELECT '' AS job_id, status || ' of ' || type || ' in ' || queue || ': ' || jobs || ', counted '
+    || counted AS "the counts are those of the jobs"
+FROM ({miscounts}) AS wrong""",
 )
-
 QUERIES = (PATH, JOBS, LEASES, KEYS, COUNTS)
 
 
 def queries(progress: Progress, more: Sequence[str] = ()) -> Iterator[AuditQuery]:
-    """Yield the queries in turn; before each, report how many rules were checked.
+    """Yield the queries in turn; before each, report how many invariants were checked.
 
     `more` names checks that the caller makes afterwards.
     """
-    total = sum(len(asked.rules) for asked in QUERIES) + len(more)
+    total = sum(len(asked.invariants) for asked in QUERIES) + len(more)
     done = 0
     for asked in QUERIES:
         progress(done, total, asked.about)
         yield asked
-        done += len(asked.rules)
+        done += len(asked.invariants)
     for number, check in enumerate(more):
         progress(done + number, total, check)

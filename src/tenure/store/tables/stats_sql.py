@@ -164,7 +164,7 @@ SELECT status, queue, type, CAST(sum(jobs) AS bigint) AS jobs FROM (
 def miscounts(d: Dialect) -> str:
     """Where the tally with the transitions since differs from the jobs."""
     return f"""{_changes(d)}
-SELECT '' AS job_id, status, queue, type, sum(counted) AS counted, sum(jobs) AS jobs FROM (
+SELECT status, queue, type, sum(counted) AS counted, sum(jobs) AS jobs FROM (
     SELECT status, queue, type, jobs AS counted, 0 AS jobs FROM {d.table("tally")}
     UNION ALL SELECT target, queue, type, transitions, 0 FROM changes
     UNION ALL SELECT source, queue, type, -transitions, 0 FROM changes WHERE source IS NOT NULL
