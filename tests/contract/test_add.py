@@ -170,7 +170,7 @@ def test_one_key_from_fifty_threads_is_one_job(harness: StoreHarness) -> None:
 
 
 def test_a_refused_request_does_not_use_its_key_up(harness: StoreHarness) -> None:
-    harness.store.set_queue("small", max_pending=0).result()
+    harness.set_queue("small", max_pending=0)
     with pytest.raises(QueueFull):
         harness.add(queue="small", idempotency_key="k", fingerprint="f")
     (added,) = harness.add_all(new_job(idempotency_key="k", fingerprint="g"))
@@ -233,7 +233,7 @@ def test_a_request_that_the_database_refuses_harms_no_other(harness: StoreHarnes
 
 @also_as_granted_role
 def test_a_queue_takes_exactly_as_many_as_its_limit(harness: StoreHarness) -> None:
-    harness.store.set_queue("small", max_pending=3).result()
+    harness.set_queue("small", max_pending=3)
     for _ in range(3):
         harness.add(queue="small")
     before = harness.sql.contents()
@@ -247,8 +247,8 @@ def test_a_queue_takes_exactly_as_many_as_its_limit(harness: StoreHarness) -> No
 def test_a_queue_with_settings_but_no_limit_takes_all_beside_one_with_a_limit(
     harness: StoreHarness,
 ) -> None:
-    harness.store.set_queue("small", max_pending=1).result()
-    harness.store.set_queue("big", paused=True).result()
+    harness.set_queue("small", max_pending=1)
+    harness.set_queue("big", paused=True)
     harness.add_all(*[new_job(queue=queue) for queue in ("big", "big", "small", "big")])
     with pytest.raises(QueueFull):
         harness.add_all(new_job(queue="big"), new_job(queue="small"))
@@ -257,14 +257,14 @@ def test_a_queue_with_settings_but_no_limit_takes_all_beside_one_with_a_limit(
 @pytest.mark.requirement("C18")
 def test_jobs_of_other_queues_take_no_room(harness: StoreHarness) -> None:
     harness.add_all(*[new_job(queue=queue) for queue in ("big", "other", "zoo")])
-    harness.store.set_queue("small", max_pending=1).result()
+    harness.set_queue("small", max_pending=1)
     harness.add(queue="small")
     with pytest.raises(QueueFull):
         harness.add(queue="small")
 
 
 def test_only_pending_jobs_count(harness: StoreHarness) -> None:
-    harness.store.set_queue("default", max_pending=1).result()
+    harness.set_queue("default", max_pending=1)
     harness.take()
     harness.add()
     with pytest.raises(QueueFull):
@@ -272,7 +272,7 @@ def test_only_pending_jobs_count(harness: StoreHarness) -> None:
 
 
 def test_a_request_fits_whole_or_not_at_all(harness: StoreHarness) -> None:
-    harness.store.set_queue("small", max_pending=3).result()
+    harness.set_queue("small", max_pending=3)
     harness.add_all(*[new_job(queue="small") for _ in range(2)])
     before = harness.sql.contents()
     with pytest.raises(QueueFull):
@@ -282,15 +282,15 @@ def test_a_request_fits_whole_or_not_at_all(harness: StoreHarness) -> None:
 
 
 def test_a_limit_of_nothing_refuses_all_and_minus_one_lifts_it(harness: StoreHarness) -> None:
-    harness.store.set_queue("small", max_pending=0).result()
+    harness.set_queue("small", max_pending=0)
     with pytest.raises(QueueFull):
         harness.add(queue="small")
-    harness.store.set_queue("small", max_pending=-1).result()
+    harness.set_queue("small", max_pending=-1)
     harness.add_all(*[new_job(queue="small") for _ in range(100)])
 
 
 def test_asking_again_needs_no_room(harness: StoreHarness) -> None:
-    harness.store.set_queue("small", max_pending=2).result()
+    harness.set_queue("small", max_pending=2)
     keyed = new_job(queue="small", idempotency_key="k", fingerprint="f")
     plain = new_job(queue="small")
     harness.add_all(keyed, plain)
@@ -305,7 +305,7 @@ def test_asking_again_needs_no_room(harness: StoreHarness) -> None:
 
 @pytest.mark.requirement("C18")
 def test_callers_at_once_fill_a_queue_to_its_limit_and_no_further(harness: StoreHarness) -> None:
-    harness.store.set_queue("small", max_pending=20).result()
+    harness.set_queue("small", max_pending=20)
     for started in range(3):  # the first round fills it, the others find it full
         futures = [harness.store.add([new_job(queue="small")]) for _ in range(50)]
         wait(futures)

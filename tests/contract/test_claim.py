@@ -187,7 +187,7 @@ def test_of_the_queues_asked_for_every_priority_and_of_others_none(harness: Stor
 def test_a_queue_with_settings_that_is_not_paused_hands_out_as_before(
     harness: StoreHarness,
 ) -> None:
-    harness.store.set_queue("small", max_pending=9, paused=False).result()
+    harness.set_queue("small", max_pending=9, paused=False)
     jobs = [harness.add(queue="small").id for _ in range(2)]
     assert harness.ids(harness.claim(queues=("small",))) == jobs[:1]
     assert harness.ids(harness.claim()) == jobs[1:]
@@ -222,11 +222,11 @@ def test_a_paused_queue_hands_nothing_out(harness: StoreHarness) -> None:
     held = harness.take(queue="a")
     waiting = harness.add(queue="a")
     other = harness.add(queue="b")
-    harness.store.set_queue("a", paused=True).result()
+    harness.set_queue("a", paused=True)
     assert harness.ids(harness.claim(limit=9)) == [other.id]
     assert harness.claim(limit=9, queues=("a",)) == []
     assert harness.report(report_completed(held))[0].answer == "recorded"  # what runs goes on
-    harness.store.set_queue("a", paused=False).result()
+    harness.set_queue("a", paused=False)
     assert harness.ids(harness.claim(limit=9)) == [waiting.id]
 
 

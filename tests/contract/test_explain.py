@@ -85,7 +85,7 @@ def test_lease_ran_out(harness: StoreHarness, why: Why) -> None:
 def test_a_paused_queue_comes_before_all_else(harness: StoreHarness, why: Why) -> None:
     job = harness.add(queue="night", delay=60)
     harness.claim(queues=("day",))
-    harness.store.set_queue("night", paused=True).result()
+    harness.set_queue("night", paused=True)
     check(why(job.id), "queue_paused", "Queue night is paused", "resume")
 
 

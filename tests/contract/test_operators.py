@@ -210,12 +210,12 @@ def test_a_job_that_was_retried_is_not_settled_any_more(harness: StoreHarness) -
 
 @also_as_granted_role
 def test_pausing_says_since_when(harness: StoreHarness) -> None:
-    harness.store.set_queue("a", paused=True, actor="ada").result()
+    harness.set_queue("a", paused=True, actor="ada")
     (state,) = harness.store.read.queues()
     assert (state.name, state.paused_at, state.max_pending) == ("a", harness.clock.now, None)
-    harness.store.set_queue("a", max_pending=7).result()
+    harness.set_queue("a", max_pending=7)
     (state,) = harness.store.read.queues()
     assert (state.paused_at, state.max_pending) == (harness.clock.now, 7)  # one leaves the other be
-    harness.store.set_queue("a", paused=False).result()
+    harness.set_queue("a", paused=False)
     (state,) = harness.store.read.queues()
     assert (state.paused_at, state.max_pending) == (None, 7)

@@ -232,7 +232,7 @@ def test_queues_that_have_jobs_or_settings(harness: StoreHarness) -> None:
     harness.add(queue="b", delay=100)
     harness.report(report_completed(harness.claim(queues=("a",))[0]))
     harness.add(queue="a")
-    harness.store.set_queue("c", max_pending=4).result()
+    harness.set_queue("c", max_pending=4)
     now = harness.clock.now
     assert harness.store.read.queues() == [
         QueueState("a", None, None, pending=2, processing=1, oldest_due_at=now),

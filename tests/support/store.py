@@ -14,6 +14,7 @@ from tenure.jobs.ledger import Transition
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job
 from tenure.store import Store
+from tenure.store.tables import queues
 from tests.support.clock import Clock
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import wait_until
@@ -93,6 +94,12 @@ class StoreHarness:
         """Report, and lease nothing; the verdicts but for the time of a retry."""
         verdicts = self.store.exchange(reports, None).result().verdicts
         return [replace(verdict, retry_in=None) for verdict in verdicts]
+
+    def set_queue(self, name: str, *, actor: str = "operator", **settings: Any) -> None:
+        """Pause, resume or limit a queue."""
+        self.store.write(
+            "queue", lambda db: queues.set_queue(db, name, actor=actor, **settings)
+        ).result()
 
     def get(self, job_id: str) -> Job:
         """The job as it stands."""

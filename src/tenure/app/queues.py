@@ -6,6 +6,7 @@ from tenure.app.core import Core
 from tenure.jobs.enqueue import whole
 from tenure.jobs.names import check_name
 from tenure.jobs.stats import QueueState, WorkerState
+from tenure.store.tables import queues
 
 
 class Queues:
@@ -61,8 +62,10 @@ class Queues:
         max_pending: int | None = None,
     ) -> None:
         name = check_name(queue, "queue", "$.queue")
-        self._core.store.set_queue(
-            name, paused=paused, max_pending=max_pending, actor=actor or self._core.actor
+        by = actor or self._core.actor
+        self._core.store.write(
+            "queue",
+            lambda db: queues.set_queue(db, name, paused=paused, max_pending=max_pending, actor=by),
         ).result()
 
 

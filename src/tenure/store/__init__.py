@@ -24,7 +24,6 @@ from tenure.store.commit import CallWork, Committer, EnqueueWork, ExchangeWork
 from tenure.store.notify import Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
-from tenure.store.tables import queues
 from tenure.store.tables.stats import Place
 
 __all__ = ["Store", "migrate_store", "open_store", "schema_of"]
@@ -104,22 +103,6 @@ class Store:
     def recount(self) -> Future[int]:
         """Make the counts agree with the jobs. The future's result is how many were wrong."""
         return self.write("measure", lambda db: db.stats.recount(), quiet=True)
-
-    def set_queue(
-        self,
-        name: str,
-        *,
-        paused: bool | None = None,
-        max_pending: int | None = None,
-        actor: str = "operator",
-    ) -> Future[None]:
-        """Pause or resume a queue, or limit its pending jobs (-1 lifts the limit)."""
-        return self.write(
-            "queue",
-            lambda db: queues.set_queue(
-                db, name, paused=paused, max_pending=max_pending, actor=actor
-            ),
-        )
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; return the lease ids that are still held."""

@@ -6,7 +6,12 @@ from tenure.store.dialect import Statements
 
 
 def set_queue(
-    db: Statements, name: str, *, paused: bool | None, max_pending: int | None, actor: str
+    db: Statements,
+    name: str,
+    *,
+    paused: bool | None = None,
+    max_pending: int | None = None,
+    actor: str,
 ) -> None:
     """Pause or resume a queue (None: leave it), set its limit (None: leave it, -1: no limit)."""
     d = db.dialect
