@@ -93,7 +93,7 @@ def test_not_due(harness: StoreHarness, why: Why) -> None:
     job = harness.add(delay=90)
     due = harness.clock.now + timedelta(seconds=90)
     told = why(job.id)
-    check(told, "not_due", f"before {due:%Y-%m-%d %H:%M:%S} UTC", "in 1m30s")
+    check(told, "not_due", f"before {due:%Y-%m-%d %H:%M:%S} UTC", "in 1m 30s")
     assert "attempt" not in told.text
 
 
@@ -210,9 +210,9 @@ def test_it_is_due_from_its_time_on_and_a_worker_lives_for_a_minute(job: Job) ->
         (1, 1.0, "1 job of its queue goes first; at 1.0 per second its turn comes in about 1s."),
         (10_000, 0.0, "10,000 jobs of its queue go first, and none is known"),
         (10_000, 100.0, "10,000 jobs of its queue go first; at 100.0 per second its turn comes in"
-         " about 1m40s."),
+         " about 1m 40s."),
         (10_001, 100.0, "More than 10,000 jobs of its queue go first; at 100.0 per second its turn"
-         " comes in more than 1m40s."),
+         " comes in more than 1m 40s."),
         (2, 0.5, "2 jobs of its queue go first; at 30.0 a minute its turn comes in about 4s."),
     ],
 )  # fmt: skip

@@ -171,7 +171,9 @@ def test_each_line_has_the_jobs_that_went_along_it() -> None:
         (0.0004, "1ms"),
         (0.35, "350ms"),
         (5.25, "5.2s"),
+        (59, "59s"),
         (252, "4m 12s"),
+        (3_659, "1h"),
         (90_061, "1d 1h"),
     ],
 )

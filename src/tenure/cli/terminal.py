@@ -19,7 +19,6 @@ import click
 import msgspec
 
 from tenure.cli.command import WIDE
-from tenure.jobs import durations
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.text import ago, length, printable_json, visible
 
@@ -152,9 +151,7 @@ def when(time: datetime | None) -> str:
 def apart(before: datetime, after: datetime) -> str:
     """Write the time between two times, to the hundredth of a second below ten seconds."""
     seconds = max((after - before).total_seconds(), 0.0)
-    if seconds < 10:
-        return durations.text(round(seconds, 2 if seconds >= 0.1 else 3))
-    return length(seconds)
+    return f"{seconds:.3g}s" if 1 <= seconds < 10 else length(seconds)
 
 
 def attempts(made: int, limit: int) -> str:

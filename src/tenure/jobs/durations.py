@@ -1,8 +1,7 @@
 """Durations as people write them: numbers of seconds, `1h30m`, ISO 8601 `PT1H30M`.
 
 `seconds` reads every form, to the microsecond, and refuses negative and infinite durations and
-those over ten years. `text` writes the short form, which reads as the same number. Months and years
-are refused because they have no fixed length.
+those over ten years. Months and years are refused because they have no fixed length.
 """
 
 from __future__ import annotations
@@ -61,30 +60,6 @@ def seconds(value: float | str | timedelta, *, path: str = "$") -> float:
     return micros / _SECOND
 
 
-def roughly(value: float) -> str:
-    """Write a computed duration of any length from 0 on."""
-    return text(value) if value <= MAX_SECONDS else "more than ten years"
-
-
-def text(value: float) -> str:
-    """Write a duration in seconds as text: `1h30m`, `2d`, `1.5s`, `250ms`, `0s`.
-
-    `seconds(text(x)) == seconds(x)` for every duration `seconds` accepts; raises InvalidInput for
-    the others.
-    """
-    micros = round(seconds(value) * _SECOND)
-    if 0 < micros < _SECOND:
-        return _count(micros, "ms")
-    parts = []
-    for unit in ("d", "h", "m"):
-        if micros >= _UNITS[unit]:
-            parts.append(f"{micros // _UNITS[unit]}{unit}")
-            micros %= _UNITS[unit]
-    if micros or not parts:
-        parts.append(_count(micros, "s"))
-    return "".join(parts)
-
-
 def _read(written: str, path: str) -> int:
     if 0 < len(written) <= MAX_LENGTH:
         for form in _FORMS:
@@ -108,13 +83,6 @@ def _micros(number: str, unit: str) -> int:
     whole, _, fraction = number.partition(".")
     scale: int = 10 ** len(fraction)
     return (2 * int(whole + fraction) * _UNITS[unit] + scale) // (2 * scale)
-
-
-def _count(micros: int, unit: str) -> str:
-    """Write `micros` in `unit` in decimal digits, without trailing zeros."""
-    whole, rest = divmod(micros, _UNITS[unit])
-    digits = f"{rest:0{len(str(_UNITS[unit])) - 1}d}".rstrip("0")
-    return f"{whole}.{digits}{unit}" if digits else f"{whole}{unit}"
 
 
 def _out_of_range(path: str) -> InvalidInput:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tenure.jobs import durations
 from tenure.jobs.names import serves
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.stats import Activity, WorkerState
+from tenure.jobs.text import length
 from tenure.lifecycle import ATTEMPT_ENDS, Job, Status, legal_events
 
 RATE_MINUTES = 5
@@ -84,7 +84,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
     if facts.paused:
         return "queue_paused", f"Queue {job.queue} is paused; resume it to go on."
     if job.run_at > facts.now:
-        wait = durations.roughly(round((job.run_at - facts.now).total_seconds(), 1))
+        wait = length((job.run_at - facts.now).total_seconds())
         why = (
             f" after attempt {job.attempts} failed: {_named(job.last_error)}"
             if job.attempts
@@ -119,7 +119,7 @@ def _place_in_queue(job: Job, facts: Facts) -> str:
     goes = "1 job of its queue goes" if facts.ahead == 1 else f"{ahead} of its queue go"
     if facts.rate <= 0:
         return f"{goes} first, and none is known to have ended in the last {RATE_MINUTES} minutes."
-    eta = durations.roughly(max(round(facts.ahead / facts.rate, 1), 0.1))
+    eta = length(max(facts.ahead / facts.rate, 0.1))
     speed = f"{facts.rate:.1f} per second" if facts.rate >= 1 else f"{facts.rate * 60:.1f} a minute"
     return f"{goes} first; at {speed} its turn comes in {'more than' if many else 'about'} {eta}."
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from itertools import pairwise
 
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
@@ -49,14 +50,11 @@ def length(seconds: float) -> str:
     if seconds < 10 and seconds != int(seconds):
         return f"{seconds:.1f}s"
     whole = int(seconds)
-    for number, (unit, size) in enumerate(_UNITS):
+    for (unit, size), (smaller, smaller_size) in pairwise(_UNITS):
         if whole >= size:
-            rest = whole % size
-            if number + 1 < len(_UNITS) and rest >= _UNITS[number + 1][1]:
-                smaller, smaller_size = _UNITS[number + 1]
-                return f"{whole // size}{unit} {rest // smaller_size}{smaller}"
-            return f"{whole // size}{unit}"
-    return "0s"
+            count, rest = whole // size, whole % size // smaller_size
+            return f"{count}{unit} {rest}{smaller}" if rest else f"{count}{unit}"
+    return f"{whole}s"
 
 
 def ago(time: datetime | None, now: datetime) -> str:
