@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import msgspec
 
@@ -33,26 +32,11 @@ MAX_MESSAGE = 64 * 1024
 """Longest field and message in characters; longer ones are cut, with a mark."""
 
 
-class Running(Protocol):
-    """An attempt that runs in this process."""
+LogFields = Callable[[], Mapping[str, Any]]
+"""Returns the fields that are added to the log lines of an attempt."""
 
-    def log_fields(self) -> Mapping[str, Any]:
-        """Return the fields to add to its log lines."""
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """An attempt that another process started."""
-
-    fields: Mapping[str, Any]
-
-    def log_fields(self) -> Mapping[str, Any]:
-        """Return the fields that the other process sent."""
-        return self.fields
-
-
-RUNNING: ContextVar[Running | None] = ContextVar("tenure_running", default=None)
-"""The attempt whose handler runs in this context, or None."""
+LOG_FIELDS: ContextVar[LogFields | None] = ContextVar("tenure_log_fields", default=None)
+"""Those of the attempt whose handler runs in this context, or None."""
 
 
 class JobFields(logging.Filter):
@@ -64,9 +48,9 @@ class JobFields(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields; every record passes."""
-        running = RUNNING.get()
-        if running is not None:
-            for name, value in running.log_fields().items():
+        log_fields = LOG_FIELDS.get()
+        if log_fields is not None:
+            for name, value in log_fields().items():
                 record.__dict__.setdefault(name, value)
         return True
 

@@ -61,9 +61,7 @@ class Tracing:
         """End the span of adding jobs; `error` says why they were not added."""
         if len(job_ids) == 1:
             span.set_attribute("messaging.message.id", job_ids[0])
-        if error is not None:
-            self._fail(span, type(error).__name__)
-        span.end()
+        self.ended(span, None if error is None else type(error).__name__)
 
     def attempt(self, lease: Lease, worker: str) -> tuple[Span, Context]:
         """Start the span of an attempt; returns it and the context for the handler.
@@ -90,7 +88,8 @@ class Tracing:
     def ended(self, span: Span, error: str | None) -> None:
         """End the span of an attempt; `error` is the first line of its error."""
         if error is not None:
-            self._fail(span, error)
+            span.set_attribute("error.type", error.partition(":")[0][:200])
+            span.set_status(self._api.Status(self._api.StatusCode.ERROR, error[:1_000]))
         span.end()
 
     def carried(self, context: Context) -> str | None:
@@ -109,10 +108,6 @@ class Tracing:
     @property
     def _tracer(self) -> Any:
         return self._api.get_tracer("tenure")
-
-    def _fail(self, span: Span, error: str) -> None:
-        span.set_attribute("error.type", error.partition(":")[0][:200])
-        span.set_status(self._api.Status(self._api.StatusCode.ERROR, error[:1_000]))
 
 
 def _attributes(operation: str, queue: str | None) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tenure.jobs.handlers import Handler, Handlers, JobContext
 from tenure.jobs.work import Lease, Outcome
-from tenure.telemetry.logs import RUNNING
+from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
 from tenure.worker.leases import Attempt, AttemptState, LeaseBook
 from tenure.worker.log import WorkLog
@@ -133,14 +133,15 @@ class Attempts:
             attempt.task = asyncio.get_running_loop().create_task(running)
         else:
             attempt.on_thread = True
+            fields, parent = attempt.log_fields, attempt.trace_context
             self._threads.submit(
-                attempt, lambda: call_in_thread(function, arguments, attempt, attempt.trace_context)
+                attempt, lambda: call_in_thread(function, arguments, fields, parent)
             )
 
     async def _run_coroutine(
         self, attempt: Attempt, function: Callable[..., Any], arguments: dict[str, Any]
     ) -> None:
-        RUNNING.set(attempt)
+        LOG_FIELDS.set(attempt.log_fields)
         if attempt.trace_context is not None:
             enter(attempt.trace_context)
         try:

@@ -22,7 +22,7 @@ from typing import Any
 
 from tenure.jobs.handlers import Handler
 from tenure.telemetry import logs
-from tenure.telemetry.logs import RUNNING, Given
+from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
 from tenure.worker.outcome import Ending, Failure, failure, success_of_function
 
@@ -225,7 +225,7 @@ def _end_with_parent() -> None:
 
 def _call(task: ChildTask) -> Ending:
     try:
-        RUNNING.set(Given(task.log_fields))
+        LOG_FIELDS.set(lambda: task.log_fields)
         found: Any = importlib.import_module(task.module)
         for part in task.name.split("."):
             found = getattr(found, part)

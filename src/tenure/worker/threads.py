@@ -9,7 +9,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-from tenure.telemetry.logs import RUNNING, Running
+from tenure.telemetry.logs import LOG_FIELDS, LogFields
 from tenure.telemetry.tracing import enter
 from tenure.worker.outcome import Ending, failure, success_of_function
 
@@ -82,7 +82,7 @@ class Threads:
 
 
 def call_in_thread(
-    function: Callable[..., Any], arguments: dict[str, Any], running: Running, trace_context: Any
+    function: Callable[..., Any], arguments: dict[str, Any], fields: LogFields, trace_context: Any
 ) -> Ending:
     """Call a plain handler in this thread, in a new context that knows which attempt runs.
 
@@ -90,7 +90,7 @@ def call_in_thread(
     """
     try:
         context = contextvars.Context()
-        context.run(RUNNING.set, running)
+        context.run(LOG_FIELDS.set, fields)
         if trace_context is not None:
             context.run(enter, trace_context)
         return success_of_function(context.run(function, **arguments))
