@@ -1,21 +1,4 @@
-"""Every error Tenure raises on purpose, in one tree.
-
-TenureError
-├── InvalidInput            what was given cannot be accepted; says where and why
-│   └── PayloadTooLarge     a payload or batch over its size limit
-├── JobNotFound             no job has this id (it never existed, or retention removed it)
-├── BulkNotFound            no bulk action has this id (it never existed, or ended long ago)
-├── IllegalTransition       the job's status does not allow this event; carries those it does
-├── LeaseLost               a report or heartbeat for a lease that has ended
-├── ReportConflict          a lease already settled with another outcome; names that outcome
-├── KeyConflict             an idempotency key was used before with a different request
-├── QueueFull               the queue is over its `max_pending`
-├── StoreUnavailable        the database did not answer; the outcome may be unknown
-├── SchemaMismatch          the database's schema does not fit this version of Tenure
-├── Unauthorized            a server refused the token it was given
-├── Forbidden               the token is good, but not for this
-└── PermanentFailure        raised *by handlers*: this job must not be tried again
-"""
+"""Every error that Tenure raises on purpose."""
 
 from __future__ import annotations
 

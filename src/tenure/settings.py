@@ -18,16 +18,14 @@ from typing import Any
 
 from tenure.errors import InvalidInput
 from tenure.jobs import durations
+from tenure.jobs.enqueue import whole
 
 DEFAULT_DATABASE = "sqlite:///tenure.db"
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 8080
-DEFAULT_CONCURRENCY = 16
 MAX_CONCURRENCY = 1_000
 DAY = 86_400.0
-LOG_FORMATS = ("text", "json")
-LOG_LEVELS = ("debug", "info", "warning", "error")
 FOREVER = "forever"
+KUBERNETES = "tcp://"
+"""Start of the TENURE_PORT that Kubernetes sets for a service called `tenure`; it is ignored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +53,12 @@ class Settings:
     """
 
     database: str = field(default=DEFAULT_DATABASE, repr=False)
-    host: str = DEFAULT_HOST
-    port: int = DEFAULT_PORT
+    host: str = "127.0.0.1"
+    port: int = 8080
     allowed_hosts: tuple[str, ...] = ()
     tokens: tuple[str, ...] = field(default=(), repr=False)
     token_file: str | None = None
-    concurrency: int = DEFAULT_CONCURRENCY
+    concurrency: int = 16
     queues: tuple[str, ...] | None = None
     lease_seconds: float = 30.0
     grace_seconds: float = 30.0
@@ -93,10 +91,6 @@ class Settings:
         return {status: age for status, age in ages.items() if age is not None}
 
 
-KUBERNETES = "tcp://"
-"""Start of the TENURE_PORT that Kubernetes sets for a service called `tenure`; it is ignored."""
-
-
 def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     """Read the settings from flags, environment and configuration file.
 
@@ -114,22 +108,19 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
             path="--token",
         )
     config = given.pop("config", None) or environ.get("TENURE_CONFIG")
-    found: dict[str, tuple[Any, str]] = {}
-    if config:
-        for name, value in _read_toml(Path(config)).items():
-            if name not in _READERS or name == "tokens":
-                raise InvalidInput(f"no such setting; known: {_known()}", path=f"{config}: {name}")
-            found[name] = (value, f"{config}: {name}")
-    for name in _READERS:
-        for variable in _variables(name):
-            if variable in environ and not environ[variable].startswith(KUBERNETES):
-                found[name] = (environ[variable], variable)
-                break
-    for name, value in given.items():
-        flag = f"--{name.replace('_', '-')}"
-        if name not in _READERS:
-            raise InvalidInput(f"no such setting; known: {_known()}", path=flag)
-        found[name] = (value, flag)
+    in_file = {name: (value, f"{config}: {name}") for name, value in _read_toml(config).items()}
+    in_flags = {name: (value, f"--{name.replace('_', '-')}") for name, value in given.items()}
+    for name, (_, where) in {**in_file, **in_flags}.items():
+        if name not in _READERS or name == "tokens":
+            known = ", ".join(name for name in _READERS if name != "tokens")
+            raise InvalidInput(f"no such setting; known: {known}", path=where)
+    in_environment = {
+        name: (environ[variable], variable)
+        for name in _READERS
+        for variable in reversed(_variables(name))
+        if variable in environ and not environ[variable].startswith(KUBERNETES)
+    }
+    found = {**in_file, **in_environment, **in_flags}
     values = {name: _READERS[name](value, where) for name, (value, where) in found.items()}
     if "token_file" in values:
         values["tokens"] = (*values.get("tokens", ()), *values["token_file"])
@@ -138,21 +129,20 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
 
 
 def _variables(name: str) -> tuple[str, ...]:
+    """Return the variables that set a setting; the first of them counts."""
     special = {"tokens": ("TENURE_TOKEN",), "port": ("TENURE_PORT", "PORT")}
     return special.get(name, (f"TENURE_{name.upper()}",))
 
 
-def _known() -> str:
-    return ", ".join(name for name in _READERS if name != "tokens")
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: str | None) -> dict[str, Any]:
+    if not path:
+        return {}
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
-        raise InvalidInput(f"cannot be read: {error.strerror}", path=str(path)) from error
+        raise InvalidInput(f"cannot be read: {error.strerror}", path=path) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"not valid TOML: {error}", path=str(path)) from error
+        raise InvalidInput(f"not valid TOML: {error}", path=path) from error
 
 
 # --- reading one value, whichever way it came ---------------------------------------------------
@@ -168,9 +158,7 @@ def _whole(low: int, high: int) -> Callable[[Any, str], int]:
     def read(value: Any, where: str) -> int:
         if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidInput(f"give a whole number from {low} to {high}", path=where)
-        return value
+        return whole(value, low, high, where)
 
     return read
 
@@ -187,10 +175,6 @@ def _lease(value: Any, where: str) -> float:
     if seconds < 1:
         raise InvalidInput("a lease lasts at least 1 second", path=where)
     return seconds
-
-
-def _seconds(value: Any, where: str) -> float:
-    return durations.seconds(value, path=where)
 
 
 def _age(value: Any, where: str) -> float | None:
@@ -218,7 +202,7 @@ def _keys(value: Any, where: str) -> tuple[str, ...]:
     return _names(value, where) or ()
 
 
-def _one_of(choices: tuple[str, ...]) -> Callable[[Any, str], str]:
+def _one_of(*choices: str) -> Callable[[Any, str], str]:
     def read(value: Any, where: str) -> str:
         if value not in choices:
             raise InvalidInput(f"choose one of {', '.join(choices)}", path=where)
@@ -275,12 +259,12 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "concurrency": _whole(1, MAX_CONCURRENCY),
     "queues": _names,
     "lease_seconds": _lease,
-    "grace_seconds": _seconds,
+    "grace_seconds": durations.seconds,
     "keep_completed": _age,
     "keep_cancelled": _age,
     "keep_failed": _age,
     "redact": _keys,
     "webhooks_private": _yes_or_no,
-    "log_format": _one_of(LOG_FORMATS),
-    "log_level": _one_of(LOG_LEVELS),
+    "log_format": _one_of("text", "json"),
+    "log_level": _one_of("debug", "info", "warning", "error"),
 }

@@ -41,7 +41,7 @@ _FORMS = (_plain, _short, _iso_weeks, _iso)
 _EXAMPLES = "write seconds (90, 1.5), or units (250ms, 30s, 5m, 1h30m, 2d), or ISO 8601 (PT5M)"
 
 
-def seconds(value: float | str | timedelta, *, path: str = "$") -> float:
+def seconds(value: float | str | timedelta, path: str = "$") -> float:
     """Return a duration in seconds, rounded to a microsecond.
 
     Takes a number of seconds, a timedelta, text with units from large to small (`1h30m`, `250ms`;
