@@ -273,7 +273,7 @@ def test_names_and_errors_without_end_take_no_room_without_end(
     harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measures, "MAX_SERIES", 5)
-    monkeypatch.setattr(measure_words, "MAX_FAILURES", 4)
+    monkeypatch.setattr(measures, "MAX_FAILURES", 4)
     letters = "abcdefghij"
     for letter in letters:
         harness.report(report_failed(harness.take(type=letter, max_retries=1), letter))

@@ -44,7 +44,7 @@ class Reader(ABC):
 
     def __init__(self) -> None:
         d = self.dialect
-        self.stats = StatsReader(d, self.rows_by_index, self.rows)
+        self.stats = StatsReader(self)
         self._job = selected(d, COLUMNS)
         self._entry = f"{self.position}, {selected(d, (*ENTRY, 'lease_id'), 't')}"
         self._ledger = f"{d.table('transition')} AS t"

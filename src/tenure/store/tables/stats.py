@@ -11,17 +11,21 @@ the transitions since, are read in one statement.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tenure.jobs.stats import BUCKETS, Activity, Count, FailureGroup, Total
 from tenure.store.dialect import Dialect, Statements
 from tenure.store.tables import stats_sql as sql
-from tenure.store.tables.error_kinds import kind_of
+
+if TYPE_CHECKING:
+    from tenure.store.reader import Reader
 
 MAX_ENTRIES = 2_000
 """Ledger entries in a batch."""
@@ -30,6 +34,11 @@ MAX_SERIES = 200
 OTHER = "(other)"
 """No type and no queue can have this name."""
 MINUTES_KEPT = 25 * 60
+MAX_FAILURES = 200
+"""Kinds of failures that are kept."""
+MAX_KIND = 200
+"""Characters of a kind."""
+VARIES = "…"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Place = tuple[Any, ...]
@@ -53,12 +62,26 @@ class StatsBatch:
     """Rows of type, first line, attempts, first time, last time, last job."""
 
 
-def _answer(d: Dialect, rows: Rows, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-    found = rows(statement, values)
-    return _decode(found[0][0]) if d.packs else found
+def _answer(
+    d: Dialect, rows: Rows, statement: str, columns: int, values: Sequence[Any] = ()
+) -> list[Any]:
+    """Return the rows of a statement, read as one JSON value where the dialect prefers that."""
+    if not d.packs:
+        return rows(statement, values)
+    names = ", ".join(f"c{n}" for n in range(columns))
+    packed = f"SELECT json_group_array(json_array({names})) FROM answer"
+    ((text,),) = rows(f"WITH answer ({names}) AS ({statement}) {packed}", values)
+    return _decode(text)
 
 
 _decode = msgspec.json.Decoder(list[list[Any]]).decode
+
+
+def _measured(d: Dialect, rows: Rows, *, hold: bool = False) -> Sequence[Any]:
+    """Return the place up to which the ledger is added up, and its time."""
+    statement = f"SELECT {d.place}, millis FROM {d.table('measured')}{d.hold * hold}"
+    (place,) = rows(statement, ())
+    return tuple(place)
 
 
 def next_batch(
@@ -69,7 +92,7 @@ def next_batch(
     `hold` locks the place until the end of the transaction. There is no batch if the place is not
     the `known` one, because then another process does this work.
     """
-    (place,) = rows(sql.measured(d, hold=hold), ())
+    place = _measured(d, rows, hold=hold)
     start = tuple(place[:-1])
     if known is not None and start != known:
         return place, None
@@ -78,20 +101,18 @@ def next_batch(
         return place, None
     *end, transitions, millis = ends[0]
     between = (*start, *end)
-    sums = _answer(d, rows, sql.sums(d), between)
+    sums = _answer(d, rows, sql.sums(d), 9, between)
     failed = any(event in sql.FAILED for _, _, _, event, *_ in sums)
-    failures = _answer(d, rows, sql.failures(d), between) if failed else []
+    failures = _answer(d, rows, sql.failures(d), 6, between) if failed else []
     return place, StatsBatch(start, tuple(end), transitions, millis, sums, failures)
 
 
 class StatsReader:
-    """What is read."""
+    """What is read: what must go by an index by `rows_by_index`, most of a table by `rows`."""
 
-    def __init__(self, dialect: Dialect, rows: Rows, all_rows: Rows) -> None:
-        """`all_rows` is for what reads most of a table, `rows` for what must go by an index."""
-        self._dialect = dialect
-        self._rows = rows
-        self._all_rows = all_rows
+    def __init__(self, read: Reader) -> None:
+        self._read = read
+        self._dialect = read.dialect
 
     def counts(self) -> list[Count]:
         """Return the jobs by status, queue and type, exact at this moment."""
@@ -100,48 +121,66 @@ class StatsReader:
     def counted(self, statement: str) -> list[Any]:
         """Execute a statement with the counts put in for `{counts}`, counted the faster way."""
         d = self._dialect
-        ((far,),) = self._rows(sql.is_far(d), ())
-        if far:
-            return self._all_rows(statement.replace("{counts}", sql.plain_counts(d)), ())
-        return self._rows(statement.replace("{counts}", sql.counts(d)), ())
+        ((far,),) = self._read.rows_by_index(sql.is_far(d))
+        if not far:
+            return self._read.rows_by_index(statement.replace("{counts}", sql.counts(d)))
+        plain = (
+            f"SELECT status, queue, type, count(*) AS jobs FROM {d.table('job')}"
+            " GROUP BY status, queue, type ORDER BY status, queue, type"
+        )
+        return self._read.rows(statement.replace("{counts}", plain))
 
     def next_batch(self, known: Place | None) -> tuple[Place, StatsBatch | None]:
         """Return the place up to which the ledger is added up, and the next batch of it.
 
         There is no batch if nothing is new, or if the place is not the `known` one.
         """
-        (*place, _), batch = next_batch(self._dialect, self._rows, known=known)
+        (*place, _), batch = next_batch(self._dialect, self._read.rows_by_index, known=known)
         return tuple(place), batch
 
     def activity(self, minutes: int) -> list[Activity]:
         """Return the transitions of the last minutes, as far as they are added up."""
-        found = _answer(self._dialect, self._rows, sql.activity(self._dialect), (minutes,))
-        return [
-            Activity(_time(minute * 60_000), *row) for minute, *row in map(_with_buckets, found)
-        ]
+        d = self._dialect
+        key = ("minute", "type", "queue", "event")
+        now = d.millis.format(time=d.now)
+        where = f"WHERE minute > {now} / 60000 - {d.value}"
+        found = self._sums(self._read.rows_by_index, "activity", key, where, (minutes,))
+        return [Activity(_time(minute * 60_000), *row) for minute, *row in found]
 
     def totals(self) -> list[Total]:
         """Return all transitions that are added up."""
-        found = _answer(self._dialect, self._all_rows, sql.totals(self._dialect))
-        return [Total(*row) for row in map(_with_buckets, found)]
+        found = self._sums(self._read.rows, "total", ("type", "queue", "event"))
+        return [Total(*row) for row in found]
+
+    def _sums(
+        self, rows: Rows, table: str, key: Sequence[str], where: str = "", values: Place = ()
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of a table of sums, in the order of its key; the last field: buckets."""
+        columns = (*key, *sql.SUMS)
+        statement = (
+            f"SELECT {', '.join(columns)} FROM {self._dialect.table(table)} {where}"
+            f" ORDER BY {', '.join(key)}"
+        )
+        for row in _answer(self._dialect, rows, statement, len(columns), values):
+            at = len(row) - len(BUCKETS)
+            yield (*row[:at], tuple(row[at:]))
 
     def failures(self, limit: int) -> list[FailureGroup]:
         """Return the kinds of failures seen last, as far as they are added up."""
-        found = self._all_rows(sql.groups(self._dialect), (limit,))
+        d = self._dialect
+        statement = (
+            "SELECT type, error, attempts, first_seen, last_seen, last_job_id"
+            f" FROM {d.table('failure')} ORDER BY last_seen DESC, type, error LIMIT {d.value}"
+        )
         return [
             FailureGroup(type, error, attempts, _time(first), _time(last), job_id)
-            for type, error, attempts, first, last, job_id in found
+            for type, error, attempts, first, last, job_id in self._read.rows(statement, (limit,))
         ]
 
     def until(self) -> datetime | None:
         """Return up to when the ledger is added up, None if not even its first entry is."""
-        ((millis,),) = self._rows(sql.until(self._dialect), ())
+        ((millis,),) = self._read.rows_by_index(sql.until(self._dialect))
         return _time(millis) if millis else None
-
-
-def _with_buckets(row: Sequence[Any]) -> tuple[Any, ...]:
-    at = len(row) - len(BUCKETS)
-    return (*row[:at], tuple(row[at:]))
 
 
 def _time(millis: int) -> datetime:
@@ -159,19 +198,25 @@ class StatsWriter:
     def add(self, batch: StatsBatch, now: datetime) -> bool:
         """Add a batch to the tables. Returns False if another process has, and changes nothing."""
         d, changed = self._dialect, self._db.changed
-        values = (*batch.end, batch.millis, batch.millis, *batch.start)
-        if changed(sql.advance(d), values) != 1:
+        advance = (
+            f"UPDATE {d.table('measured')} SET {d.set_place},"
+            f" millis = CASE WHEN millis < {d.value} THEN {d.value} ELSE millis END"
+            f" WHERE {d.is_at}"
+        )
+        if changed(advance, (*batch.end, batch.millis, batch.millis, *batch.start)) != 1:
             return False
         self._count(tallied(batch.sums))
         oldest = int((now - EPOCH).total_seconds()) // 60 - MINUTES_KEPT
         by_minute, in_all = added(batch.sums, self._separate(batch.sums), oldest)
-        changed(sql.add_totals(d), (_json(in_all),))
+        changed(sql.add(d, "total"), (_json(in_all),))
         if by_minute:
-            changed(sql.add_activity(d), (_json(by_minute),))
+            changed(sql.add(d, "activity"), (_json(by_minute),))
         changed(f"DELETE FROM {d.table('activity')} WHERE minute < {d.value}", (oldest,))
         if batch.failures:
             changed(sql.add_failures(d), (_json(grouped(batch.failures)),))
-            changed(sql.forget_failures(d), ())
+            table = d.table("failure")
+            kept = f"SELECT type, error FROM {table} ORDER BY last_seen DESC, type, error"
+            changed(f"DELETE FROM {table} WHERE (type, error) NOT IN ({kept} LIMIT {MAX_FAILURES})")
         return True
 
     def catch_up(self, now: datetime) -> Sequence[Any]:
@@ -190,19 +235,31 @@ class StatsWriter:
 
     def recount(self) -> int:
         """Make the counts agree with the jobs; return how many were wrong. Other writers wait."""
-        self._db.rows(sql.measured(self._dialect, hold=True))
-        return self._db.changed(sql.recount(self._dialect))
+        d = self._dialect
+        _measured(d, self._db.rows, hold=True)
+        return self._db.changed(
+            f"INSERT INTO {d.table('tally')} AS old (status, queue, type, jobs)"
+            f" SELECT status, queue, type, jobs - counted FROM ({sql.miscounts(d)}) AS wrong"
+            " WHERE true ON CONFLICT (status, queue, type) DO UPDATE"
+            " SET jobs = old.jobs + excluded.jobs"
+        )
 
     def _count(self, jobs: Mapping[tuple[str, str, str], int]) -> None:
+        d = self._dialect
         rows = _json([(*key, count) for key, count in jobs.items() if count])
-        self._db.changed(sql.add_counts(self._dialect), (rows,))
-        self._db.changed(sql.forget_empty(self._dialect), (rows,))
+        self._db.changed(sql.add(d, "tally"), (rows,))
+        self._db.changed(
+            f"DELETE FROM {d.table('tally')} WHERE jobs = 0 AND (status, queue, type) IN"
+            f" (SELECT {sql.cells(sql.COUNTED)} FROM {d.json_rows})",
+            (rows,),
+        )
 
     def _separate(self, sums: Iterable[Sequence[Any]]) -> set[tuple[str, str]]:
         """Return the pairs of type and queue that are counted separately, new ones included."""
         met = {(type, queue) for _, type, queue, *_ in sums}
         if met - self._series:
-            found = _answer(self._dialect, self._db.rows, sql.series(self._dialect))
+            every = f"SELECT DISTINCT type, queue FROM {self._dialect.table('total')}"
+            found = _answer(self._dialect, self._db.rows, every, 2)
             self._series = {(type, queue) for type, queue in found}
             room = max(MAX_SERIES - len(self._series), 0)
             return self._series | set(sorted(met - self._series)[:room])
@@ -248,6 +305,26 @@ def grouped(failures: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
         key = (type, kind_of(line or ""))
         groups[key] = _together(tuple(failure), groups.get(key))
     return [(*key, *group) for key, group in groups.items()]
+
+
+_varying = re.compile(
+    r"""
+    '[^']*' | "[^"]*"                                   # what is quoted
+    | \d{4}-\d\d-\d\d(?:[T\ ][\d:.]+(?:Z|[+-]\d\d:?\d\d)?)?  # a date, with a time or without
+    | \b0x[0-9a-fA-F]+\b
+    | \b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b
+    | \b(?=[a-fA-F]*\d)[0-9a-fA-F]{8,}\b                # an address, a digest, part of an id
+    | \d+(?:[.,:]\d+)*                                  # a number, a duration, an IP address
+    """,
+    re.VERBOSE,
+)
+
+
+@lru_cache(1_000)
+def kind_of(error: str) -> str:
+    """The first line of an error with everything replaced that varies from one to the next."""
+    line = error.partition("\n")[0].strip()
+    return _varying.sub(VARIES, line)[:MAX_KIND]
 
 
 def _together(one: tuple[Any, ...], other: tuple[Any, ...] | None) -> tuple[Any, ...]:

@@ -12,8 +12,6 @@ from tenure.store.dialect import Dialect
 
 MAX_UNCOUNTED = 200_000
 """Transitions since the tally from which on it is faster to count the jobs themselves."""
-MAX_FAILURES = 200
-"""Kinds of failures that are kept."""
 MAX_LINE = 1_000
 """Characters of the first line of an error."""
 
@@ -25,32 +23,21 @@ CANCELLED = "cancelled"
 _ran = ", ".join(f"'{event}'" for event in RAN)
 _failed = ", ".join(f"'{event}'" for event in FAILED)
 
-_bucket_names = tuple(f"bucket_{n}" for n in range(len(BUCKETS)))
-_sums = ("transitions", "seconds", *_bucket_names)
-_sum_types = ("bigint", "double precision", *("bigint",) * len(BUCKETS))
+SUMS = ("transitions", "seconds", *(f"bucket_{n}" for n in range(len(BUCKETS))))
+"""The columns of `activity` and `total` that are added up."""
+COUNTED = ("status", "queue", "type")
+_TEXTS = {*COUNTED, "event", "error", "last_job_id"}
 
 
-def _cells(*types: str) -> str:
-    return ", ".join(f"CAST(new.value ->> {n} AS {type})" for n, type in enumerate(types))
-
-
-def packed(d: Dialect, statement: str, columns: int) -> str:
-    """Return a query that answers with one JSON value, where the dialect prefers that."""
-    if not d.packs:
-        return statement
-    names = ", ".join(f"c{n}" for n in range(columns))
-    return (
-        f"WITH answer ({names}) AS ({statement})"
-        f" SELECT json_group_array(json_array({names})) FROM answer"
+def cells(columns: Sequence[str]) -> str:
+    """A select list that reads these columns from the cells of a row of `json_rows`."""
+    types = {**dict.fromkeys(_TEXTS, "text"), "seconds": "double precision"}
+    return ", ".join(
+        f"CAST(new.value ->> {n} AS {types.get(name, 'bigint')})" for n, name in enumerate(columns)
     )
 
 
 # --- from the ledger
-
-
-def measured(d: Dialect, *, hold: bool = False) -> str:
-    """The place up to which the ledger has been added up, and its time."""
-    return f"SELECT {d.place}, millis FROM {d.table('measured')}{d.hold * hold}"
 
 
 def batch_end(d: Dialect) -> str:
@@ -83,7 +70,7 @@ def sums(d: Dialect) -> str:
     bounds = enumerate(BUCKETS[:-1])
     classes = " ".join(f"WHEN seconds <= {bound} THEN {n}" for n, bound in bounds)
     # Materialized, or the seconds would be computed again for each class.
-    statement = f"""
+    return f"""
 WITH timed AS MATERIALIZED (
     SELECT {d.minute} AS minute, j.type, j.queue, t.event, t.source, t.target,
         CASE WHEN t.event = '{WAITED}' AND j.token = t.token AND j.event <> 'retried'
@@ -98,19 +85,17 @@ SELECT minute, type, queue, event, source, target,
     count(*), sum(seconds)
 FROM timed GROUP BY 1, 2, 3, 4, 5, 6, 7
 """
-    return packed(d, statement, 9)
 
 
 def failures(d: Dialect) -> str:
     """The attempts that failed between two places, by type and first line."""
     time = d.millis.format(time="t.at")
-    statement = f"""
+    return f"""
 SELECT j.type, substr({d.first_line}, 1, {MAX_LINE}) AS line, count(*), min({time}), max({time}),
     {d.last_job}
 FROM {d.table("transition")} AS t {d.with_job}
 WHERE t.event IN ({_failed}) AND {d.after} AND {d.up_to} GROUP BY 1, 2
 """
-    return packed(d, statement, 6)
 
 
 def until(d: Dialect) -> str:
@@ -133,26 +118,14 @@ SELECT {d.lost} OR count(*) > {MAX_UNCOUNTED} FROM (
 """
 
 
-def plain_counts(d: Dialect) -> str:
-    """Jobs by status, queue and type, counted."""
-    return (
-        f"SELECT status, queue, type, count(*) AS jobs FROM {d.table('job')}"
-        " GROUP BY status, queue, type ORDER BY status, queue, type"
-    )
-
-
-def _changes(d: Dialect) -> str:
+def counts(d: Dialect) -> str:
+    """Jobs by status, queue and type: the tally with the transitions since."""
     return f"""
 WITH changes AS MATERIALIZED (
     SELECT t.source, t.target, j.queue, j.type, count(*) AS transitions
     FROM {d.table("transition")} AS t {d.with_job} WHERE {d.since}
     GROUP BY t.source, t.target, j.queue, j.type
-)"""
-
-
-def counts(d: Dialect) -> str:
-    """Jobs by status, queue and type: the tally with the transitions since."""
-    return f"""{_changes(d)}
+)
 SELECT status, queue, type, CAST(sum(jobs) AS bigint) AS jobs FROM (
     SELECT status, queue, type, jobs FROM {d.table("tally")}
     UNION ALL SELECT target, queue, type, transitions FROM changes
@@ -162,138 +135,54 @@ SELECT status, queue, type, CAST(sum(jobs) AS bigint) AS jobs FROM (
 
 
 def miscounts(d: Dialect) -> str:
-    """Where the tally with the transitions since differs from the jobs."""
-    return f"""{_changes(d)}
+    """Where the counts differ from the jobs."""
+    return f"""
 SELECT status, queue, type, sum(counted) AS counted, sum(jobs) AS jobs FROM (
-    SELECT status, queue, type, jobs AS counted, 0 AS jobs FROM {d.table("tally")}
-    UNION ALL SELECT target, queue, type, transitions, 0 FROM changes
-    UNION ALL SELECT source, queue, type, -transitions, 0 FROM changes WHERE source IS NOT NULL
+    SELECT status, queue, type, jobs AS counted, 0 AS jobs FROM ({counts(d)}) AS counts
     UNION ALL SELECT status, queue, type, 0, count(*) FROM {d.table("job")}
         GROUP BY status, queue, type
 ) AS difference GROUP BY status, queue, type HAVING sum(counted) <> sum(jobs)
 """
 
 
-def recount(d: Dialect) -> str:
-    """Make the tally with the transitions since agree with the jobs."""
-    return (
-        f"INSERT INTO {d.table('tally')} AS old (status, queue, type, jobs)"
-        f" SELECT status, queue, type, jobs - counted FROM ({miscounts(d)}) AS wrong"
-        " WHERE true ON CONFLICT (status, queue, type) DO UPDATE"
-        " SET jobs = old.jobs + excluded.jobs"
-    )
-
-
-# --- what is shown
-
-
-def activity(d: Dialect) -> str:
-    """The last minutes, oldest first."""
-    minute = d.millis.format(time=d.now)
-    columns = ("minute", "type", "queue", "event", *_sums)
-    return packed(
-        d,
-        f"SELECT {', '.join(columns)} FROM {d.table('activity')}"
-        f" WHERE minute > {minute} / 60000 - {d.value} ORDER BY minute, type, queue, event",
-        len(columns),
-    )
-
-
-def totals(d: Dialect) -> str:
-    """All transitions ever, by type, queue and event."""
-    columns = ("type", "queue", "event", *_sums)
-    selected = f"SELECT {', '.join(columns)} FROM {d.table('total')} ORDER BY type, queue, event"
-    return packed(d, selected, len(columns))
-
-
-def series(d: Dialect) -> str:
-    """The types and queues that are counted separately."""
-    return packed(d, f"SELECT DISTINCT type, queue FROM {d.table('total')}", 2)
-
-
-def groups(d: Dialect) -> str:
-    """The kinds of failures seen last."""
-    return (
-        "SELECT type, error, attempts, first_seen, last_seen, last_job_id"
-        f" FROM {d.table('failure')} ORDER BY last_seen DESC, type, error LIMIT {d.value}"
-    )
-
-
 # --- adding; rows in the same order everywhere, or two writers could wait for each other
 
 
-def advance(d: Dialect) -> str:
-    """Let the next batch start here, unless another process has added this one up."""
-    return (
-        f"UPDATE {d.table('measured')} SET {d.set_place},"
-        f" millis = CASE WHEN millis < {d.value} THEN {d.value} ELSE millis END WHERE {d.is_at}"
-    )
-
-
-def _upsert(d: Dialect, table: str, key: Sequence[str], types: Sequence[str], changes: str) -> str:
-    """Add the rows of a JSON parameter; `changes` is for rows whose `key` is there."""
-    columns = (*key, *_COLUMNS[table])
+def _upsert(d: Dialect, table: str, key: Sequence[str], others: Sequence[str], change: str) -> str:
+    """Add the rows of a JSON parameter; `change` is for rows whose `key` is there."""
+    columns = (*key, *others)
     order = ", ".join(str(n + 1) for n in range(len(key)))
     return (
         f"INSERT INTO {d.table(table)} AS old ({', '.join(columns)})"
-        f" SELECT {_cells(*types)} FROM {d.json_rows} WHERE true ORDER BY {order}"
-        f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}"
+        f" SELECT {cells(columns)} FROM {d.json_rows} WHERE true ORDER BY {order}"
+        f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {change}"
     )
 
 
-_COLUMNS = {
-    "tally": ("jobs",),
-    "activity": _sums,
-    "total": _sums,
-    "failure": ("attempts", "first_seen", "last_seen", "last_job_id"),
+_SUMMED = {
+    "tally": (COUNTED, ("jobs",)),
+    "activity": (("minute", "type", "queue", "event"), SUMS),
+    "total": (("type", "queue", "event"), SUMS),
 }
-_added = ", ".join(f"{name} = old.{name} + excluded.{name}" for name in _sums)
+"""Table -> its key, and the columns that are added up."""
 
 
-def add_counts(d: Dialect) -> str:
-    """Add to the tally, or subtract from it."""
-    key, types = ("status", "queue", "type"), ("text", "text", "text", "bigint")
-    return _upsert(d, "tally", key, types, "jobs = old.jobs + excluded.jobs")
-
-
-def forget_empty(d: Dialect) -> str:
-    """Delete the counts that have become 0."""
-    return (
-        f"DELETE FROM {d.table('tally')} WHERE jobs = 0 AND (status, queue, type) IN"
-        f" (SELECT {_cells('text', 'text', 'text')} FROM {d.json_rows})"
-    )
-
-
-def add_activity(d: Dialect) -> str:
-    """Add transitions to their minutes."""
-    types = ("bigint", "text", "text", "text", *_sum_types)
-    return _upsert(d, "activity", ("minute", "type", "queue", "event"), types, _added)
-
-
-def add_totals(d: Dialect) -> str:
-    """Add transitions to the totals."""
-    types = ("text", "text", "text", *_sum_types)
-    return _upsert(d, "total", ("type", "queue", "event"), types, _added)
+def add(d: Dialect, table: str) -> str:
+    """Add rows to a table of sums."""
+    key, sums = _SUMMED[table]
+    change = ", ".join(f"{name} = old.{name} + excluded.{name}" for name in sums)
+    return _upsert(d, table, key, sums, change)
 
 
 def add_failures(d: Dialect) -> str:
     """Add failures to their groups."""
-    types = ("text", "text", "bigint", "bigint", "bigint", "text")
     later = "excluded.last_seen >= old.last_seen"
-    changes = (
+    change = (
         "attempts = old.attempts + excluded.attempts,"
         " first_seen = CASE WHEN excluded.first_seen < old.first_seen"
         " THEN excluded.first_seen ELSE old.first_seen END,"
         f" last_seen = CASE WHEN {later} THEN excluded.last_seen ELSE old.last_seen END,"
         f" last_job_id = CASE WHEN {later} THEN excluded.last_job_id ELSE old.last_job_id END"
     )
-    return _upsert(d, "failure", ("type", "error"), types, changes)
-
-
-def forget_failures(d: Dialect) -> str:
-    """Delete the groups that were seen longest ago."""
-    table = d.table("failure")
-    return (
-        f"DELETE FROM {table} WHERE (type, error) IN (SELECT type, error FROM {table}"
-        f" ORDER BY last_seen DESC, type, error LIMIT {MAX_UNCOUNTED} OFFSET {MAX_FAILURES})"
-    )
+    others = ("attempts", "first_seen", "last_seen", "last_job_id")
+    return _upsert(d, "failure", ("type", "error"), others, change)
