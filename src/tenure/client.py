@@ -21,7 +21,7 @@ from typing import Any, TypeVar, Unpack
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from tenure.errors import InvalidInput, JobNotFound, StoreUnavailable, TenureError
 from tenure.jobs import durations, ids
@@ -192,8 +192,7 @@ class Client:
 
     def explain(self, job_id: str) -> Explanation:
         """Return why a job is not running; raises JobNotFound."""
-        body = self._send("GET", f"{_path_of(job_id)}/explain", responses.ExplanationBody)
-        return Explanation(body.reason, body.text, tuple(body.legal_events))
+        return self._send("GET", f"{_path_of(job_id)}/explain", Explanation)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a pending or processing job; raises JobNotFound or IllegalTransition."""
@@ -249,16 +248,8 @@ class Client:
 
     def _claim(self, claim: ClaimRequest) -> list[Lease]:
         wait = min(claim.wait_seconds, requests.MAX_WAIT_SECONDS)
-        body = requests.LeaseRequest(
-            worker=claim.worker,
-            limit=claim.limit,
-            lease_seconds=claim.lease_seconds,
-            wait_seconds=wait,
-            queues=None if claim.queues is None else list(claim.queues),
-            types=None if claim.types is None else list(claim.types),
-            label=claim.label or UNSET,
-            traces=claim.traces,
-        )
+        fields = {**structs.asdict(claim), "label": claim.label or UNSET, "wait_seconds": wait}
+        body = requests.LeaseRequest(**fields)
         leases = self._send("POST", "/leases", list[responses.LeaseBody], body, wait=wait)
         return [responses.lease_of(lease) for lease in leases]
 

@@ -50,7 +50,7 @@ def test_completed(harness: StoreHarness, why: Why) -> None:
     harness.report(report_completed(lease))
     told = why(lease.id)
     check(told, "completed", f"{harness.clock.now:%Y-%m-%d %H:%M:%S} UTC", "attempt 1")
-    assert told.legal == ()
+    assert told.legal_events == ()
 
 
 def test_cancelled(harness: StoreHarness, why: Why) -> None:
@@ -65,7 +65,7 @@ def test_failed(harness: StoreHarness, why: Why) -> None:
     told = why(lease.id)
     check(told, "failed", "1 of 1 attempts: no such address")
     assert "Traceback" not in told.text
-    assert told.legal == ("retried",)
+    assert told.legal_events == ("retried",)
 
 
 def test_running(harness: StoreHarness, why: Why) -> None:

@@ -28,9 +28,7 @@ from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.jobs.explain import Explanation
     from tenure.lifecycle import Job
-    from tenure.wire.responses import ExplanationBody
 
 SHOWN = (
     *("id", "type", "queue", "status", "attempts", "priority", "timeout", "idempotency_key"),
@@ -224,7 +222,7 @@ def show(id: str, as_json: bool) -> None:
             {
                 "job": responses.job_body(job),
                 "history": [responses.transition_body(entry) for entry in history],
-                "explanation": _explanation(reason),
+                "explanation": reason,
             }
         )
         return
@@ -257,21 +255,15 @@ def explain(id: str, as_json: bool) -> None:
         reason = app.explain(id)
         reason = replace(reason, text=app.core.redaction.text(reason.text, app.get(id)))
     if as_json:
-        print_json(_explanation(reason))
+        print_json(reason)
         return
     sentence, _, traceback = reason.text.partition("\n")
     click.echo(wrapped(sentence))
     if traceback:
         click.echo(excerpt(traceback))
     for action, event in EVENT_OF.items():
-        if event in reason.legal:
+        if event in reason.legal_events:
             click.echo(f"You can {HINTS[action]}: tenure jobs {action} {id}")
-
-
-def _explanation(reason: Explanation) -> ExplanationBody:
-    from tenure.wire.responses import ExplanationBody
-
-    return ExplanationBody(reason=reason.reason, text=reason.text, legal_events=reason.legal)
 
 
 @jobs.command()

@@ -158,7 +158,7 @@ def show(request: PageRequest) -> Response:
         "job.html",
         job=shown,
         explanation=request.redaction.text(explanation.text, job),
-        legal=explanation.legal,
+        legal=explanation.legal_events,
         steps=timeline.steps(transitions),
         attempts=timeline.attempts(transitions),
         periods=timeline.periods(transitions, request.now),

@@ -35,7 +35,7 @@ class Explanation:
 
     reason: str
     text: str
-    legal: tuple[str, ...]
+    legal_events: tuple[str, ...]
 
 
 def explain(job: Job, facts: Facts) -> Explanation:

@@ -75,6 +75,12 @@ class Request(Struct, kw_only=True, forbid_unknown_fields=True):
     """The body of a request. Unknown fields are refused, so that a typing error is found."""
 
 
+def given(request: Struct) -> dict[str, Any]:
+    """Return the fields of a request that are set, by name."""
+    fields = {name: getattr(request, name) for name in request.__struct_fields__}
+    return {name: value for name, value in fields.items() if value is not UNSET}
+
+
 # --- jobs -----------------------------------------------------------------------------------------
 
 
@@ -90,7 +96,7 @@ class EnqueueRequest(Request):
     """A job to add. Durations are seconds, or text such as `30s`, `1h30m`, `PT5M`."""
 
     type: Name
-    payload: Annotated[dict[str, Any], JsonObject] | UnsetType = UNSET
+    payload: Annotated[dict[str, Any], JsonObject] = {}
     queue: Name | UnsetType = UNSET
     priority: Priority | UnsetType = UNSET
     max_retries: Retries | UnsetType = UNSET
@@ -104,7 +110,7 @@ class EnqueueRequest(Request):
 class RetryRequest(Request):
     """How many attempts an operator's retry adds to the job's limit."""
 
-    more_retries: MoreRetries | UnsetType = UNSET
+    more_retries: MoreRetries = 1
 
 
 class FilterForm(Request):
@@ -124,7 +130,7 @@ class BulkRequest(Request):
 
     action: Action
     filter: FilterForm
-    more_retries: MoreRetries | UnsetType = UNSET
+    more_retries: MoreRetries = 1
 
 
 class NoFields(Request):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field, structs
 
@@ -35,6 +35,12 @@ AnyJson = Meta(extra_json_schema={"$ref": "#/components/schemas/Json"})
 
 class Answered(Struct, frozen=True, kw_only=True):
     """An answer. A client ignores fields that it does not know."""
+
+
+def _fields(body: type[Answered], source: object, **others: Any) -> dict[str, Any]:
+    """Return the fields of `body` as `source` has them, except for `others`."""
+    names = body.__struct_fields__
+    return {**{name: getattr(source, name) for name in names if name not in others}, **others}
 
 
 # --- jobs -----------------------------------------------------------------------------------------
@@ -65,25 +71,16 @@ class JobBody(Answered, frozen=True):
     idempotency_key: str | None
 
 
-_COPIED = tuple(name for name in JobBody.__struct_fields__ if name not in {"payload", "result"})
-
-
 def job_body(job: Job) -> JobBody:
     """Show a job, without its lease id."""
-    return JobBody(
-        **{name: getattr(job, name) for name in _COPIED},
-        payload=embedded(job.payload),
-        result=embedded(job.result),
-    )
+    payload, result = embedded(job.payload), embedded(job.result)
+    return JobBody(**_fields(JobBody, job, payload=payload, result=result))
 
 
 def job_of(body: JobBody) -> Job:
     """Read the job that an answer shows."""
-    return Job(
-        **{name: getattr(body, name) for name in _COPIED},
-        payload=_text(body.payload) or "{}",
-        result=_text(body.result),
-    )
+    payload, result = _text(body.payload) or "{}", _text(body.result)
+    return Job(**_fields(JobBody, body, payload=payload, result=result))
 
 
 def _text(raw: Raw) -> str | None:
@@ -108,9 +105,7 @@ class TransitionBody(Answered, frozen=True):
 
 def transition_body(entry: Transition) -> TransitionBody:
     """Show a transition, without its lease id."""
-    return TransitionBody(
-        **{name: getattr(entry, name) for name in TransitionBody.__struct_fields__}
-    )
+    return TransitionBody(**_fields(TransitionBody, entry))
 
 
 class EventBody(TransitionBody, frozen=True, kw_only=True):
@@ -122,22 +117,14 @@ class EventBody(TransitionBody, frozen=True, kw_only=True):
 
 def event_body(event: LedgerEvent) -> EventBody:
     """Show a transition with the type and queue of its job."""
-    transition = event.transition
-    fields = {name: getattr(transition, name) for name in TransitionBody.__struct_fields__}
-    return EventBody(**fields, type=event.type, queue=event.queue)
+    return EventBody(
+        **_fields(EventBody, event.transition, type=event.type, queue=event.queue),
+    )
 
 
 def transition_of(body: TransitionBody) -> Transition:
     """Read the transition that an answer shows."""
-    return Transition(**{name: getattr(body, name) for name in TransitionBody.__struct_fields__})
-
-
-class ExplanationBody(Answered, frozen=True):
-    """Why a job is not running: a stable `reason`, a sentence, and the legal events."""
-
-    reason: str
-    text: str
-    legal_events: Sequence[str]
+    return Transition(**_fields(TransitionBody, body))
 
 
 # --- leases and reports ---------------------------------------------------------------------------
@@ -159,30 +146,29 @@ class LeaseBody(Answered, frozen=True):
     traceparent: str | UnsetType = UNSET  # if asked for with `traces`, and known
 
 
-_LEASE_COPIED = tuple(
-    name
-    for name in LeaseBody.__struct_fields__
-    if name not in {"payload", "lease_id", "traceparent"}
-)
-
-
 def lease_body(lease: Lease) -> LeaseBody:
     """Show a lease to the worker that holds it."""
     return LeaseBody(
-        **{name: getattr(lease, name) for name in _LEASE_COPIED},
-        payload=embedded(lease.payload),
-        lease_id=join_lease(lease.id, lease.lease_id),
-        traceparent=lease.traceparent or UNSET,
+        **_fields(
+            LeaseBody,
+            lease,
+            payload=embedded(lease.payload),
+            lease_id=join_lease(lease.id, lease.lease_id),
+            traceparent=lease.traceparent or UNSET,
+        )
     )
 
 
 def lease_of(body: LeaseBody) -> Lease:
     """Read the lease that an answer grants."""
     return Lease(
-        **{name: getattr(body, name) for name in _LEASE_COPIED},
-        payload=_text(body.payload) or "{}",
-        lease_id=split_lease(body.lease_id)[1],
-        traceparent=None if body.traceparent is UNSET else body.traceparent,
+        **_fields(
+            LeaseBody,
+            body,
+            payload=_text(body.payload) or "{}",
+            lease_id=split_lease(body.lease_id)[1],
+            traceparent=body.traceparent or None,
+        )
     )
 
 
@@ -210,8 +196,8 @@ def verdict_body(lease_name: str, verdict: Verdict) -> VerdictBody:
 
 def verdict_of(body: VerdictBody) -> Verdict:
     """Read the verdict that an answer gives."""
-    recorded = "" if body.recorded is UNSET else body.recorded
-    return Verdict(body.answer, recorded, None if body.retry_in is UNSET else body.retry_in)
+    retry_in = None if body.retry_in is UNSET else body.retry_in
+    return Verdict(body.answer, body.recorded or "", retry_in)
 
 
 class HeldBody(Answered, frozen=True):
@@ -265,8 +251,7 @@ def bulk_body(bulk: Bulk) -> BulkBody:
     """Show a bulk action; what its filter leaves open is left out."""
     given = {name: getattr(bulk.filter, name) for name in FilterForm.__struct_fields__}
     filter = FilterForm(**{name: value for name, value in given.items() if value is not None})
-    copied = (name for name in BulkBody.__struct_fields__ if name != "filter")
-    return BulkBody(**{name: getattr(bulk, name) for name in copied}, filter=filter)
+    return BulkBody(**_fields(BulkBody, bulk, filter=filter))
 
 
 class MetricsBody(StatsBody, frozen=True, kw_only=True):
@@ -282,12 +267,9 @@ class MetricsBody(StatsBody, frozen=True, kw_only=True):
 
 def metrics_body(seen: DatabaseState) -> MetricsBody:
     """Show the state of the whole database."""
-    copied = ("queues", "workers", "late_leases", "totals", "measured_until")
-    return MetricsBody(
-        **structs.asdict(stats_body(seen.counts)),
-        **{name: getattr(seen, name) for name in copied},
-        bounds=[None if bound == inf else bound for bound in BUCKETS],
-    )
+    bounds = [None if bound == inf else bound for bound in BUCKETS]
+    counts = structs.asdict(stats_body(seen.counts))
+    return MetricsBody(**_fields(MetricsBody, seen, **counts, bounds=bounds))
 
 
 class ProbeBody(Answered, frozen=True):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, cast
+from dataclasses import replace
+from typing import Annotated, cast
 from urllib.parse import urlencode
+from uuid import UUID
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from tenure.app.core import MAX_COUNTED, MAX_LISTED
@@ -16,7 +18,6 @@ from tenure.jobs.bulk_actions import Action
 from tenure.jobs.enqueue import Enqueued, NewJob, Options
 from tenure.jobs.names import check_key
 from tenure.jobs.queries import Filter, check_filter
-from tenure.lifecycle import Status
 from tenure.telemetry import tracing
 from tenure.tokens.scopes import Caller
 from tenure.wire import requests, responses
@@ -25,16 +26,11 @@ CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
 """A cursor is the last id of a page without its hyphens. Clients send it back unchanged."""
 
 
-class FilterQuery(Struct, kw_only=True):
+class FilterQuery(requests.FilterForm):
     """Which jobs are meant: a job must match every given field."""
 
-    status: Status | UnsetType = UNSET
-    type: requests.Name | UnsetType = UNSET
-    queue: requests.Name | UnsetType = UNSET
-    created_after: requests.TimeText | UnsetType = UNSET
-    created_before: requests.TimeText | UnsetType = UNSET
-    error: requests.SearchText | UnsetType = UNSET
-    text: requests.SearchText | UnsetType = UNSET
+    created_after: requests.TimeText | UnsetType = UNSET  # type: ignore[assignment]
+    created_before: requests.TimeText | UnsetType = UNSET  # type: ignore[assignment]
 
 
 class ListQuery(FilterQuery, kw_only=True):
@@ -76,35 +72,25 @@ async def _add(call: Call, new_jobs: list[NewJob], *, batch: bool = False) -> li
 
 def _new_job(new: requests.EnqueueRequest, caller: Caller, key: str | None = None) -> NewJob:
     """Return the job as the application takes it; the application checks most of it."""
-    options: dict[str, Any] = {
+    options = {
         name: value
-        for name in _OPTIONS
-        if (value := getattr(new, name)) is not UNSET and value is not None
+        for name, value in requests.given(new).items()
+        if value is not None and name not in {"type", "payload"}
     }
     options["actor"] = caller.name
     if isinstance(new.backoff, requests.Backoff):
-        options["backoff"] = {
-            name: value
-            for name in new.backoff.__struct_fields__
-            if (value := getattr(new.backoff, name)) is not UNSET
-        }
+        options["backoff"] = requests.given(new.backoff)
     if key is not None:  # the header takes precedence, but both must be valid keys
         if "idempotency_key" in options:
             check_key(options["idempotency_key"], "$.idempotency_key")
         options["idempotency_key"] = check_key(key, "Idempotency-Key")
-    payload = {} if new.payload is UNSET else new.payload
-    return NewJob(new.type, payload, cast(Options, options))
-
-
-_OPTIONS = tuple(
-    name for name in requests.EnqueueRequest.__struct_fields__ if name not in {"type", "payload"}
-)
+    return NewJob(new.type, new.payload, cast(Options, options))
 
 
 def list_jobs(call: Call) -> Response:
     """List jobs, newest first; a page may be short, or empty, and still have a next one."""
     query: ListQuery = call.query
-    before = None if query.cursor is UNSET else _id_of(query.cursor)
+    before = None if query.cursor is UNSET else str(UUID(query.cursor))
     page = call.app.core.page(_filter(call), limit=query.limit, before=before)
     headers = {}
     if page.next is not None:
@@ -121,15 +107,11 @@ def count_jobs(call: Call) -> Response:
 
 
 def _filter(call: Call) -> Filter:
-    names = FilterQuery.__struct_fields__
-    given = {name: value for name in names if (value := getattr(call.query, name)) is not UNSET}
+    given = requests.given(call.query)
+    given = {name: given[name] for name in FilterQuery.__struct_fields__ if name in given}
     for name in given.keys() & {"created_after", "created_before"}:
         given[name] = convert(given[name], requests.RunAt, root=f"query {name}")
     return check_filter(Filter(**given, hidden=call.redaction.keys), at="query ")
-
-
-def _id_of(cursor: str) -> str:
-    return "-".join((cursor[:8], cursor[8:12], cursor[12:16], cursor[16:20], cursor[20:]))
 
 
 def show_job(call: Call) -> Response:
@@ -147,12 +129,10 @@ def show_history(call: Call) -> Response:
 def explain_job(call: Call) -> Response:
     """Say why a job is not running, or what it is doing."""
     found = call.app.explain(call.path["id"])
-    text = found.text
     if call.redaction:
-        text = call.redaction.text(text, call.app.get(call.path["id"]))
-    return answer(
-        responses.ExplanationBody(reason=found.reason, text=text, legal_events=found.legal)
-    )
+        text = call.redaction.text(found.text, call.app.get(call.path["id"]))
+        found = replace(found, text=text)
+    return answer(found)
 
 
 def cancel_job(call: Call) -> Response:
@@ -162,6 +142,6 @@ def cancel_job(call: Call) -> Response:
 
 def retry_job(call: Call) -> Response:
     """Retry a job that failed for good, with a higher limit."""
-    more = 1 if call.body.more_retries is UNSET else call.body.more_retries
+    more = call.body.more_retries
     job = call.app.retry(call.path["id"], more_retries=more, actor=call.caller.name)
     return answer(call.shown(job))

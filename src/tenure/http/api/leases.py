@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec import UNSET, Struct
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -28,16 +28,8 @@ class HeartbeatQuery(Struct, kw_only=True):
 async def lease_jobs(call: Call) -> Response:
     """Lease jobs to a worker, waiting for some up to `wait_seconds`."""
     body: requests.LeaseRequest = call.body
-    wanted = ClaimRequest(
-        worker=body.worker,
-        limit=body.limit,
-        lease_seconds=body.lease_seconds,
-        queues=_names(body.queues, "queue", "queues"),
-        types=_names(body.types, "job type", "types"),
-        label="" if body.label is UNSET else body.label,
-        wait_seconds=body.wait_seconds,
-        traces=body.traces,
-    )
+    queues, types = _names(body.queues, "queue", "queues"), _names(body.types, "job type", "types")
+    wanted = ClaimRequest(**{**requests.given(body), "queues": queues, "types": types})
     for number, queue in enumerate(wanted.queues or ()):
         check_open(queue, "queue", f"$.queues[{number}]")
     leases = await _claim(call, wanted)

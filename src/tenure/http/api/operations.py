@@ -1,16 +1,20 @@
-"""What operators and their tools call over HTTP: health, queues, workers, counts, metrics."""
+"""What operators and their tools call over HTTP: health, bulk actions, queues, counts, metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Annotated
 
+from msgspec import Meta, Struct
 from starlette.responses import Response
 
+from tenure.app.core import MAX_LISTED
 from tenure.errors import StoreUnavailable
 from tenure.http.api import metrics
 from tenure.http.api.call import JSON, Call, answer
-from tenure.wire import responses
+from tenure.jobs.queries import Filter
+from tenure.wire import requests, responses
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,40 @@ async def ready(call: Call) -> Response:
         log.warning("not ready, the database does not answer: %s", error)
         raise StoreUnavailable("the database does not answer") from error
     return answer(responses.ProbeBody(status="ready"))
+
+
+class BulksQuery(Struct, kw_only=True):
+    """How many to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_LISTED)] = 50
+
+
+def start_bulk(call: Call) -> Response:
+    """Start to retry or cancel all jobs that match now; the server continues in the background."""
+    call.check_running()
+    body: requests.BulkRequest = call.body
+    bulk = call.app.bulk.start(
+        body.action,
+        Filter(**requests.given(body.filter), hidden=call.redaction.keys),
+        more_retries=body.more_retries,
+        actor=call.caller.name,
+    )
+    return answer(responses.bulk_body(bulk), 202, {"Location": call.address(f"/bulk/{bulk.id}")})
+
+
+def list_bulks(call: Call) -> Response:
+    """List bulk actions, newest first."""
+    return answer([responses.bulk_body(bulk) for bulk in call.app.bulk.list(call.query.limit)])
+
+
+def show_bulk(call: Call) -> Response:
+    """Show a bulk action and its progress."""
+    return answer(responses.bulk_body(call.app.bulk.get(call.path["id"])))
+
+
+def stop_bulk(call: Call) -> Response:
+    """Stop a bulk action; jobs that it has changed stay changed."""
+    return answer(responses.bulk_body(call.app.bulk.stop(call.path["id"], actor=call.caller.name)))
 
 
 def list_queues(call: Call) -> Response:

@@ -11,10 +11,11 @@ from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from tenure.app.core import MAX_JOBS_AT_ONCE
-from tenure.http.api import bulk, events, jobs, leases, openapi, operations
+from tenure.http.api import events, jobs, leases, openapi, operations
 from tenure.http.api.call import JSON, SMALL_BODY, Call
 from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.jobs import payload
+from tenure.jobs.explain import Explanation
 from tenure.jobs.names import KEY_PATTERN, MAX_KEY_LENGTH
 from tenure.jobs.queries import Counted
 from tenure.jobs.stats import QueueState, WorkerState
@@ -146,7 +147,7 @@ COUNTED = Reply(Counted, "How many jobs there are, or at least are.")
 CANCELLED = Reply(Job, "The job, cancelled.")
 RETRIED = Reply(Job, "The job, pending again.")
 HISTORY = Reply(list[responses.TransitionBody], "The job's transitions.")
-EXPLANATION = Reply(responses.ExplanationBody, "The reason.")
+EXPLANATION = Reply(Explanation, "The reason.")
 NEW_BULK = Reply(responses.BulkBody, "The action, started.", status=202, headers=("Location",))
 BULKS = Reply(list[responses.BulkBody], "The actions.")
 BULK = Reply(responses.BulkBody, "The action.")
@@ -187,10 +188,10 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/jobs/{id}/cancel", ADMIN, jobs.cancel_job, CANCELLED, body=NO_BODY),
     Route("POST", "/jobs/{id}/retry", ADMIN, jobs.retry_job, RETRIED, body=RETRY),
     # --- actions on all jobs that match a filter
-    Route("POST", "/bulk", ADMIN, bulk.start_bulk, NEW_BULK, body=BULK_REQUEST),
-    Route("GET", "/bulk", READ, bulk.list_bulks, BULKS, query=bulk.BulksQuery),
-    Route("GET", "/bulk/{id}", READ, bulk.show_bulk, BULK),
-    Route("POST", "/bulk/{id}/stop", ADMIN, bulk.stop_bulk, BULK, body=NO_BODY),
+    Route("POST", "/bulk", ADMIN, operations.start_bulk, NEW_BULK, body=BULK_REQUEST),
+    Route("GET", "/bulk", READ, operations.list_bulks, BULKS, query=operations.BulksQuery),
+    Route("GET", "/bulk/{id}", READ, operations.show_bulk, BULK),
+    Route("POST", "/bulk/{id}/stop", ADMIN, operations.stop_bulk, BULK, body=NO_BODY),
     # --- what workers call
     Route("POST", "/leases", WORK, leases.lease_jobs, LEASES, body=LEASE),
     Route("POST", f"{LEASED}/complete", WORK, leases.complete_lease, ON_RECORD, body=COMPLETE),
