@@ -29,8 +29,8 @@ import msgspec
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tenure import JobContext, Tenure
+from tenure.jobs.results import failure
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
-from tenure.worker.outcome import failure
 from tenure.worker.process import run_loop, stopped_by_signals
 from tenure.worker.worker import Worker
 
@@ -105,7 +105,7 @@ def attempt(jobs: ModuleType, lease: Lease) -> tuple[float, Report]:
             lease.id,
             lease.lease_id,
             Outcome.FAILED,
-            error=failed.error,
+            error=failed.error or "",
             retryable=failed.retryable,
         )
     else:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tenure import JobContext, NewJob, PermanentFailure, Status, Tenure
+from tenure.jobs.results import failure
 from tenure.worker import attempts, heartbeat
-from tenure.worker.outcome import failure
 from tests.support.clock import Clock
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, is_running, wait_for_exit

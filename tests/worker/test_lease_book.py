@@ -3,71 +3,81 @@
 from __future__ import annotations
 
 import threading
-import time
 from datetime import UTC, datetime
 
 from tenure.jobs.work import Lease, Outcome
-from tenure.worker.leases import Attempt, AttemptState, LeaseBook
+from tenure.worker.leases import Attempt, AttemptState, LeaseBook, reports_of
 
 
-def attempt(number: int) -> Attempt:
+def lease(number: int) -> Lease:
     end = datetime(2030, 1, 1, tzinfo=UTC)
-    lease = Lease(f"job {number}", "work", "default", "{}", 1, 3, 1, None, f"lease {number}", end)
-    return Attempt(lease, time.monotonic(), "worker-1")
+    return Lease(f"job {number}", "work", "default", "{}", 1, 3, 1, None, f"lease {number}", end)
+
+
+def book_of(slots: int, leases: int) -> LeaseBook:
+    """A book with attempts that wait for a slot."""
+    book = LeaseBook(slots, "worker-1")
+    book.hold([lease(number) for number in range(leases)])
+    book.admit()
+    return book
 
 
 def test_an_attempt_goes_from_claim_to_report() -> None:
-    book, one = LeaseBook(slots=1), attempt(1)
-    book.hold([one])
-    assert (one.state, book.held, book.count) == (AttemptState.CLAIMED, 1, 0)
-    book.take([one])
+    book = LeaseBook(1, "worker-1")
+    book.hold([lease(1)])
+    assert (book.ready, book.count) == (0, 0), "the loop has not seen it"
+    assert book.to_renew() == [("job 1", "lease 1")], "but it is answered for"
+    book.admit()
     assert (book.ready, book.running) == (1, 0)
-    assert book.start_next() is one
+    one = book.start_next()
+    assert one is not None
     assert (one.state, book.ready, book.running) == (AttemptState.STARTED, 0, 1)
     book.end(one, one.outcome(Outcome.COMPLETED), free=True)
     assert (one.state, book.count, book.unreported) == (AttemptState.ENDED, 0, 1)
     assert book.take_reports() == [one]
     assert book.to_renew() == [("job 1", "lease 1")], "the store may not have it"
     book.reported([one])
-    assert (one.state, book.held) == (AttemptState.REPORTED, 0)
+    assert (one.state, book.to_renew()) == (AttemptState.REPORTED, [])
 
 
 def test_no_more_attempts_run_than_there_are_slots() -> None:
-    book, attempts = LeaseBook(slots=2), [attempt(n) for n in range(3)]
-    book.hold(attempts)
-    book.take(attempts)
-    assert [book.start_next() for _ in range(3)] == [attempts[0], attempts[1], None]
-    book.end(attempts[0], attempts[0].outcome(Outcome.FAILED), free=False)
+    book = book_of(slots=2, leases=3)
+    first, second, none = (book.start_next() for _ in range(3))
+    assert first is not None
+    assert second is not None
+    assert none is None
+    book.end(first, first.outcome(Outcome.FAILED), free=False)
     assert book.start_next() is None, "its handler has not returned"
-    book.free(attempts[0])
-    assert book.start_next() is attempts[2]
+    book.free(first)
+    third = book.start_next()
+    assert third is not None
+    assert [one.lease.id for one in (first, second, third)] == ["job 0", "job 1", "job 2"]
 
 
 def test_what_was_handed_back_or_lost_on_its_way_is_not_started() -> None:
-    book, attempts = LeaseBook(slots=9), [attempt(n) for n in range(3)]
-    book.hold(attempts)
-    book.forget(attempts[:1])
+    book = LeaseBook(9, "worker-1")
+    book.hold([lease(number) for number in range(3)])
+    book.forget(["lease 0"])
     book.release_unstarted()
-    book.take(attempts)
+    book.admit()
     assert book.start_next() is None
-    assert book.take_reports() == attempts[1:]
-    assert {one.report.outcome for one in attempts[1:] if one.report} == {Outcome.RELEASED}
+    reports = reports_of(book.take_reports())
+    assert [report.job_id for report in reports] == ["job 1", "job 2"]
+    assert {report.outcome for report in reports} == {Outcome.RELEASED}
 
 
 def test_a_lost_lease_is_the_attempt_that_held_it() -> None:
-    book, attempts = LeaseBook(slots=1), [attempt(n) for n in range(2)]
-    book.hold(attempts)
-    book.take(attempts)
+    book = book_of(slots=1, leases=2)
     book.lose(["lease 1", "lease 7"])
-    assert book.take_lost() == attempts[1:]
+    assert [one.lease.lease_id for one in book.take_lost()] == ["lease 1"]
     assert book.take_lost() == []
-    book.forget(attempts[1:])
-    assert (book.ready, book.held) == (1, 1)
+    book.forget(["lease 1"])
+    assert (book.ready, book.to_renew()) == (1, [("job 0", "lease 0")])
 
 
 def test_each_attempt_goes_to_the_loop_or_to_the_heartbeat() -> None:
     """One starts and the other hands back, as fast as they can: each attempt has one fate."""
-    book, attempts = LeaseBook(slots=10**6), [attempt(n) for n in range(20_000)]
+    book, leases = LeaseBook(10**6, "worker-1"), [lease(n) for n in range(20_000)]
     started: list[Attempt] = []
     released: list[Attempt] = []
     done = threading.Event()
@@ -79,15 +89,14 @@ def test_each_attempt_goes_to_the_loop_or_to_the_heartbeat() -> None:
 
     heartbeat = threading.Thread(target=hand_back)
     heartbeat.start()
-    for first in range(0, len(attempts), 100):
-        some = attempts[first : first + 100]
-        book.hold(some)
-        book.take(some)
+    for first in range(0, len(leases), 100):
+        book.hold(leases[first : first + 100])
+        book.admit()
         while (one := book.start_next()) is not None:
             started.append(one)
     done.set()
     heartbeat.join()
     released += book.take_reports()
-    assert len(started) + len(released) == len(attempts)
-    assert {*started} | {*released} == {*attempts}
+    assert len(started) + len(released) == len(leases)
+    assert {one.lease.id for one in (*started, *released)} == {lease.id for lease in leases}
     assert all(one.state is AttemptState.STARTED for one in started)

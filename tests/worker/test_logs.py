@@ -225,7 +225,7 @@ def test_at_the_default_level_only_what_went_wrong_is_told(sqlite_url: str, line
         with running_worker(app) as worker:
             wait_until_all_settled(app, jobs)
             wait_until(lambda: lines.of(jobs[7].id))
-            wait_until(lambda: not worker._leases.held)
+            wait_until(lambda: not worker._leases.to_renew())
     assert [line["job"] for line in lines.kept if "job" in line] == [jobs[7].id]
 
 

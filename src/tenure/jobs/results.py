@@ -1,4 +1,4 @@
-"""Results and exceptions of handlers as text that every store keeps.
+"""What became of a call of a handler: a result or an exception, as text that every store keeps.
 
 Nothing here raises: a job must settle whatever its handler returned or raised. A result that cannot
 be stored unchanged becomes a note that says so, of bounded size.
@@ -11,12 +11,13 @@ import json
 import linecache
 import reprlib
 from collections.abc import Collection, Iterator
-from types import FrameType, TracebackType
+from types import CoroutineType, FrameType, TracebackType
 from typing import Any
 
 import msgspec
 
-from tenure.errors import InvalidInput, PayloadTooLarge
+from tenure.errors import InvalidInput, PayloadTooLarge, PermanentFailure
+from tenure.jobs.handlers import BadArguments
 from tenure.jobs.payload import MAX_DEPTH, too_large, walk
 
 MAX_RESULT_BYTES = 64 * 1024
@@ -35,6 +36,65 @@ MAX_FRAMES = 30
 MAX_EXCEPTIONS = 10
 MAX_PLACES = 1_000
 """Most places in source code of which the text is cached."""
+
+
+class Ending(msgspec.Struct, frozen=True, gc=False):
+    """How a call of a handler ended: it returned `result`, as JSON text, if `error` is None."""
+
+    result: str | None = None
+    error: str | None = None  # why it did not return, for people
+    retryable: bool = True
+
+
+def success(value: object) -> Ending:
+    """Return the ending of a handler that returned `value`."""
+    return Ending(None if value is None else result_text(value))
+
+
+def success_of_function(value: object) -> Ending:
+    """Return the ending of a plain function; raises TypeError if it returned a coroutine."""
+    if isinstance(value, CoroutineType):
+        value.close()
+        raise TypeError("the handler returned a coroutine, which is not run: make it `async def`")
+    return success(value)
+
+
+def failure(error: BaseException) -> Ending:
+    """Return the ending of a handler that raised; the traceback begins in the handler.
+
+    Never raises, whatever the class of the error defines, because the job must settle.
+    """
+    try:
+        ours = _traceback_of(error)
+        if ours is not None and ours.tb_next is not None:
+            _cut_traceback(error, ours.tb_next)
+        if issubclass(type(error), BadArguments):
+            return Ending(error=str(error), retryable=False)
+        return Ending(error=describe_exception(error), retryable=not _is_permanent(error))
+    except BaseException:
+        return Ending(error=f"{type.__repr__(type(error))} was raised, and cannot be read")
+
+
+# The definitions of BaseException, because those of a handler's own class may raise.
+_traceback_of = vars(BaseException)["__traceback__"].__get__
+_cut_traceback = BaseException.with_traceback
+_parts_of = vars(BaseExceptionGroup)["exceptions"].__get__
+
+
+def _is_permanent(error: BaseException) -> bool:
+    """Whether the error, or a part of the group that it is, is a PermanentFailure.
+
+    A task group raises a group even if only one task failed. One permanent part is enough: the next
+    attempt would meet it again.
+    """
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if issubclass(type(one), PermanentFailure):
+            return True
+        if issubclass(type(one), BaseExceptionGroup):
+            waiting += _parts_of(one)
+    return False
 
 
 def result_text(value: object) -> str:

@@ -69,19 +69,9 @@ def fields_of(job: Job) -> dict[str, Any]:
 
 
 def log_transition(
-    log: logging.Logger,
-    event: str,
-    fields: Mapping[str, Any],
-    *,
-    level: int = logging.INFO,
-    delay: float | None = None,
+    log: logging.Logger, event: str, fields: Mapping[str, Any], level: int = logging.INFO
 ) -> None:
-    """Log one transition, as the message `job_` and its event.
-
-    `delay` is the seconds until the job may run again, where `event` is a retry.
-    """
-    if delay is not None:
-        fields = {**fields, "delay": round(delay, 3)}
+    """Log one transition, as the message `job_` and its event."""
     log.log(level, "job_%s", event, extra=fields)
 
 
@@ -89,8 +79,10 @@ def log_steps(log: logging.Logger, steps: Sequence[Job]) -> None:
     """Log each transition of one job, given the rows that the job passed through."""
     for row in steps:
         level = logging.WARNING if row.event == LeaseExpired.name else logging.INFO
-        delay = retry_in(steps) if row.event == Retried.name else None
-        log_transition(log, row.event, fields_of(row), level=level, delay=delay)
+        fields = fields_of(row)
+        if row.event == Retried.name and (delay := retry_in(steps)) is not None:
+            fields["delay"] = round(delay, 3)
+        log_transition(log, row.event, fields, level)
 
 
 _configured: tuple[str, str] | None = None

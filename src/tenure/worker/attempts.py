@@ -10,20 +10,19 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tenure.jobs.handlers import Handler, Handlers, JobContext
+from tenure.jobs.results import Ending, failure, success
 from tenure.jobs.work import Lease, Outcome
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
-from tenure.worker.leases import Attempt, AttemptState, LeaseBook
+from tenure.worker.leases import Attempt, AttemptState, LeaseBook, Wakeup
 from tenure.worker.log import WorkLog
-from tenure.worker.outcome import Ending, Failure, Success, failure, success
 from tenure.worker.processes import ChildCall, Children, ChildTask, place_of
 from tenure.worker.threads import Original, Threads, call_in_thread
-from tenure.worker.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +60,9 @@ class Attempts:
         self._threads.close()
         self._children.close()
 
-    def take(self, attempts: Sequence[Attempt]) -> None:
-        """Queue claimed attempts and start as many as there are free slots."""
-        self._leases.take(attempts)
+    def admit(self) -> None:
+        """Queue the attempts that have arrived and start as many as there are free slots."""
+        self._leases.admit()
         self._start_ready()
 
     def collect(self) -> None:
@@ -76,7 +75,7 @@ class Attempts:
     def stop_all(self, why: str) -> None:
         """Fail every running attempt with `why` as its error, and stop its handler."""
         for attempt in self._leases.in_slots():
-            self._stop(attempt, Failure(why))
+            self._stop(attempt, why)
 
     def deliver(self, attempt: Attempt, ending: Ending) -> None:
         """Hand over how a handler ended. Called by threads."""
@@ -133,10 +132,7 @@ class Attempts:
             attempt.task = asyncio.get_running_loop().create_task(running)
         else:
             attempt.on_thread = True
-            fields, parent = attempt.log_fields, attempt.trace_context
-            self._threads.submit(
-                attempt, lambda: call_in_thread(function, arguments, fields, parent)
-            )
+            self._threads.submit(attempt, lambda: call_in_thread(function, arguments, attempt))
 
     async def _run_coroutine(
         self, attempt: Attempt, function: Callable[..., Any], arguments: dict[str, Any]
@@ -145,7 +141,7 @@ class Attempts:
         if attempt.trace_context is not None:
             enter(attempt.trace_context)
         try:
-            ending: Ending = success(await function(**arguments))
+            ending = success(await function(**arguments))
         except BaseException as error:
             ending = failure(error)
         self._original.end_if_copy()
@@ -169,11 +165,10 @@ class Attempts:
             self._leases.free(attempt)
 
     def _end(self, attempt: Attempt, ending: Ending, *, free: bool) -> None:
-        if isinstance(ending, Success):
-            error = None
+        error = ending.error
+        if error is None:
             report = attempt.outcome(_COMPLETED, ending.result)
         else:
-            error = ending.error
             report = attempt.outcome(Outcome.FAILED, None, error, ending.retryable)
         if attempt.started_at is not None and (error is not None or self._log.detailed):
             attempt.seconds = time.monotonic() - attempt.started_at
@@ -191,18 +186,18 @@ class Attempts:
             log.exception("the span of job %s could not be ended", attempt.lease.id)
 
     def _time_out(self, attempt: Attempt) -> None:
-        self._stop(attempt, Failure(f"timed out after {attempt.lease.timeout:g} s"))
+        self._stop(attempt, f"timed out after {attempt.lease.timeout:g} s")
 
-    def _stop(self, attempt: Attempt, why: Failure) -> None:
-        """End an attempt whose handler still runs, and stop the handler."""
+    def _stop(self, attempt: Attempt, why: str) -> None:
+        """Fail an attempt whose handler still runs, and stop the handler."""
         if attempt.state is _STARTED:
-            self._end(attempt, why, free=False)
+            self._end(attempt, Ending(error=why), free=False)
             self._stop_handler(attempt)
 
     def _stop_lost(self, attempt: Attempt) -> None:
         runs = attempt.state is _STARTED
         if runs or attempt.state is AttemptState.CLAIMED:
-            self._leases.forget([attempt])
+            self._leases.forget([attempt.lease.lease_id])
         if runs:
             log.warning("the lease on job %s is lost: its handler is stopped", attempt.lease.id)
             self._end_span(attempt, "LeaseLost: the lease was ended elsewhere")
@@ -216,9 +211,7 @@ class Attempts:
             attempt.context.cancelled = True
         if attempt.task is not None:
             attempt.task.cancel()  # its slot is free once it has returned, or if it never began
-            attempt.task.add_done_callback(
-                lambda _: self._finish_and_start_next(attempt, Failure(""))
-            )
+            attempt.task.add_done_callback(lambda _: self._finish_and_start_next(attempt, Ending()))
             loop = attempt.task.get_loop()
             attempt.timer = loop.call_later(UNWIND_SECONDS, self._leave_behind, attempt)
         elif attempt.child is not None:

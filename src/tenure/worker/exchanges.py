@@ -12,19 +12,20 @@ import secrets
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 
 from msgspec.structs import replace
 
 from tenure import failpoints
 from tenure.errors import StoreUnavailable
 from tenure.jobs.handlers import Handlers
-from tenure.jobs.work import ClaimRequest, Exchange, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome
 from tenure.worker.attempts import Attempts
 from tenure.worker.heartbeat import Heartbeat
-from tenure.worker.leases import Attempt, LeaseBook
+from tenure.worker.leases import Attempt, LeaseBook, Wakeup, reports_of
 from tenure.worker.log import WorkLog
 from tenure.worker.source import WorkSource
-from tenure.worker.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
@@ -117,21 +118,13 @@ class Demand:
                 self.ahead = min(max(2 * self.ahead, 2 * self._concurrency), max_ahead)
 
 
+@dataclass(slots=True, eq=False)
 class Flight:
-    """One exchange under way: the attempts that it reports, its claim, and what that brought."""
+    """One exchange under way: the attempts that it reports, and its claim."""
 
-    __slots__ = ("arrived", "attempts", "began", "claim", "task")
-
-    def __init__(self, attempts: list[Attempt], claim: ClaimRequest | None) -> None:
-        self.attempts = attempts
-        self.claim = claim
-        self.arrived: list[Attempt] = []
-        self.began = 0.0
-        self.task: asyncio.Task[None] | None = None
-
-    def reports(self) -> list[Report]:
-        """Return the reports that are sent."""
-        return [attempt.report for attempt in self.attempts if attempt.report is not None]
+    attempts: list[Attempt]
+    claim: ClaimRequest | None
+    task: asyncio.Task[None] | None = None
 
 
 class Exchanges:
@@ -193,16 +186,14 @@ class Exchanges:
             if flight.claim is not None and flight.claim.wait_seconds and flight.task is not None:
                 flight.task.cancel()
 
-    def hand_back_if_stuck(self) -> None:
-        """Hand back the jobs claimed ahead if they have waited for too long."""
+    # --- start
+
+    def step(self) -> None:
+        """Finish attempts, and start the exchanges that are due: report those, claim what fits."""
+        self._attempts.collect()
         if self._leases.oldest_wait() > MAX_AHEAD_SECONDS:
             self.demand.ahead = 0
             self._leases.release_unstarted()
-
-    # --- start
-
-    def start_due(self) -> None:
-        """Start the exchanges that are due: report what has ended, claim what fits."""
         now = time.monotonic()
         if now < self.backoff.until:
             return
@@ -271,9 +262,8 @@ class Exchanges:
         try:
             if flight.attempts:
                 failpoints.hit("worker.before_report")
-            future = self._source.exchange(flight.reports(), flight.claim)
-            flight.began = time.monotonic()
-            future.add_done_callback(lambda future: self._arrive(flight, future))
+            future = self._source.exchange(reports_of(flight.attempts), flight.claim)
+            future.add_done_callback(partial(self._arrive, time.monotonic()))
             exchange = await asyncio.wrap_future(future)
         except Exception as error:
             self._failed(flight.attempts, error)
@@ -283,7 +273,7 @@ class Exchanges:
             self._flights.discard(flight)
             self._wakeup.set()
 
-    def _arrive(self, flight: Flight, future: Future[Exchange]) -> None:
+    def _arrive(self, began: float, future: Future[Exchange]) -> None:
         """Answer for new leases at once, on whatever thread: the loop may be blocked.
 
         Leases that may have spent a third of their time on the way are renewed without delay.
@@ -291,11 +281,8 @@ class Exchanges:
         if future.cancelled() or future.exception() is not None:
             return
         if leases := future.result().leases:
-            now = time.monotonic()
-            worker = self._request.worker
-            flight.arrived = [Attempt(lease, now, worker) for lease in leases]
-            self._leases.hold(flight.arrived)
-            if now - flight.began > self._request.lease_seconds / 3:
+            self._leases.hold(leases)
+            if time.monotonic() - began > self._request.lease_seconds / 3:
                 self._heart.beat_now()
 
     def _answered(self, flight: Flight, exchange: Exchange) -> None:
@@ -304,9 +291,9 @@ class Exchanges:
         self._leases.reported(flight.attempts)
         self._worklog.answered(flight.attempts, exchange.verdicts)
         if flight.claim is not None:
-            self._take(flight.arrived, flight.claim.limit)
+            self._take(exchange.leases, flight.claim.limit)
 
-    def _take(self, arrived: Sequence[Attempt], asked: int) -> None:
+    def _take(self, arrived: Sequence[Lease], asked: int) -> None:
         """Start what was leased, and tune how much is claimed ahead."""
         self.demand.answered(
             asked,
@@ -321,9 +308,10 @@ class Exchanges:
                 failpoints.hit("worker.before_start")
                 self._worklog.claimed(arrived)
             except BaseException:
-                self._leases.forget(arrived)  # heartbeats must not keep what no loop runs
+                # Heartbeats must not keep what no loop runs.
+                self._leases.forget(lease.lease_id for lease in arrived)
                 raise
-        self._attempts.take(arrived)
+        self._attempts.admit()
 
     def _failed(self, attempts: list[Attempt], error: Exception) -> None:
         """Keep the outcomes that the store did not record; reporting them again is harmless."""
@@ -354,7 +342,7 @@ class Exchanges:
         assert report is not None
         if report.error.startswith(UNRECORDABLE):
             log.error("the outcome of job %s cannot be recorded: its lease runs out", report.job_id)
-            self._leases.forget(attempts)
+            self._leases.forget([report.lease_id])
             attempts.clear()
             return
         why = f"{UNRECORDABLE} {report.outcome}: {type(error).__name__}"

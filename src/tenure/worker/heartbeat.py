@@ -12,10 +12,9 @@ import logging
 import threading
 import time
 
-from tenure.worker.leases import LeaseBook
+from tenure.worker.leases import LeaseBook, Wakeup, reports_of
 from tenure.worker.log import WorkLog
 from tenure.worker.source import WorkSource
-from tenure.worker.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +109,7 @@ class Heartbeat:
         if not attempts:
             return
         try:
-            reports = [attempt.report for attempt in attempts if attempt.report is not None]
-            exchange = self._source.exchange(reports, None).result()
+            exchange = self._source.exchange(reports_of(attempts), None).result()
         except Exception:
             self._leases.put_back(attempts)
             raise

@@ -1,8 +1,9 @@
-"""The leases that a worker holds: an `Attempt` for each of them, and the book that keeps them all.
+"""What the threads of a worker share: its leases, and what wakes its event loop.
 
-An attempt is claimed, started, ended and reported, in this order. One that is handed back ends
-without a start. One whose lease is lost, because the job was cancelled or the lease ran out, is
-neither ended nor reported: no outcome of it would be recorded.
+`LeaseBook` keeps an `Attempt` for each lease. An attempt is claimed, started, ended and reported,
+in this order. One that is handed back ends without a start. One whose lease is lost, because the
+job was cancelled or the lease ran out, is neither ended nor reported: no outcome of it would be
+recorded.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -34,31 +36,25 @@ class AttemptState(Enum):
 CLAIMED, STARTED, ENDED, REPORTED, LOST = AttemptState
 
 
+@dataclass(slots=True, eq=False)
 class Attempt:
-    """One lease being worked on. The `LeaseBook` changes its state."""
+    """One lease being worked on. The `LeaseBook` changes its state. Times are monotonic."""
 
-    __slots__ = (
-        *("claimed_at", "due", "lease", "report", "seconds", "started_at", "state", "worker"),
-        *("child", "context", "on_thread", "span", "task", "timer", "trace_context"),
-    )
-
-    def __init__(self, lease: Lease, claimed_at: float, worker: str) -> None:
-        """`claimed_at` is a time of the monotonic clock, as all times here are."""
-        self.lease = lease
-        self.worker = worker
-        self.state = CLAIMED
-        self.claimed_at = claimed_at
-        self.started_at: float | None = None
-        self.due = math.inf  # when its timeout strikes
-        self.seconds: float | None = None  # how long it ran; only known where it is logged
-        self.report: Report | None = None  # its outcome, once it has ended
-        self.context: JobContext | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[None] | None = None  # where its handler runs: on the loop,
-        self.child: ChildCall | None = None  # in a child process,
-        self.on_thread = False  # or on a thread
-        self.span: Any = None  # of OpenTelemetry, if the worker traces
-        self.trace_context: Any = None  # the parent of the spans that its handler makes
+    lease: Lease
+    claimed_at: float
+    worker: str
+    state: AttemptState = CLAIMED
+    started_at: float | None = None
+    due: float = math.inf  # when its timeout strikes
+    seconds: float | None = None  # how long it ran; only known where it is logged
+    report: Report | None = None  # its outcome, once it has ended
+    context: JobContext | None = None
+    timer: asyncio.TimerHandle | None = None
+    task: asyncio.Task[None] | None = None  # where its handler runs: on the loop,
+    child: ChildCall | None = None  # in a child process,
+    on_thread: bool = False  # or on a thread
+    span: Any = None  # of OpenTelemetry, if the worker traces
+    trace_context: Any = None  # the parent of the spans that its handler makes
 
     def outcome(
         self, outcome: Outcome, result: str | None = None, error: str = "", retryable: bool = True
@@ -67,15 +63,67 @@ class Attempt:
         lease = self.lease
         return Report(lease.id, lease.lease_id, outcome, result, error, retryable, self.worker)
 
-    def log_fields(self) -> Mapping[str, Any]:
+    def log_fields(self) -> dict[str, Any]:
         """Return the fields that are added to what its handler logs."""
-        return {
-            "job": self.lease.id,
-            "type": self.lease.type,
-            "queue": self.lease.queue,
-            "attempt": self.lease.attempts,
-            "worker": self.worker,
-        }
+        return log_fields(self.lease, self.worker)
+
+
+def reports_of(attempts: Iterable[Attempt]) -> list[Report]:
+    """Return the reports of attempts that have ended."""
+    return [attempt.report for attempt in attempts if attempt.report is not None]
+
+
+def log_fields(lease: Lease, worker: str) -> dict[str, Any]:
+    """Return the fields of the lines about an attempt."""
+    return {
+        "job": lease.id,
+        "type": lease.type,
+        "queue": lease.queue,
+        "attempt": lease.attempts,
+        "worker": worker,
+    }
+
+
+class Wakeup:
+    """An event that many threads set and one event loop waits for."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        """How often the loop has woken up; a number that stands still means a blocked loop."""
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.loop_is_closed = False
+        self._event = asyncio.Event()
+        self._notified = False
+
+    def attach(self) -> None:
+        """Take the running loop as the one to wake."""
+        self.loop = asyncio.get_running_loop()
+
+    def set(self) -> None:
+        """Wake the loop; call this on the loop."""
+        self._event.set()
+
+    def notify(self) -> None:
+        """Wake the loop; call this from any thread. Many calls in a row cost one wake-up."""
+        if not self._notified and self.loop is not None:
+            self._notified = True
+            try:
+                self.loop.call_soon_threadsafe(self._event.set)
+            except RuntimeError:
+                self.loop_is_closed = True
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until the loop is woken, at most for `seconds`."""
+        if seconds > 0:
+            # Unlike asyncio.wait_for, this makes no task for the event.
+            timer = asyncio.get_running_loop().call_later(seconds, self._event.set)
+            await self._event.wait()
+            timer.cancel()
+        else:
+            await asyncio.sleep(0)
+        self._event.clear()
+        self._notified = False
+        self.rounds += 1
 
 
 class LeaseBook:
@@ -85,11 +133,13 @@ class LeaseBook:
     heartbeat speaks for a loop that is blocked: each attempt goes to one of the two.
     """
 
-    def __init__(self, slots: int) -> None:
-        """`slots` is how many attempts may run at once."""
+    def __init__(self, slots: int, worker: str) -> None:
+        """`slots` is how many attempts may run at once, `worker` the id of the holder."""
         self._slots = slots
+        self._worker = worker
         self._lock = threading.Lock()
-        self._held: dict[str, Attempt] = {}  # all of them, by lease id
+        self._arrived: deque[tuple[float, Sequence[Lease]]] = deque()  # not admitted yet
+        self._held: dict[str, Attempt] = {}  # all others, by lease id
         self._ready: deque[Attempt] = deque()  # claimed, and waiting for a free slot
         self._running: set[Attempt] = set()  # those whose handler occupies a slot
         self._ended: deque[Attempt] = deque()  # those whose report is to be sent
@@ -118,11 +168,6 @@ class LeaseBook:
         return len(self._ended)
 
     @property
-    def held(self) -> int:
-        """How many leases are held, those with an outcome on its way to the store included."""
-        return len(self._held)
-
-    @property
     def is_closed(self) -> bool:
         """Whether no further attempt is started."""
         return self._slots == 0
@@ -134,16 +179,24 @@ class LeaseBook:
 
     # --- from the claim to the report
 
-    def hold(self, attempts: Iterable[Attempt]) -> None:
-        """Answer for new leases, before the loop has seen them: it may be blocked."""
-        held = {attempt.lease.lease_id: attempt for attempt in attempts}
-        with self._lock:
-            self._held.update(held)
+    def hold(self, leases: Sequence[Lease]) -> None:
+        """Answer for new leases from now on, before the loop has seen them: it may be blocked.
 
-    def take(self, attempts: Iterable[Attempt]) -> None:
-        """Let attempts wait for a slot, unless they were handed back or lost meanwhile."""
+        The thread of the store calls this, so it only notes them.
+        """
+        self._arrived.append((time.monotonic(), leases))
+
+    def admit(self) -> None:
+        """Let the leases that have arrived wait for a slot."""
         with self._lock:
-            self._ready.extend([attempt for attempt in attempts if attempt.state is CLAIMED])
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._arrived:
+            at, leases = self._arrived.popleft()
+            new = {lease.lease_id: Attempt(lease, at, self._worker) for lease in leases}
+            self._held.update(new)
+            self._ready.extend(new.values())
 
     def start_next(self) -> Attempt | None:
         """Give a slot to the next attempt and return it; None if there is no slot or attempt."""
@@ -171,24 +224,25 @@ class LeaseBook:
         with self._lock:
             self._running.discard(attempt)
 
-    def forget(self, attempts: Iterable[Attempt]) -> None:
+    def forget(self, lease_ids: Iterable[str]) -> None:
         """Stop answering for leases: they are lost, or run out."""
         with self._lock:
-            for attempt in attempts:
-                attempt.state = LOST
-                self._held.pop(attempt.lease.lease_id, None)
-                if attempt in self._ready:
-                    self._ready.remove(attempt)
+            self._admit()
+            for lease_id in lease_ids:
+                if (attempt := self._held.pop(lease_id, None)) is not None:
+                    attempt.state = LOST
+                    if attempt in self._ready:
+                        self._ready.remove(attempt)
 
     def release_unstarted(self) -> None:
         """End every attempt that has not started, as one that is handed back."""
         with self._lock:
+            self._admit()
+            for attempt in self._ready:
+                attempt.state = ENDED
+                attempt.report = attempt.outcome(Outcome.RELEASED)
+            self._ended.extend(self._ready)
             self._ready.clear()
-            for attempt in self._held.values():
-                if attempt.state is CLAIMED:
-                    attempt.state = ENDED
-                    attempt.report = attempt.outcome(Outcome.RELEASED)
-                    self._ended.append(attempt)
 
     def take_reports(self, limit: int | None = None) -> list[Attempt]:
         """Take the attempts whose reports are to be sent next, at most `limit`."""
@@ -215,8 +269,9 @@ class LeaseBook:
     # --- for the heartbeat
 
     def to_renew(self) -> list[tuple[str, str]]:
-        """Return (job id, lease id) of every lease that is held."""
+        """Return (job id, lease id) of every lease, also if its outcome is on its way."""
         with self._lock:
+            self._admit()
             return [(a.lease.id, a.lease.lease_id) for a in self._held.values()]
 
     def overdue(self, seconds: float) -> set[str]:

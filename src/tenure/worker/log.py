@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import STORE, Claimed, Retried
 from tenure.telemetry.logs import log_transition
-from tenure.worker.leases import Attempt
+from tenure.worker.leases import Attempt, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +34,12 @@ class WorkLog:
         """Read the log level. Called once per exchange, because asking for every job is slow."""
         self.detailed = log.isEnabledFor(logging.DEBUG)
 
-    def claimed(self, attempts: Sequence[Attempt]) -> None:
+    def claimed(self, leases: Sequence[Lease]) -> None:
         """Log that jobs were leased to this worker."""
         if self.detailed:
-            for attempt in attempts:
-                log_transition(log, Claimed.name, attempt.log_fields(), level=logging.DEBUG)
+            for lease in leases:
+                fields = log_fields(lease, self._worker)
+                log_transition(log, Claimed.name, fields, logging.DEBUG)
 
     def answered(self, attempts: Sequence[Attempt], verdicts: Sequence[Verdict]) -> None:
         """Log what the store made of the reports of these attempts."""
@@ -58,21 +58,24 @@ class WorkLog:
                 self._log_recorded(attempt, report, verdict)
 
     def _log_recorded(self, attempt: Attempt, report: Report, verdict: Verdict) -> None:
-        fields: dict[str, Any] = {**attempt.log_fields()}
-        extra: dict[str, Any] = {}
-        if attempt.seconds is not None:
-            extra["duration"] = round(attempt.seconds, 6)
-        if report.outcome is _FAILED:
-            extra["error"] = self.redacted(report.error, attempt.lease)
         level = _level(report, verdict)
-        log_transition(log, report.outcome, {**fields, **extra}, level=level)
+        if not log.isEnabledFor(level):  # nor is the line of its retry
+            return
+        fields = attempt.log_fields()
+        ended = dict(fields)
+        if attempt.seconds is not None:
+            ended["duration"] = round(attempt.seconds, 6)
+        if report.outcome is _FAILED:
+            ended["error"] = self.redacted(report.error, attempt.lease)
+        log_transition(log, report.outcome, ended, level)
         if verdict.retry_in is not None:
-            fields["actor"] = STORE
-            log_transition(log, Retried.name, fields, delay=verdict.retry_in)
+            fields |= {"actor": STORE, "delay": round(verdict.retry_in, 3)}
+            log_transition(log, Retried.name, fields)
 
     def redacted(self, error: str, lease: Lease) -> str:
         """Return the first line of an error, without the values that are redacted."""
-        return self._redaction.within(error.partition("\n")[0], lease.payload)
+        line = error.partition("\n")[0]
+        return self._redaction.within(line, lease.payload) if self._redaction else line
 
 
 def _level(report: Report, verdict: Verdict) -> int:

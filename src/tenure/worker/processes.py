@@ -21,10 +21,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from tenure.jobs.handlers import Handler
+from tenure.jobs.results import Ending, failure, success_of_function
 from tenure.telemetry import logs
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
-from tenure.worker.outcome import Ending, Failure, failure, success_of_function
 
 CHILD = "tenure-child"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -128,7 +128,7 @@ class ChildCall:
                 self._children.give_back(child)
             else:
                 child.end()
-        return ending or Failure(f"the child process died: {_exit(child.process.exitcode)}")
+        return ending or Ending(error=f"the child process died: {_exit(child.process.exitcode)}")
 
     def kill(self) -> None:
         """Kill the child now, or as soon as it gets this call."""

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-from tenure.telemetry.logs import LOG_FIELDS, LogFields
+from tenure.jobs.results import Ending, failure, success_of_function
+from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import enter
-from tenure.worker.outcome import Ending, failure, success_of_function
+from tenure.worker.leases import Attempt
 
 Deliver: TypeAlias = Callable[[Any, Ending], None]
 
@@ -82,17 +83,14 @@ class Threads:
 
 
 def call_in_thread(
-    function: Callable[..., Any], arguments: dict[str, Any], fields: LogFields, trace_context: Any
+    function: Callable[..., Any], arguments: dict[str, Any], attempt: Attempt
 ) -> Ending:
-    """Call a plain handler in this thread, in a new context that knows which attempt runs.
-
-    `trace_context` is the parent of the spans that the handler makes; None without tracing.
-    """
+    """Call a plain handler in this thread, in a new context that knows which attempt runs."""
     try:
         context = contextvars.Context()
-        context.run(LOG_FIELDS.set, fields)
-        if trace_context is not None:
-            context.run(enter, trace_context)
+        context.run(LOG_FIELDS.set, attempt.log_fields)
+        if attempt.trace_context is not None:
+            context.run(enter, attempt.trace_context)
         return success_of_function(context.run(function, **arguments))
     except BaseException as error:
         return failure(error)

@@ -23,10 +23,9 @@ from tenure.telemetry.tracing import Tracing
 from tenure.worker.attempts import Attempts
 from tenure.worker.exchanges import POLL_SECONDS, Exchanges
 from tenure.worker.heartbeat import Heartbeat
-from tenure.worker.leases import LeaseBook
+from tenure.worker.leases import LeaseBook, Wakeup
 from tenure.worker.log import WorkLog
 from tenure.worker.source import WorkSource
-from tenure.worker.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class Worker:
         self._progress = progress
         self._stop_asked = threading.Event()
         self._wakeup = Wakeup()
-        self._leases = LeaseBook(concurrency)
+        self._leases = LeaseBook(concurrency, self.id)
         worklog = WorkLog(self.id, redaction)
         self._attempts = Attempts(
             handlers, self._leases, concurrency, self._wakeup, worklog, tracing
@@ -106,9 +105,7 @@ class Worker:
         self._heart.start()
         try:
             while not self._stop_asked.is_set():
-                self._attempts.collect()
-                self._exchanges.hand_back_if_stuck()
-                self._exchanges.start_due()
+                self._exchanges.step()
                 await self._wakeup.wait(self._exchanges.pause())
             await self._drain()
         finally:
@@ -162,9 +159,8 @@ class Worker:
             await self._drain_step(deadline)
 
     async def _drain_step(self, deadline: float) -> None:
-        self._attempts.collect()
         self._leases.release_unstarted()
-        self._exchanges.start_due()
+        self._exchanges.step()
         if self._leases.running or self._is_reporting():
             await self._wakeup.wait(min(max(deadline - time.monotonic(), 0.001), POLL_SECONDS))
 
