@@ -6,6 +6,7 @@ that differ.
 
 from __future__ import annotations
 
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -27,26 +28,25 @@ from tenure.store.tables.stats import StatsReader
 ENTRY = ("job_id", "at", "source", "target", "event", "attempt", "token", "actor", "detail")
 """The columns of a `Transition` between its position and its lease."""
 
+_is_number = re.compile("[0-9]{1,18}").fullmatch
+
 
 class Reader(ABC):
     """Safe to call from any thread. Every method may raise StoreUnavailable."""
 
     dialect: Dialect
     searches: Searches
-    start: str
-    """The position before every entry of the ledger."""
-    position: str
-    """The position of an entry `t`, in SQL."""
     queues_sql: str
     """The queues, with the counts put in for `{counts}`."""
-    stretch_end: str
-    """The last of so many entries (parameter) after a position (parameters), and their number."""
 
     def __init__(self) -> None:
         d = self.dialect
         self.stats = StatsReader(self)
         self._job = selected(d, COLUMNS)
-        self._entry = f"{self.position}, {selected(d, (*ENTRY, 'lease_id'), 't')}"
+        places = [f"t.{column}" for column in d.order]
+        self._position = " || '.' || ".join(places)
+        self._order, self._reverse = ", ".join(places), f"{' DESC, '.join(places)} DESC"
+        self._entry = f"{self._position}, {selected(d, (*ENTRY, 'lease_id'), 't')}"
         self._ledger = f"{d.table('transition')} AS t"
 
     # --- executing
@@ -124,13 +124,17 @@ class Reader(ABC):
 
     # --- the ledger
 
-    @abstractmethod
-    def numbers(self, position: str) -> tuple[Any, ...]:
-        """Return the values of a position, of `start` if it is empty. Raises InvalidInput."""
+    @property
+    def start(self) -> str:
+        """The position before every entry of the ledger."""
+        return ".".join(["0"] * len(self.dialect.order))
 
-    def refused(self, position: str) -> InvalidInput:
-        """Return the error for a text that is no position."""
-        return InvalidInput(f"{position!r} is no position in this ledger", path="$.after")
+    def numbers(self, position: str) -> tuple[int, ...]:
+        """Return the numbers of a position, of `start` if it is empty. Raises InvalidInput."""
+        numbers = (position or self.start).split(".")
+        if len(numbers) != len(self.dialect.order) or not all(map(_is_number, numbers)):
+            raise InvalidInput(f"{position!r} is no position in this ledger", path="$.after")
+        return tuple(map(int, numbers))
 
     def history(self, job_id: str) -> list[Transition]:
         """Return the transitions of one job, oldest first."""
@@ -142,10 +146,13 @@ class Reader(ABC):
 
     def ledger(self, after: str, limit: int) -> list[Transition]:
         """Return transitions after a position, complete and in an order that never changes."""
+        return self._transitions(self._some_after, (*self.numbers(after), limit))
+
+    @property
+    def _some_after(self) -> str:
+        """The condition of so many entries (parameter) after a position (parameters), in order."""
         d = self.dialect
-        order = ", ".join(f"t.{column}" for column in d.order)
-        where = f"{d.after} AND {d.settled} ORDER BY {order} LIMIT {d.value}"
-        return self._transitions(where, (*self.numbers(after), limit))
+        return f"{d.after} AND {d.settled} ORDER BY {self._order} LIMIT {d.value}"
 
     def _transitions(self, where: str, values: Sequence[Any]) -> list[Transition]:
         rows = self.rows(f"SELECT {self._entry} FROM {self._ledger} WHERE {where}", values)
@@ -161,10 +168,9 @@ class Reader(ABC):
         Where there are fewer entries, that is the start.
         """
         d = self.dialect
-        order = ", ".join(f"t.{column} DESC" for column in d.order)
         found = self.rows(
-            f"SELECT {self.position} FROM {self._ledger} WHERE {d.settled}"
-            f" ORDER BY {order} LIMIT 1 OFFSET {d.value}",
+            f"SELECT {self._position} FROM {self._ledger} WHERE {d.settled}"
+            f" ORDER BY {self._reverse} LIMIT 1 OFFSET {d.value}",
             (back,),
         )
         return str(found[0][0]) if found else self.start
@@ -173,20 +179,35 @@ class Reader(ABC):
         """Read up to `limit` entries after a position, as `ledger` has them: those wanted."""
         # The end of a stretch first, then what is in it: nothing is ever added before a position
         # that was read, so both see the same entries.
+        d = self.dialect
         start = self.numbers(after)
-        end = self.rows(self.stretch_end, (*start, limit))
-        (*until, count) = end[0] if end else (0,)
-        if not count:
+        stretch = f"SELECT {self._order} FROM {self._ledger} WHERE {self._some_after}"
+        end = self.rows(
+            f"SELECT {d.place}, count(*) OVER () FROM ({stretch}) AS t"
+            f" ORDER BY {self._reverse} LIMIT 1",
+            (*start, limit),
+        )
+        if not end:
             return LedgerPage((), ".".join(map(str, start)), more=False)
-        rows = self._stretch(start, tuple(until), limit, wanted)
+        *until, count = end[0]
+        where, values = [d.after, d.up_to], [*start, *until]
+        for column, value, names in (
+            ("t.job_id", d.id_value, wanted.job_id and (wanted.job_id,)),
+            ("t.event", d.value, wanted.events),
+            ("j.type", d.value, wanted.types),
+            ("j.queue", d.value, wanted.queues),
+        ):
+            if names is not None:
+                where.append(f"{column} IN ({', '.join([value] * len(names)) or 'NULL'})")
+                values += names
+        # The limit shows the planner how few jobs it is to look up.
+        rows = self.rows(
+            f"SELECT {self._entry}, j.type, j.queue FROM {self._ledger} {d.with_job}"
+            f" WHERE {' AND '.join(where)} ORDER BY {self._order} LIMIT {d.value}",
+            (*values, limit),
+        )
         events = [LedgerEvent(self._transition(row[:-2]), *row[-2:]) for row in rows]
         return LedgerPage(events, ".".join(map(str, until)), more=count == limit)
-
-    @abstractmethod
-    def _stretch(
-        self, start: tuple[Any, ...], until: tuple[Any, ...], limit: int, wanted: EventFilter
-    ) -> list[Any]:
-        """Return the rows of the wanted entries between two positions, with type and queue."""
 
     # --- around jobs
 

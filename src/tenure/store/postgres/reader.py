@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +12,6 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from tenure.errors import StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
-from tenure.jobs.ledger import EventFilter
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.lifecycle import Job
 from tenure.store import audit
@@ -33,26 +31,6 @@ RETRY_SECONDS = 1.0
 pauses between attempts grow to minutes, for which a database that is back would not be noticed."""
 AUDIT_SECONDS = 3600.0
 """How long one query of `tenure verify` may take, which reads everything there is."""
-
-# The limit shows the planner how few jobs it is to look up.
-STRETCH = f"""
-SELECT t.* FROM {{s}}.transition AS t
-WHERE {DIALECT.after} AND {DIALECT.settled} ORDER BY t.xid, t.seq LIMIT %s
-"""
-STRETCH_END = f"""
-SELECT xid::text, seq, count(*) OVER () FROM ({STRETCH}) AS t ORDER BY t.xid DESC, seq DESC LIMIT 1
-"""
-BETWEEN = f"""
-SELECT {{entry}}, job.type, job.queue
-FROM ({STRETCH}) AS t JOIN {{s}}.job ON job.id = t.job_id
-WHERE {DIALECT.up_to}
-    AND (%s::text[] IS NULL OR t.event = ANY (%s::text[]))
-    AND (%s::uuid IS NULL OR t.job_id = %s::uuid)
-    AND (%s::text[] IS NULL OR job.type = ANY (%s::text[]))
-    AND (%s::text[] IS NULL OR job.queue = ANY (%s::text[]))
-ORDER BY t.xid, t.seq
-"""
-_is_position = re.compile(r"([0-9]{1,19})\.([0-9]{1,18})").fullmatch
 
 # Lane by lane: in each the due jobs come first, so no other job is met.
 AHEAD = f"""
@@ -116,10 +94,7 @@ class PostgresReader(Reader):
 
     dialect = DIALECT
     searches = PostgresSearches()
-    start = "0.0"
-    position = "t.xid || '.' || t.seq"
     queues_sql = QUEUES
-    stretch_end = STRETCH_END
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -194,21 +169,6 @@ class PostgresReader(Reader):
                 return ask(pool)
         except psycopg.OperationalError as error:
             raise StoreUnavailable(f"the database did not answer: {error}") from error
-
-    def numbers(self, position: str) -> tuple[str, int]:
-        found = _is_position(position or self.start)
-        if found is None:
-            raise self.refused(position)
-        return found[1], int(found[2])
-
-    def _stretch(
-        self, start: tuple[Any, ...], until: tuple[Any, ...], limit: int, wanted: EventFilter
-    ) -> list[Any]:
-        lists = (wanted.types, wanted.queues, wanted.events)
-        types, queues, events = (None if names is None else list(names) for names in lists)
-        job = wanted.job_id
-        pairs = (events, events, job, job, types, types, queues, queues)
-        return self.rows(BETWEEN.replace("{entry}", self._entry), (*start, limit, *until, *pairs))
 
     def ahead(self, job: Job) -> int:
         queue, priority = job.queue, job.priority

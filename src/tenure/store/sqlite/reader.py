@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +11,6 @@ from typing import Any
 
 from tenure.errors import StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
-from tenure.jobs.ledger import EventFilter
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.lifecycle import Job
 from tenure.store import audit
@@ -25,23 +22,7 @@ from tenure.store.sqlite.statements import DIALECT
 
 MAX_IDLE = 8
 """Connections that are kept for later reads: each may hold 64 MiB of the file in memory."""
-_is_position = re.compile(r"[0-9]{1,18}").fullmatch
 TABLES = ("tenure_job", "tenure_transition")
-
-STRETCH_END = """
-SELECT max(seq), count(*) FROM (
-    SELECT seq FROM tenure_transition WHERE seq > ? ORDER BY seq LIMIT ?)
-"""
-STRETCH = """
-SELECT {entry}, job.type, job.queue
-FROM tenure_transition AS t CROSS JOIN tenure_job AS job ON job.id = t.job_id
-WHERE t.seq > :after AND t.seq <= :until
-    AND (:events IS NULL OR t.event IN (SELECT value FROM json_each(:events)))
-    AND (:job IS NULL OR t.job_id = :job)
-    AND (:types IS NULL OR job.type IN (SELECT value FROM json_each(:types)))
-    AND (:queues IS NULL OR job.queue IN (SELECT value FROM json_each(:queues)))
-ORDER BY t.seq
-"""
 
 # Lane by lane: in each the due jobs come first, so no other job is met.
 AHEAD = f"""
@@ -96,10 +77,7 @@ class SqliteReader(Reader):
 
     dialect = DIALECT
     searches = SqliteSearches()
-    start = "0"
-    position = "t.seq"
     queues_sql = QUEUES
-    stretch_end = STRETCH_END
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -130,19 +108,6 @@ class SqliteReader(Reader):
                 return connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise StoreUnavailable(f"the database {self._path} did not answer: {error}") from error
-
-    def numbers(self, position: str) -> tuple[int]:
-        if not _is_position(position or self.start):
-            raise self.refused(position)
-        return (int(position or self.start),)
-
-    def _stretch(
-        self, start: tuple[Any, ...], until: tuple[Any, ...], limit: int, wanted: EventFilter
-    ) -> list[Any]:
-        lists = {"types": wanted.types, "queues": wanted.queues, "events": wanted.events}
-        values: dict[str, Any] = {"after": start[0], "until": until[0], "job": wanted.job_id}
-        values |= {name: None if v is None else json.dumps(v) for name, v in lists.items()}
-        return self.rows(STRETCH.replace("{entry}", self._entry), values)
 
     def ahead(self, job: Job) -> int:
         values = {
