@@ -36,8 +36,8 @@ class Reader(ABC):
 
     dialect: Dialect
     searches: Searches
-    queues_sql: str
-    """The queues, with the counts put in for `{counts}`."""
+    heads: str
+    """A WITH clause with the table `head`: the first job (queue, run_at) of each lane."""
 
     def __init__(self) -> None:
         d = self.dialect
@@ -220,6 +220,23 @@ class Reader(ABC):
                 self.queues_sql
             )
         ]
+
+    @property
+    def queues_sql(self) -> str:
+        """The queues, with the counts to be put in for `{counts}`."""
+        d = self.dialect
+        return f"""{self.heads}
+SELECT name, {d.time("max(paused_at)")}, max(max_pending), CAST(sum(pending) AS bigint),
+    CAST(sum(processing) AS bigint), {d.time("min(due_at)")}
+FROM (
+    SELECT name, paused_at, max_pending, 0 AS pending, 0 AS processing, NULL AS due_at
+    FROM {d.table("queue")}
+    UNION ALL SELECT queue, NULL, NULL, 0, 0, run_at FROM head WHERE run_at <= {d.now}
+    UNION ALL SELECT queue, NULL, NULL, CASE status WHEN 'pending' THEN jobs ELSE 0 END,
+        CASE status WHEN 'processing' THEN jobs ELSE 0 END, NULL
+    FROM ({{counts}}) AS counted WHERE status IN ('pending', 'processing')
+) AS part GROUP BY name ORDER BY name
+"""
 
     def late_leases(self) -> int:
         """Return how many leases have run out and were not ended by the sweep yet."""

@@ -15,7 +15,7 @@ from tenure.lifecycle import Status
 from tenure.store.postgres import lanes as lanes
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import Uuids, address_of
-from tenure.store.postgres.reader import AHEAD, BY_INDEX, QUEUES, PostgresReader
+from tenure.store.postgres.reader import AHEAD, BY_INDEX, PostgresReader
 from tenure.store.postgres.search import PostgresSearches
 from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.writer import Postgres
@@ -150,7 +150,7 @@ def check_numbers(url: str, raw: Connection) -> None:
         (stats_sql.batch_end(DIALECT), ("3", 0, 100)),
         (stats_sql.sums(DIALECT), between),
         (stats_sql.failures(DIALECT), between),
-        (QUEUES.replace("{counts}", stats_sql.counts(DIALECT)), ()),
+        (PostgresReader(url).queues_sql.replace("{counts}", stats_sql.counts(DIALECT)), ()),
     ):
         found = plan(raw, url, statement, *values, begin=SEARCHING)
         assert not re.search("Seq Scan on (job|transition)", found)

@@ -18,7 +18,7 @@ from tenure.store import migrate_store
 from tenure.store.rows import COLUMNS, selected
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import connect
-from tenure.store.sqlite.reader import AHEAD, QUEUES
+from tenure.store.sqlite.reader import AHEAD, SqliteReader
 from tenure.store.sqlite.search import GATHERED_BY, SqliteSearches
 from tenure.store.sqlite.statements import DIALECT, SHAPES, OverRows
 from tenure.store.sqlite.writer import calls
@@ -208,7 +208,7 @@ def test_a_move_finds_its_jobs_by_key(
         (stats_sql.batch_end(DIALECT), (0, 100)),
         (stats_sql.sums(DIALECT), (0, 100)),
         (stats_sql.failures(DIALECT), (0, 100)),
-        (QUEUES.replace("{counts}", stats_sql.counts(DIALECT)), ()),
+        (SqliteReader(Path()).queues_sql.replace("{counts}", stats_sql.counts(DIALECT)), ()),
         (sql.PRUNE.replace("{status}", "'failed'"), (0, 0, 0, 100)),
     ],
     ids=["counts", "far", "until", "end", "sums", "failures", "queues", "prune"],

@@ -60,27 +60,16 @@ SELECT count(*) FROM (
 
 # The head of each lane, a queue at a priority, is its oldest job: one search in the index for each
 # lane, however many jobs wait in it.
-QUEUES = f"""
-WITH RECURSIVE lane AS (
-    (SELECT queue, priority, run_at FROM {{s}}.job WHERE status = 'pending'
+HEADS = """
+WITH RECURSIVE head AS (
+    (SELECT queue, priority, run_at FROM {s}.job WHERE status = 'pending'
         ORDER BY queue, priority, run_at LIMIT 1)
     UNION ALL
-    SELECT next.* FROM lane CROSS JOIN LATERAL (
-        SELECT queue, priority, run_at FROM {{s}}.job
-        WHERE status = 'pending' AND (queue, priority) > (lane.queue, lane.priority)
+    SELECT next.* FROM head CROSS JOIN LATERAL (
+        SELECT queue, priority, run_at FROM {s}.job
+        WHERE status = 'pending' AND (queue, priority) > (head.queue, head.priority)
         ORDER BY queue, priority, run_at LIMIT 1) AS next
 )
-SELECT name, max(paused_at) AT TIME ZONE 'UTC', max(max_pending), sum(pending)::bigint,
-    sum(processing)::bigint, min(due_at) AT TIME ZONE 'UTC'
-FROM (
-    SELECT queue AS name, run_at AS due_at, NULL::timestamptz AS paused_at,
-        NULL::bigint AS max_pending, 0 AS pending, 0 AS processing
-    FROM lane WHERE run_at <= {NOW}
-    UNION ALL SELECT name, NULL, paused_at, max_pending, 0, 0 FROM {{s}}.queue
-    UNION ALL SELECT queue, NULL, NULL, NULL, CASE status WHEN 'pending' THEN jobs ELSE 0 END,
-        CASE status WHEN 'processing' THEN jobs ELSE 0 END
-    FROM ({{counts}}) AS counted WHERE status IN ('pending', 'processing')
-) AS part GROUP BY name ORDER BY name
 """
 
 BY_INDEX = """
@@ -94,7 +83,7 @@ class PostgresReader(Reader):
 
     dialect = DIALECT
     searches = PostgresSearches()
-    queues_sql = QUEUES
+    heads = HEADS
 
     def __init__(self, url: str) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ SELECT count(*) FROM (
 
 # The head of each lane, a queue at a priority, is its oldest job: two searches in the index for
 # each lane, however many jobs wait in it.
-QUEUES = """
+HEADS = """
 WITH RECURSIVE lane (row) AS (
     SELECT (SELECT rowid FROM tenure_job WHERE status = 'pending'
         ORDER BY queue, priority, run_at LIMIT 1)
@@ -58,17 +58,9 @@ WITH RECURSIVE lane (row) AS (
         (SELECT rowid FROM tenure_job WHERE status = 'pending' AND queue > last.queue
             ORDER BY queue, priority, run_at LIMIT 1))
     FROM lane CROSS JOIN tenure_job AS last ON last.rowid = lane.row
+), head AS (
+    SELECT queue, run_at FROM lane CROSS JOIN tenure_job AS job ON job.rowid = lane.row
 )
-SELECT name, max(paused_at), max(max_pending), sum(pending), sum(processing), min(due_at) FROM (
-    SELECT queue AS name, run_at AS due_at, NULL AS paused_at, NULL AS max_pending,
-        0 AS pending, 0 AS processing
-    FROM lane CROSS JOIN tenure_job AS head ON head.rowid = lane.row
-    WHERE run_at <= (SELECT at FROM tenure_now)
-    UNION ALL SELECT name, NULL, paused_at, max_pending, 0, 0 FROM tenure_queue
-    UNION ALL SELECT queue, NULL, NULL, NULL, iif(status = 'pending', jobs, 0),
-        iif(status = 'processing', jobs, 0)
-    FROM ({counts}) WHERE status IN ('pending', 'processing')
-) GROUP BY name ORDER BY name
 """
 
 
@@ -77,7 +69,7 @@ class SqliteReader(Reader):
 
     dialect = DIALECT
     searches = SqliteSearches()
-    queues_sql = QUEUES
+    heads = HEADS
 
     def __init__(self, path: Path) -> None:
         super().__init__()
