@@ -10,7 +10,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.jobs.findings import CheckResult
-from tenure.store import verdicts as checks
+from tenure.store import doctor as checks
 from tenure.store.postgres import doctor as postgres_checks
 from tenure.store.sqlite import doctor as sqlite_checks
 from tenure.worker.process import log_checks

@@ -153,33 +153,34 @@ class Store:
         self._reader.close()
 
 
-POSTGRES = ("postgresql:", "postgres:")
+def is_sqlite(url: str) -> bool:
+    """Whether a URL names an SQLite file and not a PostgreSQL database.
 
-
-def _is_known(url: str) -> bool:
-    return url.startswith(("sqlite:", *POSTGRES))
+    Raises InvalidInput if it names neither.
+    """
+    if not url.startswith(("sqlite:", "postgresql:", "postgres:")):
+        raise InvalidInput(
+            f"{without_password(url)!r} is not a database URL: use sqlite:///jobs.db or "
+            "postgresql://host/db"
+        )
+    return url.startswith("sqlite:")
 
 
 def migrate_store(url: str, progress: Progress = no_progress) -> int:
     """Create or upgrade the schema at `url`; return the version it has now."""
-    if url.startswith("sqlite:"):
-        from tenure.store.sqlite import connection as sqlite_connection
+    if is_sqlite(url):
         from tenure.store.sqlite import schema as sqlite_schema
+        from tenure.store.sqlite.connection import usable_path_of
 
-        return sqlite_schema.upgrade(sqlite_connection.usable_path_of(url), progress)
-    if url.startswith(POSTGRES):
-        from tenure.store.postgres import schema as postgres_schema
+        return sqlite_schema.upgrade(usable_path_of(url), progress)
+    from tenure.store.postgres import schema as postgres_schema
 
-        return postgres_schema.upgrade(url, progress)
-    raise InvalidInput(
-        f"{without_password(url)!r} is not a database URL: use sqlite:///jobs.db or "
-        "postgresql://host/db"
-    )
+    return postgres_schema.upgrade(url, progress)
 
 
 def schema_of(url: str) -> tuple[int, int]:
     """Return the version of the schema at `url` (0: none) and the one that is needed."""
-    if url.startswith("sqlite:"):
+    if is_sqlite(url):
         from tenure.store.sqlite import schema as sqlite_schema
         from tenure.store.sqlite.connection import usable_path_of
 
@@ -194,13 +195,13 @@ def open_store(url: str, *, make: bool = True) -> Store:
 
     If there is none it is made, or StoreUnavailable is raised if `make` is False.
     """
-    if not make and _is_known(url) and not schema_of(url)[0]:
+    if not make and not schema_of(url)[0]:
         raise StoreUnavailable(
             f"there is no database of Tenure at {without_password(url)}: check the address. "
             "`tenure migrate` makes it, and so does the first job"
         )
     migrate_store(url)
-    if url.startswith("sqlite:"):
+    if is_sqlite(url):
         from tenure.store.sqlite import connection as sqlite_connection
         from tenure.store.sqlite import reader as sqlite_reader
         from tenure.store.sqlite import writer as sqlite

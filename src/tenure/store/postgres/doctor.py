@@ -6,8 +6,9 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from tenure.jobs.findings import Check, CheckResult
-from tenure.store import migrate, verdicts
+from tenure.jobs.findings import Check
+from tenure.store import doctor, migrate
+from tenure.store.doctor import ok, problem, warning
 from tenure.store.postgres import connection as postgres_connection
 from tenure.store.postgres import probes
 from tenure.store.postgres import schema as postgres_schema
@@ -16,7 +17,7 @@ from tenure.store.postgres import schema as postgres_schema
 # isort: split
 import psycopg
 
-SETTINGS: verdicts.Settings = {
+SETTINGS: doctor.Settings = {
     "fsync": ({"on"}, "a crash of the machine can lose or damage data: set fsync = on"),
     "full_page_writes": (
         {"on"},
@@ -49,72 +50,67 @@ SELECT EXISTS (SELECT FROM {s}.transition WHERE xid >= pg_snapshot_xmax(pg_curre
 def server(version: int, oldest: int) -> Check:
     """Whether the PostgreSQL server is new enough; `version` as in server_version_num."""
     found = f"PostgreSQL {version // 10_000}.{version % 10_000}"
-    if version // 10_000 < oldest:
-        return Check(
-            "server", CheckResult.PROBLEM, found, f"PostgreSQL {oldest} or newer is needed"
-        )
-    return Check("server", CheckResult.OK, found)
+    advice = f"PostgreSQL {oldest} or newer is needed"
+    return problem("server", found, advice if version // 10_000 < oldest else "")
 
 
 def role(in_recovery: bool) -> Check:
     """Whether the server is one that can be written to."""
-    if in_recovery:
-        advice = "a standby cannot be written to: give the URL of the primary"
-        return Check("role", CheckResult.PROBLEM, "standby", advice)
-    return Check("role", CheckResult.OK, "primary")
+    if not in_recovery:
+        return ok("role", "primary")
+    advice = "a standby cannot be written to: give the URL of the primary"
+    return problem("role", "standby", advice)
 
 
 def ledger(from_elsewhere: bool) -> Check:
     """Whether the ledger's transactions are this cluster's: a restore brings those of another."""
     if not from_elsewhere:
-        return Check("ledger", CheckResult.OK, "its transactions are this cluster's")
+        return ok("ledger", "its transactions are this cluster's")
     advice = (
         "this database was restored from another cluster, and the event stream holds back what it "
         "brought and mixes up what follows: see `Restore a dump` in "
         "docs/how-to/back-up-and-upgrade.md"
     )
-    return Check("ledger", CheckResult.PROBLEM, "it names transactions of the future", advice)
+    return problem("ledger", "it names transactions of the future", advice)
 
 
 def pooler(lends_by_transaction: bool) -> Check:
     """Whether there is a pooler in transaction mode before the server."""
     if not lends_by_transaction:
-        return Check("pooler", CheckResult.OK, "none, or one that lends whole sessions")
+        return ok("pooler", "none, or one that lends whole sessions")
     advice = (
         "Tenure works through it, but hears of other processes' jobs by polling only: give workers "
         "a direct address if the wait matters"
     )
-    return Check("pooler", CheckResult.WARNING, "lends sessions by transaction", advice)
+    return warning("pooler", "lends sessions by transaction", advice)
 
 
 def transport(hosts: Collection[str], sslmode: str) -> Check:
     """Whether a machine in between can read or answer what is sent to other machines."""
     if not hosts:
-        return Check("transport", CheckResult.OK, "stays on this machine")
-    found = f"sslmode={sslmode} to {', '.join(hosts)}"
-    if sslmode == "verify-full":
-        return Check("transport", CheckResult.OK, found)
+        return ok("transport", "stays on this machine")
     advice = (
         "a machine in between can read every payload or pose as the server: add "
         "sslmode=verify-full to the URL, and sslrootcert if you made the certificate yourself"
     )
-    return Check("transport", CheckResult.WARNING, found, advice)
+    found = f"sslmode={sslmode} to {', '.join(hosts)}"
+    return warning("transport", found, advice if sslmode != "verify-full" else "")
 
 
 def dead_rows(holder: str | None) -> Check:
     """Whether something keeps dead rows from being cleared away."""
     if holder is None:
-        return Check("vacuum", CheckResult.OK, "nothing holds it back")
+        return ok("vacuum", "nothing holds it back")
     advice = f"claims slow down, and the disk fills, as long as this lasts: {holder}"
-    return Check("vacuum", CheckResult.WARNING, "held back", advice)
+    return warning("vacuum", "held back", advice)
 
 
 def logged(unlogged: Collection[str]) -> Check:
     """Whether every table survives a crash of the server."""
     if not unlogged:
-        return Check("tables", CheckResult.OK, "all are logged")
+        return ok("tables", "all are logged")
     advice = f"a crash of the server empties {', '.join(unlogged)}: ALTER TABLE … SET LOGGED"
-    return Check("tables", CheckResult.PROBLEM, "unlogged", advice)
+    return problem("tables", "unlogged", advice)
 
 
 def check_postgres(url: str) -> Iterator[Check]:
@@ -130,21 +126,21 @@ def check_postgres(url: str) -> Iterator[Check]:
             yield dead_rows(probes.holds_back(connection))
             for name in SETTINGS:
                 value = _one(connection, "SELECT current_setting(%s)", name)
-                yield verdicts.setting(name, value, SETTINGS)
+                yield doctor.setting(name, value, SETTINGS)
             found = postgres_schema.version_of(connection, address)
-            yield verdicts.schema(found, migrate.newest("postgres"))
+            yield doctor.schema(found, migrate.newest("postgres"))
             if found:
-                yield verdicts.guards(_triggers(connection, address.schema), "postgres")
+                yield doctor.guards(_triggers(connection, address.schema), "postgres")
                 yield ledger(_one(connection, address.sql(FROM_ELSEWHERE)))
                 yield logged(_one(connection, UNLOGGED, address.schema))
-                yield verdicts.newest_entry(_one(connection, address.sql(AHEAD)))
+                yield doctor.newest_entry(_one(connection, address.sql(AHEAD)))
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
             now = _one(connection, "SELECT clock_timestamp()")
             after = time.time()  # noqa: TID251
-            yield verdicts.clock(now, before, after)
+            yield doctor.clock(now, before, after)
     except psycopg.Error as error:
         advice = f"{error}: is the server running, and may this user connect?"
-        yield Check("database", CheckResult.PROBLEM, "does not answer", advice)
+        yield problem("database", "does not answer", advice)
 
 
 def _triggers(connection: Any, schema: str) -> list[str]:

@@ -9,8 +9,9 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from tenure.jobs.findings import Check, CheckResult
-from tenure.store import migrate, verdicts
+from tenure.jobs.findings import Check
+from tenure.store import doctor, migrate
+from tenure.store.doctor import ok, problem, warning
 from tenure.store.sqlite import connection as sqlite_connection
 from tenure.store.sqlite import filesystems
 from tenure.store.sqlite import schema as sqlite_schema
@@ -19,7 +20,7 @@ from tenure.store.sqlite.connection import OLDEST_SQLITE, resets_wal_unsafely
 MIN_SPACE = 1024**3
 """Bytes; the log of a SQLite file alone may take some hundred MB while there is a long reader."""
 
-SETTINGS: verdicts.Settings = {
+SETTINGS: doctor.Settings = {
     "journal_mode": (
         {"wal"},
         "the write-ahead log cannot be used here; network file systems do not carry it: "
@@ -41,38 +42,33 @@ def sqlite_library(version: tuple[int, int, int]) -> Check:
     found = "SQLite " + ".".join(map(str, version))
     if version < OLDEST_SQLITE:
         oldest = ".".join(map(str, OLDEST_SQLITE))
-        advice = f"{oldest} or newer is needed: use a Python built with one"
-        return Check("library", CheckResult.PROBLEM, found, advice)
-    if resets_wal_unsafely(version):
-        advice = (
-            "before 3.51.3 SQLite can lose a commit made during a checkpoint by another process. "
-            "Tenure guards its own checkpoints; do not write to the file with other programs"
+        return problem(
+            "library", found, f"{oldest} or newer is needed: use a Python built with one"
         )
-        return Check("library", CheckResult.WARNING, found, advice)
-    return Check("library", CheckResult.OK, found)
+    advice = (
+        "before 3.51.3 SQLite can lose a commit made during a checkpoint by another process. "
+        "Tenure guards its own checkpoints; do not write to the file with other programs"
+    )
+    return warning("library", found, advice if resets_wal_unsafely(version) else "")
 
 
 def file_system(kind: str) -> Check:
     """Whether SQLite's log works on this kind of file system."""
-    if kind in filesystems.REMOTE:
-        advice = (
-            "locks and log do not work there unless one kernel alone opens the file, which the URL "
-            "vouches for: else move it to a local disk, or use PostgreSQL"
-        )
-        return Check("file_system", CheckResult.WARNING, kind, advice)
-    return Check("file_system", CheckResult.OK, kind or "not known on this system")
+    advice = (
+        "locks and log do not work there unless one kernel alone opens the file, which the URL "
+        "vouches for: else move it to a local disk, or use PostgreSQL"
+    )
+    found = kind or "not known on this system"
+    return warning("file_system", found, advice if kind in filesystems.REMOTE else "")
 
 
 def space(free: int) -> Check:
     """Whether the disk has room; `free` in bytes."""
-    found = f"{free / 1024**2:,.0f} MiB free"
-    if free >= MIN_SPACE:
-        return Check("disk", CheckResult.OK, found)
     advice = (
         "on a full disk no job is accepted and no result recorded until there is room: free some, "
         "or have settled jobs deleted sooner (`keep` in the settings)"
     )
-    return Check("disk", CheckResult.WARNING, found, advice)
+    return warning("disk", f"{free / 1024**2:,.0f} MiB free", advice if free < MIN_SPACE else "")
 
 
 def files(mode: int, links: int, closed: Collection[str]) -> Check:
@@ -87,17 +83,15 @@ def files(mode: int, links: int, closed: Collection[str]) -> Check:
             f"this user may not read and write {', '.join(closed)}: another made it. Run every "
             "program as the same user, and give the files to that one"
         )
-        return Check("files", CheckResult.PROBLEM, found, advice)
+        return problem("files", found, advice)
     if links > 1:
         advice = (
             "the file has another name as a hard link; a program that opens it by that name uses "
             "another log, which damages the file: remove the other name"
         )
-        return Check("files", CheckResult.PROBLEM, f"{links} names", advice)
-    if mode & 0o007:
-        advice = "every user of this machine can open it, payloads and all: chmod o-rwx"
-        return Check("files", CheckResult.WARNING, found, advice)
-    return Check("files", CheckResult.OK, found)
+        return problem("files", f"{links} names", advice)
+    advice = "every user of this machine can open it, payloads and all: chmod o-rwx"
+    return warning("files", found, advice if mode & 0o007 else "")
 
 
 def check_sqlite(url: str) -> Iterator[Check]:
@@ -106,39 +100,40 @@ def check_sqlite(url: str) -> Iterator[Check]:
     filesystems.refuse_planted(path)
     yield sqlite_library(sqlite3.sqlite_version_info)
     if not path.exists():
-        health = CheckResult.WARNING if path.parent.is_dir() else CheckResult.PROBLEM
-        advice = "`tenure migrate` or the next program that starts makes it"
-        if health is CheckResult.PROBLEM:
+        if path.parent.is_dir():
+            advice = "`tenure migrate` or the next program that starts makes it"
+            yield warning("database", "not there yet", advice)
+        else:
             advice = f"its folder does not exist: make {path.parent}"
-        yield Check("database", health, "not there yet", advice)
+            yield problem("database", "not there yet", advice)
         return
     try:
         connection = sqlite_connection.connect(path)
         try:
-            yield Check("database", CheckResult.OK, str(path))
+            yield ok("database", str(path))
             yield file_system(filesystems.filesystem_of(path))
             yield space(shutil.disk_usage(path.parent).free)
             yield _files(path)
             for name in SETTINGS:
                 (value,) = connection.execute(f"PRAGMA {name}").fetchone()
-                yield verdicts.setting(name, SYNCHRONOUS.get(value, str(value)), SETTINGS)
+                yield doctor.setting(name, SYNCHRONOUS.get(value, str(value)), SETTINGS)
             version = sqlite_schema.version_of(connection)
-            yield verdicts.schema(version, migrate.newest("sqlite"))
+            yield doctor.schema(version, migrate.newest("sqlite"))
             if not version:
                 return
             triggers = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'")
-            yield verdicts.guards([name for (name,) in triggers], "sqlite")
+            yield doctor.guards([name for (name,) in triggers], "sqlite")
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
             (millis,) = connection.execute(f"SELECT {sqlite_connection.NOW}").fetchone()
             after = time.time()  # noqa: TID251
-            yield verdicts.clock(sqlite_connection.to_time(millis), before - 0.001, after)
+            yield doctor.clock(sqlite_connection.to_time(millis), before - 0.001, after)
             (ahead,) = connection.execute(AHEAD).fetchone() or (None,)
-            yield verdicts.newest_entry(ahead)
+            yield doctor.newest_entry(ahead)
         finally:
             connection.close()
     except sqlite3.Error as error:
         advice = "is it a database of Tenure, and may this user read and write it and its folder?"
-        yield Check("database", CheckResult.PROBLEM, f"{path}: {error}", advice)
+        yield problem("database", f"{path}: {error}", advice)
 
 
 def _files(path: Path) -> Check:
