@@ -31,9 +31,8 @@ from tenure.jobs.queries import Counted, Fields, Filter
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY
-from tenure.store import migrate_store, search
+from tenure.store import check_store, migrate_store, schema_version, search
 from tenure.store.audit import INVARIANTS
-from tenure.store.doctor import check_store, schema_version
 from tenure.telemetry import logs
 from tenure.telemetry.tracing import Tracing
 

@@ -13,20 +13,19 @@ from datetime import datetime
 from typing import TypeVar
 
 from tenure import failpoints
-from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 from tenure.jobs.enqueue import CheckedJob, Enqueued
-from tenure.jobs.findings import Progress, no_progress
+from tenure.jobs.findings import Check, Progress, no_progress
 from tenure.jobs.redaction import without_password
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import Event, Job
 from tenure.store import migrate, transitions
 from tenure.store.commit import CallWork, Committer, EnqueueWork, ExchangeWork
+from tenure.store.doctor import problem
 from tenure.store.notify import Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
 from tenure.store.tables.stats import Place
-
-__all__ = ["Store", "migrate_store", "open_store", "schema_of"]
 
 T = TypeVar("T")
 
@@ -188,6 +187,32 @@ def schema_of(url: str) -> tuple[int, int]:
     from tenure.store.postgres import schema as postgres_schema
 
     return postgres_schema.found(url), migrate.newest("postgres")
+
+
+def check_store(url: str) -> list[Check]:
+    """Return what `tenure doctor` finds: do the settings hold that Tenure's promises need?
+
+    A database that does not answer is a problem, too.
+    """
+    checks: list[Check] = []
+    try:
+        if is_sqlite(url):
+            from tenure.store.sqlite.doctor import check_sqlite
+
+            checks.extend(check_sqlite(url))
+        else:
+            from tenure.store.postgres.doctor import check_postgres
+
+            checks.extend(check_postgres(url))
+    except TenureError as error:
+        checks.append(problem("database", "cannot be used", str(error)))
+    return checks
+
+
+def schema_version(url: str) -> int:
+    """Return the version of the schema at `url`, 0 if there is none or nothing answers."""
+    found = [check.found for check in check_store(url) if check.name == "schema"]
+    return int(found[0]) if found and found[0].isdigit() else 0
 
 
 def open_store(url: str, *, make: bool = True) -> Store:

@@ -1,8 +1,7 @@
-"""What `tenure doctor` asks a database: do the settings hold that Tenure's promises need?
+"""What `tenure doctor` says of both engines' databases: pure functions of what was read.
 
-Nothing is created or changed: a database that does not exist yet, or has an older schema, is
-reported as such. `sqlite/doctor.py` and `postgres/doctor.py` read, and have the verdicts of their
-engine. Those of both are here: pure functions of what was read.
+`sqlite/doctor.py` and `postgres/doctor.py` read, and have the checks of their engine. They create
+and change nothing: a database that does not exist yet, or has an older schema, is reported as such.
 """
 
 from __future__ import annotations
@@ -11,37 +10,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 
-from tenure.errors import TenureError
 from tenure.jobs.findings import Check, CheckResult
-from tenure.store import is_sqlite, migrate
+from tenure.store import migrate
 
 Settings = Mapping[str, tuple[Collection[str], str]]
 """Setting -> the values with which the promises hold, and what to do about another one."""
 MAX_CLOCK_DIFFERENCE = 1.0
 """Seconds; a smaller difference between callers' clocks and the store's does not matter."""
-
-
-def check_store(url: str) -> list[Check]:
-    """Return every check of the database at `url`. One that does not answer is a problem, too."""
-    checks: list[Check] = []
-    try:
-        if is_sqlite(url):
-            from tenure.store.sqlite.doctor import check_sqlite
-
-            checks.extend(check_sqlite(url))
-        else:
-            from tenure.store.postgres.doctor import check_postgres
-
-            checks.extend(check_postgres(url))
-    except TenureError as error:
-        checks.append(problem("database", "cannot be used", str(error)))
-    return checks
-
-
-def schema_version(url: str) -> int:
-    """Return the version of the schema at `url`, 0 if there is none or nothing answers."""
-    found = [check.found for check in check_store(url) if check.name == "schema"]
-    return int(found[0]) if found and found[0].isdigit() else 0
 
 
 def ok(name: str, found: str) -> Check:
