@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tenure.cli.command import Group, existing, reading_options
+from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.errors import InvalidInput
+from tenure.jobs.text import first_line
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -39,7 +42,6 @@ class BulkChoice:
 
     def run(self, app: Tenure, *, as_json: bool) -> None:
         """Apply the action to all jobs that match, after a confirmation, and wait for its end."""
-        from tenure.cli.terminal import print_json
         from tenure.wire import responses
 
         found = app.core.count(self.matching, action=self.action)
@@ -70,8 +72,6 @@ class BulkChoice:
 
 
 def _preview(app: Tenure, request: BulkChoice, found: Counted, as_json: bool) -> None:
-    from tenure.cli.terminal import print_json, table
-    from tenure.jobs.text import first_line
     from tenure.wire import responses
 
     jobs = [
@@ -96,8 +96,6 @@ def _number(found: Counted) -> str:
 
 def _finish(app: Tenure, bulk: Bulk, *, shown: bool) -> Bulk:
     """Take the action step by step to its end, with a bar. Interrupted, a server finishes it."""
-    from tenure.cli.terminal import progress_bar
-
     with progress_bar(bulk.action.capitalize(), shown=shown, steady=True) as progress:
         while bulk.finished_at is None:
             bulk = app.bulk.step(bulk.id)
@@ -140,17 +138,13 @@ def stop(id: str, as_json: bool) -> None:
 
 
 def _show(app: Tenure, found: list[Bulk], as_json: bool, *, several: bool = False) -> None:
-    from tenure.cli.terminal import listing, print_json
     from tenure.wire import responses
 
     if as_json:
         bodies = [responses.bulk_body(each) for each in found]
         print_json(bodies if several else bodies[0])
         return
-    listing(
-        ("ID", "ACTION", "STARTED", "ENDED", "TOTAL", "CHANGED", "REFUSED", "ACTOR"),
-        ("id", "action", "created_at", "finished_at", "total", "changed", "refused", "actor"),
-        found,
-        app.core.clock(),
-        spare=("ACTOR", "STARTED"),
-    )
+    heads = ("ID", "ACTION", "STARTED", "ENDED", "TOTAL", "CHANGED", "REFUSED", "ACTOR")
+    columns = ("id", "action", "created_at", "finished_at", "total", "changed", "refused", "actor")
+    rows = map(attrgetter(*columns), found)
+    table(heads, rows, now=app.core.clock(), spare=("ACTOR", "STARTED"))

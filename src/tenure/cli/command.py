@@ -17,6 +17,7 @@ from tenure.errors import (
     StoreUnavailable,
     TenureError,
 )
+from tenure.jobs.text import visible
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -64,8 +65,6 @@ class Group(click.Group):
 
 def complain(error: TenureError) -> None:
     """Print an error to standard error."""
-    from tenure.jobs.text import visible
-
     click.echo(f"Error: {visible(' '.join(str(error).split()))}", err=True)
     if isinstance(error, StoreUnavailable):
         click.echo("`tenure doctor` says what is wrong with a database.", err=True)

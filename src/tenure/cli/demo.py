@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tenure.cli.command import REFUSED, chosen_database, database_option, json_option
+from tenure.cli.terminal import attempts, print_json, progress_bar, room
+from tenure.jobs.text import first_line, visible
 
 if TYPE_CHECKING:
     from tenure.demo import DemoResult
@@ -32,7 +34,6 @@ def demo(as_json: bool) -> None:
     import tempfile
 
     from tenure import demo
-    from tenure.cli.terminal import print_json, progress_bar
     from tenure.telemetry import logs
     from tenure.wire import responses
 
@@ -55,9 +56,6 @@ def demo(as_json: bool) -> None:
 
 def _show(result: DemoResult) -> None:
     """Print a line or more for each job, then the sums."""
-    from tenure.cli.terminal import ENDLESS, attempts, room
-    from tenure.jobs.text import first_line, visible
-
     line = "{:>3}  {:<15} {:<10} {:<5}  {}"
     click.echo(
         line.format(
@@ -65,7 +63,7 @@ def _show(result: DemoResult) -> None:
         )
     )
     below = " " * len(line.format(0, "", "", "", ""))
-    width = (room() or ENDLESS) - len(below)
+    width = room() - len(below)
     for number, (job, statuses) in enumerate(result.jobs, 1):
         tries = attempts(job.attempts, job.max_retries)
         transitions = " → ".join(statuses)

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tenure.cli.terminal import COLOURS, room
+from tenure.cli.terminal import COLOURS, ENDLESS, room
 from tenure.jobs.text import ago, first_line, visible
 
 BARS = "·▁▂▃▄▅▆▇█"
@@ -35,7 +35,8 @@ def can_be_redrawn() -> bool:
 
 def show(shown: dict[str, Any]) -> None:
     """Print one picture."""
-    console = Console(width=room() or WITHOUT_TERMINAL)
+    width = room()
+    console = Console(width=WITHOUT_TERMINAL if width == ENDLESS else width)
     with console.capture() as drawn:
         console.print(_drawn(shown))
     for line in drawn.get().splitlines():

@@ -24,10 +24,23 @@ from tenure.cli.command import (
     option,
     reading_options,
 )
+from tenure.cli.terminal import (
+    apart,
+    attempts,
+    excerpt,
+    laid_out,
+    print_json,
+    table,
+    tint,
+    when,
+    wrapped,
+)
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
+from tenure.jobs.text import ago, first_line, visible
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
+    from tenure.jobs.ledger import Transition
     from tenure.lifecycle import Job
 
 SHOWN = (
@@ -62,7 +75,6 @@ def enqueue(
 
     PAYLOAD is a JSON object; `-` reads it from standard input.  [default: {}]
     """
-    from tenure.cli.terminal import print_json
     from tenure.jobs.enqueue import NewJob
     from tenure.wire import responses
 
@@ -167,8 +179,6 @@ def jobs() -> None:
 @reading_options
 def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> None:
     """List jobs, newest first."""
-    from tenure.cli.terminal import attempts, listing, print_json
-    from tenure.jobs.text import first_line
     from tenure.wire import responses
 
     filters = _timed(filters)
@@ -181,21 +191,15 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
     if as_json:
         print_json([responses.job_body(job) for job in found])
         return
-    listing(
-        ("ID", "TYPE", "QUEUE", "STATUS", "TRIES", "CREATED", "LAST ERROR"),
+    rows = [
         (
-            "id",
-            "type",
-            "queue",
-            "status",
-            lambda job: attempts(job.attempts, job.max_retries),
-            "created_at",
-            lambda job: first_line(job.last_error),
-        ),
-        found,
-        now,
-        spare=("QUEUE", "CREATED", "LAST ERROR"),
-    )
+            *(job.id, job.type, job.queue, job.status, attempts(job.attempts, job.max_retries)),
+            *(job.created_at, first_line(job.last_error)),
+        )
+        for job in found
+    ]
+    heads = ("ID", "TYPE", "QUEUE", "STATUS", "TRIES", "CREATED", "LAST ERROR")
+    table(heads, rows, now=now, spare=("QUEUE", "CREATED", "LAST ERROR"))
     if len(found) == limit:
         click.echo(f"next page: --before {found[-1].id}", err=True)
 
@@ -206,9 +210,6 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
 def show(id: str, as_json: bool) -> None:
     """Show a job, its history, and why it is not running."""
     from tenure.app.shown import transitions_shown
-    from tenure.cli.terminal import attempts, excerpt, laid_out, print_json, tint, when, wrapped
-    from tenure.cli.transitions import time_line
-    from tenure.jobs.text import ago, first_line, visible
     from tenure.wire import responses
 
     with existing() as app:
@@ -238,8 +239,22 @@ def show(id: str, as_json: bool) -> None:
         if text is not None:
             click.echo(f"{name}\n{excerpt(text if name == 'last_error' else laid_out(text))}")
     click.echo()
-    time_line(history)
+    _time_line(history)
     click.echo(f"\n{wrapped(first_line(reason.text))}")
+
+
+def _time_line(history: Sequence[Transition]) -> None:
+    """Print the history of a job: when, how long after the one before, by whom, and errors."""
+    rows = [
+        (
+            entry.at,
+            apart(before.at, entry.at) if before else None,
+            *(entry.event, entry.source, entry.target, entry.attempt, entry.actor),
+        )
+        for entry, before in zip(history, (None, *history), strict=False)
+    ]
+    heads = ("AT", "AFTER", "EVENT", "FROM", "TO", "ATTEMPT", "BY")
+    table(heads, rows, spare=("FROM",), notes=[first_line(entry.detail) for entry in history])
 
 
 @click.command()
@@ -248,7 +263,6 @@ def show(id: str, as_json: bool) -> None:
 @json_option
 def explain(id: str, as_json: bool) -> None:
     """Say why a job is not running, and what you can do."""
-    from tenure.cli.terminal import excerpt, print_json, wrapped
     from tenure.jobs.bulk_actions import EVENT_OF
 
     with existing() as app:
@@ -322,7 +336,6 @@ def bulk_request(
 
 def _each(app: Tenure, ids: Sequence[str], act: Callable[[str], Job], as_json: bool) -> None:
     """Apply `act` to each job. The first refusal sets the exit code; the others still run."""
-    from tenure.cli.terminal import print_json
     from tenure.wire import responses
 
     changed: list[Job] = []

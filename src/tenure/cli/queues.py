@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import click
 
 from tenure.cli import completing
 from tenure.cli.command import Group, application, database_option, existing, reading_options
+from tenure.cli.terminal import Cell, print_json, table
 from tenure.errors import InvalidInput
 
 
@@ -18,20 +21,14 @@ def queues() -> None:
 @reading_options
 def list_queues(as_json: bool) -> None:
     """List queues that have unfinished jobs or settings."""
-    from tenure.cli.terminal import listing, print_json
-
     with existing() as app:
-        found = app.queues.list()
-        now = app.core.clock()
+        found, now = app.queues.list(), app.core.clock()
     if as_json:
         print_json(found)
-        return
-    listing(
-        ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "PAUSED", "LIMIT"),
-        ("name", "pending", "processing", "oldest_due_at", "paused_at", "max_pending"),
-        found,
-        now,
-    )
+    else:
+        columns = ("name", "pending", "processing", "oldest_due_at", "paused_at", "max_pending")
+        heads = ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "PAUSED", "LIMIT")
+        table(heads, map(attrgetter(*columns), found), now=now)
 
 
 @queues.command()
@@ -74,7 +71,6 @@ def limit(name: str, most: str) -> None:
 @reading_options
 def stats(as_json: bool) -> None:
     """Count jobs by queue, type and status."""
-    from tenure.cli.terminal import print_json, table
     from tenure.wire import responses
 
     with existing() as app:
@@ -87,9 +83,9 @@ def stats(as_json: bool) -> None:
     for count in counts:
         rows.setdefault((count.queue, count.type), {})[count.status] = count.jobs
     statuses = list(body.by_status)
-    lines: list[tuple[str | int, ...]] = [
+    lines: list[tuple[Cell, ...]] = [
         (queue, type, *(found.get(status, 0) for status in statuses), sum(found.values()))
         for (queue, type), found in sorted(rows.items())
     ]
-    totals: tuple[str | int, ...] = ("total", "", *body.by_status.values(), body.total)
-    table(("QUEUE", "TYPE", *(s.upper() for s in statuses), "TOTAL"), [*lines, totals])
+    lines.append(("total", "", *body.by_status.values(), body.total))
+    table(("QUEUE", "TYPE", *(s.upper() for s in statuses), "TOTAL"), lines)

@@ -13,6 +13,7 @@ import click
 
 from tenure.cli import completing
 from tenure.cli.command import Command, database_given, database_option, option, settings_of
+from tenure.cli.terminal import later_progress
 from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -134,7 +135,6 @@ def worker(server: str | None, prune: bool, **flags: Any) -> None:
     At the signal, running jobs get the time of --grace to finish. Jobs that have not started go to
     other workers. A second signal ends the worker at once.
     """
-    from tenure.cli.terminal import later_progress
     from tenure.jobs.redaction import without_password
     from tenure.worker.process import end_process, run_worker
 

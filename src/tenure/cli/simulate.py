@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from tenure.cli.command import REFUSED, json_option, option
+from tenure.cli.terminal import print_json, progress_bar
 from tenure.errors import InvalidInput
+from tenure.jobs.text import visible
 
 if TYPE_CHECKING:
     from tenure.simulator import SimulationResult, SimulatorFinding
@@ -30,7 +32,6 @@ def simulate(seed: int | None, hours: float, as_json: bool) -> None:
     import secrets
 
     from tenure import simulator
-    from tenure.cli.terminal import print_json, progress_bar
 
     if not 0 < hours <= 1_000_000:
         raise InvalidInput("give a number above 0, at most 1000000", path="--hours")
@@ -61,8 +62,6 @@ def _show(played: SimulationResult) -> None:
 
 
 def _show_violation(violation: SimulatorFinding) -> None:
-    from tenure.jobs.text import visible
-
     click.echo(f"VIOLATION after {violation.at}: {visible(violation.what)}")
     if violation.job:
         click.echo(f"\nThe last transitions of {violation.job}:")

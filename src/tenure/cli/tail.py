@@ -14,11 +14,22 @@ import click
 
 from tenure.cli import completing
 from tenure.cli.command import database_option, existing, option, wide_option
+from tenure.cli.terminal import (
+    ENDLESS,
+    NOTE,
+    fitting,
+    print_json_line,
+    room,
+    tint,
+    when,
+    width_of,
+)
 from tenure.errors import StoreUnavailable
+from tenure.jobs.text import first_line, visible
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.jobs.ledger import EventFilter, LedgerEvent
+    from tenure.jobs.ledger import EventFilter, LedgerEvent, Transition
 
 LOOK_SECONDS = 0.25
 AWAY_SECONDS = 2.0
@@ -79,6 +90,7 @@ def tail(
     --since continues after it. With a filter, --lines searches the newest 5000 transitions.
     """
     from tenure.jobs.ledger import EventFilter
+    from tenure.wire import responses
 
     wanted = EventFilter(
         types=tuple(types) or None,
@@ -89,10 +101,13 @@ def tail(
     with existing() as app:
         if job is not None:
             app.get(job)
-        show = _as_json if as_json else _as_line
         try:
             for entry in _transitions(app, wanted, since, lines, follow=not no_follow):
-                show(entry.without_errors() if app.core.redaction else entry)
+                shown = entry.without_errors() if app.core.redaction else entry
+                if as_json:
+                    print_json_line(responses.event_body(shown))
+                else:
+                    click.echo(_line(shown.transition, shown.type, shown.queue))
         except KeyboardInterrupt:
             pass  # the usual end
         except BrokenPipeError:
@@ -139,14 +154,33 @@ def _newest(app: Tenure, wanted: EventFilter, lines: int) -> tuple[Sequence[Ledg
     return found, position
 
 
-def _as_json(entry: LedgerEvent) -> None:
-    from tenure.cli.terminal import print_json_line
-    from tenure.wire import responses
+def _line(entry: Transition, type: str, queue: str) -> str:
+    """Write a transition on one line that fits the terminal, in the colour of its new status.
 
-    print_json_line(responses.event_body(entry))
+    An error that does not fit has the next line.
+    """
+    width = room()
+    at = when(entry.at) if width == ENDLESS else entry.at.strftime("%H:%M:%SZ")
+    start, event = f"{at}  {entry.job_id}  ", f"{entry.event:<13}"
+    what, how = visible(f"  {type} in {queue}"), visible(f"  {_circumstances(entry)}".rstrip())
+    left = max(width - len(start) - len(event), 0)
+    below = ""
+    if entry.detail and width_of(what + how) > left:
+        below, how = "\n" + fitting(NOTE + how.strip(), width), ""
+    return start + tint(event, entry.target) + fitting(what + how, left) + below
 
 
-def _as_line(entry: LedgerEvent) -> None:
-    from tenure.cli.transitions import line
+def _circumstances(entry: Transition) -> str:
+    """Say what else is worth knowing about a transition."""
+    from tenure.lifecycle import STORE
 
-    click.echo(line(entry.transition, entry.type, entry.queue))
+    if entry.detail:
+        return f"attempt {entry.attempt}: {first_line(entry.detail)}"
+    match entry.event:
+        case "claimed":
+            return f"attempt {entry.attempt} by {entry.actor}"
+        case "completed" | "failed" | "released":
+            return f"attempt {entry.attempt}"
+        case "retried" if entry.actor == STORE:
+            return ""
+    return f"by {entry.actor}" if entry.actor else ""

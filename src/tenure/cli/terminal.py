@@ -7,25 +7,24 @@ Types, errors and payloads come from the callers that enqueue jobs, so every tex
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from tenure.cli.command import WIDE
-from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.text import ago, length, printable_json, visible
+
+if TYPE_CHECKING:
+    from tenure.jobs.findings import Progress
 
 GAP = "  "
 CUT = "…"
 NOTE = "    "
-ENDLESS = 1_000_000
+ENDLESS = sys.maxsize
 MAX_LINES = 40
 MAX_EXCERPT = 10_000
 NARROWEST = 10
@@ -42,71 +41,81 @@ COLOURS = {
 }
 TINTED = ("STATUS", "FROM", "TO", "HEALTH")
 
-Cell = str | int | None
+Cell = str | int | datetime | Sequence[str] | None
 
 
 def table(
     heads: Sequence[str],
-    rows: Sequence[Sequence[Cell]],
+    rows: Iterable[Sequence[Cell]],
     *,
+    now: datetime | None = None,
     spare: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> None:
     """Print rows under their heads: numbers to the right, statuses coloured, no row wrapped.
 
-    If they do not fit the terminal, empty columns are left out, then those in `spare`, then long
-    texts are cut, with a mark. The first column is never cut, because users copy it. With --wide,
-    or in a file or pipe, everything is printed. `notes` are printed below their rows.
+    Times are written relative to `now`, several texts of one cell side by side. If the rows do not
+    fit the terminal, empty columns are left out, then those in `spare`, then long texts are cut,
+    with a mark. The first column is never cut, because users copy it. With --wide, or in a file or
+    pipe, everything is printed. `notes` are printed below their rows.
     """
     width = room()
-    columns = [[head, *(_text(row[number]) for row in rows)] for number, head in enumerate(heads)]
-    right = {
-        head
-        for number, head in enumerate(heads)
-        if rows and all(isinstance(row[number], int) for row in rows)
-    }
+    cells = list(zip(heads, *rows, strict=True))
+    right = {head for head, *below in cells if below and all(isinstance(c, int) for c in below)}
+    columns = [[head, *(_text(cell, now) for cell in below)] for head, *below in cells]
     columns, left_out = _chosen(columns, width, spare)
     widths = _shrunk([max(map(width_of, column)) for column in columns], width)
-    shown_heads = [column[0] for column in columns]
     for number, row in enumerate(zip(*columns, strict=True)):
-        cells = []
-        for head, text, size in zip(shown_heads, row, widths, strict=True):
+        line = []
+        for (head, *_), text, size in zip(columns, row, widths, strict=True):
             cut = fitting(text, size)
             padding = " " * (size - width_of(cut))
             cell = padding + cut if head in right else cut + padding
-            cells.append(tint(cell, text) if number and head in TINTED else cell)
-        click.echo(GAP.join(cells).rstrip())
+            line.append(tint(cell, text) if number and head in TINTED else cell)
+        click.echo(GAP.join(line).rstrip())
         if number and notes and notes[number - 1]:
             click.echo(fitting(NOTE + visible(notes[number - 1]), width))
     if left_out:
         click.echo(f"(no room for {', '.join(left_out)}: --wide shows all)", err=True)
 
 
-def listing(
-    heads: Sequence[str],
-    columns: Sequence[str | Callable[[Any], Cell]],
-    found: Sequence[Any],
-    now: datetime,
-    *,
-    spare: Sequence[str] = (),
-) -> None:
-    """Print a table of objects; each column names an attribute, or computes a text.
+def _text(cell: Cell, now: datetime | None) -> str:
+    if isinstance(cell, datetime):
+        return when(cell) if now is None else ago(cell, now)
+    text = str(cell) if isinstance(cell, str | int) else " ".join(cell or ())
+    return visible(text) or "-"
 
-    Times are written relative to `now`, and several values of one attribute side by side.
-    """
 
-    def cell(each: Any, column: str | Callable[[Any], Cell]) -> Cell:
-        value = column(each) if callable(column) else getattr(each, column)
-        if isinstance(value, datetime):
-            return ago(value, now)
-        return value if isinstance(value, str | int) or value is None else " ".join(value)
+def _chosen(
+    columns: list[list[str]], room: int, spare: Sequence[str]
+) -> tuple[list[list[str]], list[str]]:
+    """Return the columns that fit, and the heads of those left out that were not empty."""
+    empty = [column[0] for column in columns[1:] if set(column[1:]) <= {"-"}]
+    left_out: list[str] = []
+    for head in (*empty, *spare):
+        least = [min(max(map(width_of, column)), NARROWEST) for column in columns[1:]]
+        needed = max(map(width_of, columns[0])) + sum(least) + len(GAP) * len(least)
+        kept = [column for column in columns if column[0] != head]
+        if needed <= room or len(kept) == len(columns):
+            continue
+        columns = kept
+        if head not in empty:
+            left_out.append(head)
+    return columns, left_out
 
-    rows = [[cell(each, column) for column in columns] for each in found]
-    table(heads, rows, spare=spare)
+
+def _shrunk(widths: list[int], room: int) -> list[int]:
+    """Make the widest column narrower, but never the first, until the line fits."""
+    first, *others = widths
+    while first + sum(others) + len(GAP) * len(others) > room and max(others, default=1) > 1:
+        others[others.index(max(others))] -= 1
+    return [first, *others]
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document, indented, with control characters as escapes."""
+    import msgspec
+
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
     for line in text.split("\n"):
         click.echo(printable_json(line))
@@ -114,6 +123,8 @@ def print_json(value: Any) -> None:
 
 def print_json_line(value: Any) -> None:
     """Print one JSON document on one line."""
+    import msgspec
+
     click.echo(printable_json(msgspec.json.encode(value).decode()))
 
 
@@ -121,26 +132,27 @@ def excerpt(text: str) -> str:
     """Indent a text of several lines; on a terminal, cut it to what can be read there."""
     width = room()
     lines = text.splitlines()
-    if width is not None:
+    left = 0
+    if width < ENDLESS:
         lines = text[:MAX_EXCERPT].splitlines()[:MAX_LINES]
+        left = len(text) - sum(len(line) + 1 for line in lines)
     shown = [fitting(NOTE + visible(line), width) for line in lines]
-    left = len(text) - sum(len(line) + 1 for line in lines)
-    if width is not None and left > 0:
+    if left > 0:
         shown.append(f"{NOTE}{CUT} {left:,} more characters: --wide shows all")
     return "\n".join(shown)
 
 
 def laid_out(document: str) -> str:
     """Return a JSON text on one line if that fits the terminal, else indented."""
-    width = room()
-    if width is None or len(NOTE) + width_of(document) <= width:
-        return document
-    return msgspec.json.format(document, indent=2)
+    import msgspec
+
+    fits = fitting(document, room() - len(NOTE)) == document
+    return document if fits else msgspec.json.format(document, indent=2)
 
 
 def wrapped(text: str) -> str:
     """Wrap sentences at the width of the terminal."""
-    return click.wrap_text(visible(text), width=room() or ENDLESS)
+    return click.wrap_text(visible(text), width=room())
 
 
 def when(time: datetime | None) -> str:
@@ -159,18 +171,15 @@ def attempts(made: int, limit: int) -> str:
     return f"{made}/{max(limit, 1)}"
 
 
-def _text(cell: Cell) -> str:
-    return "-" if cell is None or cell == "" else visible(str(cell))
+def room() -> int:
+    """Return the width of the terminal; ENDLESS if everything is printed whole."""
+    import shutil
 
-
-def room() -> int | None:
-    """Return the width of the terminal; None if everything is printed whole."""
     context = click.get_current_context(silent=True)
-    if context is not None and context.meta.get(WIDE):
-        return None
-    if sys.stdout.isatty() or "COLUMNS" in os.environ:
-        return shutil.get_terminal_size().columns
-    return None
+    wide = context is not None and context.meta.get(WIDE)
+    if wide or not (sys.stdout.isatty() or "COLUMNS" in os.environ):
+        return ENDLESS
+    return shutil.get_terminal_size().columns
 
 
 @contextmanager
@@ -181,6 +190,8 @@ def progress_bar(what: str, *, shown: bool = True, steady: bool = False) -> Iter
     estimates the remaining time. The cursor stays visible, so that a killed process leaves the
     terminal intact.
     """
+    from tenure.jobs.findings import no_progress
+
     if not shown or os.environ.get("TERM", "dumb") == "dumb" or not sys.stderr.isatty():
         yield no_progress
         return
@@ -234,49 +245,21 @@ def tint(text: str, word: str | None = None) -> str:
     return click.style(text, fg=colour)
 
 
-def _chosen(
-    columns: list[list[str]], room: int | None, spare: Sequence[str]
-) -> tuple[list[list[str]], list[str]]:
-    """Return the columns that fit, and the heads of those left out that were not empty."""
-    left_out: list[str] = []
-    if room is None:
-        return columns, left_out
-    empty = [column[0] for column in columns[1:] if set(column[1:]) <= {"-"}]
-    for head in (*empty, *spare):
-        least = [min(max(map(width_of, column)), NARROWEST) for column in columns[1:]]
-        needed = max(map(width_of, columns[0])) + sum(least) + len(GAP) * len(least)
-        kept = [column for column in columns if column[0] != head]
-        if needed <= room or len(kept) == len(columns):
-            continue
-        columns = kept
-        if head not in empty:
-            left_out.append(head)
-    return columns, left_out
-
-
-def _shrunk(widths: list[int], room: int | None) -> list[int]:
-    """Make the widest column narrower, but never the first, until the line fits."""
-    while room is not None and sum(widths) + len(GAP) * (len(widths) - 1) > room:
-        widest = max(range(1, len(widths)), key=lambda number: widths[number], default=0)
-        if widest == 0 or widths[widest] <= 1:
-            break
-        widths[widest] -= 1
-    return widths
-
-
 def width_of(text: str) -> int:
     """Return the width of a text without control characters."""
     if text.isascii():
         return len(text)
+    import unicodedata
+
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
         for c in text
     )
 
 
-def fitting(text: str, width: int | None) -> str:
+def fitting(text: str, width: int) -> str:
     """Cut `text` to `width` columns, with a mark at its end."""
-    if width is None or width_of(text) <= width:
+    if 2 * len(text) <= width or width_of(text) <= width:  # no character is wider than two columns
         return text
     taken, used = [], 0
     for character in text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +19,7 @@ from tenure.cli.command import (
     option,
     reading_options,
 )
+from tenure.cli.terminal import print_json, table
 
 if TYPE_CHECKING:
     from tenure.tokens.scopes import AccessToken
@@ -47,8 +49,6 @@ def create(name: str, scopes: Sequence[str], expires: str | None, as_json: bool)
     NAME says who uses it; the history of jobs shows it for everything done with the token. Only a
     digest of the token is stored.
     """
-    from tenure.cli.terminal import print_json
-
     with application() as app:
         secret, made = app.tokens.create(name, scopes, expires=expires)
     if as_json:
@@ -62,29 +62,17 @@ def create(name: str, scopes: Sequence[str], expires: str | None, as_json: bool)
 @reading_options
 def list_tokens(as_json: bool) -> None:
     """List all tokens, revoked ones too, without their secrets."""
-    from tenure.cli.terminal import listing, print_json
-
     with existing() as app:
-        found = app.tokens.list()
-        now = app.core.clock()
+        found, now = app.tokens.list(), app.core.clock()
     if as_json:
         print_json([_shown(token) for token in found])
-        return
-    listing(
-        ("NAME", "BEGINS", "SCOPES", "CREATED", "BY", "USED", "EXPIRES", "REVOKED"),
-        (
-            "name",
-            "prefix",
-            "scopes",
-            "created_at",
-            "created_by",
-            "used_at",
-            "expires_at",
-            "revoked_at",
-        ),
-        found,
-        now,
-    )
+    else:
+        heads = ("NAME", "BEGINS", "SCOPES", "CREATED", "BY", "USED", "EXPIRES", "REVOKED")
+        columns = attrgetter(
+            *("name", "prefix", "scopes", "created_at", "created_by"),
+            *("used_at", "expires_at", "revoked_at"),
+        )
+        table(heads, map(columns, found), now=now)
 
 
 @tokens.command()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli.command import database_option, existing, option
+from tenure.cli.terminal import print_json_line
 from tenure.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ def top(interval: float, once: bool, as_json: bool) -> None:
     Rates are of the last whole minute; the throughput line covers the last hour.
     """
     from tenure.cli import drawing
-    from tenure.cli.terminal import print_json_line
 
     with existing() as app:
         try:

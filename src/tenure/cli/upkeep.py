@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +19,8 @@ from tenure.cli.command import (
     option,
     reading_options,
 )
+from tenure.cli.terminal import print_json, progress_bar, table
+from tenure.jobs.text import visible
 
 if TYPE_CHECKING:
     from tenure.jobs.findings import Violation
@@ -39,8 +42,6 @@ def verify(limit: int, as_json: bool) -> None:
     Lists the violations, what each means and what to do. Exit 1 if there are any. Safe to run
     while jobs run.
     """
-    from tenure.cli.terminal import print_json, progress_bar
-
     with existing() as app, progress_bar("Checking", shown=not as_json) as progress:
         violations = app.verify(limit, progress=progress)
         jobs = sum(count.jobs for count in app.stats.counts())
@@ -56,10 +57,8 @@ def verify(limit: int, as_json: bool) -> None:
 
 
 def _explain(violations: Sequence[Violation], limit: int) -> None:
-    from tenure.cli.terminal import table
-
-    rows = [(found.job_id or "-", found.invariant, found.found) for found in violations]
-    table(("JOB", "BROKEN INVARIANT", "FOUND"), rows)
+    columns = attrgetter("job_id", "invariant", "found")
+    table(("JOB", "BROKEN INVARIANT", "FOUND"), map(columns, violations))
     for invariant, advice in {found.invariant: found.advice for found in violations}.items():
         _advise(invariant, advice)
     listed = Counter(found.invariant for found in violations)
@@ -75,7 +74,6 @@ def doctor(as_json: bool) -> None:
     Checks what Tenure's guarantees depend on, and changes nothing. Exit 1 if there is a problem; a
     warning alone exits 0.
     """
-    from tenure.cli.terminal import print_json, table
     from tenure.jobs.findings import Check, CheckResult
 
     found = [
@@ -86,7 +84,7 @@ def doctor(as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        table(("CHECK", "HEALTH", "FOUND"), [(c.name, c.health, c.found) for c in found])
+        table(("CHECK", "HEALTH", "FOUND"), map(attrgetter("name", "health", "found"), found))
         for check in found:
             if check.advice:
                 _advise(check.name, check.advice)
@@ -95,8 +93,6 @@ def doctor(as_json: bool) -> None:
 
 
 def _advise(subject: str, advice: str) -> None:
-    from tenure.jobs.text import visible
-
     text = f"{subject}: {visible(advice)}"
     click.echo("\n" + click.wrap_text(text, width=78, subsequent_indent="    "))
 
@@ -105,8 +101,6 @@ def _advise(subject: str, advice: str) -> None:
 @database_option
 def migrate() -> None:
     """Create the database schema, or upgrade it to this version."""
-    from tenure.cli.terminal import progress_bar
-
     with progress_bar("Upgrading the schema") as progress:
         before, after = application().migrate(progress=progress)
     was = f"was {before}" if before else "new"

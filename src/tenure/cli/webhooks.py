@@ -17,6 +17,7 @@ from tenure.cli.command import (
     option,
     reading_options,
 )
+from tenure.cli.terminal import print_json, table
 
 
 @click.group(cls=Group)
@@ -63,8 +64,6 @@ def create(
 
     NAME is how you list and remove the webhook. Only events from now on are sent.
     """
-    from tenure.cli.terminal import print_json
-
     with application() as app:
         secret, made = app.webhooks.create(name, url, events, types=types, queues=queues)
     if as_json:
@@ -78,28 +77,16 @@ def create(
 @reading_options
 def list_webhooks(as_json: bool) -> None:
     """List webhooks, without their secrets."""
-    from tenure.cli.terminal import listing, print_json
-
     with existing() as app:
-        found = app.webhooks.list()
-        now = app.core.clock()
+        found, now = app.webhooks.list(), app.core.clock()
     if as_json:
         print_json(found)
         return
-    listing(
-        ("NAME", "URL", "EVENTS", "TYPES", "QUEUES", "CREATED", "BY"),
-        (
-            "name",
-            "url",
-            "events",
-            lambda hook: " ".join(hook.types or ("any",)),
-            lambda hook: " ".join(hook.queues or ("any",)),
-            "created_at",
-            "created_by",
-        ),
-        found,
-        now,
-    )
+    rows = [
+        (w.name, w.url, w.events, w.types or "any", w.queues or "any", w.created_at, w.created_by)
+        for w in found
+    ]
+    table(("NAME", "URL", "EVENTS", "TYPES", "QUEUES", "CREATED", "BY"), rows, now=now)
 
 
 @webhooks.command()
