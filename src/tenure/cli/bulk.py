@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli.command import Group, existing, reading_options
+from tenure.cli.command import Group, existing, option, reading_options
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.errors import InvalidInput
 from tenure.jobs.text import first_line
@@ -30,59 +29,17 @@ def filter_of(**given: Any) -> Filter:
     return check_filter(Filter(**given), at="--", between="-")
 
 
-@dataclass(frozen=True)
-class BulkChoice:
-    """An action on all jobs that match, as `jobs retry` and `jobs cancel` read it."""
-
-    action: str
-    matching: Filter
-    more: int  # attempts that a retry adds
-    dry_run: bool
-    yes: bool
-
-    def run(self, app: Tenure, *, as_json: bool) -> None:
-        """Apply the action to all jobs that match, after a confirmation, and wait for its end."""
-        from tenure.wire import responses
-
-        found = app.core.count(self.matching, action=self.action)
-        if self.dry_run:
-            _preview(app, self, found, as_json)
-            return
-        if found.exact and not found.jobs and not (self.yes or as_json):
-            click.echo(f"No job matches that it could {self.action}.")
-            return
-        if not self.yes:
-            self._confirm(_number(found))
-        started = app.bulk.start(self.action, self.matching, more_retries=self.more)
-        bulk = _finish(app, started, shown=not as_json)
-        if as_json:
-            print_json(responses.bulk_body(bulk))
-        else:
-            click.echo(
-                f"{bulk.changed} jobs changed, {bulk.refused} refused: bulk action {bulk.id}"
-            )
-
-    def _confirm(self, number: str) -> None:
-        if not sys.stdin.isatty():
-            raise InvalidInput(
-                f"this would {self.action} {number} jobs; add --yes, or look with --dry-run",
-                path="--yes",
-            )
-        click.confirm(f"{self.action.capitalize()} {number} jobs?", abort=True, err=True)
-
-
-def _preview(app: Tenure, request: BulkChoice, found: Counted, as_json: bool) -> None:
+def preview(app: Tenure, action: str, matching: Filter, as_json: bool) -> None:
+    """Print how many jobs match that the action could change, and a few of them."""
     from tenure.wire import responses
 
-    jobs = [
-        app.core.redaction.job(job)
-        for job in app.bulk.sample(request.matching, request.action, SAMPLE)
-    ]
+    found = app.core.count(matching, action=action)
+    jobs = [app.core.redaction.job(job) for job in app.bulk.sample(matching, action, SAMPLE)]
     if as_json:
         bodies = [responses.job_body(job) for job in jobs]
         print_json({"jobs": found.jobs, "exact": found.exact, "sample": bodies})
         return
-    click.echo(f"This would {request.action} {_number(found)} jobs.")
+    click.echo(f"This would {action} {_number(found)} jobs.")
     if jobs:
         table(
             ("ID", "TYPE", "QUEUE", "STATUS", "LAST ERROR"),
@@ -90,17 +47,39 @@ def _preview(app: Tenure, request: BulkChoice, found: Counted, as_json: bool) ->
         )
 
 
-def _number(found: Counted) -> str:
-    return f"{found.jobs:,}" if found.exact else f"at least {found.jobs:,}"
+def change_all(
+    app: Tenure, action: str, matching: Filter, more: int, *, yes: bool, as_json: bool
+) -> None:
+    """Apply the action to all jobs that match, after a confirmation, and wait for its end.
 
+    `more` is the number of attempts that a retry adds.
+    """
+    from tenure.wire import responses
 
-def _finish(app: Tenure, bulk: Bulk, *, shown: bool) -> Bulk:
-    """Take the action step by step to its end, with a bar. Interrupted, a server finishes it."""
-    with progress_bar(bulk.action.capitalize(), shown=shown, steady=True) as progress:
-        while bulk.finished_at is None:
+    found = app.core.count(matching, action=action)
+    if found.exact and not found.jobs and not (yes or as_json):
+        click.echo(f"No job matches that it could {action}.")
+        return
+    if not yes and not sys.stdin.isatty():
+        raise InvalidInput(
+            f"this would {action} {_number(found)} jobs; add --yes, or look with --dry-run",
+            path="--yes",
+        )
+    if not yes:
+        click.confirm(f"{action.capitalize()} {_number(found)} jobs?", abort=True, err=True)
+    bulk = app.bulk.start(action, matching, more_retries=more)
+    with progress_bar(action.capitalize(), shown=not as_json, steady=True) as progress:
+        while bulk.finished_at is None:  # if this is interrupted, a server finishes it
             bulk = app.bulk.step(bulk.id)
             progress(bulk.examined, bulk.total if bulk.exact else None, "jobs")
-    return bulk
+    if as_json:
+        print_json(responses.bulk_body(bulk))
+    else:
+        click.echo(f"{bulk.changed} jobs changed, {bulk.refused} refused: bulk action {bulk.id}")
+
+
+def _number(found: Counted) -> str:
+    return f"{found.jobs:,}" if found.exact else f"at least {found.jobs:,}"
 
 
 @click.group(cls=Group)
@@ -109,9 +88,7 @@ def bulk() -> None:
 
 
 @bulk.command("list")
-@click.option(
-    "--limit", type=int, default=50, show_default=True, help="Most actions to list, up to 500."
-)
+@option("--limit", None, "Most actions to list, up to 500.", type=int, default=50)
 @reading_options
 def list_bulks(limit: int, as_json: bool) -> None:
     """List bulk actions, newest first."""

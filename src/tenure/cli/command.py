@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,9 +22,8 @@ from tenure.jobs.text import visible
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.settings import Settings
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
 
 REFUSED = 1
 EXIT_CODES: Mapping[type[TenureError], int] = {
@@ -72,76 +72,65 @@ def complain(error: TenureError) -> None:
 
 def exit_code(error: TenureError) -> int:
     """Return the exit code for an error, by its class or the nearest one above it."""
-    for kind in type(error).__mro__:
-        if kind in EXIT_CODES:
-            return EXIT_CODES[kind]
-    return REFUSED
+    return next((EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES), REFUSED)
 
 
 # --- options and applications -------------------------------------------------------------------
 
 
 def option(
-    flags: str, metavar: str, help: str, complete: Any = None, **more: Any
-) -> Callable[[Command], Command]:
+    flags: str, metavar: str | None, help: str, complete: Any = None, **more: Any
+) -> Decorator:
     """Make an option that has a value, with completion of that value."""
-    names = flags.split()
-    return click.option(*names, metavar=metavar, help=help, shell_complete=complete, **more)
+    return click.option(
+        *flags.split(),
+        metavar=metavar,
+        help=help,
+        shell_complete=complete,
+        show_default=True,
+        **more,
+    )
 
 
-def _keep_database(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+def repeated(flags: str, metavar: str, help: str, complete: Any = None, **more: Any) -> Decorator:
+    """Make an option that may be given several times; its last flag names the values."""
+    return option(flags, metavar, f"{help}; may be repeated.", complete, multiple=True, **more)
+
+
+def together(*options: Decorator) -> Decorator:
+    """Make one decorator of several options, which help lists in this order."""
+    return lambda command: reduce(lambda done, add: add(done), reversed(options), command)
+
+
+def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Keep a value beside the command's arguments, under its option before the command too."""
     if value is not None:
-        ctx.meta[DATABASE] = value
+        ctx.meta[f"tenure.{parameter.name}"] = value
 
 
 database_option = click.option(
     "--database",
     metavar="URL",
     expose_value=False,
-    callback=_keep_database,
+    callback=_keep,
     help="sqlite:///jobs.db or postgresql://host/name; also before the command.",
 )
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-
-
-def _keep_wide(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    ctx.meta[WIDE] = value
-
-
 wide_option = click.option(
     "--wide",
     is_flag=True,
     expose_value=False,
-    callback=_keep_wide,
+    callback=_keep,
     help="Print all columns and whole texts, even if the terminal is too narrow.",
 )
-
-
-def reading_options(command: Command) -> Command:
-    """Add the options of a command that prints a table: --database, --json and --wide."""
-    return database_option(json_option(wide_option(command)))
-
-
-def settings_of(**flags: Any) -> Settings:
-    """Load the settings of this command: its flags, the environment, the configuration file."""
-    from tenure import settings
-
-    return settings.load({"database": chosen_database(), **flags}, os.environ)
+reading_options = together(database_option, json_option, wide_option)
+"""The options of a command that prints a table."""
 
 
 def chosen_database() -> str | None:
     """Return the value of --database, before or after the command."""
     value: str | None = click.get_current_context().meta.get(DATABASE)
     return value
-
-
-def database_given(database: str) -> bool:
-    """Return True if the user chose the database, False if it is the default."""
-    from tenure.settings import DEFAULT_DATABASE
-
-    given = chosen_database() is not None or "TENURE_DATABASE" in os.environ
-    return given or database != DEFAULT_DATABASE
 
 
 def application() -> Tenure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli import completing
-from tenure.cli.bulk import BulkChoice, filter_of
+from tenure.cli.bulk import change_all, filter_of, preview
 from tenure.cli.command import (
-    Command,
     Group,
     application,
     complain,
@@ -23,6 +22,7 @@ from tenure.cli.command import (
     json_option,
     option,
     reading_options,
+    together,
 )
 from tenure.cli.terminal import (
     apart,
@@ -51,6 +51,15 @@ SHOWN = (
 HINTS = {"retry": "run it again", "cancel": "cancel it"}
 
 
+def _time(_: click.Context, given: click.Parameter, text: str | None) -> datetime | None:
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput(
+            "not a time; write it with a zone, such as 2026-01-31T12:00:00Z", path=given.opts[0]
+        ) from None
+
+
 @click.command()
 @click.argument("type", shell_complete=completing.types)
 @click.argument("payload", default="{}")
@@ -58,19 +67,17 @@ HINTS = {"retry": "run it again", "cancel": "cancel it"}
 @click.option("--priority", type=int, help="Smaller runs first, -32767 to 32767.  [default: 0]")
 @click.option("--max-retries", type=int, help="Most attempts, the first included.  [default: 3]")
 @option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
-@option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.")
+@option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=_time)
 @option("--timeout", "TIME", "Longest time that one attempt may run: 30s, 5m.")
 @option(
     "--backoff",
     "TIME|JSON",
     "Time before the first retry, then doubled; or an object of base, factor, cap.",
 )
-@option("--key", "TEXT", "Idempotency key: using it again prints the same job.")
+@option("--key idempotency_key", "TEXT", "Idempotency key: using it again prints the same job.")
 @database_option
 @json_option
-def enqueue(
-    type: str, payload: str, key: str | None, run_at: str | None, as_json: bool, **given: Any
-) -> None:
+def enqueue(type: str, payload: str, as_json: bool, **given: Any) -> None:
     """Add a job of TYPE, and print its id once it is on disk.
 
     PAYLOAD is a JSON object; `-` reads it from standard input.  [default: {}]
@@ -79,10 +86,6 @@ def enqueue(
     from tenure.wire import responses
 
     options: Any = {name: value for name, value in given.items() if value is not None}
-    if key is not None:
-        options["idempotency_key"] = key
-    if run_at is not None:
-        options["run_at"] = _time(run_at)
     if options.get("backoff", "").startswith("{"):
         options["backoff"] = _json(options["backoff"].encode(), "$.backoff")
     new_job = NewJob(type, _json(_payload_bytes(payload), "$.payload"), options)
@@ -114,50 +117,16 @@ def _json(data: bytes, at: str) -> object:
         raise flaw.__class__(flaw.message, path=path, code=flaw.code) from None
 
 
-def _time(text: str, at: str = "$.run_at") -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidInput(
-            "not a time; write it with a zone, such as 2026-01-31T12:00:00Z", path=at
-        ) from None
-
-
-FILTERS = (
-    option("--text", "TEXT", "Only jobs with this text in their payload."),
-    option("--error", "TEXT", "Only jobs with this text in their last error."),
-    option("--created-before", "WHEN", "Only jobs added before this time."),
-    option("--created-after", "WHEN", "Only jobs added at or after this time."),
-    option("--queue", "NAME", "Only jobs of this queue.", completing.queue_names),
-    option("--type", "TYPE", "Only jobs of this type.", completing.types),
+filter_options = together(
     option("--status", "STATUS", "Only jobs with this status.", completing.statuses),
+    option("--type", "TYPE", "Only jobs of this type.", completing.types),
+    option("--queue", "NAME", "Only jobs of this queue.", completing.queue_names),
+    option("--created-after", "WHEN", "Only jobs added at or after this time.", callback=_time),
+    option("--created-before", "WHEN", "Only jobs added before this time.", callback=_time),
+    option("--error", "TEXT", "Only jobs with this text in their last error."),
+    option("--text", "TEXT", "Only jobs with this text in their payload."),
 )
-
-
-def filter_options(command: Command) -> Command:
-    """Add the options that select jobs."""
-    for add in FILTERS:
-        command = add(command)
-    return command
-
-
-def bulk_options(command: Command) -> Command:
-    """Add the options of a command that can change many jobs."""
-    yes = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-    dry_run = click.option(
-        "--dry-run", is_flag=True, help="Only print how many jobs match, and a few of them."
-    )
-    return dry_run(yes(command))
-
-
-def _timed(filters: dict[str, Any]) -> dict[str, Any]:
-    """Convert the times among the options of a filter."""
-    times = {
-        name: _time(filters[name], f"--{name.replace('_', '-')}")
-        for name in ("created_after", "created_before")
-        if filters.get(name) is not None
-    }
-    return {**filters, **times}
+"""The options that select jobs."""
 
 
 @click.group(cls=Group)
@@ -167,27 +136,17 @@ def jobs() -> None:
 
 @jobs.command("list")
 @filter_options
-@click.option(
-    "--limit", type=int, default=50, show_default=True, help="Most jobs to list, up to 500."
-)
-@option(
-    "--before",
-    "ID",
-    "Only jobs older than this job: the next page.",
-    completing.job_ids(),
-)
+@option("--limit", None, "Most jobs to list, up to 500.", type=int, default=50)
+@option("--before", "ID", "Only jobs older than this job: the next page.", completing.job_ids())
 @reading_options
 def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> None:
     """List jobs, newest first."""
     from tenure.wire import responses
 
-    filters = _timed(filters)
     filter_of(**filters)  # names the option that is wrong
     with existing() as app:
-        found = [
-            app.core.redaction.job(job) for job in app.find(limit=limit, before=before, **filters)
-        ]
-        now = app.core.clock()
+        jobs = app.find(limit=limit, before=before, **filters)
+        found, now = [app.core.redaction.job(job) for job in jobs], app.core.clock()
     if as_json:
         print_json([responses.job_body(job) for job in found])
         return
@@ -216,16 +175,11 @@ def show(id: str, as_json: bool) -> None:
         now = app.core.clock()
         whole, reason = app.get(id), app.explain(id)
         job = app.core.redaction.job(whole)
-        history = transitions_shown(app.history(id), whole, app.core.redaction)
         reason = replace(reason, text=app.core.redaction.text(reason.text, whole))
+        history = transitions_shown(app.history(id), whole, app.core.redaction)
     if as_json:
-        print_json(
-            {
-                "job": responses.job_body(job),
-                "history": [responses.transition_body(entry) for entry in history],
-                "explanation": reason,
-            }
-        )
+        entries = [responses.transition_body(entry) for entry in history]
+        print_json({"job": responses.job_body(job), "history": entries, "explanation": reason})
         return
     facts: dict[str, object] = {name: getattr(job, name) for name in SHOWN}
     facts["attempts"] = attempts(job.attempts, job.max_retries)
@@ -280,23 +234,25 @@ def explain(id: str, as_json: bool) -> None:
             click.echo(f"You can {HINTS[action]}: tenure jobs {action} {id}")
 
 
+bulk_options = together(
+    filter_options,
+    click.option(
+        "--dry-run", is_flag=True, help="Only print how many jobs match, and a few of them."
+    ),
+    click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
+    database_option,
+    json_option,
+)
+"""The options of a command that can change many jobs."""
+
+
 @jobs.command()
 @click.argument("ids", nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("failed"))
-@click.option(
-    "--more", type=int, default=1, show_default=True, help="Attempts to add to the limit."
-)
-@filter_options
+@option("--more", None, "Attempts to add to the limit.", type=int, default=1)
 @bulk_options
-@database_option
-@json_option
-def retry(ids: Sequence[str], more: int, as_json: bool, **given: Any) -> None:
+def retry(ids: Sequence[str], more: int, **given: Any) -> None:
     """Run failed jobs again: by id, or all that match."""
-    bulk = bulk_request("retry", ids, given, more=more)
-    with existing() as app:
-        if bulk is not None:
-            bulk.run(app, as_json=as_json)
-        else:
-            _each(app, ids, lambda id: app.retry(id, more_retries=more), as_json)
+    _change("retry", ids, lambda app, id: app.retry(id, more_retries=more), more=more, **given)
 
 
 @jobs.command()
@@ -306,35 +262,40 @@ def retry(ids: Sequence[str], more: int, as_json: bool, **given: Any) -> None:
     metavar="[ID...]",
     shell_complete=completing.job_ids("pending", "processing"),
 )
-@filter_options
 @bulk_options
-@database_option
-@json_option
-def cancel(ids: Sequence[str], as_json: bool, **given: Any) -> None:
+def cancel(ids: Sequence[str], **given: Any) -> None:
     """Cancel jobs: by id, or all that match."""
-    bulk = bulk_request("cancel", ids, given)
-    with existing() as app:
-        if bulk is not None:
-            bulk.run(app, as_json=as_json)
-        else:
-            _each(app, ids, app.cancel, as_json)
+    _change("cancel", ids, lambda app, id: app.cancel(id), **given)
 
 
-def bulk_request(
-    action: str, ids: Sequence[str], given: Mapping[str, Any], more: int = 1
-) -> BulkChoice | None:
-    """Return the bulk action that the options ask for; None if jobs are named by their ids."""
-    flags = {"dry_run", "yes"}
-    chosen = {name: v for name, v in given.items() if v is not None and name not in flags}
+def _change(
+    action: str,
+    ids: Sequence[str],
+    act: Callable[[Tenure, str], Job],
+    *,
+    as_json: bool,
+    dry_run: bool,
+    yes: bool,
+    more: int = 1,
+    **filters: Any,
+) -> None:
+    """Apply `act` to each job of `ids`, or the bulk action to all jobs that match."""
+    chosen = {name: value for name, value in filters.items() if value is not None}
     if bool(ids) == bool(chosen):
         raise click.UsageError("name jobs by their ids, or by options such as --status and --type")
-    if ids:
-        return None
-    matching = filter_of(**_timed(chosen))
-    return BulkChoice(action, matching, more, dry_run=given["dry_run"], yes=given["yes"])
+    matching = filter_of(**chosen)
+    with existing() as app:
+        if ids:
+            _each(app, ids, act, as_json)
+        elif dry_run:
+            preview(app, action, matching, as_json)
+        else:
+            change_all(app, action, matching, more, yes=yes, as_json=as_json)
 
 
-def _each(app: Tenure, ids: Sequence[str], act: Callable[[str], Job], as_json: bool) -> None:
+def _each(
+    app: Tenure, ids: Sequence[str], act: Callable[[Tenure, str], Job], as_json: bool
+) -> None:
     """Apply `act` to each job. The first refusal sets the exit code; the others still run."""
     from tenure.wire import responses
 
@@ -342,7 +303,7 @@ def _each(app: Tenure, ids: Sequence[str], act: Callable[[str], Job], as_json: b
     code = 0
     for id in ids:
         try:
-            changed.append(app.core.redaction.job(act(id)))
+            changed.append(app.core.redaction.job(act(app, id)))
         except StoreUnavailable:  # nor will it answer for the others
             raise
         except TenureError as error:

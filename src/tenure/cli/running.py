@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import Command, database_given, database_option, option, settings_of
+from tenure.cli.command import chosen_database, database_option, option, repeated, together
 from tenure.cli.terminal import later_progress
 from tenure.errors import InvalidInput
 
@@ -23,24 +24,18 @@ if TYPE_CHECKING:
     from tenure.worker.source import WorkSource
 
 
-_WORK_OPTIONS = (
-    option(
-        "--app apps",
-        "MODULE:NAME",
-        "Your Tenure object, whose handlers run here; may be repeated.",
-        multiple=True,
-    ),
+work_options = together(
+    repeated("--app apps", "MODULE:NAME", "Your Tenure object, whose handlers run here"),
     click.option(
         "--fake-handlers",
         is_flag=True,
         help="Run fake handlers for every type that has no handler.",
     ),
-    option(
+    repeated(
         "--fail-type fail_types",
         "TYPE",
-        "With --fake-handlers: fail every attempt of this type; may be repeated.",
+        "With --fake-handlers: fail every attempt of this type",
         completing.types,
-        multiple=True,
     ),
     option(
         "--fail-every",
@@ -48,13 +43,7 @@ _WORK_OPTIONS = (
         "With --fake-handlers: fail the first attempt of every Nth job.",
         type=int,
     ),
-    option(
-        "--queue queues",
-        "NAME",
-        "Run only jobs of this queue; may be repeated.",
-        completing.queue_names,
-        multiple=True,
-    ),
+    repeated("--queue queues", "NAME", "Run only jobs of this queue", completing.queue_names),
     option("--concurrency", "N", "Jobs to run at once.  [default: 16]"),
     option(
         "--lease lease_seconds",
@@ -93,13 +82,7 @@ _WORK_OPTIONS = (
     ),
     database_option,
 )
-
-
-def work_options(command: Command) -> Command:
-    """Add the options that `serve` and `worker` share."""
-    for add in reversed(_WORK_OPTIONS):
-        command = add(command)
-    return command
+"""The options that `serve` and `worker` share."""
 
 
 @click.command()
@@ -180,12 +163,13 @@ def _prepared(
     **flags: Any,
 ) -> tuple[Tenure, Settings]:
     """Load the settings and applications that `work_options` name, and set up the log."""
+    from tenure.settings import load
     from tenure.telemetry import logs
     from tenure.worker.fake_handlers import add_fake_handlers
 
     # An option that may be repeated is an empty tuple if it was not given.
     given = {name: value for name, value in flags.items() if value not in (None, ())}
-    settings = settings_of(**given)
+    settings = load({"database": chosen_database(), **given}, os.environ)
     app = _application(apps, settings.database)
     if fake_handlers:
         add_fake_handlers(app.core.handlers, fail_types=fail_types, fail_every=fail_every)
@@ -199,7 +183,7 @@ def _prepared(
     return app, settings
 
 
-def load(spec: str) -> Tenure:
+def _imported(spec: str) -> Tenure:
     """Import the application that `module:name` names, from the current folder too.
 
     Raises InvalidInput if there is none. Exceptions of the module itself are not caught.
@@ -227,12 +211,17 @@ def load(spec: str) -> Tenure:
 
 
 def _application(specs: Sequence[str], chosen: str) -> Tenure:
-    """One application with the handlers of all that are named, on the chosen database."""
+    """One application with the handlers of all that are named, on the chosen database.
+
+    Without a choice of the user, that is the database of the applications.
+    """
     from tenure.app.app import Tenure
     from tenure.app.combined import combined
+    from tenure.settings import DEFAULT_DATABASE
 
-    apps = [load(spec) for spec in specs] or [Tenure(chosen)]
-    if database_given(chosen):
+    apps = [_imported(spec) for spec in specs] or [Tenure(chosen)]
+    given = chosen_database() is not None or "TENURE_DATABASE" in os.environ
+    if given or chosen != DEFAULT_DATABASE:
         return combined(apps, chosen)
     if len({app.database for app in apps}) > 1:
         raise InvalidInput(

@@ -19,9 +19,7 @@ SEEDS = 1_000_000
 
 @click.command()
 @option("--seed", "N", "Seed of the first day.  [default: random]", type=int)
-@option(
-    "--hours", "N", "Hours of queue time to play.", type=float, default=100.0, show_default=True
-)
+@option("--hours", "N", "Hours of queue time to play.", type=float, default=100.0)
 @json_option
 def simulate(seed: int | None, hours: float, as_json: bool) -> None:
     """Simulate days of crashes and lost answers in seconds.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import database_option, existing, option, wide_option
+from tenure.cli.command import database_option, existing, option, repeated, wide_option
 from tenure.cli.terminal import (
     ENDLESS,
     NOTE,
@@ -39,27 +39,9 @@ SEARCHED = 5_000
 
 
 @click.command()
-@option(
-    "--type types",
-    "TYPE",
-    "Only jobs of this type; may be repeated.",
-    completing.types,
-    multiple=True,
-)
-@option(
-    "--queue queues",
-    "NAME",
-    "Only jobs of this queue; may be repeated.",
-    completing.queue_names,
-    multiple=True,
-)
-@option(
-    "--event events",
-    "EVENT",
-    "Only this event, such as failed; may be repeated.",
-    type=completing.EventName(),
-    multiple=True,
-)
+@repeated("--type types", "TYPE", "Only jobs of this type", completing.types)
+@repeated("--queue queues", "NAME", "Only jobs of this queue", completing.queue_names)
+@repeated("--event events", "EVENT", "Only this event, such as failed", type=completing.EventName())
 @option("--job", "ID", "Only this job.", completing.job_ids())
 @option(
     "--lines",
@@ -67,7 +49,6 @@ SEARCHED = 5_000
     "Start with the last N transitions.",
     type=click.IntRange(0, MAX_LINES),
     default=10,
-    show_default=True,
 )
 @option("--since", "POSITION", "Start after this position in the ledger.")
 @click.option("--no-follow", is_flag=True, help="Stop when there is nothing more to print.")

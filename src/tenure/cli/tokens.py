@@ -18,6 +18,7 @@ from tenure.cli.command import (
     json_option,
     option,
     reading_options,
+    repeated,
 )
 from tenure.cli.terminal import print_json, table
 
@@ -32,12 +33,11 @@ def tokens() -> None:
 
 @tokens.command()
 @click.argument("name")
-@option(
+@repeated(
     "--scope scopes",
     "SCOPE",
-    "What it allows: enqueue, work, read or admin; may be repeated.",
+    "What it allows: enqueue, work, read or admin",
     completing.words("enqueue", "work", "read", "admin"),
-    multiple=True,
     required=True,
 )
 @option("--expires", "TIME", "Token lifetime, such as 12h or 90d.  [default: never expires]")

@@ -34,7 +34,6 @@ MAX_FAILURES = 5
     "Time between two updates.",
     type=click.FloatRange(0.2, 3600),
     default=1.0,
-    show_default=True,
 )
 @click.option("--once", is_flag=True, help="Print once and exit, as without a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per update.")

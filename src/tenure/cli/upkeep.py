@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     "Most violations to list for each invariant.",
     type=click.IntRange(1),
     default=100,
-    show_default=True,
 )
 @reading_options
 def verify(limit: int, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -14,8 +15,8 @@ from tenure.cli.command import (
     database_option,
     existing,
     json_option,
-    option,
     reading_options,
+    repeated,
 )
 from tenure.cli.terminal import print_json, table
 
@@ -28,44 +29,24 @@ def webhooks() -> None:
 @webhooks.command()
 @click.argument("name")
 @click.argument("url")
-@option(
+@repeated(
     "--event events",
     "EVENT",
-    "Send this event, such as failed; may be repeated.",
+    "Send this event, such as failed",
     type=completing.EventName(),
-    multiple=True,
     required=True,
 )
-@option(
-    "--type types",
-    "TYPE",
-    "Only for jobs of this type; may be repeated.",
-    completing.types,
-    multiple=True,
-)
-@option(
-    "--queue queues",
-    "NAME",
-    "Only for jobs of this queue; may be repeated.",
-    completing.queue_names,
-    multiple=True,
-)
+@repeated("--type types", "TYPE", "Only for jobs of this type", completing.types)
+@repeated("--queue queues", "NAME", "Only for jobs of this queue", completing.queue_names)
 @database_option
 @json_option
-def create(
-    name: str,
-    url: str,
-    events: Sequence[str],
-    types: Sequence[str],
-    queues: Sequence[str],
-    as_json: bool,
-) -> None:
+def create(name: str, url: str, events: Sequence[str], as_json: bool, **only: Any) -> None:
     """Send events to URL, and print the signing secret once.
 
     NAME is how you list and remove the webhook. Only events from now on are sent.
     """
     with application() as app:
-        secret, made = app.webhooks.create(name, url, events, types=types, queues=queues)
+        secret, made = app.webhooks.create(name, url, events, **only)
     if as_json:
         print_json({"secret": secret, **asdict(made)})
         return
