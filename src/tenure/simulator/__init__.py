@@ -8,21 +8,22 @@ skips most polls and sweeps that would find nothing to do.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
 
+from tenure.simulator.auditor import SHOWN
 from tenure.simulator.database import START
 from tenure.simulator.expected import BrokenRule
-from tenure.simulator.operators import SimulatedOperator, SimulatedSweeper
-from tenure.simulator.plan import WorldPlan
-from tenure.simulator.producers import SimulatedProducer
-from tenure.simulator.workers import SimulatedWorker
+from tenure.simulator.players import (
+    SimulatedOperator,
+    SimulatedProducer,
+    SimulatedSweeper,
+    SimulatedWorker,
+)
 from tenure.simulator.world import World
 
 HOURS_OF_A_WORLD = 24.0
@@ -30,9 +31,6 @@ INSPECTION_HOURS = 6.0
 MAX_END_SECONDS = 12 * 3_600.0
 """Time within which every job must be settled once the faults have stopped: more than the longest
 delay, the furthest that the clock was stepped, and all attempts with their pauses."""
-ALLOCATIONS = 50_000
-"""Python looks for cyclic garbage after so many. With its usual 700 that is a tenth of the time."""
-SHOWN = 12  # lines of the trace and transitions of the job that a finding shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,30 +69,17 @@ def simulate(
     traces: list[str] = []
     played = 0.0
     violation = None
-    with _rare_collections():
-        while played < hours and violation is None:
-            part = min(HOURS_OF_A_WORLD, hours - played)
-            chance = Random(seed + len(traces))
-            world = World(WorldPlan(chance), chance)
-            violation = _play(world, seed + len(traces), part)
-            figures += world.auditor.figures
-            traces.append(world.auditor.trace.hexdigest())
-            world.database.close()
-            played += world.now / 3600 if violation else part
-            progress(played)
+    while played < hours and violation is None:
+        part = min(HOURS_OF_A_WORLD, hours - played)
+        world = World(Random(seed + len(traces)))
+        violation = _play(world, seed + len(traces), part)
+        figures += world.auditor.figures
+        traces.append(world.auditor.trace.hexdigest())
+        world.database.connection.close()
+        played += world.now / 3600 if violation else part
+        progress(played)
     trace = traces[0] if len(traces) == 1 else hashlib.sha256("".join(traces).encode()).hexdigest()
     return SimulationResult(seed, played, len(traces), figures, trace, violation)
-
-
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Collect cyclic garbage less often: there is much short-lived data here, and few cycles."""
-    usual = gc.get_threshold()
-    gc.set_threshold(ALLOCATIONS, *usual[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*usual)
 
 
 def _play(world: World, seed: int, hours: float) -> SimulatorFinding | None:
@@ -103,9 +88,9 @@ def _play(world: World, seed: int, hours: float) -> SimulatorFinding | None:
     try:
         producers = [SimulatedProducer(world, f"producer {n + 1}") for n in range(plan.producers)]
         for number in range(plan.workers):
-            SimulatedWorker(world, number)
+            SimulatedWorker(world, f"worker {number + 1}")
         for number in range(plan.sweepers):
-            SimulatedSweeper(world, number)
+            SimulatedSweeper(world, f"sweeper {number + 1}")
         operator = SimulatedOperator(world, producers)
         inspected = 0.0
         while inspected < hours:
@@ -116,8 +101,8 @@ def _play(world: World, seed: int, hours: float) -> SimulatorFinding | None:
         operator.open_queues()
         end = world.now + MAX_END_SECONDS
         world.run(world.now + 600)  # calls that are on their way arrive
-        world.run(end, stop=lambda: not auditor.jobs.open)
-        for job in auditor.jobs.open.values():
+        world.run(end, stop=lambda: not auditor.expected.open)
+        for job in auditor.expected.open.values():
             late = f"{MAX_END_SECONDS / 3600:.0f} hours after the last fault"
             raise BrokenRule(f"still {job.status} {late}", job)
         auditor.check_everything()
@@ -131,19 +116,19 @@ def _play(world: World, seed: int, hours: float) -> SimulatorFinding | None:
 
 def _finding(world: World, seed: int, hours: float, broken: BrokenRule) -> SimulatorFinding:
     job = broken.job
-    rows = world.database.history(job.id)[-SHOWN:] if job is not None else []
+    history = world.database.reader.history(job.id)[-SHOWN:] if job is not None else []
     return SimulatorFinding(
         what=broken.what,
         seed=seed,
         hours=hours,
         at=_duration(world.now),
-        job=f"job {job.number}, {job.id}" if job is not None else "",
+        job=f"job {job.id}" if job is not None else "",
         transitions=[
-            f"{_duration((row.at - START) / 1000)} {row.event}, attempt {row.attempt},"
+            f"{row.at - START} {row.event}, attempt {row.attempt},"
             f" token {row.token} {row.detail or ''}".rstrip()
-            for row in rows
+            for row in history
         ],
-        lines=[f"{_duration(at)} {line}" for at, line in list(world.auditor.lines)[-SHOWN:]],
+        lines=[f"{_duration(at)} {line}" for at, line in world.auditor.lines],
     )
 
 

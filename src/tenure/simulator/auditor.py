@@ -1,34 +1,49 @@
-"""Watches every commit: whether its transitions are legal and its answers are true."""
+"""Compares every commit with what it must have done: its ledger, its rows and its answers."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple
 
-from tenure.errors import TenureError
+from tenure.errors import StoreUnavailable, TenureError
+from tenure.jobs.enqueue import Enqueued
+from tenure.jobs.ledger import Transition
 from tenure.jobs.work import Exchange
-from tenure.simulator import answers
-from tenure.simulator.calls import UNKNOWN, AnsweredCall, PruneCall, QueueCall
-from tenure.simulator.commit import AuditedCommit
-from tenure.simulator.database import LedgerRow, SimulatedDatabase
-from tenure.simulator.expected import BrokenRule, ExpectedJob, ExpectedJobs, forbid
+from tenure.simulator.database import SimulatedDatabase
+from tenure.simulator.expected import BrokenRule, Call, ExpectedStore
 
-KEPT_LINES = 400  # lines of the trace that are kept for a finding
+SHOWN = 12  # lines of the trace, and transitions of the job, that a finding shows
+UNKNOWN = StoreUnavailable("no answer came: what became of the call is unknown")
+
+COMPARED = (
+    *("status", "attempts", "token", "max_retries", "run_at"),
+    *("lease_id", "lease_expires_at", "finished_at", "result"),
+)
+"""The columns of a row that are compared after each commit."""
+_columns = attrgetter(*COMPARED)
+
+
+class Answered(NamedTuple):
+    """A call and its answer: a result, a TenureError, UNKNOWN, or an unexpected error."""
+
+    caller: str
+    call: Call
+    answer: Any
 
 
 class Auditor:
-    """Computes what every job must look like, and raises BrokenRule where it does not."""
+    """Raises BrokenRule where the store is not as expected; keeps figures and a trace."""
 
     def __init__(self, database: SimulatedDatabase, clock: Callable[[], float]) -> None:
         self._database = database
         self._clock = clock
-        self.jobs = ExpectedJobs()
+        self.expected = ExpectedStore(database)
         self.figures: Counter[str] = Counter()
         self.trace = hashlib.sha256()
-        self.lines: deque[tuple[float, str]] = deque(maxlen=KEPT_LINES)
+        self.lines: deque[tuple[float, str]] = deque(maxlen=SHOWN)
 
     def count(self, figure: str, number: int = 1) -> None:
         self.figures[figure] += number
@@ -39,135 +54,102 @@ class Auditor:
         self.trace.update(f"{now:.6f} {line}\n".encode())
         self.lines.append((now, line))
 
-    def started(self, worker: str, job_id: str, token: int) -> None:
-        self.count("runs")
-        self.jobs.start(job_id, token)
-        job = self.jobs.all.get(job_id)
-        self.note(f"{worker} runs job {job.number if job else '(deleted)'} token {token}")
-
-    # --- each transaction
-
-    def check(self, answered: Sequence[AnsweredCall], *, committed: bool, crashed: bool) -> None:
+    def check(self, answered: Sequence[Answered], *, committed: bool, crashed: bool) -> None:
         """Check a transaction that has ended, and the answers to its calls."""
-        for one in answered:
-            self.note(f"{one.caller}: {type(one.call).__name__} {_short(one.answer)}")
-            if isinstance(error := one.answer, BaseException) and not isinstance(
-                error, TenureError
-            ):
-                raise BrokenRule(f"the store broke: {type(error).__name__}: {error}") from error
-            if one.answer is UNKNOWN and committed and not crashed:
+        for caller, call, answer in answered:
+            self.note(f"{caller}: {call.verb} {_short(answer)}")
+            if isinstance(answer, BaseException) and not isinstance(answer, TenureError):
+                raise BrokenRule(f"the store broke: {type(answer).__name__}: {answer}") from answer
+            if committed and not crashed and answer is UNKNOWN:
                 self.count("commits whose answer was an error")
-        rows = self._database.new_rows()
+            if not committed and answer is not UNKNOWN:
+                raise BrokenRule(f"{caller} was answered before a failed commit")
+        ledger = self._database.new_transitions()
         if committed:
-            self._check_commit(answered, rows)
-            return
-        forbid(rows, "transitions are on record that were rolled back")
-        for one in answered:
-            forbid(one.answer is not UNKNOWN, f"{one.caller} was answered before a failed commit")
+            self._check_commit(answered, ledger)
+        elif ledger:
+            raise BrokenRule("transitions are on record that were rolled back")
 
-    def _check_commit(self, answered: Sequence[AnsweredCall], rows: Sequence[LedgerRow]) -> None:
+    def _check_commit(self, answered: Sequence[Answered], ledger: Sequence[Transition]) -> None:
         self.count("commits")
-        commit = AuditedCommit(self.jobs, answered, self._database.now)
-        for queue in commit.calls(QueueCall):
-            if queue.paused is not None:
-                (self.jobs.paused.add if queue.paused else self.jobs.paused.discard)(queue.name)
-        for row in rows:
-            self._note_transition(commit.follow(row), row)
-        commit.renew()
-        self._compare(commit.touched)
-        commit.check_retries()
-        self._look_for_deleted(commit)
-        commit.check_order()
-        for one in answered:
+        found: dict[str, list[str]] = {}  # job -> its transitions
+        for row in ledger:
+            found.setdefault(row.job_id, []).append(row.event)
+            self.count("jobs" if row.event == "enqueued" else row.event)
+            if row.event == "cancelled":
+                self.count(f"cancelled while {row.source}")
+            self.note(f"{row.job_id} {row.event}, attempt {row.attempt}, token {row.token}")
+        answers = self.expected.play([call for _, call, _ in answered], ledger)
+        for id in {**self.expected.changed, **found}:
+            on_record, must = found.get(id, []), self.expected.changed.get(id, [])
+            if on_record != must:
+                what = f"its transitions are {_listed(on_record)}; they must be {_listed(must)}"
+                raise BrokenRule(what, self.expected.jobs.get(id))
+        self._compare_rows(self.expected.changed)
+        for one, must in zip(answered, answers, strict=True):
+            if one.call.verb == "prune":
+                self.count("jobs pruned", must)
             if one.answer is not UNKNOWN:
-                answers.check(commit, one)
-                if isinstance(one.answer, Exchange):
-                    for verdict in one.answer.verdicts:
-                        self.count(f"reports {verdict.answer.replace('_', ' ')}")
-        for queue in commit.calls(QueueCall):
-            if queue.max_pending is not None:
-                self.jobs.full_at.pop(queue.name, None)
-                if queue.max_pending >= 0:
-                    self.jobs.full_at[queue.name] = queue.max_pending
+                self._compare_answer(one, must)
 
-    def _note_transition(self, job: ExpectedJob, row: LedgerRow) -> None:
-        if row.event == "enqueued":
-            self.count("jobs")
-            self.note(f"job {job.number} enqueued")
-            return
-        self.count(row.event)
-        if row.event == "cancelled":
-            self.count(f"cancelled while {row.source}")
-        self.note(f"job {job.number} {row.event} {job.attempts}/{job.limit} token {job.token}")
-
-    def _compare(self, jobs: Collection[ExpectedJob]) -> None:
-        """Compare the rows of these jobs with what they must be."""
-        rows = {row[0]: row[1:] for row in self._database.jobs([job.id for job in jobs])}
-        for job in jobs:
-            row = rows.get(job.id)
+    def _compare_rows(self, job_ids: Iterable[str]) -> None:
+        for id in job_ids:
+            job, row = self.expected.jobs[id], self._database.reader.get(id)
             if row is None:
-                if job.finished_at is None:
-                    raise BrokenRule("the job is gone", job)
-                continue  # deleted: see `_look_for_deleted`
-            *found, error = row
-            forbid(job.status == "failed" and not error, "it failed without an error", job)
-            expected = [
-                *(job.status, job.attempts, job.token, job.limit, job.run_at),
-                *(job.lease, job.lease_end, job.finished_at, job.result),
-            ]
-            if found != expected and not self._adopt_pause(job, found, expected):
-                shown = [" ".join(map(str, values)) for values in (found, expected)]
-                raise BrokenRule(f"its row says {shown[0]}, it must be {shown[1]}", job)
+                raise BrokenRule("the job is gone", job)
+            for name, found, must in zip(COMPARED, _columns(row), _columns(job), strict=True):
+                if found != must:
+                    raise BrokenRule(f"its {name} is {found}, it must be {must}", job)
 
-    def _adopt_pause(self, job: ExpectedJob, found: list[Any], expected: list[Any]) -> bool:
-        """Return True if only the time of its retry differs, within what its policy allows."""
-        if job.retry_from is None or found[:4] != expected[:4] or found[5:] != expected[5:]:
-            return False
-        low, high = job.pause()
-        if job.status == "processing":  # claimed at once: the pause was of the attempt before
-            low = high = 0.0
-        early = job.retry_from + math.floor(low * 1000)
-        late = job.retry_from + math.ceil(high * 1000)
-        if not early <= found[4] <= late:
-            return False
-        job.run_at = found[4]
-        return True
-
-    def _look_for_deleted(self, commit: AuditedCommit) -> None:
-        prunes = commit.calls(PruneCall)
-        if not prunes:
-            return
-        there = set(self._database.job_ids())
-        before: Counter[str] = Counter()
-        for prune in prunes:
-            before |= Counter({s: round(t.timestamp() * 1000) for s, t in prune.before.items()})
-        commit.prunable = sum(
-            job.finished_at is not None and job.finished_at < before[job.status]
-            for job in self.jobs.all.values()
-        )
-        for job in [job for job in self.jobs.all.values() if job.id not in there]:
-            self.jobs.delete(job, before)
-            commit.deleted.append(job)
-            self.note(f"job {job.number} deleted")
-        self.count("jobs pruned", len(commit.deleted))
-
-    # --- now and then
+    def _compare_answer(self, one: Answered, must: Any) -> None:
+        found = _plain(one.answer)
+        if one.call.verb == "exchange":
+            for report, said, true in zip(one.call.arguments[0], found[0], must[0], strict=True):
+                self.count(f"reports {said[0].replace('_', ' ')}")
+                if said != true:
+                    what = f"a report of {report.outcome} was answered {_listed(said)}"
+                    job = self.expected.jobs.get(report.job_id)
+                    raise BrokenRule(f"{what}; it must be {_listed(true)}", job)
+        elif isinstance(must, TenureError):
+            must = _plain(must)
+        if found != must:
+            what = f"{one.caller}: {one.call.verb} was answered {found}; it must be {must}"
+            raise BrokenRule(what)
 
     def check_everything(self) -> None:
         """Compare every row, and run the checks of `tenure verify`."""
-        if sorted(self.jobs.all) != self._database.job_ids():
+        if sorted(self.expected.jobs) != self._database.job_ids():
             raise BrokenRule("the jobs in the database are not the jobs that were added")
-        self._compare(self.jobs.all.values())
+        self._compare_rows(self.expected.jobs)
         for invariant, job_id, what in self._database.violations():
-            raise BrokenRule(f"verify: {invariant}: {what}", self.jobs.all.get(job_id))
+            raise BrokenRule(f"verify: {invariant}: {what}", self.expected.jobs.get(job_id))
+
+
+def _plain(answer: Any) -> Any:
+    """Return what can be known in advance of an answer."""
+    match answer:
+        case TenureError():
+            return type(answer).__name__, getattr(answer, "job_id", "")
+        case Exchange():
+            return (
+                [(verdict.answer, verdict.recorded) for verdict in answer.verdicts],
+                {(held.id, held.lease_id, held.attempts, held.token) for held in answer.leases},
+            )
+        case [Enqueued(), *_]:
+            return [(enqueued.job.id, enqueued.created) for enqueued in answer]
+    return answer
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(filter(None, words)) or "nothing"
 
 
 def _short(answer: Any) -> str:
+    """Return an answer without ids of leases, which the seed does not decide."""
+    if answer is UNKNOWN:
+        return "unknown"
     if isinstance(answer, TenureError):
-        return type(answer).__name__ if answer is not UNKNOWN else "unknown"
+        return type(answer).__name__
     if isinstance(answer, Exchange):
-        verdicts = "".join(f" {verdict.answer}" for verdict in answer.verdicts)
-        return f"{len(answer.leases)} leased{verdicts}"
-    if isinstance(answer, list | set):
-        return str(len(answer))
-    return "done"
+        return _listed([f"{len(answer.leases)} leased", *(v.answer for v in answer.verdicts)])
+    return str(len(answer)) if isinstance(answer, list | set) else "done"

@@ -10,24 +10,21 @@ from __future__ import annotations
 import functools
 import sqlite3
 import tempfile
-from collections import namedtuple
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
+from tenure.jobs.ledger import Transition
 from tenure.store import audit
 from tenure.store.sqlite import schema
-from tenure.store.sqlite.connection import Files
+from tenure.store.sqlite.connection import to_millis
+from tenure.store.sqlite.reader import SqliteReader
 from tenure.store.sqlite.statements import DIALECT
 from tenure.store.sqlite.writer import Sqlite
 
-START = 1_767_225_600_000  # when every world begins, in milliseconds: 2026-01-01 UTC
-
-ROW = (
-    "id, status, attempts, token, max_retries, run_at, lease_id, lease_expires_at, finished_at,"
-    " result, last_error"
-)
+START = datetime(2026, 1, 1, tzinfo=UTC)  # when every world begins
+MEMORY = Path(":memory:")
 
 FAILURES = ("at the begin", "in the middle", "before the commit", "after the commit")
 CRASHES = ("crash before the commit", "crash after the commit")
@@ -37,68 +34,61 @@ class SimulatedCrash(BaseException):
     """The process is gone. Not an Exception, so that no code catches it and continues."""
 
 
-LedgerRow = namedtuple(
-    "LedgerRow", "seq job_id at source target event attempt token lease_id actor detail"
-)
-LEDGER = f"SELECT {', '.join(LedgerRow._fields)} FROM tenure_transition"
-
-
 class SimulatedDatabase:
     """One database in memory, and the time that its clock shows."""
 
     def __init__(self) -> None:
         self.now = START
         self.connection = sqlite3.connect(
-            ":memory:", isolation_level=None, check_same_thread=False, cached_statements=256
+            MEMORY, isolation_level=None, check_same_thread=False, cached_statements=256
         )
         _template().backup(self.connection)
-        self.connection.create_function("tenure_virtual_now", 0, lambda: self.now)
+        self.connection.create_function("tenure_virtual_now", 0, lambda: to_millis(self.now))
         self.connection.execute("DROP VIEW tenure_now")
         self.connection.execute("CREATE VIEW tenure_now AS SELECT tenure_virtual_now() AS at")
-        self._read = 0
+        self.reader = SimulatedReader(self.connection)
+        self._read = self.reader.start
 
-    def new_rows(self) -> list[LedgerRow]:
-        found = self.connection.execute(f"{LEDGER} WHERE seq > ? ORDER BY seq", (self._read,))
-        rows = [LedgerRow._make(row) for row in found]
+    def new_transitions(self) -> Sequence[Transition]:
+        """Return the transitions that were recorded since the last call."""
+        rows = self.reader.ledger(self._read, 1_000_000)
         if rows:
-            self._read = rows[-1].seq
+            self._read = rows[-1].position
         return rows
-
-    def history(self, job_id: str) -> list[LedgerRow]:
-        found = self.connection.execute(f"{LEDGER} WHERE job_id = ? ORDER BY seq", (job_id,))
-        return [LedgerRow._make(row) for row in found]
-
-    def jobs(self, job_ids: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        for job_id in job_ids:
-            yield from self.connection.execute(
-                f"SELECT {ROW} FROM tenure_job WHERE id = ?", (job_id,)
-            )
 
     def job_ids(self) -> list[str]:
         return [id for (id,) in self.connection.execute("SELECT id FROM tenure_job ORDER BY id")]
 
-    def violations(self) -> list[tuple[str, str, str]]:
-        """Return what `tenure verify` finds: (invariant, job id, what)."""
-        found: list[tuple[str, str, str]] = []
+    def violations(self) -> list[audit.Finding]:
+        """Return what `tenure verify` finds in the jobs and their ledger."""
+        found: list[audit.Finding] = []
         for query in audit.QUERIES:
             rows = self.connection.execute(query.statement(DIALECT))
             found += audit.findings(query, rows, found, 3)
         return found
 
-    def close(self) -> None:
-        self.connection.close()
+
+class SimulatedReader(SqliteReader):
+    """The reading side, on the connection that also writes."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(MEMORY)
+        self._only = connection
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        yield self._only
 
 
 @functools.cache
 def _template() -> sqlite3.Connection:
     """Make an empty database once, with the code that makes every schema."""
-    template = sqlite3.connect(":memory:", check_same_thread=False)
+    template = sqlite3.connect(MEMORY, check_same_thread=False)
     with tempfile.TemporaryDirectory(prefix="tenure-simulate-") as folder:
         path = Path(folder) / "template.db"
         schema.upgrade(path)
-        file = sqlite3.connect(path)
-        file.backup(template)
-        file.close()
+        with closing(sqlite3.connect(path)) as file:
+            file.backup(template)
     return template
 
 
@@ -106,9 +96,7 @@ class SimulatedSqlite(Sqlite):
     """The writing side of one simulated process; see the protocol `Database`."""
 
     def __init__(self, database: SimulatedDatabase) -> None:
-        super().__init__(Path(":memory:"), connect=lambda _: database.connection)
-        self._files = cast(Files, SimpleNamespace(check=lambda: None))  # it has none
-        self._database = database
+        super().__init__(MEMORY, connect=lambda _: database.connection)
         self._fault = ""
         self._steps = 0
         self.committed = False
@@ -126,17 +114,18 @@ class SimulatedSqlite(Sqlite):
         if self._fault == "in the middle":
             self._fault = ""
             # SQLite gives up inside a statement, and rolls the transaction back itself.
-            self._database.connection.set_progress_handler(lambda: 1, self._steps)
+            self._db.set_progress_handler(lambda: 1, self._steps)
 
     def commit(self) -> None:
-        self._database.connection.set_progress_handler(None, 0)
+        self._db.set_progress_handler(None, 0)
         self._fail("before the commit")
         super().commit()
         self.committed = True
         self._fail("after the commit")
 
     def rollback(self) -> None:
-        self._database.connection.set_progress_handler(None, 0)
+        if self._connection is not None:
+            self._connection.set_progress_handler(None, 0)
         super().rollback()
 
     def close(self) -> None:

@@ -1,29 +1,26 @@
-"""What must be true of each job, computed from the ledger and the calls, not from the job's row.
+"""The store as dictionaries: what each call must be answered, and what it must leave behind.
 
 The rules here are those of docs/reference/lifecycle.md, written again by hand: a check that asked
-the lifecycle would agree with its mistakes.
+the lifecycle would agree with its mistakes. Some things the store chooses: ids of leases, jobs of
+different queues, jitter, how much it prunes. They are read from the database, and checked.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
+from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, QueueFull, TenureError
 from tenure.jobs.enqueue import CheckedJob
+from tenure.jobs.ledger import Transition
+from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report
+from tenure.lifecycle import Cancelled, Retried
+from tenure.simulator.database import SimulatedDatabase
 
-LEGAL = frozenset(
-    {
-        ("pending", "claimed", "processing"),
-        ("processing", "completed", "completed"),
-        ("processing", "failed", "failed"),
-        ("processing", "lease_expired", "failed"),
-        ("failed", "retried", "pending"),
-        ("processing", "released", "pending"),
-        ("pending", "cancelled", "cancelled"),
-        ("processing", "cancelled", "cancelled"),
-    }
-)
 SETTLED = ("completed", "failed", "cancelled")
 MAX_RELEASES = 100  # how often a job may be handed back; the next time it fails
 JITTER = 0.1
@@ -38,126 +35,295 @@ class BrokenRule(Exception):
         self.job = job
 
 
-def forbid(condition: object, what: str, job: ExpectedJob | None = None) -> None:
-    if condition:
-        raise BrokenRule(what, job)
+class Call(NamedTuple):
+    """What a client asks of a store: a method of `ExpectedStore`, and its arguments."""
+
+    verb: str
+    arguments: tuple[Any, ...]
 
 
 @dataclass(slots=True, eq=False)
 class ExpectedJob:
-    """One job as its transitions make it. Times are milliseconds of the store's clock."""
+    """One job as its transitions make it."""
 
-    number: int
-    checked_job: CheckedJob
-    limit: int
-    run_at: int
+    sent: CheckedJob
+    max_retries: int
+    run_at: datetime
     status: str = "pending"
     attempts: int = 0
     token: int = 0
-    lease: str | None = None
-    lease_end: int | None = None
-    finished_at: int | None = None
+    lease_id: str | None = None
+    lease_expires_at: datetime | None = None
+    finished_at: datetime | None = None
     result: str | None = None
     ended: dict[str, str] = field(default_factory=dict)  # lease -> how it ended
-    retry_from: int | None = None  # time of its last failure, if its pause is not known yet
-    started: set[int] = field(default_factory=set)  # tokens under which a handler ran
 
     @property
     def id(self) -> str:
-        return self.checked_job.id
+        return self.sent.id
 
     @property
-    def queue(self) -> str:
-        return self.checked_job.queue
-
-    @property
-    def order(self) -> tuple[int, int, str]:
-        return self.checked_job.priority, self.run_at, self.id
-
-    def pause(self) -> tuple[float, float]:
-        """Return the shortest and the longest wait that its policy allows now, in seconds."""
-        policy = self.checked_job.backoff
-        exact = policy.base * policy.factor ** (self.attempts - 1)
-        return min(exact * (1 - JITTER), policy.cap), min(exact * (1 + JITTER), policy.cap)
+    def order(self) -> tuple[int, datetime, str]:
+        return self.sent.priority, self.run_at, self.id
 
 
-class ExpectedJobs:
+class ExpectedStore:
     """Every job that must exist, and the settings of the queues."""
 
-    def __init__(self) -> None:
-        self.all: dict[str, ExpectedJob] = {}
+    def __init__(self, database: SimulatedDatabase) -> None:
+        self.jobs: dict[str, ExpectedJob] = {}
         self.open: dict[str, ExpectedJob] = {}  # jobs that are not settled
-        self.keys: dict[str, ExpectedJob] = {}
-        self.pending: Counter[str] = Counter()  # by queue
-        self.paused: set[str] = set()
-        self.full_at: dict[str, int] = {}  # queue -> most pending jobs
-        self._added = 0
+        self.changed: dict[str, list[str]] = {}  # job -> its transitions in the last transaction
+        self._database = database
+        self._now = database.now
+        self._keys: dict[str, ExpectedJob] = {}
+        self._paused: set[str] = set()
+        self._max_pending: dict[str, int] = {}  # by queue, if it has a limit
+        self._chosen: dict[str, deque[Transition]] = {}  # what the store took, by event
+        self._gone: set[str] = set()  # jobs that are not in the database any more
 
-    def add(self, checked_job: CheckedJob, now: int) -> ExpectedJob:
-        forbid(checked_job.id in self.all, "a job was added twice", self.all.get(checked_job.id))
-        self._added += 1
-        run_at = now + round(checked_job.delay * 1000)
-        job = ExpectedJob(self._added, checked_job, checked_job.max_retries, run_at)
-        if (key := checked_job.idempotency_key) is not None:
-            forbid(key in self.keys, "one idempotency key made two jobs", job)
-            self.keys[key] = job
-        self.all[job.id] = self.open[job.id] = job
-        self.pending[job.queue] += 1
-        room = self.full_at.get(job.queue)
-        if room is not None and self.pending[job.queue] > room:
-            raise BrokenRule(f"a job was added to a queue that holds its {room} already", job)
-        return job
+    def play(self, calls: Sequence[Call], ledger: Sequence[Transition]) -> list[Any]:
+        """Do what one transaction did, in the order of the committer; return the answers."""
+        self._now = self._database.now
+        self.changed = {}
+        self._chosen = {
+            event: deque(row for row in ledger if row.event == event)
+            for event in ("claimed", "lease_expired")
+        }
+        if any(call.verb == "prune" for call in calls):
+            self._gone = self.jobs.keys() - set(self._database.job_ids())
+        reports = [r for verb, given in calls if verb == "exchange" for r in given[0]]
+        verdicts = iter(self._settle(reports))
+        answers: list[Any] = [
+            [next(verdicts) for _ in given[0]] if verb == "exchange" else None
+            for verb, given in calls
+        ]
+        for number in sorted(range(len(calls)), key=lambda number: _turn(calls[number])):
+            verb, given = calls[number]
+            if verb == "exchange":
+                answers[number] = answers[number], self._claim(given[1])
+            else:
+                answers[number] = getattr(self, verb)(*given)
+        for job_id in self._gone:
+            raise BrokenRule("it was deleted, and had to be kept", self.jobs[job_id])
+        return answers
 
-    def transition(self, job: ExpectedJob, event: str, target: str, now: int) -> None:
+    # --- add
+
+    def enqueue(self, sent: Sequence[CheckedJob]) -> list[tuple[str, bool]] | TenureError:
+        """Add all or none; return (id, whether it is new) of each."""
+        new = [job for job in sent if self._known(job) is None]
+        for queue, most in self._max_pending.items():
+            wanted = sum(job.queue == queue for job in new)
+            pending = sum(
+                job.status == "pending" and job.sent.queue == queue for job in self.open.values()
+            )
+            if wanted and pending + wanted > most:
+                return QueueFull(queue, most)
+        first: dict[str, CheckedJob] = {}  # of each key in this batch
+        for job in sent:
+            if (key := job.idempotency_key) is not None:
+                known = self._keys.get(key)
+                holder = known.sent if known else first.setdefault(key, job)
+                if holder.fingerprint != job.fingerprint:
+                    return KeyConflict(key, holder.id)
+        return [self._add(job) for job in sent]
+
+    def _known(self, sent: CheckedJob) -> ExpectedJob | None:
+        return self.jobs.get(sent.id) or self._keys.get(sent.idempotency_key or "")
+
+    def _add(self, sent: CheckedJob) -> tuple[str, bool]:
+        if known := self._known(sent):
+            return known.id, known.id == sent.id
+        run_at = self._now + timedelta(seconds=sent.delay)
+        job = ExpectedJob(sent, sent.max_retries, run_at)
+        self.jobs[job.id] = self.open[job.id] = job
+        if sent.idempotency_key is not None:
+            self._keys[sent.idempotency_key] = job
+        self.changed[job.id] = ["enqueued"]
+        return job.id, True
+
+    # --- leases
+
+    def _claim(self, request: ClaimRequest | None) -> set[tuple[str, str | None, int, int]]:
+        if request is None:
+            return set()
+        due = self.due(self._now)
+        last: dict[str, ExpectedJob] = {}
+        leases = set()
+        for row, job in self._taken("claimed", due, request.limit):
+            if row.actor != request.worker or row.lease_id in job.ended:
+                raise BrokenRule("claimed by another worker, or under an old lease", job)
+            queue = job.sent.queue
+            last[queue] = max(job, last.get(queue, job), key=lambda job: job.order)
+            self._change(job, "claimed", "processing")
+            job.lease_id = row.lease_id
+            job.lease_expires_at = self._now + timedelta(seconds=request.lease_seconds)
+            leases.add((job.id, job.lease_id, job.attempts, job.token))
+        for job in due:
+            ahead = last.get(job.sent.queue, job)
+            if job.order < ahead.order:
+                raise BrokenRule(f"{ahead.id} was claimed before it", job)
+        return leases
+
+    def _taken(
+        self, event: str, free: list[ExpectedJob], limit: int
+    ) -> list[tuple[Transition, ExpectedJob]]:
+        """Take out of `free` the next jobs that the store took, which must be as many as can be."""
+        rows = self._chosen[event]
+        taken = []
+        for _ in range(min(limit, len(free))):
+            if not rows:
+                raise BrokenRule(f"not {event}, though it was time for it", free[0])
+            row = rows.popleft()
+            job = self.jobs.get(row.job_id)
+            if job is None or job not in free:
+                raise BrokenRule(f"{event}, though it was not time for it", job)
+            free.remove(job)
+            taken.append((row, job))
+        return taken
+
+    def due(self, now: datetime) -> list[ExpectedJob]:
+        """Return the jobs that could be claimed."""
+        return [
+            job
+            for job in self.open.values()
+            if job.status == "pending" and job.run_at <= now and job.sent.queue not in self._paused
+        ]
+
+    def renew(self, leases: Sequence[tuple[str, str]], seconds: float) -> set[str]:
+        """Extend leases; return those that are held."""
+        held = set()
+        for job_id, lease_id in leases:
+            job = self.jobs.get(job_id)
+            if job is not None and job.lease_id == lease_id and job.lease_expires_at is not None:
+                until = self._now + timedelta(seconds=seconds)
+                job.lease_expires_at = max(job.lease_expires_at, until)
+                self.changed.setdefault(job.id, [])
+                held.add(lease_id)
+        return held
+
+    def sweep(self, limit: int) -> set[str]:
+        """End leases that ran out; return the ids of their jobs."""
+        over = [
+            job
+            for job in self.open.values()
+            if job.lease_expires_at is not None and job.lease_expires_at <= self._now
+        ]
+        swept = [job for _, job in self._taken("lease_expired", over, limit)]
+        for job in swept:
+            self._fail(job, "lease_expired", retryable=True)
+        return {job.id for job in swept}
+
+    # --- reports
+
+    def _settle(self, reports: Sequence[Report]) -> list[tuple[Answer, str]]:
+        """Record what completed first, then the rest in order."""
+        order = sorted(range(len(reports)), key=lambda n: reports[n].outcome != "completed")
+        verdicts = {number: self._report(reports[number]) for number in order}
+        return [verdicts[number] for number in range(len(reports))]
+
+    def _report(self, report: Report) -> tuple[Answer, str]:
+        """Record a report; return the answer, and the outcome on record if that is another."""
+        job = self.jobs.get(report.job_id)
+        if job is None:
+            return Answer.LOST, ""
+        if report.lease_id != job.lease_id:
+            end = job.ended.get(report.lease_id, "")
+            if end == report.outcome:
+                return Answer.ALREADY_RECORDED, ""
+            return Answer.CONFLICT if end in tuple(Outcome) else Answer.LOST, end
+        if report.outcome == "completed":
+            self._change(job, "completed", "completed")
+            job.result = report.result
+        elif report.outcome == "failed":
+            self._fail(job, "failed", report.retryable)
+        elif job.token - job.attempts < MAX_RELEASES:
+            self._change(job, "released", "pending")
+        else:
+            self._fail(job, "failed", retryable=True)
+            return Answer.CONFLICT, "failed"
+        return Answer.RECORDED, ""
+
+    def _fail(self, job: ExpectedJob, event: str, retryable: bool) -> None:
+        self._change(job, event, "failed")
+        if retryable and job.attempts < job.max_retries:
+            self._change(job, "retried", "pending")
+            job.run_at = self._retry_time(job)
+
+    def _retry_time(self, job: ExpectedJob) -> datetime:
+        """Return when it is retried: as the store chose, if the policy of the job allows that."""
+        policy = job.sent.backoff
+        exact = policy.base * policy.factor ** (job.attempts - 1)
+        shortest = math.floor(1000 * min(exact * (1 - JITTER), policy.cap))
+        longest = math.ceil(1000 * min(exact * (1 + JITTER), policy.cap))
+        row = self._database.reader.get(job.id)
+        chosen = (row.run_at - self._now) // timedelta(milliseconds=1) if row else 0
+        return self._now + timedelta(milliseconds=min(max(chosen, shortest), longest))
+
+    # --- operators
+
+    def apply(self, job_id: str, event: Cancelled | Retried) -> str | TenureError:
+        """Cancel or retry a job; return its id."""
+        job = self.jobs.get(job_id)
+        if job is None:
+            return JobNotFound(job_id)
+        if isinstance(event, Cancelled) and job.status not in SETTLED:
+            self._change(job, "cancelled", "cancelled")
+        elif isinstance(event, Retried) and job.status == "failed":
+            job.max_retries = max(job.max_retries, job.attempts) + event.more_retries
+            self._change(job, "retried", "pending")
+            job.run_at = self._now
+        else:
+            return IllegalTransition(job_id, job.status, event.name, ())
+        return job_id
+
+    def set_queue(self, name: str, paused: bool | None, max_pending: int | None) -> None:
+        """Pause or limit a queue; None leaves it as it is, -1 lifts the limit."""
+        if paused is not None:
+            (self._paused.add if paused else self._paused.discard)(name)
+        if max_pending is not None:
+            self._max_pending.pop(name, None)
+            if max_pending >= 0:
+                self._max_pending[name] = max_pending
+
+    def prune(self, settled_before: Mapping[str, datetime]) -> int:
+        """Forget the jobs that were deleted, which must have been settled before these times."""
+        old = [
+            job
+            for job in self.jobs.values()
+            if job.finished_at is not None and job.finished_at < settled_before[job.status]
+        ]
+        deleted = [job for job in old if job.id in self._gone]
+        if old and not deleted:
+            raise BrokenRule("pruning deleted nothing, and this job was due", old[0])
+        for job in deleted:
+            del self.jobs[job.id]
+            self._gone.remove(job.id)
+            self._keys.pop(job.sent.idempotency_key or "", None)
+        return len(deleted)
+
+    # --- transitions
+
+    def _change(self, job: ExpectedJob, event: str, status: str) -> None:
         """Change the status, and what changes with it whatever the event."""
-        if (job.status, event, target) not in LEGAL:
-            raise BrokenRule(f"illegal transition {job.status} -> {target} as {event}", job)
-        self.pending[job.queue] += (target == "pending") - (job.status == "pending")
-        if job.status == "processing":
-            if job.lease is None or job.lease in job.ended:
-                raise BrokenRule("a lease ended twice", job)
-            job.ended[job.lease] = event
-            job.lease = job.lease_end = None
-        job.status = target
-        if target in SETTLED:
-            job.finished_at = now
+        job.attempts += {"claimed": 1, "released": -1}.get(event, 0)
+        job.token += event == "claimed"
+        if job.lease_id is not None:
+            job.ended[job.lease_id] = event
+        job.lease_id = job.lease_expires_at = None
+        job.status = status
+        if status in SETTLED:
+            job.finished_at = self._now
             self.open.pop(job.id, None)
         else:
             job.finished_at = None
             self.open[job.id] = job
+        self.changed.setdefault(job.id, []).append(event)
 
-    def claim(self, job: ExpectedJob, lease: str | None, until: int) -> None:
-        forbid(job.attempts >= max(job.limit, 1), f"claimed after all {job.attempts} attempts", job)
-        if lease is None or lease in job.ended:
-            raise BrokenRule("a claim without a new lease", job)
-        job.attempts += 1
-        job.token += 1
-        job.lease, job.lease_end = lease, until
 
-    def due(self, now: int) -> list[ExpectedJob]:
-        return [
-            job
-            for job in self.open.values()
-            if job.status == "pending" and job.run_at <= now and job.queue not in self.paused
-        ]
-
-    def any_held(self) -> bool:
-        return any(job.lease is not None for job in self.open.values())
-
-    def delete(self, job: ExpectedJob, before: Mapping[str, int]) -> None:
-        """Forget a job; it must have been settled before the time for its status."""
-        if job.finished_at is None or job.finished_at >= before.get(job.status, 0):
-            raise BrokenRule("a job was deleted that had to be kept", job)
-        del self.all[job.id]
-        if job.checked_job.idempotency_key is not None:
-            del self.keys[job.checked_job.idempotency_key]
-
-    def start(self, job_id: str, token: int) -> None:
-        job = self.all.get(job_id)
-        if job is None:  # it was cancelled and deleted while its worker was frozen
-            return
-        forbid(token in job.started, f"a second run under token {token}", job)
-        forbid(token > job.token, f"a run under token {token}, which no worker claimed", job)
-        job.started.add(token)
-        if len(job.started) > max(job.limit, 1):
-            raise BrokenRule(f"{len(job.started)} runs of a job that may have {job.limit}", job)
+def _turn(call: Call) -> int:
+    """Return when a call is done: single jobs, batches, other calls, claims."""
+    if call.verb == "enqueue":
+        return int(len(call.arguments[0]) > 1)
+    return 3 if call.verb == "exchange" else 2

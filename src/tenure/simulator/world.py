@@ -1,20 +1,23 @@
-"""Virtual time and a bad network: events in their order, and what becomes of a message.
+"""One simulated world: its plan, virtual time, a bad network, and the servers.
 
 A world is one thread that takes the next event from a heap and jumps to its time. All chance comes
-from one seeded generator, drawn in the order of events, so the same seed plays the same world.
+from one seeded generator, drawn in the order of events, so the same seed plays the same world. Each
+world has only a subset of all faults (swarm testing): with all of them at once, each keeps the
+others from getting far. Limits are tiny, so that edge cases are common. Some worlds are busy and
+others quiet; faults and operators keep step with the jobs.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
 from tenure.errors import StoreUnavailable
-from tenure.simulator.auditor import Auditor
-from tenure.simulator.calls import UNKNOWN, AnsweredCall, SimulatedCall, work_of
+from tenure.simulator.auditor import UNKNOWN, Answered, Auditor
 from tenure.simulator.database import (
     CRASHES,
     FAILURES,
@@ -23,31 +26,90 @@ from tenure.simulator.database import (
     SimulatedDatabase,
     SimulatedSqlite,
 )
-from tenure.simulator.plan import WorldPlan
-from tenure.store.commit import Committer
+from tenure.simulator.expected import Call
+from tenure.store import transitions
+from tenure.store.commit import CallWork, Committer, EnqueueWork, ExchangeWork, Work
+from tenure.store.sqlite.connection import to_millis
+from tenure.store.tables import queues
+
+FAULTS = (
+    *("requests lost", "answers lost", "requests doubled", "messages delayed", "server crashes"),
+    *("failed commits", "worker crashes", "worker freezes", "heartbeats missed", "late reports"),
+    *("old reports repeated or contradicted", "reports under forged leases", "clock steps"),
+    *("hints lost", "sweepers away"),
+)
+"""What can go wrong in a world."""
+
+HABITS = (
+    *("keys", "delays", "priorities", "batches", "bursts", "cancels", "operator retries"),
+    *("pauses", "queue limits", "pruning", "handing back", "slow handlers"),
+)
+"""What people may do with the queue in a world, apart from adding and running jobs."""
+
+AT_ONCE: dict[str, Any] = {"base": 0, "factor": 1, "cap": 0}
+SOON: dict[str, Any] = {"base": 2, "factor": 3, "cap": 60}
+LATER: dict[str, Any] = {"base": 60, "factor": 2, "cap": 600}
 
 PATIENCE_SECONDS = 10.0  # after this a caller assumes that no answer will come
 MAX_DOWN_SECONDS = 60.0
+MAX_PRUNED = 500  # jobs in one transaction
 IDLE_LEFT_OUT = 0.95
 """Share of the calls that find nothing to do, and change no job, that are not played."""
 
 Reply = Callable[[Any], None]
 
+ON_STORE: Mapping[str, Callable[..., Any]] = {
+    "renew": lambda db, leases, seconds: db.renew(leases, seconds),
+    "sweep": lambda db, limit: {steps[0].id for steps in transitions.sweep(db, limit)},
+    "prune": lambda db, settled_before: db.prune(settled_before, MAX_PRUNED),
+    "apply": lambda db, job_id, event: transitions.apply(db, job_id, event).id,
+    "set_queue": lambda db, name, paused, max_pending: queues.set_queue(
+        db, name, paused=paused, max_pending=max_pending, actor="operator"
+    ),
+}
+"""What a store does for a call, other than an enqueue or an exchange."""
+
+
+class WorldPlan:
+    """One world, as its seed draws it. Times are in seconds."""
+
+    def __init__(self, chance: Random) -> None:
+        pick = chance.choice
+        self.gap = pick((240.0, 900.0, 1_800.0, 3_600.0))  # between two enqueues of one producer
+        self.has = {name for name in FAULTS if chance.random() < 0.5}
+        self.has |= {name for name in HABITS if chance.random() < 0.5}
+        self.rate = pick((0.01, 0.05, 0.2))  # chance of a network fault, per message
+        # Between crashes, freezes, clock steps and absences:
+        self.between_faults = self.gap * pick((1.0, 3.0, 10.0))
+        self.servers = pick((1, 1, 2, 3))
+        self.workers = pick((1, 2, 3))
+        self.slots = pick((1, 2, 4))  # jobs that a worker runs at once
+        self.ahead = pick((0, 1, 2))  # jobs that it claims beyond them
+        self.batch = pick((1, 2, 5))  # most jobs of one claim
+        self.producers = pick((1, 2))
+        self.sweepers = pick((1, 2))
+        self.sweep_limit = pick((1, 3, 500))
+        self.queues = pick((("default",), ("default", "mail"), ("a", "b", "c")))
+        self.lease = pick((3.0, 10.0, 30.0, 30.0, 120.0))
+        self.commit = pick((0.0, 0.005, 0.2, 2.0))  # longest time that a call waits for a commit
+        self.poll = pick((60.0, 180.0))
+        self.backoffs = pick(((AT_ONCE,), (AT_ONCE, SOON), (SOON, LATER)))
+        self.limits = pick(((0, 1, 2, 3), (1,), (2, 3), (3,)))  # max_retries
+
 
 class World:
-    """Time, chance, the network, the servers, and the auditor who watches them."""
+    """Time, chance, the servers, and the auditor who watches them."""
 
-    def __init__(self, plan: WorldPlan, chance: Random) -> None:
-        self.plan = plan
+    def __init__(self, chance: Random) -> None:
         self.chance = chance
+        self.plan = WorldPlan(chance)
         self.database = SimulatedDatabase()
         self.now = 0.0  # seconds since the world began
         self.clock_off = 0.0  # seconds by which the store's clock is ahead of that
         self.calm = False  # whether the faults have stopped, so that all jobs must end
         self.wake: list[Callable[[], None]] = []  # called when there may be work
         self.auditor = Auditor(self.database, lambda: self.now)
-        self.servers = [SimulatedServer(self, number) for number in range(plan.servers)]
-        self._part_of_it = plan.faults | plan.habits
+        self.servers = [SimulatedServer(self, n + 1) for n in range(self.plan.servers)]
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self._ids = 0
@@ -74,8 +136,8 @@ class World:
             self.now, _, act = heapq.heappop(self._events)
             act()
 
-    def store_time(self) -> int:
-        return START + round((self.now + self.clock_off) * 1000)
+    def store_time(self) -> datetime:
+        return START + timedelta(milliseconds=round((self.now + self.clock_off) * 1000))
 
     def skips(self, idle: bool) -> bool:
         """Return True if a call is not played because it would find nothing to do."""
@@ -87,52 +149,29 @@ class World:
 
     def has(self, fault: str) -> bool:
         """Return True if `fault` (or a habit) is part of this world, and has not stopped."""
-        return not self.calm and fault in self._part_of_it
+        return not self.calm and fault in self.plan.has
 
     def strikes(self, fault: str, odds: float | None = None) -> bool:
         """Return True if `fault` happens now: by `odds`, by default those of the plan."""
         return self.has(fault) and self.chance.random() < (self.plan.rate if odds is None else odds)
 
-    def counted(self, fault: str, odds: float | None = None, *, name: str | None = None) -> bool:
-        """As `strikes`; and count it under `name`, by default that of the fault."""
+    def counted(self, fault: str, odds: float | None = None) -> bool:
+        """As `strikes`; and count it."""
         if struck := self.strikes(fault, odds):
-            self.auditor.count(name or fault)
+            self.auditor.count(fault)
         return struck
 
     def new_id(self) -> str:
         """Make a job id as `jobs.ids` would at this time, but by this world's chance."""
         self._ids += 1
-        at = START + int(self.now * 1000)
+        at = to_millis(START) + int(self.now * 1000)
         tail = f"{self.chance.getrandbits(62) | 1 << 63:016x}"
         head = f"{at:012x}7{self._ids & 0xFFF:03x}"
         return f"{head[:8]}-{head[8:12]}-{head[12:]}-{tail[:4]}-{tail[4:]}"
 
-    # --- the network
-
-    def call(self, server: SimulatedServer, caller: str, call: SimulatedCall, then: Reply) -> None:
-        """Send `call` to a server; `then` gets one answer, UNKNOWN if none comes in time."""
-        answered = False
-
-        def answer(what: Any) -> None:
-            nonlocal answered
-            if not answered:
-                answered = True
-                then(what)
-
-        def reply(what: Any) -> None:
-            if not self.counted("answers lost"):
-                self.later(self._latency(), lambda: answer(what))
-
-        self.later(PATIENCE_SECONDS, lambda: answer(UNKNOWN))
-        if self.counted("requests lost"):
-            return
-        self.later(self._latency(), lambda: server.receive(caller, call, reply))
-        if self.counted("requests doubled"):
-            again = self.chance.random() * 2 * self.plan.lease
-            self.later(again, lambda: server.receive(caller, call, lambda _: None))
-
-    def _latency(self) -> float:
-        if self.counted("slow network", name="messages delayed"):
+    def latency(self) -> float:
+        """Return how many seconds a message is on its way."""
+        if self.counted("messages delayed"):
             return self.chance.random() * 2 * self.plan.lease
         return 0.001 + self.chance.random() * 0.02
 
@@ -148,17 +187,17 @@ class SimulatedServer:
 
     def __init__(self, world: World, number: int) -> None:
         self._world = world
-        self.name = f"server {number + 1}"
+        self._name = f"server {number}"
         self._start()
 
     def _start(self) -> None:
         """Start a new process, which remembers nothing."""
         self._up = True
-        self._waiting: list[tuple[str, SimulatedCall, Reply]] = []
+        self._waiting: list[tuple[str, Call, Reply]] = []
         self._db = SimulatedSqlite(self._world.database)
         self._committer = Committer([self._db], self._world.notify, clock=lambda: self._world.now)
 
-    def receive(self, caller: str, call: SimulatedCall, reply: Reply) -> None:
+    def receive(self, caller: str, call: Call, reply: Reply) -> None:
         if not self._up:
             reply(UNKNOWN)
             return
@@ -171,8 +210,8 @@ class SimulatedServer:
         if not self._up or not self._waiting:
             return
         batch, self._waiting = self._waiting, []
-        works = [work_of(call) for _, call, _ in batch]
-        fault = self._fault()
+        works = [_work_of(call) for _, call, _ in batch]
+        fault = self._choose_fault()
         self._world.database.now = self._world.store_time()
         self._db.arm(fault, self._world.chance.randrange(1, 3_000) if fault else 0)
         try:
@@ -180,7 +219,7 @@ class SimulatedServer:
         except SimulatedCrash:
             self._db.rollback()
         answered = [
-            AnsweredCall(caller, call, _answer_of(work.future))
+            Answered(caller, call, _answer_of(work.future))
             for (caller, call, _), work in zip(batch, works, strict=True)
         ]
         crashed = fault in CRASHES
@@ -191,8 +230,8 @@ class SimulatedServer:
         for (_, _, reply), one in zip(batch, answered, strict=True):
             reply(one.answer)
 
-    def _fault(self) -> str:
-        if self._world.counted("failing commits", 0.02, name="failed commits"):
+    def _choose_fault(self) -> str:
+        if self._world.counted("failed commits", 0.02):
             return self._world.chance.choice(FAILURES)
         if self._world.counted("server crashes", 0.005):
             return self._world.chance.choice(CRASHES)
@@ -200,9 +239,17 @@ class SimulatedServer:
 
     def _crash(self, how: str) -> None:
         """End, with all calls that waited here, and start again after a while."""
-        self._world.auditor.note(f"{self.name}: {how}")
+        self._world.auditor.note(f"{self._name}: {how}")
         self._up = False
         self._world.later(self._world.chance.random() * MAX_DOWN_SECONDS, self._start)
+
+
+def _work_of(call: Call) -> Work:
+    if call.verb == "enqueue":
+        return EnqueueWork(*call.arguments)
+    if call.verb == "exchange":
+        return ExchangeWork(*call.arguments)
+    return CallWork(call.verb, lambda db: ON_STORE[call.verb](db, *call.arguments))
 
 
 def _answer_of(future: Future[Any]) -> Any:
@@ -223,10 +270,29 @@ class SimulatedClient:
         self.name = name
         self._server = world.chance.choice(world.servers)
 
-    def send(self, call: SimulatedCall, then: Reply = lambda _: None) -> None:
+    def send(self, verb: str, *arguments: Any, then: Reply = lambda _: None) -> None:
+        """Send a call; `then` gets one answer, UNKNOWN if none comes in time."""
+        world, server, caller = self.world, self._server, self.name
+        call = Call(verb, arguments)
+        answered = False
+
         def answer(what: Any) -> None:
+            nonlocal answered
+            if answered:
+                return
+            answered = True
             if what is UNKNOWN:
-                self._server = self.world.chance.choice(self.world.servers)
+                self._server = world.chance.choice(world.servers)
             then(what)
 
-        self.world.call(self._server, self.name, call, answer)
+        def reply(what: Any) -> None:
+            if not world.counted("answers lost"):
+                world.later(world.latency(), lambda: answer(what))
+
+        world.later(PATIENCE_SECONDS, lambda: answer(UNKNOWN))
+        if world.counted("requests lost"):
+            return
+        world.later(world.latency(), lambda: server.receive(caller, call, reply))
+        if world.counted("requests doubled"):
+            again = world.chance.random() * 2 * world.plan.lease
+            world.later(again, lambda: server.receive(caller, call, lambda _: None))
