@@ -18,10 +18,10 @@ from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
 from tenure.jobs.queries import Query
 from tenure.jobs.stats import QueueState, WorkerState
-from tenure.lifecycle import Job
+from tenure.lifecycle import Job, Status
 from tenure.store.dialect import Dialect
 from tenure.store.rows import COLUMNS, job_of, selected
-from tenure.store.search_sql import Searches
+from tenure.store.search import Statement
 from tenure.store.tables import workers
 from tenure.store.tables.stats import StatsReader
 
@@ -35,7 +35,6 @@ class Reader(ABC):
     """Safe to call from any thread. Every method may raise StoreUnavailable."""
 
     dialect: Dialect
-    searches: Searches
     heads: str
     """A WITH clause with the table `head`: the first job (queue, run_at) of each lane."""
 
@@ -73,6 +72,16 @@ class Reader(ABC):
     ) -> list[tuple[str, str, str]]:
         """Return stored facts that break an invariant: (invariant, job id, what was found)."""
 
+    @staticmethod
+    @abstractmethod
+    def listing(what: str, query: Query) -> Statement:
+        """Select `what` of the jobs of a query, in its order."""
+
+    @staticmethod
+    @abstractmethod
+    def gathered(status: Status) -> str:
+        """Return the table of jobs, to be read by the index of a status that few of them have."""
+
     # --- jobs
 
     def clock(self) -> datetime:
@@ -91,29 +100,14 @@ class Reader(ABC):
 
     def find(self, query: Query) -> list[Job]:
         """Return the jobs of a query, in its order, without the bounds of `search.py`."""
-        rows = self.rows_by_index(*self.searches.listing(self._job, query))
+        rows = self.rows_by_index(*self.listing(self._job, query))
         return [job_of(row, self.dialect.to_time) for row in rows]
-
-    def find_ids(self, query: Query) -> list[str]:
-        """Return the ids of the jobs that `find` would return."""
-        statement = self.searches.listing(self.dialect.id("id"), query)
-        return [id for (id,) in self.rows_by_index(*statement)]
 
     def count(self, query: Query) -> int:
         """Return how many jobs `find` would return."""
-        return int(self.rows_by_index(*self.searches.counting(query))[0][0])
-
-    def waiting(self, query: Query, most: int) -> int:
-        """Return how many jobs have the query's status, up to `most`.
-
-        If that is pending, only the jobs of the query's queue count.
-        """
-        return int(self.rows_by_index(*self.searches.waiting(query, most))[0][0])
-
-    def edge(self, query: Query, rows: int) -> str | None:
-        """Return the id of the last of so many rows that a search passes, None if fewer exist."""
-        found = self.rows_by_index(*self.searches.edge(query, rows))
-        return found[0][0] if found else None
+        statement, values = self.listing("1", query)
+        found = self.rows_by_index(f"SELECT count(*) FROM ({statement}) AS found", values)
+        return int(found[0][0])
 
     @abstractmethod
     def ahead(self, job: Job) -> int:

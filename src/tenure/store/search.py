@@ -7,15 +7,17 @@ status has few jobs, their partial index is read whole instead. The same for bot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tenure.jobs import ids
 from tenure.jobs.queries import Counted, Filter, Page, Query
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import Job, Status
+from tenure.store.constraints import quoted
+from tenure.store.dialect import Dialect
 
 if TYPE_CHECKING:
     from tenure.store.reader import Reader
@@ -31,6 +33,12 @@ AT_ONCE = 50
 CLOCKS_APART = timedelta(hours=1)
 """How far the clock that made a job's id may be from the store's: searches by time start and end at
 ids of that time, so that they need not walk there."""
+
+ENDED = (Status.FAILED, Status.CANCELLED)
+"""What the index `job_ended` holds, in the order of its condition."""
+
+Statement = tuple[str, list[Any]]
+"""A statement and its values."""
 
 _FOLDED = {ord("A") + n: ord("a") + n for n in range(26)}
 
@@ -51,11 +59,44 @@ def between(query: Query) -> tuple[str | None, str | None]:
     return after, before
 
 
-def along_ids(query: Query, status: str | None) -> Query:
-    """Return the query for the rows that a search passes: all, or those of an indexed status."""
+def edge(read: Reader, query: Query, rows: int) -> Statement:
+    """Select the id of the last of so many rows that a search passes, if there are as many.
+
+    It passes all rows, or those of an indexed status.
+    """
     after, before = between(query)
-    oldest_first = query.oldest_first
-    return Query(status=status, after=after, before=before, oldest_first=oldest_first, limit=1)
+    status = query.status if query.status in ENDED else None
+    along = Query(
+        status=status, after=after, before=before, oldest_first=query.oldest_first, limit=1
+    )
+    statement, values = read.listing(read.dialect.id("id"), along)
+    return f"{statement} OFFSET {int(rows) - 1}", values
+
+
+def waiting(read: Reader, query: Query, most: int) -> Statement:
+    """Count the jobs, up to `most`, in the status of a query, and in its queue if pending."""
+    status = Status(query.status or "")
+    where, values = f"status = {quoted(status)}", list[Any]()
+    if status is Status.PENDING and query.queue is not None:
+        where, values = f"{where} AND queue = {read.dialect.value}", [query.queue]
+    some = f"SELECT 1 FROM {read.gathered(status)} WHERE {where} LIMIT {int(most)}"
+    return f"SELECT count(*) FROM ({some}) AS waiting", values
+
+
+def others(d: Dialect, query: Query) -> Iterator[tuple[str, Any]]:
+    """Yield the conditions that no index helps with, and their values."""
+    compared = (
+        ("type =", query.type),
+        ("queue =", query.queue),
+        ("created_at >=", d.to_bound(query.created_after)),
+        ("created_at <", d.to_bound(query.created_before)),
+        ("created_at <=", d.to_bound(query.created_by)),
+        ("finished_at <=", d.to_bound(query.settled_by)),
+    )
+    yield from ((f"{part} {d.value}", value) for part, value in compared if value is not None)
+    for column, text in (("last_error", query.error), ("payload", query.text)):
+        if text is not None:
+            yield d.folded.format(column=column), folded(text)
 
 
 def fits(filter: Filter, job: Job) -> bool:
@@ -99,7 +140,8 @@ def some_ids(read: Reader, query: Query) -> tuple[Sequence[str], str | None]:
         found = page(read, query)
         return [job.id for job in found.jobs], found.next
     span = bounded(read, query)
-    some = read.find_ids(span)
+    statement = read.listing(read.dialect.id("id"), span)
+    some = [id for (id,) in read.rows_by_index(*statement)]
     return some, some[-1] if len(some) == query.limit else span.through
 
 
@@ -123,9 +165,10 @@ def bounded(read: Reader, query: Query) -> Query:
     if _is_indexed(query):
         return query
     waits = query.status in (Status.PENDING, Status.PROCESSING)
-    if waits and read.waiting(query, most + 1) <= most:
+    if waits and read.rows_by_index(*waiting(read, query, most + 1))[0][0] <= most:
         return replace(query, gather=True)
-    return replace(query, through=read.edge(query, most), most=most)
+    last = read.rows_by_index(*edge(read, query, most))
+    return replace(query, through=last[0][0] if last else None, most=most)
 
 
 def _is_indexed(query: Query) -> bool:

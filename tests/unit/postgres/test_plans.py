@@ -12,15 +12,15 @@ import pytest
 from tenure.jobs.ids import new_ids
 from tenure.jobs.queries import Query
 from tenure.lifecycle import Status
+from tenure.store import search
 from tenure.store.postgres import lanes as lanes
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import Uuids, address_of
 from tenure.store.postgres.reader import AHEAD, BY_INDEX, PostgresReader
-from tenure.store.postgres.search import PostgresSearches
 from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.writer import Postgres
 from tenure.store.rows import COLUMNS, selected
-from tenure.store.search_sql import ENDED
+from tenure.store.search import ENDED
 from tenure.store.tables import stats_sql
 from tests.support.store import claim_request
 from tests.unit.postgres.connections import Connection, add, ask_in_store_session, take
@@ -53,7 +53,7 @@ def kept_plans(raw: Connection) -> list[str]:
 
 
 ROWS = 1_000_000
-searches = PostgresSearches()
+reader = PostgresReader("postgresql:///plans")
 JOB_COLUMNS = selected(DIALECT, COLUMNS)
 
 
@@ -124,8 +124,8 @@ def check_search(url: str, raw: Connection, last: str) -> None:
         along = "job_" if status in ENDED else "job_pkey"  # where many have failed, either
         plain = Query(status=status, before=last) if status in (None, *ENDED) else None
         span = Query(status=status, before=last, through=last, most=10_000, **others)
-        asked = [searches.listing(JOB_COLUMNS, query) for query in (plain, span) if query]
-        for statement, values in (*asked, searches.edge(span, 10_000)):
+        asked = [reader.listing(JOB_COLUMNS, query) for query in (plain, span) if query]
+        for statement, values in (*asked, search.edge(reader, span, 10_000)):
             found = plan(raw, url, statement, *values, begin=SEARCHING)
             assert f"Scan Backward using {along}" in found
             assert "Seq Scan" not in found
@@ -133,7 +133,7 @@ def check_search(url: str, raw: Connection, last: str) -> None:
         if status in (Status.PENDING, Status.PROCESSING):
             index = "job_ready" if status is Status.PENDING else "job_lease"
             gathered = Query(status=status, before=last, type="mail", gather=True)
-            few = (searches.listing(JOB_COLUMNS, gathered), searches.waiting(gathered, 10_000))
+            few = (reader.listing(JOB_COLUMNS, gathered), search.waiting(reader, gathered, 10_000))
             for statement, values in few:
                 found = plan(raw, url, statement, *values, begin=SEARCHING)
                 assert f"using {index}" in found

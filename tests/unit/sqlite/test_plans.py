@@ -14,18 +14,18 @@ import pytest
 from tenure.jobs.ids import EPOCH
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.lifecycle import Status
-from tenure.store import migrate_store
+from tenure.store import migrate_store, search
 from tenure.store.rows import COLUMNS, selected
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import connect
 from tenure.store.sqlite.reader import AHEAD, SqliteReader
-from tenure.store.sqlite.search import GATHERED_BY, SqliteSearches
+from tenure.store.sqlite.search import GATHERED_BY
 from tenure.store.sqlite.statements import DIALECT, SHAPES, OverRows
 from tenure.store.sqlite.writer import calls
 from tenure.store.tables import stats_sql
 
 ROWS = 1_000_000
-searches = SqliteSearches()
+reader = SqliteReader(Path())
 JOB_COLUMNS = selected(DIALECT, COLUMNS)
 
 
@@ -125,7 +125,7 @@ def test_a_list_page_starts_at_its_key(
 ) -> None:
     """In the order of an index, so that nothing is sorted; those that failed have their own."""
     index = "tenure_job_ended" if "status=" in keys else "sqlite_autoindex_tenure_job_1"
-    (found,) = plan(crowded, *searches.listing(JOB_COLUMNS, query)).splitlines()
+    (found,) = plan(crowded, *reader.listing(JOB_COLUMNS, query)).splitlines()
     assert found.endswith(f"tenure_job USING INDEX {index} {keys}".rstrip())
 
 
@@ -149,12 +149,12 @@ def test_a_search_reads_no_further_than_its_bound(
     span = replace(asked, through=LAST)
     by_status = status in ("failed", "cancelled")
     index = "tenure_job_ended (status=? AND " if by_status else "sqlite_autoindex_tenure_job_1 ("
-    (found,) = plan(crowded, *searches.listing("id", span)).splitlines()
+    (found,) = plan(crowded, *reader.listing("id", span)).splitlines()
     assert f"tenure_job USING INDEX {index}" in found
     assert found.endswith("id>? AND id<?)")  # whatever the other conditions say
-    (found,) = plan(crowded, *searches.edge(asked, 10_000)).splitlines()
+    (found,) = plan(crowded, *search.edge(reader, asked, 10_000)).splitlines()
     assert f"tenure_job USING COVERING INDEX {index}" in found
-    assert crowded.execute(*searches.edge(Query(status="failed"), 3)).fetchone() == (
+    assert crowded.execute(*search.edge(reader, Query(status="failed"), 3)).fetchone() == (
         f"1{ROWS - 2:035d}",
     )
 
@@ -167,9 +167,9 @@ def test_the_few_of_a_status_are_read_by_their_index(
     index = f"tenure_job USING {{}}INDEX {GATHERED_BY[status]}"
     for before in (None, LAST):
         query = Query(status=status, before=before, text="x", gather=True)
-        assert index.format("") in plan(crowded, *searches.listing(JOB_COLUMNS, query))
+        assert index.format("") in plan(crowded, *reader.listing(JOB_COLUMNS, query))
     for queue in (None, "default"):
-        found = plan(crowded, *searches.waiting(Query(status=status, queue=queue), 10_000))
+        found = plan(crowded, *search.waiting(reader, Query(status=status, queue=queue), 10_000))
         assert index.format("COVERING ") in found
         assert "ORDER BY" not in found
 

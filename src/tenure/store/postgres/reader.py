@@ -16,8 +16,8 @@ from tenure.jobs.queries import MAX_AHEAD
 from tenure.lifecycle import Job
 from tenure.store import audit
 from tenure.store.postgres import listen as postgres_watch
+from tenure.store.postgres import search
 from tenure.store.postgres.connection import CONNECTED, NOW, address_of
-from tenure.store.postgres.search import PostgresSearches
 from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, answering
 from tenure.store.reader import Reader
@@ -82,7 +82,8 @@ class PostgresReader(Reader):
     """Read connections to one database."""
 
     dialect = DIALECT
-    searches = PostgresSearches()
+    listing = staticmethod(search.listing)
+    gathered = staticmethod(search.gathered)
     heads = HEADS
 
     def __init__(self, url: str) -> None:

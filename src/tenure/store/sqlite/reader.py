@@ -15,9 +15,9 @@ from tenure.jobs.queries import MAX_AHEAD
 from tenure.lifecycle import Job
 from tenure.store import audit
 from tenure.store.reader import Reader
+from tenure.store.sqlite import search
 from tenure.store.sqlite import watch as sqlite_watch
 from tenure.store.sqlite.connection import connect, to_millis
-from tenure.store.sqlite.search import SqliteSearches
 from tenure.store.sqlite.statements import DIALECT
 
 MAX_IDLE = 8
@@ -68,7 +68,8 @@ class SqliteReader(Reader):
     """Read connections to one file."""
 
     dialect = DIALECT
-    searches = SqliteSearches()
+    listing = staticmethod(search.listing)
+    gathered = staticmethod(search.gathered)
     heads = HEADS
 
     def __init__(self, path: Path) -> None:
