@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Send
@@ -88,7 +89,7 @@ class Call:
 
     def header(self, name: str) -> str | None:
         """Return a header, or None; raises InvalidInput if it was sent several times."""
-        values = sent(self.request, name.lower().encode())
+        values = self.request.headers.getlist(name)
         if len(values) > 1:
             raise InvalidInput("send this header once", path=name)
         return values[0] if values else None
@@ -130,20 +131,30 @@ class Dispatcher:
         ]
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
         try:
-            route, path = self._find(scope)
-            caller: Caller = scope[CALLER]
-            if route.scopes and not caller.may(route.scopes):
-                needed = " or ".join(sorted(route.scopes))
-                raise Forbidden(f"this call needs a token with the scope {needed}, or admin")
-        except (Refusal, Forbidden) as refusal:
-            response = as_problem(scope, refusal)
-        else:
-            call = Call(self._app, self._notifier, request, path, caller, self._redaction)
-            response = await _run(route, call)
+            response = await self._run(Request(scope, receive))
+        except ClientDisconnect:
+            response = Response(status_code=499)  # the client is gone and does not read it
+        except Exception as error:
+            response = _failed(scope, error)
         failpoints.hit("http.before_answer")
         await response(scope, receive, send)
+
+    async def _run(self, request: Request) -> Response:
+        route, path = self._find(request.scope)
+        caller: Caller = request.scope[CALLER]
+        if route.scopes and not caller.may(route.scopes):
+            needed = " or ".join(sorted(route.scopes))
+            raise Forbidden(f"this call needs a token with the scope {needed}, or admin")
+        call = Call(self._app, self._notifier, request, path, caller, self._redaction)
+        call.query = _read_query(route, request)
+        if route.body is not None:
+            call.body = await _read_body(route.body, request)
+        if route.is_async:
+            response: Response = await route.endpoint(call)
+        else:
+            response = await run_in_threadpool(route.endpoint, call)
+        return response
 
     def _find(self, scope: AsgiScope) -> tuple[Route, Mapping[str, str]]:
         """Return the route of a request and the variable parts of its path; raises Refusal."""
@@ -179,38 +190,23 @@ def _matcher(path: str) -> Callable[[str], re.Match[str] | None]:
     return re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", path)).fullmatch
 
 
-async def _run(route: Route, call: Call) -> Response:
-    request = call.request
-    try:
-        call.query = _read_query(route, request)
-        if route.body is not None:
-            call.body = await _read_body(route.body, request)
-        if route.is_async:
-            response: Response = await route.endpoint(call)
-        else:
-            response = await run_in_threadpool(route.endpoint, call)
-        return response
-    except ClientDisconnect:
-        return Response(status_code=499)  # the client is gone and does not read it
-    except Exception as error:
-        response = as_problem(request.scope, error)
-        request_id = response.headers[REQUEST_ID]
-        if isinstance(error, StoreUnavailable | SchemaMismatch):
-            log.warning("%s %s, request %s: %s", route.method, route.path, request_id, error)
-        elif not isinstance(error, TenureError | Refusal):
-            log.exception("%s %s, request %s failed", route.method, route.path, request_id)
-        if isinstance(error, PayloadTooLarge) and _declared_bytes(request) > MAX_DISCARDED:
-            response.headers["Connection"] = "close"
-        return response
+def _failed(scope: AsgiScope, error: Exception) -> Response:
+    """Return the answer to a call that failed, and log what is not the caller's doing."""
+    response = as_problem(scope, error)
+    path = quote(scope["path"], errors="replace")
+    what = f"{scope['method']} {path}, request {response.headers[REQUEST_ID]}"
+    if isinstance(error, StoreUnavailable | SchemaMismatch):
+        log.warning("%s: %s", what, error)
+    elif not isinstance(error, TenureError | Refusal):
+        log.error("%s failed", what, exc_info=error)
+    elif (
+        isinstance(error, PayloadTooLarge) and _declared_bytes(Headers(scope=scope)) > MAX_DISCARDED
+    ):
+        response.headers["Connection"] = "close"
+    return response
 
 
 # --- reading what was sent ------------------------------------------------------------------------
-
-
-def sent(request: Request, header: bytes) -> list[str]:
-    """Return every value of a header, whose name is given in lower case."""
-    headers = request.scope["headers"]
-    return [value.decode("latin-1") for name, value in headers if name == header]
 
 
 def _read_query(route: Route, request: Request) -> Any:
@@ -245,12 +241,12 @@ async def _read_body(body: Body, request: Request) -> Any:
 
 def _check_media_type(request: Request, *, optional: bool) -> None:
     """Refuse everything but plain JSON in UTF-8: other sites' pages could send forms or text."""
-    given = sent(request, b"content-type")
+    given = request.headers.getlist("content-type")
     if not given and optional:
         return
     media_type, _, parameters = (given[0] if len(given) == 1 else "").partition(";")
     charset = parameters.strip().lower().replace('"', "").replace(" ", "")
-    (encoding, *_) = sent(request, b"content-encoding") or ["identity"]
+    encoding = request.headers.get("content-encoding", "identity")
     if media_type.strip().lower() != JSON or charset not in ("", "charset=utf-8"):
         raise _unsupported(f"send Content-Type: {JSON}, in UTF-8")
     if encoding.strip().lower() != "identity":
@@ -264,14 +260,21 @@ def _unsupported(detail: str) -> Refusal:
 
 async def _receive(request: Request, limit: int) -> bytes:
     """Receive the body, at most `limit` bytes, within `RECEIVE_SECONDS`."""
-    if sent(request, b"content-length") and _declared_bytes(request) > limit:
+    if "content-length" in request.headers and _declared_bytes(request.headers) > limit:
         raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
     task = asyncio.current_task()
     assert task is not None
     # Like `asyncio.timeout`, at a third of the cost, which would exceed that of reading the body.
     timer = asyncio.get_running_loop().call_later(RECEIVE_SECONDS, task.cancel, _TOO_SLOW)
+    chunks: list[bytes] = []
+    size = 0
     try:
-        return await _whole_body(request, limit)
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
+            chunks.append(chunk)
+        return b"".join(chunks)
     except asyncio.CancelledError as cancelled:
         if cancelled.args != (_TOO_SLOW,) or task.uncancel():  # another cancellation
             raise
@@ -289,26 +292,9 @@ async def _receive(request: Request, limit: int) -> bytes:
 _TOO_SLOW = "the body took too long"
 
 
-async def _whole_body(request: Request, limit: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    more = True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
-        chunks.append(chunk)
-        more = message.get("more_body", False)
-    return b"".join(chunks)
-
-
-def _declared_bytes(request: Request) -> int:
+def _declared_bytes(headers: Headers) -> int:
     """Return the declared length of a body; more than any limit if none is declared."""
-    (length, *_) = sent(request, b"content-length") or [""]
+    length = headers.get("content-length", "")
     return int(length) if length.isdecimal() and len(length) < 16 else 10**16
 
 
@@ -331,11 +317,10 @@ def convert(value: object, kind: type[T], *, strict: bool = True, root: str = "$
 
 def _whole(value: object, kind: Any) -> object:
     """Return `value` with 58.0 as 58 where an integer is wanted: JSON has one kind of number."""
-    if typing.get_origin(kind) is typing.Annotated or typing.get_origin(kind) is list:
-        inner = typing.get_args(kind)[0]
-        if isinstance(value, list) and typing.get_origin(kind) is list:
-            return [_whole(item, inner) for item in value]
-        return _whole(value, inner)
+    while typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is list and isinstance(value, list):
+        return [_whole(item, typing.get_args(kind)[0]) for item in value]
     if not isinstance(value, dict) or not issubclass(kind, msgspec.Struct):
         return value
     whole = _whole_fields(kind)
@@ -347,14 +332,5 @@ def _whole(value: object, kind: Any) -> object:
 
 @functools.cache
 def _whole_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
-    info = msgspec.inspect.type_info(kind)
-    assert isinstance(info, msgspec.inspect.StructType)
-    return frozenset(field.encode_name for field in info.fields if _is_whole(field.type))
-
-
-def _is_whole(kind: msgspec.inspect.Type) -> bool:
-    if isinstance(kind, msgspec.inspect.Metadata):
-        return _is_whole(kind.type)
-    if isinstance(kind, msgspec.inspect.UnionType):
-        return any(map(_is_whole, kind.types))
-    return isinstance(kind, msgspec.inspect.IntType)
+    types = typing.get_type_hints(kind)  # without their annotations
+    return frozenset(name for name, type in types.items() if int in (type, *typing.get_args(type)))

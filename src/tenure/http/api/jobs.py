@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from tenure.app.core import MAX_COUNTED, MAX_LISTED
 from tenure.app.shown import transitions_shown
-from tenure.http.api.call import Call, answer, convert, sent
+from tenure.http.api.call import Call, answer, convert
 from tenure.jobs.bulk_actions import Action
 from tenure.jobs.enqueue import Enqueued, NewJob, Options
 from tenure.jobs.names import check_key
@@ -65,7 +65,7 @@ async def create_jobs(call: Call) -> Response:
 
 
 async def _add(call: Call, new_jobs: list[NewJob], *, batch: bool = False) -> list[Enqueued]:
-    given = sent(call.request, b"traceparent")
+    given = call.request.headers.getlist("traceparent")
     parent = tracing.given(given) if given else None
     return await asyncio.wrap_future(call.app.core.add(new_jobs, batch=batch, traceparent=parent))
 
