@@ -17,7 +17,7 @@ import msgspec
 import tenure
 from tenure.http.api.call import JSON
 from tenure.jobs import durations, ids, payload
-from tenure.jobs.names import MAX_NAME_LENGTH, NAME_PATTERN
+from tenure.jobs.names import KEY_PATTERN, MAX_KEY_LENGTH, MAX_NAME_LENGTH, NAME_PATTERN
 from tenure.tokens.scopes import Scope
 from tenure.wire import problems, requests
 
@@ -35,6 +35,13 @@ DURATION = (
     rf"|^PT(?=[0-9])({_N}H)?({_N}M)?({_N}(\.[0-9]{{1,3}})?S)?$"
 )
 TEXT = "^[^\\u0000]*$"
+
+
+def _duration(description: str, minimum: float) -> dict[str, Any]:
+    number = {"type": "number", "minimum": minimum, "maximum": durations.MAX_SECONDS}
+    text = {"type": "string", "pattern": DURATION, "maxLength": durations.MAX_LENGTH}
+    return {"description": description, "anyOf": [number, text]}
+
 
 HAND_WRITTEN: Mapping[str, Any] = {
     "Json": {
@@ -55,20 +62,8 @@ HAND_WRITTEN: Mapping[str, Any] = {
         "propertyNames": {"pattern": TEXT},
         "additionalProperties": {"$ref": "#/components/schemas/Json"},
     },
-    "Duration": {
-        "description": "Seconds, or text: `30s`, `1h30m`, `250ms`, `PT5M`.",
-        "anyOf": [
-            {"type": "number", "minimum": 0, "maximum": durations.MAX_SECONDS},
-            {"type": "string", "pattern": DURATION, "maxLength": durations.MAX_LENGTH},
-        ],
-    },
-    "PositiveDuration": {
-        "description": "A duration above 0, of a microsecond or more.",
-        "anyOf": [
-            {"type": "number", "minimum": 0.000001, "maximum": durations.MAX_SECONDS},
-            {"type": "string", "pattern": DURATION, "maxLength": durations.MAX_LENGTH},
-        ],
-    },
+    "Duration": _duration("Seconds, or text: `30s`, `1h30m`, `250ms`, `PT5M`.", 0),
+    "PositiveDuration": _duration("A duration above 0, of a microsecond or more.", 0.000001),
 }
 
 TOKEN = {
@@ -93,22 +88,30 @@ RULES: Mapping[str, Any] = {
 PATH_PARAMETERS: Mapping[str, Any] = {
     "id": {"type": "string", "pattern": ids.ID_PATTERN},
     "lease_id": {"type": "string", "pattern": "^[0-9a-f.-]{1,128}$"},
-    "name": {
+    "name": {"type": "string", "pattern": NAME_PATTERN, "maxLength": MAX_NAME_LENGTH},
+}
+REQUEST_HEADERS: Mapping[str, Any] = {
+    "traceparent": {
         "type": "string",
-        "pattern": NAME_PATTERN,
-        "maxLength": MAX_NAME_LENGTH,
+        "description": "W3C Trace Context, kept for workers that ask. Ignored if it is not valid.",
+    },
+    "Idempotency-Key": {
+        "type": "string",
+        "pattern": KEY_PATTERN,
+        "maxLength": MAX_KEY_LENGTH,
+        "description": "The same key and body again is answered with the first job.",
+    },
+    "Last-Event-ID": {
+        "type": "string",
+        "maxLength": 64,
+        "description": "The `id` of the last event received; the stream continues after it.",
     },
 }
-ANSWER_HEADERS: Mapping[str, Any] = {
-    problems.REQUEST_ID: {
-        "description": "The problem's `request_id`: the request's own, if it had one.",
-        "schema": {"type": "string"},
-    },
-    "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
-    "Link": {
-        "description": 'The next page, `rel="next"`; absent when this is the last.',
-        "schema": {"type": "string"},
-    },
+ANSWER_HEADERS = {
+    problems.REQUEST_ID: "The problem's `request_id`: the request's own, if it had one.",
+    "Location": "Where the job is.",
+    "Link": 'The next page, `rel="next"`; absent when this is the last.',
+    "Retry-After": "Seconds.",
 }
 
 
@@ -202,20 +205,23 @@ def _answer(answer: Reply, schemas: _Schemas) -> dict[str, Any]:
         content[media_type] = {"schema": {"type": "string"}}
     described: dict[str, Any] = {"description": answer.text, "content": content}
     if answer.headers:
-        described["headers"] = {name: ANSWER_HEADERS[name] for name in answer.headers}
+        described["headers"] = _headers(*answer.headers)
     return described
 
 
 def _problem(status: int, schemas: _Schemas) -> dict[str, Any]:
-    described: dict[str, Any] = {
+    later = problems.RETRY_LATER if status in (429, 503) else ()
+    return {
         "description": HTTPStatus(status).phrase,
         "content": {problems.MEDIA_TYPE: {"schema": schemas.of(problems.ProblemBody)}},
+        "headers": _headers(problems.REQUEST_ID, *later),
     }
-    headers = {problems.REQUEST_ID: ANSWER_HEADERS[problems.REQUEST_ID]}
-    if status in (429, 503):
-        headers["Retry-After"] = {"description": "Seconds.", "schema": {"type": "string"}}
-    described["headers"] = headers
-    return described
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {
+        name: {"description": ANSWER_HEADERS[name], "schema": {"type": "string"}} for name in names
+    }
 
 
 def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
@@ -229,8 +235,8 @@ def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
             for name, schema in schemas.properties(route.query).items()
         ]
     parameters += [
-        {"name": name, "in": "header", "required": False, "schema": schema}
-        for name, schema in route.headers.items()
+        {"name": name, "in": "header", "required": False, "schema": REQUEST_HEADERS[name]}
+        for name in route.headers
     ]
     return parameters
 

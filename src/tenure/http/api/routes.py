@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,7 +16,6 @@ from tenure.http.api.call import JSON, SMALL_BODY, Call
 from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.jobs import payload
 from tenure.jobs.explain import Explanation
-from tenure.jobs.names import KEY_PATTERN, MAX_KEY_LENGTH
 from tenure.jobs.queries import Counted
 from tenure.jobs.stats import QueueState, WorkerState
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
@@ -57,16 +56,12 @@ class Route:
         *answers: Reply,
         body: Body | None = None,
         query: type[Struct] | None = None,
-        headers: Mapping[str, Mapping[str, Any]] | None = None,
+        headers: Sequence[str] = (),
     ) -> None:
-        """Describe a call that needs one of `scopes`, or no token if there are none.
-
-        `headers` are the JSON schemas of the headers that the call reads, by name.
-        """
+        """Describe a call that reads `headers` and needs one of `scopes`, or no token if none."""
         self.method, self.path, self.scopes, self.endpoint = method, path, scopes, endpoint
         self.answers = {answer.status: answer for answer in answers}
-        self.body, self.query = body, query
-        self.headers = headers or {}
+        self.body, self.query, self.headers = body, query, headers
         self.is_async = inspect.iscoroutinefunction(endpoint)
         self.summary = (inspect.getdoc(endpoint) or "").partition("\n")[0]
         first, *others = endpoint.__name__.split("_")
@@ -80,9 +75,8 @@ class Route:
         if "{lease_id}" in self.path:
             return (409,)
         if "{id}" in self.path:
-            return (
-                (404, 409) if self.path.startswith("/jobs/") and self.body is not None else (404,)
-            )
+            changes_a_job = self.path.startswith("/jobs/") and self.body is not None
+            return (404, 409) if changes_a_job else (404,)
         return ()
 
 
@@ -116,28 +110,9 @@ BULK_REQUEST = Body(requests.BulkRequest)
 NO_BODY = Body(requests.NoFields, optional=True)
 
 LEASED = "/leases/{lease_id}"
-TRACE: dict[str, Any] = {
-    "traceparent": {
-        "type": "string",
-        "description": "W3C Trace Context, kept for workers that ask. Ignored if it is not valid.",
-    }
-}
-KEY: dict[str, Any] = {
-    **TRACE,
-    "Idempotency-Key": {
-        "type": "string",
-        "pattern": KEY_PATTERN,
-        "maxLength": MAX_KEY_LENGTH,
-        "description": "The same key and body again is answered with the first job.",
-    },
-}
-LAST_EVENT: dict[str, Any] = {
-    "Last-Event-ID": {
-        "type": "string",
-        "maxLength": 64,
-        "description": "The `id` of the last event received; the stream continues after it.",
-    }
-}
+TRACE = ("traceparent",)
+KEY = ("traceparent", "Idempotency-Key")
+LAST_EVENT = ("Last-Event-ID",)
 
 NEW_JOB = Reply(Job, "The new job.", status=201, headers=("Location",))
 OLD_JOB = Reply(Job, "The job of an earlier request with this key.", headers=("Location",))
