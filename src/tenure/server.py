@@ -29,7 +29,7 @@ from tenure.errors import InvalidInput
 from tenure.http import guard
 from tenure.http.api.call import Dispatcher
 from tenure.http.api.routes import OPEN_PATHS, ROUTES
-from tenure.http.notifier import WorkNotifier
+from tenure.http.waiting import WorkNotifier
 from tenure.jobs.names import check_queues
 from tenure.settings import Settings
 from tenure.worker.maintenance import MaintenanceThread

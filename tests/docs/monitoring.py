@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 from prometheus_client.parser import text_string_to_metric_families
 
 from tenure.http.api import metrics
-from tenure.jobs.stats import BUCKETS, Count, DatabaseState, QueueState, Total
+from tenure.jobs.stats import BUCKETS, Count, QueueState, Total
+from tenure.wire.responses import MetricsBody
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
-SEEN = DatabaseState(
-    now=NOW,
+SEEN = MetricsBody(
+    total=1,
+    by_status={"pending": 1},
     counts=[Count("pending", "mail", "email", 1)],
     queues=[QueueState("mail", None, None, 1, 0, None)],
     workers=1,
@@ -20,6 +22,7 @@ SEEN = DatabaseState(
         Total("email", "mail", event, 1, 0.5, (0,) * 4 + (1,) + (0,) * (len(BUCKETS) - 5))
         for event in ("claimed", "completed")
     ],
+    bounds=[],
     measured_until=NOW,
 )
 
@@ -27,7 +30,7 @@ SEEN = DatabaseState(
 def metrics_with_labels() -> dict[str, set[str]]:
     """Name -> labels; a histogram by the name that its parts have in common."""
     found = {}
-    for family in text_string_to_metric_families(metrics.prometheus_text(SEEN).decode()):
+    for family in text_string_to_metric_families(metrics.prometheus_text(SEEN, NOW).decode()):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         found[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
     return found
@@ -35,6 +38,6 @@ def metrics_with_labels() -> dict[str, set[str]]:
 
 def series() -> set[str]:
     """Every name that a query may use."""
-    text = metrics.prometheus_text(SEEN).decode()
+    text = metrics.prometheus_text(SEEN, NOW).decode()
     families = text_string_to_metric_families(text)
     return {sample.name for family in families for sample in family.samples}

@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,12 +17,12 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from tenure import Tenure
-from tenure.http import event_stream
+from tenure.http import waiting
 from tenure.http.api import events as streams
 from tenure.http.api import metrics
 from tenure.jobs.stats import BUCKETS, Count, QueueState, Total
-from tenure.lifecycle import RUN_ENDS
 from tenure.server import build
+from tenure.wire.responses import MetricsBody
 from tests.support.http import Exchange, api_client, assert_problem, claim_jobs
 from tests.support.waiting import wait_until
 
@@ -165,10 +166,22 @@ def test_histograms_add_up_queues_and_outcomes() -> None:
         Total("a", queue, event, 4, 2.5, (1, 0, 2, *[0] * (len(BUCKETS) - 4), 1))
         for queue, event in (("q", "completed"), ("r", "failed"), ("q", "claimed"))
     ]
-    assert metrics.by_type(times, RUN_ENDS)["a"][0] == 5.0
-    buckets = metrics._cumulated(metrics.by_type(times, RUN_ENDS)["a"][1])
-    assert buckets[:4] == [("0.01", 2), ("0.03", 2), ("0.1", 6), ("0.3", 6)]
-    assert buckets[-2:] == [("3600.0", 6), ("+Inf", 8)]
+    seen = MetricsBody(
+        total=0,
+        by_status={},
+        counts=[],
+        queues=[],
+        workers=0,
+        late_leases=0,
+        totals=times,
+        bounds=[],
+        measured_until=None,
+    )
+    lines = metrics.prometheus_text(seen, datetime.now(UTC)).decode().splitlines()
+    assert 'tenure_run_seconds_sum{type="a"} 5.0' in lines
+    jobs = {"0.01": 2, "0.03": 2, "0.1": 6, "0.3": 6, "3600.0": 6, "+Inf": 8}
+    for bound, up_to in jobs.items():
+        assert f'tenure_run_seconds_bucket{{le="{bound}",type="a"}} {up_to}.0' in lines
 
 
 @pytest.mark.requirement("C15")
@@ -291,7 +304,7 @@ async def test_a_stream_that_tells_nothing_says_how_far_it_is(
     app: Tenure, monkeypatch: Any
 ) -> None:
     """Who comes back after a quiet day does not have the server read that day's ledger again."""
-    monkeypatch.setattr(event_stream, "PING_SECONDS", 0.0)
+    monkeypatch.setattr(waiting, "PING_SECONDS", 0.0)
     job = await app.enqueue_async("mail")
     end = app.events.read().position
     async with Exchange(build(app), "GET", "/events", query="after=&type=other") as stream:
@@ -309,7 +322,7 @@ def test_what_no_stream_can_tell_is_refused(api: TestClient, query: str) -> None
 
 @pytest.mark.anyio
 async def test_a_quiet_stream_is_kept_alive(app: Tenure, monkeypatch: Any) -> None:
-    monkeypatch.setattr(event_stream, "PING_SECONDS", 0.0)
+    monkeypatch.setattr(waiting, "PING_SECONDS", 0.0)
     async with Exchange(build(app), "GET", "/events") as stream:
         await stream.wait_for(b"\n: ")
 

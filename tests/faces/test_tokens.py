@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from tenure import InvalidInput, StoreUnavailable, Tenure
 from tenure.client import Client
 from tenure.errors import Forbidden, Unauthorized
-from tenure.http import event_stream, guard
+from tenure.http import guard, waiting
 from tenure.http.api.routes import ROUTES, Route
 from tenure.server import build
 from tenure.settings import Settings
@@ -377,7 +377,7 @@ def test_a_stream_ends_with_the_token_that_opened_it(
     """And with the first token that there is, one that was opened by nobody."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
         monkeypatch.setattr(guard, name, -1)
-    monkeypatch.setattr(event_stream, "RECHECK_SECONDS", 0.01)
+    monkeypatch.setattr(waiting, "RECHECK_SECONDS", 0.01)
 
     async def opened(secret: str | None) -> Exchange:
         headers = {} if secret is None else {"authorization": f"Bearer {secret}"}

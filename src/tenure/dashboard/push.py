@@ -22,7 +22,7 @@ from starlette.responses import Response
 
 from tenure.app.app import Tenure
 from tenure.errors import TenureError
-from tenure.http.event_stream import PING, EventStream, Source
+from tenure.http.waiting import PING, EventStream, Source
 from tenure.jobs.ledger import Transition
 from tenure.wire.problems import RETRY_LATER
 

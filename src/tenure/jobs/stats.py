@@ -5,7 +5,6 @@ What the HTTP API answers as it is, its OpenAPI description describes from here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import inf
@@ -106,16 +105,3 @@ class WorkerState:
     types: tuple[str, ...] | None
     seen_at: Time
     leases: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatabaseState:
-    """Everything that a monitoring system asks for, read in one transaction."""
-
-    now: datetime
-    counts: Sequence[Count]
-    queues: Sequence[QueueState]
-    workers: int
-    late_leases: int
-    totals: Sequence[Total]
-    measured_until: datetime | None

@@ -8,15 +8,14 @@ and results are embedded as the JSON they are, never decoded on the way. Times a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field, structs
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from tenure.jobs import ids
 from tenure.jobs.bulk_actions import Action, Bulk
 from tenure.jobs.ledger import LedgerEvent, Transition
-from tenure.jobs.stats import BUCKETS, Count, DatabaseState, QueueState, Time, Total
+from tenure.jobs.stats import Count, QueueState, Time, Total
 from tenure.jobs.work import Answer, Lease, Verdict
 from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
@@ -263,13 +262,6 @@ class MetricsBody(StatsBody, frozen=True, kw_only=True):
     totals: Sequence[Total]
     bounds: Sequence[float | None]
     measured_until: Time | None
-
-
-def metrics_body(seen: DatabaseState) -> MetricsBody:
-    """Show the state of the whole database."""
-    bounds = [None if bound == inf else bound for bound in BUCKETS]
-    counts = structs.asdict(stats_body(seen.counts))
-    return MetricsBody(**_fields(MetricsBody, seen, **counts, bounds=bounds))
 
 
 class ProbeBody(Answered, frozen=True):

@@ -40,7 +40,7 @@ from tenure.errors import (
     TenureError,
 )
 from tenure.http.guard import as_problem, path_in
-from tenure.http.notifier import WorkNotifier
+from tenure.http.waiting import WorkNotifier
 from tenure.jobs import payload
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import Job

@@ -12,8 +12,7 @@ from starlette.responses import Response
 
 from tenure.errors import InvalidInput, TenureError
 from tenure.http.api.call import Call
-from tenure.http.event_stream import EventStream, Source
-from tenure.http.notifier import LOOK_SECONDS
+from tenure.http.waiting import LOOK_SECONDS, EventStream, Source
 from tenure.jobs import ids
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage
 from tenure.jobs.names import check_name

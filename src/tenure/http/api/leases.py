@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from tenure.errors import LeaseLost, ReportConflict
 from tenure.http.api.call import Call, answer
-from tenure.http.notifier import LOOK_SECONDS, Waiter
+from tenure.http.waiting import LOOK_SECONDS, Waiter
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.wire import requests, responses

@@ -11,12 +11,16 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from datetime import datetime
 from itertools import accumulate
+from math import inf
 from operator import add
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from tenure.app.app import Tenure
-from tenure.jobs.stats import BUCKETS, Count, DatabaseState, QueueState, Total
+from tenure.jobs.stats import BUCKETS, Count, QueueState, Total
 from tenure.lifecycle import RUN_ENDS
+from tenure.wire.responses import MetricsBody, stats_body
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -27,39 +31,40 @@ MAX_QUEUES = 100
 OTHER = "(other)"
 
 
-def watched(app: Tenure) -> DatabaseState:
+def watched(app: Tenure) -> MetricsBody:
     """Return the state of everything, with a bounded number of groups."""
-    return DatabaseState(
-        now=app.core.clock(),
-        counts=bounded(app.stats.counts()),
+    return MetricsBody(
+        **structs.asdict(stats_body(bounded(app.stats.counts()))),
         queues=largest(app.queues.list()),
         workers=len(app.workers.list()),
         late_leases=app.stats.late_leases(),
         totals=app.stats.totals(),
+        bounds=[None if bound == inf else bound for bound in BUCKETS],
         measured_until=app.stats.measured_until(),
     )
 
 
-def prometheus_text(snapshot: DatabaseState) -> bytes:
-    """Return the metrics in Prometheus' text format."""
+def prometheus_text(seen: MetricsBody, now: datetime) -> bytes:
+    """Return the metrics in Prometheus' text format; `now` is the store's time."""
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.registry import Collector
 
     class Snapshot(Collector):
         def collect(self) -> Iterator[Metric]:
-            yield from _state(snapshot)
-            yield from _totals(snapshot)
+            return _families(seen, now)
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Snapshot())
     return generate_latest(registry)
 
 
-def _state(snapshot: DatabaseState) -> Iterator[Metric]:
+def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
     from prometheus_client.core import GaugeMetricFamily as Gauge
+    from prometheus_client.utils import floatToGoString
 
     jobs = Gauge("tenure_jobs", "Stored jobs.", labels=["status", "queue", "type"])
-    for count in snapshot.counts:
+    for count in seen.counts:
         jobs.add_metric([count.status, count.queue, count.type], count.jobs)
     yield jobs
     waiting = Gauge("tenure_queue_pending", "Jobs waiting, due or not.", labels=["queue"])
@@ -70,28 +75,22 @@ def _state(snapshot: DatabaseState) -> Iterator[Metric]:
         labels=["queue"],
     )
     paused = Gauge("tenure_queue_paused", "1 when the queue is paused.", labels=["queue"])
-    for queue in snapshot.queues:
+    for queue in seen.queues:
         waiting.add_metric([queue.name], queue.pending)
         running.add_metric([queue.name], queue.processing)
-        oldest.add_metric([queue.name], _seconds(queue.oldest_due_at, snapshot.now))
+        oldest.add_metric([queue.name], _seconds(queue.oldest_due_at, now))
         paused.add_metric([queue.name], 0 if queue.paused_at is None else 1)
     yield from (waiting, running, oldest, paused)
-    yield Gauge("tenure_workers", "Workers that asked for jobs lately.", value=snapshot.workers)
+    yield Gauge("tenure_workers", "Workers that asked for jobs lately.", value=seen.workers)
     late = "Leases that have run out and were not yet ended by a sweep."
-    yield Gauge("tenure_late_leases", late, value=snapshot.late_leases)
+    yield Gauge("tenure_late_leases", late, value=seen.late_leases)
     behind = "How far the counters and histograms are behind the ledger."
-    lag = _seconds(snapshot.measured_until, snapshot.now)
+    lag = _seconds(seen.measured_until, now)
     yield Gauge("tenure_measures_lag_seconds", behind, value=lag)
-
-
-def _totals(snapshot: DatabaseState) -> Iterator[Metric]:
-    """Yield the counters and histograms."""
-    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
-
     transitions = CounterMetricFamily(
         "tenure_transitions", "Transitions of jobs.", labels=["event", "queue", "type"]
     )
-    for total in snapshot.totals:
+    for total in seen.totals:
         transitions.add_metric([total.event, total.queue, total.type], total.transitions)
     yield transitions
     for name, text, events in (
@@ -99,8 +98,9 @@ def _totals(snapshot: DatabaseState) -> Iterator[Metric]:
         ("tenure_run_seconds", "From claimed until the attempt ended, however.", RUN_ENDS),
     ):
         histogram = HistogramMetricFamily(name, text, labels=["type"])
-        for type, (seconds, buckets) in by_type(snapshot.totals, events).items():
-            histogram.add_metric([type], _cumulated(buckets), seconds)
+        for type, (seconds, buckets) in by_type(seen.totals, events).items():
+            up_to = zip(map(floatToGoString, BUCKETS), accumulate(buckets), strict=True)
+            histogram.add_metric([type], list(up_to), seconds)
         yield histogram
 
 
@@ -118,13 +118,6 @@ def by_type(
             added = tuple(map(add, buckets, total.buckets))
             sums[total.type] = (seconds + total.seconds, added)
     return sums
-
-
-def _cumulated(buckets: Sequence[int]) -> list[tuple[str, float]]:
-    """Return each bound with the number of durations up to it, as Prometheus counts them."""
-    from prometheus_client.utils import floatToGoString
-
-    return list(zip(map(floatToGoString, BUCKETS), accumulate(buckets), strict=True))
 
 
 def _seconds(since: datetime | None, now: datetime) -> float:

@@ -109,7 +109,8 @@ def show_stats(call: Call) -> Response:
 
 def show_metrics(call: Call) -> Response:
     """Show the state of everything as Prometheus text, or as JSON if JSON is asked for."""
-    snapshot = metrics.watched(call.app)
+    seen = metrics.watched(call.app)
     if JSON in call.request.headers.get("accept", "").lower():
-        return answer(responses.metrics_body(snapshot))
-    return Response(metrics.prometheus_text(snapshot), media_type=metrics.CONTENT_TYPE)
+        return answer(seen)
+    text = metrics.prometheus_text(seen, call.app.core.clock())
+    return Response(text, media_type=metrics.CONTENT_TYPE)
