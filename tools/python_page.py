@@ -207,7 +207,8 @@ def _text(value: Any) -> str:
 
 def _annotated(cls: type) -> list[tuple[str, str, str]]:
     """Name, annotation with its default, and comment of each field of a dataclass or TypedDict."""
-    source = inspect.getsource(cls)
+    own = [part for part in cls.__mro__ if part.__module__.startswith("tenure.")]
+    source = "".join(map(inspect.getsource, own or [cls]))
     rows = []
     names = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else None
     for name in names or cls.__annotations__:

@@ -224,7 +224,7 @@ def test_the_words_of_a_turn(job: Job, ahead: int, speed: float, text: str) -> N
 def test_the_rate_is_of_attempts_of_the_queue_that_ended(job: Job) -> None:
     now = job.run_at.replace(second=0, microsecond=0)
     transitions = [
-        Activity(now, "mail", queue, event, 40, 0.0, (0,) * len(BUCKETS))
+        Activity("mail", queue, event, 40, 0.0, (0,) * len(BUCKETS), now)
         for queue in ("default", "other")
         for event in (
             *sorted(ATTEMPT_ENDS),

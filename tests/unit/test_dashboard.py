@@ -128,9 +128,9 @@ def test_rates_and_times_are_of_what_was_counted() -> None:
     buckets = tuple(10 if bound == 1.0 else 0 for bound in BUCKETS)  # ten of 0.3 to 1 second
     minute = NOW.replace(second=0)
     activity = [
-        Activity(minute, "email", "mail", "claimed", 10, 5.0, buckets),
-        Activity(minute, "email", "mail", "completed", 9, 5.0, buckets),
-        Activity(minute - timedelta(hours=2), "email", "mail", "completed", 99, 5.0, buckets),
+        Activity("email", "mail", "claimed", 10, 5.0, buckets, minute),
+        Activity("email", "mail", "completed", 9, 5.0, buckets, minute),
+        Activity("email", "mail", "completed", 99, 5.0, buckets, minute - timedelta(hours=2)),
     ]
     rates = {
         transition.event: rate for transition, rate in charts.rates(activity, NOW).items() if rate
@@ -148,10 +148,10 @@ def test_each_line_has_the_jobs_that_went_along_it() -> None:
     minute = NOW.replace(second=0)
     counts = charts.transition_counts(
         [
-            Activity(minute, "a", "q", "enqueued", 9, 0.0, none),
-            Activity(minute, "a", "q", "cancelled", 7, 0.0, ran),
-            Activity(minute, "b", "q", "cancelled", 1, 0.0, none),
-            Activity(minute, "b", "q", "retried", 5, 0.0, none),
+            Activity("a", "q", "enqueued", 9, 0.0, none, minute),
+            Activity("a", "q", "cancelled", 7, 0.0, ran, minute),
+            Activity("b", "q", "cancelled", 1, 0.0, none, minute),
+            Activity("b", "q", "retried", 5, 0.0, none, minute),
         ]
     )
     assert list(counts) == list(TRANSITIONS)

@@ -18,13 +18,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tenure.errors import PermanentFailure
-from tenure.jobs import results as produced
 from tenure.jobs.payload import MAX_DEPTH, parse
 from tenure.jobs.results import (
     MAX_ERROR_BYTES,
     MAX_EXCEPTIONS,
     MAX_FRAMES,
-    MAX_PLACES,
     MAX_RESULT_BYTES,
     describe_exception,
     error_text,
@@ -298,13 +296,6 @@ def test_the_same_place_in_two_files_is_told_apart(tmp_path: pathlib.Path) -> No
                 f'  File "{file}", line 2, in <module>',
                 f"    x / 0  # of {name}",
             ]
-
-
-def test_the_places_remembered_are_bounded() -> None:
-    for n in range(2 * MAX_PLACES):
-        work = FunctionType(compile("1 / 0", f"file {n}", "exec"), {})
-        assert f'File "file {n}", line 1' in describe_exception(caught(work))
-        assert len(produced._known_places) <= MAX_PLACES
 
 
 def circular() -> BaseException:

@@ -48,7 +48,8 @@ class JobType(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         given: tuple[Any, ...] = args
         if self.handler.wants_context and not (given and isinstance(given[0], JobContext)):
-            given = (self.handler.context_of_a_call(), *given)
+            queue, limit = self.handler.defaults.queue, self.handler.defaults.max_retries
+            given = (JobContext("", self.name, queue, 1, limit, token=1, deadline=None), *given)
         result: R = self.handler.function(*given, **kwargs)
         return result
 

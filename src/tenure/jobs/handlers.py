@@ -68,7 +68,6 @@ class Handler:
     signature: inspect.Signature = field(default_factory=inspect.Signature)
     decoder: msgspec.json.Decoder[Any] | None = None  # None: any object is a payload
     fields: tuple[str, ...] = ()
-    optional: bool = False  # some fields may be absent
     required: frozenset[str] = frozenset()  # those of `fields` without a default
     others: Any = None  # what `**` may hold, if there are `fields` beside it
 
@@ -111,11 +110,6 @@ class Handler:
         usual = len(payload) == len(kwargs) and self.required <= payload.keys()
         return payload if usual else None
 
-    def context_of_a_call(self) -> JobContext:
-        """Return the context of a direct call of the function, where there is no job."""
-        limit = self.defaults.max_retries
-        return JobContext("", self.name, self.defaults.queue, 1, limit, token=1, deadline=None)
-
     def arguments(self, text: str) -> dict[str, Any]:
         """The keyword arguments for a stored payload; raises BadArguments naming the field."""
         if self.decoder is None:
@@ -125,7 +119,7 @@ class Handler:
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
             raise BadArguments(f"the payload does not fit {self.name}: {error}") from error
         arguments = msgspec.structs.asdict(values)
-        if self.optional:
+        if len(self.required) < len(self.fields):
             arguments = {n: value for n, value in arguments.items() if value is not msgspec.UNSET}
         if self.others is not None:
             arguments |= self._other_arguments(payloads.load(text))
@@ -179,7 +173,6 @@ def describe(
     others: Any = None
     if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
         others = hints.get(parameters.pop().name, Any)
-        _check(name, others)
     fields = [_field(name, parameter, hints.get(parameter.name, Any)) for parameter in parameters]
     takes_any = not fields and others in (Any, object) and not named_context
     return Handler(
@@ -190,9 +183,8 @@ def describe(
         is_async=inspect.iscoroutinefunction(function),
         wants_context=wants_context,
         signature=signature,
-        decoder=None if takes_any else _decoder(name, fields, open_ended=others is not None),
+        decoder=None if takes_any else _decoder(name, fields, others),
         fields=tuple(field[0] for field in fields),
-        optional=any(len(field) > 2 for field in fields),
         required=frozenset(field[0] for field in fields if len(field) == 2),
         others=others,
     )
@@ -230,28 +222,22 @@ def _field(name: str, parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...
     return (parameter.name, optional, msgspec.UNSET)
 
 
-def _decoder(name: str, fields: list[Any], *, open_ended: bool) -> msgspec.json.Decoder[Any]:
+def _decoder(name: str, fields: list[Any], others: Any) -> msgspec.json.Decoder[Any]:
+    """Return the decoder of payloads; raises InvalidInput if an annotation can be no JSON value."""
     try:
         arguments = msgspec.defstruct(
-            "Arguments", fields, kw_only=True, forbid_unknown_fields=not open_ended, gc=False
+            "Arguments", fields, kw_only=True, forbid_unknown_fields=others is None, gc=False
         )
-    except TypeError as error:
-        raise InvalidInput(f"an annotation of {name} has no JSON form: {error}") from error
-    _check(name, arguments)
-    return msgspec.json.Decoder(arguments)
-
-
-def _check(name: str, type: Any) -> None:
-    """Raise InvalidInput if part of an annotation can be no JSON value."""
-    try:
-        info = msgspec.inspect.type_info(type)
-        msgspec.json.Decoder(type)
+        parts = msgspec.inspect.multi_type_info((arguments, others))
+        msgspec.json.Decoder(others)
+        decoder = msgspec.json.Decoder(arguments)
     except Exception as error:  # it evaluates annotations, too
         raise InvalidInput(f"an annotation of {name} has no JSON form: {error}") from error
-    for cls in _classes(info, set()):
+    for cls in _classes(parts, set()):
         if cls is JobContext:
             raise InvalidInput(f"{name}: only the first parameter can be the JobContext, and no |")
         raise InvalidInput(f"an annotation of {name} has no JSON form: {cls}")
+    return decoder
 
 
 def _classes(part: Any, seen: set[int]) -> Iterator[Any]:

@@ -26,7 +26,6 @@ ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{1
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COUNTER_BITS = 12
-COUNTS = 1 << COUNTER_BITS
 BLOCK_BYTES = 2_048
 _SEED_MASK = (1 << COUNTER_BITS - 1) - 1  # the counter's top bit starts at zero: room to count
 
@@ -50,16 +49,11 @@ def new_ids(count: int) -> list[str]:
     chance = _chance(2 + 8 * count)
     first = _stamps(count, chance[:2])
     tails = chance[2:].hex()
-    at = 0
     made: list[str] = []
-    while len(made) < count:  # once, and once more for each millisecond that the counter carries
-        moment, counter = divmod(first + len(made), COUNTS)
-        head = f"{moment >> 16:08x}-{moment & 0xFFFF:04x}-7"
-        for number in range(counter, min(counter + count - len(made), COUNTS)):
-            variant = _VARIANTS[tails[at]]
-            tail = f"{variant}{tails[at + 1 : at + 4]}-{tails[at + 4 : at + 16]}"
-            made.append(f"{head}{number:03x}-{tail}")
-            at += 16
+    for number, at in zip(range(first, first + count), range(0, len(tails), 16), strict=True):
+        stamp = f"{number:015x}"  # 12 digits of milliseconds, 3 of the counter
+        tail = f"{_VARIANTS[tails[at]]}{tails[at + 1 : at + 4]}-{tails[at + 4 : at + 16]}"
+        made.append(f"{stamp[:8]}-{stamp[8:12]}-7{stamp[12:]}-{tail}")
     return made
 
 

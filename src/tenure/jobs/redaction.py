@@ -61,11 +61,7 @@ class Redaction:
 
     def text(self, text: str, job: Job) -> str:
         """Return a text about a job, such as its error, without the job's hidden values."""
-        return self.within(text, job.payload, job.result)
-
-    def within(self, text: str, *documents: str | None) -> str:
-        """Return a text without the hidden values of these JSON documents."""
-        return self.hider(*documents)(text)
+        return self.hider(job.payload, job.result)(text)
 
     def hider(self, *documents: str | None) -> Callable[[str], str]:
         """Return a function that replaces the hidden values of JSON documents in texts."""

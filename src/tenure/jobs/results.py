@@ -11,6 +11,8 @@ import json
 import linecache
 import reprlib
 from collections.abc import Collection, Iterator
+from functools import lru_cache
+from traceback import walk_tb
 from types import CoroutineType, FrameType, TracebackType
 from typing import Any
 
@@ -34,8 +36,6 @@ MAX_PREVIEW_BYTES = MAX_RESULT_BYTES // 8
 MAX_MESSAGE_BYTES = MAX_ERROR_BYTES // 4
 MAX_FRAMES = 30
 MAX_EXCEPTIONS = 10
-MAX_PLACES = 1_000
-"""Most places in source code of which the text is cached."""
 
 
 class Ending(msgspec.Struct, frozen=True, gc=False):
@@ -236,36 +236,29 @@ def _headline(exc: BaseException) -> str:
 
 def _places(traceback: TracebackType) -> list[str]:
     """Write the frames that an exception passed through, at most `MAX_FRAMES`."""
-    frames = []
-    rest: TracebackType | None = traceback
-    while rest is not None:
-        frames.append((rest.tb_frame, rest.tb_lineno or 0))  # None in generated code
-        rest = rest.tb_next
-    cut = len(frames) - MAX_FRAMES
-    if cut <= 0:
-        return [_place(*frame) for frame in frames]
+    frames = list(walk_tb(traceback))
     half = MAX_FRAMES // 2
-    first, last = frames[:half], frames[half + cut :]
-    mark = f"  … [{cut} frames cut] …"
-    return [*(_place(*frame) for frame in first), mark, *(_place(*frame) for frame in last)]
+    cut = len(frames) - MAX_FRAMES
+    if cut > 0:
+        del frames[half : half + cut]
+    places = [_place(*frame) for frame in frames]
+    if cut > 0:
+        places.insert(half, f"  … [{cut} frames cut] …")
+    return places
 
 
-def _place(frame: FrameType, line: int) -> str:
+def _place(frame: FrameType, line: int | None) -> str:
+    code = frame.f_code
+    linecache.lazycache(code.co_filename, frame.f_globals)  # for sources in archives
+    return _place_in(code.co_filename, line or 0, code.co_qualname)  # None in generated code
+
+
+@lru_cache(1_000)
+def _place_in(file: str, line: int, name: str) -> str:
     """Write a place in the code with its source; cached, because many failures share it."""
-    key = (frame.f_code.co_filename, line, frame.f_code.co_qualname)
-    if (known := _known_places.get(key)) is not None:
-        return known
-    file, _, name = key
+    source = linecache.getline(file, line).strip()
     place = f'  File "{file}", line {line}, in {name}'
-    if source := linecache.getline(file, line, frame.f_globals).strip():
-        place += f"\n    {source[:200]}"
-    if len(_known_places) >= MAX_PLACES:
-        _known_places.clear()
-    _known_places[key] = place
-    return place
-
-
-_known_places: dict[tuple[str, int, str], str] = {}
+    return f"{place}\n    {source[:200]}" if source else place
 
 
 def _spoken(value: object) -> str:

@@ -52,19 +52,10 @@ class Total:
 
 
 @dataclass(frozen=True, slots=True)
-class Activity:
-    """The transitions of one event in one queue and type in the minute that begins at `minute`.
-
-    `seconds` and `buckets` are those of a `Total`.
-    """
+class Activity(Total):
+    """The part of a `Total` that belongs to the minute that begins at `minute`."""
 
     minute: datetime
-    type: str
-    queue: str
-    event: str
-    transitions: int
-    seconds: float
-    buckets: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ class StatsReader:
         now = d.millis.format(time=d.now)
         where = f"WHERE minute > {now} / 60000 - {d.value}"
         found = self._sums(self._read.rows_by_index, "activity", key, where, (minutes,))
-        return [Activity(_time(minute * 60_000), *row) for minute, *row in found]
+        return [Activity(*(*row, _time(minute * 60_000))) for minute, *row in found]
 
     def totals(self) -> list[Total]:
         """Return all transitions that are added up."""
