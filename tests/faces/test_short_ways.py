@@ -14,7 +14,7 @@ from tests.support.short_ways import way_of_a_call
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import running_worker
 
-MAX_MODULES = 18
+MAX_MODULES = 14
 
 
 @pytest.mark.parametrize("url", ["sqlite_url", "postgres_url"], ids=["sqlite", "postgres"])
