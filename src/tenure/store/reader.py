@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from tenure.errors import InvalidInput
 from tenure.jobs.findings import Progress, no_progress
@@ -19,6 +20,7 @@ from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
 from tenure.jobs.queries import Query
 from tenure.jobs.stats import QueueState, WorkerState
 from tenure.lifecycle import Job, Status
+from tenure.store import audit
 from tenure.store.dialect import Dialect
 from tenure.store.rows import COLUMNS, job_of, selected
 from tenure.store.search import Statement
@@ -27,6 +29,8 @@ from tenure.store.tables.stats import StatsReader
 
 ENTRY = ("job_id", "at", "source", "target", "event", "attempt", "token", "actor", "detail")
 """The columns of a `Transition` between its position and its lease."""
+
+T = TypeVar("T")
 
 _is_number = re.compile("[0-9]{1,18}").fullmatch
 
@@ -37,6 +41,9 @@ class Reader(ABC):
     dialect: Dialect
     heads: str
     """A WITH clause with the table `head`: the first job (queue, run_at) of each lane."""
+
+    more_checks: Sequence[str] = ()
+    """What `violations` checks beside the questions of `audit`."""
 
     def __init__(self) -> None:
         d = self.dialect
@@ -67,10 +74,18 @@ class Reader(ABC):
         """Call `notify` whenever another process may have added work, until `stop` is set."""
 
     @abstractmethod
+    def read_through(self, statement: str, read: Callable[[Iterable[Any]], T]) -> T:
+        """Execute a statement that may take minutes; return what `read` makes of its rows."""
+
     def violations(
         self, limit: int, progress: Progress = no_progress
     ) -> list[tuple[str, str, str]]:
         """Return stored facts that break an invariant: (invariant, job id, what was found)."""
+        found: list[audit.Finding] = []
+        for asked in audit.queries(progress, self.more_checks):
+            read = partial(audit.findings, asked, before=tuple(found), limit=limit)
+            found += self.read_through(asked.statement(self.dialect), read)
+        return found
 
     @staticmethod
     @abstractmethod

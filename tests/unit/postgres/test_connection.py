@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tenure.errors import InvalidInput
-from tenure.store.postgres.connection import Uuids, address_of, array_of, connect, is_uuid
+from tenure.store.postgres.connection import address_of, array_of, connect, is_uuid, uuids
 
 ID = "0190163d-8694-739b-aea5-966c26f8ad90"
 
@@ -104,7 +104,7 @@ def test_only_canonical_uuids_are_sent() -> None:
 @pytest.mark.parametrize("sent", [[], [ID], [ID, None], [None], [None, ID, ID]])
 def test_uuids_arrive_as_an_array(url: str, sent: list[str | None]) -> None:
     with connect(address_of(url)) as connection:
-        ((found,),) = connection.execute("SELECT %b::uuid[]::text[]", [Uuids(sent)]).fetchall()
+        ((found,),) = connection.execute("SELECT %b::uuid[]::text[]", [uuids(sent)]).fetchall()
     assert found == sent
 
 

@@ -15,7 +15,7 @@ from tenure.lifecycle import Status
 from tenure.store import search
 from tenure.store.postgres import lanes as lanes
 from tenure.store.postgres import statements as sql
-from tenure.store.postgres.connection import Uuids, address_of
+from tenure.store.postgres.connection import address_of, uuids
 from tenure.store.postgres.reader import AHEAD, BY_INDEX, PostgresReader
 from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.writer import Postgres
@@ -168,7 +168,7 @@ def check_numbers(url: str, raw: Connection) -> None:
 
 def check_report(url: str, raw: Connection, some: list[str], kept_plans: list[str]) -> None:
     for count in (1, 500):
-        ids, leases = Uuids(some[:count]), Uuids(new_ids(count))
+        ids, leases = uuids(some[:count]), uuids(new_ids(count))
         nothing = [None] * count
         kept_plans.clear()
         raw.execute(address_of(url).sql(sql.COMPLETE), (ids, leases, nothing, nothing))
@@ -212,7 +212,7 @@ def check_claim(url: str, raw: Connection, kept_plans: list[str]) -> None:
 def test_no_statement_reads_a_whole_table(
     url: str, raw: Connection, crowded: list[str], statement: str
 ) -> None:
-    ids = Uuids(crowded[:500])
+    ids = uuids(crowded[:500])
     values = {
         sql.RENEW: [ids, ids, 30.0],
         sql.SETTLED_AS: [ids, ids],
@@ -252,7 +252,7 @@ def test_the_ledger_s_plan_is_not_that_of_the_function_around_it(
     values = ["default", 0, lanes.EVER, *now, *now, "w", None, count]
     leases = raw.execute(address_of(url).sql(sql.CLAIM), values).fetchall()
     assert len(leases) == count
-    held = (Uuids([row[0] for row in leases]), Uuids([row[8] for row in leases]))
+    held = (uuids([row[0] for row in leases]), uuids([row[8] for row in leases]))
     nothing = [None] * count
     raw.execute(address_of(url).sql(sql.COMPLETE), (*held, nothing, nothing))
     kept = [p for p in kept_plans if "Insert on transition" in p and "Join" in p]

@@ -18,8 +18,7 @@ from tenure.store import migrate_store, search
 from tenure.store.rows import COLUMNS, selected
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import connect
-from tenure.store.sqlite.reader import AHEAD, SqliteReader
-from tenure.store.sqlite.search import GATHERED_BY
+from tenure.store.sqlite.reader import AHEAD, GATHERED_BY, SqliteReader
 from tenure.store.sqlite.statements import DIALECT, SHAPES, OverRows
 from tenure.store.sqlite.writer import calls
 from tenure.store.tables import stats_sql

@@ -6,6 +6,7 @@ prepared statements. A statement names its schema instead (`Address.sql`).
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +66,12 @@ class Address:
 
     def sql(self, statement: str) -> bytes:
         """The statement with the schema put in for `{s}`, as bytes, which psycopg takes as is."""
-        return statement.replace("{s}", self.quoted).encode()
+        return _with_schema(statement, self.quoted)
+
+
+@functools.lru_cache(1_000)
+def _with_schema(statement: str, schema: str) -> bytes:
+    return statement.replace("{s}", schema).encode()
 
 
 def address_of(url: str) -> Address:
@@ -126,32 +132,38 @@ def is_uuid(text: str) -> bool:
     return _is_uuid(text) is not None
 
 
-class BinaryArray:
-    """An array as one parameter in PostgreSQL's binary form, for columns that psycopg makes slowly.
+class BinaryArray(bytes):
+    """An array as one parameter in PostgreSQL's binary form, where psycopg would be slow."""
 
-    `item` is the type of its items, `cells` the items, each with its length before it.
+
+class _ArrayDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: BinaryArray) -> bytes:
+        return obj
+
+
+psycopg.adapters.register_dumper(BinaryArray, _ArrayDumper)
+
+
+def _binary_array(item: str, count: int, cells: bytes, *, nulls: bool) -> BinaryArray:
+    """An array of items of the type `item`; `cells` has each of them, with its length before it."""
+    oid = psycopg.adapters.types[item].oid
+    # Dimensions, whether there are NULLs, the type of the items; length and first index.
+    shape = (1, nulls, oid, count, 1) if count else (0, 0, oid)
+    return BinaryArray(struct.pack(f">{len(shape)}i", *shape) + cells)
+
+
+def uuids(texts: Sequence[str | None]) -> BinaryArray:
+    """An array of UUIDs by `is_uuid`, None for NULL.
+
+    A list of UUID objects costs ten times as much to make and to send.
     """
-
-    __slots__ = ("binary",)
-
-    def __init__(self, item: str, count: int, cells: bytes, *, nulls: bool) -> None:
-        oid = psycopg.adapters.types[item].oid
-        # Dimensions, whether there are NULLs, the type of the items; length and first index.
-        shape = (1, nulls, oid, count, 1) if count else (0, 0, oid)
-        self.binary = struct.pack(f">{len(shape)}i", *shape) + cells
+    cells = ["00000010" + text if text else _NULL.hex() for text in texts]
+    items = bytes.fromhex("".join(cells).replace("-", ""))
+    return _binary_array("uuid", len(texts), items, nulls=None in texts)
 
 
-class Uuids(BinaryArray):
-    """UUIDs, None for NULL. A list of UUID objects costs ten times as much to make and to send."""
-
-    def __init__(self, texts: Sequence[str | None]) -> None:
-        """`texts` must be UUIDs by `is_uuid`."""
-        cells = [_UUID_BYTES + text if text else _NULL.hex() for text in texts]
-        items = bytes.fromhex("".join(cells).replace("-", ""))
-        super().__init__("uuid", len(texts), items, nulls=None in texts)
-
-
-_UUID_BYTES = "00000010"
 _NULL = b"\xff\xff\xff\xff"
 _CELLS: Mapping[str, Callable[[Any], bytes]] = {
     "text": lambda text: struct.pack(">i", len(text.encode())) + text.encode(),
@@ -160,32 +172,17 @@ _CELLS: Mapping[str, Callable[[Any], bytes]] = {
 }
 
 
-def array_of(item: str, values: Sequence[Any]) -> Any:
+def array_of(item: str, values: Sequence[Any]) -> BinaryArray | list[Any]:
     """The parameter for an array of `values`; in bulk many columns hold one value throughout."""
     if item == "uuid":
-        return Uuids(values)
+        return uuids(values)
     first = values[0] if values else None
-    if len(values) < FEW or values.count(first) != len(values):
-        return list(values)
-    if first is None:
-        return BinaryArray(item, len(values), _NULL * len(values), nulls=True)
-    if item not in _CELLS:
-        return list(values)
-    return BinaryArray(item, len(values), _CELLS[item](first) * len(values), nulls=False)
-
-
-FEW = 8
-"""Values for which it does not matter how they are sent."""
-
-
-class _ArrayDumper(Dumper):
-    format = Format.BINARY
-
-    def dump(self, obj: BinaryArray) -> bytes:
-        return obj.binary
-
-
-psycopg.adapters.register_dumper(BinaryArray, _ArrayDumper)
+    if values.count(first) == len(values):
+        if first is None:
+            return _binary_array(item, len(values), _NULL * len(values), nulls=True)
+        if item in _CELLS:
+            return _binary_array(item, len(values), _CELLS[item](first) * len(values), nulls=False)
+    return list(values)
 
 
 def to_time(stored: datetime) -> datetime:

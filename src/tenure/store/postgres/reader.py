@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from tenure.errors import StoreUnavailable
-from tenure.jobs.findings import Progress, no_progress
-from tenure.jobs.queries import MAX_AHEAD
-from tenure.lifecycle import Job
-from tenure.store import audit
+from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.jobs.queries import MAX_AHEAD, Query
+from tenure.lifecycle import Job, Status
+from tenure.store.constraints import quoted
 from tenure.store.postgres import listen as postgres_watch
-from tenure.store.postgres import search
-from tenure.store.postgres.connection import CONNECTED, NOW, address_of
+from tenure.store.postgres.connection import CONNECTED, NOW, address_of, is_uuid
 from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, answering
 from tenure.store.reader import Reader
+from tenure.store.search import ENDED, Statement, between, others
 
 T = TypeVar("T")
+Connection = psycopg.Connection[Any]
 
 MAX_CONNECTIONS = 4
 WAIT_SECONDS = 5.0
@@ -31,6 +30,8 @@ RETRY_SECONDS = 1.0
 pauses between attempts grow to minutes, for which a database that is back would not be noticed."""
 AUDIT_SECONDS = 3600.0
 """How long one query of `tenure verify` may take, which reads everything there is."""
+AT_LENGTH = "SET LOCAL statement_timeout = 0; SET LOCAL work_mem = '64MB'"
+"""It may take minutes where there are many millions of jobs, whatever the role allows."""
 
 # Lane by lane: in each the due jobs come first, so no other job is met.
 AHEAD = f"""
@@ -82,14 +83,11 @@ class PostgresReader(Reader):
     """Read connections to one database."""
 
     dialect = DIALECT
-    listing = staticmethod(search.listing)
-    gathered = staticmethod(search.gathered)
     heads = HEADS
 
     def __init__(self, url: str) -> None:
         super().__init__()
         self._address = address_of(url)
-        self._queries: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._pool: ConnectionPool | None = None
         self._closed = False
@@ -122,74 +120,95 @@ class PostgresReader(Reader):
                 self._pool.drain()
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        query = self._queries.get(statement)
-        if query is None:
-            query = self._queries[statement] = self._address.sql(statement)
-        return self._ask(lambda pool: _fetch(pool, query, values))
+        return self._ask(lambda connection: self._fetch(connection, statement, values))
 
     def rows_by_index(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Execute what reads the end of the ledger, or jobs in the order of an index.
 
         The planner cannot know how little that is: it would read and sort the whole table.
         """
-        query = self._address.sql(statement)
 
-        def ask(pool: ConnectionPool) -> list[Any]:
-            with (
-                pool.connection() as connection,
-                answering(connection, ANSWER_SECONDS),
-                connection.transaction(),
-            ):
+        def ask(connection: Connection) -> list[Any]:
+            with connection.transaction():
                 connection.execute(BY_INDEX)
-                return connection.execute(query, values or None, binary=True).fetchall()
+                return self._fetch(connection, statement, values)
 
         return self._ask(ask)
 
-    def _ask(self, ask: Callable[[ConnectionPool], T]) -> T:
+    def read_through(self, statement: str, read: Callable[[Iterable[Any]], T]) -> T:
+        def ask(connection: Connection) -> T:
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.execute(AT_LENGTH)
+                return read(cursor.stream(self._address.sql(statement)))
+
+        return self._ask(ask, AUDIT_SECONDS)
+
+    def _fetch(self, connection: Connection, statement: str, values: Sequence[Any]) -> list[Any]:
+        query = self._address.sql(statement)
+        return connection.execute(query, values or None, binary=True).fetchall()
+
+    def _ask(self, ask: Callable[[Connection], T], seconds: float = ANSWER_SECONDS) -> T:
         pool = self._opened()
         try:
             try:
-                return ask(pool)
+                return _ask_once(pool, ask, seconds)
             except PoolTimeout:
                 raise
             except psycopg.OperationalError:
                 # A server that was restarted leaves dead connections behind, and a network that
                 # forgot them such as do not answer at all: to try them would take as long again.
                 pool.drain()
-                return ask(pool)
+                return _ask_once(pool, ask, seconds)
         except psycopg.OperationalError as error:
             raise StoreUnavailable(f"the database did not answer: {error}") from error
+
+    @staticmethod
+    def listing(what: str, query: Query) -> Statement:
+        """Select `what` of the jobs of a query, in its order.
+
+        A subquery with a limit is a fence: what is inside decides on the index, whatever the
+        planner thinks of the conditions outside. The status is a literal: partial indexes need it.
+        """
+        inside, outside, values = list[str](), list[str](), list[Any]()
+
+        def add(part: str, value: Any, parts: list[str]) -> None:
+            if value is not None:
+                parts.append(part)
+                values.append(value)
+
+        if query.status is not None:
+            decides = query.gather or query.status in ENDED
+            (inside if decides else outside).append(f"status = {quoted(Status(query.status))}")
+        if query.gather and query.status == Status.PENDING:
+            add("queue = %s", query.queue, inside)
+        after, before = between(query)
+        along = outside if query.gather else inside
+        add("id > %s::uuid", _uuid(after), along)
+        add("id < %s::uuid", _uuid(before), along)
+        add(f"id {'<=' if query.oldest_first else '>='} %s::uuid", _uuid(query.through), along)
+        order = f"ORDER BY job.id {'ASC' if query.oldest_first else 'DESC'}"
+        if query.among:
+            outside.append(f"status IN ({quoted(*query.among)})")
+        for part, value in others(DIALECT, query):
+            add(part, value, outside)
+        if query.gather:
+            table = f"(SELECT * FROM {{s}}.job{_where(inside)} OFFSET 0) AS job"
+        elif query.most is not None:
+            some = f"SELECT * FROM {{s}}.job{_where(inside)} {order} LIMIT {int(query.most)}"
+            table = f"({some}) AS job"
+        else:
+            table, outside = "{s}.job", [*inside, *outside]
+        where, limit = _where(outside), int(query.limit)
+        return f"SELECT {what} FROM {table}{where} {order} LIMIT {limit}", values
+
+    @staticmethod
+    def gathered(status: Status) -> str:
+        return "{s}.job"
 
     def ahead(self, job: Job) -> int:
         queue, priority = job.queue, job.priority
         lanes = (queue, queue, priority, queue, priority)
         return int(self.rows_by_index(AHEAD, (*lanes, queue, priority, job.run_at, job.id))[0][0])
-
-    def violations(
-        self, limit: int, progress: Progress = no_progress
-    ) -> list[tuple[str, str, str]]:
-        found: list[audit.Finding] = []
-        for asked in audit.queries(progress):
-            found += self._ask(partial(self._audit, asked, tuple(found), limit))
-        return found
-
-    def _audit(
-        self,
-        asked: audit.AuditQuery,
-        before: Sequence[audit.Finding],
-        limit: int,
-        pool: ConnectionPool,
-    ) -> list[audit.Finding]:
-        query = self._address.sql(asked.statement(DIALECT))
-        with (
-            pool.connection() as connection,
-            answering(connection, AUDIT_SECONDS),
-            connection.transaction(),
-        ):
-            # It may take minutes where there are many millions of jobs, whatever the role allows.
-            connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL work_mem = '64MB'")
-            with connection.cursor() as cursor:
-                return audit.findings(asked, cursor.stream(query), before, limit)
 
     def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
         postgres_watch.watch(self._address, notify, stop)
@@ -201,6 +220,16 @@ class PostgresReader(Reader):
             pool.close()
 
 
-def _fetch(pool: ConnectionPool, query: bytes, values: Sequence[Any]) -> list[Any]:
-    with pool.connection() as connection, answering(connection, ANSWER_SECONDS):
-        return connection.execute(query, values or None, binary=True).fetchall()
+def _ask_once(pool: ConnectionPool, ask: Callable[[Connection], T], seconds: float) -> T:
+    with pool.connection() as connection, answering(connection, seconds):
+        return ask(connection)
+
+
+def _where(parts: Sequence[str]) -> str:
+    return f" WHERE {' AND '.join(parts)}" if parts else ""
+
+
+def _uuid(id: str | None) -> str | None:
+    if id is not None and not is_uuid(id):
+        raise InvalidInput("not the id of a job", path="$.before")
+    return id

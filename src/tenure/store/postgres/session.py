@@ -49,7 +49,6 @@ class PostgresSession:
         self._connection: psycopg.Connection[Any] | None = None
         self._wire: Wire | None = None
         self._patience = ANSWER_SECONDS
-        self._queries: dict[str, bytes] = {}
         self._begin = BEGIN
         self._started = True  # False: BEGIN is still to be sent, with the first statement
         self._now: datetime | None = None
@@ -133,21 +132,15 @@ class PostgresSession:
         if not self._started:
             self._started = True
             if values is None:
-                together = self._bytes(f"{self._begin}; {statement}")
+                together = self._address.sql(f"{self._begin}; {statement}")
                 cursor = connection.execute(together)
                 while cursor.nextset():
                     pass
                 return cursor
-            connection.execute(self._bytes(self._begin))
+            connection.execute(self._address.sql(self._begin))
             if self._wire is not None:  # each answer has its own time
                 self._wire.expect(self._patience)
-        return connection.execute(self._bytes(statement), values, binary=binary)
-
-    def _bytes(self, statement: str) -> bytes:
-        query = self._queries.get(statement)
-        if query is None:
-            query = self._queries[statement] = self._address.sql(statement)
-        return query
+        return connection.execute(self._address.sql(statement), values, binary=binary)
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._run(statement, values or None, binary=True).fetchall()
@@ -181,7 +174,7 @@ class PostgresSession:
         assert self._connection is not None
         assert self._wire is not None
         self._wire.expect(self._patience)
-        result = self._connection.pgconn.exec_params(self._bytes(statement), values)
+        result = self._connection.pgconn.exec_params(self._address.sql(statement), values)
         self._wire.answered()
         if result.status != ExecStatus.TUPLES_OK:
             raise error_of(result)

@@ -13,7 +13,7 @@ from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import constraints
 from tenure.store.postgres import statements as sql
-from tenure.store.postgres.connection import Uuids, is_uuid, to_time
+from tenure.store.postgres.connection import BinaryArray, is_uuid, to_time, uuids
 from tenure.store.postgres.lanes import Lanes
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import CHANGED, added_job, job_of, write_policy
@@ -72,7 +72,7 @@ class Postgres(PostgresSession):
         }
 
     def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
-        ids = Uuids([a.id for a in checked_jobs])
+        ids = uuids([a.id for a in checked_jobs])
         rows = self.rows(sql.KNOWN, (ids, ids, [a.idempotency_key for a in checked_jobs]))
         return {wanted: (job_of(row, to_time), row[-1]) for wanted, *row in rows}
 
@@ -92,7 +92,7 @@ class Postgres(PostgresSession):
         held = sorted((r for r in reports if _names_lease(r)), key=lambda r: r.job_id)
         if not held:
             return set()
-        ids, leases = Uuids([r.job_id for r in held]), Uuids([r.lease_id for r in held])
+        ids, leases = uuids([r.job_id for r in held]), uuids([r.lease_id for r in held])
         results, actors = [r.result for r in held], [r.actor for r in held]
         rows = self.rows(sql.COMPLETE, (ids, leases, results, actors))
         return {lease_id for (lease_id,) in rows}
@@ -115,10 +115,10 @@ class Postgres(PostgresSession):
 
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         ids, parents = zip(*traces, strict=True)
-        self._run(sql.KEEP_TRACES, (Uuids(ids), list(parents)), binary=True)
+        self._run(sql.KEEP_TRACES, (uuids(ids), list(parents)), binary=True)
 
     def traces(self, job_ids: Sequence[str]) -> Mapping[str, str]:
-        return dict(self.rows(sql.TRACES, (Uuids(job_ids),)))
+        return dict(self.rows(sql.TRACES, (uuids(job_ids),)))
 
     # --- in one statement, which is a whole transaction: one round trip instead of several
 
@@ -167,7 +167,7 @@ class Postgres(PostgresSession):
     # --- load and save
 
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
-        rows = self.rows(sql.LOCK, (Uuids([id for id in job_ids if is_uuid(id)]),))
+        rows = self.rows(sql.LOCK, (uuids([id for id in job_ids if is_uuid(id)]),))
         return {job.id: job for job in (job_of(row, to_time) for row in rows)}
 
     def lock_expired(self, limit: int) -> list[Job]:
@@ -233,10 +233,10 @@ def _names_lease(report: Report) -> bool:
     return is_uuid(report.job_id) and is_uuid(report.lease_id)
 
 
-def _uuids(leases: Sequence[tuple[str, str]]) -> tuple[Uuids, Uuids]:
+def _uuids(leases: Sequence[tuple[str, str]]) -> tuple[BinaryArray, BinaryArray]:
     """Return the job ids and the lease ids, without those that cannot be stored."""
     valid = [lease for lease in leases if is_uuid(lease[0]) and is_uuid(lease[1])]
-    return Uuids([job_id for job_id, _ in valid]), Uuids([lease_id for _, lease_id in valid])
+    return uuids([job_id for job_id, _ in valid]), uuids([lease_id for _, lease_id in valid])
 
 
 def _saved(before: Job, after: Job) -> tuple[Any, ...]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tenure.errors import StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
-from tenure.jobs.queries import MAX_AHEAD
-from tenure.lifecycle import Job
+from tenure.jobs.queries import MAX_AHEAD, Query
+from tenure.lifecycle import Job, Status
 from tenure.store import audit
+from tenure.store.constraints import quoted
 from tenure.store.reader import Reader
-from tenure.store.sqlite import search
+from tenure.store.search import ENDED, Statement, between, others
 from tenure.store.sqlite import watch as sqlite_watch
 from tenure.store.sqlite.connection import connect, to_millis
 from tenure.store.sqlite.statements import DIALECT
+
+T = TypeVar("T")
 
 MAX_IDLE = 8
 """Connections that are kept for later reads: each may hold 64 MiB of the file in memory."""
@@ -64,13 +67,16 @@ WITH RECURSIVE lane (row) AS (
 """
 
 
+GATHERED_BY = {Status.PENDING: "tenure_job_ready", Status.PROCESSING: "tenure_job_lease"}
+"""The index of all jobs in a status, where they may be few."""
+
+
 class SqliteReader(Reader):
     """Read connections to one file."""
 
     dialect = DIALECT
-    listing = staticmethod(search.listing)
-    gathered = staticmethod(search.gathered)
     heads = HEADS
+    more_checks = ("tables and indexes",)
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -96,11 +102,59 @@ class SqliteReader(Reader):
                 connection.close()
 
     def rows(self, statement: str, values: Any = ()) -> list[Any]:
+        return self._ask(statement, values, list)
+
+    def read_through(self, statement: str, read: Callable[[Iterable[Any]], T]) -> T:
+        return self._ask(statement, (), read)
+
+    def _ask(self, statement: str, values: Any, read: Callable[[Iterable[Any]], T]) -> T:
         try:
             with self._connection() as connection:
-                return connection.execute(statement, values).fetchall()
+                return read(connection.execute(statement, values))
         except sqlite3.Error as error:
             raise StoreUnavailable(f"the database {self._path} did not answer: {error}") from error
+
+    @staticmethod
+    def listing(what: str, query: Query) -> Statement:
+        """Select `what` of the jobs of a query, in its order.
+
+        The status is a literal: partial indexes need it. A plus keeps the planner from using an
+        index: that of the ids where the jobs of a status are gathered and sorted, those of the
+        status elsewhere.
+        """
+        parts, values = ["1"], list[Any]()
+
+        def add(part: str, value: Any) -> None:
+            if value is not None:
+                parts.append(part)
+                values.append(value)
+
+        if query.status is not None:
+            by_index = query.gather or query.status in ENDED
+            column = "status" if by_index else "+status"
+            parts.append(f"{column} = {quoted(Status(query.status))}")
+            if query.status in ENDED:  # SQLite knows a partial index only by its own condition
+                parts.append(f"status IN ({quoted(*ENDED)})")
+        if query.among:
+            parts.append(f"status IN ({quoted(*query.among)})")
+        for part, value in others(DIALECT, query):
+            add(part, value)
+        key = "+id" if query.gather else "id"
+        after, before = between(query)
+        # One bound on each side: SQLite searches by the first and only tests the second.
+        down = query.through is not None and not query.oldest_first
+        up = query.through is not None and query.oldest_first
+        add(f"{key} >= ?" if down else f"{key} > ?", query.through if down else after)
+        add(f"{key} <= ?" if up else f"{key} < ?", query.through if up else before)
+        table = SqliteReader.gathered(Status(query.status or "")) if query.gather else "tenure_job"
+        order = f"{key} {'ASC' if query.oldest_first else 'DESC'}"
+        where = " AND ".join(parts)
+        limit = int(query.limit)
+        return f"SELECT {what} FROM {table} WHERE {where} ORDER BY {order} LIMIT {limit}", values
+
+    @staticmethod
+    def gathered(status: Status) -> str:
+        return f"tenure_job INDEXED BY {GATHERED_BY[status]}"
 
     def ahead(self, job: Job) -> int:
         values = {
@@ -114,16 +168,12 @@ class SqliteReader(Reader):
     def violations(
         self, limit: int, progress: Progress = no_progress
     ) -> list[tuple[str, str, str]]:
-        found: list[audit.Finding] = []
+        found = super().violations(limit, progress)
         try:
             with closing(connect(self._path)) as connection:
-                for asked in audit.queries(progress, ["tables and indexes"]):
-                    rows = connection.execute(asked.statement(DIALECT))
-                    found += audit.findings(asked, rows, found, limit)
-                found += _unsound(connection)[:limit]
+                return found + _unsound(connection)[:limit]
         except sqlite3.Error as error:
             raise StoreUnavailable(f"the database {self._path} did not answer: {error}") from error
-        return found
 
     def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
         wal = self._path.with_name(self._path.name + "-wal")
