@@ -30,7 +30,6 @@ from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.explain import Explanation
 from tenure.jobs.ledger import Transition
 from tenure.jobs.queries import Fields
-from tenure.jobs.redaction import NOTHING_HIDDEN
 from tenure.jobs.stats import Count
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report
 from tenure.lifecycle import Job
@@ -55,8 +54,6 @@ class Client:
     """The server may hold a claim until there is work."""
     exchanges = 1
     """Exchanges that a worker has under way at once."""
-    redaction = NOTHING_HIDDEN
-    """What a worker hides in its log, beside the keys that it is given."""
 
     def __init__(
         self,

@@ -13,8 +13,8 @@ import logging
 import os
 import socket
 import sys
-import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
@@ -32,9 +32,7 @@ from tenure.http.api.routes import OPEN_PATHS, ROUTES
 from tenure.http.waiting import WorkNotifier
 from tenure.jobs.names import check_queues
 from tenure.settings import Settings
-from tenure.worker.maintenance import MaintenanceThread
-from tenure.worker.process import ABORTED, log_checks, run_loop, spared_by_collector
-from tenure.worker.webhook_delivery import WebhookDelivery
+from tenure.worker.process import ABORTED, maintained, run_loop, spared_by_collector, worker_of
 from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -116,28 +114,29 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         guard.check_binding(settings, app)
         listener = running.enter_context(_listen(settings.host, settings.port))
         running.enter_context(app)
-        log_checks(app)
-        hidden = bool(app.core.redaction.also(settings.redact))
-        sweeper = MaintenanceThread(app, keep=settings.keep, without_errors=hidden)
-        sweeper.start()
-        running.callback(sweeper.stop)
+        delivery = running.enter_context(
+            maintained(
+                app,
+                keep=settings.keep,
+                without_errors=bool(app.core.redaction.also(settings.redact)),
+                webhooks_private=settings.webhooks_private,
+                grace_seconds=settings.grace_seconds,
+            )
+        )
         built = build(app, settings)
         running.callback(built.state.notifier.close)
-        private = settings.webhooks_private
-        delivery = WebhookDelivery(app, private=private, grace_seconds=settings.grace_seconds)
         has_handlers = app.core.handlers.types() != ()
-        crew = [_WorkerThread(app, settings) for _ in range(workers if has_handlers else 0)]
-        stops = [built.state.notifier.stop, delivery.ask_to_stop, *(w.stop for w in crew)]
-        server = _Server(built, settings, stops)
-        delivery.start()
-        running.callback(delivery.stop)
-        for worker in crew:
-            worker.start(on_failure=server.stop)
-            running.callback(worker.stop)
+        crew = [worker_of(app, settings) for _ in range(workers if has_handlers else 0)]
+        stops = [worker.request_stop for worker in crew]
+        server = _Server(built, settings, [built.state.notifier.stop, delivery.ask_to_stop, *stops])
+        threads = running.enter_context(ThreadPoolExecutor(max(workers, 1), "tenure-worker"))
+        for stop in stops:
+            running.callback(stop)
         running.enter_context(spared_by_collector())
+        ends = [threads.submit(_run_beside, server, worker) for worker in crew]
         run_loop(server.serve(sockets=[listener]))
-        for worker in crew:
-            worker.join()
+        for end in ends:
+            end.result()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -218,57 +217,11 @@ def _protocol() -> Any:
     return BoundedProtocol
 
 
-class _WorkerThread:
-    """A worker with its own thread and event loop, so that no handler delays HTTP."""
-
-    def __init__(self, app: Tenure, settings: Settings) -> None:
-        self._app = app
-        self._settings = settings
-        self._worker: Worker | None = None
-        self._stopped = False
-        self._failure: BaseException | None = None
-        # Not a daemon: the threads that handlers start would be daemons too, and `end_process`,
-        # which looks for threads that Python waits for, would not see them.
-        self._thread = threading.Thread(target=self._run, name="tenure-worker")
-        self._on_failure: Callable[[], None] = lambda: None
-
-    def start(self, *, on_failure: Callable[[], None]) -> None:
-        """Start the thread; `on_failure` is called if the worker fails."""
-        self._on_failure = on_failure
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask the worker to drain; safe from any thread and from a signal handler."""
-        self._stopped = True
-        if self._worker is not None:
-            self._worker.request_stop()
-
-    def join(self) -> None:
-        """Wait until the worker has drained; raises what ended it, if it failed."""
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        try:
-            run_loop(self._work())
-        except BaseException as error:
-            log.exception("the worker in this process failed, so the server stops")
-            self._failure = error
-            self._on_failure()
-
-    async def _work(self) -> None:
-        settings = self._settings
-        self._worker = Worker(
-            self._app.core,
-            self._app.core.handlers,
-            queues=settings.queues,
-            concurrency=settings.concurrency,
-            lease_seconds=settings.lease_seconds,
-            grace_seconds=settings.grace_seconds,
-            redaction=self._app.core.redaction.also(settings.redact),
-            tracing=self._app.core.tracing,
-        )
-        if self._stopped:
-            self._worker.request_stop()
-        await self._worker.run()
+def _run_beside(server: _Server, worker: Worker) -> None:
+    """Run a worker on this thread, with its own event loop, so that no handler delays HTTP."""
+    try:
+        run_loop(worker.run())
+    except BaseException:
+        log.exception("the worker in this process failed, so the server stops")
+        server.stop()
+        raise

@@ -21,6 +21,7 @@ from tenure import JobContext, Tenure
 from tenure.client import Client
 from tenure.errors import QueueFull, StoreUnavailable
 from tenure.worker.process import run_worker
+from tenure.worker.worker import Worker
 from tests.chaos.history import History, Recorded, record_handlers
 
 LEASE_SECONDS = 2.0
@@ -98,7 +99,9 @@ def main() -> None:
         produce(source, Path(folder), name, random.Random(f"{seed} {name}"))
     else:
         handlers = record_handlers(app.core.handlers, history)
-        run_worker(source, handlers, concurrency=8, lease_seconds=LEASE_SECONDS, grace_seconds=1)
+        run_worker(
+            Worker(source, handlers, concurrency=8, lease_seconds=LEASE_SECONDS, grace_seconds=1)
+        )
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tenure import Tenure
+from tenure.client import Client
 from tenure.http.api import events as streams
 from tenure.jobs.redaction import MARK, Redaction, without_password
 from tenure.server import build
 from tenure.settings import Settings
+from tenure.worker.process import worker_of
 from tests.support.cli import run_cli
 from tests.support.http import Exchange, api_client
 from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
@@ -128,3 +131,12 @@ def test_an_address_that_is_none_is_named_without_its_password(command: str, url
     done = run_cli(command, *more.get(command, []), "--database", url)
     assert done.exit_code != 0
     assert "canary" not in done.output
+
+
+def test_a_remote_worker_hides_the_keys_of_its_application_and_of_the_settings(
+    tmp_path: Path,
+) -> None:
+    app = Tenure(f"sqlite:///{tmp_path}/jobs.db", redact=["password"])
+    with Client("http://127.0.0.1:1") as source:
+        worker = worker_of(app, Settings(redact=("token",)), source)
+    assert worker.redaction.keys == ("password", "token")

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tenure import Job, Status, Tenure
+from tenure.jobs.work import WorkSource
 from tenure.lifecycle import SETTLED
 from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.process import run_loop
-from tenure.worker.source import WorkSource
 from tenure.worker.worker import Worker
 from tests.support.waiting import WAIT_SECONDS, wait_until
 

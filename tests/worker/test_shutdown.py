@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 
 from tenure import Job, NewJob, Status, Tenure, failpoints
 from tenure.jobs.work import ClaimRequest, Exchange, Report
+from tenure.worker.process import maintained
 from tests.support.clock import Clock
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
@@ -367,3 +369,28 @@ old = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         wait_until_completed(app, job)
         worker.terminate()
         assert wait_for_exit(worker) == 0
+
+
+def test_maintenance_stops_while_a_delivery_finishes(app: Tenure) -> None:
+    """A delivery under way gets the grace period; sweeps do not go on that long."""
+
+    def runs(thread: str) -> bool:
+        return any(one.name == thread for one in threading.enumerate())
+
+    beside = maintained(
+        app, keep=None, without_errors=False, webhooks_private=True, grace_seconds=WAIT_SECONDS
+    )
+    with socket.create_server(("127.0.0.1", 0)) as receiver:
+        receiver.settimeout(WAIT_SECONDS)
+        url = f"http://127.0.0.1:{receiver.getsockname()[1]}"
+        app.webhooks.create("shop", url, ["enqueued"])
+        app.enqueue("mail")
+        beside.__enter__()
+        connection, _ = receiver.accept()
+        stopping = threading.Thread(target=beside.__exit__, args=(None, None, None))
+        with connection:  # the receiver answers nothing
+            stopping.start()
+            wait_until(lambda: not runs("tenure-maintenance"), "maintenance to stop")
+            assert runs("tenure-webhooks")
+        stopping.join(WAIT_SECONDS)
+        assert not runs("tenure-webhooks")

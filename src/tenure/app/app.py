@@ -26,7 +26,7 @@ from tenure.jobs.explain import Explanation, explain
 from tenure.jobs.findings import Check, Progress, Violation, no_progress
 from tenure.jobs.handlers import JobContext
 from tenure.jobs.ledger import Transition
-from tenure.jobs.names import check_label, list_of_names
+from tenure.jobs.names import check_label, check_queues, list_of_names
 from tenure.jobs.queries import Counted, Fields, Filter
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
@@ -341,19 +341,17 @@ class Tenure:
         delivers to webhooks, as a server does. It starts, and waits, also while the database does
         not answer. Raises InvalidInput.
         """
-        from tenure.worker.process import run_worker
+        from tenure.settings import Settings
+        from tenure.worker.process import run_worker, worker_of
 
-        run_worker(
-            self.core,
-            self.core.handlers,
-            app=self,
-            queues=queues,
+        settings = Settings(
+            queues=check_queues(queues, "queues"),
             concurrency=concurrency,
             lease_seconds=positive(lease, "$.lease"),
             grace_seconds=durations.seconds(grace, path="$.grace"),
-            keep=keep,
-            webhooks_private=webhooks_private,
         )
+        worker = worker_of(self, settings)
+        run_worker(worker, app=self, keep=keep, webhooks_private=webhooks_private)
 
     # --- the database
 

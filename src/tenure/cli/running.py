@@ -20,8 +20,8 @@ from tenure.errors import InvalidInput
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
     from tenure.client import Client
+    from tenure.jobs.work import WorkSource
     from tenure.settings import Settings
-    from tenure.worker.source import WorkSource
 
 
 work_options = together(
@@ -119,7 +119,7 @@ def worker(server: str | None, prune: bool, **flags: Any) -> None:
     other workers. A second signal ends the worker at once.
     """
     from tenure.jobs.redaction import without_password
-    from tenure.worker.process import end_process, run_worker
+    from tenure.worker.process import end_process, run_worker, worker_of
 
     if not flags["apps"] and not flags["fake_handlers"]:
         raise InvalidInput(
@@ -140,17 +140,10 @@ def worker(server: str | None, prune: bool, **flags: Any) -> None:
         where = without_password(server or app.database)
         click.echo(f"Tenure worker runs jobs of {names} from {where}")
         run_worker(
-            source,
-            app.core.handlers,
+            worker_of(app, settings, source, progress),
             app=app if server is None else None,
-            queues=settings.queues,
-            concurrency=settings.concurrency,
-            lease_seconds=settings.lease_seconds,
-            grace_seconds=settings.grace_seconds,
             keep=settings.keep if prune else None,
-            redact=settings.redact,
             webhooks_private=settings.webhooks_private,
-            progress=progress,
         )
     end_process()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from datetime import datetime
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
@@ -96,3 +98,24 @@ class Exchange(msgspec.Struct, frozen=True):
 
     verdicts: Sequence[Verdict]
     leases: Sequence[Lease]
+
+
+class WorkSource(Protocol):
+    """Where a worker's jobs come from: the database beside it, or a `Client` of a server."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether a claim may be held until there is work (a long poll)."""
+
+    @property
+    def exchanges(self) -> int:
+        """How many exchanges at once keep the source busy, where claims are not held."""
+
+    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
+        """Record reports, then lease jobs."""
+
+    def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
+        """Extend (job id, lease id) leases; return the ids of those still held. Any thread."""
+
+    def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
+        """Call `notify`, from any thread, when there may be work; return what ends this."""

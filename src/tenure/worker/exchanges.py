@@ -20,12 +20,11 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import StoreUnavailable
 from tenure.jobs.handlers import Handlers
-from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome
+from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, WorkSource
 from tenure.worker.attempts import Attempts
 from tenure.worker.heartbeat import Heartbeat
 from tenure.worker.leases import Attempt, LeaseBook, Wakeup, reports_of
 from tenure.worker.log import WorkLog
-from tenure.worker.source import WorkSource
 
 log = logging.getLogger(__name__)
 

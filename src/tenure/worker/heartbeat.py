@@ -12,9 +12,9 @@ import logging
 import threading
 import time
 
+from tenure.jobs.work import WorkSource
 from tenure.worker.leases import LeaseBook, Wakeup, reports_of
 from tenure.worker.log import WorkLog
-from tenure.worker.source import WorkSource
 
 log = logging.getLogger(__name__)
 

@@ -16,17 +16,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 from tenure.app.app import Tenure
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.findings import CheckResult, Progress, no_progress
-from tenure.jobs.handlers import Handlers
 from tenure.jobs.names import check_queues
+from tenure.jobs.work import WorkSource
+from tenure.settings import Settings
 from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.processes import CHILD, STOP_SIGNALS
-from tenure.worker.source import WorkSource
 from tenure.worker.webhook_delivery import WebhookDelivery
 from tenure.worker.worker import Worker
 
@@ -42,65 +42,89 @@ SWITCH_SECONDS = 0.0001
 from the database ten times per exchange: at Python's default of 5 ms they would mostly wait."""
 
 
+def worker_of(
+    app: Tenure,
+    settings: Settings,
+    source: WorkSource | None = None,
+    progress: Progress = no_progress,
+) -> Worker:
+    """Return a worker for the handlers of `app` as the settings say.
+
+    `source` is where its jobs come from, by default the database of `app`.
+    """
+    return Worker(
+        source or app.core,
+        app.core.handlers,
+        queues=check_queues(settings.queues, "queues"),
+        concurrency=settings.concurrency,
+        lease_seconds=settings.lease_seconds,
+        grace_seconds=settings.grace_seconds,
+        redaction=app.core.redaction.also(settings.redact),
+        tracing=app.core.tracing,
+        progress=progress,
+    )
+
+
 def run_worker(
-    source: WorkSource,
-    handlers: Handlers,
+    worker: Worker,
     *,
     app: Tenure | None = None,
-    queues: Sequence[str] | None = None,
-    concurrency: int = 16,
-    lease_seconds: float = 30.0,
-    grace_seconds: float = 30.0,
     keep: Mapping[str, Duration] | None = None,
-    redact: Sequence[str] = (),
     webhooks_private: bool = False,
-    progress: Progress = no_progress,
 ) -> None:
-    """Run handlers for jobs from `source` until a signal asks to stop; return when it has finished.
+    """Run a worker until a signal asks to stop; return when it has finished.
 
     Call this on the main thread, because Python handles signals there. Give `app` if the worker
-    runs beside the database: it is then maintained and its webhooks are delivered here. `keep` is
-    how long settled jobs are kept, by status. `redact` are keys of payloads whose values are not
-    logged; webhooks are not sent errors then. `webhooks_private` allows addresses that are not
-    public. `progress` is called while the worker stops, with how many running jobs have ended.
+    runs beside the database: it is then `maintained` here, with `keep` and `webhooks_private`.
     """
     if multiprocessing.current_process().name == CHILD:
         raise RuntimeError(
             "a child process imports your main module: run workers only under "
             "`if __name__ == '__main__':`"
         )
-    queues = check_queues(queues, "queues")
-    redaction = source.redaction.also(redact)
-
-    async def work() -> None:
-        worker = Worker(
-            source,
-            handlers,
-            queues=queues,
-            concurrency=concurrency,
-            lease_seconds=lease_seconds,
-            grace_seconds=grace_seconds,
-            redaction=redaction,
-            tracing=source.tracing,
-            progress=progress,
-        )
-        stops = [worker.request_stop, *(d.ask_to_stop for d in deliveries)]
-        with stopped_by_signals(lambda: [stop() for stop in stops]):
-            await worker.run()
-
-    deliveries: list[WebhookDelivery] = []
+    stops = [worker.request_stop]
     with contextlib.ExitStack() as running:
         if app is not None:
-            maintenance = MaintenanceThread(app, keep=keep, without_errors=bool(redaction))
-            delivery = WebhookDelivery(app, private=webhooks_private, grace_seconds=grace_seconds)
-            log_checks(app)
-            deliveries.append(delivery)
-            for helper in (maintenance, delivery):
-                helper.start()
-            running.callback(delivery.stop)  # after that of maintenance, which is short
-            running.callback(maintenance.stop)
-        with spared_by_collector():
-            run_loop(work())
+            delivery = running.enter_context(
+                maintained(
+                    app,
+                    keep=keep,
+                    without_errors=bool(worker.redaction),
+                    webhooks_private=webhooks_private,
+                    grace_seconds=worker.grace_seconds,
+                )
+            )
+            stops.append(delivery.ask_to_stop)
+        running.enter_context(spared_by_collector())
+        running.enter_context(stopped_by_signals(lambda: [stop() for stop in stops]))
+        run_loop(worker.run())
+
+
+@contextlib.contextmanager
+def maintained(
+    app: Tenure,
+    *,
+    keep: Mapping[str, Duration] | None,
+    without_errors: bool,
+    webhooks_private: bool,
+    grace_seconds: float,
+) -> Iterator[WebhookDelivery]:
+    """Check and maintain the database of `app`, and deliver to its webhooks, in the block.
+
+    `keep` is how long settled jobs are kept, by status. `without_errors` leaves errors out of what
+    webhooks are sent. `webhooks_private` allows addresses that are not public. `grace_seconds` is
+    how long deliveries may take to finish at the end.
+    """
+    maintenance = MaintenanceThread(app, keep=keep, without_errors=without_errors)
+    delivery = WebhookDelivery(app, private=webhooks_private, grace_seconds=grace_seconds)
+    log_checks(app)
+    maintenance.start()
+    delivery.start()
+    try:
+        yield delivery
+    finally:
+        maintenance.stop()  # first, because it does not wait as long as deliveries may
+        delivery.stop()
 
 
 def log_checks(app: Tenure) -> threading.Thread:

@@ -127,13 +127,6 @@ class WebhookDelivery:
         return bool(self._app.find(status=Status.PENDING, queue=WEBHOOK_QUEUE, limit=1))
 
     def _deliver(self) -> None:
-        loop = asyncio.new_event_loop()
-        try:
-            loop.run_until_complete(self._work())
-        finally:
-            loop.close()  # does not wait for names that cannot be resolved
-
-    async def _work(self) -> None:
         self._worker = Worker(
             self._app.core,
             self._handlers,
@@ -143,4 +136,8 @@ class WebhookDelivery:
         )
         if self._stop.is_set():
             self._worker.request_stop()
-        await self._worker.run()
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(self._worker.run())
+        finally:
+            loop.close()  # does not wait for names that cannot be resolved

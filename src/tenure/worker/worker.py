@@ -18,14 +18,13 @@ from tenure.errors import TenureError
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
-from tenure.jobs.work import ClaimRequest
+from tenure.jobs.work import ClaimRequest, WorkSource
 from tenure.telemetry.tracing import Tracing
 from tenure.worker.attempts import Attempts
 from tenure.worker.exchanges import POLL_SECONDS, Exchanges
 from tenure.worker.heartbeat import Heartbeat
 from tenure.worker.leases import LeaseBook, Wakeup
 from tenure.worker.log import WorkLog
-from tenure.worker.source import WorkSource
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +61,9 @@ class Worker:
         span for each attempt. progress: called while the worker stops, with how many jobs ended.
         """
         self.id = f"worker-{secrets.token_hex(8)}"  # random, because host names and pids come back
+        self.redaction = redaction
+        self.grace_seconds = grace_seconds
         self._source = source
-        self._grace_seconds = grace_seconds
         self._progress = progress
         self._stop_asked = threading.Event()
         self._wakeup = Wakeup()
@@ -148,7 +148,7 @@ class Worker:
         if not total:
             log.info("stopping: no job runs")
             return
-        deadline = time.monotonic() + self._grace_seconds
+        deadline = time.monotonic() + self.grace_seconds
         log_at = 0.0
         while (running := self._leases.running) and (now := time.monotonic()) < deadline:
             if now >= log_at:
