@@ -136,8 +136,8 @@ def test_rates_and_times_are_of_what_was_counted() -> None:
         transition.event: rate for transition, rate in charts.rates(activity, NOW).items() if rate
     }
     assert rates == {"claimed": 2.0, "completed": 1.8}
-    assert charts.throughput(activity, NOW).lines[0].values[-1] == 9
-    assert charts.latency(activity, NOW).lines[0].values[-1] == pytest.approx(0.965)
+    assert charts.throughput(activity, NOW).lines["completed"][-1] == 9
+    assert charts.latency(activity, NOW).lines["waited"][-1] == pytest.approx(0.965)
     assert charts.quantile((), 0.95) is None
 
 

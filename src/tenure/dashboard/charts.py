@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-
-import msgspec
+from math import inf
 
 from tenure.jobs.stats import BUCKETS, Activity, Count
-from tenure.lifecycle import ATTEMPT_ENDS, FIRST_EVENT, RULE_OF, TRANSITIONS, Rule, Status
+from tenure.lifecycle import ATTEMPT_ENDS, FAILURES, FIRST_EVENT, RULE_OF, TRANSITIONS, Rule, Status
 
 MINUTES = 60
 MINUTE = timedelta(minutes=1)
 RATE_MINUTES = 5
 """Rates are averages over so many minutes."""
 
-WIDTH, HEIGHT = 120.0, 28.0
-CLAIMED = "claimed"
+SPARKLINE, LARGE = (120, 28, 2), (600, 160, 4)
+"""Width, height and margin of a chart as an SVG."""
 CANCELLED = "cancelled"
 RULE_BY_EVENT = {rule.event: rule for rule in TRANSITIONS if rule.event != CANCELLED}
 """Every other event has one rule."""
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """One value per minute, oldest first; None where there is none."""
-
-    name: str
-    values: Sequence[float | None]
-
-
-@dataclass(frozen=True, slots=True)
 class Chart:
-    """Several series over the same minutes, each given as Unix time."""
+    """Lines by name, with one value per minute, oldest first; None where there is none."""
 
-    minutes: Sequence[int]
-    lines: Sequence[Series]
+    minutes: Sequence[int]  # each as Unix time
+    lines: Mapping[str, Sequence[float | None]]
 
 
 def by_status(counts: Iterable[Count]) -> dict[str, int]:
@@ -54,49 +45,60 @@ def minutes_until(now: datetime) -> list[datetime]:
     return [last - MINUTE * back for back in range(MINUTES - 1, -1, -1)]
 
 
-def throughput(activity: Iterable[Activity], now: datetime) -> Chart:
+def per_minute(
+    activity: Iterable[Activity], now: datetime, events: Collection[str]
+) -> Sequence[int]:
+    """Return the transitions by some events in each minute of the last hour."""
+    found = Counter[datetime]()
+    for one in activity:
+        if one.event in events:
+            found[one.minute] += one.transitions
+    return [found[minute] for minute in minutes_until(now)]
+
+
+def seconds_per_minute(
+    activity: Iterable[Activity], now: datetime, events: Collection[str]
+) -> Sequence[float | None]:
+    """Return the 95th percentile of the times of some events in each minute of the last hour."""
+    found: dict[datetime, list[Sequence[int]]] = defaultdict(list)
+    for one in activity:
+        if one.event in events:
+            found[one.minute].append(one.buckets)
+    added = (map(sum, zip(*found[minute], strict=True)) for minute in minutes_until(now))
+    return [quantile(tuple(counts), 0.95) for counts in added]
+
+
+def throughput(activity: Sequence[Activity], now: datetime) -> Chart:
     """Chart attempts that completed and that failed, per minute."""
-    found: dict[str, dict[datetime, int]] = defaultdict(lambda: defaultdict(int))
-    for one in activity:
-        if one.event in ATTEMPT_ENDS:
-            name = "completed" if one.event == "completed" else "failed"
-            found[name][one.minute] += one.transitions
-    return _chart(now, {name: _filled(found[name], 0) for name in ("completed", "failed")})
-
-
-def latency(activity: Iterable[Activity], now: datetime) -> Chart:
-    """Chart how long jobs waited and ran: the 95th percentile, in seconds."""
-    waits: dict[datetime, list[int]] = {}
-    runs: dict[datetime, list[int]] = {}
-    for one in activity:
-        into = waits if one.event == CLAIMED else runs if one.event in ATTEMPT_ENDS else None
-        if into is not None:
-            so_far = into.setdefault(one.minute, [0] * len(BUCKETS))
-            into[one.minute] = [a + b for a, b in zip(so_far, one.buckets, strict=True)]
     return _chart(
         now,
-        {
-            "waited": lambda minute: quantile(waits.get(minute, ()), 0.95),
-            "ran": lambda minute: quantile(runs.get(minute, ()), 0.95),
-        },
+        completed=per_minute(activity, now, ["completed"]),
+        failed=per_minute(activity, now, FAILURES),
     )
+
+
+def latency(activity: Sequence[Activity], now: datetime) -> Chart:
+    """Chart how long jobs waited and ran: the 95th percentile, in seconds."""
+    return _chart(
+        now,
+        waited=seconds_per_minute(activity, now, ["claimed"]),
+        ran=seconds_per_minute(activity, now, ATTEMPT_ENDS),
+    )
+
+
+def _chart(now: datetime, **lines: Sequence[float | None]) -> Chart:
+    return Chart([int(minute.timestamp()) for minute in minutes_until(now)], lines)
 
 
 def quantile(counts: Sequence[int], share: float) -> float | None:
     """Return the value that `share` of all do not exceed, interpolated in its bucket."""
-    total = sum(counts)
-    if not total:
-        return None
-    wanted, below = share * total, 0
-    for number, count in enumerate(counts):
+    wanted, below, low = share * sum(counts), 0, 0.0
+    for count, high in zip(counts, BUCKETS, strict=False):
         if count and below + count >= wanted:
-            low = BUCKETS[number - 1] if number else 0.0
-            high = BUCKETS[number]
-            if high == float("inf"):
-                return low
-            return low + (high - low) * (wanted - below) / count
+            return low if high == inf else round(low + (high - low) * (wanted - below) / count, 4)
         below += count
-    return BUCKETS[-2]
+        low = high
+    return None
 
 
 def transition_counts(activity: Iterable[Activity]) -> dict[Rule, int]:
@@ -117,24 +119,27 @@ def transition_counts(activity: Iterable[Activity]) -> dict[Rule, int]:
 
 def rates(activity: Iterable[Activity], now: datetime) -> dict[Rule, float]:
     """Return transitions per minute by rule, over the last minutes."""
-    since = now - MINUTE * RATE_MINUTES
-    recent = transition_counts(one for one in activity if one.minute >= since)
-    return {transition: transitions / RATE_MINUTES for transition, transitions in recent.items()}
+    counts = transition_counts(_recent(activity, now))
+    return {rule: transitions / RATE_MINUTES for rule, transitions in counts.items()}
 
 
 def queue_rates(activity: Iterable[Activity], now: datetime) -> dict[str, float]:
     """Return ended attempts per minute by queue, over the last minutes."""
-    since = now - MINUTE * RATE_MINUTES
     found: dict[str, float] = defaultdict(float)
-    for one in activity:
-        if one.minute >= since and one.event in ATTEMPT_ENDS:
+    for one in _recent(activity, now):
+        if one.event in ATTEMPT_ENDS:
             found[one.queue] += one.transitions / RATE_MINUTES
     return found
 
 
-def totals(activity: Iterable[Activity]) -> dict[str, int]:
+def _recent(activity: Iterable[Activity], now: datetime) -> list[Activity]:
+    since = now - MINUTE * RATE_MINUTES
+    return [one for one in activity if one.minute >= since]
+
+
+def totals(activity: Iterable[Activity]) -> Counter[str]:
     """Return transitions of the last hour by event."""
-    found: dict[str, int] = defaultdict(int)
+    found = Counter[str]()
     for one in activity:
         found[one.event] += one.transitions
     return found
@@ -142,67 +147,22 @@ def totals(activity: Iterable[Activity]) -> dict[str, int]:
 
 def sparkline(activity: Iterable[Activity], now: datetime, event: str) -> str:
     """Return the transitions by one event in each minute of the last hour, as an SVG path."""
-    found: dict[datetime, int] = defaultdict(int)
-    for one in activity:
-        if one.event == event:
-            found[one.minute] += one.transitions
-    values = [found.get(minute, 0) for minute in minutes_until(now)]
-    top = max(values)
-    if not top:
-        return ""
-    step = WIDTH / (len(values) - 1)
-    points = (
-        f"{number * step:.1f} {HEIGHT - 2 - value / top * (HEIGHT - 4):.1f}"
+    values = per_minute(activity, now, [event])
+    return _path(values, max(values), SPARKLINE) if any(values) else ""
+
+
+def paths(chart: Chart) -> dict[str, str]:
+    """Return the lines of a chart as SVG paths, for browsers without scripts."""
+    top = max((v for line in chart.lines.values() for v in line if v is not None), default=0)
+    return {name: _path(values, top or 1, LARGE) for name, values in chart.lines.items()}
+
+
+def _path(values: Sequence[float | None], top: float, size: tuple[int, int, int]) -> str:
+    width, height, margin = size
+    step = width / (MINUTES - 1)
+    points = [
+        f"{number * step:.1f} {height - margin - value / top * (height - 2 * margin):.1f}"
         for number, value in enumerate(values)
-    )
-    return "M" + "L".join(points)
-
-
-@dataclass(frozen=True, slots=True)
-class ChartPath:
-    """A series as the path of an SVG of 600 by 160, for browsers without scripts."""
-
-    name: str
-    d: str
-
-
-def paths(chart: Chart) -> list[ChartPath]:
-    """Return the series of a chart as paths."""
-    top = max((v for line in chart.lines for v in line.values if v is not None), default=0) or 1
-    step = 600 / max(len(chart.minutes) - 1, 1)
-    drawn = []
-    for line in chart.lines:
-        points = [
-            f"{number * step:.0f} {156 - value / top * 150:.1f}"
-            for number, value in enumerate(line.values)
-            if value is not None
-        ]
-        drawn.append(ChartPath(line.name, "M" + "L".join(points) if points else ""))
-    return drawn
-
-
-def as_json(chart: Chart) -> str:
-    """Return a chart for the script that draws it."""
-    return msgspec.json.encode(chart).decode()
-
-
-Value = Callable[[datetime], float | None]
-
-
-def _filled(found: Mapping[datetime, int], otherwise: int) -> Value:
-    return lambda minute: found.get(minute, otherwise)
-
-
-def _chart(now: datetime, lines: Mapping[str, Value]) -> Chart:
-    minutes = minutes_until(now)
-    return Chart(
-        [int(minute.timestamp()) for minute in minutes],
-        [
-            Series(name, [_rounded(value(minute)) for minute in minutes])
-            for name, value in lines.items()
-        ],
-    )
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+        if value is not None
+    ]
+    return "M" + "L".join(points) if points else ""

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
+import msgspec
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -281,7 +282,7 @@ def _templates() -> jinja2.Environment:
         listed=fmt.listed,
         shortened=text.shortened,
         exactly=fmt.exactly,
-        json=charts.as_json,
+        json=lambda chart: msgspec.json.encode(chart).decode(),
         paths=charts.paths,
     )
     made.globals.update(count=fmt.count, command=fmt.command, ago=text.ago, svg=Markup)

@@ -10,7 +10,7 @@ export function draw() {
   }
   for (const figure of document.querySelectorAll(".chart[data-chart]")) {
     const chart = JSON.parse(figure.dataset.chart);
-    const data = [chart.minutes, ...chart.lines.map((line) => line.values)];
+    const data = [chart.minutes, ...Object.values(chart.lines)];
     if (plots.has(figure)) plots.get(figure).setData(data);
     else plots.set(figure, plot(figure, chart, data));
   }
@@ -37,10 +37,10 @@ function plot(figure, chart, data) {
     ],
     series: [
       { value: (_, at) => (at === null ? "–" : clock(at)), label: "at" },
-      ...chart.lines.map((line) => ({
-        label: line.name,
-        stroke: colour(COLOURS[line.name]),
-        dash: DASHES[line.name],
+      ...Object.keys(chart.lines).map((name) => ({
+        label: name,
+        stroke: colour(COLOURS[name]),
+        dash: DASHES[name],
         width: 1.8,
         spanGaps: true,
         points: { show: figure.dataset.unit === "seconds", size: 4 },
