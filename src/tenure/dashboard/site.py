@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from importlib import resources
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -40,21 +40,14 @@ from tenure.wire.problems import Refusal, problem_of
 log = logging.getLogger(__name__)
 
 Page = Callable[[PageRequest], Response]
-FOLDER = resources.files("tenure.dashboard")
-STATIC = {
-    "tenure.css": "text/css; charset=utf-8",
-    "tenure.js": "text/javascript; charset=utf-8",
-    "live.js": "text/javascript; charset=utf-8",
-    "forms.js": "text/javascript; charset=utf-8",
-    "times.js": "text/javascript; charset=utf-8",
-    "charts.js": "text/javascript; charset=utf-8",
-    "machine.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-    "vendor/idiomorph.min.js": "text/javascript; charset=utf-8",
-    "vendor/uPlot.iife.min.js": "text/javascript; charset=utf-8",
-    "vendor/uPlot.min.css": "text/css; charset=utf-8",
+FOLDER = Path(__file__).parent
+STATIC = FOLDER / "static"
+MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+FILES = {
+    file.relative_to(STATIC).as_posix(): file.read_bytes()
+    for file in sorted(STATIC.rglob("*.*"))
+    if file.suffix in MEDIA_TYPES
 }
-FILES = {name: FOLDER.joinpath("static", name).read_bytes() for name in STATIC}
 VERSION = hashlib.sha256(b"".join(FILES.values())).hexdigest()[:12]
 """Part of the addresses of the files, so that browsers may keep them for good."""
 
@@ -65,7 +58,7 @@ OPEN_PATHS = (
     ICON,
     "/ui/sign-in",
     "/ui/sign-out",
-    *(f"/ui/static/{VERSION}/{name}" for name in STATIC),
+    *(f"/ui/static/{VERSION}/{name}" for name in FILES),
 )
 """Paths that are answered without a token."""
 
@@ -234,14 +227,14 @@ class Dashboard:
     # --- files and the stream
 
     async def _icon(self, _: Request) -> Response:
-        return Response(FILES["icon.svg"], media_type=STATIC["icon.svg"])
+        return Response(FILES["icon.svg"], media_type=MEDIA_TYPES[".svg"])
 
     async def _file(self, http: Request) -> Response:
         name = http.path_params["name"]
         if name not in FILES:
             return Response(status_code=404)
         age = {"Cache-Control": "public, max-age=31536000, immutable"}
-        return Response(FILES[name], media_type=STATIC[name], headers=age)
+        return Response(FILES[name], media_type=MEDIA_TYPES[Path(name).suffix], headers=age)
 
     async def _live(self, http: Request) -> Response:
         caller: Caller = http.scope[CALLER]
