@@ -15,12 +15,12 @@ VERBS = {RETRY: "Retry", CANCEL: "Cancel"}
 
 def preview(request: PageRequest) -> Response:
     """Show how many jobs an action would try; without an action, list the bulk actions."""
-    action = request.query("action")
+    action = request.field("action")
     if not action:
         return request.page(
             "bulks.html", bulks=request.app.bulk.list(), verbs=VERBS, describe=describe
         )
-    wanted = _checked(action, given_filter(request.query, request))
+    wanted = _checked(action, given_filter(request))
     return request.page(
         "bulk_preview.html",
         action=action,
@@ -36,7 +36,7 @@ def preview(request: PageRequest) -> Response:
 def start(request: PageRequest) -> Response:
     """Start an action. The sweeper of any server carries it out."""
     action = request.field("action")
-    wanted = _checked(action, given_filter(request.field, request))
+    wanted = _checked(action, given_filter(request))
     started = request.app.bulk.start(action, wanted.filter, actor=request.actor)
     return request.go(
         request.address(f"/ui/bulk/{started.id}"), "Started. It continues in the background."

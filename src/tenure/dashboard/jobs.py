@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -40,9 +39,9 @@ class GivenFilter:
     filter: Filter
 
 
-def given_filter(read: Callable[[str], str], request: PageRequest) -> GivenFilter:
+def given_filter(request: PageRequest) -> GivenFilter:
     """Read the filter from the fields of an address or a form; raises InvalidInput."""
-    given = {name: value for name in FIELDS if (value := read(name))}
+    given = {name: value for name in FIELDS if (value := request.field(name))}
     after = _time(given.get("from"), "from")
     if "since" in given:
         if given["since"] not in SINCE:
@@ -81,8 +80,8 @@ def _time(text: str | None, name: str) -> datetime | None:
 
 def listed(request: PageRequest) -> Response:
     """Show jobs, newest first."""
-    wanted = given_filter(request.query, request)
-    cursor = request.query("before") or None
+    wanted = given_filter(request)
+    cursor = request.field("before") or None
     page = request.app.core.page(wanted.filter, limit=PAGE, before=cursor)
     counts = request.site.cache.counts()
     shown = [
@@ -118,7 +117,7 @@ def _actions_on(status: str | None) -> tuple[str, ...]:
 
 def act_on_selected(request: PageRequest) -> Response:
     """Retry or cancel the selected jobs."""
-    action, ids = request.field("action"), list(dict.fromkeys(request.form.get("id", ())))
+    action, ids = request.field("action"), list(dict.fromkeys(request.fields.getlist("id")))
     if action not in RESULT:
         raise InvalidInput("retry or cancel", path="action")
     back = inside(request.field("back")) or request.address("/ui/jobs")
@@ -153,7 +152,7 @@ def show(request: PageRequest) -> Response:
     job = request.app.get(request.path("id"))
     explanation = request.app.explain(job.id)
     transitions = transitions_shown(request.app.history(job.id), job, request.redaction)
-    shown = request.shown(job)
+    shown = request.redaction.job(job)
     return request.page(
         "job.html",
         job=shown,
@@ -173,7 +172,7 @@ def show(request: PageRequest) -> Response:
 
 def whole(request: PageRequest) -> Response:
     """Show all of a payload, a result or an error, as plain text."""
-    job = request.shown(request.app.get(request.path("id")))
+    job = request.redaction.job(request.app.get(request.path("id")))
     texts: dict[str, str | None] = {
         "payload": fmt.pretty(job.payload),
         "result": None if job.result is None else fmt.pretty(job.result),

@@ -20,9 +20,8 @@ from starlette.types import Scope
 SESSION = "tenure_session"
 FORM = "tenure_form"
 MESSAGE = "tenure_message"
-SESSION_SECONDS = 12 * 3600
-"""A working day. After that the browser asks for the token again."""
-MESSAGE_SECONDS = 30
+LASTS = {SESSION: 12 * 3600, FORM: None, MESSAGE: 30}
+"""Seconds until a browser forgets each cookie: the session after a working day."""
 MAX_MESSAGE = 300
 TONES = ("good", "bad")
 
@@ -34,16 +33,6 @@ def session_token(scope: Scope) -> bytes | None:
     return unquote(token).encode() if token else None
 
 
-def begin(response: Response, request: Request, token: str) -> None:
-    """Sign the browser in."""
-    _set(response, request, SESSION, quote(token), SESSION_SECONDS)
-
-
-def end(response: Response, request: Request) -> None:
-    """Sign the browser out."""
-    _set(response, request, SESSION, "", 0)
-
-
 def form_secret(request: Request) -> tuple[str, bool]:
     """Return the secret for forms of this browser, and whether the browser has no cookie of it."""
     known = request.cookies.get(FORM, "")
@@ -52,20 +41,10 @@ def form_secret(request: Request) -> tuple[str, bool]:
     return secrets.token_hex(16), True
 
 
-def set_form_secret(response: Response, request: Request, secret: str) -> None:
-    """Give the browser its cookie with the secret of its forms."""
-    _set(response, request, FORM, secret, None)
-
-
 def is_ours(request: Request, named: str) -> bool:
     """Return whether a form with the secret `named` comes from our page in this browser."""
     secret, unknown = form_secret(request)
     return not unknown and hmac.compare_digest(secret.encode(), named.encode())
-
-
-def set_message(response: Response, request: Request, text: str, tone: str) -> None:
-    """Have the next page show a message; `tone` is `good` or `bad`."""
-    _set(response, request, MESSAGE, quote(f"{tone} {text[:MAX_MESSAGE]}"), MESSAGE_SECONDS)
 
 
 def message(request: Request) -> tuple[str, str]:
@@ -74,16 +53,12 @@ def message(request: Request) -> tuple[str, str]:
     return (text[:MAX_MESSAGE], tone) if tone in TONES else ("", "")
 
 
-def clear_message(response: Response, request: Request) -> None:
-    """Remove the message, once it is shown."""
-    _set(response, request, MESSAGE, "", 0)
-
-
-def _set(response: Response, request: Request, name: str, value: str, age: int | None) -> None:
+def set_cookie(response: Response, request: Request, name: str, value: str) -> None:
+    """Give the browser one of the cookies above; an empty value removes it."""
     response.set_cookie(
         name,
-        value,
-        max_age=age,
+        quote(value),
+        max_age=LASTS[name] if value else 0,
         path=request.scope.get("root_path", "") or "/",
         httponly=True,
         samesite="strict",

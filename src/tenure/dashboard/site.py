@@ -16,25 +16,24 @@ from urllib.parse import quote
 
 import jinja2
 import msgspec
-from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from tenure.app.app import Tenure
 from tenure.dashboard import bulk, charts, jobs, overview, queues, session
 from tenure.dashboard import format as fmt
 from tenure.dashboard.cache import ReadCache
 from tenure.dashboard.push import Follower
-from tenure.dashboard.request import ADMIN, ENQUEUE, HEADERS, READ, PageRequest, inside, read_form
-from tenure.errors import TenureError, Unauthorized
+from tenure.dashboard.request import HEADERS, PageRequest, inside, read_form
+from tenure.errors import Forbidden, TenureError, Unauthorized
 from tenure.http.guard import TokenCache, path_in
 from tenure.jobs import text
 from tenure.jobs.redaction import Redaction
-from tenure.tokens import scopes as tokens
-from tenure.tokens.scopes import CALLER, Caller
+from tenure.tokens.scopes import Scope
 from tenure.wire.problems import Refusal, problem_of
 
 log = logging.getLogger(__name__)
@@ -74,20 +73,20 @@ PAGES: dict[str, Page] = {
     "/ui/bulk": bulk.preview,
     "/ui/bulk/{id}": bulk.show,
 }
-ACTIONS: dict[str, tuple[frozenset[tokens.Scope], Page]] = {
-    "/ui/samples": (ENQUEUE, overview.add_samples),
-    "/ui/jobs": (ADMIN, jobs.act_on_selected),
-    "/ui/jobs/{id}/retry": (ADMIN, jobs.retry),
-    "/ui/jobs/{id}/cancel": (ADMIN, jobs.cancel),
-    "/ui/queues/{name}/pause": (ADMIN, queues.pause),
-    "/ui/queues/{name}/resume": (ADMIN, queues.resume),
-    "/ui/queues/{name}/limit": (ADMIN, queues.limit),
-    "/ui/bulk": (ADMIN, bulk.start),
-    "/ui/bulk/{id}/stop": (ADMIN, bulk.stop),
+ACTIONS: dict[str, tuple[Scope, Page]] = {
+    "/ui/samples": (Scope.ENQUEUE, overview.add_samples),
+    "/ui/jobs": (Scope.ADMIN, jobs.act_on_selected),
+    "/ui/jobs/{id}/retry": (Scope.ADMIN, jobs.retry),
+    "/ui/jobs/{id}/cancel": (Scope.ADMIN, jobs.cancel),
+    "/ui/queues/{name}/pause": (Scope.ADMIN, queues.pause),
+    "/ui/queues/{name}/resume": (Scope.ADMIN, queues.resume),
+    "/ui/queues/{name}/limit": (Scope.ADMIN, queues.limit),
+    "/ui/bulk": (Scope.ADMIN, bulk.start),
+    "/ui/bulk/{id}/stop": (Scope.ADMIN, bulk.stop),
 }
 
 
-def serves(scope: Scope) -> bool:
+def serves(scope: AsgiScope) -> bool:
     """Return whether a request is for the dashboard; every other is for the API."""
     path = path_in(scope)
     return path in ("/", "/ui", ICON) or path.startswith("/ui/")
@@ -110,23 +109,17 @@ class Dashboard:
             [
                 Route(f"/ui/static/{VERSION}/{{name:path}}", self._file),
                 Route(ICON, self._icon),
+                Route("/ui/live", self._live),
                 Route("/ui/sign-in", self._page(self._sign_in), methods=["GET", "POST"]),
                 Route("/ui/sign-out", self._page(self._sign_out), methods=["POST"]),
-                Route("/ui/live", self._live),
-                *(
-                    Route(path, self._page(partial(self._act, scopes, action)), methods=["POST"])
-                    for path, (scopes, action) in ACTIONS.items()
-                ),
-                *(
-                    Route(path, self._page(partial(self._show, page)))
-                    for path, page in PAGES.items()
-                ),
+                *(self._route("GET", path, Scope.READ, page) for path, page in PAGES.items()),
+                *(self._route("POST", path, *action) for path, action in ACTIONS.items()),
             ],
             redirect_slashes=False,
             default=self._not_found,
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         await self._router(scope, receive, send)
 
     def render(self, template: str, request: PageRequest, **values: Any) -> str:
@@ -146,82 +139,63 @@ class Dashboard:
         """Return an endpoint that answers by `answer`, and by a page about the error it raises."""
 
         async def endpoint(http: Request) -> Response:
-            request = PageRequest(self, http, http.scope.get(CALLER, NO_CALLER))
+            request = PageRequest(self, http)
             try:
                 if http.method == "POST":
-                    request.form = await read_form(http)
-                    _check_form(request)
+                    request.fields = await read_form(http)
                 return await answer(request)
             except Exception as error:
                 return await run_in_threadpool(self._failed, http, error)
 
         return endpoint
 
-    async def _show(self, page: Page, request: PageRequest) -> Response:
-        request.require(READ)
-        return await run_in_threadpool(page, request)
+    def _route(self, method: str, path: str, scope: Scope, page: Page) -> Route:
+        async def answer(request: PageRequest) -> Response:
+            if not request.may(scope):
+                raise Forbidden(f"this needs a token with the scope {scope}, or admin")
+            try:
+                return await run_in_threadpool(page, request)
+            finally:
+                if method == "POST":
+                    self.cache.forget()
 
-    async def _act(
-        self, scopes: frozenset[tokens.Scope], action: Page, request: PageRequest
-    ) -> Response:
-        request.require(scopes)
-        try:
-            return await run_in_threadpool(action, request)
-        finally:
-            self.cache.forget()
+        return Route(path, self._page(answer), methods=[method])
 
     def _failed(self, http: Request, error: Exception) -> Response:
         if not isinstance(error, TenureError | Refusal):
             log.error("%s %s failed", http.method, http.url.path, exc_info=error)
         return self.refuse(http.scope, error)
 
-    def refuse(self, scope: Scope, error: Exception) -> Response:
+    def refuse(self, scope: AsgiScope, error: Exception) -> Response:
         """Return the answer to a refused request; without a valid token, the way to sign in."""
-        http = Request(scope)
-        problem, headers = problem_of(error, scope["path"], scope["headers"])
+        request = PageRequest(self, Request(scope))
         if isinstance(error, Unauthorized):
-            return self._to_sign_in(http)
-        request = PageRequest(self, http, scope.get(CALLER, NO_CALLER))
+            return _to_sign_in(request)
+        problem, headers = problem_of(error, scope["path"], scope["headers"])
         response = request.page("problem.html", problem.status, problem=problem)
         response.headers.update(headers)
         return response
 
-    def _to_sign_in(self, http: Request) -> Response:
-        request = PageRequest(self, http, NO_CALLER)
-        path = http.scope["path"]
-        if path == request.address("/ui/live"):
-            return Response(status_code=401)
-        if http.method == "GET" and http.headers.get("sec-fetch-site") == "cross-site":
-            # Browsers do not send the cookie with a link from another site. They send it when this
-            # page asks for the same address again.
-            return HTMLResponse(_AGAIN, headers=HEADERS)
-        asked = quote(path) + f"?{http.url.query}" * bool(http.url.query)
-        where = inside(asked) if http.method == "GET" and path != request.address("/") else ""
-        return RedirectResponse(request.address("/ui/sign-in", next=where), 303)
-
-    async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _not_found(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         error = Refusal(404, "not_found", "No such page", "there is nothing under this address")
         answer = await run_in_threadpool(self._failed, Request(scope), error)
         await answer(scope, receive, send)
 
     async def _sign_in(self, request: PageRequest) -> Response:
-        request.caller = NO_CALLER
         token, status = request.field("token"), 200
-        where = inside(request.field("next") or request.query("next"))
+        where = inside(request.field("next"))
         if request.http.method == "POST":
             if token and await self._tokens.caller(token.encode()) is not None:
                 response = RedirectResponse(where or request.address("/"), 303)
-                session.begin(response, request.http, token)
+                session.set_cookie(response, request.http, session.SESSION, token)
                 return response
             status = 403
-        wrong = bool(token)
-        return await run_in_threadpool(
-            request.page, "sign_in.html", status, next=where, wrong=wrong
-        )
+        page = partial(request.page, "sign_in.html", status, next=where, wrong=bool(token))
+        return await run_in_threadpool(page)
 
     async def _sign_out(self, request: PageRequest) -> Response:
         response = request.go(request.address("/ui/sign-in"), "You are signed out.")
-        session.end(response, request.http)
+        session.set_cookie(response, request.http, session.SESSION, "")
         return response
 
     # --- files and the stream
@@ -237,22 +211,24 @@ class Dashboard:
         return Response(FILES[name], media_type=MEDIA_TYPES[Path(name).suffix], headers=age)
 
     async def _live(self, http: Request) -> Response:
-        caller: Caller = http.scope[CALLER]
-        return self._follower.stream(http) if caller.may(READ) else Response(status_code=403)
+        may = PageRequest(self, http).may(Scope.READ)
+        return self._follower.stream(http) if may else Response(status_code=403)
 
 
-def _check_form(request: PageRequest) -> None:
-    if not session.is_ours(request.http, request.field("form")):
-        raise Refusal(
-            403,
-            "cross_site",
-            "This form is out of date",
-            "the form was not made for this browser, or its cookie is gone; "
-            "go back, reload the page and try again",
-        )
+def _to_sign_in(request: PageRequest) -> Response:
+    http = request.http
+    path = http.scope["path"]
+    if path == request.address("/ui/live"):
+        return Response(status_code=401)
+    if http.method == "GET" and http.headers.get("sec-fetch-site") == "cross-site":
+        # Browsers do not send the cookie with a link from another site. They send it when this
+        # page asks for the same address again.
+        return HTMLResponse(_AGAIN, headers=HEADERS)
+    asked = quote(path) + f"?{http.url.query}" * bool(http.url.query)
+    where = inside(asked) if http.method == "GET" and path != request.address("/") else ""
+    return RedirectResponse(request.address("/ui/sign-in", next=where), 303)
 
 
-NO_CALLER = Caller("", frozenset(), known=False)
 _AGAIN = '<!doctype html><meta http-equiv="refresh" content="0"><title>Tenure</title>'
 
 
@@ -278,5 +254,5 @@ def _templates() -> jinja2.Environment:
         json=lambda chart: msgspec.json.encode(chart).decode(),
         paths=charts.paths,
     )
-    made.globals.update(count=fmt.count, command=fmt.command, ago=text.ago, svg=Markup)
+    made.globals.update(count=fmt.count, command=fmt.command, ago=text.ago)
     return made
