@@ -5,39 +5,34 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from tenure.dashboard.format import command, exactly
-from tenure.dashboard.jobs import CANCEL, FIELDS, RETRY, GivenFilter, given_filter
+from tenure.dashboard.jobs import given_filter
 from tenure.dashboard.request import PageRequest
-from tenure.errors import InvalidInput
 from tenure.jobs.queries import Filter
-
-VERBS = {RETRY: "Retry", CANCEL: "Cancel"}
 
 
 def preview(request: PageRequest) -> Response:
     """Show how many jobs an action would try; without an action, list the bulk actions."""
     action = request.field("action")
     if not action:
-        return request.page(
-            "bulks.html", bulks=request.app.bulk.list(), verbs=VERBS, describe=describe
-        )
-    wanted = _checked(action, given_filter(request))
+        return request.page("bulks.html", bulks=request.app.bulk.list(), describe=describe)
+    given, wanted = given_filter(request)
+    filters = {name: value for name, value in given.items() if value}
+    options = [word for name, value in filters.items() for word in (f"--{name}", value)]
     return request.page(
         "bulk_preview.html",
         action=action,
-        verb=VERBS[action],
-        given=wanted.given,
-        filter=describe(wanted.filter),
-        matching=request.app.core.count(wanted.filter, action=action),
-        command=command("tenure", "jobs", action, *_options(wanted.given)),
-        exact=not any(name in wanted.given for name in ("since", "from", "to", "error", "text")),
+        given=filters,
+        filter=describe(wanted),
+        matching=request.app.core.count(wanted, action=action),
+        command=command("tenure", "jobs", action, *options),
+        exact=filters.keys() <= {"status", "type", "queue"},
     )
 
 
 def start(request: PageRequest) -> Response:
     """Start an action. The sweeper of any server carries it out."""
-    action = request.field("action")
-    wanted = _checked(action, given_filter(request))
-    started = request.app.bulk.start(action, wanted.filter, actor=request.actor)
+    _, wanted = given_filter(request)
+    started = request.app.bulk.start(request.field("action"), wanted, actor=request.actor)
     return request.go(
         request.address(f"/ui/bulk/{started.id}"), "Started. It continues in the background."
     )
@@ -46,7 +41,7 @@ def start(request: PageRequest) -> Response:
 def show(request: PageRequest) -> Response:
     """Show the progress of an action."""
     one = request.app.bulk.get(request.path("id"))
-    return request.page("bulk.html", bulk=one, verb=VERBS[one.action], filter=describe(one.filter))
+    return request.page("bulk.html", bulk=one, filter=describe(one.filter))
 
 
 def stop(request: PageRequest) -> Response:
@@ -69,19 +64,3 @@ def describe(filter: Filter) -> list[tuple[str, str]]:
         ("payload contains", filter.text),
     ]
     return [(name, value) for name, value in pairs if value]
-
-
-def _checked(action: str, wanted: GivenFilter) -> GivenFilter:
-    if action not in VERBS:
-        raise InvalidInput("retry or cancel", path="action")
-    return wanted
-
-
-def _options(given: dict[str, str]) -> list[str]:
-    """Return the filter as options of the command line."""
-    return [
-        word
-        for name in FIELDS
-        if name in given and name in ("status", "type", "queue")
-        for word in (f"--{name}", given[name])
-    ]
