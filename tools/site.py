@@ -96,12 +96,13 @@ def state_machine() -> str:
             "on": (one.x - 14, one.y + (16 if one.y > sheet.height / 2 else 0), "end"),
         }[one.label]
         lines.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{one.rule.event}</text>')
+    width, height = sheet.box_width, sheet.box_height
     for box in picture.boxes:
         lines.append(
-            f'<rect x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" rx="16" '
+            f'<rect x="{box.x}" y="{box.y}" width="{width}" height="{height}" rx="16" '
             'fill="none" stroke="currentColor" stroke-width="2"/>'
         )
-        middle = f'x="{box.x + box.width / 2}" y="{box.y + box.height / 2 + 6}"'
+        middle = f'x="{box.x + width / 2}" y="{box.y + height / 2 + 6}"'
         lines.append(f'<text {middle} text-anchor="middle" font-weight="bold">{box.status}</text>')
     tip = (
         '<marker id="tip" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="9" markerHeight="9" '

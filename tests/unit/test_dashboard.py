@@ -88,7 +88,7 @@ def test_the_picture_has_every_status_and_every_move_and_stays_on_its_sheet(
         numbers = [float(number) for number in re.findall(r"-?[0-9.]+", arrow.path)]
         assert all(0 <= x <= sheet.width for x in numbers[::2])
         assert all(0 <= y <= sheet.height for y in numbers[1::2])
-    boxes = [(b.x, b.y, b.x + b.width, b.y + b.height) for b in picture.boxes]
+    boxes = [(b.x, b.y, b.x + sheet.box_width, b.y + sheet.box_height) for b in picture.boxes]
     for arrow in picture.arrows:  # no label lies under a box
         assert not any(x < arrow.x < right and y < arrow.y < low for x, y, right, low in boxes)
 

@@ -1,7 +1,8 @@
 """The state machine as a picture, drawn from the lifecycle's table. Pure.
 
 Success runs from left to right, failures go down and retries come back round, cancellations go up.
-The place of each status is chosen here. Every rule of the table becomes an arrow.
+The place of each status is chosen here. Every rule of the table becomes an arrow. Points and
+vectors are complex numbers, x + yj.
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ from dataclasses import dataclass
 
 from tenure.lifecycle import TRANSITIONS, Rule, Status
 
-Point = tuple[float, float]
-
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A format: its size, the size of boxes, the place of each status, how far arrows bend."""
+    """A format: its size, the size of boxes, the centre of each status, how far arrows bend."""
 
     name: str
     width: int
     height: int
-    box: Point
-    places: Mapping[Status, Point]
+    box_width: int
+    box_height: int
+    places: Mapping[Status, complex]
     bend: float  # of two arrows between the same two boxes
     swing: float  # of an arrow round a corner, per unit of its length
 
@@ -33,13 +33,14 @@ WIDE = Sheet(
     "wide",
     1080,
     580,
-    (196, 92),
+    196,
+    92,
     {
-        Status.PENDING: (140, 290),
-        Status.PROCESSING: (540, 290),
-        Status.COMPLETED: (940, 290),
-        Status.FAILED: (540, 526),
-        Status.CANCELLED: (540, 54),
+        Status.PENDING: 140 + 290j,
+        Status.PROCESSING: 540 + 290j,
+        Status.COMPLETED: 940 + 290j,
+        Status.FAILED: 540 + 526j,
+        Status.CANCELLED: 540 + 54j,
     },
     bend=84,
     swing=0.21,
@@ -48,13 +49,14 @@ TALL = Sheet(
     "tall",
     440,
     740,
-    (136, 78),
+    136,
+    78,
     {
-        Status.PENDING: (220, 60),
-        Status.PROCESSING: (220, 280),
-        Status.COMPLETED: (220, 696),
-        Status.FAILED: (76, 436),
-        Status.CANCELLED: (364, 436),
+        Status.PENDING: 220 + 60j,
+        Status.PROCESSING: 220 + 280j,
+        Status.COMPLETED: 220 + 696j,
+        Status.FAILED: 76 + 436j,
+        Status.CANCELLED: 364 + 436j,
     },
     bend=72,
     swing=0.31,
@@ -67,13 +69,11 @@ ICON, LETTER = 22.0, 8.6
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A status: its place, its size and how many jobs have it."""
+    """A status: its corner, and how many jobs have it."""
 
     status: Status
     x: float
     y: float
-    width: float
-    height: float
     jobs: int
     mark: float  # x of its icon; its name follows
 
@@ -103,91 +103,64 @@ class Picture:
 
 def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[Rule, float]) -> Picture:
     """Draw the machine with its numbers: jobs by status, transitions per minute by rule."""
-    width, height = sheet.box
+    half_width, half_height = sheet.box_width / 2, sheet.box_height / 2
     boxes = [
         Box(
             status,
-            x - width / 2,
-            y - height / 2,
-            width,
-            height,
+            centre.real - half_width,
+            centre.imag - half_height,
             jobs.get(status, 0),
-            round(width / 2 - (ICON + len(status) * LETTER) / 2, 1),
+            round(half_width - (ICON + len(status) * LETTER) / 2, 1),
         )
-        for status, (x, y) in sheet.places.items()
+        for status, centre in sheet.places.items()
     ]
     pairs = Counter(frozenset((rule.source, rule.target)) for rule in TRANSITIONS)
-    drawn: Counter[tuple[Status, Status]] = Counter()
+    drawn: set[tuple[Status, Status]] = set()
     arrows = []
     for rule in TRANSITIONS:
-        beside = pairs[frozenset((rule.source, rule.target))] > 1
-        same_way = drawn[rule.source, rule.target]
-        drawn[rule.source, rule.target] += 1
-        bend = sheet.bend * (-1 if same_way else 1) if beside else _swing(sheet, rule)
-        arrows.append(_arrow(sheet, rule, bend, per_minute.get(rule, 0.0)))
-    x, y = sheet.places[Status.PENDING]
+        way = (rule.source, rule.target)
+        bend = -sheet.bend if way in drawn else sheet.bend
+        alone = pairs[frozenset(way)] == 1
+        arrows.append(_arrow(sheet, rule, None if alone else bend, per_minute.get(rule, 0.0)))
+        drawn.add(way)
+    first = sheet.places[Status.PENDING]
+    left, top = first.real - half_width, first.imag - half_height
     entrance = (
-        f"M{x - width / 2 - 34:g} {y:g}H{x - width / 2 - GAP:g}"
+        f"M{left - 34:g} {first.imag:g}H{left - GAP:g}"
         if sheet is WIDE
-        else f"M{x:g} {y - height / 2 - 18:g}V{y - height / 2 - GAP:g}"
+        else f"M{first.real:g} {top - 18:g}V{top - GAP:g}"
     )
     return Picture(sheet, boxes, arrows, entrance)
 
 
-def _swing(sheet: Sheet, rule: Rule) -> float:
-    """Return how far a single arrow bends: not along an axis, outwards round a corner."""
-    (ax, ay), (bx, by) = sheet.places[rule.source], sheet.places[rule.target]
-    if ax == bx or ay == by:
-        return 0.0
-    middle_x, middle_y = sheet.places[Status.PROCESSING]
-    nx, ny = _normal((ax, ay), (bx, by))
-    long = math.hypot(bx - ax, by - ay)
-    outwards = ((ax + bx) / 2 - middle_x) * nx + ((ay + by) / 2 - middle_y) * ny
-    return math.copysign(sheet.swing * long, outwards)
-
-
-def _arrow(sheet: Sheet, rule: Rule, bend: float, per_minute: float) -> Arrow:
+def _arrow(sheet: Sheet, rule: Rule, bend: float | None, per_minute: float) -> Arrow:
+    """Draw a rule; without `bend` not along an axis, but outwards round a corner."""
     source, target = sheet.places[rule.source], sheet.places[rule.target]
-    nx, ny = _normal(source, target)
-    control = (
-        (source[0] + target[0]) / 2 + nx * bend,
-        (source[1] + target[1]) / 2 + ny * bend,
-    )
+    middle, across = (source + target) / 2, (target - source) / abs(target - source) * -1j
+    upright, level = source.real == target.real, source.imag == target.imag
+    if bend is None:
+        outwards = ((middle - sheet.places[Status.PROCESSING]) * across.conjugate()).real
+        straight = upright or level
+        bend = 0.0 if straight else math.copysign(sheet.swing * abs(target - source), outwards)
+    control = middle + across * bend
     start, end = _edge(sheet, source, control), _edge(sheet, target, control)
-    points = [f"{x:.1f} {y:.1f}" for x, y in (start, control, end)]
-    path = f"M{points[0]}Q{points[1]} {points[2]}"
-    x, y = (start[axis] / 4 + control[axis] / 2 + end[axis] / 4 for axis in (0, 1))
-    strength = 1.5 + min(math.log10(1 + per_minute), 4.0) * 0.9
+    points = [f"{point.real:.1f} {point.imag:.1f}" for point in (start, control, end)]
+    label = start / 4 + control / 2 + end / 4
+    side = "left" if bend * across.real < 0 else "right"
     return Arrow(
         rule,
-        path,
-        round(x, 1),
-        round(y, 1),
-        _side(source, target, bend, nx),
+        f"M{points[0]}Q{points[1]} {points[2]}",
+        round(label.real, 1),
+        round(label.imag, 1),
+        "across" if level else side if upright else "on",  # where it hides no line
         per_minute,
-        round(strength, 2),
+        round(1.5 + min(math.log10(1 + per_minute), 4.0) * 0.9, 2),
     )
 
 
-def _side(source: Point, target: Point, bend: float, nx: float) -> str:
-    """Return where a label hides no line."""
-    if source[1] == target[1]:
-        return "across"
-    if source[0] == target[0]:
-        return "left" if bend * nx < 0 else "right"
-    return "on"
-
-
-def _normal(a: Point, b: Point) -> Point:
-    """Return a unit vector perpendicular to the line from `a` to `b`."""
-    dx, dy = b[0] - a[0], b[1] - a[1]
-    long = math.hypot(dx, dy)
-    return dy / long, -dx / long
-
-
-def _edge(sheet: Sheet, centre: Point, toward: Point) -> Point:
+def _edge(sheet: Sheet, centre: complex, toward: complex) -> complex:
     """Return where the line from a box's centre toward a point leaves the box and its gap."""
-    half_width, half_height = sheet.box[0] / 2 + GAP, sheet.box[1] / 2 + GAP
-    dx, dy = toward[0] - centre[0], toward[1] - centre[1]
-    reach = min(half_width / abs(dx) if dx else math.inf, half_height / abs(dy) if dy else math.inf)
-    return centre[0] + dx * reach, centre[1] + dy * reach
+    way = toward - centre
+    wide = (sheet.box_width / 2 + GAP) / abs(way.real) if way.real else math.inf
+    high = (sheet.box_height / 2 + GAP) / abs(way.imag) if way.imag else math.inf
+    return centre + way * min(wide, high)
