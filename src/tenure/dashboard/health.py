@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
+from typing import Literal
 
 from tenure.dashboard.format import count
 from tenure.jobs.explain import is_live
@@ -17,20 +17,11 @@ LATE = timedelta(seconds=60)
 """A queue is late if a job has been due for longer."""
 
 
-class HealthLevel(StrEnum):
-    """How the queues are: empty, well, worth a look, or late."""
-
-    IDLE = "idle"
-    WELL = "well"
-    WATCH = "watch"
-    LATE = "late"
-
-
 @dataclass(frozen=True, slots=True)
 class HealthLine:
     """The worst problem, and the others."""
 
-    level: HealthLevel
+    level: Literal["idle", "well", "watch", "late"]  # "watch" is worth a look
     text: str
     also: Sequence[str] = ()
 
@@ -43,43 +34,37 @@ def health(
     late = list(_late(now, queues, live))
     watch = list(_watch(now, queues, live))
     if late:
-        return HealthLine(HealthLevel.LATE, late[0], [*late[1:], *watch])
+        return HealthLine("late", late[0], [*late[1:], *watch])
     if watch:
-        return HealthLine(HealthLevel.WATCH, watch[0], watch[1:])
+        return HealthLine("watch", watch[0], watch[1:])
     number = count(len(live), "worker")
     if jobs == 0:
         here = f"{number} {'is' if len(live) == 1 else 'are'} ready." if live else "No worker yet."
-        return HealthLine(HealthLevel.IDLE, f"Nothing here yet. {here}")
-    running = sum(queue.processing for queue in queues)
+        return HealthLine("idle", f"Nothing here yet. {here}")
     waiting = sum(queue.pending for queue in queues)
-    doing = "Nothing is waiting" if waiting == 0 else "Nothing is late"
+    well = f"All is well: nothing is {'late' if waiting else 'waiting'}"
     if not live:
-        return HealthLine(
-            HealthLevel.WELL, f"All is well: {doing.lower()}. No worker is alive just now."
-        )
+        return HealthLine("well", f"{well}. No worker is alive just now.")
+    running = sum(queue.processing for queue in queues)
     busy = f", {count(running, 'job')} running" if running else ""
-    ready = "is taking" if len(live) == 1 else "are taking"
-    return HealthLine(
-        HealthLevel.WELL, f"All is well: {doing.lower()}, and {number} {ready} jobs{busy}."
-    )
+    taking = "is taking" if len(live) == 1 else "are taking"
+    return HealthLine("well", f"{well}, and {number} {taking} jobs{busy}.")
 
 
 def _late(
     now: datetime, queues: Sequence[QueueState], live: Sequence[WorkerState]
 ) -> Iterator[str]:
     """Yield the queues whose oldest due job waits too long, the longest first."""
-    late = [
-        (queue.oldest_due_at, queue)
+    due = [
+        (queue.oldest_due_at, queue.name)
         for queue in queues
-        if queue.paused_at is None
-        and queue.oldest_due_at is not None
-        and now - queue.oldest_due_at >= LATE
+        if queue.paused_at is None and queue.oldest_due_at and now - queue.oldest_due_at >= LATE
     ]
-    for since, queue in sorted(late, key=lambda pair: pair[0]):
+    for since, name in sorted(due):
         waits = length(int((now - since).total_seconds()))
-        served = any(serves(worker.queues, queue.name) for worker in live)
+        served = any(serves(worker.queues, name) for worker in live)
         why = "" if served else ", and no live worker takes from it: start one"
-        yield f"Queue {queue.name} is late: a job has been due for {waits}{why}."
+        yield f"Queue {name} is late: a job has been due for {waits}{why}."
 
 
 def _watch(
@@ -94,6 +79,5 @@ def _watch(
             yield f"Queue {queue.name} has been paused for {since}; {jobs} {wait} in it."
         if queue.max_pending is not None and queue.pending >= queue.max_pending:
             yield f"Queue {queue.name} is full at {queue.max_pending:,}: new jobs are refused."
-    waiting = sum(queue.oldest_due_at is not None for queue in queues)
-    if waiting and not live:
+    if not live and any(queue.oldest_due_at for queue in queues):
         yield "Jobs are due and no worker is alive: start one."

@@ -27,6 +27,15 @@ SPARKLINE_EVENTS = {
     Status.CANCELLED: "cancelled",
 }
 """The event that the small chart of a status counts."""
+SAMPLES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+    *(("fake.email", {"to": f"customer-{n}@example.com"}, {"queue": "mail"}) for n in range(1, 6)),
+    *(("fake.sleep", {"seconds": n * 1.5}, {"delay": n * 0.7}) for n in range(1, 7)),
+    *(("fake.flaky", {"fail_times": n}, {"max_retries": 3, "queue": "mail"}) for n in (1, 2)),
+    ("fake.flaky", {"fail_times": 1}, {"max_retries": 1}),  # an operator's retry makes it good
+    ("fake.fail", {"reason": "to see a failure"}, {"max_retries": 2}),
+    ("fake.report", {"month": 11}, {"delay": "10m"}),
+)
+"""Jobs of each kind: quick, slow, failing once, failing for good."""
 
 
 def show(request: PageRequest) -> Response:
@@ -52,7 +61,7 @@ def show(request: PageRequest) -> Response:
         workers=workers[:MAX_WORKERS],
         more_workers=max(len(workers) - MAX_WORKERS, 0),
         is_live=is_live,
-        fake_handlers=has_fake_handlers(request),
+        fake_handlers=request.app.core.handlers.types() is None,  # as with --fake-handlers
         lag=cache.lag(now, "counts", "queues"),
     )
 
@@ -82,31 +91,9 @@ def machine(request: PageRequest) -> Response:
 
 def add_samples(request: PageRequest) -> Response:
     """Add a few jobs that the fake handlers complete and fail, to have something to see."""
-    added = request.app.enqueue_many(samples(request.actor))
-    return request.go(request.address("/"), f"{count(len(added), 'sample job')} added.")
-
-
-def samples(actor: str) -> list[NewJob]:
-    """Return some jobs of each kind: quick, slow, failing once, failing for good."""
     quick = {"base": 1.0, "factor": 2.0, "cap": 5.0}
-    new_jobs: list[NewJob] = []
-
-    def add(type: str, payload: dict[str, Any], **options: Any) -> None:
-        given: Any = {"backoff": quick, "actor": actor, **options}
-        new_jobs.append(NewJob(type, payload, given))
-
-    for number in range(1, 6):
-        add("fake.email", {"to": f"customer-{number}@example.com"}, queue="mail")
-    for number in range(1, 7):
-        add("fake.sleep", {"seconds": number * 1.5}, delay=number * 0.7)
-    for number in (1, 2):
-        add("fake.flaky", {"fail_times": number}, max_retries=3, queue="mail")
-    add("fake.flaky", {"fail_times": 1}, max_retries=1)  # an operator's retry makes it good
-    add("fake.fail", {"reason": "to see a failure"}, max_retries=2)
-    add("fake.report", {"month": 11}, delay="10m")
-    return new_jobs
-
-
-def has_fake_handlers(request: PageRequest) -> bool:
-    """Return True if a worker of this process runs any type, as with --fake-handlers."""
-    return request.app.core.handlers.types() is None
+    more = {"backoff": quick, "actor": request.actor}
+    added = request.app.enqueue_many(
+        [NewJob(type, payload, {**more, **options}) for type, payload, options in SAMPLES]  # type: ignore[typeddict-item]
+    )
+    return request.go(request.address("/"), f"{count(len(added), 'sample job')} added.")
