@@ -38,10 +38,11 @@ MAX_NAMED = 50
 MAX_VIEWERS = 200
 
 
-@dataclass(slots=True)
-class Note:
-    """What happened since a viewer was last notified."""
+@dataclass(slots=True, eq=False)
+class _Viewer:
+    """One open page, and what happened since it was last notified."""
 
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     transitions: int = 0
     jobs: set[str] | None = field(default_factory=set)  # None: too many to name
     arrows: Counter[str] = field(default_factory=Counter)
@@ -54,9 +55,10 @@ class Note:
             if skipped or len(self.jobs) > MAX_NAMED:
                 self.jobs = None
         self.arrows.update(f"{one.source or ''} {one.event}" for one in transitions)
+        self.news.set()
 
-    def event(self) -> bytes:
-        """Return the note as a server-sent event; nothing if nothing happened."""
+    def take(self) -> bytes:
+        """Return the note as a server-sent event, and begin a new one; nothing if it is empty."""
         if not self.transitions:
             return b""
         data = {
@@ -64,20 +66,9 @@ class Note:
             "jobs": None if self.jobs is None else sorted(self.jobs),
             "arrows": self.arrows,
         }
-        return b"event: transitions\ndata: %b\n\n" % msgspec.json.encode(data)
-
-
-class _Viewer:
-    """One open page, with the note that it has not received yet."""
-
-    def __init__(self) -> None:
-        self.note = Note()
-        self.news = asyncio.Event()
-
-    def take(self) -> Note:
-        note, self.note = self.note, Note()
+        self.transitions, self.jobs, self.arrows = 0, set(), Counter()
         self.news.clear()
-        return note
+        return b"event: transitions\ndata: %b\n\n" % msgspec.json.encode(data)
 
 
 class Follower:
@@ -106,7 +97,7 @@ class Follower:
             while not self._stopped():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(viewer.news.wait(), NOTIFY_SECONDS)
-                yield viewer.take().event(), PING
+                yield viewer.take(), PING
         finally:
             self._viewers.discard(viewer)
 
@@ -139,5 +130,4 @@ class Follower:
         end = await run_in_threadpool(self._app.events.end) if skipped else transitions[-1].position
         self._position = end
         for viewer in tuple(self._viewers):
-            viewer.note.add(transitions, skipped=skipped)
-            viewer.news.set()
+            viewer.add(transitions, skipped=skipped)
