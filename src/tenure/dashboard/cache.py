@@ -41,29 +41,22 @@ class Lag:
     jobs: float  # the numbers of jobs
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """What was read, when, and until when it counts as new."""
-
-    value: Any
-    began: float
-    until: float
-
-
+@dataclass(slots=True)
 class _Entry:
     """The last value of one kind, and the read of the next, if one is under way."""
 
-    def __init__(self, value: _Value | None = None) -> None:
-        self.value = value
-        self.reading: Future[_Value] | None = None
+    value: Any = None
+    began: float | None = None  # its read; None until there was one
+    until: float = 0.0  # it counts as new
+    reading: Future[Any] | None = None
 
-    def read(self, ask: Callable[[], Any]) -> _Value:
+    def read(self, ask: Callable[[], Any]) -> Any:
         began = time.monotonic()
         value = ask()
         ended = time.monotonic()
         lasts = min(max(FRESH_SECONDS, SHARE * (ended - began)), MAX_SECONDS)
-        self.value = _Value(value, began, ended + lasts)
-        return self.value
+        self.value, self.began, self.until = value, began, ended + lasts
+        return value
 
 
 class ReadCache:
@@ -78,10 +71,8 @@ class ReadCache:
     def forget(self) -> None:
         """Clear the values after a change. Old counts are kept in case new ones take long."""
         with self._lock:
-            counted = self._entries.get("counts", _Entry()).value
-            self._entries = {}
-            if counted is not None:
-                self._entries["counts"] = _Entry(replace(counted, until=0.0))
+            counted = self._entries.get("counts", _Entry())
+            self._entries = {"counts": replace(counted, until=0.0, reading=None)}
 
     def counts(self) -> list[Count]:
         """Return jobs by status, queue and type."""
@@ -107,34 +98,31 @@ class ReadCache:
         """Return how old rates are at `now`, and how old the oldest of the values `names` is."""
         until = self._once("measured", self._app.stats.measured_until)
         with self._lock:
-            values = [self._entries.get(name, _Entry()).value for name in names]
+            shown = [self._entries.get(name, _Entry()).began for name in names]
         at = time.monotonic()
-        oldest = min((one.began for one in values if one is not None), default=at)
+        oldest = min((began for began in shown if began is not None), default=at)
         behind = 0.0 if until is None else max((now - until).total_seconds(), 0.0)
         return Lag(behind, at - oldest)
 
     def begin(self) -> None:
         """Start to read what may take long, without waiting for it."""
-        for name, ask in (("counts", self._app.stats.counts), ("queues", self._app.queues.list)):
-            self._reading(name, ask)
+        self._reading("counts", self._app.stats.counts)
+        self._reading("queues", self._app.queues.list)
 
     def _once(self, name: str, ask: Callable[[], T]) -> T:
-        last, reading = self._reading(name, ask)
+        entry, reading = self._reading(name, ask)
+        value: T = entry.value
         if reading is not None:
             with suppress(TimeoutError):  # the read continues for the next caller
-                last = reading.result(None if last is None else WAIT_SECONDS)
-        assert last is not None
-        value: T = last.value
+                value = reading.result(None if entry.began is None else WAIT_SECONDS)
         return value
 
-    def _reading(
-        self, name: str, ask: Callable[[], Any]
-    ) -> tuple[_Value | None, Future[_Value] | None]:
+    def _reading(self, name: str, ask: Callable[[], Any]) -> tuple[_Entry, Future[Any] | None]:
         """Return the last value, and the read of the next if the last is not new any more."""
         with self._lock:
             entry = self._entries.setdefault(name, _Entry())
-            if entry.value is not None and time.monotonic() < entry.value.until:
-                return entry.value, None
+            if time.monotonic() < entry.until:
+                return entry, None
             if entry.reading is None or entry.reading.done():
                 entry.reading = self._readers.submit(entry.read, ask)
-            return entry.value, entry.reading
+            return entry, entry.reading
