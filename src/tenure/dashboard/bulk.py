@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
 from starlette.responses import Response
 
-from tenure.dashboard.format import command, exactly
+from tenure.dashboard.format import exactly
 from tenure.dashboard.jobs import given_filter
 from tenure.dashboard.request import PageRequest
 from tenure.jobs.queries import Filter
@@ -24,7 +26,7 @@ def preview(request: PageRequest) -> Response:
         given=filters,
         filter=describe(wanted),
         matching=request.app.core.count(wanted, action=action),
-        command=command("tenure", "jobs", action, *options),
+        command=shlex.join(["tenure", "jobs", action, *options]),
         exact=filters.keys() <= {"status", "type", "queue"},
     )
 

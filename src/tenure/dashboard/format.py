@@ -1,9 +1,8 @@
-"""Numbers, times and commands as the pages write them. Texts of jobs: see `jobs/text.py`."""
+"""Numbers, times and lists as the pages write them. Texts of jobs: see `jobs/text.py`."""
 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -16,14 +15,9 @@ def exactly(time: datetime) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S.") + f"{time.microsecond // 1000:03} UTC"
 
 
-def number(value: float) -> str:
-    """Write a number with separators of thousands."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-
-
-def count(value: int, one: str, many: str = "") -> str:
+def count(value: int, one: str) -> str:
     """Write a number with its noun: `1 job`, `3 jobs`."""
-    return f"{value:,} {one if value == 1 else many or one + 's'}"
+    return f"{value:,} {one if value == 1 else one + 's'}"
 
 
 def rate(per_minute: float) -> str:
@@ -51,11 +45,6 @@ def pretty(source: str) -> str:
     if len(source) > 256 * 1024:
         return source
     return json.dumps(json.loads(source), ensure_ascii=False, indent=2)
-
-
-def command(*words: str) -> str:
-    """Write a command line, quoted for a shell."""
-    return shlex.join(words)
 
 
 def listed(words: Sequence[str], most: int = 3) -> str:

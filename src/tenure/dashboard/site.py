@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -242,7 +243,7 @@ def _templates() -> jinja2.Environment:
         auto_reload=False,
     )
     made.filters.update(
-        number=fmt.number,
+        number="{:,}".format,
         lasting=text.length,
         rate=fmt.rate,
         visible=partial(text.visible, keep="\n\t"),
@@ -254,5 +255,5 @@ def _templates() -> jinja2.Environment:
         json=lambda chart: msgspec.json.encode(chart).decode(),
         paths=charts.paths,
     )
-    made.globals.update(count=fmt.count, command=fmt.command, ago=text.ago)
+    made.globals.update(count=fmt.count, command=shlex.join, ago=text.ago)
     return made
