@@ -16,10 +16,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from tenure.app.app import Tenure
-from tenure.jobs.stats import Activity, Count, FailureGroup, QueueState, WorkerState
 
 T = TypeVar("T")
 
@@ -63,10 +63,15 @@ class ReadCache:
     """The values of one application, each used again for a moment. Safe from any thread."""
 
     def __init__(self, app: Tenure) -> None:
-        self._app = app
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="tenure-dashboard")
+        self.counts = partial(self._once, "counts", app.stats.counts)
+        self.queues = partial(self._once, "queues", app.queues.list)
+        self.workers = partial(self._once, "workers", app.workers.list)
+        self.activity = partial(self._once, "activity", app.stats.activity)
+        self.failures = partial(self._once, "failures", app.stats.failures)
+        self.measured_until = partial(self._once, "measured_until", app.stats.measured_until)
 
     def forget(self) -> None:
         """Clear the values after a change. Old counts are kept in case new ones take long."""
@@ -74,29 +79,9 @@ class ReadCache:
             counted = self._entries.get("counts", _Entry())
             self._entries = {"counts": replace(counted, until=0.0, reading=None)}
 
-    def counts(self) -> list[Count]:
-        """Return jobs by status, queue and type."""
-        return self._once("counts", self._app.stats.counts)
-
-    def queues(self) -> list[QueueState]:
-        """Return every queue with jobs or settings."""
-        return self._once("queues", self._app.queues.list)
-
-    def workers(self) -> list[WorkerState]:
-        """Return the workers that asked for jobs lately."""
-        return self._once("workers", self._app.workers.list)
-
-    def activity(self) -> list[Activity]:
-        """Return the transitions of the last hour, by minute."""
-        return self._once("activity", self._app.stats.activity)
-
-    def failures(self) -> list[FailureGroup]:
-        """Return failures by type and error."""
-        return self._once("failures", self._app.stats.failures)
-
     def lag(self, now: datetime, *names: str) -> Lag:
         """Return how old rates are at `now`, and how old the oldest of the values `names` is."""
-        until = self._once("measured", self._app.stats.measured_until)
+        until = self.measured_until()
         with self._lock:
             shown = [self._entries.get(name, _Entry()).began for name in names]
         at = time.monotonic()
@@ -106,8 +91,8 @@ class ReadCache:
 
     def begin(self) -> None:
         """Start to read what may take long, without waiting for it."""
-        self._reading("counts", self._app.stats.counts)
-        self._reading("queues", self._app.queues.list)
+        for shared in (self.counts, self.queues):
+            self._reading(*shared.args)
 
     def _once(self, name: str, ask: Callable[[], T]) -> T:
         entry, reading = self._reading(name, ask)
