@@ -137,14 +137,6 @@ def _recent(activity: Iterable[Activity], now: datetime) -> list[Activity]:
     return [one for one in activity if one.minute >= since]
 
 
-def totals(activity: Iterable[Activity]) -> Counter[str]:
-    """Return transitions of the last hour by event."""
-    found = Counter[str]()
-    for one in activity:
-        found[one.event] += one.transitions
-    return found
-
-
 def sparkline(activity: Iterable[Activity], now: datetime, event: str) -> str:
     """Return the transitions by one event in each minute of the last hour, as an SVG path."""
     values = per_minute(activity, now, [event])

@@ -19,14 +19,8 @@ from tenure.lifecycle import FIRST_EVENT, TRANSITIONS, Status
 MAX_FAILURES = 5
 MAX_QUEUES = 8
 MAX_WORKERS = 8
-SPARKLINE_EVENTS = {
-    Status.PENDING: FIRST_EVENT,
-    Status.PROCESSING: "claimed",
-    Status.COMPLETED: "completed",
-    Status.FAILED: "failed",
-    Status.CANCELLED: "cancelled",
-}
-"""The event that the small chart of a status counts."""
+ENTERED_BY = {Status.PENDING: FIRST_EVENT, Status.PROCESSING: "claimed"}
+"""The event that the small chart of a status counts, if it is not named as the status."""
 SAMPLES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     *(("fake.email", {"to": f"customer-{n}@example.com"}, {"queue": "mail"}) for n in range(1, 6)),
     *(("fake.sleep", {"seconds": n * 1.5}, {"delay": n * 0.7}) for n in range(1, 7)),
@@ -50,8 +44,7 @@ def show(request: PageRequest) -> Response:
         health=health(now, jobs, queues, workers),
         jobs=jobs,
         by_status=charts.by_status(counts),
-        sparks={s: charts.sparkline(activity, now, e) for s, e in SPARKLINE_EVENTS.items()},
-        totals=charts.totals(activity),
+        sparks={s: charts.sparkline(activity, now, ENTERED_BY.get(s, s)) for s in Status},
         throughput=charts.throughput(activity, now),
         latency=charts.latency(activity, now),
         queues=by_age[:MAX_QUEUES],
