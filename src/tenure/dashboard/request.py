@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import secrets
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -78,11 +80,12 @@ class PageRequest:
 
     def page(self, template: str, status: int = 200, **values: Any) -> Response:
         """Return a page with the message that the last action left."""
-        secret, is_new = session.form_secret(self.http)
+        known = session.form_secret(self.http)
+        secret = known or secrets.token_hex(16)
         message, tone = session.message(self.http)
         values.update(form_secret=secret, message=message, tone=tone)
         response = HTMLResponse(self.site.render(template, self, **values), status, HEADERS)
-        if is_new:
+        if not known:
             session.set_cookie(response, self.http, session.FORM, secret)
         if message:
             session.set_cookie(response, self.http, session.MESSAGE, "")
@@ -123,8 +126,8 @@ async def read_form(request: Request) -> QueryParams:
         pairs = parse_qsl(data.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError:
         raise InvalidInput("the form cannot be read", path="$") from None
-    form = QueryParams(pairs)
-    if not session.is_ours(request, form.get("form", "")):
+    form, secret = QueryParams(pairs), session.form_secret(request)
+    if not secret or not hmac.compare_digest(secret.encode(), form.get("form", "").encode()):
         raise Refusal(
             403,
             "cross_site",

@@ -9,8 +9,6 @@ before.
 
 from __future__ import annotations
 
-import hmac
-import secrets
 from urllib.parse import quote, unquote
 
 from starlette.requests import Request, cookie_parser
@@ -33,18 +31,10 @@ def session_token(scope: Scope) -> bytes | None:
     return unquote(token).encode() if token else None
 
 
-def form_secret(request: Request) -> tuple[str, bool]:
-    """Return the secret for forms of this browser, and whether the browser has no cookie of it."""
+def form_secret(request: Request) -> str:
+    """Return the secret for forms of this browser; empty if it has no cookie of it."""
     known = request.cookies.get(FORM, "")
-    if len(known) == 32 and known.isalnum():
-        return known, False
-    return secrets.token_hex(16), True
-
-
-def is_ours(request: Request, named: str) -> bool:
-    """Return whether a form with the secret `named` comes from our page in this browser."""
-    secret, unknown = form_secret(request)
-    return not unknown and hmac.compare_digest(secret.encode(), named.encode())
+    return known if len(known) == 32 and known.isalnum() else ""
 
 
 def message(request: Request) -> tuple[str, str]:
