@@ -1,11 +1,9 @@
 """The dashboard: pages for people, rendered on the server, over the same calls as the API.
 
-`site.py` lists every page and answers requests, `request.py` is one request, `session.py` holds the
-cookies. `overview.py`, `jobs.py`, `queues.py` and `bulk.py` hold the pages and their actions.
-`push.py` notifies open pages of changes, `cache.py` reads once for all viewers. `health.py`,
-`timeline.py`, `machine.py`, `charts.py` and `format.py` are pure: they compute what is shown. The
-pages work without JavaScript; the scripts in `static/` make them live. Nothing here decides about a
-job.
+`site.py` lists every page, `request.py` is one request, `session.py` holds the cookies.
+`overview.py`, `jobs.py` and `queues.py` hold the pages and their actions, `push.py` notifies open
+pages of changes, `cache.py` reads once for all viewers. The other modules are pure: they compute
+what is shown. The pages work without JavaScript; the scripts in `static/` make them live.
 """
 
 from __future__ import annotations

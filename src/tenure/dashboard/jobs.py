@@ -1,7 +1,8 @@
-"""The list of jobs, the page of a job, and their actions."""
+"""The list of jobs, the page of a job, and actions on one, on some and on all that match."""
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -74,8 +75,7 @@ def listed(request: PageRequest) -> Response:
     return request.page(
         "jobs.html",
         jobs=[request.redaction.job(job) if job.last_error else job for job in page.jobs],
-        next=page.next,
-        searched_all=page.searched_all,
+        page=page,
         given=given,
         filtered=any(given.values()),
         cursor=cursor,
@@ -114,6 +114,65 @@ def _act(request: PageRequest, action: Action, job_id: str, more: int = 1) -> Jo
     if action is Action.RETRY:
         return request.app.retry(job_id, more_retries=more, actor=request.actor)
     return request.app.cancel(job_id, actor=request.actor)
+
+
+# --- actions on all jobs of a filter --------------------------------------------------------------
+
+
+def preview_bulk(request: PageRequest) -> Response:
+    """Show how many jobs an action would try; without an action, list the bulk actions."""
+    action = request.field("action")
+    if not action:
+        return request.page("bulks.html", bulks=request.app.bulk.list(), describe=describe)
+    given, wanted = given_filter(request)
+    filters = {name: value for name, value in given.items() if value}
+    options = [word for name, value in filters.items() for word in (f"--{name}", value)]
+    return request.page(
+        "bulk_preview.html",
+        action=action,
+        given=filters,
+        filter=describe(wanted),
+        matching=request.app.core.count(wanted, action=action),
+        command=shlex.join(["tenure", "jobs", action, *options]),
+        exact=filters.keys() <= {"status", "type", "queue"},
+    )
+
+
+def start_bulk(request: PageRequest) -> Response:
+    """Start an action. The sweeper of any server carries it out."""
+    _, wanted = given_filter(request)
+    started = request.app.bulk.start(request.field("action"), wanted, actor=request.actor)
+    return request.go(
+        request.address(f"/ui/bulk/{started.id}"), "Started. It continues in the background."
+    )
+
+
+def show_bulk(request: PageRequest) -> Response:
+    """Show the progress of an action."""
+    one = request.app.bulk.get(request.path("id"))
+    return request.page("bulk.html", bulk=one, filter=describe(one.filter))
+
+
+def stop_bulk(request: PageRequest) -> Response:
+    """Stop an action; jobs that it has changed stay changed."""
+    one = request.app.bulk.stop(request.path("id"), actor=request.actor)
+    return request.go(
+        request.address(f"/ui/bulk/{one.id}"), "Stopped. Jobs that it changed stay changed."
+    )
+
+
+def describe(filter: Filter) -> list[tuple[str, str]]:
+    """Return the conditions of a filter as names and values."""
+    pairs = [
+        ("status", filter.status),
+        ("type", filter.type),
+        ("queue", filter.queue),
+        ("enqueued after", filter.created_after and fmt.exactly(filter.created_after)),
+        ("enqueued before", filter.created_before and fmt.exactly(filter.created_before)),
+        ("error contains", filter.error),
+        ("payload contains", filter.text),
+    ]
+    return [(name, value) for name, value in pairs if value]
 
 
 # --- one job --------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from tenure.app.app import Tenure
-from tenure.dashboard import bulk, charts, jobs, overview, queues, session
+from tenure.dashboard import charts, jobs, overview, queues, session
 from tenure.dashboard import format as fmt
 from tenure.dashboard.cache import ReadCache
 from tenure.dashboard.push import Follower
@@ -71,8 +71,8 @@ PAGES: dict[str, Page] = {
     "/ui/jobs": jobs.listed,
     "/ui/jobs/{id}": jobs.show,
     "/ui/jobs/{id}/{part}": jobs.whole,
-    "/ui/bulk": bulk.preview,
-    "/ui/bulk/{id}": bulk.show,
+    "/ui/bulk": jobs.preview_bulk,
+    "/ui/bulk/{id}": jobs.show_bulk,
 }
 ACTIONS: dict[str, tuple[Scope, Page]] = {
     "/ui/samples": (Scope.ENQUEUE, overview.add_samples),
@@ -82,8 +82,8 @@ ACTIONS: dict[str, tuple[Scope, Page]] = {
     "/ui/queues/{name}/pause": (Scope.ADMIN, queues.pause),
     "/ui/queues/{name}/resume": (Scope.ADMIN, queues.resume),
     "/ui/queues/{name}/limit": (Scope.ADMIN, queues.limit),
-    "/ui/bulk": (Scope.ADMIN, bulk.start),
-    "/ui/bulk/{id}/stop": (Scope.ADMIN, bulk.stop),
+    "/ui/bulk": (Scope.ADMIN, jobs.start_bulk),
+    "/ui/bulk/{id}/stop": (Scope.ADMIN, jobs.stop_bulk),
 }
 
 
