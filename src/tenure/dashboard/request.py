@@ -83,8 +83,10 @@ class PageRequest:
         known = session.form_secret(self.http)
         secret = known or secrets.token_hex(16)
         message, tone = session.message(self.http)
+        values.update(request=self, address=self.address)
         values.update(form_secret=secret, message=message, tone=tone)
-        response = HTMLResponse(self.site.render(template, self, **values), status, HEADERS)
+        text = self.site.templates.get_template(template).render(values)
+        response = HTMLResponse(text, status, HEADERS)
         if not known:
             session.set_cookie(response, self.http, session.FORM, secret)
         if message:

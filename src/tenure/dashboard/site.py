@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import jinja2
@@ -105,7 +104,7 @@ class Dashboard:
         self.cache = ReadCache(app)
         self._tokens = tokens
         self._follower = Follower(app, stopped)
-        self._templates = _templates()
+        self.templates = _templates()
         self._router = Router(
             [
                 Route(f"/ui/static/{VERSION}/{{name:path}}", self._file),
@@ -122,15 +121,6 @@ class Dashboard:
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         await self._router(scope, receive, send)
-
-    def render(self, template: str, request: PageRequest, **values: Any) -> str:
-        """Return a page as text."""
-        return self._templates.get_template(template).render(
-            request=request,
-            address=request.address,
-            static=request.address(f"/ui/static/{VERSION}"),
-            **values,
-        )
 
     # --- pages and forms
 
@@ -255,5 +245,7 @@ def _templates() -> jinja2.Environment:
         json=lambda chart: msgspec.json.encode(chart).decode(),
         paths=charts.paths,
     )
-    made.globals.update(count=fmt.count, command=shlex.join, ago=text.ago)
+    made.globals.update(
+        static=f"/ui/static/{VERSION}", count=fmt.count, command=shlex.join, ago=text.ago
+    )
     return made
