@@ -216,6 +216,7 @@ def test_with_tokens_there_is_a_way_to_sign_in_and_out(app: Tenure, guarded: Tes
     assert guarded.get("/ui/live").status_code == 401
 
     assert sign_in(guarded, "wrong").status_code == 403
+    assert 'role="alert"' not in guarded.get("/ui/sign-in?token=wrong").text  # not a form
     entered = post(guarded, "/ui/sign-in", {"token": "boss-token", "next": "/ui/jobs"})
     assert (entered.status_code, entered.headers["location"]) == (303, "/ui/jobs")
     cookie = next(c for c in entered.headers.get_list("set-cookie") if "tenure_session" in c)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from starlette.responses import PlainTextResponse, Response
 
@@ -16,7 +18,7 @@ from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
 from tenure.jobs.bulk_actions import Action, action_of, sources
 from tenure.jobs.queries import Filter, check_filter
 from tenure.jobs.text import visible
-from tenure.lifecycle import Job
+from tenure.lifecycle import Job, Status
 from tenure.wire.problems import Refusal
 
 PAGE = 50
@@ -83,7 +85,6 @@ def listed(request: PageRequest) -> Response:
         types=sorted({count.type for count in counts})[:MAX_TYPES],
         queue_names=sorted({count.queue for count in counts})[:MAX_TYPES],
         since=SINCE,
-        any_jobs=bool(counts),
         actions=[one for one in Action if not wanted.status or wanted.status in sources(one)],
     )
 
@@ -97,10 +98,11 @@ def act_on_selected(request: PageRequest) -> Response:
         return request.go(back, "Select some jobs first.", "bad")
     if len(ids) > MAX_SELECTED:
         raise InvalidInput(f"at most {MAX_SELECTED} at once", path="id")
+    change = request.app.retry if action is Action.RETRY else request.app.cancel
     done = 0
     for job_id in ids:
         with suppress(IllegalTransition, JobNotFound):
-            _act(request, action, job_id)
+            change(job_id, actor=request.actor)
             done += 1
     what = "to run again" if action is Action.RETRY else "cancelled"
     message = f"{fmt.count(done, 'job')} {what}."
@@ -108,12 +110,6 @@ def act_on_selected(request: PageRequest) -> Response:
         refused = fmt.count(len(ids) - done, "job")
         message += f" {refused} could not be, because the status had changed."
     return request.go(back, message, "good" if done else "bad")
-
-
-def _act(request: PageRequest, action: Action, job_id: str, more: int = 1) -> Job:
-    if action is Action.RETRY:
-        return request.app.retry(job_id, more_retries=more, actor=request.actor)
-    return request.app.cancel(job_id, actor=request.actor)
 
 
 # --- actions on all jobs of a filter --------------------------------------------------------------
@@ -223,22 +219,22 @@ def retry(request: PageRequest) -> Response:
     given = request.field("more_retries") or "1"
     if not (given.isascii() and given.isdigit() and len(given) <= 4):
         raise InvalidInput("give a whole number from 1", path="more attempts")
-    return _done(request, Action.RETRY, int(given))
+    return _changed(request, partial(request.app.retry, more_retries=int(given)))
 
 
 def cancel(request: PageRequest) -> Response:
     """Cancel a job that is pending or processing."""
-    return _done(request, Action.CANCEL)
+    return _changed(request, request.app.cancel)
 
 
-def _done(request: PageRequest, action: Action, more: int = 1) -> Response:
+def _changed(request: PageRequest, change: Callable[..., Job]) -> Response:
     job_id = request.path("id")
     where = request.address(f"/ui/jobs/{job_id}")
     try:
-        job = _act(request, action, job_id, more)
+        job = change(job_id, actor=request.actor)
     except IllegalTransition as refused:
         return request.go(where, f"Not done: the job is {refused.status} now.", "bad")
-    if action is Action.CANCEL:
+    if job.status is Status.CANCELLED:
         return request.go(where, "The job is cancelled.")
     left = f"attempt {job.attempts + 1} of {job.max_retries}"
     return request.go(where, f"The job is to run again: {left}.")

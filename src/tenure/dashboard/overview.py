@@ -17,8 +17,7 @@ from tenure.jobs.explain import is_live
 from tenure.lifecycle import FIRST_EVENT, TRANSITIONS, Status
 
 MAX_FAILURES = 5
-MAX_QUEUES = 8
-MAX_WORKERS = 8
+MAX_ROWS = 8
 ENTERED_BY = {Status.PENDING: FIRST_EVENT, Status.PROCESSING: "claimed"}
 """The event that the small chart of a status counts, if it is not named as the status."""
 SAMPLES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
@@ -47,12 +46,12 @@ def show(request: PageRequest) -> Response:
         sparks={s: charts.sparkline(activity, now, ENTERED_BY.get(s, s)) for s in Status},
         throughput=charts.throughput(activity, now),
         latency=charts.latency(activity, now),
-        queues=by_age[:MAX_QUEUES],
-        more_queues=max(len(queues) - MAX_QUEUES, 0),
+        queues=by_age[:MAX_ROWS],
+        more_queues=max(len(queues) - MAX_ROWS, 0),
         failures=failures_shown(request.app, groups[:MAX_FAILURES], request.redaction),
         more_failures=max(len(groups) - MAX_FAILURES, 0),
-        workers=workers[:MAX_WORKERS],
-        more_workers=max(len(workers) - MAX_WORKERS, 0),
+        workers=workers[:MAX_ROWS],
+        more_workers=max(len(workers) - MAX_ROWS, 0),
         is_live=is_live,
         fake_handlers=request.app.core.handlers.types() is None,  # as with --fake-handlers
         lag=cache.lag(now, "counts", "queues"),

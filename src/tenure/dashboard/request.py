@@ -83,9 +83,8 @@ class PageRequest:
         known = session.form_secret(self.http)
         secret = known or secrets.token_hex(16)
         message, tone = session.message(self.http)
-        values.update(request=self, address=self.address)
-        values.update(form_secret=secret, message=message, tone=tone)
-        text = self.site.templates.get_template(template).render(values)
+        values.update(request=self, address=self.address, message=message, tone=tone)
+        text = self.site.templates.get_template(template).render(values, form_secret=secret)
         response = HTMLResponse(text, status, HEADERS)
         if not known:
             session.set_cookie(response, self.http, session.FORM, secret)

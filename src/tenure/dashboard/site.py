@@ -173,14 +173,14 @@ class Dashboard:
         await answer(scope, receive, send)
 
     async def _sign_in(self, request: PageRequest) -> Response:
-        token, status = request.field("token"), 200
+        posted = request.http.method == "POST"
+        token = request.field("token") if posted else ""  # never from an address
         where = inside(request.field("next"))
-        if request.http.method == "POST":
-            if token and await self._tokens.caller(token.encode()) is not None:
-                response = RedirectResponse(where or request.address("/"), 303)
-                session.set_cookie(response, request.http, session.SESSION, token)
-                return response
-            status = 403
+        if token and await self._tokens.caller(token.encode()) is not None:
+            response = RedirectResponse(where or request.address("/"), 303)
+            session.set_cookie(response, request.http, session.SESSION, token)
+            return response
+        status = 403 if posted else 200
         page = partial(request.page, "sign_in.html", status, next=where, wrong=bool(token))
         return await run_in_threadpool(page)
 
