@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeGuard, TypeVar
 
@@ -43,16 +44,13 @@ SEEN_SECONDS = 5.0
 class EnqueueWork:
     """Jobs to add, all or none."""
 
+    name = "enqueue"
     checked_jobs: Sequence[CheckedJob]
     future: Future[list[Enqueued]] = field(default_factory=Future)
 
     @property
     def size(self) -> int:
         return len(self.checked_jobs)
-
-    @property
-    def name(self) -> str:
-        return "enqueue"
 
 
 @dataclass(slots=True)
@@ -274,7 +272,7 @@ class Committer:
         answers += self._add(db, [work for work in batch if isinstance(work, EnqueueWork)])
         for work in batch:
             if isinstance(work, CallWork):
-                answers.append((work, self._act(db, work)))
+                answers.append((work, _undoing(db, work.act)))
         for exchange, verdict in zip(exchanges, settled, strict=True):
             leases = self._claim(db, exchange.claim) if exchange.claim else []
             answers.append((exchange, Exchange(verdict, leases)))
@@ -288,22 +286,10 @@ class Committer:
             for work, answer in zip(singles, added, strict=True)
         ]
         for work in works:
-            if len(work.checked_jobs) == 1:
-                continue
-            db.savepoint()
-            several = enqueue.add_together(db, work.checked_jobs)
-            if isinstance(several, TenureError):
-                db.undo_to_savepoint()
-            answers.append((work, several))
+            if len(work.checked_jobs) != 1:
+                together = partial(enqueue.add_together, checked_jobs=work.checked_jobs)
+                answers.append((work, _undoing(db, together)))
         return answers
-
-    def _act(self, db: Database, work: CallWork) -> Any:
-        db.savepoint()
-        try:
-            return work.act(db)
-        except TenureError as refusal:
-            db.undo_to_savepoint()
-            return refusal
 
     def _claim(self, db: Database, request: ClaimRequest) -> Any:
         if self._is_to_be_seen(request.worker):
@@ -348,6 +334,16 @@ def _is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[EnqueueWork]]:
     return all(isinstance(work, EnqueueWork) for work in batch) and (
         len(batch) == 1 or all(work.size == 1 for work in batch)
     )
+
+
+def _undoing(db: Database, act: Callable[[Database], Any]) -> Any:
+    """Call `act`; if it raises a TenureError, undo what it did and return the error."""
+    db.savepoint()
+    try:
+        return act(db)
+    except TenureError as refusal:
+        db.undo_to_savepoint()
+        return refusal
 
 
 def _visit(moment: str, batch: Sequence[Work]) -> None:

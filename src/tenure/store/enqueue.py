@@ -51,18 +51,18 @@ def add_each(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued 
     return [answers[a.id] for a in checked_jobs]
 
 
-def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued] | TenureError:
-    """Insert the jobs of one request; if the answer is an error, the caller undoes them all."""
+def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued]:
+    """Insert the jobs of one request; if one is refused, raise its error: the caller undoes all."""
     full = db.full_queues(_per_queue(checked_jobs))
     if full:
         known = db.known([a for a in checked_jobs if a.queue in full])
         full = db.full_queues(_per_queue([a for a in checked_jobs if a.id not in known]))
     for queue, limit in full.items():
-        return QueueFull(queue, limit)
+        raise QueueFull(queue, limit)
     answers = []
     for answer in add(db, checked_jobs):
         if isinstance(answer, TenureError):
-            return answer
+            raise answer
         answers.append(answer)
     return answers
 

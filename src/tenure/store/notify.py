@@ -15,11 +15,12 @@ class Notifier:
     """Notifies subscribers of commits, also of other processes once there is a subscriber."""
 
     def __init__(self, watch: Watch) -> None:
-        self._watch = watch
         self._lock = threading.Lock()
         self._subscribers: tuple[Callable[[], None], ...] = ()
-        self._stop: threading.Event | None = None
-        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=watch, args=(self.notify, self._stop), name="tenure-watch", daemon=True
+        )
 
     def notify(self) -> None:
         """Call every subscriber. Subscribers must be quick and are called from any thread."""
@@ -33,14 +34,7 @@ class Notifier:
         """Call `subscriber` from now on; return the function that ends this."""
         with self._lock:
             self._subscribers = (*self._subscribers, subscriber)
-            if self._thread is None:
-                self._stop = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._watch,
-                    args=(self.notify, self._stop),
-                    name="tenure-watch",
-                    daemon=True,
-                )
+            if not self._stop.is_set() and self._thread.ident is None:  # not started yet
                 self._thread.start()
 
         def unsubscribe() -> None:
@@ -53,8 +47,6 @@ class Notifier:
     def close(self) -> None:
         """End the watch and wait for its thread."""
         with self._lock:
-            thread, self._thread = self._thread, None
-            if self._stop is not None:
-                self._stop.set()
-        if thread is not None:
-            thread.join()
+            self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()

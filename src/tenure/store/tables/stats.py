@@ -12,6 +12,7 @@ the transitions since, are read in one statement.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -268,11 +269,11 @@ class StatsWriter:
 
 def tallied(sums: Iterable[Sequence[Any]]) -> Mapping[tuple[str, str, str], int]:
     """Return how transitions change the tally: (status, queue, type) -> jobs more."""
-    jobs: dict[tuple[str, str, str], int] = {}
+    jobs: Counter[tuple[str, str, str]] = Counter()
     for _, type, queue, _, source, target, _, transitions, _ in sums:
-        jobs[target, queue, type] = jobs.get((target, queue, type), 0) + transitions
+        jobs[target, queue, type] += transitions
         if source is not None:
-            jobs[source, queue, type] = jobs.get((source, queue, type), 0) - transitions
+            jobs[source, queue, type] -= transitions
     return jobs
 
 
@@ -300,10 +301,12 @@ _none = (0,) * len(BUCKETS)
 
 def grouped(failures: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
     """Return failures by type and kind, as rows."""
-    groups: dict[tuple[str, str], tuple[Any, ...]] = {}
-    for type, line, *failure in failures:
-        key = (type, kind_of(line or ""))
-        groups[key] = _together(tuple(failure), groups.get(key))
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for type, line, attempts, first, *last in failures:
+        group = groups.setdefault((type, kind_of(line or "")), [0, first, *last])
+        group[0] += attempts
+        group[1] = min(group[1], first)
+        group[2:] = max(group[2:], last)
     return [(*key, *group) for key, group in groups.items()]
 
 
@@ -325,12 +328,6 @@ def kind_of(error: str) -> str:
     """The first line of an error with everything replaced that varies from one to the next."""
     line = error.partition("\n")[0].strip()
     return _varying.sub(VARIES, line)[:MAX_KIND]
-
-
-def _together(one: tuple[Any, ...], other: tuple[Any, ...] | None) -> tuple[Any, ...]:
-    if other is None:
-        return one
-    return (one[0] + other[0], min(one[1], other[1]), *max(one[2:], other[2:]))
 
 
 def _json(rows: Sequence[Sequence[Any]]) -> str:
