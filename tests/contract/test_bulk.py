@@ -11,16 +11,10 @@ import pytest
 from tenure.jobs.bulk_actions import Action, Bulk
 from tenure.jobs.ids import new_id
 from tenure.jobs.queries import Counted, Filter, Query
-from tenure.lifecycle import Cancelled, Job, Retried, Status
-from tenure.store import bulk as bulks
-from tenure.store.tables import bulk as bulk_table
+from tenure.lifecycle import Cancelled, Job, Retried
+from tenure.store.tables import bulk as bulks
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import StoreHarness, new_job, report_failed
-
-SOURCES = {
-    Action.RETRY: (Status.FAILED,),
-    Action.CANCEL: (Status.PENDING, Status.PROCESSING),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +26,7 @@ def start(harness: StoreHarness, action: Action, **wanted: Any) -> Bulk:
     """Begin an action."""
     id = new_id()
     begin = partial(
-        bulk_table.start,
+        bulks.start,
         id=id,
         action=action,
         filter=Filter(**wanted),
@@ -45,19 +39,19 @@ def start(harness: StoreHarness, action: Action, **wanted: Any) -> Bulk:
 
 
 def read(harness: StoreHarness, id: str) -> Bulk:
-    found = bulk_table.get(harness.store.read, id)
+    found = bulks.get(harness.store.read, id)
     assert found is not None
     return found
 
 
 def stop(harness: StoreHarness, bulk: Bulk, actor: str) -> None:
-    harness.store.write("bulk", lambda db: bulk_table.stop(db, bulk.id, actor)).result()
+    harness.store.write("bulk", lambda db: bulks.stop(db, bulk.id, actor)).result()
 
 
 def step(harness: StoreHarness, bulk: Bulk) -> Bulk:
     """Do one batch of an action."""
     bulk = read(harness, bulk.id)
-    ended = bulks.step(harness.store, bulk, SOURCES[bulk.action])
+    ended = bulks.step(harness.store, bulk)
     after = read(harness, bulk.id)
     assert ended is (bulk.finished_at is None and after.finished_at is not None)
     return after
@@ -132,7 +126,7 @@ def test_what_somebody_else_changed_meanwhile_is_refused(harness: StoreHarness) 
     """Between the look at the jobs and the change: retried, gone, or not what was asked for."""
     jobs = failures(harness, 3)
     bulk = start(harness, Action.RETRY, status="failed")
-    ids, cursor = bulks.next_ids(harness.store.read, bulk, SOURCES[Action.RETRY])
+    ids, cursor = bulks.next_ids(harness.store.read, bulk)
     assert list(ids) == [job.id for job in jobs]
     harness.store.apply(jobs[0].id, Retried(more_retries=1, actor="bob")).result()
     harness.store.write("bulk", lambda db: bulks.batch(db, bulk, [*ids, new_id()], cursor)).result()
@@ -150,9 +144,9 @@ def test_of_two_who_take_the_same_bite_one_does_nothing(harness: StoreHarness) -
     failures(harness, 7)
     bulk = start(harness, Action.RETRY)
     for _ in range(2):
-        bulks.step(harness.store, bulk, SOURCES[Action.RETRY])
+        bulks.step(harness.store, bulk)
     assert (read(harness, bulk.id).changed, read(harness, bulk.id).batches) == (3, 1)
-    ids, cursor = bulks.next_ids(harness.store.read, bulk, SOURCES[Action.RETRY])
+    ids, cursor = bulks.next_ids(harness.store.read, bulk)
     harness.report(*[report_failed(lease) for lease in harness.claim(limit=9)])
     harness.store.write("bulk", lambda db: bulks.batch(db, bulk, ids, cursor)).result()
     assert harness.get(ids[0]).status == "failed"
@@ -165,7 +159,7 @@ def test_a_bite_that_is_undone_leaves_nothing_and_is_taken_again(
     jobs = failures(harness, 2)
     bulk = start(harness, Action.RETRY)
     with monkeypatch.context() as patch:
-        patch.setattr(bulk_table, "advance", lambda *_, **__: 1 / 0)
+        patch.setattr(bulks, "advance", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             step(harness, bulk)
     assert read(harness, bulk.id) == bulk
@@ -179,7 +173,7 @@ def test_one_that_is_stopped_goes_no_further(harness: StoreHarness) -> None:
     stop(harness, bulk, "bob")
     harness.clock.advance(1)
     stop(harness, bulk, "eve")
-    bulks.step(harness.store, bulk, SOURCES[Action.RETRY])
+    bulks.step(harness.store, bulk)
     stopped = read(harness, bulk.id)
     assert stopped == replace(bulk, stopped_by="bob", finished_at=stopped.finished_at)
     assert stopped.finished_at is not None
@@ -191,16 +185,16 @@ def test_one_that_is_stopped_goes_no_further(harness: StoreHarness) -> None:
 def test_the_record_is_bounded_but_for_what_goes_on(
     harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_table, "MAX_KEPT", 2)
+    monkeypatch.setattr(bulks, "MAX_KEPT", 2)
     harness.add_all(*[new_job() for _ in range(5)])
     going_on = step(harness, start(harness, Action.CANCEL))
     ended = [finish(harness, start(harness, Action.RETRY)) for _ in range(4)]
     last = start(harness, Action.RETRY)
-    kept = [bulk.id for bulk in bulk_table.latest(harness.store.read, 10)]
+    kept = [bulk.id for bulk in bulks.latest(harness.store.read, 10)]
     assert kept == [last.id, ended[-1].id, going_on.id]
-    unfinished = bulk_table.latest(harness.store.read, 10, unfinished=True)
+    unfinished = bulks.latest(harness.store.read, 10, unfinished=True)
     assert [bulk.id for bulk in unfinished] == [last.id, going_on.id]
-    assert bulk_table.get(harness.store.read, ended[0].id) is None
+    assert bulks.get(harness.store.read, ended[0].id) is None
 
 
 def test_the_filter_is_kept_as_it_was_given(harness: StoreHarness) -> None:

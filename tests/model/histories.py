@@ -28,7 +28,6 @@ from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.lifecycle import Cancelled, Event, Job, Retried, Status
 from tenure.retry import RetryPolicy
 from tenure.store import Store, open_store
-from tenure.store.bulk import step
 from tenure.store.tables import bulk as bulk_table
 from tests.model.reference import Entry, Reference
 from tests.support.clock import START, Clock
@@ -255,7 +254,7 @@ class History(RuleBasedStateMachine):
         self.store.write("bulk", begin).result()
         bulk = bulk_table.get(self.store.read, id)
         assert bulk is not None
-        step(self.store, bulk, [status])
+        bulk_table.step(self.store, bulk)
         event: Event = Cancelled(actor=bulk.signature)
         if action is Action.RETRY:
             event = Retried(more_retries=1, actor=bulk.signature)

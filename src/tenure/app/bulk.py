@@ -8,13 +8,12 @@ from functools import partial
 from tenure.app.core import MAX_COUNTED, MAX_LISTED, Core
 from tenure.errors import BulkNotFound
 from tenure.jobs import ids
-from tenure.jobs.bulk_actions import Action, Bulk, action_of, sources
+from tenure.jobs.bulk_actions import Action, Bulk, action_of
 from tenure.jobs.enqueue import MAX_RETRIES, whole
 from tenure.jobs.names import check_label
 from tenure.jobs.queries import Filter, check_filter
 from tenure.lifecycle import Job
 from tenure.store import search
-from tenure.store.bulk import about, step
 from tenure.store.tables import bulk as bulks
 
 log = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ class BulkActions:
 
     def sample(self, filter: Filter, action: str, limit: int = 5) -> list[Job]:
         """Return a few of the jobs that an action would change, after a look at bounded rows."""
-        query = about(check_filter(filter), sources(action_of(action)), limit=limit)
+        query = bulks.about(check_filter(filter), action_of(action), limit=limit)
         return [*search.page(self._core.store.read, query).jobs]
 
     def step(self, bulk_id: str) -> Bulk:
@@ -125,7 +124,7 @@ def run_batches(core: Core) -> int:
 
 def run_batch(core: Core, bulk: Bulk) -> None:
     """Do the next batch of an action that has not ended."""
-    if step(core.store, bulk, sources(bulk.action)):
+    if bulks.step(core.store, bulk):
         _log("bulk_ended", BulkActions(core).get(bulk.id), bulk.actor)
 
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from tenure.errors import InvalidInput, JobNotFound
 from tenure.jobs import durations, ids
-from tenure.jobs.bulk_actions import action_of, sources
+from tenure.jobs.bulk_actions import action_of
 from tenure.jobs.enqueue import CheckedJob, Duration, Enqueued, NewJob, check_jobs, whole
 from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
@@ -24,8 +24,8 @@ from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import SETTLED, Job, Status
 from tenure.store import Store, open_store, schema_of, search
-from tenure.store.bulk import about
 from tenure.store.tables import tokens, webhooks
+from tenure.store.tables.bulk import about
 from tenure.store.transitions import Steps
 from tenure.telemetry import logs
 from tenure.telemetry.tracing import Tracing
@@ -180,7 +180,7 @@ class Core:
         count = whole(at_most, 1, MAX_COUNTED, "$.at_most")
         query = checked_query(filter)
         if action is not None:
-            query = about(filter, sources(action_of(action)))
+            query = about(filter, action_of(action))
         return search.count(self.store.read, query, count)
 
     # --- what workers call
