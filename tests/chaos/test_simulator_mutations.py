@@ -224,11 +224,10 @@ def half_a_batch_stays(patch: Patch) -> None:
 
 
 def pruning_takes_what_is_young(patch: Patch) -> None:
-    def prune(old: Any, self: Any, before: Any, limit: int) -> Any:
-        young = {status: time + timedelta(hours=4) for status, time in before.items()}
-        return old(self, young, limit)
+    def delete(old: Any, self: Any, status: Any, before: Any, *rest: Any) -> Any:
+        return old(self, status, before + timedelta(hours=4), *rest)
 
-    around(patch, Sqlite, "prune", prune)
+    around(patch, Sqlite, "delete_settled", delete)
 
 
 def a_heartbeat_does_nothing(patch: Patch) -> None:

@@ -61,7 +61,7 @@ Reply = Callable[[Any], None]
 ON_STORE: Mapping[str, Callable[..., Any]] = {
     "renew": lambda db, leases, seconds: db.renew(leases, seconds),
     "sweep": lambda db, limit: {steps[0].id for steps in transitions.sweep(db, limit)},
-    "prune": lambda db, settled_before: db.prune(settled_before, MAX_PRUNED),
+    "prune": lambda db, settled_before: transitions.prune(db, settled_before, MAX_PRUNED),
     "apply": lambda db, job_id, event: transitions.apply(db, job_id, event).id,
     "set_queue": lambda db, name, paused, max_pending: queues.set_queue(
         db, name, paused=paused, max_pending=max_pending, actor="operator"

@@ -80,7 +80,7 @@ class Store:
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int = 500) -> Future[int]:
         """Delete jobs (status -> settled before) and their ledger. The result is how many."""
-        return self.write("prune", lambda db: db.prune(settled_before, limit))
+        return self.write("prune", lambda db: transitions.prune(db, settled_before, limit))
 
     def update_stats(self, *, yielding: bool = False) -> int:
         """Add the next batch of the ledger to the statistics; return how many transitions it had.

@@ -8,7 +8,7 @@ thread outside it. Neither decides anything: guarded writes report which rows th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -112,11 +112,13 @@ class Database(Statements, Protocol):
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend the leases that are held, never shortening one; return their lease ids."""
 
-    def prune(self, settled_before: Mapping[str, datetime], limit: int) -> int:
-        """Delete up to `limit` jobs of a status (key) settled before its time, and their ledger.
+    def delete_settled(
+        self, status: str, before: datetime, until: int, place: Sequence[int], limit: int
+    ) -> Iterable[tuple[str, str, int]]:
+        """Delete up to `limit` jobs of a status settled before a time, and their ledger.
 
-        Only jobs whose transitions are all added up, so that none is missing from the statistics;
-        the next batch is added up first.
+        Only jobs that settled at `until` (milliseconds) or before, and without an entry after
+        `place`. Returns queue, type and number of what was deleted; a pair may come repeatedly.
         """
 
     def trouble(self, error: Exception) -> Trouble:

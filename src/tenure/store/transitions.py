@@ -1,4 +1,4 @@
-"""Everything that ends a claim, and what operators do to one job: load, decide, save.
+"""Everything that ends a claim, what operators do to one job, and the deletion of settled jobs.
 
 These functions run inside the committer's transaction. They lock the rows, ask the lifecycle what
 happens, and save what it answered under guards. They are the same for every database. Only a plain
@@ -7,7 +7,9 @@ claim and a plain completion are statements of the database itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TypeAlias
 
 from tenure import failpoints
@@ -15,6 +17,7 @@ from tenure.errors import IllegalTransition, JobNotFound, LeaseLost
 from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report, Verdict
 from tenure.lifecycle import Completed, Event, Failed, Job, LeaseExpired, Released, follow, retry_in
 from tenure.store.protocol import Database
+from tenure.store.tables import webhooks, workers
 
 Steps: TypeAlias = tuple[Job, ...]
 """The rows that one job passes through in one transaction, as `follow` returns them."""
@@ -149,3 +152,34 @@ def save(db: Database, changes: Sequence[tuple[Job, Steps]]) -> None:
         written = db.save(pairs)
         if written != len(pairs):
             raise RuntimeError(f"{len(pairs) - written} locked rows changed under the lock")
+
+
+def prune(db: Database, settled_before: Mapping[str, datetime], limit: int) -> int:
+    """Delete up to `limit` jobs of a status (key) settled before its time; return how many.
+
+    Only jobs whose transitions are all in the statistics, to which the next batch is added first,
+    and delivered to webhooks. What is so ends at a place in the ledger and at a time. The time
+    bounds the search: what settled after it need not be looked at.
+    """
+    d = db.dialect
+    *measured, until = db.stats.catch_up(db.now())
+    positions = [measured, *(position.split(".") for position in webhooks.positions(db))]
+    places = [tuple(map(int, position)) for position in positions]
+    done_with = min(places)
+    if done_with < places[0]:
+        order = ", ".join(f"t.{column}" for column in d.order)
+        next_entry = (
+            f"SELECT {d.millis.format(time='t.at')} FROM {d.table('transition')} AS t"
+            f" WHERE {d.after} ORDER BY {order} LIMIT 1"
+        )
+        until = min([until, *(at for (at,) in db.rows(next_entry, done_with))])
+    removed: Counter[tuple[str, str, str]] = Counter()
+    for status, time in settled_before.items():
+        left = limit - removed.total()
+        for queue, type, jobs in db.delete_settled(status, time, until, done_with, left):
+            removed[status, queue, type] += jobs
+    if removed:
+        db.stats.take_out(removed)
+    else:
+        workers.forget(db)
+    return removed.total()

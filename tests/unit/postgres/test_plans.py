@@ -160,7 +160,7 @@ def check_numbers(url: str, raw: Connection) -> None:
     found = plan(raw, url, AHEAD, *lanes, begin=SEARCHING)
     assert found.count("using job_ready") == 4
     assert "Sort" not in found
-    prune = sql.PRUNE.replace("{status}", "'failed'")
+    prune = sql.DELETE_SETTLED.replace("{status}", "'failed'")
     found = plan(raw, url, prune, datetime.now(UTC), 0, "3", 0, 100)
     assert "Index Scan using job_finished" in found
     assert "Seq Scan on transition" not in found

@@ -58,7 +58,7 @@ def test_no_verb_leaves_anything_in_the_session(db: Postgres) -> None:
         transitions.sweep(db, 10)
         db.claim(claim_request(3, queues=("default",), types=("mail",)))
         db.renew([(leases[2].id, leases[2].lease_id)], 30)
-        db.prune({Status.COMPLETED: db.now()}, 10)
+        transitions.prune(db, {Status.COMPLETED: db.now()}, 10)
     db.announce()
     for _ in range(10):  # psycopg names a statement on the server when it comes again
         with committed(db):

@@ -208,7 +208,7 @@ def test_a_move_finds_its_jobs_by_key(
         (stats_sql.sums(DIALECT), (0, 100)),
         (stats_sql.failures(DIALECT), (0, 100)),
         (SqliteReader(Path()).queues_sql.replace("{counts}", stats_sql.counts(DIALECT)), ()),
-        (sql.PRUNE.replace("{status}", "'failed'"), (0, 0, 0, 100)),
+        (sql.DELETE_SETTLED.replace("{status}", "'failed'"), (0, 0, 0, 100)),
     ],
     ids=["counts", "far", "until", "end", "sums", "failures", "queues", "prune"],
 )

@@ -160,14 +160,8 @@ INSERT INTO {s}.trace SELECT * FROM unnest(%b::uuid[], %b::text[]) ON CONFLICT D
 """
 TRACES = "SELECT job_id::text, traceparent FROM {s}.trace WHERE job_id = ANY (%b::uuid[])"
 
-# What is in the statistics and delivered to webhooks ends at a place and at a time. The time bounds
-# the search: what settled after it need not be looked at. Transitions after the place are counted,
-# since NOT EXISTS could become a join with the whole ledger.
-NEXT_ENTRY = """
-SELECT floor(date_part('epoch', at) * 1000)::bigint FROM {s}.transition
-WHERE (xid, seq) > (%s::text::xid8, %s::bigint) ORDER BY xid, seq LIMIT 1
-"""
-PRUNE = """
+# Transitions after the place are counted: NOT EXISTS could become a join with the whole ledger.
+DELETE_SETTLED = """
 WITH old AS MATERIALIZED (
     SELECT id FROM {s}.job WHERE status = {status} AND finished_at < %s
         AND finished_at < to_timestamp((%s + 1) / 1000.0::double precision) AND (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
@@ -11,13 +10,12 @@ from typing import Any
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
-from tenure.store import constraints
+from tenure.store.constraints import quoted
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import BinaryArray, is_uuid, to_time, uuids
 from tenure.store.postgres.lanes import Lanes
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import CHANGED, added_job, job_of, write_policy
-from tenure.store.tables import webhooks, workers
 from tenure.store.tables.stats import StatsWriter
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -190,24 +188,11 @@ class Postgres(PostgresSession):
         rows = self.rows(sql.RENEW, (*_uuids(leases), lease_seconds))
         return {lease_id for (lease_id,) in rows}
 
-    def prune(self, settled_before: Mapping[str, datetime], limit: int) -> int:
-        *measured, until = self.stats.catch_up(self.now())
-        places = [measured, *(position.split(".") for position in webhooks.positions(self))]
-        numbers = [(int(xid), int(seq)) for xid, seq in places]
-        xid, seq = min(numbers)
-        if (xid, seq) < numbers[0]:
-            until = min([until, *(at for (at,) in self.rows(sql.NEXT_ENTRY, (str(xid), seq)))])
-        removed: Counter[tuple[str, str, str]] = Counter()
-        for status, time in settled_before.items():
-            statement = sql.PRUNE.replace("{status}", constraints.quoted(Status(status)))
-            values = (time, until, str(xid), seq, limit - removed.total())
-            for queue, type, jobs in self.rows(statement, values):
-                removed[status, queue, type] += jobs
-        if removed:
-            self.stats.take_out(removed)
-        else:
-            workers.forget(self)
-        return removed.total()
+    def delete_settled(
+        self, status: str, before: datetime, until: int, place: Sequence[int], limit: int
+    ) -> list[tuple[str, str, int]]:
+        statement = sql.DELETE_SETTLED.replace("{status}", quoted(Status(status)))
+        return self.rows(statement, (before, until, *place, limit))
 
     # --- housekeeping
 

@@ -188,10 +188,7 @@ SELECT event FROM tenure_transition
 WHERE job_id = ? AND lease_id = ? AND event <> 'claimed' ORDER BY seq DESC LIMIT 1
 """
 
-# What is in the statistics and delivered to webhooks ends at a place and at a time. The time bounds
-# the search: what settled after it need not be looked at.
-NEXT_ENTRY = "SELECT at FROM tenure_transition WHERE seq > ? ORDER BY seq LIMIT 1"
-PRUNE = """
+DELETE_SETTLED = """
 DELETE FROM tenure_job WHERE rowid IN (
     SELECT rowid FROM tenure_job
     WHERE status = {status} AND finished_at < ? AND finished_at <= ? AND NOT EXISTS (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -20,7 +19,7 @@ from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.names import serves
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
-from tenure.store import constraints
+from tenure.store.constraints import quoted
 from tenure.store.protocol import Trouble
 from tenure.store.rows import CHANGED, TIMES, added_job, job_of, write_policy
 from tenure.store.sqlite import statements as sql
@@ -34,7 +33,6 @@ from tenure.store.sqlite.connection import (
     to_millis,
     to_time,
 )
-from tenure.store.tables import webhooks, workers
 from tenure.store.tables.stats import StatsWriter
 
 _read_picked = msgspec.json.Decoder(
@@ -277,26 +275,16 @@ class Sqlite:
         until = to_millis(self.now() + timedelta(seconds=lease_seconds))
         return {lease_id for (lease_id,) in self.rows(sql.RENEW, (until, _json(leases)))}
 
-    def prune(self, settled_before: Mapping[str, datetime], limit: int) -> int:
-        measured, until = self.stats.catch_up(self.now())
-        done_with = min([measured, *map(int, webhooks.positions(self))])
-        if done_with < measured:
-            until = min([until, *(at for (at,) in self.rows(sql.NEXT_ENTRY, (done_with,)))])
-        removed: Counter[tuple[str, str, str]] = Counter()
-        for status, time in settled_before.items():
-            statement = sql.PRUNE.replace("{status}", constraints.quoted(Status(status)))
-            values = (to_millis(time), until, done_with, limit - removed.total())
-            gone = self._db.execute(statement, values).fetchall()
-            failpoints.hit("prune.between_job_and_ledger")
-            ids = [(id,) for id, *_ in gone]
-            self._db.executemany("DELETE FROM tenure_transition WHERE job_id = ?", ids)
-            self._db.executemany("DELETE FROM tenure_trace WHERE job_id = ?", ids)
-            removed.update((status, queue, type) for _, queue, type in gone)
-        if removed:
-            self.stats.take_out(removed)
-        else:
-            workers.forget(self)
-        return removed.total()
+    def delete_settled(
+        self, status: str, before: datetime, until: int, place: Sequence[int], limit: int
+    ) -> list[tuple[str, str, int]]:
+        statement = sql.DELETE_SETTLED.replace("{status}", quoted(Status(status)))
+        gone = self.rows(statement, (to_millis(before), until, *place, limit))
+        failpoints.hit("prune.between_job_and_ledger")
+        ids = [(id,) for id, *_ in gone]
+        self._db.executemany("DELETE FROM tenure_transition WHERE job_id = ?", ids)
+        self._db.executemany("DELETE FROM tenure_trace WHERE job_id = ?", ids)
+        return [(queue, type, 1) for _, queue, type in gone]
 
     # --- after a transaction
 
