@@ -12,13 +12,15 @@ import os
 import stat
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tenure.errors import InvalidInput
 from tenure.jobs import durations
 from tenure.jobs.enqueue import whole
+
+T = TypeVar("T")
 
 DEFAULT_DATABASE = "sqlite:///tenure.db"
 MAX_CONCURRENCY = 1_000
@@ -26,126 +28,6 @@ DAY = 86_400.0
 FOREVER = "forever"
 KUBERNETES = "tcp://"
 """Start of the TENURE_PORT that Kubernetes sets for a service called `tenure`; it is ignored."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The settings of a server or worker process.
-
-    - `database`: URL of the database, which may contain a password. Default: `sqlite:///tenure.db`.
-    - `host`, `port`: address that the server listens on; port 0 means any free one. Default:
-      `127.0.0.1`, 8080.
-    - `allowed_hosts`: names that the Host header may have beside those of loopback. Default: none.
-    - `tokens`: tokens that allow every call of the HTTP API. Default: none.
-    - `token_file`: the file that some of `tokens` were read from. Default: None.
-    - `concurrency`: jobs that a worker runs at once, 1 to 1,000. Default: 16.
-    - `queues`: queues that a worker takes jobs from; None means every queue. Default: None.
-    - `lease_seconds`: time after which the jobs of a silent worker run elsewhere, at least 1.
-      Default: 30.
-    - `grace_seconds`: time that running jobs have to finish when the process is asked to stop.
-      Default: 30.
-    - `keep_completed`, `keep_cancelled`, `keep_failed`: seconds after which settled jobs are
-      deleted; None keeps them forever. Default: 7, 7 and 30 days.
-    - `redact`: keys of payloads and results whose values are hidden. Default: none.
-    - `webhooks_private`: whether webhooks may go to addresses that are not public. Default: false.
-    - `log_format`: `text` or `json`. Default: `text`.
-    - `log_level`: `debug`, `info`, `warning` or `error`. Default: `info`.
-    """
-
-    database: str = field(default=DEFAULT_DATABASE, repr=False)
-    host: str = "127.0.0.1"
-    port: int = 8080
-    allowed_hosts: tuple[str, ...] = ()
-    tokens: tuple[str, ...] = field(default=(), repr=False)
-    token_file: str | None = None
-    concurrency: int = 16
-    queues: tuple[str, ...] | None = None
-    lease_seconds: float = 30.0
-    grace_seconds: float = 30.0
-    keep_completed: float | None = 7 * DAY
-    keep_cancelled: float | None = 7 * DAY
-    keep_failed: float | None = 30 * DAY
-    redact: tuple[str, ...] = ()
-    webhooks_private: bool = False
-    log_format: str = "text"
-    log_level: str = "info"
-
-    @property
-    def cautions(self) -> list[str]:
-        """Warnings to log at the start.
-
-        A token file that other users can read is allowed: secrets of containers are such files.
-        """
-        if self.token_file is None or not Path(self.token_file).stat().st_mode & stat.S_IROTH:
-            return []
-        return [f"every user of this machine can read {self.token_file}: chmod 600 it"]
-
-    @property
-    def keep(self) -> dict[str, float]:
-        """Seconds to keep settled jobs, by status. A missing status is kept forever."""
-        ages = {
-            "completed": self.keep_completed,
-            "cancelled": self.keep_cancelled,
-            "failed": self.keep_failed,
-        }
-        return {status: age for status, age in ages.items() if age is not None}
-
-
-def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
-    """Read the settings from flags, environment and configuration file.
-
-    - `flags`: values by name of a setting; None means not given. `config` (or TENURE_CONFIG) names
-      the configuration file, `token_file` a file of tokens, one on each line.
-    - `environ`: the environment.
-
-    Raises InvalidInput, with the flag, variable or file as its path.
-    """
-    given = {name: value for name, value in flags.items() if value is not None}
-    if "tokens" in given:
-        raise InvalidInput(
-            "a token on the command line can be read by every user of the machine: put it in "
-            "the environment as TENURE_TOKEN, or in a file named by --token-file",
-            path="--token",
-        )
-    config = given.pop("config", None) or environ.get("TENURE_CONFIG")
-    in_file = {name: (value, f"{config}: {name}") for name, value in _read_toml(config).items()}
-    in_flags = {name: (value, f"--{name.replace('_', '-')}") for name, value in given.items()}
-    for name, (_, where) in {**in_file, **in_flags}.items():
-        if name not in _READERS or name == "tokens":
-            known = ", ".join(name for name in _READERS if name != "tokens")
-            raise InvalidInput(f"no such setting; known: {known}", path=where)
-    in_environment = {
-        name: (environ[variable], variable)
-        for name in _READERS
-        for variable in reversed(_variables(name))
-        if variable in environ and not environ[variable].startswith(KUBERNETES)
-    }
-    found = {**in_file, **in_environment, **in_flags}
-    values = {name: _READERS[name](value, where) for name, (value, where) in found.items()}
-    if "token_file" in values:
-        values["tokens"] = (*values.get("tokens", ()), *values["token_file"])
-        values["token_file"] = _text(*found["token_file"])
-    return Settings(**values)
-
-
-def _variables(name: str) -> tuple[str, ...]:
-    """Return the variables that set a setting; the first of them counts."""
-    special = {"tokens": ("TENURE_TOKEN",), "port": ("TENURE_PORT", "PORT")}
-    return special.get(name, (f"TENURE_{name.upper()}",))
-
-
-def _read_toml(path: str | None) -> dict[str, Any]:
-    if not path:
-        return {}
-    try:
-        return tomllib.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise InvalidInput(f"cannot be read: {error.strerror}", path=path) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"not valid TOML: {error}", path=path) from error
-
-
-# --- reading one value, whichever way it came ---------------------------------------------------
 
 
 def _text(value: Any, where: str) -> str:
@@ -249,22 +131,128 @@ def _token_file(value: Any, where: str) -> tuple[str, ...]:
     return tokens
 
 
+def _setting(read: Callable[[Any, str], Any], default: T, *, repr: bool = True) -> T:
+    """Declare a setting; `read` checks a value, with the place that it comes from."""
+    return field(default=default, repr=repr, metadata={"read": read})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of a server or worker process.
+
+    - `database`: URL of the database, which may contain a password. Default: `sqlite:///tenure.db`.
+    - `host`, `port`: address that the server listens on; port 0 means any free one. Default:
+      `127.0.0.1`, 8080.
+    - `allowed_hosts`: names that the Host header may have beside those of loopback. Default: none.
+    - `tokens`: tokens that allow every call of the HTTP API. Default: none.
+    - `token_file`: the file that some of `tokens` were read from. Default: None.
+    - `concurrency`: jobs that a worker runs at once, 1 to 1,000. Default: 16.
+    - `queues`: queues that a worker takes jobs from; None means every queue. Default: None.
+    - `lease_seconds`: time after which the jobs of a silent worker run elsewhere, at least 1.
+      Default: 30.
+    - `grace_seconds`: time that running jobs have to finish when the process is asked to stop.
+      Default: 30.
+    - `keep_completed`, `keep_cancelled`, `keep_failed`: seconds after which settled jobs are
+      deleted; None keeps them forever. Default: 7, 7 and 30 days.
+    - `redact`: keys of payloads and results whose values are hidden. Default: none.
+    - `webhooks_private`: whether webhooks may go to addresses that are not public. Default: false.
+    - `log_format`: `text` or `json`. Default: `text`.
+    - `log_level`: `debug`, `info`, `warning` or `error`. Default: `info`.
+    """
+
+    database: str = _setting(_text, DEFAULT_DATABASE, repr=False)
+    host: str = _setting(_text, "127.0.0.1")
+    port: int = _setting(_whole(0, 65_535), 8080)
+    allowed_hosts: tuple[str, ...] = _setting(_hosts, ())
+    tokens: tuple[str, ...] = _setting(_tokens, (), repr=False)
+    token_file: str | None = _setting(_token_file, None)
+    concurrency: int = _setting(_whole(1, MAX_CONCURRENCY), 16)
+    queues: tuple[str, ...] | None = _setting(_names, None)
+    lease_seconds: float = _setting(_lease, 30.0)
+    grace_seconds: float = _setting(durations.seconds, 30.0)
+    keep_completed: float | None = _setting(_age, 7 * DAY)
+    keep_cancelled: float | None = _setting(_age, 7 * DAY)
+    keep_failed: float | None = _setting(_age, 30 * DAY)
+    redact: tuple[str, ...] = _setting(_keys, ())
+    webhooks_private: bool = _setting(_yes_or_no, False)
+    log_format: str = _setting(_one_of("text", "json"), "text")
+    log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "info")
+
+    @property
+    def cautions(self) -> list[str]:
+        """Warnings to log at the start.
+
+        A token file that other users can read is allowed: secrets of containers are such files.
+        """
+        if self.token_file is None or not Path(self.token_file).stat().st_mode & stat.S_IROTH:
+            return []
+        return [f"every user of this machine can read {self.token_file}: chmod 600 it"]
+
+    @property
+    def keep(self) -> dict[str, float]:
+        """Seconds to keep settled jobs, by status. A missing status is kept forever."""
+        ages = {
+            "completed": self.keep_completed,
+            "cancelled": self.keep_cancelled,
+            "failed": self.keep_failed,
+        }
+        return {status: age for status, age in ages.items() if age is not None}
+
+
 _READERS: Mapping[str, Callable[[Any, str], Any]] = {
-    "database": _text,
-    "host": _text,
-    "port": _whole(0, 65_535),
-    "allowed_hosts": _hosts,
-    "tokens": _tokens,
-    "token_file": _token_file,
-    "concurrency": _whole(1, MAX_CONCURRENCY),
-    "queues": _names,
-    "lease_seconds": _lease,
-    "grace_seconds": durations.seconds,
-    "keep_completed": _age,
-    "keep_cancelled": _age,
-    "keep_failed": _age,
-    "redact": _keys,
-    "webhooks_private": _yes_or_no,
-    "log_format": _one_of("text", "json"),
-    "log_level": _one_of("debug", "info", "warning", "error"),
+    each.name: each.metadata["read"] for each in fields(Settings)
 }
+
+
+def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """Read the settings from flags, environment and configuration file.
+
+    - `flags`: values by name of a setting; None means not given. `config` (or TENURE_CONFIG) names
+      the configuration file, `token_file` a file of tokens, one on each line.
+    - `environ`: the environment.
+
+    Raises InvalidInput, with the flag, variable or file as its path.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "tokens" in given:
+        raise InvalidInput(
+            "a token on the command line can be read by every user of the machine: put it in "
+            "the environment as TENURE_TOKEN, or in a file named by --token-file",
+            path="--token",
+        )
+    config = given.pop("config", None) or environ.get("TENURE_CONFIG")
+    in_file = {name: (value, f"{config}: {name}") for name, value in _read_toml(config).items()}
+    in_flags = {name: (value, f"--{name.replace('_', '-')}") for name, value in given.items()}
+    for name, (_, where) in {**in_file, **in_flags}.items():
+        if name not in _READERS or name == "tokens":
+            known = ", ".join(name for name in _READERS if name != "tokens")
+            raise InvalidInput(f"no such setting; known: {known}", path=where)
+    in_environment = {
+        name: (environ[variable], variable)
+        for name in _READERS
+        for variable in reversed(_variables(name))
+        if variable in environ and not environ[variable].startswith(KUBERNETES)
+    }
+    found = {**in_file, **in_environment, **in_flags}
+    values = {name: _READERS[name](value, where) for name, (value, where) in found.items()}
+    if "token_file" in values:
+        values["tokens"] = (*values.get("tokens", ()), *values["token_file"])
+        values["token_file"] = _text(*found["token_file"])
+    return Settings(**values)
+
+
+def _variables(name: str) -> tuple[str, ...]:
+    """Return the variables that set a setting; the first of them counts."""
+    special = {"tokens": ("TENURE_TOKEN",), "port": ("TENURE_PORT", "PORT")}
+    return special.get(name, (f"TENURE_{name.upper()}",))
+
+
+def _read_toml(path: str | None) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"cannot be read: {error.strerror}", path=path) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"not valid TOML: {error}", path=path) from error
