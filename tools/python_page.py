@@ -20,12 +20,11 @@ from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
 from tenure.client import Client
 from tenure.errors import TenureError
-from tenure.jobs.bulk_actions import Bulk
 from tenure.jobs.enqueue import Options
 from tenure.jobs.explain import Explanation
 from tenure.jobs.findings import Check, Violation
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition, Webhook
-from tenure.jobs.queries import Counted, Filter, Page
+from tenure.jobs.queries import Bulk, Counted, Filter, Page
 from tenure.jobs.stats import Activity, Count, FailureGroup, QueueState, Total, WorkerState
 from tenure.tokens.scopes import AccessToken
 

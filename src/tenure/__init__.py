@@ -20,9 +20,8 @@ if TYPE_CHECKING:
         StoreUnavailable,
         TenureError,
     )
-    from tenure.jobs.decorator import JobType
     from tenure.jobs.enqueue import NewJob
-    from tenure.jobs.handlers import JobContext
+    from tenure.jobs.handlers import JobContext, JobType
     from tenure.lifecycle import Job, Status
     from tenure.retry import RetryPolicy
 
@@ -50,7 +49,7 @@ _HOMES = {
     "NewJob": "jobs.enqueue",
     "Job": "lifecycle",
     "JobContext": "jobs.handlers",
-    "JobType": "jobs.decorator",
+    "JobType": "jobs.handlers",
     "RetryPolicy": "retry",
     "Status": "lifecycle",
     "Tenure": "app.app",

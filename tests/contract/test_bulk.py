@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from tenure.jobs.bulk_actions import Action, Bulk
 from tenure.jobs.ids import new_id
-from tenure.jobs.queries import Counted, Filter, Query
+from tenure.jobs.queries import Action, Bulk, Counted, Filter, Query
 from tenure.lifecycle import Cancelled, Job, Retried
 from tenure.store.tables import bulk as bulks
 from tests.contract.granted_role import also_as_granted_role

@@ -20,10 +20,9 @@ from hypothesis.stateful import (
 )
 
 from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, TenureError
-from tenure.jobs.bulk_actions import Action
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
-from tenure.jobs.queries import Counted, Filter, Query
+from tenure.jobs.queries import Action, Counted, Filter, Query
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.lifecycle import Cancelled, Event, Job, Retried, Status
 from tenure.retry import RetryPolicy

@@ -20,11 +20,10 @@ from tenure.app.stats import Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
 from tenure.jobs import durations
-from tenure.jobs.decorator import JobType
 from tenure.jobs.enqueue import MAX_RETRIES, Backoff, Duration, NewJob, Options, positive, whole
 from tenure.jobs.explain import Explanation, explain
 from tenure.jobs.findings import Check, Progress, Violation, no_progress
-from tenure.jobs.handlers import JobContext
+from tenure.jobs.handlers import JobContext, JobType
 from tenure.jobs.ledger import Transition
 from tenure.jobs.names import check_label, check_queues, list_of_names
 from tenure.jobs.queries import Counted, Fields, Filter

@@ -8,10 +8,9 @@ from functools import partial
 from tenure.app.core import MAX_COUNTED, MAX_LISTED, Core
 from tenure.errors import BulkNotFound
 from tenure.jobs import ids
-from tenure.jobs.bulk_actions import Action, Bulk, action_of
 from tenure.jobs.enqueue import MAX_RETRIES, whole
 from tenure.jobs.names import check_label
-from tenure.jobs.queries import Filter, check_filter
+from tenure.jobs.queries import Action, Bulk, Filter, action_of, check_filter
 from tenure.lifecycle import Job
 from tenure.store import search
 from tenure.store.tables import bulk as bulks

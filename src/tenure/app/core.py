@@ -14,12 +14,11 @@ from msgspec.structs import replace
 
 from tenure.errors import InvalidInput, JobNotFound
 from tenure.jobs import durations, ids
-from tenure.jobs.bulk_actions import action_of
 from tenure.jobs.enqueue import CheckedJob, Duration, Enqueued, NewJob, check_jobs, whole
 from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import EventFilter, Transition
-from tenure.jobs.queries import Counted, Filter, Page, Query, check_filter, query_of
+from tenure.jobs.queries import Counted, Filter, Page, Query, action_of, check_filter, query_of
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import SETTLED, Job, Status

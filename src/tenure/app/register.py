@@ -7,9 +7,8 @@ from dataclasses import fields
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from tenure.jobs import handlers
-from tenure.jobs.decorator import Enqueues, JobType
 from tenure.jobs.enqueue import Defaults, defaults_of
-from tenure.jobs.handlers import Handlers, JobContext
+from tenure.jobs.handlers import Enqueues, Handlers, JobContext, JobType
 from tenure.jobs.names import check_open
 
 P = ParamSpec("P")

@@ -15,8 +15,7 @@ from tenure.jobs.text import first_line
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.jobs.bulk_actions import Bulk
-    from tenure.jobs.queries import Counted, Filter
+    from tenure.jobs.queries import Bulk, Counted, Filter
 
 SAMPLE = 5
 """Jobs that a preview shows."""

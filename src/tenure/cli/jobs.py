@@ -217,7 +217,7 @@ def _time_line(history: Sequence[Transition]) -> None:
 @json_option
 def explain(id: str, as_json: bool) -> None:
     """Say why a job is not running, and what you can do."""
-    from tenure.jobs.bulk_actions import EVENT_OF
+    from tenure.jobs.queries import EVENT_OF
 
     with existing() as app:
         reason = app.explain(id)

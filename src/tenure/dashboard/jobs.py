@@ -15,8 +15,7 @@ from tenure.dashboard import charts, timeline
 from tenure.dashboard import format as fmt
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
-from tenure.jobs.bulk_actions import Action, action_of, sources
-from tenure.jobs.queries import Filter, check_filter
+from tenure.jobs.queries import Action, Filter, action_of, check_filter, sources
 from tenure.jobs.text import visible
 from tenure.lifecycle import Job, Status
 from tenure.wire.problems import Refusal

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from tenure.jobs.names import serves
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.stats import Activity, WorkerState
-from tenure.jobs.text import length
+from tenure.jobs.text import first_line, length
 from tenure.lifecycle import ATTEMPT_ENDS, Job, Status, legal_events
 
 RATE_MINUTES = 5
@@ -60,7 +60,7 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
         case Status.FAILED:
             return "failed", (
                 f"It failed for good at {_at(job.finished_at)} after {job.attempts} of "
-                f"{max(job.max_retries, 1)} attempts: {_named(job.last_error)}"
+                f"{max(job.max_retries, 1)} attempts: {first_line(job.last_error)}"
             )
         case Status.PROCESSING:
             return _processing(job, facts)
@@ -86,7 +86,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
     if job.run_at > facts.now:
         wait = length((job.run_at - facts.now).total_seconds())
         why = (
-            f" after attempt {job.attempts} failed: {_named(job.last_error)}"
+            f" after attempt {job.attempts} failed: {first_line(job.last_error)}"
             if job.attempts
             else ""
         )
@@ -127,11 +127,6 @@ def _place_in_queue(job: Job, facts: Facts) -> str:
 def is_live(worker: WorkerState, now: datetime) -> bool:
     """Whether a worker holds jobs or has claimed within `WORKER_IS_LIVE`."""
     return worker.leases > 0 or now - worker.seen_at < WORKER_IS_LIVE
-
-
-def _named(error: str | None) -> str:
-    """The first line of an error; the job has the rest."""
-    return (error or "").partition("\n")[0]
 
 
 def _at(time: datetime | None) -> str:

@@ -85,18 +85,14 @@ def log_steps(log: logging.Logger, steps: Sequence[Job]) -> None:
         log_transition(log, row.event, fields, level)
 
 
-_configured: tuple[str, str] | None = None
-
-
-def configured() -> tuple[str, str] | None:
-    """Return the arguments of the last `configure`, for child processes, or None."""
-    return _configured
+configured: tuple[str, str] | None = None
+"""The arguments of the last `configure`, for child processes."""
 
 
 def configure(form: str = "text", level: str = "info") -> None:
     """Send the logs of this process to standard error; `form` is `text` or `json`."""
-    global _configured  # noqa: PLW0603 - logging is global, too
-    _configured = (form, level)
+    global configured  # noqa: PLW0603 - logging is global, too
+    configured = (form, level)
     handler = _ToStandardError()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     handler.addFilter(JobFields())
@@ -145,10 +141,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _text(shortened(record.getMessage(), MAX_MESSAGE)),
-            **{
-                name: _text(value) if isinstance(value, str) else value
-                for name, value in _fields(record)
-            },
+            **dict(_fields(record)),
         }
         if trace := _trace(self, record):
             event["traceback"] = _text(trace)
@@ -159,7 +152,7 @@ def _fields(record: logging.LogRecord) -> list[tuple[str, Any]]:
     """Return the job fields of a record; a value that a handler set is written as text."""
     found = ((name, record.__dict__.get(name)) for name in FIELDS)
     return [
-        (name, value if _is_number(value) else shortened(str(value), MAX_FIELD))
+        (name, value if _is_number(value) else _text(shortened(str(value), MAX_FIELD)))
         for name, value in found
         if value is not None
     ]
@@ -175,7 +168,7 @@ def _word(value: Any) -> str:
     text = str(value)
     if text and text.isascii() and text.isprintable() and not set(text) & set(' "=\\'):
         return text
-    return visible(msgspec.json.encode(_text(text)).decode())
+    return visible(msgspec.json.encode(text).decode())
 
 
 def _text(text: str) -> str:

@@ -15,7 +15,6 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from tenure.jobs import ids
 from tenure.jobs import results as produced
-from tenure.jobs.bulk_actions import Action
 from tenure.jobs.names import (
     KEY_PATTERN,
     MAX_KEY_LENGTH,
@@ -23,7 +22,7 @@ from tenure.jobs.names import (
     MAX_NAME_LENGTH,
     NAME_PATTERN,
 )
-from tenure.jobs.queries import MAX_SEARCHED_FOR
+from tenure.jobs.queries import MAX_SEARCHED_FOR, Action
 from tenure.jobs.work import Outcome, Report
 from tenure.lifecycle import Status
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from tenure.jobs import ids
-from tenure.jobs.bulk_actions import Action, Bulk
 from tenure.jobs.ledger import LedgerEvent, Transition
+from tenure.jobs.queries import Action, Bulk
 from tenure.jobs.stats import Count, QueueState, Time, Total
 from tenure.jobs.work import Answer, Lease, Verdict
 from tenure.lifecycle import Job, Status

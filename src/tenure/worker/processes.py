@@ -150,7 +150,7 @@ class Child:
         """Start a child that waits for calls."""
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_serve_calls, args=(theirs, logs.configured()), name=CHILD, daemon=True
+            target=_serve_calls, args=(theirs, logs.configured), name=CHILD, daemon=True
         )
         resource_tracker.ensure_running()  # it would unblock the signals
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the child is ready

@@ -14,10 +14,9 @@ from starlette.responses import Response
 from tenure.app.core import MAX_COUNTED, MAX_LISTED
 from tenure.app.shown import transitions_shown
 from tenure.http.api.call import Call, answer, convert
-from tenure.jobs.bulk_actions import Action
 from tenure.jobs.enqueue import Enqueued, NewJob, Options
 from tenure.jobs.names import check_key
-from tenure.jobs.queries import Filter, check_filter
+from tenure.jobs.queries import Action, Filter, check_filter
 from tenure.telemetry import tracing
 from tenure.tokens.scopes import Caller
 from tenure.wire import requests, responses

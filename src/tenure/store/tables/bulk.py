@@ -16,8 +16,7 @@ import msgspec
 
 from tenure import failpoints
 from tenure.errors import IllegalTransition
-from tenure.jobs.bulk_actions import Action, Bulk, sources
-from tenure.jobs.queries import Counted, Filter, Query, query_of
+from tenure.jobs.queries import Action, Bulk, Counted, Filter, Query, query_of, sources
 from tenure.lifecycle import Cancelled, Event, Job, Retried, Status, follow
 from tenure.store import transitions
 from tenure.store.dialect import Reads, Statements
