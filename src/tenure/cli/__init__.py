@@ -12,18 +12,16 @@ import click
 
 import tenure
 from tenure.cli.bulk import bulk
-from tenure.cli.command import Group, database_option
+from tenure.cli.command import Group
 from tenure.cli.completing import VARIABLE, completion
-from tenure.cli.demo import demo
 from tenure.cli.jobs import enqueue, explain, jobs
+from tenure.cli.options import database_option
 from tenure.cli.queues import queues, stats
-from tenure.cli.running import serve, worker
-from tenure.cli.simulate import simulate
+from tenure.cli.running import demo, serve, worker
+from tenure.cli.secrets import tokens, webhooks
 from tenure.cli.tail import tail
-from tenure.cli.tokens import tokens
 from tenure.cli.top import top
-from tenure.cli.upkeep import doctor, migrate, verify
-from tenure.cli.webhooks import webhooks
+from tenure.cli.upkeep import doctor, migrate, simulate, verify
 
 EPILOG = """\b
 Exit codes:
@@ -38,21 +36,25 @@ The database is --database, else TENURE_DATABASE, else sqlite:///tenure.db.
 """
 
 
-@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(tenure.__version__, prog_name="tenure", message="%(prog)s %(version)s")
-@database_option
-def cli() -> None:
-    """A job queue that keeps every job it accepts and runs none more often than allowed."""
-
-
-for command in (
+COMMANDS = (
     *(serve, worker, demo),
     *(enqueue, jobs, explain, bulk, queues, stats),
     *(top, tail),
     *(tokens, webhooks, verify, doctor, migrate, simulate),
     completion,
-):
-    cli.add_command(command)
+)
+
+
+@click.group(
+    cls=Group,
+    commands=COMMANDS,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(tenure.__version__, prog_name="tenure", message="%(prog)s %(version)s")
+@database_option
+def cli() -> None:
+    """A job queue that keeps every job it accepts and runs none more often than allowed."""
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli.command import Group, existing, option, reading_options
+from tenure.cli.command import Group, existing
+from tenure.cli.options import option, reading_options
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.errors import InvalidInput
 from tenure.jobs.text import first_line
@@ -81,9 +82,7 @@ def _number(found: Counted) -> str:
     return f"{found.jobs:,}" if found.exact else f"at least {found.jobs:,}"
 
 
-@click.group(cls=Group)
-def bulk() -> None:
-    """List, show and stop actions on all jobs that match."""
+bulk = Group("bulk", help="List, show and stop actions on all jobs that match.")
 
 
 @bulk.command("list")

@@ -13,15 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import (
-    BashComplete,
-    CompletionItem,
-    FishComplete,
-    ShellComplete,
-    ZshComplete,
-    add_completion_class,
-)
+from click import shell_completion as shells
+from click.shell_completion import CompletionItem
 
+from tenure.cli.command import application
 from tenure.errors import TenureError
 
 if TYPE_CHECKING:
@@ -34,10 +29,7 @@ PATIENCE_SECONDS = 1.0
 MAX_OFFERED = 50
 
 
-# --- what the classes of click lack ---------------------------------------------------------------
-
-
-class _WithEquals(ShellComplete):
+class _WithEquals(shells.ShellComplete):
     """Also completes the value in `--option=value`."""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
@@ -50,32 +42,30 @@ class _WithEquals(ShellComplete):
         return found
 
 
-@add_completion_class
-class _Bash(_WithEquals, BashComplete):
+@shells.add_completion_class
+class _Bash(_WithEquals, shells.BashComplete):
     pass
 
 
-@add_completion_class
-class _Zsh(_WithEquals, ZshComplete):
+@shells.add_completion_class
+class _Zsh(_WithEquals, shells.ZshComplete):
     # A new user's .zshrc has not switched completion on, and `compdef` comes with that.
-    source_template = ZshComplete.source_template.replace(
+    source_template = shells.ZshComplete.source_template.replace(
         "    compdef ",
         "    (( $+functions[compdef] )) || { autoload -Uz compinit && compinit }\n    compdef ",
     )
 
 
-@add_completion_class
-class _Fish(_WithEquals, FishComplete):
+@shells.add_completion_class
+class _Fish(_WithEquals, shells.FishComplete):
     # Descriptions hold commas, too.
-    source_template = FishComplete.source_template.replace(
+    source_template = shells.FishComplete.source_template.replace(
         'string split ","', 'string split --max 1 ","'
     )
 
 
-SHELLS: Mapping[str, type[ShellComplete]] = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish}
+SHELLS: Mapping[str, type[shells.ShellComplete]] = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish}
 
-
-# --- the command ----------------------------------------------------------------------------------
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 Items = Iterable[tuple[str, str]]
@@ -95,9 +85,6 @@ def completion(shell: str) -> None:
     """
     root = click.get_current_context().find_root().command
     click.echo(SHELLS[shell](root, {}, PROGRAM, VARIABLE).source())
-
-
-# --- what can be completed ------------------------------------------------------------------------
 
 
 def words(*choices: str) -> Complete:
@@ -129,17 +116,36 @@ class EventName(click.ParamType):  # type: ignore[type-arg]
         return _matching(incomplete, ((event, "") for event in EVENTS))
 
 
-def _read(read: Callable[[Tenure], Items]) -> Complete:
-    """Complete what `read` finds in the database."""
-    return lambda context, _parameter, typed: _from_database(context, typed, read)
+def _from_database(read: Callable[[Tenure], Items]) -> Complete:
+    """Complete what `read` finds in the database; nothing if it is slow or fails."""
+
+    def complete(context: click.Context, _: click.Parameter, typed: str) -> list[CompletionItem]:
+        try:
+            with context.scope(cleanup=False):  # the context knows --database
+                app = application()
+        except TenureError:  # settings that cannot be read
+            return []
+        answers: list[list[CompletionItem]] = []
+
+        def look() -> None:
+            with contextlib.suppress(Exception):
+                if app.core.is_current():  # a Tab makes no database, and brings none up to date
+                    answers.append(_matching(typed, read(app)))
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        thread.join(PATIENCE_SECONDS)
+        return answers[0][:MAX_OFFERED] if answers else []
+
+    return complete
 
 
-queue_names = _read(lambda app: ((queue.name, "") for queue in app.queues.list()))
-types = _read(
+queue_names = _from_database(lambda app: ((queue.name, "") for queue in app.queues.list()))
+types = _from_database(
     lambda app: ((type, "") for type in sorted({count.type for count in app.stats.counts()}))
 )
-webhook_names = _read(lambda app: ((hook.name, hook.url) for hook in app.webhooks.list()))
-token_names = _read(
+webhook_names = _from_database(lambda app: ((hook.name, hook.url) for hook in app.webhooks.list()))
+token_names = _from_database(
     lambda app: (
         (token.name, " ".join(token.scopes))
         for token in app.tokens.list()
@@ -156,33 +162,8 @@ def job_ids(*statuses: str) -> Complete:
             for job in app.find(status=status, limit=MAX_OFFERED):
                 yield job.id, f"{job.type} {job.status}"
 
-    return _read(read)
+    return _from_database(read)
 
 
 def _matching(typed: str, found: Items) -> list[CompletionItem]:
     return [CompletionItem(word, help=help) for word, help in found if word.startswith(typed)]
-
-
-def _from_database(
-    context: click.Context, typed: str, ask: Callable[[Tenure], Items]
-) -> list[CompletionItem]:
-    """Return what the database has that starts with `typed`; nothing if it is slow or fails."""
-    from tenure.cli.command import application
-
-    answers: list[list[CompletionItem]] = []
-
-    try:
-        with context.scope(cleanup=False):  # the context knows --database
-            app = application()
-    except TenureError:  # settings that cannot be read
-        return []
-
-    def look() -> None:
-        with contextlib.suppress(Exception):
-            if app.core.is_current():  # a Tab makes no database, and brings none up to date
-                answers.append(_matching(typed, ask(app)))
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    thread.join(PATIENCE_SECONDS)
-    return answers[0][:MAX_OFFERED] if answers else []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import click
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -38,7 +37,7 @@ def show(shown: dict[str, Any]) -> None:
     width = room()
     console = Console(width=WITHOUT_TERMINAL if width == ENDLESS else width)
     with console.capture() as drawn:
-        console.print(_drawn(shown))
+        console.print(_drawn(shown, console.width))
     for line in drawn.get().splitlines():
         click.echo(line.rstrip())
 
@@ -54,19 +53,22 @@ def screen() -> Iterator[Draw]:
 
         def draw(shown: dict[str, Any] | None, trouble: str) -> None:
             if shown is not None:
-                kept[0] = _drawn(shown)
+                kept[0] = _drawn(shown, live.console.width)
             lines = [_text(trouble, "bold red"), kept[0]] if trouble else [kept[0]]
             live.update(Group(*lines), refresh=True)
 
         yield draw
 
 
-def _drawn(shown: dict[str, Any]) -> Group:
+def _drawn(shown: dict[str, Any], width: int) -> Group:
     now: datetime = shown["at"]
+    late, until = "", shown["measured_until"]
+    if until is not None and (now - until).total_seconds() > 10:
+        late = f"   rates and failures as of {ago(until, now)}"
     return Group(
-        _head(shown, now),
-        _statuses(shown),
-        _Throughput(shown["ended_by_minute"]),
+        _text(f"tenure top   {now:%Y-%m-%d %H:%M:%S}Z{late}   q ends", "bold"),
+        _statuses(shown["by_status"], shown["last_minute"]),
+        _throughput(shown["ended_by_minute"], width),
         Text(),
         _queues(shown["queues"], now),
         Text(),
@@ -76,75 +78,63 @@ def _drawn(shown: dict[str, Any]) -> Group:
     )
 
 
-def _head(shown: dict[str, Any], now: datetime) -> Text:
-    late = ""
-    until = shown["measured_until"]
-    if until is not None and (now - until).total_seconds() > 10:
-        late = f"   rates and failures as of {ago(until, now)}"
-    return _text(f"tenure top   {now:%Y-%m-%d %H:%M:%S}Z{late}   q ends", "bold")
+def _statuses(by_status: dict[str, int], rates: dict[str, int]) -> Table:
+    counts = [_text(f"{jobs:,}", COLOURS[status]) for status, jobs in by_status.items()]
+    events = (EVENT_OF.get(status, status) for status in by_status)
+    changes = [_text(f"+{rates.get(event, 0):,}/min", "dim") for event in events]
+    return _table((*by_status, ""), [(*counts, ""), (*changes, "")], right=by_status)
 
 
-def _statuses(shown: dict[str, Any]) -> Table:
-    drawn = _table(*((status, "right") for status in shown["by_status"]), ("", "left"))
-    drawn.add_row(*(_text(f"{jobs:,}", COLOURS[s]) for s, jobs in shown["by_status"].items()))
-    rates = shown["last_minute"]
-    moved = (rates.get(EVENT_OF.get(status, status), 0) for status in shown["by_status"])
-    drawn.add_row(*(_text(f"+{count:,}/min", "dim") for count in moved))
-    return drawn
-
-
-@dataclass(frozen=True)
-class _Throughput:
-    """A bar for each minute; the newest ones if there is no room for all."""
-
-    ended: Sequence[int]
-
-    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
-        most = max(self.ended, default=0)
-        words = f"  {self.ended[-1]:,} ended/min, peak {most:,}"
-        shown = self.ended[-max(options.max_width - len(words), 1) :]
-        bars = "".join(BARS[-(-count * 8 // most) if most else 0] for count in shown)
-        yield _text(bars, "green").append(words, style="default")
+def _throughput(ended: Sequence[int], width: int) -> Text:
+    """Draw a bar for each minute; the newest ones if there is no room for all."""
+    most = max(ended, default=0)
+    words = f"  {ended[-1]:,} ended/min, peak {most:,}"
+    shown = ended[-max(width - len(words), 1) :]
+    bars = "".join(BARS[-(-count * 8 // most) if most else 0] for count in shown)
+    return _text(bars, "green").append(words, style="default")
 
 
 def _queues(queues: Sequence[dict[str, Any]], now: datetime) -> Table:
-    drawn = _table(
-        *(("QUEUE", "left"), ("PENDING", "right"), ("PROCESSING", "right")),
-        *(("OLDEST DUE", "left"), ("ENDED/MIN", "right"), ("PAUSED", "left")),
-    )
+    rows = []
     for queue in sorted(queues, key=lambda q: -(q["pending"] + q["processing"])):
-        numbers = [f"{queue[n]:,}" for n in ("pending", "processing", "ended_last_minute")]
         paused = _text(ago(queue["paused_at"], now), "yellow" if queue["paused_at"] else "")
         due = ago(queue["oldest_due_at"], now)
-        drawn.add_row(_text(queue["name"]), *numbers[:2], due, numbers[2], paused)
-    return drawn
+        numbers = [f"{queue[n]:,}" for n in ("pending", "processing", "ended_last_minute")]
+        rows.append((queue["name"], *numbers[:2], due, numbers[2], paused))
+    heads = ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "ENDED/MIN", "PAUSED")
+    return _table(heads, rows, right=("PENDING", "PROCESSING", "ENDED/MIN"))
 
 
 def _workers(workers: Sequence[dict[str, Any]], now: datetime) -> Table:
-    drawn = _table(("WORKER", "left"), ("SEEN", "left"), ("RUNS", "right"), ("WHAT", "left"))
+    rows = []
     for worker in workers:
         types = Counter(job["type"] for job in worker["running"]).most_common()
         what = ", ".join(f"{count} {type}" for type, count in types[:MAX_TYPES])
         what += " …" if len(types) > MAX_TYPES else ""
-        name, seen = _text(worker["label"] or worker["id"]), ago(worker["seen_at"], now)
-        drawn.add_row(name, seen, str(worker["leases"]), _text(what))
-    return drawn
+        name, seen = worker["label"] or worker["id"], ago(worker["seen_at"], now)
+        rows.append((name, seen, str(worker["leases"]), what))
+    return _table(("WORKER", "SEEN", "RUNS", "WHAT"), rows, right=("RUNS",))
 
 
 def _failures(failures: Sequence[dict[str, Any]], now: datetime) -> Table:
-    drawn = _table(("FAILED", "left"), ("TIMES", "right"), ("LAST", "left"), ("ERROR", "left"))
+    rows = []
     for group in failures:
         last, error = ago(group["last_seen_at"], now), _text(first_line(group["error"]), "red")
-        drawn.add_row(_text(group["type"]), f"{group['attempts']:,}", last, error)
-    return drawn
+        rows.append((group["type"], f"{group['attempts']:,}", last, error))
+    return _table(("FAILED", "TIMES", "LAST", "ERROR"), rows, right=("TIMES",))
 
 
-def _table(*columns: tuple[str, Any]) -> Table:
+def _table(
+    heads: Sequence[str], rows: Iterable[Sequence[str | Text]], right: Container[str]
+) -> Table:
     """Make a table whose last column takes the room that the others leave."""
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", expand=True)
-    for number, (head, justify) in enumerate(columns, 1):
-        ratio = 1 if number == len(columns) else None
-        drawn.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio)
+    for head in heads:
+        justify: JustifyMethod = "right" if head in right else "left"
+        drawn.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis")
+    drawn.columns[-1].ratio = 1
+    for row in rows:
+        drawn.add_row(*(_text(cell) if isinstance(cell, str) else cell for cell in row))
     return drawn
 
 

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli import completing
+from tenure.cli import completing, terminal
 from tenure.cli.bulk import change_all, filter_of, preview
-from tenure.cli.command import (
-    Group,
-    application,
-    complain,
-    database_option,
-    existing,
-    exit_code,
-    json_option,
-    option,
-    reading_options,
-    together,
-)
-from tenure.cli.terminal import (
-    apart,
-    attempts,
-    excerpt,
-    laid_out,
-    print_json,
-    table,
-    tint,
-    when,
-    wrapped,
-)
+from tenure.cli.command import Group, application, complain, existing
+from tenure.cli.options import answer_options, flag, option, reading_options, together
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 from tenure.jobs.text import ago, first_line, visible
 
@@ -75,35 +54,30 @@ def _time(_: click.Context, given: click.Parameter, text: str | None) -> datetim
     "Time before the first retry, then doubled; or an object of base, factor, cap.",
 )
 @option("--key idempotency_key", "TEXT", "Idempotency key: using it again prints the same job.")
-@database_option
-@json_option
+@answer_options
 def enqueue(type: str, payload: str, as_json: bool, **given: Any) -> None:
     """Add a job of TYPE, and print its id once it is on disk.
 
     PAYLOAD is a JSON object; `-` reads it from standard input.  [default: {}]
     """
     from tenure.jobs.enqueue import NewJob
+    from tenure.jobs.payload import MAX_PAYLOAD_BYTES
     from tenure.wire import responses
 
     options: Any = {name: value for name, value in given.items() if value is not None}
     if options.get("backoff", "").startswith("{"):
         options["backoff"] = _json(options["backoff"].encode(), "$.backoff")
-    new_job = NewJob(type, _json(_payload_bytes(payload), "$.payload"), options)
+    if payload == "-":
+        data = sys.stdin.buffer.read(MAX_PAYLOAD_BYTES + 1)
+    else:  # arguments that are not valid UTF-8 must be refused, not changed
+        data = payload.encode("utf-8", "surrogatepass")
+    new_job = NewJob(type, _json(data, "$.payload"), options)
     with application() as app:
         job = app.core.redaction.job(app.enqueue_many([new_job])[0])
     if as_json:
-        print_json(responses.job_body(job))
+        terminal.print_json(responses.job_body(job))
     else:
         click.echo(job.id)
-
-
-def _payload_bytes(payload: str) -> bytes:
-    if payload != "-":
-        # Arguments that are not valid UTF-8 must be refused, not changed.
-        return payload.encode("utf-8", "surrogatepass")
-    from tenure.jobs.payload import MAX_PAYLOAD_BYTES
-
-    return sys.stdin.buffer.read(MAX_PAYLOAD_BYTES + 1)
 
 
 def _json(data: bytes, at: str) -> object:
@@ -129,9 +103,7 @@ filter_options = together(
 """The options that select jobs."""
 
 
-@click.group(cls=Group)
-def jobs() -> None:
-    """List, show, retry and cancel jobs."""
+jobs = Group("jobs", help="List, show, retry and cancel jobs.")
 
 
 @jobs.command("list")
@@ -148,17 +120,18 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
         jobs = app.find(limit=limit, before=before, **filters)
         found, now = [app.core.redaction.job(job) for job in jobs], app.core.clock()
     if as_json:
-        print_json([responses.job_body(job) for job in found])
+        terminal.print_json([responses.job_body(job) for job in found])
         return
     rows = [
         (
-            *(job.id, job.type, job.queue, job.status, attempts(job.attempts, job.max_retries)),
+            *(job.id, job.type, job.queue, job.status),
+            terminal.attempts(job.attempts, job.max_retries),
             *(job.created_at, first_line(job.last_error)),
         )
         for job in found
     ]
     heads = ("ID", "TYPE", "QUEUE", "STATUS", "TRIES", "CREATED", "LAST ERROR")
-    table(heads, rows, now=now, spare=("QUEUE", "CREATED", "LAST ERROR"))
+    terminal.table(heads, rows, now=now, spare=("QUEUE", "CREATED", "LAST ERROR"))
     if len(found) == limit:
         click.echo(f"next page: --before {found[-1].id}", err=True)
 
@@ -173,28 +146,31 @@ def show(id: str, as_json: bool) -> None:
 
     with existing() as app:
         now = app.core.clock()
-        whole, reason = app.get(id), app.explain(id)
-        job = app.core.redaction.job(whole)
-        reason = replace(reason, text=app.core.redaction.text(reason.text, whole))
-        history = transitions_shown(app.history(id), whole, app.core.redaction)
+        stored, reason = app.get(id), app.explain(id)
+        job = app.core.redaction.job(stored)
+        reason = replace(reason, text=app.core.redaction.text(reason.text, stored))
+        history = transitions_shown(app.history(id), stored, app.core.redaction)
     if as_json:
         entries = [responses.transition_body(entry) for entry in history]
-        print_json({"job": responses.job_body(job), "history": entries, "explanation": reason})
+        terminal.print_json(
+            {"job": responses.job_body(job), "history": entries, "explanation": reason}
+        )
         return
     facts: dict[str, object] = {name: getattr(job, name) for name in SHOWN}
-    facts["attempts"] = attempts(job.attempts, job.max_retries)
+    facts["attempts"] = terminal.attempts(job.attempts, job.max_retries)
     for name, value in facts.items():
         if isinstance(value, datetime):
-            click.echo(f"{name:<18}{when(value)}  ({ago(value, now)})")
+            click.echo(f"{name:<18}{terminal.when(value)}  ({ago(value, now)})")
         elif value is not None:
-            click.echo(f"{name:<18}{tint(visible(str(value)))}")
+            click.echo(f"{name:<18}{terminal.tint(visible(str(value)))}")
     for name in ("payload", "result", "last_error"):
         text = getattr(job, name)
         if text is not None:
-            click.echo(f"{name}\n{excerpt(text if name == 'last_error' else laid_out(text))}")
+            whole = text if name == "last_error" else terminal.laid_out(text)
+            click.echo(f"{name}\n{terminal.excerpt(whole)}")
     click.echo()
     _time_line(history)
-    click.echo(f"\n{wrapped(first_line(reason.text))}")
+    click.echo(f"\n{terminal.wrapped(first_line(reason.text))}")
 
 
 def _time_line(history: Sequence[Transition]) -> None:
@@ -202,19 +178,20 @@ def _time_line(history: Sequence[Transition]) -> None:
     rows = [
         (
             entry.at,
-            apart(before.at, entry.at) if before else None,
+            terminal.apart(before.at, entry.at) if before else None,
             *(entry.event, entry.source, entry.target, entry.attempt, entry.actor),
         )
         for entry, before in zip(history, (None, *history), strict=False)
     ]
     heads = ("AT", "AFTER", "EVENT", "FROM", "TO", "ATTEMPT", "BY")
-    table(heads, rows, spare=("FROM",), notes=[first_line(entry.detail) for entry in history])
+    terminal.table(
+        heads, rows, spare=("FROM",), notes=[first_line(entry.detail) for entry in history]
+    )
 
 
 @click.command()
 @click.argument("id", shell_complete=completing.job_ids())
-@database_option
-@json_option
+@answer_options
 def explain(id: str, as_json: bool) -> None:
     """Say why a job is not running, and what you can do."""
     from tenure.jobs.queries import EVENT_OF
@@ -223,12 +200,12 @@ def explain(id: str, as_json: bool) -> None:
         reason = app.explain(id)
         reason = replace(reason, text=app.core.redaction.text(reason.text, app.get(id)))
     if as_json:
-        print_json(reason)
+        terminal.print_json(reason)
         return
     sentence, _, traceback = reason.text.partition("\n")
-    click.echo(wrapped(sentence))
+    click.echo(terminal.wrapped(sentence))
     if traceback:
-        click.echo(excerpt(traceback))
+        click.echo(terminal.excerpt(traceback))
     for action, event in EVENT_OF.items():
         if event in reason.legal_events:
             click.echo(f"You can {HINTS[action]}: tenure jobs {action} {id}")
@@ -236,12 +213,9 @@ def explain(id: str, as_json: bool) -> None:
 
 bulk_options = together(
     filter_options,
-    click.option(
-        "--dry-run", is_flag=True, help="Only print how many jobs match, and a few of them."
-    ),
-    click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
-    database_option,
-    json_option,
+    flag("--dry-run", "Only print how many jobs match, and a few of them."),
+    flag("--yes", "Do not ask for confirmation."),
+    answer_options,
 )
 """The options of a command that can change many jobs."""
 
@@ -252,7 +226,7 @@ bulk_options = together(
 @bulk_options
 def retry(ids: Sequence[str], more: int, **given: Any) -> None:
     """Run failed jobs again: by id, or all that match."""
-    _change("retry", ids, lambda app, id: app.retry(id, more_retries=more), more=more, **given)
+    _change("retry", ids, more, **given)
 
 
 @jobs.command()
@@ -265,53 +239,51 @@ def retry(ids: Sequence[str], more: int, **given: Any) -> None:
 @bulk_options
 def cancel(ids: Sequence[str], **given: Any) -> None:
     """Cancel jobs: by id, or all that match."""
-    _change("cancel", ids, lambda app, id: app.cancel(id), **given)
+    _change("cancel", ids, **given)
 
 
 def _change(
     action: str,
     ids: Sequence[str],
-    act: Callable[[Tenure, str], Job],
+    more: int = 1,
     *,
     as_json: bool,
     dry_run: bool,
     yes: bool,
-    more: int = 1,
     **filters: Any,
 ) -> None:
-    """Apply `act` to each job of `ids`, or the bulk action to all jobs that match."""
+    """Retry or cancel each job of `ids`, or all jobs that match; `more` is for a retry."""
     chosen = {name: value for name, value in filters.items() if value is not None}
     if bool(ids) == bool(chosen):
         raise click.UsageError("name jobs by their ids, or by options such as --status and --type")
     matching = filter_of(**chosen)
     with existing() as app:
         if ids:
-            _each(app, ids, act, as_json)
+            _each(app, action, ids, more, as_json)
         elif dry_run:
             preview(app, action, matching, as_json)
         else:
             change_all(app, action, matching, more, yes=yes, as_json=as_json)
 
 
-def _each(
-    app: Tenure, ids: Sequence[str], act: Callable[[Tenure, str], Job], as_json: bool
-) -> None:
-    """Apply `act` to each job. The first refusal sets the exit code; the others still run."""
+def _each(app: Tenure, action: str, ids: Sequence[str], more: int, as_json: bool) -> None:
+    """Retry or cancel each job. The first refusal sets the exit code; the others still run."""
     from tenure.wire import responses
 
     changed: list[Job] = []
     code = 0
     for id in ids:
         try:
-            changed.append(app.core.redaction.job(act(app, id)))
+            job = app.retry(id, more_retries=more) if action == "retry" else app.cancel(id)
+            changed.append(app.core.redaction.job(job))
         except StoreUnavailable:  # nor will it answer for the others
             raise
         except TenureError as error:
-            complain(error)
-            code = code or exit_code(error)
+            failed = complain(error)
+            code = code or failed
         else:
             if not as_json:
                 click.echo(f"{changed[-1].id}  {changed[-1].status}")
     if as_json:
-        print_json([responses.job_body(job) for job in changed])
+        terminal.print_json([responses.job_body(job) for job in changed])
     click.get_current_context().exit(code)

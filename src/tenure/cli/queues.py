@@ -7,14 +7,12 @@ from operator import attrgetter
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import Group, application, database_option, existing, reading_options
+from tenure.cli.command import Group, application, existing
+from tenure.cli.options import database_option, reading_options
 from tenure.cli.terminal import Cell, print_json, table
 from tenure.errors import InvalidInput
 
-
-@click.group(cls=Group)
-def queues() -> None:
-    """List, pause, resume and limit queues."""
+queues = Group("queues", help="List, pause, resume and limit queues.")
 
 
 @queues.command("list")

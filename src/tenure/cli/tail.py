@@ -8,22 +8,13 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli import completing
-from tenure.cli.command import database_option, existing, option, repeated, wide_option
-from tenure.cli.terminal import (
-    ENDLESS,
-    NOTE,
-    fitting,
-    print_json_line,
-    room,
-    tint,
-    when,
-    width_of,
-)
+from tenure.cli import completing, terminal
+from tenure.cli.command import existing
+from tenure.cli.options import database_option, flag, option, repeated, wide_option
 from tenure.errors import StoreUnavailable
 from tenure.jobs.text import first_line, visible
 
@@ -51,19 +42,12 @@ SEARCHED = 5_000
     default=10,
 )
 @option("--since", "POSITION", "Start after this position in the ledger.")
-@click.option("--no-follow", is_flag=True, help="Stop when there is nothing more to print.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on each line.")
+@flag("--no-follow", "Stop when there is nothing more to print.")
+@flag("--json as_json", "Print one JSON document on each line.")
 @database_option
 @wide_option
 def tail(
-    types: Sequence[str],
-    queues: Sequence[str],
-    events: Sequence[str],
-    job: str | None,
-    lines: int,
-    since: str | None,
-    no_follow: bool,
-    as_json: bool,
+    job: str | None, lines: int, since: str | None, no_follow: bool, as_json: bool, **several: Any
 ) -> None:
     """Print transitions of all jobs as they happen, until Ctrl-C.
 
@@ -73,12 +57,7 @@ def tail(
     from tenure.jobs.ledger import EventFilter
     from tenure.wire import responses
 
-    wanted = EventFilter(
-        types=tuple(types) or None,
-        queues=tuple(queues) or None,
-        events=tuple(events) or None,
-        job_id=job,
-    )
+    wanted = EventFilter(job_id=job, **{name: given or None for name, given in several.items()})
     with existing() as app:
         if job is not None:
             app.get(job)
@@ -86,7 +65,7 @@ def tail(
             for entry in _transitions(app, wanted, since, lines, follow=not no_follow):
                 shown = entry.without_errors() if app.core.redaction else entry
                 if as_json:
-                    print_json_line(responses.event_body(shown))
+                    terminal.print_json(responses.event_body(shown), indent=-1)
                 else:
                     click.echo(_line(shown.transition, shown.type, shown.queue))
         except KeyboardInterrupt:
@@ -140,15 +119,15 @@ def _line(entry: Transition, type: str, queue: str) -> str:
 
     An error that does not fit has the next line.
     """
-    width = room()
-    at = when(entry.at) if width == ENDLESS else entry.at.strftime("%H:%M:%SZ")
+    width = terminal.room()
+    at = terminal.when(entry.at) if width == terminal.ENDLESS else entry.at.strftime("%H:%M:%SZ")
     start, event = f"{at}  {entry.job_id}  ", f"{entry.event:<13}"
     what, how = visible(f"  {type} in {queue}"), visible(f"  {_circumstances(entry)}".rstrip())
     left = max(width - len(start) - len(event), 0)
     below = ""
-    if entry.detail and width_of(what + how) > left:
-        below, how = "\n" + fitting(NOTE + how.strip(), width), ""
-    return start + tint(event, entry.target) + fitting(what + how, left) + below
+    if entry.detail and terminal.width_of(what + how) > left:
+        below, how = "\n" + terminal.fitting(terminal.NOTE + how.strip(), width), ""
+    return start + terminal.tint(event, entry.target) + terminal.fitting(what + how, left) + below
 
 
 def _circumstances(entry: Transition) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli.command import WIDE
+from tenure.cli.options import WIDE
 from tenure.jobs.text import ago, length, printable_json, visible
 
 if TYPE_CHECKING:
@@ -112,20 +112,13 @@ def _shrunk(widths: list[int], room: int) -> list[int]:
     return [first, *others]
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON document, indented, with control characters as escapes."""
+def print_json(value: Any, *, indent: int = 2) -> None:
+    """Print one JSON document, with control characters as escapes; on one line if indent is -1."""
     import msgspec
 
-    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
     for line in text.split("\n"):
         click.echo(printable_json(line))
-
-
-def print_json_line(value: Any) -> None:
-    """Print one JSON document on one line."""
-    import msgspec
-
-    click.echo(printable_json(msgspec.json.encode(value).decode()))
 
 
 def excerpt(text: str) -> str:

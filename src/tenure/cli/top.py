@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli.command import database_option, existing, option
-from tenure.cli.terminal import print_json_line
+from tenure.cli.command import existing
+from tenure.cli.options import database_option, flag, option
+from tenure.cli.terminal import print_json
 from tenure.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ MAX_FAILURES = 5
     type=click.FloatRange(0.2, 3600),
     default=1.0,
 )
-@click.option("--once", is_flag=True, help="Print once and exit, as without a terminal.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per update.")
+@flag("--once", "Print once and exit, as without a terminal.")
+@flag("--json as_json", "Print one JSON document per update.")
 @database_option
 def top(interval: float, once: bool, as_json: bool) -> None:
     """Watch queues, workers and failures live, until q or Ctrl-C.
@@ -48,11 +49,11 @@ def top(interval: float, once: bool, as_json: bool) -> None:
     with existing() as app:
         try:
             if as_json:
-                print_json_line(picture(app))
+                print_json(picture(app), indent=-1)
                 while not once:
                     sys.stdout.flush()
                     time.sleep(interval)
-                    print_json_line(picture(app))
+                    print_json(picture(app), indent=-1)
             elif once or not drawing.can_be_redrawn():
                 drawing.show(picture(app))
             else:
@@ -69,11 +70,9 @@ def _redraw(app: Tenure, draw: Any, interval: float) -> None:
             draw(picture(app), "")
         except StoreUnavailable as error:
             draw(None, f"{error}; trying again")
-        if sys.stdin.isatty():
-            if select.select([sys.stdin], [], [], interval)[0] and sys.stdin.read(1) in "qQ":
-                return
-        else:
-            time.sleep(interval)
+        keys = [sys.stdin] if sys.stdin.isatty() else []
+        if select.select(keys, [], [], interval)[0] and sys.stdin.read(1) in "qQ":
+            return
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""The options that commands share: --database, --json and --wide, and how the others are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import click
+
+DATABASE = "tenure.database"
+WIDE = "tenure.wide"
+Decorator = Callable[[Any], Any]
+
+
+def option(
+    flags: str, metavar: str | None, help: str, complete: Any = None, **more: Any
+) -> Decorator:
+    """Make an option that has a value, with completion of that value."""
+    return click.option(
+        *flags.split(),
+        metavar=metavar,
+        help=help,
+        shell_complete=complete,
+        show_default=True,
+        **more,
+    )
+
+
+def repeated(flags: str, metavar: str, help: str, complete: Any = None, **more: Any) -> Decorator:
+    """Make an option that may be given several times; its last flag names the values."""
+    return option(flags, metavar, f"{help}; may be repeated.", complete, multiple=True, **more)
+
+
+def flag(flags: str, help: str, **more: Any) -> Decorator:
+    """Make an option without a value."""
+    return click.option(*flags.split(), is_flag=True, help=help, **more)
+
+
+def together(*options: Decorator) -> Decorator:
+    """Make one decorator of several options, which help lists in this order."""
+    return lambda command: reduce(lambda done, add: add(done), reversed(options), command)
+
+
+def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Keep a value beside the command's arguments, under its option before the command too."""
+    if value is not None:
+        ctx.meta[f"tenure.{parameter.name}"] = value
+
+
+database_option = option(
+    "--database",
+    "URL",
+    "sqlite:///jobs.db or postgresql://host/name; also before the command.",
+    expose_value=False,
+    callback=_keep,
+)
+json_option = flag("--json as_json", "Print one JSON document.")
+wide_option = flag(
+    "--wide",
+    "Print all columns and whole texts, even if the terminal is too narrow.",
+    expose_value=False,
+    callback=_keep,
+)
+answer_options = together(database_option, json_option)
+"""The options of a command whose answer may be asked for as JSON."""
+reading_options = together(answer_options, wide_option)
+"""The options of a command that prints a table."""
