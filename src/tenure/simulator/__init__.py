@@ -12,7 +12,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from random import Random
 
 from tenure.simulator.auditor import SHOWN
@@ -66,20 +65,21 @@ def simulate(
     Stops at the first broken rule. Calls `progress` after each world with the hours played so far.
     """
     figures: Counter[str] = Counter()
-    traces: list[str] = []
+    trace = hashlib.sha256()
+    worlds = 0
     played = 0.0
     violation = None
     while played < hours and violation is None:
         part = min(HOURS_OF_A_WORLD, hours - played)
-        world = World(Random(seed + len(traces)))
-        violation = _play(world, seed + len(traces), part)
-        figures += world.auditor.figures
-        traces.append(world.auditor.trace.hexdigest())
+        world = World(Random(seed + worlds))
+        violation = _play(world, seed + worlds, part)
+        worlds += 1
+        figures += world.figures
+        trace.update(world.trace.digest())
         world.database.connection.close()
         played += world.now / 3600 if violation else part
         progress(played)
-    trace = traces[0] if len(traces) == 1 else hashlib.sha256("".join(traces).encode()).hexdigest()
-    return SimulationResult(seed, played, len(traces), figures, trace, violation)
+    return SimulationResult(seed, played, worlds, figures, trace.hexdigest(), violation)
 
 
 def _play(world: World, seed: int, hours: float) -> SimulatorFinding | None:
@@ -98,7 +98,8 @@ def _play(world: World, seed: int, hours: float) -> SimulatorFinding | None:
             world.run(inspected * 3600)
             auditor.check_everything()
         world.calm = True
-        operator.open_queues()
+        for queue in plan.queues:
+            operator.open_queue(queue)
         end = world.now + MAX_END_SECONDS
         world.run(world.now + 600)  # calls that are on their way arrive
         world.run(end, stop=lambda: not auditor.expected.open)
@@ -109,7 +110,7 @@ def _play(world: World, seed: int, hours: float) -> SimulatorFinding | None:
     except BrokenRule as broken:
         return _finding(world, seed, hours, broken)
     except Exception as error:
-        error.add_note(f"in queue time {_duration(world.now)} of seed {seed}, hours {hours:g}")
+        error.add_note(f"in queue time {world.elapsed} of seed {seed}, hours {hours:g}")
         raise
     return None
 
@@ -121,16 +122,12 @@ def _finding(world: World, seed: int, hours: float, broken: BrokenRule) -> Simul
         what=broken.what,
         seed=seed,
         hours=hours,
-        at=_duration(world.now),
+        at=str(world.elapsed),
         job=f"job {job.id}" if job is not None else "",
         transitions=[
             f"{row.at - START} {row.event}, attempt {row.attempt},"
             f" token {row.token} {row.detail or ''}".rstrip()
             for row in history
         ],
-        lines=[f"{_duration(at)} {line}" for at, line in world.auditor.lines],
+        lines=list(world.lines),
     )
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(milliseconds=round(seconds * 1000)))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -35,33 +34,24 @@ class Answered(NamedTuple):
 
 
 class Auditor:
-    """Raises BrokenRule where the store is not as expected; keeps figures and a trace."""
+    """Raises BrokenRule where the store is not as expected; notes and counts what happens."""
 
-    def __init__(self, database: SimulatedDatabase, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, database: SimulatedDatabase, figures: Counter[str], note: Callable[[str], None]
+    ) -> None:
         self._database = database
-        self._clock = clock
+        self._figures = figures
+        self._note = note
         self.expected = ExpectedStore(database)
-        self.figures: Counter[str] = Counter()
-        self.trace = hashlib.sha256()
-        self.lines: deque[tuple[float, str]] = deque(maxlen=SHOWN)
-
-    def count(self, figure: str, number: int = 1) -> None:
-        self.figures[figure] += number
-
-    def note(self, line: str) -> None:
-        """Add a line to the trace, which is the same whenever the same seed is played."""
-        now = self._clock()
-        self.trace.update(f"{now:.6f} {line}\n".encode())
-        self.lines.append((now, line))
 
     def check(self, answered: Sequence[Answered], *, committed: bool, crashed: bool) -> None:
         """Check a transaction that has ended, and the answers to its calls."""
         for caller, call, answer in answered:
-            self.note(f"{caller}: {call.verb} {_short(answer)}")
+            self._note(f"{caller}: {call.verb} {_short(answer)}")
             if isinstance(answer, BaseException) and not isinstance(answer, TenureError):
                 raise BrokenRule(f"the store broke: {type(answer).__name__}: {answer}") from answer
             if committed and not crashed and answer is UNKNOWN:
-                self.count("commits whose answer was an error")
+                self._figures["commits whose answer was an error"] += 1
             if not committed and answer is not UNKNOWN:
                 raise BrokenRule(f"{caller} was answered before a failed commit")
         ledger = self._database.new_transitions()
@@ -71,14 +61,14 @@ class Auditor:
             raise BrokenRule("transitions are on record that were rolled back")
 
     def _check_commit(self, answered: Sequence[Answered], ledger: Sequence[Transition]) -> None:
-        self.count("commits")
+        self._figures["commits"] += 1
         found: dict[str, list[str]] = {}  # job -> its transitions
         for row in ledger:
             found.setdefault(row.job_id, []).append(row.event)
-            self.count("jobs" if row.event == "enqueued" else row.event)
+            self._figures["jobs" if row.event == "enqueued" else row.event] += 1
             if row.event == "cancelled":
-                self.count(f"cancelled while {row.source}")
-            self.note(f"{row.job_id} {row.event}, attempt {row.attempt}, token {row.token}")
+                self._figures[f"cancelled while {row.source}"] += 1
+            self._note(f"{row.job_id} {row.event}, attempt {row.attempt}, token {row.token}")
         answers = self.expected.play([call for _, call, _ in answered], ledger)
         for id in {**self.expected.changed, **found}:
             on_record, must = found.get(id, []), self.expected.changed.get(id, [])
@@ -88,7 +78,7 @@ class Auditor:
         self._compare_rows(self.expected.changed)
         for one, must in zip(answered, answers, strict=True):
             if one.call.verb == "prune":
-                self.count("jobs pruned", must)
+                self._figures["jobs pruned"] += must
             if one.answer is not UNKNOWN:
                 self._compare_answer(one, must)
 
@@ -105,7 +95,7 @@ class Auditor:
         found = _plain(one.answer)
         if one.call.verb == "exchange":
             for report, said, true in zip(one.call.arguments[0], found[0], must[0], strict=True):
-                self.count(f"reports {said[0].replace('_', ' ')}")
+                self._figures[f"reports {said[0].replace('_', ' ')}"] += 1
                 if said != true:
                     what = f"a report of {report.outcome} was answered {_listed(said)}"
                     job = self.expected.jobs.get(report.job_id)

@@ -42,15 +42,14 @@ class SimulatedProducer(SimulatedClient):
     def _produce(self) -> None:
         if self.world.calm:
             return
-        if self.world.strikes("bursts", 0.2):
-            for _ in range(self.world.chance.randint(2, 6)):
-                self.world.later(self.world.chance.random() * BURST_SECONDS, self._enqueue)
-        self._enqueue()
+        count = self.world.chance.randint(3, 7) if self.world.strikes("bursts", 0.2) else 1
+        for _ in range(count):
+            self.world.later(self.world.chance.random() * BURST_SECONDS, self._enqueue)
 
     def _enqueue(self) -> None:
-        several = self.world.strikes("batches", 0.2)
-        count = self.world.chance.randint(2, 5) if several else 1
-        self._send_jobs([self._new_job() for _ in range(count)], None)
+        count = self.world.chance.randint(2, 5) if self.world.strikes("batches", 0.2) else 1
+        new_jobs = [self._new_job() for _ in range(count)]
+        self._send_jobs(new_jobs, self._check(new_jobs))
 
     def _new_job(self) -> NewJob:
         chance, plan = self.world.chance, self.world.plan
@@ -75,30 +74,29 @@ class SimulatedProducer(SimulatedClient):
             self._keyed.append(new_job)
         return new_job
 
-    def _send_jobs(self, new_jobs: Sequence[NewJob], sent: Sequence[CheckedJob] | None) -> None:
-        """Send under the ids of the first time or, as over HTTP with a key, under new ones."""
-        keyed = all("idempotency_key" in new_job.options for new_job in new_jobs)
-        checked_jobs = sent
-        if checked_jobs is None or (keyed and self.world.chance.random() < 0.5):
-            checked_jobs = [
-                check_job(new_job, self.world.new_id(), defaults=Defaults(), actor=self.name)
-                for new_job in new_jobs
-            ]
+    def _check(self, new_jobs: Sequence[NewJob]) -> Sequence[CheckedJob]:
+        return [
+            check_job(new_job, self.world.new_id(), defaults=Defaults(), actor=self.name)
+            for new_job in new_jobs
+        ]
 
+    def _send_jobs(self, new_jobs: Sequence[NewJob], sent: Sequence[CheckedJob]) -> None:
         def answer(what: Any) -> None:
             if what is UNKNOWN:
-                self.world.later(RESEND_SECONDS, lambda: self._send_jobs(new_jobs, checked_jobs))
+                # Under the ids of the first time or, as over HTTP with a key, under new ones.
+                again = sent
+                keyed = all("idempotency_key" in new_job.options for new_job in new_jobs)
+                if keyed and self.world.chance.random() < 0.5:
+                    again = self._check(new_jobs)
+                self.world.later(RESEND_SECONDS, partial(self._send_jobs, new_jobs, again))
             elif not isinstance(what, TenureError):
                 self.known.extend(enqueued.job.id for enqueued in what)
-                self._regret(what[-1].job.id)
+                if self.world.strikes("cancels", 0.1):  # while it waits or runs
+                    cancel = Cancelled(actor=self.name)
+                    soon = self.world.chance.random() * REGRET_SECONDS
+                    self.world.later(soon, partial(self.send, "apply", self.known[-1], cancel))
 
-        self.send("enqueue", checked_jobs, then=answer)
-
-    def _regret(self, job_id: str) -> None:
-        """Sometimes cancel a job soon after it was added, while it waits or runs."""
-        if self.world.strikes("cancels", 0.1):
-            cancel = partial(self.send, "apply", job_id, Cancelled(actor=self.name))
-            self.world.later(self.world.chance.random() * REGRET_SECONDS, cancel)
+        self.send("enqueue", sent, then=answer)
 
 
 class SimulatedWorker(SimulatedClient):
@@ -127,7 +125,6 @@ class SimulatedWorker(SimulatedClient):
         self._exchanging = False
         self._beating = False
         self._held: dict[str, Lease] = {}  # by lease id, in the order in which they came
-        self._running: set[str] = set()
         self._reports: list[Report] = []
         self._exchange()
 
@@ -149,23 +146,21 @@ class SimulatedWorker(SimulatedClient):
     def _awake(self) -> bool:
         return self._up and self._frozen_until <= self.world.now
 
-    # --- claim and report
+    # --- claim, run and report
 
     def _exchange(self) -> None:
         if not self._awake or self._exchanging:
             return
         plan = self.world.plan
-        room = min(plan.slots + plan.ahead - len(self._held), plan.batch)
+        room = min(plan.slots - len(self._held), plan.batch)
         reports = self._reports[: 2 * plan.batch]
+        if not reports:
+            due = room > 0 and self.world.auditor.expected.due(self.world.store_time)
+            if self.world.skips(idle=not due):
+                return
         claim = None
         if room > 0:
             claim = ClaimRequest(worker=self.name, limit=room, lease_seconds=plan.lease)
-        if not reports:
-            if claim is None:
-                return
-            due = self.world.auditor.expected.due(self.world.store_time())
-            if self.world.skips(idle=not due):
-                return
         self._exchanging = True
 
         def answer(what: Any) -> None:
@@ -184,83 +179,55 @@ class SimulatedWorker(SimulatedClient):
             if self.world.strikes("handing back", 0.1):
                 self._reports.append(Report(lease.id, lease.lease_id, Outcome.RELEASED))
             else:
-                self._held[lease.lease_id] = lease
-        self._keep_beating()
-        self._start_handlers()
+                self._run(lease)
         if self._reports or answer.leases:
             self._exchange()
 
-    # --- run
-
-    def _start_handlers(self) -> None:
-        for lease_id, lease in self._held.items():
-            if len(self._running) >= self.world.plan.slots:
-                return
-            if lease_id not in self._running:
-                self._running.add(lease_id)
-                self.world.auditor.count("runs")
-                self.world.auditor.note(f"{self.name} runs {lease.id} token {lease.token}")
-                slow = self.world.strikes("slow handlers", 0.3)
-                longest = 4 * self.world.plan.lease if slow else QUICK_SECONDS
-                self._later(self.world.chance.random() * longest, partial(self._finish, lease))
+    def _run(self, lease: Lease) -> None:
+        self._held[lease.lease_id] = lease
+        self.world.figures["runs"] += 1
+        self.world.note(f"{self.name} runs {lease.id} token {lease.token}")
+        slow = self.world.strikes("slow handlers", 0.3)
+        longest = 4 * self.world.plan.lease if slow else QUICK_SECONDS
+        self._later(self.world.chance.random() * longest, partial(self._finish, lease))
+        if not self._beating:
+            self._beat()
 
     def _finish(self, lease: Lease) -> None:
-        self._running.discard(lease.lease_id)
-        lost = self._held.pop(lease.lease_id, None) is None
-        if not lost or self.world.chance.random() >= 0.5:  # otherwise it notices
-            report = partial(self._send_report, self._report(lease))
-            if self.world.counted("late reports", 0.1):
-                self._later(self.world.chance.random() * 3 * self.world.plan.lease, report)
-            else:
-                report()
-        self._start_handlers()
-
-    def _report(self, lease: Lease) -> Report:
+        del self._held[lease.lease_id]
         luck = self.world.chance.random()
         if luck < 0.7:
-            return Report(lease.id, lease.lease_id, Outcome.COMPLETED, f'"{lease.token}"')
-        error = f"attempt {lease.attempts} failed"
-        return Report(lease.id, lease.lease_id, Outcome.FAILED, error=error, retryable=luck < 0.95)
+            report = Report(lease.id, lease.lease_id, Outcome.COMPLETED, f'"{lease.token}"')
+        else:
+            again, error = luck < 0.95, f"attempt {lease.attempts} failed"
+            report = Report(lease.id, lease.lease_id, Outcome.FAILED, error=error, retryable=again)
+        late = self.world.strikes("late reports", 0.1)
+        longest = 3 * self.world.plan.lease if late else 0.0
+        self._later(self.world.chance.random() * longest, partial(self._send_report, report))
 
     def _send_report(self, report: Report) -> None:
         self._reports.append(report)
         self._exchange()
 
-    # --- heartbeats
-
-    def _keep_beating(self) -> None:
-        if self._held and not self._beating:
-            self._beating = True
-            self._later(self.world.plan.lease / 3, self._beat)
-
     def _beat(self) -> None:
-        self._beating = False
-        if not self._held:
-            return
-        self._keep_beating()
-        if self.world.strikes("heartbeats missed", 0.5):
-            return
-        held = [(lease.id, lease_id) for lease_id, lease in self._held.items()]
-        process = self._process
-
-        def answer(what: Any) -> None:
-            if process == self._process and isinstance(what, set):
-                for _, lease_id in held:
-                    if lease_id not in what:
-                        self._held.pop(lease_id, None)
-
-        self.send("renew", held, self.world.plan.lease, then=answer)
+        """Renew all leases, again and again while there are any."""
+        self._beating = bool(self._held)
+        if self._beating:
+            self._later(self.world.plan.lease / 3, self._beat)
+            if not self.world.strikes("heartbeats missed", 0.5):
+                held = [(lease.id, lease_id) for lease_id, lease in self._held.items()]
+                self.send("renew", held, self.world.plan.lease)
 
     # --- faults
 
     def _crash_or_freeze(self) -> None:
         world = self.world
-        if self._up and world.counted("worker crashes", 0.5):
-            world.auditor.note(f"{self.name} crashes")
+        if self._up and world.strikes("worker crashes", 0.5):
+            world.note(f"{self.name} crashes")
             self._up = False
             world.later(world.chance.random() * 60, self._start_process)
-        elif self._awake and world.counted("worker freezes", 0.5):
-            world.auditor.note(f"{self.name} freezes")
+        elif self._awake and world.strikes("worker freezes", 0.5):
+            world.note(f"{self.name} freezes")
             self._frozen_until = world.now + (1 + 3 * world.chance.random()) * world.plan.lease
 
     def _send_wrong_reports(self) -> None:
@@ -269,16 +236,15 @@ class SimulatedWorker(SimulatedClient):
             return
         chance = self.world.chance
         old = chance.choice(self._past)
-        if self.world.counted("old reports repeated or contradicted", 0.5):
+        if self.world.strikes("old reports repeated or contradicted", 0.5):
             outcome = chance.choice((Outcome.COMPLETED, Outcome.FAILED, old.outcome))
             result = (old.result or '"0"') if outcome is Outcome.COMPLETED else None
             report = Report(old.job_id, old.lease_id, outcome, result, error="again")
             self.send("exchange", [report, report], None)
-        if self.world.counted("reports under forged leases", 0.5):
-            target = chance.choice(self._past)
-            held = next(iter(self._held.values()), None)
-            job_id = held.id if held is not None and chance.random() < 0.7 else target.job_id
-            if (held is None or old.lease_id != held.lease_id) and job_id != old.job_id:
+        if self.world.strikes("reports under forged leases", 0.5):
+            held = [lease.id for lease in self._held.values()]
+            job_id = chance.choice(held or [report.job_id for report in self._past])
+            if job_id != old.job_id:
                 forged = Report(job_id, old.lease_id, Outcome.COMPLETED, '"forged"')
                 self.send("exchange", [forged], None)
 
@@ -297,23 +263,15 @@ class SimulatedSweeper(SimulatedClient):
         if self._away_until > self.world.now and not self.world.calm:
             return
         held = any(job.lease_id for job in self.world.auditor.expected.open.values())
-        if self.world.skips(idle=not held):
-            return
-        limit = self.world.plan.sweep_limit
-
-        def answer(what: Any) -> None:
-            if isinstance(what, set) and len(what) >= limit:
-                self._sweep()
-
-        self.send("sweep", limit, then=answer)
+        if not self.world.skips(idle=not held):
+            self.send("sweep", self.world.plan.sweep_limit)
 
     def _prune(self) -> None:
         if self.world.has("pruning"):
-            before = dict.fromkeys(SETTLED, self.world.store_time() - KEPT)
-            self.send("prune", before)
+            self.send("prune", dict.fromkeys(SETTLED, self.world.store_time - KEPT))
 
     def _go_away(self) -> None:
-        if self.world.counted("sweepers away", 0.5):
+        if self.world.strikes("sweepers away", 0.5):
             self._away_until = self.world.now + self.world.chance.random() * MAX_AWAY_SECONDS
 
 
@@ -328,15 +286,11 @@ class SimulatedOperator(SimulatedClient):
 
     def _operate(self) -> None:
         chance, world = self.world.chance, self.world
-        known = chance.choice(self._producers).known
-        if known:
-            job_id = chance.choice(known)
-            if world.strikes("cancels", 0.5):
+        for job_id in list(chance.choice(self._producers).known)[-20:]:
+            if chance.random() < 0.1 and world.has("operator retries"):
+                self.send("apply", job_id, Retried(more_retries=1, actor="operator"))
+            if world.strikes("cancels", 0.05):
                 self.send("apply", job_id, Cancelled(actor="operator"))
-            if world.has("operator retries"):
-                for other in list(known)[-20:]:
-                    if chance.random() < 0.1:
-                        self.send("apply", other, Retried(more_retries=1, actor="operator"))
         queue = chance.choice(world.plan.queues)
         if world.has("pauses"):
             self.send("set_queue", queue, chance.random() < 0.3, None)
@@ -345,20 +299,17 @@ class SimulatedOperator(SimulatedClient):
 
     def _step_clock(self) -> None:
         world = self.world
-        if world.counted("clock steps", 0.5):
+        if world.strikes("clock steps", 0.5):
             step = world.chance.choice((1.0, world.plan.lease, MAX_STEP_SECONDS))
             off = world.clock_off + world.chance.choice((-step, step))
             world.clock_off = min(max(off, -MAX_STEP_SECONDS), MAX_STEP_SECONDS)
-            world.auditor.note(f"the clock is {world.clock_off:+.0f} s off now")
+            world.note(f"the clock is {world.clock_off:+.0f} s off now")
 
-    def open_queues(self) -> None:
-        """Resume every queue and lift its limit; ask again until that is done."""
-        for queue in self.world.plan.queues:
-            self._open(queue)
+    def open_queue(self, queue: str) -> None:
+        """Resume a queue and lift its limit; ask again until that is done."""
 
-    def _open(self, queue: str) -> None:
         def answer(what: Any) -> None:
             if what is UNKNOWN:
-                self._open(queue)
+                self.open_queue(queue)
 
         self.send("set_queue", queue, False, -1, then=answer)

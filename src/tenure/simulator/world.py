@@ -9,15 +9,18 @@ others quiet; faults and operators keep step with the jobs.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any
+from uuid import UUID
 
 from tenure.errors import StoreUnavailable
-from tenure.simulator.auditor import UNKNOWN, Answered, Auditor
+from tenure.simulator.auditor import SHOWN, UNKNOWN, Answered, Auditor
 from tenure.simulator.database import (
     CRASHES,
     FAILURES,
@@ -83,8 +86,7 @@ class WorldPlan:
         self.between_faults = self.gap * pick((1.0, 3.0, 10.0))
         self.servers = pick((1, 1, 2, 3))
         self.workers = pick((1, 2, 3))
-        self.slots = pick((1, 2, 4))  # jobs that a worker runs at once
-        self.ahead = pick((0, 1, 2))  # jobs that it claims beyond them
+        self.slots = pick((1, 2, 4, 6))  # jobs that a worker runs at once
         self.batch = pick((1, 2, 5))  # most jobs of one claim
         self.producers = pick((1, 2))
         self.sweepers = pick((1, 2))
@@ -103,12 +105,15 @@ class World:
     def __init__(self, chance: Random) -> None:
         self.chance = chance
         self.plan = WorldPlan(chance)
+        self.figures: Counter[str] = Counter()  # how often each thing happened
+        self.trace = hashlib.sha256()
+        self.lines: deque[str] = deque(maxlen=SHOWN)  # the last of the trace
         self.database = SimulatedDatabase()
+        self.auditor = Auditor(self.database, self.figures, self.note)
         self.now = 0.0  # seconds since the world began
         self.clock_off = 0.0  # seconds by which the store's clock is ahead of that
         self.calm = False  # whether the faults have stopped, so that all jobs must end
         self.wake: list[Callable[[], None]] = []  # called when there may be work
-        self.auditor = Auditor(self.database, lambda: self.now)
         self.servers = [SimulatedServer(self, n + 1) for n in range(self.plan.servers)]
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -136,13 +141,24 @@ class World:
             self.now, _, act = heapq.heappop(self._events)
             act()
 
+    @property
+    def elapsed(self) -> timedelta:
+        return timedelta(milliseconds=round(self.now * 1000))
+
+    @property
     def store_time(self) -> datetime:
-        return START + timedelta(milliseconds=round((self.now + self.clock_off) * 1000))
+        return START + self.elapsed + timedelta(seconds=self.clock_off)
+
+    def note(self, what: str) -> None:
+        """Add a line to the trace, which is the same whenever the same seed is played."""
+        line = f"{self.elapsed} {what}"
+        self.trace.update(line.encode())
+        self.lines.append(line)
 
     def skips(self, idle: bool) -> bool:
         """Return True if a call is not played because it would find nothing to do."""
         if skips := idle and self.chance.random() < IDLE_LEFT_OUT:
-            self.auditor.count("idle polls and sweeps left out")
+            self.figures["idle polls and sweeps left out"] += 1
         return skips
 
     # --- chance
@@ -153,25 +169,22 @@ class World:
 
     def strikes(self, fault: str, odds: float | None = None) -> bool:
         """Return True if `fault` happens now: by `odds`, by default those of the plan."""
-        return self.has(fault) and self.chance.random() < (self.plan.rate if odds is None else odds)
-
-    def counted(self, fault: str, odds: float | None = None) -> bool:
-        """As `strikes`; and count it."""
-        if struck := self.strikes(fault, odds):
-            self.auditor.count(fault)
+        odds = self.plan.rate if odds is None else odds
+        struck = self.has(fault) and self.chance.random() < odds
+        if struck and fault in FAULTS:
+            self.figures[fault] += 1
         return struck
 
     def new_id(self) -> str:
         """Make a job id as `jobs.ids` would at this time, but by this world's chance."""
         self._ids += 1
-        at = to_millis(START) + int(self.now * 1000)
-        tail = f"{self.chance.getrandbits(62) | 1 << 63:016x}"
-        head = f"{at:012x}7{self._ids & 0xFFF:03x}"
-        return f"{head[:8]}-{head[8:12]}-{head[12:]}-{tail[:4]}-{tail[4:]}"
+        stamp = to_millis(START + self.elapsed)
+        tail = 1 << 63 | self.chance.getrandbits(62)
+        return str(UUID(int=stamp << 80 | 7 << 76 | (self._ids & 0xFFF) << 64 | tail))
 
     def latency(self) -> float:
         """Return how many seconds a message is on its way."""
-        if self.counted("messages delayed"):
+        if self.strikes("messages delayed"):
             return self.chance.random() * 2 * self.plan.lease
         return 0.001 + self.chance.random() * 0.02
 
@@ -212,7 +225,7 @@ class SimulatedServer:
         batch, self._waiting = self._waiting, []
         works = [_work_of(call) for _, call, _ in batch]
         fault = self._choose_fault()
-        self._world.database.now = self._world.store_time()
+        self._world.database.now = self._world.store_time
         self._db.arm(fault, self._world.chance.randrange(1, 3_000) if fault else 0)
         try:
             self._committer.commit(self._db, works)
@@ -225,23 +238,19 @@ class SimulatedServer:
         crashed = fault in CRASHES
         self._world.auditor.check(answered, committed=self._db.committed, crashed=crashed)
         if crashed:
-            self._crash(fault)
+            self._world.note(f"{self._name}: {fault}")
+            self._up = False
+            self._world.later(self._world.chance.random() * MAX_DOWN_SECONDS, self._start)
             return
         for (_, _, reply), one in zip(batch, answered, strict=True):
             reply(one.answer)
 
     def _choose_fault(self) -> str:
-        if self._world.counted("failed commits", 0.02):
+        if self._world.strikes("failed commits", 0.02):
             return self._world.chance.choice(FAILURES)
-        if self._world.counted("server crashes", 0.005):
+        if self._world.strikes("server crashes", 0.005):
             return self._world.chance.choice(CRASHES)
         return ""
-
-    def _crash(self, how: str) -> None:
-        """End, with all calls that waited here, and start again after a while."""
-        self._world.auditor.note(f"{self._name}: {how}")
-        self._up = False
-        self._world.later(self._world.chance.random() * MAX_DOWN_SECONDS, self._start)
 
 
 def _work_of(call: Call) -> Work:
@@ -286,13 +295,13 @@ class SimulatedClient:
             then(what)
 
         def reply(what: Any) -> None:
-            if not world.counted("answers lost"):
+            if not world.strikes("answers lost"):
                 world.later(world.latency(), lambda: answer(what))
 
         world.later(PATIENCE_SECONDS, lambda: answer(UNKNOWN))
-        if world.counted("requests lost"):
+        if world.strikes("requests lost"):
             return
         world.later(world.latency(), lambda: server.receive(caller, call, reply))
-        if world.counted("requests doubled"):
+        if world.strikes("requests doubled"):
             again = world.chance.random() * 2 * world.plan.lease
             world.later(again, lambda: server.receive(caller, call, lambda _: None))
