@@ -136,7 +136,7 @@ class Dashboard:
                     request.fields = await read_form(http)
                 return await answer(request)
             except Exception as error:
-                return await run_in_threadpool(self._failed, http, error)
+                return await run_in_threadpool(self.refuse, http.scope, error)
 
         return endpoint
 
@@ -152,14 +152,11 @@ class Dashboard:
 
         return Route(path, self._page(answer), methods=[method])
 
-    def _failed(self, http: Request, error: Exception) -> Response:
-        if not isinstance(error, TenureError | Refusal):
-            log.error("%s %s failed", http.method, http.url.path, exc_info=error)
-        return self.refuse(http.scope, error)
-
     def refuse(self, scope: AsgiScope, error: Exception) -> Response:
         """Return the answer to a refused request; without a valid token, the way to sign in."""
         request = PageRequest(self, Request(scope))
+        if not isinstance(error, TenureError | Refusal):
+            log.error("%s %s failed", scope["method"], request.http.url.path, exc_info=error)
         if isinstance(error, Unauthorized):
             return _to_sign_in(request)
         problem, headers = problem_of(error, scope["path"], scope["headers"])
@@ -169,7 +166,7 @@ class Dashboard:
 
     async def _not_found(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         error = Refusal(404, "not_found", "No such page", "there is nothing under this address")
-        answer = await run_in_threadpool(self._failed, Request(scope), error)
+        answer = await run_in_threadpool(self.refuse, scope, error)
         await answer(scope, receive, send)
 
     async def _sign_in(self, request: PageRequest) -> Response:
