@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import secrets
 from datetime import datetime
@@ -15,7 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from tenure.dashboard import session
-from tenure.errors import InvalidInput, PayloadTooLarge
+from tenure.errors import InvalidInput
+from tenure.http.api.call import receive
 from tenure.http.guard import NO_CALLER
 from tenure.tokens.scopes import CALLER, Caller, Scope
 from tenure.wire.problems import Refusal
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 MAX_FORM_BYTES = 64 * 1024
 MAX_FIELDS = 600
-RECEIVE_SECONDS = 30.0
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -114,14 +113,9 @@ async def read_form(request: Request) -> QueryParams:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise Refusal(415, "unsupported_media_type", "No form", "send a form of this dashboard")
-    data = bytearray()
     try:
-        async with asyncio.timeout(RECEIVE_SECONDS):
-            async for chunk in request.stream():
-                data += chunk
-                if len(data) > MAX_FORM_BYTES:
-                    raise PayloadTooLarge(f"over {MAX_FORM_BYTES} bytes of form", path="$")
-    except (TimeoutError, ClientDisconnect):
+        data = await receive(request, MAX_FORM_BYTES)
+    except ClientDisconnect:
         raise Refusal(408, "request_timeout", "Too slow", "the form did not arrive") from None
     try:
         pairs = parse_qsl(data.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)

@@ -230,7 +230,7 @@ def _read_query(route: Route, request: Request) -> Any:
 async def _read_body(body: Body, request: Request) -> Any:
     """Return the body as the type that the call takes; raises InvalidInput or Refusal."""
     _check_media_type(request, optional=body.optional)
-    data = await _receive(request, body.limit)
+    data = await receive(request, body.limit)
     if not data and body.optional:
         return body.type()
     if not data:
@@ -258,7 +258,7 @@ def _unsupported(detail: str) -> Refusal:
     return Refusal(415, "unsupported_media_type", "Unsupported media type", detail, headers)
 
 
-async def _receive(request: Request, limit: int) -> bytes:
+async def receive(request: Request, limit: int) -> bytes:
     """Receive the body, at most `limit` bytes, within `RECEIVE_SECONDS`."""
     if "content-length" in request.headers and _declared_bytes(request.headers) > limit:
         raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
