@@ -1,14 +1,14 @@
 """The dashboard: pages for people, rendered on the server, over the same calls as the API.
 
-`site.py` lists every page, `request.py` is one request, `session.py` holds the cookies.
-`overview.py`, `jobs.py` and `queues.py` hold the pages and their actions, `push.py` notifies open
-pages of changes, `cache.py` reads once for all viewers. The other modules are pure: they compute
-what is shown. The pages work without JavaScript; the scripts in `static/` make them live.
+`site.py` lists every page, `request.py` is one request and its cookies. `overview.py`, `jobs.py`
+and `queues.py` hold the pages and their actions, `push.py` notifies open pages of changes,
+`cache.py` reads once for all viewers. The other modules are pure: they compute what is shown. The
+pages work without JavaScript; the scripts in `static/` make them live.
 """
 
 from __future__ import annotations
 
-from tenure.dashboard.session import session_token
+from tenure.dashboard.request import session_token
 from tenure.dashboard.site import OPEN_PATHS, Dashboard, serves
 
 __all__ = ["OPEN_PATHS", "Dashboard", "serves", "session_token"]

@@ -1,4 +1,11 @@
-"""One request to the dashboard: its caller, its fields, and the ways to answer it."""
+"""One request to the dashboard: its caller, its fields, its cookies, and the ways to answer it.
+
+The session of a browser is the token itself, in a cookie that scripts cannot read and that other
+sites' pages do not send. So it is valid on every server of a database and after a restart, it ends
+with its token, and nothing about it has to be stored. A form shows that it comes from one of our
+pages by sending a secret that is also in the browser's cookie for this site. `http/guard.py` has
+checked `Origin` before.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +14,13 @@ import secrets
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from starlette.datastructures import QueryParams
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, Request, cookie_parser
 from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import Scope as AsgiScope
 
-from tenure.dashboard import session
 from tenure.errors import InvalidInput
 from tenure.http.api.call import receive
 from tenure.http.guard import NO_CALLER
@@ -23,6 +30,12 @@ from tenure.wire.problems import Refusal
 if TYPE_CHECKING:
     from tenure.dashboard.site import Dashboard
 
+SESSION = "tenure_session"
+FORM = "tenure_form"
+MESSAGE = "tenure_message"
+LASTS = {SESSION: 12 * 3600, FORM: None, MESSAGE: 30}
+"""Seconds until a browser forgets each cookie: the session after a working day."""
+MAX_MESSAGE = 300
 MAX_FORM_BYTES = 64 * 1024
 MAX_FIELDS = 600
 POLICY = (
@@ -79,24 +92,51 @@ class PageRequest:
 
     def page(self, template: str, status: int = 200, **values: Any) -> Response:
         """Return a page with the message that the last action left."""
-        known = session.form_secret(self.http)
+        known = form_secret(self.http)
         secret = known or secrets.token_hex(16)
-        message, tone = session.message(self.http)
+        tone, _, message = unquote(self.http.cookies.get(MESSAGE, "")).partition(" ")
+        message = message[:MAX_MESSAGE] if tone in ("good", "bad") else ""
         values.update(request=self, address=self.address, message=message, tone=tone)
         text = self.site.templates.get_template(template).render(values, form_secret=secret)
         response = HTMLResponse(text, status, HEADERS)
         if not known:
-            session.set_cookie(response, self.http, session.FORM, secret)
+            self.set_cookie(response, FORM, secret)
         if message:
-            session.set_cookie(response, self.http, session.MESSAGE, "")
+            self.set_cookie(response, MESSAGE, "")
         return response
 
     def go(self, where: str, message: str, tone: str = "good") -> Response:
         """Redirect to a page of this dashboard, which then shows `message`."""
         response = RedirectResponse(where, 303)
-        left = f"{tone} {message[: session.MAX_MESSAGE]}"
-        session.set_cookie(response, self.http, session.MESSAGE, left)
+        self.set_cookie(response, MESSAGE, f"{tone} {message[:MAX_MESSAGE]}")
         return response
+
+    def set_cookie(self, response: Response, name: str, value: str) -> None:
+        """Give the browser one of the cookies above; an empty value removes it."""
+        response.set_cookie(
+            name,
+            quote(value),
+            max_age=LASTS[name] if value else 0,
+            path=self.http.scope.get("root_path", "") or "/",
+            httponly=True,
+            samesite="strict",
+            # Behind a proxy that does TLS, only the browser's `Origin` shows it.
+            secure=self.http.url.scheme == "https"
+            or self.http.headers.get("origin", "").startswith("https://"),
+        )
+
+
+def session_token(scope: AsgiScope) -> bytes | None:
+    """Return the token of the session that a request belongs to."""
+    lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie"]
+    token = cookie_parser("; ".join(lines)).get(SESSION)
+    return unquote(token).encode() if token else None
+
+
+def form_secret(request: Request) -> str:
+    """Return the secret for forms of this browser; empty if it has no cookie of it."""
+    known = request.cookies.get(FORM, "")
+    return known if len(known) == 32 and known.isalnum() else ""
 
 
 def inside(address: str) -> str:
@@ -121,7 +161,7 @@ async def read_form(request: Request) -> QueryParams:
         pairs = parse_qsl(data.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError:
         raise InvalidInput("the form cannot be read", path="$") from None
-    form, secret = QueryParams(pairs), session.form_secret(request)
+    form, secret = QueryParams(pairs), form_secret(request)
     if not secret or not hmac.compare_digest(secret.encode(), form.get("form", "").encode()):
         raise Refusal(
             403,

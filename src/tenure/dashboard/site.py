@@ -24,11 +24,11 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from tenure.app.app import Tenure
-from tenure.dashboard import charts, jobs, overview, queues, session
+from tenure.dashboard import charts, jobs, overview, queues
 from tenure.dashboard import format as fmt
 from tenure.dashboard.cache import ReadCache
 from tenure.dashboard.push import Follower
-from tenure.dashboard.request import HEADERS, PageRequest, inside, read_form
+from tenure.dashboard.request import HEADERS, SESSION, PageRequest, inside, read_form
 from tenure.errors import Forbidden, TenureError, Unauthorized
 from tenure.http.guard import TokenCache, path_in
 from tenure.jobs import text
@@ -175,7 +175,7 @@ class Dashboard:
         where = inside(request.field("next"))
         if token and await self._tokens.caller(token.encode()) is not None:
             response = RedirectResponse(where or request.address("/"), 303)
-            session.set_cookie(response, request.http, session.SESSION, token)
+            request.set_cookie(response, SESSION, token)
             return response
         status = 403 if posted else 200
         page = partial(request.page, "sign_in.html", status, next=where, wrong=bool(token))
@@ -183,7 +183,7 @@ class Dashboard:
 
     async def _sign_out(self, request: PageRequest) -> Response:
         response = request.go(request.address("/ui/sign-in"), "You are signed out.")
-        session.set_cookie(response, request.http, session.SESSION, "")
+        request.set_cookie(response, SESSION, "")
         return response
 
     # --- files and the stream
