@@ -108,6 +108,13 @@ def connect(address: Address) -> psycopg.Connection[Any]:
     return psycopg.connect(address.conninfo, **CONNECTED)
 
 
+def one(connection: psycopg.Connection[Any], query: str | bytes, *values: Any) -> Any:
+    """The single value that a query answers with, None if there is no row."""
+    query = query if isinstance(query, bytes) else query.encode()
+    row = connection.execute(query, values or None).fetchone()
+    return row[0] if row else None
+
+
 def route_of(address: Address) -> tuple[list[str], str]:
     """Return the other machines that a connection may go to, and its sslmode.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -9,9 +10,15 @@ from typing import Any
 from tenure.jobs.findings import Check
 from tenure.store import doctor, migrate
 from tenure.store.doctor import ok, problem, warning
-from tenure.store.postgres import connection as postgres_connection
-from tenure.store.postgres import probes
 from tenure.store.postgres import schema as postgres_schema
+from tenure.store.postgres.connection import (
+    CONNECTED,
+    OLDEST_SERVER,
+    address_of,
+    connect,
+    one,
+    route_of,
+)
 
 # The imports above say what to do where psycopg is missing.
 # isort: split
@@ -42,9 +49,45 @@ UNLOGGED = """
 SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}') FROM pg_class
 WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND relkind = 'r' AND relpersistence = 'u'
 """
+BACKEND = "SELECT pg_backend_pid()"
 FROM_ELSEWHERE = """
 SELECT EXISTS (SELECT FROM {s}.transition WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
 """
+# The horizon below which dead rows can be cleared away is that of the oldest snapshot, in this
+# database or of a standby. What a role may not look into is judged by its age in transactions.
+HOLDERS = """
+SELECT format('session %%s of %%s (%%s) has a transaction open%%s; end it with'
+        ' SELECT pg_terminate_backend(%%s)', pid, usename,
+        coalesce(nullif(application_name, ''), backend_type, 'unknown'),
+        ' since ' || date_trunc('second', xact_start), pid)
+    FROM pg_stat_activity
+    WHERE (datname = current_database() OR backend_type = 'walsender')
+        AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL)
+        AND pid <> pg_backend_pid() AND coalesce(backend_type, '') <> 'autovacuum worker'
+        AND CASE WHEN xact_start IS NULL
+            THEN greatest(age(backend_xid), age(backend_xmin)) > %s
+            ELSE clock_timestamp() - xact_start > %s * interval '1 second' END
+UNION ALL
+SELECT format('the prepared transaction %%L of %%s is open since %%s; end it with'
+        ' ROLLBACK PREPARED %%L', gid, owner, date_trunc('second', prepared), gid)
+    FROM pg_prepared_xacts
+    WHERE database = current_database()
+        AND clock_timestamp() - prepared > %s * interval '1 second'
+UNION ALL
+SELECT format('the replication slot %%I is not in use and keeps what its reader has not seen; drop'
+        ' it with SELECT pg_drop_replication_slot(%%L), unless its reader comes back', slot_name,
+        slot_name)
+    FROM pg_replication_slots
+    WHERE NOT active AND (xmin IS NOT NULL OR catalog_xmin IS NOT NULL OR restart_lsn IS NOT NULL)
+"""
+
+POOLER_ROUNDS = 5
+POOLER_SECONDS = 2.0
+"""How long a second client waits for a session before the pooler is taken to lend none twice."""
+
+LONG_SECONDS = 300.0
+MAX_TRANSACTIONS = 1_000_000
+"""How old, in transactions, a snapshot may be whose session this role may not look into."""
 
 
 def server(version: int, oldest: int) -> Check:
@@ -115,27 +158,27 @@ def logged(unlogged: Collection[str]) -> Check:
 
 def check_postgres(url: str) -> Iterator[Check]:
     """The checks of a PostgreSQL database, in order."""
-    address = postgres_connection.address_of(url)
-    yield transport(*postgres_connection.route_of(address))
+    address = address_of(url)
+    yield transport(*route_of(address))
     try:
-        with postgres_connection.connect(address) as connection:
+        with connect(address) as connection:
             version = connection.info.server_version
-            yield server(version, postgres_connection.OLDEST_SERVER)
-            yield role(_one(connection, "SELECT pg_is_in_recovery()"))
-            yield pooler(probes.pools_transactions(connection))
-            yield dead_rows(probes.holds_back(connection))
+            yield server(version, OLDEST_SERVER)
+            yield role(one(connection, "SELECT pg_is_in_recovery()"))
+            yield pooler(pools_transactions(connection))
+            yield dead_rows(holds_back(connection))
             for name in SETTINGS:
-                value = _one(connection, "SELECT current_setting(%s)", name)
+                value = one(connection, "SELECT current_setting(%s)", name)
                 yield doctor.setting(name, value, SETTINGS)
             found = postgres_schema.version_of(connection, address)
             yield doctor.schema(found, migrate.newest("postgres"))
             if found:
                 yield doctor.guards(_triggers(connection, address.schema), "postgres")
-                yield ledger(_one(connection, address.sql(FROM_ELSEWHERE)))
-                yield logged(_one(connection, UNLOGGED, address.schema))
-                yield doctor.newest_entry(_one(connection, address.sql(AHEAD)))
+                yield ledger(one(connection, address.sql(FROM_ELSEWHERE)))
+                yield logged(one(connection, UNLOGGED, address.schema))
+                yield doctor.newest_entry(one(connection, address.sql(AHEAD)))
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
-            now = _one(connection, "SELECT clock_timestamp()")
+            now = one(connection, "SELECT clock_timestamp()")
             after = time.time()  # noqa: TID251
             yield doctor.clock(now, before, after)
     except psycopg.Error as error:
@@ -155,6 +198,58 @@ def _triggers(connection: Any, schema: str) -> list[str]:
     ]
 
 
-def _one(connection: Any, statement: str | bytes, *values: Any) -> Any:
-    (value,) = connection.execute(statement, values or None).fetchone()
-    return value
+def pools_transactions(connection: psycopg.Connection[Any]) -> bool:
+    """Whether a pooler lends one session of the server to several clients in turn.
+
+    A pooler answers for the server at the start, with its own process number. One in session
+    mode does that too, so a second client, which holds a transaction open, decides: either it
+    was lent the session that this connection had, or this connection gets another one meanwhile.
+    Costs one round trip where there is no pooler. Raises psycopg's errors.
+    """
+    mine = one(connection, BACKEND)
+    if mine == connection.info.backend_pid:
+        return False
+    password = connection.info.password or None
+    other = psycopg.connect(connection.info.dsn, password=password, **CONNECTED)
+    try:
+        for _ in range(POOLER_ROUNDS):
+            theirs = _backend_in_transaction(other)
+            if theirs is None:  # it waits until this connection ends: the session is ours alone
+                return False
+            if theirs == mine or one(connection, BACKEND) != mine:
+                return True
+            other.execute("ROLLBACK")
+    finally:
+        other.close()
+    return False
+
+
+def _backend_in_transaction(connection: psycopg.Connection[Any]) -> int | None:
+    """The process that serves a new transaction, left open; None if none is to be had in time."""
+    server = connection.pgconn
+    server.send_query(f"BEGIN; {BACKEND}".encode())
+    process: int | None = None
+    while True:
+        while server.is_busy():
+            if not select.select([server.socket], [], [], POOLER_SECONDS)[0]:
+                return None
+            server.consume_input()
+        result = server.get_result()
+        if result is None:
+            return process
+        if result.ntuples:
+            process = int(result.get_value(0, 0) or b"0")
+
+
+def holds_back(
+    connection: psycopg.Connection[Any], longer_than: float = LONG_SECONDS
+) -> str | None:
+    """What keeps dead rows or the log from being cleared away, and how to end it; None if nothing.
+
+    Counted are transactions open for more than `longer_than` seconds, here or on a standby whose
+    snapshots count, prepared ones, and replication slots without a reader. With one of them the
+    queue's indexes fill with dead entries, or the disk with log. Raises psycopg's errors.
+    """
+    values = (MAX_TRANSACTIONS, longer_than, longer_than)
+    found = [text for (text,) in connection.execute(HOLDERS, values)]
+    return ". ".join(found) or None

@@ -8,7 +8,7 @@ from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
 from tenure.store import migrate
-from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Address, address_of, connect
+from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Address, address_of, connect, one
 
 # The import above says what to do where psycopg is missing, so it comes first.
 # isort: split
@@ -72,16 +72,16 @@ def found(url: str) -> int:
 
 def version_of(connection: psycopg.Connection[Any], address: Address) -> int:
     """The schema's version; 0 for a database without Tenure's tables."""
-    if not _one(connection, "SELECT to_regclass(%s)", f"{address.quoted}.schema_version"):
+    if not one(connection, "SELECT to_regclass(%s)", f"{address.quoted}.schema_version"):
         return 0
-    return int(_one(connection, address.sql("SELECT max(version) FROM {s}.schema_version")) or 0)
+    return int(one(connection, address.sql("SELECT max(version) FROM {s}.schema_version")) or 0)
 
 
 def _check_server(connection: psycopg.Connection[Any]) -> None:
     major = connection.info.server_version // 10_000
     if major < OLDEST_SERVER:
         raise SchemaMismatch(f"PostgreSQL {major} is too old; {OLDEST_SERVER} or newer is needed")
-    encoding = _one(connection, "SHOW server_encoding")
+    encoding = one(connection, "SHOW server_encoding")
     if encoding != "UTF8":
         raise SchemaMismatch(
             f"the database's encoding is {encoding}, which cannot hold every payload; "
@@ -90,7 +90,7 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
 
 
 def _migrate(connection: psycopg.Connection[Any], address: Address, progress: Progress) -> None:
-    if _one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
+    if one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
         connection.execute(address.sql("CREATE SCHEMA {s}"))
     clock = NOW.replace("{s}", address.quoted)
     names = {
@@ -107,9 +107,3 @@ def _migrate(connection: psycopg.Connection[Any], address: Address, progress: Pr
         insert = address.sql(f"INSERT INTO {{s}}.schema_version VALUES (%s, {NOW})")
         connection.execute(insert, (number,))
         failpoints.hit("migrate.after_step")
-
-
-def _one(connection: psycopg.Connection[Any], query: str | bytes, *values: Any) -> Any:
-    query = query if isinstance(query, bytes) else query.encode()
-    row = connection.execute(query, values or None).fetchone()
-    return row[0] if row else None
