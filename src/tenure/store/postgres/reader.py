@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import selectors
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -13,12 +16,13 @@ from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
-from tenure.store.postgres import listen as postgres_watch
-from tenure.store.postgres.connection import CONNECTED, NOW, address_of, is_uuid
+from tenure.store.postgres.connection import CONNECTED, NOW, address_of, connect, is_uuid
 from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, answering
 from tenure.store.reader import Reader
 from tenure.store.search import ENDED, Statement, between, others
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]
@@ -28,6 +32,11 @@ WAIT_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 """How long the pool tries to connect by itself. After that it waits for the next read: its
 pauses between attempts grow to minutes, for which a database that is back would not be noticed."""
+WATCH_SECONDS = 0.1
+"""How often it looks whether it should stop. Notifications arrive at once."""
+RECONNECT_SECONDS = (0.5, 10.0)
+PROBE_SECONDS = 30.0
+"""How often it makes sure that the server still answers."""
 AUDIT_SECONDS = 3600.0
 """How long one query of `tenure verify` may take, which reads everything there is."""
 AT_LENGTH = "SET LOCAL statement_timeout = 0; SET LOCAL work_mem = '64MB'"
@@ -211,7 +220,42 @@ class PostgresReader(Reader):
         return int(self.rows_by_index(AHEAD, (*lanes, queue, priority, job.run_at, job.id))[0][0])
 
     def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
-        postgres_watch.watch(self._address, notify, stop)
+        """LISTEN to what other processes notify of new work. A hint: polling continues.
+
+        Behind a transaction pooler none may come. Database errors are logged and end nothing.
+        """
+        shortest, longest = RECONNECT_SECONDS
+        pause = shortest
+        while not stop.is_set():
+            try:
+                with connect(self._address) as connection:
+                    self._listen(connection)
+                    pause = shortest
+                    notify()  # of what was missed before
+                    self._listen_until(stop, connection, notify)
+            except psycopg.Error as error:
+                log.info("not listening for new work, polling continues: %s", error)
+                stop.wait(pause)
+                pause = min(2 * pause, longest)
+
+    def _listen_until(
+        self, stop: threading.Event, connection: Connection, notify: Callable[[], None]
+    ) -> None:
+        # Not `notifies` with a time limit, each round of which takes a millisecond.
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection.fileno(), selectors.EVENT_READ)
+            listened = time.monotonic()
+            while not stop.is_set():
+                if time.monotonic() - listened > PROBE_SECONDS:
+                    self._listen(connection)  # harmless, and it must be answered
+                    listened = time.monotonic()
+                if selector.select(WATCH_SECONDS):
+                    for _ in connection.notifies(timeout=0):
+                        notify()
+
+    def _listen(self, connection: Connection) -> None:
+        with answering(connection, ANSWER_SECONDS):
+            connection.execute(self._address.sql("LISTEN {s}"))
 
     def close(self) -> None:
         with self._lock:

@@ -113,34 +113,23 @@ class PostgresSession:
     def _run(
         self, statement: str, values: Any = None, *, binary: bool = False
     ) -> psycopg.Cursor[Any]:
-        if self._connection is None or self._wire is None:
+        connection, wire, sql = self._connection, self._wire, self._address.sql
+        if connection is None or wire is None:
             raise psycopg.OperationalError("not connected")
-        self._wire.expect(self._patience)
+        wire.expect(self._patience)
         try:
-            return self._execute(self._connection, statement, values, binary=binary)
+            if not self._started:
+                self._started = True
+                if values is None:
+                    cursor = connection.execute(sql(f"{self._begin}; {statement}"))
+                    while cursor.nextset():
+                        pass
+                    return cursor
+                connection.execute(sql(self._begin))
+                wire.expect(self._patience)  # each answer has its own time
+            return connection.execute(sql(statement), values, binary=binary)
         finally:
-            self._wire.answered()
-
-    def _execute(
-        self,
-        connection: psycopg.Connection[Any],
-        statement: str,
-        values: Any,
-        *,
-        binary: bool,
-    ) -> psycopg.Cursor[Any]:
-        if not self._started:
-            self._started = True
-            if values is None:
-                together = self._address.sql(f"{self._begin}; {statement}")
-                cursor = connection.execute(together)
-                while cursor.nextset():
-                    pass
-                return cursor
-            connection.execute(self._address.sql(self._begin))
-            if self._wire is not None:  # each answer has its own time
-                self._wire.expect(self._patience)
-        return connection.execute(self._address.sql(statement), values, binary=binary)
+            wire.answered()
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._run(statement, values or None, binary=True).fetchall()

@@ -100,21 +100,14 @@ class _Watch:
             self.wanted.wait()
             time.sleep(LOOK_SECONDS)
             self.wanted.clear()  # before the look, so that who begins to wait after it wakes us
-            if self._look():
-                self.wanted.set()
-
-    def _look(self) -> bool:
-        """Cut what has waited too long; whether anything still waits."""
-        with self._lock:
-            wires = tuple(self._wires)
-        now = time.monotonic()
-        waiting = False
-        for wire in wires:
-            deadline = wire.deadline
-            if deadline is not None and now >= deadline:
-                wire.cut()
-            waiting = waiting or deadline is not None
-        return waiting
+            with self._lock:
+                deadlines = [(wire, wire.deadline) for wire in self._wires]
+            now = time.monotonic()
+            for wire, deadline in deadlines:
+                if deadline is not None:
+                    self.wanted.set()
+                    if now >= deadline:
+                        wire.cut()
 
 
 _watch = _Watch()

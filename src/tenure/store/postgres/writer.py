@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
 from tenure.jobs.enqueue import CheckedJob
+from tenure.jobs.ids import EPOCH
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
@@ -17,8 +18,6 @@ from tenure.store.postgres.lanes import Lanes
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import CHANGED, added_job, job_of, write_policy
 from tenure.store.tables.stats import StatsWriter
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _added_values = attrgetter(*sql.ADDED, "run_at", "delay")
 _changed_values = attrgetter(*CHANGED)
@@ -87,7 +86,8 @@ class Postgres(PostgresSession):
 
     def complete(self, reports: Sequence[Report]) -> set[str]:
         # In the order of `lock`, so that two batches with jobs in common do not block each other.
-        held = sorted((r for r in reports if _names_lease(r)), key=lambda r: r.job_id)
+        named = (r for r in reports if is_uuid(r.job_id) and is_uuid(r.lease_id))
+        held = sorted(named, key=lambda r: r.job_id)
         if not held:
             return set()
         ids, leases = uuids([r.job_id for r in held]), uuids([r.lease_id for r in held])
@@ -174,7 +174,9 @@ class Postgres(PostgresSession):
     def save(self, changes: Sequence[tuple[Job, Job]]) -> int:
         if not changes:
             return 0
-        rows = [_saved(*pair) for pair in changes]
+        rows = [
+            (after.id, *_changed_values(after), *_guard_values(before)) for before, after in changes
+        ]
         ((written,),) = self.rows(sql.SAVE, sql.arrays(sql.SAVED, rows))
         return int(written)
 
@@ -214,15 +216,7 @@ def _time(micros: bytes) -> datetime:
     return EPOCH + timedelta(microseconds=int(micros))
 
 
-def _names_lease(report: Report) -> bool:
-    return is_uuid(report.job_id) and is_uuid(report.lease_id)
-
-
 def _uuids(leases: Sequence[tuple[str, str]]) -> tuple[BinaryArray, BinaryArray]:
     """Return the job ids and the lease ids, without those that cannot be stored."""
     valid = [lease for lease in leases if is_uuid(lease[0]) and is_uuid(lease[1])]
     return uuids([job_id for job_id, _ in valid]), uuids([lease_id for _, lease_id in valid])
-
-
-def _saved(before: Job, after: Job) -> tuple[Any, ...]:
-    return (after.id, *_changed_values(after), *_guard_values(before))
