@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
+from datetime import timedelta
 from typing import Any
 
 from tenure.app.core import Core
@@ -50,16 +50,18 @@ class Tokens:
         if sum(token.valid for token in self.list()) >= MAX_TOKENS:
             raise InvalidInput(f"{MAX_TOKENS} tokens are valid: revoke some first", path="$.name")
         secret = access.new_secret()
-        add = partial(
-            tokens.add,
+        now = self._core.clock()
+        token = AccessToken(
             name=name,
             prefix=secret[: access.SHOWN],
             digest=access.digest_of(secret.encode()).hex(),
             scopes=wanted,
-            lifetime=lifetime,
-            actor=actor or self._core.actor,
+            created_at=now,
+            created_by=actor or self._core.actor,
+            expires_at=None if lifetime is None else now + timedelta(seconds=lifetime),
+            valid=True,
         )
-        if not self._core.store.write("operator", add).result():
+        if not self._core.store.write("operator", lambda db: tokens.add(db, token)).result():
             raise InvalidInput(
                 f"there is, or was, a token called {name}: take another name", path="$.name"
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 from tenure.app.core import Core
 from tenure.errors import InvalidInput
@@ -55,21 +54,20 @@ class Webhooks:
             raise InvalidInput(f"there are {MAX_WEBHOOKS} webhooks: remove some", path="$.name")
         secret = request.new_secret()
         store = self._core.store
-        add = partial(
-            webhooks.add,
+        hook = Webhook(
             name=name,
             id=ids.new_id(),
             url=url,
-            secret=secret,
             events=tuple(sorted(wanted)),
             types=_names(types, "job type", "$.types"),
             queues=_names(queues, "queue", "$.queues"),
-            actor=check_label(actor or self._core.actor, "actor", "$.actor"),
+            created_at=store.read.clock(),
+            created_by=check_label(actor or self._core.actor, "actor", "$.actor"),
             position=store.read.ledger_end(),
         )
-        if not store.write("operator", add).result():
+        if not store.write("operator", lambda db: webhooks.add(db, hook, secret)).result():
             raise InvalidInput(f"there is a webhook called {name}: remove it first", path="$.name")
-        return secret, self._named(name)
+        return secret, hook
 
     def list(self) -> list[Webhook]:
         """Return every webhook, without its secret."""

@@ -64,8 +64,8 @@ class AccessToken:
     created_at: datetime
     created_by: str
     expires_at: datetime | None
-    used_at: datetime | None  # to the minute
-    revoked_at: datetime | None
+    used_at: datetime | None = None  # to the minute
+    revoked_at: datetime | None = None
     valid: bool  # neither expired nor revoked when this was read
 
     @property

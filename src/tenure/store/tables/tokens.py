@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from tenure.store.dialect import Reads, Statements
 from tenure.store.rows import fields_of, selected
@@ -30,28 +30,18 @@ def every(db: Reads) -> list[AccessToken]:
     return tokens
 
 
-def add(
-    db: Statements,
-    *,
-    name: str,
-    prefix: str,
-    digest: str,
-    scopes: Sequence[Scope],
-    lifetime: float | None,
-    actor: str,
-) -> bool:
-    """Add a token that is valid for `lifetime` seconds, None for ever.
-
-    Returns False if the name or the digest is taken.
-    """
+def add(db: Statements, token: AccessToken) -> bool:
+    """Add a token. Returns False if the name or the digest is taken."""
     d = db.dialect
-    statement = (
+    scopes = " ".join(token.scopes)
+    times = [d.to_bound(time) for time in (token.created_at, token.expires_at)]
+    added = db.changed(
         f"INSERT INTO {d.table('access')}"
         " (name, prefix, digest, scopes, created_by, created_at, expires_at)"
-        f" VALUES ({d.values(5)}, {d.now}, {d.later(d.value)})"
-        " ON CONFLICT DO NOTHING"
+        f" VALUES ({d.values(7)}) ON CONFLICT DO NOTHING",
+        (token.name, token.prefix, token.digest, scopes, token.created_by, *times),
     )
-    return db.changed(statement, (name, prefix, digest, " ".join(scopes), actor, lifetime)) == 1
+    return added == 1
 
 
 def revoke(db: Statements, name: str, actor: str) -> None:

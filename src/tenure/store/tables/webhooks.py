@@ -46,28 +46,17 @@ def positions(db: Reads) -> list[str]:
     return [at for (at,) in db.rows(f"SELECT position FROM {db.dialect.table('webhook')}")]
 
 
-def add(
-    db: Statements,
-    *,
-    name: str,
-    id: str,
-    url: str,
-    secret: str,
-    events: Sequence[str],
-    types: Sequence[str] | None,
-    queues: Sequence[str] | None,
-    actor: str,
-    position: str,
-) -> bool:
-    """Add a webhook for the transitions after a position. Returns False if the name is taken."""
+def add(db: Statements, hook: Webhook, secret: str) -> bool:
+    """Add a webhook for the transitions after its position. Returns False if the name is taken."""
     d = db.dialect
-    lists = (write_names(events), write_names(types), write_names(queues))
-    statement = (
-        f"INSERT INTO {d.table('webhook')} (name, id, url, secret, events, types, queues,"
-        f" created_by, position, created_at) VALUES ({d.values(9)}, {d.now})"
-        " ON CONFLICT DO NOTHING"
+    lists = [write_names(names) for names in (hook.events, hook.types, hook.queues)]
+    at = d.to_bound(hook.created_at)
+    added = db.changed(
+        f"INSERT INTO {d.table('webhook')} ({', '.join(COLUMNS)}, secret)"
+        f" VALUES ({d.values(10)}) ON CONFLICT DO NOTHING",
+        (hook.name, hook.id, hook.url, *lists, hook.created_by, hook.position, at, secret),
     )
-    return db.changed(statement, (name, id, url, secret, *lists, actor, position)) == 1
+    return added == 1
 
 
 def remove(db: Statements, name: str) -> None:
