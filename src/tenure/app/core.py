@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,8 @@ from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import EventFilter, Transition
 from tenure.jobs.queries import Counted, Filter, Page, Query, action_of, check_filter, query_of
-from tenure.jobs.redaction import Redaction
+from tenure.jobs.redaction import MARK, Redaction
+from tenure.jobs.stats import FailureGroup
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import SETTLED, Job, Status
 from tenure.store import Store, open_store, schema_of, search
@@ -284,3 +286,39 @@ def _log_added(added: Future[list[Enqueued]]) -> None:
         for one in added.result():
             if one.created:
                 log.debug("job_enqueued", extra=logs.fields_of(one.job))
+
+
+def transitions_shown(
+    transitions: Sequence[Transition], job: Job, redaction: Redaction
+) -> Sequence[Transition]:
+    """The transitions of a job, with its redacted values cut out of their errors."""
+    if not redaction:
+        return transitions
+    shown = redaction.hider(job.payload, job.result)
+    return [
+        one if one.detail is None else dataclasses.replace(one, detail=shown(one.detail))
+        for one in transitions
+    ]
+
+
+def failures_shown(
+    core: Core, groups: Sequence[FailureGroup], redaction: Redaction
+) -> list[FailureGroup]:
+    """Groups of failures, each with the redacted error of its last job if anything is redacted.
+
+    A group's own error has what varies taken out, so that redacted values can no longer be found
+    in it.
+    """
+    if not redaction:
+        return list(groups)
+    return [
+        dataclasses.replace(group, error=_last_error(core, group, redaction)) for group in groups
+    ]
+
+
+def _last_error(core: Core, group: FailureGroup, redaction: Redaction) -> str:
+    try:
+        job = redaction.job(core.get(group.last_job_id))
+    except JobNotFound:
+        return MARK
+    return (job.last_error or MARK).partition("\n")[0]

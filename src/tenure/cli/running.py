@@ -200,18 +200,22 @@ def _application(specs: Sequence[str], chosen: str) -> Tenure:
     Without a choice of the user, that is the database of the applications.
     """
     from tenure.app.app import Tenure
-    from tenure.app.combined import combined
     from tenure.settings import DEFAULT_DATABASE
 
     apps = [_imported(spec) for spec in specs] or [Tenure(chosen)]
     given = chosen_database() is not None or "TENURE_DATABASE" in os.environ
     if given or chosen != DEFAULT_DATABASE:
-        return combined(apps, chosen)
-    if len({app.database for app in apps}) > 1:
+        for app in apps:  # what their handlers enqueue goes there, too
+            app.close()
+            app.database = chosen
+    elif len({app.database for app in apps}) > 1:
         raise InvalidInput(
             "these applications use different databases: choose one", path="--database"
         )
-    return combined(apps)
+    first, *others = apps
+    for other in others:
+        first.core.take_over(other.core)
+    return first
 
 
 OPENING = """\

@@ -95,7 +95,7 @@ def _keys() -> Iterator[None]:
 
 def picture(app: Tenure) -> dict[str, Any]:
     """Read everything that is shown, as one JSON document has it."""
-    from tenure.app.shown import failures_shown
+    from tenure.app.core import failures_shown
     from tenure.lifecycle import ATTEMPT_ENDS
     from tenure.wire import responses
 
@@ -131,6 +131,8 @@ def picture(app: Tenure) -> dict[str, Any]:
         ],
         "failures": [
             asdict(group)
-            for group in failures_shown(app, app.stats.failures(MAX_FAILURES), app.core.redaction)
+            for group in failures_shown(
+                app.core, app.stats.failures(MAX_FAILURES), app.core.redaction
+            )
         ],
     }

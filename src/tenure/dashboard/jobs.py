@@ -10,7 +10,7 @@ from functools import partial
 
 from starlette.responses import PlainTextResponse, Response
 
-from tenure.app.shown import transitions_shown
+from tenure.app.core import transitions_shown
 from tenure.dashboard import charts, timeline
 from tenure.dashboard import format as fmt
 from tenure.dashboard.request import HEADERS, PageRequest, inside

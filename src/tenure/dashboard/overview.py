@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from tenure.app.shown import failures_shown
+from tenure.app.core import failures_shown
 from tenure.dashboard import charts
 from tenure.dashboard import machine as machines
 from tenure.dashboard.format import count
@@ -48,7 +48,7 @@ def show(request: PageRequest) -> Response:
         latency=charts.latency(activity, now),
         queues=by_age[:MAX_ROWS],
         more_queues=max(len(queues) - MAX_ROWS, 0),
-        failures=failures_shown(request.app, groups[:MAX_FAILURES], request.redaction),
+        failures=failures_shown(request.app.core, groups[:MAX_FAILURES], request.redaction),
         more_failures=max(len(groups) - MAX_FAILURES, 0),
         workers=workers[:MAX_ROWS],
         more_workers=max(len(workers) - MAX_ROWS, 0),
@@ -61,7 +61,7 @@ def show(request: PageRequest) -> Response:
 def failures(request: PageRequest) -> Response:
     """Show failures by type and error."""
     groups = request.site.cache.failures()
-    shown = failures_shown(request.app, groups, request.redaction)
+    shown = failures_shown(request.app.core, groups, request.redaction)
     return request.page("failures.html", failures=shown)
 
 

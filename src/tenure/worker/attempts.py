@@ -19,9 +19,9 @@ from tenure.jobs.results import Ending, failure, success
 from tenure.jobs.work import Lease, Outcome
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
-from tenure.worker.leases import Attempt, AttemptState, LeaseBook, Wakeup
+from tenure.worker.leases import CLAIMED, STARTED, Attempt, LeaseBook, Wakeup
 from tenure.worker.log import WorkLog
-from tenure.worker.processes import ChildCall, Children, ChildTask, place_of
+from tenure.worker.processes import ChildCall, Children, ChildTask
 from tenure.worker.threads import Original, Threads, call_in_thread
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 UNWIND_SECONDS = 5.0
 """How long a cancelled coroutine keeps its slot before it is left behind."""
 
-_STARTED = AttemptState.STARTED
 _COMPLETED = Outcome.COMPLETED
 
 
@@ -112,8 +111,13 @@ class Attempts:
     def _start_in_child(self, attempt: Attempt, handler: Handler) -> None:
         traced = self._tracing
         traceparent = None if traced is None else traced.carried(attempt.trace_context)
-        payload = attempt.lease.payload
-        task = ChildTask(*place_of(handler), payload, attempt.log_fields(), traceparent)
+        task = ChildTask(
+            handler.function.__module__,
+            handler.function.__qualname__,
+            attempt.lease.payload,
+            attempt.log_fields(),
+            traceparent,
+        )
         attempt.child = ChildCall(self._children, task)
         self._threads.submit(attempt, attempt.child.run)
 
@@ -159,7 +163,7 @@ class Attempts:
         if attempt.timer is not None:
             attempt.timer.cancel()
         attempt.task = None  # its context refers to the attempt: do not leave a cycle
-        if attempt.state is _STARTED:
+        if attempt.state is STARTED:
             self._end(attempt, ending, free=True)
         else:
             self._leases.free(attempt)
@@ -190,13 +194,13 @@ class Attempts:
 
     def _stop(self, attempt: Attempt, why: str) -> None:
         """Fail an attempt whose handler still runs, and stop the handler."""
-        if attempt.state is _STARTED:
+        if attempt.state is STARTED:
             self._end(attempt, Ending(error=why), free=False)
             self._stop_handler(attempt)
 
     def _stop_lost(self, attempt: Attempt) -> None:
-        runs = attempt.state is _STARTED
-        if runs or attempt.state is AttemptState.CLAIMED:
+        runs = attempt.state is STARTED
+        if runs or attempt.state is CLAIMED:
             self._leases.forget([attempt.lease.lease_id])
         if runs:
             log.warning("the lease on job %s is lost: its handler is stopped", attempt.lease.id)

@@ -173,16 +173,11 @@ class Exchanges:
         self.demand.notify()
         self._wakeup.notify()
 
-    def cancel(self) -> None:
-        """Give up every exchange under way."""
+    def cancel(self, *, held_only: bool = False) -> None:
+        """Give up every exchange under way, or only a claim that is held until there is work."""
         for flight in self._flights:
-            if flight.task is not None:
-                flight.task.cancel()
-
-    def cancel_held_claim(self) -> None:
-        """Give up a claim that is held until there is work."""
-        for flight in self._flights:
-            if flight.claim is not None and flight.claim.wait_seconds and flight.task is not None:
+            held = flight.claim is not None and flight.claim.wait_seconds
+            if flight.task is not None and (held or not held_only):
                 flight.task.cancel()
 
     # --- start

@@ -22,7 +22,7 @@ BLOCKED_SECONDS = 1.0
 """How long the loop may leave a wake-up unanswered before its waiting jobs are handed back."""
 
 
-class Heartbeat:
+class Heartbeat(threading.Thread):
     """Renews the leases of a worker every third of `lease_seconds`, from `start` to `stop`."""
 
     def __init__(
@@ -33,39 +33,32 @@ class Heartbeat:
         wakeup: Wakeup,
         worklog: WorkLog,
     ) -> None:
+        super().__init__(name="tenure-heartbeat", daemon=True)
         self._source = source
         self._leases = leases
         self._lease_seconds = lease_seconds
         self._wakeup = wakeup
         self._worklog = worklog
-        self._stopped = threading.Event()
+        self._end = threading.Event()
         self._now = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tenure-heartbeat", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
 
     def stop(self) -> None:
         """Ask the thread to end, without waiting for it."""
-        self._stopped.set()
+        self._end.set()
         self._now.set()
 
     def beat_now(self) -> None:
         """Renew without delay."""
         self._now.set()
 
-    def join(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds for the thread to end."""
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Renew leases until asked to end; called by `start`, on the thread."""
         interval = self._lease_seconds / 3
         rounds, since = -1, time.monotonic()
         while True:
             self._now.wait(interval)
             self._now.clear()
-            if self._stopped.is_set() or self._wakeup.loop_is_closed:
+            if self._end.is_set() or self._wakeup.loop_is_closed:
                 return
             if rounds != self._wakeup.rounds:
                 rounds, since = self._wakeup.rounds, time.monotonic()

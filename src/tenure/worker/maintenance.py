@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from tenure.app.app import Tenure
 from tenure.app.bulk import run_batches
@@ -32,7 +33,7 @@ QUIET_SHARE = 0.5
 the statistics fall behind; they catch up in quiet times."""
 
 
-class MaintenanceThread:
+class MaintenanceThread(threading.Thread):
     """Does its duties every `interval` seconds, in its own thread."""
 
     def __init__(
@@ -48,42 +49,39 @@ class MaintenanceThread:
         `without_errors` leaves errors out of what webhooks are sent, because they may hold what is
         redacted. Raises InvalidInput if `keep` names a status that is not final.
         """
+        super().__init__(name="tenure-maintenance", daemon=True)
         self._events = app.events
         self._core = app.core
         self._interval = interval
         self._keep = retention(keep or {})
-        self._without_errors = without_errors
-        self._duties = (
+        forward = partial(app.core.forward_to_webhooks, without_errors=without_errors)
+        self._duties: Sequence[Callable[[], object]] = (
             self._end_leases,
             self._delete_old_jobs,
-            self._go_on_with_bulk_actions,
+            lambda: self._repeat(lambda: run_batches(app.core), BULK_SHARE),
             self._count_transitions,
-            self._make_deliveries,
+            lambda: self._repeat(forward, WEBHOOK_SHARE),
         )
-        self._stop = threading.Event()
+        self._end = threading.Event()
         self._prune_at = 0.0  # by the monotonic clock
         self._quiet = False  # no transition was made between the last two intervals
         self._ledger_end = ""
-        self._thread = threading.Thread(target=self._run, name="tenure-maintenance", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
 
     def stop(self) -> None:
         """Ask the thread to end, and wait for it."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._end.set()
+        if self.is_alive():
+            self.join()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
+    def run(self) -> None:
+        """Do the duties until asked to end; called by `start`, on the thread."""
+        while not self._end.is_set():
             for duty in self._duties:
                 if not self._try(duty):
                     break
-            self._stop.wait(self._interval)
+            self._end.wait(self._interval)
 
-    def _try(self, duty: Callable[[], None]) -> bool:
+    def _try(self, duty: Callable[[], object]) -> bool:
         """Do a duty; return False if the database is away. A failure does not stop the others."""
         try:
             duty()
@@ -97,7 +95,7 @@ class MaintenanceThread:
     def _repeat(self, step: Callable[[], object], share: float) -> bool:
         """Call `step` while there is more to do; return whether the share of time was too short."""
         until = time.monotonic() + share * self._interval
-        while not self._stop.is_set() and step():
+        while not self._end.is_set() and step():
             if time.monotonic() > until:
                 return True
         return False
@@ -105,7 +103,7 @@ class MaintenanceThread:
     # --- the duties
 
     def _end_leases(self) -> None:
-        while not self._stop.is_set():
+        while not self._end.is_set():
             ended = self._core.sweep()
             for steps in ended:
                 logs.log_steps(log, steps)
@@ -115,11 +113,8 @@ class MaintenanceThread:
     def _delete_old_jobs(self) -> None:
         if self._keep and time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + PRUNE_EVERY_SECONDS
-            while not self._stop.is_set() and self._core.prune(self._keep):
+            while not self._end.is_set() and self._core.prune(self._keep):
                 pass
-
-    def _go_on_with_bulk_actions(self) -> None:
-        self._repeat(lambda: run_batches(self._core), BULK_SHARE)
 
     def _count_transitions(self) -> None:
         share = QUIET_SHARE if self._quiet else BUSY_SHARE
@@ -127,9 +122,3 @@ class MaintenanceThread:
         if self._repeat(lambda: self._core.measure(yielding=True), share):
             end = self._events.end()
             self._quiet, self._ledger_end = end == self._ledger_end, end
-
-    def _make_deliveries(self) -> None:
-        def forward() -> int:
-            return self._core.forward_to_webhooks(without_errors=self._without_errors)
-
-        self._repeat(forward, WEBHOOK_SHARE)

@@ -90,11 +90,6 @@ class ChildTask:
     traceparent: str | None  # of the attempt's span, if the worker traces
 
 
-def place_of(handler: Handler) -> tuple[str, str]:
-    """Return the module and the qualified name by which a child finds a handler."""
-    return handler.function.__module__, handler.function.__qualname__
-
-
 class ChildCall:
     """One call in a child process. `run` blocks; other threads may call `kill` at any time."""
 

@@ -69,7 +69,7 @@ def add_delivery(handlers: Handlers, app: Tenure, *, private: bool) -> None:
     handlers.add(describe(deliver, WEBHOOK, handlers.defaults(WEBHOOK)))
 
 
-class WebhookDelivery:
+class WebhookDelivery(threading.Thread):
     """Delivers in its own thread and event loop, as long as there are webhooks."""
 
     def __init__(self, app: Tenure, *, private: bool, grace_seconds: float = 30.0) -> None:
@@ -77,33 +77,30 @@ class WebhookDelivery:
 
         `grace_seconds` is how long deliveries may take to finish when it is asked to stop.
         """
+        super().__init__(name="tenure-webhooks", daemon=True)
         self._app = app
         self._grace_seconds = grace_seconds
         self._handlers = Handlers()
         add_delivery(self._handlers, app, private=private)
-        self._stop = threading.Event()
+        self._end = threading.Event()
         self._worker: Worker | None = None
         self._check_leftovers_at = 0.0  # by the monotonic clock
-        self._thread = threading.Thread(target=self._run, name="tenure-webhooks", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
 
     def ask_to_stop(self) -> None:
         """Ask it to finish the deliveries under way. Safe from a signal handler."""
-        self._stop.set()
+        self._end.set()
         if self._worker is not None:
             self._worker.request_stop()
 
     def stop(self) -> None:
         """Ask it to stop, and wait until the deliveries under way are finished."""
         self.ask_to_stop()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self.is_alive():
+            self.join()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
+    def run(self) -> None:
+        """Deliver until asked to end; called by `start`, on the thread."""
+        while not self._end.is_set():
             try:
                 if self._is_needed():
                     self._deliver()
@@ -111,7 +108,7 @@ class WebhookDelivery:
                 log.warning("deliveries wait for the database: %s", error)
             except Exception:
                 log.exception("the worker that delivers to webhooks failed and is started again")
-            self._stop.wait(WEBHOOK_CHECK_SECONDS)
+            self._end.wait(WEBHOOK_CHECK_SECONDS)
 
     def _is_needed(self) -> bool:
         """Whether there are webhooks, or deliveries of webhooks that were removed.
@@ -134,7 +131,7 @@ class WebhookDelivery:
             concurrency=CONCURRENCY,
             grace_seconds=self._grace_seconds,
         )
-        if self._stop.is_set():
+        if self._end.is_set():
             self._worker.request_stop()
         loop = asyncio.new_event_loop()
         try:

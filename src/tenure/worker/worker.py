@@ -130,7 +130,7 @@ class Worker:
 
         Nothing is claimed any more. Leases whose outcome the store does not record in time run out.
         """
-        self._exchanges.cancel_held_claim()
+        self._exchanges.cancel(held_only=True)
         await self._drain_running()
         self._attempts.stop_all("shutdown: the worker stopped before the job had finished")
         deadline = time.monotonic() + CANCEL_SECONDS
