@@ -34,7 +34,7 @@ from tenure.errors import (
     SchemaMismatch,
     Unauthorized,
 )
-from tenure.jobs.enqueue import Defaults, Enqueued, NewJob
+from tenure.jobs.enqueue import Enqueued, NewJob, TypeOptions
 from tenure.jobs.handlers import Handler, Handlers, JobContext
 from tenure.jobs.work import Answer, ClaimRequest, Exchange, Report
 from tenure.store.transitions import Steps
@@ -341,7 +341,7 @@ class RecordedHandlers(Handlers):
     def add_for_any(self, make: Callable[[str], Handler]) -> None:
         self._inner.add_for_any(make)
 
-    def defaults(self, type: str) -> Defaults:
+    def defaults(self, type: str) -> TypeOptions:
         return self._inner.defaults(type)
 
     def types(self) -> tuple[str, ...] | None:

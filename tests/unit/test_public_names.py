@@ -113,7 +113,7 @@ def test_every_public_thing_says_what_it_is() -> None:
     ("thing", "arguments"),
     [
         (Tenure.enqueue, tenure.jobs.enqueue.Options.__annotations__),
-        (Tenure.job, ("name", "process", *tenure.jobs.enqueue.Defaults.__annotations__)),
+        (Tenure.job, ("name", "process", *tenure.jobs.enqueue.TypeOptions.__annotations__)),
         (Tenure.find, ("limit", "before", *tenure.jobs.queries.Fields.__annotations__)),
         (Tenure.run_worker, set(Tenure.run_worker.__annotations__) - {"return"}),
         (tenure.RetryPolicy, tenure.RetryPolicy.__annotations__),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from tenure.jobs import handlers
-from tenure.jobs.enqueue import Defaults, defaults_of
+from tenure.jobs.enqueue import TypeOptions, defaults_of
 from tenure.jobs.handlers import Enqueues, Handlers, JobContext, JobType
 from tenure.jobs.names import check_open
 
@@ -31,9 +30,9 @@ class Register:
         self._registry = registry
         self._name = name
         self._process = process
-        if unknown := options.keys() - {field.name for field in fields(Defaults)}:
+        if unknown := options.keys() - set(TypeOptions.__struct_fields__):
             raise TypeError(f"@app.job has no option {', '.join(sorted(unknown))}")
-        self._defaults = defaults_of(options, Defaults())
+        self._defaults = defaults_of(options, TypeOptions())
 
     @overload
     def __call__(self, function: Callable[Concatenate[JobContext, P], R]) -> JobType[P, R]: ...

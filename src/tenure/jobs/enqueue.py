@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, payload
@@ -60,9 +59,8 @@ class NewJob(msgspec.Struct, frozen=True):
     options: Options
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """The options of a handler's jobs where an enqueue does not give them."""
+class TypeOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The options that a type sets for its jobs, where an enqueue does not give them."""
 
     queue: str = "default"
     priority: int = 0
@@ -71,17 +69,12 @@ class Defaults:
     backoff: RetryPolicy = DEFAULT_POLICY
 
 
-class CheckedJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class CheckedJob(TypeOptions, frozen=True, kw_only=True, gc=False):
     """A job to add. The store sets its times: `run_at` if given, otherwise now plus `delay`."""
 
     id: str
     type: str
-    queue: str = "default"
     payload: str = "{}"
-    priority: int = 0
-    max_retries: int = DEFAULT_MAX_RETRIES
-    timeout: float | None = None
-    backoff: RetryPolicy = DEFAULT_POLICY
     idempotency_key: str | None = None
     fingerprint: str | None = None  # of the whole request, stored with the key
     delay: float = 0.0
@@ -98,7 +91,7 @@ class Enqueued(msgspec.Struct, frozen=True):
 
 
 def check_jobs(
-    new_jobs: Sequence[NewJob], *, defaults: Callable[[str], Defaults], actor: str, several: bool
+    new_jobs: Sequence[NewJob], *, defaults: Callable[[str], TypeOptions], actor: str, several: bool
 ) -> list[CheckedJob]:
     """Check jobs; options they leave out are as `defaults(type)` says. Raises InvalidInput.
 
@@ -116,7 +109,7 @@ def check_jobs(
     return made
 
 
-def check_job(new_job: NewJob, id: str, *, defaults: Defaults, actor: str) -> CheckedJob:
+def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) -> CheckedJob:
     """Check a job; options it leaves out are as in `defaults`. Raises InvalidInput."""
     options = new_job.options
     delay: Any = None
@@ -163,26 +156,22 @@ def _time_of(run_at: Any, delay: Any) -> datetime | None:
     return run_at.astimezone(UTC)
 
 
-def defaults_of(options: Mapping[str, Any], otherwise: Defaults) -> Defaults:
-    """The options that a handler may set for its jobs, checked; `otherwise` fills the gaps."""
-    if _DEFAULTS.isdisjoint(options):
+def defaults_of(options: Mapping[str, Any], otherwise: TypeOptions) -> TypeOptions:
+    """The options that a type may set for its jobs, checked; `otherwise` fills the gaps."""
+    if _TYPE_OPTIONS.isdisjoint(options):
         return otherwise
-    timeout = options.get("timeout", otherwise.timeout)
-    return Defaults(
-        queue=check_open(options.get("queue", otherwise.queue), "queue", "$.queue"),
-        priority=whole(
-            options.get("priority", otherwise.priority), -MAX_PRIORITY, MAX_PRIORITY, "$.priority"
-        ),
-        max_retries=whole(
-            options.get("max_retries", otherwise.max_retries), 0, MAX_RETRIES, "$.max_retries"
-        ),
-        timeout=None if timeout is None else positive(timeout, "$.timeout"),
-        backoff=policy_of(options.get("backoff", otherwise.backoff), "$.backoff"),
+    given = {**asdict(otherwise), **options}
+    return TypeOptions(
+        queue=check_open(given["queue"], "queue", "$.queue"),
+        priority=whole(given["priority"], -MAX_PRIORITY, MAX_PRIORITY, "$.priority"),
+        max_retries=whole(given["max_retries"], 0, MAX_RETRIES, "$.max_retries"),
+        timeout=None if given["timeout"] is None else positive(given["timeout"], "$.timeout"),
+        backoff=policy_of(given["backoff"], "$.backoff"),
     )
 
 
 _OPTIONS = frozenset(Options.__annotations__)
-_DEFAULTS = frozenset(field.name for field in fields(Defaults))
+_TYPE_OPTIONS = frozenset(TypeOptions.__struct_fields__)
 
 
 def policy_of(backoff: Any, path: str) -> RetryPolicy:

@@ -85,11 +85,9 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
         return "queue_paused", f"Queue {job.queue} is paused; resume it to go on."
     if job.run_at > facts.now:
         wait = length((job.run_at - facts.now).total_seconds())
-        why = (
-            f" after attempt {job.attempts} failed: {first_line(job.last_error)}"
-            if job.attempts
-            else ""
-        )
+        why = ""
+        if job.attempts:
+            why = f" after attempt {job.attempts} failed: {first_line(job.last_error)}"
         return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}{why}."
     live = [worker for worker in facts.workers if is_live(worker, facts.now)]
     of_queue = [worker for worker in live if serves(worker.queues, job.queue)]

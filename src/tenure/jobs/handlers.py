@@ -21,11 +21,13 @@ import msgspec.inspect
 
 from tenure.errors import InvalidInput
 from tenure.jobs import payload as payloads
-from tenure.jobs.enqueue import Defaults, NewJob, Options
+from tenure.jobs.enqueue import NewJob, Options, TypeOptions
 from tenure.lifecycle import Job
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_PLAIN_OPTIONS = TypeOptions()
 
 
 @dataclass(slots=True)
@@ -67,7 +69,7 @@ class Handler:
 
     name: str
     function: Callable[..., Any]
-    defaults: Defaults = field(default_factory=Defaults)
+    defaults: TypeOptions = _PLAIN_OPTIONS
     in_process: bool = False  # run in a child process
     is_async: bool = False
     wants_context: bool = False
@@ -109,9 +111,8 @@ class Handler:
 
         The usual call passes the right keywords, with values of plain JSON types.
         """
-        for value in kwargs.values():
-            if type(value) not in _PLAIN:
-                return None
+        if not _PLAIN.issuperset(map(type, kwargs.values())):
+            return None
         payload = {name: kwargs[name] for name in self.fields if name in kwargs}
         usual = len(payload) == len(kwargs) and self.required <= payload.keys()
         return payload if usual else None
@@ -162,7 +163,7 @@ def _with_lists(value: Any) -> Any:
 
 
 def describe(
-    function: Callable[..., Any], name: str, defaults: Defaults, *, in_process: bool = False
+    function: Callable[..., Any], name: str, defaults: TypeOptions, *, in_process: bool = False
 ) -> Handler:
     """Read a function's signature into a Handler; raises InvalidInput if no payload could fit."""
     signature = inspect.signature(function)
@@ -337,9 +338,6 @@ class JobType(Generic[P, R]):
         return f"<job type {self.name}>"
 
 
-_PLAIN_DEFAULTS = Defaults()
-
-
 class Handlers:
     """The handlers of an application. Only these can run, whatever a job's type says."""
 
@@ -348,7 +346,6 @@ class Handlers:
         self._for_any: Callable[[str], Handler] | None = None
 
     def add(self, handler: Handler) -> None:
-        """Register a handler under its name."""
         if handler.name in self._by_name:
             raise InvalidInput(f"there is a handler for {handler.name!r} already; name= another")
         self._by_name[handler.name] = handler
@@ -358,16 +355,15 @@ class Handlers:
         self._for_any = make
 
     def find(self, type: str) -> Handler | None:
-        """Return the handler of a job type, or None."""
         handler = self._by_name.get(type)
         if handler is None and self._for_any is not None:
             handler = self._for_any(type)
         return handler
 
-    def defaults(self, type: str) -> Defaults:
+    def defaults(self, type: str) -> TypeOptions:
         """Return the options of a type's jobs where an enqueue does not give them."""
         handler = self._by_name.get(type)
-        return _PLAIN_DEFAULTS if handler is None else handler.defaults
+        return _PLAIN_OPTIONS if handler is None else handler.defaults
 
     def types(self) -> tuple[str, ...] | None:
         """Return the types that can be run; None for any."""

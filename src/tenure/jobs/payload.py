@@ -12,6 +12,7 @@ import datetime
 import decimal
 import enum
 import json
+import os
 import re
 import uuid
 from collections import Counter
@@ -87,11 +88,11 @@ def canonical(payload: object, *, path: str = "$.payload") -> str:
     Raises InvalidInput if `payload` is not a dict or breaks a rule of `check`, and PayloadTooLarge
     for more than `MAX_PAYLOAD_BYTES`.
     """
-    if type(payload) is dict and (quick := _text_if_flat(payload)) is not None:
-        return quick
     if type(payload) is not dict:
         kind = type(payload).__name__
         raise InvalidInput(f"a {kind}; a payload is a JSON object (a dict)", path=path)
+    if (quick := _text_if_flat(payload)) is not None:
+        return quick
     walk(payload, path, MAX_PAYLOAD_BYTES, MAX_DEPTH)
     text = msgspec.json.encode(payload)  # after the walk, because it writes NaN as null
     if len(text) > MAX_PAYLOAD_BYTES:
@@ -256,7 +257,7 @@ _ADVICE: tuple[tuple[type | tuple[type, ...], str], ...] = (
     ((set, frozenset), "pass sorted(value)"),
     (dict, "pass dict(value)"),
     (msgspec.Struct, "pass msgspec.to_builtins(value), and annotate the parameter with it"),
-    (str, "pass str(value)"),
+    ((str, os.PathLike), "pass str(value)"),
     (int, "pass int(value)"),
     (float, "pass float(value)"),
 )
@@ -275,8 +276,6 @@ def _misfit(value: object) -> str:
     else:
         if dataclasses.is_dataclass(kind):
             advice = "pass dataclasses.asdict(value), and annotate the parameter with it"
-        elif hasattr(kind, "__fspath__"):
-            advice = "pass str(value)"
         elif hasattr(kind, "tolist"):  # arrays and scalars of NumPy and its kin
             advice = "pass value.tolist()"
     return f"a value of type {kind.__name__}; {advice}"

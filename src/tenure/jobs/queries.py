@@ -90,7 +90,6 @@ class Query(Filter):
 
 
 def query_of(filter: Filter, **more: Any) -> Query:
-    """Return the query for the jobs of a filter."""
     return Query(**{each.name: getattr(filter, each.name) for each in fields(Filter)}, **more)
 
 
@@ -127,9 +126,7 @@ EVENT_OF = {Action.RETRY: "retried", Action.CANCEL: "cancelled"}
 
 def sources(action: Action) -> tuple[Status, ...]:
     """The statuses that allow an action."""
-    return tuple(
-        transition.source for transition in TRANSITIONS if transition.event == EVENT_OF[action]
-    )
+    return tuple(each.source for each in TRANSITIONS if each.event == EVENT_OF[action])
 
 
 def action_of(name: str) -> Action:

@@ -142,14 +142,13 @@ def _parts(value: object) -> Collection[Any]:
 
 def _without_subclass(value: object) -> object:
     """Return the plain value of a subclass of str, int or float."""
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
+    for kind, plain in _PLAIN:
+        if isinstance(value, kind):
+            return plain(value)
     raise TypeError(f"a {type(value).__name__} has no form in JSON")
 
+
+_PLAIN: Any = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 3, 1000, 1000
@@ -170,12 +169,13 @@ def error_text(text: str, limit: int = MAX_ERROR_BYTES) -> str:
     tail, with a mark between that says how many characters are missing. Never raises.
     """
     limit = max(limit, 64)  # room for the mark
+    if not text.strip():
+        return "(no message)"
     if text.isascii() and len(text) <= limit and "\0" not in text:
-        return text if text.strip() else "(no message)"
-    clean = text.replace("\0", "\N{SYMBOL FOR NULL}")
-    data = clean.encode("utf-8", "backslashreplace")
+        return text
+    data = text.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "backslashreplace")
     if len(data) <= limit:
-        return data.decode() if clean.strip() else "(no message)"
+        return data.decode()
     room = limit - len("… [ characters cut] …".encode()) - len(str(len(data)))
     head = data[: room - room // 3].decode(errors="ignore")
     tail = data[-(room // 3) :].decode(errors="ignore")

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from tenure.errors import TenureError
-from tenure.jobs.enqueue import CheckedJob, Defaults, NewJob, Options, check_job
+from tenure.jobs.enqueue import CheckedJob, NewJob, Options, TypeOptions, check_job
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report
 from tenure.lifecycle import Cancelled, Retried
 from tenure.simulator.auditor import UNKNOWN
@@ -76,7 +76,7 @@ class SimulatedProducer(SimulatedClient):
 
     def _check(self, new_jobs: Sequence[NewJob]) -> Sequence[CheckedJob]:
         return [
-            check_job(new_job, self.world.new_id(), defaults=Defaults(), actor=self.name)
+            check_job(new_job, self.world.new_id(), defaults=TypeOptions(), actor=self.name)
             for new_job in new_jobs
         ]
 

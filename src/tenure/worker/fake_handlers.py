@@ -24,7 +24,7 @@ from itertools import count
 from typing import Any
 
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import Defaults
+from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.handlers import Handler, Handlers, JobContext, describe
 from tenure.jobs.names import check_name
 
@@ -93,4 +93,4 @@ def _fakes(check: Check) -> dict[str, Handler]:
         "fake.fail": fail,
         "fake.crash": crash,
     }
-    return {name: describe(function, name, Defaults()) for name, function in functions.items()}
+    return {name: describe(function, name, TypeOptions()) for name, function in functions.items()}
