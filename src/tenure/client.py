@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from datetime import datetime
-from queue import SimpleQueue
-from types import ModuleType
 from typing import Any, TypeVar, Unpack
 from urllib.parse import parse_qs, urlsplit
 
@@ -41,8 +38,6 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
-THREADS = 4
-"""Exchanges at once: a claim that waits must not delay the reports of other jobs."""
 MAX_CONNECTIONS = 16
 JSON = {"Content-Type": "application/json"}
 
@@ -74,7 +69,13 @@ class Client:
 
         Raises InvalidInput if `url` is not such an address, or if a library is not installed.
         """
-        httpx = _httpx()
+        try:
+            import httpx2 as httpx
+        except ImportError as error:
+            raise InvalidInput(
+                f"the client needs httpx2, which cannot be imported ({error}): "
+                "pip install 'tenure[client]'"
+            ) from error
         if not url.startswith(("http://", "https://")):
             raise InvalidInput("give an address such as http://127.0.0.1:8080", path="url")
         self.tracing = Tracing() if tracing else None
@@ -91,11 +92,9 @@ class Client:
             trust_env=False,
         )
         self._trouble = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
-        self._exchanges = _Threads(THREADS)
 
     def close(self) -> None:
         """Close the connections. A claim that still waits is cancelled."""
-        self._exchanges.close()
         self._http.close()
 
     def __enter__(self) -> Client:
@@ -121,9 +120,10 @@ class Client:
         """
         new_job = NewJob(type, {} if payload is None else payload, options)
         body = _new_job(new_job, "$")
-        with self._adding([new_job]) as (headers, made):
-            made.append(self._job("POST", "/jobs", body, headers=headers))
-        return made[0]
+        (job,) = self._add(
+            [new_job], lambda headers: [self._job("POST", "/jobs", body, headers=headers)]
+        )
+        return job
 
     def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """Add up to 1,000 jobs in one transaction, all or none; returns them in the same order.
@@ -131,29 +131,29 @@ class Client:
         Raises what `enqueue` raises. The path of an InvalidInput names the job.
         """
         body = [_new_job(new_job, f"$[{number}]") for number, new_job in enumerate(new_jobs)]
-        with self._adding(new_jobs) as (headers, made):
+
+        def send(headers: Mapping[str, str]) -> list[Job]:
             kind = list[responses.JobBody]
             answer = self._send("POST", "/jobs/batch", kind, body, headers=headers)
-            made.extend(map(responses.job_of, answer))
-        return made
+            return [responses.job_of(one) for one in answer]
 
-    @contextmanager
-    def _adding(self, new_jobs: Sequence[NewJob]) -> Iterator[tuple[Mapping[str, str], list[Job]]]:
-        """Yield the headers that name the span, if there is one, and a list for the added jobs."""
-        made: list[Job] = []
+        return self._add(new_jobs, send)
+
+    def _add(
+        self, new_jobs: Sequence[NewJob], send: Callable[[Mapping[str, str]], list[Job]]
+    ) -> list[Job]:
+        """Call `send` with the headers that name the span of adding jobs, if there is one."""
         if self.tracing is None or not new_jobs:
-            yield {}, made
-            return
+            return send({})
         queue = new_jobs[0].options.get("queue")  # left out, it is for the server to say
         span, traceparent = self.tracing.adding([new_job.type for new_job in new_jobs], queue, None)
-        error: BaseException | None = None
         try:
-            yield {} if traceparent is None else {"traceparent": traceparent}, made
-        except BaseException as raised:
-            error = raised
+            made = send({} if traceparent is None else {"traceparent": traceparent})
+        except BaseException as error:
+            self.tracing.added(span, [], error)
             raise
-        finally:
-            self.tracing.added(span, [job.id for job in made], error)
+        self.tracing.added(span, [job.id for job in made], None)
+        return made
 
     def get(self, job_id: str) -> Job:
         """Return a job; raises JobNotFound."""
@@ -211,8 +211,16 @@ class Client:
 
         Leases that arrive after that are released.
         """
+        if self._http.is_closed:
+            raise StoreUnavailable("the client is closed")
         future: Future[Exchange] = Future()
-        self._exchanges.run(lambda: self._take_exchange(future, reports, claim))
+        # A daemon: the process can end while a claim waits.
+        threading.Thread(
+            target=self._take_exchange,
+            args=(future, reports, claim),
+            name="tenure-client",
+            daemon=True,
+        ).start()
         return future
 
     def _take_exchange(
@@ -312,17 +320,6 @@ class Client:
             raise TenureError(f"{where} answered something else than Tenure: {error}") from error
 
 
-def _httpx() -> ModuleType:
-    try:
-        import httpx2
-    except ImportError as error:
-        raise InvalidInput(
-            f"the client needs httpx2, which cannot be imported ({error}): "
-            "pip install 'tenure[client]'"
-        ) from error
-    return httpx2
-
-
 def _in_query(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
@@ -352,36 +349,3 @@ def _new_job(new_job: NewJob, at: str) -> dict[str, Any]:
         if options.get(name) is not None:
             options[name] = durations.seconds(options[name], path=f"{at}.{name}")
     return {**body, **{name: value for name, value in options.items() if value is not None}}
-
-
-class _Threads:
-    """Threads for exchanges. The process can end while one of them waits for a claim."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._started = False
-        self._closed = False
-
-    def run(self, task: Callable[[], None]) -> None:
-        """Run `task` on a thread; raises StoreUnavailable once closed."""
-        with self._lock:
-            if self._closed:
-                raise StoreUnavailable("the client is closed")
-            if not self._started:
-                self._started = True
-                for _ in range(self._count):
-                    threading.Thread(target=self._work, name="tenure-client", daemon=True).start()
-        self._waiting.put(task)
-
-    def close(self) -> None:
-        """End the threads once they are free."""
-        with self._lock:
-            self._closed = True
-        for _ in range(self._count):
-            self._waiting.put(None)
-
-    def _work(self) -> None:
-        for task in iter(self._waiting.get, None):
-            task()
