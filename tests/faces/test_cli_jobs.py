@@ -195,7 +195,9 @@ def test_show_as_json_is_what_the_api_shows(app: Tenure) -> None:
 
     assert shown["job"] == as_json(responses.job_body(app.get(job.id)))
     assert shown["job"]["result"] == {"sent": True}
-    assert shown["history"] == as_json([responses.transition_body(t) for t in app.history(job.id)])
+    assert shown["history"] == as_json(
+        [responses.TransitionBody.of(t) for t in app.history(job.id)]
+    )
     assert shown["explanation"] == cli_json("explain", job.id)
 
 

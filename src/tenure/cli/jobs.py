@@ -151,7 +151,7 @@ def show(id: str, as_json: bool) -> None:
         reason = replace(reason, text=app.core.redaction.text(reason.text, stored))
         history = transitions_shown(app.history(id), stored, app.core.redaction)
     if as_json:
-        entries = [responses.transition_body(entry) for entry in history]
+        entries = [responses.TransitionBody.of(entry) for entry in history]
         terminal.print_json(
             {"job": responses.job_body(job), "history": entries, "explanation": reason}
         )

@@ -23,6 +23,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 
 import msgspec
 from starlette.responses import Response
@@ -36,6 +37,10 @@ from tenure.wire.problems import MEDIA_TYPE, REQUEST_ID, Refusal, problem_of
 
 log = logging.getLogger(__name__)
 
+OWNER = Caller("http", EVERY_SCOPE)
+"""The caller with a token of the settings."""
+NO_CALLER = Caller("http", frozenset(), known=False)
+"""The caller of a path that is open to all."""
 GUARD = "tenure.guard"
 """The key of a request's ASGI scope under which its guard is found."""
 MAX_REMEMBERED = 100
@@ -79,21 +84,17 @@ def check_binding(settings: Settings, app: Tenure) -> None:
         )
 
 
-_OWNER = Caller("http", EVERY_SCOPE)
-"""The caller with a token of the settings."""
-
-
 class TokenCache:
     """The valid tokens of this server. Can be used on one event loop after another."""
 
     def __init__(self, app: Tenure, given: tuple[str, ...], *, closed: bool) -> None:
         """`given` are tokens with every scope; `closed` asks for a token even if none exists."""
         self._app = app
-        self._given = {digest_of(token.encode()): _OWNER for token in given}
+        self._given = frozenset(digest_of(token.encode()) for token in given)
         self._closed = closed or bool(given)
         self._stored: dict[bytes, Caller] = {}
         self._any_stored = False
-        self._read_at: float | None = None
+        self._read_at = -inf
         self._reading: asyncio.Future[None] | None = None
         self._used: set[str] = set()
         self._recorded: dict[str, float] = {}
@@ -105,9 +106,8 @@ class TokenCache:
         """
         digest = None if token is None else digest_of(token)
         if digest in self._given:
-            return self._given[digest]
-        now = asyncio.get_running_loop().time()
-        age = float("inf") if self._read_at is None else max(now - self._read_at, 0.0)
+            return OWNER
+        age = max(asyncio.get_running_loop().time() - self._read_at, 0.0)
         if digest is None and not self._is_open:
             return None
         known = self._is_open or digest in self._stored
@@ -133,7 +133,8 @@ class TokenCache:
         reading = self._reading
         if reading is None or reading.done() or reading.get_loop() is not loop:
             reading = self._reading = loop.create_task(self._read_now())
-            reading.add_done_callback(_retrieve)
+            # Retrieves a failure, which is logged already, so that asyncio does not warn of it.
+            reading.add_done_callback(lambda done: done.cancelled() or done.exception())
         return reading
 
     async def _read_now(self) -> None:
@@ -158,12 +159,6 @@ class TokenCache:
             # No request waits for it. A role that may not write here does not record it.
             with contextlib.suppress(TenureError):
                 self._app.core.note_token_use(names)
-
-
-def _retrieve(done: asyncio.Future[None]) -> None:
-    """Retrieve a failure, which is logged already, so that asyncio does not warn of it."""
-    if not done.cancelled():
-        done.exception()
 
 
 def as_problem(scope: Scope, error: Exception) -> Response:
@@ -278,10 +273,6 @@ async def still_allowed(scope: Scope) -> bool:
         return False
     except StoreUnavailable:  # then there is nothing to read, either
         return True
-
-
-NO_CALLER = Caller("http", frozenset(), known=False)
-"""The caller of a path that is open to all."""
 
 
 def _token(scope: Scope) -> bytes | None:

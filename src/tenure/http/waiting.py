@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -40,12 +40,18 @@ class WorkNotifier:
         """Allow waiting, again if it was stopped: an application can have several lifespans."""
         self.stopped = False
 
-    def waiter(self) -> Waiter:
-        """Return what the calling coroutine can wait on, to be used in a `with` statement."""
+    @contextmanager
+    def waiter(self) -> Iterator[Waiter]:
+        """Yield what the calling coroutine can wait on."""
         with self._lock:
             if self._unlisten is None:
                 self._unlisten = self._listen(self.notify)
-        return Waiter(self._waiters)
+        waiter = Waiter()
+        self._waiters.add(waiter)
+        try:
+            yield waiter
+        finally:
+            self._waiters.discard(waiter)
 
     def notify(self) -> None:
         """Wake every waiting request. Safe from any thread."""
@@ -69,27 +75,17 @@ class WorkNotifier:
 class Waiter:
     """One waiting coroutine. A notification that comes before `wait` is not lost."""
 
-    def __init__(self, waiters: set[Waiter]) -> None:
-        self._waiters = waiters
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
         self._notified = False
-
-    def __enter__(self) -> Waiter:
-        self._waiters.add(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._waiters.discard(self)
 
     def notify(self) -> None:
         """Wake the coroutine. Several notifications before it runs cost one wake-up."""
         if not self._notified:
             self._notified = True
-            try:
+            with suppress(RuntimeError):  # the loop is closed, so nothing waits on it
                 self._loop.call_soon_threadsafe(self._event.set)
-            except RuntimeError:  # the loop is closed, so nothing waits on it
-                self._waiters.discard(self)
 
     async def wait(self, seconds: float) -> None:
         """Return at the next notification, or after `seconds`."""

@@ -8,9 +8,9 @@ and results are embedded as the JSON they are, never decoded on the way. Times a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field, structs
 
 from tenure.jobs import ids
 from tenure.jobs.ledger import LedgerEvent, Transition
@@ -35,11 +35,11 @@ AnyJson = Meta(extra_json_schema={"$ref": "#/components/schemas/Json"})
 class Answered(Struct, frozen=True, kw_only=True):
     """An answer. A client ignores fields that it does not know."""
 
-
-def _fields(body: type[Answered], source: object, **others: Any) -> dict[str, Any]:
-    """Return the fields of `body` as `source` has them, except for `others`."""
-    names = body.__struct_fields__
-    return {**{name: getattr(source, name) for name in names if name not in others}, **others}
+    @classmethod
+    def of(cls, source: object, **others: Any) -> Self:
+        """Return the answer that has the fields of `source`, except for `others`."""
+        names = cls.__struct_fields__
+        return cls(**{n: getattr(source, n) for n in names if n not in others}, **others)
 
 
 # --- jobs -----------------------------------------------------------------------------------------
@@ -72,14 +72,13 @@ class JobBody(Answered, frozen=True):
 
 def job_body(job: Job) -> JobBody:
     """Show a job, without its lease id."""
-    payload, result = embedded(job.payload), embedded(job.result)
-    return JobBody(**_fields(JobBody, job, payload=payload, result=result))
+    return JobBody.of(job, payload=embedded(job.payload), result=embedded(job.result))
 
 
 def job_of(body: JobBody) -> Job:
     """Read the job that an answer shows."""
-    payload, result = _text(body.payload) or "{}", _text(body.result)
-    return Job(**_fields(JobBody, body, payload=payload, result=result))
+    texts = {"payload": _text(body.payload) or "{}", "result": _text(body.result)}
+    return Job(**{**structs.asdict(body), **texts})
 
 
 def _text(raw: Raw) -> str | None:
@@ -102,11 +101,6 @@ class TransitionBody(Answered, frozen=True):
     detail: str | None
 
 
-def transition_body(entry: Transition) -> TransitionBody:
-    """Show a transition, without its lease id."""
-    return TransitionBody(**_fields(TransitionBody, entry))
-
-
 class EventBody(TransitionBody, frozen=True, kw_only=True):
     """A transition in the event stream: with the type and queue of its job."""
 
@@ -116,14 +110,12 @@ class EventBody(TransitionBody, frozen=True, kw_only=True):
 
 def event_body(event: LedgerEvent) -> EventBody:
     """Show a transition with the type and queue of its job."""
-    return EventBody(
-        **_fields(EventBody, event.transition, type=event.type, queue=event.queue),
-    )
+    return EventBody.of(event.transition, type=event.type, queue=event.queue)
 
 
 def transition_of(body: TransitionBody) -> Transition:
     """Read the transition that an answer shows."""
-    return Transition(**_fields(TransitionBody, body))
+    return Transition(**structs.asdict(body))
 
 
 # --- leases and reports ---------------------------------------------------------------------------
@@ -147,28 +139,22 @@ class LeaseBody(Answered, frozen=True):
 
 def lease_body(lease: Lease) -> LeaseBody:
     """Show a lease to the worker that holds it."""
-    return LeaseBody(
-        **_fields(
-            LeaseBody,
-            lease,
-            payload=embedded(lease.payload),
-            lease_id=join_lease(lease.id, lease.lease_id),
-            traceparent=lease.traceparent or UNSET,
-        )
+    return LeaseBody.of(
+        lease,
+        payload=embedded(lease.payload),
+        lease_id=join_lease(lease.id, lease.lease_id),
+        traceparent=lease.traceparent or UNSET,
     )
 
 
 def lease_of(body: LeaseBody) -> Lease:
     """Read the lease that an answer grants."""
-    return Lease(
-        **_fields(
-            LeaseBody,
-            body,
-            payload=_text(body.payload) or "{}",
-            lease_id=split_lease(body.lease_id)[1],
-            traceparent=body.traceparent or None,
-        )
-    )
+    others = {
+        "payload": _text(body.payload) or "{}",
+        "lease_id": split_lease(body.lease_id)[1],
+        "traceparent": body.traceparent or None,
+    }
+    return Lease(**{**structs.asdict(body), **others})
 
 
 class VerdictBody(Answered, frozen=True):
@@ -250,7 +236,7 @@ def bulk_body(bulk: Bulk) -> BulkBody:
     """Show a bulk action; what its filter leaves open is left out."""
     given = {name: getattr(bulk.filter, name) for name in FilterForm.__struct_fields__}
     filter = FilterForm(**{name: value for name, value in given.items() if value is not None})
-    return BulkBody(**_fields(BulkBody, bulk, filter=filter))
+    return BulkBody.of(bulk, filter=filter)
 
 
 class MetricsBody(StatsBody, frozen=True, kw_only=True):

@@ -14,9 +14,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -26,6 +25,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import compile_path
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -127,7 +127,9 @@ class Dispatcher:
         for route in routes:
             self._fixed.setdefault(route.path, {})[route.method] = route
         self._variable = [
-            (_matcher(path), self._fixed.pop(path)) for path in tuple(self._fixed) if "{" in path
+            (compile_path(path)[0].fullmatch, self._fixed.pop(path))
+            for path in tuple(self._fixed)
+            if "{" in path
         ]
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
@@ -185,11 +187,6 @@ class Dispatcher:
         )
 
 
-def _matcher(path: str) -> Callable[[str], re.Match[str] | None]:
-    """Return what matches `/jobs/{id}` with any one part of a path in the place of `{id}`."""
-    return re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", path)).fullmatch
-
-
 def _failed(scope: AsgiScope, error: Exception) -> Response:
     """Return the answer to a call that failed, and log what is not the caller's doing."""
     response = as_problem(scope, error)
@@ -222,9 +219,7 @@ def _read_query(route: Route, request: Request) -> Any:
         if name not in known:
             allowed = f"this call takes {', '.join(known)}" if known else "this call takes none"
             raise InvalidInput(f"no such query parameter; {allowed}", path=f"query {name}"[:80])
-    if route.query is None:
-        return None
-    return convert(values, route.query, strict=False, root="query ")
+    return route.query and convert(values, route.query, strict=False, root="query ")
 
 
 async def _read_body(body: Body, request: Request) -> Any:
@@ -246,16 +241,14 @@ def _check_media_type(request: Request, *, optional: bool) -> None:
         return
     media_type, _, parameters = (given[0] if len(given) == 1 else "").partition(";")
     charset = parameters.strip().lower().replace('"', "").replace(" ", "")
-    encoding = request.headers.get("content-encoding", "identity")
+    (encoding, *_) = request.headers.getlist("content-encoding") or ["identity"]
     if media_type.strip().lower() != JSON or charset not in ("", "charset=utf-8"):
-        raise _unsupported(f"send Content-Type: {JSON}, in UTF-8")
-    if encoding.strip().lower() != "identity":
-        raise _unsupported("send the body without Content-Encoding")
-
-
-def _unsupported(detail: str) -> Refusal:
-    headers = {"Accept": JSON}
-    return Refusal(415, "unsupported_media_type", "Unsupported media type", detail, headers)
+        advice = f"send Content-Type: {JSON}, in UTF-8"
+    elif encoding.strip().lower() != "identity":
+        advice = "send the body without Content-Encoding"
+    else:
+        return
+    raise Refusal(415, "unsupported_media_type", "Unsupported media type", advice, {"Accept": JSON})
 
 
 async def receive(request: Request, limit: int) -> bytes:

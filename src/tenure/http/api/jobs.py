@@ -121,7 +121,7 @@ def show_history(call: Call) -> Response:
     """Show every transition of a job, oldest first."""
     job, transitions = call.app.get(call.path["id"]), call.app.history(call.path["id"])
     shown = transitions_shown(transitions, job, call.redaction)
-    return answer([responses.transition_body(transition) for transition in shown])
+    return answer([responses.TransitionBody.of(transition) for transition in shown])
 
 
 def explain_job(call: Call) -> Response:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,19 +18,12 @@ from tenure.wire import requests, responses
 from tenure.wire.problems import storable
 
 
-class HeartbeatQuery(Struct, kw_only=True):
-    """How long the leases last from now."""
-
-    lease_seconds: requests.LeaseSeconds = requests.DEFAULT_LEASE_SECONDS
-
-
 async def lease_jobs(call: Call) -> Response:
     """Lease jobs to a worker, waiting for some up to `wait_seconds`."""
     body: requests.LeaseRequest = call.body
-    queues, types = _names(body.queues, "queue", "queues"), _names(body.types, "job type", "types")
+    queues = _names(body.queues, check_open, "queue", "queues")
+    types = _names(body.types, check_name, "job type", "types")
     wanted = ClaimRequest(**{**requests.given(body), "queues": queues, "types": types})
-    for number, queue in enumerate(wanted.queues or ()):
-        check_open(queue, "queue", f"$.queues[{number}]")
     leases = await _claim(call, wanted)
     return answer([responses.lease_body(lease) for lease in leases])
 
@@ -72,10 +64,12 @@ async def _until_gone(request: Request, waiter: Waiter) -> None:
     waiter.notify()
 
 
-def _names(names: list[str] | None, what: str, field: str) -> tuple[str, ...] | None:
+def _names(
+    names: list[str] | None, check: Callable[[str, str, str], str], what: str, field: str
+) -> tuple[str, ...] | None:
     if names is None:
         return None
-    return tuple(check_name(n, what, f"$.{field}[{i}]") for i, n in enumerate(names))
+    return tuple(check(name, what, f"$.{field}[{at}]") for at, name in enumerate(names))
 
 
 async def complete_lease(call: Call) -> Response:

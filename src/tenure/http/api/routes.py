@@ -180,7 +180,7 @@ ROUTES: tuple[Route, ...] = (
         WORK,
         leases.renew_leases,
         ALL_HELD,
-        query=leases.HeartbeatQuery,
+        query=requests.HeartbeatRequest,
         body=HEARTBEATS,
     ),
     # --- what operators call
