@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
+from tenure import failpoints
 from tenure.errors import SchemaMismatch
 from tenure.jobs.findings import Progress, no_progress
 from tenure.lifecycle import FIRST_EVENT
@@ -54,7 +55,9 @@ def pending(
     wanted = [step for step in known if step[0] > version]
     for done, (number, sql) in enumerate(wanted):
         progress(done, len(wanted), f"schema {number}")
+        failpoints.hit("migrate.before_step")
         yield number, sql
+        failpoints.hit("migrate.after_step")
 
 
 def newest(engine: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tenure import failpoints
@@ -22,10 +24,6 @@ LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tenure ' || %s, 0))"
 # waits for a table must not for long, since other statements queue behind it: it is tried again.
 FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 WAITING = "SET LOCAL lock_timeout = '10s'"
-VERSIONS = """
-CREATE TABLE IF NOT EXISTS {s}.schema_version
-    (version integer PRIMARY KEY, applied_at timestamptz NOT NULL)
-"""
 
 
 def upgrade(url: str, progress: Progress = no_progress) -> int:
@@ -36,7 +34,7 @@ def upgrade(url: str, progress: Progress = no_progress) -> int:
     """
     address = address_of(url)
     try:
-        with connect(address) as connection:
+        with _connected(address) as connection:
             _check_server(connection)
             if version_of(connection, address) != migrate.newest("postgres"):
                 with connection.transaction():
@@ -56,16 +54,20 @@ def upgrade(url: str, progress: Progress = no_progress) -> int:
             f"schema {address.schema} holds something else than Tenure's tables: "
             f"{error.diag.message_primary}; choose another with ?schema=name"
         ) from error
-    except psycopg.OperationalError as error:
-        raise StoreUnavailable(f"the database did not answer: {error}") from error
 
 
 def found(url: str) -> int:
     """The schema's version at `url`; 0 where there is none."""
     address = address_of(url)
+    with _connected(address) as connection:
+        return version_of(connection, address)
+
+
+@contextmanager
+def _connected(address: Address) -> Iterator[psycopg.Connection[Any]]:
     try:
         with connect(address) as connection:
-            return version_of(connection, address)
+            yield connection
     except psycopg.OperationalError as error:
         raise StoreUnavailable(f"the database did not answer: {error}") from error
 
@@ -93,17 +95,9 @@ def _migrate(connection: psycopg.Connection[Any], address: Address, progress: Pr
     if one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
         connection.execute(address.sql("CREATE SCHEMA {s}"))
     clock = NOW.replace("{s}", address.quoted)
-    names = {
-        **migrate.generated("IS DISTINCT FROM", clock, "greatest", "o", "n"),
-        "schema": address.quoted,
-    }
-    version = version_of(connection, address)
-    for number, script in migrate.pending(
-        "postgres", version, f"schema {address.schema}", progress
-    ):
-        failpoints.hit("migrate.before_step")
-        connection.execute(script.format_map(names).encode())
-        connection.execute(address.sql(VERSIONS))
-        insert = address.sql(f"INSERT INTO {{s}}.schema_version VALUES (%s, {NOW})")
+    names = migrate.generated("IS DISTINCT FROM", clock, "greatest", "o", "n")
+    insert = address.sql(f"INSERT INTO {{s}}.schema_version VALUES (%s, {NOW})")
+    version, where = version_of(connection, address), f"schema {address.schema}"
+    for number, script in migrate.pending("postgres", version, where, progress):
+        connection.execute(script.format_map({**names, "schema": address.quoted}).encode())
         connection.execute(insert, (number,))
-        failpoints.hit("migrate.after_step")

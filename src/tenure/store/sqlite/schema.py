@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tenure import failpoints
@@ -16,10 +16,8 @@ from tenure.store.sqlite.connection import NOW, connect
 
 def version_of(connection: sqlite3.Connection) -> int:
     """The schema's version; 0 for a database without Tenure's tables."""
-    found = connection.execute(
-        "SELECT 1 FROM sqlite_schema WHERE name = 'tenure_schema'"
-    ).fetchone()
-    if not found:
+    exists = "SELECT 1 FROM sqlite_schema WHERE name = 'tenure_schema'"
+    if not connection.execute(exists).fetchone():
         return 0
     (version,) = connection.execute("SELECT max(version) FROM tenure_schema").fetchone()
     return int(version)
@@ -29,11 +27,8 @@ def found(path: Path) -> int:
     """The schema's version in a file, which is not made; 0 where there is none."""
     if not path.exists():
         return 0
-    try:
-        with closing(connect(path)) as connection:
-            return version_of(connection)
-    except sqlite3.Error as error:
-        raise _unusable(path, error) from error
+    with _connected(path) as connection:
+        return version_of(connection)
 
 
 def statements(script: str) -> Iterator[str]:
@@ -51,40 +46,24 @@ def upgrade(path: Path, progress: Progress = no_progress) -> int:
 
     Raises SchemaMismatch for a newer one, and StoreUnavailable.
     """
-    try:
-        return _upgrade(path, progress)
-    except sqlite3.Error as error:
-        raise _unusable(path, error) from error
-
-
-def _unusable(path: Path, error: sqlite3.Error) -> StoreUnavailable:
-    return StoreUnavailable(f"the database {path} cannot be used: {error}")
-
-
-def _upgrade(path: Path, progress: Progress) -> int:
-    connection = connect(path)
-    try:
-        if version_of(connection) == migrate.newest("sqlite"):
-            return migrate.newest("sqlite")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            version = version_of(connection)
-            generated = migrate.generated("IS NOT", NOW, "max", "OLD", "NEW")
-            for number, script in migrate.pending("sqlite", version, str(path), progress):
-                failpoints.hit("migrate.before_step")
-                for statement in statements(script.format_map(generated)):
-                    connection.execute(statement)
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS tenure_schema"
-                    " (version INTEGER PRIMARY KEY, applied_at INTEGER NOT NULL) STRICT"
-                )
-                connection.execute(f"INSERT INTO tenure_schema VALUES (?, {NOW})", (number,))
-                failpoints.hit("migrate.after_step")
-            connection.execute("COMMIT")
+    generated = migrate.generated("IS NOT", NOW, "max", "OLD", "NEW")
+    with _connected(path) as connection:
+        if version_of(connection) != migrate.newest("sqlite"):
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                version = version_of(connection)
+                for number, script in migrate.pending("sqlite", version, str(path), progress):
+                    for statement in statements(script.format_map(generated)):
+                        connection.execute(statement)
+                    connection.execute(f"INSERT INTO tenure_schema VALUES (?, {NOW})", (number,))
             failpoints.hit("migrate.after_commit")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
         return version_of(connection)
-    finally:
-        connection.close()
+
+
+@contextmanager
+def _connected(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        with closing(connect(path)) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"the database {path} cannot be used: {error}") from error

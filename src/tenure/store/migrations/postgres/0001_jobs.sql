@@ -4,6 +4,11 @@
 CREATE FUNCTION {schema}.clock() RETURNS timestamptz
     LANGUAGE sql STABLE PARALLEL SAFE AS 'SELECT pg_catalog.clock_timestamp()';
 
+CREATE TABLE {schema}.schema_version (
+    version integer PRIMARY KEY,
+    applied_at timestamptz NOT NULL
+);
+
 CREATE TABLE {schema}.job (
     id uuid PRIMARY KEY,
     run_at timestamptz NOT NULL,

@@ -4,6 +4,8 @@
 CREATE VIEW tenure_now AS
     SELECT CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER) AS at;
 
+CREATE TABLE tenure_schema (version INTEGER PRIMARY KEY, applied_at INTEGER NOT NULL) STRICT;
+
 CREATE TABLE tenure_job (
     id TEXT PRIMARY KEY NOT NULL,
     type TEXT NOT NULL,
