@@ -209,8 +209,8 @@ CONTROLS = (
     Control(
         "SQLite: a transaction begins as a reader",
         "store/sqlite/connection.py",
-        'connection.execute("BEGIN IMMEDIATE")',
-        'connection.execute("BEGIN")',
+        '"BEGIN IMMEDIATE"',
+        '"BEGIN"',
     ),
     Control(
         "PostgreSQL: the role decides whether commits wait for the disk",

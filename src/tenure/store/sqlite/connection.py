@@ -99,7 +99,8 @@ def connect(path: Path) -> Connection:
     if file is not None:
         _open[connection] = file
     try:
-        _use_log(connection)
+        # While another starter is writing its first transaction, SQLite refuses that at once.
+        _execute_in_time(connection, "PRAGMA journal_mode = WAL", 0.01)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -65536")
         connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
@@ -109,25 +110,6 @@ def connect(path: Path) -> Connection:
         connection.close()  # a kept error would keep the file open
         raise
     return connection
-
-
-def _use_log(connection: sqlite3.Connection) -> None:
-    """Switch a new file to the write-ahead log.
-
-    While another starter is writing its first transaction, SQLite refuses that at once instead of
-    waiting for it; so the waiting is done here.
-    """
-    give_up = time.monotonic() + BUSY_TIMEOUT_MS / 1000
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-            if not busy or time.monotonic() > give_up:
-                raise
-            time.sleep(0.01)
-        else:
-            return
 
 
 def connect_writer(path: Path) -> Connection:
@@ -146,14 +128,19 @@ def begin_writing(connection: sqlite3.Connection) -> None:
     SQLite's own waiting sleeps longer and longer: where workers take turns of some milliseconds
     each, it finds the pauses between them by luck only.
     """
+    _execute_in_time(connection, "BEGIN IMMEDIATE", LOOK_SECONDS)
+
+
+def _execute_in_time(connection: sqlite3.Connection, statement: str, pause: float) -> None:
+    """Execute what another writer may hold up; try again after `pause` seconds until it is late."""
     give_up = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     while True:
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(statement)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
                 raise
-            time.sleep(LOOK_SECONDS)
+            time.sleep(pause)
         else:
             return
 
