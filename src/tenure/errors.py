@@ -16,18 +16,17 @@ class InvalidInput(TenureError):
 
     code = "invalid_input"
 
-    def __init__(self, message: str, *, path: str = "", code: str = "invalid_input") -> None:
+    def __init__(self, message: str, *, path: str = "", code: str | None = None) -> None:
         super().__init__(f"{path}: {message}" if path else message)
         self.message = message
         self.path = path
-        self.code = code
+        self.code = code or self.code
 
 
 class PayloadTooLarge(InvalidInput):
     """A payload, body or batch is over its size limit (bytes)."""
 
-    def __init__(self, message: str, *, path: str = "", code: str = "payload_too_large") -> None:
-        super().__init__(message, path=path, code=code)
+    code = "payload_too_large"
 
 
 class JobNotFound(TenureError):

@@ -53,10 +53,14 @@ def seconds(value: float | str | timedelta, path: str = "$") -> float:
         micros = _read(value.strip(), path)
     elif isinstance(value, timedelta):
         micros = value // timedelta(microseconds=1)
+    elif type(value) is not bool and isinstance(value, int | float):
+        # NaN, infinity and huge integers stop here, before arithmetic.
+        micros = round(value * _SECOND) if 0 <= value <= MAX_SECONDS else -1
     else:
-        micros = _from_number(value, path)
+        raise InvalidInput(f"a {type(value).__name__} is not a duration; {_EXAMPLES}", path=path)
     if not 0 <= micros <= MAX_SECONDS * _SECOND:
-        raise _out_of_range(path)
+        limit = f"a duration is 0 to {MAX_SECONDS} seconds (ten years)"
+        raise InvalidInput(f"out of range; {limit}", path=path)
     return micros / _SECOND
 
 
@@ -69,23 +73,8 @@ def _read(written: str, path: str) -> int:
     raise InvalidInput(f"{shown} is not a duration; {_EXAMPLES}", path=path)
 
 
-def _from_number(value: object, path: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        kind = type(value).__name__
-        raise InvalidInput(f"a {kind} is not a duration; {_EXAMPLES}", path=path)
-    if not 0 <= value <= MAX_SECONDS:  # before arithmetic: NaN and huge integers stop here
-        raise _out_of_range(path)
-    return round(value * _SECOND)
-
-
 def _micros(number: str, unit: str) -> int:
     """Return `number` of `unit` in microseconds, exactly; a half is rounded up."""
     whole, _, fraction = number.partition(".")
     scale: int = 10 ** len(fraction)
     return (2 * int(whole + fraction) * _UNITS[unit] + scale) // (2 * scale)
-
-
-def _out_of_range(path: str) -> InvalidInput:
-    return InvalidInput(
-        f"out of range; a duration is 0 to {MAX_SECONDS} seconds (ten years)", path=path
-    )

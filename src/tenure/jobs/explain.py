@@ -40,8 +40,7 @@ class Explanation:
 
 def explain(job: Job, facts: Facts) -> Explanation:
     """Return why `job` is not running, or what it is doing, and the events that it can take."""
-    reason, text = _reason(job, facts)
-    return Explanation(reason, text, legal_events(job.status))
+    return Explanation(*_reason(job, facts), legal_events(job.status))
 
 
 def rate(activity: Iterable[Activity], queue: str, now: datetime) -> float:

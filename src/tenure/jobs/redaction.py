@@ -78,18 +78,13 @@ class Redaction:
         return shown
 
     def _json(self, text: str) -> str:
-        hidden = self._hide(json.loads(text))
+        hidden = json.loads(text, object_hook=self._hide)
         return json.dumps(hidden, ensure_ascii=False, separators=(",", ":"))
 
-    def _hide(self, value: object) -> object:
-        if isinstance(value, list):
-            return [self._hide(item) for item in value]
-        if isinstance(value, dict):
-            return {
-                key: MARK if key.casefold() in self._keys else self._hide(item)
-                for key, item in value.items()
-            }
-        return value
+    def _hide(self, found: dict[str, object]) -> dict[str, object]:
+        return {
+            key: MARK if key.casefold() in self._keys else value for key, value in found.items()
+        }
 
     def _values(self, value: object, *, hidden: bool) -> Iterator[str]:
         """Yield the hidden texts and numbers as errors quote them."""
