@@ -75,7 +75,7 @@ CLIENT: Mapping[str, Sequence[str]] = {
         *("enqueue", "enqueue_many", "get", "find", "history", "explain", "cancel", "retry"),
         *("stats", "close"),
     ),
-    "What workers call": ("exchange", "heartbeat", "waits", "exchanges", "redaction", "on_work"),
+    "What workers call": ("exchange", "heartbeat", "waits", "exchanges", "on_work"),
 }
 ANSWERS = (
     *(Page, Counted, Bulk),
@@ -163,7 +163,7 @@ def _member(cls: type, name: str) -> str:
 
 def _described(cls: type, name: str) -> str:
     """The text under an attribute of a class."""
-    found = re.search(rf'\n    {name} = .*\n    """(.+?)"""', inspect.getsource(cls), re.DOTALL)
+    found = re.search(rf'\n    {name} = [^\n]*\n    """(.+?)"""', inspect.getsource(cls), re.DOTALL)
     return " ".join(found[1].split()) if found else ""
 
 
