@@ -71,11 +71,8 @@ _lock = threading.Lock()
 
 def hit(name: str) -> None:
     """Do what is armed at this place, if anything is."""
-    if ARMED:
-        _hit(name)
-
-
-def _hit(name: str) -> None:
+    if not ARMED:
+        return
     if name not in NAMES:
         raise ValueError(f"{name} is missing in failpoints.NAMES")
     action, visit = ARMED.get(name, ("", 0))

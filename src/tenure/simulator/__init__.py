@@ -26,7 +26,7 @@ from tenure.simulator.players import (
 from tenure.simulator.world import World
 
 HOURS_OF_A_WORLD = 24.0
-INSPECTION_HOURS = 6.0
+INSPECTION_SECONDS = 6 * 3_600.0
 MAX_END_SECONDS = 12 * 3_600.0
 """Time within which every job must be settled once the faults have stopped: more than the longest
 delay, the furthest that the clock was stepped, and all attempts with their pauses."""
@@ -92,17 +92,16 @@ def _play(world: World, seed: int, hours: float) -> SimulatorFinding | None:
         for number in range(plan.sweepers):
             SimulatedSweeper(world, f"sweeper {number + 1}")
         operator = SimulatedOperator(world, producers)
-        inspected = 0.0
-        while inspected < hours:
-            inspected = min(inspected + INSPECTION_HOURS, hours)
-            world.run(inspected * 3600)
+        while world.now < hours * 3600:
+            world.run(min(INSPECTION_SECONDS, hours * 3600 - world.now))
             auditor.check_everything()
         world.calm = True
         for queue in plan.queues:
             operator.open_queue(queue)
         end = world.now + MAX_END_SECONDS
-        world.run(world.now + 600)  # calls that are on their way arrive
-        world.run(end, stop=lambda: not auditor.expected.open)
+        world.run(600)  # calls that are on their way arrive
+        while auditor.expected.open and world.now < end:
+            world.run(60)
         for job in auditor.expected.open.values():
             late = f"{MAX_END_SECONDS / 3600:.0f} hours after the last fault"
             raise BrokenRule(f"still {job.status} {late}", job)
@@ -117,7 +116,7 @@ def _play(world: World, seed: int, hours: float) -> SimulatorFinding | None:
 
 def _finding(world: World, seed: int, hours: float, broken: BrokenRule) -> SimulatorFinding:
     job = broken.job
-    history = world.database.reader.history(job.id)[-SHOWN:] if job is not None else []
+    history = world.database.history(job.id)[-SHOWN:] if job is not None else []
     return SimulatorFinding(
         what=broken.what,
         seed=seed,

@@ -16,11 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tenure.jobs.ledger import Transition
-from tenure.store import audit
 from tenure.store.sqlite import schema
 from tenure.store.sqlite.connection import to_millis
 from tenure.store.sqlite.reader import SqliteReader
-from tenure.store.sqlite.statements import DIALECT
 from tenure.store.sqlite.writer import Sqlite
 
 START = datetime(2026, 1, 1, tzinfo=UTC)  # when every world begins
@@ -34,10 +32,11 @@ class SimulatedCrash(BaseException):
     """The process is gone. Not an Exception, so that no code catches it and continues."""
 
 
-class SimulatedDatabase:
-    """One database in memory, and the time that its clock shows."""
+class SimulatedDatabase(SqliteReader):
+    """One database in memory, the time that its clock shows, and the reading side."""
 
     def __init__(self) -> None:
+        super().__init__(MEMORY)
         self.now = START
         self.connection = sqlite3.connect(
             MEMORY, isolation_level=None, check_same_thread=False, cached_statements=256
@@ -46,38 +45,21 @@ class SimulatedDatabase:
         self.connection.create_function("tenure_virtual_now", 0, lambda: to_millis(self.now))
         self.connection.execute("DROP VIEW tenure_now")
         self.connection.execute("CREATE VIEW tenure_now AS SELECT tenure_virtual_now() AS at")
-        self.reader = SimulatedReader(self.connection)
-        self._read = self.reader.start
+        self._read = self.start
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        yield self.connection
 
     def new_transitions(self) -> Sequence[Transition]:
         """Return the transitions that were recorded since the last call."""
-        rows = self.reader.ledger(self._read, 1_000_000)
+        rows = self.ledger(self._read, 1_000_000)
         if rows:
             self._read = rows[-1].position
         return rows
 
     def job_ids(self) -> list[str]:
-        return [id for (id,) in self.connection.execute("SELECT id FROM tenure_job ORDER BY id")]
-
-    def violations(self) -> list[audit.Finding]:
-        """Return what `tenure verify` finds in the jobs and their ledger."""
-        found: list[audit.Finding] = []
-        for query in audit.QUERIES:
-            rows = self.connection.execute(query.statement(DIALECT))
-            found += audit.findings(query, rows, found, 3)
-        return found
-
-
-class SimulatedReader(SqliteReader):
-    """The reading side, on the connection that also writes."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        super().__init__(MEMORY)
-        self._only = connection
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        yield self._only
+        return [id for (id,) in self.rows("SELECT id FROM tenure_job ORDER BY id")]
 
 
 @functools.cache

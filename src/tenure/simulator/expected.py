@@ -74,6 +74,7 @@ class ExpectedStore:
         self.jobs: dict[str, ExpectedJob] = {}
         self.open: dict[str, ExpectedJob] = {}  # jobs that are not settled
         self.changed: dict[str, list[str]] = {}  # job -> its transitions in the last transaction
+        self.missed: list[BrokenRule] = []  # transitions for which it was time in it
         self._database = database
         self._now = database.now
         self._keys: dict[str, ExpectedJob] = {}
@@ -174,7 +175,8 @@ class ExpectedStore:
         taken = []
         for _ in range(min(limit, len(free))):
             if not rows:
-                raise BrokenRule(f"not {event}, though it was time for it", free[0])
+                self.missed.append(BrokenRule(f"not {event}, though it was time for it", free[0]))
+                break
             row = rows.popleft()
             job = self.jobs.get(row.job_id)
             if job is None or job not in free:
@@ -257,7 +259,7 @@ class ExpectedStore:
         exact = policy.base * policy.factor ** (job.attempts - 1)
         shortest = math.floor(1000 * min(exact * (1 - JITTER), policy.cap))
         longest = math.ceil(1000 * min(exact * (1 + JITTER), policy.cap))
-        row = self._database.reader.get(job.id)
+        row = self._database.get(job.id)
         chosen = (row.run_at - self._now) // timedelta(milliseconds=1) if row else 0
         return self._now + timedelta(milliseconds=min(max(chosen, shortest), longest))
 

@@ -267,7 +267,7 @@ class SimulatedSweeper(SimulatedClient):
             self.send("sweep", self.world.plan.sweep_limit)
 
     def _prune(self) -> None:
-        if self.world.has("pruning"):
+        if self.world.strikes("pruning", 1.0):
             self.send("prune", dict.fromkeys(SETTLED, self.world.store_time - KEPT))
 
     def _go_away(self) -> None:
@@ -287,14 +287,14 @@ class SimulatedOperator(SimulatedClient):
     def _operate(self) -> None:
         chance, world = self.world.chance, self.world
         for job_id in list(chance.choice(self._producers).known)[-20:]:
-            if chance.random() < 0.1 and world.has("operator retries"):
+            if world.strikes("operator retries", 0.1):
                 self.send("apply", job_id, Retried(more_retries=1, actor="operator"))
             if world.strikes("cancels", 0.05):
                 self.send("apply", job_id, Cancelled(actor="operator"))
         queue = chance.choice(world.plan.queues)
-        if world.has("pauses"):
+        if world.strikes("pauses", 1.0):
             self.send("set_queue", queue, chance.random() < 0.3, None)
-        if world.has("queue limits"):
+        if world.strikes("queue limits", 1.0):
             self.send("set_queue", queue, None, chance.choice((-1, 0, 1, 3, 10)))
 
     def _step_clock(self) -> None:

@@ -135,11 +135,13 @@ class World:
 
         self.later(seconds * self.chance.random(), tick)
 
-    def run(self, until: float, stop: Callable[[], bool] = lambda: False) -> None:
-        """Let time pass until `until`, or until `stop()` is true."""
-        while self._events and self._events[0][0] <= until and not stop():
+    def run(self, seconds: float) -> None:
+        """Let so much time pass."""
+        until = self.now + seconds
+        while self._events and self._events[0][0] <= until:
             self.now, _, act = heapq.heappop(self._events)
             act()
+        self.now = until
 
     @property
     def elapsed(self) -> timedelta:
@@ -147,7 +149,7 @@ class World:
 
     @property
     def store_time(self) -> datetime:
-        return START + self.elapsed + timedelta(seconds=self.clock_off)
+        return START + timedelta(milliseconds=round((self.now + self.clock_off) * 1000))
 
     def note(self, what: str) -> None:
         """Add a line to the trace, which is the same whenever the same seed is played."""
@@ -163,14 +165,14 @@ class World:
 
     # --- chance
 
-    def has(self, fault: str) -> bool:
-        """Return True if `fault` (or a habit) is part of this world, and has not stopped."""
-        return not self.calm and fault in self.plan.has
-
     def strikes(self, fault: str, odds: float | None = None) -> bool:
-        """Return True if `fault` happens now: by `odds`, by default those of the plan."""
-        odds = self.plan.rate if odds is None else odds
-        struck = self.has(fault) and self.chance.random() < odds
+        """Return True if `fault` (or a habit) is part of this world and happens now.
+
+        `odds` are by default those of the plan. In a calm world nothing strikes.
+        """
+        if self.calm or fault not in self.plan.has:
+            return False
+        struck = self.chance.random() < (self.plan.rate if odds is None else odds)
         if struck and fault in FAULTS:
             self.figures[fault] += 1
         return struck
