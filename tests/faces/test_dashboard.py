@@ -267,6 +267,7 @@ def test_who_may_not_even_read_sees_nothing(app: Tenure, guarded: TestClient) ->
     assert sign_in(guarded, token).status_code == 303
     assert [guarded.get(path).status_code for path in PAGES] == [403] * len(PAGES)
     assert guarded.get("/ui/live").status_code == 403
+    assert "data-live" not in guarded.get("/").text
 
 
 # --- actions --------------------------------------------------------------------------------------
