@@ -12,10 +12,9 @@ from typing import Any
 import tenure
 from tenure import Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
 from tenure.app.bulk import BulkActions
-from tenure.app.events import Events
 from tenure.app.queues import Queues, Workers
 from tenure.app.register import Register
-from tenure.app.stats import Statistics
+from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
 from tenure.client import Client

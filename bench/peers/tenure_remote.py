@@ -7,8 +7,8 @@ from bench.adapter import PLACE
 from bench.workload import perform
 from tenure import Tenure
 from tenure.client import Client
+from tenure.settings import Settings
 from tenure.worker.process import run_worker
-from tenure.worker.worker import Worker
 
 CONCURRENCY = 100
 
@@ -22,4 +22,4 @@ async def send(n: int, to: str, subject: str, note: str) -> None:
 
 def work() -> None:
     with Client(PLACE) as client:
-        run_worker(Worker(client, app.core.handlers, concurrency=CONCURRENCY))
+        run_worker(app, Settings(concurrency=CONCURRENCY), source=client)

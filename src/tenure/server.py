@@ -114,15 +114,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         guard.check_binding(settings, app)
         listener = running.enter_context(_listen(settings.host, settings.port))
         running.enter_context(app)
-        delivery = running.enter_context(
-            maintained(
-                app,
-                keep=settings.keep,
-                without_errors=bool(app.core.redaction.also(settings.redact)),
-                webhooks_private=settings.webhooks_private,
-                grace_seconds=settings.grace_seconds,
-            )
-        )
+        delivery = running.enter_context(maintained(app, settings))
         built = build(app, settings)
         running.callback(built.state.notifier.close)
         has_handlers = app.core.handlers.types() != ()

@@ -20,7 +20,7 @@ from typing import Any
 from tenure import JobContext, Tenure
 from tenure.client import Client
 from tenure.errors import QueueFull, StoreUnavailable
-from tenure.worker.process import run_worker
+from tenure.worker.process import run_loop, stopped_by_signals
 from tenure.worker.worker import Worker
 from tests.chaos.history import History, Recorded, record_handlers
 
@@ -99,9 +99,11 @@ def main() -> None:
         produce(source, Path(folder), name, random.Random(f"{seed} {name}"))
     else:
         handlers = record_handlers(app.core.handlers, history)
-        run_worker(
-            Worker(source, handlers, concurrency=8, lease_seconds=LEASE_SECONDS, grace_seconds=1)
+        worker = Worker(
+            source, handlers, concurrency=8, lease_seconds=LEASE_SECONDS, grace_seconds=1
         )
+        with stopped_by_signals(worker.request_stop):
+            run_loop(worker.run())
 
 
 if __name__ == "__main__":

@@ -139,4 +139,4 @@ def test_a_remote_worker_hides_the_keys_of_its_application_and_of_the_settings(
     app = Tenure(f"sqlite:///{tmp_path}/jobs.db", redact=["password"])
     with Client("http://127.0.0.1:1") as source:
         worker = worker_of(app, Settings(redact=("token",)), source)
-    assert worker.redaction.keys == ("password", "token")
+    assert worker._attempts._log._redaction.keys == ("password", "token")

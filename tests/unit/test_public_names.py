@@ -12,9 +12,8 @@ import pytest
 import tenure
 from tenure import JobType, Tenure, client, errors, server
 from tenure.app.bulk import BulkActions
-from tenure.app.events import Events
 from tenure.app.queues import Queues, Workers
-from tenure.app.stats import Statistics
+from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
 

@@ -12,11 +12,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
 from tenure import lifecycle
 from tenure.app.bulk import BulkActions
-from tenure.app.core import Core, checked_query
-from tenure.app.events import Events
+from tenure.app.core import Core, checked_query, retention
 from tenure.app.queues import Queues, Workers
 from tenure.app.register import Register
-from tenure.app.stats import Statistics
+from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
 from tenure.jobs import durations
@@ -341,16 +340,20 @@ class Tenure:
         not answer. Raises InvalidInput.
         """
         from tenure.settings import Settings
-        from tenure.worker.process import run_worker, worker_of
+        from tenure.worker.process import run_worker
 
+        ages = retention(keep or {})
         settings = Settings(
             queues=check_queues(queues, "queues"),
             concurrency=concurrency,
             lease_seconds=positive(lease, "$.lease"),
             grace_seconds=durations.seconds(grace, path="$.grace"),
+            keep_completed=ages.get("completed"),
+            keep_cancelled=ages.get("cancelled"),
+            keep_failed=ages.get("failed"),
+            webhooks_private=webhooks_private,
         )
-        worker = worker_of(self, settings)
-        run_worker(worker, app=self, keep=keep, webhooks_private=webhooks_private)
+        run_worker(self, settings)
 
     # --- the database
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from tenure.app.core import MAX_COUNTED, MAX_LISTED, Core
+from tenure.app.core import MAX_COUNTED, MAX_LISTED, Core, Noun
 from tenure.errors import BulkNotFound
 from tenure.jobs import ids
 from tenure.jobs.enqueue import MAX_RETRIES, whole
@@ -18,15 +18,12 @@ from tenure.store.tables import bulk as bulks
 log = logging.getLogger(__name__)
 
 
-class BulkActions:
+class BulkActions(Noun):
     """Bulk actions of one database: retry or cancel of all jobs that match a filter.
 
     An action is kept in the database. Servers, and workers beside the database, go on with it in
     batches of 500 jobs until it has been at all of them, whatever becomes of who started it.
     """
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
 
     def start(
         self,

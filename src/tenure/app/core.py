@@ -260,6 +260,13 @@ class Core:
         return self.store.write("operator", lambda db: tokens.note_use(db, names))
 
 
+class Noun:
+    """What `Tenure` sorts by noun, over one database."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+
 def retention(keep: Mapping[str, Duration]) -> dict[str, float]:
     """How many seconds settled jobs are kept, by status; raises InvalidInput."""
     if unknown := keep.keys() - SETTLED:

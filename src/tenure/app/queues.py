@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from tenure.app.core import Core
+from tenure.app.core import Noun
 from tenure.jobs.enqueue import whole
 from tenure.jobs.names import check_name
 from tenure.jobs.stats import QueueState, WorkerState
 from tenure.store.tables import queues
 
 
-class Queues:
+class Queues(Noun):
     """The queues of one database. A queue exists as soon as a job or a setting names it."""
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
 
     def list(self) -> list[QueueState]:
         """Return every queue that has pending or processing jobs, or settings, by name."""
@@ -69,11 +66,8 @@ class Queues:
         ).result()
 
 
-class Workers:
+class Workers(Noun):
     """The workers of one database, on all machines."""
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
 
     def list(self) -> list[WorkerState]:
         """Return the workers that asked for jobs lately."""

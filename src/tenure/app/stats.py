@@ -1,25 +1,25 @@
-"""Counts of jobs and of what happened to them: `app.stats`."""
+"""What happened to jobs: counted, `app.stats`, and as the ledger itself, `app.events`."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from tenure.app.core import MAX_LISTED, Core
+from tenure.app.core import MAX_LISTED, Noun
 from tenure.jobs.enqueue import whole
+from tenure.jobs.ledger import EventFilter, LedgerPage
 from tenure.jobs.stats import Activity, Count, FailureGroup, Total
 
 MAX_MINUTES = 24 * 60
+MAX_BACK = 10_000
+EVERYTHING = EventFilter()
 
 
-class Statistics:
+class Statistics(Noun):
     """Statistics of one database. `counts` is exact at any time.
 
     `activity`, `totals` and `failures` are added up in the background, by servers and by workers
     beside the database. They reach as far as `measured_until` says.
     """
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
 
     def counts(self) -> list[Count]:
         """Return the number of jobs by status, queue and type, at this moment."""
@@ -68,3 +68,30 @@ class Statistics:
         Only needed after rows were changed by hand. Reads every job; on SQLite, writers wait.
         """
         return self._core.store.recount().result()
+
+
+class Events(Noun):
+    """The ledger of one database: every transition of every job, in an order that never changes."""
+
+    def read(
+        self, after: str = "", limit: int = MAX_LISTED, filter: EventFilter = EVERYTHING
+    ) -> LedgerPage:
+        """Return the next `limit` transitions after a position, without gaps.
+
+        - `after`: the `position` of the page before, or of `end`. Default: from the beginning.
+        - `limit`: how many transitions to look at. Default: 500.
+        - `filter`: which of them to return, by event, job type and queue. Default: all.
+
+        Each transition comes with the type and queue of its job. Go on at the `position` of the
+        page, also when it holds no transition.
+        """
+        return self._core.store.read.transitions(after, limit, filter)
+
+    def end(self, back: int = 0) -> str:
+        """Return the position of the newest transition, or of the one `back` before it.
+
+        - `back`: 0 to 10,000 transitions. Default: 0.
+
+        Raises InvalidInput.
+        """
+        return self._core.store.read.ledger_end(whole(back, 0, MAX_BACK, "$.back"))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
-from tenure.app.core import Core
+from tenure.app.core import Noun
 from tenure.errors import InvalidInput
 from tenure.jobs import durations
 from tenure.jobs.names import check_name
@@ -18,11 +18,8 @@ MAX_TOKENS = 1_000
 """How many may be valid at a time: a server keeps them all in memory."""
 
 
-class Tokens:
+class Tokens(Noun):
     """The tokens of one database. They take effect on every server within a few seconds."""
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
 
     def create(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tenure.app.core import Core
+from tenure.app.core import Noun
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
 from tenure.jobs.ledger import Webhook
@@ -17,11 +17,8 @@ MAX_WEBHOOKS = 100
 """Each of them is one more reader of the ledger."""
 
 
-class Webhooks:
+class Webhooks(Noun):
     """The webhooks of one database. Servers, and workers beside it, deliver to them."""
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
 
     def create(
         self,

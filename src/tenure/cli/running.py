@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from tenure.app.app import Tenure
     from tenure.client import Client
     from tenure.demo import DemoResult
-    from tenure.jobs.work import WorkSource
     from tenure.settings import Settings
 
 work_options = together(
@@ -110,32 +110,28 @@ def worker(server: str | None, prune: bool, **flags: Any) -> None:
     other workers. A second signal ends the worker at once.
     """
     from tenure.jobs.redaction import without_password
-    from tenure.worker.process import end_process, run_worker, worker_of
+    from tenure.worker.process import end_process, run_worker
 
     if not flags["apps"] and not flags["fake_handlers"]:
         raise InvalidInput(
             "nothing to run: give --app module:name, or --fake-handlers", path="--app"
         )
     app, settings = _prepared(**flags)
-    opened: Tenure | Client = app
-    source: WorkSource = app.core
+    if not prune:
+        settings = replace(settings, keep_completed=None, keep_cancelled=None, keep_failed=None)
+    remote: Client | None = None
     if server is not None:
         from tenure import client
 
-        source = opened = client.Client(
+        remote = client.Client(
             server, next(iter(settings.tokens), None), tracing=app.core.tracing is not None
         )
-    with opened, later_progress("Stopping") as progress:
+    with remote or app, later_progress("Stopping") as progress:
         types = app.core.handlers.types()
         names = "any type" if types is None else ", ".join(types)
         where = without_password(server or app.database)
         click.echo(f"Tenure worker runs jobs of {names} from {where}")
-        run_worker(
-            worker_of(app, settings, source, progress),
-            app=app if server is None else None,
-            keep=settings.keep if prune else None,
-            webhooks_private=settings.webhooks_private,
-        )
+        run_worker(app, settings, source=remote, progress=progress)
     end_process()
 
 

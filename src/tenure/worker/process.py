@@ -16,11 +16,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from tenure.app.app import Tenure
-from tenure.jobs.enqueue import Duration
 from tenure.jobs.findings import CheckResult, Progress, no_progress
 from tenure.jobs.names import check_queues
 from tenure.jobs.work import WorkSource
@@ -66,57 +65,44 @@ def worker_of(
 
 
 def run_worker(
-    worker: Worker,
+    app: Tenure,
+    settings: Settings,
     *,
-    app: Tenure | None = None,
-    keep: Mapping[str, Duration] | None = None,
-    webhooks_private: bool = False,
+    source: WorkSource | None = None,
+    progress: Progress = no_progress,
 ) -> None:
-    """Run a worker until a signal asks to stop; return when it has finished.
+    """Run the handlers of `app` until a signal asks to stop; return when they have finished.
 
-    Call this on the main thread, because Python handles signals there. Give `app` if the worker
-    runs beside the database: it is then `maintained` here, with `keep` and `webhooks_private`.
+    Call this on the main thread, because Python handles signals there. Jobs come from `source`, by
+    default from the database of `app`, which is then `maintained` here. `progress` is called while
+    the worker stops, with how many running jobs have ended.
     """
     if multiprocessing.current_process().name == CHILD:
         raise RuntimeError(
             "a child process imports your main module: run workers only under "
             "`if __name__ == '__main__':`"
         )
+    worker = worker_of(app, settings, source, progress)
     stops = [worker.request_stop]
     with contextlib.ExitStack() as running:
-        if app is not None:
-            delivery = running.enter_context(
-                maintained(
-                    app,
-                    keep=keep,
-                    without_errors=bool(worker.redaction),
-                    webhooks_private=webhooks_private,
-                    grace_seconds=worker.grace_seconds,
-                )
-            )
-            stops.append(delivery.ask_to_stop)
+        if source is None:
+            stops.append(running.enter_context(maintained(app, settings)).ask_to_stop)
         running.enter_context(spared_by_collector())
         running.enter_context(stopped_by_signals(lambda: [stop() for stop in stops]))
         run_loop(worker.run())
 
 
 @contextlib.contextmanager
-def maintained(
-    app: Tenure,
-    *,
-    keep: Mapping[str, Duration] | None,
-    without_errors: bool,
-    webhooks_private: bool,
-    grace_seconds: float,
-) -> Iterator[WebhookDelivery]:
+def maintained(app: Tenure, settings: Settings) -> Iterator[WebhookDelivery]:
     """Check and maintain the database of `app`, and deliver to its webhooks, in the block.
 
-    `keep` is how long settled jobs are kept, by status. `without_errors` leaves errors out of what
-    webhooks are sent. `webhooks_private` allows addresses that are not public. `grace_seconds` is
-    how long deliveries may take to finish at the end.
+    Webhooks are not sent errors if anything is redacted.
     """
-    maintenance = MaintenanceThread(app, keep=keep, without_errors=without_errors)
-    delivery = WebhookDelivery(app, private=webhooks_private, grace_seconds=grace_seconds)
+    hidden = bool(app.core.redaction.also(settings.redact))
+    maintenance = MaintenanceThread(app, keep=settings.keep, without_errors=hidden)
+    delivery = WebhookDelivery(
+        app, private=settings.webhooks_private, grace_seconds=settings.grace_seconds
+    )
     log_checks(app)
     maintenance.start()
     delivery.start()

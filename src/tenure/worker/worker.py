@@ -61,8 +61,7 @@ class Worker:
         span for each attempt. progress: called while the worker stops, with how many jobs ended.
         """
         self.id = f"worker-{secrets.token_hex(8)}"  # random, because host names and pids come back
-        self.redaction = redaction
-        self.grace_seconds = grace_seconds
+        self._grace_seconds = grace_seconds
         self._source = source
         self._progress = progress
         self._stop_asked = threading.Event()
@@ -148,7 +147,7 @@ class Worker:
         if not total:
             log.info("stopping: no job runs")
             return
-        deadline = time.monotonic() + self.grace_seconds
+        deadline = time.monotonic() + self._grace_seconds
         log_at = 0.0
         while (running := self._leases.running) and (now := time.monotonic()) < deadline:
             if now >= log_at:
