@@ -19,9 +19,8 @@ from tenure.cli.options import database_option
 from tenure.cli.queues import queues, stats
 from tenure.cli.running import demo, serve, worker
 from tenure.cli.secrets import tokens, webhooks
-from tenure.cli.tail import tail
-from tenure.cli.top import top
 from tenure.cli.upkeep import doctor, migrate, simulate, verify
+from tenure.cli.watching import tail, top
 
 EPILOG = """\b
 Exit codes:

@@ -22,11 +22,12 @@ from tenure.errors import TenureError
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
 
-PROGRAM = "tenure"
 VARIABLE = "_TENURE_COMPLETE"
 """The shell asks the program for completions with this variable, which click names."""
 PATIENCE_SECONDS = 1.0
 MAX_OFFERED = 50
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+Items = Iterable[tuple[str, str]]
 
 
 class _WithEquals(shells.ShellComplete):
@@ -67,10 +68,6 @@ class _Fish(_WithEquals, shells.FishComplete):
 SHELLS: Mapping[str, type[shells.ShellComplete]] = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish}
 
 
-Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-Items = Iterable[tuple[str, str]]
-
-
 @click.command()
 @click.argument("shell", type=click.Choice(list(SHELLS)))
 def completion(shell: str) -> None:
@@ -84,7 +81,7 @@ def completion(shell: str) -> None:
     Then start a new shell. Queues, types, tokens and recent jobs are completed from the database.
     """
     root = click.get_current_context().find_root().command
-    click.echo(SHELLS[shell](root, {}, PROGRAM, VARIABLE).source())
+    click.echo(SHELLS[shell](root, {}, "tenure", VARIABLE).source())
 
 
 def words(*choices: str) -> Complete:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,11 +24,6 @@ EVENT_OF = {"pending": "enqueued", "processing": "claimed"}
 """The event whose rate is shown below a status, if it has another name."""
 MAX_TYPES = 3
 Draw = Callable[[dict[str, Any] | None, str], None]
-
-
-def can_be_redrawn() -> bool:
-    """Return True if the output is a terminal whose screen can be redrawn."""
-    return sys.stdout.isatty() and not Console().is_dumb_terminal
 
 
 def show(shown: dict[str, Any]) -> None:

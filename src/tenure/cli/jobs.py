@@ -170,7 +170,8 @@ def show(id: str, as_json: bool) -> None:
             click.echo(f"{name}\n{terminal.excerpt(whole)}")
     click.echo()
     _time_line(history)
-    click.echo(f"\n{terminal.wrapped(first_line(reason.text))}")
+    why = click.wrap_text(visible(first_line(reason.text)), width=terminal.room())
+    click.echo(f"\n{why}")
 
 
 def _time_line(history: Sequence[Transition]) -> None:
@@ -203,7 +204,7 @@ def explain(id: str, as_json: bool) -> None:
         terminal.print_json(reason)
         return
     sentence, _, traceback = reason.text.partition("\n")
-    click.echo(terminal.wrapped(sentence))
+    click.echo(click.wrap_text(visible(sentence), width=terminal.room()))
     if traceback:
         click.echo(terminal.excerpt(traceback))
     for action, event in EVENT_OF.items():
@@ -231,10 +232,7 @@ def retry(ids: Sequence[str], more: int, **given: Any) -> None:
 
 @jobs.command()
 @click.argument(
-    "ids",
-    nargs=-1,
-    metavar="[ID...]",
-    shell_complete=completing.job_ids("pending", "processing"),
+    "ids", nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("pending", "processing")
 )
 @bulk_options
 def cancel(ids: Sequence[str], **given: Any) -> None:

@@ -191,10 +191,7 @@ def _imported(spec: str) -> Tenure:
 
 
 def _application(specs: Sequence[str], chosen: str) -> Tenure:
-    """One application with the handlers of all that are named, on the chosen database.
-
-    Without a choice of the user, that is the database of the applications.
-    """
+    """Make one application with all handlers, on the database that the user chose, or on theirs."""
     from tenure.app.app import Tenure
     from tenure.settings import DEFAULT_DATABASE
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -117,8 +117,7 @@ def print_json(value: Any, *, indent: int = 2) -> None:
     import msgspec
 
     text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
-    for line in text.split("\n"):
-        click.echo(printable_json(line))
+    click.echo("\n".join(map(printable_json, text.split("\n"))))
 
 
 def excerpt(text: str) -> str:
@@ -141,11 +140,6 @@ def laid_out(document: str) -> str:
 
     fits = fitting(document, room() - len(NOTE)) == document
     return document if fits else msgspec.json.format(document, indent=2)
-
-
-def wrapped(text: str) -> str:
-    """Wrap sentences at the width of the terminal."""
-    return click.wrap_text(visible(text), width=room())
 
 
 def when(time: datetime | None) -> str:
@@ -175,6 +169,11 @@ def room() -> int:
     return shutil.get_terminal_size().columns
 
 
+def can_act(stream: TextIO) -> bool:
+    """Return True if a stream is a terminal that understands escape sequences."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
 @contextmanager
 def progress_bar(what: str, *, shown: bool = True, steady: bool = False) -> Iterator[Progress]:
     """Show a progress bar on standard error, if that is a terminal; yield what updates it.
@@ -185,24 +184,21 @@ def progress_bar(what: str, *, shown: bool = True, steady: bool = False) -> Iter
     """
     from tenure.jobs.findings import no_progress
 
-    if not shown or os.environ.get("TERM", "dumb") == "dumb" or not sys.stderr.isatty():
+    if not (shown and can_act(sys.stderr)):
         yield no_progress
         return
     from rich import progress as rich
     from rich.console import Console
     from rich.table import Column
 
+    one_line = Column(no_wrap=True, overflow="ellipsis")
     columns = [
         rich.SpinnerColumn(),
         rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(bar_width=24),
         rich.TextColumn("{task.fields[part]}", style="progress.download"),
         rich.TimeRemainingColumn() if steady else rich.TimeElapsedColumn(),
-        rich.TextColumn(
-            "{task.fields[doing]}",
-            markup=False,
-            table_column=Column(no_wrap=True, overflow="ellipsis"),
-        ),
+        rich.TextColumn("{task.fields[doing]}", markup=False, table_column=one_line),
     ]
     with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         bar.console.show_cursor(show=True)
@@ -232,8 +228,7 @@ def later_progress(what: str) -> Iterator[Progress]:
 def tint(text: str, word: str | None = None) -> str:
     """Colour `text` for a terminal by the status that it, or `word`, is."""
     colour = COLOURS.get(text if word is None else word)
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
-    if colour is None or plain or not sys.stdout.isatty():
+    if colour is None or os.environ.get("NO_COLOR") or not can_act(sys.stdout):
         return text
     return click.style(text, fg=colour)
 

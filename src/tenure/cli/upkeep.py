@@ -19,7 +19,7 @@ from tenure.jobs.text import visible
 
 if TYPE_CHECKING:
     from tenure.jobs.findings import Violation
-    from tenure.simulator import SimulationResult, SimulatorFinding
+    from tenure.simulator import SimulationResult
 
 SEEDS = 1_000_000
 
@@ -58,8 +58,7 @@ def _explain(violations: Sequence[Violation], limit: int) -> None:
     table(("JOB", "BROKEN INVARIANT", "FOUND"), map(columns, violations))
     for invariant, advice in {found.invariant: found.advice for found in violations}.items():
         _advise(invariant, advice)
-    listed = Counter(found.invariant for found in violations)
-    if limit in listed.values():
+    if limit in Counter(found.invariant for found in violations).values():
         click.echo(f"\nNo more than {limit} of each invariant are listed; see --limit.")
 
 
@@ -130,13 +129,10 @@ def _show_simulated(played: SimulationResult) -> None:
     for figure, number in sorted(played.figures.items()):
         click.echo(f"{number:>10,}  {figure}")
     click.echo(f"\nhours {played.hours:.1f}, worlds {played.worlds}, trace {played.trace[:16]}")
-    if played.violation is None:
+    violation = played.violation
+    if violation is None:
         click.echo("No violation: no job lost, none run too often, no attempt settled twice.")
-    else:
-        _show_violation(played.violation)
-
-
-def _show_violation(violation: SimulatorFinding) -> None:
+        return
     click.echo(f"VIOLATION after {violation.at}: {visible(violation.what)}")
     if violation.job:
         click.echo(f"\nThe last transitions of {violation.job}:")
