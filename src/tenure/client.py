@@ -28,7 +28,7 @@ from tenure.jobs.explain import Explanation
 from tenure.jobs.ledger import Transition
 from tenure.jobs.queries import Fields
 from tenure.jobs.stats import Count
-from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job
 from tenure.telemetry.tracing import Tracing
 from tenure.wire import problems, requests, responses
@@ -169,7 +169,11 @@ class Client:
         - `filter`: `status`, `type`, `queue`, `created_after`, `created_before`, `error`, `text`,
           as `Filter` describes them. Raises InvalidInput for others.
         """
-        query = {name: _in_query(value) for name, value in filter.items() if value is not None}
+        query = {
+            name: value.isoformat() if isinstance(value, datetime) else str(value)
+            for name, value in filter.items()
+            if value is not None
+        }
         cursor = before and before.replace("-", "")
         jobs: list[Job] = []
         while True:
@@ -185,7 +189,7 @@ class Client:
     def history(self, job_id: str) -> list[Transition]:
         """Return the transitions of a job, oldest first; raises JobNotFound."""
         entries = self._send("GET", f"{_path_of(job_id)}/history", list[responses.TransitionBody])
-        return [responses.transition_of(entry) for entry in entries]
+        return [Transition(**structs.asdict(entry)) for entry in entries]
 
     def explain(self, job_id: str) -> Explanation:
         """Return why a job is not running; raises JobNotFound."""
@@ -246,10 +250,10 @@ class Client:
         except TenureError as error:
             log.warning("%d leases could not be handed back and run out: %s", len(leases), error)
 
-    def _report(self, reports: Sequence[Report]) -> list[Any]:
+    def _report(self, reports: Sequence[Report]) -> list[Verdict]:
         body = [requests.report_entry(report) for report in reports]
         verdicts = self._send("POST", "/reports", list[responses.VerdictBody], body)
-        return [responses.verdict_of(verdict) for verdict in verdicts]
+        return [Verdict(one.answer, one.recorded, one.retry_in) for one in verdicts]
 
     def _claim(self, claim: ClaimRequest) -> list[Lease]:
         wait = min(claim.wait_seconds, requests.MAX_WAIT_SECONDS)
@@ -318,10 +322,6 @@ class Client:
         except msgspec.MsgspecError as error:
             where = f"{self._http.base_url}{path}"
             raise TenureError(f"{where} answered something else than Tenure: {error}") from error
-
-
-def _in_query(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _cursor_in(links: Mapping[str, Mapping[str, str]]) -> str | None:

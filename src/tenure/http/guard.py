@@ -167,10 +167,6 @@ def as_problem(scope: Scope, error: Exception) -> Response:
     return Response(msgspec.json.encode(body), body.status, headers, media_type=MEDIA_TYPE)
 
 
-def _no_session(scope: Scope) -> bytes | None:
-    return None  # programs send their token each time: a cookie must not open the API to pages
-
-
 class AccessGuard:
     """The ASGI middleware with every check of this module."""
 
@@ -181,10 +177,13 @@ class AccessGuard:
         tokens: TokenCache,
         open_paths: Sequence[str],
         *,
-        session: Callable[[Scope], bytes | None] = _no_session,
+        session: Callable[[Scope], bytes | None] = lambda _: None,
         refuse: Callable[[Scope, Exception], Response] = as_problem,
     ) -> None:
-        """Guard `app`. `session` finds the token of a browser's session, `refuse` refuses."""
+        """Guard `app`. `session` finds the token of a browser's session, `refuse` refuses.
+
+        The API has no sessions: a cookie must not open it to the pages of other sites.
+        """
         self._app = app
         self._tokens = tokens
         self._session = session

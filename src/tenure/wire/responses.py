@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field, structs
+from msgspec import Meta, Raw, Struct, field, structs
 
 from tenure.jobs import ids
-from tenure.jobs.ledger import LedgerEvent, Transition
+from tenure.jobs.ledger import LedgerEvent
 from tenure.jobs.queries import Action, Bulk
 from tenure.jobs.stats import Count, QueueState, Time, Total
-from tenure.jobs.work import Answer, Lease, Verdict
+from tenure.jobs.work import Answer, Lease
 from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
 from tenure.wire.requests import (
@@ -113,15 +113,10 @@ def event_body(event: LedgerEvent) -> EventBody:
     return EventBody.of(event.transition, type=event.type, queue=event.queue)
 
 
-def transition_of(body: TransitionBody) -> Transition:
-    """Read the transition that an answer shows."""
-    return Transition(**structs.asdict(body))
-
-
 # --- leases and reports ---------------------------------------------------------------------------
 
 
-class LeaseBody(Answered, frozen=True):
+class LeaseBody(Answered, frozen=True, omit_defaults=True):
     """A leased job: what a worker needs to run it and to report."""
 
     id: Id
@@ -134,7 +129,7 @@ class LeaseBody(Answered, frozen=True):
     timeout: float | None
     lease_id: LeaseName
     lease_expires_at: Time
-    traceparent: str | UnsetType = UNSET  # if asked for with `traces`, and known
+    traceparent: str | None = None  # if asked for with `traces`, and known
 
 
 def lease_body(lease: Lease) -> LeaseBody:
@@ -143,21 +138,17 @@ def lease_body(lease: Lease) -> LeaseBody:
         lease,
         payload=embedded(lease.payload),
         lease_id=join_lease(lease.id, lease.lease_id),
-        traceparent=lease.traceparent or UNSET,
     )
 
 
 def lease_of(body: LeaseBody) -> Lease:
     """Read the lease that an answer grants."""
-    others = {
-        "payload": _text(body.payload) or "{}",
-        "lease_id": split_lease(body.lease_id)[1],
-        "traceparent": body.traceparent or None,
-    }
-    return Lease(**{**structs.asdict(body), **others})
+    _, lease_id = split_lease(body.lease_id)
+    payload = _text(body.payload) or "{}"
+    return Lease(**{**structs.asdict(body), "payload": payload, "lease_id": lease_id})
 
 
-class VerdictBody(Answered, frozen=True):
+class VerdictBody(Answered, frozen=True, omit_defaults=True):
     """What the store did with one report. `recorded` names the outcome on record if it differs.
 
     `retry_in`: seconds until the job may run again, if this failure led to a retry.
@@ -165,24 +156,8 @@ class VerdictBody(Answered, frozen=True):
 
     lease_id: LeaseName
     answer: Answer
-    recorded: str | UnsetType = UNSET
-    retry_in: float | UnsetType = UNSET
-
-
-def verdict_body(lease_name: str, verdict: Verdict) -> VerdictBody:
-    """Show a verdict."""
-    return VerdictBody(
-        lease_id=lease_name,
-        answer=verdict.answer,
-        recorded=verdict.recorded or UNSET,
-        retry_in=UNSET if verdict.retry_in is None else verdict.retry_in,
-    )
-
-
-def verdict_of(body: VerdictBody) -> Verdict:
-    """Read the verdict that an answer gives."""
-    retry_in = None if body.retry_in is UNSET else body.retry_in
-    return Verdict(body.answer, body.recorded or "", retry_in)
+    recorded: str = ""
+    retry_in: float | None = None
 
 
 class HeldBody(Answered, frozen=True):

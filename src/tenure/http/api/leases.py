@@ -97,7 +97,7 @@ async def _report(call: Call, outcome: Outcome, **fields: Any) -> Response:
         raise LeaseLost(report.job_id, verdict.recorded)
     if verdict.answer is Answer.CONFLICT:
         raise ReportConflict(report.job_id, outcome, verdict.recorded)
-    return answer(responses.verdict_body(name, verdict))
+    return answer(responses.VerdictBody.of(verdict, lease_id=name))
 
 
 def renew_lease(call: Call) -> Response:
@@ -115,9 +115,8 @@ async def report_many(call: Call) -> Response:
     reports = [requests.report_of(entry) for entry in entries]
     exchange = await asyncio.wrap_future(call.app.core.exchange(reports, None))
     verdicts = zip(entries, exchange.verdicts, strict=True)
-    return answer(
-        [responses.verdict_body(storable(entry.lease_id), verdict) for entry, verdict in verdicts]
-    )
+    shown = responses.VerdictBody.of
+    return answer([shown(verdict, lease_id=storable(e.lease_id)) for e, verdict in verdicts])
 
 
 def renew_leases(call: Call) -> Response:

@@ -225,20 +225,17 @@ def _headers(*names: str) -> dict[str, Any]:
 
 
 def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
-    parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": PATH_PARAMETERS[name]}
-        for name in re.findall(r"{(\w+)}", route.path)
+    in_path = re.findall(r"{(\w+)}", route.path)
+    in_query = schemas.properties(route.query) if route.query else {}
+    return [
+        *(_parameter("path", name, PATH_PARAMETERS[name]) for name in in_path),
+        *(_parameter("query", name, _without_null(in_query[name])) for name in in_query),
+        *(_parameter("header", name, REQUEST_HEADERS[name]) for name in route.headers),
     ]
-    if route.query is not None:
-        parameters += [
-            {"name": name, "in": "query", "required": False, "schema": _without_null(schema)}
-            for name, schema in schemas.properties(route.query).items()
-        ]
-    parameters += [
-        {"name": name, "in": "header", "required": False, "schema": REQUEST_HEADERS[name]}
-        for name in route.headers
-    ]
-    return parameters
+
+
+def _parameter(place: str, name: str, schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": place == "path", "schema": schema}
 
 
 def _without_null(schema: Mapping[str, Any]) -> Any:
