@@ -44,6 +44,7 @@ NO_CALLER = Caller("http", frozenset(), known=False)
 GUARD = "tenure.guard"
 """The key of a request's ASGI scope under which its guard is found."""
 MAX_REMEMBERED = 100
+"""Host headers of which a guard remembers whether they name this server."""
 FRESH_SECONDS = 1.0
 STALE_SECONDS = 5.0
 AT_ONCE_SECONDS = 0.1
@@ -54,7 +55,6 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _is_host = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(:[0-9]{1,5})?").fullmatch
 
 
-@functools.lru_cache(256)
 def is_loopback(host: str) -> bool:
     """Return whether `host` names this machine's loopback interface."""
     if host == "localhost":
@@ -190,7 +190,7 @@ class AccessGuard:
         self._refuse = refuse
         self._any_host = not is_loopback(settings.host) and not settings.allowed_hosts
         self._hosts = frozenset({settings.host.lower(), *settings.allowed_hosts})
-        self._served: set[bytes] = set()  # Host headers that are known to name this server
+        self._serves = functools.lru_cache(MAX_REMEMBERED)(self._names_this_server)
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -221,15 +221,9 @@ class AccessGuard:
         if scope["method"] not in SAFE_METHODS:
             self._check_origin(dict(reversed(scope["headers"])))  # the first one of each name
 
-    def _serves(self, host: bytes) -> bool:
-        if host not in self._served:
-            match = _is_host(host.decode("latin-1").lower())
-            name = match[1] if match else ""
-            if not name or not (is_loopback(name) or name.strip("[]") in self._hosts):
-                return False
-            if len(self._served) < MAX_REMEMBERED:
-                self._served.add(host)
-        return True
+    def _names_this_server(self, host: bytes) -> bool:
+        match = _is_host(host.decode("latin-1").lower())
+        return match is not None and (is_loopback(match[1]) or match[1].strip("[]") in self._hosts)
 
     def _check_origin(self, headers: Mapping[bytes, bytes]) -> None:
         # A browser names the page that sends a request. Programs do not send these headers.
