@@ -80,15 +80,6 @@ def first_of(moment: datetime, shift: timedelta) -> str:
     return f"{stamp[:8]}-{stamp[8:]}-0000-0000-000000000000"
 
 
-def millis(job_id: str) -> int:
-    """Return when an id was made, in milliseconds of Unix time by the clock of its process.
-
-    Raises InvalidInput if `job_id` is not an id in canonical form.
-    """
-    check_id(job_id, "$.id")
-    return int(job_id[:8] + job_id[9:13], 16)
-
-
 def _stamps(count: int, seed: bytes) -> int:
     """Reserve `count` stamps in a row and return the first; `seed` is two random bytes."""
     global _last  # noqa: PLW0603 - the newest stamp is the process's, as the clock is
