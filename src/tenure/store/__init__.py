@@ -6,7 +6,6 @@ callers wait on and async callers await; reads answer at once. One verb, one tra
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
@@ -54,8 +53,7 @@ class Store:
         self._committer = Committer(databases, self._notifier.notify)
         self._reader = reader
         self._stats_place: Place | None = None  # up to where this process knows the statistics
-        self._heart = heart
-        self._heart_lock = threading.Lock()
+        self._heart = Committer([heart], lambda: None) if heart else self._committer
 
     # --- writes
 
@@ -105,20 +103,9 @@ class Store:
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; return the lease ids that are still held."""
-        self._committer.refuse_copies()
-        if self._heart is None:
-            return self.write("heartbeat", lambda db: db.renew(leases, lease_seconds)).result()
-        with self._heart_lock:
-            try:
-                self._heart.begin()
-                held = self._heart.renew(leases, lease_seconds)
-                failpoints.hit("heartbeat.before_commit")
-                self._heart.commit()
-                failpoints.hit("heartbeat.after_commit")
-                return held
-            except Exception as error:
-                self._heart.rollback()
-                raise StoreUnavailable(f"the heartbeat failed: {error}") from error
+        work = CallWork("heartbeat", lambda db: db.renew(leases, lease_seconds), quiet=True)
+        held: set[str] = self._heart.submit(work).future.result()
+        return held
 
     def write(self, name: str, act: Callable[[Database], T], *, quiet: bool = False) -> Future[T]:
         """Call `act` in a transaction, perhaps with other work. Its result is the future's.
@@ -147,7 +134,7 @@ class Store:
             return  # the parent closes its connections
         self._committer.close()
         self._notifier.close()
-        if self._heart is not None:
+        if self._heart is not self._committer:
             self._heart.close()
         self._reader.close()
 
