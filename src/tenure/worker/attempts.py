@@ -50,7 +50,7 @@ class Attempts:
         self._log = worklog
         self._tracing = tracing
         self._delivered: deque[tuple[Attempt, Ending]] = deque()  # from threads
-        self._threads = Threads(concurrency, self.deliver, "tenure-job")
+        self._threads = Threads(concurrency, self.deliver)
         self._children = Children()
         self._original = Original()
 

@@ -112,10 +112,10 @@ class Heartbeat(threading.Thread):
     def _log_who_blocks(self, seconds: float) -> None:
         loop = self._wakeup.loop
         task = None if loop is None else asyncio.current_task(loop)
-        attempt = None if task is None else self._leases.running_as(task)
         what = "something that is not a handler"
-        if attempt is not None:
-            what = f"the handler of job {attempt.lease.id} ({attempt.lease.type})"
+        for attempt in self._leases.in_slots():
+            if task is not None and attempt.task is task:
+                what = f"the handler of job {attempt.lease.id} ({attempt.lease.type})"
         log.warning(
             "the event loop has been blocked for %.0f s by %s: nothing else is started or stopped"
             " here; make a handler that blocks `def`, or `process=True` if it computes",

@@ -297,7 +297,3 @@ class LeaseBook:
         """Return the attempts that occupy a slot."""
         with self._lock:
             return list(self._running)
-
-    def running_as(self, task: asyncio.Task[Any]) -> Attempt | None:
-        """Return the attempt whose handler runs as `task`."""
-        return next((attempt for attempt in self.in_slots() if attempt.task is task), None)

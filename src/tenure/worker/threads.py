@@ -7,14 +7,12 @@ import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any
 
 from tenure.jobs.results import Ending, failure, success_of_function
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import enter
 from tenure.worker.leases import Attempt
-
-Deliver: TypeAlias = Callable[[Any, Ending], None]
 
 
 class Original:
@@ -46,10 +44,9 @@ os.register_at_fork(after_in_child=Original.count_copy)
 class Threads:
     """Up to `limit` daemon threads that run calls; a thread calls `deliver(ticket, ending)`."""
 
-    def __init__(self, limit: int, deliver: Deliver, name: str) -> None:
+    def __init__(self, limit: int, deliver: Callable[[Any, Ending], None]) -> None:
         self._limit = limit
         self._deliver = deliver
-        self._name = name
         self._calls: SimpleQueue[tuple[Any, Callable[[], Ending]] | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._count = 0
@@ -60,7 +57,7 @@ class Threads:
         self._calls.put((ticket, call))
         if not self._idle.acquire(blocking=False) and self._count < self._limit:
             self._count += 1
-            name = f"{self._name} {self._count}"
+            name = f"tenure-job {self._count}"
             threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def abandon(self) -> None:
