@@ -277,8 +277,8 @@ UNNEEDED: Mapping[str, str] = {
     f"{HOT_PATH} enqueue: without max_pending IS NOT NULL": LONGER_WAY,
     f"{HOT_PATH} enqueue_one: without q.max_pending IS NOT NULL": LONGER_WAY,
     f"{HOT_PATH} limited(names text[]): without q.max_pending IS NOT NULL": LONGER_WAY,
-    f"{SQLITE} PRUNE: without finished_at <= ?": "bounds the search; the ledger's end beside it"
-    " decides",
+    f"{SQLITE} DELETE_SETTLED: without finished_at <= ?": "bounds the search; the ledger's end"
+    " beside it decides",
     f"{HOT_PATH} claim: without job.status = picked.status": "picked and locked in the same"
     " statement",
 }
