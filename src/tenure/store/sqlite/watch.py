@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,38 +116,6 @@ class LogWrites:
         os.close(self._interruption)
 
 
-class Commits:
-    """Asks for commits of other connections, on one that is opened when it is needed."""
-
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
-        self._connect = connect
-        self._connection: sqlite3.Connection | None = None
-        self._version: int | None = None
-
-    def any(self) -> bool:
-        """Whether there were any since the last call; yes on a new connection, to be safe.
-
-        May raise sqlite3.Error; the next call connects again.
-        """
-        try:
-            if self._connection is None:
-                self._connection = self._connect()
-            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-        except sqlite3.Error:
-            self.close()
-            raise
-        changed: bool = version != self._version
-        self._version = version
-        return changed
-
-    def close(self) -> None:
-        """Close the connection, if there is one."""
-        connection, self._connection, self._version = self._connection, None, None
-        if connection is not None:
-            with suppress(sqlite3.Error):
-                connection.close()
-
-
 def watch(
     connect: Callable[[], sqlite3.Connection],
     wal: Path,
@@ -163,13 +131,10 @@ def watch(
         writes = LogWrites(wal)
     except OSError as error:
         log.info("writes to %s are not reported, so it is polled: %s", wal, error)
-        _look_until(stop, Commits(connect), None, notify)
+        _look_until(stop, connect, None, notify)
         return
     looking = threading.Thread(
-        target=_look_until,
-        args=(stop, Commits(connect), writes, notify),
-        name="tenure-look",
-        daemon=True,
+        target=_look_until, args=(stop, connect, writes, notify), name="tenure-look", daemon=True
     )
     looking.start()
     stop.wait()  # here, because poll() cannot wait for an Event as well
@@ -179,30 +144,43 @@ def watch(
 
 
 def _look_until(
-    stop: threading.Event, commits: Commits, writes: LogWrites | None, notify: Callable[[], None]
+    stop: threading.Event,
+    connect: Callable[[], sqlite3.Connection],
+    writes: LogWrites | None,
+    notify: Callable[[], None],
 ) -> None:
+    failing = False
+    while not stop.is_set():
+        try:
+            with closing(connect()) as connection:
+                failing = False
+                _look_on(stop, connection, writes, notify)
+        except sqlite3.Error as error:
+            if not failing:
+                log.warning("cannot see what other processes commit, trying again: %s", error)
+            failing = True
+            stop.wait(TRY_AGAIN_SECONDS)
+
+
+def _look_on(
+    stop: threading.Event,
+    connection: sqlite3.Connection,
+    writes: LogWrites | None,
+    notify: Callable[[], None],
+) -> None:
+    """Look until `stop` is set, or raise sqlite3.Error. The first look finds a commit, in case."""
     looks = Looks(time.monotonic())
-    pause, reported, heard, failing = 0.0, False, False, False
-    with closing(commits):
-        while not stop.is_set():
-            written = writes.wait(pause) if writes and reported else stop.wait(pause)
-            heard = heard or written
-            try:
-                changed = commits.any()
-            except sqlite3.Error as error:
-                if not failing:
-                    log.warning("cannot see what other processes commit, trying again: %s", error)
-                failing = True
-                stop.wait(TRY_AGAIN_SECONDS)
-                continue
-            failing = False
-            if changed:
-                notify()
-            pause = looks.pause(
-                time.monotonic(), written=written, changed=changed, reported=reported
-            )
-            if writes and changed and not heard:  # the log is new
-                reported = writes.aim()
-                pause = 0.0  # something may have come before that
-            if changed:
-                heard = written
+    pause, reported, heard, known = 0.0, False, False, None
+    while not stop.is_set():
+        written = writes.wait(pause) if writes and reported else stop.wait(pause)
+        heard = heard or written
+        (version,) = connection.execute("PRAGMA data_version").fetchone()
+        changed, known = version != known, version
+        if changed:
+            notify()
+        pause = looks.pause(time.monotonic(), written=written, changed=changed, reported=reported)
+        if writes and changed and not heard:  # the log is new
+            reported = writes.aim()
+            pause = 0.0  # something may have come before that
+        if changed:
+            heard = written
