@@ -41,6 +41,8 @@ class Reader(ABC):
     dialect: Dialect
     heads: str
     """A WITH clause with the table `head`: the first job (queue, run_at) of each lane."""
+    ahead_sql: str
+    """Counts the jobs that are due and before a job (queue, priority, run_at, id)."""
 
     more_checks: Sequence[str] = ()
     """What `violations` checks beside the questions of `audit`."""
@@ -61,7 +63,7 @@ class Reader(ABC):
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Execute a statement and return the rows of its answer."""
 
-    def rows_by_index(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    def rows_by_index(self, statement: str, values: Any = ()) -> list[Any]:
         """Execute what reads the end of the ledger, or jobs in the order of an index."""
         return self.rows(statement, values)
 
@@ -124,12 +126,14 @@ class Reader(ABC):
         found = self.rows_by_index(f"SELECT count(*) FROM ({statement}) AS found", values)
         return int(found[0][0])
 
-    @abstractmethod
     def ahead(self, job: Job) -> int:
         """Return how many due jobs of its queue would be claimed before this due job.
 
         Counts up to one more than MAX_AHEAD.
         """
+        place = {"queue": job.queue, "priority": job.priority, "id": job.id}
+        place["run_at"] = self.dialect.to_bound(job.run_at)
+        return int(self.rows_by_index(self.ahead_sql, place)[0][0])
 
     # --- the ledger
 

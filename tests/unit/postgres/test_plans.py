@@ -32,7 +32,8 @@ def plan(raw: Connection, url: str, statement: str, *values: Any, begin: str = s
     """The plan that a statement of the store gets inside one of its transactions."""
     place = address_of(url)
     raw.execute(place.sql(begin))
-    rows = raw.execute(b"EXPLAIN " + place.sql(statement), values or None).fetchall()
+    by_name = values[0] if values and isinstance(values[0], dict) else None
+    rows = raw.execute(b"EXPLAIN " + place.sql(statement), by_name or values or None).fetchall()
     raw.execute("ROLLBACK")
     return "\n".join(line for (line,) in rows)
 
@@ -156,8 +157,8 @@ def check_numbers(url: str, raw: Connection) -> None:
         assert not re.search("Seq Scan on (job|transition)", found)
         assert "Hash Join" not in found
         assert "Merge Join" not in found
-    lanes = ("default", "default", 9, "default", 9, "default", 9, datetime.now(UTC), new_ids(1)[0])
-    found = plan(raw, url, AHEAD, *lanes, begin=SEARCHING)
+    place = {"queue": "default", "priority": 9, "run_at": datetime.now(UTC), "id": new_ids(1)[0]}
+    found = plan(raw, url, AHEAD, place, begin=SEARCHING)
     assert found.count("using job_ready") == 4
     assert "Sort" not in found
     prune = sql.DELETE_SETTLED.replace("{status}", "'failed'")

@@ -117,7 +117,8 @@ def test_a_killed_session_undoes_its_transaction_and_the_next_one_connects_anew(
 def test_a_read_outlives_all_connections_of_the_pool(
     reader: PostgresReader, raw: Connection
 ) -> None:
-    with reader._opened().connection():
+    reader.clock()
+    with reader._pool.connection():
         assert reader.get(new_id()) is None  # on a second connection
     end_sessions(raw)
     assert reader.get(new_id()) is None

@@ -92,7 +92,8 @@ def test_reads_fail_and_work_again_with_the_network(proxy: Proxy, far: str) -> N
     """Several dead connections in the pool cost one wait, not one each."""
     reader = PostgresReader(far)
     try:
-        with reader._opened().connection(), reader._opened().connection():
+        reader._pool.open()
+        with reader._pool.connection(), reader._pool.connection():
             assert reader.get(new_id()) is None
         proxy.black_hole()
         with pytest.raises(StoreUnavailable):

@@ -14,7 +14,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.queries import MAX_AHEAD, Query
-from tenure.lifecycle import Job, Status
+from tenure.lifecycle import Status
 from tenure.store.constraints import quoted
 from tenure.store.postgres.connection import CONNECTED, NOW, address_of, connect, is_uuid
 from tenure.store.postgres.statements import DIALECT
@@ -45,25 +45,26 @@ AT_LENGTH = "SET LOCAL statement_timeout = 0; SET LOCAL work_mem = '64MB'"
 # Lane by lane: in each the due jobs come first, so no other job is met.
 AHEAD = f"""
 WITH RECURSIVE lane AS (
-    (SELECT priority FROM {{s}}.job WHERE status = 'pending' AND queue = %s
+    (SELECT priority FROM {{s}}.job WHERE status = 'pending' AND queue = %(queue)s
         ORDER BY priority LIMIT 1)
     UNION ALL
     SELECT next.priority FROM lane CROSS JOIN LATERAL (
         SELECT priority FROM {{s}}.job
-        WHERE status = 'pending' AND queue = %s AND priority > lane.priority
+        WHERE status = 'pending' AND queue = %(queue)s AND priority > lane.priority
         ORDER BY priority LIMIT 1) AS next
-    WHERE lane.priority < %s
+    WHERE lane.priority < %(priority)s
 )
 SELECT count(*) FROM (
     SELECT FROM lane CROSS JOIN LATERAL (
         SELECT FROM {{s}}.job
-        WHERE status = 'pending' AND queue = %s AND priority = lane.priority AND run_at <= {NOW}
+        WHERE status = 'pending' AND queue = %(queue)s AND priority = lane.priority
+            AND run_at <= {NOW}
         ORDER BY run_at LIMIT {MAX_AHEAD + 1}) AS due
-    WHERE lane.priority < %s
+    WHERE lane.priority < %(priority)s
     UNION ALL
     (SELECT FROM {{s}}.job
-        WHERE status = 'pending' AND queue = %s AND priority = %s
-            AND (run_at, id) < (%s, %s::uuid)
+        WHERE status = 'pending' AND queue = %(queue)s AND priority = %(priority)s
+            AND (run_at, id) < (%(run_at)s, %(id)s::uuid)
         ORDER BY run_at LIMIT {MAX_AHEAD + 1})
     LIMIT {MAX_AHEAD + 1}) AS ahead
 """
@@ -93,45 +94,35 @@ class PostgresReader(Reader):
 
     dialect = DIALECT
     heads = HEADS
+    ahead_sql = AHEAD
 
     def __init__(self, url: str) -> None:
         super().__init__()
         self._address = address_of(url)
-        self._lock = threading.Lock()
-        self._pool: ConnectionPool | None = None
+        self._pool = ConnectionPool(
+            self._address.conninfo,
+            kwargs=CONNECTED,
+            min_size=0,
+            max_size=MAX_CONNECTIONS,
+            timeout=WAIT_SECONDS,
+            reconnect_timeout=RETRY_SECONDS,
+            num_workers=1,
+            name="tenure-read",
+            open=False,
+        )
         self._closed = False
-
-    def _opened(self) -> ConnectionPool:
-        with self._lock:
-            if self._closed:
-                raise StoreUnavailable("the store is closed")
-            if self._pool is None:
-                self._pool = ConnectionPool(
-                    self._address.conninfo,
-                    kwargs=CONNECTED,
-                    min_size=0,
-                    max_size=MAX_CONNECTIONS,
-                    timeout=WAIT_SECONDS,
-                    reconnect_timeout=RETRY_SECONDS,
-                    num_workers=1,
-                    name="tenure-read",
-                    open=True,
-                )
-            return self._pool
 
     def reconnect(self) -> None:
         """Drop every session: an open one may lead to a former primary, which can still be read.
 
         Such a server refuses writers, who connect again. Readers would get old data from it.
         """
-        with self._lock:
-            if self._pool is not None:
-                self._pool.drain()
+        self._pool.drain()
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._ask(lambda connection: self._fetch(connection, statement, values))
 
-    def rows_by_index(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    def rows_by_index(self, statement: str, values: Any = ()) -> list[Any]:
         """Execute what reads the end of the ledger, or jobs in the order of an index.
 
         The planner cannot know how little that is: it would read and sort the whole table.
@@ -152,24 +143,30 @@ class PostgresReader(Reader):
 
         return self._ask(ask, AUDIT_SECONDS)
 
-    def _fetch(self, connection: Connection, statement: str, values: Sequence[Any]) -> list[Any]:
+    def _fetch(self, connection: Connection, statement: str, values: Any) -> list[Any]:
         query = self._address.sql(statement)
         return connection.execute(query, values or None, binary=True).fetchall()
 
     def _ask(self, ask: Callable[[Connection], T], seconds: float = ANSWER_SECONDS) -> T:
-        pool = self._opened()
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
         try:
+            self._pool.open()  # at the first read
             try:
-                return _ask_once(pool, ask, seconds)
+                return self._ask_once(ask, seconds)
             except PoolTimeout:
                 raise
             except psycopg.OperationalError:
                 # A server that was restarted leaves dead connections behind, and a network that
                 # forgot them such as do not answer at all: to try them would take as long again.
-                pool.drain()
-                return _ask_once(pool, ask, seconds)
+                self._pool.drain()
+                return self._ask_once(ask, seconds)
         except psycopg.OperationalError as error:
             raise StoreUnavailable(f"the database did not answer: {error}") from error
+
+    def _ask_once(self, ask: Callable[[Connection], T], seconds: float) -> T:
+        with self._pool.connection() as connection, answering(connection, seconds):
+            return ask(connection)
 
     @staticmethod
     def listing(what: str, query: Query) -> Statement:
@@ -214,11 +211,6 @@ class PostgresReader(Reader):
     def gathered(status: Status) -> str:
         return "{s}.job"
 
-    def ahead(self, job: Job) -> int:
-        queue, priority = job.queue, job.priority
-        lanes = (queue, queue, priority, queue, priority)
-        return int(self.rows_by_index(AHEAD, (*lanes, queue, priority, job.run_at, job.id))[0][0])
-
     def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
         """LISTEN to what other processes notify of new work. A hint: polling continues.
 
@@ -258,15 +250,8 @@ class PostgresReader(Reader):
             connection.execute(self._address.sql("LISTEN {s}"))
 
     def close(self) -> None:
-        with self._lock:
-            pool, self._pool, self._closed = self._pool, None, True
-        if pool is not None:
-            pool.close()
-
-
-def _ask_once(pool: ConnectionPool, ask: Callable[[Connection], T], seconds: float) -> T:
-    with pool.connection() as connection, answering(connection, seconds):
-        return ask(connection)
+        self._closed = True
+        self._pool.close()
 
 
 def _where(parts: Sequence[str]) -> str:

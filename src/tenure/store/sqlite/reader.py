@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 from tenure.errors import StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.queries import MAX_AHEAD, Query
-from tenure.lifecycle import Job, Status
+from tenure.lifecycle import Status
 from tenure.store import audit
 from tenure.store.constraints import quoted
 from tenure.store.reader import Reader
 from tenure.store.search import ENDED, Statement, between, others
 from tenure.store.sqlite import watch as sqlite_watch
-from tenure.store.sqlite.connection import connect, to_millis
+from tenure.store.sqlite.connection import connect
 from tenure.store.sqlite.statements import DIALECT
 
 T = TypeVar("T")
@@ -76,6 +76,7 @@ class SqliteReader(Reader):
 
     dialect = DIALECT
     heads = HEADS
+    ahead_sql = AHEAD
     more_checks = ("tables and indexes",)
 
     def __init__(self, path: Path) -> None:
@@ -155,15 +156,6 @@ class SqliteReader(Reader):
     @staticmethod
     def gathered(status: Status) -> str:
         return f"tenure_job INDEXED BY {GATHERED_BY[status]}"
-
-    def ahead(self, job: Job) -> int:
-        values = {
-            "queue": job.queue,
-            "priority": job.priority,
-            "run_at": to_millis(job.run_at),
-            "id": job.id,
-        }
-        return int(self.rows(AHEAD, values)[0][0])
 
     def violations(
         self, limit: int, progress: Progress = no_progress
