@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from tenure.app.app import Tenure
     from tenure.jobs.queries import Bulk, Counted, Filter
 
-SAMPLE = 5
-"""Jobs that a preview shows."""
-
 
 def filter_of(**given: Any) -> Filter:
     """Make the filter that the options of a command describe."""
@@ -34,17 +31,17 @@ def preview(app: Tenure, action: str, matching: Filter, as_json: bool) -> None:
     from tenure.wire import responses
 
     found = app.core.count(matching, action=action)
-    jobs = [app.core.redaction.job(job) for job in app.bulk.sample(matching, action, SAMPLE)]
+    jobs = [app.core.redaction.job(job) for job in app.bulk.sample(matching, action)]
     if as_json:
         bodies = [responses.job_body(job) for job in jobs]
         print_json({"jobs": found.jobs, "exact": found.exact, "sample": bodies})
         return
     click.echo(f"This would {action} {_number(found)} jobs.")
     if jobs:
-        table(
-            ("ID", "TYPE", "QUEUE", "STATUS", "LAST ERROR"),
-            [(job.id, job.type, job.queue, job.status, first_line(job.last_error)) for job in jobs],
-        )
+        rows = [
+            (job.id, job.type, job.queue, job.status, first_line(job.last_error)) for job in jobs
+        ]
+        table(("ID", "TYPE", "QUEUE", "STATUS", "LAST ERROR"), rows)
 
 
 def change_all(

@@ -5,20 +5,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+import tenure
 from tenure import errors
 from tenure.cli.options import DATABASE
-from tenure.errors import TenureError
 from tenure.jobs.text import visible
 
-if TYPE_CHECKING:
-    from tenure.app.app import Tenure
-
 REFUSED = 1
-EXIT_CODES: Mapping[type[TenureError], int] = {
+EXIT_CODES: Mapping[type[errors.TenureError], int] = {
     errors.InvalidInput: 2,
     errors.JobNotFound: 3,
     errors.BulkNotFound: 3,
@@ -28,7 +25,6 @@ EXIT_CODES: Mapping[type[TenureError], int] = {
 """By class of error; every other error of the tree is a refusal."""
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-
 READ_VARIABLES = ("TENURE_DATABASE", "TENURE_CONFIG", "TENURE_REDACT")
 
 
@@ -38,7 +34,7 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except TenureError as error:
+        except errors.TenureError as error:
             ctx.exit(complain(error))
         except OSError as error:
             if error.errno not in NO_ROOM:
@@ -52,7 +48,7 @@ class Group(click.Group):
         return list(self.commands)
 
 
-def complain(error: TenureError) -> int:
+def complain(error: errors.TenureError) -> int:
     """Print an error to standard error, and return its exit code."""
     click.echo(f"Error: {visible(' '.join(str(error).split()))}", err=True)
     if isinstance(error, errors.StoreUnavailable):
@@ -60,7 +56,7 @@ def complain(error: TenureError) -> int:
     return exit_code(error)
 
 
-def exit_code(error: TenureError) -> int:
+def exit_code(error: errors.TenureError) -> int:
     """Return the exit code for an error, by its class or the nearest one above it."""
     return next((EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES), REFUSED)
 
@@ -71,7 +67,7 @@ def chosen_database() -> str | None:
     return value
 
 
-def application() -> Tenure:
+def application() -> tenure.Tenure:
     """Make the application on the chosen database; its actor is the user who is logged in."""
     from tenure.app.app import Tenure
     from tenure.settings import load
@@ -82,7 +78,7 @@ def application() -> Tenure:
     return Tenure(found.database, actor=operator(), redact=found.redact)
 
 
-def existing() -> Tenure:
+def existing() -> tenure.Tenure:
     """Open the application on a database that exists, so that a mistyped address makes no file."""
     return application().open(make=False)
 

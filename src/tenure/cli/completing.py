@@ -10,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click import shell_completion as shells
 from click.shell_completion import CompletionItem
 
+import tenure
 from tenure.cli.command import application
 from tenure.errors import TenureError
-
-if TYPE_CHECKING:
-    from tenure.app.app import Tenure
 
 VARIABLE = "_TENURE_COMPLETE"
 """The shell asks the program for completions with this variable, which click names."""
@@ -113,7 +111,7 @@ class EventName(click.ParamType):  # type: ignore[type-arg]
         return _matching(incomplete, ((event, "") for event in EVENTS))
 
 
-def _from_database(read: Callable[[Tenure], Items]) -> Complete:
+def _from_database(read: Callable[[tenure.Tenure], Items]) -> Complete:
     """Complete what `read` finds in the database; nothing if it is slow or fails."""
 
     def complete(context: click.Context, _: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -154,7 +152,7 @@ token_names = _from_database(
 def job_ids(*statuses: str) -> Complete:
     """Complete the id of a recent job, by default whatever its status."""
 
-    def read(app: Tenure) -> Items:
+    def read(app: tenure.Tenure) -> Items:
         for status in statuses or (None,):
             for job in app.find(status=status, limit=MAX_OFFERED):
                 yield job.id, f"{job.type} {job.status}"

@@ -60,9 +60,8 @@ def limit(name: str, most: str) -> None:
     wanted = None if most == "none" else int(most)
     with application() as app:
         app.queues.limit(name, wanted)
-    click.echo(
-        f"queue {name} has no limit" if wanted is None else f"queue {name} holds at most {wanted}"
-    )
+    holds = "has no limit" if wanted is None else f"holds at most {wanted}"
+    click.echo(f"queue {name} {holds}")
 
 
 @click.command()

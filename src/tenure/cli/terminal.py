@@ -11,15 +11,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import click
 
 from tenure.cli.options import WIDE
+from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.text import ago, length, printable_json, visible
-
-if TYPE_CHECKING:
-    from tenure.jobs.findings import Progress
 
 GAP = "  "
 CUT = "…"
@@ -182,8 +180,6 @@ def progress_bar(what: str, *, shown: bool = True, steady: bool = False) -> Iter
     estimates the remaining time. The cursor stays visible, so that a killed process leaves the
     terminal intact.
     """
-    from tenure.jobs.findings import no_progress
-
     if not (shown and can_act(sys.stderr)):
         yield no_progress
         return

@@ -15,10 +15,10 @@ from tenure.cli.command import REFUSED, application, existing
 from tenure.cli.options import database_option, json_option, option, reading_options
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.errors import InvalidInput
+from tenure.jobs.findings import Check, CheckResult, Violation
 from tenure.jobs.text import visible
 
 if TYPE_CHECKING:
-    from tenure.jobs.findings import Violation
     from tenure.simulator import SimulationResult
 
 SEEDS = 1_000_000
@@ -70,8 +70,6 @@ def doctor(as_json: bool) -> None:
     Checks what Tenure's guarantees depend on, and changes nothing. Exit 1 if there is a problem; a
     warning alone exits 0.
     """
-    from tenure.jobs.findings import Check, CheckResult
-
     found = [
         Check("tenure", CheckResult.OK, tenure.__version__),
         Check("python", CheckResult.OK, f"{platform.python_version()} on {platform.system()}"),
