@@ -112,6 +112,7 @@ ANSWER_HEADERS = {
     "Location": "Where the job is.",
     "Link": 'The next page, `rel="next"`; absent when this is the last.',
     "Retry-After": "Seconds.",
+    "WWW-Authenticate": "`Bearer`: send a token.",
 }
 
 
@@ -210,11 +211,10 @@ def _answer(answer: Reply, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _problem(status: int, schemas: _Schemas) -> dict[str, Any]:
-    later = problems.RETRY_LATER if status in (429, 503) else ()
     return {
         "description": HTTPStatus(status).phrase,
         "content": {problems.MEDIA_TYPE: {"schema": schemas.of(problems.ProblemBody)}},
-        "headers": _headers(problems.REQUEST_ID, *later),
+        "headers": _headers(problems.REQUEST_ID, *problems.HEADERS.get(status, ())),
     }
 
 
