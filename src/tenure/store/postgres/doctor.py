@@ -45,6 +45,12 @@ AHEAD = """
 SELECT (SELECT extract(epoch FROM at - {s}.clock())::float8
     FROM {s}.transition ORDER BY xid DESC, seq DESC LIMIT 1)
 """
+TRIGGERS = """
+SELECT coalesce(array_agg(tgname::text), '{}')
+FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
+WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND tgenabled = 'A'
+"""
+"""Those in force, whatever the session's replication role."""
 UNLOGGED = """
 SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}') FROM pg_class
 WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND relkind = 'r' AND relpersistence = 'u'
@@ -173,7 +179,7 @@ def check_postgres(url: str) -> Iterator[Check]:
             found = postgres_schema.version_of(connection, address)
             yield doctor.schema(found, migrate.newest("postgres"))
             if found:
-                yield doctor.guards(_triggers(connection, address.schema), "postgres")
+                yield doctor.guards(one(connection, TRIGGERS, address.schema), "postgres")
                 yield ledger(one(connection, address.sql(FROM_ELSEWHERE)))
                 yield logged(one(connection, UNLOGGED, address.schema))
                 yield doctor.newest_entry(one(connection, address.sql(AHEAD)))
@@ -184,18 +190,6 @@ def check_postgres(url: str) -> Iterator[Check]:
     except psycopg.Error as error:
         advice = f"{error}: is the server running, and may this user connect?"
         yield problem("database", "does not answer", advice)
-
-
-def _triggers(connection: Any, schema: str) -> list[str]:
-    """The triggers in force in a schema, whatever the session's replication role."""
-    return [
-        name
-        for (name,) in connection.execute(
-            "SELECT tgname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid"
-            " WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND tgenabled = 'A'",
-            (schema,),
-        )
-    ]
 
 
 def pools_transactions(connection: psycopg.Connection[Any]) -> bool:
