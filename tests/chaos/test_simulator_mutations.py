@@ -174,10 +174,10 @@ def a_pause_is_forgotten(patch: Patch) -> None:
 
 
 def a_queue_takes_one_too_many(patch: Patch) -> None:
-    def full(old: Any, self: Any, wanted: Any) -> Any:
-        return old(self, {queue: count - 1 for queue, count in wanted.items()})
+    def full(old: Any, db: Any, wanted: Any) -> Any:
+        return old(db, {queue: count - 1 for queue, count in wanted.items()})
 
-    around(patch, Sqlite, "full_queues", full)
+    around(patch, enqueue, "full_queues", full)
 
 
 def a_token_does_not_rise(patch: Patch) -> None:

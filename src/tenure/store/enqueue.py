@@ -32,7 +32,7 @@ def add(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | Ten
 
 def add_each(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | TenureError]:
     """Insert jobs of separate requests, up to the limits of their queues."""
-    full = db.full_queues(_per_queue(checked_jobs))
+    full = full_queues(db, _per_queue(checked_jobs))
     if not full:
         return add(db, checked_jobs)
     free = [a for a in checked_jobs if a.queue not in full]
@@ -43,7 +43,7 @@ def add_each(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued 
         if queue not in full:
             continue
         repeated = bool(db.known([checked_job]))  # a repeated request needs no room
-        if not repeated and (queue in closed or db.full_queues({queue: 1})):
+        if not repeated and (queue in closed or full_queues(db, {queue: 1})):
             closed.add(queue)
             answers[checked_job.id] = QueueFull(queue, full[queue])
         else:
@@ -53,10 +53,10 @@ def add_each(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued 
 
 def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued]:
     """Insert the jobs of one request; if one is refused, raise its error: the caller undoes all."""
-    full = db.full_queues(_per_queue(checked_jobs))
+    full = full_queues(db, _per_queue(checked_jobs))
     if full:
         known = db.known([a for a in checked_jobs if a.queue in full])
-        full = db.full_queues(_per_queue([a for a in checked_jobs if a.id not in known]))
+        full = full_queues(db, _per_queue([a for a in checked_jobs if a.id not in known]))
     for queue, limit in full.items():
         raise QueueFull(queue, limit)
     answers = []
@@ -65,6 +65,18 @@ def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enque
             raise answer
         answers.append(answer)
     return answers
+
+
+def full_queues(db: Database, wanted: Mapping[str, int]) -> Mapping[str, int]:
+    """Return name -> limit of the queues (name -> jobs to add) that would exceed it."""
+    d = db.dialect
+    job, full = d.table("job"), {}
+    for name, limit in db.limits(wanted):
+        some = f"SELECT 1 FROM {job} WHERE status = 'pending' AND queue = {d.value} LIMIT {d.value}"
+        ((pending,),) = db.rows(f"SELECT count(*) FROM ({some}) AS waiting", (name, limit))
+        if pending + wanted[name] > limit:
+            full[name] = limit
+    return full
 
 
 def _per_queue(checked_jobs: Sequence[CheckedJob]) -> Mapping[str, int]:

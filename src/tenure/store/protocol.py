@@ -8,7 +8,7 @@ thread outside it. Neither decides anything: guarded writes report which rows th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -82,8 +82,8 @@ class Database(Statements, Protocol):
     def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
         """Return the job and fingerprint of each that is there already, by id or by key."""
 
-    def full_queues(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
-        """Return name -> limit of the queues (name -> jobs to add) that would exceed it."""
+    def limits(self, queues: Collection[str]) -> Sequence[tuple[str, int]]:
+        """Return the queues that have a limit, with it: a count after this holds until the end."""
 
     def complete(self, reports: Sequence[Report]) -> set[str]:
         """Complete each attempt whose lease is held; return the lease ids that were."""

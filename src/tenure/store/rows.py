@@ -21,6 +21,12 @@ COLUMNS = (
 )
 """Every column that a `Job` is made of, in the order in which the stores select them."""
 
+ADDED = (
+    *("id", "type", "queue", "priority", "max_retries", "timeout", "actor"),
+    *("idempotency_key", "fingerprint", "payload"),
+)
+"""The columns that are stored as a `CheckedJob` has them."""
+
 CHANGED = (
     *("status", "attempts", "max_retries", "token", "run_at", "started_at", "finished_at"),
     *("worker", "lease_id", "lease_expires_at", "event", "actor", "result", "last_error"),

@@ -16,6 +16,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.store import enqueue
 from tenure.store.sqlite.connection import Connection, connect, connect_writer
 from tenure.store.sqlite.schema import upgrade
 from tenure.store.sqlite.writer import Sqlite
@@ -129,7 +130,7 @@ def test_a_transaction_that_cannot_be_undone_goes_with_its_connection(
     db.rollback()
     db.begin()  # anew: the lock is free again, and nothing of before is there
     assert len(made) == 2
-    assert db.full_queues({"small": 2}) == {}
+    assert enqueue.full_queues(db, {"small": 2}) == {}
     db.rollback()
     db.close()
 

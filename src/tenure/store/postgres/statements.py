@@ -12,7 +12,7 @@ from typing import Any
 
 from tenure.store.dialect import Dialect
 from tenure.store.postgres.connection import NOW, array_of, is_uuid, to_time
-from tenure.store.rows import CHANGED, COLUMNS, TIMES, selected
+from tenure.store.rows import ADDED, CHANGED, COLUMNS, TIMES, selected
 
 DIALECT = Dialect(
     prefix="{s}.",
@@ -89,10 +89,6 @@ def arrays(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[Any]
     return [array_of(type_of(c), v) for c, v in zip(columns, values, strict=True)]
 
 
-ADDED = (
-    *("id", "type", "queue", "priority", "max_retries", "timeout", "actor"),
-    *("idempotency_key", "fingerprint", "payload"),
-)
 NEW = (*ADDED, "run_at", "delay", "backoff")
 
 # The hot path: functions of the schema, whose plans a session keeps; see 0002_hot_path.sql.
@@ -117,16 +113,11 @@ ORDER BY found.wanted, job.id <> found.wanted
 """
 
 LIMITED = "SELECT * FROM {s}.limited(%b::text[])"
-PENDING = """
-SELECT count(*) FROM (
-    SELECT FROM {s}.job WHERE status = 'pending' AND queue = %s LIMIT %s) AS waiting
-"""
 
-SELECT_JOB = f"SELECT {JOB_COLUMNS} FROM {{s}}.job"
 LOCK = f"SELECT {JOB_COLUMNS} FROM {{s}}.locked(%b::uuid[]) AS job"
 # After a wait for another transaction's lock, both conditions are tested again on the new row.
 LOCK_EXPIRED = f"""
-{SELECT_JOB} WHERE status = 'processing' AND lease_expires_at <= {NOW}
+SELECT {JOB_COLUMNS} FROM {{s}}.job WHERE status = 'processing' AND lease_expires_at <= {NOW}
 ORDER BY job.lease_expires_at LIMIT %s FOR UPDATE SKIP LOCKED
 """
 

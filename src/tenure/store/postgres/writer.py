@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
@@ -16,10 +16,10 @@ from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import BinaryArray, is_uuid, to_time, uuids
 from tenure.store.postgres.lanes import Lanes
 from tenure.store.postgres.session import PostgresSession
-from tenure.store.rows import CHANGED, added_job, job_of, write_policy
+from tenure.store.rows import ADDED, CHANGED, added_job, job_of, write_policy
 from tenure.store.tables.stats import StatsWriter
 
-_added_values = attrgetter(*sql.ADDED, "run_at", "delay")
+_added_values = attrgetter(*ADDED, "run_at", "delay")
 _changed_values = attrgetter(*CHANGED)
 _guard_values = attrgetter(*sql.GUARD)
 
@@ -73,14 +73,8 @@ class Postgres(PostgresSession):
         rows = self.rows(sql.KNOWN, (ids, ids, [a.idempotency_key for a in checked_jobs]))
         return {wanted: (job_of(row, to_time), row[-1]) for wanted, *row in rows}
 
-    def full_queues(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
-        full = {}
-        # Locked, so that the count below still holds when the jobs are in; read after the lock.
-        for name, limit in self.rows(sql.LIMITED, (list(wanted),)):
-            ((pending,),) = self.rows(sql.PENDING, (name, limit))
-            if pending + wanted[name] > limit:
-                full[name] = limit
-        return full
+    def limits(self, queues: Collection[str]) -> list[tuple[str, int]]:
+        return self.rows(sql.LIMITED, (list(queues),))
 
     # --- the hot path
 

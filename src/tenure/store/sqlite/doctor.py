@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Collection, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from tenure.jobs.findings import Check
@@ -108,8 +109,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
             yield problem("database", "not there yet", advice)
         return
     try:
-        connection = sqlite_connection.connect(path)
-        try:
+        with closing(sqlite_connection.connect(path)) as connection:
             yield ok("database", str(path))
             yield file_system(filesystems.filesystem_of(path))
             yield space(shutil.disk_usage(path.parent).free)
@@ -129,8 +129,6 @@ def check_sqlite(url: str) -> Iterator[Check]:
             yield doctor.clock(sqlite_connection.to_time(millis), before - 0.001, after)
             (ahead,) = connection.execute(AHEAD).fetchone() or (None,)
             yield doctor.newest_entry(ahead)
-        finally:
-            connection.close()
     except sqlite3.Error as error:
         advice = "is it a database of Tenure, and may this user read and write it and its folder?"
         yield problem("database", f"{path}: {error}", advice)

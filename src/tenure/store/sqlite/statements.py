@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from tenure.jobs.ids import EPOCH
 from tenure.store.dialect import Dialect
-from tenure.store.rows import CHANGED, COLUMNS
+from tenure.store.rows import ADDED, CHANGED, COLUMNS
 from tenure.store.sqlite.connection import NOW, to_time
 
 
@@ -76,10 +76,6 @@ class OverRows:
         }
 
 
-ADDED = (
-    *("id", "type", "queue", "priority", "max_retries", "timeout", "actor"),
-    *("idempotency_key", "fingerprint", "payload"),
-)
 INSERTED = (*ADDED, "backoff", "created_at", "run_at")
 INSERT = OverRows(
     "new",
@@ -95,9 +91,6 @@ SELECT {", ".join(COLUMNS)}, fingerprint FROM tenure_job
 WHERE idempotency_key = ? OR id = ? ORDER BY id <> ? LIMIT 1
 """
 LIMITED = "SELECT name, max_pending FROM tenure_queue WHERE max_pending IS NOT NULL"
-PENDING = """
-SELECT count(*) FROM (SELECT 1 FROM tenure_job WHERE status = 'pending' AND queue = ? LIMIT ?)
-"""
 
 # The lease alone would do (a CHECK makes it imply the status); the id makes it a key search.
 COMPLETE = OverRows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import chain
@@ -21,7 +21,7 @@ from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.protocol import Trouble
-from tenure.store.rows import CHANGED, TIMES, added_job, job_of, write_policy
+from tenure.store.rows import ADDED, CHANGED, TIMES, added_job, job_of, write_policy
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import (
     NOW,
@@ -39,7 +39,7 @@ _read_picked = msgspec.json.Decoder(
     list[tuple[int, str, str, str, str, int, int, int, float | None]]
 ).decode
 _read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
-_added_values = attrgetter(*sql.ADDED)
+_added_values = attrgetter(*ADDED)
 
 
 class Sqlite:
@@ -160,14 +160,8 @@ class Sqlite:
                 found[checked_job.id] = (job_of(row, to_time), row[-1])
         return found
 
-    def full_queues(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
-        full = {}
-        for name, limit in self.rows(sql.LIMITED):
-            if name in wanted:
-                ((pending,),) = self.rows(sql.PENDING, (name, limit))
-                if pending + wanted[name] > limit:
-                    full[name] = limit
-        return full
+    def limits(self, queues: Collection[str]) -> list[tuple[str, int]]:
+        return [row for row in self.rows(sql.LIMITED) if row[0] in queues]
 
     # --- the hot path
 
