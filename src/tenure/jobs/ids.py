@@ -48,12 +48,13 @@ def new_ids(count: int) -> list[str]:
         return []
     chance = _chance(2 + 8 * count)
     first = _stamps(count, chance[:2])
-    tails = chance[2:].hex()
+    tails = chance[2:].hex("-", 8).split("-")
     made: list[str] = []
-    for number, at in zip(range(first, first + count), range(0, len(tails), 16), strict=True):
+    for number, tail in enumerate(tails, first):
         stamp = f"{number:015x}"  # 12 digits of milliseconds, 3 of the counter
-        tail = f"{_VARIANTS[tails[at]]}{tails[at + 1 : at + 4]}-{tails[at + 4 : at + 16]}"
-        made.append(f"{stamp[:8]}-{stamp[8:12]}-7{stamp[12:]}-{tail}")
+        made.append(
+            f"{stamp[:8]}-{stamp[8:12]}-7{stamp[12:]}-{_VARIANTS[tail[0]]}{tail[1:4]}-{tail[4:]}"
+        )
     return made
 
 
