@@ -14,15 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from tenure.simulator import players
 from tenure.simulator.auditor import SHOWN
 from tenure.simulator.database import START
 from tenure.simulator.expected import BrokenRule
-from tenure.simulator.players import (
-    SimulatedOperator,
-    SimulatedProducer,
-    SimulatedSweeper,
-    SimulatedWorker,
-)
 from tenure.simulator.world import World
 
 HOURS_OF_A_WORLD = 24.0
@@ -86,12 +81,14 @@ def _play(world: World, seed: int, hours: float) -> SimulatorFinding | None:
     """Play one world, first with its faults, then without them until every job is settled."""
     plan, auditor = world.plan, world.auditor
     try:
-        producers = [SimulatedProducer(world, f"producer {n + 1}") for n in range(plan.producers)]
+        producers = [
+            players.SimulatedProducer(world, f"producer {n + 1}") for n in range(plan.producers)
+        ]
         for number in range(plan.workers):
-            SimulatedWorker(world, f"worker {number + 1}")
+            players.SimulatedWorker(world, f"worker {number + 1}")
         for number in range(plan.sweepers):
-            SimulatedSweeper(world, f"sweeper {number + 1}")
-        operator = SimulatedOperator(world, producers)
+            players.SimulatedSweeper(world, f"sweeper {number + 1}")
+        operator = players.SimulatedOperator(world, producers)
         while world.now < hours * 3600:
             world.run(min(INSPECTION_SECONDS, hours * 3600 - world.now))
             auditor.check_everything()

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
-from tenure.errors import StoreUnavailable, TenureError
+from tenure.errors import TenureError
 from tenure.jobs.enqueue import Enqueued
 from tenure.jobs.ledger import Transition
 from tenure.jobs.work import Exchange
-from tenure.simulator.database import SimulatedDatabase
-from tenure.simulator.expected import BrokenRule, Call, ExpectedStore
+from tenure.simulator.database import UNKNOWN, Call, SimulatedDatabase
+from tenure.simulator.expected import BrokenRule, ExpectedStore
 from tenure.store.reader import Reader
 
 SHOWN = 12  # lines of the trace, and transitions of the job, that a finding shows
-UNKNOWN = StoreUnavailable("no answer came: what became of the call is unknown")
 
 COMPARED = (
     *("status", "attempts", "token", "max_retries", "run_at"),
@@ -24,14 +23,6 @@ COMPARED = (
 )
 """The columns of a row that are compared after each commit."""
 _columns = attrgetter(*COMPARED)
-
-
-class Answered(NamedTuple):
-    """A call and its answer: a result, a TenureError, UNKNOWN, or an unexpected error."""
-
-    caller: str
-    call: Call
-    answer: Any
 
 
 class Auditor:
@@ -45,23 +36,24 @@ class Auditor:
         self._note = note
         self.expected = ExpectedStore(database)
 
-    def check(self, answered: Sequence[Answered], *, committed: bool, crashed: bool) -> None:
+    def check(self, calls: Sequence[Call], *, committed: bool, crashed: bool) -> None:
         """Check a transaction that has ended, and the answers to its calls."""
-        for caller, call, answer in answered:
-            self._note(f"{caller}: {call.verb} {_short(answer)}")
+        for call in calls:
+            answer = call.answer
+            self._note(f"{call.caller}: {call.verb} {_short(answer)}")
             if isinstance(answer, BaseException) and not isinstance(answer, TenureError):
                 raise BrokenRule(f"the store broke: {type(answer).__name__}: {answer}") from answer
             if committed and not crashed and answer is UNKNOWN:
                 self._figures["commits whose answer was an error"] += 1
             if not committed and answer is not UNKNOWN:
-                raise BrokenRule(f"{caller} was answered before a failed commit")
+                raise BrokenRule(f"{call.caller} was answered before a failed commit")
         ledger = self._database.new_transitions()
         if committed:
-            self._check_commit(answered, ledger)
+            self._check_commit(calls, ledger)
         elif ledger:
             raise BrokenRule("transitions are on record that were rolled back")
 
-    def _check_commit(self, answered: Sequence[Answered], ledger: Sequence[Transition]) -> None:
+    def _check_commit(self, calls: Sequence[Call], ledger: Sequence[Transition]) -> None:
         self._figures["commits"] += 1
         found: dict[str, list[str]] = {}  # job -> its transitions
         for row in ledger:
@@ -70,7 +62,7 @@ class Auditor:
             if row.event == "cancelled":
                 self._figures[f"cancelled while {row.source}"] += 1
             self._note(f"{row.job_id} {row.event}, attempt {row.attempt}, token {row.token}")
-        answers = self.expected.play([call for _, call, _ in answered], ledger)
+        answers = self.expected.play(calls, ledger)
         for id in {**self.expected.changed, **found}:
             on_record, must = found.get(id, []), self.expected.changed.get(id, [])
             if on_record != must:
@@ -79,11 +71,11 @@ class Auditor:
         for broken in self.expected.missed:
             raise broken
         self._compare_rows(self.expected.changed)
-        for one, must in zip(answered, answers, strict=True):
-            if one.call.verb == "prune":
+        for call, must in zip(calls, answers, strict=True):
+            if call.verb == "prune":
                 self._figures["jobs pruned"] += must
-            if one.answer is not UNKNOWN:
-                self._compare_answer(one, must)
+            if call.answer is not UNKNOWN:
+                self._compare_answer(call, must)
 
     def _compare_rows(self, job_ids: Iterable[str]) -> None:
         for id in job_ids:
@@ -94,10 +86,10 @@ class Auditor:
                 if found != must:
                     raise BrokenRule(f"its {name} is {found}, it must be {must}", job)
 
-    def _compare_answer(self, one: Answered, must: Any) -> None:
-        found = _plain(one.answer)
-        if one.call.verb == "exchange":
-            for report, said, true in zip(one.call.arguments[0], found[0], must[0], strict=True):
+    def _compare_answer(self, call: Call, must: Any) -> None:
+        found = _plain(call.answer)
+        if call.verb == "exchange":
+            for report, said, true in zip(call.arguments[0], found[0], must[0], strict=True):
                 self._figures[f"reports {said[0].replace('_', ' ')}"] += 1
                 if said != true:
                     what = f"a report of {report.outcome} was answered {_listed(said)}"
@@ -106,7 +98,7 @@ class Auditor:
         elif isinstance(must, TenureError):
             must = _plain(must)
         if found != must:
-            what = f"{one.caller}: {one.call.verb} was answered {found}; it must be {must}"
+            what = f"{call.caller}: {call.verb} was answered {found}; it must be {must}"
             raise BrokenRule(what)
 
     def check_everything(self) -> None:

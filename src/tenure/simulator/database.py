@@ -10,16 +10,22 @@ from __future__ import annotations
 import functools
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from tenure.errors import StoreUnavailable
 from tenure.jobs.ledger import Transition
+from tenure.store import transitions
+from tenure.store.commit import CallWork, EnqueueWork, ExchangeWork, Work
 from tenure.store.sqlite import schema
 from tenure.store.sqlite.connection import to_millis
 from tenure.store.sqlite.reader import SqliteReader
 from tenure.store.sqlite.writer import Sqlite
+from tenure.store.tables import queues
 
 START = datetime(2026, 1, 1, tzinfo=UTC)  # when every world begins
 MEMORY = Path(":memory:")
@@ -30,6 +36,46 @@ CRASHES = ("crash before the commit", "crash after the commit")
 
 class SimulatedCrash(BaseException):
     """The process is gone. Not an Exception, so that no code catches it and continues."""
+
+
+UNKNOWN = StoreUnavailable("no answer came: what became of the call is unknown")
+ON_STORE: Mapping[str, Callable[..., Any]] = {
+    "renew": lambda db, leases, seconds: db.renew(leases, seconds),
+    "sweep": lambda db, limit: {steps[0].id for steps in transitions.sweep(db, limit)},
+    "prune": lambda db, settled_before: transitions.prune(db, settled_before, 500),
+    "apply": lambda db, job_id, event: transitions.apply(db, job_id, event).id,
+    "set_queue": lambda db, name, paused, max_pending: queues.set_queue(
+        db, name, paused=paused, max_pending=max_pending, actor="operator"
+    ),
+}
+"""What a store does for a call, other than an enqueue or an exchange."""
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of a store, as it arrives there: a method of `ExpectedStore` and its arguments."""
+
+    caller: str
+    verb: str
+    arguments: tuple[Any, ...]
+    reply: Callable[[Any], None]
+    work: Work = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.verb == "enqueue":
+            self.work = EnqueueWork(*self.arguments)
+        elif self.verb == "exchange":
+            self.work = ExchangeWork(*self.arguments)
+        else:
+            self.work = CallWork(self.verb, lambda db: ON_STORE[self.verb](db, *self.arguments))
+
+    @property
+    def answer(self) -> Any:
+        """A result, a TenureError, an unexpected error, or UNKNOWN if the store gave none."""
+        error = self.work.future.exception() if self.work.future.done() else UNKNOWN
+        if error is None:
+            return self.work.future.result()
+        return UNKNOWN if isinstance(error, StoreUnavailable) else error
 
 
 class SimulatedDatabase(SqliteReader):
@@ -83,12 +129,16 @@ class SimulatedSqlite(Sqlite):
         self._steps = 0
         self.committed = False
 
-    def arm(self, fault: str, steps: int) -> None:
-        """Let `fault`, one of FAILURES or CRASHES or "", happen in the next transaction.
+    def run(self, commit: Callable[[], None], fault: str, steps: int) -> None:
+        """Call `commit`, and let `fault`, one of FAILURES or CRASHES or "", happen in it.
 
         The fault "in the middle" comes after about `steps` steps of SQLite's virtual machine.
         """
         self._fault, self._steps, self.committed = fault, steps, False
+        try:
+            commit()
+        except SimulatedCrash:
+            self.rollback()
 
     def begin(self) -> None:
         self._fail("at the begin")

@@ -12,14 +12,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, QueueFull, TenureError
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ledger import Transition
 from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report
 from tenure.lifecycle import Cancelled, Retried
-from tenure.simulator.database import SimulatedDatabase
+from tenure.simulator.database import Call, SimulatedDatabase
 
 SETTLED = ("completed", "failed", "cancelled")
 MAX_RELEASES = 100  # how often a job may be handed back; the next time it fails
@@ -33,13 +33,6 @@ class BrokenRule(Exception):
         super().__init__(what)
         self.what = what
         self.job = job
-
-
-class Call(NamedTuple):
-    """What a client asks of a store: a method of `ExpectedStore`, and its arguments."""
-
-    verb: str
-    arguments: tuple[Any, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -93,21 +86,18 @@ class ExpectedStore:
         }
         if any(call.verb == "prune" for call in calls):
             self._gone = self.jobs.keys() - set(self._database.job_ids())
-        reports = [r for verb, given in calls if verb == "exchange" for r in given[0]]
-        verdicts = iter(self._settle(reports))
-        answers: list[Any] = [
-            [next(verdicts) for _ in given[0]] if verb == "exchange" else None
-            for verb, given in calls
-        ]
-        for number in sorted(range(len(calls)), key=lambda number: _turn(calls[number])):
-            verb, given = calls[number]
-            if verb == "exchange":
-                answers[number] = answers[number], self._claim(given[1])
+        exchanges = [call for call in calls if call.verb == "exchange"]
+        verdicts = iter(self._settle([r for call in exchanges for r in call.arguments[0]]))
+        settled = {id(call): [next(verdicts) for _ in call.arguments[0]] for call in exchanges}
+        answers = {}
+        for call in sorted(calls, key=_turn):
+            if call.verb == "exchange":
+                answers[id(call)] = settled[id(call)], self._claim(call.arguments[1])
             else:
-                answers[number] = getattr(self, verb)(*given)
+                answers[id(call)] = getattr(self, call.verb)(*call.arguments)
         for job_id in self._gone:
             raise BrokenRule("it was deleted, and had to be kept", self.jobs[job_id])
-        return answers
+        return [answers[id(call)] for call in calls]
 
     # --- add
 

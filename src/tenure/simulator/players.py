@@ -12,7 +12,7 @@ from tenure.errors import TenureError
 from tenure.jobs.enqueue import CheckedJob, NewJob, Options, TypeOptions, check_job
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report
 from tenure.lifecycle import Cancelled, Retried
-from tenure.simulator.auditor import UNKNOWN
+from tenure.simulator.database import UNKNOWN
 from tenure.simulator.expected import SETTLED
 from tenure.simulator.world import SimulatedClient, World
 

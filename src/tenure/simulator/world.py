@@ -12,28 +12,24 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 from uuid import UUID
 
-from tenure.errors import StoreUnavailable
-from tenure.simulator.auditor import SHOWN, UNKNOWN, Answered, Auditor
+from tenure.simulator.auditor import SHOWN, Auditor
 from tenure.simulator.database import (
     CRASHES,
     FAILURES,
     START,
-    SimulatedCrash,
+    UNKNOWN,
+    Call,
     SimulatedDatabase,
     SimulatedSqlite,
 )
-from tenure.simulator.expected import Call
-from tenure.store import transitions
-from tenure.store.commit import CallWork, Committer, EnqueueWork, ExchangeWork, Work
+from tenure.store.commit import Committer
 from tenure.store.sqlite.connection import to_millis
-from tenure.store.tables import queues
 
 FAULTS = (
     *("requests lost", "answers lost", "requests doubled", "messages delayed", "server crashes"),
@@ -55,22 +51,8 @@ LATER: dict[str, Any] = {"base": 60, "factor": 2, "cap": 600}
 
 PATIENCE_SECONDS = 10.0  # after this a caller assumes that no answer will come
 MAX_DOWN_SECONDS = 60.0
-MAX_PRUNED = 500  # jobs in one transaction
 IDLE_LEFT_OUT = 0.95
 """Share of the calls that find nothing to do, and change no job, that are not played."""
-
-Reply = Callable[[Any], None]
-
-ON_STORE: Mapping[str, Callable[..., Any]] = {
-    "renew": lambda db, leases, seconds: db.renew(leases, seconds),
-    "sweep": lambda db, limit: {steps[0].id for steps in transitions.sweep(db, limit)},
-    "prune": lambda db, settled_before: transitions.prune(db, settled_before, MAX_PRUNED),
-    "apply": lambda db, job_id, event: transitions.apply(db, job_id, event).id,
-    "set_queue": lambda db, name, paused, max_pending: queues.set_queue(
-        db, name, paused=paused, max_pending=max_pending, actor="operator"
-    ),
-}
-"""What a store does for a call, other than an enqueue or an exchange."""
 
 
 class WorldPlan:
@@ -208,15 +190,15 @@ class SimulatedServer:
     def _start(self) -> None:
         """Start a new process, which remembers nothing."""
         self._up = True
-        self._waiting: list[tuple[str, Call, Reply]] = []
+        self._waiting: list[Call] = []
         self._db = SimulatedSqlite(self._world.database)
         self._committer = Committer([self._db], self._world.notify, clock=lambda: self._world.now)
 
-    def receive(self, caller: str, call: Call, reply: Reply) -> None:
+    def receive(self, call: Call) -> None:
         if not self._up:
-            reply(UNKNOWN)
+            call.reply(UNKNOWN)
             return
-        self._waiting.append((caller, call, reply))
+        self._waiting.append(call)
         if len(self._waiting) == 1:
             wait = self._world.chance.random() * self._world.plan.commit
             self._world.later(wait, self._commit)
@@ -225,27 +207,20 @@ class SimulatedServer:
         if not self._up or not self._waiting:
             return
         batch, self._waiting = self._waiting, []
-        works = [_work_of(call) for _, call, _ in batch]
+        works = [call.work for call in batch]
         fault = self._choose_fault()
         self._world.database.now = self._world.store_time
-        self._db.arm(fault, self._world.chance.randrange(1, 3_000) if fault else 0)
-        try:
-            self._committer.commit(self._db, works)
-        except SimulatedCrash:
-            self._db.rollback()
-        answered = [
-            Answered(caller, call, _answer_of(work.future))
-            for (caller, call, _), work in zip(batch, works, strict=True)
-        ]
+        steps = self._world.chance.randrange(1, 3_000)
+        self._db.run(lambda: self._committer.commit(self._db, works), fault, steps)
         crashed = fault in CRASHES
-        self._world.auditor.check(answered, committed=self._db.committed, crashed=crashed)
+        self._world.auditor.check(batch, committed=self._db.committed, crashed=crashed)
         if crashed:
             self._world.note(f"{self._name}: {fault}")
             self._up = False
             self._world.later(self._world.chance.random() * MAX_DOWN_SECONDS, self._start)
             return
-        for (_, _, reply), one in zip(batch, answered, strict=True):
-            reply(one.answer)
+        for call in batch:
+            call.reply(call.answer)
 
     def _choose_fault(self) -> str:
         if self._world.strikes("failed commits", 0.02):
@@ -253,24 +228,6 @@ class SimulatedServer:
         if self._world.strikes("server crashes", 0.005):
             return self._world.chance.choice(CRASHES)
         return ""
-
-
-def _work_of(call: Call) -> Work:
-    if call.verb == "enqueue":
-        return EnqueueWork(*call.arguments)
-    if call.verb == "exchange":
-        return ExchangeWork(*call.arguments)
-    return CallWork(call.verb, lambda db: ON_STORE[call.verb](db, *call.arguments))
-
-
-def _answer_of(future: Future[Any]) -> Any:
-    """Return the answer of a call; UNKNOWN if the store gave none."""
-    if not future.done():
-        return UNKNOWN
-    error = future.exception()
-    if error is None:
-        return future.result()
-    return UNKNOWN if isinstance(error, StoreUnavailable) else error
 
 
 class SimulatedClient:
@@ -281,10 +238,11 @@ class SimulatedClient:
         self.name = name
         self._server = world.chance.choice(world.servers)
 
-    def send(self, verb: str, *arguments: Any, then: Reply = lambda _: None) -> None:
+    def send(
+        self, verb: str, *arguments: Any, then: Callable[[Any], None] = lambda _: None
+    ) -> None:
         """Send a call; `then` gets one answer, UNKNOWN if none comes in time."""
         world, server, caller = self.world, self._server, self.name
-        call = Call(verb, arguments)
         answered = False
 
         def answer(what: Any) -> None:
@@ -303,7 +261,9 @@ class SimulatedClient:
         world.later(PATIENCE_SECONDS, lambda: answer(UNKNOWN))
         if world.strikes("requests lost"):
             return
-        world.later(world.latency(), lambda: server.receive(caller, call, reply))
+        call = Call(caller, verb, arguments, reply)
+        world.later(world.latency(), lambda: server.receive(call))
         if world.strikes("requests doubled"):
-            again = world.chance.random() * 2 * world.plan.lease
-            world.later(again, lambda: server.receive(caller, call, lambda _: None))
+            double = Call(caller, verb, arguments, lambda _: None)
+            later = world.chance.random() * 2 * world.plan.lease
+            world.later(later, lambda: server.receive(double))
