@@ -119,7 +119,6 @@ class Store:
 
     @property
     def read(self) -> Reader:
-        """The reading side."""
         self._committer.refuse_copies()
         return self._reader
 

@@ -229,7 +229,6 @@ class Committer:
         return left
 
     def _only_claim(self, batch: Sequence[Work]) -> ClaimRequest | None:
-        """Return the claim if it is all there is to do."""
         if len(batch) > 1 or not isinstance(batch[0], ExchangeWork) or batch[0].reports:
             return None
         claim = batch[0].claim

@@ -50,7 +50,6 @@ class Dialect:
     packs: bool  # whether many rows are better read as one JSON value
 
     def table(self, name: str) -> str:
-        """Return the name of a table in SQL."""
         return self.prefix + name
 
     def later(self, seconds: str | int) -> str:

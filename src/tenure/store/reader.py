@@ -102,7 +102,6 @@ class Reader(ABC):
     # --- jobs
 
     def clock(self) -> datetime:
-        """Return the store's clock."""
         d = self.dialect
         return d.to_time(self.rows(f"SELECT {d.time(d.now)}")[0][0])
 

@@ -180,7 +180,6 @@ def _is_indexed(query: Query) -> bool:
 
 
 def _after(query: Query, last: str) -> Query:
-    """Return the query for what follows `last`."""
     return replace(query, after=last) if query.oldest_first else replace(query, before=last)
 
 

@@ -15,12 +15,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tenure.jobs.ids import EPOCH
 from tenure.jobs.stats import BUCKETS, Activity, Count, FailureGroup, Total
 from tenure.store.dialect import Dialect, Statements
 from tenure.store.tables import stats_sql as sql
@@ -40,7 +41,6 @@ MAX_FAILURES = 200
 MAX_KIND = 200
 """Characters of a kind."""
 VARIES = "…"
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Place = tuple[Any, ...]
 """Of an entry in the ledger."""

@@ -175,7 +175,6 @@ def add(d: Dialect, table: str) -> str:
 
 
 def add_failures(d: Dialect) -> str:
-    """Add failures to their groups."""
     later = "excluded.last_seen >= old.last_seen"
     change = (
         "attempts = old.attempts + excluded.attempts,"

@@ -55,7 +55,6 @@ def revoke(db: Statements, name: str, actor: str) -> None:
 
 
 def note_use(db: Statements, names: Iterable[str]) -> None:
-    """Record that tokens were used now."""
     d = db.dialect
     statement = f"UPDATE {d.table('access')} SET used_at = {d.now} WHERE name = {d.value}"
     for name in sorted(names):  # the same order everywhere, or two writers could deadlock

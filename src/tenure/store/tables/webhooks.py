@@ -60,7 +60,6 @@ def add(db: Statements, hook: Webhook, secret: str) -> bool:
 
 
 def remove(db: Statements, name: str) -> None:
-    """Delete a webhook and its secret."""
     d = db.dialect
     db.changed(f"DELETE FROM {d.table('webhook')} WHERE name = {d.value}", (name,))
 

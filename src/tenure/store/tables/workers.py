@@ -13,7 +13,6 @@ KEPT_SECONDS = 86_400
 
 
 def see(db: Statements, request: ClaimRequest) -> None:
-    """Record that a worker asked for jobs now."""
     d = db.dialect
     db.changed(
         f"INSERT INTO {d.table('worker')} (id, label, queues, types, seen_at)"
