@@ -191,11 +191,11 @@ def end_process() -> None:
     Python waits for such threads before it exits. Call this once all work is done and reported.
     """
     deadline = time.monotonic() + LEFTOVER_SECONDS
-    left = [t for t in threading.enumerate() if t is not threading.current_thread()]
+    threads = threading.enumerate()
+    left = [t for t in threads if not t.daemon and t is not threading.current_thread()]
     for thread in left:
-        if not thread.daemon:
-            thread.join(max(deadline - time.monotonic(), 0))
-    if any(thread.is_alive() and not thread.daemon for thread in left):
+        thread.join(max(deadline - time.monotonic(), 0))
+    if any(thread.is_alive() for thread in left):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
