@@ -11,7 +11,7 @@ from tenure.errors import TenureError
 from tenure.jobs.enqueue import Enqueued
 from tenure.jobs.ledger import Transition
 from tenure.jobs.work import Exchange
-from tenure.simulator.database import UNKNOWN, Call, SimulatedDatabase
+from tenure.simulator.database import UNKNOWN, SimulatedDatabase, StoreCall
 from tenure.simulator.expected import BrokenRule, ExpectedStore
 from tenure.store.reader import Reader
 
@@ -36,7 +36,7 @@ class Auditor:
         self._note = note
         self.expected = ExpectedStore(database)
 
-    def check(self, calls: Sequence[Call], *, committed: bool, crashed: bool) -> None:
+    def check(self, calls: Sequence[StoreCall], *, committed: bool, crashed: bool) -> None:
         """Check a transaction that has ended, and the answers to its calls."""
         for call in calls:
             answer = call.answer
@@ -53,7 +53,7 @@ class Auditor:
         elif ledger:
             raise BrokenRule("transitions are on record that were rolled back")
 
-    def _check_commit(self, calls: Sequence[Call], ledger: Sequence[Transition]) -> None:
+    def _check_commit(self, calls: Sequence[StoreCall], ledger: Sequence[Transition]) -> None:
         self._figures["commits"] += 1
         found: dict[str, list[str]] = {}  # job -> its transitions
         for row in ledger:
@@ -86,7 +86,7 @@ class Auditor:
                 if found != must:
                     raise BrokenRule(f"its {name} is {found}, it must be {must}", job)
 
-    def _compare_answer(self, call: Call, must: Any) -> None:
+    def _compare_answer(self, call: StoreCall, must: Any) -> None:
         found = _plain(call.answer)
         if call.verb == "exchange":
             for report, said, true in zip(call.arguments[0], found[0], must[0], strict=True):

@@ -52,7 +52,7 @@ ON_STORE: Mapping[str, Callable[..., Any]] = {
 
 
 @dataclass(slots=True)
-class Call:
+class StoreCall:
     """A call of a store, as it arrives there: a method of `ExpectedStore` and its arguments."""
 
     caller: str

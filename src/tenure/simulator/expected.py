@@ -19,7 +19,7 @@ from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ledger import Transition
 from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report
 from tenure.lifecycle import Cancelled, Retried
-from tenure.simulator.database import Call, SimulatedDatabase
+from tenure.simulator.database import SimulatedDatabase, StoreCall
 
 SETTLED = ("completed", "failed", "cancelled")
 MAX_RELEASES = 100  # how often a job may be handed back; the next time it fails
@@ -76,7 +76,7 @@ class ExpectedStore:
         self._chosen: dict[str, deque[Transition]] = {}  # what the store took, by event
         self._gone: set[str] = set()  # jobs that are not in the database any more
 
-    def play(self, calls: Sequence[Call], ledger: Sequence[Transition]) -> list[Any]:
+    def play(self, calls: Sequence[StoreCall], ledger: Sequence[Transition]) -> list[Any]:
         """Do what one transaction did, in the order of the committer; return the answers."""
         self._now = self._database.now
         self.changed = {}
@@ -314,7 +314,7 @@ class ExpectedStore:
         self.changed.setdefault(job.id, []).append(event)
 
 
-def _turn(call: Call) -> int:
+def _turn(call: StoreCall) -> int:
     """Return when a call is done: single jobs, batches, other calls, claims."""
     if call.verb == "enqueue":
         return int(len(call.arguments[0]) > 1)

@@ -24,9 +24,9 @@ from tenure.simulator.database import (
     FAILURES,
     START,
     UNKNOWN,
-    Call,
     SimulatedDatabase,
     SimulatedSqlite,
+    StoreCall,
 )
 from tenure.store.commit import Committer
 from tenure.store.sqlite.connection import to_millis
@@ -190,11 +190,11 @@ class SimulatedServer:
     def _start(self) -> None:
         """Start a new process, which remembers nothing."""
         self._up = True
-        self._waiting: list[Call] = []
+        self._waiting: list[StoreCall] = []
         self._db = SimulatedSqlite(self._world.database)
         self._committer = Committer([self._db], self._world.notify, clock=lambda: self._world.now)
 
-    def receive(self, call: Call) -> None:
+    def receive(self, call: StoreCall) -> None:
         if not self._up:
             call.reply(UNKNOWN)
             return
@@ -261,9 +261,9 @@ class SimulatedClient:
         world.later(PATIENCE_SECONDS, lambda: answer(UNKNOWN))
         if world.strikes("requests lost"):
             return
-        call = Call(caller, verb, arguments, reply)
+        call = StoreCall(caller, verb, arguments, reply)
         world.later(world.latency(), lambda: server.receive(call))
         if world.strikes("requests doubled"):
-            double = Call(caller, verb, arguments, lambda _: None)
+            double = StoreCall(caller, verb, arguments, lambda _: None)
             later = world.chance.random() * 2 * world.plan.lease
             world.later(later, lambda: server.receive(double))
