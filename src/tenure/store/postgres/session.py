@@ -58,13 +58,14 @@ class PostgresSession:
 
     def begin(self) -> None:
         """Begin with the first statement, which saves a round trip where that needs no values."""
-        if self._connection is None:
-            self._connection = self._connect()
+        self._connect()
         self._started = False
         self._now = None
         self._marked = False
 
-    def _connect(self) -> psycopg.Connection[Any]:
+    def _connect(self) -> None:
+        if self._connection is not None:
+            return
         connection = connect(self._address)
         connection.add_notice_handler(self._hear)
         with answering(connection, self._patience):
@@ -73,7 +74,7 @@ class PostgresSession:
         self._begin = BEGIN + ("; SET LOCAL synchronous_commit = on" if waits == "off" else "")
         self._wire = Wire(connection)
         self._on_connect()
-        return connection
+        self._connection = connection
 
     def _hear(self, notice: errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":
@@ -148,8 +149,7 @@ class PostgresSession:
 
     def _commits_alone(self) -> bool:
         """Return whether such a statement waits for the disk. Connects."""
-        if self._connection is None:
-            self._connection = self._connect()
+        self._connect()
         self._cut_short.clear()
         return self._begin == BEGIN
 

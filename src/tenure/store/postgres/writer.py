@@ -194,8 +194,7 @@ class Postgres(PostgresSession):
 
     def announce(self) -> None:
         """Notify the listeners of this schema. Does not wait for the disk: a hint may be lost."""
-        if self._connection is None:
-            self._connection = self._connect()
+        self._connect()
         self._run("BEGIN; SET LOCAL synchronous_commit = off; NOTIFY {s}; COMMIT")
 
     def tidy(self) -> None:

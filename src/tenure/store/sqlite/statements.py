@@ -142,10 +142,10 @@ FROM {rows} AS lease WHERE tenure_job.rowid = lease.row AND +tenure_job.status =
 """,
 )
 
-GUARD = ("id", "was_status", "was_token", "was_lease_id", "was_lease_expires_at")
+GUARD = ("status", "token", "lease_id", "lease_expires_at")
 SAVE = OverRows(
     "changed",
-    (*GUARD, *CHANGED),
+    ("id", *(f"was_{column}" for column in GUARD), *CHANGED),
     f"""
 UPDATE tenure_job SET {", ".join(f"{column} = changed.{column}" for column in CHANGED)}
 FROM {{rows}} AS changed WHERE tenure_job.id = changed.id AND tenure_job.status = was_status

@@ -21,7 +21,7 @@ from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.protocol import Trouble
-from tenure.store.rows import ADDED, CHANGED, TIMES, added_job, job_of, write_policy
+from tenure.store.rows import ADDED, CHANGED, added_job, job_of, write_policy
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import (
     NOW,
@@ -153,12 +153,11 @@ class Sqlite:
         return {job.id: job for job, new in zip(jobs, made, strict=True) if new}
 
     def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
-        found = {}
-        for checked_job in checked_jobs:
-            values = (checked_job.idempotency_key, checked_job.id, checked_job.id)
-            for row in self._db.execute(sql.KNOWN, values):
-                found[checked_job.id] = (job_of(row, to_time), row[-1])
-        return found
+        return {
+            a.id: (job_of(row, to_time), row[-1])
+            for a in checked_jobs
+            for row in self.rows(sql.KNOWN, (a.idempotency_key, a.id, a.id))
+        }
 
     def limits(self, queues: Collection[str]) -> list[tuple[str, int]]:
         return [row for row in self.rows(sql.LIMITED) if row[0] in queues]
@@ -246,24 +245,13 @@ class Sqlite:
 
     def save(self, changes: Sequence[tuple[Job, Job]]) -> int:
         rows = [
-            (
-                before.id,
-                before.status,
-                before.token,
-                before.lease_id,
-                _stored(before.lease_expires_at),
-                *_changed_values(after),
-            )
+            (before.id, *_values(before, sql.GUARD), *_values(after, CHANGED))
             for before, after in changes
         ]
         return self._changed_by(sql.SAVE, rows)
 
     def settled_as(self, leases: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
-        found = {}
-        for lease in leases:
-            if row := self._db.execute(sql.SETTLED_AS, lease).fetchone():
-                found[lease] = row[0]
-        return found
+        return {lease: event for lease in leases for (event,) in self.rows(sql.SETTLED_AS, lease)}
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         until = to_millis(self.now() + timedelta(seconds=lease_seconds))
@@ -339,12 +327,7 @@ def _json(rows: Any) -> str:
     return msgspec.json.encode(rows).decode()
 
 
-def _stored(time: datetime | None) -> int | None:
-    return None if time is None else to_millis(time)
-
-
-def _changed_values(job: Job) -> tuple[Any, ...]:
-    return tuple(
-        _stored(getattr(job, column)) if column in TIMES else getattr(job, column)
-        for column in CHANGED
-    )
+def _values(job: Job, columns: Sequence[str]) -> list[Any]:
+    """The values of columns as stored."""
+    values = [getattr(job, column) for column in columns]
+    return [to_millis(value) if isinstance(value, datetime) else value for value in values]
