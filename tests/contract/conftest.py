@@ -58,7 +58,7 @@ def unaudited_harness(database_url: str, owner_url: str) -> Iterator[StoreHarnes
     clock = Clock(owner_url)
     raw = RawSql(owner_url)
     try:
-        yield StoreHarness(store, clock, raw)
+        yield StoreHarness(database_url, store, clock, raw)
     finally:
         store.close()
         clock.close()

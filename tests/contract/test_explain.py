@@ -35,7 +35,7 @@ Why = Callable[[str], Explanation]
 @pytest.fixture
 def why(harness: StoreHarness) -> Iterator[Why]:
     """The explanation of a job, as the application gives it."""
-    with Tenure(harness.store.url) as app:
+    with Tenure(harness.url) as app:
         yield app.explain
 
 

@@ -26,7 +26,7 @@ from tests.support.store import LEASE_SECONDS, StoreHarness, report_completed
 @pytest.fixture
 def db(harness: StoreHarness) -> Iterator[Database]:
     """A writing connection by itself; its transaction is undone."""
-    url = harness.store.url
+    url = harness.url
     made: Database = Sqlite(path_of(url)) if url.startswith("sqlite:") else Postgres(url)
     yield made
     made.rollback()

@@ -115,7 +115,7 @@ def test_the_database_refuses_by_the_table(
     if deleted:
         without(row, guard)
     store, raw = open_store(database_url), RawSql(database_url)
-    harness = StoreHarness(store, None, raw)  # type: ignore[arg-type]
+    harness = StoreHarness(database_url, store, None, raw)  # type: ignore[arg-type]
     try:
         id = harness.add(max_retries=1, backoff=AT_ONCE).id
         statement = f"{BACK} WHERE id = ?"

@@ -69,7 +69,7 @@ def test_counts_are_those_of_the_jobs_at_every_step(
     """Jobs come, move in every way and go, in bites of a few moves measured by two processes."""
     monkeypatch.setattr(measures, "MAX_ENTRIES", 7)
     die = random.Random(seed)
-    other = open_store(harness.store.url)
+    other = open_store(harness.url)
     gone: Counter[str] = Counter()
 
     def transition() -> None:
@@ -141,7 +141,7 @@ def test_many_measure_at_once_beside_writers(
 ) -> None:
     monkeypatch.setattr(measures, "MAX_ENTRIES", 20)
     done = threading.Event()
-    stores = [open_store(harness.store.url) for _ in range(3)]
+    stores = [open_store(harness.url) for _ in range(3)]
 
     def measure(store: Store) -> None:
         while not done.is_set():
@@ -339,14 +339,14 @@ def test_jobs_deleted_by_hand_are_found_and_counted_anew(unaudited_harness: Stor
     ((invariant, _, found),) = harness.store.read.violations(10)
     assert invariant == "the counts are those of the jobs"
     assert found == "completed of mail in default: 1, counted 2"
-    assert harness.store.recount().result() == 1
+    assert harness.store.write("measure", lambda db: db.stats.recount()).result() == 1
     assert harness.store.read.violations(10) == []
     check(harness)
 
 
 def test_of_many_who_measure_one_does_until_it_is_gone(harness: StoreHarness) -> None:
     harness.add()
-    with closing(open_store(harness.store.url)) as other:
+    with closing(open_store(harness.url)) as other:
         assert other.update_stats(yielding=True) == 1  # the first time, nobody is known to measure
         harness.add()
         assert harness.store.update_stats() == 1

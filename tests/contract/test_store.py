@@ -24,12 +24,12 @@ ROOT = Path(__file__).parents[2]
 def test_what_was_answered_is_there_after_opening_again(harness: StoreHarness) -> None:
     job = harness.add()
     harness.store.close()
-    again = open_store(harness.store.url)
+    again = open_store(harness.url)
     try:
         assert again.read.get(job.id) == job
     finally:
         again.close()
-    harness.store = open_store(harness.store.url)
+    harness.store = open_store(harness.url)
 
 
 def test_closing_finishes_what_is_waiting(harness: StoreHarness, database_url: str) -> None:

@@ -65,7 +65,8 @@ MALFORMED_IDS = ["", "nonsense", "x" * 5_000, "' OR 1=1 --", "%s", "{", "🎈", 
 class StoreHarness:
     """A store, its clock and a plain connection; methods wait for the store's answer."""
 
-    def __init__(self, store: Store, clock: Clock, sql: RawSql) -> None:
+    def __init__(self, url: str, store: Store, clock: Clock, sql: RawSql) -> None:
+        self.url = url
         self.store = store
         self.clock = clock
         self.sql = sql

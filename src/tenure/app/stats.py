@@ -67,7 +67,8 @@ class Statistics(Noun):
 
         Only needed after rows were changed by hand. Reads every job; on SQLite, writers wait.
         """
-        return self._core.store.recount().result()
+        recounted = self._core.store.write("measure", lambda db: db.stats.recount(), quiet=True)
+        return recounted.result()
 
 
 class Events(Noun):

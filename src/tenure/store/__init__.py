@@ -39,14 +39,9 @@ class Store:
     """
 
     def __init__(
-        self,
-        url: str,
-        databases: Sequence[Database],
-        reader: Reader,
-        heart: Database | None = None,
+        self, databases: Sequence[Database], reader: Reader, heart: Database | None = None
     ) -> None:
         """`databases` write side by side; `heart` is a separate connection for heartbeats."""
-        self.url = url
         self.exchanges = len(databases) + 1
         """How many exchanges keep every writing connection busy: one more is prepared meanwhile."""
         self._notifier = Notifier(reader.watch)
@@ -96,10 +91,6 @@ class Store:
             return 0
         self._stats_place = batch.end
         return batch.transitions
-
-    def recount(self) -> Future[int]:
-        """Make the counts agree with the jobs. The future's result is how many were wrong."""
-        return self.write("measure", lambda db: db.stats.recount(), quiet=True)
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; return the lease ids that are still held."""
@@ -218,7 +209,7 @@ def open_store(url: str, *, make: bool = True) -> Store:
         from tenure.store.sqlite import writer as sqlite
 
         path = sqlite_connection.path_of(url)
-        return Store(url, [sqlite.Sqlite(path)], sqlite_reader.SqliteReader(path))
+        return Store([sqlite.Sqlite(path)], sqlite_reader.SqliteReader(path))
     from tenure.store.postgres import lanes as postgres_lanes
     from tenure.store.postgres import reader as postgres_reader
     from tenure.store.postgres import writer as postgres
@@ -226,7 +217,6 @@ def open_store(url: str, *, make: bool = True) -> Store:
     lanes = postgres_lanes.Lanes()
     reader = postgres_reader.PostgresReader(url)
     return Store(
-        url,
         [postgres.Postgres(url, lanes, reader.reconnect) for _ in range(POSTGRES_WRITERS)],
         reader,
         heart=postgres.Postgres(url),

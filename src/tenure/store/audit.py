@@ -77,8 +77,8 @@ INVARIANTS: Mapping[str, str] = {
     "missing)",
     SOUND: "the file is damaged, by a fault of the disk, or because it was copied, replaced or "
     "written by other means while it was in use: stop everything, keep a copy, restore a backup",
-    "the counts are those of the jobs": "`tenure stats` is wrong by that much, no job is: "
-    "jobs were deleted or the ledger was edited by hand. `Tenure(url).recount()` counts again",
+    "the counts are those of the jobs": "`tenure stats` is wrong by that much, no job is: jobs "
+    "were deleted or the ledger was edited by hand. `Tenure(url).stats.recount()` counts again",
     "no ledger without its job": "a job was deleted that was not settled, or not by Tenure: look "
     "in the ledger for what it was, and enqueue it again if it must run",
 }
