@@ -29,6 +29,7 @@ from tenure.errors import InvalidInput
 from tenure.http import guard
 from tenure.http.api.call import Dispatcher
 from tenure.http.api.routes import OPEN_PATHS, ROUTES
+from tenure.http.token_cache import TokenCache
 from tenure.http.waiting import WorkNotifier
 from tenure.jobs.names import check_queues
 from tenure.settings import Settings
@@ -58,7 +59,7 @@ class Application:
 
         self.state = State({"notifier": notifier})
         redaction = app.core.redaction.also(settings.redact)
-        tokens = guard.TokenCache(app, settings.tokens, closed=not guard.is_loopback(settings.host))
+        tokens = TokenCache(app, settings.tokens, closed=not guard.is_loopback(settings.host))
         self._api = guard.AccessGuard(
             Dispatcher(ROUTES, app, notifier, redaction), settings, tokens, OPEN_PATHS
         )

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from tenure import InvalidInput, StoreUnavailable, Tenure
 from tenure.client import Client
 from tenure.errors import Forbidden, Unauthorized
-from tenure.http import guard, waiting
+from tenure.http import token_cache, waiting
 from tenure.http.api.routes import ROUTES, Route
 from tenure.server import build
 from tenure.settings import Settings
@@ -63,7 +63,7 @@ def app(sqlite_url: str) -> Iterator[Tenure]:
 def guarded(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A server that looks at the tokens in the database for every request."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
-        monkeypatch.setattr(guard, name, -1)
+        monkeypatch.setattr(token_cache, name, -1)
     with api_client(app, Settings(tokens=(OWNER,))) as api:
         yield api
 
@@ -223,7 +223,7 @@ def test_an_open_server_asks_for_tokens_once_there_was_one(
 ) -> None:
     """And goes on asking when the last is revoked: nobody is let in by taking a token away."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
-        monkeypatch.setattr(guard, name, -1)
+        monkeypatch.setattr(token_cache, name, -1)
     with api_client(app) as api:
         assert api.get("/jobs").status_code == 200
         token, _ = app.tokens.create("one", ["read"])
@@ -263,8 +263,8 @@ def test_without_the_database_no_stored_token_opens(
 def test_guessing_reads_the_database_ten_times_a_second_at_most(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "AT_ONCE_SECONDS", 3600)
-    monkeypatch.setattr(guard, "FRESH_SECONDS", 3600)
+    monkeypatch.setattr(token_cache, "AT_ONCE_SECONDS", 3600)
+    monkeypatch.setattr(token_cache, "FRESH_SECONDS", 3600)
     reads: list[int] = []
     found = token_table.every
     monkeypatch.setattr(token_table, "every", lambda db: reads.append(1) or found(db))
@@ -282,8 +282,8 @@ def test_guessing_reads_the_database_ten_times_a_second_at_most(
 IMPATIENT = (
     sys.executable,
     "-c",
-    "from tenure import cli; from tenure.http import guard\n"
-    "guard.FRESH_SECONDS, guard.STALE_SECONDS = 0.1, 0.5\n"
+    "from tenure import cli; from tenure.http import token_cache as cache\n"
+    "cache.FRESH_SECONDS, cache.STALE_SECONDS = 0.1, 0.5\n"
     "cli.main()",
 )
 """A server that looks at the tokens ten times as often as others do."""
@@ -376,7 +376,7 @@ def test_a_stream_ends_with_the_token_that_opened_it(
 ) -> None:
     """And with the first token that there is, one that was opened by nobody."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
-        monkeypatch.setattr(guard, name, -1)
+        monkeypatch.setattr(token_cache, name, -1)
     monkeypatch.setattr(waiting, "RECHECK_SECONDS", 0.01)
 
     async def opened(secret: str | None) -> Exchange:

@@ -30,7 +30,8 @@ from tenure.dashboard.cache import ReadCache
 from tenure.dashboard.push import Follower
 from tenure.dashboard.request import HEADERS, SESSION, PageRequest, inside, read_form
 from tenure.errors import Forbidden, TenureError, Unauthorized
-from tenure.http.guard import TokenCache, path_in
+from tenure.http.guard import path_in
+from tenure.http.token_cache import TokenCache
 from tenure.jobs import text
 from tenure.jobs.redaction import Redaction
 from tenure.tokens.scopes import Scope

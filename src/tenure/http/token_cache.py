@@ -1,0 +1,108 @@
+"""The valid tokens of a server, in memory.
+
+To check a token is one lookup, by its digest. The tokens in the database are read again when they
+are older than `FRESH_SECONDS`; meanwhile requests use the older ones. From `STALE_SECONDS` on
+requests wait for the read. So a token that was revoked or has expired is refused everywhere within
+seconds, and no token that could have been revoked is accepted without the database. A new token is
+accepted at once. The lookup need not take constant time: its time reveals something about the
+digest of a guess, but nothing about the tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from math import inf
+
+from tenure.app.app import Tenure
+from tenure.errors import StoreUnavailable, TenureError
+from tenure.tokens.scopes import ANYBODY, EVERY_SCOPE, Caller, digest_of
+
+log = logging.getLogger(__name__)
+
+OWNER = Caller("http", EVERY_SCOPE)
+"""The caller with a token of the settings."""
+FRESH_SECONDS = 1.0
+STALE_SECONDS = 5.0
+AT_ONCE_SECONDS = 0.1
+"""Tokens older than this are read again for an unknown one: guesses cost ten reads a second."""
+RECORD_SECONDS = 60.0
+"""How often the use of a token is recorded."""
+
+
+class TokenCache:
+    """The valid tokens of this server. Can be used on one event loop after another."""
+
+    def __init__(self, app: Tenure, given: tuple[str, ...], *, closed: bool) -> None:
+        """`given` are tokens with every scope; `closed` asks for a token even if none exists."""
+        self._app = app
+        self._given = frozenset(digest_of(token.encode()) for token in given)
+        self._closed = closed or bool(given)
+        self._stored: dict[bytes, Caller] = {}
+        self._any_stored = False
+        self._read_at = -inf
+        self._reading: asyncio.Future[None] | None = None
+        self._used: set[str] = set()
+        self._recorded: dict[str, float] = {}
+
+    async def caller(self, token: bytes | None) -> Caller | None:
+        """Return the caller of `token` (None: no token was sent); None if it is not valid.
+
+        Raises StoreUnavailable if that depends on a database that does not answer.
+        """
+        digest = None if token is None else digest_of(token)
+        if digest in self._given:
+            return OWNER
+        age = max(asyncio.get_running_loop().time() - self._read_at, 0.0)
+        if digest is None and not self._is_open:
+            return None
+        known = self._is_open or digest in self._stored
+        if age > (STALE_SECONDS if known else AT_ONCE_SECONDS):
+            await asyncio.shield(self._read())
+        elif age > FRESH_SECONDS:
+            self._read()
+        if self._is_open:
+            return ANYBODY
+        found = None if digest is None else self._stored.get(digest)
+        if found is not None:
+            self._used.add(found.name)
+        return found
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether no token is needed; never again once there was one in the database."""
+        return not self._closed and not self._any_stored
+
+    def _read(self) -> asyncio.Future[None]:
+        """Read the database's tokens again, once for all requests that ask meanwhile."""
+        loop = asyncio.get_running_loop()
+        reading = self._reading
+        if reading is None or reading.done() or reading.get_loop() is not loop:
+            reading = self._reading = loop.create_task(self._read_now())
+            # Retrieves a failure, which is logged already, so that asyncio does not warn of it.
+            reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return reading
+
+    async def _read_now(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            tokens = await asyncio.to_thread(self._app.tokens.list)
+        except TenureError as error:
+            log.warning("cannot read the tokens of the HTTP API: %s", error)
+            raise StoreUnavailable("the database did not answer") from error
+        self._stored = {bytes.fromhex(t.digest): t.caller for t in tokens if t.valid}
+        self._any_stored = bool(tokens)
+        self._read_at = began
+        self._record_use(began)
+
+    def _record_use(self, now: float) -> None:
+        due = {name for name in self._used if now >= self._recorded.get(name, now)}
+        self._used.clear()
+        if due:
+            self._recorded.update(dict.fromkeys(due, now + RECORD_SECONDS))
+            names = [name.removeprefix("token:") for name in due]
+            # No request waits for it. A role that may not write here does not record it.
+            with contextlib.suppress(TenureError):
+                self._app.core.note_token_use(names)
