@@ -140,22 +140,17 @@ class ExpectedStore:
         if request is None:
             return set()
         due = self.due(self._now)
-        last: dict[str, ExpectedJob] = {}
-        leases = set()
-        for row, job in self._taken("claimed", due, request.limit):
+        taken = self._taken("claimed", due, request.limit)
+        for row, job in taken:
             if row.actor != request.worker or row.lease_id in job.ended:
                 raise BrokenRule("claimed by another worker, or under an old lease", job)
-            queue = job.sent.queue
-            last[queue] = max(job, last.get(queue, job), key=lambda job: job.order)
+            for left in due:
+                if left.sent.queue == job.sent.queue and left.order < job.order:
+                    raise BrokenRule(f"{job.id} was claimed before it", left)
             self._change(job, "claimed", "processing")
             job.lease_id = row.lease_id
             job.lease_expires_at = self._now + timedelta(seconds=request.lease_seconds)
-            leases.add((job.id, job.lease_id, job.attempts, job.token))
-        for job in due:
-            ahead = last.get(job.sent.queue, job)
-            if job.order < ahead.order:
-                raise BrokenRule(f"{ahead.id} was claimed before it", job)
-        return leases
+        return {(job.id, job.lease_id, job.attempts, job.token) for _, job in taken}
 
     def _taken(
         self, event: str, free: list[ExpectedJob], limit: int

@@ -191,7 +191,8 @@ class SimulatedWorker(SimulatedClient):
         longest = 4 * self.world.plan.lease if slow else QUICK_SECONDS
         self._later(self.world.chance.random() * longest, partial(self._finish, lease))
         if not self._beating:
-            self._beat()
+            self._beating = True
+            self._later(self.world.plan.lease / 3, self._beat)
 
     def _finish(self, lease: Lease) -> None:
         del self._held[lease.lease_id]
