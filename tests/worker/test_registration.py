@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import pytest
 
-from tenure import InvalidInput, JobContext, Tenure
+from tenure import InvalidInput, JobContext, KeyConflict, Tenure
 
 Anything = TypeVar("Anything")
 
@@ -333,3 +333,21 @@ def test_one_text_is_no_list_of_names(app: Tenure, use: Callable[[Tenure], objec
     """Else its letters would be taken for names, and nothing hidden, run or told, in silence."""
     with pytest.raises(InvalidInput):
         use(app)
+
+
+def test_a_key_stands_for_the_options_of_the_call_and_not_for_defaults(
+    app: Tenure, sqlite_url: str
+) -> None:
+    def send(to: str) -> None: ...
+
+    before = app.job(max_retries=7, queue="mail", timeout="30s", backoff="1s", priority=3)(send)
+    first = before.options(idempotency_key="k", delay="1h").enqueue("a")
+    with Tenure(sqlite_url) as deployed:
+        after = deployed.job(max_retries=2)(send).options(idempotency_key="k")
+        assert after.options(delay=3600).enqueue("a") == first
+        with pytest.raises(KeyConflict):
+            after.enqueue("a")
+        with pytest.raises(KeyConflict):
+            after.options(delay="1h", max_retries=7).enqueue("a")
+        with pytest.raises(KeyConflict):
+            after.options(delay="1h").enqueue("b")

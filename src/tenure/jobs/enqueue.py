@@ -76,7 +76,7 @@ class CheckedJob(TypeOptions, frozen=True, kw_only=True, gc=False):
     type: str
     payload: str = "{}"
     idempotency_key: str | None = None
-    fingerprint: str | None = None  # of the whole request, stored with the key
+    fingerprint: str | None = None  # of what the caller gave, stored with the key
     delay: float = 0.0
     run_at: datetime | None = None
     actor: str | None = None
@@ -139,9 +139,9 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
         run_at=run_at,
         actor=actor,
     )
-    return (
-        checked_job if key is None else replace(checked_job, fingerprint=_fingerprint(checked_job))
-    )
+    if key is None:
+        return checked_job
+    return replace(checked_job, fingerprint=_fingerprint(checked_job, options))
 
 
 def _time_of(run_at: Any, delay: Any) -> datetime | None:
@@ -172,6 +172,7 @@ def defaults_of(options: Mapping[str, Any], otherwise: TypeOptions) -> TypeOptio
 
 _OPTIONS = frozenset(Options.__annotations__)
 _TYPE_OPTIONS = frozenset(TypeOptions.__struct_fields__)
+_FINGERPRINTED = _TYPE_OPTIONS | {"delay", "run_at"}
 
 
 def policy_of(backoff: Any, path: str) -> RetryPolicy:
@@ -208,17 +209,12 @@ def positive(value: Duration, path: str) -> float:
     return seconds
 
 
-def _fingerprint(checked_job: CheckedJob) -> str:
-    """What makes two requests with one idempotency key the same request."""
-    asked = [
-        checked_job.type,
-        checked_job.queue,
-        checked_job.payload,
-        checked_job.priority,
-        checked_job.max_retries,
-        checked_job.timeout,
-        [checked_job.backoff.base, checked_job.backoff.factor, checked_job.backoff.cap],
-        checked_job.delay,
-        None if checked_job.run_at is None else checked_job.run_at.timestamp(),
-    ]
+def _fingerprint(checked_job: CheckedJob, options: Options) -> str:
+    """What makes two requests with one idempotency key the same request.
+
+    Only the options that the caller gave count. The defaults of a type may change between an
+    enqueue and its repetition, and may be unknown to the other of two callers.
+    """
+    given = options.keys() & _FINGERPRINTED
+    asked = {name: getattr(checked_job, name) for name in ("type", "payload", *sorted(given))}
     return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()
