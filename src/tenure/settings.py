@@ -241,6 +241,12 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
+def default_database(environ: Mapping[str, str]) -> str:
+    """Return the database of programs that name none; raises InvalidInput."""
+    known = {name: environ[name] for name in _variables("database") if name in environ}
+    return load({}, known).database
+
+
 def _variables(name: str) -> tuple[str, ...]:
     """Return the variables that set a setting; the first of them counts."""
     special = {"tokens": ("TENURE_TOKEN",), "port": ("TENURE_PORT", "PORT")}

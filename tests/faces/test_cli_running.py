@@ -125,7 +125,27 @@ def test_a_worker_runs_the_handlers_of_all_applications(database_url: str, shop:
             assert wait_until_completed(app, job).result == '"Hello Ann"'
             (second,) = app.find(type="farewell")  # enqueued by the first, on the same database
             assert wait_until_completed(app, second).result == '"Goodbye Ann"'
-            stopped(worker)
+            log = stopped(worker)
+    assert not list(shop.glob("*.db"))
+    assert "shop.jobs:app has the database sqlite:///shop.db, and this process uses" in log
+    assert "shop.jobs:other has the database sqlite:///other.db, and this process uses" in log
+
+
+def test_an_application_without_a_url_shares_the_database_of_its_worker(
+    database_url: str, shop: Path
+) -> None:
+    (shop / "mail.py").write_text(
+        "import tenure\napp = tenure.Tenure()\n@app.job\ndef send() -> None: ...\n"
+    )
+    environ = clean_environment(TENURE_DATABASE=database_url)
+    enqueue = [sys.executable, "-c", "import mail; print(mail.send.enqueue().id)"]
+    with (
+        Tenure(database_url) as app,
+        running("worker", "--app", "mail:app", cwd=shop, **environ) as worker,
+    ):
+        added = subprocess.check_output(enqueue, cwd=shop, env=environ, timeout=WAIT_SECONDS)
+        wait_until_completed(app, app.get(added.decode().strip()))
+        assert "has the database" not in stopped(worker)
     assert not list(shop.glob("*.db"))
 
 

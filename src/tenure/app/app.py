@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
@@ -29,6 +30,7 @@ from tenure.jobs.queries import Counted, Fields, Filter
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY
+from tenure.settings import default_database
 from tenure.store import check_store, migrate_store, schema_version, search
 from tenure.store.audit import INVARIANTS
 from tenure.telemetry import logs
@@ -38,8 +40,6 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-DEFAULT_DATABASE = "sqlite:///tenure.db"
 
 
 class Tenure:
@@ -57,7 +57,7 @@ class Tenure:
 
     def __init__(
         self,
-        database: str = DEFAULT_DATABASE,
+        database: str | None = None,
         *,
         actor: str = "application",
         redact: Sequence[str] = (),
@@ -66,7 +66,8 @@ class Tenure:
         """Name a database; nothing is opened yet.
 
         - `database`: `sqlite:///jobs.db`, `sqlite:////absolute/jobs.db` or `postgresql://…`.
-          Default: `sqlite:///tenure.db`, in the current folder.
+          Default: the value of `TENURE_DATABASE`, which all commands read, too. Without that
+          variable, `sqlite:///tenure.db` in the current folder.
         - `actor`: the name of this application in the ledger, for calls that name no other; 1 to
           255 printable characters. Default: `application`.
         - `redact`: keys of payloads and results whose values are hidden in logs, errors, the API
@@ -76,7 +77,7 @@ class Tenure:
         Raises InvalidInput.
         """
         self.core = Core(
-            database,
+            default_database(os.environ) if database is None else database,
             check_label(actor, "actor", "$.actor"),
             Redaction(list_of_names(redact, "$.redact")),
             Tracing() if tracing else None,
@@ -189,8 +190,9 @@ class Tenure:
         - `delay`: run it no earlier than this duration from now. Default: at once.
         - `run_at`: run it no earlier than this time; an aware datetime in the years 1000 to 8999.
           Not together with `delay`.
-        - `idempotency_key`: 1 to 255 visible ASCII characters. A second enqueue with the same key
-          and the same request returns the first job; with another request it raises KeyConflict.
+        - `idempotency_key`: 1 to 255 visible ASCII characters. A second enqueue with the same key,
+          type, payload and options returns the first job, with others it raises KeyConflict. Only
+          options given in the call count, not the defaults of `@app.job(...)`.
         - `actor`: who adds it, for the ledger. Default: the application's actor.
 
         A duration is a number of seconds, a timedelta, or text such as `30s`, `1h30m` or `PT5M`, up

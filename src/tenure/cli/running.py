@@ -150,7 +150,7 @@ def _prepared(
     # An option that may be repeated is an empty tuple if it was not given.
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     settings = load({"database": chosen_database(), **given}, os.environ)
-    app = _application(apps, settings.database)
+    app, cautions = _application(apps, settings.database)
     if fake_handlers:
         add_fake_handlers(app.core.handlers, fail_types=fail_types, fail_every=fail_every)
     elif fail_types or fail_every is not None:
@@ -158,7 +158,7 @@ def _prepared(
             "--fail-type and --fail-every need --fake-handlers", path="--fake-handlers"
         )
     logs.configure(settings.log_format, settings.log_level)
-    for caution in settings.cautions:
+    for caution in (*settings.cautions, *cautions):
         logging.getLogger("tenure.settings").warning("%s", caution)
     return app, settings
 
@@ -190,14 +190,26 @@ def _imported(spec: str) -> Tenure:
     return app
 
 
-def _application(specs: Sequence[str], chosen: str) -> Tenure:
-    """Make one application with all handlers, on the database that the user chose, or on theirs."""
+def _application(specs: Sequence[str], chosen: str) -> tuple[Tenure, list[str]]:
+    """Make one application with all handlers, on the database that the user chose, or on theirs.
+
+    Also returns warnings: the jobs of other programs do not get here if those use another database.
+    """
     from tenure.app.app import Tenure
+    from tenure.jobs.redaction import without_password
     from tenure.settings import DEFAULT_DATABASE
 
     apps = [_imported(spec) for spec in specs] or [Tenure(chosen)]
+    cautions = []
     given = chosen_database() is not None or "TENURE_DATABASE" in os.environ
     if given or chosen != DEFAULT_DATABASE:
+        for spec, app in zip(specs, apps, strict=False):
+            if app.database != chosen:
+                cautions.append(
+                    f"{spec} has the database {without_password(app.database)}, and this process "
+                    f"uses {without_password(chosen)}: jobs that other programs add with {spec} "
+                    "do not run here. Set TENURE_DATABASE for all of them"
+                )
         for app in apps:  # what their handlers enqueue goes there, too
             app.close()
             app.database = chosen
@@ -208,7 +220,7 @@ def _application(specs: Sequence[str], chosen: str) -> Tenure:
     first, *others = apps
     for other in others:
         first.core.take_over(other.core)
-    return first
+    return first, cautions
 
 
 OPENING = """\
