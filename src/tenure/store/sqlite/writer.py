@@ -40,6 +40,8 @@ _read_picked = msgspec.json.Decoder(
 ).decode
 _read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
 _added_values = attrgetter(*ADDED)
+_changed_values = attrgetter(*CHANGED)
+_guard_values = attrgetter(*sql.GUARD)
 
 
 class Sqlite:
@@ -245,7 +247,7 @@ class Sqlite:
 
     def save(self, changes: Sequence[tuple[Job, Job]]) -> int:
         rows = [
-            (before.id, *_values(before, sql.GUARD), *_values(after, CHANGED))
+            _stored(before.id, *_guard_values(before), *_changed_values(after))
             for before, after in changes
         ]
         return self._changed_by(sql.SAVE, rows)
@@ -327,7 +329,5 @@ def _json(rows: Any) -> str:
     return msgspec.json.encode(rows).decode()
 
 
-def _values(job: Job, columns: Sequence[str]) -> list[Any]:
-    """The values of columns as stored."""
-    values = [getattr(job, column) for column in columns]
-    return [to_millis(value) if isinstance(value, datetime) else value for value in values]
+def _stored(*values: Any) -> tuple[Any, ...]:
+    return tuple([to_millis(v) if isinstance(v, datetime) else v for v in values])
