@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 from collections.abc import Iterator
@@ -13,9 +12,8 @@ from starlette.testclient import TestClient
 from tenure import InvalidInput, StoreUnavailable, Tenure
 from tenure.client import Client
 from tenure.errors import Forbidden, Unauthorized
-from tenure.http import token_cache, waiting
+from tenure.http import token_cache
 from tenure.http.api.routes import ROUTES, Route
-from tenure.server import build
 from tenure.settings import Settings
 from tenure.store.dialect import Reads
 from tenure.store.tables import tokens as token_table
@@ -24,7 +22,6 @@ from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.clock import Clock
 from tests.support.http import (
     UNKNOWN_ID,
-    Exchange,
     ServerProcess,
     api_client,
     assert_problem,
@@ -367,36 +364,3 @@ def test_a_worker_scope_sees_only_what_it_leases(app: Tenure, guarded: TestClien
     (lease,) = claim_jobs(guarded)
     assert lease["payload"] == {"n": 1}
     assert guarded.post(f"/leases/{lease['lease_id']}/complete").status_code == 200
-
-
-@pytest.mark.requirement("C3")
-@pytest.mark.parametrize("path", ["/events", "/ui/live"])
-def test_a_stream_ends_with_the_token_that_opened_it(
-    app: Tenure, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    """And with the first token that there is, one that was opened by nobody."""
-    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
-        monkeypatch.setattr(token_cache, name, -1)
-    monkeypatch.setattr(waiting, "RECHECK_SECONDS", 0.01)
-
-    async def opened(secret: str | None) -> Exchange:
-        headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
-        return Exchange(build(app), "GET", path, headers=headers)
-
-    async def watch() -> None:
-        async with await opened(None) as anybody:
-            await anybody.wait_for(b"retry: ")
-            secret, _ = app.tokens.create("reader", ["read"])
-            async with asyncio.timeout(10):
-                await anybody.task
-        async with await opened(secret) as reader:
-            await reader.wait_for(b"retry: ")
-            app.tokens.create("other", ["read"])
-            app.tokens.revoke("other")
-            job = app.enqueue("mail")
-            await reader.wait_for(job.id.encode())  # who has a good token goes on reading
-            app.tokens.revoke("reader")
-            async with asyncio.timeout(10):
-                await reader.task
-
-    asyncio.run(watch())

@@ -158,20 +158,15 @@ class AccessGuard:
         return caller
 
 
-async def still_allowed(scope: Scope) -> bool:
-    """Return whether the caller of an admitted request would be admitted again now.
+async def check_again(scope: Scope) -> None:
+    """Raise Unauthorized unless the caller of an admitted request would be admitted again now.
 
-    A long answer asks this now and then, because a revoked token must not go on reading. True while
-    the database does not answer.
+    A request that waits asks this before it does anything: its token may be revoked meanwhile.
+    Raises StoreUnavailable if that depends on a database that does not answer.
     """
     guard: AccessGuard = scope[GUARD]
-    before: Caller = scope[CALLER]
-    try:
-        return await guard.caller_of(scope) == before
-    except Unauthorized:
-        return False
-    except StoreUnavailable:  # then there is nothing to read, either
-        return True
+    if await guard.caller_of(scope) != scope[CALLER]:
+        raise Unauthorized("the token of this request does not allow now what it allowed before")
 
 
 def _token(scope: Scope) -> bytes | None:

@@ -14,7 +14,8 @@ from contextlib import aclosing, contextmanager, suppress
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from tenure.http.guard import still_allowed
+from tenure.errors import StoreUnavailable, Unauthorized
+from tenure.http.guard import check_again
 
 LOOK_SECONDS = 0.25
 """How often a waiting request looks without a notification."""
@@ -132,8 +133,11 @@ async def _checked(scope: Scope, source: Source) -> AsyncIterator[bytes]:
             now = loop.time()
             if now - checked_at >= RECHECK_SECONDS:
                 checked_at = now
-                if not await still_allowed(scope):
-                    return
+                with suppress(StoreUnavailable):  # then there is nothing to read, either
+                    try:
+                        await check_again(scope)
+                    except Unauthorized:
+                        return
             if events or now - sent_at >= PING_SECONDS:
                 sent_at = now
                 yield events or ping

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from tenure.errors import LeaseLost, ReportConflict
 from tenure.http.api.call import Call, answer
+from tenure.http.guard import check_again
 from tenure.http.waiting import LOOK_SECONDS, Waiter
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
@@ -31,7 +32,8 @@ async def lease_jobs(call: Call) -> Response:
 async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
     """Lease jobs, waiting up to `wait_seconds`; no jobs once the server stops.
 
-    Nothing is claimed for a client that has disconnected. What was claimed while it disconnected is
+    Nothing is claimed for a token that was revoked meanwhile: raises Unauthorized. Nothing is
+    claimed for a client that has disconnected. What was claimed while it disconnected is
     released, so that no job waits for a lease that no worker knows of.
     """
     app, notifier, loop = call.app, call.notifier, asyncio.get_running_loop()
@@ -53,6 +55,7 @@ async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
                 if leases or left <= 0:
                     return leases
                 await waiter.wait(min(left, LOOK_SECONDS))
+                await check_again(call.request.scope)
         finally:
             gone.cancel()
     return ()

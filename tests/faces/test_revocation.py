@@ -1,0 +1,76 @@
+"""What is open when a token is revoked ends with it: event streams, and claims that wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tenure import Tenure
+from tenure.http import token_cache, waiting
+from tenure.server import build
+from tests.support.http import Exchange
+
+
+@pytest.fixture
+def app(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
+    """Its servers look at the tokens in the database for every request."""
+    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
+        monkeypatch.setattr(token_cache, name, -1)
+    with Tenure(sqlite_url) as app:
+        yield app
+
+
+@pytest.mark.requirement("C3")
+@pytest.mark.parametrize("path", ["/events", "/ui/live"])
+def test_a_stream_ends_with_the_token_that_opened_it(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """And with the first token that there is, one that was opened by nobody."""
+    monkeypatch.setattr(waiting, "RECHECK_SECONDS", 0.01)
+
+    async def opened(secret: str | None) -> Exchange:
+        headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
+        return Exchange(build(app), "GET", path, headers=headers)
+
+    async def watch() -> None:
+        async with await opened(None) as anybody:
+            await anybody.wait_for(b"retry: ")
+            secret, _ = app.tokens.create("reader", ["read"])
+            async with asyncio.timeout(10):
+                await anybody.task
+        async with await opened(secret) as reader:
+            await reader.wait_for(b"retry: ")
+            app.tokens.create("other", ["read"])
+            app.tokens.revoke("other")
+            job = app.enqueue("mail")
+            await reader.wait_for(job.id.encode())  # who has a good token goes on reading
+            app.tokens.revoke("reader")
+            async with asyncio.timeout(10):
+                await reader.task
+
+    asyncio.run(watch())
+
+
+@pytest.mark.requirement("C3")
+def test_a_claim_that_waits_ends_with_its_token(app: Tenure) -> None:
+    """It is given no job that is added afterwards, so the job keeps its attempt."""
+    secret, _ = app.tokens.create("worker", ["work"])
+
+    async def wait_for_work() -> Exchange:
+        body = b'{"worker": "w", "wait_seconds": 30}'
+        headers = {"authorization": f"Bearer {secret}"}
+        async with Exchange(build(app), "POST", "/leases", body, headers) as request:
+            async with asyncio.timeout(10):
+                while not app.workers.list():  # noqa: ASYNC110 - the store has no event to wait for
+                    await asyncio.sleep(0)
+            app.tokens.revoke("worker")
+            job = app.enqueue("pay", {"card": "4111"})
+            await request.end()
+        assert app.get(job.id).attempts == 0
+        return request
+
+    request = asyncio.run(wait_for_work())
+    assert request.status == 401
+    assert b"4111" not in request.answered
