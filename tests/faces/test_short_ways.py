@@ -24,10 +24,14 @@ def test_adding_a_job_over_http(url: str, request: pytest.FixtureRequest) -> Non
     with way_of_a_call() as way, Tenure(database) as app, api_client(app) as client:
         for _ in range(2):  # fills the caches
             assert client.post("/jobs", json=new).status_code == 201
-        with way.recorded():
-            assert client.post("/jobs", json=new).status_code == 201
-    assert "http/api/jobs.py" in way.modules
-    assert len(way.modules) <= MAX_MODULES, way.modules
+        ways = []
+        for _ in range(3):  # other threads have something to do now and then, not each time
+            with way.recorded():
+                assert client.post("/jobs", json=new).status_code == 201
+            ways.append(set(way.modules))
+    modules = set.intersection(*ways)
+    assert "http/api/jobs.py" in modules
+    assert len(modules) <= MAX_MODULES, sorted(modules)
 
 
 MAX_MODULES_OF_A_FAILURE = 12

@@ -27,7 +27,8 @@ class Way:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Record what runs within the block."""
+        """Record what runs within the block, and nothing that was recorded before."""
+        self._lines.clear()
         self._recording = True
         try:
             yield
