@@ -47,11 +47,13 @@ class Application:
     """The ASGI application. `state.notifier.stop()` ends every waiting request at a shutdown."""
 
     def __init__(self, app: Tenure, settings: Settings) -> None:
+        guard.check_tokens(settings)
         notifier = WorkNotifier(app.core.on_work)
 
         @contextlib.asynccontextmanager
         async def lifespan(_: object) -> AsyncIterator[None]:
             await asyncio.to_thread(app.open)
+            await asyncio.to_thread(guard.warn_if_closed, settings, app)
             notifier.start()
             pages.cache.begin()
             yield
@@ -59,7 +61,7 @@ class Application:
 
         self.state = State({"notifier": notifier})
         redaction = app.core.redaction.also(settings.redact)
-        tokens = TokenCache(app, settings.tokens, closed=not guard.is_loopback(settings.host))
+        tokens = TokenCache(app, settings.tokens, closed=settings.is_exposed)
         self._api = guard.AccessGuard(
             Dispatcher(ROUTES, app, notifier, redaction), settings, tokens, OPEN_PATHS
         )
@@ -90,8 +92,11 @@ def build(app: Tenure, settings: Settings | None = None) -> Application:
     lifespan events: without them it opens the database at the first request. It runs no workers and
     no sweeper; run those with `tenure worker`, or use `serve`.
 
-    - `settings`: tokens, allowed hosts, redaction and the host that is listened on, which decides
-      whether a token is needed. Default: `Settings()`, which answers this machine only.
+    - `settings`: tokens, allowed hosts, redaction and the host that is listened on. Without a token
+      only requests from this machine to a loopback name are answered, and none at all if `host` or
+      `allowed_hosts` names another. Default: `Settings()`.
+
+    Raises InvalidInput if a token is too short for requests of other machines.
     """
     return Application(app, settings or Settings())
 
@@ -106,13 +111,14 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
     - `workers`: workers in this process, one thread each. Default 1; none if 0 or if `app`
       has no handlers.
 
-    Raises InvalidInput if the port is taken, if other machines could reach an API without tokens,
-    or if workers may not take from a queue; StoreUnavailable or SchemaMismatch if the database
-    cannot be opened; and what ended a worker, if one failed.
+    Raises InvalidInput if the port is taken, if other machines could reach an API without tokens
+    or guess a token, or if workers may not take from a queue; StoreUnavailable or SchemaMismatch if
+    the database cannot be opened; and what ended a worker, if one failed.
     """
     check_queues(settings.queues, "queues")
     with contextlib.ExitStack() as running:
         guard.check_binding(settings, app)
+        guard.warn_if_closed(settings, app)
         listener = running.enter_context(_listen(settings.host, settings.port))
         running.enter_context(app)
         delivery = running.enter_context(maintained(app, settings))

@@ -8,6 +8,8 @@ from a flag, because every user of the machine could read it.
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 import os
 import stat
 import tomllib
@@ -28,6 +30,17 @@ DAY = 86_400.0
 FOREVER = "forever"
 KUBERNETES = "tcp://"
 """Start of the TENURE_PORT that Kubernetes sets for a service called `tenure`; it is ignored."""
+
+
+@functools.lru_cache(100)
+def is_loopback(host: str) -> bool:
+    """Return whether `host` names this machine's loopback interface."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _text(value: Any, where: str) -> str:
@@ -177,6 +190,11 @@ class Settings:
     webhooks_private: bool = _setting(_yes_or_no, False)
     log_format: str = _setting(_one_of("text", "json"), "text")
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "info")
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether requests of other machines may arrive, directly or through a proxy."""
+        return not all(map(is_loopback, (self.host, *self.allowed_hosts)))
 
     @property
     def cautions(self) -> list[str]:

@@ -23,7 +23,7 @@ from tenure.http.api import metrics
 from tenure.jobs.stats import BUCKETS, Count, QueueState, Total
 from tenure.server import build
 from tenure.wire.responses import MetricsBody
-from tests.support.http import Exchange, api_client, assert_problem, claim_jobs
+from tests.support.http import HERE, Exchange, api_client, assert_problem, claim_jobs
 from tests.support.waiting import wait_until
 
 
@@ -66,7 +66,7 @@ def test_a_stopping_server_takes_nothing_new(app: Tenure) -> None:
 def test_not_ready_without_a_database(tmp_path: Any) -> None:
     """The reason is said, the database's address and errors are not."""
     app = Tenure(f"sqlite:///{tmp_path}/secret-folder/jobs.db")
-    client = TestClient(build(app), base_url="http://localhost")
+    client = TestClient(build(app), base_url="http://localhost", client=HERE)
     response = client.get("/ready")
     body = assert_problem(response, 503, "store_unavailable")
     assert "database" in body["detail"]
@@ -390,7 +390,9 @@ def test_what_is_no_position_is_refused(api: TestClient, position: str) -> None:
 
 def test_the_api_can_be_mounted(app: Tenure) -> None:
     outer = Starlette(routes=[Mount("/queue", build(app))])
-    client = TestClient(outer, base_url="http://localhost")  # no lifespan reaches what is mounted
+    client = TestClient(
+        outer, base_url="http://localhost", client=HERE
+    )  # no lifespan reaches what is mounted
     created = client.post("/queue/jobs", json={"type": "a"})
     assert created.status_code == 201
     assert created.headers["location"] == f"/queue/jobs/{created.json()['id']}"

@@ -19,7 +19,7 @@ from tenure.dashboard import site
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
 from tenure.worker.fake_handlers import add_fake_handlers
-from tests.support.http import UNKNOWN_ID, Exchange, api_client
+from tests.support.http import HERE, UNKNOWN_ID, Exchange, api_client
 
 PAGES = [path for path in site.PAGES if "{" not in path]
 HOSTILE = "<script>alert(1)</script>\"'>&\u202e\u2066\x07"
@@ -123,7 +123,7 @@ def test_the_api_stays_as_it_is(web: TestClient) -> None:
 def test_pages_work_below_a_root_path(app: Tenure) -> None:
     from tenure.server import build
 
-    with TestClient(build(app), base_url="http://localhost", root_path="/work") as web:
+    with TestClient(build(app), base_url="http://localhost", root_path="/work", client=HERE) as web:
         page = web.get("/work/ui/jobs").text
         links = re.findall(r'(?:href|src|action|data-live)="(/[^"]*)"', page)
         assert links

@@ -14,9 +14,9 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.errors import InvalidInput, SchemaMismatch, StoreUnavailable
 from tenure.http.api.routes import ROUTES
-from tenure.http.guard import check_binding, is_loopback
-from tenure.settings import Settings
-from tests.support.http import UNKNOWN_ID, ServerProcess, api_client, assert_problem
+from tenure.http.guard import check_binding
+from tenure.settings import Settings, is_loopback
+from tests.support.http import HERE, UNKNOWN_ID, ServerProcess, api_client, assert_problem
 
 TOKEN = "0123456789abcdef-canary"
 OTHER = "fedcba9876543210-second"
@@ -162,7 +162,8 @@ def test_two_hosts_are_none(open_api: TestClient) -> None:
 
 
 def test_names_can_be_allowed(app: Tenure) -> None:
-    with api_client(app, Settings(allowed_hosts=("queue.example",))) as api:
+    with api_client(app, Settings(allowed_hosts=("queue.example",), tokens=(TOKEN,))) as api:
+        api.headers["Authorization"] = f"Bearer {TOKEN}"
         assert api.get("/jobs", headers={"Host": "queue.example:443"}).status_code == 200
         assert api.get("/jobs", headers={"Host": "localhost"}).status_code == 200
         assert_problem(api.get("/jobs", headers={"Host": "example"}), 421, "host_not_allowed")
@@ -290,7 +291,7 @@ def test_a_database_that_is_away_tells_no_address(tmp_path: Any) -> None:
     app = Tenure(f"sqlite:///{tmp_path}/secret/jobs.db")
     from tenure.server import build
 
-    client = TestClient(build(app), base_url="http://localhost")
+    client = TestClient(build(app), base_url="http://localhost", client=HERE)
     for response in (
         client.post("/jobs", json={"type": "a"}),
         client.get("/jobs"),

@@ -117,10 +117,10 @@ def test_a_port_that_is_taken(shared_server: ServerProcess, tmp_path: Path) -> N
 
 
 def test_an_address_of_another_machine(tmp_path: Path) -> None:
-    settings = Settings(host="203.0.113.7", port=0, tokens=("token",))
+    settings = Settings(host="203.0.113.7", port=0, tokens=("t" * 20,))
     with pytest.raises(InvalidInput, match="cannot listen"):
         serve(Tenure(f"sqlite:///{tmp_path}/other.db"), settings)
-    settings = Settings(host="no.such.host.invalid", port=0, tokens=("token",))
+    settings = Settings(host="no.such.host.invalid", port=0, tokens=("t" * 20,))
     with pytest.raises(InvalidInput, match="not an address"):
         serve(Tenure(f"sqlite:///{tmp_path}/other.db"), settings)
 

@@ -27,12 +27,14 @@ from tests.support.cli import PROGRAM, clean_environment
 JSON = {"Content-Type": "application/json"}
 UNKNOWN_ID = "0190163d-8694-739b-aea5-966c26f8ad90"
 """An id that no job has."""
+HERE = ("127.0.0.1", 1)
+"""The address of a client on the server's machine."""
 
 
 @contextlib.contextmanager
 def api_client(app: Tenure, settings: Settings | None = None) -> Iterator[TestClient]:
-    """A client of the API in this process."""
-    with TestClient(build(app, settings), base_url="http://localhost") as client:
+    """A client of the API in this process, which is on the same machine."""
+    with TestClient(build(app, settings), base_url="http://localhost", client=HERE) as client:
         yield client
 
 
@@ -77,7 +79,7 @@ def asgi_scope(
         "root_path": "",
         "query_string": query.encode(),
         "headers": [(n.lower().encode(), v.encode("latin-1")) for n, v in sent.items()],
-        "client": ("127.0.0.1", 1),
+        "client": HERE,
         "server": ("127.0.0.1", 2),
     }
 

@@ -1,8 +1,9 @@
 """Who may call: the checks that every request passes before it reaches a route.
 
-Without tokens the server answers only programs on this machine. The socket ensures that, and the
-`Host` header is checked as well: a page in a browser can make its own host name point to 127.0.0.1
-(DNS rebinding), and only the name shows it. With tokens, every call but `/health` must send one.
+Without tokens only programs on this machine are answered: the peer's address must be of loopback,
+and so must every name in the settings and in the `Host` header. A page in a browser can make its
+own host name point to 127.0.0.1 (DNS rebinding), and a proxy passes on requests of other machines:
+only the name shows it. Otherwise every call but `/health` must send a token.
 The route decides whether its scopes are enough. Requests that change something are refused if a
 browser says that another site sent them.
 """
@@ -10,10 +11,10 @@ browser says that another site sent them.
 from __future__ import annotations
 
 import functools
-import ipaddress
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import filterfalse
 
 import msgspec
 from starlette.responses import Response
@@ -22,8 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable, Unauthorized
 from tenure.http.token_cache import TokenCache
-from tenure.settings import Settings
-from tenure.tokens.scopes import CALLER, Caller
+from tenure.settings import Settings, is_loopback
+from tenure.tokens.scopes import ANYBODY, CALLER, Caller
 from tenure.wire.problems import MEDIA_TYPE, REQUEST_ID, Refusal, problem_of
 
 log = logging.getLogger(__name__)
@@ -34,18 +35,11 @@ GUARD = "tenure.guard"
 """The key of a request's ASGI scope under which its guard is found."""
 MAX_REMEMBERED = 100
 """Host headers of which a guard remembers whether they name this server."""
+MIN_TOKEN = 20
+"""Characters of a token of the settings, where other machines can send guesses."""
+REMEDY = "set TENURE_TOKEN (or --token-file), make one with `tenure tokens create`"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _is_host = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(:[0-9]{1,5})?").fullmatch
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether `host` names this machine's loopback interface."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def path_in(scope: Scope) -> str:
@@ -55,15 +49,40 @@ def path_in(scope: Scope) -> str:
 
 
 def check_binding(settings: Settings, app: Tenure) -> None:
-    """Raise InvalidInput if other machines could reach an API that asks for no token."""
-    if settings.tokens or is_loopback(settings.host):
-        return
-    if not any(token.valid for token in app.tokens.list()):
+    """Raise InvalidInput if the address is for other machines and no token is valid."""
+    if not is_loopback(settings.host) and _is_closed(settings, app):
         raise InvalidInput(
-            f"{settings.host} can be reached from other machines, and no token is set: set "
-            "TENURE_TOKEN (or --token-file), make one with `tenure tokens create`, or listen on "
-            "127.0.0.1",
+            f"{settings.host} can be reached from other machines, and no token is set: {REMEDY}, "
+            "or listen on 127.0.0.1",
             path="host",
+        )
+
+
+def warn_if_closed(settings: Settings, app: Tenure) -> None:
+    """Log a warning if every request will be refused because no token is valid."""
+    if _is_closed(settings, app):
+        log.warning(
+            "every request but /health is refused: %s can be reached from other machines, and no "
+            "token is set: %s, or serve loopback names only",
+            ", ".join(filterfalse(is_loopback, (settings.host, *settings.allowed_hosts))),
+            REMEDY,
+        )
+
+
+def _is_closed(settings: Settings, app: Tenure) -> bool:
+    if settings.tokens or not settings.is_exposed:
+        return False
+    return not any(token.valid for token in app.tokens.list())
+
+
+def check_tokens(settings: Settings) -> None:
+    """Raise InvalidInput if other machines could guess a token of the settings."""
+    shortest = min(map(len, settings.tokens), default=MIN_TOKEN)
+    if settings.is_exposed and shortest < MIN_TOKEN:
+        raise InvalidInput(
+            f"a token of {shortest} characters can be guessed from other machines; use at least "
+            f"{MIN_TOKEN}: make one with `openssl rand -hex 32` or `tenure tokens create`",
+            path="tokens",
         )
 
 
@@ -153,9 +172,15 @@ class AccessGuard:
         if path_in(scope) in self._open_paths:
             return NO_CALLER
         caller = await self._tokens.caller(_token(scope) or self._session(scope))
-        if caller is None:
+        if caller is None or (caller is ANYBODY and not _is_from_here(scope)):
             raise Unauthorized("send a token of this server as `Authorization: Bearer <token>`")
         return caller
+
+
+def _is_from_here(scope: Scope) -> bool:
+    """Return whether a process of this machine sent a request; False if the server cannot say."""
+    peer = scope.get("client")
+    return peer is not None and is_loopback(peer[0])
 
 
 async def check_again(scope: Scope) -> None:

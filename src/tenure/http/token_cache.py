@@ -48,7 +48,6 @@ class TokenCache:
 
     async def caller(self, token: bytes | None) -> Caller | None:
         """Return the caller of `token` (None: no token was sent); None if it is not valid.
-
         Raises StoreUnavailable if that depends on a database that does not answer.
         """
         digest = None if token is None else digest_of(token)
