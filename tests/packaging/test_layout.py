@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tenure import Tenure
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "tenure"
@@ -49,3 +52,15 @@ def test_every_room_is_on_the_map() -> None:
     first_cells = " ".join(line.split("|")[1] for line in table.splitlines() if "|" in line)
     listed = set(re.findall(r"`(\w+)`", first_cells))
     assert rooms - {"__init__", "__main__"} == listed
+
+
+def test_only_nouns_and_parts_of_an_engine_name_three_modules() -> None:
+    """A noun of `Tenure` has one name in every room; both engines have parts of the same name."""
+    rooms: defaultdict[str, set[str]] = defaultdict(set)
+    for path in SOURCES:
+        rooms[path.stem].add(path.parent.relative_to(PACKAGE).as_posix())
+    frequent = {stem for stem, where in rooms.items() if len(where) > 2} - {"__init__"}
+    nouns = {"jobs", *vars(Tenure("sqlite:///none.db"))}
+    parts = {stem for stem, where in rooms.items() if where >= {"store/sqlite", "store/postgres"}}
+    assert "bulk" in frequent & nouns
+    assert frequent <= nouns | parts
