@@ -27,9 +27,11 @@ from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.explain import Explanation
 from tenure.jobs.ledger import Transition
 from tenure.jobs.queries import Fields
+from tenure.jobs.redaction import without_password
 from tenure.jobs.stats import Count
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job
+from tenure.settings import is_loopback
 from tenure.telemetry.tracing import Tracing
 from tenure.wire import problems, requests, responses
 
@@ -61,7 +63,8 @@ class Client:
         """Prepare a client. It connects with the first request.
 
         - `url`: address of the server, `http://` or `https://`, with the path it is mounted at.
-        - `token`: token of the HTTP API. Default: none, for a server without tokens.
+        - `token`: token of the HTTP API. Default: none, for a server without tokens. A warning is
+          logged if it is sent to another machine without TLS.
         - `timeout`: seconds for each step of a request: to connect, to send, and until the answer
           arrives. A claim may take as much longer as it waits for work. Default: 30.
         - `tracing`: make OpenTelemetry spans for adding jobs, and in a worker for each attempt.
@@ -80,7 +83,11 @@ class Client:
             raise InvalidInput("give an address such as http://127.0.0.1:8080", path="url")
         self.tracing = Tracing() if tracing else None
         self._timeout = timeout
+        self._address = without_password(url.rstrip("/"))
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        is_plain = url.startswith("http://") and not is_loopback(urlsplit(url).hostname or "")
+        if token is not None and is_plain:
+            log.warning("%s gets the token and payloads in plain text: use https", self._address)
         self._http = httpx.Client(
             base_url=url.rstrip("/"),
             headers={"Accept": "application/json", **headers},
@@ -309,7 +316,7 @@ class Client:
             )
         except self._trouble as error:
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            raise StoreUnavailable(f"no answer from {self._http.base_url}: {said}") from error
+            raise StoreUnavailable(f"no answer from {self._address}: {said}") from error
         except RuntimeError as error:
             raise StoreUnavailable(f"the client is closed: {error}") from error
         if response.status_code >= 300:
@@ -320,7 +327,7 @@ class Client:
         try:
             return msgspec.json.decode(response.content, type=kind)
         except msgspec.MsgspecError as error:
-            where = f"{self._http.base_url}{path}"
+            where = f"{self._address}{path}"
             raise TenureError(f"{where} answered something else than Tenure: {error}") from error
 
 

@@ -317,6 +317,19 @@ def test_a_worker_works_over_http(sqlite_url: str, shop: Path) -> None:
     assert not list(shop.glob("*.db*"))
 
 
+@pytest.mark.requirement("C12")
+def test_a_worker_shows_no_password_of_its_server(sqlite_url: str, shop: Path) -> None:
+    address = "http://me:s3cretpw@127.0.0.1:9"
+    with running("worker", "--server", address, "--app", "shop.jobs:other", cwd=shop) as worker:
+        assert worker.stderr is not None
+        assert worker.stdout is not None
+        shown = [worker.stdout.readline(), worker.stderr.readline()]
+        shown.append(stopped(worker))
+    assert "from http://me:…@127.0.0.1:9" in shown[0]
+    assert "no answer from http://me:…@127.0.0.1:9" in shown[1]
+    assert "s3cretpw" not in "".join(shown)
+
+
 def test_the_log_may_be_json(sqlite_url: str) -> None:
     import json
 

@@ -353,3 +353,38 @@ def test_a_closed_client(server: ServerProcess) -> None:
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(errors.InvalidInput):
         Client(url)
+
+
+# --- what is not said, and what is ----------------------------------------------------------------
+
+
+@pytest.mark.requirement("C12")
+def test_a_password_in_the_address_is_in_no_error() -> None:
+    with (
+        Client("http://me:s3cretpw@127.0.0.1:9") as client,
+        pytest.raises(errors.StoreUnavailable) as failed,
+    ):
+        client.stats()
+    assert "no answer from http://me:…@127.0.0.1:9: ConnectError" in str(failed.value)
+
+
+@pytest.mark.requirement("C12")
+@pytest.mark.parametrize(
+    ("url", "token", "warned"),
+    [
+        ("http://jobs.example.com", TOKEN, True),
+        ("http://me:s3cretpw@192.0.2.1:8080/queue", TOKEN, True),
+        ("https://jobs.example.com", TOKEN, False),
+        ("http://127.0.0.1:8080", TOKEN, False),
+        ("http://me:pw@[::1]:8080", TOKEN, False),
+        ("http://localhost/", TOKEN, False),
+        ("http://jobs.example.com", None, False),
+    ],
+)
+def test_a_token_in_plain_text_to_another_machine_is_warned_of(
+    caplog: pytest.LogCaptureFixture, url: str, token: str | None, warned: bool
+) -> None:
+    Client(url, token).close()
+    assert ("in plain text: use https" in caplog.text) is warned
+    assert TOKEN not in caplog.text
+    assert "s3cretpw" not in caplog.text
