@@ -36,6 +36,19 @@ BEGINNING = "whsec_"
 """The beginning of a secret, as in Standard Webhooks; 32 random bytes in base64 follow."""
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses that lead to an IPv4 one, their last 32 bits (RFC 6052)."""
+PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
+NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+        *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+        *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3"),
+        "168.63.129.16/32",  # each virtual machine of Azure reaches its host by this one
+        *("2001::/23", "2001:db8::/32", "3fff::/20"),
+    )
+)
+"""The networks in IANA's registries of special addresses. The list is here, because `is_global`
+depends on the patch version of Python."""
 
 _status = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?\r\n").match
 
@@ -200,8 +213,6 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-        if ip.is_site_local:  # what private addresses were before fc00::/7; `is_global` forgets it
+        if ip not in PUBLIC_IPV6:
             return False
-    return ip.is_global and not (
-        ip.is_multicast or ip.is_reserved or ip.is_private or ip.is_loopback or ip.is_unspecified
-    )
+    return not any(ip in network for network in NOT_PUBLIC)
