@@ -247,10 +247,12 @@ def test_an_error_in_the_log_hides_what_is_redacted(sqlite_url: str, lines: Line
 
 @pytest.mark.requirement("C13")
 def test_fields_are_values_whatever_they_hold() -> None:
-    record = logging.makeLogRecord({"msg": "job_failed", "error": HOSTILE, "attempt": 10**30})
+    record = logging.makeLogRecord(
+        {"msg": "job_failed", "name": HOSTILE, "error": HOSTILE, "attempt": 10**30}
+    )
     text = TextLines().format(record)
     assert text.isprintable()
-    assert text.count(" job=1") == 1, "within the quotes of its field"
+    assert text.count(" job=1") == 2, "in the logger's name, and within the quotes of the field"
     line = JsonLines().format(record)
     assert line.isprintable()
     assert json.loads(line)["error"] == HOSTILE

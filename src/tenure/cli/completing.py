@@ -19,6 +19,8 @@ from click.shell_completion import CompletionItem
 import tenure
 from tenure.cli.command import application
 from tenure.errors import TenureError
+from tenure.jobs.names import is_name
+from tenure.jobs.text import visible
 
 VARIABLE = "_TENURE_COMPLETE"
 """The shell asks the program for completions with this variable, which click names."""
@@ -125,7 +127,9 @@ def _from_database(read: Callable[[tenure.Tenure], Items]) -> Complete:
         def look() -> None:
             with contextlib.suppress(Exception):
                 if app.core.is_current():  # a Tab makes no database, and brings none up to date
-                    answers.append(_matching(typed, read(app)))
+                    # The shell may run what is on its line, so only names are offered.
+                    found = ((name, visible(help)) for name, help in read(app) if is_name(name))
+                    answers.append(_matching(typed, found))
 
         thread = threading.Thread(target=look, daemon=True)
         thread.start()

@@ -133,7 +133,7 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
     heads = ("ID", "TYPE", "QUEUE", "STATUS", "TRIES", "CREATED", "LAST ERROR")
     terminal.table(heads, rows, now=now, spare=("QUEUE", "CREATED", "LAST ERROR"))
     if len(found) == limit:
-        click.echo(f"next page: --before {found[-1].id}", err=True)
+        click.echo(f"next page: --before {visible(found[-1].id)}", err=True)
 
 
 @jobs.command()

@@ -13,6 +13,7 @@ from tenure.cli import completing
 from tenure.cli.command import Group, application, existing
 from tenure.cli.options import answer_options, database_option, option, reading_options, repeated
 from tenure.cli.terminal import print_json, table
+from tenure.jobs.text import visible
 
 if TYPE_CHECKING:
     from tenure.tokens.scopes import AccessToken
@@ -74,7 +75,7 @@ def revoke(names: Sequence[str]) -> None:
     with existing() as app:
         for name in names:
             app.tokens.revoke(name)
-            click.echo(f"token {name} is revoked")
+            click.echo(f"token {visible(name)} is revoked")
 
 
 def _shown(token: AccessToken) -> dict[str, Any]:
@@ -135,4 +136,4 @@ def remove(names: Sequence[str]) -> None:
     with existing() as app:
         for name in names:
             app.webhooks.remove(name)
-            click.echo(f"webhook {name} is removed")
+            click.echo(f"webhook {visible(name)} is removed")

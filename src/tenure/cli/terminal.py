@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import Any, TextIO
 
 import click
 
 from tenure.cli.options import WIDE
+from tenure.errors import TenureError
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.text import ago, length, printable_json, visible
 
@@ -114,7 +115,12 @@ def print_json(value: Any, *, indent: int = 2) -> None:
     """Print one JSON document, with control characters as escapes; on one line if indent is -1."""
     import msgspec
 
-    text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
+    try:
+        text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
+    except msgspec.DecodeError as flaw:
+        raise TenureError(
+            f"a stored payload or result is no JSON ({flaw}); without --json it is shown as it is"
+        ) from None
     click.echo("\n".join(map(printable_json, text.split("\n"))))
 
 
@@ -136,8 +142,11 @@ def laid_out(document: str) -> str:
     """Return a JSON text on one line if that fits the terminal, else indented."""
     import msgspec
 
-    fits = fitting(document, room() - len(NOTE)) == document
-    return document if fits else msgspec.json.format(document, indent=2)
+    if fitting(document, room() - len(NOTE)) == document:
+        return document
+    with suppress(msgspec.DecodeError):  # a row that raw SQL wrote may hold anything
+        return msgspec.json.format(document, indent=2)
+    return document
 
 
 def when(time: datetime | None) -> str:

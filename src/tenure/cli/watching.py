@@ -228,7 +228,7 @@ def _line(entry: Transition, type: str, queue: str) -> str:
     """
     width = terminal.room()
     at = terminal.when(entry.at) if width == terminal.ENDLESS else entry.at.strftime("%H:%M:%SZ")
-    start, event = f"{at}  {entry.job_id}  ", f"{entry.event:<13}"
+    start, event = f"{at}  {visible(entry.job_id)}  ", f"{entry.event:<13}"
     what, how = visible(f"  {type} in {queue}"), visible(f"  {_circumstances(entry)}".rstrip())
     left = max(width - len(start) - len(event), 0)
     below = ""

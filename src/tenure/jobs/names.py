@@ -34,12 +34,17 @@ def list_of_names(names: Iterable[str], path: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of a job type or of a queue."""
+    return len(text) <= MAX_NAME_LENGTH and _is_name(text) is not None
+
+
 def check_name(value: object, what: str, path: str) -> str:
     """Return `value` if it matches `NAME_PATTERN`; raises InvalidInput otherwise.
 
     `what` says what is named: "job type" or "queue".
     """
-    if isinstance(value, str) and len(value) <= MAX_NAME_LENGTH and _is_name(str.__str__(value)):
+    if isinstance(value, str) and is_name(str.__str__(value)):
         return str.__str__(value)  # of a subclass, too: the cache compares names
     raise InvalidInput(
         f"not a name for a {what}; use 1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 _ : - and single "

@@ -124,7 +124,7 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         message = visible(shortened(record.getMessage(), MAX_MESSAGE))
-        line = f"{_time(record)} {record.levelname} {record.name}: {message}"
+        line = f"{_time(record)} {record.levelname} {visible(record.name)}: {message}"
         for name, value in _fields(record):
             line += f" {name}={_word(value)}"
         for text in (_trace(self, record), record.stack_info or ""):
