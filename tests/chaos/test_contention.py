@@ -77,6 +77,7 @@ def test_each_job_ends_once_however_many_contend_for_it(
     limits = add_jobs(database_url, count)
     logs = run_processes(database_url, tmp_path)
     raw = RawSql(database_url)
+    assert raw.deadlocks() == 0
 
     # Every job has ended, and none ran more often than it may: counted where handlers would run.
     statuses = {str(id): status for id, status in raw.run("SELECT id, status FROM {job}")}

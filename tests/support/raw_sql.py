@@ -110,5 +110,13 @@ class RawSql:
         ):
             self.run(f'ALTER TABLE tenure.job DROP CONSTRAINT "{name}"')
 
+    def deadlocks(self) -> int:
+        """How many deadlocks the server has ended in this database."""
+        if self.engine == "sqlite":
+            return 0  # it has one writer at a time
+        return int(
+            self.value("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        )
+
     def close(self) -> None:
         self._connection.close()

@@ -65,7 +65,9 @@ class Store:
 
     def apply(self, job_id: str, event: Event) -> Future[Job]:
         """Apply an event to a job. The future raises JobNotFound or IllegalTransition."""
-        return self.write("operator", lambda db: transitions.apply(db, job_id, event))
+        return self.write(
+            "operator", lambda db: transitions.apply(db, job_id, event), jobs=[job_id]
+        )
 
     def sweep(self, limit: int = 500) -> Future[list[transitions.Steps]]:
         """End up to `limit` leases that have run out. The result is the steps of each job."""
@@ -94,17 +96,30 @@ class Store:
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; return the lease ids that are still held."""
-        work = CallWork("heartbeat", lambda db: db.renew(leases, lease_seconds), quiet=True)
+        work = CallWork(
+            "heartbeat",
+            lambda db: db.renew(leases, lease_seconds),
+            quiet=True,
+            job_ids=(),  # it passes over the jobs that others hold
+        )
         held: set[str] = self._heart.submit(work).future.result()
         return held
 
-    def write(self, name: str, act: Callable[[Database], T], *, quiet: bool = False) -> Future[T]:
+    def write(
+        self,
+        name: str,
+        act: Callable[[Database], T],
+        *,
+        quiet: bool = False,
+        jobs: Sequence[str] | None = None,
+    ) -> Future[T]:
         """Call `act` in a transaction, perhaps with other work. Its result is the future's.
 
         `name` is that of the failpoints before and after the commit. If `quiet`, the work cannot
         make a job ready, so no worker is notified. A TenureError undoes what `act` did, alone.
+        `jobs` are the ids of what `act` locks, if it locks jobs only.
         """
-        return self._committer.submit(CallWork(name, act, quiet=quiet)).future
+        return self._committer.submit(CallWork(name, act, quiet=quiet, job_ids=jobs)).future
 
     # --- reads
 

@@ -72,13 +72,18 @@ class ExchangeWork:
 
 @dataclass(slots=True)
 class CallWork:
-    """Anything else, as a function run inside the transaction."""
+    """Anything else, as a function run inside the transaction.
+
+    `job_ids` are the jobs that `act` locks. Without them it may lock anything, in an order that
+    only it knows.
+    """
 
     name: str
     act: Callable[[Database], Any]
     future: Future[Any] = field(default_factory=Future)
     size: int = 1
     quiet: bool = False  # it cannot bring work
+    job_ids: Sequence[str] | None = None
 
 
 Work = EnqueueWork | ExchangeWork | CallWork
@@ -168,8 +173,8 @@ class Committer:
                     closing = True
             except Empty:
                 pass
-            if batch:
-                self.commit(db, batch)
+            for part in _parts(db, batch):
+                self.commit(db, part)
             self._keep_house(db)
         db.close()
 
@@ -265,20 +270,23 @@ class Committer:
     def _apply(self, db: Database, batch: Sequence[Work]) -> list[tuple[Work, Any]]:
         answers: list[tuple[Work, Any]] = []
         exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
+        calls = [work for work in batch if isinstance(work, CallWork)]
         reports = [report for exchange in exchanges for report in exchange.reports]
+        transitions.hold(db, reports, [id for work in calls for id in work.job_ids or ()])
         verdicts = iter(transitions.settle(db, reports) if reports else ())
         settled = [[next(verdicts) for _ in exchange.reports] for exchange in exchanges]
         answers += self._add(db, [work for work in batch if isinstance(work, EnqueueWork)])
-        for work in batch:
-            if isinstance(work, CallWork):
-                answers.append((work, _undoing(db, work.act)))
+        answers += [(work, _undoing(db, work.act)) for work in calls]
+        self._see_workers(db, [work.claim for work in exchanges if work.claim])
         for exchange, verdict in zip(exchanges, settled, strict=True):
-            leases = self._claim(db, exchange.claim) if exchange.claim else []
+            leases = _claim(db, exchange.claim) if exchange.claim else []
             answers.append((exchange, Exchange(verdict, leases)))
         return answers
 
     def _add(self, db: Database, works: Sequence[EnqueueWork]) -> list[tuple[Work, Any]]:
         singles = [work for work in works if len(work.checked_jobs) == 1]
+        if len(works) > 1 and len(singles) < len(works):
+            db.limits({a.queue for work in works for a in work.checked_jobs})  # locks all of them
         added = enqueue.add_each(db, [work.checked_jobs[0] for work in singles]) if singles else []
         answers: list[tuple[Work, Any]] = [
             (work, answer if isinstance(answer, TenureError) else [answer])
@@ -290,18 +298,16 @@ class Committer:
                 answers.append((work, _undoing(db, together)))
         return answers
 
-    def _claim(self, db: Database, request: ClaimRequest) -> Any:
-        if self._is_to_be_seen(request.worker):
+    def _see_workers(self, db: Database, requests: Sequence[ClaimRequest]) -> None:
+        new = {r.worker: r for r in requests if self._is_to_be_seen(r.worker)}
+        if not new:
+            return
+        for _, request in sorted(new.items()):  # in the same order everywhere, as jobs are locked
             workers.see(db, request)
-            now = self._clock()
-            lately = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
-            # Replaced, not changed: other threads may iterate.
-            self._seen = {**lately, request.worker: now}
-        leases = db.claim(request) if request.limit > 0 else []
-        if not leases or not request.traces:
-            return leases
-        traces = db.traces([lease.id for lease in leases])
-        return [replace(lease, traceparent=traces.get(lease.id)) for lease in leases]
+        now = self._clock()
+        lately = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
+        # Replaced, not changed: other threads may iterate.
+        self._seen = {**lately, **dict.fromkeys(new, now)}
 
     def _is_to_be_seen(self, worker: str) -> bool:
         """Whether it is time to note that a worker asked for jobs."""
@@ -326,6 +332,33 @@ class Committer:
             # Not at once again: the database may be away, and the next commit brings us back here.
             log.warning("housekeeping after a commit failed, the next one tries again: %s", error)
             db.rollback()
+
+
+def _parts(db: Database, batch: Sequence[Work]) -> list[Sequence[Work]]:
+    """Divide a batch into transactions, none of which can end in a deadlock.
+
+    A transaction locks the jobs that it changes first, in the order of their ids, then the limits
+    of queues, then idempotency keys, each in one order. Work that cannot keep to that is alone.
+    """
+    if not batch or db.alone is None:  # a database with one writer
+        return [batch] if batch else []
+    together = [work for work in batch if not _locks_in_another_order(work)]
+    parts: list[Sequence[Work]] = [[work] for work in batch if _locks_in_another_order(work)]
+    return [together, *parts] if together else parts
+
+
+def _locks_in_another_order(work: Work) -> bool:
+    if isinstance(work, EnqueueWork):
+        return work.size > 1 and any(a.idempotency_key for a in work.checked_jobs)
+    return isinstance(work, CallWork) and work.job_ids is None
+
+
+def _claim(db: Database, request: ClaimRequest) -> Any:
+    leases = db.claim(request) if request.limit > 0 else []
+    if not leases or not request.traces:
+        return leases
+    traces = db.traces([lease.id for lease in leases])
+    return [replace(lease, traceparent=traces.get(lease.id)) for lease in leases]
 
 
 def _is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[EnqueueWork]]:

@@ -97,6 +97,9 @@ class Database(Statements, Protocol):
     def traces(self, job_ids: Sequence[str]) -> Mapping[str, str]:
         """Return job id -> traceparent for the jobs that have one."""
 
+    def hold(self, job_ids: Iterable[str]) -> None:
+        """Lock jobs, in the order of their ids, until the end of the transaction."""
+
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
         """Load jobs for changing, locked until the end of the transaction."""
 

@@ -23,6 +23,17 @@ Steps: TypeAlias = tuple[Job, ...]
 """The rows that one job passes through in one transaction, as `follow` returns them."""
 
 
+def hold(db: Database, reports: Sequence[Report], others: Sequence[str]) -> None:
+    """Lock every job that a transaction will change, before it changes the first.
+
+    `others` are jobs that change without a report. Completions alone are not locked before: one
+    statement makes them, in the order of the ids. Claims and the sweep wait for no lock.
+    """
+    outcomes = {report.outcome is Outcome.COMPLETED for report in reports}
+    if len(outcomes) + len(others) > 1:
+        db.hold({*(report.job_id for report in reports), *others})
+
+
 def settle(db: Database, reports: Sequence[Report]) -> list[Verdict]:
     """Record the reports of workers; return one verdict per report, in order."""
     verdicts: dict[int, Verdict] = {}
@@ -30,26 +41,32 @@ def settle(db: Database, reports: Sequence[Report]) -> list[Verdict]:
     done = db.complete(completed) if completed else set()
     if len(done) == len(reports):  # each report once
         return [RECORDED] * len(reports)
-    rest: list[tuple[int, Report]] = []
+    others: list[tuple[int, Report]] = []
+    late: list[tuple[int, Report]] = []
     for index, report in enumerate(reports):
-        if report.outcome is Outcome.COMPLETED and report.lease_id in done:
+        if report.outcome is not Outcome.COMPLETED:
+            others.append((index, report))
+        elif report.lease_id in done:
             done.discard(report.lease_id)  # a second report of this lease is a repetition
             verdicts[index] = RECORDED
         else:
-            rest.append((index, report))
-    if rest:
-        _settle_others(db, rest, verdicts)
+            late.append((index, report))
+    if others:
+        late += _settle_others(db, others, verdicts)
+    if late:
+        _answer_late(db, late, verdicts)
     return [verdicts[index] for index in range(len(reports))]
 
 
 def _settle_others(
-    db: Database, rest: Sequence[tuple[int, Report]], verdicts: dict[int, Verdict]
-) -> None:
-    jobs = dict(db.lock(sorted({report.job_id for _, report in rest})))
+    db: Database, others: Sequence[tuple[int, Report]], verdicts: dict[int, Verdict]
+) -> list[tuple[int, Report]]:
+    """Record reports that are no completions; return those whose lease has already ended."""
+    jobs = dict(db.lock(sorted({report.job_id for _, report in others})))
     now = db.now()
     changes: list[tuple[Job, Steps]] = []
     late: list[tuple[int, Report]] = []
-    for index, report in rest:
+    for index, report in others:
         job = jobs.get(report.job_id)
         if job is None:
             verdicts[index] = Verdict(Answer.LOST)
@@ -63,8 +80,7 @@ def _settle_others(
         jobs[job.id] = steps[-1]
         verdicts[index] = _verdict(report, steps)
     save(db, changes)
-    if late:
-        _answer_late(db, late, verdicts)
+    return late
 
 
 def _verdict(report: Report, steps: Steps) -> Verdict:

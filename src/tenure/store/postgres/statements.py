@@ -114,6 +114,10 @@ ORDER BY found.wanted, job.id <> found.wanted
 
 LIMITED = "SELECT * FROM {s}.limited(%b::text[])"
 
+HOLD = """
+SELECT count(*) FROM (
+    SELECT FROM {s}.job WHERE id = ANY (%b::uuid[]) ORDER BY id FOR UPDATE) AS held
+"""
 LOCK = f"SELECT {JOB_COLUMNS} FROM {{s}}.locked(%b::uuid[]) AS job"
 # After a wait for another transaction's lock, both conditions are tested again on the new row.
 LOCK_EXPIRED = f"""

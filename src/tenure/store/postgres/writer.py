@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
@@ -55,8 +55,9 @@ class Postgres(PostgresSession):
 
         `sparing` adds none if one of their queues has a limit, `whole` none if one is not new.
         """
-        # Keys in the same order everywhere, or two batches could wait for each other.
-        rows = [_row(a) for a in sorted(checked_jobs, key=lambda a: a.idempotency_key or "")]
+        # In the same order everywhere, or two batches could wait for each other.
+        ordered = sorted(checked_jobs, key=lambda a: (a.idempotency_key or "", a.id))
+        rows = [_row(a) for a in ordered]
         values = (*sql.arrays(sql.NEW, rows), sparing, whole)
         ((at, made, later, later_at),) = self.rows(sql.ENQUEUE, values)
         now = to_time(at)
@@ -157,6 +158,9 @@ class Postgres(PostgresSession):
         return [Lease(*[*row[:9], until]) for row in rows if row[0] is not None]
 
     # --- load and save
+
+    def hold(self, job_ids: Iterable[str]) -> None:
+        self.rows(sql.HOLD, (uuids([id for id in job_ids if is_uuid(id)]),))
 
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
         rows = self.rows(sql.LOCK, (uuids([id for id in job_ids if is_uuid(id)]),))

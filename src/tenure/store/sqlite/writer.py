@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import chain
@@ -231,6 +231,9 @@ class Sqlite:
         return dict(self.rows(sql.TRACES, (_json(job_ids),)))
 
     # --- load and save
+
+    def hold(self, job_ids: Iterable[str]) -> None:
+        """Do nothing: a transaction that writes locks the whole file."""
 
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
         jobs: dict[str, Job] = {}
