@@ -15,8 +15,9 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.datastructures import State
@@ -29,6 +30,7 @@ from tenure.errors import InvalidInput
 from tenure.http import guard
 from tenure.http.api.call import Dispatcher
 from tenure.http.api.routes import OPEN_PATHS, ROUTES
+from tenure.http.protocol import BoundedProtocol, Room
 from tenure.http.token_cache import TokenCache
 from tenure.http.waiting import WorkNotifier
 from tenure.jobs.names import check_queues
@@ -41,6 +43,10 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 75
 GRACEFUL_SECONDS = 5
 MAX_CONNECTIONS = 2_000
+OTHER_FILES = 200
+"""Files that a server may have open beside its connections: databases, libraries, pipes."""
+LOOK_TICKS = 10
+"""Each of uvicorn's ticks is 0.1 seconds."""
 
 
 class Application:
@@ -168,10 +174,11 @@ class _Server(uvicorn.Server):
     def __init__(
         self, built: Application, settings: Settings, on_stop: list[Callable[[], None]]
     ) -> None:
+        room = Room(_connections_that_fit())
         super().__init__(
             uvicorn.Config(
                 built,
-                http=_protocol(),
+                http=cast(Any, partial(BoundedProtocol, room)),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -179,7 +186,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=MAX_CONNECTIONS,
+                limit_concurrency=room.places,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=GRACEFUL_SECONDS,
             )
@@ -195,6 +202,14 @@ class _Server(uvicorn.Server):
         sys.stdout.write(f"Tenure listens on http://{host}:{port}\n")
         sys.stdout.flush()
 
+    async def on_tick(self, counter: int) -> bool:
+        """Abort the connections of clients that are too slow, once a second."""
+        if counter % LOOK_TICKS == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in tuple(self.server_state.connections):
+                cast(BoundedProtocol, connection).look(now)
+        return await super().on_tick(counter)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop in order at the first signal, end the process at the second."""
         if self.should_exit:
@@ -208,12 +223,21 @@ class _Server(uvicorn.Server):
             stop()
 
 
-def _protocol() -> Any:
+def _connections_that_fit() -> int:
+    """Raise this process's limit of open files if need be; return how many connections it allows.
+
+    Many shells and services allow 1,024 files, and let a process raise that.
+    """
     try:
-        from tenure.http.protocol import BoundedProtocol
-    except ImportError:  # h11 limits the size of a request's head
-        return "h11"
-    return BoundedProtocol
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MAX_CONNECTIONS
+    wanted = MAX_CONNECTIONS + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < wanted:
+        soft = wanted if hard < 0 else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return MAX_CONNECTIONS if soft < 0 else min(MAX_CONNECTIONS, max(soft - OTHER_FILES, soft // 2))
 
 
 def _run_beside(server: _Server, worker: Worker) -> None:

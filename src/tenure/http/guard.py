@@ -33,6 +33,8 @@ NO_CALLER = Caller("http", frozenset(), known=False)
 """The caller of a path that is open to all."""
 GUARD = "tenure.guard"
 """The key of a request's ASGI scope under which its guard is found."""
+ADMITTED = "tenure.admitted"
+"""The key of a request's ASGI scope for what `http/protocol.py` wants called if it has a caller."""
 MAX_REMEMBERED = 100
 """Host headers of which a guard remembers whether they name this server."""
 MIN_TOKEN = 20
@@ -122,8 +124,10 @@ class AccessGuard:
         send = _with_security_headers(send)
         try:
             self._check(scope)
-            scope[CALLER] = await self.caller_of(scope)
+            scope[CALLER] = caller = await self.caller_of(scope)
             scope[GUARD] = self
+            if ADMITTED in scope and caller is not NO_CALLER:
+                scope[ADMITTED]()
         except (Refusal, Unauthorized, StoreUnavailable) as error:
             response = self._refuse(scope, error)
             if isinstance(error, StoreUnavailable):

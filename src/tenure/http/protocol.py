@@ -1,9 +1,13 @@
 """uvicorn's httptools protocol with the limits that httptools lacks, and answers sent whole.
 
-A request's line and headers may not exceed `MAX_HEAD_BYTES`, and must arrive within `HEAD_SECONDS`
-of the connection or of their first byte. Otherwise the connection is closed, so that a slow client
-holds a socket for seconds, not for ever. If connections run out, the one that has been idle longest
-is closed for a new one.
+Bytes that are no body, such as heads, chunk heads and trailers, may not exceed `MAX_OVERHEAD_BYTES`
+in a row, and must arrive within `OVERHEAD_SECONDS`. A client that does not read is cut off after
+`WRITE_SECONDS`. `Room` bounds how many connections there are. So a slow client holds a socket for
+seconds, not for ever.
+
+An answer that comes before the whole request ends the connection, in order: the server closes its
+side, and drops what still arrives for up to `OVERHEAD_SECONDS`. If it closed the socket at once,
+the client would see a reset instead of the answer.
 
 uvicorn writes the head and the body of an answer to the socket one by one, which takes twice as
 many system calls and packets as needed. Here they are sent together.
@@ -12,27 +16,49 @@ many system calls and packets as needed. Here they are sent together.
 from __future__ import annotations
 
 import asyncio
+import logging
+from math import inf
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_HEAD_BYTES = 64 * 1024
-HEAD_SECONDS = 20.0
+from tenure.http.guard import ADMITTED
+
+log = logging.getLogger(__name__)
+
+MAX_OVERHEAD_BYTES = 64 * 1024
+OVERHEAD_SECONDS = 20.0
+WRITE_SECONDS = 30.0
+"""How long a client may take none of the bytes that wait for it."""
+MAX_STRANGERS = 200
+"""Connections on which no request has had a caller yet."""
+MIN_PARSED = 512
+"""Bytes that are parsed at once, and what follows them up to the end of a head."""
 MAX_GATHERED = 64 * 1024
 """Bytes of an answer that may wait for the end of a step of the event loop."""
 
 
-class HeadTooLarge(Exception):
+class Refused(Exception):
     """Raised inside the parser, which answers 400 and closes the connection."""
 
 
 class GatheringTransport:
     """A transport that sends together what is written in one step of the event loop."""
 
+    unread = False
+    """Whether a request has started and not ended, so that the client may not listen yet."""
+    half_closed = False
+    """Whether nothing more is sent, while the client may still send."""
+    held = False
+    """Whether nothing is read, although uvicorn would read on."""
+
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
         self._gathered = bytearray()
+        self._written = 0
+        self._taken = -1  # bytes that the client had taken at the last look
+        self._taken_at = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -46,84 +72,243 @@ class GatheringTransport:
             self._send()
 
     def close(self) -> None:
-        """Send what was written, then close the connection."""
+        """Send what was written, then close the connection; only this side if `unread`."""
         self._send()
-        self._transport.close()
+        if self.half_closed or not self.unread or self._transport.is_closing():
+            self._transport.close()
+            return
+        self.half_closed = True
+        self._transport.resume_reading()
+        try:
+            self._transport.write_eof()
+        except OSError:  # the client is gone
+            self._transport.close()
+
+    def hold_reading(self) -> None:
+        """Read nothing until it is released."""
+        self.held = True
+        self._transport.pause_reading()
+
+    def release_reading(self, *, paused: bool) -> None:
+        """Read again, unless it is `paused` for another reason."""
+        self.held = False
+        if not paused:
+            self._transport.resume_reading()
+
+    def resume_reading(self) -> None:
+        """Read again, unless it is held."""
+        if not self.held:
+            self._transport.resume_reading()
+
+    def is_closing(self) -> bool:
+        """Return whether nothing more can be sent."""
+        return self.half_closed or self._transport.is_closing()
+
+    def is_stuck(self, now: float) -> bool:
+        """Return whether the client has taken nothing that waits for it for `WRITE_SECONDS`."""
+        waiting = self._transport.get_write_buffer_size()
+        taken = self._written - waiting
+        if not waiting or taken != self._taken:
+            self._taken, self._taken_at = taken, now
+        return now - self._taken_at >= WRITE_SECONDS
 
     def _send(self) -> None:
-        if self._gathered:
-            gathered, self._gathered = self._gathered, bytearray()
+        gathered, self._gathered = self._gathered, bytearray()
+        if gathered and not self.half_closed:
+            self._written += len(gathered)
             self._transport.write(gathered)
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """One connection, whose requests have heads limited in size and time."""
+class Room:
+    """The connections of one server. For each that is too many, another one is aborted."""
 
+    def __init__(self, places: int) -> None:
+        """Hold `places` connections, of which strangers get `MAX_STRANGERS` or half."""
+        self.places = places
+        self._max_strangers = min(MAX_STRANGERS, places // 2)
+        self._strangers: dict[BoundedProtocol, None] = {}  # the oldest first
+        self._logged = False
+
+    def enter(self, newcomer: BoundedProtocol) -> None:
+        """Take in a connection. Close the oldest stranger or the longest idle one if need be."""
+        if len(self._strangers) >= self._max_strangers:
+            self._abort(next(iter(self._strangers)))
+        connections = cast("set[BoundedProtocol]", newcomer.connections)
+        if len(connections) + 1 >= self.places:
+            idle = [one for one in connections if one.is_idle]
+            if idle:
+                self._abort(min(idle, key=lambda one: one.idle_since))
+        self._strangers[newcomer] = None
+
+    def admit(self, connection: BoundedProtocol) -> None:
+        """Count a connection as a caller's from now on, or not at all if it has ended."""
+        self._strangers.pop(connection, None)
+
+    def _abort(self, connection: BoundedProtocol) -> None:
+        if not self._logged:
+            self._logged = True
+            log.warning(
+                "there are too many connections: of those without a valid token the oldest is "
+                "closed for each new one, else the one that is idle for longest; "
+                "this is logged once"
+            )
+        connection.abort()
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection, bounded in what it may hold and for how long."""
+
+    transport: Any
+    cycle: Any  # of the newest request; None before the first
     _in_head = True
-    _parsed_bytes = 0  # of the head, in complete headers
-    _unparsed_bytes = 0  # of the head, in pieces after which it was still incomplete
-    _deadline: asyncio.TimerHandle | None = None
-    _idle_since = 0.0  # loop time
+    _head_bytes = 0  # of the URL and of complete headers
+    _other_bytes = 0  # that came since anything else than overhead did
+    _unparsed = b""
+    _refused = False  # as no HTTP, or too large: the parser gets nothing more
+    _advanced = False  # by this read: a request or a piece of its body began or ended
+    _keep_alive = True  # if the whole request arrives before the answer
+    _due = inf  # loop time
+    idle_since = 0.0  # loop time
+
+    def __init__(self, room: Room, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._room = room
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being answered."""
+        return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: Any) -> None:
         """Start the first request's deadline, and make room for the next connection."""
-        self._idle_since = self.loop.time()
-        if self.limit_concurrency and len(self.connections) + 1 >= self.limit_concurrency:
-            self._close_longest_idle()
+        self.idle_since = self.loop.time()
+        self._due = self.idle_since + OVERHEAD_SECONDS
+        self._room.enter(self)
         super().connection_made(cast(asyncio.Transport, GatheringTransport(transport, self.loop)))
-        self._deadline = self.loop.call_later(HEAD_SECONDS, self._close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_deadline()
+        self._room.admit(self)
         super().connection_lost(exc)
 
+    def abort(self) -> None:
+        """End the connection at once. It no longer counts."""
+        self._room.admit(self)
+        self.connections.discard(self)
+        self.transport.abort()
+
+    def look(self, now: float) -> None:
+        """Abort the connection if its client is too slow, at loop time `now`."""
+        if self.transport.half_closed:
+            self._due = min(self._due, now + OVERHEAD_SECONDS)
+        elif (
+            self.flow.read_paused or self.transport.held
+        ):  # what the server does not read cannot arrive
+            self._due = max(self._due, now + OVERHEAD_SECONDS)
+        if now >= self._due or self.transport.is_stuck(now):
+            self.abort()
+
+    # --- what arrives
+
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; close if the head is still incomplete and already too long."""
-        super().data_received(data)
-        if self._in_head:
-            if self._deadline is None:
-                self._deadline = self.loop.call_later(HEAD_SECONDS, self._close)
-            self._unparsed_bytes += len(data)
-            if self._unparsed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response("The head of the request is too long.")
+        """Parse it; refuse too much that is no body."""
+        self._advanced = False
+        self._unparsed += data
+        self._parse()
+        if not self._advanced and not self._unparsed:
+            self._due = min(self._due, self.loop.time() + OVERHEAD_SECONDS)
+            self._other_bytes += len(data)
+            if self._other_bytes > MAX_OVERHEAD_BYTES:
+                if self.transport.is_closing():
+                    self.abort()
+                else:
+                    self.send_400_response("The request has too much beside its body.")
+
+    def _parse(self) -> None:
+        """Parse what has arrived, while no request waits: each that waits takes some kilobytes."""
+        while self._unparsed and (not self.pipeline or self.transport.is_closing()):
+            end = self._unparsed.find(b"\r\n\r\n", MIN_PARSED) + 4
+            part = self._unparsed[:end] if end > 3 else self._unparsed
+            self._unparsed = self._unparsed[len(part) :]
+            if not self._refused:
+                super().data_received(part)
+        if self._unparsed:
+            self.transport.hold_reading()
+        elif self.transport.held:
+            self.transport.release_reading(paused=self.flow.read_paused)
+
+    def _advance(self, due: float = inf) -> None:
+        self._advanced = True
+        self._other_bytes = 0
+        if not self.transport.half_closed:
+            self._due = due
 
     def on_message_begin(self) -> None:
+        if self.transport.is_closing():  # after the request whose answer ends the connection
+            raise Refused
         super().on_message_begin()
-        self._in_head = True
-        self._parsed_bytes = self._unparsed_bytes = 0
+        self._in_head = self.transport.unread = True
+        self._head_bytes = 0
+        self._advance(self.loop.time() + OVERHEAD_SECONDS)
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._parsed_bytes += len(name) + len(value)
-        if self._parsed_bytes > MAX_HEAD_BYTES:
-            raise HeadTooLarge
+        if not self._in_head:  # a trailer: uvicorn would add it to the head
+            raise Refused
+        self._count(len(name) + len(value))
         super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > MAX_OVERHEAD_BYTES:
+            raise Refused
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._cancel_deadline()
+        self._advance()
+        cast("dict[str, Any]", self.scope)[ADMITTED] = self._admit
         super().on_headers_complete()
+        self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
 
-    def on_response_complete(self) -> None:
-        self._idle_since = self.loop.time()
-        super().on_response_complete()
+    def on_body(self, body: bytes) -> None:
+        self._advance()
+        super().on_body(body)
 
-    def _close_longest_idle(self) -> None:
-        idle = [
-            other
-            for other in self.connections
-            if isinstance(other, BoundedProtocol)
-            and (other.cycle is None or other.cycle.response_complete)
-        ]
-        if idle:
-            longest = min(idle, key=lambda other: other._idle_since)
-            self.connections.discard(longest)  # it no longer counts, although it ends later
-            longest._close()
-
-    def _close(self) -> None:
-        if not self.transport.is_closing():
+    def on_message_complete(self) -> None:
+        self._advance()
+        self.transport.unread = False
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._keep_alive
+        super().on_message_complete()
+        if self.transport.half_closed:
             self.transport.close()
 
-    def _cancel_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _admit(self) -> None:
+        self._room.admit(self)
+
+    # --- what is answered
+
+    def on_response_complete(self) -> None:
+        self.idle_since = self.loop.time()
+        super().on_response_complete()
+        if self._unparsed:
+            self._parse()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be read, and close; silently if an answer is due before."""
+        self._refused = True
+        self._other_bytes = 0
+        waited = self.is_idle or not (self._in_head or self.cycle.response_started)
+        if waited and not self.pipeline and not self.transport.is_closing():
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+        if not self.is_idle:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def shutdown(self) -> None:
+        self._keep_alive = False
+        super().shutdown()

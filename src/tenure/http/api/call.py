@@ -39,7 +39,7 @@ from tenure.errors import (
     StoreUnavailable,
     TenureError,
 )
-from tenure.http.guard import as_problem, path_in
+from tenure.http.guard import NO_CALLER, as_problem, path_in
 from tenure.http.waiting import WorkNotifier
 from tenure.jobs import payload
 from tenure.jobs.redaction import Redaction
@@ -60,9 +60,8 @@ SMALL_BODY = 64 * 1024
 """Largest request without a payload, and what may surround a payload, in bytes."""
 RECEIVE_SECONDS = 60.0
 """Time that a body may take to arrive. A slow client must not hold a request open for longer."""
-MAX_DISCARDED = 64 * 1024 * 1024
-"""Bytes of a refused body that are received and thrown away, so that the client reads the answer.
-The connection is closed if the client declares more, or no length."""
+OPEN_RECEIVE_SECONDS = 5.0
+"""The same, on paths that are open to all."""
 
 
 @dataclass(slots=True)
@@ -196,10 +195,6 @@ def _failed(scope: AsgiScope, error: Exception) -> Response:
         log.warning("%s: %s", what, error)
     elif not isinstance(error, TenureError | Refusal):
         log.error("%s failed", what, exc_info=error)
-    elif (
-        isinstance(error, PayloadTooLarge) and _declared_bytes(Headers(scope=scope)) > MAX_DISCARDED
-    ):
-        response.headers["Connection"] = "close"
     return response
 
 
@@ -252,13 +247,14 @@ def _check_media_type(request: Request, *, optional: bool) -> None:
 
 
 async def receive(request: Request, limit: int) -> bytes:
-    """Receive the body, at most `limit` bytes, within `RECEIVE_SECONDS`."""
-    if "content-length" in request.headers and _declared_bytes(request.headers) > limit:
+    """Receive the body, at most `limit` bytes, in time. The rest of a larger one is not read."""
+    if _declared_bytes(request.headers) > limit:
         raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
     task = asyncio.current_task()
     assert task is not None
     # Like `asyncio.timeout`, at a third of the cost, which would exceed that of reading the body.
-    timer = asyncio.get_running_loop().call_later(RECEIVE_SECONDS, task.cancel, _TOO_SLOW)
+    seconds = OPEN_RECEIVE_SECONDS if request.scope[CALLER] is NO_CALLER else RECEIVE_SECONDS
+    timer = asyncio.get_running_loop().call_later(seconds, task.cancel, _TOO_SLOW)
     chunks: list[bytes] = []
     size = 0
     try:
@@ -275,7 +271,7 @@ async def receive(request: Request, limit: int) -> bytes:
             408,
             "request_timeout",
             "The body took too long",
-            f"the body did not arrive within {RECEIVE_SECONDS:g} seconds",
+            f"the body did not arrive within {seconds:g} seconds",
             {"Connection": "close"},
         ) from None
     finally:
@@ -286,8 +282,8 @@ _TOO_SLOW = "the body took too long"
 
 
 def _declared_bytes(headers: Headers) -> int:
-    """Return the declared length of a body; more than any limit if none is declared."""
-    length = headers.get("content-length", "")
+    """Return the declared length of a body; 0 if none is declared."""
+    length = headers.get("content-length", "0")
     return int(length) if length.isdecimal() and len(length) < 16 else 10**16
 
 
