@@ -226,12 +226,16 @@ class Client:
             raise StoreUnavailable("the client is closed")
         future: Future[Exchange] = Future()
         # A daemon: the process can end while a claim waits.
-        threading.Thread(
+        thread = threading.Thread(
             target=self._take_exchange,
             args=(future, reports, claim),
             name="tenure-client",
             daemon=True,
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # a limit of the machine
+            raise StoreUnavailable(f"nothing was sent: {error}") from error
         return future
 
     def _take_exchange(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 
@@ -15,8 +15,10 @@ from tenure import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.queries import Query
 from tenure.store import migrate_store, open_store
+from tests.support.no_threads import no_new_threads
 from tests.support.raw_sql import RawSql
 from tests.support.store import StoreHarness, claim_request, new_job, report_completed
+from tests.support.waiting import WAIT_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +48,37 @@ def test_a_closed_store_says_so(database_url: str) -> None:
     with pytest.raises(StoreUnavailable, match="closed"):
         store.add([new_job()])
     store.close()  # twice is no mistake
+
+
+@pytest.mark.scenario(102)
+def test_without_a_thread_the_caller_hears_it_and_the_next_write_works(database_url: str) -> None:
+    store = open_store(database_url)
+    with no_new_threads():
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="nothing was written"):
+                store.add([new_job()])
+    first = store.add([new_job()]).result(WAIT_SECONDS)
+    with no_new_threads():
+        second = store.add([new_job()]).result(WAIT_SECONDS)
+    store.close()
+    assert first[0].created
+    assert second[0].created
+
+
+@pytest.mark.scenario(102)
+def test_without_a_thread_nobody_listens_and_the_next_who_asks_does(
+    harness: StoreHarness, database_url: str
+) -> None:
+    store = open_store(database_url)
+    heard = Event()
+    with no_new_threads(), pytest.raises(StoreUnavailable, match="cannot be watched"):
+        store.on_work(heard.set)
+    store.on_work(heard.set)
+    assert heard.wait(WAIT_SECONDS)  # at its beginning
+    heard.clear()
+    harness.add()
+    assert heard.wait(WAIT_SECONDS)
+    store.close()
 
 
 FORKING = """

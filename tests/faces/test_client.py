@@ -17,7 +17,8 @@ from tenure import NewJob, RetryPolicy, Tenure, errors
 from tenure.client import Client
 from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report, Verdict
 from tests.support.http import UNKNOWN_ID, ServerProcess
-from tests.support.waiting import wait_until
+from tests.support.no_threads import no_new_threads
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 TOKEN = "a-token-for-the-client"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -338,6 +339,13 @@ def test_a_server_that_is_none_of_ours(answer: bytes, error: type[Exception]) ->
                 client.stats()
             assert type(raised.value) is error
         served.result(10)
+
+
+@pytest.mark.scenario(102)
+def test_without_a_thread_an_exchange_is_refused_and_the_next_one_works(client: Client) -> None:
+    with no_new_threads(), pytest.raises(errors.StoreUnavailable, match="nothing was sent"):
+        client.exchange((), asking())
+    assert client.exchange((), asking()).result(WAIT_SECONDS).verdicts == []
 
 
 def test_a_closed_client(server: ServerProcess) -> None:

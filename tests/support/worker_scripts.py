@@ -89,8 +89,8 @@ class WorkerScript:
     ) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        self._path = folder / "worker_script.py"
-        self._path.write_text(
+        self.path = folder / "worker_script.py"
+        self.path.write_text(
             HEAD.format(folder=str(folder), url=url)
             + handlers
             + TAIL.format(before=before, concurrency=concurrency, lease=lease, grace=grace)
@@ -117,7 +117,7 @@ class WorkerScript:
     def start(self, **environment: str) -> subprocess.Popen[str]:
         """Start one more process of this script, with this added to its environment."""
         process = subprocess.Popen(
-            [sys.executable, str(self._path)],
+            [sys.executable, str(self.path)],
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

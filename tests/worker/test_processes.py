@@ -13,7 +13,12 @@ import pytest
 from tenure import Tenure
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript, is_running, wait_for_exit
-from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
+from tests.support.workers import (
+    running_worker,
+    transitions,
+    wait_until_completed,
+    wait_until_failed,
+)
 from tests.worker import children
 
 
@@ -224,10 +229,11 @@ app.run_worker(lease=1)
         job = app.enqueue("work", max_retries=1)
         worker = script.start()
 
-        assert "the child process died" in wait_until_failed(app, job)
+        wait_until(lambda: "released" in transitions(app, job), "the job to be handed back")
         worker.kill()
         output, _ = worker.communicate()
         assert "if __name__ == '__main__'" in output
+        assert "a child process died before it could run anything: exit code 1" in output
 
 
 @pytest.mark.requirement("C24")

@@ -104,12 +104,8 @@ class Committer:
         self._on_work = on_work
         self._waiting: SimpleQueue[Work | None] = SimpleQueue()
         self._databases = databases
-        self._threads = [
-            threading.Thread(target=self._run, args=(db,), name="tenure-commit", daemon=True)
-            for db in databases
-        ]
+        self._threads: list[threading.Thread] = []  # those that run, for the first databases
         self._lock = threading.Lock()  # nothing is queued behind the marks that end the threads
-        self._started = False
         self._closed = False
         self._pid = os.getpid()
         self._seen: dict[str, float] = {}
@@ -134,12 +130,24 @@ class Committer:
         with self._lock:
             if self._closed:
                 raise StoreUnavailable("the store is closed")
-            if not self._started:
-                self._started = True
-                for thread in self._threads:
-                    thread.start()
+            if len(self._threads) < len(self._databases):
+                self._start_threads()
             self._waiting.put(work)
         return work
+
+    def _start_threads(self) -> None:
+        """Start the threads that do not run yet; one is enough to go on."""
+        for db in self._databases[len(self._threads) :]:
+            thread = threading.Thread(
+                target=self._run, args=(db,), name="tenure-commit", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:  # a limit of the machine
+                if self._threads:
+                    return
+                raise StoreUnavailable(f"nothing was written: {error}") from error
+            self._threads.append(thread)
 
     def close(self) -> None:
         """Finish what is waiting, then stop."""
@@ -148,12 +156,10 @@ class Committer:
                 self._closed = True
                 for _ in self._threads:
                     self._waiting.put(None)
-        if self._started:
-            for thread in self._threads:
-                thread.join()
-        else:
-            for db in self._databases:
-                db.close()
+        for thread in self._threads:
+            thread.join()
+        for db in self._databases[len(self._threads) :]:
+            db.close()
 
     def _run(self, db: Database) -> None:
         closing = False

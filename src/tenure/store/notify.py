@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from tenure.errors import StoreUnavailable
+
 log = logging.getLogger(__name__)
 
 Watch = Callable[[Callable[[], None], threading.Event], None]
@@ -18,9 +20,8 @@ class Notifier:
         self._lock = threading.Lock()
         self._subscribers: tuple[Callable[[], None], ...] = ()
         self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=watch, args=(self.notify, self._stop), name="tenure-watch", daemon=True
-        )
+        self._watch = watch
+        self._thread: threading.Thread | None = None
 
     def notify(self) -> None:
         """Call every subscriber. Subscribers must be quick and are called from any thread."""
@@ -31,11 +32,14 @@ class Notifier:
                 log.warning("a subscriber that waits for work could not be notified: %r", error)
 
     def subscribe(self, subscriber: Callable[[], None]) -> Callable[[], None]:
-        """Call `subscriber` from now on; return the function that ends this."""
+        """Call `subscriber` from now on; return the function that ends this.
+
+        Raises StoreUnavailable if the thread that watches cannot be started.
+        """
         with self._lock:
+            if not self._stop.is_set() and self._thread is None:
+                self._thread = self._started()
             self._subscribers = (*self._subscribers, subscriber)
-            if not self._stop.is_set() and self._thread.ident is None:  # not started yet
-                self._thread.start()
 
         def unsubscribe() -> None:
             with self._lock:
@@ -44,9 +48,19 @@ class Notifier:
 
         return unsubscribe
 
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(
+            target=self._watch, args=(self.notify, self._stop), name="tenure-watch", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # a limit of the machine
+            raise StoreUnavailable(f"new jobs cannot be watched: {error}") from error
+        return thread
+
     def close(self) -> None:
         """End the watch and wait for its thread."""
         with self._lock:
             self._stop.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()

@@ -19,6 +19,7 @@ from tenure.jobs.results import Ending, failure, success
 from tenure.jobs.work import Lease, Outcome
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
+from tenure.worker.fitness import Fitness, NotStarted
 from tenure.worker.leases import CLAIMED, STARTED, Attempt, LeaseBook, Wakeup
 from tenure.worker.log import WorkLog
 from tenure.worker.processes import ChildCall, Children, ChildTask
@@ -49,7 +50,8 @@ class Attempts:
         self._wakeup = wakeup
         self._log = worklog
         self._tracing = tracing
-        self._delivered: deque[tuple[Attempt, Ending]] = deque()  # from threads
+        self.fitness = Fitness()
+        self._delivered: deque[tuple[Attempt, Ending | NotStarted]] = deque()  # from threads
         self._threads = Threads(concurrency, self.deliver)
         self._children = Children()
         self._original = Original()
@@ -76,8 +78,8 @@ class Attempts:
         for attempt in self._leases.in_slots():
             self._stop(attempt, why)
 
-    def deliver(self, attempt: Attempt, ending: Ending) -> None:
-        """Hand over how a handler ended. Called by threads."""
+    def deliver(self, attempt: Attempt, ending: Ending | NotStarted) -> None:
+        """Hand over how a handler ended, or that it did not start. Called by threads."""
         self._delivered.append((attempt, ending))
         self._wakeup.notify()
 
@@ -87,13 +89,15 @@ class Attempts:
         while (attempt := self._leases.start_next()) is not None:
             try:
                 self._start(attempt)
+            except NotStarted as trouble:
+                self._finish(attempt, trouble)
             except BaseException as error:
                 self._finish(attempt, failure(error))
 
     def _start(self, attempt: Attempt) -> None:
         lease = attempt.lease
         handler = self._handlers.find(lease.type)
-        if handler is None:  # another worker may have one
+        if handler is None or self.fitness.is_unfit(lease.type):  # another worker may run it
             self._leases.end(attempt, attempt.outcome(Outcome.RELEASED), free=True)
             return
         attempt.started_at = time.monotonic()
@@ -135,8 +139,9 @@ class Attempts:
             running = self._run_coroutine(attempt, function, arguments)
             attempt.task = asyncio.get_running_loop().create_task(running)
         else:
-            attempt.on_thread = True
             self._threads.submit(attempt, lambda: call_in_thread(function, arguments, attempt))
+            attempt.on_thread = True
+            self.fitness.started(attempt.lease.type)
 
     async def _run_coroutine(
         self, attempt: Attempt, function: Callable[..., Any], arguments: dict[str, Any]
@@ -154,19 +159,25 @@ class Attempts:
 
     # --- started -> ended
 
-    def _finish_and_start_next(self, attempt: Attempt, ending: Ending) -> None:
+    def _finish_and_start_next(self, attempt: Attempt, ending: Ending | NotStarted) -> None:
         self._finish(attempt, ending)
         self._start_ready()
 
-    def _finish(self, attempt: Attempt, ending: Ending) -> None:
+    def _finish(self, attempt: Attempt, ending: Ending | NotStarted) -> None:
         """Free the slot of a handler that has returned; its ending counts unless it was stopped."""
         if attempt.timer is not None:
             attempt.timer.cancel()
         attempt.task = None  # its context refers to the attempt: do not leave a cycle
-        if attempt.state is STARTED:
-            self._end(attempt, ending, free=True)
-        else:
+        if attempt.state is not STARTED:
             self._leases.free(attempt)
+        elif isinstance(ending, NotStarted):
+            self.fitness.failed(attempt.lease.type, str(ending))
+            self._end_span(attempt, f"not started: {ending}")
+            self._leases.end(attempt, attempt.outcome(Outcome.RELEASED), free=True)
+        else:
+            if attempt.child is not None:
+                self.fitness.started(attempt.lease.type)
+            self._end(attempt, ending, free=True)
 
     def _end(self, attempt: Attempt, ending: Ending, *, free: bool) -> None:
         error = ending.error

@@ -235,7 +235,10 @@ class Exchanges:
             return None
         idle = present == 0
         wait = LONG_POLL_SECONDS if idle and self._source.waits else 0.0
-        types = self._handlers.types()
+        known = self._handlers.types()
+        types = self._attempts.fitness.fit(known)
+        if types == () and known != ():
+            return None
         return replace(self._request, limit=limit, types=types, wait_seconds=wait)
 
     def _start(self, claim: ClaimRequest | None, *, report: bool) -> None:

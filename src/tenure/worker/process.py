@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import multiprocessing
@@ -180,9 +181,20 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
         for task in left:
             task.cancel()
         if left:
-            loop.run_until_complete(asyncio.wait(left, timeout=LEFTOVER_SECONDS))
+            _, left = loop.run_until_complete(asyncio.wait(left, timeout=LEFTOVER_SECONDS))
+            for task in left:
+                _keep(task)
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+def _keep(task: asyncio.Task[Any]) -> None:
+    """Never destroy a task that does not end, not even when Python exits.
+
+    Its coroutine catches every exception. Destroyed, it would get another one, and its next `await`
+    would fail without a loop: it would continue for ever and use a whole processor.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
 
 
 def end_process() -> None:

@@ -25,8 +25,11 @@ from tenure.jobs.results import Ending, failure, success_of_function
 from tenure.telemetry import logs
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
+from tenure.worker.fitness import NotStarted
 
 CHILD = "tenure-child"
+READY = True
+"""What a child sends before its first call."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECRETS = ("TENURE_TOKEN", "TENURE_TOKEN_FILE")
 """Variables of the environment that child processes do not get. They keep the address of the
@@ -100,30 +103,35 @@ class ChildCall:
         self._child: Child | None = None  # while it works on this call
         self._killed = False
 
-    def run(self) -> Ending:
+    def run(self) -> Ending | NotStarted:
         """Run the call in a child. If the child dies, only this call fails."""
         try:
             child = self._children.take()
-        except BaseException as error:
-            return failure(error)
+        except Exception as error:
+            return NotStarted(f"no child process could be started: {_said(error)}")
         with self._lock:
             self._child = child
             if self._killed:
                 child.kill()
-        ending: Ending | None = None
+        ready = False
+        ending: Ending | NotStarted | None = None
         try:
-            ending = child.run(self._task)
+            ready = child.is_ready()
+            ending = child.run(self._task) if ready else None
         except BaseException as error:
             return failure(error)
         finally:
             with self._lock:
                 self._child = None
-                reusable = ending is not None and not self._killed
+                reusable = isinstance(ending, Ending) and not self._killed
             if reusable:
                 self._children.give_back(child)
             else:
                 child.end()
-        return ending or Ending(error=f"the child process died: {_exit(child.process.exitcode)}")
+        how = _exit(child.process.exitcode)
+        if not ready:
+            return NotStarted(f"a child process died before it could run anything: {how}")
+        return ending or Ending(error=f"the child process died: {how}")
 
     def kill(self) -> None:
         """Kill the child now, or as soon as it gets this call."""
@@ -139,6 +147,7 @@ class Child:
 
     process: BaseProcess
     pipe: Connection
+    waits_for_calls: bool = False  # as far as is known
 
     @classmethod
     def start(cls, context: multiprocessing.context.SpawnContext) -> Child:
@@ -156,16 +165,27 @@ class Child:
             theirs.close()
         return cls(process, ours)
 
-    def run(self, task: ChildTask) -> Ending | None:
+    def is_ready(self) -> bool:
+        """Wait until the child is ready for its first call; return False if it dies instead."""
+        self.waits_for_calls = self.waits_for_calls or self._receive() is READY
+        return self.waits_for_calls
+
+    def run(self, task: ChildTask) -> Ending | NotStarted | None:
         """Run one call; return None if the child dies."""
         try:
             self.pipe.send(task)
+        except OSError:
+            return None
+        ending: Ending | NotStarted | None = self._receive()
+        return ending
+
+    def _receive(self) -> Any:
+        try:
             # The pipe of a dead child stays open while a process that it forked holds it.
             while not self.pipe.poll(CHILD_CHECK_SECONDS):
                 if not self.process.is_alive() and not self.pipe.poll():
                     return None
-            ending: Ending = self.pipe.recv()
-            return ending
+            return self.pipe.recv()
         except (EOFError, OSError):
             return None
 
@@ -181,6 +201,10 @@ class Child:
         self.kill()
         self.process.join(5)
         self.pipe.close()
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _exit(code: int | None) -> str:
@@ -202,6 +226,7 @@ def _serve_calls(pipe: Connection, logging: tuple[str, str] | None) -> None:
         signal.signal(number, _ignore)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     with suppress(EOFError, OSError):
+        pipe.send(READY)
         while True:
             pipe.send(_call(pipe.recv()))
 
@@ -218,12 +243,15 @@ def _end_with_parent() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _call(task: ChildTask) -> Ending:
+def _call(task: ChildTask) -> Ending | NotStarted:
+    LOG_FIELDS.set(lambda: task.log_fields)
     try:
-        LOG_FIELDS.set(lambda: task.log_fields)
         found: Any = importlib.import_module(task.module)
         for part in task.name.split("."):
             found = getattr(found, part)
+    except BaseException as error:  # the worker has imported it
+        return NotStarted(f"{task.module} cannot be imported in a child process: {_said(error)}")
+    try:
         handler = getattr(found, "handler", None)
         if not isinstance(handler, Handler):
             where = f"{task.module}.{task.name}"

@@ -12,7 +12,10 @@ from typing import Any
 from tenure.jobs.results import Ending, failure, success_of_function
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import enter
+from tenure.worker.fitness import NotStarted
 from tenure.worker.leases import Attempt
+
+Call = Callable[[], Ending | NotStarted]
 
 
 class Original:
@@ -44,21 +47,27 @@ os.register_at_fork(after_in_child=Original.count_copy)
 class Threads:
     """Up to `limit` daemon threads that run calls; a thread calls `deliver(ticket, ending)`."""
 
-    def __init__(self, limit: int, deliver: Callable[[Any, Ending], None]) -> None:
+    def __init__(self, limit: int, deliver: Callable[[Any, Ending | NotStarted], None]) -> None:
         self._limit = limit
         self._deliver = deliver
-        self._calls: SimpleQueue[tuple[Any, Callable[[], Ending]] | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Any, Call] | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._count = 0
         self._original = Original()
 
-    def submit(self, ticket: Any, call: Callable[[], Ending]) -> None:
-        """Run `call`, which must not raise, in a thread."""
-        self._calls.put((ticket, call))
+    def submit(self, ticket: Any, call: Call) -> None:
+        """Run `call`, which must not raise, in a thread.
+
+        Raises NotStarted, with nothing queued, if a thread is missing and cannot be started.
+        """
         if not self._idle.acquire(blocking=False) and self._count < self._limit:
+            name = f"tenure-job {self._count + 1}"
+            try:
+                threading.Thread(target=self._run, name=name, daemon=True).start()
+            except RuntimeError as error:  # a limit of the machine
+                raise NotStarted(f"no thread for it: {error}") from error
             self._count += 1
-            name = f"tenure-job {self._count}"
-            threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._calls.put((ticket, call))
 
     def abandon(self) -> None:
         """Allow one more thread, in place of one that does not return."""

@@ -13,9 +13,11 @@ from tenure.jobs.ids import new_id
 from tenure.store import open_store
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
+from tenure.store.postgres import watchdog
 from tenure.store.postgres.connection import address_of, connect
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.watchdog import Wire, answering
+from tests.support.no_threads import no_new_threads
 from tests.support.proxy import Proxy
 from tests.support.store import new_job
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -54,6 +56,17 @@ def test_an_answer_in_time_ends_the_wait(url: str) -> None:
         time.sleep(1.2)  # there is nothing that could be waited for: nothing is to happen
         assert connection.execute("SELECT 1").fetchone() == (1,)
         wire.close()
+
+
+def test_without_a_thread_that_looks_nothing_is_sent(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "_watch", watchdog._Watch())
+    with connect(address_of(url)) as connection:
+        with no_new_threads(), pytest.raises(psycopg.OperationalError, match="cannot be watched"):
+            Wire(connection)
+        with answering(connection, 0.1), pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT pg_sleep(30)")
 
 
 def test_writes_fail_and_work_again_with_the_network(proxy: Proxy, far: str) -> None:

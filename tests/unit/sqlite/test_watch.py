@@ -18,6 +18,7 @@ import pytest
 from tenure.store import migrate_store
 from tenure.store.sqlite import watch as sqlite_watch
 from tenure.store.sqlite.reader import SqliteReader
+from tests.support.no_threads import no_new_threads
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs inotify")
@@ -209,6 +210,24 @@ def test_where_the_kernel_keeps_silent_the_slow_poll_rings(
         for _ in range(3):
             other.run(COMMIT)
             watch.notify()
+
+
+def test_without_a_second_thread_looking_goes_on(
+    connections: Connections, wal: Path, other: Other
+) -> None:
+    go = threading.Event()
+
+    def later(notify: Callable[[], None], stop: threading.Event) -> None:
+        go.wait(WAIT_SECONDS)
+        sqlite_watch.watch(connections, wal, notify, stop)
+
+    watch = Watching(later)
+    with no_new_threads():
+        go.set()
+        for _ in range(3):
+            other.run(COMMIT)
+            watch.notify()
+    watch.end()
 
 
 @pytest.mark.parametrize("lacking", ["inotify", "a watch on the log"])

@@ -34,7 +34,11 @@ class Wire:
         # The family does not matter here, so that of a Unix socket need not be found out.
         self._socket = socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM)
         self.deadline: float | None = None  # monotonic seconds
-        _watch.add(self)
+        try:
+            _watch.add(self)
+        except psycopg.OperationalError:
+            self._socket.close()
+            raise
 
     def expect(self, seconds: float) -> None:
         """From now on an answer has to come within `seconds`."""
@@ -84,12 +88,14 @@ class _Watch:
 
     def add(self, wire: Wire) -> None:
         with self._lock:
-            self._wires.add(wire)
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="tenure-wire-watch", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="tenure-wire-watch", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # a limit of the machine
+                    raise psycopg.OperationalError(f"cannot be watched: {error}") from error
+                self._thread = thread
+            self._wires.add(wire)
 
     def remove(self, wire: Wire) -> None:
         with self._lock:

@@ -136,7 +136,13 @@ def watch(
     looking = threading.Thread(
         target=_look_until, args=(stop, connect, writes, notify), name="tenure-look", daemon=True
     )
-    looking.start()
+    try:
+        looking.start()
+    except RuntimeError as error:  # a limit of the machine
+        log.warning("new jobs are noticed by polling only: %s", error)
+        writes.close()
+        _look_until(stop, connect, None, notify)
+        return
     stop.wait()  # here, because poll() cannot wait for an Event as well
     writes.interrupt()
     looking.join()

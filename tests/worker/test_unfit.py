@@ -1,0 +1,102 @@
+"""A worker that cannot start handlers hands their jobs back, and runs them once it can."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tenure import Job, NewJob, Tenure
+from tenure.worker import fitness
+from tests.support.no_threads import no_new_threads
+from tests.support.waiting import wait_until
+from tests.support.worker_scripts import WorkerScript
+from tests.support.workers import running_worker, transitions, wait_until_completed
+
+CHILD = """
+from tenure import Tenure
+app = Tenure("sqlite:///never-opened.db")
+@app.job(process=True)
+def work(): ...
+"""
+
+
+def handed_back(app: Tenure, job: Job) -> bool:
+    return "released" in transitions(app, job)
+
+
+@pytest.mark.scenario(102)
+@pytest.mark.parametrize("threads", [0, 1])
+def test_without_a_thread_jobs_are_handed_back_and_run_once_there_is_one(
+    app_on_each_engine: Tenure,
+    threads: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = app_on_each_engine
+    monkeypatch.setattr(fitness, "MAX_UNFIT_SECONDS", 0.2)
+    ran: list[int] = []
+
+    @app.job(max_retries=1)
+    def work(number: int) -> None:
+        ran.append(number)
+
+    @app.job
+    async def on_the_loop() -> None: ...
+
+    first = [work.enqueue(-1) for _ in range(threads)]
+    with running_worker(app, concurrency=8):
+        for job in (on_the_loop.enqueue(), *first):
+            wait_until_completed(app, job)
+        ran.clear()
+        with no_new_threads():
+            jobs = app.enqueue_many([NewJob("work", {"number": n}, {}) for n in range(10)])
+            wait_until(lambda: "jobs of type work cannot be started here" in caplog.text)
+            wait_until_completed(app, on_the_loop.enqueue())
+        for job in jobs:
+            assert wait_until_completed(app, job).attempts == 1
+    assert sorted(ran) == list(range(10))
+    assert "fit again for jobs of type work" in caplog.text
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The module of a handler that runs in a child process."""
+    path = tmp_path / "handlers_of_a_release.py"
+    path.write_text(CHILD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield path
+    sys.modules.pop(path.stem, None)
+
+
+@pytest.mark.scenario(103)
+def test_a_child_that_does_not_find_the_module_fails_no_job(
+    app: Tenure, module: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.core.take_over(importlib.import_module(module.stem).app.core)
+    module.unlink()
+    job = app.enqueue("work", max_retries=1)
+    with running_worker(app):
+        wait_until(lambda: handed_back(app, job), "the job to be handed back")
+        assert f"{module.stem} cannot be imported in a child process: Module" in caplog.text
+        module.write_text(CHILD)
+        assert wait_until_completed(app, job).attempts == 1
+
+
+@pytest.mark.scenario(103)
+def test_a_child_that_dies_while_it_starts_fails_no_job(app: Tenure, tmp_path: Path) -> None:
+    handlers = "@app.job(process=True)\ndef work(): ...\n"
+    with WorkerScript(tmp_path / "meet", app.database, handlers) as script:
+        worker = script.start()
+        wait_until(app.workers.list, "the worker to ask for jobs")
+        source = script.path.read_text()
+        script.path.unlink()
+        job = app.enqueue("work", max_retries=1)
+        script.wait_for_output(worker, "a child process died before it could run anything")
+        wait_until(lambda: handed_back(app, job), "the job to be handed back")
+        script.path.write_text(source)
+        assert wait_until_completed(app, job).attempts == 1
