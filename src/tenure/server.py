@@ -77,7 +77,7 @@ class Application:
             settings,
             tokens,
             dashboard.OPEN_PATHS,
-            session=dashboard.session_token,
+            session=dashboard.session_secret,
             refuse=pages.refuse,
         )
         self._other = Router(lifespan=lifespan)  # without routes: it closes WebSockets

@@ -25,11 +25,12 @@ from tenure.jobs.stats import FailureGroup
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import SETTLED, Job, Status
 from tenure.store import Store, open_store, schema_of, search
-from tenure.store.tables import tokens, webhooks
+from tenure.store.tables import sessions, tokens, webhooks
 from tenure.store.tables.bulk import about
 from tenure.store.transitions import Steps
 from tenure.telemetry import logs
 from tenure.telemetry.tracing import Tracing
+from tenure.tokens.sessions import SESSION_SECONDS
 from tenure.webhooks import deliveries
 
 log = logging.getLogger(__name__)
@@ -258,6 +259,19 @@ class Core:
     def note_token_use(self, names: Iterable[str]) -> Future[None]:
         """Record that tokens are in use."""
         return self.store.write("operator", lambda db: tokens.note_use(db, names))
+
+    def sessions(self) -> dict[bytes, bytes]:
+        """The hidden token of each session of the dashboard, by the digest of its secret."""
+        return sessions.every(self.store.read)
+
+    def begin_session(self, digest: bytes, token: bytes) -> None:
+        """Keep a new session, with its token already hidden."""
+        end = self.clock() + timedelta(seconds=SESSION_SECONDS)
+        self.store.write("operator", lambda db: sessions.add(db, digest, token, end)).result()
+
+    def end_session(self, digest: bytes) -> None:
+        """End a session."""
+        self.store.write("operator", lambda db: sessions.remove(db, digest)).result()
 
 
 class Noun:

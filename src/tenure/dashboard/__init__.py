@@ -8,7 +8,7 @@ pages work without JavaScript; the scripts in `static/` make them live.
 
 from __future__ import annotations
 
-from tenure.dashboard.request import session_token
+from tenure.dashboard.request import session_secret
 from tenure.dashboard.site import OPEN_PATHS, Dashboard, serves
 
-__all__ = ["OPEN_PATHS", "Dashboard", "serves", "session_token"]
+__all__ = ["OPEN_PATHS", "Dashboard", "serves", "session_secret"]

@@ -1,8 +1,8 @@
 """One request to the dashboard: its caller, its fields, its cookies, and the ways to answer it.
 
-The session of a browser is the token itself, in a cookie that scripts cannot read and that other
-sites' pages do not send. So it is valid on every server of a database and after a restart, it ends
-with its token, and nothing about it has to be stored. A form shows that it comes from one of our
+The session of a browser is a secret in a cookie that scripts cannot read and that other sites'
+pages do not send. It opens the dashboard and nothing else. `tokens/sessions.py` says what is
+stored of it. A form shows that it comes from one of our
 pages by sending a secret that is also in the browser's cookie for this site. `http/guard.py` has
 checked `Origin` before.
 """
@@ -25,6 +25,7 @@ from tenure.errors import InvalidInput
 from tenure.http.api.call import receive
 from tenure.http.guard import NO_CALLER
 from tenure.tokens.scopes import CALLER, Caller, Scope
+from tenure.tokens.sessions import SESSION_SECONDS
 from tenure.wire.problems import Refusal
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 SESSION = "tenure_session"
 FORM = "tenure_form"
 MESSAGE = "tenure_message"
-LASTS = {SESSION: 12 * 3600, FORM: None, MESSAGE: 30}
-"""Seconds until a browser forgets each cookie: the session after a working day."""
+LASTS = {SESSION: SESSION_SECONDS, FORM: None, MESSAGE: 30}
+"""Seconds until a browser forgets each cookie."""
 MAX_MESSAGE = 300
 MAX_FORM_BYTES = 64 * 1024
 MAX_FIELDS = 600
@@ -126,11 +127,11 @@ class PageRequest:
         )
 
 
-def session_token(scope: AsgiScope) -> bytes | None:
-    """Return the token of the session that a request belongs to."""
+def session_secret(scope: AsgiScope) -> bytes | None:
+    """Return the secret of the session that a request belongs to."""
     lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie"]
-    token = cookie_parser("; ".join(lines)).get(SESSION)
-    return unquote(token).encode() if token else None
+    secret = cookie_parser("; ".join(lines)).get(SESSION)
+    return unquote(secret).encode() if secret else None
 
 
 def form_secret(request: Request) -> str:

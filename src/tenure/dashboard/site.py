@@ -28,7 +28,14 @@ from tenure.dashboard import charts, jobs, overview, queues
 from tenure.dashboard import format as fmt
 from tenure.dashboard.cache import ReadCache
 from tenure.dashboard.push import Follower
-from tenure.dashboard.request import HEADERS, SESSION, PageRequest, inside, read_form
+from tenure.dashboard.request import (
+    HEADERS,
+    SESSION,
+    PageRequest,
+    inside,
+    read_form,
+    session_secret,
+)
 from tenure.errors import Forbidden, TenureError, Unauthorized
 from tenure.http.guard import path_in
 from tenure.http.token_cache import TokenCache
@@ -174,15 +181,21 @@ class Dashboard:
         posted = request.http.method == "POST"
         token = request.field("token") if posted else ""  # never from an address
         where = inside(request.field("next"))
-        if token and await self._tokens.caller(token.encode()) is not None:
+        caller = await self._tokens.caller(token.encode()) if token else None
+        if caller is not None:
             response = RedirectResponse(where or request.address("/"), 303)
-            request.set_cookie(response, SESSION, token)
+            if caller.known:
+                secret = await self._tokens.begin_session(token.encode())
+                request.set_cookie(response, SESSION, secret)
             return response
         status = 403 if posted else 200
         page = partial(request.page, "sign_in.html", status, next=where, wrong=bool(token))
         return await run_in_threadpool(page)
 
     async def _sign_out(self, request: PageRequest) -> Response:
+        secret = session_secret(request.http.scope)
+        if secret is not None:
+            await self._tokens.end_session(secret)
         response = request.go(request.address("/ui/sign-in"), "You are signed out.")
         request.set_cookie(response, SESSION, "")
         return response

@@ -107,7 +107,7 @@ class AccessGuard:
         session: Callable[[Scope], bytes | None] = lambda _: None,
         refuse: Callable[[Scope, Exception], Response] = as_problem,
     ) -> None:
-        """Guard `app`. `session` finds the token of a browser's session, `refuse` refuses.
+        """Guard `app`. `session` finds the secret of a browser's session, `refuse` refuses.
 
         The API has no sessions: a cookie must not open it to the pages of other sites.
         """
@@ -175,7 +175,9 @@ class AccessGuard:
         """Return who sent a request; raises Unauthorized unless its token is valid."""
         if path_in(scope) in self._open_paths:
             return NO_CALLER
-        caller = await self._tokens.caller(_token(scope) or self._session(scope))
+        token = _token(scope) or None
+        session = self._session(scope) if token is None else None
+        caller = await self._tokens.caller(token, session)
         if caller is None or (caller is ANYBODY and not _is_from_here(scope)):
             raise Unauthorized("send a token of this server as `Authorization: Bearer <token>`")
         return caller

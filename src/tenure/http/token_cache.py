@@ -1,4 +1,4 @@
-"""The valid tokens of a server, in memory.
+"""The valid tokens of a server, and the sessions of its dashboard, in memory.
 
 To check a token is one lookup, by its digest. The tokens in the database are read again when they
 are older than `FRESH_SECONDS`; meanwhile requests use the older ones. From `STALE_SECONDS` on
@@ -18,6 +18,7 @@ from math import inf
 from tenure.app.app import Tenure
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.tokens.scopes import ANYBODY, EVERY_SCOPE, Caller, digest_of
+from tenure.tokens.sessions import hidden, new_session_secret
 
 log = logging.getLogger(__name__)
 
@@ -40,33 +41,64 @@ class TokenCache:
         self._given = frozenset(digest_of(token.encode()) for token in given)
         self._closed = closed or bool(given)
         self._stored: dict[bytes, Caller] = {}
+        self._sessions: dict[bytes, bytes] = {}
         self._any_stored = False
         self._read_at = -inf
         self._reading: asyncio.Future[None] | None = None
         self._used: set[str] = set()
         self._recorded: dict[str, float] = {}
 
-    async def caller(self, token: bytes | None) -> Caller | None:
-        """Return the caller of `token` (None: no token was sent); None if it is not valid.
-        Raises StoreUnavailable if that depends on a database that does not answer.
+    async def caller(self, token: bytes | None, session: bytes | None = None) -> Caller | None:
+        """Return the caller of a token or, if none was sent, of the secret of a session.
+
+        None if it is not valid. Raises StoreUnavailable if that depends on a database that does not
+        answer.
         """
         digest = None if token is None else digest_of(token)
         if digest in self._given:
             return OWNER
-        age = max(asyncio.get_running_loop().time() - self._read_at, 0.0)
-        if digest is None and not self._is_open:
+        if digest is None and session is None and not self._is_open:
             return None
-        known = self._is_open or digest in self._stored
+        age = max(asyncio.get_running_loop().time() - self._read_at, 0.0)
+        known = self._is_open or self._find(digest, session) is not None
         if age > (STALE_SECONDS if known else AT_ONCE_SECONDS):
             await asyncio.shield(self._read())
         elif age > FRESH_SECONDS:
             self._read()
         if self._is_open:
             return ANYBODY
-        found = None if digest is None else self._stored.get(digest)
-        if found is not None:
+        found = self._find(digest, session)
+        if found is not None and found is not OWNER:
             self._used.add(found.name)
         return found
+
+    def _find(self, digest: bytes | None, session: bytes | None) -> Caller | None:
+        if digest is None and session is not None:
+            token = self._sessions.get(digest_of(session))
+            digest = None if token is None else hidden(token, session)
+        if digest is None:
+            return None
+        return OWNER if digest in self._given else self._stored.get(digest)
+
+    async def begin_session(self, token: bytes) -> str:
+        """Begin a session for a token, which must be valid; return the secret of the session."""
+        secret = new_session_secret()
+        key = secret.encode()
+        session = digest_of(key), hidden(digest_of(token), key)
+        await asyncio.to_thread(self._app.core.begin_session, *session)
+        await self._read_again()
+        return secret
+
+    async def end_session(self, session: bytes) -> None:
+        """End the session of a secret, if there is one: here at once, elsewhere within seconds."""
+        await asyncio.to_thread(self._app.core.end_session, digest_of(session))
+        await self._read_again()
+
+    async def _read_again(self) -> None:
+        """Return once what this server has just written was read."""
+        written_at = asyncio.get_running_loop().time()
+        while self._read_at < written_at:
+            await asyncio.shield(self._read())
 
     @property
     def _is_open(self) -> bool:
@@ -88,10 +120,12 @@ class TokenCache:
         began = loop.time()
         try:
             tokens = await asyncio.to_thread(self._app.tokens.list)
+            sessions = await asyncio.to_thread(self._app.core.sessions)
         except TenureError as error:
             log.warning("cannot read the tokens of the HTTP API: %s", error)
             raise StoreUnavailable("the database did not answer") from error
         self._stored = {bytes.fromhex(t.digest): t.caller for t in tokens if t.valid}
+        self._sessions = sessions
         self._any_stored = bool(tokens)
         self._read_at = began
         self._record_use(began)

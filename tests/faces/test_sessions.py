@@ -1,0 +1,164 @@
+"""Sessions of the dashboard: secrets that open nothing else, and end on the server's word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from tenure import Tenure
+from tenure.http import token_cache
+from tenure.settings import Settings
+from tenure.store.tables import sessions
+from tenure.tokens.scopes import digest_of
+from tenure.tokens.sessions import hidden
+from tests.support.clock import Clock
+from tests.support.http import api_client, assert_problem
+from tests.support.raw_sql import RawSql
+
+OWNER = "the-token-of-the-settings"
+GUARDED = Settings(tokens=(OWNER,))
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[Tenure]:
+    with Tenure(database_url) as app:
+        yield app
+
+
+@pytest.fixture
+def web(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """A server that looks at the tokens in the database for every request."""
+    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
+        monkeypatch.setattr(token_cache, name, -1)
+    with api_client(app, GUARDED) as web:
+        yield web
+
+
+def post(web: TestClient, path: str, **fields: str) -> int:
+    """Send a form as a browser does; the status of the answer."""
+    found = re.search(r'name="form" value="([0-9a-f]{32})"', web.get("/ui/sign-in").text)
+    assert found
+    sent = {"form": found[1], **fields}
+    return web.post(path, data=sent, follow_redirects=False).status_code
+
+
+def sign_in(web: TestClient, token: str = OWNER) -> str:
+    """Sign in; the secret of the session."""
+    assert post(web, "/ui/sign-in", token=token) == 303
+    return web.cookies["tenure_session"]
+
+
+def opens(web: TestClient, secret: str) -> bool:
+    """Whether a cookie opens the dashboard in another browser."""
+    other = TestClient(web.app, base_url="http://localhost")
+    other.cookies.set("tenure_session", secret)
+    return other.get("/", follow_redirects=False).status_code == 200
+
+
+@pytest.mark.requirement("C3")
+def test_a_session_opens_the_dashboard_and_not_the_api(app: Tenure, web: TestClient) -> None:
+    token, _ = app.tokens.create("boss", ["admin"])
+    for given in (token, OWNER):
+        secret = sign_in(web, given)
+        assert given not in secret
+        assert web.get("/", follow_redirects=False).status_code == 200
+        assert_problem(web.get("/jobs"), 401, "unauthorized")
+        bearer = {"Authorization": f"Bearer {secret}"}
+        assert_problem(web.get("/jobs", headers=bearer), 401, "unauthorized")
+        assert post(web, "/ui/sign-in", token=secret) == 403
+    assert not opens(web, token), "a token is no session"
+
+
+@pytest.mark.requirement("C3")
+def test_each_sign_in_begins_another_session_and_sign_out_ends_it(
+    app: Tenure, web: TestClient
+) -> None:
+    other = sign_in(web)
+    secret = sign_in(web)
+    assert other != secret
+    with api_client(app, GUARDED) as second:
+        assert opens(second, secret), "every server of the database knows it"
+        assert post(web, "/ui/sign-out") == 303
+        for server in (web, second):
+            assert not opens(server, secret)
+            assert opens(server, other)
+    with api_client(app, GUARDED) as later:
+        assert not opens(later, secret), "a restart does not bring it back"
+
+
+@pytest.mark.requirement("C3")
+def test_a_session_ends_after_twelve_hours_by_the_clock_of_the_store(
+    app: Tenure, web: TestClient
+) -> None:
+    clock = Clock(app.database)
+    secret = sign_in(web)
+    clock.advance(12 * 3600 - 60)
+    assert opens(web, secret)
+    clock.advance(120)
+    assert not opens(web, secret)
+    clock.close()
+
+
+@pytest.mark.requirement("C3")
+def test_a_session_ends_with_its_token(app: Tenure, web: TestClient) -> None:
+    token, _ = app.tokens.create("boss", ["admin"])
+    kept, secret = sign_in(web), sign_in(web, token)
+    app.tokens.revoke("boss")
+    assert not opens(web, secret)
+    assert opens(web, kept)
+    with api_client(app, Settings(tokens=("another-token-of-the-settings",))) as later:
+        assert not opens(later, kept)
+
+
+@pytest.mark.requirement("C12")
+def test_the_database_holds_nothing_that_opens_a_session(app: Tenure, web: TestClient) -> None:
+    token, made = app.tokens.create("boss", ["admin"])
+    secret = sign_in(web, token)
+    raw = RawSql(app.database)
+    ((digest, of_token),) = raw.run("SELECT digest, token FROM {session}")
+    raw.close()
+    assert made.digest not in (digest, of_token)
+    assert hidden(bytes.fromhex(of_token), secret.encode()).hex() == made.digest
+    for read in (digest, of_token, made.digest, made.name):
+        assert not opens(web, read)
+
+
+def test_a_session_counts_at_once_where_it_began(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However lately the server read the tokens."""
+    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
+        monkeypatch.setattr(token_cache, name, 3600)
+    with api_client(app, GUARDED) as web:
+        web.get("/jobs", headers={"Authorization": "Bearer unknown"})
+        secret = sign_in(web)
+        assert opens(web, secret)
+        post(web, "/ui/sign-out")
+        assert not opens(web, secret)
+
+
+def test_an_open_server_begins_no_session(app: Tenure) -> None:
+    with api_client(app) as web:
+        assert post(web, "/ui/sign-in", token="whatever") == 303
+        assert "tenure_session" not in web.cookies
+    assert app.core.sessions() == {}
+
+
+@pytest.mark.requirement("C9")
+def test_sessions_are_bounded(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", 3)
+    clock = Clock(app.database)
+    digests = [digest_of(str(number).encode()) for number in range(5)]
+    for digest in digests:
+        app.core.begin_session(digest, digest)
+        clock.advance(1)
+    assert app.core.sessions().keys() == set(digests[2:])
+    clock.advance(13 * 3600)
+    app.core.begin_session(digests[0], digests[0])
+    raw = RawSql(app.database)
+    assert raw.value("SELECT count(*) FROM {session}") == 1
+    raw.close()
+    clock.close()
