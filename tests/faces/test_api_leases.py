@@ -41,7 +41,7 @@ def test_a_lease_says_what_a_worker_needs(api: TestClient) -> None:
     assert lease["timeout"] == 60.0
     assert lease["lease_id"].startswith(f"{job['id']}.")
     shown = api.get(f"/jobs/{job['id']}").json()
-    assert (shown["status"], shown["worker"], shown["token"]) == ("processing", "w", 1)
+    assert (shown["status"], shown["worker"], shown["token"]) == ("processing", "http/w", 1)
     assert shown["lease_expires_at"] == lease["lease_expires_at"]
 
 

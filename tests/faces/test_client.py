@@ -173,7 +173,7 @@ def test_turns_and_heartbeats(client: Client) -> None:
     assert [lease.id for lease in exchange.leases] == [job.id for job in made]
     first, second, third = exchange.leases
     assert first.payload == '{"n":0}'
-    assert client.get(first.id).worker == "w"
+    assert client.get(first.id).worker == "http/w"
     pairs = [(lease.id, lease.lease_id) for lease in exchange.leases]
     held = client.heartbeat([*pairs, (UNKNOWN_ID, "0" * 32)], 45.0)
     assert held == {lease.lease_id for lease in exchange.leases}

@@ -159,6 +159,27 @@ def test_the_ledger_names_the_token(app: Tenure, guarded: TestClient) -> None:
 
 
 @pytest.mark.requirement("C3", "C12")
+@pytest.mark.parametrize("name", ["token:boss", "cli:root@prod", "dashboard", "x/token:boss"])
+def test_a_worker_cannot_name_itself_in_the_ledger(
+    app: Tenure, guarded: TestClient, name: str
+) -> None:
+    worker, other = (app.tokens.create(each, ["work"])[0] for each in ("w", "other"))
+    app.tokens.create("boss", ["admin"])
+    for outcome in ("complete", "fail", "release"):
+        job = app.enqueue("pay", max_retries=1)
+        guarded.headers["Authorization"] = f"Bearer {worker}"
+        (lease,) = claim_jobs(guarded, worker=name)
+        guarded.headers["Authorization"] = f"Bearer {other}"
+        assert claim_jobs(guarded, worker=name) == []  # and overwrites nothing of the first
+        body = {"error": "by order of the boss"} if outcome == "fail" else {}
+        report = guarded.post(f"/leases/{lease['lease_id']}/{outcome}", json=body)
+        assert report.status_code == 200
+        assert {entry.actor for entry in app.history(job.id)[1:]} == {f"token:w/{name}"}
+        if outcome == "release":
+            app.cancel(job.id)
+    assert {one.id for one in app.workers.list()} == {f"token:w/{name}", f"token:other/{name}"}
+
+
 def test_only_the_digest_is_kept(database_url: str) -> None:
     with Tenure(database_url) as app:
         secret, made = app.tokens.create("shop", ["enqueue"], expires="90d", actor="me")

@@ -41,6 +41,10 @@ class Caller:
     scopes: frozenset[Scope]
     known: bool = True  # by a token
 
+    def worker(self, id: str) -> str:
+        """The name of one of its workers, in the ledger too; no other caller has such a name."""
+        return f"{self.name}/{id}"
+
     def may(self, any_of: frozenset[Scope]) -> bool:
         """Whether one of its scopes is enough."""
         return Scope.ADMIN in self.scopes or not self.scopes.isdisjoint(any_of)

@@ -27,6 +27,8 @@ from tenure.jobs.work import Outcome, Report
 from tenure.lifecycle import Status
 
 MAX_LEASED = 1_000
+MAX_WORKER_LENGTH = 120
+"""Longest id that a worker chooses; with the name of its token before it, it is a valid actor."""
 MIN_LEASE_SECONDS, MAX_LEASE_SECONDS = 1.0, 86_400.0
 MAX_WAIT_SECONDS = 30.0
 DEFAULT_LEASE_SECONDS = 30.0
@@ -46,7 +48,9 @@ NAMES = NAME_PATTERN.strip("^$")
 Names = Annotated[str, _schema(pattern=f"^{NAMES}(,{NAMES})*$")]
 """Names separated by commas."""
 Key = Annotated[str, _schema(pattern=KEY_PATTERN, maxLength=MAX_KEY_LENGTH)]
-Label = Annotated[str, Meta(pattern="^[!-~]([ -~]*[!-~])?$", max_length=MAX_LABEL_LENGTH)]
+LINE = "^[!-~]([ -~]*[!-~])?$"
+WorkerName = Annotated[str, Meta(pattern=LINE, max_length=MAX_WORKER_LENGTH)]
+Label = Annotated[str, Meta(pattern=LINE, max_length=MAX_LABEL_LENGTH)]
 RunAt = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^[1-8]"})]
 TimeText = Annotated[str, _schema(format="date-time", pattern="^[1-8]")]
 """A time in a query, where a number is not accepted."""
@@ -148,10 +152,11 @@ class LimitRequest(Request):
 class LeaseRequest(Request):
     """A worker's request for up to `limit` jobs; without `queues` or `types`, of any.
 
+    The ledger names the worker by the caller's name, a slash and `worker`, as in `token:mail/w-1`.
     With `traces`, leases have the `traceparent` of the request that added their job, if any.
     """
 
-    worker: Label
+    worker: WorkerName
     limit: Annotated[int, Meta(ge=1, le=MAX_LEASED)] = 1
     queues: Annotated[list[Name], Meta(max_length=1_000)] | None = None
     types: Annotated[list[Name], Meta(max_length=10_000)] | None = None

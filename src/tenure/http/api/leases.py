@@ -24,7 +24,8 @@ async def lease_jobs(call: Call) -> Response:
     body: requests.LeaseRequest = call.body
     queues = _names(body.queues, check_open, "queue", "queues")
     types = _names(body.types, check_name, "job type", "types")
-    wanted = ClaimRequest(**{**requests.given(body), "queues": queues, "types": types})
+    given = {**requests.given(body), "worker": call.caller.worker(body.worker)}
+    wanted = ClaimRequest(**{**given, "queues": queues, "types": types})
     leases = await _claim(call, wanted)
     return answer([responses.lease_body(lease) for lease in leases])
 
@@ -45,10 +46,7 @@ async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
             while not (gone.done() or notifier.stopped):
                 leases = (await asyncio.wrap_future(app.core.exchange((), wanted))).leases
                 if leases and gone.done():
-                    released = [
-                        Report(lease.id, lease.lease_id, Outcome.RELEASED, actor=wanted.worker)
-                        for lease in leases
-                    ]
+                    released = [Report(x.id, x.lease_id, Outcome.RELEASED) for x in leases]
                     await asyncio.wrap_future(app.core.exchange(released, None))
                     break
                 left = deadline - loop.time()
