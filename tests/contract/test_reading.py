@@ -15,6 +15,7 @@ from tenure.jobs.ledger import EventFilter, Transition
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.jobs.stats import Count, QueueState
 from tenure.lifecycle import Cancelled
+from tenure.store.tables import workers
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import (
     LEASE_SECONDS,
@@ -260,6 +261,36 @@ def test_workers_that_asked_lately(harness: StoreHarness) -> None:
     assert (busy.id, busy.leases, busy.queues, busy.types) == ("busy", 1, None, None)
     harness.clock.set(seen + timedelta(minutes=10))
     assert [worker.id for worker in harness.store.read.workers()] == ["busy"]
+
+
+@also_as_granted_role
+def test_a_worker_of_many_types_is_listed_with_some(harness: StoreHarness) -> None:
+    many = tuple(f"n{number}" for number in range(25))
+    harness.claim(worker="many", queues=many, types=many)
+    (worker,) = harness.store.read.workers()
+    assert worker.queues == worker.types == (*many[:20], "(and 5 more)")
+    for name in ("n3", "n24"):  # the second may be one of the five
+        assert worker.serves(name)
+        assert worker.runs(name)
+
+    harness.clock.advance(1)
+    harness.claim(worker="few", queues=many[:20], types=())
+    worker, _ = harness.store.read.workers()
+    assert (worker.queues, worker.types) == (many[:20], ())
+    assert not worker.serves("n24")
+    assert not worker.runs("n3")
+
+
+@also_as_granted_role
+def test_of_the_workers_of_one_token_the_latest_are_kept(
+    harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "MAX_WORKERS", 2)
+    for id in ("token:b/1", "w1", "token:a/1", "token:a/2", "w2", "token:a/3", "w3", "token:aa/1"):
+        harness.claim(worker=id)
+        harness.clock.advance(1)
+    expected = ["token:aa/1", "w3", "token:a/3", "w2", "token:a/2", "w1", "token:b/1"]
+    assert [worker.id for worker in harness.store.read.workers()] == expected
 
 
 def test_how_many_stand_before_a_job(harness: StoreHarness) -> None:

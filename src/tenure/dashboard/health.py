@@ -9,7 +9,6 @@ from typing import Literal
 
 from tenure.dashboard.format import count
 from tenure.jobs.explain import is_live
-from tenure.jobs.names import serves
 from tenure.jobs.stats import QueueState, WorkerState
 from tenure.jobs.text import length
 
@@ -62,7 +61,7 @@ def _late(
     ]
     for since, name in sorted(due):
         waits = length(int((now - since).total_seconds()))
-        served = any(serves(worker.queues, name) for worker in live)
+        served = any(worker.serves(name) for worker in live)
         why = "" if served else ", and no live worker takes from it: start one"
         yield f"Queue {name} is late: a job has been due for {waits}{why}."
 

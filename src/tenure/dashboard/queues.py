@@ -11,7 +11,6 @@ from tenure.dashboard.health import LATE
 from tenure.dashboard.request import PageRequest
 from tenure.errors import InvalidInput
 from tenure.jobs.explain import is_live
-from tenure.jobs.names import serves
 from tenure.lifecycle import Job, Status
 
 MAX_RUNNING = 500
@@ -28,7 +27,7 @@ def show(request: PageRequest) -> Response:
         rates=charts.queue_rates(cache.activity(), now),
         lag=cache.lag(now, "queues"),
         late=now - LATE,
-        takers={queue.name: sum(serves(w.queues, queue.name) for w in workers) for queue in queues},
+        takers={queue.name: sum(w.serves(queue.name) for w in workers) for queue in queues},
     )
 
 

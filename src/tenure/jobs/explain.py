@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tenure.jobs.names import serves
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.stats import Activity, WorkerState
 from tenure.jobs.text import first_line, length
@@ -89,7 +88,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
             why = f" after attempt {job.attempts} failed: {first_line(job.last_error)}"
         return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}{why}."
     live = [worker for worker in facts.workers if is_live(worker, facts.now)]
-    of_queue = [worker for worker in live if serves(worker.queues, job.queue)]
+    of_queue = [worker for worker in live if worker.serves(job.queue)]
     if not live:
         return "no_worker", (
             f"No worker is alive; start one for jobs of type {job.type} in queue {job.queue}."
@@ -99,7 +98,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
             f"No worker takes jobs from queue {job.queue}, of {len(live)} alive; "
             "start one that does."
         )
-    if not any(worker.types is None or job.type in worker.types for worker in of_queue):
+    if not any(worker.runs(job.type) for worker in of_queue):
         return "no_worker_for_type", (
             f"No worker takes jobs of type {job.type}, of {len(of_queue)} alive "
             f"for queue {job.queue}; start one that does."

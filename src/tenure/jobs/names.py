@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from tenure.errors import InvalidInput
 
@@ -15,6 +15,11 @@ MAX_LABEL_LENGTH = 255
 RESERVED = "tenure."
 """Begins the types and queues that belong to Tenure: only Tenure itself adds such jobs, and a claim
 that names no queues skips such queues."""
+
+MAX_LISTED = 20
+"""Queues, and types, that are kept of a worker, for people to read."""
+MORE = "(and "
+"""Begins the entry for the others, which no queue and no type can be called."""
 
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_:-]*(\.[A-Za-z0-9_:-]+)*$"
 """Names of job types and queues, as a pattern of JSON Schema. Names are parts of URLs, file names
@@ -77,6 +82,17 @@ def check_label(value: object, what: str, path: str) -> str:
 def serves(queues: Collection[str] | None, queue: str) -> bool:
     """Whether a claim of `queues`, or of None for any, takes jobs of `queue`."""
     return not queue.startswith(RESERVED) if queues is None else queue in queues
+
+
+def listed(names: Sequence[str]) -> Sequence[str]:
+    """The first `MAX_LISTED` names of a worker, and then how many more there are."""
+    more = len(names) - MAX_LISTED
+    return names if more <= 0 else [*names[:MAX_LISTED], f"{MORE}{more} more)"]
+
+
+def may_list(names: Sequence[str], name: str) -> bool:
+    """Whether `name` is one of the names that were `listed`, or may be among those left out."""
+    return name in names or (bool(names) and names[-1].startswith(MORE))
 
 
 def check_open(value: object, what: str, path: str) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from tenure.jobs.names import may_list, serves
 from tenure.lifecycle import Status
 
 Time = Annotated[datetime, Meta(tz=True)]
@@ -88,7 +89,10 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """A worker that asked for jobs lately; None for `queues` or `types` means any."""
+    """A worker that asked for jobs lately; None for `queues` or `types` means any.
+
+    Of a worker with many only 20 are kept, and how many more there are: `(and 5 more)`.
+    """
 
     id: str
     label: str
@@ -96,3 +100,11 @@ class WorkerState:
     types: tuple[str, ...] | None
     seen_at: Time
     leases: int
+
+    def serves(self, queue: str) -> bool:
+        """Whether it takes jobs of a queue, as far as is known."""
+        return serves(None, queue) if self.queues is None else may_list(self.queues, queue)
+
+    def runs(self, type: str) -> bool:
+        """Whether it takes jobs of a type, as far as is known."""
+        return self.types is None or may_list(self.types, type)

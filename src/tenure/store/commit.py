@@ -38,6 +38,7 @@ huge one, and the next can be prepared, or go through another connection, in the
 MAX_TRIES = 4
 ANNOUNCE_SECONDS = 0.005
 SEEN_SECONDS = 5.0
+MAX_SEEN = 5_000
 
 
 @dataclass(slots=True)
@@ -305,15 +306,15 @@ class Committer:
         return answers
 
     def _see_workers(self, db: Database, requests: Sequence[ClaimRequest]) -> None:
-        new = {r.worker: r for r in requests if self._is_to_be_seen(r.worker)}
-        if not new:
+        due = {r.worker: r for r in requests if self._is_to_be_seen(r.worker)}
+        if not due:
             return
-        for _, request in sorted(new.items()):  # in the same order everywhere, as jobs are locked
-            workers.see(db, request)
+        for name in sorted(due):  # in the same order everywhere, as jobs are locked
+            workers.see(db, due[name], new=name not in self._seen)
         now = self._clock()
         lately = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
         # Replaced, not changed: other threads may iterate.
-        self._seen = {**lately, **dict.fromkeys(new, now)}
+        self._seen = {**(lately if len(lately) < MAX_SEEN else {}), **dict.fromkeys(due, now)}
 
     def _is_to_be_seen(self, worker: str) -> bool:
         """Whether it is time to note that a worker asked for jobs."""

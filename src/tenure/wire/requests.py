@@ -159,7 +159,7 @@ class LeaseRequest(Request):
     worker: WorkerName
     limit: Annotated[int, Meta(ge=1, le=MAX_LEASED)] = 1
     queues: Annotated[list[Name], Meta(max_length=1_000)] | None = None
-    types: Annotated[list[Name], Meta(max_length=10_000)] | None = None
+    types: Annotated[list[Name], Meta(max_length=1_000)] | None = None
     lease_seconds: LeaseSeconds = DEFAULT_LEASE_SECONDS
     wait_seconds: Annotated[float, Meta(ge=0, le=MAX_WAIT_SECONDS)] = 0.0
     label: Label | UnsetType = UNSET

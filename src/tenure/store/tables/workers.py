@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tenure.jobs.names import listed
 from tenure.jobs.stats import WorkerState
 from tenure.jobs.work import ClaimRequest
 from tenure.store.dialect import Reads, Statements
@@ -10,16 +11,36 @@ from tenure.store.rows import read_names, write_names
 SHOWN_SECONDS = 600
 """How long a worker is listed after it last asked."""
 KEPT_SECONDS = 86_400
+MAX_WORKERS = 1_000
+"""Workers that are kept of one caller of the HTTP API, those seen last."""
+MAX_SHOWN = 10_000
 
 
-def see(db: Statements, request: ClaimRequest) -> None:
+def see(db: Statements, request: ClaimRequest, *, new: bool) -> None:
+    """Note that a worker asked. If it may be `new`, its caller may have one too many now."""
     d = db.dialect
+    queues, types = (names and listed(names) for names in (request.queues, request.types))
     db.changed(
         f"INSERT INTO {d.table('worker')} (id, label, queues, types, seen_at)"
         f" VALUES ({d.values(4)}, {d.now}) ON CONFLICT (id) DO UPDATE SET"
         " seen_at = excluded.seen_at, queues = excluded.queues, types = excluded.types",
-        (request.worker, request.label, write_names(request.queues), write_names(request.types)),
+        (request.worker, request.label, write_names(queues), write_names(types)),
     )
+    caller, slash, _ = request.worker.partition("/")
+    if new and slash:
+        _keep_the_latest(db, caller + slash)
+
+
+def _keep_the_latest(db: Statements, beginning: str) -> None:
+    """Delete all but the latest of the workers whose ids have the same beginning."""
+    d = db.dialect
+    table = d.table("worker")
+    others = (
+        f"SELECT id FROM {table} WHERE substr(id, 1, {d.value}) = {d.value}"
+        f" ORDER BY seen_at DESC LIMIT {MAX_SHOWN} OFFSET {MAX_WORKERS}"
+    )
+    some = f"SELECT id FROM {table} WHERE id IN ({others}) {d.skip_locked}"
+    db.changed(f"DELETE FROM {table} WHERE id IN ({some})", (len(beginning), beginning))
 
 
 def forget(db: Statements) -> None:
@@ -37,7 +58,7 @@ FROM {d.table("worker")} AS w LEFT JOIN (
     SELECT worker, count(*) AS leases FROM {d.table("job")} WHERE status = 'processing'
     GROUP BY worker
 ) AS held ON held.worker = w.id
-WHERE w.seen_at > {d.later(-SHOWN_SECONDS)} ORDER BY w.seen_at DESC
+WHERE w.seen_at > {d.later(-SHOWN_SECONDS)} ORDER BY w.seen_at DESC LIMIT {MAX_SHOWN}
 """)
     return [
         WorkerState(id, label, read_names(queues), read_names(types), d.to_time(at), leases)
