@@ -182,7 +182,7 @@ class _Server(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level="warning",
+                log_level="error",  # its warnings are of what strangers send, as often as they do
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,

@@ -35,6 +35,8 @@ class Socket(asyncio.Transport):
         self.waiting = 0  # bytes that the client has not taken
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.closed.is_set():
+            raise RuntimeError("the handler is closed")  # as uvloop does
         self.pieces.append(bytes(data))
         self.sent.set()
 
@@ -234,6 +236,29 @@ async def test_few_requests_of_one_connection_are_kept() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.scenario(97)
+async def test_a_client_that_leaves_in_the_middle(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither an answer that is not sent yet nor requests that are not parsed yet fail."""
+    answered = asyncio.Event()
+
+    def leave() -> None:
+        protocol.abort()
+        protocol.connection_lost(None)
+        answered.set()
+
+    protocol, socket = connected(answering(b"abcd", then=leave))
+    protocol.data_received(REQUEST * 100)
+    await asyncio.wait_for(answered.wait(), 10)
+    await asyncio.sleep(0)
+    assert socket.pieces == [CLOSED]
+    protocol, socket = connected(answering(b"abcd"))
+    protocol.data_received(REQUEST * 100)
+    protocol.connection_lost(None)
+    await asyncio.sleep(0.01)
+    assert not caplog.records
+
+
+@pytest.mark.anyio
 @pytest.mark.scenario(98)
 async def test_a_client_that_takes_nothing_is_cut_off() -> None:
     protocol, socket = connected(answering(b"abcd"))
@@ -254,7 +279,9 @@ async def test_a_client_that_takes_nothing_is_cut_off() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("end", [b"0\r\n\r\n", b""], ids=["whole", "never whole"])
+@pytest.mark.parametrize(
+    "end", [b"0\r\n\r\n", b"0\r\n\r\n" + REQUEST, b""], ids=["whole", "with another", "never whole"]
+)
 @pytest.mark.scenario(98)
 async def test_an_answer_before_the_whole_request_ends_the_connection(end: bytes) -> None:
     """The client may not listen before it has sent everything: until then this waits, not long."""
@@ -269,7 +296,8 @@ async def test_an_answer_before_the_whole_request_ends_the_connection(end: bytes
     for _ in range(100):
         protocol.data_received(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
     if end:
-        protocol.data_received(end + REQUEST)
+        protocol.data_received(end)
+        await asyncio.sleep(0)
     else:
         assert not socket.closed.is_set()
         protocol.look(now + OVERHEAD_SECONDS + 1)

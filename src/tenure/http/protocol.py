@@ -114,7 +114,7 @@ class GatheringTransport:
 
     def _send(self) -> None:
         gathered, self._gathered = self._gathered, bytearray()
-        if gathered and not self.half_closed:
+        if gathered and not self.is_closing():
             self._written += len(gathered)
             self._transport.write(gathered)
 
@@ -188,6 +188,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._room.admit(self)
+        self._unparsed = b""
         super().connection_lost(exc)
 
     def abort(self) -> None:
