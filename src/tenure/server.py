@@ -79,6 +79,7 @@ class Application:
             dashboard.OPEN_PATHS,
             session=dashboard.session_secret,
             refuse=pages.refuse,
+            linked=True,
         )
         self._other = Router(lifespan=lifespan)  # without routes: it closes WebSockets
 

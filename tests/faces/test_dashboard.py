@@ -150,6 +150,7 @@ def test_pages_forbid_what_is_not_theirs(web: TestClient, path: str) -> None:
     assert headers["cache-control"] == "no-store"
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["x-frame-options"] == "DENY"
+    assert headers["cross-origin-opener-policy"] == "same-origin"
     assert headers["referrer-policy"] == "same-origin"  # else forms come with `Origin: null`
 
 
@@ -236,9 +237,20 @@ def test_signing_in_leads_nowhere_else(guarded: TestClient, where: str) -> None:
 
 
 def test_a_link_from_another_site_is_asked_for_again_with_the_cookie(guarded: TestClient) -> None:
-    answer = guarded.get("/ui/jobs", headers={"Sec-Fetch-Site": "cross-site"})
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}
+    answer = guarded.get("/ui/jobs", headers=link)
     assert answer.status_code == 200
     assert 'http-equiv="refresh"' in answer.text
+
+
+def test_another_site_gets_nothing_but_links_to_pages(web: TestClient) -> None:
+    for dest in ("empty", "image", "script", "iframe", ""):
+        for path in ("/", "/ui/jobs", "/ui/live"):
+            headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": dest}
+            assert web.get(path, headers=headers).status_code == 403
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}
+    assert web.get("/ui/jobs", headers=link).status_code == 200
+    assert web.get("/ui/jobs", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200
 
 
 def test_who_may_only_read_sees_no_button_and_changes_nothing(

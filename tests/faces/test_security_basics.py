@@ -233,6 +233,17 @@ def test_no_other_site_may_read(open_api: TestClient) -> None:
 
 
 @pytest.mark.requirement("C5")
+@pytest.mark.parametrize("path", ["/jobs?text=guess", "/health", "/events", "/metrics"])
+@pytest.mark.parametrize("dest", ["empty", "image", "document"])
+def test_another_site_may_not_make_us_search(open_api: TestClient, path: str, dest: str) -> None:
+    """It cannot see the answer, but it could see how long that took."""
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": dest}
+    response = open_api.get(path, headers=headers)
+    assert_problem(response, 403, "cross_site")
+    assert response.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+@pytest.mark.requirement("C5")
 def test_a_method_cannot_be_overridden(open_api: TestClient) -> None:
     job = open_api.post("/jobs", json={"type": "a"}).json()
     headers = {"X-HTTP-Method-Override": "POST"}

@@ -224,6 +224,8 @@ def test_what_a_file_may_be_like() -> None:
     assert sqlite_checks.files(0o660, 1, []).health is CheckResult.OK
     assert sqlite_checks.files(0o604, 1, []).health is CheckResult.WARNING
     assert sqlite_checks.files(0o600, 2, []).health is CheckResult.PROBLEM
+    owned = sqlite_checks.files(0o660, 1, [], owner=65534)
+    assert (owned.health, owned.found) == (CheckResult.WARNING, "owned by user 65534")
     other = sqlite_checks.files(0o600, 1, ["jobs.db-wal"])
     assert other.health is CheckResult.PROBLEM
     assert "jobs.db-wal" in other.advice

@@ -106,8 +106,11 @@ class AccessGuard:
         *,
         session: Callable[[Scope], bytes | None] = lambda _: None,
         refuse: Callable[[Scope, Exception], Response] = as_problem,
+        linked: bool = False,
     ) -> None:
         """Guard `app`. `session` finds the secret of a browser's session, `refuse` refuses.
+
+        `linked`: pages of other sites may have links to it, as to pages for people.
 
         The API has no sessions: a cookie must not open it to the pages of other sites.
         """
@@ -115,6 +118,7 @@ class AccessGuard:
         self._tokens = tokens
         self._session = session
         self._refuse = refuse
+        self._linked = linked
         self._any_host = not is_loopback(settings.host) and not settings.allowed_hosts
         self._hosts = frozenset({settings.host.lower(), *settings.allowed_hosts})
         self._serves = functools.lru_cache(MAX_REMEMBERED)(self._names_this_server)
@@ -147,8 +151,13 @@ class AccessGuard:
                 "the Host header must name this server; add the name to allowed_hosts "
                 "(TENURE_ALLOWED_HOSTS) if it is yours",
             )
+        headers = dict(reversed(scope["headers"]))  # the first one of each name
         if scope["method"] not in SAFE_METHODS:
-            self._check_origin(dict(reversed(scope["headers"])))  # the first one of each name
+            self._check_origin(headers)
+        elif headers.get(b"sec-fetch-site") == b"cross-site" and not (
+            self._linked and headers.get(b"sec-fetch-dest") == b"document"
+        ):
+            raise _cross_site("a page of another site may only have links to pages of Tenure")
 
     def _names_this_server(self, host: bytes) -> bool:
         match = _is_host(host.decode("latin-1").lower())
@@ -163,13 +172,7 @@ class AccessGuard:
             and origin.endswith(b"://" + headers.get(b"host", b""))
         )
         if site not in (b"none", b"same-origin") or not same:
-            raise Refusal(
-                403,
-                "cross_site",
-                "Sent by another site",
-                "a page of another site sent this request; Tenure takes changes from programs "
-                "and from its own pages only",
-            )
+            raise _cross_site("Tenure takes changes from programs and from its own pages only")
 
     async def caller_of(self, scope: Scope) -> Caller:
         """Return who sent a request; raises Unauthorized unless its token is valid."""
@@ -181,6 +184,11 @@ class AccessGuard:
         if caller is None or (caller is ANYBODY and not _is_from_here(scope)):
             raise Unauthorized("send a token of this server as `Authorization: Bearer <token>`")
         return caller
+
+
+def _cross_site(rule: str) -> Refusal:
+    why = f"a page of another site sent this request; {rule}"
+    return Refusal(403, "cross_site", "Sent by another site", why)
 
 
 def _is_from_here(scope: Scope) -> bool:
@@ -213,6 +221,8 @@ HEADERS = (
     (b"content-security-policy", b"default-src 'none'"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
 )
 """Sent with every answer, unless the answer sets a header of the same name."""
 

@@ -72,11 +72,11 @@ def space(free: int) -> Check:
     return warning("disk", f"{free / 1024**2:,.0f} MiB free", advice if free < MIN_SPACE else "")
 
 
-def files(mode: int, links: int, closed: Collection[str]) -> Check:
+def files(mode: int, links: int, closed: Collection[str], owner: int | None = None) -> Check:
     """Whether only this user may use the file.
 
     `mode` and `links` are those of the database file; `closed` names what this user may not read
-    and write.
+    and write. `owner` is the id of another user who owns the file.
     """
     found = f"mode {mode & 0o777:o}"
     if closed:
@@ -91,6 +91,12 @@ def files(mode: int, links: int, closed: Collection[str]) -> Check:
             "another log, which damages the file: remove the other name"
         )
         return problem("files", f"{links} names", advice)
+    if owner is not None:
+        advice = (
+            "that user can read and change every job: run Tenure as the owner of its file, or "
+            "chown the file"
+        )
+        return warning("files", f"owned by user {owner}", advice)
     advice = "every user of this machine can open it, payloads and all: chmod o-rwx"
     return warning("files", found, advice if mode & 0o007 else "")
 
@@ -139,4 +145,5 @@ def _files(path: Path) -> Check:
     beside = [path.with_name(path.name + end) for end in ("", "-wal", "-shm")]
     present = [path.parent, *(file for file in beside if file.exists())]
     closed = [str(each) for each in present if not os.access(each, os.R_OK | os.W_OK)]
-    return files(found.st_mode, found.st_nlink, closed)
+    owner = None if found.st_uid == os.geteuid() else found.st_uid
+    return files(found.st_mode, found.st_nlink, closed, owner)
