@@ -146,7 +146,7 @@ class Unauthorized(TenureError):
 
 
 class Forbidden(TenureError):
-    """The token does not have the scope that this call needs."""
+    """The token does not have the scope or the queues that this call needs."""
 
     code = "forbidden"
 

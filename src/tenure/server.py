@@ -61,7 +61,7 @@ class Application:
             await asyncio.to_thread(app.open)
             await asyncio.to_thread(guard.warn_if_closed, settings, app)
             notifier.start()
-            pages.cache.begin()
+            pages.view().cache.begin()
             yield
             notifier.close()
 

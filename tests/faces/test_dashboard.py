@@ -19,7 +19,7 @@ from tenure.dashboard import site
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
 from tenure.worker.fake_handlers import add_fake_handlers
-from tests.support.http import HERE, UNKNOWN_ID, Exchange, api_client
+from tests.support.http import HERE, UNKNOWN_ID, Exchange, api_client, post_form, secret_of
 
 PAGES = [path for path in site.PAGES if "{" not in path]
 HOSTILE = "<script>alert(1)</script>\"'>&\u202e\u2066\x07"
@@ -44,22 +44,8 @@ def guarded(app: Tenure) -> Iterator[TestClient]:
         yield web
 
 
-def secret_of(web: TestClient, path: str = "/ui/sign-in") -> str:
-    """What a form of this browser has to name."""
-    found = re.search(r'name="form" value="([0-9a-f]{32})"', web.get(path).text)
-    assert found
-    return found[1]
-
-
-def post(web: TestClient, path: str, fields: dict[str, Any] | None = None) -> httpx2.Response:
-    """Send a form as a browser does."""
-    origin = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
-    sent = {"form": secret_of(web), **(fields or {})}
-    return web.post(path, data=sent, headers=origin, follow_redirects=False)
-
-
 def sign_in(web: TestClient, token: str) -> httpx2.Response:
-    return post(web, "/ui/sign-in", {"token": token})
+    return post_form(web, "/ui/sign-in", {"token": token})
 
 
 def fail(app: Tenure, error: str = "boom", **options: Any) -> str:
@@ -191,7 +177,7 @@ def test_a_form_needs_the_secret_of_its_browser(app: Tenure, web: TestClient) ->
     assert web.post(path, data={"form": secret}).status_code == 403
     assert app.get(job.id).status == "pending"
 
-    assert post(web, path).status_code == 303
+    assert post_form(web, path).status_code == 303
     assert app.get(job.id).status == "cancelled"
     assert app.history(job.id)[-1].actor == "dashboard"
 
@@ -206,7 +192,7 @@ def test_a_form_of_another_site_is_refused(app: Tenure, web: TestClient) -> None
 
 
 def test_forms_are_bounded(web: TestClient) -> None:
-    assert post(web, "/ui/jobs", {"text": "x" * 70_000}).status_code == 413
+    assert post_form(web, "/ui/jobs", {"text": "x" * 70_000}).status_code == 413
     assert web.post("/ui/jobs", json={}).status_code == 415
 
 
@@ -218,7 +204,7 @@ def test_with_tokens_there_is_a_way_to_sign_in_and_out(app: Tenure, guarded: Tes
 
     assert sign_in(guarded, "wrong").status_code == 403
     assert 'role="alert"' not in guarded.get("/ui/sign-in?token=wrong").text  # not a form
-    entered = post(guarded, "/ui/sign-in", {"token": "boss-token", "next": "/ui/jobs"})
+    entered = post_form(guarded, "/ui/sign-in", {"token": "boss-token", "next": "/ui/jobs"})
     assert (entered.status_code, entered.headers["location"]) == (303, "/ui/jobs")
     cookie = next(c for c in entered.headers.get_list("set-cookie") if "tenure_session" in c)
     assert "HttpOnly" in cookie
@@ -226,13 +212,13 @@ def test_with_tokens_there_is_a_way_to_sign_in_and_out(app: Tenure, guarded: Tes
     assert "boss-token" not in guarded.get("/").text
 
     assert guarded.get("/jobs").status_code == 401  # a cookie opens no API
-    assert post(guarded, "/ui/sign-out").status_code == 303
+    assert post_form(guarded, "/ui/sign-out").status_code == 303
     assert guarded.get("/", follow_redirects=False).status_code == 303
 
 
 @pytest.mark.parametrize("where", ["//evil.example", "https://evil.example", "/\\evil.example"])
 def test_signing_in_leads_nowhere_else(guarded: TestClient, where: str) -> None:
-    entered = post(guarded, "/ui/sign-in", {"token": "boss-token", "next": where})
+    entered = post_form(guarded, "/ui/sign-in", {"token": "boss-token", "next": where})
     assert entered.headers["location"] == "/"
 
 
@@ -268,7 +254,9 @@ def test_who_may_only_read_sees_no_button_and_changes_nothing(
         assert "read-only" in page.text
     for path in site.ACTIONS:
         there = path.replace("{id}", failed).replace("{name}", "default")
-        assert post(guarded, there, {"action": "cancel", "id": waiting}).status_code == 403, path
+        assert post_form(guarded, there, {"action": "cancel", "id": waiting}).status_code == 403, (
+            path
+        )
     assert app.get(failed).status == "failed"
     assert app.get(waiting).status == "pending"
     assert app.bulk.list() == []
@@ -291,10 +279,10 @@ def test_everything_that_is_done_is_on_record_under_its_name(
     token, _ = app.tokens.create("boss", ["admin"])
     assert sign_in(guarded, token).status_code == 303
     failed, other, waiting = fail(app), fail(app), app.enqueue("email").id
-    assert post(guarded, f"/ui/jobs/{failed}/retry", {"more_retries": "4"}).status_code == 303
+    assert post_form(guarded, f"/ui/jobs/{failed}/retry", {"more_retries": "4"}).status_code == 303
     assert app.get(failed).max_retries == 5
     back = {"action": "cancel", "id": [failed, waiting, other], "back": "/ui/jobs?type=email"}
-    answer = post(guarded, "/ui/jobs", back)
+    answer = post_form(guarded, "/ui/jobs", back)
     assert answer.headers["location"] == "/ui/jobs?type=email"
     said = guarded.get("/ui/jobs").text
     assert "2 jobs cancelled. 1 job could not be" in said
@@ -302,12 +290,12 @@ def test_everything_that_is_done_is_on_record_under_its_name(
     for job_id in (failed, waiting):
         assert app.get(job_id).status == "cancelled"
         assert app.history(job_id)[-1].actor == "token:boss"
-    assert post(guarded, f"/ui/jobs/{failed}/retry").status_code == 303
+    assert post_form(guarded, f"/ui/jobs/{failed}/retry").status_code == 303
     assert "Not done: the job is cancelled now" in guarded.get("/ui/jobs").text
 
     for action, value in (("pause", ""), ("resume", ""), ("limit", "1,000"), ("limit", "")):
         sent = {"max_pending": value}
-        assert post(guarded, f"/ui/queues/night/{action}", sent).status_code == 303
+        assert post_form(guarded, f"/ui/queues/night/{action}", sent).status_code == 303
         queue = next(queue for queue in app.queues.list() if queue.name == "night")
         assert (queue.paused_at is not None) == (action == "pause")
         assert queue.max_pending == (1000 if value else None)
@@ -317,7 +305,7 @@ def test_all_that_match_are_retried_as_one_action(app: Tenure, web: TestClient) 
     ids = [fail(app, "disk full"), fail(app, "disk full"), fail(app, "other")]
     preview = web.get("/ui/bulk?action=retry&status=failed&error=DISK").text
     assert "Retry 2 jobs" in preview
-    begun = post(web, "/ui/bulk", {"action": "retry", "status": "failed", "error": "DISK"})
+    begun = post_form(web, "/ui/bulk", {"action": "retry", "status": "failed", "error": "DISK"})
     (one,) = app.bulk.list()
     assert begun.headers["location"] == f"/ui/bulk/{one.id}"
     assert (one.action, one.filter.error, one.actor) == ("retry", "DISK", "dashboard")
@@ -327,8 +315,8 @@ def test_all_that_match_are_retried_as_one_action(app: Tenure, web: TestClient) 
     assert "done" in web.get(begun.headers["location"]).text
     assert [app.get(job_id).status for job_id in ids] == ["pending", "pending", "failed"]
 
-    post(web, "/ui/bulk", {"action": "cancel"})
-    assert post(web, f"/ui/bulk/{app.bulk.list()[0].id}/stop").status_code == 303
+    post_form(web, "/ui/bulk", {"action": "cancel"})
+    assert post_form(web, f"/ui/bulk/{app.bulk.list()[0].id}/stop").status_code == 303
     assert app.bulk.list()[0].stopped_by == "dashboard"
 
 
@@ -336,7 +324,7 @@ def test_sample_jobs_are_offered_where_a_worker_pretends(app: Tenure, web: TestC
     assert "Add sample jobs" not in web.get("/").text
     add_fake_handlers(app.core.handlers)
     assert "Add sample jobs" in web.get("/").text
-    assert post(web, "/ui/samples").status_code == 303
+    assert post_form(web, "/ui/samples").status_code == 303
     assert len(app.find()) == 16
 
 

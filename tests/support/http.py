@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -58,6 +59,23 @@ def claim_jobs(api: httpx2.Client, limit: int = 1, **more: Any) -> list[dict[str
     assert response.status_code == 200, response.text
     leases: list[dict[str, Any]] = response.json()
     return leases
+
+
+# --- forms of the dashboard -----------------------------------------------------------------------
+
+
+def secret_of(web: TestClient, path: str = "/ui/sign-in") -> str:
+    """What a form of this browser has to name."""
+    found = re.search(r'name="form" value="([0-9a-f]{32})"', web.get(path).text)
+    assert found
+    return found[1]
+
+
+def post_form(web: TestClient, path: str, fields: dict[str, Any] | None = None) -> httpx2.Response:
+    """Send a form as a browser does."""
+    origin = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
+    sent = {"form": secret_of(web), **(fields or {})}
+    return web.post(path, data=sent, headers=origin, follow_redirects=False)
 
 
 # --- one request, seen from the server's side -----------------------------------------------------

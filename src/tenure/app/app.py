@@ -253,7 +253,8 @@ class Tenure:
 
         Looks at as many rows as it takes to find `limit` jobs. Raises InvalidInput.
         """
-        return search.all_of(self.core.store.read, checked_query(Filter(**filter), limit, before))
+        wanted = self.core.limited(Filter(**filter))
+        return search.all_of(self.core.limited_store.read, checked_query(wanted, limit, before))
 
     def count(self, *, at_most: int = 10_000, **filter: Unpack[Fields]) -> Counted:
         """Count the jobs that match every filter given, within bounds.
@@ -269,7 +270,7 @@ class Tenure:
     def history(self, job_id: str) -> list[Transition]:
         """Return every transition of a job, oldest first. Raises JobNotFound."""
         self.get(job_id)
-        return self.core.store.read.history(job_id)
+        return self.core.limited_store.read.history(job_id)
 
     def explain(self, job_id: str) -> Explanation:
         """Say why a job is not running, or what happened to it.
@@ -305,7 +306,9 @@ class Tenure:
         return self._apply(job_id, event)
 
     def _apply(self, job_id: str, event: lifecycle.Event) -> Job:
-        job = self.core.store.apply(job_id, event).result()
+        if self.core.queues is not None:
+            self.get(job_id)  # a job of another queue is not found
+        job = self.core.limited_store.apply(job_id, event).result()
         logs.log_steps(log, [job])
         return job
 

@@ -11,6 +11,7 @@ from tenure.jobs import ids
 from tenure.jobs.enqueue import MAX_RETRIES, whole
 from tenure.jobs.names import check_label
 from tenure.jobs.queries import Action, Bulk, Filter, action_of, check_filter
+from tenure.jobs.queue_rights import covers
 from tenure.lifecycle import Job
 from tenure.store import search
 from tenure.store.tables import bulk as bulks
@@ -44,6 +45,7 @@ class BulkActions(Noun):
         Raises InvalidInput.
         """
         core = self._core
+        filter = core.limited(filter)
         total = core.count(filter, action=action, at_most=MAX_COUNTED)
         bulk_id = ids.new_id()
         begin = partial(
@@ -55,15 +57,16 @@ class BulkActions(Noun):
             actor=check_label(actor or core.actor, "actor", "$.actor"),
             total=total,
         )
-        core.store.write("bulk", begin).result()
+        core.limited_store.write("bulk", begin).result()
         started = self.get(bulk_id)
         _log("bulk_started", started, started.actor)
         return started
 
     def sample(self, filter: Filter, action: str, limit: int = 5) -> list[Job]:
         """Return a few of the jobs that an action would change, after a look at bounded rows."""
-        query = bulks.about(check_filter(filter), action_of(action), limit=limit)
-        return [*search.page(self._core.store.read, query).jobs]
+        wanted = self._core.limited(check_filter(filter))
+        query = bulks.about(wanted, action_of(action), limit=limit)
+        return [*search.page(self._core.limited_store.read, query).jobs]
 
     def step(self, bulk_id: str) -> Bulk:
         """Do one batch of an action now, unless it has ended; return the action after that.
@@ -78,8 +81,9 @@ class BulkActions(Noun):
 
     def get(self, bulk_id: str) -> Bulk:
         """Return a bulk action; raises BulkNotFound."""
-        found = bulks.get(self._core.store.read, bulk_id) if ids.is_id(bulk_id) else None
-        if found is None:
+        read = self._core.limited_store.read
+        found = bulks.get(read, bulk_id) if ids.is_id(bulk_id) else None
+        if found is None or not self._shows(found):
             raise BulkNotFound(bulk_id)
         return found
 
@@ -93,7 +97,7 @@ class BulkActions(Noun):
         """
         running = self.get(bulk_id).finished_at is None
         by = actor or self._core.actor
-        self._core.store.write("bulk", lambda db: bulks.stop(db, bulk_id, by)).result()
+        self._core.limited_store.write("bulk", lambda db: bulks.stop(db, bulk_id, by)).result()
         stopped = self.get(bulk_id)
         if running:
             _log("bulk_stopped", stopped, by)
@@ -107,7 +111,15 @@ class BulkActions(Noun):
         Raises InvalidInput.
         """
         most = whole(limit, 1, MAX_LISTED, "$.limit")
-        return bulks.latest(self._core.store.read, most)
+        if self._core.queues is None:
+            return bulks.latest(self._core.limited_store.read, most)
+        every = bulks.latest(self._core.limited_store.read, bulks.MAX_KEPT)
+        return [bulk for bulk in every if self._shows(bulk)][:most]
+
+    def _shows(self, bulk: Bulk) -> bool:
+        """Whether an action is about the queues of this core only."""
+        about = bulk.filter.within if bulk.filter.queue is None else (bulk.filter.queue,)
+        return covers(self._core.queues, about)
 
 
 def run_batches(core: Core) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import threading
@@ -13,15 +14,15 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tenure.errors import InvalidInput, JobNotFound
+from tenure.errors import Forbidden, InvalidInput, JobNotFound
 from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import CheckedJob, Duration, Enqueued, NewJob, check_jobs, whole
 from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import EventFilter, Transition
 from tenure.jobs.queries import Counted, Filter, Page, Query, action_of, check_filter, query_of
-from tenure.jobs.redaction import MARK, Redaction
-from tenure.jobs.stats import FailureGroup
+from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, own_key, require
+from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import SETTLED, Job, Status
 from tenure.store import Store, open_store, schema_of, search
@@ -57,13 +58,40 @@ class Core:
         self.handlers = Handlers()
         self.redaction = redaction
         self.tracing = tracing
+        self.queues: Patterns | None = None
+        """The only queues that its verbs show and change; None: every queue."""
+        self._whole: Core | None = None  # what this one is a limited view of
         self._opened: Store | None = None
         self._opening = threading.Lock()
 
     @property
     def store(self) -> Store:
-        """The store, opened if it is not open yet."""
+        """The store, opened if it is not open yet.
+
+        Raises Forbidden if this is limited to some queues. So a verb that does not limit itself
+        refuses such callers.
+        """
+        if self._whole is not None:
+            raise Forbidden("this needs a token for every queue, one that was made without --queue")
         return self._opened or self.open()
+
+    @property
+    def limited_store(self) -> Store:
+        """The store, for verbs that show and change only `queues`."""
+        return (self._whole or self).store
+
+    def limited_to(self, queues: Patterns) -> Core:
+        """Return this core for callers who may use these queues only."""
+        limited = copy.copy(self)
+        limited.queues, limited._whole = queues, self
+        return limited
+
+    def limited(self, filter: Filter) -> Filter:
+        """Return a filter for `queues` only; raises Forbidden if it names another queue."""
+        if filter.queue is not None:
+            require(self.queues, [filter.queue])
+            return filter
+        return dataclasses.replace(filter, within=self.queues)
 
     def open(self, *, make: bool = True) -> Store:
         """Open the database; without `make`, refuse one that has no schema of Tenure."""
@@ -90,7 +118,7 @@ class Core:
 
     def clock(self) -> datetime:
         """The store's time; raises StoreUnavailable if the store does not answer."""
-        return self.store.read.clock()
+        return self.limited_store.read.clock()
 
     def is_current(self) -> bool:
         """Whether the database has this version's schema; makes and changes nothing."""
@@ -116,6 +144,8 @@ class Core:
             actor=self.actor,
             several=batch or len(new_jobs) > 1,
         )
+        if self.queues is not None:
+            checked_jobs = [self._limited_job(job) for job in checked_jobs]
         span: Any = None
         if self.tracing is not None and checked_jobs:
             types = [checked_job.type for checked_job in checked_jobs]
@@ -123,7 +153,7 @@ class Core:
         if traceparent is not None:
             checked_jobs = [replace(job, traceparent=traceparent) for job in checked_jobs]
         try:
-            added = self.store.add(checked_jobs)
+            added = self.limited_store.add(checked_jobs)
         except BaseException as error:
             if span is not None and self.tracing is not None:
                 self.tracing.added(span, [], error)
@@ -133,6 +163,11 @@ class Core:
         if log.isEnabledFor(logging.DEBUG):
             added.add_done_callback(_log_added)
         return added
+
+    def _limited_job(self, job: CheckedJob) -> CheckedJob:
+        require(self.queues, [job.queue])
+        key = job.idempotency_key
+        return job if key is None else replace(job, idempotency_key=own_key(job.queue, key))
 
     def _trace_added(self, span: Any, added: Future[list[Enqueued]]) -> None:
         if self.tracing is not None:
@@ -144,25 +179,33 @@ class Core:
 
     def facts(self, job: Job) -> Facts:
         """What an explanation of the job is made of."""
-        read = self.store.read
+        read = self.limited_store.read
         now = read.clock()
         due = job.status is Status.PENDING and job.run_at <= now
         return Facts(
             now=now,
             paused=any(q.name == job.queue and q.paused_at is not None for q in read.queues()),
-            workers=read.workers(),
+            workers=read.workers(self.queues),
             ahead=read.ahead(job) if due else 0,
             rate=rate(read.stats.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
         )
 
-    def ledger(self, after: str, limit: int) -> list[Transition]:
-        """Transitions of all jobs after a position, without the types and queues of the jobs."""
-        return self.store.read.ledger(after, limit)
+    def ledger(self, after: str, limit: int) -> tuple[Sequence[Transition], str, bool]:
+        """Transitions after a position, the position that they reach, and whether there are more.
+
+        Without the types and queues of the jobs, which take longer to read.
+        """
+        read = self.limited_store.read
+        if self.queues is not None:
+            page = read.transitions(after, limit, EventFilter(within=self.queues))
+            return [event.transition for event in page.events], page.position, page.more
+        found = read.ledger(after, limit)
+        return found, found[-1].position if found else after, len(found) == limit
 
     def get(self, job_id: str) -> Job:
-        """The job; raises JobNotFound."""
-        job = self.store.read.get(job_id) if ids.is_id(job_id) else None
-        if job is None:
+        """The job; raises JobNotFound, also for a job of a queue that is not among `queues`."""
+        job = self.limited_store.read.get(job_id) if ids.is_id(job_id) else None
+        if job is None or not includes(self.queues, job.queue):
             raise JobNotFound(job_id)
         return job
 
@@ -172,7 +215,8 @@ class Core:
         Where matching jobs are rare, a page has fewer than `limit`, or none, and still a `next`:
         the `before` of the next page.
         """
-        return search.page(self.store.read, checked_query(filter, limit, before))
+        query = checked_query(self.limited(filter), limit, before)
+        return search.page(self.limited_store.read, query)
 
     def count(self, filter: Filter, *, action: str | None = None, at_most: int = 10_000) -> Counted:
         """Count matching jobs, up to `at_most`, looking at a bounded number of rows.
@@ -180,10 +224,11 @@ class Core:
         With an `action` (`retry`, `cancel`), only jobs whose status allows it.
         """
         count = whole(at_most, 1, MAX_COUNTED, "$.at_most")
-        query = checked_query(filter)
+        own = self.limited(filter)
+        query = checked_query(own)
         if action is not None:
-            query = about(filter, action_of(action))
-        return search.count(self.store.read, query, count)
+            query = about(own, action_of(action))
+        return search.count(self.limited_store.read, query, count)
 
     # --- what workers call
 
@@ -193,8 +238,23 @@ class Core:
         return self.store.exchanges
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
-        """Report and claim in one transaction."""
-        return self.store.exchange(reports, claim)
+        """Report and claim in one transaction; raises Forbidden for a claim of other queues.
+
+        A report names its lease, which only the holder knows, so it needs no right to a queue.
+        """
+        if claim is not None and self.queues is not None:
+            require(self.queues, claim.queues or ())
+            claim = claim if claim.queues is not None else replace(claim, queues=())
+        return self.limited_store.exchange(reports, claim)
+
+    def claim_within(self, claim: ClaimRequest) -> ClaimRequest:
+        """Name the queues of a claim that names none, of all that `queues` allows."""
+        if self.queues is None or claim.queues is not None:
+            return claim
+        names = {name for name in self.queues if not name.endswith(ANY_REST)}
+        if len(names) < len(self.queues):
+            names.update(self.limited_store.read.lanes(self.queues))
+        return replace(claim, queues=tuple(sorted(names)))
 
     def claim(self, request: ClaimRequest) -> Exchange:
         """Lease jobs for a worker."""
@@ -206,11 +266,11 @@ class Core:
 
     def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; return the lease ids that are still held."""
-        return self.store.renew(leases, lease_seconds)
+        return self.limited_store.renew(leases, lease_seconds)
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify` whenever there may be work; return the function that ends this."""
-        return self.store.on_work(notify)
+        return self.limited_store.on_work(notify)
 
     # --- what keeps the database in order, once a second or when asked
 
@@ -307,39 +367,3 @@ def _log_added(added: Future[list[Enqueued]]) -> None:
         for one in added.result():
             if one.created:
                 log.debug("job_enqueued", extra=logs.fields_of(one.job))
-
-
-def transitions_shown(
-    transitions: Sequence[Transition], job: Job, redaction: Redaction
-) -> Sequence[Transition]:
-    """The transitions of a job, with its redacted values cut out of their errors."""
-    if not redaction:
-        return transitions
-    shown = redaction.hider(job.payload, job.result)
-    return [
-        one if one.detail is None else dataclasses.replace(one, detail=shown(one.detail))
-        for one in transitions
-    ]
-
-
-def failures_shown(
-    core: Core, groups: Sequence[FailureGroup], redaction: Redaction
-) -> list[FailureGroup]:
-    """Groups of failures, each with the redacted error of its last job if anything is redacted.
-
-    A group's own error has what varies taken out, so that redacted values can no longer be found
-    in it.
-    """
-    if not redaction:
-        return list(groups)
-    return [
-        dataclasses.replace(group, error=_last_error(core, group, redaction)) for group in groups
-    ]
-
-
-def _last_error(core: Core, group: FailureGroup, redaction: Redaction) -> str:
-    try:
-        job = redaction.job(core.get(group.last_job_id))
-    except JobNotFound:
-        return MARK
-    return (job.last_error or MARK).partition("\n")[0]

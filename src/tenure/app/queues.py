@@ -5,6 +5,7 @@ from __future__ import annotations
 from tenure.app.core import Noun
 from tenure.jobs.enqueue import whole
 from tenure.jobs.names import check_name
+from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import QueueState, WorkerState
 from tenure.store.tables import queues
 
@@ -14,7 +15,8 @@ class Queues(Noun):
 
     def list(self) -> list[QueueState]:
         """Return every queue that has pending or processing jobs, or settings, by name."""
-        return self._core.store.read.queues()
+        found = self._core.limited_store.read.queues()
+        return [queue for queue in found if includes(self._core.queues, queue.name)]
 
     def pause(self, queue: str, *, actor: str | None = None) -> None:
         """Stop giving jobs of a queue to workers. Jobs that are processing go on.
@@ -59,8 +61,9 @@ class Queues(Noun):
         max_pending: int | None = None,
     ) -> None:
         name = check_name(queue, "queue", "$.queue")
+        require(self._core.queues, [name])
         by = actor or self._core.actor
-        self._core.store.write(
+        self._core.limited_store.write(
             "queue",
             lambda db: queues.set_queue(db, name, paused=paused, max_pending=max_pending, actor=by),
         ).result()
@@ -71,4 +74,4 @@ class Workers(Noun):
 
     def list(self) -> list[WorkerState]:
         """Return the workers that asked for jobs lately."""
-        return self._core.store.read.workers()
+        return self._core.limited_store.read.workers(self._core.queues)

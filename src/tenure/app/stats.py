@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from tenure.app.core import MAX_LISTED, Noun
 from tenure.jobs.enqueue import whole
 from tenure.jobs.ledger import EventFilter, LedgerPage
+from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import Activity, Count, FailureGroup, Total
 
 MAX_MINUTES = 24 * 60
@@ -23,7 +25,8 @@ class Statistics(Noun):
 
     def counts(self) -> list[Count]:
         """Return the number of jobs by status, queue and type, at this moment."""
-        return self._core.store.read.stats.counts()
+        counts = self._core.limited_store.read.stats.counts()
+        return [count for count in counts if includes(self._core.queues, count.queue)]
 
     def activity(self, minutes: int = 60) -> list[Activity]:
         """Return the transitions of the last `minutes` by minute, type, queue and event.
@@ -33,34 +36,38 @@ class Statistics(Noun):
         Minutes without transitions are left out. Pairs of type and queue beyond the first 200 are
         added up under the name `(other)`. Raises InvalidInput.
         """
-        return self._core.store.read.stats.activity(whole(minutes, 1, MAX_MINUTES, "$.minutes"))
+        wanted = whole(minutes, 1, MAX_MINUTES, "$.minutes")
+        activity = self._core.limited_store.read.stats.activity(wanted)
+        return [one for one in activity if includes(self._core.queues, one.queue)]
 
     def totals(self) -> list[Total]:
         """Return the transitions since the beginning, by type, queue and event.
 
         The numbers never fall, also where jobs are deleted.
         """
-        return self._core.store.read.stats.totals()
+        totals = self._core.limited_store.read.stats.totals()
+        return [total for total in totals if includes(self._core.queues, total.queue)]
 
     def failures(self, limit: int = 50) -> list[FailureGroup]:
-        """Return failed attempts by type and kind of error, those seen last first.
+        """Return failed attempts by type, queue and kind of error, those seen last first.
 
         - `limit`: 1 to 500 groups. Default: 50.
 
         The 200 kinds that were seen last are kept. Raises InvalidInput.
         """
-        return self._core.store.read.stats.failures(whole(limit, 1, MAX_LISTED, "$.limit"))
+        most, core = whole(limit, 1, MAX_LISTED, "$.limit"), self._core
+        return core.limited_store.read.stats.failures(most, core.queues)
 
     def measured_until(self) -> datetime | None:
         """Return the time that `activity`, `totals` and `failures` reach; None before the first.
 
         This is about now, unless more happens than the background work can add up meanwhile.
         """
-        return self._core.store.read.stats.until()
+        return self._core.limited_store.read.stats.until()
 
     def late_leases(self) -> int:
         """Return the number of leases that have expired and that no sweep has ended yet."""
-        return self._core.store.read.late_leases()
+        return self._core.limited_store.read.late_leases(self._core.queues)
 
     def recount(self) -> int:
         """Make `counts` agree with the jobs; return how many counts were wrong.
@@ -86,7 +93,9 @@ class Events(Noun):
         Each transition comes with the type and queue of its job. Go on at the `position` of the
         page, also when it holds no transition.
         """
-        return self._core.store.read.transitions(after, limit, filter)
+        require(self._core.queues, filter.queues or ())
+        wanted = replace(filter, within=self._core.queues)
+        return self._core.limited_store.read.transitions(after, limit, wanted)
 
     def end(self, back: int = 0) -> str:
         """Return the position of the newest transition, or of the one `back` before it.
@@ -95,4 +104,4 @@ class Events(Noun):
 
         Raises InvalidInput.
         """
-        return self._core.store.read.ledger_end(whole(back, 0, MAX_BACK, "$.back"))
+        return self._core.limited_store.read.ledger_end(whole(back, 0, MAX_BACK, "$.back"))

@@ -10,6 +10,7 @@ from tenure.app.core import Noun
 from tenure.errors import InvalidInput
 from tenure.jobs import durations
 from tenure.jobs.names import check_name
+from tenure.jobs.queue_rights import check_patterns
 from tenure.store.tables import tokens
 from tenure.tokens import scopes as access
 from tenure.tokens.scopes import AccessToken
@@ -26,6 +27,7 @@ class Tokens(Noun):
         name: str,
         scopes: Iterable[str],
         *,
+        queues: Iterable[str] | None = None,
         expires: Any = None,
         actor: str | None = None,
     ) -> tuple[str, AccessToken]:
@@ -34,6 +36,8 @@ class Tokens(Noun):
         - `name`: 1 to 128 of `A-Z a-z 0-9 _ : - .`; the actor in the ledger is `token:NAME`. A name
           cannot be used again, not even after the token is revoked.
         - `scopes`: one or more of `enqueue`, `work`, `read` and `admin`, which includes the others.
+        - `queues`: the only queues that it is for, at most 100: names, or beginnings of names
+          with a `*`, such as `shop.*`. Default: None, every queue.
         - `expires`: a duration from now, at least 1 second. Default: None, never.
         - `actor`: who makes it. Default: the application's actor.
 
@@ -41,6 +45,7 @@ class Tokens(Noun):
         """
         check_name(name, "token", "$.name")
         wanted = access.scopes_of(scopes, "$.scopes")
+        patterns = check_patterns(queues, "$.queues")
         lifetime = None if expires is None else durations.seconds(expires, path="$.expires")
         if lifetime is not None and lifetime < 1:
             raise InvalidInput("a token lasts at least 1 second", path="$.expires")
@@ -53,6 +58,7 @@ class Tokens(Noun):
             prefix=secret[: access.SHOWN],
             digest=access.digest_of(secret.encode()).hex(),
             scopes=wanted,
+            queues=patterns,
             created_at=now,
             created_by=actor or self._core.actor,
             expires_at=None if lifetime is None else now + timedelta(seconds=lifetime),

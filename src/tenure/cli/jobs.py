@@ -141,7 +141,7 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
 @reading_options
 def show(id: str, as_json: bool) -> None:
     """Show a job, its history, and why it is not running."""
-    from tenure.app.core import transitions_shown
+    from tenure.app.shown import transitions_shown
     from tenure.wire import responses
 
     with existing() as app:

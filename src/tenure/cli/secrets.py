@@ -31,16 +31,24 @@ webhooks = Group("webhooks", help="Create, list and remove webhooks: URLs that g
     completing.words("enqueue", "work", "read", "admin"),
     required=True,
 )
+@repeated(
+    "--queue queues",
+    "NAME",
+    "Only for this queue, or for queues that begin so, as in 'shop.*'",
+    completing.queue_names,
+)
 @option("--expires", "TIME", "Token lifetime, such as 12h or 90d.  [default: never expires]")
 @answer_options
-def create_token(name: str, scopes: Sequence[str], expires: str | None, as_json: bool) -> None:
+def create_token(
+    name: str, scopes: Sequence[str], queues: Sequence[str], expires: str | None, as_json: bool
+) -> None:
     """Create a token and print it once.
 
     NAME says who uses it; the history of jobs shows it for everything done with the token. Only a
     digest of the token is stored.
     """
     with application() as app:
-        secret, made = app.tokens.create(name, scopes, expires=expires)
+        secret, made = app.tokens.create(name, scopes, queues=queues, expires=expires)
     if as_json:
         print_json({"token": secret, **_shown(made)})
         return
@@ -57,12 +65,10 @@ def list_tokens(as_json: bool) -> None:
     if as_json:
         print_json([_shown(token) for token in found])
     else:
-        heads = ("NAME", "BEGINS", "SCOPES", "CREATED", "BY", "USED", "EXPIRES", "REVOKED")
-        columns = attrgetter(
-            *("name", "prefix", "scopes", "created_at", "created_by"),
-            *("used_at", "expires_at", "revoked_at"),
-        )
-        table(heads, map(columns, found), now=now)
+        times = ("CREATED", "BY", "USED", "EXPIRES", "REVOKED")
+        columns = attrgetter("created_at", "created_by", "used_at", "expires_at", "revoked_at")
+        rows = ((t.name, t.prefix, t.scopes, t.queues or "any", *columns(t)) for t in found)
+        table(("NAME", "BEGINS", "SCOPES", "QUEUES", *times), rows, now=now)
 
 
 @tokens.command()

@@ -103,7 +103,7 @@ def _keys() -> Iterator[None]:
 
 def picture(app: Tenure) -> dict[str, Any]:
     """Read everything that is shown, as one JSON document has it."""
-    from tenure.app.core import failures_shown
+    from tenure.app.shown import failures_shown
     from tenure.lifecycle import ATTEMPT_ENDS
     from tenure.wire import responses
 

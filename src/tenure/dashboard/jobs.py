@@ -10,7 +10,7 @@ from functools import partial
 
 from starlette.responses import PlainTextResponse, Response
 
-from tenure.app.core import transitions_shown
+from tenure.app.shown import transitions_shown
 from tenure.dashboard import charts, timeline
 from tenure.dashboard import format as fmt
 from tenure.dashboard.request import HEADERS, PageRequest, inside
@@ -41,7 +41,11 @@ def given_filter(request: PageRequest) -> tuple[dict[str, str], Filter]:
             raise InvalidInput(f"one of {', '.join(SINCE)}", path="since")
         after = request.now - SINCE[since][1]
     wanted = Filter(
-        **{name: given[name] or None for name in ("status", "type", "queue", "error", "text")},
+        status=given["status"] or None,
+        type=given["type"] or None,
+        queue=given["queue"] or None,
+        error=given["error"] or None,
+        text=given["text"] or None,
         created_after=after,
         created_before=_time(given["to"], "to"),
         hidden=request.redaction.keys,
@@ -66,7 +70,7 @@ def listed(request: PageRequest) -> Response:
     """Show jobs, newest first."""
     given, wanted = given_filter(request)
     cursor = request.field("before") or None
-    counts = request.site.cache.counts()
+    counts = request.cache.counts()
     shown = [
         count
         for count in counts

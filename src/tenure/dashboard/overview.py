@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from tenure.app.core import failures_shown
+from tenure.app.shown import failures_shown
 from tenure.dashboard import charts
 from tenure.dashboard import machine as machines
 from tenure.dashboard.format import count
@@ -33,7 +33,7 @@ SAMPLES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
 
 def show(request: PageRequest) -> Response:
     """Show the overview."""
-    cache, now = request.site.cache, request.now
+    cache, now = request.cache, request.now
     counts, queues, workers = cache.counts(), cache.queues(), cache.workers()
     activity, groups = cache.activity(), cache.failures()
     jobs = sum(group.jobs for group in counts)
@@ -60,14 +60,14 @@ def show(request: PageRequest) -> Response:
 
 def failures(request: PageRequest) -> Response:
     """Show failures by type and error."""
-    groups = request.site.cache.failures()
+    groups = request.cache.failures()
     shown = failures_shown(request.app.core, groups, request.redaction)
     return request.page("failures.html", failures=shown)
 
 
 def machine(request: PageRequest) -> Response:
     """Show the state machine with live numbers."""
-    cache, now = request.site.cache, request.now
+    cache, now = request.cache, request.now
     jobs, activity = charts.by_status(cache.counts()), cache.activity()
     rates = charts.rates(activity, now)
     return request.page(

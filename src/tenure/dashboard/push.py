@@ -72,12 +72,13 @@ class _Viewer:
 
 
 class Follower:
-    """Follows the ledger for every viewer of this server."""
+    """Follows the ledger for every viewer of this server who may see the same queues."""
 
-    def __init__(self, app: Tenure, stopped: Callable[[], bool]) -> None:
+    def __init__(self, app: Tenure, stopped: Callable[[], bool], streams: set[EventStream]) -> None:
+        """`streams` holds the open streams of the whole server."""
         self._app = app
         self._stopped = stopped
-        self._streams: set[EventStream] = set()
+        self._streams = streams
         self._viewers: set[_Viewer] = set()
         self._following: asyncio.Task[None] | None = None
         self._position: str | None = None  # None until it follows
@@ -123,11 +124,9 @@ class Follower:
     async def _read(self) -> None:
         if self._position is None:
             self._position = await run_in_threadpool(self._app.events.end)
-        transitions = await run_in_threadpool(self._app.core.ledger, self._position, SAMPLE)
-        if not transitions:
-            return
-        skipped = len(transitions) == SAMPLE
-        end = await run_in_threadpool(self._app.events.end) if skipped else transitions[-1].position
+        read = await run_in_threadpool(self._app.core.ledger, self._position, SAMPLE)
+        transitions, reached, skipped = read
+        end = await run_in_threadpool(self._app.events.end) if skipped else reached
         self._position = end
-        for viewer in tuple(self._viewers):
+        for viewer in tuple(self._viewers) if transitions else ():
             viewer.add(transitions, skipped=skipped)

@@ -18,7 +18,7 @@ MAX_RUNNING = 500
 
 def show(request: PageRequest) -> Response:
     """Show every queue."""
-    cache, now = request.site.cache, request.now
+    cache, now = request.cache, request.now
     workers = [worker for worker in cache.workers() if is_live(worker, now)]
     queues = cache.queues()
     return request.page(
@@ -38,7 +38,7 @@ def workers(request: PageRequest) -> Response:
         running[job.worker or ""].append(job)
     return request.page(
         "workers.html",
-        workers=request.site.cache.workers(),
+        workers=request.cache.workers(),
         running=running,
         is_live=is_live,
     )

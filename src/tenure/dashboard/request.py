@@ -53,10 +53,11 @@ class PageRequest:
 
     def __init__(self, site: Dashboard, http: Request) -> None:
         self.site = site
-        self.app = site.app
         self.redaction = site.redaction
         self.http = http
         self.caller: Caller = http.scope.get(CALLER, NO_CALLER)
+        view = site.view(self.caller.queues)
+        self.app, self.cache = view.app, view.cache
         self.fields = http.query_params  # of the query, or of the form that was sent
 
     @cached_property

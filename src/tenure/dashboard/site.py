@@ -10,6 +10,7 @@ import hashlib
 import logging
 import shlex
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -24,6 +25,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from tenure.app.app import Tenure
+from tenure.app.limited import limited_to
 from tenure.dashboard import charts, jobs, overview, queues
 from tenure.dashboard import format as fmt
 from tenure.dashboard.cache import ReadCache
@@ -39,7 +41,9 @@ from tenure.dashboard.request import (
 from tenure.errors import Forbidden, TenureError, Unauthorized
 from tenure.http.guard import path_in
 from tenure.http.token_cache import TokenCache
+from tenure.http.waiting import EventStream
 from tenure.jobs import text
+from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.redaction import Redaction
 from tenure.tokens.scopes import Scope
 from tenure.wire.problems import Refusal, problem_of
@@ -100,6 +104,15 @@ def serves(scope: AsgiScope) -> bool:
     return path in ("/", "/ui", ICON) or path.startswith("/ui/")
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """An application as callers with the same rights see it, and what they share."""
+
+    app: Tenure
+    cache: ReadCache
+    follower: Follower
+
+
 class Dashboard:
     """The pages of one application, as an ASGI application."""
 
@@ -109,9 +122,10 @@ class Dashboard:
         """`stopped` says whether the server stops, which ends the live streams."""
         self.app = app
         self.redaction = redaction
-        self.cache = ReadCache(app)
         self._tokens = tokens
-        self._follower = Follower(app, stopped)
+        self._stopped = stopped
+        self._streams: set[EventStream] = set()
+        self._views: dict[Patterns | None, View] = {}
         self.templates = _templates()
         self._router = Router(
             [
@@ -129,6 +143,15 @@ class Dashboard:
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         await self._router(scope, receive, send)
+
+    def view(self, queues: Patterns | None = None) -> View:
+        """Return what viewers share who may see these queues; there are as many as such tokens."""
+        found = self._views.get(queues)
+        if found is None:
+            app = limited_to(self.app, queues)
+            view = View(app, ReadCache(app), Follower(app, self._stopped, self._streams))
+            found = self._views.setdefault(queues, view)
+        return found
 
     # --- pages and forms
 
@@ -156,7 +179,7 @@ class Dashboard:
                 return await run_in_threadpool(page, request)
             finally:
                 if method == "POST":
-                    self.cache.forget()
+                    request.cache.forget()
 
         return Route(path, self._page(answer), methods=[method])
 
@@ -213,8 +236,9 @@ class Dashboard:
         return Response(FILES[name], media_type=MEDIA_TYPES[Path(name).suffix], headers=age)
 
     async def _live(self, http: Request) -> Response:
-        may = PageRequest(self, http).may(Scope.READ)
-        return self._follower.stream(http) if may else Response(status_code=403)
+        request = PageRequest(self, http)
+        may, follower = request.may(Scope.READ), self.view(request.caller.queues).follower
+        return follower.stream(http) if may else Response(status_code=403)
 
 
 def _to_sign_in(request: PageRequest) -> Response:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.redaction import MARK
 
 
@@ -34,6 +35,7 @@ class EventFilter:
     queues: tuple[str, ...] | None = None
     events: tuple[str, ...] | None = None
     job_id: str | None = None
+    within: Patterns | None = None  # the only queues of who asks
 
 
 @dataclass(frozen=True, slots=True)

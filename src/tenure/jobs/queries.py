@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from tenure.errors import InvalidInput
 from tenure.jobs import payload
 from tenure.jobs.names import check_name
+from tenure.jobs.queue_rights import Patterns
 from tenure.lifecycle import TRANSITIONS, Job, Status
 
 MAX_AHEAD = 10_000
@@ -31,6 +32,7 @@ class Filter:
     error: str | None = None  # substring of `last_error`, without regard to ASCII case
     text: str | None = None  # substring of the payload's JSON, likewise
     hidden: tuple[str, ...] = ()  # keys whose values are not searched
+    within: Patterns | None = None  # the only queues of who asks
 
 
 class Fields(TypedDict, total=False):

@@ -61,13 +61,14 @@ class Activity(Total):
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
-    """Failed attempts of one type with alike errors.
+    """Failed attempts of one type in one queue with alike errors.
 
     `error` is the first line of the error, without numbers, ids and other parts that vary.
     Retention may have deleted the job `last_job_id`.
     """
 
     type: str
+    queue: str
     error: str
     attempts: int
     first_seen_at: datetime

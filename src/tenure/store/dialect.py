@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from tenure.jobs.queue_rights import ANY_REST, Patterns
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
@@ -59,6 +61,21 @@ class Dialect:
     def values(self, count: int) -> str:
         """Return a list of parameters."""
         return ", ".join([self.value] * count)
+
+    def in_queues(self, column: str, patterns: Patterns | None) -> tuple[str, list[Any]]:
+        """Return the condition that a `column` of queues fits patterns, and its values.
+
+        It says what `queue_rights.includes` says.
+        """
+        if patterns is None:
+            return "1 = 1", []
+        either, values = [], list[Any]()
+        for pattern in patterns:
+            begins = pattern.endswith(ANY_REST)
+            part = f"substr({column}, 1, {len(pattern) - 1})" if begins else column
+            either.append(f"{part} = {self.value}")
+            values.append(pattern.removesuffix(ANY_REST))
+        return f"({' OR '.join(either)})", values
 
     def time(self, column: str) -> str:
         """Return a column of times as `to_time` reads it."""

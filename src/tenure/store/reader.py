@@ -18,6 +18,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
 from tenure.jobs.queries import Query
+from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.stats import QueueState, WorkerState
 from tenure.lifecycle import Job, Status
 from tenure.store import audit
@@ -212,6 +213,10 @@ class Reader(ABC):
             if names is not None:
                 where.append(f"{column} IN ({', '.join([value] * len(names)) or 'NULL'})")
                 values += names
+        if wanted.within is not None:
+            condition, among = d.in_queues("j.queue", wanted.within)
+            where.append(condition)
+            values += among
         # The limit shows the planner how few jobs it is to look up.
         rows = self.rows(
             f"SELECT {self._entry}, j.type, j.queue FROM {self._ledger} {d.with_job}"
@@ -250,12 +255,22 @@ FROM (
 ) AS part GROUP BY name ORDER BY name
 """
 
-    def late_leases(self) -> int:
+    def lanes(self, queues: Patterns) -> list[str]:
+        """Return the queues with pending jobs that fit patterns."""
+        condition, values = self.dialect.in_queues("queue", queues)
+        found = self.rows_by_index(
+            f"{self.heads} SELECT DISTINCT queue FROM head WHERE {condition}", values
+        )
+        return [queue for (queue,) in found]
+
+    def late_leases(self, queues: Patterns | None = None) -> int:
         """Return how many leases have run out and were not ended by the sweep yet."""
         d = self.dialect
         late = f"status = 'processing' AND lease_expires_at <= {d.now}"
-        return int(self.rows(f"SELECT count(*) FROM {d.table('job')} WHERE {late}")[0][0])
+        condition, values = d.in_queues("queue", queues)
+        statement = f"SELECT count(*) FROM {d.table('job')} WHERE {late} AND {condition}"
+        return int(self.rows(statement, values)[0][0])
 
-    def workers(self) -> list[WorkerState]:
-        """Return the workers seen in the last ten minutes."""
-        return workers.seen(self)
+    def workers(self, queues: Patterns | None = None) -> list[WorkerState]:
+        """Return the workers seen in the last ten minutes that take from these queues."""
+        return workers.seen(self, queues)

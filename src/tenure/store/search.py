@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenure.jobs import ids
 from tenure.jobs.queries import Counted, Filter, Page, Query
+from tenure.jobs.queue_rights import includes
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
@@ -83,7 +84,7 @@ def waiting(read: Reader, query: Query, most: int) -> Statement:
     return f"SELECT count(*) FROM ({some}) AS waiting", values
 
 
-def others(d: Dialect, query: Query) -> Iterator[tuple[str, Any]]:
+def others(d: Dialect, query: Query) -> Iterator[Statement]:
     """Yield the conditions that no index helps with, and their values."""
     compared = (
         ("type =", query.type),
@@ -93,10 +94,12 @@ def others(d: Dialect, query: Query) -> Iterator[tuple[str, Any]]:
         ("created_at <=", d.to_bound(query.created_by)),
         ("finished_at <=", d.to_bound(query.settled_by)),
     )
-    yield from ((f"{part} {d.value}", value) for part, value in compared if value is not None)
+    yield from ((f"{part} {d.value}", [value]) for part, value in compared if value is not None)
+    if query.within is not None:
+        yield d.in_queues("queue", query.within)
     for column, text in (("last_error", query.error), ("payload", query.text)):
         if text is not None:
-            yield d.folded.format(column=column), folded(text)
+            yield d.folded.format(column=column), [folded(text)]
 
 
 def fits(filter: Filter, job: Job) -> bool:
@@ -106,6 +109,7 @@ def fits(filter: Filter, job: Job) -> bool:
         filter.status in (None, job.status)
         and filter.type in (None, job.type)
         and filter.queue in (None, job.queue)
+        and includes(filter.within, job.queue)
         and (filter.created_after is None or job.created_at >= filter.created_after)
         and (filter.created_before is None or job.created_at < filter.created_before)
         and (filter.error is None or folded(filter.error) in folded(shown.last_error or ""))
@@ -173,7 +177,7 @@ def bounded(read: Reader, query: Query) -> Query:
 
 def _is_indexed(query: Query) -> bool:
     """Whether an index holds the jobs of the query, in order, and no others."""
-    others = (query.type, query.queue, query.error, query.text)
+    others = (query.type, query.queue, query.within, query.error, query.text)
     times = (query.created_after, query.created_before, query.created_by, query.settled_by)
     in_order = query.status in (None, Status.FAILED, Status.CANCELLED) and not query.among
     return in_order and all(value is None for value in (*others, *times))

@@ -14,6 +14,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from tenure.errors import InvalidInput
+from tenure.jobs.queue_rights import Patterns
 
 MARK = "tenure_"
 """The beginning of every token, so that people and secret scanners recognise one."""
@@ -40,6 +41,7 @@ class Caller:
     name: str
     scopes: frozenset[Scope]
     known: bool = True  # by a token
+    queues: Patterns | None = None  # the only ones it may use
 
     def worker(self, id: str) -> str:
         """The name of one of its workers, in the ledger too; no other caller has such a name."""
@@ -65,6 +67,7 @@ class AccessToken:
     prefix: str  # how the token begins
     digest: str = field(repr=False)  # hexadecimal SHA-256 of the token
     scopes: tuple[Scope, ...]
+    queues: Patterns | None  # the only ones it is for; None: every queue
     created_at: datetime
     created_by: str
     expires_at: datetime | None
@@ -75,7 +78,7 @@ class AccessToken:
     @property
     def caller(self) -> Caller:
         """The caller that sends this token."""
-        return Caller(f"token:{self.name}", frozenset(self.scopes))
+        return Caller(f"token:{self.name}", frozenset(self.scopes), queues=self.queues)
 
 
 def new_secret() -> str:

@@ -31,6 +31,7 @@ from starlette.types import Scope as AsgiScope
 
 from tenure import failpoints
 from tenure.app.app import Tenure
+from tenure.app.limited import limited_to
 from tenure.errors import (
     Forbidden,
     InvalidInput,
@@ -68,7 +69,7 @@ OPEN_RECEIVE_SECONDS = 5.0
 class Call:
     """One request, read and checked."""
 
-    app: Tenure
+    app: Tenure  # limited to the queues of the caller
     notifier: WorkNotifier
     request: Request
     path: Mapping[str, str]  # the variable parts of the path
@@ -147,7 +148,8 @@ class Dispatcher:
         if route.scopes and not caller.may(route.scopes):
             needed = " or ".join(sorted(route.scopes))
             raise Forbidden(f"this call needs a token with the scope {needed}, or admin")
-        call = Call(self._app, self._notifier, request, path, caller, self._redaction)
+        app = limited_to(self._app, caller.queues)
+        call = Call(app, self._notifier, request, path, caller, self._redaction)
         call.query = _read_query(route, request)
         if route.body is not None:
             call.body = await _read_body(route.body, request)

@@ -48,12 +48,12 @@ async def stream_events(call: Call) -> Response:
         after = call.query.after
     wanted = _wanted(call.query)
     if after is None:  # begin with what happens next
-        end = await run_in_threadpool(call.app.events.end)
-        page = LedgerPage((), end, more=False)
-    else:
-        end, page = after, await run_in_threadpool(call.app.events.read, after, MAX_AT_ONCE, wanted)
+        after = await run_in_threadpool(call.app.events.end)
+    page = await run_in_threadpool(call.app.events.read, after, MAX_AT_ONCE, wanted)
     _check_room(call)  # again: other streams may have started meanwhile
-    return EventStream(call.request.scope, _events(call, end, page, wanted), call.notifier.streams)
+    return EventStream(
+        call.request.scope, _events(call, after, page, wanted), call.notifier.streams
+    )
 
 
 def _check_room(call: Call) -> None:

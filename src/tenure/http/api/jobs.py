@@ -11,7 +11,8 @@ from uuid import UUID
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
-from tenure.app.core import MAX_COUNTED, MAX_LISTED, transitions_shown
+from tenure.app.core import MAX_COUNTED, MAX_LISTED
+from tenure.app.shown import transitions_shown
 from tenure.http.api.call import Call, answer, convert
 from tenure.jobs.enqueue import Enqueued, NewJob, Options
 from tenure.jobs.names import check_key

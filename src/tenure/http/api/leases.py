@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -44,7 +45,10 @@ async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
         try:
             await asyncio.sleep(0)  # so that a disconnection that is already known is noticed
             while not (gone.done() or notifier.stopped):
-                leases = (await asyncio.wrap_future(app.core.exchange((), wanted))).leases
+                claim = wanted
+                if app.core.queues is not None:
+                    claim = await run_in_threadpool(app.core.claim_within, wanted)
+                leases = (await asyncio.wrap_future(app.core.exchange((), claim))).leases
                 if leases and gone.done():
                     released = [Report(x.id, x.lease_id, Outcome.RELEASED) for x in leases]
                     await asyncio.wrap_future(app.core.exchange(released, None))

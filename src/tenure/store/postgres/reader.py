@@ -195,8 +195,9 @@ class PostgresReader(Reader):
         order = f"ORDER BY job.id {'ASC' if query.oldest_first else 'DESC'}"
         if query.among:
             outside.append(f"status IN ({quoted(*query.among)})")
-        for part, value in others(DIALECT, query):
-            add(part, value, outside)
+        for part, given in others(DIALECT, query):
+            outside.append(part)
+            values += given
         if query.gather:
             table = f"(SELECT * FROM {{s}}.job{_where(inside)} OFFSET 0) AS job"
         elif query.most is not None:

@@ -138,8 +138,9 @@ class SqliteReader(Reader):
                 parts.append(f"status IN ({quoted(*ENDED)})")
         if query.among:
             parts.append(f"status IN ({quoted(*query.among)})")
-        for part, value in others(DIALECT, query):
-            add(part, value)
+        for part, given in others(DIALECT, query):
+            parts.append(part)
+            values += given
         key = "+id" if query.gather else "id"
         after, before = between(query)
         # One bound on each side: SQLite searches by the first and only tests the second.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tenure.jobs.ids import EPOCH
+from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.stats import BUCKETS, Activity, Count, FailureGroup, Total
 from tenure.store.dialect import Dialect, Statements
 from tenure.store.tables import stats_sql as sql
@@ -60,7 +61,7 @@ class StatsBatch:
     sums: Sequence[Sequence[Any]]
     """Rows of minute, type, queue, event, source, target, bucket, transitions, seconds."""
     failures: Sequence[Sequence[Any]]
-    """Rows of type, first line, attempts, first time, last time, last job."""
+    """Rows of type, queue, first line, attempts, first time, last time, last job."""
 
 
 def _answer(
@@ -104,7 +105,7 @@ def next_batch(
     between = (*start, *end)
     sums = _answer(d, rows, sql.sums(d), 9, between)
     failed = any(event in sql.FAILED for _, _, _, event, *_ in sums)
-    failures = _answer(d, rows, sql.failures(d), 6, between) if failed else []
+    failures = _answer(d, rows, sql.failures(d), 7, between) if failed else []
     return place, StatsBatch(start, tuple(end), transitions, millis, sums, failures)
 
 
@@ -166,16 +167,19 @@ class StatsReader:
             at = len(row) - len(BUCKETS)
             yield (*row[:at], tuple(row[at:]))
 
-    def failures(self, limit: int) -> list[FailureGroup]:
+    def failures(self, limit: int, queues: Patterns | None = None) -> list[FailureGroup]:
         """Return the kinds of failures seen last, as far as they are added up."""
         d = self._dialect
+        where, values = d.in_queues("queue", queues)
         statement = (
-            "SELECT type, error, attempts, first_seen, last_seen, last_job_id"
-            f" FROM {d.table('failure')} ORDER BY last_seen DESC, type, error LIMIT {d.value}"
+            "SELECT type, queue, error, attempts, first_seen, last_seen, last_job_id"
+            f" FROM {d.table('failure')} WHERE {where}"
+            f" ORDER BY last_seen DESC, type, queue, error LIMIT {d.value}"
         )
+        found = self._read.rows(statement, (*values, limit))
         return [
-            FailureGroup(type, error, attempts, _time(first), _time(last), job_id)
-            for type, error, attempts, first, last, job_id in self._read.rows(statement, (limit,))
+            FailureGroup(type, queue, error, attempts, _time(first), _time(last), job_id)
+            for type, queue, error, attempts, first, last, job_id in found
         ]
 
     def until(self) -> datetime | None:
@@ -216,8 +220,9 @@ class StatsWriter:
         if batch.failures:
             changed(sql.add_failures(d), (_json(grouped(batch.failures)),))
             table = d.table("failure")
-            kept = f"SELECT type, error FROM {table} ORDER BY last_seen DESC, type, error"
-            changed(f"DELETE FROM {table} WHERE (type, error) NOT IN ({kept} LIMIT {MAX_FAILURES})")
+            key = "type, queue, error"
+            kept = f"SELECT {key} FROM {table} ORDER BY last_seen DESC, {key} LIMIT {MAX_FAILURES}"
+            changed(f"DELETE FROM {table} WHERE ({key}) NOT IN ({kept})")
         return True
 
     def catch_up(self, now: datetime) -> Sequence[Any]:
@@ -300,10 +305,10 @@ _none = (0,) * len(BUCKETS)
 
 
 def grouped(failures: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
-    """Return failures by type and kind, as rows."""
-    groups: dict[tuple[str, str], list[Any]] = {}
-    for type, line, attempts, first, *last in failures:
-        group = groups.setdefault((type, kind_of(line or "")), [0, first, *last])
+    """Return failures by type, queue and kind, as rows."""
+    groups: dict[tuple[str, str, str], list[Any]] = {}
+    for type, queue, line, attempts, first, *last in failures:
+        group = groups.setdefault((type, queue, kind_of(line or "")), [0, first, *last])
         group[0] += attempts
         group[1] = min(group[1], first)
         group[2:] = max(group[2:], last)

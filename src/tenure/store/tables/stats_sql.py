@@ -88,13 +88,13 @@ FROM timed GROUP BY 1, 2, 3, 4, 5, 6, 7
 
 
 def failures(d: Dialect) -> str:
-    """The attempts that failed between two places, by type and first line."""
+    """The attempts that failed between two places, by type, queue and first line."""
     time = d.millis.format(time="t.at")
     return f"""
-SELECT j.type, substr({d.first_line}, 1, {MAX_LINE}) AS line, count(*), min({time}), max({time}),
-    {d.last_job}
+SELECT j.type, j.queue, substr({d.first_line}, 1, {MAX_LINE}) AS line, count(*),
+    min({time}), max({time}), {d.last_job}
 FROM {d.table("transition")} AS t {d.with_job}
-WHERE t.event IN ({_failed}) AND {d.after} AND {d.up_to} GROUP BY 1, 2
+WHERE t.event IN ({_failed}) AND {d.after} AND {d.up_to} GROUP BY 1, 2, 3
 """
 
 
@@ -184,4 +184,4 @@ def add_failures(d: Dialect) -> str:
         f" last_job_id = CASE WHEN {later} THEN excluded.last_job_id ELSE old.last_job_id END"
     )
     others = ("attempts", "first_seen", "last_seen", "last_job_id")
-    return _upsert(d, "failure", ("type", "error"), others, change)
+    return _upsert(d, "failure", ("type", "queue", "error"), others, change)

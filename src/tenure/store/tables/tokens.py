@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tenure.store.dialect import Reads, Statements
-from tenure.store.rows import fields_of, selected
+from tenure.store.rows import fields_of, read_names, selected, write_names
 from tenure.tokens.scopes import AccessToken, Scope
 
 COLUMNS = (
-    *("name", "prefix", "digest", "scopes", "created_by"),
+    *("name", "prefix", "digest", "scopes", "queues", "created_by"),
     *("created_at", "expires_at", "used_at", "revoked_at"),
 )
 
@@ -26,20 +26,21 @@ def every(db: Reads) -> list[AccessToken]:
         fields = fields_of(d, COLUMNS, row)
         # A newer version may have scopes that are not known here: they allow nothing.
         scopes = [Scope(scope) for scope in fields["scopes"].split() if scope in set(Scope)]
-        tokens.append(AccessToken(**fields | {"scopes": tuple(scopes), "valid": bool(valid)}))
+        read = {"scopes": tuple(scopes), "queues": read_names(fields["queues"])}
+        tokens.append(AccessToken(**fields | read, valid=bool(valid)))
     return tokens
 
 
 def add(db: Statements, token: AccessToken) -> bool:
     """Add a token. Returns False if the name or the digest is taken."""
     d = db.dialect
-    scopes = " ".join(token.scopes)
+    scopes, queues = " ".join(token.scopes), write_names(token.queues)
     times = [d.to_bound(time) for time in (token.created_at, token.expires_at)]
     added = db.changed(
         f"INSERT INTO {d.table('access')}"
-        " (name, prefix, digest, scopes, created_by, created_at, expires_at)"
-        f" VALUES ({d.values(7)}) ON CONFLICT DO NOTHING",
-        (token.name, token.prefix, token.digest, scopes, token.created_by, *times),
+        " (name, prefix, digest, scopes, queues, created_by, created_at, expires_at)"
+        f" VALUES ({d.values(8)}) ON CONFLICT DO NOTHING",
+        (token.name, token.prefix, token.digest, scopes, queues, token.created_by, *times),
     )
     return added == 1
 

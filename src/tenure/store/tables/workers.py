@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tenure.jobs.names import listed
+from tenure.jobs.names import MORE, listed
+from tenure.jobs.queue_rights import Patterns, includes
 from tenure.jobs.stats import WorkerState
 from tenure.jobs.work import ClaimRequest
 from tenure.store.dialect import Reads, Statements
@@ -49,18 +50,25 @@ def forget(db: Statements) -> None:
     db.changed(f"DELETE FROM {d.table('worker')} WHERE seen_at < {d.later(-KEPT_SECONDS)}")
 
 
-def seen(db: Reads) -> list[WorkerState]:
-    """Return the workers of the last ten minutes and how many leases each holds, newest first."""
+def seen(db: Reads, queues: Patterns | None) -> list[WorkerState]:
+    """Return the workers of the last ten minutes that take from some queues, newest first.
+
+    Of their queues and their leases, those are shown that fit.
+    """
     d = db.dialect
-    rows = db.rows(f"""
+    condition, values = d.in_queues("queue", queues)
+    statement = f"""
 SELECT w.id, w.label, w.queues, w.types, {d.time("w.seen_at")}, coalesce(held.leases, 0)
 FROM {d.table("worker")} AS w LEFT JOIN (
     SELECT worker, count(*) AS leases FROM {d.table("job")} WHERE status = 'processing'
-    GROUP BY worker
+    AND {condition} GROUP BY worker
 ) AS held ON held.worker = w.id
 WHERE w.seen_at > {d.later(-SHOWN_SECONDS)} ORDER BY w.seen_at DESC LIMIT {MAX_SHOWN}
-""")
-    return [
-        WorkerState(id, label, read_names(queues), read_names(types), d.to_time(at), leases)
-        for id, label, queues, types, at, leases in rows
-    ]
+"""
+    found = []
+    for id, label, named, types, at, leases in db.rows(statement, values):
+        names = read_names(named)
+        own = names and tuple(n for n in names if includes(queues, n) or n.startswith(MORE))
+        if own or not names:
+            found.append(WorkerState(id, label, own, read_names(types), d.to_time(at), leases))
+    return found

@@ -5,6 +5,7 @@ CREATE TABLE {schema}.access (
     prefix text NOT NULL,
     digest text COLLATE "C" NOT NULL UNIQUE,
     scopes text NOT NULL,
+    queues text,  -- the only ones it is for; NULL: every queue
     created_at timestamptz NOT NULL,
     created_by text NOT NULL,
     expires_at timestamptz,

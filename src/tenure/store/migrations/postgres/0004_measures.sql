@@ -70,10 +70,11 @@ CREATE TABLE {schema}.total (
 -- Failed attempts by type and error, those seen last.
 CREATE TABLE {schema}.failure (
     type text COLLATE "C" NOT NULL,
+    queue text COLLATE "C" NOT NULL,
     error text COLLATE "C" NOT NULL,
     attempts bigint NOT NULL,
     first_seen bigint NOT NULL,
     last_seen bigint NOT NULL,
     last_job_id text NOT NULL,
-    PRIMARY KEY (type, error)
+    PRIMARY KEY (type, queue, error)
 ) WITH (fillfactor = 50);

@@ -5,6 +5,7 @@ CREATE TABLE tenure_access (
     prefix TEXT NOT NULL,
     digest TEXT NOT NULL UNIQUE,
     scopes TEXT NOT NULL,
+    queues TEXT,  -- the only ones it is for; NULL: every queue
     created_at INTEGER NOT NULL,
     created_by TEXT NOT NULL,
     expires_at INTEGER,

@@ -69,10 +69,11 @@ CREATE TABLE tenure_total (
 -- Failed attempts by type and error, those seen last.
 CREATE TABLE tenure_failure (
     type TEXT NOT NULL,
+    queue TEXT NOT NULL,
     error TEXT NOT NULL,
     attempts INTEGER NOT NULL,
     first_seen INTEGER NOT NULL,
     last_seen INTEGER NOT NULL,
     last_job_id TEXT NOT NULL,
-    PRIMARY KEY (type, error)
+    PRIMARY KEY (type, queue, error)
 ) STRICT, WITHOUT ROWID;

@@ -1,0 +1,49 @@
+"""What is shown of transitions and failures where keys are redacted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from tenure.app.core import Core
+from tenure.errors import JobNotFound
+from tenure.jobs.ledger import Transition
+from tenure.jobs.redaction import MARK, Redaction
+from tenure.jobs.stats import FailureGroup
+from tenure.lifecycle import Job
+
+
+def transitions_shown(
+    transitions: Sequence[Transition], job: Job, redaction: Redaction
+) -> Sequence[Transition]:
+    """The transitions of a job, with its redacted values cut out of their errors."""
+    if not redaction:
+        return transitions
+    shown = redaction.hider(job.payload, job.result)
+    return [
+        one if one.detail is None else dataclasses.replace(one, detail=shown(one.detail))
+        for one in transitions
+    ]
+
+
+def failures_shown(
+    core: Core, groups: Sequence[FailureGroup], redaction: Redaction
+) -> list[FailureGroup]:
+    """Groups of failures, each with the redacted error of its last job if anything is redacted.
+
+    A group's own error has what varies taken out, so that redacted values can no longer be found
+    in it.
+    """
+    if not redaction:
+        return list(groups)
+    return [
+        dataclasses.replace(group, error=_last_error(core, group, redaction)) for group in groups
+    ]
+
+
+def _last_error(core: Core, group: FailureGroup, redaction: Redaction) -> str:
+    try:
+        job = redaction.job(core.get(group.last_job_id))
+    except JobNotFound:
+        return MARK
+    return (job.last_error or MARK).partition("\n")[0]

@@ -1,0 +1,400 @@
+"""Tokens for some queues: each call and each page shows and changes those queues only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from tenure import Tenure
+from tenure.app.limited import limited_to
+from tenure.app.stats import Statistics
+from tenure.client import Client
+from tenure.dashboard import push, site
+from tenure.errors import Forbidden, InvalidInput
+from tenure.http import token_cache
+from tenure.http.api.routes import ROUTES, Route
+from tenure.jobs.queries import Filter
+from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.server import build
+from tenure.tokens.scopes import Scope
+from tests.support.cli import cli_json, output_of
+from tests.support.http import (
+    Exchange,
+    ServerProcess,
+    api_client,
+    assert_problem,
+    claim_jobs,
+    post_form,
+)
+from tests.support.waiting import wait_until
+from tests.support.workers import running_worker, wait_until_completed
+
+OWN = ("mail", "shop.*")
+FOREIGN = ("billing", "foreign.type", "foreign text", "foreign error", "foreign-host")
+"""What a token for the queues `OWN` must never see."""
+
+
+@dataclass
+class Tenants:
+    """A database with jobs of two tenants, and a server."""
+
+    app: Tenure
+    api: TestClient
+    ids: list[str]  # a pending, a running and a failed job of the other tenant
+    bulk: str  # an action of the other tenant
+    lease: str  # of the other tenant
+
+    def sees_nothing_in(self, text: str) -> bool:
+        return not any(part in text for part in (*FOREIGN, *self.ids, self.bulk))
+
+
+@pytest.fixture
+def tenants(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenants]:
+    monkeypatch.setattr(token_cache, "AT_ONCE_SECONDS", -1)
+    with Tenure(database_url) as app:
+        payload = {"note": "foreign text"}
+        for _ in range(3):
+            app.enqueue("foreign.type", payload, queue="billing", max_retries=1)
+        claim = ClaimRequest(worker="foreign-host", limit=2, lease_seconds=60, queues=("billing",))
+        failing, running = app.core.claim(claim).leases
+        error = "foreign error"
+        app.core.report([Report(failing.id, failing.lease_id, Outcome.FAILED, error=error)])
+        app.queues.limit("billing", 100)
+        bulk = app.bulk.start("retry", Filter(queue="billing")).id
+        app.bulk.stop(bulk)
+        app.enqueue("own.type", queue="mail")
+        app.enqueue("own.type", queue="shop.a")
+        while app.core.measure():
+            pass
+        secret, _ = app.tokens.create("shop", ["admin"], queues=OWN)
+        ids = [job.id for job in app.find(queue="billing")]
+        with api_client(app) as api:
+            api.headers["Authorization"] = f"Bearer {secret}"
+            lease = f"{running.id}.{running.lease_id}"
+            yield Tenants(app, api, ids, bulk, lease)
+        assert app.verify() == []
+
+
+# --- each call of the API -------------------------------------------------------------------------
+
+NEW = {"type": "foreign.type", "queue": "billing"}
+AIMED: dict[str, tuple[Any, Any]] = {
+    "health": (None, 200),
+    "ready": (None, 200),
+    "describe": (None, 200),
+    "createJob": (NEW, 403),
+    "createJobs": ([{"type": "own.type", "queue": "mail"}, NEW], 403),
+    "listJobs": (None, 200),
+    "countJobs": (None, 200),
+    **dict.fromkeys(["showJob", "showHistory", "explainJob"], (None, 404)),
+    **dict.fromkeys(["cancelJob", "retryJob"], (None, 404)),
+    "startBulk": ({"action": "cancel", "filter": {"queue": "billing"}}, 403),
+    "listBulks": (None, 200),
+    "showBulk": (None, 404),
+    "stopBulk": (None, 404),
+    "leaseJobs": ({"worker": "w", "queues": ["mail", "billing"]}, 403),
+    # Only the holder knows the second half of a lease id. Without it, nothing is there.
+    **dict.fromkeys(["completeLease", "releaseLease", "renewLease"], (None, 409)),
+    "failLease": ({"error": "no"}, 409),
+    "reportMany": ([], 200),
+    "renewLeases": ([], 200),
+    "listQueues": (None, 200),
+    "pauseQueue": (None, 403),
+    "resumeQueue": (None, 403),
+    "limitQueue": ({"max_pending": 0}, 403),
+    "listWorkers": (None, 200),
+    "showStats": (None, 200),
+    "showMetrics": (None, 200),
+    "streamEvents": ("?queue=billing", 403),
+}
+"""What each call, aimed at the other tenant, answers: a new route fails until it says so here."""
+
+
+def aim(tenants: Tenants, route: Route, job_id: str) -> httpx2.Response:
+    """Make a call about the other tenant."""
+    sent, _ = AIMED[route.name]
+    there = {"id": tenants.bulk if "/bulk" in route.path else job_id, "name": "billing"}
+    guess = tenants.lease.partition(".")[0] + "." + "0" * 32
+    path = route.path.format(lease_id=guess, **there)
+    if isinstance(sent, str):
+        path, sent = path + sent, None
+    return tenants.api.request(route.method, path, json=sent)
+
+
+@pytest.mark.requirement("C16")
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_each_call_shows_and_changes_nothing_of_other_queues(
+    tenants: Tenants, route: Route
+) -> None:
+    def state() -> Any:
+        app = tenants.app
+        jobs = [app.get(job_id) for job_id in tenants.ids]
+        return jobs, [q for q in app.queues.list() if q.name == "billing"], app.bulk.list()
+
+    before = state()
+    for job_id in tenants.ids:
+        response = aim(tenants, route, job_id)
+        assert response.status_code == AIMED[route.name][1], response.text
+        if response.status_code == 200:
+            assert tenants.sees_nothing_in(response.text), response.text
+        if response.status_code == 403:
+            told = assert_problem(response, 403, "forbidden")["detail"]
+            assert "mail, shop.*" in told
+            assert "name one of them" in told
+    assert state() == before
+
+
+def test_a_foreign_job_looks_like_one_that_never_was(tenants: Tenants) -> None:
+    def refusal(job_id: str) -> dict[str, Any]:
+        body: dict[str, Any] = tenants.api.get(f"/jobs/{job_id}").json()
+        return {name: value for name, value in body.items() if name != "request_id"}
+
+    never = "0190163d-8694-739b-aea5-966c26f8ad90"
+    foreign = tenants.ids[0]
+    assert str(refusal(foreign)).replace(foreign, never) == str(refusal(never))
+
+
+def test_own_queues_are_shown_and_changed(tenants: Tenants) -> None:
+    api = tenants.api
+    assert {job["queue"] for job in api.get("/jobs").json()} == {"mail", "shop.a"}
+    assert api.get("/jobs", params={"queue": "mail"}).json()[0]["queue"] == "mail"
+    assert api.get("/jobs/count").json() == {"jobs": 2, "exact": True}
+    assert api.get("/stats").json()["total"] == 2
+    assert [queue["name"] for queue in api.get("/queues").json()] == ["mail", "shop.a"]
+    assert api.post("/queues/shop.new/pause").json()["paused_at"]
+    made = api.post("/jobs", json={"type": "a", "queue": "shop.new"})
+    assert made.status_code == 201
+    job = made.json()["id"]
+    assert api.get(f"/jobs/{job}/explain").json()["reason"] == "queue_paused"
+    assert api.post(f"/jobs/{job}/cancel").json()["status"] == "cancelled"
+    assert_problem(api.post("/jobs", json={"type": "a"}), 403, "forbidden")  # queue `default`
+    assert_problem(api.get("/jobs", params={"queue": "billing"}), 403, "forbidden")
+    assert_problem(api.get("/jobs/count", params={"queue": "shop"}), 403, "forbidden")
+
+
+def test_a_bulk_action_without_a_queue_is_held_to_the_queues(tenants: Tenants) -> None:
+    started = tenants.api.post("/bulk", json={"action": "cancel", "filter": {}}).json()
+    assert started["total"] == 2
+    while tenants.app.bulk.step(started["id"]).finished_at is None:
+        pass
+    shown = tenants.api.get(f"/bulk/{started['id']}").json()
+    assert (shown["changed"], shown["refused"]) == (2, 0)
+    assert [bulk["id"] for bulk in tenants.api.get("/bulk").json()] == [started["id"]]
+    assert all(tenants.app.get(job_id).status != "cancelled" for job_id in tenants.ids)
+    narrower, _ = tenants.app.tokens.create("mail", ["read"], queues=["mail"])
+    headers = {"Authorization": f"Bearer {narrower}"}
+    assert tenants.api.get("/bulk", headers=headers).json() == []
+
+
+def test_keys_of_other_queues_tell_nothing(tenants: Tenants) -> None:
+    old = tenants.app.enqueue("a", queue="billing", idempotency_key="k")
+    same = {"type": "a", "queue": "mail", "idempotency_key": "k"}
+    made = tenants.api.post("/jobs", json=same)
+    assert made.status_code == 201
+    assert made.json()["id"] != old.id
+    again = tenants.api.post("/jobs", json=same)
+    assert (again.status_code, again.json()["id"]) == (200, made.json()["id"])
+    assert tenants.api.post("/jobs", json={**same, "queue": "shop.a"}).status_code == 201
+    conflict = tenants.api.post("/jobs", json={**same, "payload": {"n": 1}})
+    assert assert_problem(conflict, 422, "idempotency_key_reused")["job_id"] == made.json()["id"]
+    assert tenants.app.enqueue("a", queue="billing", idempotency_key="k") == old
+
+
+@pytest.mark.requirement("C18")
+def test_leases_are_of_these_queues(tenants: Tenants) -> None:
+    leased = claim_jobs(tenants.api, limit=10)
+    assert {lease["queue"] for lease in leased} == {"mail", "shop.a"}
+    assert claim_jobs(tenants.api, limit=10) == []
+    tenants.app.enqueue("a", queue="shop.late")
+    assert claim_jobs(tenants.api, queues=["shop.late"])[0]["queue"] == "shop.late"
+    (worker,) = tenants.api.get("/workers").json()
+    assert (worker["id"], worker["leases"]) == ("token:shop/w", 3)
+    report = {"lease_id": leased[0]["lease_id"], "outcome": "completed"}
+    assert tenants.api.post("/reports", json=[report]).json()[0]["answer"] == "recorded"
+
+
+def test_a_worker_of_every_queue_is_shown_with_its_leases_here(tenants: Tenants) -> None:
+    claim = ClaimRequest(worker="all", limit=9, lease_seconds=60, queues=("mail", "billing"))
+    tenants.app.core.claim(claim)
+    (worker,) = tenants.api.get("/workers").json()
+    assert (worker["queues"], worker["leases"]) == (["mail"], 1)
+
+
+def test_events_of_these_queues(tenants: Tenants) -> None:
+    asyncio.run(_events_of_these_queues(tenants))
+
+
+async def _events_of_these_queues(tenants: Tenants) -> None:
+    server = build(tenants.app)
+    headers = {"authorization": tenants.api.headers["Authorization"]}
+    start = tenants.app.events.read(limit=1).position
+    query = f"after={start}"
+    async with Exchange(server, "GET", "/events", headers=headers, query=query) as stream:
+        await stream.wait_for(b'"queue":"shop.a"')
+        tenants.app.enqueue("foreign.type", queue="billing")
+        tenants.app.enqueue("own.type", queue="mail", actor="at the end")
+        await stream.wait_for(b"at the end")
+    assert tenants.sees_nothing_in(stream.answered.decode())
+
+
+# --- the dashboard --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def browser(tenants: Tenants) -> TestClient:
+    token = tenants.api.headers.pop("Authorization").removeprefix("Bearer ")
+    assert post_form(tenants.api, "/ui/sign-in", {"token": token}).status_code == 303
+    return tenants.api
+
+
+REFUSED = {
+    "/ui/samples": 403,
+    "/ui/jobs": 303,  # with a message that says how many were changed
+    "/ui/jobs/{id}/retry": 404,
+    "/ui/jobs/{id}/cancel": 404,
+    "/ui/queues/{name}/pause": 403,
+    "/ui/queues/{name}/resume": 403,
+    "/ui/queues/{name}/limit": 403,
+    "/ui/bulk": 403,
+    "/ui/bulk/{id}/stop": 404,
+}
+
+
+@pytest.mark.requirement("C16")
+@pytest.mark.parametrize("path", site.PAGES)
+def test_each_page_shows_these_queues_only(
+    tenants: Tenants, browser: TestClient, path: str
+) -> None:
+    there = tenants.bulk if "/bulk" in path else tenants.ids[0]
+    page = browser.get(path.format(id=there, part="payload"))
+    assert page.status_code == (404 if "{id}" in path else 200)
+    assert tenants.sees_nothing_in(page.text.replace(there, "") if "{id}" in path else page.text)
+    if path in ("/ui/queues", "/ui/jobs"):
+        assert "shop.a" in page.text
+
+
+@pytest.mark.parametrize("path", site.ACTIONS)
+def test_each_button_changes_these_queues_only(
+    tenants: Tenants, browser: TestClient, path: str
+) -> None:
+    before = tenants.app.find(queue="billing"), tenants.app.bulk.list(), tenants.app.queues.list()
+    fields = {"action": "cancel", "id": tenants.ids[0], "queue": "billing"}
+    there = tenants.bulk if "/bulk" in path else tenants.ids[0]
+    answer = post_form(browser, path.format(id=there, name="billing"), fields)
+    assert answer.status_code == REFUSED[path]
+    after = tenants.app.find(queue="billing"), tenants.app.bulk.list(), tenants.app.queues.list()
+    assert after == before
+
+
+def test_the_live_stream_names_these_queues_only(
+    tenants: Tenants, browser: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push, "NOTIFY_SECONDS", 0.02)
+    asyncio.run(_live_stream_of_these_queues(tenants, browser))
+
+
+async def _live_stream_of_these_queues(tenants: Tenants, browser: TestClient) -> None:
+    headers = {"cookie": f"tenure_session={browser.cookies['tenure_session']}"}
+    async with Exchange(build(tenants.app), "GET", "/ui/live", headers=headers) as stream:
+        await stream.wait_for(b"hello")
+        foreign = tenants.app.enqueue("foreign.type", queue="billing")
+        own = tenants.app.enqueue("own.type", queue="mail")
+        await stream.wait_for(own.id.encode())
+    assert foreign.id.encode() not in stream.answered
+
+
+# --- what stands behind it ------------------------------------------------------------------------
+
+
+def test_what_cannot_be_limited_is_refused(app_on_each_engine: Tenure) -> None:
+    limited = limited_to(app_on_each_engine, OWN)
+    for verb in (
+        limited.tokens.list,
+        lambda: limited.tokens.create("more", ["admin"]),
+        limited.webhooks.list,
+        lambda: limited.webhooks.create("all", "https://example.com", ["failed"]),
+        limited.stats.recount,
+        limited.verify,
+        limited.core.sweep,
+        lambda: limited.core.prune({}),
+    ):
+        with pytest.raises(Forbidden, match="every queue"):
+            verb()
+    assert limited_to(app_on_each_engine, None) is app_on_each_engine
+
+
+def test_statistics_are_of_these_queues(tenants: Tenants) -> None:
+    app, limited = tenants.app, limited_to(tenants.app, OWN)
+    for numbers in (Statistics.counts, Statistics.activity, Statistics.totals):
+        assert {one.queue for one in numbers(app.stats)} == {"billing", "mail", "shop.a"}
+        assert {one.queue for one in numbers(limited.stats)} == {"mail", "shop.a"}
+    assert [group.queue for group in app.stats.failures()] == ["billing"]
+    assert limited.stats.failures() == []
+    late = ClaimRequest(worker="w", limit=1, lease_seconds=0.001, queues=("billing",))
+    assert app.core.claim(late).leases
+    wait_until(app.stats.late_leases, "a lease to run out")
+    assert limited.stats.late_leases() == 0
+
+
+def test_a_token_for_queues(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENURE_DATABASE", database_url)
+    shop = ("tokens", "create", "shop", "--scope", "enqueue")
+    made = cli_json(*shop, "--queue", "shop.*", "--queue", "mail")
+    assert made["queues"] == ["mail", "shop.*"]
+    output_of("tokens", "create", "all", "--scope", "read")
+    listed = output_of("tokens", "list")
+    assert "mail shop.*" in listed
+    with Tenure(database_url) as app:
+        assert [token.queues for token in app.tokens.list()] == [None, OWN]
+        assert app.tokens.list()[1].caller.queues == OWN
+
+
+@pytest.mark.parametrize(
+    "queues",
+    [
+        ["*"],
+        ["ten*"],
+        ["tenure.*"],
+        ["tenure.webhooks"],
+        ["a*b"],
+        ["a b*"],
+        [""],
+        "mail",
+        ["a"] * 101,
+    ],
+)
+def test_what_are_no_queues_of_a_token(app: Tenure, queues: Any) -> None:
+    with pytest.raises(InvalidInput, match="queues"):
+        app.tokens.create("shop", [Scope.READ], queues=queues)
+
+
+def test_a_remote_worker_with_such_a_token(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
+
+    @app.job(queue="shop.orders")
+    def double(number: int) -> int:
+        return 2 * number
+
+    foreign = app.enqueue("double", {"number": 1}, queue="billing")
+    secret, _ = app.tokens.create("shop", ["work", "enqueue"], queues=["shop.*"])
+    with ServerProcess(app.database) as server, Client(server.url, secret) as client:
+        job = client.enqueue("double", {"number": 21}, queue="shop.orders")
+        with running_worker(app, client):
+            assert wait_until_completed(app, job).result == "42"
+    assert app.get(foreign.id).status == "pending"
+
+
+def test_one_server_holds_each_token_to_its_queues(tenants: Tenants) -> None:
+    secret, _ = tenants.app.tokens.create("billing", ["read"], queues=["billing"])
+    headers = {"Authorization": f"Bearer {secret}"}
+    for _ in range(2):
+        shown = tenants.api.get("/queues", headers=headers).json()
+        assert [queue["name"] for queue in shown] == ["billing"]
+        assert "billing" not in tenants.api.get("/queues").text
+    assert tenants.api.get("/queues", headers={"Authorization": ""}).status_code == 401
