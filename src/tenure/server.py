@@ -31,6 +31,7 @@ from tenure.http import guard
 from tenure.http.api.call import Dispatcher
 from tenure.http.api.routes import OPEN_PATHS, ROUTES
 from tenure.http.protocol import BoundedProtocol, Room
+from tenure.http.refusals import Refusals
 from tenure.http.token_cache import TokenCache
 from tenure.http.waiting import WorkNotifier
 from tenure.jobs.names import check_queues
@@ -68,8 +69,9 @@ class Application:
         self.state = State({"notifier": notifier})
         redaction = app.core.redaction.also(settings.redact)
         tokens = TokenCache(app, settings.tokens, closed=settings.is_exposed)
+        refusals = Refusals()
         self._api = guard.AccessGuard(
-            Dispatcher(ROUTES, app, notifier, redaction), settings, tokens, OPEN_PATHS
+            Dispatcher(ROUTES, app, notifier, redaction), settings, tokens, OPEN_PATHS, refusals
         )
         pages = dashboard.Dashboard(app, redaction, tokens, lambda: notifier.stopped)
         self._pages = guard.AccessGuard(
@@ -77,6 +79,7 @@ class Application:
             settings,
             tokens,
             dashboard.OPEN_PATHS,
+            refusals,
             session=dashboard.session_secret,
             refuse=pages.refuse,
             linked=True,

@@ -24,6 +24,7 @@ SEEN = MetricsBody(
     ],
     bounds=[],
     measured_until=NOW,
+    refused={"unauthorized": 1},
 )
 
 

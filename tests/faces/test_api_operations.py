@@ -176,6 +176,7 @@ def test_histograms_add_up_queues_and_outcomes() -> None:
         totals=times,
         bounds=[],
         measured_until=None,
+        refused={},
     )
     lines = metrics.prometheus_text(seen, datetime.now(UTC)).decode().splitlines()
     assert 'tenure_run_seconds_sum{type="a"} 5.0' in lines

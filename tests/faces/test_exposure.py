@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import pytest
@@ -35,8 +34,9 @@ def test_a_server_for_other_machines_is_closed_until_there_is_a_token(
         assert api.get("/health").status_code == 200
         token, _ = app.tokens.create("first", ["read"])
         assert api.get("/jobs", headers={"Authorization": f"Bearer {token}"}).json() == []
-    (said,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert "every request but /health is refused" in said.getMessage()
+    warnings = [record for record in caplog.records if record.name == "tenure.http.guard"]
+    assert len(warnings) == 1
+    assert "every request but /health is refused" in warnings[0].getMessage()
     caplog.clear()
     with api_client(app, settings):
         assert caplog.messages == []

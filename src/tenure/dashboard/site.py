@@ -39,7 +39,7 @@ from tenure.dashboard.request import (
     session_secret,
 )
 from tenure.errors import Forbidden, TenureError, Unauthorized
-from tenure.http.guard import path_in
+from tenure.http.guard import GUARD, AccessGuard, note_refusal, path_in
 from tenure.http.token_cache import TokenCache
 from tenure.http.waiting import EventStream
 from tenure.jobs import text
@@ -188,6 +188,8 @@ class Dashboard:
         request = PageRequest(self, Request(scope))
         if not isinstance(error, TenureError | Refusal):
             log.error("%s %s failed", scope["method"], request.http.url.path, exc_info=error)
+        if not isinstance(error, Unauthorized) or scope[GUARD].credentials(scope) != (None, None):
+            note_refusal(scope, error)
         if isinstance(error, Unauthorized):
             return _to_sign_in(request)
         problem, headers = problem_of(error, scope["path"], scope["headers"])
@@ -211,6 +213,10 @@ class Dashboard:
                 secret = await self._tokens.begin_session(token.encode())
                 request.set_cookie(response, SESSION, secret)
             return response
+        if token:
+            guard: AccessGuard = request.http.scope[GUARD]
+            ended = self._tokens.ended(token.encode())
+            guard.refusals.note(request.http.scope, "sign_in_failed", ended)
         status = 403 if posted else 200
         page = partial(request.page, "sign_in.html", status, next=where, wrong=bool(token))
         return await run_in_threadpool(page)

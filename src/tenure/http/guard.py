@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable, Unauthorized
+from tenure.http.refusals import REASONS, Refusals
 from tenure.http.token_cache import TokenCache
 from tenure.settings import Settings, is_loopback
 from tenure.tokens.scopes import ANYBODY, CALLER, Caller
@@ -88,8 +89,17 @@ def check_tokens(settings: Settings) -> None:
         )
 
 
+def note_refusal(scope: Scope, error: Exception) -> None:
+    """Count and log a request that is refused because of its caller; ignore other errors."""
+    code = getattr(error, "code", "")
+    if code in REASONS:
+        guard: AccessGuard = scope[GUARD]
+        guard.refusals.note(scope, code, guard.tokens.ended(*guard.credentials(scope)))
+
+
 def as_problem(scope: Scope, error: Exception) -> Response:
     """Return the answer to a request that failed with `error`."""
+    note_refusal(scope, error)
     body, headers = problem_of(error, scope["path"], scope["headers"])
     return Response(msgspec.json.encode(body), body.status, headers, media_type=MEDIA_TYPE)
 
@@ -103,6 +113,7 @@ class AccessGuard:
         settings: Settings,
         tokens: TokenCache,
         open_paths: Sequence[str],
+        refusals: Refusals,
         *,
         session: Callable[[Scope], bytes | None] = lambda _: None,
         refuse: Callable[[Scope, Exception], Response] = as_problem,
@@ -114,8 +125,9 @@ class AccessGuard:
 
         The API has no sessions: a cookie must not open it to the pages of other sites.
         """
+        self.tokens = tokens
+        self.refusals = refusals
         self._app = app
-        self._tokens = tokens
         self._session = session
         self._refuse = refuse
         self._linked = linked
@@ -126,10 +138,10 @@ class AccessGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         send = _with_security_headers(send)
+        scope[GUARD] = self
         try:
             self._check(scope)
             scope[CALLER] = caller = await self.caller_of(scope)
-            scope[GUARD] = self
             if ADMITTED in scope and caller is not NO_CALLER:
                 scope[ADMITTED]()
         except (Refusal, Unauthorized, StoreUnavailable) as error:
@@ -174,13 +186,16 @@ class AccessGuard:
         if site not in (b"none", b"same-origin") or not same:
             raise _cross_site("Tenure takes changes from programs and from its own pages only")
 
+    def credentials(self, scope: Scope) -> tuple[bytes | None, bytes | None]:
+        """Return the token that a request brings or, without one, the secret of its session."""
+        token = _token(scope) or None
+        return token, self._session(scope) if token is None else None
+
     async def caller_of(self, scope: Scope) -> Caller:
         """Return who sent a request; raises Unauthorized unless its token is valid."""
         if path_in(scope) in self._open_paths:
             return NO_CALLER
-        token = _token(scope) or None
-        session = self._session(scope) if token is None else None
-        caller = await self._tokens.caller(token, session)
+        caller = await self.tokens.caller(*self.credentials(scope))
         if caller is None or (caller is ANYBODY and not _is_from_here(scope)):
             raise Unauthorized("send a token of this server as `Authorization: Bearer <token>`")
         return caller

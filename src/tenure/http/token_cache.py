@@ -40,7 +40,8 @@ class TokenCache:
         self._app = app
         self._given = frozenset(digest_of(token.encode()) for token in given)
         self._closed = closed or bool(given)
-        self._stored: dict[bytes, Caller] = {}
+        self._stored: dict[bytes | None, Caller] = {}
+        self._ended: dict[bytes | None, str] = {}
         self._sessions: dict[bytes, bytes] = {}
         self._any_stored = False
         self._read_at = -inf
@@ -72,13 +73,19 @@ class TokenCache:
             self._used.add(found.name)
         return found
 
+    def ended(self, token: bytes | None, session: bytes | None = None) -> str | None:
+        """Return the name of a token in the database that has expired or was revoked."""
+        digest = None if token is None else digest_of(token)
+        return self._ended.get(self._of_session(session) if digest is None else digest)
+
     def _find(self, digest: bytes | None, session: bytes | None) -> Caller | None:
-        if digest is None and session is not None:
-            token = self._sessions.get(digest_of(session))
-            digest = None if token is None else hidden(token, session)
-        if digest is None:
-            return None
+        digest = self._of_session(session) if digest is None else digest
         return OWNER if digest in self._given else self._stored.get(digest)
+
+    def _of_session(self, session: bytes | None) -> bytes | None:
+        """Return the digest of the token of a session."""
+        token = None if session is None else self._sessions.get(digest_of(session))
+        return None if session is None or token is None else hidden(token, session)
 
     async def begin_session(self, token: bytes) -> str:
         """Begin a session for a token, which must be valid; return the secret of the session."""
@@ -125,6 +132,7 @@ class TokenCache:
             log.warning("cannot read the tokens of the HTTP API: %s", error)
             raise StoreUnavailable("the database did not answer") from error
         self._stored = {bytes.fromhex(t.digest): t.caller for t in tokens if t.valid}
+        self._ended = {bytes.fromhex(t.digest): t.name for t in tokens if not t.valid}
         self._sessions = sessions
         self._any_stored = bool(tokens)
         self._read_at = began

@@ -7,7 +7,7 @@ and results are embedded as the JSON they are, never decoded on the way. Times a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from msgspec import Meta, Raw, Struct, field, structs
@@ -223,6 +223,7 @@ class MetricsBody(StatsBody, frozen=True, kw_only=True):
     totals: Sequence[Total]
     bounds: Sequence[float | None]
     measured_until: Time | None
+    refused: Mapping[str, int]
 
 
 class ProbeBody(Answered, frozen=True):

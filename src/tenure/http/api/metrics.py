@@ -1,14 +1,15 @@
 """The metrics for a monitoring system. Every value is read from the database when it is asked for.
 
-So the numbers are right however many processes there are, and whichever of them answers. There are
-no counters in memory: the sweeping process sums them up from the ledger. The number of series is
-bounded: beyond `MAX_SERIES` the smallest groups are added up under the label `(other)`, which no
-queue and no type can be called. A counter keeps the series it once has, so that none ever falls.
+So the numbers are right however many processes there are, and whichever of them answers: the
+sweeping process sums up the counters from the ledger. Only refused requests are counted in memory,
+by the process that refuses them. The number of series is bounded: beyond `MAX_SERIES` the smallest
+groups are added up under the label `(other)`, which no queue and no type can be called. A counter
+keeps the series it once has, so that none falls before its process ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
 from math import inf
@@ -31,8 +32,8 @@ MAX_QUEUES = 100
 OTHER = "(other)"
 
 
-def watched(app: Tenure) -> MetricsBody:
-    """Return the state of everything, with a bounded number of groups."""
+def watched(app: Tenure, refused: Mapping[str, int]) -> MetricsBody:
+    """Return the state of everything, with a bounded number of groups, and what was refused."""
     return MetricsBody(
         **structs.asdict(stats_body(bounded(app.stats.counts()))),
         queues=largest(app.queues.list()),
@@ -41,6 +42,7 @@ def watched(app: Tenure) -> MetricsBody:
         totals=app.stats.totals(),
         bounds=[None if bound == inf else bound for bound in BUCKETS],
         measured_until=app.stats.measured_until(),
+        refused=refused,
     )
 
 
@@ -93,6 +95,12 @@ def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
     for total in seen.totals:
         transitions.add_metric([total.event, total.queue, total.type], total.transitions)
     yield transitions
+    refused = CounterMetricFamily(
+        "tenure_refused_requests", "Requests refused by this process.", labels=["reason"]
+    )
+    for reason, requests in seen.refused.items():
+        refused.add_metric([reason], requests)
+    yield refused
     for name, text, events in (
         ("tenure_wait_seconds", "From due until claimed.", WAITED),
         ("tenure_run_seconds", "From claimed until the attempt ended, however.", RUN_ENDS),

@@ -13,6 +13,7 @@ from tenure.app.core import MAX_LISTED
 from tenure.errors import StoreUnavailable
 from tenure.http.api import metrics
 from tenure.http.api.call import JSON, Call, answer
+from tenure.http.guard import GUARD, AccessGuard
 from tenure.jobs.queries import Filter
 from tenure.wire import requests, responses
 
@@ -109,7 +110,8 @@ def show_stats(call: Call) -> Response:
 
 def show_metrics(call: Call) -> Response:
     """Show the state of everything as Prometheus text, or as JSON if JSON is asked for."""
-    seen = metrics.watched(call.app)
+    guard: AccessGuard = call.request.scope[GUARD]
+    seen = metrics.watched(call.app, guard.refusals.counts())
     if JSON in call.request.headers.get("accept", "").lower():
         return answer(seen)
     text = metrics.prometheus_text(seen, call.app.core.clock())
