@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import resource
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -149,6 +150,21 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+GET_AS_CALLER = (
+    f"GET /nothing HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
+).encode()
+
+
+def is_open(connection: socket.socket) -> bool:
+    connection.settimeout(0.05)
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except TimeoutError:
+        return True
+    except ConnectionResetError:
+        return False
+
+
 ATTACKS = {
     "idle": b"",
     "answered": b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -178,6 +194,14 @@ def test_connections_without_a_token_keep_nobody_out(
             late = httpx2.get(f"{server.url}/stats", headers=BEARER)
             assert late.status_code == 200
             assert time.monotonic() - began < 5
+        many = []
+        for _ in range(600):  # a caller's connections may take all places
+            many.append(attack.enter_context(server.connect()))
+            many[-1].sendall(GET_AS_CALLER)
+            assert many[-1].recv(64 * KIB).startswith(b"HTTP/1.1 404 ")
+        assert is_open(many[-1])
+        assert is_open(many[0]) is files.startswith("-S"), "512 files are too few for all"
+        assert httpx2.get(f"{server.url}/stats", headers=BEARER).status_code == 200
         attack.close()
         _, log = server.stop()
     assert log.count("too many connections") == 1
@@ -249,3 +273,16 @@ async def test_a_body_without_a_caller_has_less_time(
             done, _ = await asyncio.wait([exchange.task], timeout=0.5 if waits else 10)
             assert bool(done) is not waits
             assert exchange.status == (0 if waits else 408)
+
+
+@pytest.mark.scenario(98)
+def test_a_server_looks_for_slow_clients(sqlite_url: str) -> None:
+    hurried = (
+        "from tenure.http import protocol; protocol.OVERHEAD_SECONDS = 0.2; "
+        "from tenure.cli import main; main()"
+    )
+    with (
+        ServerProcess(sqlite_url, program=[sys.executable, "-c", hurried]) as server,
+        server.connect() as connection,
+    ):
+        assert connection.recv(1) == b""

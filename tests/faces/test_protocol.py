@@ -12,6 +12,7 @@ from uvicorn.server import ServerState
 
 from tenure.http.protocol import (
     MAX_GATHERED,
+    MAX_OVERHEAD_BYTES,
     OVERHEAD_SECONDS,
     WRITE_SECONDS,
     BoundedProtocol,
@@ -236,6 +237,40 @@ async def test_few_requests_of_one_connection_are_kept() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("bad", [b"no HTTP\r\n\r\n", POST + b"x"], ids=["head", "chunk"])
+async def test_a_refusal_is_not_taken_for_an_earlier_answer(bad: bytes) -> None:
+    """The connection ends instead, and with it what is being answered."""
+    ended = asyncio.Event()
+
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        ended.set()
+
+    protocol, socket = connected(waits)
+    protocol.data_received(REQUEST)
+    await asyncio.sleep(0)
+    protocol.data_received(bad)
+    assert socket.pieces == [CLOSED]
+    protocol.connection_lost(None)
+    await asyncio.wait_for(ended.wait(), 10)
+
+
+@pytest.mark.anyio
+@pytest.mark.scenario(98)
+async def test_little_is_dropped_after_a_refusal() -> None:
+    protocol, socket = connected(answering(b"abcd"))
+    protocol.data_received(b"no HTTP\r\n\r\n")
+    await asyncio.sleep(0)
+    for _ in range(MAX_OVERHEAD_BYTES // 1024):
+        protocol.data_received(b"x" * 1024)
+    assert socket.pieces[-1] == HALF_CLOSED
+    protocol.data_received(b"x")
+    assert socket.closed.is_set()
+    protocol.connection_lost(None)
+
+
+@pytest.mark.anyio
 @pytest.mark.scenario(97)
 async def test_a_client_that_leaves_in_the_middle(caplog: pytest.LogCaptureFixture) -> None:
     """Neither an answer that is not sent yet nor requests that are not parsed yet fail."""
@@ -285,7 +320,8 @@ async def test_a_client_that_takes_nothing_is_cut_off() -> None:
 @pytest.mark.scenario(98)
 async def test_an_answer_before_the_whole_request_ends_the_connection(end: bytes) -> None:
     """The client may not listen before it has sent everything: until then this waits, not long."""
-    protocol, socket = connected(answering(b"abcd"))
+    answered: list[bytes] = []
+    protocol, socket = connected(answering(b"abcd", then=lambda: answered.append(b"abcd")))
     protocol.data_received(POST)
     await asyncio.wait_for(socket.sent.wait(), 10)
     answer, last = socket.pieces
@@ -297,9 +333,11 @@ async def test_an_answer_before_the_whole_request_ends_the_connection(end: bytes
         protocol.data_received(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
     if end:
         protocol.data_received(end)
-        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
     else:
         assert not socket.closed.is_set()
         protocol.look(now + OVERHEAD_SECONDS + 1)
-    assert socket.pieces == [answer, HALF_CLOSED, CLOSED], "what follows is not answered"
+    assert socket.pieces == [answer, HALF_CLOSED, CLOSED]
+    assert len(answered) == 1, "what follows is not done"
     protocol.connection_lost(None)

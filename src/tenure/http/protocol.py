@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from math import inf
 from typing import Any, cast
 
@@ -173,11 +174,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, room: Room, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._room = room
+        self._unanswered: deque[Any] = deque()  # uvicorn's cycles, in the order of their requests
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is being answered."""
-        return self.cycle is None or self.cycle.response_complete
+        return not self._unanswered
 
     def connection_made(self, transport: Any) -> None:
         """Start the first request's deadline, and make room for the next connection."""
@@ -189,6 +191,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._room.admit(self)
         self._unparsed = b""
+        self._end_answer()
         super().connection_lost(exc)
 
     def abort(self) -> None:
@@ -271,6 +274,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._advance()
         cast("dict[str, Any]", self.scope)[ADMITTED] = self._admit
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
         self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
 
     def on_body(self, body: bytes) -> None:
@@ -293,22 +297,29 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self.idle_since = self.loop.time()
+        self._unanswered.popleft()
         super().on_response_complete()
         if self._unparsed:
             self._parse()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what cannot be read, and close; silently if an answer is due before."""
+        """Refuse what cannot be read, and close; without a word if an answer is due before."""
         self._refused = True
         self._other_bytes = 0
-        waited = self.is_idle or not (self._in_head or self.cycle.response_started)
-        if waited and not self.pipeline and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        unread = not self._in_head and not self.cycle.response_started
+        if len(self._unanswered) == unread:  # every request before this one is answered
             super().send_400_response(msg)
+            self._end_answer()
         else:
-            self.transport.close()
-        if not self.is_idle:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            self.abort()
+
+    def _end_answer(self) -> None:
+        """Let the request that is being answered know that there is no client any more."""
+        if self._unanswered:  # uvicorn ends the newest, which waits if there are several
+            self._unanswered[0].disconnected = True
+            self._unanswered[0].message_event.set()
 
     def shutdown(self) -> None:
         self._keep_alive = False
