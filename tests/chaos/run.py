@@ -1,5 +1,7 @@
 """`make chaos`: the whole battery within a time budget, then everything at once until it is up.
 
+Beside that, a server is sent bytes at random.
+
     python -m tests.chaos.run [--seconds 600] [--seed N] [--soak] [--keep]
 
 The seed is printed first and decides what chance decides; the figures are printed at the end. With
@@ -51,9 +53,11 @@ def main() -> int:
             conftest.EFFORT: str(effort),
             UNTIL: str(time.time() + (1 - SOAK_SHARE) * asked.seconds),
         }
-        failed, tests = (0, "soak only") if asked.soak else battery()
+        beside = None if asked.soak else fuzz(asked.seconds, asked.seed)
+        failed, tests = (0, "soak only") if beside is None else battery()
         left = asked.seconds - (time.monotonic() - began)
         failed = soak(max(left, asked.seconds * SOAK_SHARE), asked.seed) or failed
+        failed = (beside.wait() if beside else 0) or failed
         sums = fault_counts.total(figures)
     width = max(map(len, sums))
     print("\n".join(f"{figure:<{width}}  {number:>9,}" for figure, number in sums.items()))
@@ -93,6 +97,12 @@ def battery() -> tuple[int, str]:
             if re.search(r"\d+ passed", line):
                 told = line.strip(" =\n")
     return running.returncode, told.partition(" in ")[0]
+
+
+def fuzz(seconds: float, seed: int) -> subprocess.Popen[bytes]:
+    """Start to send bytes at random to a server, beside everything else."""
+    command = [sys.executable, "-m", "tests.chaos.fuzz", str(seconds), str(seed)]
+    return subprocess.Popen(command, cwd=ROOT)
 
 
 def soak(seconds: float, seed: int) -> int:
