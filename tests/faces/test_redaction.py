@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from tenure import Tenure
 from tenure.client import Client
+from tenure.http import token_cache
 from tenure.http.api import events as streams
-from tenure.jobs.redaction import MARK, Redaction, without_password
+from tenure.jobs.redaction import MARK, without_password
 from tenure.server import build
 from tenure.settings import Settings
 from tenure.worker.process import worker_of
@@ -89,11 +89,35 @@ async def test_events_come_without_errors(sqlite_url: str) -> None:
             assert SECRET.encode() not in stream.answered
 
 
-def test_what_is_not_named_is_not_touched() -> None:
-    assert not Redaction()
-    text = '{"b":[1.5,{"a":[{"c":"deep"}],"é":9007199254740993}],"aa":null}'
-    hidden = Redaction(["A"])._json(text)
-    assert hidden == text.replace('[{"c":"deep"}]', json.dumps(MARK))
+@pytest.mark.requirement("C12")
+def test_a_key_of_another_token_is_no_way_to_guess_a_hidden_value(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
+        monkeypatch.setattr(token_cache, name, -1)
+    with Tenure(sqlite_url) as app, api_client(app, Settings(redact=("pin",))) as api:
+        tokens = {name: app.tokens.create(name, ["enqueue"])[0] for name in ("shop", "thief")}
+
+        def enqueue(caller: str, pin: int, path: str = "/jobs") -> tuple[int, str]:
+            api.headers["Authorization"] = f"Bearer {tokens[caller]}"
+            new = {"type": "pay", "payload": {"pin": pin}, "idempotency_key": "order-17"}
+            answer = api.post(path, json=new if path == "/jobs" else [new])
+            return answer.status_code, answer.json().get("detail", "") if path == "/jobs" else ""
+
+        assert enqueue("shop", 4711)[0] == 201
+        assert enqueue("shop", 4711)[0] == 200
+        assert enqueue("shop", 4712)[0] == 422
+        wrong, right = enqueue("thief", 4712), enqueue("thief", 4711)
+        assert wrong == right
+        assert right[0] == 422
+        assert enqueue("thief", 4711, "/jobs/batch") == (422, "")
+
+
+def test_without_redaction_a_key_is_everybodys(sqlite_url: str) -> None:
+    with Tenure(sqlite_url) as app, api_client(app) as api:
+        job = app.enqueue("pay", {"pin": 4711}, idempotency_key="order-17", actor="shop")
+        new = {"type": "pay", "payload": {"pin": 4711}, "idempotency_key": "order-17"}
+        assert api.post("/jobs", json=new).json()["id"] == job.id
 
 
 @pytest.mark.requirement("C12")

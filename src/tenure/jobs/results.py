@@ -21,6 +21,7 @@ import msgspec
 from tenure.errors import InvalidInput, PayloadTooLarge, PermanentFailure
 from tenure.jobs.handlers import BadArguments
 from tenure.jobs.payload import MAX_DEPTH, too_large, walk
+from tenure.jobs.text import CUT
 
 MAX_RESULT_BYTES = 64 * 1024
 """Largest result as compact JSON. Results are stored in the job's row, read with it, and reported
@@ -176,11 +177,11 @@ def error_text(text: str, limit: int = MAX_ERROR_BYTES) -> str:
     data = text.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "backslashreplace")
     if len(data) <= limit:
         return data.decode()
-    room = limit - len("… [ characters cut] …".encode()) - len(str(len(data)))
+    room = limit - len(CUT.format(len(data)).encode())
     head = data[: room - room // 3].decode(errors="ignore")
     tail = data[-(room // 3) :].decode(errors="ignore")
     missing = len(data.decode()) - len(head) - len(tail)
-    return f"{head}… [{missing} characters cut] …{tail}"
+    return head + CUT.format(missing) + tail
 
 
 def describe_exception(exc: BaseException) -> str:

@@ -13,6 +13,10 @@ from itertools import pairwise
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
+CUT = "… [{} characters cut] …"
+"""In the middle of an error that was shortened, with the number of characters that are missing."""
+
+
 def visible(text: str, keep: str = "") -> str:
     """Write control and direction characters as escapes, except those in `keep`."""
     if text.isprintable():

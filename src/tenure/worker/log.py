@@ -74,8 +74,7 @@ class WorkLog:
 
     def redacted(self, error: str, lease: Lease) -> str:
         """Return the first line of an error, without the values that are redacted."""
-        line = error.partition("\n")[0]
-        return self._redaction.hider(lease.payload)(line) if self._redaction else line
+        return self._redaction.hider(lease.payload)(error).partition("\n")[0]
 
 
 def _level(report: Report, verdict: Verdict) -> int:
