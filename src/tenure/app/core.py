@@ -128,13 +128,18 @@ class Core:
     # --- enqueue
 
     def add(
-        self, new_jobs: Sequence[NewJob], *, batch: bool = False, traceparent: str | None = None
+        self,
+        new_jobs: Sequence[NewJob],
+        *,
+        batch: bool = False,
+        own_keys: bool = False,
+        traceparent: str | None = None,
     ) -> Future[list[Enqueued]]:
         """Check jobs and hand them to the store; the future also says which are new.
 
-        In a batch, errors name the job they mean even if it is the only one. `traceparent` is the
-        span of the caller. Attempts are linked to that span. If this application traces, the call
-        gets a child span, and attempts are linked to the child.
+        In a batch, errors name the job they mean even if it is the only one. `own_keys` is that of
+        `check_jobs`. `traceparent` is the span of the caller. Attempts are linked to that span. If
+        this application traces, the call gets a child span, and attempts are linked to the child.
         """
         if len(new_jobs) > MAX_JOBS_AT_ONCE:
             raise InvalidInput(f"{len(new_jobs)} jobs at once; send at most {MAX_JOBS_AT_ONCE}")
@@ -143,6 +148,7 @@ class Core:
             defaults=self.handlers.defaults,
             actor=self.actor,
             several=batch or len(new_jobs) > 1,
+            own_keys=own_keys,
         )
         if self.queues is not None:
             checked_jobs = [self._limited_job(job) for job in checked_jobs]

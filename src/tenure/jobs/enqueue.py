@@ -91,11 +91,17 @@ class Enqueued(msgspec.Struct, frozen=True):
 
 
 def check_jobs(
-    new_jobs: Sequence[NewJob], *, defaults: Callable[[str], TypeOptions], actor: str, several: bool
+    new_jobs: Sequence[NewJob],
+    *,
+    defaults: Callable[[str], TypeOptions],
+    actor: str,
+    several: bool,
+    own_keys: bool = False,
 ) -> list[CheckedJob]:
     """Check jobs; options they leave out are as `defaults(type)` says. Raises InvalidInput.
 
-    With `several`, the path of the error begins with the number of the job.
+    With `several`, the path of the error begins with the number of the job. With `own_keys`, a
+    request that uses the idempotency key of another actor is never the same request.
     """
     made: list[CheckedJob] = []
     try:
@@ -106,7 +112,7 @@ def check_jobs(
             raise
         path = f"$[{len(made)}]{error.path.removeprefix('$')}"
         raise type(error)(error.message, path=path, code=error.code) from error.__cause__
-    return made
+    return [_with_own_key(checked_job) for checked_job in made] if own_keys else made
 
 
 def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) -> CheckedJob:
@@ -218,3 +224,10 @@ def _fingerprint(checked_job: CheckedJob, options: Options) -> str:
     given = options.keys() & _FINGERPRINTED
     asked = {name: getattr(checked_job, name) for name in ("type", "payload", *sorted(given))}
     return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()
+
+
+def _with_own_key(checked_job: CheckedJob) -> CheckedJob:
+    if checked_job.fingerprint is None:
+        return checked_job
+    asked = msgspec.json.encode((checked_job.fingerprint, checked_job.actor))
+    return replace(checked_job, fingerprint=hashlib.sha256(asked).hexdigest())
