@@ -312,7 +312,9 @@ def test_a_worker_works_over_http(sqlite_url: str, shop: Path) -> None:
     ):
         job = app.enqueue("farewell", {"name": "Ann"})
         assert wait_until_completed(app, job).result == '"Goodbye Ann"'
+        assert [one.label for one in app.workers.list()]
         assert "HTTP Request" not in stopped(worker)
+        assert app.workers.list() == []
         stopped(server)
     assert not list(shop.glob("*.db*"))
 

@@ -113,6 +113,7 @@ def test_an_idle_worker_stops_at_once(
 
         assert wait_for_exit(worker) == 0
         assert (worker.stdout.read() if worker.stdout else "").endswith("drained\n")
+    assert app.explain(app.enqueue("coroutine").id).text.startswith("No worker is alive")
 
 
 @pytest.mark.scenario(75)
@@ -337,16 +338,14 @@ def test_workers_that_come_and_go_lose_and_repeat_nothing(
     app = app_on_each_engine
     jobs = app.enqueue_many([NewJob("count", {"number": n}, {}) for n in range(400)])
     with WorkerScript(tmp_path / "meet", app.database, HANDLERS) as script:
-        seen = 0
         for share in (1, 100, 200, 300):
             workers = [script.start(), script.start()]
-            seen += 2
-            wait_until(lambda: len(app.workers.list()) >= seen, "both workers to be there")  # noqa: B023
+            wait_until(lambda: len(app.workers.list()) == 2, "both workers to be there")
             script.wait_for_lines(share)
             for worker in workers:
                 worker.terminate()
             assert [wait_for_exit(worker) for worker in workers] == [0, 0]
-            assert processing(app) == []
+            assert processing(app) == app.workers.list() == []
         script.start()
         ends = [wait_until_settled(app, job) for job in jobs]
 

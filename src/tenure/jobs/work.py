@@ -25,6 +25,7 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     label: str = ""  # host and pid, to be shown; never an identity
     wait_seconds: float = 0.0  # how long a server may wait for work
     traces: bool = False  # whether leases name the span that added their jobs
+    leaves: bool = False  # the worker ends: it gets nothing and is no longer listed
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):

@@ -244,7 +244,9 @@ class Committer:
         if len(batch) > 1 or not isinstance(batch[0], ExchangeWork) or batch[0].reports:
             return None
         claim = batch[0].claim
-        if claim is None or claim.limit < 1 or claim.traces or self._is_to_be_seen(claim.worker):
+        if claim is None or claim.limit < 1 or claim.traces or claim.leaves:
+            return None
+        if self._is_to_be_seen(claim.worker):
             return None
         return claim
 
@@ -306,11 +308,14 @@ class Committer:
         return answers
 
     def _see_workers(self, db: Database, requests: Sequence[ClaimRequest]) -> None:
-        due = {r.worker: r for r in requests if self._is_to_be_seen(r.worker)}
+        due = {r.worker: r for r in requests if r.leaves or self._is_to_be_seen(r.worker)}
         if not due:
             return
         for name in sorted(due):  # in the same order everywhere, as jobs are locked
-            workers.see(db, due[name], new=name not in self._seen)
+            if due[name].leaves:
+                workers.remove(db, name)
+            else:
+                workers.see(db, due[name], new=name not in self._seen)
         now = self._clock()
         lately = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
         # Replaced, not changed: other threads may iterate.
@@ -361,7 +366,7 @@ def _locks_in_another_order(work: Work) -> bool:
 
 
 def _claim(db: Database, request: ClaimRequest) -> Any:
-    leases = db.claim(request) if request.limit > 0 else []
+    leases = db.claim(request) if request.limit > 0 and not request.leaves else []
     if not leases or not request.traces:
         return leases
     traces = db.traces([lease.id for lease in leases])

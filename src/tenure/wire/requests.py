@@ -153,7 +153,8 @@ class LeaseRequest(Request):
     """A worker's request for up to `limit` jobs; without `queues` or `types`, of any.
 
     The ledger names the worker by the caller's name, a slash and `worker`, as in `token:mail/w-1`.
-    With `traces`, leases have the `traceparent` of the request that added their job, if any.
+    With `traces`, leases have the `traceparent` of the request that added their job, if any. With
+    `leaves`, the worker gets no jobs and is no longer listed.
     """
 
     worker: WorkerName
@@ -164,6 +165,7 @@ class LeaseRequest(Request):
     wait_seconds: Annotated[float, Meta(ge=0, le=MAX_WAIT_SECONDS)] = 0.0
     label: Label | UnsetType = UNSET
     traces: bool = False
+    leaves: bool = False
 
 
 NO_LEASE = ("00000000-0000-7000-8000-000000000000", "0" * 32)

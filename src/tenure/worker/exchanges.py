@@ -18,7 +18,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from tenure import failpoints
-from tenure.errors import StoreUnavailable
+from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, WorkSource
 from tenure.worker.attempts import Attempts
@@ -42,6 +42,7 @@ OVERLAP_FROM = 250
 """Jobs claimed ahead from which on exchanges overlap; below, jobs start in the order of claims."""
 MAX_AHEAD_SECONDS = 1.0
 """A job claimed ahead that has not started by then is handed back for other workers."""
+LEAVE_SECONDS = 1.0
 MIN_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 5.0
 UNRECORDABLE = "the store could not record that the job"
@@ -179,6 +180,14 @@ class Exchanges:
             held = flight.claim is not None and flight.claim.wait_seconds
             if flight.task is not None and (held or not held_only):
                 flight.task.cancel()
+
+    async def leave(self) -> None:
+        """Have this worker listed no longer; in vain if the source does not answer soon."""
+        try:
+            future = self._source.exchange((), replace(self._request, limit=1, leaves=True))
+            await asyncio.wait_for(asyncio.wrap_future(future), LEAVE_SECONDS)
+        except (TenureError, TimeoutError) as error:
+            log.info("this worker is listed for some minutes more: %s", str(error) or "no answer")
 
     # --- start
 

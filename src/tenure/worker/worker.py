@@ -140,6 +140,7 @@ class Worker:
             await self._drain_step(deadline)
         if self._leases.unreported:
             log.error("%d outcomes could not be reported", self._leases.unreported)
+        await self._exchanges.leave()
 
     async def _drain_running(self) -> None:
         """Wait for running handlers as long as the grace period, and log how many are left."""

@@ -44,6 +44,12 @@ def _keep_the_latest(db: Statements, beginning: str) -> None:
     db.changed(f"DELETE FROM {table} WHERE id IN ({some})", (len(beginning), beginning))
 
 
+def remove(db: Statements, worker: str) -> None:
+    """Delete a worker that has ended in order."""
+    d = db.dialect
+    db.changed(f"DELETE FROM {d.table('worker')} WHERE id = {d.value}", (worker,))
+
+
 def forget(db: Statements) -> None:
     """Delete the workers that have not asked for a day."""
     d = db.dialect
