@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
+import pickle
 import resource
 import subprocess
 import sys
 import threading
 from datetime import datetime
 from decimal import Decimal
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tenure import PermanentFailure, Tenure
@@ -31,10 +34,31 @@ def where() -> dict[str, int]:
 
 @app.job(process=True)
 def secrets_here() -> list[str]:
-    """What begins with TENURE_ in the environment, here and in a program started here."""
+    """Tokens in the environment, now and at the start, here and in a program started here."""
     asked = [sys.executable, "-c", "import os; print(*os.environ)"]
     started = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
-    return sorted({name for name in (*os.environ, *started) if name.startswith("TENURE_TOKEN")})
+    at_start = Path("/proc/self/environ").read_text().split("\0")
+    found = {*os.environ, *started, *at_start}
+    return sorted(name for name in found if name.startswith("TENURE_TOKEN"))
+
+
+class RunsCode:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"echo taken over > {self.path}",)
+
+
+@app.job(process=True)
+def attack_the_worker(path: str, length: int) -> str:
+    """Send the worker a pickle that runs code, or so many zeros."""
+    for thing in gc.get_objects():
+        if isinstance(thing, Connection) and thing.writable:
+            thing.send_bytes(bytes(length) or pickle.dumps(RunsCode(path)))
+    return "not this"
 
 
 def note(path: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
+from tenure.worker.processes import MAX_ANSWER_BYTES
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript, is_running, wait_for_exit
 from tests.support.workers import (
@@ -243,3 +244,16 @@ def test_a_child_does_not_get_our_tokens(pool: Tenure, monkeypatch: pytest.Monke
     job = enqueue(pool, "secrets_here")
     with running_worker(pool, concurrency=1):
         assert wait_until_completed(pool, job).result == "[]"
+
+
+@pytest.mark.requirement("C1")
+@pytest.mark.parametrize("length", [0, 1, 2 * MAX_ANSWER_BYTES])
+def test_what_a_child_sends_runs_nothing_in_the_worker(
+    pool: Tenure, tmp_path: Path, length: int
+) -> None:
+    job = enqueue(pool, "attack_the_worker", path=str(tmp_path / "taken"), length=length)
+    after = enqueue(pool, "where")
+    with running_worker(pool, concurrency=1):
+        assert "the child process died" in wait_until_failed(pool, job)
+        wait_until_completed(pool, after)
+    assert not (tmp_path / "taken").exists()

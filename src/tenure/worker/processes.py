@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import msgspec
+
 from tenure.jobs.handlers import Handler
 from tenure.jobs.results import Ending, failure, success_of_function
 from tenure.telemetry import logs
@@ -28,12 +30,13 @@ from tenure.telemetry.tracing import Tracing, enter
 from tenure.worker.fitness import NotStarted
 
 CHILD = "tenure-child"
-READY = True
-"""What a child sends before its first call."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECRETS = ("TENURE_TOKEN", "TENURE_TOKEN_FILE")
-"""Variables of the environment that child processes do not get. They keep the address of the
-database: the module of a handler is imported there and may need it to open its queue."""
+"""Variables of the environment that a process removes before it starts a child, which can read the
+environment that it was started with. The address of the database stays: the module of a handler is
+imported there and may need it to open its queue."""
+MAX_ANSWER_BYTES = 1024 * 1024
+"""Longest message from a child; results and errors have far lower limits."""
 EXIT_SECONDS = 1.0
 """How long idle children may take to end by themselves. Python's exit handlers run then, which send
 the last spans and log lines."""
@@ -82,8 +85,7 @@ class Children:
             child.end()
 
 
-@dataclass(frozen=True, slots=True)
-class ChildTask:
+class ChildTask(msgspec.Struct, frozen=True):
     """One call for a child: the name of the handler, the payload, and facts of the attempt."""
 
     module: str
@@ -91,6 +93,20 @@ class ChildTask:
     payload: str
     log_fields: Mapping[str, Any]
     traceparent: str | None  # of the attempt's span, if the worker traces
+
+
+class ChildAnswer(msgspec.Struct, frozen=True):
+    """What a child sends after a call: one of these. Neither is set when it is ready for calls."""
+
+    ending: Ending | None = None
+    not_started: str | None = None
+
+
+READY = ChildAnswer()
+# Not pickle, which could run code of a child in the worker.
+_encode = msgspec.msgpack.encode
+_read_task = msgspec.msgpack.Decoder(ChildTask).decode
+_read_answer = msgspec.msgpack.Decoder(ChildAnswer).decode
 
 
 class ChildCall:
@@ -152,6 +168,8 @@ class Child:
     @classmethod
     def start(cls, context: multiprocessing.context.SpawnContext) -> Child:
         """Start a child that waits for calls."""
+        for name in SECRETS:
+            os.environ.pop(name, None)
         ours, theirs = context.Pipe()
         process = context.Process(
             target=_serve_calls, args=(theirs, logs.configured), name=CHILD, daemon=True
@@ -167,26 +185,29 @@ class Child:
 
     def is_ready(self) -> bool:
         """Wait until the child is ready for its first call; return False if it dies instead."""
-        self.waits_for_calls = self.waits_for_calls or self._receive() is READY
+        self.waits_for_calls = self.waits_for_calls or self._receive() == READY
         return self.waits_for_calls
 
     def run(self, task: ChildTask) -> Ending | NotStarted | None:
         """Run one call; return None if the child dies."""
         try:
-            self.pipe.send(task)
+            self.pipe.send_bytes(_encode(task))
         except OSError:
             return None
-        ending: Ending | NotStarted | None = self._receive()
-        return ending
+        answer = self._receive()
+        if answer is not None and answer.not_started is not None:
+            return NotStarted(answer.not_started)
+        return None if answer is None else answer.ending
 
-    def _receive(self) -> Any:
+    def _receive(self) -> ChildAnswer | None:
+        """Return the next message; None if the child dies or sends what is none."""
         try:
             # The pipe of a dead child stays open while a process that it forked holds it.
             while not self.pipe.poll(CHILD_CHECK_SECONDS):
                 if not self.process.is_alive() and not self.pipe.poll():
                     return None
-            return self.pipe.recv()
-        except (EOFError, OSError):
+            return _read_answer(self.pipe.recv_bytes(MAX_ANSWER_BYTES))
+        except (EOFError, OSError, msgspec.DecodeError):
             return None
 
     def kill(self) -> None:
@@ -219,16 +240,14 @@ def _serve_calls(pipe: Connection, logging: tuple[str, str] | None) -> None:
     if logging is not None:
         logs.configure(*logging)
     os.setpgid(0, 0)
-    for name in SECRETS:
-        os.environ.pop(name, None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for number in STOP_SIGNALS:
         signal.signal(number, _ignore)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     with suppress(EOFError, OSError):
-        pipe.send(READY)
+        pipe.send_bytes(_encode(READY))
         while True:
-            pipe.send(_call(pipe.recv()))
+            pipe.send_bytes(_encoded(_call(_read_task(pipe.recv_bytes()))))
 
 
 def _ignore(*_: object) -> None:
@@ -243,14 +262,22 @@ def _end_with_parent() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _call(task: ChildTask) -> Ending | NotStarted:
+def _encoded(answer: ChildAnswer) -> bytes:
+    try:
+        return _encode(answer)
+    except UnicodeEncodeError as error:  # half of a surrogate pair, as in the name of a file
+        return _encode(ChildAnswer(failure(error)))
+
+
+def _call(task: ChildTask) -> ChildAnswer:
     LOG_FIELDS.set(lambda: task.log_fields)
     try:
         found: Any = importlib.import_module(task.module)
         for part in task.name.split("."):
             found = getattr(found, part)
     except BaseException as error:  # the worker has imported it
-        return NotStarted(f"{task.module} cannot be imported in a child process: {_said(error)}")
+        why = f"{task.module} cannot be imported in a child process: {_said(error)}"
+        return ChildAnswer(not_started=why)
     try:
         handler = getattr(found, "handler", None)
         if not isinstance(handler, Handler):
@@ -260,6 +287,6 @@ def _call(task: ChildTask) -> Ending | NotStarted:
         if task.traceparent is not None:
             context.run(enter, Tracing().context(task.traceparent))
         arguments = handler.arguments(task.payload)
-        return success_of_function(context.run(handler.function, **arguments))
+        return ChildAnswer(success_of_function(context.run(handler.function, **arguments)))
     except BaseException as error:
-        return failure(error)
+        return ChildAnswer(failure(error))
