@@ -20,6 +20,7 @@ from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
 from tenure.worker.fake_handlers import add_fake_handlers
 from tests.support.http import HERE, UNKNOWN_ID, Exchange, api_client, post_form, secret_of
+from tests.support.waiting import wait_until
 
 PAGES = [path for path in site.PAGES if "{" not in path]
 HOSTILE = "<script>alert(1)</script>\"'>&\u202e\u2066\x07"
@@ -77,6 +78,27 @@ def test_every_page_is_there_empty_and_with_jobs_of_every_status(
         everything |= {"from": "2020-01-01T00:00", "to": "2100-01-01T00:00"}
         assert ids[0] in web.get("/ui/jobs", params={**everything, "error": "BOOM"}).text
         assert ids[0] not in web.get("/ui/jobs", params={**everything, "error": "bang"}).text
+
+
+def test_all_is_well_only_if_the_jobs_that_failed_for_good_have_been_looked_at(
+    app: Tenure, web: TestClient
+) -> None:
+    def says(start: str) -> None:  # soon: what pages show is read again in turns
+        wait_until(lambda: f"data-announce>{start}" in web.get("/").text, start)
+
+    first = fail(app)
+    says("1 job failed for good since you last looked at the failures.")
+    web.get("/ui/failures")
+    says("All is well")
+    fail(app)
+    says("1 job failed for good")
+    web.get("/ui/failures")
+    says("All is well")
+    app.retry(first)
+    app.cancel(first)
+    wait_until(lambda: web.get("/") and web.cookies["tenure_seen"] == "1", "one of two to be left")
+    fail(app)
+    says("1 job failed for good")
 
 
 @pytest.mark.parametrize(

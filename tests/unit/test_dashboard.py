@@ -64,14 +64,14 @@ def queue(name: str = "mail", waits: float | None = None, **more: object) -> Que
 def test_the_health_line_says_the_worst(
     queues: list[QueueState], workers: list[WorkerState], level: str, text: str
 ) -> None:
-    found = health(NOW, 1, queues, workers)
+    found = health(NOW, 1, 0, queues, workers)
     assert found.level == level
     assert text in found.text
 
 
 def test_a_worker_that_fell_silent_takes_nothing() -> None:
     silent = WorkerState("w", "host:1", None, None, ago(61), 0)
-    assert "no live worker" in health(NOW, 1, [queue(waits=90)], [silent]).text
+    assert "no live worker" in health(NOW, 1, 0, [queue(waits=90)], [silent]).text
 
 
 @pytest.mark.parametrize("sheet", [machine.WIDE, machine.TALL], ids=lambda sheet: sheet.name)

@@ -26,12 +26,16 @@ class HealthLine:
 
 
 def health(
-    now: datetime, jobs: int, queues: Sequence[QueueState], workers: Sequence[WorkerState]
+    now: datetime,
+    jobs: int,
+    failed: int,
+    queues: Sequence[QueueState],
+    workers: Sequence[WorkerState],
 ) -> HealthLine:
-    """Return how the queues are at `now`."""
+    """Return how the queues are at `now`; `failed` jobs have not been looked at."""
     live = [worker for worker in workers if is_live(worker, now)]
     late = list(_late(now, queues, live))
-    watch = list(_watch(now, queues, live))
+    watch = list(_watch(now, failed, queues, live))
     if late:
         return HealthLine("late", late[0], [*late[1:], *watch])
     if watch:
@@ -67,9 +71,11 @@ def _late(
 
 
 def _watch(
-    now: datetime, queues: Sequence[QueueState], live: Sequence[WorkerState]
+    now: datetime, failed: int, queues: Sequence[QueueState], live: Sequence[WorkerState]
 ) -> Iterator[str]:
     """Yield what is not late but worth a look."""
+    if failed:
+        yield f"{count(failed, 'job')} failed for good since you last looked at the failures."
     for queue in queues:
         if queue.paused_at is not None and queue.pending:
             since = length(int((now - queue.paused_at).total_seconds()))

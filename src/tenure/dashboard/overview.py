@@ -11,7 +11,7 @@ from tenure.dashboard import charts
 from tenure.dashboard import machine as machines
 from tenure.dashboard.format import count
 from tenure.dashboard.health import health
-from tenure.dashboard.request import PageRequest
+from tenure.dashboard.request import SEEN, PageRequest
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.explain import is_live
 from tenure.lifecycle import FIRST_EVENT, TRANSITIONS, Status
@@ -37,12 +37,15 @@ def show(request: PageRequest) -> Response:
     counts, queues, workers = cache.counts(), cache.queues(), cache.workers()
     activity, groups = cache.activity(), cache.failures()
     jobs = sum(group.jobs for group in counts)
+    by_status = charts.by_status(counts)
+    failed = by_status[Status.FAILED]
+    seen = min(request.seen, failed)
     by_age = sorted(queues, key=lambda q: (q.oldest_due_at is None, q.oldest_due_at, -q.pending))
-    return request.page(
+    response = request.page(
         "overview.html",
-        health=health(now, jobs, queues, workers),
+        health=health(now, jobs, failed - seen, queues, workers),
         jobs=jobs,
-        by_status=charts.by_status(counts),
+        by_status=by_status,
         sparks={s: charts.sparkline(activity, now, ENTERED_BY.get(s, s)) for s in Status},
         throughput=charts.throughput(activity, now),
         latency=charts.latency(activity, now),
@@ -56,13 +59,19 @@ def show(request: PageRequest) -> Response:
         fake_handlers=request.app.core.handlers.types() is None,  # as with --fake-handlers
         lag=cache.lag(now, "counts", "queues"),
     )
+    if seen < request.seen:  # some were retried or deleted
+        request.set_cookie(response, SEEN, str(seen))
+    return response
 
 
 def failures(request: PageRequest) -> Response:
-    """Show failures by type and error."""
+    """Show failures by type and error; the browser keeps how many jobs had failed by then."""
     groups = request.cache.failures()
+    failed = charts.by_status(request.cache.counts())[Status.FAILED]
     shown = failures_shown(request.app.core, groups, request.redaction)
-    return request.page("failures.html", failures=shown)
+    response = request.page("failures.html", failures=shown)
+    request.set_cookie(response, SEEN, str(failed))
+    return response
 
 
 def machine(request: PageRequest) -> Response:

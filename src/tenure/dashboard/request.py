@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 SESSION = "tenure_session"
 FORM = "tenure_form"
 MESSAGE = "tenure_message"
-LASTS = {SESSION: SESSION_SECONDS, FORM: None, MESSAGE: 30}
+SEEN = "tenure_seen"
+LASTS = {SESSION: SESSION_SECONDS, FORM: None, MESSAGE: 30, SEEN: 365 * 86_400}
 """Seconds until a browser forgets each cookie."""
 MAX_MESSAGE = 300
 MAX_FORM_BYTES = 64 * 1024
@@ -106,6 +107,12 @@ class PageRequest:
         if message:
             self.set_cookie(response, MESSAGE, "")
         return response
+
+    @property
+    def seen(self) -> int:
+        """How many jobs had failed for good when this browser last asked for the failures."""
+        seen = self.http.cookies.get(SEEN, "")
+        return int(seen) if seen.isdecimal() and len(seen) < 10 else 0
 
     def go(self, where: str, message: str, tone: str = "good") -> Response:
         """Redirect to a page of this dashboard, which then shows `message`."""
