@@ -338,3 +338,24 @@ def test_the_database_may_be_named_before_or_after_the_command(
     result = run_cli(*arguments, TENURE_DATABASE="sqlite:////no/such/folder/jobs.db")
 
     assert job.id in result.stdout
+
+
+# --- options that only the handler's application knows --------------------------------------------
+
+
+def test_a_job_in_a_queue_that_no_worker_of_its_type_takes_from_is_warned_of(app: Tenure) -> None:
+    def ask(worker: str, **what: Any) -> None:
+        app.core.claim(ClaimRequest(worker=worker, limit=1, lease_seconds=30, **what))
+
+    def warning(*arguments: str) -> str:
+        added = run_cli("enqueue", *arguments)
+        assert app.get(added.stdout.strip()).status == "pending"
+        return added.stderr
+
+    assert warning("email") == ""  # nothing is known of the type
+    ask("w-1", queues=("mail", "post"), types=("email",))
+    assert "run email from queue mail, post only, and this job is in default" in warning("email")
+    assert warning("email", "--queue", "mail") == ""
+    assert warning("other") == ""
+    ask("w-2", types=("email", "other"))
+    assert warning("email") == ""

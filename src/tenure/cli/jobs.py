@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -74,10 +75,24 @@ def enqueue(type: str, payload: str, as_json: bool, **given: Any) -> None:
     new_job = NewJob(type, _json(data, "$.payload"), options)
     with application() as app:
         job = app.core.redaction.job(app.enqueue_many([new_job])[0])
-    if as_json:
-        terminal.print_json(responses.job_body(job))
-    else:
-        click.echo(job.id)
+        if as_json:
+            terminal.print_json(responses.job_body(job))
+        else:
+            click.echo(job.id)
+        _warn_if_nowhere(app, job)
+
+
+def _warn_if_nowhere(app: Tenure, job: Job) -> None:
+    """Say if the workers that run jobs of this type take from other queues only."""
+    with suppress(TenureError):  # the job is added, and its id is printed
+        knowing = [w for w in app.workers.list() if w.types is not None and w.runs(job.type)]
+        if knowing and not any(worker.serves(job.queue) for worker in knowing):
+            queues = sorted({queue for worker in knowing for queue in worker.queues or ()})
+            click.echo(
+                f"Caution: workers run {job.type} from queue {', '.join(queues)} only, and this job"
+                f" is in {job.queue}. Options of @app.job are not known here: give --queue",
+                err=True,
+            )
 
 
 def _json(data: bytes, at: str) -> object:
