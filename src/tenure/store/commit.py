@@ -139,9 +139,7 @@ class Committer:
     def _start_threads(self) -> None:
         """Start the threads that do not run yet; one is enough to go on."""
         for db in self._databases[len(self._threads) :]:
-            thread = threading.Thread(
-                target=self._run, args=(db,), name="tenure-commit", daemon=True
-            )
+            thread = threading.Thread(None, self._run, "tenure-commit", (db,), daemon=True)
             try:
                 thread.start()
             except RuntimeError as error:  # a limit of the machine
@@ -246,9 +244,7 @@ class Committer:
         claim = batch[0].claim
         if claim is None or claim.limit < 1 or claim.traces or claim.leaves:
             return None
-        if self._is_to_be_seen(claim.worker):
-            return None
-        return claim
+        return None if self._is_to_be_seen(claim.worker) else claim
 
     def _answer(self, answers: Sequence[tuple[Work, Any]]) -> None:
         """Answer the callers, and notify those who wait for jobs if there may be new ones."""

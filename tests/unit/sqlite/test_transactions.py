@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tenure import Tenure
+from tenure import StoreUnavailable, Tenure
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store import enqueue
+from tenure.store.sqlite import connection as sqlite_connection
 from tenure.store.sqlite.connection import Connection, connect, connect_writer
 from tenure.store.sqlite.schema import upgrade
 from tenure.store.sqlite.writer import Sqlite
@@ -146,3 +147,17 @@ def test_a_file_that_is_no_database_is_not_kept_open(tmp_path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # that of this very loop
             open_files.add(descriptor.readlink())
     assert path not in open_files, f"by {caught.value}"
+
+
+def test_an_enqueue_inside_the_callers_own_transaction_says_what_to_do(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_connection, "BUSY_TIMEOUT_MS", 30)
+    app.open()
+    with contextlib.closing(sqlite3.connect(app.database.removeprefix("sqlite:///"))) as mine:
+        mine.execute("CREATE TABLE customer (name)")
+        mine.execute("INSERT INTO customer VALUES ('ann')")
+        with pytest.raises(StoreUnavailable, match=r"locked: .* commit it before you enqueue"):
+            app.enqueue("email")
+        mine.commit()
+        assert app.enqueue("email").status == "pending"

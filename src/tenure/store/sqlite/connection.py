@@ -16,6 +16,10 @@ from tenure.jobs.redaction import without_password
 from tenure.store.sqlite import filesystems
 
 BUSY_TIMEOUT_MS = 10_000
+HELD = (
+    "another write transaction holds the file. If it is one of this program, on another connection,"
+    " commit it before you enqueue: it cannot end while the program waits here"
+)
 LOG_BYTES = 64 * 1024 * 1024
 """Size to which a log that grew during a long read is cut, once it can start from its beginning."""
 CHECKPOINT_PAGES = 2_000
@@ -138,7 +142,10 @@ def _execute_in_time(connection: sqlite3.Connection, statement: str, pause: floa
         try:
             connection.execute(statement)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            if time.monotonic() > give_up:
+                error.args = (f"{error}: {HELD}",)
                 raise
             time.sleep(pause)
         else:
