@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from tenure import Tenure
-from tenure.http.api import call
+from tenure.http.api import bodies
 from tenure.http.guard import ADMITTED
 from tenure.http.protocol import MAX_OVERHEAD_BYTES, BoundedProtocol, Room
 from tenure.server import build
@@ -265,7 +265,7 @@ async def test_idle_connections_of_callers_keep_nobody_out() -> None:
 async def test_a_body_without_a_caller_has_less_time(
     monkeypatch: pytest.MonkeyPatch, sqlite_url: str, path: str, waits: bool
 ) -> None:
-    monkeypatch.setattr(call, "OPEN_RECEIVE_SECONDS", 0.1)
+    monkeypatch.setattr(bodies, "OPEN_RECEIVE_SECONDS", 0.1)
     with Tenure(sqlite_url) as app:
         site = build(app, Settings(tokens=(TOKEN,)))
         headers = {**BEARER, "content-type": FORM.partition(" ")[2]}

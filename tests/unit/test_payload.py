@@ -153,7 +153,7 @@ def test_depth_is_known_before_reading(value: object, max_depth: int) -> None:
         return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
 
     data = json.dumps(value).encode()
-    assert rules._may_nest_deeper(data, max_depth) == (depth(value) > max_depth)
+    assert rules.may_nest_deeper(data, max_depth) == (depth(value) > max_depth)
 
 
 @given(st.text(alphabet="[]{}", min_size=1, max_size=60), st.integers(0, 8))
@@ -173,7 +173,7 @@ def test_the_reader_never_goes_deeper_than_forecast(brackets: str, max_depth: in
         else:
             entered -= 1
     if deepest > max_depth:
-        assert rules._may_nest_deeper(brackets.encode(), max_depth)
+        assert rules.may_nest_deeper(brackets.encode(), max_depth)
 
 
 def test_bombs_do_not_lean_on_the_recursion_limit() -> None:

@@ -22,7 +22,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Scope as AsgiScope
 
 from tenure.errors import InvalidInput
-from tenure.http.api.call import receive
+from tenure.http.api.bodies import receive
 from tenure.http.guard import NO_CALLER
 from tenure.tokens.scopes import CALLER, Caller, Scope
 from tenure.tokens.sessions import SESSION_SECONDS

@@ -17,6 +17,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from itertools import accumulate
 from math import isfinite
 from typing import Any
 
@@ -31,6 +32,10 @@ MAX_DEPTH = 100
 """Most objects and arrays inside one another, with the outermost."""
 
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
+
+
+class JsonText(str):
+    """The text of a payload or result that was checked. It takes less memory than the values."""
 
 
 def parse(
@@ -54,13 +59,13 @@ def parse(
         raise too_large(f"{len(data)} bytes of JSON", limit, "$")
     if not lenient and (b"\0" in data or data.startswith(_BYTE_ORDER_MARKS)):
         raise InvalidInput("not plain UTF-8; send UTF-8 without byte order mark or NUL", path="$")
-    if not lenient and _may_nest_deeper(data, max_depth):
+    if not lenient and may_nest_deeper(data, max_depth):
         raise InvalidInput(f"nested more than {max_depth} levels deep; flatten it", path="$")
     try:
         text = data.decode()
         if lenient:
-            return _read_leniently(text)
-        value = _read_json(text)
+            return decoder(lenient=True).decode(text)
+        value = decoder(lenient=False).decode(text)
     except UnicodeDecodeError as flaw:
         raise InvalidInput(f"not UTF-8 at byte {flaw.start}; send UTF-8", path="$") from None
     except RecursionError:
@@ -88,6 +93,8 @@ def canonical(payload: object, *, path: str = "$.payload") -> str:
     Raises InvalidInput if `payload` is not a dict or breaks a rule of `check`, and PayloadTooLarge
     for more than `MAX_PAYLOAD_BYTES`.
     """
+    if type(payload) is JsonText:
+        return payload
     if type(payload) is not dict:
         kind = type(payload).__name__
         raise InvalidInput(f"a {kind}; a payload is a JSON object (a dict)", path=path)
@@ -301,22 +308,21 @@ def too_large(what: str, limit: int, path: str) -> PayloadTooLarge:
     )
 
 
-def _may_nest_deeper(data: bytes, max_depth: int) -> bool:
+def may_nest_deeper(data: bytes, max_depth: int) -> bool:
     """Return whether reading `data` as JSON would enter more than `max_depth` levels.
 
-    Exact for valid JSON, and never too low. Called before the reader, which recurses. Everything
-    but brackets outside strings is dropped; then each pass takes away the innermost level.
+    Exact for valid JSON, and never too low. Called before the reader, which recurses.
     """
     if data.count(b"[") + data.count(b"{") <= max_depth:
         return False
     unescaped = data.replace(rb"\\", b"").replace(rb"\"", b"")
-    brackets = b"".join(unescaped.split(b'"')[::2]).translate(_ONE_BRACKET, _NO_BRACKETS)
-    for level in range(max_depth):
-        outer = brackets.replace(b"[]", b"")
-        if len(outer) == len(brackets):  # nothing is left, or only what does not match
-            return level + brackets.count(b"[") > max_depth
-        brackets = outer
-    return bool(brackets)
+    brackets = b"".join(unescaped.split(b'"')[::2]).translate(None, _NO_BRACKETS)
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > max_depth
+
+
+def decoder(*, lenient: bool) -> json.JSONDecoder:
+    """Return what reads JSON text for `parse`, without its other checks."""
+    return _LENIENT if lenient else _STRICT
 
 
 class _GivenTwice:
@@ -347,13 +353,13 @@ def _integer(digits: str) -> int:
     return int(digits) if len(digits) <= len(str(MIN_INTEGER)) else MAX_INTEGER + 1
 
 
-_read_json = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer).decode
-_read_leniently = json.JSONDecoder(
+_STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
+_LENIENT = json.JSONDecoder(
     object_pairs_hook=_distinct, parse_int=_integer, parse_constant=_no_constant
-).decode
+)
 _load_object = msgspec.json.Decoder(dict[str, Any]).decode
 _BACKSLASH = ord("\\")
-_ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
+_STEPS = {ord(bracket): step for bracket, step in zip("[{]}", (1, 1, -1, -1), strict=True)}
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _is_word = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}").fullmatch

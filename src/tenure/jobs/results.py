@@ -20,7 +20,7 @@ import msgspec
 
 from tenure.errors import InvalidInput, PayloadTooLarge, PermanentFailure
 from tenure.jobs.handlers import BadArguments
-from tenure.jobs.payload import MAX_DEPTH, too_large, walk
+from tenure.jobs.payload import MAX_DEPTH, JsonText, too_large, walk
 from tenure.jobs.text import CUT
 
 MAX_RESULT_BYTES = 64 * 1024
@@ -105,6 +105,8 @@ def result_text(value: object) -> str:
     msgspec writes them. What JSON or a database cannot keep becomes an object that says so:
     `{"tenure:unstorable": "the beginning of its repr", "reason": "why"}`.
     """
+    if type(value) is JsonText:
+        return value
     try:
         return _result(value)
     except BaseException as flaw:  # a handler's object may raise anything, even SystemExit

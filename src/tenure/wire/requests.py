@@ -11,7 +11,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
 from tenure.jobs import ids
 from tenure.jobs import results as produced
@@ -22,6 +22,7 @@ from tenure.jobs.names import (
     MAX_NAME_LENGTH,
     NAME_PATTERN,
 )
+from tenure.jobs.payload import JsonText, canonical
 from tenure.jobs.queries import MAX_SEARCHED_FOR, Action
 from tenure.jobs.work import Outcome, Report
 from tenure.lifecycle import Status
@@ -77,6 +78,9 @@ def embedded(text: str | None) -> Raw:
 class Request(Struct, kw_only=True, forbid_unknown_fields=True):
     """The body of a request. Unknown fields are refused, so that a typing error is found."""
 
+    def pack(self, path: str) -> None:
+        """Replace the values that a caller made up by their text. `path` is of this request."""
+
 
 def given(request: Struct) -> dict[str, Any]:
     """Return the fields of a request that are set, by name."""
@@ -108,6 +112,11 @@ class EnqueueRequest(Request):
     timeout: Timeout | None = None
     backoff: Backoff | Seconds | UnsetType = UNSET  # a policy, or only its base
     idempotency_key: Key | UnsetType = UNSET
+
+    def pack(self, path: str) -> None:
+        """Replace the payload by its text; raises InvalidInput."""
+        text = JsonText(canonical(self.payload, path=f"{path}.payload"))
+        structs.force_setattr(self, "payload", text)
 
 
 class RetryRequest(Request):
@@ -210,6 +219,11 @@ class ReportEntry(Request):
     result: Any = None
     error: str = ""
     retryable: bool = True
+
+    def pack(self, path: str) -> None:
+        """Replace the result by its text."""
+        if self.result is not None:
+            self.result = JsonText(produced.result_text(self.result))
 
 
 def report_of(entry: ReportEntry) -> Report:

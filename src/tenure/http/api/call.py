@@ -11,18 +11,14 @@ a request's time.
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import logging
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import compile_path
@@ -35,34 +31,25 @@ from tenure.app.limited import limited_to
 from tenure.errors import (
     Forbidden,
     InvalidInput,
-    PayloadTooLarge,
     SchemaMismatch,
     StoreUnavailable,
     TenureError,
 )
-from tenure.http.guard import NO_CALLER, as_problem, path_in
+from tenure.http.api.bodies import JSON, BodyReader, convert
+from tenure.http.guard import as_problem, path_in
 from tenure.http.waiting import WorkNotifier
-from tenure.jobs import payload
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import Job
-from tenure.tokens.scopes import CALLER, Caller
+from tenure.tokens.scopes import CALLER, Caller, Scope
 from tenure.wire import responses
 from tenure.wire.problems import REQUEST_ID, RETRY_LATER, Refusal
 
 if TYPE_CHECKING:
-    from tenure.http.api.routes import Body, Route
+    from tenure.http.api.routes import Route
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-JSON = "application/json"
-SMALL_BODY = 64 * 1024
-"""Largest request without a payload, and what may surround a payload, in bytes."""
-RECEIVE_SECONDS = 60.0
-"""Time that a body may take to arrive. A slow client must not hold a request open for longer."""
-OPEN_RECEIVE_SECONDS = 5.0
-"""The same, on paths that are open to all."""
 
 
 @dataclass(slots=True)
@@ -77,6 +64,11 @@ class Call:
     redaction: Redaction
     body: Any = None
     query: Any = None
+    reader: BodyReader | None = None  # if the body is large
+
+    async def compute(self, make: Callable[..., T], *given: Any) -> T:
+        """Call `make`, off the event loop if the body is large: its cost grows with the body."""
+        return make(*given) if self.reader is None else await self.reader.run(make, *given)
 
     def shown(self, job: Job) -> responses.JobBody:
         """Return the JSON of a job, without what is redacted."""
@@ -123,6 +115,8 @@ class Dispatcher:
         self._app = app
         self._notifier = notifier
         self._redaction = redaction
+        # Apart, so that no batch of jobs delays a heartbeat or a report.
+        self._work_reader, self._reader = BodyReader(), BodyReader()
         self._fixed: dict[str, dict[str, Route]] = {}
         for route in routes:
             self._fixed.setdefault(route.path, {})[route.method] = route
@@ -152,7 +146,9 @@ class Dispatcher:
         call = Call(app, self._notifier, request, path, caller, self._redaction)
         call.query = _read_query(route, request)
         if route.body is not None:
-            call.body = await _read_body(route.body, request)
+            reader = self._work_reader if Scope.WORK in route.scopes else self._reader
+            call.body, is_large = await reader.read(route.body, request)
+            call.reader = reader if is_large else None
         if route.is_async:
             response: Response = await route.endpoint(call)
         else:
@@ -200,9 +196,6 @@ def _failed(scope: AsgiScope, error: Exception) -> Response:
     return response
 
 
-# --- reading what was sent ------------------------------------------------------------------------
-
-
 def _read_query(route: Route, request: Request) -> Any:
     """Return the query as the type that `route` takes; raises InvalidInput if it does not fit."""
     if route.query is None and not request.scope["query_string"]:
@@ -217,111 +210,3 @@ def _read_query(route: Route, request: Request) -> Any:
             allowed = f"this call takes {', '.join(known)}" if known else "this call takes none"
             raise InvalidInput(f"no such query parameter; {allowed}", path=f"query {name}"[:80])
     return route.query and convert(values, route.query, strict=False, root="query ")
-
-
-async def _read_body(body: Body, request: Request) -> Any:
-    """Return the body as the type that the call takes; raises InvalidInput or Refusal."""
-    _check_media_type(request, optional=body.optional)
-    data = await receive(request, body.limit)
-    if not data and body.optional:
-        return body.type()
-    if not data:
-        raise InvalidInput("the request has no body; send JSON", path="$")
-    value = payload.parse(data, limit=body.limit, max_depth=body.depth, lenient=body.lenient)
-    return convert(value, body.type)
-
-
-def _check_media_type(request: Request, *, optional: bool) -> None:
-    """Refuse everything but plain JSON in UTF-8: other sites' pages could send forms or text."""
-    given = request.headers.getlist("content-type")
-    if not given and optional:
-        return
-    media_type, _, parameters = (given[0] if len(given) == 1 else "").partition(";")
-    charset = parameters.strip().lower().replace('"', "").replace(" ", "")
-    (encoding, *_) = request.headers.getlist("content-encoding") or ["identity"]
-    if media_type.strip().lower() != JSON or charset not in ("", "charset=utf-8"):
-        advice = f"send Content-Type: {JSON}, in UTF-8"
-    elif encoding.strip().lower() != "identity":
-        advice = "send the body without Content-Encoding"
-    else:
-        return
-    raise Refusal(415, "unsupported_media_type", "Unsupported media type", advice, {"Accept": JSON})
-
-
-async def receive(request: Request, limit: int) -> bytes:
-    """Receive the body, at most `limit` bytes, in time. The rest of a larger one is not read."""
-    if _declared_bytes(request.headers) > limit:
-        raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
-    task = asyncio.current_task()
-    assert task is not None
-    # Like `asyncio.timeout`, at a third of the cost, which would exceed that of reading the body.
-    seconds = OPEN_RECEIVE_SECONDS if request.scope[CALLER] is NO_CALLER else RECEIVE_SECONDS
-    timer = asyncio.get_running_loop().call_later(seconds, task.cancel, _TOO_SLOW)
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
-            chunks.append(chunk)
-        return b"".join(chunks)
-    except asyncio.CancelledError as cancelled:
-        if cancelled.args != (_TOO_SLOW,) or task.uncancel():  # another cancellation
-            raise
-        raise Refusal(
-            408,
-            "request_timeout",
-            "The body took too long",
-            f"the body did not arrive within {seconds:g} seconds",
-            {"Connection": "close"},
-        ) from None
-    finally:
-        timer.cancel()
-
-
-_TOO_SLOW = "the body took too long"
-
-
-def _declared_bytes(headers: Headers) -> int:
-    """Return the declared length of a body; 0 if none is declared."""
-    length = headers.get("content-length", "0")
-    return int(length) if length.isdecimal() and len(length) < 16 else 10**16
-
-
-def convert(value: object, kind: type[T], *, strict: bool = True, root: str = "$") -> T:
-    """Return `value` as `kind`; raises InvalidInput with the path of the field that does not fit.
-
-    `value` is what a JSON parser returns. `strict=False` is for queries: it reads numbers in text.
-    """
-    try:
-        return msgspec.convert(_whole(value, kind), kind, strict=strict)
-    except UnicodeEncodeError:
-        raise InvalidInput("half of a surrogate pair in a name; remove it", path=root) from None
-    except msgspec.ValidationError as flaw:
-        message, _, path = str(flaw).partition(" - at `$")
-        path = path.rstrip("`")
-        if root != "$":
-            path = path.lstrip(".")
-        raise InvalidInput(message, path=f"{root}{path}") from None
-
-
-def _whole(value: object, kind: Any) -> object:
-    """Return `value` with 58.0 as 58 where an integer is wanted: JSON has one kind of number."""
-    while typing.get_origin(kind) is typing.Annotated:
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is list and isinstance(value, list):
-        return [_whole(item, typing.get_args(kind)[0]) for item in value]
-    if not isinstance(value, dict) or not issubclass(kind, msgspec.Struct):
-        return value
-    whole = _whole_fields(kind)
-    return {
-        name: int(item) if type(item) is float and name in whole and item.is_integer() else item
-        for name, item in value.items()
-    }
-
-
-@functools.cache
-def _whole_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
-    types = typing.get_type_hints(kind)  # without their annotations
-    return frozenset(name for name, type in types.items() if int in (type, *typing.get_args(type)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Annotated, cast
 from urllib.parse import urlencode
@@ -13,7 +15,8 @@ from starlette.responses import Response
 
 from tenure.app.core import MAX_COUNTED, MAX_LISTED
 from tenure.app.shown import transitions_shown
-from tenure.http.api.call import Call, answer, convert
+from tenure.http.api.bodies import convert
+from tenure.http.api.call import Call, answer
 from tenure.jobs.enqueue import Enqueued, NewJob, Options
 from tenure.jobs.names import check_key
 from tenure.jobs.queries import Action, Filter, check_filter
@@ -49,8 +52,8 @@ class CountQuery(FilterQuery, kw_only=True):
 async def create_job(call: Call) -> Response:
     """Enqueue a job; it is on disk when this answers."""
     call.check_running()
-    new_job = _new_job(call.body, call.caller, call.header("Idempotency-Key"))
-    added = (await _add(call, [new_job]))[0]
+    adding = await call.compute(_add, call, [call.body], call.header("Idempotency-Key"))
+    (added,) = await asyncio.wrap_future(adding)
     headers = {"Location": call.address(f"/jobs/{added.job.id}")}
     return answer(call.shown(added.job), 201 if added.created else 200, headers)
 
@@ -58,18 +61,33 @@ async def create_job(call: Call) -> Response:
 async def create_jobs(call: Call) -> Response:
     """Enqueue many jobs, all or none; the answer has them in the order of the request."""
     call.check_running()
-    new_jobs = [_new_job(new, call.caller) for new in call.body]
-    added = await _add(call, new_jobs, batch=True) if new_jobs else []
+    if not call.body:
+        return answer([], 201)
+    added = await asyncio.wrap_future(await call.compute(_add_batch, call))
+    return await call.compute(_added, call, added)
+
+
+def _add_batch(call: Call) -> Future[list[Enqueued]]:
+    return _add(call, call.body, batch=True)
+
+
+def _added(call: Call, added: Sequence[Enqueued]) -> Response:
     return answer([call.shown(one.job) for one in added], 201)
 
 
-async def _add(call: Call, new_jobs: list[NewJob], *, batch: bool = False) -> list[Enqueued]:
+def _add(
+    call: Call,
+    jobs: Sequence[requests.EnqueueRequest],
+    key: str | None = None,
+    *,
+    batch: bool = False,
+) -> Future[list[Enqueued]]:
+    new_jobs = [_new_job(new, call.caller, key) for new in jobs]
     given = call.request.headers.getlist("traceparent")
     parent = tracing.given(given) if given else None
     # Or the holder of one token could guess what is redacted in the jobs of another.
     own_keys = bool(call.redaction)
-    added = call.app.core.add(new_jobs, batch=batch, own_keys=own_keys, traceparent=parent)
-    return await asyncio.wrap_future(added)
+    return call.app.core.add(new_jobs, batch=batch, own_keys=own_keys, traceparent=parent)
 
 
 def _new_job(new: requests.EnqueueRequest, caller: Caller, key: str | None = None) -> NewJob:

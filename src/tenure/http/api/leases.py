@@ -15,7 +15,7 @@ from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
 from tenure.http.waiting import LOOK_SECONDS, Waiter
 from tenure.jobs.names import check_name, check_open
-from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
+from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.wire import requests, responses
 from tenure.wire.problems import storable
 
@@ -95,7 +95,8 @@ async def release_lease(call: Call) -> Response:
 
 async def _report(call: Call, outcome: Outcome, **fields: Any) -> Response:
     name = call.path["lease_id"]
-    report = requests.report_of(requests.ReportEntry(lease_id=name, outcome=outcome, **fields))
+    entry = requests.ReportEntry(lease_id=name, outcome=outcome, **fields)
+    report = await call.compute(requests.report_of, entry)
     exchange = await asyncio.wrap_future(call.app.core.exchange([report], None))
     (verdict,) = exchange.verdicts
     if verdict.answer is Answer.LOST:
@@ -116,12 +117,19 @@ def renew_lease(call: Call) -> Response:
 
 async def report_many(call: Call) -> Response:
     """Report on many leases at once; a verdict for each, in order."""
-    entries: list[requests.ReportEntry] = call.body
-    reports = [requests.report_of(entry) for entry in entries]
+    reports = await call.compute(_reports, call.body)
     exchange = await asyncio.wrap_future(call.app.core.exchange(reports, None))
-    verdicts = zip(entries, exchange.verdicts, strict=True)
+    return await call.compute(_verdicts, call.body, exchange.verdicts)
+
+
+def _reports(entries: Sequence[requests.ReportEntry]) -> list[Report]:
+    return [requests.report_of(entry) for entry in entries]
+
+
+def _verdicts(entries: Sequence[requests.ReportEntry], verdicts: Sequence[Verdict]) -> Response:
     shown = responses.VerdictBody.of
-    return answer([shown(verdict, lease_id=storable(e.lease_id)) for e, verdict in verdicts])
+    pairs = zip(entries, verdicts, strict=True)
+    return answer([shown(verdict, lease_id=storable(e.lease_id)) for e, verdict in pairs])
 
 
 def renew_leases(call: Call) -> Response:

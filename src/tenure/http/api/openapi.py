@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 import tenure
-from tenure.http.api.call import JSON
+from tenure.http.api.bodies import JSON
 from tenure.jobs import durations, ids, payload
 from tenure.jobs.names import KEY_PATTERN, MAX_KEY_LENGTH, MAX_NAME_LENGTH, NAME_PATTERN
 from tenure.tokens.scopes import Scope

@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from tenure.app.core import MAX_JOBS_AT_ONCE
 from tenure.http.api import events, jobs, leases, openapi, operations
-from tenure.http.api.call import JSON, SMALL_BODY, Call
+from tenure.http.api.bodies import JSON, MAX_ITEM_BYTES, SMALL_BODY
+from tenure.http.api.call import Call
 from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.jobs import payload
 from tenure.jobs.explain import Explanation
@@ -31,6 +32,8 @@ class Body:
     depth: int = 8  # levels of nesting
     optional: bool = False
     lenient: bool = False  # for reports: text and numbers that no database keeps are let through
+    item: Any = None  # the type of each item, if the body is an array
+    most: int = 0  # items
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,6 @@ class Route:
 
 
 MAX_JOB_BYTES = payload.MAX_PAYLOAD_BYTES + SMALL_BODY
-ONE_REPORT = 2 * payload.MAX_PAYLOAD_BYTES
 MAX_BATCH_BYTES = 32 * 1024 * 1024
 """Largest batch of jobs or of reports, in bytes."""
 MAX_LEASES = 10_000
@@ -97,14 +99,24 @@ ANY = EVERY_SCOPE
 ENQUEUE, WORK, READ, ADMIN = (frozenset({scope}) for scope in Scope)
 
 ONE_JOB_BODY = Body(requests.EnqueueRequest, limit=MAX_JOB_BYTES, depth=JOB_DEPTH)
-BATCH_BODY = Body(Batch, limit=MAX_BATCH_BYTES, depth=JOB_DEPTH + 1)
+BATCH_BODY = Body(
+    Batch,
+    limit=MAX_BATCH_BYTES,
+    depth=JOB_DEPTH + 1,
+    item=requests.EnqueueRequest,
+    most=MAX_JOBS_AT_ONCE,
+)
 RETRY = Body(requests.RetryRequest, optional=True)
 LEASE = Body(requests.LeaseRequest, limit=2 * 1024 * 1024)
-COMPLETE = Body(requests.CompleteRequest, limit=ONE_REPORT, optional=True, lenient=True)
-FAIL = Body(requests.FailRequest, limit=ONE_REPORT, lenient=True)
+COMPLETE = Body(requests.CompleteRequest, limit=MAX_ITEM_BYTES, optional=True, lenient=True)
+FAIL = Body(requests.FailRequest, limit=MAX_ITEM_BYTES, lenient=True)
 HEARTBEAT = Body(requests.HeartbeatRequest, optional=True)
-REPORTS = Body(Reports, limit=MAX_BATCH_BYTES, lenient=True)
-HEARTBEATS = Body(LeaseNames, limit=4 * 1024 * 1024, lenient=True)
+REPORTS = Body(
+    Reports, limit=MAX_BATCH_BYTES, lenient=True, item=requests.ReportEntry, most=MAX_LEASES
+)
+HEARTBEATS = Body(
+    LeaseNames, limit=4 * 1024 * 1024, lenient=True, item=requests.LeaseName, most=MAX_LEASES
+)
 LIMIT = Body(requests.LimitRequest)
 BULK_REQUEST = Body(requests.BulkRequest)
 NO_BODY = Body(requests.NoFields, optional=True)

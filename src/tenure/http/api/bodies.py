@@ -1,0 +1,349 @@
+"""Reading the bodies of requests, so that no body holds the event loop for more than milliseconds.
+
+The values of a body are counted in its bytes, before it is decoded. A small body is read where it
+arrives. Others are read on one thread, one after the other. Decoding holds the interpreter, so that
+an array is decoded item by item there, and other threads get their turn between two items.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import json
+import re
+import typing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from tenure.errors import InvalidInput, PayloadTooLarge
+from tenure.http.guard import NO_CALLER
+from tenure.jobs import payload
+from tenure.tokens.scopes import CALLER
+from tenure.wire import requests
+from tenure.wire.problems import RETRY_LATER, Refusal
+
+if TYPE_CHECKING:
+    from tenure.http.api.routes import Body
+
+T = TypeVar("T")
+
+JSON = "application/json"
+SMALL_BODY = 64 * 1024
+"""Largest request without a payload, and what may surround a payload, in bytes."""
+READ_IN_PLACE = 16 * 1024
+"""Largest body that is decoded and checked on the event loop, in bytes."""
+MAX_VALUES = 100_000
+"""Values of one job or report."""
+MAX_BATCH_VALUES = 1_000_000
+MAX_ITEM_BYTES = 2 * payload.MAX_PAYLOAD_BYTES
+"""Largest job or report of a batch, with its place in the array."""
+MAX_HELD_BYTES = 64 * 1024 * 1024
+"""Bytes of all bodies that one `BodyReader` holds, before it refuses those that are not small."""
+ADVICE = "send fewer, or keep large data elsewhere and pass its address"
+SLICE = 32 * 1024
+"""Bytes that are looked at in one step while values are counted."""
+RECEIVE_SECONDS = 60.0
+"""Time that a body may take to arrive. A slow client must not hold a request open for longer."""
+OPEN_RECEIVE_SECONDS = 5.0
+"""The same, on paths that are open to all."""
+
+
+class BodyReader:
+    """Reads bodies, and does the work that large ones bring on a thread, one after the other."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "tenure-bodies")
+        self._held = 0
+
+    async def read(self, body: Body, request: Request) -> tuple[Any, bool]:
+        """Return the body as the type that the call takes, and whether it is large.
+
+        Raises InvalidInput or Refusal.
+        """
+        _check_media_type(request, optional=body.optional)
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            held += size
+            self._held += size
+            if self._held > MAX_HELD_BYTES and held > SMALL_BODY:
+                raise _CROWDED
+
+        try:
+            data = await receive(request, body.limit, hold)
+            if not data and body.optional:
+                return body.type(), False
+            if not data:
+                raise InvalidInput("the request has no body; send JSON", path="$")
+            if len(data) <= READ_IN_PLACE:
+                return _read_whole(data, body), False
+            return await self.run(_read_large, data, body), True
+        finally:
+            self._held -= held
+
+    async def run(self, make: Callable[..., T], *given: Any) -> T:
+        """Call `make` on the thread, after what other requests have it do."""
+        call = functools.partial(contextvars.copy_context().run, make, *given)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+_CROWDED = Refusal(
+    503,
+    "too_many_bodies",
+    "Too many large bodies",
+    f"this server holds {MAX_HELD_BYTES} bytes of requests, as many as it may; send it again in a "
+    "moment, in smaller parts",
+    RETRY_LATER,
+)
+
+
+def _check_media_type(request: Request, *, optional: bool) -> None:
+    """Refuse everything but plain JSON in UTF-8: other sites' pages could send forms or text."""
+    given = request.headers.getlist("content-type")
+    if not given and optional:
+        return
+    media_type, _, parameters = (given[0] if len(given) == 1 else "").partition(";")
+    charset = parameters.strip().lower().replace('"', "").replace(" ", "")
+    (encoding, *_) = request.headers.getlist("content-encoding") or ["identity"]
+    if media_type.strip().lower() != JSON or charset not in ("", "charset=utf-8"):
+        advice = f"send Content-Type: {JSON}, in UTF-8"
+    elif encoding.strip().lower() != "identity":
+        advice = "send the body without Content-Encoding"
+    else:
+        return
+    raise Refusal(415, "unsupported_media_type", "Unsupported media type", advice, {"Accept": JSON})
+
+
+async def receive(
+    request: Request, limit: int, hold: Callable[[int], None] = lambda size: None
+) -> bytes:
+    """Receive the body, at most `limit` bytes, in time. The rest of a larger one is not read.
+
+    `hold` is called with the size of each part; what it raises ends the body.
+    """
+    if _declared_bytes(request.headers) > limit:
+        raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
+    task = asyncio.current_task()
+    assert task is not None
+    # Like `asyncio.timeout`, at a third of the cost, which would exceed that of reading the body.
+    seconds = OPEN_RECEIVE_SECONDS if request.scope[CALLER] is NO_CALLER else RECEIVE_SECONDS
+    timer = asyncio.get_running_loop().call_later(seconds, task.cancel, _TOO_SLOW)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            hold(len(chunk))
+            if size > limit:
+                raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
+            chunks.append(chunk)
+        return b"".join(chunks)
+    except asyncio.CancelledError as cancelled:
+        if cancelled.args != (_TOO_SLOW,) or task.uncancel():  # another cancellation
+            raise
+        raise Refusal(
+            408,
+            "request_timeout",
+            "The body took too long",
+            f"the body did not arrive within {seconds:g} seconds",
+            {"Connection": "close"},
+        ) from None
+    finally:
+        timer.cancel()
+
+
+_TOO_SLOW = "the body took too long"
+
+
+def _declared_bytes(headers: Headers) -> int:
+    """Return the declared length of a body; 0 if none is declared."""
+    length = headers.get("content-length", "0")
+    return int(length) if length.isdecimal() and len(length) < 16 else 10**16
+
+
+# --- decoding -------------------------------------------------------------------------------------
+
+
+def _read_whole(data: bytes, body: Body) -> Any:
+    value = payload.parse(data, limit=body.limit, max_depth=body.depth, lenient=body.lenient)
+    return convert(value, body.type)
+
+
+def _read_large(data: bytes, body: Body) -> Any:
+    """Do what `_read_whole` does, with a bound on values, and arrays item by item."""
+    check_values(data, MAX_BATCH_VALUES if body.item else MAX_VALUES)
+    return _read_items(data, body) if body.item else _read_whole(data, body)
+
+
+def check_values(data: bytes, most: int) -> None:
+    """Raise PayloadTooLarge if JSON has more than `most` values; an object's keys do not count."""
+    if len(data) > 2 * most and _reach(data, 0, len(data), most) < len(data):
+        raise PayloadTooLarge(f"more than {most} values; {ADVICE}", path="$")
+
+
+def _reach(data: bytes, start: int, stop: int, most: int) -> int:
+    """Return where, up to `stop`, the part of `data` ends that has `most` values, or a slice more.
+
+    It begins outside of strings. Counted is what precedes a value: a comma or an open bracket.
+    """
+    in_string, escape, found = False, b"", 0
+    for at in range(start, stop, SLICE):
+        plain = escape + data[at : min(at + SLICE, stop)]
+        plain = plain.replace(rb"\\", b"").replace(rb"\"", b"")
+        escape = plain[-1:] if plain.endswith(b"\\") else b""  # its other half is in the next slice
+        parts = plain.split(b'"')
+        found += len(b"".join(parts[in_string::2]).translate(None, _UNCOUNTED))
+        in_string ^= len(parts) % 2 == 0
+        if found > most:
+            return at
+    return stop
+
+
+def _read_items(data: bytes, body: Body) -> list[Any]:
+    """Return the items of an array, decoded, checked and converted one by one."""
+    items: list[Any] = []
+    for item in _items(data, body):
+        path = f"$[{len(items)}]"
+        if len(items) == body.most:
+            raise InvalidInput(f"more than {body.most} items; send fewer at once", path="$")
+        if not body.lenient:
+            payload.walk(item, path, MAX_ITEM_BYTES, body.depth - 1)
+        made = convert(item, body.item, root=path)
+        if isinstance(made, requests.Request):
+            made.pack(path)  # else the garbage collector would walk a million values
+        items.append(made)
+    return items
+
+
+def _items(data: bytes, body: Body) -> Iterator[object]:
+    """Yield the items of an array.
+
+    Only a window of the text is decoded at a time, so that a huge item is refused unread. Where a
+    window cuts an item, the next one begins before it.
+    """
+    decode = payload.decoder(lenient=body.lenient).raw_decode
+    start = count = 0
+    while True:
+        stop = min(start + MAX_ITEM_BYTES, len(data))
+        if stop - start > 2 * MAX_VALUES:
+            stop = _reach(data, start, stop, MAX_VALUES + SLICE)
+        text, stop = _window(data, start, stop, body)
+        at = end = 0
+        try:
+            while True:
+                item, end = _next(decode, text, at, is_first=count == 0)
+                if item is _END:
+                    break
+                yield item
+                at, count = end, count + 1
+        except RecursionError:
+            raise InvalidInput("nested too deep; flatten it", path=f"$[{count}]") from None
+        except json.JSONDecodeError as flaw:
+            near_end = flaw.msg.startswith("Unterminated") or flaw.pos > len(text) - MAX_MARK
+            if stop == len(data) or not near_end:
+                place = start + len(text[: flaw.pos].encode())
+                problem = f"not the JSON that this call takes, at byte {place}: {flaw.msg}"
+                raise InvalidInput(problem, path="$") from None
+            if at == 0:
+                limits = f"more than {MAX_ITEM_BYTES} bytes or {MAX_VALUES} values"
+                raise PayloadTooLarge(f"{limits}; {ADVICE}", path=f"$[{count}]") from None
+            start += len(text[:at].encode())
+            continue
+        if text[end:].strip(BLANKS) or data[stop:].strip(BLANKS.encode()):
+            raise InvalidInput("there is more behind the array; send one value", path="$")
+        return
+
+
+def _window(data: bytes, start: int, stop: int, body: Body) -> tuple[str, int]:
+    """Return the text of a part of `data`, and where it stops: before a character it would cut."""
+    while stop < len(data) and data[stop] & 0xC0 == 0x80:
+        stop -= 1
+    part = data[start:stop]
+    if not body.lenient and payload.may_nest_deeper(part, body.depth):
+        raise InvalidInput(f"nested more than {body.depth} levels deep; flatten it", path="$")
+    try:
+        return part.decode(), stop
+    except UnicodeDecodeError as flaw:
+        raise InvalidInput(
+            f"not UTF-8 at byte {start + flaw.start}; send UTF-8", path="$"
+        ) from None
+
+
+def _next(
+    decode: Callable[[str, int], tuple[object, int]], text: str, at: int, *, is_first: bool
+) -> tuple[object, int]:
+    """Return the next item of an array, or `_END`, and where that ends in `text`.
+
+    `at` is the end of the item before, or the place before the array. Raises JSONDecodeError.
+    """
+    at = _past_blanks(text, at)
+    if not is_first and text[at : at + 1] == "]":
+        return _END, at + 1
+    expected = "[" if is_first else ","
+    if text[at : at + 1] != expected:
+        raise json.JSONDecodeError(f"Expecting {expected!r}", text, at)
+    at = _past_blanks(text, at + 1)
+    if is_first and text[at : at + 1] == "]":
+        return _END, at + 1
+    return decode(text, at)
+
+
+def _past_blanks(text: str, at: int) -> int:
+    found = _find_other(text, at)
+    return found.start() if found else len(text)
+
+
+_END = object()
+BLANKS = " \t\n\r"
+_find_other = re.compile(f"[^{BLANKS}]").search
+MAX_MARK = len(r"\ud83d\ude00")
+"""Characters before the end of a text in which a reader may miss what comes behind it."""
+_UNCOUNTED = bytes(set(range(256)) - set(b",[{"))
+
+
+# --- converting -----------------------------------------------------------------------------------
+
+
+def convert(value: object, kind: type[T], *, strict: bool = True, root: str = "$") -> T:
+    """Return `value` as `kind`; raises InvalidInput with the path of the field that does not fit.
+
+    `value` is what a JSON parser returns. `strict=False` is for queries: it reads numbers in text.
+    """
+    try:
+        return msgspec.convert(_whole(value, kind), kind, strict=strict)
+    except UnicodeEncodeError:
+        raise InvalidInput("half of a surrogate pair in a name; remove it", path=root) from None
+    except msgspec.ValidationError as flaw:
+        message, _, path = str(flaw).partition(" - at `$")
+        path = path.rstrip("`")
+        if not root.startswith("$"):
+            path = path.lstrip(".")
+        raise InvalidInput(message, path=f"{root}{path}") from None
+
+
+def _whole(value: object, kind: Any) -> object:
+    """Return `value` with 58.0 as 58 where an integer is wanted: JSON has one kind of number."""
+    while typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is list and isinstance(value, list):
+        return [_whole(item, typing.get_args(kind)[0]) for item in value]
+    if not isinstance(value, dict) or not issubclass(kind, msgspec.Struct):
+        return value
+    whole = _whole_fields(kind)
+    return {
+        name: int(item) if type(item) is float and name in whole and item.is_integer() else item
+        for name, item in value.items()
+    }
+
+
+@functools.cache
+def _whole_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
+    types = typing.get_type_hints(kind)  # without their annotations
+    return frozenset(name for name, type in types.items() if int in (type, *typing.get_args(type)))
