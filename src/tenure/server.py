@@ -53,14 +53,17 @@ LOOK_TICKS = 10
 class Application:
     """The ASGI application. `state.notifier.stop()` ends every waiting request at a shutdown."""
 
-    def __init__(self, app: Tenure, settings: Settings) -> None:
+    def __init__(
+        self, app: Tenure, settings: Settings, authorize: guard.Authorize | None = None
+    ) -> None:
         guard.check_tokens(settings)
         notifier = WorkNotifier(app.core.on_work)
 
         @contextlib.asynccontextmanager
         async def lifespan(_: object) -> AsyncIterator[None]:
             await asyncio.to_thread(app.open)
-            await asyncio.to_thread(guard.warn_if_closed, settings, app)
+            if authorize is None:
+                await asyncio.to_thread(guard.warn_if_closed, settings, app)
             notifier.start()
             pages.view().cache.begin()
             yield
@@ -68,10 +71,16 @@ class Application:
 
         self.state = State({"notifier": notifier})
         redaction = app.core.redaction.also(settings.redact)
-        tokens = TokenCache(app, settings.tokens, closed=settings.is_exposed)
+        closed = settings.is_exposed or authorize is not None
+        tokens = TokenCache(app, settings.tokens, closed=closed)
         refusals = Refusals()
         self._api = guard.AccessGuard(
-            Dispatcher(ROUTES, app, notifier, redaction), settings, tokens, OPEN_PATHS, refusals
+            Dispatcher(ROUTES, app, notifier, redaction),
+            settings,
+            tokens,
+            OPEN_PATHS,
+            refusals,
+            authorize=authorize,
         )
         pages = dashboard.Dashboard(app, redaction, tokens, lambda: notifier.stopped)
         self._pages = guard.AccessGuard(
@@ -80,6 +89,7 @@ class Application:
             tokens,
             dashboard.OPEN_PATHS,
             refusals,
+            authorize=authorize,
             session=dashboard.session_secret,
             refuse=pages.refuse,
             linked=True,
@@ -95,7 +105,9 @@ class Application:
             await self._api(scope, receive, send)
 
 
-def build(app: Tenure, settings: Settings | None = None) -> Application:
+def build(
+    app: Tenure, settings: Settings | None = None, *, authorize: guard.Authorize | None = None
+) -> Application:
     """Return an ASGI application with the HTTP API and the dashboard of `app`.
 
     Serve it with any ASGI server, or mount it in another application under any path. It needs no
@@ -105,10 +117,16 @@ def build(app: Tenure, settings: Settings | None = None) -> Application:
     - `settings`: tokens, allowed hosts, redaction and the host that is listened on. Without a token
       only requests from this machine to a loopback name are answered, and none at all if `host` or
       `allowed_hosts` names another. Default: `Settings()`.
+    - `authorize`: an async function that takes the ASGI scope of a request, with what your
+      middleware has put there. It returns the name of the user (1 to 128 of `A-Z a-z 0-9 _ : - .`;
+      the history of jobs says `user:NAME`) and some of the scopes `enqueue`, `work`, `read` and
+      `admin`. If it returns None, a token or a session counts. Streams and waiting requests call it
+      again every few seconds. With it, any `Host` is served unless `allowed_hosts` names some.
+      Default: None, only tokens count.
 
     Raises InvalidInput if a token is too short for requests of other machines.
     """
-    return Application(app, settings or Settings())
+    return Application(app, settings or Settings(), authorize)
 
 
 def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:

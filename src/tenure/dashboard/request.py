@@ -69,7 +69,7 @@ class PageRequest:
     @property
     def actor(self) -> str:
         """The name of the caller in the ledger."""
-        return self.caller.name if self.caller.name.startswith("token:") else "dashboard"
+        return "dashboard" if self.caller.name == "http" else self.caller.name
 
     def may(self, scope: Scope) -> bool:
         """Return whether the caller has a scope, which decides what a page offers."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import filterfalse
 
 import msgspec
@@ -24,12 +24,15 @@ from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, StoreUnavailable, Unauthorized
 from tenure.http.refusals import REASONS, Refusals
 from tenure.http.token_cache import TokenCache
+from tenure.jobs.names import check_name
 from tenure.settings import Settings, is_loopback
-from tenure.tokens.scopes import ANYBODY, CALLER, Caller
+from tenure.tokens.scopes import ANYBODY, CALLER, Caller, scopes_of
 from tenure.wire.problems import MEDIA_TYPE, REQUEST_ID, Refusal, problem_of
 
 log = logging.getLogger(__name__)
 
+Authorize = Callable[[Scope], Awaitable[tuple[str, Iterable[str]] | None]]
+"""Returns the name and the scopes of the user who sent a request; None if it knows of none."""
 NO_CALLER = Caller("http", frozenset(), known=False)
 """The caller of a path that is open to all."""
 GUARD = "tenure.guard"
@@ -115,11 +118,13 @@ class AccessGuard:
         open_paths: Sequence[str],
         refusals: Refusals,
         *,
+        authorize: Authorize | None = None,
         session: Callable[[Scope], bytes | None] = lambda _: None,
         refuse: Callable[[Scope, Exception], Response] = as_problem,
         linked: bool = False,
     ) -> None:
-        """Guard `app`. `session` finds the secret of a browser's session, `refuse` refuses.
+        """Guard `app`. `authorize` is asked before tokens, and with it any host is served unless
+        the settings name some. `session` finds the secret of a browser's session, `refuse` refuses.
 
         `linked`: pages of other sites may have links to it, as to pages for people.
 
@@ -128,10 +133,12 @@ class AccessGuard:
         self.tokens = tokens
         self.refusals = refusals
         self._app = app
+        self._authorize = authorize
         self._session = session
         self._refuse = refuse
         self._linked = linked
-        self._any_host = not is_loopback(settings.host) and not settings.allowed_hosts
+        is_local = authorize is None and is_loopback(settings.host)
+        self._any_host = not is_local and not settings.allowed_hosts
         self._hosts = frozenset({settings.host.lower(), *settings.allowed_hosts})
         self._serves = functools.lru_cache(MAX_REMEMBERED)(self._names_this_server)
         self._open_paths = frozenset(open_paths)
@@ -192,9 +199,12 @@ class AccessGuard:
         return token, self._session(scope) if token is None else None
 
     async def caller_of(self, scope: Scope) -> Caller:
-        """Return who sent a request; raises Unauthorized unless its token is valid."""
+        """Return who sent a request; raises Unauthorized unless its user or token is valid."""
         if path_in(scope) in self._open_paths:
             return NO_CALLER
+        if self._authorize is not None and (user := await self._authorize(scope)) is not None:
+            name = check_name(user[0], "user", "authorize")
+            return Caller(f"user:{name}", frozenset(scopes_of(user[1], "authorize")), known=False)
         caller = await self.tokens.caller(*self.credentials(scope))
         if caller is None or (caller is ANYBODY and not _is_from_here(scope)):
             raise Unauthorized("send a token of this server as `Authorization: Bearer <token>`")
