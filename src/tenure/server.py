@@ -36,6 +36,7 @@ from tenure.http.token_cache import TokenCache
 from tenure.http.waiting import WorkNotifier
 from tenure.jobs.names import check_queues
 from tenure.settings import Settings
+from tenure.worker.maintenance import StallWatch
 from tenure.worker.process import ABORTED, maintained, run_loop, spared_by_collector, worker_of
 from tenure.worker.worker import Worker
 
@@ -149,13 +150,15 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         guard.warn_if_closed(settings, app)
         listener = running.enter_context(_listen(settings.host, settings.port))
         running.enter_context(app)
-        delivery = running.enter_context(maintained(app, settings))
+        watch = StallWatch()
+        delivery = running.enter_context(maintained(app, settings, watch.may_end_leases))
         built = build(app, settings)
         running.callback(built.state.notifier.close)
         has_handlers = app.core.handlers.types() != ()
         crew = [worker_of(app, settings) for _ in range(workers if has_handlers else 0)]
         stops = [worker.request_stop for worker in crew]
-        server = _Server(built, settings, [built.state.notifier.stop, delivery.ask_to_stop, *stops])
+        on_stop = [built.state.notifier.stop, delivery.ask_to_stop, *stops]
+        server = _Server(built, settings, on_stop, watch)
         threads = running.enter_context(ThreadPoolExecutor(max(workers, 1), "tenure-worker"))
         for stop in stops:
             running.callback(stop)
@@ -194,7 +197,11 @@ class _Server(uvicorn.Server):
     """uvicorn, which ends waiting requests before it stops."""
 
     def __init__(
-        self, built: Application, settings: Settings, on_stop: list[Callable[[], None]]
+        self,
+        built: Application,
+        settings: Settings,
+        on_stop: list[Callable[[], None]],
+        watch: StallWatch,
     ) -> None:
         room = Room(_connections_that_fit())
         super().__init__(
@@ -215,6 +222,7 @@ class _Server(uvicorn.Server):
         )
         self._host = settings.host
         self._on_stop = on_stop
+        self._watch = watch
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, and print the address."""
@@ -226,6 +234,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Abort the connections of clients that are too slow, once a second."""
+        self._watch.turned()
         if counter % LOOK_TICKS == 0:
             now = asyncio.get_running_loop().time()
             for connection in tuple(self.server_state.connections):

@@ -21,7 +21,7 @@ from tenure.errors import InvalidInput
 from tenure.http.protocol import MAX_OVERHEAD_BYTES
 from tenure.server import serve
 from tenure.settings import Settings
-from tests.support.http import ServerProcess
+from tests.support.http import ServerProcess, claim_jobs
 from tests.support.waiting import wait_until
 
 SLOW_APP = """
@@ -380,3 +380,21 @@ def test_json_logs_are_one_event_per_line(sqlite_url: str) -> None:
     for line in log.splitlines():
         event = json.loads(line)
         assert {"time", "level", "logger", "message"} <= event.keys()
+
+
+@pytest.mark.requirement("C10")
+def test_a_server_that_stood_still_ends_no_lease_that_a_heartbeat_would_have_kept(
+    sqlite_url: str,
+) -> None:
+    with ServerProcess(sqlite_url) as server, httpx2.Client(base_url=server.url) as http:
+        assert http.post("/jobs", json={"type": "a", "max_retries": 1}).status_code == 201
+        time.sleep(0.5)  # so that it has turned before
+        (lease,) = claim_jobs(http, lease_seconds=1)
+        server.process.send_signal(signal.SIGSTOP)
+        time.sleep(4)  # the fault
+        server.process.send_signal(signal.SIGCONT)
+        time.sleep(1.5)  # more than one sweep
+        path = f"/leases/{lease['lease_id']}"
+        assert http.post(f"{path}/heartbeat", json={"lease_seconds": 30}).status_code == 200
+        assert http.post(f"{path}/complete", json={"result": 1}).status_code == 200
+        assert http.get(f"/jobs/{lease['id']}").json()["status"] == "completed"

@@ -15,7 +15,7 @@ from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.webhooks.deliveries import WEBHOOK
 from tenure.worker import maintenance
-from tenure.worker.maintenance import MaintenanceThread
+from tenure.worker.maintenance import MaintenanceThread, StallWatch
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, transitions, wait_until_settled
 
@@ -208,3 +208,26 @@ def test_retention_leaves_what_webhooks_are_yet_to_be_told(app_on_each_engine: T
         lambda: app_on_each_engine.core.prune({"completed": 0}),
         "what nobody waits for to go",
     )
+
+
+def test_time_in_which_a_server_stands_still_does_not_count(app: Tenure) -> None:
+    now = 100.0
+    watch = StallWatch(lambda: now)
+    assert watch.may_end_leases(), "a server that has not begun"
+    watch.turned()
+    now += maintenance.STALL_SECONDS
+    assert watch.may_end_leases()
+    watch.turned()
+    now += 40
+    assert not watch.may_end_leases(), "it stands still"
+    expired = claim(app, 1) if app.enqueue("work") else []
+    with running_sweeper(app, may_end_leases=watch.may_end_leases):
+        watch.turned()
+        for _ in range(39):
+            now += 1
+            watch.turned()
+            assert not watch.may_end_leases(), "heartbeats have as much time as they lacked"
+        assert app.get(expired[0]).status is Status.PROCESSING
+        now += 1
+        watch.turned()
+        wait_until(lambda: "retried" in transitions(app, expired[0]), "the lease to end")

@@ -33,6 +33,40 @@ QUIET_SHARE = 0.5
 the statistics fall behind; they catch up in quiet times."""
 
 
+STALL_SECONDS = 1.0
+
+
+class StallWatch:
+    """Knows whether a server has answered its callers lately.
+
+    While its event loop stands still, no heartbeat arrives. Time in which it does so must not count
+    against leases.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` is in seconds."""
+        self._clock = clock
+        self._turned_at: float | None = None
+        self._spare_until = 0.0
+
+    def turned(self) -> None:
+        """Note that the event loop runs; called several times a second."""
+        now = self._clock()
+        stood_still = 0.0 if self._turned_at is None else now - self._turned_at
+        if stood_still > STALL_SECONDS:
+            self._spare_until = now + stood_still
+            log.warning(
+                "the server stood still for %.1f s; leases last as much longer", stood_still
+            )
+        self._turned_at = now
+
+    def may_end_leases(self) -> bool:
+        """Whether heartbeats had the time to arrive that leases give them."""
+        now = self._clock()
+        stands_still = self._turned_at is not None and now - self._turned_at > STALL_SECONDS
+        return not stands_still and now >= self._spare_until
+
+
 class MaintenanceThread(threading.Thread):
     """Does its duties every `interval` seconds, in its own thread."""
 
@@ -43,16 +77,19 @@ class MaintenanceThread(threading.Thread):
         interval: float = 1.0,
         keep: Mapping[str, Duration] | None = None,
         without_errors: bool = False,
+        may_end_leases: Callable[[], bool] = lambda: True,
     ) -> None:
         """`keep` is how long settled jobs are kept, by status; the others are never deleted.
 
         `without_errors` leaves errors out of what webhooks are sent, because they may hold what is
-        redacted. Raises InvalidInput if `keep` names a status that is not final.
+        redacted. While `may_end_leases` returns false, no lease is ended. Raises InvalidInput if
+        `keep` names a status that is not final.
         """
         super().__init__(name="tenure-maintenance", daemon=True)
         self._events = app.events
         self._core = app.core
         self._interval = interval
+        self._may_end_leases = may_end_leases
         self._keep = retention(keep or {})
         forward = partial(app.core.forward_to_webhooks, without_errors=without_errors)
         self._duties: Sequence[Callable[[], object]] = (
@@ -103,7 +140,7 @@ class MaintenanceThread(threading.Thread):
     # --- the duties
 
     def _end_leases(self) -> None:
-        while not self._end.is_set():
+        while self._may_end_leases() and not self._end.is_set():
             ended = self._core.sweep()
             for steps in ended:
                 logs.log_steps(log, steps)

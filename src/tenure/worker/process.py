@@ -94,13 +94,18 @@ def run_worker(
 
 
 @contextlib.contextmanager
-def maintained(app: Tenure, settings: Settings) -> Iterator[WebhookDelivery]:
+def maintained(
+    app: Tenure, settings: Settings, may_end_leases: Callable[[], bool] = lambda: True
+) -> Iterator[WebhookDelivery]:
     """Check and maintain the database of `app`, and deliver to its webhooks, in the block.
 
-    Webhooks are not sent errors if anything is redacted.
+    Webhooks are not sent errors if anything is redacted. No lease is ended while `may_end_leases`
+    returns false.
     """
     hidden = bool(app.core.redaction.also(settings.redact))
-    maintenance = MaintenanceThread(app, keep=settings.keep, without_errors=hidden)
+    maintenance = MaintenanceThread(
+        app, keep=settings.keep, without_errors=hidden, may_end_leases=may_end_leases
+    )
     delivery = WebhookDelivery(
         app, private=settings.webhooks_private, grace_seconds=settings.grace_seconds
     )
