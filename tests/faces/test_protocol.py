@@ -10,6 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from tenure.http import protocol as limits
 from tenure.http.protocol import (
     MAX_GATHERED,
     MAX_OVERHEAD_BYTES,
@@ -65,13 +66,15 @@ class Socket(asyncio.Transport):
         self.reading = True
 
 
-def connected(app: ASGIApp) -> tuple[BoundedProtocol, Socket]:
+def connected(app: ASGIApp, *, of_caller: bool = True) -> tuple[BoundedProtocol, Socket]:
     """A connection to `app` that has just been made."""
     config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", timeout_keep_alive=75)
     config.load()
     made = BoundedProtocol(Room(8), config, ServerState(), {}, asyncio.get_running_loop())
     socket = Socket()
     made.connection_made(socket)
+    if of_caller:
+        made.admit()
     return made, socket
 
 
@@ -267,6 +270,47 @@ async def test_little_is_dropped_after_a_refusal() -> None:
     assert socket.pieces[-1] == HALF_CLOSED
     protocol.data_received(b"x")
     assert socket.closed.is_set()
+    protocol.connection_lost(None)
+
+
+@pytest.mark.anyio
+@pytest.mark.scenario(98)
+@pytest.mark.parametrize("admitted", [True, False])
+async def test_strangers_rest_after_each_request(
+    monkeypatch: pytest.MonkeyPatch, admitted: bool
+) -> None:
+    """Not before the first, and no longer once they have a caller."""
+    monkeypatch.setattr(limits, "TURN_SECONDS", 60.0 if admitted else 0.01)
+    every = asyncio.Event()
+    answered: list[float] = []
+
+    def count() -> None:
+        answered.append(protocol.loop.time())
+        if len(answered) == 3:
+            every.set()
+
+    protocol, socket = connected(answering(b"abcd", then=count), of_caller=False)
+    protocol.data_received(REQUEST * 3)
+    await asyncio.wait_for(socket.sent.wait(), 10)
+    if admitted:
+        assert len(answered) == 1
+        assert not socket.reading
+        protocol.admit()
+    await asyncio.wait_for(every.wait(), 10)
+    assert admitted or answered[2] - answered[0] >= 0.02
+    protocol.connection_lost(None)
+
+
+@pytest.mark.anyio
+@pytest.mark.scenario(98)
+async def test_a_connection_is_read_once_in_a_step() -> None:
+    protocol, socket = connected(answering(b"abcd"))
+    protocol.data_received(POST)
+    await asyncio.wait_for(socket.sent.wait(), 10)
+    protocol.data_received(b"10001\r\n" + b" " * 0x10001)
+    assert not socket.reading
+    await asyncio.sleep(0.01)
+    assert socket.reading
     protocol.connection_lost(None)
 
 

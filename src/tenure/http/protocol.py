@@ -35,6 +35,8 @@ MAX_STRANGERS = 200
 """Connections on which no request has had a caller yet."""
 MIN_PARSED = 512
 """Bytes that are parsed at once, and what follows them up to the end of a head."""
+TURN_SECONDS = 0.001
+"""All strangers together send one part in this time: a request, or what one read brings."""
 MAX_GATHERED = 64 * 1024
 """Bytes of an answer that may wait for the end of a step of the event loop."""
 
@@ -145,6 +147,11 @@ class Room:
         """Count a connection as a caller's from now on, or not at all if it has ended."""
         self._strangers.pop(connection, None)
 
+    def turn_seconds(self, connection: BoundedProtocol) -> float:
+        """Return how long a connection rests after each part that it sends; 0 if a caller's."""
+        strangers = len(self._strangers)
+        return strangers * TURN_SECONDS if connection in self._strangers else 0.0
+
     def _abort(self, connection: BoundedProtocol) -> None:
         if not self._logged:
             self._logged = True
@@ -165,6 +172,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _head_bytes = 0  # of the URL and of complete headers
     _other_bytes = 0  # that came since anything else than overhead did
     _unparsed = b""
+    _resting = False  # while others have their turn
     _refused = False  # as no HTTP, or too large: the parser gets nothing more
     _advanced = False  # by this read: a request or a piece of its body began or ended
     _keep_alive = True  # if the whole request arrives before the answer
@@ -204,9 +212,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Abort the connection if its client is too slow, at loop time `now`."""
         if self.transport.half_closed:
             self._due = min(self._due, now + OVERHEAD_SECONDS)
-        elif (
-            self.flow.read_paused or self.transport.held
-        ):  # what the server does not read cannot arrive
+        elif self.flow.read_paused or self._unparsed:  # what the server does not read cannot arrive
             self._due = max(self._due, now + OVERHEAD_SECONDS)
         if now >= self._due or self.transport.is_stuck(now):
             self.abort()
@@ -228,17 +234,32 @@ class BoundedProtocol(HttpToolsProtocol):
                     self.send_400_response("The request has too much beside its body.")
 
     def _parse(self) -> None:
-        """Parse what has arrived, while no request waits: each that waits takes some kilobytes."""
-        while self._unparsed and (not self.pipeline or self.transport.is_closing()):
-            end = self._unparsed.find(b"\r\n\r\n", MIN_PARSED) + 4
+        """Parse what has arrived, while no request waits: each that waits takes some kilobytes.
+
+        Then let others have their turn: uvloop would read up to 32 times from one connection.
+        """
+        while not self._resting and (not self.pipeline or self.transport.is_closing()):
+            if not self._unparsed:
+                break
+            turn = self._room.turn_seconds(self)
+            end = self._unparsed.find(b"\r\n\r\n", 0 if turn else MIN_PARSED) + 4
             part = self._unparsed[:end] if end > 3 else self._unparsed
             self._unparsed = self._unparsed[len(part) :]
             if not self._refused:
                 super().data_received(part)
-        if self._unparsed:
+            if turn or len(part) > MAX_GATHERED:
+                self._resting = True
+                self.loop.call_later(turn, self._go_on)
+        if self._unparsed or self._resting:
             self.transport.hold_reading()
         elif self.transport.held:
-            self.transport.release_reading(paused=self.flow.read_paused)
+            paused = self.flow.read_paused and not self.transport.half_closed
+            self.transport.release_reading(paused=paused)
+
+    def _go_on(self) -> None:
+        if self._resting:
+            self._resting = False
+            self._parse()
 
     def _advance(self, due: float = inf) -> None:
         self._advanced = True
@@ -272,7 +293,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._advance()
-        cast("dict[str, Any]", self.scope)[ADMITTED] = self._admit
+        cast("dict[str, Any]", self.scope)[ADMITTED] = self.admit
         super().on_headers_complete()
         self._unanswered.append(self.cycle)
         self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
@@ -290,8 +311,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.half_closed:
             self.transport.close()
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
+        """Count this connection as a caller's from now on."""
         self._room.admit(self)
+        self._go_on()
 
     # --- what is answered
 
