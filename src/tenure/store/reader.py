@@ -115,6 +115,13 @@ class Reader(ABC):
         found = self.rows(statement, (job_id,))
         return job_of(found[0], d.to_time) if found else None
 
+    @abstractmethod
+    def some(self, query: Query) -> tuple[list[Job], bool]:
+        """Return what `find` would, up to `search.MAX_BYTES`, and whether there may be more.
+
+        No more than these bytes are loaded, and one job.
+        """
+
     def find(self, query: Query) -> list[Job]:
         """Return the jobs of a query, in its order, without the bounds of `search.py`."""
         rows = self.rows_by_index(*self.listing(self._job, query))

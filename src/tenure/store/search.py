@@ -7,9 +7,10 @@ status has few jobs, their partial index is read whole instead. The same for bot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tenure.jobs import ids
@@ -29,6 +30,8 @@ MAX_TEXTS = 2_000
 """Rows that one call reads the payloads or errors of: each may be 1 MiB."""
 MAX_SPANS = 10
 """How many times as far counting goes."""
+MAX_BYTES = 8 * 1024 * 1024
+"""Payloads and results, in bytes, after which a page ends: each job may have more than 1 MiB."""
 AT_ONCE = 50
 """Jobs that are loaded at once where redacted texts have to be searched outside SQL."""
 CLOCKS_APART = timedelta(hours=1)
@@ -120,10 +123,23 @@ def fits(filter: Filter, job: Job) -> bool:
 def page(read: Reader, query: Query) -> Page:
     """Return up to `limit` jobs, and where to continue."""
     span = bounded(read, query)
-    jobs = _shown(read, span) if _hides(span) else read.find(span)
-    if len(jobs) == query.limit:
+    some = filled(_fitting(read, span), span.limit) if _hides(span) else read.some(span)
+    jobs, has_ended_early = some
+    if has_ended_early:
         return Page(jobs, jobs[-1].id, searched_all=True)
     return Page(jobs, span.through, searched_all=span.through is None)
+
+
+def filled(jobs: Iterable[Job], limit: int) -> tuple[list[Job], bool]:
+    """Take jobs until there are `limit`, or MAX_BYTES; also return whether there were so many."""
+    taken: list[Job] = []
+    size = 0
+    for job in jobs:
+        taken.append(job)
+        size += sum(len(text.encode()) for text in (job.payload, job.result) if text)
+        if len(taken) == limit or size >= MAX_BYTES:
+            return taken, True
+    return taken, False
 
 
 def all_of(read: Reader, query: Query) -> list[Job]:
@@ -154,7 +170,10 @@ def count(read: Reader, query: Query, at_most: int) -> Counted:
     found = 0
     for _ in range(MAX_SPANS):
         span = bounded(read, replace(query, limit=at_most + 1 - found))
-        found += len(_shown(read, span)) if _hides(span) else read.count(span)
+        if _hides(span):
+            found += sum(1 for _ in islice(_fitting(read, span), span.limit))
+        else:
+            found += read.count(span)
         if found > at_most:
             return Counted(at_most, exact=False)
         if span.through is None:
@@ -191,18 +210,16 @@ def _hides(query: Query) -> bool:
     return bool(query.hidden and (query.error or query.text))
 
 
-def _shown(read: Reader, span: Query) -> list[Job]:
-    """Return the jobs of a span whose texts, as shown, contain what is searched for.
+def _fitting(read: Reader, span: Query) -> Iterator[Job]:
+    """Yield the jobs of a span whose texts, as shown, contain what is searched for.
 
     Every job that the database finds is looked at, so that the end of a page does not depend on
     jobs that are left out.
     """
-    shown: list[Job] = []
     part = replace(span, limit=AT_ONCE)
-    while len(shown) < span.limit:
-        found = read.find(part)
-        shown += [job for job in found if fits(span, job)]
-        if len(found) < AT_ONCE:
-            break
+    while True:
+        found, has_more = read.some(part)
+        yield from (job for job in found if fits(span, job))
+        if not has_more:
+            return
         part = _after(part, found[-1].id)
-    return shown[: span.limit]

@@ -23,8 +23,8 @@ from tenure.wire.problems import RETRY_LATER, Refusal
 log = logging.getLogger(__name__)
 
 RECONNECT_MILLISECONDS = 1_000
-MAX_AT_ONCE = 500
-"""Events that are read at once; a stream holds no more in memory."""
+MAX_AT_ONCE = 100
+"""Events that are read at once; a stream holds no more in memory. Each may have 16 KiB of error."""
 MAX_STREAMS = 100
 MAX_NAMED = 100
 """Types, queues or events that one stream may be limited to."""

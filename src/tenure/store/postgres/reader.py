@@ -14,13 +14,14 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.queries import MAX_AHEAD, Query
-from tenure.lifecycle import Status
+from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
-from tenure.store.postgres.connection import CONNECTED, NOW, address_of, connect, is_uuid
+from tenure.store.postgres.connection import CONNECTED, NOW, address_of, connect, is_uuid, to_time
 from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, answering
 from tenure.store.reader import Reader
-from tenure.store.search import ENDED, Statement, between, others
+from tenure.store.rows import job_of
+from tenure.store.search import ENDED, MAX_BYTES, Statement, between, others
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +168,21 @@ class PostgresReader(Reader):
     def _ask_once(self, ask: Callable[[Connection], T], seconds: float) -> T:
         with self._pool.connection() as connection, answering(connection, seconds):
             return ask(connection)
+
+    def some(self, query: Query) -> tuple[list[Job], bool]:
+        # The length of a text that is stored apart is known without reading it.
+        size = "octet_length(payload) + coalesce(octet_length(result), 0)"
+        listing, values = self.listing("job.*", query)
+        statement = f"""
+SELECT {self._job}, found FROM (
+    SELECT *, sum({size}) OVER (ROWS UNBOUNDED PRECEDING) - ({size}) AS before,
+        count(*) OVER () AS found
+    FROM ({listing}) AS listed
+) AS job WHERE before < {MAX_BYTES}
+"""
+        rows = self.rows_by_index(statement, values)
+        jobs = [job_of(row, to_time) for row in rows]
+        return jobs, len(jobs) == query.limit or (bool(rows) and len(rows) < rows[0][-1])
 
     @staticmethod
     def listing(what: str, query: Query) -> Statement:

@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 from tenure.errors import StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.queries import MAX_AHEAD, Query
-from tenure.lifecycle import Status
+from tenure.lifecycle import Job, Status
 from tenure.store import audit
 from tenure.store.constraints import quoted
 from tenure.store.reader import Reader
-from tenure.store.search import ENDED, Statement, between, others
+from tenure.store.rows import job_of
+from tenure.store.search import ENDED, Statement, between, filled, others
 from tenure.store.sqlite import watch as sqlite_watch
-from tenure.store.sqlite.connection import connect
+from tenure.store.sqlite.connection import connect, to_time
 from tenure.store.sqlite.statements import DIALECT
 
 T = TypeVar("T")
@@ -114,6 +115,18 @@ class SqliteReader(Reader):
                 return read(connection.execute(statement, values))
         except sqlite3.Error as error:
             raise StoreUnavailable(f"the database {self._path} did not answer: {error}") from error
+
+    def some(self, query: Query) -> tuple[list[Job], bool]:
+        if query.gather:  # the ids first: SQLite would sort the payloads with them
+            ids = self.rows(*self.listing("id", query))
+            found = (self.get(id) for (id,) in ids)
+            return filled((job for job in found if job is not None), query.limit)
+        statement, values = self.listing(self._job, query)
+        return self._ask(
+            statement,
+            values,
+            lambda rows: filled((job_of(row, to_time) for row in rows), query.limit),
+        )
 
     @staticmethod
     def listing(what: str, query: Query) -> Statement:
