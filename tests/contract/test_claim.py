@@ -12,7 +12,7 @@ import pytest
 
 from tenure.jobs.work import Lease
 from tenure.store import open_store
-from tenure.webhooks.deliveries import WEBHOOK, WEBHOOK_QUEUE
+from tenure.webhooks.deliveries import WEBHOOK, queue_of
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.clock import TICK
 from tests.support.store import (
@@ -161,8 +161,8 @@ def test_only_from_the_queues_asked_for(harness: StoreHarness) -> None:
 def test_deliveries_only_go_to_who_names_their_queue(
     harness: StoreHarness, types: tuple[str, ...] | None
 ) -> None:
-    first = harness.add(WEBHOOK, queue=WEBHOOK_QUEUE, priority=-1)
-    second = harness.add(WEBHOOK, queue=WEBHOOK_QUEUE)
+    first = harness.add(WEBHOOK, queue=queue_of("shop"), priority=-1)
+    second = harness.add(WEBHOOK, queue=queue_of("shop"))
     assert harness.claim(limit=9, types=types) == []
     assert (
         harness.claim(limit=9, types=types) == []
@@ -170,7 +170,7 @@ def test_deliveries_only_go_to_who_names_their_queue(
     mail = harness.add()
     assert harness.ids(harness.claim(limit=9, types=types)) == [mail.id]
     assert harness.claim(limit=9, queues=("default",), types=types) == []
-    named = harness.claim(limit=9, queues=("default", WEBHOOK_QUEUE), types=types)
+    named = harness.claim(limit=9, queues=("default", queue_of("shop")), types=types)
     assert harness.ids(named) == [first.id, second.id]
 
 

@@ -20,7 +20,7 @@ from tenure.jobs.explain import (
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.stats import BUCKETS, Activity, WorkerState
 from tenure.lifecycle import ATTEMPT_ENDS, Cancelled, Job
-from tenure.webhooks.deliveries import WEBHOOK, WEBHOOK_QUEUE
+from tenure.webhooks.deliveries import WEBHOOK, queue_of
 from tests.support.store import (
     LEASE_SECONDS,
     StoreHarness,
@@ -116,10 +116,10 @@ def test_no_worker_for_the_queue(harness: StoreHarness, why: Why) -> None:
 
 
 def test_a_worker_for_any_queue_takes_no_deliveries(harness: StoreHarness, why: Why) -> None:
-    job = harness.add(WEBHOOK, queue=WEBHOOK_QUEUE)
+    job = harness.add(WEBHOOK, queue=queue_of("shop"))
     harness.claim(worker="w1")
-    check(why(job.id), "no_worker_for_queue", f"from queue {WEBHOOK_QUEUE}", "1 alive")
-    harness.claim(worker="w2", limit=0, queues=(WEBHOOK_QUEUE,))
+    check(why(job.id), "no_worker_for_queue", f"from queue {queue_of('shop')}", "1 alive")
+    harness.claim(worker="w2", limit=0, queues=(queue_of("shop"),))
     check(why(job.id), "next")
 
 

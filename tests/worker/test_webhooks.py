@@ -19,7 +19,7 @@ from tenure.jobs.redaction import MARK
 from tenure.lifecycle import EVENTS
 from tenure.webhooks import deliveries as delivery_jobs
 from tenure.webhooks import request as outbound
-from tenure.webhooks.deliveries import WEBHOOK, WEBHOOK_QUEUE
+from tenure.webhooks.deliveries import WEBHOOK, queue_of
 from tenure.worker.webhook_delivery import REMOVED
 from tests.support.cli import PROGRAM, clean_environment, cli_json, output_of, run_cli
 from tests.support.http import api_client, assert_problem, claim_jobs
@@ -225,7 +225,7 @@ def test_a_failure_between_position_and_jobs_loses_and_repeats_nothing(
 
 
 def test_a_limit_of_the_queue_holds_no_delivery_back(app_on_each_engine: Tenure) -> None:
-    app_on_each_engine.queues.limit(WEBHOOK_QUEUE, 0)
+    app_on_each_engine.queues.limit(queue_of("shop"), 0)
     hook_on(app_on_each_engine, "https://example.com")
     app_on_each_engine.enqueue("mail")
     wait_until(
@@ -421,7 +421,7 @@ def test_a_worker_over_http_is_handed_no_delivery(
 @pytest.mark.parametrize("program", ["serve", "worker"])
 def test_no_worker_is_told_to_take_deliveries(app: Tenure, program: str) -> None:
     """With fake handlers they would be done and never sent."""
-    arguments = ("--fake-handlers", "--queue", WEBHOOK_QUEUE, "--database", app.database)
+    arguments = ("--fake-handlers", "--queue", queue_of("shop"), "--database", app.database)
     refused = subprocess.run(
         [*PROGRAM, program, *arguments],
         capture_output=True,
@@ -436,12 +436,12 @@ def test_no_worker_is_told_to_take_deliveries(app: Tenure, program: str) -> None
 
 def test_the_queue_of_deliveries_is_theirs_alone(app: Tenure) -> None:
     with pytest.raises(InvalidInput, match="choose another name") as refused:
-        app.enqueue("mail", queue=WEBHOOK_QUEUE)
+        app.enqueue("mail", queue=queue_of("shop"))
     assert refused.value.path == "$.queue"
     with pytest.raises(InvalidInput, match="choose another name"):
-        app.job(queue=WEBHOOK_QUEUE)
+        app.job(queue=queue_of("shop"))
     with api_client(app) as api:
-        response = api.post("/jobs", json={"type": "mail", "queue": WEBHOOK_QUEUE})
+        response = api.post("/jobs", json={"type": "mail", "queue": queue_of("shop")})
         assert assert_problem(response, 400, "invalid_input")["path"] == "$.queue"
     assert app.find() == []
 

@@ -318,6 +318,14 @@ class Core:
             behind += page.more
         return behind
 
+    def webhook_queues(self) -> set[str]:
+        """The queues of the deliveries to each webhook."""
+        return {deliveries.queue_of(hook.name) for hook in webhooks.every(self.store.read)}
+
+    def delivery_queues(self) -> set[str]:
+        """The queues with pending deliveries, also to webhooks that were removed."""
+        return set(self.store.read.lanes((deliveries.QUEUES + ANY_REST,)))
+
     def webhook_target(self, name: str, id: str) -> tuple[str, str] | None:
         """The URL and the secret of a webhook; None if it is gone."""
         return webhooks.target(self.store.read, name, id)

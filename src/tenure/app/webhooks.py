@@ -15,6 +15,8 @@ from tenure.webhooks import request
 
 MAX_WEBHOOKS = 100
 """Each of them is one more reader of the ledger."""
+MAX_NAME = 100
+"""Characters of a name, which is a part of the name of a queue."""
 
 
 class Webhooks(Noun):
@@ -34,7 +36,7 @@ class Webhooks(Noun):
 
         The secret is shown only this once.
 
-        - `name`: 1 to 128 of `A-Z a-z 0-9 _ : - .`.
+        - `name`: 1 to 100 of `A-Z a-z 0-9 _ : - .`.
         - `url`: http or https, at most 2,000 characters, without user, password and fragment.
         - `events`: which transitions, one or more of `tenure.lifecycle.EVENTS`, such as `failed`.
         - `types`, `queues`: only of jobs of these types and queues. Default: None, of all.
@@ -43,6 +45,8 @@ class Webhooks(Noun):
         Raises InvalidInput, also if there are 100 webhooks already.
         """
         check_name(name, "webhook", "$.name")
+        if len(name) > MAX_NAME:
+            raise InvalidInput(f"use at most {MAX_NAME} characters", path="$.name")
         request.check_url(url, "$.url")
         wanted = frozenset(list_of_names(events, "$.events"))
         if not wanted or not wanted.issubset(EVENTS):

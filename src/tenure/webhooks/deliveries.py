@@ -17,13 +17,19 @@ from tenure.wire import responses
 
 WEBHOOK = "tenure.webhook"
 """The type of deliveries. They are signed when they are sent, so only Tenure adds them."""
-WEBHOOK_QUEUE = "tenure.webhooks"
+QUEUES = "tenure.webhooks."
+"""Begins the queue of each webhook; its name follows."""
 BATCH = 500
 """Transitions that one step looks at, for each webhook."""
 MAX_RETRIES = 10
 BACKOFF = policy_of({"base": 5, "cap": 3600}, "$.backoff")
 ATTEMPT_SECONDS = 30.0
 """Limit of one attempt; the request itself has less."""
+
+
+def queue_of(name: str) -> str:
+    """Return the queue of the deliveries to a webhook."""
+    return QUEUES + name
 
 
 def deliveries_of(
@@ -40,7 +46,7 @@ def deliveries_of(
         CheckedJob(
             id=id,
             type=WEBHOOK,
-            queue=WEBHOOK_QUEUE,
+            queue=queue_of(hook.name),
             payload=payload.canonical({"hook": hook.name, "hook_id": hook.id, "event": body}),
             max_retries=MAX_RETRIES,
             timeout=ATTEMPT_SECONDS,

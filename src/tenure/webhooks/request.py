@@ -57,6 +57,10 @@ class NotSent(Exception):
     """The request got no answer or was not allowed; the message says why."""
 
 
+class TimedOut(NotSent):
+    """The receiver did not answer in time."""
+
+
 def new_secret() -> str:
     """Return a random secret of 256 bits."""
     return BEGINNING + base64.b64encode(secrets.token_bytes(32)).decode()
@@ -109,7 +113,7 @@ async def post(url: str, headers: Mapping[str, str], body: bytes, *, private: bo
         async with asyncio.timeout(REQUEST_SECONDS):
             return await _exchange(parts, _request(parts, headers, body), private=private)
     except TimeoutError as error:
-        raise NotSent(f"no answer within {REQUEST_SECONDS:g} s") from error
+        raise TimedOut(f"no answer within {REQUEST_SECONDS:g} s") from error
     except ssl.SSLCertVerificationError as error:
         raise NotSent(
             f"the certificate of {parts.hostname} is not accepted: {error.verify_message}; give it "

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,10 @@ LEAVE_SECONDS = 1.0
 MIN_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 5.0
 UNRECORDABLE = "the store could not record that the job"
+
+
+Room = Callable[[Sequence[str]], tuple[tuple[str, ...], int]]
+"""From the queues of the attempts that are here: which queues to claim from, and how many jobs."""
 
 
 class ReportBackoff:
@@ -142,8 +146,12 @@ class Exchanges:
         handlers: Handlers,
         request: ClaimRequest,
         concurrency: int,
+        room: Room | None = None,
     ) -> None:
-        """`request` has what all claims have in common."""
+        """`request` has what all claims have in common, except for the queues if there is `room`.
+
+        Claims with `room` are made one after the other, and not ahead.
+        """
         self.demand = Demand(concurrency)
         self.backoff = ReportBackoff()
         self._source = source
@@ -154,6 +162,7 @@ class Exchanges:
         self._worklog = worklog
         self._handlers = handlers
         self._request = request
+        self._room = room
         self._flights: set[Flight] = set()
         self._suspects = 0  # how many of the next reports are sent one by one
 
@@ -244,11 +253,17 @@ class Exchanges:
             return None
         idle = present == 0
         wait = LONG_POLL_SECONDS if idle and self._source.waits else 0.0
+        queues = self._request.queues
+        if self._room is not None:
+            queues, most = self._room(self._leases.queues())
+            limit = 0 if on_the_way else min(limit, most)
+            if limit <= 0:
+                return None
         known = self._handlers.types()
         types = self._attempts.fitness.fit(known)
         if types == () and known != ():
             return None
-        return replace(self._request, limit=limit, types=types, wait_seconds=wait)
+        return replace(self._request, limit=limit, queues=queues, types=types, wait_seconds=wait)
 
     def _start(self, claim: ClaimRequest | None, *, report: bool) -> None:
         attempts = []

@@ -152,6 +152,11 @@ class LeaseBook:
         """How many attempts wait for a slot or occupy one."""
         return len(self._ready) + len(self._running)
 
+    def queues(self) -> list[str]:
+        """Return the queue of each of them."""
+        with self._lock:
+            return [attempt.lease.queue for attempt in (*self._ready, *self._running)]
+
     @property
     def running(self) -> int:
         """How many attempts occupy a slot."""

@@ -17,18 +17,17 @@ import msgspec
 from tenure.app.app import Tenure
 from tenure.errors import PermanentFailure, TenureError
 from tenure.jobs.handlers import Handlers, JobContext, describe
-from tenure.lifecycle import Status
 from tenure.webhooks import request
-from tenure.webhooks.deliveries import WEBHOOK, WEBHOOK_QUEUE
+from tenure.webhooks.deliveries import WEBHOOK
+from tenure.worker.receivers import CONCURRENCY, Receivers
 from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
 WEBHOOK_CHECK_SECONDS = 2.0
-"""How often it looks for webhooks while it delivers nothing."""
+"""How often it looks for new webhooks."""
 LEFTOVER_CHECK_SECONDS = 30.0
 """How often it looks for deliveries of webhooks that were removed; they are dropped."""
-CONCURRENCY = 8
 GONE = 410
 REMOVED = "the webhook is removed"
 
@@ -37,7 +36,7 @@ class DeliveryFailed(Exception):
     """The receiver did not accept the message in this attempt."""
 
 
-def add_delivery(handlers: Handlers, app: Tenure, *, private: bool) -> None:
+def add_delivery(handlers: Handlers, app: Tenure, receivers: Receivers, *, private: bool) -> None:
     """Add the handler of deliveries. With `private`, also to addresses that are not public."""
 
     async def deliver(
@@ -59,7 +58,10 @@ def add_delivery(handlers: Handlers, app: Tenure, *, private: bool) -> None:
         try:
             status = await request.post(url, headers, body, private=private)
         except request.NotSent as error:
+            if isinstance(error, request.TimedOut):
+                receivers.timed_out(context.queue, time.monotonic())
             raise DeliveryFailed(str(error)) from None
+        receivers.answered(context.queue)
         if status == GONE:
             raise PermanentFailure(f"the receiver answered {GONE}: it wants no more of these")
         if not 200 <= status < 300:
@@ -81,10 +83,12 @@ class WebhookDelivery(threading.Thread):
         self._app = app
         self._grace_seconds = grace_seconds
         self._handlers = Handlers()
-        add_delivery(self._handlers, app, private=private)
+        self._receivers = Receivers()
+        add_delivery(self._handlers, app, self._receivers, private=private)
         self._end = threading.Event()
         self._worker: Worker | None = None
         self._check_leftovers_at = 0.0  # by the monotonic clock
+        self._leftovers: set[str] = set()
 
     def ask_to_stop(self) -> None:
         """Ask it to finish the deliveries under way. Safe from a signal handler."""
@@ -102,7 +106,8 @@ class WebhookDelivery(threading.Thread):
         """Deliver until asked to end; called by `start`, on the thread."""
         while not self._end.is_set():
             try:
-                if self._is_needed():
+                self._find_queues()
+                if self._receivers.queues:
                     self._deliver()
             except TenureError as error:
                 log.warning("deliveries wait for the database: %s", error)
@@ -110,24 +115,34 @@ class WebhookDelivery(threading.Thread):
                 log.exception("the worker that delivers to webhooks failed and is started again")
             self._end.wait(WEBHOOK_CHECK_SECONDS)
 
-    def _is_needed(self) -> bool:
-        """Whether there are webhooks, or deliveries of webhooks that were removed.
-
-        Looks at the queue of deliveries only: counting all queues is slow under load.
-        """
-        if self._app.webhooks.list():
-            return True
+    def _find_queues(self) -> None:
+        """Note the queues of the webhooks, and of deliveries to webhooks that were removed."""
         now = time.monotonic()
-        if now < self._check_leftovers_at:
-            return False
-        self._check_leftovers_at = now + LEFTOVER_CHECK_SECONDS
-        return bool(self._app.find(status=Status.PENDING, queue=WEBHOOK_QUEUE, limit=1))
+        if now >= self._check_leftovers_at:
+            self._check_leftovers_at = now + LEFTOVER_CHECK_SECONDS
+            self._leftovers = self._app.core.delivery_queues()
+        self._receivers.queues = sorted(self._app.core.webhook_queues() | self._leftovers)
+
+    async def _find_new_queues(self) -> None:
+        while True:
+            await asyncio.sleep(WEBHOOK_CHECK_SECONDS)
+            try:
+                await asyncio.to_thread(self._find_queues)
+            except TenureError as error:
+                log.warning("webhooks that were made lately wait for the database: %s", error)
+
+    async def _run(self, worker: Worker) -> None:
+        finding = asyncio.create_task(self._find_new_queues())
+        try:
+            await worker.run()
+        finally:
+            finding.cancel()
 
     def _deliver(self) -> None:
         self._worker = Worker(
             self._app.core,
             self._handlers,
-            queues=(WEBHOOK_QUEUE,),
+            room=lambda here: self._receivers.room(here, time.monotonic()),
             concurrency=CONCURRENCY,
             grace_seconds=self._grace_seconds,
         )
@@ -135,6 +150,6 @@ class WebhookDelivery(threading.Thread):
             self._worker.request_stop()
         loop = asyncio.new_event_loop()
         try:
-            loop.run_until_complete(self._worker.run())
+            loop.run_until_complete(self._run(self._worker))
         finally:
             loop.close()  # does not wait for names that cannot be resolved

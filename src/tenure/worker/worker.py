@@ -21,7 +21,7 @@ from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
 from tenure.jobs.work import ClaimRequest, WorkSource
 from tenure.telemetry.tracing import Tracing
 from tenure.worker.attempts import Attempts
-from tenure.worker.exchanges import POLL_SECONDS, Exchanges
+from tenure.worker.exchanges import POLL_SECONDS, Exchanges, Room
 from tenure.worker.heartbeat import Heartbeat
 from tenure.worker.leases import LeaseBook, Wakeup
 from tenure.worker.log import WorkLog
@@ -44,6 +44,7 @@ class Worker:
         handlers: Handlers,
         *,
         queues: Sequence[str] | None = None,
+        room: Room | None = None,
         concurrency: int = 16,
         lease_seconds: float = 30.0,
         grace_seconds: float = 30.0,
@@ -54,11 +55,12 @@ class Worker:
     ) -> None:
         """Make a worker for jobs from `source` that `handlers` can run.
 
-        queues: where jobs are taken from, None for all. concurrency: how many handlers run at once.
-        lease_seconds: after which others take over the jobs of a worker that died. grace_seconds:
-        that running handlers get when the worker is asked to stop. label: shown to people; the host
-        and the process id by default. redaction: what the log hides of errors. tracing: makes a
-        span for each attempt. progress: called while the worker stops, with how many jobs ended.
+        queues: where jobs are taken from, None for all. room: says that for each claim instead.
+        concurrency: how many handlers run at once. lease_seconds: after which others take over the
+        jobs of a worker that died. grace_seconds: that running handlers get when the worker is
+        asked to stop. label: shown to people; the host and the process id by default. redaction:
+        what the log hides of errors. tracing: makes a span for each attempt. progress: called while
+        the worker stops, with how many jobs ended.
         """
         self.id = f"worker-{secrets.token_hex(8)}"  # random, because host names and pids come back
         self._grace_seconds = grace_seconds
@@ -81,6 +83,7 @@ class Worker:
             worklog,
             handlers=handlers,
             concurrency=concurrency,
+            room=room,
             request=ClaimRequest(
                 worker=self.id,
                 label=label or f"{socket.gethostname()}:{os.getpid()}",
