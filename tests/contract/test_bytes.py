@@ -60,6 +60,20 @@ def test_a_page_ends_at_a_number_of_bytes(harness: StoreHarness, fields: dict[st
     assert peak_of(lambda: search.page(harness.store.read, Query(limit=500, **fields))) < PEAK_BYTES
 
 
+def test_a_claim_ends_at_a_number_of_bytes(harness: StoreHarness) -> None:
+    for queue in ("a", "b"):
+        harness.add_all(*[new_job(queue=queue, payload=PAYLOAD) for _ in range(12)])
+    harness.add_all(*[new_job(queue="c", priority=1) for _ in range(30)])
+    most = search.MAX_BYTES // len(PAYLOAD.encode()) + 1
+    counts: list[int] = []
+    while leases := harness.claim(1_000):
+        counts.append(len(leases))
+        assert all(lease.payload in (PAYLOAD, "{}") for lease in leases)
+        assert sum(len(lease.payload.encode()) for lease in leases) < 2 * search.MAX_BYTES
+    assert counts[0] == most
+    assert sum(counts) == 54
+
+
 def test_results_count_and_a_job_of_any_size_is_shown(
     harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

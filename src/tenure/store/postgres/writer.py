@@ -17,6 +17,7 @@ from tenure.store.postgres.connection import BinaryArray, is_uuid, to_time, uuid
 from tenure.store.postgres.lanes import Lanes
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import ADDED, CHANGED, added_job, job_of, write_policy
+from tenure.store.search import is_full
 from tenure.store.tables.stats import StatsWriter
 
 _added_values = attrgetter(*ADDED, "run_at", "delay")
@@ -102,7 +103,7 @@ class Postgres(PostgresSession):
             leases += [Lease(*[*row[:9], until]) for row in rows]
             if rows:
                 self._lanes.claimed(request, lane, to_time(rows[-1][-1]))
-            if len(leases) >= request.limit:
+            if len(leases) >= request.limit or is_full(leases):
                 break
         return leases
 

@@ -22,6 +22,7 @@ from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.protocol import Trouble
 from tenure.store.rows import ADDED, CHANGED, added_job, job_of, write_policy
+from tenure.store.search import MAX_BYTES, is_full
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import (
     NOW,
@@ -36,7 +37,7 @@ from tenure.store.sqlite.connection import (
 from tenure.store.tables.stats import StatsWriter
 
 _read_picked = msgspec.json.Decoder(
-    list[tuple[int, str, str, str, str, int, int, int, float | None]]
+    list[tuple[int, str, str, str, Any, int, int, int, float | None]]
 ).decode
 _read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
 _added_values = attrgetter(*ADDED)
@@ -188,7 +189,7 @@ class Sqlite:
             leases += leased
             if leased:
                 self._last_queue = queue
-            if len(leases) >= request.limit:
+            if len(leases) >= request.limit or is_full(leases):
                 break
         return leases
 
@@ -205,16 +206,12 @@ class Sqlite:
         return sorted(lanes, key=lambda lane: (lane[1], lane[0] <= self._last_queue, lane[0]))
 
     def _claim_lane(self, pick: str, values: dict[str, Any], until: datetime) -> list[Lease]:
-        try:
-            (text,) = self._db.execute(pick, values).fetchone()
-        except sqlite3.DataError:  # more payload than one value of SQLite holds: take fewer jobs
-            if values["limit"] == 1:
-                raise
-            fewer = values | {"limit": max(values["limit"] // 8, 1)}
-            return self._claim_lane(pick, fewer, until)
+        (text,) = self._db.execute(pick, values).fetchone()
         picked = _read_picked(text)
         if not picked:
             return []
+        if any(row[4] is None for row in picked):
+            picked = self._with_large_payloads(picked)
         chance = os.urandom(16 * len(picked)).hex()
         secrets = [chance[at : at + 32] for at in range(0, len(chance), 32)]
         taken = [(row[0], lease_id) for row, lease_id in zip(picked, secrets, strict=True)]
@@ -223,6 +220,19 @@ class Sqlite:
         return [
             Lease(*row[1:], lease_id, until) for row, lease_id in zip(picked, secrets, strict=True)
         ]
+
+    def _with_large_payloads(self, picked: Sequence[Any]) -> list[Any]:
+        """Return the first of the jobs, up to `MAX_BYTES`, with the payloads that were left out."""
+        whole: list[Any] = []
+        size = 0
+        for row, *others in picked:
+            if others[3] is None:
+                ((others[3],),) = self.rows(sql.PAYLOAD, (row,))
+            whole.append((row, *others))
+            size += len(others[3].encode())
+            if size >= MAX_BYTES:
+                break
+        return whole
 
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         self._db.executemany("INSERT OR IGNORE INTO tenure_trace VALUES (?, ?)", traces)

@@ -218,15 +218,19 @@ CREATE FUNCTION {schema}.claim(
 BEGIN
     RETURN QUERY
     WITH picked AS MATERIALIZED (
-        SELECT id, status FROM {schema}.job
+        SELECT id, status, octet_length(payload) AS size FROM {schema}.job
         WHERE status = 'pending' AND queue = lane_queue AND priority = lane_priority
             AND run_at BETWEEN since AND due AND (wanted IS NULL OR type = ANY (wanted))
         ORDER BY run_at, id LIMIT most FOR UPDATE SKIP LOCKED
+    ), fitting AS MATERIALIZED ( -- up to 8 MiB of payloads, as on SQLite
+        SELECT id, status FROM (
+            SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM picked
+        ) AS picked WHERE before < 8388608
     ), claimed AS (
         UPDATE {schema}.job SET status = 'processing', attempts = attempts + 1, token = token + 1,
             lease_id = gen_random_uuid(), lease_expires_at = until, started_at = due,
             worker = holder, event = 'claimed', actor = holder
-        FROM picked WHERE job.id = picked.id AND job.status = picked.status
+        FROM fitting WHERE job.id = fitting.id AND job.status = fitting.status
         RETURNING job.id, job.type, job.queue, job.payload, job.attempts, job.max_retries,
             job.token, job.timeout, job.lease_id, job.run_at
     )
