@@ -261,14 +261,15 @@ async def test_a_refusal_is_not_taken_for_an_earlier_answer(bad: bytes) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.scenario(98)
-async def test_little_is_dropped_after_a_refusal() -> None:
+@pytest.mark.parametrize("packets", [[b"no HTTP\r\n\r\n"], [POST, b"no chunk\r\n"]])
+async def test_little_is_dropped_after_a_refusal(packets: list[bytes]) -> None:
     protocol, socket = connected(answering(b"abcd"))
-    protocol.data_received(b"no HTTP\r\n\r\n")
-    await asyncio.sleep(0)
-    for _ in range(MAX_OVERHEAD_BYTES // 1024):
-        protocol.data_received(b"x" * 1024)
+    for packet in packets:
+        protocol.data_received(packet)
+        await asyncio.wait_for(socket.sent.wait(), 10)
+    protocol.data_received(b"x" * (MAX_OVERHEAD_BYTES - 1024))
     assert socket.pieces[-1] == HALF_CLOSED
-    protocol.data_received(b"x")
+    protocol.data_received(b"x" * 1025)
     assert socket.closed.is_set()
     protocol.connection_lost(None)
 
@@ -297,7 +298,7 @@ async def test_strangers_rest_after_each_request(
         assert not socket.reading
         protocol.admit()
     await asyncio.wait_for(every.wait(), 10)
-    assert admitted or answered[2] - answered[0] >= 0.02
+    assert admitted or answered[2] - answered[0] > 0.015
     protocol.connection_lost(None)
 
 
@@ -374,7 +375,7 @@ async def test_an_answer_before_the_whole_request_ends_the_connection(end: bytes
     now = protocol.loop.time()
     protocol.look(now)
     for _ in range(100):
-        protocol.data_received(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+        protocol.data_received(b"1000\r\n" + b" " * 0x1000 + b"\r\n")
     if end:
         protocol.data_received(end)
         for _ in range(3):
