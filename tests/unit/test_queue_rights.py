@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tenure import Tenure
+from tenure.jobs.queries import Filter, query_of
 from tenure.jobs.queue_rights import Patterns, covers, includes
+from tenure.store.search import MAX_ROWS, bounded, fits
 
 NAMES = ("mail", "Mail", "mailing", "shop", "shop.a", "shop.b.c", "shopping", "a_b", "axb")
 PATTERNS: tuple[tuple[Patterns, tuple[str, ...]], ...] = (
@@ -29,6 +31,13 @@ def test_databases_agree(app_on_each_engine: Tenure) -> None:
         app_on_each_engine.enqueue("a", queue=name)
     for patterns, wanted in PATTERNS:
         assert sorted(read.lanes(patterns)) == sorted(wanted)
+
+
+def test_a_search_within_queues_is_bounded_and_compares(app: Tenure) -> None:
+    job = app.enqueue("a", queue="billing")
+    assert fits(Filter(within=("bill*",)), job)
+    assert not fits(Filter(within=("mail",)), job)
+    assert bounded(app.core.store.read, query_of(Filter(within=("mail",)))).most == MAX_ROWS
 
 
 @pytest.mark.parametrize(
