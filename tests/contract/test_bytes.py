@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from tenure.jobs.queries import Query
+from tenure.jobs.work import MAX_BYTES
 from tenure.lifecycle import Job
 from tenure.store import search
+from tenure.store.postgres import reader
 from tests.support.store import StoreHarness, new_job, report_completed
 
 MEBIBYTE = 2**20
 PAYLOAD = '{"text":"%s"}' % ("é" * (MEBIBYTE // 2 - 50))
-PEAK_BYTES = 4 * search.MAX_BYTES
+PEAK_BYTES = 4 * MAX_BYTES
 """What Python may allocate for a page: its rows, its jobs and their texts."""
 
 
@@ -55,7 +57,7 @@ def test_a_page_ends_at_a_number_of_bytes(harness: StoreHarness, fields: dict[st
     added = harness.add_all(*[new_job(payload=PAYLOAD) for _ in range(30)])
     pages = walked(harness, **fields)
     assert [job.id for page in pages for job in page] == [one.job.id for one in added][::-1]
-    most = search.MAX_BYTES // len(PAYLOAD.encode()) + 1
+    most = MAX_BYTES // len(PAYLOAD.encode()) + 1
     assert [len(page) for page in pages[:3]] == [most] * 3
     assert peak_of(lambda: search.page(harness.store.read, Query(limit=500, **fields))) < PEAK_BYTES
 
@@ -64,12 +66,12 @@ def test_a_claim_ends_at_a_number_of_bytes(harness: StoreHarness) -> None:
     for queue in ("a", "b"):
         harness.add_all(*[new_job(queue=queue, payload=PAYLOAD) for _ in range(12)])
     harness.add_all(*[new_job(queue="c", priority=1) for _ in range(30)])
-    most = search.MAX_BYTES // len(PAYLOAD.encode()) + 1
+    most = MAX_BYTES // len(PAYLOAD.encode()) + 1
     counts: list[int] = []
     while leases := harness.claim(1_000):
         counts.append(len(leases))
         assert all(lease.payload in (PAYLOAD, "{}") for lease in leases)
-        assert sum(len(lease.payload.encode()) for lease in leases) < 2 * search.MAX_BYTES
+        assert sum(len(lease.payload.encode()) for lease in leases) < 2 * MAX_BYTES
     assert counts[0] == most
     assert sum(counts) == 54
 
@@ -81,8 +83,8 @@ def test_results_count_and_a_job_of_any_size_is_shown(
         harness.add_all(new_job())
         (lease,) = harness.claim()
         harness.report(report_completed(lease, '"%s"' % ("x" * 60_000)))
-    for module in ("search", "postgres.reader"):
-        monkeypatch.setattr(f"tenure.store.{module}.MAX_BYTES", 50_000)
+    for module in (search, reader):
+        monkeypatch.setattr(module, "MAX_BYTES", 50_000)
     assert [len(page) for page in walked(harness) if page] == [1, 1, 1]
 
 

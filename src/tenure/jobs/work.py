@@ -28,6 +28,10 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     leaves: bool = False  # the worker ends: it gets nothing and is no longer listed
 
 
+MAX_BYTES = 8 * 1024 * 1024
+"""Payloads and results, in bytes, after which a page or a claim ends: each job may have 1 MiB."""
+
+
 class Lease(msgspec.Struct, frozen=True, gc=False):
     """A claimed job: what a worker needs to run it."""
 
@@ -45,6 +49,11 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
     def __repr__(self) -> str:
         return f"<lease on {self.id} {self.type} attempt {self.attempts}>"
+
+
+def is_full(leases: Sequence[Lease]) -> bool:
+    """Whether leases have as many bytes as one claim may, so that there may be more jobs."""
+    return sum(len(lease.payload.encode()) for lease in leases) >= MAX_BYTES
 
 
 class Outcome(StrEnum):

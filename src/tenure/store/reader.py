@@ -117,7 +117,7 @@ class Reader(ABC):
 
     @abstractmethod
     def some(self, query: Query) -> tuple[list[Job], bool]:
-        """Return what `find` would, up to `search.MAX_BYTES`, and whether there may be more.
+        """Return what `find` would, up to `MAX_BYTES`, and whether there may be more.
 
         No more than these bytes are loaded, and one job.
         """

@@ -17,7 +17,7 @@ from tenure.jobs import ids
 from tenure.jobs.queries import Counted, Filter, Page, Query
 from tenure.jobs.queue_rights import includes
 from tenure.jobs.redaction import Redaction
-from tenure.jobs.work import Lease
+from tenure.jobs.work import MAX_BYTES
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.dialect import Dialect
@@ -31,8 +31,6 @@ MAX_TEXTS = 2_000
 """Rows that one call reads the payloads or errors of: each may be 1 MiB."""
 MAX_SPANS = 10
 """How many times as far counting goes."""
-MAX_BYTES = 8 * 1024 * 1024
-"""Payloads and results, in bytes, after which a page or a claim ends: each job may have 1 MiB."""
 AT_ONCE = 50
 """Jobs that are loaded at once where redacted texts have to be searched outside SQL."""
 CLOCKS_APART = timedelta(hours=1)
@@ -141,11 +139,6 @@ def filled(jobs: Iterable[Job], limit: int) -> tuple[list[Job], bool]:
         if len(taken) == limit or size >= MAX_BYTES:
             return taken, True
     return taken, False
-
-
-def is_full(leases: Sequence[Lease]) -> bool:
-    """Whether leases have as many bytes as one claim may."""
-    return sum(len(lease.payload.encode()) for lease in leases) >= MAX_BYTES
 
 
 def all_of(read: Reader, query: Query) -> list[Job]:

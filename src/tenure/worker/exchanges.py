@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.handlers import Handlers
-from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, WorkSource
+from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, WorkSource, is_full
 from tenure.worker.attempts import Attempts
 from tenure.worker.heartbeat import Heartbeat
 from tenure.worker.leases import Attempt, LeaseBook, Wakeup, reports_of
@@ -318,7 +318,7 @@ class Exchanges:
         """Start what was leased, and tune how much is claimed ahead."""
         self.demand.answered(
             asked,
-            len(arrived),
+            asked if len(arrived) < asked and is_full(arrived) else len(arrived),
             idle=self._leases.count == 0,
             max_ahead=MAX_CLAIMED * self._source.exchanges,
         )

@@ -14,6 +14,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.queries import MAX_AHEAD, Query
+from tenure.jobs.work import MAX_BYTES
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.postgres.connection import CONNECTED, NOW, address_of, connect, is_uuid, to_time
@@ -21,7 +22,7 @@ from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, answering
 from tenure.store.reader import Reader
 from tenure.store.rows import job_of
-from tenure.store.search import ENDED, MAX_BYTES, Statement, between, others
+from tenure.store.search import ENDED, Statement, between, others
 
 log = logging.getLogger(__name__)
 

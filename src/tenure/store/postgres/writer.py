@@ -9,7 +9,7 @@ from typing import Any
 
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import EPOCH
-from tenure.jobs.work import ClaimRequest, Lease, Report
+from tenure.jobs.work import ClaimRequest, Lease, Report, is_full
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.postgres import statements as sql
@@ -17,7 +17,6 @@ from tenure.store.postgres.connection import BinaryArray, is_uuid, to_time, uuid
 from tenure.store.postgres.lanes import Lanes
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import ADDED, CHANGED, added_job, job_of, write_policy
-from tenure.store.search import is_full
 from tenure.store.tables.stats import StatsWriter
 
 _added_values = attrgetter(*ADDED, "run_at", "delay")

@@ -17,12 +17,11 @@ import msgspec
 from tenure import failpoints
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.names import serves
-from tenure.jobs.work import ClaimRequest, Lease, Report
+from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease, Report, is_full
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.protocol import Trouble
 from tenure.store.rows import ADDED, CHANGED, added_job, job_of, write_policy
-from tenure.store.search import MAX_BYTES, is_full
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import (
     NOW,
