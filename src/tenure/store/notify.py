@@ -37,9 +37,14 @@ class Notifier:
         Raises StoreUnavailable if the thread that watches cannot be started.
         """
         with self._lock:
+            others = self._subscribers
+            self._subscribers = (*others, subscriber)  # first: the watch notifies as it begins
             if not self._stop.is_set() and self._thread is None:
-                self._thread = self._started()
-            self._subscribers = (*self._subscribers, subscriber)
+                try:
+                    self._thread = self._started()
+                except StoreUnavailable:
+                    self._subscribers = others
+                    raise
 
         def unsubscribe() -> None:
             with self._lock:
