@@ -36,7 +36,7 @@ def test_every_field_comes_back_as_it_was_given(harness: StoreHarness) -> None:
     fields: dict[str, Any] = {
         "queue": "night",
         "payload": '{"text":"Grüße, 世界 🎈 \\u0001 \'\\"","deep":[[[1.5,null,true]]]}',
-        "priority": -32_767,
+        "priority": -100,
         "max_retries": 1_000,
         "timeout": 0.125,
         "backoff": RetryPolicy(base=0.25, factor=3.5, cap=7_200),

@@ -149,7 +149,7 @@ class Tenure:
 
         - `name`: the job type, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: the function's name.
         - `queue`: the queue of its jobs. Default: `default`.
-        - `priority`: -32,767 to 32,767; smaller runs first. Default: 0.
+        - `priority`: -100 to 100; smaller runs first. Default: 0.
         - `max_retries`: how many attempts a job gets in all, 0 to 1,000; 0 and 1 both mean one.
           Default: 3.
         - `timeout`: limit of one attempt, as seconds, timedelta or text such as `30s`; above 0, up
@@ -181,7 +181,7 @@ class Tenure:
         Options, all by keyword:
 
         - `queue`: the queue, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: `default`.
-        - `priority`: -32,767 to 32,767; smaller runs first. Default: 0.
+        - `priority`: -100 to 100; smaller runs first. Default: 0.
         - `max_retries`: how many attempts it gets in all, 0 to 1,000; 0 and 1 both mean one.
           Default: 3.
         - `timeout`: limit of one attempt, a duration above 0, or None for no limit. Default: None.

@@ -44,7 +44,7 @@ def _time(_: click.Context, given: click.Parameter, text: str | None) -> datetim
 @click.argument("type", shell_complete=completing.types)
 @click.argument("payload", default="{}")
 @option("--queue", "NAME", "Queue of the job.  [default: default]", completing.queue_names)
-@click.option("--priority", type=int, help="Smaller runs first, -32767 to 32767.  [default: 0]")
+@click.option("--priority", type=int, help="Smaller runs first, -100 to 100.  [default: 0]")
 @click.option("--max-retries", type=int, help="Most attempts, the first included.  [default: 3]")
 @option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
 @option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=_time)

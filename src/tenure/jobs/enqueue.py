@@ -20,7 +20,7 @@ from tenure.jobs.names import check_key, check_open
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
-MAX_PRIORITY = 32_767
+MAX_PRIORITY = 100
 MAX_RETRIES = 1_000
 YEARS = range(1000, 9000)
 """Of a `run_at`: what every database and client can read, in every zone."""
@@ -36,7 +36,7 @@ class Options(TypedDict, total=False):
     """What an enqueue may say about its job beside the payload. `Tenure.enqueue` has the limits."""
 
     queue: str  # default: `default`
-    priority: int  # -32,767 to 32,767; smaller runs first; default: 0
+    priority: int  # -100 to 100; smaller runs first; default: 0
     max_retries: int  # attempts in all, 0 to 1,000; default: 3
     timeout: Duration | None  # of one attempt; default: none
     backoff: Backoff  # wait after a failure; default: `RetryPolicy()`

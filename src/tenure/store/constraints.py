@@ -8,6 +8,7 @@ transition. The condition is the WHEN clause of a trigger, so a legal change cos
 from __future__ import annotations
 
 from tenure import lifecycle
+from tenure.jobs.enqueue import MAX_PRIORITY
 from tenure.lifecycle import LIMIT_SQL, ROOM_SQL, SETTLED, Guard, Rule, Status
 
 NEVER_CHANGES = ("id", "type", "queue", "payload", "created_at", "idempotency_key", "fingerprint")
@@ -33,6 +34,8 @@ def checks() -> str:
         "finished_when_settled": f"(status IN ({SETTLED_SQL})) = (finished_at IS NOT NULL)",
         "failed_says_why": "status <> 'failed' OR last_error IS NOT NULL",
         "attempts_within_limit": LIMIT_SQL,
+        # A claim reads every lane of a queue: `store/lanes.py`.
+        "priority_in_reach": f"priority BETWEEN {-MAX_PRIORITY} AND {MAX_PRIORITY}",
         "counters_count_up": "attempts >= 0 AND token >= attempts AND max_retries >= 0",
     }
     if Guard.ATTEMPTS_LEFT in lifecycle.RULE_OF[lifecycle.RETRY].guards:

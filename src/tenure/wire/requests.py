@@ -61,7 +61,7 @@ SearchText = Annotated[
 JsonObject = _component("JsonObject")
 Seconds = Annotated[float | str, _component("Duration")]
 Timeout = Annotated[float | str, _component("PositiveDuration")]
-Priority = Annotated[int, _schema(minimum=-32_767, maximum=32_767)]
+Priority = Annotated[int, _schema(minimum=-100, maximum=100)]
 Retries = Annotated[int, _schema(minimum=0, maximum=1_000)]
 MoreRetries = Annotated[int, _schema(minimum=1, maximum=1_000)]
 MaxPending = Annotated[int, _schema(minimum=0, maximum=2**53)]
