@@ -156,7 +156,7 @@ def test_a_job_that_is_committed_late_is_not_skipped(
     # The same where lanes are searched from where the last claim ended: only for a while.
     monkeypatch.setattr(postgres_lanes, "MAX_DEAD_ENTRIES", 0)
     seconds = 0.0
-    other._lanes._clock = lambda: seconds
+    other._lanes.clock = lambda: seconds
     db.begin()
     slow = new_id()
     db.insert([CheckedJob(id=slow, type="mail", run_at=datetime.now(UTC) - timedelta(hours=1))])

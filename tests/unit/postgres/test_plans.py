@@ -9,13 +9,16 @@ from typing import Any
 import psycopg
 import pytest
 
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_ids
 from tenure.jobs.queries import Query
 from tenure.lifecycle import Status
 from tenure.store import search
+from tenure.store.lanes import MAX_LANES, MAX_SEEN, START
 from tenure.store.postgres import lanes as lanes
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import address_of, uuids
+from tenure.store.postgres.lanes import PostgresClaim
 from tenure.store.postgres.reader import AHEAD, BY_INDEX, PostgresReader
 from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.writer import Postgres
@@ -23,7 +26,7 @@ from tenure.store.rows import COLUMNS, selected
 from tenure.store.search import ENDED
 from tenure.store.tables import stats_sql
 from tests.support.store import claim_request
-from tests.unit.postgres.connections import Connection, add, ask_in_store_session, take
+from tests.unit.postgres.connections import Connection, add, ask_in_store_session, committed, take
 
 # --- plans ------------------------------------------------------------------------------------
 
@@ -188,7 +191,7 @@ def check_report(url: str, raw: Connection, some: list[str], kept_plans: list[st
 
 
 def check_claim(url: str, raw: Connection, kept_plans: list[str]) -> None:
-    for statement, values in ((lanes.SEARCH_ALL, None), (lanes.SEARCH_QUEUES, [["default"]])):
+    for statement, values in ((lanes.SEARCH_ALL, START), (lanes.SEARCH_QUEUES, [["default"]])):
         kept_plans.clear()
         raw.execute(address_of(url).sql(statement), values)
         (found,) = (plan for plan in kept_plans if "Recursive Union" in plan)
@@ -197,7 +200,7 @@ def check_claim(url: str, raw: Connection, kept_plans: list[str]) -> None:
         assert "Sort" not in found.split("CTE walk")[0]
     now = raw.execute("SELECT now()").fetchone() or ()
     for types, most in ((None, 1), (["send"], 500)):
-        asked = ["default", 0, lanes.EVER, *now, *now, "w", types, most]
+        asked = ["default", 0, *PostgresClaim.start, *now, *now, "w", types, most, MAX_SEEN]
         kept_plans.clear()
         raw.execute("BEGIN")
         raw.execute(address_of(url).sql(sql.CLAIM), asked)
@@ -205,8 +208,17 @@ def check_claim(url: str, raw: Connection, kept_plans: list[str]) -> None:
         (found,) = (plan for plan in kept_plans if "Update on job" in plan)
         picked, claimed = found.split("CTE claimed")
         assert "Index Scan using job_ready" in picked
+        assert "Tid Scan on job" in picked
         assert "Sort" not in picked.split("CTE picked")[1]
         assert "Index Scan using job_pkey" in claimed
+    kept_plans.clear()
+    raw.execute(address_of(url).sql(sql.PASSED), ["default", 0, *PostgresClaim.start, *now])
+    (found,) = (plan for plan in kept_plans if "using job_ready" in plan)
+    assert "Sort" not in found
+    assert "Seq Scan" not in found
+    found = plan(raw, url, sql.NEWEST)
+    assert "Index Scan Backward using job_pkey" in found
+    assert "Seq Scan" not in found
 
 
 @pytest.mark.parametrize("statement", [sql.RENEW, sql.SETTLED_AS, sql.KNOWN])
@@ -250,7 +262,7 @@ def test_the_ledger_s_plan_is_not_that_of_the_function_around_it(
     """What a function of the hot path switches off holds in the triggers that it fires, too."""
     ids = add(db, 1000)
     now = raw.execute("SELECT now()").fetchone() or ()
-    values = ["default", 0, lanes.EVER, *now, *now, "w", None, count]
+    values = ["default", 0, *PostgresClaim.start, *now, *now, "w", None, count, MAX_SEEN]
     leases = raw.execute(address_of(url).sql(sql.CLAIM), values).fetchall()
     assert len(leases) == count
     held = (uuids([row[0] for row in leases]), uuids([row[8] for row in leases]))
@@ -271,7 +283,7 @@ def test_claims_stay_flat_while_an_old_snapshot_is_open(
 ) -> None:
     monkeypatch.setattr(lanes, "MAX_DEAD_ENTRIES", 500)
     seconds = 0.0
-    db._lanes._clock = lambda: seconds
+    db._lanes.clock = lambda: seconds
     raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
     raw.execute("SELECT count(*) FROM tenure.job")  # from here on nothing dead may be cleared away
     with psycopg.connect(url, autocommit=True) as clock:
@@ -336,3 +348,46 @@ def test_a_claim_alone_is_for_one_lane(db: Postgres) -> None:
     add(db, 1, priority=-1)
     assert db.claim_alone(claim_request(5)) is None  # in which order is not for it to say
     assert len(db.claim_alone(claim_request(5, queues=("late",))) or []) == 0
+
+
+# --- bounds -----------------------------------------------------------------------------------
+
+
+@pytest.mark.scenario(104)
+@pytest.mark.parametrize("due", [True, False], ids=["due", "waiting"])
+def test_a_claim_searches_so_many_lanes_and_no_more(db: Postgres, due: bool) -> None:
+    later = None if due else datetime.now(UTC) + timedelta(hours=1)
+    with committed(db):
+        ids = new_ids(8 * MAX_LANES)
+        queues = (f"q{n:05}" for n in range(len(ids)))
+        jobs = [
+            CheckedJob(id=id, type="mail", queue=queue, run_at=later)
+            for id, queue in zip(ids, queues, strict=True)
+        ]
+        db.insert(jobs)
+    asked = "SELECT pg_stat_get_xact_tuples_returned('tenure.job_ready'::regclass)"
+    for queues_of_claim, most in ((None, 3 * MAX_LANES), (("q00007", "none"), 10)):
+        for _ in range(4):
+            request = claim_request(9, queues=queues_of_claim)
+            assert len(db.claim_alone(request) or []) <= 1
+            db.begin()
+            ((before,),) = ask_in_store_session(db, asked)
+            assert len(db.claim(request)) <= 9
+            ((after,),) = ask_in_store_session(db, asked)
+            db.commit()
+            assert after - before <= most
+
+
+@pytest.mark.scenario(104)
+def test_a_look_into_a_lane_goes_over_so_many_jobs_and_no_more(db: Postgres) -> None:
+    add(db, 4 * MAX_SEEN)
+    request = claim_request(1, types=("other",))
+    assert db.claim_alone(request) is None  # it did not see all of them
+    asked = "SELECT pg_stat_get_xact_tuples_returned('tenure.job_ready'::regclass)"
+    for _ in range(3):
+        db.begin()
+        ((before,),) = ask_in_store_session(db, asked)
+        assert db.claim(request) == []
+        ((after,),) = ask_in_store_session(db, asked)
+        db.commit()
+        assert after - before < 2.1 * MAX_SEEN  # the look, and the search where it ended

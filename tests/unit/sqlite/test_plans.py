@@ -15,13 +15,15 @@ from tenure.jobs.ids import EPOCH
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.lifecycle import Status
 from tenure.store import migrate_store, search
+from tenure.store.lanes import MAX_SEEN
 from tenure.store.rows import COLUMNS, selected
 from tenure.store.sqlite import statements as sql
+from tenure.store.sqlite.claim import SqliteClaim
 from tenure.store.sqlite.connection import connect
 from tenure.store.sqlite.reader import AHEAD, GATHERED_BY, SqliteReader
-from tenure.store.sqlite.statements import DIALECT, SHAPES, OverRows
-from tenure.store.sqlite.writer import calls
+from tenure.store.sqlite.statements import DIALECT, SHAPES, OverRows, calls
 from tenure.store.tables import stats_sql
+from tests.support.store import claim_request
 
 ROWS = 1_000_000
 reader = SqliteReader(Path())
@@ -71,17 +73,54 @@ def plan(connection: sqlite3.Connection, statement: str, values: Sequence[Any] |
 
 @pytest.mark.scenario(100)
 def test_a_claim_reads_a_lane_in_order_and_no_further(crowded: sqlite3.Connection) -> None:
-    for types in ("", "AND type IN (SELECT value FROM json_each(:types))"):
-        values = {"queue": "default", "priority": 0, "now": ROWS, "limit": 100, "types": "[]"}
-        found = plan(crowded, sql.PICK.format(types=types), values)
-        ready = (
-            "SEARCH tenure_job USING INDEX tenure_job_ready (queue=? AND priority=? AND run_at<?)"
-        )
-        assert ready in found
+    values = {"queue": "default", "priority": 0, "now": ROWS, "limit": 100, "types": "[]"}
+    values |= {"after_time": 1, "after_id": ""}
+    ready = "INDEX tenure_job_ready (queue=? AND priority=? AND "
+    for of_types, after in sql.PICK:
+        found = plan(crowded, sql.PICK[of_types, after], values)
+        assert f"SEARCH tenure_job USING {ready}" in found
+        assert ("(run_at,id)>(?,?)" in found) is after
+        assert "SEARCH job USING INTEGER PRIMARY KEY" in found
         assert "ORDER BY" not in found  # no sorting
-    lane = plan(crowded, sql.NEXT_LANE, {"queue": "", "priority": 0})
-    assert lane.count("INDEX tenure_job_ready (queue") == 2
-    assert "SCAN tenure_job" not in lane
+    for statement in sql.LAST_SEEN.values():
+        found = plan(crowded, statement, values)
+        assert f"SEARCH tenure_job USING COVERING {ready}" in found
+        assert "ORDER BY" not in found
+    for statement, searches in ((sql.NEXT_LANE, 2), (sql.NEXT_PRIORITY, 1)):
+        found = plan(crowded, statement, {"queue": "", "priority": 0})
+        assert found.count("USING COVERING INDEX tenure_job_ready (queue") == searches
+        assert "SCAN tenure_job" not in found
+        assert "ORDER BY" not in found
+
+
+def test_the_newest_jobs_are_read_from_the_end(crowded: sqlite3.Connection) -> None:
+    found = plan(crowded, sql.NEWEST, ())
+    assert "SCAN tenure_job\n" in found
+    assert "ORDER BY" not in found.replace("FOR DISTINCT", "")
+
+
+@pytest.mark.scenario(104)
+def test_a_look_into_a_lane_goes_over_so_many_jobs_and_no_more(
+    crowded: sqlite3.Connection,
+) -> None:
+    """Of a million jobs, none of them of the types that are asked for."""
+    claim = SqliteClaim(crowded, claim_request(9, types=("other",)), EPOCH + timedelta(days=1))
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    crowded.set_progress_handler(count, 100)  # virtual machine instructions
+    try:
+        assert claim.take(("default", 0), claim.start, 9) == []
+        mark = claim.passed(("default", 0), claim.start)
+        assert mark is not None
+        assert mark[0] == MAX_SEEN  # the time of row n is n
+        assert claim.take(("default", 0), mark, 9) == []
+    finally:
+        crowded.set_progress_handler(None, 0)
+    assert steps < 3 * MAX_SEEN * 30 / 100
 
 
 @pytest.mark.scenario(100)

@@ -1,23 +1,24 @@
-"""Where a claim looks: lanes, each one queue at one priority, with jobs that are due.
+"""A claim of the PostgreSQL store: how its lanes are read, and how jobs of one are leased.
 
-Lanes are found by stepping through the index of what is ready, one search per lane, however many
-jobs wait in each. A claim leaves dead entries at the head of its lane. PostgreSQL clears them away
-as it meets them, unless an old snapshot is still open somewhere (a backup, a forgotten
-transaction): then every search walks past all of them again, and claims become slower by the hour.
-So each search reports how many entries it walked. Once they are many, lanes are searched from where
-the last claim ended, less a margin for transactions that commit late, and only sometimes from the
-start.
+A claim leaves dead entries at the head of its lane. PostgreSQL clears them away as it meets them,
+unless an old snapshot is still open somewhere (a backup, a forgotten transaction): then every
+search walks past all of them again, and claims become slower by the hour. So each search reports
+how many entries it walked. Once they are many, lanes are searched from where the last claim ended,
+less a margin for transactions that commit late, and only sometimes from the start.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tenure.jobs.work import ClaimRequest
+from tenure.jobs.work import ClaimRequest, Lease
+from tenure.store import lanes
+from tenure.store.lanes import MAX_LANES, MAX_SEEN, Head, Lane, Mark
+from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import NOW, to_time
 
 MARGIN = timedelta(seconds=1)
@@ -26,118 +27,138 @@ MAX_DEAD_ENTRIES = 5_000
 FULL_SECONDS = 2.0
 FULL_SHARE = 0.1
 """Then a search from the start is made this often, or so that they take this share of the time."""
-MAX_LANES = 1_000
-MAX_VIEWS = 100
 EVER = datetime(1, 1, 1, tzinfo=UTC)
+NO_ID = "00000000-0000-0000-0000-000000000000"
+SEEN_MORE = 10
+"""Jobs that a look goes over for each one that is asked for, beside `MAX_SEEN`: other claims may
+have locked the first ones."""
 
-SEARCH_ALL = "SELECT * FROM {s}.lanes()"
-SEARCH_QUEUES = "SELECT * FROM {s}.lanes(%b::text[])"
+SEARCH_ALL = f"SELECT * FROM {{s}}.lanes(%s, %s, {MAX_LANES})"
+SEARCH_QUEUES = f"SELECT * FROM {{s}}.lanes(%b::text[], {MAX_LANES})"
 SEARCH_ON = f"""
-SELECT {NOW} AT TIME ZONE 'UTC', lane.queue, lane.priority
+SELECT {NOW} AT TIME ZONE 'UTC', lane.queue, lane.priority, head.run_at AT TIME ZONE 'UTC',
+    head.id::text
 FROM unnest(%b::text[], %b::bigint[], %b::timestamptz[]) AS lane (queue, priority, since)
 CROSS JOIN LATERAL (
-    SELECT run_at FROM {{s}}.job
+    SELECT run_at, id FROM {{s}}.job
     WHERE status = 'pending' AND queue = lane.queue AND priority = lane.priority AND run_at >= since
-    ORDER BY queue, priority, run_at LIMIT 1
+    ORDER BY queue, priority, run_at, id LIMIT 1
 ) AS head
 WHERE head.run_at <= {NOW} AND NOT EXISTS (
     SELECT FROM {{s}}.queue WHERE name = lane.queue AND paused_at IS NOT NULL)
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """A lane with due jobs at `now`; none of them was due before `since`."""
-
-    queue: str
-    priority: int
-    since: datetime
-    now: datetime
-
-
 @dataclass(slots=True)
-class _View:
-    """What is known of the lanes for one kind of request."""
+class View(lanes.View):
+    """What is known of the lanes for one kind of request, and of their dead entries."""
 
-    marks: dict[tuple[str, int], datetime] = field(default_factory=dict)
+    marks: dict[Lane, datetime] = field(default_factory=dict)
     full_search_at: float = 0.0  # monotonic seconds
     crowded: bool = False  # many dead entries were met since the last full search
 
 
-Rows = Callable[..., list[Any]]
-"""Runs a statement with its values, inside the transaction of the claim."""
-
-
-class Lanes:
+class Lanes(lanes.Lanes[View]):
     """The lanes of one store. Its writing threads share what they know; each step is atomic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._views: dict[Any, _View] = {}
-        self._last_queue = ""
-
-    def due(self, request: ClaimRequest, rows: Rows) -> list[Lane]:
-        """Lanes with jobs that may be claimed now: urgent first, queues of one urgency in turn."""
-        view = self._view(request)
-        late = self._clock() >= view.full_search_at
-        lanes = self._search(request, view, rows) if late else self._search_on(view, rows)
-        last = self._last_queue
-        return sorted(lanes, key=lambda lane: (lane.priority, lane.queue <= last, lane.queue))
+        super().__init__(View)
+        self.clock = clock
 
     def are_plain(self, request: ClaimRequest) -> bool:
-        """Whether the next search would be from the start, for all that is known here."""
-        view = self._view(request)
-        return not view.crowded and self._clock() >= view.full_search_at
+        """Whether one search from the start would do, for all that is known here."""
+        view = self.view(request)
+        return view.is_plain and not view.crowded and self.clock() >= view.full_search_at
 
     def noticed(self, request: ClaimRequest, entries: int) -> None:
         """Note how many dead entries a search from the start walked that was not made here."""
         if entries > MAX_DEAD_ENTRIES:
-            self._view(request).crowded = True
+            self.view(request).crowded = True
 
-    def claimed(self, request: ClaimRequest, lane: Lane, last_run_at: datetime) -> None:
-        """Note that jobs of a lane were claimed, in order, up to one due at `last_run_at`."""
-        self._last_queue = lane.queue
-        self._view(request).marks[lane.queue, lane.priority] = last_run_at - MARGIN
 
-    def _view(self, request: ClaimRequest) -> _View:
-        if len(self._views) > MAX_VIEWS:
-            self._views.clear()
-        # By types as well: what one worker passes over is work for another.
-        return self._views.setdefault((request.queues, request.types), _View())
+class PostgresClaim:
+    """One claim, in the open transaction of a session; see `lanes.Claim`."""
 
-    def _search(self, request: ClaimRequest, view: _View, rows: Rows) -> list[Lane]:
+    start: Mark = (EVER, NO_ID)
+
+    def __init__(
+        self, rows: Callable[..., list[Any]], request: ClaimRequest, view: View, clock: Any
+    ) -> None:
+        """`rows` runs a statement with its values, inside the transaction."""
+        self.now = EVER
+        self._rows = rows
+        self._request = request
+        self._view = view
+        self._clock = clock
+        self._since: Mapping[Lane, datetime] = {}
+
+    def search(self, queues: Sequence[str] | None, after: Lane) -> tuple[list[Head], Lane | None]:
+        if self._clock() < self._view.full_search_at:
+            self._since = dict(self._view.marks)
+            return self._search_on(self._since), None
         began = self._clock()
-        if request.queues is None:
-            found = rows(SEARCH_ALL)
+        if queues is None:
+            found = self._rows(SEARCH_ALL, after)
         else:
-            found = rows(SEARCH_QUEUES, (list(set(request.queues)),))
+            found = self._rows(SEARCH_QUEUES, (sorted(set(queues)),))
         ended = self._clock()
-        now = to_time(found[0][1])
-        heads = {(row[2], row[3]): to_time(row[4]) for row in found if row[2] is not None}
-        view.marks = _marks(view.marks, heads, now)
+        self.now = to_time(found[0][1])
+        read = [((row[2], row[3]), to_time(row[4]), row[5], row[6]) for row in found if row[2]]
+        heads = [Head(lane, run_at, id) for lane, run_at, id, is_open in read if is_open]
+        view = self._view
+        view.marks = _marks(view.marks, heads, self.now)
         view.crowded = False
-        many = found[0][0] > MAX_DEAD_ENTRIES
+        many = found[-1][0] > MAX_DEAD_ENTRIES
         pause = max(FULL_SECONDS, (ended - began) / FULL_SHARE)
         view.full_search_at = ended + pause if many else 0.0
-        return [Lane(*lane, EVER, now) for lane, run_at in heads.items() if run_at <= now]
+        stopped = read[-1][0] if len(read) >= MAX_LANES else None
+        return [head for head in heads if head.run_at <= self.now], stopped
 
-    def _search_on(self, view: _View, rows: Rows) -> list[Lane]:
-        marks = dict(view.marks)
-        queues, priorities = [lane[0] for lane in marks], [lane[1] for lane in marks]
-        found = rows(SEARCH_ON, (queues, priorities, list(marks.values())))
+    def _search_on(self, since: Mapping[Lane, datetime]) -> list[Head]:
+        """Return the heads that are due of these lanes, searched from a time each."""
+        queues, priorities = [lane[0] for lane in since], [lane[1] for lane in since]
+        found = self._rows(SEARCH_ON, (queues, priorities, list(since.values())))
+        if found:
+            self.now = to_time(found[0][0])
         return [
-            Lane(queue, priority, marks[queue, priority], to_time(now))
-            for now, queue, priority in found
+            Head((queue, priority), to_time(run_at), id) for _, queue, priority, run_at, id in found
         ]
+
+    def time(self, run_at: Any) -> datetime:
+        time: datetime = run_at
+        return time
+
+    def newest(self) -> Iterable[Lane]:
+        return self._rows(sql.NEWEST)
+
+    def open(self, lanes: Sequence[Lane]) -> set[Lane]:
+        since = {lane: self._since.get(lane, EVER) for lane in lanes}
+        return {head.lane for head in self._search_on(since)}
+
+    def take(self, lane: Lane, after: Mark, limit: int) -> list[Lease]:
+        until = self.now + timedelta(seconds=self._request.lease_seconds)
+        types = None if self._request.types is None else list(self._request.types)
+        place = (*lane, *self._after(lane, after), self.now, until)
+        most = (limit, MAX_SEEN + SEEN_MORE * limit)
+        rows = self._rows(sql.CLAIM, (*place, self._request.worker, types, *most))
+        if rows:
+            self._view.marks[lane] = to_time(rows[-1][-1]) - MARGIN
+        return [Lease(*[*row[:9], until]) for row in rows]
+
+    def passed(self, lane: Lane, after: Mark) -> Mark | None:
+        found = self._rows(sql.PASSED, (*lane, *self._after(lane, after), self.now))
+        return (to_time(found[0][0]), found[0][1]) if found else None
+
+    def _after(self, lane: Lane, after: Mark) -> Mark:
+        """Return the later of a place and where the search of a crowded lane began."""
+        return max(after, (self._since.get(lane, EVER), NO_ID))
 
 
 def _marks(
-    known: Mapping[tuple[str, int], datetime],
-    heads: Mapping[tuple[str, int], datetime],
-    now: datetime,
-) -> dict[tuple[str, int], datetime]:
+    known: Mapping[Lane, datetime], heads: Sequence[Head], now: datetime
+) -> dict[Lane, datetime]:
     """Where to search on from: lanes that are empty stay known, the next job may come any time."""
-    marks = {lane: min(run_at, now) - MARGIN for lane, run_at in heads.items()}
+    marks = {head.lane: min(head.run_at, now) - MARGIN for head in heads}
     if len(known) + len(marks) <= MAX_LANES:
         marks = {**dict.fromkeys(known, now - MARGIN), **marks}
     return marks

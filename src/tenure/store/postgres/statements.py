@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tenure.store.dialect import Dialect
+from tenure.store.lanes import MAX_LANES, MAX_SEEN
 from tenure.store.postgres.connection import NOW, array_of, is_uuid, to_time
 from tenure.store.rows import ADDED, CHANGED, COLUMNS, TIMES, selected
 
@@ -97,8 +98,17 @@ ENQUEUE_ONE = (
     f"SELECT * FROM {{s}}.enqueue_one({', '.join(f'${n}' for n in range(1, len(NEW) + 1))})"
 )
 COMPLETE = "SELECT * FROM {s}.complete(%b::uuid[], %b::uuid[], %b::text[], %b::text[])"
-CLAIM_ALONE = "SELECT * FROM {s}.claim_alone(%b::text[], %s, %s, %b::text[], %s::integer)"
-CLAIM = "SELECT * FROM {s}.claim(%s, %s, %s, %s, %s, %s, %b::text[], %s::integer)"
+CLAIM_ALONE = f"""
+SELECT * FROM {{s}}.claim_alone(
+    %b::text[], %s, %s, %b::text[], %s::integer, {MAX_LANES}, {MAX_SEEN})
+"""
+CLAIM = "SELECT * FROM {s}.claim(%s, %s, %s, %s, %s, %s, %s, %b::text[], %s::integer, %s::integer)"
+PASSED = f"SELECT * FROM {{s}}.passed(%s, %s, %s, %s, %s, {MAX_SEEN})"
+NEWEST = """
+SELECT DISTINCT queue, priority
+FROM (SELECT queue, priority, status FROM {s}.job ORDER BY id DESC LIMIT 50) AS newest
+WHERE status = 'pending'
+"""
 
 JOB_COLUMNS = selected(DIALECT, COLUMNS, "job")
 KNOWN = f"""

@@ -9,12 +9,12 @@ from typing import Any
 
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import EPOCH
-from tenure.jobs.work import ClaimRequest, Lease, Report, is_full
+from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import BinaryArray, is_uuid, to_time, uuids
-from tenure.store.postgres.lanes import Lanes
+from tenure.store.postgres.lanes import Lanes, PostgresClaim
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import ADDED, CHANGED, added_job, job_of, write_policy
 from tenure.store.tables.stats import StatsWriter
@@ -91,20 +91,9 @@ class Postgres(PostgresSession):
         return {lease_id for (lease_id,) in rows}
 
     def claim(self, request: ClaimRequest) -> list[Lease]:
-        leases: list[Lease] = []
-        types = None if request.types is None else list(request.types)
-        for lane in self._lanes.due(request, self.rows):
-            until = lane.now + timedelta(seconds=request.lease_seconds)
-            most = request.limit - len(leases)
-            times = (lane.since, lane.now, until)
-            values = (lane.queue, lane.priority, *times, request.worker, types, most)
-            rows = self.rows(sql.CLAIM, values)
-            leases += [Lease(*[*row[:9], until]) for row in rows]
-            if rows:
-                self._lanes.claimed(request, lane, to_time(rows[-1][-1]))
-            if len(leases) >= request.limit or is_full(leases):
-                break
-        return leases
+        view = self._lanes.view(request)
+        claim = PostgresClaim(self.rows, request, view, self._lanes.clock)
+        return self._lanes.claim(request, claim)
 
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         ids, parents = zip(*traces, strict=True)
@@ -145,7 +134,7 @@ class Postgres(PostgresSession):
     def claim_alone(self, request: ClaimRequest) -> list[Lease] | None:
         if not self._lanes.are_plain(request) or not self._commits_alone():
             return None
-        queues = None if request.queues is None else list(set(request.queues))
+        queues = None if request.queues is None else sorted(set(request.queues))
         types = None if request.types is None else list(request.types)
         values = (queues, request.lease_seconds, request.worker, types, request.limit)
         rows = self.rows(sql.CLAIM_ALONE, values)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import chain
+from typing import Any
 
 from tenure.jobs.ids import EPOCH
 from tenure.store.dialect import Dialect
+from tenure.store.lanes import MAX_SEEN
 from tenure.store.rows import ADDED, CHANGED, COLUMNS
 from tenure.store.sqlite.connection import NOW, to_time
 
@@ -76,6 +79,26 @@ class OverRows:
         }
 
 
+def calls(
+    statement: OverRows, rows: Sequence[Sequence[Any]], *values: Any
+) -> Iterator[tuple[str, list[Any]]]:
+    """Return the texts over all rows, with their parameters: `values`, then the rows."""
+    start = 0
+    while start < len(rows):
+        shape = _shape(len(rows) - start)
+        some = rows[start : start + shape]
+        padding = [None] * (statement.width * (shape - len(some)))
+        yield statement.texts[shape], [*values, *chain.from_iterable(some), *padding]
+        start += shape
+
+
+def _shape(rows: int) -> int:
+    """The next shape for so many rows: the largest they fill, or one that takes few of them in."""
+    if rows > SHAPES[-2]:
+        return next(shape for shape in reversed(SHAPES) if shape <= rows)
+    return next(shape for shape in SHAPES if shape >= rows)
+
+
 INSERTED = (*ADDED, "backoff", "created_at", "run_at")
 INSERT = OverRows(
     "new",
@@ -106,33 +129,59 @@ FROM {rows} AS report WHERE tenure_job.id = report.id AND tenure_job.lease_id = 
 
 # Two searches in the index instead of one comparison of pairs, which would be a walk over every
 # pending job of the queue.
-NEXT_LANE = """
-SELECT * FROM (
-    SELECT queue, priority, run_at FROM tenure_job
-    WHERE status = 'pending' AND queue = :queue AND priority > :priority
-    ORDER BY queue, priority, run_at LIMIT 1)
+NEXT_PRIORITY = """
+SELECT queue, priority, run_at, id FROM tenure_job
+WHERE status = 'pending' AND queue = :queue AND priority > :priority
+ORDER BY queue, priority, run_at, id LIMIT 1
+"""
+NEXT_LANE = f"""
+SELECT * FROM ({NEXT_PRIORITY})
 UNION ALL
 SELECT * FROM (
-    SELECT queue, priority, run_at FROM tenure_job
+    SELECT queue, priority, run_at, id FROM tenure_job
     WHERE status = 'pending' AND queue > :queue
-    ORDER BY queue, priority, run_at LIMIT 1)
+    ORDER BY queue, priority, run_at, id LIMIT 1)
 LIMIT 1
 """
+LOWEST = -(2**63)
+"""Before every priority."""
 PAUSED = "SELECT name FROM tenure_queue WHERE paused_at IS NOT NULL"
+NEWEST = """
+SELECT DISTINCT queue, priority FROM (
+    SELECT queue, priority, status FROM tenure_job ORDER BY rowid DESC LIMIT 50)
+WHERE status = 'pending'
+"""
+# What one look into a lane goes over, whatever the types, from its start or after a mark.
+SEEN = """
+    FROM tenure_job
+    WHERE status = 'pending' AND queue = :queue AND priority = :priority
+        AND run_at <= :now {after}
+    ORDER BY run_at, id"""
+AFTER = {False: "", True: "AND (run_at, id) > (:after_time, :after_id)"}
+OF_TYPES = {False: "", True: "WHERE seen.type IN (SELECT value FROM json_each(:types))"}
 # One row with everything: each row that SQLite hands over lets go of the interpreter and has to
-# win it back from the event loop, which doubled the cost of a claim in a busy worker.
-# Large payloads are left out: as many as may be picked could be a gigabyte.
-PICK = """
+# win it back from the event loop, which doubled the cost of a claim in a busy worker. The rows
+# keep the order of the inner SELECT. Large payloads are left out: as many as may be picked could be
+# a gigabyte.
+PICK = {
+    (of_types, after): f"""
 SELECT json_group_array(json_array(
     row, id, type, queue, CASE WHEN length(CAST(payload AS BLOB)) <= 8192 THEN payload END,
     attempts + 1, max_retries, token + 1, timeout))
 FROM (
-    SELECT rowid AS row, * FROM tenure_job
-    WHERE status = 'pending' AND queue = :queue AND priority = :priority AND run_at <= :now
-        {types}
-    ORDER BY run_at, id LIMIT :limit)
+    SELECT seen.row, job.* FROM (
+        SELECT rowid AS row, type {SEEN.format(after=AFTER[after])} LIMIT {MAX_SEEN}) AS seen
+    CROSS JOIN tenure_job AS job ON job.rowid = seen.row
+    {OF_TYPES[of_types]} LIMIT :limit)
 """
+    for of_types in (False, True)
+    for after in (False, True)
+}
 PAYLOAD = "SELECT payload FROM tenure_job WHERE rowid = ?"
+LAST_SEEN = {
+    after: f"SELECT run_at, id {SEEN.format(after=AFTER[after])} LIMIT 1 OFFSET {MAX_SEEN - 1}"
+    for after in (False, True)
+}
 # The plus keeps the planner from driving this by the index of what is ready.
 CLAIM = OverRows(
     "lease",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,14 @@ import msgspec
 
 from tenure import failpoints
 from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.names import serves
-from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease, Report, is_full
+from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
+from tenure.store.lanes import Lanes, View
 from tenure.store.protocol import Trouble
 from tenure.store.rows import ADDED, CHANGED, added_job, job_of, write_policy
 from tenure.store.sqlite import statements as sql
+from tenure.store.sqlite.claim import SqliteClaim
 from tenure.store.sqlite.connection import (
     NOW,
     Checkpoints,
@@ -35,9 +34,6 @@ from tenure.store.sqlite.connection import (
 )
 from tenure.store.tables.stats import StatsWriter
 
-_read_picked = msgspec.json.Decoder(
-    list[tuple[int, str, str, str, Any, int, int, int, float | None]]
-).decode
 _read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
 _added_values = attrgetter(*ADDED)
 _changed_values = attrgetter(*CHANGED)
@@ -60,7 +56,7 @@ class Sqlite:
         self._in_place = False  # the files were, when the last transaction began
         self._now: datetime | None = None
         self._checkpoints = Checkpoints(path)
-        self._last_queue = ""  # of the last claim: queues of one priority take turns
+        self._lanes = Lanes(View)
         self.stats = StatsWriter(self)
 
     # --- transactions
@@ -127,7 +123,7 @@ class Sqlite:
         """Execute a statement over all rows; return how many it changed."""
         return sum(
             self._db.execute(text, parameters).rowcount
-            for text, parameters in calls(statement, rows, *values)
+            for text, parameters in sql.calls(statement, rows, *values)
         )
 
     def now(self) -> datetime:
@@ -173,65 +169,7 @@ class Sqlite:
         return {r.lease_id for r, accepted in zip(reports, done, strict=True) if accepted}
 
     def claim(self, request: ClaimRequest) -> list[Lease]:
-        now = self.now()
-        until = kept(now + timedelta(seconds=request.lease_seconds))
-        values: dict[str, Any] = {"now": to_millis(now), "worker": request.worker}
-        types = ""
-        if request.types is not None:
-            types = "AND type IN (SELECT value FROM json_each(:types))"
-            values["types"] = _json(request.types)
-        pick = sql.PICK.format(types=types)
-        leases: list[Lease] = []
-        for queue, priority in self._due_lanes(request.queues, values["now"]):
-            values |= {"queue": queue, "priority": priority, "limit": request.limit - len(leases)}
-            leased = self._claim_lane(pick, values, until)
-            leases += leased
-            if leased:
-                self._last_queue = queue
-            if len(leases) >= request.limit or is_full(leases):
-                break
-        return leases
-
-    def _due_lanes(self, queues: tuple[str, ...] | None, now: int) -> list[tuple[str, int]]:
-        """Return the lanes (queue, priority) with jobs due at `now`, in the order of claims."""
-        paused = {name for (name,) in self._db.execute(sql.PAUSED)}
-        lanes: list[tuple[str, int]] = []
-        lane = {"queue": "", "priority": 0}
-        while found := self._db.execute(sql.NEXT_LANE, lane).fetchone():
-            queue, priority, due_at = found
-            lane = {"queue": queue, "priority": priority}
-            if due_at <= now and queue not in paused and serves(queues, queue):
-                lanes.append((queue, priority))
-        return sorted(lanes, key=lambda lane: (lane[1], lane[0] <= self._last_queue, lane[0]))
-
-    def _claim_lane(self, pick: str, values: dict[str, Any], until: datetime) -> list[Lease]:
-        (text,) = self._db.execute(pick, values).fetchone()
-        picked = _read_picked(text)
-        if not picked:
-            return []
-        if any(row[4] is None for row in picked):
-            picked = self._with_large_payloads(picked)
-        chance = os.urandom(16 * len(picked)).hex()
-        secrets = [chance[at : at + 32] for at in range(0, len(chance), 32)]
-        taken = [(row[0], lease_id) for row, lease_id in zip(picked, secrets, strict=True)]
-        holder = values["worker"]
-        self._changed_by(sql.CLAIM, taken, to_millis(until), values["now"], holder, holder)
-        return [
-            Lease(*row[1:], lease_id, until) for row, lease_id in zip(picked, secrets, strict=True)
-        ]
-
-    def _with_large_payloads(self, picked: Sequence[Any]) -> list[Any]:
-        """Return the first of the jobs, up to `MAX_BYTES`, with the payloads that were left out."""
-        whole: list[Any] = []
-        size = 0
-        for row, *others in picked:
-            if others[3] is None:
-                ((others[3],),) = self.rows(sql.PAYLOAD, (row,))
-            whole.append((row, *others))
-            size += len(others[3].encode())
-            if size >= MAX_BYTES:
-                break
-        return whole
+        return self._lanes.claim(request, SqliteClaim(self._db, request, self.now()))
 
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         self._db.executemany("INSERT OR IGNORE INTO tenure_trace VALUES (?, ?)", traces)
@@ -308,26 +246,6 @@ class Sqlite:
                 self._connection.close()
             self._connection = None
         self._files, self._in_place = None, False
-
-
-def calls(
-    statement: sql.OverRows, rows: Sequence[Sequence[Any]], *values: Any
-) -> Iterator[tuple[str, list[Any]]]:
-    """Return the texts over all rows, with their parameters: `values`, then the rows."""
-    start = 0
-    while start < len(rows):
-        shape = _shape(len(rows) - start)
-        some = rows[start : start + shape]
-        padding = [None] * (statement.width * (shape - len(some)))
-        yield statement.texts[shape], [*values, *chain.from_iterable(some), *padding]
-        start += shape
-
-
-def _shape(rows: int) -> int:
-    """The next shape for so many rows: the largest they fill, or one that takes few of them in."""
-    if rows > sql.SHAPES[-2]:
-        return next(shape for shape in reversed(sql.SHAPES) if shape <= rows)
-    return next(shape for shape in sql.SHAPES if shape >= rows)
 
 
 def _due(checked_job: CheckedJob, now: datetime) -> datetime:

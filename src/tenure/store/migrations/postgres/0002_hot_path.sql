@@ -132,13 +132,15 @@ BEGIN
     RETURNING report.lease_id::text;
 END $$;
 
--- The lanes, each a queue at a priority, that have pending jobs, but not those of paused queues; and
--- when the first job of each runs. They are found by stepping through the index of what is ready:
--- one search per lane, however many jobs wait in it. `walked` says how many dead entries of the
--- index were met. One row at least: without lanes its `queue` is NULL. Queues whose names begin with
--- `tenure.` are left out: they have to be named.
-CREATE FUNCTION {schema}.lanes()
-    RETURNS TABLE (walked bigint, at timestamp, queue text, priority bigint, run_at timestamp)
+-- The lanes after one, each a queue at a priority, that have pending jobs, and the first job of each;
+-- `most` of them. They are found by stepping through the index of what is ready: one search per
+-- lane, however many jobs wait in it. `walked` says how many dead entries of the index were met. One
+-- row at least: without lanes its `queue` is NULL. Not `open` are paused queues, and those whose
+-- names begin with `tenure.`: they have to be named.
+CREATE FUNCTION {schema}.lanes(after_queue text, after_priority bigint, most integer)
+    RETURNS TABLE (
+        walked bigint, at timestamp, queue text, priority bigint, run_at timestamp, id text,
+        open boolean)
     LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET jit = off
     SET enable_seqscan = off SET enable_bitmapscan = off
@@ -150,62 +152,77 @@ BEGIN
         SELECT pg_stat_get_xact_tuples_returned('{schema}.job_ready'::regclass) AS entries
     ), lane AS (
         SELECT head.* FROM start CROSS JOIN LATERAL (
-            SELECT queue, priority, run_at FROM {schema}.job WHERE status = 'pending'
-            ORDER BY queue, priority, run_at LIMIT 1) AS head
+            SELECT queue, priority, run_at, id FROM {schema}.job
+            WHERE status = 'pending' AND (queue, priority) > (after_queue, after_priority)
+            ORDER BY queue, priority, run_at, id LIMIT 1) AS head
         UNION ALL
         SELECT next.* FROM lane CROSS JOIN LATERAL (
-            SELECT queue, priority, run_at FROM {schema}.job
+            SELECT queue, priority, run_at, id FROM {schema}.job
             WHERE status = 'pending' AND (queue, priority) > (lane.queue, lane.priority)
-            ORDER BY queue, priority, run_at LIMIT 1) AS next
+            ORDER BY queue, priority, run_at, id LIMIT 1) AS next
+    ), found AS MATERIALIZED (
+        SELECT * FROM lane LIMIT most
     ), walk AS MATERIALIZED (
         SELECT count(*) AS lanes, pg_stat_get_xact_tuples_returned('{schema}.job_ready'::regclass)
             - (SELECT entries FROM start) AS entries
-        FROM lane
+        FROM found
     )
     SELECT walk.entries - walk.lanes, (SELECT {schema}.clock()) AT TIME ZONE 'UTC',
-        lane.queue, lane.priority, lane.run_at AT TIME ZONE 'UTC'
-    FROM walk LEFT JOIN lane ON left(lane.queue, 7) <> 'tenure.' AND NOT EXISTS (
-        SELECT FROM {schema}.queue WHERE name = lane.queue AND paused_at IS NOT NULL);
+        found.queue, found.priority, found.run_at AT TIME ZONE 'UTC', found.id::text,
+        left(found.queue, 7) <> 'tenure.' AND NOT EXISTS (
+            SELECT FROM {schema}.queue WHERE name = found.queue AND paused_at IS NOT NULL)
+    FROM walk LEFT JOIN found ON true;
 END $$;
 
--- The same for certain queues.
-CREATE FUNCTION {schema}.lanes(wanted text[])
-    RETURNS TABLE (walked bigint, at timestamp, queue text, priority bigint, run_at timestamp)
+-- The same for certain queues, one after the other, up to the end of the one with number `most`.
+-- The last row alone says what was `walked`, and has no lane.
+CREATE FUNCTION {schema}.lanes(wanted text[], most integer)
+    RETURNS TABLE (
+        walked bigint, at timestamp, queue text, priority bigint, run_at timestamp, id text,
+        open boolean)
     LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET jit = off
     SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
+DECLARE
+    named text;
+    lanes bigint := 0;
+    found bigint;
+    now timestamp := {schema}.clock() AT TIME ZONE 'UTC';
+    entries bigint := pg_stat_get_xact_tuples_returned('{schema}.job_ready'::regclass);
 BEGIN
+    FOREACH named IN ARRAY wanted LOOP
+        RETURN QUERY
+        WITH RECURSIVE lane AS (
+            (SELECT queue, priority, run_at, id FROM {schema}.job
+            WHERE status = 'pending' AND queue = named
+            ORDER BY queue, priority, run_at, id LIMIT 1)
+            UNION ALL
+            SELECT next.* FROM lane CROSS JOIN LATERAL (
+                SELECT queue, priority, run_at, id FROM {schema}.job
+                WHERE status = 'pending' AND queue = named AND priority > lane.priority
+                ORDER BY queue, priority, run_at, id LIMIT 1) AS next
+        )
+        SELECT NULL::bigint, now, lane.queue, lane.priority,
+            lane.run_at AT TIME ZONE 'UTC', lane.id::text, NOT EXISTS (
+                SELECT FROM {schema}.queue WHERE name = lane.queue AND paused_at IS NOT NULL)
+        FROM lane;
+        GET DIAGNOSTICS found = ROW_COUNT;
+        lanes := lanes + found;
+        EXIT WHEN lanes >= most;
+    END LOOP;
     RETURN QUERY
-    WITH RECURSIVE start AS MATERIALIZED (
-        SELECT pg_stat_get_xact_tuples_returned('{schema}.job_ready'::regclass) AS entries
-    ), lane AS (
-        SELECT head.* FROM start CROSS JOIN unnest(wanted) AS name CROSS JOIN LATERAL (
-            SELECT queue, priority, run_at FROM {schema}.job
-            WHERE status = 'pending' AND queue = name
-            ORDER BY queue, priority, run_at LIMIT 1) AS head
-        UNION ALL
-        SELECT next.* FROM lane CROSS JOIN LATERAL (
-            SELECT queue, priority, run_at FROM {schema}.job
-            WHERE status = 'pending' AND queue = lane.queue AND priority > lane.priority
-            ORDER BY queue, priority, run_at LIMIT 1) AS next
-    ), walk AS MATERIALIZED (
-        SELECT count(*) AS lanes, pg_stat_get_xact_tuples_returned('{schema}.job_ready'::regclass)
-            - (SELECT entries FROM start) AS entries
-        FROM lane
-    )
-    SELECT walk.entries - walk.lanes, (SELECT {schema}.clock()) AT TIME ZONE 'UTC',
-        lane.queue, lane.priority, lane.run_at AT TIME ZONE 'UTC'
-    FROM walk LEFT JOIN lane ON NOT EXISTS (
-        SELECT FROM {schema}.queue WHERE name = lane.queue AND paused_at IS NOT NULL);
+    SELECT pg_stat_get_xact_tuples_returned('{schema}.job_ready'::regclass) - entries - lanes,
+        now, NULL, NULL::bigint, NULL::timestamp, NULL, NULL::boolean;
 END $$;
 
--- Claim up to `most` jobs of one lane (a queue at a priority) that fell due between two times, of
--- certain types unless `wanted` is NULL; in the order in which they fell due.
+-- Claim up to `most` jobs of one lane (a queue at a priority) that are due, in the order in which
+-- they fell due: of the first `seen` of them after a place (a time and an id), those of certain types
+-- unless `wanted` is NULL.
 CREATE FUNCTION {schema}.claim(
-    lane_queue text, lane_priority bigint, since timestamptz, due timestamptz, until timestamptz,
-    holder text, wanted text[], most integer
+    lane_queue text, lane_priority bigint, since timestamptz, since_id uuid, due timestamptz,
+    until timestamptz, holder text, wanted text[], most integer, seen integer
 ) RETURNS TABLE (
     id text, type text, queue text, payload text, attempts integer, max_retries bigint,
     token integer, timeout double precision, lease_id text, run_at timestamp
@@ -218,10 +235,14 @@ CREATE FUNCTION {schema}.claim(
 BEGIN
     RETURN QUERY
     WITH picked AS MATERIALIZED (
-        SELECT id, status, octet_length(payload) AS size FROM {schema}.job
-        WHERE status = 'pending' AND queue = lane_queue AND priority = lane_priority
-            AND run_at BETWEEN since AND due AND (wanted IS NULL OR type = ANY (wanted))
-        ORDER BY run_at, id LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT job.id, job.status, octet_length(job.payload) AS size FROM (
+            SELECT ctid, run_at, id, type FROM {schema}.job
+            WHERE status = 'pending' AND queue = lane_queue AND priority = lane_priority
+                AND (run_at, id) > (since, since_id) AND run_at <= due
+            ORDER BY run_at, id LIMIT seen
+        ) AS first JOIN {schema}.job ON job.ctid = first.ctid
+        WHERE wanted IS NULL OR first.type = ANY (wanted)
+        ORDER BY first.run_at, first.id LIMIT most FOR UPDATE OF job SKIP LOCKED
     ), fitting AS MATERIALIZED ( -- up to 8 MiB of payloads, as on SQLite
         SELECT id, status FROM (
             SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM picked
@@ -239,10 +260,28 @@ BEGIN
     FROM claimed ORDER BY claimed.run_at, claimed.id;
 END $$;
 
+-- The place of the last of `seen` due jobs in a lane after a place; no row if there are fewer.
+CREATE FUNCTION {schema}.passed(
+    lane_queue text, lane_priority bigint, since timestamptz, since_id uuid, due timestamptz,
+    seen integer
+) RETURNS TABLE (run_at timestamp, id text)
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY SELECT run_at AT TIME ZONE 'UTC', id::text FROM {schema}.job
+    WHERE status = 'pending' AND queue = lane_queue AND priority = lane_priority
+        AND (run_at, id) > (since, since_id) AND run_at <= due
+    ORDER BY job.run_at, job.id LIMIT 1 OFFSET seen - 1;
+END $$;
+
 -- A whole claim in one round trip, where one lane at most has jobs that are due. Answers with no row
--- if there are more of them, and with one without a job if there is none.
+-- if there may be more, lanes or jobs that were not looked at, and with one without a job if there
+-- is none.
 CREATE FUNCTION {schema}.claim_alone(
-    queues text[], lease_seconds double precision, holder text, wanted text[], most integer
+    queues text[], lease_seconds double precision, holder text, wanted text[], most integer,
+    most_lanes integer, seen integer
 ) RETURNS TABLE (
     id text, type text, queue text, payload text, attempts integer, max_retries bigint,
     token integer, timeout double precision, lease_id text, run_at timestamp,
@@ -250,33 +289,47 @@ CREATE FUNCTION {schema}.claim_alone(
 )
     LANGUAGE plpgsql SET lock_timeout = '10s' AS $$
 DECLARE
+    first CONSTANT timestamptz := '0001-01-01 00:00+00';
+    first_id CONSTANT uuid := '00000000-0000-0000-0000-000000000000';
     lane record;
     due record;
     lanes integer := 0;
+    lanes_due integer := 0;
     now timestamptz;
 BEGIN
     -- Taken anyway, and here before the clock is read: leases count from the end of the wait.
     LOCK TABLE {schema}.job IN ROW EXCLUSIVE MODE;
     FOR lane IN
-        SELECT * FROM {schema}.lanes() WHERE queues IS NULL
-        UNION ALL SELECT * FROM {schema}.lanes(queues) WHERE queues IS NOT NULL
+        SELECT * FROM {schema}.lanes('', 0, most_lanes) WHERE queues IS NULL
+        UNION ALL SELECT * FROM {schema}.lanes(queues, most_lanes) WHERE queues IS NOT NULL
     LOOP
         at := lane.at;
         walked := lane.walked;
-        IF lane.run_at <= lane.at THEN
+        lanes := lanes + 1;
+        IF lane.open AND lane.run_at <= lane.at THEN
             due := lane;
-            lanes := lanes + 1;
+            lanes_due := lanes_due + 1;
         END IF;
     END LOOP;
-    IF lanes = 1 THEN
+    IF lanes >= most_lanes OR lanes_due > 1 THEN
+        RETURN;
+    END IF;
+    IF lanes_due = 1 THEN
         now := at AT TIME ZONE 'UTC';
-        RETURN QUERY SELECT claimed.*, due.at, due.walked
-        FROM {schema}.claim(due.queue, due.priority, '0001-01-01 00:00+00', now,
-            now + lease_seconds * interval '1 second', holder, wanted, most) AS claimed;
+        RETURN QUERY SELECT claimed.*, at, walked
+        FROM {schema}.claim(due.queue, due.priority, first, first_id, now,
+            now + lease_seconds * interval '1 second', holder, wanted, most, seen) AS claimed;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        IF wanted IS NOT NULL THEN
+            PERFORM FROM {schema}.passed(due.queue, due.priority, first, first_id, now, seen);
+            IF FOUND THEN
+                RETURN;
+            END IF;
+        END IF;
     END IF;
-    IF lanes = 0 OR (lanes = 1 AND NOT FOUND) THEN
-        RETURN NEXT;
-    END IF;
+    RETURN NEXT;
 END $$;
 
 -- Load jobs for changing, locked until the end of the transaction.

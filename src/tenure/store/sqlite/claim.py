@@ -1,0 +1,121 @@
+"""A claim of the SQLite store: how its lanes are read, and how jobs of one are leased."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from tenure.jobs.names import serves
+from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease
+from tenure.store.lanes import MAX_LANES, Head, Lane, Mark
+from tenure.store.sqlite import statements as sql
+from tenure.store.sqlite.connection import kept, to_millis, to_time
+
+_read_picked = msgspec.json.Decoder(
+    list[tuple[int, str, str, str, Any, int, int, int, float | None]]
+).decode
+
+
+class SqliteClaim:
+    """One claim, in the open transaction of a connection; see `lanes.Claim`."""
+
+    start: Mark = (-(2**62), "")
+
+    def __init__(self, db: sqlite3.Connection, request: ClaimRequest, now: datetime) -> None:
+        self.now = now
+        self._db = db
+        self._until = kept(now + timedelta(seconds=request.lease_seconds))
+        self._values: dict[str, Any] = {"now": to_millis(now), "worker": request.worker}
+        self._of_types = request.types is not None
+        if self._of_types:
+            self._values["types"] = msgspec.json.encode(request.types).decode()
+        self._paused: set[str] = set()
+
+    def search(self, queues: Sequence[str] | None, after: Lane) -> tuple[list[Head], Lane | None]:
+        self._paused = {name for (name,) in self._db.execute(sql.PAUSED)}
+        if queues is None:
+            found, stopped = self._step(sql.NEXT_LANE, after, MAX_LANES)
+            heads = [head for head in found if serves(None, head.lane[0])]
+        else:
+            heads, stopped = [], None
+            names = sorted(set(queues))
+            for name in names:
+                heads += self._step(sql.NEXT_PRIORITY, (name, sql.LOWEST), None)[0]
+                if len(heads) >= MAX_LANES and name != names[-1]:
+                    stopped = (name, 0)
+                    break
+        now, paused = self._values["now"], self._paused
+        return [h for h in heads if h.run_at <= now and h.lane[0] not in paused], stopped
+
+    def _step(self, statement: str, lane: Lane, most: int | None) -> tuple[list[Head], Lane | None]:
+        """Step from lane to lane, up to `most` times; return their heads, and where it stopped."""
+        heads: list[Head] = []
+        execute = self._db.execute
+        while found := execute(statement, {"queue": lane[0], "priority": lane[1]}).fetchone():
+            queue, priority, run_at, id = found
+            lane = (queue, priority)
+            heads.append(Head(lane, run_at, id))
+            if len(heads) == most:
+                return heads, lane
+        return heads, None
+
+    def time(self, run_at: Any) -> datetime:
+        return to_time(run_at)
+
+    def newest(self) -> Iterable[Lane]:
+        return self._db.execute(sql.NEWEST)
+
+    def open(self, lanes: Sequence[Lane]) -> set[Lane]:
+        return {lane for lane in lanes if lane[0] not in self._paused}
+
+    def take(self, lane: Lane, after: Mark, limit: int) -> list[Lease]:
+        self._look_at(lane, after)
+        self._values["limit"] = limit
+        statement = sql.PICK[self._of_types, after != self.start]
+        (text,) = self._db.execute(statement, self._values).fetchone()
+        picked: Sequence[Any] = _read_picked(text)
+        if not picked:
+            return []
+        if any(row[4] is None for row in picked):
+            picked = self._with_large_payloads(picked)
+        chance = os.urandom(16 * len(picked)).hex()
+        secrets = [chance[at : at + 32] for at in range(0, len(chance), 32)]
+        taken = [(row[0], lease_id) for row, lease_id in zip(picked, secrets, strict=True)]
+        holder = self._values["worker"]
+        times = (to_millis(self._until), self._values["now"])
+        for text, values in sql.calls(sql.CLAIM, taken, *times, holder, holder):
+            self._db.execute(text, values)
+        return [
+            Lease(*[*row[1:], lease_id, self._until])
+            for row, lease_id in zip(picked, secrets, strict=True)
+        ]
+
+    def passed(self, lane: Lane, after: Mark) -> Mark | None:
+        self._look_at(lane, after)
+        statement = sql.LAST_SEEN[after != self.start]
+        found: Mark | None = self._db.execute(statement, self._values).fetchone()
+        return found
+
+    def _look_at(self, lane: Lane, after: Mark) -> None:
+        values = self._values
+        values["queue"], values["priority"] = lane
+        if after != self.start:
+            values["after_time"], values["after_id"] = after
+
+    def _with_large_payloads(self, picked: Sequence[Any]) -> list[Any]:
+        """Return the first of the jobs, up to `MAX_BYTES`, with the payloads that were left out."""
+        whole: list[Any] = []
+        size = 0
+        for row, *others in picked:
+            if others[3] is None:
+                (others[3],) = self._db.execute(sql.PAYLOAD, (row,)).fetchone()
+            whole.append((row, *others))
+            size += len(others[3].encode())
+            if size >= MAX_BYTES:
+                break
+        return whole

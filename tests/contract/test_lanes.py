@@ -1,0 +1,126 @@
+"""Claims among more lanes, or more jobs of other types, than one claim looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tenure.jobs.work import Lease
+from tenure.store.lanes import MAX_LANES, MAX_SEEN, WALK_AGAIN
+from tests.support.clock import TICK
+from tests.support.store import StoreHarness, new_job, report_completed, report_released
+
+LANES = 5 * MAX_LANES
+
+
+def add_lanes(harness: StoreHarness, name: str = "q{:05}", **fields: object) -> None:
+    harness.add_all(*[new_job(queue=name.format(n), **fields) for n in range(LANES)])
+
+
+def claims_until(claim: Callable[[], list[Lease]], most: int) -> int:
+    """How many claims it takes until one brings a job."""
+    for claims in range(1, most + 1):
+        if claim():
+            return claims
+    raise AssertionError(f"no job after {most} claims")
+
+
+@pytest.mark.scenario(104)
+@pytest.mark.parametrize("queues", [("old",), ("q00000", "old", "zz")])
+def test_a_named_queue_is_found_at_once_among_any_number_that_wait(
+    harness: StoreHarness, queues: tuple[str, ...]
+) -> None:
+    job = harness.add(queue="old")
+    add_lanes(harness, delay=3600)
+    assert harness.ids(harness.claim(9, queues=queues)) == [job.id]
+
+
+@pytest.mark.scenario(104)
+def test_many_named_queues_are_looked_at_in_turn(harness: StoreHarness) -> None:
+    names = tuple(f"q{n}" for n in range(9))
+    job = harness.add(queue="q8", priority=7)
+    wide = [new_job(queue=q, priority=p, delay=60) for q in names for p in range(-100, 101)]
+    harness.add_all(*wide)
+    assert claims_until(lambda: harness.claim(9, queues=names), 5) > 1
+    assert harness.get(job.id).status == "processing"
+    assert harness.claim(9, queues=names) == []
+
+
+@pytest.mark.scenario(104)
+def test_a_due_job_is_found_among_lanes_that_wait(harness: StoreHarness) -> None:
+    job = harness.add(queue="zz")
+    add_lanes(harness, delay=3600)
+    assert claims_until(lambda: harness.claim(9), LANES // MAX_LANES + 1) > 1
+    assert harness.get(job.id).status == "processing"
+    later = harness.add(queue="yy")
+    assert harness.ids(harness.claim(9)) == [later.id]  # one of the newest is found at once
+
+
+@pytest.mark.scenario(104)
+def test_a_paused_queue_is_not_served_among_many(harness: StoreHarness) -> None:
+    harness.set_queue("paused", paused=True)
+    add_lanes(harness, delay=3600)
+    harness.add(queue="paused")
+    assert [harness.claim(9) for _ in range(9)] == [[]] * 9
+    harness.set_queue("paused", paused=False)
+    assert len(harness.claim(9)) == 1
+
+
+@pytest.mark.scenario(104)
+@pytest.mark.requirement("C18")
+@pytest.mark.parametrize("name", ["a", "zz"])
+@pytest.mark.parametrize("limit", [1, 4])
+def test_an_old_queue_gets_its_turns_however_many_new_ones_there_are(
+    harness: StoreHarness, limit: int, name: str
+) -> None:
+    harness.clock.set(datetime.now(UTC).replace(microsecond=0))  # as ids have it
+    harness.add_all(*[new_job(queue=name) for _ in range(10)])
+    # A time in the past does not help: a job waits since it was added.
+    add_lanes(harness, run_at=harness.clock.now - timedelta(days=1))
+    got = [lease.queue for _ in range(48 // limit) for lease in harness.claim(limit)]
+    assert len(got) == 48
+    assert got.count(name) == 10
+
+
+@pytest.mark.scenario(104)
+def test_every_job_of_many_lanes_is_claimed_once_and_urgent_ones_early(
+    harness: StoreHarness,
+) -> None:
+    add_lanes(harness, "a{:05}")
+    add_lanes(harness, "b{:05}", priority=-1)
+    seen: list[Lease] = []
+    while leases := harness.claim(100):
+        seen += leases
+    assert len({lease.id for lease in seen}) == len(seen) == 2 * LANES
+    urgent = [lease.queue.startswith("b") for lease in seen]
+    assert sum(urgent[: LANES + 3 * MAX_LANES]) == LANES
+
+
+@pytest.mark.scenario(104)
+def test_a_worker_passes_over_jobs_of_other_types_in_bounded_steps(harness: StoreHarness) -> None:
+    back = harness.take()  # before them all
+    for _ in range(3):
+        harness.add_all(*[new_job("other") for _ in range(MAX_SEEN)])
+    harness.clock.advance(TICK)
+    job = harness.add()
+    claim = lambda: harness.claim(9, types=("mail",))  # noqa: E731
+    assert claims_until(claim, 4) > 2
+    assert harness.get(job.id).status == "processing"
+    later = harness.add()
+    assert harness.ids(claim()) == [later.id]  # from the mark on
+    harness.report(report_released(back))  # to its old place, which was passed over
+    assert claim() == []
+    harness.clock.advance(WALK_AGAIN.total_seconds())
+    assert harness.ids(claim()) == [back.id]
+    assert harness.report(report_completed(back))[0].answer != "recorded"
+    assert len(harness.claim(9, types=("other",))) == 9  # another worker passes over nothing
+
+
+def test_lanes_of_other_types_do_not_use_up_every_look(harness: StoreHarness) -> None:
+    harness.add_all(*[new_job("other", queue=f"q{n:05}") for n in range(MAX_LANES - 2)])
+    job = harness.add(queue="zz")
+    claimed = claims_until(lambda: harness.claim(9, types=("mail",)), 3)
+    assert claimed > 1
+    assert harness.get(job.id).status == "processing"
