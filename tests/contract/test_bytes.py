@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tenure.jobs.queries import Query
-from tenure.jobs.work import MAX_BYTES
+from tenure.jobs.work import MAX_BYTES, is_full
 from tenure.lifecycle import Job
 from tenure.store import search
 from tenure.store.postgres import reader
@@ -70,6 +70,7 @@ def test_a_claim_ends_at_a_number_of_bytes(harness: StoreHarness) -> None:
     counts: list[int] = []
     while leases := harness.claim(1_000):
         counts.append(len(leases))
+        assert is_full(leases) == (len(leases) == most), "a worker asks again at once if it is full"
         assert all(lease.payload in (PAYLOAD, "{}") for lease in leases)
         assert sum(len(lease.payload.encode()) for lease in leases) < 2 * MAX_BYTES
     assert counts[0] == most

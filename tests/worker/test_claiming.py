@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tenure import JobContext, NewJob, Status, Tenure
-from tenure.jobs import work
 from tenure.jobs.work import ClaimRequest
 from tenure.worker import exchanges
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -20,7 +19,6 @@ from tests.support.workers import (
     running_sweeper,
     running_worker,
     transitions,
-    wait_until_all_settled,
     wait_until_completed,
     wait_until_settled,
 )
@@ -315,19 +313,3 @@ def test_no_job_is_started_twice_by_several_workers(
 
 def add(app: Tenure, new_jobs: list[NewJob], first: int) -> list[str]:
     return [job.id for job in app.enqueue_many(new_jobs[first : first + 100])]
-
-
-def test_a_claim_that_is_full_is_followed_by_another(
-    app: Tenure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(work, "MAX_BYTES", 10_000)
-    monkeypatch.setattr(exchanges, "POLL_SECONDS", 3_600.0)
-    monkeypatch.setattr(exchanges, "QUIET_POLL_SECONDS", 3_600.0)
-
-    @app.job()
-    def large(text: str) -> None: ...
-
-    new_jobs = [NewJob("large", {"text": "x" * 9_000}, {"queue": f"q{n % 3}"}) for n in range(6)]
-    jobs = app.enqueue_many(new_jobs)
-    with running_worker(app, concurrency=20):
-        wait_until_all_settled(app, jobs)
