@@ -314,8 +314,8 @@ def parts_of_generated_guards() -> Iterator[Control]:
     """Every CHECK, every part of what a legal move is, every reason to refuse an insert."""
     file = "store/constraints.py"
     text = (SOURCE / file).read_text("utf-8")
-    rules = text[text.index("def checks()") : text.index("def is_legal(")]
-    for name in re.findall(r'^        "(\w+)": ', rules, re.MULTILINE):
+    rules = text[text.index("def checks(") : text.index("def is_legal(")]
+    for name in dict.fromkeys(re.findall(r'^        "(\w+)": ', rules, re.MULTILINE)):
         filtered = text.replace(
             "for name, rule in rules.items())",
             f"for name, rule in rules.items() if name != {name!r})",

@@ -49,6 +49,7 @@ END = "a job has an end time if and only if it is settled"
 TIMES = "the job's times are those of the ledger"
 WHY = "a failure says why"
 ERROR = "the last error is that of the last failure"
+VALUES = "every value is one that an enqueue accepts"
 RESULT = "only a completed job has a result"
 RETRY = "a lease that ran out is tried again while attempts are left"
 KEY = "one job per idempotency key"
@@ -169,6 +170,10 @@ ROW_BREAKS = [
     ({WHY}, f"UPDATE {{job}} SET last_error = NULL WHERE id = {FAILED_JOB}"),
     ({ERROR}, f"UPDATE {{job}} SET last_error = 'another' WHERE id = {FAILED_JOB}"),
     ({RESULT}, f"UPDATE {{job}} SET result = 'null' WHERE id = {FAILED_JOB}"),
+    ({VALUES}, f"UPDATE {{job}} SET payload = '{{not json' WHERE id = {PENDING_JOB}"),
+    ({VALUES, COUNTS}, f"UPDATE {{job}} SET type = 'a/b' WHERE id = {PENDING_JOB}"),
+    ({VALUES}, f"UPDATE {{job}} SET backoff = '[]' WHERE id = {PENDING_JOB}"),
+    ({VALUES}, f"UPDATE {{job}} SET result = 'nonsense' WHERE id = {SETTLED_JOB}"),
     ({COUNTS}, "DELETE FROM {tally} WHERE status = 'completed'"),
     ({COUNTS}, "UPDATE {tally} SET jobs = jobs + 1 WHERE status = 'failed'"),
     ({ORPHANS, COUNTS}, f"DELETE FROM {{job}} WHERE id = {SETTLED_JOB}"),

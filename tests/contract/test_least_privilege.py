@@ -75,3 +75,51 @@ def test_the_ledger_stands_even_so(harness: StoreHarness, database_url: str) -> 
         ):
             connection.execute(statement.encode())
     assert harness.store.read.get(added.job.id) == added.job
+
+
+OWN_FUNCTION = """
+CREATE TEMP TABLE mine (id uuid);
+CREATE FUNCTION pg_temp.forge() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO tenure.transition (job_id, at, attempt, token, target, event, source, actor)
+    VALUES (NEW.id, now(), 0, 0, 'cancelled', 'cancelled', 'pending', 'token:boss');
+    RETURN NULL;
+END $$;
+CREATE TRIGGER forge AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION pg_temp.forge();
+"""
+BORROWED_ENTRY = """
+CREATE TEMP TABLE mine AS SELECT * FROM tenure.job LIMIT 0;
+CREATE TRIGGER forge AFTER INSERT ON mine REFERENCING NEW TABLE AS entered
+    FOR EACH STATEMENT EXECUTE FUNCTION tenure.record_entry();
+"""
+BORROWED_MOVE = """
+CREATE TEMP TABLE mine AS SELECT * FROM tenure.job;
+CREATE TRIGGER forge AFTER UPDATE ON mine REFERENCING OLD TABLE AS before NEW TABLE AS after
+    FOR EACH STATEMENT EXECUTE FUNCTION tenure.record_move();
+"""
+BY_HAND = """
+INSERT INTO tenure.transition (job_id, at, attempt, token, target, event)
+SELECT job_id, at, attempt, token, target, event FROM tenure.transition
+"""
+
+
+@pytest.mark.parametrize(
+    ("prepare", "forge"),
+    [
+        (OWN_FUNCTION, "INSERT INTO mine SELECT id FROM tenure.job"),
+        (BORROWED_ENTRY, "INSERT INTO mine SELECT * FROM tenure.job"),
+        (BORROWED_MOVE, "UPDATE mine SET status = 'cancelled', finished_at = now()"),
+        ("", BY_HAND),
+    ],
+    ids=["own function", "record_entry", "record_move", "by hand"],
+)
+def test_the_ledger_is_not_forged_by_a_temporary_table(
+    harness: StoreHarness, database_url: str, prepare: str, forge: str
+) -> None:
+    harness.add()
+    before = harness.sql.contents()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(prepare.encode())
+        with pytest.raises(psycopg.DatabaseError, match="the ledger is written by transitions"):
+            connection.execute(forge.encode())
+    assert harness.sql.contents() == before

@@ -145,6 +145,22 @@ def load(text: str) -> dict[str, object]:
         raise InvalidInput(f"the stored payload is damaged: {flaw}", path="$.payload") from None
 
 
+def damage(text: str) -> str:
+    """Return what is wrong with a stored payload that other JSON is to embed; "" if nothing is.
+
+    Its values are not decoded. JSON that is nested too deep is damaged, too: the reader of what
+    embeds it would refuse all of that.
+    """
+    try:
+        data = text.encode()
+        if may_nest_deeper(data, MAX_DEPTH):
+            return f"the stored payload is nested more than {MAX_DEPTH} levels deep"
+        _skim_object(data)
+    except (msgspec.DecodeError, ValueError, RecursionError) as flaw:
+        return f"the stored payload is damaged: {flaw}"
+    return ""
+
+
 Parts = Callable[[Any], Collection[Any]]
 """Returns the values inside a value that is not plain JSON."""
 
@@ -357,6 +373,7 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
 _LENIENT = json.JSONDecoder(
     object_pairs_hook=_distinct, parse_int=_integer, parse_constant=_no_constant
 )
+_skim_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _load_object = msgspec.json.Decoder(dict[str, Any]).decode
 _BACKSLASH = ord("\\")
 _STEPS = {ord(bracket): step for bracket, step in zip("[{]}", (1, 1, -1, -1), strict=True)}

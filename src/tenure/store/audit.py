@@ -72,6 +72,9 @@ INVARIANTS: Mapping[str, str] = {
     "a failure says why": BYPASSED,
     "the last error is that of the last failure": f"read the errors in the ledger; {BYPASSED}",
     "only a completed job has a result": BYPASSED,
+    "every value is one that an enqueue accepts": "the row was written while the constraints "
+    "and triggers were off. A worker that cannot run it fails it alone: cancel it, and add the job "
+    "again",
     "one job per idempotency key": "an enqueue that was repeated made a second job: cancel one of "
     "them, then create the unique index on idempotency_key again (`tenure doctor` says if it is "
     "missing)",
@@ -105,6 +108,7 @@ class AuditQuery:
         broken = " OR ".join(f'"{name}" IS NOT NULL' for name in self.invariants)
         text = f"SELECT * FROM ({self.select}) AS seen WHERE {broken}"
         text = text.replace("{miscounts}", stats_sql.miscounts(dialect))
+        text = text.replace("{broken_value}", dialect.broken_value)
         for name in ("job", "transition"):
             text = text.replace(f"{{{name}}}", dialect.table(name))
         return text
@@ -242,7 +246,8 @@ SELECT id AS job_id,
     CASE WHEN status = 'failed' AND last_error IS NULL THEN 'failed without last_error'
     END AS "a failure says why",
     CASE WHEN status <> 'completed' AND result IS NOT NULL THEN status || ' with a result'
-    END AS "only a completed job has a result"
+    END AS "only a completed job has a result",
+    'refused by ' || {{broken_value}} AS "every value is one that an enqueue accepts"
 FROM {{job}} AS job""",
 )
 LEASES = AuditQuery(

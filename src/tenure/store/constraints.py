@@ -3,13 +3,22 @@
 Three things are generated, the same for both engines except for the dialect: the CHECK constraints
 of the job table, the condition under which a change of a row is illegal, and the ledger entry of a
 transition. The condition is the WHEN clause of a trigger, so a legal change costs no call.
+
+A fourth thing is not from that table: what the values of a row may be (`sqlite_values`,
+`postgres_values`), as strict as the check of an enqueue in Python.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tenure import lifecycle
-from tenure.jobs.enqueue import MAX_PRIORITY
+from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
+from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH, NAME_PATTERN
+from tenure.jobs.payload import MAX_PAYLOAD_BYTES
+from tenure.jobs.results import MAX_RESULT_BYTES
 from tenure.lifecycle import LIMIT_SQL, ROOM_SQL, SETTLED, Guard, Rule, Status
+from tenure.retry import MAX_DELAY_SECONDS, MAX_FACTOR
 
 NEVER_CHANGES = ("id", "type", "queue", "payload", "created_at", "idempotency_key", "fingerprint")
 """Columns that no change of a job may touch."""
@@ -23,9 +32,10 @@ def quoted(*names: str) -> str:
 SETTLED_SQL = quoted(*(s for s in Status if s in SETTLED))
 
 
-def checks() -> str:
-    """The CHECK constraints of the job table, in SQL both engines read the same way."""
+def checks(values: Mapping[str, str]) -> str:
+    """The CHECK constraints of the job table: those of `values`, and those of the lifecycle."""
     rules = {
+        **values,
         "known_status": f"status IN ({quoted(*Status)})",
         "lease_while_processing": "(status = 'processing') = (lease_id IS NOT NULL)",
         "expiry_while_processing": "(status = 'processing') = (lease_expires_at IS NOT NULL)",
@@ -36,11 +46,141 @@ def checks() -> str:
         "attempts_within_limit": LIMIT_SQL,
         # A claim reads every lane of a queue: `store/lanes.py`.
         "priority_in_reach": f"priority BETWEEN {-MAX_PRIORITY} AND {MAX_PRIORITY}",
+        "labels_are_short": f"length(coalesce(actor, '')) <= {MAX_LABEL_STORED}"
+        f" AND length(coalesce(worker, '')) <= {MAX_LABEL_STORED}",
         "counters_count_up": "attempts >= 0 AND token >= attempts AND max_retries >= 0",
     }
     if Guard.ATTEMPTS_LEFT in lifecycle.RULE_OF[lifecycle.RETRY].guards:
         rules["pending_has_room"] = ROOM_SQL
     return ",\n    ".join(f"CONSTRAINT {name} CHECK ({rule})" for name, rule in rules.items())
+
+
+# --- the values of a row ----------------------------------------------------------------------
+#
+# Conditions over the columns, by name; none is ever NULL. SQLite has them as CHECK constraints,
+# which it tests for the columns that a statement sets. PostgreSQL would test a CHECK at every
+# claim, so there they are the condition of a trigger. `tenure verify` asks them of every row. They
+# cost each job some time, so they say no more than they must: what only a reader of the JSON finds
+# (depth, a key that is given twice) is left to that reader.
+
+VALUES_OF_A_JOB = (
+    *("id", "type", "queue", "payload", "priority", "timeout", "backoff", "idempotency_key"),
+)
+"""The columns of these conditions that no transition changes."""
+
+MAX_LABEL_STORED = 1_000
+"""Characters of an actor or a worker. Over HTTP, the name of a token may precede a label."""
+
+FIRST_TIME, LAST_TIME = -62_135_596_800_000, 253_402_300_799_999
+"""The years 1 to 9999, in milliseconds since 1970."""
+
+
+def sqlite_values() -> Mapping[str, str]:
+    """Return name -> condition in the SQL of SQLite."""
+    times = ("run_at", "created_at", "started_at", "finished_at", "lease_expires_at")
+    policy = _policy("json_type(backoff, '$.{}')", "backoff ->> '{}'")
+    return _plain_values("") | {
+        # Not that the digits are hexadecimal, which would cost as much as all the others.
+        "id_is_a_uuid_7": "id LIKE '________-____-7___-____-____________'",
+        "type_is_a_name": _sqlite_name("type"),
+        "queue_is_a_name": f"queue = 'default' OR ({_sqlite_name('queue')})",
+        "key_is_visible_ascii": "idempotency_key IS NULL OR (length(idempotency_key)"
+        f" BETWEEN 1 AND {MAX_KEY_LENGTH} AND idempotency_key NOT GLOB '*[^!-~]*')",
+        "payload_is_a_json_object": "CASE WHEN json_valid(payload)"
+        " THEN json_type(payload) = 'object' ELSE false END"
+        f" AND length(CAST(payload AS BLOB)) <= {MAX_PAYLOAD_BYTES}",
+        "result_is_json": "result IS NULL OR (json_valid(result)"
+        f" AND length(CAST(result AS BLOB)) <= {MAX_RESULT_BYTES})",
+        "backoff_is_a_policy": "backoff IS NULL OR CASE WHEN json_valid(backoff)"
+        f" THEN json_type(backoff) = 'object' AND {policy} ELSE false END",
+        "times_in_reach": " AND ".join(
+            f"coalesce({time}, 0) BETWEEN {FIRST_TIME} AND {LAST_TIME}" for time in times
+        ),
+    }
+
+
+def postgres_values(json_type: str, schema: str, row: str = "") -> Mapping[str, str]:
+    """Return name -> condition in the SQL of PostgreSQL.
+
+    `json_type` is a call that returns the type of a JSON text, `{}`. `row` precedes the names
+    of columns.
+    """
+    key, backoff, result = f"{row}idempotency_key", f"{row}backoff", f"{row}result"
+    return _plain_values(row) | {
+        "id_is_a_uuid_7": f"get_byte(uuid_send({row}id), 6) >> 4 = 7",
+        "type_is_a_name": _postgres_name(f"{row}type"),
+        "queue_is_a_name": f"{row}queue = 'default' OR ({_postgres_name(f'{row}queue')})",
+        "key_is_visible_ascii": f"{key} IS NULL OR {key} ~ '^[!-~]{{1,{MAX_KEY_LENGTH}}}$'",
+        "payload_is_a_json_object": f"coalesce({json_type.format(f'{row}payload')}, '') = 'object'"
+        f" AND octet_length({row}payload) <= {MAX_PAYLOAD_BYTES}",
+        "result_is_json": f"{result} IS NULL OR ({json_type.format(result)} IS NOT NULL"
+        f" AND octet_length({result}) <= {MAX_RESULT_BYTES})",
+        # A call, since to prepare the condition would cost each statement 50 µs.
+        "backoff_is_a_policy": f"{backoff} IS NULL OR {schema}.is_policy({backoff})",
+    }
+
+
+def postgres_policy(text: str) -> str:
+    """Return the condition, in the SQL of PostgreSQL, that JSON is a policy, or an error."""
+    policy = _policy(f"json_typeof({text}::json -> '{{}}')", f"({text}::json ->> '{{}}')::numeric")
+    return f"CASE WHEN json_typeof({text}::json) = 'object' THEN {policy} ELSE false END"
+
+
+def _plain_values(row: str) -> dict[str, str]:
+    """The conditions that both engines read the same way."""
+    return {
+        "timeout_in_range": f"{row}timeout IS NULL OR"
+        f" ({row}timeout > 0 AND {row}timeout <= {MAX_DELAY_SECONDS:.0f})",
+        # An operator's retry may raise it.
+        "limit_in_range": f"{row}max_retries <= {MAX_RETRIES} OR {row}token > 0",
+    }
+
+
+def _sqlite_name(column: str) -> str:
+    """`NAME_PATTERN` without a regular expression, in few steps for each character."""
+    return (
+        f"length({column}) BETWEEN 1 AND {MAX_NAME_LENGTH} AND {column} NOT GLOB '*[^--:A-Z_a-z]*'"
+        f" AND {column} NOT GLOB '[.:-]*' AND instr({column} || '.', '..') = 0"
+        f" AND instr({column}, '/') = 0"
+    )
+
+
+def _postgres_name(column: str) -> str:
+    """Names that SQL need not quote are a part of these names, and quicker to test."""
+    return (
+        f"length({column}) <= {MAX_NAME_LENGTH}"
+        f" AND ({column} = quote_ident({column}) OR {column} ~ '{NAME_PATTERN}')"
+    )
+
+
+def _policy(kind: str, value: str) -> str:
+    """The condition that each member of a backoff is absent or a number in its range."""
+    conditions = []
+    for name, low, high in (
+        ("base", 0, MAX_DELAY_SECONDS),
+        ("cap", 0, MAX_DELAY_SECONDS),
+        ("factor", 1, MAX_FACTOR),
+    ):
+        found, number = kind.format(name), value.format(name)
+        conditions.append(
+            f"CASE WHEN {found} IS NULL THEN true WHEN {found} IN ('number', 'integer', 'real')"
+            f" THEN {number} BETWEEN {low} AND {high:.0f} ELSE false END"
+        )
+    return "(" + " AND ".join(conditions) + ")"
+
+
+def unfit(rules: Mapping[str, str]) -> str:
+    """Return the condition that one of the rules does not hold."""
+    return "NOT (" + " AND ".join(f"({rule})" for rule in rules.values()) + ")"
+
+
+def broken(rules: Mapping[str, str]) -> str:
+    """Return SQL for the name of the first rule that does not hold, NULL if all do."""
+    cases = " ".join(f"WHEN NOT ({rule}) THEN '{name}'" for name, rule in rules.items())
+    return f"CASE {cases} END"
+
+
+# --- transitions ------------------------------------------------------------------------------
 
 
 def is_legal(rule: Rule) -> str:

@@ -50,6 +50,7 @@ class Dialect:
     json_rows: str  # a FROM item: the rows of one JSON parameter, as `new.value`
     hold: str  # at the end of a SELECT: lock its rows
     packs: bool  # whether many rows are better read as one JSON value
+    broken_value: str  # SQL for the name of a condition on values that a job breaks, or NULL
 
     def table(self, name: str) -> str:
         return self.prefix + name

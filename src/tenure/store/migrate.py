@@ -24,11 +24,16 @@ def steps(engine: str) -> list[tuple[int, str]]:
     return [(int(name.split("_")[0]), (folder / name).read_text("utf-8")) for name in names]
 
 
-def generated(differs: str, clock: str, larger: str, old: str, new: str) -> Mapping[str, str]:
-    """Return what the lifecycle table adds to the schema, by placeholder."""
+def generated(
+    differs: str, clock: str, larger: str, old: str, new: str, values: Mapping[str, str]
+) -> Mapping[str, str]:
+    """Return what is generated of the schema, by placeholder.
+
+    `values` are the conditions that are CHECK constraints beside those of the lifecycle.
+    """
     entry = guards.ledger_values(old, new, clock, larger)
     return {
-        "checks": guards.checks(),
+        "checks": guards.checks(values),
         "illegal_insert": guards.ILLEGAL_INSERT,
         "illegal_change": guards.illegal_change(differs),
         "illegal_delete": guards.ILLEGAL_DELETE,

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import CheckedJob
 from tenure.lifecycle import Job, Status
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
@@ -96,8 +97,16 @@ def write_policy(policy: RetryPolicy) -> str | None:
 
 
 def read_policy(text: str | None) -> RetryPolicy:
-    """Read what `write_policy` wrote."""
-    return DEFAULT_POLICY if text is None else _policy_decoder.decode(text)
+    """Read what `write_policy` wrote; the default policy for what it did not write.
+
+    Such a row is found by `tenure verify`. It must not stop the sweep, which reads many.
+    """
+    if text is None:
+        return DEFAULT_POLICY
+    try:
+        return _policy_decoder.decode(text)
+    except (msgspec.DecodeError, InvalidInput):
+        return DEFAULT_POLICY
 
 
 def write_names(names: Sequence[str] | None) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
-from msgspec import Meta, Raw, Struct, field, structs
+from msgspec import DecodeError, Meta, Raw, Struct, field, json, structs
 
 from tenure.jobs import ids
 from tenure.jobs.ledger import LedgerEvent
@@ -72,7 +72,20 @@ class JobBody(Answered, frozen=True):
 
 def job_body(job: Job) -> JobBody:
     """Show a job, without its lease id."""
-    return JobBody.of(job, payload=embedded(job.payload), result=embedded(job.result))
+    return JobBody.of(job, payload=_stored(job.payload), result=_stored(job.result))
+
+
+def _stored(text: str | None) -> Raw:
+    """Embed stored JSON; in place of what is none, an object that says so and has the text."""
+    try:
+        if text is not None:
+            _skim(text)
+    except (DecodeError, RecursionError):
+        return Raw(json.encode({"tenure:damaged": text}))
+    return embedded(text)
+
+
+_skim = json.Decoder(dict[str, Raw] | list[Raw] | str | int | float | bool | None).decode
 
 
 def job_of(body: JobBody) -> Job:

@@ -141,7 +141,8 @@ def test_requests_with_keys_do_not_wait_for_the_keys_of_each_other(url: str, db:
     with psycopg.connect(url) as holder:
         holder.execute(
             "INSERT INTO tenure.job (id, type, run_at, created_at, idempotency_key)"
-            " VALUES (gen_random_uuid(), 'mail', now(), now(), 'a0')"
+            " VALUES (%s, 'mail', now(), now(), 'a0')",
+            (BULK_ID,),
         )
         committer.submit(commit.CallWork("operator", lambda db: gathered.wait(30), job_ids=()))
         committer.submit(free)

@@ -37,6 +37,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connectio
     migrate_store(f"sqlite:///{path}")
     connection = connect(path)
     connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("PRAGMA ignore_check_constraints = ON")  # ids as numbers
     triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
     for (name,) in triggers.fetchall():
         connection.execute(f"DROP TRIGGER {name}")

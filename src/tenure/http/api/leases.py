@@ -14,7 +14,9 @@ from tenure.errors import LeaseLost, ReportConflict
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
 from tenure.http.waiting import LOOK_SECONDS, Waiter
+from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
+from tenure.jobs.payload import damage
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.wire import requests, responses
 from tenure.wire.problems import storable
@@ -53,6 +55,7 @@ async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
                     released = [Report(x.id, x.lease_id, Outcome.RELEASED) for x in leases]
                     await asyncio.wrap_future(app.core.exchange(released, None))
                     break
+                leases = await _without_damaged(call, leases, wanted.worker)
                 left = deadline - loop.time()
                 if leases or left <= 0:
                     return leases
@@ -61,6 +64,37 @@ async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
         finally:
             gone.cancel()
     return ()
+
+
+async def _without_damaged(call: Call, leases: Sequence[Lease], worker: str) -> Sequence[Lease]:
+    """Return the leases that can be sent. The other jobs fail for good, each alone.
+
+    Such a row was written while the guards of the database were off. In the answer it would cost
+    the worker all the others.
+    """
+    flaws = {lease.lease_id: flaw for lease in leases if (flaw := _flaw_of(lease))}
+    if not flaws:
+        return leases
+    failed = [
+        Report(
+            lease.id,
+            lease.lease_id,
+            Outcome.FAILED,
+            error=f"{flaws[lease.lease_id]}; no worker can run it: add the job again",
+            retryable=False,
+            actor=worker,
+        )
+        for lease in leases
+        if lease.lease_id in flaws
+    ]
+    await asyncio.wrap_future(call.app.core.exchange(failed, None))
+    return [lease for lease in leases if lease.lease_id not in flaws]
+
+
+def _flaw_of(lease: Lease) -> str:
+    if not is_id(lease.id):  # no worker could report on it
+        return f"{lease.id!r} is not a job id"
+    return damage(lease.payload)
 
 
 async def _until_gone(request: Request, waiter: Waiter) -> None:

@@ -55,6 +55,10 @@ UNLOGGED = """
 SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}') FROM pg_class
 WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND relkind = 'r' AND relpersistence = 'u'
 """
+LEDGER_RIGHTS = """
+SELECT has_table_privilege(oid, 'TRUNCATE'), pg_has_role(relowner, 'USAGE') FROM pg_class
+WHERE oid = to_regclass(%s)
+"""
 BACKEND = "SELECT pg_backend_pid()"
 FROM_ELSEWHERE = """
 SELECT EXISTS (SELECT FROM {s}.transition WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
@@ -162,6 +166,18 @@ def logged(unlogged: Collection[str]) -> Check:
     return problem("tables", "unlogged", advice)
 
 
+def rights(truncates: bool, owns: bool) -> Check:
+    """Whether this role can write a ledger entry for a transition that never happened."""
+    if owns:
+        return ok("rights", "this role owns the tables, and so could drop their guards")
+    advice = (
+        "this role could write entries into the ledger by its own trigger: REVOKE TRUNCATE on "
+        "the table transition, and grant what docs/how-to/deploy.md says"
+    )
+    found = "may truncate the ledger" if truncates else "the guards are out of this role's reach"
+    return problem("rights", found, advice if truncates else "")
+
+
 def check_postgres(url: str) -> Iterator[Check]:
     """The checks of a PostgreSQL database, in order."""
     address = address_of(url)
@@ -180,6 +196,8 @@ def check_postgres(url: str) -> Iterator[Check]:
             yield doctor.schema(found, migrate.newest("postgres"))
             if found:
                 yield doctor.guards(one(connection, TRIGGERS, address.schema), "postgres")
+                table = f"{address.quoted}.transition"
+                yield rights(*connection.execute(LEDGER_RIGHTS, (table,)).fetchone() or (1, 0))
                 yield ledger(one(connection, address.sql(FROM_ELSEWHERE)))
                 yield logged(one(connection, UNLOGGED, address.schema))
                 yield doctor.newest_entry(one(connection, address.sql(AHEAD)))

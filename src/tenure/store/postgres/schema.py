@@ -9,7 +9,7 @@ from typing import Any
 from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
-from tenure.store import migrate
+from tenure.store import constraints, migrate
 from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Address, address_of, connect, one
 
 # The import above says what to do where psycopg is missing, so it comes first.
@@ -95,7 +95,17 @@ def _migrate(connection: psycopg.Connection[Any], address: Address, progress: Pr
     if one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
         connection.execute(address.sql("CREATE SCHEMA {s}"))
     clock = NOW.replace("{s}", address.quoted)
-    names = migrate.generated("IS DISTINCT FROM", clock, "greatest", "o", "n")
+    values = dict(constraints.postgres_values("json_typeof({}::json)", address.quoted, "NEW."))
+    broken = constraints.broken(values)
+    result = values.pop("result_is_json")  # a new job has none
+    names = {
+        **migrate.generated("IS DISTINCT FROM", clock, "greatest", "o", "n", {}),
+        "values_of_a_job": ", ".join(constraints.VALUES_OF_A_JOB),
+        "broken_value": broken,
+        "unfit_job": constraints.unfit(values),
+        "unfit_result": f"NOT ({result})",
+        "is_policy": constraints.postgres_policy("value"),
+    }
     insert = address.sql(f"INSERT INTO {{s}}.schema_version VALUES (%s, {NOW})")
     version, where = version_of(connection, address), f"schema {address.schema}"
     for number, script in migrate.pending("postgres", version, where, progress):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tenure.store.constraints import broken, postgres_values
 from tenure.store.dialect import Dialect
 from tenure.store.lanes import MAX_LANES, MAX_SEEN
 from tenure.store.postgres.connection import NOW, array_of, is_uuid, to_time
@@ -49,6 +50,7 @@ DIALECT = Dialect(
     json_rows="json_array_elements(%s::json) AS new (value)",
     hold=" FOR UPDATE",
     packs=False,
+    broken_value=broken(postgres_values("{{s}}.json_type({})", "{s}")),
 )
 
 # Plans must not hang on statistics: right after a bulk load the planner would read and sort the

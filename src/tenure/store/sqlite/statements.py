@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from tenure.jobs.ids import EPOCH
+from tenure.store.constraints import broken, sqlite_values
 from tenure.store.dialect import Dialect
 from tenure.store.lanes import MAX_SEEN
 from tenure.store.rows import ADDED, CHANGED, COLUMNS
@@ -51,6 +52,7 @@ DIALECT = Dialect(
     json_rows="json_each(?) AS new",
     hold="",
     packs=True,
+    broken_value=broken(sqlite_values()),
 )
 
 

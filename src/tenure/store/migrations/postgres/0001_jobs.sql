@@ -106,6 +106,40 @@ CREATE TRIGGER job_enters AFTER INSERT ON {schema}.job
     FOR EACH ROW WHEN ({illegal_insert})
     EXECUTE FUNCTION {schema}.refuse('a job must enter as pending and untried');
 
+-- What the values of a row may be, tested where a statement sets them.
+
+CREATE FUNCTION {schema}.is_policy(value text) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN {is_policy};
+EXCEPTION WHEN data_exception THEN
+    RETURN false;
+END $$;
+
+CREATE FUNCTION {schema}.refuse_value() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'TN001',
+        MESSAGE = 'tenure: a value of a job is refused: ' || {broken_value};
+END $$;
+
+CREATE TRIGGER job_fits AFTER INSERT OR UPDATE OF {values_of_a_job} ON {schema}.job
+    FOR EACH ROW WHEN ({unfit_job})
+    EXECUTE FUNCTION {schema}.refuse_value();
+
+CREATE TRIGGER job_result_fits AFTER UPDATE OF result ON {schema}.job
+    FOR EACH ROW WHEN ({unfit_result})
+    EXECUTE FUNCTION {schema}.refuse_value();
+
+-- The type of a JSON text, NULL if it is none.
+CREATE FUNCTION {schema}.json_type(value text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN json_typeof(value::json);
+EXCEPTION WHEN data_exception THEN
+    RETURN NULL;
+END $$;
+
 CREATE TRIGGER job_moves AFTER UPDATE ON {schema}.job
     FOR EACH ROW WHEN ({illegal_change})
     EXECUTE FUNCTION {schema}.refuse('illegal transition of a job');
@@ -119,11 +153,17 @@ CREATE TRIGGER job_stays BEFORE TRUNCATE ON {schema}.job
 
 -- The ledger is written once per statement. These joins must never be nested loops over the changed
 -- rows: a plan kept from a statement that changed one row would take n * n steps for n rows. What
--- the caller has switched off holds in here too, unless it is set.
+-- the caller has switched off holds in here too, unless it is set. Only the owner of the ledger may
+-- write it, so these functions run with the owner's rights, and on no table but that of the jobs:
+-- anybody can make a temporary table with triggers.
 
 CREATE FUNCTION {schema}.record_entry() RETURNS trigger
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF TG_RELID <> '{schema}.job'::regclass THEN
+        RAISE EXCEPTION USING ERRCODE = 'TN001',
+            MESSAGE = 'tenure: the ledger is written by transitions of jobs';
+    END IF;
     INSERT INTO {schema}.transition (job_id, at, source, target, event, attempt, token, actor)
     SELECT id, created_at, NULL, status, '{first_event}', 0, 0, actor FROM entered;
     RETURN NULL;
@@ -134,10 +174,14 @@ CREATE TRIGGER job_entered AFTER INSERT ON {schema}.job
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.record_entry();
 
 CREATE FUNCTION {schema}.record_move() RETURNS trigger
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     SET enable_hashjoin = on SET enable_nestloop = off SET enable_mergejoin = off AS $$
 BEGIN
+    IF TG_RELID <> '{schema}.job'::regclass THEN
+        RAISE EXCEPTION USING ERRCODE = 'TN001',
+            MESSAGE = 'tenure: the ledger is written by transitions of jobs';
+    END IF;
     INSERT INTO {schema}.transition ({ledger_columns})
     SELECT {ledger_values}
     FROM before AS o JOIN after AS n ON n.id = o.id WHERE n.status <> o.status;
@@ -168,12 +212,15 @@ CREATE TRIGGER transition_stays AFTER DELETE ON {schema}.transition
 CREATE TRIGGER transition_is_final BEFORE UPDATE OR TRUNCATE ON {schema}.transition
     EXECUTE FUNCTION {schema}.refuse('the ledger cannot be edited');
 
+-- The owner alone has the right to truncate: deploy.md grants it to no other role.
 CREATE TRIGGER transition_appends BEFORE INSERT ON {schema}.transition
-    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0)
+    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
+        OR NOT has_table_privilege('{schema}.transition'::regclass, 'TRUNCATE'))
     EXECUTE FUNCTION {schema}.refuse('the ledger is written by transitions of jobs');
 
 ALTER TABLE {schema}.job
     ENABLE ALWAYS TRIGGER job_enters, ENABLE ALWAYS TRIGGER job_moves,
+    ENABLE ALWAYS TRIGGER job_fits, ENABLE ALWAYS TRIGGER job_result_fits,
     ENABLE ALWAYS TRIGGER job_leaves, ENABLE ALWAYS TRIGGER job_stays,
     ENABLE ALWAYS TRIGGER job_entered, ENABLE ALWAYS TRIGGER job_moved;
 ALTER TABLE {schema}.transition

@@ -84,7 +84,8 @@ WHEN {illegal_insert}
 BEGIN SELECT RAISE(ABORT, 'tenure: a job must enter as pending and untried'); END;
 
 CREATE TRIGGER tenure_job_known BEFORE INSERT ON tenure_job
-WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.id OR rowid = NEW.rowid)
+WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.id)
+    OR (NEW.rowid <> -1 AND EXISTS (SELECT 1 FROM tenure_job WHERE rowid = NEW.rowid))
     OR (NEW.idempotency_key IS NOT NULL
         AND EXISTS (SELECT 1 FROM tenure_job WHERE idempotency_key = NEW.idempotency_key))
 BEGIN SELECT RAISE(IGNORE); END;
@@ -115,7 +116,7 @@ BEGIN
 END;
 
 CREATE TRIGGER tenure_transition_appends BEFORE INSERT ON tenure_transition
-WHEN EXISTS (SELECT 1 FROM tenure_transition WHERE seq = NEW.seq)
+WHEN NEW.seq <> -1 AND EXISTS (SELECT 1 FROM tenure_transition WHERE seq = NEW.seq)
 BEGIN SELECT RAISE(ABORT, 'tenure: the ledger cannot be edited'); END;
 
 CREATE TRIGGER tenure_transition_is_final BEFORE UPDATE ON tenure_transition
