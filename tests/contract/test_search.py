@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -38,7 +39,7 @@ def fill(harness: StoreHarness) -> list[Job]:
         checked_job = new_job(
             type="ab"[number % 2],
             queue="xyz"[number % 3],
-            payload=f'{{"word":"{word}","n":{number}}}',
+            payload=json.dumps({"word": word, "n": number}, ensure_ascii=False),
             max_retries=1,
             id=id_at(harness, skew),
         )
