@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,15 +179,15 @@ CONTROLS = (
     Control(
         "SQLite: a claim takes what somebody else holds",
         SQLITE,
-        "WHERE status = 'pending' AND queue = :queue AND priority = :priority AND run_at",
+        "WHERE status = 'pending' AND queue = :queue AND priority = :priority\n        AND run_at",
         "WHERE status IN ('pending', 'processing') AND queue = :queue"
         " AND priority = :priority AND run_at",
     ),
     Control(
         "PostgreSQL: a claim does not lock what it reads",
         HOT_PATH,
-        "ORDER BY run_at, id LIMIT most FOR UPDATE SKIP LOCKED",
-        "ORDER BY run_at, id LIMIT most",
+        "LIMIT most FOR UPDATE OF job SKIP LOCKED",
+        "LIMIT most",
     ),
     Control(
         "SQLite: a heartbeat needs no lease",
@@ -279,7 +280,7 @@ UNNEEDED: Mapping[str, str] = {
     f"{HOT_PATH} limited(names text[]): without q.max_pending IS NOT NULL": LONGER_WAY,
     f"{SQLITE} DELETE_SETTLED: without finished_at <= ?": "bounds the search; the ledger's end"
     " beside it decides",
-    f"{HOT_PATH} claim: without job.status = picked.status": "picked and locked in the same"
+    f"{HOT_PATH} claim: without job.status = fitting.status": "picked and locked in the same"
     " statement",
 }
 """Conditions that can go without anything that could be seen by their words, and why they stay."""
@@ -291,15 +292,18 @@ def guards() -> Iterator[Control]:
         r"\bAND ((?:NOT )?[+\w.?:{}%-]+ (?:=|<>|<=|<|>|IS NOT DISTINCT FROM|IS NOT|IS)"
         r" [\w.:'%?{}]+(?: ->> \d)?)(?=[\s);\"])"
     )
+    named: Counter[tuple[str, str]] = Counter()
     for file in GUARDED_FILES:
         text = (SOURCE / file).read_text("utf-8")
         for match in condition.finditer(text):
             line_start = text.rfind("\n", 0, match.start()) + 1
             line = text[line_start : text.find("\n", match.end())]
             if not line.lstrip().startswith(("--", "#")):
-                where = statement_at(text, match.start())
+                where = f"{file} {statement_at(text, match.start())}"
+                named[where, match[1]] += 1
+                again = f" ({number})" if (number := named[where, match[1]]) > 1 else ""
                 changed = text[: match.start()] + f"AND (1 = 1 OR {match[1]})" + text[match.end() :]
-                yield Control(f"{file} {where}: without {match[1]}", file, text, changed)
+                yield Control(f"{where}: without {match[1]}{again}", file, text, changed)
     yield from parts_of_generated_guards()
 
 

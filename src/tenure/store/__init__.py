@@ -229,7 +229,7 @@ def open_store(url: str, *, make: bool = True) -> Store:
     from tenure.store.postgres import reader as postgres_reader
     from tenure.store.postgres import writer as postgres
 
-    lanes = postgres_lanes.Lanes()
+    lanes = postgres_lanes.PostgresLanes()
     reader = postgres_reader.PostgresReader(url)
     return Store(
         [postgres.Postgres(url, lanes, reader.reconnect) for _ in range(POSTGRES_WRITERS)],

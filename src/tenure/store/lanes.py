@@ -100,7 +100,7 @@ class _Passed:
 
 
 @dataclass(slots=True)
-class View:
+class LaneView:
     """What is known of the lanes for one kind of request."""
 
     after: Lane = START  # where the next search begins
@@ -115,7 +115,7 @@ class View:
         return self.after == START and not (self.known or self.tried or self.passed)
 
 
-V = TypeVar("V", bound=View)
+V = TypeVar("V", bound=LaneView)
 
 
 class Lanes(Generic[V]):
@@ -158,7 +158,7 @@ class Lanes(Generic[V]):
             view.tried.clear()
         return leases
 
-    def _due(self, request: ClaimRequest, view: View, claim: Claim) -> list[Lane]:
+    def _due(self, request: ClaimRequest, view: LaneView, claim: Claim) -> list[Lane]:
         """Return lanes with due jobs, in the order of this claim."""
         begin, queues = view.after, request.queues
         if queues is not None and begin != START:
@@ -179,7 +179,7 @@ class Lanes(Generic[V]):
                 del view.known[lane]
         return [lane for lane in lanes if lane in due]
 
-    def _turn(self, view: View) -> Callable[[Lane], Any]:
+    def _turn(self, view: LaneView) -> Callable[[Lane], Any]:
         """Return what to sort lanes by: first those not tried, then by priority and turn or age."""
         tried, known, last = view.tried, view.known, self._last_queue
         if view.by_age:
@@ -187,7 +187,7 @@ class Lanes(Generic[V]):
         return lambda lane: (lane in tried, lane[1], lane[0] <= last, lane[0])
 
 
-def _remember(request: ClaimRequest, view: View, claim: Claim, heads: Sequence[Head]) -> None:
+def _remember(request: ClaimRequest, view: LaneView, claim: Claim, heads: Sequence[Head]) -> None:
     """Remember the lanes of a search, and those of the newest jobs, which it may not have reached.
 
     A job waits since it was due and added, the later of the two: its time alone can be chosen.
@@ -203,7 +203,7 @@ def _remember(request: ClaimRequest, view: View, claim: Claim, heads: Sequence[H
 
 
 def _look(
-    request: ClaimRequest, view: View, claim: Claim, lane: Lane, limit: int
+    request: ClaimRequest, view: LaneView, claim: Claim, lane: Lane, limit: int
 ) -> tuple[list[Lease], int]:
     """Claim jobs of a lane; return them, and how many looks it took."""
     passed = view.passed.get(lane)
@@ -225,7 +225,7 @@ def _look(
     return leases, looks
 
 
-def _walk(view: View, claim: Claim, lane: Lane, passed: _Passed, limit: int) -> list[Lease]:
+def _walk(view: LaneView, claim: Claim, lane: Lane, passed: _Passed, limit: int) -> list[Lease]:
     """Claim what the next look of the walk over passed jobs finds."""
     began = passed.walk or claim.start
     passed.walk = began

@@ -50,7 +50,7 @@ WHERE head.run_at <= {NOW} AND NOT EXISTS (
 
 
 @dataclass(slots=True)
-class View(lanes.View):
+class PostgresLaneView(lanes.LaneView):
     """What is known of the lanes for one kind of request, and of their dead entries."""
 
     marks: dict[Lane, datetime] = field(default_factory=dict)
@@ -58,11 +58,11 @@ class View(lanes.View):
     crowded: bool = False  # many dead entries were met since the last full search
 
 
-class Lanes(lanes.Lanes[View]):
+class PostgresLanes(lanes.Lanes[PostgresLaneView]):
     """The lanes of one store. Its writing threads share what they know; each step is atomic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(View)
+        super().__init__(PostgresLaneView)
         self.clock = clock
 
     def are_plain(self, request: ClaimRequest) -> bool:
@@ -82,7 +82,11 @@ class PostgresClaim:
     start: Mark = (EVER, NO_ID)
 
     def __init__(
-        self, rows: Callable[..., list[Any]], request: ClaimRequest, view: View, clock: Any
+        self,
+        rows: Callable[..., list[Any]],
+        request: ClaimRequest,
+        view: PostgresLaneView,
+        clock: Any,
     ) -> None:
         """`rows` runs a statement with its values, inside the transaction."""
         self.now = EVER

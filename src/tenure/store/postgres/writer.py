@@ -14,7 +14,7 @@ from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import BinaryArray, is_uuid, to_time, uuids
-from tenure.store.postgres.lanes import Lanes, PostgresClaim
+from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import ADDED, CHANGED, added_job, job_of, write_policy
 from tenure.store.tables.stats import StatsWriter
@@ -32,7 +32,7 @@ class Postgres(PostgresSession):
     def __init__(
         self,
         url: str,
-        lanes: Lanes | None = None,
+        lanes: PostgresLanes | None = None,
         on_connect: Callable[[], None] = lambda: None,
     ) -> None:
         """`lanes` is what the writing connections of a store share.
@@ -40,7 +40,7 @@ class Postgres(PostgresSession):
         `on_connect` is called after each connect, the first one included.
         """
         super().__init__(url, on_connect)
-        self._lanes = lanes or Lanes()
+        self._lanes = lanes or PostgresLanes()
         self.stats = StatsWriter(self)
 
     # --- adding

@@ -17,7 +17,7 @@ from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
-from tenure.store.lanes import Lanes, View
+from tenure.store.lanes import Lanes, LaneView
 from tenure.store.protocol import Trouble
 from tenure.store.rows import ADDED, CHANGED, added_job, job_of, write_policy
 from tenure.store.sqlite import statements as sql
@@ -56,7 +56,7 @@ class Sqlite:
         self._in_place = False  # the files were, when the last transaction began
         self._now: datetime | None = None
         self._checkpoints = Checkpoints(path)
-        self._lanes = Lanes(View)
+        self._lanes = Lanes(LaneView)
         self.stats = StatsWriter(self)
 
     # --- transactions
