@@ -47,6 +47,9 @@ GRACEFUL_SECONDS = 5
 MAX_CONNECTIONS = 2_000
 OTHER_FILES = 200
 """Files that a server may have open beside its connections: databases, libraries, pipes."""
+MAX_ACCEPTED = 16
+"""Connections that are accepted in one turn of the event loop. uvloop accepts one on each listener.
+With a single one, the last of a thousand that come at once would wait for a thousand turns."""
 LOOK_TICKS = 10
 """Each of uvicorn's ticks is 0.1 seconds."""
 
@@ -164,7 +167,9 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
             running.callback(stop)
         running.enter_context(spared_by_collector())
         ends = [threads.submit(_run_beside, server, worker) for worker in crew]
-        run_loop(server.serve(sockets=[listener]))
+        run_loop(
+            server.serve(sockets=[listener, *(listener.dup() for _ in range(MAX_ACCEPTED - 1))])
+        )
         for end in ends:
             end.result()
 
