@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
+from typing import Any, TypeVar
 
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from tenure.errors import StoreUnavailable, Unauthorized
 from tenure.http.guard import check_again
+
+T = TypeVar("T")
 
 LOOK_SECONDS = 0.25
 """How often a waiting request looks without a notification."""
@@ -36,6 +40,7 @@ class WorkNotifier:
         self._waiters: set[Waiter] = set()
         self.stopped = False
         self.streams: set[EventStream] = set()  # the open event streams
+        self._thread = ThreadPoolExecutor(1, "tenure-streams")
 
     def start(self) -> None:
         """Allow waiting, again if it was stopped: an application can have several lifespans."""
@@ -58,6 +63,14 @@ class WorkNotifier:
         """Wake every waiting request. Safe from any thread."""
         for waiter in tuple(self._waiters):
             waiter.notify()
+
+    async def read(self, read: Callable[..., T], *given: Any) -> T:
+        """Call `read` for a stream, after what other streams have read.
+
+        Reading holds the interpreter: a hundred streams that read at once would leave the event
+        loop little of it.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, read, *given)
 
     def stop(self) -> None:
         """End every wait, now and from now on. Safe from any thread and from a signal handler."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tenure.errors import InvalidInput, TenureError
 from tenure.http.api.call import Call
 from tenure.http.waiting import LOOK_SECONDS, EventStream, Source
 from tenure.jobs import ids
-from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage
+from tenure.jobs.ledger import EventFilter, LedgerEvent
 from tenure.jobs.names import check_name
 from tenure.lifecycle import EVENTS
 from tenure.wire import requests, responses
@@ -48,11 +48,11 @@ async def stream_events(call: Call) -> Response:
         after = call.query.after
     wanted = _wanted(call.query)
     if after is None:  # begin with what happens next
-        after = await run_in_threadpool(call.app.events.end)
-    page = await run_in_threadpool(call.app.events.read, after, MAX_AT_ONCE, wanted)
+        after = await call.notifier.read(call.app.events.end)
+    first = await call.notifier.read(_page, call, after, wanted)
     _check_room(call)  # again: other streams may have started meanwhile
     return EventStream(
-        call.request.scope, _events(call, after, page, wanted), call.notifier.streams
+        call.request.scope, _events(call, after, first, wanted), call.notifier.streams
     )
 
 
@@ -93,27 +93,44 @@ def _names(given: str | UnsetType, what: str, parameter: str) -> tuple[str, ...]
     return tuple(check_name(name, what, f"query {parameter}") for name in names)
 
 
-async def _events(call: Call, position: str, page: LedgerPage, wanted: EventFilter) -> Source:
+@dataclass(frozen=True)
+class _Page:
+    """Events to send, and the position behind them."""
+
+    events: bytes
+    position: str
+    more: bool
+
+
+def _page(call: Call, after: str, wanted: EventFilter) -> _Page:
+    """Return the wanted transitions among the next `MAX_AT_ONCE`.
+
+    Where something is redacted, errors are left out, because they may contain it; a job's history
+    shows them.
+    """
+    page = call.app.events.read(after, MAX_AT_ONCE, wanted)
+    without_errors = bool(call.redaction)
+    events = b"".join(_event(one, without_errors=without_errors) for one in page.events)
+    return _Page(events, page.position, page.more)
+
+
+async def _events(call: Call, position: str, page: _Page, wanted: EventFilter) -> Source:
     """Yield the wanted transitions from `page` on, until the server stops.
 
     The `id` of each event is its position, so a client that reconnects misses nothing and receives
     nothing twice. A ping names the position too, so that a client that wanted nothing for a while
-    does not reconnect far behind. Where something is redacted, errors are left out, because they
-    may contain it; a job's history shows them.
+    does not reconnect far behind.
     """
-    without_errors = bool(call.redaction)
     with call.notifier.waiter() as waiter:
         yield f"retry: {RECONNECT_MILLISECONDS}\nid: {position}\n\n".encode(), b""
         while not call.notifier.stopped:
-            events = b"".join(_event(one, without_errors=without_errors) for one in page.events)
-            yield events, f": still here\nid: {page.position}\n\n".encode()
+            yield page.events, f": still here\nid: {page.position}\n\n".encode()
             if not page.more:
                 await waiter.wait(LOOK_SECONDS)
-            after = page.position
             try:
-                page = await run_in_threadpool(call.app.events.read, after, MAX_AT_ONCE, wanted)
+                page = await call.notifier.read(_page, call, page.position, wanted)
             except TenureError as error:
-                page = LedgerPage((), after, more=False)
+                page = _Page(b"", page.position, more=False)
                 log.warning("the event stream cannot read the ledger, trying again: %s", error)
 
 
