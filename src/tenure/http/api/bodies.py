@@ -15,6 +15,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -135,7 +136,7 @@ async def receive(
     # Like `asyncio.timeout`, at a third of the cost, which would exceed that of reading the body.
     seconds = OPEN_RECEIVE_SECONDS if request.scope[CALLER] is NO_CALLER else RECEIVE_SECONDS
     timer = asyncio.get_running_loop().call_later(seconds, task.cancel, _TOO_SLOW)
-    chunks: list[bytes] = []
+    received = BytesIO()  # which gives what it holds without another copy of it
     size = 0
     try:
         async for chunk in request.stream():
@@ -143,8 +144,8 @@ async def receive(
             hold(len(chunk))
             if size > limit:
                 raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
-            chunks.append(chunk)
-        return b"".join(chunks)
+            received.write(chunk)
+        return received.getvalue()
     except asyncio.CancelledError as cancelled:
         if cancelled.args != (_TOO_SLOW,) or task.uncancel():  # another cancellation
             raise
