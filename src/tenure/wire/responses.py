@@ -14,6 +14,7 @@ from msgspec import DecodeError, Meta, Raw, Struct, field, json, structs
 
 from tenure.jobs import ids
 from tenure.jobs.ledger import LedgerEvent
+from tenure.jobs.payload import JsonText
 from tenure.jobs.queries import Action, Bulk
 from tenure.jobs.stats import Count, QueueState, Time, Total
 from tenure.jobs.work import Answer, Lease
@@ -78,7 +79,7 @@ def job_body(job: Job) -> JobBody:
 def _stored(text: str | None) -> Raw:
     """Embed stored JSON; in place of what is none, an object that says so and has the text."""
     try:
-        if text is not None:
+        if text is not None and not isinstance(text, JsonText):  # which was checked
             _skim(text)
     except (DecodeError, RecursionError):
         return Raw(json.encode({"tenure:damaged": text}))
