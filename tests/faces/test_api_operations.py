@@ -106,7 +106,7 @@ def test_workers_are_listed(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a"})
     claim_jobs(api, types=["a", "b"], label="host:17")
     (worker,) = api.get("/workers").json()
-    assert (worker["id"], worker["label"], worker["leases"]) == ("w", "host:17", 1)
+    assert (worker["id"], worker["label"], worker["leases"]) == ("http/w", "host:17", 1)
     assert (worker["queues"], sorted(worker["types"])) == (None, ["a", "b"])
 
 
