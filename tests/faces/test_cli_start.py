@@ -73,7 +73,13 @@ def test_help_imports_no_more_than_it_needs() -> None:
     assert "Usage: " in done.stdout
     assert not loaded & set(SLOW)
     assert {name for name in loaded if name.startswith("tenure.") and ".cli" not in name} == {
-        *("tenure.errors", "tenure.jobs", "tenure.jobs.findings", "tenure.jobs.text")
+        *(
+            "tenure.errors",
+            "tenure.jobs",
+            "tenure.jobs.findings",
+            "tenure.jobs.names",
+            "tenure.jobs.text",
+        )
     }
 
 

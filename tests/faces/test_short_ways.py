@@ -14,7 +14,8 @@ from tests.support.short_ways import way_of_a_call
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import running_worker
 
-MAX_MODULES = 14
+MAX_MODULES = 17
+"""It was 14 before bodies were read apart, damaged rows shown, and claims taken in steps."""
 
 
 @pytest.mark.parametrize("url", ["sqlite_url", "postgres_url"], ids=["sqlite", "postgres"])
@@ -63,5 +64,6 @@ def test_a_failing_handler(url: str, request: pytest.FixtureRequest) -> None:
                 wait_until(lambda: not worker._leases.to_renew())
                 recording.close()
     modules = {re.sub("^store/(sqlite|postgres)/.*", r"store/\1", path) for path in way.modules}
+    modules.discard("store/lanes.py")  # of the claim that the report brings along
     assert {"lifecycle.py", "retry.py", "worker/attempts.py"} <= modules
     assert len(modules) <= MAX_MODULES_OF_A_FAILURE, sorted(modules)

@@ -84,8 +84,10 @@ def sqlite_values() -> Mapping[str, str]:
         "id_is_a_uuid_7": "id LIKE '________-____-7___-____-____________'",
         "type_is_a_name": _sqlite_name("type"),
         "queue_is_a_name": f"queue = 'default' OR ({_sqlite_name('queue')})",
-        "key_is_visible_ascii": "idempotency_key IS NULL OR (length(idempotency_key)"
-        f" BETWEEN 1 AND {MAX_KEY_LENGTH} AND idempotency_key NOT GLOB '*[^!-~]*')",
+        "key_is_visible_ascii": "idempotency_key IS NULL"
+        f" OR ({_sqlite_key('idempotency_key')})"
+        " OR (substr(idempotency_key, 1, length(queue) + 1) = queue || ' '"
+        f" AND {_sqlite_key('substr(idempotency_key, length(queue) + 2)')})",
         "payload_is_a_json_object": "CASE WHEN json_valid(payload)"
         " THEN json_type(payload) = 'object' ELSE false END"
         f" AND length(CAST(payload AS BLOB)) <= {MAX_PAYLOAD_BYTES}",
@@ -110,7 +112,9 @@ def postgres_values(json_type: str, schema: str, row: str = "") -> Mapping[str, 
         "id_is_a_uuid_7": f"get_byte(uuid_send({row}id), 6) >> 4 = 7",
         "type_is_a_name": _postgres_name(f"{row}type"),
         "queue_is_a_name": f"{row}queue = 'default' OR ({_postgres_name(f'{row}queue')})",
-        "key_is_visible_ascii": f"{key} IS NULL OR {key} ~ '^[!-~]{{1,{MAX_KEY_LENGTH}}}$'",
+        "key_is_visible_ascii": f"{key} IS NULL OR {_postgres_key(key)}"
+        f" OR (left({key}, length({row}queue) + 1) = {row}queue || ' '"
+        f" AND {_postgres_key(f'substr({key}, length({row}queue) + 2)')})",
         "payload_is_a_json_object": f"coalesce({json_type.format(f'{row}payload')}, '') = 'object'"
         f" AND octet_length({row}payload) <= {MAX_PAYLOAD_BYTES}",
         "result_is_json": f"{result} IS NULL OR ({json_type.format(result)} IS NOT NULL"
@@ -143,6 +147,15 @@ def _sqlite_name(column: str) -> str:
         f" AND {column} NOT GLOB '[.:-]*' AND instr({column} || '.', '..') = 0"
         f" AND instr({column}, '/') = 0"
     )
+
+
+# The key of a caller with rights to some queues is stored behind its queue and a space.
+def _sqlite_key(text: str) -> str:
+    return f"length({text}) BETWEEN 1 AND {MAX_KEY_LENGTH} AND {text} NOT GLOB '*[^!-~]*'"
+
+
+def _postgres_key(text: str) -> str:
+    return f"{text} ~ '^[!-~]{{1,{MAX_KEY_LENGTH}}}$'"
 
 
 def _postgres_name(column: str) -> str:

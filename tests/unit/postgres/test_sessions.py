@@ -48,7 +48,7 @@ def test_no_verb_leaves_anything_in_the_session(db: Postgres) -> None:
     leases = take(db, 4)
     with committed(db):
         db.savepoint()
-        workers.see(db, claim_request(1, queues=("default",), types=("mail",)))
+        workers.see(db, claim_request(1, queues=("default",), types=("mail",)), new=True)
         queues.set_queue(db, "other", paused=True, max_pending=5, actor="me")
         db.undo_to_savepoint()
         db.savepoint()
