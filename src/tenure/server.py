@@ -47,6 +47,8 @@ GRACEFUL_SECONDS = 5
 MAX_CONNECTIONS = 2_000
 OTHER_FILES = 200
 """Files that a server may have open beside its connections: databases, libraries, pipes."""
+JUST_CLOSED = 100
+"""Requests whose connection was closed to make room, and that have not noticed yet."""
 MAX_ACCEPTED = 16
 """Connections that are accepted in one turn of the event loop. uvloop accepts one on each listener.
 With a single one, the last of a thousand that come at once would wait for a thousand turns."""
@@ -220,7 +222,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=room.places,
+                limit_concurrency=room.places + JUST_CLOSED,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=GRACEFUL_SECONDS,
             )
