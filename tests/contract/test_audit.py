@@ -173,6 +173,7 @@ ROW_BREAKS = [
     ({VALUES}, f"UPDATE {{job}} SET payload = '{{not json' WHERE id = {PENDING_JOB}"),
     ({VALUES, COUNTS}, f"UPDATE {{job}} SET type = 'a/b' WHERE id = {PENDING_JOB}"),
     ({VALUES}, f"UPDATE {{job}} SET backoff = '[]' WHERE id = {PENDING_JOB}"),
+    ({VALUES}, f"UPDATE {{job}} SET backoff = '{{\"factor\":1001}}' WHERE id = {PENDING_JOB}"),
     ({VALUES}, f"UPDATE {{job}} SET result = 'nonsense' WHERE id = {SETTLED_JOB}"),
     ({COUNTS}, "DELETE FROM {tally} WHERE status = 'completed'"),
     ({COUNTS}, "UPDATE {tally} SET jobs = jobs + 1 WHERE status = 'failed'"),

@@ -75,8 +75,8 @@ FIRST_TIME, LAST_TIME = -62_135_596_800_000, 253_402_300_799_999
 """The years 1 to 9999, in milliseconds since 1970."""
 
 
-def sqlite_values() -> Mapping[str, str]:
-    """Return name -> condition in the SQL of SQLite."""
+def sqlite_values(*, thorough: bool = False) -> Mapping[str, str]:
+    """Return name -> condition in the SQL of SQLite; `thorough` ones also look into policies."""
     times = ("run_at", "created_at", "started_at", "finished_at", "lease_expires_at")
     policy = _policy("json_type(backoff, '$.{}')", "backoff ->> '{}'")
     return _plain_values("") | {
@@ -93,19 +93,22 @@ def sqlite_values() -> Mapping[str, str]:
         f" AND length(CAST(payload AS BLOB)) <= {MAX_PAYLOAD_BYTES}",
         "result_is_json": "result IS NULL OR (json_valid(result)"
         f" AND length(CAST(result AS BLOB)) <= {MAX_RESULT_BYTES})",
+        # Its members would take 4 µs of the 17 for a job in bulk. A bad one fails its job alone.
         "backoff_is_a_policy": "backoff IS NULL OR CASE WHEN json_valid(backoff)"
-        f" THEN json_type(backoff) = 'object' AND {policy} ELSE false END",
+        f" THEN json_type(backoff) = 'object' AND {policy if thorough else 'true'} ELSE false END",
         "times_in_reach": " AND ".join(
             f"coalesce({time}, 0) BETWEEN {FIRST_TIME} AND {LAST_TIME}" for time in times
         ),
     }
 
 
-def postgres_values(json_type: str, schema: str, row: str = "") -> Mapping[str, str]:
+def postgres_values(
+    json_type: str, schema: str, row: str = "", *, thorough: bool = False
+) -> Mapping[str, str]:
     """Return name -> condition in the SQL of PostgreSQL.
 
     `json_type` is a call that returns the type of a JSON text, `{}`. `row` precedes the names
-    of columns.
+    of columns. `thorough` ones also look into policies.
     """
     key, backoff, result = f"{row}idempotency_key", f"{row}backoff", f"{row}result"
     return _plain_values(row) | {
@@ -119,8 +122,10 @@ def postgres_values(json_type: str, schema: str, row: str = "") -> Mapping[str, 
         f" AND octet_length({row}payload) <= {MAX_PAYLOAD_BYTES}",
         "result_is_json": f"{result} IS NULL OR ({json_type.format(result)} IS NOT NULL"
         f" AND octet_length({result}) <= {MAX_RESULT_BYTES})",
-        # A call, since to prepare the condition would cost each statement 50 µs.
-        "backoff_is_a_policy": f"{backoff} IS NULL OR {schema}.is_policy({backoff})",
+        # A call takes 8 µs, so only the thorough ones make it.
+        "backoff_is_a_policy": f"{backoff} IS NULL OR {schema}.is_policy({backoff})"
+        if thorough
+        else f"{backoff} IS NULL OR coalesce({json_type.format(backoff)}, '') = 'object'",
     }
 
 
