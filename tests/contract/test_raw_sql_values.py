@@ -1,4 +1,6 @@
-"""Hand-written SQL: what the values of a job may be. The database is as strict as an enqueue."""
+"""Hand-written SQL: what the values of a job may be. The database is as strict as an enqueue,
+except for the numbers of a policy.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tenure.jobs.findings import no_progress
+from tenure.retry import RetryPolicy
 from tests.contract.situations import NEW_ID, accepted, refused
 from tests.support.store import StoreHarness
 
@@ -129,3 +133,17 @@ def test_changes_are_refused_too(harness: StoreHarness) -> None:
 def test_a_retry_may_raise_the_limit_beyond_that_of_an_enqueue(harness: StoreHarness) -> None:
     lease = harness.take(max_retries=1)
     accepted(harness, "UPDATE {job} SET max_retries = 1500 WHERE id = ?", lease.id)
+
+
+@pytest.mark.parametrize(
+    "backoff", ['{"base":"1"}', '{"base":-1}', '{"cap":null}', '{"factor":1001}']
+)
+def test_wrong_numbers_of_a_policy_act_as_the_default_and_verify_names_them(
+    harness: StoreHarness, backoff: str
+) -> None:
+    insert, others = statement("backoff")
+    harness.sql.run(insert, *others, backoff)
+    assert harness.get(NEW_ID).backoff == RetryPolicy()
+    (violation,) = harness.store.read.violations(10, no_progress)
+    assert NEW_ID in violation
+    harness.sql.run("UPDATE {job} SET backoff = NULL WHERE id = ?", NEW_ID)

@@ -5,7 +5,8 @@ of the job table, the condition under which a change of a row is illegal, and th
 transition. The condition is the WHEN clause of a trigger, so a legal change costs no call.
 
 A fourth thing is not from that table: what the values of a row may be (`sqlite_values`,
-`postgres_values`), as strict as the check of an enqueue in Python.
+`postgres_values`), as strict as the check of an enqueue in Python, except for the numbers of a
+policy.
 """
 
 from __future__ import annotations
@@ -76,7 +77,10 @@ FIRST_TIME, LAST_TIME = -62_135_596_800_000, 253_402_300_799_999
 
 
 def sqlite_values(*, thorough: bool = False) -> Mapping[str, str]:
-    """Return name -> condition in the SQL of SQLite; `thorough` ones also look into policies."""
+    """Return name -> condition in the SQL of SQLite.
+
+    `thorough` conditions also test the numbers of a policy.
+    """
     times = ("run_at", "created_at", "started_at", "finished_at", "lease_expires_at")
     policy = _policy("json_type(backoff, '$.{}')", "backoff ->> '{}'")
     return _plain_values("") | {
@@ -93,7 +97,7 @@ def sqlite_values(*, thorough: bool = False) -> Mapping[str, str]:
         f" AND length(CAST(payload AS BLOB)) <= {MAX_PAYLOAD_BYTES}",
         "result_is_json": "result IS NULL OR (json_valid(result)"
         f" AND length(CAST(result AS BLOB)) <= {MAX_RESULT_BYTES})",
-        # Its members would take 4 µs of the 17 for a job in bulk. A bad one fails its job alone.
+        # Its members would take 4 µs of the 17 for a job in bulk. A bad one acts as the default.
         "backoff_is_a_policy": "backoff IS NULL OR CASE WHEN json_valid(backoff)"
         f" THEN json_type(backoff) = 'object' AND {policy if thorough else 'true'} ELSE false END",
         "times_in_reach": " AND ".join(
@@ -108,7 +112,7 @@ def postgres_values(
     """Return name -> condition in the SQL of PostgreSQL.
 
     `json_type` is a call that returns the type of a JSON text, `{}`. `row` precedes the names
-    of columns. `thorough` ones also look into policies.
+    of columns. `thorough` conditions also test the numbers of a policy.
     """
     key, backoff, result = f"{row}idempotency_key", f"{row}backoff", f"{row}result"
     return _plain_values(row) | {
@@ -122,7 +126,7 @@ def postgres_values(
         f" AND octet_length({row}payload) <= {MAX_PAYLOAD_BYTES}",
         "result_is_json": f"{result} IS NULL OR ({json_type.format(result)} IS NOT NULL"
         f" AND octet_length({result}) <= {MAX_RESULT_BYTES})",
-        # A call takes 8 µs, so only the thorough ones make it.
+        # A call, since it takes 8 µs, only to be thorough. A bad policy acts as the default.
         "backoff_is_a_policy": f"{backoff} IS NULL OR {schema}.is_policy({backoff})"
         if thorough
         else f"{backoff} IS NULL OR coalesce({json_type.format(backoff)}, '') = 'object'",
