@@ -95,14 +95,19 @@ def _migrate(connection: psycopg.Connection[Any], address: Address, progress: Pr
     if one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
         connection.execute(address.sql("CREATE SCHEMA {s}"))
     clock = NOW.replace("{s}", address.quoted)
-    values = dict(constraints.postgres_values("json_typeof({}::json)", address.quoted, "NEW."))
-    broken = constraints.broken(values)
-    result = values.pop("result_is_json")  # a new job has none
+    json_type = "json_typeof({}::json)"
+    changed = constraints.enforced(constraints.postgres_values(json_type, address.quoted, "NEW."))
+    broken = constraints.broken(changed)
+    result = changed.pop("result_is_json")
+    new = constraints.enforced(constraints.postgres_values(json_type, address.quoted, "entered."))
+    del new["result_is_json"]  # a new job has none
     names = {
         **migrate.generated("IS DISTINCT FROM", clock, "greatest", "o", "n", {}),
         "values_of_a_job": ", ".join(constraints.VALUES_OF_A_JOB),
         "broken_value": broken,
-        "unfit_job": constraints.unfit(values),
+        "broken_new_value": constraints.broken(new),
+        "unfit_new_job": constraints.unfit(new),
+        "unfit_job": constraints.unfit(changed),
         "unfit_result": f"NOT ({result})",
         "is_policy": constraints.postgres_policy("value"),
     }

@@ -50,7 +50,7 @@ DIALECT = Dialect(
     json_rows="json_array_elements(%s::json) AS new (value)",
     hold=" FOR UPDATE",
     packs=False,
-    broken_value=broken(postgres_values("{{s}}.json_type({})", "{s}", thorough=True)),
+    broken_value=broken(postgres_values("{{s}}.json_type({})", "{s}")),
 )
 
 # Plans must not hang on statistics: right after a bulk load the planner would read and sort the

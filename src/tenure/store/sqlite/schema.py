@@ -11,7 +11,7 @@ from tenure import failpoints
 from tenure.errors import StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
 from tenure.store import migrate
-from tenure.store.constraints import sqlite_values
+from tenure.store.constraints import enforced, sqlite_values
 from tenure.store.sqlite.connection import NOW, connect
 
 
@@ -47,7 +47,7 @@ def upgrade(path: Path, progress: Progress = no_progress) -> int:
 
     Raises SchemaMismatch for a newer one, and StoreUnavailable.
     """
-    generated = migrate.generated("IS NOT", NOW, "max", "OLD", "NEW", sqlite_values())
+    generated = migrate.generated("IS NOT", NOW, "max", "OLD", "NEW", enforced(sqlite_values()))
     with _connected(path) as connection:
         if version_of(connection) != migrate.newest("sqlite"):
             with connection:

@@ -52,7 +52,7 @@ DIALECT = Dialect(
     json_rows="json_each(?) AS new",
     hold="",
     packs=True,
-    broken_value=broken(sqlite_values(thorough=True)),
+    broken_value=broken(sqlite_values()),
 )
 
 
