@@ -30,13 +30,13 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "tenure"
 LIFECYCLE = "lifecycle.py"
 SQLITE, POSTGRES = "store/sqlite/statements.py", "store/postgres/statements.py"
-HOT_PATH = "store/migrations/postgres/0002_hot_path.sql"
+HOT_PATH = "store/migrations/postgres/0001_2_statements.sql"
 GUARDED_FILES = (
     SQLITE,
     POSTGRES,
     "store/constraints.py",
-    "store/migrations/sqlite/0001_jobs.sql",
-    "store/migrations/postgres/0001_jobs.sql",
+    "store/migrations/sqlite/0001_1_jobs.sql",
+    "store/migrations/postgres/0001_1_jobs.sql",
     HOT_PATH,
 )
 LAYERS: Mapping[str, tuple[str, ...]] = {
@@ -221,7 +221,7 @@ CONTROLS = (
     ),
     Control(
         "PostgreSQL: one key makes two jobs",
-        "store/migrations/postgres/0001_jobs.sql",
+        "store/migrations/postgres/0001_1_jobs.sql",
         "CREATE UNIQUE INDEX job_key",
         "CREATE INDEX job_key",
     ),

@@ -1,14 +1,16 @@
 """Bring a database to this version's schema; several starters at once are safe.
 
-The steps are SQL files, `migrations/<engine>/NNNN_name.sql`. Each runs in one transaction with its
-number, under the engine's lock, so a killed migration leaves nothing half done and the next starter
-continues where it stopped.
+The steps are SQL files, `migrations/<engine>/NNNN_name.sql`. Files of one number are one step, in
+the order of their names. Each step runs in one transaction with its number, under the engine's
+lock. So a killed migration leaves nothing half done, and the next starter continues where it
+stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
+from itertools import groupby
 
 from tenure import failpoints
 from tenure.errors import SchemaMismatch
@@ -21,7 +23,10 @@ def steps(engine: str) -> list[tuple[int, str]]:
     """Return the migrations of an engine: (number, SQL text with placeholders), in order."""
     folder = files("tenure.store.migrations") / engine
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
-    return [(int(name.split("_")[0]), (folder / name).read_text("utf-8")) for name in names]
+    return [
+        (number, "\n".join((folder / name).read_text("utf-8") for name in parts))
+        for number, parts in groupby(names, lambda name: int(name.split("_")[0]))
+    ]
 
 
 def generated(

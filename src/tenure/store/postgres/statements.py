@@ -94,7 +94,7 @@ def arrays(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[Any]
 
 NEW = (*ADDED, "run_at", "delay", "backoff")
 
-# The hot path: functions of the schema, whose plans a session keeps; see 0002_hot_path.sql.
+# The hot path: functions of the schema, whose plans a session keeps; see 0001_2_statements.sql.
 ENQUEUE = f"SELECT * FROM {{s}}.enqueue({', '.join(f'%b::{type_of(c)}[]' for c in NEW)}, %s, %s)"
 ENQUEUE_ONE = (
     f"SELECT * FROM {{s}}.enqueue_one({', '.join(f'${n}' for n in range(1, len(NEW) + 1))})"

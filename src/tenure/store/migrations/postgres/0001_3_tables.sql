@@ -1,3 +1,19 @@
+-- Who may call the HTTP API. Of a token only its digest is kept, and the row stays after its
+-- revocation: its name is in the ledger.
+CREATE TABLE {schema}.access (
+    name text COLLATE "C" PRIMARY KEY,
+    prefix text NOT NULL,
+    digest text COLLATE "C" NOT NULL UNIQUE,
+    scopes text NOT NULL,
+    queues text,  -- the only ones it is for; NULL: every queue
+    created_at timestamptz NOT NULL,
+    created_by text NOT NULL,
+    expires_at timestamptz,
+    used_at timestamptz,
+    revoked_at timestamptz,
+    revoked_by text
+);
+
 -- What the ledger adds up to, read from it in batches after the transitions (store/tables/stats.py). Minutes and
 -- milliseconds since 1970 UTC, in both databases. `bucket_n` counts times by the bounds in
 -- jobs.stats.BUCKETS. Few rows that are rewritten every second: they have room for that in their pages.
@@ -78,3 +94,51 @@ CREATE TABLE {schema}.failure (
     last_job_id text NOT NULL,
     PRIMARY KEY (type, queue, error)
 ) WITH (fillfactor = 50);
+
+-- Actions on all jobs of a filter. Each batch changes some jobs and moves the cursor, in one commit.
+CREATE TABLE {schema}.bulk (
+    id uuid PRIMARY KEY,
+    action text COLLATE "C" NOT NULL,
+    filter text NOT NULL,
+    more_retries bigint NOT NULL,
+    actor text COLLATE "C" NOT NULL,
+    created_at timestamptz NOT NULL,
+    finished_at timestamptz,
+    stopped_by text COLLATE "C",
+    total bigint NOT NULL,
+    exact boolean NOT NULL,
+    changed bigint NOT NULL DEFAULT 0,
+    refused bigint NOT NULL DEFAULT 0,
+    batches bigint NOT NULL DEFAULT 0,
+    cursor uuid
+);
+CREATE INDEX bulk_unfinished ON {schema}.bulk (id) WHERE finished_at IS NULL;
+
+-- The span that added a job, where the application traces. A separate table: others pay nothing.
+CREATE TABLE {schema}.trace (
+    job_id uuid PRIMARY KEY,
+    traceparent text COLLATE "C" NOT NULL
+);
+
+-- Which transitions each webhook gets, and up to which position of the ledger its deliveries exist:
+-- they are added as jobs in the commit that advances the position. The secret signs them.
+CREATE TABLE {schema}.webhook (
+    name text COLLATE "C" PRIMARY KEY,
+    id text COLLATE "C" NOT NULL,
+    url text NOT NULL,
+    secret text NOT NULL,
+    events text NOT NULL,
+    types text,
+    queues text,
+    created_at timestamptz NOT NULL,
+    created_by text NOT NULL,
+    position text COLLATE "C" NOT NULL
+);
+
+-- Who is signed in to the dashboard: the digest of the secret that the browser keeps, and the digest
+-- of the token that it signed in with, hidden with that secret.
+CREATE TABLE {schema}.session (
+    digest text COLLATE "C" PRIMARY KEY,
+    token text NOT NULL,
+    expires_at timestamptz NOT NULL
+);

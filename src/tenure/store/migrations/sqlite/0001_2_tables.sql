@@ -1,3 +1,19 @@
+-- Who may call the HTTP API. Of a token only its digest is kept, and the row stays after its
+-- revocation: its name is in the ledger.
+CREATE TABLE tenure_access (
+    name TEXT PRIMARY KEY NOT NULL,
+    prefix TEXT NOT NULL,
+    digest TEXT NOT NULL UNIQUE,
+    scopes TEXT NOT NULL,
+    queues TEXT,  -- the only ones it is for; NULL: every queue
+    created_at INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    expires_at INTEGER,
+    used_at INTEGER,
+    revoked_at INTEGER,
+    revoked_by TEXT
+) STRICT;
+
 -- What the ledger adds up to, read from it in batches after the transitions (store/tables/stats.py). Minutes and
 -- milliseconds since 1970 UTC, in both databases. `bucket_n` counts times by the bounds in
 -- jobs.stats.BUCKETS.
@@ -77,3 +93,51 @@ CREATE TABLE tenure_failure (
     last_job_id TEXT NOT NULL,
     PRIMARY KEY (type, queue, error)
 ) STRICT, WITHOUT ROWID;
+
+-- Actions on all jobs of a filter. Each batch changes some jobs and moves the cursor, in one commit.
+CREATE TABLE tenure_bulk (
+    id TEXT PRIMARY KEY NOT NULL,
+    action TEXT NOT NULL,
+    filter TEXT NOT NULL,
+    more_retries INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    finished_at INTEGER,
+    stopped_by TEXT,
+    total INTEGER NOT NULL,
+    exact INTEGER NOT NULL,
+    changed INTEGER NOT NULL DEFAULT 0,
+    refused INTEGER NOT NULL DEFAULT 0,
+    batches INTEGER NOT NULL DEFAULT 0,
+    cursor TEXT
+) STRICT;
+CREATE INDEX tenure_bulk_unfinished ON tenure_bulk (id) WHERE finished_at IS NULL;
+
+-- The span that added a job, where the application traces. A separate table: others pay nothing.
+CREATE TABLE tenure_trace (
+    job_id TEXT PRIMARY KEY NOT NULL,
+    traceparent TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Which transitions each webhook gets, and up to which position of the ledger its deliveries exist:
+-- they are added as jobs in the commit that advances the position. The secret signs them.
+CREATE TABLE tenure_webhook (
+    name TEXT PRIMARY KEY NOT NULL,
+    id TEXT NOT NULL,
+    url TEXT NOT NULL,
+    secret TEXT NOT NULL,
+    events TEXT NOT NULL,
+    types TEXT,
+    queues TEXT,
+    created_at INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    position TEXT NOT NULL
+) STRICT;
+
+-- Who is signed in to the dashboard: the digest of the secret that the browser keeps, and the digest
+-- of the token that it signed in with, hidden with that secret.
+CREATE TABLE tenure_session (
+    digest TEXT PRIMARY KEY NOT NULL,
+    token TEXT NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT;
