@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from tenure.store.postgres.connection import address_of, connect
-from tenure.store.postgres.doctor import holds_back, pools_transactions
+from tenure.store.postgres.doctor import holds_back
+from tenure.store.postgres.pooler import pools_transactions
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import PostgresServer
 from tests.support.postgres_servers import durable_server
@@ -50,7 +51,7 @@ def test_a_pooler_is_known_by_what_it_lends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if size == 1 and not pools:  # nothing comes, however long it is waited for
-        monkeypatch.setattr("tenure.store.postgres.doctor.POOLER_SECONDS", 0.2)
+        monkeypatch.setattr("tenure.store.postgres.pooler.POOLER_SECONDS", 0.2)
     with (
         PgBouncer(server, pool_mode=mode, pool_size=size, round_robin=round_robin) as pooler,
         connect(address_of(pooler.url("postgres"))) as connection,

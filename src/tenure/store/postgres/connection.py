@@ -108,6 +108,11 @@ def connect(address: Address) -> psycopg.Connection[Any]:
     return psycopg.connect(address.conninfo, **CONNECTED)
 
 
+def forget_notifications(connection: psycopg.Connection[Any]) -> None:
+    """Keep none that arrive: a pooled session may listen for a client that had it before."""
+    connection.add_notify_handler(lambda _: None)
+
+
 def one(connection: psycopg.Connection[Any], query: str | bytes, *values: Any) -> Any:
     """The single value that a query answers with, None if there is no row."""
     query = query if isinstance(query, bytes) else query.encode()

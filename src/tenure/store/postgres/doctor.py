@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -11,14 +10,8 @@ from tenure.jobs.findings import Check
 from tenure.store import doctor, migrate
 from tenure.store.doctor import ok, problem, warning
 from tenure.store.postgres import schema as postgres_schema
-from tenure.store.postgres.connection import (
-    CONNECTED,
-    OLDEST_SERVER,
-    address_of,
-    connect,
-    one,
-    route_of,
-)
+from tenure.store.postgres.connection import OLDEST_SERVER, address_of, connect, one, route_of
+from tenure.store.postgres.pooler import pools_transactions
 
 # The imports above say what to do where psycopg is missing.
 # isort: split
@@ -59,7 +52,6 @@ LEDGER_RIGHTS = """
 SELECT has_table_privilege(oid, 'TRUNCATE'), pg_has_role(relowner, 'USAGE') FROM pg_class
 WHERE oid = to_regclass(%s)
 """
-BACKEND = "SELECT pg_backend_pid()"
 FROM_ELSEWHERE = """
 SELECT EXISTS (SELECT FROM {s}.transition WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
 """
@@ -90,10 +82,6 @@ SELECT format('the replication slot %%I is not in use and keeps what its reader 
     FROM pg_replication_slots
     WHERE NOT active AND (xmin IS NOT NULL OR catalog_xmin IS NOT NULL OR restart_lsn IS NOT NULL)
 """
-
-POOLER_ROUNDS = 5
-POOLER_SECONDS = 2.0
-"""How long a second client waits for a session before the pooler is taken to lend none twice."""
 
 LONG_SECONDS = 300.0
 MAX_TRANSACTIONS = 1_000_000
@@ -208,49 +196,6 @@ def check_postgres(url: str) -> Iterator[Check]:
     except psycopg.Error as error:
         advice = f"{error}: is the server running, and may this user connect?"
         yield problem("database", "does not answer", advice)
-
-
-def pools_transactions(connection: psycopg.Connection[Any]) -> bool:
-    """Whether a pooler lends one session of the server to several clients in turn.
-
-    A pooler answers for the server at the start, with its own process number. One in session
-    mode does that too, so a second client, which holds a transaction open, decides: either it
-    was lent the session that this connection had, or this connection gets another one meanwhile.
-    Costs one round trip where there is no pooler. Raises psycopg's errors.
-    """
-    mine = one(connection, BACKEND)
-    if mine == connection.info.backend_pid:
-        return False
-    password = connection.info.password or None
-    other = psycopg.connect(connection.info.dsn, password=password, **CONNECTED)
-    try:
-        for _ in range(POOLER_ROUNDS):
-            theirs = _backend_in_transaction(other)
-            if theirs is None:  # it waits until this connection ends: the session is ours alone
-                return False
-            if theirs == mine or one(connection, BACKEND) != mine:
-                return True
-            other.execute("ROLLBACK")
-    finally:
-        other.close()
-    return False
-
-
-def _backend_in_transaction(connection: psycopg.Connection[Any]) -> int | None:
-    """The process that serves a new transaction, left open; None if none is to be had in time."""
-    server = connection.pgconn
-    server.send_query(f"BEGIN; {BACKEND}".encode())
-    process: int | None = None
-    while True:
-        while server.is_busy():
-            if not select.select([server.socket], [], [], POOLER_SECONDS)[0]:
-                return None
-            server.consume_input()
-        result = server.get_result()
-        if result is None:
-            return process
-        if result.ntuples:
-            process = int(result.get_value(0, 0) or b"0")
 
 
 def holds_back(

@@ -17,7 +17,16 @@ from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.jobs.work import MAX_BYTES
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
-from tenure.store.postgres.connection import CONNECTED, NOW, address_of, connect, is_uuid, to_time
+from tenure.store.postgres.connection import (
+    CONNECTED,
+    NOW,
+    address_of,
+    connect,
+    forget_notifications,
+    is_uuid,
+    to_time,
+)
+from tenure.store.postgres.pooler import pools_transactions
 from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, answering
 from tenure.store.reader import Reader
@@ -104,6 +113,7 @@ class PostgresReader(Reader):
         self._pool = ConnectionPool(
             self._address.conninfo,
             kwargs=CONNECTED,
+            configure=forget_notifications,
             min_size=0,
             max_size=MAX_CONNECTIONS,
             timeout=WAIT_SECONDS,
@@ -232,13 +242,19 @@ SELECT {self._job}, found FROM (
     def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
         """LISTEN to what other processes notify of new work. A hint: polling continues.
 
-        Behind a transaction pooler none may come. Database errors are logged and end nothing.
+        A session that a pooler lends by transaction does not listen: it would go on for its next
+        clients, who would get the notifications. Database errors are logged and end nothing.
         """
         shortest, longest = RECONNECT_SECONDS
         pause = shortest
         while not stop.is_set():
             try:
                 with connect(self._address) as connection:
+                    with answering(connection, ANSWER_SECONDS):
+                        pooled = pools_transactions(connection)
+                    if pooled:
+                        log.info("not listening for new work through a pooler, polling continues")
+                        return
                     self._listen(connection)
                     pause = shortest
                     notify()  # of what was missed before

@@ -12,7 +12,7 @@ from psycopg import errors
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from tenure.store.postgres.connection import NOW, address_of, connect, to_time
+from tenure.store.postgres.connection import NOW, address_of, connect, forget_notifications, to_time
 from tenure.store.postgres.statements import BEGIN
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, Wire, answering
 from tenure.store.protocol import Trouble
@@ -68,6 +68,7 @@ class PostgresSession:
             return
         connection = connect(self._address)
         connection.add_notice_handler(self._hear)
+        forget_notifications(connection)
         with answering(connection, self._patience):
             (waits,) = connection.execute(b"SHOW synchronous_commit").fetchone() or ("",)
         # Whatever the role is set to: a commit that is answered is on disk.
