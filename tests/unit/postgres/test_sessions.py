@@ -363,10 +363,14 @@ def held_up(
 
 @pytest.mark.usefixtures("postgres_url")  # skips where there is no PostgreSQL
 @pytest.mark.scenario(61)
-@pytest.mark.parametrize("count", [1, 2], ids=["one job", "a batch"])
-def test_a_commit_that_no_standby_has_is_not_acknowledged(count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(1, "notice"), (2, "notice"), (1, "error"), (2, "error")],
+    ids=["one job", "a batch", "one job, warnings are off", "a batch, warnings are off"],
+)
+def test_a_commit_that_no_standby_has_is_not_acknowledged(count: int, told: str) -> None:
     """Nor is it tried again: a second commit of nothing would be acknowledged at once."""
-    with PostgresServer() as server:
+    with PostgresServer(settings={"client_min_messages": told}) as server:
         server.create_database("jobs")
         url = server.url("jobs")
         store = open_store(url)

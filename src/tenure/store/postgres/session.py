@@ -35,6 +35,11 @@ AWAY = (
 )
 
 
+ROLE_SETTINGS = (
+    "SELECT current_setting('synchronous_commit'), current_setting('client_min_messages')"
+)
+
+
 class Unconfirmed(psycopg.OperationalError):
     """A commit that may still be lost: no standby has it."""
 
@@ -70,9 +75,14 @@ class PostgresSession:
         connection.add_notice_handler(self._hear)
         forget_notifications(connection)
         with answering(connection, self._patience):
-            (waits,) = connection.execute(b"SHOW synchronous_commit").fetchone() or ("",)
-        # Whatever the role is set to: a commit that is answered is on disk.
-        self._begin = BEGIN + ("; SET LOCAL synchronous_commit = on" if waits == "off" else "")
+            waits, told = connection.execute(ROLE_SETTINGS).fetchone() or ("", "")
+        # Whatever the role is set to: a commit that is answered is on disk, and a warning that its
+        # wait for a standby was cut short is sent.
+        self._begin = (
+            BEGIN
+            + "; SET LOCAL synchronous_commit = on" * (waits == "off")
+            + "; SET LOCAL client_min_messages = warning" * (told == "error")
+        )
         self._wire = Wire(connection)
         self._on_connect()
         self._connection = connection
