@@ -120,6 +120,10 @@ class Core:
         """The store's time; raises StoreUnavailable if the store does not answer."""
         return self.limited_store.read.clock()
 
+    def check_store(self) -> None:
+        """Raise StoreUnavailable if the store does not answer, or if its commits hang."""
+        self.limited_store.read.check()
+
     def is_current(self) -> bool:
         """Whether the database has this version's schema; makes and changes nothing."""
         found, needed = schema_of(self.database)

@@ -106,6 +106,10 @@ class Reader(ABC):
         d = self.dialect
         return d.to_time(self.rows(f"SELECT {d.time(d.now)}")[0][0])
 
+    def check(self) -> None:
+        """Raise StoreUnavailable if the store does not answer or, as far as is known, commit."""
+        self.clock()
+
     def get(self, job_id: str) -> Job | None:
         """Return the job with an id, None if there is none."""
         d = self.dialect

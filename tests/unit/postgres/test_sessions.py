@@ -12,22 +12,25 @@ import psycopg
 import pytest
 from psycopg.pq import ExecStatus
 
+from tenure import Tenure
 from tenure.errors import StoreUnavailable
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
 from tenure.lifecycle import Status
-from tenure.store import Store, open_store, transitions
+from tenure.store import POSTGRES_WRITERS, Store, open_store, transitions
 from tenure.store.commit import ANNOUNCE_SECONDS
+from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.session import error_of
 from tenure.store.postgres.writer import Postgres
 from tenure.store.protocol import Trouble
 from tenure.store.tables import queues, workers
+from tests.support.http import api_client
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
 from tests.support.store import claim_request, new_job, report_completed, report_failed
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.unit.postgres.connections import (
     Connection,
     add,
@@ -364,13 +367,13 @@ def held_up(
 @pytest.mark.usefixtures("postgres_url")  # skips where there is no PostgreSQL
 @pytest.mark.scenario(61)
 @pytest.mark.parametrize(
-    ("count", "told"),
+    ("count", "level"),
     [(1, "notice"), (2, "notice"), (1, "error"), (2, "error")],
     ids=["one job", "a batch", "one job, warnings are off", "a batch, warnings are off"],
 )
-def test_a_commit_that_no_standby_has_is_not_acknowledged(count: int, told: str) -> None:
+def test_a_commit_that_no_standby_has_is_not_acknowledged(count: int, level: str) -> None:
     """Nor is it tried again: a second commit of nothing would be acknowledged at once."""
-    with PostgresServer(settings={"client_min_messages": told}) as server:
+    with PostgresServer(settings={"client_min_messages": level}) as server:
         server.create_database("jobs")
         url = server.url("jobs")
         store = open_store(url)
@@ -418,3 +421,32 @@ def test_a_missing_standby_holds_up_writers_but_not_for_ever(
             assert store.add([wanted]).result()[0].job == store.read.get(wanted.id)
             assert [entry.event for entry in store.read.history(wanted.id)] == ["enqueued"]
         store.close()
+
+
+@pytest.mark.usefixtures("postgres_url")  # skips where there is no PostgreSQL
+@pytest.mark.scenario(105)
+def test_a_missing_standby_takes_a_bounded_number_of_sessions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(postgres, "MAX_HANG_SECONDS", 0.2)
+    monkeypatch.setattr(postgres_reader, "MAX_HANG_SECONDS", 0.2)
+    with PostgresServer() as server, Tenure(server.create_database("jobs")) as app:
+        store = app.core.store
+        with api_client(app) as probe, psycopg.connect(app.database, autocommit=True) as raw:
+            store.add([new_job()]).result()
+            (lease,) = store.exchange([], claim_request()).result().leases
+            held_up(store, raw)
+            for _ in range(5):
+                with suppress(StoreUnavailable):
+                    store.renew([(lease.id, lease.lease_id)], 1.0)
+                for count in (1, 2):
+                    with pytest.raises(StoreUnavailable):
+                        store.add([new_job() for _ in range(count)]).result(WAIT_SECONDS)
+            hanging = f"SELECT count(*) {WAIT_FOR_A_STANDBY}"
+            assert (raw.execute(hanging).fetchone() or (9,))[0] <= POSTGRES_WRITERS + 1
+            assert probe.get("/ready").status_code == 503
+            raw.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            raw.execute("SELECT pg_reload_conf()")
+            wait_until(lambda: probe.get("/ready").status_code == 200, "the server to be ready")
+            assert store.add([new_job()]).result(WAIT_SECONDS)[0].created

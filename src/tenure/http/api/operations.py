@@ -27,13 +27,13 @@ async def health(call: Call) -> Response:
 
 
 async def ready(call: Call) -> Response:
-    """Check whether the process takes work and its database answers."""
+    """Check whether the process takes work and its database answers and commits."""
     call.check_running()
     try:
-        await asyncio.to_thread(call.app.core.clock)
+        await asyncio.to_thread(call.app.core.check_store)
     except Exception as error:
-        log.warning("not ready, the database does not answer: %s", error)
-        raise StoreUnavailable("the database does not answer") from error
+        log.warning("not ready, the database does not answer or commit: %s", error)
+        raise StoreUnavailable("the database does not answer or commit") from error
     return answer(responses.ProbeBody(status="ready"))
 
 

@@ -45,6 +45,15 @@ SETTINGS: dict[str, Any] = {
 NOW = "(SELECT {s}.clock())"
 """The store's time, read once per statement."""
 
+MAX_HANG_SECONDS = 10.0
+"""How long commits may wait for a synchronous standby before no other session joins them."""
+
+HANGING = """
+EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'
+    AND clock_timestamp() - state_change > %s * interval '1 second')
+"""
+"""Whether commits hang. A session that this process gave up goes on waiting, and shows that."""
+
 CONNECTED: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
 """Transactions start by a BEGIN statement, and no statement is prepared on the server."""
 

@@ -19,6 +19,8 @@ from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.postgres.connection import (
     CONNECTED,
+    HANGING,
+    MAX_HANG_SECONDS,
     NOW,
     address_of,
     connect,
@@ -179,6 +181,11 @@ class PostgresReader(Reader):
     def _ask_once(self, ask: Callable[[Connection], T], seconds: float) -> T:
         with self._pool.connection() as connection, answering(connection, seconds):
             return ask(connection)
+
+    def check(self) -> None:
+        ((hanging,),) = self.rows(f"SELECT {HANGING}", (MAX_HANG_SECONDS,))
+        if hanging:
+            raise StoreUnavailable("commits wait for a synchronous standby")
 
     def some(self, query: Query) -> tuple[list[Job], bool]:
         # The length of a text that is stored apart is known without reading it.

@@ -12,7 +12,15 @@ from psycopg import errors
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from tenure.store.postgres.connection import NOW, address_of, connect, forget_notifications, to_time
+from tenure.store.postgres.connection import (
+    HANGING,
+    MAX_HANG_SECONDS,
+    NOW,
+    address_of,
+    connect,
+    forget_notifications,
+    to_time,
+)
 from tenure.store.postgres.statements import BEGIN
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, Wire, answering
 from tenure.store.protocol import Trouble
@@ -35,9 +43,9 @@ AWAY = (
 )
 
 
-ROLE_SETTINGS = (
-    "SELECT current_setting('synchronous_commit'), current_setting('client_min_messages')"
-)
+ROLE = f"""
+SELECT current_setting('synchronous_commit'), current_setting('client_min_messages'), {HANGING}
+"""
 
 
 class Unconfirmed(psycopg.OperationalError):
@@ -75,13 +83,18 @@ class PostgresSession:
         connection.add_notice_handler(self._hear)
         forget_notifications(connection)
         with answering(connection, self._patience):
-            waits, told = connection.execute(ROLE_SETTINGS).fetchone() or ("", "")
+            waits, level, hang = (
+                connection.execute(ROLE, (MAX_HANG_SECONDS,)).fetchone() or [""] * 3
+            )
+        if hang and waits != "local":
+            connection.close()  # the server would keep it as long, one more at each try
+            raise psycopg.OperationalError("commits wait for a synchronous standby")
         # Whatever the role is set to: a commit that is answered is on disk, and a warning that its
         # wait for a standby was cut short is sent.
         self._begin = (
             BEGIN
             + "; SET LOCAL synchronous_commit = on" * (waits == "off")
-            + "; SET LOCAL client_min_messages = warning" * (told == "error")
+            + "; SET LOCAL client_min_messages = warning" * (level == "error")
         )
         self._wire = Wire(connection)
         self._on_connect()
