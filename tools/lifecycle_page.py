@@ -12,10 +12,11 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "lifecycle.md"
 
 def diagram() -> str:
     """The state machine as a Mermaid diagram."""
-    lines = ["stateDiagram-v2", f"    [*] --> pending: {FIRST_EVENT}"]
-    lines += [
-        f"    {rule.source} --> {rule.target}: {rule.event}" for rule in lifecycle.TRANSITIONS
-    ]
+    lines = ["stateDiagram-v2"]
+    lines += [f"    [*] --> {status}: {FIRST_EVENT}" for status in lifecycle.ENTRANCES]
+    for pair in dict.fromkeys((rule.source, rule.target) for rule in lifecycle.TRANSITIONS):
+        events = [r.event for r in lifecycle.TRANSITIONS if (r.source, r.target) == pair]
+        lines.append(f"    {pair[0]} --> {pair[1]}: {', '.join(events)}")
     lines += [f"    {status} --> [*]" for status in Status if status in SETTLED]
     return "\n".join(lines)
 
@@ -25,9 +26,12 @@ def effects(rule: Rule) -> str:
     needs = "; ".join(guard.words for guard in rule.guards) or "nothing else"
     changes = [
         f"{name} {change:+d}"
-        for name, change in (("attempts", rule.attempts), ("token", rule.token))
+        for name, change in (
+            *(("attempts", rule.attempts), ("token", rule.token), ("snoozes", rule.snoozes)),
+        )
         if change
     ]
+    changes += [f"`{column}`" for column in rule.sets]
     return f"{needs} | {', '.join(changes) or '-'}"
 
 
@@ -50,14 +54,22 @@ test fails when the two differ. The databases' triggers come from the same table
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-- A claim adds 1 to `attempts`. A failure with `attempts >= max_retries` is
-  permanent: `max_retries` 3 means three attempts in all, 0 and 1 both mean one.
-- A failure that may be tried again passes through `failed` to `pending` in the same transaction, so
-  `failed` at rest is final. Both transitions are in the ledger.
+- A job enters as `pending`, or as `waiting` if `need >= 1`. `waiting` is for something else that
+  has to happen first, never for a time alone: a job that is not due is `pending`.
+- A claim adds 1 to `attempts`. A failure with `attempts >= max_retries` is permanent:
+  `max_retries` 3 means three attempts in all, 0 and 1 both mean one.
+- A failure that may be tried again passes through `failed` to `pending` in the same transaction.
+  So `failed` at rest is final: its attempts are used up, or the worker gave up. Both transitions
+  are in the ledger.
 - `token` rises by one with every claim and never falls: give it to outside systems as a fencing
-  token. A release takes the attempt back but not the token, so `token - attempts` counts releases.
+  token. Releases, interruptions, snoozes and suspensions take the attempt back but not the token,
+  so `token - attempts - snoozes` counts releases and interruptions. One too many is a failure.
 - An operator's retry of a failed job raises `max_retries`; the same guard applies to it. Completed
-  and cancelled jobs never run again.
+  jobs never run again, nor do cancelled ones, but for those that were `skipped`.
+- Several rows have the same two statuses. In SQL the column `event` says which of them a change is;
+  a change that names none of them is the first. A pending job whose columns are set by SQL is
+  `amended`.
+- So far only SQL makes jobs `waiting`, snoozes and interrupts them, or gives them a `start_by`.
 """
 
 

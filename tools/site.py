@@ -83,7 +83,7 @@ def moved(text: str, page: str, where: Mapping[str, str]) -> str:
 
 def state_machine() -> str:
     """The state machine as it is drawn in the dashboard, in the colours of the page."""
-    picture = machine.draw(machine.WIDE, {}, {})
+    picture = machine.draw(machine.WIDE, {"waiting": 1}, {})
     sheet = picture.sheet
     arrow = 'fill="none" stroke="currentColor" stroke-width="1.5" marker-end="url(#tip)"'
     lines = [f'<path d="{picture.entrance}" {arrow}/>']
@@ -95,7 +95,8 @@ def state_machine() -> str:
             "right": (one.x + 11, one.y + 5, "start"),
             "on": (one.x - 14, one.y + (16 if one.y > sheet.height / 2 else 0), "end"),
         }[one.label]
-        lines.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{one.rule.event}</text>')
+        name = ", ".join(rule.event for rule in one.rules)
+        lines.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{name}</text>')
     width, height = sheet.box_width, sheet.box_height
     for box in picture.boxes:
         lines.append(

@@ -8,8 +8,7 @@ Rule 2: `follow` applies an event together with the retry that a failure may bri
 
 Both are pure: the time is an argument, and nothing here reads, writes or waits. The triggers and
 constraints of both databases, the reference page, the conflict errors of the API and the model
-tests are generated from the same table. The databases cannot check the guards without SQL: they
-do not know who is calling, and the statements of the store test times by the store's clock.
+tests come from the same table. The databases cannot check the guards without SQL.
 
 The limit: a claim adds 1 to `attempts`, so `max_retries` is the number of attempts in all (0 and 1
 both mean one). A failure with no attempt left is permanent. `failed` at rest is final: a failure
@@ -22,22 +21,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
-from typing import ClassVar
 
 import msgspec
 from msgspec.structs import replace
 
+from tenure import events
 from tenure.errors import IllegalTransition, LeaseLost
+from tenure.events import Event, Return
 from tenure.retry import DEFAULT_POLICY, RetryPolicy, delay
 
 DEFAULT_MAX_RETRIES = 3
-MAX_RELEASES = 100
-"""How often one job may be released without having run; one more release counts as a failure."""
+MAX_RETURNS = 100
+"""How often one job may be released or interrupted; one more counts as a failure."""
+MAX_SNOOZES = 10_000
+"""How often one job may be snoozed or suspended; one more counts as a failure."""
 
 
 class Status(StrEnum):
-    """The status of a job. `completed`, `failed` and `cancelled` are settled."""
+    """The status of a job. `completed`, `failed` and `cancelled` are settled.
 
+    `waiting` is for something else that has to happen first, never for a time alone.
+    """
+
+    WAITING = "waiting"
     PENDING = "pending"
     PROCESSING = "processing"
     COMPLETED = "completed"
@@ -51,16 +57,30 @@ SETTLED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 class Guard(Enum):
     """What must be true before a transition, beside the status: in words, and in SQL.
 
-    The SQL is a condition over the rows OLD and NEW. It is empty where a database cannot know.
+    The SQL is a condition over OLD and NEW, never NULL; empty where a database cannot know.
     """
 
     LEASE = ("the caller presents the job's current lease", "")
     DUE = ("`run_at` has come and the queue is not paused", "")
+    IN_TIME = (
+        "`start_by` has not passed",
+        "coalesce(NEW.started_at < OLD.start_by, OLD.start_by IS NULL)",
+    )
+    LATE = ("`start_by` has passed", "coalesce(NEW.finished_at >= OLD.start_by, false)")
     LEASE_OVER = ("`lease_expires_at` has passed, tested again in the same write", "")
-    ATTEMPTS_LEFT = ("`attempts < max_retries`", "NEW.attempts < NEW.max_retries")
-    RELEASES_LEFT = (
-        f"`token - attempts < {MAX_RELEASES}`",
-        f"OLD.token - OLD.attempts < {MAX_RELEASES}",
+    ATTEMPTS_LEFT = ("`attempts < max_retries`", "(NEW.attempts < NEW.max_retries)")
+    RETURNS_LEFT = (
+        f"`token - attempts - snoozes < {MAX_RETURNS}`",
+        f"OLD.token - OLD.attempts - coalesce(OLD.snoozes, 0) < {MAX_RETURNS}",
+    )
+    SNOOZES_LEFT = (f"`snoozes < {MAX_SNOOZES}`", f"coalesce(OLD.snoozes, 0) < {MAX_SNOOZES}")
+    NEEDS = ("`need >= 1`", "coalesce(NEW.need, 0) >= 1")
+    NEEDS_NOTHING = ("`need <= 0`", "coalesce(NEW.need, 0) <= 0")
+    HOPELESS = ("`spare < 0`", "coalesce(NEW.spare, 0) < 0")
+    WAS_SKIPPED = ("the last event was `skipped`", "OLD.event = 'skipped'")
+    UNTRIED_PAYLOAD = (
+        "`payload` only while `token = 0`",
+        "(OLD.token = 0 OR NEW.payload = OLD.payload)",
     )
 
     def __init__(self, words: str, sql: str) -> None:
@@ -70,7 +90,10 @@ class Guard(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row of the table: a legal transition, its guards, and what it changes."""
+    """One row of the table: a legal transition, its guards, and what it changes.
+
+    A change in SQL that names none of the events between two statuses is the first of them.
+    """
 
     event: str
     source: Status
@@ -79,6 +102,8 @@ class Rule:
     guards: tuple[Guard, ...] = ()
     attempts: int = 0  # change to `attempts`
     token: int = 0  # change to `token`
+    snoozes: int = 0  # change to `snoozes`
+    sets: tuple[str, ...] = ()  # columns that only some transitions may change
 
     @property
     def ends_attempt(self) -> bool:
@@ -86,29 +111,50 @@ class Rule:
         return self.source is Status.PROCESSING and self.attempts == 0
 
 
-P, R, C, F, X = Status
-LEASE, DUE, LEASE_OVER, ATTEMPTS_LEFT, RELEASES_LEFT = Guard
+AMENDABLE = ("payload", "priority", "run_at", "max_retries", "timeout", "backoff")
+W, P, R, C, F, X = Status
+LEASE, DUE, IN_TIME, LATE, LEASE_OVER, ATTEMPTS_LEFT, RETURNS_LEFT, SNOOZES_LEFT = tuple(Guard)[:8]
+NEEDS, NEEDS_NOTHING, HOPELESS, WAS_SKIPPED, UNTRIED_PAYLOAD = tuple(Guard)[8:]
+HOLDER, OPERATOR = "the lease holder", "an operator or the application"
+# fmt: off
 TRANSITIONS: tuple[Rule, ...] = (
-    Rule("claimed", P, R, "a worker asking for work", (DUE,), attempts=+1, token=+1),
-    Rule("completed", R, C, "the lease holder", (LEASE,)),
-    Rule("failed", R, F, "the lease holder", (LEASE,)),
+    Rule("claimed", P, R, "a worker asking for work", (DUE, IN_TIME), attempts=+1, token=+1),
+    Rule("completed", R, C, HOLDER, (LEASE,)),
+    Rule("failed", R, F, HOLDER, (LEASE,)),
+    Rule("gave_up", R, F, f"{HOLDER}: trying again cannot help", (LEASE,)),
     Rule("lease_expired", R, F, "the store's sweep", (LEASE_OVER,)),
-    Rule("retried", F, P, "the store, with the failure; or an operator", (ATTEMPTS_LEFT,)),
-    Rule("released", R, P, "the lease holder, stopping", (LEASE, RELEASES_LEFT), attempts=-1),
-    Rule("cancelled", P, X, "an operator or the application"),
-    Rule("cancelled", R, X, "an operator or the application"),
+    Rule("retried", F, P, "the store, with the failure; or an operator", (ATTEMPTS_LEFT,),
+         sets=("run_at", "max_retries")),
+    Rule("released", R, P, f"{HOLDER}, before the handler started", (LEASE, RETURNS_LEFT),
+         attempts=-1),
+    Rule("interrupted", R, P, f"{HOLDER}, stopping", (LEASE, RETURNS_LEFT), attempts=-1),
+    Rule("snoozed", R, P, HOLDER, (LEASE, SNOOZES_LEFT), attempts=-1, snoozes=+1,
+         sets=("run_at",)),
+    Rule("suspended", R, W, f"{HOLDER}, until something has come", (LEASE, SNOOZES_LEFT, NEEDS),
+         attempts=-1, snoozes=+1, sets=("need", "spare")),
+    Rule("unblocked", W, P, "the store, with what it waited for; or an operator",
+         (NEEDS_NOTHING,), sets=("run_at", "need", "spare")),
+    Rule("amended", P, P, OPERATOR, (UNTRIED_PAYLOAD,), sets=AMENDABLE),
+    Rule("cancelled", W, X, OPERATOR),
+    Rule("cancelled", P, X, OPERATOR),
+    Rule("cancelled", R, X, OPERATOR),
+    Rule("skipped", W, X, "the store: what it waits for cannot come", (HOPELESS,),
+         sets=("need", "spare")),
+    Rule("restored", X, W, "the store, with the retry of what had stopped it",
+         (WAS_SKIPPED, NEEDS), sets=("need", "spare")),
+    Rule("expired", W, X, "the store's sweep", (LATE,)),
+    Rule("expired", P, X, "the store's sweep", (LATE,)),
 )
+# fmt: on
 FIRST_EVENT = "enqueued"
-"""The first ledger entry of every job: it did not exist, and then it was pending."""
-STORE = "store"
-"""The actor of a retry that comes with the failure itself."""
-SWEEP = "sweep"
-"""The actor where a lease ran out."""
+"""The first ledger entry of every job: it did not exist, and then it was pending or waiting."""
+ENTRANCES: Mapping[Status, tuple[Guard, ...]] = {P: (), W: (NEEDS,)}
+"""The statuses in which a job may enter, and what must be true of it."""
 
 RULE_OF: Mapping[tuple[str, Status], Rule] = {
     (rule.event, rule.source): rule for rule in TRANSITIONS
 }
-RELEASE, RETRY = ("released", R), ("retried", F)
+RETRY = ("retried", F)
 
 EVENTS = tuple(dict.fromkeys((FIRST_EVENT, *(rule.event for rule in TRANSITIONS))))
 """Every event that the ledger can hold, in the order of the table."""
@@ -120,9 +166,11 @@ ATTEMPT_ENDS = tuple(event for event in RUN_ENDS if (event, P) not in RULE_OF)
 """Events that always end an attempt."""
 FAILURES = tuple(dict.fromkeys(rule.event for rule in TRANSITIONS if rule.target is F))
 """Events after which an attempt has failed."""
+FINAL_FAILURE = "gave_up"
+"""The failure that is not tried again whatever the limit."""
 
 
-# --- attempts and releases --------------------------------------------------------------------
+# --- the limits -------------------------------------------------------------------------------
 
 
 def has_budget(attempts: int, max_retries: int) -> bool:
@@ -133,16 +181,24 @@ def has_budget(attempts: int, max_retries: int) -> bool:
 LIMIT_SQL = "(attempts <= max_retries OR attempts <= 1)"
 """No row may ever have been claimed more often than its limit."""
 
-ROOM_SQL = "(status <> 'pending' OR attempts < max_retries OR attempts < 1)"
-"""A pending row must have an attempt left, or it could never be claimed."""
+ROOM_SQL = f"(status NOT IN ('{W}', '{P}') OR attempts < max_retries OR attempts < 1)"
+"""A row that is still to run must have an attempt left, or it could never be claimed."""
+
+REST_SQL = (
+    f"(status IN ('{C}', '{X}') OR (status = '{F}'"
+    f" AND (event = '{FINAL_FAILURE}' OR NOT {ATTEMPTS_LEFT.sql.replace('NEW.', '')})))"
+)
+"""A row that is settled, and that no retry takes back."""
 
 
-def releases_left(attempts: int, token: int) -> bool:
-    """Whether a release still returns the job to `pending` without counting as a failure."""
-    return token - attempts < MAX_RELEASES
+def at_rest(job: Job) -> bool:
+    """Whether the job is settled, and no retry is on its way: `REST_SQL` in Python."""
+    if job.status is F:
+        return job.event == FINAL_FAILURE or not has_budget(job.attempts, job.max_retries)
+    return job.status in SETTLED
 
 
-# --- the job and what can happen to it --------------------------------------------------------
+# --- the job ----------------------------------------------------------------------------------
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -163,8 +219,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     created_at: datetime
     run_at: datetime  # not claimed before
     status: Status = Status.PENDING
-    attempts: int = 0  # claims that were not released
+    attempts: int = 0  # claims that were neither returned nor snoozed
     token: int = 0  # claims in all: the fencing token, never falls
+    snoozes: int = 0  # how often it was snoozed or suspended
+    need: int | None = None  # what must still come before it can run
+    spare: int | None = None  # how much of what it waits for may fail to come
+    start_by: datetime | None = None  # not claimed from then on
     started_at: datetime | None = None  # last claim
     finished_at: datetime | None = None  # set if and only if settled
     worker: str | None = None  # who holds it or held it last
@@ -179,81 +239,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return f"<job {self.id} {self.type} {self.status} attempt {self.attempts}>"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
-    """A worker takes the job for `lease_seconds`, under a `lease_id` that cannot be guessed."""
-
-    name: ClassVar[str] = "claimed"
-    lease_id: str
-    lease_seconds: float
-    actor: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
-    """The lease holder reports that the attempt succeeded."""
-
-    name: ClassVar[str] = "completed"
-    lease_id: str
-    result: str | None = None
-    actor: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """The lease holder reports that the attempt failed; `retryable=False` makes it final."""
-
-    name: ClassVar[str] = "failed"
-    lease_id: str
-    error: str
-    retryable: bool = True
-    actor: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Released:
-    """The lease holder returns the job before its handler started."""
-
-    name: ClassVar[str] = "released"
-    lease_id: str
-    actor: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseExpired:
-    """The lease ran out before its holder reported."""
-
-    name: ClassVar[str] = "lease_expired"
-    actor: str = SWEEP
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retried:
-    """The job runs again after `delay` seconds, with `more_retries` added to its limit."""
-
-    name: ClassVar[str] = "retried"
-    delay: float = 0.0
-    more_retries: int = 0
-    actor: str = STORE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancelled:
-    """An operator or the application stops the job, before it runs or while it runs."""
-
-    name: ClassVar[str] = "cancelled"
-    actor: str = "application"
-
-
-Event = Claimed | Completed | Failed | Released | LeaseExpired | Retried | Cancelled
-
-
 # --- the rules --------------------------------------------------------------------------------
 
 
-def legal_events(status: Status) -> tuple[str, ...]:
-    """The events that a job in `status` can take, in the order of the table."""
-    return tuple(dict.fromkeys(rule.event for rule in TRANSITIONS if rule.source is status))
+def legal_events(status: Status, last: str = FIRST_EVENT) -> tuple[str, ...]:
+    """The events that a job in `status` can take after its `last`, in the order of the table."""
+    rules = [rule for rule in TRANSITIONS if rule.source is status]
+    if last != "skipped":
+        rules = [rule for rule in rules if WAS_SKIPPED not in rule.guards]
+    return tuple(dict.fromkeys(rule.event for rule in rules))
 
 
 def decide(job: Job, event: Event, now: datetime) -> Job:
@@ -268,13 +262,14 @@ def decide(job: Job, event: Event, now: datetime) -> Job:
     rule = RULE_OF.get(row)
     if rule is None:
         raise _refused(job, event)
-    if reason := _objection(row, job, event, now):
+    if reason := _objection(event, job, now):
         raise _refused(job, event, reason)
     after = replace(
         job,
         status=rule.target,
         attempts=job.attempts + rule.attempts,
         token=job.token + rule.token,
+        snoozes=job.snoozes + rule.snoozes,
         lease_id=None,
         lease_expires_at=None,
         finished_at=now if rule.target in SETTLED else None,
@@ -282,7 +277,7 @@ def decide(job: Job, event: Event, now: datetime) -> Job:
         actor=event.actor or job.worker,
     )
     match event:
-        case Claimed():
+        case events.Claimed():
             return replace(
                 after,
                 started_at=now,
@@ -290,16 +285,26 @@ def decide(job: Job, event: Event, now: datetime) -> Job:
                 lease_id=event.lease_id,
                 lease_expires_at=now + timedelta(seconds=event.lease_seconds),
             )
-        case Completed():
+        case events.Completed():
             return replace(after, result=event.result)
-        case Failed():
+        case events.Failed() | events.GaveUp():
             return replace(after, last_error=event.error)
-        case LeaseExpired():
+        case events.LeaseExpired():
             return replace(after, last_error=_expiry_error(job))
-        case Retried():
+        case events.Retried():
             run_at = now + timedelta(seconds=event.delay)
             return replace(after, max_retries=_limit(job, event), run_at=run_at)
-        case Released() | Cancelled():
+        case events.Snoozed():
+            return replace(after, run_at=now + timedelta(seconds=event.delay))
+        case events.Suspended() | events.Restored():
+            return replace(after, need=event.need, spare=event.spare)
+        case events.Unblocked():
+            return replace(after, need=event.need, run_at=max(job.run_at, now))
+        case events.Skipped():
+            return replace(after, spare=event.spare)
+        case events.Amended():
+            return replace(after, **{c: event.changes[c] for c in rule.sets if c in event.changes})
+        case events.Released() | events.Interrupted() | events.Expired() | events.Cancelled():
             return after
 
 
@@ -307,18 +312,25 @@ def follow(job: Job, event: Event, now: datetime) -> tuple[Job, ...]:
     """Return every row that the job passes through when `event` happens; it rests in the last.
 
     This is the whole retry logic. A failure is followed by a retry while attempts are left, whether
-    a worker reported it or a lease ran out, unless the worker called it permanent. A release too
-    many is a failure.
+    a worker reported it or a lease ran out, unless the worker gave up. A return too many is a
+    failure.
     """
-    if isinstance(event, Released) and _objection(RELEASE, job, event, now):
-        error = f"released more than {MAX_RELEASES} times without having run"
-        event = Failed(lease_id=event.lease_id, error=error, actor=event.actor)
+    if isinstance(event, Return):
+        event = _failed_instead(job, event, now) or event
     after = decide(job, event, now)
-    retryable = isinstance(event, LeaseExpired) or (isinstance(event, Failed) and event.retryable)
-    if not retryable or _objection(RETRY, after, event, now):
+    if after.status is not F or at_rest(after):
         return (after,)
     wait = delay(after.backoff, after.id, after.attempts)
-    return (after, decide(after, Retried(delay=wait), now))
+    return (after, decide(after, events.Retried(delay=wait), now))
+
+
+def _failed_instead(job: Job, event: Return, now: datetime) -> events.Failed | None:
+    """The failure that a return too many is."""
+    for guard in (RETURNS_LEFT, SNOOZES_LEFT):
+        if guard in RULE_OF[event.name, R].guards and (why := _refusal(guard, job, event, now)):
+            error = f"it cannot be {event.name}: {why}"
+            return events.Failed(lease_id=event.lease_id, error=error, actor=event.actor)
+    return None
 
 
 def retry_in(steps: Sequence[Job]) -> float | None:
@@ -328,9 +340,9 @@ def retry_in(steps: Sequence[Job]) -> float | None:
     return (steps[-1].run_at - steps[0].finished_at).total_seconds()
 
 
-def _objection(row: tuple[str, Status], job: Job, event: Event, now: datetime) -> str:
+def _objection(event: Event, job: Job, now: datetime) -> str:
     """Why the guards of a row refuse; empty if they do not."""
-    guards = RULE_OF[row].guards
+    guards = RULE_OF[event.name, job.status].guards
     return next((reason for one in guards if (reason := _refusal(one, job, event, now))), "")
 
 
@@ -338,13 +350,30 @@ def _refusal(guard: Guard, job: Job, event: Event, now: datetime) -> str:
     match guard:
         case Guard.DUE if job.run_at > now:
             return f"it is not due before {job.run_at.isoformat()}"
+        case Guard.IN_TIME if job.start_by is not None and job.start_by <= now:
+            return f"it had to start before {job.start_by.isoformat()}"
+        case Guard.LATE if job.start_by is None or job.start_by > now:
+            return "the time by which it has to start has not passed"
         case Guard.LEASE_OVER if job.lease_expires_at is not None and job.lease_expires_at > now:
             return "its lease has not run out"
         case Guard.ATTEMPTS_LEFT if not has_budget(job.attempts, _limit(job, event)):
             return f"its {job.attempts} attempts are used up"
-        case Guard.RELEASES_LEFT if not releases_left(job.attempts, job.token):
-            return f"it was released {MAX_RELEASES} times already"
-    return ""  # LEASE is asked first, whatever the status
+        case Guard.RETURNS_LEFT if job.token - job.attempts - job.snoozes >= MAX_RETURNS:
+            return f"it was released or interrupted {MAX_RETURNS} times without having ended"
+        case Guard.SNOOZES_LEFT if job.snoozes >= MAX_SNOOZES:
+            return f"it was snoozed or suspended {MAX_SNOOZES} times"
+        case Guard.NEEDS if getattr(event, "need", 0) < 1:
+            return "there is nothing to wait for"
+        case Guard.NEEDS_NOTHING if getattr(event, "need", 0) > 0:
+            return "what it waits for has not come"
+        case Guard.HOPELESS if getattr(event, "spare", 0) >= 0:
+            return "what it waits for can still come"
+        case Guard.WAS_SKIPPED if job.event != "skipped":
+            return "only a job that was skipped can be restored"
+        case Guard.UNTRIED_PAYLOAD if job.token and "payload" in getattr(event, "changes", ()):
+            return "its payload cannot change after its first claim"
+        case _:
+            return ""  # LEASE is asked first, whatever the status
 
 
 def _needs_lease(event: str) -> bool:
@@ -353,13 +382,15 @@ def _needs_lease(event: str) -> bool:
 
 def _limit(job: Job, event: Event) -> int:
     """The limit of attempts after `event`: an operator's retry can raise it."""
-    if isinstance(event, Retried) and event.more_retries:
+    if isinstance(event, events.Retried) and event.more_retries:
         return max(job.max_retries, job.attempts) + event.more_retries
     return job.max_retries
 
 
 def _refused(job: Job, event: Event, reason: str = "") -> IllegalTransition:
-    return IllegalTransition(job.id, job.status, event.name, legal_events(job.status), reason)
+    return IllegalTransition(
+        job.id, job.status, event.name, legal_events(job.status, job.event), reason
+    )
 
 
 def _expiry_error(job: Job) -> str:

@@ -123,26 +123,26 @@ CONTROLS = (
     Control(
         "a failure leaves its retry to somebody else",
         LIFECYCLE,
-        "return (after, decide(after, Retried(delay=wait), now))",
+        "return (after, decide(after, events.Retried(delay=wait), now))",
         "return (after,)",
     ),
     Control(
         "a lease that ends brings no retry",
         LIFECYCLE,
-        "retryable = isinstance(event, LeaseExpired) or (",
-        "retryable = (",
+        "if after.status is not F or at_rest(after):",
+        'if after.event == "lease_expired" or after.status is not F or at_rest(after):',
     ),
     Control(
         "permanent failures are tried again",
         LIFECYCLE,
-        "isinstance(event, Failed) and event.retryable",
-        "isinstance(event, Failed)",
+        "return job.event == FINAL_FAILURE or not has_budget(",
+        "return not has_budget(",
     ),
     Control(
         "jobs are handed back without end",
         LIFECYCLE,
-        "return token - attempts < MAX_RELEASES",
-        "return True",
+        "if job.token - job.attempts - job.snoozes >= MAX_RETURNS:",
+        "if False:",
     ),
     Control(
         "SQLite: only the last outcome of a job is remembered",

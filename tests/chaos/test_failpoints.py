@@ -22,8 +22,8 @@ import pytest
 
 from tenure import Tenure, failpoints
 from tenure.errors import StoreUnavailable
+from tenure.events import Cancelled, Retried
 from tenure.jobs.work import ClaimRequest, Outcome, Report
-from tenure.lifecycle import Cancelled, Retried
 from tenure.store.sqlite.connection import resets_wal_unsafely
 from tests.chaos import checker, every_failpoint
 from tests.support import fault_counts

@@ -9,7 +9,7 @@ import pytest
 
 from tenure import simulator
 from tenure.cli import upkeep
-from tenure.lifecycle import LeaseExpired
+from tenure.events import LeaseExpired
 from tenure.simulator import simulate
 from tenure.store import transitions
 from tests.support.cli import run_cli, run_program

@@ -15,9 +15,9 @@ import pytest
 from msgspec.structs import replace
 
 from tenure import lifecycle
+from tenure.events import Failed, LeaseExpired, Released
 from tenure.jobs.enqueue import Enqueued
 from tenure.jobs.work import ALREADY_RECORDED
-from tenure.lifecycle import Failed, LeaseExpired, Released
 from tenure.simulator import simulate
 from tenure.simulator.database import SimulatedDatabase
 from tenure.store import enqueue, transitions

@@ -10,9 +10,10 @@ import pytest
 from msgspec.structs import replace
 
 from tenure.errors import KeyConflict, QueueFull
+from tenure.events import Cancelled
 from tenure.jobs.enqueue import Enqueued
 from tenure.jobs.queries import Query
-from tenure.lifecycle import Cancelled, Job
+from tenure.lifecycle import Job
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
 from tests.contract.granted_role import also_as_granted_role

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from tenure.events import Cancelled, Retried
 from tenure.jobs.ids import new_id
 from tenure.jobs.queries import Action, Bulk, Counted, Filter, Query
-from tenure.lifecycle import Cancelled, Job, Retried
+from tenure.lifecycle import Job
 from tenure.store.tables import bulk as bulks
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import StoreHarness, new_job, report_failed

@@ -79,7 +79,7 @@ def test_over_http_a_damaged_payload_fails_alone(
     assert (job.status, job.attempts) == ("failed", 1)
     assert job.last_error is not None
     assert job.last_error.startswith("the stored payload is")
-    assert harness.events(ID) == ["enqueued", "claimed", "failed"]
+    assert harness.events(ID) == ["enqueued", "claimed", "gave_up"]
 
 
 def test_over_http_a_damaged_id_fails_alone(unaudited_harness: StoreHarness) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
+from tenure.events import Cancelled
 from tenure.jobs.explain import (
     RATE_MINUTES,
     WORKER_IS_LIVE,
@@ -19,7 +20,7 @@ from tenure.jobs.explain import (
 )
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.stats import BUCKETS, Activity, WorkerState
-from tenure.lifecycle import ATTEMPT_ENDS, Cancelled, Job
+from tenure.lifecycle import ATTEMPT_ENDS, Job
 from tenure.webhooks.deliveries import WEBHOOK, queue_of
 from tests.support.store import (
     LEASE_SECONDS,
@@ -146,7 +147,7 @@ def test_it_waits_though_all_workers_have_long_been_busy(harness: StoreHarness, 
     harness.clock.advance(599)
     first, second = harness.add(), harness.add()
     assert why(first.id).reason == "next"
-    check(why(second.id), "waiting", "1 job of its queue goes first")
+    check(why(second.id), "behind_others", "1 job of its queue goes first")
 
 
 def test_waiting_with_an_estimate(harness: StoreHarness, why: Why) -> None:
@@ -160,17 +161,22 @@ def test_waiting_with_an_estimate(harness: StoreHarness, why: Why) -> None:
     *_, last = [harness.add() for _ in range(13)]
     text = "12 jobs of its queue go first; at 1.5 a minute its turn comes in about 8m."
     assert why(last.id).text == text
-    assert why(last.id).reason == "waiting"
+    assert why(last.id).reason == "behind_others"
     harness.clock.advance(RATE_MINUTES * 60)
     harness.claim(types=("none", "mail"), queues=("other", "default"), limit=1)
-    check(why(last.id), "waiting", "11 jobs", "none is known to have ended in the last 5 minutes")
+    check(
+        why(last.id),
+        "behind_others",
+        "11 jobs",
+        "none is known to have ended in the last 5 minutes",
+    )
 
 
 def test_more_go_first_than_are_counted(harness: StoreHarness, why: Why) -> None:
     harness.claim()
     for _ in range(3):
         harness.add_all(*[new_job() for _ in range(4000)])
-    check(why(harness.add().id), "waiting", "More than 10,000 jobs of its queue go first")
+    check(why(harness.add().id), "behind_others", "More than 10,000 jobs of its queue go first")
 
 
 # --- boundaries -------------------------------------------------------------------------------
@@ -235,6 +241,6 @@ def test_the_rate_is_of_attempts_of_the_queue_that_ended(job: Job) -> None:
             "cancelled",
         )
     ]
-    assert rate(transitions, "default", now) == 120 / 240
-    assert rate(transitions, "default", now + timedelta(seconds=59)) == 120 / 299
+    assert rate(transitions, "default", now) == 160 / 240
+    assert rate(transitions, "default", now + timedelta(seconds=59)) == 160 / 299
     assert rate(transitions, "none", now) == 0

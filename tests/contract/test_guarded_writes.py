@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from tenure.events import Completed, Failed
 from tenure.jobs.ids import new_id
-from tenure.lifecycle import Completed, Failed, Job, Status, decide
+from tenure.lifecycle import Job, Status, decide
 from tenure.store import transitions
 from tenure.store.postgres.writer import Postgres
 from tenure.store.protocol import Database

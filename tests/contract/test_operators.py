@@ -8,10 +8,12 @@ from itertools import product
 import pytest
 
 from tenure.errors import IllegalTransition, JobNotFound
+from tenure.events import Cancelled, Event, LeaseExpired, Retried
 from tenure.jobs.ids import new_id
 from tenure.jobs.queries import Query
-from tenure.lifecycle import Cancelled, Event, Job, LeaseExpired, Retried, Status
+from tenure.lifecycle import Job, Status
 from tests.contract.granted_role import also_as_granted_role
+from tests.contract.situations import INSERT, NEW_ID
 from tests.support.clock import TICK
 from tests.support.store import (
     LEASE_SECONDS,
@@ -27,6 +29,9 @@ def job_in(harness: StoreHarness, status: str) -> Job:
     """A job brought to `status` by the store's own verbs."""
     if status == "pending":
         return harness.add()
+    if status == "waiting":
+        harness.sql.run(INSERT % (", status, need", ", 'waiting', 1"), NEW_ID)
+        return harness.get(NEW_ID)
     lease = harness.take()
     if status == "completed":
         harness.report(report_completed(lease))
@@ -42,7 +47,7 @@ def job_in(harness: StoreHarness, status: str) -> Job:
 # --- cancelling -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", ["pending", "processing"])
+@pytest.mark.parametrize("status", ["waiting", "pending", "processing"])
 def test_a_job_that_has_not_ended_can_be_cancelled(harness: StoreHarness, status: str) -> None:
     job = job_in(harness, status)
     harness.clock.advance(1)
@@ -161,7 +166,7 @@ def test_only_what_settled_long_enough_ago_goes(harness: StoreHarness) -> None:
     harness.clock.advance(TICK)
     assert harness.prune(dict.fromkeys(map(str, Status), harness.clock.now)) == 3
     left = {job.id for job in harness.store.read.find(Query())}
-    assert left == {jobs[Status.PENDING].id, jobs[Status.PROCESSING].id}
+    assert left == {jobs[s].id for s in (Status.WAITING, Status.PENDING, Status.PROCESSING)}
     for status in ("completed", "failed", "cancelled"):
         assert harness.history(jobs[Status(status)].id) == []
     assert len(harness.history(jobs[Status.PENDING].id)) == 1

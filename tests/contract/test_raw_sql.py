@@ -10,18 +10,31 @@ from itertools import product
 
 import pytest
 
-from tests.contract.situations import DRESS, SETTLED, SITUATIONS, UNSETTLED, accepted, refused
+from tests.contract.situations import (
+    DRESS,
+    SETTLED,
+    SITUATIONS,
+    UNSETTLED,
+    accepted,
+    dressed,
+    refused,
+)
+from tests.support.raw_sql import Refused
 from tests.support.store import StoreHarness, report_released
 
-STATUSES = ("pending", "processing", "completed", "failed", "cancelled")
+STATUSES = ("waiting", "pending", "processing", "completed", "failed", "cancelled")
 
-# (from, to): change of attempts and token. By hand, from the design, not from the code.
+# (from, to): change of attempts and token, where the statement names no event. By hand, from the
+# design, not from the code.
 LEGAL = {
+    ("waiting", "pending"): (0, 0),
+    ("waiting", "cancelled"): (0, 0),
     ("pending", "processing"): (1, 1),
     ("processing", "completed"): (0, 0),
     ("processing", "failed"): (0, 0),
     ("failed", "pending"): (0, 0),
     ("processing", "pending"): (-1, 0),
+    ("processing", "waiting"): (-1, 0),
     ("pending", "cancelled"): (0, 0),
     ("processing", "cancelled"): (0, 0),
 }
@@ -36,12 +49,16 @@ def test_every_pair_of_statuses_and_every_change_of_the_counters(
     changes = product(SITUATIONS, STATUSES, (-1, 0, 1), (-1, 0, 1, 2))
     for situation, target, charge, fence in changes:
         source = situation.split()[0]
-        statement = (
-            f"UPDATE {{job}} SET status = '{target}', attempts = attempts + {charge},"
-            f" token = token + {fence}, {DRESS[target]} WHERE id = ?"
-        )
+        changes = {"attempts": f"attempts + {charge}", "token": f"token + {fence}"}
+        if (source, target) == ("processing", "waiting"):
+            changes["snoozes"] = "1"
+        if source == "waiting" and target in ("pending", "processing"):
+            changes["need"] = "0"
+        statement = f"UPDATE {{job}} SET {dressed(target, **changes)} WHERE id = ?"
         budget_is_used_up = situation == "failed" and target == "pending"
-        no_move = source == target == "pending" and (charge, fence) == (0, 0)
+        no_move = (
+            source == target and source in ("pending", "waiting") and (charge, fence) == (0, 0)
+        )
         legal = LEGAL.get((source, target)) == (charge, fence) and not budget_is_used_up
         (accepted if legal or no_move else refused)(harness, statement, ids[situation])
 
@@ -82,7 +99,8 @@ def test_a_claim_is_charged_and_cannot_pass_the_limit(
     charged = f"{claim}, attempts = attempts + 1, token = token + 1"
     for limit in (0, 1):
         refused(harness, f"{charged}, max_retries = {limit} WHERE id = ?", ids["pending again"])
-    accepted(harness, f"{charged}, max_retries = 0 WHERE id = ?", ids["pending"])  # 0 means one
+    refused(harness, f"{charged}, max_retries = 9 WHERE id = ?", ids["pending"])
+    accepted(harness, f"{charged} WHERE id = ?", ids["pending"])
 
 
 def test_counters_change_only_with_a_move(harness: StoreHarness, ids: dict[str, str]) -> None:
@@ -104,15 +122,14 @@ def test_counters_change_only_with_a_move(harness: StoreHarness, ids: dict[str, 
 def test_the_limit_is_not_lowered_below_what_happened(
     harness: StoreHarness, ids: dict[str, str]
 ) -> None:
-    """A pending job must have an attempt left, a processing one has used one more."""
-    for situation in ("pending again", "processing again"):
-        for limit in (0, 1):
-            refused(
-                harness, f"UPDATE {{job}} SET max_retries = {limit} WHERE id = ?", ids[situation]
-            )
-        accepted(harness, "UPDATE {job} SET max_retries = 2 WHERE id = ?", ids[situation])
-    for situation in ("pending", "processing"):
-        accepted(harness, "UPDATE {job} SET max_retries = 0 WHERE id = ?", ids[situation])
+    """A pending job must have an attempt left; the limit of another stays as it is."""
+    set_limit = "UPDATE {job} SET max_retries = %s WHERE id = ?"
+    for limit in ("0", "1"):
+        refused(harness, set_limit % limit, ids["pending again"])
+    accepted(harness, set_limit % "2", ids["pending again"])
+    accepted(harness, set_limit % "0", ids["pending"])
+    for situation in ("waiting", "processing", "processing again", *SETTLED):
+        refused(harness, set_limit % "9", ids[situation])
 
 
 @pytest.mark.parametrize("missing", ["lease_id", "lease_expires_at", "worker", "started_at"])
@@ -255,9 +272,101 @@ def test_one_statement_may_move_many_jobs(harness: StoreHarness) -> None:
 def test_a_change_that_is_no_move_leaves_no_entry(
     harness: StoreHarness, ids: dict[str, str]
 ) -> None:
+    changes = {
+        "pending": ("priority = priority", "event = 'nonsense'"),
+        "processing": ("lease_expires_at = {later}",),
+        "waiting": ("need = 3", "spare = 2"),
+    }
     for situation in UNSETTLED:
         before = harness.history(ids[situation])
-        for change in ("priority = 7", "run_at = {later}", "timeout = 5", "max_retries = 9"):
+        for change in changes[situation.split()[0]]:
             harness.sql.run(f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
             assert harness.sql.changed == 1
         assert harness.history(ids[situation]) == before
+
+
+AMENDMENTS = (
+    *("priority = 7", "run_at = {later}", "timeout = 5", "max_retries = 9"),
+    """backoff = '{"base":1}'""",
+)
+
+
+@pytest.mark.parametrize("change", [*AMENDMENTS, """payload = '{"a":1}'"""])
+def test_columns_of_a_pending_job_are_set_on_record_and_of_others_not_at_all(
+    harness: StoreHarness, ids: dict[str, str], change: str
+) -> None:
+    set_it = f"UPDATE {{job}} SET {change}, actor = 'ada' WHERE id = ?"
+    tried = [] if "payload" in change else ["pending again"]
+    for situation in ("pending", *tried):
+        harness.sql.run(set_it, ids[situation])
+        entry = harness.history(ids[situation])[-1]
+        assert (entry.event, entry.source, entry.target) == ("amended", "pending", "pending")
+        assert entry.actor == "ada"
+    for situation in {*SITUATIONS} - {"pending", "pending again"}:
+        refused(harness, set_it, ids[situation])
+    if "payload" in change:
+        refused(harness, set_it, ids["pending again"])
+
+
+RETURNED = {"attempts": "attempts - 1"}
+OTHER_NAMES: dict[str, tuple[str, str, dict[str, str]]] = {
+    "snoozed without its count": ("processing", "pending", {"event": "'snoozed'", **RETURNED}),
+    "snoozed and charged": ("processing", "pending", {"event": "'snoozed'", "snoozes": "1"}),
+    "released and counted": (
+        *("processing", "pending"),
+        {"event": "'released'", "snoozes": "1", **RETURNED},
+    ),
+    "interrupted and charged": ("processing", "pending", {"event": "'interrupted'"}),
+    "suspended and charged": ("processing", "waiting", {"event": "'suspended'", "snoozes": "1"}),
+    "suspended without its count": ("processing", "waiting", {"event": "'suspended'", **RETURNED}),
+    "skipped while there is hope": ("waiting", "cancelled", {"event": "'skipped'"}),
+    "cancelled and counted": ("waiting", "cancelled", {"event": "'cancelled'", "spare": "-1"}),
+    "expired without a time": ("waiting", "cancelled", {"event": "'expired'"}),
+    "pending, expired without a time": ("pending", "cancelled", {"event": "'expired'"}),
+    "pending, back to waiting": ("pending", "waiting", {"event": "'restored'"}),
+    "cancelled, back to waiting": ("cancelled", "waiting", {"event": "'restored'"}),
+}
+"""Changes that pass for one row of the table and are named after another."""
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_a_transition_does_not_pass_under_the_name_of_another(
+    harness: StoreHarness, ids: dict[str, str], name: str
+) -> None:
+    source, target, changes = OTHER_NAMES[name]
+    harness.sql.drop_checks()
+    with pytest.raises(Refused, match="tenure: "):
+        harness.sql.run(
+            f"UPDATE {{job}} SET {dressed(target, **changes)} WHERE id = ?", ids[source]
+        )
+
+
+NULLS = {
+    "suspended for nothing": (
+        *("processing", "waiting"),
+        {"event": "'suspended'", "need": "NULL", "snoozes": "1", **RETURNED},
+    ),
+    "skipped without spare": ("waiting", "cancelled", {"event": "'skipped'", "spare": "NULL"}),
+}
+
+
+@pytest.mark.parametrize("name", NULLS)
+def test_a_guard_is_not_silent_where_a_value_is_null(
+    harness: StoreHarness, ids: dict[str, str], name: str
+) -> None:
+    source, target, changes = NULLS[name]
+    harness.sql.drop_checks()
+    with pytest.raises(Refused, match="tenure: "):
+        harness.sql.run(
+            f"UPDATE {{job}} SET {dressed(target, **changes)} WHERE id = ?", ids[source]
+        )
+
+
+def test_a_waiting_job_waits_for_something_and_others_for_nothing(
+    harness: StoreHarness, ids: dict[str, str]
+) -> None:
+    harness.sql.drop_triggers()
+    for need in ("0", "NULL"):
+        refused(harness, f"UPDATE {{job}} SET need = {need} WHERE id = ?", ids["waiting"])
+    for situation in ("pending", "processing"):
+        refused(harness, "UPDATE {job} SET need = 1 WHERE id = ?", ids[situation])

@@ -10,8 +10,8 @@ import pytest
 
 from tenure.jobs.findings import no_progress
 from tenure.retry import RetryPolicy
-from tests.contract.situations import NEW_ID, accepted, refused
-from tests.support.store import StoreHarness
+from tests.contract.situations import DRESS, NEW_ID, accepted, refused
+from tests.support.store import StoreHarness, report_failed
 
 GOOD: list[tuple[str, Any]] = [
     ("id", "01a2136a-f5a6-72ea-a3c2-bbf630af6602"),
@@ -127,7 +127,9 @@ def test_changes_are_refused_too(harness: StoreHarness) -> None:
 
 def test_a_retry_may_raise_the_limit_beyond_that_of_an_enqueue(harness: StoreHarness) -> None:
     lease = harness.take(max_retries=1)
-    accepted(harness, "UPDATE {job} SET max_retries = 1500 WHERE id = ?", lease.id)
+    harness.report(report_failed(lease))
+    back = f"UPDATE {{job}} SET status = 'pending', {DRESS['pending']}, max_retries = 1500"
+    accepted(harness, f"{back} WHERE id = ?", lease.id)
 
 
 @pytest.mark.parametrize(

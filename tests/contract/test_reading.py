@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tenure.errors import InvalidInput
+from tenure.events import Cancelled
 from tenure.jobs.ids import new_id
 from tenure.jobs.ledger import EventFilter, Transition
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.jobs.stats import Count, QueueState
-from tenure.lifecycle import Cancelled
 from tenure.store.tables import workers
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import (

@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import pytest
 
+from tenure.events import Cancelled
 from tenure.jobs.ids import new_id
 from tenure.jobs.work import Answer, Outcome, Report, Verdict
-from tenure.lifecycle import Cancelled
 from tenure.retry import RetryPolicy
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.clock import TICK
@@ -105,7 +105,7 @@ def test_a_permanent_failure_is_final_at_once(harness: StoreHarness) -> None:
     assert harness.report(report_failed(lease, "no such address", retryable=False)) == [RECORDED]
     job = harness.get(lease.id)
     assert (job.status, job.attempts, job.finished_at) == ("failed", 1, harness.clock.now)
-    assert harness.events(lease.id) == ["enqueued", "claimed", "failed"]
+    assert harness.events(lease.id) == ["enqueued", "claimed", "gave_up"]
 
 
 def test_a_failure_that_says_nothing_is_a_failure(harness: StoreHarness) -> None:

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tenure.events import Cancelled
 from tenure.jobs import ids
 from tenure.jobs.ids import new_id
 from tenure.jobs.queries import Filter, Query, query_of
-from tenure.lifecycle import Cancelled, Job, Status
+from tenure.lifecycle import Job, Status
 from tenure.store import search
 from tests.support.clock import START
 from tests.support.store import StoreHarness, new_job, report_completed, report_failed

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tenure.events import Cancelled, Event, Retried
 from tenure.jobs.queries import Query
 from tenure.jobs.stats import BUCKETS, Count, Total
-from tenure.lifecycle import Cancelled, Event, Retried
 from tenure.store import Store, open_store
 from tenure.store.tables import stats as measures
 from tenure.store.tables import stats_sql as measure_words

@@ -24,7 +24,7 @@ from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
 from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH
 from tenure.jobs.stats import QueueState, WorkerState
 from tenure.jobs.work import Answer, Outcome
-from tenure.lifecycle import FIRST_EVENT, MAX_RELEASES, TRANSITIONS, Status
+from tenure.lifecycle import FIRST_EVENT, MAX_RETURNS, TRANSITIONS, Status
 from tenure.wire import problems, requests, responses
 from tenure.wire.requests import MAX_LEASED
 from tests.docs.monitoring import metrics_with_labels
@@ -305,7 +305,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     for number in (
         *(payload.MIN_INTEGER, payload.MAX_INTEGER, payload.MAX_DEPTH),
         *(MAX_NAME_LENGTH, MAX_KEY_LENGTH),
-        *(MAX_PRIORITY, MAX_RETRIES, MAX_JOBS_AT_ONCE, MAX_LEASED, MAX_LISTED, MAX_RELEASES),
+        *(MAX_PRIORITY, MAX_RETRIES, MAX_JOBS_AT_ONCE, MAX_LEASED, MAX_LISTED, MAX_RETURNS),
     ):
         assert re.search(rf"(?<![\d-]){number}(?!\d)", text), number
     assert payload.MAX_PAYLOAD_BYTES == 1024**2

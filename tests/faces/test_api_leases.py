@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Tenure
-from tenure.lifecycle import MAX_RELEASES
+from tenure.lifecycle import MAX_RETURNS
 from tenure.server import build
 from tests.support.http import JSON, UNKNOWN_ID, Exchange, api_client, assert_problem, claim_jobs
 
@@ -215,7 +215,7 @@ def test_a_release_costs_no_attempt(api: TestClient) -> None:
 
 def test_releases_are_bounded(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a", "max_retries": 1})
-    for _ in range(MAX_RELEASES):
+    for _ in range(MAX_RETURNS):
         (lease,) = claim_jobs(api)
         api.post(f"/leases/{lease['lease_id']}/release")
     (lease,) = claim_jobs(api)

@@ -116,6 +116,7 @@ def test_counts_add_up(api: TestClient) -> None:
     stats = api.get("/stats").json()
     assert stats["total"] == 3
     assert stats["by_status"] == {
+        "waiting": 0,
         "pending": 2,
         "processing": 1,
         "completed": 0,

@@ -77,7 +77,7 @@ def test_bash_completes_commands_and_names_from_the_database(folder: Path, sqlit
 
 def test_bash_completes_what_stands_behind_an_equals_sign() -> None:
     assert offered("tenure jobs list --status = pe") == ["pending"]
-    assert len(offered("tenure jobs list --status =")) == 5
+    assert len(offered("tenure jobs list --status =")) == 6
 
 
 def installed(shell: str) -> str:

@@ -242,7 +242,7 @@ def test_retry_names_the_moves_that_are_legal(app: Tenure) -> None:
 
     assert result.exit_code == 1
     assert "is pending" in result.stderr
-    assert "legal from here: claimed, cancelled" in result.stderr
+    assert "legal from here: claimed, amended, cancelled, expired" in result.stderr
 
 
 def test_cancel_as_json_is_the_jobs_that_changed(app: Tenure) -> None:

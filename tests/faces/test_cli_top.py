@@ -39,6 +39,7 @@ def test_a_picture_holds_what_the_store_says(app: Tenure) -> None:
     shown = json.loads(output_of("top", "--once", "--json"))
 
     assert shown["by_status"] == {
+        "waiting": 0,
         "pending": 1,
         "processing": 1,
         "completed": 0,

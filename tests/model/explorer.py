@@ -19,19 +19,19 @@ from typing import NamedTuple
 
 from tenure import lifecycle
 from tenure.errors import IllegalTransition, LeaseLost
-from tenure.jobs.work import Answer, Outcome, Verdict
-from tenure.lifecycle import (
+from tenure.events import (
     Cancelled,
     Claimed,
     Completed,
     Event,
     Failed,
-    Job,
+    GaveUp,
     LeaseExpired,
     Released,
     Retried,
-    Status,
 )
+from tenure.jobs.work import Answer, Outcome, Verdict
+from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
 from tenure.store import transitions
 
@@ -43,6 +43,7 @@ PATHS = {
     ("pending", "claimed", "processing"),
     ("processing", "completed", "completed"),
     ("processing", "failed", "failed"),
+    ("processing", "gave_up", "failed"),
     ("processing", "lease_expired", "failed"),
     ("failed", "retried", "pending"),
     ("processing", "released", "pending"),
@@ -191,7 +192,8 @@ def event_of(busy: Busy) -> Event:
         return Completed(lease_id=busy.lease)
     if busy.said == "released":
         return Released(lease_id=busy.lease)
-    return Failed(lease_id=busy.lease, error="boom", retryable=busy.said == "failed")
+    failure = Failed if busy.said == "failed" else GaveUp
+    return failure(lease_id=busy.lease, error="boom")
 
 
 def said_as(busy: Busy) -> str:
@@ -343,7 +345,7 @@ def with_worker(world: World, who: int, worker: Busy | None) -> World:
 
 def check_answer(row: Row, busy: Busy, verdict: Verdict) -> None:
     """What must be true of an answer, with the row as it is after it."""
-    how = dict(row.ended).get(busy.lease, "")
+    how = dict(row.ended).get(busy.lease, "").replace("gave_up", "failed")
     if verdict.answer in (Answer.RECORDED, Answer.ALREADY_RECORDED):
         if how != said_as(busy):
             raise Violation("answered as recorded, which it is not")

@@ -20,11 +20,12 @@ from hypothesis.stateful import (
 )
 
 from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, TenureError
+from tenure.events import Cancelled, Event, Retried
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
 from tenure.jobs.queries import Action, Counted, Filter, Query
 from tenure.jobs.work import ClaimRequest, Outcome, Report
-from tenure.lifecycle import Cancelled, Event, Job, Retried, Status
+from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
 from tenure.store import Store, open_store
 from tenure.store.tables import bulk as bulk_table

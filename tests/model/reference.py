@@ -11,19 +11,10 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from tenure.errors import IllegalTransition, KeyConflict, LeaseLost, TenureError
+from tenure.events import Claimed, Completed, Event, Failed, GaveUp, LeaseExpired, Released
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
-from tenure.lifecycle import (
-    Claimed,
-    Completed,
-    Event,
-    Failed,
-    Job,
-    LeaseExpired,
-    Released,
-    decide,
-    follow,
-)
+from tenure.lifecycle import Job, decide, follow
 
 FINAL = ("completed", "failed", "cancelled")
 
@@ -128,14 +119,16 @@ class Reference:
             path = follow(job, event_of(report), self.now)
         except (LeaseLost, IllegalTransition):
             ended = self.ended.get((report.job_id, report.lease_id), "")
+            ended = "failed" if ended == "gave_up" else ended
             if ended == report.outcome:
                 return Verdict(Answer.ALREADY_RECORDED)
             if ended in ("completed", "failed", "released"):
                 return Verdict(Answer.CONFLICT, ended)
             return Verdict(Answer.LOST, ended)
         self._keep(job, path)
-        if path[0].event != report.outcome:
-            return Verdict(Answer.CONFLICT, path[0].event)
+        event = "failed" if path[0].event == "gave_up" else path[0].event
+        if event != report.outcome:
+            return Verdict(Answer.CONFLICT, event)
         if len(path) == 1:
             return Verdict(Answer.RECORDED)
         wait = (path[-1].run_at - self.now).total_seconds()
@@ -218,7 +211,8 @@ def event_of(report: Report) -> Event:
         return Completed(lease_id=lease_id, result=report.result, actor=actor)
     if report.outcome is Outcome.RELEASED:
         return Released(lease_id=lease_id, actor=actor)
-    return Failed(lease_id=lease_id, error=report.error, retryable=report.retryable, actor=actor)
+    failure = Failed if report.retryable else GaveUp
+    return failure(lease_id=lease_id, error=report.error, actor=actor)
 
 
 def changed(job: Job, **fields: object) -> Job:

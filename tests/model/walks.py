@@ -12,9 +12,9 @@ from typing import Any
 
 from hypothesis.stateful import MultipleResults
 
+from tenure.events import Cancelled, Retried
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import Outcome
-from tenure.lifecycle import Cancelled, Retried
 from tests.model.histories import AT_ONCE, LEASE_SECONDS, SLOWLY, STEPS, History, Receipt
 
 

@@ -101,6 +101,27 @@ class RawSql:
         for table in ("job", "transition"):
             self.run(f"ALTER TABLE tenure.{table} DISABLE TRIGGER ALL")
 
+    def without_triggers(self, statement: str, *values: Any) -> None:
+        """Run a statement while the triggers of the jobs are off."""
+        if self.engine == "sqlite":
+            triggers = self.run(
+                "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'"
+                " AND tbl_name = 'tenure_job'"
+            )
+            for name, _ in triggers:
+                self.run(f"DROP TRIGGER {name}")
+            self.run(statement, *values)
+            for _, text in triggers:
+                self._connection.execute(text)
+            return
+        self.run("ALTER TABLE tenure.job DISABLE TRIGGER USER")
+        self.run(statement, *values)
+        for (name,) in self.run(
+            "SELECT tgname FROM pg_trigger WHERE tgrelid = 'tenure.job'::regclass"
+            " AND NOT tgisinternal"
+        ):
+            self.run(f'ALTER TABLE tenure.job ENABLE ALWAYS TRIGGER "{name}"')
+
     def drop_checks(self) -> None:
         """Take every CHECK away, from this connection at least."""
         if self.engine == "sqlite":

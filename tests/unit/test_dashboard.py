@@ -78,11 +78,14 @@ def test_a_worker_that_fell_silent_takes_nothing() -> None:
 def test_the_picture_has_every_status_and_every_move_and_stays_on_its_sheet(
     sheet: machine.Sheet,
 ) -> None:
-    picture = machine.draw(sheet, {"pending": 3}, {TRANSITIONS[0]: 12.0})
-    assert [arrow.per_minute for arrow in picture.arrows] == [12.0, *(0.0 for _ in TRANSITIONS[1:])]
+    picture = machine.draw(sheet, {"waiting": 1, "pending": 3}, {TRANSITIONS[0]: 12.0})
+    first, *others = picture.arrows
+    assert (first.name, first.per_minute) == ("claimed", 12.0)
+    assert not any(arrow.per_minute for arrow in others)
     assert {box.status for box in picture.boxes} == set(Status)
-    assert [arrow.rule for arrow in picture.arrows] == list(TRANSITIONS)
-    assert len({arrow.path for arrow in picture.arrows}) == len(TRANSITIONS)
+    drawn = [rule for arrow in picture.arrows for rule in arrow.rules]
+    assert set(drawn) == {rule for rule in TRANSITIONS if rule.source is not rule.target}
+    assert len({arrow.path for arrow in picture.arrows}) == len(picture.arrows)
     for arrow in picture.arrows:
         numbers = [float(number) for number in re.findall(r"-?[0-9.]+", arrow.path)]
         assert all(0 <= x <= sheet.width for x in numbers[::2])
@@ -90,6 +93,18 @@ def test_the_picture_has_every_status_and_every_move_and_stays_on_its_sheet(
     boxes = [(b.x, b.y, b.x + sheet.box_width, b.y + sheet.box_height) for b in picture.boxes]
     for arrow in picture.arrows:  # no label lies under a box
         assert not any(x < arrow.x < right and y < arrow.y < low for x, y, right, low in boxes)
+
+
+def test_waiting_is_drawn_once_it_is_used_and_an_arrow_names_what_happens() -> None:
+    plain = machine.draw(machine.WIDE, {"pending": 3}, {})
+    assert "waiting" not in {box.status for box in plain.boxes}
+    failing = {rule: 1.0 for rule in TRANSITIONS if rule.target is Status.FAILED}
+    (arrow,) = (
+        arrow
+        for arrow in machine.draw(machine.WIDE, {}, failing).arrows
+        if arrow.rules[0].target is Status.FAILED
+    )
+    assert (arrow.name, arrow.per_minute) == ("failed, gave up, lease expired", 3.0)
 
 
 def transition(

@@ -14,18 +14,30 @@ import pytest
 from msgspec.structs import replace
 
 from tenure.errors import IllegalTransition, LeaseLost
-from tenure.lifecycle import (
-    MAX_RELEASES,
+from tenure.events import (
+    Amended,
     Cancelled,
     Claimed,
     Completed,
     Event,
+    Expired,
     Failed,
-    Job,
+    GaveUp,
+    Interrupted,
     LeaseExpired,
     Released,
+    Restored,
     Retried,
+    Skipped,
+    Snoozed,
+    Suspended,
+    Unblocked,
+)
+from tenure.lifecycle import (
+    MAX_RETURNS,
+    Job,
     Status,
+    at_rest,
     decide,
     follow,
     has_budget,
@@ -42,39 +54,73 @@ FOREIGN = "lease of somebody else"
 # What an event does to a job in each status. `due`: not before run_at. `over`: not before the end
 # of the lease. `budget`: only while attempts are left. Everything else is refused, in two ways.
 EXPECTED = """
-event                 | pending        | processing  | completed | failed         | cancelled
-claimed               | processing due | illegal     | illegal   | illegal        | illegal
-completed             | lost           | completed   | lost      | lost           | lost
-completed elsewhere   | lost           | lost        | lost      | lost           | lost
-failed                | lost           | failed      | lost      | lost           | lost
-failed for good       | lost           | failed      | lost      | lost           | lost
-failed elsewhere      | lost           | lost        | lost      | lost           | lost
-released              | lost           | pending     | lost      | lost           | lost
-released elsewhere    | lost           | lost        | lost      | lost           | lost
-lease_expired         | illegal        | failed over | illegal   | illegal        | illegal
-retried               | illegal        | illegal     | illegal   | pending budget | illegal
-retried with one more | illegal        | illegal     | illegal   | pending        | illegal
-cancelled             | cancelled      | cancelled   | illegal   | illegal        | illegal
-"""
+event                 | waiting   | pending        | processing  | completed | failed         | cancelled
+claimed               | illegal   | processing due | illegal     | illegal   | illegal        | illegal
+completed             | lost      | lost           | completed   | lost      | lost           | lost
+completed elsewhere   | lost      | lost           | lost        | lost      | lost           | lost
+failed                | lost      | lost           | failed      | lost      | lost           | lost
+failed elsewhere      | lost      | lost           | lost        | lost      | lost           | lost
+gave_up               | lost      | lost           | failed      | lost      | lost           | lost
+gave_up elsewhere     | lost      | lost           | lost        | lost      | lost           | lost
+released              | lost      | lost           | pending     | lost      | lost           | lost
+released elsewhere    | lost      | lost           | lost        | lost      | lost           | lost
+interrupted           | lost      | lost           | pending     | lost      | lost           | lost
+interrupted elsewhere | lost      | lost           | lost        | lost      | lost           | lost
+snoozed               | lost      | lost           | pending     | lost      | lost           | lost
+snoozed elsewhere     | lost      | lost           | lost        | lost      | lost           | lost
+suspended             | lost      | lost           | waiting     | lost      | lost           | lost
+suspended for nothing | lost      | lost           | illegal     | lost      | lost           | lost
+suspended elsewhere   | lost      | lost           | lost        | lost      | lost           | lost
+lease_expired         | illegal   | illegal        | failed over | illegal   | illegal        | illegal
+retried               | illegal   | illegal        | illegal     | illegal   | pending budget | illegal
+retried with one more | illegal   | illegal        | illegal     | illegal   | pending        | illegal
+unblocked             | pending   | illegal        | illegal     | illegal   | illegal        | illegal
+unblocked too early   | illegal   | illegal        | illegal     | illegal   | illegal        | illegal
+skipped               | cancelled | illegal        | illegal     | illegal   | illegal        | illegal
+skipped too early     | illegal   | illegal        | illegal     | illegal   | illegal        | illegal
+restored              | illegal   | illegal        | illegal     | illegal   | illegal        | illegal
+amended               | illegal   | pending        | illegal     | illegal   | illegal        | illegal
+expired               | illegal   | illegal        | illegal     | illegal   | illegal        | illegal
+cancelled             | cancelled | cancelled      | cancelled   | illegal   | illegal        | illegal
+"""  # noqa: E501
 
 EVENTS: dict[str, Event] = {
     "claimed": Claimed(lease_id="new lease", lease_seconds=30, actor="worker 2"),
     "completed": Completed(lease_id=LEASE, result='"done"'),
     "completed elsewhere": Completed(lease_id=FOREIGN, result='"done"'),
     "failed": Failed(lease_id=LEASE, error="boom"),
-    "failed for good": Failed(lease_id=LEASE, error="boom", retryable=False),
     "failed elsewhere": Failed(lease_id=FOREIGN, error="boom"),
+    "gave_up": GaveUp(lease_id=LEASE, error="boom"),
+    "gave_up elsewhere": GaveUp(lease_id=FOREIGN, error="boom"),
     "released": Released(lease_id=LEASE),
     "released elsewhere": Released(lease_id=FOREIGN),
+    "interrupted": Interrupted(lease_id=LEASE),
+    "interrupted elsewhere": Interrupted(lease_id=FOREIGN),
+    "snoozed": Snoozed(lease_id=LEASE, delay=60),
+    "snoozed elsewhere": Snoozed(lease_id=FOREIGN, delay=60),
+    "suspended": Suspended(lease_id=LEASE, need=2, spare=1),
+    "suspended for nothing": Suspended(lease_id=LEASE, need=0),
+    "suspended elsewhere": Suspended(lease_id=FOREIGN, need=2),
     "lease_expired": LeaseExpired(),
     "retried": Retried(delay=5),
     "retried with one more": Retried(delay=5, more_retries=1),
+    "unblocked": Unblocked(),
+    "unblocked too early": Unblocked(need=1),
+    "skipped": Skipped(),
+    "skipped too early": Skipped(spare=0),
+    "restored": Restored(need=1, spare=0),
+    "amended": Amended(changes={"priority": 7}),
+    "expired": Expired(),
     "cancelled": Cancelled(),
 }
 
 LEGAL = {
-    "pending": ("claimed", "cancelled"),
-    "processing": ("completed", "failed", "lease_expired", "released", "cancelled"),
+    "waiting": ("unblocked", "cancelled", "skipped", "expired"),
+    "pending": ("claimed", "amended", "cancelled", "expired"),
+    "processing": (
+        *("completed", "failed", "gave_up", "lease_expired", "released", "interrupted"),
+        *("snoozed", "suspended", "cancelled"),
+    ),
     "completed": (),
     "failed": ("retried",),
     "cancelled": (),
@@ -92,6 +138,7 @@ BUDGET = {
 UNTRIED_LEFT = [(0, 0), (0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
 TRIED = [(1, 0), (1, 1), (1, 2), (2, 2), (1, 3), (2, 3), (3, 3)]
 COUNTERS = {
+    "waiting": UNTRIED_LEFT,
     "pending": UNTRIED_LEFT,
     "processing": TRIED,
     "completed": TRIED,
@@ -100,8 +147,8 @@ COUNTERS = {
 }
 
 NEVER_CHANGE = (
-    *("id", "type", "queue", "payload", "priority", "timeout", "backoff"),
-    *("idempotency_key", "created_at"),
+    *("id", "type", "queue", "payload", "timeout", "backoff"),
+    *("idempotency_key", "created_at", "start_by"),
 )
 
 EVERY_PAIR = list(itertools.product(Status, EVENTS))
@@ -144,6 +191,7 @@ def job_in(status: str, attempts: int, max_retries: int, ago: timedelta = TICK) 
         lease_id=LEASE if processing else None,
         lease_expires_at=NOW - ago if processing else None,
         last_error="it failed before" if status == "failed" else None,
+        need=2 if status == "waiting" else None,
     )
 
 
@@ -203,7 +251,8 @@ def test_follow_adds_the_retry_and_nothing_else(status: Status, event: str) -> N
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_a_move_changes_the_counters_it_says_and_keeps_the_rest(event: str) -> None:
-    changes = {"claimed": (1, 1), "released": (-1, 0)}  # attempts, token; all others none
+    returns = ("released", "interrupted", "snoozed", "suspended")
+    changes = {"claimed": (1, 1), **dict.fromkeys(returns, (-1, 0))}  # attempts, token
     for status in Status:
         for job, _ in every_case(status):
             try:
@@ -213,6 +262,8 @@ def test_a_move_changes_the_counters_it_says_and_keeps_the_rest(event: str) -> N
             charge, fence = changes.get(event, (0, 0))
             assert after.attempts == job.attempts + charge
             assert after.token == job.token + fence
+            assert after.snoozes == job.snoozes + (event in ("snoozed", "suspended"))
+            assert after.priority == (7 if event == "amended" else job.priority)
             assert (after.lease_id is not None) == (after.status == "processing")
             assert (after.lease_expires_at is not None) == (after.status == "processing")
             in_the_end = after.status in ("completed", "failed", "cancelled")
@@ -271,13 +322,105 @@ def test_each_job_waits_its_own_time_for_a_retry() -> None:
 
 
 def test_a_job_handed_back_too_often_fails_by_the_hand_that_held_it() -> None:
-    job = replace(job_in("processing", 1, 1), token=1 + MAX_RELEASES)
+    job = replace(job_in("processing", 1, 1), token=1 + MAX_RETURNS)
     assert follow(job, Released(lease_id=LEASE, actor="relay"), NOW)[0].actor == "relay"
     assert follow(job, Released(lease_id=LEASE), NOW)[0].actor == "worker 1"
 
 
+RETURNS: dict[str, tuple[Event, dict[str, int]]] = {
+    "released": (Released(lease_id=LEASE), {"token": 101}),
+    "interrupted": (Interrupted(lease_id=LEASE), {"token": 101}),
+    "released after snoozes": (Released(lease_id=LEASE), {"token": 106, "snoozes": 5}),
+    "snoozed": (Snoozed(lease_id=LEASE, delay=1), {"token": 10_001, "snoozes": 10_000}),
+    "suspended": (Suspended(lease_id=LEASE, need=1), {"token": 10_001, "snoozes": 10_000}),
+}
+
+
+@pytest.mark.parametrize("name", RETURNS)
+def test_a_return_too_many_is_a_failure(name: str) -> None:
+    event, counters = RETURNS[name]
+    allowed = replace(job_in("processing", 1, 3), **counters)
+    with pytest.raises(IllegalTransition):
+        decide(allowed, event, NOW)
+    failure, retry = follow(allowed, event, NOW)
+    assert (failure.event, failure.attempts, retry.event) == ("failed", 1, "retried")
+    assert event.name in (failure.last_error or "")
+    bound = "snoozes" if event.name in ("snoozed", "suspended") else "token"
+    one_less = {bound: counters[bound] - 1}
+    (returned,) = follow(replace(allowed, **one_less), event, NOW)
+    assert (returned.event, returned.attempts) == (event.name, 0)
+
+
+def test_a_snooze_sets_the_time_and_a_suspension_what_it_waits_for() -> None:
+    job = job_in("processing", 2, 3)
+    assert decide(job, EVENTS["snoozed"], NOW).run_at == NOW + timedelta(seconds=60)
+    suspended = decide(job, EVENTS["suspended"], NOW)
+    assert (suspended.need, suspended.spare, suspended.run_at) == (2, 1, job.run_at)
+
+
+def test_an_unblocked_job_is_due_from_then_on_or_later() -> None:
+    job = job_in("waiting", 0, 3)
+    assert decide(job, Unblocked(need=-1), NOW).run_at == NOW
+    later = replace(job, run_at=NOW + TICK)
+    after = decide(later, Unblocked(), NOW)
+    assert (after.run_at, after.need) == (NOW + TICK, 0)
+
+
+def test_only_what_was_skipped_is_restored() -> None:
+    skipped = decide(job_in("waiting", 0, 3), Skipped(spare=-2), NOW)
+    assert (skipped.status, skipped.spare, skipped.actor) == ("cancelled", -2, "store")
+    restored = decide(skipped, Restored(need=3, spare=1), NOW)
+    assert (restored.status, restored.need, restored.spare) == ("waiting", 3, 1)
+    assert restored.finished_at is None
+    with pytest.raises(IllegalTransition, match="nothing to wait for"):
+        decide(skipped, Restored(need=0, spare=1), NOW)
+    with pytest.raises(IllegalTransition, match="was skipped"):
+        decide(job_in("cancelled", 0, 3), Restored(need=3, spare=1), NOW)
+
+
+@pytest.mark.parametrize("status", ["waiting", "pending"])
+def test_a_job_expires_once_its_time_to_start_has_passed(status: str) -> None:
+    job = replace(job_in(status, 0, 3), start_by=NOW)
+    after = decide(job, Expired(), NOW)
+    assert (after.status, after.actor, after.finished_at) == ("cancelled", "sweep", NOW)
+    with pytest.raises(IllegalTransition, match="has not passed"):
+        decide(replace(job, start_by=NOW + TICK), Expired(), NOW)
+
+
+def test_a_job_is_not_claimed_once_its_time_to_start_has_passed() -> None:
+    job = replace(job_in("pending", 0, 3), start_by=NOW + TICK)
+    assert decide(job, EVENTS["claimed"], NOW).status == "processing"
+    with pytest.raises(IllegalTransition, match="had to start before"):
+        decide(replace(job, start_by=NOW), EVENTS["claimed"], NOW)
+
+
+def test_a_payload_is_amended_until_the_first_claim_and_the_rest_after_it() -> None:
+    new = {"payload": '{"a":1}', "max_retries": 9, "run_at": NOW, "timeout": None, "priority": 1}
+    untried = replace(job_in("pending", 0, 3), token=0)
+    after = decide(untried, Amended(changes=new, actor="ada"), NOW)
+    assert all(getattr(after, name) == value for name, value in new.items())
+    assert (after.event, after.actor) == ("amended", "ada")
+    tried = job_in("pending", 1, 3)
+    with pytest.raises(IllegalTransition, match="payload cannot change"):
+        decide(tried, Amended(changes=new), NOW)
+    del new["payload"]
+    assert decide(tried, Amended(changes=new), NOW).max_retries == 9
+    assert decide(tried, Amended(changes={"id": "another"}), NOW).id == tried.id
+
+
+def test_a_job_is_at_rest_when_no_retry_is_on_its_way() -> None:
+    processing = job_in("processing", 1, 3)
+    failed = decide(processing, EVENTS["failed"], NOW)
+    assert not at_rest(failed)
+    assert at_rest(decide(processing, EVENTS["gave_up"], NOW))
+    assert at_rest(decide(job_in("processing", 3, 3), EVENTS["failed"], NOW))
+    at_the_end = [status for status in Status if at_rest(job_in(status, 3, 3))]
+    assert at_the_end == ["completed", "failed", "cancelled"]
+
+
 def test_statuses_and_their_legal_events() -> None:
     assert {str(status): legal_events(status) for status in Status} == LEGAL
+    assert legal_events(Status.CANCELLED, "skipped") == ("restored",)
 
 
 def test_the_budget_is_the_table_by_hand() -> None:

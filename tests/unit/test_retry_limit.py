@@ -9,20 +9,17 @@ import pytest
 from msgspec.structs import replace
 
 from tenure.errors import IllegalTransition
-from tenure.lifecycle import (
-    DEFAULT_MAX_RETRIES,
-    MAX_RELEASES,
+from tenure.events import (
     Cancelled,
     Claimed,
     Completed,
     Failed,
-    Job,
+    GaveUp,
     LeaseExpired,
     Released,
     Retried,
-    decide,
-    follow,
 )
+from tenure.lifecycle import DEFAULT_MAX_RETRIES, MAX_RETURNS, Job, decide, follow
 from tenure.retry import RetryPolicy
 
 START = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -52,7 +49,7 @@ class OneJob:
         self.job = decide(self.job, event, self.now)
         return lease_id
 
-    def settle(self, event: Completed | Failed | Released | LeaseExpired) -> None:
+    def settle(self, event: Completed | Failed | GaveUp | Released | LeaseExpired) -> None:
         self.job = follow(self.job, event, self.now)[-1]
 
     def run_until_settled(self, end_attempt: Callable[[OneJob, str], None]) -> int:
@@ -111,7 +108,7 @@ def test_a_job_that_succeeds_at_last_runs_no_more() -> None:
 
 def test_a_permanent_failure_ends_it_at_the_first_run() -> None:
     def for_good(queue: OneJob, lease_id: str) -> None:
-        queue.settle(Failed(lease_id=lease_id, error="no such address", retryable=False))
+        queue.settle(GaveUp(lease_id=lease_id, error="no such address"))
 
     queue = OneJob(max_retries=9)
     assert queue.run_until_settled(for_good) == 1
@@ -133,7 +130,7 @@ def test_handing_a_job_back_costs_no_attempt_but_not_for_ever(max_retries: int) 
         )
         path = follow(path[-1], Released(lease_id="x"), queue.job.run_at)
         assert path[0].event == "failed"
-        assert "released more than 100 times" in (path[0].last_error or "")
+        assert "released or interrupted 100 times" in (path[0].last_error or "")
         queue.job = path[-1]
         further += 1
     assert further == max(max_retries, 1)
@@ -141,9 +138,9 @@ def test_handing_a_job_back_costs_no_attempt_but_not_for_ever(max_retries: int) 
 
 
 def test_the_bound_on_handing_back_is_a_hundred() -> None:
-    assert MAX_RELEASES == 100
+    assert MAX_RETURNS == 100
     used_up = replace(OneJob().job, attempts=1, token=101)
-    with pytest.raises(IllegalTransition, match="released 100 times already"):
+    with pytest.raises(IllegalTransition, match="released or interrupted 100 times"):
         decide(_held(used_up), Released(lease_id="x"), START)
     one_left = replace(OneJob().job, attempts=1, token=100)
     assert decide(_held(one_left), Released(lease_id="x"), START).status == "pending"
@@ -180,7 +177,7 @@ def test_an_operator_raises_the_limit_and_then_the_same_rule_holds(
 
 def test_an_operator_retries_a_permanent_failure_with_the_attempts_it_had_left() -> None:
     queue = OneJob(max_retries=3)
-    queue.settle(Failed(lease_id=queue.claim(), error="boom", retryable=False))
+    queue.settle(GaveUp(lease_id=queue.claim(), error="boom"))
     assert queue.job.status == "failed"
     (queue.job,) = follow(queue.job, Retried(more_retries=1, actor="ada"), queue.now)
     assert queue.run_until_settled(by_failing) == 3  # attempts 2, 3 and 4 of 4

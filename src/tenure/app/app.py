@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
-from tenure import lifecycle
 from tenure.app.bulk import BulkActions
 from tenure.app.core import Core, checked_query, retention
 from tenure.app.queues import Queues, Workers
@@ -19,6 +18,7 @@ from tenure.app.register import Register
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
+from tenure.events import Cancelled, Event, Retried
 from tenure.jobs import durations
 from tenure.jobs.enqueue import MAX_RETRIES, Backoff, Duration, NewJob, Options, positive, whole
 from tenure.jobs.explain import Explanation, explain
@@ -243,7 +243,7 @@ class Tenure:
 
         Filters, all by keyword:
 
-        - `status`: `pending`, `processing`, `completed`, `failed` or `cancelled`.
+        - `status`: `waiting`, `pending`, `processing`, `completed`, `failed` or `cancelled`.
         - `type`, `queue`: the whole name.
         - `created_after`, `created_before`: aware datetimes, by the store's clock. A job created at
           exactly `created_after` matches, one created at exactly `created_before` does not.
@@ -290,7 +290,7 @@ class Tenure:
 
         Raises JobNotFound, or IllegalTransition if the job is settled.
         """
-        event = lifecycle.Cancelled(actor=actor or self.actor)
+        event = Cancelled(actor=actor or self.actor)
         return self._apply(job_id, event)
 
     def retry(self, job_id: str, *, more_retries: int = 1, actor: str | None = None) -> Job:
@@ -302,10 +302,10 @@ class Tenure:
         Raises JobNotFound, IllegalTransition if the job is not failed, or InvalidInput.
         """
         more = whole(more_retries, 1, MAX_RETRIES, "$.more_retries")
-        event = lifecycle.Retried(more_retries=more, actor=actor or self.actor)
+        event = Retried(more_retries=more, actor=actor or self.actor)
         return self._apply(job_id, event)
 
-    def _apply(self, job_id: str, event: lifecycle.Event) -> Job:
+    def _apply(self, job_id: str, event: Event) -> Job:
         if self.core.queues is not None:
             self.get(job_id)  # a job of another queue is not found
         job = self.core.limited_store.apply(job_id, event).result()

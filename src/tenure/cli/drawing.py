@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tenure.cli.terminal import COLOURS, ENDLESS, room
+from tenure.cli.terminal import COLOURS, ENDLESS, room, used
 from tenure.jobs.text import ago, first_line, visible
 
 BARS = "·▁▂▃▄▅▆▇█"
@@ -61,7 +61,7 @@ def _drawn(shown: dict[str, Any], width: int) -> Group:
         late = f"   rates and failures as of {ago(until, now)}"
     return Group(
         _text(f"tenure top   {now:%Y-%m-%d %H:%M:%S}Z{late}   q ends", "bold"),
-        _statuses(shown["by_status"], shown["last_minute"]),
+        _statuses(used(shown["by_status"]), shown["last_minute"]),
         _throughput(shown["ended_by_minute"], width),
         Text(),
         _queues(shown["queues"], now),

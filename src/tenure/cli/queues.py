@@ -9,7 +9,7 @@ import click
 from tenure.cli import completing
 from tenure.cli.command import Group, application, existing
 from tenure.cli.options import database_option, reading_options
-from tenure.cli.terminal import Cell, print_json, table
+from tenure.cli.terminal import Cell, print_json, table, used
 from tenure.errors import InvalidInput
 
 queues = Group("queues", help="List, pause, resume and limit queues.")
@@ -79,10 +79,11 @@ def stats(as_json: bool) -> None:
     rows: dict[tuple[str, str], dict[str, int]] = {}
     for count in counts:
         rows.setdefault((count.queue, count.type), {})[count.status] = count.jobs
-    statuses = list(body.by_status)
+    by_status = used(body.by_status)
+    statuses = list(by_status)
     lines: list[tuple[Cell, ...]] = [
         (queue, type, *(found.get(status, 0) for status in statuses), sum(found.values()))
         for (queue, type), found in sorted(rows.items())
     ]
-    lines.append(("total", "", *body.by_status.values(), body.total))
+    lines.append(("total", "", *by_status.values(), body.total))
     table(("QUEUE", "TYPE", *(s.upper() for s in statuses), "TOTAL"), lines)

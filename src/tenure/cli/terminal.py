@@ -29,6 +29,7 @@ MAX_EXCERPT = 10_000
 NARROWEST = 10
 """Width that every text gets before a column of the table is left out."""
 COLOURS = {
+    "waiting": "blue",
     "pending": "yellow",
     "processing": "cyan",
     "completed": "green",
@@ -228,6 +229,11 @@ def later_progress(what: str) -> Iterator[Progress]:
             shown[0](done, total, doing)
 
         yield progress
+
+
+def used(by_status: dict[str, int]) -> dict[str, int]:
+    """Return the jobs by status, without `waiting` where there are none."""
+    return {status: jobs for status, jobs in by_status.items() if jobs or status != "waiting"}
 
 
 def tint(text: str, word: str | None = None) -> str:

@@ -239,7 +239,7 @@ def _line(entry: Transition, type: str, queue: str) -> str:
 
 def _circumstances(entry: Transition) -> str:
     """Say what else is worth knowing about a transition."""
-    from tenure.lifecycle import STORE
+    from tenure.events import STORE
 
     if entry.detail:
         return f"attempt {entry.attempt}: {first_line(entry.detail)}"

@@ -32,11 +32,11 @@ class Chart:
 
 
 def by_status(counts: Iterable[Count]) -> dict[str, int]:
-    """Return the number of jobs by status, of every status in its order."""
+    """Return the number of jobs by status, in order; `waiting` only if there are such jobs."""
     found: dict[str, int] = dict.fromkeys(Status, 0)
     for group in counts:
         found[group.status] += group.jobs
-    return found
+    return {status: jobs for status, jobs in found.items() if jobs or status != Status.WAITING}
 
 
 def minutes_until(now: datetime) -> list[datetime]:
@@ -104,7 +104,8 @@ def quantile(counts: Sequence[int], share: float) -> float | None:
 def transition_counts(activity: Iterable[Activity]) -> dict[Rule, int]:
     """Return how many jobs made each transition of the lifecycle's table.
 
-    A cancelled job that had run for some time was processing, any other was pending.
+    A cancelled job that had run for some time was processing, any other counts as pending, also
+    if it was waiting; so do the jobs that expired.
     """
     found = dict.fromkeys(TRANSITIONS, 0)
     for one in activity:

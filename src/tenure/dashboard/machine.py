@@ -1,14 +1,13 @@
 """The state machine as a picture, drawn from the lifecycle's table. Pure.
 
 Success runs from left to right, failures go down and retries come back round, cancellations go up.
-The place of each status is chosen here. Every rule of the table becomes an arrow. Points and
-vectors are complex numbers, x + yj.
+The place of each status is chosen here. The rules between two statuses become one arrow. `waiting`
+is left out while no job uses it. Points and vectors are complex numbers, x + yj.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +35,7 @@ WIDE = Sheet(
     196,
     92,
     {
+        Status.WAITING: 140 + 120j,
         Status.PENDING: 140 + 290j,
         Status.PROCESSING: 540 + 290j,
         Status.COMPLETED: 940 + 290j,
@@ -52,6 +52,7 @@ TALL = Sheet(
     136,
     78,
     {
+        Status.WAITING: 364 + 170j,
         Status.PENDING: 220 + 60j,
         Status.PROCESSING: 220 + 280j,
         Status.COMPLETED: 220 + 696j,
@@ -80,9 +81,10 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """A rule: its curve, the place of its label, how often it happens, the width of the line."""
+    """Rules: their curve, the place of the label, how often they happen, the width of the line."""
 
-    rule: Rule
+    rules: Sequence[Rule]
+    name: str  # the events that happen, or the usual one
     path: str
     x: float
     y: float
@@ -104,6 +106,10 @@ class Picture:
 def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[Rule, float]) -> Picture:
     """Draw the machine with its numbers: jobs by status, transitions per minute by rule."""
     half_width, half_height = sheet.box_width / 2, sheet.box_height / 2
+    used = jobs.get(Status.WAITING) or any(
+        per_minute.get(rule) for rule in TRANSITIONS if Status.WAITING in (rule.source, rule.target)
+    )
+    shown = {s: place for s, place in sheet.places.items() if used or s is not Status.WAITING}
     boxes = [
         Box(
             status,
@@ -112,17 +118,16 @@ def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[Rule, float]
             jobs.get(status, 0),
             round(half_width - (ICON + len(status) * LETTER) / 2, 1),
         )
-        for status, centre in sheet.places.items()
+        for status, centre in shown.items()
     ]
-    pairs = Counter(frozenset((rule.source, rule.target)) for rule in TRANSITIONS)
-    drawn: set[tuple[Status, Status]] = set()
-    arrows = []
+    between: dict[tuple[Status, Status], list[Rule]] = {}
     for rule in TRANSITIONS:
-        way = (rule.source, rule.target)
-        bend = -sheet.bend if way in drawn else sheet.bend
-        alone = pairs[frozenset(way)] == 1
-        arrows.append(_arrow(sheet, rule, None if alone else bend, per_minute.get(rule, 0.0)))
-        drawn.add(way)
+        if {rule.source, rule.target} <= shown.keys() and rule.source is not rule.target:
+            between.setdefault((rule.source, rule.target), []).append(rule)
+    arrows = [
+        _arrow(sheet, rules, None if (target, source) not in between else sheet.bend, per_minute)
+        for (source, target), rules in between.items()
+    ]
     first = sheet.places[Status.PENDING]
     left, top = first.real - half_width, first.imag - half_height
     entrance = (
@@ -133,9 +138,13 @@ def draw(sheet: Sheet, jobs: Mapping[str, int], per_minute: Mapping[Rule, float]
     return Picture(sheet, boxes, arrows, entrance)
 
 
-def _arrow(sheet: Sheet, rule: Rule, bend: float | None, per_minute: float) -> Arrow:
-    """Draw a rule; without `bend` not along an axis, but outwards round a corner."""
-    source, target = sheet.places[rule.source], sheet.places[rule.target]
+def _arrow(
+    sheet: Sheet, rules: Sequence[Rule], bend: float | None, rates: Mapping[Rule, float]
+) -> Arrow:
+    """Draw rules; without `bend` not along an axis, but outwards round a corner."""
+    source, target = sheet.places[rules[0].source], sheet.places[rules[0].target]
+    happen = [rule.event for rule in rules if rates.get(rule)] or [rules[0].event]
+    per_minute = sum(rates.get(rule, 0.0) for rule in rules)
     middle, across = (source + target) / 2, (target - source) / abs(target - source) * -1j
     upright, level = source.real == target.real, source.imag == target.imag
     if bend is None:
@@ -148,7 +157,8 @@ def _arrow(sheet: Sheet, rule: Rule, bend: float | None, per_minute: float) -> A
     label = start / 4 + control / 2 + end / 4
     side = "left" if bend * across.real < 0 else "right"
     return Arrow(
-        rule,
+        rules,
+        ", ".join(happen).replace("_", " "),
         f"M{points[0]}Q{points[1]} {points[2]}",
         round(label.real, 1),
         round(label.imag, 1),

@@ -46,7 +46,9 @@ def show(request: PageRequest) -> Response:
         health=health(now, jobs, failed - seen, queues, workers),
         jobs=jobs,
         by_status=by_status,
-        sparks={s: charts.sparkline(activity, now, ENTERED_BY.get(s, s)) for s in Status},
+        sparks={
+            s: charts.sparkline(activity, now, ENTERED_BY.get(s, s)) for s in map(Status, by_status)
+        },
         throughput=charts.throughput(activity, now),
         latency=charts.latency(activity, now),
         queues=by_age[:MAX_ROWS],

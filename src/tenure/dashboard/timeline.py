@@ -21,7 +21,16 @@ TITLES: Mapping[str, str] = {
     "failed": "attempt failed",
     "lease_expired": "worker lost: its lease expired",
     "retried": "to be retried",
+    "gave_up": "attempt failed for good",
     "released": "released before it started",
+    "interrupted": "interrupted: its worker stopped",
+    "snoozed": "snoozed",
+    "suspended": "suspended until something has come",
+    "unblocked": "no longer waiting",
+    "skipped": "skipped: what it waited for cannot come",
+    "restored": "waiting again",
+    "amended": "amended",
+    "expired": "expired before it could start",
     "cancelled": "cancelled",
 }
 

@@ -39,7 +39,7 @@ class Explanation:
 
 def explain(job: Job, facts: Facts) -> Explanation:
     """Return why `job` is not running, or what it is doing, and the events that it can take."""
-    return Explanation(*_reason(job, facts), legal_events(job.status))
+    return Explanation(*_reason(job, facts), legal_events(job.status, job.event))
 
 
 def rate(activity: Iterable[Activity], queue: str, now: datetime) -> float:
@@ -60,6 +60,8 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
                 f"It failed for good at {_at(job.finished_at)} after {job.attempts} of "
                 f"{max(job.max_retries, 1)} attempts: {first_line(job.last_error)}"
             )
+        case Status.WAITING:
+            return "blocked", f"It waits for {job.need} more before it can run."
         case Status.PROCESSING:
             return _processing(job, facts)
         case Status.PENDING:
@@ -105,7 +107,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
         )
     if facts.ahead == 0:
         return "next", f"It is next in queue {job.queue}: the first free worker takes it."
-    return "waiting", _place_in_queue(job, facts)
+    return "behind_others", _place_in_queue(job, facts)
 
 
 def _place_in_queue(job: Job, facts: Facts) -> str:

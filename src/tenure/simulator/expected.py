@@ -15,14 +15,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, QueueFull, TenureError
+from tenure.events import Cancelled, Retried
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ledger import Transition
 from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report
-from tenure.lifecycle import Cancelled, Retried
 from tenure.simulator.database import SimulatedDatabase, StoreCall
 
 SETTLED = ("completed", "failed", "cancelled")
-MAX_RELEASES = 100  # how often a job may be handed back; the next time it fails
+MAX_RELEASES = 100  # how often a job may be released; the next time it fails
 JITTER = 0.1
 
 
@@ -199,7 +199,7 @@ class ExpectedStore:
         ]
         swept = [job for _, job in self._taken("lease_expired", over, limit)]
         for job in swept:
-            self._fail(job, "lease_expired", retryable=True)
+            self._fail(job, "lease_expired")
         return {job.id for job in swept}
 
     # --- reports
@@ -216,7 +216,7 @@ class ExpectedStore:
         if job is None:
             return Answer.LOST, ""
         if report.lease_id != job.lease_id:
-            end = job.ended.get(report.lease_id, "")
+            end = job.ended.get(report.lease_id, "").replace("gave_up", "failed")
             if end == report.outcome:
                 return Answer.ALREADY_RECORDED, ""
             return Answer.CONFLICT if end in tuple(Outcome) else Answer.LOST, end
@@ -224,17 +224,17 @@ class ExpectedStore:
             self._change(job, "completed", "completed")
             job.result = report.result
         elif report.outcome == "failed":
-            self._fail(job, "failed", report.retryable)
+            self._fail(job, "failed" if report.retryable else "gave_up")
         elif job.token - job.attempts < MAX_RELEASES:
             self._change(job, "released", "pending")
         else:
-            self._fail(job, "failed", retryable=True)
+            self._fail(job, "failed")
             return Answer.CONFLICT, "failed"
         return Answer.RECORDED, ""
 
-    def _fail(self, job: ExpectedJob, event: str, retryable: bool) -> None:
+    def _fail(self, job: ExpectedJob, event: str) -> None:
         self._change(job, event, "failed")
-        if retryable and job.attempts < job.max_retries:
+        if event != "gave_up" and job.attempts < job.max_retries:
             self._change(job, "retried", "pending")
             job.run_at = self._retry_time(job)
 

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from tenure.errors import TenureError
+from tenure.events import Cancelled, Retried
 from tenure.jobs.enqueue import CheckedJob, NewJob, Options, TypeOptions, check_job
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report
-from tenure.lifecycle import Cancelled, Retried
 from tenure.simulator.database import UNKNOWN
 from tenure.simulator.expected import SETTLED
 from tenure.simulator.world import SimulatedClient, World

@@ -13,11 +13,12 @@ from typing import TypeVar
 
 from tenure import failpoints
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
+from tenure.events import Event
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.findings import Check, Progress, no_progress
 from tenure.jobs.redaction import without_password
 from tenure.jobs.work import ClaimRequest, Exchange, Report
-from tenure.lifecycle import Event, Job
+from tenure.lifecycle import Job
 from tenure.store import migrate, transitions
 from tenure.store.commit import CallWork, Committer, EnqueueWork, ExchangeWork
 from tenure.store.doctor import problem

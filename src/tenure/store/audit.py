@@ -4,9 +4,8 @@ An invariant is a sentence. A query reads a table once, in one statement, so all
 the same state of the data. Its columns, each with the sentence as its name, say of a row what
 breaks the invariant. The legal transitions come from the lifecycle table.
 
-The data cannot show four things. Nothing is left of a deleted job, so deletion by retention and
-loss look the same. Times can be out of order because a clock was set back. `run_at` may have been
-changed after a claim. A failure with attempts left may have been reported as permanent.
+The data cannot show two things. Nothing is left of a deleted job, so deletion by retention and loss
+look the same. Times can be out of order because a clock was set back.
 """
 
 from __future__ import annotations
@@ -19,11 +18,13 @@ from typing import Any
 
 from tenure.jobs.findings import Progress
 from tenure.lifecycle import (
-    ATTEMPTS_LEFT,
+    ENTRANCES,
     FIRST_EVENT,
     LEASE_ENDS,
     LIMIT_SQL,
-    MAX_RELEASES,
+    MAX_RETURNS,
+    MAX_SNOOZES,
+    REST_SQL,
     ROOM_SQL,
     TRANSITIONS,
 )
@@ -48,12 +49,15 @@ INVARIANTS: Mapping[str, str] = {
     "a claim raises the token by one and nothing else changes it": "outside systems may have taken "
     f"the work of a stale attempt for that of a newer one; {EDITED}",
     "each entry names its attempt": EDITED,
-    "attempts are the claims that were not released": f"{BYPASSED}. Too low a count lets the "
+    "attempts are the claims that were not returned": f"{BYPASSED}. Too low a count lets the "
     "job run more often than its limit",
     "no job ran more often than its limit": "its handler ran, or can run, once too often: look at "
     "what it did outside, and whether the limit was lowered by hand",
-    "no job was released without end": "look for the worker that keeps releasing it: its log "
-    "says why it stops",
+    "no job was returned without end": "look for the worker that keeps returning it: its log "
+    "says why",
+    "snoozes are those in the ledger": f"{BYPASSED}. Too low a count lets the job be snoozed more "
+    "often than is allowed",
+    "a waiting job waits for something": f"nothing will ever release it: {BYPASSED}",
     "a lease is given out once": "two attempts could report for each other: this must not happen, "
     "not even by hand. Report it, with the ledger of both jobs",
     "one outcome per lease": "one attempt was settled twice: look at what its handler did outside. "
@@ -67,8 +71,8 @@ INVARIANTS: Mapping[str, str] = {
     "a job has an end time if and only if it is settled": f"retention goes by that time, and would "
     f"delete the job too early or never: {BYPASSED}",
     "the job's times are those of the ledger": BYPASSED,
-    "a lease that ran out is tried again while attempts are left": "the retry that belongs to it "
-    "was left out by manual SQL: run `tenure jobs retry`",
+    "a failure with attempts left is tried again unless it gave up": "the retry that belongs to "
+    "it was left out by manual SQL: run `tenure jobs retry`",
     "a failure says why": BYPASSED,
     "the last error is that of the last failure": f"read the errors in the ledger; {BYPASSED}",
     "only a completed job has a result": BYPASSED,
@@ -137,11 +141,12 @@ CHARGED_SQL = (
     "CASE event " + " ".join(f"WHEN '{e}' THEN {n}" for e, n in CHANGES.items()) + " ELSE 0 END"
 )
 REFUNDED_SQL = f"event IN ({quoted(*(event for event, change in CHANGES.items() if change < 0))})"
+SNOOZED_SQL = f"event IN ({quoted(*(rule.event for rule in TRANSITIONS if rule.snoozes))})"
 LEGAL_SQL = " OR ".join(
     f"(source = '{rule.source}' AND target = '{rule.target}' AND event = '{rule.event}')"
     for rule in TRANSITIONS
 )
-FIRST_SQL = f"(source IS NULL AND target = 'pending' AND event = '{FIRST_EVENT}')"
+FIRST_SQL = f"(source IS NULL AND target IN ({quoted(*ENTRANCES)}) AND event = '{FIRST_EVENT}')"
 
 
 # The ledger of each job, in order, beside its row at the end.
@@ -183,11 +188,10 @@ SELECT job_id,
     END AS "the ledger ends in the job's status",
     CASE WHEN attempts <> job_attempts
         THEN 'attempts ' || job_attempts || ', ledger ' || attempts
-    END AS "attempts are the claims that were not released",
-    CASE WHEN event = 'lease_expired' AND target = status
-            AND {ATTEMPTS_LEFT.sql.replace("NEW.", "step.")}
-        THEN 'failed after attempt ' || attempts || ' of ' || max_retries
-    END AS "a lease that ran out is tried again while attempts are left",
+    END AS "attempts are the claims that were not returned",
+    CASE WHEN id IS NOT NULL AND snoozes <> coalesce(job_snoozes, 0)
+        THEN 'snoozes ' || coalesce(job_snoozes, 0) || ', ledger ' || snoozes
+    END AS "snoozes are those in the ledger",
     CASE WHEN most > max_retries AND most > 1
         THEN 'attempt ' || most || ' of ' || max_retries || ' in the ledger'
     END AS "no job ran more often than its limit",
@@ -206,8 +210,8 @@ SELECT job_id,
     END AS "the last error is that of the last failure"
 FROM (
     SELECT entry.*, job.id, job.status, job.token AS job_token, job.attempts AS job_attempts,
-        job.max_retries, job.lease_id AS job_lease, job.created_at, job.started_at,
-        job.finished_at, job.last_error
+        job.snoozes AS job_snoozes, job.lease_id AS job_lease, job.max_retries,
+        job.created_at, job.started_at, job.finished_at, job.last_error
     FROM (
         SELECT job_id, at, source, target, event, attempt, token, lease_id, detail,
             row_number() OVER path AS number,
@@ -217,6 +221,7 @@ FROM (
             lag(at) OVER path AS previous_at,
             first_value(at) OVER path AS first_at,
             sum({CHARGED_SQL}) OVER path AS attempts,
+            sum(CASE WHEN {SNOOZED_SQL} THEN 1 ELSE 0 END) OVER path AS snoozes,
             max(attempt) OVER path AS most,
             lead(token) OVER path AS following
         FROM {{transition}} WINDOW path AS (PARTITION BY job_id ORDER BY seq)
@@ -233,9 +238,17 @@ SELECT id AS job_id,
     CASE WHEN NOT {LIMIT_SQL} OR NOT {ROOM_SQL}
         THEN 'attempts ' || attempts || ' of ' || max_retries
     END AS "no job ran more often than its limit",
-    CASE WHEN token - attempts > {MAX_RELEASES}
-        THEN 'token ' || token || ', attempts ' || attempts
-    END AS "no job was released without end",
+    CASE WHEN token - attempts - coalesce(snoozes, 0) > {MAX_RETURNS}
+            OR snoozes > {MAX_SNOOZES}
+        THEN 'token ' || token || ', attempts ' || attempts || ', snoozes ' || coalesce(snoozes, 0)
+    END AS "no job was returned without end",
+    CASE WHEN (status = 'waiting' AND coalesce(need, 0) <= 0)
+            OR (status IN ('pending', 'processing') AND need > 0)
+        THEN status || ' for ' || coalesce(need, 0)
+    END AS "a waiting job waits for something",
+    CASE WHEN status = 'failed' AND NOT {REST_SQL}
+        THEN 'failed after attempt ' || attempts || ' of ' || max_retries
+    END AS "a failure with attempts left is tried again unless it gave up",
     CASE WHEN (status = 'processing') <> (lease_id IS NOT NULL)
             OR (status = 'processing') <> (lease_expires_at IS NOT NULL)
             OR (status = 'processing' AND (worker IS NULL OR started_at IS NULL))

@@ -21,8 +21,16 @@ from tenure.jobs.results import MAX_RESULT_BYTES
 from tenure.lifecycle import LIMIT_SQL, ROOM_SQL, SETTLED, Guard, Rule, Status
 from tenure.retry import MAX_DELAY_SECONDS, MAX_FACTOR
 
-NEVER_CHANGES = ("id", "type", "queue", "payload", "created_at", "idempotency_key", "fingerprint")
+NEVER_CHANGES = (
+    *("id", "type", "queue", "created_at", "idempotency_key", "fingerprint", "partition"),
+    *("unique_key", "unique_until", "start_by", "workflow", "needs", "tags", "again_of"),
+)
 """Columns that no change of a job may touch."""
+
+SETTABLE = tuple(dict.fromkeys(column for rule in lifecycle.TRANSITIONS for column in rule.sets))
+"""Columns that only some transitions may change, beside `snoozes`."""
+COUNTED = ("need", "spare")
+"""Columns that count what a waiting job waits for, while it waits."""
 
 
 def quoted(*names: str) -> str:
@@ -45,11 +53,14 @@ def checks(values: Mapping[str, str]) -> str:
         "finished_when_settled": f"(status IN ({SETTLED_SQL})) = (finished_at IS NOT NULL)",
         "failed_says_why": "status <> 'failed' OR last_error IS NOT NULL",
         "attempts_within_limit": LIMIT_SQL,
+        "waiting_for_something": "status <> 'waiting' OR coalesce(need, 0) > 0",
+        "nothing_to_wait_for": "status NOT IN ('pending', 'processing') OR coalesce(need, 0) <= 0",
         # A claim reads every lane of a queue: `store/lanes.py`.
         "priority_in_reach": f"priority BETWEEN {-MAX_PRIORITY} AND {MAX_PRIORITY}",
         "labels_are_short": f"length(coalesce(actor, '')) <= {MAX_LABEL_STORED}"
         f" AND length(coalesce(worker, '')) <= {MAX_LABEL_STORED}",
-        "counters_count_up": "attempts >= 0 AND token >= attempts AND max_retries >= 0",
+        "counters_count_up": "attempts >= 0 AND max_retries >= 0 AND coalesce(snoozes, 0) >= 0"
+        " AND token >= attempts + coalesce(snoozes, 0)",
     }
     if Guard.ATTEMPTS_LEFT in lifecycle.RULE_OF[lifecycle.RETRY].guards:
         rules["pending_has_room"] = ROOM_SQL
@@ -81,7 +92,7 @@ FIRST_TIME, LAST_TIME = -62_135_596_800_000, 253_402_300_799_999
 
 def sqlite_values() -> dict[str, str]:
     """Return name -> condition in the SQL of SQLite."""
-    times = ("run_at", "created_at", "started_at", "finished_at", "lease_expires_at")
+    times = ("run_at", "created_at", "started_at", "finished_at", "lease_expires_at", "start_by")
     policy = _policy("json_type(backoff, '$.{}')", "backoff ->> '{}'")
     return _plain_values("") | {
         # Not that the digits are hexadecimal, which would cost as much as all the others.
@@ -207,36 +218,92 @@ def broken(rules: Mapping[str, str]) -> str:
 def is_legal(rule: Rule) -> str:
     """The condition over OLD and NEW under which a row change is the transition of `rule`."""
     parts = [
-        f"OLD.status = '{rule.source}'",
-        f"NEW.status = '{rule.target}'",
+        _between(rule),
         f"NEW.attempts = OLD.attempts + {rule.attempts}",
         f"NEW.token = OLD.token + {rule.token}",
         *(guard.sql for guard in rule.guards if guard.sql),
     ]
+    if rule.snoozes:
+        parts.append(f"coalesce(NEW.snoozes, 0) = coalesce(OLD.snoozes, 0) + {rule.snoozes}")
     return "(" + " AND ".join(parts) + ")"
 
 
+def _between(rule: Rule) -> str:
+    """The statuses of a transition, and its event where other rows have the same two.
+
+    Without the event a change that misses the guard of one row would pass as another.
+    """
+    first, *others = _events(rule.source, rule.target)
+    named = f" AND NEW.event = '{rule.event}'"
+    if rule.event == first:
+        named = f" AND NEW.event NOT IN ({quoted(*others)})" if others else ""
+    return f"OLD.status = '{rule.source}' AND NEW.status = '{rule.target}'{named}"
+
+
+def _events(source: Status, target: Status) -> list[str]:
+    rules = lifecycle.TRANSITIONS
+    return [rule.event for rule in rules if (rule.source, rule.target) == (source, target)]
+
+
 def illegal_change(differs: str) -> str:
-    """The condition under which an UPDATE must be refused.
+    """The condition under which an UPDATE must be refused for its status, counters and lease.
 
     `differs` is the engine's null-safe inequality: `IS NOT` or `IS DISTINCT FROM`.
     """
-    legal = " OR\n        ".join(is_legal(rule) for rule in lifecycle.TRANSITIONS)
-    changed = " OR ".join(f"NEW.{c} {differs} OLD.{c}" for c in NEVER_CHANGES)
+    changes = (rule for rule in lifecycle.TRANSITIONS if rule.source is not rule.target)
+    legal = " OR\n        ".join(map(is_legal, changes))
     stays = (
         f"(OLD.status = NEW.status AND OLD.status NOT IN ({SETTLED_SQL})"
         " AND NEW.attempts = OLD.attempts AND NEW.token = OLD.token"
         f" AND NOT (NEW.lease_id {differs} OLD.lease_id))"
     )
-    return f"NOT ({stays} OR\n        {legal}) OR {changed}"
+    return f"NOT ({stays} OR\n        {legal})"
+
+
+def illegal_setting(differs: str) -> str:
+    """The condition under which an UPDATE of `set_columns` must be refused for what it sets."""
+    refused = [f"NEW.{column} {differs} OLD.{column}" for column in NEVER_CHANGES]
+    for column in (*SETTABLE, "snoozes"):
+        legal = [is_legal(rule) for rule in lifecycle.TRANSITIONS if _may_set(rule, column)]
+        if column in COUNTED:
+            legal.append("(OLD.status = 'waiting' AND NEW.status = 'waiting')")
+        refused.append(f"NEW.{column} {differs} OLD.{column} AND NOT ({' OR '.join(legal)})")
+    return "\n        OR ".join(refused)
+
+
+def set_columns() -> str:
+    """The columns that `illegal_setting` is about: no claim and no completion sets one of them."""
+    return ", ".join((*NEVER_CHANGES, *SETTABLE, "snoozes"))
+
+
+def _may_set(rule: Rule, column: str) -> bool:
+    return column in rule.sets or (column == "snoozes" and rule.snoozes != 0)
+
+
+def amended(differs: str, old: str, new: str) -> str:
+    """The condition that a change is a transition although the status stays."""
+    pairs = []
+    for rule in lifecycle.TRANSITIONS:
+        if rule.source is rule.target:
+            changed = " OR ".join(f"{new}.{c} {differs} {old}.{c}" for c in rule.sets)
+            pairs.append(
+                f"({old}.status = '{rule.source}' AND {new}.status = '{rule.target}'"
+                f" AND ({changed}))"
+            )
+    return " OR ".join(pairs)
 
 
 ILLEGAL_INSERT = (
-    "NEW.status <> 'pending' OR NEW.attempts <> 0 OR NEW.token <> 0"
+    "NOT ("
+    + " OR ".join(
+        " AND ".join((f"NEW.status = '{status}'", *(guard.sql for guard in guards)))
+        for status, guards in lifecycle.ENTRANCES.items()
+    )
+    + ") OR NEW.attempts <> 0 OR NEW.token <> 0 OR NEW.snoozes IS NOT NULL"
     " OR NEW.started_at IS NOT NULL OR NEW.worker IS NOT NULL"
     " OR NEW.last_error IS NOT NULL OR NEW.result IS NOT NULL"
 )
-"""A new row must be pending and untried."""
+"""A new row must be pending or waiting, and untried."""
 
 ILLEGAL_DELETE = f"OLD.status NOT IN ({SETTLED_SQL})"
 """Only a settled job may be deleted."""
@@ -248,14 +315,12 @@ def event_sql(old: str, new: str) -> str:
     Hand-written SQL may leave `event` unchanged. Then the event is that of the first row of the
     table between the two statuses.
     """
-    cases: dict[tuple[str, str], list[str]] = {}
-    for rule in lifecycle.TRANSITIONS:
-        cases.setdefault((rule.source, rule.target), []).append(rule.event)
     lines = []
-    for (source, target), events in cases.items():
+    for source, target in dict.fromkeys((r.source, r.target) for r in lifecycle.TRANSITIONS):
+        first, *others = _events(source, target)
         pair = f"{old}.status = '{source}' AND {new}.status = '{target}'"
-        lines += [f"WHEN {pair} AND {new}.event = '{e}' THEN '{e}'" for e in events[1:]]
-        lines.append(f"WHEN {pair} THEN '{events[0]}'")
+        lines += [f"WHEN {pair} AND {new}.event = '{event}' THEN '{event}'" for event in others]
+        lines.append(f"WHEN {pair} THEN '{first}'")
     return "CASE " + " ".join(lines) + " END"
 
 
@@ -268,7 +333,7 @@ def ledger_values(old: str, new: str, clock: str, larger: str) -> dict[str, str]
     return {
         "job_id": f"{new}.id",
         "at": f"CASE {new}.status WHEN 'processing' THEN {new}.started_at"
-        f" WHEN 'pending' THEN {clock} ELSE {new}.finished_at END",
+        f" WHEN 'pending' THEN {clock} WHEN 'waiting' THEN {clock} ELSE {new}.finished_at END",
         "source": f"{old}.status",
         "target": f"{new}.status",
         "event": event_sql(old, new),

@@ -15,7 +15,7 @@ from itertools import groupby
 from tenure import failpoints
 from tenure.errors import SchemaMismatch
 from tenure.jobs.findings import Progress, no_progress
-from tenure.lifecycle import FIRST_EVENT
+from tenure.lifecycle import AMENDABLE, FIRST_EVENT
 from tenure.store import constraints as guards
 
 
@@ -41,6 +41,10 @@ def generated(
         "checks": guards.checks(values),
         "illegal_insert": guards.ILLEGAL_INSERT,
         "illegal_change": guards.illegal_change(differs),
+        "illegal_setting": guards.illegal_setting(differs),
+        "set_columns": guards.set_columns(),
+        "amended": guards.amended(differs, old, new),
+        "amendable": ", ".join(AMENDABLE),
         "illegal_delete": guards.ILLEGAL_DELETE,
         "first_event": FIRST_EVENT,
         "ledger_columns": ", ".join(entry),

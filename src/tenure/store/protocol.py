@@ -106,8 +106,11 @@ class Database(Statements, Protocol):
     def lock_expired(self, limit: int) -> list[Job]:
         """Load and lock processing jobs whose lease has run out, oldest first."""
 
-    def save(self, changes: Sequence[tuple[Job, Job]]) -> int:
-        """Write (before, after) pairs, each only if the row still is `before`; return how many."""
+    def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:
+        """Write (before, after) pairs, each only if the row still is `before`; return how many.
+
+        `more` names columns that are written beside those of every transition.
+        """
 
     def settled_as(self, leases: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
         """Return (job id, lease id) -> the event that ended that lease, from the ledger."""

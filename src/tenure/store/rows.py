@@ -10,7 +10,7 @@ import msgspec
 
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import CheckedJob
-from tenure.lifecycle import Job, Status
+from tenure.lifecycle import TRANSITIONS, Job, Status
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 from tenure.store.dialect import Dialect
 
@@ -18,7 +18,7 @@ COLUMNS = (
     *("id", "type", "queue", "status", "priority", "attempts", "max_retries", "token"),
     *("run_at", "created_at", "started_at", "finished_at", "worker", "lease_id"),
     *("lease_expires_at", "timeout", "backoff", "event", "actor", "idempotency_key"),
-    *("payload", "result", "last_error"),
+    *("payload", "result", "last_error", "snoozes", "need", "spare", "start_by"),
 )
 """Every column that a `Job` is made of, in the order in which the stores select them."""
 
@@ -32,9 +32,17 @@ CHANGED = (
     *("status", "attempts", "max_retries", "token", "run_at", "started_at", "finished_at"),
     *("worker", "lease_id", "lease_expires_at", "event", "actor", "result", "last_error"),
 )
-"""The columns that a transition may change."""
+"""The columns that any transition may change."""
 
-TIMES = frozenset({"run_at", "created_at", "started_at", "finished_at", "lease_expires_at"})
+CHANGED_BY = {
+    rule.event: tuple(c for c in (*rule.sets, *["snoozes"] * rule.snoozes) if c not in CHANGED)
+    for rule in TRANSITIONS
+}
+"""Event -> the other columns that it may change."""
+
+TIMES = frozenset(
+    {"run_at", "created_at", "started_at", "finished_at", "lease_expires_at", "start_by"}
+)
 IDS = frozenset({"id", "job_id", "lease_id", "cursor"})
 
 _STATUS = {str(status): status for status in Status}
@@ -57,7 +65,7 @@ def fields_of(d: Dialect, columns: Sequence[str], row: Sequence[Any]) -> dict[st
 
 
 def _is_time(column: str) -> bool:
-    return column == "at" or column.endswith("_at")
+    return column == "at" or column.endswith("_at") or column in TIMES
 
 
 def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:
@@ -68,6 +76,7 @@ def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:
             values[name] = time(values[name])
     values["status"] = _STATUS[values["status"]]
     values["backoff"] = read_policy(values["backoff"])
+    values["snoozes"] = values["snoozes"] or 0
     return Job(**values)
 
 
@@ -86,6 +95,13 @@ def added_job(checked_job: CheckedJob, created_at: datetime, run_at: datetime) -
         created_at=created_at,
         run_at=run_at,
         actor=checked_job.actor,
+    )
+
+
+def changed_values(job: Job, columns: Sequence[str]) -> tuple[Any, ...]:
+    """Return what is stored in columns of `CHANGED_BY`."""
+    return tuple(
+        write_policy(job.backoff) if name == "backoff" else getattr(job, name) for name in columns
     )
 
 

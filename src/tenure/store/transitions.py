@@ -14,9 +14,11 @@ from typing import TypeAlias
 
 from tenure import failpoints
 from tenure.errors import IllegalTransition, JobNotFound, LeaseLost
+from tenure.events import Completed, Event, Failed, GaveUp, LeaseExpired, Released
 from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report, Verdict
-from tenure.lifecycle import Completed, Event, Failed, Job, LeaseExpired, Released, follow, retry_in
+from tenure.lifecycle import FINAL_FAILURE, Job, follow, retry_in
 from tenure.store.protocol import Database
+from tenure.store.rows import CHANGED_BY
 from tenure.store.tables import webhooks, workers
 
 Steps: TypeAlias = tuple[Job, ...]
@@ -85,8 +87,8 @@ def _settle_others(
 
 def _verdict(report: Report, steps: Steps) -> Verdict:
     event = steps[0].event
-    if event != report.outcome:  # the job was handed back too often and failed
-        return Verdict(Answer.CONFLICT, event)
+    if _outcome(event) != report.outcome:  # the job was returned too often and failed
+        return Verdict(Answer.CONFLICT, _outcome(event))
     return RECORDED if len(steps) == 1 else Verdict(Answer.RECORDED, retry_in=retry_in(steps))
 
 
@@ -105,6 +107,7 @@ def late_verdict(outcome: Outcome, event: str) -> Verdict:
     `event` is the transition that ended the lease, "" if no such lease is known. Pure: the model
     tests call it too.
     """
+    event = _outcome(event)
     if event == outcome:
         return ALREADY_RECORDED
     if event in tuple(Outcome):
@@ -112,17 +115,19 @@ def late_verdict(outcome: Outcome, event: str) -> Verdict:
     return Verdict(Answer.LOST, event)
 
 
+def _outcome(event: str) -> str:
+    """The outcome that a worker reports for an event: both failures are one to it."""
+    return Outcome.FAILED if event == FINAL_FAILURE else event
+
+
 def _event(report: Report) -> Event:
     match report.outcome:
         case Outcome.COMPLETED:
             return Completed(lease_id=report.lease_id, result=report.result, actor=report.actor)
         case Outcome.FAILED:
-            return Failed(
-                lease_id=report.lease_id,
-                error=report.error or "(no message)",
-                retryable=report.retryable,
-                actor=report.actor,
-            )
+            failure = Failed if report.retryable else GaveUp
+            error = report.error or "(no message)"
+            return failure(lease_id=report.lease_id, error=error, actor=report.actor)
         case Outcome.RELEASED:
             return Released(lease_id=report.lease_id, actor=report.actor)
 
@@ -165,9 +170,12 @@ def save(db: Database, changes: Sequence[tuple[Job, Steps]]) -> None:
     depth = max((len(path) for path in paths), default=0)
     for number in range(1, depth):
         pairs = [(path[number - 1], path[number]) for path in paths if len(path) > number]
-        written = db.save(pairs)
-        if written != len(pairs):
-            raise RuntimeError(f"{len(pairs) - written} locked rows changed under the lock")
+        kinds = {CHANGED_BY[after.event] for _, after in pairs}
+        for more in kinds:
+            some = [pair for pair in pairs if CHANGED_BY[pair[1].event] == more]
+            written = db.save(some, more)
+            if written != len(some):
+                raise RuntimeError(f"{len(some) - written} locked rows changed under the lock")
 
 
 def prune(db: Database, settled_before: Mapping[str, datetime], limit: int) -> int:

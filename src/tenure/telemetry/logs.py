@@ -18,8 +18,9 @@ from typing import Any, TextIO
 
 import msgspec
 
+from tenure.events import LeaseExpired, Retried
 from tenure.jobs.text import printable_json, shortened, visible
-from tenure.lifecycle import Job, LeaseExpired, Retried, retry_in
+from tenure.lifecycle import Job, retry_in
 
 FIELDS = (
     *("job", "type", "queue", "status", "attempt", "worker", "actor"),

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from tenure.events import STORE, Claimed, Retried
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
-from tenure.lifecycle import STORE, Claimed, Retried
 from tenure.telemetry.logs import log_transition
 from tenure.worker.leases import Attempt, log_fields
 

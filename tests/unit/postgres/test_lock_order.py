@@ -12,9 +12,9 @@ from threading import Event
 import psycopg
 import pytest
 
+from tenure.events import Cancelled
 from tenure.jobs.queries import Action, Counted, Filter
 from tenure.jobs.work import Lease, Report
-from tenure.lifecycle import Cancelled
 from tenure.store import commit, transitions
 from tenure.store.postgres.writer import Postgres
 from tenure.store.tables import bulk

@@ -7,7 +7,7 @@ export function play(arrows) {
   const picture = [...document.querySelectorAll(".machine svg[role]")].find((svg) => svg.getBoundingClientRect().width);
   if (!picture || still.matches) return;
   for (const [name, transitions] of Object.entries(arrows)) {
-    const arrow = picture.querySelector(`[data-arrow="${CSS.escape(name)}"]`);
+    const arrow = [...picture.querySelectorAll("[data-arrow]")].find((one) => one.dataset.arrow.split(",").includes(name));
     if (!arrow) continue;
     const many = Math.min(Math.ceil(Math.log2(transitions + 1)), MAX_DOTS);
     for (let number = 0; number < many; number++) run(picture, arrow, (number * 500) / many);

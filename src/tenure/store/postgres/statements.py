@@ -8,6 +8,7 @@ again after a wait for the lock of another transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from tenure.store.constraints import broken, postgres_values
@@ -69,7 +70,7 @@ TYPES = {
     **dict.fromkeys(TIMES, "timestamptz"),
     **dict.fromkeys(("id", "job_id", "lease_id"), "uuid"),
     **dict.fromkeys(("priority", "max_retries"), "bigint"),
-    **dict.fromkeys(("attempts", "token"), "integer"),
+    **dict.fromkeys(("attempts", "token", "snoozes", "need", "spare"), "integer"),
     **dict.fromkeys(("timeout", "delay"), "float8"),
 }
 """Column -> type, where it is not text."""
@@ -140,6 +141,24 @@ ORDER BY job.lease_expires_at LIMIT %s FOR UPDATE SKIP LOCKED
 GUARD = ("status", "token", "lease_id", "lease_expires_at")
 SAVED = ("id", *CHANGED, *(f"was_{column}" for column in GUARD))
 SAVE = f"SELECT {{s}}.save({', '.join(f'%b::{type_of(c)}[]' for c in SAVED)})"
+
+
+@cache
+def save_with(more: tuple[str, ...]) -> str:
+    """The same with more columns, for transitions that are rare."""
+    columns = (*SAVED, *more)
+    sets = ", ".join(f"{column} = new.{column}" for column in (*CHANGED, *more))
+    return f"""
+WITH saved AS (
+    UPDATE {{s}}.job SET {sets} FROM {rows_of("new", *columns)}
+    WHERE job.id = new.id AND job.status = was_status AND job.token = was_token
+        AND job.lease_id IS NOT DISTINCT FROM was_lease_id
+        AND job.lease_expires_at IS NOT DISTINCT FROM was_lease_expires_at
+    RETURNING 1
+)
+SELECT count(*) FROM saved
+"""
+
 
 SETTLED_AS = f"""
 SELECT DISTINCT ON (t.job_id, t.lease_id) t.job_id::text, t.lease_id::text, t.event

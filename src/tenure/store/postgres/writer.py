@@ -16,7 +16,7 @@ from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import BinaryArray, is_uuid, to_time, uuids
 from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes
 from tenure.store.postgres.session import PostgresSession
-from tenure.store.rows import ADDED, CHANGED, added_job, job_of, write_policy
+from tenure.store.rows import ADDED, CHANGED, added_job, changed_values, job_of, write_policy
 from tenure.store.tables.stats import StatsWriter
 
 _added_values = attrgetter(*ADDED, "run_at", "delay")
@@ -158,13 +158,18 @@ class Postgres(PostgresSession):
     def lock_expired(self, limit: int) -> list[Job]:
         return [job_of(row, to_time) for row in self.rows(sql.LOCK_EXPIRED, (limit,))]
 
-    def save(self, changes: Sequence[tuple[Job, Job]]) -> int:
+    def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:
         if not changes:
             return 0
         rows = [
-            (after.id, *_changed_values(after), *_guard_values(before)) for before, after in changes
+            (
+                *(after.id, *_changed_values(after), *_guard_values(before)),
+                *changed_values(after, more),
+            )
+            for before, after in changes
         ]
-        ((written,),) = self.rows(sql.SAVE, sql.arrays(sql.SAVED, rows))
+        statement = sql.save_with(tuple(more)) if more else sql.SAVE
+        ((written,),) = self.rows(statement, sql.arrays((*sql.SAVED, *more), rows))
         return int(written)
 
     def settled_as(self, leases: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], str]:

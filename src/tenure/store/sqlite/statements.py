@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -160,7 +161,7 @@ SEEN = """
         AND run_at <= :now {after}
     ORDER BY run_at, id"""
 AFTER = {False: "", True: "AND (run_at, id) > (:after_time, :after_id)"}
-OF_TYPES = {False: "", True: "WHERE seen.type IN (SELECT value FROM json_each(:types))"}
+OF_TYPES = {False: "", True: "AND seen.type IN (SELECT value FROM json_each(:types))"}
 # One row with everything: each row that SQLite hands over lets go of the interpreter and has to
 # win it back from the event loop, which doubled the cost of a claim in a busy worker. The rows
 # keep the order of the inner SELECT. Large payloads are left out: as many as may be picked could be
@@ -174,7 +175,7 @@ FROM (
     SELECT seen.row, job.* FROM (
         SELECT rowid AS row, type {SEEN.format(after=AFTER[after])} LIMIT {MAX_SEEN}) AS seen
     CROSS JOIN tenure_job AS job ON job.rowid = seen.row
-    {OF_TYPES[of_types]} LIMIT :limit)
+    WHERE (job.start_by IS NULL OR job.start_by > :now) {OF_TYPES[of_types]} LIMIT :limit)
 """
     for of_types in (False, True)
     for after in (False, True)
@@ -197,16 +198,23 @@ FROM {rows} AS lease WHERE tenure_job.rowid = lease.row AND +tenure_job.status =
 )
 
 GUARD = ("status", "token", "lease_id", "lease_expires_at")
-SAVE = OverRows(
-    "changed",
-    ("id", *(f"was_{column}" for column in GUARD), *CHANGED),
-    f"""
-UPDATE tenure_job SET {", ".join(f"{column} = changed.{column}" for column in CHANGED)}
+
+
+@cache
+def save_with(more: tuple[str, ...]) -> OverRows:
+    """Write jobs as they are after a transition; `more` columns than every transition changes."""
+    columns = (*CHANGED, *more)
+    return OverRows(
+        "changed",
+        ("id", *(f"was_{column}" for column in GUARD), *columns),
+        f"""
+UPDATE tenure_job SET {", ".join(f"{column} = changed.{column}" for column in columns)}
 FROM {{rows}} AS changed WHERE tenure_job.id = changed.id AND tenure_job.status = was_status
     AND tenure_job.token = was_token AND tenure_job.lease_id IS was_lease_id
     AND tenure_job.lease_expires_at IS was_lease_expires_at
 """,
-)
+    )
+
 
 RENEW = """
 UPDATE tenure_job SET lease_expires_at = max(lease_expires_at, ?)

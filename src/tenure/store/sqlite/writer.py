@@ -19,7 +19,7 @@ from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.lanes import Lanes, LaneView
 from tenure.store.protocol import Trouble
-from tenure.store.rows import ADDED, CHANGED, added_job, job_of, write_policy
+from tenure.store.rows import ADDED, CHANGED, added_job, changed_values, job_of, write_policy
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.claim import SqliteClaim
 from tenure.store.sqlite.connection import (
@@ -195,12 +195,15 @@ class Sqlite:
         rows = self.rows(sql.EXPIRED, (to_millis(self.now()), limit))
         return [job_of(row, to_time) for row in rows]
 
-    def save(self, changes: Sequence[tuple[Job, Job]]) -> int:
+    def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:
         rows = [
-            _stored(before.id, *_guard_values(before), *_changed_values(after))
+            _stored(
+                *(before.id, *_guard_values(before), *_changed_values(after)),
+                *changed_values(after, more),
+            )
             for before, after in changes
         ]
-        return self._changed_by(sql.SAVE, rows)
+        return self._changed_by(sql.save_with(tuple(more)), rows)
 
     def settled_as(self, leases: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
         return {lease: event for lease in leases for (event,) in self.rows(sql.SETTLED_AS, lease)}

@@ -16,8 +16,9 @@ import msgspec
 
 from tenure import failpoints
 from tenure.errors import IllegalTransition
+from tenure.events import Cancelled, Event, Retried
 from tenure.jobs.queries import Action, Bulk, Counted, Filter, Query, query_of, sources
-from tenure.lifecycle import Cancelled, Event, Job, Retried, Status, follow
+from tenure.lifecycle import Job, Status, follow
 from tenure.store import transitions
 from tenure.store.dialect import Reads, Statements
 from tenure.store.rows import fields_of, selected

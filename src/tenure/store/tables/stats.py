@@ -24,6 +24,7 @@ import msgspec
 from tenure.jobs.ids import EPOCH
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.stats import BUCKETS, Activity, Count, FailureGroup, Total
+from tenure.lifecycle import FAILURES
 from tenure.store.dialect import Dialect, Statements
 from tenure.store.tables import stats_sql as sql
 
@@ -104,7 +105,7 @@ def next_batch(
     *end, transitions, millis = ends[0]
     between = (*start, *end)
     sums = _answer(d, rows, sql.sums(d), 9, between)
-    failed = any(event in sql.FAILED for _, _, _, event, *_ in sums)
+    failed = any(event in FAILURES for _, _, _, event, *_ in sums)
     failures = _answer(d, rows, sql.failures(d), 7, between) if failed else []
     return place, StatsBatch(start, tuple(end), transitions, millis, sums, failures)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tenure.jobs.stats import BUCKETS
+from tenure.lifecycle import FAILURES
 from tenure.store.dialect import Dialect
 
 MAX_UNCOUNTED = 200_000
@@ -16,12 +17,11 @@ MAX_LINE = 1_000
 """Characters of the first line of an error."""
 
 WAITED = "claimed"
-FAILED = ("failed", "lease_expired")
-RAN = ("completed", *FAILED)
+RAN = ("completed", *FAILURES)
 CANCELLED = "cancelled"
 """Ends an attempt too, if the job was processing. A pending job has no time that could count."""
 _ran = ", ".join(f"'{event}'" for event in RAN)
-_failed = ", ".join(f"'{event}'" for event in FAILED)
+_failed = ", ".join(f"'{event}'" for event in FAILURES)
 
 SUMS = ("transitions", "seconds", *(f"bucket_{n}" for n in range(len(BUCKETS))))
 """The columns of `activity` and `total` that are added up."""

@@ -34,12 +34,25 @@ CREATE TABLE {schema}.job (
     payload text NOT NULL DEFAULT '{{}}',
     result text,
     last_error text,
+    -- NULL where they are not used, at no cost.
+    partition text COLLATE "C",
+    unique_key text COLLATE "C",
+    unique_until text COLLATE "C",
+    start_by timestamptz,
+    snoozes integer,
+    workflow uuid,
+    need integer,
+    spare integer,
+    needs integer,
+    followed integer,
+    tags text COLLATE "C",
+    again_of uuid,
     {checks},
     -- 'infinity' and the like would be times that no client can read.
     CONSTRAINT times_in_reach CHECK (
-        least(run_at, created_at, started_at, finished_at, lease_expires_at)
+        least(run_at, created_at, started_at, finished_at, lease_expires_at, start_by)
             >= '0001-01-01 00:00+00'
-        AND greatest(run_at, created_at, started_at, finished_at, lease_expires_at)
+        AND greatest(run_at, created_at, started_at, finished_at, lease_expires_at, start_by)
             < '10000-01-01 00:00+00')
 ) WITH (
     -- Every row is rewritten twice in quick succession: leave it room, and clean up early.
@@ -104,7 +117,7 @@ END $$;
 
 CREATE TRIGGER job_enters AFTER INSERT ON {schema}.job
     FOR EACH ROW WHEN ({illegal_insert})
-    EXECUTE FUNCTION {schema}.refuse('a job must enter as pending and untried');
+    EXECUTE FUNCTION {schema}.refuse('a job must enter as pending or waiting, and untried');
 
 -- What the values of a row may be, tested where a statement sets them.
 
@@ -160,6 +173,11 @@ CREATE TRIGGER job_moves AFTER UPDATE ON {schema}.job
     FOR EACH ROW WHEN ({illegal_change})
     EXECUTE FUNCTION {schema}.refuse('illegal transition of a job');
 
+-- What no claim and no completion sets.
+CREATE TRIGGER job_sets AFTER UPDATE OF {set_columns} ON {schema}.job
+    FOR EACH ROW WHEN ({illegal_setting})
+    EXECUTE FUNCTION {schema}.refuse('no transition may set this column of a job');
+
 CREATE TRIGGER job_leaves AFTER DELETE ON {schema}.job
     FOR EACH ROW WHEN ({illegal_delete})
     EXECUTE FUNCTION {schema}.refuse('only a settled job may be deleted');
@@ -200,7 +218,7 @@ BEGIN
     END IF;
     INSERT INTO {schema}.transition ({ledger_columns})
     SELECT {ledger_values}
-    FROM before AS o JOIN after AS n ON n.id = o.id WHERE n.status <> o.status;
+    FROM before AS o JOIN after AS n ON n.id = o.id WHERE n.status <> o.status OR {amended};
     RETURN NULL;
 END $$;
 
@@ -236,6 +254,7 @@ CREATE TRIGGER transition_appends BEFORE INSERT ON {schema}.transition
 
 ALTER TABLE {schema}.job
     ENABLE ALWAYS TRIGGER job_enters, ENABLE ALWAYS TRIGGER job_moves,
+    ENABLE ALWAYS TRIGGER job_sets,
     ENABLE ALWAYS TRIGGER job_fits, ENABLE ALWAYS TRIGGER job_fits_on,
     ENABLE ALWAYS TRIGGER job_result_fits,
     ENABLE ALWAYS TRIGGER job_leaves, ENABLE ALWAYS TRIGGER job_stays,

@@ -241,7 +241,8 @@ BEGIN
                 AND (run_at, id) > (since, since_id) AND run_at <= due
             ORDER BY run_at, id LIMIT seen
         ) AS first JOIN {schema}.job ON job.ctid = first.ctid
-        WHERE wanted IS NULL OR first.type = ANY (wanted)
+        WHERE (wanted IS NULL OR first.type = ANY (wanted))
+            AND (job.start_by IS NULL OR job.start_by > due)
         ORDER BY first.run_at, first.id LIMIT most FOR UPDATE OF job SKIP LOCKED
     ), fitting AS MATERIALIZED ( -- up to 8 MiB of payloads, as on SQLite
         SELECT id, status FROM (

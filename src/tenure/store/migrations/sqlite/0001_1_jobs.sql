@@ -31,6 +31,19 @@ CREATE TABLE tenure_job (
     payload TEXT NOT NULL DEFAULT '{{}}',
     result TEXT,
     last_error TEXT,
+    -- NULL where they are not used.
+    partition TEXT,
+    unique_key TEXT,
+    unique_until TEXT,
+    start_by INTEGER,
+    snoozes INTEGER,
+    workflow TEXT,
+    need INTEGER,
+    spare INTEGER,
+    needs INTEGER,
+    followed INTEGER,
+    tags TEXT,
+    again_of TEXT,
     {checks}
 ) STRICT;
 
@@ -76,12 +89,12 @@ CREATE TABLE tenure_worker (
     seen_at INTEGER NOT NULL
 ) STRICT;
 
--- A job enters as pending; adding one whose id, key or rowid is there already changes nothing,
+-- A job enters as pending or waiting; adding one whose id, key or rowid is there already changes nothing,
 -- whatever the conflict clause says (OR REPLACE would delete the old row without firing its
 -- triggers). Before an insert a rowid that was not given reads as -1, so none may be that.
 CREATE TRIGGER tenure_job_enters BEFORE INSERT ON tenure_job
 WHEN {illegal_insert}
-BEGIN SELECT RAISE(ABORT, 'tenure: a job must enter as pending and untried'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: a job must enter as pending or waiting, and untried'); END;
 
 CREATE TRIGGER tenure_job_known BEFORE INSERT ON tenure_job
 WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.id)
@@ -98,6 +111,11 @@ CREATE TRIGGER tenure_job_moves BEFORE UPDATE ON tenure_job
 WHEN NEW.rowid <> OLD.rowid OR {illegal_change}
 BEGIN SELECT RAISE(ABORT, 'tenure: illegal transition of a job'); END;
 
+-- What no claim and no completion sets.
+CREATE TRIGGER tenure_job_sets BEFORE UPDATE OF {set_columns} ON tenure_job
+WHEN {illegal_setting}
+BEGIN SELECT RAISE(ABORT, 'tenure: no transition may set this column of a job'); END;
+
 CREATE TRIGGER tenure_job_leaves BEFORE DELETE ON tenure_job
 WHEN {illegal_delete}
 BEGIN SELECT RAISE(ABORT, 'tenure: only a settled job may be deleted'); END;
@@ -110,6 +128,13 @@ END;
 
 CREATE TRIGGER tenure_job_moved AFTER UPDATE OF status ON tenure_job
 WHEN OLD.status <> NEW.status
+BEGIN
+    INSERT INTO tenure_transition ({ledger_columns})
+    VALUES ({ledger_values});
+END;
+
+CREATE TRIGGER tenure_job_amended AFTER UPDATE OF {amendable} ON tenure_job
+WHEN {amended}
 BEGIN
     INSERT INTO tenure_transition ({ledger_columns})
     VALUES ({ledger_values});

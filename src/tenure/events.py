@@ -1,0 +1,191 @@
+"""What can happen to a job: one class per event, with what the event carries.
+
+Which job an event may happen to, and what it changes, is said by the table in `lifecycle.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+STORE = "store"
+"""The actor of what follows from another transition, such as the retry of a failure."""
+SWEEP = "sweep"
+"""The actor where time ran out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """A worker takes the job for `lease_seconds`, under a `lease_id` that cannot be guessed."""
+
+    name: ClassVar[str] = "claimed"
+    lease_id: str
+    lease_seconds: float
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """The lease holder reports that the attempt succeeded."""
+
+    name: ClassVar[str] = "completed"
+    lease_id: str
+    result: str | None = None
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The lease holder reports that the attempt failed."""
+
+    name: ClassVar[str] = "failed"
+    lease_id: str
+    error: str
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaveUp:
+    """The lease holder reports that the attempt failed and that another one cannot help."""
+
+    name: ClassVar[str] = "gave_up"
+    lease_id: str
+    error: str
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseExpired:
+    """The lease ran out before its holder reported."""
+
+    name: ClassVar[str] = "lease_expired"
+    actor: str = SWEEP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retried:
+    """The job runs again after `delay` seconds, with `more_retries` added to its limit."""
+
+    name: ClassVar[str] = "retried"
+    delay: float = 0.0
+    more_retries: int = 0
+    actor: str = STORE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """The lease holder returns the job before its handler started."""
+
+    name: ClassVar[str] = "released"
+    lease_id: str
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupted:
+    """The lease holder, which stops in order, returns the job whose handler had started."""
+
+    name: ClassVar[str] = "interrupted"
+    lease_id: str
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snoozed:
+    """The lease holder returns the job, to run again after `delay` seconds, without a charge."""
+
+    name: ClassVar[str] = "snoozed"
+    lease_id: str
+    delay: float
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspended:
+    """The lease holder returns the job until `need` things have come.
+
+    `spare` is how many of those it waits for may fail to come.
+    """
+
+    name: ClassVar[str] = "suspended"
+    lease_id: str
+    need: int
+    spare: int = 0
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unblocked:
+    """What the job waited for has come, or an operator waits no longer: `need` is what is left."""
+
+    name: ClassVar[str] = "unblocked"
+    need: int = 0
+    actor: str = STORE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """What the job waits for can no longer come: `spare` is below zero."""
+
+    name: ClassVar[str] = "skipped"
+    spare: int = -1
+    actor: str = STORE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What made a job be skipped was retried: it waits again, for `need` with `spare`."""
+
+    name: ClassVar[str] = "restored"
+    need: int
+    spare: int
+    actor: str = STORE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amended:
+    """An operator sets columns of a pending job: column -> value, as the fields of a `Job`."""
+
+    name: ClassVar[str] = "amended"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    actor: str = "application"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expired:
+    """The time by which the job had to start has passed."""
+
+    name: ClassVar[str] = "expired"
+    actor: str = SWEEP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    """An operator or the application stops the job, before it runs or while it runs."""
+
+    name: ClassVar[str] = "cancelled"
+    actor: str = "application"
+
+
+Return: TypeAlias = Released | Interrupted | Snoozed | Suspended
+"""Events by which the lease holder returns a job uncharged. Each is bounded."""
+
+Event: TypeAlias = (
+    Claimed
+    | Completed
+    | Failed
+    | GaveUp
+    | LeaseExpired
+    | Retried
+    | Released
+    | Interrupted
+    | Snoozed
+    | Suspended
+    | Unblocked
+    | Skipped
+    | Restored
+    | Amended
+    | Expired
+    | Cancelled
+)

@@ -1,0 +1,62 @@
+"""The generated conditions are never NULL: a trigger or CHECK is silent where one is."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+
+from tenure.lifecycle import LIMIT_SQL, REST_SQL, ROOM_SQL, Status
+from tenure.store import constraints
+
+NULLABLE = ("snoozes", "need", "spare", "start_by", "started_at", "finished_at")
+VALUES = {"status": Status, "event": ("claimed", "snoozed", "skipped", "expired", "nonsense")}
+
+
+def rows(columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
+    """Every combination of statuses and events, each with NULL and 1 in the others by chance."""
+    chance = random.Random(7)
+    named = [VALUES.get(column.split(".")[-1], (None,)) for column in columns]
+    for values in itertools.product(*named):
+        for _ in range(100):
+            yield tuple(chance.choice((None, 1)) if v is None else v for v in values)
+
+
+COLUMNS = frozenset(
+    (*NULLABLE, *VALUES, "attempts", "token", "max_retries", "lease_id", "lease_expires_at")
+) | {"worker", "last_error", "priority", "actor"}
+CONDITIONS = {
+    "illegal change": constraints.illegal_change("IS NOT"),
+    "illegal setting": constraints.illegal_setting("IS NOT"),
+    "illegal insert": constraints.ILLEGAL_INSERT,
+    "illegal delete": constraints.ILLEGAL_DELETE,
+    "amended": constraints.amended("IS NOT", "OLD", "NEW"),
+    "rest": REST_SQL,
+    "room": ROOM_SQL,
+    "limit": LIMIT_SQL,
+    **dict(re.findall(r"CONSTRAINT (\w+) CHECK \((.*)\)", constraints.checks({}))),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_condition_is_never_null(name: str) -> None:
+    condition = CONDITIONS[name]
+    used = set(re.findall(r"\b(?:OLD|NEW)\.\w+", condition)) or {
+        word for word in re.findall(r"\b[a-z_]+\b", condition) if word in COLUMNS
+    }
+    varied = tuple(c for c in sorted(used) if c.split(".")[-1] in (*NULLABLE, *VALUES))
+    fixed = [c for c in sorted(used) if c not in varied]
+    names = [c.replace(".", "_") for c in (*varied, *fixed)]
+    text = re.sub(r"\b(OLD|NEW)\.", r"\1_", condition)
+    connection = sqlite3.connect(":memory:")
+    connection.execute(f"CREATE TABLE it ({', '.join(names)})")
+    place = ", ".join("?" * len(names))
+    connection.executemany(
+        f"INSERT INTO it VALUES ({place})",
+        ((*row, *[1] * len(fixed)) for row in rows(varied)),
+    )
+    assert connection.execute(f"SELECT * FROM it WHERE ({text}) IS NULL LIMIT 1").fetchall() == []
