@@ -182,7 +182,8 @@ SELECT job.lease_id::text FROM asked JOIN {{s}}.job USING (id, lease_id)
 """
 
 KEEP_TRACES = """
-INSERT INTO {s}.trace SELECT * FROM unnest(%b::uuid[], %b::text[]) ON CONFLICT DO NOTHING
+INSERT INTO {s}.trace (job_id, traceparent)
+SELECT * FROM unnest(%b::uuid[], %b::text[]) ON CONFLICT DO NOTHING
 """
 TRACES = "SELECT job_id::text, traceparent FROM {s}.trace WHERE job_id = ANY (%b::uuid[])"
 

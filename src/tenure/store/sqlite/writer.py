@@ -172,7 +172,9 @@ class Sqlite:
         return self._lanes.claim(request, SqliteClaim(self._db, request, self.now()))
 
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
-        self._db.executemany("INSERT OR IGNORE INTO tenure_trace VALUES (?, ?)", traces)
+        self._db.executemany(
+            "INSERT OR IGNORE INTO tenure_trace (job_id, traceparent) VALUES (?, ?)", traces
+        )
 
     def traces(self, job_ids: Sequence[str]) -> Mapping[str, str]:
         return dict(self.rows(sql.TRACES, (_json(job_ids),)))
