@@ -134,7 +134,7 @@ class StoreUnavailable(TenureError):
 
 
 class SchemaMismatch(TenureError):
-    """The stored schema is newer than this Tenure, or is not Tenure's."""
+    """The stored schema is too old or too new for this Tenure, or is not Tenure's."""
 
     code = "schema_mismatch"
 

@@ -106,6 +106,9 @@ def _one_of(*choices: str) -> Callable[[Any, str], str]:
     return read
 
 
+check_migrate = _one_of("new", "auto")
+
+
 def _token(value: Any, where: str) -> str:
     token = value.strip() if isinstance(value, str) else ""
     if not token or not token.isascii() or not token.isprintable() or " " in token:
@@ -154,6 +157,8 @@ class Settings:
     """The settings of a server or worker process.
 
     - `database`: URL of the database, which may contain a password. Default: `sqlite:///tenure.db`.
+    - `migrate`: `new` makes the schema of a new database only, `auto` also upgrades an older one.
+      Default: `new`.
     - `host`, `port`: address that the server listens on; port 0 means any free one. Default:
       `127.0.0.1`, 8080.
     - `allowed_hosts`: names that the Host header may have beside those of loopback. Default: none.
@@ -174,6 +179,7 @@ class Settings:
     """
 
     database: str = _setting(_text, DEFAULT_DATABASE, repr=False)
+    migrate: str = _setting(check_migrate, "new")
     host: str = _setting(_text, "127.0.0.1")
     port: int = _setting(_whole(0, 65_535), 8080)
     allowed_hosts: tuple[str, ...] = _setting(_hosts, ())
@@ -259,10 +265,10 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-def default_database(environ: Mapping[str, str]) -> str:
-    """Return the database of programs that name none; raises InvalidInput."""
-    known = {name: environ[name] for name in _variables("database") if name in environ}
-    return load({}, known).database
+def default_of(name: str, environ: Mapping[str, str]) -> str:
+    """Return a setting for programs that do not give it; raises InvalidInput."""
+    known = {each: environ[each] for each in _variables(name) if each in environ}
+    return str(getattr(load({}, known), name))
 
 
 def _variables(name: str) -> tuple[str, ...]:

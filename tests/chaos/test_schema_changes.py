@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,24 +16,26 @@ from tenure import Tenure
 from tenure.errors import SchemaMismatch
 from tenure.failpoints import ENVIRONMENT
 from tenure.store import migrate, open_store
-from tests.chaos import checker, next_version
+from tests.chaos import checker
 from tests.chaos.load import Load
-from tests.chaos.next_version import longer
-from tests.support import fault_counts
+from tests.support import fault_counts, next_version
+from tests.support.next_version import later
 from tests.support.raw_sql import RawSql
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 pytestmark = pytest.mark.chaos
 
 ROOT = Path(__file__).parents[2]
 
 
-def migrator(url: str, version: str = "next", failpoints: str = "") -> subprocess.Popen[str]:
-    """A process that brings the schema to this version, or the next one."""
+def program(version: int, *arguments: str, failpoints: str = "") -> subprocess.Popen[str]:
+    """A process that is so many versions later than this one."""
     return subprocess.Popen(
-        [sys.executable, "-m", next_version.__name__, url, version],
+        [sys.executable, "-m", next_version.__name__, str(version), *arguments],
         cwd=ROOT,
         env={**os.environ, ENVIRONMENT: failpoints},
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
 
@@ -64,43 +68,58 @@ def shape(raw: RawSql) -> list[tuple[object, ...]]:
     )
 
 
+@contextlib.contextmanager
+def worker(version: int, url: str, queue: str, other: str) -> Iterator[list[str]]:
+    """Run a worker of a version in the block, which gets the lines of its log at the end."""
+    process = program(version, "work", url, queue, other)
+    log: list[str] = []
+    try:
+        yield log
+        process.terminate()
+        log += process.communicate(timeout=WAIT_SECONDS)[1].splitlines()
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0, log
+
+
 @pytest.mark.slow
 @pytest.mark.scenario(80)
 def test_a_migration_is_killed_at_every_step_while_old_workers_go_on(
-    database_url: str, raw: RawSql, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, raw: RawSql, tmp_path: Path
 ) -> None:
     newest = migrate.newest(raw.engine)
     before = shape(raw)
     with Load(database_url, tmp_path / "record") as load:
         for place in ("before_step", "after_step"):
             for visit in (1, 2):
-                killed, _ = said(migrator(database_url, "next", f"migrate.{place}=kill@{visit}"))
+                kill = f"migrate.{place}=kill@{visit}"
+                killed, _ = said(program(2, "migrate", database_url, failpoints=kill))
                 assert killed == -9
                 fault_counts.count("processes killed")
                 assert shape(raw) == before  # nothing half done
                 load.flows_again()
         # Killed after its commit it is done, all of it, and the next one finds nothing to do.
-        assert said(migrator(database_url, "next", "migrate.after_commit=kill"))[0] == -9
+        kill = "migrate.after_commit=kill"
+        assert said(program(1, "migrate", database_url, failpoints=kill))[0] == -9
         fault_counts.count("processes killed")
         after = shape(raw)
         assert after != before
-        assert said(migrator(database_url)) == (0, str(newest + 2))
+        assert said(program(1, "migrate", database_url)) == (0, str(newest + 1))
         assert shape(raw) == after
         load.flows_again()  # the old workers, over the new schema
-    monkeypatch.setattr(migrate, "steps", longer)
     assert checker.check(tmp_path / "record", database_url) == []
 
 
 @pytest.mark.scenario(81)
 def test_of_four_migrators_one_migrates(database_url: str) -> None:
-    migrators = [migrator(database_url, "this") for _ in range(4)]
     newest = migrate.newest(engine_of(database_url))
-    assert [said(process) for process in migrators] == [(0, str(newest))] * 4
-    again = [migrator(database_url, "next") for _ in range(4)]
-    assert [said(process) for process in again] == [(0, str(newest + 2))] * 4
+    for version in (0, 2):
+        migrators = [program(version, "migrate", database_url) for _ in range(4)]
+        assert [said(process) for process in migrators] == [(0, str(newest + version))] * 4
     raw = RawSql(database_url)
     table = "tenure_schema" if raw.engine == "sqlite" else "tenure.schema_version"
-    versions = [number for number, _ in longer(raw.engine)]
+    versions = [number for number, _ in later(raw.engine, 2)]
     assert raw.run(f"SELECT version FROM {table} ORDER BY 1") == [(n,) for n in versions]
     raw.close()
 
@@ -110,10 +129,46 @@ def test_a_newer_schema_is_refused_and_nothing_is_touched(database_url: str, raw
     with Tenure(database_url) as app:
         app.enqueue("mail")
     newest = migrate.newest(raw.engine)
-    assert said(migrator(database_url)) == (0, str(newest + 2))
+    assert said(program(2, "migrate", database_url)) == (0, str(newest + 2))
     before = (shape(raw), raw.contents())
-    with pytest.raises(SchemaMismatch, match=f"has schema {newest + 2}.* up to {newest}: upgrade"):
+    with pytest.raises(SchemaMismatch, match=f"has schema {newest + 2}, .*: upgrade Tenure here"):
         open_store(database_url)
-    with pytest.raises(SchemaMismatch):
-        Tenure(database_url).enqueue("mail")
+    for how in ("new", "auto"):
+        with pytest.raises(SchemaMismatch):
+            Tenure(database_url, migrate=how).enqueue("mail")
     assert (shape(raw), raw.contents()) == before
+
+
+@pytest.mark.scenario(82)
+def test_two_versions_work_side_by_side_on_the_newer_schema(
+    database_url: str, raw: RawSql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_turns(app: Tenure, hops: int) -> None:
+        before = app.count(status="completed").jobs
+        app.enqueue("hop", {"left": hops - 1}, queue="old", max_retries=2, backoff=0)
+        done = partial(app.count, status="completed")
+        wait_until(lambda: done().jobs == before + hops, "both workers to take turns")
+
+    newest = migrate.newest(raw.engine)
+    with Tenure(database_url) as app:
+        with worker(0, database_url, "old", "old") as started_before:
+            take_turns(app, 3)
+            assert said(program(1, "migrate", database_url)) == (0, str(newest + 1))
+            take_turns(app, 3)
+        later_job = app.enqueue("hop", {"left": 0}, queue="old", max_retries=2, delay="1h")
+        raw.run(f"UPDATE {{job}} SET extra_{newest + 1} = 'kept' WHERE id = ?", later_job.id)
+        with (
+            worker(0, database_url, "old", "new") as started_after,
+            worker(1, database_url, "new", "old") as next_one,
+        ):
+            take_turns(app, 20)
+            raw.run("UPDATE {job} SET run_at = {now} WHERE id = ?", later_job.id)
+            wait_until(lambda: app.get(later_job.id).status == "completed", "a row of the next one")
+        assert raw.value(f"SELECT extra_{newest + 1} FROM {{job}} WHERE id = ?", later_job.id)
+        assert app.verify() == []
+        assert app.count(status="completed").jobs == 27
+    logs = (started_before, started_after, next_one)
+    assert [sum("one newer than this" in line for line in log) for log in logs] == [0, 1, 0]
+    monkeypatch.setattr(migrate, "steps", later)
+    with Tenure(database_url) as app:
+        assert app.verify() == []

@@ -128,7 +128,9 @@ def test_sqlite_versions(version: tuple[int, int, int], health: CheckResult) -> 
     assert sqlite_checks.sqlite_library(version).health is health
 
 
-@pytest.mark.parametrize(("found", "health"), [(0, "warning"), (2, "ok"), (3, "problem")])
+@pytest.mark.parametrize(
+    ("found", "health"), [(0, "warning"), (1, "problem"), (2, "ok"), (3, "ok"), (4, "problem")]
+)
 def test_schema_versions(found: int, health: str) -> None:
     assert checks.schema(found, 2).health == health
 

@@ -30,8 +30,8 @@ from tenure.jobs.queries import Counted, Fields, Filter
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY
-from tenure.settings import default_database
-from tenure.store import check_store, migrate_store, schema_version, search
+from tenure.settings import check_migrate, default_of
+from tenure.store import check_store, migrate_store, schema_of, search
 from tenure.store.audit import INVARIANTS
 from tenure.telemetry import logs
 from tenure.telemetry.tracing import Tracing
@@ -45,10 +45,9 @@ R = TypeVar("R")
 class Tenure:
     """A job queue over one database: `Tenure("sqlite:///jobs.db")` or `Tenure("postgresql://…")`.
 
-    The database is opened, and its schema created or upgraded, at the first use; `with Tenure(…)`
-    opens it at once and closes it at the end. Safe to use from any thread and any event loop. Not
-    fork-safe: a connection opened before `fork()` raises StoreUnavailable in the child. Open it in
-    the child.
+    The database is opened, and made if there is none, at the first use; `with Tenure(…)` opens it
+    at once and closes it at the end. Safe to use from any thread and any event loop. Not fork-safe:
+    a connection opened before `fork()` raises StoreUnavailable in the child. Open it in the child.
 
     Everyday verbs are methods. The rest is sorted by noun: `queues`, `workers`, `stats` (counts,
     activity, failures), `bulk` (retry or cancel all that match), `events` (the ledger as a stream),
@@ -59,6 +58,7 @@ class Tenure:
         self,
         database: str | None = None,
         *,
+        migrate: str | None = None,
         actor: str = "application",
         redact: Sequence[str] = (),
         tracing: bool = False,
@@ -68,6 +68,9 @@ class Tenure:
         - `database`: `sqlite:///jobs.db`, `sqlite:////absolute/jobs.db` or `postgresql://…`.
           Default: the value of `TENURE_DATABASE`, which all commands read, too. Without that
           variable, `sqlite:///tenure.db` in the current folder.
+        - `migrate`: `new` makes the schema of a new database and refuses an older one, which
+          `tenure migrate` upgrades; `auto` upgrades an older one when it is opened. Default: the
+          value of `TENURE_MIGRATE`, without that variable `new`.
         - `actor`: the name of this application in the ledger, for calls that name no other; 1 to
           255 printable characters. Default: `application`.
         - `redact`: keys of payloads and results whose values are hidden in logs, errors, the API
@@ -77,7 +80,8 @@ class Tenure:
         Raises InvalidInput.
         """
         self.core = Core(
-            default_database(os.environ) if database is None else database,
+            default_of("database", os.environ) if database is None else database,
+            check_migrate(migrate or default_of("migrate", os.environ), "$.migrate"),
             check_label(actor, "actor", "$.actor"),
             Redaction(list_of_names(redact, "$.redact")),
             Tracing() if tracing else None,
@@ -110,7 +114,8 @@ class Tenure:
         - `make`: create the database and its schema if they do not exist. With `make=False`,
           raises StoreUnavailable if the database does not exist or has no Tenure schema.
 
-        Raises StoreUnavailable or SchemaMismatch.
+        Raises StoreUnavailable, or SchemaMismatch if the schema is older and `migrate` is not
+        `auto`, or newer by more than one version.
         """
         self.core.open(make=make)
         return self
@@ -342,7 +347,7 @@ class Tenure:
 
         Also ends the leases of dead workers, adds up statistics, continues bulk actions and
         delivers to webhooks, as a server does. It starts, and waits, also while the database does
-        not answer. Raises InvalidInput.
+        not answer. Raises InvalidInput, and SchemaMismatch as `open` does.
         """
         from tenure.settings import Settings
         from tenure.worker.process import run_worker
@@ -370,7 +375,8 @@ class Tenure:
         Returns the version of the schema before (0: none) and after. Raises StoreUnavailable or
         SchemaMismatch.
         """
-        return schema_version(self.database), migrate_store(self.database, progress or no_progress)
+        before, _ = schema_of(self.database)
+        return before, migrate_store(self.database, progress or no_progress)
 
     def check(self) -> list[Check]:
         """Return what `tenure doctor` finds about the database. Changes nothing."""

@@ -25,7 +25,8 @@ from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, own_key, requ
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import SETTLED, Job, Status
-from tenure.store import Store, open_store, schema_of, search
+from tenure.store import Store, migration_sql, open_store, schema_of, search
+from tenure.store.migrate import fits
 from tenure.store.tables import sessions, tokens, webhooks
 from tenure.store.tables.bulk import about
 from tenure.store.transitions import Steps
@@ -51,9 +52,15 @@ class Core:
     """Claims answer at once; `on_work` says when there may be work."""
 
     def __init__(
-        self, database: str, actor: str, redaction: Redaction, tracing: Tracing | None
+        self,
+        database: str,
+        migrate: str,
+        actor: str,
+        redaction: Redaction,
+        tracing: Tracing | None,
     ) -> None:
         self.database = database
+        self.migrate = migrate
         self.actor = actor
         self.handlers = Handlers()
         self.redaction = redaction
@@ -98,7 +105,8 @@ class Core:
         if self._opened is None:
             with self._opening:  # two first users at once must not open two stores
                 if self._opened is None:
-                    self._opened = open_store(self.database, make=make)
+                    upgrade = self.migrate == "auto"
+                    self._opened = open_store(self.database, make=make, upgrade=upgrade)
         return self._opened
 
     def close(self) -> None:
@@ -124,10 +132,13 @@ class Core:
         """Raise StoreUnavailable if the store does not answer, or if its commits hang."""
         self.limited_store.read.check()
 
-    def is_current(self) -> bool:
-        """Whether the database has this version's schema; makes and changes nothing."""
-        found, needed = schema_of(self.database)
-        return found == needed
+    def is_usable(self) -> bool:
+        """Whether the database has a schema that this version uses; makes and changes nothing."""
+        return fits(*schema_of(self.database))
+
+    def migration_sql(self, engine: str | None = None) -> str:
+        """Return the SQL of an upgrade; with an `engine`, that of a new database of it."""
+        return migration_sql(self.database, engine)
 
     # --- enqueue
 

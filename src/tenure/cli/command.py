@@ -25,7 +25,7 @@ EXIT_CODES: Mapping[type[errors.TenureError], int] = {
 """By class of error; every other error of the tree is a refusal."""
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-READ_VARIABLES = ("TENURE_DATABASE", "TENURE_CONFIG", "TENURE_REDACT")
+READ_VARIABLES = ("TENURE_DATABASE", "TENURE_MIGRATE", "TENURE_CONFIG", "TENURE_REDACT")
 
 
 class Group(click.Group):
@@ -75,7 +75,7 @@ def application() -> tenure.Tenure:
     # Nothing else is read: a PORT that means something else must not keep `stats` from working.
     known = {name: os.environ[name] for name in READ_VARIABLES if name in os.environ}
     found = load({"database": chosen_database()}, known)
-    return Tenure(found.database, actor=operator(), redact=found.redact)
+    return Tenure(found.database, migrate=found.migrate, actor=operator(), redact=found.redact)
 
 
 def existing() -> tenure.Tenure:

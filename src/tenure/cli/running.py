@@ -150,7 +150,7 @@ def _prepared(
     # An option that may be repeated is an empty tuple if it was not given.
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     settings = load({"database": chosen_database(), **given}, os.environ)
-    app, cautions = _application(apps, settings.database)
+    app, cautions = _application(apps, settings)
     if fake_handlers:
         add_fake_handlers(app.core.handlers, fail_types=fail_types, fail_every=fail_every)
     elif fail_types or fail_every is not None:
@@ -190,7 +190,7 @@ def _imported(spec: str) -> Tenure:
     return app
 
 
-def _application(specs: Sequence[str], chosen: str) -> tuple[Tenure, list[str]]:
+def _application(specs: Sequence[str], settings: Settings) -> tuple[Tenure, list[str]]:
     """Make one application with all handlers, on the database that the user chose, or on theirs.
 
     Also returns warnings: the jobs of other programs do not get here if those use another database.
@@ -199,6 +199,7 @@ def _application(specs: Sequence[str], chosen: str) -> tuple[Tenure, list[str]]:
     from tenure.jobs.redaction import without_password
     from tenure.settings import DEFAULT_DATABASE
 
+    chosen = settings.database
     apps = [_imported(spec) for spec in specs] or [Tenure(chosen)]
     cautions = []
     given = chosen_database() is not None or "TENURE_DATABASE" in os.environ
@@ -218,6 +219,8 @@ def _application(specs: Sequence[str], chosen: str) -> tuple[Tenure, list[str]]:
             "these applications use different databases: choose one", path="--database"
         )
     first, *others = apps
+    if settings.migrate != "new":  # the file may say so; it opens what is not open yet
+        first.core.migrate = settings.migrate
     for other in others:
         first.core.take_over(other.core)
     return first, cautions

@@ -12,7 +12,7 @@ import click
 
 import tenure
 from tenure.cli.command import REFUSED, application, existing
-from tenure.cli.options import database_option, json_option, option, reading_options
+from tenure.cli.options import database_option, flag, json_option, option, reading_options
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.errors import InvalidInput
 from tenure.jobs.findings import Check, CheckResult, Violation
@@ -144,9 +144,22 @@ def _show_simulated(played: SimulationResult) -> None:
 
 
 @click.command()
+@flag("--sql as_sql", "Print the SQL that would run, and change nothing.")
+@option(
+    "--engine",
+    "sqlite|postgres",
+    "With --sql: all that a new database needs, without connecting.",
+    type=click.Choice(["sqlite", "postgres"]),
+)
 @database_option
-def migrate() -> None:
-    """Create the database schema, or upgrade it to this version."""
+def migrate(as_sql: bool, engine: str | None) -> None:
+    """Create the database schema, or upgrade it to this version.
+
+    Processes of one version earlier work on. Run the printed SQL with psql, or with sqlite3 -bail.
+    """
+    if as_sql or engine:
+        click.echo(application().core.migration_sql(engine), nl=False)
+        return
     with progress_bar("Upgrading the schema") as progress:
         before, after = application().migrate(progress=progress)
     was = f"was {before}" if before else "new"

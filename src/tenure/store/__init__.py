@@ -29,6 +29,8 @@ from tenure.store.tables.stats import Place
 
 T = TypeVar("T")
 
+NAMELESS = {"sqlite": "sqlite:///tenure.db", "postgres": "postgresql://"}
+"""By engine: a URL of no particular database."""
 POSTGRES_WRITERS = 2
 """Connections of one process that write: one is executing while the other waits for the disk."""
 
@@ -170,6 +172,29 @@ def migrate_store(url: str, progress: Progress = no_progress) -> int:
     return postgres_schema.upgrade(url, progress)
 
 
+def migration_sql(url: str, engine: str | None = None) -> str:
+    """Return the SQL that `migrate_store` would run, and change nothing.
+
+    With an `engine`, all that a new database of it needs, without a connection. Then `url` may be
+    of the other engine.
+    """
+    version = 0
+    if engine is None:
+        version, needed = schema_of(url)
+        if version >= needed:
+            migrate.check(version, needed, without_password(url))
+            return f"-- schema {version}: nothing to do\n"
+    elif is_sqlite(url) != (engine == "sqlite"):
+        url = NAMELESS[engine]
+    if is_sqlite(url):
+        from tenure.store.sqlite import schema as sqlite_schema
+
+        return sqlite_schema.script(version)
+    from tenure.store.postgres import schema as postgres_schema
+
+    return postgres_schema.script(url, version)
+
+
 def schema_of(url: str) -> tuple[int, int]:
     """Return the version of the schema at `url` (0: none) and the one that is needed."""
     if is_sqlite(url):
@@ -202,23 +227,22 @@ def check_store(url: str) -> list[Check]:
     return checks
 
 
-def schema_version(url: str) -> int:
-    """Return the version of the schema at `url`, 0 if there is none or nothing answers."""
-    found = [check.found for check in check_store(url) if check.name == "schema"]
-    return int(found[0]) if found and found[0].isdigit() else 0
+def open_store(url: str, *, make: bool = True, upgrade: bool = False) -> Store:
+    """Open the database at `url`, whose schema has to be this version's or one newer.
 
-
-def open_store(url: str, *, make: bool = True) -> Store:
-    """Open the database at `url`, upgrading its schema if need be.
-
-    If there is none it is made, or StoreUnavailable is raised if `make` is False.
+    If there is none it is made, or StoreUnavailable is raised if `make` is False. An older one is
+    upgraded if `upgrade`; otherwise SchemaMismatch is raised, as for one that is too new.
     """
-    if not make and not schema_of(url)[0]:
+    version, needed = schema_of(url)
+    if not version and not make:
         raise StoreUnavailable(
             f"there is no database of Tenure at {without_password(url)}: check the address. "
             "`tenure migrate` makes it, and so does the first job"
         )
-    migrate_store(url)
+    if not version or (upgrade and version < needed):
+        migrate_store(url)
+    else:
+        migrate.check(version, needed, without_password(url))
     if is_sqlite(url):
         from tenure.store.sqlite import connection as sqlite_connection
         from tenure.store.sqlite import reader as sqlite_reader

@@ -35,11 +35,15 @@ def warning(name: str, found: str, advice: str) -> Check:
 
 def schema(found: int, needed: int) -> Check:
     """Whether the schema is the one that this version of Tenure works with."""
-    if found > needed:
-        advice = f"this Tenure knows schemas up to {needed}: upgrade Tenure on this machine"
-        return problem("schema", str(found), advice)
-    advice = f"version {needed} is made by `tenure migrate`, or by the next program that starts"
-    return warning("schema", str(found or "none yet"), advice if found < needed else "")
+    if found == 0:
+        advice = f"version {needed} is made by `tenure migrate`, or by the next program that starts"
+        return warning("schema", "none yet", advice)
+    if found == needed + 1:
+        return ok("schema", f"{found}, one newer than this Tenure's")
+    advice = f"this Tenure works with {needed} and {needed + 1}: upgrade Tenure on this machine"
+    if found < needed:
+        advice = f"this Tenure needs {needed}: run `tenure migrate`"
+    return problem("schema", str(found), "" if found == needed else advice)
 
 
 def guards(present: Collection[str], engine: str) -> Check:

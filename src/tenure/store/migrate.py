@@ -3,11 +3,12 @@
 The steps are SQL files, `migrations/<engine>/NNNN_name.sql`. Files of one number are one step, in
 the order of their names. Each step runs in one transaction with its number, under the engine's
 lock. So a killed migration leaves nothing half done, and the next starter continues where it
-stopped.
+stopped. Processes of one version earlier work on: a step adds, and never takes away what they use.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from itertools import groupby
@@ -17,6 +18,8 @@ from tenure.errors import SchemaMismatch
 from tenure.jobs.findings import Progress, no_progress
 from tenure.lifecycle import AMENDABLE, FIRST_EVENT
 from tenure.store import constraints as guards
+
+log = logging.getLogger(__name__)
 
 
 def steps(engine: str) -> list[tuple[int, str]]:
@@ -52,21 +55,32 @@ def generated(
     }
 
 
-def pending(
-    engine: str, version: int, where: str, progress: Progress = no_progress
-) -> Iterator[tuple[int, str]]:
-    """Yield the steps after `version`; before each, report how many are done.
+def fits(version: int, needed: int) -> bool:
+    """Whether code that needs the schema `needed` works with `version`: that one, or one newer."""
+    return version in (needed, needed + 1)
 
-    Raises SchemaMismatch if the version is newer than the code.
-    """
-    known = steps(engine)
-    newest = known[-1][0]
-    if version > newest:
+
+def check(version: int, needed: int, where: str) -> None:
+    """Raise SchemaMismatch if the schema `version` does not fit; log if it is newer."""
+    if version < needed:
         raise SchemaMismatch(
-            f"{where} has schema {version}, this Tenure knows up to {newest}: "
+            f"{where} has schema {version}, this Tenure needs {needed}: run `tenure migrate`, or "
+            "let programs upgrade it with TENURE_MIGRATE=auto"
+        )
+    if not fits(version, needed):
+        raise SchemaMismatch(
+            f"{where} has schema {version}, this Tenure works with {needed} and {needed + 1}: "
             "upgrade Tenure here, nothing was changed"
         )
-    wanted = [step for step in known if step[0] > version]
+    if version > needed:
+        log.info("%s has schema %d, one newer than this Tenure's", where, version)
+
+
+def pending(
+    engine: str, version: int, progress: Progress = no_progress
+) -> Iterator[tuple[int, str]]:
+    """Yield the steps after `version`; before each, report how many are done."""
+    wanted = [step for step in steps(engine) if step[0] > version]
     for done, (number, sql) in enumerate(wanted):
         progress(done, len(wanted), f"schema {number}")
         failpoints.hit("migrate.before_step")

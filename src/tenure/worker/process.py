@@ -21,6 +21,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from tenure.app.app import Tenure
+from tenure.errors import StoreUnavailable
 from tenure.jobs.findings import CheckResult, Progress, no_progress
 from tenure.jobs.names import check_queues
 from tenure.jobs.work import WorkSource
@@ -76,7 +77,7 @@ def run_worker(
 
     Call this on the main thread, because Python handles signals there. Jobs come from `source`, by
     default from the database of `app`, which is then `maintained` here. `progress` is called while
-    the worker stops, with how many running jobs have ended.
+    the worker stops, with how many running jobs have ended. Raises SchemaMismatch.
     """
     if multiprocessing.current_process().name == CHILD:
         raise RuntimeError(
@@ -87,6 +88,8 @@ def run_worker(
     stops = [worker.request_stop]
     with contextlib.ExitStack() as running:
         if source is None:
+            with contextlib.suppress(StoreUnavailable):  # it waits for the database
+                app.open()
             stops.append(running.enter_context(maintained(app, settings)).ask_to_stop)
         running.enter_context(spared_by_collector())
         running.enter_context(stopped_by_signals(lambda: [stop() for stop in stops]))

@@ -89,10 +89,17 @@ def test_a_newer_schema_is_refused_and_untouched(
     postgres_url: str, raw: psycopg.Connection[Any]
 ) -> None:
     upgrade(postgres_url)
-    raw.execute("INSERT INTO tenure.schema_version VALUES (%s, now())", (NEWEST + 1,))
-    with pytest.raises(SchemaMismatch, match=f"schema {NEWEST + 1}"):
-        open_store(postgres_url)
-    assert raw.execute("SELECT max(version) FROM tenure.schema_version").fetchone() == (NEWEST + 1,)
+    raw.execute("INSERT INTO tenure.schema_version VALUES (%s, now())", (NEWEST + 2,))
+    for start in (open_store, upgrade):
+        with pytest.raises(SchemaMismatch, match=f"schema {NEWEST + 2}"):
+            start(postgres_url)
+    assert raw.execute("SELECT max(version) FROM tenure.schema_version").fetchone() == (NEWEST + 2,)
+
+
+def test_a_role_that_may_not_read_the_version_is_told_so(postgres_url: str, role: str) -> None:
+    upgrade(postgres_url)
+    with pytest.raises(SchemaMismatch, match="grant this one the use of its tables"):
+        open_store(as_role(postgres_url, role))
 
 
 def test_two_schemas_in_one_database_do_not_meet(postgres_url: str) -> None:

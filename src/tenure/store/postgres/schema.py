@@ -33,27 +33,29 @@ def upgrade(url: str, progress: Progress = no_progress) -> int:
     SchemaMismatch for what is newer, foreign, too old a server or forbidden, and StoreUnavailable.
     """
     address = address_of(url)
-    try:
-        with _connected(address) as connection:
-            _check_server(connection)
-            if version_of(connection, address) != migrate.newest("postgres"):
-                with connection.transaction():
-                    connection.execute(FROZEN)
-                    connection.execute(LOCK, (address.schema,))
-                    connection.execute(WAITING)
-                    _migrate(connection, address, progress)
-                failpoints.hit("migrate.after_commit")
-            return migrate.newest("postgres")
-    except errors.InsufficientPrivilege as error:
-        raise SchemaMismatch(
-            f"this role may not set up schema {address.schema}: {error.diag.message_primary}; run "
-            "`tenure migrate` once as a role that may, and grant this one the use of its tables"
-        ) from error
-    except (errors.DuplicateTable, errors.DuplicateFunction, errors.UndefinedColumn) as error:
-        raise SchemaMismatch(
-            f"schema {address.schema} holds something else than Tenure's tables: "
-            f"{error.diag.message_primary}; choose another with ?schema=name"
-        ) from error
+    with _connected(address) as connection:
+        if version_of(connection, address) < migrate.newest("postgres"):
+            with connection.transaction():
+                connection.execute(FROZEN)
+                connection.execute(LOCK, (address.schema,))
+                connection.execute(WAITING)
+                if one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
+                    connection.execute(address.sql("CREATE SCHEMA {s}"))
+                for step in _steps(address, version_of(connection, address), progress):
+                    connection.execute(step.encode())
+            failpoints.hit("migrate.after_commit")
+        version = version_of(connection, address)
+    migrate.check(version, migrate.newest("postgres"), f"schema {address.schema}")
+    return version
+
+
+def script(url: str, version: int) -> str:
+    """Return the SQL, for psql, that `upgrade` would run on a schema of this version."""
+    address = address_of(url)
+    make = "" if version else f"CREATE SCHEMA IF NOT EXISTS {address.quoted};\n"
+    lock = LOCK.replace("%s", f"'{address.schema}'")
+    steps = "\n".join(_steps(address, version))
+    return f"BEGIN;\n{lock};\n{WAITING};\n{make}{steps}COMMIT;\n"
 
 
 def found(url: str) -> int:
@@ -67,9 +69,21 @@ def found(url: str) -> int:
 def _connected(address: Address) -> Iterator[psycopg.Connection[Any]]:
     try:
         with connect(address) as connection:
+            _check_server(connection)
             yield connection
     except psycopg.OperationalError as error:
         raise StoreUnavailable(f"the database did not answer: {error}") from error
+    except errors.InsufficientPrivilege as error:
+        raise SchemaMismatch(
+            f"this role may not set up or use schema {address.schema}: "
+            f"{error.diag.message_primary}; run `tenure migrate` once as a role that may, and "
+            "grant this one the use of its tables"
+        ) from error
+    except (errors.DuplicateTable, errors.DuplicateFunction, errors.UndefinedColumn) as error:
+        raise SchemaMismatch(
+            f"schema {address.schema} holds something else than Tenure's tables: "
+            f"{error.diag.message_primary}; choose another with ?schema=name"
+        ) from error
 
 
 def version_of(connection: psycopg.Connection[Any], address: Address) -> int:
@@ -91,9 +105,8 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
         )
 
 
-def _migrate(connection: psycopg.Connection[Any], address: Address, progress: Progress) -> None:
-    if one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
-        connection.execute(address.sql("CREATE SCHEMA {s}"))
+def _steps(address: Address, version: int, progress: Progress = no_progress) -> Iterator[str]:
+    """Yield the SQL of each step after `version`, which also notes its number."""
     clock = NOW.replace("{s}", address.quoted)
     json_type = "json_typeof({}::json)"
     changed = constraints.enforced(constraints.postgres_values(json_type, address.quoted, "NEW."))
@@ -111,8 +124,7 @@ def _migrate(connection: psycopg.Connection[Any], address: Address, progress: Pr
         "unfit_result": f"NOT ({result})",
         "is_policy": constraints.postgres_policy("value"),
     }
-    insert = address.sql(f"INSERT INTO {{s}}.schema_version VALUES (%s, {NOW})")
-    version, where = version_of(connection, address), f"schema {address.schema}"
-    for number, script in migrate.pending("postgres", version, where, progress):
-        connection.execute(script.format_map({**names, "schema": address.quoted}).encode())
-        connection.execute(insert, (number,))
+    for number, step in migrate.pending("postgres", version, progress):
+        yield step.format_map({**names, "schema": address.quoted})
+        table = f"{address.quoted}.schema_version (version, applied_at)"
+        yield f"INSERT INTO {table} VALUES ({number}, {clock});\n"

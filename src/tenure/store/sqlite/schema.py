@@ -47,18 +47,31 @@ def upgrade(path: Path, progress: Progress = no_progress) -> int:
 
     Raises SchemaMismatch for a newer one, and StoreUnavailable.
     """
-    generated = migrate.generated("IS NOT", NOW, "max", "OLD", "NEW", enforced(sqlite_values()))
     with _connected(path) as connection:
-        if version_of(connection) != migrate.newest("sqlite"):
+        if version_of(connection) < migrate.newest("sqlite"):
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
-                version = version_of(connection)
-                for number, script in migrate.pending("sqlite", version, str(path), progress):
-                    for statement in statements(script.format_map(generated)):
+                for step in _steps(version_of(connection), progress):
+                    for statement in statements(step):
                         connection.execute(statement)
-                    connection.execute(f"INSERT INTO tenure_schema VALUES (?, {NOW})", (number,))
             failpoints.hit("migrate.after_commit")
-        return version_of(connection)
+        version = version_of(connection)
+    migrate.check(version, migrate.newest("sqlite"), str(path))
+    return version
+
+
+def script(version: int) -> str:
+    """Return the SQL, for the program sqlite3, that `upgrade` would run on such a schema."""
+    steps = "\n".join(_steps(version))
+    return f"BEGIN IMMEDIATE;\n{steps}COMMIT;\n"
+
+
+def _steps(version: int, progress: Progress = no_progress) -> Iterator[str]:
+    """Yield the SQL of each step after `version`, which also notes its number."""
+    generated = migrate.generated("IS NOT", NOW, "max", "OLD", "NEW", enforced(sqlite_values()))
+    for number, step in migrate.pending("sqlite", version, progress):
+        yield step.format_map(generated)
+        yield f"INSERT INTO tenure_schema (version, applied_at) VALUES ({number}, {NOW});\n"
 
 
 @contextmanager
