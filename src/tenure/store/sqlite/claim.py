@@ -113,7 +113,8 @@ class SqliteClaim:
         size = 0
         for row, *others in picked:
             if others[3] is None:
-                (others[3],) = self._db.execute(sql.PAYLOAD, (row,)).fetchone()
+                (payload,) = self._db.execute(sql.PAYLOAD, (row,)).fetchone()
+                others[3] = payload.decode("utf-8", "backslashreplace")
             whole.append((row, *others))
             size += len(others[3].encode())
             if size >= MAX_BYTES:

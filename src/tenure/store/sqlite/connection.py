@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sqlite3
 import time
@@ -51,6 +52,23 @@ def usable_path_of(url: str) -> Path:
     if not url.endswith(f"?{filesystems.ANY}"):
         filesystems.refuse_remote(path)
     return path
+
+
+def escaped(text: bytes) -> str:
+    """Read a text that raw SQL may have written, with an escape for each byte that is not UTF-8.
+
+    The escape has two backslashes: within JSON in JSON, as claims are read, that is no JSON inside.
+    """
+    return text.decode("utf-8", "tenure.escaped")
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    other = error.object[error.start : error.end]
+    return "".join(f"\\\\x{byte:02x}" for byte in other), error.end
+
+
+codecs.register_error("tenure.escaped", _escape)
 
 
 class Connection(sqlite3.Connection):
@@ -123,6 +141,7 @@ def connect_writer(path: Path) -> Connection:
     # What a statement or savepoint may have to undo is kept in memory, not in a separate file;
     # the log, which a crash is undone by, stays where it is.
     connection.execute("PRAGMA temp_store = MEMORY")
+    connection.text_factory = escaped  # most statements here read one text, so it costs little
     return connection
 
 

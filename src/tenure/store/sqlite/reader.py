@@ -19,7 +19,7 @@ from tenure.store.reader import Reader
 from tenure.store.rows import job_of
 from tenure.store.search import ENDED, Statement, between, filled, others
 from tenure.store.sqlite import watch as sqlite_watch
-from tenure.store.sqlite.connection import connect, to_time
+from tenure.store.sqlite.connection import connect, escaped, to_time
 from tenure.store.sqlite.statements import DIALECT
 
 T = TypeVar("T")
@@ -112,7 +112,13 @@ class SqliteReader(Reader):
     def _ask(self, statement: str, values: Any, read: Callable[[Iterable[Any]], T]) -> T:
         try:
             with self._connection() as connection:
-                return read(connection.execute(statement, values))
+                try:
+                    return read(connection.execute(statement, values))
+                except sqlite3.OperationalError as error:
+                    if not str(error).startswith("Could not decode"):
+                        raise
+                    connection.text_factory = escaped  # twice as slow: only where it is needed
+                    return read(connection.execute(statement, values))
         except sqlite3.Error as error:
             raise StoreUnavailable(f"the database {self._path} did not answer: {error}") from error
 

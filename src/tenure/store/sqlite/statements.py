@@ -180,7 +180,7 @@ FROM (
     for of_types in (False, True)
     for after in (False, True)
 }
-PAYLOAD = "SELECT payload FROM tenure_job WHERE rowid = ?"
+PAYLOAD = "SELECT CAST(payload AS BLOB) FROM tenure_job WHERE rowid = ?"
 LAST_SEEN = {
     after: f"SELECT run_at, id {SEEN.format(after=AFTER[after])} LIMIT 1 OFFSET {MAX_SEEN - 1}"
     for after in (False, True)
