@@ -20,12 +20,12 @@ from typing import Any
 from tenure.errors import StoreUnavailable
 from tenure.jobs.ledger import Transition
 from tenure.store import transitions
-from tenure.store.commit import CallWork, EnqueueWork, ExchangeWork, Work
 from tenure.store.sqlite import schema
 from tenure.store.sqlite.connection import to_millis
 from tenure.store.sqlite.reader import SqliteReader
 from tenure.store.sqlite.writer import Sqlite
 from tenure.store.tables import queues
+from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, Work
 
 START = datetime(2026, 1, 1, tzinfo=UTC)  # when every world begins
 MEMORY = Path(":memory:")

@@ -20,12 +20,13 @@ from tenure.jobs.redaction import without_password
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.lifecycle import Job
 from tenure.store import migrate, transitions
-from tenure.store.commit import CallWork, Committer, EnqueueWork, ExchangeWork
+from tenure.store.commit import Committer
 from tenure.store.doctor import problem
 from tenure.store.notify import Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
 from tenure.store.tables.stats import Place
+from tenure.store.work import CallWork, EnqueueWork, ExchangeWork
 
 T = TypeVar("T")
 

@@ -14,21 +14,29 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, TypeGuard, TypeVar
+from typing import Any
 
 from msgspec.structs import replace
 
 from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.jobs.enqueue import CheckedJob, Enqueued
-from tenure.jobs.work import ClaimRequest, Exchange, Report
+from tenure.jobs.enqueue import Enqueued
+from tenure.jobs.work import ClaimRequest, Exchange
 from tenure.store import enqueue, transitions
 from tenure.store.protocol import Database, Trouble
 from tenure.store.tables import workers
+from tenure.store.work import (
+    CallWork,
+    EnqueueWork,
+    ExchangeWork,
+    W,
+    Work,
+    is_only_adding,
+    may_bring_work,
+    parts,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,56 +47,6 @@ MAX_TRIES = 4
 ANNOUNCE_SECONDS = 0.005
 SEEN_SECONDS = 5.0
 MAX_SEEN = 5_000
-
-
-@dataclass(slots=True)
-class EnqueueWork:
-    """Jobs to add, all or none."""
-
-    name = "enqueue"
-    checked_jobs: Sequence[CheckedJob]
-    future: Future[list[Enqueued]] = field(default_factory=Future)
-
-    @property
-    def size(self) -> int:
-        return len(self.checked_jobs)
-
-
-@dataclass(slots=True)
-class ExchangeWork:
-    """A worker's exchange: what finished, and what it can take."""
-
-    reports: Sequence[Report]
-    claim: ClaimRequest | None
-    future: Future[Exchange] = field(default_factory=Future)
-
-    @property
-    def size(self) -> int:
-        return len(self.reports) + (self.claim.limit if self.claim else 0)
-
-    @property
-    def name(self) -> str:
-        return "report" if self.reports else "claim"
-
-
-@dataclass(slots=True)
-class CallWork:
-    """Anything else, as a function run inside the transaction.
-
-    `job_ids` are the jobs that `act` locks. Without them it may lock anything, in an order that
-    only it knows.
-    """
-
-    name: str
-    act: Callable[[Database], Any]
-    future: Future[Any] = field(default_factory=Future)
-    size: int = 1
-    quiet: bool = False  # it cannot bring work
-    job_ids: Sequence[str] | None = None
-
-
-Work = EnqueueWork | ExchangeWork | CallWork
-W = TypeVar("W", EnqueueWork, ExchangeWork, CallWork)
 
 
 class Committer:
@@ -178,7 +136,7 @@ class Committer:
                     closing = True
             except Empty:
                 pass
-            for part in _parts(db, batch):
+            for part in parts(db, batch):
                 self.commit(db, part)
             self._keep_house(db)
         db.close()
@@ -216,7 +174,7 @@ class Committer:
             return batch
         done: list[tuple[Work, Any]] = []
         left: list[Work] = []
-        if _is_only_adding(batch):
+        if is_only_adding(batch):
             _visit("before_commit", batch)
             jobs = [checked_job for work in batch for checked_job in work.checked_jobs]
             made = db.alone.enqueue_alone(jobs, whole=len(batch) == 1)
@@ -253,7 +211,7 @@ class Committer:
                 work.future.set_exception(answer)
             else:
                 work.future.set_result(answer)
-        if any(_may_bring_work(work) for work, _ in answers):
+        if any(may_bring_work(work) for work, _ in answers):
             self._owes_announcement = True
             self._on_work()
 
@@ -342,38 +300,12 @@ class Committer:
             db.rollback()
 
 
-def _parts(db: Database, batch: Sequence[Work]) -> list[Sequence[Work]]:
-    """Divide a batch into transactions, none of which can end in a deadlock.
-
-    A transaction locks the jobs that it changes first, in the order of their ids, then the limits
-    of queues, then idempotency keys, each in one order. Work that cannot keep to that is alone.
-    """
-    if not batch or db.alone is None:  # a database with one writer
-        return [batch] if batch else []
-    together = [work for work in batch if not _locks_in_another_order(work)]
-    parts: list[Sequence[Work]] = [[work] for work in batch if _locks_in_another_order(work)]
-    return [together, *parts] if together else parts
-
-
-def _locks_in_another_order(work: Work) -> bool:
-    if isinstance(work, EnqueueWork):
-        return work.size > 1 and any(a.idempotency_key for a in work.checked_jobs)
-    return isinstance(work, CallWork) and work.job_ids is None
-
-
 def _claim(db: Database, request: ClaimRequest) -> Any:
     leases = db.claim(request) if request.limit > 0 and not request.leaves else []
     if not leases or not request.traces:
         return leases
     traces = db.traces([lease.id for lease in leases])
     return [replace(lease, traceparent=traces.get(lease.id)) for lease in leases]
-
-
-def _is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[EnqueueWork]]:
-    """Whether all there is to do is to add jobs: of one request, or of several with one each."""
-    return all(isinstance(work, EnqueueWork) for work in batch) and (
-        len(batch) == 1 or all(work.size == 1 for work in batch)
-    )
 
 
 def _undoing(db: Database, act: Callable[[Database], Any]) -> Any:
@@ -390,9 +322,3 @@ def _visit(moment: str, batch: Sequence[Work]) -> None:
     if failpoints.ARMED:
         for name in dict.fromkeys(work.name for work in batch):
             failpoints.hit(f"{name}.{moment}")
-
-
-def _may_bring_work(work: Work) -> bool:
-    if isinstance(work, ExchangeWork):
-        return any(report.outcome != "completed" for report in work.reports)
-    return not (isinstance(work, CallWork) and work.quiet)

@@ -18,6 +18,7 @@ from tenure.jobs.work import Lease, Report
 from tenure.store import commit, transitions
 from tenure.store.postgres.writer import Postgres
 from tenure.store.tables import bulk
+from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, Work
 from tests.support.store import new_job, report_completed, report_failed
 from tests.unit.postgres.connections import (
     Connection,
@@ -32,9 +33,9 @@ HOLD = "SELECT FROM tenure.job WHERE id = %s FOR UPDATE"
 BULK_ID = "01a2136a-f5a6-72ea-a3c2-bbf630af6602"
 
 
-def cancelled(*leases: Lease) -> list[commit.Work]:
+def cancelled(*leases: Lease) -> list[Work]:
     return [
-        commit.CallWork(
+        CallWork(
             "operator",
             lambda db, id=lease.id: transitions.apply(db, id, Cancelled()),
             job_ids=[lease.id],
@@ -43,11 +44,11 @@ def cancelled(*leases: Lease) -> list[commit.Work]:
     ]
 
 
-def reported(*reports: Report) -> commit.ExchangeWork:
-    return commit.ExchangeWork(reports, None)
+def reported(*reports: Report) -> ExchangeWork:
+    return ExchangeWork(reports, None)
 
 
-BATCHES: dict[str, Callable[[Lease, Lease], list[commit.Work]]] = {
+BATCHES: dict[str, Callable[[Lease, Lease], list[Work]]] = {
     "completions": lambda first, last: [
         reported(report_completed(last)),
         reported(report_completed(first)),
@@ -135,8 +136,7 @@ def test_requests_with_keys_do_not_wait_for_the_keys_of_each_other(url: str, db:
     committer = commit.Committer([db], lambda: None)
     gathered = Event()
     free, blocked = (
-        commit.EnqueueWork([new_job(idempotency_key=f"{letter}{n}") for n in range(2)])
-        for letter in "za"
+        EnqueueWork([new_job(idempotency_key=f"{letter}{n}") for n in range(2)]) for letter in "za"
     )
     with psycopg.connect(url) as holder:
         holder.execute(
@@ -144,7 +144,7 @@ def test_requests_with_keys_do_not_wait_for_the_keys_of_each_other(url: str, db:
             " VALUES (%s, 'mail', now(), now(), 'a0')",
             (BULK_ID,),
         )
-        committer.submit(commit.CallWork("operator", lambda db: gathered.wait(30), job_ids=()))
+        committer.submit(CallWork("operator", lambda db: gathered.wait(30), job_ids=()))
         committer.submit(free)
         committer.submit(blocked)
         gathered.set()

@@ -17,8 +17,9 @@ from tenure import failpoints
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
 from tenure.store import migrate_store
-from tenure.store.commit import Committer, EnqueueWork, ExchangeWork, Work
+from tenure.store.commit import Committer
 from tenure.store.sqlite.writer import Sqlite
+from tenure.store.work import EnqueueWork, ExchangeWork, Work
 from tests.support.store import claim_request
 
 ENQUEUE_OR_CLAIM = """

@@ -1,0 +1,94 @@
+"""The work that callers hand to the committing threads, and what may share a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard, TypeVar
+
+from tenure.jobs.enqueue import CheckedJob, Enqueued
+from tenure.jobs.work import ClaimRequest, Exchange, Report
+from tenure.store.protocol import Database
+
+
+@dataclass(slots=True)
+class EnqueueWork:
+    """Jobs to add, all or none."""
+
+    name = "enqueue"
+    checked_jobs: Sequence[CheckedJob]
+    future: Future[list[Enqueued]] = field(default_factory=Future)
+
+    @property
+    def size(self) -> int:
+        return len(self.checked_jobs)
+
+
+@dataclass(slots=True)
+class ExchangeWork:
+    """A worker's exchange: what finished, and what it can take."""
+
+    reports: Sequence[Report]
+    claim: ClaimRequest | None
+    future: Future[Exchange] = field(default_factory=Future)
+
+    @property
+    def size(self) -> int:
+        return len(self.reports) + (self.claim.limit if self.claim else 0)
+
+    @property
+    def name(self) -> str:
+        return "report" if self.reports else "claim"
+
+
+@dataclass(slots=True)
+class CallWork:
+    """Anything else, as a function run inside the transaction.
+
+    `job_ids` are the jobs that `act` locks. Without them it may lock anything, in an order that
+    only it knows.
+    """
+
+    name: str
+    act: Callable[[Database], Any]
+    future: Future[Any] = field(default_factory=Future)
+    size: int = 1
+    quiet: bool = False  # it cannot bring work
+    job_ids: Sequence[str] | None = None
+
+
+Work = EnqueueWork | ExchangeWork | CallWork
+W = TypeVar("W", EnqueueWork, ExchangeWork, CallWork)
+
+
+def parts(db: Database, batch: Sequence[Work]) -> list[Sequence[Work]]:
+    """Divide a batch into transactions, none of which can end in a deadlock.
+
+    A transaction locks the jobs that it changes first, in the order of their ids, then the limits
+    of queues, then idempotency keys, each in one order. Work that cannot keep to that is alone.
+    """
+    if not batch or db.alone is None:  # a database with one writer
+        return [batch] if batch else []
+    together = [work for work in batch if not _locks_in_another_order(work)]
+    parts: list[Sequence[Work]] = [[work] for work in batch if _locks_in_another_order(work)]
+    return [together, *parts] if together else parts
+
+
+def _locks_in_another_order(work: Work) -> bool:
+    if isinstance(work, EnqueueWork):
+        return work.size > 1 and any(a.idempotency_key for a in work.checked_jobs)
+    return isinstance(work, CallWork) and work.job_ids is None
+
+
+def is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[EnqueueWork]]:
+    """Whether all there is to do is to add jobs: of one request, or of several with one each."""
+    return all(isinstance(work, EnqueueWork) for work in batch) and (
+        len(batch) == 1 or all(work.size == 1 for work in batch)
+    )
+
+
+def may_bring_work(work: Work) -> bool:
+    if isinstance(work, ExchangeWork):
+        return any(report.outcome != "completed" for report in work.reports)
+    return not (isinstance(work, CallWork) and work.quiet)
