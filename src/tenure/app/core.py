@@ -30,6 +30,7 @@ from tenure.store.migrate import fits
 from tenure.store.tables import sessions, tokens, webhooks
 from tenure.store.tables.bulk import about
 from tenure.store.transitions import Steps
+from tenure.store.work import nothing
 from tenure.telemetry import logs
 from tenure.telemetry.tracing import Tracing
 from tenure.tokens.sessions import SESSION_SECONDS
@@ -329,7 +330,7 @@ class Core:
                 forward = partial(
                     webhooks.forward, hook=hook, deliveries=jobs, position=page.position
                 )
-                self.store.write("webhook", forward, quiet=not jobs).result()
+                self.store.write("webhook", forward, brings=bool if jobs else nothing).result()
             behind += page.more
         return behind
 
@@ -347,7 +348,7 @@ class Core:
 
     def note_token_use(self, names: Iterable[str]) -> Future[None]:
         """Record that tokens are in use."""
-        return self.store.write("operator", lambda db: tokens.note_use(db, names))
+        return self.store.write("operator", lambda db: tokens.note_use(db, names), brings=nothing)
 
     def sessions(self) -> dict[bytes, bytes]:
         """The hidden token of each session of the dashboard, by the digest of its secret."""

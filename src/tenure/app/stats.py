@@ -10,6 +10,7 @@ from tenure.jobs.enqueue import whole
 from tenure.jobs.ledger import EventFilter, LedgerPage
 from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import Activity, Count, FailureGroup, Total
+from tenure.store.work import nothing
 
 MAX_MINUTES = 24 * 60
 MAX_BACK = 10_000
@@ -74,7 +75,7 @@ class Statistics(Noun):
 
         Only needed after rows were changed by hand. Reads every job; on SQLite, writers wait.
         """
-        recounted = self._core.store.write("measure", lambda db: db.stats.recount(), quiet=True)
+        recounted = self._core.store.write("measure", lambda db: db.stats.recount(), brings=nothing)
         return recounted.result()
 
 

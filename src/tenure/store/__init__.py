@@ -26,7 +26,7 @@ from tenure.store.notify import Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
 from tenure.store.tables.stats import Place
-from tenure.store.work import CallWork, EnqueueWork, ExchangeWork
+from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, nothing
 
 T = TypeVar("T")
 
@@ -75,11 +75,13 @@ class Store:
 
     def sweep(self, limit: int = 500) -> Future[list[transitions.Steps]]:
         """End up to `limit` leases that have run out. The result is the steps of each job."""
-        return self.write("sweep", lambda db: transitions.sweep(db, limit))
+        return self.write("sweep", lambda db: transitions.sweep(db, limit), brings=bool)
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int = 500) -> Future[int]:
         """Delete jobs (status -> settled before) and their ledger. The result is how many."""
-        return self.write("prune", lambda db: transitions.prune(db, settled_before, limit))
+        return self.write(
+            "prune", lambda db: transitions.prune(db, settled_before, limit), brings=nothing
+        )
 
     def update_stats(self, *, yielding: bool = False) -> int:
         """Add the next batch of the ledger to the statistics; return how many transitions it had.
@@ -92,7 +94,7 @@ class Store:
         failpoints.hit("measure.between_read_and_write")
         if batch is None:
             return 0
-        added = self.write("measure", lambda db: db.stats.add(batch, db.now()), quiet=True)
+        added = self.write("measure", lambda db: db.stats.add(batch, db.now()), brings=nothing)
         if not added.result():
             return 0
         self._stats_place = batch.end
@@ -103,7 +105,7 @@ class Store:
         work = CallWork(
             "heartbeat",
             lambda db: db.renew(leases, lease_seconds),
-            quiet=True,
+            brings=nothing,
             job_ids=(),  # it passes over the jobs that others hold
         )
         held: set[str] = self._heart.submit(work).future.result()
@@ -114,16 +116,16 @@ class Store:
         name: str,
         act: Callable[[Database], T],
         *,
-        quiet: bool = False,
+        brings: Callable[[T], bool] = lambda _: True,
         jobs: Sequence[str] | None = None,
     ) -> Future[T]:
         """Call `act` in a transaction, perhaps with other work. Its result is the future's.
 
-        `name` is that of the failpoints before and after the commit. If `quiet`, the work cannot
-        make a job ready, so no worker is notified. A TenureError undoes what `act` did, alone.
-        `jobs` are the ids of what `act` locks, if it locks jobs only.
+        `name` is that of the failpoints before and after the commit. `brings` says of the result
+        whether a job may be ready now; if not, no worker is notified. A TenureError undoes what
+        `act` did, alone. `jobs` are the ids of what `act` locks, if it locks jobs only.
         """
-        return self._committer.submit(CallWork(name, act, quiet=quiet, job_ids=jobs)).future
+        return self._committer.submit(CallWork(name, act, brings=brings, job_ids=jobs)).future
 
     # --- reads
 

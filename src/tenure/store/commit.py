@@ -211,7 +211,7 @@ class Committer:
                 work.future.set_exception(answer)
             else:
                 work.future.set_result(answer)
-        if any(may_bring_work(work) for work, _ in answers):
+        if any(may_bring_work(work, answer) for work, answer in answers):
             self._owes_announcement = True
             self._on_work()
 

@@ -54,7 +54,7 @@ class CallWork:
     act: Callable[[Database], Any]
     future: Future[Any] = field(default_factory=Future)
     size: int = 1
-    quiet: bool = False  # it cannot bring work
+    brings: Callable[[Any], bool] = lambda _: True  # whether with this answer it may bring work
     job_ids: Sequence[str] | None = None
 
 
@@ -88,7 +88,12 @@ def is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[EnqueueWork]]:
     )
 
 
-def may_bring_work(work: Work) -> bool:
+def may_bring_work(work: Work, answer: Any) -> bool:
     if isinstance(work, ExchangeWork):
         return any(report.outcome != "completed" for report in work.reports)
-    return not (isinstance(work, CallWork) and work.quiet)
+    return not isinstance(work, CallWork) or work.brings(answer)
+
+
+def nothing(_: object) -> bool:
+    """Return False: for work that brings workers none, whatever it answers."""
+    return False
