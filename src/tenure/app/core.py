@@ -23,7 +23,7 @@ from tenure.jobs.ledger import EventFilter, Transition
 from tenure.jobs.queries import Counted, Filter, Page, Query, action_of, check_filter, query_of
 from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, own_key, require
 from tenure.jobs.redaction import Redaction
-from tenure.jobs.work import ClaimRequest, Exchange, Report
+from tenure.jobs.work import ClaimRequest, Duty, Exchange, Report
 from tenure.lifecycle import SETTLED, Job, Status
 from tenure.store import Store, migration_sql, open_store, schema_of, search
 from tenure.store.migrate import fits
@@ -295,6 +295,10 @@ class Core:
         return self.limited_store.on_work(notify)
 
     # --- what keeps the database in order, once a second or when asked
+
+    def look(self) -> frozenset[Duty]:
+        """Return the regular duties that there is work for."""
+        return self.store.look().result()
 
     def sweep(self) -> list[Steps]:
         """End leases that have expired; return the steps of each job."""

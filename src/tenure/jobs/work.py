@@ -1,4 +1,4 @@
-"""What workers and the store exchange: claims, leases, reports and verdicts."""
+"""What workers and the store exchange: claims, leases, reports, verdicts, duties."""
 
 from __future__ import annotations
 
@@ -108,6 +108,16 @@ class Exchange(msgspec.Struct, frozen=True):
 
     verdicts: Sequence[Verdict]
     leases: Sequence[Lease]
+
+
+class Duty(StrEnum):
+    """What is to be done regularly beside a database, if there is work for it."""
+
+    LEASES = "leases"  # some have run out
+    BULKS = "bulks"  # a bulk action has not ended
+    TRANSITIONS = "transitions"  # some are not in the statistics
+    WEBHOOKS = "webhooks"  # there are some
+    DELIVERIES = "deliveries"  # some are pending, perhaps to webhooks that were removed
 
 
 class WorkSource(Protocol):

@@ -9,23 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
-from tenure import failpoints
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 from tenure.events import Event
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.findings import Check, Progress, no_progress
 from tenure.jobs.redaction import without_password
-from tenure.jobs.work import ClaimRequest, Exchange, Report
+from tenure.jobs.work import ClaimRequest, Duty, Exchange, Report
 from tenure.lifecycle import Job
 from tenure.store import migrate, transitions
 from tenure.store.commit import Committer
 from tenure.store.doctor import problem
+from tenure.store.duties import look
 from tenure.store.notify import Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
-from tenure.store.tables.stats import Place
+from tenure.store.tables.stats import Place, add_next
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, nothing
 
 T = TypeVar("T")
@@ -73,6 +74,10 @@ class Store:
             "operator", lambda db: transitions.apply(db, job_id, event), jobs=[job_id]
         )
 
+    def look(self) -> Future[frozenset[Duty]]:
+        """Return the regular duties that there is work for."""
+        return self.write("look", look, brings=nothing, jobs=())
+
     def sweep(self, limit: int = 500) -> Future[list[transitions.Steps]]:
         """End up to `limit` leases that have run out. The result is the steps of each job."""
         return self.write("sweep", lambda db: transitions.sweep(db, limit), brings=bool)
@@ -90,15 +95,10 @@ class Store:
         also if another process has added any since the last call.
         """
         known = self._stats_place if yielding else None
-        self._stats_place, batch = self.read.stats.next_batch(known)
-        failpoints.hit("measure.between_read_and_write")
-        if batch is None:
-            return 0
-        added = self.write("measure", lambda db: db.stats.add(batch, db.now()), brings=nothing)
-        if not added.result():
-            return 0
-        self._stats_place = batch.end
-        return batch.transitions
+        read = self.read.stats.next_batch(known) if self._reader.spares_writer else None
+        add = partial(add_next, known=known, read=read)
+        self._stats_place, added = self.write("measure", add, brings=nothing).result()
+        return added
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; return the lease ids that are still held."""

@@ -45,6 +45,8 @@ class Reader(ABC):
     ahead_sql: str
     """Counts the jobs that are due and before a job (queue, priority, run_at, id)."""
 
+    spares_writer = False
+    """Whether a transaction that writes should do no reading that can be done before it."""
     more_checks: Sequence[str] = ()
     """What `violations` checks beside the questions of `audit`."""
 

@@ -1,5 +1,7 @@
 """The regular duties beside a database: leases, retention, bulk actions, statistics, webhooks.
 
+A look once a second says which of them there is work for, and the others cost nothing.
+
 Any number of processes may do them at once. The store tests each lease again in the write that
 ends it, counts each transition once, and makes each delivery once.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from tenure.app.app import Tenure
@@ -17,6 +19,7 @@ from tenure.app.bulk import run_batches
 from tenure.app.core import retention
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import Duration
+from tenure.jobs.work import Duty
 from tenure.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -92,12 +95,13 @@ class MaintenanceThread(threading.Thread):
         self._may_end_leases = may_end_leases
         self._keep = retention(keep or {})
         forward = partial(app.core.forward_to_webhooks, without_errors=without_errors)
-        self._duties: Sequence[Callable[[], object]] = (
-            self._end_leases,
-            self._delete_old_jobs,
-            lambda: self._repeat(lambda: run_batches(app.core), BULK_SHARE),
-            self._count_transitions,
-            lambda: self._repeat(forward, WEBHOOK_SHARE),
+        self._found: Collection[Duty] = ()
+        self._duties: Sequence[tuple[Duty | None, Callable[[], object]]] = (
+            (Duty.LEASES, self._end_leases),
+            (None, self._delete_old_jobs),  # at times that are known here
+            (Duty.BULKS, lambda: self._repeat(lambda: run_batches(app.core), BULK_SHARE)),
+            (Duty.TRANSITIONS, self._count_transitions),
+            (Duty.WEBHOOKS, lambda: self._repeat(forward, WEBHOOK_SHARE)),
         )
         self._end = threading.Event()
         self._prune_at = 0.0  # by the monotonic clock
@@ -113,10 +117,14 @@ class MaintenanceThread(threading.Thread):
     def run(self) -> None:
         """Do the duties until asked to end; called by `start`, on the thread."""
         while not self._end.is_set():
-            for duty in self._duties:
-                if not self._try(duty):
-                    break
+            if self._try(self._look):
+                for duty, do in self._duties:
+                    if (duty is None or duty in self._found) and not self._try(do):
+                        break
             self._end.wait(self._interval)
+
+    def _look(self) -> None:
+        self._found = self._core.look()
 
     def _try(self, duty: Callable[[], object]) -> bool:
         """Do a duty; return False if the database is away. A failure does not stop the others."""

@@ -17,12 +17,15 @@ import msgspec
 from tenure.app.app import Tenure
 from tenure.errors import PermanentFailure, TenureError
 from tenure.jobs.handlers import Handlers, JobContext, describe
+from tenure.jobs.work import Duty
 from tenure.webhooks import request
 from tenure.webhooks.deliveries import WEBHOOK
 from tenure.worker.receivers import CONCURRENCY, Receivers
 from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
+
+DELIVERING = {Duty.WEBHOOKS, Duty.DELIVERIES}
 
 WEBHOOK_CHECK_SECONDS = 2.0
 """How often it looks for new webhooks."""
@@ -106,8 +109,8 @@ class WebhookDelivery(threading.Thread):
         """Deliver until asked to end; called by `start`, on the thread."""
         while not self._end.is_set():
             try:
-                self._find_queues()
-                if self._receivers.queues:
+                if DELIVERING & self._app.core.look():
+                    self._find_queues()
                     self._deliver()
             except TenureError as error:
                 log.warning("deliveries wait for the database: %s", error)

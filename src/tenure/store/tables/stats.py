@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tenure import failpoints
 from tenure.jobs.ids import EPOCH
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.stats import BUCKETS, Activity, Count, FailureGroup, Total
@@ -29,6 +30,7 @@ from tenure.store.dialect import Dialect, Statements
 from tenure.store.tables import stats_sql as sql
 
 if TYPE_CHECKING:
+    from tenure.store.protocol import Database
     from tenure.store.reader import Reader
 
 MAX_ENTRIES = 2_000
@@ -108,6 +110,23 @@ def next_batch(
     failed = any(event in FAILURES for _, _, _, event, *_ in sums)
     failures = _answer(d, rows, sql.failures(d), 7, between) if failed else []
     return place, StatsBatch(start, tuple(end), transitions, millis, sums, failures)
+
+
+def add_next(
+    db: Database, known: Place | None, read: tuple[Place, StatsBatch | None] | None
+) -> tuple[Place, int]:
+    """Add the next batch to the tables; return the place up to which all is added, and how many.
+
+    `read` is that batch, if it is read already.
+    """
+    if read is None:
+        (*at, _), batch = next_batch(db.dialect, db.rows, known=known)
+        read = (tuple(at), batch)
+    failpoints.hit("measure.between_read_and_write")
+    place, batch = read
+    if batch is None or not db.stats.add(batch, db.now()):
+        return place, 0
+    return batch.end, batch.transitions
 
 
 class StatsReader:

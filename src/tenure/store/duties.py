@@ -1,0 +1,32 @@
+"""Which of the regular duties there is work for: one look, however many there are.
+
+Every process beside the database looks once a second, so a look must cost little. What it finds is
+a hint: each duty tests again what it changes.
+"""
+
+from __future__ import annotations
+
+from tenure.jobs.names import RESERVED
+from tenure.jobs.work import Duty
+from tenure.lifecycle import Status
+from tenure.store.dialect import Reads
+
+AFTER = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)
+"""After the names of all queues that are Tenure's."""
+
+
+def look(db: Reads) -> frozenset[Duty]:
+    """Return the duties that there is work for, after one search in an index for each."""
+    d = db.dialect
+    job = d.table("job")
+    searches = {
+        Duty.LEASES: f"{job} WHERE status = '{Status.PROCESSING}' AND lease_expires_at <= {d.now}",
+        Duty.BULKS: f"{d.table('bulk')} WHERE finished_at IS NULL",
+        Duty.TRANSITIONS: f"{d.table('transition')} AS t WHERE {d.since} AND {d.settled}",
+        Duty.WEBHOOKS: d.table("webhook"),
+        Duty.DELIVERIES: f"{job} WHERE status = '{Status.PENDING}'"
+        f" AND queue >= '{RESERVED}' AND queue < '{AFTER}'",
+    }
+    found = ", ".join(f"EXISTS (SELECT 1 FROM {search})" for search in searches.values())
+    (row,) = db.rows(f"SELECT {found}")
+    return frozenset(duty for duty, there in zip(searches, row, strict=True) if there)
