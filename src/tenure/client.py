@@ -269,6 +269,7 @@ class Client:
     def _claim(self, claim: ClaimRequest) -> list[Lease]:
         wait = min(claim.wait_seconds, requests.MAX_WAIT_SECONDS)
         fields = {**structs.asdict(claim), "label": claim.label or UNSET, "wait_seconds": wait}
+        del fields["next_due"]  # a claim that is held until there is work needs no hint
         body = requests.LeaseRequest(**fields)
         leases = self._send("POST", "/leases", list[responses.LeaseBody], body, wait=wait)
         return [responses.lease_of(lease) for lease in leases]

@@ -23,10 +23,17 @@ T = TypeVar("T")
 
 LOOK_SECONDS = 0.25
 """How often a waiting request looks without a notification."""
+SURE_LOOK_SECONDS = 2.0
+"""The same where the store is sure to notify, and says when the next job falls due."""
 PING_SECONDS = 15.0
 RECHECK_SECONDS = 2.0
 """How often a stream checks that its token is still valid: a stream can last for weeks."""
 PING = b": still here\n\n"
+
+
+def look_pause(next_due: float | None) -> float:
+    """Return how long to wait for a job after a claim that says when the next one falls due."""
+    return LOOK_SECONDS if next_due is None else min(next_due, SURE_LOOK_SECONDS)
 
 
 class WorkNotifier:

@@ -26,6 +26,7 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     wait_seconds: float = 0.0  # how long a server may wait for work
     traces: bool = False  # whether leases name the span that added their jobs
     leaves: bool = False  # the worker ends: it gets nothing and is no longer listed
+    next_due: bool = False  # whether to say when the next job falls due, if there is none now
 
 
 MAX_BYTES = 8 * 1024 * 1024
@@ -108,6 +109,8 @@ class Exchange(msgspec.Struct, frozen=True):
 
     verdicts: Sequence[Verdict]
     leases: Sequence[Lease]
+    next_due: float | None = None
+    """Seconds for which only a notification can bring the next job, if that is known."""
 
 
 class Duty(StrEnum):

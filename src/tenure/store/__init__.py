@@ -12,6 +12,8 @@ from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 from tenure.events import Event
 from tenure.jobs.enqueue import CheckedJob, Enqueued
@@ -65,7 +67,12 @@ class Store:
         return self._committer.submit(EnqueueWork(checked_jobs)).future
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
-        """Record what a worker finished and lease what it can take, in one transaction."""
+        """Record what a worker finished and lease what it can take, in one transaction.
+
+        When the next job falls due is answered only if new jobs are sure to be notified of.
+        """
+        if claim is not None and claim.next_due and not self._reader.hears:
+            claim = replace(claim, next_due=False)
         return self._committer.submit(ExchangeWork(reports, claim)).future
 
     def apply(self, job_id: str, event: Event) -> Future[Job]:

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import Enqueued
-from tenure.jobs.work import ClaimRequest, Exchange
+from tenure.jobs.work import ClaimRequest, Exchange, Lease
 from tenure.store import enqueue, transitions
 from tenure.store.protocol import Database, Trouble
 from tenure.store.tables import workers
@@ -189,7 +189,7 @@ class Committer:
             leases = db.alone.claim_alone(claim)
             if leases is None:
                 return batch
-            done.append((batch[0], Exchange([], leases)))
+            done.append((batch[0], Exchange([], leases, _next_due(db, claim, leases))))
         else:
             return batch
         _visit("after_commit", [work for work, _ in done])
@@ -243,7 +243,8 @@ class Committer:
         self._see_workers(db, [work.claim for work in exchanges if work.claim])
         for exchange, verdict in zip(exchanges, settled, strict=True):
             leases = _claim(db, exchange.claim) if exchange.claim else []
-            answers.append((exchange, Exchange(verdict, leases)))
+            due = _next_due(db, exchange.claim, leases)
+            answers.append((exchange, Exchange(verdict, leases, due)))
         return answers
 
     def _add(self, db: Database, works: Sequence[EnqueueWork]) -> list[tuple[Work, Any]]:
@@ -306,6 +307,10 @@ def _claim(db: Database, request: ClaimRequest) -> Any:
         return leases
     traces = db.traces([lease.id for lease in leases])
     return [replace(lease, traceparent=traces.get(lease.id)) for lease in leases]
+
+
+def _next_due(db: Database, request: ClaimRequest | None, leases: Sequence[Lease]) -> float | None:
+    return db.next_due(request) if request and request.next_due and not leases else None
 
 
 def _undoing(db: Database, act: Callable[[Database], Any]) -> Any:

@@ -13,6 +13,7 @@ jobs at most. If it finds nothing, the next one starts behind them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -34,6 +35,8 @@ MAX_LOOKS = 128
 LOOKS_OVER_MANY = 16
 """Looks that one over `MAX_SEEN` jobs counts as."""
 MAX_VIEWS = 100
+MARGIN = timedelta(milliseconds=1)
+"""What is added to the time until a job falls due: timers may be early by less."""
 NO_TIME = timedelta()
 NEWEST = "g"
 """After every id and time."""
@@ -65,10 +68,10 @@ class Claim(Protocol):
     """The store's clock; known after `search`."""
 
     def search(self, queues: Sequence[str] | None, after: Lane) -> tuple[list[Head], Lane | None]:
-        """Read the heads of the lanes after one; return those due, and where the search stopped.
+        """Read the heads of the lanes after one; return them, and where the search stopped.
 
         It stops once it has read `MAX_LANES`, with a whole queue if queues are named, and returns
-        None if it came to the end. Not due: paused queues, and any that `serves` refuses.
+        None if it came to the end. Left out: paused queues, and any that `serves` refuses.
         """
 
     def time(self, run_at: Any) -> datetime:
@@ -163,7 +166,8 @@ class Lanes(Generic[V]):
         begin, queues = view.after, request.queues
         if queues is not None and begin != START:
             queues = tuple(name for name in queues if name > begin[0])
-        heads, stopped = claim.search(queues, begin)
+        found, stopped = claim.search(queues, begin)
+        heads = [head for head in found if claim.time(head.run_at) <= claim.now]
         view.after = stopped or START
         if begin == START and stopped is None:
             view.known.clear()
@@ -185,6 +189,19 @@ class Lanes(Generic[V]):
         if view.by_age:
             return lambda lane: (lane in tried, lane[1], known[lane])
         return lambda lane: (lane in tried, lane[1], lane[0] <= last, lane[0])
+
+
+def next_due(request: ClaimRequest, claim: Claim) -> float | None:
+    """Return the seconds until the first job of a lane is sure to be due, infinity without jobs.
+
+    None if that does not say when the next one is to be claimed: there are too many lanes, or a job
+    is due that this request does not get, before others.
+    """
+    heads, stopped = claim.search(request.queues, START)
+    due = min((claim.time(head.run_at) for head in heads), default=None)
+    if stopped is not None or (due is not None and due <= claim.now):
+        return None
+    return math.inf if due is None else (due - claim.now + MARGIN).total_seconds()
 
 
 def _remember(request: ClaimRequest, view: LaneView, claim: Claim, heads: Sequence[Head]) -> None:

@@ -91,6 +91,9 @@ class Database(Statements, Protocol):
     def claim(self, request: ClaimRequest) -> list[Lease]:
         """Lease due pending jobs of queues that are not paused, most urgent first."""
 
+    def next_due(self, request: ClaimRequest) -> float | None:
+        """Return what `lanes.next_due` says; inside a transaction or outside."""
+
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         """Keep (job id, traceparent) of jobs that were just added."""
 

@@ -53,6 +53,8 @@ class Reader(ABC):
     def __init__(self) -> None:
         d = self.dialect
         self.stats = StatsReader(self)
+        self.hears = False
+        """Whether `watch` gets every notification, for all that is known."""
         self._job = selected(d, COLUMNS)
         places = [f"t.{column}" for column in d.order]
         self._position = " || '.' || ".join(places)

@@ -33,6 +33,8 @@ QUIET_SECONDS = 2.0
 QUIET_POLL_SECONDS = 0.25
 """How often the source is asked once no jobs have come for `QUIET_SECONDS`. It notifies of new
 jobs: polls are for jobs that fall due, and for notifications that got lost."""
+SURE_POLL_SECONDS = 2.0
+"""The same if the source is sure to notify, and says when the next job falls due."""
 LONG_POLL_SECONDS = 2.0
 MAX_CLAIMED = 1_000
 """Jobs in one claim."""
@@ -99,8 +101,15 @@ class Demand:
         """Suppose that there is work if the source has not been asked for long."""
         if now >= self.next_poll:
             self._may_be_more = True
-            quiet = now - self._busy_at > QUIET_SECONDS
-            self.next_poll = now + (QUIET_POLL_SECONDS if quiet else POLL_SECONDS)
+            self.next_poll = now + (QUIET_POLL_SECONDS if self.is_quiet(now) else POLL_SECONDS)
+
+    def is_quiet(self, now: float) -> bool:
+        """Whether no jobs have come for some time."""
+        return now - self._busy_at > QUIET_SECONDS
+
+    def sleep(self, now: float, seconds: float) -> None:
+        """Note that only a notification can bring a job before these seconds are over."""
+        self.next_poll = now + min(seconds, SURE_POLL_SECONDS)
 
     def jobs(self, present: int) -> int:
         """Return how many jobs to ask for where `present` are here or on their way."""
@@ -263,7 +272,14 @@ class Exchanges:
         types = self._attempts.fitness.fit(known)
         if types == () and known != ():
             return None
-        return replace(self._request, limit=limit, queues=queues, types=types, wait_seconds=wait)
+        return replace(
+            self._request,
+            limit=limit,
+            queues=queues,
+            types=types,
+            wait_seconds=wait,
+            next_due=self.demand.is_quiet(time.monotonic()),
+        )
 
     def _start(self, claim: ClaimRequest | None, *, report: bool) -> None:
         attempts = []
@@ -313,6 +329,8 @@ class Exchanges:
         self._worklog.answered(flight.attempts, exchange.verdicts)
         if flight.claim is not None:
             self._take(exchange.leases, flight.claim.limit)
+            if exchange.next_due is not None:
+                self.demand.sleep(time.monotonic(), exchange.next_due)
 
     def _take(self, arrived: Sequence[Lease], asked: int) -> None:
         """Start what was leased, and tune how much is claimed ahead."""

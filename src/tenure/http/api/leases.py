@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from msgspec.structs import replace
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from tenure.errors import LeaseLost, ReportConflict
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
-from tenure.http.waiting import LOOK_SECONDS, Waiter
+from tenure.http.waiting import Waiter, look_pause
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.payload import damage
@@ -47,10 +48,11 @@ async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
         try:
             await asyncio.sleep(0)  # so that a disconnection that is already known is noticed
             while not (gone.done() or notifier.stopped):
-                claim = wanted
+                claim = replace(wanted, next_due=True)
                 if app.core.queues is not None:
-                    claim = await run_in_threadpool(app.core.claim_within, wanted)
-                leases = (await asyncio.wrap_future(app.core.exchange((), claim))).leases
+                    claim = await run_in_threadpool(app.core.claim_within, claim)
+                exchange = await asyncio.wrap_future(app.core.exchange((), claim))
+                leases = exchange.leases
                 if leases and gone.done():
                     released = [Report(x.id, x.lease_id, Outcome.RELEASED) for x in leases]
                     await asyncio.wrap_future(app.core.exchange(released, None))
@@ -59,7 +61,7 @@ async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
                 left = deadline - loop.time()
                 if leases or left <= 0:
                     return leases
-                await waiter.wait(min(left, LOOK_SECONDS))
+                await waiter.wait(min(left, look_pause(exchange.next_due)))
                 await check_again(call.request.scope)
         finally:
             gone.cancel()

@@ -116,7 +116,7 @@ class PostgresClaim:
         pause = max(FULL_SECONDS, (ended - began) / FULL_SHARE)
         view.full_search_at = ended + pause if many else 0.0
         stopped = read[-1][0] if len(read) >= MAX_LANES else None
-        return [head for head in heads if head.run_at <= self.now], stopped
+        return heads, stopped
 
     def _search_on(self, since: Mapping[Lane, datetime]) -> list[Head]:
         """Return the heads that are due of these lanes, searched from a time each."""

@@ -264,9 +264,11 @@ SELECT {self._job}, found FROM (
                         return
                     self._listen(connection)
                     pause = shortest
+                    self.hears = True
                     notify()  # of what was missed before
                     self._listen_until(stop, connection, notify)
             except psycopg.Error as error:
+                self.hears = False
                 log.info("not listening for new work, polling continues: %s", error)
                 stop.wait(pause)
                 pause = min(2 * pause, longest)

@@ -12,6 +12,7 @@ from tenure.jobs.ids import EPOCH
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
+from tenure.store.lanes import next_due
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import BinaryArray, is_uuid, to_time, uuids
 from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes
@@ -94,6 +95,12 @@ class Postgres(PostgresSession):
         view = self._lanes.view(request)
         claim = PostgresClaim(self.rows, request, view, self._lanes.clock)
         return self._lanes.claim(request, claim)
+
+    def next_due(self, request: ClaimRequest) -> float | None:
+        if not self._lanes.are_plain(request):
+            return None
+        view = self._lanes.view(request)
+        return next_due(request, PostgresClaim(self.rows, request, view, self._lanes.clock))
 
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         ids, parents = zip(*traces, strict=True)

@@ -49,8 +49,7 @@ class SqliteClaim:
                 if len(heads) >= MAX_LANES and name != names[-1]:
                     stopped = (name, 0)
                     break
-        now, paused = self._values["now"], self._paused
-        return [h for h in heads if h.run_at <= now and h.lane[0] not in paused], stopped
+        return [head for head in heads if head.lane[0] not in self._paused], stopped
 
     def _step(self, statement: str, lane: Lane, most: int | None) -> tuple[list[Head], Lane | None]:
         """Step from lane to lane, up to `most` times; return their heads, and where it stopped."""

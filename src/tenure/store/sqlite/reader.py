@@ -190,7 +190,9 @@ class SqliteReader(Reader):
 
     def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
         wal = self._path.with_name(self._path.name + "-wal")
+        self.hears = True
         sqlite_watch.watch(lambda: connect(self._path), wal, notify, stop)
+        self.hears = False
 
     def close(self) -> None:
         with self._lock:

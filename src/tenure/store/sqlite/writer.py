@@ -17,7 +17,7 @@ from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
-from tenure.store.lanes import Lanes, LaneView
+from tenure.store.lanes import Lanes, LaneView, next_due
 from tenure.store.protocol import Trouble
 from tenure.store.rows import ADDED, CHANGED, added_job, changed_values, job_of, write_policy
 from tenure.store.sqlite import statements as sql
@@ -170,6 +170,9 @@ class Sqlite:
 
     def claim(self, request: ClaimRequest) -> list[Lease]:
         return self._lanes.claim(request, SqliteClaim(self._db, request, self.now()))
+
+    def next_due(self, request: ClaimRequest) -> float | None:
+        return next_due(request, SqliteClaim(self._db, request, self.now()))
 
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         self._db.executemany(
