@@ -1,8 +1,9 @@
 """Group commit: every write of the process goes through the committing threads of its store.
 
-There is one for each writing connection: one for SQLite, which has one writer, and two for
-PostgreSQL, so that one batch is executed while another waits for the disk or for Python. A thread
-takes what is waiting, applies it as set-based statements in one transaction, commits, and answers
+There is one for each writing connection: one for SQLite, which has one writer, and up to two for
+PostgreSQL, so that one batch is executed while another waits for the disk or for Python. The second
+one starts when work would wait for the first, and ends when it is needed no longer. A thread takes
+what is waiting, applies it as set-based statements in one transaction, commits, and answers
 the callers' futures. Batches come from load, never from timers: an idle store commits at once. A
 sync caller waits on the future, an async caller awaits the same one.
 """
@@ -44,6 +45,8 @@ MAX_ITEMS = 1_000
 """Jobs and reports after which a transaction takes no further work. So no caller waits behind a
 huge one, and the next can be prepared, or go through another connection, in the meantime."""
 MAX_TRIES = 4
+IDLE_SECONDS = 30.0
+"""How long a connection stays open without use, and a thread that the others can do without."""
 ANNOUNCE_SECONDS = 0.005
 SEEN_SECONDS = 5.0
 MAX_SEEN = 5_000
@@ -58,12 +61,15 @@ class Committer:
         on_work: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """One thread for each of `databases`; `clock` measures pauses, in seconds."""
+        """Up to one thread for each of `databases`; `clock` measures pauses, in seconds."""
         self._clock = clock
         self._on_work = on_work
         self._waiting: SimpleQueue[Work | None] = SimpleQueue()
         self._databases = databases
-        self._threads: list[threading.Thread] = []  # those that run, for the first databases
+        self._databases = databases
+        self._threads: dict[Database, threading.Thread] = {}
+        self._free: set[Database] = set()  # those whose thread waits for work
+        self._crowded_at = 0.0  # when work had to wait for a thread last
         self._lock = threading.Lock()  # nothing is queued behind the marks that end the threads
         self._closed = False
         self._pid = os.getpid()
@@ -89,22 +95,35 @@ class Committer:
         with self._lock:
             if self._closed:
                 raise StoreUnavailable("the store is closed")
-            if len(self._threads) < len(self._databases):
-                self._start_threads()
+            if self._waiting.qsize() >= len(self._free):
+                self._crowded_at = self._clock()
+                self._start_thread()
             self._waiting.put(work)
         return work
 
-    def _start_threads(self) -> None:
-        """Start the threads that do not run yet; one is enough to go on."""
-        for db in self._databases[len(self._threads) :]:
-            thread = threading.Thread(None, self._run, "tenure-commit", (db,), daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:  # a limit of the machine
-                if self._threads:
-                    return
-                raise StoreUnavailable(f"nothing was written: {error}") from error
-            self._threads.append(thread)
+    def _start_thread(self) -> None:
+        """Start one more thread if there is a database for it; one is enough to go on."""
+        db = next((db for db in self._databases if db not in self._threads), None)
+        if db is None:
+            return
+        thread = threading.Thread(None, self._run, "tenure-commit", (db,), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # a limit of the machine
+            if self._threads:
+                return
+            raise StoreUnavailable(f"nothing was written: {error}") from error
+        self._threads[db] = thread
+
+    def _is_one_too_many(self, db: Database) -> bool:
+        """Whether the calling thread can be done without; then its connection is closed."""
+        with self._lock:
+            lately = self._clock() - self._crowded_at < IDLE_SECONDS
+            if lately or self._closed or len(self._threads) == 1:
+                return False
+            db.close()
+            del self._threads[db]
+            return True
 
     def close(self) -> None:
         """Finish what is waiting, then stop."""
@@ -113,18 +132,22 @@ class Committer:
                 self._closed = True
                 for _ in self._threads:
                     self._waiting.put(None)
-        for thread in self._threads:
+        for thread in self._threads.values():
             thread.join()
-        for db in self._databases[len(self._threads) :]:
-            db.close()
+        for db in self._databases:
+            if db not in self._threads:
+                db.close()
 
     def _run(self, db: Database) -> None:
         closing = False
         while not closing:
             batch: list[Work] = []
             size = 0
+            pause = self._until_announcement()
+            self._free.add(db)
             try:
-                work = self._waiting.get(timeout=self._until_announcement())
+                work = self._waiting.get(timeout=IDLE_SECONDS if pause is None else pause)
+                self._free.discard(db)
                 while work is not None:
                     if work.future.set_running_or_notify_cancel():  # else its caller went away
                         batch.append(work)
@@ -135,10 +158,14 @@ class Committer:
                 else:
                     closing = True
             except Empty:
-                pass
+                self._free.discard(db)
+                if pause is None and not batch:
+                    db.rest()
             for part in parts(db, batch):
                 self.commit(db, part)
             self._keep_house(db)
+            if len(self._threads) > 1 and self._is_one_too_many(db):
+                return
         db.close()
 
     def commit(self, db: Database, batch: Sequence[Work], tries: int = 1) -> None:

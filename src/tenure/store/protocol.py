@@ -139,5 +139,8 @@ class Database(Statements, Protocol):
     def tidy(self) -> None:
         """Do housekeeping after a commit (checkpoints); outside any transaction."""
 
+    def rest(self) -> None:
+        """Give back what an idle connection costs the server, after some time without use."""
+
     def close(self) -> None:
         """Close the writing connection."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tenure.store import Store, open_store
+from tenure import Tenure
+from tenure.store import Store, commit, open_store
+from tenure.store.postgres import reader
+from tenure.store.postgres.session import PostgresSession
 from tests.support.store import claim_request, new_job, report_completed
 from tests.support.waiting import wait_until
+from tests.support.workers import running_sweeper, running_worker, wait_until_completed
 from tests.unit.postgres.connections import Connection
 
 
@@ -22,9 +28,10 @@ def store(url: str) -> Iterator[Store]:
 def announced(raw: Connection, least: int = 0) -> int:
     """The notifications that have come since the last call, after a wait for some."""
     found = len(list(raw.notifies(timeout=30, stop_after=least))) if least else 0
-    return found + len(list(raw.notifies(timeout=0.1)))
+    return found + len(list(raw.notifies(timeout=0.05)))
 
 
+@pytest.mark.scenario(65)
 def test_only_what_brings_work_is_announced(store: Store, raw: Connection) -> None:
     raw.execute("LISTEN tenure")
     store.add([new_job(max_retries=3) for _ in range(2)]).result()
@@ -41,3 +48,87 @@ def test_only_what_brings_work_is_announced(store: Store, raw: Connection) -> No
     )
     assert len(store.sweep().result()) == 1
     assert announced(raw, least=1) == 1
+
+
+def sessions(raw: Connection) -> int:
+    """The connections to this database, but for the one that asks."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    ((count,),) = raw.execute(query)
+    return int(count)
+
+
+def test_who_only_enqueues_has_one_connection(store: Store, raw: Connection) -> None:
+    raw.execute("LISTEN tenure")
+    for _ in range(20):
+        store.add([new_job()]).result()
+        assert announced(raw, least=1) == 1
+    assert sessions(raw) == 1
+
+
+def test_a_second_writer_comes_with_load_and_goes_with_it(
+    store: Store, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, goes = threading.Event(), threading.Event()
+    held = store.write("held", lambda db: (db.now(), runs.set(), goes.wait(30)))
+    assert runs.wait(30)
+    store.add([new_job()]).result(30)
+    goes.set()
+    held.result(30)
+    assert sessions(raw) == 2
+    monkeypatch.setattr(commit, "IDLE_SECONDS", 0.05)
+
+    def add_and_count() -> int:
+        store.add([new_job()]).result(30)
+        return sessions(raw)
+
+    wait_until(lambda: add_and_count() == 1, "the second connection to be closed")
+
+
+def test_connections_are_closed_without_use_and_opened_again(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(reader, "IDLE_SECONDS", 0.05)
+    store = open_store(url)
+    for _ in range(2):
+        (added,) = store.add([new_job()]).result(30)
+        store.renew([], 60)
+        assert store.read.get(added.job.id) is not None
+        wait_until(lambda: sessions(raw) == 0, "the connections to be closed")
+    store.close()
+
+
+LOOKING = ("SAVEPOINT", "SELECT EXISTS", "COMMIT")
+CLAIMING = ("SELECT * FROM {s}.claim_alone", "SELECT * FROM {s}.lanes", "INSERT INTO {s}.worker")
+
+
+def test_an_idle_worker_only_looks_and_claims(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    run = PostgresSession._run
+
+    def noted(self: PostgresSession, statement: str, *given: Any, **options: Any) -> Any:
+        ran.append(statement.strip())
+        return run(self, statement, *given, **options)
+
+    with Tenure(url) as app:
+
+        @app.job
+        async def work() -> None: ...
+
+        with running_worker(app), running_sweeper(app, interval=0.01):
+            wait_until_completed(app, work.enqueue())
+            wait_until(lambda: not app.core.look(), "all duties to be done")
+            app.core.store.read.close()  # who reads from now on fails
+            monkeypatch.setattr(PostgresSession, "_run", noted)
+            wait_until(lambda: len(ran) >= 300, "a hundred looks")
+            monkeypatch.undo()
+            assert sessions(raw) <= 3  # one to listen, one or two to look and to claim
+    looks = [statement for statement in ran if statement.startswith(LOOKING)]
+    others = [statement for statement in ran if statement not in looks]
+    assert [one for one in others if not one.startswith(CLAIMING)] == []
+    assert len(looks) > 10 * len(others)

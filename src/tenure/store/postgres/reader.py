@@ -41,6 +41,8 @@ T = TypeVar("T")
 Connection = psycopg.Connection[Any]
 
 MAX_CONNECTIONS = 4
+IDLE_SECONDS = 30.0
+"""How long a connection stays open without use."""
 WAIT_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 """How long the pool tries to connect by itself. After that it waits for the next read: its
@@ -119,6 +121,7 @@ class PostgresReader(Reader):
             min_size=0,
             max_size=MAX_CONNECTIONS,
             timeout=WAIT_SECONDS,
+            max_idle=IDLE_SECONDS,
             reconnect_timeout=RETRY_SECONDS,
             num_workers=1,
             name="tenure-read",

@@ -205,6 +205,9 @@ class Postgres(PostgresSession):
     def tidy(self) -> None:
         """Do nothing: autovacuum is set up with the tables."""
 
+    def rest(self) -> None:
+        self.close()  # the next use connects again
+
 
 def _row(checked_job: CheckedJob) -> tuple[Any, ...]:
     return (*_added_values(checked_job), write_policy(checked_job.backoff))

@@ -246,6 +246,9 @@ class Sqlite:
         if self._connection is not None and self._in_place:
             self._checkpoints.run(self._connection)
 
+    def rest(self) -> None:
+        """Do nothing: a file costs nobody anything."""
+
     def close(self) -> None:
         with suppress(sqlite3.Error):
             self._checkpoints.close()
