@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import time
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -17,9 +23,12 @@ from tests.support.postgres import PostgresServer
 from tests.support.postgres_servers import durable_server, standby_of
 from tests.support.proxy import Proxy
 from tests.support.store import claim_request, report_completed, report_failed
-from tests.support.waiting import wait_until
+from tests.support.waiting import RECOVERY_SECONDS, wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
+
+FROZEN_SECONDS = 5.0
+"""How long no server answers, as for a cluster that finds out that it has no primary."""
 
 CAUGHT_UP = "SELECT replay_lsn = pg_current_wal_lsn() FROM pg_stat_replication"
 
@@ -93,6 +102,47 @@ def test_a_synchronous_failover_loses_nothing_and_clients_follow(tmp_path: Path)
                 promote(primary, standby)
                 load.flows_again()
             assert checker.check(tmp_path, standby.url("jobs")) == []
+
+
+@pytest.mark.scenario(106)
+@pytest.mark.slow
+def test_a_frozen_primary_is_left_for_the_new_one(tmp_path: Path) -> None:
+    """It accepts connections and answers nothing, so nothing fails by itself."""
+    with durable_server() as primary:
+        primary.create_database("jobs")
+        with standby_of(primary) as standby:
+            hosts = urllib.parse.quote(f"{primary.folder},{standby.folder}", safe="/,")
+            url = f"postgresql://postgres@/jobs?host={hosts}"
+            with (
+                psycopg.connect(primary.url(), autocommit=True) as former,
+                psycopg.connect(standby.url(), autocommit=True) as new,
+                Load(url, tmp_path, lease=30) as load,
+            ):
+                wait_until(lambda: former.execute(CAUGHT_UP).fetchone() == (True,), "the standby")
+                with frozen(primary, former):
+                    time.sleep(FROZEN_SECONDS)
+                    assert new.execute("SELECT pg_promote(true, 60)").fetchone() == (True,)
+                    fault_counts.count("failovers")
+                    load.flows_again()
+                    with Tenure(url) as producer:  # a new process, too
+                        began = time.monotonic()
+                        producer.enqueue("work", {"number": -1})
+                        assert time.monotonic() - began < RECOVERY_SECONDS
+
+
+@contextlib.contextmanager
+def frozen(server: PostgresServer, admin: psycopg.Connection[Any]) -> Iterator[None]:
+    """Stop every process of a server in the block, as if its machine stood still."""
+    backends = [pid for (pid,) in admin.execute("SELECT pid FROM pg_stat_activity")]
+    processes = [pid for pid in (server.pid, *backends) if pid is not None]
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    fault_counts.count("processes frozen")
+    try:
+        yield
+    finally:
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.scenario(62)

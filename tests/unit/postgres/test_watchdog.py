@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+import urllib.parse
 from collections.abc import Iterator
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from tenure.errors import StoreUnavailable
 from tenure.jobs.ids import new_id
@@ -46,6 +48,25 @@ def test_who_waits_too_long_is_cut_and_who_does_not_is_left(url: str) -> None:
         with answering(connection, 0.1), pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT pg_sleep(30)")
         assert connection.broken
+
+
+def test_a_slow_answer_of_the_primary_is_waited_for(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several hosts, which new connections reach, too."""
+    monkeypatch.setattr(watchdog, "SUSPECT_SECONDS", 0.1)
+    monkeypatch.setattr(watchdog, "SEARCH_SECONDS", 0.1)
+    given = conninfo_to_dict(url)
+    host = urllib.parse.quote(f"{given['host']},{given['host']}", safe="/,")
+    address = address_of(f"{url}&host={host}")
+    assert address.several
+    with connect(address) as connection:
+        with answering(connection, WAIT_SECONDS, address):
+            assert connection.execute("SELECT 1 FROM pg_sleep(1)").fetchone() == (1,)
+        search = watchdog._watch._search
+        assert search is not None
+        search.join(WAIT_SECONDS)
+        assert not search.is_alive(), "nothing waits any more"
 
 
 def test_an_answer_in_time_ends_the_wait(url: str) -> None:

@@ -31,6 +31,8 @@ except ImportError as error:
 DEFAULT_SCHEMA = "tenure"
 OLDEST_SERVER = 14
 CONNECT_SECONDS = 10
+CONNECT_SECONDS_EACH = 3
+"""Where there are several: a frozen one may be tried first, each time."""
 SETTINGS: dict[str, Any] = {
     "application_name": "tenure",
     "client_encoding": "utf8",
@@ -67,6 +69,8 @@ class Address:
 
     conninfo: str = field(repr=False)  # may hold a password
     schema: str
+    several: bool = False
+    """Whether it names several hosts, of which the primary is meant."""
 
     @property
     def quoted(self) -> str:
@@ -106,10 +110,10 @@ def address_of(url: str) -> Address:
             "not a PostgreSQL URL as libpq reads it: write "
             "postgresql://user:password@host:5432/database, special characters percent-encoded"
         ) from None
-    settings: dict[str, Any] = {**SETTINGS, **given}
-    if "," in str(settings.get("host", "")):
-        settings.setdefault("target_session_attrs", "read-write")  # the primary, of several hosts
-    return Address(conninfo.make_conninfo("", **settings), schema)
+    several = "," in str(given.get("host", ""))
+    of_several = {"target_session_attrs": "read-write", "connect_timeout": CONNECT_SECONDS_EACH}
+    settings: dict[str, Any] = {**SETTINGS, **(of_several if several else {}), **given}
+    return Address(conninfo.make_conninfo("", **settings), schema, several)
 
 
 def connect(address: Address) -> psycopg.Connection[Any]:

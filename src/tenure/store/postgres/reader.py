@@ -182,7 +182,7 @@ class PostgresReader(Reader):
             raise StoreUnavailable(f"the database did not answer: {error}") from error
 
     def _ask_once(self, ask: Callable[[Connection], T], seconds: float) -> T:
-        with self._pool.connection() as connection, answering(connection, seconds):
+        with self._pool.connection() as connection, answering(connection, seconds, self._address):
             return ask(connection)
 
     def check(self) -> None:
@@ -260,7 +260,7 @@ SELECT {self._job}, found FROM (
         while not stop.is_set():
             try:
                 with connect(self._address) as connection:
-                    with answering(connection, ANSWER_SECONDS):
+                    with answering(connection, ANSWER_SECONDS, self._address):
                         pooled = pools_transactions(connection)
                     if pooled:
                         log.info("not listening for new work through a pooler, polling continues")
@@ -292,7 +292,7 @@ SELECT {self._job}, found FROM (
                         notify()
 
     def _listen(self, connection: Connection) -> None:
-        with answering(connection, ANSWER_SECONDS):
+        with answering(connection, ANSWER_SECONDS, self._address):
             connection.execute(self._address.sql("LISTEN {s}"))
 
     def close(self) -> None:

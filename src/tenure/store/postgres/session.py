@@ -82,7 +82,7 @@ class PostgresSession:
         connection = connect(self._address)
         connection.add_notice_handler(self._hear)
         forget_notifications(connection)
-        with answering(connection, self._patience):
+        with answering(connection, self._patience, self._address):
             waits, level, hang = (
                 connection.execute(ROLE, (MAX_HANG_SECONDS,)).fetchone() or [""] * 3
             )
@@ -96,7 +96,7 @@ class PostgresSession:
             + "; SET LOCAL synchronous_commit = on" * (waits == "off")
             + "; SET LOCAL client_min_messages = warning" * (level == "error")
         )
-        self._wire = Wire(connection)
+        self._wire = Wire(connection, self._address)
         self._on_connect()
         self._connection = connection
 
