@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
 from tenure.app.bulk import BulkActions
-from tenure.app.core import Core, checked_query, retention
+from tenure.app.core import Core, checked_query
 from tenure.app.queues import Queues, Workers
 from tenure.app.register import Register
 from tenure.app.stats import Events, Statistics
@@ -352,7 +352,7 @@ class Tenure:
         from tenure.settings import Settings
         from tenure.worker.process import run_worker
 
-        ages = retention(keep or {})
+        ages = durations.retention(keep or {})
         settings = Settings(
             queues=check_queues(queues, "queues"),
             concurrency=concurrency,

@@ -15,7 +15,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from tenure.errors import Forbidden, InvalidInput, JobNotFound
-from tenure.jobs import durations, ids
+from tenure.jobs import ids
+from tenure.jobs.durations import retention
 from tenure.jobs.enqueue import CheckedJob, Duration, Enqueued, NewJob, check_jobs, whole
 from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
@@ -24,7 +25,7 @@ from tenure.jobs.queries import Counted, Filter, Page, Query, action_of, check_f
 from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, own_key, require
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, Report
-from tenure.lifecycle import SETTLED, Job, Status
+from tenure.lifecycle import Job, Status
 from tenure.store import Store, migration_sql, open_store, schema_of, search
 from tenure.store.migrate import fits
 from tenure.store.tables import sessions, tokens, webhooks
@@ -373,19 +374,6 @@ class Noun:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-
-
-def retention(keep: Mapping[str, Duration]) -> dict[str, float]:
-    """How many seconds settled jobs are kept, by status; raises InvalidInput."""
-    if unknown := keep.keys() - SETTLED:
-        raise InvalidInput(
-            f"jobs do not rest in {', '.join(sorted(map(str, unknown)))}; say how long to keep "
-            f"those that are {', '.join(sorted(SETTLED))}",
-            path="$.keep",
-        )
-    return {
-        str(status): durations.seconds(age, path=f"$.keep.{status}") for status, age in keep.items()
-    }
 
 
 def checked_query(filter: Filter, limit: int = 50, before: str | None = None) -> Query:

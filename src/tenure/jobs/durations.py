@@ -7,9 +7,11 @@ those over ten years. Months and years are refused because they have no fixed le
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 
 from tenure.errors import InvalidInput
+from tenure.lifecycle import SETTLED
 
 MAX_SECONDS = 10 * 365 * 86_400
 """Ten years of 365 days."""
@@ -62,6 +64,17 @@ def seconds(value: float | str | timedelta, path: str = "$") -> float:
         limit = f"a duration is 0 to {MAX_SECONDS} seconds (ten years)"
         raise InvalidInput(f"out of range; {limit}", path=path)
     return micros / _SECOND
+
+
+def retention(keep: Mapping[str, float | str | timedelta]) -> dict[str, float]:
+    """How many seconds settled jobs are kept, by status; raises InvalidInput."""
+    if unknown := keep.keys() - SETTLED:
+        raise InvalidInput(
+            f"jobs do not rest in {', '.join(sorted(map(str, unknown)))}; say how long to keep "
+            f"those that are {', '.join(sorted(SETTLED))}",
+            path="$.keep",
+        )
+    return {str(status): seconds(age, path=f"$.keep.{status}") for status, age in keep.items()}
 
 
 def _read(written: str, path: str) -> int:

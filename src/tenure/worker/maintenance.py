@@ -16,8 +16,8 @@ from functools import partial
 
 from tenure.app.app import Tenure
 from tenure.app.bulk import run_batches
-from tenure.app.core import retention
 from tenure.errors import StoreUnavailable, TenureError
+from tenure.jobs.durations import retention
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.work import Duty
 from tenure.telemetry import logs
