@@ -9,17 +9,16 @@ from __future__ import annotations
 from tenure.jobs.names import RESERVED
 from tenure.jobs.work import Duty
 from tenure.lifecycle import Status
-from tenure.store.dialect import Reads
+from tenure.store.dialect import Dialect, Reads
 
 AFTER = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)
 """After the names of all queues that are Tenure's."""
 
 
-def look(db: Reads) -> frozenset[Duty]:
-    """Return the duties that there is work for, after one search in an index for each."""
-    d = db.dialect
+def searches(d: Dialect) -> dict[Duty, str]:
+    """Where to look for work, for each duty: a search in an index, of which one row is enough."""
     job = d.table("job")
-    searches = {
+    return {
         Duty.LEASES: f"{job} WHERE status = '{Status.PROCESSING}' AND lease_expires_at <= {d.now}",
         Duty.BULKS: f"{d.table('bulk')} WHERE finished_at IS NULL",
         Duty.TRANSITIONS: f"{d.table('transition')} AS t WHERE {d.since} AND {d.settled}",
@@ -27,6 +26,14 @@ def look(db: Reads) -> frozenset[Duty]:
         Duty.DELIVERIES: f"{job} WHERE status = '{Status.PENDING}'"
         f" AND queue >= '{RESERVED}' AND queue < '{AFTER}'",
     }
-    found = ", ".join(f"EXISTS (SELECT 1 FROM {search})" for search in searches.values())
-    (row,) = db.rows(f"SELECT {found}")
-    return frozenset(duty for duty, there in zip(searches, row, strict=True) if there)
+
+
+def statement(d: Dialect) -> str:
+    """Return the look: a row with a truth value for each search."""
+    return "SELECT " + ", ".join(f"EXISTS (SELECT 1 FROM {at})" for at in searches(d).values())
+
+
+def look(db: Reads) -> frozenset[Duty]:
+    """Return the duties that there is work for."""
+    (row,) = db.rows(statement(db.dialect))
+    return frozenset(duty for duty, there in zip(searches(db.dialect), row, strict=True) if there)

@@ -13,7 +13,7 @@ from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_ids
 from tenure.jobs.queries import Query
 from tenure.lifecycle import Status
-from tenure.store import search
+from tenure.store import duties, search
 from tenure.store.lanes import MAX_LANES, MAX_SEEN, START
 from tenure.store.postgres import lanes as lanes
 from tenure.store.postgres import statements as sql
@@ -114,7 +114,16 @@ def check_sweep_and_pages(url: str, raw: Connection, last: str) -> None:
     found = plan(raw, url, sql.LOCK_EXPIRED, 100)
     assert "Index Scan using job_lease" in found
     assert "Sort" not in found
+    check_look(url, raw)
     check_search(url, raw, last)
+
+
+def check_look(url: str, raw: Connection) -> None:
+    """It is made once a second by every worker, so it reads nothing that grows."""
+    found = plan(raw, url, duties.statement(DIALECT))
+    assert re.search(r"using job_lease.*\n *Index Cond: \(lease_expires_at <= ", found)
+    assert re.search(r"using job_ready.*\n *Index Cond: \(\(queue >= .* AND \(queue < ", found)
+    assert not re.search("Seq Scan on (job|transition)", found)
 
 
 SEARCHING = f"BEGIN; {BY_INDEX}"

@@ -14,7 +14,7 @@ import pytest
 from tenure.jobs.ids import EPOCH
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.lifecycle import Status
-from tenure.store import migrate_store, search
+from tenure.store import duties, migrate_store, search
 from tenure.store.lanes import MAX_SEEN
 from tenure.store.rows import COLUMNS, selected
 from tenure.store.sqlite import statements as sql
@@ -139,6 +139,11 @@ def test_those_ahead_are_read_lane_by_lane_and_no_further(crowded: sqlite3.Conne
 def test_a_sweep_reads_what_has_expired_and_no_further(crowded: sqlite3.Connection) -> None:
     found = plan(crowded, sql.EXPIRED, (0, 100))
     assert found == "SEARCH tenure_job USING INDEX tenure_job_lease (lease_expires_at<?)"
+    look = plan(crowded, duties.statement(DIALECT), ())
+    assert "SEARCH tenure_job USING COVERING INDEX tenure_job_lease (lease_expires_at<?)" in look
+    assert "SEARCH tenure_job USING COVERING INDEX tenure_job_ready (queue>? AND queue<?)" in look
+    assert "SCAN tenure_job" not in look
+    assert "SEARCH t USING INTEGER PRIMARY KEY (rowid>?)" in look
 
 
 LAST = "1" * 36
