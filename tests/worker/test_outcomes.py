@@ -388,7 +388,7 @@ def test_a_permanent_failure_is_final_at_once(app: Tenure, kind: str) -> None:
     with running_worker(app):
         assert "PermanentFailure: no such customer" in wait_until_failed(app, job)
 
-    assert transitions(app, job) == ["enqueued", "claimed", "failed"]
+    assert transitions(app, job) == ["enqueued", "claimed", "gave_up"]
     assert app.get(job.id).attempts == 1
 
 
