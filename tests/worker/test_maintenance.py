@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from tenure.app.core import Core
 from tenure.errors import BulkNotFound
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.store.tables import stats
+from tenure.store.transitions import MAX_WAIT
 from tenure.webhooks.deliveries import WEBHOOK
 from tenure.worker import maintenance
 from tenure.worker.maintenance import MaintenanceThread, StallWatch
+from tests.support.clock import Clock
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, transitions, wait_until_settled
 
@@ -231,3 +235,63 @@ def test_time_in_which_a_server_stands_still_does_not_count(app: Tenure) -> None
         now += 1
         watch.turned()
         wait_until(lambda: "retried" in transitions(app, expired[0]), "the lease to end")
+
+
+@pytest.mark.scenario(107)
+def test_retention_waits_an_hour_for_webhooks_that_fall_behind(
+    app_on_each_engine: Tenure, clock: Clock
+) -> None:
+    app = app_on_each_engine
+    app.webhooks.create("shop", "https://example.com", ["completed"])
+    (job,) = settle(app, Outcome.COMPLETED)
+    wait_until(lambda: len(app.events.read().events) == 3, "the ledger to be settled")
+    clock.advance(60 + MAX_WAIT.total_seconds())
+    assert app.core.prune({"completed": 60}) == 0
+    clock.advance(1)
+    assert app.core.prune({"completed": 60}) == 1
+    with pytest.raises(JobNotFound):
+        app.get(job)
+    wait_until(
+        lambda: (
+            (app.core.forward_to_webhooks(), app.webhooks.list()[0].position)[1] == app.events.end()
+        ),
+        "the webhook to go on without it",
+    )
+    assert app.verify() == []
+
+
+@pytest.mark.scenario(107)
+def test_a_long_deletion_delays_no_other_duty(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(app, Outcome.COMPLETED, 1_200)
+    while app.core.measure():
+        pass
+    expired = claim(app, 1) if app.enqueue("work") else []
+    monkeypatch.setattr(maintenance, "PRUNE_SHARE", 0)
+    app.webhooks.create("shop", "https://example.com", ["enqueued"])
+    app.enqueue("mail")
+    with running_sweeper(app, keep={"completed": 0}, interval=3_600):
+        wait_until(lambda: app.find(type=WEBHOOK), "the last duty")
+        assert app.count(status="completed").jobs == 700, "one step of the deletion"
+    with running_sweeper(app, keep={"completed": 0}):
+        wait_until(
+            lambda: not app.count(status="completed").jobs, "the rest, long before a minute is over"
+        )
+        wait_until(lambda: "lease_expired" in transitions(app, expired[0]), "a sweep")
+
+
+@pytest.mark.scenario(107)
+def test_statistics_that_fall_behind_get_more_time(
+    app_on_each_engine: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = app_on_each_engine
+    monkeypatch.setattr(maintenance, "BUSY_SHARE", 0)
+    monkeypatch.setattr(maintenance, "MAX_SHARE", 3_600)
+    monkeypatch.setattr(stats, "MAX_ENTRIES", 10)
+    sweeper = MaintenanceThread(app)
+    for _ in range(30):  # twice as many transitions as it has time for
+        app.enqueue_many([NewJob("work", {}, {}) for _ in range(20)])
+        clock.advance(1)
+        sweeper._count_transitions()
+    until = app.stats.measured_until()
+    assert until is not None
+    assert clock.now - until <= maintenance.MAX_LAG + timedelta(seconds=1)

@@ -317,7 +317,7 @@ class Core:
         """Delete a batch of jobs settled longer ago than `keep` says by status; return how many.
 
         Call again while the answer is not 0. Jobs stay until all their transitions are in the
-        statistics and delivered to webhooks.
+        statistics, and up to an hour more until webhooks have them.
         """
         ages = retention(keep)
         now = self.clock()

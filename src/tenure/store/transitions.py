@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from tenure import failpoints
@@ -23,6 +23,9 @@ from tenure.store.tables import webhooks, workers
 
 Steps: TypeAlias = tuple[Job, ...]
 """The rows that one job passes through in one transaction, as `follow` returns them."""
+
+MAX_WAIT = timedelta(hours=1)
+"""How much longer a settled job is kept until each webhook has its transitions."""
 
 
 def hold(db: Database, reports: Sequence[Report], others: Sequence[str]) -> None:
@@ -182,26 +185,29 @@ def prune(db: Database, settled_before: Mapping[str, datetime], limit: int) -> i
     """Delete up to `limit` jobs of a status (key) settled before its time; return how many.
 
     Only jobs whose transitions are all in the statistics, to which the next batch is added first,
-    and delivered to webhooks. What is so ends at a place in the ledger and at a time. The time
-    bounds the search: what settled after it need not be looked at.
+    and, for up to MAX_WAIT more, delivered to webhooks. What is so ends at a place in the ledger
+    and at a time. The time bounds the search: what settled after it need not be looked at.
     """
     d = db.dialect
     *measured, until = db.stats.catch_up(db.now())
     positions = [measured, *(position.split(".") for position in webhooks.positions(db))]
     places = [tuple(map(int, position)) for position in positions]
     done_with = min(places)
+    passes = [(timedelta(0), until, done_with)]
     if done_with < places[0]:
         order = ", ".join(f"t.{column}" for column in d.order)
         next_entry = (
             f"SELECT {d.millis.format(time='t.at')} FROM {d.table('transition')} AS t"
             f" WHERE {d.after} ORDER BY {order} LIMIT 1"
         )
-        until = min([until, *(at for (at,) in db.rows(next_entry, done_with))])
+        delivered = min([until, *(at for (at,) in db.rows(next_entry, done_with))])
+        passes = [(timedelta(0), delivered, done_with), (MAX_WAIT, until, places[0])]
     removed: Counter[tuple[str, str, str]] = Counter()
     for status, time in settled_before.items():
-        left = limit - removed.total()
-        for queue, type, jobs in db.delete_settled(status, time, until, done_with, left):
-            removed[status, queue, type] += jobs
+        for wait, until, place in passes:
+            left = limit - removed.total()
+            for queue, type, jobs in db.delete_settled(status, time - wait, until, place, left):
+                removed[status, queue, type] += jobs
     if removed:
         db.stats.take_out(removed)
     else:

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 
 from tenure.app.app import Tenure
@@ -25,15 +26,17 @@ from tenure.telemetry import logs
 log = logging.getLogger(__name__)
 
 PRUNE_EVERY_SECONDS = 60.0
+PRUNE_SHARE = 0.5
 FULL_SWEEP = 500
 """Leases that one call of `sweep` ends at most; after so many there may be more."""
 BULK_SHARE = 0.5
 """The part of an interval that bulk actions may take, so that the next sweep is not late."""
 WEBHOOK_SHARE = 0.25
 BUSY_SHARE = 0.05
-QUIET_SHARE = 0.5
-"""The part of an interval for statistics. While transitions are made faster than they are counted,
-the statistics fall behind; they catch up in quiet times."""
+MAX_SHARE = 0.5
+"""The part of an interval for statistics: more in quiet times, and if they fall behind."""
+MAX_LAG = timedelta(seconds=10)
+"""How far the statistics may fall behind before they get more time."""
 
 
 STALL_SECONDS = 1.0
@@ -89,7 +92,7 @@ class MaintenanceThread(threading.Thread):
         `keep` names a status that is not final.
         """
         super().__init__(name="tenure-maintenance", daemon=True)
-        self._events = app.events
+        self._events, self._stats = app.events, app.stats
         self._core = app.core
         self._interval = interval
         self._may_end_leases = may_end_leases
@@ -105,7 +108,7 @@ class MaintenanceThread(threading.Thread):
         )
         self._end = threading.Event()
         self._prune_at = 0.0  # by the monotonic clock
-        self._quiet = False  # no transition was made between the last two intervals
+        self._stats_share = BUSY_SHARE
         self._ledger_end = ""
 
     def stop(self) -> None:
@@ -158,12 +161,13 @@ class MaintenanceThread(threading.Thread):
     def _delete_old_jobs(self) -> None:
         if self._keep and time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + PRUNE_EVERY_SECONDS
-            while not self._end.is_set() and self._core.prune(self._keep):
-                pass
+            if self._repeat(lambda: self._core.prune(self._keep), PRUNE_SHARE):
+                self._prune_at = 0.0  # there is more
 
     def _count_transitions(self) -> None:
-        share = QUIET_SHARE if self._quiet else BUSY_SHARE
-        self._quiet = False
+        share, self._stats_share = self._stats_share, BUSY_SHARE
         if self._repeat(lambda: self._core.measure(yielding=True), share):
-            end = self._events.end()
-            self._quiet, self._ledger_end = end == self._ledger_end, end
+            end, until = self._events.end(), self._stats.measured_until()
+            quiet, self._ledger_end = end == self._ledger_end, end
+            if quiet or until is None or self._core.clock() - until > MAX_LAG:
+                self._stats_share = MAX_SHARE
