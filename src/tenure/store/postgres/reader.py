@@ -44,6 +44,8 @@ MAX_CONNECTIONS = 4
 IDLE_SECONDS = 30.0
 """How long a connection stays open without use."""
 WAIT_SECONDS = 5.0
+SOON_SECONDS = 10.0
+"""How long a statement may take that reads a few rows."""
 RETRY_SECONDS = 1.0
 """How long the pool tries to connect by itself. After that it waits for the next read: its
 pauses between attempts grow to minutes, for which a database that is back would not be noticed."""
@@ -138,6 +140,9 @@ class PostgresReader(Reader):
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._ask(lambda connection: self._fetch(connection, statement, values))
+
+    def rows_soon(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        return self._ask(lambda open: self._fetch(open, statement, values), SOON_SECONDS)
 
     def rows_by_index(self, statement: str, values: Any = ()) -> list[Any]:
         """Execute what reads the end of the ledger, or jobs in the order of an index.
