@@ -12,7 +12,7 @@ from typing import Any
 import tenure
 from tenure import Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
 from tenure.app.bulk import BulkActions
-from tenure.app.queues import Queues, Workers
+from tenure.app.queues import Queues, Types, Workers
 from tenure.app.register import Register
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
@@ -24,7 +24,15 @@ from tenure.jobs.explain import Explanation
 from tenure.jobs.findings import Check, Violation
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition, Webhook
 from tenure.jobs.queries import Bulk, Counted, Filter, Page
-from tenure.jobs.stats import Activity, Count, FailureGroup, QueueState, Total, WorkerState
+from tenure.jobs.stats import (
+    Activity,
+    Count,
+    FailureGroup,
+    QueueState,
+    Total,
+    TypeState,
+    WorkerState,
+)
 from tenure.tokens.scopes import AccessToken
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"
@@ -58,6 +66,7 @@ APP: Mapping[str, Sequence[str]] = {
 INTERNAL = {"core"}
 NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "queues": (Queues, ("list", "pause", "resume", "limit")),
+    "types": (Types, ("list",)),
     "workers": (Workers, ("list",)),
     "stats": (
         Statistics,
@@ -74,7 +83,7 @@ CLIENT: Mapping[str, Sequence[str]] = {
         *("enqueue", "enqueue_many", "get", "find", "history", "explain", "cancel", "retry"),
         *("stats", "close"),
     ),
-    "What workers call": ("exchange", "heartbeat", "waits", "exchanges", "on_work"),
+    "What workers call": ("declare", "exchange", "heartbeat", "waits", "exchanges", "on_work"),
 }
 ANSWERS = (
     *(Page, Counted, Bulk),
@@ -89,7 +98,7 @@ ANSWERS = (
         Total,
         FailureGroup,
     ),
-    *(QueueState, WorkerState, Violation, Check, AccessToken, Webhook),
+    *(QueueState, TypeState, WorkerState, Violation, Check, AccessToken, Webhook),
 )
 
 
@@ -209,7 +218,7 @@ def _annotated(cls: type) -> list[tuple[str, str, str]]:
     source = "".join(map(inspect.getsource, own or [cls]))
     rows = []
     names = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else None
-    for name in names or cls.__annotations__:
+    for name in names or getattr(cls, "__struct_fields__", cls.__annotations__):
         found = re.search(rf"^    {name}: (.+?)(?:  # (.+))?$", source, re.MULTILINE)
         assert found is not None, f"{cls.__name__}.{name}"
         annotation = re.sub(r" = field\(.*\)$", "", found[1])

@@ -13,6 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypeVar, Unpack
 from urllib.parse import parse_qs, urlsplit
@@ -20,15 +21,15 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 from msgspec import UNSET, structs
 
-from tenure.errors import InvalidInput, JobNotFound, StoreUnavailable, TenureError
+from tenure.errors import Forbidden, InvalidInput, JobNotFound, StoreUnavailable, TenureError
 from tenure.jobs import durations, ids
 from tenure.jobs import payload as payloads
-from tenure.jobs.enqueue import NewJob, Options
+from tenure.jobs.enqueue import NewJob, Options, TypeOptions
 from tenure.jobs.explain import Explanation
 from tenure.jobs.ledger import Transition
 from tenure.jobs.queries import Fields
 from tenure.jobs.redaction import without_password
-from tenure.jobs.stats import Count
+from tenure.jobs.stats import Count, TypeState
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job
 from tenure.settings import is_loopback
@@ -274,6 +275,15 @@ class Client:
         leases = self._send("POST", "/leases", list[responses.LeaseBody], body, wait=wait)
         return [responses.lease_of(lease) for lease in leases]
 
+    def declare(self, options: Mapping[str, TypeOptions]) -> None:
+        """Make the options of types known to the server, by name; called by workers.
+
+        Leaves out types with a queue that the token is not for.
+        """
+        for name, each in options.items():
+            with suppress(Forbidden):
+                self._send("PUT", f"/types/{name}", TypeState, each)
+
     def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend leases, given as (job id, lease id); returns the lease ids that are still held."""
         names = [requests.join_lease(*lease) for lease in leases]
@@ -360,4 +370,5 @@ def _new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     for name in ("delay", "timeout"):
         if options.get(name) is not None:
             options[name] = durations.seconds(options[name], path=f"{at}.{name}")
-    return {**body, **{name: value for name, value in options.items() if value is not None}}
+    given = {name: v for name, v in options.items() if v is not None or name == "timeout"}
+    return {**body, **given}

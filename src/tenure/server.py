@@ -68,6 +68,7 @@ class Application:
         @contextlib.asynccontextmanager
         async def lifespan(_: object) -> AsyncIterator[None]:
             await asyncio.to_thread(app.open)
+            await asyncio.to_thread(app.core.declare, app.core.handlers.options())
             if authorize is None:
                 await asyncio.to_thread(guard.warn_if_closed, settings, app)
             notifier.start()

@@ -22,7 +22,7 @@ from tenure.http.api.routes import ROUTES
 from tenure.jobs import explain, payload
 from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
 from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH
-from tenure.jobs.stats import QueueState, WorkerState
+from tenure.jobs.stats import QueueState, TypeState, WorkerState
 from tenure.jobs.work import Answer, Outcome
 from tenure.lifecycle import FIRST_EVENT, MAX_RETURNS, TRANSITIONS, Status
 from tenure.wire import problems, requests, responses
@@ -141,6 +141,7 @@ def test_every_field_and_parameter_is_named() -> None:
             responses.HeldBody,
             responses.StatsBody,
             requests.LimitRequest,
+            TypeState,
         ),
         *(route.query for route in ROUTES if route.query is not None),
     )

@@ -19,6 +19,7 @@ from tenure.dashboard import push, site
 from tenure.errors import Forbidden, InvalidInput
 from tenure.http import token_cache
 from tenure.http.api.routes import ROUTES, Route
+from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.server import build
@@ -66,6 +67,7 @@ def tenants(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tena
         error = "foreign error"
         app.core.report([Report(failing.id, failing.lease_id, Outcome.FAILED, error=error)])
         app.queues.limit("billing", 100)
+        app.core.declare({"foreign.type": TypeOptions(queue="billing")})
         bulk = app.bulk.start("retry", Filter(queue="billing")).id
         app.bulk.stop(bulk)
         app.enqueue("own.type", queue="mail")
@@ -108,6 +110,8 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "pauseQueue": (None, 403),
     "resumeQueue": (None, 403),
     "limitQueue": ({"max_pending": 0}, 403),
+    "declareType": ({"queue": "billing"}, 403),
+    "listTypes": (None, 200),
     "listWorkers": (None, 200),
     "showStats": (None, 200),
     "showMetrics": (None, 200),

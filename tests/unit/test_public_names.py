@@ -12,7 +12,7 @@ import pytest
 import tenure
 from tenure import JobType, Tenure, client, errors, server
 from tenure.app.bulk import BulkActions
-from tenure.app.queues import Queues, Workers
+from tenure.app.queues import Queues, Types, Workers
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
@@ -38,6 +38,7 @@ NOUNS = {
     "queues": (Queues, "limit list pause resume"),
     "stats": (Statistics, "activity counts failures late_leases measured_until recount totals"),
     "tokens": (Tokens, "create list revoke"),
+    "types": (Types, "list"),
     "webhooks": (Webhooks, "create list remove"),
     "workers": (Workers, "list"),
 }

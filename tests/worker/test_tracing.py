@@ -302,6 +302,7 @@ def test_the_span_of_jobs_that_cannot_be_added_ends(
 ) -> None:
     """Spans that have not ended are told to nobody."""
     app = Tenure(f"sqlite:///{tmp_path}/no/such/folder/jobs.db", tracing=True)
+    app.job(name="lost")(lambda: None)
     with pytest.raises(StoreUnavailable):
         app.enqueue("lost")
     (span,) = named(spans, "enqueue lost", 1)

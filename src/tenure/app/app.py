@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
 from tenure.app.bulk import BulkActions
 from tenure.app.core import Core, checked_query
-from tenure.app.queues import Queues, Workers
+from tenure.app.queues import Queues, Types, Workers
 from tenure.app.register import Register
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
@@ -49,7 +49,7 @@ class Tenure:
     at once and closes it at the end. Safe to use from any thread and any event loop. Not fork-safe:
     a connection opened before `fork()` raises StoreUnavailable in the child. Open it in the child.
 
-    Everyday verbs are methods. The rest is sorted by noun: `queues`, `workers`, `stats` (counts,
+    Everyday verbs are methods. The rest is by noun: `queues`, `types`, `workers`, `stats` (counts,
     activity, failures), `bulk` (retry or cancel all that match), `events` (the ledger as a stream),
     `tokens` (of the HTTP API) and `webhooks`. `core` is internal.
     """
@@ -87,6 +87,7 @@ class Tenure:
             Tracing() if tracing else None,
         )
         self.queues = Queues(self.core)
+        self.types = Types(self.core)
         self.workers = Workers(self.core)
         self.stats = Statistics(self.core)
         self.bulk = BulkActions(self.core)
@@ -201,8 +202,9 @@ class Tenure:
         - `actor`: who adds it, for the ledger. Default: the application's actor.
 
         A duration is a number of seconds, a timedelta, or text such as `30s`, `1h30m` or `PT5M`, up
-        to 10 years. Defaults are those of `@app.job(...)` if this application has the handler,
-        otherwise the ones given here.
+        to 10 years. Defaults are those of `@app.job(...)`. If this application does not have the
+        handler, they are those that a worker or a server with it has stored in the database, at
+        most five seconds old. For a type that is not known there, they are the ones given here.
 
         Returns the job. Raises InvalidInput (PayloadTooLarge), KeyConflict, QueueFull, or
         StoreUnavailable. After StoreUnavailable the job may exist: enqueue again, with an
@@ -230,6 +232,7 @@ class Tenure:
 
     async def enqueue_many_async(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """Add many jobs like `enqueue_many`, without blocking the event loop."""
+        await self.core.defaults.look_up(new_job.type for new_job in new_jobs)
         return [added.job for added in await asyncio.wrap_future(self.core.add(new_jobs))]
 
     # --- jobs

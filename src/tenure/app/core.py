@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from tenure.app.type_defaults import OptionsByType, TypeDefaults, declare
 from tenure.errors import Forbidden, InvalidInput, JobNotFound
 from tenure.jobs import ids
 from tenure.jobs.durations import retention
@@ -28,7 +29,7 @@ from tenure.jobs.work import ClaimRequest, Duty, Exchange, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import Store, migration_sql, open_store, schema_of, search
 from tenure.store.migrate import fits
-from tenure.store.tables import sessions, tokens, webhooks
+from tenure.store.tables import sessions, tokens, types, webhooks
 from tenure.store.tables.bulk import about
 from tenure.store.transitions import Steps
 from tenure.store.work import nothing
@@ -69,6 +70,7 @@ class Core:
         self.tracing = tracing
         self.queues: Patterns | None = None
         """The only queues that its verbs show and change; None: every queue."""
+        self.defaults = TypeDefaults(self.handlers, lambda: types.every(self.store.read))
         self._whole: Core | None = None  # what this one is a limited view of
         self._opened: Store | None = None
         self._opening = threading.Lock()
@@ -116,6 +118,7 @@ class Core:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
+        self.defaults.forget()
 
     def take_over(self, other: Core) -> None:
         """Also handle, redact and trace what another application does."""
@@ -162,7 +165,7 @@ class Core:
             raise InvalidInput(f"{len(new_jobs)} jobs at once; send at most {MAX_JOBS_AT_ONCE}")
         checked_jobs: Sequence[CheckedJob] = check_jobs(
             new_jobs,
-            defaults=self.handlers.defaults,
+            defaults=self.defaults.of,
             actor=self.actor,
             several=batch or len(new_jobs) > 1,
             own_keys=own_keys,
@@ -254,6 +257,10 @@ class Core:
         return search.count(self.limited_store.read, query, count)
 
     # --- what workers call
+
+    def declare(self, options: OptionsByType) -> None:
+        """Store the options of types, by name, for enqueues in programs without the handlers."""
+        declare(self.limited_store, options, self.queues)
 
     @property
     def exchanges(self) -> int:

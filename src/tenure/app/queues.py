@@ -1,4 +1,4 @@
-"""Queues and the workers that serve them: `app.queues` and `app.workers`."""
+"""Queues, the workers that serve them, and types: `app.queues`, `app.workers`, `app.types`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from tenure.app.core import Noun
 from tenure.jobs.enqueue import whole
 from tenure.jobs.names import check_name
 from tenure.jobs.queue_rights import includes, require
-from tenure.jobs.stats import QueueState, WorkerState
-from tenure.store.tables import queues
+from tenure.jobs.stats import QueueState, TypeState, WorkerState
+from tenure.store.tables import queues, types
 
 
 class Queues(Noun):
@@ -75,3 +75,12 @@ class Workers(Noun):
     def list(self) -> list[WorkerState]:
         """Return the workers that asked for jobs lately."""
         return self._core.limited_store.read.workers(self._core.queues)
+
+
+class Types(Noun):
+    """The types whose handlers a worker or a server of this database has or had."""
+
+    def list(self) -> list[TypeState]:
+        """Return the types, by name: at most 2,000, those seen last."""
+        found = types.every(self._core.limited_store.read).values()
+        return [type for type in found if includes(self._core.queues, type.queue)]

@@ -43,9 +43,9 @@ def _time(_: click.Context, given: click.Parameter, text: str | None) -> datetim
 @click.command()
 @click.argument("type", shell_complete=completing.types)
 @click.argument("payload", default="{}")
-@option("--queue", "NAME", "Queue of the job.  [default: default]", completing.queue_names)
-@click.option("--priority", type=int, help="Smaller runs first, -100 to 100.  [default: 0]")
-@click.option("--max-retries", type=int, help="Most attempts, the first included.  [default: 3]")
+@option("--queue", "NAME", "Queue of the job.  [default: that of its type]", completing.queue_names)
+@click.option("--priority", type=int, help="Smaller runs first, -100 to 100.")
+@click.option("--max-retries", type=int, help="Most attempts, the first included.")
 @option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
 @option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=_time)
 @option("--timeout", "TIME", "Longest time that one attempt may run: 30s, 5m.")
@@ -60,6 +60,8 @@ def enqueue(type: str, payload: str, as_json: bool, **given: Any) -> None:
     """Add a job of TYPE, and print its id once it is on disk.
 
     PAYLOAD is a JSON object; `-` reads it from standard input.  [default: {}]
+
+    Options that are not given are those of the type, as workers and servers know it.
     """
     from tenure.jobs.enqueue import NewJob
     from tenure.jobs.payload import MAX_PAYLOAD_BYTES
@@ -84,13 +86,13 @@ def enqueue(type: str, payload: str, as_json: bool, **given: Any) -> None:
 
 def _warn_if_nowhere(app: Tenure, job: Job) -> None:
     """Say if the workers that run jobs of this type take from other queues only."""
+    from tenure.jobs.stats import queues_instead
+
     with suppress(TenureError):  # the job is added, and its id is printed
-        knowing = [w for w in app.workers.list() if w.types is not None and w.runs(job.type)]
-        if knowing and not any(worker.serves(job.queue) for worker in knowing):
-            queues = sorted({queue for worker in knowing for queue in worker.queues or ()})
+        if queues := queues_instead(job.type, job.queue, app.workers.list()):
             click.echo(
                 f"Caution: workers run {job.type} from queue {', '.join(queues)} only, and this job"
-                f" is in {job.queue}. Options of @app.job are not known here: give --queue",
+                f" is in {job.queue}. Give --queue, or start a worker for {job.queue}",
                 err=True,
             )
 

@@ -1,4 +1,4 @@
-"""Commands about queues, and the counts of their jobs."""
+"""Commands about queues and types, and the counts of their jobs."""
 
 from __future__ import annotations
 
@@ -62,6 +62,30 @@ def limit(name: str, most: str) -> None:
         app.queues.limit(name, wanted)
     holds = "has no limit" if wanted is None else f"holds at most {wanted}"
     click.echo(f"queue {name} {holds}")
+
+
+types = Group("types", help="List the types of jobs.")
+
+
+@types.command("list")
+@reading_options
+def list_types(as_json: bool) -> None:
+    """List the known types of jobs, with their options.
+
+    Workers and servers store what `@app.job` says. Enqueues by name use it.
+    """
+    with existing() as app:
+        found, now = app.types.list(), app.core.clock()
+    if as_json:
+        print_json(found)
+    else:
+        columns = attrgetter("name", "queue", "priority", "max_retries")
+        rows = ((*columns(each), _seconds(each.timeout), each.seen_at) for each in found)
+        table(("TYPE", "QUEUE", "PRIORITY", "RETRIES", "TIMEOUT", "SEEN"), rows, now=now)
+
+
+def _seconds(timeout: float | None) -> str:
+    return "" if timeout is None else f"{timeout:g}s"
 
 
 @click.command()

@@ -360,10 +360,14 @@ class Handlers:
             handler = self._for_any(type)
         return handler
 
-    def defaults(self, type: str) -> TypeOptions:
-        """Return the options of a type's jobs where an enqueue does not give them."""
+    def defaults(self, type: str) -> TypeOptions | None:
+        """Return what an enqueue of a type need not say; None if its handler is not here."""
         handler = self._by_name.get(type)
-        return _PLAIN_OPTIONS if handler is None else handler.defaults
+        return None if handler is None else handler.defaults
+
+    def options(self) -> Mapping[str, TypeOptions]:
+        """Return the options of every type whose handler is here, by name."""
+        return {name: handler.defaults for name, handler in self._by_name.items()}
 
     def types(self) -> tuple[str, ...] | None:
         """Return the types that can be run; None for any."""

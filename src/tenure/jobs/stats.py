@@ -5,6 +5,7 @@ What the HTTP API answers as it is, its OpenAPI description describes from here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import inf
@@ -12,6 +13,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.names import may_list, serves
 from tenure.lifecycle import Status
 
@@ -109,3 +111,22 @@ class WorkerState:
     def runs(self, type: str) -> bool:
         """Whether it takes jobs of a type, as far as is known."""
         return self.types is None or may_list(self.types, type)
+
+
+class TypeState(TypeOptions, frozen=True, kw_only=True):
+    """The options that a worker or a server with the handler of a type has stored.
+
+    They apply to enqueues that do not give them, in programs without the handler. `seen_at` is when
+    a worker or a server that has the handler started last, to the day.
+    """
+
+    name: str
+    seen_at: Time
+
+
+def queues_instead(type: str, queue: str, workers: Sequence[WorkerState]) -> list[str]:
+    """Return the queues of the workers that run a type, if none of these takes from `queue`."""
+    knowing = [worker for worker in workers if worker.types is not None and worker.runs(type)]
+    if any(worker.serves(queue) for worker in knowing):
+        return []
+    return sorted({each for worker in knowing for each in worker.queues or ()})

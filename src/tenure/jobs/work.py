@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
 import msgspec
+
+from tenure.jobs.enqueue import TypeOptions
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +135,9 @@ class WorkSource(Protocol):
     @property
     def exchanges(self) -> int:
         """How many exchanges at once keep the source busy, where claims are not held."""
+
+    def declare(self, options: Mapping[str, TypeOptions]) -> None:
+        """Make the options of types known, by name, to programs that do not have the handlers."""
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         """Record reports, then lease jobs."""

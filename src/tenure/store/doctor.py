@@ -7,10 +7,12 @@ and change nothing: a database that does not exist yet, or has an older schema, 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from tenure.jobs.findings import Check, CheckResult
+from tenure.jobs.names import listed
+from tenure.jobs.stats import TypeState, WorkerState, queues_instead
 from tenure.store import migrate
 
 Settings = Mapping[str, tuple[Collection[str], str]]
@@ -96,3 +98,18 @@ def newest_entry(seconds_ahead: float | None) -> Check:
     )
     found = f"the newest transition is {seconds_ahead:.0f} s in the future"
     return warning("time", found, advice)
+
+
+def types(known: Collection[TypeState], workers: Sequence[WorkerState]) -> Check:
+    """Whether the workers that run a type take from the queue that its jobs go to."""
+    waiting = [
+        f"{type.name} goes to queue {type.queue} and is run from {', '.join(queues)} only"
+        for type in known
+        if (queues := queues_instead(type.name, type.queue, workers))
+    ]
+    advice = (
+        "jobs wait in queues that no worker of their type takes from: "
+        f"{'; '.join(listed(waiting))}. Start a worker for that queue, or correct `queue=` in "
+        "@app.job and start its workers again"
+    )
+    return warning("types", f"{len(known)} known", advice if waiting else "")

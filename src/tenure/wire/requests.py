@@ -99,24 +99,41 @@ class Backoff(Request):
     cap: Seconds | UnsetType = UNSET
 
 
-class EnqueueRequest(Request):
-    """A job to add. Durations are seconds, or text such as `30s`, `1h30m`, `PT5M`."""
+class TypeRequest(Request):
+    """The options of a type's jobs. Durations are seconds, or text such as `30s`, `1h30m`, `PT5M`.
 
-    type: Name
-    payload: Annotated[dict[str, Any], JsonObject] = {}
+    Those that are left out are the defaults of Tenure.
+    """
+
     queue: Name | UnsetType = UNSET
     priority: Priority | UnsetType = UNSET
     max_retries: Retries | UnsetType = UNSET
+    timeout: Timeout | UnsetType | None = UNSET  # null: no limit
+    backoff: Backoff | Seconds | UnsetType = UNSET  # a policy, or only its base
+
+
+class EnqueueRequest(TypeRequest, kw_only=True):
+    """A job to add. The options that are left out are those of its type."""
+
+    type: Name
+    payload: Annotated[dict[str, Any], JsonObject] = {}
     run_at: RunAt | None = None
     delay: Seconds | None = None
-    timeout: Timeout | None = None
-    backoff: Backoff | Seconds | UnsetType = UNSET  # a policy, or only its base
     idempotency_key: Key | UnsetType = UNSET
 
     def pack(self, path: str) -> None:
         """Replace the payload by its text; raises InvalidInput."""
         text = JsonText(canonical(self.payload, path=f"{path}.payload"))
         structs.force_setattr(self, "payload", text)
+
+
+def options_of(request: TypeRequest) -> dict[str, Any]:
+    """Return the options that a request gives. Only a timeout can be None."""
+    return {
+        name: given(value) if isinstance(value, Backoff) else value
+        for name, value in given(request).items()
+        if (value is not None or name == "timeout") and name not in {"type", "payload"}
+    }
 
 
 class RetryRequest(Request):

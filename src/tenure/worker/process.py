@@ -21,8 +21,9 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from tenure.app.app import Tenure
-from tenure.errors import StoreUnavailable
+from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.findings import CheckResult, Progress, no_progress
+from tenure.jobs.handlers import Handlers
 from tenure.jobs.names import check_queues
 from tenure.jobs.work import WorkSource
 from tenure.settings import Settings
@@ -33,9 +34,12 @@ from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
-GUARDED = "library"
-"""The check whose warnings are not logged: Tenure works around what it finds."""
+NOT_LOGGED = ("library", "types")
+"""The checks whose warnings are not logged. Tenure works around what the first one finds. While
+workers start, the queues of some types have none yet."""
 ABORTED = 130
+DECLARE_SECONDS = 1.0
+"""How long to wait before types are sent again to a source that did not answer."""
 LEFTOVER_SECONDS = 1.0
 """How long a process that is done waits for tasks and threads that handlers left behind."""
 SWITCH_SECONDS = 0.0001
@@ -91,6 +95,8 @@ def run_worker(
             with contextlib.suppress(StoreUnavailable):  # it waits for the database
                 app.open()
             stops.append(running.enter_context(maintained(app, settings)).ask_to_stop)
+        else:
+            running.enter_context(declared(source, app.core.handlers))
         running.enter_context(spared_by_collector())
         running.enter_context(stopped_by_signals(lambda: [stop() for stop in stops]))
         run_loop(worker.run())
@@ -116,10 +122,36 @@ def maintained(
     maintenance.start()
     delivery.start()
     try:
-        yield delivery
+        with declared(app.core, app.core.handlers):
+            yield delivery
     finally:
         maintenance.stop()  # first, because it does not wait as long as deliveries may
         delivery.stop()
+
+
+@contextlib.contextmanager
+def declared(source: WorkSource, handlers: Handlers) -> Iterator[None]:
+    """Make the options of the handlers' types known, on a thread, once the source answers."""
+    stop = threading.Event()
+
+    def declare() -> None:
+        while not stop.is_set():
+            try:
+                source.declare(handlers.options())
+                return
+            except StoreUnavailable:
+                stop.wait(DECLARE_SECONDS)
+            except TenureError as error:
+                log.warning("programs without these handlers do not know their options: %s", error)
+                return
+
+    thread = threading.Thread(target=declare, name="tenure-declare", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(DECLARE_SECONDS)
 
 
 def log_checks(app: Tenure) -> threading.Thread:
@@ -129,7 +161,7 @@ def log_checks(app: Tenure) -> threading.Thread:
         for check in app.check():
             if check.health is CheckResult.PROBLEM:
                 log.error("%s: %s. %s", check.name, check.found, check.advice)
-            elif check.health is CheckResult.WARNING and check.name != GUARDED:
+            elif check.health is CheckResult.WARNING and check.name not in NOT_LOGGED:
                 log.warning("%s: %s. %s", check.name, check.found, check.advice)
 
     thread = threading.Thread(target=check_all, name="tenure-checks", daemon=True)

@@ -16,6 +16,7 @@ import msgspec
 
 from tenure.app.app import Tenure
 from tenure.errors import PermanentFailure, TenureError
+from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.handlers import Handlers, JobContext, describe
 from tenure.jobs.work import Duty
 from tenure.webhooks import request
@@ -71,7 +72,7 @@ def add_delivery(handlers: Handlers, app: Tenure, receivers: Receivers, *, priva
             raise DeliveryFailed(f"the receiver answered {status}")
         return f"the receiver answered {status}"
 
-    handlers.add(describe(deliver, WEBHOOK, handlers.defaults(WEBHOOK)))
+    handlers.add(describe(deliver, WEBHOOK, TypeOptions()))
 
 
 class WebhookDelivery(threading.Thread):

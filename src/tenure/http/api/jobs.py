@@ -52,6 +52,7 @@ class CountQuery(FilterQuery, kw_only=True):
 async def create_job(call: Call) -> Response:
     """Enqueue a job; it is on disk when this answers."""
     call.check_running()
+    await call.app.core.defaults.look_up([call.body.type])
     adding = await call.compute(_add, call, [call.body], call.header("Idempotency-Key"))
     (added,) = await asyncio.wrap_future(adding)
     headers = {"Location": call.address(f"/jobs/{added.job.id}")}
@@ -63,6 +64,7 @@ async def create_jobs(call: Call) -> Response:
     call.check_running()
     if not call.body:
         return answer([], 201)
+    await call.app.core.defaults.look_up(new.type for new in call.body)
     added = await asyncio.wrap_future(await call.compute(_add_batch, call))
     return await call.compute(_added, call, added)
 
@@ -92,14 +94,7 @@ def _add(
 
 def _new_job(new: requests.EnqueueRequest, caller: Caller, key: str | None = None) -> NewJob:
     """Return the job as the application takes it; the application checks most of it."""
-    options = {
-        name: value
-        for name, value in requests.given(new).items()
-        if value is not None and name not in {"type", "payload"}
-    }
-    options["actor"] = caller.name
-    if isinstance(new.backoff, requests.Backoff):
-        options["backoff"] = requests.given(new.backoff)
+    options = {**requests.options_of(new), "actor": caller.name}
     if key is not None:  # the header takes precedence, but both must be valid keys
         if "idempotency_key" in options:
             check_key(options["idempotency_key"], "$.idempotency_key")

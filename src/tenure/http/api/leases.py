@@ -15,6 +15,7 @@ from tenure.errors import LeaseLost, ReportConflict
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
 from tenure.http.waiting import Waiter, look_pause
+from tenure.jobs.enqueue import TypeOptions, defaults_of
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.payload import damage
@@ -178,3 +179,11 @@ def renew_leases(call: Call) -> Response:
             for name, (_, lease_id) in zip(call.body, leases, strict=True)
         ]
     )
+
+
+def declare_type(call: Call) -> Response:
+    """Make the options of a type known, of which the worker has the handler."""
+    name = check_open(call.path["name"], "job type", "name")
+    options = defaults_of(requests.options_of(call.body), TypeOptions())
+    call.app.core.declare({name: options})
+    return answer(next(type for type in call.app.types.list() if type.name == name))

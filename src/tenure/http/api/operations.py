@@ -99,6 +99,11 @@ def _queue(call: Call) -> Response:
     return answer(next(q for q in call.app.queues.list() if q.name == name))
 
 
+def list_types(call: Call) -> Response:
+    """List the types whose handlers are known, with the options of their jobs."""
+    return answer(call.app.types.list())
+
+
 def list_workers(call: Call) -> Response:
     """List the workers that asked for jobs lately."""
     return answer(call.app.workers.list())

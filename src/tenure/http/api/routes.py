@@ -18,7 +18,7 @@ from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.jobs import payload
 from tenure.jobs.explain import Explanation
 from tenure.jobs.queries import Counted
-from tenure.jobs.stats import QueueState, WorkerState
+from tenure.jobs.stats import QueueState, TypeState, WorkerState
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
 from tenure.wire import requests, responses
 
@@ -117,6 +117,7 @@ REPORTS = Body(
 HEARTBEATS = Body(
     LeaseNames, limit=4 * 1024 * 1024, lenient=True, item=requests.LeaseName, most=MAX_LEASES
 )
+TYPE_OPTIONS = Body(requests.TypeRequest)
 LIMIT = Body(requests.LimitRequest)
 BULK_REQUEST = Body(requests.BulkRequest)
 NO_BODY = Body(requests.NoFields, optional=True)
@@ -145,6 +146,8 @@ HELD = Reply(responses.HeldBody, "The lease is held.")
 ALL_HELD = Reply(list[responses.HeldBody], "Whether each lease is held, in order.")
 QUEUES = Reply(list[QueueState], "The queues.")
 QUEUE = Reply(QueueState, "The queue, changed.")
+TYPES = Reply(list[TypeState], "The types.")
+TYPE = Reply(TypeState, "The type.")
 WORKERS = Reply(list[WorkerState], "The workers.")
 STATS = Reply(responses.StatsBody, "The counts.")
 STREAM = Reply(None, "The stream.", also=("text/event-stream",))
@@ -195,11 +198,13 @@ ROUTES: tuple[Route, ...] = (
         query=requests.HeartbeatRequest,
         body=HEARTBEATS,
     ),
+    Route("PUT", "/types/{name}", WORK, leases.declare_type, TYPE, body=TYPE_OPTIONS),
     # --- what operators call
     Route("GET", "/queues", READ, operations.list_queues, QUEUES),
     Route("POST", "/queues/{name}/pause", ADMIN, operations.pause_queue, QUEUE, body=NO_BODY),
     Route("POST", "/queues/{name}/resume", ADMIN, operations.resume_queue, QUEUE, body=NO_BODY),
     Route("PUT", "/queues/{name}/limit", ADMIN, operations.limit_queue, QUEUE, body=LIMIT),
+    Route("GET", "/types", READ, operations.list_types, TYPES),
     Route("GET", "/workers", READ, operations.list_workers, WORKERS),
     Route("GET", "/stats", READ, operations.show_stats, STATS),
     Route("GET", "/metrics", READ, operations.show_metrics, METRICS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
+from contextlib import closing
 from typing import Any
 
 from tenure.jobs.findings import Check
@@ -12,6 +13,8 @@ from tenure.store.doctor import ok, problem, warning
 from tenure.store.postgres import schema as postgres_schema
 from tenure.store.postgres.connection import OLDEST_SERVER, address_of, connect, one, route_of
 from tenure.store.postgres.pooler import pools_transactions
+from tenure.store.postgres.reader import PostgresReader
+from tenure.store.tables import types
 
 # The imports above say what to do where psycopg is missing.
 # isort: split
@@ -193,6 +196,9 @@ def check_postgres(url: str) -> Iterator[Check]:
             now = one(connection, "SELECT clock_timestamp()")
             after = time.time()  # noqa: TID251
             yield doctor.clock(now, before, after)
+        if found == migrate.newest("postgres"):
+            with closing(PostgresReader(url)) as reader:
+                yield doctor.types(types.every(reader).values(), reader.workers())
     except psycopg.Error as error:
         advice = f"{error}: is the server running, and may this user connect?"
         yield problem("database", "does not answer", advice)

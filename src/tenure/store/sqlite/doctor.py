@@ -17,6 +17,8 @@ from tenure.store.sqlite import connection as sqlite_connection
 from tenure.store.sqlite import filesystems
 from tenure.store.sqlite import schema as sqlite_schema
 from tenure.store.sqlite.connection import OLDEST_SQLITE, resets_wal_unsafely
+from tenure.store.sqlite.reader import SqliteReader
+from tenure.store.tables import types
 
 MIN_SPACE = 1024**3
 """Bytes; the log of a SQLite file alone may take some hundred MB while there is a long reader."""
@@ -135,6 +137,9 @@ def check_sqlite(url: str) -> Iterator[Check]:
             yield doctor.clock(sqlite_connection.to_time(millis), before - 0.001, after)
             (ahead,) = connection.execute(AHEAD).fetchone() or (None,)
             yield doctor.newest_entry(ahead)
+        if version == migrate.newest("sqlite"):
+            with closing(SqliteReader(path)) as reader:
+                yield doctor.types(types.every(reader).values(), reader.workers())
     except sqlite3.Error as error:
         advice = "is it a database of Tenure, and may this user read and write it and its folder?"
         yield problem("database", f"{path}: {error}", advice)

@@ -142,3 +142,14 @@ CREATE TABLE {schema}.session (
     token text NOT NULL,
     expires_at timestamptz NOT NULL
 );
+
+-- The options of `@app.job`, for enqueues in programs that do not have the handler.
+CREATE TABLE {schema}.type (
+    name text COLLATE "C" PRIMARY KEY,
+    queue text COLLATE "C" NOT NULL,
+    priority integer NOT NULL,
+    max_retries integer NOT NULL,
+    timeout float8,
+    backoff text,
+    seen_at timestamptz NOT NULL
+);

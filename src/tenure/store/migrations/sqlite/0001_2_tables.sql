@@ -141,3 +141,14 @@ CREATE TABLE tenure_session (
     token TEXT NOT NULL,
     expires_at INTEGER NOT NULL
 ) STRICT;
+
+-- The options of `@app.job`, for enqueues in programs that do not have the handler.
+CREATE TABLE tenure_type (
+    name TEXT PRIMARY KEY NOT NULL,
+    queue TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    max_retries INTEGER NOT NULL,
+    timeout REAL,
+    backoff TEXT,
+    seen_at INTEGER NOT NULL
+) STRICT;

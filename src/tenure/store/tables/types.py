@@ -1,0 +1,48 @@
+"""The table of types: the options of `@app.job`, for enqueues without the handler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+from tenure.errors import InvalidInput
+from tenure.jobs.enqueue import TypeOptions, defaults_of
+from tenure.jobs.stats import TypeState
+from tenure.store.dialect import Statements
+from tenure.store.reader import Reader
+from tenure.store.rows import fields_of, read_policy, selected, write_policy
+
+MAX_TYPES = 2_000
+"""Types that are kept, those seen last."""
+OPTIONS = TypeOptions.__struct_fields__
+COLUMNS = ("name", *OPTIONS, "seen_at")
+
+
+def save(db: Statements, types: Mapping[str, TypeOptions]) -> None:
+    """Store the options of types, by name."""
+    d = db.dialect
+    table = d.table("type")
+    changes = ", ".join(f"{name} = excluded.{name}" for name in (*OPTIONS, "seen_at"))
+    statement = (
+        f"INSERT INTO {table} ({', '.join(COLUMNS)}) VALUES ({d.values(len(COLUMNS) - 1)}, {d.now})"
+        f" ON CONFLICT (name) DO UPDATE SET {changes}"
+    )
+    for name, options in sorted(types.items()):  # in one order, so that no two wait in a circle
+        values = [getattr(options, option) for option in OPTIONS[:-1]]
+        db.changed(statement, (name, *values, write_policy(options.backoff)))
+    others = f"SELECT name FROM {table} ORDER BY seen_at DESC LIMIT {MAX_TYPES} OFFSET {MAX_TYPES}"
+    some = f"SELECT name FROM {table} WHERE name IN ({others}) {d.skip_locked}"
+    db.changed(f"DELETE FROM {table} WHERE name IN ({some})")
+
+
+def every(db: Reader) -> dict[str, TypeState]:
+    """Return the types by name. Options that no job may have, which SQL wrote, do not count."""
+    d = db.dialect
+    found = {}
+    for row in db.rows_soon(f"SELECT {selected(d, COLUMNS)} FROM {d.table('type')} ORDER BY name"):
+        fields = fields_of(d, COLUMNS, row)
+        state = TypeState(**{**fields, "backoff": read_policy(fields["backoff"])})
+        with suppress(InvalidInput):
+            defaults_of({name: fields[name] for name in OPTIONS[:-1]}, state)
+            found[state.name] = state
+    return found

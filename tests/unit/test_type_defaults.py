@@ -1,0 +1,134 @@
+"""The options of types whose handlers are elsewhere: when the database is asked, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tenure import StoreUnavailable, Tenure
+from tenure.app.type_defaults import PAUSE_SECONDS, STALE_SECONDS, TypeDefaults
+from tenure.jobs.enqueue import TypeOptions
+
+MAIL = TypeOptions(queue="mail")
+
+
+class Elsewhere:
+    """A database that knows some types, a clock, and what is read through them."""
+
+    def __init__(self, handlers: Tenure | None = None) -> None:
+        self.now = 100.0
+        self.types: Mapping[str, TypeOptions] | None = {"send": MAIL}
+        self.readers: list[threading.Thread] = []
+        app = handlers or Tenure("sqlite:///never-opened.db")
+        self.defaults = TypeDefaults(app.core.handlers, self.read, lambda: self.now)
+
+    def read(self) -> Mapping[str, TypeOptions]:
+        self.readers.append(threading.current_thread())
+        if self.types is None:
+            raise StoreUnavailable("away")
+        return self.types
+
+
+def test_many_enqueues_ask_once_in_five_seconds() -> None:
+    elsewhere = Elsewhere()
+    for _ in range(1_000):
+        assert elsewhere.defaults.of("send") is MAIL
+        assert elsewhere.defaults.of("unknown") == TypeOptions()
+    assert len(elsewhere.readers) == 1
+
+    elsewhere.types = {"send": TypeOptions(queue="letters")}
+    elsewhere.now += STALE_SECONDS - 0.001
+    assert elsewhere.defaults.of("send").queue == "mail"
+    elsewhere.now += 0.001
+    assert elsewhere.defaults.of("send").queue == "letters"
+    assert len(elsewhere.readers) == 2
+    assert STALE_SECONDS <= 5
+
+
+def test_who_has_the_handler_never_asks_and_its_options_win() -> None:
+    app = Tenure("sqlite:///never-opened.db")
+    app.job(name="send", queue="own")(lambda to: None)
+    elsewhere = Elsewhere(app)
+
+    assert elsewhere.defaults.of("send").queue == "own"
+    asyncio.run(elsewhere.defaults.look_up(["send"]))
+    assert elsewhere.readers == []
+
+
+def test_a_coroutine_asks_on_another_thread() -> None:
+    elsewhere = Elsewhere()
+
+    async def enqueue() -> TypeOptions:
+        await elsewhere.defaults.look_up(["send"])
+        return elsewhere.defaults.of("send")
+
+    assert asyncio.run(enqueue()) is MAIL
+    (reader,) = elsewhere.readers
+    assert reader is not threading.current_thread()
+
+
+def test_nothing_is_assumed_of_a_database_that_never_answered() -> None:
+    """Else a job would get into the wrong queue, and stay there."""
+    elsewhere = Elsewhere()
+    elsewhere.types = None
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable, match="away"):
+            elsewhere.defaults.of("send")
+    assert len(elsewhere.readers) == 1
+
+    elsewhere.types = {"send": MAIL}
+    elsewhere.now += PAUSE_SECONDS
+    assert elsewhere.defaults.of("send") is MAIL
+
+
+def test_while_the_database_is_away_the_last_answer_counts() -> None:
+    elsewhere = Elsewhere()
+    elsewhere.defaults.of("send")
+    elsewhere.types = None
+    elsewhere.now += STALE_SECONDS
+    for _ in range(3):
+        assert elsewhere.defaults.of("send") is MAIL
+        elsewhere.now += PAUSE_SECONDS
+    assert len(elsewhere.readers) == 2
+
+
+def test_after_a_change_of_the_database_nothing_old_counts() -> None:
+    elsewhere = Elsewhere()
+    elsewhere.defaults.of("send")
+    elsewhere.types = {}
+    elsewhere.defaults.forget()
+    assert elsewhere.defaults.of("send") == TypeOptions()
+
+
+def test_one_slow_answer_holds_up_only_who_knows_nothing_yet() -> None:
+    elsewhere = Elsewhere()
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def read() -> Mapping[str, TypeOptions]:
+        elsewhere.readers.append(threading.current_thread())
+        asked.set()
+        assert may_answer.wait(30)
+        return {"send": MAIL}
+
+    slow = TypeDefaults(Tenure("sqlite:///never.db").core.handlers, read, lambda: elsewhere.now)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(slow.of, "send")
+        assert asked.wait(30)
+        second = threads.submit(slow.of, "send")
+        may_answer.set()
+        assert first.result() is second.result() is MAIL
+        assert len(elsewhere.readers) == 1
+
+        elsewhere.now += STALE_SECONDS
+        asked.clear()
+        may_answer.clear()
+        third = threads.submit(slow.of, "send")
+        assert asked.wait(30)
+        assert slow.of("send") is MAIL  # at once, while the third waits
+        may_answer.set()
+        assert third.result() is MAIL
+    assert len(elsewhere.readers) == 2
