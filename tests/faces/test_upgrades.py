@@ -59,10 +59,10 @@ def test_an_older_schema_is_upgraded_by_migrate_alone(older: str) -> None:
     for command in (["stats"], ["verify"], ["enqueue", "mail"], ["serve", "--port", "0"]):
         result = run_cli(*command, "--database", older)
         assert result.exit_code == 4
-        assert "has schema 1, this Tenure needs 2: run `tenure migrate`" in result.stderr
-    with pytest.raises(SchemaMismatch, match="needs 2"):
+        assert "has schema 1, this Tenure works with 2 and 3: run `tenure migrate`" in result.stderr
+    with pytest.raises(SchemaMismatch, match="works with 2 and 3"):
         Tenure(older).enqueue("mail")
-    with pytest.raises(SchemaMismatch, match="needs 2"):
+    with pytest.raises(SchemaMismatch, match="works with 2 and 3"):
         run_worker(Tenure(older), Settings())
     check = check_of(older)
     assert (check.health, check.found) == (CheckResult.PROBLEM, "1")
@@ -107,9 +107,12 @@ def test_a_schema_that_is_one_newer_is_used_and_left_alone(
             app.enqueue("mail")
             assert app.verify() == []
     lines = [record.getMessage() for record in caplog.records]
-    assert ["has schema 2, one newer than this Tenure's" in line for line in lines] == [True, True]
+    assert ["has schema 2, this Tenure works with 1 and 2" in line for line in lines] == [
+        True,
+        True,
+    ]
     check = check_of(database_url)
-    assert (check.health, check.found) == (CheckResult.OK, "2, one newer than this Tenure's")
+    assert (check.health, check.found) == (CheckResult.OK, "2, one newer than 1 of this Tenure")
     assert output_of("migrate", "--database", database_url) == "schema 2 (as it was)"
     assert versions(database_url) == [1, 2]
 

@@ -28,7 +28,7 @@ from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import Store, migration_sql, open_store, schema_of, search
-from tenure.store.migrate import fits
+from tenure.store.migrate import advice
 from tenure.store.tables import sessions, tokens, types, webhooks
 from tenure.store.tables.bulk import about
 from tenure.store.transitions import Steps
@@ -139,7 +139,7 @@ class Core:
 
     def is_usable(self) -> bool:
         """Whether the database has a schema that this version uses; makes and changes nothing."""
-        return fits(*schema_of(self.database))
+        return not advice(*schema_of(self.database))
 
     def migration_sql(self, engine: str | None = None) -> str:
         """Return the SQL of an upgrade; with an `engine`, that of a new database of it."""

@@ -33,8 +33,6 @@ from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, nothing
 
 T = TypeVar("T")
 
-NAMELESS = {"sqlite": "sqlite:///tenure.db", "postgres": "postgresql://"}
-"""By engine: a URL of no particular database."""
 POSTGRES_WRITERS = 2
 """Connections of one process that write: one is executing while the other waits for the disk."""
 
@@ -183,11 +181,7 @@ def migrate_store(url: str, progress: Progress = no_progress) -> int:
 
 
 def migration_sql(url: str, engine: str | None = None) -> str:
-    """Return the SQL that `migrate_store` would run, and change nothing.
-
-    With an `engine`, all that a new database of it needs, without a connection. Then `url` may be
-    of the other engine.
-    """
+    """Return the SQL of an upgrade; with an `engine`, that of a new database of it, unconnected."""
     version = 0
     if engine is None:
         version, needed = schema_of(url)
@@ -195,7 +189,7 @@ def migration_sql(url: str, engine: str | None = None) -> str:
             migrate.check(version, needed, without_password(url))
             return f"-- schema {version}: nothing to do\n"
     elif is_sqlite(url) != (engine == "sqlite"):
-        url = NAMELESS[engine]
+        url = "sqlite:///tenure.db" if engine == "sqlite" else "postgresql://"
     if is_sqlite(url):
         from tenure.store.sqlite import schema as sqlite_schema
 

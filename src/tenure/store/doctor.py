@@ -38,14 +38,10 @@ def warning(name: str, found: str, advice: str) -> Check:
 def schema(found: int, needed: int) -> Check:
     """Whether the schema is the one that this version of Tenure works with."""
     if found == 0:
-        advice = f"version {needed} is made by `tenure migrate`, or by the next program that starts"
+        advice = "`tenure migrate` makes it, and so does the next program that starts"
         return warning("schema", "none yet", advice)
-    if found == needed + 1:
-        return ok("schema", f"{found}, one newer than this Tenure's")
-    advice = f"this Tenure works with {needed} and {needed + 1}: upgrade Tenure on this machine"
-    if found < needed:
-        advice = f"this Tenure needs {needed}: run `tenure migrate`"
-    return problem("schema", str(found), "" if found == needed else advice)
+    newer = f", one newer than {needed} of this Tenure" if found == needed + 1 else ""
+    return problem("schema", f"{found}{newer}", migrate.advice(found, needed))
 
 
 def guards(present: Collection[str], engine: str) -> Check:

@@ -55,25 +55,20 @@ def generated(
     }
 
 
-def fits(version: int, needed: int) -> bool:
-    """Whether code that needs the schema `needed` works with `version`: that one, or one newer."""
-    return version in (needed, needed + 1)
+def advice(version: int, needed: int) -> str:
+    """Say what to do about a schema; "" about the one that is needed, and about one newer."""
+    if version < needed:
+        return "run `tenure migrate`, or let programs upgrade it with TENURE_MIGRATE=auto"
+    return "" if version <= needed + 1 else "upgrade Tenure here, nothing was changed"
 
 
 def check(version: int, needed: int, where: str) -> None:
     """Raise SchemaMismatch if the schema `version` does not fit; log if it is newer."""
-    if version < needed:
-        raise SchemaMismatch(
-            f"{where} has schema {version}, this Tenure needs {needed}: run `tenure migrate`, or "
-            "let programs upgrade it with TENURE_MIGRATE=auto"
-        )
-    if not fits(version, needed):
-        raise SchemaMismatch(
-            f"{where} has schema {version}, this Tenure works with {needed} and {needed + 1}: "
-            "upgrade Tenure here, nothing was changed"
-        )
+    works = f"{where} has schema {version}, this Tenure works with {needed} and {needed + 1}"
+    if flaw := advice(version, needed):
+        raise SchemaMismatch(f"{works}: {flaw}")
     if version > needed:
-        log.info("%s has schema %d, one newer than this Tenure's", where, version)
+        log.info("%s", works)
 
 
 def pending(

@@ -10,6 +10,7 @@ import weakref
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tenure import failpoints
 from tenure.errors import InvalidInput, StoreUnavailable
@@ -62,8 +63,7 @@ def escaped(text: bytes) -> str:
     return text.decode("utf-8", "tenure.escaped")
 
 
-def _escape(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeDecodeError)
+def _escape(error: Any) -> tuple[str, int]:
     other = error.object[error.start : error.end]
     return "".join(f"\\\\x{byte:02x}" for byte in other), error.end
 
