@@ -197,21 +197,21 @@ class Committer:
 
     def _commit_alone(self, db: Database, batch: Sequence[Work]) -> Sequence[Work]:
         """Do and answer what one statement can, where that is faster; return the rest."""
-        if db.alone is None:
+        if db.alone is None and [work.size for work in batch] != [1]:
             return batch
         done: list[tuple[Work, Any]] = []
         left: list[Work] = []
         if is_only_adding(batch):
             _visit("before_commit", batch)
             jobs = [checked_job for work in batch for checked_job in work.checked_jobs]
-            made = db.alone.enqueue_alone(jobs, whole=len(batch) == 1)
+            made = db.enqueue_alone(jobs, whole=len(batch) == 1)
             for work in batch:
                 if all(a.id in made for a in work.checked_jobs):
                     added = [Enqueued(made[a.id], created=True) for a in work.checked_jobs]
                     done.append((work, added))
                 else:
                     left.append(work)
-        elif (claim := self._only_claim(batch)) is not None:
+        elif db.alone is not None and (claim := self._only_claim(batch)) is not None:
             _visit("before_commit", batch)
             leases = db.alone.claim_alone(claim)
             if leases is None:

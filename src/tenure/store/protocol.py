@@ -32,16 +32,7 @@ class Trouble(StrEnum):
 
 
 class Alone(Protocol):
-    """Work that is one statement and one transaction, for a database that is a round trip away."""
-
-    def enqueue_alone(
-        self, checked_jobs: Sequence[CheckedJob], *, whole: bool
-    ) -> Mapping[str, Job]:
-        """Add jobs; id -> job for those that were added.
-
-        It leaves out what needs a closer look: jobs whose id or key is there already, or (perhaps
-        with others) whose queue has a limit. If `whole`, then either all are added or none.
-        """
+    """A claim that is one statement and one transaction, for a database a round trip away."""
 
     def claim_alone(self, request: ClaimRequest) -> list[Lease] | None:
         """Claim jobs; None if that needs a closer look, and nothing was claimed."""
@@ -52,7 +43,10 @@ class Database(Statements, Protocol):
 
     @property
     def alone(self) -> Alone | None:
-        """What is faster in one statement, None if several statements cost no round trips."""
+        """Claims in one statement; None if there is one writer, without round trips or locks.
+
+        Without it `enqueue_alone` takes one job.
+        """
 
     @property
     def stats(self) -> StatsWriter:
@@ -75,6 +69,16 @@ class Database(Statements, Protocol):
 
     def now(self) -> datetime:
         """Return the store's clock."""
+
+    def enqueue_alone(
+        self, checked_jobs: Sequence[CheckedJob], *, whole: bool
+    ) -> Mapping[str, Job]:
+        """Add jobs by one statement, a whole transaction; id -> job for those that were added.
+
+        It leaves out what needs a closer look: jobs whose id or key is there already, or (perhaps
+        with others) whose queue has a limit. If `whole`, then either all are added or none. It may
+        leave all of them out.
+        """
 
     def insert(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, Job]:
         """Add the jobs whose id and key are new; id -> job for exactly those."""

@@ -1,4 +1,7 @@
-"""On SQLite the failpoints before a commit are inside the transaction, each visited once."""
+"""On SQLite the failpoints before a commit are inside the transaction, each visited once.
+
+Where one statement is the transaction, they are before it.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,15 @@ from tests.support.store import claim_request
 
 ENQUEUE_OR_CLAIM = """
 import sys
-from tenure import Tenure
+from tenure.jobs.enqueue import CheckedJob
+from tenure.jobs.ids import new_id
 from tenure.store import open_store
 from tests.support.store import claim_request
 
 place, path = sys.argv[1:]
 if place == "enqueue":
-    Tenure(f"sqlite:///{path}").enqueue("mail")
+    jobs = [CheckedJob(id=new_id(), type="mail") for _ in range(2)]
+    open_store(f"sqlite:///{path}").add(jobs).result()
 else:
     open_store(f"sqlite:///{path}").exchange([], claim_request(1)).result()
 """
@@ -60,7 +65,7 @@ def commit(db: Sqlite, work: Work) -> None:
 
 def works() -> dict[str, Work]:
     return {
-        "enqueue": EnqueueWork([CheckedJob(id=new_id(), type="mail")]),
+        "enqueue": EnqueueWork([CheckedJob(id=new_id(), type="mail") for _ in range(2)]),
         "claim": ExchangeWork([], claim_request(1, worker="worker")),
     }
 

@@ -1,4 +1,5 @@
 """Every write transaction is one from its beginning: none starts as a read and becomes a write.
+The enqueue of one job is a transaction of one statement, which writes from its beginning.
 
 SQLite refuses such an upgrade at once, whatever the busy timeout, if somebody wrote in between.
 """
@@ -15,9 +16,12 @@ from typing import Any, ClassVar
 import pytest
 
 from tenure import StoreUnavailable, Tenure
+from tenure.jobs.enqueue import CheckedJob
+from tenure.jobs.ids import new_id
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store import enqueue
 from tenure.store.sqlite import connection as sqlite_connection
+from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import Connection, connect, connect_writer
 from tenure.store.sqlite.schema import upgrade
 from tenure.store.sqlite.writer import Sqlite
@@ -72,7 +76,46 @@ def test_every_transaction_takes_the_right_to_write_at_its_beginning(
     assert begun == {"BEGIN IMMEDIATE"}
     writes = [(text, inside) for text, inside in seen if WRITES & set(text.upper().split())]
     assert len(writes) > 10
-    assert [text for text, inside in writes if not inside] == []
+    alone = [text for text, inside in writes if not inside]
+    assert alone == [sql.INSERT_ONE.strip()] * len(jobs)
+
+
+def test_the_enqueue_of_one_job_is_one_statement(
+    seen: list[tuple[str, bool]], tmp_path: Path
+) -> None:
+    app = Tenure(f"sqlite:///{tmp_path}/jobs.db")
+    app.enqueue("t")
+    seen.clear()
+    app.enqueue("t", delay="5m", priority=3, idempotency_key="k")
+    assert len(seen) == 1
+    app.close()
+
+
+def test_one_statement_waits_for_the_writer_before_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = Sqlite(path)
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        looks = iter((lambda: None, lambda: None, other.commit))
+        monkeypatch.setattr(sqlite_connection.time, "sleep", lambda _: next(looks)())
+        made = db.enqueue_alone([CheckedJob(id=new_id(), type="t")], whole=True)
+        assert next(looks, None) is None
+        assert [(id,) for id in made] == other.execute("SELECT id FROM tenure_job").fetchall()
+    db.close()
+
+
+def test_what_one_statement_added_is_committed_when_it_is_answered(path: Path) -> None:
+    db = Sqlite(path)
+    checked_job = CheckedJob(id=new_id(), type="t", delay=60)
+    (job,) = db.enqueue_alone([checked_job], whole=True).values()
+    assert db._connection is not None
+    assert not db._connection.in_transaction
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        found = other.execute("SELECT id, run_at - created_at FROM tenure_job").fetchall()
+        assert found == [(job.id, 60_000)]
+        other.execute("BEGIN IMMEDIATE")  # nothing holds the file
+    db.close()
 
 
 # --- the end of a transaction that failed -----------------------------------------------------

@@ -7,15 +7,18 @@ import os
 import sqlite3
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tenure import failpoints
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.redaction import without_password
 from tenure.store.sqlite import filesystems
+
+T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 HELD = (
@@ -122,7 +125,7 @@ def connect(path: Path) -> Connection:
         _open[connection] = file
     try:
         # While another starter is writing its first transaction, SQLite refuses that at once.
-        _execute_in_time(connection, "PRAGMA journal_mode = WAL", 0.01)
+        when_free(lambda: connection.execute("PRAGMA journal_mode = WAL"), 0.01)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -65536")
         connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
@@ -135,7 +138,7 @@ def connect(path: Path) -> Connection:
 
 
 def connect_writer(path: Path) -> Connection:
-    """A connection for `begin_writing`."""
+    """A connection for `begin_writing` and `when_free`."""
     connection = connect(path)
     connection.execute("PRAGMA busy_timeout = 0")
     # What a statement or savepoint may have to undo is kept in memory, not in a separate file;
@@ -146,29 +149,27 @@ def connect_writer(path: Path) -> Connection:
 
 
 def begin_writing(connection: sqlite3.Connection) -> None:
-    """Begin a write transaction, waiting for another writer up to the busy timeout.
+    """Begin a write transaction, waiting for another writer up to the busy timeout."""
+    when_free(lambda: connection.execute("BEGIN IMMEDIATE"))
+
+
+def when_free(act: Callable[[], T], pause: float = LOOK_SECONDS) -> T:
+    """Do what another writer may hold up; try again after `pause` seconds until it is late.
 
     SQLite's own waiting sleeps longer and longer: where workers take turns of some milliseconds
     each, it finds the pauses between them by luck only.
     """
-    _execute_in_time(connection, "BEGIN IMMEDIATE", LOOK_SECONDS)
-
-
-def _execute_in_time(connection: sqlite3.Connection, statement: str, pause: float) -> None:
-    """Execute what another writer may hold up; try again after `pause` seconds until it is late."""
     give_up = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     while True:
         try:
-            connection.execute(statement)
+            return act()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
             if time.monotonic() > give_up:
                 error.args = (f"{error}: {HELD}",)
                 raise
             time.sleep(pause)
-        else:
-            return
 
 
 def resets_wal_unsafely(version: tuple[int, int, int]) -> bool:

@@ -112,6 +112,14 @@ ON CONFLICT DO NOTHING
 """,
 )
 
+# A statement that is a transaction. It adds nothing to a queue with a limit, and no job whose id or
+# key is there: those need a closer look.
+INSERT_ONE = f"""
+INSERT INTO tenure_job ({", ".join(INSERTED)})
+SELECT {", ".join("?" * len(ADDED))}, ?, at, coalesce(?, at + ?) FROM tenure_now
+WHERE NOT EXISTS (SELECT 1 FROM tenure_queue WHERE name = ? AND max_pending IS NOT NULL)
+ON CONFLICT DO NOTHING RETURNING created_at, run_at
+"""
 KNOWN = f"""
 SELECT {", ".join(COLUMNS)}, fingerprint FROM tenure_job
 WHERE idempotency_key = ? OR id = ? ORDER BY id <> ? LIMIT 1

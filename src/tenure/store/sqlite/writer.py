@@ -31,6 +31,7 @@ from tenure.store.sqlite.connection import (
     kept,
     to_millis,
     to_time,
+    when_free,
 )
 from tenure.store.tables.stats import StatsWriter
 
@@ -62,15 +63,21 @@ class Sqlite:
     # --- transactions
 
     def begin(self) -> None:
+        begin_writing(self._connected())
+        self._check_files()
+        self._now = None
+
+    def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = self._connect(self._path)
-        begin_writing(self._connection)
+        return self._connection
+
+    def _check_files(self) -> None:
         self._in_place = False
         if self._files is None:
             self._files = Files(self._path)
         self._files.check()
         self._in_place = True
-        self._now = None
 
     def commit(self) -> None:
         self._db.execute("COMMIT")
@@ -149,6 +156,28 @@ class Sqlite:
         ]
         made = self._changed_each(sql.INSERT, rows)
         return {job.id: job for job, new in zip(jobs, made, strict=True) if new}
+
+    def enqueue_alone(
+        self, checked_jobs: Sequence[CheckedJob], *, whole: bool
+    ) -> Mapping[str, Job]:
+        (checked_job,) = checked_jobs
+        if checked_job.traceparent:
+            return {}  # that is another table, and so a transaction of several statements
+        values = (
+            *_added_values(checked_job),
+            write_policy(checked_job.backoff),
+            checked_job.run_at and to_millis(checked_job.run_at),
+            round(checked_job.delay * 1000),
+            checked_job.queue,
+        )
+        db = self._connected()
+
+        def insert() -> list[tuple[int, int]]:
+            self._check_files()
+            return db.execute(sql.INSERT_ONE, values).fetchall()  # to its end, which is the commit
+
+        added = [added_job(checked_job, *map(to_time, times)) for times in when_free(insert)]
+        return {job.id: job for job in added}
 
     def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
         return {

@@ -72,7 +72,7 @@ CREATE TABLE tenure_transition (
     actor TEXT,
     detail TEXT
 ) STRICT;
-CREATE INDEX tenure_transition_job ON tenure_transition (job_id, seq);
+CREATE INDEX tenure_transition_job ON tenure_transition (job_id);  -- and seq, the rowid
 
 CREATE TABLE tenure_queue (
     name TEXT PRIMARY KEY NOT NULL,
