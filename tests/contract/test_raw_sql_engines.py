@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from tests.contract.situations import DRESS, INSERT, NEW_ID, SITUATIONS, refused
@@ -84,15 +86,28 @@ def test_no_update_replaces_a_job(harness: StoreHarness, ids: dict[str, str], ve
 
 
 @on_sqlite
+@pytest.mark.parametrize("guards", ["triggers and checks", "triggers alone"])
+def test_no_null_becomes_a_default(harness: StoreHarness, ids: dict[str, str], guards: str) -> None:
+    """OR REPLACE writes it after the triggers have seen NULL."""
+    if guards == "triggers alone":
+        harness.sql.drop_checks()
+    nulls = ("status = NULL", "attempts = NULL", "token = NULL, attempts = NULL")
+    for situation, change, dress in product(SITUATIONS, nulls, DRESS.values()):
+        statement = f"UPDATE OR REPLACE {{job}} SET {change}, {dress} WHERE id = ?"
+        refused(harness, statement, ids[situation])
+        refused(harness, f"UPDATE OR REPLACE {{job}} SET {change} WHERE id = ?", ids[situation])
+
+
+@on_sqlite
 def test_no_insert_replaces_an_entry_of_the_ledger(
     harness: StoreHarness, ids: dict[str, str]
 ) -> None:
     row = "(seq, job_id, at, source, target, event, attempt, token)"
+    values = "VALUES (?, ?, 0, NULL, 'pending', 'enqueued', 0, 0)"
     for seq, verb in ((1, "INSERT OR REPLACE"), (1, "REPLACE"), (5, "INSERT OR REPLACE")):
-        values = "VALUES (?, ?, 0, NULL, 'pending', 'enqueued', 0, 0)"
         refused(harness, f"{verb} INTO {{transition}} {row} {values}", seq, ids["completed"])
-    for seq in (0, -1):
-        values = "VALUES (?, ?, 0, NULL, 'pending', 'enqueued', 0, 0)"
+    newest = harness.sql.value("SELECT max(seq) FROM {transition}")
+    for seq in (0, -1, newest + 2, 2**63 - 1):  # after the last of them, nothing could follow
         refused(harness, f"INSERT INTO {{transition}} {row} {values}", seq, ids["completed"])
     for verb in ("UPDATE OR REPLACE", "UPDATE OR IGNORE"):
         without_effect(harness, f"{verb} {{transition}} SET seq = 1 WHERE seq = 2")

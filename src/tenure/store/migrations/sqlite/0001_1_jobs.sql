@@ -107,8 +107,10 @@ CREATE TRIGGER tenure_job_counts AFTER INSERT ON tenure_job
 WHEN NEW.rowid < 1
 BEGIN SELECT RAISE(ABORT, 'tenure: rowids count from 1'); END;
 
+-- OR REPLACE writes the default where the statement says NULL, after this trigger: what may be NULL
+-- is illegal, too.
 CREATE TRIGGER tenure_job_moves BEFORE UPDATE ON tenure_job
-WHEN NEW.rowid <> OLD.rowid OR {illegal_change}
+WHEN NEW.rowid <> OLD.rowid OR ({illegal_change}) IS NOT FALSE
 BEGIN SELECT RAISE(ABORT, 'tenure: illegal transition of a job'); END;
 
 -- What no claim and no completion sets.
@@ -141,8 +143,8 @@ BEGIN
 END;
 
 CREATE TRIGGER tenure_transition_appends BEFORE INSERT ON tenure_transition
-WHEN NEW.seq <> -1 AND EXISTS (SELECT 1 FROM tenure_transition WHERE seq = NEW.seq)
-BEGIN SELECT RAISE(ABORT, 'tenure: the ledger cannot be edited'); END;
+WHEN NEW.seq <> -1
+BEGIN SELECT RAISE(ABORT, 'tenure: the ledger numbers its entries'); END;
 
 CREATE TRIGGER tenure_transition_is_final BEFORE UPDATE ON tenure_transition
 BEGIN SELECT RAISE(ABORT, 'tenure: the ledger cannot be edited'); END;
