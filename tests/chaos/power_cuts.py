@@ -52,17 +52,21 @@ def record(setting: str, chance: random.Random, rounds: int) -> Recording:
     if setting != "full":
         _weaken(setting)
     disk = Disk()
-    from tenure.store import open_store
+    from tenure.store import direct, open_store
     from tenure.store.sqlite import connection as sqlite_connection
 
+    direct.CALM_SECONDS = 0  # so that single jobs are added on this thread
+    direct.MAX_COMMITS = 5
     facts: list[Fact] = []
     checkpoints: list[tuple[int, int]] = []
     sqlite_connection.CHECKPOINT_PAGES = PAGES
     sqlite_connection.resets_wal_unsafely = lambda version: True
 
-    def run(self: Any, connection: Any, really: Any = sqlite_connection.Checkpoints.run) -> None:
+    really = sqlite_connection.Checkpoints.run
+
+    def run(self: Any, connection: Any, others: int) -> None:
         before = len(disk.calls)
-        really(self, connection)
+        really(self, connection, others)
         if len(disk.calls) > before:
             checkpoints.append((before, len(disk.calls)))
 
@@ -106,7 +110,7 @@ def _one_round(store: Any, chance: random.Random, disk: Disk, facts: list[Fact])
         policy = RetryPolicy(base=0, factor=1, cap=0)
         payload = f'{{"a":"{text}"}}'
         jobs = [CheckedJob(id=id, type="t", payload=payload, backoff=policy) for id in ids]
-        added.append((ids, store.add(jobs)))
+        added.append((ids, store.add(jobs, waits=chance.random() < 0.5)))
     for ids, answer in added:
         answer.result()
         facts += [Fact(len(disk.calls), id, "enqueued", None) for id in ids]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,14 +24,17 @@ ROOT = Path(__file__).parents[2]
 @contextmanager
 def limited(app: Tenure, pages: int) -> Iterator[None]:
     """The database may not grow by more than `pages` pages."""
-    held = app.core.store._committer._databases[0]  # type: ignore[attr-defined,union-attr]
-    connection = held._connection
-    (now,) = connection.execute("PRAGMA page_count").fetchone()
-    connection.execute(f"PRAGMA max_page_count = {now + pages}")
+    committer = app.core.store._committer  # type: ignore[union-attr]
+    databases: list[Any] = [*committer._databases, *committer._direct._free]
+    connections = [db._connection for db in databases]
+    (now,) = connections[0].execute("PRAGMA page_count").fetchone()
+    for connection in connections:
+        connection.execute(f"PRAGMA max_page_count = {now + pages}")
     try:
         yield
     finally:
-        connection.execute("PRAGMA max_page_count = 1073741823")
+        for connection in connections:
+            connection.execute("PRAGMA max_page_count = 1073741823")
 
 
 def test_a_database_that_may_not_grow(tmp_path: Path) -> None:

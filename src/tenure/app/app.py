@@ -228,7 +228,7 @@ class Tenure:
         Returns the jobs in the same order. Raises what `enqueue` raises; the path of an
         InvalidInput begins with the number of the job, as in `$[3].queue`.
         """
-        return [added.job for added in self.core.add(new_jobs).result()]
+        return [added.job for added in self.core.add(new_jobs, waits=True).result()]
 
     async def enqueue_many_async(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """Add many jobs like `enqueue_many`, without blocking the event loop."""

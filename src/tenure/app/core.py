@@ -154,12 +154,14 @@ class Core:
         batch: bool = False,
         own_keys: bool = False,
         traceparent: str | None = None,
+        waits: bool = False,
     ) -> Future[list[Enqueued]]:
         """Check jobs and hand them to the store; the future also says which are new.
 
         In a batch, errors name the job they mean even if it is the only one. `own_keys` is that of
         `check_jobs`. `traceparent` is the span of the caller. Attempts are linked to that span. If
         this application traces, the call gets a child span, and attempts are linked to the child.
+        `waits` is that of `Store.add`.
         """
         if len(new_jobs) > MAX_JOBS_AT_ONCE:
             raise InvalidInput(f"{len(new_jobs)} jobs at once; send at most {MAX_JOBS_AT_ONCE}")
@@ -179,7 +181,7 @@ class Core:
         if traceparent is not None:
             checked_jobs = [replace(job, traceparent=traceparent) for job in checked_jobs]
         try:
-            added = self.limited_store.add(checked_jobs)
+            added = self.limited_store.add(checked_jobs, waits=waits)
         except BaseException as error:
             if span is not None and self.tracing is not None:
                 self.tracing.added(span, [], error)

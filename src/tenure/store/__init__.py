@@ -44,25 +44,36 @@ class Store:
     """
 
     def __init__(
-        self, databases: Sequence[Database], reader: Reader, heart: Database | None = None
+        self,
+        databases: Sequence[Database],
+        reader: Reader,
+        heart: Database | None = None,
+        direct: Database | None = None,
     ) -> None:
-        """`databases` write side by side; `heart` is a separate connection for heartbeats."""
+        """`databases` write side by side; `heart` is a separate connection for heartbeats.
+
+        `direct` is one on which callers add a job themselves.
+        """
         self.exchanges = len(databases) + 1
         """How many exchanges keep every writing connection busy: one more is prepared meanwhile."""
         self._notifier = Notifier(reader.watch)
-        self._committer = Committer(databases, self._notifier.notify)
+        self._committer = Committer(databases, self._notifier.notify, direct=direct)
         self._reader = reader
         self._stats_place: Place | None = None  # up to where this process knows the statistics
         self._heart = Committer([heart], lambda: None) if heart else self._committer
 
     # --- writes
 
-    def add(self, checked_jobs: Sequence[CheckedJob]) -> Future[list[Enqueued]]:
+    def add(
+        self, checked_jobs: Sequence[CheckedJob], *, waits: bool = False
+    ) -> Future[list[Enqueued]]:
         """Add jobs, all or none. The future has a result once they are on disk.
 
+        If the caller `waits` for that, one job may be added before this returns.
         The future raises KeyConflict, QueueFull or StoreUnavailable.
         """
-        return self._committer.submit(EnqueueWork(checked_jobs)).future
+        submit = self._committer.add if waits else self._committer.submit
+        return submit(EnqueueWork(checked_jobs)).future
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         """Record what a worker finished and lease what it can take, in one transaction.
@@ -253,7 +264,8 @@ def open_store(url: str, *, make: bool = True, upgrade: bool = False) -> Store:
         from tenure.store.sqlite import writer as sqlite
 
         path = sqlite_connection.path_of(url)
-        return Store([sqlite.Sqlite(path)], sqlite_reader.SqliteReader(path))
+        writer = sqlite.Sqlite(path)
+        return Store([writer], sqlite_reader.SqliteReader(path), direct=writer.beside())
     from tenure.store.postgres import lanes as postgres_lanes
     from tenure.store.postgres import reader as postgres_reader
     from tenure.store.postgres import writer as postgres

@@ -1,11 +1,11 @@
-"""Group commit: every write of the process goes through the committing threads of its store.
+"""Group commit: the writes of the process go through the committing threads of its store.
 
 There is one for each writing connection: one for SQLite, which has one writer, and up to two for
 PostgreSQL, so that one batch is executed while another waits for the disk or for Python. The second
 one starts when work would wait for the first, and ends when it is needed no longer. A thread takes
 what is waiting, applies it as set-based statements in one transaction, commits, and answers
 the callers' futures. Batches come from load, never from timers: an idle store commits at once. A
-sync caller waits on the future, an async caller awaits the same one.
+sync caller waits on the future, an async caller awaits the same one. `direct` has the exception.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import Enqueued
 from tenure.jobs.work import ClaimRequest, Exchange, Lease
 from tenure.store import enqueue, transitions
+from tenure.store.direct import Direct
 from tenure.store.protocol import Database, Trouble
 from tenure.store.tables import workers
 from tenure.store.work import (
@@ -60,12 +61,15 @@ class Committer:
         databases: Sequence[Database],
         on_work: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
+        direct: Database | None = None,
     ) -> None:
-        """Up to one thread for each of `databases`; `clock` measures pauses, in seconds."""
+        """Up to one thread for each of `databases`; `clock` measures pauses, in seconds.
+
+        `direct` is for callers that commit on their own threads.
+        """
         self._clock = clock
         self._on_work = on_work
         self._waiting: SimpleQueue[Work | None] = SimpleQueue()
-        self._databases = databases
         self._databases = databases
         self._threads: dict[Database, threading.Thread] = {}
         self._free: set[Database] = set()  # those whose thread waits for work
@@ -76,6 +80,7 @@ class Committer:
         self._seen: dict[str, float] = {}
         self._announced = -ANNOUNCE_SECONDS  # monotonic seconds
         self._owes_announcement = False
+        self._direct = Direct(direct, clock)
 
     @property
     def is_copy(self) -> bool:
@@ -100,6 +105,13 @@ class Committer:
                 self._start_thread()
             self._waiting.put(work)
         return work
+
+    def add(self, work: EnqueueWork) -> EnqueueWork:
+        """Add jobs for a caller who waits: one job perhaps on this thread, else queue them."""
+        self.refuse_copies()
+        if work.size == 1 and self._direct.use(lambda db: not self._commit_alone(db, [work])):
+            return work
+        return self.submit(work)
 
     def _start_thread(self) -> None:
         """Start one more thread if there is a database for it; one is enough to go on."""
@@ -137,6 +149,7 @@ class Committer:
         for db in self._databases:
             if db not in self._threads:
                 db.close()
+        self._direct.close()
 
     def _run(self, db: Database) -> None:
         closing = False
@@ -161,6 +174,8 @@ class Committer:
                 self._free.discard(db)
                 if pause is None and not batch:
                     db.rest()
+            if len(batch) > 1 or not is_only_adding(batch):
+                self._direct.note_other_work()
             for part in parts(db, batch):
                 self.commit(db, part)
             self._keep_house(db)
@@ -321,7 +336,7 @@ class Committer:
                 self._announced = self._clock()
                 failpoints.hit("announce.before")
                 db.announce()
-            db.tidy()
+            db.tidy(self._direct.commits())
         except Exception as error:
             # Not at once again: the database may be away, and the next commit brings us back here.
             log.warning("housekeeping after a commit failed, the next one tries again: %s", error)

@@ -140,8 +140,8 @@ class Database(Statements, Protocol):
     def announce(self) -> None:
         """Hint to other processes that there may be work; outside any transaction."""
 
-    def tidy(self) -> None:
-        """Do housekeeping after a commit (checkpoints); outside any transaction."""
+    def tidy(self, others: int = 0) -> None:
+        """Do housekeeping after a commit (checkpoints), and `others` of other connections."""
 
     def rest(self) -> None:
         """Give back what an idle connection costs the server, after some time without use."""

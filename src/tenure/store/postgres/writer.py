@@ -202,7 +202,7 @@ class Postgres(PostgresSession):
         self._connect()
         self._run("BEGIN; SET LOCAL synchronous_commit = off; NOTIFY {s}; COMMIT")
 
-    def tidy(self) -> None:
+    def tidy(self, others: int = 0) -> None:
         """Do nothing: autovacuum is set up with the tables."""
 
     def rest(self) -> None:

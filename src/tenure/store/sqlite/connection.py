@@ -153,20 +153,24 @@ def begin_writing(connection: sqlite3.Connection) -> None:
     when_free(lambda: connection.execute("BEGIN IMMEDIATE"))
 
 
-def when_free(act: Callable[[], T], pause: float = LOOK_SECONDS) -> T:
+def when_free(
+    act: Callable[[], T], pause: float = LOOK_SECONDS, patience: float | None = None
+) -> T:
     """Do what another writer may hold up; try again after `pause` seconds until it is late.
+
+    `patience` is how many seconds that takes, by default the busy timeout.
 
     SQLite's own waiting sleeps longer and longer: where workers take turns of some milliseconds
     each, it finds the pauses between them by luck only.
     """
-    give_up = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    give_up = time.monotonic() + (BUSY_TIMEOUT_MS / 1000 if patience is None else patience)
     while True:
         try:
             return act()
         except sqlite3.OperationalError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
-            if time.monotonic() > give_up:
+            if time.monotonic() >= give_up:
                 error.args = (f"{error}: {HELD}",)
                 raise
             time.sleep(pause)
@@ -230,8 +234,12 @@ class Checkpoints:
         """
         self._due = True
 
-    def run(self, connection: sqlite3.Connection) -> None:
-        """Checkpoint if about enough was written on `connection`; called after each commit."""
+    def run(self, connection: sqlite3.Connection, others: int = 0) -> None:
+        """Checkpoint if about enough was written on `connection`; called after each commit.
+
+        `others` is how many commits other connections have made meanwhile.
+        """
+        self._commits += others
         if not self._is_due(connection):
             return
         if self._other is None:

@@ -48,12 +48,18 @@ class Sqlite:
     alone = None
 
     def __init__(
-        self, path: Path, connect: Callable[[Path], sqlite3.Connection] = connect_writer
+        self,
+        path: Path,
+        connect: Callable[[Path], sqlite3.Connection] = connect_writer,
+        patience: float | None = None,
     ) -> None:
+        """`patience` is how many seconds an `enqueue_alone` waits for other writers."""
         self._path = path
         self._connect = connect
+        self._patience = patience
         self._connection: sqlite3.Connection | None = None
         self._files: Files | None = None
+        self._other: Sqlite | None = None
         self._in_place = False  # the files were, when the last transaction began
         self._now: datetime | None = None
         self._checkpoints = Checkpoints(path)
@@ -67,8 +73,16 @@ class Sqlite:
         self._check_files()
         self._now = None
 
+    def beside(self) -> Sqlite:
+        """Return a second connection, whose `enqueue_alone` waits for no other writer."""
+        other = Sqlite(self._path, self._connect, patience=0)
+        self._other, other._other = other, self
+        return other
+
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
+            if self._other is not None and self._other._files is not None:
+                self._other._files.check()  # where there is no file it would begin one
             self._connection = self._connect(self._path)
         return self._connection
 
@@ -174,9 +188,12 @@ class Sqlite:
 
         def insert() -> list[tuple[int, int]]:
             self._check_files()
-            return db.execute(sql.INSERT_ONE, values).fetchall()  # to its end, which is the commit
+            # To its end, which is the commit, in one call: nothing interrupts that.
+            (found,) = map(list, map(db.execute, [sql.INSERT_ONE], [values]))
+            return found
 
-        added = [added_job(checked_job, *map(to_time, times)) for times in when_free(insert)]
+        found = when_free(insert, patience=self._patience)
+        added = [added_job(checked_job, *map(to_time, times)) for times in found]
         return {job.id: job for job in added}
 
     def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
@@ -270,10 +287,10 @@ class Sqlite:
     def announce(self) -> None:
         """Do nothing: other processes watch the file (`SqliteReader.watch`)."""
 
-    def tidy(self) -> None:
+    def tidy(self, others: int = 0) -> None:
         """Checkpoint where the library needs that, or where it may make room."""
         if self._connection is not None and self._in_place:
-            self._checkpoints.run(self._connection)
+            self._checkpoints.run(self._connection, others)
 
     def rest(self) -> None:
         """Do nothing: a file costs nobody anything."""

@@ -1,0 +1,209 @@
+"""A caller who waits adds its one job on its own thread, whatever interrupts it there."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from tenure import StoreUnavailable, Tenure
+from tenure.jobs.enqueue import CheckedJob
+from tenure.jobs.ids import new_id
+from tenure.store import direct, migrate_store
+from tenure.store.commit import CallWork, Committer, EnqueueWork
+from tenure.store.sqlite.writer import Sqlite
+
+SOURCE = str(Path(direct.__file__).parent)
+"""Where interrupts come: in the code of the store."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "jobs.db"
+    migrate_store(f"sqlite:///{path}")
+    return path
+
+
+class Counted:
+    """A committer on a clock that stands still, and the threads that its commits were made on."""
+
+    def __init__(self, path: Path) -> None:
+        self.now = 0.0
+        self.threads: list[int] = []
+        db = Sqlite(path)
+        self.committer = Committer(
+            [db],
+            lambda: self.threads.append(threading.get_ident()),
+            lambda: self.now,
+            direct=db.beside(),
+        )
+
+    def add(self, count: int = 1) -> str:
+        """Add jobs; return on whose thread: "caller" or "committer"."""
+        jobs = [CheckedJob(id=new_id(), type="t") for _ in range(count)]
+        self.committer.add(EnqueueWork(jobs)).future.result()
+        return "caller" if self.threads[-1] == threading.get_ident() else "committer"
+
+    def call(self) -> None:
+        self.committer.submit(CallWork("look", lambda db: None)).future.result()
+
+
+@pytest.fixture
+def counted(path: Path) -> Iterator[Counted]:
+    counted = Counted(path)
+    yield counted
+    counted.committer.close()
+
+
+def test_one_job_is_added_on_the_thread_of_a_caller_who_waits(counted: Counted) -> None:
+    assert counted.add() == "caller"
+    assert counted.add(2) == "committer"
+
+
+def test_work_beside_it_is_committed_together(counted: Counted) -> None:
+    counted.call()
+    assert counted.add() == "committer"
+    counted.now += direct.CALM_SECONDS
+    assert counted.add() == "caller"
+
+
+def test_who_queues_alone_comes_back_to_its_own_thread(counted: Counted) -> None:
+    counted.call()
+    assert counted.add() == "committer"
+    counted.now += direct.CALM_SECONDS
+    assert [counted.add() for _ in range(3)] == ["caller"] * 3
+
+
+def test_a_caller_beside_another_one_queues(counted: Counted) -> None:
+    db = counted.committer._direct._free.pop()  # as one who is inside has it
+    assert counted.add() == "committer"
+    counted.committer._direct._free.append(db)
+    assert counted.add() == "caller"
+
+
+def test_now_and_then_the_thread_tidies_up(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "MAX_COMMITS", 3)
+    others: list[int] = []
+    (db,) = counted.committer._databases
+    monkeypatch.setattr(db, "tidy", others.append)
+    assert [counted.add() for _ in range(4)] == ["caller"] * 3 + ["committer"]
+    counted.call()
+    assert sum(others) == 3
+    counted.now += direct.CALM_SECONDS
+    assert counted.add() == "caller"
+
+
+def test_while_another_process_writes_it_queues_at_once(path: Path, counted: Counted) -> None:
+    counted.add()
+    with closing(sqlite3.connect(path, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(0.05, other.commit)
+        timer.start()
+        assert counted.add() == "committer"
+        timer.join()
+
+
+# --- interrupts -------------------------------------------------------------------------------
+
+
+@contextmanager
+def at_step(number: int, act: Callable[[], None]) -> Iterator[list[int]]:
+    """Call `act` once, before the step (bytecode) of this number in the code of the store."""
+    steps = [0]
+    inside = [False]
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(SOURCE):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and not inside[0]:
+            steps[0] += 1
+            if steps[0] == number:
+                inside[0] = True
+                act()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield steps
+    finally:
+        sys.settrace(before)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def steps_of(app: Tenure) -> int:
+    app.enqueue("first")
+    with at_step(0, interrupt) as steps:
+        app.enqueue("counted")
+    assert steps[0] > 100
+    return steps[0]
+
+
+def free(path: Path) -> None:
+    """Nothing holds the file, a checkpoint aside."""
+    with closing(sqlite3.connect(path, timeout=2, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+
+
+def test_an_interrupt_at_any_step_leaves_nothing_half_done(path: Path) -> None:
+    """As Ctrl-C in the main thread does, but before each step in turn."""
+    app = Tenure(f"sqlite:///{path}")
+    steps = steps_of(app)
+    lost = whole = 0
+    for number in range(1, steps + 1):
+        with suppress(KeyboardInterrupt), at_step(number, interrupt):
+            app.enqueue("interrupted")
+            whole += 1  # one that is queued has fewer steps
+        free(path)
+        assert app.enqueue("after").status == "pending"
+        if not app.core.store._committer._direct._free:  # now it queues all work
+            lost += 1
+            app.close()
+            app = Tenure(f"sqlite:///{path}")
+            app.enqueue("again")
+    assert lost < 20  # a few steps of more than 100
+    assert whole < 10
+    assert app.verify() == []
+    types = {count.type: count.jobs for count in app.stats.counts()}
+    assert whole < types["interrupted"] < steps
+    assert types["after"] == steps
+    app.close()
+
+
+def test_a_signal_handler_may_enqueue_at_any_step(path: Path) -> None:
+    with closing(Tenure(f"sqlite:///{path}")) as app:
+        steps = steps_of(app)
+        nested: list[str] = []
+        for number in range(1, steps + 1):
+            with at_step(number, lambda: nested.append(app.enqueue("nested").id)):
+                app.enqueue("outer")
+            free(path)
+        assert len({app.get(id).id for id in nested}) == steps
+        assert app.verify() == []
+
+
+def test_a_store_that_is_closed_at_any_step_keeps_no_connection(path: Path) -> None:
+    with closing(Tenure(f"sqlite:///{path}")) as app:
+        steps = steps_of(app)
+    for number in range(1, steps + 1, 7):
+        app = Tenure(f"sqlite:///{path}")
+        app.enqueue("first")
+        committer = app.core.store._committer
+        with at_step(number, app.close), suppress(StoreUnavailable):
+            app.enqueue("outer")
+        assert committer._direct._free == []
+        free(path)
