@@ -313,3 +313,27 @@ def test_no_job_is_started_twice_by_several_workers(
 
 def add(app: Tenure, new_jobs: list[NewJob], first: int) -> list[str]:
     return [job.id for job in app.enqueue_many(new_jobs[first : first + 100])]
+
+
+def test_a_claim_that_ends_at_its_bytes_is_followed_by_another(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No hint, poll or report brings the second claim: none arrives, and no handler ends."""
+    monkeypatch.setattr(app.core, "on_work", lambda notify: lambda: None)
+    monkeypatch.setattr(exchanges, "POLL_SECONDS", 3_600.0)
+    monkeypatch.setattr(exchanges, "QUIET_POLL_SECONDS", 3_600.0)
+    started: list[int] = []
+    may_end = threading.Event()
+
+    @app.job
+    async def large(number: int, text: str) -> None:
+        started.append(number)
+        await asyncio.to_thread(may_end.wait, WAIT_SECONDS)
+
+    text = "x" * 1_000_000
+    app.enqueue_many([NewJob("large", {"number": n, "text": text}, {}) for n in range(12)])
+    with running_worker(app, concurrency=20):
+        try:
+            wait_until(lambda: len(started) == 12, "the jobs of a second claim")
+        finally:
+            may_end.set()
