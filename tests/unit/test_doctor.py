@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
@@ -239,6 +240,15 @@ def test_what_a_file_may_be_like() -> None:
         is CheckResult.OK
     )
     assert sqlite_checks.file_system("nfs4").health is CheckResult.WARNING
+
+
+def test_a_file_of_another_user_is_warned_of(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Tenure(sqlite_url).migrate()
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert found(sqlite_url)["files"].found == f"owned by user {owner}"
 
 
 def test_what_may_stand_around_a_server() -> None:
