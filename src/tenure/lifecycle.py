@@ -134,7 +134,7 @@ TRANSITIONS: tuple[Rule, ...] = (
          attempts=-1, snoozes=+1, sets=("need", "spare")),
     Rule("unblocked", W, P, "the store, with what it waited for; or an operator",
          (NEEDS_NOTHING,), sets=("run_at", "need", "spare")),
-    Rule("amended", P, P, OPERATOR, (UNTRIED_PAYLOAD,), sets=AMENDABLE),
+    Rule("amended", P, P, f"{OPERATOR}; or the sweep", (UNTRIED_PAYLOAD,), sets=AMENDABLE),
     Rule("cancelled", W, X, OPERATOR),
     Rule("cancelled", P, X, OPERATOR),
     Rule("cancelled", R, X, OPERATOR),

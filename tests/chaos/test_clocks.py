@@ -11,6 +11,7 @@ import pytest
 
 from tenure import InvalidInput, NewJob, Status, Tenure
 from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.store.times import MIN_STEP_SECONDS
 from tests.support import fault_counts
 from tests.support.clock import Clock
 from tests.support.waiting import wait_until
@@ -20,6 +21,7 @@ from tests.support.workers import running_sweeper, running_worker, transitions, 
 pytestmark = pytest.mark.chaos
 
 HOUR = 3600.0
+DAY = 24 * HOUR
 
 # Before anything of Tenure is imported: whatever asks Python for the time is told another.
 WRONG_CLOCK = """
@@ -131,6 +133,55 @@ def test_the_store_s_clock_jumps_back(app_on_each_engine: Tenure, clock: Clock) 
 
         wait_until(over, "both to be done")
     assert app.verify() == []
+
+
+@pytest.mark.scenario(108)
+def test_the_store_s_clock_jumps_a_day_ahead_and_back(
+    app_on_each_engine: Tenure, clock: Clock
+) -> None:
+    app, ask = app_on_each_engine, ClaimRequest(worker="killed", limit=1, lease_seconds=30)
+    held, before = app.enqueue("work"), app.enqueue("later", delay=2 * DAY)
+    (lease,) = app.core.claim(ask).leases
+    clock.advance(DAY)
+    assert app.core.heartbeat([(lease.id, lease.lease_id)], 30) == {lease.lease_id}
+    failing, released, plain = (app.enqueue("work", backoff=10) for _ in range(3))
+    delayed = app.enqueue("work", delay=5)
+    for job, outcome in ((failing, Outcome.FAILED), (released, Outcome.RELEASED)):
+        (taken,) = app.core.claim(ask).leases
+        assert taken.id == job.id
+        clock.advance(1)
+        app.core.report([Report(taken.id, taken.lease_id, outcome, error="boom")])
+    wait_until(lambda: len(app.events.read().events) == 12, "the ledger to be settled")
+    while app.core.measure():
+        pass
+    clock.advance(-DAY)
+    normal = app.enqueue("other", delay=60)
+    with running_sweeper(app):
+        for job in (failing, released, plain):
+            wait_until(lambda id=job.id: app.get(id).run_at <= clock.now, "it to be due")
+            assert transitions(app, job)[-1] == "amended"
+            assert app.history(job.id)[-1].actor == "sweep"
+        hour = timedelta(hours=1)
+        wait_until(lambda: app.get(held.id).lease_expires_at == clock.now + hour, "an end")
+        assert [app.get(job.id).run_at for job in (before, delayed, normal)] == [
+            job.run_at for job in (before, delayed, normal)
+        ], "the application delayed them"
+        clock.advance(3_600)
+        wait_until(lambda: "lease_expired" in transitions(app, held), "the lease to end")
+    assert app.verify() == []
+
+
+@pytest.mark.scenario(108)
+def test_a_clock_that_was_not_put_back_leaves_long_leases_alone(
+    app_on_each_engine: Tenure, clock: Clock
+) -> None:
+    app = app_on_each_engine
+    job = app.enqueue("work")
+    app.core.claim(ClaimRequest(worker="slow", limit=1, lease_seconds=DAY))
+    wait_until(app.core.measure, "the ledger to be counted")
+    clock.advance(-MIN_STEP_SECONDS)
+    assert app.core.store.set_times_right().result() == []
+    assert app.get(job.id).lease_expires_at == clock.now + timedelta(seconds=DAY + MIN_STEP_SECONDS)
 
 
 @pytest.mark.scenario(71)

@@ -21,7 +21,7 @@ from tenure.jobs.findings import Check, Progress, no_progress
 from tenure.jobs.redaction import without_password
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, Report
 from tenure.lifecycle import Job
-from tenure.store import migrate, transitions
+from tenure.store import migrate, times, transitions
 from tenure.store.commit import Committer
 from tenure.store.doctor import problem
 from tenure.store.duties import look
@@ -97,6 +97,13 @@ class Store:
     def sweep(self, limit: int = 500) -> Future[list[transitions.Steps]]:
         """End up to `limit` leases that have run out. The result is the steps of each job."""
         return self.write("sweep", lambda db: transitions.sweep(db, limit), brings=bool)
+
+    def set_times_right(self, limit: int = 500) -> Future[list[transitions.Steps]]:
+        """If the clock was ahead and was put back, let up to `limit` jobs run that wait for it.
+
+        The result is the steps of each job.
+        """
+        return self.write("sweep", lambda db: times.set_right(db, limit), brings=bool)
 
     def prune(self, settled_before: Mapping[str, datetime], limit: int = 500) -> Future[int]:
         """Delete jobs (status -> settled before) and their ledger. The result is how many."""

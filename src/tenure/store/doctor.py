@@ -89,8 +89,8 @@ def newest_entry(seconds_ahead: float | None) -> Check:
     if seconds_ahead is None or seconds_ahead <= MAX_CLOCK_DIFFERENCE:
         return ok("time", "the newest transition is not of the future")
     advice = (
-        "the store's clock was set back after that transition: older leases and retries wait "
-        "until it gets there. Find out which time is right"
+        "the store's clock was set back after that transition: leases wait an hour at most, "
+        "delayed jobs until it gets there. Find out which time is right"
     )
     found = f"the newest transition is {seconds_ahead:.0f} s in the future"
     return warning("time", found, advice)

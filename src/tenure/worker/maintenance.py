@@ -26,6 +26,7 @@ from tenure.telemetry import logs
 log = logging.getLogger(__name__)
 
 PRUNE_EVERY_SECONDS = 60.0
+TIMES_EVERY_SECONDS = 60.0
 PRUNE_SHARE = 0.5
 FULL_SWEEP = 500
 """Leases that one call of `sweep` ends at most; after so many there may be more."""
@@ -101,13 +102,14 @@ class MaintenanceThread(threading.Thread):
         self._found: Collection[Duty] = ()
         self._duties: Sequence[tuple[Duty | None, Callable[[], object]]] = (
             (Duty.LEASES, self._end_leases),
+            (None, self._set_times_right),
             (None, self._delete_old_jobs),  # at times that are known here
             (Duty.BULKS, lambda: self._repeat(lambda: run_batches(app.core), BULK_SHARE)),
             (Duty.TRANSITIONS, self._count_transitions),
             (Duty.WEBHOOKS, lambda: self._repeat(forward, WEBHOOK_SHARE)),
         )
         self._end = threading.Event()
-        self._prune_at = 0.0  # by the monotonic clock
+        self._prune_at = self._times_at = 0.0  # by the monotonic clock
         self._stats_share = BUSY_SHARE
         self._ledger_end = ""
 
@@ -157,6 +159,13 @@ class MaintenanceThread(threading.Thread):
                 logs.log_steps(log, steps)
             if len(ended) < FULL_SWEEP:
                 return
+
+    def _set_times_right(self) -> None:
+        if time.monotonic() >= self._times_at:
+            self._times_at = time.monotonic() + TIMES_EVERY_SECONDS
+            for steps in self._core.store.set_times_right().result():
+                self._times_at = 0.0  # there may be more
+                logs.log_steps(log, steps)
 
     def _delete_old_jobs(self) -> None:
         if self._keep and time.monotonic() >= self._prune_at:

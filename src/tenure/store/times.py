@@ -1,0 +1,48 @@
+"""Set right what a clock that was ahead has left behind, once it has been put back."""
+
+from __future__ import annotations
+
+import logging
+
+from tenure.events import SWEEP, Amended
+from tenure.lifecycle import follow
+from tenure.store.protocol import Database
+from tenure.store.transitions import Steps, save
+
+log = logging.getLogger(__name__)
+
+MIN_STEP_SECONDS = 60
+"""Smaller steps back are waited for."""
+MAX_LEFT_SECONDS = 3_600
+"""How long a lease may still last after a step back. Its holder renews it as always."""
+
+
+def set_right(db: Database, limit: int) -> list[Steps]:
+    """Shorten up to `limit` leases, and make up to `limit` jobs due; return the steps of the jobs.
+
+    That the clock was put back shows in the statistics, which have reached a time still to come.
+    A job was not delayed if it was to run when it was added, or was retried by the clock by which
+    it was claimed. Others may have been delayed by the application, and wait.
+    """
+    d = db.dialect
+    ahead = f"millis > {d.millis.format(time=d.now)} + {MIN_STEP_SECONDS * 1000}"
+    if not db.rows(f"SELECT 1 FROM {d.table('measured')} WHERE {ahead}"):
+        return []
+    job, end = d.table("job"), d.later(MAX_LEFT_SECONDS)
+    lasting = (
+        f"SELECT id FROM {job} WHERE status = 'processing' AND lease_expires_at > {end}"
+        f" ORDER BY id LIMIT {d.value} {d.skip_locked}"
+    )
+    shorten = f"UPDATE {job} SET lease_expires_at = {end} WHERE id IN ({lasting})"
+    if shortened := db.changed(shorten, (limit,)):
+        log.warning("the clock was put back: %d leases now last an hour", shortened)
+    late = (
+        f"SELECT {d.id('id')} FROM {job} WHERE status = 'pending' AND run_at > {d.now}"
+        f" AND (run_at = created_at OR event = 'retried'"
+        f" AND started_at > {d.now} AND run_at >= started_at) LIMIT {d.value} {d.skip_locked}"
+    )
+    jobs = db.lock([id for (id,) in db.rows(late, (limit,))])
+    due = Amended(changes={"run_at": db.now()}, actor=SWEEP)
+    changes = [(job, follow(job, due, db.now())) for job in jobs.values()]
+    save(db, changes)
+    return [steps for _, steps in changes]
