@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tenure.app.type_defaults import OptionsByType, TypeDefaults, declare
+from tenure.app.type_defaults import OptionsByType, TypeDefaults, declare, known_types
 from tenure.errors import Forbidden, InvalidInput, JobNotFound
 from tenure.jobs import ids
 from tenure.jobs.durations import retention
@@ -29,7 +29,7 @@ from tenure.jobs.work import ClaimRequest, Duty, Exchange, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import Store, migration_sql, open_store, schema_of, search
 from tenure.store.migrate import advice
-from tenure.store.tables import sessions, tokens, types, webhooks
+from tenure.store.tables import sessions, tokens, webhooks
 from tenure.store.tables.bulk import about
 from tenure.store.transitions import Steps
 from tenure.store.work import nothing
@@ -70,7 +70,7 @@ class Core:
         self.tracing = tracing
         self.queues: Patterns | None = None
         """The only queues that its verbs show and change; None: every queue."""
-        self.defaults = TypeDefaults(self.handlers, lambda: types.every(self.store.read))
+        self.defaults = TypeDefaults(self.handlers, lambda: known_types(self.store))
         self._whole: Core | None = None  # what this one is a limited view of
         self._opened: Store | None = None
         self._opening = threading.Lock()

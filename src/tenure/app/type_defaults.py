@@ -19,6 +19,7 @@ from tenure.jobs.handlers import Handlers
 from tenure.jobs.queue_rights import Patterns, require
 from tenure.jobs.stats import TypeState
 from tenure.store import Store
+from tenure.store.protocol import Database
 from tenure.store.tables import types
 from tenure.store.work import nothing
 
@@ -39,14 +40,23 @@ OptionsByType = Mapping[str, TypeOptions]
 log = logging.getLogger(__name__)
 
 
+def known_types(store: Store) -> OptionsByType:
+    """Read the types on the connection that enqueues use: who only enqueues has no other."""
+    return store.write("operator", types.every, brings=nothing).result()
+
+
 def declare(store: Store, options: OptionsByType, queues: Patterns | None) -> None:
     """Store the options that differ from the known ones, or that were stored days ago.
 
     Logs a warning for each type whose jobs go to another queue from now on. Raises Forbidden if
     one goes to a queue that is not among `queues`, or did.
     """
-    known = types.every(store.read)
-    now = store.read.clock()
+    save = partial(_save_news, options=options, queues=queues)
+    store.write("operator", save, brings=nothing).result()
+
+
+def _save_news(db: Database, options: OptionsByType, queues: Patterns | None) -> None:
+    known, now = types.every(db), db.now()
     news = {}
     for name, new in options.items():
         old = known.get(name)
@@ -57,7 +67,7 @@ def declare(store: Store, options: OptionsByType, queues: Patterns | None) -> No
         if old and old.queue != new.queue:
             log.warning(MOVED, name, old.queue, new.queue)
     if news:
-        store.write("operator", partial(types.save, types=news), brings=nothing).result()
+        types.save(db, news)
 
 
 class TypeDefaults:

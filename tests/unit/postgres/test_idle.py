@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
+from tenure.jobs.enqueue import TypeOptions
 from tenure.store import Store, commit, open_store
 from tenure.store.postgres import reader
 from tenure.store.postgres.session import PostgresSession
@@ -66,6 +67,15 @@ def test_who_only_enqueues_has_one_connection(store: Store, raw: Connection) -> 
         store.add([new_job()]).result()
         assert announced(raw, least=1) == 1
     assert sessions(raw) == 1
+
+
+def test_so_has_who_enqueues_by_name(url: str, raw: Connection) -> None:
+    """What the database knows of the type is read on the same connection."""
+    with Tenure(url) as app:
+        app.core.declare({"mail": TypeOptions(queue="letters")})
+        app.close()
+        assert app.enqueue("mail").queue == "letters"
+        wait_until(lambda: sessions(raw) == 1, "the connection of before to be gone")
 
 
 def test_a_second_writer_comes_with_load_and_goes_with_it(

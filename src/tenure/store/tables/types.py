@@ -8,8 +8,7 @@ from contextlib import suppress
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import TypeOptions, defaults_of
 from tenure.jobs.stats import TypeState
-from tenure.store.dialect import Statements
-from tenure.store.reader import Reader
+from tenure.store.dialect import Reads, Statements
 from tenure.store.rows import fields_of, read_policy, selected, write_policy
 
 MAX_TYPES = 2_000
@@ -35,11 +34,11 @@ def save(db: Statements, types: Mapping[str, TypeOptions]) -> None:
     db.changed(f"DELETE FROM {table} WHERE name IN ({some})")
 
 
-def every(db: Reader) -> dict[str, TypeState]:
+def every(db: Reads) -> dict[str, TypeState]:
     """Return the types by name. Options that no job may have, which SQL wrote, do not count."""
     d = db.dialect
     found = {}
-    for row in db.rows_soon(f"SELECT {selected(d, COLUMNS)} FROM {d.table('type')} ORDER BY name"):
+    for row in db.rows(f"SELECT {selected(d, COLUMNS)} FROM {d.table('type')} ORDER BY name"):
         fields = fields_of(d, COLUMNS, row)
         state = TypeState(**{**fields, "backoff": read_policy(fields["backoff"])})
         with suppress(InvalidInput):
