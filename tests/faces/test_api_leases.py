@@ -213,6 +213,18 @@ def test_a_release_costs_no_attempt(api: TestClient) -> None:
     assert (job["status"], job["attempts"], job["token"]) == ("pending", 0, 1)
 
 
+def test_an_interruption_costs_no_attempt(api: TestClient) -> None:
+    job = api.post("/jobs", json={"type": "a", "max_retries": 1}).json()
+    (lease,) = claim_jobs(api)
+    answered = api.post(f"/leases/{lease['lease_id']}/interrupt")
+    assert (answered.status_code, answered.json()["answer"]) == (200, "recorded")
+    assert api.get(f"/jobs/{job['id']}").json()["attempts"] == 0
+    (again,) = claim_jobs(api)
+    entry = {"lease_id": again["lease_id"], "outcome": "interrupted"}
+    assert [v["answer"] for v in api.post("/reports", json=[entry]).json()] == ["recorded"]
+    assert api.post("/reports", json=[entry]).json()[0]["answer"] == "already_recorded"
+
+
 def test_releases_are_bounded(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a", "max_retries": 1})
     for _ in range(MAX_RETURNS):

@@ -11,7 +11,16 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from tenure.errors import IllegalTransition, KeyConflict, LeaseLost, TenureError
-from tenure.events import Claimed, Completed, Event, Failed, GaveUp, LeaseExpired, Released
+from tenure.events import (
+    Claimed,
+    Completed,
+    Event,
+    Failed,
+    GaveUp,
+    Interrupted,
+    LeaseExpired,
+    Released,
+)
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job, decide, follow
@@ -122,7 +131,7 @@ class Reference:
             ended = "failed" if ended == "gave_up" else ended
             if ended == report.outcome:
                 return Verdict(Answer.ALREADY_RECORDED)
-            if ended in ("completed", "failed", "released"):
+            if ended in ("completed", "failed", "released", "interrupted"):
                 return Verdict(Answer.CONFLICT, ended)
             return Verdict(Answer.LOST, ended)
         self._keep(job, path)
@@ -209,6 +218,8 @@ def event_of(report: Report) -> Event:
     lease_id, actor = report.lease_id, report.actor
     if report.outcome is Outcome.COMPLETED:
         return Completed(lease_id=lease_id, result=report.result, actor=actor)
+    if report.outcome is Outcome.INTERRUPTED:
+        return Interrupted(lease_id=lease_id, actor=actor)
     if report.outcome is Outcome.RELEASED:
         return Released(lease_id=lease_id, actor=actor)
     failure = Failed if report.retryable else GaveUp

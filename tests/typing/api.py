@@ -49,7 +49,7 @@ async def coroutine(order: Order, when: datetime | None = None) -> str:
 @app.job
 def with_context(context: JobContext, to: str, *, copies: int = 1) -> None:
     assert_type(context.attempt, int)
-    assert_type(context.cancelled, bool)
+    assert_type(context.stopping, bool)
     assert_type(context.deadline, datetime | None)
     if context.token > 9:
         raise PermanentFailure(to * copies)

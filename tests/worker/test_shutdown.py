@@ -54,6 +54,28 @@ def process():
 
 
 @app.job
+async def step_by_step(context: JobContext):
+    log("step by step")
+    while not context.stopping:
+        await asyncio.sleep(0.003)
+    return f"stopped early, {context.stopped}"
+
+
+@app.job
+def step_on_a_thread(context: JobContext):
+    log("step on a thread")
+    while not context.stopping:
+        time.sleep(0.003)
+    return f"stopped early, {context.stopped}"
+
+
+@app.job(on_interrupt="fail")
+def not_twice():
+    log("not twice")
+    wait_for("go on")
+
+
+@app.job
 async def swallow():
     log("swallow")
     while True:
@@ -138,13 +160,13 @@ def test_running_handlers_finish_and_nothing_new_is_claimed(
 
 
 @pytest.mark.scenario(75)
-def test_handlers_that_do_not_finish_in_time_fail_with_the_reason_and_are_retried(
+def test_handlers_that_do_not_finish_in_time_are_interrupted_and_run_elsewhere_uncharged(
     app_on_each_engine: Tenure, tmp_path: Path
 ) -> None:
     app = app_on_each_engine
     names = ("coroutine", "function", "process", "swallow", "in_a_thread_of_the_loop")
-    jobs = [app.enqueue(name, backoff=0, max_retries=2) for name in names]
-    last = app.enqueue("function", max_retries=1)
+    jobs = [app.enqueue(name, max_retries=1) for name in names]
+    once = app.enqueue("not_twice", max_retries=1)
     with WorkerScript(
         tmp_path / "meet", app.database, HANDLERS, concurrency=8, grace=0.2
     ) as script:
@@ -158,10 +180,48 @@ def test_handlers_that_do_not_finish_in_time_fail_with_the_reason_and_are_retrie
         wait_for_exit(worker)
     for job in jobs:
         now = app.get(job.id)
-        assert (now.status, now.attempts) == (Status.PENDING, 1)
-        assert (now.last_error or "").startswith("shutdown: ")
-        assert transitions(app, job) == ["enqueued", "claimed", "failed", "retried"]
-    assert app.get(last.id).status is Status.FAILED
+        assert (now.status, now.attempts, now.last_error) == (Status.PENDING, 0, None)
+        assert transitions(app, job) == ["enqueued", "claimed", "interrupted"]
+    failed = app.get(once.id)
+    assert failed.status is Status.FAILED
+    assert (failed.last_error or "").startswith("shutdown: ")
+    assert transitions(app, once) == ["enqueued", "claimed", "failed"]
+    (again,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+    assert (again.attempts, again.token) == (1, 2)
+
+
+def test_a_deploy_during_a_long_job_costs_no_attempt(
+    app_on_each_engine: Tenure, tmp_path: Path
+) -> None:
+    app = app_on_each_engine
+    job = app.enqueue("coroutine", max_retries=1)
+    with (
+        WorkerScript(tmp_path / "old", app.database, HANDLERS, grace=0.2) as old,
+        WorkerScript(tmp_path / "new", app.database, HANDLERS) as new,
+    ):
+        worker = old.start()
+        old.wait_for_lines(1)
+        worker.terminate()
+        assert wait_for_exit(worker) == 0
+        new.mark("go on")
+        new.start()
+        end = wait_until_completed(app, job)
+    assert (end.attempts, end.token, end.last_error) == (1, 2, None)
+    path = ["enqueued", "claimed", "interrupted", "claimed", "completed"]
+    assert transitions(app, job) == path
+
+
+def test_a_handler_that_returns_when_its_worker_stops_is_recorded(
+    app_on_each_engine: Tenure, tmp_path: Path
+) -> None:
+    app = app_on_each_engine
+    jobs = [app.enqueue(name) for name in ("step_by_step", "step_on_a_thread")]
+    with WorkerScript(tmp_path / "meet", app.database, HANDLERS, concurrency=2, grace=60) as script:
+        worker = script.start()
+        script.wait_for_lines(2)
+        worker.terminate()
+        assert wait_for_exit(worker) == 0
+    assert [app.get(job.id).result for job in jobs] == 2 * ['"stopped early, None"']
 
 
 @pytest.mark.parametrize("before", ["", NO_UVLOOP], ids=["uvloop", "asyncio"])

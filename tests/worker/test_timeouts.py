@@ -29,7 +29,7 @@ def test_a_coroutine_is_cancelled_and_tried_again(app_on_each_engine: Tenure) ->
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            assert context.cancelled
+            assert context.stopped == "timeout"
             cancelled.append(context.attempt)
             raise
 
@@ -137,7 +137,7 @@ def test_a_thread_is_left_behind_and_replaced(app: Tenure) -> None:
         for job in hanging:
             assert wait_until_failed(app, job) == "timed out after 0.05 s"
         wait_until(lambda: len(contexts) == 5, "each to have a thread")
-        assert all(context.cancelled for context in contexts)
+        assert all(context.stopped == "timeout" for context in contexts)
         for job in [meet.enqueue() for _ in range(6)]:
             wait_until_completed(app, job)
         let_go.set()

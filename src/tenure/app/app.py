@@ -23,7 +23,7 @@ from tenure.jobs import durations
 from tenure.jobs.enqueue import MAX_RETRIES, Backoff, Duration, NewJob, Options, positive, whole
 from tenure.jobs.explain import Explanation, explain
 from tenure.jobs.findings import Check, Progress, Violation, no_progress
-from tenure.jobs.handlers import JobContext, JobType
+from tenure.jobs.handlers import JobContext, JobType, OnInterrupt
 from tenure.jobs.ledger import Transition
 from tenure.jobs.names import check_label, check_queues, list_of_names
 from tenure.jobs.queries import Counted, Fields, Filter
@@ -146,12 +146,13 @@ class Tenure:
         timeout: Duration | None = None,
         backoff: Backoff = DEFAULT_POLICY,
         process: bool = False,
+        on_interrupt: OnInterrupt = "again",
     ) -> Register: ...
     def job(self, *function: Any, **options: Any) -> Any:
         """Register a function as the handler of a job type.
 
-        Use it plain, `@app.job`, or with options, `@app.job(queue="mail", max_retries=5)`. All but
-        `name` and `process` are defaults of the type's jobs, which an enqueue may override.
+        Use it plain, or with options: `@app.job(queue="mail", max_retries=5)`. All but `name`,
+        `process` and `on_interrupt` are defaults of the type's jobs; an enqueue may override them.
 
         - `name`: the job type, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: the function's name.
         - `queue`: the queue of its jobs. Default: `default`.
@@ -164,6 +165,8 @@ class Tenure:
           an object of `base`, `factor` and `cap`. Default: `RetryPolicy()`.
         - `process`: run each attempt in a child process, so that a crash fails only that job. The
           function must be a plain `def` of a module, without a JobContext. Default: False.
+        - `on_interrupt`: if the handler still runs after the grace period of a stopping worker:
+          `again` (default) runs it again elsewhere uncharged, `fail` fails the attempt.
 
         The function may be `async def` (runs on the worker's event loop) or `def` (runs in a
         thread). A first parameter annotated `JobContext` receives the context of the attempt. The
@@ -291,7 +294,7 @@ class Tenure:
     def cancel(self, job_id: str, *, actor: str | None = None) -> Job:
         """Cancel a pending or processing job; return it.
 
-        A handler that is running is asked to stop (`JobContext.cancelled`), and its result is not
+        A handler that is running is asked to stop (`JobContext.stopped`), and its result is not
         recorded.
 
         - `actor`: who cancels it, for the ledger. Default: the application's actor.

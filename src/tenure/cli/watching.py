@@ -246,7 +246,7 @@ def _circumstances(entry: Transition) -> str:
     match entry.event:
         case "claimed":
             return f"attempt {entry.attempt} by {entry.actor}"
-        case "completed" | "failed" | "released":
+        case "completed" | "failed" | "released" | "interrupted":
             return f"attempt {entry.attempt}"
         case "retried" if entry.actor == STORE:
             return ""

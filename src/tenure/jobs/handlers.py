@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack
 
 import msgspec
 import msgspec.inspect
@@ -30,6 +30,12 @@ R = TypeVar("R")
 _PLAIN_OPTIONS = TypeOptions()
 
 
+Stopped = Literal["timeout", "shutdown", "lost"]
+"""Why the outcome of a handler no longer counts."""
+OnInterrupt = Literal["again", "fail"]
+"""What becomes of a job whose handler still runs when its worker has to stop."""
+
+
 @dataclass(slots=True)
 class JobContext:
     """What a handler knows about its attempt: annotate its first parameter with `JobContext`.
@@ -43,8 +49,12 @@ class JobContext:
       fencing token, so that they refuse a stale attempt.
     - `deadline`: when the timeout of this attempt ends it, by the clock of the worker; None if it
       has no timeout.
-    - `cancelled`: turns True when the job was cancelled or its lease was lost. Nothing that the
-      handler does after that is recorded, so it should return soon.
+    - `stopping`: turns True when the worker was asked to stop. A handler that returns within the
+      grace period of the worker is recorded as always. One that takes longer is interrupted, and
+      the job runs again elsewhere, without a charge.
+    - `stopped`: why the handler should return now, since nothing that it does is recorded any more.
+      None as long as its outcome counts, then `timeout`, `shutdown` (the grace period is over), or
+      `lost` (the job was cancelled, or its lease ran out).
 
     The worker makes it; a handler only reads it.
     """
@@ -56,7 +66,8 @@ class JobContext:
     max_retries: int  # attempts in all
     token: int  # rises with every claim
     deadline: datetime | None  # by the worker's clock
-    cancelled: bool = False  # or the lease is lost
+    stopping: bool = False  # the worker is
+    stopped: Stopped | None = None  # why the outcome of the handler no longer counts
 
 
 class BadArguments(Exception):
@@ -71,6 +82,7 @@ class Handler:
     function: Callable[..., Any]
     defaults: TypeOptions = _PLAIN_OPTIONS
     in_process: bool = False  # run in a child process
+    on_interrupt: OnInterrupt = "again"
     is_async: bool = False
     wants_context: bool = False
     signature: inspect.Signature = field(default_factory=inspect.Signature)
@@ -163,9 +175,16 @@ def _with_lists(value: Any) -> Any:
 
 
 def describe(
-    function: Callable[..., Any], name: str, defaults: TypeOptions, *, in_process: bool = False
+    function: Callable[..., Any],
+    name: str,
+    defaults: TypeOptions,
+    *,
+    in_process: bool = False,
+    on_interrupt: OnInterrupt = "again",
 ) -> Handler:
     """Read a function's signature into a Handler; raises InvalidInput if no payload could fit."""
+    if on_interrupt not in typing.get_args(OnInterrupt):
+        raise InvalidInput(f"on_interrupt is 'again' or 'fail', not {on_interrupt!r}")
     signature = inspect.signature(function)
     hints = _hints(function, name)
     parameters = list(signature.parameters.values())
@@ -187,6 +206,7 @@ def describe(
         function=function,
         defaults=defaults,
         in_process=in_process,
+        on_interrupt=on_interrupt,
         is_async=inspect.iscoroutinefunction(function),
         wants_context=wants_context,
         signature=signature,

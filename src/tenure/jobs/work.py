@@ -64,7 +64,8 @@ class Outcome(StrEnum):
 
     COMPLETED = "completed"
     FAILED = "failed"
-    RELEASED = "released"
+    RELEASED = "released"  # its handler did not start
+    INTERRUPTED = "interrupted"  # its handler started, and the worker stops
 
 
 class Report(msgspec.Struct, frozen=True, gc=False):

@@ -22,7 +22,7 @@ from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report
 from tenure.simulator.database import SimulatedDatabase, StoreCall
 
 SETTLED = ("completed", "failed", "cancelled")
-MAX_RELEASES = 100  # how often a job may be released; the next time it fails
+MAX_RETURNS = 100  # how often a job may be released or interrupted; the next time it fails
 JITTER = 0.1
 
 
@@ -225,8 +225,8 @@ class ExpectedStore:
             job.result = report.result
         elif report.outcome == "failed":
             self._fail(job, "failed" if report.retryable else "gave_up")
-        elif job.token - job.attempts < MAX_RELEASES:
-            self._change(job, "released", "pending")
+        elif job.token - job.attempts < MAX_RETURNS:
+            self._change(job, report.outcome, "pending")
         else:
             self._fail(job, "failed")
             return Answer.CONFLICT, "failed"
@@ -294,7 +294,7 @@ class ExpectedStore:
 
     def _change(self, job: ExpectedJob, event: str, status: str) -> None:
         """Change the status, and what changes with it whatever the event."""
-        job.attempts += {"claimed": 1, "released": -1}.get(event, 0)
+        job.attempts += {"claimed": 1, "released": -1, "interrupted": -1}.get(event, 0)
         job.token += event == "claimed"
         if job.lease_id is not None:
             job.ended[job.lease_id] = event

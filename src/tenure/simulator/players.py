@@ -238,7 +238,7 @@ class SimulatedWorker(SimulatedClient):
         chance = self.world.chance
         old = chance.choice(self._past)
         if self.world.strikes("old reports repeated or contradicted", 0.5):
-            outcome = chance.choice((Outcome.COMPLETED, Outcome.FAILED, old.outcome))
+            outcome = chance.choice((*Outcome, old.outcome))
             result = (old.result or '"0"') if outcome is Outcome.COMPLETED else None
             report = Report(old.job_id, old.lease_id, outcome, result, error="again")
             self.send("exchange", [report, report], None)

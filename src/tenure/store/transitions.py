@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from tenure import failpoints
 from tenure.errors import IllegalTransition, JobNotFound, LeaseLost
-from tenure.events import Completed, Event, Failed, GaveUp, LeaseExpired, Released
+from tenure.events import Completed, Event, Failed, GaveUp, Interrupted, LeaseExpired, Released
 from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report, Verdict
 from tenure.lifecycle import FINAL_FAILURE, Job, follow, retry_in
 from tenure.store.protocol import Database
@@ -131,6 +131,8 @@ def _event(report: Report) -> Event:
             failure = Failed if report.retryable else GaveUp
             error = report.error or "(no message)"
             return failure(lease_id=report.lease_id, error=error, actor=report.actor)
+        case Outcome.INTERRUPTED:
+            return Interrupted(lease_id=report.lease_id, actor=report.actor)
         case Outcome.RELEASED:
             return Released(lease_id=report.lease_id, actor=report.actor)
 

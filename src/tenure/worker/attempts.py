@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tenure.jobs.handlers import Handler, Handlers, JobContext
+from tenure.jobs.handlers import Handler, Handlers, JobContext, Stopped
 from tenure.jobs.results import Ending, failure, success
 from tenure.jobs.work import Lease, Outcome
 from tenure.telemetry.logs import LOG_FIELDS
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 UNWIND_SECONDS = 5.0
 """How long a cancelled coroutine keeps its slot before it is left behind."""
+
+INTERRUPTED = "shutdown: the worker stopped before the job had finished"
 
 _COMPLETED = Outcome.COMPLETED
 
@@ -73,10 +75,22 @@ class Attempts:
         for attempt in self._leases.take_lost():
             self._stop_lost(attempt)
 
-    def stop_all(self, why: str) -> None:
-        """Fail every running attempt with `why` as its error, and stop its handler."""
+    def announce_stop(self) -> None:
+        """Say to every handler that has a context that the worker stops."""
         for attempt in self._leases.in_slots():
-            self._stop(attempt, why)
+            if attempt.context is not None:
+                attempt.context.stopping = True
+
+    def interrupt_all(self) -> None:
+        """Hand back every running attempt, or fail it as its handler wants; stop its handler."""
+        for attempt in self._leases.in_slots():
+            handler = self._handlers.find(attempt.lease.type)
+            if handler is not None and handler.on_interrupt == "fail":
+                self._stop(attempt, INTERRUPTED, "shutdown")
+            elif attempt.state is STARTED:
+                self._end_span(attempt, INTERRUPTED)
+                self._leases.end(attempt, attempt.outcome(Outcome.INTERRUPTED), free=False)
+                self._stop_handler(attempt, "shutdown")
 
     def deliver(self, attempt: Attempt, ending: Ending | NotStarted) -> None:
         """Hand over how a handler ended, or that it did not start. Called by threads."""
@@ -201,13 +215,13 @@ class Attempts:
             log.exception("the span of job %s could not be ended", attempt.lease.id)
 
     def _time_out(self, attempt: Attempt) -> None:
-        self._stop(attempt, f"timed out after {attempt.lease.timeout:g} s")
+        self._stop(attempt, f"timed out after {attempt.lease.timeout:g} s", "timeout")
 
-    def _stop(self, attempt: Attempt, why: str) -> None:
+    def _stop(self, attempt: Attempt, error: str, why: Stopped) -> None:
         """Fail an attempt whose handler still runs, and stop the handler."""
         if attempt.state is STARTED:
-            self._end(attempt, Ending(error=why), free=False)
-            self._stop_handler(attempt)
+            self._end(attempt, Ending(error=error), free=False)
+            self._stop_handler(attempt, why)
 
     def _stop_lost(self, attempt: Attempt) -> None:
         runs = attempt.state is STARTED
@@ -216,14 +230,14 @@ class Attempts:
         if runs:
             log.warning("the lease on job %s is lost: its handler is stopped", attempt.lease.id)
             self._end_span(attempt, "LeaseLost: the lease was ended elsewhere")
-            self._stop_handler(attempt)
+            self._stop_handler(attempt, "lost")
 
-    def _stop_handler(self, attempt: Attempt) -> None:
+    def _stop_handler(self, attempt: Attempt, why: Stopped) -> None:
         """Cancel a coroutine or kill a child. A thread cannot be stopped: replace it."""
         if attempt.timer is not None:
             attempt.timer.cancel()
         if attempt.context is not None:
-            attempt.context.cancelled = True
+            attempt.context.stopped = why
         if attempt.task is not None:
             attempt.task.cancel()  # its slot is free once it has returned, or if it never began
             attempt.task.add_done_callback(lambda _: self._finish_and_start_next(attempt, Ending()))

@@ -19,6 +19,7 @@ from tenure.worker.leases import Attempt, log_fields
 log = logging.getLogger(__name__)
 
 _FAILED = Outcome.FAILED
+_SHOWN = (Outcome.FAILED, Outcome.INTERRUPTED)
 _TOO_LATE = (Answer.LOST, Answer.CONFLICT)
 
 
@@ -54,7 +55,7 @@ class WorkLog:
                     verdict.answer,
                     verdict.recorded,
                 )
-            elif self.detailed or report.outcome is _FAILED:
+            elif self.detailed or report.outcome in _SHOWN:
                 self._log_recorded(attempt, report, verdict)
 
     def _log_recorded(self, attempt: Attempt, report: Report, verdict: Verdict) -> None:
@@ -79,7 +80,7 @@ class WorkLog:
 
 def _level(report: Report, verdict: Verdict) -> int:
     if report.outcome is not _FAILED:
-        return logging.DEBUG
+        return logging.INFO if report.outcome in _SHOWN else logging.DEBUG
     # A repeated answer does not say whether there was a retry.
     final = verdict.answer is Answer.RECORDED and verdict.retry_in is None
     return logging.WARNING if final else logging.INFO

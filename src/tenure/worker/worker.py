@@ -128,13 +128,14 @@ class Worker:
     # --- stopping
 
     async def _drain(self) -> None:
-        """Hand back what has not started, let handlers finish, then stop them; report all.
+        """Hand back what has not started, let handlers finish, then interrupt them; report all.
 
         Nothing is claimed any more. Leases whose outcome the store does not record in time run out.
         """
         self._exchanges.cancel(held_only=True)
+        self._attempts.announce_stop()
         await self._drain_running()
-        self._attempts.stop_all("shutdown: the worker stopped before the job had finished")
+        self._attempts.interrupt_all()
         deadline = time.monotonic() + CANCEL_SECONDS
         while self._leases.running and time.monotonic() < deadline:
             await self._drain_step(deadline)

@@ -130,6 +130,11 @@ async def release_lease(call: Call) -> Response:
     return await _report(call, Outcome.RELEASED)
 
 
+async def interrupt_lease(call: Call) -> Response:
+    """Hand back a job that had started, because its worker stops; that costs it no attempt."""
+    return await _report(call, Outcome.INTERRUPTED)
+
+
 async def _report(call: Call, outcome: Outcome, **fields: Any) -> Response:
     name = call.path["lease_id"]
     entry = requests.ReportEntry(lease_id=name, outcome=outcome, **fields)

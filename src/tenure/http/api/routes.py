@@ -187,6 +187,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", f"{LEASED}/complete", WORK, leases.complete_lease, ON_RECORD, body=COMPLETE),
     Route("POST", f"{LEASED}/fail", WORK, leases.fail_lease, ON_RECORD, body=FAIL),
     Route("POST", f"{LEASED}/release", WORK, leases.release_lease, ON_RECORD, body=NO_BODY),
+    Route("POST", f"{LEASED}/interrupt", WORK, leases.interrupt_lease, ON_RECORD, body=NO_BODY),
     Route("POST", f"{LEASED}/heartbeat", WORK, leases.renew_lease, HELD, body=HEARTBEAT),
     Route("POST", "/reports", WORK, leases.report_many, VERDICTS, body=REPORTS),
     Route(
