@@ -11,7 +11,7 @@ that the databases do not enforce.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from tenure import lifecycle
 from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
@@ -38,19 +38,31 @@ def quoted(*names: str) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-SETTLED_SQL = quoted(*(s for s in Status if s in SETTLED))
+ENDS = [status for status in Status if status in SETTLED]
+SETTLED_SQL = quoted(*ENDS)
+
+
+def one_of(column: str, names: Iterable[str]) -> str:
+    """The condition that a column has one of these values.
+
+    In pairs: SQLite makes a table of a longer list each time it tests it. Two such CHECKs were a
+    seventh of what a job costs SQLite in bulk.
+    """
+    values = [f"'{name}'" for name in names]
+    pairs = [", ".join(values[at : at + 2]) for at in range(0, len(values), 2)]
+    return "(" + " OR ".join(f"{column} IN ({pair})" for pair in pairs) + ")"
 
 
 def checks(values: Mapping[str, str]) -> str:
     """The CHECK constraints of the job table: those of `values`, and those of the lifecycle."""
     rules = {
         **values,
-        "known_status": f"status IN ({quoted(*Status)})",
+        "known_status": one_of("status", Status),
         "lease_while_processing": "(status = 'processing') = (lease_id IS NOT NULL)",
         "expiry_while_processing": "(status = 'processing') = (lease_expires_at IS NOT NULL)",
         "holder_while_processing": "status <> 'processing'"
         " OR (worker IS NOT NULL AND started_at IS NOT NULL)",
-        "finished_when_settled": f"(status IN ({SETTLED_SQL})) = (finished_at IS NOT NULL)",
+        "finished_when_settled": f"{one_of('status', ENDS)} = (finished_at IS NOT NULL)",
         "failed_says_why": "status <> 'failed' OR last_error IS NOT NULL",
         "attempts_within_limit": LIMIT_SQL,
         "waiting_for_something": "status <> 'waiting' OR coalesce(need, 0) > 0",
@@ -257,7 +269,7 @@ def illegal_change(differs: str) -> str:
     changes = (rule for rule in lifecycle.TRANSITIONS if rule.source is not rule.target)
     legal = " OR\n        ".join(map(is_legal, changes))
     stays = (
-        f"(OLD.status = NEW.status AND OLD.status NOT IN ({SETTLED_SQL})"
+        f"(OLD.status = NEW.status AND NOT {one_of('OLD.status', ENDS)}"
         " AND NEW.attempts = OLD.attempts AND NEW.token = OLD.token"
         f" AND NOT (NEW.lease_id {differs} OLD.lease_id))"
     )

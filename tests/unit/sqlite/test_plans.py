@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -280,3 +281,12 @@ def test_rows_are_bound_all_and_once(crowded: sqlite3.Connection, count: int) ->
         if first == "first" and n is not None
     ]
     assert found == wanted
+
+
+def test_no_check_makes_a_table_of_a_list(full: sqlite3.Connection) -> None:
+    """SQLite compares with two values; of three or more it makes a table first, for each job."""
+    query = "SELECT sql FROM sqlite_schema WHERE name = 'tenure_job'"
+    ((table,),) = full.execute(query).fetchall()
+    lists = re.findall(r"\bIN \(([^)]*)\)", table)
+    assert lists
+    assert max(len(values.split(",")) for values in lists) == 2
