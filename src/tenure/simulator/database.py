@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from tenure.errors import StoreUnavailable
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ledger import Transition
+from tenure.lifecycle import Job
 from tenure.store import transitions
 from tenure.store.sqlite import schema
 from tenure.store.sqlite.connection import to_millis
@@ -143,10 +145,7 @@ class SimulatedSqlite(Sqlite):
     def begin(self) -> None:
         self._fail("at the begin")
         super().begin()
-        if self._fault == "in the middle":
-            self._fault = ""
-            # SQLite gives up inside a statement, and rolls the transaction back itself.
-            self._db.set_progress_handler(lambda: 1, self._steps)
+        self._fail_in_the_middle()
 
     def commit(self) -> None:
         self._db.set_progress_handler(None, 0)
@@ -154,6 +153,26 @@ class SimulatedSqlite(Sqlite):
         super().commit()
         self.committed = True
         self._fail("after the commit")
+
+    def enqueue_alone(
+        self, checked_jobs: Sequence[CheckedJob], *, whole: bool
+    ) -> Mapping[str, Job]:
+        self._fail("at the begin")
+        self._fail("before the commit")
+        self._connected()
+        self._fail_in_the_middle()
+        made = super().enqueue_alone(checked_jobs, whole=whole)
+        self._db.set_progress_handler(None, 0)
+        if made:
+            self.committed = True
+            self._fail("after the commit")
+        return made
+
+    def _fail_in_the_middle(self) -> None:
+        if self._fault == "in the middle":
+            self._fault = ""
+            # SQLite gives up inside a statement, and rolls the transaction back itself.
+            self._db.set_progress_handler(lambda: 1, self._steps)
 
     def rollback(self) -> None:
         if self._connection is not None:
