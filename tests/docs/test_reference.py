@@ -14,7 +14,7 @@ import pytest
 
 import tenure
 from tenure import errors, settings
-from tenure.app.core import MAX_JOBS_AT_ONCE, MAX_LISTED
+from tenure.app.core import MAX_JOBS_AT_ONCE
 from tenure.cli import cli
 from tenure.cli.command import exit_code
 from tenure.http.api import openapi
@@ -22,6 +22,7 @@ from tenure.http.api.routes import ROUTES
 from tenure.jobs import explain, payload
 from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
 from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH
+from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.stats import QueueState, TypeState, WorkerState
 from tenure.jobs.work import Answer, Outcome
 from tenure.lifecycle import FIRST_EVENT, MAX_RETURNS, TRANSITIONS, Status

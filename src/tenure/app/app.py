@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
 from tenure.app.bulk import BulkActions
-from tenure.app.core import Core, checked_query
+from tenure.app.core import Core
 from tenure.app.queues import Queues, Types, Workers
 from tenure.app.register import Register
 from tenure.app.stats import Events, Statistics
@@ -26,7 +26,7 @@ from tenure.jobs.findings import Check, Progress, Violation, no_progress
 from tenure.jobs.handlers import JobContext, JobType, OnInterrupt
 from tenure.jobs.ledger import Transition
 from tenure.jobs.names import check_label, check_queues, list_of_names
-from tenure.jobs.queries import Counted, Fields, Filter
+from tenure.jobs.queries import Counted, Fields, Filter, checked_query
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY

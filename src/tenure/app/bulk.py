@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from tenure.app.core import MAX_COUNTED, MAX_LISTED, Core, Noun
+from tenure.app.core import MAX_COUNTED, Core, Noun
 from tenure.errors import BulkNotFound
 from tenure.jobs import ids
 from tenure.jobs.enqueue import MAX_RETRIES, whole
 from tenure.jobs.names import check_label
-from tenure.jobs.queries import Action, Bulk, Filter, action_of, check_filter
+from tenure.jobs.queries import MAX_LISTED, Action, Bulk, Filter, action_of, check_filter
 from tenure.jobs.queue_rights import covers
 from tenure.lifecycle import Job
 from tenure.store import search

@@ -22,7 +22,7 @@ from tenure.jobs.enqueue import CheckedJob, Duration, Enqueued, NewJob, check_jo
 from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import EventFilter, Transition
-from tenure.jobs.queries import Counted, Filter, Page, Query, action_of, check_filter, query_of
+from tenure.jobs.queries import Counted, Filter, Page, action_of, checked_query
 from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, own_key, require
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, Report
@@ -31,6 +31,7 @@ from tenure.store import Store, migration_sql, open_store, schema_of, search
 from tenure.store.migrate import advice
 from tenure.store.tables import sessions, tokens, webhooks
 from tenure.store.tables.bulk import about
+from tenure.store.tables.stats import Place
 from tenure.store.transitions import Steps
 from tenure.store.work import nothing
 from tenure.telemetry import logs
@@ -41,7 +42,6 @@ from tenure.webhooks import deliveries
 log = logging.getLogger(__name__)
 
 MAX_JOBS_AT_ONCE = 10_000
-MAX_LISTED = 500
 MAX_COUNTED = 1_000_000
 
 
@@ -322,6 +322,10 @@ class Core:
         """
         return self.store.update_stats(yielding=yielding)
 
+    def stats_reach(self) -> tuple[Place, timedelta]:
+        """Return the end of the ledger, and how far the statistics are behind if they are."""
+        return self.store.stats_reach()
+
     def prune(self, keep: Mapping[str, Duration]) -> int:
         """Delete a batch of jobs settled longer ago than `keep` says by status; return how many.
 
@@ -383,14 +387,6 @@ class Noun:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-
-
-def checked_query(filter: Filter, limit: int = 50, before: str | None = None) -> Query:
-    """What to ask the store for; raises InvalidInput."""
-    if before is not None:
-        ids.check_id(before, "$.before")
-    count = whole(limit, 1, MAX_LISTED, "$.limit")
-    return query_of(check_filter(filter), limit=count, before=before)
 
 
 def _log_added(added: Future[list[Enqueued]]) -> None:

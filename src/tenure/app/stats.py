@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from tenure.app.core import MAX_LISTED, Noun
+from tenure.app.core import Noun
 from tenure.jobs.enqueue import whole
 from tenure.jobs.ledger import EventFilter, LedgerPage
+from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import Activity, Count, FailureGroup, Total
 from tenure.store.work import nothing

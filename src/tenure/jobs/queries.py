@@ -9,11 +9,14 @@ from enum import StrEnum
 from typing import Any, TypedDict
 
 from tenure.errors import InvalidInput
-from tenure.jobs import payload
+from tenure.jobs import ids, payload
+from tenure.jobs.enqueue import whole
 from tenure.jobs.names import check_name
 from tenure.jobs.queue_rights import Patterns
 from tenure.lifecycle import TRANSITIONS, Job, Status
 
+MAX_LISTED = 500
+"""Jobs on a page."""
 MAX_AHEAD = 10_000
 """Most jobs that are counted ahead of a job."""
 MAX_SEARCHED_FOR = 200
@@ -124,6 +127,14 @@ class Action(StrEnum):
 
 
 EVENT_OF = {Action.RETRY: "retried", Action.CANCEL: "cancelled"}
+
+
+def checked_query(filter: Filter, limit: int = 50, before: str | None = None) -> Query:
+    """What to ask the store for; raises InvalidInput."""
+    if before is not None:
+        ids.check_id(before, "$.before")
+    count = whole(limit, 1, MAX_LISTED, "$.limit")
+    return query_of(check_filter(filter), limit=count, before=before)
 
 
 def sources(action: Action) -> tuple[Status, ...]:

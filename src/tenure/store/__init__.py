@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -28,7 +28,7 @@ from tenure.store.duties import look
 from tenure.store.notify import Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
-from tenure.store.tables.stats import Place, add_next
+from tenure.store.tables.stats import Place, add_next, reach
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, nothing
 
 T = TypeVar("T")
@@ -122,6 +122,10 @@ class Store:
         add = partial(add_next, known=known, read=read)
         self._stats_place, added = self.write("measure", add, brings=nothing).result()
         return added
+
+    def stats_reach(self) -> tuple[Place, timedelta]:
+        """Return the end of the ledger, and how far the statistics are behind if they are."""
+        return self.write("measure", reach, brings=nothing, jobs=()).result()
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; return the lease ids that are still held."""

@@ -93,7 +93,6 @@ class MaintenanceThread(threading.Thread):
         `keep` names a status that is not final.
         """
         super().__init__(name="tenure-maintenance", daemon=True)
-        self._events, self._stats = app.events, app.stats
         self._core = app.core
         self._interval = interval
         self._may_end_leases = may_end_leases
@@ -111,7 +110,7 @@ class MaintenanceThread(threading.Thread):
         self._end = threading.Event()
         self._prune_at = self._times_at = 0.0  # by the monotonic clock
         self._stats_share = BUSY_SHARE
-        self._ledger_end = ""
+        self._ledger_end: object = None
 
     def stop(self) -> None:
         """Ask the thread to end, and wait for it."""
@@ -176,7 +175,7 @@ class MaintenanceThread(threading.Thread):
     def _count_transitions(self) -> None:
         share, self._stats_share = self._stats_share, BUSY_SHARE
         if self._repeat(lambda: self._core.measure(yielding=True), share):
-            end, until = self._events.end(), self._stats.measured_until()
+            end, lag = self._core.stats_reach()
             quiet, self._ledger_end = end == self._ledger_end, end
-            if quiet or until is None or self._core.clock() - until > MAX_LAG:
+            if quiet or lag > MAX_LAG:
                 self._stats_share = MAX_SHARE

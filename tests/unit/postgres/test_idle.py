@@ -13,6 +13,7 @@ from tenure.jobs.enqueue import TypeOptions
 from tenure.store import Store, commit, open_store
 from tenure.store.postgres import reader
 from tenure.store.postgres.session import PostgresSession
+from tenure.worker import maintenance
 from tests.support.store import claim_request, new_job, report_completed
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, running_worker, wait_until_completed
@@ -111,6 +112,12 @@ def test_connections_are_closed_without_use_and_opened_again(
     store.close()
 
 
+def reads(app: Tenure) -> int:
+    """How often this application has used a connection for reading."""
+    pool = app.core.store.read._pool  # type: ignore[attr-defined]
+    return int(pool.get_stats().get("requests_num", 0))
+
+
 LOOKING = ("SAVEPOINT", "SELECT EXISTS", "COMMIT")
 CLAIMING = ("SELECT * FROM {s}.claim_alone", "SELECT * FROM {s}.lanes", "INSERT INTO {s}.worker")
 
@@ -133,12 +140,37 @@ def test_an_idle_worker_only_looks_and_claims(
         with running_worker(app), running_sweeper(app, interval=0.01):
             wait_until_completed(app, work.enqueue())
             wait_until(lambda: not app.core.look(), "all duties to be done")
-            app.core.store.read.close()  # who reads from now on fails
+            before = reads(app)
             monkeypatch.setattr(PostgresSession, "_run", noted)
             wait_until(lambda: len(ran) >= 300, "a hundred looks")
             monkeypatch.undo()
-            assert sessions(raw) <= 3  # one to listen, one or two to look and to claim
+            assert reads(app) == before
     looks = [statement for statement in ran if statement.startswith(LOOKING)]
     others = [statement for statement in ran if statement not in looks]
     assert [one for one in others if not one.startswith(CLAIMING)] == []
     assert len(looks) > 10 * len(others)
+
+
+def test_a_worker_that_falls_behind_has_four_connections(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One to listen, two to write and one for heartbeats; the statistics need no other."""
+    monkeypatch.setattr(maintenance, "BUSY_SHARE", 0)
+    with Tenure(url) as app:
+        done = threading.Event()
+
+        @app.job
+        async def work() -> None: ...
+
+        @app.job
+        def wait() -> None:
+            done.wait(30)
+
+        app.open()
+        with running_worker(app, lease_seconds=3), running_sweeper(app, interval=0.01):
+            wait.enqueue()
+            for _ in range(20):
+                app.enqueue_many([work.new_job() for _ in range(500)])
+            wait_until(lambda: sessions(raw) == 4, "the heartbeat")
+            done.set()
+        assert reads(app) == 0

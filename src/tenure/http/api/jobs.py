@@ -13,13 +13,13 @@ from uuid import UUID
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
-from tenure.app.core import MAX_COUNTED, MAX_LISTED
+from tenure.app.core import MAX_COUNTED
 from tenure.app.shown import transitions_shown
 from tenure.http.api.bodies import convert
 from tenure.http.api.call import Call, answer
 from tenure.jobs.enqueue import Enqueued, NewJob, Options
 from tenure.jobs.names import check_key
-from tenure.jobs.queries import Action, Filter, check_filter
+from tenure.jobs.queries import MAX_LISTED, Action, Filter, check_filter
 from tenure.telemetry import tracing
 from tenure.tokens.scopes import Caller
 from tenure.wire import requests, responses

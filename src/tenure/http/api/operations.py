@@ -9,13 +9,12 @@ from typing import Annotated
 from msgspec import Meta, Struct
 from starlette.responses import Response
 
-from tenure.app.core import MAX_LISTED
 from tenure.errors import StoreUnavailable
 from tenure.http.api import metrics
 from tenure.http.api.bodies import JSON
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import GUARD, AccessGuard
-from tenure.jobs.queries import Filter
+from tenure.jobs.queries import MAX_LISTED, Filter
 from tenure.wire import requests, responses
 
 log = logging.getLogger(__name__)

@@ -129,6 +129,15 @@ def add_next(
     return batch.end, batch.transitions
 
 
+def reach(db: Database) -> tuple[Place, timedelta]:
+    """Return the last place of the ledger, and how far the statistics are behind if they are."""
+    d = db.dialect
+    newest = ", ".join(f"{column} DESC" for column in d.order)
+    (end,) = db.rows(f"SELECT {d.place} FROM {d.table('transition')} ORDER BY {newest} LIMIT 1")
+    *_, millis = _measured(d, db.rows)
+    return tuple(end), db.now() - EPOCH - timedelta(milliseconds=millis)
+
+
 class StatsReader:
     """What is read: what must go by an index by `rows_by_index`, most of a table by `rows`."""
 
