@@ -57,6 +57,8 @@ WAITS = "a waiting job waits for something"
 KEY = "one job per idempotency key"
 COUNTS = "the counts are those of the jobs"
 ORPHANS = "no ledger without its job"
+TOKENS = "a token if and only if the job is pending"
+PLACES = "every job is where the sweep, retention and operators look"
 
 LEDGER_BREAKS = [
     (
@@ -221,8 +223,41 @@ def test_it_finds_what_was_broken(
     jobs = {entry.job_id for entry in harness.ledger()}
     break_by(harness, statement)
     found = harness.store.read.violations(10)
-    assert {invariant for invariant, _, _ in found} == broken
+    assert {invariant for invariant, _, _ in found} - {TOKENS, PLACES} == broken
     assert all(what and (job_id in jobs) == (name != COUNTS) for name, job_id, what in found)
+
+
+PLACE_BREAKS = [
+    ({TOKENS}, f"DELETE FROM tenure.ready WHERE id = {UNTRIED_JOB}"),
+    ({TOKENS}, f"UPDATE tenure.ready SET run_at = {{later}} WHERE id = {UNTRIED_JOB}"),
+    ({TOKENS}, f"UPDATE tenure.ready SET priority = 7 WHERE id = {UNTRIED_JOB}"),
+    ({TOKENS}, f"UPDATE tenure.ready SET type = 'other' WHERE id = {UNTRIED_JOB}"),
+    ({TOKENS}, f"UPDATE tenure.ready SET id = {HELD_JOB} WHERE id = {UNTRIED_JOB}"),
+    (
+        {TOKENS},
+        "INSERT INTO tenure.ready (queue, priority, run_at, id, type)"
+        " SELECT queue, priority, run_at, id, type FROM {job} WHERE status = 'completed'",
+    ),
+    ({PLACES}, f"DELETE FROM tenure.arrival WHERE {HELD_JOB} = ANY (ids)"),
+    ({PLACES}, f"DELETE FROM tenure.arrival WHERE {SETTLED_JOB} = ANY (ids)"),
+    ({PLACES}, "UPDATE tenure.arrival SET status = 'failed' WHERE status = 'processing'"),
+    ({PLACES}, f"DELETE FROM tenure.ended WHERE id = {FAILED_JOB}"),
+    ({PLACES}, f"UPDATE tenure.ended SET status = 'cancelled' WHERE id = {FAILED_JOB}"),
+    ({PLACES}, f"INSERT INTO tenure.ended VALUES ('failed', {SETTLED_JOB})"),
+]
+
+
+@pytest.mark.parametrize(
+    "database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
+)
+@pytest.mark.parametrize(("broken", "statement"), PLACE_BREAKS)
+def test_it_finds_places_that_are_not_those_of_the_jobs(
+    unaudited_harness: StoreHarness, broken: set[str], statement: str
+) -> None:
+    fill(unaudited_harness)
+    break_by(unaudited_harness, statement)
+    found = unaudited_harness.store.read.violations(10)
+    assert {invariant for invariant, _, _ in found} == broken
 
 
 def test_a_key_that_made_two_jobs_is_found(unaudited_harness: StoreHarness) -> None:
@@ -273,8 +308,9 @@ def test_an_index_without_its_jobs_is_found(sqlite_url: str) -> None:
 
 
 def test_there_is_a_case_for_every_question_and_advice_for_every_answer() -> None:
-    asked = {name for each in audit.QUERIES for name in each.invariants}
-    shown = {invariant for broken, _ in LEDGER_BREAKS + ROW_BREAKS for invariant in broken}
+    asked = {name for each in (*audit.QUERIES, audit.PLACES) for name in each.invariants}
+    breaks = LEDGER_BREAKS + ROW_BREAKS + PLACE_BREAKS
+    shown = {invariant for broken, _ in breaks for invariant in broken}
     assert asked | {audit.SOUND} == shown | {KEY, audit.SOUND} == set(audit.INVARIANTS)
     assert all(audit.INVARIANTS.values())
 

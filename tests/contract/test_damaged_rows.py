@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -22,7 +23,10 @@ def without_checks(harness: StoreHarness) -> RawSql:
     """The connection, with no condition on values; on PostgreSQL for all."""
     harness.sql.drop_checks()
     if harness.sql.engine == "postgres":
-        harness.sql.run("ALTER TABLE {job} DISABLE TRIGGER job_fits")
+        trigger = harness.sql.value("SELECT pg_get_functiondef('tenure.record_entry'::regproc)")
+        free, times = re.subn("(?s)WHERE CASE WHEN .* ELSE true END", "", trigger)
+        assert times == 1
+        harness.sql.run(free.replace("%", "%%"))
     return harness.sql
 
 

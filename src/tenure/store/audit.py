@@ -82,6 +82,10 @@ INVARIANTS: Mapping[str, str] = {
     "one job per idempotency key": "an enqueue that was repeated made a second job: cancel one of "
     "them, then create the unique index on idempotency_key again (`tenure doctor` says if it is "
     "missing)",
+    "a token if and only if the job is pending": "it is never claimed, or looked at in vain: "
+    f"{BYPASSED}",
+    "every job is where the sweep, retention and operators look": "its lease never ends, it is kept"
+    f" for ever, or it is in no list: {BYPASSED}",
     SOUND: "the file is damaged, by a fault of the disk, or because it was copied, replaced or "
     "written by other means while it was in use: stop everything, keep a copy, restore a backup",
     "the counts are those of the jobs": "`tenure stats` is wrong by that much, no job is: jobs "
@@ -113,7 +117,7 @@ class AuditQuery:
         text = f"SELECT * FROM ({self.select}) AS seen WHERE {broken}"
         text = text.replace("{miscounts}", stats_sql.miscounts(dialect))
         text = text.replace("{broken_value}", dialect.broken_value)
-        for name in ("job", "transition"):
+        for name in ("job", "transition", "ready", "ended", "arrival"):
             text = text.replace(f"{{{name}}}", dialect.table(name))
         return text
 
@@ -293,15 +297,41 @@ FROM ({miscounts}) AS wrong""",
 )
 QUERIES = (PATH, JOBS, LEASES, KEYS, COUNTS)
 
+PLACES = AuditQuery(
+    "where jobs are looked for",
+    f"""
+SELECT coalesce(job.id, token.id, place.id) AS job_id,
+    CASE WHEN (job.status = 'pending') IS DISTINCT FROM (token.id IS NOT NULL)
+            OR token.id IS NOT NULL AND (token.queue, token.priority, token.run_at, token.type)
+                IS DISTINCT FROM (job.queue, job.priority, job.run_at, job.type)
+        THEN coalesce(job.status, 'no job') || CASE WHEN token.id IS NULL THEN ' without a token'
+            ELSE ' with the token of priority ' || token.priority || ' at ' || token.run_at END
+    END AS "a token if and only if the job is pending",
+    CASE WHEN job.status IN ('processing', {SETTLED_SQL}) AND arrived.id IS NULL
+        THEN job.status || ' without an arrival'
+        WHEN (place.id IS NOT NULL) <> coalesce(job.status IN ('failed', 'cancelled'), false)
+            OR place.ended_as <> job.status
+        THEN coalesce(job.status, 'no job') || ', listed as ' || coalesce(place.ended_as, 'nothing')
+    END AS "every job is where the sweep, retention and operators look"
+FROM {{job}} AS job FULL JOIN {{ready}} AS token ON token.id = job.id
+    FULL JOIN {{ended}} AS place (ended_as, id) ON place.id = job.id
+    LEFT JOIN (
+        SELECT DISTINCT status, unnest(ids) AS id FROM {{arrival}}
+    ) AS arrived ON arrived.id = job.id AND arrived.status = job.status""",
+)
+"""On PostgreSQL, where the store keeps tables of what is looked up by status."""
 
-def queries(progress: Progress, more: Sequence[str] = ()) -> Iterator[AuditQuery]:
+
+def queries(
+    progress: Progress, questions: Sequence[AuditQuery], more: Sequence[str] = ()
+) -> Iterator[AuditQuery]:
     """Yield the queries in turn; before each, report how many invariants were checked.
 
     `more` names checks that the caller makes afterwards.
     """
-    total = sum(len(asked.invariants) for asked in QUERIES) + len(more)
+    total = sum(len(asked.invariants) for asked in questions) + len(more)
     done = 0
-    for asked in QUERIES:
+    for asked in questions:
         progress(done, total, asked.about)
         yield asked
         done += len(asked.invariants)

@@ -70,9 +70,9 @@ def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enque
 def full_queues(db: Database, wanted: Mapping[str, int]) -> Mapping[str, int]:
     """Return name -> limit of the queues (name -> jobs to add) that would exceed it."""
     d = db.dialect
-    job, full = d.table("job"), {}
+    full = {}
     for name, limit in db.limits(wanted):
-        some = f"SELECT 1 FROM {job} WHERE status = 'pending' AND queue = {d.value} LIMIT {d.value}"
+        some = f"SELECT 1 FROM {d.pending} WHERE queue = {d.value} LIMIT {d.value}"
         ((pending,),) = db.rows(f"SELECT count(*) FROM ({some}) AS waiting", (name, limit))
         if pending + wanted[name] > limit:
             full[name] = limit

@@ -50,6 +50,7 @@ def generated(
         "amendable": ", ".join(AMENDABLE),
         "illegal_delete": guards.ILLEGAL_DELETE,
         "first_event": FIRST_EVENT,
+        "settled": guards.SETTLED_SQL,
         "ledger_columns": ", ".join(entry),
         "ledger_values": ",\n        ".join(entry.values()),
     }

@@ -47,6 +47,8 @@ class Reader(ABC):
 
     spares_writer = False
     """Whether a transaction that writes should do no reading that can be done before it."""
+    questions: Sequence[audit.AuditQuery] = audit.QUERIES
+    """What `violations` asks."""
     more_checks: Sequence[str] = ()
     """What `violations` checks beside the questions of `audit`."""
 
@@ -93,7 +95,7 @@ class Reader(ABC):
     ) -> list[tuple[str, str, str]]:
         """Return stored facts that break an invariant: (invariant, job id, what was found)."""
         found: list[audit.Finding] = []
-        for asked in audit.queries(progress, self.more_checks):
+        for asked in audit.queries(progress, self.questions, self.more_checks):
             read = partial(audit.findings, asked, before=tuple(found), limit=limit)
             found += self.read_through(asked.statement(self.dialect), read)
         return found
@@ -285,9 +287,9 @@ FROM (
     def late_leases(self, queues: Patterns | None = None) -> int:
         """Return how many leases have run out and were not ended by the sweep yet."""
         d = self.dialect
-        late = f"status = 'processing' AND lease_expires_at <= {d.now}"
+        late = f"lease_expires_at <= {d.now}"
         condition, values = d.in_queues("queue", queues)
-        statement = f"SELECT count(*) FROM {d.table('job')} WHERE {late} AND {condition}"
+        statement = f"SELECT count(*) FROM {d.processing} WHERE {late} AND {condition}"
         return int(self.rows(statement, values)[0][0])
 
     def workers(self, queues: Patterns | None = None) -> list[WorkerState]:

@@ -64,12 +64,13 @@ JOB_COLUMNS = selected(DIALECT, COLUMNS)
 @pytest.fixture(params=["never analysed", "analysed when empty", "analysed when full"])
 def crowded(request: pytest.FixtureRequest, db: Postgres, raw: Connection) -> list[str]:
     """Jobs in a table whose statistics are missing, wrong or right; their ids."""
-    raw.execute("ALTER TABLE tenure.job SET (autovacuum_enabled = false)")
+    for table in ("job", "ready"):
+        raw.execute(f"ALTER TABLE tenure.{table} SET (autovacuum_enabled = false)".encode())
     if request.param == "analysed when empty":
-        raw.execute("ANALYZE tenure.job")
+        raw.execute("ANALYZE tenure.job, tenure.ready")
     ids = add(db, 3000)
     if request.param == "analysed when full":
-        raw.execute("ANALYZE tenure.job")
+        raw.execute("ANALYZE tenure.job, tenure.ready")
     return ids
 
 
@@ -92,6 +93,9 @@ def test_every_statement_keeps_its_plan_at_a_million_rows_of_each_kind(
     """A million failed jobs, then a million pending ones; in the order of their ids, as in life."""
     raw.execute("ALTER TABLE tenure.job SET UNLOGGED")
     raw.execute("ALTER TABLE tenure.job SET (autovacuum_enabled = false), DISABLE TRIGGER USER")
+    for table in ("ready", "ended", "arrival"):
+        raw.execute(f"ALTER TABLE tenure.{table} SET UNLOGGED, DISABLE TRIGGER USER".encode())
+        raw.execute(f"ALTER TABLE tenure.{table} SET (autovacuum_enabled = false)".encode())
     for columns, values, first in (
         (", status, finished_at, last_error", ", 'failed', now(), 'boom'", 0),
         ("", "", 1),
@@ -101,18 +105,35 @@ def test_every_statement_keeps_its_plan_at_a_million_rows_of_each_kind(
             f" ('{first}' || lpad(to_hex(n), 31, '0'))::uuid, 'mail', now(), now(){values}"
             f" FROM generate_series(1, {ROWS}) AS n".encode()
         )
+    raw.execute(
+        "INSERT INTO tenure.ended SELECT status, id FROM tenure.job WHERE status = 'failed'"
+    )
+    raw.execute(
+        "INSERT INTO tenure.arrival (status, at, ids) SELECT status, now(), ARRAY[id]"
+        " FROM tenure.job WHERE status = 'failed'"
+    )
+    raw.execute(
+        "INSERT INTO tenure.ready (queue, priority, run_at, id, type)"
+        " SELECT queue, priority, run_at, id, type FROM tenure.job WHERE status = 'pending'"
+    )
     rows = raw.execute("SELECT id::text FROM tenure.job ORDER BY id DESC LIMIT 500").fetchall()
     for _ in ("never analysed", "analysed"):
         check_report(url, raw, [id for (id,) in rows], kept_plans)
         check_claim(url, raw, kept_plans)
         check_sweep_and_pages(url, raw, rows[-1][0])
         check_numbers(url, raw)
-        raw.execute("ANALYZE tenure.job")
+        raw.execute("ANALYZE tenure.job, tenure.ready, tenure.ended, tenure.arrival")
 
 
 def check_sweep_and_pages(url: str, raw: Connection, last: str) -> None:
     found = plan(raw, url, sql.LOCK_EXPIRED, 100)
-    assert "Index Scan using job_lease" in found
+    assert "Scan using arrival_at" in found
+    assert "Index Scan using job_pkey" in found
+    assert "Seq Scan" not in found
+    found = plan(raw, url, sql.LOOK)
+    assert "Scan using arrival_at" in found
+    assert "Tid Scan on arrival" in found
+    assert "Seq Scan" not in found
     assert "Sort" not in found
     check_look(url, raw)
     check_search(url, raw, last)
@@ -134,7 +155,7 @@ def check_search(url: str, raw: Connection, last: str) -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     others = {"type": "mail", "queue": "default", "text": "x", "created_by": at}
     for status in (None, *Status):
-        along = "job_" if status in ENDED else "job_pkey"  # where many have failed, either
+        along = "ended_pkey" if status in ENDED else "job_pkey"
         plain = Query(status=status, before=last) if status in (None, *ENDED) else None
         span = Query(status=status, before=last, through=last, most=10_000, **others)
         asked = [reader.listing(JOB_COLUMNS, query) for query in (plain, span) if query]
@@ -144,7 +165,7 @@ def check_search(url: str, raw: Connection, last: str) -> None:
             assert "Seq Scan" not in found
             assert "Sort" not in found
         if status in (Status.PENDING, Status.PROCESSING):
-            index = "job_ready" if status is Status.PENDING else "job_lease"
+            index = "ready_pkey" if status is Status.PENDING else "arrival_at"
             gathered = Query(status=status, before=last, type="mail", gather=True)
             few = (reader.listing(JOB_COLUMNS, gathered), search.waiting(reader, gathered, 10_000))
             for statement, values in few:
@@ -171,11 +192,13 @@ def check_numbers(url: str, raw: Connection) -> None:
         assert "Merge Join" not in found
     place = {"queue": "default", "priority": 9, "run_at": datetime.now(UTC), "id": new_ids(1)[0]}
     found = plan(raw, url, AHEAD, place, begin=SEARCHING)
-    assert found.count("using job_ready") == 4
+    assert found.count("using ready_pkey") == 4
     assert "Sort" not in found
     prune = sql.DELETE_SETTLED.replace("{status}", "'failed'")
-    found = plan(raw, url, prune, datetime.now(UTC), 0, "3", 0, 100)
-    assert "Index Scan using job_finished" in found
+    settled = (datetime.now(UTC), 0)
+    found = plan(raw, url, prune, *settled, 100, 100, *settled, "3", 0, 100)
+    assert "Scan using arrival_at" in found
+    assert "Seq Scan on job" not in found
     assert "Seq Scan on transition" not in found
 
 
@@ -188,7 +211,6 @@ def check_report(url: str, raw: Connection, some: list[str], kept_plans: list[st
         (found,) = (plan for plan in kept_plans if "Update on job" in plan)
         assert "Index Scan using job_pkey" in found
         assert "Seq Scan" not in found
-        assert "job_lease" not in found
         kept_plans.clear()
         columns = [ids if sql.type_of(c) == "uuid" else nothing for c in sql.SAVED]
         raw.execute(address_of(url).sql(sql.SAVE), columns)
@@ -204,8 +226,8 @@ def check_claim(url: str, raw: Connection, kept_plans: list[str]) -> None:
         kept_plans.clear()
         raw.execute(address_of(url).sql(statement), values)
         (found,) = (plan for plan in kept_plans if "Recursive Union" in plan)
-        assert "using job_ready" in found
-        assert "Seq Scan on job" not in found
+        assert "using ready_pkey" in found
+        assert "Seq Scan on ready" not in found
         assert "Sort" not in found.split("CTE walk")[0]
     now = raw.execute("SELECT now()").fetchone() or ()
     for types, most in ((None, 1), (["send"], 500)):
@@ -216,13 +238,14 @@ def check_claim(url: str, raw: Connection, kept_plans: list[str]) -> None:
         raw.execute("ROLLBACK")
         (found,) = (plan for plan in kept_plans if "Update on job" in plan)
         picked, claimed = found.split("CTE claimed")
-        assert "Index Scan using job_ready" in picked
-        assert "Tid Scan on job" in picked
+        assert "Index Scan using ready_pkey" in picked
+        assert "Tid Scan on ready" in picked
+        assert "Index Scan using job_pkey" in picked
         assert "Sort" not in picked.split("CTE picked")[1]
-        assert "Index Scan using job_pkey" in claimed
+        assert "Tid Scan on job" in claimed
     kept_plans.clear()
     raw.execute(address_of(url).sql(sql.PASSED), ["default", 0, *PostgresClaim.start, *now])
-    (found,) = (plan for plan in kept_plans if "using job_ready" in plan)
+    (found,) = (plan for plan in kept_plans if "using ready_pkey" in plan)
     assert "Sort" not in found
     assert "Seq Scan" not in found
     found = plan(raw, url, sql.NEWEST)
@@ -308,7 +331,7 @@ def test_claims_stay_flat_while_an_old_snapshot_is_open(
 
         def walked() -> int:
             db.begin()
-            asked = "SELECT pg_stat_get_xact_tuples_returned('tenure.job_ready'::regclass)"
+            asked = "SELECT pg_stat_get_xact_tuples_returned('tenure.ready_pkey'::regclass)"
             ((before,),) = ask_in_store_session(db, asked)
             assert len(db.claim(claim_request(1))) == 1
             ((after,),) = ask_in_store_session(db, asked)
@@ -374,7 +397,7 @@ def test_a_claim_searches_so_many_lanes_and_no_more(db: Postgres, due: bool) -> 
             for id, queue in zip(ids, queues, strict=True)
         ]
         db.insert(jobs)
-    asked = "SELECT pg_stat_get_xact_tuples_returned('tenure.job_ready'::regclass)"
+    asked = "SELECT pg_stat_get_xact_tuples_returned('tenure.ready_pkey'::regclass)"
     for queues_of_claim, most in ((None, 3 * MAX_LANES), (("q00007", "none"), 10)):
         for _ in range(4):
             request = claim_request(9, queues=queues_of_claim)
@@ -392,7 +415,7 @@ def test_a_look_into_a_lane_goes_over_so_many_jobs_and_no_more(db: Postgres) -> 
     add(db, 4 * MAX_SEEN)
     request = claim_request(1, types=("other",))
     assert db.claim_alone(request) is None  # it did not see all of them
-    asked = "SELECT pg_stat_get_xact_tuples_returned('tenure.job_ready'::regclass)"
+    asked = "SELECT pg_stat_get_xact_tuples_returned('tenure.ready_pkey'::regclass)"
     for _ in range(3):
         db.begin()
         ((before,),) = ask_in_store_session(db, asked)

@@ -40,8 +40,8 @@ SELECT {NOW} AT TIME ZONE 'UTC', lane.queue, lane.priority, head.run_at AT TIME 
     head.id::text
 FROM unnest(%b::text[], %b::bigint[], %b::timestamptz[]) AS lane (queue, priority, since)
 CROSS JOIN LATERAL (
-    SELECT run_at, id FROM {{s}}.job
-    WHERE status = 'pending' AND queue = lane.queue AND priority = lane.priority AND run_at >= since
+    SELECT run_at, id FROM {{s}}.ready
+    WHERE queue = lane.queue AND priority = lane.priority AND run_at >= since
     ORDER BY queue, priority, run_at, id LIMIT 1
 ) AS head
 WHERE head.run_at <= {NOW} AND NOT EXISTS (

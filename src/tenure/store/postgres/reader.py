@@ -16,6 +16,7 @@ from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.jobs.work import MAX_BYTES
 from tenure.lifecycle import Job, Status
+from tenure.store import audit
 from tenure.store.constraints import quoted
 from tenure.store.postgres.connection import (
     CONNECTED,
@@ -62,25 +63,25 @@ AT_LENGTH = "SET LOCAL statement_timeout = 0; SET LOCAL work_mem = '64MB'"
 # Lane by lane: in each the due jobs come first, so no other job is met.
 AHEAD = f"""
 WITH RECURSIVE lane AS (
-    (SELECT priority FROM {{s}}.job WHERE status = 'pending' AND queue = %(queue)s
+    (SELECT priority FROM {{s}}.ready WHERE queue = %(queue)s
         ORDER BY priority LIMIT 1)
     UNION ALL
     SELECT next.priority FROM lane CROSS JOIN LATERAL (
-        SELECT priority FROM {{s}}.job
-        WHERE status = 'pending' AND queue = %(queue)s AND priority > lane.priority
+        SELECT priority FROM {{s}}.ready
+        WHERE queue = %(queue)s AND priority > lane.priority
         ORDER BY priority LIMIT 1) AS next
     WHERE lane.priority < %(priority)s
 )
 SELECT count(*) FROM (
     SELECT FROM lane CROSS JOIN LATERAL (
-        SELECT FROM {{s}}.job
-        WHERE status = 'pending' AND queue = %(queue)s AND priority = lane.priority
+        SELECT FROM {{s}}.ready
+        WHERE queue = %(queue)s AND priority = lane.priority
             AND run_at <= {NOW}
         ORDER BY run_at LIMIT {MAX_AHEAD + 1}) AS due
     WHERE lane.priority < %(priority)s
     UNION ALL
-    (SELECT FROM {{s}}.job
-        WHERE status = 'pending' AND queue = %(queue)s AND priority = %(priority)s
+    (SELECT FROM {{s}}.ready
+        WHERE queue = %(queue)s AND priority = %(priority)s
             AND (run_at, id) < (%(run_at)s, %(id)s::uuid)
         ORDER BY run_at LIMIT {MAX_AHEAD + 1})
     LIMIT {MAX_AHEAD + 1}) AS ahead
@@ -90,12 +91,12 @@ SELECT count(*) FROM (
 # lane, however many jobs wait in it.
 HEADS = """
 WITH RECURSIVE head AS (
-    (SELECT queue, priority, run_at FROM {s}.job WHERE status = 'pending'
+    (SELECT queue, priority, run_at FROM {s}.ready
         ORDER BY queue, priority, run_at LIMIT 1)
     UNION ALL
     SELECT next.* FROM head CROSS JOIN LATERAL (
-        SELECT queue, priority, run_at FROM {s}.job
-        WHERE status = 'pending' AND (queue, priority) > (head.queue, head.priority)
+        SELECT queue, priority, run_at FROM {s}.ready
+        WHERE (queue, priority) > (head.queue, head.priority)
         ORDER BY queue, priority, run_at LIMIT 1) AS next
 )
 """
@@ -112,6 +113,7 @@ class PostgresReader(Reader):
     dialect = DIALECT
     heads = HEADS
     ahead_sql = AHEAD
+    questions = (*audit.QUERIES, audit.PLACES)
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -218,41 +220,51 @@ SELECT {self._job}, found FROM (
         planner thinks of the conditions outside. The status is a literal: partial indexes need it.
         """
         inside, outside, values = list[str](), list[str](), list[Any]()
+        status = None if query.status is None else Status(query.status)
+        table, id = "{s}.job", "job.id"
 
         def add(part: str, value: Any, parts: list[str]) -> None:
             if value is not None:
                 parts.append(part)
                 values.append(value)
 
-        if query.status is not None:
-            decides = query.gather or query.status in ENDED
-            (inside if decides else outside).append(f"status = {quoted(Status(query.status))}")
-        if query.gather and query.status == Status.PENDING:
-            add("queue = %s", query.queue, inside)
+        if query.gather:
+            assert status is not None
+            table = PostgresReader.gathered(status)
+            if status is Status.PENDING:
+                add("queue = %s", query.queue, inside)
+        elif status in ENDED:
+            table, id = "{s}.ended AS place (ended_as, id) JOIN {s}.job USING (id)", "place.id"
+            inside.append(f"place.ended_as = {quoted(status)}")
+        elif status is not None:
+            outside.append(f"status = {quoted(status)}")
         after, before = between(query)
         along = outside if query.gather else inside
-        add("id > %s::uuid", _uuid(after), along)
-        add("id < %s::uuid", _uuid(before), along)
-        add(f"id {'<=' if query.oldest_first else '>='} %s::uuid", _uuid(query.through), along)
-        order = f"ORDER BY job.id {'ASC' if query.oldest_first else 'DESC'}"
+        add(f"{id} > %s::uuid", _uuid(after), along)
+        add(f"{id} < %s::uuid", _uuid(before), along)
+        add(f"{id} {'<=' if query.oldest_first else '>='} %s::uuid", _uuid(query.through), along)
+        way = "ASC" if query.oldest_first else "DESC"
         if query.among:
-            outside.append(f"status IN ({quoted(*query.among)})")
+            outside.append(f"job.status IN ({quoted(*query.among)})")
         for part, given in others(DIALECT, query):
             outside.append(part)
             values += given
         if query.gather:
-            table = f"(SELECT * FROM {{s}}.job{_where(inside)} OFFSET 0) AS job"
+            table = f"(SELECT * FROM {table}{_where(inside)} OFFSET 0) AS job"
         elif query.most is not None:
-            some = f"SELECT * FROM {{s}}.job{_where(inside)} {order} LIMIT {int(query.most)}"
-            table = f"({some}) AS job"
+            some = f"SELECT job.* FROM {table}{_where(inside)} ORDER BY {id} {way}"
+            table, id = f"({some} LIMIT {int(query.most)}) AS job", "job.id"
         else:
-            table, outside = "{s}.job", [*inside, *outside]
+            outside = [*inside, *outside]
         where, limit = _where(outside), int(query.limit)
-        return f"SELECT {what} FROM {table}{where} {order} LIMIT {limit}", values
+        return f"SELECT {what} FROM {table}{where} ORDER BY {id} {way} LIMIT {limit}", values
 
     @staticmethod
     def gathered(status: Status) -> str:
-        return "{s}.job"
+        if status is Status.PENDING:
+            place = "USING (queue, priority, run_at, id)"
+            return f"(SELECT job.* FROM {{s}}.ready JOIN {{s}}.job {place}) AS job"
+        return DIALECT.processing
 
     def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
         """LISTEN to what other processes notify of new work. A hint: polling continues.

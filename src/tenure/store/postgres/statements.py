@@ -17,6 +17,15 @@ from tenure.store.lanes import MAX_LANES, MAX_SEEN
 from tenure.store.postgres.connection import NOW, array_of, is_uuid, to_time
 from tenure.store.rows import ADDED, CHANGED, COLUMNS, TIMES, selected
 
+
+def _arrived(status: str, more: str = "") -> str:
+    """A FROM item: the ids of the jobs that entered a status, each once."""
+    return (
+        "(SELECT DISTINCT one.id FROM {s}.arrival CROSS JOIN unnest(ids) AS one (id)"
+        f" WHERE arrival.status = '{status}'{more}) AS arrived"
+    )
+
+
 DIALECT = Dialect(
     prefix="{s}.",
     value="%s",
@@ -25,6 +34,9 @@ DIALECT = Dialect(
     time_column="{column} AT TIME ZONE 'UTC'",
     now=NOW,
     duration="({seconds})::double precision * interval '1 second'",
+    pending="{s}.ready",
+    processing=f"(SELECT job.* FROM {_arrived('processing')} JOIN {{s}}.job USING (id)"
+    " WHERE job.status = 'processing') AS job",
     skip_locked="FOR UPDATE SKIP LOCKED",
     # Lower case of the C locale is that of A to Z alone, as in SQLite.
     folded='strpos(lower(job.{column} COLLATE "C"), %s) > 0',
@@ -132,10 +144,23 @@ SELECT count(*) FROM (
     SELECT FROM {s}.job WHERE id = ANY (%b::uuid[]) ORDER BY id FOR UPDATE) AS held
 """
 LOCK = f"SELECT {JOB_COLUMNS} FROM {{s}}.locked(%b::uuid[]) AS job"
-# After a wait for another transaction's lock, both conditions are tested again on the new row.
+# The sweep looks at each arrival soon after the claim. What is still processing enters again at the
+# end of its lease, by the trigger of `arrival`. So what is then left before now has run out.
+MAX_ARRIVALS = 10_000
+"""Jobs whose arrival one look of the sweep or of retention goes over, about."""
+LOOK = f"""
+DELETE FROM {{s}}.arrival WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM (
+        SELECT ctid, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM (
+            SELECT ctid, (pg_column_size(ids) - 20) / 16 AS size FROM {{s}}.arrival
+            WHERE status = 'processing' AND at <= {NOW}
+            ORDER BY status, at LIMIT {MAX_ARRIVALS} FOR UPDATE SKIP LOCKED) AS old
+    ) AS old WHERE before < {MAX_ARRIVALS}))
+"""
 LOCK_EXPIRED = f"""
-SELECT {JOB_COLUMNS} FROM {{s}}.job WHERE status = 'processing' AND lease_expires_at <= {NOW}
-ORDER BY job.lease_expires_at LIMIT %s FOR UPDATE SKIP LOCKED
+SELECT {JOB_COLUMNS} FROM {_arrived("processing", f" AND at <= {NOW}")} JOIN {{s}}.job USING (id)
+WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW}
+ORDER BY job.lease_expires_at LIMIT %s FOR UPDATE OF job SKIP LOCKED
 """
 
 GUARD = ("status", "token", "lease_id", "lease_expires_at")
@@ -189,12 +214,24 @@ TRACES = "SELECT job_id::text, traceparent FROM {s}.trace WHERE job_id = ANY (%b
 
 # Transitions after the place are counted: NOT EXISTS could become a join with the whole ledger.
 DELETE_SETTLED = """
-WITH old AS MATERIALIZED (
-    SELECT id FROM {s}.job WHERE status = {status} AND finished_at < %s
+WITH seen AS MATERIALIZED (
+    SELECT ctid, ids FROM (
+        SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM (
+            SELECT ctid, ids, (pg_column_size(ids) - 20) / 16 AS size FROM {s}.arrival
+            WHERE status = {status} AND at < least(
+                %s, to_timestamp((%s + 1) / 1000.0::double precision))
+            ORDER BY status, at LIMIT %s FOR UPDATE SKIP LOCKED) AS old
+    ) AS old WHERE before < %s
+), looked AS (
+    DELETE FROM {s}.arrival USING seen WHERE arrival.ctid = seen.ctid
+), old AS MATERIALIZED (
+    SELECT job.id FROM (SELECT DISTINCT unnest(ids) AS id FROM seen) AS arrived
+        JOIN {s}.job USING (id)
+    WHERE job.status = {status} AND finished_at < %s
         AND finished_at < to_timestamp((%s + 1) / 1000.0::double precision) AND (
             SELECT count(*) FROM {s}.transition AS t
             WHERE t.job_id = job.id AND (t.xid, t.seq) > (%s::text::xid8, %s::bigint)) = 0
-    ORDER BY finished_at LIMIT %s FOR UPDATE SKIP LOCKED
+    LIMIT %s FOR UPDATE OF job SKIP LOCKED
 ), gone AS (
     DELETE FROM {s}.job USING old WHERE job.id = old.id RETURNING job.id, job.queue, job.type
 ), ledger AS (
@@ -203,4 +240,5 @@ WITH old AS MATERIALIZED (
     DELETE FROM {s}.trace USING gone WHERE job_id = gone.id
 )
 SELECT queue, type, count(*) FROM gone GROUP BY queue, type
+UNION ALL SELECT NULL, NULL, count(*) FROM seen
 """

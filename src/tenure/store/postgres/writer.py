@@ -20,6 +20,9 @@ from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import ADDED, CHANGED, added_job, changed_values, job_of, write_policy
 from tenure.store.tables.stats import StatsWriter
 
+MAX_LOOKS = 20
+"""Looks in a row of which each found nothing to delete."""
+
 _added_values = attrgetter(*ADDED, "run_at", "delay")
 _changed_values = attrgetter(*CHANGED)
 _guard_values = attrgetter(*sql.GUARD)
@@ -163,6 +166,7 @@ class Postgres(PostgresSession):
         return {job.id: job for job in (job_of(row, to_time) for row in rows)}
 
     def lock_expired(self, limit: int) -> list[Job]:
+        self.changed(sql.LOOK)
         return [job_of(row, to_time) for row in self.rows(sql.LOCK_EXPIRED, (limit,))]
 
     def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:
@@ -193,7 +197,13 @@ class Postgres(PostgresSession):
         self, status: str, before: datetime, until: int, place: Sequence[int], limit: int
     ) -> list[tuple[str, str, int]]:
         statement = sql.DELETE_SETTLED.replace("{status}", quoted(Status(status)))
-        return self.rows(statement, (before, until, *place, limit))
+        settled = (before, until)
+        values = (*settled, limit, limit, *settled, *place, limit)
+        for _ in range(MAX_LOOKS):
+            *gone, (_, _, looked) = self.rows(statement, values)
+            if gone or not looked:  # else the jobs of these arrivals have other statuses now
+                return gone
+        return []
 
     # --- housekeeping
 

@@ -29,6 +29,8 @@ DIALECT = Dialect(
     time_column="{column}",
     now=NOW,
     duration="CAST({seconds} * 1000 AS INTEGER)",
+    pending="(SELECT * FROM tenure_job WHERE status = 'pending') AS job",
+    processing="(SELECT * FROM tenure_job WHERE status = 'processing') AS job",
     skip_locked="",
     folded="instr(lower({column}), ?) > 0",
     is_id=lambda text: True,

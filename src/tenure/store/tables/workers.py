@@ -66,8 +66,7 @@ def seen(db: Reads, queues: Patterns | None) -> list[WorkerState]:
     statement = f"""
 SELECT w.id, w.label, w.queues, w.types, {d.time("w.seen_at")}, coalesce(held.leases, 0)
 FROM {d.table("worker")} AS w LEFT JOIN (
-    SELECT worker, count(*) AS leases FROM {d.table("job")} WHERE status = 'processing'
-    AND {condition} GROUP BY worker
+    SELECT worker, count(*) AS leases FROM {d.processing} WHERE {condition} GROUP BY worker
 ) AS held ON held.worker = w.id
 WHERE w.seen_at > {d.later(-SHOWN_SECONDS)} ORDER BY w.seen_at DESC LIMIT {MAX_SHOWN}
 """

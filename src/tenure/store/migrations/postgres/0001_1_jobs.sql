@@ -55,22 +55,53 @@ CREATE TABLE {schema}.job (
         AND greatest(run_at, created_at, started_at, finished_at, lease_expires_at, start_by)
             < '10000-01-01 00:00+00')
 ) WITH (
-    -- Every row is rewritten twice in quick succession: leave it room, and clean up early.
-    fillfactor = 70,
+    -- Every row is rewritten twice in quick succession. With room for both new versions in its page,
+    -- neither needs entries in indexes, however many snapshots are open.
+    fillfactor = 33,
     autovacuum_vacuum_threshold = 1000,
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_analyze_scale_factor = 0.05,
     vacuum_truncate = false
 );
 
--- What a claim reads: one lane per queue and priority, in the order of run_at.
-CREATE INDEX job_ready ON {schema}.job (queue, priority, run_at, id) WHERE status = 'pending';
--- What the sweep reads.
-CREATE INDEX job_lease ON {schema}.job (lease_expires_at) WHERE status = 'processing';
--- What operators and retention look for.
-CREATE INDEX job_ended ON {schema}.job (status, id) WHERE status IN ('failed', 'cancelled');
-CREATE INDEX job_finished ON {schema}.job (status, finished_at) WHERE finished_at IS NOT NULL;
 CREATE UNIQUE INDEX job_key ON {schema}.job (idempotency_key) WHERE idempotency_key IS NOT NULL;
+
+-- No index of `job` mentions a status: each transition would write the job into all of them again. What
+-- is looked up by status is in three narrow tables, which the triggers of `job` keep.
+
+-- A token for each pending job, and for no other: what a claim reads, one lane per queue and priority.
+CREATE TABLE {schema}.ready (
+    priority bigint NOT NULL,
+    run_at timestamptz NOT NULL,
+    id uuid NOT NULL,
+    queue text COLLATE "C" NOT NULL,
+    type text COLLATE "C" NOT NULL,
+    PRIMARY KEY (queue, priority, run_at, id)
+) WITH (
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_scale_factor = 0.02,
+    vacuum_truncate = false
+);
+
+-- The failed and the cancelled jobs, which operators look for.
+CREATE TABLE {schema}.ended (
+    status text COLLATE "C" NOT NULL,
+    id uuid NOT NULL,
+    PRIMARY KEY (status, id)
+);
+
+-- The jobs that entered a status, one row for those of one statement: what the sweep and retention read.
+-- They delete what they have looked at. Of that, a trigger enters again what is still in its status.
+CREATE TABLE {schema}.arrival (
+    at timestamptz NOT NULL,
+    status text COLLATE "C" NOT NULL,
+    ids uuid[] NOT NULL
+) WITH (
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_scale_factor = 0.02
+);
+ALTER TABLE {schema}.arrival ALTER ids SET STORAGE EXTERNAL; -- to try to compress ids is in vain
+CREATE INDEX arrival_at ON {schema}.arrival (status, at);
 
 -- The ledger: one row per transition, written by triggers only. Sequence numbers commit out of order, so
 -- the stream is read by transaction first, up to the oldest one still running.
@@ -136,22 +167,6 @@ BEGIN
         MESSAGE = 'tenure: a value of a job is refused: ' || {broken_value};
 END $$;
 
--- New rows are tested by a query that each session keeps: to prepare the same condition for a trigger
--- would take each statement 100 µs.
-CREATE FUNCTION {schema}.refuse_new_value() RETURNS trigger
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF EXISTS (SELECT FROM entered WHERE {unfit_new_job}) THEN
-        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: a value of a job is refused: '
-            || (SELECT {broken_new_value} FROM entered WHERE {unfit_new_job} LIMIT 1);
-    END IF;
-    RETURN NULL;
-END $$;
-
-CREATE TRIGGER job_fits AFTER INSERT ON {schema}.job
-    REFERENCING NEW TABLE AS entered
-    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_new_value();
-
 CREATE TRIGGER job_fits_on AFTER UPDATE OF {values_of_a_job} ON {schema}.job
     FOR EACH ROW WHEN ({unfit_job})
     EXECUTE FUNCTION {schema}.refuse_value();
@@ -185,11 +200,18 @@ CREATE TRIGGER job_leaves AFTER DELETE ON {schema}.job
 CREATE TRIGGER job_stays BEFORE TRUNCATE ON {schema}.job
     EXECUTE FUNCTION {schema}.refuse('jobs are deleted one by one, once they are settled');
 
--- The ledger is written once per statement. These joins must never be nested loops over the changed
--- rows: a plan kept from a statement that changed one row would take n * n steps for n rows. What
--- the caller has switched off holds in here too, unless it is set. Only the owner of the ledger may
--- write it, so these functions run with the owner's rights, and on no table but that of the jobs:
--- anybody can make a temporary table with triggers.
+-- What follows from a change of jobs is written once per statement: the ledger, and the three tables.
+-- The join of old and new rows must never be a nested loop: a plan kept from a statement that changed
+-- one row would take n * n steps for n rows. What the caller has switched off holds in here too,
+-- unless it is set. Only the owner may write these tables, so the functions run with the owner's
+-- rights, and on no table but that of the jobs: anybody can make a temporary table with triggers.
+
+CREATE FUNCTION {schema}.refuse_new_value(broken text) RETURNS boolean
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'TN001',
+        MESSAGE = 'tenure: a value of a job is refused: ' || broken;
+END $$;
 
 CREATE FUNCTION {schema}.record_entry() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -198,8 +220,13 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'TN001',
             MESSAGE = 'tenure: the ledger is written by transitions of jobs';
     END IF;
+    -- New rows are tested here and not in the condition of a trigger, which each statement would
+    -- have to prepare for 100 µs.
     INSERT INTO {schema}.transition (job_id, at, source, target, event, attempt, token, actor)
-    SELECT id, created_at, NULL, status, '{first_event}', 0, 0, actor FROM entered;
+    SELECT id, created_at, NULL, status, '{first_event}', 0, 0, actor FROM entered
+    WHERE CASE WHEN {unfit_new_job} THEN {schema}.refuse_new_value({broken_new_value}) ELSE true END;
+    INSERT INTO {schema}.ready (queue, priority, run_at, id, type)
+    SELECT queue, priority, run_at, id, type FROM entered WHERE status = 'pending';
     RETURN NULL;
 END $$;
 
@@ -210,21 +237,101 @@ CREATE TRIGGER job_entered AFTER INSERT ON {schema}.job
 CREATE FUNCTION {schema}.record_move() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
-    SET enable_hashjoin = on SET enable_nestloop = off SET enable_mergejoin = off AS $$
+    SET enable_hashjoin = on SET enable_nestloop = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    was text[];
+    is_now text[];
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001',
             MESSAGE = 'tenure: the ledger is written by transitions of jobs';
     END IF;
-    INSERT INTO {schema}.transition ({ledger_columns})
-    SELECT {ledger_values}
-    FROM before AS o JOIN after AS n ON n.id = o.id WHERE n.status <> o.status OR {amended};
+    WITH entry AS (
+        INSERT INTO {schema}.transition ({ledger_columns})
+        SELECT {ledger_values}
+        FROM before AS o JOIN after AS n ON n.id = o.id WHERE n.status <> o.status OR {amended}
+        RETURNING job_id, target, at
+    )
+    INSERT INTO {schema}.arrival (status, at, ids)
+    SELECT target, least(min(at), {schema}.clock()), array_agg(job_id)
+    FROM entry WHERE target IN ('processing', {settled}) GROUP BY target;
+    SELECT ARRAY(SELECT status FROM before GROUP BY status), ARRAY(SELECT status FROM after GROUP BY status)
+    INTO was, is_now;
+    IF 'pending' = ANY (was) THEN
+        DELETE FROM {schema}.ready WHERE ctid = ANY (ARRAY(
+            SELECT token.ctid FROM before CROSS JOIN LATERAL (
+                SELECT ctid FROM {schema}.ready WHERE queue = before.queue
+                    AND priority = before.priority AND run_at = before.run_at AND id = before.id
+                LIMIT 1) AS token
+            WHERE before.status = 'pending'));
+    END IF;
+    IF 'pending' = ANY (is_now) THEN
+        INSERT INTO {schema}.ready (queue, priority, run_at, id, type)
+        SELECT queue, priority, run_at, id, type FROM after WHERE status = 'pending';
+    END IF;
+    IF was && ARRAY['failed', 'cancelled'] THEN
+        DELETE FROM {schema}.ended WHERE ctid = ANY (ARRAY(
+            SELECT place.ctid FROM before CROSS JOIN LATERAL (
+                SELECT ctid FROM {schema}.ended WHERE status = before.status AND id = before.id
+                LIMIT 1) AS place
+            WHERE before.status IN ('failed', 'cancelled')));
+    END IF;
+    IF is_now && ARRAY['failed', 'cancelled'] THEN
+        INSERT INTO {schema}.ended (status, id)
+        SELECT status, id FROM after WHERE status IN ('failed', 'cancelled');
+    END IF;
+    IF 'processing' = ANY (was) AND 'processing' = ANY (is_now) THEN -- a lease may end earlier now
+        INSERT INTO {schema}.arrival (status, at, ids)
+        SELECT n.status, n.lease_expires_at, array_agg(n.id)
+        FROM before AS o JOIN after AS n ON n.id = o.id
+        WHERE n.lease_expires_at < o.lease_expires_at GROUP BY n.status, n.lease_expires_at;
+    END IF;
     RETURN NULL;
 END $$;
 
 CREATE TRIGGER job_moved AFTER UPDATE ON {schema}.job
     REFERENCING OLD TABLE AS before NEW TABLE AS after
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.record_move();
+
+CREATE FUNCTION {schema}.forget() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    IF TG_RELID <> '{schema}.job'::regclass THEN
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+    END IF;
+    DELETE FROM {schema}.ended WHERE ctid = ANY (ARRAY(
+        SELECT place.ctid FROM removed CROSS JOIN LATERAL (
+            SELECT ctid FROM {schema}.ended WHERE status = removed.status AND id = removed.id
+            LIMIT 1) AS place));
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER job_left AFTER DELETE ON {schema}.job
+    REFERENCING OLD TABLE AS removed
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.forget();
+
+CREATE FUNCTION {schema}.keep_arrivals() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    IF TG_RELID <> '{schema}.arrival'::regclass THEN
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+    END IF;
+    INSERT INTO {schema}.arrival (status, at, ids)
+    SELECT job.status, coalesce(job.lease_expires_at, job.finished_at), array_agg(DISTINCT job.id)
+    FROM removed CROSS JOIN unnest(removed.ids) AS one (id) JOIN {schema}.job ON job.id = one.id
+    WHERE job.status = removed.status GROUP BY 1, 2;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER arrival_comes_back AFTER DELETE ON {schema}.arrival
+    REFERENCING OLD TABLE AS removed
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.keep_arrivals();
 
 CREATE FUNCTION {schema}.keep_ledger() RETURNS trigger
     LANGUAGE plpgsql
@@ -246,19 +353,39 @@ CREATE TRIGGER transition_stays AFTER DELETE ON {schema}.transition
 CREATE TRIGGER transition_is_final BEFORE UPDATE OR TRUNCATE ON {schema}.transition
     EXECUTE FUNCTION {schema}.refuse('the ledger cannot be edited');
 
--- The owner alone has the right to truncate: deploy.md grants it to no other role.
+-- Rows are written by the triggers above alone. The owner alone has the right to truncate: deploy.md
+-- grants it to no other role. Everybody may delete arrivals, since what is needed comes back.
+
 CREATE TRIGGER transition_appends BEFORE INSERT ON {schema}.transition
     FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
         OR NOT has_table_privilege('{schema}.transition'::regclass, 'TRUNCATE'))
     EXECUTE FUNCTION {schema}.refuse('the ledger is written by transitions of jobs');
 
+CREATE TRIGGER ready_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.ready
+    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
+        OR NOT has_table_privilege('{schema}.ready'::regclass, 'TRUNCATE'))
+    EXECUTE FUNCTION {schema}.refuse('tokens come and go with pending jobs');
+
+CREATE TRIGGER ended_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.ended
+    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
+        OR NOT has_table_privilege('{schema}.ended'::regclass, 'TRUNCATE'))
+    EXECUTE FUNCTION {schema}.refuse('this table follows the jobs');
+
+CREATE TRIGGER arrival_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.arrival
+    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
+        OR NOT has_table_privilege('{schema}.arrival'::regclass, 'TRUNCATE'))
+    EXECUTE FUNCTION {schema}.refuse('arrivals are written by transitions of jobs');
+
 ALTER TABLE {schema}.job
     ENABLE ALWAYS TRIGGER job_enters, ENABLE ALWAYS TRIGGER job_moves,
     ENABLE ALWAYS TRIGGER job_sets,
-    ENABLE ALWAYS TRIGGER job_fits, ENABLE ALWAYS TRIGGER job_fits_on,
-    ENABLE ALWAYS TRIGGER job_result_fits,
+    ENABLE ALWAYS TRIGGER job_fits_on, ENABLE ALWAYS TRIGGER job_result_fits,
     ENABLE ALWAYS TRIGGER job_leaves, ENABLE ALWAYS TRIGGER job_stays,
     ENABLE ALWAYS TRIGGER job_entered, ENABLE ALWAYS TRIGGER job_moved;
 ALTER TABLE {schema}.transition
     ENABLE ALWAYS TRIGGER transition_stays, ENABLE ALWAYS TRIGGER transition_is_final,
     ENABLE ALWAYS TRIGGER transition_appends;
+ALTER TABLE {schema}.ready ENABLE ALWAYS TRIGGER ready_follows;
+ALTER TABLE {schema}.ended ENABLE ALWAYS TRIGGER ended_follows;
+ALTER TABLE {schema}.arrival
+    ENABLE ALWAYS TRIGGER arrival_follows, ENABLE ALWAYS TRIGGER arrival_comes_back;

@@ -133,7 +133,7 @@ BEGIN
 END $$;
 
 -- The lanes after one, each a queue at a priority, that have pending jobs, and the first job of each;
--- `most` of them. They are found by stepping through the index of what is ready: one search per
+-- `most` of them. They are found by stepping through the index of tokens: one search per
 -- lane, however many jobs wait in it. `walked` says how many dead entries of the index were met. One
 -- row at least: without lanes its `queue` is NULL. Not `open` are paused queues, and those whose
 -- names begin with `tenure.`: they have to be named.
@@ -149,21 +149,21 @@ CREATE FUNCTION {schema}.lanes(after_queue text, after_priority bigint, most int
 BEGIN
     RETURN QUERY
     WITH RECURSIVE start AS MATERIALIZED (
-        SELECT pg_stat_get_xact_tuples_returned('{schema}.job_ready'::regclass) AS entries
+        SELECT pg_stat_get_xact_tuples_returned('{schema}.ready_pkey'::regclass) AS entries
     ), lane AS (
         SELECT head.* FROM start CROSS JOIN LATERAL (
-            SELECT queue, priority, run_at, id FROM {schema}.job
-            WHERE status = 'pending' AND (queue, priority) > (after_queue, after_priority)
+            SELECT queue, priority, run_at, id FROM {schema}.ready
+            WHERE (queue, priority) > (after_queue, after_priority)
             ORDER BY queue, priority, run_at, id LIMIT 1) AS head
         UNION ALL
         SELECT next.* FROM lane CROSS JOIN LATERAL (
-            SELECT queue, priority, run_at, id FROM {schema}.job
-            WHERE status = 'pending' AND (queue, priority) > (lane.queue, lane.priority)
+            SELECT queue, priority, run_at, id FROM {schema}.ready
+            WHERE (queue, priority) > (lane.queue, lane.priority)
             ORDER BY queue, priority, run_at, id LIMIT 1) AS next
     ), found AS MATERIALIZED (
         SELECT * FROM lane LIMIT most
     ), walk AS MATERIALIZED (
-        SELECT count(*) AS lanes, pg_stat_get_xact_tuples_returned('{schema}.job_ready'::regclass)
+        SELECT count(*) AS lanes, pg_stat_get_xact_tuples_returned('{schema}.ready_pkey'::regclass)
             - (SELECT entries FROM start) AS entries
         FROM found
     )
@@ -190,18 +190,18 @@ DECLARE
     lanes bigint := 0;
     found bigint;
     now timestamp := {schema}.clock() AT TIME ZONE 'UTC';
-    entries bigint := pg_stat_get_xact_tuples_returned('{schema}.job_ready'::regclass);
+    entries bigint := pg_stat_get_xact_tuples_returned('{schema}.ready_pkey'::regclass);
 BEGIN
     FOREACH named IN ARRAY wanted LOOP
         RETURN QUERY
         WITH RECURSIVE lane AS (
-            (SELECT queue, priority, run_at, id FROM {schema}.job
-            WHERE status = 'pending' AND queue = named
+            (SELECT queue, priority, run_at, id FROM {schema}.ready
+            WHERE queue = named
             ORDER BY queue, priority, run_at, id LIMIT 1)
             UNION ALL
             SELECT next.* FROM lane CROSS JOIN LATERAL (
-                SELECT queue, priority, run_at, id FROM {schema}.job
-                WHERE status = 'pending' AND queue = named AND priority > lane.priority
+                SELECT queue, priority, run_at, id FROM {schema}.ready
+                WHERE queue = named AND priority > lane.priority
                 ORDER BY queue, priority, run_at, id LIMIT 1) AS next
         )
         SELECT NULL::bigint, now, lane.queue, lane.priority,
@@ -213,7 +213,7 @@ BEGIN
         EXIT WHEN lanes >= most;
     END LOOP;
     RETURN QUERY
-    SELECT pg_stat_get_xact_tuples_returned('{schema}.job_ready'::regclass) - entries - lanes,
+    SELECT pg_stat_get_xact_tuples_returned('{schema}.ready_pkey'::regclass) - entries - lanes,
         now, NULL, NULL::bigint, NULL::timestamp, NULL, NULL::boolean;
 END $$;
 
@@ -234,31 +234,34 @@ CREATE FUNCTION {schema}.claim(
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
+    -- A token that can be locked is still there, so its job is pending. To lock the job alone would
+    -- also lock, until the commit, jobs that others have claimed since this statement began.
     WITH picked AS MATERIALIZED (
-        SELECT job.id, job.status, octet_length(job.payload) AS size FROM (
-            SELECT ctid, run_at, id, type FROM {schema}.job
-            WHERE status = 'pending' AND queue = lane_queue AND priority = lane_priority
+        SELECT job.ctid AS place, octet_length(job.payload) AS size FROM (
+            SELECT ctid, run_at, id, type FROM {schema}.ready
+            WHERE queue = lane_queue AND priority = lane_priority
                 AND (run_at, id) > (since, since_id) AND run_at <= due
             ORDER BY run_at, id LIMIT seen
-        ) AS first JOIN {schema}.job ON job.ctid = first.ctid
+        ) AS first JOIN {schema}.ready AS token ON token.ctid = first.ctid
+            JOIN {schema}.job ON job.id = first.id
         WHERE (wanted IS NULL OR first.type = ANY (wanted))
             AND (job.start_by IS NULL OR job.start_by > due)
-        ORDER BY first.run_at, first.id LIMIT most FOR UPDATE OF job SKIP LOCKED
+        ORDER BY first.run_at, first.id LIMIT most FOR UPDATE OF token, job SKIP LOCKED
     ), fitting AS MATERIALIZED ( -- up to 8 MiB of payloads, as on SQLite
-        SELECT id, status FROM (
+        SELECT place FROM (
             SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM picked
         ) AS picked WHERE before < 8388608
     ), claimed AS (
         UPDATE {schema}.job SET status = 'processing', attempts = attempts + 1, token = token + 1,
             lease_id = gen_random_uuid(), lease_expires_at = until, started_at = due,
             worker = holder, event = 'claimed', actor = holder
-        FROM fitting WHERE job.id = fitting.id AND job.status = fitting.status
+        FROM fitting WHERE job.ctid = fitting.place AND job.status = 'pending'
         RETURNING job.id, job.type, job.queue, job.payload, job.attempts, job.max_retries,
             job.token, job.timeout, job.lease_id, job.run_at
     )
     SELECT id::text, type, queue, payload, attempts, max_retries, token, timeout, lease_id::text,
         run_at AT TIME ZONE 'UTC'
-    FROM claimed ORDER BY claimed.run_at, claimed.id;
+    FROM claimed; -- in the order of `picked`: each step goes through what the one before it found
 END $$;
 
 -- The place of the last of `seen` due jobs in a lane after a place; no row if there are fewer.
@@ -271,10 +274,10 @@ CREATE FUNCTION {schema}.passed(
     SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 BEGIN
-    RETURN QUERY SELECT run_at AT TIME ZONE 'UTC', id::text FROM {schema}.job
-    WHERE status = 'pending' AND queue = lane_queue AND priority = lane_priority
+    RETURN QUERY SELECT run_at AT TIME ZONE 'UTC', id::text FROM {schema}.ready
+    WHERE queue = lane_queue AND priority = lane_priority
         AND (run_at, id) > (since, since_id) AND run_at <= due
-    ORDER BY job.run_at, job.id LIMIT 1 OFFSET seen - 1;
+    ORDER BY ready.run_at, ready.id LIMIT 1 OFFSET seen - 1;
 END $$;
 
 -- A whole claim in one round trip, where one lane at most has jobs that are due. Answers with no row
