@@ -68,12 +68,12 @@ def test_a_guard_that_was_switched_off_is_a_problem(postgres_url: str) -> None:
 
     Tenure(postgres_url).migrate()
     with psycopg.connect(postgres_url) as connection:
-        connection.execute("ALTER TABLE tenure.job DISABLE TRIGGER job_moves")
+        connection.execute("ALTER TABLE tenure.job DISABLE TRIGGER job_moved")
 
     guards = found(postgres_url)["guards"]
 
     assert guards.health is CheckResult.PROBLEM
-    assert "job_moves" in guards.advice
+    assert "job_moved" in guards.advice
 
 
 @pytest.mark.postgres

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import Enqueued
-from tenure.jobs.work import ClaimRequest, Exchange, Lease
+from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Outcome
 from tenure.store import enqueue, transitions
 from tenure.store.direct import Direct
 from tenure.store.protocol import Database, Trouble
@@ -38,6 +38,7 @@ from tenure.store.work import (
     is_only_adding,
     may_bring_work,
     parts,
+    rest_of,
 )
 
 log = logging.getLogger(__name__)
@@ -226,25 +227,37 @@ class Committer:
                     done.append((work, added))
                 else:
                     left.append(work)
-        elif db.alone is not None and (claim := self._only_claim(batch)) is not None:
+        elif db.alone is not None and (exchange := self._plain_exchange(batch)) is not None:
             _visit("before_commit", batch)
-            leases = db.alone.claim_alone(claim)
-            if leases is None:
+            found = db.alone.exchange_alone(exchange.reports, exchange.claim)
+            if found is None:
                 return batch
-            done.append((batch[0], Exchange([], leases, _next_due(db, claim, leases))))
+            rest = rest_of(exchange, *found)
+            if rest is None:
+                verdicts, leases = [RECORDED] * len(exchange.reports), found[1] or []
+                due = _next_due(db, exchange.claim, leases)
+                done.append((exchange, Exchange(verdicts, leases, due)))
+            else:
+                left.append(rest)
         else:
             return batch
         _visit("after_commit", [work for work, _ in done])
         self._answer(done)
         return left
 
-    def _only_claim(self, batch: Sequence[Work]) -> ClaimRequest | None:
-        if len(batch) > 1 or not isinstance(batch[0], ExchangeWork) or batch[0].reports:
+    def _plain_exchange(self, batch: Sequence[Work]) -> ExchangeWork | None:
+        """Return the exchange that the batch is, if it has completions and a plain claim only."""
+        work, claim = batch[0], getattr(batch[0], "claim", None)
+        if len(batch) > 1 or not isinstance(work, ExchangeWork) or not (work.reports or claim):
             return None
-        claim = batch[0].claim
-        if claim is None or claim.limit < 1 or claim.traces or claim.leaves:
+        if any(report.outcome is not Outcome.COMPLETED for report in work.reports):
             return None
-        return None if self._is_to_be_seen(claim.worker) else claim
+        if len({report.lease_id for report in work.reports}) < len(work.reports):
+            return None
+        special = claim and (
+            claim.limit < 1 or claim.traces or claim.leaves or self._is_to_be_seen(claim.worker)
+        )
+        return None if special else work
 
     def _answer(self, answers: Sequence[tuple[Work, Any]]) -> None:
         """Answer the callers, and notify those who wait for jobs if there may be new ones."""

@@ -53,6 +53,18 @@ def one_of(column: str, names: Iterable[str]) -> str:
     return "(" + " OR ".join(f"{column} IN ({pair})" for pair in pairs) + ")"
 
 
+MAX_LABEL_STORED = 1_000
+"""Characters of an actor or a worker. Over HTTP, the name of a token may precede a label."""
+
+IN_REACH = {
+    # A claim reads every lane of a queue: `store/lanes.py`.
+    "priority_in_reach": f"priority BETWEEN {-MAX_PRIORITY} AND {MAX_PRIORITY}",
+    "labels_are_short": f"length(coalesce(actor, '')) <= {MAX_LABEL_STORED}"
+    f" AND length(coalesce(worker, '')) <= {MAX_LABEL_STORED}",
+}
+"""Conditions on values that a transition may change."""
+
+
 def checks(values: Mapping[str, str]) -> str:
     """The CHECK constraints of the job table: those of `values`, and those of the lifecycle."""
     rules = {
@@ -67,10 +79,6 @@ def checks(values: Mapping[str, str]) -> str:
         "attempts_within_limit": LIMIT_SQL,
         "waiting_for_something": "status <> 'waiting' OR coalesce(need, 0) > 0",
         "nothing_to_wait_for": "status NOT IN ('pending', 'processing') OR coalesce(need, 0) <= 0",
-        # A claim reads every lane of a queue: `store/lanes.py`.
-        "priority_in_reach": f"priority BETWEEN {-MAX_PRIORITY} AND {MAX_PRIORITY}",
-        "labels_are_short": f"length(coalesce(actor, '')) <= {MAX_LABEL_STORED}"
-        f" AND length(coalesce(worker, '')) <= {MAX_LABEL_STORED}",
         "counters_count_up": "attempts >= 0 AND max_retries >= 0 AND coalesce(snoozes, 0) >= 0"
         " AND token >= attempts + coalesce(snoozes, 0)",
     }
@@ -82,11 +90,11 @@ def checks(values: Mapping[str, str]) -> str:
 # --- the values of a row ----------------------------------------------------------------------
 #
 # Conditions over the columns, by name; none is ever NULL. SQLite has them as CHECK constraints,
-# which it tests for the columns that a statement sets. PostgreSQL would test a CHECK at every
-# claim, so triggers ask them there: one query for all rows of an insert, the condition of the
-# trigger for an update. `tenure verify` asks them of every row. They cost each job some time, so
-# they say no more than they must: what only a reader of the JSON finds (depth, a key that is given
-# twice) is left to that reader.
+# which it tests for the columns that a statement sets. PostgreSQL would read and prepare a CHECK,
+# or the condition of a trigger, again in every statement. So a trigger asks them there by one query
+# for all rows, which each session keeps. `tenure verify` asks them of every row. They cost each job
+# some time, so they say no more than they must: what only a reader of the JSON finds (depth, a key
+# that is given twice) is left to that reader.
 
 VALUES_OF_A_JOB = ("id", "type", "queue", "payload", "priority", "timeout", "idempotency_key")
 """The columns of these conditions that no transition changes."""
@@ -95,12 +103,17 @@ LEFT_TO_VERIFY = ("backoff_is_a_policy",)
 """Conditions that no insert tests: of the 17 µs that a job takes in bulk, to see that a policy is
 JSON would take 1, and to call `is_policy` 8. A policy that cannot be read acts as the default."""
 
-MAX_LABEL_STORED = 1_000
-"""Characters of an actor or a worker. Over HTTP, the name of a token may precede a label."""
-
 FIRST_TIME, LAST_TIME = -62_135_596_800_000, 253_402_300_799_999
 """The years 1 to 9999, in milliseconds since 1970."""
 
+
+POSTGRES_TIMES = (
+    "least(run_at, created_at, started_at, finished_at, lease_expires_at, start_by)"
+    " >= '0001-01-01 00:00+00'"
+    " AND greatest(run_at, created_at, started_at, finished_at, lease_expires_at, start_by)"
+    " < '10000-01-01 00:00+00'"
+)
+"""`infinity` and the like would be times that no client can read."""
 
 UUID_7 = "xxxxxxxx-xxxx-7xxx-xxxx-xxxxxxxxxxxx"
 
@@ -110,6 +123,7 @@ def sqlite_values() -> dict[str, str]:
     times = ("run_at", "created_at", "started_at", "finished_at", "lease_expires_at", "start_by")
     policy = _policy("json_type(backoff, '$.{}')", "backoff ->> '{}'")
     return _plain_values("") | {
+        **IN_REACH,
         # A sweep could not save a job whose id is not UTF-8, and no page could go on after one that
         # Python refuses. It takes 0.3 of the 12 µs that a job takes in bulk.
         "id_is_a_uuid_7": f"id GLOB '{UUID_7.replace('x', '[0-9a-f]')}'",

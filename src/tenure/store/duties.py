@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from tenure.jobs.names import RESERVED
 from tenure.jobs.work import Duty
-from tenure.lifecycle import Status
 from tenure.store.dialect import Dialect, Reads
 
 AFTER = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)
@@ -17,14 +16,12 @@ AFTER = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)
 
 def searches(d: Dialect) -> dict[Duty, str]:
     """Where to look for work, for each duty: a search in an index, of which one row is enough."""
-    job = d.table("job")
     return {
-        Duty.LEASES: f"{job} WHERE status = '{Status.PROCESSING}' AND lease_expires_at <= {d.now}",
+        Duty.LEASES: f"{d.expiring} <= {d.now}",
         Duty.BULKS: f"{d.table('bulk')} WHERE finished_at IS NULL",
         Duty.TRANSITIONS: f"{d.table('transition')} AS t WHERE {d.since} AND {d.settled}",
         Duty.WEBHOOKS: d.table("webhook"),
-        Duty.DELIVERIES: f"{job} WHERE status = '{Status.PENDING}'"
-        f" AND queue >= '{RESERVED}' AND queue < '{AFTER}'",
+        Duty.DELIVERIES: f"{d.pending} WHERE queue >= '{RESERVED}' AND queue < '{AFTER}'",
     }
 
 

@@ -34,8 +34,14 @@ class Trouble(StrEnum):
 class Alone(Protocol):
     """A claim that is one statement and one transaction, for a database a round trip away."""
 
-    def claim_alone(self, request: ClaimRequest) -> list[Lease] | None:
-        """Claim jobs; None if that needs a closer look, and nothing was claimed."""
+    def exchange_alone(
+        self, reports: Sequence[Report], claim: ClaimRequest | None
+    ) -> tuple[set[str], list[Lease] | None] | None:
+        """Complete attempts and claim jobs: the lease ids that were completed, and the leases.
+
+        None instead of leases if a claim needs a closer look, and nothing was claimed. None
+        instead of both if nothing was done at all.
+        """
 
 
 class Database(Statements, Protocol):

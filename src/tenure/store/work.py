@@ -7,8 +7,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard, TypeVar
 
+from msgspec.structs import replace
+
 from tenure.jobs.enqueue import CheckedJob, Enqueued
-from tenure.jobs.work import ClaimRequest, Exchange, Report
+from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Report
 from tenure.store.protocol import Database
 
 
@@ -86,6 +88,30 @@ def is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[EnqueueWork]]:
     return all(isinstance(work, EnqueueWork) for work in batch) and (
         len(batch) == 1 or all(work.size == 1 for work in batch)
     )
+
+
+def rest_of(
+    work: ExchangeWork, done: set[str], leases: Sequence[Lease] | None
+) -> ExchangeWork | None:
+    """Return what is left of an exchange, whose answer then completes that of `work`."""
+    late = [report for report in work.reports if report.lease_id not in done]
+    if not late and leases is not None:
+        return None
+    rest = ExchangeWork(late, work.claim if leases is None else None)
+
+    def answer(future: Future[Exchange]) -> None:
+        if error := future.exception():
+            work.future.set_exception(error)
+            return
+        found = future.result()
+        late = iter(found.verdicts)
+        verdicts = [RECORDED if r.lease_id in done else next(late) for r in work.reports]
+        if leases is not None:
+            found = replace(found, leases=leases)
+        work.future.set_result(replace(found, verdicts=verdicts))
+
+    rest.future.add_done_callback(answer)
+    return rest
 
 
 def may_bring_work(work: Work, answer: Any) -> bool:

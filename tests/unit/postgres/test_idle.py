@@ -119,7 +119,7 @@ def reads(app: Tenure) -> int:
 
 
 LOOKING = ("SAVEPOINT", "SELECT EXISTS", "COMMIT")
-CLAIMING = ("SELECT * FROM {s}.claim_alone", "SELECT * FROM {s}.lanes", "INSERT INTO {s}.worker")
+CLAIMING = ("SELECT * FROM {s}.exchange", "SELECT * FROM {s}.lanes", "INSERT INTO {s}.worker")
 
 
 def test_an_idle_worker_only_looks_and_claims(

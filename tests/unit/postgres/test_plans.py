@@ -26,7 +26,14 @@ from tenure.store.rows import COLUMNS, selected
 from tenure.store.search import ENDED
 from tenure.store.tables import stats_sql
 from tests.support.store import claim_request
-from tests.unit.postgres.connections import Connection, add, ask_in_store_session, committed, take
+from tests.unit.postgres.connections import (
+    Connection,
+    add,
+    ask_in_store_session,
+    claim_alone,
+    committed,
+    take,
+)
 
 # --- plans ------------------------------------------------------------------------------------
 
@@ -142,9 +149,9 @@ def check_sweep_and_pages(url: str, raw: Connection, last: str) -> None:
 def check_look(url: str, raw: Connection) -> None:
     """It is made once a second by every worker, so it reads nothing that grows."""
     found = plan(raw, url, duties.statement(DIALECT))
-    assert re.search(r"using job_lease.*\n *Index Cond: \(lease_expires_at <= ", found)
-    assert re.search(r"using job_ready.*\n *Index Cond: \(\(queue >= .* AND \(queue < ", found)
-    assert not re.search("Seq Scan on (job|transition)", found)
+    assert re.search(r"using arrival_at.*\n *Index Cond: \(\(status = .* AND \(at <= ", found)
+    assert re.search(r"using ready_pkey.*\n *Index Cond: \(\(queue >= .* AND \(queue < ", found)
+    assert not re.search("Seq Scan on (job|transition|ready|arrival)", found)
 
 
 SEARCHING = f"BEGIN; {BY_INDEX}"
@@ -363,23 +370,23 @@ def test_a_claim_alone_leaves_crowded_lanes_to_a_closer_look(
     raw.execute("SELECT count(*) FROM tenure.job")
     take(db, 1000)
     add(db, 3)
-    assert len(db.claim_alone(claim_request(1)) or []) == 1  # it notices how many it walked past
-    assert db.claim_alone(claim_request(1)) is None
+    assert len(claim_alone(db, claim_request(1)) or []) == 1  # it notices how many it walked past
+    assert claim_alone(db, claim_request(1)) is None
     db.begin()
     assert len(db.claim(claim_request(1))) == 1
     db.commit()
-    assert db.claim_alone(claim_request(1)) is None
+    assert claim_alone(db, claim_request(1)) is None
 
 
 def test_a_claim_alone_is_for_one_lane(db: Postgres) -> None:
-    assert db.claim_alone(claim_request(5)) == []
+    assert claim_alone(db, claim_request(5)) == []
     add(db, 2)
-    assert db.claim_alone(claim_request(5, types=("other",))) == []
-    assert len(db.claim_alone(claim_request(1, queues=("default", "default"))) or []) == 1
+    assert claim_alone(db, claim_request(5, types=("other",))) == []
+    assert len(claim_alone(db, claim_request(1, queues=("default", "default"))) or []) == 1
     add(db, 1, queue="late", run_at=datetime.now(UTC) + timedelta(hours=1))
     add(db, 1, priority=-1)
-    assert db.claim_alone(claim_request(5)) is None  # in which order is not for it to say
-    assert len(db.claim_alone(claim_request(5, queues=("late",))) or []) == 0
+    assert claim_alone(db, claim_request(5)) is None  # in which order is not for it to say
+    assert len(claim_alone(db, claim_request(5, queues=("late",))) or []) == 0
 
 
 # --- bounds -----------------------------------------------------------------------------------
@@ -401,7 +408,7 @@ def test_a_claim_searches_so_many_lanes_and_no_more(db: Postgres, due: bool) -> 
     for queues_of_claim, most in ((None, 3 * MAX_LANES), (("q00007", "none"), 10)):
         for _ in range(4):
             request = claim_request(9, queues=queues_of_claim)
-            assert len(db.claim_alone(request) or []) <= 1
+            assert len(claim_alone(db, request) or []) <= 1
             db.begin()
             ((before,),) = ask_in_store_session(db, asked)
             assert len(db.claim(request)) <= 9
@@ -414,7 +421,7 @@ def test_a_claim_searches_so_many_lanes_and_no_more(db: Postgres, due: bool) -> 
 def test_a_look_into_a_lane_goes_over_so_many_jobs_and_no_more(db: Postgres) -> None:
     add(db, 4 * MAX_SEEN)
     request = claim_request(1, types=("other",))
-    assert db.claim_alone(request) is None  # it did not see all of them
+    assert claim_alone(db, request) is None  # it did not see all of them
     asked = "SELECT pg_stat_get_xact_tuples_returned('tenure.ready_pkey'::regclass)"
     for _ in range(3):
         db.begin()

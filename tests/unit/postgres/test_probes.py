@@ -7,13 +7,17 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from tenure.store import migrate_store
 from tenure.store.postgres.connection import address_of, connect
 from tenure.store.postgres.doctor import holds_back
 from tenure.store.postgres.pooler import pools_transactions
+from tenure.store.postgres.writer import Postgres
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import PostgresServer
 from tests.support.postgres_servers import durable_server
+from tests.support.store import claim_request, new_job
 from tests.support.waiting import wait_until
+from tests.unit.postgres.connections import ask_in_store_session, claim_alone
 
 pytestmark = pytest.mark.postgres
 
@@ -58,6 +62,20 @@ def test_a_pooler_is_known_by_what_it_lends(
     ):
         assert pools_transactions(connection) is pools
         assert pools_transactions(connection) is pools  # asking leaves nothing behind
+
+
+def test_behind_a_pooler_nothing_is_prepared(server: PostgresServer) -> None:
+    server.create_database("prepared")
+    migrate_store(server.url("prepared"))
+    with PgBouncer(server, pool_mode="transaction", pool_size=1) as pooler:
+        for url, prepares in ((pooler.url("prepared"), False), (server.url("prepared"), True)):
+            db = Postgres(url)
+            for _ in range(3):
+                assert len(db.enqueue_alone([new_job()], whole=True)) == 1
+                assert len(claim_alone(db, claim_request(1)) or []) == 1
+            asked = "SELECT name FROM pg_prepared_statements ORDER BY name"
+            assert bool(ask_in_store_session(db, asked)) is prepares
+            db.close()
 
 
 @pytest.mark.scenario(64)

@@ -48,6 +48,9 @@ WAIT_FOR_A_STANDBY = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 
 def test_no_verb_leaves_anything_in_the_session(db: Postgres) -> None:
+    db._connect()
+    assert db._connection is not None
+    db._connection.prepare_threshold = None  # as behind a pooler
     leases = take(db, 4)
     with committed(db):
         db.savepoint()

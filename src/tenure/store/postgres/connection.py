@@ -1,7 +1,8 @@
 """Connect to PostgreSQL: the URL, the schema in it, times, and array parameters.
 
-Everything here holds behind a transaction pooler: no session settings, no search path, no named
-prepared statements. A statement names its schema instead (`Address.sql`).
+Everything here holds behind a transaction pooler: no session settings, no search path, and no named
+prepared statements unless the session is the server's own (`session.py`). A statement names its
+schema instead (`Address.sql`).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'
 """Whether commits hang. A session that this process gave up goes on waiting, and shows that."""
 
 CONNECTED: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
-"""Transactions start by a BEGIN statement, and no statement is prepared on the server."""
+"""Transactions start by a BEGIN statement, and nothing is prepared on the server at first."""
 
 _is_schema = re.compile("[a-z_][a-z0-9_]{0,62}").fullmatch
 _is_uuid = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch

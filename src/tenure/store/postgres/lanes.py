@@ -27,6 +27,7 @@ MAX_DEAD_ENTRIES = 5_000
 FULL_SECONDS = 2.0
 FULL_SHARE = 0.1
 """Then a search from the start is made this often, or so that they take this share of the time."""
+SEVERAL_SECONDS = 1.0
 EVER = datetime(1, 1, 1, tzinfo=UTC)
 NO_ID = "00000000-0000-0000-0000-000000000000"
 SEEN_MORE = 10
@@ -55,6 +56,7 @@ class PostgresLaneView(lanes.LaneView):
 
     marks: dict[Lane, datetime] = field(default_factory=dict)
     full_search_at: float = 0.0  # monotonic seconds
+    several_until: float = 0.0  # monotonic seconds, after which it may be one lane again
     crowded: bool = False  # many dead entries were met since the last full search
 
 
@@ -65,10 +67,19 @@ class PostgresLanes(lanes.Lanes[PostgresLaneView]):
         super().__init__(PostgresLaneView)
         self.clock = clock
 
-    def are_plain(self, request: ClaimRequest) -> bool:
-        """Whether one search from the start would do, for all that is known here."""
+    def are_plain(self, request: ClaimRequest, *, alone: bool = True) -> bool:
+        """Whether one search from the start would do, for all that is known here.
+
+        If not `alone`, reports come with the request: a second transaction would cost more.
+        """
         view = self.view(request)
-        return view.is_plain and not view.crowded and self.clock() >= view.full_search_at
+        now = self.clock()
+        plain = view.is_plain and not view.crowded and now >= view.full_search_at
+        return plain and (alone or now >= view.several_until)
+
+    def are_several(self, request: ClaimRequest) -> None:
+        """Note that several lanes had due jobs."""
+        self.view(request).several_until = self.clock() + SEVERAL_SECONDS
 
     def noticed(self, request: ClaimRequest, entries: int) -> None:
         """Note how many dead entries a search from the start walked that was not made here."""

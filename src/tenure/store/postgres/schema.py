@@ -108,23 +108,41 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
 def _steps(address: Address, version: int, progress: Progress = no_progress) -> Iterator[str]:
     """Yield the SQL of each step after `version`, which also notes its number."""
     clock = NOW.replace("{s}", address.quoted)
-    json_type = "json_typeof({}::json)"
-    changed = constraints.enforced(constraints.postgres_values(json_type, address.quoted, "NEW."))
-    broken = constraints.broken(changed)
-    result = changed.pop("result_is_json")
-    new = constraints.enforced(constraints.postgres_values(json_type, address.quoted, "entered."))
-    del new["result_is_json"]  # a new job has none
     names = {
         **migrate.generated("IS DISTINCT FROM", clock, "greatest", "o", "n", {}),
-        "values_of_a_job": ", ".join(constraints.VALUES_OF_A_JOB),
-        "broken_value": broken,
-        "broken_new_value": constraints.broken(new),
-        "unfit_new_job": constraints.unfit(new),
-        "unfit_job": constraints.unfit(changed),
-        "unfit_result": f"NOT ({result})",
-        "is_policy": constraints.postgres_policy("value"),
+        **_conditions(address.quoted),
     }
     for number, step in migrate.pending("postgres", version, progress):
         yield step.format_map({**names, "schema": address.quoted})
         table = f"{address.quoted}.schema_version (version, applied_at)"
         yield f"INSERT INTO {table} VALUES ({number}, {clock});\n"
+
+
+def _conditions(schema: str) -> dict[str, str]:
+    """What triggers ask of rows, by placeholder."""
+    json_type = "json_typeof({}::json)"
+    set_later = constraints.enforced(constraints.postgres_values(json_type, schema, "NEW."))
+    new = constraints.enforced(constraints.postgres_values(json_type, schema, "entered."))
+    result = new.pop("result_is_json")  # a new job has none
+    del set_later["result_is_json"]
+    every = {**constraints.IN_REACH, "times_in_reach": constraints.POSTGRES_TIMES}
+    changed = {**every, "result_is_json": result.replace("entered.", "")}
+    new_names = _renamed(constraints.ILLEGAL_INSERT, NEW="entered")
+    return {
+        "values_of_a_job": ", ".join(constraints.VALUES_OF_A_JOB),
+        "broken_value": constraints.broken(set_later),
+        "unfit_job": constraints.unfit(set_later),
+        "broken_new_value": constraints.broken(new | every),
+        "unfit_new_job": constraints.unfit(new | every),
+        "unfit_change": constraints.unfit(changed),
+        "broken_change": constraints.broken(changed),
+        "illegal_entry": new_names,
+        "illegal_move": _renamed(constraints.illegal_change("IS DISTINCT FROM"), OLD="o", NEW="n"),
+        "is_policy": constraints.postgres_policy("value"),
+    }
+
+
+def _renamed(condition: str, **names: str) -> str:
+    for old, new in names.items():
+        condition = condition.replace(f"{old}.", f"{new}.")
+    return condition

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from psycopg import errors
@@ -21,13 +21,16 @@ from tenure.store.postgres.connection import (
     forget_notifications,
     to_time,
 )
-from tenure.store.postgres.statements import BEGIN
+from tenure.store.postgres.statements import BEGIN, HOT
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, Wire, answering
 from tenure.store.protocol import Trouble
 
 WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
 """The function of PostgreSQL in which a commit waits for its standby. A notice names it in every
 language, while its message is translated."""
+
+PREPARED = b"enqueue_one"
+"""The name of the one statement that `_execute_directly` is for."""
 
 NOTHING_COMMITTED = (
     errors.SerializationFailure,
@@ -44,7 +47,8 @@ AWAY = (
 
 
 ROLE = f"""
-SELECT current_setting('synchronous_commit'), current_setting('client_min_messages'), {HANGING}
+SELECT current_setting('synchronous_commit'), current_setting('client_min_messages'),
+    pg_backend_pid(), {HANGING}
 """
 
 
@@ -63,6 +67,7 @@ class PostgresSession:
         self._wire: Wire | None = None
         self._patience = ANSWER_SECONDS
         self._begin = BEGIN
+        self._has_prepared = False  # what `_execute_directly` executes
         self._started = True  # False: BEGIN is still to be sent, with the first statement
         self._now: datetime | None = None
         self._marked = False
@@ -83,8 +88,8 @@ class PostgresSession:
         connection.add_notice_handler(self._hear)
         forget_notifications(connection)
         with answering(connection, self._patience, self._address):
-            waits, level, hang = (
-                connection.execute(ROLE, (MAX_HANG_SECONDS,)).fetchone() or [""] * 3
+            waits, level, process, hang = (
+                connection.execute(ROLE, (MAX_HANG_SECONDS,)).fetchone() or [""] * 4
             )
         if hang and waits != "local":
             connection.close()  # the server would keep it as long, one more at each try
@@ -96,6 +101,11 @@ class PostgresSession:
             + "; SET LOCAL synchronous_commit = on" * (waits == "off")
             + "; SET LOCAL client_min_messages = warning" * (level == "error")
         )
+        # A pooler answers with another process number. It may lend each transaction another
+        # session, which knows nothing of what was prepared in the one before.
+        if process == connection.info.backend_pid:
+            connection.prepare_threshold = 1
+        self._has_prepared = False
         self._wire = Wire(connection, self._address)
         self._on_connect()
         self._connection = connection
@@ -118,6 +128,7 @@ class PostgresSession:
 
     def rollback(self) -> None:
         self._started = True
+        self._has_prepared = False  # psycopg deallocates everything after a rollback
         if self._connection is None:
             return
         try:
@@ -134,6 +145,7 @@ class PostgresSession:
 
     def undo_to_savepoint(self) -> None:
         self._run("ROLLBACK TO SAVEPOINT tenure")
+        self._has_prepared = False
 
     def _run(
         self, statement: str, values: Any = None, *, binary: bool = False
@@ -146,13 +158,14 @@ class PostgresSession:
             if not self._started:
                 self._started = True
                 if values is None:
-                    cursor = connection.execute(sql(f"{self._begin}; {statement}"))
+                    cursor = connection.execute(sql(f"{self._begin}; {statement}"), prepare=False)
                     while cursor.nextset():
                         pass
                     return cursor
-                connection.execute(sql(self._begin))
+                connection.execute(sql(self._begin), prepare=False)
                 wire.expect(self._patience)  # each answer has its own time
-            return connection.execute(sql(statement), values, binary=binary)
+            prepare = statement in HOT
+            return connection.execute(sql(statement), values, binary=binary, prepare=prepare)
         finally:
             wire.answered()
 
@@ -187,7 +200,14 @@ class PostgresSession:
         assert self._connection is not None
         assert self._wire is not None
         self._wire.expect(self._patience)
-        result = self._connection.pgconn.exec_params(self._address.sql(statement), values)
+        server, sql = self._connection.pgconn, self._address.sql(statement)
+        if self._connection.prepare_threshold is None:
+            result = server.exec_params(sql, values)
+        else:
+            if not self._has_prepared:
+                server.prepare(PREPARED, sql)  # a failure shows in what follows
+                self._has_prepared = True
+            result = server.exec_prepared(PREPARED, cast(Any, values))  # NULLs are None
         self._wire.answered()
         if result.status != ExecStatus.TUPLES_OK:
             raise error_of(result)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from tenure.store.constraints import broken, postgres_values
+from tenure.store.constraints import IN_REACH, broken, postgres_values
 from tenure.store.dialect import Dialect
 from tenure.store.lanes import MAX_LANES, MAX_SEEN
 from tenure.store.postgres.connection import NOW, array_of, is_uuid, to_time
@@ -37,6 +37,7 @@ DIALECT = Dialect(
     pending="{s}.ready",
     processing=f"(SELECT job.* FROM {_arrived('processing')} JOIN {{s}}.job USING (id)"
     " WHERE job.status = 'processing') AS job",
+    expiring="{s}.arrival WHERE status = 'processing' AND at",
     skip_locked="FOR UPDATE SKIP LOCKED",
     # Lower case of the C locale is that of A to Z alone, as in SQLite.
     folded='strpos(lower(job.{column} COLLATE "C"), %s) > 0',
@@ -63,7 +64,7 @@ DIALECT = Dialect(
     json_rows="json_array_elements(%s::json) AS new (value)",
     hold=" FOR UPDATE",
     packs=False,
-    broken_value=broken(postgres_values("{{s}}.json_type({})", "{s}")),
+    broken_value=broken(postgres_values("{{s}}.json_type({})", "{s}") | IN_REACH),
 )
 
 # Plans must not hang on statistics: right after a bulk load the planner would read and sort the
@@ -113,8 +114,9 @@ ENQUEUE_ONE = (
     f"SELECT * FROM {{s}}.enqueue_one({', '.join(f'${n}' for n in range(1, len(NEW) + 1))})"
 )
 COMPLETE = "SELECT * FROM {s}.complete(%b::uuid[], %b::uuid[], %b::text[], %b::text[])"
-CLAIM_ALONE = f"""
-SELECT * FROM {{s}}.claim_alone(
+EXCHANGE = f"""
+SELECT * FROM {{s}}.exchange(
+    %b::uuid[], %b::uuid[], %b::text[], %b::text[],
     %b::text[], %s, %s, %b::text[], %s::integer, {MAX_LANES}, {MAX_SEEN})
 """
 CLAIM = "SELECT * FROM {s}.claim(%s, %s, %s, %s, %s, %s, %s, %b::text[], %s::integer, %s::integer)"
@@ -242,3 +244,6 @@ WITH seen AS MATERIALIZED (
 SELECT queue, type, count(*) FROM gone GROUP BY queue, type
 UNION ALL SELECT NULL, NULL, count(*) FROM seen
 """
+
+HOT = frozenset({ENQUEUE, COMPLETE, EXCHANGE, CLAIM, LOCK, SAVE})
+"""Calls of functions that sessions prepare: to plan one takes as long as a tenth of a job."""

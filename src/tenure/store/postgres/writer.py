@@ -84,15 +84,8 @@ class Postgres(PostgresSession):
     # --- the hot path
 
     def complete(self, reports: Sequence[Report]) -> set[str]:
-        # In the order of `lock`, so that two batches with jobs in common do not block each other.
-        named = (r for r in reports if is_uuid(r.job_id) and is_uuid(r.lease_id))
-        held = sorted(named, key=lambda r: r.job_id)
-        if not held:
-            return set()
-        ids, leases = uuids([r.job_id for r in held]), uuids([r.lease_id for r in held])
-        results, actors = [r.result for r in held], [r.actor for r in held]
-        rows = self.rows(sql.COMPLETE, (ids, leases, results, actors))
-        return {lease_id for (lease_id,) in rows}
+        values = _completions(reports)
+        return {lease_id for (lease_id,) in self.rows(sql.COMPLETE, values)}
 
     def claim(self, request: ClaimRequest) -> list[Lease]:
         view = self._lanes.view(request)
@@ -141,20 +134,31 @@ class Postgres(PostgresSession):
             return {}
         return {checked_job.id: added_job(checked_job, _time(created), _time(runs))}
 
-    def claim_alone(self, request: ClaimRequest) -> list[Lease] | None:
-        if not self._lanes.are_plain(request) or not self._commits_alone():
+    def exchange_alone(
+        self, reports: Sequence[Report], claim: ClaimRequest | None
+    ) -> tuple[set[str], list[Lease] | None] | None:
+        wanted: tuple[Any, ...] = (None, 0.0, None, None, 0)
+        if claim is not None:
+            if not self._lanes.are_plain(claim, alone=not reports):
+                return None
+            queues = None if claim.queues is None else sorted(set(claim.queues))
+            types = None if claim.types is None else list(claim.types)
+            wanted = (queues, claim.lease_seconds, claim.worker, types, claim.limit)
+        if not self._commits_alone():
             return None
-        queues = None if request.queues is None else sorted(set(request.queues))
-        types = None if request.types is None else list(request.types)
-        values = (queues, request.lease_seconds, request.worker, types, request.limit)
-        rows = self.rows(sql.CLAIM_ALONE, values)
+        rows = self.rows(sql.EXCHANGE, (*_completions(reports), *wanted))
         self._check_confirmed()
+        done = {row[-1] for row in rows if row[-1] is not None}
+        rows = rows[len(done) :]
+        if claim is None:
+            return done, []
         if not rows:
-            return None
-        *_, at, walked = rows[0]
-        self._lanes.noticed(request, walked)
-        until = to_time(at) + timedelta(seconds=request.lease_seconds)
-        return [Lease(*[*row[:9], until]) for row in rows if row[0] is not None]
+            self._lanes.are_several(claim)
+            return done, None
+        *_, at, walked, _ = rows[0]
+        self._lanes.noticed(claim, walked)
+        until = to_time(at) + timedelta(seconds=claim.lease_seconds)
+        return done, [Lease(*[*row[:9], until]) for row in rows if row[0] is not None]
 
     # --- load and save
 
@@ -225,6 +229,17 @@ def _row(checked_job: CheckedJob) -> tuple[Any, ...]:
 
 def _time(micros: bytes) -> datetime:
     return EPOCH + timedelta(microseconds=int(micros))
+
+
+def _completions(reports: Sequence[Report]) -> tuple[Any, ...]:
+    """Return the arrays of completions that can be stored.
+
+    In the order of `lock`, so that two batches with jobs in common do not block each other.
+    """
+    named = (r for r in reports if is_uuid(r.job_id) and is_uuid(r.lease_id))
+    held = sorted(named, key=attrgetter("job_id"))
+    ids, leases = uuids([r.job_id for r in held]), uuids([r.lease_id for r in held])
+    return ids, leases, [r.result for r in held], [r.actor for r in held]
 
 
 def _uuids(leases: Sequence[tuple[str, str]]) -> tuple[BinaryArray, BinaryArray]:

@@ -31,6 +31,7 @@ DIALECT = Dialect(
     duration="CAST({seconds} * 1000 AS INTEGER)",
     pending="(SELECT * FROM tenure_job WHERE status = 'pending') AS job",
     processing="(SELECT * FROM tenure_job WHERE status = 'processing') AS job",
+    expiring="tenure_job WHERE status = 'processing' AND lease_expires_at",
     skip_locked="",
     folded="instr(lower({column}), ?) > 0",
     is_id=lambda text: True,

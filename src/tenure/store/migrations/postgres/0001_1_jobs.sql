@@ -47,13 +47,7 @@ CREATE TABLE {schema}.job (
     followed integer,
     tags text COLLATE "C",
     again_of uuid,
-    {checks},
-    -- 'infinity' and the like would be times that no client can read.
-    CONSTRAINT times_in_reach CHECK (
-        least(run_at, created_at, started_at, finished_at, lease_expires_at, start_by)
-            >= '0001-01-01 00:00+00'
-        AND greatest(run_at, created_at, started_at, finished_at, lease_expires_at, start_by)
-            < '10000-01-01 00:00+00')
+    {checks}
 ) WITH (
     -- Every row is rewritten twice in quick succession. With room for both new versions in its page,
     -- neither needs entries in indexes, however many snapshots are open.
@@ -146,10 +140,6 @@ END $$;
 -- Guards. The illegal case is in the WHEN clause, so a legal transition calls nothing; they fire
 -- AFTER, because a trigger BEFORE an update would lock, and log, every row once more.
 
-CREATE TRIGGER job_enters AFTER INSERT ON {schema}.job
-    FOR EACH ROW WHEN ({illegal_insert})
-    EXECUTE FUNCTION {schema}.refuse('a job must enter as pending or waiting, and untried');
-
 -- What the values of a row may be, tested where a statement sets them.
 
 CREATE FUNCTION {schema}.is_policy(value text) RETURNS boolean
@@ -171,10 +161,6 @@ CREATE TRIGGER job_fits_on AFTER UPDATE OF {values_of_a_job} ON {schema}.job
     FOR EACH ROW WHEN ({unfit_job})
     EXECUTE FUNCTION {schema}.refuse_value();
 
-CREATE TRIGGER job_result_fits AFTER UPDATE OF result ON {schema}.job
-    FOR EACH ROW WHEN ({unfit_result})
-    EXECUTE FUNCTION {schema}.refuse_value();
-
 -- The type of a JSON text, NULL if it is none.
 CREATE FUNCTION {schema}.json_type(value text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -183,10 +169,6 @@ BEGIN
 EXCEPTION WHEN data_exception THEN
     RETURN NULL;
 END $$;
-
-CREATE TRIGGER job_moves AFTER UPDATE ON {schema}.job
-    FOR EACH ROW WHEN ({illegal_change})
-    EXECUTE FUNCTION {schema}.refuse('illegal transition of a job');
 
 -- What no claim and no completion sets.
 CREATE TRIGGER job_sets AFTER UPDATE OF {set_columns} ON {schema}.job
@@ -206,11 +188,10 @@ CREATE TRIGGER job_stays BEFORE TRUNCATE ON {schema}.job
 -- unless it is set. Only the owner may write these tables, so the functions run with the owner's
 -- rights, and on no table but that of the jobs: anybody can make a temporary table with triggers.
 
-CREATE FUNCTION {schema}.refuse_new_value(broken text) RETURNS boolean
+CREATE FUNCTION {schema}.refuse_row(what text) RETURNS boolean
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RAISE EXCEPTION USING ERRCODE = 'TN001',
-        MESSAGE = 'tenure: a value of a job is refused: ' || broken;
+    RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: ' || what;
 END $$;
 
 CREATE FUNCTION {schema}.record_entry() RETURNS trigger
@@ -220,11 +201,13 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'TN001',
             MESSAGE = 'tenure: the ledger is written by transitions of jobs';
     END IF;
-    -- New rows are tested here and not in the condition of a trigger, which each statement would
-    -- have to prepare for 100 µs.
     INSERT INTO {schema}.transition (job_id, at, source, target, event, attempt, token, actor)
     SELECT id, created_at, NULL, status, '{first_event}', 0, 0, actor FROM entered
-    WHERE CASE WHEN {unfit_new_job} THEN {schema}.refuse_new_value({broken_new_value}) ELSE true END;
+    WHERE CASE WHEN {illegal_entry} THEN
+            {schema}.refuse_row('a job must enter as pending or waiting, and untried')
+        WHEN {unfit_new_job} THEN
+            {schema}.refuse_row('a value of a job is refused: ' || {broken_new_value})
+        ELSE true END;
     INSERT INTO {schema}.ready (queue, priority, run_at, id, type)
     SELECT queue, priority, run_at, id, type FROM entered WHERE status = 'pending';
     RETURN NULL;
@@ -240,8 +223,7 @@ CREATE FUNCTION {schema}.record_move() RETURNS trigger
     SET enable_hashjoin = on SET enable_nestloop = off SET enable_mergejoin = off
     SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
-    was text[];
-    is_now text[];
+    seen record;
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001',
@@ -250,15 +232,30 @@ BEGIN
     WITH entry AS (
         INSERT INTO {schema}.transition ({ledger_columns})
         SELECT {ledger_values}
-        FROM before AS o JOIN after AS n ON n.id = o.id WHERE n.status <> o.status OR {amended}
+        FROM before AS o JOIN after AS n ON n.id = o.id
+        WHERE CASE WHEN {illegal_move} THEN {schema}.refuse_row('illegal transition of a job')
+            ELSE n.status <> o.status OR {amended} END
         RETURNING job_id, target, at
     )
     INSERT INTO {schema}.arrival (status, at, ids)
     SELECT target, least(min(at), {schema}.clock()), array_agg(job_id)
     FROM entry WHERE target IN ('processing', {settled}) GROUP BY target;
-    SELECT ARRAY(SELECT status FROM before GROUP BY status), ARRAY(SELECT status FROM after GROUP BY status)
-    INTO was, is_now;
-    IF 'pending' = ANY (was) THEN
+    SELECT * INTO seen FROM (
+        SELECT bool_or(status = 'pending') AS was_pending,
+            bool_or(status = 'processing') AS was_processing,
+            bool_or(status IN ('failed', 'cancelled')) AS was_ended
+        FROM before
+    ) AS o, (
+        SELECT bool_or(status = 'pending') AS is_pending,
+            bool_or(status = 'processing') AS is_processing,
+            bool_or(status IN ('failed', 'cancelled')) AS is_ended,
+            max(CASE WHEN {unfit_change} THEN {broken_change} END) AS broken
+        FROM after
+    ) AS n;
+    IF seen.broken IS NOT NULL THEN
+        PERFORM {schema}.refuse_row('a value of a job is refused: ' || seen.broken);
+    END IF;
+    IF seen.was_pending THEN
         DELETE FROM {schema}.ready WHERE ctid = ANY (ARRAY(
             SELECT token.ctid FROM before CROSS JOIN LATERAL (
                 SELECT ctid FROM {schema}.ready WHERE queue = before.queue
@@ -266,22 +263,22 @@ BEGIN
                 LIMIT 1) AS token
             WHERE before.status = 'pending'));
     END IF;
-    IF 'pending' = ANY (is_now) THEN
+    IF seen.is_pending THEN
         INSERT INTO {schema}.ready (queue, priority, run_at, id, type)
         SELECT queue, priority, run_at, id, type FROM after WHERE status = 'pending';
     END IF;
-    IF was && ARRAY['failed', 'cancelled'] THEN
+    IF seen.was_ended THEN
         DELETE FROM {schema}.ended WHERE ctid = ANY (ARRAY(
             SELECT place.ctid FROM before CROSS JOIN LATERAL (
                 SELECT ctid FROM {schema}.ended WHERE status = before.status AND id = before.id
                 LIMIT 1) AS place
             WHERE before.status IN ('failed', 'cancelled')));
     END IF;
-    IF is_now && ARRAY['failed', 'cancelled'] THEN
+    IF seen.is_ended THEN
         INSERT INTO {schema}.ended (status, id)
         SELECT status, id FROM after WHERE status IN ('failed', 'cancelled');
     END IF;
-    IF 'processing' = ANY (was) AND 'processing' = ANY (is_now) THEN -- a lease may end earlier now
+    IF seen.was_processing AND seen.is_processing THEN -- a lease may end earlier now
         INSERT INTO {schema}.arrival (status, at, ids)
         SELECT n.status, n.lease_expires_at, array_agg(n.id)
         FROM before AS o JOIN after AS n ON n.id = o.id
@@ -377,11 +374,10 @@ CREATE TRIGGER arrival_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.a
     EXECUTE FUNCTION {schema}.refuse('arrivals are written by transitions of jobs');
 
 ALTER TABLE {schema}.job
-    ENABLE ALWAYS TRIGGER job_enters, ENABLE ALWAYS TRIGGER job_moves,
-    ENABLE ALWAYS TRIGGER job_sets,
-    ENABLE ALWAYS TRIGGER job_fits_on, ENABLE ALWAYS TRIGGER job_result_fits,
+    ENABLE ALWAYS TRIGGER job_sets, ENABLE ALWAYS TRIGGER job_fits_on,
     ENABLE ALWAYS TRIGGER job_leaves, ENABLE ALWAYS TRIGGER job_stays,
-    ENABLE ALWAYS TRIGGER job_entered, ENABLE ALWAYS TRIGGER job_moved;
+    ENABLE ALWAYS TRIGGER job_entered, ENABLE ALWAYS TRIGGER job_moved,
+    ENABLE ALWAYS TRIGGER job_left;
 ALTER TABLE {schema}.transition
     ENABLE ALWAYS TRIGGER transition_stays, ENABLE ALWAYS TRIGGER transition_is_final,
     ENABLE ALWAYS TRIGGER transition_appends;

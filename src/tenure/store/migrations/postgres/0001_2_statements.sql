@@ -280,54 +280,65 @@ BEGIN
     ORDER BY ready.run_at, ready.id LIMIT 1 OFFSET seen - 1;
 END $$;
 
--- A whole claim in one round trip, where one lane at most has jobs that are due. Answers with no row
--- if there may be more, lanes or jobs that were not looked at, and with one without a job if there
--- is none.
-CREATE FUNCTION {schema}.claim_alone(
+-- A worker's whole exchange in one round trip: complete attempts, then claim, where one lane at most has
+-- jobs that are due. Answers with a row for each lease that was `done`; then with no row if there may be
+-- more, lanes or jobs that were not looked at, and with one without a job if there is none.
+CREATE FUNCTION {schema}.exchange(
+    ids uuid[], leases uuid[], results text[], actors text[],
     queues text[], lease_seconds double precision, holder text, wanted text[], most integer,
     most_lanes integer, seen integer
 ) RETURNS TABLE (
     id text, type text, queue text, payload text, attempts integer, max_retries bigint,
     token integer, timeout double precision, lease_id text, run_at timestamp,
-    at timestamp, walked bigint
+    at timestamp, walked bigint, done text
 )
     LANGUAGE plpgsql SET lock_timeout = '10s' AS $$
 DECLARE
     first CONSTANT timestamptz := '0001-01-01 00:00+00';
     first_id CONSTANT uuid := '00000000-0000-0000-0000-000000000000';
-    lane record;
-    due record;
-    lanes integer := 0;
-    lanes_due integer := 0;
+    lanes integer;
+    due integer;
+    due_queue text;
+    due_priority bigint;
     now timestamptz;
 BEGIN
     -- Taken anyway, and here before the clock is read: leases count from the end of the wait.
     LOCK TABLE {schema}.job IN ROW EXCLUSIVE MODE;
-    FOR lane IN
-        SELECT * FROM {schema}.lanes('', 0, most_lanes) WHERE queues IS NULL
-        UNION ALL SELECT * FROM {schema}.lanes(queues, most_lanes) WHERE queues IS NOT NULL
-    LOOP
-        at := lane.at;
-        walked := lane.walked;
-        lanes := lanes + 1;
-        IF lane.open AND lane.run_at <= lane.at THEN
-            due := lane;
-            lanes_due := lanes_due + 1;
-        END IF;
-    END LOOP;
-    IF lanes >= most_lanes OR lanes_due > 1 THEN
+    IF cardinality(ids) > 0 THEN
+        FOR done IN SELECT lease FROM {schema}.complete(ids, leases, results, actors) LOOP
+            RETURN NEXT;
+        END LOOP;
+        done := NULL;
+    END IF;
+    IF most < 1 THEN
         RETURN;
     END IF;
-    IF lanes_due = 1 THEN
+    IF queues IS NULL THEN
+        SELECT count(*), count(*) FILTER (WHERE is_due), max(lane.queue) FILTER (WHERE is_due),
+            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked)
+        INTO lanes, due, due_queue, due_priority, at, walked
+        FROM {schema}.lanes('', 0, most_lanes) AS lane, LATERAL (
+            SELECT lane.open AND lane.run_at <= lane.at AS is_due) AS state;
+    ELSE
+        SELECT count(*), count(*) FILTER (WHERE is_due), max(lane.queue) FILTER (WHERE is_due),
+            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked)
+        INTO lanes, due, due_queue, due_priority, at, walked
+        FROM {schema}.lanes(queues, most_lanes) AS lane, LATERAL (
+            SELECT lane.open AND lane.run_at <= lane.at AS is_due) AS state;
+    END IF;
+    IF lanes >= most_lanes OR due > 1 THEN
+        RETURN;
+    END IF;
+    IF due = 1 THEN
         now := at AT TIME ZONE 'UTC';
-        RETURN QUERY SELECT claimed.*, at, walked
-        FROM {schema}.claim(due.queue, due.priority, first, first_id, now,
+        RETURN QUERY SELECT claimed.*, at, walked, NULL
+        FROM {schema}.claim(due_queue, due_priority, first, first_id, now,
             now + lease_seconds * interval '1 second', holder, wanted, most, seen) AS claimed;
         IF FOUND THEN
             RETURN;
         END IF;
         IF wanted IS NOT NULL THEN
-            PERFORM FROM {schema}.passed(due.queue, due.priority, first, first_id, now, seen);
+            PERFORM FROM {schema}.passed(due_queue, due_priority, first, first_id, now, seen);
             IF FOUND THEN
                 RETURN;
             END IF;
