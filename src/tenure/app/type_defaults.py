@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -87,7 +86,6 @@ class TypeDefaults:
         self._handlers = handlers
         self._read = read
         self._clock = clock
-        self._lock = threading.Lock()
         self._found: OptionsByType | None = None
         self._error = ""
         self._due_at = -inf
@@ -116,16 +114,18 @@ class TypeDefaults:
         return self._clock() >= self._due_at
 
     def _look(self) -> None:
-        """Ask the database if that is due; wait for another thread only if nothing is known yet."""
-        if not self._is_due or not self._lock.acquire(blocking=self._found is None):
+        """Ask the database if that is due. Others go on with what is known meanwhile.
+
+        Without a lock: a signal handler may enqueue, and an interrupt may come, at any step.
+        """
+        if not self._is_due:
             return
+        known = self._found is not None
+        if known:
+            self._due_at = self._clock() + STALE_SECONDS
         try:
-            if self._is_due:
-                self._found = self._read()
-                self._due_at = self._clock() + STALE_SECONDS
+            self._found = self._read()
+            self._due_at = self._clock() + STALE_SECONDS
         except StoreUnavailable as error:
             self._error = str(error)
-            unknown = self._found is None
-            self._due_at = self._clock() + (PAUSE_SECONDS if unknown else STALE_SECONDS)
-        finally:
-            self._lock.release()
+            self._due_at = self._clock() + (STALE_SECONDS if known else PAUSE_SECONDS)
