@@ -8,7 +8,7 @@ import pytest
 
 from tests.contract.situations import DRESS, INSERT, NEW_ID, SITUATIONS, refused
 from tests.support.raw_sql import Refused
-from tests.support.store import StoreHarness, report_completed
+from tests.support.store import LEASE_SECONDS, StoreHarness, report_completed
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_postgres = pytest.mark.parametrize(
@@ -230,3 +230,41 @@ def test_one_statement_with_several_parts_is_held_to_the_rules(
         "WITH gone AS (DELETE FROM {transition} WHERE job_id = ? RETURNING 1) SELECT * FROM gone",
         ids["completed"],
     )
+
+
+@on_postgres
+def test_what_follows_the_jobs_is_not_written_by_hand(
+    harness: StoreHarness, ids: dict[str, str]
+) -> None:
+    for statement in (
+        "DELETE FROM tenure.ready",
+        "UPDATE tenure.ready SET priority = 1",
+        "INSERT INTO tenure.ready (queue, priority, run_at, id, type)"
+        " SELECT queue, 1, run_at, id, type FROM tenure.ready",
+        "TRUNCATE tenure.ready",
+        "DELETE FROM tenure.ended",
+        "UPDATE tenure.ended SET status = 'failed'",
+        f"INSERT INTO tenure.ended VALUES ('failed', '{ids['pending']}')",
+        "TRUNCATE tenure.ended",
+        "UPDATE tenure.arrival SET at = now()",
+        f"INSERT INTO tenure.arrival VALUES (now(), 'failed', ARRAY['{ids['pending']}'::uuid])",
+        "TRUNCATE tenure.arrival",
+    ):
+        refused(harness, statement)
+
+
+@on_postgres
+def test_arrivals_that_are_deleted_come_back(harness: StoreHarness, ids: dict[str, str]) -> None:
+    assert ids
+    harness.sql.run("DELETE FROM tenure.arrival")  # `harness` looks for violations at the end
+    assert harness.sql.value("SELECT count(*) FROM tenure.arrival") > 0
+
+
+@on_postgres
+def test_a_lease_that_is_shortened_by_hand_ends_then(harness: StoreHarness) -> None:
+    lease = harness.take()
+    harness.store.sweep().result()  # the next one comes when that lease ends
+    earlier = "lease_expires_at - interval '50 seconds'"
+    harness.sql.run(f"UPDATE {{job}} SET lease_expires_at = {earlier} WHERE id = ?", lease.id)
+    harness.clock.advance(LEASE_SECONDS - 49)
+    assert len(harness.store.sweep().result()) == 1
