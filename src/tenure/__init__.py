@@ -20,8 +20,10 @@ if TYPE_CHECKING:
         StoreUnavailable,
         TenureError,
     )
+    from tenure.jobs.context import JobContext
     from tenure.jobs.enqueue import NewJob
-    from tenure.jobs.handlers import JobContext, JobType
+    from tenure.jobs.handlers import JobType
+    from tenure.jobs.postpone import RetryAfter, Snooze
     from tenure.lifecycle import Job, Status
     from tenure.retry import RetryPolicy
 
@@ -38,7 +40,9 @@ __all__ = [
     "NewJob",
     "PermanentFailure",
     "QueueFull",
+    "RetryAfter",
     "RetryPolicy",
+    "Snooze",
     "Status",
     "StoreUnavailable",
     "Tenure",
@@ -48,9 +52,11 @@ __all__ = [
 _HOMES = {
     "NewJob": "jobs.enqueue",
     "Job": "lifecycle",
-    "JobContext": "jobs.handlers",
+    "JobContext": "jobs.context",
     "JobType": "jobs.handlers",
+    "RetryAfter": "jobs.postpone",
     "RetryPolicy": "retry",
+    "Snooze": "jobs.postpone",
     "Status": "lifecycle",
     "Tenure": "app.app",
 }

@@ -37,11 +37,15 @@ class Completed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The lease holder reports that the attempt failed."""
+    """The lease holder reports that the attempt failed.
+
+    `delay`: seconds until it is tried again, if not as the policy of the job says.
+    """
 
     name: ClassVar[str] = "failed"
     lease_id: str
     error: str
+    delay: float | None = None
     actor: str | None = None
 
 

@@ -311,16 +311,16 @@ def decide(job: Job, event: Event, now: datetime) -> Job:
 def follow(job: Job, event: Event, now: datetime) -> tuple[Job, ...]:
     """Return every row that the job passes through when `event` happens; it rests in the last.
 
-    This is the whole retry logic. A failure is followed by a retry while attempts are left, whether
-    a worker reported it or a lease ran out, unless the worker gave up. A return too many is a
-    failure.
+    This is the whole retry logic. While attempts are left, a failure is followed by a retry, also
+    where a lease ran out, unless the worker gave up. A return too many is a failure.
     """
     if isinstance(event, Return):
         event = _failed_instead(job, event, now) or event
     after = decide(job, event, now)
     if after.status is not F or at_rest(after):
         return (after,)
-    wait = delay(after.backoff, after.id, after.attempts)
+    chosen = getattr(event, "delay", None)
+    wait = delay(after.backoff, after.id, after.attempts) if chosen is None else chosen
     return (after, decide(after, events.Retried(delay=wait), now))
 
 

@@ -34,8 +34,9 @@ from tenure.errors import (
     SchemaMismatch,
     Unauthorized,
 )
+from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import Enqueued, NewJob, TypeOptions
-from tenure.jobs.handlers import Handler, Handlers, JobContext
+from tenure.jobs.handlers import Handler, Handlers
 from tenure.jobs.work import Answer, ClaimRequest, Exchange, Report
 from tenure.store.transitions import Steps
 

@@ -225,6 +225,28 @@ def test_an_interruption_costs_no_attempt(api: TestClient) -> None:
     assert api.post("/reports", json=[entry]).json()[0]["answer"] == "already_recorded"
 
 
+def test_a_snooze_and_the_delay_of_a_failure_set_the_time(api: TestClient) -> None:
+    job = api.post("/jobs", json={"type": "a", "max_retries": 2}).json()
+    (lease,) = claim_jobs(api)
+    assert api.post(f"/leases/{lease['lease_id']}/snooze", json={"delay": 0}).status_code == 200
+    (lease,) = claim_jobs(api)
+    assert (lease["attempts"], lease["token"]) == (1, 2)
+    body = {"error": "busy", "delay": 3600.5}
+    answered = api.post(f"/leases/{lease['lease_id']}/fail", json=body).json()
+    assert answered["retry_in"] == 3600.5
+    assert api.get(f"/jobs/{job['id']}").json()["status"] == "pending"
+    assert claim_jobs(api) == []
+
+
+@pytest.mark.parametrize("delay", [-1, 1e12, "1h", None])
+def test_a_delay_out_of_range_is_refused_and_the_lease_stays(api: TestClient, delay: Any) -> None:
+    api.post("/jobs", json={"type": "a"})
+    (lease,) = claim_jobs(api)
+    refused = api.post(f"/leases/{lease['lease_id']}/snooze", json={"delay": delay})
+    assert refused.status_code == 400
+    assert api.post(f"/leases/{lease['lease_id']}/heartbeat").json()["held"]
+
+
 def test_releases_are_bounded(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a", "max_retries": 1})
     for _ in range(MAX_RETURNS):

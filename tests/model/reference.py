@@ -20,6 +20,7 @@ from tenure.events import (
     Interrupted,
     LeaseExpired,
     Released,
+    Snoozed,
 )
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
@@ -131,7 +132,7 @@ class Reference:
             ended = "failed" if ended == "gave_up" else ended
             if ended == report.outcome:
                 return Verdict(Answer.ALREADY_RECORDED)
-            if ended in ("completed", "failed", "released", "interrupted"):
+            if ended in tuple(Outcome):
                 return Verdict(Answer.CONFLICT, ended)
             return Verdict(Answer.LOST, ended)
         self._keep(job, path)
@@ -218,12 +219,15 @@ def event_of(report: Report) -> Event:
     lease_id, actor = report.lease_id, report.actor
     if report.outcome is Outcome.COMPLETED:
         return Completed(lease_id=lease_id, result=report.result, actor=actor)
+    if report.outcome is Outcome.SNOOZED:
+        return Snoozed(lease_id=lease_id, delay=report.delay or 0, actor=actor)
     if report.outcome is Outcome.INTERRUPTED:
         return Interrupted(lease_id=lease_id, actor=actor)
     if report.outcome is Outcome.RELEASED:
         return Released(lease_id=lease_id, actor=actor)
-    failure = Failed if report.retryable else GaveUp
-    return failure(lease_id=lease_id, error=report.error, actor=actor)
+    if not report.retryable:
+        return GaveUp(lease_id=lease_id, error=report.error, actor=actor)
+    return Failed(lease_id=lease_id, error=report.error, delay=report.delay, actor=actor)
 
 
 def changed(job: Job, **fields: object) -> Job:

@@ -21,7 +21,8 @@ SOURCES = Path(tenure.__file__).parent
 
 PACKAGE = """
     IllegalTransition InvalidInput Job JobContext JobNotFound JobType KeyConflict NewJob
-    PermanentFailure QueueFull RetryPolicy Status StoreUnavailable Tenure TenureError
+    PermanentFailure QueueFull RetryAfter RetryPolicy Snooze Status StoreUnavailable Tenure
+    TenureError
 """
 ERRORS = """
     BulkNotFound Forbidden IllegalTransition InvalidInput JobNotFound KeyConflict LeaseLost

@@ -15,7 +15,7 @@ from decimal import Decimal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tenure import PermanentFailure, Tenure
+from tenure import PermanentFailure, RetryAfter, Snooze, Tenure
 
 app = Tenure("sqlite:///never-opened.db")
 
@@ -40,6 +40,21 @@ def secrets_here() -> list[str]:
     at_start = Path("/proc/self/environ").read_text().split("\0")
     found = {*os.environ, *started, *at_start}
     return sorted(name for name in found if name.startswith("TENURE_TOKEN"))
+
+
+@app.job(process=True)
+def retry_in_an_hour() -> None:
+    raise RetryAfter("1h", "the service is busy")
+
+
+@app.job(process=True)
+def snooze_ten_minutes() -> None:
+    raise Snooze("10m")
+
+
+@app.job(process=True, permanent=(LookupError,))
+def look_up() -> None:
+    raise LookupError("no such customer")
 
 
 class RunsCode:

@@ -20,10 +20,11 @@ from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
 from tenure.events import Cancelled, Event, Retried
 from tenure.jobs import durations
+from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import MAX_RETRIES, Backoff, Duration, NewJob, Options, positive, whole
 from tenure.jobs.explain import Explanation, explain
 from tenure.jobs.findings import Check, Progress, Violation, no_progress
-from tenure.jobs.handlers import JobContext, JobType, OnInterrupt
+from tenure.jobs.handlers import Errors, JobType, OnInterrupt
 from tenure.jobs.ledger import Transition
 from tenure.jobs.names import check_label, check_queues, list_of_names
 from tenure.jobs.queries import Counted, Fields, Filter, checked_query
@@ -147,30 +148,32 @@ class Tenure:
         backoff: Backoff = DEFAULT_POLICY,
         process: bool = False,
         on_interrupt: OnInterrupt = "again",
+        permanent: Errors = (),
+        retry_on: Errors | None = None,
     ) -> Register: ...
     def job(self, *function: Any, **options: Any) -> Any:
         """Register a function as the handler of a job type.
 
-        Use it plain, or with options: `@app.job(queue="mail", max_retries=5)`. All but `name`,
-        `process` and `on_interrupt` are defaults of the type's jobs; an enqueue may override them.
+        Use it plain, or with options, of which an enqueue may override `queue` to `backoff`.
 
         - `name`: the job type, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: the function's name.
         - `queue`: the queue of its jobs. Default: `default`.
         - `priority`: -100 to 100; smaller runs first. Default: 0.
-        - `max_retries`: how many attempts a job gets in all, 0 to 1,000; 0 and 1 both mean one.
-          Default: 3.
+        - `max_retries`: attempts of a job in all, 0 to 1,000; 0 and 1 both mean one. Default: 3.
         - `timeout`: limit of one attempt, as seconds, timedelta or text such as `30s`; above 0, up
           to 10 years. An attempt that exceeds it fails. Default: None, no limit.
         - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, or
           an object of `base`, `factor` and `cap`. Default: `RetryPolicy()`.
         - `process`: run each attempt in a child process, so that a crash fails only that job. The
-          function must be a plain `def` of a module, without a JobContext. Default: False.
+          function must be a plain `def` of a module, without a JobContext.
         - `on_interrupt`: if the handler still runs after the grace period of a stopping worker:
           `again` (default) runs it again elsewhere uncharged, `fail` fails the attempt.
+        - `permanent`: tuple of exceptions that fail a job for good. Default: `()`. `retry_on`: the
+          only ones that do not, beside timeouts and lost workers. Default: None, all others.
 
-        The function may be `async def` (runs on the worker's event loop) or `def` (runs in a
-        thread). A first parameter annotated `JobContext` receives the context of the attempt. The
-        other parameters are the payload, by name, converted as their annotations say.
+        An `async def` runs on the worker's event loop, a `def` in a thread. A first parameter
+        annotated `JobContext` receives the context of the attempt. The other parameters are the
+        payload, by name, converted as their annotations say.
 
         Returns a `JobType`, which is still callable as the function. Raises InvalidInput if no
         payload could fit the function or the name is taken, TypeError for an unknown option.
@@ -191,8 +194,7 @@ class Tenure:
 
         - `queue`: the queue, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: `default`.
         - `priority`: -100 to 100; smaller runs first. Default: 0.
-        - `max_retries`: how many attempts it gets in all, 0 to 1,000; 0 and 1 both mean one.
-          Default: 3.
+        - `max_retries`: its attempts in all, 0 to 1,000; 0 and 1 both mean one. Default: 3.
         - `timeout`: limit of one attempt, a duration above 0, or None for no limit. Default: None.
         - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, or
           an object of `base`, `factor` and `cap`. Default: `RetryPolicy()`.
@@ -301,8 +303,7 @@ class Tenure:
 
         Raises JobNotFound, or IllegalTransition if the job is settled.
         """
-        event = Cancelled(actor=actor or self.actor)
-        return self._apply(job_id, event)
+        return self._apply(job_id, Cancelled(actor=actor or self.actor))
 
     def retry(self, job_id: str, *, more_retries: int = 1, actor: str | None = None) -> Job:
         """Run a failed job again; return it, pending.
@@ -313,8 +314,7 @@ class Tenure:
         Raises JobNotFound, IllegalTransition if the job is not failed, or InvalidInput.
         """
         more = whole(more_retries, 1, MAX_RETRIES, "$.more_retries")
-        event = Retried(more_retries=more, actor=actor or self.actor)
-        return self._apply(job_id, event)
+        return self._apply(job_id, Retried(more_retries=more, actor=actor or self.actor))
 
     def _apply(self, job_id: str, event: Event) -> Job:
         if self.core.queues is not None:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from tenure.jobs import handlers
+from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import TypeOptions, defaults_of
-from tenure.jobs.handlers import Enqueues, Handlers, JobContext, JobType, OnInterrupt
+from tenure.jobs.handlers import Enqueues, Errors, Handlers, JobType, OnInterrupt
 from tenure.jobs.names import check_open
 
 P = ParamSpec("P")
@@ -25,13 +26,19 @@ class Register:
         name: str | None = None,
         process: bool = False,
         on_interrupt: OnInterrupt = "again",
+        permanent: Errors = (),
+        retry_on: Errors | None = None,
         **options: Any,
     ) -> None:
         self._app = app
         self._registry = registry
         self._name = name
-        self._process = process
-        self._on_interrupt = on_interrupt
+        self._how: dict[str, Any] = {
+            "in_process": process,
+            "on_interrupt": on_interrupt,
+            "permanent": permanent,
+            "retry_on": retry_on,
+        }
         if unknown := options.keys() - set(TypeOptions.__struct_fields__):
             raise TypeError(f"@app.job has no option {', '.join(sorted(unknown))}")
         self._defaults = defaults_of(options, TypeOptions())
@@ -42,12 +49,6 @@ class Register:
     def __call__(self, function: Callable[P, R]) -> JobType[P, R]: ...
     def __call__(self, function: Callable[..., Any]) -> Any:
         name = check_open(self._name or function.__name__, "job type", "$.name")
-        handler = handlers.describe(
-            function,
-            name,
-            self._defaults,
-            in_process=self._process,
-            on_interrupt=self._on_interrupt,
-        )
+        handler = handlers.describe(function, name, self._defaults, **self._how)
         self._registry.add(handler)
         return JobType[Any, Any](self._app, handler)

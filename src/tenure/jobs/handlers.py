@@ -13,7 +13,6 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack
 
 import msgspec
@@ -21,6 +20,7 @@ import msgspec.inspect
 
 from tenure.errors import InvalidInput
 from tenure.jobs import payload as payloads
+from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import NewJob, Options, TypeOptions
 from tenure.lifecycle import Job
 
@@ -30,44 +30,9 @@ R = TypeVar("R")
 _PLAIN_OPTIONS = TypeOptions()
 
 
-Stopped = Literal["timeout", "shutdown", "lost"]
-"""Why the outcome of a handler no longer counts."""
+Errors = tuple[type[BaseException], ...]
 OnInterrupt = Literal["again", "fail"]
 """What becomes of a job whose handler still runs when its worker has to stop."""
-
-
-@dataclass(slots=True)
-class JobContext:
-    """What a handler knows about its attempt: annotate its first parameter with `JobContext`.
-
-    - `id`: the id of the job.
-    - `type`, `queue`: the job's type and queue.
-    - `attempt`: the number of this attempt; 1 for the first.
-    - `max_retries`: how many attempts the job gets in all. If this attempt fails and `attempt` is
-      not less than `max_retries`, the job has failed for good.
-    - `token`: rises with every claim of the job and never falls. Hand it to outside systems as a
-      fencing token, so that they refuse a stale attempt.
-    - `deadline`: when the timeout of this attempt ends it, by the clock of the worker; None if it
-      has no timeout.
-    - `stopping`: turns True when the worker was asked to stop. A handler that returns within the
-      grace period of the worker is recorded as always. One that takes longer is interrupted, and
-      the job runs again elsewhere, without a charge.
-    - `stopped`: why the handler should return now, since nothing that it does is recorded any more.
-      None as long as its outcome counts, then `timeout`, `shutdown` (the grace period is over), or
-      `lost` (the job was cancelled, or its lease ran out).
-
-    The worker makes it; a handler only reads it.
-    """
-
-    id: str
-    type: str
-    queue: str
-    attempt: int  # 1 for the first
-    max_retries: int  # attempts in all
-    token: int  # rises with every claim
-    deadline: datetime | None  # by the worker's clock
-    stopping: bool = False  # the worker is
-    stopped: Stopped | None = None  # why the outcome of the handler no longer counts
 
 
 class BadArguments(Exception):
@@ -83,6 +48,8 @@ class Handler:
     defaults: TypeOptions = _PLAIN_OPTIONS
     in_process: bool = False  # run in a child process
     on_interrupt: OnInterrupt = "again"
+    permanent: Errors = ()
+    retry_on: Errors | None = None  # None: all others
     is_async: bool = False
     wants_context: bool = False
     signature: inspect.Signature = field(default_factory=inspect.Signature)
@@ -181,10 +148,13 @@ def describe(
     *,
     in_process: bool = False,
     on_interrupt: OnInterrupt = "again",
+    permanent: Errors = (),
+    retry_on: Errors | None = None,
 ) -> Handler:
     """Read a function's signature into a Handler; raises InvalidInput if no payload could fit."""
-    if on_interrupt not in typing.get_args(OnInterrupt):
-        raise InvalidInput(f"on_interrupt is 'again' or 'fail', not {on_interrupt!r}")
+    for option, kinds in (("permanent", permanent), ("retry_on", retry_on)):
+        if not _are_errors(kinds):
+            raise InvalidInput(f"{option} is a tuple of exception classes, not {kinds!r}")
     signature = inspect.signature(function)
     hints = _hints(function, name)
     parameters = list(signature.parameters.values())
@@ -207,6 +177,8 @@ def describe(
         defaults=defaults,
         in_process=in_process,
         on_interrupt=on_interrupt,
+        permanent=permanent,
+        retry_on=retry_on,
         is_async=inspect.iscoroutinefunction(function),
         wants_context=wants_context,
         signature=signature,
@@ -214,6 +186,13 @@ def describe(
         fields=tuple(field[0] for field in fields),
         required=frozenset(field[0] for field in fields if len(field) == 2),
         others=others,
+    )
+
+
+def _are_errors(kinds: Any) -> bool:
+    return kinds is None or (
+        isinstance(kinds, tuple)
+        and all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
     )
 
 

@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 
 from tenure.errors import InvalidInput, PayloadTooLarge, PermanentFailure
-from tenure.jobs.handlers import BadArguments
+from tenure.jobs.handlers import BadArguments, Handler
 from tenure.jobs.payload import MAX_DEPTH, JsonText, too_large, walk
+from tenure.jobs.postpone import RetryAfter, Snooze
 from tenure.jobs.text import CUT
 
 MAX_RESULT_BYTES = 64 * 1024
@@ -45,6 +46,8 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
     result: str | None = None
     error: str | None = None  # why it did not return, for people
     retryable: bool = True
+    delay: float | None = None  # seconds until it runs again, if the handler said that
+    snoozed: bool = False  # nothing has failed
 
 
 def success(value: object) -> Ending:
@@ -60,10 +63,11 @@ def success_of_function(value: object) -> Ending:
     return success(value)
 
 
-def failure(error: BaseException) -> Ending:
+def failure(error: BaseException, handler: Handler | None = None) -> Ending:
     """Return the ending of a handler that raised; the traceback begins in the handler.
 
-    Never raises, whatever the class of the error defines, because the job must settle.
+    `handler` says which errors are permanent. Never raises, whatever the class of the error
+    defines, because the job must settle.
     """
     try:
         ours = _traceback_of(error)
@@ -71,7 +75,12 @@ def failure(error: BaseException) -> Ending:
             _cut_traceback(error, ours.tb_next)
         if issubclass(type(error), BadArguments):
             return Ending(error=str(error), retryable=False)
-        return Ending(error=describe_exception(error), retryable=not _is_permanent(error))
+        text, parts = describe_exception(error), _parts(error)
+        if any(_is_permanent(part, handler) for part in parts):
+            return Ending(error=text, retryable=False)
+        delay = max((p.seconds for p in parts if isinstance(p, RetryAfter | Snooze)), default=None)
+        snoozed = all(issubclass(type(part), Snooze) for part in parts)
+        return Ending(error=text, delay=delay, snoozed=snoozed)
     except BaseException:
         return Ending(error=f"{type.__repr__(type(error))} was raised, and cannot be read")
 
@@ -82,20 +91,28 @@ _cut_traceback = BaseException.with_traceback
 _parts_of = vars(BaseExceptionGroup)["exceptions"].__get__
 
 
-def _is_permanent(error: BaseException) -> bool:
-    """Whether the error, or a part of the group that it is, is a PermanentFailure.
-
-    A task group raises a group even if only one task failed. One permanent part is enough: the next
-    attempt would meet it again.
-    """
-    waiting = [error]
+def _parts(error: BaseException) -> list[BaseException]:
+    """Return the error, or all parts of the group that it is: one task of many may have failed."""
+    waiting, found = [error], []
     while waiting:
         one = waiting.pop()
-        if issubclass(type(one), PermanentFailure):
-            return True
         if issubclass(type(one), BaseExceptionGroup):
             waiting += _parts_of(one)
-    return False
+        else:
+            found.append(one)
+    return found
+
+
+def _is_permanent(error: BaseException, handler: Handler | None) -> bool:
+    """Whether trying again cannot help; one such part of a group is enough, it would come again."""
+    kind = type(error)
+    if issubclass(kind, PermanentFailure):
+        return True
+    if handler is None or issubclass(kind, RetryAfter | Snooze):
+        return False
+    return issubclass(kind, handler.permanent) or not (
+        handler.retry_on is None or issubclass(kind, handler.retry_on)
+    )
 
 
 def result_text(value: object) -> str:
@@ -121,7 +138,7 @@ def _result(value: object) -> str:
         raise
     except InvalidInput:
         # Size and depth first: the conversion knows no bounds.
-        walk(value, "$.result", MAX_RESULT_BYTES, MAX_DEPTH, _parts)
+        walk(value, "$.result", MAX_RESULT_BYTES, MAX_DEPTH, _members)
         plain = msgspec.to_builtins(value, str_keys=True, enc_hook=_without_subclass)
         value = json.loads(json.dumps(plain))  # tuples become lists, and NaN stays to be refused
         walk(value, "$.result", MAX_RESULT_BYTES, MAX_DEPTH)
@@ -131,7 +148,7 @@ def _result(value: object) -> str:
     return text.decode()
 
 
-def _parts(value: object) -> Collection[Any]:
+def _members(value: object) -> Collection[Any]:
     if isinstance(value, dict):
         return value.values()
     if isinstance(value, list | tuple | set | frozenset):

@@ -66,6 +66,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     RELEASED = "released"  # its handler did not start
     INTERRUPTED = "interrupted"  # its handler started, and the worker stops
+    SNOOZED = "snoozed"  # its handler wants to run again later
 
 
 class Report(msgspec.Struct, frozen=True, gc=False):
@@ -78,6 +79,7 @@ class Report(msgspec.Struct, frozen=True, gc=False):
     error: str = ""  # of a failed attempt
     retryable: bool = True
     actor: str | None = None
+    delay: float | None = None  # seconds: of a snooze, or until the retry of a failure
 
     def __repr__(self) -> str:
         return f"<report on {self.job_id}: {self.outcome}>"

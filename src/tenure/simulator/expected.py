@@ -22,6 +22,7 @@ from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report
 from tenure.simulator.database import SimulatedDatabase, StoreCall
 
 SETTLED = ("completed", "failed", "cancelled")
+RETURNS = ("released", "interrupted", "snoozed")
 MAX_RETURNS = 100  # how often a job may be released or interrupted; the next time it fails
 JITTER = 0.1
 
@@ -45,6 +46,7 @@ class ExpectedJob:
     status: str = "pending"
     attempts: int = 0
     token: int = 0
+    snoozes: int = 0
     lease_id: str | None = None
     lease_expires_at: datetime | None = None
     finished_at: datetime | None = None
@@ -225,7 +227,11 @@ class ExpectedStore:
             job.result = report.result
         elif report.outcome == "failed":
             self._fail(job, "failed" if report.retryable else "gave_up")
-        elif job.token - job.attempts < MAX_RETURNS:
+        elif report.outcome == "snoozed":
+            job.snoozes += 1
+            self._change(job, "snoozed", "pending")
+            job.run_at = self._now + timedelta(seconds=report.delay or 0)
+        elif job.token - job.attempts - job.snoozes < MAX_RETURNS:
             self._change(job, report.outcome, "pending")
         else:
             self._fail(job, "failed")
@@ -294,7 +300,7 @@ class ExpectedStore:
 
     def _change(self, job: ExpectedJob, event: str, status: str) -> None:
         """Change the status, and what changes with it whatever the event."""
-        job.attempts += {"claimed": 1, "released": -1, "interrupted": -1}.get(event, 0)
+        job.attempts += {"claimed": 1, **dict.fromkeys(RETURNS, -1)}.get(event, 0)
         job.token += event == "claimed"
         if job.lease_id is not None:
             job.ended[job.lease_id] = event

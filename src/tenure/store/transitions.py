@@ -14,7 +14,16 @@ from typing import TypeAlias
 
 from tenure import failpoints
 from tenure.errors import IllegalTransition, JobNotFound, LeaseLost
-from tenure.events import Completed, Event, Failed, GaveUp, Interrupted, LeaseExpired, Released
+from tenure.events import (
+    Completed,
+    Event,
+    Failed,
+    GaveUp,
+    Interrupted,
+    LeaseExpired,
+    Released,
+    Snoozed,
+)
 from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report, Verdict
 from tenure.lifecycle import FINAL_FAILURE, Job, follow, retry_in
 from tenure.store.protocol import Database
@@ -128,9 +137,15 @@ def _event(report: Report) -> Event:
         case Outcome.COMPLETED:
             return Completed(lease_id=report.lease_id, result=report.result, actor=report.actor)
         case Outcome.FAILED:
-            failure = Failed if report.retryable else GaveUp
             error = report.error or "(no message)"
-            return failure(lease_id=report.lease_id, error=error, actor=report.actor)
+            if not report.retryable:
+                return GaveUp(lease_id=report.lease_id, error=error, actor=report.actor)
+            return Failed(
+                lease_id=report.lease_id, error=error, actor=report.actor, delay=report.delay
+            )
+        case Outcome.SNOOZED:
+            delay = report.delay or 0.0
+            return Snoozed(lease_id=report.lease_id, delay=delay, actor=report.actor)
         case Outcome.INTERRUPTED:
             return Interrupted(lease_id=report.lease_id, actor=report.actor)
         case Outcome.RELEASED:

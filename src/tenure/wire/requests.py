@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
 from tenure.jobs import ids
 from tenure.jobs import results as produced
+from tenure.jobs.durations import MAX_SECONDS
 from tenure.jobs.names import (
     KEY_PATTERN,
     MAX_KEY_LENGTH,
@@ -66,6 +67,7 @@ Retries = Annotated[int, _schema(minimum=0, maximum=1_000)]
 MoreRetries = Annotated[int, _schema(minimum=1, maximum=1_000)]
 MaxPending = Annotated[int, _schema(minimum=0, maximum=2**53)]
 Factor = Annotated[float, _schema(minimum=1, maximum=1_000)]
+Delay = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 LeaseSeconds = Annotated[float, Meta(ge=MIN_LEASE_SECONDS, le=MAX_LEASE_SECONDS)]
 LeaseName = Annotated[str, Meta(description="A lease id as `POST /leases` gave it.")]
 
@@ -216,10 +218,20 @@ class CompleteRequest(Request):
 
 
 class FailRequest(Request):
-    """The attempt failed; `retryable` false makes the failure final at once."""
+    """The attempt failed; `retryable` false makes the failure final at once.
+
+    `delay`: seconds until it is tried again, if not as the policy of the job says.
+    """
 
     error: str
     retryable: bool = True
+    delay: Delay | None = None
+
+
+class SnoozeRequest(Request):
+    """The job is to run again after `delay` seconds."""
+
+    delay: Delay
 
 
 class HeartbeatRequest(Request):
@@ -229,13 +241,18 @@ class HeartbeatRequest(Request):
 
 
 class ReportEntry(Request):
-    """What became of one lease; `result` if it completed, `error` and `retryable` if it failed."""
+    """What became of one lease.
+
+    `result` if it completed; `error` and `retryable` if it failed; `delay`, in seconds, if it was
+    snoozed or failed.
+    """
 
     lease_id: LeaseName
     outcome: Outcome
     result: Any = None
     error: str = ""
     retryable: bool = True
+    delay: Delay | None = None
 
     def pack(self, path: str) -> None:
         """Replace the result by its text."""
@@ -254,6 +271,7 @@ def report_of(entry: ReportEntry) -> Report:
         result=produced.result_text(entry.result) if completed else None,
         error=produced.error_text(entry.error) if entry.outcome is Outcome.FAILED else "",
         retryable=entry.retryable,
+        delay=entry.delay,
     )
 
 
@@ -265,4 +283,5 @@ def report_entry(report: Report) -> ReportEntry:
         result=embedded(report.result),
         error=report.error,
         retryable=report.retryable,
+        delay=report.delay,
     )

@@ -12,9 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
-from tenure.jobs.handlers import Handler, Handlers, JobContext, Stopped
+from tenure.jobs.context import JobContext, Stopped
+from tenure.jobs.handlers import Handler, Handlers
 from tenure.jobs.results import Ending, failure, success
 from tenure.jobs.work import Lease, Outcome
 from tenure.telemetry.logs import LOG_FIELDS
@@ -150,15 +152,20 @@ class Attempts:
                 return plain(context, **arguments)
 
         if handler.is_async:
-            running = self._run_coroutine(attempt, function, arguments)
+            running = self._run_coroutine(attempt, handler, function, arguments)
             attempt.task = asyncio.get_running_loop().create_task(running)
         else:
-            self._threads.submit(attempt, lambda: call_in_thread(function, arguments, attempt))
+            call = partial(call_in_thread, handler, function, arguments, attempt)
+            self._threads.submit(attempt, call)
             attempt.on_thread = True
             self.fitness.started(attempt.lease.type)
 
     async def _run_coroutine(
-        self, attempt: Attempt, function: Callable[..., Any], arguments: dict[str, Any]
+        self,
+        attempt: Attempt,
+        handler: Handler,
+        function: Callable[..., Any],
+        arguments: dict[str, Any],
     ) -> None:
         LOG_FIELDS.set(attempt.log_fields)
         if attempt.trace_context is not None:
@@ -166,7 +173,7 @@ class Attempts:
         try:
             ending = success(await function(**arguments))
         except BaseException as error:
-            ending = failure(error)
+            ending = failure(error, handler)
         self._original.end_if_copy()
         self._finish_and_start_next(attempt, ending)
         self._wakeup.set()
@@ -198,7 +205,8 @@ class Attempts:
         if error is None:
             report = attempt.outcome(_COMPLETED, ending.result)
         else:
-            report = attempt.outcome(Outcome.FAILED, None, error, ending.retryable)
+            outcome = Outcome.SNOOZED if ending.snoozed else Outcome.FAILED
+            report = attempt.outcome(outcome, None, error, ending.retryable, ending.delay)
         if attempt.started_at is not None and (error is not None or self._log.detailed):
             attempt.seconds = time.monotonic() - attempt.started_at
         if attempt.span is not None:

@@ -24,8 +24,9 @@ from itertools import count
 from typing import Any
 
 from tenure.errors import InvalidInput
+from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import TypeOptions
-from tenure.jobs.handlers import Handler, Handlers, JobContext, describe
+from tenure.jobs.handlers import Handler, Handlers, describe
 from tenure.jobs.names import check_name
 
 Check = Callable[[JobContext], None]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from tenure.jobs.handlers import JobContext
+from tenure.jobs.context import JobContext
 from tenure.jobs.work import Lease, Outcome, Report
 from tenure.worker.processes import ChildCall
 
@@ -57,11 +57,16 @@ class Attempt:
     trace_context: Any = None  # the parent of the spans that its handler makes
 
     def outcome(
-        self, outcome: Outcome, result: str | None = None, error: str = "", retryable: bool = True
+        self,
+        outcome: Outcome,
+        result: str | None = None,
+        error: str = "",
+        retryable: bool = True,
+        delay: float | None = None,
     ) -> Report:
         """Return the report of this attempt with the given outcome."""
-        lease = self.lease
-        return Report(lease.id, lease.lease_id, outcome, result, error, retryable, self.worker)
+        lease, worker = self.lease, self.worker
+        return Report(lease.id, lease.lease_id, outcome, result, error, retryable, worker, delay)
 
     def log_fields(self) -> dict[str, Any]:
         """Return the fields that are added to what its handler logs."""

@@ -278,8 +278,8 @@ def _call(task: ChildTask) -> ChildAnswer:
     except BaseException as error:  # the worker has imported it
         why = f"{task.module} cannot be imported in a child process: {_said(error)}"
         return ChildAnswer(not_started=why)
+    handler = getattr(found, "handler", None)
     try:
-        handler = getattr(found, "handler", None)
         if not isinstance(handler, Handler):
             where = f"{task.module}.{task.name}"
             raise TypeError(f"{where} is not a job type: keep the decorated function there")
@@ -289,4 +289,4 @@ def _call(task: ChildTask) -> ChildAnswer:
         arguments = handler.arguments(task.payload)
         return ChildAnswer(success_of_function(context.run(handler.function, **arguments)))
     except BaseException as error:
-        return ChildAnswer(failure(error))
+        return ChildAnswer(failure(error, handler if isinstance(handler, Handler) else None))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+from tenure.jobs.handlers import Handler
 from tenure.jobs.results import Ending, failure, success_of_function
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import enter
@@ -89,7 +90,7 @@ class Threads:
 
 
 def call_in_thread(
-    function: Callable[..., Any], arguments: dict[str, Any], attempt: Attempt
+    handler: Handler, function: Callable[..., Any], arguments: dict[str, Any], attempt: Attempt
 ) -> Ending:
     """Call a plain handler in this thread, in a new context that knows which attempt runs."""
     try:
@@ -99,4 +100,4 @@ def call_in_thread(
             context.run(enter, attempt.trace_context)
         return success_of_function(context.run(function, **arguments))
     except BaseException as error:
-        return failure(error)
+        return failure(error, handler)

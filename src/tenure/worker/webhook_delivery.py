@@ -16,8 +16,9 @@ import msgspec
 
 from tenure.app.app import Tenure
 from tenure.errors import PermanentFailure, TenureError
+from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import TypeOptions
-from tenure.jobs.handlers import Handlers, JobContext, describe
+from tenure.jobs.handlers import Handlers, describe
 from tenure.jobs.work import Duty
 from tenure.webhooks import request
 from tenure.webhooks.deliveries import WEBHOOK

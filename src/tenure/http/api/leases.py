@@ -121,8 +121,13 @@ async def complete_lease(call: Call) -> Response:
 
 async def fail_lease(call: Call) -> Response:
     """Report that an attempt failed."""
-    error, retryable = call.body.error, call.body.retryable
-    return await _report(call, Outcome.FAILED, error=error, retryable=retryable)
+    error, retryable, delay = call.body.error, call.body.retryable, call.body.delay
+    return await _report(call, Outcome.FAILED, error=error, retryable=retryable, delay=delay)
+
+
+async def snooze_lease(call: Call) -> Response:
+    """Hand back a job that is to run again later; that costs it no attempt."""
+    return await _report(call, Outcome.SNOOZED, delay=call.body.delay)
 
 
 async def release_lease(call: Call) -> Response:

@@ -110,6 +110,7 @@ RETRY = Body(requests.RetryRequest, optional=True)
 LEASE = Body(requests.LeaseRequest, limit=2 * 1024 * 1024)
 COMPLETE = Body(requests.CompleteRequest, limit=MAX_ITEM_BYTES, optional=True, lenient=True)
 FAIL = Body(requests.FailRequest, limit=MAX_ITEM_BYTES, lenient=True)
+SNOOZE = Body(requests.SnoozeRequest, limit=MAX_ITEM_BYTES, lenient=True)
 HEARTBEAT = Body(requests.HeartbeatRequest, optional=True)
 REPORTS = Body(
     Reports, limit=MAX_BATCH_BYTES, lenient=True, item=requests.ReportEntry, most=MAX_LEASES
@@ -188,6 +189,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", f"{LEASED}/fail", WORK, leases.fail_lease, ON_RECORD, body=FAIL),
     Route("POST", f"{LEASED}/release", WORK, leases.release_lease, ON_RECORD, body=NO_BODY),
     Route("POST", f"{LEASED}/interrupt", WORK, leases.interrupt_lease, ON_RECORD, body=NO_BODY),
+    Route("POST", f"{LEASED}/snooze", WORK, leases.snooze_lease, ON_RECORD, body=SNOOZE),
     Route("POST", f"{LEASED}/heartbeat", WORK, leases.renew_lease, HELD, body=HEARTBEAT),
     Route("POST", "/reports", WORK, leases.report_many, VERDICTS, body=REPORTS),
     Route(

@@ -1,0 +1,154 @@
+"""Handlers that say whether and when their job runs again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tenure import Job, PermanentFailure, RetryAfter, Snooze, Tenure
+from tenure.errors import InvalidInput
+from tenure.jobs.enqueue import TypeOptions
+from tenure.jobs.handlers import Errors, describe
+from tenure.jobs.results import failure
+from tests.support.waiting import wait_until
+from tests.support.workers import running_worker, transitions, wait_until_settled
+from tests.worker import children
+
+KINDS = pytest.mark.parametrize("kind", ["coroutine", "function", "process"])
+
+
+def register(app: Tenure, kind: str, error: Exception, in_a_child: Callable[[], None]) -> None:
+    def function() -> None:
+        raise error
+
+    async def coroutine() -> None:
+        raise error
+
+    handlers: dict[str, Callable[[], Any]] = {
+        "coroutine": coroutine,
+        "function": function,
+        "process": in_a_child,
+    }
+    app.job(name="later", process=kind == "process")(handlers[kind])
+
+
+def until_pending_again(app: Tenure, job: Job, event: str) -> Job:
+    wait_until(lambda: transitions(app, job)[-1] == event, f"the job to be {event}")
+    return app.get(job.id)
+
+
+def wait_of(app: Tenure, job: Job) -> float:
+    """Seconds from the last transition to the next attempt."""
+    return (app.get(job.id).run_at - app.history(job.id)[-1].at).total_seconds()
+
+
+@KINDS
+def test_retry_after_sets_the_time_and_is_charged(app_on_each_engine: Tenure, kind: str) -> None:
+    app = app_on_each_engine
+    register(app, kind, RetryAfter("1h", "the service is busy"), children.retry_in_an_hour)
+    job = app.enqueue("later", max_retries=2, backoff=0)
+    with running_worker(app):
+        after = until_pending_again(app, job, "retried")
+    assert transitions(app, job) == ["enqueued", "claimed", "failed", "retried"]
+    assert wait_of(app, job) == pytest.approx(3600, abs=0.1)
+    assert (after.attempts, after.snoozes) == (1, 0)
+    assert "RetryAfter: the service is busy" in (after.last_error or "")
+
+
+def test_retry_after_the_last_attempt_is_a_failure(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
+    register(app, "coroutine", RetryAfter(0), children.retry_in_an_hour)
+    job = app.enqueue("later", max_retries=2)
+    with running_worker(app):
+        end = wait_until_settled(app, job)
+    assert (end.status, end.attempts) == ("failed", 2)
+
+
+@KINDS
+def test_a_snooze_costs_nothing(app_on_each_engine: Tenure, kind: str) -> None:
+    app = app_on_each_engine
+    register(app, kind, Snooze(timedelta(minutes=10)), children.snooze_ten_minutes)
+    job = app.enqueue("later", max_retries=1)
+    with running_worker(app):
+        after = until_pending_again(app, job, "snoozed")
+    assert wait_of(app, job) == pytest.approx(600, abs=0.1)
+    assert (after.attempts, after.token, after.snoozes) == (0, 1, 1)
+    assert after.last_error is None
+    assert app.verify() == []
+
+
+@pytest.mark.parametrize("delay", ["soon", -1, "11y", float("nan")])
+def test_a_delay_that_is_none_is_refused_where_it_is_raised(delay: Any) -> None:
+    for kind in (RetryAfter, Snooze):
+        with pytest.raises(InvalidInput):
+            kind(delay)
+
+
+class Refused(ConnectionError):
+    """A class below one that is named."""
+
+
+GROUP = ExceptionGroup
+NAMED: list[tuple[Errors, Errors | None, BaseException, bool]] = [
+    ((), None, ValueError(), True),
+    ((ValueError,), None, ValueError(), False),
+    ((ValueError, OSError), None, Refused(), False),
+    ((ValueError,), None, KeyError(), True),
+    ((), (ConnectionError,), Refused(), True),
+    ((), (ConnectionError,), ValueError(), False),
+    ((Refused,), (ConnectionError,), Refused(), False),
+    ((), (ConnectionError,), RetryAfter(1), True),
+    ((), (), ValueError(), False),
+    ((ValueError,), None, GROUP("one of two", [KeyError(), ValueError()]), False),
+    ((), None, GROUP("deep", [GROUP("", [PermanentFailure()])]), False),
+]
+
+
+@pytest.mark.parametrize(("permanent", "retry_on", "error", "again"), NAMED)
+def test_classes_of_exceptions_say_whether_it_is_tried_again(
+    permanent: Errors, retry_on: Errors | None, error: BaseException, again: bool
+) -> None:
+    handler = describe(lambda: None, "it", TypeOptions(), permanent=permanent, retry_on=retry_on)
+    assert failure(error, handler).retryable is again
+
+
+def test_a_group_runs_again_after_the_longest_delay_and_is_a_snooze_if_all_are() -> None:
+    mixed = failure(GROUP("two", [Snooze(90), RetryAfter(60)]))
+    assert (mixed.delay, mixed.snoozed, mixed.retryable) == (90, False, True)
+    snoozes = failure(GROUP("two", [Snooze(5), Snooze(7)]))
+    assert (snoozes.delay, snoozes.snoozed) == (7, True)
+    hopeless = failure(GROUP("two", [Snooze(5), PermanentFailure()]))
+    assert (hopeless.delay, hopeless.snoozed, hopeless.retryable) == (None, False, False)
+    plain = failure(ValueError())
+    assert (plain.delay, plain.snoozed) == (None, False)
+
+
+@pytest.mark.parametrize("wrong", [ValueError, ["x"], ("ValueError",), (int,)])
+@pytest.mark.parametrize("option", ["permanent", "retry_on"])
+def test_what_is_no_tuple_of_exceptions_is_refused(app: Tenure, option: str, wrong: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"{option} is a tuple of exception classes"):
+        app.job(name="it", **{option: wrong})(lambda: None)
+
+
+@KINDS
+def test_a_worker_goes_by_them(app: Tenure, kind: str) -> None:
+    """The child finds the classes with the handler."""
+
+    def function() -> None:
+        raise LookupError("no such customer")
+
+    async def coroutine() -> None:
+        function()
+
+    handlers: dict[str, Any] = {"coroutine": coroutine, "function": function}
+    if kind == "process":
+        app.job(name="it", process=True, permanent=(LookupError,))(children.look_up)
+    else:
+        app.job(name="it", permanent=(LookupError,))(handlers[kind])
+    job = app.enqueue("it", max_retries=5, backoff=0)
+    with running_worker(app):
+        end = wait_until_settled(app, job)
+    assert (end.status, end.attempts, end.event) == ("failed", 1, "gave_up")
