@@ -144,6 +144,14 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+def knowing(path: Path) -> Tenure:
+    """An application that has the handlers: to look for them in the database is to queue work."""
+    app = Tenure(f"sqlite:///{path}")
+    for name in ("first", "counted", "interrupted", "after", "again", "nested", "outer"):
+        app.job(name=name)(lambda: None)
+    return app
+
+
 def steps_of(app: Tenure) -> int:
     app.enqueue("first")
     with at_step(0, interrupt) as steps:
@@ -161,7 +169,7 @@ def free(path: Path) -> None:
 
 def test_an_interrupt_at_any_step_leaves_nothing_half_done(path: Path) -> None:
     """As Ctrl-C in the main thread does, but before each step in turn."""
-    app = Tenure(f"sqlite:///{path}")
+    app = knowing(path)
     steps = steps_of(app)
     lost = whole = 0
     for number in range(1, steps + 1):
@@ -173,7 +181,7 @@ def test_an_interrupt_at_any_step_leaves_nothing_half_done(path: Path) -> None:
         if not app.core.store._committer._direct._free:  # now it queues all work
             lost += 1
             app.close()
-            app = Tenure(f"sqlite:///{path}")
+            app = knowing(path)
             app.enqueue("again")
     assert lost < 20  # a few steps of more than 100
     assert whole < 10
@@ -185,7 +193,7 @@ def test_an_interrupt_at_any_step_leaves_nothing_half_done(path: Path) -> None:
 
 
 def test_a_signal_handler_may_enqueue_at_any_step(path: Path) -> None:
-    with closing(Tenure(f"sqlite:///{path}")) as app:
+    with closing(knowing(path)) as app:
         steps = steps_of(app)
         nested: list[str] = []
         for number in range(1, steps + 1):
@@ -197,10 +205,10 @@ def test_a_signal_handler_may_enqueue_at_any_step(path: Path) -> None:
 
 
 def test_a_store_that_is_closed_at_any_step_keeps_no_connection(path: Path) -> None:
-    with closing(Tenure(f"sqlite:///{path}")) as app:
+    with closing(knowing(path)) as app:
         steps = steps_of(app)
     for number in range(1, steps + 1, 7):
-        app = Tenure(f"sqlite:///{path}")
+        app = knowing(path)
         app.enqueue("first")
         committer = app.core.store._committer
         with at_step(number, app.close), suppress(StoreUnavailable):
