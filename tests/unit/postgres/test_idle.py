@@ -13,11 +13,11 @@ from tenure.jobs.enqueue import TypeOptions
 from tenure.store import Store, commit, open_store
 from tenure.store.postgres import reader
 from tenure.store.postgres.session import PostgresSession
-from tenure.worker import maintenance
+from tenure.worker import exchanges, maintenance
 from tests.support.store import claim_request, new_job, report_completed
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, running_worker, wait_until_completed
-from tests.unit.postgres.connections import Connection
+from tests.unit.postgres.connections import Connection, end_sessions, in_thread
 
 
 @pytest.fixture
@@ -91,11 +91,11 @@ def test_a_second_writer_comes_with_load_and_goes_with_it(
     assert sessions(raw) == 2
     monkeypatch.setattr(commit, "IDLE_SECONDS", 0.05)
 
-    def add_and_count() -> int:
+    def add_and_count() -> tuple[int, int]:
         store.add([new_job()]).result(30)
-        return sessions(raw)
+        return len(store._committer._threads), sessions(raw)
 
-    wait_until(lambda: add_and_count() == 1, "the second connection to be closed")
+    wait_until(lambda: add_and_count() == (1, 1), "the second thread to end")
 
 
 def test_connections_are_closed_without_use_and_opened_again(
@@ -125,6 +125,9 @@ CLAIMING = ("SELECT * FROM {s}.exchange", "SELECT * FROM {s}.lanes", "INSERT INT
 def test_an_idle_worker_only_looks_and_claims(
     url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(exchanges, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(exchanges, "QUIET_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(exchanges, "SURE_POLL_SECONDS", 3_600.0)
     ran: list[str] = []
     run = PostgresSession._run
 
@@ -148,7 +151,7 @@ def test_an_idle_worker_only_looks_and_claims(
     looks = [statement for statement in ran if statement.startswith(LOOKING)]
     others = [statement for statement in ran if statement not in looks]
     assert [one for one in others if not one.startswith(CLAIMING)] == []
-    assert len(looks) > 10 * len(others)
+    assert len(others) <= 2 * len(CLAIMING)
 
 
 def test_a_worker_that_falls_behind_has_four_connections(
@@ -174,3 +177,19 @@ def test_a_worker_that_falls_behind_has_four_connections(
             wait_until(lambda: sessions(raw) == 4, "the heartbeat")
             done.set()
         assert reads(app) == 0
+
+
+def test_who_does_not_listen_knows(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "RECONNECT_SECONDS", (0.5, 0.5))
+    listening, rung, stop = reader.PostgresReader(url), threading.Event(), threading.Event()
+    assert not listening.hears
+    thread = in_thread(lambda: listening.watch(rung.set, stop))
+    wait_until(lambda: listening.hears, "it to listen")
+    end_sessions(raw)
+    wait_until(lambda: not listening.hears, "it to notice")
+    wait_until(lambda: listening.hears, "it to listen again")
+    stop.set()
+    thread.join(30)
+    listening.close()
