@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -176,21 +176,22 @@ def test_a_program_that_opens_another_database_forgets_the_first(
     assert app.enqueue("send").queue == "default"
 
 
-def test_over_http_the_database_is_asked_beside_the_event_loop(app: Tenure) -> None:
+def test_over_http_the_answer_of_the_database_is_awaited(app: Tenure) -> None:
     """Else a database that is slow to answer would delay every request and every heartbeat."""
-    threads = []
-
-    def read() -> dict[str, TypeOptions]:
-        with pytest.raises(RuntimeError, match="no running event loop"):
-            asyncio.get_running_loop()
-        threads.append(threading.current_thread())
-        return {"send": SEND}
-
     for path, body in (("/jobs", {"type": "send"}), ("/jobs/batch", [{"type": "send"}])):
-        app.core.defaults = TypeDefaults(app.core.handlers, read)
-        with api_client(app) as api:
-            assert api.post(path, json=body).status_code == 201
-    assert len(threads) == 2
+        asked: list[Future[OptionsByType]] = []
+
+        def ask(asked: list[Future[OptionsByType]] = asked) -> Future[OptionsByType]:
+            asked.append(Future())
+            return asked[0]
+
+        app.core.defaults = TypeDefaults(app.core.handlers, ask)
+        with api_client(app) as api, ThreadPoolExecutor(1) as caller:
+            posted = caller.submit(api.post, path, json=body)
+            wait_until(lambda asked=asked: asked, "the server to ask")
+            assert api.get("/health").status_code == 200  # the loop is free
+            asked[0].set_result({"send": SEND})
+            assert posted.result(30).status_code == 201
 
 
 def test_types_are_declared_once_the_source_answers(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from math import inf
@@ -24,8 +26,6 @@ from tenure.store.work import nothing
 
 STALE_SECONDS = 5.0
 """How long options count that were read from the database."""
-PAUSE_SECONDS = 0.5
-"""How long a database that never answered is not asked again."""
 
 SEEN_AGAIN = timedelta(days=1)
 MOVED = (
@@ -39,9 +39,9 @@ OptionsByType = Mapping[str, TypeOptions]
 log = logging.getLogger(__name__)
 
 
-def known_types(store: Store) -> OptionsByType:
+def known_types(store: Store) -> Future[OptionsByType]:
     """Read the types on the connection that enqueues use: who only enqueues has no other."""
-    return store.write("operator", types.every, brings=nothing).result()
+    return store.write("operator", types.every, brings=nothing, jobs=())
 
 
 def declare(store: Store, options: OptionsByType, queues: Patterns | None) -> None:
@@ -72,38 +72,39 @@ def _save_news(db: Database, options: OptionsByType, queues: Patterns | None) ->
 class TypeDefaults:
     """The options of types: as the handlers here say, otherwise as the database knows them.
 
-    The first enqueue that needs the database after `STALE_SECONDS` reads all types from it. While
-    it does not answer, what was read last counts. Safe to use from any thread.
+    The first enqueue that needs the database after `STALE_SECONDS` asks it for all types. While it
+    does not answer, what it answered last counts. Safe to use from any thread, without a lock: a
+    signal handler may enqueue, and an interrupt may come, at any step.
     """
 
     def __init__(
         self,
         handlers: Handlers,
-        read: Callable[[], OptionsByType],
+        ask: Callable[[], Future[OptionsByType]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`read` asks the database. `clock` is in seconds."""
+        """`ask` asks the database. `clock` is in seconds."""
         self._handlers = handlers
-        self._read = read
+        self._ask = ask
         self._clock = clock
         self._found: OptionsByType | None = None
-        self._error = ""
         self._due_at = -inf
 
     def of(self, type: str) -> TypeOptions:
-        """Return the options of a type; raises StoreUnavailable if they could never be read."""
+        """Return the options of a type; raises StoreUnavailable if the database never answered."""
         known = self._handlers.defaults(type)
         if known is not None:
             return known
-        self._look()
-        if self._found is None:
-            raise StoreUnavailable(self._error)
-        return self._found.get(type, PLAIN_OPTIONS)
+        if self._is_due:
+            with self._asking():
+                self._found = self._ask().result()
+        return (self._found or {}).get(type, PLAIN_OPTIONS)
 
     async def look_up(self, types: Iterable[str]) -> None:
-        """Ask the database, beside the event loop, what `of` of these types would ask it."""
+        """Await what `of` of these types would wait for."""
         if self._is_due and any(self._handlers.defaults(type) is None for type in types):
-            await asyncio.to_thread(self._look)
+            with self._asking():
+                self._found = await asyncio.wrap_future(self._ask())
 
     def forget(self) -> None:
         """Begin again, perhaps with another database."""
@@ -113,19 +114,15 @@ class TypeDefaults:
     def _is_due(self) -> bool:
         return self._clock() >= self._due_at
 
-    def _look(self) -> None:
-        """Ask the database if that is due. Others go on with what is known meanwhile.
-
-        Without a lock: a signal handler may enqueue, and an interrupt may come, at any step.
-        """
-        if not self._is_due:
-            return
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Meanwhile others go on with what is known, or ask as well if nothing is."""
         known = self._found is not None
         if known:
             self._due_at = self._clock() + STALE_SECONDS
         try:
-            self._found = self._read()
+            yield
             self._due_at = self._clock() + STALE_SECONDS
-        except StoreUnavailable as error:
-            self._error = str(error)
-            self._due_at = self._clock() + (STALE_SECONDS if known else PAUSE_SECONDS)
+        except StoreUnavailable:
+            if not known:
+                raise
