@@ -64,9 +64,9 @@ def record(setting: str, chance: random.Random, rounds: int) -> Recording:
 
     really = sqlite_connection.Checkpoints.run
 
-    def run(self: Any, connection: Any, others: int) -> None:
+    def run(self: Any, connection: Any) -> None:
         before = len(disk.calls)
-        really(self, connection, others)
+        really(self, connection)
         if len(disk.calls) > before:
             checkpoints.append((before, len(disk.calls)))
 

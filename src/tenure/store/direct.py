@@ -15,7 +15,7 @@ from tenure.store.protocol import Database
 
 CALM_SECONDS = 0.02
 """After so long without other work."""
-MAX_COMMITS = 300
+MAX_COMMITS = 333
 """Then the committing thread has to tidy up."""
 
 
@@ -35,7 +35,9 @@ class Direct:
 
         Also False, without a call, while others use the connection or other work is near.
         """
-        if self._commits >= MAX_COMMITS or self._clock() - self._crowded < CALM_SECONDS:
+        if self._commits >= MAX_COMMITS:
+            self.note_other_work()  # so that the thread gets hold of the file
+        if self._clock() - self._crowded < CALM_SECONDS:
             return False
         try:
             db = self._free.pop()

@@ -92,6 +92,7 @@ def test_now_and_then_the_thread_tidies_up(
     counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(direct, "MAX_COMMITS", 3)
+    monkeypatch.setattr(direct, "CALM_SECONDS", 0.01)
     others: list[int] = []
     (db,) = counted.committer._databases
     monkeypatch.setattr(db, "tidy", others.append)
@@ -100,6 +101,15 @@ def test_now_and_then_the_thread_tidies_up(
     assert sum(others) == 3
     counted.now += direct.CALM_SECONDS
     assert counted.add() == "caller"
+
+
+def test_commits_of_callers_count_before_the_thread_has_connected(path: Path) -> None:
+    db = Sqlite(path)
+    db.tidy(200)
+    db.enqueue_alone([CheckedJob(id=new_id(), type="t")], whole=True)
+    db.tidy(100)
+    assert db._checkpoints._commits >= 300
+    db.close()
 
 
 def test_while_another_process_writes_it_queues_at_once(path: Path, counted: Counted) -> None:

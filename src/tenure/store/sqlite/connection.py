@@ -234,12 +234,12 @@ class Checkpoints:
         """
         self._due = True
 
-    def run(self, connection: sqlite3.Connection, others: int = 0) -> None:
-        """Checkpoint if about enough was written on `connection`; called after each commit.
+    def note(self, commits: int) -> None:
+        """Count commits of another connection."""
+        self._commits += commits
 
-        `others` is how many commits other connections have made meanwhile.
-        """
-        self._commits += others
+    def run(self, connection: sqlite3.Connection) -> None:
+        """Checkpoint if about enough was written on `connection`; called after each commit."""
         if not self._is_due(connection):
             return
         if self._other is None:

@@ -289,8 +289,9 @@ class Sqlite:
 
     def tidy(self, others: int = 0) -> None:
         """Checkpoint where the library needs that, or where it may make room."""
+        self._checkpoints.note(others)
         if self._connection is not None and self._in_place:
-            self._checkpoints.run(self._connection, others)
+            self._checkpoints.run(self._connection)
 
     def rest(self) -> None:
         """Do nothing: a file costs nobody anything."""
