@@ -177,8 +177,12 @@ def free(path: Path) -> None:
         other.execute("ROLLBACK")
 
 
-def test_an_interrupt_at_any_step_leaves_nothing_half_done(path: Path) -> None:
+def test_an_interrupt_at_any_step_leaves_nothing_half_done(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As Ctrl-C in the main thread does, but before each step in turn."""
+    monkeypatch.setattr(direct, "MAX_COMMITS", 10_000)  # all on this thread
+    monkeypatch.setattr(direct, "CALM_SECONDS", 0)
     app = knowing(path)
     steps = steps_of(app)
     lost = whole = 0
