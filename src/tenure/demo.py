@@ -32,7 +32,10 @@ MAX_SECONDS = 60.0
 JOBS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     *(("email", {"to": f"customer-{n}@example.com"}, {"queue": "mail"}) for n in range(1, 11)),
     *(("report", {"month": n}, {"priority": 5}) for n in range(1, 7)),
-    *(("payment", {"order": n}, {"queue": "money", "priority": -5}) for n in range(1, 5)),
+    *(
+        ("payment", {"order": n}, {"queue": "money", "priority": -5, "max_retries": 3})
+        for n in range(1, 5)
+    ),
     *(("import", {"file": f"part-{n}.csv"}, {"max_retries": 5}) for n in range(1, 5)),
     *(
         ("fake.flaky", {"fail_times": fails}, {"max_retries": limit})

@@ -30,7 +30,7 @@ from tenure.errors import IllegalTransition, LeaseLost
 from tenure.events import Event, Return
 from tenure.retry import DEFAULT_POLICY, RetryPolicy, delay
 
-DEFAULT_MAX_RETRIES = 3
+DEFAULT_MAX_RETRIES = 10
 MAX_RETURNS = 100
 """How often one job may be released or interrupted; one more counts as a failure."""
 MAX_SNOOZES = 10_000

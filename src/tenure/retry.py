@@ -24,8 +24,8 @@ class RetryPolicy:
     """How long a failed job waits for its next attempt: exponential backoff.
 
     - `base`: seconds after the first failure, 0 to 315,360,000 (10 years); 0 means no wait after
-      any failure. Default: 1.
-    - `factor`: what the wait is multiplied by after each further failure, 1 to 1,000. Default: 2.
+      any failure. Default: 5.
+    - `factor`: what the wait is multiplied by after each further failure, 1 to 1,000. Default: 3.
     - `cap`: the longest wait in seconds, 0 to 315,360,000. Default: 3600, one hour.
 
     After attempt n the wait is `base * factor ** (n - 1)` seconds, up to 10 % more or less, and
@@ -34,8 +34,8 @@ class RetryPolicy:
     range.
     """
 
-    base: float = 1.0  # seconds
-    factor: float = 2.0
+    base: float = 5.0  # seconds
+    factor: float = 3.0
     cap: float = 3600.0  # seconds
 
     def __post_init__(self) -> None:

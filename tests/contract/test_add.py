@@ -23,7 +23,11 @@ from tests.support.store import StoreHarness, new_job, report_completed
 def test_a_new_job_is_pending_and_due_at_once(harness: StoreHarness) -> None:
     job = harness.add("mail")
     assert job == Job(
-        id=job.id, type="mail", created_at=harness.clock.now, run_at=harness.clock.now
+        id=job.id,
+        type="mail",
+        max_retries=3,
+        created_at=harness.clock.now,
+        run_at=harness.clock.now,
     )
     assert harness.get(job.id) == job
     (entry,) = harness.history(job.id)

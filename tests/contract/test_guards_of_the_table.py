@@ -53,7 +53,7 @@ BROKEN: dict[Guard, tuple[dict[str, object], dict[str, object]]] = {
     Guard.IN_TIME: ({"start_by": NOW}, {}),
     Guard.LATE: ({"start_by": LATER}, {}),
     Guard.LEASE_OVER: ({"lease_expires_at": LATER}, {}),
-    Guard.ATTEMPTS_LEFT: ({"attempts": 3}, {}),
+    Guard.ATTEMPTS_LEFT: ({"attempts": 10}, {}),
     Guard.RETURNS_LEFT: ({"token": 1 + lifecycle.MAX_RETURNS}, {}),
     Guard.SNOOZES_LEFT: ({"snoozes": lifecycle.MAX_SNOOZES}, {}),
     Guard.NEEDS: ({}, {"need": 0}),

@@ -27,7 +27,7 @@ from tests.support.store import (
     report_released,
 )
 
-AFTER = {Outcome.COMPLETED: "completed", Outcome.FAILED: "pending", Outcome.RELEASED: "pending"}
+AFTER = {**dict.fromkeys(Outcome, "pending"), Outcome.COMPLETED: "completed"}
 
 
 def conflict(recorded: str) -> Verdict:
@@ -330,6 +330,7 @@ def test_the_same_report_from_many_at_once_is_recorded_once(harness: StoreHarnes
         answers = [future.result().verdicts[0] for future in futures]
         assert sorted(v.answer for v in answers) == [*["already_recorded"] * 19, "recorded"]
         assert harness.events(lease.id).count(outcome) == 1
+        harness.report(*map(report_completed, harness.claim(limit=5)))  # out of the way
 
 
 @pytest.mark.scenario(29)

@@ -40,7 +40,7 @@ def test_a_job_is_added_and_shown(api: TestClient, app: Tenure) -> None:
     job = response.json()
     assert job.keys() >= FIELDS
     assert job["payload"] == body["payload"]
-    assert (job["status"], job["attempts"], job["max_retries"]) == ("pending", 0, 3)
+    assert (job["status"], job["attempts"], job["max_retries"]) == ("pending", 0, 10)
     assert job["created_at"].endswith("Z")
     assert response.headers["location"] == f"/jobs/{job['id']}"
     assert api.get(response.headers["location"]).json() == job
@@ -71,7 +71,7 @@ def test_every_option_arrives(api: TestClient) -> None:
 
 def test_a_backoff_may_be_its_base_alone(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a", "backoff": "5s"}).json()
-    assert job["backoff"] == {"base": 5.0, "factor": 2.0, "cap": 3600.0}
+    assert job["backoff"] == {"base": 5.0, "factor": 3.0, "cap": 3600.0}
 
 
 def test_whole_numbers_may_be_written_as_floats(api: TestClient) -> None:

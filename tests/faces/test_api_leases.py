@@ -37,7 +37,7 @@ def test_a_lease_says_what_a_worker_needs(api: TestClient) -> None:
     (lease,) = claim_jobs(api, lease_seconds=45)
     assert lease["id"] == job["id"]
     assert lease["payload"] == {"x": 1}
-    assert (lease["attempts"], lease["max_retries"], lease["token"]) == (1, 3, 1)
+    assert (lease["attempts"], lease["max_retries"], lease["token"]) == (1, 10, 1)
     assert lease["timeout"] == 60.0
     assert lease["lease_id"].startswith(f"{job['id']}.")
     shown = api.get(f"/jobs/{job['id']}").json()

@@ -171,12 +171,12 @@ def test_a_thread_that_a_handler_left_behind_holds_up_nobody(
             assert process.stdout is not None
             assert "stuck\n" in iter(process.stdout.readline, "")
             stopped(process)
-        assert [entry.event for entry in app.history(job.id)][-2:] == ["failed", "retried"]
+        assert [entry.event for entry in app.history(job.id)][-2:] == ["claimed", "interrupted"]
 
 
 def test_a_worker_with_fake_handlers_fails_by_rule_and_keeps_to_its_queues(sqlite_url: str) -> None:
     rules = ("--fake-handlers", "--fail-type", "payment", "--fail-every", "3", "--queue", "money")
-    quick = {"backoff": 0.01, "queue": "money"}
+    quick = {"backoff": 0.01, "queue": "money", "max_retries": 3}
     with Tenure(sqlite_url) as app:
         elsewhere = app.enqueue("payment")
         types = ("payment", "invoice", "invoice", "invoice")

@@ -109,7 +109,7 @@ def test_the_command_prints_every_job_and_leaves_nothing_behind(tmp_path: Path) 
     lines = [match.groups() for match in map(LINE.fullmatch, done.stdout.splitlines()) if match]
     assert [int(line[0]) for line in lines] == list(range(1, len(demo.JOBS) + 1))
     assert lines[1][1:] == (
-        *("email", "completed", "2/3"),
+        *("email", "completed", "2/10"),
         "pending → processing → failed → pending → processing → completed",
     )
     assert "FakeFailure: --fail-type payment: every attempt fails" in done.stdout

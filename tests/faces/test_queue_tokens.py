@@ -102,8 +102,9 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "stopBulk": (None, 404),
     "leaseJobs": ({"worker": "w", "queues": ["mail", "billing"]}, 403),
     # Only the holder knows the second half of a lease id. Without it, nothing is there.
-    **dict.fromkeys(["completeLease", "releaseLease", "renewLease"], (None, 409)),
+    **dict.fromkeys(["completeLease", "releaseLease", "interruptLease", "renewLease"], (None, 409)),
     "failLease": ({"error": "no"}, 409),
+    "snoozeLease": ({"delay": 1}, 409),
     "reportMany": ([], 200),
     "renewLeases": ([], 200),
     "listQueues": (None, 200),

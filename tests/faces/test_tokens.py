@@ -43,6 +43,8 @@ NEEDED = {
     "streamEvents": "read",
     **dict.fromkeys(["leaseJobs", "completeLease", "failLease", "releaseLease"], "work"),
     **dict.fromkeys(["renewLease", "reportMany", "renewLeases"], "work"),
+    **dict.fromkeys(["interruptLease", "snoozeLease", "declareType"], "work"),
+    "listTypes": "read",
     **dict.fromkeys(["cancelJob", "retryJob"], "admin"),
     **dict.fromkeys(["pauseQueue", "resumeQueue", "limitQueue"], "admin"),
 }

@@ -137,7 +137,7 @@ def test_b4_python_elsewhere(app: Tenure) -> None:
         ({"max_retries": 3}, {"max_retries": 3}),
         ({"timeout": 7}, {"timeout": 7.0}),
         ({"timeout": None}, {"timeout": None}),
-        ({"backoff": 1}, {"backoff": RetryPolicy()}),
+        ({"backoff": 5}, {"backoff": RetryPolicy()}),
     ],
 )
 def test_an_option_of_the_call_wins(
@@ -264,7 +264,7 @@ def test_the_faces_list_the_types(app: Tenure, api: TestClient) -> None:
     assert listed[1]["backoff"] == {"base": 3.0, "factor": 4.0, "cap": 50.0}
     lines = output_of("types", "list").splitlines()
     assert lines[0].split() == ["TYPE", "QUEUE", "PRIORITY", "RETRIES", "TIMEOUT", "SEEN"]
-    assert lines[1].split()[:5] == ["plain", "default", "0", "3", "-"]
+    assert lines[1].split()[:5] == ["plain", "default", "0", "10", "-"]
     assert lines[2].split()[:5] == ["send", "mail", "-4", "5", "90s"]
 
 

@@ -24,8 +24,8 @@ COUNT_LEDGER = "SELECT count(*) FROM {transition}"
 
 
 def new_job(type: str = "mail", **fields: Any) -> CheckedJob:
-    """An addition with a new id."""
-    return CheckedJob(**{"id": new_id(), "type": type, **fields})
+    """An addition with a new id. Three attempts are enough to see the last one."""
+    return CheckedJob(**{"id": new_id(), "type": type, "max_retries": 3, **fields})
 
 
 def claim_request(limit: int = 1, worker: str = "w1", **fields: Any) -> ClaimRequest:
@@ -50,10 +50,22 @@ def report_released(lease: Lease, **fields: Any) -> Report:
     return Report(lease.id, lease.lease_id, Outcome.RELEASED, **fields)
 
 
+def report_interrupted(lease: Lease, **fields: Any) -> Report:
+    """The report that the worker stops while the job runs."""
+    return Report(lease.id, lease.lease_id, Outcome.INTERRUPTED, **fields)
+
+
+def report_snoozed(lease: Lease, **fields: Any) -> Report:
+    """The report that the job is to run again later."""
+    return Report(lease.id, lease.lease_id, Outcome.SNOOZED, **{"delay": 0.0, **fields})
+
+
 REPORTS = {
     Outcome.COMPLETED: report_completed,
     Outcome.FAILED: report_failed,
     Outcome.RELEASED: report_released,
+    Outcome.INTERRUPTED: report_interrupted,
+    Outcome.SNOOZED: report_snoozed,
 }
 RECORDED = Verdict(Answer.RECORDED)
 ALREADY = Verdict(Answer.ALREADY_RECORDED)

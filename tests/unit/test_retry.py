@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenure.errors import InvalidInput
+from tenure.lifecycle import DEFAULT_MAX_RETRIES
 from tenure.retry import DEFAULT_POLICY, RetryPolicy, delay
 
 TEN_YEARS = 315_360_000.0  # seconds
@@ -74,13 +75,16 @@ def test_a_base_of_zero_retries_at_once_always(job_id: str, attempt: int) -> Non
 
 
 def test_a_job_waits_as_long_today_as_it_did_in_the_first_version() -> None:
-    assert [delay(DEFAULT_POLICY, JOB, attempt) for attempt in (1, 2, 3)] == [0.932, 1.85, 4.297]
+    policy = RetryPolicy(base=1, factor=2, cap=3600)
+    assert [delay(policy, JOB, attempt) for attempt in (1, 2, 3)] == [0.932, 1.85, 4.297]
 
 
-def test_the_default_doubles_from_one_second_to_an_hour() -> None:
-    assert RetryPolicy(base=1, factor=2, cap=3600) == DEFAULT_POLICY
-    for attempt, exact in [(1, 1), (2, 2), (3, 4), (4, 8), (11, 1024), (12, 2048)]:
+def test_the_default_takes_ten_attempts_through_a_bad_afternoon() -> None:
+    assert RetryPolicy(base=5, factor=3, cap=3600) == DEFAULT_POLICY
+    for attempt, exact in [(1, 5), (2, 15), (3, 45), (4, 135), (5, 405), (6, 1215)]:
         assert delay(DEFAULT_POLICY, JOB, attempt) == pytest.approx(exact, rel=0.1)
+    waits = [delay(DEFAULT_POLICY, JOB, attempt) for attempt in range(1, DEFAULT_MAX_RETRIES)]
+    assert 3.2 < sum(waits) / 3600 < 3.8  # hours
     # At the cap jitter can only shorten: the cap is a promise.
     assert 0.9 * 3600 <= delay(DEFAULT_POLICY, JOB, 13) <= 3600
     assert 0.9 * 3600 <= delay(DEFAULT_POLICY, JOB, 10_000) <= 3600

@@ -87,8 +87,8 @@ def test_a_job_that_always_fails_runs_as_often_as_its_limit_says(
     assert queue.job.attempts == queue.job.token == runs
 
 
-def test_the_default_limit_is_three_runs() -> None:
-    assert OneJob().run_until_settled(by_failing) == 3
+def test_the_default_limit_is_ten_runs() -> None:
+    assert OneJob().run_until_settled(by_failing) == 10
 
 
 def test_a_job_that_succeeds_at_last_runs_no_more() -> None:

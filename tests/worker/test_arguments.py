@@ -160,7 +160,7 @@ def test_the_context_tells_about_the_attempt(app: Tenure) -> None:
     assert (first.attempt, first.token, second.attempt, second.token) == (1, 1, 2, 2)
     assert first.deadline is not None
     assert timedelta(seconds=55) < first.deadline - before < timedelta(seconds=90)
-    assert not first.cancelled
+    assert (first.stopping, first.stopped) == (False, None)
 
 
 def test_absent_arguments_take_the_defaults_of_the_handler_that_runs(app: Tenure) -> None:

@@ -159,7 +159,7 @@ class Tenure:
         - `name`: the job type, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: the function's name.
         - `queue`: the queue of its jobs. Default: `default`.
         - `priority`: -100 to 100; smaller runs first. Default: 0.
-        - `max_retries`: attempts of a job in all, 0 to 1,000; 0 and 1 both mean one. Default: 3.
+        - `max_retries`: attempts of a job in all, 0 to 1,000; 0 and 1 both mean one. Default: 10.
         - `timeout`: limit of one attempt, as seconds, timedelta or text such as `30s`; above 0, up
           to 10 years. An attempt that exceeds it fails. Default: None, no limit.
         - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, or
@@ -194,7 +194,7 @@ class Tenure:
 
         - `queue`: the queue, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: `default`.
         - `priority`: -100 to 100; smaller runs first. Default: 0.
-        - `max_retries`: its attempts in all, 0 to 1,000; 0 and 1 both mean one. Default: 3.
+        - `max_retries`: its attempts in all, 0 to 1,000; 0 and 1 both mean one. Default: 10.
         - `timeout`: limit of one attempt, a duration above 0, or None for no limit. Default: None.
         - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, or
           an object of `base`, `factor` and `cap`. Default: `RetryPolicy()`.

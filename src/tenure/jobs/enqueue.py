@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
 
     queue: str  # default: `default`
     priority: int  # -100 to 100; smaller runs first; default: 0
-    max_retries: int  # attempts in all, 0 to 1,000; default: 3
+    max_retries: int  # attempts in all, 0 to 1,000; default: 10
     timeout: Duration | None  # of one attempt; default: none
     backoff: Backoff  # wait after a failure; default: `RetryPolicy()`
     delay: Duration  # run it no earlier than this from now

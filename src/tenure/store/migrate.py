@@ -16,7 +16,7 @@ from itertools import groupby
 from tenure import failpoints
 from tenure.errors import SchemaMismatch
 from tenure.jobs.findings import Progress, no_progress
-from tenure.lifecycle import AMENDABLE, FIRST_EVENT
+from tenure.lifecycle import AMENDABLE, DEFAULT_MAX_RETRIES, FIRST_EVENT
 from tenure.store import constraints as guards
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def generated(
         "amendable": ", ".join(AMENDABLE),
         "illegal_delete": guards.ILLEGAL_DELETE,
         "first_event": FIRST_EVENT,
+        "default_max_retries": str(DEFAULT_MAX_RETRIES),
         "settled": guards.SETTLED_SQL,
         "ledger_columns": ", ".join(entry),
         "ledger_values": ",\n        ".join(entry.values()),

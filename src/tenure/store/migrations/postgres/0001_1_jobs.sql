@@ -14,7 +14,7 @@ CREATE TABLE {schema}.job (
     run_at timestamptz NOT NULL,
     created_at timestamptz NOT NULL,
     priority bigint NOT NULL DEFAULT 0,
-    max_retries bigint NOT NULL DEFAULT 3,
+    max_retries bigint NOT NULL DEFAULT {default_max_retries},
     attempts integer NOT NULL DEFAULT 0,
     token integer NOT NULL DEFAULT 0,
     status text COLLATE "C" NOT NULL DEFAULT 'pending',

@@ -13,7 +13,7 @@ CREATE TABLE tenure_job (
     status TEXT NOT NULL DEFAULT 'pending',
     priority INTEGER NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL DEFAULT 0,
-    max_retries INTEGER NOT NULL DEFAULT 3,
+    max_retries INTEGER NOT NULL DEFAULT {default_max_retries},
     token INTEGER NOT NULL DEFAULT 0,
     run_at INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
