@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tenure import errors
+from tenure.jobs import postpone
 from tenure.wire import problems
 from tenure.wire.problems import KINDS, Refusal, error_of, problem_of
 
