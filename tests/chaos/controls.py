@@ -87,8 +87,8 @@ CONTROLS = (
     Control(
         "attempts are charged at the failure",
         LIFECYCLE,
-        '"a worker asking for work", (DUE,), attempts=+1, token=+1)',
-        '"a worker asking for work", (DUE,), attempts=0, token=+1)',
+        '"a worker asking for work", (DUE, IN_TIME), attempts=+1, token=+1)',
+        '"a worker asking for work", (DUE, IN_TIME), attempts=0, token=+1)',
     ),
     Control(
         "the sweep does not test the lease again",
@@ -105,8 +105,8 @@ CONTROLS = (
     Control(
         "PostgreSQL: the sweep takes leases that still run",
         POSTGRES,
-        "AND lease_expires_at <= {NOW}",
-        "AND lease_expires_at <= {NOW} + interval '1 day'",
+        "AND job.lease_expires_at <= {NOW}",
+        "AND job.lease_expires_at <= {NOW} + interval '1 day'",
     ),
     Control(
         "retries need no budget",
@@ -186,7 +186,7 @@ CONTROLS = (
     Control(
         "PostgreSQL: a claim does not lock what it reads",
         HOT_PATH,
-        "LIMIT most FOR UPDATE OF job SKIP LOCKED",
+        "LIMIT most FOR UPDATE OF token, job SKIP LOCKED",
         "LIMIT most",
     ),
     Control(
@@ -216,8 +216,8 @@ CONTROLS = (
     Control(
         "PostgreSQL: the role decides whether commits wait for the disk",
         "store/postgres/session.py",
-        'if waits == "off"',
-        'if waits == "never"',
+        '(waits == "off")',
+        '(waits == "never")',
     ),
     Control(
         "PostgreSQL: one key makes two jobs",
@@ -280,8 +280,7 @@ UNNEEDED: Mapping[str, str] = {
     f"{HOT_PATH} limited(names text[]): without q.max_pending IS NOT NULL": LONGER_WAY,
     f"{SQLITE} DELETE_SETTLED: without finished_at <= ?": "bounds the search; the ledger's end"
     " beside it decides",
-    f"{HOT_PATH} claim: without job.status = fitting.status": "picked and locked in the same"
-    " statement",
+    f"{HOT_PATH} claim: without job.status = 'pending'": "picked and locked in the same statement",
 }
 """Conditions that can go without anything that could be seen by their words, and why they stay."""
 

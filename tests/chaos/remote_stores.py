@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from tenure import Job, Tenure
 from tenure.client import Client
+from tenure.store.postgres.session import PREPARED
 from tests.chaos import checker
 from tests.chaos.history import History, Recorded, record_handlers
 from tests.support.http import ServerProcess
@@ -55,11 +57,11 @@ class RemoteStore:
         if self.is_http:
             self.proxy.drop_answers(b"POST /jobs ")
         else:  # the store asks again once by itself, which is harmless: the id is the client's
-            self.proxy.drop_answers(b"enqueue_one", times=2)
+            self.proxy.drop_answers(b"\x00" + PREPARED + b"\x00", times=2)  # not its preparation
 
-    def lose_answers_to_report(self) -> None:
-        """The next report is recorded, and its sender gets no answer."""
-        self.proxy.drop_answers(b"POST /reports " if self.is_http else COMMIT)
+    def lose_answers_to_report(self, lease_id: str) -> None:
+        """The next report on a lease is recorded, and its sender gets no answer."""
+        self.proxy.drop_answers(b"POST /reports " if self.is_http else UUID(lease_id).bytes)
 
     def lose_answers_to_claim(self) -> None:
         """The next claim is made, and the worker does not learn of it."""

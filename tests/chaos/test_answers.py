@@ -82,7 +82,7 @@ def test_a_report_whose_answer_was_lost_is_sent_again(remote: RemoteStore) -> No
     with running_worker(remote.direct, remote.source, concurrency=1):
         job = remote.source.enqueue("work")
         assert running.wait(WAIT_SECONDS)
-        remote.lose_answers_to_report()
+        remote.lose_answers_to_report(remote.direct.get(job.id).lease_id or "")
         go_on.set()
         wait_until(lambda: remote.proxy.counts["answers dropped"] == 1, "the answer to get lost")
         end = wait_until_completed(remote.direct, job)

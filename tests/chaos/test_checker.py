@@ -118,7 +118,7 @@ def change_a_payload(records: Records) -> None:
 
 
 def lower_a_limit(records: Records) -> None:
-    first(records, "enqueue", "ok").asked["options"]["max_retries"] = 9
+    first(records, "enqueue", "ok").asked["options"]["max_retries"] = 11
 
 
 def invent_a_job(records: Records) -> None:
@@ -159,7 +159,7 @@ def claimed(token: int) -> Rule:
 
 def raise_the_limit_in_the_row_too(records: Records) -> None:
     claim_beyond_the_limit(records)
-    records.jobs[some_job(records, "failed")]["max_retries"] = 99
+    records.jobs[some_job(records, "failed")]["max_retries"] = 119
 
 
 def run_a_lease_twice(records: Records) -> None:

@@ -138,10 +138,10 @@ def test_what_is_committed_is_not_done_again(
     database_url: str, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     """A batch that fails after its commit: its outcome is unknown, and never "it cannot be"."""
-    monkeypatch.setattr(failpoints, "ARMED", {"operator.after_commit": ("raise", 1)})
-    monkeypatch.setattr(failpoints, "_visits", Counter())
     with Tenure(database_url) as app:
         jobs = [app.enqueue("work", max_retries=1) for _ in range(4)]
+        monkeypatch.setattr(failpoints, "ARMED", {"operator.after_commit": ("raise", 1)})
+        monkeypatch.setattr(failpoints, "_visits", Counter())
         if action == "retry":
             request = ClaimRequest(worker="w", limit=4, lease_seconds=60)
             leases = app.core.claim(request).leases

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from functools import lru_cache
 from traceback import walk_tb
 from types import CoroutineType, FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -78,9 +78,9 @@ def failure(error: BaseException, handler: Handler | None = None) -> Ending:
         text, parts = describe_exception(error), _parts(error)
         if any(_is_permanent(part, handler) for part in parts):
             return Ending(error=text, retryable=False)
-        delay = max((p.seconds for p in parts if isinstance(p, RetryAfter | Snooze)), default=None)
+        delays = [part.seconds for part in parts if _is_postponed(part)]
         snoozed = all(issubclass(type(part), Snooze) for part in parts)
-        return Ending(error=text, delay=delay, snoozed=snoozed)
+        return Ending(error=text, delay=max(delays, default=None), snoozed=snoozed)
     except BaseException:
         return Ending(error=f"{type.__repr__(type(error))} was raised, and cannot be read")
 
@@ -101,6 +101,10 @@ def _parts(error: BaseException) -> list[BaseException]:
         else:
             found.append(one)
     return found
+
+
+def _is_postponed(error: BaseException) -> TypeGuard[RetryAfter | Snooze]:
+    return issubclass(type(error), RetryAfter | Snooze)  # not by its own account of its class
 
 
 def _is_permanent(error: BaseException, handler: Handler | None) -> bool:
