@@ -75,7 +75,9 @@ class Committer:
         self._threads: dict[Database, threading.Thread] = {}
         self._free: set[Database] = set()  # those whose thread waits for work
         self._crowded_at = 0.0  # when work had to wait for a thread last
-        self._lock = threading.Lock()  # nothing is queued behind the marks that end the threads
+        # Nothing is queued behind the marks that end the threads. A signal handler may close in the
+        # middle of `submit`, on the same thread.
+        self._lock = threading.RLock()
         self._closed = False
         self._pid = os.getpid()
         self._seen: dict[str, float] = {}
@@ -105,6 +107,9 @@ class Committer:
                 self._crowded_at = self._clock()
                 self._start_thread()
             self._waiting.put(work)
+            if self._closed and not work.future.done():  # closed in the middle of this
+                self._waiting.put(None)  # for a thread that was started since
+                raise StoreUnavailable("the store was closed meanwhile")
         return work
 
     def add(self, work: EnqueueWork) -> EnqueueWork:
@@ -130,13 +135,17 @@ class Committer:
 
     def _is_one_too_many(self, db: Database) -> bool:
         """Whether the calling thread can be done without; then its connection is closed."""
-        with self._lock:
+        if not self._lock.acquire(blocking=False):  # who closes waits for this thread
+            return False
+        try:
             lately = self._clock() - self._crowded_at < IDLE_SECONDS
             if lately or self._closed or len(self._threads) == 1:
                 return False
             db.close()
             del self._threads[db]
             return True
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Finish what is waiting, then stop."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tenure import StoreUnavailable, Tenure
+from tenure import NewJob, StoreUnavailable, Tenure
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
 from tenure.store import direct, migrate_store
@@ -216,6 +216,27 @@ def test_a_signal_handler_may_enqueue_at_any_step(path: Path) -> None:
             free(path)
         assert len({app.get(id).id for id in nested}) == steps
         assert app.verify() == []
+
+
+def test_a_store_that_a_signal_closes_at_any_step_of_an_enqueue_does_not_hang(path: Path) -> None:
+    """Several jobs are queued: the handler runs while this thread holds the lock of the queue."""
+    jobs = [NewJob("outer", {}, {}), NewJob("outer", {}, {})]
+    with closing(knowing(path)) as app:
+        app.enqueue("first")
+        with at_step(0, interrupt) as steps:
+            app.enqueue_many(jobs)
+    closed = 0
+    for number in range(1, steps[0] + 1, 5):
+        app = knowing(path)
+        app.enqueue("first")
+        with at_step(number, app.close):
+            try:
+                app.enqueue_many(jobs)
+            except StoreUnavailable:
+                closed += 1
+        app.close()
+        free(path)
+    assert closed > 0
 
 
 def test_a_store_that_is_closed_at_any_step_keeps_no_connection(path: Path) -> None:
