@@ -22,7 +22,7 @@ ENVIRONMENT = "TENURE_FAILPOINTS"
 
 WORKS = (
     *("enqueue", "claim", "report", "heartbeat", "sweep", "prune", "measure"),
-    *("operator", "queue", "bulk", "webhook"),
+    *("operator", "queue", "bulk", "webhook", "look"),
 )
 """What a transaction can be about."""
 NAMES = (

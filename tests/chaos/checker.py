@@ -22,8 +22,10 @@ from tests.support import fault_counts
 from tests.support.raw_sql import RawSql
 
 SETTLED = ("completed", "failed", "cancelled")
-ENDS = ("completed", "failed", "lease_expired", "released", "cancelled")
-REPORTED = ("completed", "failed", "released")
+UNCHARGED = ("released", "interrupted", "snoozed")
+"""What ends a claim that does not count as an attempt."""
+REPORTED = ("completed", "failed", *UNCHARGED)
+ENDS = (*REPORTED, "gave_up", "lease_expired", "cancelled")
 STAMP = {"kind", "file", "who", "n", "mono", "wall", "op"}
 """What every line of a record has, beside what it is about."""
 
@@ -103,7 +105,11 @@ class Records:
 
     def ends_of(self, job: str) -> dict[str, str]:
         """Lease -> how it ended, by the ledger."""
-        return {m.lease: m.event for m in self.ledger[job] if m.lease and m.event in ENDS}
+        return {
+            m.lease: m.event.replace("gave_up", "failed")  # one outcome to a worker
+            for m in self.ledger[job]
+            if m.lease and m.event in ENDS
+        }
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -249,16 +255,16 @@ def limit_of(records: Records, id: str) -> int:
 
 
 def no_job_runs_beyond_its_limit(records: Records) -> Iterator[Finding]:
-    """Neither claims nor handlers that started are more than allowed, but for those released."""
+    """Neither claims nor handlers that started are more than allowed, but for those returned."""
     started = defaultdict(set)
     for run in records.runs:
         started[run.job].add(run.token)
     for id in records.jobs:
         ends = records.ends_of(id)
         claims = [m for m in records.ledger[id] if m.event == "claimed"]
-        released = {m.token for m in claims if ends.get(m.lease or "") == "released"}
-        claimed = {m.token for m in claims} - released
-        ran = started[id] - released
+        returned = {m.token for m in claims if ends.get(m.lease or "") in UNCHARGED}
+        claimed = {m.token for m in claims} - returned
+        ran = started[id] - returned
         if len(claimed | ran) > 1 and (most := limit_of(records, id)) < len(claimed | ran):
             yield Finding("beyond", id, f"claimed {len(claimed)}, ran {len(ran)}, allowed {most}")
 
@@ -380,8 +386,8 @@ def outcomes_come_from_reports(records: Records) -> Iterator[Finding]:
         for one in call.answer["leases"]:
             id, lease = one["job"], one["lease"]
             event = records.ends_of(id).get(lease) if id in records.ledger else None
-            # Handed back too often counts as a failure.
-            may_be = {event, "released"} if event == "failed" else {event}
+            # Returned too often counts as a failure.
+            may_be = {event, *UNCHARGED} if event == "failed" else {event}
             if event in REPORTED and not any((id, lease, said) in reported for said in may_be):
                 yield Finding("unexpected", id, f"{event}, which nobody reported, for {lease}")
 

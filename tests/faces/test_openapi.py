@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import schemathesis
@@ -43,7 +45,8 @@ class Door:
         await self.app(scope, receive, send)
 
 
-door = Door(build(Tenure("sqlite:///never-opened.db"), SETTINGS))
+NEVER_MIND = Path(tempfile.mkdtemp(prefix="tenure-openapi-")) / "jobs.db"
+door = Door(build(Tenure(f"sqlite:///{NEVER_MIND}"), SETTINGS))
 schema = schemathesis.openapi.from_asgi(
     "/openapi.json", door, config=SchemathesisConfig.from_dict(CONFIG), headers=AUTHORIZATION
 )
