@@ -42,6 +42,7 @@ from tenure.lifecycle import (
     follow,
     has_budget,
     legal_events,
+    retry_in,
 )
 from tenure.retry import delay
 
@@ -356,6 +357,40 @@ def test_a_snooze_sets_the_time_and_a_suspension_what_it_waits_for() -> None:
     assert decide(job, EVENTS["snoozed"], NOW).run_at == NOW + timedelta(seconds=60)
     suspended = decide(job, EVENTS["suspended"], NOW)
     assert (suspended.need, suspended.spare, suspended.run_at) == (2, 1, job.run_at)
+
+
+def test_a_failure_may_set_the_time_of_its_retry() -> None:
+    steps = follow(job_in("processing", 1, 3), Failed(lease_id=LEASE, error="x", delay=7.5), NOW)
+    assert [step.event for step in steps] == ["failed", "retried"]
+    assert steps[-1].run_at == NOW + timedelta(seconds=7.5)
+    assert retry_in(steps) == 7.5
+    last = follow(job_in("processing", 3, 3), Failed(lease_id=LEASE, error="x", delay=7.5), NOW)
+    assert (len(last), retry_in(last)) == (1, None)
+    done = follow(job_in("processing", 1, 3), EVENTS["completed"], NOW)
+    assert retry_in(done) is None
+
+
+REFUSALS = [
+    ("waiting", Expired(), "the time by which it has to start has not passed"),
+    ("processing", Suspended(lease_id=LEASE, need=0), "there is nothing to wait for"),
+    ("waiting", Unblocked(need=1), "what it waits for has not come"),
+    ("waiting", Skipped(spare=0), "what it waits for can still come"),
+    ("cancelled", Restored(need=1, spare=0), "only a job that was skipped can be restored"),
+]
+
+
+@pytest.mark.parametrize(("status", "event", "reason"), REFUSALS)
+def test_a_refusal_says_which_guard_it_was(status: str, event: Event, reason: str) -> None:
+    with pytest.raises(IllegalTransition) as refused:
+        decide(job_in(status, 0 if status == "waiting" else 1, 3), event, NOW)
+    assert f"it cannot be {event.name} ({reason})" in str(refused.value)
+
+
+def test_a_refusal_names_what_is_legal_after_the_last_event() -> None:
+    skipped = decide(job_in("waiting", 0, 3), Skipped(), NOW)
+    with pytest.raises(IllegalTransition) as refused:
+        decide(skipped, Cancelled(), NOW)
+    assert refused.value.legal == ("restored",)
 
 
 def test_an_unblocked_job_is_due_from_then_on_or_later() -> None:
