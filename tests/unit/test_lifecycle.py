@@ -436,7 +436,9 @@ def test_a_payload_is_amended_until_the_first_claim_and_the_rest_after_it() -> N
     assert all(getattr(after, name) == value for name, value in new.items())
     assert (after.event, after.actor) == ("amended", "ada")
     tried = job_in("pending", 1, 3)
-    with pytest.raises(IllegalTransition, match=r"\(its payload cannot change after its first claim\)"):
+    with pytest.raises(
+        IllegalTransition, match=r"\(its payload cannot change after its first claim\)"
+    ):
         decide(tried, Amended(changes=new), NOW)
     del new["payload"]
     assert decide(tried, Amended(changes=new), NOW).max_retries == 9
