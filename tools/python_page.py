@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ ANSWERS = (
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, *_the_class(Tenure, "What an application holds.", APP)]
+    parts = [HEAD, *_the_class(Tenure, "What an application holds.", APP), _the_twins(Tenure)]
     parts += ["### Options\n", "What `enqueue`, `options` and a `NewJob` take, all optional:\n"]
     parts.append(_table(_annotated(Options)))
     parts += ["## JobType\n", _text(JobType)]
@@ -153,9 +154,24 @@ def _lowered(text: str) -> str:
 def _check_complete(cls: type, names: Sequence[str]) -> None:
     own = [part for part in cls.__mro__ if part.__module__.startswith("tenure.")]
     public = {name for part in own for name in vars(part) if not name.startswith("_")}
-    public -= INTERNAL if cls is Tenure else set()
+    public -= INTERNAL | set(_twins(cls)) if cls is Tenure else set()
     if public != set(names):
         raise SystemExit(f"{cls.__name__}: put {sorted(public ^ set(names))} in or out of the page")
+
+
+def _twins(cls: type) -> list[str]:
+    """The names of coroutine functions that do what the verb of the same name does."""
+    verbs = vars(cls)
+    return [name for name in verbs if hasattr(verbs[name], "__wrapped__") and name != "job"]
+
+
+def _the_twins(cls: type) -> str:
+    names = ", ".join(f"`{name}`" for name in _twins(cls))
+    text = f"""\
+{names} take, return and raise what the verbs of their names do. They run it in a thread, so that
+the event loop is not blocked.
+"""
+    return f"### {cls.__name__}: in coroutines\n\n{textwrap.fill(text, 100)}\n"
 
 
 def _member(cls: type, name: str) -> str:

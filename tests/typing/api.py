@@ -153,3 +153,12 @@ async def mistakes() -> None:
     app.job(timeout=[3])  # type: ignore[call-overload]
     app.run_worker(queues=5)  # type: ignore[arg-type]
     takes_any_job_type(in_a_process)  # type: ignore[arg-type]
+
+
+async def twins_have_the_types_of_their_verbs() -> None:
+    assert_type(await app.get_async("id"), Job)
+    assert_type(await app.find_async(limit=5, status=Status.FAILED), list[Job])
+    assert_type(await app.retry_async("id", more_retries=2), Job)
+    assert_type(app.cancel("id", actor="me"), Job)
+    await app.get_async(5)  # type: ignore[arg-type]
+    await app.cancel_async("id", actr="me")  # type: ignore[call-arg]

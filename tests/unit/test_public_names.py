@@ -30,8 +30,10 @@ ERRORS = """
     TenureError Unauthorized
 """
 VERBS = """
-    actor cancel check close count database enqueue enqueue_async enqueue_many enqueue_many_async
-    explain find get history job migrate open retry run_worker verify
+    actor cancel cancel_async check check_async close close_async count count_async database
+    enqueue enqueue_async enqueue_many enqueue_many_async explain explain_async find find_async get
+    get_async history history_async job migrate open open_async retry retry_async run_worker verify
+    verify_async
 """
 NOUNS = {
     "bulk": (BulkActions, "get list sample start step stop"),
@@ -116,7 +118,7 @@ def test_every_public_thing_says_what_it_is() -> None:
         (Tenure.enqueue, tenure.jobs.enqueue.Options.__annotations__),
         (Tenure.job, ("name", "process", *tenure.jobs.enqueue.TypeOptions.__annotations__)),
         (Tenure.find, ("limit", "before", *tenure.jobs.queries.Fields.__annotations__)),
-        (Tenure.run_worker, set(Tenure.run_worker.__annotations__) - {"return"}),
+        (Tenure.run_worker, set(Tenure.run_worker.__annotations__) - {"app", "return"}),
         (tenure.RetryPolicy, tenure.RetryPolicy.__annotations__),
         (tenure.JobContext, tenure.JobContext.__annotations__),
         (JobType.options, tenure.jobs.enqueue.Options.__annotations__),

@@ -1,0 +1,76 @@
+"""The verbs of `Tenure` that add jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
+
+from tenure.jobs.enqueue import NewJob, Options
+from tenure.lifecycle import Job
+
+if TYPE_CHECKING:
+    from tenure.app.app import Tenure
+
+
+def enqueue(
+    app: Tenure, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
+) -> Job:
+    """Add a job by type name. When this returns, the job is on disk.
+
+    - `type`: the job type; a handler need not exist yet.
+    - `payload`: the handler's arguments by name: values of JSON types, at most 1 MiB as JSON
+      and 100 levels deep. Default: `{}`.
+
+    Options, all by keyword:
+
+    - `queue`: the queue, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: `default`.
+    - `priority`: -100 to 100; smaller runs first. Default: 0.
+    - `max_retries`: its attempts in all, 0 to 1,000; 0 and 1 both mean one. Default: 10.
+    - `timeout`: limit of one attempt, a duration above 0, or None for no limit. Default: None.
+    - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, or
+      an object of `base`, `factor` and `cap`. Default: `RetryPolicy()`.
+    - `delay`: run it no earlier than this duration from now. Default: at once.
+    - `run_at`: run it no earlier than this time; an aware datetime in the years 1000 to 8999.
+      Not together with `delay`.
+    - `idempotency_key`: 1 to 255 visible ASCII characters. A second enqueue with the same key,
+      type, payload and options returns the first job, with others it raises KeyConflict. Only
+      options given in the call count, not the defaults of `@app.job(...)`.
+    - `actor`: who adds it, for the ledger. Default: the application's actor.
+
+    A duration is a number of seconds, a timedelta, or text such as `30s`, `1h30m` or `PT5M`, up
+    to 10 years. Defaults are those of `@app.job(...)`. If this application does not have the
+    handler, they are those that a worker or a server with it has stored in the database, at
+    most five seconds old. For a type that is not known there, they are the ones given here.
+
+    Returns the job. Raises InvalidInput (PayloadTooLarge), KeyConflict, QueueFull, or
+    StoreUnavailable. After StoreUnavailable the job may exist: enqueue again, with an
+    `idempotency_key` if it must not exist twice.
+    """
+    return app.enqueue_many([NewJob(type, {} if payload is None else payload, options)])[0]
+
+
+async def enqueue_async(
+    app: Tenure, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
+) -> Job:
+    """Add a job like `enqueue`, without blocking the event loop."""
+    new_job = NewJob(type, {} if payload is None else payload, options)
+    return (await app.enqueue_many_async([new_job]))[0]
+
+
+def enqueue_many(app: Tenure, new_jobs: Sequence[NewJob]) -> list[Job]:
+    """Add many jobs in one transaction, all or none.
+
+    - `new_jobs`: at most 10,000. Make them with `JobType.new_job(...)` or as
+      `NewJob(type, payload, options)`.
+
+    Returns the jobs in the same order. Raises what `enqueue` raises; the path of an
+    InvalidInput begins with the number of the job, as in `$[3].queue`.
+    """
+    return [added.job for added in app.core.add(new_jobs, waits=True).result()]
+
+
+async def enqueue_many_async(app: Tenure, new_jobs: Sequence[NewJob]) -> list[Job]:
+    """Add many jobs like `enqueue_many`, without blocking the event loop."""
+    await app.core.defaults.look_up(new_job.type for new_job in new_jobs)
+    return [added.job for added in await asyncio.wrap_future(app.core.add(new_jobs))]

@@ -1,0 +1,71 @@
+"""The verbs of `Tenure` that read jobs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
+from tenure.jobs.explain import Explanation
+from tenure.jobs.explain import explain as explanation
+from tenure.jobs.ledger import Transition
+from tenure.jobs.queries import Counted, Fields, Filter, checked_query
+from tenure.lifecycle import Job
+from tenure.store import search
+
+if TYPE_CHECKING:
+    from tenure.app.app import Tenure
+
+
+def get(app: Tenure, job_id: str) -> Job:
+    """Return the job with this id, in its current state. Raises JobNotFound."""
+    return app.core.get(job_id)
+
+
+def find(
+    app: Tenure, *, limit: int = 50, before: str | None = None, **filter: Unpack[Fields]
+) -> list[Job]:
+    """Return jobs that match every filter given, newest first.
+
+    - `limit`: at most this many jobs, 1 to 500. Default: 50.
+    - `before`: only jobs older than the one with this id, for the next page. Default: None.
+
+    Filters, all by keyword:
+
+    - `status`: `waiting`, `pending`, `processing`, `completed`, `failed` or `cancelled`.
+    - `type`, `queue`: the whole name.
+    - `created_after`, `created_before`: aware datetimes, by the store's clock. A job created at
+      exactly `created_after` matches, one created at exactly `created_before` does not.
+    - `error`: text in the last error, 1 to 200 characters; ASCII case does not matter.
+    - `text`: text in the JSON of the payload, likewise.
+    - `hidden`: keys whose values `error` and `text` must not find. Default: none.
+
+    Looks at as many rows as it takes to find `limit` jobs. Raises InvalidInput.
+    """
+    wanted = app.core.limited(Filter(**filter))
+    return search.all_of(app.core.limited_store.read, checked_query(wanted, limit, before))
+
+
+def count(app: Tenure, *, at_most: int = 10_000, **filter: Unpack[Fields]) -> Counted:
+    """Count the jobs that match every filter given, within bounds.
+
+    - `at_most`: stop counting there, 1 to 1,000,000. Default: 10,000.
+
+    Filters are those of `find`. Returns a `Counted`: `jobs`, and `exact`, which is False if
+    there may be more, because `at_most` or the bound of rows looked at was reached. Raises
+    InvalidInput.
+    """
+    return app.core.count(Filter(**filter), at_most=at_most)
+
+
+def history(app: Tenure, job_id: str) -> list[Transition]:
+    """Return every transition of a job, oldest first. Raises JobNotFound."""
+    app.core.get(job_id)
+    return app.core.limited_store.read.history(job_id)
+
+
+def explain(app: Tenure, job_id: str) -> Explanation:
+    """Say why a job is not running, or what happened to it.
+
+    Returns an `Explanation`, with a sentence for people. Raises JobNotFound.
+    """
+    job = app.core.get(job_id)
+    return explanation(job, app.core.facts(job))

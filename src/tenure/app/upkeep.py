@@ -1,0 +1,41 @@
+"""The verbs of `Tenure` about its database: upgrade it and check it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tenure.jobs.findings import Check, Progress, Violation, no_progress
+from tenure.store import check_store, migrate_store, schema_of
+from tenure.store.audit import INVARIANTS
+
+if TYPE_CHECKING:
+    from tenure.app.app import Tenure
+
+
+def migrate(app: Tenure, *, progress: Progress | None = None) -> tuple[int, int]:
+    """Create or upgrade the schema of the database now.
+
+    - `progress`: called before each step as `progress(done, total, what)`.
+
+    Returns the version of the schema before (0: none) and after. Raises StoreUnavailable or
+    SchemaMismatch.
+    """
+    before, _ = schema_of(app.database)
+    return before, migrate_store(app.database, progress or no_progress)
+
+
+def check(app: Tenure) -> list[Check]:
+    """Return what `tenure doctor` finds about the database. Changes nothing."""
+    return check_store(app.database)
+
+
+def verify(app: Tenure, limit: int = 100, *, progress: Progress | None = None) -> list[Violation]:
+    """Check the stored data against every invariant; return what violates one.
+
+    - `limit`: at most this many violations of each invariant. Default: 100.
+    - `progress`: called before each check as `progress(done, total, what)`.
+
+    Reads every job. Writers are not held up. An empty list is good.
+    """
+    found = app.core.store.read.violations(limit, progress or no_progress)
+    return [Violation(*finding, INVARIANTS[finding[0]]) for finding in found]

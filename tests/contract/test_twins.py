@@ -1,0 +1,47 @@
+"""The `_async` forms of the verbs: the same answers and errors, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from inspect import iscoroutinefunction
+
+import pytest
+
+from tenure import JobNotFound, Tenure
+from tenure.app.twins import twin
+
+WAITING_VERBS = "open close get find count history explain cancel retry check verify".split()
+
+
+@pytest.mark.parametrize("verb", WAITING_VERBS)
+def test_each_verb_that_waits_for_the_database_has_a_twin(verb: str) -> None:
+    made = vars(Tenure)[f"{verb}_async"]
+    assert iscoroutinefunction(made)
+    assert made.__wrapped__ is vars(Tenure)[verb]
+    assert made.__name__ == f"{verb}_async"
+
+
+def test_twins_answer_and_raise_what_their_verbs_do(app: Tenure) -> None:
+    async def use() -> None:
+        job = await app.enqueue_async("work")
+        assert await app.get_async(job.id) == job == (await app.find_async(type="work"))[0]
+        assert (await app.cancel_async(job.id, actor="ann")).status == "cancelled"
+        assert [each.event for each in await app.history_async(job.id)] == ["enqueued", "cancelled"]
+        with pytest.raises(JobNotFound):
+            await app.get_async("none")
+
+    asyncio.run(use())
+
+
+def test_a_twin_leaves_the_loop_free() -> None:
+    """The verb ends only after a coroutine of the same loop has gone on."""
+    went_on = threading.Event()
+
+    async def use() -> bool:
+        running = asyncio.create_task(twin(went_on.wait)(10))
+        await asyncio.sleep(0)
+        went_on.set()
+        return await running
+
+    assert asyncio.run(use())
