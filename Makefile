@@ -46,7 +46,7 @@ docs: dev ## build the documentation as a web site, in site/
 	@$(BIN)/python tools/site.py
 
 lock: dev ## pin the newest versions that pyproject.toml and requirements-dev.in allow
-	$(COMPILE) pyproject.toml --group build --output-file requirements.txt
+	$(COMPILE) pyproject.toml --extra standard --group build --output-file requirements.txt
 	$(COMPILE) pyproject.toml --all-extras --group build requirements-dev.in \
 		--constraint requirements.txt --output-file requirements-dev.txt
 	echo uv | $(COMPILE) - --output-file tools/uv.txt

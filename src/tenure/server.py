@@ -19,10 +19,14 @@ from functools import partial
 from types import FrameType
 from typing import Any, cast
 
-import uvicorn
-from starlette.datastructures import State
-from starlette.routing import Router
-from starlette.types import Receive, Scope, Send
+try:
+    import uvicorn
+    from starlette.datastructures import State
+    from starlette.routing import Router
+    from starlette.types import Receive, Scope, Send
+except ModuleNotFoundError as error:
+    hint = f"the server needs {error.name}: pip install 'tenure[standard]'"
+    raise ModuleNotFoundError(hint, name=error.name) from None
 
 from tenure import dashboard
 from tenure.app.app import Tenure

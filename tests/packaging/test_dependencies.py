@@ -28,8 +28,10 @@ def declared() -> dict[str, set[str]]:
     """What the project asks for itself, by the lock file that has to hold it."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = pyproject["project"]
-    runtime = [*project["dependencies"], *pyproject["dependency-groups"]["build"]]
-    extras = [each for extra in project["optional-dependencies"].values() for each in extra]
+    of_extra = project["optional-dependencies"]
+    build = pyproject["dependency-groups"]["build"]
+    runtime = [*project["dependencies"], *of_extra["standard"], *build]
+    extras = [each for extra in of_extra.values() for each in extra]
     lines = (ROOT / "requirements-dev.in").read_text().splitlines()
     tools = [line for line in lines if line and not line.startswith("#")]
     return {

@@ -24,6 +24,11 @@ EXIT_CODES: Mapping[type[errors.TenureError], int] = {
 }
 """By class of error; every other error of the tree is a refusal."""
 INTERRUPTED = 130
+STANDARD = (
+    *("starlette", "uvicorn", "httptools", "jinja2", "prometheus_client", "rich"),
+    "watchfiles",
+)
+"""What the extra `standard` adds, by the names that are imported."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 READ_VARIABLES = ("TENURE_DATABASE", "TENURE_MIGRATE", "TENURE_CONFIG", "TENURE_REDACT")
 
@@ -36,6 +41,11 @@ class Group(click.Group):
             return super().invoke(ctx)
         except errors.TenureError as error:
             ctx.exit(complain(error))
+        except ModuleNotFoundError as error:
+            if error.name not in STANDARD:
+                raise
+            missing = f"this command needs {error.name}: pip install 'tenure[standard]'"
+            ctx.exit(complain(errors.InvalidInput(missing)))
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from importlib.util import find_spec
 from typing import Any, TextIO
 
 import click
@@ -184,13 +185,15 @@ def can_act(stream: TextIO) -> bool:
 
 @contextmanager
 def progress_bar(what: str, *, shown: bool = True, steady: bool = False) -> Iterator[Progress]:
-    """Show a progress bar on standard error, if that is a terminal; yield what updates it.
+    """Show a progress bar on standard error, if that is a terminal and rich is installed.
+
+    Yields what updates it.
 
     It disappears at the end. If the work is `steady`, so that all parts take about as long, it also
     estimates the remaining time. The cursor stays visible, so that a killed process leaves the
     terminal intact.
     """
-    if not (shown and can_act(sys.stderr)):
+    if not (shown and can_act(sys.stderr) and find_spec("rich")):
         yield no_progress
         return
     from rich import progress as rich
