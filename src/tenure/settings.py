@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Mapping
@@ -47,6 +48,22 @@ def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise InvalidInput("give a string that is not empty", path=where)
     return value.strip()
+
+
+_dialect = re.compile(r"^(sqlite|postgres)(?:ql)?(?:\+\w+)?:(?=//)")
+_schemes = {"sqlite": "sqlite:", "postgres": "postgresql:"}
+
+
+def database_url(url: str) -> str:
+    """Return the URL of a database as Tenure writes it, given one of SQLAlchemy or `postgres://`.
+
+    Only the name of a driver is dropped, as in `postgresql+asyncpg://` or `sqlite+aiosqlite:///`.
+    """
+    return _dialect.sub(lambda found: _schemes[found[1]], url)
+
+
+def _database(value: Any, where: str) -> str:
+    return database_url(_text(value, where))
 
 
 def _whole(low: int, high: int) -> Callable[[Any, str], int]:
@@ -178,7 +195,7 @@ class Settings:
     - `log_level`: `debug`, `info`, `warning` or `error`. Default: `info`.
     """
 
-    database: str = _setting(_text, DEFAULT_DATABASE, repr=False)
+    database: str = _setting(_database, DEFAULT_DATABASE, repr=False)
     migrate: str = _setting(check_migrate, "new")
     host: str = _setting(_text, "127.0.0.1")
     port: int = _setting(_whole(0, 65_535), 8080)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Job, Tenure
+from tenure.cli.running import _place
 from tenure.client import Client
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support.cli import PROGRAM, clean_environment, run_cli, run_program
@@ -44,11 +45,19 @@ async def stuck() -> None:
 """
 
 
+def drop_urls(shop: Path) -> None:
+    """Let the applications of the shop take their database from the environment."""
+    source = SHOP.replace('"sqlite:///shop.db"', "").replace('"sqlite:///other.db", ', "")
+    (shop / "shop" / "jobs.py").write_text(source)
+
+
 def test_what_any_of_several_applications_hides_is_hidden(shop: Path, sqlite_url: str) -> None:
+    drop_urls(shop)
     with Tenure(sqlite_url) as app:
         app.enqueue("later", {"name": "ada"}, delay="1h")
     apps = ("--app", "shop.jobs:app", "--app", "shop.jobs:other")
-    with running("serve", "--port", "0", "--database", sqlite_url, *apps, cwd=shop) as server:
+    environ = {"TENURE_DATABASE": sqlite_url}
+    with running("serve", "--port", "0", *apps, cwd=shop, **environ) as server:
         assert server.stdout is not None
         with Client(server.stdout.readline().split()[-1]) as client:
             (job,) = client.find()
@@ -118,17 +127,56 @@ def settle(app: Tenure, job: Job, outcome: Outcome) -> None:
 
 
 def test_a_worker_runs_the_handlers_of_all_applications(database_url: str, shop: Path) -> None:
+    drop_urls(shop)
     apps = ("--app", "shop.jobs:app", "--app", "shop.jobs:other")
     with Tenure(database_url) as app:
         job = app.enqueue("greet", {"name": "Ann"})
-        with running("worker", *apps, "--database", database_url, cwd=shop) as worker:
+        with running("worker", *apps, cwd=shop, TENURE_DATABASE=database_url) as worker:
             assert wait_until_completed(app, job).result == '"Hello Ann"'
             (second,) = app.find(type="farewell")  # enqueued by the first, on the same database
             assert wait_until_completed(app, second).result == '"Goodbye Ann"'
-            log = stopped(worker)
+            stopped(worker)
     assert not list(shop.glob("*.db"))
-    assert "shop.jobs:app has the database sqlite:///shop.db, and this process uses" in log
-    assert "shop.jobs:other has the database sqlite:///other.db, and this process uses" in log
+
+
+@pytest.mark.requirement("C12")
+@pytest.mark.parametrize("command", ["worker", "serve"])
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_no_process_runs_an_application_that_enqueues_elsewhere(
+    command: str, by: str, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newcomer's jobs went to an SQLite file while the worker looked at PostgreSQL."""
+    monkeypatch.chdir(shop)
+    monkeypatch.syspath_prepend(str(shop))
+    elsewhere = "postgresql://me:s3cret@127.0.0.1:9/jobs"
+    arguments = [command, "--app", "shop.jobs:app"]
+    if by == "flag":
+        arguments += ["--database", elsewhere]
+    else:
+        monkeypatch.setenv("TENURE_DATABASE", elsewhere)
+    result = run_cli(*arguments)
+    assert result.exit_code == 2
+    assert "--app shop.jobs:app: it uses sqlite:///shop.db, but" in result.stderr
+    assert "postgresql://me:…@127.0.0.1:9/jobs" in result.stderr
+    assert "Write Tenure() without a URL" in result.stderr
+    assert "s3cret" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("postgresql://app@db/jobs", "postgresql://worker:pw@db:5432/jobs?sslmode=require", True),
+        ("postgresql:///jobs?host=/run/pg", "postgresql://me@/jobs?host=/run/pg", True),
+        ("postgresql://db/jobs", "postgresql://db/jobs?schema=other", False),
+        ("postgresql://db/jobs", "postgresql://db:6432/jobs", False),
+        ("postgresql://db/jobs", "postgresql://db/other", False),
+        ("sqlite:///jobs.db", "sqlite:////{here}/jobs.db", True),
+        ("sqlite:///jobs.db", "sqlite:///other.db", False),
+    ],
+)
+def test_urls_are_of_one_database_for_any_user(one: str, other: str, same: bool) -> None:
+    here = str(Path.cwd()).removeprefix("/")
+    assert (_place(one) == _place(other.replace("{here}", here))) is same
 
 
 def test_an_application_without_a_url_shares_the_database_of_its_worker(
@@ -145,7 +193,7 @@ def test_an_application_without_a_url_shares_the_database_of_its_worker(
     ):
         added = subprocess.check_output(enqueue, cwd=shop, env=environ, timeout=WAIT_SECONDS)
         wait_until_completed(app, app.get(added.decode().strip()))
-        assert "has the database" not in stopped(worker)
+        stopped(worker)
     assert not list(shop.glob("*.db"))
 
 
@@ -164,6 +212,7 @@ def test_a_worker_uses_the_database_of_its_application(shop: Path) -> None:
 def test_a_thread_that_a_handler_left_behind_holds_up_nobody(
     command: tuple[str, ...], sqlite_url: str, shop: Path
 ) -> None:
+    drop_urls(shop)
     arguments = (*command, "--app", "shop.jobs:app", "--grace", "0", "--database", sqlite_url)
     with Tenure(sqlite_url) as app:
         job = app.enqueue("stuck")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tenure import Tenure
 from tenure.errors import InvalidInput
 from tenure.settings import DAY, Settings, load
 
@@ -68,6 +69,33 @@ def test_every_setting_in_every_form(tmp_path: Path) -> None:
     assert (again.queues, again.lease_seconds) == (settings.queues, settings.lease_seconds)
     assert (again.grace_seconds, again.keep_completed) == (60.0, None)
     assert load({"queues": ("a", "b")}, {}).queues == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("postgresql+asyncpg://me@db/jobs?schema=x", "postgresql://me@db/jobs?schema=x"),
+        ("postgresql+psycopg://db/jobs", "postgresql://db/jobs"),
+        ("postgresql+psycopg2:///jobs?host=/run", "postgresql:///jobs?host=/run"),
+        ("postgres://db/jobs", "postgresql://db/jobs"),
+        ("sqlite+aiosqlite:///jobs.db", "sqlite:///jobs.db"),
+        ("sqlite+pysqlite:////var/jobs.db", "sqlite:////var/jobs.db"),
+        ("sqlite:///a+b://c.db", "sqlite:///a+b://c.db"),
+        ("mysql+pymysql://db/jobs", "mysql+pymysql://db/jobs"),
+    ],
+)
+def test_a_url_of_sqlalchemy_means_the_same_everywhere(
+    given: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newcomer's DATABASE_URL was no database URL."""
+    assert load({"database": given}, {}).database == meant
+    assert load({}, {"TENURE_DATABASE": given}).database == meant
+    app = Tenure(given)
+    assert app.database == meant
+    app.database = given
+    assert app.database == meant
+    monkeypatch.setenv("TENURE_DATABASE", given)
+    assert Tenure().database == meant
 
 
 def test_tokens_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:

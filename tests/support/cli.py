@@ -36,8 +36,9 @@ def run_cli(
     """Run a command in this process; a traceback is a failure of the test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    restored = {"TENURE_DATABASE": os.environ.get("TENURE_DATABASE"), **environ}
     try:
-        result = CliRunner(env=environ).invoke(cli, arguments, input=stdin)
+        result = CliRunner(env=restored).invoke(cli, arguments, input=stdin)
     finally:  # a command that sets up the log would write to this run's streams for ever
         root.handlers[:] = handlers
         root.setLevel(level)

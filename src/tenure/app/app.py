@@ -26,7 +26,7 @@ from tenure.jobs.names import check_label, list_of_names
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import DEFAULT_MAX_RETRIES
 from tenure.retry import DEFAULT_POLICY
-from tenure.settings import check_migrate, default_of
+from tenure.settings import check_migrate, database_url, default_of
 from tenure.telemetry.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -58,9 +58,10 @@ class Tenure:
     ) -> None:
         """Name a database; nothing is opened yet.
 
-        - `database`: `sqlite:///jobs.db`, `sqlite:////absolute/jobs.db` or `postgresql://…`.
-          Default: the value of `TENURE_DATABASE`, which all commands read, too. Without that
-          variable, `sqlite:///tenure.db` in the current folder.
+        - `database`: `sqlite:///jobs.db`, `sqlite:////absolute/jobs.db` or `postgresql://…`; URLs
+          of SQLAlchemy, such as `postgresql+asyncpg://…`, mean the same. Default: the value of
+          `TENURE_DATABASE`, which all commands read, too. Without that variable,
+          `sqlite:///tenure.db` in the current folder.
         - `migrate`: `new` makes the schema of a new database and refuses an older one, which
           `tenure migrate` upgrades; `auto` upgrades an older one when it is opened. Default: the
           value of `TENURE_MIGRATE`, without that variable `new`.
@@ -73,7 +74,7 @@ class Tenure:
         Raises InvalidInput.
         """
         self.core = Core(
-            default_of("database", os.environ) if database is None else database,
+            default_of("database", os.environ) if database is None else database_url(database),
             check_migrate(migrate or default_of("migrate", os.environ), "$.migrate"),
             check_label(actor, "actor", "$.actor"),
             Redaction(list_of_names(redact, "$.redact")),
@@ -95,7 +96,7 @@ class Tenure:
 
     @database.setter
     def database(self, url: str) -> None:
-        self.core.database = url
+        self.core.database = database_url(url)
 
     @property
     def actor(self) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 import click
 
@@ -116,7 +117,7 @@ def worker(server: str | None, prune: bool, **flags: Any) -> None:
         raise InvalidInput(
             "nothing to run: give --app module:name, or --fake-handlers", path="--app"
         )
-    app, settings = _prepared(**flags)
+    app, settings = _prepared(**flags, remote=server is not None)
     if not prune:
         settings = replace(settings, keep_completed=None, keep_cancelled=None, keep_failed=None)
     remote: Client | None = None
@@ -140,6 +141,8 @@ def _prepared(
     fake_handlers: bool,
     fail_types: Sequence[str],
     fail_every: int | None,
+    *,
+    remote: bool = False,
     **flags: Any,
 ) -> tuple[Tenure, Settings]:
     """Load the settings and applications that `work_options` name, and set up the log."""
@@ -150,7 +153,7 @@ def _prepared(
     # An option that may be repeated is an empty tuple if it was not given.
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     settings = load({"database": chosen_database(), **given}, os.environ)
-    app, cautions = _application(apps, settings)
+    app = _application(apps, settings, remote=remote)
     if fake_handlers:
         add_fake_handlers(app.core.handlers, fail_types=fail_types, fail_every=fail_every)
     elif fail_types or fail_every is not None:
@@ -158,7 +161,7 @@ def _prepared(
             "--fail-type and --fail-every need --fake-handlers", path="--fake-handlers"
         )
     logs.configure(settings.log_format, settings.log_level)
-    for caution in (*settings.cautions, *cautions):
+    for caution in settings.cautions:
         logging.getLogger("tenure.settings").warning("%s", caution)
     return app, settings
 
@@ -190,28 +193,33 @@ def _imported(spec: str) -> Tenure:
     return app
 
 
-def _application(specs: Sequence[str], settings: Settings) -> tuple[Tenure, list[str]]:
+def _application(specs: Sequence[str], settings: Settings, *, remote: bool) -> Tenure:
     """Make one application with all handlers, on the database that the user chose, or on theirs.
 
-    Also returns warnings: the jobs of other programs do not get here if those use another database.
+    Raises InvalidInput if those differ: jobs of other programs would wait where nobody looks. The
+    jobs of a `remote` worker come from a server.
     """
     from tenure.app.app import Tenure
     from tenure.jobs.redaction import without_password
     from tenure.settings import DEFAULT_DATABASE
 
     chosen = settings.database
-    apps = [_imported(spec) for spec in specs] or [Tenure(chosen)]
-    cautions = []
     given = chosen_database() is not None or "TENURE_DATABASE" in os.environ
-    if given or chosen != DEFAULT_DATABASE:
+    given = given or chosen != DEFAULT_DATABASE  # by the file
+    if given:
+        os.environ["TENURE_DATABASE"] = chosen  # for Tenure() without a URL, in children too
+    apps = [_imported(spec) for spec in specs] or [Tenure(chosen)]
+    if given and not remote:
         for spec, app in zip(specs, apps, strict=False):
-            if app.database != chosen:
-                cautions.append(
-                    f"{spec} has the database {without_password(app.database)}, and this process "
-                    f"uses {without_password(chosen)}: jobs that other programs add with {spec} "
-                    "do not run here. Set TENURE_DATABASE for all of them"
+            if _place(app.database) != _place(chosen):
+                raise InvalidInput(
+                    f"it uses {without_password(app.database)}, but this process is to use "
+                    f"{without_password(chosen)}, where no job that is added with it would arrive. "
+                    "Write Tenure() without a URL, which reads TENURE_DATABASE, and set that for "
+                    "all programs; or give this one the URL of the application",
+                    path=f"--app {spec}",
                 )
-        for app in apps:  # what their handlers enqueue goes there, too
+        for app in apps:  # perhaps as another user of it
             app.close()
             app.database = chosen
     elif len({app.database for app in apps}) > 1:
@@ -223,7 +231,19 @@ def _application(specs: Sequence[str], settings: Settings) -> tuple[Tenure, list
         first.core.migrate = settings.migrate
     for other in others:
         first.core.take_over(other.core)
-    return first, cautions
+    return first
+
+
+def _place(url: str) -> tuple[str, ...]:
+    """Return what two URLs of the same database have in common, for any user."""
+    address, _, query = url.partition("?")
+    scheme, _, rest = address.partition("://")
+    if scheme == "sqlite":
+        return (str(Path(rest.removeprefix("/")).resolve()),)
+    given = dict(parse_qsl(query))
+    host, _, name = rest.rpartition("@")[2].partition("/")
+    host = (host or given.get("host", "")).removesuffix(":5432")
+    return (host, given.get("port", ""), given.get("dbname", name), given.get("schema", "tenure"))
 
 
 OPENING = """\
