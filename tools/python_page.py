@@ -7,6 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "tokens": (Tokens, ("create", "list", "revoke")),
     "webhooks": (Webhooks, ("create", "list", "remove")),
 }
+VALUES: Mapping[type, Sequence[str]] = {Job: ("payload", "result")}
 JOB_TYPE = ("enqueue", "enqueue_async", "options", "new_job", "name")
 CLIENT: Mapping[str, Sequence[str]] = {
     "As in `Tenure`": (
@@ -117,6 +119,7 @@ def page() -> str:
         parts += [_member(cls, name) for name in names]
     for value in (NewJob, JobContext, Job, RetryPolicy):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
+        parts += [_member(value, name) for name in VALUES.get(value, ())]
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]
     parts += [
         "## Filter\n",
@@ -176,7 +179,7 @@ the event loop is not blocked.
 
 def _member(cls: type, name: str) -> str:
     value = inspect.getattr_static(cls, name)
-    if isinstance(value, property):
+    if isinstance(value, property | cached_property):
         return f"`{name}`: {_text(value)}"
     if not callable(value):
         return f"`{name}`: {_described(cls, name)}\n"

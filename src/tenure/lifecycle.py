@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
 
-import msgspec
 from msgspec.structs import replace
 
 from tenure import events
 from tenure.errors import IllegalTransition, LeaseLost
 from tenure.events import Event, Return
 from tenure.retry import DEFAULT_POLICY, RetryPolicy, delay
+from tenure.texts import TEXT_FIELDS, Texts
 
 DEFAULT_MAX_RETRIES = 10
 MAX_RETURNS = 100
@@ -170,9 +170,6 @@ FINAL_FAILURE = "gave_up"
 """The failure that is not tried again whatever the limit."""
 
 
-# --- the limits -------------------------------------------------------------------------------
-
-
 def has_budget(attempts: int, max_retries: int) -> bool:
     """Whether a job that failed may be tried again. The only such test in Python."""
     return attempts < max_retries
@@ -198,19 +195,12 @@ def at_rest(job: Job) -> bool:
     return job.status in SETTLED
 
 
-# --- the job ----------------------------------------------------------------------------------
-
-
-class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One job in its current state; each field is a column of its row. Times are UTC.
-
-    It is a struct and not a dataclass because of the speed: jobs are made by the thousand.
-    """
+class Job(Texts, frozen=True, kw_only=True):
+    """One job in its current state; each field is a column of its row. Times are UTC."""
 
     id: str
     type: str
     queue: str = "default"
-    payload: str = "{}"  # canonical JSON text of an object
     priority: int = 0  # smaller runs first
     max_retries: int = DEFAULT_MAX_RETRIES
     timeout: float | None = None  # seconds one attempt may run
@@ -231,15 +221,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     lease_id: str | None = None  # set if and only if processing; a secret of its holder
     lease_expires_at: datetime | None = None  # set if and only if processing
     last_error: str | None = None
-    result: str | None = None  # JSON text
     event: str = FIRST_EVENT  # of the last transition
     actor: str | None = None  # who caused it
 
     def __repr__(self) -> str:
         return f"<job {self.id} {self.type} {self.status} attempt {self.attempts}>"
-
-
-# --- the rules --------------------------------------------------------------------------------
 
 
 def legal_events(status: Status, last: str = FIRST_EVENT) -> tuple[str, ...]:
@@ -286,7 +272,7 @@ def decide(job: Job, event: Event, now: datetime) -> Job:
                 lease_expires_at=now + timedelta(seconds=event.lease_seconds),
             )
         case events.Completed():
-            return replace(after, result=event.result)
+            return replace(after, result_json=event.result)
         case events.Failed() | events.GaveUp():
             return replace(after, last_error=event.error)
         case events.LeaseExpired():
@@ -303,7 +289,8 @@ def decide(job: Job, event: Event, now: datetime) -> Job:
         case events.Skipped():
             return replace(after, spare=event.spare)
         case events.Amended():
-            return replace(after, **{c: event.changes[c] for c in rule.sets if c in event.changes})
+            changed = {c: event.changes[c] for c in rule.sets if c in event.changes}
+            return replace(after, **{TEXT_FIELDS.get(c, c): v for c, v in changed.items()})
         case events.Released() | events.Interrupted() | events.Expired() | events.Cancelled():
             return after
 

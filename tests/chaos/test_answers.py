@@ -89,7 +89,7 @@ def test_a_report_whose_answer_was_lost_is_sent_again(remote: RemoteStore) -> No
         remote.recovered(remote.source.enqueue("work"))
     told = [line["answer"] for line in checker.lines(remote.folder) if "answer" in line]
     assert told == ["already_recorded", "recorded"], "sent again, until the worker was told"
-    assert (end.attempts, end.result) == (1, '"done"')
+    assert (end.attempts, end.result_json) == (1, '"done"')
     assert transitions(remote.direct, job) == ["enqueued", "claimed", "completed"]
     remote.check()
 
@@ -190,6 +190,6 @@ def test_a_report_that_comes_after_the_next_attempt_began(web: RemoteStore) -> N
     assert web.direct.get(job.id).status is Status.PROCESSING
     told = httpx2.post(f"{straight}/leases/{new['lease_id']}/complete", json={"result": "new"})
     assert told.json()["answer"] == "recorded"
-    assert web.direct.get(job.id).result == '"new"'
+    assert web.direct.get(job.id).result_json == '"new"'
     assert (old["token"], new["token"]) == (1, 2)
     assert web.direct.verify() == []

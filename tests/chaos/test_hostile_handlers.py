@@ -216,7 +216,7 @@ def test_a_handler_that_keeps_the_interpreter_s_lock_settles_once(
     assert transitions(app, job) == (TWICE if swept else ONCE)
     assert app.get(job.id) == end
     # The second attempt may be taken by either worker; the first one's report came too late.
-    assert end.result in (('"taken over"', '"held 2"') if swept else ('"held 1"',))
+    assert end.result_json in (('"taken over"', '"held 2"') if swept else ('"held 1"',))
     assert app.verify() == []
 
 
@@ -229,7 +229,7 @@ def test_in_a_child_process_it_keeps_its_lease(app: Tenure, tmp_path: Path) -> N
         WorkerScript(tmp_path / "meet", app.database, HOLDING_THE_GIL, lease=1) as script,
     ):
         script.start()
-        assert wait_until_completed(app, job).result == '"held"'
+        assert wait_until_completed(app, job).result_json == '"held"'
     assert transitions(app, job) == ONCE
 
 
@@ -269,7 +269,7 @@ def test_a_handler_without_memory_fails_alone(app_on_each_engine: Tenure, tmp_pa
             assert wait_until_failed(app, job).startswith("MemoryError")
             assert app.get(job.id).attempts == 2
         for job in [app.enqueue("modest") for _ in range(5)]:
-            assert wait_until_completed(app, job).result == "1000"
+            assert wait_until_completed(app, job).result_json == "1000"
 
 
 FORKS = """
@@ -312,14 +312,14 @@ def test_a_copy_that_comes_back_from_the_handler_ends(
     with WorkerScript(tmp_path / "meet", app.database, FORKS, lease=3) as script:
         worker = script.start()
         job = wait_until_completed(app, app.enqueue(kind))
-        assert job.result is not None
-        assert int(job.result) > 0
+        assert job.result_json is not None
+        assert int(job.result_json) > 0
         pids = [line for line in script.wait_for_lines(2) if not line.startswith("copy")]
-        assert pids == [job.result]
+        assert pids == [job.result_json]
         wait_until(lambda: not is_running(int(pids[0])), "the copy to end")
         for number in range(20):
             assert wait_until_completed(app, app.enqueue("count", {"number": number})).attempts == 1
-        assert wait_until_completed(app, app.enqueue("library")).result == "0"
+        assert wait_until_completed(app, app.enqueue("library")).result_json == "0"
         worker.terminate()
         assert wait_for_exit(worker) == 0
     assert transitions(app, job) == ONCE
@@ -472,7 +472,7 @@ def test_a_handler_that_swallows_every_exception_loses_lease_and_slot(
         let_go.set()
         wait_until_completed(app, quick.enqueue())
     for job in stubborn:
-        assert (app.get(job.id).status, app.get(job.id).result) == (Status.CANCELLED, None)
+        assert (app.get(job.id).status, app.get(job.id).result_json) == (Status.CANCELLED, None)
         assert transitions(app, job) == ["enqueued", "claimed", "cancelled"]
 
 
@@ -540,7 +540,7 @@ def test_a_mess_harms_no_later_job(app_on_each_engine: Tenure, tmp_path: Path) -
             jobs = app.enqueue_many([NewJob("here", {"number": n}, {}) for n in range(30)])
             for number, job in enumerate(jobs):
                 end = wait_until_completed(app, job)
-                assert (end.result, end.attempts) == (str(number), 1)
+                assert (end.result_json, end.attempts) == (str(number), 1)
             assert wait_until_failed(app, app.enqueue("fail", max_retries=1)).startswith(
                 "ValueError: as usual"
             )

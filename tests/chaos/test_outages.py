@@ -94,7 +94,7 @@ def test_outcomes_outlast_an_outage_of_five_leases(
         remote.recovered(waiting)
         ends = [wait_until_completed(remote.direct, job) for job in jobs]
     assert [end.attempts for end in ends] == [1] * 6
-    assert [end.result for end in ends] == [str(n) for n in range(6)]
+    assert [end.result_json for end in ends] == [str(n) for n in range(6)]
     assert remote.direct.verify() == []
 
 

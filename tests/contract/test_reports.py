@@ -40,7 +40,7 @@ def test_success_is_kept_with_its_result(harness: StoreHarness) -> None:
     harness.clock.advance(5)
     assert harness.report(report_completed(lease, '{"sent":true}')) == [RECORDED]
     job = harness.get(lease.id)
-    assert (job.status, job.result, job.attempts) == ("completed", '{"sent":true}', 1)
+    assert (job.status, job.result_json, job.attempts) == ("completed", '{"sent":true}', 1)
     assert job.finished_at == harness.clock.now
     assert (job.lease_id, job.lease_expires_at) == (None, None)
     assert (job.worker, job.actor) == ("w1", "w1")

@@ -74,7 +74,7 @@ def plainly(job: Job, wanted: Filter) -> bool:
         wanted.created_after is None or job.created_at >= wanted.created_after,
         wanted.created_before is None or job.created_at < wanted.created_before,
         wanted.error is None or lower(wanted.error) in lower(job.last_error),
-        wanted.text is None or lower(wanted.text) in lower(job.payload),
+        wanted.text is None or lower(wanted.text) in lower(job.payload_json),
     ]
     return all(checks)
 

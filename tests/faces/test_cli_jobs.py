@@ -44,20 +44,20 @@ def as_json(value: Any) -> Any:
 def test_enqueue_prints_the_id_of_a_job_on_disk(app: Tenure) -> None:
     job = app.get(output_of("enqueue", "email", '{"to": "a@example.com"}'))
 
-    assert (job.type, job.payload, job.queue) == ("email", '{"to":"a@example.com"}', "default")
+    assert (job.type, job.payload_json, job.queue) == ("email", '{"to":"a@example.com"}', "default")
     assert job.status == "pending"
     assert job.actor is not None
     assert job.actor.startswith("cli:")
 
 
 def test_enqueue_without_a_payload_has_an_empty_one(app: Tenure) -> None:
-    assert app.get(output_of("enqueue", "email")).payload == "{}"
+    assert app.get(output_of("enqueue", "email")).payload_json == "{}"
 
 
 def test_enqueue_reads_the_payload_from_standard_input(app: Tenure) -> None:
     result = run_cli("enqueue", "email", "-", stdin='{"text": "grüße"}')
 
-    assert app.get(result.stdout.strip()).payload == '{"text":"grüße"}'
+    assert app.get(result.stdout.strip()).payload_json == '{"text":"grüße"}'
 
 
 def test_enqueue_takes_every_option(app: Tenure) -> None:

@@ -61,7 +61,7 @@ def test_what_any_of_several_applications_hides_is_hidden(shop: Path, sqlite_url
         assert server.stdout is not None
         with Client(server.stdout.readline().split()[-1]) as client:
             (job,) = client.find()
-    assert job.payload == '{"name":"[redacted]"}'
+    assert job.payload_json == '{"name":"[redacted]"}'
 
 
 @pytest.fixture
@@ -132,9 +132,9 @@ def test_a_worker_runs_the_handlers_of_all_applications(database_url: str, shop:
     with Tenure(database_url) as app:
         job = app.enqueue("greet", {"name": "Ann"})
         with running("worker", *apps, cwd=shop, TENURE_DATABASE=database_url) as worker:
-            assert wait_until_completed(app, job).result == '"Hello Ann"'
+            assert wait_until_completed(app, job).result_json == '"Hello Ann"'
             (second,) = app.find(type="farewell")  # enqueued by the first, on the same database
-            assert wait_until_completed(app, second).result == '"Goodbye Ann"'
+            assert wait_until_completed(app, second).result_json == '"Goodbye Ann"'
             stopped(worker)
     assert not list(shop.glob("*.db"))
 
@@ -360,7 +360,7 @@ def test_a_worker_works_over_http(sqlite_url: str, shop: Path) -> None:
         running("worker", "--server", url, *apps, cwd=shop, **token) as worker,
     ):
         job = app.enqueue("farewell", {"name": "Ann"})
-        assert wait_until_completed(app, job).result == '"Goodbye Ann"'
+        assert wait_until_completed(app, job).result_json == '"Goodbye Ann"'
         assert [one.label for one in app.workers.list()]
         assert "HTTP Request" not in stopped(worker)
         assert app.workers.list() == []

@@ -186,7 +186,7 @@ def test_turns_and_heartbeats(client: Client) -> None:
     exchange = client.exchange(reports, asking(types=("turned",))).result(10)
     assert exchange.verdicts == [Verdict(Answer.RECORDED)] * 3
     assert [lease.id for lease in exchange.leases] == [third.id], "what was released came back"
-    assert client.get(first.id).result == '{"x":1}'
+    assert client.get(first.id).result_json == '{"x":1}'
     assert client.get(second.id).last_error == "no"
     late = [reports[0], Report(first.id, first.lease_id, Outcome.FAILED)]
     exchange = client.exchange(late, None).result(10)
@@ -276,7 +276,7 @@ def test_jobs_are_run_by_a_worker_elsewhere(client: Client, server: ServerProces
         made[0].request_stop()
         thread.join(30)
     states = [client.get(job.id) for job in everything]
-    assert [state.result for state in states[:-1]] == [str(2 * n) for n in range(50)]
+    assert [state.result_json for state in states[:-1]] == [str(2 * n) for n in range(50)]
     assert states[-1].status == "failed"
     assert "no luck" in (states[-1].last_error or "")
     assert not thread.is_alive()

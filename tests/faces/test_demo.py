@@ -26,7 +26,7 @@ EXPECTED = {
 def outcomes(outcome: demo.DemoResult) -> list[tuple[Any, ...]]:
     """What must be the same at every run, job by job."""
     return [
-        (job.type, job.payload, job.status, job.attempts, *statuses)
+        (job.type, job.payload_json, job.status, job.attempts, *statuses)
         for job, statuses in outcome.jobs
     ]
 
@@ -77,7 +77,7 @@ def test_what_a_vanished_worker_held_is_run_by_another(outcome: demo.DemoResult)
 
 
 def test_arguments_that_do_not_fit_are_not_tried_again(outcome: demo.DemoResult) -> None:
-    (misfit,) = [job for job, _ in outcome.jobs if "often" in job.payload]
+    (misfit,) = [job for job, _ in outcome.jobs if "often" in job.payload_json]
 
     assert (misfit.status, misfit.attempts) == ("failed", 1)
     assert "fail_times" in (misfit.last_error or "")

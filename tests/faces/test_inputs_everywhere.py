@@ -129,7 +129,7 @@ def comes_back_the_same_everywhere(app: Tenure, api: TestClient, text: str) -> N
     leased = claim_jobs(api, limit=3)
     assert {lease["id"] for lease in leased} == set(ids)
     for payload in (
-        *(json.loads(app.get(id).payload) for id in ids),
+        *(app.get(id).payload for id in ids),
         *(lease["payload"] for lease in leased),
         *(job["payload"] for job in api.get("/jobs", params={"limit": 3}).json()),
     ):

@@ -392,7 +392,7 @@ def test_a_remote_worker_with_such_a_token(app_on_each_engine: Tenure) -> None:
     with ServerProcess(app.database) as server, Client(server.url, secret) as client:
         job = client.enqueue("double", {"number": 21}, queue="shop.orders")
         with running_worker(app, client):
-            assert wait_until_completed(app, job).result == "42"
+            assert wait_until_completed(app, job).result_json == "42"
     assert app.get(foreign.id).status == "pending"
 
 

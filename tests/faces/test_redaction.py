@@ -46,7 +46,7 @@ def test_a_redacted_value_is_shown_nowhere_and_handled_whole(
         first, second = (answer.json()["id"] for answer in made)
         with running_worker(app):
             assert SECRET in wait_until_failed(app, first)
-            assert SECRET in (wait_until_completed(app, second).result or "")
+            assert SECRET in (wait_until_completed(app, second).result_json or "")
         assert seen == [SECRET, SECRET]
 
         paths = ["", *(f"/{first}{part}" for part in ("", "/history", "/explain")), f"/{second}"]

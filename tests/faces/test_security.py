@@ -93,7 +93,7 @@ def test_a_type_nobody_registered_is_not_imported(app: Tenure, type: str) -> Non
 
     job = app.enqueue(type, {"command": "true"})
     with running_worker(app):
-        assert wait_until_completed(app, known.enqueue()).result == "1"
+        assert wait_until_completed(app, known.enqueue()).result_json == "1"
     assert app.get(job.id).status == "pending"
 
 

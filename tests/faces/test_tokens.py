@@ -332,7 +332,7 @@ def test_revoked_on_a_running_server(database_url: str) -> None:
         )
         with Client(url, work) as worker, Client(url, add) as shop, running_worker(app, worker):
             made = shop.enqueue("double", {"number": 21})
-            assert wait_until_completed(app, made).result == "42"
+            assert wait_until_completed(app, made).result_json == "42"
             with pytest.raises(Forbidden, match="scope read"):
                 shop.get(made.id)
             with pytest.raises(Forbidden):

@@ -102,7 +102,7 @@ def test_b4_every_enqueue_by_name_gets_what_the_decorator_says(
             for id in ids:
                 job = wait_until_completed(app, id)
                 assert options_of(job) == SEND
-                assert job.result == '"sent to ann"'
+                assert job.result_json == '"sent to ann"'
         finally:
             worker.kill()
             worker.wait()

@@ -89,7 +89,7 @@ class Reference:
         return Job(
             id=checked_job.id,
             type=checked_job.type,
-            payload=checked_job.payload,
+            payload_json=checked_job.payload,
             priority=checked_job.priority,
             max_retries=checked_job.max_retries,
             backoff=checked_job.backoff,

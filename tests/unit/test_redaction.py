@@ -23,8 +23,8 @@ def stored_job(payload: str, error: str, result: str | None = None) -> Job:
     return Job(
         id="0190163d-8694-739b-aea5-966c26f8ad90",
         type="mail",
-        payload=payload,
-        result=result,
+        payload_json=payload,
+        result_json=result,
         last_error=error,
         run_at=now,
         created_at=now,
@@ -41,7 +41,7 @@ def test_what_is_not_named_is_not_touched() -> None:
     payload = '{"b":[1.5,{"a":[{"c":"deep"}],"é":9007199254740993}],"aa":null}'
     job = stored_job(payload, "deeper")
     hidden = Redaction(["A"]).job(job)
-    assert hidden.payload == payload.replace('[{"c":"deep"}]', json.dumps(MARK))
+    assert hidden.payload_json == payload.replace('[{"c":"deep"}]', json.dumps(MARK))
     assert hidden.last_error == f"{MARK}er"
     assert Redaction().job(job) is job
 
@@ -130,7 +130,7 @@ def test_beyond_so_many_values_the_whole_error_is_hidden() -> None:
 def test_a_payload_that_is_no_json_is_hidden_whole() -> None:
     job = stored_job('{"password": hunter22', 'not {"password": hunter22')
     shown = Redaction(["password"]).job(job)
-    assert (shown.payload, shown.last_error) == (json.dumps(MARK), f"not {MARK}")
+    assert (shown.payload_json, shown.last_error) == (json.dumps(MARK), f"not {MARK}")
 
 
 @pytest.mark.parametrize(
@@ -158,4 +158,4 @@ def test_the_cost_is_linear(hidden: object) -> None:
 def test_a_job_is_shown_with_its_result() -> None:
     job = stored_job('{"x":1}', "E: hunter22", result='{"PASSWORD":"hunter22"}')
     shown = Redaction(["password"]).job(job)
-    assert (shown.result, shown.last_error) == (f'{{"PASSWORD":"{MARK}"}}', f"E: {MARK}")
+    assert (shown.result_json, shown.last_error) == (f'{{"PASSWORD":"{MARK}"}}', f"E: {MARK}")

@@ -133,8 +133,8 @@ def test_arguments_are_typed_in_async_and_process_handlers_and_with_a_context(
     jobs = [coroutine.enqueue(NOON, item), function.enqueue(item=item, when=NOON)]
     in_child = app.enqueue("describe", {"when": "2026-03-01T12:30:15Z", "price": "4.20"})
     with running_worker(app):
-        ends = [wait_until_completed(app, job).result for job in jobs]
-        child_end = wait_until_completed(app, in_child).result
+        ends = [wait_until_completed(app, job).result_json for job in jobs]
+        child_end = wait_until_completed(app, in_child).result_json
 
     assert ends == ['"cup"', '"cup"']
     assert sorted(got) == [("coroutine", NOON, item), ("function", NOON, item)]

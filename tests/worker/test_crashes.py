@@ -85,7 +85,7 @@ def run_to_the_end(folder: Path, app: Tenure, clock: Clock, job_id: str) -> list
     clock.advance(LONGER_THAN_A_LEASE)
     with WorkerScript(folder, app.database, WORK) as script, running_sweeper(app):
         script.start()
-        assert wait_until_completed(app, job_id).result == '"done"'
+        assert wait_until_completed(app, job_id).result_json == '"done"'
         return script.lines()
 
 
@@ -317,7 +317,7 @@ async def count(number: int):
     with WorkerScript(tmp_path / "meet", app.database, handlers) as script:
         script.start()
         for number in range(5):
-            assert wait_until_completed(app, app.enqueue("fork")).result == "7"
+            assert wait_until_completed(app, app.enqueue("fork")).result_json == "7"
             assert wait_until_completed(app, app.enqueue("count", {"number": number})).attempts == 1
         assert script.lines() == 5 * ["StoreUnavailable"]
     assert len(app.find()) == 10

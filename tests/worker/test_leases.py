@@ -160,7 +160,7 @@ def test_a_report_for_a_cancelled_job_changes_nothing(app: Tenure) -> None:
         go_on.set()
         wait_until_completed(app, quick.enqueue())  # reported together with the other, or after it
     end = app.get(job.id)
-    assert (end.status, end.result) == (Status.CANCELLED, None)
+    assert (end.status, end.result_json) == (Status.CANCELLED, None)
     assert transitions(app, job) == ["enqueued", "claimed", "cancelled"]
 
 
@@ -243,7 +243,7 @@ def test_what_a_frozen_worker_held_is_taken_over_and_its_handlers_are_told(
     assert wait_for_exit(worker) == 0
     for job, end in zip(jobs, ends, strict=True):
         assert app.get(job.id) == end
-        assert (end.result, end.attempts, end.token) == ('"taken over"', 2, 2)
+        assert (end.result_json, end.attempts, end.token) == ('"taken over"', 2, 2)
         assert transitions(app, job) == [*TAKEN_OVER, "completed"]
     assert app.verify() == []
 

@@ -102,7 +102,7 @@ def test_outcomes_are_kept_and_sent_again_until_the_store_has_them(
     for number, end in enumerate(ends):
         assert end.attempts == 1
         if number % 3:
-            assert (end.status, end.result) == (Status.COMPLETED, str(number))
+            assert (end.status, end.result_json) == (Status.COMPLETED, str(number))
         else:
             assert f"number {number}" in (end.last_error or "")
     assert sorted(runs) == sorted([n for n in range(12) if n % 3] + [1, 2])

@@ -58,7 +58,7 @@ def test_coroutines_run_on_the_loop_functions_in_threads_processes_in_children(
     assert places["coroutine"][1]
     assert places["function"][0].startswith("tenure-job")
     assert not places["function"][1]
-    child = json.loads(ends[2].result or "")
+    child = ends[2].result
     assert child["parent"] != child["pid"]
     assert all(end.worker == worker.id for end in ends)
     assert [transitions(app, job) for job in jobs] == 3 * [["enqueued", "claimed", "completed"]]
@@ -214,7 +214,7 @@ def test_every_exception_settles_its_job_and_the_worker_goes_on(
             assert len(error.encode()) <= 65_536
             assert transitions(app, job) == ["enqueued", "claimed", "failed"]
         for number, job in enumerate(after):
-            assert wait_until_completed(app, job).result == str(number)
+            assert wait_until_completed(app, job).result_json == str(number)
     assert app.verify() == []
 
 
@@ -284,7 +284,7 @@ def test_results_that_cannot_be_stored_say_so_and_the_job_is_completed(
         ends = wait_until_all_settled(app, app.enqueue_many(new_jobs))
 
     assert {end.status for end in ends} == {Status.COMPLETED}
-    results: list[Any] = [None if end.result is None else json.loads(end.result) for end in ends]
+    results: list[Any] = [end.result for end in ends]
     for half in (results[: len(values)], results[len(values) :]):
         assert half[: len(STORABLE)] == [written for _, written in STORABLE]
         for result in half[len(STORABLE) :]:
@@ -358,7 +358,7 @@ def test_a_job_that_fails_twice_runs_three_times(app_on_each_engine: Tenure) -> 
         end = wait_until_completed(app, job)
 
     assert attempts == [1, 2, 3]
-    assert (end.result, end.attempts, end.token) == ('"done"', 3, 3)
+    assert (end.result_json, end.attempts, end.token) == ('"done"', 3, 3)
     details = [
         transition.detail or ""
         for transition in app.history(job.id)

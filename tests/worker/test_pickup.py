@@ -28,7 +28,7 @@ def test_from_the_same_process(app_on_each_engine: Tenure) -> None:
 
     with running_worker(app):
         for number in range(20):  # each when the one before has ended: the queue is idle
-            assert wait_until_completed(app, work.enqueue(number)).result == str(number)
+            assert wait_until_completed(app, work.enqueue(number)).result_json == str(number)
 
 
 def test_from_another_process(app_on_each_engine: Tenure) -> None:
@@ -52,7 +52,7 @@ def test_from_another_process(app_on_each_engine: Tenure) -> None:
             process.stdin.write(f"{number}\n")
             process.stdin.flush()
             id = process.stdout.readline().strip()
-            assert wait_until_completed(app, id).result == str(number)
+            assert wait_until_completed(app, id).result_json == str(number)
     process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 0
 

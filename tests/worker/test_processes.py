@@ -57,7 +57,7 @@ def gone(pid: int) -> None:
 def test_a_child_is_used_again_for_the_next_call(pool: Tenure) -> None:
     jobs = [enqueue(pool, "where") for _ in range(5)]
     with running_worker(pool, concurrency=1):
-        places = [json.loads(wait_until_completed(pool, job).result or "") for job in jobs]
+        places = [json.loads(wait_until_completed(pool, job).result_json or "") for job in jobs]
 
     assert len({place["pid"] for place in places}) == 1
     assert {place["parent"] for place in places} == {os.getpid()}
@@ -75,7 +75,7 @@ def test_a_killed_child_fails_its_job_alone(pool: Tenure, tmp_path: Path) -> Non
         os.kill(pid, signal.SIGKILL)
 
         assert wait_until_failed(pool, hanging) == "the child process died: killed by SIGKILL"
-        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result_json == "5"
 
 
 def test_a_child_that_ends_itself_fails_its_job_alone(pool: Tenure) -> None:
@@ -84,7 +84,7 @@ def test_a_child_that_ends_itself_fails_its_job_alone(pool: Tenure) -> None:
         assert wait_until_failed(pool, enqueue(pool, "leave", code=0)).endswith("exit code 0")
         assert wait_until_failed(pool, enqueue(pool, "crash")).endswith("killed by SIGSEGV")
         assert wait_until_failed(pool, enqueue(pool, "exit_politely")).startswith("SystemExit: 4")
-        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result_json == "5"
 
 
 @pytest.mark.scenario(15)
@@ -93,7 +93,7 @@ def test_a_child_out_of_memory_fails_its_job_alone(pool: Tenure) -> None:
         assert wait_until_failed(pool, enqueue(pool, "eat", megabytes=4_096)).startswith(
             "MemoryError"
         )
-        assert wait_until_completed(pool, enqueue(pool, "eat", megabytes=1)).result == str(2**20)
+        assert wait_until_completed(pool, enqueue(pool, "eat", megabytes=1)).result == 2**20
 
 
 @pytest.mark.scenario(18)
@@ -117,7 +117,7 @@ def test_a_timeout_kills_the_child_and_whatever_it_started(pool: Tenure, tmp_pat
                 break
         for pid in written(path, 3):
             gone(pid)
-        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result_json == "5"
 
 
 def test_what_a_handler_prints_and_reads_disturbs_nothing(
@@ -125,16 +125,16 @@ def test_what_a_handler_prints_and_reads_disturbs_nothing(
 ) -> None:
     with running_worker(pool, concurrency=1):
         jobs = [enqueue(pool, "chatter"), enqueue(pool, "big", size=64_000)]
-        assert wait_until_completed(pool, jobs[0]).result == '"done"'
-        assert len(wait_until_completed(pool, jobs[1]).result or "") == 64_002
-        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+        assert wait_until_completed(pool, jobs[0]).result_json == '"done"'
+        assert len(wait_until_completed(pool, jobs[1]).result_json or "") == 64_002
+        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result_json == "5"
     assert "x" * 100_000 in capfd.readouterr().out
 
 
 def test_many_children_at_once(pool: Tenure) -> None:
     jobs = [enqueue(pool, "add", a=n, b=n) for n in range(40)]
     with running_worker(pool, concurrency=4):
-        assert [wait_until_completed(pool, job).result for job in jobs] == [
+        assert [wait_until_completed(pool, job).result_json for job in jobs] == [
             str(2 * n) for n in range(40)
         ]
 
@@ -146,7 +146,7 @@ def test_a_cancelled_job_frees_its_child(pool: Tenure, tmp_path: Path) -> None:
         (pid,) = written(path)
         pool.cancel(job)
         gone(pid)
-        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result == "5"
+        assert wait_until_completed(pool, enqueue(pool, "add", a=2, b=3)).result_json == "5"
     assert pool.get(job).status == "cancelled"
 
 
@@ -213,7 +213,7 @@ def finish():
         script.mark("go on")
 
         assert wait_for_exit(worker) == 0
-        assert app.get(job.id).result == str(-signal.SIGTERM)
+        assert app.get(job.id).result_json == str(-signal.SIGTERM)
 
 
 def test_a_script_without_a_main_guard_is_told_so(sqlite_url: str, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_child_does_not_get_our_tokens(pool: Tenure, monkeypatch: pytest.Monke
     monkeypatch.setenv("TENURE_TOKEN_FILE", "canary")
     job = enqueue(pool, "secrets_here")
     with running_worker(pool, concurrency=1):
-        assert wait_until_completed(pool, job).result == "[]"
+        assert wait_until_completed(pool, job).result_json == "[]"
 
 
 @pytest.mark.requirement("C1")

@@ -51,8 +51,8 @@ def test_outcomes_of_every_kind(app: Tenure, server: ServerProcess) -> None:
     trying, overstaying = flaky.enqueue(), hang.enqueue()
     unfit = app.enqueue("function", {"number": "one"})
     with Client(server.url) as client, running_worker(app, client):
-        results = [wait_until_completed(app, job).result for job in jobs]
-        assert wait_until_completed(app, trying).result == "2"
+        results = [wait_until_completed(app, job).result_json for job in jobs]
+        assert wait_until_completed(app, trying).result_json == "2"
         assert wait_until_failed(app, overstaying) == "timed out after 0.05 s"
         assert "at `$.number`" in wait_until_failed(app, unfit)
     assert results == 2 * [str(n) for n in range(20)]

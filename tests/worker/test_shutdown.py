@@ -155,7 +155,7 @@ def test_running_handlers_finish_and_nothing_new_is_claimed(
         script.mark("go on")
 
         assert wait_for_exit(worker) == 0
-    assert [app.get(job.id).result for job in jobs] == 3 * ['"done"']
+    assert [app.get(job.id).result_json for job in jobs] == 3 * ['"done"']
     assert [transitions(app, job) for job in late] == 5 * [["enqueued"]]
 
 
@@ -221,7 +221,7 @@ def test_a_handler_that_returns_when_its_worker_stops_is_recorded(
         script.wait_for_lines(2)
         worker.terminate()
         assert wait_for_exit(worker) == 0
-    assert [app.get(job.id).result for job in jobs] == 2 * ['"stopped early, None"']
+    assert [app.get(job.id).result_json for job in jobs] == 2 * ['"stopped early, None"']
 
 
 @pytest.mark.parametrize("before", ["", NO_UVLOOP], ids=["uvloop", "asyncio"])

@@ -54,7 +54,7 @@ def test_a_job_in_time_is_left_alone(app: Tenure) -> None:
 
     jobs = [coroutine.enqueue(), function.enqueue()]
     with running_worker(app):
-        assert [wait_until_completed(app, job).result for job in jobs] == ['"done"', '"done"']
+        assert [wait_until_completed(app, job).result_json for job in jobs] == ['"done"', '"done"']
 
 
 def test_what_a_cancelled_coroutine_still_says_changes_nothing(app: Tenure) -> None:
@@ -75,7 +75,7 @@ def test_what_a_cancelled_coroutine_still_says_changes_nothing(app: Tenure) -> N
         for job in jobs:
             assert wait_until_failed(app, job) == "timed out after 0.4 s"
     assert said.is_set()
-    assert all(app.get(job.id).result is None for job in jobs)
+    assert all(app.get(job.id).result_json is None for job in jobs)
     assert all(transitions(app, job) == ["enqueued", "claimed", "failed"] for job in jobs)
 
 
@@ -145,7 +145,7 @@ def test_a_thread_is_left_behind_and_replaced(app: Tenure) -> None:
             wait_until_completed(app, job)
 
     for job in hanging:
-        assert app.get(job.id).result is None
+        assert app.get(job.id).result_json is None
         assert transitions(app, job) == ["enqueued", "claimed", "failed"]
 
 
@@ -205,7 +205,7 @@ def test_ends_and_timeouts_at_the_same_moment_give_one_outcome_each(app: Tenure)
         assert runs.count(end.id) <= end.attempts
         outcomes = [e for e in transitions(app, end) if e in ("completed", "failed")]
         assert len(outcomes) == end.attempts
-        assert (end.result == '"done"') == (end.status is Status.COMPLETED)
+        assert (end.result_json == '"done"') == (end.status is Status.COMPLETED)
     assert app.verify() == []
 
 

@@ -236,7 +236,7 @@ def test_a_trace_goes_on_in_a_worker_elsewhere_and_in_its_child_processes(
             text=True,
         )
         try:
-            pids = {wait_until_completed(app, job).result for job in jobs}
+            pids = {wait_until_completed(app, job).result_json for job in jobs}
             worker.terminate()
             _, log = worker.communicate(timeout=WAIT_SECONDS)
         finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
 import subprocess
 import threading
 from collections import Counter
@@ -70,7 +69,7 @@ def test_a_move_is_told_with_a_signature_that_anybody_can_check(app_on_each_engi
             wait_until(lambda: len(receiver.requests) == 2, "both moves")
             for one in deliveries(app_on_each_engine):
                 assert (
-                    wait_until_completed(app_on_each_engine, one).result
+                    wait_until_completed(app_on_each_engine, one).result_json
                     == '"the receiver answered 204"'
                 )
 
@@ -144,7 +143,7 @@ def test_what_is_redacted_is_not_told(app_on_each_engine: Tenure) -> None:
             deliveries(app_on_each_engine),
         )[1]
     )
-    payload = json.loads(delivery(app_on_each_engine).payload)
+    payload = delivery(app_on_each_engine).payload
     assert payload["event"]["detail"] == MARK
     assert "123456" not in str(payload)
 
@@ -199,7 +198,7 @@ def told_of(app: Tenure) -> Counter[str]:
     found: Counter[str] = Counter()
     before = None
     while page := app.find(type=WEBHOOK, limit=500, before=before):
-        found.update(json.loads(job.payload)["event"]["job_id"] for job in page)
+        found.update(job.payload["event"]["job_id"] for job in page)
         before = page[-1].id
     return found
 
@@ -255,7 +254,7 @@ def test_what_is_left_for_a_removed_webhook_is_dropped(
             hook_on(app_on_each_engine, receiver.url)
         with delivering(app_on_each_engine):
             assert (
-                wait_until_completed(app_on_each_engine, delivery(app_on_each_engine)).result
+                wait_until_completed(app_on_each_engine, delivery(app_on_each_engine)).result_json
                 == f'"{REMOVED}"'
             )
         assert receiver.requests == []

@@ -19,7 +19,7 @@ def transitions_shown(
     """The transitions of a job, with its redacted values cut out of their errors."""
     if not redaction:
         return transitions
-    shown = redaction.hider(job.payload, job.result)
+    shown = redaction.hider(job.payload_json, job.result_json)
     return [
         one if one.detail is None else dataclasses.replace(one, detail=shown(one.detail))
         for one in transitions

@@ -180,11 +180,11 @@ def show(id: str, as_json: bool) -> None:
             click.echo(f"{name:<18}{terminal.when(value)}  ({ago(value, now)})")
         elif value is not None:
             click.echo(f"{name:<18}{terminal.tint(visible(str(value)))}")
-    for name in ("payload", "result", "last_error"):
-        text = getattr(job, name)
+    for name, text in (("payload", job.payload_json), ("result", job.result_json)):
         if text is not None:
-            whole = text if name == "last_error" else terminal.laid_out(text)
-            click.echo(f"{name}\n{terminal.excerpt(whole)}")
+            click.echo(f"{name}\n{terminal.excerpt(terminal.laid_out(text))}")
+    if job.last_error is not None:
+        click.echo(f"last_error\n{terminal.excerpt(job.last_error)}")
     click.echo()
     _time_line(history)
     why = click.wrap_text(visible(first_line(reason.text)), width=terminal.room())

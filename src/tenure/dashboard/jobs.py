@@ -202,8 +202,8 @@ def show(request: PageRequest) -> Response:
 def _texts(job: Job) -> dict[str, str | None]:
     """Return the texts of a job, of which the page shows the beginnings."""
     return {
-        "payload": fmt.pretty(job.payload),
-        "result": None if job.result is None else fmt.pretty(job.result),
+        "payload": fmt.pretty(job.payload_json),
+        "result": None if job.result_json is None else fmt.pretty(job.result_json),
         "error": job.last_error,
     }
 

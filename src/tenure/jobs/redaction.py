@@ -60,14 +60,14 @@ class Redaction:
         """Return a job without its hidden values."""
         if not self:
             return job
-        payload, hidden = self._split(job.payload)
-        result, more = (None, []) if job.result is None else self._split(job.result)
+        payload, hidden = self._split(job.payload_json)
+        result, more = (None, []) if job.result_json is None else self._split(job.result_json)
         error = job.last_error and _hider(hidden + more)(job.last_error)
-        return replace(job, payload=payload, result=result, last_error=error)
+        return replace(job, payload_json=payload, result_json=result, last_error=error)
 
     def text(self, text: str, job: Job) -> str:
         """Return a text about a job, such as its error, without the job's hidden values."""
-        return self.hider(job.payload, job.result)(text)
+        return self.hider(job.payload_json, job.result_json)(text)
 
     def hider(self, *documents: str | None) -> Callable[[str], str]:
         """Return a function that replaces the hidden values of JSON documents in texts."""

@@ -13,6 +13,7 @@ from tenure.jobs.enqueue import CheckedJob
 from tenure.lifecycle import TRANSITIONS, Job, Status
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 from tenure.store.dialect import Dialect
+from tenure.texts import TEXT_FIELDS
 
 COLUMNS = (
     *("id", "type", "queue", "status", "priority", "attempts", "max_retries", "token"),
@@ -45,6 +46,7 @@ TIMES = frozenset(
 )
 IDS = frozenset({"id", "job_id", "lease_id", "cursor"})
 
+_FIELDS = tuple(TEXT_FIELDS.get(column, column) for column in COLUMNS)
 _STATUS = {str(status): status for status in Status}
 _policy_decoder = msgspec.json.Decoder(RetryPolicy)
 
@@ -70,7 +72,7 @@ def _is_time(column: str) -> bool:
 
 def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:
     """Return the job of a row of COLUMNS; `time` reads a stored time."""
-    values = dict(zip(COLUMNS, row, strict=False))
+    values = dict(zip(_FIELDS, row, strict=False))
     for name in TIMES:
         if values[name] is not None:
             values[name] = time(values[name])
@@ -86,7 +88,7 @@ def added_job(checked_job: CheckedJob, created_at: datetime, run_at: datetime) -
         id=checked_job.id,
         type=checked_job.type,
         queue=checked_job.queue,
-        payload=checked_job.payload,
+        payload_json=checked_job.payload,
         priority=checked_job.priority,
         max_retries=checked_job.max_retries,
         timeout=checked_job.timeout,
@@ -101,7 +103,10 @@ def added_job(checked_job: CheckedJob, created_at: datetime, run_at: datetime) -
 def changed_values(job: Job, columns: Sequence[str]) -> tuple[Any, ...]:
     """Return what is stored in columns of `CHANGED_BY`."""
     return tuple(
-        write_policy(job.backoff) if name == "backoff" else getattr(job, name) for name in columns
+        write_policy(job.backoff)
+        if name == "backoff"
+        else getattr(job, TEXT_FIELDS.get(name, name))
+        for name in columns
     )
 
 

@@ -115,7 +115,7 @@ def fits(filter: Filter, job: Job) -> bool:
         and (filter.created_after is None or job.created_at >= filter.created_after)
         and (filter.created_before is None or job.created_at < filter.created_before)
         and (filter.error is None or folded(filter.error) in folded(shown.last_error or ""))
-        and (filter.text is None or folded(filter.text) in folded(shown.payload))
+        and (filter.text is None or folded(filter.text) in folded(shown.payload_json))
     )
 
 
@@ -135,7 +135,7 @@ def filled(jobs: Iterable[Job], limit: int) -> tuple[list[Job], bool]:
     size = 0
     for job in jobs:
         taken.append(job)
-        size += sum(len(text.encode()) for text in (job.payload, job.result) if text)
+        size += sum(len(text.encode()) for text in (job.payload_json, job.result_json) if text)
         if len(taken) == limit or size >= MAX_BYTES:
             return taken, True
     return taken, False

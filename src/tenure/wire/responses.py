@@ -73,7 +73,7 @@ class JobBody(Answered, frozen=True):
 
 def job_body(job: Job) -> JobBody:
     """Show a job, without its lease id."""
-    return JobBody.of(job, payload=_stored(job.payload), result=_stored(job.result))
+    return JobBody.of(job, payload=_stored(job.payload_json), result=_stored(job.result_json))
 
 
 def _stored(text: str | None) -> Raw:
@@ -91,8 +91,9 @@ _skim = json.Decoder(dict[str, Raw] | list[Raw] | str | int | float | bool | Non
 
 def job_of(body: JobBody) -> Job:
     """Read the job that an answer shows."""
-    texts = {"payload": _text(body.payload) or "{}", "result": _text(body.result)}
-    return Job(**{**structs.asdict(body), **texts})
+    fields = structs.asdict(body)
+    payload, result = _text(fields.pop("payload")) or "{}", _text(fields.pop("result"))
+    return Job(**fields, payload_json=payload, result_json=result)
 
 
 def _text(raw: Raw) -> str | None:
