@@ -69,9 +69,8 @@ test fails when the two differ. The databases' triggers come from the same table
 - Several rows have the same two statuses. In SQL the column `event` says which of them a change is;
   a change that names none of them is the first. A pending job whose columns are set by SQL is
   `amended`.
-- So far only SQL makes jobs `waiting` or gives them a `start_by`. A job whose `start_by` has
-  passed is not claimed, and nothing ends it yet. SQL amends jobs, and so does the sweep after a
-  clock was set back.
+- So far only SQL makes jobs `waiting`. SQL amends jobs, and so does the sweep after a clock was
+  set back.
 """
 
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar, Unpack
 from urllib.parse import parse_qs, urlsplit
 
@@ -370,5 +370,7 @@ def _new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     for name in ("delay", "timeout"):
         if options.get(name) is not None:
             options[name] = durations.seconds(options[name], path=f"{at}.{name}")
+    if isinstance(latest := options.get("start_by"), timedelta):
+        options["start_by"] = latest.total_seconds()
     given = {name: v for name, v in options.items() if v is not None or name == "timeout"}
     return {**body, **given}

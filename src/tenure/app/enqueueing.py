@@ -33,6 +33,8 @@ def enqueue(
     - `delay`: run it no earlier than this duration from now. Default: at once.
     - `run_at`: run it no earlier than this time; an aware datetime in the years 1000 to 8999.
       Not together with `delay`.
+    - `start_by`: cancel the job (event `expired`) if it has not started by then: a duration above
+      0 from now, or an aware datetime. It holds for retries, too. Default: None, never.
     - `idempotency_key`: 1 to 255 visible ASCII characters. A second enqueue with the same key,
       type, payload and options returns the first job, with others it raises KeyConflict. Only
       options given in the call count, not the defaults of `@app.job(...)`.

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 SHOWN = (
     *("id", "type", "queue", "status", "attempts", "priority", "timeout", "idempotency_key"),
-    *("worker", "token", "created_at", "run_at", "started_at", "finished_at", "lease_expires_at"),
+    *("worker", "token", "created_at", "run_at", "start_by", "started_at", "finished_at"),
+    "lease_expires_at",
 )
 """What `jobs show` prints of a job, if it is set, in this order."""
 HINTS = {"retry": "run it again", "cancel": "cancel it"}
@@ -48,6 +49,7 @@ def _time(_: click.Context, given: click.Parameter, text: str | None) -> datetim
 @click.option("--max-retries", type=int, help="Most attempts, the first included.")
 @option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
 @option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=_time)
+@click.option("--start-by", help="Cancel it if it has not started by then: 10m, or a time.")
 @option("--timeout", "TIME", "Longest time that one attempt may run: 30s, 5m.")
 @option(
     "--backoff",

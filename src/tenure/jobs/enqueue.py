@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
@@ -42,6 +43,7 @@ class Options(TypedDict, total=False):
     backoff: Backoff  # wait after a failure; default: `RetryPolicy()`
     delay: Duration  # run it no earlier than this from now
     run_at: datetime  # run it no earlier than this; not together with `delay`
+    start_by: Duration | datetime  # cancel it if it has not started by then; default: never
     idempotency_key: str  # 1 to 255 visible ASCII characters
     actor: str  # who adds it; default: the application's actor
 
@@ -79,6 +81,8 @@ class CheckedJob(TypeOptions, frozen=True, kw_only=True, gc=False):
     fingerprint: str | None = None  # of what the caller gave, stored with the key
     delay: float = 0.0
     run_at: datetime | None = None
+    start_by: datetime | None = None
+    start_within: float | None = None  # seconds, instead of `start_by`
     actor: str | None = None
     traceparent: str | None = None  # the span that adds it, if any
 
@@ -120,6 +124,8 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     options = new_job.options
     delay: Any = None
     run_at: Any = None
+    start_by: datetime | None = None
+    start_within: float | None = None
     key: Any = None
     if options:  # most jobs have none
         if unknown := options.keys() - _OPTIONS:
@@ -127,6 +133,8 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
         actor = options.get("actor", actor)
         delay = options.get("delay")
         run_at = _time_of(options.get("run_at"), delay)
+        if options.get("start_by") is not None:
+            start_by, start_within = _last_start(options["start_by"])
         key = options.get("idempotency_key")
         if key is not None:
             key = check_key(key, "$.idempotency_key")
@@ -143,8 +151,12 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
         idempotency_key=key,
         delay=0.0 if delay is None else durations.seconds(delay, path="$.delay"),
         run_at=run_at,
+        start_by=start_by,
+        start_within=start_within,
         actor=actor,
     )
+    if start_by or start_within:
+        _check_it_can_start(checked_job)
     if key is None:
         return checked_job
     return replace(checked_job, fingerprint=_fingerprint(checked_job, options))
@@ -155,11 +167,32 @@ def _time_of(run_at: Any, delay: Any) -> datetime | None:
         return None
     if delay is not None:
         raise InvalidInput("give delay or run_at, not both", path="$.run_at")
-    if not isinstance(run_at, datetime) or run_at.tzinfo is None:
-        raise InvalidInput("run_at needs a time with its zone", path="$.run_at")
-    if run_at.year not in YEARS:
-        raise InvalidInput("run_at is out of range; use the years 1000 to 8999", path="$.run_at")
-    return run_at.astimezone(UTC)
+    return _time(run_at, "run_at")
+
+
+def _time(given: Any, name: str) -> datetime:
+    if not isinstance(given, datetime) or given.tzinfo is None:
+        raise InvalidInput(f"{name} needs a time with its zone", path=f"$.{name}")
+    if given.year not in YEARS:
+        problem = f"{name} is out of range; use the years 1000 to 8999"
+        raise InvalidInput(problem, path=f"$.{name}")
+    return given.astimezone(UTC)
+
+
+def _last_start(given: Any) -> tuple[datetime | None, float | None]:
+    """Return a time, or the seconds from now. JSON and commands write a time as text."""
+    if isinstance(given, str) and "-" in given:
+        with suppress(msgspec.ValidationError):
+            given = msgspec.convert(given, datetime)
+    if isinstance(given, datetime):
+        return _time(given, "start_by"), None
+    return None, positive(given, "$.start_by")
+
+
+def _check_it_can_start(job: CheckedJob) -> None:
+    never = job.start_within is not None and job.start_within <= job.delay
+    if never or (job.run_at and job.start_by and job.start_by <= job.run_at):
+        raise InvalidInput("the job would expire before it is due", path="$.start_by")
 
 
 def defaults_of(options: Mapping[str, Any], otherwise: TypeOptions) -> TypeOptions:
@@ -178,7 +211,7 @@ def defaults_of(options: Mapping[str, Any], otherwise: TypeOptions) -> TypeOptio
 
 _OPTIONS = frozenset(Options.__annotations__)
 _TYPE_OPTIONS = frozenset(TypeOptions.__struct_fields__)
-_FINGERPRINTED = _TYPE_OPTIONS | {"delay", "run_at"}
+_FINGERPRINTED = _TYPE_OPTIONS | {"delay", "run_at", "start_by"}
 
 
 def policy_of(backoff: Any, path: str) -> RetryPolicy:
@@ -223,6 +256,8 @@ def _fingerprint(checked_job: CheckedJob, options: Options) -> str:
     """
     given = options.keys() & _FINGERPRINTED
     asked = {name: getattr(checked_job, name) for name in ("type", "payload", *sorted(given))}
+    if checked_job.start_within is not None:
+        asked["start_by"] = checked_job.start_within
     return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()
 
 

@@ -39,7 +39,10 @@ class Explanation:
 
 def explain(job: Job, facts: Facts) -> Explanation:
     """Return why `job` is not running, or what it is doing, and the events that it can take."""
-    return Explanation(*_reason(job, facts), legal_events(job.status, job.event))
+    reason, text = _reason(job, facts)
+    if job.start_by is not None and job.status in (Status.PENDING, Status.WAITING):
+        text += f" It is cancelled if it has not started by {_at(job.start_by)}."
+    return Explanation(reason, text, legal_events(job.status, job.event))
 
 
 def rate(activity: Iterable[Activity], queue: str, now: datetime) -> float:
@@ -54,6 +57,8 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
         case Status.COMPLETED:
             return "completed", f"It completed at {_at(job.finished_at)}, attempt {job.attempts}."
         case Status.CANCELLED:
+            if job.event == "expired":
+                return "expired", f"It was cancelled: it had to start before {_at(job.start_by)}."
             return "cancelled", f"{job.actor} cancelled it at {_at(job.finished_at)}."
         case Status.FAILED:
             return "failed", (

@@ -122,6 +122,7 @@ class Duty(StrEnum):
     """What is to be done regularly beside a database, if there is work for it."""
 
     LEASES = "leases"  # some have run out
+    STARTS = "starts"  # some jobs had to start before now
     BULKS = "bulks"  # a bulk action has not ended
     TRANSITIONS = "transitions"  # some are not in the statistics
     WEBHOOKS = "webhooks"  # there are some

@@ -98,6 +98,10 @@ class Store:
         """End up to `limit` leases that have run out. The result is the steps of each job."""
         return self.write("sweep", lambda db: transitions.sweep(db, limit), brings=bool)
 
+    def expire(self, limit: int = 500) -> Future[list[transitions.Steps]]:
+        """Cancel up to `limit` jobs that had to start before now, and return their steps."""
+        return self.write("sweep", lambda db: transitions.expire(db, limit), brings=nothing)
+
     def set_times_right(self, limit: int = 500) -> Future[list[transitions.Steps]]:
         """If the clock was ahead and was put back, let up to `limit` jobs run that wait for it.
 

@@ -302,12 +302,14 @@ PLACES = AuditQuery(
     f"""
 SELECT coalesce(job.id, token.id, place.id) AS job_id,
     CASE WHEN (job.status = 'pending') IS DISTINCT FROM (token.id IS NOT NULL)
-            OR token.id IS NOT NULL AND (token.queue, token.priority, token.run_at, token.type)
-                IS DISTINCT FROM (job.queue, job.priority, job.run_at, job.type)
+            OR token.id IS NOT NULL
+                AND (token.queue, token.priority, token.run_at, token.type, token.start_by)
+                IS DISTINCT FROM (job.queue, job.priority, job.run_at, job.type, job.start_by)
         THEN coalesce(job.status, 'no job') || CASE WHEN token.id IS NULL THEN ' without a token'
             ELSE ' with the token of priority ' || token.priority || ' at ' || token.run_at END
     END AS "a token if and only if the job is pending",
-    CASE WHEN job.status IN ('processing', {SETTLED_SQL}) AND arrived.id IS NULL
+    CASE WHEN (job.status IN ('processing', {SETTLED_SQL})
+            OR job.status = 'waiting' AND job.start_by IS NOT NULL) AND arrived.id IS NULL
         THEN job.status || ' without an arrival'
         WHEN (place.id IS NOT NULL) <> coalesce(job.status IN ('failed', 'cancelled'), false)
             OR place.ended_as <> job.status

@@ -28,6 +28,7 @@ class Dialect:
     pending: str  # a FROM item: id, queue, priority, run_at and type of the pending jobs
     processing: str  # a FROM item: the processing jobs, as `job`
     expiring: str  # FROM ... WHERE and the time at which leases may end, of what the sweep reads
+    late: str  # FROM ... WHERE: one row at least if a job has to expire
     skip_locked: str  # at the end of a SELECT: lock its rows, skip locked ones
     folded: str  # template: whether a `column` in lower case (A to Z only) contains the parameter
     is_id: Callable[[str], bool]  # whether a text can be the id of a stored job

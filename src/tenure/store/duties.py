@@ -18,6 +18,7 @@ def searches(d: Dialect) -> dict[Duty, str]:
     """Where to look for work, for each duty: a search in an index, of which one row is enough."""
     return {
         Duty.LEASES: f"{d.expiring} <= {d.now}",
+        Duty.STARTS: d.late,
         Duty.BULKS: f"{d.table('bulk')} WHERE finished_at IS NULL",
         Duty.TRANSITIONS: f"{d.table('transition')} AS t WHERE {d.since} AND {d.settled}",
         Duty.WEBHOOKS: d.table("webhook"),

@@ -119,6 +119,9 @@ class Database(Statements, Protocol):
     def lock_expired(self, limit: int) -> list[Job]:
         """Load and lock processing jobs whose lease has run out, oldest first."""
 
+    def lock_late(self, limit: int) -> list[Job]:
+        """Load and lock waiting and pending jobs whose `start_by` has passed."""
+
     def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:
         """Write (before, after) pairs, each only if the row still is `before`; return how many.
 

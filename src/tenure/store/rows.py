@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -82,8 +82,20 @@ def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:
     return Job(**values)
 
 
-def added_job(checked_job: CheckedJob, created_at: datetime, run_at: datetime) -> Job:
-    """Return the job that was added, given the times that the store has set."""
+def added_job(
+    checked_job: CheckedJob,
+    created_at: datetime,
+    run_at: datetime,
+    *,
+    kept: Callable[[datetime], datetime] = lambda time: time,
+) -> Job:
+    """Return the job that was added, given the times that the store has set.
+
+    `kept` rounds a time as the store does.
+    """
+    start_by = checked_job.start_by
+    if checked_job.start_within is not None:
+        start_by = created_at + timedelta(seconds=checked_job.start_within)
     return Job(
         id=checked_job.id,
         type=checked_job.type,
@@ -96,6 +108,7 @@ def added_job(checked_job: CheckedJob, created_at: datetime, run_at: datetime) -
         idempotency_key=checked_job.idempotency_key,
         created_at=created_at,
         run_at=run_at,
+        start_by=None if start_by is None else kept(start_by),
         actor=checked_job.actor,
     )
 

@@ -17,6 +17,7 @@ from tenure.errors import IllegalTransition, JobNotFound, LeaseLost
 from tenure.events import (
     Completed,
     Event,
+    Expired,
     Failed,
     GaveUp,
     Interrupted,
@@ -167,13 +168,21 @@ def apply(db: Database, job_id: str, event: Event) -> Job:
 
 def sweep(db: Database, limit: int) -> list[Steps]:
     """End up to `limit` leases that have run out; return the steps of each job."""
-    expired = db.lock_expired(limit)
+    return _sweep(db, db.lock_expired(limit), LeaseExpired())
+
+
+def expire(db: Database, limit: int) -> list[Steps]:
+    """Cancel up to `limit` jobs that had to start before now; return the steps of each."""
+    return _sweep(db, db.lock_late(limit), Expired())
+
+
+def _sweep(db: Database, jobs: Sequence[Job], event: Event) -> list[Steps]:
     failpoints.hit("sweep.between_read_and_write")
     now = db.now()
     changes: list[tuple[Job, Steps]] = []
-    for job in expired:
+    for job in jobs:
         try:
-            changes.append((job, follow(job, LeaseExpired(), now)))
+            changes.append((job, follow(job, event, now)))
         except IllegalTransition:  # the lease was renewed between the read and `now`
             continue
     save(db, changes)

@@ -62,6 +62,7 @@ SearchText = Annotated[
 JsonObject = _component("JsonObject")
 Seconds = Annotated[float | str, _component("Duration")]
 Timeout = Annotated[float | str, _component("PositiveDuration")]
+StartBy = Annotated[float | str, _component("StartBy")]
 Priority = Annotated[int, _schema(minimum=-100, maximum=100)]
 Retries = Annotated[int, _schema(minimum=0, maximum=1_000)]
 MoreRetries = Annotated[int, _schema(minimum=1, maximum=1_000)]
@@ -121,6 +122,7 @@ class EnqueueRequest(TypeRequest, kw_only=True):
     payload: Annotated[dict[str, Any], JsonObject] = {}
     run_at: RunAt | None = None
     delay: Seconds | None = None
+    start_by: StartBy | None = None
     idempotency_key: Key | UnsetType = UNSET
 
     def pack(self, path: str) -> None:

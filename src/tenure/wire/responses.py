@@ -60,6 +60,7 @@ class JobBody(Answered, frozen=True):
     last_error: str | None
     result: Annotated[Raw, AnyJson]
     run_at: Time
+    start_by: Time | None
     created_at: Time
     started_at: Time | None
     finished_at: Time | None

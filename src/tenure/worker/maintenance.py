@@ -21,6 +21,7 @@ from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.durations import retention
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.work import Duty
+from tenure.lifecycle import Job
 from tenure.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ PRUNE_EVERY_SECONDS = 60.0
 TIMES_EVERY_SECONDS = 60.0
 PRUNE_SHARE = 0.5
 FULL_SWEEP = 500
-"""Leases that one call of `sweep` ends at most; after so many there may be more."""
+"""Leases or jobs that one call of a sweep ends at most; after so many there may be more."""
 BULK_SHARE = 0.5
 """The part of an interval that bulk actions may take, so that the next sweep is not late."""
 WEBHOOK_SHARE = 0.25
@@ -100,7 +101,8 @@ class MaintenanceThread(threading.Thread):
         forward = partial(app.core.forward_to_webhooks, without_errors=without_errors)
         self._found: Collection[Duty] = ()
         self._duties: Sequence[tuple[Duty | None, Callable[[], object]]] = (
-            (Duty.LEASES, self._end_leases),
+            (Duty.LEASES, lambda: self._sweep(self._core.sweep)),
+            (Duty.STARTS, lambda: self._sweep(lambda: self._core.store.expire().result())),
             (None, self._set_times_right),
             (None, self._delete_old_jobs),  # at times that are known here
             (Duty.BULKS, lambda: self._repeat(lambda: run_batches(app.core), BULK_SHARE)),
@@ -151,9 +153,9 @@ class MaintenanceThread(threading.Thread):
 
     # --- the duties
 
-    def _end_leases(self) -> None:
+    def _sweep(self, sweep: Callable[[], Sequence[Sequence[Job]]]) -> None:
         while self._may_end_leases() and not self._end.is_set():
-            ended = self._core.sweep()
+            ended = sweep()
             for steps in ended:
                 logs.log_steps(log, steps)
             if len(ended) < FULL_SWEEP:

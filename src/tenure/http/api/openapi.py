@@ -63,6 +63,13 @@ HAND_WRITTEN: Mapping[str, Any] = {
         "additionalProperties": {"$ref": "#/components/schemas/Json"},
     },
     "Duration": _duration("Seconds, or text: `30s`, `1h30m`, `250ms`, `PT5M`.", 0),
+    "StartBy": {
+        "description": "A time, or the time from now: the job is cancelled if it starts no sooner.",
+        "anyOf": [
+            {"$ref": "#/components/schemas/PositiveDuration"},
+            {"type": "string", "format": "date-time", "pattern": "^[1-8]"},
+        ],
+    },
     "PositiveDuration": _duration("A duration above 0, of a microsecond or more.", 0.000001),
 }
 

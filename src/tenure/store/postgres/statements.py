@@ -38,6 +38,8 @@ DIALECT = Dialect(
     processing=f"(SELECT job.* FROM {_arrived('processing')} JOIN {{s}}.job USING (id)"
     " WHERE job.status = 'processing') AS job",
     expiring="{s}.arrival WHERE status = 'processing' AND at",
+    late=f"(SELECT start_by AS at FROM {{s}}.ready WHERE start_by <= {NOW}"
+    f" UNION ALL SELECT at FROM {{s}}.arrival WHERE status = 'waiting' AND at <= {NOW}) AS late",
     skip_locked="FOR UPDATE SKIP LOCKED",
     # Lower case of the C locale is that of A to Z alone, as in SQLite.
     folded='strpos(lower(job.{column} COLLATE "C"), %s) > 0',
@@ -84,7 +86,7 @@ TYPES = {
     **dict.fromkeys(("id", "job_id", "lease_id"), "uuid"),
     **dict.fromkeys(("priority", "max_retries"), "bigint"),
     **dict.fromkeys(("attempts", "token", "snoozes", "need", "spare"), "integer"),
-    **dict.fromkeys(("timeout", "delay"), "float8"),
+    **dict.fromkeys(("timeout", "delay", "start_within"), "float8"),
 }
 """Column -> type, where it is not text."""
 
@@ -106,7 +108,7 @@ def arrays(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[Any]
     return [array_of(type_of(c), v) for c, v in zip(columns, values, strict=True)]
 
 
-NEW = (*ADDED, "run_at", "delay", "backoff")
+NEW = (*ADDED, "run_at", "delay", "start_by", "start_within", "backoff")
 
 # The hot path: functions of the schema, whose plans a session keeps; see 0001_2_statements.sql.
 ENQUEUE = f"SELECT * FROM {{s}}.enqueue({', '.join(f'%b::{type_of(c)}[]' for c in NEW)}, %s, %s)"
@@ -158,6 +160,15 @@ DELETE FROM {{s}}.arrival WHERE ctid = ANY (ARRAY(
             WHERE status = 'processing' AND at <= {NOW}
             ORDER BY status, at LIMIT {MAX_ARRIVALS} FOR UPDATE SKIP LOCKED) AS old
     ) AS old WHERE before < {MAX_ARRIVALS}))
+"""
+LOOK_AT_WAITING = LOOK.replace("'processing'", "'waiting'")
+LOCK_LATE = f"""
+SELECT {JOB_COLUMNS} FROM (
+    (SELECT id FROM {{s}}.ready WHERE start_by <= {NOW} ORDER BY start_by LIMIT %s)
+    UNION ALL SELECT id FROM {_arrived("waiting", f" AND at <= {NOW}")}
+) AS late JOIN {{s}}.job USING (id)
+WHERE job.status IN ('waiting', 'pending') AND job.start_by <= {NOW}
+ORDER BY job.start_by LIMIT %s FOR UPDATE OF job SKIP LOCKED
 """
 LOCK_EXPIRED = f"""
 SELECT {JOB_COLUMNS} FROM {_arrived("processing", f" AND at <= {NOW}")} JOIN {{s}}.job USING (id)

@@ -23,7 +23,7 @@ from tenure.store.tables.stats import StatsWriter
 MAX_LOOKS = 20
 """Looks in a row of which each found nothing to delete."""
 
-_added_values = attrgetter(*ADDED, "run_at", "delay")
+_added_values = attrgetter(*ADDED, "run_at", "delay", "start_by", "start_within")
 _changed_values = attrgetter(*CHANGED)
 _guard_values = attrgetter(*sql.GUARD)
 
@@ -172,6 +172,10 @@ class Postgres(PostgresSession):
     def lock_expired(self, limit: int) -> list[Job]:
         self.changed(sql.LOOK)
         return [job_of(row, to_time) for row in self.rows(sql.LOCK_EXPIRED, (limit,))]
+
+    def lock_late(self, limit: int) -> list[Job]:
+        self.changed(sql.LOOK_AT_WAITING)
+        return [job_of(row, to_time) for row in self.rows(sql.LOCK_LATE, (limit, limit))]
 
     def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:
         if not changes:

@@ -21,6 +21,9 @@ def to_bound(time: datetime | None) -> int | None:
     return None if time is None else -((EPOCH - time) // timedelta(milliseconds=1))
 
 
+LATE_JOBS = """tenure_job
+WHERE start_by IS NOT NULL AND status IN ('waiting', 'pending') AND start_by"""
+
 DIALECT = Dialect(
     prefix="tenure_",
     value="?",
@@ -32,6 +35,7 @@ DIALECT = Dialect(
     pending="(SELECT * FROM tenure_job WHERE status = 'pending') AS job",
     processing="(SELECT * FROM tenure_job WHERE status = 'processing') AS job",
     expiring="tenure_job WHERE status = 'processing' AND lease_expires_at",
+    late=f"{LATE_JOBS} <= {NOW}",
     skip_locked="",
     folded="instr(lower({column}), ?) > 0",
     is_id=lambda text: True,
@@ -105,7 +109,7 @@ def _shape(rows: int) -> int:
     return next(shape for shape in SHAPES if shape >= rows)
 
 
-INSERTED = (*ADDED, "backoff", "created_at", "run_at")
+INSERTED = (*ADDED, "backoff", "created_at", "run_at", "start_by")
 INSERT = OverRows(
     "new",
     INSERTED,
@@ -119,7 +123,8 @@ ON CONFLICT DO NOTHING
 # key is there: those need a closer look.
 INSERT_ONE = f"""
 INSERT INTO tenure_job ({", ".join(INSERTED)})
-SELECT {", ".join("?" * len(ADDED))}, ?, at, coalesce(?, at + ?) FROM tenure_now
+SELECT {", ".join("?" * len(ADDED))}, ?, at, coalesce(?, at + ?), coalesce(?, at + ?)
+FROM tenure_now
 WHERE NOT EXISTS (SELECT 1 FROM tenure_queue WHERE name = ? AND max_pending IS NOT NULL)
 ON CONFLICT DO NOTHING RETURNING created_at, run_at
 """
@@ -240,6 +245,10 @@ SELECT job_id, traceparent FROM tenure_trace WHERE job_id IN (SELECT value FROM 
 EXPIRED = f"""
 SELECT {", ".join(COLUMNS)} FROM tenure_job WHERE status = 'processing' AND lease_expires_at <= ?
 ORDER BY lease_expires_at LIMIT ?
+"""
+
+LATE = f"""
+SELECT {", ".join(COLUMNS)} FROM {LATE_JOBS} <= ? ORDER BY start_by LIMIT ?
 """
 
 # One row, as in PICK.

@@ -158,13 +158,14 @@ class Sqlite:
     def insert(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, Job]:
         now = self.now()
         stored = to_millis(now)
-        jobs = [added_job(a, now, _due(a, now)) for a in checked_jobs]
+        jobs = [added_job(a, now, _due(a, now), kept=kept) for a in checked_jobs]
         rows = [
             (
                 *_added_values(checked_job),
                 write_policy(job.backoff),
                 stored,
                 stored if job.run_at is now else to_millis(job.run_at),
+                job.start_by and to_millis(job.start_by),
             )
             for job, checked_job in zip(jobs, checked_jobs, strict=True)
         ]
@@ -182,6 +183,8 @@ class Sqlite:
             write_policy(checked_job.backoff),
             checked_job.run_at and to_millis(checked_job.run_at),
             round(checked_job.delay * 1000),
+            checked_job.start_by and to_millis(checked_job.start_by),
+            checked_job.start_within and round(checked_job.start_within * 1000),
             checked_job.queue,
         )
         db = self._connected()
@@ -193,7 +196,7 @@ class Sqlite:
             return found
 
         found = when_free(insert, patience=self._patience)
-        added = [added_job(checked_job, *map(to_time, times)) for times in found]
+        added = [added_job(checked_job, *map(to_time, times), kept=kept) for times in found]
         return {job.id: job for job in added}
 
     def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
@@ -244,6 +247,10 @@ class Sqlite:
 
     def lock_expired(self, limit: int) -> list[Job]:
         rows = self.rows(sql.EXPIRED, (to_millis(self.now()), limit))
+        return [job_of(row, to_time) for row in rows]
+
+    def lock_late(self, limit: int) -> list[Job]:
+        rows = self.rows(sql.LATE, (to_millis(self.now()), limit))
         return [job_of(row, to_time) for row in rows]
 
     def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:

@@ -70,12 +70,15 @@ CREATE TABLE {schema}.ready (
     id uuid NOT NULL,
     queue text COLLATE "C" NOT NULL,
     type text COLLATE "C" NOT NULL,
+    start_by timestamptz,
     PRIMARY KEY (queue, priority, run_at, id)
 ) WITH (
     autovacuum_vacuum_threshold = 1000,
     autovacuum_vacuum_scale_factor = 0.02,
     vacuum_truncate = false
 );
+
+CREATE INDEX ready_start_by ON {schema}.ready (start_by) WHERE start_by IS NOT NULL;
 
 -- The failed and the cancelled jobs, which operators look for.
 CREATE TABLE {schema}.ended (
@@ -85,6 +88,7 @@ CREATE TABLE {schema}.ended (
 );
 
 -- The jobs that entered a status, one row for those of one statement: what the sweep and retention read.
+-- Of those that wait, the ones with a `start_by`, at that time.
 -- They delete what they have looked at. Of that, a trigger enters again what is still in its status.
 CREATE TABLE {schema}.arrival (
     at timestamptz NOT NULL,
@@ -196,6 +200,9 @@ END $$;
 
 CREATE FUNCTION {schema}.record_entry() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    jobs bigint;
+    tokens bigint;
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001',
@@ -208,8 +215,15 @@ BEGIN
         WHEN {unfit_new_job} THEN
             {schema}.refuse_row('a value of a job is refused: ' || {broken_new_value})
         ELSE true END;
-    INSERT INTO {schema}.ready (queue, priority, run_at, id, type)
-    SELECT queue, priority, run_at, id, type FROM entered WHERE status = 'pending';
+    GET DIAGNOSTICS jobs = ROW_COUNT;
+    INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by)
+    SELECT queue, priority, run_at, id, type, start_by FROM entered WHERE status = 'pending';
+    GET DIAGNOSTICS tokens = ROW_COUNT;
+    IF tokens < jobs THEN
+        INSERT INTO {schema}.arrival (status, at, ids)
+        SELECT status, start_by, array_agg(id) FROM entered
+        WHERE status = 'waiting' AND start_by IS NOT NULL GROUP BY status, start_by;
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -248,6 +262,7 @@ BEGIN
     ) AS o, (
         SELECT bool_or(status = 'pending') AS is_pending,
             bool_or(status = 'processing') AS is_processing,
+            bool_or(status = 'waiting') AS is_waiting,
             bool_or(status IN ('failed', 'cancelled')) AS is_ended,
             max(CASE WHEN {unfit_change} THEN {broken_change} END) AS broken
         FROM after
@@ -264,8 +279,13 @@ BEGIN
             WHERE before.status = 'pending'));
     END IF;
     IF seen.is_pending THEN
-        INSERT INTO {schema}.ready (queue, priority, run_at, id, type)
-        SELECT queue, priority, run_at, id, type FROM after WHERE status = 'pending';
+        INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by)
+        SELECT queue, priority, run_at, id, type, start_by FROM after WHERE status = 'pending';
+    END IF;
+    IF seen.is_waiting THEN
+        INSERT INTO {schema}.arrival (status, at, ids)
+        SELECT status, start_by, array_agg(id) FROM after
+        WHERE status = 'waiting' AND start_by IS NOT NULL GROUP BY status, start_by;
     END IF;
     IF seen.was_ended THEN
         DELETE FROM {schema}.ended WHERE ctid = ANY (ARRAY(
@@ -320,7 +340,8 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
     END IF;
     INSERT INTO {schema}.arrival (status, at, ids)
-    SELECT job.status, coalesce(job.lease_expires_at, job.finished_at), array_agg(DISTINCT job.id)
+    SELECT job.status, coalesce(job.lease_expires_at, job.finished_at, job.start_by),
+        array_agg(DISTINCT job.id)
     FROM removed CROSS JOIN unnest(removed.ids) AS one (id) JOIN {schema}.job ON job.id = one.id
     WHERE job.status = removed.status GROUP BY 1, 2;
     RETURN NULL;

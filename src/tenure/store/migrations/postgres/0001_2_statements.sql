@@ -8,19 +8,21 @@
 CREATE FUNCTION {schema}.new_jobs(
     ids uuid[], types text[], queues text[], priorities bigint[], limits bigint[],
     timeouts double precision[], actors text[], keys text[], fingerprints text[], payloads text[],
-    run_ats timestamptz[], delays double precision[], backoffs text[], now timestamptz
+    run_ats timestamptz[], delays double precision[], start_bys timestamptz[],
+    start_withins double precision[], backoffs text[], now timestamptz
 ) RETURNS TABLE (
     id uuid, type text, queue text, priority bigint, max_retries bigint, timeout double precision,
     actor text, idempotency_key text, fingerprint text, payload text, run_at timestamptz,
-    created_at timestamptz, backoff text
+    created_at timestamptz, start_by timestamptz, backoff text
 )
     LANGUAGE sql STABLE AS $$
     SELECT id, type, queue, priority, max_retries, timeout, actor, idempotency_key, fingerprint,
-        payload, coalesce(run_at, now + delay * interval '1 second'), now, backoff
+        payload, coalesce(run_at, now + delay * interval '1 second'), now,
+        coalesce(start_by, now + start_within * interval '1 second'), backoff
     FROM unnest(ids, types, queues, priorities, limits, timeouts, actors, keys, fingerprints,
-        payloads, run_ats, delays, backoffs)
+        payloads, run_ats, delays, start_bys, start_withins, backoffs)
         AS new (id, type, queue, priority, max_retries, timeout, actor, idempotency_key,
-            fingerprint, payload, run_at, delay, backoff)
+            fingerprint, payload, run_at, delay, start_by, start_within, backoff)
 $$;
 
 -- Add the jobs whose id and key are new; `sparing`: none at all if one of the queues has a limit;
@@ -29,7 +31,8 @@ $$;
 CREATE FUNCTION {schema}.enqueue(
     ids uuid[], types text[], queues text[], priorities bigint[], limits bigint[],
     timeouts double precision[], actors text[], keys text[], fingerprints text[], payloads text[],
-    run_ats timestamptz[], delays double precision[], backoffs text[], sparing boolean,
+    run_ats timestamptz[], delays double precision[], start_bys timestamptz[],
+    start_withins double precision[], backoffs text[], sparing boolean,
     whole boolean
 ) RETURNS TABLE (at timestamp, made text[], later text[], later_at timestamp[])
     LANGUAGE plpgsql
@@ -50,9 +53,10 @@ BEGIN
     BEGIN
         WITH entered AS (
             INSERT INTO {schema}.job (id, type, queue, priority, max_retries, timeout, actor,
-                idempotency_key, fingerprint, payload, run_at, created_at, backoff)
+                idempotency_key, fingerprint, payload, run_at, created_at, start_by, backoff)
             SELECT * FROM {schema}.new_jobs(ids, types, queues, priorities, limits, timeouts, actors,
-                keys, fingerprints, payloads, run_ats, delays, backoffs, now)
+                keys, fingerprints, payloads, run_ats, delays, start_bys, start_withins, backoffs,
+                now)
             RETURNING job.id, job.run_at
         )
         SELECT array_agg(id::text), array_agg(run_at AT TIME ZONE 'UTC') INTO later, later_at
@@ -65,9 +69,10 @@ BEGIN
         END IF;
         WITH entered AS (
             INSERT INTO {schema}.job (id, type, queue, priority, max_retries, timeout, actor,
-                idempotency_key, fingerprint, payload, run_at, created_at, backoff)
+                idempotency_key, fingerprint, payload, run_at, created_at, start_by, backoff)
             SELECT * FROM {schema}.new_jobs(ids, types, queues, priorities, limits, timeouts, actors,
-                keys, fingerprints, payloads, run_ats, delays, backoffs, now)
+                keys, fingerprints, payloads, run_ats, delays, start_bys, start_withins, backoffs,
+                now)
             ON CONFLICT DO NOTHING
             RETURNING job.id, job.run_at
         )
@@ -85,7 +90,8 @@ END $$;
 CREATE FUNCTION {schema}.enqueue_one(
     id uuid, type text, queue text, priority bigint, max_retries bigint, timeout double precision,
     actor text, key text, fingerprint text, payload text, due timestamptz, delay double precision,
-    backoff text, OUT created bigint, OUT runs bigint
+    latest timestamptz, start_within double precision, backoff text, OUT created bigint,
+    OUT runs bigint
 )
     LANGUAGE plpgsql
     SET jit = off SET lock_timeout = '10s' AS $$
@@ -94,9 +100,10 @@ DECLARE
     now timestamptz := {schema}.clock();
 BEGIN
     INSERT INTO {schema}.job (id, type, queue, priority, max_retries, timeout, actor,
-        idempotency_key, fingerprint, payload, backoff, created_at, run_at)
+        idempotency_key, fingerprint, payload, backoff, created_at, run_at, start_by)
     SELECT id, type, queue, priority, max_retries, timeout, actor, key, fingerprint, payload,
-        backoff, now, coalesce(due, now + delay * interval '1 second')
+        backoff, now, coalesce(due, now + delay * interval '1 second'),
+        coalesce(latest, now + start_within * interval '1 second')
     WHERE NOT EXISTS (
         SELECT FROM {schema}.queue AS q WHERE q.name = queue AND q.max_pending IS NOT NULL)
     ON CONFLICT DO NOTHING

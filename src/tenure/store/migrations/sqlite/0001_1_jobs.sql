@@ -51,6 +51,8 @@ CREATE TABLE tenure_job (
 CREATE INDEX tenure_job_ready ON tenure_job (queue, priority, run_at, id) WHERE status = 'pending';
 -- What the sweep reads.
 CREATE INDEX tenure_job_lease ON tenure_job (lease_expires_at) WHERE status = 'processing';
+CREATE INDEX tenure_job_start_by ON tenure_job (start_by)
+    WHERE start_by IS NOT NULL AND status IN ('waiting', 'pending');
 -- What operators and retention look for.
 CREATE INDEX tenure_job_ended ON tenure_job (status, id) WHERE status IN ('failed', 'cancelled');
 CREATE INDEX tenure_job_finished ON tenure_job (status, finished_at)
