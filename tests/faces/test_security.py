@@ -35,7 +35,7 @@ CALLERS = {"httpx2", "urllib.request", "http.client", "requests", "smtplib", "ft
 IMPORTERS = {
     "__init__.py",  # the public names, from a table
     "cli/running.py",  # what `--app` names
-    "worker/processes.py",  # in a child process, the module of a registered handler
+    "worker/child.py",  # in a child process, the module of a registered handler
     "store/postgres/doctor.py",  # psycopg's own names
 }
 CANARY = "canary-7c1f"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import os
@@ -10,12 +11,12 @@ import resource
 import subprocess
 import sys
 import threading
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tenure import PermanentFailure, RetryAfter, Snooze, Tenure
+from tenure import JobContext, PermanentFailure, RetryAfter, Snooze, Tenure
 
 app = Tenure("sqlite:///never-opened.db")
 
@@ -40,6 +41,23 @@ def secrets_here() -> list[str]:
     at_start = Path("/proc/self/environ").read_text().split("\0")
     found = {*os.environ, *started, *at_start}
     return sorted(name for name in found if name.startswith("TENURE_TOKEN"))
+
+
+@app.job(process=True)
+async def look_around(context: JobContext, name: str) -> dict[str, object]:
+    """What a coroutine knows of its attempt, and where it runs."""
+    assert context.deadline is not None
+    left = (context.deadline - datetime.now(UTC)).total_seconds()
+    names = ("id", "type", "queue", "attempt", "max_retries", "token")
+    known = {name: getattr(context, name) for name in names}
+    loop = id(asyncio.get_running_loop())
+    return {**known, "name": name, "left": left, "pid": os.getpid(), "loop": loop}
+
+
+@app.job(process=True, permanent=(LookupError,))
+async def look_up_on_the_loop(context: JobContext) -> None:
+    await asyncio.sleep(0)
+    raise LookupError(f"no such customer, attempt {context.attempt}")
 
 
 @app.job(process=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
+from tenure.jobs.enqueue import Options
 from tenure.worker.processes import MAX_ANSWER_BYTES
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript, is_running, wait_for_exit
@@ -61,6 +63,55 @@ def test_a_child_is_used_again_for_the_next_call(pool: Tenure) -> None:
 
     assert len({place["pid"] for place in places}) == 1
     assert {place["parent"] for place in places} == {os.getpid()}
+
+
+def test_coroutines_and_contexts_are_in_children_as_elsewhere(pool: Tenure) -> None:
+    options: Options = {"timeout": "1h", "max_retries": 4, "queue": "far"}
+    jobs = [pool.enqueue("look_around", {"name": name}, **options) for name in "ab"]
+    with running_worker(pool, concurrency=1):
+        seen = [wait_until_completed(pool, job).result for job in jobs]
+
+    first, second = seen
+    assert (first["loop"], first["pid"]) == (second["loop"], second["pid"]), "one loop for all"
+    for one, job, name in zip(seen, jobs, "ab", strict=True):
+        assert one.pop("pid") != os.getpid()
+        assert one.pop("loop")
+        assert one.pop("token") >= 1, "a job that waited for the child may have been handed back"
+        assert 3_590 < one.pop("left") <= 3_600
+        facts = {"type": "look_around", "queue": "far", "attempt": 1, "max_retries": 4}
+        assert one == {"id": job.id, "name": name, **facts}
+
+
+def test_errors_of_coroutines_in_children_are_those_of_the_handler(app: Tenure) -> None:
+    app.job(process=True, permanent=(LookupError,))(children.look_up_on_the_loop.handler.function)
+    job = app.enqueue("look_up_on_the_loop", max_retries=3)
+    with running_worker(app, concurrency=1):
+        error = wait_until_failed(app, job)
+    assert transitions(app, job)[-1] == "gave_up"
+    assert error.startswith("LookupError: no such customer, attempt 1")
+    assert error.count("File ") == 1, "the traceback begins in the handler"
+
+
+SLOW = """
+import multiprocessing, time
+from tenure import Tenure
+app = Tenure("sqlite:///never-opened.db")
+if multiprocessing.current_process().name == "tenure-child":
+    time.sleep(1)
+@app.job(process=True, timeout=0.5, max_retries=1)
+def work(): ...
+"""
+
+
+def test_a_timeout_begins_when_the_child_has_imported_the_handler(
+    app: Tenure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slowly_imported.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    app.core.take_over(importlib.import_module("slowly_imported").app.core)
+    job = app.enqueue("work")
+    with running_worker(app, concurrency=1):
+        wait_until_completed(app, job)
 
 
 @pytest.mark.scenario(15)

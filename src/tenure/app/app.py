@@ -161,7 +161,7 @@ class Tenure:
         - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, or
           an object of `base`, `factor` and `cap`. Default: `RetryPolicy()`.
         - `process`: run each attempt in a child process, so that a crash fails only that job. The
-          function must be a plain `def` of a module, without a JobContext.
+          child finds the function by its name, so it must be one of a module. Default: False.
         - `on_interrupt`: if the handler still runs after the grace period of a stopping worker:
           `again` (default) runs it again elsewhere uncharged, `fail` fails the attempt.
         - `permanent`: tuple of exceptions that fail a job for good. Default: `()`. `retry_on`: the

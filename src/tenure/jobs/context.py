@@ -30,6 +30,9 @@ class JobContext:
       None as long as its outcome counts, then `timeout`, `shutdown` (the grace period is over), or
       `lost` (the job was cancelled, or its lease ran out).
 
+    In a child process, `stopping` and `stopped` never change: when the outcome no longer counts,
+    the worker kills the child.
+
     The worker makes it; a handler only reads it.
     """
 

@@ -159,7 +159,7 @@ def describe(
     hints = _hints(function, name)
     parameters = list(signature.parameters.values())
     wants_context = bool(parameters) and hints.get(parameters[0].name) is JobContext
-    _check_kind(function, name, in_process=in_process, wants_context=wants_context)
+    _check_kind(function, name, in_process=in_process)
     named_context = False
     if wants_context:
         context = parameters.pop(0)
@@ -205,14 +205,10 @@ def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
         ) from error
 
 
-def _check_kind(
-    function: Callable[..., Any], name: str, *, in_process: bool, wants_context: bool
-) -> None:
+def _check_kind(function: Callable[..., Any], name: str, *, in_process: bool) -> None:
     """Refuse functions that cannot run as a handler, or not in a child process."""
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise InvalidInput(f"{name} is a generator, calling it runs nothing: make it without yield")
-    if in_process and (inspect.iscoroutinefunction(function) or wants_context):
-        raise InvalidInput(f"{name} runs in a process: make it a plain def without a JobContext")
     if in_process and "<" in function.__qualname__:
         raise InvalidInput(f"{name} runs in a process, which must find it: define it in a module")
 

@@ -11,20 +11,21 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-from tenure.jobs.context import JobContext, Stopped
+from tenure.jobs.context import Stopped
 from tenure.jobs.handlers import Handler, Handlers
 from tenure.jobs.results import Ending, failure, success
-from tenure.jobs.work import Lease, Outcome
+from tenure.jobs.work import Outcome
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
+from tenure.worker.child import ChildTask
+from tenure.worker.context import context_of
 from tenure.worker.fitness import Fitness, NotStarted
 from tenure.worker.leases import CLAIMED, STARTED, Attempt, LeaseBook, Wakeup
 from tenure.worker.log import WorkLog
-from tenure.worker.processes import ChildCall, Children, ChildTask
+from tenure.worker.processes import ChildCall, Children
 from tenure.worker.threads import Original, Threads, call_in_thread
 
 log = logging.getLogger(__name__)
@@ -116,17 +117,21 @@ class Attempts:
         if handler is None or self.fitness.is_unfit(lease.type):  # another worker may run it
             self._leases.end(attempt, attempt.outcome(Outcome.RELEASED), free=True)
             return
-        attempt.started_at = time.monotonic()
-        if lease.timeout is not None:
-            attempt.due = attempt.started_at + lease.timeout
-            loop = asyncio.get_running_loop()
-            attempt.timer = loop.call_later(lease.timeout, self._time_out, attempt)
         if self._tracing is not None:
             attempt.span, attempt.trace_context = self._tracing.attempt(lease, attempt.worker)
         if handler.in_process:
             self._start_in_child(attempt, handler)
         else:
+            self._start_clock(attempt)
             self._start_here(attempt, handler)
+
+    def _start_clock(self, attempt: Attempt) -> None:
+        """Let the time of the attempt begin, which is before its handler starts."""
+        attempt.started_at = time.monotonic()
+        if (timeout := attempt.lease.timeout) is not None and attempt.state is STARTED:
+            attempt.due = attempt.started_at + timeout
+            loop = asyncio.get_running_loop()
+            attempt.timer = loop.call_later(timeout, self._time_out, attempt)
 
     def _start_in_child(self, attempt: Attempt, handler: Handler) -> None:
         traced = self._tracing
@@ -134,11 +139,13 @@ class Attempts:
         task = ChildTask(
             handler.function.__module__,
             handler.function.__qualname__,
-            attempt.lease.payload,
+            attempt.lease,
             attempt.log_fields(),
             traceparent,
         )
-        attempt.child = ChildCall(self._children, task)
+        loop = asyncio.get_running_loop()
+        started = partial(loop.call_soon_threadsafe, self._start_clock, attempt)
+        attempt.child = ChildCall(self._children, task, started)
         self._threads.submit(attempt, attempt.child.run)
 
     def _start_here(self, attempt: Attempt, handler: Handler) -> None:
@@ -264,19 +271,3 @@ class Attempts:
         lease = attempt.lease
         log.warning("job %s (%s) does not end: its handler is left behind", lease.id, lease.type)
         self._start_ready()
-
-
-def context_of(lease: Lease) -> JobContext:
-    """Return what the handler may know of its attempt."""
-    deadline: datetime | None = None
-    if lease.timeout is not None:  # by the clock of this machine, for the handler to compare with
-        deadline = datetime.now(UTC) + timedelta(seconds=lease.timeout)  # noqa: TID251
-    return JobContext(
-        id=lease.id,
-        type=lease.type,
-        queue=lease.queue,
-        attempt=lease.attempts,
-        max_retries=lease.max_retries,
-        token=lease.token,
-        deadline=deadline,
-    )

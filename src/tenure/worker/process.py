@@ -27,8 +27,9 @@ from tenure.jobs.handlers import Handlers
 from tenure.jobs.names import check_queues
 from tenure.jobs.work import WorkSource
 from tenure.settings import Settings
+from tenure.worker.child import STOP_SIGNALS, new_loop
 from tenure.worker.maintenance import MaintenanceThread
-from tenure.worker.processes import CHILD, STOP_SIGNALS
+from tenure.worker.processes import CHILD
 from tenure.worker.webhook_delivery import WebhookDelivery
 from tenure.worker.worker import Worker
 
@@ -213,7 +214,7 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
     returns even if a handler continues, in a coroutine or in a thread of the loop.
     """
     sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
-    loop = _new_loop()
+    loop = new_loop()
     try:
         loop.run_until_complete(main)
     finally:
@@ -251,11 +252,3 @@ def end_process() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return new_event_loop()

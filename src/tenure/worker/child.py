@@ -1,0 +1,148 @@
+"""What runs in a child process: calls of handlers, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import msgspec
+
+from tenure.jobs.handlers import Handler
+from tenure.jobs.results import Ending, failure, success, success_of_function
+from tenure.jobs.work import Lease
+from tenure.telemetry import logs
+from tenure.telemetry.logs import LOG_FIELDS
+from tenure.telemetry.tracing import Tracing, enter
+from tenure.worker.context import context_of
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_SECONDS = 1.0
+"""How long a child that has no more to do may take to end by itself. Python's exit handlers run
+then, which send the last spans and log lines."""
+
+
+class ChildTask(msgspec.Struct, frozen=True):
+    """One call for a child: the place of the handler, the lease, and facts of the attempt."""
+
+    module: str
+    name: str
+    lease: Lease
+    log_fields: Mapping[str, Any]
+    traceparent: str | None  # of the attempt's span, if the worker traces
+
+
+class ChildAnswer(msgspec.Struct, frozen=True):
+    """What a child sends. Nothing is set when it is ready: for a call, then to run its handler."""
+
+    ending: Ending | None = None
+    not_started: str | None = None
+
+
+READY = ChildAnswer()
+# Not pickle, which could run code of a child in the worker.
+encode = msgspec.msgpack.encode
+read_answer = msgspec.msgpack.Decoder(ChildAnswer).decode
+_read_task = msgspec.msgpack.Decoder(ChildTask).decode
+
+
+def serve_calls(pipe: Connection, logging: tuple[str, str] | None) -> None:
+    """Run calls until the pipe is closed. The parent handles stop signals; logs go where its do."""
+    if logging is not None:
+        logs.configure(*logging)
+    os.setpgid(0, 0)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for number in STOP_SIGNALS:
+        signal.signal(number, _ignore)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    runner = asyncio.Runner(loop_factory=new_loop)  # one loop, which clients can be kept on
+    with suppress(EOFError, OSError):
+        pipe.send_bytes(encode(READY))
+        while True:
+            task = _read_task(pipe.recv_bytes())
+            LOG_FIELDS.set(partial(dict, task.log_fields))
+            try:
+                found = _find(task)
+            except BaseException as error:  # the worker has imported it
+                why = f"{task.module} cannot be imported in a child process: {said(error)}"
+                pipe.send_bytes(encode(ChildAnswer(not_started=why)))
+                continue
+            pipe.send_bytes(encode(READY))
+            pipe.send_bytes(_encoded(ChildAnswer(_call(found, task, runner))))
+
+
+def _ignore(*_: object) -> None:
+    """Ignore a signal. Programs that a handler starts would inherit SIG_IGN, but not this."""
+
+
+def _end_with_parent() -> None:
+    """End this process with its parent, because the leases end with the parent too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os.killpg(0, signal.SIGKILL)
+
+
+def said(error: BaseException) -> str:
+    """Return the class and the message of an error."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _encoded(answer: ChildAnswer) -> bytes:
+    try:
+        return encode(answer)
+    except UnicodeEncodeError as error:  # half of a surrogate pair, as in the name of a file
+        return encode(ChildAnswer(failure(error)))
+
+
+def _find(task: ChildTask) -> Any:
+    found: Any = importlib.import_module(task.module)
+    for part in task.name.split("."):
+        found = getattr(found, part)
+    return getattr(found, "handler", None)
+
+
+def _call(handler: Any, task: ChildTask, runner: asyncio.Runner) -> Ending:
+    try:
+        if not isinstance(handler, Handler):
+            where = f"{task.module}.{task.name}"
+            raise TypeError(f"{where} is not a job type: keep the decorated function there")
+        context = contextvars.copy_context()  # keeps what the module set
+        if task.traceparent is not None:
+            context.run(enter, Tracing().context(task.traceparent))
+        function = handler.function
+        arguments = handler.arguments(task.lease.payload)
+        if handler.wants_context:
+            function = partial(function, context_of(task.lease))
+        if handler.is_async:
+            running = _run_coroutine(handler, partial(function, **arguments))
+            return runner.run(running, context=context)
+        return success_of_function(context.run(function, **arguments))
+    except BaseException as error:
+        return failure(error, handler if isinstance(handler, Handler) else None)
+
+
+async def _run_coroutine(handler: Handler, function: partial[Any]) -> Ending:
+    """Return how a coroutine ended; no error may reach the loop, where some would end it."""
+    try:
+        return success(await function())
+    except BaseException as error:
+        return failure(error, handler)
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Return a loop of uvloop where it is installed, else one of asyncio."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return new_event_loop()

@@ -1,0 +1,24 @@
+"""Makes the context of an attempt, in the worker and in child processes alike."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from tenure.jobs.context import JobContext
+from tenure.jobs.work import Lease
+
+
+def context_of(lease: Lease) -> JobContext:
+    """Return what the handler may know of its attempt, which starts now."""
+    deadline: datetime | None = None
+    if lease.timeout is not None:  # by the clock of this machine, for the handler to compare with
+        deadline = datetime.now(UTC) + timedelta(seconds=lease.timeout)  # noqa: TID251
+    return JobContext(
+        id=lease.id,
+        type=lease.type,
+        queue=lease.queue,
+        attempt=lease.attempts,
+        max_retries=lease.max_retries,
+        token=lease.token,
+        deadline=deadline,
+    )
