@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tenure
-from tenure import Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
+from tenure import Failure, Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
 from tenure.app.bulk import BulkActions
 from tenure.app.queues import Queues, Types, Workers
 from tenure.app.register import Register
@@ -60,7 +60,7 @@ MAX_LINE = 96
 # Every public member has its place; `page` refuses to leave one out.
 APP: Mapping[str, Sequence[str]] = {
     "Opening": ("open", "close", "migrate", "database", "actor"),
-    "Handlers": ("job", "run_worker"),
+    "Handlers": ("job", "around", "lifespan", "on_failure", "run_worker"),
     "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
     "Jobs": ("get", "find", "count", "history", "explain", "cancel", "retry"),
     "Checking": ("verify", "check"),
@@ -117,7 +117,7 @@ def page() -> str:
         parts += [f"## app.{noun}\n", _text(cls)]
         _check_complete(cls, names)
         parts += [_member(cls, name) for name in names]
-    for value in (NewJob, JobContext, Job, RetryPolicy):
+    for value in (NewJob, JobContext, Failure, Job, RetryPolicy):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
         parts += [_member(value, name) for name in VALUES.get(value, ())]
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tenure.jobs.context import JobContext
     from tenure.jobs.enqueue import NewJob
     from tenure.jobs.handlers import JobType
+    from tenure.jobs.hooks import Failure
     from tenure.jobs.postpone import RetryAfter, Snooze
     from tenure.lifecycle import Job, Status
     from tenure.retry import RetryPolicy
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Failure",
     "IllegalTransition",
     "InvalidInput",
     "Job",
@@ -53,6 +55,7 @@ _HOMES = {
     "NewJob": "jobs.enqueue",
     "Job": "lifecycle",
     "JobContext": "jobs.context",
+    "Failure": "jobs.hooks",
     "JobType": "jobs.handlers",
     "RetryAfter": "jobs.postpone",
     "RetryPolicy": "retry",

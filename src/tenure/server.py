@@ -161,11 +161,11 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         listener = running.enter_context(_listen(settings.host, settings.port))
         running.enter_context(app)
         watch = StallWatch()
-        delivery = running.enter_context(maintained(app, settings, watch.may_end_leases))
-        built = build(app, settings)
-        running.callback(built.state.notifier.close)
         has_handlers = app.core.handlers.types() != ()
         crew = [worker_of(app, settings) for _ in range(workers if has_handlers else 0)]
+        delivery = running.enter_context(maintained(app, settings, crew, watch.may_end_leases))
+        built = build(app, settings)
+        running.callback(built.state.notifier.close)
         stops = [worker.request_stop for worker in crew]
         on_stop = [built.state.notifier.stop, delivery.ask_to_stop, *stops]
         server = _Server(built, settings, on_stop, watch)

@@ -20,7 +20,7 @@ from tenure.app.webhooks import Webhooks
 SOURCES = Path(tenure.__file__).parent
 
 PACKAGE = """
-    IllegalTransition InvalidInput Job JobContext JobNotFound JobType KeyConflict NewJob
+    Failure IllegalTransition InvalidInput Job JobContext JobNotFound JobType KeyConflict NewJob
     PermanentFailure QueueFull RetryAfter RetryPolicy Snooze Status StoreUnavailable Tenure
     TenureError
 """
@@ -30,10 +30,10 @@ ERRORS = """
     TenureError Unauthorized
 """
 VERBS = """
-    actor cancel cancel_async check check_async close close_async count count_async database
+    actor around cancel cancel_async check check_async close close_async count count_async database
     enqueue enqueue_async enqueue_many enqueue_many_async explain explain_async find find_async get
-    get_async history history_async job migrate open open_async retry retry_async run_worker verify
-    verify_async
+    get_async history history_async job lifespan migrate on_failure open open_async retry
+    retry_async run_worker verify verify_async
 """
 NOUNS = {
     "bulk": (BulkActions, "get list sample start step stop"),

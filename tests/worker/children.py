@@ -11,6 +11,8 @@ import resource
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from multiprocessing.connection import Connection
@@ -192,3 +194,18 @@ def exit_politely() -> None:
 def big(size: int) -> str:
     """A result that fills the pipe."""
     return "x" * size
+
+
+hooked = Tenure("sqlite:///never-opened.db")
+
+
+@hooked.around
+@contextmanager
+def say_where(context: JobContext) -> Iterator[None]:
+    os.environ["AROUND"] = f"{context.type} attempt {context.attempt} in {os.getpid()}"
+    yield
+
+
+@hooked.job(process=True)
+def around_here() -> list[str]:
+    return [os.environ.get("AROUND", ""), f"around_here attempt 1 in {os.getpid()}"]

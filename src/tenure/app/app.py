@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 
-from tenure.app import enqueueing, operations, queries, running, upkeep
+from tenure.app import enqueueing, hooks, operations, queries, running, upkeep
 from tenure.app.bulk import BulkActions
 from tenure.app.core import Core
 from tenure.app.queues import Queues, Types, Workers
@@ -198,6 +198,9 @@ class Tenure:
     retry = operations.retry
     retry_async = twin(operations.retry)
 
+    around = hooks.around
+    lifespan = hooks.lifespan
+    on_failure = hooks.on_failure
     run_worker = running.run_worker
 
     migrate = upkeep.migrate

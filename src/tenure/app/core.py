@@ -128,6 +128,8 @@ class Core:
             handler = other.handlers.find(type)
             if handler is not None:
                 self.handlers.add(handler)
+        self.handlers.hooks.lifespans += other.handlers.hooks.lifespans
+        self.handlers.hooks.on_failure += other.handlers.hooks.on_failure
 
     def clock(self) -> datetime:
         """The store's time; raises StoreUnavailable if the store does not answer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from tenure.jobs import handlers
@@ -50,5 +51,6 @@ class Register:
     def __call__(self, function: Callable[..., Any]) -> Any:
         name = check_open(self._name or function.__name__, "job type", "$.name")
         handler = handlers.describe(function, name, self._defaults, **self._how)
+        handler = replace(handler, around=self._registry.hooks.around)
         self._registry.add(handler)
         return JobType[Any, Any](self._app, handler)

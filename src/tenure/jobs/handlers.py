@@ -22,6 +22,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs import payload as payloads
 from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import NewJob, Options, TypeOptions
+from tenure.jobs.hooks import Around, Hooks, check_around
 from tenure.lifecycle import Job
 
 P = ParamSpec("P")
@@ -50,6 +51,7 @@ class Handler:
     on_interrupt: OnInterrupt = "again"
     permanent: Errors = ()
     retry_on: Errors | None = None  # None: all others
+    around: Sequence[Around] = ()  # shared with its application, which may add to it
     is_async: bool = False
     wants_context: bool = False
     signature: inspect.Signature = field(default_factory=inspect.Signature)
@@ -337,13 +339,25 @@ class Handlers:
     """The handlers of an application. Only these can run, whatever a job's type says."""
 
     def __init__(self) -> None:
+        self.hooks = Hooks()
         self._by_name: dict[str, Handler] = {}
         self._for_any: Callable[[str], Handler] | None = None
 
     def add(self, handler: Handler) -> None:
         if handler.name in self._by_name:
             raise InvalidInput(f"there is a handler for {handler.name!r} already; name= another")
+        check_around(handler)
         self._by_name[handler.name] = handler
+
+    def add_around(self, make: Around) -> None:
+        """Put a context manager around every handler, inside those that are there."""
+        self.hooks.around.append(make)
+        try:
+            for handler in self._by_name.values():
+                check_around(handler)
+        except InvalidInput:
+            self.hooks.around.pop()
+            raise
 
     def add_for_any(self, make: Callable[[str], Handler]) -> None:
         """Handle every type that has no handler with what `make(type)` returns."""

@@ -20,6 +20,7 @@ import msgspec
 
 from tenure.errors import InvalidInput, PayloadTooLarge, PermanentFailure
 from tenure.jobs.handlers import BadArguments, Handler
+from tenure.jobs.hooks import WITHIN
 from tenure.jobs.payload import MAX_DEPTH, JsonText, too_large, walk
 from tenure.jobs.postpone import RetryAfter, Snooze
 from tenure.jobs.text import CUT
@@ -72,7 +73,8 @@ def failure(error: BaseException, handler: Handler | None = None) -> Ending:
     try:
         ours = _traceback_of(error)
         if ours is not None and ours.tb_next is not None:
-            _cut_traceback(error, ours.tb_next)
+            within = ours.tb_next.tb_frame.f_code in WITHIN and ours.tb_next.tb_next
+            _cut_traceback(error, within or ours.tb_next)
         if issubclass(type(error), BadArguments):
             return Ending(error=str(error), retryable=False)
         text, parts = describe_exception(error), _parts(error)

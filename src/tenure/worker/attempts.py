@@ -16,7 +16,8 @@ from typing import Any
 
 from tenure.jobs.context import Stopped
 from tenure.jobs.handlers import Handler, Handlers
-from tenure.jobs.results import Ending, failure, success
+from tenure.jobs.hooks import bound
+from tenure.jobs.results import Ending, success
 from tenure.jobs.work import Outcome
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
@@ -109,7 +110,7 @@ class Attempts:
             except NotStarted as trouble:
                 self._finish(attempt, trouble)
             except BaseException as error:
-                self._finish(attempt, failure(error))
+                self._finish(attempt, attempt.failure(error))
 
     def _start(self, attempt: Attempt) -> None:
         lease = attempt.lease
@@ -150,14 +151,9 @@ class Attempts:
 
     def _start_here(self, attempt: Attempt, handler: Handler) -> None:
         arguments = handler.arguments(attempt.lease.payload)
-        function: Callable[..., Any] = handler.function
-        if handler.wants_context:
+        if handler.wants_context or handler.around:
             attempt.context = context_of(attempt.lease)
-            context, plain = attempt.context, handler.function
-
-            def function(**arguments: Any) -> Any:
-                return plain(context, **arguments)
-
+        function = bound(handler, attempt.context)
         if handler.is_async:
             running = self._run_coroutine(attempt, handler, function, arguments)
             attempt.task = asyncio.get_running_loop().create_task(running)
@@ -180,7 +176,7 @@ class Attempts:
         try:
             ending = success(await function(**arguments))
         except BaseException as error:
-            ending = failure(error, handler)
+            ending = attempt.failure(error, handler)
         self._original.end_if_copy()
         self._finish_and_start_next(attempt, ending)
         self._wakeup.set()

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from tenure.jobs.handlers import Handler
+from tenure.jobs.hooks import bound
 from tenure.jobs.results import Ending, failure, success, success_of_function
 from tenure.jobs.work import Lease
 from tenure.telemetry import logs
@@ -119,10 +120,8 @@ def _call(handler: Any, task: ChildTask, runner: asyncio.Runner) -> Ending:
         context = contextvars.copy_context()  # keeps what the module set
         if task.traceparent is not None:
             context.run(enter, Tracing().context(task.traceparent))
-        function = handler.function
+        function = bound(handler, context_of(task.lease))
         arguments = handler.arguments(task.lease.payload)
-        if handler.wants_context:
-            function = partial(function, context_of(task.lease))
         if handler.is_async:
             running = _run_coroutine(handler, partial(function, **arguments))
             return runner.run(running, context=context)

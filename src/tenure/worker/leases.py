@@ -19,6 +19,8 @@ from enum import Enum
 from typing import Any
 
 from tenure.jobs.context import JobContext
+from tenure.jobs.handlers import Handler
+from tenure.jobs.results import Ending, failure
 from tenure.jobs.work import Lease, Outcome, Report
 from tenure.worker.processes import ChildCall
 
@@ -48,6 +50,7 @@ class Attempt:
     due: float = math.inf  # when its timeout strikes
     seconds: float | None = None  # how long it ran; only known where it is logged
     report: Report | None = None  # its outcome, once it has ended
+    exception: BaseException | None = None  # what its handler raised, until that is reported
     context: JobContext | None = None
     timer: asyncio.TimerHandle | None = None
     task: asyncio.Task[None] | None = None  # where its handler runs: on the loop,
@@ -67,6 +70,12 @@ class Attempt:
         """Return the report of this attempt with the given outcome."""
         lease, worker = self.lease, self.worker
         return Report(lease.id, lease.lease_id, outcome, result, error, retryable, worker, delay)
+
+    def failure(self, error: BaseException, handler: Handler | None = None) -> Ending:
+        """Return the ending of its handler, which raised; keep the exception if that counts."""
+        if self.state is STARTED:
+            self.exception = error
+        return failure(error, handler)
 
     def log_fields(self) -> dict[str, Any]:
         """Return the fields that are added to what its handler logs."""

@@ -14,6 +14,7 @@ from tenure.events import STORE, Claimed, Retried
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.telemetry.logs import log_transition
+from tenure.worker.failures import FailureCalls
 from tenure.worker.leases import Attempt, log_fields
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,9 @@ _TOO_LATE = (Answer.LOST, Answer.CONFLICT)
 class WorkLog:
     """The log of one worker. Its loop and the thread of its heartbeat both call it."""
 
-    def __init__(self, worker: str, redaction: Redaction) -> None:
+    def __init__(self, worker: str, redaction: Redaction, failures: FailureCalls) -> None:
         self.detailed = False
+        self._failures = failures
         self._worker = worker
         self._redaction = redaction
 
@@ -57,6 +59,14 @@ class WorkLog:
                 )
             elif self.detailed or report.outcome in _SHOWN:
                 self._log_recorded(attempt, report, verdict)
+                if report.outcome is _FAILED:
+                    if self._failures:
+                        error = self._hidden(report.error, attempt.lease)
+                        final = _is_final(verdict)
+                        self._failures.add(
+                            attempt.lease, error, attempt.exception, final, verdict.retry_in
+                        )
+                    attempt.exception = None  # its frames refer to the attempt: leave no cycle
 
     def _log_recorded(self, attempt: Attempt, report: Report, verdict: Verdict) -> None:
         level = _level(report, verdict)
@@ -75,12 +85,18 @@ class WorkLog:
 
     def redacted(self, error: str, lease: Lease) -> str:
         """Return the first line of an error, without the values that are redacted."""
-        return self._redaction.hider(lease.payload)(error).partition("\n")[0]
+        return self._hidden(error, lease).partition("\n")[0]
+
+    def _hidden(self, error: str, lease: Lease) -> str:
+        return self._redaction.hider(lease.payload)(error)
 
 
 def _level(report: Report, verdict: Verdict) -> int:
     if report.outcome is not _FAILED:
         return logging.INFO if report.outcome in _SHOWN else logging.DEBUG
+    return logging.WARNING if _is_final(verdict) else logging.INFO
+
+
+def _is_final(verdict: Verdict) -> bool:
     # A repeated answer does not say whether there was a retry.
-    final = verdict.answer is Answer.RECORDED and verdict.retry_in is None
-    return logging.WARNING if final else logging.INFO
+    return verdict.answer is Answer.RECORDED and verdict.retry_in is None

@@ -21,8 +21,9 @@ from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.durations import retention
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.work import Duty
-from tenure.lifecycle import Job
+from tenure.lifecycle import Job, Status, retry_in
 from tenure.telemetry import logs
+from tenure.worker.failures import FailureCalls
 
 log = logging.getLogger(__name__)
 
@@ -86,17 +87,19 @@ class MaintenanceThread(threading.Thread):
         keep: Mapping[str, Duration] | None = None,
         without_errors: bool = False,
         may_end_leases: Callable[[], bool] = lambda: True,
+        failures: FailureCalls | None = None,
     ) -> None:
         """`keep` is how long settled jobs are kept, by status; the others are never deleted.
 
         `without_errors` leaves errors out of what webhooks are sent, because they may hold what is
-        redacted. While `may_end_leases` returns false, no lease is ended. Raises InvalidInput if
-        `keep` names a status that is not final.
+        redacted. While `may_end_leases` returns false, no lease is ended. `failures` gets what
+        became of the others. Raises InvalidInput if `keep` names a status that is not final.
         """
         super().__init__(name="tenure-maintenance", daemon=True)
         self._core = app.core
         self._interval = interval
         self._may_end_leases = may_end_leases
+        self._failures = failures
         self._keep = retention(keep or {})
         forward = partial(app.core.forward_to_webhooks, without_errors=without_errors)
         self._found: Collection[Duty] = ()
@@ -158,6 +161,10 @@ class MaintenanceThread(threading.Thread):
             ended = sweep()
             for steps in ended:
                 logs.log_steps(log, steps)
+                if self._failures and steps[0].status is Status.FAILED:
+                    error, final = steps[0].last_error or "", len(steps) == 1
+                    wait = None if final else retry_in(steps)
+                    self._failures.add(steps[0], error, None, final, wait)
             if len(ended) < FULL_SWEEP:
                 return
 

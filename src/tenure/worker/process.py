@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from tenure.app.app import Tenure
@@ -95,7 +95,8 @@ def run_worker(
         if source is None:
             with contextlib.suppress(StoreUnavailable):  # it waits for the database
                 app.open()
-            stops.append(running.enter_context(maintained(app, settings)).ask_to_stop)
+            delivery = running.enter_context(maintained(app, settings, [worker]))
+            stops.append(delivery.ask_to_stop)
         else:
             running.enter_context(declared(source, app.core.handlers))
         running.enter_context(spared_by_collector())
@@ -105,16 +106,23 @@ def run_worker(
 
 @contextlib.contextmanager
 def maintained(
-    app: Tenure, settings: Settings, may_end_leases: Callable[[], bool] = lambda: True
+    app: Tenure,
+    settings: Settings,
+    workers: Sequence[Worker],
+    may_end_leases: Callable[[], bool] = lambda: True,
 ) -> Iterator[WebhookDelivery]:
     """Check and maintain the database of `app`, and deliver to its webhooks, in the block.
 
     Webhooks are not sent errors if anything is redacted. No lease is ended while `may_end_leases`
-    returns false.
+    returns false. The first of the `workers` of this process calls `on_failure` of leases that end.
     """
     hidden = bool(app.core.redaction.also(settings.redact))
     maintenance = MaintenanceThread(
-        app, keep=settings.keep, without_errors=hidden, may_end_leases=may_end_leases
+        app,
+        keep=settings.keep,
+        without_errors=hidden,
+        may_end_leases=may_end_leases,
+        failures=workers[0].failures if workers else None,
     )
     delivery = WebhookDelivery(
         app, private=settings.webhooks_private, grace_seconds=settings.grace_seconds

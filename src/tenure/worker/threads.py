@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from tenure.jobs.handlers import Handler
-from tenure.jobs.results import Ending, failure, success_of_function
+from tenure.jobs.results import Ending, success_of_function
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import enter
 from tenure.worker.fitness import NotStarted
@@ -100,4 +100,4 @@ def call_in_thread(
             context.run(enter, attempt.trace_context)
         return success_of_function(context.run(function, **arguments))
     except BaseException as error:
-        return failure(error, handler)
+        return attempt.failure(error, handler)

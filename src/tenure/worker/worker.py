@@ -13,15 +13,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 
 from tenure.errors import TenureError
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.handlers import Handlers
+from tenure.jobs.hooks import enter
 from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
 from tenure.jobs.work import ClaimRequest, WorkSource
 from tenure.telemetry.tracing import Tracing
 from tenure.worker.attempts import Attempts
 from tenure.worker.exchanges import POLL_SECONDS, Exchanges, Room
+from tenure.worker.failures import FailureCalls
 from tenure.worker.heartbeat import Heartbeat
 from tenure.worker.leases import LeaseBook, Wakeup
 from tenure.worker.log import WorkLog
@@ -69,7 +72,9 @@ class Worker:
         self._stop_asked = threading.Event()
         self._wakeup = Wakeup()
         self._leases = LeaseBook(concurrency, self.id)
-        worklog = WorkLog(self.id, redaction)
+        self._lifespans = handlers.hooks.lifespans
+        self.failures = FailureCalls(handlers.hooks.on_failure)
+        worklog = WorkLog(self.id, redaction, self.failures)
         self._attempts = Attempts(
             handlers, self._leases, concurrency, self._wakeup, worklog, tracing
         )
@@ -103,6 +108,14 @@ class Worker:
     async def run(self) -> None:
         """Work until `request_stop`, then let running handlers finish and report everything."""
         self._wakeup.attach()
+        async with AsyncExitStack() as stack:
+            for make in self._lifespans:
+                await enter(stack, make())
+            self.failures.start()
+            await self._work()
+            await self.failures.finish()
+
+    async def _work(self) -> None:
         stop_listening = self._listen()
         self._heart.start()
         try:

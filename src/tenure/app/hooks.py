@@ -1,0 +1,64 @@
+"""The verbs of `Tenure` that put something around handlers and workers, and call of failures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from tenure.errors import InvalidInput
+from tenure.jobs.hooks import Around, Lifespan, OnFailure, check_manager
+
+if TYPE_CHECKING:
+    from tenure.app.app import Tenure
+
+A = TypeVar("A", bound=Around)
+L = TypeVar("L", bound=Lifespan)
+F = TypeVar("F", bound=OnFailure)
+
+
+def around(app: Tenure, manager: A) -> A:
+    """Run every handler inside a context manager: connections, application contexts, timers.
+
+    - `manager`: a function that takes the `JobContext` of the attempt and returns a context
+      manager, sync or async; use it as a decorator above `@contextmanager`. It is entered where the
+      handler runs: in its thread, on its event loop or in its child process. A sync one around an
+      `async def` must not block. An async one works only around `async def` handlers.
+
+    Several nest in the order of registration, the first one outermost. The exception of the handler
+    passes through them, and one that they raise fails the attempt. Returns the function. Raises
+    InvalidInput if it makes no context manager, or if it is async and a handler is a plain `def`.
+    """
+    check_manager(manager, "around")
+    app.core.handlers.add_around(manager)
+    return manager
+
+
+def lifespan(app: Tenure, manager: L) -> L:
+    """Keep a context manager open while a worker of this application runs: pools, clients.
+
+    - `manager`: a function without arguments that returns a context manager, sync or async. Each
+      worker enters it on its event loop before it asks for the first job, and leaves it after its
+      last handler. Child processes do not enter it. An exception in it ends the worker.
+
+    Several nest in the order of registration. Returns the function. Raises InvalidInput if it makes
+    no context manager.
+    """
+    check_manager(manager, "lifespan")
+    app.core.handlers.hooks.lifespans.append(manager)
+    return manager
+
+
+def on_failure(app: Tenure, function: F) -> F:
+    """Call a function after each failed attempt, once the failure is recorded.
+
+    - `function`: takes a `Failure`. An `async def` runs on the worker's event loop, a `def` on a
+      thread, one call after the other. An exception in it is logged and changes nothing.
+
+    It also learns of timeouts and of payloads that fit no handler. A lease that ran out is reported
+    by the process whose sweep ended it, if that runs a worker with this application. Each failure
+    is reported once at most; for what must not get lost, use webhooks or `events`. Returns the
+    function. Raises InvalidInput if it cannot be called.
+    """
+    if not callable(function):
+        raise InvalidInput("app.on_failure takes a function")
+    app.core.handlers.hooks.on_failure.append(function)
+    return function

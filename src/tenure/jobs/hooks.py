@@ -1,0 +1,138 @@
+"""What an application puts around its handlers and workers, and who is called of failures."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+)
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tenure.errors import InvalidInput
+from tenure.jobs.context import JobContext
+
+if TYPE_CHECKING:
+    from tenure.jobs.handlers import Handler
+
+Manager = AbstractContextManager[Any] | AbstractAsyncContextManager[Any]
+Around = Callable[[JobContext], Manager]
+Lifespan = Callable[[], Manager]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed attempt, as the functions of `Tenure.on_failure` get it.
+
+    - `id`, `type`, `queue`: of the job.
+    - `attempt`: the number of the attempt; 1 for the first.
+    - `max_retries`: how many attempts the job gets in all.
+    - `error`: what the store has recorded, as text; redacted values are cut out.
+    - `exception`: what the handler raised. None if it raised nothing here: the attempt timed out,
+      its lease ran out, it ran in a child process, or its worker stopped.
+    - `final`: whether the job has failed for good. False also in the rare case that the worker had
+      to report twice and cannot know.
+    - `retry_in`: seconds until the next attempt; None if there is none, or if that is not known.
+    """
+
+    id: str
+    type: str
+    queue: str
+    attempt: int
+    max_retries: int
+    error: str
+    exception: BaseException | None
+    final: bool
+    retry_in: float | None
+
+
+OnFailure = Callable[[Failure], Awaitable[object] | object]
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What the functions of an application are called for beside its jobs, in their order."""
+
+    around: list[Around] = field(default_factory=list)
+    lifespans: list[Lifespan] = field(default_factory=list)
+    on_failure: list[OnFailure] = field(default_factory=list)
+
+
+def check_manager(make: Callable[..., Any], verb: str) -> None:
+    """Refuse what makes no context manager."""
+    if inspect.isgeneratorfunction(make) or inspect.isasyncgenfunction(make):
+        kind = "asynccontextmanager" if inspect.isasyncgenfunction(make) else "contextmanager"
+        raise InvalidInput(f"app.{verb} takes a context manager: put @{kind} below @app.{verb}")
+    if not callable(make):
+        raise InvalidInput(f"app.{verb} takes a function that makes a context manager")
+
+
+def check_around(handler: Handler) -> None:
+    """Refuse an async context manager around a handler that runs without an event loop."""
+    for make in handler.around:
+        if not handler.is_async and _is_async(make):
+            raise InvalidInput(
+                f"the handler {handler.name} is a plain def, so app.around cannot enter the async "
+                f"{getattr(make, '__name__', make)!s}: make the handler `async def`, or use "
+                "@contextmanager"
+            )
+
+
+def _is_async(make: Around) -> bool:
+    """Whether a function makes an async context manager, as far as can be known before a call."""
+    made = inspect.unwrap(make)
+    return inspect.isasyncgenfunction(made) or (
+        hasattr(made, "__aenter__") and not hasattr(made, "__enter__")
+    )
+
+
+def bound(handler: Handler, context: JobContext | None) -> Callable[..., Any]:
+    """Return the function of a handler for one attempt, inside what the application puts around."""
+    function = partial(handler.function, context) if handler.wants_context else handler.function
+    if not handler.around or context is None:
+        return function
+    call = _await_within if handler.is_async else _call_within
+    return partial(call, handler.around, context, function)
+
+
+def _call_within(
+    around: Sequence[Around],
+    context: JobContext,
+    function: Callable[..., Any],
+    /,
+    **arguments: Any,
+) -> Any:
+    with ExitStack() as stack:
+        for make in around:
+            stack.enter_context(make(context))  # type: ignore[arg-type]
+        return function(**arguments)
+
+
+async def _await_within(
+    around: Sequence[Around],
+    context: JobContext,
+    function: Callable[..., Any],
+    /,
+    **arguments: Any,
+) -> Any:
+    async with AsyncExitStack() as stack:
+        for make in around:
+            await enter(stack, make(context))
+        return await function(**arguments)
+
+
+WITHIN = (_call_within.__code__, _await_within.__code__)
+"""Frames between a worker and a handler, which no traceback shows."""
+
+
+async def enter(stack: AsyncExitStack, manager: Manager) -> None:
+    """Enter a context manager of either kind."""
+    if isinstance(manager, AbstractAsyncContextManager):
+        await stack.enter_async_context(manager)
+    else:
+        stack.enter_context(manager)

@@ -1,0 +1,346 @@
+"""What an application puts around its handlers and workers, and who is called of failures."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tenure import Failure, JobContext, Tenure
+from tenure.errors import InvalidInput
+from tenure.jobs.work import ClaimRequest
+from tests.support.waiting import wait_until
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    wait_until_completed,
+    wait_until_failed,
+    wait_until_settled,
+)
+from tests.worker import children
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Tenure]:
+    with Tenure(f"sqlite:///{tmp_path}/jobs.db") as app:
+        yield app
+
+
+# --- around -------------------------------------------------------------------------------------
+
+
+def test_context_managers_nest_around_every_handler_where_it_runs(app: Tenure) -> None:
+    seen: list[tuple[str, str, int]] = []
+
+    def note(what: str, context: JobContext) -> None:
+        seen.append((what, context.type, threading.get_ident()))
+
+    @app.around
+    @contextmanager
+    def outer(context: JobContext) -> Iterator[None]:
+        note("outer in", context)
+        yield
+        note("outer out", context)
+
+    @app.job
+    def function(context: JobContext) -> None:
+        note("runs", context)
+
+    @app.job
+    async def coroutine() -> None:
+        seen.append(("runs", "coroutine", threading.get_ident()))
+
+    @app.around  # also around handlers that are there
+    @contextmanager
+    def inner(context: JobContext) -> Iterator[None]:
+        note("inner in", context)
+        yield
+        note("inner out", context)
+
+    with running_worker(app):
+        wait_until_completed(app, function.enqueue())
+        wait_until_completed(app, coroutine.enqueue())
+    order = ["outer in", "inner in", "runs", "inner out", "outer out"]
+    for type in ("function", "coroutine"):
+        assert [what for what, of, _ in seen if of == type] == order
+        assert len({thread for _, of, thread in seen if of == type}) == 1
+
+
+def test_async_context_managers_go_around_coroutines_and_see_their_errors(app: Tenure) -> None:
+    seen: list[str] = []
+
+    @app.around
+    @asynccontextmanager
+    async def connection(context: JobContext) -> AsyncIterator[None]:
+        await asyncio.sleep(0)
+        try:
+            yield
+        except ValueError as error:
+            seen.append(f"{context.type} {context.attempt}: {error}")
+            raise LookupError("said differently") from error
+
+    @app.job(max_retries=1)
+    async def fail() -> None:
+        raise ValueError("no")
+
+    with running_worker(app):
+        error = wait_until_failed(app, fail.enqueue())
+    assert seen == ["fail 1: no"]
+    assert error.startswith("LookupError: said differently")
+
+
+def test_an_error_in_a_context_manager_fails_the_attempt_only(app: Tenure) -> None:
+    ran: list[str] = []
+
+    @app.around
+    @contextmanager
+    def refuse(context: JobContext) -> Iterator[None]:
+        if context.type == "refused":
+            raise OSError("no connection")
+        yield
+
+    @app.job(max_retries=1)
+    def refused() -> None:
+        ran.append("refused")
+
+    @app.job
+    def allowed() -> None:
+        ran.append("allowed")
+
+    with running_worker(app):
+        assert wait_until_failed(app, refused.enqueue()).startswith("OSError: no connection")
+        wait_until_completed(app, allowed.enqueue())
+    assert ran == ["allowed"]
+
+
+def test_context_managers_go_around_handlers_in_child_processes(app: Tenure) -> None:
+    app.core.take_over(children.hooked.core)
+    with running_worker(app):
+        around, here = wait_until_completed(app, app.enqueue("around_here")).result
+    assert around == here
+
+
+def test_a_traceback_begins_in_the_handler_whatever_is_around(app: Tenure) -> None:
+    @app.around
+    @contextmanager
+    def nothing(_: JobContext) -> Iterator[None]:
+        yield
+
+    @app.job(max_retries=1)
+    def function() -> None:
+        raise ValueError("no")
+
+    @app.job(max_retries=1)
+    async def coroutine(_: JobContext) -> None:
+        raise ValueError("no")
+
+    with running_worker(app):
+        for job_type in (function, coroutine):
+            error = wait_until_failed(app, job_type.enqueue())
+            assert error.splitlines()[2].endswith(job_type.__name__), error
+
+
+def test_an_async_context_manager_around_a_plain_def_is_refused(app: Tenure) -> None:
+    @asynccontextmanager
+    async def connection(_: JobContext) -> AsyncIterator[None]:
+        yield
+
+    @app.job
+    def first() -> None: ...
+
+    with pytest.raises(InvalidInput, match=r"the handler first is a plain def.*connection"):
+        app.around(connection)
+
+    other = Tenure("sqlite:///never-opened.db")
+    other.around(connection)
+    with pytest.raises(InvalidInput, match="the handler second is a plain def"):
+
+        @other.job
+        def second() -> None: ...
+
+
+def test_what_makes_no_context_manager_is_refused_with_what_to_write(app: Tenure) -> None:
+    def plain(_: JobContext) -> Iterator[None]:
+        yield
+
+    async def plain_async() -> AsyncIterator[None]:
+        yield
+
+    with pytest.raises(InvalidInput, match="put @contextmanager below"):
+        app.around(plain)  # type: ignore[type-var]
+    with pytest.raises(InvalidInput, match="put @asynccontextmanager below"):
+        app.lifespan(plain_async)  # type: ignore[type-var]
+    for verb in (app.around, app.lifespan, app.on_failure):
+        with pytest.raises(InvalidInput, match="takes a function"):
+            verb("connection")  # type: ignore[type-var]
+
+
+# --- lifespan -----------------------------------------------------------------------------------
+
+
+def test_a_lifespan_holds_from_before_the_first_job_until_after_the_last(app: Tenure) -> None:
+    seen: list[str] = []
+    entered = threading.Event()
+
+    @app.lifespan
+    @asynccontextmanager
+    async def pool() -> AsyncIterator[None]:
+        seen.append(f"pool opens on {id(asyncio.get_running_loop())}")
+        yield
+        seen.append("pool closes")
+
+    @app.lifespan
+    @contextmanager
+    def model() -> Iterator[None]:
+        seen.append("model opens")
+        yield
+        seen.append("model closes")
+
+    @app.job
+    async def work() -> None:
+        entered.set()
+        await asyncio.sleep(0.05)
+        seen.append(f"job runs on {id(asyncio.get_running_loop())}")
+
+    job = work.enqueue()
+    with running_worker(app):
+        assert entered.wait(10)
+    wait_until_completed(app, job)
+    loop = seen[0].rpartition(" ")[2]
+    assert seen == [
+        f"pool opens on {loop}",
+        "model opens",
+        f"job runs on {loop}",
+        "model closes",
+        "pool closes",
+    ]
+
+
+def test_a_lifespan_that_fails_ends_the_worker_before_it_takes_a_job(app: Tenure) -> None:
+    @app.lifespan
+    @contextmanager
+    def pool() -> Iterator[None]:
+        raise OSError("no route to the service")
+        yield
+
+    @app.job
+    def work() -> None: ...
+
+    job = work.enqueue()
+    with pytest.raises(OSError, match="no route"):
+        app.run_worker()
+    assert app.get(job.id).status == "pending"
+
+
+# --- on_failure ---------------------------------------------------------------------------------
+
+
+def test_every_kind_of_failure_is_reported_as_the_store_decided(app: Tenure) -> None:
+    failures: dict[str, list[Failure]] = {}
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    @app.on_failure
+    def note(failure: Failure) -> None:
+        failures.setdefault(failure.type, []).append(failure)
+
+    @app.on_failure
+    async def note_loop(failure: Failure) -> None:
+        loops.append(asyncio.get_running_loop())
+
+    @app.job(max_retries=2, backoff=0)
+    def raises() -> None:
+        raise ValueError("not me")
+
+    @app.job(max_retries=1, timeout=0.05)
+    async def hangs() -> None:
+        loops.append(asyncio.get_running_loop())
+        await asyncio.Event().wait()
+
+    @app.job
+    def typed(number: int) -> None: ...
+
+    jobs = [raises.enqueue(), hangs.enqueue(), app.enqueue("typed", {"number": "one"})]
+    with running_worker(app):
+        ends = [wait_until_settled(app, job) for job in jobs]
+
+    first, second = failures["raises"]
+    assert isinstance(first.exception, ValueError)
+    assert (first.id, first.queue, first.attempt, first.max_retries) == (
+        *(jobs[0].id, "default", 1, 2),
+    )
+    assert (first.final, first.retry_in) == (False, 0.0)
+    assert (second.final, second.retry_in) == (True, None)
+    assert second.error == ends[0].last_error
+    (timeout,) = failures["hangs"]
+    assert (timeout.exception, timeout.error, timeout.final) == (
+        *(None, "timed out after 0.05 s", True),
+    )
+    (unfit,) = failures["typed"]
+    assert unfit.final
+    assert "the payload does not fit typed" in str(unfit.exception)
+    assert len(loops) == 5  # the handler's, and one for each failure
+    assert len(set(loops)) == 1
+
+
+def test_a_lease_that_ran_out_is_reported_by_the_process_that_ended_it(tmp_path: Path) -> None:
+    app = Tenure(f"sqlite:///{tmp_path}/jobs.db")
+    failures: list[Failure] = []
+    app.on_failure(failures.append)
+
+    @app.job(max_retries=1)
+    def work() -> None: ...
+
+    with app, running_worker(app, queues=["other"]) as worker:
+        job = work.enqueue()
+        app.core.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.01))
+        with running_sweeper(app, failures=worker.failures):
+            wait_until(lambda: failures, "the failure to be reported")
+    (failure,) = failures
+    assert (failure.id, failure.exception, failure.final) == (job.id, None, True)
+    assert failure.error == app.get(job.id).last_error
+
+
+def test_an_error_in_on_failure_is_logged_and_changes_nothing(
+    app: Tenure,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    called: list[Failure] = []
+
+    @app.on_failure
+    def broken(failure: Failure) -> None:
+        raise RuntimeError("the monitor is away")
+
+    app.on_failure(called.append)
+
+    @app.job(max_retries=1)
+    def work() -> None:
+        raise sqlite3.OperationalError("locked")
+
+    job = work.enqueue()
+    with caplog.at_level(logging.ERROR), running_worker(app):
+        wait_until_failed(app, job)
+    assert [failure.id for failure in called] == [job.id]
+    assert f"on_failure failed for job {job.id}" in caplog.text
+    assert "the monitor is away" in caplog.text
+
+
+def test_redacted_values_are_cut_out_of_the_text(tmp_path: Path) -> None:
+    app = Tenure(f"sqlite:///{tmp_path}/jobs.db", redact=["card"])
+    failures: list[Failure] = []
+    app.on_failure(failures.append)
+
+    @app.job(max_retries=1)
+    def pay(card: str) -> None:
+        raise ValueError(f"{card} was refused")
+
+    with app, running_worker(app, redaction=app.core.redaction):
+        wait_until_failed(app, pay.enqueue(card="4111-1111"))
+    assert [failure.error.partition(" was")[0] for failure in failures] == [
+        "ValueError: [redacted]"
+    ]
