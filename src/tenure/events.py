@@ -75,6 +75,7 @@ class Retried:
     delay: float = 0.0
     more_retries: int = 0
     actor: str = STORE
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +155,7 @@ class Amended:
     name: ClassVar[str] = "amended"
     changes: Mapping[str, Any] = field(default_factory=dict)
     actor: str = "application"
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +172,11 @@ class Cancelled:
 
     name: ClassVar[str] = "cancelled"
     actor: str = "application"
+    reason: str | None = None
+
+
+REASONED = (Retried.name, Amended.name, Cancelled.name)
+"""Events of which the one who causes them can say why."""
 
 
 Return: TypeAlias = Released | Interrupted | Snoozed | Suspended

@@ -223,6 +223,7 @@ class Job(Texts, frozen=True, kw_only=True):
     last_error: str | None = None
     event: str = FIRST_EVENT  # of the last transition
     actor: str | None = None  # who caused it
+    reason: str | None = None  # of the last transition that can have one
 
     def __repr__(self) -> str:
         return f"<job {self.id} {self.type} {self.status} attempt {self.attempts}>"
@@ -261,6 +262,7 @@ def decide(job: Job, event: Event, now: datetime) -> Job:
         finished_at=now if rule.target in SETTLED else None,
         event=event.name,
         actor=event.actor or job.worker,
+        reason=getattr(event, "reason", job.reason),
     )
     match event:
         case events.Claimed():
@@ -277,11 +279,9 @@ def decide(job: Job, event: Event, now: datetime) -> Job:
             return replace(after, last_error=event.error)
         case events.LeaseExpired():
             return replace(after, last_error=_expiry_error(job))
-        case events.Retried():
+        case events.Retried() | events.Snoozed():
             run_at = now + timedelta(seconds=event.delay)
             return replace(after, max_retries=_limit(job, event), run_at=run_at)
-        case events.Snoozed():
-            return replace(after, run_at=now + timedelta(seconds=event.delay))
         case events.Suspended() | events.Restored():
             return replace(after, need=event.need, spare=event.spare)
         case events.Unblocked():

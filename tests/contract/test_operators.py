@@ -224,3 +224,20 @@ def test_pausing_says_since_when(harness: StoreHarness) -> None:
     harness.set_queue("a", paused=False)
     (state,) = harness.store.read.queues()
     assert (state.paused_at, state.max_pending) == (None, 7)
+
+
+# --- reasons ----------------------------------------------------------------------------------
+
+
+def test_the_ledger_keeps_the_reason_of_its_own_transition_only(harness: StoreHarness) -> None:
+    lease = harness.take(max_retries=1)
+    harness.report(report_failed(lease))
+    harness.store.apply(lease.id, Retried(more_retries=2, actor="ada", reason="fixed")).result()
+    harness.report(report_failed(*harness.claim()))  # and the store retries it
+    harness.clock.advance(3600)
+    harness.report(report_failed(*harness.claim()))
+    harness.store.apply(lease.id, Retried(more_retries=1, actor="ada", reason="fixed")).result()
+    job = harness.store.apply(lease.id, Cancelled(actor="ada", reason="no need")).result()
+    assert job == harness.get(lease.id)
+    found = [(entry.event, entry.reason) for entry in harness.history(lease.id) if entry.reason]
+    assert found == [("retried", "fixed"), ("retried", "fixed"), ("cancelled", "no need")]

@@ -9,7 +9,7 @@ from tenure.app.core import MAX_COUNTED, Core, Noun
 from tenure.errors import BulkNotFound
 from tenure.jobs import ids
 from tenure.jobs.enqueue import MAX_RETRIES, whole
-from tenure.jobs.names import check_label
+from tenure.jobs.names import check_label, check_reason
 from tenure.jobs.queries import MAX_LISTED, Action, Bulk, Filter, action_of, check_filter
 from tenure.jobs.queue_rights import covers
 from tenure.lifecycle import Job
@@ -33,6 +33,7 @@ class BulkActions(Noun):
         *,
         more_retries: int = 1,
         actor: str | None = None,
+        reason: str | None = None,
     ) -> Bulk:
         """Start to retry or cancel all jobs that match now; return the action.
 
@@ -41,6 +42,7 @@ class BulkActions(Noun):
           allow the action are left out, and so are jobs that are added or fail from now on.
         - `more_retries`: with `retry`, how much to add to each job's `max_retries`, 1 to 1,000.
         - `actor`: who does this. Default: the application's actor.
+        - `reason`: why, for the ledger; at most 500 characters. Default: None.
 
         Raises InvalidInput.
         """
@@ -55,6 +57,7 @@ class BulkActions(Noun):
             filter=filter,
             more_retries=whole(more_retries, 1, MAX_RETRIES, "$.more_retries"),
             actor=check_label(actor or core.actor, "actor", "$.actor"),
+            reason=check_reason(reason),
             total=total,
         )
         core.limited_store.write("bulk", begin).result()

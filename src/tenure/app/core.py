@@ -212,9 +212,11 @@ class Core:
         read = self.limited_store.read
         now = read.clock()
         due = job.status is Status.PENDING and job.run_at <= now
+        paused = [q for q in read.queues() if q.name == job.queue and q.paused_at is not None]
         return Facts(
             now=now,
-            paused=any(q.name == job.queue and q.paused_at is not None for q in read.queues()),
+            paused=bool(paused),
+            pause_reason=paused[0].pause_reason if paused else None,
             workers=read.workers(self.queues),
             ahead=read.ahead(job) if due else 0,
             rate=rate(read.stats.activity(RATE_MINUTES), job.queue, now) if due else 0.0,

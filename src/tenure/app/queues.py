@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tenure.app.core import Noun
 from tenure.jobs.enqueue import whole
-from tenure.jobs.names import check_name
+from tenure.jobs.names import check_name, check_reason
 from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import QueueState, TypeState, WorkerState
 from tenure.store.tables import queues, types
@@ -18,17 +20,19 @@ class Queues(Noun):
         found = self._core.limited_store.read.queues()
         return [queue for queue in found if includes(self._core.queues, queue.name)]
 
-    def pause(self, queue: str, *, actor: str | None = None) -> None:
+    def pause(self, queue: str, *, actor: str | None = None, reason: str | None = None) -> None:
         """Stop giving jobs of a queue to workers. Jobs that are processing go on.
 
         Enqueues are still accepted. Takes effect at the next claim of every worker.
 
         - `queue`: the name of the queue; it need not have jobs.
         - `actor`: who pauses it. Default: the application's actor.
+        - `reason`: why, which `explain` and lists of queues show; at most 500 characters. Default:
+          None.
 
         Raises InvalidInput if the name of the queue is not valid.
         """
-        self._set(queue, paused=True, actor=actor)
+        self._set(queue, paused=True, actor=actor, reason=check_reason(reason))
 
     def resume(self, queue: str, *, actor: str | None = None) -> None:
         """Give jobs of a paused queue to workers again.
@@ -59,14 +63,19 @@ class Queues(Noun):
         actor: str | None,
         paused: bool | None = None,
         max_pending: int | None = None,
+        reason: str | None = None,
     ) -> None:
         name = check_name(queue, "queue", "$.queue")
         require(self._core.queues, [name])
-        by = actor or self._core.actor
-        self._core.limited_store.write(
-            "queue",
-            lambda db: queues.set_queue(db, name, paused=paused, max_pending=max_pending, actor=by),
-        ).result()
+        change = partial(
+            queues.set_queue,
+            name=name,
+            paused=paused,
+            max_pending=max_pending,
+            actor=actor or self._core.actor,
+            reason=reason,
+        )
+        self._core.limited_store.write("queue", change).result()
 
 
 class Workers(Noun):

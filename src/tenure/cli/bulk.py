@@ -45,11 +45,11 @@ def preview(app: Tenure, action: str, matching: Filter, as_json: bool) -> None:
 
 
 def change_all(
-    app: Tenure, action: str, matching: Filter, more: int, *, yes: bool, as_json: bool
+    app: Tenure, action: str, matching: Filter, *, yes: bool, as_json: bool, **how: Any
 ) -> None:
     """Apply the action to all jobs that match, after a confirmation, and wait for its end.
 
-    `more` is the number of attempts that a retry adds.
+    `how` is what `app.bulk.start` takes beside.
     """
     from tenure.wire import responses
 
@@ -64,7 +64,7 @@ def change_all(
         )
     if not yes:
         click.confirm(f"{action.capitalize()} {_number(found)} jobs?", abort=True, err=True)
-    bulk = app.bulk.start(action, matching, more_retries=more)
+    bulk = app.bulk.start(action, matching, **how)
     with progress_bar(action.capitalize(), shown=not as_json, steady=True) as progress:
         while bulk.finished_at is None:  # if this is interrupted, a server finishes it
             bulk = app.bulk.step(bulk.id)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +15,14 @@ import click
 from tenure.cli import completing, terminal
 from tenure.cli.bulk import change_all, filter_of, preview
 from tenure.cli.command import Group, application, complain, existing
-from tenure.cli.options import answer_options, flag, option, reading_options, together
+from tenure.cli.options import (
+    answer_options,
+    flag,
+    option,
+    reading_options,
+    reason_option,
+    together,
+)
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 from tenure.jobs.text import ago, first_line, visible
 
@@ -205,7 +213,10 @@ def _time_line(history: Sequence[Transition]) -> None:
     ]
     heads = ("AT", "AFTER", "EVENT", "FROM", "TO", "ATTEMPT", "BY")
     terminal.table(
-        heads, rows, spare=("FROM",), notes=[first_line(entry.detail) for entry in history]
+        heads,
+        rows,
+        spare=("FROM",),
+        notes=[first_line(entry.detail or entry.reason) for entry in history],
     )
 
 
@@ -233,6 +244,7 @@ def explain(id: str, as_json: bool) -> None:
 
 bulk_options = together(
     filter_options,
+    reason_option,
     flag("--dry-run", "Only print how many jobs match, and a few of them."),
     flag("--yes", "Do not ask for confirmation."),
     answer_options,
@@ -246,7 +258,7 @@ bulk_options = together(
 @bulk_options
 def retry(ids: Sequence[str], more: int, **given: Any) -> None:
     """Run failed jobs again: by id, or all that match."""
-    _change("retry", ids, more, **given)
+    _change("retry", ids, {"more_retries": more}, **given)
 
 
 @jobs.command()
@@ -256,43 +268,45 @@ def retry(ids: Sequence[str], more: int, **given: Any) -> None:
 @bulk_options
 def cancel(ids: Sequence[str], **given: Any) -> None:
     """Cancel jobs: by id, or all that match."""
-    _change("cancel", ids, **given)
+    _change("cancel", ids, {}, **given)
 
 
 def _change(
     action: str,
     ids: Sequence[str],
-    more: int = 1,
+    how: dict[str, Any],
     *,
     as_json: bool,
     dry_run: bool,
     yes: bool,
+    reason: str | None,
     **filters: Any,
 ) -> None:
-    """Retry or cancel each job of `ids`, or all jobs that match; `more` is for a retry."""
+    """Retry or cancel each job of `ids`, or all jobs that match; `how` are options of the verb."""
+    how = {**how, "reason": reason}
     chosen = {name: value for name, value in filters.items() if value is not None}
     if bool(ids) == bool(chosen):
         raise click.UsageError("name jobs by their ids, or by options such as --status and --type")
     matching = filter_of(**chosen)
     with existing() as app:
         if ids:
-            _each(app, action, ids, more, as_json)
+            change = app.retry if action == "retry" else app.cancel
+            _each(app, partial(change, **how), ids, as_json)
         elif dry_run:
             preview(app, action, matching, as_json)
         else:
-            change_all(app, action, matching, more, yes=yes, as_json=as_json)
+            change_all(app, action, matching, yes=yes, as_json=as_json, **how)
 
 
-def _each(app: Tenure, action: str, ids: Sequence[str], more: int, as_json: bool) -> None:
-    """Retry or cancel each job. The first refusal sets the exit code; the others still run."""
+def _each(app: Tenure, change: Callable[[str], Job], ids: Sequence[str], as_json: bool) -> None:
+    """Change each job. The first refusal sets the exit code; the others still run."""
     from tenure.wire import responses
 
     changed: list[Job] = []
     code = 0
     for id in ids:
         try:
-            job = app.retry(id, more_retries=more) if action == "retry" else app.cancel(id)
-            changed.append(app.core.redaction.job(job))
+            changed.append(app.core.redaction.job(change(id)))
         except StoreUnavailable:  # nor will it answer for the others
             raise
         except TenureError as error:

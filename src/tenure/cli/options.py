@@ -62,6 +62,7 @@ wide_option = flag(
     expose_value=False,
     callback=_keep,
 )
+reason_option = option("--reason", "TEXT", "Why, for the ledger.")
 answer_options = together(database_option, json_option)
 """The options of a command whose answer may be asked for as JSON."""
 reading_options = together(answer_options, wide_option)

@@ -8,7 +8,7 @@ import click
 
 from tenure.cli import completing
 from tenure.cli.command import Group, application, existing
-from tenure.cli.options import database_option, reading_options
+from tenure.cli.options import database_option, reading_options, reason_option
 from tenure.cli.terminal import Cell, print_json, table, used
 from tenure.errors import InvalidInput
 
@@ -26,16 +26,18 @@ def list_queues(as_json: bool) -> None:
     else:
         columns = ("name", "pending", "processing", "oldest_due_at", "paused_at", "max_pending")
         heads = ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "PAUSED", "LIMIT")
-        table(heads, map(attrgetter(*columns), found), now=now)
+        notes = [queue.pause_reason or "" for queue in found]
+        table(heads, map(attrgetter(*columns), found), now=now, notes=notes)
 
 
 @queues.command()
 @click.argument("name", shell_complete=completing.queue_names)
+@reason_option
 @database_option
-def pause(name: str) -> None:
+def pause(name: str, reason: str | None) -> None:
     """Stop starting jobs of a queue; running jobs continue."""
     with application() as app:
-        app.queues.pause(name)
+        app.queues.pause(name, reason=reason)
     click.echo(f"queue {name} is paused")
 
 

@@ -105,7 +105,7 @@ def act_on_selected(request: PageRequest) -> Response:
     done = 0
     for job_id in ids:
         with suppress(IllegalTransition, JobNotFound):
-            change(job_id, actor=request.actor)
+            change(job_id, actor=request.actor, reason=request.field("reason"))
             done += 1
     what = "to run again" if action is Action.RETRY else "cancelled"
     message = f"{fmt.count(done, 'job')} {what}."
@@ -140,7 +140,8 @@ def preview_bulk(request: PageRequest) -> Response:
 def start_bulk(request: PageRequest) -> Response:
     """Start an action. The sweeper of any server carries it out."""
     _, wanted = given_filter(request)
-    started = request.app.bulk.start(request.field("action"), wanted, actor=request.actor)
+    action, why = request.field("action"), request.field("reason")
+    started = request.app.bulk.start(action, wanted, actor=request.actor, reason=why)
     return request.go(
         request.address(f"/ui/bulk/{started.id}"), "Started. It continues in the background."
     )
@@ -222,12 +223,13 @@ def retry(request: PageRequest) -> Response:
     given = request.field("more_retries") or "1"
     if not (given.isascii() and given.isdigit() and len(given) <= 4):
         raise InvalidInput("give a whole number from 1", path="more attempts")
-    return _changed(request, partial(request.app.retry, more_retries=int(given)))
+    retry = partial(request.app.retry, more_retries=int(given), reason=request.field("reason"))
+    return _changed(request, retry)
 
 
 def cancel(request: PageRequest) -> Response:
     """Cancel a job that is pending or processing."""
-    return _changed(request, request.app.cancel)
+    return _changed(request, partial(request.app.cancel, reason=request.field("reason")))
 
 
 def _changed(request: PageRequest, change: Callable[..., Job]) -> Response:

@@ -47,7 +47,7 @@ def workers(request: PageRequest) -> Response:
 def pause(request: PageRequest) -> Response:
     """Stop handing out jobs of a queue."""
     name = request.path("name")
-    request.app.queues.pause(name, actor=request.actor)
+    request.app.queues.pause(name, actor=request.actor, reason=request.field("reason"))
     return _back(request, f"Queue {name} is paused. Running jobs continue, new ones are accepted.")
 
 

@@ -23,6 +23,7 @@ class Facts:
 
     now: datetime
     paused: bool  # its queue
+    pause_reason: str | None = None
     workers: Sequence[WorkerState]  # seen lately, live or not
     ahead: int  # due jobs of its queue that go first; MAX_AHEAD + 1 means that or more
     rate: float  # attempts of its queue that end per second, over the last minutes
@@ -59,7 +60,8 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
         case Status.CANCELLED:
             if job.event == "expired":
                 return "expired", f"It was cancelled: it had to start before {_at(job.start_by)}."
-            return "cancelled", f"{job.actor} cancelled it at {_at(job.finished_at)}."
+            why = f": {job.reason}" if job.reason else "."
+            return "cancelled", f"{job.actor} cancelled it at {_at(job.finished_at)}{why}"
         case Status.FAILED:
             return "failed", (
                 f"It failed for good at {_at(job.finished_at)} after {job.attempts} of "
@@ -87,7 +89,8 @@ def _processing(job: Job, facts: Facts) -> tuple[str, str]:
 
 def _pending(job: Job, facts: Facts) -> tuple[str, str]:
     if facts.paused:
-        return "queue_paused", f"Queue {job.queue} is paused; resume it to go on."
+        why = f" ({facts.pause_reason})" if facts.pause_reason else ""
+        return "queue_paused", f"Queue {job.queue} is paused{why}; resume it to go on."
     if job.run_at > facts.now:
         wait = length((job.run_at - facts.now).total_seconds())
         why = ""

@@ -12,7 +12,10 @@ from tenure.jobs.redaction import MARK
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change of a job's status. `position` is its place in the event stream."""
+    """A change of a job's status. `position` is its place in the event stream.
+
+    `detail` is the error of a failure, `reason` what an operator or the application gave.
+    """
 
     position: str
     job_id: str
@@ -24,6 +27,7 @@ class Transition:
     token: int
     actor: str | None
     detail: str | None
+    reason: str | None = None
     lease_id: str | None = field(default=None, repr=False)
 
 

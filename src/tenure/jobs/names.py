@@ -11,6 +11,7 @@ from tenure.errors import InvalidInput
 MAX_NAME_LENGTH = 128
 MAX_KEY_LENGTH = 255
 MAX_LABEL_LENGTH = 255
+MAX_REASON_LENGTH = 500
 
 RESERVED = "tenure."
 """Begins the types and queues that belong to Tenure: only Tenure itself adds such jobs, and a claim
@@ -77,6 +78,16 @@ def check_label(value: object, what: str, path: str) -> str:
         f"not a label for a {what}; use 1 to {MAX_LABEL_LENGTH} printable characters on one line",
         path=path,
     )
+
+
+def check_reason(value: object, path: str = "$.reason") -> str | None:
+    """Return a reason as it is stored, None if there is none; raises InvalidInput otherwise."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, str) or len(value) > MAX_REASON_LENGTH:
+        raise InvalidInput(f"give a text of at most {MAX_REASON_LENGTH} characters", path=path)
+    text = value.strip().replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "backslashreplace")
+    return text.decode()[:MAX_REASON_LENGTH]
 
 
 def serves(queues: Collection[str] | None, queue: str) -> bool:

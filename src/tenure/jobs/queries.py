@@ -158,6 +158,7 @@ class Bulk:
     filter: Filter
     more_retries: int
     actor: str
+    reason: str | None
     created_at: datetime
     finished_at: datetime | None
     stopped_by: str | None  # who stopped it early

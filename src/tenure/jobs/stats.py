@@ -80,7 +80,10 @@ class FailureGroup:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """A queue: its settings and its jobs. `oldest_due_at` is when the oldest due job became due."""
+    """A queue: its settings and its jobs. `oldest_due_at` is when the oldest due job became due.
+
+    `pause_reason` is what was said when it was paused.
+    """
 
     name: str
     paused_at: Time | None
@@ -88,6 +91,7 @@ class QueueState:
     pending: int
     processing: int
     oldest_due_at: Time | None
+    pause_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

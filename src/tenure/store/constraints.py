@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tenure import lifecycle
+from tenure import events, lifecycle
 from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
-from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH, NAME_PATTERN
+from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH, MAX_REASON_LENGTH, NAME_PATTERN
 from tenure.jobs.payload import MAX_PAYLOAD_BYTES
 from tenure.jobs.results import MAX_RESULT_BYTES
 from tenure.lifecycle import LIMIT_SQL, ROOM_SQL, SETTLED, Guard, Rule, Status
@@ -124,6 +124,7 @@ def sqlite_values() -> dict[str, str]:
     policy = _policy("json_type(backoff, '$.{}')", "backoff ->> '{}'")
     return _plain_values("") | {
         **IN_REACH,
+        "reason_is_short": f"length(coalesce(reason, '')) <= {MAX_REASON_LENGTH}",
         # A sweep could not save a job whose id is not UTF-8, and no page could go on after one that
         # Python refuses. It takes 0.3 of the 12 µs that a job takes in bulk.
         "id_is_a_uuid_7": f"id GLOB '{UUID_7.replace('x', '[0-9a-f]')}'",
@@ -372,4 +373,6 @@ def ledger_values(old: str, new: str, clock: str, larger: str) -> dict[str, str]
         "lease_id": f"COALESCE({new}.lease_id, {old}.lease_id)",
         "actor": f"{new}.actor",
         "detail": f"CASE WHEN {new}.status = 'failed' THEN {new}.last_error END",
+        "reason": f"CASE WHEN {new}.reason IS NULL THEN NULL"
+        f" WHEN {event_sql(old, new)} IN ({quoted(*events.REASONED)}) THEN {new}.reason END",
     }

@@ -28,7 +28,18 @@ from tenure.store.search import Statement
 from tenure.store.tables import workers
 from tenure.store.tables.stats import StatsReader
 
-ENTRY = ("job_id", "at", "source", "target", "event", "attempt", "token", "actor", "detail")
+ENTRY = (
+    "job_id",
+    "at",
+    "source",
+    "target",
+    "event",
+    "attempt",
+    "token",
+    "actor",
+    "detail",
+    "reason",
+)
 """The columns of a `Transition` between its position and its lease."""
 
 T = TypeVar("T")
@@ -253,8 +264,8 @@ class Reader(ABC):
         """Return every queue with jobs or settings."""
         time = self.dialect.time_or_none
         return [
-            QueueState(name, time(paused), limit, pending, processing, time(oldest))
-            for name, paused, limit, pending, processing, oldest in self.stats.counted(
+            QueueState(name, time(paused), limit, pending, processing, time(oldest), reason)
+            for name, paused, limit, pending, processing, oldest, reason in self.stats.counted(
                 self.queues_sql
             )
         ]
@@ -265,13 +276,13 @@ class Reader(ABC):
         d = self.dialect
         return f"""{self.heads}
 SELECT name, {d.time("max(paused_at)")}, max(max_pending), CAST(sum(pending) AS bigint),
-    CAST(sum(processing) AS bigint), {d.time("min(due_at)")}
+    CAST(sum(processing) AS bigint), {d.time("min(due_at)")}, max(pause_reason)
 FROM (
-    SELECT name, paused_at, max_pending, 0 AS pending, 0 AS processing, NULL AS due_at
+    SELECT name, paused_at, max_pending, 0 AS pending, 0 AS processing, NULL AS due_at, pause_reason
     FROM {d.table("queue")}
-    UNION ALL SELECT queue, NULL, NULL, 0, 0, run_at FROM head WHERE run_at <= {d.now}
+    UNION ALL SELECT queue, NULL, NULL, 0, 0, run_at, NULL FROM head WHERE run_at <= {d.now}
     UNION ALL SELECT queue, NULL, NULL, CASE status WHEN 'pending' THEN jobs ELSE 0 END,
-        CASE status WHEN 'processing' THEN jobs ELSE 0 END, NULL
+        CASE status WHEN 'processing' THEN jobs ELSE 0 END, NULL, NULL
     FROM ({{counts}}) AS counted WHERE status IN ('pending', 'processing')
 ) AS part GROUP BY name ORDER BY name
 """

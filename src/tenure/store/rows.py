@@ -19,7 +19,7 @@ COLUMNS = (
     *("id", "type", "queue", "status", "priority", "attempts", "max_retries", "token"),
     *("run_at", "created_at", "started_at", "finished_at", "worker", "lease_id"),
     *("lease_expires_at", "timeout", "backoff", "event", "actor", "idempotency_key"),
-    *("payload", "result", "last_error", "snoozes", "need", "spare", "start_by"),
+    *("payload", "result", "last_error", "snoozes", "need", "spare", "start_by", "reason"),
 )
 """Every column that a `Job` is made of, in the order in which the stores select them."""
 
@@ -32,6 +32,7 @@ ADDED = (
 CHANGED = (
     *("status", "attempts", "max_retries", "token", "run_at", "started_at", "finished_at"),
     *("worker", "lease_id", "lease_expires_at", "event", "actor", "result", "last_error"),
+    "reason",
 )
 """The columns that any transition may change."""
 

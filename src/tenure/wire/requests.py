@@ -21,6 +21,7 @@ from tenure.jobs.names import (
     MAX_KEY_LENGTH,
     MAX_LABEL_LENGTH,
     MAX_NAME_LENGTH,
+    MAX_REASON_LENGTH,
     NAME_PATTERN,
 )
 from tenure.jobs.payload import JsonText, canonical
@@ -56,6 +57,7 @@ Label = Annotated[str, Meta(pattern=LINE, max_length=MAX_LABEL_LENGTH)]
 RunAt = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^[1-8]"})]
 TimeText = Annotated[str, _schema(format="date-time", pattern="^[1-8]")]
 """A time in a query, where a number is not accepted."""
+Reason = Annotated[str, _schema(maxLength=MAX_REASON_LENGTH)]
 SearchText = Annotated[
     str, _schema(minLength=1, maxLength=MAX_SEARCHED_FOR, pattern="^[^\\u0000]*$")
 ]
@@ -140,7 +142,13 @@ def options_of(request: TypeRequest) -> dict[str, Any]:
     }
 
 
-class RetryRequest(Request):
+class ReasonRequest(Request):
+    """Why this is done, for the ledger."""
+
+    reason: Reason | None = None
+
+
+class RetryRequest(ReasonRequest, kw_only=True):
     """How many attempts an operator's retry adds to the job's limit."""
 
     more_retries: MoreRetries = 1
@@ -158,7 +166,7 @@ class FilterForm(Request):
     text: SearchText | UnsetType = UNSET
 
 
-class BulkRequest(Request):
+class BulkRequest(ReasonRequest, kw_only=True):
     """An action on all jobs that match now; `more_retries` as for one job."""
 
     action: Action

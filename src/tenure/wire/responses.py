@@ -103,7 +103,7 @@ def _text(raw: Raw) -> str | None:
 
 
 class TransitionBody(Answered, frozen=True):
-    """One transition of a job: who caused it, and the error if the attempt failed."""
+    """One transition of a job: who caused it, why, and the error if the attempt failed."""
 
     position: str
     job_id: str
@@ -115,6 +115,7 @@ class TransitionBody(Answered, frozen=True):
     token: int
     actor: str | None
     detail: str | None
+    reason: str | None
 
 
 class EventBody(TransitionBody, frozen=True, kw_only=True):
@@ -213,6 +214,7 @@ class BulkBody(Answered, frozen=True):
     filter: FilterForm
     more_retries: int
     actor: str
+    reason: str | None
     created_at: Time
     finished_at: Time | None
     stopped_by: str | None

@@ -152,11 +152,12 @@ def explain_job(call: Call) -> Response:
 
 def cancel_job(call: Call) -> Response:
     """Cancel a job that is pending or processing."""
-    return answer(call.shown(call.app.cancel(call.path["id"], actor=call.caller.name)))
+    why = call.body.reason
+    return answer(call.shown(call.app.cancel(call.path["id"], actor=call.caller.name, reason=why)))
 
 
 def retry_job(call: Call) -> Response:
     """Retry a job that failed for good, with a higher limit."""
-    more = call.body.more_retries
-    job = call.app.retry(call.path["id"], more_retries=more, actor=call.caller.name)
+    more, why = call.body.more_retries, call.body.reason
+    job = call.app.retry(call.path["id"], more_retries=more, actor=call.caller.name, reason=why)
     return answer(call.shown(job))

@@ -51,6 +51,7 @@ def start_bulk(call: Call) -> Response:
         Filter(**requests.given(body.filter), hidden=call.redaction.keys),
         more_retries=body.more_retries,
         actor=call.caller.name,
+        reason=body.reason,
     )
     return answer(responses.bulk_body(bulk), 202, {"Location": call.address(f"/bulk/{bulk.id}")})
 
@@ -77,7 +78,7 @@ def list_queues(call: Call) -> Response:
 
 def pause_queue(call: Call) -> Response:
     """Stop handing out jobs of a queue; running jobs continue."""
-    call.app.queues.pause(call.path["name"], actor=call.caller.name)
+    call.app.queues.pause(call.path["name"], actor=call.caller.name, reason=call.body.reason)
     return _queue(call)
 
 

@@ -121,6 +121,7 @@ HEARTBEATS = Body(
 TYPE_OPTIONS = Body(requests.TypeRequest)
 LIMIT = Body(requests.LimitRequest)
 BULK_REQUEST = Body(requests.BulkRequest)
+REASON = Body(requests.ReasonRequest, optional=True)
 NO_BODY = Body(requests.NoFields, optional=True)
 
 LEASED = "/leases/{lease_id}"
@@ -176,7 +177,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/jobs/{id}", READ, jobs.show_job, Reply(Job, "The job.")),
     Route("GET", "/jobs/{id}/history", READ, jobs.show_history, HISTORY),
     Route("GET", "/jobs/{id}/explain", READ, jobs.explain_job, EXPLANATION),
-    Route("POST", "/jobs/{id}/cancel", ADMIN, jobs.cancel_job, CANCELLED, body=NO_BODY),
+    Route("POST", "/jobs/{id}/cancel", ADMIN, jobs.cancel_job, CANCELLED, body=REASON),
     Route("POST", "/jobs/{id}/retry", ADMIN, jobs.retry_job, RETRIED, body=RETRY),
     # --- actions on all jobs that match a filter
     Route("POST", "/bulk", ADMIN, operations.start_bulk, NEW_BULK, body=BULK_REQUEST),
@@ -204,7 +205,7 @@ ROUTES: tuple[Route, ...] = (
     Route("PUT", "/types/{name}", WORK, leases.declare_type, TYPE, body=TYPE_OPTIONS),
     # --- what operators call
     Route("GET", "/queues", READ, operations.list_queues, QUEUES),
-    Route("POST", "/queues/{name}/pause", ADMIN, operations.pause_queue, QUEUE, body=NO_BODY),
+    Route("POST", "/queues/{name}/pause", ADMIN, operations.pause_queue, QUEUE, body=REASON),
     Route("POST", "/queues/{name}/resume", ADMIN, operations.resume_queue, QUEUE, body=NO_BODY),
     Route("PUT", "/queues/{name}/limit", ADMIN, operations.limit_queue, QUEUE, body=LIMIT),
     Route("GET", "/types", READ, operations.list_types, TYPES),

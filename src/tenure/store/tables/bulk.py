@@ -37,7 +37,7 @@ MAX_KEPT = 1_000
 """Actions on record. When an action starts, the oldest of those that have ended are deleted."""
 
 COLUMNS = (
-    *("id", "action", "filter", "more_retries", "actor", "created_at", "finished_at"),
+    *("id", "action", "filter", "more_retries", "actor", "reason", "created_at", "finished_at"),
     *("stopped_by", "total", "exact", "changed", "refused", "batches", "cursor"),
 )
 
@@ -80,15 +80,16 @@ def start(
     filter: Filter,
     more_retries: int,
     actor: str,
+    reason: str | None = None,
     total: Counted,
 ) -> None:
     """Add an action that begins now, by the store's clock."""
     d = db.dialect
     table, text = d.table("bulk"), msgspec.json.encode(filter).decode()
     db.changed(
-        f"INSERT INTO {table} (id, action, filter, more_retries, actor, total, exact, created_at)"
-        f" VALUES ({d.id_value}, {d.values(6)}, {d.now})",
-        (id, str(action), text, more_retries, actor, total.jobs, total.exact),
+        f"INSERT INTO {table} (id, action, filter, more_retries, actor, reason, total, exact,"
+        f" created_at) VALUES ({d.id_value}, {d.values(7)}, {d.now})",
+        (id, str(action), text, more_retries, actor, reason, total.jobs, total.exact),
     )
     db.changed(
         f"DELETE FROM {table} WHERE finished_at IS NOT NULL AND id NOT IN"
@@ -199,8 +200,9 @@ def _had_settled(job: Job, bulk: Bulk) -> bool:
 
 
 def _event(bulk: Bulk) -> Event:
+    actor, reason = bulk.signature, bulk.reason
     match bulk.action:
         case Action.RETRY:
-            return Retried(more_retries=bulk.more_retries, actor=bulk.signature)
+            return Retried(more_retries=bulk.more_retries, actor=actor, reason=reason)
         case Action.CANCEL:
-            return Cancelled(actor=bulk.signature)
+            return Cancelled(actor=actor, reason=reason)

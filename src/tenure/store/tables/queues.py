@@ -12,6 +12,7 @@ def set_queue(
     paused: bool | None = None,
     max_pending: int | None = None,
     actor: str,
+    reason: str | None = None,
 ) -> None:
     """Pause or resume a queue (None: leave it), set its limit (None: leave it, -1: no limit)."""
     d = db.dialect
@@ -19,9 +20,9 @@ def set_queue(
     db.changed(f"INSERT INTO {table} (name) VALUES ({v}) ON CONFLICT DO NOTHING", (name,))
     if paused is not None:
         db.changed(
-            f"UPDATE {table} SET paused_at = CASE WHEN {v} THEN {d.now} END, paused_by = {v}"
-            f" WHERE name = {v}",
-            (paused, actor, name),
+            f"UPDATE {table} SET paused_at = CASE WHEN {v} THEN {d.now} END, paused_by = {v},"
+            f" pause_reason = {v} WHERE name = {v}",
+            (paused, actor, reason, name),
         )
     if max_pending is not None:
         limit = None if max_pending < 0 else max_pending

@@ -47,6 +47,7 @@ CREATE TABLE {schema}.job (
     followed integer,
     tags text COLLATE "C",
     again_of uuid,
+    reason varchar({max_reason}) COLLATE "C", -- of the last transition that can have one
     {checks}
 ) WITH (
     -- Every row is rewritten twice in quick succession. With room for both new versions in its page,
@@ -116,6 +117,7 @@ CREATE TABLE {schema}.transition (
     lease_id uuid,
     actor text COLLATE "C",
     detail text,
+    reason text,
     PRIMARY KEY (xid, seq)
 );
 CREATE INDEX transition_job ON {schema}.transition (job_id, seq);
@@ -124,6 +126,7 @@ CREATE TABLE {schema}.queue (
     name text COLLATE "C" PRIMARY KEY,
     paused_at timestamptz,
     paused_by text,
+    pause_reason text,
     max_pending bigint CHECK (max_pending >= 0)
 );
 

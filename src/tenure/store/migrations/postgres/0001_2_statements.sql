@@ -368,7 +368,7 @@ END $$;
 CREATE FUNCTION {schema}.save(
     uuid[], text[], integer[], bigint[], integer[], timestamptz[], timestamptz[], timestamptz[],
     text[], uuid[], timestamptz[], text[], text[], text[], text[],
-    text[], integer[], uuid[], timestamptz[], OUT written integer
+    text[], text[], integer[], uuid[], timestamptz[], OUT written integer
 )
     LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET jit = off
@@ -379,10 +379,11 @@ BEGIN
         max_retries = new.max_retries, token = new.token, run_at = new.run_at,
         started_at = new.started_at, finished_at = new.finished_at, worker = new.worker,
         lease_id = new.lease_id, lease_expires_at = new.lease_expires_at, event = new.event,
-        actor = new.actor, result = new.result, last_error = new.last_error
-    FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+        actor = new.actor, result = new.result, last_error = new.last_error, reason = new.reason
+    FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+        $20)
         AS new (id, status, attempts, max_retries, token, run_at, started_at, finished_at, worker,
-            lease_id, lease_expires_at, event, actor, result, last_error,
+            lease_id, lease_expires_at, event, actor, result, last_error, reason,
             was_status, was_token, was_lease_id, was_lease_expires_at)
     WHERE job.id = new.id AND job.status = was_status AND job.token = was_token
         AND job.lease_id IS NOT DISTINCT FROM was_lease_id

@@ -102,6 +102,7 @@ CREATE TABLE {schema}.bulk (
     filter text NOT NULL,
     more_retries bigint NOT NULL,
     actor text COLLATE "C" NOT NULL,
+    reason text,
     created_at timestamptz NOT NULL,
     finished_at timestamptz,
     stopped_by text COLLATE "C",

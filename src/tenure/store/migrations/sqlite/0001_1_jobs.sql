@@ -44,6 +44,7 @@ CREATE TABLE tenure_job (
     followed INTEGER,
     tags TEXT,
     again_of TEXT,
+    reason TEXT, -- of the last transition that can have one
     {checks}
 ) STRICT;
 
@@ -72,7 +73,8 @@ CREATE TABLE tenure_transition (
     token INTEGER NOT NULL,
     lease_id TEXT,
     actor TEXT,
-    detail TEXT
+    detail TEXT,
+    reason TEXT
 ) STRICT;
 CREATE INDEX tenure_transition_job ON tenure_transition (job_id);  -- and seq, the rowid
 
@@ -80,6 +82,7 @@ CREATE TABLE tenure_queue (
     name TEXT PRIMARY KEY NOT NULL,
     paused_at INTEGER,
     paused_by TEXT,
+    pause_reason TEXT,
     max_pending INTEGER CHECK (max_pending >= 0)
 ) STRICT;
 

@@ -101,6 +101,7 @@ CREATE TABLE tenure_bulk (
     filter TEXT NOT NULL,
     more_retries INTEGER NOT NULL,
     actor TEXT NOT NULL,
+    reason TEXT,
     created_at INTEGER NOT NULL,
     finished_at INTEGER,
     stopped_by TEXT,
