@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -40,6 +39,7 @@ from tenure.http.token_cache import TokenCache
 from tenure.http.waiting import WorkNotifier
 from tenure.jobs.names import check_queues
 from tenure.settings import Settings
+from tenure.telemetry import logs
 from tenure.worker.maintenance import StallWatch
 from tenure.worker.process import ABORTED, maintained, run_loop, spared_by_collector, worker_of
 from tenure.worker.worker import Worker
@@ -241,8 +241,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         port = sockets[0].getsockname()[1] if sockets else 0
         host = f"[{self._host}]" if ":" in self._host.strip("[]") else self._host
-        sys.stdout.write(f"Tenure listens on http://{host}:{port}\n")
-        sys.stdout.flush()
+        logs.announce(f"Tenure listens on http://{host}:{port}")
 
     async def on_tick(self, counter: int) -> bool:
         """Abort the connections of clients that are too slow, once a second."""

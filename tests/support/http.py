@@ -184,7 +184,7 @@ class ServerProcess:
         )
         assert self.process.stdout is not None
         self.greeting = self.process.stdout.readline().strip()
-        self.url = self.greeting.rpartition(" ")[2]
+        self.url = self.greeting.rpartition(" ")[2].removesuffix('"}')
         assert self.url.startswith("http"), self.process.communicate()[1]
         host, _, port = self.url.partition("//")[2].rpartition(":")
         self.address = (host, int(port))

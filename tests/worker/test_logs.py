@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -19,6 +20,7 @@ from tenure.client import Client
 from tenure.jobs.queries import Filter
 from tenure.jobs.redaction import MARK, Redaction
 from tenure.telemetry.logs import MAX_FIELD, JobFields, JsonLines, TextLines, configure
+from tenure.worker import log as worker_log
 from tests.support.http import ServerProcess
 from tests.support.waiting import wait_until
 from tests.support.workers import (
@@ -41,7 +43,7 @@ app = Tenure("{database}")
 log = logging.getLogger("shop")
 
 @app.job
-async def on_loop(): log.info("from %s", "the loop")
+async def on_loop(): log.info("from %s", "the loop", extra={{"order": 17}})
 
 @app.job
 def in_thread(): log.warning("from a thread")
@@ -95,11 +97,12 @@ def test_every_move_is_a_line_with_the_fields_of_its_job(sqlite_url: str, lines:
         assert told == ["job_enqueued", "job_claimed", "job_completed"]
         *_, end = lines.of(bad.id)
         assert end["message"] == "job_failed"
-        assert end["level"] == "warning"
         assert 0 <= end["duration"] < 60
-        del end["time"], end["duration"]
+        assert end["traceback"].startswith("ValueError: no such address\nand more\nTraceback")
+        assert ".send\n" in end["traceback"]
+        del end["time"], end["duration"], end["traceback"]
         assert end == {
-            "level": "warning",
+            "level": "error",
             "logger": "tenure.worker.log",
             "message": "job_failed",
             "job": bad.id,
@@ -143,8 +146,8 @@ def test_a_lease_that_ran_out_for_good_brings_no_line_of_a_retry(
         app.core.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
         with running_sweeper(app):
             wait_until_failed(app, job)
-    told = [line["message"] for line in lines.of(job.id)]
-    assert told == ["job_enqueued", "job_lease_expired"]
+    told = [(line["message"], line["level"]) for line in lines.of(job.id)]
+    assert told == [("job_enqueued", "debug"), ("job_lease_expired", "error")]
 
 
 @pytest.mark.parametrize("over_http", [False, True], ids=["beside the store", "over HTTP"])
@@ -169,10 +172,10 @@ def test_a_retry_is_a_line_that_says_when_it_runs(
     assert told == [
         ("job_enqueued", "debug", 0),
         ("job_claimed", "debug", 1),
-        ("job_failed", "info", 1),
+        ("job_failed", "warning", 1),
         ("job_retried", "info", 1),
         ("job_claimed", "debug", 2),
-        ("job_failed", "warning", 2),
+        ("job_failed", "error", 2),
     ]
     retried = lines.of(job.id)[3]
     assert 0.04 < retried.pop("delay") < 0.06
@@ -213,20 +216,101 @@ def test_a_bulk_action_is_a_line_at_its_beginning_and_its_end(
     ]
 
 
-def test_at_the_default_level_only_what_went_wrong_is_told(sqlite_url: str, lines: Lines) -> None:
+def test_at_the_default_level_one_completion_a_second_has_a_line(
+    sqlite_url: str, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newcomer, who saw no line at all, thought that nothing had run."""
     logging.getLogger("tenure").setLevel(logging.INFO)
+    monkeypatch.setattr(worker_log, "SHOWN_SECONDS", 3600)
     with Tenure(sqlite_url) as app:
 
         @app.job(max_retries=1)
         async def work(ok: bool) -> None:
             assert ok
 
-        jobs = app.enqueue_many([NewJob("work", {"ok": n != 7}, {}) for n in range(20)])
-        with running_worker(app) as worker:
+        first = work.enqueue(ok=True)
+        with running_worker(app):
+            wait_until(lambda: lines.of(first.id))
+            jobs = app.enqueue_many([NewJob("work", {"ok": n != 7}, {}) for n in range(20)])
             wait_until_all_settled(app, jobs)
             wait_until(lambda: lines.of(jobs[7].id))
-            wait_until(lambda: not worker._leases.to_renew())
-    assert [line["job"] for line in lines.kept if "job" in line] == [jobs[7].id]
+            assert [one["job"] for one in lines.kept if one["message"] == "job_completed"] == [
+                first.id
+            ]
+            monkeypatch.setattr(worker_log, "SHOWN_SECONDS", 0)
+            last = work.enqueue(ok=True)
+            wait_until(lambda: lines.of(last.id))
+    completed = [line for line in lines.kept if line["message"] == "job_completed"]
+    assert sum(1 + line.get("others", 0) for line in completed) == 21
+    assert "others" not in completed[0]
+    assert completed[0]["duration"] >= 0
+
+
+class Exceptions(logging.Handler):
+    """Keeps the exceptions of errors, as Sentry's integration of logging does."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.kept: list[BaseException | None] = []
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append(record.exc_info[1] if record.exc_info else None)
+        self.texts.append(logging.Formatter().format(record))
+
+
+@pytest.mark.requirement("C12")
+@pytest.mark.parametrize("over_http", [False, True], ids=["beside the store", "over HTTP"])
+def test_a_final_failure_brings_its_exception_to_other_programs(
+    sqlite_url: str, lines: Lines, over_http: bool
+) -> None:
+    seen = Exceptions()
+    log = logging.getLogger("tenure.worker.log")
+    log.addHandler(seen)
+    error = ValueError("no such address: hunter2-canary")
+    with Tenure(sqlite_url) as app, contextlib.ExitStack() as opened:
+        opened.callback(log.removeHandler, seen)
+
+        @app.job(max_retries=2, backoff=0)
+        def send(password: str) -> None:
+            raise error
+
+        @app.job(max_retries=1, timeout="50ms")
+        async def hang() -> None:
+            await asyncio.sleep(60)
+
+        source = None
+        if over_http:
+            source = opened.enter_context(
+                Client(opened.enter_context(ServerProcess(sqlite_url)).url)
+            )
+        jobs = [send.enqueue(password="hunter2-canary"), hang.enqueue()]
+        with running_worker(app, source, redaction=Redaction(["password"])):
+            for job in jobs:
+                wait_until_failed(app, job)
+            wait_until(lambda: len(seen.kept) == 2)
+    assert sorted(map(repr, seen.kept)) == ["None", repr(error)]
+    (text,) = (text for text in seen.texts if "Traceback" in text)
+    assert ".send\n" in text
+    assert "canary" not in text
+    assert MARK in text
+
+
+def test_a_result_that_cannot_be_stored_is_a_warning(sqlite_url: str, lines: Lines) -> None:
+    """A newcomer's model and long text were replaced by a note without a word."""
+    with Tenure(sqlite_url) as app:
+
+        @app.job
+        def too_long(length: int) -> str:
+            return "x" * length
+
+        job = too_long.enqueue(length=70_000)
+        with running_worker(app):
+            wait_until_completed(app, job)
+    (line,) = (one for one in lines.kept if "cannot be stored" in one["message"])
+    assert line["level"] == "warning"
+    assert f"the result of job {job.id} (too_long) cannot be stored" in line["message"]
+    assert "PayloadTooLarge" in line["message"]
 
 
 @pytest.mark.requirement("C12")
@@ -261,6 +345,41 @@ def test_fields_are_values_whatever_they_hold() -> None:
     assert len(JsonLines().format(record)) < MAX_FIELD + 200
 
 
+@pytest.mark.requirement("C12", "C13")
+def test_json_keeps_what_a_line_says_by_extra() -> None:
+    """A newcomer's fields were dropped."""
+    circle: list[object] = []
+    circle.append(circle)
+    extra = {
+        "order": 17,
+        "paid": True,
+        "note": HOSTILE,
+        "at": Path("/x"),
+        "none": None,
+        "who": {"name": "ann", "Password": "canary"},
+        "password": "canary",
+        "level": "forged",
+        "long": "x" * 10**6,
+        "half": "\ud800",
+        "color_message": "again",
+    }
+    record = logging.makeLogRecord({"msg": "m", "levelname": "INFO", "name": "shop", **extra})
+    line = JsonLines(Redaction(["password"])).format(record)
+    assert line.isprintable()
+    event = json.loads(line)
+    assert (event["order"], event["paid"], event["note"], event["at"], event["none"]) == (
+        *(17, True, HOSTILE, "/x", None),
+    )
+    assert json.loads(event["who"]) == {"name": "ann", "Password": MARK}
+    assert (event["password"], event["level"], event["half"]) == (MARK, "info", "\\ud800")
+    assert len(event["long"]) < MAX_FIELD + 100
+    assert "color_message" not in event
+    many = {f"field{n}": n for n in range(1_000)} | {"circle": circle}
+    assert len(json.loads(JsonLines().format(logging.makeLogRecord(many)))) < 100
+    event = json.loads(JsonLines().format(logging.makeLogRecord({"circle": circle})))
+    assert event["circle"] == MARK
+
+
 def test_what_handlers_log_carries_their_job(sqlite_url: str, tmp_path: Path) -> None:
     source = HANDLERS.format(name="shop_logs", database=sqlite_url)
     (tmp_path / "shop_logs.py").write_text(source, "utf-8")
@@ -276,10 +395,12 @@ def test_what_handlers_log_carries_their_job(sqlite_url: str, tmp_path: Path) ->
         for job in jobs.values():
             wait_until_completed(app, job)
         _, errors = server.stop()
+    assert json.loads(server.greeting)["message"] == f"Tenure listens on {server.url}"
     told = {}
     for line in errors.splitlines():
         entry = json.loads(line)
         if entry["logger"] == "shop":
+            assert entry.get("order") == (17 if entry["type"] == "on_loop" else None)
             told[entry["message"]] = (entry["job"], entry["type"], entry["queue"], entry["attempt"])
     assert told == {
         text: (jobs[name].id, name, "default", 1)

@@ -111,6 +111,7 @@ def worker(server: str | None, prune: bool, **flags: Any) -> None:
     other workers. A second signal ends the worker at once.
     """
     from tenure.jobs.redaction import without_password
+    from tenure.telemetry import logs
     from tenure.worker.process import end_process, run_worker
 
     if not flags["apps"] and not flags["fake_handlers"]:
@@ -131,7 +132,7 @@ def worker(server: str | None, prune: bool, **flags: Any) -> None:
         types = app.core.handlers.types()
         names = "any type" if types is None else ", ".join(types)
         where = without_password(server or app.database)
-        click.echo(f"Tenure worker runs jobs of {names} from {where}")
+        logs.announce(f"Tenure worker runs jobs of {names} from {where}")
         run_worker(app, settings, source=remote, progress=progress)
     end_process()
 
@@ -160,7 +161,8 @@ def _prepared(
         raise InvalidInput(
             "--fail-type and --fail-every need --fake-handlers", path="--fake-handlers"
         )
-    logs.configure(settings.log_format, settings.log_level)
+    redact = app.core.redaction.also(settings.redact).keys
+    logs.configure(settings.log_format, settings.log_level, redact)
     for caution in settings.cautions:
         logging.getLogger("tenure.settings").warning("%s", caution)
     return app, settings
@@ -267,7 +269,7 @@ def demo(as_json: bool) -> None:
     from tenure.telemetry import logs
     from tenure.wire import responses
 
-    logs.configure(level="error")
+    logs.configure(level="critical")  # each failure of a payment is an error
     if not as_json:
         click.echo(OPENING)
     with (

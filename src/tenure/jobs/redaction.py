@@ -65,6 +65,10 @@ class Redaction:
         error = job.last_error and _hider(hidden + more)(job.last_error)
         return replace(job, payload_json=payload, result_json=result, last_error=error)
 
+    def document(self, text: str) -> str:
+        """Return a JSON document without its hidden values."""
+        return self._split(text)[0] if self else text
+
     def text(self, text: str, job: Job) -> str:
         """Return a text about a job, such as its error, without the job's hidden values."""
         return self.hider(job.payload_json, job.result_json)(text)

@@ -49,11 +49,15 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
     retryable: bool = True
     delay: float | None = None  # seconds until it runs again, if the handler said that
     snoozed: bool = False  # nothing has failed
+    flaw: str | None = None  # why the result is only a note
 
 
 def success(value: object) -> Ending:
     """Return the ending of a handler that returned `value`."""
-    return Ending(None if value is None else result_text(value))
+    if value is None:
+        return Ending()
+    text, flaw = _stored(value)
+    return Ending(text, flaw=flaw)
 
 
 def success_of_function(value: object) -> Ending:
@@ -71,7 +75,7 @@ def failure(error: BaseException, handler: Handler | None = None) -> Ending:
     defines, because the job must settle.
     """
     try:
-        ours = _traceback_of(error)
+        ours = traceback_of(error)
         if ours is not None and ours.tb_next is not None:
             within = ours.tb_next.tb_frame.f_code in WITHIN and ours.tb_next.tb_next
             _cut_traceback(error, within or ours.tb_next)
@@ -88,7 +92,7 @@ def failure(error: BaseException, handler: Handler | None = None) -> Ending:
 
 
 # The definitions of BaseException, because those of a handler's own class may raise.
-_traceback_of = vars(BaseException)["__traceback__"].__get__
+traceback_of = vars(BaseException)["__traceback__"].__get__
 _cut_traceback = BaseException.with_traceback
 _parts_of = vars(BaseExceptionGroup)["exceptions"].__get__
 
@@ -128,13 +132,19 @@ def result_text(value: object) -> str:
     msgspec writes them. What JSON or a database cannot keep becomes an object that says so:
     `{"tenure:unstorable": "the beginning of its repr", "reason": "why"}`.
     """
+    return _stored(value)[0]
+
+
+def _stored(value: object) -> tuple[str, str | None]:
+    """Return the text of a result, and why it is only a note."""
     if type(value) is JsonText:
-        return value
+        return value, None
     try:
-        return _result(value)
+        return _result(value), None
     except BaseException as flaw:  # a handler's object may raise anything, even SystemExit
         reason = error_text(f"{type(flaw).__name__}: {_spoken(flaw)}", MAX_MESSAGE_BYTES)
-    return msgspec.json.encode({"tenure:unstorable": _preview(value), "reason": reason}).decode()
+    note = {"tenure:unstorable": _preview(value), "reason": reason}
+    return msgspec.json.encode(note).decode(), reason
 
 
 def _result(value: object) -> str:

@@ -1,13 +1,14 @@
 """How a process writes its log: one event per line, on standard error, as text or as JSON.
 
 Every transition of a job is a line whose message is `job_` and the event, with fields of the job. A
-line that a handler logs gets the fields of its job. Texts in a log come from jobs and requests, so
-control characters are written as escapes: no stored text can forge a second line or send an escape
-sequence to the terminal.
+line that a handler logs gets the fields of its job, and in JSON those that it gives by `extra`.
+Texts in a log come from jobs and requests, so control characters are written as escapes: no stored
+text can forge a second line or send an escape sequence to the terminal.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +20,21 @@ from typing import Any, TextIO
 import msgspec
 
 from tenure.events import LeaseExpired, Retried
+from tenure.jobs.redaction import MARK, NOTHING_HIDDEN, Redaction
+from tenure.jobs.results import traceback_of
 from tenure.jobs.text import printable_json, shortened, visible
 from tenure.lifecycle import Job, retry_in
 
 FIELDS = (
     *("job", "type", "queue", "status", "attempt", "worker", "actor"),
-    *("duration", "error", "delay"),
+    *("duration", "error", "delay", "others"),
 )
 """The fields of a record about a job, in this order. `duration` and `delay` are in seconds; `delay`
-is the time until the job may run again."""
+is the time until the job may run again. `others` completed without a line since the last one."""
+NOT_EXTRA = {*logging.makeLogRecord({}).__dict__, *FIELDS, "asctime", "message", "color_message"}
+"""The attributes of a record that are no `extra`, or only repeat the message of uvicorn."""
+MAX_EXTRA = 50
+"""Most fields by `extra` in a line."""
 MAX_FIELD = 1_000
 MAX_MESSAGE = 64 * 1024
 """Longest field and message in characters; longer ones are cut, with a mark."""
@@ -76,30 +83,65 @@ def log_transition(
     log.log(level, "job_%s", event, extra=fields)
 
 
+def log_failure(
+    log: logging.Logger,
+    event: str,
+    fields: Mapping[str, Any],
+    level: int,
+    error: str,
+    exception: BaseException | None,
+) -> None:
+    """Log a failed attempt as programs such as Sentry's look for it: with its exception.
+
+    Formatters write `error`, from which values are hidden, instead of the exception.
+    """
+    if not log.isEnabledFor(level):
+        return
+    info = None if exception is None else (type(exception), exception, traceback_of(exception))
+    record = log.makeRecord(log.name, level, __file__, 0, "job_%s", (event,), info, None, fields)
+    if info or "\n" in error:
+        record.exc_text = error
+    log.handle(record)
+
+
 def log_steps(log: logging.Logger, steps: Sequence[Job]) -> None:
     """Log each transition of one job, given the rows that the job passed through."""
     for row in steps:
-        level = logging.WARNING if row.event == LeaseExpired.name else logging.INFO
+        level = logging.INFO
+        if row.event == LeaseExpired.name:
+            level = logging.ERROR if row is steps[-1] else logging.WARNING
         fields = fields_of(row)
         if row.event == Retried.name and (delay := retry_in(steps)) is not None:
             fields["delay"] = round(delay, 3)
         log_transition(log, row.event, fields, level)
 
 
-configured: tuple[str, str] | None = None
+configured: tuple[str, str, tuple[str, ...]] | None = None
 """The arguments of the last `configure`, for child processes."""
 
 
-def configure(form: str = "text", level: str = "info") -> None:
-    """Send the logs of this process to standard error; `form` is `text` or `json`."""
+def configure(form: str = "text", level: str = "info", redact: Sequence[str] = ()) -> None:
+    """Send the logs of this process to standard error; `form` is `text` or `json`.
+
+    `redact` are the keys of an `extra` whose values are hidden.
+    """
     global configured  # noqa: PLW0603 - logging is global, too
-    configured = (form, level)
+    configured = (form, level, tuple(redact))
     handler = _ToStandardError()
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler.setFormatter(JsonLines(Redaction(redact)) if form == "json" else TextLines())
     handler.addFilter(JobFields())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if level != "debug":  # the HTTP client logs every request
         logging.getLogger("httpx2").setLevel(logging.WARNING)
+
+
+def announce(text: str) -> None:
+    """Print what this program does from now on; as JSON if its log is."""
+    if configured is not None and configured[0] == "json":
+        record = logging.makeLogRecord({"name": "tenure", "levelname": "INFO", "msg": text})
+        text = JsonLines().format(record)
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 class _ToStandardError(logging.StreamHandler[TextIO]):
@@ -134,10 +176,15 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per line: time, level, logger, message, fields of the job, traceback."""
+    """One JSON object per line: time, level, logger, message, job, traceback, and each `extra`."""
+
+    def __init__(self, redaction: Redaction = NOTHING_HIDDEN) -> None:
+        super().__init__()
+        self._redaction = redaction
 
     def format(self, record: logging.LogRecord) -> str:
         event = {
+            **_extra(record, self._redaction),
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -159,6 +206,24 @@ def _fields(record: logging.LogRecord) -> list[tuple[str, Any]]:
     ]
 
 
+def _extra(record: logging.LogRecord, redaction: Redaction) -> dict[str, Any]:
+    """Return what the line says by `extra`: numbers and booleans as they are, the rest as text."""
+    found = [name for name in record.__dict__ if name not in NOT_EXTRA][:MAX_EXTRA]
+    try:
+        given = json.dumps({name: record.__dict__[name] for name in found}, default=str)
+        shown = json.loads(redaction.document(given))
+    except (TypeError, ValueError, RecursionError):  # a key that is no text, a circle
+        shown = dict.fromkeys(found, MARK)
+    return {_text(shortened(name, MAX_FIELD)): _plain(value) for name, value in shown.items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or _is_number(value):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return _text(shortened(text, MAX_FIELD))
+
+
 def _is_number(value: Any) -> bool:
     """Return whether every reader of JSON reads the value as the same number."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53)
@@ -177,7 +242,9 @@ def _text(text: str) -> str:
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    return formatter.formatException(record.exc_info) if record.exc_info else ""
+    if record.exc_text or not record.exc_info:
+        return record.exc_text or ""
+    return formatter.formatException(record.exc_info)
 
 
 def _time(record: logging.LogRecord) -> str:

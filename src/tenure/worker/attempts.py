@@ -210,7 +210,9 @@ class Attempts:
         else:
             outcome = Outcome.SNOOZED if ending.snoozed else Outcome.FAILED
             report = attempt.outcome(outcome, None, error, ending.retryable, ending.delay)
-        if attempt.started_at is not None and (error is not None or self._log.detailed):
+        if ending.flaw is not None:
+            self._log.unstorable(attempt.lease, ending.flaw)
+        if attempt.started_at is not None:
             attempt.seconds = time.monotonic() - attempt.started_at
         if attempt.span is not None:
             self._end_span(attempt, error)

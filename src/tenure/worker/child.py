@@ -56,7 +56,7 @@ read_answer = msgspec.msgpack.Decoder(ChildAnswer).decode
 _read_task = msgspec.msgpack.Decoder(ChildTask).decode
 
 
-def serve_calls(pipe: Connection, logging: tuple[str, str] | None) -> None:
+def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | None) -> None:
     """Run calls until the pipe is closed. The parent handles stop signals; logs go where its do."""
     if logging is not None:
         logs.configure(*logging)

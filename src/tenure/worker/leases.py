@@ -48,7 +48,7 @@ class Attempt:
     state: AttemptState = CLAIMED
     started_at: float | None = None
     due: float = math.inf  # when its timeout strikes
-    seconds: float | None = None  # how long it ran; only known where it is logged
+    seconds: float | None = None  # how long it ran
     report: Report | None = None  # its outcome, once it has ended
     exception: BaseException | None = None  # what its handler raised, until that is reported
     context: JobContext | None = None

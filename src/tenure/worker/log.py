@@ -1,25 +1,32 @@
 """What a worker logs of its jobs: one line for each transition that it causes.
 
-A line is written after the store has recorded the transition. Claims, completions and releases are
-logged at level `debug` only: a line for each would cost more than a short job. A failure is logged
-as `info` if a retry follows, which has a line too, and as `warning` if it is final.
+A line is written after the store has recorded the transition. Claims and releases are logged at
+level `debug` only: a line for each would cost more than a short job. So are completions, but one a
+second has a line at `info`, so that people see the worker work. A failure is logged with its
+exception, as `warning` if a retry follows, which has a line too, and as `error` if it is final.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
+from typing import Any
 
 from tenure.events import STORE, Claimed, Retried
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
-from tenure.telemetry.logs import log_transition
+from tenure.telemetry.logs import log_failure, log_transition
 from tenure.worker.failures import FailureCalls
 from tenure.worker.leases import Attempt, log_fields
 
 log = logging.getLogger(__name__)
 
-_FAILED = Outcome.FAILED
+SHOWN_SECONDS = 1.0
+"""Pause between two completions that have a line."""
+UNSTORABLE = "the result of job %s (%s) cannot be stored, a note is kept instead: %s"
+
+_FAILED, _COMPLETED = Outcome.FAILED, Outcome.COMPLETED
 _SHOWN = (Outcome.FAILED, Outcome.INTERRUPTED)
 _TOO_LATE = (Answer.LOST, Answer.CONFLICT)
 
@@ -32,6 +39,8 @@ class WorkLog:
         self._failures = failures
         self._worker = worker
         self._redaction = redaction
+        self._others = 0  # completions without a line
+        self._shown_at = -SHOWN_SECONDS
 
     def refresh_level(self) -> None:
         """Read the log level. Called once per exchange, because asking for every job is slow."""
@@ -46,6 +55,7 @@ class WorkLog:
 
     def answered(self, attempts: Sequence[Attempt], verdicts: Sequence[Verdict]) -> None:
         """Log what the store made of the reports of these attempts."""
+        completed: Attempt | None = None
         for attempt, verdict in zip(attempts, verdicts, strict=True):
             report = attempt.report
             assert report is not None
@@ -58,30 +68,41 @@ class WorkLog:
                     verdict.recorded,
                 )
             elif self.detailed or report.outcome in _SHOWN:
-                self._log_recorded(attempt, report, verdict)
-                if report.outcome is _FAILED:
-                    if self._failures:
-                        error = self._hidden(report.error, attempt.lease)
-                        final = _is_final(verdict)
-                        self._failures.add(
-                            attempt.lease, error, attempt.exception, final, verdict.retry_in
-                        )
-                    attempt.exception = None  # its frames refer to the attempt: leave no cycle
+                self._recorded(attempt, report, verdict)
+            elif report.outcome is _COMPLETED:
+                self._others += 1
+                completed = attempt
+        if completed is not None and time.monotonic() - self._shown_at >= SHOWN_SECONDS:
+            self._show(completed)
 
-    def _log_recorded(self, attempt: Attempt, report: Report, verdict: Verdict) -> None:
-        level = _level(report, verdict)
-        if not log.isEnabledFor(level):  # nor is the line of its retry
-            return
-        fields = attempt.log_fields()
-        ended = dict(fields)
-        if attempt.seconds is not None:
-            ended["duration"] = round(attempt.seconds, 6)
+    def _show(self, completed: Attempt) -> None:
+        """Log one completion for all since the last one."""
+        fields = _ended(completed)
+        if self._others > 1:
+            fields["others"] = self._others - 1
+        log_transition(log, _COMPLETED, fields)
+        self._shown_at, self._others = time.monotonic(), 0
+
+    def _recorded(self, attempt: Attempt, report: Report, verdict: Verdict) -> None:
+        fields, lease = _ended(attempt), attempt.lease
         if report.outcome is _FAILED:
-            ended["error"] = self.redacted(report.error, attempt.lease)
-        log_transition(log, report.outcome, ended, level)
+            error, final = self._hidden(report.error, lease), _is_final(verdict)
+            fields["error"] = error.partition("\n")[0]
+            level = logging.ERROR if final else logging.WARNING
+            log_failure(log, report.outcome, fields, level, error, attempt.exception)
+            if self._failures:
+                self._failures.add(lease, error, attempt.exception, final, verdict.retry_in)
+            attempt.exception = None  # its frames refer to the attempt: leave no cycle
+        else:
+            level = logging.INFO if report.outcome in _SHOWN else logging.DEBUG
+            log_transition(log, report.outcome, fields, level)
         if verdict.retry_in is not None:
-            fields |= {"actor": STORE, "delay": round(verdict.retry_in, 3)}
-            log_transition(log, Retried.name, fields)
+            retry = {"actor": STORE, "delay": round(verdict.retry_in, 3)}
+            log_transition(log, Retried.name, attempt.log_fields() | retry)
+
+    def unstorable(self, lease: Lease, flaw: str) -> None:
+        """Warn that a handler returned what cannot be stored."""
+        log.warning(UNSTORABLE, lease.id, lease.type, self.redacted(flaw, lease))
 
     def redacted(self, error: str, lease: Lease) -> str:
         """Return the first line of an error, without the values that are redacted."""
@@ -91,10 +112,11 @@ class WorkLog:
         return self._redaction.hider(lease.payload)(error)
 
 
-def _level(report: Report, verdict: Verdict) -> int:
-    if report.outcome is not _FAILED:
-        return logging.INFO if report.outcome in _SHOWN else logging.DEBUG
-    return logging.WARNING if _is_final(verdict) else logging.INFO
+def _ended(attempt: Attempt) -> dict[str, Any]:
+    fields = attempt.log_fields()
+    if attempt.seconds is not None:
+        fields["duration"] = round(attempt.seconds, 6)
+    return fields
 
 
 def _is_final(verdict: Verdict) -> bool:
