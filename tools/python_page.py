@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tenure
-from tenure import Failure, Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
+from tenure import Failure, Handle, Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
 from tenure.app.bulk import BulkActions
 from tenure.app.queues import Queues, Types, Workers
 from tenure.app.register import Register
@@ -62,6 +62,7 @@ APP: Mapping[str, Sequence[str]] = {
     "Opening": ("open", "close", "migrate", "database", "actor"),
     "Handlers": ("job", "around", "lifespan", "on_failure", "run_worker"),
     "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
+    "Waiting for jobs": ("wait", "wait_async", "as_completed"),
     "Jobs": ("get", "find", "count", "history", "explain", "cancel", "retry"),
     "Checking": ("verify", "check"),
 }
@@ -80,7 +81,8 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "webhooks": (Webhooks, ("create", "list", "remove")),
 }
 VALUES: Mapping[type, Sequence[str]] = {Job: ("payload", "result")}
-JOB_TYPE = ("enqueue", "enqueue_async", "options", "new_job", "name")
+HANDLE = ("id", "result", "result_async", "job", "job_async")
+JOB_TYPE = ("enqueue", "enqueue_async", "submit", "submit_async", "options", "new_job", "name")
 CLIENT: Mapping[str, Sequence[str]] = {
     "As in `Tenure`": (
         *("enqueue", "enqueue_many", "get", "find", "history", "explain", "cancel", "retry"),
@@ -113,6 +115,9 @@ def page() -> str:
     parts += ["## JobType\n", _text(JobType)]
     _check_complete(JobType, JOB_TYPE)
     parts += [_member(JobType, name) for name in JOB_TYPE]
+    parts += ["## Handle\n", _text(Handle)]
+    _check_complete(Handle, HANDLE)
+    parts += [_member(Handle, name) for name in HANDLE]
     for noun, (cls, names) in NOUNS.items():
         parts += [f"## app.{noun}\n", _text(cls)]
         _check_complete(cls, names)

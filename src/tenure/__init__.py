@@ -13,15 +13,20 @@ if TYPE_CHECKING:
     from tenure.errors import (
         IllegalTransition,
         InvalidInput,
+        JobCancelled,
+        JobFailed,
         JobNotFound,
         KeyConflict,
         PermanentFailure,
         QueueFull,
+        ResultGone,
+        ResultTruncated,
         StoreUnavailable,
         TenureError,
     )
     from tenure.jobs.context import JobContext
     from tenure.jobs.enqueue import NewJob
+    from tenure.jobs.handle import Handle
     from tenure.jobs.handlers import JobType
     from tenure.jobs.hooks import Failure
     from tenure.jobs.postpone import RetryAfter, Snooze
@@ -32,16 +37,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Failure",
+    "Handle",
     "IllegalTransition",
     "InvalidInput",
     "Job",
+    "JobCancelled",
     "JobContext",
+    "JobFailed",
     "JobNotFound",
     "JobType",
     "KeyConflict",
     "NewJob",
     "PermanentFailure",
     "QueueFull",
+    "ResultGone",
+    "ResultTruncated",
     "RetryAfter",
     "RetryPolicy",
     "Snooze",
@@ -52,6 +62,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Handle": "jobs.handle",
     "NewJob": "jobs.enqueue",
     "Job": "lifecycle",
     "JobContext": "jobs.context",

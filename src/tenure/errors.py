@@ -41,6 +41,44 @@ class JobNotFound(TenureError):
         self.job_id = job_id
 
 
+class ResultGone(JobNotFound):
+    """The job was settled and then deleted, by retention, while its result was waited for."""
+
+
+class JobFailed(TenureError):
+    """The job whose result was asked for has failed for good; `last_error` says why."""
+
+    code = "job_failed"
+
+    def __init__(self, job_id: str, last_error: str | None) -> None:
+        super().__init__(f"job {job_id} failed: {last_error}")
+        self.job_id = job_id
+        self.last_error = last_error
+
+
+class JobCancelled(TenureError):
+    """The job whose result was asked for was cancelled; `event` says how, `actor` by whom."""
+
+    code = "job_cancelled"
+
+    def __init__(self, job_id: str, event: str, actor: str | None) -> None:
+        super().__init__(f"job {job_id} was {event} by {actor}: it has no result")
+        self.job_id = job_id
+        self.event = event
+        self.actor = actor
+
+
+class ResultTruncated(TenureError):
+    """The handler returned what could not be stored whole; `reason` says why."""
+
+    code = "result_truncated"
+
+    def __init__(self, job_id: str, reason: str) -> None:
+        super().__init__(f"the result of job {job_id} was not stored whole: {reason}")
+        self.job_id = job_id
+        self.reason = reason
+
+
 class BulkNotFound(TenureError):
     """No bulk action has this id."""
 

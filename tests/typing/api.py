@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
 from tenure import (
+    Handle,
     Job,
     JobContext,
     JobType,
@@ -81,6 +82,17 @@ def results_are_jobs() -> None:
     assert_type(app.enqueue_many([plain.new_job("a"), in_a_process.new_job([1])]), list[Job])
 
 
+def handles_have_the_type_of_the_result() -> None:
+    assert_type(plain.submit("a@example.com"), Handle[int])
+    assert_type(plain.submit("a@example.com").result(timeout="5s"), int)
+    assert_type(coroutine.submit(Order(1)), Handle[str])
+    assert_type(coroutine.options(delay="5m").submit(Order(1)).result(), str)
+    assert_type(with_context.submit("a@example.com"), Handle[None])
+    assert_type(async_with_context.submit(Order(1)).result(), int)
+    assert_type(app.wait(plain.submit("a").job(), timeout=5), Job)
+    assert_type([handle.id for handle in app.as_completed([plain.submit("a")])], list[str])
+
+
 def functions_are_still_functions() -> None:
     assert_type(plain("a@example.com"), int)
     assert_type(in_a_process([1, 2]), int)
@@ -95,6 +107,11 @@ async def async_callers() -> None:
     assert_type(await app.enqueue_async("resize", {"path": "cat.png"}, delay="5m"), Job)
     assert_type(await app.enqueue_many_async([plain.new_job("a")]), list[Job])
     assert_type(await coroutine(Order(1)), str)
+    assert_type(await (await coroutine.submit_async(Order(1))), str)
+    assert_type(await plain.submit("a").result_async("5s"), int)
+    assert_type(await app.wait_async("id", timeout="5s"), Job)
+    async for handle in app.as_completed([plain.submit("a")]):
+        assert_type(handle, Handle[int])
 
 
 def options() -> None:
@@ -134,6 +151,7 @@ async def mistakes() -> None:
     plain.enqueue(5)  # type: ignore[arg-type]
     plain.enqueue("a", "b", "c")  # type: ignore[call-arg]
     plain.enqueue("a", subjct="b")  # type: ignore[call-arg]
+    plain.submit(5)  # type: ignore[arg-type]
     plain.new_job(to=1)  # type: ignore[arg-type]
     plain.options(delay="5m").enqueue(to=1)  # type: ignore[arg-type]
     plain.options(delays="5m")  # type: ignore[call-arg]

@@ -20,20 +20,20 @@ from tenure.app.webhooks import Webhooks
 SOURCES = Path(tenure.__file__).parent
 
 PACKAGE = """
-    Failure IllegalTransition InvalidInput Job JobContext JobNotFound JobType KeyConflict NewJob
-    PermanentFailure QueueFull RetryAfter RetryPolicy Snooze Status StoreUnavailable Tenure
-    TenureError
+    Failure Handle IllegalTransition InvalidInput Job JobCancelled JobContext JobFailed
+    JobNotFound JobType KeyConflict NewJob PermanentFailure QueueFull ResultGone ResultTruncated
+    RetryAfter RetryPolicy Snooze Status StoreUnavailable Tenure TenureError
 """
 ERRORS = """
-    BulkNotFound Forbidden IllegalTransition InvalidInput JobNotFound KeyConflict LeaseLost
-    PayloadTooLarge PermanentFailure QueueFull ReportConflict SchemaMismatch StoreUnavailable
-    TenureError Unauthorized
+    BulkNotFound Forbidden IllegalTransition InvalidInput JobCancelled JobFailed JobNotFound
+    KeyConflict LeaseLost PayloadTooLarge PermanentFailure QueueFull ReportConflict ResultGone
+    ResultTruncated SchemaMismatch StoreUnavailable TenureError Unauthorized
 """
 VERBS = """
-    actor around cancel cancel_async check check_async close close_async count count_async database
-    enqueue enqueue_async enqueue_many enqueue_many_async explain explain_async find find_async get
-    get_async history history_async job lifespan migrate on_failure open open_async retry
-    retry_async run_worker verify verify_async
+    actor around as_completed cancel cancel_async check check_async close close_async count
+    count_async database enqueue enqueue_async enqueue_many enqueue_many_async explain
+    explain_async find find_async get get_async history history_async job lifespan migrate
+    on_failure open open_async retry retry_async run_worker verify verify_async wait wait_async
 """
 NOUNS = {
     "bulk": (BulkActions, "get list sample start step stop"),
@@ -46,7 +46,7 @@ NOUNS = {
     "workers": (Workers, "list"),
 }
 INTERNAL = {"core"}
-JOB_TYPE = "enqueue enqueue_async handler name new_job options"
+JOB_TYPE = "enqueue enqueue_async handler name new_job options submit submit_async"
 
 
 def public(thing: object) -> set[str]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 
-from tenure.app import enqueueing, hooks, operations, queries, running, upkeep
+from tenure.app import enqueueing, hooks, operations, queries, running, upkeep, waiting
 from tenure.app.bulk import BulkActions
 from tenure.app.core import Core
 from tenure.app.queues import Queues, Types, Workers
@@ -192,6 +192,10 @@ class Tenure:
     history_async = twin(queries.history)
     explain = queries.explain
     explain_async = twin(queries.explain)
+
+    wait = waiting.wait
+    wait_async = waiting.wait_async
+    as_completed = waiting.as_completed
 
     cancel = operations.cancel
     cancel_async = twin(operations.cancel)

@@ -11,22 +11,24 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 import msgspec
-import msgspec.inspect
 
 from tenure.errors import InvalidInput
+from tenure.jobs import json_types
 from tenure.jobs import payload as payloads
 from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import NewJob, Options, TypeOptions
+from tenure.jobs.handle import Handle, Waiting
 from tenure.jobs.hooks import Around, Hooks, check_around
 from tenure.lifecycle import Job
 
 P = ParamSpec("P")
 R = TypeVar("R")
+V = TypeVar("V")
 
 _PLAIN_OPTIONS = TypeOptions()
 
@@ -59,10 +61,12 @@ class Handler:
     fields: tuple[str, ...] = ()
     required: frozenset[str] = frozenset()  # those of `fields` without a default
     others: Any = None  # what `**` may hold, if there are `fields` beside it
+    models: Mapping[str, Any] = field(default_factory=dict)  # annotations with Pydantic's models
+    returns: Any = Any
 
     def payload_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the payload of a call; raises TypeError if the arguments do not fit."""
-        if not args and (payload := self._plain_payload(kwargs)) is not None:
+        if not (args or self.models) and (payload := self._plain_payload(kwargs)) is not None:
             return payload
         if self.wants_context:
             args = (None, *args)
@@ -76,10 +80,12 @@ class Handler:
             else:
                 arguments[name] = value
         try:
-            return {
-                name: value if type(value) in _PLAIN else _with_lists(msgspec.to_builtins(value))
-                for name, value in arguments.items()
-            }
+            payload = {name: _plain_value(value) for name, value in arguments.items()}
+            for name in self.models.keys() & payload.keys():
+                msgspec.convert(payload[name], self.models[name], dec_hook=json_types.decoded)
+            return payload
+        except msgspec.ValidationError as error:
+            raise InvalidInput(str(error), path=f"$.payload.{name}") from None
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidInput(
                 f"an argument of {self.name} cannot be written as JSON ({error}); "
@@ -121,7 +127,9 @@ class Handler:
             try:
                 if self.wants_context and name == first.name and first.kind is not _BY_PLACE:
                     raise msgspec.ValidationError("Object contains the context's name")
-                others[name] = msgspec.convert(payload[name], self.others)
+                others[name] = msgspec.convert(
+                    payload[name], self.others, dec_hook=json_types.decoded
+                )
             except msgspec.ValidationError as error:
                 raise BadArguments(
                     f"the payload does not fit {self.name}: {error} - at `$.{name}`"
@@ -132,6 +140,12 @@ class Handler:
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _BY_PLACE = inspect.Parameter.POSITIONAL_ONLY
 _BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def _plain_value(value: Any) -> Any:
+    if type(value) in _PLAIN:
+        return value
+    return _with_lists(msgspec.to_builtins(value, enc_hook=json_types.encoded))
 
 
 def _with_lists(value: Any) -> Any:
@@ -172,6 +186,7 @@ def describe(
     if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
         others = hints.get(parameters.pop().name, Any)
     fields = [_field(name, parameter, hints.get(parameter.name, Any)) for parameter in parameters]
+    annotated = {parameter.name: hints.get(parameter.name, Any) for parameter in parameters}
     takes_any = not fields and others in (Any, object) and not named_context
     return Handler(
         name=name,
@@ -184,10 +199,12 @@ def describe(
         is_async=inspect.iscoroutinefunction(function),
         wants_context=wants_context,
         signature=signature,
-        decoder=None if takes_any else _decoder(name, fields, others),
+        decoder=None if takes_any else json_types.decoder_of(name, fields, others),
         fields=tuple(field[0] for field in fields),
         required=frozenset(field[0] for field in fields if len(field) == 2),
         others=others,
+        models={n: hint for n, hint in annotated.items() if json_types.has_models(hint)},
+        returns=hints.get("return", Any),
     )
 
 
@@ -226,44 +243,7 @@ def _field(name: str, parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...
     return (parameter.name, optional, msgspec.UNSET)
 
 
-def _decoder(name: str, fields: list[Any], others: Any) -> msgspec.json.Decoder[Any]:
-    """Return the decoder of payloads; raises InvalidInput if an annotation can be no JSON value."""
-    try:
-        arguments = msgspec.defstruct(
-            "Arguments", fields, kw_only=True, forbid_unknown_fields=others is None, gc=False
-        )
-        parts = msgspec.inspect.multi_type_info((arguments, others))
-        msgspec.json.Decoder(others)
-        decoder = msgspec.json.Decoder(arguments)
-    except Exception as error:  # it evaluates annotations, too
-        raise InvalidInput(f"an annotation of {name} has no JSON form: {error}") from error
-    for cls in _classes(parts, set()):
-        if cls is JobContext:
-            raise InvalidInput(f"{name}: only the first parameter can be the JobContext, and no |")
-        raise InvalidInput(f"an annotation of {name} has no JSON form: {cls}")
-    return decoder
-
-
-def _classes(part: Any, seen: set[int]) -> Iterator[Any]:
-    """The classes in a type that no payload can hold."""
-    if id(part) in seen:
-        return
-    seen.add(id(part))
-    if isinstance(part, msgspec.inspect.CustomType):
-        if part.cls is not object:
-            yield part.cls
-    elif isinstance(part, msgspec.inspect.DataclassType) and part.cls is JobContext:
-        yield part.cls
-    elif isinstance(part, tuple):
-        for each in part:
-            yield from _classes(each, seen)
-    elif isinstance(part, msgspec.inspect.Type | msgspec.inspect.Field):
-        for field_name in part.__struct_fields__:
-            if field_name != "default":
-                yield from _classes(getattr(part, field_name), seen)
-
-
-class Enqueues(Protocol):
+class Enqueues(Waiting, Protocol):
     """What a job type needs of its application."""
 
     def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
@@ -330,6 +310,27 @@ class JobType(Generic[P, R]):
     async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Add a job like `enqueue`, without blocking the event loop."""
         return (await self._app.enqueue_many_async([self.new_job(*args, **kwargs)]))[0]
+
+    @overload
+    def submit(
+        self: JobType[P, Coroutine[Any, Any, V]], *args: P.args, **kwargs: P.kwargs
+    ) -> Handle[V]: ...
+    @overload
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[Any]:
+        """Add a job like `enqueue`; return its `Handle`, which waits for the result."""
+        return Handle(self._app, self.enqueue(*args, **kwargs).id, self.handler.returns)
+
+    @overload
+    async def submit_async(
+        self: JobType[P, Coroutine[Any, Any, V]], *args: P.args, **kwargs: P.kwargs
+    ) -> Handle[V]: ...
+    @overload
+    async def submit_async(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    async def submit_async(self, *args: P.args, **kwargs: P.kwargs) -> Handle[Any]:
+        """Add a job like `submit`, without blocking the event loop."""
+        job = await self.enqueue_async(*args, **kwargs)
+        return Handle(self._app, job.id, self.handler.returns)
 
     def __repr__(self) -> str:
         return f"<job type {self.name}>"

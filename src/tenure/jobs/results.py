@@ -19,11 +19,12 @@ from typing import Any, TypeGuard
 import msgspec
 
 from tenure.errors import InvalidInput, PayloadTooLarge, PermanentFailure
+from tenure.jobs import json_types
 from tenure.jobs.handlers import BadArguments, Handler
 from tenure.jobs.hooks import WITHIN
 from tenure.jobs.payload import MAX_DEPTH, JsonText, too_large, walk
 from tenure.jobs.postpone import RetryAfter, Snooze
-from tenure.jobs.text import CUT
+from tenure.jobs.text import CUT, UNSTORABLE
 
 MAX_RESULT_BYTES = 64 * 1024
 """Largest result as compact JSON. Results are stored in the job's row, read with it, and reported
@@ -143,7 +144,7 @@ def _stored(value: object) -> tuple[str, str | None]:
         return _result(value), None
     except BaseException as flaw:  # a handler's object may raise anything, even SystemExit
         reason = error_text(f"{type(flaw).__name__}: {_spoken(flaw)}", MAX_MESSAGE_BYTES)
-    note = {"tenure:unstorable": _preview(value), "reason": reason}
+    note = {UNSTORABLE: _preview(value), "reason": reason}
     return msgspec.json.encode(note).decode(), reason
 
 
@@ -169,6 +170,8 @@ def _members(value: object) -> Collection[Any]:
         return value.values()
     if isinstance(value, list | tuple | set | frozenset):
         return value
+    if json_types.is_model(type(value)):
+        return list(vars(value).values())
     if isinstance(value, msgspec.Struct):
         return [getattr(value, name) for name in value.__struct_fields__]
     if dataclasses.is_dataclass(value):
@@ -177,7 +180,9 @@ def _members(value: object) -> Collection[Any]:
 
 
 def _without_subclass(value: object) -> object:
-    """Return the plain value of a subclass of str, int or float."""
+    """Return a model as JSON values, or the plain value of a subclass of str, int or float."""
+    if json_types.is_model(type(value)):
+        return json_types.encoded(value)
     for kind, plain in _PLAIN:
         if isinstance(value, kind):
             return plain(value)

@@ -13,6 +13,8 @@ from itertools import pairwise
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
+UNSTORABLE = "tenure:unstorable"
+"""The key in what is stored in place of a result that cannot be stored."""
 CUT = "… [{} characters cut] …"
 """In the middle of an error that was shortened, with the number of characters that are missing."""
 

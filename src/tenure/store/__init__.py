@@ -29,6 +29,7 @@ from tenure.store.notify import Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
 from tenure.store.tables.stats import Place, add_next, reach
+from tenure.store.waits import Waits
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, nothing
 
 T = TypeVar("T")
@@ -57,7 +58,11 @@ class Store:
         self.exchanges = len(databases) + 1
         """How many exchanges keep every writing connection busy: one more is prepared meanwhile."""
         self._notifier = Notifier(reader.watch)
-        self._committer = Committer(databases, self._notifier.notify, direct=direct)
+        watch = self._notifier.subscribe if reader.sees_commits else None
+        self._waits = Waits(reader, watch)
+        self._committer = Committer(
+            databases, self._notifier.notify, direct=direct, on_commit=self._waits.wake
+        )
         self._reader = reader
         self._stats_place: Place | None = None  # up to where this process knows the statistics
         self._heart = Committer([heart], lambda: None) if heart else self._committer
@@ -170,10 +175,16 @@ class Store:
         self._committer.refuse_copies()
         return self._notifier.subscribe(notify)
 
+    def wait(self, job_id: str) -> Future[Job]:
+        """Return a future of a job as it is once it is settled, as `Waits.add` does."""
+        self._committer.refuse_copies()
+        return self._waits.add(job_id)
+
     def close(self) -> None:
         """Commit what is waiting, then disconnect. Do nothing in the child of a fork."""
         if self._committer.is_copy:
             return  # the parent closes its connections
+        self._waits.close()
         self._committer.close()
         self._notifier.close()
         if self._heart is not self._committer:

@@ -63,13 +63,16 @@ class Committer:
         on_work: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
         direct: Database | None = None,
+        on_commit: Callable[[Sequence[tuple[Work, Any]]], None] = lambda _: None,
     ) -> None:
         """Up to one thread for each of `databases`; `clock` measures pauses, in seconds.
 
-        `direct` is for callers that commit on their own threads.
+        `direct` is for callers that commit on their own threads. `on_commit` is called with work
+        and answers.
         """
         self._clock = clock
         self._on_work = on_work
+        self._on_commit = on_commit
         self._waiting: SimpleQueue[Work | None] = SimpleQueue()
         self._databases = databases
         self._threads: dict[Database, threading.Thread] = {}
@@ -275,6 +278,7 @@ class Committer:
                 work.future.set_exception(answer)
             else:
                 work.future.set_result(answer)
+        self._on_commit(answers)
         if any(may_bring_work(work, answer) for work, answer in answers):
             self._owes_announcement = True
             self._on_work()

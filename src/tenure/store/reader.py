@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -56,6 +56,8 @@ class Reader(ABC):
     ahead_sql: str
     """Counts the jobs that are due and before a job (queue, priority, run_at, id)."""
 
+    sees_commits = False
+    """Whether `watch` calls after every commit of any process."""
     spares_writer = False
     """Whether a transaction that writes should do no reading that can be done before it."""
     questions: Sequence[audit.AuditQuery] = audit.QUERIES
@@ -139,6 +141,24 @@ class Reader(ABC):
         statement = f"SELECT {self._job} FROM {d.table('job')} WHERE id = {d.id_value}"
         found = self.rows_soon(statement, (job_id,))
         return job_of(found[0], d.to_time) if found else None
+
+    def settled(self, job_ids: Collection[str]) -> dict[str, Job | None]:
+        """Return each of these jobs that exists, or None in its place while it is not settled."""
+        d = self.dialect
+        found: dict[str, Job | None] = {}
+        ended: list[str] = []
+        for job_id, has_ended in self._among(f"{d.id('id')}, finished_at IS NOT NULL", job_ids):
+            found[job_id] = None
+            if has_ended:
+                ended.append(job_id)
+        jobs = [job_of(row, d.to_time) for row in self._among(self._job, ended)] if ended else []
+        return found | {job.id: job for job in jobs if job.finished_at is not None}
+
+    def _among(self, what: str, job_ids: Collection[str]) -> list[Any]:
+        d = self.dialect
+        ids = ", ".join([d.id_value] * len(job_ids))
+        statement = f"SELECT {what} FROM {d.table('job')} WHERE id IN ({ids})"
+        return self.rows_soon(statement, tuple(job_ids))
 
     @abstractmethod
     def some(self, query: Query) -> tuple[list[Job], bool]:

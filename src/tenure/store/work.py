@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard, TypeVar
@@ -118,6 +118,13 @@ def may_bring_work(work: Work, answer: Any) -> bool:
     if isinstance(work, ExchangeWork):
         return any(report.outcome != "completed" for report in work.reports)
     return not isinstance(work, CallWork) or work.brings(answer)
+
+
+def touched_jobs(work: Work) -> Collection[str] | None:
+    """Return the ids of the jobs that the work may have settled; None: of any."""
+    if isinstance(work, ExchangeWork):
+        return {report.job_id for report in work.reports}
+    return work.job_ids if isinstance(work, CallWork) else ()
 
 
 def nothing(_: object) -> bool:

@@ -78,6 +78,7 @@ class SqliteReader(Reader):
     dialect = DIALECT
     heads = HEADS
     ahead_sql = AHEAD
+    sees_commits = True
     spares_writer = True  # there is one at a time
     more_checks = ("tables and indexes",)
 

@@ -1,0 +1,90 @@
+"""What annotations make of JSON: the decoder of payloads, and the models of Pydantic.
+
+Pydantic checks its models. It is not imported here: who has not imported it has no models.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import msgspec.inspect
+
+from tenure.errors import InvalidInput
+from tenure.jobs.context import JobContext
+
+
+def decoder_of(name: str, fields: list[Any], others: Any) -> msgspec.json.Decoder[Any]:
+    """Return the decoder of payloads; raises InvalidInput if an annotation can be no JSON value."""
+    try:
+        arguments = msgspec.defstruct(
+            "Arguments", fields, kw_only=True, forbid_unknown_fields=others is None, gc=False
+        )
+        parts = msgspec.inspect.multi_type_info((arguments, others))
+        msgspec.json.Decoder(others)
+        decoder = msgspec.json.Decoder(arguments, dec_hook=decoded)
+    except Exception as error:  # it evaluates annotations, too
+        raise InvalidInput(f"an annotation of {name} has no JSON form: {error}") from error
+    for cls in _classes(parts, set()):
+        if is_model(cls):
+            continue
+        if cls is JobContext:
+            raise InvalidInput(f"{name}: only the first parameter can be the JobContext, and no |")
+        raise InvalidInput(f"an annotation of {name} has no JSON form: {cls}")
+    return decoder
+
+
+def _classes(part: Any, seen: set[int]) -> Iterator[Any]:
+    """The classes in a type that no payload can hold."""
+    if id(part) in seen:
+        return
+    seen.add(id(part))
+    if isinstance(part, msgspec.inspect.CustomType):
+        if part.cls is not object:
+            yield part.cls
+    elif isinstance(part, msgspec.inspect.DataclassType) and part.cls is JobContext:
+        yield part.cls
+    elif isinstance(part, tuple):
+        for each in part:
+            yield from _classes(each, seen)
+    elif isinstance(part, msgspec.inspect.Type | msgspec.inspect.Field):
+        for field_name in part.__struct_fields__:
+            if field_name != "default":
+                yield from _classes(getattr(part, field_name), seen)
+
+
+def has_models(annotation: Any) -> bool:
+    """Return whether a model is somewhere in an annotation that has a JSON form."""
+    if "pydantic" not in sys.modules:
+        return False
+    return any(map(is_model, _classes(msgspec.inspect.type_info(annotation), set())))
+
+
+def is_model(kind: Any) -> bool:
+    """Return whether a class is a model of Pydantic."""
+    pydantic = sys.modules.get("pydantic")
+    return pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+
+
+def encoded(value: Any) -> Any:
+    """Return a model as values of JSON types that Pydantic reads back, for msgspec's `enc_hook`."""
+    if not is_model(type(value)):
+        raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+    return value.model_dump(mode="json", by_alias=True, round_trip=True, warnings="none")
+
+
+def decoded(kind: Any, value: Any) -> Any:
+    """Return the model that a decoded value is, for msgspec's `dec_hook`. Raises ValueError.
+
+    The error does not repeat values, which may be secrets.
+    """
+    if not is_model(kind):
+        raise TypeError(f"{kind.__name__} has no JSON form")
+    try:
+        return kind.model_validate_json(msgspec.json.encode(value))
+    except sys.modules["pydantic"].ValidationError as flaws:
+        found = flaws.errors(include_url=False, include_context=False, include_input=False)
+        said = [f"{'.'.join(map(str, flaw['loc'])) or 'model'}: {flaw['msg']}" for flaw in found]
+        raise ValueError("; ".join(said)) from None
