@@ -9,7 +9,7 @@ import pytest
 
 from tenure.events import Cancelled
 from tenure.jobs.ids import new_id
-from tenure.jobs.work import Answer, Verdict
+from tenure.jobs.work import Answer, Lease, Verdict
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
 from tests.contract.granted_role import also_as_granted_role
@@ -22,7 +22,9 @@ from tests.support.store import (
     new_job,
     report_completed,
     report_failed,
+    report_interrupted,
     report_released,
+    report_snoozed,
 )
 
 # --- renewing ---------------------------------------------------------------------------------
@@ -134,6 +136,34 @@ def test_a_sweep_spends_the_budget_like_any_failure(harness: StoreHarness) -> No
         *("claimed", "lease_expired"),
     ]
     assert harness.claim() == []
+
+
+@pytest.mark.parametrize("lanes", [1, 2])  # on PostgreSQL they are claimed in two ways
+def test_a_job_that_lost_its_lease_is_alone_until_an_attempt_fails_otherwise(
+    harness: StoreHarness, lanes: int
+) -> None:
+    job = harness.add(max_retries=9, backoff=RetryPolicy(base=0))
+
+    def claimed() -> Lease:
+        harness.clock.advance(1)
+        if lanes == 2:
+            harness.add("other", queue="other")
+        (lease,) = harness.claim(types=("mail",))
+        assert lease.id == job.id
+        return lease
+
+    assert not claimed().alone
+    harness.clock.advance(LEASE_SECONDS)
+    harness.store.sweep().result()
+    for report in (report_interrupted, report_released, report_snoozed):
+        lease = claimed()
+        assert lease.alone
+        harness.report(report(lease))
+    for error in ("the child process died: exit code 1", "the child process timed out", "boom"):
+        lease = claimed()
+        assert lease.alone
+        harness.report(report_failed(lease, error))
+    assert not claimed().alone
 
 
 def test_the_sweep_leaves_alone_what_still_runs_or_rests(harness: StoreHarness) -> None:

@@ -35,6 +35,18 @@ def where() -> dict[str, int]:
     return {"pid": os.getpid(), "parent": os.getppid()}
 
 
+@app.job
+async def where_coroutines_run(context: JobContext) -> list[int]:
+    """The process that this runs in, and its attempt."""
+    return [os.getpid(), context.attempt]
+
+
+@app.job(timeout=0.3, max_retries=2)
+def overstay() -> None:
+    """Never end."""
+    threading.Event().wait()
+
+
 @app.job(process=True)
 def secrets_here() -> list[str]:
     """Tokens in the environment, now and at the start, here and in a program started here."""

@@ -161,11 +161,15 @@ def test_killed_between_report_and_answer_the_job_is_done(
     assert transitions(app, job) == ["enqueued", "claimed", "completed"]
 
 
+# A child process cannot import a closure, so its next attempt is not alone.
 POISON = """
-@app.job
-def poison(context: JobContext):
-    log(f"poison {context.attempt}")
-    os.kill(os.getpid(), signal.SIGKILL)
+def make_closure():
+    @app.job
+    def poison(context: JobContext):
+        log(f"poison {context.attempt}")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+make_closure()
 
 
 @app.job

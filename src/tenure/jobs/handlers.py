@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,13 @@ class Handler:
     others: Any = None  # what `**` may hold, if there are `fields` beside it
     models: Mapping[str, Any] = field(default_factory=dict)  # annotations with Pydantic's models
     returns: Any = Any
+
+    def is_found_by_name(self) -> bool:
+        """Whether another process that imports the module of the function finds this handler."""
+        found: Any = sys.modules.get(getattr(self.function, "__module__", None) or "")
+        for part in getattr(self.function, "__qualname__", "").split("."):
+            found = getattr(found, part, None)
+        return getattr(found, "handler", None) is self
 
     def payload_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the payload of a call; raises TypeError if the arguments do not fit."""

@@ -35,6 +35,11 @@ MAX_BYTES = 8 * 1024 * 1024
 """Payloads and results, in bytes, after which a page or a claim ends: each job may have 1 MiB."""
 
 
+ALONE_AFTER = ("lease expired", "the child process ")
+"""How the last error begins of a job that may have ended its worker, or would have. `lifecycle` and
+`worker.processes` write these errors, and the function `claim` on PostgreSQL looks for them."""
+
+
 class Lease(msgspec.Struct, frozen=True, gc=False):
     """A claimed job: what a worker needs to run it."""
 
@@ -49,6 +54,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     lease_id: str  # known to its holder only
     lease_expires_at: datetime
     traceparent: str | None = None  # if the claim asked for it
+    alone: bool = False  # in a child process: the attempt before may have ended its worker
 
     def __repr__(self) -> str:
         return f"<lease on {self.id} {self.type} attempt {self.attempts}>"

@@ -147,6 +147,7 @@ class LeaseBody(Answered, frozen=True, omit_defaults=True):
     lease_id: LeaseName
     lease_expires_at: Time
     traceparent: str | None = None  # if asked for with `traces`, and known
+    alone: bool = False  # to be run in a process beside the worker's
 
 
 def lease_body(lease: Lease) -> LeaseBody:

@@ -105,12 +105,15 @@ class Attempts:
 
     def _start_ready(self) -> None:
         while (attempt := self._leases.start_next()) is not None:
-            try:
-                self._start(attempt)
-            except NotStarted as trouble:
-                self._finish(attempt, trouble)
-            except BaseException as error:
-                self._finish(attempt, attempt.failure(error))
+            self._try(self._start, attempt)
+
+    def _try(self, start: Callable[..., None], attempt: Attempt, *more: Any) -> None:
+        try:
+            start(attempt, *more)
+        except NotStarted as trouble:
+            self._finish(attempt, trouble)
+        except BaseException as error:
+            self._finish(attempt, attempt.failure(error))
 
     def _start(self, attempt: Attempt) -> None:
         lease = attempt.lease
@@ -120,11 +123,22 @@ class Attempts:
             return
         if self._tracing is not None:
             attempt.span, attempt.trace_context = self._tracing.attempt(lease, attempt.worker)
-        if handler.in_process:
+        if handler.in_process or (lease.alone and handler.is_found_by_name()):
             self._start_in_child(attempt, handler)
+        elif lease.alone:
+            self._start_here_after_all(attempt, handler, "it cannot be imported by its name")
         else:
-            self._start_clock(attempt)
             self._start_here(attempt, handler)
+
+    def _start_here_after_all(self, attempt: Attempt, handler: Handler, why: str) -> None:
+        """Start a handler that should be in a child process, where that cannot be."""
+        lease = attempt.lease
+        log.warning(
+            "job %s (%s) may have ended a worker and runs in this one again: %s",
+            *(lease.id, lease.type, why),
+        )
+        attempt.child = None
+        self._start_here(attempt, handler)
 
     def _start_clock(self, attempt: Attempt) -> None:
         """Let the time of the attempt begin, which is before its handler starts."""
@@ -146,10 +160,11 @@ class Attempts:
         )
         loop = asyncio.get_running_loop()
         started = partial(loop.call_soon_threadsafe, self._start_clock, attempt)
-        attempt.child = ChildCall(self._children, task, started)
+        attempt.child = ChildCall(self._children, task, started, alone=not handler.in_process)
         self._threads.submit(attempt, attempt.child.run)
 
     def _start_here(self, attempt: Attempt, handler: Handler) -> None:
+        self._start_clock(attempt)
         arguments = handler.arguments(attempt.lease.payload)
         if handler.wants_context or handler.around:
             attempt.context = context_of(attempt.lease)
@@ -189,6 +204,11 @@ class Attempts:
 
     def _finish(self, attempt: Attempt, ending: Ending | NotStarted) -> None:
         """Free the slot of a handler that has returned; its ending counts unless it was stopped."""
+        child = attempt.child
+        if isinstance(ending, NotStarted) and child and child.alone and attempt.state is STARTED:
+            handler = self._handlers.find(attempt.lease.type)
+            self._try(self._start_here_after_all, attempt, handler, str(ending))
+            return
         if attempt.timer is not None:
             attempt.timer.cancel()
         attempt.task = None  # its context refers to the attempt: do not leave a cycle
@@ -228,7 +248,8 @@ class Attempts:
             log.exception("the span of job %s could not be ended", attempt.lease.id)
 
     def _time_out(self, attempt: Attempt) -> None:
-        self._stop(attempt, f"timed out after {attempt.lease.timeout:g} s", "timeout")
+        who = "the child process " if attempt.lease.alone and attempt.child else ""
+        self._stop(attempt, f"{who}timed out after {attempt.lease.timeout:g} s", "timeout")
 
     def _stop(self, attempt: Attempt, error: str, why: Stopped) -> None:
         """Fail an attempt whose handler still runs, and stop the handler."""

@@ -79,6 +79,8 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
                 continue
             pipe.send_bytes(encode(READY))
             pipe.send_bytes(_encoded(ChildAnswer(_call(found, task, runner))))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, EXIT_SECONDS)  # it ends, whatever the handlers left behind
 
 
 def _ignore(*_: object) -> None:

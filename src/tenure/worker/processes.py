@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -42,6 +42,9 @@ environment that it was started with. The address of the database stays: the mod
 imported there and may need it to open its queue."""
 MAX_ANSWER_BYTES = 1024 * 1024
 """Longest message from a child; results and errors have far lower limits."""
+MAX_ALONE = 8
+"""Children at once for handlers that are in one only for now. A worker with a thousand slots for
+coroutines has no memory for as many processes."""
 CHILD_CHECK_SECONDS = 0.5
 """How often a thread that waits for a child checks that the child is alive."""
 START_SECONDS = 60.0
@@ -52,6 +55,7 @@ class Children:
     """Child processes that are reused; each runs one call at a time."""
 
     def __init__(self) -> None:
+        self.turns = threading.Semaphore(MAX_ALONE)
         self._context = multiprocessing.get_context("spawn")
         self._idle: list[Child] = []
         self._lock = threading.Lock()
@@ -68,13 +72,13 @@ class Children:
                 return child
             child.pipe.close()
 
-    def give_back(self, child: Child) -> None:
-        """Keep a child for the next call."""
+    def give_back(self, child: Child, *, keep: bool) -> None:
+        """Keep a child for the next call; with `keep` false only if none is kept."""
         with self._lock:
-            if not self._closed:
+            if not self._closed and (keep or not self._idle):
                 self._idle.append(child)
                 return
-        child.end()
+        child.pipe.close()  # asks the child to end
 
     def close(self) -> None:
         """End the idle children now, and the others when they are given back."""
@@ -92,8 +96,14 @@ class Children:
 class ChildCall:
     """One call in a child process. `run` blocks; other threads may call `kill` at any time."""
 
-    def __init__(self, children: Children, task: ChildTask, on_start: Callable[[], object]) -> None:
-        """`on_start` is called, by the thread of `run`, when the handler starts."""
+    def __init__(
+        self, children: Children, task: ChildTask, on_start: Callable[[], object], *, alone: bool
+    ) -> None:
+        """`on_start` is called, by the thread of `run`, when the handler starts.
+
+        `alone`: the handler is in a child for this attempt only.
+        """
+        self.alone = alone
         self._children = children
         self._task = task
         self._on_start = on_start
@@ -103,6 +113,10 @@ class ChildCall:
 
     def run(self) -> Ending | NotStarted:
         """Run the call in a child. If the child dies, only this call fails."""
+        with self._children.turns if self.alone else nullcontext():
+            return Ending() if self._killed else self._run()
+
+    def _run(self) -> Ending | NotStarted:
         try:
             child = self._children.take()
         except Exception as error:
@@ -124,7 +138,7 @@ class ChildCall:
                 self._child = None
                 reusable = last is not None and last.ending is not None and not self._killed
             if reusable:
-                self._children.give_back(child)
+                self._children.give_back(child, keep=not self.alone)
             else:
                 child.end()
         if answer != READY:

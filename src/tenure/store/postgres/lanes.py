@@ -158,7 +158,7 @@ class PostgresClaim:
         rows = self._rows(sql.CLAIM, (*place, self._request.worker, types, *most))
         if rows:
             self._view.marks[lane] = to_time(rows[-1][-1]) - MARGIN
-        return [Lease(*[*row[:9], until]) for row in rows]
+        return [Lease(*[*row[:9], until, None, row[9]]) for row in rows]
 
     def passed(self, lane: Lane, after: Mark) -> Mark | None:
         found = self._rows(sql.PASSED, (*lane, *self._after(lane, after), self.now))

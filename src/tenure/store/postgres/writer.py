@@ -158,7 +158,7 @@ class Postgres(PostgresSession):
         *_, at, walked, _ = rows[0]
         self._lanes.noticed(claim, walked)
         until = to_time(at) + timedelta(seconds=claim.lease_seconds)
-        return done, [Lease(*[*row[:9], until]) for row in rows if row[0] is not None]
+        return done, [Lease(*[*row[:9], until, None, row[9]]) for row in rows if row[0]]
 
     # --- load and save
 

@@ -17,7 +17,7 @@ from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import kept, to_millis, to_time
 
 _read_picked = msgspec.json.Decoder(
-    list[tuple[int, str, str, str, Any, int, int, int, float | None]]
+    list[tuple[int, str, str, str, Any, int, int, int, float | None, int]]
 ).decode
 
 
@@ -90,7 +90,7 @@ class SqliteClaim:
         for text, values in sql.calls(sql.CLAIM, taken, *times, holder, holder):
             self._db.execute(text, values)
         return [
-            Lease(*[*row[1:], lease_id, self._until])
+            Lease(*[*row[1:9], lease_id, self._until, None, row[9] == 1])
             for row, lease_id in zip(picked, secrets, strict=True)
         ]
 

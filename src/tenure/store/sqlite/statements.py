@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 from tenure.jobs.ids import EPOCH
+from tenure.jobs.work import ALONE_AFTER
 from tenure.store.constraints import broken, sqlite_values
 from tenure.store.dialect import Dialect
 from tenure.store.lanes import MAX_SEEN
@@ -178,6 +179,7 @@ SEEN = """
     ORDER BY run_at, id"""
 AFTER = {False: "", True: "AND (run_at, id) > (:after_time, :after_id)"}
 OF_TYPES = {False: "", True: "AND seen.type IN (SELECT value FROM json_each(:types))"}
+_ALONE = " OR ".join(f"last_error GLOB '{start}*'" for start in ALONE_AFTER)
 # One row with everything: each row that SQLite hands over lets go of the interpreter and has to
 # win it back from the event loop, which doubled the cost of a claim in a busy worker. The rows
 # keep the order of the inner SELECT. Large payloads are left out: as many as may be picked could be
@@ -186,7 +188,7 @@ PICK = {
     (of_types, after): f"""
 SELECT json_group_array(json_array(
     row, id, type, queue, CASE WHEN length(CAST(payload AS BLOB)) <= 8192 THEN payload END,
-    attempts + 1, max_retries, token + 1, timeout))
+    attempts + 1, max_retries, token + 1, timeout, coalesce({_ALONE}, 0)))
 FROM (
     SELECT seen.row, job.* FROM (
         SELECT rowid AS row, type {SEEN.format(after=AFTER[after])} LIMIT {MAX_SEEN}) AS seen

@@ -232,7 +232,7 @@ CREATE FUNCTION {schema}.claim(
     until timestamptz, holder text, wanted text[], most integer, seen integer
 ) RETURNS TABLE (
     id text, type text, queue text, payload text, attempts integer, max_retries bigint,
-    token integer, timeout double precision, lease_id text, run_at timestamp
+    token integer, timeout double precision, lease_id text, alone boolean, run_at timestamp
 )
     LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET jit = off
@@ -264,9 +264,10 @@ BEGIN
             worker = holder, event = 'claimed', actor = holder
         FROM fitting WHERE job.ctid = fitting.place AND job.status = 'pending'
         RETURNING job.id, job.type, job.queue, job.payload, job.attempts, job.max_retries,
-            job.token, job.timeout, job.lease_id, job.run_at
+            job.token, job.timeout, job.lease_id, job.last_error, job.run_at
     )
     SELECT id::text, type, queue, payload, attempts, max_retries, token, timeout, lease_id::text,
+        coalesce(last_error ^@ 'lease expired' OR last_error ^@ 'the child process ', false),
         run_at AT TIME ZONE 'UTC'
     FROM claimed; -- in the order of `picked`: each step goes through what the one before it found
 END $$;
@@ -296,7 +297,7 @@ CREATE FUNCTION {schema}.exchange(
     most_lanes integer, seen integer
 ) RETURNS TABLE (
     id text, type text, queue text, payload text, attempts integer, max_retries bigint,
-    token integer, timeout double precision, lease_id text, run_at timestamp,
+    token integer, timeout double precision, lease_id text, alone boolean, run_at timestamp,
     at timestamp, walked bigint, done text
 )
     LANGUAGE plpgsql SET lock_timeout = '10s' AS $$
