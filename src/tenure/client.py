@@ -174,9 +174,12 @@ class Client:
 
         - `limit`: most jobs to return, 1 to 500. Default: 50. Several requests are made if needed.
         - `before`: id of the last job of the page before. Default: begin with the newest.
-        - `filter`: `status`, `type`, `queue`, `created_after`, `created_before`, `error`, `text`,
-          as `Filter` describes them. Raises InvalidInput for others.
+        - `filter`: `status`, `state`, `running_longer_than`, `type`, `queue`, `created_after`,
+          `created_before`, `error`, `text`, as `Tenure.find` describes them. Raises InvalidInput
+          for others.
         """
+        if (least := filter.get("running_longer_than")) is not None:
+            filter["running_longer_than"] = durations.seconds(least)
         query = {
             name: value.isoformat() if isinstance(value, datetime) else str(value)
             for name, value in filter.items()

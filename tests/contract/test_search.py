@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tenure.events import Cancelled
 from tenure.jobs import ids
 from tenure.jobs.ids import new_id
-from tenure.jobs.queries import Filter, Query, query_of
+from tenure.jobs.queries import Filter, Query, State, check_filter, query_of
 from tenure.lifecycle import Job, Status
 from tenure.store import search
 from tests.support.clock import START
@@ -41,7 +41,8 @@ def fill(harness: StoreHarness) -> list[Job]:
             type="ab"[number % 2],
             queue="xyz"[number % 3],
             payload=json.dumps({"word": word, "n": number}, ensure_ascii=False),
-            max_retries=1,
+            max_retries=2 if number % 12 == 5 else 1,
+            run_at=harness.clock.now + 100 * HOUR if number % 12 == 11 else None,
             id=id_at(harness, skew),
         )
         (added,) = harness.add_all(checked_job)
@@ -57,6 +58,9 @@ def fill(harness: StoreHarness) -> list[Job]:
                 harness.report(report_completed(lease))
             case 4:
                 harness.claim(queues=(checked_job.queue,), types=(checked_job.type,))
+            case 5 if checked_job.max_retries == 2:
+                (lease,) = harness.claim(queues=(checked_job.queue,), types=(checked_job.type,))
+                harness.report(report_failed(lease, f"Boom {word}", delay=200.0 * 3600))
     return sorted((harness.get(id) for id in made), key=lambda job: job.id, reverse=True)
 
 
@@ -65,9 +69,19 @@ def lower(text: str | None) -> str:
     return "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in text or "")
 
 
-def plainly(job: Job, wanted: Filter) -> bool:
+def plainly(job: Job, wanted: Filter, now: datetime) -> bool:
     """Whether a job fits, said as plainly as can be."""
+    longer = timedelta(seconds=wanted.running_longer_than or 0)
+    states = {
+        None: True,
+        "scheduled": job.status == "pending" and job.run_at > now and not job.last_error,
+        "ready": job.status == "pending" and job.run_at <= now,
+        "retrying": job.status == "pending" and bool(job.last_error),
+        "blocked": job.status == "waiting",
+    }
     checks = [
+        states[wanted.state],
+        not longer or (job.status == "processing" and (job.started_at or now) + longer <= now),
         wanted.status is None or job.status == wanted.status,
         wanted.type is None or job.type == wanted.type,
         wanted.queue is None or job.queue == wanted.queue,
@@ -88,13 +102,15 @@ TIMES = st.integers(0, 50).map(lambda n: START + n * HOUR / 2)
 FILTERS = st.builds(
     Filter,
     status=maybe(st.sampled_from([str(status) for status in Status])),
+    state=maybe(st.sampled_from(list(State))),
+    running_longer_than=maybe(st.sampled_from(["2h", "12h"])),
     type=maybe(st.sampled_from(["a", "b", "c"])),
     queue=maybe(st.sampled_from(["x", "y"])),
     created_after=maybe(TIMES),
     created_before=maybe(TIMES),
     error=maybe(TEXTS),
     text=maybe(TEXTS),
-)
+).map(check_filter)
 
 
 def pages(harness: StoreHarness, query: Query) -> Iterator[search.Page]:
@@ -119,8 +135,9 @@ def test_every_filter_finds_what_looking_at_each_job_finds(
     def check(wanted: Filter, limit: int, rows: int, oldest_first: bool) -> None:
         monkeypatch.setattr(search, "MAX_ROWS", rows)
         monkeypatch.setattr(search, "MAX_TEXTS", rows)
-        expected = [job for job in jobs if plainly(job, wanted)]
-        assert [job for job in jobs if search.fits(wanted, job)] == expected
+        expected = [job for job in jobs if plainly(job, wanted, harness.clock.now)]
+        now = harness.clock.now
+        assert [job for job in jobs if search.fits(wanted, job, now)] == expected
         in_order = expected[::-1] if oldest_first else expected
         query = query_of(wanted, limit=limit, oldest_first=oldest_first)
         found = list(pages(harness, query))

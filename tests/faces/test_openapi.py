@@ -59,6 +59,16 @@ def do_not_wait(case: schemathesis.Case) -> None:
         case.body["wait_seconds"] = 0
 
 
+def start_in_time(case: schemathesis.Case) -> None:
+    """A schema cannot say that `start_by` has to be after the time when a job is due."""
+    is_valid = case.meta is not None and case.meta.generation.mode.is_positive
+    jobs = case.body if isinstance(case.body, list) else [case.body]
+    for job in jobs if is_valid else ():
+        if isinstance(job, dict) and "start_by" in job:
+            job.pop("delay", None)
+            job.pop("run_at", None)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with Tenure(f"sqlite:///{tmp_path_factory.mktemp('openapi')}/jobs.db") as app:
@@ -72,6 +82,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @settings(max_examples=20, suppress_health_check=list(HealthCheck))
 def test_no_answer_that_is_not_described(case: schemathesis.Case) -> None:
     do_not_wait(case)
+    start_in_time(case)
     case.call_and_validate()
 
 

@@ -22,7 +22,7 @@ from tenure.jobs.enqueue import CheckedJob, Duration, Enqueued, NewJob, check_jo
 from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import EventFilter, Transition
-from tenure.jobs.queries import Counted, Filter, Page, action_of, checked_query
+from tenure.jobs.queries import Counted, Filter, Page, action_of, check_filter, checked_query
 from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, own_key, require
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, Report
@@ -98,7 +98,8 @@ class Core:
         return limited
 
     def limited(self, filter: Filter) -> Filter:
-        """Return a filter for `queues` only; raises Forbidden if it names another queue."""
+        """Return a valid filter for `queues` only; raises Forbidden if it names another queue."""
+        filter = check_filter(filter)
         if filter.queue is not None:
             require(self.queues, [filter.queue])
             return filter

@@ -31,6 +31,9 @@ def find(
     Filters, all by keyword:
 
     - `status`: `waiting`, `pending`, `processing`, `completed`, `failed` or `cancelled`.
+    - `state`: `scheduled` (pending, with a time to come, and never failed), `ready` (pending and
+      due), `retrying` (pending after a failure) or `blocked` (waiting).
+    - `running_longer_than`: a duration above 0 since the job was claimed; it is processing.
     - `type`, `queue`: the whole name.
     - `created_after`, `created_before`: aware datetimes, by the store's clock. A job created at
       exactly `created_after` matches, one created at exactly `created_before` does not.

@@ -95,6 +95,12 @@ def statuses(_context: click.Context, _parameter: click.Parameter, typed: str) -
     return _matching(typed, ((str(status), "") for status in Status))
 
 
+def states(_context: click.Context, _parameter: click.Parameter, typed: str) -> Any:
+    from tenure.jobs.queries import State
+
+    return _matching(typed, ((str(state), "") for state in State))
+
+
 class EventName(click.ParamType):  # type: ignore[type-arg]
     """An event of the lifecycle, which is imported only if a value is given."""
 

@@ -120,6 +120,10 @@ def _json(data: bytes, at: str) -> object:
 
 filter_options = together(
     option("--status", "STATUS", "Only jobs with this status.", completing.statuses),
+    option(
+        "--state", "STATE", "Only jobs scheduled, ready, retrying or blocked.", completing.states
+    ),
+    option("--running-longer-than", "TIME", "Only jobs that were claimed so long ago: 5m."),
     option("--type", "TYPE", "Only jobs of this type.", completing.types),
     option("--queue", "NAME", "Only jobs of this queue.", completing.queue_names),
     option("--created-after", "WHEN", "Only jobs added at or after this time.", callback=_time),

@@ -15,8 +15,8 @@ from tenure.dashboard import charts, timeline
 from tenure.dashboard import format as fmt
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
-from tenure.jobs.queries import Action, Filter, action_of, check_filter, sources
-from tenure.jobs.text import visible
+from tenure.jobs.queries import Action, Filter, State, action_of, check_filter, sources
+from tenure.jobs.text import length, visible
 from tenure.lifecycle import Job, Status
 from tenure.wire.problems import Refusal
 
@@ -29,7 +29,10 @@ SINCE = {
     "24h": ("last 24 hours", timedelta(days=1)),
     "7d": ("last 7 days", timedelta(days=7)),
 }
-FIELDS = ("status", "type", "queue", "since", "from", "to", "error", "text")
+FIELDS = (
+    *("status", "state", "running_longer_than", "type", "queue", "since", "from", "to"),
+    *("error", "text"),
+)
 
 
 def given_filter(request: PageRequest) -> tuple[dict[str, str], Filter]:
@@ -42,6 +45,8 @@ def given_filter(request: PageRequest) -> tuple[dict[str, str], Filter]:
         after = request.now - SINCE[since][1]
     wanted = Filter(
         status=given["status"] or None,
+        state=given["state"] or None,
+        running_longer_than=given["running_longer_than"] or None,
         type=given["type"] or None,
         queue=given["queue"] or None,
         error=given["error"] or None,
@@ -84,6 +89,7 @@ def listed(request: PageRequest) -> Response:
         given=given,
         filtered=any(given.values()),
         cursor=cursor,
+        states=list(State),
         by_status=charts.by_status(shown),
         types=sorted({count.type for count in counts})[:MAX_TYPES],
         queue_names=sorted({count.queue for count in counts})[:MAX_TYPES],
@@ -125,7 +131,9 @@ def preview_bulk(request: PageRequest) -> Response:
         return request.page("bulks.html", bulks=request.app.bulk.list(), describe=describe)
     given, wanted = given_filter(request)
     filters = {name: value for name, value in given.items() if value}
-    options = [word for name, value in filters.items() for word in (f"--{name}", value)]
+    options = [
+        word for name, value in filters.items() for word in (f"--{name.replace('_', '-')}", value)
+    ]
     return request.page(
         "bulk_preview.html",
         action=action,
@@ -133,7 +141,7 @@ def preview_bulk(request: PageRequest) -> Response:
         filter=describe(wanted),
         matching=request.app.core.count(wanted, action=action),
         command=shlex.join(["tenure", "jobs", action, *options]),
-        exact=filters.keys() <= {"status", "type", "queue"},
+        exact=filters.keys().isdisjoint(("since", "from", "to", "error", "text")),
     )
 
 
@@ -165,6 +173,8 @@ def describe(filter: Filter) -> list[tuple[str, str]]:
     """Return the conditions of a filter as names and values."""
     pairs = [
         ("status", filter.status),
+        ("state", filter.state),
+        ("running longer than", filter.running_longer_than and length(filter.running_longer_than)),
         ("type", filter.type),
         ("queue", filter.queue),
         ("enqueued after", filter.created_after and fmt.exactly(filter.created_after)),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypedDict
 
 from tenure.errors import InvalidInput
 from tenure.jobs import ids, payload
-from tenure.jobs.enqueue import whole
+from tenure.jobs.enqueue import Duration, positive, whole
 from tenure.jobs.names import check_name
 from tenure.jobs.queue_rights import Patterns
 from tenure.lifecycle import TRANSITIONS, Job, Status
@@ -23,11 +23,27 @@ MAX_SEARCHED_FOR = 200
 """Longest text to search for, in characters."""
 
 
+class State(StrEnum):
+    """What people call the jobs that are yet to run: a status, and why they do not run."""
+
+    SCHEDULED = "scheduled"
+    READY = "ready"
+    RETRYING = "retrying"
+    BLOCKED = "blocked"
+
+    @property
+    def status(self) -> Status:
+        """The status of all of these jobs."""
+        return Status.WAITING if self is State.BLOCKED else Status.PENDING
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
     """Selects the jobs that match every field that is set."""
 
     status: str | None = None
+    state: str | None = None  # of a `State`, which implies the status
+    running_longer_than: Any = None  # a duration since the last claim of a job that is processing
     type: str | None = None
     queue: str | None = None
     created_after: datetime | None = None  # inclusive, by the store's clock
@@ -42,6 +58,8 @@ class Fields(TypedDict, total=False):
     """The fields of a `Filter`, as keyword arguments."""
 
     status: str | None
+    state: str | None
+    running_longer_than: Duration | None
     type: str | None
     queue: str | None
     created_after: datetime | None
@@ -52,13 +70,22 @@ class Fields(TypedDict, total=False):
 
 
 def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filter:
-    """Return `filter` if it is valid.
+    """Return `filter` if it is valid, with the status and the seconds that it means.
 
     Raises InvalidInput with the path of the field: `at` and the name, whose words are joined with
     `between`, as the caller wrote them.
     """
     if filter.status is not None and filter.status not in tuple(Status):
         raise InvalidInput(f"no such status; one of {', '.join(Status)}", path=f"{at}status")
+    if filter.state is not None and filter.state not in tuple(State):
+        raise InvalidInput(f"no such state; one of {', '.join(State)}", path=f"{at}state")
+    implied = filter.state and State(filter.state).status
+    if filter.running_longer_than is not None:
+        where = at + "running_longer_than".replace("_", between)
+        filter = replace(filter, running_longer_than=positive(filter.running_longer_than, where))
+        implied = implied or Status.PROCESSING
+    if implied and filter.status is None:
+        filter = replace(filter, status=str(implied))
     for name, what, value in (("type", "job type", filter.type), ("queue", "queue", filter.queue)):
         if value is not None:
             check_name(value, what, at + name)

@@ -7,14 +7,14 @@ status has few jobs, their partial index is read whole instead. The same for bot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tenure.jobs import ids
-from tenure.jobs.queries import Counted, Filter, Page, Query
+from tenure.jobs.queries import Counted, Filter, Page, Query, State
 from tenure.jobs.queue_rights import includes
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import MAX_BYTES
@@ -39,6 +39,14 @@ ids of that time, so that they need not walk there."""
 
 ENDED = (Status.FAILED, Status.CANCELLED)
 """What the index `job_ended` holds, in the order of its condition."""
+
+STATES: Mapping[str, str] = {
+    State.SCHEDULED: "attempts = 0 AND run_at > {now}",
+    State.READY: "run_at <= {now}",
+    State.RETRYING: "attempts > 0",
+    State.BLOCKED: "need > 0",
+}
+"""What is true of the jobs of a state, beside their status."""
 
 Statement = tuple[str, list[Any]]
 """A statement and its values."""
@@ -97,6 +105,12 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
         ("finished_at <=", d.to_bound(query.settled_by)),
     )
     yield from ((f"{part} {d.value}", [value]) for part, value in compared if value is not None)
+    if query.state is not None:
+        status = quoted(State(query.state).status)
+        yield f"status = {status} AND {STATES[query.state].format(now=d.now)}", []
+    if query.running_longer_than is not None:
+        since = d.later(f"-{query.running_longer_than:f}")
+        yield f"status = {quoted(Status.PROCESSING)} AND started_at <= {since}", []
     if query.within is not None:
         yield d.in_queues("queue", query.within)
     for column, text in (("last_error", query.error), ("payload", query.text)):
@@ -104,11 +118,17 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
             yield d.folded.format(column=column), [folded(text)]
 
 
-def fits(filter: Filter, job: Job) -> bool:
-    """Whether a job matches, comparing texts as they are shown."""
+def fits(filter: Filter, job: Job, now: datetime) -> bool:
+    """Whether a job matches at a time, comparing texts as they are shown."""
+    due, tried, least = job.run_at <= now, job.attempts > 0, filter.running_longer_than
+    so = {State.SCHEDULED: not (due or tried), State.READY: due, State.RETRYING: tried}
+    state = filter.state and State(filter.state)
+    lasts = now - job.started_at if job.started_at and job.status is Status.PROCESSING else None
     shown = Redaction(filter.hidden).job(job) if filter.error or filter.text else job
     return (
         filter.status in (None, job.status)
+        and (not state or (job.status is state.status and so.get(state, True)))
+        and (not least or (lasts is not None and lasts.total_seconds() >= least))
         and filter.type in (None, job.type)
         and filter.queue in (None, job.queue)
         and includes(filter.within, job.queue)
@@ -195,7 +215,7 @@ def bounded(read: Reader, query: Query) -> Query:
 
 def _is_indexed(query: Query) -> bool:
     """Whether an index holds the jobs of the query, in order, and no others."""
-    others = (query.type, query.queue, query.within, query.error, query.text)
+    others = (query.state, query.type, query.queue, query.within, query.error, query.text)
     times = (query.created_after, query.created_before, query.created_by, query.settled_by)
     in_order = query.status in (None, Status.FAILED, Status.CANCELLED) and not query.among
     return in_order and all(value is None for value in (*others, *times))
@@ -215,10 +235,10 @@ def _fitting(read: Reader, span: Query) -> Iterator[Job]:
     Every job that the database finds is looked at, so that the end of a page does not depend on
     jobs that are left out.
     """
-    part = replace(span, limit=AT_ONCE)
+    part, now = replace(span, limit=AT_ONCE), read.clock()
     while True:
         found, has_more = read.some(part)
-        yield from (job for job in found if fits(span, job))
+        yield from (job for job in found if fits(span, job, now))
         if not has_more:
             return
         part = _after(part, found[-1].id)

@@ -25,7 +25,7 @@ from tenure.jobs.names import (
     NAME_PATTERN,
 )
 from tenure.jobs.payload import JsonText, canonical
-from tenure.jobs.queries import MAX_SEARCHED_FOR, Action
+from tenure.jobs.queries import MAX_SEARCHED_FOR, Action, State
 from tenure.jobs.work import Outcome, Report
 from tenure.lifecycle import Status
 
@@ -158,6 +158,8 @@ class FilterForm(Request):
     """Selects the jobs that match every given field."""
 
     status: Status | UnsetType = UNSET
+    state: State | UnsetType = UNSET
+    running_longer_than: Timeout | UnsetType = UNSET
     type: Name | UnsetType = UNSET
     queue: Name | UnsetType = UNSET
     created_after: RunAt | UnsetType = UNSET

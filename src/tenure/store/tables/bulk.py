@@ -177,7 +177,7 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
     changes = []
     for job in jobs.values():
         try:
-            if fits(bulk.filter, job) and _had_settled(job, bulk):
+            if fits(bulk.filter, job, now) and _had_settled(job, bulk):
                 changes.append((job, follow(job, _event(bulk), now)))
         except IllegalTransition:
             continue

@@ -1,0 +1,129 @@
+"""Filters as people say them: scheduled, ready, retrying, blocked, running longer than."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from tenure import InvalidInput, Tenure
+from tenure.client import Client
+from tenure.jobs.queries import Filter
+from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tests.support.cli import cli_json, run_cli
+from tests.support.clock import Clock
+from tests.support.http import ServerProcess, api_client, assert_problem
+from tests.support.raw_sql import RawSql
+
+BLOCKED = "01a20e38-9c21-74ab-b468-bccbb24dbffa"
+Ids = dict[str, str]
+
+
+@pytest.fixture
+def ids(app_on_each_engine: Tenure, clock: Clock) -> Ids:
+    """One job of each kind; the store's clock stands still after."""
+    app = app_on_each_engine
+    retrying = app.enqueue("a", backoff="1h").id
+    (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+    app.core.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error="away")])
+    running = app.enqueue("a").id
+    app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=9_000))
+    clock.advance(301)
+    ready, scheduled = app.enqueue("a").id, app.enqueue("a", delay="1h").id
+    with closing(RawSql(app.database)) as sql:
+        columns = "INSERT INTO {job} (id, type, run_at, created_at, status, need)"
+        sql.run(f"{columns} VALUES (?, 'a', {{now}}, {{now}}, 'waiting', 1)", BLOCKED)
+    return {
+        "retrying": retrying,
+        "ready": ready,
+        "scheduled": scheduled,
+        "blocked": BLOCKED,
+        "5m": running,
+    }
+
+
+def by_find(app: Tenure, **wanted: Any) -> list[str]:
+    found = [job.id for job in app.find(**wanted)]
+    assert app.count(**wanted).jobs == len(found)
+    return found
+
+
+def by_http(app: Tenure, **wanted: Any) -> list[str]:
+    with api_client(app) as api:
+        return [job["id"] for job in api.get("/jobs", params=wanted).json()]
+
+
+def by_page(app: Tenure, **wanted: Any) -> list[str]:
+    with api_client(app) as web:
+        page = web.get("/ui/jobs", params=wanted).text
+        return [part[:36] for part in page.split('<tr id="job-')[1:]]
+
+
+def by_client(app: Tenure, **wanted: Any) -> list[str]:
+    with ServerProcess(app.database) as server, Client(server.url) as client:
+        return [job.id for job in client.find(**wanted)]
+
+
+def by_command(app: Tenure, **wanted: Any) -> list[str]:
+    options = [word for k, v in wanted.items() for word in (f"--{k.replace('_', '-')}", v)]
+    found = cli_json("jobs", "list", *options, "--database", app.database)
+    return [job["id"] for job in found]
+
+
+DOORS = [by_find, by_http, by_page, by_client, by_command]
+
+
+@pytest.mark.parametrize("find", DOORS)
+def test_every_door_finds_them(
+    find: Callable[..., list[str]], app_on_each_engine: Tenure, ids: Ids
+) -> None:
+    for state, id in ids.items():
+        wanted = {"running_longer_than": state} if state == "5m" else {"state": state}
+        assert find(app_on_each_engine, **wanted) == [id], state
+    assert find(app_on_each_engine, running_longer_than="302s") == []
+    assert find(app_on_each_engine, state="ready", status="failed") == []
+
+
+def test_an_action_changes_what_is_so_when_it_comes_by(
+    app_on_each_engine: Tenure, clock: Clock, ids: Ids
+) -> None:
+    app = app_on_each_engine
+    scheduled = app.bulk.start("cancel", Filter(state="scheduled"))
+    running = app.bulk.start("cancel", Filter(running_longer_than="5m"))
+    assert (scheduled.total, running.total) == (1, 1)
+    clock.advance(3600)
+    assert app.bulk.step(scheduled.id).changed == 0  # it is ready by now
+    assert app.bulk.step(running.id).changed == 1
+    assert app.get(ids["5m"]).status == "cancelled"
+
+
+@pytest.fixture
+def web(sqlite_url: str) -> Iterator[TestClient]:
+    with api_client(Tenure(sqlite_url)) as web:
+        yield web
+
+
+@pytest.mark.parametrize(
+    ("wanted", "path"),
+    [
+        ({"state": "late"}, "state"),
+        ({"running_longer_than": "0s"}, "running_longer_than"),
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_is_refused_at_every_door(
+    sqlite_url: str, web: TestClient, wanted: dict[str, Any], path: str
+) -> None:
+    app = Tenure(sqlite_url)
+    with pytest.raises(InvalidInput) as refused:
+        app.find(**wanted)
+    assert refused.value.path == f"$.{path}"
+    assert_problem(web.get("/jobs", params=wanted), 400, "invalid_input")
+    assert web.get("/ui/jobs", params=wanted).status_code == 400
+    options = [word for k, v in wanted.items() for word in (f"--{k.replace('_', '-')}", v)]
+    result = run_cli("jobs", "list", *options, "--database", sqlite_url)
+    assert result.exit_code == 2
+    assert f"--{path.replace('_', '-')}: " in result.output
