@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tenure
+import tenure.sqlite
 from tenure import Failure, Handle, Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
 from tenure.app.bulk import BulkActions
 from tenure.app.queues import Queues, Types, Workers
@@ -19,6 +20,7 @@ from tenure.app.register import Register
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
+from tenure.app.within import Within
 from tenure.client import Client
 from tenure.errors import TenureError
 from tenure.jobs.enqueue import Options
@@ -46,8 +48,9 @@ HEAD = """\
 is not current. Everything has type annotations.
 
 These names are public: what `tenure` exports, the methods and nouns of `Tenure` on this page,
-`tenure.errors`, `tenure.client.Client`, and `build` and `serve` in `tenure.server`, with the values
-that they take and return. Every other name is internal and may change in any release.
+`tenure.errors`, `tenure.client.Client`, `tenure.sqlite.connect`, and `build` and `serve` in
+`tenure.server`, with the values that they take and return. Every other name is internal and may
+change in any release.
 
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
 backoff is a `RetryPolicy`, a duration (the `base`), or an object with `base`, `factor` and `cap`.
@@ -63,6 +66,7 @@ APP: Mapping[str, Sequence[str]] = {
     "Handlers": ("job", "around", "lifespan", "on_failure", "run_worker"),
     "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
     "Waiting for jobs": ("wait", "wait_async", "as_completed"),
+    "In your transaction": ("within", "wake"),
     "Jobs": ("get", "find", "count", "history", "explain", "cancel", "retry"),
     "Checking": ("verify", "check"),
 }
@@ -82,7 +86,20 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
 }
 VALUES: Mapping[type, Sequence[str]] = {Job: ("payload", "result")}
 HANDLE = ("id", "result", "result_async", "job", "job_async")
-JOB_TYPE = ("enqueue", "enqueue_async", "submit", "submit_async", "options", "new_job", "name")
+JOB_TYPE = (
+    "enqueue",
+    "enqueue_async",
+    "submit",
+    "submit_async",
+    "options",
+    "within",
+    "new_job",
+    "name",
+)
+WITHIN = (
+    *("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
+    *("get", "get_async", "cancel", "cancel_async"),
+)
 CLIENT: Mapping[str, Sequence[str]] = {
     "As in `Tenure`": (
         *("enqueue", "enqueue_many", "get", "find", "history", "explain", "cancel", "retry"),
@@ -118,6 +135,10 @@ def page() -> str:
     parts += ["## Handle\n", _text(Handle)]
     _check_complete(Handle, HANDLE)
     parts += [_member(Handle, name) for name in HANDLE]
+    parts += ["## Within\n", "What `Tenure.within` returns.\n", _text(Within)]
+    _check_complete(Within, WITHIN)
+    parts += [_member(Within, name) for name in WITHIN]
+    parts += ["## tenure.sqlite\n", _member(tenure.sqlite, "connect")]
     for noun, (cls, names) in NOUNS.items():
         parts += [f"## app.{noun}\n", _text(cls)]
         _check_complete(cls, names)
@@ -182,7 +203,7 @@ the event loop is not blocked.
     return f"### {cls.__name__}: in coroutines\n\n{textwrap.fill(text, 100)}\n"
 
 
-def _member(cls: type, name: str) -> str:
+def _member(cls: Any, name: str) -> str:
     value = inspect.getattr_static(cls, name)
     if isinstance(value, property | cached_property):
         return f"`{name}`: {_text(value)}"
@@ -193,7 +214,7 @@ def _member(cls: type, name: str) -> str:
     return f"{_signature(name, value)}\n{_text(value)}"
 
 
-def _described(cls: type, name: str) -> str:
+def _described(cls: Any, name: str) -> str:
     """The text under an attribute of a class."""
     found = re.search(rf'\n    {name} = [^\n]*\n    """(.+?)"""', inspect.getsource(cls), re.DOTALL)
     return " ".join(found[1].split()) if found else ""

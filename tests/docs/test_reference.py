@@ -14,7 +14,7 @@ import pytest
 
 import tenure
 from tenure import errors, settings
-from tenure.app.core import MAX_JOBS_AT_ONCE
+from tenure.app.adding import MAX_JOBS_AT_ONCE
 from tenure.cli import cli
 from tenure.cli.command import exit_code
 from tenure.http.api import openapi

@@ -10,12 +10,14 @@ from types import FunctionType
 import pytest
 
 import tenure
+import tenure.sqlite
 from tenure import JobType, Tenure, client, errors, server
 from tenure.app.bulk import BulkActions
 from tenure.app.queues import Queues, Types, Workers
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
+from tenure.app.within import Within
 
 SOURCES = Path(tenure.__file__).parent
 
@@ -33,7 +35,8 @@ VERBS = """
     actor around as_completed cancel cancel_async check check_async close close_async count
     count_async database enqueue enqueue_async enqueue_many enqueue_many_async explain
     explain_async find find_async get get_async history history_async job lifespan migrate
-    on_failure open open_async retry retry_async run_worker verify verify_async wait wait_async
+    on_failure open open_async retry retry_async run_worker verify verify_async wait wait_async wake
+    within
 """
 NOUNS = {
     "bulk": (BulkActions, "get list sample start step stop"),
@@ -46,7 +49,10 @@ NOUNS = {
     "workers": (Workers, "list"),
 }
 INTERNAL = {"core"}
-JOB_TYPE = "enqueue enqueue_async handler name new_job options submit submit_async"
+JOB_TYPE = "enqueue enqueue_async handler name new_job options submit submit_async within"
+WITHIN = """
+    cancel cancel_async enqueue enqueue_async enqueue_many enqueue_many_async get get_async
+"""
 
 
 def public(thing: object) -> set[str]:
@@ -78,6 +84,7 @@ def test_errors() -> None:
 def test_client_and_server() -> None:
     assert defined(client) == {"Client"}
     assert defined(server) == {"Application", "build", "serve"}
+    assert defined(tenure.sqlite) == {"connect"}
 
 
 def test_the_application() -> None:
@@ -100,6 +107,7 @@ def test_job_types() -> None:
 
     assert isinstance(work, JobType)
     assert public(work) == set(JOB_TYPE.split())
+    assert public(Within) == set(WITHIN.split())
 
 
 def test_every_public_thing_says_what_it_is() -> None:
@@ -107,6 +115,7 @@ def test_every_public_thing_says_what_it_is() -> None:
     app = Tenure("sqlite:///never-opened.db")
     things = [getattr(tenure, name) for name in tenure.__all__]
     things += [getattr(Tenure, name) for name in VERBS.split()]
+    things += [tenure.sqlite.connect, *(getattr(Within, name) for name in WITHIN.split())]
     for noun, (cls, names) in NOUNS.items():
         things += [getattr(app, noun), *(getattr(cls, name) for name in names.split())]
     assert [thing for thing in things if not (thing.__doc__ or "").strip()] == []
@@ -118,6 +127,7 @@ def test_every_public_thing_says_what_it_is() -> None:
         (Tenure.enqueue, tenure.jobs.enqueue.Options.__annotations__),
         (Tenure.job, ("name", "process", *tenure.jobs.enqueue.TypeOptions.__annotations__)),
         (Tenure.find, ("limit", "before", *tenure.jobs.queries.Fields.__annotations__)),
+        (Tenure.within, ("connection", "wake")),
         (Tenure.run_worker, set(Tenure.run_worker.__annotations__) - {"app", "return"}),
         (tenure.RetryPolicy, tenure.RetryPolicy.__annotations__),
         (tenure.JobContext, tenure.JobContext.__annotations__),

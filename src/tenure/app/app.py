@@ -181,6 +181,8 @@ class Tenure:
     enqueue_async = enqueueing.enqueue_async
     enqueue_many = enqueueing.enqueue_many
     enqueue_many_async = enqueueing.enqueue_many_async
+    within = enqueueing.within
+    wake = enqueueing.wake
 
     get = queries.get
     get_async = twin(queries.get)

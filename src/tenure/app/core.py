@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
 
 from msgspec.structs import replace
 
+from tenure.app.adding import Adding
 from tenure.app.type_defaults import OptionsByType, TypeDefaults, declare, known_types
-from tenure.errors import Forbidden, InvalidInput, JobNotFound
+from tenure.errors import Forbidden, JobNotFound
 from tenure.jobs import ids
 from tenure.jobs.durations import retention
-from tenure.jobs.enqueue import CheckedJob, Duration, Enqueued, NewJob, check_jobs, whole
+from tenure.jobs.enqueue import Duration, Enqueued, NewJob, whole
 from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import EventFilter, Transition
 from tenure.jobs.queries import Counted, Filter, Page, action_of, check_filter, checked_query
-from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, own_key, require
+from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, require
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, Report
 from tenure.lifecycle import Job, Status
@@ -41,7 +41,6 @@ from tenure.webhooks import deliveries
 
 log = logging.getLogger(__name__)
 
-MAX_JOBS_AT_ONCE = 10_000
 MAX_COUNTED = 1_000_000
 
 
@@ -166,45 +165,29 @@ class Core:
         this application traces, the call gets a child span, and attempts are linked to the child.
         `waits` is that of `Store.add`.
         """
-        if len(new_jobs) > MAX_JOBS_AT_ONCE:
-            raise InvalidInput(f"{len(new_jobs)} jobs at once; send at most {MAX_JOBS_AT_ONCE}")
-        checked_jobs: Sequence[CheckedJob] = check_jobs(
+        adding = Adding(
+            self,
             new_jobs,
-            defaults=self.defaults.of,
-            actor=self.actor,
-            several=batch or len(new_jobs) > 1,
+            self.defaults.of,
+            batch=batch,
             own_keys=own_keys,
+            traceparent=traceparent,
         )
-        if self.queues is not None:
-            checked_jobs = [self._limited_job(job) for job in checked_jobs]
-        span: Any = None
-        if self.tracing is not None and checked_jobs:
-            types = [checked_job.type for checked_job in checked_jobs]
-            span, traceparent = self.tracing.adding(types, checked_jobs[0].queue, traceparent)
-        if traceparent is not None:
-            checked_jobs = [replace(job, traceparent=traceparent) for job in checked_jobs]
         try:
-            added = self.limited_store.add(checked_jobs, waits=waits)
+            added = self.limited_store.add(adding.checked_jobs, waits=waits)
         except BaseException as error:
-            if span is not None and self.tracing is not None:
-                self.tracing.added(span, [], error)
+            adding.end(error=error)
             raise
-        if span is not None:
-            added.add_done_callback(partial(self._trace_added, span))
+        if adding.is_traced:
+            added.add_done_callback(adding.end_with)
         if log.isEnabledFor(logging.DEBUG):
             added.add_done_callback(_log_added)
         return added
 
-    def _limited_job(self, job: CheckedJob) -> CheckedJob:
-        require(self.queues, [job.queue])
-        key = job.idempotency_key
-        return job if key is None else replace(job, idempotency_key=own_key(job.queue, key))
-
-    def _trace_added(self, span: Any, added: Future[list[Enqueued]]) -> None:
-        if self.tracing is not None:
-            error = None if added.cancelled() else added.exception()
-            jobs = [] if error or added.cancelled() else added.result()
-            self.tracing.added(span, [one.job.id for one in jobs], error)
+    def wake(self) -> None:
+        """Notify workers that there may be work, if the database is open."""
+        if self._opened is not None:
+            self._opened.wake()
 
     # --- find
 

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from tenure.jobs.enqueue import NewJob, Options
+from tenure.jobs.enqueue import NewJob, Options, Wake
 from tenure.lifecycle import Job
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
+    from tenure.app.within import Within
 
 
 def enqueue(
@@ -76,3 +77,29 @@ async def enqueue_many_async(app: Tenure, new_jobs: Sequence[NewJob]) -> list[Jo
     """Add many jobs like `enqueue_many`, without blocking the event loop."""
     await app.core.defaults.look_up(new_job.type for new_job in new_jobs)
     return [added.job for added in await asyncio.wrap_future(app.core.add(new_jobs))]
+
+
+def within(app: Tenure, connection: Any, *, wake: Wake = "later") -> Within:
+    """Return what adds jobs in the transaction that is open on your connection.
+
+    - `connection`: a connection to the database of the jobs: `Connection` or `AsyncConnection` of
+      psycopg, `Connection` of asyncpg, sqlite3 or aiosqlite; `Connection`, `Session`,
+      `scoped_session` and their asynchronous forms of SQLAlchemy. Not one that commits by itself.
+    - `wake`: `later` (default) notifies no worker, and one finds the job within about a tenth of a
+      second after your commit, or at once after `wake()`; `commit` notifies workers at the commit.
+      PostgreSQL lets commits that notify wait for one another.
+
+    Returns a `Within`: `enqueue`, `enqueue_many`, `get`, `cancel`, each with an `_async` form for
+    asynchronous connections. Opens no connection. Raises InvalidInput.
+    """
+    from tenure.app.within import Within
+
+    return Within(app.core, connection, wake=wake)
+
+
+def wake(app: Tenure) -> None:
+    """Notify waiting workers, here and elsewhere, of what you have committed.
+
+    Returns at once and never raises. Does nothing while the database is not open here: see `open`.
+    """
+    app.core.wake()

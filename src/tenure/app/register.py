@@ -9,8 +9,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 from tenure.jobs import handlers
 from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import TypeOptions, defaults_of
-from tenure.jobs.handlers import Enqueues, Errors, Handlers, JobType, OnInterrupt
+from tenure.jobs.handlers import Errors, Handlers, JobType, OnInterrupt
 from tenure.jobs.names import check_open
+from tenure.jobs.producer import Producer
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,7 +22,7 @@ class Register:
 
     def __init__(
         self,
-        app: Enqueues,
+        app: Producer,
         registry: Handlers,
         *,
         name: str | None = None,

@@ -90,19 +90,28 @@ class TypeDefaults:
         self._found: OptionsByType | None = None
         self._due_at = -inf
 
+    def are_due(self, types: Iterable[str]) -> bool:
+        """Whether `of` of these types would ask the database."""
+        return self._is_due and any(self._handlers.defaults(type) is None for type in types)
+
+    def learn(self, options: OptionsByType) -> None:
+        """Note what the database answered to somebody else."""
+        self._found, self._due_at = options, self._clock() + STALE_SECONDS
+
+    def known(self, type: str) -> TypeOptions:
+        """Return the options of a type as far as they are known here, without asking."""
+        return self._handlers.defaults(type) or (self._found or {}).get(type, PLAIN_OPTIONS)
+
     def of(self, type: str) -> TypeOptions:
         """Return the options of a type; raises StoreUnavailable if the database never answered."""
-        known = self._handlers.defaults(type)
-        if known is not None:
-            return known
-        if self._is_due:
+        if self.are_due([type]):
             with self._asking():
                 self._found = self._ask().result()
-        return (self._found or {}).get(type, PLAIN_OPTIONS)
+        return self.known(type)
 
     async def look_up(self, types: Iterable[str]) -> None:
         """Await what `of` of these types would wait for."""
-        if self._is_due and any(self._handlers.defaults(type) is None for type in types):
+        if self.are_due(types):
             with self._asking():
                 self._found = await asyncio.wrap_future(self._ask())
 

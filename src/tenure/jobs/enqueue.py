@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -31,6 +31,10 @@ Duration = float | int | str | timedelta
 
 Backoff = RetryPolicy | Duration | dict[str, Any]
 """A policy, its `base` alone, or its fields by name."""
+
+
+Wake = Literal["later", "commit"]
+"""When workers are notified of a job that is added in the caller's transaction."""
 
 
 class Options(TypedDict, total=False):

@@ -14,7 +14,7 @@ import sys
 import typing
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, Unpack, overload
 
 import msgspec
 
@@ -22,9 +22,10 @@ from tenure.errors import InvalidInput
 from tenure.jobs import json_types
 from tenure.jobs import payload as payloads
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import NewJob, Options, TypeOptions
-from tenure.jobs.handle import Handle, Waiting
+from tenure.jobs.enqueue import NewJob, Options, TypeOptions, Wake
+from tenure.jobs.handle import Handle
 from tenure.jobs.hooks import Around, Hooks, check_around
+from tenure.jobs.producer import Enqueues, Producer
 from tenure.lifecycle import Job
 
 P = ParamSpec("P")
@@ -251,16 +252,6 @@ def _field(name: str, parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...
     return (parameter.name, optional, msgspec.UNSET)
 
 
-class Enqueues(Waiting, Protocol):
-    """What a job type needs of its application."""
-
-    def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
-        """Add jobs in one transaction."""
-
-    async def enqueue_many_async(self, new_jobs: Sequence[NewJob]) -> list[Job]:
-        """Add jobs without blocking the loop."""
-
-
 class JobType(Generic[P, R]):
     """A registered handler, as `@app.job` returns it: the function, and typed ways to enqueue it.
 
@@ -271,8 +262,15 @@ class JobType(Generic[P, R]):
 
     __name__: str
 
-    def __init__(self, app: Enqueues, handler: Handler, options: Options | None = None) -> None:
+    def __init__(
+        self,
+        app: Producer,
+        handler: Handler,
+        options: Options | None = None,
+        adds: Enqueues | None = None,
+    ) -> None:
         self._app = app
+        self._adds = adds or app
         self.handler = handler
         self._options: Options = options or {}
         functools.update_wrapper(self, handler.function)
@@ -297,7 +295,15 @@ class JobType(Generic[P, R]):
         `backoff`, `delay`, `run_at`, `start_by`, `idempotency_key` and `actor`. The enqueue checks
         them.
         """
-        return JobType(self._app, self.handler, {**self._options, **options})
+        return JobType(self._app, self.handler, {**self._options, **options}, self._adds)
+
+    def within(self, connection: Any, *, wake: Wake = "later") -> JobType[P, R]:
+        """Return the same job type on a connection: `send.within(connection).enqueue(...)`.
+
+        The job exists when you commit. The arguments and errors are those of `Tenure.within`.
+        """
+        adds = self._app.within(connection, wake=wake)
+        return JobType(self._app, self.handler, self._options, adds)
 
     def new_job(self, *args: P.args, **kwargs: P.kwargs) -> NewJob:
         """Return the job that `enqueue` would add, for `Tenure.enqueue_many`.
@@ -311,13 +317,14 @@ class JobType(Generic[P, R]):
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Add a job that calls the function with these arguments. When this returns, it is on disk.
 
-        Returns the job. Raises what `new_job` and `Tenure.enqueue` raise.
+        After `within` it is in your transaction instead. Returns the job. Raises what `new_job`
+        and `Tenure.enqueue` raise.
         """
-        return self._app.enqueue_many([self.new_job(*args, **kwargs)])[0]
+        return self._adds.enqueue_many([self.new_job(*args, **kwargs)])[0]
 
     async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Add a job like `enqueue`, without blocking the event loop."""
-        return (await self._app.enqueue_many_async([self.new_job(*args, **kwargs)]))[0]
+        return (await self._adds.enqueue_many_async([self.new_job(*args, **kwargs)]))[0]
 
     @overload
     def submit(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -79,6 +80,11 @@ class Store:
         """
         submit = self._committer.add if waits else self._committer.submit
         return submit(EnqueueWork(checked_jobs)).future
+
+    def wake(self) -> None:
+        """Notify waiting workers, here and elsewhere. Does not wait, and never raises."""
+        with suppress(StoreUnavailable):
+            self._committer.wake()
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         """Record what a worker finished and lease what it can take, in one transaction.

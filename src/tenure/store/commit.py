@@ -122,6 +122,13 @@ class Committer:
             return work
         return self.submit(work)
 
+    def wake(self) -> None:
+        self._owes_announcement = True
+        self._on_work()
+        dropped = CallWork("wake", lambda _: None)
+        dropped.future.cancel()
+        self.submit(dropped)  # a thread takes it out and announces
+
     def _start_thread(self) -> None:
         """Start one more thread if there is a database for it; one is enough to go on."""
         db = next((db for db in self._databases if db not in self._threads), None)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tenure.errors import KeyConflict, QueueFull, TenureError
+from tenure.jobs import payload
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.lifecycle import Job
 from tenure.store.protocol import Database
@@ -25,7 +26,7 @@ def add(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | Ten
     if traced:
         db.keep_traces(traced)
     return [
-        Enqueued(made[a.id], created=True) if a.id in made else _known(a, *known[a.id])
+        Enqueued(made[a.id], created=True) if a.id in made else answer_known(a, *known[a.id])
         for a in checked_jobs
     ]
 
@@ -83,7 +84,17 @@ def _per_queue(checked_jobs: Sequence[CheckedJob]) -> Mapping[str, int]:
     return Counter(checked_job.queue for checked_job in checked_jobs)
 
 
-def _known(checked_job: CheckedJob, job: Job, fingerprint: str | None) -> Enqueued | TenureError:
-    if checked_job.idempotency_key is not None and fingerprint != checked_job.fingerprint:
-        return KeyConflict(checked_job.idempotency_key, job.id)
-    return Enqueued(job, created=job.id == checked_job.id)
+def answer_known(
+    checked_job: CheckedJob, job: Job, fingerprint: str | None
+) -> Enqueued | TenureError:
+    """Return the answer to a request whose id or key a stored `job` has.
+
+    A job that SQL has added has no fingerprint: its key stands for type, queue and payload.
+    """
+    key = checked_job.idempotency_key
+    if key is None or fingerprint == checked_job.fingerprint:
+        return Enqueued(job, created=job.id == checked_job.id)
+    asked = checked_job.type, checked_job.queue, payload.load(checked_job.payload)
+    if fingerprint is None and asked == (job.type, job.queue, job.payload):
+        return Enqueued(job, created=False)
+    return KeyConflict(key, job.id)

@@ -29,6 +29,9 @@ ADDED = (
 )
 """The columns that are stored as a `CheckedJob` has them."""
 
+TIMED = {"run_at": "delay", "start_by": "start_within"}
+"""Times of a job to add -> the field that says instead how many seconds after now."""
+
 CHANGED = (
     *("status", "attempts", "max_retries", "token", "run_at", "started_at", "finished_at"),
     *("worker", "lease_id", "lease_expires_at", "event", "actor", "result", "last_error"),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 from starlette.responses import Response
 
-from tenure.app.core import MAX_JOBS_AT_ONCE
+from tenure.app.adding import MAX_JOBS_AT_ONCE
 from tenure.http.api import events, jobs, leases, openapi, operations
 from tenure.http.api.bodies import JSON, MAX_ITEM_BYTES, SMALL_BODY
 from tenure.http.api.call import Call

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tenure.errors import InvalidInput
+from tenure.store.postgres.address import split_schema
 
 try:
     import psycopg
@@ -29,7 +30,6 @@ except ImportError as error:
         "pip install 'tenure[postgres]'"
     ) from error
 
-DEFAULT_SCHEMA = "tenure"
 OLDEST_SERVER = 14
 CONNECT_SECONDS = 10
 CONNECT_SECONDS_EACH = 3
@@ -60,7 +60,6 @@ EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'
 CONNECTED: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
 """Transactions start by a BEGIN statement, and nothing is prepared on the server at first."""
 
-_is_schema = re.compile("[a-z_][a-z0-9_]{0,62}").fullmatch
 _is_uuid = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
 
@@ -93,19 +92,9 @@ def address_of(url: str) -> Address:
 
     Raises InvalidInput, without repeating the URL: it may hold a password.
     """
-    address, mark, query = url.partition("?")
-    parameters = query.split("&") if mark else []
-    schemas = [p.removeprefix("schema=") for p in parameters if p.startswith("schema=")]
-    schema = schemas[0] if schemas else DEFAULT_SCHEMA
-    if len(schemas) > 1 or not _is_schema(schema) or schema.startswith("pg_"):
-        raise InvalidInput(
-            "name one schema of lower-case letters, digits and underscores (at most 63, not "
-            "starting with a digit or pg_), as in postgresql://host/database?schema=jobs",
-            path="schema",
-        )
-    rest = "&".join(p for p in parameters if not p.startswith("schema="))
+    schema, rest = split_schema(url)
     try:
-        given = conninfo.conninfo_to_dict(f"{address}?{rest}" if rest else address)
+        given = conninfo.conninfo_to_dict(rest)
     except psycopg.ProgrammingError:
         raise InvalidInput(
             "not a PostgreSQL URL as libpq reads it: write "

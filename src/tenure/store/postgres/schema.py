@@ -11,6 +11,8 @@ from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
 from tenure.store import constraints, migrate
 from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Address, address_of, connect, one
+from tenure.store.postgres.statements import NEW, type_of
+from tenure.store.rows import ADDED, TIMED
 
 # The import above says what to do where psycopg is missing, so it comes first.
 # isort: split
@@ -111,6 +113,8 @@ def _steps(address: Address, version: int, progress: Progress = no_progress) -> 
     names = {
         **migrate.generated("IS DISTINCT FROM", clock, "greatest", "o", "n", {}),
         **_conditions(address.quoted),
+        **_columns(),
+        "channel": address.schema,
     }
     for number, step in migrate.pending("postgres", version, progress):
         yield step.format_map({**names, "schema": address.quoted})
@@ -139,6 +143,22 @@ def _conditions(schema: str) -> dict[str, str]:
         "illegal_entry": new_names,
         "illegal_move": _renamed(constraints.illegal_change("IS DISTINCT FROM"), OLD="o", NEW="n"),
         "is_policy": constraints.postgres_policy("value"),
+    }
+
+
+def _columns() -> dict[str, str]:
+    """The columns of jobs that are added, by placeholder."""
+    later = "coalesce({}, now + {} * interval '1 second')"
+    entering = (*ADDED, "backoff", *TIMED, "created_at")
+    times = (later.format(time, seconds) for time, seconds in TIMED.items())
+    return {
+        "entering": ", ".join(entering),
+        "entering_types": ", ".join(f"{column} {type_of(column)}" for column in entering),
+        "entering_values": ", ".join((*ADDED, "backoff", *times, "now")),
+        "new_columns": ", ".join(NEW),
+        "new_values": ", ".join(f"{column} {type_of(column)}" for column in NEW),
+        "new_names": ", ".join(f"new_{column}" for column in NEW),
+        "new_arrays": ", ".join(f"new_{column} {type_of(column)}[]" for column in NEW),
     }
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from tenure.store.constraints import IN_REACH, broken, postgres_values
 from tenure.store.dialect import Dialect
 from tenure.store.lanes import MAX_LANES, MAX_SEEN
 from tenure.store.postgres.connection import NOW, array_of, is_uuid, to_time
-from tenure.store.rows import ADDED, CHANGED, COLUMNS, TIMES, selected
+from tenure.store.rows import ADDED, CHANGED, COLUMNS, TIMED, TIMES, selected
 
 
 def _arrived(status: str, more: str = "") -> str:
@@ -108,10 +109,13 @@ def arrays(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[Any]
     return [array_of(type_of(c), v) for c, v in zip(columns, values, strict=True)]
 
 
-NEW = (*ADDED, "run_at", "delay", "start_by", "start_within", "backoff")
+NEW = (*ADDED, *chain.from_iterable(TIMED.items()), "backoff")
+"""What is said of a job to add, and of a new option: everything else of it is generated."""
 
 # The hot path: functions of the schema, whose plans a session keeps; see 0001_2_statements.sql.
-ENQUEUE = f"SELECT * FROM {{s}}.enqueue({', '.join(f'%b::{type_of(c)}[]' for c in NEW)}, %s, %s)"
+ENQUEUE = (
+    f"SELECT * FROM {{s}}.enqueue_many({', '.join(f'%b::{type_of(c)}[]' for c in NEW)}, %s, %s)"
+)
 ENQUEUE_ONE = (
     f"SELECT * FROM {{s}}.enqueue_one({', '.join(f'${n}' for n in range(1, len(NEW) + 1))})"
 )

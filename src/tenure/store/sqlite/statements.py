@@ -13,7 +13,7 @@ from tenure.jobs.work import ALONE_AFTER
 from tenure.store.constraints import broken, sqlite_values
 from tenure.store.dialect import Dialect
 from tenure.store.lanes import MAX_SEEN
-from tenure.store.rows import ADDED, CHANGED, COLUMNS
+from tenure.store.rows import ADDED, CHANGED, COLUMNS, TIMED
 from tenure.store.sqlite.connection import NOW, to_time
 
 
@@ -110,7 +110,7 @@ def _shape(rows: int) -> int:
     return next(shape for shape in SHAPES if shape >= rows)
 
 
-INSERTED = (*ADDED, "backoff", "created_at", "run_at", "start_by")
+INSERTED = (*ADDED, "backoff", "created_at", *TIMED)
 INSERT = OverRows(
     "new",
     INSERTED,
@@ -124,7 +124,7 @@ ON CONFLICT DO NOTHING
 # key is there: those need a closer look.
 INSERT_ONE = f"""
 INSERT INTO tenure_job ({", ".join(INSERTED)})
-SELECT {", ".join("?" * len(ADDED))}, ?, at, coalesce(?, at + ?), coalesce(?, at + ?)
+SELECT {", ".join("?" * len(ADDED))}, ?, at{", coalesce(?, at + ?)" * len(TIMED)}
 FROM tenure_now
 WHERE NOT EXISTS (SELECT 1 FROM tenure_queue WHERE name = ? AND max_pending IS NOT NULL)
 ON CONFLICT DO NOTHING RETURNING created_at, run_at

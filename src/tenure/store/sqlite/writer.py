@@ -158,7 +158,7 @@ class Sqlite:
     def insert(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, Job]:
         now = self.now()
         stored = to_millis(now)
-        jobs = [added_job(a, now, _due(a, now), kept=kept) for a in checked_jobs]
+        jobs = [added_job(a, now, due(a, now), kept=kept) for a in checked_jobs]
         rows = [
             (
                 *_added_values(checked_job),
@@ -313,7 +313,7 @@ class Sqlite:
         self._files, self._in_place = None, False
 
 
-def _due(checked_job: CheckedJob, now: datetime) -> datetime:
+def due(checked_job: CheckedJob, now: datetime) -> datetime:
     """When a job that is added now is to run; in bulk nearly all run at once."""
     if checked_job.run_at is None and checked_job.delay == 0:
         return now

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import TypeOptions, defaults_of
@@ -14,7 +15,8 @@ from tenure.store.rows import fields_of, read_policy, selected, write_policy
 MAX_TYPES = 2_000
 """Types that are kept, those seen last."""
 OPTIONS = TypeOptions.__struct_fields__
-COLUMNS = ("name", *OPTIONS, "seen_at")
+NAMED = ("name", *OPTIONS)
+COLUMNS = (*NAMED, "seen_at")
 
 
 def save(db: Statements, types: Mapping[str, TypeOptions]) -> None:
@@ -44,4 +46,15 @@ def every(db: Reads) -> dict[str, TypeState]:
         with suppress(InvalidInput):
             defaults_of({name: fields[name] for name in OPTIONS[:-1]}, state)
             found[state.name] = state
+    return found
+
+
+def read(rows: Iterable[Sequence[Any]]) -> dict[str, TypeOptions]:
+    """Return the options of rows of NAMED, by the name of the type, as `every` does."""
+    found = {}
+    for name, *values in rows:
+        options = dict(zip(OPTIONS, values, strict=True))
+        with suppress(InvalidInput):
+            policy = read_policy(options["backoff"])
+            found[name] = defaults_of({**options, "backoff": policy}, TypeOptions())
     return found

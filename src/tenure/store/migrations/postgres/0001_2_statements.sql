@@ -4,37 +4,19 @@
 -- on statistics, hence the settings: right after a bulk load the planner would read the whole table.
 -- Rows come in as one array per column. Times go out in UTC and ids as text.
 
--- Jobs to add as rows of the table.
-CREATE FUNCTION {schema}.new_jobs(
-    ids uuid[], types text[], queues text[], priorities bigint[], limits bigint[],
-    timeouts double precision[], actors text[], keys text[], fingerprints text[], payloads text[],
-    run_ats timestamptz[], delays double precision[], start_bys timestamptz[],
-    start_withins double precision[], backoffs text[], now timestamptz
-) RETURNS TABLE (
-    id uuid, type text, queue text, priority bigint, max_retries bigint, timeout double precision,
-    actor text, idempotency_key text, fingerprint text, payload text, run_at timestamptz,
-    created_at timestamptz, start_by timestamptz, backoff text
-)
+-- Jobs to add as rows of the table. What is in braces is made of `NEW` (store/postgres/statements.py).
+CREATE FUNCTION {schema}.new_jobs({new_arrays}, now timestamptz)
+    RETURNS TABLE ({entering_types})
     LANGUAGE sql STABLE AS $$
-    SELECT id, type, queue, priority, max_retries, timeout, actor, idempotency_key, fingerprint,
-        payload, coalesce(run_at, now + delay * interval '1 second'), now,
-        coalesce(start_by, now + start_within * interval '1 second'), backoff
-    FROM unnest(ids, types, queues, priorities, limits, timeouts, actors, keys, fingerprints,
-        payloads, run_ats, delays, start_bys, start_withins, backoffs)
-        AS new (id, type, queue, priority, max_retries, timeout, actor, idempotency_key,
-            fingerprint, payload, run_at, delay, start_by, start_within, backoff)
+    SELECT {entering_values}
+    FROM unnest({new_names}) AS new ({new_columns})
 $$;
 
 -- Add the jobs whose id and key are new; `sparing`: none at all if one of the queues has a limit;
 -- `whole`: none at all if one is not new. Answers with one row: the time, the ids of the jobs added
 -- unless all were, those not due at once.
-CREATE FUNCTION {schema}.enqueue(
-    ids uuid[], types text[], queues text[], priorities bigint[], limits bigint[],
-    timeouts double precision[], actors text[], keys text[], fingerprints text[], payloads text[],
-    run_ats timestamptz[], delays double precision[], start_bys timestamptz[],
-    start_withins double precision[], backoffs text[], sparing boolean,
-    whole boolean
-) RETURNS TABLE (at timestamp, made text[], later text[], later_at timestamp[])
+CREATE FUNCTION {schema}.enqueue_many({new_arrays}, sparing boolean, whole boolean)
+    RETURNS TABLE (at timestamp, made text[], later text[], later_at timestamp[])
     LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '10s' AS $$
 DECLARE
@@ -42,7 +24,7 @@ DECLARE
 BEGIN
     at := now AT TIME ZONE 'UTC';
     IF sparing AND EXISTS (
-        SELECT FROM {schema}.queue WHERE name = ANY (queues) AND max_pending IS NOT NULL)
+        SELECT FROM {schema}.queue WHERE name = ANY (new_queue) AND max_pending IS NOT NULL)
     THEN
         made := ARRAY[]::text[];
         RETURN NEXT;
@@ -52,11 +34,8 @@ BEGIN
     -- a seventh less than ON CONFLICT, which writes each row in two steps.
     BEGIN
         WITH entered AS (
-            INSERT INTO {schema}.job (id, type, queue, priority, max_retries, timeout, actor,
-                idempotency_key, fingerprint, payload, run_at, created_at, start_by, backoff)
-            SELECT * FROM {schema}.new_jobs(ids, types, queues, priorities, limits, timeouts, actors,
-                keys, fingerprints, payloads, run_ats, delays, start_bys, start_withins, backoffs,
-                now)
+            INSERT INTO {schema}.job ({entering})
+            SELECT * FROM {schema}.new_jobs({new_names}, now)
             RETURNING job.id, job.run_at
         )
         SELECT array_agg(id::text), array_agg(run_at AT TIME ZONE 'UTC') INTO later, later_at
@@ -68,11 +47,8 @@ BEGIN
             RETURN;
         END IF;
         WITH entered AS (
-            INSERT INTO {schema}.job (id, type, queue, priority, max_retries, timeout, actor,
-                idempotency_key, fingerprint, payload, run_at, created_at, start_by, backoff)
-            SELECT * FROM {schema}.new_jobs(ids, types, queues, priorities, limits, timeouts, actors,
-                keys, fingerprints, payloads, run_ats, delays, start_bys, start_withins, backoffs,
-                now)
+            INSERT INTO {schema}.job ({entering})
+            SELECT * FROM {schema}.new_jobs({new_names}, now)
             ON CONFLICT DO NOTHING
             RETURNING job.id, job.run_at
         )
@@ -84,31 +60,83 @@ BEGIN
     RETURN NEXT;
 END $$;
 
--- `enqueue` sparing limited queues, for one job: at this size making rows of arrays would take longer
--- than all the rest. Answers with the times of the job in microseconds since 1970, NULL if it was
--- left out.
-CREATE FUNCTION {schema}.enqueue_one(
-    id uuid, type text, queue text, priority bigint, max_retries bigint, timeout double precision,
-    actor text, key text, fingerprint text, payload text, due timestamptz, delay double precision,
-    latest timestamptz, start_within double precision, backoff text, OUT created bigint,
-    OUT runs bigint
-)
+-- `enqueue_many` sparing limited queues, for one job: at this size making rows of arrays would take
+-- longer than all the rest. Answers with the times of the job in microseconds since 1970, NULL if it
+-- was left out.
+CREATE FUNCTION {schema}.enqueue_one({new_values}, OUT created bigint, OUT runs bigint)
     LANGUAGE plpgsql
     SET jit = off SET lock_timeout = '10s' AS $$
 #variable_conflict use_variable
 DECLARE
     now timestamptz := {schema}.clock();
 BEGIN
-    INSERT INTO {schema}.job (id, type, queue, priority, max_retries, timeout, actor,
-        idempotency_key, fingerprint, payload, backoff, created_at, run_at, start_by)
-    SELECT id, type, queue, priority, max_retries, timeout, actor, key, fingerprint, payload,
-        backoff, now, coalesce(due, now + delay * interval '1 second'),
-        coalesce(latest, now + start_within * interval '1 second')
+    INSERT INTO {schema}.job ({entering})
+    SELECT {entering_values}
     WHERE NOT EXISTS (
         SELECT FROM {schema}.queue AS q WHERE q.name = queue AND q.max_pending IS NOT NULL)
     ON CONFLICT DO NOTHING
-    RETURNING extract(epoch FROM created_at) * 1000000, extract(epoch FROM run_at) * 1000000
+    RETURNING extract(epoch FROM job.created_at) * 1000000, extract(epoch FROM job.run_at) * 1000000
     INTO created, runs;
+END $$;
+
+-- Add jobs in a transaction of the caller's (store/borrowed): `request` is JSON, and so is the answer.
+-- A subtransaction would be one of the caller's, and a lock on a queue would last until its commit:
+-- there is none. If keys are known, nothing is added and the answer has the jobs with them.
+CREATE FUNCTION {schema}.add(request text) RETURNS text
+    LANGUAGE plpgsql
+    SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '10s'
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+#variable_conflict use_column
+DECLARE
+    now CONSTANT timestamptz := {schema}.clock();
+    docs CONSTANT json := request::json -> 'jobs';
+    keys CONSTANT text[] := ARRAY(
+        SELECT idempotency_key FROM json_to_recordset(docs) AS doc (idempotency_key text)
+        WHERE idempotency_key IS NOT NULL);
+    known json;
+    filled json;
+    times json;
+    entered integer;
+BEGIN
+    IF cardinality(keys) > 0 THEN
+        SELECT json_agg(job) INTO known FROM {schema}.job WHERE idempotency_key = ANY (keys);
+    END IF;
+    IF known IS NOT NULL THEN
+        RETURN json_build_object('known', known);
+    END IF;
+    SELECT json_build_array(limited.name, limited.max_pending) INTO filled
+    FROM (SELECT queue, count(*) AS jobs FROM json_to_recordset(docs) AS doc (queue text)
+        GROUP BY queue) AS wanted JOIN {schema}.queue AS limited ON limited.name = wanted.queue
+    WHERE limited.max_pending < wanted.jobs + (SELECT count(*) FROM (
+        SELECT FROM {schema}.ready WHERE queue = limited.name LIMIT limited.max_pending) AS waiting)
+    ORDER BY limited.name LIMIT 1;
+    IF filled IS NOT NULL THEN
+        RETURN json_build_object('full', filled);
+    END IF;
+    WITH doc AS MATERIALIZED (
+        SELECT * FROM json_to_recordset(docs) AS doc ({new_values}, traceparent text)
+    ), made AS (
+        INSERT INTO {schema}.job ({entering})
+        SELECT {entering_values} FROM doc
+        ON CONFLICT DO NOTHING
+        RETURNING job.id, job.run_at
+    ), traced AS (
+        INSERT INTO {schema}.trace (job_id, traceparent)
+        SELECT id, traceparent FROM made JOIN doc USING (id) WHERE traceparent IS NOT NULL
+    )
+    SELECT json_object_agg(id, run_at), count(*) INTO times, entered FROM made;
+    -- Others have committed jobs with these keys since the look.
+    IF entered = 0 THEN
+        SELECT json_agg(job) INTO known FROM {schema}.job WHERE idempotency_key = ANY (keys);
+    ELSIF entered < json_array_length(docs) THEN
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+            MESSAGE = 'tenure: an idempotency key was used meanwhile, repeat the transaction';
+    END IF;
+    IF (request::json ->> 'notify')::boolean THEN
+        PERFORM pg_notify('{channel}', '');
+    END IF;
+    RETURN json_build_object('created', now, 'runs', times, 'known', known);
 END $$;
 
 -- Of the queues named, those with a limit. Locked, so that a count that is read after this still

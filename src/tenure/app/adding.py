@@ -1,0 +1,76 @@
+"""One call that adds jobs: its checks and its span. Internal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from tenure.errors import InvalidInput
+from tenure.jobs.enqueue import CheckedJob, Enqueued, NewJob, TypeOptions, check_jobs
+from tenure.jobs.queue_rights import Patterns, own_key, require
+
+if TYPE_CHECKING:
+    from tenure.app.core import Core
+
+MAX_JOBS_AT_ONCE = 10_000
+
+
+class Adding:
+    """Jobs that one call adds, checked; with a span of the call if the application traces."""
+
+    def __init__(
+        self,
+        core: Core,
+        new_jobs: Sequence[NewJob],
+        defaults: Callable[[str], TypeOptions],
+        *,
+        batch: bool = False,
+        own_keys: bool = False,
+        traceparent: str | None = None,
+    ) -> None:
+        """The arguments are those of `Core.add`. Raises InvalidInput or Forbidden."""
+        if len(new_jobs) > MAX_JOBS_AT_ONCE:
+            raise InvalidInput(f"{len(new_jobs)} jobs at once; send at most {MAX_JOBS_AT_ONCE}")
+        checked_jobs: Sequence[CheckedJob] = check_jobs(
+            new_jobs,
+            defaults=defaults,
+            actor=core.actor,
+            several=batch or len(new_jobs) > 1,
+            own_keys=own_keys,
+        )
+        if core.queues is not None:
+            checked_jobs = [_limited_to(core.queues, job) for job in checked_jobs]
+        self._tracing = core.tracing
+        self._span: Any = None
+        if self._tracing is not None and checked_jobs:
+            types = [checked_job.type for checked_job in checked_jobs]
+            self._span, traceparent = self._tracing.adding(
+                types, checked_jobs[0].queue, traceparent
+            )
+        if traceparent is not None:
+            checked_jobs = [replace(job, traceparent=traceparent) for job in checked_jobs]
+        self.checked_jobs = checked_jobs
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether there is a span to end."""
+        return self._span is not None
+
+    def end(self, added: Sequence[Enqueued] = (), error: BaseException | None = None) -> None:
+        """End the span; `error` says why nothing was added."""
+        if self._tracing is not None and self._span is not None:
+            self._tracing.added(self._span, [one.job.id for one in added], error)
+
+    def end_with(self, added: Future[list[Enqueued]]) -> None:
+        """End the span as the store has answered."""
+        error = None if added.cancelled() else added.exception()
+        self.end([] if error or added.cancelled() else added.result(), error)
+
+
+def _limited_to(queues: Patterns, job: CheckedJob) -> CheckedJob:
+    require(queues, [job.queue])
+    key = job.idempotency_key
+    return job if key is None else replace(job, idempotency_key=own_key(job.queue, key))

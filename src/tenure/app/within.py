@@ -1,0 +1,122 @@
+"""Jobs in the caller's own transaction: `app.within(connection)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack
+
+from tenure.app.adding import Adding
+from tenure.errors import InvalidInput, JobNotFound
+from tenure.events import Cancelled, Event
+from tenure.jobs import ids
+from tenure.jobs.enqueue import Enqueued, NewJob, Options, Wake
+from tenure.jobs.names import check_reason
+from tenure.jobs.queue_rights import includes
+from tenure.lifecycle import Job
+from tenure.store.borrowed import jobs
+from tenure.store.borrowed.dispatch import borrow
+from tenure.store.borrowed.drivers import Steps
+
+if TYPE_CHECKING:
+    from tenure.app.core import Core
+
+
+class Within:
+    """Adds, reads and cancels jobs in the transaction that is open on your connection.
+
+    What it does is committed, or rolled back, together with your own writes. It needs no other
+    connection and opens none. Drivers raise their own errors, as for your own statements.
+    """
+
+    def __init__(self, core: Core, connection: Any, *, wake: Wake = "later") -> None:
+        if wake not in ("later", "commit"):
+            raise InvalidInput("give 'later' or 'commit'", path="$.wake")
+        self._core = core
+        self._borrowed = borrow(connection, core.database)
+        self._notifies = wake == "commit"
+
+    def enqueue(
+        self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
+    ) -> Job:
+        """Add a job, which exists when you commit; its id is known at once.
+
+        Arguments are those of `Tenure.enqueue`. Times are those of this statement, not of the
+        commit. Returns the job. Raises InvalidInput, KeyConflict and QueueFull, after which the
+        transaction can go on, SchemaMismatch, and the errors of your driver.
+        """
+        return self.enqueue_many([NewJob(type, {} if payload is None else payload, options)])[0]
+
+    async def enqueue_async(
+        self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
+    ) -> Job:
+        """Add a job like `enqueue`, on an asynchronous connection."""
+        new_job = NewJob(type, {} if payload is None else payload, options)
+        return (await self.enqueue_many_async([new_job]))[0]
+
+    def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
+        """Add jobs, all or none: at most 10,000. Returns them in the same order.
+
+        Raises what `enqueue` raises. Where another transaction commits one of the idempotency keys
+        at the same moment, PostgreSQL raises a serialization failure (SQLSTATE 40001) instead of
+        KeyConflict: repeat your transaction.
+        """
+        return self._borrowed.call(partial(self._add, new_jobs), verb="enqueue")
+
+    async def enqueue_many_async(self, new_jobs: Sequence[NewJob]) -> list[Job]:
+        """Add jobs like `enqueue_many`, on an asynchronous connection."""
+        return await self._borrowed.call_async(partial(self._add, new_jobs), verb="enqueue")
+
+    def _add(self, new_jobs: Sequence[NewJob], engine: str) -> Steps[list[Job]]:
+        defaults = self._core.defaults
+        if defaults.are_due(new_job.type for new_job in new_jobs):
+            defaults.learn((yield from jobs.options_of_types(engine)))
+        adding = Adding(self._core, new_jobs, defaults.known)
+        added: list[Enqueued] = []
+        try:
+            added = yield from jobs.add(engine, adding.checked_jobs, notify=self._notifies)
+        except BaseException as error:
+            adding.end(error=error)
+            raise
+        adding.end(added)
+        return [one.job for one in added]
+
+    def get(self, job_id: str) -> Job:
+        """Return the job with this id, as your transaction sees it. Raises JobNotFound."""
+        return self._borrowed.call(partial(self._get, job_id), verb="get")
+
+    async def get_async(self, job_id: str) -> Job:
+        """Return a job like `get`, on an asynchronous connection."""
+        return await self._borrowed.call_async(partial(self._get, job_id), verb="get")
+
+    def _get(self, job_id: str, engine: str) -> Steps[Job]:
+        if not ids.is_id(job_id):
+            raise JobNotFound(job_id)
+        job = yield from jobs.get(engine, job_id)
+        if not includes(self._core.queues, job.queue):
+            raise JobNotFound(job_id)
+        return job
+
+    def cancel(self, job_id: str, *, actor: str | None = None, reason: str | None = None) -> Job:
+        """Cancel a job when you commit; return it as it is then.
+
+        Until then nobody else can change it: its worker cannot report, and an operator waits.
+
+        - `actor`: who cancels it, for the ledger. Default: the application's actor.
+        - `reason`: why, for the ledger; at most 500 characters. Default: None.
+
+        Raises JobNotFound, InvalidInput, or IllegalTransition if the job is settled.
+        """
+        event = Cancelled(actor=actor or self._core.actor, reason=check_reason(reason))
+        return self._borrowed.call(partial(self._apply, job_id, event), verb="cancel")
+
+    async def cancel_async(
+        self, job_id: str, *, actor: str | None = None, reason: str | None = None
+    ) -> Job:
+        """Cancel a job like `cancel`, on an asynchronous connection."""
+        event = Cancelled(actor=actor or self._core.actor, reason=check_reason(reason))
+        return await self._borrowed.call_async(partial(self._apply, job_id, event), verb="cancel")
+
+    def _apply(self, job_id: str, event: Event, engine: str) -> Steps[Job]:
+        yield from self._get(job_id, engine)
+        return (yield from jobs.apply(engine, job_id, event))

@@ -1,0 +1,1 @@
+"""Connections of callers, in whose transactions jobs are added."""

@@ -1,0 +1,147 @@
+"""Run statements in the transaction that is open on a caller's connection.
+
+`borrow(connection, url)` returns a `Borrowed`. What is to be done there is a function that yields
+an `Ask` for each statement, so that synchronous and asynchronous connections share it:
+
+    def count(engine: str) -> Steps[int]:
+        ((jobs,),) = yield Ask("SELECT count(*) FROM {s}job")
+        return jobs
+
+    borrowed.call(count, verb="count")
+    await borrowed.call_async(count, verb="count")
+
+Errors of the driver come out as they are, since the caller's own code for retries knows them. Only
+a schema that is missing or too old is a SchemaMismatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias, TypeVar
+
+from tenure.errors import InvalidInput, SchemaMismatch
+from tenure.jobs.redaction import without_password
+from tenure.store.borrowed.drivers import DRIVERS, Ask, Driver, Steps, driver_of
+from tenure.store.borrowed.files import check_file
+from tenure.store.postgres.address import split_schema
+from tenure.store.sqlite.connection import path_of
+
+T = TypeVar("T")
+
+Work: TypeAlias = Callable[[str], Steps[T]]
+"""What is to be done, given the engine: `sqlite` or `postgres`."""
+
+NO_TRANSACTION = (
+    "this connection is in no transaction, so it would commit the job by itself: begin one first, "
+    "and commit it when your own rows are written"
+)
+MISSING = {"3F000", "42P01", "42883"}
+"""SQLSTATE: no such schema, table or function."""
+
+
+def borrow(connection: Any, url: str) -> Borrowed:
+    """Return the connection for `call` or `call_async`; raises InvalidInput if it is of no kind
+    that is known. `url` is that of the jobs."""
+    driver = driver_of(connection)
+    if driver is None:
+        known = ", ".join(sorted(DRIVERS))
+        raise InvalidInput(
+            f"no connection that can be used: {type(connection).__name__}; pass one of {known}",
+            path="connection",
+        )
+    return Borrowed(driver, url)
+
+
+class Borrowed:
+    """A caller's connection. It is neither committed nor closed here."""
+
+    def __init__(self, driver: Driver, url: str) -> None:
+        self._driver = driver
+        self._url = url
+        self._engine = "sqlite" if url.startswith("sqlite:") else "postgres"
+        self._path = path_of(url) if self._engine == "sqlite" else None
+        self._prefix = "tenure_" if self._path else f'"{split_schema(url)[0]}".'
+
+    def call(self, work: Work[T], *, verb: str) -> T:
+        """Do the work on the connection and return its result.
+
+        `verb` is what the caller has called, for the error. Raises SchemaMismatch, and InvalidInput
+        if the connection is asynchronous, in no transaction, or one of another database.
+        """
+        driver = self._driver
+        if driver.is_async:
+            raise InvalidInput(f"asynchronous: await {verb}_async(...)", path="connection")
+        rows: Any = None
+        with self._errors():
+            driver.begin()
+            asks = self._asks(work)
+            try:
+                while True:
+                    ask = asks.send(rows)
+                    rows = driver.execute(self._spelled(ask), ask.value)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    async def call_async(self, work: Work[T], *, verb: str) -> T:
+        """Do the same on an asynchronous connection."""
+        driver: Any = self._driver
+        if not driver.is_async:
+            raise InvalidInput(f"not asynchronous: call {verb}(...)", path="connection")
+        rows: Any = None
+        with self._errors():
+            started = driver.begin()
+            if started is not None:
+                await started
+            asks = self._asks(work)
+            try:
+                while True:
+                    ask = asks.send(rows)
+                    rows = await driver.execute(self._spelled(ask), ask.value)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    def _asks(self, work: Work[T]) -> Steps[T]:
+        """Check the connection, then do the work."""
+        if self._driver.engine != self._engine:
+            raise InvalidInput(
+                f"a connection to {self._driver.engine}, and the jobs are in "
+                f"{without_password(self._url)}",
+                path="connection",
+            )
+        if self._driver.commits_by_itself():
+            raise InvalidInput(NO_TRANSACTION, path="connection")
+        if self._path is not None:
+            yield from check_file(self._path)
+        return (yield from work(self._engine))
+
+    def _spelled(self, ask: Ask) -> str:
+        return ask.statement.replace("{s}", self._prefix).replace("{p}", self._driver.mark)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if _is_missing(error):
+                where = f"{without_password(self._url)}, on this connection"
+                raise SchemaMismatch(
+                    f"there is no schema of this version at {where}: run `tenure migrate`, which is"
+                    " never done in your transaction"
+                ) from error
+            raise
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Whether an error of a driver, perhaps inside one of SQLAlchemy, is about a missing schema."""
+    found: BaseException | None = error
+    while found is not None:
+        state = getattr(found, "sqlstate", None) or getattr(found, "pgcode", None)
+        if state is None and found.args and isinstance(found.args[0], dict):
+            state = found.args[0].get("C")  # pg8000
+        if state in MISSING or str(found).startswith("no such table: tenure_"):
+            return True
+        found = getattr(found, "orig", None)
+    return False

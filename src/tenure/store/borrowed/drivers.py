@@ -1,0 +1,211 @@
+"""How each kind of a caller's connection executes a statement, and when it is in a transaction.
+
+No driver is imported for this: the caller, who has a connection, has imported its driver. It is
+found by the names of the classes of the connection, so subclasses are as good.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+Rows: TypeAlias = list[tuple[Any, ...]]
+
+
+class Ask(NamedTuple):
+    """One statement with at most one parameter, a text.
+
+    `{s}` in it is what the names of all tables and functions begin with, `{p}` the parameter. It
+    has no colon and no percent sign, which drivers would take for parameters.
+    """
+
+    statement: str
+    value: str | None = None
+
+
+Steps: TypeAlias = Generator[Ask, Rows, T]
+"""Yields what is asked of a connection, and is sent the rows."""
+
+
+class Driver:
+    """One connection. A statement has at most one parameter, a text, and writes `mark` for it."""
+
+    engine = "postgres"
+    is_async = False
+    mark = "%s"
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    def begin(self) -> Any:
+        """Get ready for `execute`: a session of SQLAlchemy begins its transaction here.
+
+        Returns an awaitable if that takes one.
+        """
+
+    def commits_by_itself(self) -> bool:
+        """Whether each statement would be a separate transaction."""
+        raise NotImplementedError
+
+    def execute(self, statement: str, value: str | None) -> Any:
+        """Return the rows; an awaitable of them if `is_async`."""
+        raise NotImplementedError
+
+
+class Psycopg(Driver):
+    """`psycopg.Connection`. Its own cursor class and row factory are not used."""
+
+    def commits_by_itself(self) -> bool:
+        psycopg = sys.modules["psycopg"]
+        idle = self.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        return bool(self.connection.autocommit and idle)
+
+    def execute(self, statement: str, value: str | None) -> Rows:
+        psycopg = sys.modules["psycopg"]
+        with psycopg.Cursor(self.connection, row_factory=psycopg.rows.tuple_row) as cursor:
+            cursor.execute(statement, _values(value))
+            return _rows(cursor.fetchall() if cursor.description else ())
+
+
+class PsycopgAsync(Psycopg):
+    """The same for `psycopg.AsyncConnection`."""
+
+    is_async = True
+
+    async def execute(self, statement: str, value: str | None) -> Rows:  # type: ignore[override]
+        psycopg = sys.modules["psycopg"]
+        kind = psycopg.AsyncCursor
+        async with kind(self.connection, row_factory=psycopg.rows.tuple_row) as cursor:
+            await cursor.execute(statement, _values(value))
+            return _rows(await cursor.fetchall() if cursor.description else ())
+
+
+class Asyncpg(Driver):
+    """`asyncpg.Connection`, also as a pool lends it."""
+
+    is_async = True
+    mark = "$1"
+
+    def commits_by_itself(self) -> bool:
+        return not self.connection.is_in_transaction()
+
+    async def execute(self, statement: str, value: str | None) -> Rows:
+        return _rows(await self.connection.fetch(statement, *_values(value)))
+
+
+class Sqlite3(Driver):
+    """`sqlite3.Connection`. Its row factory is not used."""
+
+    engine = "sqlite"
+    mark = "?"
+
+    def commits_by_itself(self) -> bool:
+        return _commits_by_itself(self.connection)
+
+    def execute(self, statement: str, value: str | None) -> Rows:
+        cursor = sqlite3.Cursor(self.connection)
+        cursor.row_factory = None
+        return _rows(cursor.execute(statement, _values(value)).fetchall())
+
+
+class Aiosqlite(Sqlite3):
+    """The same for `aiosqlite.Connection`."""
+
+    is_async = True
+
+    async def execute(self, statement: str, value: str | None) -> Rows:  # type: ignore[override]
+        async with self.connection.execute(statement, _values(value)) as cursor:
+            cursor.row_factory = None
+            return _rows(await cursor.fetchall())
+
+
+class Alchemy(Driver):
+    """`Connection`, `Session` and `scoped_session` of SQLAlchemy.
+
+    All goes through SQLAlchemy: it begins late, so the connection of the driver below it may be in
+    no transaction yet.
+    """
+
+    mark = ":request"
+
+    def begin(self) -> None:
+        if hasattr(self.connection, "get_bind"):
+            self.connection = self.connection.connection()
+        self._look(self.connection)
+
+    def _look(self, connection: Any) -> None:
+        name = connection.dialect.name
+        self.engine = "postgres" if name == "postgresql" else name
+        self._sync = connection
+
+    def commits_by_itself(self) -> bool:
+        pooled = self._sync.connection
+        if self.engine == "sqlite":
+            return _commits_by_itself(pooled.driver_connection)
+        return bool(pooled.dbapi_connection.autocommit)
+
+    def execute(self, statement: str, value: str | None) -> Any:
+        text = sys.modules["sqlalchemy"].text(statement)
+        result = self.connection.execute(text, {} if value is None else {"request": value})
+        return _rows(result if result.returns_rows else ())
+
+
+class AlchemyAsync(Alchemy):
+    """`AsyncConnection`, `AsyncSession` and `async_scoped_session` of SQLAlchemy."""
+
+    is_async = True
+
+    async def begin(self) -> None:  # type: ignore[override]
+        if hasattr(self.connection, "get_bind"):
+            self.connection = await self.connection.connection()
+        self._look(self.connection.sync_connection)
+
+    async def execute(self, statement: str, value: str | None) -> Rows:
+        text = sys.modules["sqlalchemy"].text(statement)
+        result = await self.connection.execute(text, {} if value is None else {"request": value})
+        return _rows(result if result.returns_rows else ())
+
+
+DRIVERS: Mapping[str, Callable[[Any], Driver]] = {
+    "psycopg.Connection": Psycopg,
+    "psycopg.AsyncConnection": PsycopgAsync,
+    "asyncpg.Connection": Asyncpg,
+    "asyncpg.PoolConnectionProxy": Asyncpg,
+    "sqlite3.Connection": Sqlite3,
+    "aiosqlite.Connection": Aiosqlite,
+    "sqlalchemy.Connection": Alchemy,
+    "sqlalchemy.Session": Alchemy,
+    "sqlalchemy.scoped_session": Alchemy,
+    "sqlalchemy.AsyncConnection": AlchemyAsync,
+    "sqlalchemy.AsyncSession": AlchemyAsync,
+    "sqlalchemy.async_scoped_session": AlchemyAsync,
+}
+"""Library and class -> how its connections are used."""
+
+
+def driver_of(connection: Any) -> Driver | None:
+    """Return how a connection is used; None for what is none that is known."""
+    for cls in type(connection).__mro__:
+        name = f"{cls.__module__.split('.')[0]}.{cls.__name__}"
+        if name in DRIVERS:
+            return DRIVERS[name](connection)
+    return None
+
+
+def _commits_by_itself(connection: Any) -> bool:
+    """Whether a connection of sqlite3 or aiosqlite is in no transaction and will begin none."""
+    if connection.in_transaction:
+        return False
+    return connection.isolation_level is None or getattr(connection, "autocommit", None) is True
+
+
+def _values(value: str | None) -> tuple[str, ...]:
+    return () if value is None else (value,)
+
+
+def _rows(rows: Any) -> Rows:
+    return [tuple(row) for row in rows]

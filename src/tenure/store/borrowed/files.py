@@ -1,0 +1,55 @@
+"""A connection of SQLite that a caller lends: is it to the file of the jobs, and is it careful?"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from pathlib import Path
+
+from tenure.errors import InvalidInput
+from tenure.store.borrowed.drivers import Ask, Steps
+from tenure.store.sqlite.connection import resets_wal_unsafely
+
+log = logging.getLogger(__name__)
+
+OTHER_FILE = (
+    "the main file of this connection is {main}, and the jobs are in {jobs}. A crash can divide a "
+    "commit over two files. Keep your tables in the file of the jobs, whose own names all begin "
+    "with tenure_; or write a row that says what to do, and after your commit enqueue a job with "
+    "an idempotency_key that names the row"
+)
+MAY_LOSE = (
+    "a connection to %s on which jobs are added has synchronous below FULL: after a power cut the "
+    "last jobs may be missing, together with your own rows. tenure.sqlite.connect() makes one that "
+    "keeps them"
+)
+CHECKPOINTS = (
+    "a connection to %s on which jobs are added checkpoints by itself. SQLite %s can then lose a "
+    "commit of another process: use tenure.sqlite.connect(), or SQLite 3.51.3 or newer"
+)
+FULL = 2
+
+MAIN = Ask("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'")
+"""As bytes, since the caller's connection decides what becomes of a text."""
+
+_warned: set[tuple[str, Path]] = set()
+"""A warning about a file is logged once by each process."""
+
+
+def check_file(path: Path) -> Steps[None]:
+    """Raise InvalidInput unless the connection's main file is `path`; warn of its settings."""
+    ((main,),) = yield MAIN
+    if not (main and path.exists() and path.samefile(os.fsdecode(main))):
+        name = os.fsdecode(main) if main else "in memory"
+        raise InvalidInput(OTHER_FILE.format(main=name, jobs=path), path="connection")
+    if (MAY_LOSE, path) not in _warned:
+        ((synchronous,),) = yield Ask("PRAGMA synchronous")
+        if synchronous < FULL:
+            _warned.add((MAY_LOSE, path))
+            log.warning(MAY_LOSE, path)
+    if (CHECKPOINTS, path) not in _warned and resets_wal_unsafely(sqlite3.sqlite_version_info):
+        ((pages,),) = yield Ask("PRAGMA wal_autocheckpoint")
+        if pages:
+            _warned.add((CHECKPOINTS, path))
+            log.warning(CHECKPOINTS, path, sqlite3.sqlite_version)

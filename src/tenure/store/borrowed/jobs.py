@@ -1,0 +1,244 @@
+"""Jobs in the transaction of a caller: add them, read one, change one.
+
+What is sent and answered is JSON, which every driver carries as one text. It has ASCII characters
+only, so the encoding of the caller's connection does not matter. On SQLite answers are bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Any, NamedTuple
+
+from tenure.errors import JobNotFound, KeyConflict, QueueFull, TenureError
+from tenure.events import Event
+from tenure.jobs.enqueue import CheckedJob, Enqueued, TypeOptions
+from tenure.lifecycle import Job, follow
+from tenure.store.borrowed.drivers import Ask, Steps
+from tenure.store.enqueue import answer_known
+from tenure.store.rows import (
+    ADDED,
+    CHANGED,
+    CHANGED_BY,
+    COLUMNS,
+    TIMED,
+    added_job,
+    changed_values,
+    job_of,
+    write_policy,
+)
+from tenure.store.sqlite.connection import kept, to_millis
+from tenure.store.sqlite.connection import to_time as of_millis
+from tenure.store.sqlite.statements import INSERTED
+from tenure.store.sqlite.writer import due
+from tenure.store.tables import types
+
+ID = "CAST(CAST({p} AS text) AS uuid)"
+ADD = "SELECT {s}add({p})"
+GET = "SELECT CAST(row_to_json(job) AS text) FROM {s}job AS job WHERE id = " + ID
+HOLD = f"""
+SELECT CAST(json_build_object('now', {{s}}clock(), 'job', row_to_json(held)) AS text)
+FROM (SELECT * FROM {{s}}job WHERE id = {ID} FOR UPDATE) AS held
+"""
+SAVE = """
+UPDATE {s}job AS job SET {set}
+FROM json_populate_record(CAST(NULL AS {s}job), CAST(CAST({p} AS text) AS json)) AS new
+WHERE job.id = new.id
+"""
+_TYPE = ", ".join(types.NAMED)
+TYPES = f"SELECT CAST(json_agg(json_build_array({_TYPE})) AS text) FROM {{s}}type"
+
+# Takes the right to write, and waits for it, so that what follows is one look. It also begins the
+# transaction, if Python's module has not yet.
+LOCK_FILE = Ask("UPDATE tenure_queue SET name = name WHERE false")
+_PAIRS = ", ".join(f"'{column}', {column}" for column in (*COLUMNS, "fingerprint"))
+_JOB = f"json_object({_PAIRS})"
+SQLITE_LOOK = f"""
+WITH doc AS MATERIALIZED (
+    SELECT value ->> 'idempotency_key' AS key, value ->> 'queue' AS queue FROM json_each({{p}}))
+SELECT CAST(json_object('now', (SELECT at FROM tenure_now), 'known', json((
+    SELECT json_group_array({_JOB}) FROM tenure_job WHERE idempotency_key IN (SELECT key FROM doc)
+)), 'full', json((
+    SELECT json_array(name, max_pending)
+    FROM (SELECT queue, count(*) AS jobs FROM doc GROUP BY queue) JOIN tenure_queue ON name = queue
+    WHERE max_pending < jobs + (SELECT count(*) FROM tenure_job AS waiting
+        WHERE waiting.status = 'pending' AND waiting.queue = name)
+    ORDER BY name LIMIT 1
+))) AS BLOB)
+"""
+SQLITE_INSERT = f"""
+INSERT INTO tenure_job ({", ".join(INSERTED)})
+SELECT {", ".join(f"value ->> '{column}'" for column in INSERTED)} FROM json_each({{p}})
+"""
+SQLITE_TRACE = """
+INSERT INTO tenure_trace (job_id, traceparent)
+SELECT value ->> 'id', value ->> 'traceparent' FROM json_each({p})
+WHERE value ->> 'traceparent' IS NOT NULL
+"""
+SQLITE_GET = f"SELECT CAST({_JOB} AS BLOB) FROM tenure_job WHERE id = {{p}}"
+SQLITE_HOLD = f"""
+SELECT CAST(json_object('now', (SELECT at FROM tenure_now), 'job', {_JOB}) AS BLOB)
+FROM tenure_job WHERE id = {{p}}
+"""
+SQLITE_SAVE = """
+UPDATE tenure_job SET {set} FROM json_each({p}) AS new
+WHERE tenure_job.id = new.value ->> 'id'
+"""
+SQLITE_TYPES = f"SELECT CAST(json_group_array(json_array({_TYPE})) AS BLOB) FROM tenure_type"
+
+
+SENT = (*ADDED, *chain.from_iterable(TIMED.items()), "traceparent")
+
+
+class Looked(NamedTuple):
+    """What came of adding jobs: either all of them were `made`, or none."""
+
+    known: Sequence[tuple[Job, str | None]] = ()  # jobs that have one of the keys; fingerprints
+    full: tuple[str, int] | None = None  # a queue without room, and its limit
+    made: Sequence[Job] = ()
+
+
+def add(engine: str, checked_jobs: Sequence[CheckedJob], *, notify: bool) -> Steps[list[Enqueued]]:
+    """Add jobs, all or none, and answer in the same order.
+
+    Raises KeyConflict or QueueFull before anything is added, so the transaction can go on. Limits
+    count what the transaction can see, and hold back nobody else.
+    """
+    left: dict[str, CheckedJob] = {}
+    for checked_job in checked_jobs:
+        first = left.setdefault(_key(checked_job), checked_job)
+        if first.fingerprint != checked_job.fingerprint:
+            raise KeyConflict(_key(checked_job), first.id)
+    found: dict[str, tuple[Job, str | None]] = {}
+    while left:
+        ordered = [left[key] for key in sorted(left)]  # two that wait for keys go the same way
+        on_engine = _add_on_sqlite(ordered) if engine == "sqlite" else _add(ordered, notify)
+        looked: Looked = yield from on_engine
+        if looked.full:
+            raise QueueFull(*looked.full)
+        for job, fingerprint in looked.known:
+            key = str(job.idempotency_key)
+            _answer(left.pop(key), job, fingerprint)
+            found[key] = job, fingerprint
+        for checked_job, job in zip(ordered, looked.made, strict=False):
+            found[_key(left.pop(_key(checked_job)))] = job, checked_job.fingerprint
+    return [_answer(a, *found[_key(a)]) for a in checked_jobs]
+
+
+def _key(checked_job: CheckedJob) -> str:
+    return checked_job.idempotency_key or checked_job.id
+
+
+def _answer(checked_job: CheckedJob, job: Job, fingerprint: str | None) -> Enqueued:
+    answer = answer_known(checked_job, job, fingerprint)
+    if isinstance(answer, TenureError):
+        raise answer
+    return answer
+
+
+def _add(checked_jobs: Sequence[CheckedJob], notify: bool) -> Steps[Looked]:
+    docs = [_document(checked_job) for checked_job in checked_jobs]
+    ((text,),) = yield Ask(ADD, _written({"jobs": docs, "notify": notify}))
+    answer = json.loads(text)
+    if answer.get("known") or answer.get("full"):
+        known = [(_of_iso(values), values["fingerprint"]) for values in answer.get("known") or ()]
+        return Looked(known, answer.get("full"))
+    created, runs = _iso(answer["created"]), answer["runs"] or {}
+    return Looked(made=[added_job(a, created, _iso(runs[a.id])) for a in checked_jobs if runs])
+
+
+def _add_on_sqlite(checked_jobs: Sequence[CheckedJob]) -> Steps[Looked]:
+    docs = [_document(checked_job) for checked_job in checked_jobs]
+    yield LOCK_FILE
+    ((text,),) = yield Ask(SQLITE_LOOK, _written(docs))
+    look = json.loads(text)
+    if look["known"] or look["full"]:
+        known = [(_of_millis(values), values["fingerprint"]) for values in look["known"]]
+        return Looked(known, look["full"])
+    now = of_millis(look["now"])
+    jobs = [added_job(a, now, due(a, now), kept=kept) for a in checked_jobs]
+    for doc, job in zip(docs, jobs, strict=True):
+        doc |= {name: _millis(getattr(job, name)) for name in ("created_at", *TIMED)}
+    yield Ask(SQLITE_INSERT, _written(docs))
+    if any(checked_job.traceparent for checked_job in checked_jobs):
+        yield Ask(SQLITE_TRACE, _written(docs))
+    return Looked(made=jobs)
+
+
+def _document(checked_job: CheckedJob) -> dict[str, Any]:
+    """What is said of a job to add, as JSON."""
+    return {
+        **{name: getattr(checked_job, name) for name in SENT},
+        "backoff": write_policy(checked_job.backoff),
+    }
+
+
+def get(engine: str, job_id: str) -> Steps[Job]:
+    """Return a job as the transaction sees it; raises JobNotFound."""
+    rows = yield Ask(SQLITE_GET if engine == "sqlite" else GET, job_id)
+    for (text,) in rows:
+        return _of(engine, json.loads(text))
+    raise JobNotFound(job_id)
+
+
+def apply(engine: str, job_id: str, event: Event) -> Steps[Job]:
+    """Apply an event to a job, which stays locked until the caller's transaction ends.
+
+    Raises JobNotFound or IllegalTransition.
+    """
+    if engine == "sqlite":
+        yield LOCK_FILE
+    rows = yield Ask(SQLITE_HOLD if engine == "sqlite" else HOLD, job_id)
+    if not rows:
+        raise JobNotFound(job_id)
+    held = json.loads(rows[0][0])
+    job = _of(engine, held["job"])
+    now = of_millis(held["now"]) if engine == "sqlite" else _iso(held["now"])
+    steps = follow(job, event, now)
+    for after in steps:
+        columns = (*CHANGED, *CHANGED_BY[after.event])
+        values = dict(zip(columns, changed_values(after, columns), strict=True))
+        yield _save(engine, {"id": job.id, **values})
+    return steps[-1]
+
+
+def _save(engine: str, values: dict[str, Any]) -> Ask:
+    if engine == "sqlite":
+        changes = ", ".join(f"{name} = new.value ->> '{name}'" for name in values)
+        stored = {name: _millis(value) for name, value in values.items()}
+        return Ask(SQLITE_SAVE.replace("{set}", changes), _written([stored]))
+    changes = ", ".join(f"{name} = new.{name}" for name in values)
+    return Ask(SAVE.replace("{set}", changes), _written(values))
+
+
+def options_of_types(engine: str) -> Steps[dict[str, TypeOptions]]:
+    """Return the options of types that the database knows, by name."""
+    rows = yield Ask(SQLITE_TYPES if engine == "sqlite" else TYPES)
+    return types.read(json.loads(rows[0][0] or "[]"))
+
+
+def _of(engine: str, values: dict[str, Any]) -> Job:
+    return _of_millis(values) if engine == "sqlite" else _of_iso(values)
+
+
+def _of_iso(values: dict[str, Any]) -> Job:
+    return job_of([values[name] for name in COLUMNS], _iso)
+
+
+def _of_millis(values: dict[str, Any]) -> Job:
+    return job_of([values[name] for name in COLUMNS], of_millis)
+
+
+def _iso(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def _millis(value: Any) -> Any:
+    return to_millis(value) if isinstance(value, datetime) else value
+
+
+def _written(value: object) -> str:
+    """JSON in ASCII."""
+    return json.dumps(value, default=datetime.isoformat)

@@ -1,0 +1,171 @@
+"""Jobs in the caller's transaction: the same for each kind of connection, on both engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from tenure import InvalidInput, JobNotFound, KeyConflict, NewJob, QueueFull, RetryPolicy, Tenure
+from tests.support.lenders import POSTGRES, SQLITE, Kind, Lender, lent
+
+KINDS = [
+    *(pytest.param(("sqlite_url", kind), id=kind.name) for kind in SQLITE),
+    *(
+        pytest.param(("postgres_url", kind), id=kind.name, marks=pytest.mark.postgres)
+        for kind in POSTGRES
+    ),
+]
+TEXT = "%s :x ? ' \\ é 😀 \x7f"
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    kind: Kind = request.param[1]
+    return kind
+
+
+@pytest.fixture
+def app(request: pytest.FixtureRequest, kind: Kind) -> Iterator[Tenure]:
+    """An application on a new database that the kind of connection is for."""
+    url = request.getfixturevalue("sqlite_url" if kind in SQLITE else "postgres_url")
+    with Tenure(url) as made:
+        yield made
+        assert made.verify() == []
+
+
+@pytest.fixture
+def lender(app: Tenure, kind: Kind) -> Iterator[Lender]:
+    with lent(kind, app.database) as lender:
+        yield lender
+
+
+def in_use(app: Tenure, job_id: str) -> bool:
+    try:
+        return bool(app.get(job_id))
+    except JobNotFound:
+        return False
+
+
+def test_a_job_is_there_if_and_only_if_the_transaction_commits(app: Tenure, lender: Lender) -> None:
+    """Also where SQLAlchemy begins late: the driver's connection is then in no transaction."""
+    lender.begin()
+    gone = lender.call(app, "enqueue", "mail")
+    assert lender.call(app, "get", gone.id) == gone
+    assert not in_use(app, gone.id)
+    lender.rollback()
+    assert not in_use(app, gone.id)
+    lender.begin()
+    lender.execute("CREATE TABLE orders (number INTEGER)")
+    lender.execute("INSERT INTO orders VALUES (1)")
+    kept = lender.call(app, "enqueue", "mail")
+    lender.execute("SAVEPOINT mine")
+    undone = lender.call(app, "enqueue", "mail")
+    lender.execute("ROLLBACK TO SAVEPOINT mine")
+    with pytest.raises(JobNotFound):
+        lender.call(app, "get", undone.id)
+    lender.commit()
+    assert app.get(kept.id) == kept
+    assert [job.id for job in app.find()] == [kept.id]
+    (entry,) = app.history(kept.id)
+    assert (entry.event, entry.actor) == ("enqueued", "application")
+
+
+def test_what_is_added_is_what_is_read(app: Tenure, lender: Lender) -> None:
+    lender.begin()
+    job = lender.call(
+        app,
+        "enqueue",
+        "mail",
+        {"text": TEXT, "number": 1.5, "list": [None, True, -(2**63)]},
+        queue="slow",
+        priority=-3,
+        max_retries=7,
+        timeout=1.25,
+        backoff=RetryPolicy(base=1.0),
+        run_at=datetime(2090, 1, 2, 3, 4, 5, 678_000, UTC),
+        idempotency_key="k",
+        actor="ann",
+    )
+    later = lender.call(app, "enqueue", "mail", delay="1h")
+    assert (later.run_at - later.created_at).total_seconds() == 3600
+    assert lender.call(app, "enqueue_many", []) == []
+    many = lender.call(app, "enqueue_many", [NewJob("bulk", {"n": n}, {}) for n in range(40)])
+    assert [each.payload for each in many] == [{"n": n} for n in range(40)]
+    lender.commit()
+    for each in (job, later, many[0], many[-1]):
+        assert app.get(each.id) == each
+    assert app.history(job.id)[0].actor == "ann"
+
+
+def test_refusals_leave_the_transaction_usable(app: Tenure, lender: Lender) -> None:
+    app.queues.limit("small", 2)
+    lender.begin()
+    first = lender.call(app, "enqueue", "mail", {"n": 1}, idempotency_key="once")
+    assert lender.call(app, "enqueue", "mail", {"n": 1}, idempotency_key="once") == first
+    with pytest.raises(KeyConflict):
+        lender.call(app, "enqueue", "mail", {"n": 2}, idempotency_key="once")
+    keyed = [NewJob("mail", {"n": n}, {"idempotency_key": f"many-{n}"}) for n in (1, 2)]
+    same = NewJob("mail", {"n": 1}, {"idempotency_key": "once"})
+    one, two, three, four = lender.call(app, "enqueue_many", [keyed[0], same, keyed[1], keyed[0]])
+    assert (two, four) == (first, one)
+    assert three.id != one.id
+    other = NewJob("mail", {"n": 5}, {"idempotency_key": "once"})
+    with pytest.raises(KeyConflict):
+        lender.call(app, "enqueue_many", [NewJob("mail", {}, {}), other])
+    new = [NewJob("mail", {"n": n}, {"idempotency_key": "twice"}) for n in (1, 2)]
+    with pytest.raises(KeyConflict):
+        lender.call(app, "enqueue_many", new)
+    with pytest.raises(QueueFull):
+        lender.call(app, "enqueue_many", [NewJob("mail", {}, {"queue": "small"})] * 3)
+    for _ in range(2):
+        lender.call(app, "enqueue", "mail", queue="small")
+    with pytest.raises(QueueFull):
+        lender.call(app, "enqueue", "mail", queue="small")
+    with pytest.raises(InvalidInput, match=r"\$\.queue"):
+        lender.call(app, "enqueue", "mail", queue="no name")
+    lender.commit()
+    assert {job.id for job in app.find()} >= {first.id, one.id, three.id}
+    assert app.count().jobs == 5
+    lender.begin()
+    assert lender.call(app, "enqueue", "mail", {"n": 1}, idempotency_key="once") == first
+    lender.rollback()
+
+
+def test_a_job_can_be_cancelled_in_the_transaction(app: Tenure, lender: Lender) -> None:
+    job = app.enqueue("mail")
+    lender.begin()
+    cancelled = lender.call(app, "cancel", job.id, actor="ann")
+    assert (cancelled.status, cancelled.actor) == ("cancelled", "ann")
+    lender.rollback()
+    assert app.get(job.id) == job
+    lender.begin()
+    lender.call(app, "cancel", job.id, reason="asked for")
+    lender.commit()
+    assert [(entry.event, entry.reason) for entry in app.history(job.id)] == [
+        ("enqueued", None),
+        ("cancelled", "asked for"),
+    ]
+    for verb in ("get", "cancel"):
+        lender.begin()
+        with pytest.raises(JobNotFound):
+            lender.call(app, verb, "none")
+        lender.rollback()
+
+
+def test_the_form_for_the_other_kind_names_the_right_one(app: Tenure, lender: Lender) -> None:
+    right = "await enqueue_async" if lender.kind.is_async else "call enqueue"
+    lender.begin()
+    with pytest.raises(InvalidInput, match=right):
+        lender.call_wrongly(app, "enqueue", "mail")
+    lender.rollback()
+
+
+def test_a_connection_that_commits_by_itself_is_refused(app: Tenure, kind: Kind) -> None:
+    if kind.alone is None:
+        pytest.skip("no connection of this kind commits by itself")
+    refused = pytest.raises(InvalidInput, match="in no transaction")
+    with lent(kind, app.database, alone=True) as lender, refused:
+        lender.call(app, "enqueue", "mail")
+    assert app.count().jobs == 0
