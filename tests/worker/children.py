@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
 import gc
 import os
@@ -221,3 +222,22 @@ def say_where(context: JobContext) -> Iterator[None]:
 @hooked.job(process=True)
 def around_here() -> list[str]:
     return [os.environ.get("AROUND", ""), f"around_here attempt 1 in {os.getpid()}"]
+
+
+KEPT: list[bytes] = []
+
+
+@app.job(process=True, max_jobs=2)
+def two_in_a_child(path: str) -> int:
+    """Leave a trace when the child ends."""
+    if not KEPT:
+        KEPT.append(b"")
+        atexit.register(note, path)
+    return os.getpid()
+
+
+@app.job(process=True, max_memory="150MiB")
+def keep(megabytes: int) -> int:
+    """Leak memory."""
+    KEPT.append(os.urandom(megabytes * 2**20))
+    return os.getpid()

@@ -65,6 +65,25 @@ def test_a_child_is_used_again_for_the_next_call(pool: Tenure) -> None:
     assert {place["parent"] for place in places} == {os.getpid()}
 
 
+def test_a_child_is_replaced_after_so_many_jobs(app: Tenure, tmp_path: Path) -> None:
+    app.core.take_over(children.app.core)
+    path = tmp_path / "pids"
+    jobs = [app.enqueue("two_in_a_child", {"path": str(path)}) for _ in range(4)]
+    with running_worker(app, concurrency=1):
+        pids = [wait_until_completed(app, job).result for job in jobs]
+        assert pids[0] == pids[1] != pids[2] == pids[3]
+        assert written(path, 2) == [pids[0], pids[2]], "its exit handlers run"
+        gone(pids[0])
+
+
+def test_a_child_is_replaced_after_a_job_that_left_too_much_memory(app: Tenure) -> None:
+    app.core.take_over(children.app.core)
+    jobs = [app.enqueue("keep", {"megabytes": megabytes}) for megabytes in (0, 150, 0)]
+    with running_worker(app, concurrency=1):
+        pids = [wait_until_completed(app, job).result for job in jobs]
+    assert pids[0] == pids[1] != pids[2]
+
+
 def test_coroutines_and_contexts_are_in_children_as_elsewhere(pool: Tenure) -> None:
     options: Options = {"timeout": "1h", "max_retries": 4, "queue": "far"}
     jobs = [pool.enqueue("look_around", {"name": name}, **options) for name in "ab"]

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from tenure import InvalidInput, JobContext, KeyConflict, Tenure
+from tenure.jobs.child_limits import child_limits
 
 Anything = TypeVar("Anything")
 
@@ -143,6 +144,40 @@ def test_a_process_runs_functions_that_a_child_can_find(app: Tenure) -> None:
     assert "define it in a module" in refused(app, local, process=True)
     assert "define it in a module" in refused(app, lambda: None, process=True, name="nameless")
     assert app.job(process=True)(top_level).name == "top_level"
+
+
+@pytest.mark.parametrize(
+    ("size", "read"),
+    [
+        (1, 1),
+        ("64 kB", 64_000),
+        ("512MiB", 512 * 2**20),
+        ("1.5GB", 1_500_000_000),
+        ("1.5GiB", 3 * 2**29),
+        ("10B", 10),
+    ],
+)
+def test_sizes_are_bytes_or_text(size: int | str, read: int) -> None:
+    assert child_limits(None, size, in_process=True).max_memory == read
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_jobs": 0},
+        {"max_jobs": True},
+        {"max_memory": 0},
+        {"max_memory": "0MB"},
+        {"max_memory": "512"},
+        {"max_memory": "512 megs"},
+        {"max_memory": "9999999999GB"},
+        {"max_memory": 1.5},
+        {"max_jobs": 5, "process": False},
+        {"max_memory": 5, "process": False},
+    ],
+)
+def test_limits_of_children_are_checked(app: Tenure, options: Any) -> None:
+    assert refused(app, top_level, **{"process": True, **options})
 
 
 def test_a_type_has_one_handler(app: Tenure) -> None:

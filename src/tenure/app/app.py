@@ -143,6 +143,8 @@ class Tenure:
         timeout: Duration | None = None,
         backoff: Backoff = DEFAULT_POLICY,
         process: bool = False,
+        max_jobs: int | None = None,
+        max_memory: int | str | None = None,
         on_interrupt: OnInterrupt = "again",
         permanent: Errors = (),
         retry_on: Errors | None = None,
@@ -162,6 +164,10 @@ class Tenure:
           an object of `base`, `factor` and `cap`. Default: `RetryPolicy()`.
         - `process`: run each attempt in a child process, so that a crash fails only that job. The
           child finds the function by its name, so it must be one of a module. Default: False.
+        - `max_jobs`: with `process`, replace the child by a new one when it has run so many jobs,
+          of any type; 1 to 1,000,000,000. Default: None, no limit.
+        - `max_memory`: with `process`, replace the child if it has more memory than this after a
+          job: bytes, or text such as `512MiB` or `1.5GB`; up to 1 PiB. Default: None, no limit.
         - `on_interrupt`: if the handler still runs after the grace period of a stopping worker:
           `again` (default) runs it again elsewhere uncharged, `fail` fails the attempt.
         - `permanent`: tuple of exceptions that fail a job for good. Default: `()`. `retry_on`: the

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from tenure.jobs import handlers
+from tenure.jobs.child_limits import child_limits
 from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import TypeOptions, defaults_of
 from tenure.jobs.handlers import Errors, Handlers, JobType, OnInterrupt
@@ -27,6 +28,8 @@ class Register:
         *,
         name: str | None = None,
         process: bool = False,
+        max_jobs: int | None = None,
+        max_memory: int | str | None = None,
         on_interrupt: OnInterrupt = "again",
         permanent: Errors = (),
         retry_on: Errors | None = None,
@@ -41,6 +44,7 @@ class Register:
             "permanent": permanent,
             "retry_on": retry_on,
         }
+        self._limits = child_limits(max_jobs, max_memory, in_process=process)
         if unknown := options.keys() - set(TypeOptions.__struct_fields__):
             raise TypeError(f"@app.job has no option {', '.join(sorted(unknown))}")
         self._defaults = defaults_of(options, TypeOptions())
@@ -52,6 +56,6 @@ class Register:
     def __call__(self, function: Callable[..., Any]) -> Any:
         name = check_open(self._name or function.__name__, "job type", "$.name")
         handler = handlers.describe(function, name, self._defaults, **self._how)
-        handler = replace(handler, around=self._registry.hooks.around)
+        handler = replace(handler, around=self._registry.hooks.around, limits=self._limits)
         self._registry.add(handler)
         return JobType[Any, Any](self._app, handler)

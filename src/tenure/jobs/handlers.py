@@ -21,6 +21,7 @@ import msgspec
 from tenure.errors import InvalidInput
 from tenure.jobs import json_types
 from tenure.jobs import payload as payloads
+from tenure.jobs.child_limits import NO_LIMITS, ChildLimits
 from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import NewJob, Options, TypeOptions, Wake
 from tenure.jobs.handle import Handle
@@ -55,6 +56,7 @@ class Handler:
     on_interrupt: OnInterrupt = "again"
     permanent: Errors = ()
     retry_on: Errors | None = None  # None: all others
+    limits: ChildLimits = NO_LIMITS  # of its child process
     around: Sequence[Around] = ()  # shared with its application, which may add to it
     is_async: bool = False
     wants_context: bool = False

@@ -7,16 +7,19 @@ import contextvars
 import importlib
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from tenure.jobs.child_limits import ChildLimits
 from tenure.jobs.handlers import Handler
 from tenure.jobs.hooks import bound
 from tenure.jobs.results import Ending, failure, success, success_of_function
@@ -47,6 +50,7 @@ class ChildAnswer(msgspec.Struct, frozen=True):
 
     ending: Ending | None = None
     not_started: str | None = None
+    leaves: bool = False  # the child ends after this
 
 
 READY = ChildAnswer()
@@ -66,9 +70,10 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
         signal.signal(number, _ignore)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     runner = asyncio.Runner(loop_factory=new_loop)  # one loop, which clients can be kept on
+    jobs, leaves = 0, False
     with suppress(EOFError, OSError):
         pipe.send_bytes(encode(READY))
-        while True:
+        while not leaves:
             task = _read_task(pipe.recv_bytes())
             LOG_FIELDS.set(partial(dict, task.log_fields))
             try:
@@ -78,7 +83,10 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
                 pipe.send_bytes(encode(ChildAnswer(not_started=why)))
                 continue
             pipe.send_bytes(encode(READY))
-            pipe.send_bytes(_encoded(ChildAnswer(_call(found, task, runner))))
+            ending = _call(found, task, runner)
+            jobs += 1
+            leaves = isinstance(found, Handler) and _has_enough(found.limits, jobs)
+            pipe.send_bytes(_encoded(ChildAnswer(ending, leaves=leaves)))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, EXIT_SECONDS)  # it ends, whatever the handlers left behind
 
@@ -100,11 +108,26 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _has_enough(limits: ChildLimits, jobs: int) -> bool:
+    if limits.max_jobs is not None and jobs >= limits.max_jobs:
+        return True
+    return limits.max_memory is not None and _memory() > limits.max_memory
+
+
+def _memory() -> int:
+    """Return the bytes in memory now on Linux, elsewhere the most that there ever were."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return pages * resource.getpagesize()
+
+
 def _encoded(answer: ChildAnswer) -> bytes:
     try:
         return encode(answer)
     except UnicodeEncodeError as error:  # half of a surrogate pair, as in the name of a file
-        return encode(ChildAnswer(failure(error)))
+        return encode(ChildAnswer(failure(error), leaves=answer.leaves))
 
 
 def _find(task: ChildTask) -> Any:

@@ -137,7 +137,9 @@ class ChildCall:
             with self._lock:
                 self._child = None
                 reusable = last is not None and last.ending is not None and not self._killed
-            if reusable:
+            if reusable and last is not None and last.leaves:
+                child.pipe.close()
+            elif reusable:
                 self._children.give_back(child, keep=not self.alone)
             else:
                 child.end()
