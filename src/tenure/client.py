@@ -206,16 +206,20 @@ class Client:
         """Return why a job is not running; raises JobNotFound."""
         return self._send("GET", f"{_path_of(job_id)}/explain", Explanation)
 
-    def cancel(self, job_id: str) -> Job:
-        """Cancel a pending or processing job; raises JobNotFound or IllegalTransition."""
-        return self._job("POST", f"{_path_of(job_id)}/cancel", {})
+    def cancel(self, job_id: str, *, reason: str | None = None) -> Job:
+        """Cancel a pending or processing job, for a `reason` of at most 500 characters.
 
-    def retry(self, job_id: str, *, more_retries: int = 1) -> Job:
+        Raises JobNotFound, IllegalTransition or InvalidInput.
+        """
+        return self._job("POST", f"{_path_of(job_id)}/cancel", {"reason": reason})
+
+    def retry(self, job_id: str, *, more_retries: int = 1, reason: str | None = None) -> Job:
         """Make a finally failed job pending, with `more_retries` (1 to 1,000) more attempts.
 
         Raises JobNotFound, IllegalTransition or InvalidInput.
         """
-        return self._job("POST", f"{_path_of(job_id)}/retry", {"more_retries": more_retries})
+        body = {"more_retries": more_retries, "reason": reason}
+        return self._job("POST", f"{_path_of(job_id)}/retry", body)
 
     def stats(self) -> list[Count]:
         """Return the number of jobs by status, queue and type."""

@@ -206,6 +206,8 @@ class Job(Texts, frozen=True, kw_only=True):
     timeout: float | None = None  # seconds one attempt may run
     backoff: RetryPolicy = DEFAULT_POLICY
     idempotency_key: str | None = None
+    tags: tuple[str, ...] = ()
+    again_of: str | None = None  # the job that it runs again
     created_at: datetime
     run_at: datetime  # not claimed before
     status: Status = Status.PENDING

@@ -17,6 +17,7 @@ NAMES = {
     "sqlite": {
         "{job}": "tenure_job",
         "{transition}": "tenure_transition",
+        "{tag}": "tenure_tag",
         "{queue}": "tenure_queue",
         "{worker}": "tenure_worker",
         "{tally}": "tenure_tally",
@@ -29,6 +30,7 @@ NAMES = {
     "postgres": {
         "{job}": "tenure.job",
         "{transition}": "tenure.transition",
+        "{tag}": "tenure.tag",
         "{queue}": "tenure.queue",
         "{worker}": "tenure.worker",
         "{tally}": "tenure.tally",

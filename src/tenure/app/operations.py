@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
+from tenure.errors import InvalidInput
 from tenure.events import Cancelled, Event, Retried
 from tenure.jobs.enqueue import MAX_RETRIES, whole
 from tenure.jobs.names import check_reason
+from tenure.jobs.queries import Bulk, Filter
 from tenure.lifecycle import Job
 from tenure.telemetry import logs
 
@@ -17,17 +19,42 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def cancel(app: Tenure, job_id: str, *, actor: str | None = None, reason: str | None = None) -> Job:
-    """Cancel a pending or processing job; return it.
+@overload
+def cancel(
+    app: Tenure, job_id: str, *, actor: str | None = None, reason: str | None = None
+) -> Job: ...
+@overload
+def cancel(
+    app: Tenure, *, tag: str, actor: str | None = None, reason: str | None = None
+) -> Bulk: ...
+def cancel(
+    app: Tenure,
+    job_id: str | None = None,
+    *,
+    tag: str | None = None,
+    actor: str | None = None,
+    reason: str | None = None,
+) -> Job | Bulk:
+    """Cancel a pending or processing job, or all with a tag.
 
     A handler that is running is asked to stop (`JobContext.stopped`), and its result is not
     recorded.
 
+    - `job_id`: the job. Not together with `tag`.
+    - `tag`: cancel all jobs that have this tag and are not settled.
     - `actor`: who cancels it, for the ledger. Default: the application's actor.
     - `reason`: why, for the ledger; at most 500 characters. Default: None.
 
-    Raises JobNotFound, IllegalTransition if the job is settled, or InvalidInput.
+    Returns the job; with a tag, a `Bulk` that has ended: how many it `changed`. Raises JobNotFound,
+    IllegalTransition if the job is settled, or InvalidInput.
     """
+    if (job_id is None) == (tag is None):
+        raise InvalidInput("give the id of a job, or a tag", path="$.tag")
+    if job_id is None:
+        bulk = app.bulk.start("cancel", Filter(tag=tag), actor=actor, reason=reason)
+        while bulk.finished_at is None:
+            bulk = app.bulk.step(bulk.id)
+        return bulk
     why = check_reason(reason)
     return _apply(app, job_id, Cancelled(actor=actor or app.actor, reason=why))
 

@@ -21,6 +21,7 @@ from tenure.cli.options import (
     option,
     reading_options,
     reason_option,
+    repeated,
     together,
 )
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 SHOWN = (
     *("id", "type", "queue", "status", "attempts", "priority", "timeout", "idempotency_key"),
     *("worker", "token", "created_at", "run_at", "start_by", "started_at", "finished_at"),
-    "lease_expires_at",
+    *("lease_expires_at", "again_of"),
 )
 """What `jobs show` prints of a job, if it is set, in this order."""
 HINTS = {"retry": "run it again", "cancel": "cancel it"}
@@ -64,6 +65,7 @@ def _time(_: click.Context, given: click.Parameter, text: str | None) -> datetim
     "TIME|JSON",
     "Time before the first retry, then doubled; or an object of base, factor, cap.",
 )
+@repeated("--tag tags", "TAG", "A word to find the job by, such as customer:17")
 @option("--key idempotency_key", "TEXT", "Idempotency key: using it again prints the same job.")
 @answer_options
 def enqueue(type: str, payload: str, as_json: bool, **given: Any) -> None:
@@ -77,7 +79,7 @@ def enqueue(type: str, payload: str, as_json: bool, **given: Any) -> None:
     from tenure.jobs.payload import MAX_PAYLOAD_BYTES
     from tenure.wire import responses
 
-    options: Any = {name: value for name, value in given.items() if value is not None}
+    options: Any = {name: value for name, value in given.items() if value not in (None, ())}
     if options.get("backoff", "").startswith("{"):
         options["backoff"] = _json(options["backoff"].encode(), "$.backoff")
     if payload == "-":
@@ -126,6 +128,7 @@ filter_options = together(
     option("--running-longer-than", "TIME", "Only jobs that were claimed so long ago: 5m."),
     option("--type", "TYPE", "Only jobs of this type.", completing.types),
     option("--queue", "NAME", "Only jobs of this queue.", completing.queue_names),
+    option("--tag", "TAG", "Only jobs with this tag."),
     option("--created-after", "WHEN", "Only jobs added at or after this time.", callback=_time),
     option("--created-before", "WHEN", "Only jobs added before this time.", callback=_time),
     option("--error", "TEXT", "Only jobs with this text in their last error."),
@@ -189,6 +192,7 @@ def show(id: str, as_json: bool) -> None:
         return
     facts: dict[str, object] = {name: getattr(job, name) for name in SHOWN}
     facts["attempts"] = terminal.attempts(job.attempts, job.max_retries)
+    facts["tags"] = " ".join(job.tags) or None
     for name, value in facts.items():
         if isinstance(value, datetime):
             click.echo(f"{name:<18}{terminal.when(value)}  ({ago(value, now)})")

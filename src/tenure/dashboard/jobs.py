@@ -30,8 +30,8 @@ SINCE = {
     "7d": ("last 7 days", timedelta(days=7)),
 }
 FIELDS = (
-    *("status", "state", "running_longer_than", "type", "queue", "since", "from", "to"),
-    *("error", "text"),
+    *("status", "state", "running_longer_than", "type", "queue", "tag", "since"),
+    *("from", "to", "error", "text"),
 )
 
 
@@ -49,6 +49,7 @@ def given_filter(request: PageRequest) -> tuple[dict[str, str], Filter]:
         running_longer_than=given["running_longer_than"] or None,
         type=given["type"] or None,
         queue=given["queue"] or None,
+        tag=given["tag"] or None,
         error=given["error"] or None,
         text=given["text"] or None,
         created_after=after,
@@ -177,6 +178,7 @@ def describe(filter: Filter) -> list[tuple[str, str]]:
         ("running longer than", filter.running_longer_than and length(filter.running_longer_than)),
         ("type", filter.type),
         ("queue", filter.queue),
+        ("tag", filter.tag),
         ("enqueued after", filter.created_after and fmt.exactly(filter.created_after)),
         ("enqueued before", filter.created_before and fmt.exactly(filter.created_before)),
         ("error contains", filter.error),

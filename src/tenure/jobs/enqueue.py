@@ -17,7 +17,7 @@ from msgspec.structs import asdict, replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, payload
-from tenure.jobs.names import check_key, check_open
+from tenure.jobs.names import check_key, check_open, check_tags
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
@@ -48,6 +48,7 @@ class Options(TypedDict, total=False):
     delay: Duration  # run it no earlier than this from now
     run_at: datetime  # run it no earlier than this; not together with `delay`
     start_by: Duration | datetime  # cancel it if it has not started by then; default: never
+    tags: Sequence[str]  # at most 20 words to find it by
     idempotency_key: str  # 1 to 255 visible ASCII characters
     actor: str  # who adds it; default: the application's actor
 
@@ -87,6 +88,8 @@ class CheckedJob(TypeOptions, frozen=True, kw_only=True, gc=False):
     run_at: datetime | None = None
     start_by: datetime | None = None
     start_within: float | None = None  # seconds, instead of `start_by`
+    tags: str | None = None  # a JSON array of those in order, each once
+    again_of: str | None = None  # the id of the job that it runs again
     actor: str | None = None
     traceparent: str | None = None  # the span that adds it, if any
 
@@ -130,6 +133,7 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     run_at: Any = None
     start_by: datetime | None = None
     start_within: float | None = None
+    tags: str | None = None
     key: Any = None
     if options:  # most jobs have none
         if unknown := options.keys() - _OPTIONS:
@@ -139,6 +143,8 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
         run_at = _time_of(options.get("run_at"), delay)
         if options.get("start_by") is not None:
             start_by, start_within = _last_start(options["start_by"])
+        if options.get("tags"):
+            tags = msgspec.json.encode(check_tags(options["tags"])).decode()
         key = options.get("idempotency_key")
         if key is not None:
             key = check_key(key, "$.idempotency_key")
@@ -157,6 +163,7 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
         run_at=run_at,
         start_by=start_by,
         start_within=start_within,
+        tags=tags,
         actor=actor,
     )
     if start_by or start_within:
@@ -215,7 +222,7 @@ def defaults_of(options: Mapping[str, Any], otherwise: TypeOptions) -> TypeOptio
 
 _OPTIONS = frozenset(Options.__annotations__)
 _TYPE_OPTIONS = frozenset(TypeOptions.__struct_fields__)
-_FINGERPRINTED = _TYPE_OPTIONS | {"delay", "run_at", "start_by"}
+_FINGERPRINTED = _TYPE_OPTIONS | {"delay", "run_at", "start_by", "tags"}
 
 
 def policy_of(backoff: Any, path: str) -> RetryPolicy:

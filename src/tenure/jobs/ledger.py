@@ -44,11 +44,12 @@ class EventFilter:
 
 @dataclass(frozen=True, slots=True)
 class LedgerEvent:
-    """A transition with the type and queue of its job, which the ledger does not repeat."""
+    """A transition with what the ledger does not repeat: type, queue and tags of its job."""
 
     transition: Transition
     type: str
     queue: str
+    tags: tuple[str, ...] = ()
 
     def without_errors(self) -> LedgerEvent:
         """Return the event without its error, which may hold redacted values."""

@@ -12,6 +12,8 @@ MAX_NAME_LENGTH = 128
 MAX_KEY_LENGTH = 255
 MAX_LABEL_LENGTH = 255
 MAX_REASON_LENGTH = 500
+MAX_TAG_LENGTH = 128
+MAX_TAGS = 20
 
 RESERVED = "tenure."
 """Begins the types and queues that belong to Tenure: only Tenure itself adds such jobs, and a claim
@@ -78,6 +80,24 @@ def check_label(value: object, what: str, path: str) -> str:
         f"not a label for a {what}; use 1 to {MAX_LABEL_LENGTH} printable characters on one line",
         path=path,
     )
+
+
+def check_tag(value: object, path: str = "$.tag") -> str:
+    """Return `value` if it can be a tag; raises InvalidInput otherwise."""
+    text = value if isinstance(value, str) and len(value) <= MAX_TAG_LENGTH else ""
+    if text and text.isprintable() and " " not in text:
+        return str.__str__(text)
+    raise InvalidInput(
+        f"not a tag; use 1 to {MAX_TAG_LENGTH} printable characters, no spaces", path=path
+    )
+
+
+def check_tags(values: Iterable[str], path: str = "$.tags") -> tuple[str, ...]:
+    """Return tags in order, each once; raises InvalidInput for one that is none, or too many."""
+    tags = sorted({check_tag(tag, path) for tag in list_of_names(values, path)})
+    if len(tags) > MAX_TAGS:
+        raise InvalidInput(f"{len(tags)} tags; give at most {MAX_TAGS}", path=path)
+    return tuple(tags)
 
 
 def check_reason(value: object, path: str = "$.reason") -> str | None:

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from tenure.errors import InvalidInput
 from tenure.jobs import ids, payload
 from tenure.jobs.enqueue import Duration, positive, whole
-from tenure.jobs.names import check_name
+from tenure.jobs.names import check_name, check_tag
 from tenure.jobs.queue_rights import Patterns
 from tenure.lifecycle import TRANSITIONS, Job, Status
 
@@ -46,6 +46,7 @@ class Filter:
     running_longer_than: Any = None  # a duration since the last claim of a job that is processing
     type: str | None = None
     queue: str | None = None
+    tag: str | None = None
     created_after: datetime | None = None  # inclusive, by the store's clock
     created_before: datetime | None = None  # exclusive
     error: str | None = None  # substring of `last_error`, without regard to ASCII case
@@ -62,6 +63,7 @@ class Fields(TypedDict, total=False):
     running_longer_than: Duration | None
     type: str | None
     queue: str | None
+    tag: str | None
     created_after: datetime | None
     created_before: datetime | None
     error: str | None
@@ -89,6 +91,8 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
     for name, what, value in (("type", "job type", filter.type), ("queue", "queue", filter.queue)):
         if value is not None:
             check_name(value, what, at + name)
+    if filter.tag is not None:
+        check_tag(filter.tag, f"{at}tag")
     for name in ("created_after", "created_before"):
         time: datetime | None = getattr(filter, name)
         if time is not None and time.utcoffset() is None:

@@ -115,7 +115,10 @@ POSTGRES_TIMES = (
 )
 """`infinity` and the like would be times that no client can read."""
 
-UUID_7 = "xxxxxxxx-xxxx-7xxx-xxxx-xxxxxxxxxxxx"
+MAX_TAGS_LENGTH = 8_000
+"""Characters of the tags of a job, as JSON."""
+ANY_UUID = "xxxxxxxx-xxxx-7xxx-xxxx-xxxxxxxxxxxx".replace("x", "[0-9a-f]")
+"""What SQLite takes for a UUID of version 7."""
 
 
 def sqlite_values() -> dict[str, str]:
@@ -127,7 +130,7 @@ def sqlite_values() -> dict[str, str]:
         "reason_is_short": f"length(coalesce(reason, '')) <= {MAX_REASON_LENGTH}",
         # A sweep could not save a job whose id is not UTF-8, and no page could go on after one that
         # Python refuses. It takes 0.3 of the 12 µs that a job takes in bulk.
-        "id_is_a_uuid_7": f"id GLOB '{UUID_7.replace('x', '[0-9a-f]')}'",
+        "id_is_a_uuid_7": f"id GLOB '{ANY_UUID}'",
         "type_is_a_name": _sqlite_name("type"),
         "queue_is_a_name": f"queue = 'default' OR ({_sqlite_name('queue')})",
         "key_is_visible_ascii": "idempotency_key IS NULL"
@@ -137,6 +140,9 @@ def sqlite_values() -> dict[str, str]:
         "payload_is_a_json_object": "CASE WHEN json_valid(payload)"
         " THEN json_type(payload) = 'object' ELSE false END"
         f" AND length(CAST(payload AS BLOB)) <= {MAX_PAYLOAD_BYTES}",
+        "tags_are_a_list": "tags IS NULL OR CASE WHEN json_valid(tags)"
+        f" THEN json_type(tags) = 'array' ELSE false END AND length(tags) <= {MAX_TAGS_LENGTH}",
+        "again_of_is_an_id": f"again_of IS NULL OR again_of GLOB '{ANY_UUID}'",
         "result_is_json": "result IS NULL OR (json_valid(result)"
         f" AND length(CAST(result AS BLOB)) <= {MAX_RESULT_BYTES})",
         "backoff_is_a_policy": "backoff IS NULL OR CASE WHEN json_valid(backoff)"
@@ -163,6 +169,8 @@ def postgres_values(json_type: str, schema: str, row: str = "") -> dict[str, str
         f" AND {_postgres_key(f'substr({key}, length({row}queue) + 2)')})",
         "payload_is_a_json_object": f"coalesce({json_type.format(f'{row}payload')}, '') = 'object'"
         f" AND octet_length({row}payload) <= {MAX_PAYLOAD_BYTES}",
+        "tags_are_a_list": f"{row}tags IS NULL OR (length({row}tags) <= {MAX_TAGS_LENGTH}"
+        f" AND coalesce({json_type.format(f'{row}tags')}, '') = 'array')",
         "result_is_json": f"{result} IS NULL OR ({json_type.format(result)} IS NOT NULL"
         f" AND octet_length({result}) <= {MAX_RESULT_BYTES})",
         "backoff_is_a_policy": f"{backoff} IS NULL OR {schema}.is_policy({backoff})",

@@ -16,7 +16,7 @@ from itertools import groupby
 from tenure import failpoints
 from tenure.errors import SchemaMismatch
 from tenure.jobs.findings import Progress, no_progress
-from tenure.jobs.names import MAX_REASON_LENGTH
+from tenure.jobs.names import MAX_REASON_LENGTH, MAX_TAG_LENGTH
 from tenure.lifecycle import AMENDABLE, DEFAULT_MAX_RETRIES, FIRST_EVENT
 from tenure.store import constraints as guards
 
@@ -52,6 +52,7 @@ def generated(
         "illegal_delete": guards.ILLEGAL_DELETE,
         "first_event": FIRST_EVENT,
         "default_max_retries": str(DEFAULT_MAX_RETRIES),
+        "max_tag": str(MAX_TAG_LENGTH),
         "max_reason": str(MAX_REASON_LENGTH),
         "settled": guards.SETTLED_SQL,
         "ledger_columns": ", ".join(entry),

@@ -23,7 +23,7 @@ from tenure.jobs.stats import QueueState, WorkerState
 from tenure.lifecycle import Job, Status
 from tenure.store import audit
 from tenure.store.dialect import Dialect
-from tenure.store.rows import COLUMNS, job_of, selected
+from tenure.store.rows import COLUMNS, job_of, read_tags, selected
 from tenure.store.search import Statement
 from tenure.store.tables import workers
 from tenure.store.tables.stats import StatsReader
@@ -271,11 +271,14 @@ class Reader(ABC):
             values += among
         # The limit shows the planner how few jobs it is to look up.
         rows = self.rows(
-            f"SELECT {self._entry}, j.type, j.queue FROM {self._ledger} {d.with_job}"
+            f"SELECT {self._entry}, j.type, j.queue, j.tags FROM {self._ledger} {d.with_job}"
             f" WHERE {' AND '.join(where)} ORDER BY {self._order} LIMIT {d.value}",
             (*values, limit),
         )
-        events = [LedgerEvent(self._transition(row[:-2]), *row[-2:]) for row in rows]
+        events = [
+            LedgerEvent(self._transition(entry), type, queue, read_tags(tags))
+            for *entry, type, queue, tags in rows
+        ]
         return LedgerPage(events, ".".join(map(str, until)), more=count == limit)
 
     # --- around jobs

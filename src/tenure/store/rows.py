@@ -20,12 +20,13 @@ COLUMNS = (
     *("run_at", "created_at", "started_at", "finished_at", "worker", "lease_id"),
     *("lease_expires_at", "timeout", "backoff", "event", "actor", "idempotency_key"),
     *("payload", "result", "last_error", "snoozes", "need", "spare", "start_by", "reason"),
+    *("tags", "again_of"),
 )
 """Every column that a `Job` is made of, in the order in which the stores select them."""
 
 ADDED = (
     *("id", "type", "queue", "priority", "max_retries", "timeout", "actor"),
-    *("idempotency_key", "fingerprint", "payload"),
+    *("idempotency_key", "fingerprint", "payload", "tags", "again_of"),
 )
 """The columns that are stored as a `CheckedJob` has them."""
 
@@ -48,10 +49,11 @@ CHANGED_BY = {
 TIMES = frozenset(
     {"run_at", "created_at", "started_at", "finished_at", "lease_expires_at", "start_by"}
 )
-IDS = frozenset({"id", "job_id", "lease_id", "cursor"})
+IDS = frozenset({"id", "job_id", "lease_id", "cursor", "again_of"})
 
 _FIELDS = tuple(TEXT_FIELDS.get(column, column) for column in COLUMNS)
 _STATUS = {str(status): status for status in Status}
+_tags_decoder = msgspec.json.Decoder(tuple[str, ...])
 _policy_decoder = msgspec.json.Decoder(RetryPolicy)
 
 
@@ -83,6 +85,7 @@ def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:
     values["status"] = _STATUS[values["status"]]
     values["backoff"] = read_policy(values["backoff"])
     values["snoozes"] = values["snoozes"] or 0
+    values["tags"] = read_tags(values["tags"])
     return Job(**values)
 
 
@@ -110,6 +113,8 @@ def added_job(
         timeout=checked_job.timeout,
         backoff=checked_job.backoff,
         idempotency_key=checked_job.idempotency_key,
+        tags=read_tags(checked_job.tags),
+        again_of=checked_job.again_of,
         created_at=created_at,
         run_at=run_at,
         start_by=None if start_by is None else kept(start_by),
@@ -145,6 +150,14 @@ def read_policy(text: str | None) -> RetryPolicy:
         return _policy_decoder.decode(text)
     except (msgspec.DecodeError, InvalidInput):
         return DEFAULT_POLICY
+
+
+def read_tags(text: str | None) -> tuple[str, ...]:
+    """Read the tags of a job; none if they are not in the form in which an enqueue writes them."""
+    try:
+        return () if text is None else _tags_decoder.decode(text)
+    except msgspec.DecodeError:
+        return ()
 
 
 def write_names(names: Sequence[str] | None) -> str | None:

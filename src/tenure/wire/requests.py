@@ -22,6 +22,8 @@ from tenure.jobs.names import (
     MAX_LABEL_LENGTH,
     MAX_NAME_LENGTH,
     MAX_REASON_LENGTH,
+    MAX_TAG_LENGTH,
+    MAX_TAGS,
     NAME_PATTERN,
 )
 from tenure.jobs.payload import JsonText, canonical
@@ -57,6 +59,8 @@ Label = Annotated[str, Meta(pattern=LINE, max_length=MAX_LABEL_LENGTH)]
 RunAt = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^[1-8]"})]
 TimeText = Annotated[str, _schema(format="date-time", pattern="^[1-8]")]
 """A time in a query, where a number is not accepted."""
+Tag = Annotated[str, _schema(minLength=1, maxLength=MAX_TAG_LENGTH, pattern="^\\S+$")]
+Tags = Annotated[list[Tag], _schema(maxItems=MAX_TAGS)]
 Reason = Annotated[str, _schema(maxLength=MAX_REASON_LENGTH)]
 SearchText = Annotated[
     str, _schema(minLength=1, maxLength=MAX_SEARCHED_FOR, pattern="^[^\\u0000]*$")
@@ -122,6 +126,7 @@ class EnqueueRequest(TypeRequest, kw_only=True):
 
     type: Name
     payload: Annotated[dict[str, Any], JsonObject] = {}
+    tags: Tags | UnsetType = UNSET
     run_at: RunAt | None = None
     delay: Seconds | None = None
     start_by: StartBy | None = None
@@ -162,6 +167,7 @@ class FilterForm(Request):
     running_longer_than: Timeout | UnsetType = UNSET
     type: Name | UnsetType = UNSET
     queue: Name | UnsetType = UNSET
+    tag: Tag | UnsetType = UNSET
     created_after: RunAt | UnsetType = UNSET
     created_before: RunAt | UnsetType = UNSET
     error: SearchText | UnsetType = UNSET

@@ -70,6 +70,8 @@ class JobBody(Answered, frozen=True):
     timeout: float | None
     backoff: RetryPolicy
     idempotency_key: str | None
+    tags: tuple[str, ...]
+    again_of: Id | None
 
 
 def job_body(job: Job) -> JobBody:
@@ -119,15 +121,16 @@ class TransitionBody(Answered, frozen=True):
 
 
 class EventBody(TransitionBody, frozen=True, kw_only=True):
-    """A transition in the event stream: with the type and queue of its job."""
+    """A transition in the event stream: with the type, queue and tags of its job."""
 
     type: str
     queue: str
+    tags: tuple[str, ...]
 
 
 def event_body(event: LedgerEvent) -> EventBody:
-    """Show a transition with the type and queue of its job."""
-    return EventBody.of(event.transition, type=event.type, queue=event.queue)
+    """Show a transition with the type, queue and tags of its job."""
+    return EventBody.of(event.transition, type=event.type, queue=event.queue, tags=event.tags)
 
 
 # --- leases and reports ---------------------------------------------------------------------------

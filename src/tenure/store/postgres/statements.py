@@ -57,7 +57,7 @@ DIALECT = Dialect(
     since="(t.xid, t.seq) > (SELECT xid, seq FROM {s}.measured)",
     lost="(SELECT xid FROM {s}.measured) >= pg_snapshot_xmax(pg_current_snapshot())",
     # The limit, which changes nothing, keeps the planner from walking the jobs.
-    with_job="CROSS JOIN LATERAL (SELECT type, queue, token, event, run_at, started_at"
+    with_job="CROSS JOIN LATERAL (SELECT type, queue, tags, token, event, run_at, started_at"
     " FROM {s}.job WHERE id = t.job_id LIMIT 1) AS j",
     minute="floor(date_part('epoch', t.at) / 60)::bigint",
     millis="floor(date_part('epoch', {time}) * 1000)::bigint",
@@ -84,7 +84,7 @@ LOCK TABLE {s}.job IN ROW EXCLUSIVE MODE
 
 TYPES = {
     **dict.fromkeys(TIMES, "timestamptz"),
-    **dict.fromkeys(("id", "job_id", "lease_id"), "uuid"),
+    **dict.fromkeys(("id", "job_id", "lease_id", "again_of"), "uuid"),
     **dict.fromkeys(("priority", "max_retries"), "bigint"),
     **dict.fromkeys(("attempts", "token", "snoozes", "need", "spare"), "integer"),
     **dict.fromkeys(("timeout", "delay", "start_within"), "float8"),

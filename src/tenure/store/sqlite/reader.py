@@ -72,6 +72,9 @@ GATHERED_BY = {Status.PENDING: "tenure_job_ready", Status.PROCESSING: "tenure_jo
 """The index of all jobs in a status, where they may be few."""
 
 
+TAGGED = "tenure_tag AS tagged CROSS JOIN tenure_job AS job ON job.id = tagged.job_id"
+
+
 class SqliteReader(Reader):
     """Read connections to one file."""
 
@@ -152,7 +155,7 @@ class SqliteReader(Reader):
                 values.append(value)
 
         if query.status is not None:
-            by_index = query.gather or query.status in ENDED
+            by_index = query.gather or (query.status in ENDED and query.tag is None)
             column = "status" if by_index else "+status"
             parts.append(f"{column} = {quoted(Status(query.status))}")
             if query.status in ENDED:  # SQLite knows a partial index only by its own condition
@@ -162,14 +165,17 @@ class SqliteReader(Reader):
         for part, given in others(DIALECT, query):
             parts.append(part)
             values += given
-        key = "+id" if query.gather else "id"
+        key = "+id" if query.gather else "id" if query.tag is None else "tagged.job_id"
+        add("tagged.tag = ?", query.tag)
         after, before = between(query)
         # One bound on each side: SQLite searches by the first and only tests the second.
         down = query.through is not None and not query.oldest_first
         up = query.through is not None and query.oldest_first
         add(f"{key} >= ?" if down else f"{key} > ?", query.through if down else after)
         add(f"{key} <= ?" if up else f"{key} < ?", query.through if up else before)
-        table = SqliteReader.gathered(Status(query.status or "")) if query.gather else "tenure_job"
+        table = "tenure_job" if query.tag is None else TAGGED
+        if query.gather:
+            table = SqliteReader.gathered(Status(query.status or ""))
         order = f"{key} {'ASC' if query.oldest_first else 'DESC'}"
         where = " AND ".join(parts)
         limit = int(query.limit)

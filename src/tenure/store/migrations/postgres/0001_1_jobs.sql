@@ -81,6 +81,14 @@ CREATE TABLE {schema}.ready (
 
 CREATE INDEX ready_start_by ON {schema}.ready (start_by) WHERE start_by IS NOT NULL;
 
+-- The jobs of each tag.
+CREATE TABLE {schema}.tag (
+    tag text COLLATE "C" NOT NULL CHECK (length(tag) BETWEEN 1 AND {max_tag} AND tag !~ '\s'),
+    job_id uuid NOT NULL,
+    PRIMARY KEY (tag, job_id)
+);
+CREATE INDEX job_again ON {schema}.job (again_of) WHERE again_of IS NOT NULL;
+
 -- The failed and the cancelled jobs, which operators look for.
 CREATE TABLE {schema}.ended (
     status text COLLATE "C" NOT NULL,
@@ -333,6 +341,27 @@ CREATE TRIGGER job_left AFTER DELETE ON {schema}.job
     REFERENCING OLD TABLE AS removed
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.forget();
 
+CREATE FUNCTION {schema}.keep_tags() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF TG_RELID <> '{schema}.job'::regclass THEN
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+    ELSIF TG_OP = 'INSERT' THEN
+        INSERT INTO {schema}.tag (tag, job_id)
+        SELECT DISTINCT value, NEW.id FROM json_array_elements_text(NEW.tags::json);
+    ELSE
+        DELETE FROM {schema}.tag WHERE job_id = OLD.id
+            AND tag IN (SELECT value FROM json_array_elements_text(OLD.tags::json));
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER job_tagged AFTER INSERT ON {schema}.job
+    FOR EACH ROW WHEN (NEW.tags IS NOT NULL) EXECUTE FUNCTION {schema}.keep_tags();
+
+CREATE TRIGGER job_untagged AFTER DELETE ON {schema}.job
+    FOR EACH ROW WHEN (OLD.tags IS NOT NULL) EXECUTE FUNCTION {schema}.keep_tags();
+
 CREATE FUNCTION {schema}.keep_arrivals() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -392,6 +421,11 @@ CREATE TRIGGER ended_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {s
         OR NOT has_table_privilege('{schema}.ended'::regclass, 'TRUNCATE'))
     EXECUTE FUNCTION {schema}.refuse('this table follows the jobs');
 
+CREATE TRIGGER tag_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.tag
+    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
+        OR NOT has_table_privilege('{schema}.tag'::regclass, 'TRUNCATE'))
+    EXECUTE FUNCTION {schema}.refuse('this table follows the jobs');
+
 CREATE TRIGGER arrival_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.arrival
     FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
         OR NOT has_table_privilege('{schema}.arrival'::regclass, 'TRUNCATE'))
@@ -401,11 +435,13 @@ ALTER TABLE {schema}.job
     ENABLE ALWAYS TRIGGER job_sets, ENABLE ALWAYS TRIGGER job_fits_on,
     ENABLE ALWAYS TRIGGER job_leaves, ENABLE ALWAYS TRIGGER job_stays,
     ENABLE ALWAYS TRIGGER job_entered, ENABLE ALWAYS TRIGGER job_moved,
+    ENABLE ALWAYS TRIGGER job_tagged, ENABLE ALWAYS TRIGGER job_untagged,
     ENABLE ALWAYS TRIGGER job_left;
 ALTER TABLE {schema}.transition
     ENABLE ALWAYS TRIGGER transition_stays, ENABLE ALWAYS TRIGGER transition_is_final,
     ENABLE ALWAYS TRIGGER transition_appends;
 ALTER TABLE {schema}.ready ENABLE ALWAYS TRIGGER ready_follows;
+ALTER TABLE {schema}.tag ENABLE ALWAYS TRIGGER tag_follows;
 ALTER TABLE {schema}.ended ENABLE ALWAYS TRIGGER ended_follows;
 ALTER TABLE {schema}.arrival
     ENABLE ALWAYS TRIGGER arrival_follows, ENABLE ALWAYS TRIGGER arrival_comes_back;

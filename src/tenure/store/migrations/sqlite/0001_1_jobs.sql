@@ -61,6 +61,15 @@ CREATE INDEX tenure_job_finished ON tenure_job (status, finished_at)
 CREATE UNIQUE INDEX tenure_job_key ON tenure_job (idempotency_key)
     WHERE idempotency_key IS NOT NULL;
 
+CREATE INDEX tenure_job_again ON tenure_job (again_of) WHERE again_of IS NOT NULL;
+
+-- The jobs of each tag.
+CREATE TABLE tenure_tag (
+    tag TEXT NOT NULL CHECK (length(tag) BETWEEN 1 AND {max_tag} AND instr(tag, ' ') = 0),
+    job_id TEXT NOT NULL,
+    PRIMARY KEY (tag, job_id)
+) STRICT, WITHOUT ROWID;
+
 -- The ledger: one row per transition, written by triggers only.
 CREATE TABLE tenure_transition (
     seq INTEGER PRIMARY KEY AUTOINCREMENT CHECK (seq > 0),
@@ -131,6 +140,20 @@ CREATE TRIGGER tenure_job_entered AFTER INSERT ON tenure_job
 BEGIN
     INSERT INTO tenure_transition (job_id, at, source, target, event, attempt, token, actor)
     VALUES (NEW.id, NEW.created_at, NULL, NEW.status, '{first_event}', 0, 0, NEW.actor);
+END;
+
+CREATE TRIGGER tenure_job_tagged AFTER INSERT ON tenure_job
+WHEN NEW.tags IS NOT NULL
+BEGIN
+    INSERT INTO tenure_tag (tag, job_id)
+    SELECT DISTINCT value, NEW.id FROM json_each(NEW.tags);
+END;
+
+CREATE TRIGGER tenure_job_untagged AFTER DELETE ON tenure_job
+WHEN OLD.tags IS NOT NULL
+BEGIN
+    DELETE FROM tenure_tag WHERE job_id = OLD.id
+        AND tag IN (SELECT value FROM json_each(OLD.tags));
 END;
 
 CREATE TRIGGER tenure_job_moved AFTER UPDATE OF status ON tenure_job
