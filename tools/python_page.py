@@ -67,7 +67,7 @@ APP: Mapping[str, Sequence[str]] = {
     "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
     "Waiting for jobs": ("wait", "wait_async", "as_completed"),
     "In your transaction": ("within", "wake"),
-    "Jobs": ("get", "find", "count", "history", "explain", "cancel", "retry"),
+    "Jobs": ("get", "find", "count", "history", "explain", "cancel", "retry", "amend"),
     "Checking": ("verify", "check"),
 }
 INTERNAL = {"core"}

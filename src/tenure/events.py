@@ -150,10 +150,14 @@ class Restored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amended:
-    """An operator sets columns of a pending job: column -> value, as the fields of a `Job`."""
+    """An operator sets columns of a pending job: column -> value, as the fields of a `Job`.
+
+    With `delay`, it runs that many seconds from now; with 0, at once if it is not due.
+    """
 
     name: ClassVar[str] = "amended"
     changes: Mapping[str, Any] = field(default_factory=dict)
+    delay: float | None = None
     actor: str = "application"
     reason: str | None = None
 

@@ -83,6 +83,11 @@ class Guard(Enum):
         "(OLD.token = 0 OR NEW.payload = OLD.payload)",
     )
 
+    ROOM_LEFT = (
+        "`attempts < max_retries`, or no attempt was made",
+        f"({ATTEMPTS_LEFT[1]} OR NEW.attempts < 1)",
+    )
+
     def __init__(self, words: str, sql: str) -> None:
         self.words = words
         self.sql = sql
@@ -114,7 +119,7 @@ class Rule:
 AMENDABLE = ("payload", "priority", "run_at", "max_retries", "timeout", "backoff")
 W, P, R, C, F, X = Status
 LEASE, DUE, IN_TIME, LATE, LEASE_OVER, ATTEMPTS_LEFT, RETURNS_LEFT, SNOOZES_LEFT = tuple(Guard)[:8]
-NEEDS, NEEDS_NOTHING, HOPELESS, WAS_SKIPPED, UNTRIED_PAYLOAD = tuple(Guard)[8:]
+NEEDS, NEEDS_NOTHING, HOPELESS, WAS_SKIPPED, UNTRIED_PAYLOAD, ROOM_LEFT = tuple(Guard)[8:]
 HOLDER, OPERATOR = "the lease holder", "an operator or the application"
 # fmt: off
 TRANSITIONS: tuple[Rule, ...] = (
@@ -134,7 +139,8 @@ TRANSITIONS: tuple[Rule, ...] = (
          attempts=-1, snoozes=+1, sets=("need", "spare")),
     Rule("unblocked", W, P, "the store, with what it waited for; or an operator",
          (NEEDS_NOTHING,), sets=("run_at", "need", "spare")),
-    Rule("amended", P, P, f"{OPERATOR}; or the sweep", (UNTRIED_PAYLOAD,), sets=AMENDABLE),
+    Rule("amended", P, P, f"{OPERATOR}; or the sweep", (UNTRIED_PAYLOAD, ROOM_LEFT),
+         sets=AMENDABLE),
     Rule("cancelled", W, X, OPERATOR),
     Rule("cancelled", P, X, OPERATOR),
     Rule("cancelled", R, X, OPERATOR),
@@ -292,6 +298,9 @@ def decide(job: Job, event: Event, now: datetime) -> Job:
             return replace(after, spare=event.spare)
         case events.Amended():
             changed = {c: event.changes[c] for c in rule.sets if c in event.changes}
+            if event.delay is not None:
+                due = now + timedelta(seconds=event.delay)
+                changed["run_at"] = due if event.delay else min(job.run_at, due)
             return replace(after, **{TEXT_FIELDS.get(c, c): v for c, v in changed.items()})
         case events.Released() | events.Interrupted() | events.Expired() | events.Cancelled():
             return after
@@ -361,6 +370,8 @@ def _refusal(guard: Guard, job: Job, event: Event, now: datetime) -> str:
             return "only a job that was skipped can be restored"
         case Guard.UNTRIED_PAYLOAD if job.token and "payload" in getattr(event, "changes", ()):
             return "its payload cannot change after its first claim"
+        case Guard.ROOM_LEFT if job.attempts and not has_budget(job.attempts, _limit(job, event)):
+            return f"it has made {job.attempts} attempts, so max_retries has to be larger"
         case _:
             return ""  # LEASE is asked first, whatever the status
 
@@ -370,10 +381,10 @@ def _needs_lease(event: str) -> bool:
 
 
 def _limit(job: Job, event: Event) -> int:
-    """The limit of attempts after `event`: an operator's retry can raise it."""
+    """The limit of attempts after `event`: an operator can change it."""
     if isinstance(event, events.Retried) and event.more_retries:
         return max(job.max_retries, job.attempts) + event.more_retries
-    return job.max_retries
+    return int(getattr(event, "changes", {}).get("max_retries", job.max_retries))
 
 
 def _refused(job: Job, event: Event, reason: str = "") -> IllegalTransition:

@@ -207,6 +207,8 @@ class Tenure:
 
     cancel = operations.cancel
     cancel_async = twin(operations.cancel)
+    amend = operations.amend
+    amend_async = twin(operations.amend)
     retry = operations.retry
     retry_async = twin(operations.retry)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Unpack, overload
 
 from tenure.errors import InvalidInput
-from tenure.events import Cancelled, Event, Retried
-from tenure.jobs.enqueue import MAX_RETRIES, whole
+from tenure.events import Amended, Cancelled, Event, Retried
+from tenure.jobs.enqueue import MAX_RETRIES, Changes, check_changes, whole
 from tenure.jobs.names import check_reason
 from tenure.jobs.queries import Bulk, Filter
 from tenure.lifecycle import Job
@@ -57,6 +57,31 @@ def cancel(
         return bulk
     why = check_reason(reason)
     return _apply(app, job_id, Cancelled(actor=actor or app.actor, reason=why))
+
+
+def amend(
+    app: Tenure,
+    job_id: str,
+    *,
+    actor: str | None = None,
+    reason: str | None = None,
+    **changes: Unpack[Changes],
+) -> Job:
+    """Change a pending job; return it.
+
+    - `payload`: the handler's arguments by name; only before the first attempt.
+    - `priority`, `max_retries`, `timeout`, `backoff`, `run_at`, `delay`: as of `enqueue`. What is
+      not given stays. A `delay` counts from now, and `delay=0` runs a job at once that is not due.
+    - `actor`: who changes it, for the ledger. Default: the application's actor.
+    - `reason`: why, for the ledger; at most 500 characters. Default: None.
+
+    If nothing is different afterwards, the ledger has no entry. Raises JobNotFound,
+    IllegalTransition if the job is not pending, if it was tried and the payload is to change, or if
+    `max_retries` would leave it no attempt, and InvalidInput (PayloadTooLarge).
+    """
+    checked, delay = check_changes(changes)
+    by, why = actor or app.actor, check_reason(reason)
+    return _apply(app, job_id, Amended(changes=checked, delay=delay, actor=by, reason=why))
 
 
 def retry(

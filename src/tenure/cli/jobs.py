@@ -38,7 +38,7 @@ SHOWN = (
     *("lease_expires_at", "again_of"),
 )
 """What `jobs show` prints of a job, if it is set, in this order."""
-HINTS = {"retry": "run it again", "cancel": "cancel it"}
+HINTS = {"retry": "run it again", "cancel": "cancel it", "run_now": "run it now"}
 
 
 def _time(_: click.Context, given: click.Parameter, text: str | None) -> datetime | None:
@@ -76,17 +76,10 @@ def enqueue(type: str, payload: str, as_json: bool, **given: Any) -> None:
     Options that are not given are those of the type, as workers and servers know it.
     """
     from tenure.jobs.enqueue import NewJob
-    from tenure.jobs.payload import MAX_PAYLOAD_BYTES
     from tenure.wire import responses
 
-    options: Any = {name: value for name, value in given.items() if value not in (None, ())}
-    if options.get("backoff", "").startswith("{"):
-        options["backoff"] = _json(options["backoff"].encode(), "$.backoff")
-    if payload == "-":
-        data = sys.stdin.buffer.read(MAX_PAYLOAD_BYTES + 1)
-    else:  # arguments that are not valid UTF-8 must be refused, not changed
-        data = payload.encode("utf-8", "surrogatepass")
-    new_job = NewJob(type, _json(data, "$.payload"), options)
+    options = _options(given, payload)
+    new_job = NewJob(type, options.pop("payload"), options)
     with application() as app:
         job = app.core.redaction.job(app.enqueue_many([new_job])[0])
         if as_json:
@@ -94,6 +87,20 @@ def enqueue(type: str, payload: str, as_json: bool, **given: Any) -> None:
         else:
             click.echo(job.id)
         _warn_if_nowhere(app, job)
+
+
+def _options(given: dict[str, Any], payload: str | None) -> Any:
+    """Return what was given of the options, and the payload as a value."""
+    from tenure.jobs.payload import MAX_PAYLOAD_BYTES
+
+    options = {name: value for name, value in given.items() if value not in (None, ())}
+    if options.get("backoff", "").startswith("{"):
+        options["backoff"] = _json(options["backoff"].encode(), "$.backoff")
+    if payload == "-":
+        options["payload"] = _json(sys.stdin.buffer.read(MAX_PAYLOAD_BYTES + 1), "$.payload")
+    elif payload is not None:  # arguments that are not valid UTF-8 must be refused, not changed
+        options["payload"] = _json(payload.encode("utf-8", "surrogatepass"), "$.payload")
+    return options
 
 
 def _warn_if_nowhere(app: Tenure, job: Job) -> None:
@@ -246,8 +253,8 @@ def explain(id: str, as_json: bool) -> None:
     if traceback:
         click.echo(terminal.excerpt(traceback))
     for action, event in EVENT_OF.items():
-        if event in reason.legal_events:
-            click.echo(f"You can {HINTS[action]}: tenure jobs {action} {id}")
+        if event in reason.legal_events and (action != "run_now" or reason.reason == "not_due"):
+            click.echo(f"You can {HINTS[action]}: tenure jobs {action.replace('_', '-')} {id}")
 
 
 bulk_options = together(
@@ -279,6 +286,37 @@ def cancel(ids: Sequence[str], **given: Any) -> None:
     _change("cancel", ids, {}, **given)
 
 
+@jobs.command()
+@click.argument("ids", nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("pending"))
+@bulk_options
+def run_now(ids: Sequence[str], **given: Any) -> None:
+    """Run pending jobs that are not due: by id, or all that match."""
+    _change("run_now", ids, {}, **given)
+
+
+@jobs.command()
+@click.argument("id", shell_complete=completing.job_ids("pending"))
+@option("--payload", "JSON", "A new payload, before the first attempt; `-` reads it.")
+@click.option("--priority", type=int, help="Smaller runs first, -100 to 100.")
+@click.option("--max-retries", type=int, help="Most attempts, the first included.")
+@option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
+@option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=_time)
+@flag("--now", "Run it at once if it is not due.")
+@option("--timeout", "TIME|none", "Longest time that one attempt may run.")
+@option("--backoff", "TIME|JSON", "Time before the first retry, or a policy.")
+@reason_option
+@answer_options
+def amend(id: str, reason: str | None, now: bool, as_json: bool, **given: Any) -> None:
+    """Change a pending job. What is not given stays."""
+    changes = _options(given, given.pop("payload"))
+    if changes.get("timeout") == "none":
+        changes["timeout"] = None
+    if now:
+        changes["delay"] = 0
+    with existing() as app:
+        _each(app, partial(app.amend, reason=reason, **changes), [id], as_json)
+
+
 def _change(
     action: str,
     ids: Sequence[str],
@@ -298,7 +336,8 @@ def _change(
     matching = filter_of(**chosen)
     with existing() as app:
         if ids:
-            change = app.retry if action == "retry" else app.cancel
+            verbs = {"retry": app.retry, "cancel": app.cancel}
+            change: Any = verbs.get(action, partial(app.amend, delay=0))
             _each(app, partial(change, **how), ids, as_json)
         elif dry_run:
             preview(app, action, matching, as_json)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 from starlette.responses import PlainTextResponse, Response
 
@@ -108,13 +109,14 @@ def act_on_selected(request: PageRequest) -> Response:
         return request.go(back, "Select some jobs first.", "bad")
     if len(ids) > MAX_SELECTED:
         raise InvalidInput(f"at most {MAX_SELECTED} at once", path="id")
-    change = request.app.retry if action is Action.RETRY else request.app.cancel
+    verbs = {Action.RETRY: request.app.retry, Action.CANCEL: request.app.cancel}
+    change: Any = verbs.get(action, partial(request.app.amend, delay=0))
     done = 0
     for job_id in ids:
         with suppress(IllegalTransition, JobNotFound):
             change(job_id, actor=request.actor, reason=request.field("reason"))
             done += 1
-    what = "to run again" if action is Action.RETRY else "cancelled"
+    what = "cancelled" if action is Action.CANCEL else "to run"
     message = f"{fmt.count(done, 'job')} {what}."
     if done < len(ids):
         refused = fmt.count(len(ids) - done, "job")
@@ -141,7 +143,7 @@ def preview_bulk(request: PageRequest) -> Response:
         given=filters,
         filter=describe(wanted),
         matching=request.app.core.count(wanted, action=action),
-        command=shlex.join(["tenure", "jobs", action, *options]),
+        command=shlex.join(["tenure", "jobs", action.replace("_", "-"), *options]),
         exact=filters.keys().isdisjoint(("since", "from", "to", "error", "text")),
     )
 
@@ -237,6 +239,11 @@ def retry(request: PageRequest) -> Response:
         raise InvalidInput("give a whole number from 1", path="more attempts")
     retry = partial(request.app.retry, more_retries=int(given), reason=request.field("reason"))
     return _changed(request, retry)
+
+
+def run_now(request: PageRequest) -> Response:
+    """Run a pending job at once."""
+    return _changed(request, partial(request.app.amend, delay=0, reason=request.field("reason")))
 
 
 def cancel(request: PageRequest) -> Response:

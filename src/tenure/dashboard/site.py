@@ -89,6 +89,7 @@ ACTIONS: dict[str, tuple[Scope, Page]] = {
     "/ui/samples": (Scope.ENQUEUE, overview.add_samples),
     "/ui/jobs": (Scope.ADMIN, jobs.act_on_selected),
     "/ui/jobs/{id}/retry": (Scope.ADMIN, jobs.retry),
+    "/ui/jobs/{id}/run-now": (Scope.ADMIN, jobs.run_now),
     "/ui/jobs/{id}/cancel": (Scope.ADMIN, jobs.cancel),
     "/ui/queues/{name}/pause": (Scope.ADMIN, queues.pause),
     "/ui/queues/{name}/resume": (Scope.ADMIN, queues.resume),

@@ -53,6 +53,18 @@ class Options(TypedDict, total=False):
     actor: str  # who adds it; default: the application's actor
 
 
+class Changes(TypedDict, total=False):
+    """What can change of a job that waits for a worker. `Tenure.enqueue` has the limits."""
+
+    payload: Mapping[str, Any]  # only before its first attempt
+    priority: int
+    max_retries: int
+    timeout: Duration | None
+    backoff: Backoff
+    delay: Duration  # run it no earlier than this from now; 0: at once
+    run_at: datetime
+
+
 class NewJob(msgspec.Struct, frozen=True):
     """A job for `Tenure.enqueue_many`, not yet checked.
 
@@ -171,6 +183,22 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     if key is None:
         return checked_job
     return replace(checked_job, fingerprint=_fingerprint(checked_job, options))
+
+
+def check_changes(changes: Changes) -> tuple[dict[str, Any], float | None]:
+    """Return columns with their new values, and the delay; raises InvalidInput."""
+    if unknown := changes.keys() - Changes.__annotations__.keys():
+        raise InvalidInput(f"this cannot change: {', '.join(sorted(unknown))}", path="$")
+    if not changes:
+        raise InvalidInput("say what to change", path="$")
+    options = defaults_of(changes, TypeOptions())
+    checked = {name: getattr(options, name) for name in changes.keys() & _TYPE_OPTIONS}
+    if "payload" in changes:
+        checked["payload"] = payload.canonical(changes["payload"])
+    delay = changes.get("delay")
+    if run_at := _time_of(changes.get("run_at"), delay):  # to the millisecond, as every store
+        checked["run_at"] = run_at.replace(microsecond=run_at.microsecond // 1000 * 1000)
+    return checked, None if delay is None else round(durations.seconds(delay, path="$.delay"), 3)
 
 
 def _time_of(run_at: Any, delay: Any) -> datetime | None:

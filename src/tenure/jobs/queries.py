@@ -123,6 +123,7 @@ class Query(Filter):
     among: tuple[str, ...] = ()  # any of these statuses
     created_by: datetime | None = None  # inclusive
     settled_by: datetime | None = None  # inclusive
+    not_due: bool = False
 
 
 def query_of(filter: Filter, **more: Any) -> Query:
@@ -155,9 +156,10 @@ class Action(StrEnum):
 
     RETRY = "retry"
     CANCEL = "cancel"
+    RUN_NOW = "run_now"  # what is not due
 
 
-EVENT_OF = {Action.RETRY: "retried", Action.CANCEL: "cancelled"}
+EVENT_OF = {Action.RETRY: "retried", Action.CANCEL: "cancelled", Action.RUN_NOW: "amended"}
 
 
 def checked_query(filter: Filter, limit: int = 50, before: str | None = None) -> Query:

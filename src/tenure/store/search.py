@@ -117,6 +117,8 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
     if query.running_longer_than is not None:
         since = d.later(f"-{query.running_longer_than:f}")
         yield f"status = {quoted(Status.PROCESSING)} AND started_at <= {since}", []
+    if query.not_due:
+        yield f"run_at > {d.now}", []
     if query.within is not None:
         yield d.in_queues("queue", query.within)
     for column, text in (("last_error", query.error), ("payload", query.text)):

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
+from msgspec.structs import replace
+
 from tenure import failpoints
 from tenure.errors import IllegalTransition, JobNotFound, LeaseLost
 from tenure.events import (
@@ -156,14 +158,23 @@ def _event(report: Report) -> Event:
 def apply(db: Database, job_id: str, event: Event) -> Job:
     """Apply an operator's or the application's event to one job; return the job afterwards.
 
+    An amendment that changes nothing is none.
+
     Raises JobNotFound or IllegalTransition.
     """
     job = db.lock([job_id]).get(job_id)
     if job is None:
         raise JobNotFound(job_id)
     steps = follow(job, event, db.now())
+    if not is_changed(job, steps[-1]):
+        return job
     save(db, [(job, steps)])
     return steps[-1]
+
+
+def is_changed(before: Job, after: Job) -> bool:
+    """Whether a transition changed more than its own name, so that the ledger has it."""
+    return replace(after, event=before.event, actor=before.actor, reason=before.reason) != before
 
 
 def sweep(db: Database, limit: int) -> list[Steps]:

@@ -138,19 +138,37 @@ class EnqueueRequest(TypeRequest, kw_only=True):
         structs.force_setattr(self, "payload", text)
 
 
-def options_of(request: TypeRequest) -> dict[str, Any]:
-    """Return the options that a request gives. Only a timeout can be None."""
-    return {
-        name: given(value) if isinstance(value, Backoff) else value
-        for name, value in given(request).items()
-        if (value is not None or name == "timeout") and name not in {"type", "payload"}
-    }
-
-
 class ReasonRequest(Request):
     """Why this is done, for the ledger."""
 
     reason: Reason | None = None
+
+
+class AmendRequest(ReasonRequest, kw_only=True):
+    """What changes of a pending job. What is left out stays."""
+
+    payload: Annotated[dict[str, Any], JsonObject] | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    max_retries: Retries | UnsetType = UNSET
+    timeout: Timeout | UnsetType | None = UNSET  # null: no limit
+    backoff: Backoff | Seconds | UnsetType = UNSET
+    run_at: RunAt | UnsetType = UNSET
+    delay: Seconds | UnsetType = UNSET  # from now; 0: at once
+
+    def pack(self, path: str) -> None:
+        """Replace the payload by its text; raises InvalidInput."""
+        if self.payload is not UNSET:
+            text = JsonText(canonical(self.payload, path=f"{path}.payload"))
+            structs.force_setattr(self, "payload", text)
+
+
+def options_of(request: Request) -> dict[str, Any]:
+    """Return the options that a request gives. Only a timeout can be None."""
+    return {
+        name: given(value) if isinstance(value, Backoff) else value
+        for name, value in given(request).items()
+        if (value is not None or name == "timeout") and name not in {"type", "payload", "reason"}
+    }
 
 
 class RetryRequest(ReasonRequest, kw_only=True):

@@ -156,6 +156,16 @@ def cancel_job(call: Call) -> Response:
     return answer(call.shown(call.app.cancel(call.path["id"], actor=call.caller.name, reason=why)))
 
 
+def amend_job(call: Call) -> Response:
+    """Change a job that is pending."""
+    body: requests.AmendRequest = call.body
+    changes = requests.options_of(body)
+    if body.payload is not UNSET:
+        changes["payload"] = body.payload
+    by, why = call.caller.name, body.reason
+    return answer(call.shown(call.app.amend(call.path["id"], actor=by, reason=why, **changes)))
+
+
 def retry_job(call: Call) -> Response:
     """Retry a job that failed for good, with a higher limit."""
     more, why = call.body.more_retries, call.body.reason

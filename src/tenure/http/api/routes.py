@@ -106,6 +106,7 @@ BATCH_BODY = Body(
     item=requests.EnqueueRequest,
     most=MAX_JOBS_AT_ONCE,
 )
+AMEND = Body(requests.AmendRequest, limit=MAX_JOB_BYTES, depth=JOB_DEPTH)
 RETRY = Body(requests.RetryRequest, optional=True)
 LEASE = Body(requests.LeaseRequest, limit=2 * 1024 * 1024)
 COMPLETE = Body(requests.CompleteRequest, limit=MAX_ITEM_BYTES, optional=True, lenient=True)
@@ -135,6 +136,7 @@ NEW_JOBS = Reply(list[Job], "The jobs, in the order of the request.", status=201
 JOB_PAGE = Reply(list[Job], "A page of jobs; `Link` names the next.", headers=("Link",))
 COUNTED = Reply(Counted, "How many jobs there are, or at least are.")
 CANCELLED = Reply(Job, "The job, cancelled.")
+AMENDED = Reply(Job, "The job, changed.")
 RETRIED = Reply(Job, "The job, pending again.")
 HISTORY = Reply(list[responses.TransitionBody], "The job's transitions.")
 EXPLANATION = Reply(Explanation, "The reason.")
@@ -177,6 +179,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/jobs/{id}", READ, jobs.show_job, Reply(Job, "The job.")),
     Route("GET", "/jobs/{id}/history", READ, jobs.show_history, HISTORY),
     Route("GET", "/jobs/{id}/explain", READ, jobs.explain_job, EXPLANATION),
+    Route("PATCH", "/jobs/{id}", ADMIN, jobs.amend_job, AMENDED, body=AMEND),
     Route("POST", "/jobs/{id}/cancel", ADMIN, jobs.cancel_job, CANCELLED, body=REASON),
     Route("POST", "/jobs/{id}/retry", ADMIN, jobs.retry_job, RETRIED, body=RETRY),
     # --- actions on all jobs that match a filter

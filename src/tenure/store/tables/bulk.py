@@ -16,7 +16,7 @@ import msgspec
 
 from tenure import failpoints
 from tenure.errors import IllegalTransition
-from tenure.events import Cancelled, Event, Retried
+from tenure.events import Amended, Cancelled, Event, Retried
 from tenure.jobs.queries import Action, Bulk, Counted, Filter, Query, query_of, sources
 from tenure.lifecycle import Job, Status, follow
 from tenure.store import transitions
@@ -144,7 +144,7 @@ def about(filter: Filter, action: Action, **more: Any) -> Query:
     if filter.status is None and len(statuses) == 1:
         filter = replace(filter, status=statuses[0])
     among = statuses if filter.status is None else ()
-    return query_of(filter, among=among, **more)
+    return query_of(filter, among=among, not_due=action is Action.RUN_NOW, **more)
 
 
 def next_ids(read: Reader, bulk: Bulk) -> tuple[Sequence[str], str | None]:
@@ -174,11 +174,12 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
         return False
     jobs = db.lock(sorted(job_ids))
     now = db.now()
-    changes = []
+    changes: list[tuple[Job, transitions.Steps]] = []
     for job in jobs.values():
         try:
             if fits(bulk.filter, job, now) and _had_settled(job, bulk):
-                changes.append((job, follow(job, _event(bulk), now)))
+                steps = follow(job, _event(bulk), now)
+                changes += [(job, steps)] if transitions.is_changed(job, steps[-1]) else []
         except IllegalTransition:
             continue
     transitions.save(db, changes)
@@ -206,3 +207,5 @@ def _event(bulk: Bulk) -> Event:
             return Retried(more_retries=bulk.more_retries, actor=actor, reason=reason)
         case Action.CANCEL:
             return Cancelled(actor=actor, reason=reason)
+        case Action.RUN_NOW:
+            return Amended(delay=0, actor=actor, reason=reason)

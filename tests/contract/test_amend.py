@@ -1,0 +1,100 @@
+"""Changing jobs that wait for a worker, and running them now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tenure import Tenure
+from tenure.errors import IllegalTransition, InvalidInput
+from tenure.jobs.queries import Filter
+from tenure.retry import RetryPolicy
+from tests.support.store import StoreHarness, report_failed
+
+
+@pytest.fixture
+def app(harness: StoreHarness) -> Iterator[Tenure]:
+    with Tenure(harness.url) as app:
+        yield app
+
+
+def test_a_pending_job_can_be_changed(harness: StoreHarness, app: Tenure) -> None:
+    job = harness.add(priority=5)
+    other = harness.add(priority=2)
+    due = harness.clock.now - timedelta(seconds=1)
+    after = app.amend(
+        job.id,
+        payload={"n": 2},
+        priority=1,
+        max_retries=3,
+        timeout="30s",
+        backoff=7,
+        run_at=due,
+        actor="ada",
+        reason="urgent",
+    )
+    assert after == harness.get(job.id)
+    assert (after.payload, after.priority, after.max_retries) == ({"n": 2}, 1, 3)
+    assert (after.timeout, after.backoff, after.run_at) == (30.0, RetryPolicy(base=7), due)
+    entry = harness.history(job.id)[-1]
+    assert (entry.event, entry.actor, entry.reason) == ("amended", "ada", "urgent")
+    assert harness.ids(harness.claim(limit=2)) == [job.id, other.id]  # its token went with it
+
+
+@pytest.mark.parametrize("changes", [{"priority": 0}, {"delay": 0}, {"timeout": None}])
+def test_a_change_to_what_is_so_already_is_none(
+    harness: StoreHarness, app: Tenure, changes: dict[str, Any]
+) -> None:
+    job = harness.add()
+    harness.clock.advance(5)
+    assert app.amend(job.id, **changes) == job
+    assert harness.events(job.id) == ["enqueued"]
+
+
+def test_a_job_that_was_tried_keeps_its_payload_and_an_attempt(
+    harness: StoreHarness, app: Tenure
+) -> None:
+    lease = harness.take(max_retries=3)
+    harness.report(report_failed(lease))
+    before = harness.sql.contents()
+    for changes in ({"payload": {}}, {"max_retries": 1}, {"max_retries": 0}):
+        with pytest.raises(IllegalTransition):
+            app.amend(lease.id, **changes)  # type: ignore[arg-type]
+    assert harness.sql.contents() == before
+    assert app.amend(lease.id, max_retries=2).max_retries == 2
+    assert app.amend(harness.add().id, max_retries=0).max_retries == 0
+
+
+def test_a_job_that_a_worker_has_cannot_be_changed(harness: StoreHarness, app: Tenure) -> None:
+    lease = harness.take()
+    with pytest.raises(IllegalTransition):
+        app.amend(lease.id, priority=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"queue": "other"}, {"priority": 101}, {"delay": 1, "run_at": 2}, {"payload": [1]}],
+)
+def test_what_no_job_can_have_is_refused(app: Tenure, changes: dict[str, Any]) -> None:
+    job = app.enqueue("work")
+    with pytest.raises(InvalidInput):
+        app.amend(job.id, **changes)
+
+
+def test_jobs_that_are_not_due_run_now(harness: StoreHarness, app: Tenure) -> None:
+    later = [harness.add(delay=3600, queue="a") for _ in range(3)]
+    other = harness.add(delay=3600, queue="b")
+    due = harness.add(queue="a")
+    harness.clock.advance(5)
+    assert app.core.count(Filter(queue="a"), action="run_now").jobs == 3
+    bulk = app.bulk.start("run_now", Filter(queue="a"), reason="now")
+    while bulk.finished_at is None:
+        bulk = app.bulk.step(bulk.id)
+    assert (bulk.changed, bulk.refused) == (3, 0)
+    assert app.amend(other.id, delay=0).run_at == harness.clock.now
+    assert harness.get(due.id) == due
+    claimed = harness.ids(harness.claim(limit=9))
+    assert sorted(claimed) == sorted(job.id for job in (*later, other, due))
