@@ -105,7 +105,9 @@ CLIENT: Mapping[str, Sequence[str]] = {
         *("enqueue", "enqueue_many", "get", "find", "history", "explain", "cancel", "retry"),
         *("stats", "close"),
     ),
-    "What workers call": ("declare", "exchange", "heartbeat", "waits", "exchanges", "on_work"),
+    "What workers call": (
+        *("declare", "exchange", "heartbeat", "waits", "exchanges", "on_work", "on_end"),
+    ),
 }
 ANSWERS = (
     *(Page, Counted, Bulk),

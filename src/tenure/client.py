@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar, Unpack
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,14 +23,13 @@ from msgspec import UNSET, structs
 
 from tenure.errors import Forbidden, InvalidInput, JobNotFound, StoreUnavailable, TenureError
 from tenure.jobs import durations, ids
-from tenure.jobs import payload as payloads
 from tenure.jobs.enqueue import NewJob, Options, TypeOptions
 from tenure.jobs.explain import Explanation
 from tenure.jobs.ledger import Transition
 from tenure.jobs.queries import Fields
 from tenure.jobs.redaction import without_password
 from tenure.jobs.stats import Count, TypeState
-from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report, Verdict
+from tenure.jobs.work import ClaimRequest, Exchange, HeldLeases, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job
 from tenure.settings import is_loopback
 from tenure.telemetry.tracing import Tracing
@@ -43,6 +42,9 @@ log = logging.getLogger(__name__)
 DEFAULT_TIMEOUT_SECONDS = 30.0
 MAX_CONNECTIONS = 16
 JSON = {"Content-Type": "application/json"}
+ENDS = "/leases/ended"
+SILENT_SECONDS = 40.0  # after which that stream is broken: a sign of life comes every 15 s
+RECONNECT_SECONDS = 1.0
 
 
 class Client:
@@ -127,7 +129,7 @@ class Client:
         `idempotency_key` if one job must not become two.
         """
         new_job = NewJob(type, {} if payload is None else payload, options)
-        body = _new_job(new_job, "$")
+        body = requests.new_job(new_job, "$")
         (job,) = self._add(
             [new_job], lambda headers: [self._job("POST", "/jobs", body, headers=headers)]
         )
@@ -138,7 +140,9 @@ class Client:
 
         Raises what `enqueue` raises. The path of an InvalidInput names the job.
         """
-        body = [_new_job(new_job, f"$[{number}]") for number, new_job in enumerate(new_jobs)]
+        body = [
+            requests.new_job(new_job, f"$[{number}]") for number, new_job in enumerate(new_jobs)
+        ]
 
         def send(headers: Mapping[str, str]) -> list[Job]:
             kind = list[responses.JobBody]
@@ -233,17 +237,7 @@ class Client:
         if self._http.is_closed:
             raise StoreUnavailable("the client is closed")
         future: Future[Exchange] = Future()
-        # A daemon: the process can end while a claim waits.
-        thread = threading.Thread(
-            target=self._take_exchange,
-            args=(future, reports, claim),
-            name="tenure-client",
-            daemon=True,
-        )
-        try:
-            thread.start()
-        except RuntimeError as error:  # a limit of the machine
-            raise StoreUnavailable(f"nothing was sent: {error}") from error
+        _start(self._take_exchange, future, reports, claim)
         return future
 
     def _take_exchange(
@@ -291,18 +285,38 @@ class Client:
             with suppress(Forbidden):
                 self._send("PUT", f"/types/{name}", TypeState, each)
 
-    def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
-        """Extend leases, given as (job id, lease id); returns the lease ids that are still held."""
+    def heartbeat(self, leases: HeldLeases, lease_seconds: float) -> Mapping[str, str]:
+        """Extend (job id, lease id) leases; returns by lease id which event ended the others."""
         names = [requests.join_lease(*lease) for lease in leases]
         # Leaves time for another try before the leases run out.
         timeout = min(self._timeout, max(lease_seconds / 2, 1.0))
         query, kind = {"lease_seconds": str(lease_seconds)}, list[responses.HeldBody]
         answers = self._send("POST", "/heartbeats", kind, names, query=query, timeout=timeout)
-        return {requests.split_lease(one.lease_id)[1] for one in answers if one.held}
+        return {requests.split_lease(a.lease_id)[1]: a.ended for a in answers if not a.held}
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Do nothing: the server answers a claim that waits when there is work."""
         return lambda: None
+
+    def on_end(self, worker: str, notify: Callable[[], None]) -> Callable[[], None]:
+        """Call `notify`, on any thread, when leases of a worker may have ended; as `WorkSource`."""
+        stopped, query = threading.Event(), {"worker": worker}
+
+        def listen() -> None:
+            while not (stopped.is_set() or self._http.is_closed):
+                try:
+                    with self._http.stream(
+                        "GET", ENDS, params=query, timeout=SILENT_SECONDS
+                    ) as answer:
+                        for line in answer.iter_lines():
+                            if line == "event: ended" and not stopped.is_set():
+                                notify()
+                except (*self._trouble, RuntimeError) as error:  # the latter if it is closed
+                    log.info("not listening for cancels, heartbeats continue: %r", error)
+                stopped.wait(RECONNECT_SECONDS)
+
+        _start(listen)
+        return stopped.set
 
     def _send(self, method: str, path: str, kind: type[T], body: object = None, **more: Any) -> T:
         """Send a request and read its answer, or raise its error."""
@@ -353,6 +367,15 @@ class Client:
             raise TenureError(f"{where} answered something else than Tenure: {error}") from error
 
 
+def _start(call: Callable[..., None], *arguments: Any) -> None:
+    """Call something on a daemon thread: the process can end while it waits for the server."""
+    thread = threading.Thread(target=call, args=arguments, name="tenure-client", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:  # a limit of the machine
+        raise StoreUnavailable(f"nothing was sent: {error}") from error
+
+
 def _cursor_in(links: Mapping[str, Mapping[str, str]]) -> str | None:
     """Return the cursor of the next page, or None on the last page."""
     address = links.get("next", {}).get("url", "")
@@ -364,20 +387,3 @@ def _path_of(job_id: str) -> str:
     if not ids.is_id(job_id):
         raise JobNotFound(job_id)
     return f"/jobs/{job_id}"
-
-
-def _new_job(new_job: NewJob, at: str) -> dict[str, Any]:
-    """Return a job as the API takes it, with its payload checked before anything is sent."""
-    payloads.canonical(new_job.payload, path=f"{at}.payload")
-    body: dict[str, Any] = {"type": new_job.type, "payload": new_job.payload}
-    options: dict[str, Any] = dict(new_job.options)
-    options.pop("actor", None)  # the server names the caller
-    if unknown := options.keys() - Options.__annotations__.keys():
-        raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path=at)
-    for name in ("delay", "timeout"):
-        if options.get(name) is not None:
-            options[name] = durations.seconds(options[name], path=f"{at}.{name}")
-    if isinstance(latest := options.get("start_by"), timedelta):
-        options["start_by"] = latest.total_seconds()
-    given = {name: v for name, v in options.items() if v is not None or name == "timeout"}
-    return {**body, **given}

@@ -67,7 +67,7 @@ class Application:
         self, app: Tenure, settings: Settings, authorize: guard.Authorize | None = None
     ) -> None:
         guard.check_tokens(settings)
-        notifier = WorkNotifier(app.core.on_work)
+        notifier = WorkNotifier(app.core)
 
         @contextlib.asynccontextmanager
         async def lifespan(_: object) -> AsyncIterator[None]:
@@ -78,7 +78,7 @@ class Application:
             notifier.start()
             pages.view().cache.begin()
             yield
-            notifier.close()
+            notifier.stop()
 
         self.state = State({"notifier": notifier})
         redaction = app.core.redaction.also(settings.redact)
@@ -165,7 +165,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         crew = [worker_of(app, settings) for _ in range(workers if has_handlers else 0)]
         delivery = running.enter_context(maintained(app, settings, crew, watch.may_end_leases))
         built = build(app, settings)
-        running.callback(built.state.notifier.close)
+        running.callback(built.state.notifier.stop)
         stops = [worker.request_stop for worker in crew]
         on_stop = [built.state.notifier.stop, delivery.ask_to_stop, *stops]
         server = _Server(built, settings, on_stop, watch)

@@ -253,7 +253,7 @@ CONTROLS = (
     Control(
         "a worker runs on after its lease is lost",
         "worker/heartbeat.py",
-        "            self._leases.lose(lost)",
+        "            self._leases.lose(ended)",
         "            pass",
     ),
     Control(

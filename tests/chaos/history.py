@@ -257,12 +257,14 @@ class Recorded:
 
         return done
 
-    def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
-        held: set[str]
+    def heartbeat(
+        self, leases: Sequence[tuple[str, str]], lease_seconds: float
+    ) -> Mapping[str, str]:
+        ended: Mapping[str, str]
         with self._calling("heartbeat", leases=leases) as answer:
-            held = self.work.heartbeat(leases, lease_seconds)
-            answer["held"] = sorted(held)
-        return held
+            ended = self.work.heartbeat(leases, lease_seconds)
+            answer["held"] = sorted(lease_id for _, lease_id in leases if lease_id not in ended)
+        return ended
 
     # --- what the sweeper and operators call
 

@@ -74,7 +74,9 @@ def test_a_failover_that_loses_commits_takes_no_report_from_before() -> None:
                 # The worker of before lives on, and asks again: same job, attempt and token.
                 for report in (report_completed(before), report_failed(before)):
                     assert app.core.report([report]).verdicts[0].answer is Answer.LOST
-                assert app.core.heartbeat([(before.id, before.lease_id)], 30) == set()
+                assert app.core.heartbeat([(before.id, before.lease_id)], 30) == {
+                    before.lease_id: ""
+                }
                 assert app.get(kept.id).status is Status.PROCESSING
                 assert (
                     app.core.report([report_completed(after)]).verdicts[0].answer is Answer.RECORDED

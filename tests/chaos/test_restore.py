@@ -55,7 +55,8 @@ def test_workers_of_before_a_restore_are_fenced_and_queues_can_start_paused(
         for lease in since:
             for report in (report_completed(lease), report_failed(lease)):
                 assert app.core.report([report]).verdicts[0].answer is Answer.LOST
-        assert app.core.heartbeat([(x.id, x.lease_id) for x in since], 30) == set()
+        names = [(lease.id, lease.lease_id) for lease in since]
+        assert app.core.heartbeat(names, 30) == {lease.lease_id: "" for lease in since}
         assert app.core.report([report_completed(held)]).verdicts[0].answer is Answer.RECORDED
 
         app.queues.resume("default")

@@ -175,8 +175,8 @@ def test_turns_and_heartbeats(client: Client) -> None:
     assert first.payload == '{"n":0}'
     assert client.get(first.id).worker == "http/w"
     pairs = [(lease.id, lease.lease_id) for lease in exchange.leases]
-    held = client.heartbeat([*pairs, (UNKNOWN_ID, "0" * 32)], 45.0)
-    assert held == {lease.lease_id for lease in exchange.leases}
+    ended = client.heartbeat([*pairs, (UNKNOWN_ID, "0" * 32)], 45.0)
+    assert ended == {"0" * 32: ""}
     assert client.get(first.id).lease_expires_at != first.lease_expires_at
     reports = [
         Report(first.id, first.lease_id, Outcome.COMPLETED, result='{"x":1}'),

@@ -75,10 +75,10 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         built = build(app, SETTINGS)
         door.app = built
         yield
-        built.state.notifier.close()
+        built.state.notifier.stop()
 
 
-@schema.exclude(path="/events").parametrize()  # endless, and tested elsewhere
+@schema.exclude(path=["/events", "/leases/ended"]).parametrize()  # endless
 @settings(max_examples=20, suppress_health_check=list(HealthCheck))
 def test_no_answer_that_is_not_described(case: schemathesis.Case) -> None:
     do_not_wait(case)

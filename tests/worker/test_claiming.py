@@ -206,6 +206,9 @@ def test_a_backlog_is_worked_off_without_waiting_for_a_poll(
         def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
             return lambda: None
 
+        def on_end(self, worker: str, notify: Callable[[], None]) -> Callable[[], None]:
+            return lambda: None
+
     app = app_on_each_engine
     runs: list[int] = []
 

@@ -68,8 +68,9 @@ def test_what_was_handed_back_or_lost_on_its_way_is_not_started() -> None:
 
 def test_a_lost_lease_is_the_attempt_that_held_it() -> None:
     book = book_of(slots=1, leases=2)
-    book.lose(["lease 1", "lease 7"])
-    assert [one.lease.lease_id for one in book.take_lost()] == ["lease 1"]
+    book.lose({"lease 1": "cancelled", "lease 7": "cancelled"})
+    assert book.ready == 1, "it does not start"
+    assert [(one.lease.lease_id, e) for one, e in book.take_lost()] == [("lease 1", "cancelled")]
     assert book.take_lost() == []
     book.forget(["lease 1"])
     assert (book.ready, book.to_renew()) == (1, [("job 0", "lease 0")])

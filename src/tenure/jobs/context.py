@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-Stopped = Literal["timeout", "shutdown", "lost"]
+Stopped = Literal["cancelled", "timeout", "shutdown", "lost"]
 """Why the outcome of a handler no longer counts."""
 
 
@@ -27,8 +27,8 @@ class JobContext:
       grace period of the worker is recorded as always. One that takes longer is interrupted, and
       the job runs again elsewhere, without a charge.
     - `stopped`: why the handler should return now, since nothing that it does is recorded any more.
-      None as long as its outcome counts, then `timeout`, `shutdown` (the grace period is over), or
-      `lost` (the job was cancelled, or its lease ran out).
+      None as long as its outcome counts, then `cancelled` (the job was, normally within 200 ms),
+      `timeout`, `shutdown` (the grace period is over), or `lost` (the lease ran out).
 
     In a child process, `stopping` and `stopped` never change: when the outcome no longer counts,
     the worker kills the child.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -34,6 +34,9 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
 MAX_BYTES = 8 * 1024 * 1024
 """Payloads and results, in bytes, after which a page or a claim ends: each job may have 1 MiB."""
 
+
+HeldLeases: TypeAlias = Sequence[tuple[str, str]]
+"""The job id and the lease id of each."""
 
 ALONE_AFTER = ("lease expired", "the child process ")
 """How the last error begins of a job that may have ended its worker, or would have. `lifecycle` and
@@ -152,8 +155,14 @@ class WorkSource(Protocol):
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         """Record reports, then lease jobs."""
 
-    def heartbeat(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
-        """Extend (job id, lease id) leases; return the ids of those still held. Any thread."""
+    def heartbeat(self, leases: HeldLeases, lease_seconds: float) -> Mapping[str, str]:
+        """Extend (job id, lease id) leases; return by lease id which event ended the others.
+
+        Called on any thread.
+        """
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify`, from any thread, when there may be work; return what ends this."""
+
+    def on_end(self, worker: str, notify: Callable[[], None]) -> Callable[[], None]:
+        """Call `notify`, from any thread, when leases of a worker may have ended; likewise."""

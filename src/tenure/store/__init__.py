@@ -20,7 +20,7 @@ from tenure.events import Event
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.findings import Check, Progress, no_progress
 from tenure.jobs.redaction import without_password
-from tenure.jobs.work import ClaimRequest, Duty, Exchange, Report
+from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job
 from tenure.store import migrate, times, transitions
 from tenure.store.commit import Committer
@@ -153,6 +153,19 @@ class Store:
         held: set[str] = self._heart.submit(work).future.result()
         return held
 
+    def heartbeat(self, leases: HeldLeases, lease_seconds: float) -> Mapping[str, str]:
+        """Extend (job id, lease id) leases; return by lease id which event ended the others.
+
+        The event is "" for a lease that the ledger does not know.
+        """
+        held = self.renew(leases, lease_seconds)
+        others = [lease for lease in leases if lease[1] not in held]
+        if not others:
+            return {}
+        work = CallWork("heartbeat", lambda db: db.settled_as(others), brings=nothing, job_ids=())
+        ended: Mapping[tuple[str, str], str] = self._heart.submit(work).future.result()
+        return {lease[1]: ended.get(lease, "") for lease in others}
+
     def write(
         self,
         name: str,
@@ -180,6 +193,11 @@ class Store:
         """Call `notify`, from any thread, when there may be work; return what ends that."""
         self._committer.refuse_copies()
         return self._notifier.subscribe(notify)
+
+    def on_end(self, worker: str, notify: Callable[[], None]) -> Callable[[], None]:
+        """Call `notify`, from any thread, when leases of `worker` may have ended; likewise."""
+        self._committer.refuse_copies()
+        return self._notifier.subscribe(notify, worker)
 
     def wait(self, job_id: str) -> Future[Job]:
         """Return a future of a job as it is once it is settled, as `Waits.add` does."""

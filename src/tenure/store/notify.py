@@ -1,4 +1,7 @@
-"""Notify waiting workers and long polls that there may be work. A hint: polling is enough."""
+"""Notify workers and long polls: there may be work, or leases of a worker may have ended.
+
+Hints: polling and heartbeats are enough.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,12 @@ from tenure.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-Watch = Callable[[Callable[[], None], threading.Event], None]
+WORK = ""
+"""What a notification is about that names no worker: there may be work."""
+
+Notify = Callable[[str | None], None]
+"""Takes what a notification is about: work, a worker whose leases may have ended, None for all."""
+Watch = Callable[[Notify, threading.Event], None]
 
 
 class Notifier:
@@ -18,27 +26,33 @@ class Notifier:
 
     def __init__(self, watch: Watch) -> None:
         self._lock = threading.Lock()
-        self._subscribers: tuple[Callable[[], None], ...] = ()
+        self._subscribers: tuple[tuple[str, Callable[[], None]], ...] = ()
         self._stop = threading.Event()
         self._watch = watch
         self._thread: threading.Thread | None = None
 
-    def notify(self) -> None:
-        """Call every subscriber. Subscribers must be quick and are called from any thread."""
-        for subscriber in self._subscribers:
+    def notify(self, about: str | None = WORK) -> None:
+        """Call the subscribers, of all topics if `about` is None.
+
+        Subscribers must be quick and are called from any thread.
+        """
+        for topic, subscriber in self._subscribers:
+            if about is not None and topic != about:
+                continue
             try:
                 subscriber()
             except Exception as error:  # its event loop may be gone: the others still wait
-                log.warning("a subscriber that waits for work could not be notified: %r", error)
+                log.warning("a subscriber that waits could not be notified: %r", error)
 
-    def subscribe(self, subscriber: Callable[[], None]) -> Callable[[], None]:
-        """Call `subscriber` from now on; return the function that ends this.
+    def subscribe(self, subscriber: Callable[[], None], topic: str = WORK) -> Callable[[], None]:
+        """Call `subscriber` for a topic from now on; return the function that ends this.
 
         Raises StoreUnavailable if the thread that watches cannot be started.
         """
         with self._lock:
             others = self._subscribers
-            self._subscribers = (*others, subscriber)  # first: the watch notifies as it begins
+            entry = (topic, subscriber)
+            self._subscribers = (*others, entry)  # first: the watch notifies as it begins
             if not self._stop.is_set() and self._thread is None:
                 try:
                     self._thread = self._started()
@@ -48,7 +62,7 @@ class Notifier:
 
         def unsubscribe() -> None:
             with self._lock:
-                self._subscribers = tuple(s for s in self._subscribers if s is not subscriber)
+                self._subscribers = tuple(e for e in self._subscribers if e is not entry)
             # The watch continues until the store closes: there is soon another subscriber.
 
         return unsubscribe

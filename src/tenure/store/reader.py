@@ -23,6 +23,7 @@ from tenure.jobs.stats import QueueState, WorkerState
 from tenure.lifecycle import Job, Status
 from tenure.store import audit
 from tenure.store.dialect import Dialect
+from tenure.store.notify import Notify
 from tenure.store.rows import COLUMNS, job_of, read_tags, selected
 from tenure.store.search import Statement
 from tenure.store.tables import workers
@@ -96,8 +97,11 @@ class Reader(ABC):
         """Close the reading connections."""
 
     @abstractmethod
-    def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
-        """Call `notify` whenever another process may have added work, until `stop` is set."""
+    def watch(self, notify: Notify, stop: threading.Event) -> None:
+        """Call `notify` until `stop` is set: at the start, and when another process has committed.
+
+        It says what that may be about: work, or a worker whose running job was cancelled.
+        """
 
     @abstractmethod
     def read_through(self, statement: str, read: Callable[[Iterable[Any]], T]) -> T:

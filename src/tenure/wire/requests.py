@@ -8,14 +8,16 @@ its job.
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
-from tenure.jobs import ids
+from tenure.errors import InvalidInput
+from tenure.jobs import durations, ids
 from tenure.jobs import results as produced
 from tenure.jobs.durations import MAX_SECONDS
+from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.names import (
     KEY_PATTERN,
     MAX_KEY_LENGTH,
@@ -210,6 +212,23 @@ class LimitRequest(Request):
     max_pending: MaxPending | None
 
 
+def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
+    """Return a job as the API takes it, with its payload checked before anything is sent."""
+    canonical(new_job.payload, path=f"{at}.payload")
+    body: dict[str, Any] = {"type": new_job.type, "payload": new_job.payload}
+    options: dict[str, Any] = dict(new_job.options)
+    options.pop("actor", None)  # the server names the caller
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path=at)
+    for name in ("delay", "timeout"):
+        if options.get(name) is not None:
+            options[name] = durations.seconds(options[name], path=f"{at}.{name}")
+    if isinstance(latest := options.get("start_by"), timedelta):
+        options["start_by"] = latest.total_seconds()
+    given = {name: v for name, v in options.items() if v is not None or name == "timeout"}
+    return {**body, **given}
+
+
 # --- leases and reports ---------------------------------------------------------------------------
 
 
@@ -274,6 +293,12 @@ class HeartbeatRequest(Request):
     """How long the lease is to last from now."""
 
     lease_seconds: LeaseSeconds = DEFAULT_LEASE_SECONDS
+
+
+class EndsRequest(Request):
+    """Whose leases to watch: the `worker` that claims name."""
+
+    worker: WorkerName
 
 
 class ReportEntry(Request):

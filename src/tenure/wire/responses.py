@@ -181,11 +181,15 @@ class VerdictBody(Answered, frozen=True, omit_defaults=True):
     retry_in: float | None = None
 
 
-class HeldBody(Answered, frozen=True):
-    """Whether a heartbeat found the lease still held."""
+class HeldBody(Answered, frozen=True, omit_defaults=True):
+    """Whether a heartbeat found the lease still held; if not, `ended` is the event that ended it.
+
+    That is `cancelled` if the job was. Without `ended`, no such lease is known.
+    """
 
     lease_id: LeaseName
     held: bool
+    ended: str = ""
 
 
 # --- what operators see ---------------------------------------------------------------------------

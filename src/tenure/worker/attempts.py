@@ -76,8 +76,8 @@ class Attempts:
         """Finish attempts whose thread has returned; stop those whose lease is lost."""
         while self._delivered:
             self._finish_and_start_next(*self._delivered.popleft())
-        for attempt in self._leases.take_lost():
-            self._stop_lost(attempt)
+        for attempt, event in self._leases.take_lost():
+            self._stop_lost(attempt, event)
 
     def announce_stop(self) -> None:
         """Say to every handler that has a context that the worker stops."""
@@ -257,11 +257,15 @@ class Attempts:
             self._end(attempt, Ending(error=error), free=False)
             self._stop_handler(attempt, why)
 
-    def _stop_lost(self, attempt: Attempt) -> None:
+    def _stop_lost(self, attempt: Attempt, event: str) -> None:
         runs = attempt.state is STARTED
         if runs or attempt.state is CLAIMED:
             self._leases.forget([attempt.lease.lease_id])
-        if runs:
+        if runs and event == "cancelled":
+            log.info("job %s was cancelled: its handler is stopped", attempt.lease.id)
+            self._end_span(attempt, "cancelled")
+            self._stop_handler(attempt, "cancelled")
+        elif runs:
             log.warning("the lease on job %s is lost: its handler is stopped", attempt.lease.id)
             self._end_span(attempt, "LeaseLost: the lease was ended elsewhere")
             self._stop_handler(attempt, "lost")
@@ -281,7 +285,10 @@ class Attempts:
             attempt.child.kill()
         elif attempt.on_thread:
             self._threads.abandon()
-            self._leave_behind(attempt)
+            self._leases.free(attempt)  # at once: it may go on and on
+            self._start_ready()
+            loop = asyncio.get_running_loop()
+            attempt.timer = loop.call_later(UNWIND_SECONDS, self._leave_behind, attempt)
         self._wakeup.set()
 
     def _leave_behind(self, attempt: Attempt) -> None:

@@ -313,13 +313,15 @@ class Exchanges:
     def _arrive(self, began: float, future: Future[Exchange]) -> None:
         """Answer for new leases at once, on whatever thread: the loop may be blocked.
 
-        Leases that may have spent a third of their time on the way are renewed without delay.
+        Leases that may have spent a third of their time on the way are renewed without delay, and
+        so are those that may have been among what a heartbeat was asked to look at meanwhile.
         """
         if future.cancelled() or future.exception() is not None:
             return
         if leases := future.result().leases:
             self._leases.hold(leases)
-            if time.monotonic() - began > self._request.lease_seconds / 3:
+            late = time.monotonic() - began > self._request.lease_seconds / 3
+            if late or self._heart.asked_at > began:
                 self._heart.beat_now()
 
     def _answered(self, flight: Flight, exchange: Exchange) -> None:

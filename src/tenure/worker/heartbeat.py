@@ -41,6 +41,8 @@ class Heartbeat(threading.Thread):
         self._worklog = worklog
         self._end = threading.Event()
         self._now = threading.Event()
+        self.asked_at = 0.0
+        """When it was last asked to renew without delay, by the monotonic clock."""
 
     def stop(self) -> None:
         """Ask the thread to end, without waiting for it."""
@@ -48,7 +50,8 @@ class Heartbeat(threading.Thread):
         self._now.set()
 
     def beat_now(self) -> None:
-        """Renew without delay."""
+        """Renew without delay, which also finds leases that have ended. Called from any thread."""
+        self.asked_at = time.monotonic()
         self._now.set()
 
     def run(self) -> None:
@@ -82,7 +85,7 @@ class Heartbeat(threading.Thread):
         if not leases:
             return third
         began = time.monotonic()
-        held = self._source.heartbeat(leases, self._lease_seconds)
+        ended = self._source.heartbeat(leases, self._lease_seconds)
         took = time.monotonic() - began
         if took > third:
             log.warning(
@@ -91,8 +94,7 @@ class Heartbeat(threading.Thread):
                 took,
                 self._lease_seconds,
             )
-        if lost := {lease_id for _, lease_id in leases} - held:
-            self._leases.lose(lost)
+        self._leases.lose(ended)
         return max(third - took, 0.0)
 
     def _hand_back(self) -> None:

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -157,7 +157,7 @@ class LeaseBook:
         self._ready: deque[Attempt] = deque()  # claimed, and waiting for a free slot
         self._running: set[Attempt] = set()  # those whose handler occupies a slot
         self._ended: deque[Attempt] = deque()  # those whose report is to be sent
-        self._lost: deque[str] = deque()  # lease ids, for the loop
+        self._lost: dict[str, str] = {}  # lease id -> the event that ended it, for the loop
 
     # --- numbers
 
@@ -298,17 +298,20 @@ class LeaseBook:
         before = time.monotonic() - seconds
         return {a.lease.lease_id for a in self.in_slots() if a.due < before and a.state is STARTED}
 
-    def lose(self, lease_ids: Iterable[str]) -> None:
-        """Note leases that the store says have ended."""
+    def lose(self, ended: Mapping[str, str]) -> None:
+        """Note the leases that have ended, with the events; those that wait do not start."""
+        if not ended:
+            return
         with self._lock:
-            self._lost.extend([lease_id for lease_id in lease_ids if lease_id in self._held])
+            self._lost.update({id: event for id, event in ended.items() if id in self._held})
+            self._ready = deque(a for a in self._ready if a.lease.lease_id not in ended)
 
-    def take_lost(self) -> list[Attempt]:
-        """Take the attempts whose leases were noted as lost."""
+    def take_lost(self) -> list[tuple[Attempt, str]]:
+        """Take the attempts whose leases were noted as lost, with the events that ended them."""
         if not self._lost:
             return []
         with self._lock:
-            lost = [self._held[lease_id] for lease_id in self._lost if lease_id in self._held]
+            lost = [(self._held[id], e) for id, e in self._lost.items() if id in self._held]
             self._lost.clear()
             return lost
 

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 from tenure.errors import TenureError
 from tenure.jobs.findings import Progress, no_progress
@@ -131,12 +131,14 @@ class Worker:
             self._heart.join(5)
 
     def _listen(self) -> Callable[[], None]:
-        """Listen for work; a source that does not answer is no reason not to start."""
+        """Listen for work and cancels; a source that does not answer is no reason not to start."""
+        ends = ExitStack()
         try:
-            return self._source.on_work(self._exchanges.notify)
+            ends.callback(self._source.on_work(self._exchanges.notify))
+            ends.callback(self._source.on_end(self.id, self._heart.beat_now))
         except TenureError as error:
-            log.warning("no notifications of new jobs, polling only: %s", error)
-            return lambda: None
+            log.warning("no notifications, polling only: %s", error)
+        return ends.close
 
     # --- stopping
 

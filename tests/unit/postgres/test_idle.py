@@ -185,7 +185,7 @@ def test_who_does_not_listen_knows(
     monkeypatch.setattr(reader, "RECONNECT_SECONDS", (0.5, 0.5))
     listening, rung, stop = reader.PostgresReader(url), threading.Event(), threading.Event()
     assert not listening.hears
-    thread = in_thread(lambda: listening.watch(rung.set, stop))
+    thread = in_thread(lambda: listening.watch(lambda _: rung.set(), stop))
     wait_until(lambda: listening.hears, "it to listen")
     end_sessions(raw)
     wait_until(lambda: not listening.hears, "it to notice")

@@ -32,7 +32,7 @@ def server() -> Iterator[PostgresServer]:
 def test_nothing_listens_in_a_session_that_is_lent_by_transaction(server: PostgresServer) -> None:
     with PgBouncer(server, pool_mode="transaction", pool_size=1) as pooler:
         reader = PostgresReader(pooler.url("jobs"))
-        watch = in_thread(lambda: reader.watch(lambda: None, threading.Event()))
+        watch = in_thread(lambda: reader.watch(lambda _: None, threading.Event()))
         watch.join(WAIT_SECONDS)
         assert not watch.is_alive()
         reader.close()
@@ -44,7 +44,7 @@ def test_a_pooler_that_lends_whole_sessions_is_listened_through(server: Postgres
     heard, stop = threading.Event(), threading.Event()
     with PgBouncer(server, pool_mode="session", pool_size=5) as pooler:
         reader, db = PostgresReader(pooler.url("jobs")), Postgres(server.url("jobs"))
-        watch = in_thread(lambda: reader.watch(heard.set, stop))
+        watch = in_thread(lambda: reader.watch(lambda _: heard.set(), stop))
         assert heard.wait(WAIT_SECONDS)  # it listens from now on
         heard.clear()
         db.announce()

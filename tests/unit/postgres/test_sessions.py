@@ -286,7 +286,7 @@ def test_the_watch_rings_for_other_processes_and_comes_back_when_its_session_die
     db: Postgres, other: Postgres, reader: PostgresReader, raw: Connection
 ) -> None:
     rung, stop = threading.Event(), threading.Event()
-    thread = in_thread(lambda: reader.watch(rung.set, stop))
+    thread = in_thread(lambda: reader.watch(lambda _: rung.set(), stop))
 
     def wait() -> None:
         assert rung.wait(30)

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tenure.store import migrate_store
+from tenure.store.notify import Notify, Watch
 from tenure.store.sqlite import watch as sqlite_watch
 from tenure.store.sqlite.reader import SqliteReader
 from tests.support.no_threads import no_new_threads
@@ -62,11 +63,14 @@ class Other:
 class Watching:
     """The watch on a thread of its own, with its rings and looks counted."""
 
-    def __init__(self, watch: Callable[[Callable[[], None], threading.Event], None]) -> None:
+    def __init__(self, watch: Watch) -> None:
         self.rung = threading.Event()
         self.stop = threading.Event()
-        self.thread = threading.Thread(target=watch, args=(self.rung.set, self.stop), daemon=True)
+        self.thread = threading.Thread(target=watch, args=(self._ring, self.stop), daemon=True)
         self.thread.start()
+
+    def _ring(self, about: str | None) -> None:
+        self.rung.set()
 
     def notify(self) -> None:
         """Wait for a ring."""
@@ -217,7 +221,7 @@ def test_without_a_second_thread_looking_goes_on(
 ) -> None:
     go = threading.Event()
 
-    def later(notify: Callable[[], None], stop: threading.Event) -> None:
+    def later(notify: Notify, stop: threading.Event) -> None:
         go.wait(WAIT_SECONDS)
         sqlite_watch.watch(connections, wal, notify, stop)
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from tenure.errors import LeaseLost, ReportConflict
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
-from tenure.http.waiting import Waiter, look_pause
+from tenure.http.waiting import PING, PING_SECONDS, EventStream, Source, Waiter, look_pause
 from tenure.jobs.enqueue import TypeOptions, defaults_of
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
@@ -22,6 +22,8 @@ from tenure.jobs.payload import damage
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.wire import requests, responses
 from tenure.wire.problems import storable
+
+ENDED = b"event: ended\ndata: {}\n\n"
 
 
 async def lease_jobs(call: Call) -> Response:
@@ -157,8 +159,9 @@ def renew_lease(call: Call) -> Response:
     """Extend a lease."""
     name = call.path["lease_id"]
     job_id, lease_id = requests.split_lease(name)
-    if lease_id not in call.app.core.heartbeat([(job_id, lease_id)], call.body.lease_seconds):
-        raise LeaseLost(job_id)
+    ended = call.app.core.heartbeat([(job_id, lease_id)], call.body.lease_seconds)
+    if lease_id in ended:
+        raise LeaseLost(job_id, ended[lease_id])
     return answer(responses.HeldBody(lease_id=name, held=True))
 
 
@@ -182,13 +185,32 @@ def _verdicts(entries: Sequence[requests.ReportEntry], verdicts: Sequence[Verdic
 def renew_leases(call: Call) -> Response:
     """Extend many leases at once; whether each is still held, in order."""
     leases = [requests.split_lease(name) for name in call.body]
-    held = call.app.core.heartbeat(leases, call.query.lease_seconds) if leases else set()
+    ended = call.app.core.heartbeat(leases, call.query.lease_seconds) if leases else {}
     return answer(
         [
-            responses.HeldBody(lease_id=storable(name), held=lease_id in held)
-            for name, (_, lease_id) in zip(call.body, leases, strict=True)
+            responses.HeldBody(
+                lease_id=storable(name), held=id not in ended, ended=ended.get(id, "")
+            )
+            for name, (_, id) in zip(call.body, leases, strict=True)
         ]
     )
+
+
+async def stream_ends(call: Call) -> Response:
+    """Stream an event at the start, and when a running job of a worker may have been cancelled.
+
+    After each, the worker sends a heartbeat: that says which leases have ended.
+    """
+    call.check_running()
+    return EventStream(call.request.scope, _ends(call), set())
+
+
+async def _ends(call: Call) -> Source:
+    with call.notifier.waiter(call.caller.worker(call.query.worker)) as waiter:
+        notified = True
+        while not call.notifier.stopped:
+            yield (ENDED if notified else b""), PING
+            notified = await waiter.wait(PING_SECONDS)
 
 
 def declare_type(call: Call) -> Response:

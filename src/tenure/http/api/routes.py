@@ -205,6 +205,7 @@ ROUTES: tuple[Route, ...] = (
         query=requests.HeartbeatRequest,
         body=HEARTBEATS,
     ),
+    Route("GET", "/leases/ended", WORK, leases.stream_ends, STREAM, query=requests.EndsRequest),
     Route("PUT", "/types/{name}", WORK, leases.declare_type, TYPE, body=TYPE_OPTIONS),
     # --- what operators call
     Route("GET", "/queues", READ, operations.list_queues, QUEUES),

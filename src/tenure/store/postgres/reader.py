@@ -18,6 +18,7 @@ from tenure.jobs.work import MAX_BYTES
 from tenure.lifecycle import Job, Status
 from tenure.store import audit
 from tenure.store.constraints import quoted
+from tenure.store.notify import Notify
 from tenure.store.postgres.connection import (
     CONNECTED,
     HANGING,
@@ -270,8 +271,8 @@ SELECT {self._job}, found FROM (
             return f"(SELECT job.* FROM {{s}}.ready JOIN {{s}}.job {place}) AS job"
         return DIALECT.processing
 
-    def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
-        """LISTEN to what other processes notify of new work. A hint: polling continues.
+    def watch(self, notify: Notify, stop: threading.Event) -> None:
+        """LISTEN to what other processes notify of. A hint: polling continues.
 
         A session that a pooler lends by transaction does not listen: it would go on for its next
         clients, who would get the notifications. Database errors are logged and end nothing.
@@ -289,7 +290,7 @@ SELECT {self._job}, found FROM (
                     self._listen(connection)
                     pause = shortest
                     self.hears = True
-                    notify()  # of what was missed before
+                    notify(None)  # of what was missed before
                     self._listen_until(stop, connection, notify)
             except psycopg.Error as error:
                 self.hears = False
@@ -297,9 +298,7 @@ SELECT {self._job}, found FROM (
                 stop.wait(pause)
                 pause = min(2 * pause, longest)
 
-    def _listen_until(
-        self, stop: threading.Event, connection: Connection, notify: Callable[[], None]
-    ) -> None:
+    def _listen_until(self, stop: threading.Event, connection: Connection, notify: Notify) -> None:
         # Not `notifies` with a time limit, each round of which takes a millisecond.
         with selectors.DefaultSelector() as selector:
             selector.register(connection.fileno(), selectors.EVENT_READ)
@@ -309,8 +308,8 @@ SELECT {self._job}, found FROM (
                     self._listen(connection)  # harmless, and it must be answered
                     listened = time.monotonic()
                 if selector.select(WATCH_SECONDS):
-                    for _ in connection.notifies(timeout=0):
-                        notify()
+                    for heard in connection.notifies(timeout=0):
+                        notify(heard.payload)  # a worker, whose job was cancelled, or nothing
 
     def _listen(self, connection: Connection) -> None:
         with answering(connection, ANSWER_SECONDS, self._address):

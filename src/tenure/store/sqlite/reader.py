@@ -15,6 +15,7 @@ from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.lifecycle import Job, Status
 from tenure.store import audit
 from tenure.store.constraints import quoted
+from tenure.store.notify import Notify
 from tenure.store.reader import Reader
 from tenure.store.rows import job_of
 from tenure.store.search import ENDED, Statement, between, filled, others
@@ -195,7 +196,7 @@ class SqliteReader(Reader):
         except sqlite3.Error as error:
             raise StoreUnavailable(f"the database {self._path} did not answer: {error}") from error
 
-    def watch(self, notify: Callable[[], None], stop: threading.Event) -> None:
+    def watch(self, notify: Notify, stop: threading.Event) -> None:
         wal = self._path.with_name(self._path.name + "-wal")
         self.hears = True
         sqlite_watch.watch(lambda: connect(self._path), wal, notify, stop)

@@ -22,6 +22,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from tenure.store.notify import WORK, Notify
+
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +42,13 @@ LOADED_SECONDS = 0.002
 """The average between looks while commits never pause. Shorter pauses are paid with saved looks."""
 MAX_SAVED = 500.0
 TRY_AGAIN_SECONDS = 0.1
+
+CANCELLED = """
+SELECT t.seq, job.worker
+FROM tenure_transition AS t INDEXED BY tenure_transition_cancelled
+JOIN tenure_job AS job ON job.id = t.job_id
+WHERE t.source = 'processing' AND t.event = 'cancelled' AND t.seq > ? ORDER BY t.seq
+"""
 
 
 class Looks:
@@ -119,11 +128,12 @@ class LogWrites:
 def watch(
     connect: Callable[[], sqlite3.Connection],
     wal: Path,
-    notify: Callable[[], None],
+    notify: Notify,
     stop: threading.Event,
 ) -> None:
     """Call `notify` at the start and after every commit, this process's too, until `stop` is set.
 
+    Once more for each worker whose running job that commit has cancelled.
     `wal` is the write-ahead log of the file that `connect` opens. Commits in quick succession may
     share one call. Database errors are logged and end nothing.
     """
@@ -153,7 +163,7 @@ def _look_until(
     stop: threading.Event,
     connect: Callable[[], sqlite3.Connection],
     writes: LogWrites | None,
-    notify: Callable[[], None],
+    notify: Notify,
 ) -> None:
     failing = False
     while not stop.is_set():
@@ -172,18 +182,25 @@ def _look_on(
     stop: threading.Event,
     connection: sqlite3.Connection,
     writes: LogWrites | None,
-    notify: Callable[[], None],
+    notify: Notify,
 ) -> None:
     """Look until `stop` is set, or raise sqlite3.Error. The first look finds a commit, in case."""
     looks = Looks(time.monotonic())
+    (place,) = connection.execute("SELECT coalesce(max(seq), 0) FROM tenure_transition").fetchone()
     pause, reported, heard, known = 0.0, False, False, None
     while not stop.is_set():
         written = writes.wait(pause) if writes and reported else stop.wait(pause)
         heard = heard or written
         (version,) = connection.execute("PRAGMA data_version").fetchone()
-        changed, known = version != known, version
-        if changed:
-            notify()
+        changed = version != known
+        if known is None:
+            notify(None)  # also of what came before `place`
+        elif changed:
+            notify(WORK)
+            for seq, worker in connection.execute(CANCELLED, (place,)):
+                place = seq
+                notify(worker)
+        known = version
         pause = looks.pause(time.monotonic(), written=written, changed=changed, reported=reported)
         if writes and changed and not heard:  # the log is new
             reported = writes.aim()

@@ -275,6 +275,7 @@ BEGIN
             bool_or(status = 'processing') AS is_processing,
             bool_or(status = 'waiting') AS is_waiting,
             bool_or(status IN ('failed', 'cancelled')) AS is_ended,
+            bool_or(status = 'cancelled') AS is_cancelled,
             max(CASE WHEN {unfit_change} THEN {broken_change} END) AS broken
         FROM after
     ) AS n;
@@ -308,6 +309,11 @@ BEGIN
     IF seen.is_ended THEN
         INSERT INTO {schema}.ended (status, id)
         SELECT status, id FROM after WHERE status IN ('failed', 'cancelled');
+    END IF;
+    IF seen.was_processing AND seen.is_cancelled THEN -- so that workers stop the handlers
+        PERFORM pg_notify(TG_TABLE_SCHEMA, o.worker)
+        FROM before AS o JOIN after AS n ON n.id = o.id
+        WHERE o.status = 'processing' AND n.status = 'cancelled' GROUP BY o.worker;
     END IF;
     IF seen.was_processing AND seen.is_processing THEN -- a lease may end earlier now
         INSERT INTO {schema}.arrival (status, at, ids)

@@ -86,6 +86,9 @@ CREATE TABLE tenure_transition (
     reason TEXT
 ) STRICT;
 CREATE INDEX tenure_transition_job ON tenure_transition (job_id);  -- and seq, the rowid
+-- What stops handlers: the watch looks for what was cancelled while it ran.
+CREATE INDEX tenure_transition_cancelled ON tenure_transition (seq)
+    WHERE source = 'processing' AND event = 'cancelled';
 
 CREATE TABLE tenure_queue (
     name TEXT PRIMARY KEY NOT NULL,
