@@ -64,7 +64,7 @@ MAX_LINE = 96
 APP: Mapping[str, Sequence[str]] = {
     "Opening": ("open", "close", "migrate", "database", "actor"),
     "Handlers": ("job", "around", "lifespan", "on_failure", "run_worker"),
-    "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
+    "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async", "run_again"),
     "Waiting for jobs": ("wait", "wait_async", "as_completed"),
     "In your transaction": ("within", "wake"),
     "Jobs": ("get", "find", "count", "history", "explain", "cancel", "retry", "amend"),

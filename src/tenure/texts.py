@@ -25,9 +25,9 @@ class Texts(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def payload(self) -> dict[str, Any]:
         """The arguments of the handler by name, decoded at the first use."""
-        return msgspec.json.decode(self.payload_json, type=dict[str, Any])
+        return msgspec.json.decode(self.payload_json.encode(), type=dict[str, Any])
 
     @cached_property
     def result(self) -> Any:
         """What the handler returned, decoded at the first use; None if there is no result."""
-        return None if self.result_json is None else msgspec.json.decode(self.result_json)
+        return None if self.result_json is None else msgspec.json.decode(self.result_json.encode())

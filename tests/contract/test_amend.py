@@ -12,7 +12,7 @@ from tenure import Tenure
 from tenure.errors import IllegalTransition, InvalidInput
 from tenure.jobs.queries import Filter
 from tenure.retry import RetryPolicy
-from tests.support.store import StoreHarness, report_failed
+from tests.support.store import StoreHarness, report_completed, report_failed
 
 
 @pytest.fixture
@@ -98,3 +98,18 @@ def test_jobs_that_are_not_due_run_now(harness: StoreHarness, app: Tenure) -> No
     assert harness.get(due.id) == due
     claimed = harness.ids(harness.claim(limit=9))
     assert sorted(claimed) == sorted(job.id for job in (*later, other, due))
+
+
+def test_a_job_runs_again_as_a_new_job(harness: StoreHarness, app: Tenure) -> None:
+    old = app.enqueue("work", {"n": 1}, queue="a", priority=3, tags=["t"], timeout=9, backoff=7)
+    harness.report(report_completed(*harness.claim()))
+    again = app.run_again(old.id, actor="ada")
+    edited = app.run_again(old.id, {"n": 2}, queue="b", delay=60)
+    for new, payload, queue in ((again, {"n": 1}, "a"), (edited, {"n": 2}, "b")):
+        assert new == harness.get(new.id)
+        assert (new.again_of, new.payload, new.queue) == (old.id, payload, queue)
+        assert (new.priority, new.timeout, new.tags) == (3, 9.0, ("t",))
+        assert (new.backoff, new.max_retries) == (old.backoff, old.max_retries)
+    assert again.actor == "ada"
+    assert harness.get(old.id).status == "completed"
+    assert sorted(harness.store.read.again(old.id)) == sorted([again.id, edited.id])

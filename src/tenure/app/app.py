@@ -209,6 +209,8 @@ class Tenure:
     cancel_async = twin(operations.cancel)
     amend = operations.amend
     amend_async = twin(operations.amend)
+    run_again = enqueueing.run_again
+    run_again_async = twin(enqueueing.run_again)
     retry = operations.retry
     retry_async = twin(operations.retry)
 

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from tenure.jobs.enqueue import NewJob, Options, Wake
+from tenure.jobs.enqueue import MAX_RETRIES, NewJob, Options, Wake
+from tenure.jobs.payload import JsonText
 from tenure.lifecycle import Job
 
 if TYPE_CHECKING:
@@ -53,6 +54,32 @@ def enqueue(
     `idempotency_key` if it must not exist twice.
     """
     return app.enqueue_many([NewJob(type, {} if payload is None else payload, options)])[0]
+
+
+def run_again(
+    app: Tenure, job_id: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
+) -> Job:
+    """Add a job that does again what another one does or did, whatever became of it.
+
+    - `job_id`: the other job, which does not change.
+    - `payload`: the handler's arguments by name. Default: those of the other job.
+    - `options`: those of `enqueue`. Default: queue, priority, `max_retries`, timeout, backoff and
+      tags of the other job.
+
+    Returns the new job, whose `again_of` is `job_id`. Raises JobNotFound, and what `enqueue` does.
+    """
+    old = app.core.get(job_id)
+    kept: Options = {
+        "queue": old.queue,
+        "priority": old.priority,
+        "max_retries": min(old.max_retries, MAX_RETRIES),
+        "timeout": old.timeout,
+        "backoff": old.backoff,
+        "tags": old.tags,
+    }
+    given = JsonText(old.payload_json) if payload is None else payload
+    new_job = NewJob(old.type, given, {**kept, **options}, old.id)
+    return app.core.add([new_job]).result()[0].job
 
 
 async def enqueue_async(

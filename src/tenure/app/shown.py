@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 
 from tenure.app.core import Core
 from tenure.errors import JobNotFound
@@ -11,6 +12,15 @@ from tenure.jobs.ledger import Transition
 from tenure.jobs.redaction import MARK, Redaction
 from tenure.jobs.stats import FailureGroup
 from tenure.lifecycle import Job
+
+
+def run_again_as(core: Core, job_id: str) -> list[Job]:
+    """The newest jobs that run a job again."""
+    found = []
+    for other in core.limited_store.read.again(job_id):
+        with suppress(JobNotFound):
+            found.append(core.get(other))
+    return found
 
 
 def transitions_shown(

@@ -76,17 +76,21 @@ def enqueue(type: str, payload: str, as_json: bool, **given: Any) -> None:
     Options that are not given are those of the type, as workers and servers know it.
     """
     from tenure.jobs.enqueue import NewJob
-    from tenure.wire import responses
 
     options = _options(given, payload)
     new_job = NewJob(type, options.pop("payload"), options)
     with application() as app:
-        job = app.core.redaction.job(app.enqueue_many([new_job])[0])
-        if as_json:
-            terminal.print_json(responses.job_body(job))
-        else:
-            click.echo(job.id)
-        _warn_if_nowhere(app, job)
+        _show_added(app, app.enqueue_many([new_job])[0], as_json)
+
+
+def _show_added(app: Tenure, job: Job, as_json: bool) -> None:
+    from tenure.wire import responses
+
+    if as_json:
+        terminal.print_json(responses.job_body(app.core.redaction.job(job)))
+    else:
+        click.echo(job.id)
+    _warn_if_nowhere(app, job)
 
 
 def _options(given: dict[str, Any], payload: str | None) -> Any:
@@ -315,6 +319,19 @@ def amend(id: str, reason: str | None, now: bool, as_json: bool, **given: Any) -
         changes["delay"] = 0
     with existing() as app:
         _each(app, partial(app.amend, reason=reason, **changes), [id], as_json)
+
+
+@jobs.command()
+@click.argument("id", shell_complete=completing.job_ids())
+@option("--payload", "JSON", "Another payload; `-` reads it.  [default: that of the job]")
+@option("--queue", "NAME", "Another queue.", completing.queue_names)
+@option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
+@answer_options
+def run_again(id: str, as_json: bool, **given: Any) -> None:
+    """Add a job that does again what a job did, and print its id."""
+    options = _options(given, given.pop("payload"))
+    with existing() as app:
+        _show_added(app, app.run_again(id, options.pop("payload", None), **options), as_json)
 
 
 def _change(

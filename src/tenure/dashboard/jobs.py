@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.responses import PlainTextResponse, Response
 
-from tenure.app.shown import transitions_shown
+from tenure.app.shown import run_again_as, transitions_shown
 from tenure.dashboard import charts, timeline
 from tenure.dashboard import format as fmt
 from tenure.dashboard.request import HEADERS, PageRequest, inside
@@ -201,6 +201,7 @@ def show(request: PageRequest) -> Response:
     return request.page(
         "job.html",
         job=shown,
+        again=run_again_as(request.app.core, job.id),
         explanation=request.redaction.text(explanation.text, job),
         legal=explanation.legal_events,
         transitions=transitions,

@@ -71,11 +71,13 @@ class NewJob(msgspec.Struct, frozen=True):
     - `type`: the job type.
     - `payload`: the handler's arguments by name, of JSON types; at most 1 MiB as JSON.
     - `options`: what `Tenure.enqueue` takes by keyword; `{}` for none.
+    - `again_of`: the id of the job that it runs again. Default: None.
     """
 
     type: str
     payload: Any
     options: Options
+    again_of: str | None = None
 
 
 class TypeOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -176,6 +178,7 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
         start_by=start_by,
         start_within=start_within,
         tags=tags,
+        again_of=new_job.again_of and ids.check_id(new_job.again_of, "$.again_of"),
         actor=actor,
     )
     if start_by or start_within:

@@ -43,6 +43,9 @@ ENTRY = (
 )
 """The columns of a `Transition` between its position and its lease."""
 
+MAX_AGAIN = 20
+"""Jobs that are listed as running another one again."""
+
 T = TypeVar("T")
 
 _is_number = re.compile("[0-9]{1,18}").fullmatch
@@ -163,6 +166,13 @@ class Reader(ABC):
         ids = ", ".join([d.id_value] * len(job_ids))
         statement = f"SELECT {what} FROM {d.table('job')} WHERE id IN ({ids})"
         return self.rows_soon(statement, tuple(job_ids))
+
+    def again(self, job_id: str) -> list[str]:
+        """Return the ids of the newest jobs that run a job again."""
+        d = self.dialect
+        where = f"again_of = {d.id_value} ORDER BY created_at DESC LIMIT {MAX_AGAIN}"
+        statement = f"SELECT {d.id('id')} FROM {d.table('job')} WHERE {where}"
+        return [id for (id,) in self.rows_soon(statement, (job_id,))]
 
     @abstractmethod
     def some(self, query: Query) -> tuple[list[Job], bool]:

@@ -123,11 +123,10 @@ class TypeRequest(Request):
     backoff: Backoff | Seconds | UnsetType = UNSET  # a policy, or only its base
 
 
-class EnqueueRequest(TypeRequest, kw_only=True):
-    """A job to add. The options that are left out are those of its type."""
+class AgainRequest(TypeRequest, kw_only=True):
+    """A job to add that does again what another one did. What is left out is as of that job."""
 
-    type: Name
-    payload: Annotated[dict[str, Any], JsonObject] = {}
+    payload: Annotated[dict[str, Any], JsonObject] | UnsetType = UNSET
     tags: Tags | UnsetType = UNSET
     run_at: RunAt | None = None
     delay: Seconds | None = None
@@ -136,8 +135,16 @@ class EnqueueRequest(TypeRequest, kw_only=True):
 
     def pack(self, path: str) -> None:
         """Replace the payload by its text; raises InvalidInput."""
-        text = JsonText(canonical(self.payload, path=f"{path}.payload"))
-        structs.force_setattr(self, "payload", text)
+        if self.payload is not UNSET:
+            text = JsonText(canonical(self.payload, path=f"{path}.payload"))
+            structs.force_setattr(self, "payload", text)
+
+
+class EnqueueRequest(AgainRequest, kw_only=True):
+    """A job to add. The options that are left out are those of its type."""
+
+    type: Name
+    payload: Annotated[dict[str, Any], JsonObject] = {}
 
 
 class ReasonRequest(Request):
@@ -156,12 +163,7 @@ class AmendRequest(ReasonRequest, kw_only=True):
     backoff: Backoff | Seconds | UnsetType = UNSET
     run_at: RunAt | UnsetType = UNSET
     delay: Seconds | UnsetType = UNSET  # from now; 0: at once
-
-    def pack(self, path: str) -> None:
-        """Replace the payload by its text; raises InvalidInput."""
-        if self.payload is not UNSET:
-            text = JsonText(canonical(self.payload, path=f"{path}.payload"))
-            structs.force_setattr(self, "payload", text)
+    pack = AgainRequest.pack
 
 
 def options_of(request: Request) -> dict[str, Any]:

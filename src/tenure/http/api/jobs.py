@@ -166,6 +166,16 @@ def amend_job(call: Call) -> Response:
     return answer(call.shown(call.app.amend(call.path["id"], actor=by, reason=why, **changes)))
 
 
+def run_job_again(call: Call) -> Response:
+    """Add a job that does again what a job did, with another payload if one is given."""
+    call.check_running()
+    body: requests.AgainRequest = call.body
+    options = {**requests.options_of(body), "actor": call.caller.name}
+    payload = None if body.payload is UNSET else body.payload
+    job = call.app.run_again(call.path["id"], payload, **cast(Options, options))
+    return answer(call.shown(job), 201, {"Location": call.address(f"/jobs/{job.id}")})
+
+
 def retry_job(call: Call) -> Response:
     """Retry a job that failed for good, with a higher limit."""
     more, why = call.body.more_retries, call.body.reason

@@ -106,6 +106,7 @@ BATCH_BODY = Body(
     item=requests.EnqueueRequest,
     most=MAX_JOBS_AT_ONCE,
 )
+AGAIN = Body(requests.AgainRequest, limit=MAX_JOB_BYTES, depth=JOB_DEPTH, optional=True)
 AMEND = Body(requests.AmendRequest, limit=MAX_JOB_BYTES, depth=JOB_DEPTH)
 RETRY = Body(requests.RetryRequest, optional=True)
 LEASE = Body(requests.LeaseRequest, limit=2 * 1024 * 1024)
@@ -180,6 +181,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/jobs/{id}/history", READ, jobs.show_history, HISTORY),
     Route("GET", "/jobs/{id}/explain", READ, jobs.explain_job, EXPLANATION),
     Route("PATCH", "/jobs/{id}", ADMIN, jobs.amend_job, AMENDED, body=AMEND),
+    Route("POST", "/jobs/{id}/run-again", ADMIN, jobs.run_job_again, NEW_JOB, body=AGAIN),
     Route("POST", "/jobs/{id}/cancel", ADMIN, jobs.cancel_job, CANCELLED, body=REASON),
     Route("POST", "/jobs/{id}/retry", ADMIN, jobs.retry_job, RETRIED, body=RETRY),
     # --- actions on all jobs that match a filter
