@@ -98,6 +98,42 @@ def test_the_attempt_after_a_lost_lease_is_in_a_child(app: Tenure) -> None:
     assert attempt == 2
 
 
+NEEDS_A_POOL = """
+import os
+from contextlib import asynccontextmanager
+from tenure import Tenure
+app = Tenure("sqlite:///never-opened.db")
+open_in = []
+
+@app.lifespan
+@asynccontextmanager
+async def pool():
+    open_in.append(os.getpid())
+    yield
+    with open({path!r}, "a") as file:
+        file.write(f"left by {{os.getpid()}}\\n")
+
+@app.job(permanent=(IndexError,))
+async def work():
+    return open_in[0]
+"""
+
+
+def test_the_lifespan_of_a_worker_is_entered_in_the_child_too(
+    app: Tenure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "left"
+    (tmp_path / "needs_a_pool.py").write_text(NEEDS_A_POOL.format(path=str(path)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    app.core.take_over(importlib.import_module("needs_a_pool").app.core)
+    job = app.enqueue("work", backoff=0)
+    lose_lease(app, job)
+    with running_worker(app, concurrency=1):
+        pid = wait_until_completed(app, job).result
+    assert pid != os.getpid()
+    wait_until(lambda: path.exists() and str(pid) in path.read_text(), "the child to leave it")
+
+
 def test_an_attempt_alone_that_overstays_is_followed_by_one_alone(app: Tenure) -> None:
     app.core.take_over(children.app.core)
     job = app.enqueue("overstay", timeout=0.3, max_retries=3, backoff=0)

@@ -37,7 +37,8 @@ def lifespan(app: Tenure, manager: L) -> L:
 
     - `manager`: a function without arguments that returns a context manager, sync or async. Each
       worker enters it on its event loop before it asks for the first job, and leaves it after its
-      last handler. Child processes do not enter it. An exception in it ends the worker.
+      last handler. A child process enters it only for a job that lost its lease. An exception
+      in it ends the worker.
 
     Several nest in the order of registration. Returns the function. Raises InvalidInput if it makes
     no context manager.

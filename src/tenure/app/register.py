@@ -56,6 +56,9 @@ class Register:
     def __call__(self, function: Callable[..., Any]) -> Any:
         name = check_open(self._name or function.__name__, "job type", "$.name")
         handler = handlers.describe(function, name, self._defaults, **self._how)
-        handler = replace(handler, around=self._registry.hooks.around, limits=self._limits)
+        hooks = self._registry.hooks
+        handler = replace(
+            handler, limits=self._limits, around=hooks.around, lifespans=hooks.lifespans
+        )
         self._registry.add(handler)
         return JobType[Any, Any](self._app, handler)

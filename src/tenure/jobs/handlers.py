@@ -25,7 +25,7 @@ from tenure.jobs.child_limits import NO_LIMITS, ChildLimits
 from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import NewJob, Options, TypeOptions, Wake
 from tenure.jobs.handle import Handle
-from tenure.jobs.hooks import Around, Hooks, check_around
+from tenure.jobs.hooks import Around, Hooks, Lifespan, check_around
 from tenure.jobs.producer import Enqueues, Producer
 from tenure.lifecycle import Job
 
@@ -57,6 +57,7 @@ class Handler:
     permanent: Errors = ()
     retry_on: Errors | None = None  # None: all others
     limits: ChildLimits = NO_LIMITS  # of its child process
+    lifespans: Sequence[Lifespan] = ()  # of its application, which may add to it
     around: Sequence[Around] = ()  # shared with its application, which may add to it
     is_async: bool = False
     wants_context: bool = False

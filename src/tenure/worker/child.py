@@ -10,8 +10,8 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +21,8 @@ import msgspec
 
 from tenure.jobs.child_limits import ChildLimits
 from tenure.jobs.handlers import Handler
-from tenure.jobs.hooks import bound
+from tenure.jobs.hooks import Lifespan, bound
+from tenure.jobs.hooks import enter as enter_manager
 from tenure.jobs.results import Ending, failure, success, success_of_function
 from tenure.jobs.work import Lease
 from tenure.telemetry import logs
@@ -70,6 +71,7 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
         signal.signal(number, _ignore)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     runner = asyncio.Runner(loop_factory=new_loop)  # one loop, which clients can be kept on
+    lifespans = _Lifespans(runner)
     jobs, leaves = 0, False
     with suppress(EOFError, OSError):
         pipe.send_bytes(encode(READY))
@@ -78,6 +80,8 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
             LOG_FIELDS.set(partial(dict, task.log_fields))
             try:
                 found = _find(task)
+                if isinstance(found, Handler) and not found.in_process:
+                    lifespans.enter(found.lifespans)  # as in the worker where it usually runs
             except BaseException as error:  # the worker has imported it
                 why = f"{task.module} cannot be imported in a child process: {said(error)}"
                 pipe.send_bytes(encode(ChildAnswer(not_started=why)))
@@ -89,6 +93,7 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
             pipe.send_bytes(_encoded(ChildAnswer(ending, leaves=leaves)))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, EXIT_SECONDS)  # it ends, whatever the handlers left behind
+    lifespans.leave()
 
 
 def _ignore(*_: object) -> None:
@@ -135,6 +140,42 @@ def _find(task: ChildTask) -> Any:
     for part in task.name.split("."):
         found = getattr(found, part)
     return getattr(found, "handler", None)
+
+
+class _Lifespans:
+    """What applications keep open around a worker's life, for handlers that are alone here."""
+
+    def __init__(self, runner: asyncio.Runner) -> None:
+        self._runner = runner
+        self._leave = asyncio.Event()
+        self._entered: list[Lifespan] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def enter(self, lifespans: Sequence[Lifespan]) -> None:
+        if new := [make for make in lifespans if make not in self._entered]:
+            self._tasks.append(self._runner.run(self._begin(new)))
+            self._entered += new
+
+    def leave(self) -> None:
+        self._leave.set()
+        if self._tasks:
+            self._runner.run(asyncio.wait(self._tasks))
+
+    async def _begin(self, lifespans: Sequence[Lifespan]) -> asyncio.Task[None]:
+        """Return the task that holds them open: some can be left only by the task that entered."""
+        entered = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._hold(lifespans, entered))
+        await asyncio.wait([task, entered], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        return task
+
+    async def _hold(self, lifespans: Sequence[Lifespan], entered: asyncio.Future[None]) -> None:
+        async with AsyncExitStack() as stack:
+            for make in lifespans:
+                await enter_manager(stack, make())
+            entered.set_result(None)
+            await self._leave.wait()
 
 
 def _call(handler: Any, task: ChildTask, runner: asyncio.Runner) -> Ending:
