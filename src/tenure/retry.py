@@ -15,21 +15,25 @@ from tenure.errors import InvalidInput
 
 MAX_DELAY_SECONDS = 10 * 365 * 86_400.0
 MAX_FACTOR = 1_000.0
+MAX_DELAYS = 20
 JITTER = 0.1
 """Jitter: a delay grows or shrinks by at most this share."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long a failed job waits for its next attempt: exponential backoff.
+    """How long a failed job waits for its next attempt: exponential backoff, or a list of delays.
 
     - `base`: seconds after the first failure, 0 to 315,360,000 (10 years); 0 means no wait after
       any failure. Default: 5.
     - `factor`: what the wait is multiplied by after each further failure, 1 to 1,000. Default: 3.
     - `cap`: the longest wait in seconds, 0 to 315,360,000. Default: 3600, one hour.
+    - `delays`: up to 20 waits in seconds, each 0 to 315,360,000, in place of the other three; the
+      last one repeats. Default: `()`, exponential backoff.
 
     After attempt n the wait is `base * factor ** (n - 1)` seconds, up to 10 % more or less, and
-    never above `cap`. The jitter is computed from the job's id and n, so it is the same every time.
+    never above `cap`; or the nth of `delays`, up to 10 % more or less. The jitter is computed from
+    the job's id and n, so it is the same every time.
     How many attempts there are is `max_retries` of the job. Raises InvalidInput for a value out of
     range.
     """
@@ -37,15 +41,23 @@ class RetryPolicy:
     base: float = 5.0  # seconds
     factor: float = 3.0
     cap: float = 3600.0  # seconds
+    delays: tuple[float, ...] = ()  # seconds
 
     def __post_init__(self) -> None:
-        limits = {"base": (0.0, MAX_DELAY_SECONDS), "cap": (0.0, MAX_DELAY_SECONDS)}
-        for name, (low, high) in {**limits, "factor": (1.0, MAX_FACTOR)}.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise InvalidInput(
-                    f"{value!r} is out of range; use {low:g} to {high:g}", path=f"$.backoff.{name}"
-                )
+        object.__setattr__(self, "delays", tuple(self.delays))
+        if len(self.delays) > MAX_DELAYS:
+            raise InvalidInput(f"give at most {MAX_DELAYS} delays", path="$.backoff.delays")
+        waits = {f"delays[{n}]": wait for n, wait in enumerate(self.delays)}
+        for name, value in {"base": self.base, "cap": self.cap, **waits}.items():
+            _check(name, value, 0.0, MAX_DELAY_SECONDS)
+        _check("factor", self.factor, 1.0, MAX_FACTOR)
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InvalidInput(
+            f"{value!r} is out of range; use {low:g} to {high:g}", path=f"$.backoff.{name}"
+        )
 
 
 DEFAULT_POLICY = RetryPolicy()
@@ -57,14 +69,16 @@ def delay(policy: RetryPolicy, job_id: str, attempt: int) -> float:
     The result is never negative and never above the policy's cap, whatever the attempt number. It
     is in whole milliseconds, which both databases store exactly.
     """
-    if not policy.base:
-        return 0.0
-    try:
-        exact = policy.base * policy.factor ** max(attempt - 1, 0)
-    except OverflowError:
-        exact = policy.cap
+    exact, cap = policy.base, policy.cap
+    if policy.delays:
+        exact, cap = policy.delays[min(max(attempt, 1), len(policy.delays)) - 1], MAX_DELAY_SECONDS
+    elif exact:
+        try:
+            exact *= policy.factor ** max(attempt - 1, 0)
+        except OverflowError:
+            exact = cap
     spread = 1.0 + JITTER * _unit(job_id, attempt)
-    return min(round(exact * spread, 3), policy.cap)
+    return min(round(exact * spread, 3), cap)
 
 
 def _unit(job_id: str, attempt: int) -> float:

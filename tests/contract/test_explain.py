@@ -101,7 +101,9 @@ def test_not_due(harness: StoreHarness, why: Why) -> None:
 def test_not_due_after_an_attempt_failed(harness: StoreHarness, why: Why) -> None:
     lease = harness.take(max_retries=2)
     harness.report(report_failed(lease, "no such address"))
-    check(why(lease.id), "not_due", "after attempt 1 failed: no such address")
+    again = f"{harness.get(lease.id).run_at:%Y-%m-%d %H:%M:%S} UTC"
+    told = (f"It is tried again at {again}, in", "as attempt 2 of 2. Attempt 1 failed: no such")
+    check(why(lease.id), "not_due", *told)
 
 
 def test_no_worker_at_all(harness: StoreHarness, why: Why) -> None:

@@ -27,6 +27,7 @@ GOOD: list[tuple[str, Any]] = [
     ("timeout", None),
     ("backoff", "{}"),
     ("backoff", '{"base":1,"factor":2.5,"cap":315360000}'),
+    ("backoff", '{"delays":[10,0.5,315360000]}'),
     ("backoff", None),
     ("idempotency_key", "k" * 255),
     ("idempotency_key", "!~"),
@@ -143,6 +144,11 @@ def test_a_retry_may_raise_the_limit_beyond_that_of_an_enqueue(harness: StoreHar
         '{"base":-1}',
         '{"cap":null}',
         '{"factor":1001}',
+        '{"delays":10}',
+        '{"delays":null}',
+        '{"delays":["10"]}',
+        '{"delays":[10,-1]}',
+        '{"delays":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]}',
     ],
 )
 def test_a_wrong_policy_acts_as_the_default_and_verify_names_it(

@@ -11,7 +11,7 @@ import pytest
 from tenure.events import Cancelled
 from tenure.jobs.ids import new_id
 from tenure.jobs.work import Answer, Outcome, Report, Verdict
-from tenure.retry import RetryPolicy
+from tenure.retry import RetryPolicy, delay
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.clock import TICK
 from tests.support.store import (
@@ -57,6 +57,17 @@ def test_success_after_a_failure_keeps_the_last_error(harness: StoreHarness) -> 
     harness.report(report_completed(harness.claim()[0]))
     job = harness.get(lease.id)
     assert (job.status, job.last_error, job.attempts) == ("completed", "first", 2)
+
+
+def test_a_list_of_delays_is_what_each_failure_waits(harness: StoreHarness) -> None:
+    policy = RetryPolicy(delays=(60, 3600.5))
+    lease = harness.take(max_retries=5, backoff=policy)
+    assert harness.get(lease.id).backoff == policy
+    for attempt in range(1, 5):
+        (verdict,) = harness.store.exchange([report_failed(lease)], None).result().verdicts
+        assert verdict.retry_in == delay(policy, lease.id, attempt)
+        harness.clock.set(harness.get(lease.id).run_at)
+        (lease,) = harness.claim()
 
 
 @also_as_granted_role

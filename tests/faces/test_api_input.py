@@ -81,6 +81,8 @@ def nested(levels: int) -> str:
         ('{"type": "a", "backoff": {"base": 1, "speed": 2}}', "$.backoff"),
         ('{"type": "a", "backoff": {"factor": 0.5}}', "$.backoff.factor"),
         ('{"type": "a", "backoff": {"cap": "long"}}', "$.backoff.cap"),
+        ('{"type": "a", "backoff": ["10s", "long"]}', "$.backoff.delays[1]"),
+        ('{"type": "a", "backoff": []}', "$.backoff"),
         ('{"type": "a", "idempotency_key": "a b"}', "$.idempotency_key"),
     ],
 )

@@ -65,13 +65,21 @@ def test_every_option_arrives(api: TestClient) -> None:
     assert job["queue"] == "mail"
     assert (job["priority"], job["max_retries"], job["timeout"]) == (-5, 0, 5400.0)
     assert job["run_at"] == "2040-01-01T00:00:00.500000Z"
-    assert job["backoff"] == {"base": 2.0, "factor": 3.0, "cap": 300.0}
+    assert job["backoff"] == {"base": 2.0, "factor": 3.0, "cap": 300.0, "delays": []}
     assert job["idempotency_key"] == "order-17"
 
 
 def test_a_backoff_may_be_its_base_alone(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a", "backoff": "5s"}).json()
-    assert job["backoff"] == {"base": 5.0, "factor": 3.0, "cap": 3600.0}
+    assert job["backoff"] == {"base": 5.0, "factor": 3.0, "cap": 3600.0, "delays": []}
+
+
+@pytest.mark.parametrize("given", [["10s", 60, "PT10M"], {"delays": ["10s", 60, "PT10M"]}])
+def test_a_backoff_may_be_a_list_of_delays(api: TestClient, given: object) -> None:
+    job = api.post("/jobs", json={"type": "a", "backoff": given}).json()
+    assert job["backoff"]["delays"] == [10.0, 60.0, 600.0]
+    again = api.post("/jobs", json={"type": "a", "backoff": job["backoff"]}).json()
+    assert again["backoff"] == job["backoff"]
 
 
 def test_whole_numbers_may_be_written_as_floats(api: TestClient) -> None:

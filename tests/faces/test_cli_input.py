@@ -102,6 +102,8 @@ OPTIONS: list[tuple[str, str, Any]] = [
     ("backoff", '{"base": -1}', {"base": -1}),
     ("backoff", '{"factor": "2"}', {"factor": "2"}),
     ("backoff", '{"factor": 0.5}', {"factor": 0.5}),
+    ("backoff", "10s,long", ["10s", "long"]),
+    ("backoff", "1," * 20 + "1", ["1"] * 21),
     ("key", "", ""),
     ("key", "two words", "two words"),
     ("key", "ключ", "ключ"),

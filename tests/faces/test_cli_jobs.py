@@ -85,6 +85,12 @@ def test_enqueue_with_a_delay_and_a_plain_backoff(app: Tenure) -> None:
     assert job.backoff.base == 5.0
 
 
+def test_enqueue_with_a_list_of_delays(app: Tenure) -> None:
+    job = app.get(output_of("enqueue", "email", "--backoff", "10s,1m,10m"))
+
+    assert job.backoff.delays == (10.0, 60.0, 600.0)
+
+
 def test_a_key_names_the_same_job_again_and_refuses_another(app: Tenure) -> None:
     first = output_of("enqueue", "email", "--key", "order-17")
     again = output_of("enqueue", "email", "--key", "order-17")

@@ -261,7 +261,7 @@ def test_the_faces_list_the_types(app: Tenure, api: TestClient) -> None:
     listed = api.get("/types").json()
     assert listed == cli_json("types", "list")
     assert [each["name"] for each in listed] == ["plain", "send"]
-    assert listed[1]["backoff"] == {"base": 3.0, "factor": 4.0, "cap": 50.0}
+    assert listed[1]["backoff"] == {"base": 3.0, "factor": 4.0, "cap": 50.0, "delays": []}
     lines = output_of("types", "list").splitlines()
     assert lines[0].split() == ["TYPE", "QUEUE", "PRIORITY", "RETRIES", "TIMEOUT", "SEEN"]
     assert lines[1].split()[:5] == ["plain", "default", "0", "10", "-"]

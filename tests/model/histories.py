@@ -36,6 +36,7 @@ from tests.support.raw_sql import EPOCH, RawSql
 LEASE_SECONDS = 10.0
 AT_ONCE = RetryPolicy(base=0, factor=1, cap=0)
 SLOWLY = RetryPolicy(base=7, factor=3, cap=100)
+LISTED = RetryPolicy(delays=(3, 0, 50))
 
 # Steps of the clock around every boundary: the end of a lease, a retry, a day, and back.
 STEPS = [0.0, 0.001, 1.0, LEASE_SECONDS - 0.001, LEASE_SECONDS, LEASE_SECONDS + 0.001, 3600.0]
@@ -97,7 +98,7 @@ class History(RuleBasedStateMachine):
         delay=st.sampled_from([0.0, 0.0, 0.001, 5.0]),
         priority=st.integers(-1, 1),
         max_retries=st.integers(0, 3),
-        backoff=st.sampled_from([AT_ONCE, SLOWLY]),
+        backoff=st.sampled_from([AT_ONCE, SLOWLY, LISTED]),
     )
     def add(
         self, count: int, key: str | None, same_key: bool, fingerprint: str, **fields: Any

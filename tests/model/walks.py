@@ -15,7 +15,15 @@ from hypothesis.stateful import MultipleResults
 from tenure.events import Cancelled, Retried
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import Outcome
-from tests.model.histories import AT_ONCE, LEASE_SECONDS, SLOWLY, STEPS, History, Receipt
+from tests.model.histories import (
+    AT_ONCE,
+    LEASE_SECONDS,
+    LISTED,
+    SLOWLY,
+    STEPS,
+    History,
+    Receipt,
+)
 
 
 class Walk:
@@ -73,7 +81,7 @@ class Walk:
             delay=draw([0.0, 0.0, 0.001, 5.0]),
             priority=draw([-1, 0, 0, 1]),
             max_retries=draw([0, 1, 2, 3, 3]),
-            backoff=draw([AT_ONCE, SLOWLY]),
+            backoff=draw([AT_ONCE, SLOWLY, LISTED]),
         )
         self.checked_jobs += values(added)
 

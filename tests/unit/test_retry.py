@@ -20,7 +20,9 @@ seconds = st.one_of(
     st.sampled_from([0.0, 5e-324, 1e-9, 1.0, 3600.0, TEN_YEARS]), st.floats(0, TEN_YEARS)
 )
 factors = st.one_of(st.sampled_from([1.0, 1.0000001, 2.0, 1_000.0]), st.floats(1, 1_000))
+lists = st.lists(seconds, max_size=20).map(tuple)
 policies = st.builds(RetryPolicy, base=seconds, factor=factors, cap=seconds)
+any_policies = st.builds(RetryPolicy, base=seconds, factor=factors, cap=seconds, delays=lists)
 attempts = st.one_of(st.integers(1, 12), st.integers(1, 10_000), st.just(10**400))
 job_ids = st.uuids().map(str)
 
@@ -35,21 +37,47 @@ def without_jitter(policy: RetryPolicy, attempt: int) -> float:
     return policy.cap if log > math.log(TEN_YEARS) + 1 else min(math.exp(log), policy.cap)
 
 
+@given(st.lists(seconds, min_size=1, max_size=20), job_ids, attempts)
+def test_a_list_gives_each_wait_and_repeats_the_last(
+    waits: list[float], job_id: str, attempt: int
+) -> None:
+    policy = RetryPolicy(base=7, factor=2, cap=1, delays=tuple(waits))
+    exact = waits[min(attempt, len(waits)) - 1]
+    wait = delay(policy, job_id, attempt)
+    assert min(0.9 * exact, TEN_YEARS) - 0.001 <= wait <= min(1.1 * exact, TEN_YEARS) + 0.001
+    assert wait == delay(RetryPolicy(delays=policy.delays), job_id, attempt)
+
+
+def test_a_list_has_jitter_too() -> None:
+    policy = RetryPolicy(delays=(10, 60, 600))
+    assert [delay(policy, JOB, attempt) for attempt in (1, 2, 3, 4)] == [
+        *(9.32, 55.49, 644.48),
+        delay(RetryPolicy(base=600, factor=1), JOB, 4),
+    ]
+
+
+def test_a_list_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"\$\.backoff\.delays: give at most 20 delays"):
+        RetryPolicy(delays=(1.0,) * 21)
+    with pytest.raises(InvalidInput, match=r"\$\.backoff\.delays\[1\]: -1 is out of range"):
+        RetryPolicy(delays=(1.0, -1))
+
+
 @pytest.mark.scenario(73)
-@given(policies, job_ids, attempts)
+@given(any_policies, job_ids, attempts)
 def test_it_is_finite_and_never_negative_nor_above_the_cap(
     policy: RetryPolicy, job_id: str, attempt: int
 ) -> None:
     wait = delay(policy, job_id, attempt)
     assert math.isfinite(wait)
-    assert 0 <= wait <= policy.cap
+    assert 0 <= wait <= (TEN_YEARS if policy.delays else policy.cap)
 
 
-@given(policies, job_ids, attempts)
+@given(any_policies, job_ids, attempts)
 def test_it_depends_on_nothing_but_its_arguments(
     policy: RetryPolicy, job_id: str, attempt: int
 ) -> None:
-    again = RetryPolicy(policy.base, policy.factor, policy.cap)
+    again = RetryPolicy(policy.base, policy.factor, policy.cap, policy.delays)
     assert delay(policy, job_id, attempt) == delay(again, str(job_id), attempt)
 
 

@@ -160,8 +160,9 @@ class Tenure:
         - `max_retries`: attempts of a job in all, 0 to 1,000; 0 and 1 both mean one. Default: 10.
         - `timeout`: limit of one attempt, as seconds, timedelta or text such as `30s`; above 0, up
           to 10 years. An attempt that exceeds it fails. Default: None, no limit.
-        - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, or
-          an object of `base`, `factor` and `cap`. Default: `RetryPolicy()`.
+        - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, a
+          list of up to 20 durations, the last of which repeats, or an object of the fields of
+          `RetryPolicy`. Default: `RetryPolicy()`.
         - `process`: run each attempt in a child process, so that a crash fails only that job. The
           child finds the function by its name, so it must be one of a module. Default: False.
         - `max_jobs`: with `process`, replace the child by a new one when it has run so many jobs,

@@ -30,8 +30,9 @@ def enqueue(
     - `priority`: -100 to 100; smaller runs first. Default: 0.
     - `max_retries`: its attempts in all, 0 to 1,000; 0 and 1 both mean one. Default: 10.
     - `timeout`: limit of one attempt, a duration above 0, or None for no limit. Default: None.
-    - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, or
-      an object of `base`, `factor` and `cap`. Default: `RetryPolicy()`.
+    - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, a list
+      of up to 20 durations, the last of which repeats, or an object of the fields of
+      `RetryPolicy`. Default: `RetryPolicy()`.
     - `delay`: run it no earlier than this duration from now. Default: at once.
     - `run_at`: run it no earlier than this time; an aware datetime in the years 1000 to 8999.
       Not together with `delay`.

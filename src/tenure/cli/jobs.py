@@ -63,7 +63,8 @@ def _time(_: click.Context, given: click.Parameter, text: str | None) -> datetim
 @option(
     "--backoff",
     "TIME|JSON",
-    "Time before the first retry, then doubled; or an object of base, factor, cap.",
+    "Wait before the first retry, then tripled; or all waits, as 10s,1m,10m; or an object of base, "
+    "factor and cap.",
 )
 @repeated("--tag tags", "TAG", "A word to find the job by, such as customer:17")
 @option("--key idempotency_key", "TEXT", "Idempotency key: using it again prints the same job.")
@@ -98,8 +99,11 @@ def _options(given: dict[str, Any], payload: str | None) -> Any:
     from tenure.jobs.payload import MAX_PAYLOAD_BYTES
 
     options = {name: value for name, value in given.items() if value not in (None, ())}
-    if options.get("backoff", "").startswith("{"):
-        options["backoff"] = _json(options["backoff"].encode(), "$.backoff")
+    backoff = options.get("backoff", "")
+    if backoff.startswith("{"):
+        options["backoff"] = _json(backoff.encode(), "$.backoff")
+    elif "," in backoff:
+        options["backoff"] = backoff.split(",")
     if payload == "-":
         options["payload"] = _json(sys.stdin.buffer.read(MAX_PAYLOAD_BYTES + 1), "$.payload")
     elif payload is not None:  # arguments that are not valid UTF-8 must be refused, not changed
@@ -307,7 +311,7 @@ def run_now(ids: Sequence[str], **given: Any) -> None:
 @option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=_time)
 @flag("--now", "Run it at once if it is not due.")
 @option("--timeout", "TIME|none", "Longest time that one attempt may run.")
-@option("--backoff", "TIME|JSON", "Time before the first retry, or a policy.")
+@option("--backoff", "TIME|JSON", "Wait before the first retry, or a policy.")
 @reason_option
 @answer_options
 def amend(id: str, reason: str | None, now: bool, as_json: bool, **given: Any) -> None:

@@ -29,8 +29,8 @@ YEARS = range(1000, 9000)
 Duration = float | int | str | timedelta
 """Seconds, a timedelta, or text such as `30s`, `1h30m` or `PT5M`."""
 
-Backoff = RetryPolicy | Duration | dict[str, Any]
-"""A policy, its `base` alone, or its fields by name."""
+Backoff = RetryPolicy | Duration | Sequence[Duration] | dict[str, Any]
+"""A policy, its `base` alone, its `delays`, or its fields by name."""
 
 
 Wake = Literal["later", "commit"]
@@ -260,15 +260,21 @@ def policy_of(backoff: Any, path: str) -> RetryPolicy:
     """The retry policy that a caller means; raises InvalidInput at `path`."""
     if isinstance(backoff, RetryPolicy):
         return backoff
+    if isinstance(backoff, list | tuple) and backoff:
+        backoff = {"delays": backoff}
     if not isinstance(backoff, Mapping):
         return RetryPolicy(base=durations.seconds(backoff, path=path))
-    if unknown := backoff.keys() - {"base", "factor", "cap"}:
+    if unknown := backoff.keys() - {"base", "factor", "cap", "delays"}:
         raise InvalidInput(f"no such field: {', '.join(map(str, unknown))}", path=path)
-    values = {
+    values: dict[str, Any] = {
         name: durations.seconds(backoff[name], path=f"{path}.{name}")
         for name in ("base", "cap")
         if name in backoff
     }
+    values["delays"] = [
+        durations.seconds(wait, path=f"{path}.delays[{n}]")
+        for n, wait in enumerate(backoff.get("delays", ()))
+    ]
     factor = backoff.get("factor", DEFAULT_POLICY.factor)
     if isinstance(factor, bool) or not isinstance(factor, int | float):
         raise InvalidInput("give a number", path=f"{path}.factor")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from tenure.events import Retried
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.stats import Activity, WorkerState
 from tenure.jobs.text import first_line, length
@@ -93,10 +94,12 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
         return "queue_paused", f"Queue {job.queue} is paused{why}; resume it to go on."
     if job.run_at > facts.now:
         wait = length((job.run_at - facts.now).total_seconds())
-        why = ""
-        if job.attempts:
-            why = f" after attempt {job.attempts} failed: {first_line(job.last_error)}"
-        return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}{why}."
+        if job.event == Retried.name:
+            return "not_due", (
+                f"It is tried again at {_at(job.run_at)}, in {wait}, as attempt {job.attempts + 1} "
+                f"of {job.max_retries}. Attempt {job.attempts} failed: {first_line(job.last_error)}"
+            )
+        return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}."
     live = [worker for worker in facts.workers if is_live(worker, facts.now)]
     of_queue = [worker for worker in live if worker.serves(job.queue)]
     if not live:

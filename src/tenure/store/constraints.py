@@ -19,7 +19,7 @@ from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH, MAX_REASON_LENGTH
 from tenure.jobs.payload import MAX_PAYLOAD_BYTES
 from tenure.jobs.results import MAX_RESULT_BYTES
 from tenure.lifecycle import LIMIT_SQL, ROOM_SQL, SETTLED, Guard, Rule, Status
-from tenure.retry import MAX_DELAY_SECONDS, MAX_FACTOR
+from tenure.retry import MAX_DELAY_SECONDS, MAX_DELAYS, MAX_FACTOR
 
 NEVER_CHANGES = (
     *("id", "type", "queue", "created_at", "idempotency_key", "fingerprint", "partition"),
@@ -124,7 +124,10 @@ ANY_UUID = "xxxxxxxx-xxxx-7xxx-xxxx-xxxxxxxxxxxx".replace("x", "[0-9a-f]")
 def sqlite_values() -> dict[str, str]:
     """Return name -> condition in the SQL of SQLite."""
     times = ("run_at", "created_at", "started_at", "finished_at", "lease_expires_at", "start_by")
-    policy = _policy("json_type(backoff, '$.{}')", "backoff ->> '{}'")
+    policy = _policy(
+        *("json_type(backoff, '$.{}')", "backoff ->> '{}'", "json_each(backoff, '$.delays') one"),
+        "one.type IN ('integer', 'real') AND one.value",
+    )
     return _plain_values("") | {
         **IN_REACH,
         "reason_is_short": f"length(coalesce(reason, '')) <= {MAX_REASON_LENGTH}",
@@ -179,7 +182,11 @@ def postgres_values(json_type: str, schema: str, row: str = "") -> dict[str, str
 
 def postgres_policy(text: str) -> str:
     """Return the condition, in the SQL of PostgreSQL, that JSON is a policy, or an error."""
-    policy = _policy(f"json_typeof({text}::json -> '{{}}')", f"({text}::json ->> '{{}}')::numeric")
+    policy = _policy(
+        *(f"json_typeof({text}::json -> '{{}}')", f"({text}::json ->> '{{}}')::numeric"),
+        f"json_array_elements({text}::json -> 'delays') AS one(wait)",
+        "CASE json_typeof(one.wait) WHEN 'number' THEN one.wait::text::numeric ELSE -1 END",
+    )
     return f"CASE WHEN json_typeof({text}::json) = 'object' THEN {policy} ELSE false END"
 
 
@@ -219,19 +226,23 @@ def _postgres_name(column: str) -> str:
     )
 
 
-def _policy(kind: str, value: str) -> str:
-    """The condition that each member of a backoff is absent or a number in its range."""
+def _policy(kind: str, value: str, each: str, wait: str) -> str:
+    """The condition that each member of a backoff is absent or in its range, so `each` delay."""
     conditions = []
-    for name, low, high in (
-        ("base", 0, MAX_DELAY_SECONDS),
-        ("cap", 0, MAX_DELAY_SECONDS),
-        ("factor", 1, MAX_FACTOR),
-    ):
+    wide = f"0 AND {MAX_DELAY_SECONDS:.0f}"
+    ranges = {"base": wide, "cap": wide, "factor": f"1 AND {MAX_FACTOR:.0f}"}
+    for name, reach in ranges.items():
         found, number = kind.format(name), value.format(name)
         conditions.append(
             f"CASE WHEN {found} IS NULL THEN true WHEN {found} IN ('number', 'integer', 'real')"
-            f" THEN {number} BETWEEN {low} AND {high:.0f} ELSE false END"
+            f" THEN {number} BETWEEN {reach} ELSE false END"
         )
+    found = kind.format("delays")
+    conditions.append(
+        f"CASE WHEN {found} IS NULL THEN true WHEN {found} = 'array' THEN (SELECT count(*) <="
+        f" {MAX_DELAYS} AND count(*) = count(*) FILTER (WHERE {wait} BETWEEN {wide})"
+        f" FROM {each}) ELSE false END"
+    )
     return "(" + " AND ".join(conditions) + ")"
 
 

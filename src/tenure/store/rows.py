@@ -136,7 +136,8 @@ def write_policy(policy: RetryPolicy) -> str | None:
     """Return a retry policy as stored; NULL is the default one."""
     if policy is DEFAULT_POLICY or policy == DEFAULT_POLICY:  # to compare takes a while
         return None
-    return msgspec.json.encode(policy).decode()
+    names = ("delays",) if policy.delays else ("base", "factor", "cap")
+    return msgspec.json.encode({name: getattr(policy, name) for name in names}).decode()
 
 
 def read_policy(text: str | None) -> RetryPolicy:

@@ -32,6 +32,7 @@ from tenure.jobs.payload import JsonText, canonical
 from tenure.jobs.queries import MAX_SEARCHED_FOR, Action, State
 from tenure.jobs.work import Outcome, Report
 from tenure.lifecycle import Status
+from tenure.retry import MAX_DELAYS
 
 MAX_LEASED = 1_000
 MAX_WORKER_LENGTH = 120
@@ -76,6 +77,7 @@ Retries = Annotated[int, _schema(minimum=0, maximum=1_000)]
 MoreRetries = Annotated[int, _schema(minimum=1, maximum=1_000)]
 MaxPending = Annotated[int, _schema(minimum=0, maximum=2**53)]
 Factor = Annotated[float, _schema(minimum=1, maximum=1_000)]
+Delays = Annotated[list[Seconds], _schema(minItems=1, maxItems=MAX_DELAYS)]
 Delay = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 LeaseSeconds = Annotated[float, Meta(ge=MIN_LEASE_SECONDS, le=MAX_LEASE_SECONDS)]
 LeaseName = Annotated[str, Meta(description="A lease id as `POST /leases` gave it.")]
@@ -103,11 +105,15 @@ def given(request: Struct) -> dict[str, Any]:
 
 
 class Backoff(Request):
-    """Exponential backoff: `base` after the first failure, times `factor`, up to `cap`."""
+    """Exponential backoff: `base` after the first failure, times `factor`, up to `cap`.
+
+    With `delays`, these are the waits after each failure; the last one repeats.
+    """
 
     base: Seconds | UnsetType = UNSET
     factor: Factor | UnsetType = UNSET
     cap: Seconds | UnsetType = UNSET
+    delays: Annotated[list[Seconds], _schema(maxItems=MAX_DELAYS)] | UnsetType = UNSET
 
 
 class TypeRequest(Request):
@@ -120,7 +126,7 @@ class TypeRequest(Request):
     priority: Priority | UnsetType = UNSET
     max_retries: Retries | UnsetType = UNSET
     timeout: Timeout | UnsetType | None = UNSET  # null: no limit
-    backoff: Backoff | Seconds | UnsetType = UNSET  # a policy, or only its base
+    backoff: Backoff | Seconds | Delays | UnsetType = UNSET  # a policy, its base, or its delays
 
 
 class AgainRequest(TypeRequest, kw_only=True):
@@ -160,7 +166,7 @@ class AmendRequest(ReasonRequest, kw_only=True):
     priority: Priority | UnsetType = UNSET
     max_retries: Retries | UnsetType = UNSET
     timeout: Timeout | UnsetType | None = UNSET  # null: no limit
-    backoff: Backoff | Seconds | UnsetType = UNSET
+    backoff: Backoff | Seconds | Delays | UnsetType = UNSET
     run_at: RunAt | UnsetType = UNSET
     delay: Seconds | UnsetType = UNSET  # from now; 0: at once
     pack = AgainRequest.pack
