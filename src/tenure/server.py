@@ -41,7 +41,7 @@ from tenure.jobs.names import check_queues
 from tenure.settings import Settings
 from tenure.telemetry import logs
 from tenure.worker.maintenance import StallWatch
-from tenure.worker.process import ABORTED, maintained, run_loop, spared_by_collector, worker_of
+from tenure.worker.process import ABORTED, maintained, run_loop, tuned_for_jobs, worker_of
 from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         threads = running.enter_context(ThreadPoolExecutor(max(workers, 1), "tenure-worker"))
         for stop in stops:
             running.callback(stop)
-        running.enter_context(spared_by_collector())
+        running.enter_context(tuned_for_jobs())
         ends = [threads.submit(_run_beside, server, worker) for worker in crew]
         run_loop(
             server.serve(sockets=[listener, *(listener.dup() for _ in range(MAX_ACCEPTED - 1))])

@@ -35,8 +35,8 @@ VERBS = """
     actor amend amend_async around as_completed cancel cancel_async check check_async close
     close_async count count_async database enqueue enqueue_async enqueue_many enqueue_many_async
     explain explain_async find find_async get get_async history history_async job lifespan migrate
-    on_failure open open_async retry retry_async run_again run_again_async run_worker verify
-    verify_async wait wait_async wake within
+    on_failure open open_async retry retry_async run_again run_again_async run_worker running
+    verify verify_async wait wait_async wake within
 """
 NOUNS = {
     "bulk": (BulkActions, "get list sample start step stop"),

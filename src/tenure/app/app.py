@@ -219,6 +219,7 @@ class Tenure:
     lifespan = hooks.lifespan
     on_failure = hooks.on_failure
     run_worker = running.run_worker
+    running = running.running
 
     migrate = upkeep.migrate
     check = upkeep.check

@@ -11,6 +11,8 @@ from tenure.jobs.names import check_queues
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
+    from tenure.settings import Settings
+    from tenure.worker.inside import Running
 
 
 def run_worker(
@@ -25,7 +27,8 @@ def run_worker(
 ) -> None:
     """Run this application's handlers until SIGTERM or SIGINT; return when all have ended.
 
-    Call it on the main thread: Python handles signals there only. A second signal ends the
+    Call it on the main thread: Python handles signals there only, so elsewhere it raises
+    RuntimeError (`running` is for other threads and loops). A second signal ends the
     process at once, and other workers take over its jobs when their leases expire.
 
     - `queues`: take jobs of these queues only. Default: None, of every queue.
@@ -43,11 +46,48 @@ def run_worker(
     delivers to webhooks, as a server does. It starts, and waits, also while the database does
     not answer. Raises InvalidInput, and SchemaMismatch as `open` does.
     """
-    from tenure.settings import Settings
     from tenure.worker.process import run_worker
 
+    run_worker(app, _settings(queues, concurrency, lease, grace, keep, webhooks_private))
+
+
+def running(
+    app: Tenure,
+    queues: Sequence[str] | None = None,
+    *,
+    concurrency: int = 16,
+    lease: Duration = 30,
+    grace: Duration = 30,
+    keep: Mapping[str, Duration] | None = None,
+    webhooks_private: bool = False,
+) -> Running:
+    """Run a worker inside a program: `async with app.running():` or `with app.running():`.
+
+    The worker runs while the block does, on any thread, and installs no signal handlers. At the end
+    of the block, handlers get the grace period to finish. With `async with`, coroutines run on the
+    event loop of the program and share its connections. With `with`, they run on a loop in a
+    thread.
+
+    Takes what `run_worker` takes, and does the same beside the jobs. Returns the block. At its
+    begin it raises StoreUnavailable or SchemaMismatch, at its end what has ended the worker early.
+    """
+    from tenure.worker.inside import Running
+
+    return Running(app, _settings(queues, concurrency, lease, grace, keep, webhooks_private))
+
+
+def _settings(
+    queues: Sequence[str] | None,
+    concurrency: int,
+    lease: Duration,
+    grace: Duration,
+    keep: Mapping[str, Duration] | None,
+    webhooks_private: bool,
+) -> Settings:
+    from tenure.settings import Settings
+
     ages = durations.retention(keep or {})
-    settings = Settings(
+    return Settings(
         queues=check_queues(queues, "queues"),
         concurrency=concurrency,
         lease_seconds=positive(lease, "$.lease"),
@@ -57,4 +97,3 @@ def run_worker(
         keep_failed=ages.get("failed"),
         webhooks_private=webhooks_private,
     )
-    run_worker(app, settings)

@@ -82,12 +82,14 @@ def run_worker(
 
     Call this on the main thread, because Python handles signals there. Jobs come from `source`, by
     default from the database of `app`, which is then `maintained` here. `progress` is called while
-    the worker stops, with how many running jobs have ended. Raises SchemaMismatch.
+    the worker stops, with how many running jobs have ended. Raises SchemaMismatch, and RuntimeError
+    on another thread.
     """
-    if multiprocessing.current_process().name == CHILD:
+    refuse_children()
+    if threading.current_thread() is not threading.main_thread():
         raise RuntimeError(
-            "a child process imports your main module: run workers only under "
-            "`if __name__ == '__main__':`"
+            "run_worker needs the main thread, because Python handles signals there: use "
+            "`with app.running():` or `async with app.running():` elsewhere"
         )
     worker = worker_of(app, settings, source, progress)
     stops = [worker.request_stop]
@@ -99,9 +101,18 @@ def run_worker(
             stops.append(delivery.ask_to_stop)
         else:
             running.enter_context(declared(source, app.core.handlers))
-        running.enter_context(spared_by_collector())
+        running.enter_context(tuned_for_jobs())
         running.enter_context(stopped_by_signals(lambda: [stop() for stop in stops]))
         run_loop(worker.run())
+
+
+def refuse_children() -> None:
+    """Raise RuntimeError in a child process for handlers, which imports the main module."""
+    if multiprocessing.current_process().name == CHILD:
+        raise RuntimeError(
+            "a child process imports your main module: run workers only under "
+            "`if __name__ == '__main__':`"
+        )
 
 
 @contextlib.contextmanager
@@ -202,11 +213,12 @@ def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def spared_by_collector() -> Iterator[None]:
-    """Keep the garbage collector from examining the objects that exist now: they stay.
+def tuned_for_jobs() -> Iterator[None]:
+    """Switch threads sooner, and keep the garbage collector from objects that exist now: they stay.
 
     Otherwise collections delay requests, and they cost a worker 4 % of its rate.
     """
+    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
     gc.collect()
     gc.freeze()
     try:
@@ -221,7 +233,6 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
     Tasks that are left are cancelled and get `LEFTOVER_SECONDS` to end. Unlike `asyncio.run`, this
     returns even if a handler continues, in a coroutine or in a thread of the loop.
     """
-    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
     loop = new_loop()
     try:
         loop.run_until_complete(main)

@@ -1,0 +1,93 @@
+"""A worker inside a program that has its own life: a web application, a script, a notebook.
+
+It installs no signal handlers and ends with its block. With `async with`, handlers run on the event
+loop of the program, so that they share its connections; with `with`, on a loop in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from tenure.app.app import Tenure
+from tenure.settings import Settings
+from tenure.worker.process import maintained, refuse_children, run_loop, worker_of
+from tenure.worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+class Running:
+    """A block in which a worker runs: `async with app.running():` or `with app.running():`."""
+
+    def __init__(self, app: Tenure, settings: Settings) -> None:
+        refuse_children()
+        self._app = app
+        self._settings = settings
+        self._beside = ExitStack()
+        self._worker: Worker | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._begin)
+        self._task = asyncio.create_task(self._run(self._new_worker()))
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        self._stop()
+        try:
+            if self._task is not None:
+                await self._task
+        finally:
+            await asyncio.to_thread(self._beside.close)
+        self._raise_failure(raised[1])
+
+    def __enter__(self) -> Self:
+        self._begin()
+        work = self._run(self._new_worker())
+        self._thread = threading.Thread(target=run_loop, args=(work,), name="tenure-worker")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop()
+        if self._thread is not None:
+            self._thread.join()
+        self._beside.close()
+        self._raise_failure(error)
+
+    def _begin(self) -> None:
+        """Open the database, and do beside it what a worker process does; this may block."""
+        self._app.open()
+        self._beside.enter_context(maintained(self._app, self._settings))
+
+    def _new_worker(self) -> Worker:
+        self._worker = worker_of(self._app, self._settings)
+        return self._worker
+
+    async def _run(self, worker: Worker) -> None:
+        try:
+            await worker.run()
+        except Exception as error:
+            log.exception("the worker in this program ended: no jobs run here any more")
+            self._failure = error
+
+    def _stop(self) -> None:
+        if self._worker is not None:
+            self._worker.request_stop()
+
+    def _raise_failure(self, raised: object) -> None:
+        """Raise what ended the worker, unless the block itself has raised."""
+        if self._failure is not None and raised is None:
+            raise self._failure

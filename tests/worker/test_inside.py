@@ -1,0 +1,117 @@
+"""`app.running()`: a worker inside a program, on its loop or on a thread, without signals."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tenure import StoreUnavailable, Tenure
+from tests.support.waiting import wait_until
+
+
+def ended(app: Tenure, job_id: str) -> bool:
+    return app.get(job_id).status == "completed"
+
+
+def test_coroutines_run_on_the_loop_of_the_program(app: Tenure) -> None:
+    """A pool of connections that the application made for its loop is usable in handlers."""
+    seen: list[object] = []
+    done = asyncio.Event()
+
+    @app.job
+    async def work() -> None:
+        seen.append(asyncio.get_running_loop())
+        done.set()
+
+    async def program() -> None:
+        seen.append(asyncio.get_running_loop())
+        async with app.running(concurrency=2, grace=5):
+            job = await work.enqueue_async()
+            async with asyncio.timeout(10):
+                await done.wait()
+        assert ended(app, job.id)  # what ran at the end of the block is reported
+
+    asyncio.run(program())
+    assert len(seen) == 2
+    assert seen[0] is seen[1]
+
+
+def test_a_worker_in_a_block_on_any_thread_leaves_signals_alone(app: Tenure) -> None:
+    started = threading.Event()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    problems: list[BaseException] = []
+
+    @app.job
+    def work() -> None:
+        started.set()
+
+    def program() -> None:
+        try:
+            with app.running(grace=5):
+                job = work.enqueue()
+                wait_until(lambda: ended(app, job.id))
+        except BaseException as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=program)
+    thread.start()
+    wait_until(started.is_set)
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+    thread.join(10)
+    assert not thread.is_alive()
+    assert problems == []
+
+
+def test_handlers_get_the_grace_period_at_the_end_of_the_block(app: Tenure) -> None:
+    began = asyncio.Event()
+
+    @app.job
+    async def long() -> str:
+        began.set()
+        await asyncio.sleep(0.3)
+        return "whole"
+
+    async def program() -> None:
+        async with app.running(grace=10):
+            job = await long.enqueue_async()
+            async with asyncio.timeout(10):
+                await began.wait()
+        assert app.get(job.id).status == "completed"
+
+    asyncio.run(program())
+
+
+def test_what_the_block_raises_is_not_hidden(app: Tenure) -> None:
+    with pytest.raises(KeyError), app.running():
+        raise KeyError("mine")
+
+
+def test_a_database_that_does_not_answer_is_told_at_the_begin(tmp_path: object) -> None:
+    app = Tenure("postgresql://nobody@127.0.0.1:1/none")
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        async with app.running():
+            yield
+
+    async def program() -> None:
+        async with lifespan():
+            pytest.fail("it began")
+
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(program())
+
+
+def test_run_worker_on_another_thread_says_what_to_use(app: Tenure) -> None:
+    """`to_thread(app.run_worker)` ended with "signal only works in main thread", unseen."""
+
+    async def program() -> None:
+        await asyncio.to_thread(app.run_worker)
+
+    with pytest.raises(RuntimeError, match=r"with app\.running\(\)"):
+        asyncio.run(program())
