@@ -63,13 +63,8 @@ MAX_LINE = 96
 # Every public member has its place; `page` refuses to leave one out.
 APP: Mapping[str, Sequence[str]] = {
     "Opening": ("open", "close", "migrate", "database", "actor"),
-<<<<<<< HEAD
-    "Handlers": ("job", "around", "lifespan", "on_failure", "run_worker"),
-    "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async", "run_again"),
-=======
     "Handlers": ("job", "around", "lifespan", "on_failure", "run_worker", "running"),
-    "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
->>>>>>> 6b656ba (Run a worker inside a program with app.running())
+    "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async", "run_again"),
     "Waiting for jobs": ("wait", "wait_async", "as_completed"),
     "In your transaction": ("within", "wake"),
     "Jobs": ("get", "find", "count", "history", "explain", "cancel", "retry", "amend"),

@@ -19,6 +19,7 @@ import click
 from tenure.cli import completing
 from tenure.cli.command import REFUSED, chosen_database
 from tenure.cli.options import answer_options, database_option, flag, option, repeated, together
+from tenure.cli.reloading import GRACE, run_again_on_changes
 from tenure.cli.terminal import attempts, later_progress, print_json, progress_bar, room
 from tenure.errors import InvalidInput
 from tenure.jobs.text import first_line, visible
@@ -81,6 +82,21 @@ work_options = together(
 """The options that `serve` and `worker` share."""
 
 
+class HostAndPort(click.ParamType):  # type: ignore[type-arg]
+    """`[HOST:]PORT` as (host, port)."""
+
+    name = "address"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Split the text; 0 lets the system choose a port."""
+        host, _, port = str(value).rpartition(":")
+        if not (port.isascii() and port.isdigit() and int(port) < 65_536):
+            self.fail("give a port, as in 8081 or 0.0.0.0:8081", param, ctx)
+        return host or "127.0.0.1", int(port)
+
+
 @click.command()
 @option("--host", "NAME", "Address to listen on.  [default: 127.0.0.1]")
 @option("--port", "N", "Port to listen on; also TENURE_PORT or PORT.  [default: 8080]")
@@ -103,8 +119,21 @@ def serve(**flags: Any) -> None:
     "--server", "URL", "Get jobs from this server instead of a database; the token is TENURE_TOKEN."
 )
 @flag("--prune", "Delete settled jobs by the keep settings; not needed where a server runs.")
+@option(
+    "--health",
+    "[HOST:]PORT",
+    "Answer GET /live and /ready there; HOST is 127.0.0.1 if not given.",
+    type=HostAndPort(),
+)
+@flag("--reload", "Start again when a Python file below this folder changes.")
 @work_options
-def worker(server: str | None, prune: bool, **flags: Any) -> None:
+def worker(
+    server: str | None,
+    prune: bool,
+    health: tuple[str, int] | None,
+    reload: bool,
+    **flags: Any,
+) -> None:
     """Run jobs until SIGTERM or Ctrl-C.
 
     At the signal, running jobs get the time of --grace to finish. Jobs that have not started go to
@@ -118,6 +147,11 @@ def worker(server: str | None, prune: bool, **flags: Any) -> None:
         raise InvalidInput(
             "nothing to run: give --app module:name, or --fake-handlers", path="--app"
         )
+    if reload:
+        arguments = [argument for argument in sys.argv[1:] if argument != "--reload"]
+        grace = [] if flags["grace_seconds"] else ["--grace", GRACE]
+        run_again_on_changes([*arguments, *grace])
+        return
     app, settings = _prepared(**flags, remote=server is not None)
     if not prune:
         settings = replace(settings, keep_completed=None, keep_cancelled=None, keep_failed=None)
@@ -133,7 +167,7 @@ def worker(server: str | None, prune: bool, **flags: Any) -> None:
         names = "any type" if types is None else ", ".join(types)
         where = without_password(server or app.database)
         logs.announce(f"Tenure worker runs jobs of {names} from {where}")
-        run_worker(app, settings, source=remote, progress=progress)
+        run_worker(app, settings, source=remote, progress=progress, health=health)
     end_process()
 
 

@@ -173,12 +173,19 @@ class Exchanges:
         self._request = request
         self._room = room
         self._flights: set[Flight] = set()
+        self._has_answered = False
         self._suspects = 0  # how many of the next reports are sent one by one
 
     @property
     def under_way(self) -> int:
         """How many exchanges the source has not answered."""
         return len(self._flights)
+
+    def troubles(self) -> list[str]:
+        """Return a sentence if the source does not answer, or has not answered yet."""
+        if self.backoff.seconds:
+            return ["the database or server does not answer"]
+        return [] if self._has_answered else ["no claim was answered yet"]
 
     def pause(self) -> float:
         """Return the seconds until there is something to do, if nothing happens."""
@@ -326,6 +333,7 @@ class Exchanges:
 
     def _answered(self, flight: Flight, exchange: Exchange) -> None:
         self.backoff.answered()
+        self._has_answered = True
         self._suspects = max(self._suspects - len(flight.attempts), 0)
         self._leases.reported(flight.attempts)
         self._worklog.answered(flight.attempts, exchange.verdicts)

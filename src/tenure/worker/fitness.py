@@ -53,6 +53,11 @@ class Fitness:
         """Whether it is too early for another try."""
         return type in self._unfit and time.monotonic() < self._unfit[type][0]
 
+    def troubles(self) -> list[str]:
+        """Return a sentence for each type that is unfit now."""
+        unfit = [type for type in tuple(self._unfit) if self.is_unfit(type)]
+        return [f"jobs of type {type} cannot be started here" for type in unfit]
+
     def fit(self, types: tuple[str, ...] | None) -> tuple[str, ...] | None:
         """Return those of `types` that may be claimed; of None, which means all, none meanwhile."""
         unfit = {type for type in self._unfit if self.is_unfit(type)}

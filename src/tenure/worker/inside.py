@@ -16,7 +16,6 @@ from typing import Self
 from tenure.app.app import Tenure
 from tenure.settings import Settings
 from tenure.worker.process import maintained, refuse_children, run_loop, worker_of
-from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +28,18 @@ class Running:
         self._app = app
         self._settings = settings
         self._beside = ExitStack()
-        self._worker: Worker | None = None
+        self._worker = worker_of(app, settings)
         self._task: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._begin)
-        self._task = asyncio.create_task(self._run(self._new_worker()))
+        self._task = asyncio.create_task(self._run())
         return self
 
     async def __aexit__(self, *raised: object) -> None:
-        self._stop()
+        self._worker.request_stop()
         try:
             if self._task is not None:
                 await self._task
@@ -50,7 +49,7 @@ class Running:
 
     def __enter__(self) -> Self:
         self._begin()
-        work = self._run(self._new_worker())
+        work = self._run()
         self._thread = threading.Thread(target=run_loop, args=(work,), name="tenure-worker")
         self._thread.start()
         return self
@@ -61,7 +60,7 @@ class Running:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stop()
+        self._worker.request_stop()
         if self._thread is not None:
             self._thread.join()
         self._beside.close()
@@ -70,22 +69,14 @@ class Running:
     def _begin(self) -> None:
         """Open the database, and do beside it what a worker process does; this may block."""
         self._app.open()
-        self._beside.enter_context(maintained(self._app, self._settings))
+        self._beside.enter_context(maintained(self._app, self._settings, [self._worker]))
 
-    def _new_worker(self) -> Worker:
-        self._worker = worker_of(self._app, self._settings)
-        return self._worker
-
-    async def _run(self, worker: Worker) -> None:
+    async def _run(self) -> None:
         try:
-            await worker.run()
+            await self._worker.run()
         except Exception as error:
             log.exception("the worker in this program ended: no jobs run here any more")
             self._failure = error
-
-    def _stop(self) -> None:
-        if self._worker is not None:
-            self._worker.request_stop()
 
     def _raise_failure(self, raised: object) -> None:
         """Raise what ended the worker, unless the block itself has raised."""

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -125,6 +125,16 @@ class Wakeup:
                 self.loop.call_soon_threadsafe(self._event.set)
             except RuntimeError:
                 self.loop_is_closed = True
+
+    def call(self, function: Callable[[], object]) -> bool:
+        """Have the loop call `function`; from any thread. False if no loop runs."""
+        if self.loop is None:
+            return False
+        try:
+            self.loop.call_soon_threadsafe(function)
+        except RuntimeError:  # it is closed
+            return False
+        return True
 
     async def wait(self, seconds: float) -> None:
         """Wait until the loop is woken, at most for `seconds`."""

@@ -28,6 +28,7 @@ from tenure.jobs.names import check_queues
 from tenure.jobs.work import WorkSource
 from tenure.settings import Settings
 from tenure.worker.child import STOP_SIGNALS, new_loop
+from tenure.worker.health import health_served
 from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.processes import CHILD
 from tenure.worker.webhook_delivery import WebhookDelivery
@@ -77,12 +78,14 @@ def run_worker(
     *,
     source: WorkSource | None = None,
     progress: Progress = no_progress,
+    health: tuple[str, int] | None = None,
 ) -> None:
     """Run the handlers of `app` until a signal asks to stop; return when they have finished.
 
     Call this on the main thread, because Python handles signals there. Jobs come from `source`, by
     default from the database of `app`, which is then `maintained` here. `progress` is called while
-    the worker stops, with how many running jobs have ended. Raises SchemaMismatch, and RuntimeError
+    the worker stops, with how many running jobs have ended. `health` is the host and port where
+    supervisors may ask. Raises SchemaMismatch, InvalidInput if the port is taken, and RuntimeError
     on another thread.
     """
     refuse_children()
@@ -94,6 +97,8 @@ def run_worker(
     worker = worker_of(app, settings, source, progress)
     stops = [worker.request_stop]
     with contextlib.ExitStack() as running:
+        if health is not None:
+            running.enter_context(health_served(worker, health))
         if source is None:
             with contextlib.suppress(StoreUnavailable):  # it waits for the database
                 app.open()

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 CANCEL_SECONDS = 1.0
 """How long handlers that were stopped at the end of the grace period may take to return."""
 FINAL_REPORT_SECONDS = 5.0
+TURN_SECONDS = 1.0
 PROGRESS_SECONDS = 5.0
 """How often a worker that stops logs how many jobs still run."""
 
@@ -104,6 +105,17 @@ class Worker:
         self._stop_asked.set()
         self._leases.close()  # at once, because a claim may be about to be answered
         self._wakeup.notify()
+
+    def turns(self) -> bool:
+        """Whether the event loop answers within a second. Call it on another thread."""
+        turned = threading.Event()
+        return self._wakeup.call(turned.set) and turned.wait(TURN_SECONDS)
+
+    def troubles(self) -> list[str]:
+        """Return why it claims no jobs at present, for people; safe from any thread."""
+        if self._stop_asked.is_set():
+            return ["it is stopping"]
+        return [*self._exchanges.troubles(), *self._attempts.fitness.troubles()]
 
     async def run(self) -> None:
         """Work until `request_stop`, then let running handlers finish and report everything."""

@@ -1,0 +1,53 @@
+"""`tenure worker --reload`: a worker that starts again when the code changes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+GRACE = "1s"
+"""For handlers that run during a change, if the user says nothing else. Their jobs go back
+uncharged, and run again with the new code."""
+STOP_SECONDS = 15.0
+
+
+def run_again_on_changes(arguments: Sequence[str]) -> None:
+    """Run `tenure` with these arguments until SIGTERM or Ctrl-C; again after each change.
+
+    Watches the Python files below the current folder.
+    """
+    from watchfiles import PythonFilter, watch
+
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    process = _start(arguments)
+    try:
+        files = PythonFilter()
+        for changes in watch(".", watch_filter=files, stop_event=stopped, raise_interrupt=False):
+            path = Path(min(path for _, path in changes))
+            click.echo(f"{path.name} has changed: the worker starts again", err=True)
+            _stop(process)
+            process = _start(arguments)
+    finally:
+        _stop(process)
+
+
+def _start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a worker in a separate group, which Ctrl-C does not reach: it is stopped once."""
+    command = [sys.executable, "-m", "tenure", *arguments]
+    return subprocess.Popen(command, process_group=0)  # noqa: S603
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
