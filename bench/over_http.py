@@ -22,7 +22,7 @@ START_SECONDS = 20
 def post_jobs(stage: Stage, subject: Subject, *, clients: int) -> Figures:
     """`POST /jobs` over connections kept open; each job is on disk when its answer comes."""
     setting = stage.fresh(subject)
-    with _server(stage, setting) as address:
+    with server(stage, setting) as address:
         host, _, port = address.partition(":")
         load = [sys.executable, "-m", "bench.http_load", host, port]
         command = [*load, str(clients), str(stage.size.seconds)]
@@ -40,7 +40,7 @@ def drain_remotely(stage: Stage, subject: Subject) -> Figures:
     setting = stage.fresh(subject)
     fill(setting, jobs)
     stage.calm(setting)
-    with _server(stage, setting) as address:
+    with server(stage, setting) as address:
         remote = replace(
             setting,
             subject=replace(subject, adapter="tenure_remote"),
@@ -52,7 +52,7 @@ def drain_remotely(stage: Stage, subject: Subject) -> Figures:
 
 
 @contextlib.contextmanager
-def _server(stage: Stage, setting: Setting) -> Iterator[str]:
+def server(stage: Stage, setting: Setting) -> Iterator[str]:
     """`tenure serve` on a free port, without workers; its address."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TENURE_")}
     output = stage.folder / "server.out"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from bench import drains, over_http, sending, waiting
+from bench import cancelling, drains, over_http, sending, waiting
 from bench.catalogue import SUBJECTS, Subject
 from bench.stage import Figures, Size, Stage
 
@@ -155,6 +155,23 @@ WORKLOADS = (
         fits=is_ours,
     ),
     Workload("remote", "Drain, 1 worker over HTTP", over_http.drain_remotely, fits=is_ours),
+    Workload(
+        "cancel",
+        "Cancel to handler, 10 workers",
+        cancelling.cancel,
+        figure="p50_ms",
+        unit="ms (p50)",
+        fits=is_ours,
+    ),
+    Workload(
+        "cancel-remote",
+        "Cancel to handler, 10 workers over HTTP",
+        partial(cancelling.cancel, remotely=True),
+        figure="p50_ms",
+        unit="ms (p50)",
+        fits=is_ours,
+        fits_quick=is_nobody,
+    ),
     Workload(
         "idle",
         "Idle worker",

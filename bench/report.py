@@ -42,7 +42,10 @@ GROWING = (
     ("pinned", "old snapshot pinned"),
 )
 NUMERIC = (*"-0123456789", "failed"[:1], "")
-ONLY_TENURE = ("raw", "threads", "http-1", "http-16", "http-64", "remote", "drain-4", "drain-8")
+ONLY_TENURE = (
+    *("raw", "threads", "http-1", "http-16", "http-64", "remote", "drain-4", "drain-8"),
+    *("cancel", "cancel-remote"),
+)
 
 
 def tables(run: Run) -> str:
@@ -223,8 +226,9 @@ def _others(run: Run) -> str:
         row = [workload.title]
         for subject in ours:
             result = run.result(workload.name, subject.name)
-            p99 = result.median("p99_ms")
-            row.append(f"{_rate(result)}, p99 {number(p99)} ms" if p99 else _rate(result))
+            p50, p99 = result.median("p50_ms"), result.median("p99_ms")
+            found = f"p50 {number(p50)} ms" if workload.less_is_better and p50 else _rate(result)
+            row.append(f"{found}, p99 {number(p99)} ms" if p99 else found)
         rows.append(row)
     return markdown(["", *(f"on {ENGINES[s.engine]}" for s in ours)], rows)
 

@@ -119,6 +119,9 @@ def _waiting(run: Run, engine: str) -> Iterable[Verdict]:
     else:
         found = f"{number(p50)} against {number(best)} ms"
         yield Verdict("pickup p50: below every SQL peer", engine, found, p50 < best)
+    for workload, what in (("cancel", ""), ("cancel-remote", ", over HTTP")):
+        stopped = run.median(workload, name, "p99_ms")
+        yield _below(f"cancel to handler p99{what}: under 200 ms", engine, stopped, 200, "ms")
     cpu = run.median("idle", name, "cpu_percent")
     yield _below("idle worker: under 1 % CPU", engine, cpu, 1, "%")
     memory = run.median("idle", name, "memory_mb")

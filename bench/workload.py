@@ -10,6 +10,7 @@ This module runs in the environments of all peers, so it needs nothing but the s
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
 import time
@@ -20,6 +21,7 @@ from typing import Any
 PAYLOAD_BYTES = 150
 TALLY_VARIABLE = "BENCH_TALLY"
 FAIL_FIRST_VARIABLE = "BENCH_FAIL_FIRST"
+CONCURRENCY_VARIABLE = "BENCH_CONCURRENCY"
 
 _BARE = '{"n":,"to":"user000@example.com","subject":"Your weekly report is ready","note":""}'
 _NOTE = "attached as a file of comma separated values, one line for each day of it"
@@ -99,6 +101,15 @@ def perform(n: int) -> None:
         tally().run_at_second_start(n)
     else:
         tally().run(n)
+
+
+async def hold(n: int) -> None:
+    """Note that job `n` has begun, run until it is cancelled, and note when that was."""
+    tally().starts[n] += 1
+    try:
+        await asyncio.Event().wait()
+    finally:
+        tally().ended[n] = time.monotonic_ns()
 
 
 FAIL_FIRST = FAIL_FIRST_VARIABLE in os.environ

@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterable
 
 from bench.adapter import PLACE
-from bench.workload import payload, perform
+from bench.workload import CONCURRENCY_VARIABLE, hold, payload, perform
 from tenure import Tenure
 
-CONCURRENCY = 100
+CONCURRENCY = int(os.environ.get(CONCURRENCY_VARIABLE, "100"))
 HANDLER_VARIABLE = "BENCH_HANDLER"
 
 app = Tenure(PLACE)
@@ -48,6 +48,9 @@ class Sender:
 def open_sender(callers: int) -> Sender:
     app.open()
     return Sender()
+
+
+app.job(hold)
 
 
 def work() -> None:

@@ -3,14 +3,16 @@
 It leases and reports in batches, as every remote worker does; 100 handlers at once.
 """
 
+import os
+
 from bench.adapter import PLACE
-from bench.workload import perform
+from bench.workload import CONCURRENCY_VARIABLE, hold, perform
 from tenure import Tenure
 from tenure.client import Client
 from tenure.settings import Settings
 from tenure.worker.process import run_worker
 
-CONCURRENCY = 100
+CONCURRENCY = int(os.environ.get(CONCURRENCY_VARIABLE, "100"))
 
 app = Tenure()  # for its handlers: no database is opened
 
@@ -18,6 +20,9 @@ app = Tenure()  # for its handlers: no database is opened
 @app.job
 async def send(n: int, to: str, subject: str, note: str) -> None:
     perform(n)
+
+
+app.job(hold)
 
 
 def work() -> None:
