@@ -115,9 +115,10 @@ def within(app: Tenure, connection: Any, *, wake: Wake = "later") -> Within:
     - `connection`: a connection to the database of the jobs: `Connection` or `AsyncConnection` of
       psycopg, `Connection` of asyncpg, sqlite3 or aiosqlite; `Connection`, `Session`,
       `scoped_session` and their asynchronous forms of SQLAlchemy. Not one that commits by itself.
-    - `wake`: `later` (default) notifies no worker, and one finds the job within about a tenth of a
-      second after your commit, or at once after `wake()`; `commit` notifies workers at the commit.
-      PostgreSQL lets commits that notify wait for one another.
+    - `wake`: `later` (default) notifies no worker. Workers find the job at once on SQLite, and on
+      PostgreSQL when they look next, at most two seconds after your commit, or when you call
+      `wake()`. `commit` notifies them at your commit. PostgreSQL lets the commits that notify wait
+      for one another, so that is for few transactions.
 
     Returns a `Within`: `enqueue`, `enqueue_many`, `get`, `cancel`, each with an `_async` form for
     asynchronous connections. Opens no connection. Raises InvalidInput.

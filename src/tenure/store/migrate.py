@@ -15,6 +15,7 @@ from itertools import groupby
 
 from tenure import failpoints
 from tenure.errors import SchemaMismatch
+from tenure.jobs import durations, enqueue, names, payload
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.names import MAX_REASON_LENGTH, MAX_TAG_LENGTH
 from tenure.lifecycle import AMENDABLE, DEFAULT_MAX_RETRIES, FIRST_EVENT
@@ -26,10 +27,10 @@ log = logging.getLogger(__name__)
 def steps(engine: str) -> list[tuple[int, str]]:
     """Return the migrations of an engine: (number, SQL text with placeholders), in order."""
     folder = files("tenure.store.migrations") / engine
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    scripts = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
     return [
         (number, "\n".join((folder / name).read_text("utf-8") for name in parts))
-        for number, parts in groupby(names, lambda name: int(name.split("_")[0]))
+        for number, parts in groupby(scripts, lambda name: int(name.split("_")[0]))
     ]
 
 
@@ -55,8 +56,25 @@ def generated(
         "max_tag": str(MAX_TAG_LENGTH),
         "max_reason": str(MAX_REASON_LENGTH),
         "settled": guards.SETTLED_SQL,
+        **limits(),
         "ledger_columns": ", ".join(entry),
         "ledger_values": ",\n        ".join(entry.values()),
+    }
+
+
+def limits() -> dict[str, str]:
+    """Return what an enqueue by SQL refuses, by placeholder: what one in Python does."""
+    return {
+        "name_pattern": names.NAME_PATTERN,
+        "key_pattern": names.KEY_PATTERN,
+        "reserved": names.RESERVED,
+        "max_name": str(names.MAX_NAME_LENGTH),
+        "max_key": str(names.MAX_KEY_LENGTH),
+        "max_payload": str(payload.MAX_PAYLOAD_BYTES),
+        "max_depth": str(payload.MAX_DEPTH),
+        "max_priority": str(enqueue.MAX_PRIORITY),
+        "max_retries": str(enqueue.MAX_RETRIES),
+        "max_seconds": str(durations.MAX_SECONDS),
     }
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tenure import failpoints
 from tenure.errors import StoreUnavailable
+from tenure.jobs.enqueue import YEARS
 from tenure.jobs.findings import Progress, no_progress
 from tenure.store import migrate
 from tenure.store.constraints import enforced, sqlite_values
-from tenure.store.sqlite.connection import NOW, connect
+from tenure.store.sqlite.connection import NOW, connect, to_millis
 
 
 def version_of(connection: sqlite3.Connection) -> int:
@@ -68,7 +70,13 @@ def script(version: int) -> str:
 
 def _steps(version: int, progress: Progress = no_progress) -> Iterator[str]:
     """Yield the SQL of each step after `version`, which also notes its number."""
-    generated = migrate.generated("IS NOT", NOW, "max", "OLD", "NEW", enforced(sqlite_values()))
+    generated = {
+        **migrate.generated("IS NOT", NOW, "max", "OLD", "NEW", enforced(sqlite_values())),
+        **sqlite_values(),
+        "surrogates": ", ".join(f"(x'ed{byte:02x}')" for byte in range(0xA0, 0xC0)),
+        "first_time": str(to_millis(datetime(YEARS.start, 1, 1, tzinfo=UTC))),
+        "last_time": str(to_millis(datetime(YEARS.stop, 1, 1, tzinfo=UTC)) - 1),
+    }
     for number, step in migrate.pending("sqlite", version, progress):
         yield step.format_map(generated)
         yield f"INSERT INTO tenure_schema (version, applied_at) VALUES ({number}, {NOW});\n"

@@ -1,0 +1,95 @@
+-- The entry point for SQL: an INSERT into this view adds a job, also from triggers. Times are
+-- milliseconds since 1970, durations seconds. What is NULL is as the type says, if it is known, or the
+-- default. It checks what an enqueue in Python checks; messages begin with the code of the error.
+
+CREATE VIEW tenure_enqueue AS
+    SELECT type, payload, queue, priority, max_retries, timeout, backoff, NULL AS delay, run_at,
+        start_by, idempotency_key
+    FROM tenure_job WHERE false;
+
+CREATE TRIGGER tenure_enqueue_adds INSTEAD OF INSERT ON tenure_enqueue
+BEGIN
+    INSERT INTO tenure_job (id, type, payload, queue, priority, max_retries, timeout, backoff,
+        created_at, run_at, start_by, idempotency_key, actor)
+    SELECT substr(stamp, 1, 8) || '-' || substr(stamp, 9) || '-7' || substr(chance, 1, 3) || '-'
+            || substr('89ab', 1 + (random() & 3), 1) || substr(chance, 4, 3) || '-'
+            || substr(chance, 7, 12),
+        type, json(payload), queue, priority, max_retries, timeout, backoff, at,
+        coalesce(run_at, at + CAST(delay * 1000 AS INTEGER), at), start_by, idempotency_key, 'sql'
+    FROM (
+        SELECT at, printf('%012x', at) AS stamp, lower(hex(randomblob(9))) AS chance,
+            NEW.type AS type, coalesce(NEW.payload, '{{}}') AS payload,
+            coalesce(NEW.queue, usual.queue, 'default') AS queue,
+            coalesce(NEW.priority, usual.priority, 0) AS priority,
+            coalesce(NEW.max_retries, usual.max_retries, {default_max_retries}) AS max_retries,
+            coalesce(NEW.timeout, usual.timeout) AS timeout,
+            coalesce(CASE WHEN typeof(NEW.backoff) IN ('integer', 'real')
+                THEN json_object('base', NEW.backoff) ELSE NEW.backoff END, usual.backoff) AS backoff,
+            NEW.delay AS delay, NEW.run_at AS run_at, NEW.start_by AS start_by,
+            NEW.idempotency_key AS idempotency_key
+        FROM tenure_now LEFT JOIN tenure_type AS usual ON usual.name = NEW.type
+    ) AS asked
+    WHERE CASE
+        WHEN typeof(type) <> 'text' OR NOT ({type_is_a_name})
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.type: not a name for a job type')
+        WHEN typeof(queue) <> 'text' OR NOT ({queue_is_a_name})
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.queue: not a name for a queue')
+        WHEN substr(type, 1, 7) = '{reserved}' OR substr(queue, 1, 7) = '{reserved}'
+            THEN RAISE(ABORT, 'tenure: invalid_input: $: a name that is reserved for Tenure itself')
+        WHEN NOT json_valid(payload)
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.payload: not JSON')
+        WHEN json_type(payload) <> 'object'
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.payload: a payload is a JSON object')
+        WHEN length(CAST(json(payload) AS BLOB)) > {max_payload}
+            THEN RAISE(ABORT, 'tenure: payload_too_large: $.payload: the limit is {max_payload} bytes')
+        WHEN EXISTS (SELECT 1 FROM json_tree(asked.payload) AS part
+            WHERE (part.type = 'integer' AND typeof(part.atom) <> 'integer')
+                OR (part.type = 'real' AND abs(part.atom) > 1.7976931348623157e308))
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.payload: a number beyond 64 bits')
+        WHEN instr(payload, '\u') AND EXISTS (
+            SELECT 1 FROM json_tree(asked.payload) AS part, (VALUES (x'00'), {surrogates}) AS bad
+            WHERE instr(CAST(coalesce(part.key, '') || coalesce(part.atom, '') AS BLOB), bad.column1))
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.payload: a NUL, or half of a surrogate pair')
+        WHEN EXISTS (SELECT 1 FROM json_tree(asked.payload) AS part WHERE typeof(part.key) = 'text'
+            GROUP BY part.parent, part.key HAVING count(*) > 1)
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.payload: a key is given twice in an object')
+        WHEN EXISTS (SELECT 1 FROM json_tree(asked.payload) AS deep
+            WHERE length(deep.fullkey) > 2 * {max_depth} AND {max_depth} < (
+                SELECT count(*) FROM json_tree(asked.payload) AS around
+                WHERE around.type IN ('object', 'array') AND deep.type IN ('object', 'array')
+                    AND substr(deep.fullkey, 1, length(around.fullkey)) = around.fullkey
+                    AND substr(deep.fullkey, length(around.fullkey) + 1, 1) IN ('', '.', '[')))
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.payload: nested more than {max_depth} levels deep')
+        WHEN typeof(priority) <> 'integer' OR abs(priority) > {max_priority}
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.priority: give a whole number from -{max_priority} to {max_priority}')
+        WHEN typeof(max_retries) <> 'integer' OR max_retries NOT BETWEEN 0 AND {max_retries}
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.max_retries: give a whole number from 0 to {max_retries}')
+        WHEN typeof(timeout) NOT IN ('null', 'integer', 'real') OR timeout <= 0 OR timeout > {max_seconds}
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.timeout: give seconds above 0, up to {max_seconds}')
+        WHEN NOT ({backoff_is_a_policy}) OR EXISTS (SELECT 1 FROM json_each(asked.backoff) AS field
+            WHERE field.key NOT IN ('base', 'factor', 'cap'))
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.backoff: give an object of base, factor and cap')
+        WHEN delay IS NOT NULL AND run_at IS NOT NULL
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.run_at: give delay or run_at, not both')
+        WHEN typeof(delay) NOT IN ('null', 'integer', 'real') OR delay NOT BETWEEN 0 AND {max_seconds}
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.delay: give seconds from 0 to {max_seconds}')
+        WHEN typeof(run_at) NOT IN ('null', 'integer') OR run_at NOT BETWEEN {first_time} AND {last_time}
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.run_at: give milliseconds since 1970')
+        WHEN typeof(start_by) NOT IN ('null', 'integer')
+            OR start_by NOT BETWEEN {first_time} AND {last_time} OR start_by <= run_at
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.start_by: give milliseconds since 1970, after run_at')
+        WHEN NOT ({key_is_visible_ascii}) OR instr(idempotency_key, ' ')
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.idempotency_key: use 1 to {max_key} visible ASCII characters')
+        WHEN EXISTS (SELECT 1 FROM tenure_job AS known WHERE known.idempotency_key = asked.idempotency_key)
+            THEN CASE WHEN NOT EXISTS (
+                SELECT 1 FROM tenure_job AS known WHERE known.idempotency_key = asked.idempotency_key
+                    AND known.type = asked.type AND known.queue = asked.queue
+                    AND json(known.payload) = json(asked.payload))
+                THEN RAISE(ABORT, 'tenure: idempotency_key_reused: $.idempotency_key: it was used for a different request')
+            ELSE false END
+        WHEN (SELECT max_pending FROM tenure_queue WHERE name = asked.queue) <= (
+            SELECT count(*) FROM tenure_job AS waiting
+            WHERE waiting.status = 'pending' AND waiting.queue = asked.queue)
+            THEN RAISE(ABORT, 'tenure: queue_full: $.queue: it holds as many pending jobs as its limit allows')
+        ELSE true END;
+END;

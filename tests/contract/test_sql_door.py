@@ -1,0 +1,195 @@
+"""The door for SQL: `tenure.enqueue` on PostgreSQL, the view `tenure_enqueue` on SQLite."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from tenure import KeyConflict, Tenure, TenureError
+from tests.support.http import JSON, api_client
+from tests.support.sql_door import SqlDoor, code_of
+
+SOON = datetime(2090, 1, 2, 3, 4, 5, 678_000, UTC)
+LONG_AGO = datetime(999, 12, 31, tzinfo=UTC)
+
+
+@pytest.fixture
+def app(app_on_each_engine: Tenure) -> Iterator[Tenure]:
+    yield app_on_each_engine
+    assert app_on_each_engine.verify() == []
+
+
+@pytest.fixture
+def door(app: Tenure) -> Iterator[SqlDoor]:
+    door = SqlDoor(app.database)
+    yield door
+    door.close()
+
+
+def refusal(act: Any, *values: Any, **options: Any) -> str:
+    with pytest.raises((TenureError, sqlite3.Error, psycopg.Error)) as caught:
+        act(*values, **options)
+    error = caught.value
+    return error.code if isinstance(error, TenureError) else code_of(error)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"type": name} for name in ("", "a b", "a..b", ".a", "é", "x" * 129, "tenure.webhook")),
+        *({"queue": name} for name in ("", "a/b", "x" * 129, "tenure.webhooks")),
+        *({"priority": number} for number in (-101, 101)),
+        *({"max_retries": number} for number in (-1, 1001)),
+        *({"timeout": seconds} for seconds in (0, -1, 315_360_001)),
+        *({"delay": seconds} for seconds in (-1, 315_360_001)),
+        {"delay": 1, "run_at": SOON},
+        {"run_at": LONG_AGO},
+        {"run_at": SOON, "start_by": SOON},
+        *({"idempotency_key": key} for key in ("", "a b", "é", "x" * 256)),
+        *({"backoff": policy} for policy in ({"base": -1}, {"factor": 0.5}, {"no": 1}, "text")),
+        {"payload": "{}", "queue": "full"},
+        {"payload": '{"n": 2}', "idempotency_key": "used"},
+    ],
+    ids=str,
+)
+def test_options_are_refused_by_sql_as_by_python_and_http(
+    app: Tenure, door: SqlDoor, options: dict[str, Any]
+) -> None:
+    app.queues.limit("full", 0)
+    app.enqueue("mail", {"n": 1}, idempotency_key="used")
+    given = {"type": "mail", "payload": "{}", **options}
+    type, text = given.pop("type"), given.pop("payload")
+    body = {"type": type, "payload": {"n": 2} if "2" in text else {}, **given}
+    key = body.pop("idempotency_key", None)
+    headers = {**JSON, **({} if key is None else {"idempotency-key": key})}
+    asked = {n: v.isoformat() if isinstance(v, datetime) else v for n, v in body.items()}
+    code = refusal(app.enqueue, type, body["payload"], **given)
+    assert refusal(door.enqueue, type, text, **given) == code
+    if key is None or key.isascii():
+        with api_client(app) as api:
+            assert api.post("/jobs", json=asked, headers=headers).json()["code"] == code
+    assert app.count().jobs == 1
+
+
+def test_a_job_of_sql_is_like_one_of_python(app: Tenure, door: SqlDoor) -> None:
+    options: dict[str, Any] = {
+        "queue": "slow",
+        "priority": -3,
+        "max_retries": 7,
+        "timeout": 1.25,
+        "backoff": {"base": 1.0, "factor": 2.0, "cap": 9.0},
+        "run_at": SOON,
+    }
+    door.enqueue("mail", '{"text": "é 😀", "list": [1, 2.5, null]}', **options)
+    (job,) = app.find()
+    again = app.enqueue("mail", job.payload, **options)
+    ours, theirs = ({**_fields(each), "id": 0, "created_at": 0} for each in (job, again))
+    for fields in (ours, theirs):
+        fields["payload_json"] = json.loads(fields["payload_json"])
+    assert {name for name, value in ours.items() if value != theirs[name]} == {"actor"}
+    who = "sql" if door.engine == "sqlite" else "sql:postgres"
+    assert (job.actor, app.history(job.id)[0].actor) == (who, who)
+    door.enqueue("mail", "{}", delay=60)
+    delayed = app.find()[0]
+    assert (delayed.run_at - delayed.created_at).total_seconds() == 60
+
+
+def _fields(job: Any) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in job.__struct_fields__}
+
+
+def test_sql_takes_the_options_of_the_type(app: Tenure, door: SqlDoor) -> None:
+    @app.job(queue="slow", max_retries=2, timeout=30, backoff="7s")
+    def mail() -> None: ...
+
+    app.core.declare(app.core.handlers.options())
+    door.enqueue("mail", "{}")
+    door.enqueue("mail", "{}", queue="fast", max_retries=1)
+    given, usual = app.find()
+    assert (usual.queue, usual.max_retries, usual.timeout) == ("slow", 2, 30)
+    assert usual.backoff.base == 7
+    assert (given.queue, given.max_retries, given.timeout) == ("fast", 1, 30)
+
+
+def test_a_key_means_the_same_to_sql_and_python(app: Tenure, door: SqlDoor) -> None:
+    door.enqueue("mail", '{"b": 1, "a": [2]}', idempotency_key="theirs")
+    (job,) = app.find()
+    assert app.enqueue("mail", {"b": 1, "a": [2]}, idempotency_key="theirs") == job
+    for other in ({"b": 2}, {}):
+        with pytest.raises(KeyConflict):
+            app.enqueue("mail", other, idempotency_key="theirs")
+    app.enqueue("mail", {"n": 1}, idempotency_key="ours")
+    for key, text in (("ours", '{"n": 1}'), ("theirs", '{"b": 1, "a": [2]}')):
+        door.enqueue("mail", text, idempotency_key=key)
+    assert refusal(door.enqueue, "mail", '{"n": 2}', idempotency_key="ours") == KeyConflict.code
+    assert app.count().jobs == 2
+
+
+def test_triggers_of_users_add_jobs_with_their_rows(app: Tenure, door: SqlDoor) -> None:
+    run = door.connection.execute
+    run("CREATE TABLE orders (number INTEGER)")
+    if door.engine == "sqlite":
+        run(
+            "CREATE TRIGGER ordered AFTER INSERT ON orders BEGIN INSERT INTO tenure_enqueue"
+            " (type, payload) VALUES ('ship', json_object('number', NEW.number)); END"
+        )
+    else:
+        run(
+            "CREATE FUNCTION ordered() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " PERFORM tenure.enqueue('ship', jsonb_build_object('number', NEW.number));"
+            " RETURN NULL; END $$"
+        )
+        run("CREATE TRIGGER ordered AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION ordered()")
+    run("BEGIN")
+    run("INSERT INTO orders VALUES (1)")
+    run("ROLLBACK")
+    run("INSERT INTO orders VALUES (2), (3)")
+    assert sorted(job.payload["number"] for job in app.find(type="ship")) == [2, 3]
+
+
+@pytest.mark.postgres
+def test_a_role_with_execute_alone_adds_jobs_and_does_nothing_else(postgres_url: str) -> None:
+    role = f"producer_{uuid.uuid4().hex}"
+    with Tenure(postgres_url) as app, psycopg.connect(postgres_url, autocommit=True) as owner:
+        try:
+            owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'guest'".encode())
+        except psycopg.errors.InsufficientPrivilege as error:
+            pytest.skip(f"the server of TENURE_TEST_DATABASE_URL: {error}")
+        owner.execute(f"GRANT USAGE ON SCHEMA tenure TO {role}".encode())
+        url = f"{postgres_url}{'&' if '?' in postgres_url else '?'}user={role}&password=guest"
+        door = SqlDoor(url)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            door.enqueue("mail", "{}")
+        owner.execute(f"GRANT EXECUTE ON FUNCTION tenure.enqueue TO {role}".encode())
+        id = door.enqueue("mail", "{}", idempotency_key="k")
+        assert door.enqueue("mail", "{}", idempotency_key="k") == id
+        assert app.get(str(id)).actor == f"sql:{role}"
+        assert refusal(door.enqueue, "a b", "{}") == "invalid_input"
+        for statement in (
+            "SELECT * FROM tenure.job",
+            "DELETE FROM tenure.job",
+            "INSERT INTO tenure.job (id, type, run_at, created_at)"
+            " VALUES (tenure.new_id(), 'mail', now(), now())",
+            "SELECT tenure.add('{\"jobs\": []}')",
+            "SELECT * FROM tenure.claim('default', 0, now(), tenure.new_id(), now(), now(),"
+            " 'me', NULL, 1, 1)",
+            "CREATE TABLE tenure.mine ()",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                door.connection.execute(statement)
+        # What the caller puts into its own schemas is not called with the owner's rights.
+        door.connection.execute(
+            "CREATE FUNCTION pg_temp.add(text) RETURNS text AS 'SELECT $1' LANGUAGE sql"
+        )
+        door.enqueue("mail", "{}")
+        door.close()
+        assert app.count().jobs == 2
+        owner.execute(f"DROP OWNED BY {role}".encode())
+        owner.execute(f"DROP ROLE {role}".encode())
