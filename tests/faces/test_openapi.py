@@ -57,6 +57,8 @@ def do_not_wait(case: schemathesis.Case) -> None:
     wait = case.body.get("wait_seconds") if isinstance(case.body, dict) else None
     if type(wait) in (int, float) and 0 <= wait <= 30:
         case.body["wait_seconds"] = 0
+    if case.query and case.query.get("wait"):
+        case.query["wait"] = 0
 
 
 def start_in_time(case: schemathesis.Case) -> None:

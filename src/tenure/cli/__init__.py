@@ -27,8 +27,9 @@ Exit codes:
   0    done
   1    refused, or violations or problems found
   2    bad input: an option, a payload, a name
-  3    no such job
+  3    no such job, or the job that was waited for was cancelled
   4    the database or the server does not answer, or does not fit
+  5    the job that was waited for is not settled in time
   130  interrupted
 
 The database is --database, else TENURE_DATABASE, else sqlite:///tenure.db.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli import completing, terminal
+from tenure.cli import completing, outcomes, terminal
 from tenure.cli.bulk import change_all, filter_of, preview
 from tenure.cli.command import Group, application, complain, existing
 from tenure.cli.options import (
@@ -24,6 +24,7 @@ from tenure.cli.options import (
     repeated,
     together,
 )
+from tenure.cli.outcomes import finish
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 from tenure.jobs.text import ago, first_line, visible
 
@@ -68,8 +69,9 @@ def _time(_: click.Context, given: click.Parameter, text: str | None) -> datetim
 )
 @repeated("--tag tags", "TAG", "A word to find the job by, such as customer:17")
 @option("--key idempotency_key", "TEXT", "Idempotency key: using it again prints the same job.")
+@flag("--wait", "Wait until it is settled, and print its result; exit codes as `jobs wait`.")
 @answer_options
-def enqueue(type: str, payload: str, as_json: bool, **given: Any) -> None:
+def enqueue(type: str, payload: str, wait: bool, as_json: bool, **given: Any) -> None:
     """Add a job of TYPE, and print its id once it is on disk.
 
     PAYLOAD is a JSON object; `-` reads it from standard input.  [default: {}]
@@ -81,7 +83,14 @@ def enqueue(type: str, payload: str, as_json: bool, **given: Any) -> None:
     options = _options(given, payload)
     new_job = NewJob(type, options.pop("payload"), options)
     with application() as app:
-        _show_added(app, app.enqueue_many([new_job])[0], as_json)
+        job = app.enqueue_many([new_job])[0]
+        if not wait:
+            _show_added(app, job, as_json)
+            return
+        if not as_json:
+            click.echo(job.id)
+        _warn_if_nowhere(app, job)
+        finish(app, job.id, None, as_json=as_json)
 
 
 def _show_added(app: Tenure, job: Job, as_json: bool) -> None:
@@ -386,3 +395,6 @@ def _each(app: Tenure, change: Callable[[str], Job], ids: Sequence[str], as_json
     if as_json:
         terminal.print_json([responses.job_body(job) for job in changed])
     click.get_current_context().exit(code)
+
+
+jobs.add_command(outcomes.wait)

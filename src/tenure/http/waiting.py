@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -67,6 +68,27 @@ class WorkNotifier:
             unlisten()
             self._waiters.discard(waiter)
 
+    async def result_of(self, future: Future[T], request: Request, seconds: float) -> T | None:
+        """Return the result of a future, which it then cancels.
+
+        None when the time is over, the server stops or the client has gone.
+        """
+        loop, waiter = asyncio.get_running_loop(), Waiter()
+        self._waiters.add(waiter)
+        gone = loop.create_task(until_gone(request, waiter))
+        future.add_done_callback(lambda _: waiter.notify())
+        deadline = loop.time() + seconds
+        try:
+            while not (future.done() or gone.done() or self.stopped):
+                if (left := deadline - loop.time()) <= 0:
+                    break
+                await waiter.wait(left)
+            return future.result() if future.done() else None
+        finally:
+            self._waiters.discard(waiter)
+            gone.cancel()
+            future.cancel()
+
     async def read(self, read: Callable[..., T], *given: Any) -> T:
         """Call `read` for a stream, after what other streams have read.
 
@@ -105,6 +127,13 @@ class Waiter:
         notified, self._notified = self._notified, False
         self._event.clear()
         return notified
+
+
+async def until_gone(request: Request, waiter: Waiter) -> None:
+    """Return, and wake the waiter, when the client has disconnected."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    waiter.notify()
 
 
 Source = AsyncGenerator[tuple[bytes, bytes], None]

@@ -92,7 +92,10 @@ class Handler:
             else:
                 arguments[name] = value
         try:
-            payload = {name: _plain_value(value) for name, value in arguments.items()}
+            payload = {
+                name: value if type(value) in _PLAIN else json_types.plain(value)
+                for name, value in arguments.items()
+            }
             for name in self.models.keys() & payload.keys():
                 msgspec.convert(payload[name], self.models[name], dec_hook=json_types.decoded)
             return payload
@@ -152,21 +155,6 @@ class Handler:
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _BY_PLACE = inspect.Parameter.POSITIONAL_ONLY
 _BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
-
-
-def _plain_value(value: Any) -> Any:
-    if type(value) in _PLAIN:
-        return value
-    return _with_lists(msgspec.to_builtins(value, enc_hook=json_types.encoded))
-
-
-def _with_lists(value: Any) -> Any:
-    """Return a value as JSON would return it: tuples become lists."""
-    if isinstance(value, list | tuple):
-        return [_with_lists(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _with_lists(item) for key, item in value.items()}
-    return value
 
 
 def describe(

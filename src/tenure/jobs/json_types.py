@@ -68,6 +68,19 @@ def is_model(kind: Any) -> bool:
     return pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
 
 
+def plain(value: Any) -> Any:
+    """Return an argument as JSON would return it: tuples become lists."""
+    return _with_lists(msgspec.to_builtins(value, enc_hook=encoded))
+
+
+def _with_lists(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_with_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_lists(item) for key, item in value.items()}
+    return value
+
+
 def encoded(value: Any) -> Any:
     """Return a model as values of JSON types that Pydantic reads back, for msgspec's `enc_hook`."""
     if not is_model(type(value)):

@@ -39,6 +39,7 @@ from tenure.store.work import (
     may_bring_work,
     parts,
     rest_of,
+    visit,
 )
 
 log = logging.getLogger(__name__)
@@ -215,11 +216,11 @@ class Committer:
                 return
             db.begin()
             answers = self._apply(db, batch)
-            _visit("before_commit", batch)
+            visit("before_commit", batch)
             asked_to_commit = True
             db.commit()
             committed = True
-            _visit("after_commit", batch)
+            visit("after_commit", batch)
         except Exception as error:
             db.rollback()
             # What is committed must not be done again: its second answer would be a refusal.
@@ -237,7 +238,7 @@ class Committer:
         done: list[tuple[Work, Any]] = []
         left: list[Work] = []
         if is_only_adding(batch):
-            _visit("before_commit", batch)
+            visit("before_commit", batch)
             jobs = [checked_job for work in batch for checked_job in work.checked_jobs]
             made = db.enqueue_alone(jobs, whole=len(batch) == 1)
             for work in batch:
@@ -247,7 +248,7 @@ class Committer:
                 else:
                     left.append(work)
         elif db.alone is not None and (exchange := self._plain_exchange(batch)) is not None:
-            _visit("before_commit", batch)
+            visit("before_commit", batch)
             found = db.alone.exchange_alone(exchange.reports, exchange.claim)
             if found is None:
                 return batch
@@ -260,7 +261,7 @@ class Committer:
                 left.append(rest)
         else:
             return batch
-        _visit("after_commit", [work for work, _ in done])
+        visit("after_commit", [work for work, _ in done])
         self._answer(done)
         return left
 
@@ -396,9 +397,3 @@ def _undoing(db: Database, act: Callable[[Database], Any]) -> Any:
     except TenureError as refusal:
         db.undo_to_savepoint()
         return refusal
-
-
-def _visit(moment: str, batch: Sequence[Work]) -> None:
-    if failpoints.ARMED:
-        for name in dict.fromkeys(work.name for work in batch):
-            failpoints.hit(f"{name}.{moment}")

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard, TypeVar
 
 from msgspec.structs import replace
 
+from tenure import failpoints
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Report
 from tenure.store.protocol import Database
@@ -130,3 +131,10 @@ def touched_jobs(work: Work) -> Collection[str] | None:
 def nothing(_: object) -> bool:
     """Return False: for work that brings workers none, whatever it answers."""
     return False
+
+
+def visit(moment: str, batch: Sequence[Work]) -> None:
+    """Pass the failpoints of work at a moment."""
+    if failpoints.ARMED:
+        for name in dict.fromkeys(work.name for work in batch):
+            failpoints.hit(f"{name}.{moment}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -10,13 +11,15 @@ from typing import Annotated, cast
 from urllib.parse import urlencode
 from uuid import UUID
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tenure.app.core import MAX_COUNTED
 from tenure.app.shown import transitions_shown
 from tenure.http.api.bodies import convert
 from tenure.http.api.call import Call, answer
+from tenure.http.guard import check_again
 from tenure.jobs.enqueue import Enqueued, NewJob, Options
 from tenure.jobs.names import check_key
 from tenure.jobs.queries import MAX_LISTED, Action, Filter, check_filter
@@ -24,6 +27,8 @@ from tenure.telemetry import tracing
 from tenure.tokens.scopes import Caller
 from tenure.wire import requests, responses
 
+MAX_WAIT_SECONDS = 60.0
+_wait_in = re.compile(r"(?:^|[,;])\s*wait=(\d{1,9})\s*(?:$|[,;])").search
 CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
 """A cursor is the last id of a page without its hyphens. Clients send it back unchanged."""
 
@@ -33,6 +38,12 @@ class FilterQuery(requests.FilterForm):
 
     created_after: requests.TimeText | UnsetType = UNSET  # type: ignore[assignment]
     created_before: requests.TimeText | UnsetType = UNSET  # type: ignore[assignment]
+
+
+class WaitQuery(Struct, kw_only=True):
+    """How many seconds to wait until the job is settled."""
+
+    wait: Annotated[float, Meta(ge=0, le=MAX_WAIT_SECONDS)] | UnsetType = UNSET
 
 
 class ListQuery(FilterQuery, kw_only=True):
@@ -129,9 +140,24 @@ def _filter(call: Call) -> Filter:
     return check_filter(Filter(**given, hidden=call.redaction.keys), at="query ")
 
 
-def show_job(call: Call) -> Response:
-    """Show a job."""
-    return answer(call.shown(call.app.get(call.path["id"])))
+async def show_job(call: Call) -> Response:
+    """Show a job; with `wait`, as soon as it is settled, or when that time is over."""
+    job = await run_in_threadpool(call.app.get, call.path["id"])
+    seconds = _wait_seconds(call)
+    if seconds and job.finished_at is None:
+        future = call.app.core.limited_store.wait(job.id)
+        settled = await call.notifier.result_of(future, call.request, seconds)
+        await check_again(call.request.scope)
+        job = await run_in_threadpool(call.app.get, job.id) if settled is None else settled
+    return answer(call.shown(job))
+
+
+def _wait_seconds(call: Call) -> float:
+    query: WaitQuery = call.query
+    if query.wait is not UNSET:
+        return query.wait
+    preferred = _wait_in(", ".join(call.request.headers.getlist("Prefer")))
+    return min(float(preferred[1]), MAX_WAIT_SECONDS) if preferred else 0.0
 
 
 def show_history(call: Call) -> Response:

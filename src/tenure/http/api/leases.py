@@ -8,13 +8,12 @@ from typing import Any
 
 from msgspec.structs import replace
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
 from starlette.responses import Response
 
 from tenure.errors import LeaseLost, ReportConflict
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
-from tenure.http.waiting import PING, PING_SECONDS, EventStream, Source, Waiter, look_pause
+from tenure.http.waiting import PING, PING_SECONDS, EventStream, Source, look_pause, until_gone
 from tenure.jobs.enqueue import TypeOptions, defaults_of
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
@@ -47,7 +46,7 @@ async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
     app, notifier, loop = call.app, call.notifier, asyncio.get_running_loop()
     deadline = loop.time() + wanted.wait_seconds
     with notifier.waiter() as waiter:
-        gone = loop.create_task(_until_gone(call.request, waiter))
+        gone = loop.create_task(until_gone(call.request, waiter))
         try:
             await asyncio.sleep(0)  # so that a disconnection that is already known is noticed
             while not (gone.done() or notifier.stopped):
@@ -100,12 +99,6 @@ def _flaw_of(lease: Lease) -> str:
     if not is_id(lease.id):  # no worker could report on it
         return f"{lease.id!r} is not a job id"
     return damage(lease.payload)
-
-
-async def _until_gone(request: Request, waiter: Waiter) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    waiter.notify()
 
 
 def _names(

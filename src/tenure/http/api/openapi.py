@@ -108,6 +108,10 @@ REQUEST_HEADERS: Mapping[str, Any] = {
         "maxLength": MAX_KEY_LENGTH,
         "description": "The same key and body again is answered with the first job.",
     },
+    "Prefer": {
+        "type": "string",
+        "description": "`wait=30` is `?wait=30`; more than 60 counts as 60 (RFC 7240).",
+    },
     "Last-Event-ID": {
         "type": "string",
         "maxLength": 64,

@@ -136,6 +136,7 @@ OLD_JOB = Reply(Job, "The job of an earlier request with this key.", headers=("L
 NEW_JOBS = Reply(list[Job], "The jobs, in the order of the request.", status=201)
 JOB_PAGE = Reply(list[Job], "A page of jobs; `Link` names the next.", headers=("Link",))
 COUNTED = Reply(Counted, "How many jobs there are, or at least are.")
+JOB = Reply(Job, "The job.")
 CANCELLED = Reply(Job, "The job, cancelled.")
 AMENDED = Reply(Job, "The job, changed.")
 RETRIED = Reply(Job, "The job, pending again.")
@@ -177,7 +178,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/jobs", READ, jobs.list_jobs, JOB_PAGE, query=jobs.ListQuery),
     Route("GET", "/jobs/count", READ, jobs.count_jobs, COUNTED, query=jobs.CountQuery),
-    Route("GET", "/jobs/{id}", READ, jobs.show_job, Reply(Job, "The job.")),
+    Route("GET", "/jobs/{id}", READ, jobs.show_job, JOB, query=jobs.WaitQuery, headers=("Prefer",)),
     Route("GET", "/jobs/{id}/history", READ, jobs.show_history, HISTORY),
     Route("GET", "/jobs/{id}/explain", READ, jobs.explain_job, EXPLANATION),
     Route("PATCH", "/jobs/{id}", ADMIN, jobs.amend_job, AMENDED, body=AMEND),
