@@ -39,8 +39,9 @@ class Tenure:
     """A job queue over one database: `Tenure("sqlite:///jobs.db")` or `Tenure("postgresql://…")`.
 
     The database is opened, and made if there is none, at the first use; `with Tenure(…)` opens it
-    at once and closes it at the end. Safe to use from any thread and any event loop. Not fork-safe:
-    a connection opened before `fork()` raises StoreUnavailable in the child. Open it in the child.
+    at once and closes it at the end. Safe to use from any thread and any event loop. In the
+    child of a `fork()` PostgreSQL is opened again at the next use. An SQLite file that was open
+    before the fork raises StoreUnavailable in the child: close it before.
 
     Everyday verbs are methods. The rest is by noun: `queues`, `types`, `workers`, `stats` (counts,
     activity, failures), `bulk` (retry or cancel all that match), `events` (the ledger as a stream),

@@ -13,6 +13,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
+from tenure.app import forks
 from tenure.app.adding import Adding
 from tenure.app.type_defaults import OptionsByType, TypeDefaults, declare, known_types
 from tenure.errors import Forbidden, JobNotFound
@@ -27,7 +28,7 @@ from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, require
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job, Status
-from tenure.store import Store, migration_sql, open_store, schema_of, search
+from tenure.store import Store, is_sqlite, migration_sql, open_store, schema_of, search
 from tenure.store.migrate import advice
 from tenure.store.tables import sessions, tokens, webhooks
 from tenure.store.tables.bulk import about
@@ -73,6 +74,7 @@ class Core:
         self._whole: Core | None = None  # what this one is a limited view of
         self._opened: Store | None = None
         self._opening = threading.Lock()
+        forks.watch(self.forget_parent)
 
     @property
     def store(self) -> Store:
@@ -112,6 +114,15 @@ class Core:
                     upgrade = self.migrate == "auto"
                     self._opened = open_store(self.database, make=make, upgrade=upgrade)
         return self._opened
+
+    def forget_parent(self) -> Store | None:
+        """Open PostgreSQL again at the next use, after a fork; return what the parent opened."""
+        opened = None if self._opened is None or is_sqlite(self.database) else self._opened
+        if opened is not None:
+            self._opened = None
+        self._opening = threading.Lock()  # a thread of the parent may hold the old one
+        self.defaults.forget()
+        return opened
 
     def close(self) -> None:
         """Commit what is waiting and close the database."""

@@ -98,7 +98,8 @@ class Committer:
         """Raise StoreUnavailable in the child of a fork."""
         if self.is_copy:
             raise StoreUnavailable(
-                "this store was opened before a fork: close it before, or open it in the child"
+                "this database was opened before a fork: close it before, or open it in the child; "
+                "for gunicorn --preload: def pre_fork(server, worker): app.close()"
             )
 
     def submit(self, work: W) -> W:

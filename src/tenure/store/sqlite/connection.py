@@ -111,7 +111,8 @@ def connect(path: Path) -> Connection:
     if file in _inherited:
         raise StoreUnavailable(
             f"{path} was open when this process was forked, and SQLite does not lock it here: "
-            "close it before the fork, or open it only after it"
+            "close it before the fork, or open it only after it; "
+            "for gunicorn --preload: def pre_fork(server, worker): app.close()"
         )
     connection = sqlite3.connect(
         path,
