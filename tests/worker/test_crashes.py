@@ -325,6 +325,6 @@ async def count(number: int):
             assert wait_until_completed(app, app.enqueue("count", {"number": number})).attempts == 1
         on_sqlite = app.database.startswith("sqlite:")
         assert script.lines() == (5 * ["StoreUnavailable"] if on_sqlite else [])
-        assert len(app.find(type="other")) == (0 if on_sqlite else 5)
-    assert len(app.find()) == 10
+    assert len(app.find(type="other")) == (0 if on_sqlite else 5)
+    assert len(app.find(status="completed")) == 10
     assert app.verify() == []
