@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tenure import Job, Tenure
+from tenure.client import Client
 from tenure.lifecycle import SETTLED
+from tests.support.http import ServerProcess
 from tests.support.store import claim_request
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript
@@ -96,6 +98,19 @@ def test_the_attempt_after_a_lost_lease_is_in_a_child(app: Tenure) -> None:
         pid, attempt = wait_until_completed(app, lost).result
     assert pid != os.getpid()
     assert attempt == 2
+
+
+def test_so_it_is_for_a_worker_over_http(app: Tenure) -> None:
+    app.core.take_over(children.app.core)
+    lost = app.enqueue("where_coroutines_run", backoff=0)
+    lose_lease(app, lost)
+    with (
+        ServerProcess(app.database) as server,
+        Client(server.url) as client,
+        running_worker(app, client, concurrency=1),
+    ):
+        pid, _ = wait_until_completed(app, lost).result
+    assert pid != os.getpid()
 
 
 NEEDS_A_POOL = """
