@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 
 def known_types(store: Store) -> Future[OptionsByType]:
     """Read the types on the connection that enqueues use: who only enqueues has no other."""
-    return store.write("operator", types.every, brings=nothing, jobs=())
+    read = partial(types.every, columns=types.PLAIN)
+    return store.write("operator", read, brings=nothing, jobs=())
 
 
 def declare(store: Store, options: OptionsByType, queues: Patterns | None) -> None:

@@ -26,7 +26,7 @@ from starlette.types import Scope as AsgiScope
 
 from tenure.app.app import Tenure
 from tenure.app.limited import limited_to
-from tenure.dashboard import charts, jobs, overview, queues
+from tenure.dashboard import charts, forms, jobs, overview, queues
 from tenure.dashboard import format as fmt
 from tenure.dashboard.cache import ReadCache
 from tenure.dashboard.push import Follower
@@ -81,6 +81,9 @@ PAGES: dict[str, Page] = {
     "/ui/queues": queues.show,
     "/ui/jobs": jobs.listed,
     "/ui/jobs/{id}": jobs.show,
+    "/ui/new": forms.shown(forms.new),
+    "/ui/jobs/{id}/again": forms.shown(forms.again),
+    "/ui/jobs/{id}/amend": forms.shown(forms.amend),
     "/ui/jobs/{id}/{part}": jobs.whole,
     "/ui/bulk": jobs.preview_bulk,
     "/ui/bulk/{id}": jobs.show_bulk,
@@ -89,6 +92,9 @@ ACTIONS: dict[str, tuple[Scope, Page]] = {
     "/ui/samples": (Scope.ENQUEUE, overview.add_samples),
     "/ui/jobs": (Scope.ADMIN, jobs.act_on_selected),
     "/ui/jobs/{id}/retry": (Scope.ADMIN, jobs.retry),
+    "/ui/new": (Scope.ENQUEUE, forms.sent(forms.new)),
+    "/ui/jobs/{id}/again": (Scope.ADMIN, forms.sent(forms.again)),
+    "/ui/jobs/{id}/amend": (Scope.ADMIN, forms.sent(forms.amend)),
     "/ui/jobs/{id}/run-now": (Scope.ADMIN, jobs.run_now),
     "/ui/jobs/{id}/cancel": (Scope.ADMIN, jobs.cancel),
     "/ui/queues/{name}/pause": (Scope.ADMIN, queues.pause),

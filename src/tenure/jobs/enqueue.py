@@ -90,6 +90,12 @@ class TypeOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     backoff: RetryPolicy = DEFAULT_POLICY
 
 
+class KnownType(TypeOptions, frozen=True, kw_only=True, gc=False):
+    """What a type says about its jobs: options, and the JSON schema of its payloads, as text."""
+
+    schema: str | None = None
+
+
 class CheckedJob(TypeOptions, frozen=True, kw_only=True, gc=False):
     """A job to add. The store sets its times: `run_at` if given, otherwise now plus `delay`."""
 

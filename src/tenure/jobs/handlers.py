@@ -34,8 +34,6 @@ R = TypeVar("R")
 V = TypeVar("V")
 
 _PLAIN_OPTIONS = TypeOptions()
-
-
 Errors = tuple[type[BaseException], ...]
 OnInterrupt = Literal["again", "fail"]
 """What becomes of a job whose handler still runs when its worker has to stop."""
@@ -382,8 +380,8 @@ class Handlers:
         return None if handler is None else handler.defaults
 
     def options(self) -> Mapping[str, TypeOptions]:
-        """Return the options of every type whose handler is here, by name."""
-        return {name: handler.defaults for name, handler in self._by_name.items()}
+        """Return what is known of every type whose handler is here, by name."""
+        return {n: json_types.known(one.defaults, one.decoder) for n, one in self._by_name.items()}
 
     def types(self) -> tuple[str, ...] | None:
         """Return the types that can be run; None for any."""

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 import msgspec.inspect
+import msgspec.structs
 
 from tenure.errors import InvalidInput
 from tenure.jobs.context import JobContext
+from tenure.jobs.enqueue import KnownType, TypeOptions
+
+MAX_SCHEMA_LENGTH = 32_768
+"""Characters of the JSON schema of a type."""
 
 
 def decoder_of(name: str, fields: list[Any], others: Any) -> msgspec.json.Decoder[Any]:
@@ -34,6 +40,16 @@ def decoder_of(name: str, fields: list[Any], others: Any) -> msgspec.json.Decode
             raise InvalidInput(f"{name}: only the first parameter can be the JobContext, and no |")
         raise InvalidInput(f"an annotation of {name} has no JSON form: {cls}")
     return decoder
+
+
+def known(options: TypeOptions, decoder: msgspec.json.Decoder[Any] | None) -> KnownType:
+    """Return what is known of a type: its options, and its schema unless that is very long."""
+    schema = None
+    with suppress(TypeError):  # of a model
+        if decoder is not None:
+            schema = msgspec.json.encode(msgspec.json.schema(decoder.type)).decode()
+    fits = schema is not None and len(schema) <= MAX_SCHEMA_LENGTH
+    return KnownType(**msgspec.structs.asdict(options), schema=schema if fits else None)
 
 
 def _classes(part: Any, seen: set[int]) -> Iterator[Any]:

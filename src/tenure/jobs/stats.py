@@ -13,7 +13,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from tenure.jobs.enqueue import TypeOptions
+from tenure.jobs.enqueue import KnownType
 from tenure.jobs.names import may_list, serves
 from tenure.lifecycle import Status
 
@@ -117,11 +117,12 @@ class WorkerState:
         return self.types is None or may_list(self.types, type)
 
 
-class TypeState(TypeOptions, frozen=True, kw_only=True):
+class TypeState(KnownType, frozen=True, kw_only=True):
     """The options that a worker or a server with the handler of a type has stored.
 
     They apply to enqueues that do not give them, in programs without the handler. `seen_at` is when
-    a worker or a server that has the handler started last, to the day.
+    a worker or a server that has the handler started last, to the day. `schema` is the JSON schema
+    of payloads, as text.
     """
 
     name: str

@@ -18,6 +18,7 @@ from tenure.jobs import durations, ids
 from tenure.jobs import results as produced
 from tenure.jobs.durations import MAX_SECONDS
 from tenure.jobs.enqueue import NewJob, Options
+from tenure.jobs.json_types import MAX_SCHEMA_LENGTH
 from tenure.jobs.names import (
     KEY_PATTERN,
     MAX_KEY_LENGTH,
@@ -127,6 +128,12 @@ class TypeRequest(Request):
     max_retries: Retries | UnsetType = UNSET
     timeout: Timeout | UnsetType | None = UNSET  # null: no limit
     backoff: Backoff | Seconds | Delays | UnsetType = UNSET  # a policy, its base, or its delays
+
+
+class DeclareRequest(TypeRequest, kw_only=True):
+    """What a worker knows of a type: its options, and the JSON schema of its payloads, as text."""
+
+    schema: Annotated[str, Meta(max_length=MAX_SCHEMA_LENGTH)] | None = None
 
 
 class AgainRequest(TypeRequest, kw_only=True):

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -14,7 +14,7 @@ from tenure.errors import LeaseLost, ReportConflict
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
 from tenure.http.waiting import PING, PING_SECONDS, EventStream, Source, look_pause, until_gone
-from tenure.jobs.enqueue import TypeOptions, defaults_of
+from tenure.jobs.enqueue import KnownType, TypeOptions, defaults_of
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.payload import damage
@@ -210,5 +210,6 @@ def declare_type(call: Call) -> Response:
     """Make the options of a type known, of which the worker has the handler."""
     name = check_open(call.path["name"], "job type", "name")
     options = defaults_of(requests.options_of(call.body), TypeOptions())
-    call.app.core.declare({name: options})
+    known = KnownType(**asdict(options), schema=call.body.schema)
+    call.app.core.declare({name: known})
     return answer(next(type for type in call.app.types.list() if type.name == name))

@@ -120,7 +120,7 @@ REPORTS = Body(
 HEARTBEATS = Body(
     LeaseNames, limit=4 * 1024 * 1024, lenient=True, item=requests.LeaseName, most=MAX_LEASES
 )
-TYPE_OPTIONS = Body(requests.TypeRequest)
+TYPE_OPTIONS = Body(requests.DeclareRequest)
 LIMIT = Body(requests.LimitRequest)
 BULK_REQUEST = Body(requests.BulkRequest)
 REASON = Body(requests.ReasonRequest, optional=True)

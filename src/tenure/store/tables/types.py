@@ -16,32 +16,37 @@ MAX_TYPES = 2_000
 """Types that are kept, those seen last."""
 OPTIONS = TypeOptions.__struct_fields__
 NAMED = ("name", *OPTIONS)
-COLUMNS = (*NAMED, "seen_at")
+PLAIN = (*NAMED, "seen_at")
+COLUMNS = (*NAMED, "schema", "seen_at")
 
 
 def save(db: Statements, types: Mapping[str, TypeOptions]) -> None:
     """Store the options of types, by name."""
     d = db.dialect
     table = d.table("type")
-    changes = ", ".join(f"{name} = excluded.{name}" for name in (*OPTIONS, "seen_at"))
+    changes = ", ".join(f"{name} = excluded.{name}" for name in (*OPTIONS, "schema", "seen_at"))
     statement = (
         f"INSERT INTO {table} ({', '.join(COLUMNS)}) VALUES ({d.values(len(COLUMNS) - 1)}, {d.now})"
         f" ON CONFLICT (name) DO UPDATE SET {changes}"
     )
     for name, options in sorted(types.items()):  # in one order, so that no two wait in a circle
         values = [getattr(options, option) for option in OPTIONS[:-1]]
-        db.changed(statement, (name, *values, write_policy(options.backoff)))
+        schema = getattr(options, "schema", None)
+        db.changed(statement, (name, *values, write_policy(options.backoff), schema))
     others = f"SELECT name FROM {table} ORDER BY seen_at DESC LIMIT {MAX_TYPES} OFFSET {MAX_TYPES}"
     some = f"SELECT name FROM {table} WHERE name IN ({others}) {d.skip_locked}"
     db.changed(f"DELETE FROM {table} WHERE name IN ({some})")
 
 
-def every(db: Reads) -> dict[str, TypeState]:
-    """Return the types by name. Options that no job may have, which SQL wrote, do not count."""
+def every(db: Reads, columns: Sequence[str] = COLUMNS) -> dict[str, TypeState]:
+    """Return the types by name; of PLAIN columns, without the schemas.
+
+    Options that no job may have, which SQL wrote, do not count.
+    """
     d = db.dialect
     found = {}
-    for row in db.rows(f"SELECT {selected(d, COLUMNS)} FROM {d.table('type')} ORDER BY name"):
-        fields = fields_of(d, COLUMNS, row)
+    for row in db.rows(f"SELECT {selected(d, columns)} FROM {d.table('type')} ORDER BY name"):
+        fields = fields_of(d, columns, row)
         state = TypeState(**{**fields, "backoff": read_policy(fields["backoff"])})
         with suppress(InvalidInput):
             defaults_of({name: fields[name] for name in OPTIONS[:-1]}, state)

@@ -152,5 +152,6 @@ CREATE TABLE {schema}.type (
     max_retries integer NOT NULL,
     timeout float8,
     backoff text,
+    schema text,
     seen_at timestamptz NOT NULL
 );

@@ -151,5 +151,6 @@ CREATE TABLE tenure_type (
     max_retries INTEGER NOT NULL,
     timeout REAL,
     backoff TEXT,
+    schema TEXT,
     seen_at INTEGER NOT NULL
 ) STRICT;

@@ -1,0 +1,215 @@
+"""Forms for a new job, for running a job again and for changing one that waits.
+
+The inputs of the payload are made from the JSON schema of its type: one for each argument that is
+a text, a number, a date, a truth value or a choice, and JSON for the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from starlette.responses import Response
+
+from tenure.dashboard import format as fmt
+from tenure.dashboard.request import PageRequest
+from tenure.errors import IllegalTransition, InvalidInput
+from tenure.jobs.payload import parse
+from tenure.lifecycle import Job
+
+KINDS = {"string": "text", "integer": "number", "number": "number", "boolean": "checkbox"}
+VALUES: Mapping[str, Any] = {"text": str, "date": str, "number": (int, float), "checkbox": bool}
+
+
+@dataclass(slots=True)
+class Field:
+    """An input: for the argument or the option `name`, with what it holds as `text`."""
+
+    name: str
+    kind: str = "text"
+    text: str = ""
+    hint: str = ""
+    choices: Sequence[Any] = ()
+    required: bool = False
+    error: str = ""
+
+    def read(self, text: str) -> Any:
+        """Return the value that was typed; raises InvalidInput."""
+        self.text = text
+        if self.kind == "checkbox":
+            return bool(text)
+        if self.kind == "choice":
+            return next((each for each in self.choices if str(each) == text), text)
+        if self.kind == "number":
+            with suppress(ValueError):
+                return int(text) if self.hint == "integer" else float(text)
+            raise InvalidInput("give a whole number" if self.hint == "integer" else "give a number")
+        return text if self.kind in ("text", "date") else parse(text.encode())
+
+
+@dataclass(slots=True)
+class Form:
+    """A page with a form. `send` does what it is for with a payload and options."""
+
+    title: str
+    button: str
+    type: str
+    send: Callable[..., Job]
+    payload: list[Field] = field(default_factory=list)
+    options: list[Field] = field(default_factory=list)
+    note: str = ""
+
+    def refuse(self, error: InvalidInput) -> None:
+        """Show an error at its field, or else above the form."""
+        name = error.path.removeprefix("$.")
+        for prefix, fields in (("payload.", self.payload), ("", self.options)):
+            for each in fields:
+                if name.startswith(prefix) and name.removeprefix(prefix).split("[")[0] == each.name:
+                    each.error = error.message
+                    return
+        self.note = str(error)
+
+
+def payload_fields(schema: str | None, payload: Mapping[str, Any]) -> list[Field]:
+    """Return the inputs for a payload; one for all of it if nothing is known of its type."""
+    whole: Any = {}
+    with suppress(ValueError):
+        whole = json.loads(schema or "{}")
+    root = _resolved(whole, whole)
+    properties = root.get("properties", {})
+    if not properties:
+        return [Field("", "json", fmt.pretty(json.dumps(payload)), "JSON object", required=True)]
+    required = root.get("required", ())
+    return [
+        _field(name, _resolved(whole, properties.get(name, {})), payload, name in required)
+        for name in dict.fromkeys((*properties, *payload))
+    ]
+
+
+def _resolved(whole: Any, part: Any) -> dict[str, Any]:
+    """Return a part of a schema, what it refers to, or what it is if it is not null."""
+    while isinstance(part, dict) and ("$ref" in part or "anyOf" in part):
+        others = [one for one in part.get("anyOf", ()) if one != {"type": "null"}]
+        if "$ref" in part:
+            part = whole.get("$defs", {}).get(part["$ref"].rpartition("/")[2])
+        elif len(others) == 1:
+            (part,) = others
+        else:
+            return {}
+    return part if isinstance(part, dict) else {}
+
+
+def _field(name: str, part: dict[str, Any], payload: Mapping[str, Any], required: bool) -> Field:
+    kind = KINDS.get(str(part.get("type")), "json")
+    if part.get("format") == "date":
+        kind = "date"
+    choices = part.get("enum", ())
+    value = payload.get(name, part.get("default"))
+    if choices and (value is None or value in choices):
+        kind = "choice"
+    elif value is not None and (not isinstance(value, VALUES.get(kind, ())) or "\n" in str(value)):
+        kind = "json"
+    if kind == "json":
+        text = "" if name not in payload and value is None else json.dumps(value, indent=2)
+    else:
+        text = "" if value is None or value is False else str(value)
+    hint = "JSON" if kind == "json" else str(part.get("format", part.get("type", "")))
+    return Field(name, kind, text, hint, choices, required)
+
+
+def shown(make: Callable[[PageRequest], Form]) -> Callable[[PageRequest], Response]:
+    """Return the page of a form."""
+    return lambda request: request.page("form.html", form=make(request))
+
+
+def sent(make: Callable[[PageRequest], Form]) -> Callable[[PageRequest], Response]:
+    """Return what answers a sent form: the page of the job, or the form with its errors."""
+
+    def answer(request: PageRequest) -> Response:
+        form = make(request)
+        payload = _read(request, form.payload, "payload.")
+        options = _read(request, form.options, "")
+        if not any(each.error for each in (*form.payload, *form.options)):
+            try:
+                given = {"payload": payload.get("", payload)} if form.payload else {}
+                job = form.send(**given, **options, actor=request.actor)
+                where = request.address(f"/ui/jobs/{job.id}")
+                return request.go(where, f"Done: the job is {job.status}.")
+            except IllegalTransition as refused:
+                form.note = str(refused)
+            except InvalidInput as error:
+                form.refuse(error)
+        return request.page("form.html", 422, form=form)
+
+    return answer
+
+
+def _read(request: PageRequest, fields: Sequence[Field], prefix: str) -> dict[str, Any]:
+    """Return the values of the fields that hold something, and note errors at the others."""
+    values: dict[str, Any] = {}
+    for each in fields:
+        text = request.fields.get(prefix + each.name, "")
+        if not text.strip() and not each.required and each.kind != "checkbox":
+            each.text = ""
+            continue
+        try:
+            values[each.name] = each.read(text)
+        except InvalidInput as error:
+            each.error = error.message
+    return values
+
+
+# --- the forms ------------------------------------------------------------------------------------
+
+
+def new(request: PageRequest) -> Form:
+    """A new job of the type that the address names."""
+    type = request.http.query_params.get("type", "").strip()
+    form = Form("New job", "Enqueue", type, partial(request.app.enqueue, type))
+    form.payload = payload_fields(_schema(request, type), {}) if type else []
+    form.options = _options("queue", "priority", "max_retries", "delay")
+    return form
+
+
+def again(request: PageRequest) -> Form:
+    """A job that does again what another one did."""
+    job = request.app.get(request.path("id"))
+    form = Form("Run again", "Run again", job.type, partial(request.app.run_again, job.id))
+    form.options = _options("queue", "priority", "max_retries", "delay")
+    return _with_payload(request, form, job)
+
+
+def amend(request: PageRequest) -> Form:
+    """Change a job that waits."""
+    job = request.app.get(request.path("id"))
+    form = Form("Change", "Change", job.type, partial(request.app.amend, job.id))
+    form.options = _options("priority", "max_retries", "delay", "timeout", "reason")
+    for each in form.options[:2]:
+        each.text = str(getattr(job, each.name))
+    return form if job.token else _with_payload(request, form, job)
+
+
+HINTS = {"delay": "from now: 30s, 1h30m", "timeout": "of one attempt: 30s"} | dict.fromkeys(
+    NUMBERS := ("priority", "max_retries"), "integer"
+)
+
+
+def _options(*names: str) -> list[Field]:
+    kinds = {name: "number" if name in NUMBERS else "text" for name in names}
+    return [Field(name, kind, hint=HINTS.get(name, "")) for name, kind in kinds.items()]
+
+
+def _with_payload(request: PageRequest, form: Form, job: Job) -> Form:
+    if request.redaction.job(job).payload_json != job.payload_json:
+        form.note = "This server redacts values of the payload, which stays as it is."
+    else:
+        form.payload = payload_fields(_schema(request, job.type), job.payload)
+    return form
+
+
+def _schema(request: PageRequest, type: str) -> str | None:
+    return next((each.schema for each in request.app.types.list() if each.name == type), None)

@@ -1,0 +1,127 @@
+"""The forms of the dashboard: a new job, a job again, a change of one that waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from enum import Enum
+
+import pytest
+from starlette.testclient import TestClient
+
+from tenure import Tenure
+from tenure.jobs.work import ClaimRequest
+from tests.support.http import api_client, post_form
+
+
+class Size(Enum):
+    SMALL = "small"
+    LARGE = "large"
+
+
+@pytest.fixture
+def app(sqlite_url: str) -> Iterator[Tenure]:
+    with Tenure(sqlite_url, redact=["password"]) as app:
+
+        @app.job
+        def report(
+            month: int,
+            title: str,
+            size: Size = Size.SMALL,
+            due: date | None = None,
+            urgent: bool = False,
+            lines: tuple[str, ...] = (),
+        ) -> None: ...
+
+        app.core.declare(app.core.handlers.options())
+        yield app
+
+
+@pytest.fixture
+def web(app: Tenure) -> Iterator[TestClient]:
+    with api_client(app) as web:
+        yield web
+
+
+GIVEN = {
+    "payload.month": "7",
+    "payload.title": "July",
+    "payload.size": "large",
+    "payload.due": "2026-01-31",
+    "payload.urgent": "yes",
+    "payload.lines": '["a"]',
+    "priority": "5",
+    "delay": "1h",
+}
+MADE = {"month": 7, "title": "July", "size": "large", "due": "2026-01-31", "urgent": True}
+
+
+def test_a_form_is_made_of_the_schema_of_its_type(app: Tenure, web: TestClient) -> None:
+    page = web.get("/ui/new?type=report").text
+    for part in (
+        'name="payload.month" type="text" inputmode="decimal"',
+        'name="payload.due" type="date"',
+        'name="payload.urgent" type="checkbox"',
+        '<textarea id="f-payload.lines"',
+        "<option>large</option>",
+    ):
+        assert part in page
+    assert post_form(web, "/ui/new?type=report", GIVEN).status_code == 303
+    (job,) = app.find()
+    assert (job.payload, job.priority) == ({**MADE, "lines": ["a"]}, 5)
+    assert job.run_at > job.created_at
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("payload.month", "x", "give a whole number"),
+        ("payload.month", "", "give a whole number"),
+        ("payload.lines", "[1,", "not valid JSON"),
+        ("priority", "5000", "give a whole number from -100 to 100"),
+        ("delay", "soon", "is not a duration"),
+    ],
+)
+def test_an_error_is_shown_at_its_field(
+    app: Tenure, web: TestClient, name: str, value: str, error: str
+) -> None:
+    answer = post_form(web, "/ui/new?type=report", {**GIVEN, name: value})
+    assert answer.status_code == 422
+    assert error in answer.text.split(f'id="e-{name}"')[1].split("</span>")[0]
+    assert 'value="July"' in answer.text  # nothing has to be typed again
+    assert app.find() == []
+
+
+def test_a_job_runs_again_with_another_payload(app: Tenure, web: TestClient) -> None:
+    old = app.enqueue("report", {"month": 3, "title": "March", "more": [1]})
+    app.cancel(old.id)
+    page = web.get(f"/ui/jobs/{old.id}/again").text
+    assert 'name="payload.title" type="text" value="March"' in page
+    given = {"payload.month": "4", "payload.title": "April", "payload.more": "[2]"}
+    post_form(web, f"/ui/jobs/{old.id}/again", given)
+    new = app.find(status="pending")[0]
+    assert new.payload == {"month": 4, "title": "April", "urgent": False, "more": [2]}
+    assert new.again_of == old.id
+    assert f"/ui/jobs/{new.id}" in web.get(f"/ui/jobs/{old.id}").text
+    assert f"/ui/jobs/{old.id}" in web.get(f"/ui/jobs/{new.id}").text
+
+
+def test_a_job_that_waits_is_changed(app: Tenure, web: TestClient) -> None:
+    job = app.enqueue("unknown", {"n": 1})
+    where = f"/ui/jobs/{job.id}/amend"
+    given = {"payload.": '{"n": 2}', "priority": "3", "max_retries": "10", "reason": "typo"}
+    post_form(web, where, given)
+    after, entry = app.get(job.id), app.history(job.id)[-1]
+    assert (after.payload, after.priority) == ({"n": 2}, 3)
+    assert (entry.actor, entry.reason) == ("dashboard", "typo")
+    app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60))
+    assert "cannot" in post_form(web, where, given).text
+
+
+def test_what_is_redacted_is_not_overwritten(app: Tenure, web: TestClient) -> None:
+    job = app.enqueue("unknown", {"password": "hunter2"})
+    page = web.get(f"/ui/jobs/{job.id}/again").text
+    assert "hunter2" not in page
+    assert "textarea" not in page
+    post_form(web, f"/ui/jobs/{job.id}/again", {"payload.": "{}", "queue": "other"})
+    assert app.find(queue="other")[0].payload == {"password": "hunter2"}
