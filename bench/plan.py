@@ -156,6 +156,14 @@ WORKLOADS = (
     ),
     Workload("remote", "Drain, 1 worker over HTTP", over_http.drain_remotely, fits=is_ours),
     Workload(
+        "result",
+        "Enqueue to result",
+        waiting.result,
+        figure="p50_ms",
+        unit="ms (p50)",
+        fits=is_ours,
+    ),
+    Workload(
         "cancel",
         "Cancel to handler, 10 workers",
         cancelling.cancel,

@@ -44,7 +44,7 @@ GROWING = (
 NUMERIC = (*"-0123456789", "failed"[:1], "")
 ONLY_TENURE = (
     *("raw", "threads", "http-1", "http-16", "http-64", "remote", "drain-4", "drain-8"),
-    *("cancel", "cancel-remote"),
+    *("result", "cancel", "cancel-remote"),
 )
 
 

@@ -119,6 +119,8 @@ def _waiting(run: Run, engine: str) -> Iterable[Verdict]:
     else:
         found = f"{number(p50)} against {number(best)} ms"
         yield Verdict("pickup p50: below every SQL peer", engine, found, p50 < best)
+    result = run.median("result", name, "p50_ms")
+    yield _below("enqueue to result p50: under 10 ms", engine, result, 10, "ms")
     for workload, what in (("cancel", ""), ("cancel-remote", ", over HTTP")):
         stopped = run.median(workload, name, "p99_ms")
         yield _below(f"cancel to handler p99{what}: under 200 ms", engine, stopped, 200, "ms")

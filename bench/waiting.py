@@ -13,7 +13,7 @@ from bench.catalogue import Subject
 from bench.environments import cache_folder, python_for
 from bench.processes import Failed, Program, Setting, ask, worker
 from bench.stage import Figures, Stage, wait_for
-from bench.workload import Tally
+from bench.workload import Tally, payload
 
 REST_SECONDS = 1.0
 IMPORTS = 7
@@ -28,6 +28,28 @@ def latency(stage: Stage, subject: Subject) -> Figures:
     waits = sorted((tally.ended[n] - tally.began[n]) / 1e6 for n in range(samples))
     if tally.doubled(samples):
         raise Failed("a job ran twice")
+    return {
+        "p50_ms": statistics.median(waits),
+        "p99_ms": waits[-(-99 * samples // 100) - 1],
+        "max_ms": waits[-1],
+        "jobs": samples,
+    }
+
+
+def result(stage: Stage, subject: Subject) -> Figures:
+    """From the start of the enqueue call until the result from another process is there."""
+    from tenure import Tenure
+
+    samples, waits = stage.size.samples, []
+    with _idle_worker(stage, subject, samples) as (setting, _, _), Tenure(setting.place) as app:
+        for n in range(samples):
+            time.sleep(stage.size.pause)
+            began = time.monotonic()
+            job = app.wait(app.enqueue("send", payload(n)), timeout=30)
+            waits.append((time.monotonic() - began) * 1e3)
+            if job.status != "completed":
+                raise Failed(f"job {n} is {job.status}")
+    waits.sort()
     return {
         "p50_ms": statistics.median(waits),
         "p99_ms": waits[-(-99 * samples // 100) - 1],

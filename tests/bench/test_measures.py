@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import bench.run
-from bench import cancelling, drains, plan, raw, report, sending, stage
+from bench import cancelling, drains, plan, raw, report, sending, stage, waiting
 from bench.catalogue import Subject
 from bench.environments import Unavailable
 from bench.http_load import request, take_answer
@@ -82,6 +82,12 @@ def test_a_drain_a_retry_and_an_enqueue_are_measured(small_stage: Stage) -> None
     enqueued = sending.enqueue(small_stage, ours, callers=2)
     assert enqueued["jobs"] > 2
     assert sending.enqueue_in_bulk(small_stage, ours)["jobs"] >= 1_000
+
+
+@linux
+def test_a_result_is_waited_for(small_stage: Stage) -> None:
+    figures = waiting.result(small_stage, BY_NAME["tenure-sqlite"])
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"]
 
 
 @linux
