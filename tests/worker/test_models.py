@@ -1,0 +1,151 @@
+"""Models of Pydantic as arguments and results. Pydantic checks them; Tenure never imports it."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+import sys
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, computed_field
+
+from tenure import InvalidInput, Tenure
+from tests.support.workers import running_worker
+
+
+class Line(BaseModel):
+    article: str = Field(min_length=1)
+    price: Decimal
+
+
+class OrderPlaced(BaseModel):
+    """Strict, with an alias, no room for other fields, and one that is computed."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    number: int = Field(alias="orderNumber", gt=0)
+    on: datetime.date
+    lines: list[Line] = []
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def total(self) -> Decimal:
+        return sum((line.price for line in self.lines), Decimal(0))
+
+
+@dataclass
+class Parcel:
+    order: OrderPlaced
+    weight: float
+
+
+ORDER = OrderPlaced(
+    orderNumber=7,
+    on=datetime.date(2027, 1, 31),
+    lines=[Line(article="pen", price=Decimal("1.20"))],
+)
+STORED = {
+    "orderNumber": 7,
+    "on": "2027-01-31",
+    "lines": [{"article": "pen", "price": "1.20"}],
+}
+
+
+def test_models_are_arguments_and_results_also_inside_other_types(app: Tenure) -> None:
+    seen: list[Any] = []
+
+    @app.job
+    async def pack(
+        order: OrderPlaced, more: list[OrderPlaced] | None = None, parcel: Parcel | None = None
+    ) -> Parcel:
+        seen.append((order, more, parcel))
+        return Parcel(order, 1.5)
+
+    @app.job
+    def first(orders: dict[str, OrderPlaced], **others: Line) -> OrderPlaced | None:
+        seen.append(others)
+        return orders.get("first")
+
+    with running_worker(app):
+        handle = pack.submit(ORDER, more=[ORDER], parcel=Parcel(ORDER, 2.0))
+        assert handle.job().payload == {
+            "order": STORED,
+            "more": [STORED],
+            "parcel": {"order": STORED, "weight": 2.0},
+        }
+        assert handle.result("20s") == Parcel(ORDER, 1.5)
+        assert seen == [(ORDER, [ORDER], Parcel(ORDER, 2.0))]
+        assert first.submit({"first": ORDER}, pen=ORDER.lines[0]).result("20s") == ORDER
+        assert seen[-1] == {"pen": ORDER.lines[0]}
+        assert first.submit({}).result("20s") is None
+        assert app.wait(first.enqueue({"first": ORDER})).result == STORED
+
+
+@pytest.mark.parametrize(
+    ("argument", "flaw"),
+    [
+        (OrderPlaced.model_construct(number=0, on=ORDER.on, lines=[]), "orderNumber: Input should"),
+        ({"orderNumber": 0, "on": "2027-01-31", "secret": "s3cret"}, "secret: Extra inputs"),
+        ({}, "orderNumber: Field required; on: Field required"),
+        ("s3cret", "model: "),
+    ],
+)
+def test_an_invalid_model_is_refused_before_anything_is_stored(
+    app: Tenure, argument: Any, flaw: str
+) -> None:
+    @app.job
+    def pack(order: OrderPlaced) -> None: ...
+
+    for enqueue in (lambda: pack.enqueue(argument), lambda: pack.enqueue(order=argument)):
+        with pytest.raises(InvalidInput, match=flaw) as refused:
+            enqueue()
+        assert refused.value.path == "$.payload.order"
+        assert "s3cret" not in str(refused.value)
+    assert app.find() == []
+
+
+def test_a_worker_checks_what_came_by_name(app: Tenure) -> None:
+    @app.job
+    def pack(order: OrderPlaced) -> None: ...
+
+    with running_worker(app):
+        job = app.wait(app.enqueue("pack", {"order": {**STORED, "on": "s3cret"}}), timeout="20s")
+    assert (job.status, job.attempts) == ("failed", 1)
+    assert job.last_error is not None
+    assert "the payload does not fit pack: on: Input should be a valid date" in job.last_error
+    assert "s3cret" not in job.last_error
+
+
+def test_a_result_is_checked_by_its_annotation(app: Tenure) -> None:
+    @app.job(max_retries=1)
+    def broken() -> OrderPlaced:
+        return {"orderNumber": 1}  # type: ignore[return-value]
+
+    with running_worker(app), pytest.raises(InvalidInput, match="on: Field required"):
+        broken.submit().result("20s")
+
+
+def test_a_model_that_cannot_be_written_fails_no_job(app: Tenure) -> None:
+    class Odd(BaseModel):
+        model_config = ConfigDict(arbitrary_types_allowed=True)
+        thing: Annotated[Any, Field()]
+
+    @app.job(max_retries=1)
+    def odd() -> Any:
+        return Odd(thing=object())
+
+    with running_worker(app):
+        job = app.wait(odd.enqueue(), timeout="20s")
+    assert job.status == "completed"
+    assert "tenure:unstorable" in job.result
+
+
+def test_without_models_pydantic_is_not_imported() -> None:
+    code = (
+        "import sys; from tenure import Tenure; app = Tenure('sqlite:///:none:')\n"
+        "@app.job\ndef work(n: int) -> int: return n\n"
+        "work.new_job(1); assert 'pydantic' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
