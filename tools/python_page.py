@@ -27,6 +27,7 @@ from tenure.jobs.enqueue import Options
 from tenure.jobs.explain import Explanation
 from tenure.jobs.findings import Check, Violation
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition, Webhook
+from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Bulk, Counted, Filter, Page
 from tenure.jobs.stats import (
     Activity,
@@ -67,7 +68,7 @@ APP: Mapping[str, Sequence[str]] = {
     "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async", "run_again"),
     "Waiting for jobs": ("wait", "wait_async", "as_completed"),
     "In your transaction": ("within", "wake"),
-    "Jobs": ("get", "find", "count", "history", "explain", "cancel", "retry", "amend"),
+    "Jobs": ("get", "progress", "find", "count", "history", "explain", "cancel", "retry", "amend"),
     "Checking": ("verify", "check"),
 }
 INTERNAL = {"core"}
@@ -85,7 +86,7 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "webhooks": (Webhooks, ("create", "list", "remove")),
 }
 VALUES: Mapping[type, Sequence[str]] = {Job: ("payload", "result")}
-HANDLE = ("id", "result", "result_async", "job", "job_async")
+HANDLE = ("id", "result", "result_async", "job", "job_async", "progress", "progress_async")
 JOB_TYPE = (
     "enqueue",
     "enqueue_async",
@@ -106,7 +107,16 @@ CLIENT: Mapping[str, Sequence[str]] = {
         *("stats", "close"),
     ),
     "What workers call": (
-        *("declare", "exchange", "heartbeat", "waits", "exchanges", "on_work", "on_end"),
+        *(
+            "declare",
+            "exchange",
+            "heartbeat",
+            "record_progress",
+            "waits",
+            "exchanges",
+            "on_work",
+            "on_end",
+        ),
     ),
 }
 ANSWERS = (
@@ -122,7 +132,7 @@ ANSWERS = (
         Total,
         FailureGroup,
     ),
-    *(QueueState, TypeState, WorkerState, Violation, Check, AccessToken, Webhook),
+    *(JobProgress, QueueState, TypeState, WorkerState, Violation, Check, AccessToken, Webhook),
 )
 
 
@@ -264,7 +274,11 @@ def _annotated(cls: type) -> list[tuple[str, str, str]]:
     own = [part for part in cls.__mro__ if part.__module__.startswith("tenure.")]
     source = "".join(map(inspect.getsource, own or [cls]))
     rows = []
-    names = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else None
+    names = (
+        [f.name for f in dataclasses.fields(cls) if f.name[0] != "_"]
+        if dataclasses.is_dataclass(cls)
+        else None
+    )
     for name in names or getattr(cls, "__struct_fields__", cls.__annotations__):
         found = re.search(rf"^    {name}: (.+?)(?:  # (.+))?$", source, re.MULTILINE)
         assert found is not None, f"{cls.__name__}.{name}"

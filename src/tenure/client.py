@@ -26,6 +26,7 @@ from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import NewJob, Options, TypeOptions
 from tenure.jobs.explain import Explanation
 from tenure.jobs.ledger import Transition
+from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Fields
 from tenure.jobs.redaction import without_password
 from tenure.jobs.stats import Count, TypeState
@@ -293,6 +294,14 @@ class Client:
         query, kind = {"lease_seconds": str(lease_seconds)}, list[responses.HeldBody]
         answers = self._send("POST", "/heartbeats", kind, names, query=query, timeout=timeout)
         return {requests.split_lease(a.lease_id)[1]: a.ended for a in answers if not a.held}
+
+    def record_progress(self, entries: Sequence[tuple[str, str, JobProgress]]) -> int:
+        """Store how far (job id, lease id) attempts have come; returns how many are still held."""
+        body = [
+            requests.ProgressEntry(p.done, p.total, p.message, lease_id=requests.join_lease(*lease))
+            for *lease, p in entries
+        ]
+        return self._send("POST", "/progress", responses.RecordedBody, body).recorded
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Do nothing: the server answers a claim that waits when there is work."""

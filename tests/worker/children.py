@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -241,3 +242,10 @@ def keep(megabytes: int) -> int:
     """Leak memory."""
     KEPT.append(os.urandom(megabytes * 2**20))
     return os.getpid()
+
+
+@hooked.job(process=True)
+def count_up(context: JobContext, to: int) -> None:
+    for done in range(to + 1):
+        context.progress(done, to, "counting")
+        time.sleep(0.0004)

@@ -194,6 +194,8 @@ class Tenure:
 
     get = queries.get
     get_async = twin(queries.get)
+    progress = queries.progress
+    progress_async = twin(queries.progress)
     find = queries.find
     find_async = twin(queries.find)
     count = queries.count

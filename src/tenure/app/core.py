@@ -30,7 +30,7 @@ from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import Store, is_sqlite, migration_sql, open_store, schema_of, search
 from tenure.store.migrate import advice
-from tenure.store.tables import sessions, tokens, webhooks
+from tenure.store.tables import progress, sessions, tokens, webhooks
 from tenure.store.tables.bulk import about
 from tenure.store.tables.stats import Place
 from tenure.store.transitions import Steps
@@ -299,6 +299,10 @@ class Core:
         """Extend (job id, lease id) leases; return by lease id which event ended the others."""
         return self.limited_store.heartbeat(leases, lease_seconds)
 
+    def record_progress(self, entries: Sequence[progress.Entry]) -> int:
+        """Store how far attempts have come, if their lease is held; return how many these were."""
+        return self.limited_store.record_progress(entries)
+
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify` whenever there may be work; return the function that ends this."""
         return self.limited_store.on_work(notify)
@@ -354,14 +358,6 @@ class Core:
                 self.store.write("webhook", forward, brings=bool if jobs else nothing).result()
             behind += page.more
         return behind
-
-    def webhook_queues(self) -> set[str]:
-        """The queues of the deliveries to each webhook."""
-        return {deliveries.queue_of(hook.name) for hook in webhooks.every(self.store.read)}
-
-    def delivery_queues(self) -> set[str]:
-        """The queues with pending deliveries, also to webhooks that were removed."""
-        return set(self.store.read.lanes((deliveries.QUEUES + ANY_REST,)))
 
     def webhook_target(self, name: str, id: str) -> tuple[str, str] | None:
         """The URL and the secret of a webhook; None if it is gone."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
+from tenure.app.shown import progress_shown
 from tenure.jobs.explain import Explanation
 from tenure.jobs.explain import explain as explanation
 from tenure.jobs.ledger import Transition
+from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Counted, Fields, Filter, checked_query
 from tenure.lifecycle import Job
 from tenure.store import search
@@ -18,6 +20,15 @@ if TYPE_CHECKING:
 def get(app: Tenure, job_id: str) -> Job:
     """Return the job with this id, in its current state. Raises JobNotFound."""
     return app.core.get(job_id)
+
+
+def progress(app: Tenure, job_id: str) -> JobProgress | None:
+    """Return how far a job has come, as its handler said last (`JobContext.progress`).
+
+    Returns None if it has said nothing in the attempt that runs, or in any that ran before. Raises
+    JobNotFound.
+    """
+    return progress_shown(app.core, [app.core.get(job_id)]).get(job_id)
 
 
 def find(

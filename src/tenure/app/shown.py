@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+
+from msgspec.structs import replace
 
 from tenure.app.core import Core
 from tenure.errors import JobNotFound
 from tenure.jobs.ledger import Transition
-from tenure.jobs.redaction import MARK, Redaction
+from tenure.jobs.progress import JobProgress
+from tenure.jobs.redaction import MARK, NOTHING_HIDDEN, Redaction
 from tenure.jobs.stats import FailureGroup
 from tenure.lifecycle import Job
+from tenure.store.tables import progress
 
 
 def run_again_as(core: Core, job_id: str) -> list[Job]:
@@ -34,6 +38,19 @@ def transitions_shown(
         one if one.detail is None else dataclasses.replace(one, detail=shown(one.detail))
         for one in transitions
     ]
+
+
+def progress_shown(
+    core: Core, jobs: Sequence[Job], redaction: Redaction = NOTHING_HIDDEN
+) -> Mapping[str, JobProgress]:
+    """Return how far jobs have come, by id, of those whose handlers have said so."""
+    ran = {job.id: job for job in jobs if job.token}
+    found = progress.of(core.limited_store.read, list(ran)) if ran else {}
+    if not redaction:
+        return found
+    return {
+        id: replace(one, message=redaction.text(one.message, ran[id])) for id, one in found.items()
+    }
 
 
 def failures_shown(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tenure.app.core import Noun
+from tenure.app.core import Core, Noun
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
 from tenure.jobs.ledger import Webhook
 from tenure.jobs.names import check_label, check_name, list_of_names
+from tenure.jobs.queue_rights import ANY_REST
 from tenure.lifecycle import EVENTS
 from tenure.store.tables import webhooks
-from tenure.webhooks import request
+from tenure.webhooks import deliveries, request
 
 MAX_WEBHOOKS = 100
 """Each of them is one more reader of the ledger."""
@@ -96,3 +97,13 @@ def _names(given: Iterable[str] | None, what: str, path: str) -> tuple[str, ...]
     """Return valid names, each once; None if there are none."""
     names = () if given is None else list_of_names(given, path)
     return tuple(sorted({check_name(name, what, path) for name in names})) or None
+
+
+def queues_of_webhooks(core: Core) -> set[str]:
+    """Return the queues of the deliveries to each webhook."""
+    return {deliveries.queue_of(hook.name) for hook in webhooks.every(core.store.read)}
+
+
+def queues_with_deliveries(core: Core) -> set[str]:
+    """Return the queues with pending deliveries, also to webhooks that were removed."""
+    return set(core.store.read.lanes((deliveries.QUEUES + ANY_REST,)))

@@ -199,7 +199,7 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
 @reading_options
 def show(id: str, as_json: bool) -> None:
     """Show a job, its history, and why it is not running."""
-    from tenure.app.shown import transitions_shown
+    from tenure.app.shown import progress_shown, transitions_shown
     from tenure.wire import responses
 
     with existing() as app:
@@ -208,15 +208,15 @@ def show(id: str, as_json: bool) -> None:
         job = app.core.redaction.job(stored)
         reason = replace(reason, text=app.core.redaction.text(reason.text, stored))
         history = transitions_shown(app.history(id), stored, app.core.redaction)
+        said = progress_shown(app.core, [stored], app.core.redaction).get(id)
     if as_json:
         entries = [responses.TransitionBody.of(entry) for entry in history]
-        terminal.print_json(
-            {"job": responses.job_body(job), "history": entries, "explanation": reason}
-        )
+        shown = responses.job_body(job, said)
+        terminal.print_json({"job": shown, "history": entries, "explanation": reason})
         return
     facts: dict[str, object] = {name: getattr(job, name) for name in SHOWN}
     facts["attempts"] = terminal.attempts(job.attempts, job.max_retries)
-    facts["tags"] = " ".join(job.tags) or None
+    facts |= {"tags": " ".join(job.tags) or None, "progress": said}
     for name, value in facts.items():
         if isinstance(value, datetime):
             click.echo(f"{name:<18}{terminal.when(value)}  ({ago(value, now)})")

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.responses import PlainTextResponse, Response
 
-from tenure.app.shown import run_again_as, transitions_shown
+from tenure.app.shown import progress_shown, run_again_as, transitions_shown
 from tenure.dashboard import charts, timeline
 from tenure.dashboard import format as fmt
 from tenure.dashboard.request import HEADERS, PageRequest, inside
@@ -84,10 +84,12 @@ def listed(request: PageRequest) -> Response:
         if wanted.type in (None, count.type) and wanted.queue in (None, count.queue)
     ]
     page = request.app.core.page(wanted, limit=PAGE, before=cursor)
+    running = [job for job in page.jobs if job.status is Status.PROCESSING]
     return request.page(
         "jobs.html",
         jobs=[request.redaction.job(job) if job.last_error else job for job in page.jobs],
         page=page,
+        progress=progress_shown(request.app.core, running, request.redaction),
         given=given,
         filtered=any(given.values()),
         cursor=cursor,
@@ -202,6 +204,7 @@ def show(request: PageRequest) -> Response:
         "job.html",
         job=shown,
         again=run_again_as(request.app.core, job.id),
+        progress=progress_shown(request.app.core, [job], request.redaction).get(job.id),
         explanation=request.redaction.text(explanation.text, job),
         legal=explanation.legal_events,
         transitions=transitions,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
+
+from tenure.errors import InvalidInput
+from tenure.jobs.progress import JobProgress
 
 Stopped = Literal["cancelled", "timeout", "shutdown", "lost"]
 """Why the outcome of a handler no longer counts."""
@@ -45,3 +49,22 @@ class JobContext:
     deadline: datetime | None  # by the worker's clock
     stopping: bool = False  # the worker is
     stopped: Stopped | None = None  # why the outcome of the handler no longer counts
+    _on_progress: Callable[[JobProgress], object] | None = field(default=None, repr=False)
+
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Say how far this attempt has come; others see it within about a second.
+
+        - `done`: how much is done, in any unit.
+        - `total`: how much there is in all. Default: None, not known.
+        - `message`: what is being done, for people; 500 characters are kept. Default: none.
+
+        It only notes this, so call it as often as you like. What was said last is also kept with
+        the end of the attempt, and deleted with the job. Raises InvalidInput if a number is not
+        finite.
+        """
+        try:
+            said = JobProgress(float(done), None if total is None else float(total), str(message))
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"progress takes finite numbers: {error}") from error
+        if self._on_progress is not None:
+            self._on_progress(said)

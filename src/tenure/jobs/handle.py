@@ -11,6 +11,7 @@ import msgspec
 from tenure.errors import InvalidInput, JobCancelled, JobFailed, ResultTruncated
 from tenure.jobs import json_types
 from tenure.jobs.enqueue import Duration
+from tenure.jobs.progress import JobProgress
 from tenure.jobs.text import UNSTORABLE
 from tenure.lifecycle import Job, Status
 
@@ -25,6 +26,12 @@ class Waiting(Protocol):
 
     async def get_async(self, job_id: str) -> Job:
         """Return the job."""
+
+    def progress(self, job_id: str) -> JobProgress | None:
+        """Return how far the job has come."""
+
+    async def progress_async(self, job_id: str) -> JobProgress | None:
+        """Return how far the job has come."""
 
     def wait(self, job: str, timeout: Duration | None = None) -> Job:
         """Return the job once it is settled."""
@@ -54,6 +61,14 @@ class Handle(Generic[R]):
     async def job_async(self) -> Job:
         """Do what `job` does, without blocking the event loop."""
         return await self._app.get_async(self.id)
+
+    def progress(self) -> JobProgress | None:
+        """Return how far the job has come, as its handler said last; None if it said nothing."""
+        return self._app.progress(self.id)
+
+    async def progress_async(self) -> JobProgress | None:
+        """Do what `progress` does, without blocking the event loop."""
+        return await self._app.progress_async(self.id)
 
     def result(self, timeout: Duration | None = None) -> R:
         """Return what the handler returned, as its return annotation says, once it has.

@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 from tenure.jobs.enqueue import TypeOptions
+from tenure.jobs.progress import JobProgress
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +90,7 @@ class Report(msgspec.Struct, frozen=True, gc=False):
     retryable: bool = True
     actor: str | None = None
     delay: float | None = None  # seconds: of a snooze, or until the retry of a failure
+    progress: JobProgress | None = None  # if it is not stored yet
 
     def __repr__(self) -> str:
         return f"<report on {self.job_id}: {self.outcome}>"
@@ -160,6 +162,9 @@ class WorkSource(Protocol):
 
         Called on any thread.
         """
+
+    def record_progress(self, entries: Sequence[tuple[str, str, JobProgress]]) -> object:
+        """Store how far (job id, lease id) attempts have come, of those still held. Any thread."""
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify`, from any thread, when there may be work; return what ends this."""

@@ -29,6 +29,7 @@ from tenure.store.duties import look
 from tenure.store.notify import Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
+from tenure.store.tables import progress
 from tenure.store.tables.stats import Place, add_next, reach
 from tenure.store.waits import Waits
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, nothing
@@ -165,6 +166,14 @@ class Store:
         work = CallWork("heartbeat", lambda db: db.settled_as(others), brings=nothing, job_ids=())
         ended: Mapping[tuple[str, str], str] = self._heart.submit(work).future.result()
         return {lease[1]: ended.get(lease, "") for lease in others}
+
+    def record_progress(self, entries: Sequence[progress.Entry]) -> int:
+        """Store the progress of attempts whose lease is held; return how many these were."""
+        work = CallWork(
+            "heartbeat", lambda db: progress.record(db, entries), brings=nothing, job_ids=()
+        )
+        recorded: int = self._heart.submit(work).future.result()
+        return recorded
 
     def write(
         self,

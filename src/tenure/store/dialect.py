@@ -86,6 +86,10 @@ class Dialect:
         """Return a column of times as `to_time` reads it."""
         return self.time_column.format(column=column)
 
+    def as_id(self, text: str) -> str:
+        """Return SQL for a text as an id."""
+        return self.id_value.replace(self.value, text)
+
     def id(self, column: str) -> str:
         """Return a column of ids as text."""
         return self.id_column.format(column=column)

@@ -31,7 +31,7 @@ from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report
 from tenure.lifecycle import FINAL_FAILURE, Job, follow, retry_in
 from tenure.store.protocol import Database
 from tenure.store.rows import CHANGED_BY
-from tenure.store.tables import webhooks, workers
+from tenure.store.tables import progress, webhooks, workers
 
 Steps: TypeAlias = tuple[Job, ...]
 """The rows that one job passes through in one transaction, as `follow` returns them."""
@@ -53,6 +53,8 @@ def hold(db: Database, reports: Sequence[Report], others: Sequence[str]) -> None
 
 def settle(db: Database, reports: Sequence[Report]) -> list[Verdict]:
     """Record the reports of workers; return one verdict per report, in order."""
+    if said := [(r.job_id, r.lease_id, r.progress) for r in reports if r.progress is not None]:
+        progress.record(db, said)
     verdicts: dict[int, Verdict] = {}
     completed = [r for r in reports if r.outcome is Outcome.COMPLETED]
     done = db.complete(completed) if completed else set()

@@ -30,6 +30,7 @@ from tenure.jobs.names import (
     NAME_PATTERN,
 )
 from tenure.jobs.payload import JsonText, canonical
+from tenure.jobs.progress import MAX_MESSAGE, JobProgress
 from tenure.jobs.queries import MAX_SEARCHED_FOR, Action, State
 from tenure.jobs.work import Outcome, Report
 from tenure.lifecycle import Status
@@ -316,6 +317,20 @@ class EndsRequest(Request):
     worker: WorkerName
 
 
+class Progress(Request):
+    """How far an attempt has come: `done` of `total`, if that is known."""
+
+    done: float
+    total: float | None = None
+    message: Annotated[str, Meta(max_length=MAX_MESSAGE)] = ""
+
+
+class ProgressEntry(Progress, kw_only=True):
+    """How far the attempt of one lease has come."""
+
+    lease_id: LeaseName
+
+
 class ReportEntry(Request):
     """What became of one lease.
 
@@ -329,11 +344,18 @@ class ReportEntry(Request):
     error: str = ""
     retryable: bool = True
     delay: Delay | None = None
+    progress: Progress | None = None
 
     def pack(self, path: str) -> None:
         """Replace the result by its text."""
         if self.result is not None:
             self.result = JsonText(produced.result_text(self.result))
+
+
+def progress_of(entry: Progress) -> JobProgress:
+    """Return what a worker says of an attempt's progress, so that it can be stored."""
+    message = entry.message and produced.error_text(entry.message)[:MAX_MESSAGE]
+    return JobProgress(entry.done, entry.total, message)
 
 
 def report_of(entry: ReportEntry) -> Report:
@@ -348,11 +370,13 @@ def report_of(entry: ReportEntry) -> Report:
         error=produced.error_text(entry.error) if entry.outcome is Outcome.FAILED else "",
         retryable=entry.retryable,
         delay=entry.delay,
+        progress=None if entry.progress is None else progress_of(entry.progress),
     )
 
 
 def report_entry(report: Report) -> ReportEntry:
     """Return a report as a worker sends it."""
+    p = report.progress
     return ReportEntry(
         lease_id=join_lease(report.job_id, report.lease_id),
         outcome=report.outcome,
@@ -360,4 +384,5 @@ def report_entry(report: Report) -> ReportEntry:
         error=report.error,
         retryable=report.retryable,
         delay=report.delay,
+        progress=None if p is None else Progress(p.done, p.total, p.message),
     )

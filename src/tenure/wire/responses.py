@@ -15,6 +15,7 @@ from msgspec import DecodeError, Meta, Raw, Struct, field, json, structs
 from tenure.jobs import ids
 from tenure.jobs.ledger import LedgerEvent
 from tenure.jobs.payload import JsonText
+from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Action, Bulk
 from tenure.jobs.stats import Count, QueueState, Time, Total
 from tenure.jobs.work import Answer, Lease
@@ -72,11 +73,13 @@ class JobBody(Answered, frozen=True):
     idempotency_key: str | None
     tags: tuple[str, ...]
     again_of: Id | None
+    progress: JobProgress | None = None  # of one job, and of the processing ones in a list
 
 
-def job_body(job: Job) -> JobBody:
+def job_body(job: Job, progress: JobProgress | None = None) -> JobBody:
     """Show a job, without its lease id."""
-    return JobBody.of(job, payload=_stored(job.payload_json), result=_stored(job.result_json))
+    payload, result = _stored(job.payload_json), _stored(job.result_json)
+    return JobBody.of(job, payload=payload, result=result, progress=progress)
 
 
 def _stored(text: str | None) -> Raw:
@@ -95,6 +98,7 @@ _skim = json.Decoder(dict[str, Raw] | list[Raw] | str | int | float | bool | Non
 def job_of(body: JobBody) -> Job:
     """Read the job that an answer shows."""
     fields = structs.asdict(body)
+    del fields["progress"]
     payload, result = _text(fields.pop("payload")) or "{}", _text(fields.pop("result"))
     return Job(**fields, payload_json=payload, result_json=result)
 
@@ -179,6 +183,12 @@ class VerdictBody(Answered, frozen=True, omit_defaults=True):
     answer: Answer
     recorded: str = ""
     retry_in: float | None = None
+
+
+class RecordedBody(Answered, frozen=True):
+    """Of how many attempts the progress was stored; the others are no longer leased."""
+
+    recorded: int
 
 
 class HeldBody(Answered, frozen=True, omit_defaults=True):

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
+
 from tenure.jobs.context import Stopped
 from tenure.jobs.handlers import Handler, Handlers
 from tenure.jobs.hooks import bound
@@ -27,6 +29,7 @@ from tenure.worker.fitness import Fitness, NotStarted
 from tenure.worker.leases import CLAIMED, STARTED, Attempt, LeaseBook, Wakeup
 from tenure.worker.log import WorkLog
 from tenure.worker.processes import ChildCall, Children
+from tenure.worker.progress_writer import ProgressWriter
 from tenure.worker.threads import Original, Threads, call_in_thread
 
 log = logging.getLogger(__name__)
@@ -49,12 +52,14 @@ class Attempts:
         concurrency: int,
         wakeup: Wakeup,
         worklog: WorkLog,
+        progress: ProgressWriter,
         tracing: Tracing | None,
     ) -> None:
         self._handlers = handlers
         self._leases = leases
         self._wakeup = wakeup
         self._log = worklog
+        self._progress = progress
         self._tracing = tracing
         self.fitness = Fitness()
         self._delivered: deque[tuple[Attempt, Ending | NotStarted]] = deque()  # from threads
@@ -160,14 +165,18 @@ class Attempts:
         )
         loop = asyncio.get_running_loop()
         started = partial(loop.call_soon_threadsafe, self._start_clock, attempt)
-        attempt.child = ChildCall(self._children, task, started, alone=not handler.in_process)
+        on_progress = partial(self._progress.note, attempt.lease)
+        attempt.child = ChildCall(
+            self._children, task, started, on_progress, alone=not handler.in_process
+        )
         self._threads.submit(attempt, attempt.child.run)
 
     def _start_here(self, attempt: Attempt, handler: Handler) -> None:
         self._start_clock(attempt)
         arguments = handler.arguments(attempt.lease.payload)
         if handler.wants_context or handler.around:
-            attempt.context = context_of(attempt.lease)
+            on_progress = partial(self._progress.note, attempt.lease)
+            attempt.context = context_of(attempt.lease, on_progress)
         function = bound(handler, attempt.context)
         if handler.is_async:
             running = self._run_coroutine(attempt, handler, function, arguments)
@@ -230,6 +239,8 @@ class Attempts:
         else:
             outcome = Outcome.SNOOZED if ending.snoozed else Outcome.FAILED
             report = attempt.outcome(outcome, None, error, ending.retryable, ending.delay)
+        if self._progress.is_used:
+            report = replace(report, progress=self._progress.take(report.lease_id))
         if ending.flaw is not None:
             self._log.unstorable(attempt.lease, ending.flaw)
         if attempt.started_at is not None:

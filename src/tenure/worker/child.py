@@ -10,7 +10,8 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -23,17 +24,20 @@ from tenure.jobs.child_limits import ChildLimits
 from tenure.jobs.handlers import Handler
 from tenure.jobs.hooks import Lifespan, bound
 from tenure.jobs.hooks import enter as enter_manager
+from tenure.jobs.progress import JobProgress
 from tenure.jobs.results import Ending, failure, success, success_of_function
 from tenure.jobs.work import Lease
 from tenure.telemetry import logs
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
 from tenure.worker.context import context_of
+from tenure.worker.progress_writer import storable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_SECONDS = 1.0
 """How long a child that has no more to do may take to end by itself. Python's exit handlers run
 then, which send the last spans and log lines."""
+PROGRESS_SECONDS = 0.05
 
 
 class ChildTask(msgspec.Struct, frozen=True):
@@ -52,6 +56,7 @@ class ChildAnswer(msgspec.Struct, frozen=True):
     ending: Ending | None = None
     not_started: str | None = None
     leaves: bool = False  # the child ends after this
+    progress: JobProgress | None = None  # alone, or with the ending if it was not sent yet
 
 
 READY = ChildAnswer()
@@ -87,13 +92,38 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
                 pipe.send_bytes(encode(ChildAnswer(not_started=why)))
                 continue
             pipe.send_bytes(encode(READY))
-            ending = _call(found, task, runner)
+            sender = _ProgressSender(pipe)
+            ending = _call(found, task, runner, sender.note)
             jobs += 1
             leaves = isinstance(found, Handler) and _has_enough(found.limits, jobs)
-            pipe.send_bytes(_encoded(ChildAnswer(ending, leaves=leaves)))
+            last = ChildAnswer(ending, leaves=leaves, progress=sender.close())
+            pipe.send_bytes(_encoded(last))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, EXIT_SECONDS)  # it ends, whatever the handlers left behind
     lifespans.leave()
+
+
+class _ProgressSender:
+    """Sends the progress of one call, so often that people see it move, and not more."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe: Connection | None = pipe
+        self._lock = threading.Lock()  # the handler may have threads
+        self._next_at = 0.0
+        self._left: JobProgress | None = None
+
+    def note(self, progress: JobProgress) -> None:
+        with self._lock:
+            self._left = storable(progress)
+            if self._pipe is not None and time.monotonic() >= self._next_at:
+                self._pipe.send_bytes(encode(ChildAnswer(progress=self._left)))
+                self._left, self._next_at = None, time.monotonic() + PROGRESS_SECONDS
+
+    def close(self) -> JobProgress | None:
+        """Send nothing any more; return what was not sent."""
+        with self._lock:
+            self._pipe = None
+            return self._left
 
 
 def _ignore(*_: object) -> None:
@@ -178,7 +208,12 @@ class _Lifespans:
             await self._leave.wait()
 
 
-def _call(handler: Any, task: ChildTask, runner: asyncio.Runner) -> Ending:
+def _call(
+    handler: Any,
+    task: ChildTask,
+    runner: asyncio.Runner,
+    on_progress: Callable[[JobProgress], object],
+) -> Ending:
     try:
         if not isinstance(handler, Handler):
             where = f"{task.module}.{task.name}"
@@ -186,7 +221,7 @@ def _call(handler: Any, task: ChildTask, runner: asyncio.Runner) -> Ending:
         context = contextvars.copy_context()  # keeps what the module set
         if task.traceparent is not None:
             context.run(enter, Tracing().context(task.traceparent))
-        function = bound(handler, context_of(task.lease))
+        function = bound(handler, context_of(task.lease, on_progress))
         arguments = handler.arguments(task.lease.payload)
         if handler.is_async:
             running = _run_coroutine(handler, partial(function, **arguments))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from tenure.jobs.context import JobContext
+from tenure.jobs.progress import JobProgress
 from tenure.jobs.work import Lease
 
 
-def context_of(lease: Lease) -> JobContext:
+def context_of(lease: Lease, on_progress: Callable[[JobProgress], object]) -> JobContext:
     """Return what the handler may know of its attempt, which starts now."""
     deadline: datetime | None = None
     if lease.timeout is not None:  # by the clock of this machine, for the handler to compare with
@@ -21,4 +23,5 @@ def context_of(lease: Lease) -> JobContext:
         max_retries=lease.max_retries,
         token=lease.token,
         deadline=deadline,
+        _on_progress=on_progress,
     )

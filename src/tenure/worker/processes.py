@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 
 import msgspec
 
+from tenure.jobs.progress import JobProgress
 from tenure.jobs.results import Ending, failure
 from tenure.telemetry import logs
 from tenure.worker.child import (
@@ -97,9 +98,15 @@ class ChildCall:
     """One call in a child process. `run` blocks; other threads may call `kill` at any time."""
 
     def __init__(
-        self, children: Children, task: ChildTask, on_start: Callable[[], object], *, alone: bool
+        self,
+        children: Children,
+        task: ChildTask,
+        on_start: Callable[[], object],
+        on_progress: Callable[[JobProgress], object],
+        *,
+        alone: bool,
     ) -> None:
-        """`on_start` is called, by the thread of `run`, when the handler starts.
+        """The thread of `run` calls `on_start` when the handler starts, and `on_progress`.
 
         `alone`: the handler is in a child for this attempt only.
         """
@@ -107,6 +114,7 @@ class ChildCall:
         self._children = children
         self._task = task
         self._on_start = on_start
+        self._on_progress = on_progress
         self._lock = threading.Lock()
         self._child: Child | None = None  # while it works on this call
         self._killed = False
@@ -130,7 +138,7 @@ class ChildCall:
             answer = last = child.accept(self._task)
             if answer == READY:
                 self._on_start()
-                last = child.receive()
+                last = child.ending(self._on_progress)
         except BaseException as error:
             return failure(error)
         finally:
@@ -196,6 +204,14 @@ class Child:
         except OSError:
             return None
         return self.receive(deadline)
+
+    def ending(self, on_progress: Callable[[JobProgress], object]) -> ChildAnswer | None:
+        """Return the message with the ending; None if the child dies or sends what is none."""
+        while (answer := self.receive()) is not None and answer.progress is not None:
+            on_progress(answer.progress)
+            if answer.ending is not None:
+                break
+        return answer
 
     def receive(self, deadline: float = math.inf) -> ChildAnswer | None:
         """Return the next message; None if the child dies, is late or sends what is none."""

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from tenure.app.app import Tenure
+from tenure.app.webhooks import queues_of_webhooks, queues_with_deliveries
 from tenure.errors import PermanentFailure, TenureError
 from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import TypeOptions
@@ -125,8 +126,8 @@ class WebhookDelivery(threading.Thread):
         now = time.monotonic()
         if now >= self._check_leftovers_at:
             self._check_leftovers_at = now + LEFTOVER_CHECK_SECONDS
-            self._leftovers = self._app.core.delivery_queues()
-        self._receivers.queues = sorted(self._app.core.webhook_queues() | self._leftovers)
+            self._leftovers = queues_with_deliveries(self._app.core)
+        self._receivers.queues = sorted(queues_of_webhooks(self._app.core) | self._leftovers)
 
     async def _find_new_queues(self) -> None:
         while True:

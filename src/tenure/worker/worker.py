@@ -28,6 +28,7 @@ from tenure.worker.failures import FailureCalls
 from tenure.worker.heartbeat import Heartbeat
 from tenure.worker.leases import LeaseBook, Wakeup
 from tenure.worker.log import WorkLog
+from tenure.worker.progress_writer import ProgressWriter
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,9 @@ class Worker:
         self._lifespans = handlers.hooks.lifespans
         self.failures = FailureCalls(handlers.hooks.on_failure)
         worklog = WorkLog(self.id, redaction, self.failures)
+        self._writer = ProgressWriter(source)
         self._attempts = Attempts(
-            handlers, self._leases, concurrency, self._wakeup, worklog, tracing
+            handlers, self._leases, concurrency, self._wakeup, worklog, self._writer, tracing
         )
         self._heart = Heartbeat(source, self._leases, lease_seconds, self._wakeup, worklog)
         self._exchanges = Exchanges(
@@ -137,6 +139,7 @@ class Worker:
             await self._drain()
         finally:
             self._heart.stop()
+            self._writer.stop()
             stop_listening()
             self._attempts.close()
             self._exchanges.cancel()

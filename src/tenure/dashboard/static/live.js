@@ -7,6 +7,7 @@ import * as times from "./times.js";
 const MIN_PAUSE = 500; // milliseconds between two fetches
 const SHARE = 4; // a fetch that took a second is followed by a pause of four
 const QUIET = 5000; // fetch anyway: a silent worker or a paused queue causes no transition
+const MOVES = 1000; // the same on a page with the progress of a job
 let stream = null;
 let timer = 0;
 let fetching = false;
@@ -19,7 +20,7 @@ export function start() {
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
   addEventListener("pagehide", close);
   addEventListener("pageshow", (event) => event.persisted && open());
-  setInterval(() => stream && Date.now() - fetched > QUIET && want(), 1000);
+  setInterval(() => stream && Date.now() - fetched > quiet() && want(), 500);
   if (!document.hidden) open();
 }
 
@@ -56,6 +57,7 @@ function state(kind, text) {
   if (kind === "" && before.startsWith("connection lost")) announce("Connected again");
 }
 
+const quiet = () => (document.querySelector(".bar") ? MOVES : QUIET);
 const watches = () => document.querySelector("#main").dataset.watch || "none";
 
 function changed(note) {

@@ -38,6 +38,7 @@ from tenure.errors import (
 from tenure.http.api.bodies import JSON, BodyReader, convert
 from tenure.http.guard import as_problem, path_in
 from tenure.http.waiting import WorkNotifier
+from tenure.jobs.progress import JobProgress
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import Job
 from tenure.tokens.scopes import CALLER, Caller, Scope
@@ -70,9 +71,10 @@ class Call:
         """Call `make`, off the event loop if the body is large: its cost grows with the body."""
         return make(*given) if self.reader is None else await self.reader.run(make, *given)
 
-    def shown(self, job: Job) -> responses.JobBody:
+    def shown(self, job: Job, progress: JobProgress | None = None) -> responses.JobBody:
         """Return the JSON of a job, without what is redacted."""
-        return responses.job_body(self.redaction.job(job) if self.redaction.keys else job)
+        job = self.redaction.job(job) if self.redaction.keys else job
+        return responses.job_body(job, progress)
 
     def address(self, path: str) -> str:
         """Return `path` as the client sees it, wherever the API is mounted."""

@@ -10,12 +10,14 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
-from tenure.errors import InvalidInput, TenureError
+from tenure.app.shown import progress_shown
+from tenure.errors import InvalidInput, JobNotFound, TenureError
 from tenure.http.api.call import Call
 from tenure.http.waiting import LOOK_SECONDS, EventStream, Source
 from tenure.jobs import ids
 from tenure.jobs.ledger import EventFilter, LedgerEvent
 from tenure.jobs.names import check_name
+from tenure.jobs.progress import JobProgress
 from tenure.lifecycle import EVENTS
 from tenure.wire import requests, responses
 from tenure.wire.problems import RETRY_LATER, Refusal
@@ -23,6 +25,7 @@ from tenure.wire.problems import RETRY_LATER, Refusal
 log = logging.getLogger(__name__)
 
 RECONNECT_MILLISECONDS = 1_000
+PROGRESS = b"event: progress\ndata: %b\n\n"
 MAX_AT_ONCE = 100
 """Events that are read at once; a stream holds no more in memory. Each may have 16 KiB of error."""
 MAX_STREAMS = 100
@@ -100,18 +103,32 @@ class _Page:
     events: bytes
     position: str
     more: bool
+    progress: JobProgress | None = None
 
 
-def _page(call: Call, after: str, wanted: EventFilter) -> _Page:
-    """Return the wanted transitions among the next `MAX_AT_ONCE`.
+def _page(call: Call, after: str, wanted: EventFilter, seen: JobProgress | None = None) -> _Page:
+    """Return the wanted transitions among the next `MAX_AT_ONCE`, and progress unless `seen`.
 
     Where something is redacted, errors are left out, because they may contain it; a job's history
     shows them.
     """
     page = call.app.events.read(after, MAX_AT_ONCE, wanted)
     without_errors = bool(call.redaction)
-    events = b"".join(_event(one, without_errors=without_errors) for one in page.events)
-    return _Page(events, page.position, page.more)
+    said = _progress(call, wanted.job_id)
+    moved = b"" if said in (None, seen) else PROGRESS % msgspec.json.encode(said)
+    events = moved + b"".join(_event(one, without_errors=without_errors) for one in page.events)
+    return _Page(events, page.position, page.more, said)
+
+
+def _progress(call: Call, job_id: str | None) -> JobProgress | None:
+    """Return the progress of the one job that a stream is about."""
+    if job_id is None:
+        return None
+    try:
+        job = call.app.core.get(job_id)
+    except JobNotFound:
+        return None
+    return progress_shown(call.app.core, [job], call.redaction).get(job_id)
 
 
 async def _events(call: Call, position: str, page: _Page, wanted: EventFilter) -> Source:
@@ -128,9 +145,9 @@ async def _events(call: Call, position: str, page: _Page, wanted: EventFilter) -
             if not page.more:
                 await waiter.wait(LOOK_SECONDS)
             try:
-                page = await call.notifier.read(_page, call, page.position, wanted)
+                page = await call.notifier.read(_page, call, page.position, wanted, page.progress)
             except TenureError as error:
-                page = _Page(b"", page.position, more=False)
+                page = _Page(b"", page.position, more=False, progress=page.progress)
                 log.warning("the event stream cannot read the ledger, trying again: %s", error)
 
 

@@ -16,13 +16,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tenure.app.core import MAX_COUNTED
-from tenure.app.shown import transitions_shown
+from tenure.app.shown import progress_shown, transitions_shown
 from tenure.http.api.bodies import convert
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
 from tenure.jobs.enqueue import Enqueued, NewJob, Options
 from tenure.jobs.names import check_key
 from tenure.jobs.queries import MAX_LISTED, Action, Filter, check_filter
+from tenure.lifecycle import Status
 from tenure.telemetry import tracing
 from tenure.tokens.scopes import Caller
 from tenure.wire import requests, responses
@@ -122,7 +123,9 @@ def list_jobs(call: Call) -> Response:
     if page.next is not None:
         next_page = {**call.request.query_params, "cursor": page.next.replace("-", "")}
         headers["Link"] = f'<{call.address("/jobs")}?{urlencode(next_page)}>; rel="next"'
-    return answer([call.shown(job) for job in page.jobs], headers=headers)
+    running = [job for job in page.jobs if job.status is Status.PROCESSING]
+    said = progress_shown(call.app.core, running, call.redaction)
+    return answer([call.shown(job, said.get(job.id)) for job in page.jobs], headers=headers)
 
 
 def count_jobs(call: Call) -> Response:
@@ -149,7 +152,8 @@ async def show_job(call: Call) -> Response:
         settled = await call.notifier.result_of(future, call.request, seconds)
         await check_again(call.request.scope)
         job = await run_in_threadpool(call.app.get, job.id) if settled is None else settled
-    return answer(call.shown(job))
+    said = await run_in_threadpool(progress_shown, call.app.core, [job], call.redaction)
+    return answer(call.shown(job, said.get(job.id)))
 
 
 def _wait_seconds(call: Call) -> float:

@@ -206,6 +206,13 @@ async def _ends(call: Call) -> Source:
             notified = await waiter.wait(PING_SECONDS)
 
 
+def record_progress(call: Call) -> Response:
+    """Store how far attempts have come, at most once a second or so for all of a worker."""
+    body: list[requests.ProgressEntry] = call.body
+    said = [(*requests.split_lease(one.lease_id), requests.progress_of(one)) for one in body]
+    return answer(responses.RecordedBody(call.app.core.record_progress(said)))
+
+
 def declare_type(call: Call) -> Response:
     """Make the options of a type known, of which the worker has the handler."""
     name = check_open(call.path["name"], "job type", "name")

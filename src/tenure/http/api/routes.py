@@ -92,6 +92,7 @@ JOB_DEPTH = payload.MAX_DEPTH + 1  # a payload lies one level deep in a job, two
 Job = responses.JobBody
 Batch = Annotated[list[requests.EnqueueRequest], Meta(max_length=MAX_JOBS_AT_ONCE)]
 Reports = Annotated[list[requests.ReportEntry], Meta(max_length=MAX_LEASES)]
+Progress = Annotated[list[requests.ProgressEntry], Meta(max_length=MAX_LEASES)]
 LeaseNames = Annotated[list[requests.LeaseName], Meta(max_length=MAX_LEASES)]
 
 OPEN: frozenset[Scope] = frozenset()
@@ -119,6 +120,9 @@ REPORTS = Body(
 )
 HEARTBEATS = Body(
     LeaseNames, limit=4 * 1024 * 1024, lenient=True, item=requests.LeaseName, most=MAX_LEASES
+)
+PROGRESS = Body(
+    Progress, limit=MAX_BATCH_BYTES, lenient=True, item=requests.ProgressEntry, most=MAX_LEASES
 )
 TYPE_OPTIONS = Body(requests.DeclareRequest)
 LIMIT = Body(requests.LimitRequest)
@@ -150,6 +154,7 @@ ON_RECORD = Reply(responses.VerdictBody, "The report is on record.")
 VERDICTS = Reply(list[responses.VerdictBody], "A verdict for each report, in order.")
 HELD = Reply(responses.HeldBody, "The lease is held.")
 ALL_HELD = Reply(list[responses.HeldBody], "Whether each lease is held, in order.")
+PROGRESS_ON_RECORD = Reply(responses.RecordedBody, "How many were stored.")
 QUEUES = Reply(list[QueueState], "The queues.")
 QUEUE = Reply(QueueState, "The queue, changed.")
 TYPES = Reply(list[TypeState], "The types.")
@@ -209,6 +214,7 @@ ROUTES: tuple[Route, ...] = (
         body=HEARTBEATS,
     ),
     Route("GET", "/leases/ended", WORK, leases.stream_ends, STREAM, query=requests.EndsRequest),
+    Route("POST", "/progress", WORK, leases.record_progress, PROGRESS_ON_RECORD, body=PROGRESS),
     Route("PUT", "/types/{name}", WORK, leases.declare_type, TYPE, body=TYPE_OPTIONS),
     # --- what operators call
     Route("GET", "/queues", READ, operations.list_queues, QUEUES),

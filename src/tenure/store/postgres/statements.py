@@ -255,6 +255,8 @@ WITH seen AS MATERIALIZED (
     DELETE FROM {s}.transition USING gone WHERE job_id = gone.id
 ), traces AS (
     DELETE FROM {s}.trace USING gone WHERE job_id = gone.id
+), said AS (
+    DELETE FROM {s}.progress USING gone WHERE job_id = gone.id
 )
 SELECT queue, type, count(*) FROM gone GROUP BY queue, type
 UNION ALL SELECT NULL, NULL, count(*) FROM seen

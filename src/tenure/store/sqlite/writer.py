@@ -279,6 +279,7 @@ class Sqlite:
         ids = [(id,) for id, *_ in gone]
         self._db.executemany("DELETE FROM tenure_transition WHERE job_id = ?", ids)
         self._db.executemany("DELETE FROM tenure_trace WHERE job_id = ?", ids)
+        self._db.executemany("DELETE FROM tenure_progress WHERE job_id = ?", ids)
         return [(queue, type, 1) for _, queue, type in gone]
 
     # --- after a transaction

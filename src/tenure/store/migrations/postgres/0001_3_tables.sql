@@ -121,6 +121,16 @@ CREATE TABLE {schema}.trace (
     traceparent text COLLATE "C" NOT NULL
 );
 
+-- How far each job has come, as its handler says; others pay nothing. `token` is that of the attempt.
+CREATE TABLE {schema}.progress (
+    job_id uuid PRIMARY KEY,
+    token integer NOT NULL,
+    done double precision NOT NULL,
+    total double precision,
+    message text NOT NULL,
+    at timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
 -- Which transitions each webhook gets, and up to which position of the ledger its deliveries exist:
 -- they are added as jobs in the commit that advances the position. The secret signs them.
 CREATE TABLE {schema}.webhook (

@@ -120,6 +120,16 @@ CREATE TABLE tenure_trace (
     traceparent TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- How far each job has come, as its handler says; others pay nothing. `token` is that of the attempt.
+CREATE TABLE tenure_progress (
+    job_id TEXT PRIMARY KEY NOT NULL,
+    token INTEGER NOT NULL,
+    done REAL NOT NULL,
+    total REAL,
+    message TEXT NOT NULL,
+    at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- Which transitions each webhook gets, and up to which position of the ledger its deliveries exist:
 -- they are added as jobs in the commit that advances the position. The secret signs them.
 CREATE TABLE tenure_webhook (
