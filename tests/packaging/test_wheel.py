@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tenure
-from tests.packaging.test_dependencies import pinned
+from tests.support.locks import pinned
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

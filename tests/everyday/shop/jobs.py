@@ -66,6 +66,6 @@ async def ask_model(context: JobContext, question: str) -> str:
 
 @app.job(queue="imports")
 async def import_rows(context: JobContext, rows: int) -> int:
-    for row in range(rows):
+    for _ in range(rows):
         await asyncio.sleep(0.02)
     return rows
