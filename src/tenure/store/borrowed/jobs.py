@@ -140,7 +140,8 @@ def _answer(checked_job: CheckedJob, job: Job, fingerprint: str | None) -> Enque
 
 def _add(checked_jobs: Sequence[CheckedJob], notify: bool) -> Steps[Looked]:
     docs = [_document(checked_job) for checked_job in checked_jobs]
-    ((text,),) = yield Ask(ADD, _written({"jobs": docs, "notify": notify}))
+    keyed = any(checked_job.idempotency_key for checked_job in checked_jobs)
+    ((text,),) = yield Ask(ADD, _written({"jobs": docs, "keyed": keyed, "notify": notify}))
     answer = json.loads(text)
     if answer.get("known") or answer.get("full"):
         known = [(_of_iso(values), values["fingerprint"]) for values in answer.get("known") or ()]

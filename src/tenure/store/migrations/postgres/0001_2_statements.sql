@@ -91,26 +91,30 @@ CREATE FUNCTION {schema}.add(request text) RETURNS text
 DECLARE
     now CONSTANT timestamptz := {schema}.clock();
     docs CONSTANT json := request::json -> 'jobs';
-    keys CONSTANT text[] := ARRAY(
-        SELECT idempotency_key FROM json_to_recordset(docs) AS doc (idempotency_key text)
-        WHERE idempotency_key IS NOT NULL);
+    keys text[];
     known json;
     filled json;
     times json;
     entered integer;
 BEGIN
-    IF cardinality(keys) > 0 THEN
+    IF (request::json ->> 'keyed')::boolean THEN
+        keys := ARRAY(SELECT idempotency_key
+            FROM json_to_recordset(docs) AS doc (idempotency_key text)
+            WHERE idempotency_key IS NOT NULL);
         SELECT json_agg(job) INTO known FROM {schema}.job WHERE idempotency_key = ANY (keys);
     END IF;
     IF known IS NOT NULL THEN
         RETURN json_build_object('known', known);
     END IF;
-    SELECT json_build_array(limited.name, limited.max_pending) INTO filled
-    FROM (SELECT queue, count(*) AS jobs FROM json_to_recordset(docs) AS doc (queue text)
-        GROUP BY queue) AS wanted JOIN {schema}.queue AS limited ON limited.name = wanted.queue
-    WHERE limited.max_pending < wanted.jobs + (SELECT count(*) FROM (
-        SELECT FROM {schema}.ready WHERE queue = limited.name LIMIT limited.max_pending) AS waiting)
-    ORDER BY limited.name LIMIT 1;
+    IF EXISTS (SELECT FROM {schema}.queue WHERE max_pending IS NOT NULL) THEN
+        SELECT json_build_array(limited.name, limited.max_pending) INTO filled
+        FROM (SELECT queue, count(*) AS jobs FROM json_to_recordset(docs) AS doc (queue text)
+            GROUP BY queue) AS wanted JOIN {schema}.queue AS limited ON limited.name = wanted.queue
+        WHERE limited.max_pending < wanted.jobs + (SELECT count(*) FROM (
+            SELECT FROM {schema}.ready WHERE queue = limited.name
+            LIMIT limited.max_pending) AS waiting)
+        ORDER BY limited.name LIMIT 1;
+    END IF;
     IF filled IS NOT NULL THEN
         RETURN json_build_object('full', filled);
     END IF;

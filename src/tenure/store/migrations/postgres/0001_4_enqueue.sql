@@ -145,7 +145,8 @@ BEGIN
         'actor', 'sql:' || session_user);
     LOOP
         answer := {schema}.add(json_build_object(
-            'jobs', json_build_array(request), 'notify', coalesce(notify, false))::text)::json;
+            'jobs', json_build_array(request), 'keyed', idempotency_key IS NOT NULL,
+            'notify', notify)::text)::json;
         IF answer ->> 'full' IS NOT NULL THEN
             RAISE EXCEPTION USING ERRCODE = 'TN003', MESSAGE = format(
                 'tenure: queue_full: queue %L already holds %s pending jobs, its limit',
