@@ -293,7 +293,7 @@ class Client:
         timeout = min(self._timeout, max(lease_seconds / 2, 1.0))
         query, kind = {"lease_seconds": str(lease_seconds)}, list[responses.HeldBody]
         answers = self._send("POST", "/heartbeats", kind, names, query=query, timeout=timeout)
-        return {requests.split_lease(a.lease_id)[1]: a.ended for a in answers if not a.held}
+        return {requests.split_lease(a.lease_id)[1]: a.ended_by for a in answers if not a.held}
 
     def record_progress(self, entries: Sequence[tuple[str, str, JobProgress]]) -> int:
         """Store how far (job id, lease id) attempts have come; returns how many are still held."""

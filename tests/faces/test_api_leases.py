@@ -342,6 +342,21 @@ def test_heartbeats_keep_leases(api: TestClient) -> None:
         assert_problem(refused, 400, "invalid_input")
 
 
+def test_heartbeats_say_which_event_ended_a_lease(api: TestClient) -> None:
+    api.post("/jobs/batch", json=[{"type": "a"}] * 3)
+    held, cancelled, completed = claim_jobs(api, 3)
+    api.post(f"/jobs/{cancelled['id']}/cancel")
+    api.post(f"/leases/{completed['lease_id']}/complete")
+    names = [held["lease_id"], cancelled["lease_id"], completed["lease_id"]]
+    assert api.post("/heartbeats", json=names).json() == [
+        {"lease_id": names[0], "held": True},
+        {"lease_id": names[1], "held": False, "ended_by": "cancelled"},
+        {"lease_id": names[2], "held": False, "ended_by": "completed"},
+    ]
+    refused = api.post(f"/leases/{cancelled['lease_id']}/heartbeat")
+    assert "cancelled" in assert_problem(refused, 409, "lease_lost")["detail"]
+
+
 # --- secrets --------------------------------------------------------------------------------------
 
 

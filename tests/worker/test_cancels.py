@@ -186,3 +186,30 @@ def test_a_job_that_is_cancelled_while_its_claim_is_answered_is_stopped(
         wait_until(lambda: not worker._exchanges.under_way, "the claim to be answered")
         wait_until(lambda: worker._leases.count == 0, "the job to be stopped")
     assert transitions(app, job) == ["enqueued", "claimed", "cancelled"]
+
+
+def test_a_remote_worker_hears_of_cancels_again_once_its_server_is_back(app: Tenure) -> None:
+    stopped = threading.Event()
+
+    @app.job
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    with (
+        ServerProcess(app.database) as server,
+        Client(server.url) as client,
+        running_worker(app, client, lease_seconds=LEASE) as worker,
+    ):
+        job = work.enqueue()
+        wait_until(lambda: worker._leases.running, "it to run")
+        code, _ = server.stop(timeout=10)  # the stream does not hold it up
+        assert code == 0
+        asked = worker._heart.asked_at
+        with ServerProcess(app.database, "--port", str(server.address[1])):
+            wait_until(lambda: worker._heart.asked_at > asked, "the worker to listen again")
+            app.cancel(job.id)
+            assert stopped.wait(WAIT_SECONDS)
+            wait_until(lambda: worker._leases.count == 0, "the job to be stopped")

@@ -192,14 +192,14 @@ class RecordedBody(Answered, frozen=True):
 
 
 class HeldBody(Answered, frozen=True, omit_defaults=True):
-    """Whether a heartbeat found the lease still held; if not, `ended` is the event that ended it.
+    """Whether a heartbeat found the lease still held; if not, `ended_by` is what did.
 
-    That is `cancelled` if the job was. Without `ended`, no such lease is known.
+    The name of an event, as `cancelled` if the job was. Without `ended_by`, no such lease is known.
     """
 
     lease_id: LeaseName
     held: bool
-    ended: str = ""
+    ended_by: str = ""
 
 
 # --- what operators see ---------------------------------------------------------------------------

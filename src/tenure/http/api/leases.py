@@ -182,7 +182,7 @@ def renew_leases(call: Call) -> Response:
     return answer(
         [
             responses.HeldBody(
-                lease_id=storable(name), held=id not in ended, ended=ended.get(id, "")
+                lease_id=storable(name), held=id not in ended, ended_by=ended.get(id, "")
             )
             for name, (_, id) in zip(call.body, leases, strict=True)
         ]
