@@ -195,8 +195,12 @@ def test_a_job_in_the_transaction_takes_one_statement(app: Tenure) -> None:
                 return super().wait(*args, **options)
 
         connection.__class__ = Counting
-        connection.execute("SELECT 1")  # begins, too
-        before = len(sent)
+        app.within(connection).enqueue("mail")  # asks for the options of types, once in a while
+        sent.clear()
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT %s", ("text",)).fetchall()
+        one = len(sent)
+        sent.clear()
         app.within(connection).enqueue("mail", {"n": 1}, idempotency_key="k")
-        assert len(sent) == before + 1
+        assert len(sent) == one
         connection.rollback()
