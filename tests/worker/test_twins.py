@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
+import time
+from contextlib import closing
 from inspect import iscoroutinefunction
 
 import pytest
@@ -35,6 +38,26 @@ def test_twins_answer_and_raise_what_their_verbs_do(app: Tenure) -> None:
             await app.get_async("none")
 
     asyncio.run(use())
+
+
+def test_the_first_enqueue_opens_the_database_off_the_loop(sqlite_url: str) -> None:
+    """A newcomer's loop stood still while the database was opened."""
+    app = Tenure(sqlite_url)
+    path = sqlite_url.removeprefix("sqlite:///")
+
+    async def use() -> None:
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("BEGIN IMMEDIATE")  # so that the schema cannot be made
+            adding = asyncio.create_task(app.enqueue_async("work"))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            other.rollback()
+        assert (await adding).status == "pending"
+
+    with closing(app):
+        began = time.monotonic()
+        asyncio.run(use())
+        assert time.monotonic() - began < 8, "the loop went on and ended what opening waited for"
 
 
 def test_a_twin_leaves_the_loop_free() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import dataclasses
 import logging
@@ -124,6 +125,11 @@ class Core:
         self.defaults.forget()
         return opened
 
+    async def opened(self) -> None:
+        """Open the database off the event loop, if it is not open yet."""
+        if (self._whole or self)._opened is None:
+            await asyncio.to_thread((self._whole or self).open)
+
     def close(self) -> None:
         """Commit what is waiting and close the database."""
         if self._opened is not None:
@@ -135,8 +141,7 @@ class Core:
         """Also handle, redact and trace what another application does."""
         self.redaction = self.redaction.also(other.redaction.keys)
         self.tracing = self.tracing or other.tracing
-        for type in other.handlers.types() or ():
-            handler = other.handlers.find(type)
+        for handler in map(other.handlers.find, other.handlers.types() or ()):
             if handler is not None:
                 self.handlers.add(handler)
         self.handlers.hooks.lifespans += other.handlers.hooks.lifespans

@@ -105,6 +105,7 @@ def enqueue_many(app: Tenure, new_jobs: Sequence[NewJob]) -> list[Job]:
 
 async def enqueue_many_async(app: Tenure, new_jobs: Sequence[NewJob]) -> list[Job]:
     """Add many jobs like `enqueue_many`, without blocking the event loop."""
+    await app.core.opened()
     await app.core.defaults.look_up(new_job.type for new_job in new_jobs)
     return [added.job for added in await asyncio.wrap_future(app.core.add(new_jobs))]
 

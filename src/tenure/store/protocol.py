@@ -26,6 +26,7 @@ class Trouble(StrEnum):
     """What an exception of a database means for the transaction it ended."""
 
     RETRY = "retry"  # nothing was committed and the same work may succeed now
+    BUSY = "busy"  # others held the database for as long as one waits for them
     UNAVAILABLE = "unavailable"  # the database is away or full; the outcome may be unknown
     UNCONFIRMED = "unconfirmed"  # committed, but it may still be lost: a repetition would hide that
     BUG = "bug"  # the work itself cannot succeed

@@ -6,16 +6,21 @@ SQLite refuses such an upgrade at once, whatever the busy timeout, if somebody w
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from tenure import StoreUnavailable, Tenure
+from tenure import NewJob, StoreUnavailable, Tenure
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
 from tenure.jobs.work import ClaimRequest, Outcome, Report
@@ -193,15 +198,64 @@ def test_a_file_that_is_no_database_is_not_kept_open(tmp_path: Path) -> None:
     assert path not in open_files, f"by {caught.value}"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("verb", ["enqueue", "enqueue_many", "enqueue_async", "pause"])
 def test_an_enqueue_inside_the_callers_own_transaction_says_what_to_do(
-    app: Tenure, monkeypatch: pytest.MonkeyPatch
+    app: Tenure, verb: str
 ) -> None:
-    monkeypatch.setattr(sqlite_connection, "BUSY_TIMEOUT_MS", 30)
+    """A newcomer waited 20 seconds for himself."""
     app.open()
+    verbs: dict[str, Callable[[], object]] = {
+        "enqueue": lambda: app.enqueue("email"),
+        "enqueue_many": lambda: app.enqueue_many([NewJob("email", {}, {})] * 2),
+        "enqueue_async": lambda: asyncio.run(app.enqueue_async("email")),
+        "pause": lambda: app.queues.pause("mail"),
+    }
     with contextlib.closing(sqlite3.connect(app.database.removeprefix("sqlite:///"))) as mine:
         mine.execute("CREATE TABLE customer (name)")
         mine.execute("INSERT INTO customer VALUES ('ann')")
-        with pytest.raises(StoreUnavailable, match=r"locked: .* commit it before you enqueue"):
-            app.enqueue("email")
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=r"of this program .* `app\.within\(conn"):
+            verbs[verb]()
+        assert time.monotonic() - began < 5, "half of what it waits for other processes"
         mine.commit()
-        assert app.enqueue("email").status == "pending"
+        verbs[verb]()
+
+
+HOLD = """
+import sqlite3, sys, time
+mine = sqlite3.connect(sys.argv[1], isolation_level=None)
+mine.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+time.sleep(2 * float(sys.argv[2]))
+mine.execute("COMMIT")
+"""
+
+
+@pytest.mark.parametrize("holder", ["a process", "a thread", "ours"])
+def test_a_transaction_that_will_end_is_waited_for(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, holder: str
+) -> None:
+    """Longer than for one of its own, if it is of another process or of Tenure itself."""
+    own = 0.4
+    monkeypatch.setattr(sqlite_connection, "OWN_SECONDS", own)
+    monkeypatch.setattr(sqlite_connection, "OWN_LOOKS", 1)
+    app.open()
+    path = app.database.removeprefix("sqlite:///")
+    if holder == "a process":
+        command = [sys.executable, "-c", HOLD, path, str(own)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            app.enqueue("email")
+        return
+    made: sqlite3.Connection = connect_writer(Path(path))
+    if holder == "a thread":
+        made.close()
+        made = sqlite3.connect(path, check_same_thread=False)
+    with contextlib.closing(made) as other:
+        other.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(0.1 if holder == "a thread" else 2 * own, other.rollback)
+        timer.start()
+        app.enqueue("email")
+        timer.join()

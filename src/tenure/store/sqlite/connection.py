@@ -17,14 +17,21 @@ from tenure import failpoints
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.redaction import without_password
 from tenure.store.sqlite import filesystems
+from tenure.store.sqlite.holder import is_held_here
 
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 HELD = (
-    "another write transaction holds the file. If it is one of this program, on another connection,"
-    " commit it before you enqueue: it cannot end while the program waits here"
+    "{} holds the file. Enqueue after your transaction has committed, or in it: "
+    "`app.within(connection)`"
 )
+OWN_SECONDS = 0.7
+OWN_LOOKS = 500
+"""How long, and for how many looks at least, a writer waits for another connection of this
+process. If that is the caller's, it cannot end meanwhile. A busy machine gets longer."""
+OWNER_SECONDS = 0.1
+"""Pause between two questions who holds the file."""
 LOG_BYTES = 64 * 1024 * 1024
 """Size to which a log that grew during a long read is cut, once it can start from its beginning."""
 CHECKPOINT_PAGES = 2_000
@@ -77,6 +84,8 @@ codecs.register_error("tenure.escaped", _escape)
 class Connection(sqlite3.Connection):
     """A connection that is known to be open, for the children of a fork."""
 
+    path: Path | None = None
+
     def close(self) -> None:
         super().close()
         _open.pop(self, None)
@@ -122,6 +131,7 @@ def connect(path: Path) -> Connection:
         cached_statements=256,
         timeout=BUSY_TIMEOUT_MS / 1000,
     )
+    connection.path = path
     if file is not None:
         _open[connection] = file
     try:
@@ -151,28 +161,44 @@ def connect_writer(path: Path) -> Connection:
 
 def begin_writing(connection: sqlite3.Connection) -> None:
     """Begin a write transaction, waiting for another writer up to the busy timeout."""
-    when_free(lambda: connection.execute("BEGIN IMMEDIATE"))
+    path = getattr(connection, "path", None)
+    when_free(lambda: connection.execute("BEGIN IMMEDIATE"), path=path)
 
 
 def when_free(
-    act: Callable[[], T], pause: float = LOOK_SECONDS, patience: float | None = None
+    act: Callable[[], T],
+    pause: float = LOOK_SECONDS,
+    patience: float | None = None,
+    path: Path | None = None,
 ) -> T:
     """Do what another writer may hold up; try again after `pause` seconds until it is late.
 
-    `patience` is how many seconds that takes, by default the busy timeout.
+    `patience` is how many seconds that takes, by default the busy timeout; less if this process
+    itself holds the file at `path`.
 
     SQLite's own waiting sleeps longer and longer: where workers take turns of some milliseconds
     each, it finds the pauses between them by luck only.
     """
     give_up = time.monotonic() + (BUSY_TIMEOUT_MS / 1000 if patience is None else patience)
+    ask_at, looks, own_since = time.monotonic() + OWNER_SECONDS, 0, 0.0
     while True:
         try:
             return act()
         except sqlite3.OperationalError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
-            if time.monotonic() >= give_up:
-                error.args = (f"{error}: {HELD}",)
+            now = time.monotonic()
+            if path is not None and now >= ask_at:
+                ask_at = now + OWNER_SECONDS
+                if not is_held_here(path, _open.keyrefs()):
+                    looks, own_since = 0, 0.0
+                elif not own_since:
+                    own_since = now
+            looks += 1
+            itself = own_since and now - own_since >= OWN_SECONDS and looks >= OWN_LOOKS
+            if itself or now >= give_up:
+                who = "a write transaction of this program" if itself else "another writer"
+                error.args = (f"{error}: {HELD.format(who)}",)
                 raise
             time.sleep(pause)
 

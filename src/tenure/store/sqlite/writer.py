@@ -290,6 +290,8 @@ class Sqlite:
             self._checkpoints.make_due()
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
             return Trouble.BUG
+        if code == sqlite3.SQLITE_BUSY:
+            return Trouble.BUSY
         return Trouble.UNAVAILABLE if isinstance(error, sqlite3.Error) else Trouble.BUG
 
     def announce(self) -> None:
