@@ -74,7 +74,7 @@ APP: Mapping[str, Sequence[str]] = {
 INTERNAL = {"core"}
 NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "queues": (Queues, ("list", "pause", "resume", "limit")),
-    "types": (Types, ("list",)),
+    "types": (Types, ("list", "pause", "resume")),
     "workers": (Workers, ("list",)),
     "stats": (
         Statistics,

@@ -196,7 +196,8 @@ def facts(job: Job, *, after: timedelta = timedelta(), **fields: Any) -> Facts:
     return Facts(
         **{
             "now": job.run_at + after,
-            "paused": False,
+            "queue": None,
+            "type": None,
             "workers": [worker],
             "ahead": 0,
             "rate": 0.0,

@@ -263,7 +263,7 @@ def test_the_faces_list_the_types(app: Tenure, api: TestClient) -> None:
     assert [each["name"] for each in listed] == ["plain", "send"]
     assert listed[1]["backoff"] == {"base": 3.0, "factor": 4.0, "cap": 50.0, "delays": []}
     lines = output_of("types", "list").splitlines()
-    assert lines[0].split() == ["TYPE", "QUEUE", "PRIORITY", "RETRIES", "TIMEOUT", "SEEN"]
+    assert lines[0].split() == ["TYPE", "QUEUE", "PRIORITY", "RETRIES", "TIMEOUT", "SEEN", "PAUSED"]
     assert lines[1].split()[:5] == ["plain", "default", "0", "10", "-"]
     assert lines[2].split()[:5] == ["send", "mail", "-4", "5", "90s"]
 

@@ -44,7 +44,7 @@ NOUNS = {
     "queues": (Queues, "limit list pause resume"),
     "stats": (Statistics, "activity counts failures late_leases measured_until recount totals"),
     "tokens": (Tokens, "create list revoke"),
-    "types": (Types, "list"),
+    "types": (Types, "list pause resume"),
     "webhooks": (Webhooks, "create list remove"),
     "workers": (Workers, "list"),
 }

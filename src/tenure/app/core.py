@@ -31,7 +31,7 @@ from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job, Status
 from tenure.store import Store, is_sqlite, migration_sql, open_store, schema_of, search
 from tenure.store.migrate import advice
-from tenure.store.tables import progress, sessions, tokens, webhooks
+from tenure.store.tables import progress, sessions, tokens, types, webhooks
 from tenure.store.tables.bulk import about
 from tenure.store.tables.stats import Place
 from tenure.store.transitions import Steps
@@ -212,11 +212,10 @@ class Core:
         read = self.limited_store.read
         now = read.clock()
         due = job.status is Status.PENDING and job.run_at <= now
-        paused = [q for q in read.queues() if q.name == job.queue and q.paused_at is not None]
         return Facts(
             now=now,
-            paused=bool(paused),
-            pause_reason=paused[0].pause_reason if paused else None,
+            queue=next((queue for queue in read.queues() if queue.name == job.queue), None),
+            type=types.every(read, types.PLAIN).get(job.type),
             workers=read.workers(self.queues),
             ahead=read.ahead(job) if due else 0,
             rate=rate(read.stats.activity(RATE_MINUTES), job.queue, now) if due else 0.0,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from tenure.app.core import Noun
 from tenure.jobs.enqueue import whole
-from tenure.jobs.names import check_name, check_reason
+from tenure.jobs.names import check_name, check_open, check_reason
 from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import QueueState, TypeState, WorkerState
 from tenure.store.tables import queues, types
@@ -93,3 +94,32 @@ class Types(Noun):
         """Return the types, by name: at most 2,000, those seen last."""
         found = types.every(self._core.limited_store.read).values()
         return [type for type in found if includes(self._core.queues, type.queue)]
+
+    def pause(self, type: str, *, actor: str | None = None, reason: str | None = None) -> None:
+        """Stop giving jobs of a type to workers. Jobs that are processing go on.
+
+        Enqueues are still accepted. Takes effect at the next claim of every worker.
+
+        - `type`: the name of the type; no worker need know it.
+        - `actor`: who pauses it. Default: the application's actor.
+        - `reason`: why, which `explain` and lists of types show; at most 500 characters. Default:
+          None.
+
+        Raises InvalidInput.
+        """
+        self._set(type, paused=True, actor=actor, reason=check_reason(reason))
+
+    def resume(self, type: str, *, actor: str | None = None) -> None:
+        """Give jobs of a paused type to workers again. Those behind many others take some seconds.
+
+        - `type`: the name of the type; one that is not paused does not change.
+        - `actor`: who resumes it. Default: the application's actor.
+
+        Raises InvalidInput.
+        """
+        self._set(type, paused=False, actor=actor)
+
+    def _set(self, type: str, *, actor: str | None, **change: Any) -> None:
+        name, by = check_open(type, "job type", "$.type"), actor or self._core.actor
+        set_paused = partial(types.set_paused, name=name, actor=by, **change)
+        self._core.store.write("queue", set_paused).result()

@@ -61,7 +61,7 @@ def _save_news(db: Database, options: OptionsByType, queues: Patterns | None) ->
     for name, new in options.items():
         old = known.get(name)
         require(queues, [new.queue] if old is None else [old.queue, new.queue])
-        same = old and TypeState(**asdict(new), name=name, seen_at=old.seen_at) == old
+        same = old and TypeState(**{**asdict(old), **asdict(new)}) == old
         if not old or not same or now - old.seen_at > SEEN_AGAIN:
             news[name] = new
         if old and old.queue != new.queue:

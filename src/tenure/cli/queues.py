@@ -66,7 +66,7 @@ def limit(name: str, most: str) -> None:
     click.echo(f"queue {name} {holds}")
 
 
-types = Group("types", help="List the types of jobs.")
+types = Group("types", help="List, pause and resume types of jobs.")
 
 
 @types.command("list")
@@ -82,8 +82,32 @@ def list_types(as_json: bool) -> None:
         print_json(found)
     else:
         columns = attrgetter("name", "queue", "priority", "max_retries")
-        rows = ((*columns(each), _seconds(each.timeout), each.seen_at) for each in found)
-        table(("TYPE", "QUEUE", "PRIORITY", "RETRIES", "TIMEOUT", "SEEN"), rows, now=now)
+        rows = (
+            (*columns(each), _seconds(each.timeout), each.seen_at, each.paused_at) for each in found
+        )
+        heads = ("TYPE", "QUEUE", "PRIORITY", "RETRIES", "TIMEOUT", "SEEN", "PAUSED")
+        table(heads, rows, now=now, notes=[each.pause_reason or "" for each in found])
+
+
+@types.command("pause")
+@click.argument("name", shell_complete=completing.types)
+@reason_option
+@database_option
+def pause_type(name: str, reason: str | None) -> None:
+    """Stop starting jobs of a type; running jobs continue."""
+    with application() as app:
+        app.types.pause(name, reason=reason)
+    click.echo(f"type {name} is paused")
+
+
+@types.command("resume")
+@click.argument("name", shell_complete=completing.types)
+@database_option
+def resume_type(name: str) -> None:
+    """Start jobs of a paused type again."""
+    with application() as app:
+        app.types.resume(name)
+    click.echo(f"type {name} is resumed")
 
 
 def _seconds(timeout: float | None) -> str:

@@ -27,6 +27,7 @@ def show(request: PageRequest) -> Response:
         rates=charts.queue_rates(cache.activity(), now),
         lag=cache.lag(now, "queues"),
         late=now - LATE,
+        types=request.app.types.list(),
         takers={queue.name: sum(w.serves(queue.name) for w in workers) for queue in queues},
     )
 
@@ -56,6 +57,19 @@ def resume(request: PageRequest) -> Response:
     name = request.path("name")
     request.app.queues.resume(name, actor=request.actor)
     return _back(request, f"Queue {name} is open.")
+
+
+def pause_type(request: PageRequest) -> Response:
+    """Stop handing out jobs of a type."""
+    name = request.path("name")
+    request.app.types.pause(name, actor=request.actor, reason=request.field("reason"))
+    return _back(request, f"Type {name} is paused. Running jobs continue, new ones are accepted.")
+
+
+def resume_type(request: PageRequest) -> Response:
+    """Hand out jobs of a type again."""
+    request.app.types.resume(request.path("name"), actor=request.actor)
+    return _back(request, f"Type {request.path('name')} is open.")
 
 
 def limit(request: PageRequest) -> Response:

@@ -99,6 +99,8 @@ ACTIONS: dict[str, tuple[Scope, Page]] = {
     "/ui/jobs/{id}/cancel": (Scope.ADMIN, jobs.cancel),
     "/ui/queues/{name}/pause": (Scope.ADMIN, queues.pause),
     "/ui/queues/{name}/resume": (Scope.ADMIN, queues.resume),
+    "/ui/types/{name}/pause": (Scope.ADMIN, queues.pause_type),
+    "/ui/types/{name}/resume": (Scope.ADMIN, queues.resume_type),
     "/ui/queues/{name}/limit": (Scope.ADMIN, queues.limit),
     "/ui/bulk": (Scope.ADMIN, jobs.start_bulk),
     "/ui/bulk/{id}/stop": (Scope.ADMIN, jobs.stop_bulk),

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from tenure.events import Retried
 from tenure.jobs.queries import MAX_AHEAD
-from tenure.jobs.stats import Activity, WorkerState
+from tenure.jobs.stats import Activity, QueueState, TypeState, WorkerState
 from tenure.jobs.text import first_line, length
 from tenure.lifecycle import ATTEMPT_ENDS, Job, Status, legal_events
 
@@ -23,8 +23,8 @@ class Facts:
     """What the store knows about the surroundings of a job at `now`."""
 
     now: datetime
-    paused: bool  # its queue
-    pause_reason: str | None = None
+    queue: QueueState | None
+    type: TypeState | None
     workers: Sequence[WorkerState]  # seen lately, live or not
     ahead: int  # due jobs of its queue that go first; MAX_AHEAD + 1 means that or more
     rate: float  # attempts of its queue that end per second, over the last minutes
@@ -89,9 +89,10 @@ def _processing(job: Job, facts: Facts) -> tuple[str, str]:
 
 
 def _pending(job: Job, facts: Facts) -> tuple[str, str]:
-    if facts.paused:
-        why = f" ({facts.pause_reason})" if facts.pause_reason else ""
-        return "queue_paused", f"Queue {job.queue} is paused{why}; resume it to go on."
+    if facts.queue is not None and facts.queue.paused_at is not None:
+        return "queue_paused", _paused(f"Queue {job.queue}", facts.queue)
+    if facts.type is not None and facts.type.paused_at is not None:
+        return "type_paused", _paused(f"Type {job.type}", facts.type)
     if job.run_at > facts.now:
         wait = length((job.run_at - facts.now).total_seconds())
         if job.event == Retried.name:
@@ -119,6 +120,11 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
     if facts.ahead == 0:
         return "next", f"It is next in queue {job.queue}: the first free worker takes it."
     return "behind_others", _place_in_queue(job, facts)
+
+
+def _paused(what: str, state: QueueState | TypeState) -> str:
+    why = f" ({state.pause_reason})" if state.pause_reason else ""
+    return f"{what} is paused{why}; resume it to go on."
 
 
 def _place_in_queue(job: Job, facts: Facts) -> str:

@@ -127,6 +127,9 @@ class TypeState(KnownType, frozen=True, kw_only=True):
 
     name: str
     seen_at: Time
+    paused_at: Time | None = None
+    paused_by: str | None = None  # who paused or resumed it last
+    pause_reason: str | None = None
 
 
 def queues_instead(type: str, queue: str, workers: Sequence[WorkerState]) -> list[str]:

@@ -7,7 +7,8 @@ more, the next claim reads on from there, and the lanes with due jobs that were 
 here. Claims then take alternately from the queue whose turn it is and from the one that has waited
 longest. So nobody shuts out an old queue by making many new ones.
 
-A worker that does not know all types passes over the jobs of others. One look goes over `MAX_SEEN`
+A claim passes over jobs of types that its worker does not know or that are paused, and over those
+that had to start before now. One look goes over `MAX_SEEN`
 jobs at most. If it finds nothing, the next one starts behind them.
 """
 
@@ -233,7 +234,7 @@ def _look(
     if len(leases) < limit:
         found = claim.take(lane, after, limit - len(leases))
         leases += found
-        if not found and request.types is not None and (mark := claim.passed(lane, after)):
+        if not found and (mark := claim.passed(lane, after)):
             looks += LOOKS_OVER_MANY
             if passed is not None:
                 passed.upto = mark

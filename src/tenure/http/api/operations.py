@@ -104,6 +104,23 @@ def list_types(call: Call) -> Response:
     return answer(call.app.types.list())
 
 
+def pause_type(call: Call) -> Response:
+    """Stop handing out jobs of a type; running jobs continue."""
+    call.app.types.pause(call.path["name"], actor=call.caller.name, reason=call.body.reason)
+    return _type(call)
+
+
+def resume_type(call: Call) -> Response:
+    """Hand out jobs of a type again."""
+    call.app.types.resume(call.path["name"], actor=call.caller.name)
+    return _type(call)
+
+
+def _type(call: Call) -> Response:
+    name = call.path["name"]
+    return answer(next(type for type in call.app.types.list() if type.name == name))
+
+
 def list_workers(call: Call) -> Response:
     """List the workers that asked for jobs lately."""
     return answer(call.app.workers.list())

@@ -221,6 +221,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/queues/{name}/pause", ADMIN, operations.pause_queue, QUEUE, body=REASON),
     Route("POST", "/queues/{name}/resume", ADMIN, operations.resume_queue, QUEUE, body=NO_BODY),
     Route("PUT", "/queues/{name}/limit", ADMIN, operations.limit_queue, QUEUE, body=LIMIT),
+    Route("POST", "/types/{name}/pause", ADMIN, operations.pause_type, TYPE, body=REASON),
+    Route("POST", "/types/{name}/resume", ADMIN, operations.resume_type, TYPE, body=NO_BODY),
     Route("GET", "/types", READ, operations.list_types, TYPES),
     Route("GET", "/workers", READ, operations.list_workers, WORKERS),
     Route("GET", "/stats", READ, operations.show_stats, STATS),

@@ -178,7 +178,11 @@ SEEN = """
         AND run_at <= :now {after}
     ORDER BY run_at, id"""
 AFTER = {False: "", True: "AND (run_at, id) > (:after_time, :after_id)"}
-OF_TYPES = {False: "", True: "AND seen.type IN (SELECT value FROM json_each(:types))"}
+OPEN_TYPES = "AND seen.type NOT IN (SELECT name FROM tenure_type WHERE paused_at IS NOT NULL)"
+OF_TYPES = {
+    False: OPEN_TYPES,
+    True: f"{OPEN_TYPES} AND seen.type IN (SELECT value FROM json_each(:types))",
+}
 _ALONE = " OR ".join(f"last_error GLOB '{start}*'" for start in ALONE_AFTER)
 # One row with everything: each row that SQLite hands over lets go of the interpreter and has to
 # win it back from the event loop, which doubled the cost of a claim in a busy worker. The rows

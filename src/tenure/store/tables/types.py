@@ -16,8 +16,8 @@ MAX_TYPES = 2_000
 """Types that are kept, those seen last."""
 OPTIONS = TypeOptions.__struct_fields__
 NAMED = ("name", *OPTIONS)
-PLAIN = (*NAMED, "seen_at")
-COLUMNS = (*NAMED, "schema", "seen_at")
+PLAIN = (*NAMED, "seen_at", "paused_at", "paused_by", "pause_reason")
+COLUMNS = (*PLAIN, "schema")
 
 
 def save(db: Statements, types: Mapping[str, TypeOptions]) -> None:
@@ -26,16 +26,32 @@ def save(db: Statements, types: Mapping[str, TypeOptions]) -> None:
     table = d.table("type")
     changes = ", ".join(f"{name} = excluded.{name}" for name in (*OPTIONS, "schema", "seen_at"))
     statement = (
-        f"INSERT INTO {table} ({', '.join(COLUMNS)}) VALUES ({d.values(len(COLUMNS) - 1)}, {d.now})"
+        f"INSERT INTO {table} ({', '.join(NAMED)}, schema, seen_at)"
+        f" VALUES ({d.values(len(NAMED) + 1)}, {d.now})"
         f" ON CONFLICT (name) DO UPDATE SET {changes}"
     )
     for name, options in sorted(types.items()):  # in one order, so that no two wait in a circle
         values = [getattr(options, option) for option in OPTIONS[:-1]]
         schema = getattr(options, "schema", None)
         db.changed(statement, (name, *values, write_policy(options.backoff), schema))
-    others = f"SELECT name FROM {table} ORDER BY seen_at DESC LIMIT {MAX_TYPES} OFFSET {MAX_TYPES}"
+    others = f"SELECT name FROM {table} WHERE paused_at IS NULL"
+    others += f" ORDER BY seen_at DESC LIMIT {MAX_TYPES} OFFSET {MAX_TYPES}"
     some = f"SELECT name FROM {table} WHERE name IN ({others}) {d.skip_locked}"
     db.changed(f"DELETE FROM {table} WHERE name IN ({some})")
+
+
+def set_paused(
+    db: Statements, name: str, *, paused: bool, actor: str, reason: str | None = None
+) -> None:
+    """Pause or resume a type, whether it is known or not."""
+    d = db.dialect
+    if name not in every(db, PLAIN):
+        save(db, {name: TypeOptions()})
+    db.changed(
+        f"UPDATE {d.table('type')} SET paused_at = CASE WHEN {d.value} THEN {d.now} END,"
+        f" paused_by = {d.value}, pause_reason = {d.value} WHERE name = {d.value}",
+        (paused, actor, reason, name),
+    )
 
 
 def every(db: Reads, columns: Sequence[str] = COLUMNS) -> dict[str, TypeState]:

@@ -258,7 +258,7 @@ END $$;
 
 -- Claim up to `most` jobs of one lane (a queue at a priority) that are due, in the order in which
 -- they fell due: of the first `seen` of them after a place (a time and an id), those of certain types
--- unless `wanted` is NULL.
+-- unless `wanted` is NULL, and of none that is paused.
 CREATE FUNCTION {schema}.claim(
     lane_queue text, lane_priority bigint, since timestamptz, since_id uuid, due timestamptz,
     until timestamptz, holder text, wanted text[], most integer, seen integer
@@ -284,6 +284,7 @@ BEGIN
         ) AS first JOIN {schema}.ready AS token ON token.ctid = first.ctid
             JOIN {schema}.job ON job.id = first.id
         WHERE (wanted IS NULL OR first.type = ANY (wanted))
+            AND first.type <> ALL (ARRAY(SELECT name FROM {schema}.type WHERE paused_at IS NOT NULL))
             AND (job.start_by IS NULL OR job.start_by > due)
         ORDER BY first.run_at, first.id LIMIT most FOR UPDATE OF token, job SKIP LOCKED
     ), fitting AS MATERIALIZED ( -- up to 8 MiB of payloads, as on SQLite
@@ -377,11 +378,9 @@ BEGIN
         IF FOUND THEN
             RETURN;
         END IF;
-        IF wanted IS NOT NULL THEN
-            PERFORM FROM {schema}.passed(due_queue, due_priority, first, first_id, now, seen);
-            IF FOUND THEN
-                RETURN;
-            END IF;
+        PERFORM FROM {schema}.passed(due_queue, due_priority, first, first_id, now, seen);
+        IF FOUND THEN
+            RETURN;
         END IF;
     END IF;
     RETURN NEXT;

@@ -163,5 +163,9 @@ CREATE TABLE {schema}.type (
     timeout float8,
     backoff text,
     schema text,
-    seen_at timestamptz NOT NULL
+    seen_at timestamptz NOT NULL,
+    paused_at timestamptz,
+    paused_by text,
+    pause_reason text
 );
+CREATE INDEX type_paused ON {schema}.type (name) WHERE paused_at IS NOT NULL;

@@ -162,5 +162,9 @@ CREATE TABLE tenure_type (
     timeout REAL,
     backoff TEXT,
     schema TEXT,
-    seen_at INTEGER NOT NULL
+    seen_at INTEGER NOT NULL,
+    paused_at INTEGER,
+    paused_by TEXT,
+    pause_reason TEXT
 ) STRICT;
+CREATE INDEX tenure_type_paused ON tenure_type (name) WHERE paused_at IS NOT NULL;
