@@ -21,7 +21,7 @@ from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
 from tenure.app.within import Within
-from tenure.client import Client
+from tenure.client import AsyncClient, Client
 from tenure.errors import TenureError
 from tenure.jobs.enqueue import Options
 from tenure.jobs.explain import Explanation
@@ -49,7 +49,7 @@ HEAD = """\
 is not current. Everything has type annotations.
 
 These names are public: what `tenure` exports, the methods and nouns of `Tenure` on this page,
-`tenure.errors`, `tenure.client.Client`, `tenure.sqlite.connect`, and `build` and `serve` in
+`tenure.errors`, `tenure.client.Client` and `AsyncClient`, `tenure.sqlite.connect`, and `build` and `serve` in
 `tenure.server`, with the values that they take and return. Every other name is internal and may
 change in any release.
 
@@ -101,11 +101,12 @@ WITHIN = (
     *("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
     *("get", "get_async", "cancel", "cancel_async"),
 )
+CLIENT_VERBS = (
+    *("enqueue", "enqueue_many", "get", "wait", "find", "history", "explain", "cancel", "retry"),
+    *("stats", "close"),
+)
 CLIENT: Mapping[str, Sequence[str]] = {
-    "As in `Tenure`": (
-        *("enqueue", "enqueue_many", "get", "find", "history", "explain", "cancel", "retry"),
-        *("stats", "close"),
-    ),
+    "As in `Tenure`": CLIENT_VERBS,
     "What workers call": (
         *(
             "declare",
@@ -172,6 +173,9 @@ def page() -> str:
     parts += _the_class(
         Client, "From `tenure.client`; needs `pip install 'tenure[client]'`.", CLIENT
     )
+    _check_complete(AsyncClient, CLIENT_VERBS)
+    awaited = ", ".join(f"`{name}`" for name in CLIENT_VERBS)
+    parts += [f"## AsyncClient\n\n{_text(AsyncClient)}\nTo await, as in `Client`: {awaited}.\n"]
     return "\n".join(parts)
 
 

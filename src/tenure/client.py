@@ -11,50 +11,51 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, TypeVar, Unpack
+from functools import partial
+from math import inf
+from typing import Any, Self, TypeVar, Unpack
 from urllib.parse import parse_qs, urlsplit
 
-import msgspec
 from msgspec import UNSET, structs
 
-from tenure.errors import Forbidden, InvalidInput, JobNotFound, StoreUnavailable, TenureError
+from tenure.errors import Forbidden, JobNotFound, StoreUnavailable, TenureError
 from tenure.jobs import durations, ids
-from tenure.jobs.enqueue import NewJob, Options, TypeOptions
+from tenure.jobs.enqueue import Duration, NewJob, Options, TypeOptions
 from tenure.jobs.explain import Explanation
 from tenure.jobs.ledger import Transition
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Fields
-from tenure.jobs.redaction import without_password
 from tenure.jobs.stats import Count, TypeState
 from tenure.jobs.work import ClaimRequest, Exchange, HeldLeases, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job
-from tenure.settings import is_loopback
-from tenure.telemetry.tracing import Tracing
-from tenure.wire import problems, requests, responses
+from tenure.wire import requests, responses
+from tenure.wire.transport import (
+    DEFAULT_TIMEOUT_SECONDS,
+    AsyncTransport,
+    BlockingTransport,
+    Transport,
+    blocking,
+    finished,
+)
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TIMEOUT_SECONDS = 30.0
-MAX_CONNECTIONS = 16
-JSON = {"Content-Type": "application/json"}
 ENDS = "/leases/ended"
 SILENT_SECONDS = 40.0  # after which that stream is broken: a sign of life comes every 15 s
 RECONNECT_SECONDS = 1.0
 
 
-class Client:
-    """A client of one Tenure server. Thread-safe. Close it, or use it with `with`."""
+class _Client:
+    """What both clients are made of."""
 
-    waits = True
-    """The server may hold a claim until there is work."""
-    exchanges = 1
-    """Exchanges that a worker has under way at once."""
+    _transport: type[Transport]
 
     def __init__(
         self,
@@ -76,45 +77,26 @@ class Client:
 
         Raises InvalidInput if `url` is not such an address, or if a library is not installed.
         """
-        try:
-            import httpx2 as httpx
-        except ImportError as error:
-            raise InvalidInput(
-                f"the client needs httpx2, which cannot be imported ({error}): "
-                "pip install 'tenure[client]'"
-            ) from error
-        if not url.startswith(("http://", "https://")):
-            raise InvalidInput("give an address such as http://127.0.0.1:8080", path="url")
-        self.tracing = Tracing() if tracing else None
-        self._timeout = timeout
-        self._address = without_password(url.rstrip("/"))
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        is_plain = url.startswith("http://") and not is_loopback(urlsplit(url).hostname or "")
-        if token is not None and is_plain:
-            log.warning("%s gets the token and payloads in plain text: use https", self._address)
-        self._http = httpx.Client(
-            base_url=url.rstrip("/"),
-            headers={"Accept": "application/json", **headers},
-            timeout=timeout,
-            limits=httpx.Limits(
-                max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS
-            ),
-            follow_redirects=False,
-            trust_env=False,
-        )
-        self._trouble = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
+        self._to = self._transport(url, token, timeout, tracing=tracing)
+        self.tracing = self._to.tracing
 
-    def close(self) -> None:
-        """Close the connections. A claim that still waits is cancelled."""
-        self._http.close()
 
-    def __enter__(self) -> Client:
+class AsyncClient(_Client):
+    """A client of one Tenure server for one event loop. Close it, or use it with `async with`."""
+
+    _transport = AsyncTransport
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._to.http.aclose()
+
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
-    def enqueue(
+    async def enqueue(
         self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
     ) -> Job:
         """Add a job. When this returns, the job is on the server's disk.
@@ -131,12 +113,10 @@ class Client:
         """
         new_job = NewJob(type, {} if payload is None else payload, options)
         body = requests.new_job(new_job, "$")
-        (job,) = self._add(
-            [new_job], lambda headers: [self._job("POST", "/jobs", body, headers=headers)]
-        )
+        job: Job = await _add(self._to, [new_job], partial(self._to.job, "POST", "/jobs", body))
         return job
 
-    def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
+    async def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """Add up to 1,000 jobs in one transaction, all or none; returns them in the same order.
 
         Raises what `enqueue` raises. The path of an InvalidInput names the job.
@@ -145,34 +125,36 @@ class Client:
             requests.new_job(new_job, f"$[{number}]") for number, new_job in enumerate(new_jobs)
         ]
 
-        def send(headers: Mapping[str, str]) -> list[Job]:
-            kind = list[responses.JobBody]
-            answer = self._send("POST", "/jobs/batch", kind, body, headers=headers)
-            return [responses.job_of(one) for one in answer]
+        kind = list[responses.JobBody]
+        made = await _add(
+            self._to, new_jobs, partial(self._to.ask, "POST", "/jobs/batch", kind, body)
+        )
+        return [responses.job_of(one) for one in made]
 
-        return self._add(new_jobs, send)
-
-    def _add(
-        self, new_jobs: Sequence[NewJob], send: Callable[[Mapping[str, str]], list[Job]]
-    ) -> list[Job]:
-        """Call `send` with the headers that name the span of adding jobs, if there is one."""
-        if self.tracing is None or not new_jobs:
-            return send({})
-        queue = new_jobs[0].options.get("queue")  # left out, it is for the server to say
-        span, traceparent = self.tracing.adding([new_job.type for new_job in new_jobs], queue, None)
-        try:
-            made = send({} if traceparent is None else {"traceparent": traceparent})
-        except BaseException as error:
-            self.tracing.added(span, [], error)
-            raise
-        self.tracing.added(span, [job.id for job in made], None)
-        return made
-
-    def get(self, job_id: str) -> Job:
+    async def get(self, job_id: str) -> Job:
         """Return a job; raises JobNotFound."""
-        return self._job("GET", _path_of(job_id))
+        return await self._to.job("GET", _path_of(job_id))
 
-    def find(
+    async def wait(self, job_id: str, timeout: Duration | None = None) -> Job:
+        """Return a job once it is settled: completed, failed for good, or cancelled.
+
+        - `timeout`: a duration to wait at most. Default: None, as long as it takes.
+
+        Makes a request per minute. Raises JobNotFound, TimeoutError if the job is not settled in
+        time, and goes on, or StoreUnavailable.
+        """
+        limit = inf if timeout is None else durations.seconds(timeout, path="$.timeout")
+        until = time.monotonic() + limit
+        while True:
+            left = min(max(until - time.monotonic(), 0.0), requests.MAX_JOB_WAIT_SECONDS)
+            query = {"wait": f"{left:.3f}"}
+            job = await self._to.job("GET", _path_of(job_id), query=query, wait=left)
+            if job.finished_at is not None:
+                return job
+            if time.monotonic() >= until:
+                raise TimeoutError(f"job {job_id} is not settled after {limit:g} s; it goes on")
+
+    async def find(
         self, *, limit: int = 50, before: str | None = None, **filter: Unpack[Fields]
     ) -> list[Job]:
         """Return the jobs that match a filter, newest first.
@@ -196,46 +178,80 @@ class Client:
             page = {**query, "limit": str(limit - len(jobs))}
             if cursor:
                 page["cursor"] = cursor
-            response = self._request("GET", "/jobs", query=page)
-            jobs += map(responses.job_of, self._read(response, "/jobs", list[responses.JobBody]))
+            response = await self._to.request("GET", "/jobs", query=page)
+            jobs += map(responses.job_of, self._to.read(response, "/jobs", list[responses.JobBody]))
             cursor = _cursor_in(response.links)
             if cursor is None or len(jobs) == limit:
                 return jobs
 
-    def history(self, job_id: str) -> list[Transition]:
+    async def history(self, job_id: str) -> list[Transition]:
         """Return the transitions of a job, oldest first; raises JobNotFound."""
-        entries = self._send("GET", f"{_path_of(job_id)}/history", list[responses.TransitionBody])
+        entries = await self._to.ask(
+            "GET", f"{_path_of(job_id)}/history", list[responses.TransitionBody]
+        )
         return [Transition(**structs.asdict(entry)) for entry in entries]
 
-    def explain(self, job_id: str) -> Explanation:
+    async def explain(self, job_id: str) -> Explanation:
         """Return why a job is not running; raises JobNotFound."""
-        return self._send("GET", f"{_path_of(job_id)}/explain", Explanation)
+        return await self._to.ask("GET", f"{_path_of(job_id)}/explain", Explanation)
 
-    def cancel(self, job_id: str, *, reason: str | None = None) -> Job:
+    async def cancel(self, job_id: str, *, reason: str | None = None) -> Job:
         """Cancel a pending or processing job, for a `reason` of at most 500 characters.
 
         Raises JobNotFound, IllegalTransition or InvalidInput.
         """
-        return self._job("POST", f"{_path_of(job_id)}/cancel", {"reason": reason})
+        return await self._to.job("POST", f"{_path_of(job_id)}/cancel", {"reason": reason})
 
-    def retry(self, job_id: str, *, more_retries: int = 1, reason: str | None = None) -> Job:
+    async def retry(self, job_id: str, *, more_retries: int = 1, reason: str | None = None) -> Job:
         """Make a finally failed job pending, with `more_retries` (1 to 1,000) more attempts.
 
         Raises JobNotFound, IllegalTransition or InvalidInput.
         """
         body = {"more_retries": more_retries, "reason": reason}
-        return self._job("POST", f"{_path_of(job_id)}/retry", body)
+        return await self._to.job("POST", f"{_path_of(job_id)}/retry", body)
 
-    def stats(self) -> list[Count]:
+    async def stats(self) -> list[Count]:
         """Return the number of jobs by status, queue and type."""
-        return list(self._send("GET", "/stats", responses.StatsBody).counts)
+        return list((await self._to.ask("GET", "/stats", responses.StatsBody)).counts)
+
+
+class Client(_Client):
+    """A client of one Tenure server. Thread-safe. Close it, or use it with `with`."""
+
+    _transport = BlockingTransport
+
+    waits = True
+    """The server may hold a claim until there is work."""
+    exchanges = 1
+    """Exchanges that a worker has under way at once."""
+
+    def close(self) -> None:
+        """Close the connections. A claim that still waits is cancelled."""
+        self._to.http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    enqueue = blocking(AsyncClient.enqueue)
+    enqueue_many = blocking(AsyncClient.enqueue_many)
+    get = blocking(AsyncClient.get)
+    wait = blocking(AsyncClient.wait)
+    find = blocking(AsyncClient.find)
+    history = blocking(AsyncClient.history)
+    explain = blocking(AsyncClient.explain)
+    cancel = blocking(AsyncClient.cancel)
+    retry = blocking(AsyncClient.retry)
+    stats = blocking(AsyncClient.stats)
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
         """Report, then claim. Cancel the future to give up a claim that waits.
 
         Leases that arrive after that are released.
         """
-        if self._http.is_closed:
+        if self._to.http.is_closed:
             raise StoreUnavailable("the client is closed")
         future: Future[Exchange] = Future()
         _start(self._take_exchange, future, reports, claim)
@@ -266,7 +282,7 @@ class Client:
 
     def _report(self, reports: Sequence[Report]) -> list[Verdict]:
         body = [requests.report_entry(report) for report in reports]
-        verdicts = self._send("POST", "/reports", list[responses.VerdictBody], body)
+        verdicts = self._ask("POST", "/reports", list[responses.VerdictBody], body)
         return [Verdict(one.answer, one.recorded, one.retry_in) for one in verdicts]
 
     def _claim(self, claim: ClaimRequest) -> list[Lease]:
@@ -274,7 +290,7 @@ class Client:
         fields = {**structs.asdict(claim), "label": claim.label or UNSET, "wait_seconds": wait}
         del fields["next_due"]  # a claim that is held until there is work needs no hint
         body = requests.LeaseRequest(**fields)
-        leases = self._send("POST", "/leases", list[responses.LeaseBody], body, wait=wait)
+        leases = self._ask("POST", "/leases", list[responses.LeaseBody], body, wait=wait)
         return [responses.lease_of(lease) for lease in leases]
 
     def declare(self, options: Mapping[str, TypeOptions]) -> None:
@@ -284,15 +300,15 @@ class Client:
         """
         for name, each in options.items():
             with suppress(Forbidden):
-                self._send("PUT", f"/types/{name}", TypeState, each)
+                self._ask("PUT", f"/types/{name}", TypeState, each)
 
     def heartbeat(self, leases: HeldLeases, lease_seconds: float) -> Mapping[str, str]:
         """Extend (job id, lease id) leases; returns by lease id which event ended the others."""
         names = [requests.join_lease(*lease) for lease in leases]
         # Leaves time for another try before the leases run out.
-        timeout = min(self._timeout, max(lease_seconds / 2, 1.0))
+        timeout = min(self._to.timeout, max(lease_seconds / 2, 1.0))
         query, kind = {"lease_seconds": str(lease_seconds)}, list[responses.HeldBody]
-        answers = self._send("POST", "/heartbeats", kind, names, query=query, timeout=timeout)
+        answers = self._ask("POST", "/heartbeats", kind, names, query=query, timeout=timeout)
         return {requests.split_lease(a.lease_id)[1]: a.ended_by for a in answers if not a.held}
 
     def record_progress(self, entries: Sequence[tuple[str, str, JobProgress]]) -> int:
@@ -301,7 +317,7 @@ class Client:
             requests.ProgressEntry(p.done, p.total, p.message, lease_id=requests.join_lease(*lease))
             for *lease, p in entries
         ]
-        return self._send("POST", "/progress", responses.RecordedBody, body).recorded
+        return self._ask("POST", "/progress", responses.RecordedBody, body).recorded
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Do nothing: the server answers a claim that waits when there is work."""
@@ -312,68 +328,40 @@ class Client:
         stopped, query = threading.Event(), {"worker": worker}
 
         def listen() -> None:
-            while not (stopped.is_set() or self._http.is_closed):
+            while not (stopped.is_set() or self._to.http.is_closed):
                 try:
-                    with self._http.stream(
+                    with self._to.http.stream(
                         "GET", ENDS, params=query, timeout=SILENT_SECONDS
                     ) as answer:
                         for line in answer.iter_lines():
                             if line == "event: ended" and not stopped.is_set():
                                 notify()
-                except (*self._trouble, RuntimeError) as error:  # the latter if it is closed
+                except (*self._to.trouble, RuntimeError) as error:  # the latter if it is closed
                     log.info("not listening for cancels, heartbeats continue: %r", error)
                 stopped.wait(RECONNECT_SECONDS)
 
         _start(listen)
         return stopped.set
 
-    def _send(self, method: str, path: str, kind: type[T], body: object = None, **more: Any) -> T:
-        """Send a request and read its answer, or raise its error."""
-        return self._read(self._request(method, path, body, **more), path, kind)
+    def _ask(self, method: str, path: str, kind: type[T], body: object = None, **more: Any) -> T:
+        return finished(self._to.ask(method, path, kind, body, **more))
 
-    def _job(self, method: str, path: str, body: object = None, **more: Any) -> Job:
-        return responses.job_of(self._send(method, path, responses.JobBody, body, **more))
 
-    def _request(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        query: Mapping[str, str] | None = None,
-        *,
-        headers: Mapping[str, str] | None = None,
-        wait: float = 0.0,
-        timeout: float | None = None,
-    ) -> Any:
-        """Send a request and return its response, or raise its error."""
-        try:
-            content = None if body is None else msgspec.json.encode(body)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidInput(f"an option cannot be written as JSON: {error}") from error
-        try:
-            response = self._http.request(
-                method,
-                path,
-                params=query,
-                content=content,
-                headers={**(JSON if body is not None else {}), **(headers or {})},
-                timeout=(self._timeout if timeout is None else timeout) + wait,
-            )
-        except self._trouble as error:
-            said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            raise StoreUnavailable(f"no answer from {self._address}: {said}") from error
-        except RuntimeError as error:
-            raise StoreUnavailable(f"the client is closed: {error}") from error
-        if response.status_code >= 300:
-            raise problems.error_of(response.status_code, response.content)
-        return response
-
-    def _read(self, response: Any, path: str, kind: type[T]) -> T:
-        try:
-            return msgspec.json.decode(response.content, type=kind)
-        except msgspec.MsgspecError as error:
-            where = f"{self._address}{path}"
-            raise TenureError(f"{where} answered something else than Tenure: {error}") from error
+async def _add(
+    to: Transport, new_jobs: Sequence[NewJob], send: Callable[..., Coroutine[Any, Any, Any]]
+) -> Any:
+    """Call `send` with the headers that name the span of adding jobs, if there is one."""
+    if to.tracing is None or not new_jobs:
+        return await send()
+    queue = new_jobs[0].options.get("queue")  # left out, it is for the server to say
+    span, traceparent = to.tracing.adding([new_job.type for new_job in new_jobs], queue, None)
+    try:
+        made = await send(headers={} if traceparent is None else {"traceparent": traceparent})
+    except BaseException as error:
+        to.tracing.added(span, [], error)
+        raise
+    to.tracing.added(span, [job.id for job in (made if isinstance(made, list) else [made])], None)
+    return made
 
 
 def _start(call: Callable[..., None], *arguments: Any) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from inspect import iscoroutinefunction
 from typing import Any
 
 import httpx2
 import pytest
 
 from tenure import NewJob, RetryPolicy, Tenure, errors
-from tenure.client import Client
+from tenure.client import AsyncClient, Client
 from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report, Verdict
 from tests.support.http import UNKNOWN_ID, ServerProcess
 from tests.support.no_threads import no_new_threads
@@ -94,6 +96,50 @@ def test_lists_go_on_where_a_page_of_the_server_ends(sqlite_url: str) -> None:
         assert client.find(text="nothing like it", type="rare") == []
         with pytest.raises(errors.InvalidInput, match="limit"):
             client.find(limit=501)
+
+
+VERBS = ("enqueue", "enqueue_many", "get", "wait", "find", "history", "explain", "cancel", "retry")
+
+
+def test_both_clients_have_the_same_verbs() -> None:
+    for verb in (*VERBS, "stats"):
+        made, awaited = getattr(Client, verb), getattr(AsyncClient, verb)
+        assert iscoroutinefunction(awaited)
+        assert not iscoroutinefunction(made)
+        assert made.__wrapped__ is awaited
+
+
+@pytest.mark.anyio
+async def test_verbs_are_awaited(server: ServerProcess, client: Client) -> None:
+    async with AsyncClient(server.url, TOKEN) as aio:
+        job = await aio.enqueue("coroutine", {"n": 1}, delay="1h")
+        assert await aio.get(job.id) == job == (await aio.find(type="coroutine"))[0]
+        waiting = [asyncio.create_task(aio.wait(job.id, timeout="20s")) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert (await aio.cancel(job.id)).status == "cancelled"
+        assert {(await each).status for each in waiting} == {"cancelled"}
+        assert [each.event for each in await aio.history(job.id)] == ["enqueued", "cancelled"]
+        assert (await aio.explain(job.id)).reason == "cancelled"
+        assert len(await aio.enqueue_many([NewJob("coroutine", {}, {})] * 2)) == 2
+        assert await aio.stats()
+        with pytest.raises(errors.IllegalTransition):
+            await aio.retry(job.id)
+        with pytest.raises(errors.JobNotFound):
+            await aio.get(UNKNOWN_ID)
+    with pytest.raises(errors.StoreUnavailable, match="closed"):
+        await aio.get(job.id)
+
+
+def test_a_wait_ends_with_the_job_or_with_its_time(client: Client) -> None:
+    job = client.enqueue("a", delay="1h")
+    with pytest.raises(TimeoutError, match=r"is not settled after 0.05 s; it goes on"):
+        client.wait(job.id, timeout=0.05)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.wait, job.id, timeout="20s")
+        client.cancel(job.id)
+        assert waiting.result(WAIT_SECONDS).status == "cancelled"
+    with pytest.raises(errors.JobNotFound):
+        client.wait(UNKNOWN_ID)
 
 
 def test_many_and_lists(client: Client) -> None:

@@ -21,6 +21,7 @@ from tenure import (
     Tenure,
     TenureError,
 )
+from tenure.client import AsyncClient, Client
 
 app = Tenure("sqlite:///jobs.db")
 
@@ -91,6 +92,20 @@ def handles_have_the_type_of_the_result() -> None:
     assert_type(async_with_context.submit(Order(1)).result(), int)
     assert_type(app.wait(plain.submit("a").job(), timeout=5), Job)
     assert_type([handle.id for handle in app.as_completed([plain.submit("a")])], list[str])
+
+
+def clients_have_the_types_of_their_verbs() -> None:
+    with Client("http://127.0.0.1:8080") as client:
+        assert_type(client.enqueue("resize", {"path": "cat.png"}, delay="5m"), Job)
+        assert_type(client.wait("id", timeout="5s"), Job)
+        assert_type(client.find(type="resize"), list[Job])
+        client.wait("id", timeout=[5])  # type: ignore[arg-type]
+
+
+async def asynchronous_clients_too() -> None:
+    async with AsyncClient("http://127.0.0.1:8080") as client:
+        assert_type(await client.enqueue("resize", {"path": "cat.png"}), Job)
+        assert_type(await client.wait("id", timeout="5s"), Job)
 
 
 def functions_are_still_functions() -> None:

@@ -82,7 +82,7 @@ def test_errors() -> None:
 
 
 def test_client_and_server() -> None:
-    assert defined(client) == {"Client"}
+    assert defined(client) == {"AsyncClient", "Client"}
     assert defined(server) == {"Application", "build", "serve"}
     assert defined(tenure.sqlite) == {"connect"}
 

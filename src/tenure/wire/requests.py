@@ -41,6 +41,7 @@ MAX_WORKER_LENGTH = 120
 """Longest id that a worker chooses; with the name of its token before it, it is a valid actor."""
 MIN_LEASE_SECONDS, MAX_LEASE_SECONDS = 1.0, 86_400.0
 MAX_WAIT_SECONDS = 30.0
+MAX_JOB_WAIT_SECONDS = 60.0
 DEFAULT_LEASE_SECONDS = 30.0
 
 

@@ -28,7 +28,6 @@ from tenure.telemetry import tracing
 from tenure.tokens.scopes import Caller
 from tenure.wire import requests, responses
 
-MAX_WAIT_SECONDS = 60.0
 _wait_in = re.compile(r"(?:^|[,;])\s*wait=(\d{1,9})\s*(?:$|[,;])").search
 CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
 """A cursor is the last id of a page without its hyphens. Clients send it back unchanged."""
@@ -44,7 +43,7 @@ class FilterQuery(requests.FilterForm):
 class WaitQuery(Struct, kw_only=True):
     """How many seconds to wait until the job is settled."""
 
-    wait: Annotated[float, Meta(ge=0, le=MAX_WAIT_SECONDS)] | UnsetType = UNSET
+    wait: Annotated[float, Meta(ge=0, le=requests.MAX_JOB_WAIT_SECONDS)] | UnsetType = UNSET
 
 
 class ListQuery(FilterQuery, kw_only=True):
@@ -161,7 +160,7 @@ def _wait_seconds(call: Call) -> float:
     if query.wait is not UNSET:
         return query.wait
     preferred = _wait_in(", ".join(call.request.headers.getlist("Prefer")))
-    return min(float(preferred[1]), MAX_WAIT_SECONDS) if preferred else 0.0
+    return min(float(preferred[1]), requests.MAX_JOB_WAIT_SECONDS) if preferred else 0.0
 
 
 def show_history(call: Call) -> Response:

@@ -1,0 +1,178 @@
+"""What carries requests to a server and responses back, the same for both kinds of client.
+
+What clients share is written as coroutines. The client that blocks runs them with a transport that
+never suspends them: see `blocking`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from tenure.errors import InvalidInput, StoreUnavailable, TenureError
+from tenure.jobs.redaction import without_password
+from tenure.lifecycle import Job
+from tenure.settings import is_loopback
+from tenure.telemetry.tracing import Tracing
+from tenure.wire import problems, responses
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger("tenure.client")
+
+DEFAULT_TIMEOUT_SECONDS = 30.0
+MAX_CONNECTIONS = 16
+JSON = {"Content-Type": "application/json"}
+
+
+def finished(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return the answer of a coroutine that nothing suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        answer: T = end.value
+        return answer
+    raise RuntimeError("it was suspended")
+
+
+def blocking(
+    verb: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], T]:
+    """Return a verb as a function, for a transport whose `send` suspends nothing."""
+
+    @functools.wraps(verb)
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return finished(verb(self, *args, **kwargs))
+
+    return call
+
+
+class Transport(ABC):
+    """Requests to one server."""
+
+    @staticmethod
+    @abstractmethod
+    def kind_in(httpx: Any) -> Any:
+        """Return the class of httpx that sends."""
+
+    @abstractmethod
+    async def send(self, method: str, path: str, **given: Any) -> Any:
+        """Send a request and return the response."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        *,
+        tracing: bool = False,
+    ) -> None:
+        """Prepare it, as `Client` says."""
+        try:
+            import httpx2 as httpx
+        except ImportError as error:
+            raise InvalidInput(
+                f"the client needs httpx2, which cannot be imported ({error}): "
+                "pip install 'tenure[client]'"
+            ) from error
+        if not url.startswith(("http://", "https://")):
+            raise InvalidInput("give an address such as http://127.0.0.1:8080", path="url")
+        self.tracing = Tracing() if tracing else None
+        self.timeout = timeout
+        self._address = without_password(url.rstrip("/"))
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        is_plain = url.startswith("http://") and not is_loopback(urlsplit(url).hostname or "")
+        if token is not None and is_plain:
+            log.warning("%s gets the token and payloads in plain text: use https", self._address)
+        self.http = self.kind_in(httpx)(
+            base_url=url.rstrip("/"),
+            headers={"Accept": "application/json", **headers},
+            timeout=timeout,
+            limits=httpx.Limits(
+                max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS
+            ),
+            follow_redirects=False,
+            trust_env=False,
+        )
+        self.trouble = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
+
+    async def ask(
+        self, method: str, path: str, kind: type[T], body: object = None, **more: Any
+    ) -> T:
+        """Send a request and read its answer, or raise its error."""
+        return self.read(await self.request(method, path, body, **more), path, kind)
+
+    async def job(self, method: str, path: str, body: object = None, **more: Any) -> Job:
+        """Send a request and read the job that it answers, or raise its error."""
+        return responses.job_of(await self.ask(method, path, responses.JobBody, body, **more))
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        query: Mapping[str, str] | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        wait: float = 0.0,
+        timeout: float | None = None,
+    ) -> Any:
+        """Send a request and return its response, or raise its error."""
+        try:
+            content = None if body is None else msgspec.json.encode(body)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidInput(f"an option cannot be written as JSON: {error}") from error
+        try:
+            response = await self.send(
+                method,
+                path,
+                params=query,
+                content=content,
+                headers={**(JSON if body is not None else {}), **(headers or {})},
+                timeout=(self.timeout if timeout is None else timeout) + wait,
+            )
+        except self.trouble as error:
+            said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise StoreUnavailable(f"no answer from {self._address}: {said}") from error
+        except RuntimeError as error:
+            raise StoreUnavailable(f"the client is closed: {error}") from error
+        if response.status_code >= 300:
+            raise problems.error_of(response.status_code, response.content)
+        return response
+
+    def read(self, response: Any, path: str, kind: type[T]) -> T:
+        """Return the value of a response; raises TenureError if it is not Tenure's."""
+        try:
+            return msgspec.json.decode(response.content, type=kind)
+        except msgspec.MsgspecError as error:
+            where = f"{self._address}{path}"
+            raise TenureError(f"{where} answered something else than Tenure: {error}") from error
+
+
+class BlockingTransport(Transport):
+    """Blocks the thread; for any number of threads."""
+
+    @staticmethod
+    def kind_in(httpx: Any) -> Any:
+        return httpx.Client
+
+    async def send(self, method: str, path: str, **given: Any) -> Any:
+        return self.http.request(method, path, **given)
+
+
+class AsyncTransport(Transport):
+    """Suspends the coroutine; for one event loop."""
+
+    @staticmethod
+    def kind_in(httpx: Any) -> Any:
+        return httpx.AsyncClient
+
+    async def send(self, method: str, path: str, **given: Any) -> Any:
+        return await self.http.request(method, path, **given)
