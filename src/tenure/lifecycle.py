@@ -57,7 +57,8 @@ SETTLED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 class Guard(Enum):
     """What must be true before a transition, beside the status: in words, and in SQL.
 
-    The SQL is a condition over OLD and NEW, never NULL; empty where a database cannot know.
+    The SQL is a condition over OLD and NEW, never NULL; empty where a database cannot know,
+    or where `ROOM_SQL` says it of every row.
     """
 
     LEASE = ("the caller presents the job's current lease", "")
@@ -83,10 +84,7 @@ class Guard(Enum):
         "(OLD.token = 0 OR NEW.payload = OLD.payload)",
     )
 
-    ROOM_LEFT = (
-        "`attempts < max_retries`, or no attempt was made",
-        f"({ATTEMPTS_LEFT[1]} OR NEW.attempts < 1)",
-    )
+    ROOM_LEFT = ("`attempts < max_retries`, or no attempt was made", "")
 
     def __init__(self, words: str, sql: str) -> None:
         self.words = words

@@ -61,6 +61,7 @@ BROKEN: dict[Guard, tuple[dict[str, object], dict[str, object]]] = {
     Guard.HOPELESS: ({}, {"spare": 0}),
     Guard.WAS_SKIPPED: ({"event": "cancelled"}, {}),
     Guard.UNTRIED_PAYLOAD: ({"token": 1}, {"changes": {"payload": '{"a":1}'}}),
+    Guard.ROOM_LEFT: ({"attempts": 1}, {"changes": {"max_retries": 1}}),
 }
 CARRIED: dict[str, dict[str, object]] = {
     "claimed": {"lease_id": "new", "lease_seconds": 30, "actor": "w"},

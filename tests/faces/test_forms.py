@@ -100,7 +100,7 @@ def test_a_job_runs_again_with_another_payload(app: Tenure, web: TestClient) -> 
     given = {"payload.month": "4", "payload.title": "April", "payload.more": "[2]"}
     post_form(web, f"/ui/jobs/{old.id}/again", given)
     new = app.find(status="pending")[0]
-    assert new.payload == {"month": 4, "title": "April", "urgent": False, "more": [2]}
+    assert new.payload == {"month": 4, "title": "April", "more": [2]}
     assert new.again_of == old.id
     assert f"/ui/jobs/{new.id}" in web.get(f"/ui/jobs/{old.id}").text
     assert f"/ui/jobs/{old.id}" in web.get(f"/ui/jobs/{new.id}").text
@@ -116,6 +116,25 @@ def test_a_job_that_waits_is_changed(app: Tenure, web: TestClient) -> None:
     assert (entry.actor, entry.reason) == ("dashboard", "typo")
     app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60))
     assert "cannot" in post_form(web, where, given).text
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "[" * 9_000,
+        "[]",
+        "7",
+        '{"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}',
+        '{"properties": [1]}',
+        '{"properties": {"n": {"type": []}}}',
+        '{"properties": {"n": {"enum": 7}}}',
+    ],
+)
+def test_a_schema_that_is_none_hurts_nobody(app: Tenure, web: TestClient, schema: str) -> None:
+    web.put("/types/odd", json={"schema": schema})
+    page = web.get("/ui/new?type=odd")
+    assert page.status_code == 200
+    assert 'name="payload."' in page.text
 
 
 def test_what_is_redacted_is_not_overwritten(app: Tenure, web: TestClient) -> None:

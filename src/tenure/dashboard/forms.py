@@ -22,6 +22,7 @@ from tenure.jobs.payload import parse
 from tenure.lifecycle import Job
 
 KINDS = {"string": "text", "integer": "number", "number": "number", "boolean": "checkbox"}
+MAX_REFERENCES = 5
 VALUES: Mapping[str, Any] = {"text": str, "date": str, "number": (int, float), "checkbox": bool}
 
 
@@ -56,7 +57,6 @@ class Form:
     """A page with a form. `send` does what it is for with a payload and options."""
 
     title: str
-    button: str
     type: str
     send: Callable[..., Job]
     payload: list[Field] = field(default_factory=list)
@@ -65,60 +65,53 @@ class Form:
 
     def refuse(self, error: InvalidInput) -> None:
         """Show an error at its field, or else above the form."""
-        name = error.path.removeprefix("$.")
-        for prefix, fields in (("payload.", self.payload), ("", self.options)):
-            for each in fields:
-                if name.startswith(prefix) and name.removeprefix(prefix).split("[")[0] == each.name:
-                    each.error = error.message
-                    return
-        self.note = str(error)
+        fields = {f"$.payload.{one.name}": one for one in self.payload}
+        fields |= {f"$.{one.name}": one for one in self.options}
+        if found := fields.get(error.path.partition("[")[0]):
+            found.error = error.message
+        else:
+            self.note = str(error)
 
 
 def payload_fields(schema: str | None, payload: Mapping[str, Any]) -> list[Field]:
-    """Return the inputs for a payload; one for all of it if nothing is known of its type."""
-    whole: Any = {}
-    with suppress(ValueError):
+    """Return the inputs for a payload; one for all of it if its type has none, or nonsense."""
+    with suppress(ValueError, TypeError, AttributeError, RecursionError):
         whole = json.loads(schema or "{}")
-    root = _resolved(whole, whole)
-    properties = root.get("properties", {})
-    if not properties:
-        return [Field("", "json", fmt.pretty(json.dumps(payload)), "JSON object", required=True)]
-    required = root.get("required", ())
-    return [
-        _field(name, _resolved(whole, properties.get(name, {})), payload, name in required)
-        for name in dict.fromkeys((*properties, *payload))
-    ]
+        root = _resolved(whole, whole)
+        if properties := root.get("properties"):
+            return [
+                _field(name, _resolved(whole, properties.get(name, {})), payload, root)
+                for name in dict.fromkeys((*properties, *payload))
+            ]
+    return [Field("", "json", fmt.pretty(json.dumps(payload)), "JSON object", required=True)]
 
 
-def _resolved(whole: Any, part: Any) -> dict[str, Any]:
+def _resolved(whole: Any, part: Any) -> Any:
     """Return a part of a schema, what it refers to, or what it is if it is not null."""
-    while isinstance(part, dict) and ("$ref" in part or "anyOf" in part):
+    for _ in range(MAX_REFERENCES):
         others = [one for one in part.get("anyOf", ()) if one != {"type": "null"}]
         if "$ref" in part:
-            part = whole.get("$defs", {}).get(part["$ref"].rpartition("/")[2])
+            part = whole["$defs"].get(part["$ref"].rpartition("/")[2], {})
         elif len(others) == 1:
             (part,) = others
-        else:
-            return {}
-    return part if isinstance(part, dict) else {}
+    return part
 
 
-def _field(name: str, part: dict[str, Any], payload: Mapping[str, Any], required: bool) -> Field:
-    kind = KINDS.get(str(part.get("type")), "json")
+def _field(name: str, part: Any, payload: Mapping[str, Any], root: Any) -> Field:
+    kind = KINDS.get(part.get("type"), "json")
     if part.get("format") == "date":
         kind = "date"
-    choices = part.get("enum", ())
-    value = payload.get(name, part.get("default"))
-    if choices and (value is None or value in choices):
+    choices, value = tuple(part.get("enum", ())), payload.get(name, part.get("default"))
+    known = name in payload or value is not None
+    if choices and (not known or value in choices):
         kind = "choice"
-    elif value is not None and (not isinstance(value, VALUES.get(kind, ())) or "\n" in str(value)):
+    elif known and (not isinstance(value, VALUES.get(kind, ())) or "\n" in str(value)):
         kind = "json"
-    if kind == "json":
-        text = "" if name not in payload and value is None else json.dumps(value, indent=2)
-    else:
-        text = "" if value is None or value is False else str(value)
+    text = json.dumps(value, indent=2) if kind == "json" else str(value)
     hint = "JSON" if kind == "json" else str(part.get("format", part.get("type", "")))
-    return Field(name, kind, text, hint, choices, required)
+    # An empty field that is not required is left out; a box that was ticked may be empty now.
+    required = name in root.get("required", ()) or (kind == "checkbox" and known)
+    return Field(name, kind, text if known and value is not False else "", hint, choices, required)
 
 
 def shown(make: Callable[[PageRequest], Form]) -> Callable[[PageRequest], Response]:
@@ -153,7 +146,7 @@ def _read(request: PageRequest, fields: Sequence[Field], prefix: str) -> dict[st
     values: dict[str, Any] = {}
     for each in fields:
         text = request.fields.get(prefix + each.name, "")
-        if not text.strip() and not each.required and each.kind != "checkbox":
+        if not text.strip() and not each.required:
             each.text = ""
             continue
         try:
@@ -169,7 +162,7 @@ def _read(request: PageRequest, fields: Sequence[Field], prefix: str) -> dict[st
 def new(request: PageRequest) -> Form:
     """A new job of the type that the address names."""
     type = request.http.query_params.get("type", "").strip()
-    form = Form("New job", "Enqueue", type, partial(request.app.enqueue, type))
+    form = Form("New job", type, partial(request.app.enqueue, type))
     form.payload = payload_fields(_schema(request, type), {}) if type else []
     form.options = _options("queue", "priority", "max_retries", "delay")
     return form
@@ -178,7 +171,7 @@ def new(request: PageRequest) -> Form:
 def again(request: PageRequest) -> Form:
     """A job that does again what another one did."""
     job = request.app.get(request.path("id"))
-    form = Form("Run again", "Run again", job.type, partial(request.app.run_again, job.id))
+    form = Form("Run again", job.type, partial(request.app.run_again, job.id))
     form.options = _options("queue", "priority", "max_retries", "delay")
     return _with_payload(request, form, job)
 
@@ -186,7 +179,7 @@ def again(request: PageRequest) -> Form:
 def amend(request: PageRequest) -> Form:
     """Change a job that waits."""
     job = request.app.get(request.path("id"))
-    form = Form("Change", "Change", job.type, partial(request.app.amend, job.id))
+    form = Form("Change", job.type, partial(request.app.amend, job.id))
     form.options = _options("priority", "max_retries", "delay", "timeout", "reason")
     for each in form.options[:2]:
         each.text = str(getattr(job, each.name))

@@ -129,12 +129,12 @@ class EventBody(TransitionBody, frozen=True, kw_only=True):
 
     type: str
     queue: str
-    tags: tuple[str, ...]
+    tags: list[str]
 
 
 def event_body(event: LedgerEvent) -> EventBody:
     """Show a transition with the type, queue and tags of its job."""
-    return EventBody.of(event.transition, type=event.type, queue=event.queue, tags=event.tags)
+    return EventBody.of(event.transition, type=event.type, queue=event.queue, tags=list(event.tags))
 
 
 # --- leases and reports ---------------------------------------------------------------------------

@@ -224,7 +224,7 @@ def test_the_few_of_a_status_are_read_by_their_index(
     [
         (sql.CLAIM, (1, "lease"), (0, 0, "w", "w"), "INTEGER PRIMARY KEY (rowid=?)"),
         (sql.COMPLETE, ("id", "lease", None, None), (0,), "(id=?)"),
-        (sql.save_with(()), (None,) * 19, (), "(id=?)"),
+        (sql.save_with(()), (None,) * 20, (), "(id=?)"),
     ],
     ids=["claim", "complete", "save"],
 )

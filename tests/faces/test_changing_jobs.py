@@ -1,0 +1,78 @@
+"""Change, run again, tags and reasons over HTTP and as commands, as in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from tenure import Tenure
+from tests.support.cli import cli_json, output_of
+from tests.support.http import api_client
+
+
+@pytest.fixture
+def app(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
+    monkeypatch.setenv("TENURE_DATABASE", sqlite_url)
+    with Tenure(sqlite_url) as app:
+        yield app
+
+
+@pytest.fixture
+def web(app: Tenure) -> Iterator[TestClient]:
+    with api_client(app) as web:
+        yield web
+
+
+def test_over_http(app: Tenure, web: TestClient) -> None:
+    new = {"type": "mail", "payload": {"n": 1}, "delay": "1h", "tags": ["b", "a", "b"]}
+    job = web.post("/jobs", json=new).json()
+    assert job["tags"] == ["a", "b"]
+    assert [one["id"] for one in web.get("/jobs?tag=a").json()] == [job["id"]]
+    assert web.get("/jobs/count?tag=c").json() == {"jobs": 0, "exact": True}
+    where = f"/jobs/{job['id']}"
+    changes = {"payload": {"n": 2}, "priority": 7, "timeout": None, "delay": 0, "reason": "typo"}
+    changed = web.patch(where, json=changes).json()
+    assert (changed["payload"], changed["priority"]) == ({"n": 2}, 7)
+    assert changed["run_at"] < job["run_at"]
+    assert web.patch(where, json={}).status_code == 400
+    assert web.patch(where, json={"queue": "other"}).status_code == 400
+    web.post(f"{where}/cancel", json={"reason": "not needed"})
+    assert [one["reason"] for one in web.get(f"{where}/history").json()] == [
+        *(None, "typo", "not needed"),
+    ]
+    assert web.get(f"{where}/explain").json()["text"].endswith(": not needed")
+    assert web.patch(where, json={"priority": 1}).status_code == 409
+    again = web.post(f"{where}/run-again", json={"payload": {"n": 3}, "priority": 2})
+    assert again.status_code == 201
+    body = again.json()
+    assert (body["again_of"], body["payload"], body["priority"]) == (job["id"], {"n": 3}, 2)
+    assert body["tags"] == ["a", "b"]
+    assert again.headers["Location"] == f"/jobs/{body['id']}"
+    assert web.post(f"{where}/run-again").json()["payload"] == {"n": 2}
+    assert web.post("/queues/mail/pause", json={"reason": "x" * 501}).status_code == 400
+    paused = web.post("/queues/mail/pause", json={"reason": "the bank is down"}).json()
+    assert paused["pause_reason"] == "the bank is down"
+    assert web.post("/queues/mail/resume").json()["pause_reason"] is None
+
+
+def test_as_commands(app: Tenure) -> None:
+    args = ("mail", '{"n": 1}', "--delay", "1h", "--tag", "b", "--tag", "a")
+    job = cli_json("enqueue", *args)
+    assert job["tags"] == ["a", "b"]
+    assert [one["id"] for one in cli_json("jobs", "list", "--tag", "a")] == [job["id"]]
+    (changed,) = cli_json(
+        *("jobs", "amend", job["id"], "--payload", '{"n": 2}', "--timeout", "none", "--now")
+    )
+    assert changed["payload"] == {"n": 2}
+    assert changed["run_at"] < job["run_at"]
+    later = [app.enqueue("late", delay=3600, tags=["x"]) for _ in range(2)]
+    assert cli_json("jobs", "run-now", later[0].id)[0]["id"] == later[0].id
+    assert cli_json("jobs", "run-now", "--tag", "x", "--yes")["changed"] == 1
+    bulk = cli_json("jobs", "cancel", "--tag", "x", "--yes", "--reason", "not needed")
+    assert (bulk["changed"], bulk["reason"]) == (2, "not needed")
+    shown = output_of("jobs", "show", later[0].id)
+    assert "not needed" in shown
+    again = cli_json("jobs", "run-again", later[0].id, "--payload", '{"n": 3}')
+    assert (again["again_of"], again["payload"]) == (later[0].id, {"n": 3})
