@@ -194,4 +194,4 @@ async def twins_have_the_types_of_their_verbs() -> None:
     assert_type(await app.retry_async("id", more_retries=2), Job)
     assert_type(app.cancel("id", actor="me"), Job)
     await app.get_async(5)  # type: ignore[arg-type]
-    await app.cancel_async("id", actr="me")  # type: ignore[call-arg]
+    await app.cancel_async("id", actr="me")  # type: ignore[call-overload]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from tenure import InvalidInput, Tenure
+from tenure.jobs import json_types
 from tests.support.workers import running_worker
 
 
@@ -140,6 +142,25 @@ def test_a_model_that_cannot_be_written_fails_no_job(app: Tenure) -> None:
         job = app.wait(odd.enqueue(), timeout="20s")
     assert job.status == "completed"
     assert "tenure:unstorable" in job.result
+
+
+class Node(BaseModel):
+    children: list[Node] = []
+
+
+def test_the_schema_of_a_type_has_that_of_its_models(app: Tenure) -> None:
+    @app.job
+    def pack(order: OrderPlaced, tree: Node) -> None: ...
+
+    handler = app.core.handlers.find("pack")
+    assert handler is not None
+    schema = json_types.known(handler.defaults, handler.decoder).schema
+    assert schema is not None
+    found = json.dumps(json.loads(schema)["$defs"])
+    assert '"orderNumber": {"exclusiveMinimum": 0' in found
+    assert '"article": {"minLength": 1' in found
+    assert "#/$defs/Line" not in found
+    assert '"children": {"default": [], "items": {}' in found
 
 
 def test_without_models_pydantic_is_not_imported() -> None:

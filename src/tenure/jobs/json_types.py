@@ -6,7 +6,7 @@ Pydantic checks its models. It is not imported here: who has not imported it has
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -47,7 +47,9 @@ def known(options: TypeOptions, decoder: msgspec.json.Decoder[Any] | None) -> Kn
     schema = None
     with suppress(TypeError):  # of a model
         if decoder is not None:
-            schema = msgspec.json.encode(msgspec.json.schema(decoder.type)).decode()
+            schema = msgspec.json.encode(
+                msgspec.json.schema(decoder.type, schema_hook=described)
+            ).decode()
     fits = schema is not None and len(schema) <= MAX_SCHEMA_LENGTH
     return KnownType(**msgspec.structs.asdict(options), schema=schema if fits else None)
 
@@ -117,3 +119,26 @@ def decoded(kind: Any, value: Any) -> Any:
         found = flaws.errors(include_url=False, include_context=False, include_input=False)
         said = [f"{'.'.join(map(str, flaw['loc'])) or 'model'}: {flaw['msg']}" for flaw in found]
         raise ValueError("; ".join(said)) from None
+
+
+def described(kind: Any) -> Any:
+    """Return the JSON schema of a model, whole in itself, for msgspec's `schema_hook`."""
+    if not is_model(kind):
+        raise NotImplementedError
+    try:
+        schema = kind.model_json_schema()
+    except Exception as error:  # a field without one
+        raise TypeError(f"{kind.__name__} has no JSON schema: {error}") from error
+    return _without_references(schema, schema.pop("$defs", {}), ())
+
+
+def _without_references(part: Any, known: Mapping[str, Any], inside: tuple[str, ...]) -> Any:
+    if isinstance(part, list):
+        return [_without_references(each, known, inside) for each in part]
+    if not isinstance(part, dict):
+        return part
+    if isinstance(target := part.get("$ref"), str):
+        name = target.removeprefix("#/$defs/")
+        deeper = (*inside, name)
+        return {} if name in inside else _without_references(known[name], known, deeper)
+    return {name: _without_references(each, known, inside) for name, each in part.items()}
