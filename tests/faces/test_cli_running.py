@@ -257,6 +257,17 @@ def test_a_worker_that_is_killed_loses_no_job(database_url: str) -> None:
         ]
 
 
+@pytest.mark.parametrize("command", [("worker",), ("serve", "--port", "0")], ids=lambda c: c[0])
+def test_a_first_start_warns_of_nothing(command: tuple[str, ...], database_url: str) -> None:
+    """A newcomer was warned of a missing schema by the program that was making it."""
+    with running(*command, "--fake-handlers", "--database", database_url) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Tenure ")
+        with Tenure(database_url) as app:
+            wait_until_completed(app, app.enqueue("email"))
+        assert "WARNING" not in stopped(process)
+
+
 def test_a_worker_prunes_when_it_is_told_to(sqlite_url: str) -> None:
     arguments = ("worker", "--fake-handlers", "--prune", "--database", sqlite_url)
     with Tenure(sqlite_url) as app:
