@@ -54,6 +54,7 @@ def refusal(act: Any, *values: Any, **options: Any) -> str:
         {"run_at": SOON, "start_by": SOON},
         *({"idempotency_key": key} for key in ("", "a b", "é", "x" * 256)),
         *({"backoff": policy} for policy in ({"base": -1}, {"factor": 0.5}, {"no": 1}, "text")),
+        *({"backoff": delays} for delays in ([], [1, -1], ["soon"], [1] * 21, {"delays": [-1]})),
         {"payload": "{}", "queue": "full"},
         {"payload": '{"n": 2}', "idempotency_key": "used"},
     ],
@@ -78,13 +79,16 @@ def test_options_are_refused_by_sql_as_by_python_and_http(
     assert app.count().jobs == 1
 
 
-def test_a_job_of_sql_is_like_one_of_python(app: Tenure, door: SqlDoor) -> None:
+@pytest.mark.parametrize(
+    "backoff", [{"base": 1.0, "factor": 2.0, "cap": 9.0}, [10, 0.5], {"delays": [10, 0.5]}], ids=str
+)
+def test_a_job_of_sql_is_like_one_of_python(app: Tenure, door: SqlDoor, backoff: Any) -> None:
     options: dict[str, Any] = {
         "queue": "slow",
         "priority": -3,
         "max_retries": 7,
         "timeout": 1.25,
-        "backoff": {"base": 1.0, "factor": 2.0, "cap": 9.0},
+        "backoff": backoff,
         "run_at": SOON,
     }
     door.enqueue("mail", '{"text": "é 😀", "list": [1, 2.5, null]}', **options)
@@ -106,7 +110,7 @@ def _fields(job: Any) -> dict[str, Any]:
 
 
 def test_sql_takes_the_options_of_the_type(app: Tenure, door: SqlDoor) -> None:
-    @app.job(queue="slow", max_retries=2, timeout=30, backoff="7s")
+    @app.job(queue="slow", max_retries=2, timeout=30, backoff=["7s", "1m"])
     def mail() -> None: ...
 
     app.core.declare(app.core.handlers.options())
@@ -114,7 +118,7 @@ def test_sql_takes_the_options_of_the_type(app: Tenure, door: SqlDoor) -> None:
     door.enqueue("mail", "{}", queue="fast", max_retries=1)
     given, usual = app.find()
     assert (usual.queue, usual.max_retries, usual.timeout) == ("slow", 2, 30)
-    assert usual.backoff.base == 7
+    assert usual.backoff.delays == (7, 60)
     assert (given.queue, given.max_retries, given.timeout) == ("fast", 1, 30)
 
 

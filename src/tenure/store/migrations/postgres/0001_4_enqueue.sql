@@ -58,17 +58,19 @@ BEGIN
     RETURN seconds;
 END $$;
 
--- The text of a backoff as it is stored; a number is the `base`.
+-- The text of a backoff as it is stored; a number is the `base`, an array the `delays`.
 CREATE FUNCTION {schema}.policy_of(backoff jsonb) RETURNS text
     LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF jsonb_typeof(backoff) = 'number' THEN
         backoff := jsonb_build_object('base', backoff);
+    ELSIF jsonb_typeof(backoff) = 'array' AND backoff <> '[]' THEN
+        backoff := jsonb_build_object('delays', backoff);
     END IF;
     IF NOT {schema}.is_policy(backoff::text) OR (jsonb_typeof(backoff) = 'object'
-        AND backoff - ARRAY['base', 'factor', 'cap'] <> '{{}}')
+        AND backoff - ARRAY['base', 'factor', 'cap', 'delays'] <> '{{}}')
     THEN
-        PERFORM {schema}.refuse_input('$.backoff', 'give an object of base, factor and cap');
+        PERFORM {schema}.refuse_input('$.backoff', 'give an object of base, factor and cap, or delays');
     END IF;
     RETURN backoff::text;
 END $$;

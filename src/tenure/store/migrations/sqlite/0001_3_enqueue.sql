@@ -24,7 +24,9 @@ BEGIN
             coalesce(NEW.max_retries, usual.max_retries, {default_max_retries}) AS max_retries,
             coalesce(NEW.timeout, usual.timeout) AS timeout,
             coalesce(CASE WHEN typeof(NEW.backoff) IN ('integer', 'real')
-                THEN json_object('base', NEW.backoff) ELSE NEW.backoff END, usual.backoff) AS backoff,
+                THEN json_object('base', NEW.backoff)
+                WHEN iif(json_valid(NEW.backoff), json_array_length(NEW.backoff), 0) > 0
+                THEN json_object('delays', json(NEW.backoff)) ELSE NEW.backoff END, usual.backoff) AS backoff,
             NEW.delay AS delay, NEW.run_at AS run_at, NEW.start_by AS start_by,
             NEW.idempotency_key AS idempotency_key
         FROM tenure_now LEFT JOIN tenure_type AS usual ON usual.name = NEW.type
@@ -67,8 +69,8 @@ BEGIN
         WHEN typeof(timeout) NOT IN ('null', 'integer', 'real') OR timeout <= 0 OR timeout > {max_seconds}
             THEN RAISE(ABORT, 'tenure: invalid_input: $.timeout: give seconds above 0, up to {max_seconds}')
         WHEN NOT ({backoff_is_a_policy}) OR EXISTS (SELECT 1 FROM json_each(asked.backoff) AS field
-            WHERE field.key NOT IN ('base', 'factor', 'cap'))
-            THEN RAISE(ABORT, 'tenure: invalid_input: $.backoff: give an object of base, factor and cap')
+            WHERE field.key NOT IN ('base', 'factor', 'cap', 'delays'))
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.backoff: give an object of base, factor and cap, or delays')
         WHEN delay IS NOT NULL AND run_at IS NOT NULL
             THEN RAISE(ABORT, 'tenure: invalid_input: $.run_at: give delay or run_at, not both')
         WHEN typeof(delay) NOT IN ('null', 'integer', 'real') OR delay NOT BETWEEN 0 AND {max_seconds}
