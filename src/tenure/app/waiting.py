@@ -38,8 +38,6 @@ def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
     try:
         return future.result(seconds)
     except concurrent.futures.TimeoutError:
-        if future.done():
-            raise
         raise _late(job_id, seconds) from None
     finally:
         future.cancel()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from tenure.errors import JobNotFound, ResultGone, StoreUnavailable
@@ -108,12 +109,13 @@ class Waits:
             self._changed.notify()
 
     def _run(self) -> None:
-        unwatch = self._watch(self._wake_all) if self._watch else None
-        while due := self._next():
-            for start in range(0, len(due), JOBS_AT_ONCE):
-                self._look(due[start : start + JOBS_AT_ONCE])
-        if unwatch is not None:
-            unwatch()
+        with ExitStack() as ending:
+            with suppress(StoreUnavailable):  # then the pauses alone decide
+                if self._watch is not None:
+                    ending.callback(self._watch(self._wake_all))
+            while due := self._next():
+                for start in range(0, len(due), JOBS_AT_ONCE):
+                    self._look(due[start : start + JOBS_AT_ONCE])
 
     def _next(self) -> list[Wait]:
         """Return those for whom it is time to look, when it is; none if nobody waits any more."""
