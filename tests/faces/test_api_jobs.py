@@ -329,7 +329,7 @@ def test_an_operator_retries_a_failed_job(api: TestClient) -> None:
     [
         ("DELETE", "/jobs", "GET, HEAD, POST"),
         ("GET", "/jobs/batch", "POST"),
-        ("PUT", f"/jobs/{UNKNOWN_ID}", "GET, HEAD"),
+        ("PUT", f"/jobs/{UNKNOWN_ID}", "GET, HEAD, PATCH"),
         ("GET", "/leases", "POST"),
         ("POST", "/health", "GET, HEAD"),
         ("BREW", "/stats", "GET, HEAD"),

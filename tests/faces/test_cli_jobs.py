@@ -213,7 +213,8 @@ def test_explain_says_why_and_what_may_be_done(app: Tenure) -> None:
     assert cli_json("explain", job.id)["reason"] == "not_due"
     told = output_of("explain", job.id)
     assert "not due before" in told
-    assert told.endswith(f"\nYou can cancel it: tenure jobs cancel {job.id}")
+    assert f"\nYou can cancel it: tenure jobs cancel {job.id}\n" in told
+    assert told.endswith(f"\nYou can run it now: tenure jobs run-now {job.id}")
 
 
 @pytest.mark.parametrize("command", [["jobs", "show"], ["explain"], ["jobs", "cancel"]])

@@ -95,7 +95,8 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "listJobs": (None, 200),
     "countJobs": (None, 200),
     **dict.fromkeys(["showJob", "showHistory", "explainJob"], (None, 404)),
-    **dict.fromkeys(["cancelJob", "retryJob"], (None, 404)),
+    **dict.fromkeys(["cancelJob", "retryJob", "runJobAgain"], (None, 404)),
+    "amendJob": ({"priority": 1}, 404),
     "startBulk": ({"action": "cancel", "filter": {"queue": "billing"}}, 403),
     "listBulks": (None, 200),
     "showBulk": (None, 404),
@@ -260,6 +261,8 @@ def browser(tenants: Tenants) -> TestClient:
 
 
 REFUSED = {
+    "/ui/new": 422,  # it names no type
+    **dict.fromkeys(("/ui/jobs/{id}/again", "/ui/jobs/{id}/amend", "/ui/jobs/{id}/run-now"), 404),
     "/ui/samples": 403,
     "/ui/jobs": 303,  # with a message that says how many were changed
     "/ui/jobs/{id}/retry": 404,
