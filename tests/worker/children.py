@@ -229,12 +229,12 @@ KEPT: list[bytes] = []
 
 
 @app.job(process=True, max_jobs=2)
-def two_in_a_child(path: str) -> int:
-    """Leave a trace when the child ends."""
+def two_in_a_child(path: str) -> list[int]:
+    """Leave a program behind, and a trace when the child ends."""
     if not KEPT:
         KEPT.append(b"")
         atexit.register(note, path)
-    return os.getpid()
+    return [os.getpid(), subprocess.Popen(["sleep", "1000"]).pid]
 
 
 @app.job(process=True, max_memory="150MiB")

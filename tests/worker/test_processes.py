@@ -70,10 +70,11 @@ def test_a_child_is_replaced_after_so_many_jobs(app: Tenure, tmp_path: Path) -> 
     path = tmp_path / "pids"
     jobs = [app.enqueue("two_in_a_child", {"path": str(path)}) for _ in range(4)]
     with running_worker(app, concurrency=1):
-        pids = [wait_until_completed(app, job).result for job in jobs]
+        pids, programs = zip(*[wait_until_completed(app, job).result for job in jobs], strict=True)
         assert pids[0] == pids[1] != pids[2] == pids[3]
         assert written(path, 2) == [pids[0], pids[2]], "its exit handlers run"
-        gone(pids[0])
+        for pid in (*pids, *programs):
+            gone(pid)
 
 
 def test_a_child_is_replaced_after_a_job_that_left_too_much_memory(app: Tenure) -> None:

@@ -34,9 +34,6 @@ from tenure.worker.context import context_of
 from tenure.worker.progress_writer import storable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-EXIT_SECONDS = 1.0
-"""How long a child that has no more to do may take to end by itself. Python's exit handlers run
-then, which send the last spans and log lines."""
 PROGRESS_SECONDS = 0.05
 
 
@@ -98,8 +95,6 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
             leaves = isinstance(found, Handler) and _has_enough(found.limits, jobs)
             last = ChildAnswer(ending, leaves=leaves, progress=sender.close())
             pipe.send_bytes(_encoded(last))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, EXIT_SECONDS)  # it ends, whatever the handlers left behind
     lifespans.leave()
 
 

@@ -24,7 +24,6 @@ from tenure.jobs.progress import JobProgress
 from tenure.jobs.results import Ending, failure
 from tenure.telemetry import logs
 from tenure.worker.child import (
-    EXIT_SECONDS,
     READY,
     STOP_SIGNALS,
     ChildAnswer,
@@ -43,6 +42,9 @@ environment that it was started with. The address of the database stays: the mod
 imported there and may need it to open its queue."""
 MAX_ANSWER_BYTES = 1024 * 1024
 """Longest message from a child; results and errors have far lower limits."""
+EXIT_SECONDS = 1.0
+"""How long a child that has no more to do may take to end by itself. Python's exit handlers run
+then, which send the last spans and log lines."""
 MAX_ALONE = 8
 """Children at once for handlers that are in one only for now. A worker with a thousand slots for
 coroutines has no memory for as many processes."""
@@ -79,7 +81,7 @@ class Children:
             if not self._closed and (keep or not self._idle):
                 self._idle.append(child)
                 return
-        child.pipe.close()  # asks the child to end
+        child.retire()
 
     def close(self) -> None:
         """End the idle children now, and the others when they are given back."""
@@ -146,7 +148,7 @@ class ChildCall:
                 self._child = None
                 reusable = last is not None and last.ending is not None and not self._killed
             if reusable and last is not None and last.leaves:
-                child.pipe.close()
+                child.retire()
             elif reusable:
                 self._children.give_back(child, keep=not self.alone)
             else:
@@ -231,6 +233,12 @@ class Child:
         with suppress(OSError):  # the group does not exist yet, or no longer
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
+
+    def retire(self) -> None:
+        """Let the child end by itself, and see to it that it does."""
+        self.pipe.close()
+        wait([self.process.sentinel], EXIT_SECONDS)
+        self.end()
 
     def end(self) -> None:
         """Kill the child and wait for its end. Call it soon: process ids are reused."""
