@@ -22,6 +22,7 @@ from tenure import (
     TenureError,
 )
 from tenure.client import AsyncClient, Client
+from tenure.jobs.queries import Bulk
 
 app = Tenure("sqlite:///jobs.db")
 
@@ -193,5 +194,11 @@ async def twins_have_the_types_of_their_verbs() -> None:
     assert_type(await app.find_async(limit=5, status=Status.FAILED), list[Job])
     assert_type(await app.retry_async("id", more_retries=2), Job)
     assert_type(app.cancel("id", actor="me"), Job)
+    assert_type(app.cancel(tag="import-7"), Bulk)
+    assert_type(await app.cancel_async("id", reason="no need"), Job)
+    assert_type(await app.cancel_async(tag="import-7"), Bulk)
+    assert_type(await app.amend_async("id", priority=1, timeout=None), Job)
+    assert_type(app.run_again("id", {"n": 1}, delay="5m"), Job)
+    app.amend("id", queue="other")  # type: ignore[call-arg]
     await app.get_async(5)  # type: ignore[arg-type]
     await app.cancel_async("id", actr="me")  # type: ignore[call-overload]

@@ -19,7 +19,7 @@ SHOWN = 12  # lines of the trace, and transitions of the job, that a finding sho
 
 COMPARED = (
     *("status", "attempts", "token", "max_retries", "run_at"),
-    *("lease_id", "lease_expires_at", "finished_at", "result"),
+    *("lease_id", "lease_expires_at", "finished_at", "result_json"),
 )
 """The columns of a row that are compared after each commit."""
 _columns = attrgetter(*COMPARED)

@@ -50,7 +50,7 @@ class ExpectedJob:
     lease_id: str | None = None
     lease_expires_at: datetime | None = None
     finished_at: datetime | None = None
-    result: str | None = None
+    result_json: str | None = None
     ended: dict[str, str] = field(default_factory=dict)  # lease -> how it ended
 
     @property
@@ -224,7 +224,7 @@ class ExpectedStore:
             return Answer.CONFLICT if end in tuple(Outcome) else Answer.LOST, end
         if report.outcome == "completed":
             self._change(job, "completed", "completed")
-            job.result = report.result
+            job.result_json = report.result
         elif report.outcome == "failed":
             self._fail(job, "failed" if report.retryable else "gave_up")
         elif report.outcome == "snoozed":
