@@ -49,9 +49,9 @@ HEAD = """\
 is not current. Everything has type annotations.
 
 These names are public: what `tenure` exports, the methods and nouns of `Tenure` on this page,
-`tenure.errors`, `tenure.client.Client` and `AsyncClient`, `tenure.sqlite.connect`, and `build`
-and `serve` in `tenure.server`, with the values that they take and return. Every other name is
-internal and may change in any release.
+`tenure.errors`, `tenure.client.Client` and `AsyncClient`, `tenure.sqlite.connect`, `build` and
+`serve` in `tenure.server`, and `install` in `tenure.contrib.sentry`, with the values that they take
+and return. Every other name is internal and may change in any release.
 
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
 backoff is a `RetryPolicy`, a duration (the `base`), or an object with `base`, `factor` and `cap`.

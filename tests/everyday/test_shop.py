@@ -125,7 +125,8 @@ def test_everything_in_one_process(url: str) -> None:
         assert asked.attempts == 2
 
         started = web.post("/imports", params={"number": 7}).json()["job"]
-        wait_until(lambda: queue.get(started).status == "processing")
+        moved = wait_until(lambda: queue.progress(started), "progress")
+        assert moved.total == 5_000
         web.delete("/imports/7").raise_for_status()
         cancelled = queue.get(started)
         assert cancelled.status == "cancelled"

@@ -18,6 +18,7 @@ from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
 from tenure.app.within import Within
+from tenure.contrib import sentry
 
 SOURCES = Path(tenure.__file__).parent
 
@@ -85,6 +86,7 @@ def test_client_and_server() -> None:
     assert defined(client) == {"AsyncClient", "Client"}
     assert defined(server) == {"Application", "build", "serve"}
     assert defined(tenure.sqlite) == {"connect"}
+    assert defined(sentry) == {"install"}
 
 
 def test_the_application() -> None:

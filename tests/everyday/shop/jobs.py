@@ -66,6 +66,7 @@ async def ask_model(context: JobContext, question: str) -> str:
 
 @app.job(queue="imports")
 async def import_rows(context: JobContext, rows: int) -> int:
-    for _ in range(rows):
+    for row in range(rows):
+        context.progress(row, total=rows)
         await asyncio.sleep(0.02)
     return rows
