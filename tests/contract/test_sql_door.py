@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from tenure import KeyConflict, Tenure, TenureError
+from tenure.jobs.enqueue import Options
 from tests.support.http import JSON, api_client
 from tests.support.sql_door import SqlDoor, code_of
 
@@ -52,6 +53,7 @@ def refusal(act: Any, *values: Any, **options: Any) -> str:
         {"delay": 1, "run_at": SOON},
         {"run_at": LONG_AGO},
         {"run_at": SOON, "start_by": SOON},
+        *({"tags": tags} for tags in ([""], ["a b"], ["x" * 129], [f"t{n}" for n in range(21)])),
         *({"idempotency_key": key} for key in ("", "a b", "é", "x" * 256)),
         *({"backoff": policy} for policy in ({"base": -1}, {"factor": 0.5}, {"no": 1}, "text")),
         *({"backoff": delays} for delays in ([], [1, -1], ["soon"], [1] * 21, {"delays": [-1]})),
@@ -90,6 +92,7 @@ def test_a_job_of_sql_is_like_one_of_python(app: Tenure, door: SqlDoor, backoff:
         "timeout": 1.25,
         "backoff": backoff,
         "run_at": SOON,
+        "tags": ["customer:17", "é", "b", "b"],
     }
     door.enqueue("mail", '{"text": "é 😀", "list": [1, 2.5, null]}', **options)
     (job,) = app.find()
@@ -197,3 +200,15 @@ def test_a_role_with_execute_alone_adds_jobs_and_does_nothing_else(postgres_url:
         assert app.count().jobs == 2
         owner.execute(f"DROP OWNED BY {role}".encode())
         owner.execute(f"DROP ROLE {role}".encode())
+
+
+def test_sql_takes_every_option_of_python(door: SqlDoor) -> None:
+    """But `actor`: nobody can sign as another there."""
+    named = {"type", "payload", *Options.__annotations__} - {"actor"}
+    if door.engine == "sqlite":
+        columns = door.connection.execute("SELECT name FROM pragma_table_info('tenure_enqueue')")
+        assert {name for (name,) in columns} == named
+    else:
+        names = "SELECT proargnames FROM pg_proc WHERE oid = 'tenure.enqueue'::regproc"
+        ((found,),) = door.connection.execute(names).fetchall()
+        assert set(found) == named | {"notify"}

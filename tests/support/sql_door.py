@@ -46,7 +46,7 @@ class SqlDoor:
         return str(id)
 
     def _stored(self, name: str, value: Any) -> Any:
-        if name == "backoff":
+        if name == "backoff" or (name == "tags" and self.engine == "sqlite"):
             return json.dumps(value)
         if self.engine == "sqlite" and isinstance(value, datetime):
             return round(value.timestamp() * 1000)

@@ -69,6 +69,8 @@ def limits() -> dict[str, str]:
         "key_pattern": names.KEY_PATTERN,
         "reserved": names.RESERVED,
         "max_name": str(names.MAX_NAME_LENGTH),
+        "max_tags": str(names.MAX_TAGS),
+        "max_tag": str(names.MAX_TAG_LENGTH),
         "max_key": str(names.MAX_KEY_LENGTH),
         "max_payload": str(payload.MAX_PAYLOAD_BYTES),
         "max_depth": str(payload.MAX_DEPTH),

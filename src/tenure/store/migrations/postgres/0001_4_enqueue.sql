@@ -75,6 +75,20 @@ BEGIN
     RETURN backoff::text;
 END $$;
 
+-- Tags as they are stored: in order, each once.
+CREATE FUNCTION {schema}.tags_of(tags text[]) RETURNS text
+    LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    tags := ARRAY(SELECT DISTINCT tag COLLATE "C" FROM unnest(tags) AS one (tag) ORDER BY 1);
+    IF cardinality(tags) > {max_tags} OR EXISTS (SELECT FROM unnest(tags) AS one (tag)
+        WHERE (tag ~ '^[^[:space:][:cntrl:]]{{1,{max_tag}}}$') IS NOT TRUE)
+    THEN
+        PERFORM {schema}.refuse_input('$.tags',
+            'give at most {max_tags} of 1 to {max_tag} printable characters, no spaces');
+    END IF;
+    RETURN nullif(array_to_json(tags)::text, '[]');
+END $$;
+
 CREATE FUNCTION {schema}.check_options(
     priority integer, max_retries integer, timeout interval, delay interval, run_at timestamptz,
     start_by timestamptz, idempotency_key text
@@ -118,6 +132,7 @@ CREATE FUNCTION {schema}.enqueue(
     delay interval DEFAULT NULL,
     run_at timestamptz DEFAULT NULL,
     start_by timestamptz DEFAULT NULL,
+    tags text[] DEFAULT NULL,
     idempotency_key text DEFAULT NULL,
     notify boolean DEFAULT false
 ) RETURNS uuid
@@ -143,7 +158,8 @@ BEGIN
         'timeout', coalesce({schema}.seconds_of(timeout, '$.timeout'), usual.timeout),
         'backoff', coalesce({schema}.policy_of(backoff), usual.backoff),
         'delay', coalesce({schema}.seconds_of(delay, '$.delay'), 0),
-        'run_at', run_at, 'start_by', start_by, 'idempotency_key', idempotency_key,
+        'run_at', run_at, 'start_by', start_by, 'tags', {schema}.tags_of(tags),
+        'idempotency_key', idempotency_key,
         'actor', 'sql:' || session_user);
     LOOP
         answer := {schema}.add(json_build_object(
