@@ -36,6 +36,9 @@ ELSEWHERE |= {"rule_files", *series(), *(f"job_{transition.event}" for transitio
 ELSEWHERE |= set(re.findall(r"\w+", (DOCS / "monitoring" / "alerts.yml").read_text("utf-8")))
 """Words of SQL, HTTP, Prometheus, PostgreSQL, Markdown and durations that pages show as code."""
 
+PROBES = ("/live", "/ready", "GET /live", "GET /ready")
+"""What `tenure worker --health` answers."""
+
 
 def flaws(page: Page) -> Iterator[str]:
     """What a page names that does not exist."""
@@ -43,6 +46,8 @@ def flaws(page: Page) -> Iterator[str]:
     for span in page.spans:
         if span.startswith("tenure "):
             typed.append(span)
+        elif span in PROBES:
+            continue
         elif match := re.fullmatch(r"(GET|POST|PUT|PATCH|DELETE) (/\S*)", span):
             if not is_route(match[1], match[2]):
                 yield f"no such route: {span}"
