@@ -7,6 +7,7 @@ jobs become due without one.
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
@@ -44,13 +45,18 @@ class WorkNotifier:
     def __init__(self, source: WorkSource) -> None:
         self._source = source
         self._waiters: set[Waiter] = set()
-        self.stopped = False
+        self._stopped = False
         self.streams: set[EventStream] = set()  # the open event streams
         self._thread = ThreadPoolExecutor(1, "tenure-streams")
 
     def start(self) -> None:
         """Allow waiting, again if it was stopped: an application can have several lifespans."""
-        self.stopped = False
+        self._stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether every wait is to end."""
+        return self._stopped or _host_stops()
 
     @contextmanager
     def waiter(self, worker: str | None = None) -> Iterator[Waiter]:
@@ -99,7 +105,7 @@ class WorkNotifier:
 
     def stop(self) -> None:
         """End every wait, now and from now on. Safe from any thread and from a signal handler."""
-        self.stopped = True
+        self._stopped = True
         for waiter in tuple(self._waiters):
             waiter.notify()
 
@@ -134,6 +140,16 @@ async def until_gone(request: Request, waiter: Waiter) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     waiter.notify()
+
+
+def _host_stops() -> bool:
+    """Whether uvicorn, which serves the application that this one is mounted in, ends.
+
+    It tells a mounted application nothing, and waits for the streams of this one. What it keeps for
+    its own handler of the signal says so.
+    """
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return bool(getattr(server, "should_exit", False))
 
 
 Source = AsyncGenerator[tuple[bytes, bytes], None]
