@@ -166,6 +166,8 @@ def test_waiting_with_an_estimate(harness: StoreHarness, why: Why) -> None:
     assert why(last.id).reason == "behind_others"
     harness.clock.advance(RATE_MINUTES * 60)
     harness.claim(types=("none", "mail"), queues=("other", "default"), limit=1)
+    check(why(last.id), "behind_others", "11 jobs", "What ended lately is not counted yet")
+    harness.measure()
     check(
         why(last.id),
         "behind_others",
@@ -192,7 +194,7 @@ def job(harness: StoreHarness) -> Job:
 
 def facts(job: Job, *, after: timedelta = timedelta(), **fields: Any) -> Facts:
     """What is known `after` a job was added and a worker asked last; the rest as given."""
-    worker = WorkerState("w", "", None, None, job.run_at, 0)
+    worker = WorkerState("w", "", None, None, job.run_at, 0, job.run_at)
     return Facts(
         **{
             "now": job.run_at + after,
@@ -200,6 +202,7 @@ def facts(job: Job, *, after: timedelta = timedelta(), **fields: Any) -> Facts:
             "type": None,
             "workers": [worker],
             "ahead": 0,
+            "counted_until": job.run_at + after,
             "rate": 0.0,
             **fields,
         }
@@ -211,6 +214,15 @@ def test_it_is_due_from_its_time_on_and_a_worker_lives_for_a_minute(job: Job) ->
     expected = {-tick: "not_due", 0 * tick: "next"}
     expected |= {WORKER_IS_LIVE - tick: "next", WORKER_IS_LIVE: "no_worker"}
     assert {after: explain(job, facts(job, after=after)).reason for after in expected} == expected
+
+
+def test_b10_what_is_not_counted_or_has_no_room_is_said(job: Job) -> None:
+    busy = WorkerState("w", "", None, None, job.run_at, 16, job.run_at, slots=16)
+    said = explain(job, facts(job, workers=[busy])).text
+    assert said == "It is next in queue default: all 16 slots of 1 worker are busy."
+    behind = facts(job, ahead=3, counted_until=job.run_at - timedelta(seconds=30))
+    said = explain(job, behind).text
+    assert said == "3 jobs of its queue go first. What ended lately is not counted yet."
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_queues_and_types_narrow_a_claim(api: TestClient) -> None:
         ({"worker": ""}, "$.worker"),
         ({"worker": "a\nb"}, "$.worker"),
         ({"worker": "w" * 256}, "$.worker"),
-        ({"worker": "w", "limit": 0}, "$.limit"),
+        ({"worker": "w", "limit": -1}, "$.limit"),
         ({"worker": "w", "limit": 1001}, "$.limit"),
         ({"worker": "w", "lease_seconds": 0.5}, "$.lease_seconds"),
         ({"worker": "w", "lease_seconds": 86401}, "$.lease_seconds"),

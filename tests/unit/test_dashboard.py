@@ -16,7 +16,7 @@ from tenure.jobs.text import length
 from tenure.lifecycle import TRANSITIONS, Status
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-WORKER = WorkerState("w", "host:1", ("mail",), None, NOW, 0)
+WORKER = WorkerState("w", "host:1", ("mail",), None, NOW, 0, NOW)
 
 
 def ago(seconds: float) -> datetime:
@@ -70,7 +70,7 @@ def test_the_health_line_says_the_worst(
 
 
 def test_a_worker_that_fell_silent_takes_nothing() -> None:
-    silent = WorkerState("w", "host:1", None, None, ago(61), 0)
+    silent = WorkerState("w", "host:1", None, None, ago(61), 0, NOW)
     assert "no live worker" in health(NOW, 1, 0, [queue(waits=90)], [silent]).text
 
 

@@ -218,6 +218,7 @@ class Core:
             type=types.every(read, types.PLAIN).get(job.type),
             workers=read.workers(self.queues),
             ahead=read.ahead(job) if due else 0,
+            counted_until=read.stats.until() if due else None,
             rate=rate(read.stats.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
         )
 

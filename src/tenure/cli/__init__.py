@@ -16,7 +16,7 @@ from tenure.cli.command import Group
 from tenure.cli.completing import VARIABLE, completion
 from tenure.cli.jobs import enqueue, explain, jobs
 from tenure.cli.options import database_option
-from tenure.cli.queues import queues, stats, types
+from tenure.cli.queues import queues, stats, types, workers
 from tenure.cli.running import demo, serve, worker
 from tenure.cli.secrets import tokens, webhooks
 from tenure.cli.upkeep import doctor, migrate, simulate, verify
@@ -38,7 +38,7 @@ The database is --database, else TENURE_DATABASE, else sqlite:///tenure.db.
 
 COMMANDS = (
     *(serve, worker, demo),
-    *(enqueue, jobs, explain, bulk, queues, types, stats),
+    *(enqueue, jobs, explain, bulk, queues, types, workers, stats),
     *(top, tail),
     *(tokens, webhooks, verify, doctor, migrate, simulate),
     completion,

@@ -116,6 +116,26 @@ def _seconds(timeout: float | None) -> str:
 
 @click.command()
 @reading_options
+def workers(as_json: bool) -> None:
+    """List the workers that asked for jobs lately."""
+    with existing() as app:
+        found, now = app.workers.list(), app.core.clock()
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            *(worker.label or worker.id, worker.since_at, worker.slots, worker.leases),
+            "any" if worker.queues is None else ", ".join(worker.queues),
+            *(worker.version or "", worker.seen_at, "stopping" if worker.stopping else "working"),
+        )
+        for worker in found
+    ]
+    table(("WORKER", "SINCE", "SLOTS", "JOBS", "QUEUES", "VERSION", "SEEN", "STATE"), rows, now=now)
+
+
+@click.command()
+@reading_options
 def stats(as_json: bool) -> None:
     """Count jobs by queue, type and status."""
     from tenure.wire import responses

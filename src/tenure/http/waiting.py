@@ -145,7 +145,7 @@ async def until_gone(request: Request, waiter: Waiter) -> None:
 def _host_stops() -> bool:
     """Whether uvicorn, which serves the application that this one is mounted in, ends.
 
-    It tells a mounted application nothing, and waits for the streams of this one. What it keeps for
+    It notifies no mounted application, and waits for the streams of this one. What it keeps for
     its own handler of the signal says so.
     """
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)

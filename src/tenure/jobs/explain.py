@@ -16,6 +16,8 @@ RATE_MINUTES = 5
 """Minutes, the current one included, over which the speed of a queue is computed."""
 WORKER_IS_LIVE = timedelta(seconds=60)
 """A worker that holds no job counts as dead after this long without a claim."""
+COUNTED_SOON = timedelta(seconds=10)
+"""How far the statistics may be behind, and count as up to date."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class Facts:
     type: TypeState | None
     workers: Sequence[WorkerState]  # seen lately, live or not
     ahead: int  # due jobs of its queue that go first; MAX_AHEAD + 1 means that or more
+    counted_until: datetime | None = None  # what ended up to then is in `rate`
     rate: float  # attempts of its queue that end per second, over the last minutes
 
 
@@ -112,13 +115,14 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
             f"No worker takes jobs from queue {job.queue}, of {len(live)} alive; "
             "start one that does."
         )
-    if not any(worker.runs(job.type) for worker in of_queue):
+    takers = [worker for worker in of_queue if worker.runs(job.type)]
+    if not takers:
         return "no_worker_for_type", (
             f"No worker takes jobs of type {job.type}, of {len(of_queue)} alive "
             f"for queue {job.queue}; start one that does."
         )
     if facts.ahead == 0:
-        return "next", f"It is next in queue {job.queue}: the first free worker takes it."
+        return "next", f"It is next in queue {job.queue}: {_room(takers)}."
     return "behind_others", _place_in_queue(job, facts)
 
 
@@ -127,12 +131,22 @@ def _paused(what: str, state: QueueState | TypeState) -> str:
     return f"{what} is paused{why}; resume it to go on."
 
 
+def _room(takers: Sequence[WorkerState]) -> str:
+    if not all(worker.slots and worker.leases >= worker.slots for worker in takers):
+        return "the first free worker takes it"
+    number = "1 worker" if len(takers) == 1 else f"{len(takers)} workers"
+    return f"all {sum(worker.slots or 0 for worker in takers)} slots of {number} are busy"
+
+
 def _place_in_queue(job: Job, facts: Facts) -> str:
     """How many jobs go first, and when the job starts if its queue keeps its speed."""
     many = facts.ahead > MAX_AHEAD
     ahead = f"More than {MAX_AHEAD:,} jobs" if many else f"{facts.ahead:,} jobs"
     goes = "1 job of its queue goes" if facts.ahead == 1 else f"{ahead} of its queue go"
     if facts.rate <= 0:
+        until = facts.counted_until
+        if until is None or facts.now - until > COUNTED_SOON:
+            return f"{goes} first. What ended lately is not counted yet."
         return f"{goes} first, and none is known to have ended in the last {RATE_MINUTES} minutes."
     eta = length(max(facts.ahead / facts.rate, 0.1))
     speed = f"{facts.rate:.1f} per second" if facts.rate >= 1 else f"{facts.rate * 60:.1f} a minute"

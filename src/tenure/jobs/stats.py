@@ -98,7 +98,8 @@ class QueueState:
 class WorkerState:
     """A worker that asked for jobs lately; None for `queues` or `types` means any.
 
-    Of a worker with many only 20 are kept, and how many more there are: `(and 5 more)`.
+    Of a worker with many only 20 are kept, and how many more there are: `(and 5 more)`. `slots` is
+    how many jobs it runs at once, if it says so; `version` is that of its Tenure.
     """
 
     id: str
@@ -107,6 +108,10 @@ class WorkerState:
     types: tuple[str, ...] | None
     seen_at: Time
     leases: int
+    since_at: Time
+    slots: int | None = None
+    version: str | None = None
+    stopping: bool = False
 
     def serves(self, queue: str) -> bool:
         """Whether it takes jobs of a queue, as far as is known."""

@@ -26,6 +26,9 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     queues: tuple[str, ...] | None = None
     types: tuple[str, ...] | None = None
     label: str = ""  # host and pid, to be shown; never an identity
+    slots: int | None = None  # how many jobs the worker runs at once, to be shown
+    version: str | None = None  # of its program, to be shown
+    stopping: bool = False  # it finishes its jobs and asks for no more
     wait_seconds: float = 0.0  # how long a server may wait for work
     traces: bool = False  # whether leases name the span that added their jobs
     leaves: bool = False  # the worker ends: it gets nothing and is no longer listed

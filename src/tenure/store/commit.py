@@ -340,7 +340,9 @@ class Committer:
         return answers
 
     def _see_workers(self, db: Database, requests: Sequence[ClaimRequest]) -> None:
-        due = {r.worker: r for r in requests if r.leaves or self._is_to_be_seen(r.worker)}
+        due = {
+            r.worker: r for r in requests if r.leaves or r.stopping or self._is_to_be_seen(r.worker)
+        }
         if not due:
             return
         for name in sorted(due):  # in the same order everywhere, as jobs are locked

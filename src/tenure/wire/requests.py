@@ -253,18 +253,22 @@ class LeaseRequest(Request):
     """A worker's request for up to `limit` jobs; without `queues` or `types`, of any.
 
     The ledger names the worker by the caller's name, a slash and `worker`, as in `token:mail/w-1`.
+    `slots`, `version` and `stopping` are shown in lists of workers; with `limit` 0 that is all.
     With `traces`, leases have the `traceparent` of the request that added their job, if any. With
     `leaves`, the worker gets no jobs and is no longer listed.
     """
 
     worker: WorkerName
-    limit: Annotated[int, Meta(ge=1, le=MAX_LEASED)] = 1
+    limit: Annotated[int, Meta(ge=0, le=MAX_LEASED)] = 1
     queues: Annotated[list[Name], Meta(max_length=1_000)] | None = None
     types: Annotated[list[Name], Meta(max_length=1_000)] | None = None
     lease_seconds: LeaseSeconds = DEFAULT_LEASE_SECONDS
     wait_seconds: Annotated[float, Meta(ge=0, le=MAX_WAIT_SECONDS)] = 0.0
     label: Label | UnsetType = UNSET
     traces: bool = False
+    slots: Annotated[int, Meta(ge=0, le=100_000)] | None = None
+    version: Label | None = None
+    stopping: bool = False
     leaves: bool = False
 
 

@@ -45,6 +45,8 @@ OVERLAP_FROM = 250
 MAX_AHEAD_SECONDS = 1.0
 """A job claimed ahead that has not started by then is handed back for other workers."""
 LEAVE_SECONDS = 1.0
+PRESENT_SECONDS = 10.0
+"""How often a worker that has no room for jobs says that it is there."""
 MIN_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 5.0
 UNRECORDABLE = "the store could not record that the job"
@@ -174,6 +176,7 @@ class Exchanges:
         self._room = room
         self._flights: set[Flight] = set()
         self._has_answered = False
+        self._present_until = 0.0  # by the monotonic clock; then it has to say that it is there
         self._suspects = 0  # how many of the next reports are sent one by one
 
     @property
@@ -266,7 +269,7 @@ class Exchanges:
         on_the_way = sum(f.claim.limit for f in self._flights if f.claim is not None)
         limit = self.demand.jobs(present + on_the_way)
         if limit <= 0 or self._leases.is_closed:
-            return None
+            return self._presence()
         idle = present == 0
         wait = LONG_POLL_SECONDS if idle and self._source.waits else 0.0
         queues = self._request.queues
@@ -288,12 +291,22 @@ class Exchanges:
             next_due=self.demand.is_quiet(time.monotonic()),
         )
 
+    def _presence(self) -> ClaimRequest | None:
+        """Ask for no job, only to be listed as alive, or as stopping."""
+        stopping = self._leases.is_closed
+        if time.monotonic() < self._present_until and stopping == self._request.stopping:
+            return None
+        self._request = replace(self._request, stopping=stopping)
+        return replace(self._request, types=self._handlers.types())
+
     def _start(self, claim: ClaimRequest | None, *, report: bool) -> None:
         attempts = []
         if report:
             attempts = self._leases.take_reports(1 if self._suspects else MAX_REPORTS)
         if claim is not None:
-            self.demand.asked()
+            self._present_until = time.monotonic() + PRESENT_SECONDS
+            if claim.limit:
+                self.demand.asked()
         flight = Flight(attempts, claim)
         self._flights.add(flight)
         flight.task = asyncio.get_running_loop().create_task(self._fly(flight))
@@ -337,7 +350,7 @@ class Exchanges:
         self._suspects = max(self._suspects - len(flight.attempts), 0)
         self._leases.reported(flight.attempts)
         self._worklog.answered(flight.attempts, exchange.verdicts)
-        if flight.claim is not None:
+        if flight.claim is not None and flight.claim.limit:
             self._take(exchange.leases, flight.claim.limit)
             if exchange.next_due is not None:
                 self.demand.sleep(time.monotonic(), exchange.next_due)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 
+import tenure
 from tenure.errors import TenureError
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.handlers import Handlers
@@ -96,6 +97,8 @@ class Worker:
                 worker=self.id,
                 label=label or f"{socket.gethostname()}:{os.getpid()}",
                 limit=0,
+                slots=concurrency,
+                version=tenure.__version__,
                 lease_seconds=lease_seconds,
                 queues=tuple(queues) if queues else None,
                 traces=tracing is not None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tenure.jobs.names import MORE, listed
 from tenure.jobs.queue_rights import Patterns, includes
 from tenure.jobs.stats import WorkerState
@@ -15,6 +17,7 @@ KEPT_SECONDS = 86_400
 MAX_WORKERS = 1_000
 """Workers that are kept of one caller of the HTTP API, those seen last."""
 MAX_SHOWN = 10_000
+SEEN = ", ".join(f"{c} = excluded.{c}" for c in ("seen_at", "queues", "types", "stopping"))
 
 
 def see(db: Statements, request: ClaimRequest, *, new: bool) -> None:
@@ -22,10 +25,13 @@ def see(db: Statements, request: ClaimRequest, *, new: bool) -> None:
     d = db.dialect
     queues, types = (names and listed(names) for names in (request.queues, request.types))
     db.changed(
-        f"INSERT INTO {d.table('worker')} (id, label, queues, types, seen_at)"
-        f" VALUES ({d.values(4)}, {d.now}) ON CONFLICT (id) DO UPDATE SET"
-        " seen_at = excluded.seen_at, queues = excluded.queues, types = excluded.types",
-        (request.worker, request.label, write_names(queues), write_names(types)),
+        f"INSERT INTO {d.table('worker')}"
+        " (id, label, queues, types, slots, version, stopping, since_at, seen_at)"
+        f" VALUES ({d.values(7)}, {d.now}, {d.now}) ON CONFLICT (id) DO UPDATE SET {SEEN}",
+        (
+            *(request.worker, request.label, write_names(queues), write_names(types)),
+            *(request.slots, request.version, request.stopping),
+        ),
     )
     caller, slash, _ = request.worker.partition("/")
     if new and slash:
@@ -64,16 +70,19 @@ def seen(db: Reads, queues: Patterns | None) -> list[WorkerState]:
     d = db.dialect
     condition, values = d.in_queues("queue", queues)
     statement = f"""
-SELECT w.id, w.label, w.queues, w.types, {d.time("w.seen_at")}, coalesce(held.leases, 0)
+SELECT w.id, w.label, w.queues, w.types, {d.time("w.seen_at")}, coalesce(held.leases, 0),
+    {d.time("w.since_at")}, w.slots, w.version, w.stopping
 FROM {d.table("worker")} AS w LEFT JOIN (
     SELECT worker, count(*) AS leases FROM {d.processing} WHERE {condition} GROUP BY worker
 ) AS held ON held.worker = w.id
 WHERE w.seen_at > {d.later(-SHOWN_SECONDS)} ORDER BY w.seen_at DESC LIMIT {MAX_SHOWN}
 """
     found = []
-    for id, label, named, types, at, leases in db.rows(statement, values):
+    for id, label, named, types, at, leases, since, *rest in db.rows(statement, values):
         names = read_names(named)
         own = names and tuple(n for n in names if includes(queues, n) or n.startswith(MORE))
         if own or not names:
-            found.append(WorkerState(id, label, own, read_names(types), d.to_time(at), leases))
+            times = d.to_time(at), leases, d.to_time(since)
+            state = WorkerState(id, label, own, read_names(types), *times, *rest)
+            found.append(replace(state, stopping=bool(state.stopping)))
     return found

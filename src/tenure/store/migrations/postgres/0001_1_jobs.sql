@@ -143,6 +143,10 @@ CREATE TABLE {schema}.worker (
     label text NOT NULL,
     queues text,
     types text,
+    slots integer,
+    version text,
+    stopping boolean NOT NULL,
+    since_at timestamptz NOT NULL,
     seen_at timestamptz NOT NULL
 );
 

@@ -103,6 +103,10 @@ CREATE TABLE tenure_worker (
     label TEXT NOT NULL,
     queues TEXT,
     types TEXT,
+    slots INTEGER,
+    version TEXT,
+    stopping INTEGER NOT NULL,
+    since_at INTEGER NOT NULL,
     seen_at INTEGER NOT NULL
 ) STRICT;
 
