@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tenure import JobContext, PermanentFailure, RetryAfter, Snooze, Tenure
+from tenure.worker.child import PROGRESS_SECONDS
 
 app = Tenure("sqlite:///never-opened.db")
 
@@ -245,7 +246,12 @@ def keep(megabytes: int) -> int:
 
 
 @hooked.job(process=True)
-def count_up(context: JobContext, to: int) -> None:
-    for done in range(to + 1):
+def count_up(context: JobContext, to: int, go: str) -> None:
+    """Count to 1, and go on once a file is there."""
+    context.progress(0, to, "counting")
+    time.sleep(2 * PROGRESS_SECONDS)
+    context.progress(1, to, "counting")
+    while not Path(go).exists():
+        time.sleep(0.01)
+    for done in range(2, to + 1):
         context.progress(done, to, "counting")
-        time.sleep(0.0004)

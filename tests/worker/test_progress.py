@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,12 +191,13 @@ def test_a_store_that_is_away_loses_no_progress(
         wait_until_completed(app, job)
 
 
-def test_child_processes_send_progress(app_on_each_engine: Tenure) -> None:
+def test_child_processes_send_progress(app_on_each_engine: Tenure, tmp_path: Path) -> None:
     app = app_on_each_engine
     app.core.take_over(children.hooked.core)
-    job = app.enqueue("count_up", {"to": 5_000})
+    go = tmp_path / "go"
+    job = app.enqueue("count_up", {"to": 5_000, "go": str(go)})
     with running_worker(app):
-        wait_until(lambda: (said(app, job.id) or (0,))[0] > 0, "progress of a child")
-        assert app.get(job.id).status is Status.PROCESSING
+        wait_until(lambda: said(app, job.id) == (1, 5_000, "counting"), "progress of a child")
+        go.touch()
         assert wait_until_settled(app, job).status is Status.COMPLETED
     assert said(app, job.id) == (5_000, 5_000, "counting")
