@@ -57,6 +57,15 @@ def test_the_application_says_who_calls(app: Tenure, web: TestClient) -> None:
     assert "Sign out" not in page.text
 
 
+def test_b7_tokens_made_later_do_not_lock_users_out(app: Tenure, web: TestClient) -> None:
+    """A token for a worker led the administrators to a sign-in page, also after it was revoked."""
+    assert web.get("/", headers=user("boss")).status_code == 200
+    app.tokens.create("goworker", ["work"])
+    assert web.get("/", headers=user("boss"), follow_redirects=False).status_code == 200
+    app.tokens.revoke("goworker")
+    assert web.get("/jobs", headers=user("boss")).status_code == 200
+
+
 @pytest.mark.requirement("C2", "C3")
 def test_for_a_stranger_a_token_counts(
     app: Tenure, web: TestClient, caplog: pytest.LogCaptureFixture
