@@ -133,7 +133,8 @@ BEGIN
     -- Others have committed jobs with these keys since the look.
     IF entered = 0 THEN
         SELECT json_agg(job) INTO known FROM {schema}.job WHERE idempotency_key = ANY (keys);
-    ELSIF entered < json_array_length(docs) THEN
+    END IF;
+    IF known IS NULL AND entered < json_array_length(docs) THEN
         RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
             MESSAGE = 'tenure: an idempotency key was used meanwhile, repeat the transaction';
     END IF;

@@ -161,27 +161,24 @@ BEGIN
         'run_at', run_at, 'start_by', start_by, 'tags', {schema}.tags_of(tags),
         'idempotency_key', idempotency_key,
         'actor', 'sql:' || session_user);
-    LOOP
-        answer := {schema}.add(json_build_object(
-            'jobs', json_build_array(request), 'keyed', idempotency_key IS NOT NULL,
-            'notify', notify)::text)::json;
-        IF answer ->> 'full' IS NOT NULL THEN
-            RAISE EXCEPTION USING ERRCODE = 'TN003', MESSAGE = format(
-                'tenure: queue_full: queue %L already holds %s pending jobs, its limit',
-                queue, answer -> 'full' ->> 1);
-        END IF;
-        IF answer ->> 'runs' IS NOT NULL THEN
-            RETURN id;
-        END IF;
-        known := json_populate_record(NULL::{schema}.job, answer -> 'known' -> 0);
-        CONTINUE WHEN known.id IS NULL; -- it is gone again
-        IF known.type = type AND known.queue = queue AND known.payload::jsonb = payload THEN
-            RETURN known.id;
-        END IF;
-        RAISE EXCEPTION USING ERRCODE = 'TN004', MESSAGE = format(
-            'tenure: idempotency_key_reused: %L was used for job %s with a different request',
-            idempotency_key, known.id);
-    END LOOP;
+    answer := {schema}.add(json_build_object(
+        'jobs', json_build_array(request), 'keyed', idempotency_key IS NOT NULL,
+        'notify', notify)::text)::json;
+    IF answer ->> 'full' IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'TN003', MESSAGE = format(
+            'tenure: queue_full: queue %L already holds %s pending jobs, its limit',
+            queue, answer -> 'full' ->> 1);
+    END IF;
+    IF answer ->> 'runs' IS NOT NULL THEN
+        RETURN id;
+    END IF;
+    known := json_populate_record(NULL::{schema}.job, answer -> 'known' -> 0);
+    IF known.type = type AND known.queue = queue AND known.payload::jsonb = payload THEN
+        RETURN known.id;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'TN004', MESSAGE = format(
+        'tenure: idempotency_key_reused: %L was used for job %s with a different request',
+        idempotency_key, known.id);
 END $$;
 
 REVOKE EXECUTE ON FUNCTION {schema}.enqueue FROM PUBLIC;
