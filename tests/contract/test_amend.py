@@ -44,7 +44,7 @@ def test_a_pending_job_can_be_changed(harness: StoreHarness, app: Tenure) -> Non
     assert harness.ids(harness.claim(limit=2)) == [job.id, other.id]  # its token went with it
 
 
-@pytest.mark.parametrize("changes", [{"priority": 0}, {"delay": 0}, {"timeout": None}])
+@pytest.mark.parametrize("changes", [{}, {"priority": 0}, {"delay": 0}, {"timeout": None}])
 def test_a_change_to_what_is_so_already_is_none(
     harness: StoreHarness, app: Tenure, changes: dict[str, Any]
 ) -> None:
@@ -76,7 +76,7 @@ def test_a_job_that_a_worker_has_cannot_be_changed(harness: StoreHarness, app: T
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"queue": "other"}, {"priority": 101}, {"delay": 1, "run_at": 2}, {"payload": [1]}],
+    [{"queue": "other"}, {"priority": 101}, {"delay": 1, "run_at": 2}, {"payload": [1]}],
 )
 def test_what_no_job_can_have_is_refused(app: Tenure, changes: dict[str, Any]) -> None:
     job = app.enqueue("work")

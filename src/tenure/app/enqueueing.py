@@ -39,7 +39,7 @@ def enqueue(
     - `start_by`: cancel the job (event `expired`) if it has not started by then: a duration above
       0 from now, or an aware datetime. It holds for retries, too. Default: None, never.
     - `tags`: words to find the job by, such as `["customer:17"]`: at most 20, each 1 to 128
-      printable characters without spaces. Default: none.
+      visible ASCII characters. Default: none.
     - `idempotency_key`: 1 to 255 visible ASCII characters. A second enqueue with the same key,
       type, payload and options returns the first job, with others it raises KeyConflict. Only
       options given in the call count, not the defaults of `@app.job(...)`.

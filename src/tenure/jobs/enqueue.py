@@ -198,8 +198,6 @@ def check_changes(changes: Changes) -> tuple[dict[str, Any], float | None]:
     """Return columns with their new values, and the delay; raises InvalidInput."""
     if unknown := changes.keys() - Changes.__annotations__.keys():
         raise InvalidInput(f"this cannot change: {', '.join(sorted(unknown))}", path="$")
-    if not changes:
-        raise InvalidInput("say what to change", path="$")
     options = defaults_of(changes, TypeOptions())
     checked = {name: getattr(options, name) for name in changes.keys() & _TYPE_OPTIONS}
     if "payload" in changes:

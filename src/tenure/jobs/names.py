@@ -29,7 +29,7 @@ NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_:-]*(\.[A-Za-z0-9_:-]+)*$"
 and metric labels, so there is no slash and no space, and a dot only between other characters."""
 
 KEY_PATTERN = "^[!-~]+$"
-"""Idempotency keys: visible ASCII, as a pattern of JSON Schema."""
+"""Idempotency keys and tags: visible ASCII, as a pattern of JSON Schema."""
 
 _is_name = functools.lru_cache(1024)(re.compile(NAME_PATTERN.strip("^$")).fullmatch)
 _is_key = re.compile(KEY_PATTERN.strip("^$")).fullmatch
@@ -84,11 +84,10 @@ def check_label(value: object, what: str, path: str) -> str:
 
 def check_tag(value: object, path: str = "$.tag") -> str:
     """Return `value` if it can be a tag; raises InvalidInput otherwise."""
-    text = value if isinstance(value, str) and len(value) <= MAX_TAG_LENGTH else ""
-    if text and text.isprintable() and " " not in text:
-        return str.__str__(text)
+    if isinstance(value, str) and len(value) <= MAX_TAG_LENGTH and _is_key(value):
+        return str.__str__(value)
     raise InvalidInput(
-        f"not a tag; use 1 to {MAX_TAG_LENGTH} printable characters, no spaces", path=path
+        f"not a tag; use 1 to {MAX_TAG_LENGTH} visible ASCII characters, no spaces", path=path
     )
 
 

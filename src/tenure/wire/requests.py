@@ -65,7 +65,7 @@ Label = Annotated[str, Meta(pattern=LINE, max_length=MAX_LABEL_LENGTH)]
 RunAt = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^[1-8]"})]
 TimeText = Annotated[str, _schema(format="date-time", pattern="^[1-8]")]
 """A time in a query, where a number is not accepted."""
-Tag = Annotated[str, _schema(minLength=1, maxLength=MAX_TAG_LENGTH, pattern="^\\S+$")]
+Tag = Annotated[str, _schema(minLength=1, maxLength=MAX_TAG_LENGTH, pattern=KEY_PATTERN)]
 Tags = Annotated[list[Tag], _schema(maxItems=MAX_TAGS)]
 Reason = Annotated[str, _schema(maxLength=MAX_REASON_LENGTH)]
 SearchText = Annotated[

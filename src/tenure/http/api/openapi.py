@@ -19,7 +19,7 @@ from tenure.http.api.bodies import JSON
 from tenure.jobs import durations, ids, payload
 from tenure.jobs.names import KEY_PATTERN, MAX_KEY_LENGTH, MAX_NAME_LENGTH, NAME_PATTERN
 from tenure.tokens.scopes import Scope
-from tenure.wire import problems, requests
+from tenure.wire import problems
 
 if TYPE_CHECKING:
     from tenure.http.api.routes import Reply, Route
@@ -81,15 +81,16 @@ TOKEN = {
 }
 
 _GIVEN = {"not": {"type": "null"}}
-RULES: Mapping[str, Any] = {
-    requests.EnqueueRequest.__name__: {
-        "not": {
-            "description": "Give `delay` or `run_at`, not both.",
-            "required": ["delay", "run_at"],
-            "properties": {"delay": _GIVEN, "run_at": _GIVEN},
-        }
+_ONE_TIME = {
+    "not": {
+        "description": "Give `delay` or `run_at`, not both.",
+        "required": ["delay", "run_at"],
+        "properties": {"delay": _GIVEN, "run_at": _GIVEN},
     }
 }
+RULES: Mapping[str, Any] = dict.fromkeys(
+    ("EnqueueRequest", "AgainRequest", "AmendRequest"), _ONE_TIME
+)
 """Rules between several fields of a type."""
 
 PATH_PARAMETERS: Mapping[str, Any] = {

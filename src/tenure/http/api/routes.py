@@ -73,8 +73,8 @@ class Route:
     @property
     def refusals(self) -> tuple[int, ...]:
         """The statuses of refusals that depend on what the call does."""
-        if self.path in ("/jobs", "/jobs/batch") and self.body is not None:
-            return (422, 429)
+        if self.path.startswith("/jobs") and 201 in self.answers:
+            return (404, 422, 429) if "{id}" in self.path else (422, 429)
         if "{lease_id}" in self.path:
             return (409,)
         if "{id}" in self.path:
