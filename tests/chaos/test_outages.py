@@ -22,7 +22,7 @@ from tenure import Status, StoreUnavailable, Tenure
 from tenure.client import Client
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
-from tenure.worker.exchanges import MAX_BACKOFF_SECONDS
+from tenure.worker.demand import MAX_BACKOFF_SECONDS
 from tenure.worker.worker import Worker
 from tests.chaos.remote_stores import REMOTE_STORES, RemoteStore, remote_store
 from tests.support import fault_counts

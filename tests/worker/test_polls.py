@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tenure.worker.exchanges import (
+from tenure.worker.demand import (
     QUIET_POLL_SECONDS,
     QUIET_SECONDS,
     SURE_POLL_SECONDS,

@@ -68,8 +68,7 @@ class Committer:
     ) -> None:
         """Up to one thread for each of `databases`; `clock` measures pauses, in seconds.
 
-        `direct` is for callers that commit on their own threads. `on_commit` is called with work
-        and answers.
+        `direct` is for callers that commit on their own threads; `on_commit` gets work and answers.
         """
         self._clock = clock
         self._on_work = on_work
@@ -340,9 +339,8 @@ class Committer:
         return answers
 
     def _see_workers(self, db: Database, requests: Sequence[ClaimRequest]) -> None:
-        due = {
-            r.worker: r for r in requests if r.leaves or r.stopping or self._is_to_be_seen(r.worker)
-        }
+        seen = self._is_to_be_seen
+        due = {r.worker: r for r in requests if r.leaves or r.stopping or seen(r.worker)}
         if not due:
             return
         for name in sorted(due):  # in the same order everywhere, as jobs are locked

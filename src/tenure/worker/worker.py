@@ -24,7 +24,8 @@ from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
 from tenure.jobs.work import ClaimRequest, WorkSource
 from tenure.telemetry.tracing import Tracing
 from tenure.worker.attempts import Attempts
-from tenure.worker.exchanges import POLL_SECONDS, Exchanges, Room
+from tenure.worker.demand import POLL_SECONDS
+from tenure.worker.exchanges import Exchanges, Room
 from tenure.worker.failures import FailureCalls
 from tenure.worker.heartbeat import Heartbeat
 from tenure.worker.leases import LeaseBook, Wakeup

@@ -13,7 +13,7 @@ from tenure.jobs.enqueue import TypeOptions
 from tenure.store import Store, commit, open_store
 from tenure.store.postgres import reader
 from tenure.store.postgres.session import PostgresSession
-from tenure.worker import exchanges, maintenance
+from tenure.worker import demand, maintenance
 from tests.support.store import claim_request, new_job, report_completed
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, running_worker, wait_until_completed
@@ -122,12 +122,17 @@ LOOKING = ("SAVEPOINT", "SELECT EXISTS", "COMMIT")
 CLAIMING = ("SELECT * FROM {s}.exchange", "SELECT * FROM {s}.lanes", "INSERT INTO {s}.worker")
 
 
+def is_expected(statement: str) -> bool:
+    """Whether an idle worker may run it."""
+    return statement.startswith((*LOOKING, *CLAIMING))
+
+
 def test_an_idle_worker_only_looks_and_claims(
     url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchanges, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(exchanges, "QUIET_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(exchanges, "SURE_POLL_SECONDS", 3_600.0)
+    monkeypatch.setattr(demand, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(demand, "QUIET_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(demand, "SURE_POLL_SECONDS", 3_600.0)
     ran: list[str] = []
     run = PostgresSession._run
 
@@ -143,8 +148,13 @@ def test_an_idle_worker_only_looks_and_claims(
         with running_worker(app), running_sweeper(app, interval=0.01):
             wait_until_completed(app, work.enqueue())
             wait_until(lambda: not app.core.look(), "all duties to be done")
-            before = reads(app)
             monkeypatch.setattr(PostgresSession, "_run", noted)
+            wait_until(
+                lambda: len(ran) >= 100 and all(map(is_expected, ran[-100:])),
+                "what came after the job",
+            )
+            before = reads(app)
+            ran.clear()
             wait_until(lambda: len(ran) >= 300, "a hundred looks")
             monkeypatch.undo()
             assert reads(app) == before
