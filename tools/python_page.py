@@ -23,6 +23,7 @@ from tenure.app.webhooks import Webhooks
 from tenure.app.within import Within
 from tenure.client import AsyncClient, Client
 from tenure.errors import TenureError
+from tenure.jobs.context import JobTransaction
 from tenure.jobs.enqueue import Options
 from tenure.jobs.explain import Explanation
 from tenure.jobs.findings import Check, Violation
@@ -85,7 +86,10 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "tokens": (Tokens, ("create", "list", "revoke")),
     "webhooks": (Webhooks, ("create", "list", "remove")),
 }
-VALUES: Mapping[type, Sequence[str]] = {Job: ("payload", "result")}
+VALUES: Mapping[type, Sequence[str]] = {
+    Job: ("payload", "result"),
+    JobContext: (*("progress", "complete", "complete_async", "hold", "hold_async", "transaction"),),
+}
 HANDLE = ("id", "result", "result_async", "job", "job_async", "progress", "progress_async")
 JOB_TYPE = (
     "enqueue",
@@ -115,6 +119,7 @@ CLIENT: Mapping[str, Sequence[str]] = {
             "record_progress",
             "waits",
             "exchanges",
+            "database",
             "on_work",
             "on_end",
         ),
@@ -156,7 +161,7 @@ def page() -> str:
         parts += [f"## app.{noun}\n", _text(cls)]
         _check_complete(cls, names)
         parts += [_member(cls, name) for name in names]
-    for value in (NewJob, JobContext, Failure, Job, RetryPolicy):
+    for value in (NewJob, JobContext, JobTransaction, Failure, Job, RetryPolicy):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
         parts += [_member(value, name) for name in VALUES.get(value, ())]
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]

@@ -224,6 +224,8 @@ class Client(_Client):
     """The server may hold a claim until there is work."""
     exchanges = 1
     """Exchanges that a worker has under way at once."""
+    database = None
+    """Only the server knows it."""
 
     def close(self) -> None:
         """Close the connections. A claim that still waits is cancelled."""

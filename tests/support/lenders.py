@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import tenure.sqlite
-from tenure import Tenure
+from tenure import JobContext, Tenure
 from tenure.jobs.enqueue import Wake
 
 
@@ -64,6 +64,11 @@ class Lender:
         """Call a verb of `app.within(...)`, in the form for this kind of connection."""
         within = app.within(self.connection, wake=wake)
         return self._done(getattr(within, verb + "_async" * self.kind.is_async)(*values, **options))
+
+    def fenced(self, context: JobContext, verb: str, *values: Any) -> Any:
+        """Call `complete` or `hold` of a context, in the form for this kind of connection."""
+        act = getattr(context, verb + "_async" * self.kind.is_async)
+        return self._done(act(self.connection, *values))
 
     def call_wrongly(self, app: Tenure, verb: str, *values: Any) -> Any:
         """Call the verb in the form for the other kind of connection."""

@@ -24,8 +24,8 @@ SOURCES = Path(tenure.__file__).parent
 
 PACKAGE = """
     Failure Handle IllegalTransition InvalidInput Job JobCancelled JobContext JobFailed
-    JobNotFound JobType KeyConflict NewJob PermanentFailure QueueFull ResultGone ResultTruncated
-    RetryAfter RetryPolicy Snooze Status StoreUnavailable Tenure TenureError
+    JobNotFound JobType KeyConflict LeaseLost NewJob PermanentFailure QueueFull ResultGone
+    ResultTruncated RetryAfter RetryPolicy Snooze Status StoreUnavailable Tenure TenureError
 """
 ERRORS = """
     BulkNotFound Forbidden IllegalTransition InvalidInput JobCancelled JobFailed JobNotFound
@@ -132,7 +132,7 @@ def test_every_public_thing_says_what_it_is() -> None:
         (Tenure.within, ("connection", "wake")),
         (Tenure.run_worker, set(Tenure.run_worker.__annotations__) - {"app", "return"}),
         (tenure.RetryPolicy, tenure.RetryPolicy.__annotations__),
-        (tenure.JobContext, set(tenure.JobContext.__annotations__) - {"_on_progress"}),
+        (tenure.JobContext, set(tenure.JobContext.__annotations__) - {"_on_progress", "_fence"}),
         (JobType.options, tenure.jobs.enqueue.Options.__annotations__),
     ],
 )

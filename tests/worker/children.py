@@ -255,3 +255,19 @@ def count_up(context: JobContext, to: int, go: str) -> None:
         time.sleep(0.01)
     for done in range(2, to + 1):
         context.progress(done, to, "counting")
+
+
+@app.job(process=True)
+def completes(context: JobContext, url: str, how: str) -> str:
+    """Complete the job in a transaction of its own, and end as is said."""
+    from tests.support.effects import own_connection  # drivers, which other children need not load
+
+    with own_connection(url) as connection:
+        connection.execute(f"INSERT INTO effect VALUES ('{context.id}')")
+        context.complete(connection, "in a child")
+        if how == "rolls back" and context.attempt == 1:
+            connection.rollback()
+        connection.commit()
+    if how == "dies" and context.attempt == 1:
+        os._exit(1)
+    return "ignored"

@@ -140,6 +140,7 @@ class SlowAnswers:
 
     waits = False
     exchanges = 1
+    database = None
 
     def __init__(self, app: Tenure) -> None:
         self._app = app

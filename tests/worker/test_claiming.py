@@ -199,6 +199,7 @@ def test_a_backlog_is_worked_off_without_waiting_for_a_poll(
 
     class Silent:
         waits = False
+        database = None
         exchanges = app_on_each_engine.core.exchanges
         exchange = staticmethod(app_on_each_engine.core.exchange)
         heartbeat = staticmethod(app_on_each_engine.core.heartbeat)

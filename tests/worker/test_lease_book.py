@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import UTC, datetime
 
-from tenure.jobs.work import Lease, Outcome
+from tenure.jobs.work import RECORDED, Lease, Outcome
 from tenure.worker.leases import Attempt, AttemptState, LeaseBook, reports_of
 
 
@@ -36,7 +36,7 @@ def test_an_attempt_goes_from_claim_to_report() -> None:
     assert (one.state, book.count, book.unreported) == (AttemptState.ENDED, 0, 1)
     assert book.take_reports() == [one]
     assert book.to_renew() == [("job 1", "lease 1")], "the store may not have it"
-    book.reported([one])
+    book.reported([one], [RECORDED])
     assert (one.state, book.to_renew()) == (AttemptState.REPORTED, [])
 
 

@@ -278,6 +278,7 @@ class SlowAnswers:
 
     waits = False
     exchanges = 2
+    database = None
 
     def __init__(self, app: Tenure) -> None:
         self._app = app

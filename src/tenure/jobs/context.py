@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from tenure.errors import InvalidInput
 from tenure.jobs.progress import JobProgress
 
 Stopped = Literal["cancelled", "timeout", "shutdown", "lost"]
 """Why the outcome of a handler no longer counts."""
+
+
+@dataclass(slots=True)
+class JobTransaction:
+    """A transaction on the database of the jobs, as `JobContext.transaction` begins it.
+
+    - `connection`: of psycopg or sqlite3, for your statements. It is committed for you.
+    - `result`: set it to the result of the job. Default: None.
+    """
+
+    connection: Any
+    result: object = None
+
+
+class Fence(Protocol):
+    """What ties transactions of a handler to the lease of its attempt."""
+
+    def complete(self, connection: Any, result: object) -> None: ...
+    async def complete_async(self, connection: Any, result: object) -> None: ...
+    def hold(self, connection: Any) -> None: ...
+    async def hold_async(self, connection: Any) -> None: ...
+    def transaction(self) -> AbstractContextManager[JobTransaction]: ...
 
 
 @dataclass(slots=True)
@@ -50,6 +73,7 @@ class JobContext:
     stopping: bool = False  # the worker is
     stopped: Stopped | None = None  # why the outcome of the handler no longer counts
     _on_progress: Callable[[JobProgress], object] | None = field(default=None, repr=False)
+    _fence: Fence | None = field(default=None, repr=False)
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Say how far this attempt has come; others see it within about a second.
@@ -68,3 +92,54 @@ class JobContext:
             raise InvalidInput(f"progress takes finite numbers: {error}") from error
         if self._on_progress is not None:
             self._on_progress(said)
+
+    def complete(self, connection: Any, result: object = None) -> None:
+        """Complete this job in the transaction that is open on your connection.
+
+        Your rows and the completion are committed together, or neither is. Whatever crashes, the
+        effect is there exactly once. The outcome is then decided by your commit: what the handler
+        returns is ignored, and if the transaction was rolled back, the attempt has failed.
+
+        - `connection`: one to the database of the jobs, of a kind that `Tenure.within` takes.
+        - `result`: the result of the job, as a handler returns it. Default: None.
+
+        Call it last, so that the job is locked for a short time; under REPEATABLE READ and
+        SERIALIZABLE first, since a heartbeat may change the job before. Without an attempt, where
+        the handler is called as a function, it does nothing. Raises LeaseLost if this attempt has
+        been ended elsewhere: let that roll your transaction back. Raises InvalidInput if the job is
+        completed by this attempt already, if the connection is none that `within` takes or inside
+        a savepoint of SQLAlchemy, and in a worker that gets its jobs over HTTP.
+        """
+        if self._fence is not None:
+            self._fence.complete(connection, result)
+
+    async def complete_async(self, connection: Any, result: object = None) -> None:
+        """Complete this job like `complete`, on an asynchronous connection."""
+        if self._fence is not None:
+            await self._fence.complete_async(connection, result)
+
+    def hold(self, connection: Any) -> None:
+        """Make sure in your transaction that this attempt still has its lease, until it ends.
+
+        Nobody can take the job over before you commit or roll back, so a worker that was frozen
+        and comes back too late commits nothing. `connection`, errors and when to call it are those
+        of `complete`; call it in each transaction.
+        """
+        if self._fence is not None:
+            self._fence.hold(connection)
+
+    async def hold_async(self, connection: Any) -> None:
+        """Make sure of the lease like `hold`, on an asynchronous connection."""
+        if self._fence is not None:
+            await self._fence.hold_async(connection)
+
+    def transaction(self) -> AbstractContextManager[JobTransaction]:
+        """Begin a transaction on a new connection to the database of the jobs; for `with`.
+
+        A clean end of the block completes the job and commits, an exception rolls back. It blocks,
+        so use it in a plain `def`. Returns a context manager that gives a `JobTransaction`. Raises
+        InvalidInput without an attempt, and what `complete` raises.
+        """
+        if self._fence is None:
+            raise InvalidInput("only a worker gives a transaction: here no attempt runs")
+        return self._fence.transaction()

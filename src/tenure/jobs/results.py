@@ -51,6 +51,7 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
     delay: float | None = None  # seconds until it runs again, if the handler said that
     snoozed: bool = False  # nothing has failed
     flaw: str | None = None  # why the result is only a note
+    completes: bool = False  # in a transaction of the handler, if that was committed
 
 
 def success(value: object) -> Ending:

@@ -94,18 +94,23 @@ class Report(msgspec.Struct, frozen=True, gc=False):
     actor: str | None = None
     delay: float | None = None  # seconds: of a snooze, or until the retry of a failure
     progress: JobProgress | None = None  # if it is not stored yet
+    uncertain: bool = False  # a transaction of its handler may complete the job, or have it locked
 
     def __repr__(self) -> str:
         return f"<report on {self.job_id}: {self.outcome}>"
 
 
 class Answer(StrEnum):
-    """What the store did with a report: `lost` means that the lease was not held any more."""
+    """What the store did with a report: `lost` means that the lease was not held any more.
+
+    `busy` is the answer to an uncertain report only: another transaction has the job locked.
+    """
 
     RECORDED = "recorded"
     ALREADY_RECORDED = "already_recorded"
     CONFLICT = "conflict"
     LOST = "lost"
+    BUSY = "busy"
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
@@ -153,6 +158,10 @@ class WorkSource(Protocol):
     @property
     def exchanges(self) -> int:
         """How many exchanges at once keep the source busy, where claims are not held."""
+
+    @property
+    def database(self) -> str | None:
+        """The URL of the database where the jobs are; None if only a server knows."""
 
     def declare(self, options: Mapping[str, TypeOptions]) -> None:
         """Make the options of types known, by name, to programs that do not have the handlers."""

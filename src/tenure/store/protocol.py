@@ -117,6 +117,9 @@ class Database(Statements, Protocol):
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
         """Load jobs for changing, locked until the end of the transaction."""
 
+    def busy(self, job_ids: Sequence[str]) -> set[str]:
+        """Return the jobs that another transaction has locked; lock the others without waiting."""
+
     def lock_expired(self, limit: int) -> list[Job]:
         """Load and lock processing jobs whose lease has run out, oldest first."""
 

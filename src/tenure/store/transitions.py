@@ -44,11 +44,12 @@ def hold(db: Database, reports: Sequence[Report], others: Sequence[str]) -> None
     """Lock every job that a transaction will change, before it changes the first.
 
     `others` are jobs that change without a report. Completions alone are not locked before: one
-    statement makes them, in the order of the ids. Claims and the sweep wait for no lock.
+    statement makes them, in the order of the ids. Claims and the sweep wait for no lock, and
+    neither do uncertain reports.
     """
     outcomes = {report.outcome is Outcome.COMPLETED for report in reports}
     if len(outcomes) + len(others) > 1:
-        db.hold({*(report.job_id for report in reports), *others})
+        db.hold({*(report.job_id for report in reports if not _may_wait(report)), *others})
 
 
 def settle(db: Database, reports: Sequence[Report]) -> list[Verdict]:
@@ -81,14 +82,20 @@ def _settle_others(
     db: Database, others: Sequence[tuple[int, Report]], verdicts: dict[int, Verdict]
 ) -> list[tuple[int, Report]]:
     """Record reports that are no completions; return those whose lease has already ended."""
-    jobs = dict(db.lock(sorted({report.job_id for _, report in others})))
+    jobs = dict(db.lock(sorted({r.job_id for _, r in others if not _may_wait(r)})))
+    # Those behind a lock are passed over: it may be that of a handler that hangs before its commit,
+    # and every other report of its process would wait for it.
+    asked = {report.job_id for _, report in others} - jobs.keys()
+    busy = db.busy(sorted(asked)) if asked else set()
+    jobs |= db.lock(sorted(asked - busy)) if asked - busy else {}
     now = db.now()
     changes: list[tuple[Job, Steps]] = []
     late: list[tuple[int, Report]] = []
     for index, report in others:
         job = jobs.get(report.job_id)
         if job is None:
-            verdicts[index] = Verdict(Answer.LOST)
+            is_busy = report.job_id in busy
+            verdicts[index] = Verdict(Answer.BUSY if is_busy else Answer.LOST)
             continue
         try:
             steps = follow(job, _event(report), now)
@@ -100,6 +107,11 @@ def _settle_others(
         verdicts[index] = _verdict(report, steps)
     save(db, changes)
     return late
+
+
+def _may_wait(report: Report) -> bool:
+    """Whether a report is left for later if its job is locked."""
+    return report.uncertain and report.outcome is not Outcome.COMPLETED
 
 
 def _verdict(report: Report, steps: Steps) -> Verdict:

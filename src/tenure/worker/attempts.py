@@ -16,6 +16,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from tenure.app.fence import LeaseFence
+from tenure.events import Completed
 from tenure.jobs.context import Stopped
 from tenure.jobs.handlers import Handler, Handlers
 from tenure.jobs.hooks import bound
@@ -27,7 +29,7 @@ from tenure.worker.child import ChildTask
 from tenure.worker.context import context_of
 from tenure.worker.fitness import Fitness, NotStarted
 from tenure.worker.leases import CLAIMED, STARTED, Attempt, LeaseBook, Wakeup
-from tenure.worker.log import WorkLog
+from tenure.worker.log import NOT_COMMITTED, WorkLog
 from tenure.worker.processes import ChildCall, Children
 from tenure.worker.progress_writer import ProgressWriter
 from tenure.worker.threads import Original, Threads, call_in_thread
@@ -162,6 +164,8 @@ class Attempts:
             attempt.lease,
             attempt.log_fields(),
             traceparent,
+            attempt.worker,
+            self._leases.database,
         )
         loop = asyncio.get_running_loop()
         started = partial(loop.call_soon_threadsafe, self._start_clock, attempt)
@@ -176,7 +180,8 @@ class Attempts:
         arguments = handler.arguments(attempt.lease.payload)
         if handler.wants_context or handler.around:
             on_progress = partial(self._progress.note, attempt.lease)
-            attempt.context = context_of(attempt.lease, on_progress)
+            attempt.fence = LeaseFence(attempt.lease, attempt.worker, self._leases.database)
+            attempt.context = context_of(attempt.lease, attempt.fence, on_progress)
         function = bound(handler, attempt.context)
         if handler.is_async:
             running = self._run_coroutine(attempt, handler, function, arguments)
@@ -233,16 +238,23 @@ class Attempts:
             self._end(attempt, ending, free=True)
 
     def _end(self, attempt: Attempt, ending: Ending, *, free: bool) -> None:
-        error = ending.error
-        if error is None:
+        error, flaw = ending.error, ending.flaw
+        fence = attempt.fence
+        if error is None and (ending.completes or (fence is not None and fence.completes)):
+            # Nobody here knows whether that was committed, so this is a question.
+            report = attempt.outcome(Outcome.FAILED, None, NOT_COMMITTED)
+            flaw = flaw if fence is None else fence.flaw
+            if ending.result is not None:
+                self._log.ignored(attempt.lease)
+        elif error is None:
             report = attempt.outcome(_COMPLETED, ending.result)
         else:
             outcome = Outcome.SNOOZED if ending.snoozed else Outcome.FAILED
             report = attempt.outcome(outcome, None, error, ending.retryable, ending.delay)
         if self._progress.is_used:
             report = replace(report, progress=self._progress.take(report.lease_id))
-        if ending.flaw is not None:
-            self._log.unstorable(attempt.lease, ending.flaw)
+        if flaw is not None:
+            self._log.unstorable(attempt.lease, flaw)
         if attempt.started_at is not None:
             attempt.seconds = time.monotonic() - attempt.started_at
         if attempt.span is not None:
@@ -270,6 +282,8 @@ class Attempts:
 
     def _stop_lost(self, attempt: Attempt, event: str) -> None:
         runs = attempt.state is STARTED
+        if runs and event == Completed.name:
+            return  # by a transaction of its handler, which goes on after its commit
         if runs or attempt.state is CLAIMED:
             self._leases.forget([attempt.lease.lease_id])
         if runs and event == "cancelled":

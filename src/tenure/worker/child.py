@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
+from tenure.app.fence import LeaseFence
 from tenure.jobs.child_limits import ChildLimits
 from tenure.jobs.handlers import Handler
 from tenure.jobs.hooks import Lifespan, bound
@@ -45,6 +47,8 @@ class ChildTask(msgspec.Struct, frozen=True):
     lease: Lease
     log_fields: Mapping[str, Any]
     traceparent: str | None  # of the attempt's span, if the worker traces
+    worker: str
+    database: str | None  # where the jobs are, if the worker knows
 
 
 class ChildAnswer(msgspec.Struct, frozen=True):
@@ -90,7 +94,10 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
                 continue
             pipe.send_bytes(encode(READY))
             sender = _ProgressSender(pipe)
-            ending = _call(found, task, runner, sender.note)
+            fence = LeaseFence(task.lease, task.worker, task.database)
+            ending = _call(found, task, fence, runner, sender.note)
+            if fence.completes:
+                ending = replace(ending, completes=True, flaw=fence.flaw)
             jobs += 1
             leaves = isinstance(found, Handler) and _has_enough(found.limits, jobs)
             last = ChildAnswer(ending, leaves=leaves, progress=sender.close())
@@ -206,6 +213,7 @@ class _Lifespans:
 def _call(
     handler: Any,
     task: ChildTask,
+    fence: LeaseFence,
     runner: asyncio.Runner,
     on_progress: Callable[[JobProgress], object],
 ) -> Ending:
@@ -216,7 +224,7 @@ def _call(
         context = contextvars.copy_context()  # keeps what the module set
         if task.traceparent is not None:
             context.run(enter, Tracing().context(task.traceparent))
-        function = bound(handler, context_of(task.lease, on_progress))
+        function = bound(handler, context_of(task.lease, fence, on_progress))
         arguments = handler.arguments(task.lease.payload)
         if handler.is_async:
             running = _run_coroutine(handler, partial(function, **arguments))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from tenure.jobs.context import JobContext
+from tenure.jobs.context import Fence, JobContext
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.work import Lease
 
 
-def context_of(lease: Lease, on_progress: Callable[[JobProgress], object]) -> JobContext:
+def context_of(
+    lease: Lease, fence: Fence, on_progress: Callable[[JobProgress], object]
+) -> JobContext:
     """Return what the handler may know of its attempt, which starts now."""
     deadline: datetime | None = None
     if lease.timeout is not None:  # by the clock of this machine, for the handler to compare with
@@ -24,4 +26,5 @@ def context_of(lease: Lease, on_progress: Callable[[JobProgress], object]) -> Jo
         token=lease.token,
         deadline=deadline,
         _on_progress=on_progress,
+        _fence=fence,
     )

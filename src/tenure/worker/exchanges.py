@@ -36,6 +36,8 @@ OVERLAP_FROM = 250
 MAX_AHEAD_SECONDS = 1.0
 """A job claimed ahead that has not started by then is handed back for other workers."""
 LEAVE_SECONDS = 1.0
+BUSY_SECONDS = 1.0
+"""After which a report is sent again where a transaction of the handler has the job locked."""
 PRESENT_SECONDS = 10.0
 """How often a worker that has no room for jobs says that it is there."""
 UNRECORDABLE = "the store could not record that the job"
@@ -89,12 +91,13 @@ class Exchanges:
         self._flights: set[Flight] = set()
         self._has_answered = False
         self._present_until = 0.0  # by the monotonic clock; then it has to say that it is there
+        self._busy = 0  # how many reports wait, since transactions of handlers lock their jobs
         self._suspects = 0  # how many of the next reports are sent one by one
 
     @property
     def under_way(self) -> int:
-        """How many exchanges the source has not answered."""
-        return len(self._flights)
+        """How many exchanges the source has not answered, and reports that wait for a lock."""
+        return len(self._flights) + self._busy
 
     def troubles(self) -> list[str]:
         """Return a sentence if the source does not answer, or has not answered yet."""
@@ -260,12 +263,19 @@ class Exchanges:
         self.backoff.answered()
         self._has_answered = True
         self._suspects = max(self._suspects - len(flight.attempts), 0)
-        self._leases.reported(flight.attempts)
+        if busy := self._leases.reported(flight.attempts, exchange.verdicts):
+            self._busy += len(busy)
+            asyncio.get_running_loop().call_later(BUSY_SECONDS, self._report_again, busy)
         self._worklog.answered(flight.attempts, exchange.verdicts)
         if flight.claim is not None and flight.claim.limit:
             self._take(exchange.leases, flight.claim.limit)
             if exchange.next_due is not None:
                 self.demand.sleep(time.monotonic(), exchange.next_due)
+
+    def _report_again(self, attempts: list[Attempt]) -> None:
+        self._busy -= len(attempts)
+        self._leases.put_back(attempts)
+        self._wakeup.set()
 
     def _take(self, arrived: Sequence[Lease], asked: int) -> None:
         """Start what was leased, and tune how much is claimed ahead."""

@@ -108,7 +108,7 @@ class Heartbeat(threading.Thread):
         except Exception:
             self._leases.put_back(attempts)
             raise
-        self._leases.reported(attempts)
+        self._leases.put_back(self._leases.reported(attempts, exchange.verdicts))
         self._worklog.answered(attempts, exchange.verdicts)
 
     def _log_who_blocks(self, seconds: float) -> None:

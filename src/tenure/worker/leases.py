@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from tenure.app.fence import LeaseFence
 from tenure.jobs.context import JobContext
 from tenure.jobs.handlers import Handler
 from tenure.jobs.results import Ending, failure
-from tenure.jobs.work import Lease, Outcome, Report
+from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.worker.processes import ChildCall
 
 
@@ -52,6 +53,7 @@ class Attempt:
     report: Report | None = None  # its outcome, once it has ended
     exception: BaseException | None = None  # what its handler raised, until that is reported
     context: JobContext | None = None
+    fence: LeaseFence | None = None  # of the transactions of its handler
     timer: asyncio.TimerHandle | None = None
     task: asyncio.Task[None] | None = None  # where its handler runs: on the loop,
     child: ChildCall | None = None  # in a child process,
@@ -69,7 +71,9 @@ class Attempt:
     ) -> Report:
         """Return the report of this attempt with the given outcome."""
         lease, worker = self.lease, self.worker
-        return Report(lease.id, lease.lease_id, outcome, result, error, retryable, worker, delay)
+        uncertain = self.child is not None or (self.fence is not None and self.fence.is_used)
+        how = (outcome, result, error, retryable, worker, delay, None, uncertain)
+        return Report(lease.id, lease.lease_id, *how)
 
     def failure(self, error: BaseException, handler: Handler | None = None) -> Ending:
         """Return the ending of its handler, which raised; keep the exception if that counts."""
@@ -157,8 +161,12 @@ class LeaseBook:
     heartbeat speaks for a loop that is blocked: each attempt goes to one of the two.
     """
 
-    def __init__(self, slots: int, worker: str) -> None:
-        """`slots` is how many attempts may run at once, `worker` the id of the holder."""
+    def __init__(self, slots: int, worker: str, database: str | None = None) -> None:
+        """`slots` is how many attempts may run at once, `worker` the id of the holder.
+
+        `database` is the URL where the jobs are, None if only a server knows.
+        """
+        self.database = database
         self._slots = slots
         self._worker = worker
         self._lock = threading.Lock()
@@ -284,12 +292,20 @@ class LeaseBook:
         with self._lock:
             self._ended.extendleft(reversed(attempts))
 
-    def reported(self, attempts: Iterable[Attempt]) -> None:
-        """Stop answering for leases whose reports the store has answered."""
+    def reported(self, attempts: Sequence[Attempt], verdicts: Sequence[Verdict]) -> list[Attempt]:
+        """Stop answering for leases whose reports the store has answered.
+
+        Returns the attempts whose job is locked: their reports have to be sent again.
+        """
+        busy = []
         with self._lock:
-            for attempt in attempts:
+            for attempt, verdict in zip(attempts, verdicts, strict=True):
+                if verdict.answer is Answer.BUSY:
+                    busy.append(attempt)
+                    continue
                 attempt.state = REPORTED
                 self._held.pop(attempt.lease.lease_id, None)
+        return busy
 
     def close(self) -> None:
         """Start no further attempt: what is claimed from now on is handed back."""

@@ -26,9 +26,13 @@ SHOWN_SECONDS = 1.0
 """Pause between two completions that have a line."""
 UNSTORABLE = "the result of job %s (%s) cannot be stored, a note is kept instead: %s"
 
+NOT_COMMITTED = "the transaction in which the handler completed this job was not committed"
+"""The error of an attempt that returned after that. The store has the answer whether it is true."""
+
 _FAILED, _COMPLETED = Outcome.FAILED, Outcome.COMPLETED
 _SHOWN = (Outcome.FAILED, Outcome.INTERRUPTED)
 _TOO_LATE = (Answer.LOST, Answer.CONFLICT)
+_COMMITTED = Verdict(Answer.CONFLICT, Outcome.COMPLETED)
 
 
 class WorkLog:
@@ -59,7 +63,17 @@ class WorkLog:
         for attempt, verdict in zip(attempts, verdicts, strict=True):
             report = attempt.report
             assert report is not None
-            if verdict.answer in _TOO_LATE:
+            if verdict.answer is Answer.BUSY:
+                continue
+            if report.uncertain and verdict == _COMMITTED:
+                if report.error != NOT_COMMITTED:
+                    self._failed_after(attempt, report)
+                elif self.detailed:
+                    log_transition(log, _COMPLETED, _ended(attempt), logging.DEBUG)
+                else:
+                    self._others += 1
+                    completed = attempt
+            elif verdict.answer in _TOO_LATE:
                 log.warning(
                     "the report of %s for job %s came too late: %s %s",
                     report.outcome,
@@ -99,6 +113,20 @@ class WorkLog:
         if verdict.retry_in is not None:
             retry = {"actor": STORE, "delay": round(verdict.retry_in, 3)}
             log_transition(log, Retried.name, attempt.log_fields() | retry)
+
+    def _failed_after(self, attempt: Attempt, report: Report) -> None:
+        """Warn of a failure that is kept nowhere else: the job was completed before."""
+        error = self._hidden(report.error, attempt.lease)
+        log.warning("job %s had been completed when its handler failed: %s", report.job_id, error)
+        attempt.exception = None
+
+    def ignored(self, lease: Lease) -> None:
+        """Warn that a handler returned a value after it had completed its job with a result."""
+        log.warning(
+            "job %s (%s): what its handler returned is ignored, since it had completed the job: "
+            "give context.complete() the result",
+            *(lease.id, lease.type),
+        )
 
     def unstorable(self, lease: Lease, flaw: str) -> None:
         """Warn that a handler returned what cannot be stored."""

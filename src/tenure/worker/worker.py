@@ -75,7 +75,7 @@ class Worker:
         self._progress = progress
         self._stop_asked = threading.Event()
         self._wakeup = Wakeup()
-        self._leases = LeaseBook(concurrency, self.id)
+        self._leases = LeaseBook(concurrency, self.id, source.database)
         self._lifespans = handlers.hooks.lifespans
         self.failures = FailureCalls(handlers.hooks.on_failure)
         worklog = WorkLog(self.id, redaction, self.failures)

@@ -36,13 +36,17 @@ NO_TRANSACTION = (
     "this connection is in no transaction, so it would commit the job by itself: begin one first, "
     "and commit it when your own rows are written"
 )
+IN_SAVEPOINT = (
+    "this connection is inside a savepoint: complete the job at the level at which your rows are "
+    "committed, or one could be kept without the other"
+)
 MISSING = {"3F000", "42P01", "42883"}
 """SQLSTATE: no such schema, table or function."""
 
 
-def borrow(connection: Any, url: str) -> Borrowed:
+def borrow(connection: Any, url: str, *, outermost: bool = False) -> Borrowed:
     """Return the connection for `call` or `call_async`; raises InvalidInput if it is of no kind
-    that is known. `url` is that of the jobs."""
+    that is known. `url` is that of the jobs. `outermost` refuses savepoints that can be seen."""
     driver = driver_of(connection)
     if driver is None:
         known = ", ".join(sorted(DRIVERS))
@@ -50,15 +54,16 @@ def borrow(connection: Any, url: str) -> Borrowed:
             f"no connection that can be used: {type(connection).__name__}; pass one of {known}",
             path="connection",
         )
-    return Borrowed(driver, url)
+    return Borrowed(driver, url, outermost)
 
 
 class Borrowed:
     """A caller's connection. It is neither committed nor closed here."""
 
-    def __init__(self, driver: Driver, url: str) -> None:
+    def __init__(self, driver: Driver, url: str, outermost: bool) -> None:
         self._driver = driver
         self._url = url
+        self._outermost = outermost
         self._engine = "sqlite" if url.startswith("sqlite:") else "postgres"
         self._path = path_of(url) if self._engine == "sqlite" else None
         self._prefix = "tenure_" if self._path else f'"{split_schema(url)[0]}".'
@@ -113,6 +118,8 @@ class Borrowed:
             )
         if self._driver.commits_by_itself():
             raise InvalidInput(NO_TRANSACTION, path="connection")
+        if self._outermost and self._driver.is_in_savepoint():
+            raise InvalidInput(IN_SAVEPOINT, path="connection")
         if self._path is not None:
             yield from check_file(self._path)
         return (yield from work(self._engine))

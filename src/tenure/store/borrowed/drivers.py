@@ -51,6 +51,10 @@ class Driver:
         """Whether each statement would be a separate transaction."""
         raise NotImplementedError
 
+    def is_in_savepoint(self) -> bool:
+        """Whether it is known that a savepoint is open."""
+        return False
+
     def execute(self, statement: str, value: str | None) -> Any:
         """Return the rows; an awaitable of them if `is_async`."""
         raise NotImplementedError
@@ -147,6 +151,9 @@ class Alchemy(Driver):
         if self.engine == "sqlite":
             return _commits_by_itself(pooled.driver_connection)
         return bool(pooled.dbapi_connection.autocommit)
+
+    def is_in_savepoint(self) -> bool:
+        return bool(self._sync.in_nested_transaction())
 
     def execute(self, statement: str, value: str | None) -> Any:
         text = sys.modules["sqlalchemy"].text(statement)

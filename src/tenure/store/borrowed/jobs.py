@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, NamedTuple
 
-from tenure.errors import JobNotFound, KeyConflict, QueueFull, TenureError
+from tenure.errors import JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
 from tenure.events import Event
 from tenure.jobs.enqueue import CheckedJob, Enqueued, TypeOptions
 from tenure.lifecycle import Job, follow
@@ -187,22 +187,34 @@ def get(engine: str, job_id: str) -> Steps[Job]:
 def apply(engine: str, job_id: str, event: Event) -> Steps[Job]:
     """Apply an event to a job, which stays locked until the caller's transaction ends.
 
-    Raises JobNotFound or IllegalTransition.
+    Raises JobNotFound, IllegalTransition, or LeaseLost for an event of a lease holder.
     """
-    if engine == "sqlite":
-        yield LOCK_FILE
-    rows = yield Ask(SQLITE_HOLD if engine == "sqlite" else HOLD, job_id)
-    if not rows:
-        raise JobNotFound(job_id)
-    held = json.loads(rows[0][0])
-    job = _of(engine, held["job"])
-    now = of_millis(held["now"]) if engine == "sqlite" else _iso(held["now"])
+    job, now = yield from _locked(engine, job_id)
     steps = follow(job, event, now)
     for after in steps:
         columns = (*CHANGED, *CHANGED_BY[after.event])
         values = dict(zip(columns, changed_values(after, columns), strict=True))
         yield _save(engine, {"id": job.id, **values})
     return steps[-1]
+
+
+def hold(engine: str, job_id: str, lease_id: str) -> Steps[None]:
+    """Lock a job until the transaction ends; raises LeaseLost unless this is its lease."""
+    job, _ = yield from _locked(engine, job_id)
+    if job.lease_id != lease_id:
+        raise LeaseLost(job_id)
+
+
+def _locked(engine: str, job_id: str) -> Steps[tuple[Job, datetime]]:
+    """Lock a job; return it and the time. Raises JobNotFound."""
+    if engine == "sqlite":
+        yield LOCK_FILE
+    rows = yield Ask(SQLITE_HOLD if engine == "sqlite" else HOLD, job_id)
+    if not rows:
+        raise JobNotFound(job_id)
+    held = json.loads(rows[0][0])
+    now = of_millis(held["now"]) if engine == "sqlite" else _iso(held["now"])
+    return _of(engine, held["job"]), now
 
 
 def _save(engine: str, values: dict[str, Any]) -> Ask:

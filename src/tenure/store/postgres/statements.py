@@ -152,6 +152,12 @@ SELECT count(*) FROM (
     SELECT FROM {s}.job WHERE id = ANY (%b::uuid[]) ORDER BY id FOR UPDATE) AS held
 """
 LOCK = f"SELECT {JOB_COLUMNS} FROM {{s}}.locked(%b::uuid[]) AS job"
+BUSY = """
+WITH asked AS MATERIALIZED (SELECT unnest(%b::uuid[]) AS id),
+free AS MATERIALIZED (
+    SELECT job.id FROM asked JOIN {s}.job USING (id) ORDER BY id FOR UPDATE OF job SKIP LOCKED)
+SELECT id::text FROM asked JOIN {s}.job USING (id) WHERE id NOT IN (SELECT id FROM free)
+"""
 # The sweep looks at each arrival soon after the claim. What is still processing enters again at the
 # end of its lease, by the trigger of `arrival`. So what is then left before now has run out.
 MAX_ARRIVALS = 10_000

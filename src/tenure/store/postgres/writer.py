@@ -169,6 +169,10 @@ class Postgres(PostgresSession):
         rows = self.rows(sql.LOCK, (uuids([id for id in job_ids if is_uuid(id)]),))
         return {job.id: job for job in (job_of(row, to_time) for row in rows)}
 
+    def busy(self, job_ids: Sequence[str]) -> set[str]:
+        rows = self.rows(sql.BUSY, (uuids([id for id in job_ids if is_uuid(id)]),))
+        return {id for (id,) in rows}
+
     def lock_expired(self, limit: int) -> list[Job]:
         self.changed(sql.LOOK)
         return [job_of(row, to_time) for row in self.rows(sql.LOCK_EXPIRED, (limit,))]

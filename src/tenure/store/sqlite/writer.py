@@ -245,6 +245,9 @@ class Sqlite:
             jobs.update({job.id: job for job in loaded})
         return jobs
 
+    def busy(self, job_ids: Sequence[str]) -> set[str]:
+        return set()  # nobody else writes while this transaction does
+
     def lock_expired(self, limit: int) -> list[Job]:
         rows = self.rows(sql.EXPIRED, (to_millis(self.now()), limit))
         return [job_of(row, to_time) for row in rows]

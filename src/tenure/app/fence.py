@@ -1,0 +1,97 @@
+"""Ties transactions of a handler to the lease of its attempt: `JobContext.complete` and `hold`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from tenure.errors import IllegalTransition, InvalidInput, JobNotFound, LeaseLost
+from tenure.events import Completed
+from tenure.jobs.context import JobTransaction
+from tenure.jobs.results import success
+from tenure.jobs.work import Lease
+from tenure.lifecycle import Status
+from tenure.store.borrowed import jobs
+from tenure.store.borrowed.dispatch import Borrowed, borrow
+from tenure.store.borrowed.drivers import Steps
+from tenure.store.borrowed.opened import opened
+
+REMOTE = (
+    "this worker gets its jobs over HTTP, where your transactions cannot complete or hold them: "
+    "return from the handler instead"
+)
+AGAIN = "this attempt has completed its job already: call it once"
+
+
+class LeaseFence:
+    """What one attempt may do to its job in transactions of its handler."""
+
+    def __init__(self, lease: Lease, worker: str, database: str | None) -> None:
+        """`database` is the URL where the jobs are; None in a worker that does not know it."""
+        self.is_used = False
+        """Whether a transaction of the handler may have the job locked."""
+        self.completes = False
+        """Whether one may have completed the job, or may still do so."""
+        self.flaw: str | None = None
+        """Why the result that was given is stored as a note only."""
+        self._lease = lease
+        self._worker = worker
+        self._database = database
+
+    def complete(self, connection: Any, result: object) -> None:
+        borrowed = self._borrow(connection, outermost=True)
+        borrowed.call(partial(self._complete, result), verb="complete")
+
+    async def complete_async(self, connection: Any, result: object) -> None:
+        borrowed = self._borrow(connection, outermost=True)
+        await borrowed.call_async(partial(self._complete, result), verb="complete")
+
+    def hold(self, connection: Any) -> None:
+        self._borrow(connection).call(self._hold, verb="hold")
+
+    async def hold_async(self, connection: Any) -> None:
+        await self._borrow(connection).call_async(self._hold, verb="hold")
+
+    @contextmanager
+    def transaction(self) -> Iterator[JobTransaction]:
+        with opened(self._url()) as connection:
+            transaction = JobTransaction(connection)
+            yield transaction
+            self.complete(connection, transaction.result)
+
+    def _url(self) -> str:
+        if self._database is None:
+            raise InvalidInput(REMOTE)
+        return self._database
+
+    def _borrow(self, connection: Any, *, outermost: bool = False) -> Borrowed:
+        return borrow(connection, self._url(), outermost=outermost)
+
+    def _complete(self, result: object, engine: str) -> Steps[None]:
+        ending, lease, again = success(result), self._lease, self.completes
+        self.is_used = self.completes = True  # before it is asked: the answer may get lost
+        event = Completed(lease_id=lease.lease_id, result=ending.result, actor=self._worker)
+        try:
+            yield from jobs.apply(engine, lease.id, event)
+        except (IllegalTransition, JobNotFound, LeaseLost) as error:
+            if again and (yield from self._is_completed(engine)):
+                raise InvalidInput(AGAIN) from None
+            self.completes = False
+            raise LeaseLost(lease.id, getattr(error, "ended_by", "")) from error
+        self.flaw = ending.flaw
+
+    def _is_completed(self, engine: str) -> Steps[bool]:
+        try:
+            job = yield from jobs.get(engine, self._lease.id)
+        except JobNotFound:
+            return False
+        return job.status is Status.COMPLETED and job.token == self._lease.token
+
+    def _hold(self, engine: str) -> Steps[None]:
+        self.is_used = True
+        try:
+            yield from jobs.hold(engine, self._lease.id, self._lease.lease_id)
+        except JobNotFound as error:
+            raise LeaseLost(self._lease.id) from error

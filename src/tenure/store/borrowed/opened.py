@@ -1,0 +1,34 @@
+"""A connection to the database of the jobs that is opened for one transaction of a handler."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from tenure.store.postgres.address import split_schema
+from tenure.store.sqlite.connection import begin_writing, connect, path_of
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Any]:
+    """Yield a connection in a transaction, which a clean end commits; an exception undoes it."""
+    if url.startswith("sqlite:"):
+        with closing(connect(path_of(url))) as connection:
+            begin_writing(connection)
+            yield from _committed(connection)
+        return
+    import psycopg
+
+    with psycopg.connect(split_schema(url)[1]) as session:
+        yield session
+
+
+def _committed(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    try:
+        yield connection
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()

@@ -1,0 +1,143 @@
+"""Jobs completed, or held, in the own transaction of a handler, on each kind of connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tenure import InvalidInput, JobContext, LeaseLost, Tenure
+from tenure.app.fence import LeaseFence
+from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
+from tenure.worker.context import context_of
+from tests.contract.test_within import KINDS
+from tests.support.lenders import SQLITE, Kind, Lender, lent
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    kind: Kind = request.param[1]
+    return kind
+
+
+@pytest.fixture
+def app(request: pytest.FixtureRequest, kind: Kind) -> Iterator[Tenure]:
+    url = request.getfixturevalue("sqlite_url" if kind in SQLITE else "postgres_url")
+    with Tenure(url) as made:
+        yield made
+        assert made.verify() == []
+
+
+@pytest.fixture
+def lender(app: Tenure, kind: Kind) -> Iterator[Lender]:
+    with lent(kind, app.database) as lender:
+        yield lender
+
+
+def claim(app: Tenure, lease_seconds: float = 60) -> Lease:
+    request = ClaimRequest(worker="worker-1", limit=1, lease_seconds=lease_seconds)
+    (lease,) = app.core.claim(request).leases
+    return lease
+
+
+def attempt(app: Tenure, lease: Lease) -> JobContext:
+    fence = LeaseFence(lease, "worker-1", app.database)
+    return context_of(lease, fence, lambda _: None)
+
+
+def ask(app: Tenure, lease: Lease) -> tuple[str, str]:
+    """What the store says to a worker that asks whether the transaction was committed."""
+    how = (None, "not committed", True, "worker-1", None, None, True)
+    report = Report(lease.id, lease.lease_id, Outcome.FAILED, *how)
+    (verdict,) = app.core.report([report]).verdicts
+    return verdict.answer, verdict.recorded
+
+
+def test_the_commit_decides_how_an_attempt_ends(app: Tenure, lender: Lender) -> None:
+    for _ in range(2):
+        app.enqueue("ship", max_retries=2, backoff=0)
+    kept, undone = claim(app), claim(app)
+    lender.begin()
+    lender.fenced(attempt(app, kept), "complete", {"é": [1, None]})
+    following = lender.call(app, "enqueue", "thank")
+    lender.commit()
+    job = app.get(kept.id)
+    assert (job.status, job.result, job.actor) == ("completed", {"é": [1, None]}, "worker-1")
+    assert app.get(following.id) == following
+    assert ask(app, kept) == (Answer.CONFLICT, "completed")
+
+    lender.begin()
+    lender.fenced(attempt(app, undone), "complete")
+    lender.rollback()
+    assert app.get(undone.id).status == "processing"
+    assert ask(app, undone) == (Answer.RECORDED, "")
+    assert [entry.event for entry in app.history(undone.id)][-2:] == ["failed", "retried"]
+
+
+@pytest.mark.parametrize("verb", ["complete", "hold"])
+def test_an_attempt_that_has_lost_its_lease_is_refused(
+    app: Tenure, lender: Lender, verb: str
+) -> None:
+    """Also by the next attempt of the same job: the lease counts, not the job."""
+    app.enqueue("ship", max_retries=3, backoff=0)
+    first = claim(app)
+    app.core.report([Report(first.id, first.lease_id, Outcome.FAILED, error="no")])
+    second = claim(app)
+    before = app.get(first.id)
+    lender.begin()
+    with pytest.raises(LeaseLost):
+        lender.fenced(attempt(app, first), verb)
+    lender.rollback()
+    assert app.get(first.id) == before
+    lender.begin()
+    lender.fenced(attempt(app, second), verb)
+    lender.commit()
+    app.cancel(second.id) if verb == "hold" else None
+    lender.begin()
+    with pytest.raises(LeaseLost):
+        lender.fenced(attempt(app, second), verb)
+    lender.rollback()
+
+
+def test_a_job_is_completed_once(app: Tenure, lender: Lender) -> None:
+    app.enqueue("ship")
+    lease = claim(app)
+    context = attempt(app, lease)
+    lender.begin()
+    lender.fenced(context, "complete", 1)
+    lender.rollback()
+    lender.begin()
+    lender.fenced(context, "complete", 2)  # the transaction is repeated
+    with pytest.raises(InvalidInput, match="already"):
+        lender.fenced(context, "complete", 3)
+    lender.commit()
+    lender.begin()
+    with pytest.raises(InvalidInput, match="already"):
+        lender.fenced(context, "complete", 4)
+    lender.rollback()
+    assert app.get(lease.id).result == 2
+
+
+def test_what_cannot_complete_a_job(app: Tenure, lender: Lender, kind: Kind) -> None:
+    app.enqueue("ship")
+    lease = claim(app)
+    remote = context_of(lease, LeaseFence(lease, "worker-1", None), lambda _: None)
+    plain = JobContext("", "ship", "default", 1, 10, token=1, deadline=None)
+    for verb in ("complete", "hold"):
+        with pytest.raises(InvalidInput, match="over HTTP"):
+            lender.fenced(remote, verb)
+        lender.fenced(plain, verb)  # a handler that is called as a function
+    for context, match in ((remote, "over HTTP"), (plain, "no attempt")):
+        with pytest.raises(InvalidInput, match=match), context.transaction():
+            pass
+    context = attempt(app, lease)
+    if "sqlalchemy" in kind.name and not kind.is_async:
+        lender.begin()
+        with pytest.raises(InvalidInput, match="savepoint"), lender.connection.begin_nested():
+            lender.fenced(context, "complete")
+        lender.rollback()
+    if kind.alone is not None:
+        refused = pytest.raises(InvalidInput, match="in no transaction")
+        with lent(kind, app.database, alone=True) as other, refused:
+            other.fenced(context, "complete")
+    assert app.get(lease.id).status == "processing"

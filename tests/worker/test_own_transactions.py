@@ -1,0 +1,281 @@
+"""Handlers that complete their job in an own transaction, and what their worker does then."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenure import InvalidInput, JobContext, LeaseLost, Tenure
+from tenure.client import Client
+from tenure.worker.log import NOT_COMMITTED
+from tests.support.effects import effects, make_effects, own_async_connection, own_connection
+from tests.support.http import ServerProcess
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.worker_scripts import WorkerScript, freeze
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    transitions,
+    wait_until_completed,
+    wait_until_failed,
+)
+from tests.worker import children
+
+ONCE = ["enqueued", "claimed", "completed"]
+TWICE = ["enqueued", "claimed", "failed", "retried", "claimed", "completed"]
+ENDS = {
+    "commits": ONCE,
+    "commits and raises": ONCE,
+    "commits and goes on": ONCE,
+    "raises": TWICE,
+    "rolls back": TWICE,
+}
+"""What the handler does in its first attempt -> the events. Each has exactly one effect."""
+BEATS = 0.5
+"""Longer than two heartbeats of a lease of LEASE seconds."""
+LEASE = 0.6
+
+
+@pytest.fixture
+def app(app_on_each_engine: Tenure) -> Iterator[Tenure]:
+    make_effects(app_on_each_engine.database)
+    yield app_on_each_engine
+    assert app_on_each_engine.verify() == []
+
+
+def insert(job_id: str) -> str:
+    return f"INSERT INTO effect VALUES ('{job_id}')"
+
+
+def register_plain(app: Tenure) -> Any:
+    @app.job(backoff=0)
+    def ship(context: JobContext, how: str) -> None:
+        how = how if context.attempt == 1 else "commits"
+        with own_connection(app.database) as connection:
+            connection.execute(insert(context.id))
+            context.complete(connection, how)
+            if how == "raises":
+                raise ValueError(how)
+            connection.rollback() if how == "rolls back" else connection.commit()
+            if how == "commits and raises":
+                raise ValueError(how)
+            if how == "commits and goes on":
+                time.sleep(BEATS)
+                connection.execute(insert(f"{context.id} {context.stopped}"))
+                connection.commit()
+
+    return ship
+
+
+def register_coroutine(app: Tenure) -> Any:
+    @app.job(backoff=0)
+    async def ship(context: JobContext, how: str) -> None:
+        how = how if context.attempt == 1 else "commits"
+        connection = await own_async_connection(app.database)
+        try:
+            await connection.execute(insert(context.id))
+            await context.complete_async(connection, how)
+            if how == "raises":
+                raise ValueError(how)
+            await (connection.rollback() if how == "rolls back" else connection.commit())
+            if how == "commits and raises":
+                raise ValueError(how)
+            if how == "commits and goes on":
+                await asyncio.sleep(BEATS)
+                await connection.execute(insert(f"{context.id} {context.stopped}"))
+                await connection.commit()
+        finally:
+            await connection.close()
+
+    return ship
+
+
+@pytest.mark.parametrize("register", [register_plain, register_coroutine])
+def test_an_effect_is_there_once_however_the_handler_ends(
+    app: Tenure, register: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """River changed twice what a failure after the completion means (river PR 1350).
+
+    Before, a rolled-back completion was recorded as completed, and a coroutine was cancelled after
+    its own commit.
+    """
+    ship = register(app)
+    with running_worker(app, lease_seconds=LEASE):
+        jobs = {how: ship.enqueue(how) for how in ENDS}
+        for job in jobs.values():
+            wait_until_completed(app, job)
+        found = effects(app.database)
+        wait_until(
+            lambda: f"{jobs['commits and goes on'].id} None" in effects(app.database),
+            "a handler to go on after its commit",
+        )
+    assert {how: transitions(app, job) for how, job in jobs.items()} == ENDS
+    assert {how: found[job.id] for how, job in jobs.items()} == dict.fromkeys(ENDS, 1)
+    (failed,) = (e for e in app.history(jobs["rolls back"].id) if e.event == "failed")
+    assert failed.detail == NOT_COMMITTED
+    warnings = [r.getMessage() for r in caplog.records if "had been completed" in r.getMessage()]
+    assert [jobs["commits and raises"].id in text for text in warnings] == [True]
+    assert "ValueError: commits and raises" in warnings[0]
+    assert "too late" not in caplog.text
+
+
+def test_a_child_completes_its_job_too(app: Tenure, caplog: pytest.LogCaptureFixture) -> None:
+    app.job(process=True, backoff=0)(children.completes.handler.function)
+    with running_worker(app):
+        jobs = {
+            how: app.enqueue("completes", {"url": app.database, "how": how})
+            for how in ("commits", "rolls back", "dies")
+        }
+        ends = {how: wait_until_completed(app, job) for how, job in jobs.items()}
+    assert {end.result for end in ends.values()} == {"in a child"}
+    assert set(effects(app.database).values()) == {1}
+    assert [transitions(app, job) for job in jobs.values()] == [ONCE, TWICE, ONCE]
+    assert "what its handler returned is ignored" in caplog.text
+
+
+def test_a_transaction_of_the_context_completes_the_job(app: Tenure) -> None:
+    @app.job(backoff=0)
+    def ship(context: JobContext) -> None:
+        with context.transaction() as own:
+            own.connection.execute(insert(context.id))
+            own.result = context.attempt
+            if context.attempt == 1:
+                raise ValueError("no")
+
+    with running_worker(app):
+        job = wait_until_completed(app, ship.enqueue())
+    assert job.result == 2
+    assert effects(app.database)[job.id] == 1
+
+
+def test_a_job_that_is_cancelled_meanwhile_has_no_effect(app: Tenure) -> None:
+    lost: list[LeaseLost] = []
+
+    @app.job
+    def ship(context: JobContext) -> None:
+        app.cancel(context.id)
+        with own_connection(app.database) as connection:
+            connection.execute(insert(context.id))
+            try:
+                context.complete(connection)
+            except LeaseLost as error:
+                lost.append(error)
+                raise
+
+    with running_worker(app):
+        job = ship.enqueue()
+        wait_until(lambda: lost, "the completion to be refused")
+    assert app.get(job.id).status == "cancelled"
+    assert not effects(app.database)
+
+
+def test_over_http_it_says_so(app: Tenure) -> None:
+    @app.job(max_retries=1)
+    def ship(context: JobContext) -> None:
+        with context.transaction():
+            pass
+
+    server = ServerProcess(app.database)
+    with server, Client(server.url) as client, running_worker(app, client):
+        assert "over HTTP" in wait_until_failed(app, ship.enqueue())
+
+
+@pytest.mark.postgres
+def test_a_handler_that_hangs_before_its_commit_delays_nobody(postgres_url: str) -> None:
+    """The report of its timeout would wait for its lock, and with it all others of the worker."""
+    with Tenure(postgres_url) as app:
+        make_effects(app.database)
+        locked, go_on = threading.Event(), threading.Event()
+
+        @app.job(timeout=0.2)
+        def hangs(context: JobContext) -> None:
+            with own_connection(app.database) as connection:
+                connection.execute(insert(context.id))
+                context.complete(connection)
+                locked.set()
+                go_on.wait(WAIT_SECONDS)
+                connection.commit()
+
+        @app.job(max_retries=1)
+        def fails() -> None:
+            raise ValueError("no")
+
+        with running_worker(app) as worker:
+            job = hangs.enqueue()
+            assert locked.wait(WAIT_SECONDS)
+            wait_until(lambda: worker._exchanges._busy, "the report to be put off")
+            began = time.monotonic()
+            wait_until_failed(app, fails.enqueue())
+            assert time.monotonic() - began < 5.0  # a lock is waited for 10 seconds
+            go_on.set()
+            wait_until_completed(app, job)
+        assert effects(app.database)[job.id] == 1
+        assert transitions(app, job) == ONCE
+
+
+FROZEN = """
+import psycopg, tenure.sqlite
+
+def own_connection(url):
+    return tenure.sqlite.connect(url) if url.startswith("sqlite") else psycopg.connect(url)
+
+@app.job(backoff=0)
+def ship(context: JobContext, how: str):
+    mark(f"started {context.attempt}")
+    if context.attempt == 1:
+        wait_for("go on")
+    connection = own_connection(app.database)
+    connection.execute(f"INSERT INTO effect VALUES ('{context.id}')")
+    try:
+        getattr(context, how)(connection)
+        connection.commit()
+    except BaseException as error:
+        log(type(error).__name__)
+        connection.rollback()
+        raise
+    log("committed")
+    mark(f"ended {context.attempt}")
+"""
+
+
+@pytest.mark.parametrize("how", ["complete", "hold"])
+def test_a_worker_that_was_frozen_commits_nothing(app: Tenure, tmp_path: Path, how: str) -> None:
+    """It wakes after its job was taken over and has been done."""
+    job = app.enqueue("ship", {"how": how})
+    script = WorkerScript(tmp_path / "scripts", app.database, FROZEN, lease=1.0)
+    with script, running_sweeper(app):
+        frozen = script.start()
+        script.wait_for_mark("started 1")
+        freeze(frozen, app)
+        script.start()
+        script.wait_for_mark("ended 2")
+        wait_until_completed(app, job)
+        script.mark("go on")
+        frozen.send_signal(signal.SIGCONT)
+        assert script.wait_for_lines(2) == ["committed", "LeaseLost"]
+    assert effects(app.database) == {job.id: 1}
+
+
+def test_twice_is_refused_in_a_worker(app: Tenure) -> None:
+    said: list[str] = []
+
+    @app.job
+    def ship(context: JobContext) -> None:
+        with own_connection(app.database) as connection:
+            context.complete(connection)
+            try:
+                context.complete(connection)
+            except InvalidInput as error:
+                said.append(str(error))
+            connection.commit()
+
+    with running_worker(app):
+        wait_until_completed(app, ship.enqueue())
+    assert "already" in said[0]
