@@ -20,7 +20,7 @@ from tenure.http.api import bodies
 from tenure.http.api.routes import BATCH_BODY, MAX_BATCH_BYTES, REPORTS
 from tenure.jobs import payload
 from tenure.server import Application, build
-from tenure.worker.process import SWITCH_SECONDS, spared_by_collector
+from tenure.worker.process import SWITCH_SECONDS, tuned_for_jobs
 from tests.support.http import JSON, Exchange, api_client, assert_problem, claim_jobs
 
 PAUSE_SECONDS = 0.1
@@ -38,7 +38,7 @@ def switching() -> Iterator[None]:
     """Threads take turns, and garbage is collected, as in a server."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
-    with spared_by_collector():
+    with tuned_for_jobs():
         yield
     sys.setswitchinterval(before)
 

@@ -95,7 +95,8 @@ def test_the_dashboard_draws_a_bar(app: Tenure) -> None:
             page = web.get(path).text
             assert '<progress max="1" value="0.63"' in page
             assert "63 %" in page
-            assert "charging &lt;b&gt;[redacted]&lt;/b&gt;" in page
+            said = "charging &lt;b&gt;[redacted]&lt;/b&gt;" in page
+            assert said is (path != "/ui/jobs")  # a cell of the list has no room for it
         other = running(app, 5, None)
         assert "5.0 done" in web.get(f"/ui/jobs/{other.id}").text
 

@@ -133,7 +133,7 @@ def test_what_somebody_wrote_into_the_database_is_only_data(app: Tenure, tmp_pat
 
 @pytest.mark.requirement("C8")
 def test_only_the_client_calls_out() -> None:
-    assert [path.name for path in SOURCES if imports(path) & CALLERS] == ["client.py"]
+    assert [path.name for path in SOURCES if imports(path) & CALLERS] == ["transport.py"]
 
 
 @pytest.mark.requirement("C11")

@@ -14,8 +14,9 @@ from tests.support.short_ways import way_of_a_call
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import running_worker
 
-MAX_MODULES = 19
-"""It was 14 before bodies were read apart, damaged rows shown, and claims taken in steps."""
+MAX_MODULES = 20
+"""It was 14 before bodies were read apart, damaged rows shown, and claims taken in steps, and 19 before
+`within` shared the checks of an enqueue."""
 
 
 @pytest.mark.parametrize("url", ["sqlite_url", "postgres_url"], ids=["sqlite", "postgres"])
@@ -32,11 +33,11 @@ def test_adding_a_job_over_http(url: str, request: pytest.FixtureRequest) -> Non
             ways.append(set(way.modules))
     modules = set.intersection(*ways)
     assert "http/api/jobs.py" in modules
-    assert len(modules) <= MAX_MODULES, sorted(modules)
+    assert len(modules) <= MAX_MODULES, " ".join(sorted(modules))
 
 
-MAX_MODULES_OF_A_FAILURE = 13
-"""An engine counts as one: it is one to the reader, and its other threads come and go."""
+MAX_MODULES_OF_A_FAILURE = 18
+"""It was 13 before tracebacks were logged. An engine counts as one: it is one to the reader, and its other threads come and go."""
 
 
 @pytest.mark.parametrize("url", ["sqlite_url", "postgres_url"], ids=["sqlite", "postgres"])
@@ -64,6 +65,7 @@ def test_a_failing_handler(url: str, request: pytest.FixtureRequest) -> None:
                 wait_until(lambda: not worker._leases.to_renew())
                 recording.close()
     modules = {re.sub("^store/(sqlite|postgres)/.*", r"store/\1", path) for path in way.modules}
-    modules.discard("store/lanes.py")  # of the claim that the report brings along
+    # Of the claim that the report brings along, and of the heartbeat, which comes at times.
+    modules -= {"store/lanes.py", "worker/heartbeat.py"}
     assert {"lifecycle.py", "retry.py", "worker/attempts.py"} <= modules
-    assert len(modules) <= MAX_MODULES_OF_A_FAILURE, sorted(modules)
+    assert len(modules) <= MAX_MODULES_OF_A_FAILURE, " ".join(sorted(modules))

@@ -45,7 +45,9 @@ NEEDED = {
     **dict.fromkeys(["renewLease", "reportMany", "renewLeases"], "work"),
     **dict.fromkeys(["interruptLease", "snoozeLease", "declareType"], "work"),
     "listTypes": "read",
-    **dict.fromkeys(["cancelJob", "retryJob"], "admin"),
+    **dict.fromkeys(["recordProgress", "streamEnds"], "work"),
+    **dict.fromkeys(["cancelJob", "retryJob", "amendJob", "runJobAgain"], "admin"),
+    **dict.fromkeys(["pauseType", "resumeType"], "admin"),
     **dict.fromkeys(["pauseQueue", "resumeQueue", "limitQueue"], "admin"),
 }
 """The scopes, one of which a call needs beside `admin`: said again here, so that a change of the
