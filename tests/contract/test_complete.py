@@ -11,7 +11,9 @@ from tenure.app.fence import LeaseFence
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.worker.context import context_of
 from tests.contract.test_within import KINDS
+from tests.support.effects import effects, own_connection
 from tests.support.lenders import SQLITE, Kind, Lender, lent
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(params=KINDS)
@@ -141,3 +143,31 @@ def test_what_cannot_complete_a_job(app: Tenure, lender: Lender, kind: Kind) -> 
         with lent(kind, app.database, alone=True) as other, refused:
             other.fenced(context, "complete")
     assert app.get(lease.id).status == "processing"
+
+
+def test_sql_holds_a_lease_too(database_url: str) -> None:
+    """As programs in other languages do, with the token of the attempt."""
+    with Tenure(database_url) as app, own_connection(database_url) as connection:
+        is_sqlite = database_url.startswith("sqlite")
+        hold = (
+            "INSERT INTO tenure_hold (job, token) VALUES ('{}', {})"
+            if is_sqlite
+            else "SELECT tenure.hold('{}', {})"
+        )
+        app.enqueue("ship")
+        lease = claim(app, lease_seconds=0.001)
+        connection.execute("CREATE TABLE effect (job TEXT)")
+        connection.commit()
+        connection.execute(hold.format(lease.id, lease.token))
+        if not is_sqlite:  # there, nobody could write at all
+            assert app.core.sweep() == []
+        connection.execute("INSERT INTO effect VALUES ('held')")
+        connection.commit()
+        wait_until(app.core.sweep, "the lease to run out")
+        for token in (lease.token, lease.token + 1):
+            connection.execute("INSERT INTO effect VALUES ('late')")
+            with pytest.raises(Exception, match="tenure: lease_lost: ") as refused:
+                connection.execute(hold.format(lease.id, token))
+            assert is_sqlite or refused.value.sqlstate == "TN005"  # type: ignore[attr-defined]
+            connection.rollback()
+        assert dict(effects(database_url)) == {"held": 1}

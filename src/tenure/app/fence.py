@@ -34,6 +34,8 @@ class LeaseFence:
         """Whether a transaction of the handler may have the job locked."""
         self.completes = False
         """Whether one may have completed the job, or may still do so."""
+        self.result: str | None = None
+        """The result that was given, as JSON."""
         self.flaw: str | None = None
         """Why the result that was given is stored as a note only."""
         self._lease = lease
@@ -80,7 +82,7 @@ class LeaseFence:
                 raise InvalidInput(AGAIN) from None
             self.completes = False
             raise LeaseLost(lease.id, getattr(error, "ended_by", "")) from error
-        self.flaw = ending.flaw
+        self.result, self.flaw = ending.result, ending.flaw
 
     def _is_completed(self, engine: str) -> Steps[bool]:
         try:

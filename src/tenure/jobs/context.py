@@ -24,7 +24,7 @@ class JobTransaction:
     """
 
     connection: Any
-    result: object = None
+    result: Any = None
 
 
 class Fence(Protocol):
@@ -98,7 +98,7 @@ class JobContext:
 
         Your rows and the completion are committed together, or neither is. Whatever crashes, the
         effect is there exactly once. The outcome is then decided by your commit: what the handler
-        returns is ignored, and if the transaction was rolled back, the attempt has failed.
+        returns should be None or the same result, and if the transaction was rolled back, the attempt has failed.
 
         - `connection`: one to the database of the jobs, of a kind that `Tenure.within` takes.
         - `result`: the result of the job, as a handler returns it. Default: None.

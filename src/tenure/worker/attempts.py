@@ -244,7 +244,7 @@ class Attempts:
             # Nobody here knows whether that was committed, so this is a question.
             report = attempt.outcome(Outcome.FAILED, None, NOT_COMMITTED)
             flaw = flaw if fence is None else fence.flaw
-            if ending.result is not None:
+            if ending.result not in (None, fence and fence.result):
                 self._log.ignored(attempt.lease)
         elif error is None:
             report = attempt.outcome(_COMPLETED, ending.result)

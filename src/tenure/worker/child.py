@@ -97,7 +97,8 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
             fence = LeaseFence(task.lease, task.worker, task.database)
             ending = _call(found, task, fence, runner, sender.note)
             if fence.completes:
-                ending = replace(ending, completes=True, flaw=fence.flaw)
+                other = None if ending.result == fence.result else ending.result
+                ending = replace(ending, result=other, completes=True, flaw=fence.flaw)
             jobs += 1
             leaves = isinstance(found, Handler) and _has_enough(found.limits, jobs)
             last = ChildAnswer(ending, leaves=leaves, progress=sender.close())

@@ -182,3 +182,19 @@ BEGIN
 END $$;
 
 REVOKE EXECUTE ON FUNCTION {schema}.enqueue FROM PUBLIC;
+
+-- The fence for a transaction of the caller's: raises unless the attempt with this token has its lease,
+-- and keeps it until the transaction ends, since nobody else can change the job before.
+CREATE FUNCTION {schema}.hold(job uuid, token integer) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+BEGIN
+    PERFORM FROM {schema}.job AS held
+    WHERE held.id = hold.job AND held.token = hold.token AND held.status = 'processing' FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'TN005', MESSAGE = format(
+            'tenure: lease_lost: attempt %s of job %s has been ended elsewhere', hold.token, hold.job);
+    END IF;
+END $$;
+
+REVOKE EXECUTE ON FUNCTION {schema}.hold FROM PUBLIC;

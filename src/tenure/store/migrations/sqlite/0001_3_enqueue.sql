@@ -105,3 +105,14 @@ BEGIN
             THEN RAISE(ABORT, 'tenure: queue_full: $.queue: it holds as many pending jobs as its limit allows')
         ELSE true END;
 END;
+
+-- The fence for a transaction of the caller's: an INSERT raises unless the attempt with this token has
+-- its lease. It takes the right to write, so nobody else changes the job before the transaction ends.
+CREATE VIEW tenure_hold AS SELECT id AS job, token FROM tenure_job WHERE false;
+
+CREATE TRIGGER tenure_hold_holds INSTEAD OF INSERT ON tenure_hold
+BEGIN
+    SELECT RAISE(ABORT, 'tenure: lease_lost: the attempt with this token has been ended elsewhere')
+    WHERE NOT EXISTS (SELECT 1 FROM tenure_job
+        WHERE id = NEW.job AND token = NEW.token AND status = 'processing');
+END;
