@@ -97,8 +97,8 @@ class JobContext:
         """Complete this job in the transaction that is open on your connection.
 
         Your rows and the completion are committed together, or neither is. Whatever crashes, the
-        effect is there exactly once. The outcome is then decided by your commit: what the handler
-        returns should be None or the same result, and if the transaction was rolled back, the attempt has failed.
+        effect is there exactly once. The outcome is then decided by your commit: if the transaction
+        was rolled back, the attempt has failed. The handler returns None, or the same result.
 
         - `connection`: one to the database of the jobs, of a kind that `Tenure.within` takes.
         - `result`: the result of the job, as a handler returns it. Default: None.

@@ -121,7 +121,7 @@ class WorkLog:
         attempt.exception = None
 
     def ignored(self, lease: Lease) -> None:
-        """Warn that a handler returned another value than the result with which it had completed its job."""
+        """Warn that a handler returned another result than the one that its job has."""
         log.warning(
             "job %s (%s): what its handler returned is ignored, since it had completed the job: "
             "give context.complete() the result",
