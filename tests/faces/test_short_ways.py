@@ -15,8 +15,8 @@ from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import running_worker
 
 MAX_MODULES = 20
-"""It was 14 before bodies were read apart, damaged rows shown, and claims taken in steps, and 19 before
-`within` shared the checks of an enqueue."""
+"""It was 14 before bodies were read apart, damaged rows shown, and claims taken in steps, and
+19 before `within` shared the checks of an enqueue."""
 
 
 @pytest.mark.parametrize("url", ["sqlite_url", "postgres_url"], ids=["sqlite", "postgres"])
@@ -37,7 +37,8 @@ def test_adding_a_job_over_http(url: str, request: pytest.FixtureRequest) -> Non
 
 
 MAX_MODULES_OF_A_FAILURE = 18
-"""It was 13 before tracebacks were logged. An engine counts as one: it is one to the reader, and its other threads come and go."""
+"""It was 13 before tracebacks were logged. An engine counts as one: it is one to the reader, and
+its other threads come and go."""
 
 
 @pytest.mark.parametrize("url", ["sqlite_url", "postgres_url"], ids=["sqlite", "postgres"])

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from fractions import Fraction
+from math import floor
 
 from tenure.errors import InvalidInput
 from tenure.lifecycle import SETTLED
@@ -31,7 +33,7 @@ _UNITS = {
 
 # Large units before small ones, each at most once; a group is named after its unit.
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
-_plain = re.compile(f"(?P<s>{_NUMBER})")
+_plain = re.compile(f"(?P<s>{_NUMBER}(?:e[-+]?[0-9]{{1,2}})?)")  # as programs write numbers
 _short = re.compile("".join(f"(?:(?P<{unit}>{_NUMBER}){unit})?" for unit in _UNITS))
 _iso_weeks = re.compile(f"P(?P<w>{_NUMBER})W")
 _iso = re.compile(
@@ -88,6 +90,4 @@ def _read(written: str, path: str) -> int:
 
 def _micros(number: str, unit: str) -> int:
     """Return `number` of `unit` in microseconds, exactly; a half is rounded up."""
-    whole, _, fraction = number.partition(".")
-    scale: int = 10 ** len(fraction)
-    return (2 * int(whole + fraction) * _UNITS[unit] + scale) // (2 * scale)
+    return floor(Fraction(number) * _UNITS[unit] + Fraction(1, 2))
