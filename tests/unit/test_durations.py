@@ -64,7 +64,22 @@ def test_reads(written: Any, expected: float) -> None:
 @pytest.mark.parametrize(
     "written",
     [
-        *("", " ", "s", "5x", "5 m", "1h 30m", "5M", "1m1h", "5m5m", "e3", "1e3s", "inf", "nan", "five"),
+        *(
+            "",
+            " ",
+            "s",
+            "5x",
+            "5 m",
+            "1h 30m",
+            "5M",
+            "1m1h",
+            "5m5m",
+            "e3",
+            "1e3s",
+            "inf",
+            "nan",
+            "five",
+        ),
         *("-5s", "+5s", "-1", ".5s", "5.s", "1..5s", "1,5s", "0x10", "5m\n6s", "5s\0", "1_000"),
         *("P", "PT", "P1", "P1DT", "PT5", "PT1H30", "P1Y", "P1M", "P1W1D", "pt5m", "-PT5M", "P-1D"),
         *("\u0663s", "5\u00b5s", "\uff15s", "5s\u200f", "\ud800"),
