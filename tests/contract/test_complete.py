@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from psycopg.errors import SerializationFailure
 
 from tenure import InvalidInput, JobContext, LeaseLost, Tenure
 from tenure.app.fence import LeaseFence
@@ -171,3 +172,26 @@ def test_sql_holds_a_lease_too(database_url: str) -> None:
             assert is_sqlite or refused.value.sqlstate == "TN005"  # type: ignore[attr-defined]
             connection.rollback()
         assert dict(effects(database_url)) == {"held": 1}
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_strict_isolation_level_wants_it_first(postgres_url: str, level: str) -> None:
+    """A heartbeat changes the row: a snapshot from before it cannot complete the job any more."""
+    with Tenure(postgres_url) as app, own_connection(postgres_url) as connection:
+        app.enqueue("ship")
+        lease = claim(app)
+        context = attempt(app, lease)
+        renewed = [(lease.id, lease.lease_id)]
+        connection.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
+        connection.execute("SELECT 1 FROM pg_class LIMIT 1")
+        assert app.core.heartbeat(renewed, 90) == {}
+        with pytest.raises(SerializationFailure):
+            context.complete(connection)
+        connection.rollback()
+        connection.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
+        context.complete(connection)
+        assert app.core.heartbeat(renewed, 120) == {}  # it passes over the locked row
+        connection.execute("SELECT 1 FROM pg_class LIMIT 1")
+        connection.commit()
+        assert app.get(lease.id).status == "completed"
