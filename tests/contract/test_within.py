@@ -17,6 +17,11 @@ KINDS = [
         for kind in POSTGRES
     ),
 ]
+DRIVERS = {
+    *("psycopg", "asyncpg", "sqlite3", "aiosqlite"),
+    *("sqlalchemy psycopg2 scoped_session", "sqlalchemy pg8000 Session"),
+}
+"""One kind for each library that sends what is asked."""
 TEXT = "%s :x ? ' \\ é 😀 \x7f"
 
 
@@ -97,6 +102,18 @@ def test_what_is_added_is_what_is_read(app: Tenure, lender: Lender) -> None:
     for each in (job, later, many[0], many[-1]):
         assert app.get(each.id) == each
     assert app.history(job.id)[0].actor == "ann"
+
+
+@pytest.mark.parametrize("kind", [each for each in KINDS if each.id in DRIVERS], indirect=True)
+def test_ten_thousand_jobs_are_one_call(app: Tenure, lender: Lender) -> None:
+    lender.begin()
+    new_jobs = [NewJob("bulk", {"n": n, "text": TEXT}, {}) for n in range(10_000)]
+    jobs = lender.call(app, "enqueue_many", new_jobs)
+    with pytest.raises(InvalidInput, match=r"10,?000"):
+        lender.call(app, "enqueue_many", [*new_jobs, new_jobs[0]])
+    lender.commit()
+    assert app.count(at_most=20_000).jobs == 10_000
+    assert app.get(jobs[-1].id) == jobs[-1]
 
 
 def test_refusals_leave_the_transaction_usable(app: Tenure, lender: Lender) -> None:

@@ -21,6 +21,7 @@ from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest
 from tests.support.cli import PROGRAM, clean_environment
 from tests.support.http import ServerProcess, api_client, claim_jobs
+from tests.support.lenders import POSTGRES, SQLITE, lent
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
@@ -48,6 +49,26 @@ def named(spans: InMemorySpanExporter, name: str, count: int) -> list[ReadableSp
         return found if len(found) == count else []
 
     return wait_until(look, f"{count} spans {name}")
+
+
+def test_jobs_of_a_callers_transaction_belong_to_its_span(
+    database_url: str, spans: InMemorySpanExporter
+) -> None:
+    name = "tenure.sqlite" if database_url.startswith("sqlite") else "psycopg"
+    (kind,) = (kind for kind in (*SQLITE, *POSTGRES) if kind.name == name)
+    with Tenure(database_url, tracing=True) as app, lent(kind, database_url) as lender:
+        known = lender.call(app, "enqueue", "pay", {}, idempotency_key="k")
+        lender.commit()
+        with trace.get_tracer("shop").start_as_current_span("request"):
+            jobs = lender.call(app, "enqueue_many", [NewJob("pay", {}, {})] * 3)
+            assert lender.call(app, "enqueue", "pay", {}, idempotency_key="k") == known
+        lender.commit()
+        sql = RawSql(database_url)
+        table = "tenure_trace" if sql.engine == "sqlite" else "tenure.trace"
+        rows = sql.run(f"SELECT CAST(job_id AS text), traceparent FROM {table}")
+        sql.close()
+    (sent,) = {parent for job_id, parent in rows if job_id != known.id}
+    assert {job_id for job_id, parent in rows if parent == sent} == {job.id for job in jobs}
 
 
 @pytest.mark.parametrize("kind", ["loop", "thread"])

@@ -127,7 +127,8 @@ BEGIN
         RETURNING job.id, job.run_at
     ), traced AS (
         INSERT INTO {schema}.trace (job_id, traceparent)
-        SELECT id, traceparent FROM made JOIN doc USING (id) WHERE traceparent IS NOT NULL
+        SELECT id, traceparent FROM doc WHERE traceparent IS NOT NULL
+            AND (SELECT count(*) FROM doc) = (SELECT count(*) FROM made)
     )
     SELECT json_object_agg(id, run_at), count(*) INTO times, entered FROM made;
     -- Others have committed jobs with these keys since the look.
