@@ -125,6 +125,13 @@ async def _asyncpg(url: str) -> Any:
     return await asyncpg.connect(**at)
 
 
+async def _pooled_asyncpg(url: str) -> Any:
+    at = given(url)
+    at["database"] = at.pop("dbname")
+    pool = await asyncpg.create_pool(min_size=1, max_size=1, **at)
+    return await pool.acquire()
+
+
 def _engine(driver: str, creator: Callable[[], Any], **more: Any) -> Any:
     return sqlalchemy.create_engine(driver, creator=creator, poolclass=sqlalchemy.NullPool, **more)
 
@@ -172,6 +179,7 @@ POSTGRES = [
         alone=partial(psycopg.AsyncConnection.connect, autocommit=True),
     ),
     Kind("asyncpg", _asyncpg, begin="BEGIN", alone=_asyncpg),
+    Kind("asyncpg from a pool", _pooled_asyncpg, begin="BEGIN", alone=_pooled_asyncpg),
     Kind(
         "sqlalchemy psycopg Session",
         lambda url: Session(_postgres_engine("psycopg", url)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -10,11 +11,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from tenure import InvalidInput, JobNotFound, KeyConflict, NewJob, Tenure
+from tenure import InvalidInput, JobContext, JobNotFound, KeyConflict, NewJob, Tenure
 from tenure.errors import SchemaMismatch
+from tests.support.lenders import POSTGRES, Kind, lent
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import PostgresServer
 from tests.support.waiting import wait_until
+from tests.support.workers import running_worker
 
 pytestmark = pytest.mark.postgres
 
@@ -24,6 +27,10 @@ def app(postgres_url: str) -> Iterator[Tenure]:
     with Tenure(postgres_url) as app:
         yield app
         assert app.verify() == []
+
+
+def database_of(app: Tenure) -> str:
+    return str(psycopg.conninfo.conninfo_to_dict(app.database)["dbname"])
 
 
 @contextmanager
@@ -113,6 +120,18 @@ def test_a_hundred_jobs_draw_one_transaction_number(app: Tenure) -> None:
     assert after - before <= 1
 
 
+def test_ten_thousand_jobs_take_about_as_long_as_without_the_transaction(app: Tenure) -> None:
+    """The server's work for them once grew with the square of their number."""
+    new_jobs = [NewJob("mail", {}, {})] * 10_000
+    began = time.monotonic()
+    app.enqueue_many(new_jobs)
+    own = time.monotonic() - began
+    with connected(app) as connection:
+        connection.execute(f"SET statement_timeout = {round(1000 * (1 + 5 * own))}")
+        app.within(connection).enqueue_many(new_jobs)
+        connection.commit()
+
+
 def test_nobody_waits_for_the_limit_of_a_queue(app: Tenure) -> None:
     app.queues.limit("small", 2)
     with connected(app) as one, connected(app) as two:
@@ -145,6 +164,40 @@ def test_the_encoding_of_the_client_does_not_matter(app: Tenure, encoding: str) 
     assert app.get(job.id) == job
 
 
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+def test_the_stream_of_events_waits_for_an_open_transaction(app: Tenure, ends: str) -> None:
+    """Its entries are older than those that others have committed meanwhile."""
+    with connected(app) as connection:
+        before = app.enqueue("mail")
+        open_one = app.within(connection).enqueue("mail")
+        later = [app.enqueue("mail") for _ in range(3)]
+        first = app.events.read()
+        assert [event.transition.job_id for event in first.events] == [before.id]
+        getattr(connection, ends)()
+    found = app.events.read(first.position).events
+    wanted = [open_one.id] if ends == "commit" else []
+    assert [event.transition.job_id for event in found] == wanted + [job.id for job in later]
+
+
+@pytest.mark.slow
+def test_a_job_that_commits_late_is_found_beneath_younger_ones(app: Tenure) -> None:
+    """Claims begin where the last one ended while many tokens are dead, which it is before."""
+    done: set[str] = set()
+
+    @app.job
+    async def mail(context: JobContext) -> None:
+        done.add(context.id)
+
+    with connected(app) as connection, running_worker(app, concurrency=200):
+        late = [app.within(connection).enqueue("mail") for _ in range(2)]
+        for _ in range(10):
+            app.enqueue_many([NewJob("mail", {}, {})] * 2_000)
+        wait_until(lambda: len(done) >= 19_000, "the younger ones to run")
+        connection.commit()
+        wait_until(lambda: {job.id for job in late} <= done, "the late ones to run", 5)
+        wait_until(lambda: len(done) == 20_002, "all to run")
+
+
 def test_errors_of_the_transaction_are_those_of_the_driver(app: Tenure) -> None:
     with connected(app) as connection:
         connection.execute("SET TRANSACTION READ ONLY")
@@ -172,15 +225,24 @@ def test_a_connection_without_the_schema_is_refused(app: Tenure, sqlite_url: str
 _ID = "0190163d-8694-739b-aea5-966c26f8ad90"
 
 
-def test_a_transaction_pooler_does_not_matter(app: Tenure, postgres_server: PostgresServer) -> None:
+@pytest.fixture(scope="module")
+def pooler(postgres_server: PostgresServer) -> Iterator[PgBouncer]:
     with PgBouncer(postgres_server, pool_mode="transaction", pool_size=2) as pooler:
-        name = psycopg.conninfo.conninfo_to_dict(app.database)["dbname"]
-        url = pooler.url(str(name))
-        with closing(psycopg.connect(url, prepare_threshold=None)) as connection:
-            jobs = []
-            for _ in range(3):
-                jobs.append(app.within(connection).enqueue("mail"))
-                connection.commit()
+        yield pooler
+
+
+@pytest.mark.parametrize("kind", POSTGRES, ids=lambda kind: kind.name)
+def test_a_transaction_pooler_does_not_matter(app: Tenure, pooler: PgBouncer, kind: Kind) -> None:
+    """Two clients share two sessions, so that what one prepares is not where the other asks."""
+    url = pooler.url(database_of(app))
+    with lent(kind, url) as one, lent(kind, url) as two:
+        jobs = []
+        for n in range(7):  # psycopg prepares a statement at its sixth use
+            for lender in (one, two) if n % 2 else (two, one):
+                lender.begin()
+                jobs.append(lender.call(app, "enqueue", "mail"))
+            for lender in (one, two):
+                lender.commit()
     assert {job.id for job in app.find()} == {job.id for job in jobs}
 
 
