@@ -105,7 +105,10 @@ class TypeDefaults:
 
     def of(self, type: str) -> TypeOptions:
         """Return the options of a type; raises StoreUnavailable if the database never answered."""
-        if self.are_due([type]):
+        own = self._handlers.defaults(type)  # first: an enqueue asks for each job
+        if own is not None:
+            return own
+        if self._is_due:
             with self._asking():
                 self._found = self._ask().result()
         return self.known(type)
