@@ -10,6 +10,7 @@ from itertools import product
 
 import pytest
 
+from tenure import Tenure
 from tests.contract.situations import (
     DRESS,
     SETTLED,
@@ -260,6 +261,19 @@ def test_a_cancellation_by_hand_is_on_record(harness: StoreHarness, ids: dict[st
         harness.sql.run(cancel, ids[situation])
         entry = harness.history(ids[situation])[-1]
         assert (entry.event, entry.source) == ("cancelled", situation.split()[0])
+
+
+def test_a_cancellation_by_hand_does_not_repeat_a_reason(harness: StoreHarness) -> None:
+    with Tenure(harness.url) as app:
+        jobs = [app.amend(harness.add().id, priority=1, reason="urgent").id for _ in range(3)]
+        cancel = f"UPDATE {{job}} SET status = 'cancelled', {DRESS['cancelled']}"
+        harness.sql.run(f"{cancel} WHERE id = ?", jobs[0])
+        harness.sql.run(f"{cancel}, reason = 'late' WHERE id = ?", jobs[1])
+        app.cancel(jobs[2], reason="urgent")
+        found = [[entry.reason for entry in harness.history(id)] for id in jobs]
+        assert found == [[None, "urgent", reason] for reason in (None, "late", "urgent")]
+        assert "urgent" not in app.explain(jobs[0]).text
+        assert app.explain(jobs[2]).text.endswith(": urgent")
 
 
 def test_one_statement_may_move_many_jobs(harness: StoreHarness) -> None:

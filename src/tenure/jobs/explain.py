@@ -64,7 +64,8 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
         case Status.CANCELLED:
             if job.event == "expired":
                 return "expired", f"It was cancelled: it had to start before {_at(job.start_by)}."
-            why = f": {job.reason}" if job.reason else "."
+            given = job.reason if job.event == "cancelled" else None  # SQL may name no event
+            why = f": {given}" if given else "."
             return "cancelled", f"{job.actor} cancelled it at {_at(job.finished_at)}{why}"
         case Status.FAILED:
             return "failed", (

@@ -378,7 +378,8 @@ def ledger_values(old: str, new: str, clock: str, larger: str) -> dict[str, str]
     """Column -> expression of the ledger entry of a transition, given the names of the two rows.
 
     `clock` reads the store's time, `larger` is the engine's two-argument maximum. Times that the
-    transition itself wrote are taken from the row, so that row and ledger agree.
+    transition itself wrote are taken from the row, so that row and ledger agree. Hand-written SQL
+    that names neither an event nor a reason does not repeat the reason of the transition before.
     """
     return {
         "job_id": f"{new}.id",
@@ -393,5 +394,7 @@ def ledger_values(old: str, new: str, clock: str, larger: str) -> dict[str, str]
         "actor": f"{new}.actor",
         "detail": f"CASE WHEN {new}.status = 'failed' THEN {new}.last_error END",
         "reason": f"CASE WHEN {new}.reason IS NULL THEN NULL"
+        f" WHEN {new}.status <> {old}.status AND {new}.event = {old}.event"
+        f" AND {new}.reason = {old}.reason THEN NULL"
         f" WHEN {event_sql(old, new)} IN ({quoted(*events.REASONED)}) THEN {new}.reason END",
     }
