@@ -56,6 +56,7 @@ SNOOZES = "snoozes are those in the ledger"
 WAITS = "a waiting job waits for something"
 KEY = "one job per idempotency key"
 COUNTS = "the counts are those of the jobs"
+TAGS = "a job is found by its tags and by no others"
 ORPHANS = "no ledger without its job"
 TOKENS = "a token if and only if the job is pending"
 PLACES = "every job is where the sweep, retention and operators look"
@@ -185,6 +186,10 @@ ROW_BREAKS = [
     ({VALUES}, f"UPDATE {{job}} SET backoff = '[]' WHERE id = {PENDING_JOB}"),
     ({VALUES}, f"UPDATE {{job}} SET backoff = '{{\"factor\":1001}}' WHERE id = {PENDING_JOB}"),
     ({VALUES}, f"UPDATE {{job}} SET result = 'nonsense' WHERE id = {SETTLED_JOB}"),
+    ({TAGS}, f'UPDATE {{job}} SET tags = \'["a","b"]\' WHERE id = {PENDING_JOB}'),
+    ({TAGS}, f"INSERT INTO {{tag}} SELECT 'a', id FROM {{job}} WHERE id = {SETTLED_JOB}"),
+    ({TAGS}, "DELETE FROM {tag} WHERE tag = 'x:1'"),
+    ({VALUES}, f"UPDATE {{job}} SET tags = 'nonsense' WHERE id = {PENDING_JOB}"),
     ({COUNTS}, "DELETE FROM {tally} WHERE status = 'completed'"),
     ({COUNTS}, "UPDATE {tally} SET jobs = jobs + 1 WHERE status = 'failed'"),
     ({ORPHANS, COUNTS}, f"DELETE FROM {{job}} WHERE id = {SETTLED_JOB}"),
@@ -200,7 +205,7 @@ def fill(harness: StoreHarness) -> None:
     harness.store.sweep().result()
     harness.add(priority=-1)
     harness.claim()
-    harness.add()
+    harness.add(tags='["x:1","é"]')
     harness.measure()
 
 

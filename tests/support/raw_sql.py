@@ -100,7 +100,7 @@ class RawSql:
             for (name,) in self.run("SELECT name FROM sqlite_schema WHERE type = 'trigger'"):
                 self.run(f"DROP TRIGGER {name}")
             return
-        for table in ("job", "transition", "ready", "ended", "arrival"):
+        for table in ("job", "transition", "tag", "ready", "ended", "arrival"):
             self.run(f"ALTER TABLE tenure.{table} DISABLE TRIGGER ALL")
 
     def without_triggers(self, statement: str, *values: Any) -> None:

@@ -82,6 +82,8 @@ INVARIANTS: Mapping[str, str] = {
     "one job per idempotency key": "an enqueue that was repeated made a second job: cancel one of "
     "them, then create the unique index on idempotency_key again (`tenure doctor` says if it is "
     "missing)",
+    "a job is found by its tags and by no others": "filters and actions by tag leave it out, or "
+    f"take it in: {BYPASSED}",
     "a token if and only if the job is pending": "it is never claimed, or looked at in vain: "
     f"{BYPASSED}",
     "every job is where the sweep, retention and operators look": "its lease never ends, it is kept"
@@ -117,7 +119,8 @@ class AuditQuery:
         text = f"SELECT * FROM ({self.select}) AS seen WHERE {broken}"
         text = text.replace("{miscounts}", stats_sql.miscounts(dialect))
         text = text.replace("{broken_value}", dialect.broken_value)
-        for name in ("job", "transition", "ready", "ended", "arrival"):
+        text = text.replace("{tags}", dialect.tags)
+        for name in ("job", "transition", "tag", "ready", "ended", "arrival"):
             text = text.replace(f"{{{name}}}", dialect.table(name))
         return text
 
@@ -288,6 +291,18 @@ SELECT min(CAST(id AS text)) AS job_id,
     count(*) || ' jobs with one key' AS "one job per idempotency key"
 FROM {job} WHERE idempotency_key IS NOT NULL GROUP BY idempotency_key HAVING count(*) > 1""",
 )
+TAGS = AuditQuery(
+    "tags",
+    """
+SELECT CAST(job_id AS text) AS job_id,
+    CASE WHEN sum(found) < 0 THEN 'not found by ' ELSE 'found by ' END || tag
+        AS "a job is found by its tags and by no others"
+FROM (
+    SELECT DISTINCT job.id AS job_id, one.value AS tag, -1 AS found FROM {job} AS job, {tags}
+    WHERE job.tags IS NOT NULL
+    UNION ALL SELECT job_id, tag, 1 FROM {tag}
+) AS either GROUP BY job_id, tag HAVING sum(found) <> 0""",
+)
 COUNTS = AuditQuery(
     "counts",
     """
@@ -295,7 +310,7 @@ SELECT '' AS job_id, status || ' of ' || type || ' in ' || queue || ': ' || jobs
     || counted AS "the counts are those of the jobs"
 FROM ({miscounts}) AS wrong""",
 )
-QUERIES = (PATH, JOBS, LEASES, KEYS, COUNTS)
+QUERIES = (PATH, JOBS, LEASES, KEYS, TAGS, COUNTS)
 
 PLACES = AuditQuery(
     "where jobs are looked for",

@@ -52,6 +52,7 @@ class Dialect:
     first_line: str  # the first line of `t.detail`
     last_job: str  # the job of the last of the entries of a group
     json_rows: str  # a FROM item: the rows of one JSON parameter, as `new.value`
+    tags: str  # a FROM item after `job`: each of its tags, as `one.value`
     hold: str  # at the end of a SELECT: lock its rows
     packs: bool  # whether many rows are better read as one JSON value
     broken_value: str  # SQL for the name of a condition on values that a job breaks, or NULL
