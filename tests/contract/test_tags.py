@@ -86,7 +86,7 @@ def test_what_is_no_tag_is_refused(app: Tenure, tags: list[str]) -> None:
     assert refused.value.path == "$.tags"
 
 
-@pytest.mark.parametrize("tags", ["{}", "no json", '["two words"]', '[""]'])
+@pytest.mark.parametrize("tags", ["{}", "no json", '["two words"]', '[""]', f'["{"x" * 129}"]'])
 def test_sql_cannot_write_other_tags(harness: StoreHarness, tags: str) -> None:
     harness.add()
     with pytest.raises(Refused):

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.errors import InvalidInput
+from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.worker import health, worker
 from tenure.worker.health import Health, health_served
 from tests.support.cli import clean_environment
@@ -61,6 +64,29 @@ def test_a_worker_without_its_database_lives_and_is_not_ready() -> None:
         why = ["the database or server does not answer"]
         wait_until(lambda: ask(port, "/ready") == (503, why))
         assert ask(port, "/live") == (200, [])
+
+
+def test_a_worker_is_ready_once_a_claim_was_answered(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, let_through = app.core.exchange, threading.Event()
+
+    def slow(reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
+        held: Future[Exchange] = Future()
+
+        def answer() -> None:
+            let_through.wait(20)
+            if held.set_running_or_notify_cancel():
+                held.set_result(real(reports, claim).result())
+
+        threading.Thread(target=answer, daemon=True).start()
+        return held
+
+    monkeypatch.setattr(app.core, "exchange", slow)
+    with running_worker(app) as worker:
+        wait_until(lambda: Health(worker).ready() == ["no claim was answered yet"])
+        let_through.set()
+        wait_until(lambda: Health(worker).ready() == [])
 
 
 def test_a_loop_that_is_blocked_for_a_minute_is_no_life(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
@@ -87,6 +87,25 @@ def test_handlers_get_the_grace_period_at_the_end_of_the_block(app: Tenure) -> N
 
 
 def test_what_the_block_raises_is_not_hidden(app: Tenure) -> None:
+    with pytest.raises(KeyError), app.running():
+        raise KeyError("mine")
+
+
+def test_what_ended_the_worker_is_raised_at_the_end_of_the_block(app: Tenure) -> None:
+    @app.lifespan
+    @contextmanager
+    def pool() -> Iterator[None]:
+        raise OSError("no route to the service")
+        yield
+
+    async def program() -> None:
+        async with app.running():
+            pass
+
+    with pytest.raises(OSError, match="no route"), app.running():
+        pass
+    with pytest.raises(OSError, match="no route"):
+        asyncio.run(program())
     with pytest.raises(KeyError), app.running():
         raise KeyError("mine")
 

@@ -172,6 +172,19 @@ def test_those_who_wait_are_told_of_other_processes_by_looking(
         assert future.result(20).status == "cancelled"
 
 
+def test_on_sqlite_commits_of_other_processes_wake_who_waits(
+    sqlite_url: str, looks: list[set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waits, "MAX_PAUSE_SECONDS", 60.0)
+    monkeypatch.setattr(waits, "FIRST_LOOK_SECONDS", 60.0)
+    with Tenure(sqlite_url) as app, Tenure(sqlite_url) as other:
+        job = app.enqueue("work", delay="1h")
+        future = begin(app.core, job.id)
+        wait_until(lambda: looks, "the first look")
+        other.cancel(job.id)
+        assert future.result(20).status == "cancelled"
+
+
 def test_a_job_that_is_deleted_while_it_is_waited_for(app: Tenure, looks: list[set[str]]) -> None:
     job = app.enqueue("work", delay="1h")
     future = begin(app.core, job.id)

@@ -11,6 +11,7 @@ import pytest
 
 from tenure import Job, NewJob, Tenure
 from tenure.worker import fitness
+from tenure.worker.health import Health
 from tests.support.no_threads import no_new_threads
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript
@@ -75,13 +76,18 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.scenario(103)
 def test_a_child_that_does_not_find_the_module_fails_no_job(
-    app: Tenure, module: Path, caplog: pytest.LogCaptureFixture
+    app: Tenure,
+    module: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(fitness, "MIN_UNFIT_SECONDS", 3)
     app.core.take_over(importlib.import_module(module.stem).app.core)
     module.unlink()
     job = app.enqueue("work", max_retries=1)
-    with running_worker(app):
+    with running_worker(app) as worker:
         wait_until(lambda: handed_back(app, job), "the job to be handed back")
+        assert Health(worker).ready() == ["jobs of type work cannot be started here"]
         assert f"{module.stem} cannot be imported in a child process: Module" in caplog.text
         module.write_text(CHILD)
         assert wait_until_completed(app, job).attempts == 1
