@@ -104,6 +104,9 @@ def test_it_is_a_part_of_the_request_of_a_key(app: Tenure) -> None:
     for other in ({}, {"start_by": "2h"}, {"start_by": START + HOUR}):
         with pytest.raises(KeyConflict):
             app.enqueue("a", idempotency_key="k", **other)  # type: ignore[arg-type]
+    app.enqueue("a", start_by=START + HOUR, idempotency_key="at")
+    with pytest.raises(KeyConflict):
+        app.enqueue("a", start_by=START + 2 * HOUR, idempotency_key="at")
 
 
 def by_client(url: str) -> Job:

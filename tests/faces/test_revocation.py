@@ -74,3 +74,25 @@ def test_a_claim_that_waits_ends_with_its_token(app: Tenure) -> None:
     request = asyncio.run(wait_for_work())
     assert request.status == 401
     assert b"4111" not in request.answered
+
+
+@pytest.mark.requirement("C3")
+def test_a_wait_for_a_job_ends_with_its_token(app: Tenure) -> None:
+    secret, _ = app.tokens.create("reader", ["read"])
+    job = app.enqueue("pay", {"card": "4111"}, delay="1h")
+
+    async def wait_for_the_job() -> Exchange:
+        headers = {"authorization": f"Bearer {secret}"}
+        path = f"/jobs/{job.id}"
+        async with Exchange(build(app), "GET", path, headers=headers, query="wait=30") as request:
+            async with asyncio.timeout(10):
+                while not app.core.store._waits._waits:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0)
+            app.tokens.revoke("reader")
+            app.cancel(job.id)
+            await request.end()
+        return request
+
+    request = asyncio.run(wait_for_the_job())
+    assert request.status == 401
+    assert b"4111" not in request.answered

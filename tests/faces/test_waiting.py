@@ -11,6 +11,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.server import build
+from tenure.wire import requests as wire
 from tests.support.cli import run_cli
 from tests.support.http import UNKNOWN_ID, Exchange, api_client, assert_problem
 from tests.support.waiting import wait_until
@@ -45,7 +46,9 @@ async def test_a_request_is_answered_when_the_job_is_settled(app: Tenure, way: s
 
 
 @pytest.mark.anyio
-async def test_a_request_waits_no_longer_than_asked_and_holds_nothing(app: Tenure) -> None:
+async def test_a_request_waits_no_longer_than_asked_and_holds_nothing(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = await app.enqueue_async("a", delay="1h")
     built = build(app)
     threads = threading.active_count()
@@ -53,6 +56,10 @@ async def test_a_request_waits_no_longer_than_asked_and_holds_nothing(app: Tenur
         async with Exchange(built, "GET", f"/jobs/{job.id}", query=query) as request:
             assert (await request.end())["status"] == "pending"
     path = f"/jobs/{job.id}"
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "MAX_JOB_WAIT_SECONDS", 0.05)
+        async with asking(app, path, prefer="wait=600") as request:
+            assert (await request.end())["status"] == "pending"
     requests = [Exchange(built, "GET", path, query="wait=60") for _ in range(100)]
     for request in requests:
         await request.__aenter__()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 import tenure.worker.exchanges
 import tenure.worker.worker
-from tenure import JobContext, Tenure
+from tenure import Failure, JobContext, Tenure
 from tenure.client import Client
 from tests.support.http import ServerProcess
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -57,6 +58,30 @@ def test_outcomes_of_every_kind(app: Tenure, server: ServerProcess) -> None:
         assert "at `$.number`" in wait_until_failed(app, unfit)
     assert results == 2 * [str(n) for n in range(20)]
     assert app.verify() == []
+
+
+def test_hooks_are_called_as_beside_the_database(app: Tenure, server: ServerProcess) -> None:
+    entered, failures = list[str](), list[Failure]()
+    app.on_failure(failures.append)
+
+    @app.around
+    @contextmanager
+    def note(context: JobContext) -> Iterator[None]:
+        entered.append(f"{context.type} {context.attempt}")
+        yield
+
+    @app.job(max_retries=2, backoff=0)
+    def fail() -> None:
+        raise ValueError("no")
+
+    with Client(server.url) as client, running_worker(app, client):
+        job = fail.enqueue()
+        wait_until_failed(app, job)
+    assert entered == ["fail 1", "fail 2"]
+    assert [(one.id, one.attempt, one.final, one.retry_in) for one in failures] == [
+        *((job.id, 1, False, 0.0), (job.id, 2, True, None)),
+    ]
+    assert all(isinstance(one.exception, ValueError) for one in failures)
 
 
 def test_a_cancelled_job_tells_its_handler(app: Tenure, server: ServerProcess) -> None:

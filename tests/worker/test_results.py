@@ -106,8 +106,9 @@ def test_a_result_that_cannot_be_had_says_why(app: Tenure) -> None:
 
 
 @pytest.mark.parametrize("id", [UNKNOWN, "celery"])
-def test_an_unknown_id_is_not_pending_for_ever(app: Tenure, id: str) -> None:
+def test_an_unknown_id_is_not_pending_for_ever(app_on_each_engine: Tenure, id: str) -> None:
     """celery#4450: a result backend says PENDING of any id."""
+    app = app_on_each_engine
     with pytest.raises(JobNotFound):
         app.wait(id)
     with pytest.raises(JobNotFound):
