@@ -181,13 +181,12 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
         idempotency_key=key,
         delay=0.0 if delay is None else durations.seconds(delay, path="$.delay"),
         run_at=run_at,
-        start_by=start_by,
-        start_within=start_within,
         tags=tags,
         again_of=new_job.again_of and ids.check_id(new_job.again_of, "$.again_of"),
         actor=actor,
     )
-    if start_by or start_within:
+    if start_by or start_within:  # not above: Python makes a dictionary of 16 named arguments
+        checked_job = replace(checked_job, start_by=start_by, start_within=start_within)
         _check_it_can_start(checked_job)
     if key is None:
         return checked_job
