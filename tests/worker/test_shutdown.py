@@ -441,7 +441,7 @@ def test_maintenance_stops_while_a_delivery_finishes(app: Tenure) -> None:
     def runs(thread: str) -> bool:
         return any(one.name == thread for one in threading.enumerate())
 
-    beside = maintained(app, Settings(webhooks_private=True, grace_seconds=WAIT_SECONDS))
+    beside = maintained(app, Settings(webhooks_private=True, grace_seconds=WAIT_SECONDS), [])
     with socket.create_server(("127.0.0.1", 0)) as receiver:
         receiver.settimeout(WAIT_SECONDS)
         url = f"http://127.0.0.1:{receiver.getsockname()[1]}"
