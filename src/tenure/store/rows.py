@@ -51,7 +51,13 @@ TIMES = frozenset(
 )
 IDS = frozenset({"id", "job_id", "lease_id", "cursor", "again_of"})
 
-_FIELDS = tuple(TEXT_FIELDS.get(column, column) for column in COLUMNS)
+
+def field_of(column: str) -> str:
+    """Return the field of a `Job` that holds what is stored in a column."""
+    return TEXT_FIELDS.get(column, column)
+
+
+_FIELDS = tuple(map(field_of, COLUMNS))
 _STATUS = {str(status): status for status in Status}
 _tags_decoder = msgspec.json.Decoder(tuple[str, ...])
 _policy_decoder = msgspec.json.Decoder(RetryPolicy)
@@ -125,9 +131,7 @@ def added_job(
 def changed_values(job: Job, columns: Sequence[str]) -> tuple[Any, ...]:
     """Return what is stored in columns of `CHANGED_BY`."""
     return tuple(
-        write_policy(job.backoff)
-        if name == "backoff"
-        else getattr(job, TEXT_FIELDS.get(name, name))
+        write_policy(job.backoff) if name == "backoff" else getattr(job, field_of(name))
         for name in columns
     )
 

@@ -17,14 +17,14 @@ from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import BinaryArray, is_uuid, to_time, uuids
 from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes
 from tenure.store.postgres.session import PostgresSession
-from tenure.store.rows import CHANGED, added_job, changed_values, job_of, write_policy
+from tenure.store.rows import CHANGED, added_job, changed_values, field_of, job_of, write_policy
 from tenure.store.tables.stats import StatsWriter
 
 MAX_LOOKS = 20
 """Looks in a row of which each found nothing to delete."""
 
 _added_values = attrgetter(*sql.NEW[:-1])
-_changed_values = attrgetter(*CHANGED)
+_changed_values = attrgetter(*map(field_of, CHANGED))
 _guard_values = attrgetter(*sql.GUARD)
 
 

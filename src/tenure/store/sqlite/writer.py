@@ -19,7 +19,15 @@ from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.lanes import Lanes, LaneView, next_due
 from tenure.store.protocol import Trouble
-from tenure.store.rows import ADDED, CHANGED, added_job, changed_values, job_of, write_policy
+from tenure.store.rows import (
+    ADDED,
+    CHANGED,
+    added_job,
+    changed_values,
+    field_of,
+    job_of,
+    write_policy,
+)
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.claim import SqliteClaim
 from tenure.store.sqlite.connection import (
@@ -37,7 +45,7 @@ from tenure.store.tables.stats import StatsWriter
 
 _read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
 _added_values = attrgetter(*ADDED)
-_changed_values = attrgetter(*CHANGED)
+_changed_values = attrgetter(*map(field_of, CHANGED))
 _guard_values = attrgetter(*sql.GUARD)
 
 
