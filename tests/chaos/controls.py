@@ -228,8 +228,8 @@ CONTROLS = (
     Control(
         "a key stands for any payload",
         "store/enqueue.py",
-        "checked_job.idempotency_key is not None and fingerprint != checked_job.fingerprint",
-        "False",
+        "if key is None or fingerprint == checked_job.fingerprint:",
+        "if True:",
     ),
     Control(
         "retention takes what is not settled",
@@ -253,8 +253,8 @@ CONTROLS = (
     Control(
         "a worker runs on after its lease is lost",
         "worker/heartbeat.py",
-        "            self._leases.lose(ended)",
-        "            pass",
+        "        self._leases.lose(ended)",
+        "        pass",
     ),
     Control(
         "a worker that is asked to stop goes on claiming",

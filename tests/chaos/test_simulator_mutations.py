@@ -226,7 +226,7 @@ def callers_are_answered_before_the_commit(patch: Patch) -> None:
 def a_key_does_not_know_its_request(patch: Patch) -> None:
     patch.setattr(
         enqueue,
-        "_known",
+        "answer_known",
         lambda checked_job, job, _: Enqueued(job, created=job.id == checked_job.id),
     )
 

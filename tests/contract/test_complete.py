@@ -11,9 +11,8 @@ from tenure import InvalidInput, JobContext, LeaseLost, Tenure
 from tenure.app.fence import LeaseFence
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.worker.context import context_of
-from tests.contract.test_within import KINDS
 from tests.support.effects import effects, own_connection
-from tests.support.lenders import SQLITE, Kind, Lender, lent
+from tests.support.lenders import KINDS, SQLITE, Kind, Lender, lent
 from tests.support.waiting import wait_until
 
 

@@ -8,15 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from tenure import InvalidInput, JobNotFound, KeyConflict, NewJob, QueueFull, RetryPolicy, Tenure
-from tests.support.lenders import POSTGRES, SQLITE, Kind, Lender, lent
+from tests.support.lenders import KINDS, SQLITE, Kind, Lender, lent
 
-KINDS = [
-    *(pytest.param(("sqlite_url", kind), id=kind.name) for kind in SQLITE),
-    *(
-        pytest.param(("postgres_url", kind), id=kind.name, marks=pytest.mark.postgres)
-        for kind in POSTGRES
-    ),
-]
 DRIVERS = {
     *("psycopg", "asyncpg", "sqlite3", "aiosqlite"),
     *("sqlalchemy psycopg2 scoped_session", "sqlalchemy pg8000 Session"),

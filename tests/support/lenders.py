@@ -18,6 +18,7 @@ import asyncpg
 import pg8000.dbapi
 import psycopg
 import psycopg2
+import pytest
 import sqlalchemy
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.ext.asyncio import (
@@ -269,3 +270,12 @@ def lent(kind: Kind, url: str, *, alone: bool = False) -> Iterator[Lender]:
             yield lender
         finally:
             lender.close()
+
+
+KINDS = [
+    *(pytest.param(("sqlite_url", kind), id=kind.name) for kind in SQLITE),
+    *(
+        pytest.param(("postgres_url", kind), id=kind.name, marks=pytest.mark.postgres)
+        for kind in POSTGRES
+    ),
+]
