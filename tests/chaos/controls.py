@@ -275,7 +275,7 @@ LONGER_WAY = "a queue with a row but without a limit is then added to by the lon
 UNNEEDED: Mapping[str, str] = {
     f"{SQLITE} CLAIM: without +tenure_job.status = 'pending'": "picked in the same transaction, and"
     " no other writes; the trigger refuses to claim what is not pending",
-    f"{HOT_PATH} enqueue: without max_pending IS NOT NULL": LONGER_WAY,
+    f"{HOT_PATH} enqueue_many: without max_pending IS NOT NULL": LONGER_WAY,
     f"{HOT_PATH} enqueue_one: without q.max_pending IS NOT NULL": LONGER_WAY,
     f"{HOT_PATH} limited(names text[]): without q.max_pending IS NOT NULL": LONGER_WAY,
     f"{SQLITE} DELETE_SETTLED: without finished_at <= ?": "bounds the search; the ledger's end"
@@ -308,7 +308,7 @@ def guards() -> Iterator[Control]:
 
 def statement_at(text: str, place: int) -> str:
     """The name of the constant, function, table or trigger in which a place stands."""
-    names = r"^(?:def |CREATE \w+ \{schema\}\.)(\w+(?:\([\w \[\]]*\))?)|^(\w+) = "
+    names = r"^(?:def |CREATE [A-Z ]+ (?:\{schema\}\.)?)(\w+(?:\([\w \[\]]*\))?)|^(\w+) = "
     *_, last = re.finditer(names, text[:place], re.MULTILINE)
     return last[1] or last[2]
 
