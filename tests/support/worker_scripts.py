@@ -183,12 +183,19 @@ def state(pid: int) -> str:
     return stat.rpartition(")")[2].split()[0]
 
 
+def has_stopped(pid: int) -> bool:
+    """Whether each thread has stopped: the signal reaches them one after the other."""
+    threads = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] in ("T", "t") for stat in threads)
+
+
 def freeze(worker: subprocess.Popen[str], app: Tenure) -> None:
     """Stop a process between its transactions: databases keep the locks of one that is stopped."""
     is_free = sqlite_is_free if app.database.startswith("sqlite") else postgres_is_free
 
     def froze() -> bool:
         os.kill(worker.pid, signal.SIGSTOP)
+        wait_until(lambda: has_stopped(worker.pid), "every thread to stop")
         if is_free(app.database):
             return True
         os.kill(worker.pid, signal.SIGCONT)
