@@ -176,12 +176,12 @@ class Committer:
         closing = False
         while not closing:
             batch: list[Work] = []
-            size = 0
-            pause = self._until_announcement()
+            size, idle, pause = 0, True, self._until_announcement()
             self._free.add(db)
             try:
                 work = self._waiting.get(timeout=IDLE_SECONDS if pause is None else pause)
                 self._free.discard(db)
+                idle = False
                 while work is not None:
                     if work.future.set_running_or_notify_cancel():  # else its caller went away
                         batch.append(work)
@@ -193,7 +193,7 @@ class Committer:
                     closing = True
             except Empty:
                 self._free.discard(db)
-                if pause is None and not batch:
+                if idle and pause is None:
                     db.rest()
             if len(batch) > 1 or not is_only_adding(batch):
                 self._direct.note_other_work()

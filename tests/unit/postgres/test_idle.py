@@ -70,6 +70,19 @@ def test_who_only_enqueues_has_one_connection(store: Store, raw: Connection) -> 
     assert sessions(raw) == 1
 
 
+def test_to_wake_workers_takes_no_new_connection(store: Store, raw: Connection) -> None:
+    """Each notification once closed the connection first: it was taken for idle."""
+    begun = "SELECT backend_start FROM pg_stat_activity WHERE application_name = 'tenure'"
+    raw.execute("LISTEN tenure")
+    store.add([new_job()]).result()
+    assert announced(raw, least=1) == 1
+    before = raw.execute(begun).fetchall()
+    for _ in range(3):
+        store.wake()
+        assert announced(raw, least=1) == 1
+    assert raw.execute(begun).fetchall() == before
+
+
 def test_so_has_who_enqueues_by_name(url: str, raw: Connection) -> None:
     """What the database knows of the type is read on the same connection."""
     with Tenure(url) as app:
