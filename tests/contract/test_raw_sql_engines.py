@@ -96,6 +96,9 @@ def test_no_null_becomes_a_default(harness: StoreHarness, ids: dict[str, str], g
         statement = f"UPDATE OR REPLACE {{job}} SET {change}, {dress} WHERE id = ?"
         refused(harness, statement, ids[situation])
         refused(harness, f"UPDATE OR REPLACE {{job}} SET {change} WHERE id = ?", ids[situation])
+    for situation in (name for name in SITUATIONS if name not in ("pending", "waiting")):
+        statement = "UPDATE OR REPLACE {job} SET payload = NULL WHERE id = ?"
+        refused(harness, statement, ids[situation])
 
 
 @on_sqlite

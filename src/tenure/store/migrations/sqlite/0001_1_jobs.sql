@@ -136,7 +136,7 @@ BEGIN SELECT RAISE(ABORT, 'tenure: illegal transition of a job'); END;
 
 -- What no claim and no completion sets.
 CREATE TRIGGER tenure_job_sets BEFORE UPDATE OF {set_columns} ON tenure_job
-WHEN {illegal_setting}
+WHEN ({illegal_setting}) IS NOT FALSE
 BEGIN SELECT RAISE(ABORT, 'tenure: no transition may set this column of a job'); END;
 
 CREATE TRIGGER tenure_job_leaves BEFORE DELETE ON tenure_job
