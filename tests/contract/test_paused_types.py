@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
 from starlette.testclient import TestClient
 
@@ -17,6 +19,7 @@ from tenure.store.lanes import MAX_SEEN
 from tenure.store.tables import types
 from tests.support.cli import output_of
 from tests.support.http import api_client, post_form
+from tests.support.waiting import wait_until
 
 ALL_TYPES = [None, ("mail", "sync")]
 
@@ -67,6 +70,24 @@ def test_it_stays_paused_whatever_workers_declare(
     assert (known["mail"].queue, known["mail"].paused_by) == ("m", "ann")
     assert known["mail"].paused_at is not None
     assert len(known) == 2
+
+
+@pytest.mark.postgres
+def test_a_pause_keeps_what_a_worker_declares_meanwhile(postgres_url: str) -> None:
+    declare = "INSERT INTO tenure.type VALUES ('mail', 'slow', 0, 3, NULL, NULL, NULL, now())"
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with Tenure(postgres_url) as app, psycopg.connect(postgres_url) as worker:
+        app.open()
+        with ThreadPoolExecutor(1) as pool:
+            worker.execute(declare)
+            pausing = pool.submit(app.types.pause, "mail")
+            with psycopg.connect(postgres_url, autocommit=True) as watcher:
+                wait_until(lambda: watcher.execute(waits).fetchone() == (1,), "the pause to wait")
+            worker.commit()
+            pausing.result(10)
+        (found,) = app.types.list()
+        assert found.queue == "slow"
+        assert found.paused_at is not None
 
 
 def test_what_is_no_type_of_users_is_refused(app: Tenure) -> None:

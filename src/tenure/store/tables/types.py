@@ -22,22 +22,24 @@ COLUMNS = (*PLAIN, "schema")
 
 def save(db: Statements, types: Mapping[str, TypeOptions]) -> None:
     """Store the options of types, by name."""
-    d = db.dialect
-    table = d.table("type")
+    table = db.dialect.table("type")
     changes = ", ".join(f"{name} = excluded.{name}" for name in (*OPTIONS, "schema", "seen_at"))
-    statement = (
-        f"INSERT INTO {table} ({', '.join(NAMED)}, schema, seen_at)"
-        f" VALUES ({d.values(len(NAMED) + 1)}, {d.now})"
-        f" ON CONFLICT (name) DO UPDATE SET {changes}"
-    )
     for name, options in sorted(types.items()):  # in one order, so that no two wait in a circle
-        values = [getattr(options, option) for option in OPTIONS[:-1]]
-        schema = getattr(options, "schema", None)
-        db.changed(statement, (name, *values, write_policy(options.backoff), schema))
+        _add(db, name, options, f"UPDATE SET {changes}")
     others = f"SELECT name FROM {table} WHERE paused_at IS NULL"
     others += f" ORDER BY seen_at DESC LIMIT {MAX_TYPES} OFFSET {MAX_TYPES}"
-    some = f"SELECT name FROM {table} WHERE name IN ({others}) {d.skip_locked}"
+    some = f"SELECT name FROM {table} WHERE name IN ({others}) {db.dialect.skip_locked}"
     db.changed(f"DELETE FROM {table} WHERE name IN ({some})")
+
+
+def _add(db: Statements, name: str, options: TypeOptions, on_conflict: str) -> None:
+    d = db.dialect
+    values = [getattr(options, option) for option in OPTIONS[:-1]]
+    db.changed(
+        f"INSERT INTO {d.table('type')} ({', '.join(NAMED)}, schema, seen_at)"
+        f" VALUES ({d.values(len(NAMED) + 1)}, {d.now}) ON CONFLICT (name) DO {on_conflict}",
+        (name, *values, write_policy(options.backoff), getattr(options, "schema", None)),
+    )
 
 
 def set_paused(
@@ -45,8 +47,7 @@ def set_paused(
 ) -> None:
     """Pause or resume a type, whether it is known or not."""
     d = db.dialect
-    if name not in every(db, PLAIN):
-        save(db, {name: TypeOptions()})
+    _add(db, name, TypeOptions(), "NOTHING")
     db.changed(
         f"UPDATE {d.table('type')} SET paused_at = CASE WHEN {d.value} THEN {d.now} END,"
         f" paused_by = {d.value}, pause_reason = {d.value} WHERE name = {d.value}",
