@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from tenure.store.postgres.address import split_schema
 from tenure.store.sqlite.connection import begin_writing, connect, path_of
 
 
@@ -21,7 +20,9 @@ def opened(url: str) -> Iterator[Any]:
         return
     import psycopg
 
-    with psycopg.connect(split_schema(url)[1]) as session:
+    from tenure.store.postgres.connection import address_of
+
+    with psycopg.connect(address_of(url).conninfo) as session:
         yield session
 
 
