@@ -53,7 +53,10 @@ def refusal(act: Any, *values: Any, **options: Any) -> str:
         {"delay": 1, "run_at": SOON},
         {"run_at": LONG_AGO},
         {"run_at": SOON, "start_by": SOON},
-        *({"tags": tags} for tags in ([""], ["a b"], ["x" * 129], [f"t{n}" for n in range(21)])),
+        *(
+            {"tags": tags}
+            for tags in ([""], ["a b"], ["é"], ["x" * 129], [f"t{n}" for n in range(21)])
+        ),
         *({"idempotency_key": key} for key in ("", "a b", "é", "x" * 256)),
         *({"backoff": policy} for policy in ({"base": -1}, {"factor": 0.5}, {"no": 1}, "text")),
         *({"backoff": delays} for delays in ([], [1, -1], ["soon"], [1] * 21, {"delays": [-1]})),
@@ -126,16 +129,20 @@ def test_sql_takes_the_options_of_the_type(app: Tenure, door: SqlDoor) -> None:
 
 
 def test_a_key_means_the_same_to_sql_and_python(app: Tenure, door: SqlDoor) -> None:
+    """The same request has the same type, queue and payload, whatever the order of its keys."""
     door.enqueue("mail", '{"b": 1, "a": [2]}', idempotency_key="theirs")
     (job,) = app.find()
-    assert app.enqueue("mail", {"b": 1, "a": [2]}, idempotency_key="theirs") == job
-    for other in ({"b": 2}, {}):
+    assert app.enqueue("mail", {"a": [2], "b": 1}, idempotency_key="theirs") == job
+    app.enqueue("mail", {"b": 1, "a": [2.0]}, idempotency_key="ours")
+    for key, text in (("ours", '{"a": [2], "b": 1}'), ("theirs", '{"a": [2], "b": 1.0}')):
+        door.enqueue("mail", text, idempotency_key=key)
+    others = ({}, {"b": 1}, {"b": True, "a": [2]}, {"b": 1, "a": [2], "c": None})
+    for other in (*others, {"b": 1, "a": [2, 3]}, {"b": 1, "a": {"0": 2}}, {"b": "1", "a": [2]}):
         with pytest.raises(KeyConflict):
             app.enqueue("mail", other, idempotency_key="theirs")
-    app.enqueue("mail", {"n": 1}, idempotency_key="ours")
-    for key, text in (("ours", '{"n": 1}'), ("theirs", '{"b": 1, "a": [2]}')):
-        door.enqueue("mail", text, idempotency_key=key)
-    assert refusal(door.enqueue, "mail", '{"n": 2}', idempotency_key="ours") == KeyConflict.code
+        for key in ("ours", "theirs"):
+            text = json.dumps(other)
+            assert refusal(door.enqueue, "mail", text, idempotency_key=key) == KeyConflict.code
     assert app.count().jobs == 2
 
 

@@ -5,11 +5,12 @@ These functions run inside the committer's transaction. They are the same for ev
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
 from tenure.errors import KeyConflict, QueueFull, TenureError
-from tenure.jobs import payload
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.lifecycle import Job
 from tenure.store.protocol import Database
@@ -94,7 +95,22 @@ def answer_known(
     key = checked_job.idempotency_key
     if key is None or fingerprint == checked_job.fingerprint:
         return Enqueued(job, created=job.id == checked_job.id)
-    asked = checked_job.type, checked_job.queue, payload.load(checked_job.payload)
-    if fingerprint is None and asked == (job.type, job.queue, job.payload):
+    is_same = (checked_job.type, checked_job.queue) == (job.type, job.queue)
+    if fingerprint is None and is_same and _are_equal(checked_job.payload, job.payload_json):
         return Enqueued(job, created=False)
     return KeyConflict(key, job.id)
+
+
+def _are_equal(payload: str, stored: str) -> bool:
+    """Whether two JSON texts have the same value: in Python `true` would be equal to 1."""
+    try:
+        one, other = (
+            json.loads(t, parse_int=_number, parse_float=_number) for t in (payload, stored)
+        )
+    except (ValueError, RecursionError):  # damaged
+        return False
+    return bool(one == other)
+
+
+def _number(text: str) -> tuple[Decimal]:
+    return (Decimal(text),)

@@ -81,10 +81,10 @@ CREATE FUNCTION {schema}.tags_of(tags text[]) RETURNS text
 BEGIN
     tags := ARRAY(SELECT DISTINCT tag COLLATE "C" FROM unnest(tags) AS one (tag) ORDER BY 1);
     IF cardinality(tags) > {max_tags} OR EXISTS (SELECT FROM unnest(tags) AS one (tag)
-        WHERE (tag ~ '^[^[:space:][:cntrl:]]{{1,{max_tag}}}$') IS NOT TRUE)
+        WHERE (tag ~ '{key_pattern}' AND length(tag) <= {max_tag}) IS NOT TRUE)
     THEN
         PERFORM {schema}.refuse_input('$.tags',
-            'give at most {max_tags} of 1 to {max_tag} printable characters, no spaces');
+            'give at most {max_tags} of 1 to {max_tag} visible ASCII characters, no spaces');
     END IF;
     RETURN nullif(array_to_json(tags)::text, '[]');
 END $$;

@@ -88,15 +88,20 @@ BEGIN
             OR json_array_length(tags) > {max_tags} OR EXISTS (
             SELECT 1 FROM json_each(asked.tags) AS tag WHERE tag.type <> 'text'
                 OR length(tag.value) NOT BETWEEN 1 AND {max_tag}
-                OR tag.value GLOB '*[' || char(1) || '-' || char(32) || char(127) || ']*')
-            THEN RAISE(ABORT, 'tenure: invalid_input: $.tags: give a JSON array of at most {max_tags} texts, no spaces')
+                OR tag.value GLOB '*[^!-~]*')
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.tags: give a JSON array of at most {max_tags} texts of visible ASCII')
         WHEN NOT ({key_is_visible_ascii}) OR instr(idempotency_key, ' ')
             THEN RAISE(ABORT, 'tenure: invalid_input: $.idempotency_key: use 1 to {max_key} visible ASCII characters')
         WHEN EXISTS (SELECT 1 FROM tenure_job AS known WHERE known.idempotency_key = asked.idempotency_key)
             THEN CASE WHEN NOT EXISTS (
                 SELECT 1 FROM tenure_job AS known WHERE known.idempotency_key = asked.idempotency_key
                     AND known.type = asked.type AND known.queue = asked.queue
-                    AND json(known.payload) = json(asked.payload))
+                    AND (SELECT count(*) FROM json_tree(known.payload))
+                        = (SELECT count(*) FROM json_tree(asked.payload))
+                    AND NOT EXISTS (
+                        SELECT fullkey, replace(type, 'real', 'integer'), atom FROM json_tree(known.payload)
+                        EXCEPT SELECT fullkey, replace(type, 'real', 'integer'), atom
+                        FROM json_tree(asked.payload)))
                 THEN RAISE(ABORT, 'tenure: idempotency_key_reused: $.idempotency_key: it was used for a different request')
             ELSE false END
         WHEN (SELECT max_pending FROM tenure_queue WHERE name = asked.queue) <= (
