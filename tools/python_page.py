@@ -15,8 +15,8 @@ import tenure
 import tenure.sqlite
 from tenure import Failure, Handle, Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
 from tenure.app.bulk import BulkActions
+from tenure.app.job_types import JobOptions
 from tenure.app.queues import Queues, Types, Workers
-from tenure.app.register import Register
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
@@ -90,7 +90,7 @@ VALUES: Mapping[type, Sequence[str]] = {
     Job: ("payload", "result"),
     JobContext: (*("progress", "complete", "complete_async", "hold", "hold_async", "transaction"),),
 }
-HANDLE = ("id", "result", "result_async", "job", "job_async", "progress", "progress_async")
+HANDLE = ("id", "result", "result_async", "progress", "progress_async")
 JOB_TYPE = (
     "enqueue",
     "enqueue_async",
@@ -231,7 +231,8 @@ def _member(cls: Any, name: str) -> str:
     if not callable(value):
         return f"`{name}`: {_described(cls, name)}\n"
     if (cls, name) == (Tenure, "job"):  # overloaded; what it takes is what the decorator takes
-        return f"{_signature('@app.job', Register.__init__, skip=3)}\n{_text(value)}"
+        options = "".join(f"    {name}: {type},\n" for name, type, _ in _annotated(JobOptions))
+        return f"```text\n@app.job(\n{options})\n```\n\n{_text(value)}"
     return f"{_signature(name, value)}\n{_text(value)}"
 
 
@@ -250,12 +251,12 @@ class _Written(str):
         return str(self)
 
 
-def _signature(name: str, function: Callable[..., Any], *, skip: int = 1) -> str:
-    """How a function is called, as a block; the first `skip` parameters are not the caller's."""
+def _signature(name: str, function: Callable[..., Any]) -> str:
+    """How a function is called, as a block, without `self` or the application."""
     signature = inspect.signature(function)
     kept = [
         parameter.replace(annotation=_Written(parameter.annotation))
-        for parameter in list(signature.parameters.values())[skip:]
+        for parameter in list(signature.parameters.values())[1:]
     ]
     answer = "" if signature.return_annotation == "None" else f" -> {signature.return_annotation}"
     written = f"{inspect.Signature(kept)}{answer}"

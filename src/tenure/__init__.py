@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
+    from tenure.app.job_types import JobType
+    from tenure.app.waiting import Handle
     from tenure.errors import (
         IllegalTransition,
         InvalidInput,
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     )
     from tenure.jobs.context import JobContext
     from tenure.jobs.enqueue import NewJob
-    from tenure.jobs.handle import Handle
-    from tenure.jobs.handlers import JobType
     from tenure.jobs.hooks import Failure
     from tenure.jobs.postpone import RetryAfter, Snooze
     from tenure.lifecycle import Job, Status
@@ -64,12 +64,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Handle": "jobs.handle",
+    "Handle": "app.waiting",
     "NewJob": "jobs.enqueue",
     "Job": "lifecycle",
     "JobContext": "jobs.context",
     "Failure": "jobs.hooks",
-    "JobType": "jobs.handlers",
+    "JobType": "app.job_types",
     "RetryAfter": "jobs.postpone",
     "RetryPolicy": "retry",
     "Snooze": "jobs.postpone",

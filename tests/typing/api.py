@@ -91,7 +91,7 @@ def handles_have_the_type_of_the_result() -> None:
     assert_type(coroutine.options(delay="5m").submit(Order(1)).result(), str)
     assert_type(with_context.submit("a@example.com"), Handle[None])
     assert_type(async_with_context.submit(Order(1)).result(), int)
-    assert_type(app.wait(plain.submit("a").job(), timeout=5), Job)
+    assert_type(app.wait(plain.submit("a").id, timeout=5), Job)
     assert_type([handle.id for handle in app.as_completed([plain.submit("a")])], list[str])
 
 

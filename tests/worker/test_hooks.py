@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from tenure import Failure, JobContext, Tenure
-from tenure.errors import InvalidInput
 from tenure.jobs.work import ClaimRequest
 from tests.support.waiting import wait_until
 from tests.support.workers import (
@@ -144,41 +143,6 @@ def test_a_traceback_begins_in_the_handler_whatever_is_around(app: Tenure) -> No
         for job_type in (function, coroutine):
             error = wait_until_failed(app, job_type.enqueue())
             assert error.splitlines()[2].endswith(job_type.__name__), error
-
-
-def test_an_async_context_manager_around_a_plain_def_is_refused(app: Tenure) -> None:
-    @asynccontextmanager
-    async def connection(_: JobContext) -> AsyncIterator[None]:
-        yield
-
-    @app.job
-    def first() -> None: ...
-
-    with pytest.raises(InvalidInput, match=r"the handler first is a plain def.*connection"):
-        app.around(connection)
-
-    other = Tenure("sqlite:///never-opened.db")
-    other.around(connection)
-    with pytest.raises(InvalidInput, match="the handler second is a plain def"):
-
-        @other.job
-        def second() -> None: ...
-
-
-def test_what_makes_no_context_manager_is_refused_with_what_to_write(app: Tenure) -> None:
-    def plain(_: JobContext) -> Iterator[None]:
-        yield
-
-    async def plain_async() -> AsyncIterator[None]:
-        yield
-
-    with pytest.raises(InvalidInput, match="put @contextmanager below"):
-        app.around(plain)  # type: ignore[type-var]
-    with pytest.raises(InvalidInput, match="put @asynccontextmanager below"):
-        app.lifespan(plain_async)  # type: ignore[type-var]
-    for verb in (app.around, app.lifespan, app.on_failure):
-        with pytest.raises(InvalidInput, match="takes a function"):
-            verb("connection")  # type: ignore[type-var]
 
 
 # --- lifespan -----------------------------------------------------------------------------------

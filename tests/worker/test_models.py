@@ -72,7 +72,7 @@ def test_models_are_arguments_and_results_also_inside_other_types(app: Tenure) -
 
     with running_worker(app):
         handle = pack.submit(ORDER, more=[ORDER], parcel=Parcel(ORDER, 2.0))
-        assert handle.job().payload == {
+        assert app.get(handle.id).payload == {
             "order": STORED,
             "more": [STORED],
             "parcel": {"order": STORED, "weight": 2.0},

@@ -55,7 +55,7 @@ def test_progress_is_seen_while_a_job_runs_and_after_it(app_on_each_engine: Tenu
         context.progress(7)
 
     handle = coroutine.submit()
-    jobs = [function.enqueue(), handle.job()]
+    jobs = [function.enqueue(), app.get(handle.id)]
     assert said(app, jobs[0].id) is None
     with running_worker(app):
         wait_until(lambda: said(app, jobs[0].id) == (1, 4, "first"), "the first progress")

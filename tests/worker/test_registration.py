@@ -15,7 +15,6 @@ import msgspec
 import pytest
 
 from tenure import InvalidInput, JobContext, KeyConflict, Tenure
-from tenure.jobs.child_limits import child_limits
 
 Anything = TypeVar("Anything")
 
@@ -157,8 +156,8 @@ def test_a_process_runs_functions_that_a_child_can_find(app: Tenure) -> None:
         ("10B", 10),
     ],
 )
-def test_sizes_are_bytes_or_text(size: int | str, read: int) -> None:
-    assert child_limits(None, size, in_process=True).max_memory == read
+def test_sizes_are_bytes_or_text(app: Tenure, size: int | str, read: int) -> None:
+    assert app.job(process=True, max_memory=size)(top_level).handler.max_memory == read
 
 
 @pytest.mark.parametrize(
@@ -200,6 +199,7 @@ def test_a_type_has_one_handler(app: Tenure) -> None:
         {"timeout": "soon"},
         {"backoff": {"base": 1, "speed": 2}},
         {"backoff": {"factor": 0.5}},
+        {"on_interrupt": "never"},
     ],
 )
 def test_options_out_of_range_are_refused(app: Tenure, options: dict[str, Any]) -> None:

@@ -63,14 +63,13 @@ def test_a_handle_brings_the_value_that_the_handler_returned(app_on_each_engine:
     with running_worker(app):
         handle = report.submit(datetime.date(2027, 1, 31))
         assert handle.result(timeout="20s") == Report(datetime.date(2027, 1, 31), Decimal("1.20"))
-        assert handle.job().result == {"day": "2027-01-31", "total": "1.20"}
+        assert app.get(handle.id).result == {"day": "2027-01-31", "total": "1.20"}
         assert nothing.submit().result("20s") is None
 
         async def wait() -> None:
             handle = await report.submit_async(datetime.date(2027, 2, 1))
             assert (await handle).day == datetime.date(2027, 2, 1)
             assert (await app.wait_async(handle.id)).status == "completed"
-            assert (await handle.job_async()).status == "completed"
 
         asyncio.run(wait())
 
@@ -122,6 +121,19 @@ def test_time_over_leaves_the_job_alone_and_ends_the_wait(app: Tenure) -> None:
     with pytest.raises(TimeoutError, match=r"is not settled after 0.01 s; it goes on"):
         asyncio.run(app.wait_async(job, timeout=0.01))
     assert app.get(job.id).status == "pending"
+    wait_until(lambda: not _waiting(), "the thread to end")
+
+
+def test_who_gives_up_at_once_leaves_no_wait_behind(app: Tenure) -> None:
+    job = app.enqueue("work", delay="1h")
+
+    async def give_up() -> None:
+        waiting = asyncio.create_task(app.wait_async(job))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    asyncio.run(give_up())
     wait_until(lambda: not _waiting(), "the thread to end")
 
 

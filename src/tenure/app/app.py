@@ -8,24 +8,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
 from tenure.app import enqueueing, hooks, operations, queries, running, upkeep, waiting
 from tenure.app.bulk import BulkActions
 from tenure.app.core import Core
+from tenure.app.job_types import JobOptions, JobType, Register
 from tenure.app.queues import Queues, Types, Workers
-from tenure.app.register import Register
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.twins import twin
 from tenure.app.webhooks import Webhooks
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import Backoff, Duration
-from tenure.jobs.handlers import Errors, JobType, OnInterrupt
 from tenure.jobs.names import check_label, list_of_names
 from tenure.jobs.redaction import Redaction
-from tenure.lifecycle import DEFAULT_MAX_RETRIES
-from tenure.retry import DEFAULT_POLICY
 from tenure.settings import check_migrate, database_url, default_of
 from tenure.telemetry.tracing import Tracing
 
@@ -134,36 +130,15 @@ class Tenure:
     @overload
     def job(self, function: Callable[P, R], /) -> JobType[P, R]: ...
     @overload
-    def job(
-        self,
-        *,
-        name: str | None = None,
-        queue: str = "default",
-        priority: int = 0,
-        max_retries: int = DEFAULT_MAX_RETRIES,
-        timeout: Duration | None = None,
-        backoff: Backoff = DEFAULT_POLICY,
-        process: bool = False,
-        max_jobs: int | None = None,
-        max_memory: int | str | None = None,
-        on_interrupt: OnInterrupt = "again",
-        permanent: Errors = (),
-        retry_on: Errors | None = None,
-    ) -> Register: ...
+    def job(self, **options: Unpack[JobOptions]) -> Register: ...
     def job(self, *function: Any, **options: Any) -> Any:
         """Register a function as the handler of a job type.
 
-        Use it plain, or with options, of which an enqueue may override `queue` to `backoff`.
+        Use it plain, or with options:
 
         - `name`: the job type, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: the function's name.
-        - `queue`: the queue of its jobs. Default: `default`.
-        - `priority`: -100 to 100; smaller runs first. Default: 0.
-        - `max_retries`: attempts of a job in all, 0 to 1,000; 0 and 1 both mean one. Default: 10.
-        - `timeout`: limit of one attempt, as seconds, timedelta or text such as `30s`; above 0, up
-          to 10 years. An attempt that exceeds it fails. Default: None, no limit.
-        - `backoff`: the wait after a failure: a `RetryPolicy`, its `base` alone as a duration, a
-          list of up to 20 durations, the last of which repeats, or an object of the fields of
-          `RetryPolicy`. Default: `RetryPolicy()`.
+        - `queue`, `priority`, `max_retries`, `timeout`, `backoff`: of its jobs, where an enqueue
+          gives no others. Values and defaults are those of `enqueue`.
         - `process`: run each attempt in a child process, so that a crash fails only that job. The
           child finds the function by its name, so it must be one of a module. Default: False.
         - `max_jobs`: with `process`, replace the child by a new one when it has run so many jobs,
@@ -182,7 +157,7 @@ class Tenure:
         Returns a `JobType`, which is still callable as the function. Raises InvalidInput if no
         payload could fit the function or the name is taken, TypeError for an unknown option.
         """
-        register = Register(self, self.core.handlers, **options)
+        register = Register(self, options)  # type: ignore[arg-type]
         return register(*function) if function else register
 
     enqueue = enqueueing.enqueue

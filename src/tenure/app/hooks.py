@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from tenure.errors import InvalidInput
-from tenure.jobs.hooks import Around, Lifespan, OnFailure, check_manager
+from tenure.jobs.hooks import Around, Lifespan, OnFailure
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -24,11 +23,9 @@ def around(app: Tenure, manager: A) -> A:
       `async def` must not block. An async one works only around `async def` handlers.
 
     Several nest in the order of registration, the first one outermost. The exception of the handler
-    passes through them, and one that they raise fails the attempt. Returns the function. Raises
-    InvalidInput if it makes no context manager, or if it is async and a handler is a plain `def`.
+    passes through them, and one that they raise fails the attempt. Returns the function.
     """
-    check_manager(manager, "around")
-    app.core.handlers.add_around(manager)
+    app.core.handlers.hooks.around.append(manager)
     return manager
 
 
@@ -40,10 +37,8 @@ def lifespan(app: Tenure, manager: L) -> L:
       last handler. A child process enters it only for a job that lost its lease. An exception
       in it ends the worker.
 
-    Several nest in the order of registration. Returns the function. Raises InvalidInput if it makes
-    no context manager.
+    Several nest in the order of registration. Returns the function.
     """
-    check_manager(manager, "lifespan")
     app.core.handlers.hooks.lifespans.append(manager)
     return manager
 
@@ -57,9 +52,7 @@ def on_failure(app: Tenure, function: F) -> F:
     It also learns of timeouts and of payloads that fit no handler. A lease that ran out is reported
     by the process whose sweep ended it, if that runs a worker with this application. Each failure
     is reported once at most; for what must not get lost, use webhooks or `events`. Returns the
-    function. Raises InvalidInput if it cannot be called.
+    function.
     """
-    if not callable(function):
-        raise InvalidInput("app.on_failure takes a function")
     app.core.handlers.hooks.on_failure.append(function)
     return function

@@ -1,19 +1,23 @@
-"""The verbs of `Tenure` that wait for jobs to be settled."""
+"""Waiting for jobs to be settled: verbs of `Tenure`, and the handle of one job."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
 
 from tenure.app.core import Core
-from tenure.jobs import durations, ids
+from tenure.errors import InvalidInput, JobCancelled, JobFailed, JobNotFound, ResultTruncated
+from tenure.jobs import durations, ids, json_types
 from tenure.jobs.enqueue import Duration
-from tenure.jobs.handle import Handle, with_answer
-from tenure.lifecycle import Job
+from tenure.jobs.progress import JobProgress
+from tenure.jobs.text import UNSTORABLE
+from tenure.lifecycle import Job, Status
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -46,7 +50,8 @@ def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
 async def wait_async(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
     """Do what `wait` does, without blocking the event loop or holding a thread."""
     job_id, seconds = _asked(job, timeout)
-    future = await asyncio.to_thread(begin, app.core, job_id)
+    await app.core.opened()
+    future = begin(app.core, job_id)
     try:
         return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
     except TimeoutError:
@@ -56,13 +61,10 @@ async def wait_async(app: Tenure, job: Job | str, timeout: Duration | None = Non
 
 
 def begin(core: Core, job_id: str) -> Future[Job]:
-    """Return a future of the job once it is settled, as `Waits.add` does.
-
-    Also raises JobNotFound, for what is no id or a job of a queue that is not among those allowed.
-    """
-    if core.queues is not None or not ids.is_id(job_id):
-        core.get(job_id)
-    return core.limited_store.wait(job_id)
+    """Return a future of the job once it is settled, as `Waits.add` does, at once."""
+    if not ids.is_id(job_id):
+        raise JobNotFound(job_id)
+    return core.store.wait(job_id)
 
 
 def _asked(job: Job | str, timeout: Duration | None) -> tuple[str, float | None]:
@@ -72,6 +74,73 @@ def _asked(job: Job | str, timeout: Duration | None) -> tuple[str, float | None]
 
 def _late(job_id: str, seconds: float | None) -> TimeoutError:
     return TimeoutError(f"job {job_id} is not settled after {seconds:g} s; it goes on")
+
+
+class Handle(Generic[R]):
+    """A job that was added by `submit`, whose result is an `R`. `await handle` is its result."""
+
+    def __init__(self, app: Tenure, job_id: str, returns: Any) -> None:
+        self._app = app
+        self._id = job_id
+        self._returns = returns
+        self._ended: Future[Job] | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of the job."""
+        return self._id
+
+    def progress(self) -> JobProgress | None:
+        """Return how far the job has come, as its handler said last; None if it said nothing."""
+        return self._app.progress(self.id)
+
+    async def progress_async(self) -> JobProgress | None:
+        """Do what `progress` does, without blocking the event loop."""
+        return await self._app.progress_async(self.id)
+
+    def result(self, timeout: Duration | None = None) -> R:
+        """Return what the handler returned, as its return annotation says, once it has.
+
+        - `timeout`: a duration to wait at most. Default: None, as long as it takes.
+
+        Raises JobFailed if the job failed for good, JobCancelled; TimeoutError if the job is not
+        settled in time, and goes on; JobNotFound or ResultGone if retention deleted it;
+        ResultTruncated if the result was not stored whole, InvalidInput if it does not fit the
+        annotation; StoreUnavailable.
+        """
+        return self._result_of(self._answer() or self._app.wait(self.id, timeout))
+
+    async def result_async(self, timeout: Duration | None = None) -> R:
+        """Do what `result` does, without blocking the event loop."""
+        return self._result_of(self._answer() or await self._app.wait_async(self.id, timeout))
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        return self.result_async().__await__()
+
+    def __repr__(self) -> str:
+        return f"<handle of job {self.id}>"
+
+    def _answer(self) -> Job | None:
+        """The job that `as_completed` has waited for; once, as it may be retried after that."""
+        ended, self._ended = self._ended, None
+        return None if ended is None else ended.result()
+
+    def _result_of(self, job: Job) -> R:
+        if job.status is Status.FAILED:
+            raise JobFailed(job.id, job.last_error)
+        if job.status is Status.CANCELLED:
+            raise JobCancelled(job.id, job.event, job.actor)
+        text = job.result_json or "null"
+        if text.startswith(f'{{"{UNSTORABLE}":'):
+            raise ResultTruncated(job.id, job.result["reason"])
+        if text == "null":
+            return None  # type: ignore[return-value]
+        try:
+            value: R = msgspec.json.decode(text, type=self._returns, dec_hook=json_types.decoded)
+        except (msgspec.MsgspecError, TypeError, ValueError) as error:
+            said = f"it does not fit the annotation of the handler, {self._returns}: {error}"
+            raise InvalidInput(said, path="$.result") from error
+        return value
 
 
 def as_completed(
@@ -104,7 +173,7 @@ class AsCompleted(Generic[R]):
         futures = self._started()
         try:
             for future in concurrent.futures.as_completed(futures, self._seconds):
-                yield with_answer(futures[future], future)
+                yield _answered(futures, future)
         finally:
             _cancel(futures)
 
@@ -116,7 +185,8 @@ class AsCompleted(Generic[R]):
             if not future.cancelled():  # nobody iterates any more
                 loop.call_soon_threadsafe(ended.put_nowait, future)
 
-        futures = await asyncio.to_thread(self._started)
+        await self._app.core.opened()
+        futures = self._started()
         until = None if self._seconds is None else time.monotonic() + self._seconds
         try:
             for future in futures:
@@ -124,9 +194,16 @@ class AsCompleted(Generic[R]):
             for _ in futures:
                 left = None if until is None else until - time.monotonic()
                 future = await asyncio.wait_for(ended.get(), left)
-                yield with_answer(futures[future], future)
+                yield _answered(futures, future)
         finally:
             _cancel(futures)
+
+
+def _answered(futures: Mapping[Future[Job], Handle[R]], future: Future[Job]) -> Handle[R]:
+    """Return the handle of a future, whose next `result` need not wait."""
+    handle = futures[future]
+    handle._ended = future
+    return handle
 
 
 def _cancel(futures: Iterable[Future[Job]]) -> None:

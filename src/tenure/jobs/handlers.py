@@ -1,5 +1,4 @@
-"""Handlers: the functions that run jobs, how their arguments become payloads and back, and what
-`@app.job` makes of them.
+"""Handlers: the functions that run jobs, and how their arguments become payloads and back.
 
 A handler's payload is its keyword arguments as a JSON object. Arguments are converted as the
 parameters are annotated: dataclasses, msgspec structs, datetime, UUID, Decimal and enums. A payload
@@ -8,30 +7,22 @@ that does not fit is refused, with the place where it does not.
 
 from __future__ import annotations
 
-import functools
 import inspect
+import re
 import sys
 import typing
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, Unpack, overload
+from typing import Any, Literal
 
 import msgspec
 
 from tenure.errors import InvalidInput
 from tenure.jobs import json_types
 from tenure.jobs import payload as payloads
-from tenure.jobs.child_limits import NO_LIMITS, ChildLimits
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import NewJob, Options, TypeOptions, Wake
-from tenure.jobs.handle import Handle
-from tenure.jobs.hooks import Around, Hooks, Lifespan, check_around
-from tenure.jobs.producer import Enqueues, Producer
-from tenure.lifecycle import Job
-
-P = ParamSpec("P")
-R = TypeVar("R")
-V = TypeVar("V")
+from tenure.jobs.enqueue import TypeOptions, whole
+from tenure.jobs.hooks import Around, Hooks, Lifespan
 
 _PLAIN_OPTIONS = TypeOptions()
 Errors = tuple[type[BaseException], ...]
@@ -54,9 +45,10 @@ class Handler:
     on_interrupt: OnInterrupt = "again"
     permanent: Errors = ()
     retry_on: Errors | None = None  # None: all others
-    limits: ChildLimits = NO_LIMITS  # of its child process
+    max_jobs: int | None = None  # of one child process
+    max_memory: int | None = None  # bytes of a child process after a job
     lifespans: Sequence[Lifespan] = ()  # of its application, which may add to it
-    around: Sequence[Around] = ()  # shared with its application, which may add to it
+    around: Sequence[Around] = ()  # likewise
     is_async: bool = False
     wants_context: bool = False
     signature: inspect.Signature = field(default_factory=inspect.Signature)
@@ -158,9 +150,12 @@ _BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
 def describe(
     function: Callable[..., Any],
     name: str,
-    defaults: TypeOptions,
+    defaults: TypeOptions = _PLAIN_OPTIONS,
     *,
-    in_process: bool = False,
+    hooks: Hooks | None = None,
+    process: bool = False,
+    max_jobs: Any = None,
+    max_memory: Any = None,
     on_interrupt: OnInterrupt = "again",
     permanent: Errors = (),
     retry_on: Errors | None = None,
@@ -169,11 +164,15 @@ def describe(
     for option, kinds in (("permanent", permanent), ("retry_on", retry_on)):
         if not _are_errors(kinds):
             raise InvalidInput(f"{option} is a tuple of exception classes, not {kinds!r}")
+    if on_interrupt not in typing.get_args(OnInterrupt):
+        raise InvalidInput("give 'again' or 'fail'", path="$.on_interrupt")
+    if not process and (max_jobs is not None or max_memory is not None):
+        raise InvalidInput("max_jobs and max_memory are limits of child processes: process=True")
     signature = inspect.signature(function)
     hints = _hints(function, name)
     parameters = list(signature.parameters.values())
     wants_context = bool(parameters) and hints.get(parameters[0].name) is JobContext
-    _check_kind(function, name, in_process=in_process)
+    _check_kind(function, name, in_process=process)
     named_context = False
     if wants_context:
         context = parameters.pop(0)
@@ -190,10 +189,14 @@ def describe(
         name=name,
         function=function,
         defaults=defaults,
-        in_process=in_process,
+        in_process=process,
         on_interrupt=on_interrupt,
         permanent=permanent,
         retry_on=retry_on,
+        max_jobs=None if max_jobs is None else whole(max_jobs, 1, 10**9, "$.max_jobs"),
+        max_memory=None if max_memory is None else _bytes(max_memory, "$.max_memory"),
+        lifespans=() if hooks is None else hooks.lifespans,
+        around=() if hooks is None else hooks.around,
         is_async=inspect.iscoroutinefunction(function),
         wants_context=wants_context,
         signature=signature,
@@ -211,6 +214,18 @@ def _are_errors(kinds: Any) -> bool:
         isinstance(kinds, tuple)
         and all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
     )
+
+
+_UNITS = {"": 1, "k": 10**3, "Ki": 2**10, "M": 10**6, "Mi": 2**20, "G": 10**9, "Gi": 2**30}
+_size = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(k|Ki|M|Mi|G|Gi|)B")
+
+
+def _bytes(value: Any, path: str) -> int:
+    if isinstance(value, str):
+        if (found := _size.fullmatch(value.strip())) is None:
+            raise InvalidInput("write a size as a number of bytes, 500MB or 512MiB", path=path)
+        value = int(float(found[1]) * _UNITS[found[2]])
+    return whole(value, 1, 2**50, path)
 
 
 def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
@@ -241,105 +256,6 @@ def _field(name: str, parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...
     return (parameter.name, optional, msgspec.UNSET)
 
 
-class JobType(Generic[P, R]):
-    """A registered handler, as `@app.job` returns it: the function, and typed ways to enqueue it.
-
-    Calling it runs the function here and now, without a job. A function with a JobContext gets one
-    of a first attempt, unless the call passes its own. `enqueue` takes the arguments of the
-    function, except the JobContext, and type checkers check them.
-    """
-
-    __name__: str
-
-    def __init__(
-        self,
-        app: Producer,
-        handler: Handler,
-        options: Options | None = None,
-        adds: Enqueues | None = None,
-    ) -> None:
-        self._app = app
-        self._adds = adds or app
-        self.handler = handler
-        self._options: Options = options or {}
-        functools.update_wrapper(self, handler.function)
-
-    @property
-    def name(self) -> str:
-        """The name of the job type."""
-        return self.handler.name
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        given: tuple[Any, ...] = args
-        if self.handler.wants_context and not (given and isinstance(given[0], JobContext)):
-            queue, limit = self.handler.defaults.queue, self.handler.defaults.max_retries
-            given = (JobContext("", self.name, queue, 1, limit, token=1, deadline=None), *given)
-        result: R = self.handler.function(*given, **kwargs)
-        return result
-
-    def options(self, **options: Unpack[Options]) -> JobType[P, R]:
-        """Return the same job type with other options: `send.options(delay="5m").enqueue(...)`.
-
-        The options are those of `Tenure.enqueue`: `queue`, `priority`, `max_retries`, `timeout`,
-        `backoff`, `delay`, `run_at`, `start_by`, `tags`, `idempotency_key` and `actor`. The
-        enqueue checks them.
-        """
-        return JobType(self._app, self.handler, {**self._options, **options}, self._adds)
-
-    def within(self, connection: Any, *, wake: Wake = "later") -> JobType[P, R]:
-        """Return the same job type on a connection: `send.within(connection).enqueue(...)`.
-
-        The job exists when you commit. The arguments and errors are those of `Tenure.within`.
-        """
-        adds = self._app.within(connection, wake=wake)
-        return JobType(self._app, self.handler, self._options, adds)
-
-    def new_job(self, *args: P.args, **kwargs: P.kwargs) -> NewJob:
-        """Return the job that `enqueue` would add, for `Tenure.enqueue_many`.
-
-        Takes the arguments of the function. Raises TypeError if they do not fit it, InvalidInput if
-        one of them cannot be written as JSON.
-        """
-        handler = self.handler
-        return NewJob(handler.name, handler.payload_of(args, kwargs), self._options)
-
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
-        """Add a job that calls the function with these arguments. When this returns, it is on disk.
-
-        After `within` it is in your transaction instead. Returns the job. Raises what `new_job`
-        and `Tenure.enqueue` raise.
-        """
-        return self._adds.enqueue_many([self.new_job(*args, **kwargs)])[0]
-
-    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> Job:
-        """Add a job like `enqueue`, without blocking the event loop."""
-        return (await self._adds.enqueue_many_async([self.new_job(*args, **kwargs)]))[0]
-
-    @overload
-    def submit(
-        self: JobType[P, Coroutine[Any, Any, V]], *args: P.args, **kwargs: P.kwargs
-    ) -> Handle[V]: ...
-    @overload
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[Any]:
-        """Add a job like `enqueue`; return its `Handle`, which waits for the result."""
-        return Handle(self._app, self.enqueue(*args, **kwargs).id, self.handler.returns)
-
-    @overload
-    async def submit_async(
-        self: JobType[P, Coroutine[Any, Any, V]], *args: P.args, **kwargs: P.kwargs
-    ) -> Handle[V]: ...
-    @overload
-    async def submit_async(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
-    async def submit_async(self, *args: P.args, **kwargs: P.kwargs) -> Handle[Any]:
-        """Add a job like `submit`, without blocking the event loop."""
-        job = await self.enqueue_async(*args, **kwargs)
-        return Handle(self._app, job.id, self.handler.returns)
-
-    def __repr__(self) -> str:
-        return f"<job type {self.name}>"
-
-
 class Handlers:
     """The handlers of an application. Only these can run, whatever a job's type says."""
 
@@ -351,18 +267,7 @@ class Handlers:
     def add(self, handler: Handler) -> None:
         if handler.name in self._by_name:
             raise InvalidInput(f"there is a handler for {handler.name!r} already; name= another")
-        check_around(handler)
         self._by_name[handler.name] = handler
-
-    def add_around(self, make: Around) -> None:
-        """Put a context manager around every handler, inside those that are there."""
-        self.hooks.around.append(make)
-        try:
-            for handler in self._by_name.values():
-                check_around(handler)
-        except InvalidInput:
-            self.hooks.around.pop()
-            raise
 
     def add_for_any(self, make: Callable[[str], Handler]) -> None:
         """Handle every type that has no handler with what `make(type)` returns."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -14,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tenure.errors import InvalidInput
 from tenure.jobs.context import JobContext
 
 if TYPE_CHECKING:
@@ -61,34 +59,6 @@ class Hooks:
     around: list[Around] = field(default_factory=list)
     lifespans: list[Lifespan] = field(default_factory=list)
     on_failure: list[OnFailure] = field(default_factory=list)
-
-
-def check_manager(make: Callable[..., Any], verb: str) -> None:
-    """Refuse what makes no context manager."""
-    if inspect.isgeneratorfunction(make) or inspect.isasyncgenfunction(make):
-        kind = "asynccontextmanager" if inspect.isasyncgenfunction(make) else "contextmanager"
-        raise InvalidInput(f"app.{verb} takes a context manager: put @{kind} below @app.{verb}")
-    if not callable(make):
-        raise InvalidInput(f"app.{verb} takes a function that makes a context manager")
-
-
-def check_around(handler: Handler) -> None:
-    """Refuse an async context manager around a handler that runs without an event loop."""
-    for make in handler.around:
-        if not handler.is_async and _is_async(make):
-            raise InvalidInput(
-                f"the handler {handler.name} is a plain def, so app.around cannot enter the async "
-                f"{getattr(make, '__name__', make)!s}: make the handler `async def`, or use "
-                "@contextmanager"
-            )
-
-
-def _is_async(make: Around) -> bool:
-    """Whether a function makes an async context manager, as far as can be known before a call."""
-    made = inspect.unwrap(make)
-    return inspect.isasyncgenfunction(made) or (
-        hasattr(made, "__aenter__") and not hasattr(made, "__enter__")
-    )
 
 
 def bound(handler: Handler, context: JobContext | None) -> Callable[..., Any]:

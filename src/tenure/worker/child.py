@@ -22,7 +22,6 @@ import msgspec
 from msgspec.structs import replace
 
 from tenure.app.fence import LeaseFence
-from tenure.jobs.child_limits import ChildLimits
 from tenure.jobs.handlers import Handler
 from tenure.jobs.hooks import Lifespan, bound
 from tenure.jobs.hooks import enter as enter_manager
@@ -100,7 +99,7 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
                 other = None if ending.result == fence.result else ending.result
                 ending = replace(ending, result=other, completes=True, flaw=fence.flaw)
             jobs += 1
-            leaves = isinstance(found, Handler) and _has_enough(found.limits, jobs)
+            leaves = isinstance(found, Handler) and _has_enough(found, jobs)
             last = ChildAnswer(ending, leaves=leaves, progress=sender.close())
             pipe.send_bytes(_encoded(last))
     lifespans.leave()
@@ -146,10 +145,10 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _has_enough(limits: ChildLimits, jobs: int) -> bool:
-    if limits.max_jobs is not None and jobs >= limits.max_jobs:
+def _has_enough(handler: Handler, jobs: int) -> bool:
+    if handler.max_jobs is not None and jobs >= handler.max_jobs:
         return True
-    return limits.max_memory is not None and _memory() > limits.max_memory
+    return handler.max_memory is not None and _memory() > handler.max_memory
 
 
 def _memory() -> int:

@@ -25,7 +25,6 @@ from typing import Any
 
 from tenure.errors import InvalidInput
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.handlers import Handler, Handlers, describe
 from tenure.jobs.names import check_name
 
@@ -94,4 +93,4 @@ def _fakes(check: Check) -> dict[str, Handler]:
         "fake.fail": fail,
         "fake.crash": crash,
     }
-    return {name: describe(function, name, TypeOptions()) for name, function in functions.items()}
+    return {name: describe(function, name) for name, function in functions.items()}

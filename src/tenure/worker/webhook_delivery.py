@@ -18,7 +18,6 @@ from tenure.app.app import Tenure
 from tenure.app.webhooks import queues_of_webhooks, queues_with_deliveries
 from tenure.errors import PermanentFailure, TenureError
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.handlers import Handlers, describe
 from tenure.jobs.work import Duty
 from tenure.webhooks import request
@@ -74,7 +73,7 @@ def add_delivery(handlers: Handlers, app: Tenure, receivers: Receivers, *, priva
             raise DeliveryFailed(f"the receiver answered {status}")
         return f"the receiver answered {status}"
 
-    handlers.add(describe(deliver, WEBHOOK, TypeOptions()))
+    handlers.add(describe(deliver, WEBHOOK))
 
 
 class WebhookDelivery(threading.Thread):

@@ -1,0 +1,172 @@
+"""Job types: what `@app.job` makes of a function, and how their jobs are enqueued."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
+
+from tenure.app.waiting import Handle
+from tenure.jobs.context import JobContext
+from tenure.jobs.enqueue import Backoff, Duration, NewJob, Options, TypeOptions, Wake, defaults_of
+from tenure.jobs.handlers import Errors, Handler, OnInterrupt, describe
+from tenure.jobs.names import check_open
+from tenure.lifecycle import Job
+
+if TYPE_CHECKING:
+    from tenure.app.app import Tenure
+    from tenure.app.within import Within
+
+P = ParamSpec("P")
+R = TypeVar("R")
+V = TypeVar("V")
+
+
+class JobOptions(TypedDict, total=False):
+    """What `@app.job(...)` may say about a type. `Tenure.job` has the limits and defaults."""
+
+    name: str
+    queue: str
+    priority: int
+    max_retries: int
+    timeout: Duration | None
+    backoff: Backoff
+    process: bool
+    max_jobs: int | None
+    max_memory: int | str | None
+    on_interrupt: OnInterrupt
+    permanent: Errors
+    retry_on: Errors | None
+
+
+class Register:
+    """The decorator that `app.job(...)` returns: registers a function under its options."""
+
+    def __init__(self, app: Tenure, options: JobOptions) -> None:
+        if unknown := options.keys() - JobOptions.__annotations__.keys():
+            raise TypeError(f"@app.job has no option {', '.join(sorted(unknown))}")
+        self._app = app
+        self._name = options.get("name")
+        self._defaults = defaults_of(options, TypeOptions())
+        others = options.keys() - {"name", *TypeOptions.__struct_fields__}
+        self._how: Any = {name: value for name, value in options.items() if name in others}
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[JobContext, P], R]) -> JobType[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R]) -> JobType[P, R]: ...
+    def __call__(self, function: Callable[..., Any]) -> Any:
+        name = check_open(self._name or function.__name__, "job type", "$.name")
+        registry = self._app.core.handlers
+        handler = describe(function, name, self._defaults, hooks=registry.hooks, **self._how)
+        registry.add(handler)
+        return JobType[Any, Any](self._app, handler)
+
+
+class JobType(Generic[P, R]):
+    """A registered handler, as `@app.job` returns it: the function, and typed ways to enqueue it.
+
+    Calling it runs the function here and now, without a job. A function with a JobContext gets one
+    of a first attempt, unless the call passes its own. `enqueue` takes the arguments of the
+    function, except the JobContext, and type checkers check them.
+    """
+
+    __name__: str
+
+    def __init__(
+        self,
+        app: Tenure,
+        handler: Handler,
+        options: Options | None = None,
+        adds: Tenure | Within | None = None,
+    ) -> None:
+        self._app = app
+        self._adds = adds or app
+        self.handler = handler
+        self._options: Options = options or {}
+        functools.update_wrapper(self, handler.function)
+
+    @property
+    def name(self) -> str:
+        """The name of the job type."""
+        return self.handler.name
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        given: tuple[Any, ...] = args
+        if self.handler.wants_context and not (given and isinstance(given[0], JobContext)):
+            queue, limit = self.handler.defaults.queue, self.handler.defaults.max_retries
+            given = (JobContext("", self.name, queue, 1, limit, token=1, deadline=None), *given)
+        result: R = self.handler.function(*given, **kwargs)
+        return result
+
+    def options(self, **options: Unpack[Options]) -> JobType[P, R]:
+        """Return the same job type with other options: `send.options(delay="5m").enqueue(...)`.
+
+        The options are those of `Tenure.enqueue`: `queue`, `priority`, `max_retries`, `timeout`,
+        `backoff`, `delay`, `run_at`, `start_by`, `tags`, `idempotency_key` and `actor`. The
+        enqueue checks them.
+        """
+        return JobType(self._app, self.handler, {**self._options, **options}, self._adds)
+
+    def within(self, connection: Any, *, wake: Wake = "later") -> JobType[P, R]:
+        """Return the same job type on a connection: `send.within(connection).enqueue(...)`.
+
+        The job exists when you commit. The arguments and errors are those of `Tenure.within`.
+        """
+        adds = self._app.within(connection, wake=wake)
+        return JobType(self._app, self.handler, self._options, adds)
+
+    def new_job(self, *args: P.args, **kwargs: P.kwargs) -> NewJob:
+        """Return the job that `enqueue` would add, for `Tenure.enqueue_many`.
+
+        Takes the arguments of the function. Raises TypeError if they do not fit it, InvalidInput if
+        one of them cannot be written as JSON.
+        """
+        handler = self.handler
+        return NewJob(handler.name, handler.payload_of(args, kwargs), self._options)
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """Add a job that calls the function with these arguments. When this returns, it is on disk.
+
+        After `within` it is in your transaction instead. Returns the job. Raises what `new_job`
+        and `Tenure.enqueue` raise.
+        """
+        return self._adds.enqueue_many([self.new_job(*args, **kwargs)])[0]
+
+    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """Add a job like `enqueue`, without blocking the event loop."""
+        return (await self._adds.enqueue_many_async([self.new_job(*args, **kwargs)]))[0]
+
+    @overload
+    def submit(
+        self: JobType[P, Coroutine[Any, Any, V]], *args: P.args, **kwargs: P.kwargs
+    ) -> Handle[V]: ...
+    @overload
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[Any]:
+        """Add a job like `enqueue`; return its `Handle`, which waits for the result."""
+        return Handle(self._app, self.enqueue(*args, **kwargs).id, self.handler.returns)
+
+    @overload
+    async def submit_async(
+        self: JobType[P, Coroutine[Any, Any, V]], *args: P.args, **kwargs: P.kwargs
+    ) -> Handle[V]: ...
+    @overload
+    async def submit_async(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    async def submit_async(self, *args: P.args, **kwargs: P.kwargs) -> Handle[Any]:
+        """Add a job like `submit`, without blocking the event loop."""
+        job = await self.enqueue_async(*args, **kwargs)
+        return Handle(self._app, job.id, self.handler.returns)
+
+    def __repr__(self) -> str:
+        return f"<job type {self.name}>"
