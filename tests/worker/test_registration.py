@@ -199,6 +199,8 @@ def test_a_type_has_one_handler(app: Tenure) -> None:
         {"timeout": "soon"},
         {"backoff": {"base": 1, "speed": 2}},
         {"backoff": {"factor": 0.5}},
+        {"backoff": {"delays": 5}},
+        {"backoff": {"delays": "30"}},
         {"on_interrupt": "never"},
     ],
 )

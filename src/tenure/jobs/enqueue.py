@@ -274,9 +274,11 @@ def policy_of(backoff: Any, path: str) -> RetryPolicy:
         for name in ("base", "cap")
         if name in backoff
     }
+    delays = backoff.get("delays", ())
+    if not isinstance(delays, list | tuple):
+        raise InvalidInput("give a list of durations", path=f"{path}.delays")
     values["delays"] = [
-        durations.seconds(wait, path=f"{path}.delays[{n}]")
-        for n, wait in enumerate(backoff.get("delays", ()))
+        durations.seconds(wait, path=f"{path}.delays[{n}]") for n, wait in enumerate(delays)
     ]
     factor = backoff.get("factor", DEFAULT_POLICY.factor)
     if isinstance(factor, bool) or not isinstance(factor, int | float):
