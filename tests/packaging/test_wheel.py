@@ -113,7 +113,7 @@ def add(a: int, b: int) -> int:
 """
 
 
-def test_a_producer_and_a_worker_need_two_packages(wheel: Path, tmp_path: Path) -> None:
+def test_a_producer_and_a_worker_need_four_packages(wheel: Path, tmp_path: Path) -> None:
     """Library, worker and command line; what shows pages says which extra it needs."""
     scripts = environment(tmp_path / "environment")
     pins = tmp_path / "pins.txt"
@@ -123,7 +123,7 @@ def test_a_producer_and_a_worker_need_two_packages(wheel: Path, tmp_path: Path) 
     (installed,) = tmp_path.glob("environment/lib/python*/site-packages")
     packages = {path.name.split("-")[0] for path in installed.glob("*.dist-info")}
 
-    assert packages == {"tenure", "msgspec", "click"}
+    assert packages == {"tenure", "msgspec", "click", "cronsim", "tzdata"}
     added = run(tmp_path, scripts / "python", "-c", "import shop; print(shop.add.enqueue(1, 2).id)")
     assert added.returncode == 0, added.stderr
     worker = run(tmp_path, scripts / "python", "-c", RUN_ONE)

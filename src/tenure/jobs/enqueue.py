@@ -212,15 +212,16 @@ def _time_of(run_at: Any, delay: Any) -> datetime | None:
         return None
     if delay is not None:
         raise InvalidInput("give delay or run_at, not both", path="$.run_at")
-    return _time(run_at, "run_at")
+    return check_time(run_at, "$.run_at")
 
 
-def _time(given: Any, name: str) -> datetime:
+def check_time(given: Any, path: str) -> datetime:
+    """Return a time in UTC; raises InvalidInput at `path` for what is none, or has no zone."""
+    name = path.rpartition(".")[2]
     if not isinstance(given, datetime) or given.tzinfo is None:
-        raise InvalidInput(f"{name} needs a time with its zone", path=f"$.{name}")
+        raise InvalidInput(f"{name} needs a time with its zone", path=path)
     if given.year not in YEARS:
-        problem = f"{name} is out of range; use the years 1000 to 8999"
-        raise InvalidInput(problem, path=f"$.{name}")
+        raise InvalidInput(f"{name} is out of range; use the years 1000 to 8999", path=path)
     return given.astimezone(UTC)
 
 
@@ -230,7 +231,7 @@ def _last_start(given: Any) -> tuple[datetime | None, float | None]:
         with suppress(msgspec.ValidationError):
             given = msgspec.convert(given, datetime)
     if isinstance(given, datetime):
-        return _time(given, "start_by"), None
+        return check_time(given, "$.start_by"), None
     return None, positive(given, "$.start_by")
 
 
