@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,17 +14,17 @@ import click
 from tenure.cli import completing, outcomes, terminal
 from tenure.cli.bulk import change_all, filter_of, preview
 from tenure.cli.command import Group, application, complain, existing
+from tenure.cli.new_job import job_options, options_given, time_given
 from tenure.cli.options import (
     answer_options,
     flag,
     option,
     reading_options,
     reason_option,
-    repeated,
     together,
 )
 from tenure.cli.outcomes import finish
-from tenure.errors import InvalidInput, StoreUnavailable, TenureError
+from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.text import ago, first_line, visible
 
 if TYPE_CHECKING:
@@ -42,32 +41,12 @@ SHOWN = (
 HINTS = {"retry": "run it again", "cancel": "cancel it", "run_now": "run it now"}
 
 
-def _time(_: click.Context, given: click.Parameter, text: str | None) -> datetime | None:
-    try:
-        return None if text is None else datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidInput(
-            "not a time; write it with a zone, such as 2026-01-31T12:00:00Z", path=given.opts[0]
-        ) from None
-
-
 @click.command()
 @click.argument("type", shell_complete=completing.types)
 @click.argument("payload", default="{}")
-@option("--queue", "NAME", "Queue of the job.  [default: that of its type]", completing.queue_names)
-@click.option("--priority", type=int, help="Smaller runs first, -100 to 100.")
-@click.option("--max-retries", type=int, help="Most attempts, the first included.")
+@job_options
 @option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
-@option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=_time)
-@click.option("--start-by", help="Cancel it if it has not started by then: 10m, or a time.")
-@option("--timeout", "TIME", "Longest time that one attempt may run: 30s, 5m.")
-@option(
-    "--backoff",
-    "TIME|JSON",
-    "Wait before the first retry, then tripled; or all waits, as 10s,1m,10m; or an object of base, "
-    "factor and cap.",
-)
-@repeated("--tag tags", "TAG", "A word to find the job by, such as customer:17")
+@option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=time_given)
 @option("--key idempotency_key", "TEXT", "Idempotency key: using it again prints the same job.")
 @flag("--wait", "Wait until it is settled, and print its result; exit codes as `jobs wait`.")
 @answer_options
@@ -80,7 +59,7 @@ def enqueue(type: str, payload: str, wait: bool, as_json: bool, **given: Any) ->
     """
     from tenure.jobs.enqueue import NewJob
 
-    options = _options(given, payload)
+    options = options_given(given, payload)
     new_job = NewJob(type, options.pop("payload"), options)
     with application() as app:
         job = app.enqueue_many([new_job])[0]
@@ -103,23 +82,6 @@ def _show_added(app: Tenure, job: Job, as_json: bool) -> None:
     _warn_if_nowhere(app, job)
 
 
-def _options(given: dict[str, Any], payload: str | None) -> Any:
-    """Return what was given of the options, and the payload as a value."""
-    from tenure.jobs.payload import MAX_PAYLOAD_BYTES
-
-    options = {name: value for name, value in given.items() if value not in (None, ())}
-    backoff = options.get("backoff", "")
-    if backoff.startswith("{"):
-        options["backoff"] = _json(backoff.encode(), "$.backoff")
-    elif "," in backoff:
-        options["backoff"] = backoff.split(",")
-    if payload == "-":
-        options["payload"] = _json(sys.stdin.buffer.read(MAX_PAYLOAD_BYTES + 1), "$.payload")
-    elif payload is not None:  # arguments that are not valid UTF-8 must be refused, not changed
-        options["payload"] = _json(payload.encode("utf-8", "surrogatepass"), "$.payload")
-    return options
-
-
 def _warn_if_nowhere(app: Tenure, job: Job) -> None:
     """Say if the workers that run jobs of this type take from other queues only."""
     from tenure.jobs.stats import queues_instead
@@ -133,17 +95,6 @@ def _warn_if_nowhere(app: Tenure, job: Job) -> None:
             )
 
 
-def _json(data: bytes, at: str) -> object:
-    """Decode a JSON text by the rules of the HTTP API; `at` is its path in error messages."""
-    from tenure.jobs.payload import parse
-
-    try:
-        return parse(data)
-    except InvalidInput as flaw:
-        path = at + flaw.path.removeprefix("$")
-        raise flaw.__class__(flaw.message, path=path, code=flaw.code) from None
-
-
 filter_options = together(
     option("--status", "STATUS", "Only jobs with this status.", completing.statuses),
     option(
@@ -153,8 +104,10 @@ filter_options = together(
     option("--type", "TYPE", "Only jobs of this type.", completing.types),
     option("--queue", "NAME", "Only jobs of this queue.", completing.queue_names),
     option("--tag", "TAG", "Only jobs with this tag."),
-    option("--created-after", "WHEN", "Only jobs added at or after this time.", callback=_time),
-    option("--created-before", "WHEN", "Only jobs added before this time.", callback=_time),
+    option(
+        "--created-after", "WHEN", "Only jobs added at or after this time.", callback=time_given
+    ),
+    option("--created-before", "WHEN", "Only jobs added before this time.", callback=time_given),
     option("--error", "TEXT", "Only jobs with this text in their last error."),
     option("--text", "TEXT", "Only jobs with this text in their payload."),
 )
@@ -317,7 +270,7 @@ def run_now(ids: Sequence[str], **given: Any) -> None:
 @click.option("--priority", type=int, help="Smaller runs first, -100 to 100.")
 @click.option("--max-retries", type=int, help="Most attempts, the first included.")
 @option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
-@option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=_time)
+@option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=time_given)
 @flag("--now", "Run it at once if it is not due.")
 @option("--timeout", "TIME|none", "Longest time that one attempt may run.")
 @option("--backoff", "TIME|JSON", "Wait before the first retry, or a policy.")
@@ -325,7 +278,7 @@ def run_now(ids: Sequence[str], **given: Any) -> None:
 @answer_options
 def amend(id: str, reason: str | None, now: bool, as_json: bool, **given: Any) -> None:
     """Change a pending job. What is not given stays."""
-    changes = _options(given, given.pop("payload"))
+    changes = options_given(given, given.pop("payload"))
     if changes.get("timeout") == "none":
         changes["timeout"] = None
     if now:
@@ -342,7 +295,7 @@ def amend(id: str, reason: str | None, now: bool, as_json: bool, **given: Any) -
 @answer_options
 def run_again(id: str, as_json: bool, **given: Any) -> None:
     """Add a job that does again what a job did, and print its id."""
-    options = _options(given, given.pop("payload"))
+    options = options_given(given, given.pop("payload"))
     with existing() as app:
         _show_added(app, app.run_again(id, options.pop("payload", None), **options), as_json)
 

@@ -1,0 +1,70 @@
+"""The options that describe a job to add, for `enqueue` and for schedules."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from typing import Any
+
+import click
+
+from tenure.cli import completing
+from tenure.cli.options import option, repeated, together
+from tenure.errors import InvalidInput
+
+
+def time_given(_: click.Context, given: click.Parameter, text: str | None) -> datetime | None:
+    """Read a time; the callback of an option."""
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput(
+            "not a time; write it with a zone, such as 2026-01-31T12:00:00Z", path=given.opts[0]
+        ) from None
+
+
+job_options = together(
+    option(
+        "--queue", "NAME", "Queue of the job.  [default: that of its type]", completing.queue_names
+    ),
+    click.option("--priority", type=int, help="Smaller runs first, -100 to 100."),
+    click.option("--max-retries", type=int, help="Most attempts, the first included."),
+    click.option("--start-by", help="Cancel it if it has not started by then: 10m, or a time."),
+    option("--timeout", "TIME", "Longest time that one attempt may run: 30s, 5m."),
+    option(
+        "--backoff",
+        "TIME|JSON",
+        "Wait before the first retry, then tripled; or all waits, as 10s,1m,10m; or an object of "
+        "base, factor and cap.",
+    ),
+    repeated("--tag tags", "TAG", "A word to find the job by, such as customer:17"),
+)
+"""What an enqueue may say of its job, but when it runs."""
+
+
+def options_given(given: dict[str, Any], payload: str | None) -> Any:
+    """Return what was given of the options, and the payload as a value."""
+    from tenure.jobs.payload import MAX_PAYLOAD_BYTES
+
+    options = {name: value for name, value in given.items() if value not in (None, ())}
+    backoff = options.get("backoff", "")
+    if backoff.startswith("{"):
+        options["backoff"] = _json(backoff.encode(), "$.backoff")
+    elif "," in backoff:
+        options["backoff"] = backoff.split(",")
+    if payload == "-":
+        options["payload"] = _json(sys.stdin.buffer.read(MAX_PAYLOAD_BYTES + 1), "$.payload")
+    elif payload is not None:  # arguments that are not valid UTF-8 must be refused, not changed
+        options["payload"] = _json(payload.encode("utf-8", "surrogatepass"), "$.payload")
+    return options
+
+
+def _json(data: bytes, at: str) -> object:
+    """Decode a JSON text by the rules of the HTTP API; `at` is its path in error messages."""
+    from tenure.jobs.payload import parse
+
+    try:
+        return parse(data)
+    except InvalidInput as flaw:
+        path = at + flaw.path.removeprefix("$")
+        raise flaw.__class__(flaw.message, path=path, code=flaw.code) from None
