@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.http import waiting
 from tenure.http.api import events as streams
-from tenure.http.api import metrics
+from tenure.http.api import leases, metrics
 from tenure.jobs.stats import BUCKETS, Count, QueueState, Total
 from tenure.server import build
 from tenure.wire.responses import MetricsBody
@@ -358,6 +358,24 @@ async def test_streams_are_counted(app: Tenure, monkeypatch: Any) -> None:
         await first.wait_for(b"retry")
         async with Exchange(built, "GET", "/events") as second:
             assert (await second.end())["code"] == "too_many_streams"
+
+
+@pytest.mark.anyio
+async def test_streams_of_workers_are_counted_apart(app: Tenure, monkeypatch: Any) -> None:
+    monkeypatch.setattr(leases, "MAX_END_STREAMS", 1)
+    built, query = build(app), "worker=w"
+    async with (
+        Exchange(built, "GET", "/events") as events,
+        Exchange(built, "GET", "/leases/ended", query=query) as first,
+    ):
+        await events.wait_for(b"retry")
+        await first.wait_for(b"ended")
+        async with Exchange(built, "GET", "/leases/ended", query=query) as second:
+            assert (await second.end())["code"] == "too_many_streams"
+        await first.hang_up()
+        await asyncio.wait_for(first.task, 5)
+        async with Exchange(built, "GET", "/leases/ended", query=query) as third:
+            await third.wait_for(b"ended")
 
 
 @pytest.mark.anyio

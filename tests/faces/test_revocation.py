@@ -54,6 +54,27 @@ def test_a_stream_ends_with_the_token_that_opened_it(
 
 
 @pytest.mark.requirement("C3")
+def test_the_stream_of_a_worker_ends_with_its_token(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nothing happens that it could send."""
+    monkeypatch.setattr(waiting, "RECHECK_SECONDS", 0.01)
+    secret, _ = app.tokens.create("worker", ["work"])
+    headers = {"authorization": f"Bearer {secret}"}
+
+    async def watch() -> None:
+        async with Exchange(
+            build(app), "GET", "/leases/ended", headers=headers, query="worker=w"
+        ) as listening:
+            await listening.wait_for(b"ended")
+            app.tokens.revoke("worker")
+            async with asyncio.timeout(10):
+                await listening.task
+
+    asyncio.run(watch())
+
+
+@pytest.mark.requirement("C3")
 def test_a_claim_that_waits_ends_with_its_token(app: Tenure) -> None:
     """It is given no job that is added afterwards, so the job keeps its attempt."""
     secret, _ = app.tokens.create("worker", ["work"])

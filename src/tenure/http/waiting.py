@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from tenure.errors import StoreUnavailable, Unauthorized
 from tenure.http.guard import check_again
 from tenure.jobs.work import WorkSource
+from tenure.wire.problems import RETRY_LATER, Refusal
 
 T = TypeVar("T")
 
@@ -46,7 +47,8 @@ class WorkNotifier:
         self._source = source
         self._waiters: set[Waiter] = set()
         self._stopped = False
-        self.streams: set[EventStream] = set()  # the open event streams
+        self.streams: set[EventStream] = set()  # the open streams of events
+        self.end_streams: set[EventStream] = set()  # those of workers
         self._thread = ThreadPoolExecutor(1, "tenure-streams")
 
     def start(self) -> None:
@@ -178,6 +180,18 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._streams.discard(self)
+
+
+def check_room(streams: set[EventStream], most: int) -> None:
+    """Raise Refusal if as many streams are open as there may be."""
+    if len(streams) >= most:
+        raise Refusal(
+            503,
+            "too_many_streams",
+            "Too many event streams",
+            f"{most} event streams are open, as many as there may be; try again later",
+            RETRY_LATER,
+        )
 
 
 async def _checked(scope: Scope, source: Source) -> AsyncIterator[bytes]:

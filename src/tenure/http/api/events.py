@@ -13,14 +13,13 @@ from starlette.responses import Response
 from tenure.app.shown import progress_shown
 from tenure.errors import InvalidInput, JobNotFound, TenureError
 from tenure.http.api.call import Call
-from tenure.http.waiting import LOOK_SECONDS, EventStream, Source
+from tenure.http.waiting import LOOK_SECONDS, EventStream, Source, check_room
 from tenure.jobs import ids
 from tenure.jobs.ledger import EventFilter, LedgerEvent
 from tenure.jobs.names import check_name
 from tenure.jobs.progress import JobProgress
 from tenure.lifecycle import EVENTS
 from tenure.wire import requests, responses
-from tenure.wire.problems import RETRY_LATER, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,8 @@ class EventsQuery(Struct, kw_only=True):
 
 async def stream_events(call: Call) -> Response:
     """Stream every transition of every job as server-sent events, resumable by `Last-Event-ID`."""
-    _check_room(call)
+    call.check_running()
+    check_room(call.notifier.streams, MAX_STREAMS)
     after = call.header("Last-Event-ID")
     if after is None and call.query.after is not UNSET:
         after = call.query.after
@@ -53,22 +53,10 @@ async def stream_events(call: Call) -> Response:
     if after is None:  # begin with what happens next
         after = await call.notifier.read(call.app.events.end)
     first = await call.notifier.read(_page, call, after, wanted)
-    _check_room(call)  # again: other streams may have started meanwhile
+    check_room(call.notifier.streams, MAX_STREAMS)  # again: others may have started meanwhile
     return EventStream(
         call.request.scope, _events(call, after, first, wanted), call.notifier.streams
     )
-
-
-def _check_room(call: Call) -> None:
-    call.check_running()
-    if len(call.notifier.streams) >= MAX_STREAMS:
-        raise Refusal(
-            503,
-            "too_many_streams",
-            "Too many event streams",
-            f"{MAX_STREAMS} event streams are open, as many as there may be; try again later",
-            RETRY_LATER,
-        )
 
 
 def _wanted(query: EventsQuery) -> EventFilter:

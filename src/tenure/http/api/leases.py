@@ -11,9 +11,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tenure.errors import LeaseLost, ReportConflict
+from tenure.http import waiting
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
-from tenure.http.waiting import PING, PING_SECONDS, EventStream, Source, look_pause, until_gone
+from tenure.http.waiting import PING, EventStream, Source, check_room, look_pause, until_gone
 from tenure.jobs.enqueue import KnownType, TypeOptions, defaults_of
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
@@ -23,6 +24,8 @@ from tenure.wire import requests, responses
 from tenure.wire.problems import storable
 
 ENDED = b"event: ended\ndata: {}\n\n"
+MAX_END_STREAMS = 500
+"""Workers that learn of cancels at once. The others learn of them with a heartbeat."""
 
 
 async def lease_jobs(call: Call) -> Response:
@@ -195,7 +198,8 @@ async def stream_ends(call: Call) -> Response:
     After each, the worker sends a heartbeat: that says which leases have ended.
     """
     call.check_running()
-    return EventStream(call.request.scope, _ends(call), set())
+    check_room(call.notifier.end_streams, MAX_END_STREAMS)
+    return EventStream(call.request.scope, _ends(call), call.notifier.end_streams)
 
 
 async def _ends(call: Call) -> Source:
@@ -203,7 +207,7 @@ async def _ends(call: Call) -> Source:
         notified = True
         while not call.notifier.stopped:
             yield (ENDED if notified else b""), PING
-            notified = await waiter.wait(PING_SECONDS)
+            notified = await waiter.wait(waiting.RECHECK_SECONDS)
 
 
 def record_progress(call: Call) -> Response:
