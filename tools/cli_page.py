@@ -51,9 +51,10 @@ Answers go to standard output. Errors and logs go to standard error.
 | 0 | done |
 | 1 | refused by a job's status, a full queue or a used key; violations, problems or a failed job |
 | 2 | invalid input: an unknown option, a payload, a name, an address, a missing module |
-| 3 | no such job; or the job that was waited for was cancelled |
+| 3 | no such job |
 | 4 | the database or server does not exist or does not answer, or the schema does not fit |
 | 5 | the job that was waited for is not settled in time |
+| 6 | the job that was waited for was cancelled |
 | 130 | interrupted; but `top`, `tail`, `serve` and `worker` end with 0 |
 
 An error message says what happened, where, and what to do next. Only a bug in Tenure or in the

@@ -17,7 +17,7 @@ from tenure import errors, settings
 from tenure.app.adding import MAX_JOBS_AT_ONCE
 from tenure.cli import cli
 from tenure.cli.command import exit_code
-from tenure.cli.outcomes import TIME_OVER
+from tenure.cli.outcomes import OUTCOMES, TIME_OVER
 from tenure.http.api import openapi
 from tenure.http.api.routes import ROUTES
 from tenure.jobs import explain, payload
@@ -78,7 +78,7 @@ def test_every_command_has_a_section_with_its_options_and_no_other_has() -> None
 def test_the_exit_codes_are_those_of_the_errors() -> None:
     listed = {int(row[0]) for row in table_rows(CLI.section("Exit codes"))}
     raised = {exit_code(made(error)) for error in error_tree()}
-    assert listed == {0, TIME_OVER, 130} | raised
+    assert listed == {0, TIME_OVER, 130, *OUTCOMES.values()} | raised
 
 
 # --- HTTP -----------------------------------------------------------------------------------------

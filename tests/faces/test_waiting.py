@@ -105,5 +105,5 @@ def test_commands_exit_with_the_outcome(app: Tenure) -> None:
     assert (over.exit_code, over.stdout) == (5, "")
     assert "it goes on" in over.stderr
     app.cancel(later.id)
-    assert run_cli("jobs", "wait", later.id).exit_code == 3
+    assert run_cli("jobs", "wait", later.id).exit_code == 6
     assert run_cli("jobs", "wait", UNKNOWN_ID).exit_code == 3

@@ -25,11 +25,12 @@ from tenure.cli.watching import tail, top
 EPILOG = """\b
 Exit codes:
   0    done
-  1    refused, or violations or problems found
+  1    refused, or violations or problems found, or the job that was waited for failed
   2    bad input: an option, a payload, a name
-  3    no such job, or the job that was waited for was cancelled
+  3    no such job
   4    the database or the server does not answer, or does not fit
   5    the job that was waited for is not settled in time
+  6    the job that was waited for was cancelled
   130  interrupted
 
 The database is --database, else TENURE_DATABASE, else sqlite:///tenure.db.

@@ -14,7 +14,7 @@ from tenure.jobs.text import first_line, visible
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
 
-OUTCOMES = {"completed": 0, "failed": 1, "cancelled": 3}
+OUTCOMES = {"completed": 0, "failed": 1, "cancelled": 6}
 TIME_OVER = 5
 
 
@@ -25,8 +25,8 @@ TIME_OVER = 5
 def wait(id: str, timeout: str | None, as_json: bool) -> None:
     """Wait until a job is settled, and print its result.
 
-    The exit code is 0 if it is completed, 1 if it failed, 3 if it was cancelled, and 5 if it is not
-    settled in time, and goes on.
+    The exit code is 0 if it is completed, 1 if it failed, 5 if it is not settled in time, and goes
+    on, and 6 if it was cancelled.
     """
     with existing() as app:
         finish(app, id, timeout, as_json=as_json)
