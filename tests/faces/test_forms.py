@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterator
 from datetime import date
 from enum import Enum
@@ -115,7 +117,63 @@ def test_a_job_that_waits_is_changed(app: Tenure, web: TestClient) -> None:
     assert (after.payload, after.priority) == ({"n": 2}, 3)
     assert (entry.actor, entry.reason) == ("dashboard", "typo")
     app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60))
+    del given["payload."]
     assert "cannot" in post_form(web, where, given).text
+
+
+def test_a_payload_that_was_typed_is_never_dropped(app: Tenure, web: TestClient) -> None:
+    """The job is tried between the page and its form; then its payload stays, and so does all."""
+    job = app.enqueue("unknown", {"n": 1}, backoff=3600)
+    app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=0.001))
+    app.core.sweep()
+    answer = post_form(web, f"/ui/jobs/{job.id}/amend", {"payload.": '{"n": 2}', "priority": "3"})
+    assert answer.status_code == 422
+    assert "its payload stays" in answer.text
+    assert "textarea" not in answer.text
+    assert (app.get(job.id).payload, app.get(job.id).priority) == ({"n": 1}, 0)
+    assert post_form(web, f"/ui/jobs/{job.id}/amend", {"priority": "3"}).status_code == 303
+    assert app.get(job.id).priority == 3
+
+
+def test_a_box_that_is_emptied_is_false(app: Tenure, web: TestClient) -> None:
+    old = app.enqueue("report", {**MADE, "urgent": True})
+    page = web.get(f"/ui/jobs/{old.id}/again").text
+    assert 'name="payload.urgent" type="checkbox" value="yes" checked' in page
+    given = {name: GIVEN[name] for name in ("payload.month", "payload.title")}
+    post_form(web, f"/ui/jobs/{old.id}/again", given)
+    assert app.find()[0].payload["urgent"] is False
+
+
+SCHEMA = """{"properties": {
+    "big": {"type": "integer", "format": "int64"}, "share": {"type": "number"},
+    "note": {"type": "string"}, "on": {"type": "boolean"}, "off": {"type": "boolean"},
+    "odd": {"type": "integer"}, "none": {"type": "string"}, "left": {"type": "string"}
+}}"""
+PAYLOAD = {
+    "big": 5,
+    "share": 2,
+    "note": "",
+    "on": True,
+    "off": False,
+    "odd": True,
+    "none": None,
+    "more": {"a": ["\n", 1.5]},
+}
+
+
+def test_a_form_that_is_sent_as_it_is_repeats_the_payload(app: Tenure, web: TestClient) -> None:
+    web.put("/types/work", json={"schema": SCHEMA})
+    old = app.enqueue("work", PAYLOAD)
+    page = web.get(f"/ui/jobs/{old.id}/again").text
+    given = dict(re.findall(r'name="(payload[^"]+)" type="text"[^>]* value="([^"]*)"', page))
+    given |= dict(re.findall(r'<textarea id="f-[^"]+" name="([^"]+)"[^>]*>([^<]*)<', page))
+    given |= dict(re.findall(r'name="(payload[^"]+)" type="checkbox" value="(yes)" checked', page))
+    given = {name: html.unescape(text) for name, text in given.items()}
+    assert post_form(web, f"/ui/jobs/{old.id}/again", given).status_code == 303
+    assert app.find()[0].payload_json == old.payload_json
+    given["payload.big"] = "1.5"
+    answer = post_form(web, f"/ui/jobs/{old.id}/again", given)
+    assert "give a whole number" in answer.text
 
 
 @pytest.mark.parametrize(
@@ -128,6 +186,7 @@ def test_a_job_that_waits_is_changed(app: Tenure, web: TestClient) -> None:
         '{"properties": [1]}',
         '{"properties": {"n": {"type": []}}}',
         '{"properties": {"n": {"enum": 7}}}',
+        '{"properties": {"n": {"$ref": "#/definitions/N"}}}',
     ],
 )
 def test_a_schema_that_is_none_hurts_nobody(app: Tenure, web: TestClient, schema: str) -> None:
@@ -142,5 +201,7 @@ def test_what_is_redacted_is_not_overwritten(app: Tenure, web: TestClient) -> No
     page = web.get(f"/ui/jobs/{job.id}/again").text
     assert "hunter2" not in page
     assert "textarea" not in page
-    post_form(web, f"/ui/jobs/{job.id}/again", {"payload.": "{}", "queue": "other"})
+    refused = post_form(web, f"/ui/jobs/{job.id}/again", {"payload.": "{}", "queue": "other"})
+    assert refused.status_code == 422
+    post_form(web, f"/ui/jobs/{job.id}/again", {"queue": "other"})
     assert app.find(queue="other")[0].payload == {"password": "hunter2"}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
 
 from tenure import JobContext, Tenure
 from tenure.client import Client
+from tenure.dashboard.site import FILES
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
 from tenure.server import build
@@ -108,3 +110,12 @@ def test_the_command_line_shows_it(app: Tenure) -> None:
     assert "progress          63 of 100 charging <b>4111-1111</b>" in shown
     found = cli_json("jobs", "show", lease.id, *where)
     assert found["job"]["progress"]["total"] == 100
+
+
+def test_only_a_page_with_a_bar_is_fetched_each_second(app: Tenure) -> None:
+    """By the class that live.js looks for."""
+    (name,) = re.findall(r'querySelector\("\.(\S+)"\) \? MOVES', FILES["live.js"].decode())
+    lease, still = running(app), app.enqueue("still", delay="1h")
+    with api_client(app) as web:
+        assert f'class="{name}"' in web.get(f"/ui/jobs/{lease.id}").text
+        assert f'class="{name}"' not in web.get(f"/ui/jobs/{still.id}").text

@@ -21,9 +21,17 @@ from tenure.errors import IllegalTransition, InvalidInput
 from tenure.jobs.payload import parse
 from tenure.lifecycle import Job
 
-KINDS = {"string": "text", "integer": "number", "number": "number", "boolean": "checkbox"}
+KINDS = {"string": "text", "integer": "integer", "number": "number", "boolean": "checkbox"}
+"""The input for each type of a JSON schema; JSON is typed for the others."""
+VALUES: Mapping[str, Sequence[type]] = {
+    "text": (str,),
+    "date": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "checkbox": (bool,),
+}
+"""The values that an input can hold."""
 MAX_REFERENCES = 5
-VALUES: Mapping[str, Any] = {"text": str, "date": str, "number": (int, float), "checkbox": bool}
 
 
 @dataclass(slots=True)
@@ -45,11 +53,14 @@ class Field:
             return bool(text)
         if self.kind == "choice":
             return next((each for each in self.choices if str(each) == text), text)
-        if self.kind == "number":
-            with suppress(ValueError):
-                return int(text) if self.hint == "integer" else float(text)
-            raise InvalidInput("give a whole number" if self.hint == "integer" else "give a number")
-        return text if self.kind in ("text", "date") else parse(text.encode())
+        if self.kind == "json":
+            return parse(text.encode())
+        if self.kind in ("text", "date"):
+            return text
+        with suppress(InvalidInput):
+            if type(number := parse(text.encode())) in VALUES[self.kind]:
+                return number
+        raise InvalidInput(f"give a {'whole ' if self.kind == 'integer' else ''}number")
 
 
 @dataclass(slots=True)
@@ -75,7 +86,7 @@ class Form:
 
 def payload_fields(schema: str | None, payload: Mapping[str, Any]) -> list[Field]:
     """Return the inputs for a payload; one for all of it if its type has none, or nonsense."""
-    with suppress(ValueError, TypeError, AttributeError, RecursionError):
+    with suppress(ValueError, TypeError, AttributeError, LookupError, RecursionError):
         whole = json.loads(schema or "{}")
         root = _resolved(whole, whole)
         if properties := root.get("properties"):
@@ -105,12 +116,13 @@ def _field(name: str, part: Any, payload: Mapping[str, Any], root: Any) -> Field
     known = name in payload or value is not None
     if choices and (not known or value in choices):
         kind = "choice"
-    elif known and (not isinstance(value, VALUES.get(kind, ())) or "\n" in str(value)):
+    elif known and (type(value) not in VALUES.get(kind, ()) or "\n" in str(value)):
         kind = "json"
     text = json.dumps(value, indent=2) if kind == "json" else str(value)
     hint = "JSON" if kind == "json" else str(part.get("format", part.get("type", "")))
-    # An empty field that is not required is left out; a box that was ticked may be empty now.
-    required = name in root.get("required", ()) or (kind == "checkbox" and known)
+    # An empty field that is not required is left out; but a box may be emptied, and what was empty
+    # stays so.
+    required = name in root.get("required", ()) or (known and (kind == "checkbox" or value == ""))
     return Field(name, kind, text if known and value is not False else "", hint, choices, required)
 
 
@@ -126,7 +138,9 @@ def sent(make: Callable[[PageRequest], Form]) -> Callable[[PageRequest], Respons
         form = make(request)
         payload = _read(request, form.payload, "payload.")
         options = _read(request, form.options, "")
-        if not any(each.error for each in (*form.payload, *form.options)):
+        # No input is ignored: the job may have been tried since the form was shown.
+        extra = not form.payload and any(name.startswith("payload.") for name in request.fields)
+        if not extra and not any(each.error for each in (*form.payload, *form.options)):
             try:
                 given = {"payload": payload.get("", payload)} if form.payload else {}
                 job = form.send(**given, **options, actor=request.actor)
@@ -183,7 +197,10 @@ def amend(request: PageRequest) -> Form:
     form.options = _options("priority", "max_retries", "delay", "timeout", "reason")
     for each in form.options[:2]:
         each.text = str(getattr(job, each.name))
-    return form if job.token else _with_payload(request, form, job)
+    if not job.token:
+        return _with_payload(request, form, job)
+    form.note = "The job was tried, so its payload stays as it is."
+    return form
 
 
 HINTS = {"delay": "from now: 30s, 1h30m", "timeout": "of one attempt: 30s"} | dict.fromkeys(
@@ -192,7 +209,7 @@ HINTS = {"delay": "from now: 30s, 1h30m", "timeout": "of one attempt: 30s"} | di
 
 
 def _options(*names: str) -> list[Field]:
-    kinds = {name: "number" if name in NUMBERS else "text" for name in names}
+    kinds = {name: "integer" if name in NUMBERS else "text" for name in names}
     return [Field(name, kind, hint=HINTS.get(name, "")) for name, kind in kinds.items()]
 
 

@@ -57,7 +57,7 @@ function state(kind, text) {
   if (kind === "" && before.startsWith("connection lost")) announce("Connected again");
 }
 
-const quiet = () => (document.querySelector(".bar") ? MOVES : QUIET);
+const quiet = () => (document.querySelector(".how-far") ? MOVES : QUIET);
 const watches = () => document.querySelector("#main").dataset.watch || "none";
 
 function changed(note) {
