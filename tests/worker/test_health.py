@@ -105,6 +105,8 @@ def test_a_loop_that_is_blocked_for_a_minute_is_no_life(
         about = Health(blocked, lambda: now[0])
         block.enqueue()
         wait_until(running.is_set)
+        now[0] += 10 * health.LIVE_SECONDS  # nobody has asked for long, and it may block just now
+        assert about.live() == []
         now[0] += health.LIVE_SECONDS - 1
         assert about.live() == []
         assert about.ready() == ["its event loop is blocked or has not started"]
@@ -203,3 +205,26 @@ def test_reload_starts_the_worker_again_with_the_new_code(tmp_path: Path) -> Non
     workers = [each for each in app.workers.list() if time.time() - each.seen_at.timestamp() < 1]
     assert workers == []  # the worker has ended with its parent
     app.close()
+
+
+def test_a_machine_without_threads_does_not_lose_room_for_probes(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, refused = threading.Thread.start, iter(range(health.MAX_PROBES + 1))
+
+    def no_thread(thread: threading.Thread) -> None:
+        if "process_request_thread" in thread.name and next(refused, None) is not None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with running_worker(app) as worker, health_served(worker, (HERE, 0)) as port:
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+
+        def answered() -> bool:
+            try:
+                return ask(port, "/live") == (200, [])
+            except OSError:
+                return False
+
+        wait_until(answered)
+        assert next(refused, None) is None

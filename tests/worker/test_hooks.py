@@ -14,6 +14,8 @@ import pytest
 
 from tenure import Failure, JobContext, Tenure
 from tenure.jobs.work import ClaimRequest
+from tenure.worker import failures as worker_failures
+from tenure.worker.worker import Worker
 from tests.support.waiting import wait_until
 from tests.support.workers import (
     running_sweeper,
@@ -308,3 +310,85 @@ def test_redacted_values_are_cut_out_of_the_text(tmp_path: Path) -> None:
     assert [failure.error.partition(" was")[0] for failure in failures] == [
         "ValueError: [redacted]"
     ]
+
+
+def test_even_an_exit_in_on_failure_costs_no_other_call(app: Tenure) -> None:
+    called: list[str] = []
+
+    @app.on_failure
+    def leave(failure: Failure) -> None:
+        raise SystemExit(3)
+
+    app.on_failure(lambda failure: called.append(failure.id))
+
+    @app.job(max_retries=1)
+    def work() -> None:
+        raise ValueError("no")
+
+    jobs = [work.enqueue(), work.enqueue()]
+    with running_worker(app):
+        for job in jobs:
+            wait_until_failed(app, job)
+    assert sorted(called) == sorted(job.id for job in jobs)
+
+
+def test_a_worker_that_stops_waits_for_slow_on_failure(app: Tenure) -> None:
+    """With what its lifespan keeps open, and with its loop; but not for ever."""
+    seen: list[str] = []
+    workers: list[Worker] = []
+
+    @app.lifespan
+    @contextmanager
+    def pool() -> Iterator[None]:
+        yield
+        seen.append("the pool closes")
+
+    @app.on_failure
+    async def note(_: Failure) -> None:
+        while workers[0]._heart.is_alive():  # noqa: ASYNC110 a thread's
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        seen.append("noted")
+
+    @app.job(max_retries=1)
+    def work() -> None:
+        raise ValueError("no")
+
+    with running_worker(app) as worker:
+        workers.append(worker)
+        wait_until_failed(app, work.enqueue())
+    assert seen == ["noted", "the pool closes"]
+
+
+def test_a_worker_does_not_wait_for_ever_for_on_failure(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_failures, "FINISH_SECONDS", 0.05)
+    go_on = threading.Event()
+    app.on_failure(lambda _: go_on.wait(20))
+
+    @app.job(max_retries=1)
+    def work() -> None:
+        raise ValueError("no")
+
+    try:
+        with running_worker(app):
+            wait_until_failed(app, work.enqueue())
+        assert not go_on.is_set()
+    finally:
+        go_on.set()
+
+
+def test_a_worker_that_is_cancelled_leaves_no_thread_behind(app: Tenure) -> None:
+    app.on_failure(print)
+    worker = Worker(app.core, app.core.handlers)
+
+    async def program() -> None:
+        running = asyncio.create_task(worker.run())
+        while not worker.failures._thread.is_alive():  # noqa: ASYNC110 a thread's
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.wait([running])
+
+    asyncio.run(program())
+    assert not worker.failures._thread.is_alive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 from collections.abc import Callable
@@ -189,6 +190,28 @@ def test_a_store_that_is_away_loses_no_progress(
         wait_until(lambda: said(app, job.id) == (5, None, ""), "the progress")
         go.set()
         wait_until_completed(app, job)
+
+
+def test_an_interrupted_attempt_keeps_what_it_said_last(
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_writer, "PAUSE_SECONDS", 60)
+    app, began = app_on_each_engine, threading.Event()
+
+    @app.job
+    async def work(context: JobContext) -> None:
+        context.progress(1)
+        while said(app, context.id) != (1, None, ""):  # noqa: ASYNC110 a thread's
+            await asyncio.sleep(0.01)
+        context.progress(2)
+        began.set()
+        await asyncio.Event().wait()
+
+    job = work.enqueue()
+    with running_worker(app, grace_seconds=0):
+        assert began.wait(WAIT_SECONDS)
+    assert app.get(job.id).event == "interrupted"
+    assert said(app, job.id) == (2, None, "")
 
 
 def test_child_processes_send_progress(app_on_each_engine: Tenure, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tenure.jobs.context import Stopped
 from tenure.jobs.handlers import Handler, Handlers
 from tenure.jobs.hooks import bound
 from tenure.jobs.results import Ending, success
-from tenure.jobs.work import Outcome
+from tenure.jobs.work import Outcome, Report
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
 from tenure.worker.child import ChildTask
@@ -99,8 +99,8 @@ class Attempts:
             if handler is not None and handler.on_interrupt == "fail":
                 self._stop(attempt, INTERRUPTED, "shutdown")
             elif attempt.state is STARTED:
-                self._end_span(attempt, INTERRUPTED)
-                self._leases.end(attempt, attempt.outcome(Outcome.INTERRUPTED), free=False)
+                report = attempt.outcome(Outcome.INTERRUPTED)
+                self._settle(attempt, report, INTERRUPTED, free=False)
                 self._stop_handler(attempt, "shutdown")
 
     def deliver(self, attempt: Attempt, ending: Ending | NotStarted) -> None:
@@ -251,10 +251,14 @@ class Attempts:
         else:
             outcome = Outcome.SNOOZED if ending.snoozed else Outcome.FAILED
             report = attempt.outcome(outcome, None, error, ending.retryable, ending.delay)
-        if self._progress.is_used:
-            report = replace(report, progress=self._progress.take(report.lease_id))
         if flaw is not None:
             self._log.unstorable(attempt.lease, flaw)
+        self._settle(attempt, report, error, free=free)
+
+    def _settle(self, attempt: Attempt, report: Report, error: str | None, *, free: bool) -> None:
+        """Decide how an attempt ended that had started."""
+        if self._progress.is_used:
+            report = replace(report, progress=self._progress.take(report.lease_id))
         if attempt.started_at is not None:
             attempt.seconds = time.monotonic() - attempt.started_at
         if attempt.span is not None:

@@ -83,12 +83,14 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
         while not leaves:
             task = _read_task(pipe.recv_bytes())
             LOG_FIELDS.set(partial(dict, task.log_fields))
+            doing = f"{task.module} cannot be imported"
             try:
                 found = _find(task)
                 if isinstance(found, Handler) and not found.in_process:
-                    lifespans.enter(found.lifespans)  # as in the worker where it usually runs
-            except BaseException as error:  # the worker has imported it
-                why = f"{task.module} cannot be imported in a child process: {said(error)}"
+                    doing = "app.lifespan failed"  # it is entered where the handler runs
+                    lifespans.enter(found.lifespans)
+            except BaseException as error:  # in the worker it did not fail
+                why = f"{doing} in a child process: {said(error)}"
                 pipe.send_bytes(encode(ChildAnswer(not_started=why)))
                 continue
             pipe.send_bytes(encode(READY))

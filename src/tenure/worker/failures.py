@@ -65,5 +65,5 @@ class FailureCalls:
                     answer = function(failure)
                     if self._loop is not None and isinstance(answer, Coroutine):
                         asyncio.run_coroutine_threadsafe(answer, self._loop).result()
-                except Exception:
+                except BaseException:  # even SystemExit: who waits next is called all the same
                     log.exception("on_failure failed for job %s", failure.id)

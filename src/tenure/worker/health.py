@@ -36,13 +36,16 @@ class Health:
         """`clock` is in seconds."""
         self._worker = worker
         self._clock = clock
-        self._turned_at = clock()
+        self._blocked_at: float | None = None  # of the first probe that found it so
 
     def live(self) -> list[str]:
         """Return why a supervisor should restart the process; nothing while it lives."""
         if self._worker.turns():
-            self._turned_at = self._clock()
-        blocked = self._clock() - self._turned_at
+            self._blocked_at = None
+            return []
+        now = self._clock()
+        self._blocked_at = now if self._blocked_at is None else self._blocked_at
+        blocked = now - self._blocked_at
         if blocked < LIVE_SECONDS:
             return []
         return [f"its event loop has been blocked for {blocked:.0f} s"]
@@ -108,9 +111,13 @@ class _ProbeServer(ThreadingHTTPServer):
         super().__init__((address[0].strip("[]"), address[1]), probe)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
             super().process_request(request, client_address)
-        else:
+        except RuntimeError:  # no thread: a limit of the machine
+            self._room.release()
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:

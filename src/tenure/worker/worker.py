@@ -130,8 +130,10 @@ class Worker:
             for make in self._lifespans:
                 await enter(stack, make())
             self.failures.start()
-            await self._work()
-            await self.failures.finish()
+            try:
+                await self._work()
+            finally:
+                await self.failures.finish()
 
     async def _work(self) -> None:
         stop_listening = self._listen()
