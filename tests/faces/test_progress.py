@@ -16,7 +16,7 @@ from tenure.jobs.progress import JobProgress
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
 from tenure.server import build
 from tests.support.cli import cli_json, output_of
-from tests.support.http import Exchange, ServerProcess, api_client
+from tests.support.http import JSON, Exchange, ServerProcess, api_client
 from tests.support.workers import running_worker, wait_until_completed
 
 
@@ -69,10 +69,15 @@ def test_workers_send_it_over_http(app: Tenure) -> None:
     assert (found.done, found.total, found.message) == (3, 4, "\\udcff nearly")
 
 
-@pytest.mark.parametrize("entry", [{"lease_id": "x.y", "done": "many"}, {"done": 1}])
-def test_bad_progress_is_refused(app: Tenure, entry: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "said", ['{"done": "many"}', '{"total": 1}', '{"done": 1e999}', '{"done": 1, "total": -1e999}']
+)
+def test_bad_progress_is_refused(app: Tenure, said: str) -> None:
+    entry = f'[{{"lease_id": "x.y", {said[1:]}]'
+    report = f'[{{"lease_id": "x.y", "outcome": "completed", "progress": {said}}}]'
     with api_client(app) as api:
-        assert api.post("/progress", json=[entry]).status_code == 400
+        assert api.post("/progress", content=entry, headers=JSON).status_code == 400
+        assert api.post("/reports", content=report, headers=JSON).status_code == 400
 
 
 @pytest.mark.anyio

@@ -8,6 +8,7 @@ its job.
 from __future__ import annotations
 
 import re
+import sys
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
@@ -81,6 +82,7 @@ MoreRetries = Annotated[int, _schema(minimum=1, maximum=1_000)]
 MaxPending = Annotated[int, _schema(minimum=0, maximum=2**53)]
 Factor = Annotated[float, _schema(minimum=1, maximum=1_000)]
 Delays = Annotated[list[Seconds], _schema(minItems=1, maxItems=MAX_DELAYS)]
+Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 Delay = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 LeaseSeconds = Annotated[float, Meta(ge=MIN_LEASE_SECONDS, le=MAX_LEASE_SECONDS)]
 LeaseName = Annotated[str, Meta(description="A lease id as `POST /leases` gave it.")]
@@ -325,8 +327,8 @@ class EndsRequest(Request):
 class Progress(Request):
     """How far an attempt has come: `done` of `total`, if that is known."""
 
-    done: float
-    total: float | None = None
+    done: Finite
+    total: Finite | None = None
     message: Annotated[str, Meta(max_length=MAX_MESSAGE)] = ""
 
 
