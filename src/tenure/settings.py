@@ -50,8 +50,7 @@ def _text(value: Any, where: str) -> str:
     return value.strip()
 
 
-_dialect = re.compile(r"^(sqlite|postgres)(?:ql)?(?:\+\w+)?:(?=//)")
-_schemes = {"sqlite": "sqlite:", "postgres": "postgresql:"}
+_dialect = re.compile(r"^(?:(sqlite)|postgres(?:ql)?)(?:\+\w+)?:(?=//)")
 
 
 def database_url(url: str) -> str:
@@ -59,7 +58,7 @@ def database_url(url: str) -> str:
 
     Only the name of a driver is dropped, as in `postgresql+asyncpg://` or `sqlite+aiosqlite:///`.
     """
-    return _dialect.sub(lambda found: _schemes[found[1]], url)
+    return _dialect.sub(lambda found: f"{found[1] or 'postgresql'}:", url)
 
 
 def _database(value: Any, where: str) -> str:

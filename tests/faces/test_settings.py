@@ -79,6 +79,7 @@ def test_every_setting_in_every_form(tmp_path: Path) -> None:
         ("postgresql+psycopg2:///jobs?host=/run", "postgresql:///jobs?host=/run"),
         ("postgres://db/jobs", "postgresql://db/jobs"),
         ("sqlite+aiosqlite:///jobs.db", "sqlite:///jobs.db"),
+        ("sqliteql:///jobs.db", "sqliteql:///jobs.db"),
         ("sqlite+pysqlite:////var/jobs.db", "sqlite:////var/jobs.db"),
         ("sqlite:///a+b://c.db", "sqlite:///a+b://c.db"),
         ("mysql+pymysql://db/jobs", "mysql+pymysql://db/jobs"),

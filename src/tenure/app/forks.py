@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-import weakref
-from collections.abc import Callable
+from typing import TYPE_CHECKING
+from weakref import WeakSet
 
-_watched: list[weakref.WeakMethod[Callable[[], object]]] = []
+if TYPE_CHECKING:
+    from tenure.app.core import Core
+
+_cores: WeakSet[Core] = WeakSet()
 _of_parent: list[object] = []
 """Kept for ever: if one were collected in the child, it might speak on its parent's connections."""
 
 
-def watch(forget_parent: Callable[[], object]) -> None:
-    """Call a method in each forked child, and keep what it returns."""
-    _watched[:] = [method for method in _watched if method() is not None]
-    _watched.append(weakref.WeakMethod(forget_parent))
+def watch(core: Core) -> None:
+    """Let a core forget its parent in each forked child."""
+    _cores.add(core)
 
 
 def _begin_child() -> None:
-    living = [method() for method in _watched]
-    _of_parent.extend(forget_parent() for forget_parent in living if forget_parent)
+    _of_parent.extend(core.forget_parent() for core in _cores)
 
 
 if hasattr(os, "register_at_fork"):
