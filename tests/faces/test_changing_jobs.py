@@ -57,6 +57,16 @@ def test_over_http(app: Tenure, web: TestClient) -> None:
     assert web.post("/queues/mail/resume").json()["pause_reason"] is None
 
 
+def test_a_key_makes_one_job_of_two_requests_to_run_one_again(app: Tenure, web: TestClient) -> None:
+    first, other = app.enqueue("mail", {"n": 1}), app.enqueue("mail", {"n": 1})
+    key = {"idempotency_key": "k"}
+    answers = [web.post(f"/jobs/{first.id}/run-again", json=key) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 200]
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert web.post(f"/jobs/{other.id}/run-again", json=key).status_code == 422
+    assert app.run_again(first.id, **key).id == answers[0].json()["id"]
+
+
 def test_as_commands(app: Tenure) -> None:
     args = ("mail", '{"n": 1}', "--delay", "1h", "--tag", "b", "--tag", "a")
     job = cli_json("enqueue", *args)

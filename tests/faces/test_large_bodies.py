@@ -161,6 +161,15 @@ def test_a_large_batch_is_read_as_a_small_one(app: Tenure) -> None:
         assert result == leases[7]["payload"]
 
 
+def test_a_job_of_a_large_batch_has_a_key_like_any_other(app: Tenure) -> None:
+    payload = {"x": "y" * bodies.READ_IN_PLACE}
+    first = app.enqueue("a", payload, idempotency_key="k")
+    with api_client(app) as api:
+        new = {"type": "a", "payload": payload, "idempotency_key": "k"}
+        (again,) = api.post("/jobs/batch", json=[new]).json()
+    assert again["id"] == first.id
+
+
 PADDING = '{"type":"a","payload":{"x":"%s"}},' % ("y" * bodies.READ_IN_PLACE)
 
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from inspect import signature
 from itertools import permutations
 from typing import Annotated, Any, TypeVar
@@ -384,3 +385,19 @@ def test_a_key_stands_for_the_options_of_the_call_and_not_for_defaults(
             after.options(delay="1h", max_retries=7).enqueue("a")
         with pytest.raises(KeyConflict):
             after.options(delay="1h").enqueue("b")
+
+
+@pytest.mark.parametrize("actor", ["two\nlines", "\0", "x" * 256, 5])
+def test_who_acts_is_a_line_of_text(app: Tenure, actor: Any) -> None:
+    with app:
+        job = app.enqueue("work")
+        calls: list[Callable[..., object]] = [
+            *(partial(app.enqueue, "work"), partial(app.cancel, job.id)),
+            *(partial(app.amend, job.id), partial(app.retry, job.id)),
+            *(partial(app.cancel, tag="t"), partial(app.queues.pause, "work")),
+            *(partial(app.types.pause, "work"), partial(app.tokens.create, "t", ["read"])),
+        ]
+        for call in calls:
+            with pytest.raises(InvalidInput) as refusal:
+                call(actor=actor)
+            assert refusal.value.path == "$.actor"

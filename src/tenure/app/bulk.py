@@ -9,7 +9,7 @@ from tenure.app.core import MAX_COUNTED, Core, Noun
 from tenure.errors import BulkNotFound
 from tenure.jobs import ids
 from tenure.jobs.enqueue import MAX_RETRIES, whole
-from tenure.jobs.names import check_label, check_reason
+from tenure.jobs.names import check_reason
 from tenure.jobs.queries import MAX_LISTED, Action, Bulk, Filter, action_of, check_filter
 from tenure.jobs.queue_rights import covers
 from tenure.lifecycle import Job
@@ -56,7 +56,7 @@ class BulkActions(Noun):
             action=Action(action),
             filter=filter,
             more_retries=whole(more_retries, 1, MAX_RETRIES, "$.more_retries"),
-            actor=check_label(actor or core.actor, "actor", "$.actor"),
+            actor=core.signed(actor),
             reason=check_reason(reason),
             total=total,
         )
@@ -99,7 +99,7 @@ class BulkActions(Noun):
         Raises BulkNotFound.
         """
         running = self.get(bulk_id).finished_at is None
-        by = actor or self._core.actor
+        by = self._core.signed(actor)
         self._core.limited_store.write("bulk", lambda db: bulks.stop(db, bulk_id, by)).result()
         stopped = self.get(bulk_id)
         if running:

@@ -24,13 +24,13 @@ from tenure.jobs.enqueue import Duration, Enqueued, NewJob, whole
 from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import EventFilter, Transition
+from tenure.jobs.names import check_label
 from tenure.jobs.queries import Counted, Filter, Page, action_of, check_filter, checked_query
 from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, require
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job, Status
-from tenure.store import Store, is_sqlite, migration_sql, open_store, schema_of, search
-from tenure.store.migrate import advice
+from tenure.store import Store, is_sqlite, open_store, search
 from tenure.store.tables import progress, sessions, tokens, types, webhooks
 from tenure.store.tables.bulk import about
 from tenure.store.tables.stats import Place
@@ -75,7 +75,7 @@ class Core:
         self._whole: Core | None = None  # what this one is a limited view of
         self._opened: Store | None = None
         self._opening = threading.Lock()
-        forks.watch(self.forget_parent)
+        forks.watch(self)
 
     @property
     def store(self) -> Store:
@@ -118,8 +118,8 @@ class Core:
 
     def forget_parent(self) -> Store | None:
         """Open PostgreSQL again at the next use, after a fork; return what the parent opened."""
-        opened = None if self._opened is None or is_sqlite(self.database) else self._opened
-        if opened is not None:
+        opened = self._opened
+        if not is_sqlite(self.database):
             self._opened = None
         self._opening = threading.Lock()  # a thread of the parent may hold the old one
         self.defaults.forget()
@@ -147,6 +147,10 @@ class Core:
         self.handlers.hooks.lifespans += other.handlers.hooks.lifespans
         self.handlers.hooks.on_failure += other.handlers.hooks.on_failure
 
+    def signed(self, actor: str | None) -> str:
+        """Return who acts, as the ledger names it: the application itself by default."""
+        return check_label(actor or self.actor, "actor", "$.actor")
+
     def clock(self) -> datetime:
         """The store's time; raises StoreUnavailable if the store does not answer."""
         return self.limited_store.read.clock()
@@ -154,14 +158,6 @@ class Core:
     def check_store(self) -> None:
         """Raise StoreUnavailable if the store does not answer, or if its commits hang."""
         self.limited_store.read.check()
-
-    def is_usable(self) -> bool:
-        """Whether the database has a schema that this version uses; makes and changes nothing."""
-        return not advice(*schema_of(self.database))
-
-    def migration_sql(self, engine: str | None = None) -> str:
-        """Return the SQL of an upgrade; with an `engine`, that of a new database of it."""
-        return migration_sql(self.database, engine)
 
     # --- enqueue
 

@@ -69,7 +69,12 @@ def run_again(
 
     Returns the new job, whose `again_of` is `job_id`. Raises JobNotFound, and what `enqueue` does.
     """
-    old = app.core.get(job_id)
+    new_job = again(app.core.get(job_id), payload, options)
+    return app.core.add([new_job]).result()[0].job
+
+
+def again(old: Job, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
+    """Return what does again what a job does or did."""
     kept: Options = {
         "queue": old.queue,
         "priority": old.priority,
@@ -79,8 +84,7 @@ def run_again(
         "tags": old.tags,
     }
     given = JsonText(old.payload_json) if payload is None else payload
-    new_job = NewJob(old.type, given, {**kept, **options}, old.id)
-    return app.core.add([new_job]).result()[0].job
+    return NewJob(old.type, given, {**kept, **options}, old.id)
 
 
 async def enqueue_async(

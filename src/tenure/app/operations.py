@@ -55,8 +55,8 @@ def cancel(
         while bulk.finished_at is None:
             bulk = app.bulk.step(bulk.id)
         return bulk
-    why = check_reason(reason)
-    return _apply(app, job_id, Cancelled(actor=actor or app.actor, reason=why))
+    by, why = app.core.signed(actor), check_reason(reason)
+    return _apply(app, job_id, Cancelled(actor=by, reason=why))
 
 
 def amend(
@@ -80,7 +80,7 @@ def amend(
     `max_retries` would leave it no attempt, and InvalidInput (PayloadTooLarge).
     """
     checked, delay = check_changes(changes)
-    by, why = actor or app.actor, check_reason(reason)
+    by, why = app.core.signed(actor), check_reason(reason)
     return _apply(app, job_id, Amended(changes=checked, delay=delay, actor=by, reason=why))
 
 
@@ -101,7 +101,7 @@ def retry(
     Raises JobNotFound, IllegalTransition if the job is not failed, or InvalidInput.
     """
     more = whole(more_retries, 1, MAX_RETRIES, "$.more_retries")
-    by, why = actor or app.actor, check_reason(reason)
+    by, why = app.core.signed(actor), check_reason(reason)
     return _apply(app, job_id, Retried(more_retries=more, actor=by, reason=why))
 
 

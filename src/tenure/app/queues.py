@@ -73,7 +73,7 @@ class Queues(Noun):
             name=name,
             paused=paused,
             max_pending=max_pending,
-            actor=actor or self._core.actor,
+            actor=self._core.signed(actor),
             reason=reason,
         )
         self._core.limited_store.write("queue", change).result()
@@ -120,6 +120,6 @@ class Types(Noun):
         self._set(type, paused=False, actor=actor)
 
     def _set(self, type: str, *, actor: str | None, **change: Any) -> None:
-        name, by = check_open(type, "job type", "$.type"), actor or self._core.actor
+        name, by = check_open(type, "job type", "$.type"), self._core.signed(actor)
         set_paused = partial(types.set_paused, name=name, actor=by, **change)
         self._core.store.write("queue", set_paused).result()

@@ -60,7 +60,7 @@ class Tokens(Noun):
             scopes=wanted,
             queues=patterns,
             created_at=now,
-            created_by=actor or self._core.actor,
+            created_by=self._core.signed(actor),
             expires_at=None if lifetime is None else now + timedelta(seconds=lifetime),
             valid=True,
         )
@@ -82,7 +82,7 @@ class Tokens(Noun):
         Raises InvalidInput if no token has this name.
         """
         self._named(name)
-        by = actor or self._core.actor
+        by = self._core.signed(actor)
         self._core.store.write("operator", lambda db: tokens.revoke(db, name, by)).result()
         return self._named(name)
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from tenure.jobs.findings import Check, Progress, Violation, no_progress
 from tenure.store import check_store, migrate_store, schema_of
+from tenure.store import migration_sql as sql_of_migration
 from tenure.store.audit import INVARIANTS
+from tenure.store.migrate import advice
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -22,6 +24,16 @@ def migrate(app: Tenure, *, progress: Progress | None = None) -> tuple[int, int]
     """
     before, _ = schema_of(app.database)
     return before, migrate_store(app.database, progress or no_progress)
+
+
+def migration_sql(app: Tenure, engine: str | None) -> str:
+    """Return the SQL of an upgrade; with an `engine`, that of a new database of it."""
+    return sql_of_migration(app.database, engine)
+
+
+def is_usable(app: Tenure) -> bool:
+    """Whether the database has a schema that this version uses; makes and changes nothing."""
+    return not advice(*schema_of(app.database))
 
 
 def check(app: Tenure) -> list[Check]:

@@ -8,7 +8,7 @@ from tenure.app.core import Core, Noun
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
 from tenure.jobs.ledger import Webhook
-from tenure.jobs.names import check_label, check_name, list_of_names
+from tenure.jobs.names import check_name, list_of_names
 from tenure.jobs.queue_rights import ANY_REST
 from tenure.lifecycle import EVENTS
 from tenure.store.tables import webhooks
@@ -64,7 +64,7 @@ class Webhooks(Noun):
             types=_names(types, "job type", "$.types"),
             queues=_names(queues, "queue", "$.queues"),
             created_at=store.read.clock(),
-            created_by=check_label(actor or self._core.actor, "actor", "$.actor"),
+            created_by=self._core.signed(actor),
             position=store.read.ledger_end(),
         )
         if not store.write("operator", lambda db: webhooks.add(db, hook, secret)).result():

@@ -107,15 +107,18 @@ class Within:
 
         Raises JobNotFound, InvalidInput, or IllegalTransition if the job is settled.
         """
-        event = Cancelled(actor=actor or self._core.actor, reason=check_reason(reason))
-        return self._borrowed.call(partial(self._apply, job_id, event), verb="cancel")
+        apply = partial(self._apply, job_id, self._cancelled(actor, reason))
+        return self._borrowed.call(apply, verb="cancel")
 
     async def cancel_async(
         self, job_id: str, *, actor: str | None = None, reason: str | None = None
     ) -> Job:
         """Cancel a job like `cancel`, on an asynchronous connection."""
-        event = Cancelled(actor=actor or self._core.actor, reason=check_reason(reason))
-        return await self._borrowed.call_async(partial(self._apply, job_id, event), verb="cancel")
+        apply = partial(self._apply, job_id, self._cancelled(actor, reason))
+        return await self._borrowed.call_async(apply, verb="cancel")
+
+    def _cancelled(self, actor: str | None, reason: str | None) -> Cancelled:
+        return Cancelled(actor=self._core.signed(actor), reason=check_reason(reason))
 
     def _apply(self, job_id: str, event: Event, engine: str) -> Steps[Job]:
         yield from self._get(job_id, engine)

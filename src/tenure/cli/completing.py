@@ -128,11 +128,13 @@ def _from_database(read: Callable[[tenure.Tenure], Items]) -> Complete:
                 app = application()
         except TenureError:  # settings that cannot be read
             return []
+        from tenure.app.upkeep import is_usable
+
         answers: list[list[CompletionItem]] = []
 
         def look() -> None:
             with contextlib.suppress(Exception):
-                if app.core.is_usable():  # a Tab makes no database, and brings none up to date
+                if is_usable(app):  # a Tab makes no database, and brings none up to date
                     # The shell may run what is on its line, so only names are offered.
                     found = ((name, visible(help)) for name, help in read(app) if is_name(name))
                     answers.append(_matching(typed, found))

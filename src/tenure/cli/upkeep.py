@@ -158,7 +158,9 @@ def migrate(as_sql: bool, engine: str | None) -> None:
     Processes of one version earlier work on. Run the printed SQL with psql, or with sqlite3 -bail.
     """
     if as_sql or engine:
-        click.echo(application().core.migration_sql(engine), nl=False)
+        from tenure.app.upkeep import migration_sql
+
+        click.echo(migration_sql(application(), engine), nl=False)
         return
     with progress_bar("Upgrading the schema") as progress:
         before, after = application().migrate(progress=progress)

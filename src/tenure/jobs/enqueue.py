@@ -17,7 +17,7 @@ from msgspec.structs import asdict, replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, payload
-from tenure.jobs.names import check_key, check_open, check_tags
+from tenure.jobs.names import check_key, check_label, check_open, check_tags
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
@@ -158,7 +158,8 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     if options:  # most jobs have none
         if unknown := options.keys() - _OPTIONS:
             raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path="$")
-        actor = options.get("actor", actor)
+        if options.get("actor") is not None:
+            actor = check_label(options["actor"], "actor", "$.actor")
         delay = options.get("delay")
         run_at = _time_of(options.get("run_at"), delay)
         if options.get("start_by") is not None:
@@ -312,7 +313,10 @@ def _fingerprint(checked_job: CheckedJob, options: Options) -> str:
     asked = {name: getattr(checked_job, name) for name in ("type", "payload", *sorted(given))}
     if checked_job.start_within is not None:
         asked["start_by"] = checked_job.start_within
-    return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()
+    if checked_job.again_of is not None:
+        asked["again_of"] = checked_job.again_of
+    text = msgspec.json.encode(asked, enc_hook=str.__str__)  # of a payload that is a JsonText
+    return hashlib.sha256(text).hexdigest()
 
 
 def _with_own_key(checked_job: CheckedJob) -> CheckedJob:

@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tenure.app.core import MAX_COUNTED
+from tenure.app.enqueueing import again
 from tenure.app.shown import progress_shown, transitions_shown
 from tenure.http.api.bodies import convert
 from tenure.http.api.call import Call, answer
@@ -25,7 +26,6 @@ from tenure.jobs.names import check_key
 from tenure.jobs.queries import MAX_LISTED, Action, Filter, check_filter
 from tenure.lifecycle import Status
 from tenure.telemetry import tracing
-from tenure.tokens.scopes import Caller
 from tenure.wire import requests, responses
 
 _wait_in = re.compile(r"(?:^|[,;])\s*wait=(\d{1,9})\s*(?:$|[,;])").search
@@ -95,7 +95,11 @@ def _add(
     *,
     batch: bool = False,
 ) -> Future[list[Enqueued]]:
-    new_jobs = [_new_job(new, call.caller, key) for new in jobs]
+    new_jobs = [NewJob(new.type, new.payload, _options(call, new, key)) for new in jobs]
+    return _hand_over(call, new_jobs, batch=batch)
+
+
+def _hand_over(call: Call, new_jobs: Sequence[NewJob], *, batch: bool) -> Future[list[Enqueued]]:
     given = call.request.headers.getlist("traceparent")
     parent = tracing.given(given) if given else None
     # Or the holder of one token could guess what is redacted in the jobs of another.
@@ -103,14 +107,14 @@ def _add(
     return call.app.core.add(new_jobs, batch=batch, own_keys=own_keys, traceparent=parent)
 
 
-def _new_job(new: requests.EnqueueRequest, caller: Caller, key: str | None = None) -> NewJob:
-    """Return the job as the application takes it; the application checks most of it."""
-    options = {**requests.options_of(new), "actor": caller.name}
+def _options(call: Call, new: requests.AgainRequest, key: str | None = None) -> Options:
+    """Return the options that are given; the application checks most of them."""
+    options = {**requests.options_of(new), "actor": call.caller.name}
     if key is not None:  # the header takes precedence, but both must be valid keys
         if "idempotency_key" in options:
             check_key(options["idempotency_key"], "$.idempotency_key")
         options["idempotency_key"] = check_key(key, "Idempotency-Key")
-    return NewJob(new.type, new.payload, cast(Options, options))
+    return cast(Options, options)
 
 
 def list_jobs(call: Call) -> Response:
@@ -195,14 +199,15 @@ def amend_job(call: Call) -> Response:
     return answer(call.shown(call.app.amend(call.path["id"], actor=by, reason=why, **changes)))
 
 
-def run_job_again(call: Call) -> Response:
+def run_again(call: Call) -> Response:
     """Add a job that does again what a job did, with another payload if one is given."""
     call.check_running()
     body: requests.AgainRequest = call.body
-    options = {**requests.options_of(body), "actor": call.caller.name}
     payload = None if body.payload is UNSET else body.payload
-    job = call.app.run_again(call.path["id"], payload, **cast(Options, options))
-    return answer(call.shown(job), 201, {"Location": call.address(f"/jobs/{job.id}")})
+    new_job = again(call.app.core.get(call.path["id"]), payload, _options(call, body))
+    (added,) = _hand_over(call, [new_job], batch=False).result()
+    headers = {"Location": call.address(f"/jobs/{added.job.id}")}
+    return answer(call.shown(added.job), 201 if added.created else 200, headers)
 
 
 def retry_job(call: Call) -> Response:
