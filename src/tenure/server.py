@@ -64,10 +64,15 @@ class Application:
     """The ASGI application. `state.notifier.stop()` ends every waiting request at a shutdown."""
 
     def __init__(
-        self, app: Tenure, settings: Settings, authorize: guard.Authorize | None = None
+        self,
+        app: Tenure,
+        settings: Settings,
+        authorize: guard.Authorize | None = None,
+        *,
+        mounted: bool = True,
     ) -> None:
         guard.check_tokens(settings)
-        notifier = WorkNotifier(app.core)
+        notifier = WorkNotifier(app.core, mounted=mounted)
 
         @contextlib.asynccontextmanager
         async def lifespan(_: object) -> AsyncIterator[None]:
@@ -164,7 +169,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         has_handlers = app.core.handlers.types() != ()
         crew = [worker_of(app, settings) for _ in range(workers if has_handlers else 0)]
         delivery = running.enter_context(maintained(app, settings, crew, watch.may_end_leases))
-        built = build(app, settings)
+        built = Application(app, settings, mounted=False)
         running.callback(built.state.notifier.stop)
         stops = [worker.request_stop for worker in crew]
         on_stop = [built.state.notifier.stop, delivery.ask_to_stop, *stops]

@@ -43,8 +43,10 @@ def look_pause(next_due: float | None) -> float:
 class WorkNotifier:
     """Wakes every waiting request, on any event loop."""
 
-    def __init__(self, source: WorkSource) -> None:
+    def __init__(self, source: WorkSource, *, mounted: bool) -> None:
+        """`mounted`: the server that ends may be that of another application."""
         self._source = source
+        self._mounted = mounted
         self._waiters: set[Waiter] = set()
         self._stopped = False
         self.streams: set[EventStream] = set()  # the open streams of events
@@ -58,7 +60,7 @@ class WorkNotifier:
     @property
     def stopped(self) -> bool:
         """Whether every wait is to end."""
-        return self._stopped or _host_stops()
+        return self._stopped or (self._mounted and _host_stops())
 
     @contextmanager
     def waiter(self, worker: str | None = None) -> Iterator[Waiter]:
