@@ -102,8 +102,7 @@ class Request(Struct, kw_only=True, forbid_unknown_fields=True):
 
 def given(request: Struct) -> dict[str, Any]:
     """Return the fields of a request that are set, by name."""
-    fields = {name: getattr(request, name) for name in request.__struct_fields__}
-    return {name: value for name, value in fields.items() if value is not UNSET}
+    return {name: value for name, value in structs.asdict(request).items() if value is not UNSET}
 
 
 # --- jobs -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ and results are embedded as the JSON they are, never decoded on the way. Times a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Annotated, Any, Self
 
 from msgspec import DecodeError, Meta, Raw, Struct, field, json, structs
@@ -21,6 +22,7 @@ from tenure.jobs.stats import Count, QueueState, Time, Total
 from tenure.jobs.work import Answer, Lease
 from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
+from tenure.texts import TEXT_FIELDS
 from tenure.wire.requests import (
     FilterForm,
     JsonObject,
@@ -78,8 +80,14 @@ class JobBody(Answered, frozen=True):
 
 def job_body(job: Job, progress: JobProgress | None = None) -> JobBody:
     """Show a job, without its lease id."""
-    payload, result = _stored(job.payload_json), _stored(job.result_json)
-    return JobBody.of(job, payload=payload, result=result, progress=progress)
+    fields = [*_shown(job), progress]
+    for place in _TEXTS:
+        fields[place] = _stored(fields[place])
+    return JobBody(*fields)
+
+
+_shown = attrgetter(*(TEXT_FIELDS.get(name, name) for name in JobBody.__struct_fields__[:-1]))
+_TEXTS = tuple(map(JobBody.__struct_fields__.index, TEXT_FIELDS))
 
 
 def _stored(text: str | None) -> Raw:
