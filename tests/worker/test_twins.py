@@ -6,13 +6,14 @@ import asyncio
 import sqlite3
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import closing
 from inspect import iscoroutinefunction
 
 import pytest
 
 from tenure import JobNotFound, Tenure
-from tenure.app.twins import twin
+from tenure.app.twins import answer_of, twin
 
 WAITING_VERBS = (
     *("open", "close", "get", "find", "count", "history", "explain"),
@@ -71,3 +72,28 @@ def test_a_twin_leaves_the_loop_free() -> None:
         return await running
 
     assert asyncio.run(use())
+
+
+def test_work_is_dropped_with_the_coroutine_that_waits_for_it() -> None:
+    async def use(future: Future[int]) -> None:
+        waiting = asyncio.create_task(answer_of(future))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        assert future.cancelled(), "its job would be added although nobody waits"
+
+    asyncio.run(use(Future()))
+
+
+def test_an_answer_may_come_after_the_end_of_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    async def leave(future: Future[int]) -> None:
+        future.set_running_or_notify_cancel()  # a commit has begun
+        waiting = asyncio.create_task(answer_of(future))
+        await asyncio.sleep(0)
+        waiting.cancel()
+
+    future: Future[int] = Future()
+    asyncio.run(leave(future))
+    future.set_result(1)
+    assert not caplog.records, "the committing thread had an error of its caller"

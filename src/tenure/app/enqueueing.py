@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
+from tenure.app.twins import answer_of
 from tenure.jobs.enqueue import MAX_RETRIES, NewJob, Options, Wake
 from tenure.jobs.payload import JsonText
 from tenure.lifecycle import Job
@@ -111,7 +111,7 @@ async def enqueue_many_async(app: Tenure, new_jobs: Sequence[NewJob]) -> list[Jo
     """Add many jobs like `enqueue_many`, without blocking the event loop."""
     await app.core.opened()
     await app.core.defaults.look_up(new_job.type for new_job in new_jobs)
-    return [added.job for added in await asyncio.wrap_future(app.core.add(new_jobs))]
+    return [added.job for added in await answer_of(app.core.add(new_jobs))]
 
 
 def within(app: Tenure, connection: Any, *, wake: Wake = "later") -> Within:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ from math import inf
 
 from msgspec.structs import asdict
 
+from tenure.app.twins import answer_of
 from tenure.errors import StoreUnavailable
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.handlers import Handlers
@@ -117,7 +117,7 @@ class TypeDefaults:
         """Await what `of` of these types would wait for."""
         if self.are_due(types):
             with self._asking():
-                self._found = await asyncio.wrap_future(self._ask())
+                self._found = await answer_of(self._ask())
 
     def forget(self) -> None:
         """Begin again, perhaps with another database."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -18,6 +17,7 @@ from starlette.responses import Response
 from tenure.app.core import MAX_COUNTED
 from tenure.app.enqueueing import again
 from tenure.app.shown import progress_shown, transitions_shown
+from tenure.app.twins import answer_of
 from tenure.http.api.bodies import convert
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
@@ -65,7 +65,7 @@ async def create_job(call: Call) -> Response:
     call.check_running()
     await call.app.core.defaults.look_up([call.body.type])
     adding = await call.compute(_add, call, [call.body], call.header("Idempotency-Key"))
-    (added,) = await asyncio.wrap_future(adding)
+    (added,) = await answer_of(adding)
     headers = {"Location": call.address(f"/jobs/{added.job.id}")}
     return answer(call.shown(added.job), 201 if added.created else 200, headers)
 
@@ -76,7 +76,7 @@ async def create_jobs(call: Call) -> Response:
     if not call.body:
         return answer([], 201)
     await call.app.core.defaults.look_up(new.type for new in call.body)
-    added = await asyncio.wrap_future(await call.compute(_add_batch, call))
+    added = await answer_of(await call.compute(_add_batch, call))
     return await call.compute(_added, call, added)
 
 

@@ -10,6 +10,7 @@ from msgspec.structs import asdict, replace
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from tenure.app.twins import answer_of
 from tenure.errors import LeaseLost, ReportConflict
 from tenure.http import waiting
 from tenure.http.api.call import Call, answer
@@ -56,11 +57,11 @@ async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
                 claim = replace(wanted, next_due=True)
                 if app.core.queues is not None:
                     claim = await run_in_threadpool(app.core.claim_within, claim)
-                exchange = await asyncio.wrap_future(app.core.exchange((), claim))
+                exchange = await answer_of(app.core.exchange((), claim))
                 leases = exchange.leases
                 if leases and gone.done():
                     released = [Report(x.id, x.lease_id, Outcome.RELEASED) for x in leases]
-                    await asyncio.wrap_future(app.core.exchange(released, None))
+                    await answer_of(app.core.exchange(released, None))
                     break
                 leases = await _without_damaged(call, leases, wanted.worker)
                 left = deadline - loop.time()
@@ -94,7 +95,7 @@ async def _without_damaged(call: Call, leases: Sequence[Lease], worker: str) -> 
         for lease in leases
         if lease.lease_id in flaws
     ]
-    await asyncio.wrap_future(call.app.core.exchange(failed, None))
+    await answer_of(call.app.core.exchange(failed, None))
     return [lease for lease in leases if lease.lease_id not in flaws]
 
 
@@ -142,7 +143,7 @@ async def _report(call: Call, outcome: Outcome, **fields: Any) -> Response:
     name = call.path["lease_id"]
     entry = requests.ReportEntry(lease_id=name, outcome=outcome, **fields)
     report = await call.compute(requests.report_of, entry)
-    exchange = await asyncio.wrap_future(call.app.core.exchange([report], None))
+    exchange = await answer_of(call.app.core.exchange([report], None))
     (verdict,) = exchange.verdicts
     if verdict.answer is Answer.LOST:
         raise LeaseLost(report.job_id, verdict.recorded)
@@ -164,7 +165,7 @@ def renew_lease(call: Call) -> Response:
 async def report_many(call: Call) -> Response:
     """Report on many leases at once; a verdict for each, in order."""
     reports = await call.compute(_reports, call.body)
-    exchange = await asyncio.wrap_future(call.app.core.exchange(reports, None))
+    exchange = await answer_of(call.app.core.exchange(reports, None))
     return await call.compute(_verdicts, call.body, exchange.verdicts)
 
 
