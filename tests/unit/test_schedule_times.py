@@ -55,6 +55,7 @@ def compare(chance: random.Random, name: str, change: datetime) -> None:
     assert newest(when, begin, end, 10_000) == expected, what
     for _ in range(8):
         cursor = begin + timedelta(seconds=chance.randrange(3 * 86_400))
+        cursor = cursor.astimezone(chance.choice([zone, UTC]))
         most = chance.choice([1, 2, 10])
         behind, ahead = [[at for at in expected if (at > cursor) == later] for later in (0, 1)]
         following = next_after(when, cursor)

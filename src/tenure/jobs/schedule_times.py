@@ -80,31 +80,21 @@ def check_when(
     ends_at: datetime | None = None,
     path: str = "$",
 ) -> When:
-    """Check when a schedule fires; raises InvalidInput at `path` and below. Give one of:
+    """Check when a schedule fires, as `app.schedule` describes it.
 
-    - `cron`: five fields, or one of `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly`; at
-      most 200 characters. Beyond ranges, steps and names, a day can be `L` (the last of the month)
-      or `LW` (its last working day), and a weekday `MON#2` (the second) or `5L` (the last Friday).
-    - `every`: at least a second, to the millisecond. It fires at multiples since 1970 in UTC.
-    - `at`: one time.
-
-    Further:
-
-    - `offset`: how long after the multiples of `every`; less than `every`. Default: 0.
-    - `zone`: the IANA name of the zone whose clocks `cron` means. Default: UTC.
-    - `starts_at`, `ends_at`: the first and the last time at which it may fire. Default: none.
+    Intervals and times are kept to the millisecond. Raises InvalidInput at `path` and below, also
+    for what never fires.
     """
     if [cron, every, at].count(None) != 2:
         raise InvalidInput("give one of cron, every and at", path=path)
     if offset is not None and every is None:
         raise InvalidInput("only an interval (every) has an offset", path=f"{path}.offset")
-    zone_of(zone or "UTC", f"{path}.zone")
     when = When(
         cron=None if cron is None else _check_cron(cron, f"{path}.cron"),
         every=None if every is None else round(seconds(every, f"{path}.every"), 3),
         offset=0.0 if offset is None else round(seconds(offset, f"{path}.offset"), 3),
         at=_to_the_millisecond(at, f"{path}.at"),
-        zone=zone or "UTC",
+        zone=zone_of("UTC" if zone is None else zone, f"{path}.zone").key,
         starts_at=_to_the_millisecond(starts_at, f"{path}.starts_at"),
         ends_at=_to_the_millisecond(ends_at, f"{path}.ends_at"),
     )
@@ -223,7 +213,7 @@ def _to_the_millisecond(given: Any, path: str) -> datetime | None:
 def _bounds(
     when: When, after: datetime, until: datetime | None
 ) -> tuple[datetime, datetime | None]:
-    low, high = after.astimezone(UTC), until or when.ends_at
+    low, high = after, until or when.ends_at
     if when.starts_at is not None:
         low = max(low, when.starts_at - _INSTANT)
     if high is not None and when.ends_at is not None:
@@ -241,7 +231,7 @@ def _times(when: When, start: datetime, *, backward: bool) -> Iterator[datetime]
     fields = _fields(when.cron)
     # In a repeated hour, times that the clock shows again are still to come.
     offset = start.astimezone(zone).replace(fold=0 if backward else 1).utcoffset()
-    wall = (start + (offset or _NONE)).replace(tzinfo=None)
+    wall = start.astimezone(UTC).replace(tzinfo=None) + (offset or _NONE)
     walls = CronSim(fields, wall + _INSTANT if backward else wall, reverse=backward)
     if any(field.startswith("*") for field in fields.split()[:2]):
         return _as_shown(walls, zone, backward=backward)
@@ -312,11 +302,8 @@ def _unusual_days(when: When, zone: ZoneInfo, now: datetime) -> Iterator[str]:
 
 def _shown_on(day: date, when: When, zone: ZoneInfo) -> list[str]:
     """What the clock shows, such as `03:10`, each time that a schedule fires on a day."""
-    edges = [
-        _in_utc(datetime.combine(day + n * _DAY, time.min), zone, fold=fold)
-        for n in (0, 1)
-        for fold in (0, 1)
-    ]
+    midnights = (datetime.combine(day + n * _DAY, time.min) for n in (0, 1))
+    edges = [_in_utc(midnight, zone, fold=fold) for midnight in midnights for fold in (0, 1)]
     local = (at.astimezone(zone) for at in times(when, min(edges) - _INSTANT, max(edges)))
     return [f"{at:%H:%M}" for at in local if at.date() == day]
 
