@@ -263,6 +263,27 @@ def test_handles_come_out_as_their_jobs_end(app: Tenure) -> None:
             asyncio.run(too_long())
 
 
+def test_a_handle_that_came_out_answers_at_once_and_then_asks_again(
+    app: Tenure, looks: list[set[str]]
+) -> None:
+    outcomes = [ValueError("not yet"), 7]
+
+    @app.job(max_retries=1)
+    def work() -> int:
+        if isinstance(outcome := outcomes.pop(0), Exception):
+            raise outcome
+        return outcome
+
+    with running_worker(app):
+        (handle,) = app.as_completed([work.submit()])
+        looks.clear()
+        with pytest.raises(JobFailed, match="not yet"):
+            handle.result()
+        assert looks == []
+        app.retry(handle.id)
+        assert handle.result("20s") == 7
+
+
 def test_the_looks_grow_apart() -> None:
     wait, at, pauses = waits.Wait("id", 0.0), 0.0, []
     while at < 10:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import time
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -173,35 +172,28 @@ class AsCompleted(Generic[R]):
         futures = self._started()
         try:
             for future in concurrent.futures.as_completed(futures, self._seconds):
-                yield _answered(futures, future)
+                yield _answered(futures[future], future)
         finally:
             _cancel(futures)
 
     async def __aiter__(self) -> AsyncIterator[Handle[R]]:
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Queue[Future[Job]] = asyncio.Queue()
-
-        def note(future: Future[Job]) -> None:
-            if not future.cancelled():  # nobody iterates any more
-                loop.call_soon_threadsafe(ended.put_nowait, future)
-
         await self._app.core.opened()
         futures = self._started()
-        until = None if self._seconds is None else time.monotonic() + self._seconds
+        ends = [_end(handle, future) for future, handle in futures.items()]
         try:
-            for future in futures:
-                future.add_done_callback(note)
-            for _ in futures:
-                left = None if until is None else until - time.monotonic()
-                future = await asyncio.wait_for(ended.get(), left)
-                yield _answered(futures, future)
+            for end in asyncio.as_completed(ends, timeout=self._seconds):
+                yield await end
         finally:
             _cancel(futures)
 
 
-def _answered(futures: Mapping[Future[Job], Handle[R]], future: Future[Job]) -> Handle[R]:
-    """Return the handle of a future, whose next `result` need not wait."""
-    handle = futures[future]
+async def _end(handle: Handle[R], future: Future[Job]) -> Handle[R]:
+    await asyncio.wait([asyncio.wrap_future(future)])
+    return _answered(handle, future)
+
+
+def _answered(handle: Handle[R], future: Future[Job]) -> Handle[R]:
+    """Return the handle, whose next `result` need not wait: `future` has the job."""
     handle._ended = future
     return handle
 
