@@ -36,8 +36,6 @@ from tenure.lifecycle import Job
 from tenure.wire import requests, responses
 from tenure.wire.transport import (
     DEFAULT_TIMEOUT_SECONDS,
-    AsyncTransport,
-    BlockingTransport,
     Transport,
     blocking,
     finished,
@@ -55,7 +53,7 @@ RECONNECT_SECONDS = 1.0
 class _Client:
     """What both clients are made of."""
 
-    _transport: type[Transport]
+    _blocks: bool
 
     def __init__(
         self,
@@ -77,14 +75,14 @@ class _Client:
 
         Raises InvalidInput if `url` is not such an address, or if a library is not installed.
         """
-        self._to = self._transport(url, token, timeout, tracing=tracing)
+        self._to = Transport(url, token, timeout, tracing=tracing, blocks=self._blocks)
         self.tracing = self._to.tracing
 
 
 class AsyncClient(_Client):
     """A client of one Tenure server for one event loop. Close it, or use it with `async with`."""
 
-    _transport = AsyncTransport
+    _blocks = False
 
     async def close(self) -> None:
         """Close the connections."""
@@ -121,15 +119,9 @@ class AsyncClient(_Client):
 
         Raises what `enqueue` raises. The path of an InvalidInput names the job.
         """
-        body = [
-            requests.new_job(new_job, f"$[{number}]") for number, new_job in enumerate(new_jobs)
-        ]
-
-        kind = list[responses.JobBody]
-        made = await _add(
-            self._to, new_jobs, partial(self._to.ask, "POST", "/jobs/batch", kind, body)
-        )
-        return [responses.job_of(one) for one in made]
+        body = [requests.new_job(new, f"$[{number}]") for number, new in enumerate(new_jobs)]
+        send = partial(self._to.ask, "POST", "/jobs/batch", list[responses.JobBody], body)
+        return [responses.job_of(one) for one in await _add(self._to, new_jobs, send)]
 
     async def get(self, job_id: str) -> Job:
         """Return a job; raises JobNotFound."""
@@ -161,9 +153,9 @@ class AsyncClient(_Client):
 
         - `limit`: most jobs to return, 1 to 500. Default: 50. Several requests are made if needed.
         - `before`: id of the last job of the page before. Default: begin with the newest.
-        - `filter`: `status`, `state`, `running_longer_than`, `type`, `queue`, `created_after`,
-          `created_before`, `error`, `text`, as `Tenure.find` describes them. Raises InvalidInput
-          for others.
+        - `filter`: that of `Tenure.find`, except `hidden`.
+
+        Raises InvalidInput.
         """
         if (least := filter.get("running_longer_than")) is not None:
             filter["running_longer_than"] = durations.seconds(least)
@@ -218,7 +210,7 @@ class AsyncClient(_Client):
 class Client(_Client):
     """A client of one Tenure server. Thread-safe. Close it, or use it with `with`."""
 
-    _transport = BlockingTransport
+    _blocks = True
 
     waits = True
     """The server may hold a claim until there is work."""

@@ -184,6 +184,7 @@ def test_a_job_that_is_not_there(client: Client, job_id: str) -> None:
         ("a", [], {}, "$.payload"),
         ("a", {}, {"delay": "soon"}, "$.delay"),
         ("a", {}, {"delay": float("nan")}, "$.delay"),
+        ("a", {}, {"start_by": float("nan")}, "$.start_by"),
         ("a", {}, {"timeout": 0}, "$.timeout"),
         ("a", {}, {"priority": 10**6}, "$.priority"),
         ("a", {}, {"colour": "red"}, "$"),

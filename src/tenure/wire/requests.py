@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
@@ -238,11 +238,9 @@ def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     options.pop("actor", None)  # the server names the caller
     if unknown := options.keys() - Options.__annotations__.keys():
         raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path=at)
-    for name in ("delay", "timeout"):
-        if options.get(name) is not None:
-            options[name] = durations.seconds(options[name], path=f"{at}.{name}")
-    if isinstance(latest := options.get("start_by"), timedelta):
-        options["start_by"] = latest.total_seconds()
+    for name in options.keys() & {"delay", "timeout", "start_by"}:
+        if isinstance(options[name], float):  # JSON would make null of NaN
+            durations.seconds(options[name], path=f"{at}.{name}")
     given = {name: v for name, v in options.items() if v is not None or name == "timeout"}
     return {**body, **given}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -45,7 +44,7 @@ def finished(coroutine: Coroutine[Any, Any, T]) -> T:
 def blocking(
     verb: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Any, P], T]:
-    """Return a verb as a function, for a transport whose `send` suspends nothing."""
+    """Return a verb as a function, for a transport that blocks."""
 
     @functools.wraps(verb)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -54,25 +53,11 @@ def blocking(
     return call
 
 
-class Transport(ABC):
-    """Requests to one server."""
-
-    @staticmethod
-    @abstractmethod
-    def kind_in(httpx: Any) -> Any:
-        """Return the class of httpx that sends."""
-
-    @abstractmethod
-    async def send(self, method: str, path: str, **given: Any) -> Any:
-        """Send a request and return the response."""
+class Transport:
+    """Requests to one server. Those that block the thread are for any number of threads."""
 
     def __init__(
-        self,
-        url: str,
-        token: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        *,
-        tracing: bool = False,
+        self, url: str, token: str | None, timeout: float, *, tracing: bool, blocks: bool
     ) -> None:
         """Prepare it, as `Client` says."""
         try:
@@ -91,7 +76,8 @@ class Transport(ABC):
         is_plain = url.startswith("http://") and not is_loopback(urlsplit(url).hostname or "")
         if token is not None and is_plain:
             log.warning("%s gets the token and payloads in plain text: use https", self._address)
-        self.http = self.kind_in(httpx)(
+        self._blocks = blocks
+        self.http: Any = (httpx.Client if blocks else httpx.AsyncClient)(
             base_url=url.rstrip("/"),
             headers={"Accept": "application/json", **headers},
             timeout=timeout,
@@ -130,7 +116,7 @@ class Transport(ABC):
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidInput(f"an option cannot be written as JSON: {error}") from error
         try:
-            response = await self.send(
+            answer = self.http.request(
                 method,
                 path,
                 params=query,
@@ -138,6 +124,7 @@ class Transport(ABC):
                 headers={**(JSON if body is not None else {}), **(headers or {})},
                 timeout=(self.timeout if timeout is None else timeout) + wait,
             )
+            response = answer if self._blocks else await answer
         except self.trouble as error:
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise StoreUnavailable(f"no answer from {self._address}: {said}") from error
@@ -154,25 +141,3 @@ class Transport(ABC):
         except msgspec.MsgspecError as error:
             where = f"{self._address}{path}"
             raise TenureError(f"{where} answered something else than Tenure: {error}") from error
-
-
-class BlockingTransport(Transport):
-    """Blocks the thread; for any number of threads."""
-
-    @staticmethod
-    def kind_in(httpx: Any) -> Any:
-        return httpx.Client
-
-    async def send(self, method: str, path: str, **given: Any) -> Any:
-        return self.http.request(method, path, **given)
-
-
-class AsyncTransport(Transport):
-    """Suspends the coroutine; for one event loop."""
-
-    @staticmethod
-    def kind_in(httpx: Any) -> Any:
-        return httpx.AsyncClient
-
-    async def send(self, method: str, path: str, **given: Any) -> Any:
-        return await self.http.request(method, path, **given)
