@@ -44,6 +44,12 @@ def test_a_pending_job_can_be_changed(harness: StoreHarness, app: Tenure) -> Non
     assert harness.ids(harness.claim(limit=2)) == [job.id, other.id]  # its token went with it
 
 
+def test_the_answer_has_the_time_that_is_stored(harness: StoreHarness, app: Tenure) -> None:
+    job = harness.add()
+    for changes in ({"run_at": harness.clock.now + timedelta(seconds=1.23456)}, {"delay": 1.23456}):
+        assert app.amend(job.id, **changes) == harness.get(job.id)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("changes", [{}, {"priority": 0}, {"delay": 0}, {"timeout": None}])
 def test_a_change_to_what_is_so_already_is_none(
     harness: StoreHarness, app: Tenure, changes: dict[str, Any]

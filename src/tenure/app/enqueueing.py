@@ -88,7 +88,10 @@ def again(old: Job, payload: Mapping[str, Any] | None, options: Options) -> NewJ
 
 
 async def enqueue_async(
-    app: Tenure, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
+    app: Tenure | Within,
+    type: str,
+    payload: Mapping[str, Any] | None = None,
+    **options: Unpack[Options],
 ) -> Job:
     """Add a job like `enqueue`, without blocking the event loop."""
     new_job = NewJob(type, {} if payload is None else payload, options)

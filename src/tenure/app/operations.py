@@ -72,8 +72,7 @@ def amend(
     - `payload`: the handler's arguments by name; only before the first attempt.
     - `priority`, `max_retries`, `timeout`, `backoff`, `run_at`, `delay`: as of `enqueue`. What is
       not given stays. A `delay` counts from now, and `delay=0` runs a job at once that is not due.
-    - `actor`: who changes it, for the ledger. Default: the application's actor.
-    - `reason`: why, for the ledger; at most 500 characters. Default: None.
+    - `actor`, `reason`: who changes it, and why; as of `cancel`.
 
     If nothing is different afterwards, the ledger has no entry. Raises JobNotFound,
     IllegalTransition if the job is not pending, if it was tried and the payload is to change, or if
@@ -95,8 +94,7 @@ def retry(
     """Run a failed job again; return it, pending.
 
     - `more_retries`: how many attempts to add to its `max_retries`, 1 to 1,000. Default: 1.
-    - `actor`: who retries it, for the ledger. Default: the application's actor.
-    - `reason`: why, for the ledger; at most 500 characters. Default: None.
+    - `actor`, `reason`: who retries it, and why; as of `cancel`.
 
     Raises JobNotFound, IllegalTransition if the job is not failed, or InvalidInput.
     """

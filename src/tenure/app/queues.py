@@ -96,16 +96,10 @@ class Types(Noun):
         return [type for type in found if includes(self._core.queues, type.queue)]
 
     def pause(self, type: str, *, actor: str | None = None, reason: str | None = None) -> None:
-        """Stop giving jobs of a type to workers. Jobs that are processing go on.
-
-        Enqueues are still accepted. Takes effect at the next claim of every worker.
+        """Stop giving jobs of a type to workers, as `app.queues.pause` does for a queue.
 
         - `type`: the name of the type; no worker need know it.
-        - `actor`: who pauses it. Default: the application's actor.
-        - `reason`: why, which `explain` and lists of types show; at most 500 characters. Default:
-          None.
-
-        Raises InvalidInput.
+        - `actor`, `reason`: as there. Raises InvalidInput.
         """
         self._set(type, paused=True, actor=actor, reason=check_reason(reason))
 

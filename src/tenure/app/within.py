@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
+from tenure.app import enqueueing
 from tenure.app.adding import Adding
 from tenure.errors import InvalidInput, JobNotFound
 from tenure.events import Cancelled, Event
@@ -47,12 +48,7 @@ class Within:
         """
         return self.enqueue_many([NewJob(type, {} if payload is None else payload, options)])[0]
 
-    async def enqueue_async(
-        self, type: str, payload: Mapping[str, Any] | None = None, **options: Unpack[Options]
-    ) -> Job:
-        """Add a job like `enqueue`, on an asynchronous connection."""
-        new_job = NewJob(type, {} if payload is None else payload, options)
-        return (await self.enqueue_many_async([new_job]))[0]
+    enqueue_async = enqueueing.enqueue_async
 
     def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
         """Add jobs, all or none: at most 10,000. Returns them in the same order.
@@ -101,11 +97,8 @@ class Within:
         """Cancel a job when you commit; return it as it is then.
 
         Until then nobody else can change it: its worker cannot report, and an operator waits.
-
-        - `actor`: who cancels it, for the ledger. Default: the application's actor.
-        - `reason`: why, for the ledger; at most 500 characters. Default: None.
-
-        Raises JobNotFound, InvalidInput, or IllegalTransition if the job is settled.
+        `actor` and `reason` are those of `Tenure.cancel`. Raises JobNotFound, InvalidInput, or
+        IllegalTransition if the job is settled.
         """
         apply = partial(self._apply, job_id, self._cancelled(actor, reason))
         return self._borrowed.call(apply, verb="cancel")

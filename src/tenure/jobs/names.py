@@ -61,13 +61,14 @@ def check_name(value: object, what: str, path: str) -> str:
     )
 
 
-def check_key(value: object, path: str) -> str:
+def check_key(
+    value: object, path: str, what: str = "an idempotency key", most: int = MAX_KEY_LENGTH
+) -> str:
     """Return `value` if it can be an idempotency key; raises InvalidInput otherwise."""
-    if isinstance(value, str) and len(value) <= MAX_KEY_LENGTH and _is_key(value):
+    if isinstance(value, str) and len(value) <= most and _is_key(value):
         return str.__str__(value)
     raise InvalidInput(
-        f"not an idempotency key; use 1 to {MAX_KEY_LENGTH} visible ASCII characters, no spaces",
-        path=path,
+        f"not {what}; use 1 to {most} visible ASCII characters, no spaces", path=path
     )
 
 
@@ -84,11 +85,7 @@ def check_label(value: object, what: str, path: str) -> str:
 
 def check_tag(value: object, path: str = "$.tag") -> str:
     """Return `value` if it can be a tag; raises InvalidInput otherwise."""
-    if isinstance(value, str) and len(value) <= MAX_TAG_LENGTH and _is_key(value):
-        return str.__str__(value)
-    raise InvalidInput(
-        f"not a tag; use 1 to {MAX_TAG_LENGTH} visible ASCII characters, no spaces", path=path
-    )
+    return check_key(value, path, "a tag", MAX_TAG_LENGTH)
 
 
 def check_tags(values: Iterable[str], path: str = "$.tags") -> tuple[str, ...]:
