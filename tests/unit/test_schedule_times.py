@@ -202,7 +202,8 @@ def test_names_of_expressions(alias: str, cron: str) -> None:
         ({"cron": "* * * * *", "every": 5}, "$.x"),
         *(({"cron": cron}, "$.x.cron") for cron in (
             *("", "* * * *", "* * * * * *", "61 * * * *", "* * L-3 * *", "@reboot", "* * * * mon,"),
-            *("* * * * \u0663L", "* * \u00b9 * *", "5-1 * * * *", "*/0 * * * *", "0 0 31 2 *", 5),
+            *("* * * * \u0663L", "* * \u00b9 * *", "* * * * fr\u0131", "5-1 * * * *"),
+            *("*/0 * * * *", "0 0 31 2 *", 5),
             "1," * MAX_CRON_LENGTH + "1 * * * *",
         )),
         ({"cron": "0 0 31 2 2#5"}, None),  # one of the two days is enough
@@ -281,6 +282,7 @@ def test_in_words(given: dict[str, Any], expected: str) -> None:
             ],
         ),
         ("30 2 * * MON", []),
+        ("30 23 * * *", []),
     ],
 )
 def test_unusual_days(cron: str, expected: list[str]) -> None:

@@ -272,7 +272,6 @@ def _as_shown(walls: Iterator[datetime], zone: ZoneInfo, *, backward: bool) -> I
         yield at
         if at != again:
             other_pass.append(again)
-    yield from other_pass
 
 
 def _in_utc(wall: datetime, zone: ZoneInfo, *, fold: int) -> datetime:
