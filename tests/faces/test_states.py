@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from tenure import InvalidInput, Tenure
 from tenure.client import Client
-from tenure.jobs.queries import Filter
+from tenure.jobs.queries import Filter, check_filter
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support.cli import cli_json, run_cli
 from tests.support.clock import Clock
@@ -127,3 +127,10 @@ def test_what_cannot_be_is_refused_at_every_door(
     result = run_cli("jobs", "list", *options, "--database", sqlite_url)
     assert result.exit_code == 2
     assert f"--{path.replace('_', '-')}: " in result.output
+
+
+def test_each_filter_means_a_status_which_an_index_finds() -> None:
+    assert check_filter(Filter(state="retrying")).status == "pending"
+    assert check_filter(Filter(state="blocked")).status == "waiting"
+    assert check_filter(Filter(running_longer_than=1)).status == "processing"
+    assert check_filter(Filter(state="ready", status="failed")).status == "failed"

@@ -10,7 +10,7 @@ from decimal import Decimal
 from functools import partial
 from inspect import signature
 from itertools import permutations
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import pytest
@@ -178,6 +178,14 @@ def test_sizes_are_bytes_or_text(app: Tenure, size: int | str, read: int) -> Non
 )
 def test_limits_of_children_are_checked(app: Tenure, options: Any) -> None:
     assert refused(app, top_level, **{"process": True, **options})
+
+
+def test_a_schema_that_no_server_takes_is_left_out(app: Tenure) -> None:
+    def choose(word: str) -> None: ...
+
+    choose.__annotations__["word"] = Literal[tuple(f"word-{n}" for n in range(3_000))]
+    app.job(choose)
+    assert app.core.handlers.options()["choose"].schema is None
 
 
 def test_a_type_has_one_handler(app: Tenure) -> None:

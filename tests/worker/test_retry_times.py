@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tenure import Job, PermanentFailure, RetryAfter, Snooze, Tenure
+from tenure import Job, PermanentFailure, RetryAfter, RetryPolicy, Snooze, Tenure
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.handlers import Errors, describe
@@ -152,3 +152,13 @@ def test_a_worker_goes_by_them(app: Tenure, kind: str) -> None:
     with running_worker(app):
         end = wait_until_settled(app, job)
     assert (end.status, end.attempts, end.event) == ("failed", 1, "gave_up")
+
+
+@pytest.mark.parametrize("form", [list, tuple, lambda waits: {"delays": waits}])
+def test_a_list_of_waits_is_a_backoff(app: Tenure, form: Callable[[list[Any]], Any]) -> None:
+    meant = RetryPolicy(delays=(10.0, 60.0, 0.5))
+    waits = form(["10s", timedelta(minutes=1), 0.5])
+    later = app.job(name="later", backoff=waits)(lambda: None)
+    by_type, given = later.enqueue(), app.enqueue("other", backoff=waits)
+    assert [app.get(job.id).backoff for job in (by_type, given)] == [meant, meant]
+    assert app.amend(given.id, backoff=form([3])).backoff == RetryPolicy(delays=(3.0,))
