@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +14,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Tenure
-from tenure.app.limited import limited_to
+from tenure.app.app import limited_to
 from tenure.app.stats import Statistics
 from tenure.client import Client
 from tenure.dashboard import push, site
-from tenure.errors import Forbidden, InvalidInput
+from tenure.errors import Forbidden, InvalidInput, JobNotFound
 from tenure.http import token_cache
 from tenure.http.api.routes import ROUTES, Route
 from tenure.jobs.enqueue import TypeOptions
@@ -26,6 +28,7 @@ from tenure.server import build
 from tenure.tokens.scopes import Scope
 from tests.support.cli import cli_json, output_of
 from tests.support.http import (
+    UNKNOWN_ID,
     Exchange,
     ServerProcess,
     api_client,
@@ -339,10 +342,25 @@ def test_what_cannot_be_limited_is_refused(app_on_each_engine: Tenure) -> None:
         limited.verify,
         limited.core.sweep,
         lambda: limited.core.prune({}),
+        lambda: limited.wait(UNKNOWN_ID),
     ):
         with pytest.raises(Forbidden, match="every queue"):
             verb()
     assert limited_to(app_on_each_engine, None) is app_on_each_engine
+
+
+def test_a_transaction_of_the_caller_is_for_these_queues(app: Tenure) -> None:
+    foreign, own = app.enqueue("work", queue="billing"), app.enqueue("work", queue="mail")
+    with closing(sqlite3.connect(app.database.removeprefix("sqlite:///"))) as connection:
+        connection.execute("BEGIN")
+        within = limited_to(app, OWN).within(connection)
+        assert within.get(own.id) == own
+        for verb in (within.get, within.cancel):
+            with pytest.raises(JobNotFound):
+                verb(foreign.id)
+        with pytest.raises(Forbidden):
+            within.enqueue("work", queue="billing")
+        assert within.cancel(own.id).status == "cancelled"
 
 
 def test_statistics_are_of_these_queues(tenants: Tenants) -> None:

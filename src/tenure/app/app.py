@@ -5,14 +5,14 @@ It checks its input and passes it to the store. The store decides what may happe
 
 from __future__ import annotations
 
-import logging
+import copy
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
 from tenure.app import enqueueing, hooks, operations, queries, running, upkeep, waiting
 from tenure.app.bulk import BulkActions
-from tenure.app.core import Core
+from tenure.app.core import Core, Noun
 from tenure.app.job_types import JobOptions, JobType, Register
 from tenure.app.queues import Queues, Types, Workers
 from tenure.app.stats import Events, Statistics
@@ -21,11 +21,10 @@ from tenure.app.twins import twin
 from tenure.app.webhooks import Webhooks
 from tenure.jobs.context import JobContext
 from tenure.jobs.names import check_label, list_of_names
+from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.redaction import Redaction
 from tenure.settings import check_migrate, database_url, default_of
 from tenure.telemetry.tracing import Tracing
-
-log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -204,3 +203,18 @@ class Tenure:
     check_async = twin(upkeep.check)
     verify = upkeep.verify
     verify_async = twin(upkeep.verify)
+
+
+def limited_to(app: Tenure, queues: Patterns | None) -> Tenure:
+    """Return `app` for callers who may use these queues only; `app` itself if None.
+
+    Its verbs show and change only these queues. Verbs that cannot be limited raise Forbidden.
+    """
+    if queues is None:
+        return app
+    limited = copy.copy(app)
+    limited.core = app.core.limited_to(queues)
+    for name, noun in vars(app).items():
+        if isinstance(noun, Noun):
+            setattr(limited, name, type(noun)(limited.core))
+    return limited

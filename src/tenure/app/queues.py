@@ -57,26 +57,11 @@ class Queues(Noun):
         wanted = -1 if max_pending is None else whole(max_pending, 0, 2**53, "$.max_pending")
         self._set(queue, max_pending=wanted, actor=actor)
 
-    def _set(
-        self,
-        queue: str,
-        *,
-        actor: str | None,
-        paused: bool | None = None,
-        max_pending: int | None = None,
-        reason: str | None = None,
-    ) -> None:
-        name = check_name(queue, "queue", "$.queue")
+    def _set(self, queue: str, *, actor: str | None, **change: Any) -> None:
+        name, by = check_name(queue, "queue", "$.queue"), self._core.signed(actor)
         require(self._core.queues, [name])
-        change = partial(
-            queues.set_queue,
-            name=name,
-            paused=paused,
-            max_pending=max_pending,
-            actor=self._core.signed(actor),
-            reason=reason,
-        )
-        self._core.limited_store.write("queue", change).result()
+        set_queue = partial(queues.set_queue, name=name, actor=by, **change)
+        self._core.limited_store.write("queue", set_queue).result()
 
 
 class Workers(Noun):

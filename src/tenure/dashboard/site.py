@@ -24,8 +24,7 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from tenure.app.app import Tenure
-from tenure.app.limited import limited_to
+from tenure.app.app import Tenure, limited_to
 from tenure.dashboard import charts, forms, jobs, overview, queues
 from tenure.dashboard import format as fmt
 from tenure.dashboard.cache import ReadCache

@@ -26,8 +26,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from tenure import failpoints
-from tenure.app.app import Tenure
-from tenure.app.limited import limited_to
+from tenure.app.app import Tenure, limited_to
 from tenure.errors import (
     Forbidden,
     InvalidInput,
