@@ -10,7 +10,7 @@ from psycopg.errors import SerializationFailure
 from tenure import InvalidInput, JobContext, LeaseLost, Tenure
 from tenure.app.fence import LeaseFence
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
-from tenure.worker.context import context_of
+from tenure.worker.child import context_of
 from tests.support.effects import effects, own_connection
 from tests.support.lenders import KINDS, SQLITE, Kind, Lender, lent
 from tests.support.waiting import wait_until

@@ -73,7 +73,7 @@ def test_as_commands(app: Tenure) -> None:
     assert job["tags"] == ["a", "b"]
     assert [one["id"] for one in cli_json("jobs", "list", "--tag", "a")] == [job["id"]]
     (changed,) = cli_json(
-        *("jobs", "amend", job["id"], "--payload", '{"n": 2}', "--timeout", "none", "--now")
+        *("jobs", "amend", job["id"], "--payload", '{"n": 2}', "--timeout", "none", "--delay", "0s")
     )
     assert changed["payload"] == {"n": 2}
     assert changed["run_at"] < job["run_at"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -140,43 +139,6 @@ def test_a_program_that_asks_for_json_gets_no_bar(database: str, tmp_path: Path,
     with Terminal(*PROGRAM, *arguments, "--json", TENURE_DATABASE=url) as terminal:
         assert terminal.wait_for_exit() == 0, terminal.shown
     assert "\x1b" not in terminal.shown
-
-
-HANDLER = """
-import logging
-from tenure import Tenure
-app = Tenure("{database}")
-
-@app.job
-def wait(pipe: str) -> None:
-    with open(pipe) as opened:
-        opened.read()
-    logging.getLogger("waiting").info("through")
-"""
-
-
-def test_a_worker_that_stops_shows_what_it_waits_for(sqlite_url: str, tmp_path: Path) -> None:
-    (tmp_path / "waiting.py").write_text(HANDLER.format(database=sqlite_url), "utf-8")
-    pipes = [str(tmp_path / f"pipe{n}") for n in range(2)]
-    for pipe in pipes:
-        os.mkfifo(pipe)
-    with Tenure(sqlite_url) as app:
-        app.enqueue_many([NewJob("wait", {"pipe": pipe}, {}) for pipe in pipes])
-        worker = (*PROGRAM, "worker", "--app", "waiting:app")
-        with Terminal(*worker, columns=120, PYTHONPATH=str(tmp_path)) as terminal:
-            ends = [os.open(pipe, os.O_WRONLY) for pipe in pipes]  # once both handlers run
-            assert "Stopping" not in terminal.shown
-            terminal.process.send_signal(signal.SIGTERM)
-            terminal.wait_for("0/2")
-            os.close(ends.pop())
-            terminal.wait_for("1/2")
-            os.close(ends.pop())
-            assert terminal.wait_for_exit() == 0
-        shown = bare(terminal.shown)
-        assert "2 jobs still run" in shown
-        logged = re.findall(r"(.)20\S+ INFO waiting: through", shown, re.DOTALL)
-        assert logged == ["\r"] * 2, "log lines stand above the bar, not behind it"
-        assert [job.status for job in app.find()] == ["completed"] * 2
 
 
 # --- what Python is told --------------------------------------------------------------------------

@@ -271,18 +271,15 @@ def run_now(ids: Sequence[str], **given: Any) -> None:
 @click.option("--max-retries", type=int, help="Most attempts, the first included.")
 @option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
 @option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=time_given)
-@flag("--now", "Run it at once if it is not due.")
 @option("--timeout", "TIME|none", "Longest time that one attempt may run.")
 @option("--backoff", "TIME|JSON", "Wait before the first retry, or a policy.")
 @reason_option
 @answer_options
-def amend(id: str, reason: str | None, now: bool, as_json: bool, **given: Any) -> None:
+def amend(id: str, reason: str | None, as_json: bool, **given: Any) -> None:
     """Change a pending job. What is not given stays."""
     changes = options_given(given, given.pop("payload"))
     if changes.get("timeout") == "none":
         changes["timeout"] = None
-    if now:
-        changes["delay"] = 0
     with existing() as app:
         _each(app, partial(app.amend, reason=reason, **changes), [id], as_json)
 

@@ -20,7 +20,7 @@ from tenure.cli import completing
 from tenure.cli.command import REFUSED, chosen_database
 from tenure.cli.options import answer_options, database_option, flag, option, repeated, together
 from tenure.cli.reloading import GRACE, run_again_on_changes
-from tenure.cli.terminal import attempts, later_progress, print_json, progress_bar, room
+from tenure.cli.terminal import attempts, print_json, progress_bar, room
 from tenure.errors import InvalidInput
 from tenure.jobs.text import first_line, visible
 
@@ -162,12 +162,12 @@ def worker(
         remote = client.Client(
             server, next(iter(settings.tokens), None), tracing=app.core.tracing is not None
         )
-    with remote or app, later_progress("Stopping") as progress:
+    with remote or app:
         types = app.core.handlers.types()
         names = "any type" if types is None else ", ".join(types)
         where = without_password(server or app.database)
         logs.announce(f"Tenure worker runs jobs of {names} from {where}")
-        run_worker(app, settings, source=remote, progress=progress, health=health)
+        run_worker(app, settings, source=remote, health=health)
     end_process()
 
 

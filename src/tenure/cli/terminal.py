@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.util import find_spec
 from typing import Any, TextIO
@@ -216,20 +216,6 @@ def progress_bar(what: str, *, shown: bool = True, steady: bool = False) -> Iter
         def progress(done: int, total: int | None, doing: str) -> None:
             part = f"{done:,}" if total is None else f"{done:,}/{total:,}"
             bar.update(task, completed=done, total=total, part=part, doing=doing)
-
-        yield progress
-
-
-@contextmanager
-def later_progress(what: str) -> Iterator[Progress]:
-    """As `progress_bar`, but show nothing before the first update."""
-    with ExitStack() as stack:
-        shown: list[Progress] = []
-
-        def progress(done: int, total: int | None, doing: str) -> None:
-            if not shown:
-                shown.append(stack.enter_context(progress_bar(what)))
-            shown[0](done, total, doing)
 
         yield progress
 

@@ -25,8 +25,7 @@ from tenure.jobs.results import Ending, success
 from tenure.jobs.work import Outcome, Report
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
-from tenure.worker.child import ChildTask
-from tenure.worker.context import context_of
+from tenure.worker.child import ChildTask, context_of
 from tenure.worker.fitness import Fitness, NotStarted
 from tenure.worker.leases import CLAIMED, STARTED, Attempt, LeaseBook, Wakeup
 from tenure.worker.log import NOT_COMMITTED, WorkLog

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,6 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tenure.app.fence import LeaseFence
+from tenure.jobs.context import Fence, JobContext
 from tenure.jobs.handlers import Handler
 from tenure.jobs.hooks import Lifespan, bound
 from tenure.jobs.hooks import enter as enter_manager
@@ -31,7 +33,6 @@ from tenure.jobs.work import Lease
 from tenure.telemetry import logs
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
-from tenure.worker.context import context_of
 from tenure.worker.progress_writer import storable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -167,6 +168,26 @@ def _encoded(answer: ChildAnswer) -> bytes:
         return encode(answer)
     except UnicodeEncodeError as error:  # half of a surrogate pair, as in the name of a file
         return encode(ChildAnswer(failure(error), leaves=answer.leaves))
+
+
+def context_of(
+    lease: Lease, fence: Fence, on_progress: Callable[[JobProgress], object]
+) -> JobContext:
+    """Return what the handler may know of its attempt, which starts now. Workers use it too."""
+    deadline: datetime | None = None
+    if lease.timeout is not None:  # by the clock of this machine, for the handler to compare with
+        deadline = datetime.now(UTC) + timedelta(seconds=lease.timeout)  # noqa: TID251
+    return JobContext(
+        id=lease.id,
+        type=lease.type,
+        queue=lease.queue,
+        attempt=lease.attempts,
+        max_retries=lease.max_retries,
+        token=lease.token,
+        deadline=deadline,
+        _on_progress=on_progress,
+        _fence=fence,
+    )
 
 
 def _find(task: ChildTask) -> Any:

@@ -137,7 +137,7 @@ class WorkLog:
         return self._hidden(error, lease).partition("\n")[0]
 
     def _hidden(self, error: str, lease: Lease) -> str:
-        return self._redaction.hider(lease.payload)(error)
+        return self._redaction.hider(lease.payload)(error) if self._redaction else error
 
 
 def _ended(attempt: Attempt) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from tenure.app.app import Tenure
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.jobs.findings import CheckResult, Progress, no_progress
+from tenure.jobs.findings import CheckResult
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.names import check_queues
 from tenure.jobs.work import WorkSource
@@ -53,7 +53,6 @@ def worker_of(
     app: Tenure,
     settings: Settings,
     source: WorkSource | None = None,
-    progress: Progress = no_progress,
 ) -> Worker:
     """Return a worker for the handlers of `app` as the settings say.
 
@@ -68,7 +67,6 @@ def worker_of(
         grace_seconds=settings.grace_seconds,
         redaction=app.core.redaction.also(settings.redact),
         tracing=app.core.tracing,
-        progress=progress,
     )
 
 
@@ -77,16 +75,14 @@ def run_worker(
     settings: Settings,
     *,
     source: WorkSource | None = None,
-    progress: Progress = no_progress,
     health: tuple[str, int] | None = None,
 ) -> None:
     """Run the handlers of `app` until a signal asks to stop; return when they have finished.
 
     Call this on the main thread, because Python handles signals there. Jobs come from `source`, by
-    default from the database of `app`, which is then `maintained` here. `progress` is called while
-    the worker stops, with how many running jobs have ended. `health` is the host and port where
-    supervisors may ask. Raises SchemaMismatch, InvalidInput if the port is taken, and RuntimeError
-    on another thread.
+    default from the database of `app`, which is then `maintained` here. `health` is the host and
+    port where supervisors may ask. Raises SchemaMismatch, InvalidInput if the port is taken, and
+    RuntimeError on another thread.
     """
     refuse_children()
     if threading.current_thread() is not threading.main_thread():
@@ -94,7 +90,7 @@ def run_worker(
             "run_worker needs the main thread, because Python handles signals there: use "
             "`with app.running():` or `async with app.running():` elsewhere"
         )
-    worker = worker_of(app, settings, source, progress)
+    worker = worker_of(app, settings, source)
     stops = [worker.request_stop]
     with contextlib.ExitStack() as running:
         if health is not None:

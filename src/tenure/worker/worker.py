@@ -17,7 +17,6 @@ from contextlib import AsyncExitStack, ExitStack
 
 import tenure
 from tenure.errors import TenureError
-from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.hooks import enter
 from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
@@ -58,7 +57,6 @@ class Worker:
         label: str = "",
         redaction: Redaction = NOTHING_HIDDEN,
         tracing: Tracing | None = None,
-        progress: Progress = no_progress,
     ) -> None:
         """Make a worker for jobs from `source` that `handlers` can run.
 
@@ -66,13 +64,11 @@ class Worker:
         concurrency: how many handlers run at once. lease_seconds: after which others take over the
         jobs of a worker that died. grace_seconds: that running handlers get when the worker is
         asked to stop. label: shown to people; the host and the process id by default. redaction:
-        what the log hides of errors. tracing: makes a span for each attempt. progress: called while
-        the worker stops, with how many jobs ended.
+        what the log hides of errors. tracing: makes a span for each attempt.
         """
         self.id = f"worker-{secrets.token_hex(8)}"  # random, because host names and pids come back
         self._grace_seconds = grace_seconds
         self._source = source
-        self._progress = progress
         self._stop_asked = threading.Event()
         self._wakeup = Wakeup()
         self._leases = LeaseBook(concurrency, self.id, source.database)
@@ -184,8 +180,7 @@ class Worker:
 
     async def _drain_running(self) -> None:
         """Wait for running handlers as long as the grace period, and log how many are left."""
-        total = self._leases.running
-        if not total:
+        if not self._leases.running:
             log.info("stopping: no job runs")
             return
         deadline = time.monotonic() + self._grace_seconds
@@ -195,7 +190,6 @@ class Worker:
                 log_at = now + PROGRESS_SECONDS
                 left = deadline - now
                 log.info("stopping: %d jobs still run, %.0f s left for them", running, left)
-            self._progress(total - running, total, "jobs ended")
             await self._drain_step(deadline)
 
     async def _drain_step(self, deadline: float) -> None:
