@@ -123,21 +123,6 @@ class LeaseLost(TenureError):
         self.ended_by = ended_by
 
 
-class ReportConflict(TenureError):
-    """The lease was settled before with another outcome, named in `recorded`."""
-
-    code = "report_conflict"
-
-    def __init__(self, job_id: str, reported: str, recorded: str) -> None:
-        super().__init__(
-            f"this attempt of job {job_id} is on record as {recorded}; "
-            f"a report of {reported} cannot change it"
-        )
-        self.job_id = job_id
-        self.reported = reported
-        self.recorded = recorded
-
-
 class KeyConflict(TenureError):
     """The idempotency key belongs to an earlier request that asked for something else."""
 

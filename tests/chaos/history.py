@@ -30,7 +30,6 @@ from tenure.errors import (
     KeyConflict,
     LeaseLost,
     QueueFull,
-    ReportConflict,
     SchemaMismatch,
     Unauthorized,
 )
@@ -47,7 +46,6 @@ DID_NOT_HAPPEN = (
     KeyConflict,
     LeaseLost,
     QueueFull,
-    ReportConflict,
     SchemaMismatch,
     Unauthorized,
 )

@@ -175,21 +175,20 @@ def test_a_report_that_comes_after_the_next_attempt_began(web: RemoteStore) -> N
     url, straight = web.proxy.url_of(web.server.url), web.server.url  # type: ignore[union-attr]
     body = {"worker": "slow", "lease_seconds": 1}
     (old,) = httpx2.post(f"{url}/leases", json=body).json()
-    web.proxy.hold(b"/complete")
+    web.proxy.hold(b"/reports")
     with ThreadPoolExecutor(1) as elsewhere:
-        late = elsewhere.submit(
-            httpx2.post, f"{url}/leases/{old['lease_id']}/complete", json={}, timeout=WAIT_SECONDS
-        )
+        reports = [{"lease_id": old["lease_id"], "outcome": "completed"}]
+        late = elsewhere.submit(httpx2.post, f"{url}/reports", json=reports, timeout=WAIT_SECONDS)
         wait_until(lambda: web.proxy.counts["requests held"] == 1, "the report to be on its way")
         wait_until(lambda: web.direct.get(job.id).status is Status.PENDING, "the lease to run out")
         body = {"worker": "next", "lease_seconds": 300}
         (new,) = httpx2.post(f"{straight}/leases", json=body).json()
         web.proxy.let_go()
         answer = late.result(WAIT_SECONDS)
-    assert (answer.status_code, answer.json()["code"]) == (409, "lease_lost")
+    assert [verdict["answer"] for verdict in answer.json()] == ["lost"]
     assert web.direct.get(job.id).status is Status.PROCESSING
-    told = httpx2.post(f"{straight}/leases/{new['lease_id']}/complete", json={"result": "new"})
-    assert told.json()["answer"] == "recorded"
+    reports = [{"lease_id": new["lease_id"], "outcome": "completed", "result": "new"}]
+    assert httpx2.post(f"{straight}/reports", json=reports).json()[0]["answer"] == "recorded"
     assert web.direct.get(job.id).result_json == '"new"'
     assert (old["token"], new["token"]) == (1, 2)
     assert web.direct.verify() == []

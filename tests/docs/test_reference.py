@@ -131,10 +131,8 @@ def test_every_field_and_parameter_is_named() -> None:
         *(
             requests.LeaseRequest,
             responses.LeaseBody,
-            requests.CompleteRequest,
         ),
         *(
-            requests.FailRequest,
             requests.HeartbeatRequest,
             requests.ReportEntry,
             responses.VerdictBody,

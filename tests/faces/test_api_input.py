@@ -225,6 +225,13 @@ def test_values_are_not_repeated(api: TestClient) -> None:
         assert secret not in response.text
 
 
+def reported(lease: dict[str, Any], name: str, value: str) -> bytes:
+    """The body of a report with one more field, as JSON text."""
+    outcome = "completed" if name == "result" else "failed"
+    start = f'"lease_id": "{lease["lease_id"]}", "outcome": "{outcome}"'
+    return f'[{{{start}, "{name}": {value}}}]'.encode()
+
+
 @pytest.mark.scenario(87, 88, 94)
 def test_what_a_handler_produced_is_never_refused(sqlite_url: str) -> None:
     """NUL, half a surrogate pair, endless numbers, depth, size: the job settles all the same."""
@@ -240,18 +247,14 @@ def test_what_a_handler_produced_is_never_refused(sqlite_url: str) -> None:
         api.post("/jobs/batch", json=[{"type": "a"}] * (len(results) + 2))
         for result in results:
             (lease,) = claim_jobs(api)
-            done = api.post(
-                f"/leases/{lease['lease_id']}/complete",
-                content=b'{"result": %b}' % result.encode(),
-                headers=JSON,
-            )
+            done = api.post("/reports", content=reported(lease, "result", result), headers=JSON)
             assert done.status_code == 200, done.text
             job = api.get(f"/jobs/{lease['id']}").json()
             assert job["status"] == "completed"
             assert job["result"] is not None
         (lease,) = claim_jobs(api)
-        error = b'{"error": "\\ud800 \\u0000 ' + b"long " * 100_000 + b'", "retryable": false}'
-        failed = api.post(f"/leases/{lease['lease_id']}/fail", content=error, headers=JSON)
+        error = '"\\ud800 \\u0000 ' + "long " * 100_000 + '", "retryable": false'
+        failed = api.post("/reports", content=reported(lease, "error", error), headers=JSON)
         assert failed.status_code == 200
         job = api.get(f"/jobs/{lease['id']}").json()
         assert job["status"] == "failed"
@@ -266,16 +269,18 @@ def test_what_a_handler_produced_is_never_refused(sqlite_url: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        '{"result": NaN}',
-        '{"result": {"a": 1, "a": 2}}',
-        '{"result": 1, "result": 2}',
-        '{"result": ' + "[" * 50_000 + "]" * 50_000 + "}",
-        '{"result": 1} 2',
-        '{"outcome": 1}',
-        "[]",
+        '[{"lease_id": "x", "outcome": "completed", "result": NaN}]',
+        '[{"lease_id": "x", "outcome": "completed", "result": {"a": 1, "a": 2}}]',
+        '[{"lease_id": "x", "outcome": "completed", "result": 1, "result": 2}]',
+        '[{"lease_id": "x", "outcome": "completed", "result": '
+        + ("[" * 50_000 + "]" * 50_000)
+        + "}]",
+        '[{"lease_id": "x", "outcome": "completed"}] 2',
+        '[{"lease_id": "x", "outcome": 1}]',
+        "{}",
         "\xff",
     ],
 )
 def test_a_report_must_be_json_at_least(api: TestClient, body: str) -> None:
-    response = api.post("/leases/x/complete", content=body.encode("latin-1"), headers=JSON)
+    response = api.post("/reports", content=body.encode("latin-1"), headers=JSON)
     assert_problem(response, 400, "invalid_input")

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.lifecycle import Status, legal_events
 from tenure.server import build
-from tests.support.http import UNKNOWN_ID, Exchange, api_client, assert_problem, claim_jobs
+from tests.support.http import UNKNOWN_ID, Exchange, api_client, assert_problem, claim_jobs, report
 
 FIELDS = {
     *("id", "type", "queue", "status", "payload", "priority", "attempts", "max_retries"),
@@ -255,7 +255,7 @@ def test_a_query_that_is_not_understood_is_refused(api: TestClient, query: str) 
 def test_the_history_is_the_ledger(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a", "max_retries": 1}).json()
     (lease,) = claim_jobs(api)
-    api.post(f"/leases/{lease['lease_id']}/fail", json={"error": "no luck"})
+    report(api, lease, "failed", error="no luck")
     history = api.get(f"/jobs/{job['id']}/history").json()
     transitions = [
         (transition["event"], transition["from"], transition["to"]) for transition in history
@@ -311,7 +311,7 @@ def test_a_conflict_names_the_legal_moves(api: TestClient) -> None:
 def test_an_operator_retries_a_failed_job(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a", "max_retries": 1}).json()
     (lease,) = claim_jobs(api)
-    api.post(f"/leases/{lease['lease_id']}/fail", json={"error": "x"})
+    report(api, lease, "failed", error="x")
     retried = api.post(f"/jobs/{job['id']}/retry", json={"more_retries": 3})
     assert retried.status_code == 200
     assert retried.json()["status"] == "pending"

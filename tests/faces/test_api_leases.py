@@ -13,7 +13,15 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.lifecycle import MAX_RETURNS
 from tenure.server import build
-from tests.support.http import JSON, UNKNOWN_ID, Exchange, api_client, assert_problem, claim_jobs
+from tests.support.http import (
+    JSON,
+    UNKNOWN_ID,
+    Exchange,
+    api_client,
+    assert_problem,
+    claim_jobs,
+    report,
+)
 
 
 @pytest.fixture
@@ -175,15 +183,13 @@ async def test_what_was_leased_while_the_client_left_is_handed_back(app: Tenure)
 def test_an_attempt_completes_once(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a"})
     (lease,) = claim_jobs(api)
-    address = f"/leases/{lease['lease_id']}"
-    first = api.post(f"{address}/complete", json={"result": {"x": 1}})
-    assert first.status_code == 200
-    assert first.json() == {"lease_id": lease["lease_id"], "answer": "recorded"}
-    again = api.post(f"{address}/complete", json={"result": {"x": 1}})
-    assert again.json()["answer"] == "already_recorded"
-    body = assert_problem(api.post(f"{address}/fail", json={"error": "x"}), 409, "report_conflict")
-    assert body["recorded"] == "completed"
-    assert body["reported"] == "failed"
+    completed = [{"lease_id": lease["lease_id"], "outcome": "completed", "result": {"x": 1}}]
+    first = api.post("/reports", json=completed)
+    assert first.json() == [{"lease_id": lease["lease_id"], "answer": "recorded"}]
+    assert api.post("/reports", json=completed).json()[0]["answer"] == "already_recorded"
+    failed = [{"lease_id": lease["lease_id"], "outcome": "failed", "error": "x"}]
+    (verdict,) = api.post("/reports", json=failed).json()
+    assert (verdict["answer"], verdict["recorded"]) == ("conflict", "completed")
     job = api.get(f"/jobs/{lease['id']}").json()
     assert (job["status"], job["result"]) == ("completed", {"x": 1})
 
@@ -191,7 +197,7 @@ def test_an_attempt_completes_once(api: TestClient) -> None:
 def test_a_result_may_be_left_out(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a"})
     (lease,) = claim_jobs(api)
-    assert api.post(f"/leases/{lease['lease_id']}/complete").status_code == 200
+    assert report(api, lease, "completed") == "recorded"
     assert api.get(f"/jobs/{lease['id']}").json()["result"] is None
 
 
@@ -199,8 +205,7 @@ def test_a_failure_is_retried_unless_it_is_permanent(api: TestClient) -> None:
     for retryable, status in ((True, "pending"), (False, "failed")):
         api.post("/jobs", json={"type": "a"})
         (lease,) = claim_jobs(api)
-        body = {"error": "no luck", "retryable": retryable}
-        assert api.post(f"/leases/{lease['lease_id']}/fail", json=body).status_code == 200
+        assert report(api, lease, "failed", error="no luck", retryable=retryable) == "recorded"
         job = api.get(f"/jobs/{lease['id']}").json()
         assert (job["status"], job["last_error"]) == (status, "no luck")
 
@@ -208,7 +213,7 @@ def test_a_failure_is_retried_unless_it_is_permanent(api: TestClient) -> None:
 def test_a_release_costs_no_attempt(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a"})
     (lease,) = claim_jobs(api)
-    assert api.post(f"/leases/{lease['lease_id']}/release").status_code == 200
+    assert report(api, lease, "released") == "recorded"
     job = api.get(f"/jobs/{lease['id']}").json()
     assert (job["status"], job["attempts"], job["token"]) == ("pending", 0, 1)
 
@@ -216,44 +221,40 @@ def test_a_release_costs_no_attempt(api: TestClient) -> None:
 def test_an_interruption_costs_no_attempt(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a", "max_retries": 1}).json()
     (lease,) = claim_jobs(api)
-    answered = api.post(f"/leases/{lease['lease_id']}/interrupt")
-    assert (answered.status_code, answered.json()["answer"]) == (200, "recorded")
+    assert report(api, lease, "interrupted") == "recorded"
     assert api.get(f"/jobs/{job['id']}").json()["attempts"] == 0
     (again,) = claim_jobs(api)
-    entry = {"lease_id": again["lease_id"], "outcome": "interrupted"}
-    assert [v["answer"] for v in api.post("/reports", json=[entry]).json()] == ["recorded"]
-    assert api.post("/reports", json=[entry]).json()[0]["answer"] == "already_recorded"
+    assert report(api, again, "interrupted") == "recorded"
+    assert report(api, again, "interrupted") == "already_recorded"
 
 
 def test_a_snooze_and_the_delay_of_a_failure_set_the_time(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a", "max_retries": 2}).json()
     (lease,) = claim_jobs(api)
-    assert api.post(f"/leases/{lease['lease_id']}/snooze", json={"delay": 0}).status_code == 200
+    assert report(api, lease, "snoozed", delay=0) == "recorded"
     (lease,) = claim_jobs(api)
     assert (lease["attempts"], lease["token"]) == (1, 2)
-    body = {"error": "busy", "delay": 3600.5}
-    answered = api.post(f"/leases/{lease['lease_id']}/fail", json=body).json()
-    assert answered["retry_in"] == 3600.5
+    entry = {"lease_id": lease["lease_id"], "outcome": "failed", "error": "busy", "delay": 3600.5}
+    assert api.post("/reports", json=[entry]).json()[0]["retry_in"] == 3600.5
     assert api.get(f"/jobs/{job['id']}").json()["status"] == "pending"
     assert claim_jobs(api) == []
 
 
-@pytest.mark.parametrize("delay", [-1, 1e12, "1h", None])
+@pytest.mark.parametrize("delay", [-1, 1e12, "1h"])
 def test_a_delay_out_of_range_is_refused_and_the_lease_stays(api: TestClient, delay: Any) -> None:
     api.post("/jobs", json={"type": "a"})
     (lease,) = claim_jobs(api)
-    refused = api.post(f"/leases/{lease['lease_id']}/snooze", json={"delay": delay})
-    assert refused.status_code == 400
-    assert api.post(f"/leases/{lease['lease_id']}/heartbeat").json()["held"]
+    entry = {"lease_id": lease["lease_id"], "outcome": "snoozed", "delay": delay}
+    refused = assert_problem(api.post("/reports", json=[entry]), 400, "invalid_input")
+    assert refused["path"] == "$[0].delay"
+    assert api.post("/heartbeats", json=[lease["lease_id"]]).json()[0]["held"]
 
 
 def test_releases_are_bounded(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a", "max_retries": 1})
-    for _ in range(MAX_RETURNS):
+    for _ in range(MAX_RETURNS + 1):
         (lease,) = claim_jobs(api)
-        api.post(f"/leases/{lease['lease_id']}/release")
-    (lease,) = claim_jobs(api)
-    api.post(f"/leases/{lease['lease_id']}/release")
+        report(api, lease, "released")
     assert api.get(f"/jobs/{lease['id']}").json()["status"] == "failed"
 
 
@@ -261,9 +262,8 @@ def test_a_cancelled_jobs_lease_is_lost(api: TestClient) -> None:
     api.post("/jobs", json={"type": "a"})
     (lease,) = claim_jobs(api)
     api.post(f"/jobs/{lease['id']}/cancel")
-    for verb, body in (("heartbeat", None), ("release", None), ("complete", {"result": 1})):
-        lost = api.post(f"/leases/{lease['lease_id']}/{verb}", json=body or {})
-        assert assert_problem(lost, 409, "lease_lost")["job_id"] == lease["id"]
+    for outcome in ("released", "completed"):
+        assert report(api, lease, outcome) == "lost"
     assert api.get(f"/jobs/{lease['id']}").json()["status"] == "cancelled"
 
 
@@ -283,13 +283,6 @@ UNKNOWN = [
     "%00",
     "' OR 1=1 --",
 ]
-
-
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_a_lease_that_never_was_is_lost(api: TestClient, name: str) -> None:
-    calls = (("complete", {}), ("fail", {"error": "x"}), ("release", {}), ("heartbeat", {}))
-    for verb, body in calls:
-        assert_problem(api.post(f"/leases/{name}/{verb}", json=body), 409, "lease_lost")
 
 
 def test_many_reports_have_a_verdict_each(api: TestClient) -> None:
@@ -327,8 +320,8 @@ def test_many_reports_have_a_verdict_each(api: TestClient) -> None:
 def test_heartbeats_keep_leases(api: TestClient) -> None:
     api.post("/jobs/batch", json=[{"type": "a"}] * 2)
     first, second = claim_jobs(api, 2, lease_seconds=5)
-    beaten = api.post(f"/leases/{first['lease_id']}/heartbeat", json={"lease_seconds": 600})
-    assert beaten.json() == {"lease_id": first["lease_id"], "held": True}
+    beaten = api.post("/heartbeats?lease_seconds=600", json=[first["lease_id"]])
+    assert beaten.json() == [{"lease_id": first["lease_id"], "held": True}]
     longer = api.get(f"/jobs/{first['id']}").json()["lease_expires_at"]
     assert longer > first["lease_expires_at"]
     names = [second["lease_id"], *UNKNOWN, first["lease_id"]]
@@ -346,15 +339,13 @@ def test_heartbeats_say_which_event_ended_a_lease(api: TestClient) -> None:
     api.post("/jobs/batch", json=[{"type": "a"}] * 3)
     held, cancelled, completed = claim_jobs(api, 3)
     api.post(f"/jobs/{cancelled['id']}/cancel")
-    api.post(f"/leases/{completed['lease_id']}/complete")
+    report(api, completed, "completed")
     names = [held["lease_id"], cancelled["lease_id"], completed["lease_id"]]
     assert api.post("/heartbeats", json=names).json() == [
         {"lease_id": names[0], "held": True},
         {"lease_id": names[1], "held": False, "ended_by": "cancelled"},
         {"lease_id": names[2], "held": False, "ended_by": "completed"},
     ]
-    refused = api.post(f"/leases/{cancelled['lease_id']}/heartbeat")
-    assert "cancelled" in assert_problem(refused, 409, "lease_lost")["detail"]
 
 
 # --- secrets --------------------------------------------------------------------------------------

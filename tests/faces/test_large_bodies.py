@@ -91,7 +91,10 @@ HOSTILE = {
         "/jobs",
         b'{"type":"a","payload":{"a":%b}}' % filled("{}", 1024 * 1024),
     ),
-    "one result": ("/leases/x/complete", b'{"result":%b}' % filled("[]", 2_000_000)),
+    "one result": (
+        "/reports",
+        b'[{"lease_id":"x","outcome":"completed","result":%b}]' % filled("[]", 2_000_000),
+    ),
 }
 
 

@@ -32,7 +32,6 @@ EXAMPLES = [
     errors.IllegalTransition("j", "failed", "retried", ("retried",), "its 3 attempts are used up"),
     errors.LeaseLost("j"),
     errors.LeaseLost("j", "lease_expired"),
-    errors.ReportConflict("j", "failed", "completed"),
     errors.KeyConflict("k", "j"),
     errors.QueueFull("mail", 0),
 ]

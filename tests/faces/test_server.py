@@ -21,7 +21,7 @@ from tenure.errors import InvalidInput
 from tenure.http.protocol import MAX_OVERHEAD_BYTES
 from tenure.server import serve
 from tenure.settings import Settings
-from tests.support.http import ServerProcess, claim_jobs
+from tests.support.http import ServerProcess, claim_jobs, report
 from tests.support.waiting import wait_until
 
 SLOW_APP = """
@@ -395,7 +395,7 @@ def test_a_server_that_stood_still_ends_no_lease_that_a_heartbeat_would_have_kep
         time.sleep(4)  # the fault
         server.process.send_signal(signal.SIGCONT)
         time.sleep(1.5)  # more than one sweep
-        path = f"/leases/{lease['lease_id']}"
-        assert http.post(f"{path}/heartbeat", json={"lease_seconds": 30}).status_code == 200
-        assert http.post(f"{path}/complete", json={"result": 1}).status_code == 200
+        beaten = http.post("/heartbeats?lease_seconds=30", json=[lease["lease_id"]])
+        assert beaten.json()[0]["held"]
+        assert report(http, lease, "completed", result=1) == "recorded"
         assert http.get(f"/jobs/{lease['id']}").json()["status"] == "completed"

@@ -61,6 +61,15 @@ def claim_jobs(api: httpx2.Client, limit: int = 1, **more: Any) -> list[dict[str
     return leases
 
 
+def report(api: httpx2.Client, lease: dict[str, Any], outcome: str, **more: Any) -> str:
+    """Report on one lease; return the answer."""
+    entry = {"lease_id": lease["lease_id"], "outcome": outcome, **more}
+    response = api.post("/reports", json=[entry])
+    assert response.status_code == 200, response.text
+    (verdict,) = response.json()
+    return str(verdict["answer"])
+
+
 # --- forms of the dashboard -----------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ PACKAGE = """
 """
 ERRORS = """
     BulkNotFound Forbidden IllegalTransition InvalidInput JobCancelled JobFailed JobNotFound
-    KeyConflict LeaseLost PayloadTooLarge PermanentFailure QueueFull ReportConflict ResultGone
+    KeyConflict LeaseLost PayloadTooLarge PermanentFailure QueueFull ResultGone
     ResultTruncated SchemaMismatch StoreUnavailable TenureError Unauthorized
 """
 VERBS = """

@@ -27,7 +27,6 @@ from tenure.errors import (
     LeaseLost,
     PayloadTooLarge,
     QueueFull,
-    ReportConflict,
     SchemaMismatch,
     StoreUnavailable,
     TenureError,
@@ -73,12 +72,6 @@ KINDS: tuple[Kind, ...] = (
         },
     ),
     Kind(LeaseLost, 409, "Lease lost", {"job_id": "job_id", "ended_by": "ended_by"}),
-    Kind(
-        ReportConflict,
-        409,
-        "Another outcome is on record",
-        {"job_id": "job_id", "reported": "reported", "recorded": "recorded"},
-    ),
     Kind(
         KeyConflict,
         422,
@@ -129,8 +122,6 @@ class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
     legal_events: Sequence[str] | Maybe = msgspec.UNSET
     reason: str | Maybe = msgspec.UNSET
     ended_by: str | Maybe = msgspec.UNSET
-    reported: str | Maybe = msgspec.UNSET
-    recorded: str | Maybe = msgspec.UNSET
     idempotency_key: str | Maybe = msgspec.UNSET
     queue: str | Maybe = msgspec.UNSET
     max_pending: int | Maybe = msgspec.UNSET

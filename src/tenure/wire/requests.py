@@ -286,29 +286,6 @@ def split_lease(text: str) -> tuple[str, str]:
     return (job_id, lease_id) if ids.is_id(job_id) and _is_lease(lease_id) else NO_LEASE
 
 
-class CompleteRequest(Request):
-    """The attempt succeeded; `result` is any JSON."""
-
-    result: Any = None
-
-
-class FailRequest(Request):
-    """The attempt failed; `retryable` false makes the failure final at once.
-
-    `delay`: seconds until it is tried again, if not as the policy of the job says.
-    """
-
-    error: str
-    retryable: bool = True
-    delay: Delay | None = None
-
-
-class SnoozeRequest(Request):
-    """The job is to run again after `delay` seconds."""
-
-    delay: Delay
-
-
 class HeartbeatRequest(Request):
     """How long the lease is to last from now."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -28,7 +27,6 @@ from tenure.lifecycle import Status
 from tenure.telemetry import tracing
 from tenure.wire import requests, responses
 
-_wait_in = re.compile(r"(?:^|[,;])\s*wait=(\d{1,9})\s*(?:$|[,;])").search
 CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
 """A cursor is the last id of a page without its hyphens. Clients send it back unchanged."""
 
@@ -43,7 +41,7 @@ class FilterQuery(requests.FilterForm):
 class WaitQuery(Struct, kw_only=True):
     """How many seconds to wait until the job is settled."""
 
-    wait: Annotated[float, Meta(ge=0, le=requests.MAX_JOB_WAIT_SECONDS)] | UnsetType = UNSET
+    wait: Annotated[float, Meta(ge=0, le=requests.MAX_JOB_WAIT_SECONDS)] = 0.0
 
 
 class ListQuery(FilterQuery, kw_only=True):
@@ -149,22 +147,13 @@ def _filter(call: Call) -> Filter:
 async def show_job(call: Call) -> Response:
     """Show a job; with `wait`, as soon as it is settled, or when that time is over."""
     job = await run_in_threadpool(call.app.get, call.path["id"])
-    seconds = _wait_seconds(call)
-    if seconds and job.finished_at is None:
+    if call.query.wait and job.finished_at is None:
         future = call.app.core.limited_store.wait(job.id)
-        settled = await call.notifier.result_of(future, call.request, seconds)
+        settled = await call.notifier.result_of(future, call.request, call.query.wait)
         await check_again(call.request.scope)
         job = await run_in_threadpool(call.app.get, job.id) if settled is None else settled
     said = await run_in_threadpool(progress_shown, call.app.core, [job], call.redaction)
     return answer(call.shown(job, said.get(job.id)))
-
-
-def _wait_seconds(call: Call) -> float:
-    query: WaitQuery = call.query
-    if query.wait is not UNSET:
-        return query.wait
-    preferred = _wait_in(", ".join(call.request.headers.getlist("Prefer")))
-    return min(float(preferred[1]), requests.MAX_JOB_WAIT_SECONDS) if preferred else 0.0
 
 
 def show_history(call: Call) -> Response:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from msgspec.structs import asdict, replace
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tenure.app.twins import answer_of
-from tenure.errors import LeaseLost, ReportConflict
 from tenure.http import waiting
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
@@ -20,7 +18,7 @@ from tenure.jobs.enqueue import KnownType, TypeOptions, defaults_of
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.payload import damage
-from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict
+from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.wire import requests, responses
 from tenure.wire.problems import storable
 
@@ -111,55 +109,6 @@ def _names(
     if names is None:
         return None
     return tuple(check(name, what, f"$.{field}[{at}]") for at, name in enumerate(names))
-
-
-async def complete_lease(call: Call) -> Response:
-    """Report that an attempt succeeded."""
-    return await _report(call, Outcome.COMPLETED, result=call.body.result)
-
-
-async def fail_lease(call: Call) -> Response:
-    """Report that an attempt failed."""
-    error, retryable, delay = call.body.error, call.body.retryable, call.body.delay
-    return await _report(call, Outcome.FAILED, error=error, retryable=retryable, delay=delay)
-
-
-async def snooze_lease(call: Call) -> Response:
-    """Hand back a job that is to run again later; that costs it no attempt."""
-    return await _report(call, Outcome.SNOOZED, delay=call.body.delay)
-
-
-async def release_lease(call: Call) -> Response:
-    """Hand back a job that was not started; that costs it no attempt."""
-    return await _report(call, Outcome.RELEASED)
-
-
-async def interrupt_lease(call: Call) -> Response:
-    """Hand back a job that had started, because its worker stops; that costs it no attempt."""
-    return await _report(call, Outcome.INTERRUPTED)
-
-
-async def _report(call: Call, outcome: Outcome, **fields: Any) -> Response:
-    name = call.path["lease_id"]
-    entry = requests.ReportEntry(lease_id=name, outcome=outcome, **fields)
-    report = await call.compute(requests.report_of, entry)
-    exchange = await answer_of(call.app.core.exchange([report], None))
-    (verdict,) = exchange.verdicts
-    if verdict.answer is Answer.LOST:
-        raise LeaseLost(report.job_id, verdict.recorded)
-    if verdict.answer is Answer.CONFLICT:
-        raise ReportConflict(report.job_id, outcome, verdict.recorded)
-    return answer(responses.VerdictBody.of(verdict, lease_id=name))
-
-
-def renew_lease(call: Call) -> Response:
-    """Extend a lease."""
-    name = call.path["lease_id"]
-    job_id, lease_id = requests.split_lease(name)
-    ended = call.app.core.heartbeat([(job_id, lease_id)], call.body.lease_seconds)
-    if lease_id in ended:
-        raise LeaseLost(job_id, ended[lease_id])
-    return answer(responses.HeldBody(lease_id=name, held=True))
 
 
 async def report_many(call: Call) -> Response:

@@ -95,7 +95,6 @@ RULES: Mapping[str, Any] = dict.fromkeys(
 
 PATH_PARAMETERS: Mapping[str, Any] = {
     "id": {"type": "string", "pattern": ids.ID_PATTERN},
-    "lease_id": {"type": "string", "pattern": "^[0-9a-f.-]{1,128}$"},
     "name": {"type": "string", "pattern": NAME_PATTERN, "maxLength": MAX_NAME_LENGTH},
 }
 REQUEST_HEADERS: Mapping[str, Any] = {
@@ -108,10 +107,6 @@ REQUEST_HEADERS: Mapping[str, Any] = {
         "pattern": KEY_PATTERN,
         "maxLength": MAX_KEY_LENGTH,
         "description": "The same key and body again is answered with the first job.",
-    },
-    "Prefer": {
-        "type": "string",
-        "description": "`wait=30` is `?wait=30`; more than 60 counts as 60 (RFC 7240).",
     },
     "Last-Event-ID": {
         "type": "string",

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from tenure.app.adding import MAX_JOBS_AT_ONCE
 from tenure.http.api import events, jobs, leases, openapi, operations
-from tenure.http.api.bodies import JSON, MAX_ITEM_BYTES, SMALL_BODY
+from tenure.http.api.bodies import JSON, SMALL_BODY
 from tenure.http.api.call import Call
 from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.jobs import payload
@@ -75,8 +75,6 @@ class Route:
         """The statuses of refusals that depend on what the call does."""
         if self.path.startswith("/jobs") and 201 in self.answers:
             return (404, 422, 429) if "{id}" in self.path else (422, 429)
-        if "{lease_id}" in self.path:
-            return (409,)
         if "{id}" in self.path:
             changes_a_job = self.path.startswith("/jobs/") and self.body is not None
             return (404, 409) if changes_a_job else (404,)
@@ -111,10 +109,6 @@ AGAIN = Body(requests.AgainRequest, limit=MAX_JOB_BYTES, depth=JOB_DEPTH, option
 AMEND = Body(requests.AmendRequest, limit=MAX_JOB_BYTES, depth=JOB_DEPTH)
 RETRY = Body(requests.RetryRequest, optional=True)
 LEASE = Body(requests.LeaseRequest, limit=2 * 1024 * 1024)
-COMPLETE = Body(requests.CompleteRequest, limit=MAX_ITEM_BYTES, optional=True, lenient=True)
-FAIL = Body(requests.FailRequest, limit=MAX_ITEM_BYTES, lenient=True)
-SNOOZE = Body(requests.SnoozeRequest, limit=MAX_ITEM_BYTES, lenient=True)
-HEARTBEAT = Body(requests.HeartbeatRequest, optional=True)
 REPORTS = Body(
     Reports, limit=MAX_BATCH_BYTES, lenient=True, item=requests.ReportEntry, most=MAX_LEASES
 )
@@ -130,7 +124,6 @@ BULK_REQUEST = Body(requests.BulkRequest)
 REASON = Body(requests.ReasonRequest, optional=True)
 NO_BODY = Body(requests.NoFields, optional=True)
 
-LEASED = "/leases/{lease_id}"
 TRACE = ("traceparent",)
 KEY = ("traceparent", "Idempotency-Key")
 LAST_EVENT = ("Last-Event-ID",)
@@ -150,10 +143,8 @@ NEW_BULK = Reply(responses.BulkBody, "The action, started.", status=202, headers
 BULKS = Reply(list[responses.BulkBody], "The actions.")
 BULK = Reply(responses.BulkBody, "The action.")
 LEASES = Reply(list[responses.LeaseBody], "The leased jobs; none if there were none in time.")
-ON_RECORD = Reply(responses.VerdictBody, "The report is on record.")
 VERDICTS = Reply(list[responses.VerdictBody], "A verdict for each report, in order.")
-HELD = Reply(responses.HeldBody, "The lease is held.")
-ALL_HELD = Reply(list[responses.HeldBody], "Whether each lease is held, in order.")
+HELD = Reply(list[responses.HeldBody], "Whether each lease is held, in order.")
 PROGRESS_ON_RECORD = Reply(responses.RecordedBody, "How many were stored.")
 QUEUES = Reply(list[QueueState], "The queues.")
 QUEUE = Reply(QueueState, "The queue, changed.")
@@ -183,7 +174,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/jobs", READ, jobs.list_jobs, JOB_PAGE, query=jobs.ListQuery),
     Route("GET", "/jobs/count", READ, jobs.count_jobs, COUNTED, query=jobs.CountQuery),
-    Route("GET", "/jobs/{id}", READ, jobs.show_job, JOB, query=jobs.WaitQuery, headers=("Prefer",)),
+    Route("GET", "/jobs/{id}", READ, jobs.show_job, JOB, query=jobs.WaitQuery),
     Route("GET", "/jobs/{id}/history", READ, jobs.show_history, HISTORY),
     Route("GET", "/jobs/{id}/explain", READ, jobs.explain_job, EXPLANATION),
     Route("PATCH", "/jobs/{id}", ADMIN, jobs.amend_job, AMENDED, body=AMEND),
@@ -197,19 +188,13 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/bulk/{id}/stop", ADMIN, operations.stop_bulk, BULK, body=NO_BODY),
     # --- what workers call
     Route("POST", "/leases", WORK, leases.lease_jobs, LEASES, body=LEASE),
-    Route("POST", f"{LEASED}/complete", WORK, leases.complete_lease, ON_RECORD, body=COMPLETE),
-    Route("POST", f"{LEASED}/fail", WORK, leases.fail_lease, ON_RECORD, body=FAIL),
-    Route("POST", f"{LEASED}/release", WORK, leases.release_lease, ON_RECORD, body=NO_BODY),
-    Route("POST", f"{LEASED}/interrupt", WORK, leases.interrupt_lease, ON_RECORD, body=NO_BODY),
-    Route("POST", f"{LEASED}/snooze", WORK, leases.snooze_lease, ON_RECORD, body=SNOOZE),
-    Route("POST", f"{LEASED}/heartbeat", WORK, leases.renew_lease, HELD, body=HEARTBEAT),
     Route("POST", "/reports", WORK, leases.report_many, VERDICTS, body=REPORTS),
     Route(
         "POST",
         "/heartbeats",
         WORK,
         leases.renew_leases,
-        ALL_HELD,
+        HELD,
         query=requests.HeartbeatRequest,
         body=HEARTBEATS,
     ),
