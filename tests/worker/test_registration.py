@@ -409,3 +409,9 @@ def test_who_acts_is_a_line_of_text(app: Tenure, actor: Any) -> None:
             with pytest.raises(InvalidInput) as refusal:
                 call(actor=actor)
             assert refusal.value.path == "$.actor"
+
+
+def test_a_transaction_notifies_workers_in_one_of_two_ways(app: Tenure) -> None:
+    within: Any = app.within
+    with pytest.raises(InvalidInput, match=r"\$\.wake"):
+        within(None, wake="now")

@@ -43,7 +43,8 @@ def enqueue(
     - `idempotency_key`: 1 to 255 visible ASCII characters. A second enqueue with the same key,
       type, payload and options returns the first job, with others it raises KeyConflict. Only
       options given in the call count, not the defaults of `@app.job(...)`.
-    - `actor`: who adds it, for the ledger. Default: the application's actor.
+    - `actor`: who adds it, for the ledger; 1 to 255 printable characters. Default: the
+      application's actor.
 
     A duration is a number of seconds, a timedelta, or text such as `30s`, `1h30m` or `PT5M`, up
     to 10 years. Defaults are those of `@app.job(...)`. If this application does not have the

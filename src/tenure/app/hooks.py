@@ -20,7 +20,7 @@ def around(app: Tenure, manager: A) -> A:
     - `manager`: a function that takes the `JobContext` of the attempt and returns a context
       manager, sync or async; use it as a decorator above `@contextmanager`. It is entered where the
       handler runs: in its thread, on its event loop or in its child process. A sync one around an
-      `async def` must not block. An async one works only around `async def` handlers.
+      `async def` must not block. Around a plain `def` an async one fails each attempt.
 
     Several nest in the order of registration, the first one outermost. The exception of the handler
     passes through them, and one that they raise fails the attempt. Returns the function.

@@ -42,7 +42,8 @@ def cancel(
 
     - `job_id`: the job. Not together with `tag`.
     - `tag`: cancel all jobs that have this tag and are not settled.
-    - `actor`: who cancels it, for the ledger. Default: the application's actor.
+    - `actor`: who cancels it, for the ledger; 1 to 255 printable characters. Default: the
+      application's actor.
     - `reason`: why, for the ledger; at most 500 characters. Default: None.
 
     Returns the job; with a tag, a `Bulk` that has ended: how many it `changed`. Raises JobNotFound,
