@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from psycopg.errors import SerializationFailure
 
@@ -12,28 +10,15 @@ from tenure.app.fence import LeaseFence
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.worker.child import context_of
 from tests.support.effects import effects, own_connection
-from tests.support.lenders import KINDS, SQLITE, Kind, Lender, lent
+from tests.support.lenders import Kind, Lender, lent
 from tests.support.waiting import wait_until
 
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    kind: Kind = request.param[1]
-    return kind
+pytest_plugins = ["tests.support.lent_app"]
 
 
 @pytest.fixture
-def app(request: pytest.FixtureRequest, kind: Kind) -> Iterator[Tenure]:
-    url = request.getfixturevalue("sqlite_url" if kind in SQLITE else "postgres_url")
-    with Tenure(url) as made:
-        yield made
-        assert made.verify() == []
-
-
-@pytest.fixture
-def lender(app: Tenure, kind: Kind) -> Iterator[Lender]:
-    with lent(kind, app.database) as lender:
-        yield lender
+def app(app_for_kind: Tenure) -> Tenure:
+    return app_for_kind
 
 
 def claim(app: Tenure, lease_seconds: float = 60) -> Lease:

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
 
 from tenure import InvalidInput, JobNotFound, KeyConflict, NewJob, QueueFull, RetryPolicy, Tenure
-from tests.support.lenders import KINDS, SQLITE, Kind, Lender, lent
+from tests.support.lenders import DRIVERS, Kind, Lender, lent
 
-DRIVERS = {
-    *("psycopg", "asyncpg", "sqlite3", "aiosqlite"),
-    *("sqlalchemy psycopg2 scoped_session", "sqlalchemy pg8000 Session"),
-}
-"""One kind for each library that sends what is asked."""
+pytest_plugins = ["tests.support.lent_app"]
 TEXT = "%s :x ? ' \\ é 😀 \x7f"
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    kind: Kind = request.param[1]
-    return kind
-
-
 @pytest.fixture
-def app(request: pytest.FixtureRequest, kind: Kind) -> Iterator[Tenure]:
-    """An application on a new database that the kind of connection is for."""
-    url = request.getfixturevalue("sqlite_url" if kind in SQLITE else "postgres_url")
-    with Tenure(url) as made:
-        yield made
-        assert made.verify() == []
-
-
-@pytest.fixture
-def lender(app: Tenure, kind: Kind) -> Iterator[Lender]:
-    with lent(kind, app.database) as lender:
-        yield lender
+def app(app_for_kind: Tenure) -> Tenure:
+    return app_for_kind
 
 
 def in_use(app: Tenure, job_id: str) -> bool:
@@ -97,7 +76,7 @@ def test_what_is_added_is_what_is_read(app: Tenure, lender: Lender) -> None:
     assert app.history(job.id)[0].actor == "ann"
 
 
-@pytest.mark.parametrize("kind", [each for each in KINDS if each.id in DRIVERS], indirect=True)
+@pytest.mark.parametrize("kind", DRIVERS, indirect=True)
 def test_ten_thousand_jobs_are_one_call(app: Tenure, lender: Lender) -> None:
     lender.begin()
     new_jobs = [NewJob("bulk", {"n": n, "text": TEXT}, {}) for n in range(10_000)]

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-import aiosqlite
 import psycopg
 
 import tenure.sqlite
@@ -19,13 +18,6 @@ def own_connection(url: str) -> Iterator[Any]:
     connect: Any = tenure.sqlite.connect if url.startswith("sqlite") else psycopg.connect
     with closing(connect(url)) as connection:
         yield connection
-
-
-async def own_async_connection(url: str) -> Any:
-    """The same for coroutines, which close it."""
-    if url.startswith("sqlite"):
-        return await aiosqlite.connect(url.removeprefix("sqlite:///"))
-    return await psycopg.AsyncConnection.connect(url)
 
 
 def make_effects(url: str) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -35,29 +35,38 @@ from tenure.jobs.enqueue import Wake
 
 
 class Lender:
-    """A connection of one kind. `begin` comes before each transaction."""
+    """A connection of one kind. `begin` comes before each transaction.
 
-    def __init__(self, kind: Kind, runner: asyncio.Runner, connection: Any) -> None:
+    Without a `runner`, every answer of an asynchronous kind is to be awaited.
+    """
+
+    def __init__(self, kind: Kind, runner: asyncio.Runner | None, connection: Any) -> None:
         self.kind = kind
         self._runner = runner
-        self.connection = self._done(connection)
+        self.connection = self._done(connection) if runner else connection
 
     def _done(self, answer: Any) -> Any:
+        if self._runner is None:
+            return _awaited(answer)
         return self._runner.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
 
-    def execute(self, statement: str) -> None:
+    def execute(self, statement: str) -> Any:
         named = sqlalchemy.text(statement) if "sqlalchemy" in self.kind.name else statement
-        self._done(self.connection.execute(named))
+        return self._done(self.connection.execute(named))
 
-    def begin(self) -> None:
+    def begin(self) -> Any:
+        return self.execute(self.kind.begin) if self.kind.begin else self._done(None)
+
+    def commit(self) -> Any:
+        return self._end("commit")
+
+    def rollback(self) -> Any:
+        return self._end("rollback")
+
+    def _end(self, verb: str) -> Any:
         if self.kind.begin:
-            self.execute(self.kind.begin)
-
-    def commit(self) -> None:
-        self.execute("COMMIT") if self.kind.begin else self._done(self.connection.commit())
-
-    def rollback(self) -> None:
-        self.execute("ROLLBACK") if self.kind.begin else self._done(self.connection.rollback())
+            return self.execute(verb.upper())
+        return self._done(getattr(self.connection, verb)())
 
     def call(
         self, app: Tenure, verb: str, *values: Any, wake: Wake = "later", **options: Any
@@ -76,8 +85,11 @@ class Lender:
         within = app.within(self.connection)
         return self._done(getattr(within, verb + "_async" * (not self.kind.is_async))(*values))
 
-    def close(self) -> None:
-        self._done(self.connection.close())
+    def close(self) -> Any:
+        """Close the connection, and the pool that it is from."""
+        if "pool" in self.kind.name:
+            return self._done(self.connection._holder._pool.terminate())
+        return self._done(self.connection.close())
 
 
 class Kind:
@@ -99,8 +111,8 @@ class Kind:
         self.is_async = "async" in name or "aio" in name
 
 
-async def _awaited(answer: Awaitable[Any]) -> Any:
-    return await answer
+async def _awaited(answer: Any) -> Any:
+    return await answer if inspect.isawaitable(answer) else answer
 
 
 def given(url: str) -> dict[str, Any]:
@@ -272,10 +284,23 @@ def lent(kind: Kind, url: str, *, alone: bool = False) -> Iterator[Lender]:
             lender.close()
 
 
+@asynccontextmanager
+async def lent_to_coroutine(kind: Kind, url: str) -> AsyncIterator[Lender]:
+    """An asynchronous connection, on the event loop that runs, closed at the end."""
+    lender = Lender(kind, None, await _awaited(kind.connect(url)))
+    try:
+        yield lender
+    finally:
+        await lender.close()
+
+
 KINDS = [
-    *(pytest.param(("sqlite_url", kind), id=kind.name) for kind in SQLITE),
-    *(
-        pytest.param(("postgres_url", kind), id=kind.name, marks=pytest.mark.postgres)
-        for kind in POSTGRES
-    ),
+    *(pytest.param(kind, id=kind.name) for kind in SQLITE),
+    *(pytest.param(kind, id=kind.name, marks=pytest.mark.postgres) for kind in POSTGRES),
 ]
+NAMES = {
+    *("psycopg", "asyncpg", "sqlite3", "aiosqlite"),
+    *("sqlalchemy psycopg2 scoped_session", "sqlalchemy pg8000 Session"),
+}
+DRIVERS = [kind for kind in KINDS if kind.id in NAMES]
+"""One kind for each library that sends what is asked."""

@@ -258,16 +258,19 @@ def count_up(context: JobContext, to: int, go: str) -> None:
 
 
 @app.job(process=True)
-def completes(context: JobContext, url: str, how: str) -> str:
+def completes(context: JobContext, url: str, kind: str, how: str) -> str:
     """Complete the job in a transaction of its own, and end as is said."""
-    from tests.support.effects import own_connection  # drivers, which other children need not load
+    from tests.support.lenders import KINDS, lent  # drivers, which other children need not load
 
-    with own_connection(url) as connection:
-        connection.execute(f"INSERT INTO effect VALUES ('{context.id}')")
-        context.complete(connection, "in a child")
+    (found,) = (param.values[0] for param in KINDS if param.id == kind)
+    with lent(found, url) as lender:
+        lender.begin()
+        lender.execute(f"INSERT INTO effect VALUES ('{context.id}')")
+        lender.fenced(context, "complete", "in a child")
         if how == "rolls back" and context.attempt == 1:
-            connection.rollback()
-        connection.commit()
+            lender.rollback()
+        else:
+            lender.commit()
     if how == "dies" and context.attempt == 1:
         os._exit(1)
     return "ignored"

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import pytest
 from tenure import InvalidInput, JobContext, LeaseLost, Tenure
 from tenure.client import Client
 from tenure.worker.log import NOT_COMMITTED
-from tests.support.effects import effects, make_effects, own_async_connection, own_connection
+from tests.support.effects import effects, make_effects, own_connection
 from tests.support.http import ServerProcess
+from tests.support.lenders import DRIVERS, POSTGRES, SQLITE, Kind, lent, lent_to_coroutine
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, freeze
 from tests.support.workers import (
@@ -27,6 +29,8 @@ from tests.support.workers import (
     wait_until_failed,
 )
 from tests.worker import children
+
+pytest_plugins = ["tests.support.lent_app"]
 
 ONCE = ["enqueued", "claimed", "completed"]
 TWICE = ["enqueued", "claimed", "failed", "retried", "claimed", "completed"]
@@ -54,59 +58,57 @@ def insert(job_id: str) -> str:
     return f"INSERT INTO effect VALUES ('{job_id}')"
 
 
-def register_plain(app: Tenure) -> Any:
-    @app.job(backoff=0)
-    def ship(context: JobContext, how: str) -> None:
+def register(app: Tenure, kind: Kind) -> Any:
+    """A handler with a connection of this kind, on the loop of the worker if it is asynchronous."""
+
+    def on_a_thread(context: JobContext, how: str) -> None:
         how = how if context.attempt == 1 else "commits"
-        with own_connection(app.database) as connection:
-            connection.execute(insert(context.id))
-            context.complete(connection, how)
+        with lent(kind, app.database) as lender:
+            lender.begin()
+            lender.execute(insert(context.id))
+            lender.fenced(context, "complete", how)
             if how == "raises":
                 raise ValueError(how)
-            connection.rollback() if how == "rolls back" else connection.commit()
+            lender.rollback() if how == "rolls back" else lender.commit()
             if how == "commits and raises":
                 raise ValueError(how)
             if how == "commits and goes on":
                 time.sleep(BEATS)
-                connection.execute(insert(f"{context.id} {context.stopped}"))
-                connection.commit()
+                lender.begin()
+                lender.execute(insert(f"{context.id} {context.stopped}"))
+                lender.commit()
 
-    return ship
-
-
-def register_coroutine(app: Tenure) -> Any:
-    @app.job(backoff=0)
-    async def ship(context: JobContext, how: str) -> None:
+    async def on_the_loop(context: JobContext, how: str) -> None:
         how = how if context.attempt == 1 else "commits"
-        connection = await own_async_connection(app.database)
-        try:
-            await connection.execute(insert(context.id))
-            await context.complete_async(connection, how)
+        async with lent_to_coroutine(kind, app.database) as lender:
+            await lender.begin()
+            await lender.execute(insert(context.id))
+            await lender.fenced(context, "complete", how)
             if how == "raises":
                 raise ValueError(how)
-            await (connection.rollback() if how == "rolls back" else connection.commit())
+            await (lender.rollback() if how == "rolls back" else lender.commit())
             if how == "commits and raises":
                 raise ValueError(how)
             if how == "commits and goes on":
                 await asyncio.sleep(BEATS)
-                await connection.execute(insert(f"{context.id} {context.stopped}"))
-                await connection.commit()
-        finally:
-            await connection.close()
+                await lender.begin()
+                await lender.execute(insert(f"{context.id} {context.stopped}"))
+                await lender.commit()
 
-    return ship
+    return app.job(name="ship", backoff=0)(on_the_loop if kind.is_async else on_a_thread)
 
 
-@pytest.mark.parametrize("register", [register_plain, register_coroutine])
 def test_an_effect_is_there_once_however_the_handler_ends(
-    app: Tenure, register: Any, caplog: pytest.LogCaptureFixture
+    app_for_kind: Tenure, kind: Kind, caplog: pytest.LogCaptureFixture
 ) -> None:
     """River changed twice what a failure after the completion means (river PR 1350).
 
     Before, a rolled-back completion was recorded as completed, and a coroutine was cancelled after
     its own commit.
     """
-    ship = register(app)
+    app = app_for_kind
+    make_effects(app.database)
+    ship = register(app, kind)
     with running_worker(app, lease_seconds=LEASE):
         jobs = {how: ship.enqueue(how) for how in ENDS}
         for job in jobs.values():
@@ -126,11 +128,16 @@ def test_an_effect_is_there_once_however_the_handler_ends(
     assert "too late" not in caplog.text
 
 
-def test_a_child_completes_its_job_too(app: Tenure, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", DRIVERS, indirect=True)
+def test_a_child_completes_its_job_too(
+    app_for_kind: Tenure, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = app_for_kind
+    make_effects(app.database)
     app.job(process=True, backoff=0)(children.completes.handler.function)
     with running_worker(app):
         jobs = {
-            how: app.enqueue("completes", {"url": app.database, "how": how})
+            how: app.enqueue("completes", {"url": app.database, "kind": kind.name, "how": how})
             for how in ("commits", "rolls back", "dies")
         }
         ends = {how: wait_until_completed(app, job) for how, job in jobs.items()}
@@ -221,46 +228,55 @@ def test_a_handler_that_hangs_before_its_commit_delays_nobody(postgres_url: str)
 
 
 FROZEN = """
-import psycopg, tenure.sqlite
+from tests.support.lenders import POSTGRES, SQLITE, lent
 
-def own_connection(url):
-    return tenure.sqlite.connect(url) if url.startswith("sqlite") else psycopg.connect(url)
+KINDS = {kind.name: kind for kind in (*POSTGRES, *SQLITE)}
 
-@app.job(backoff=0)
-def ship(context: JobContext, how: str):
-    mark(f"started {context.attempt}")
-    if context.attempt == 1:
-        wait_for("go on")
-    connection = own_connection(app.database)
-    connection.execute(f"INSERT INTO effect VALUES ('{context.id}')")
-    try:
-        getattr(context, how)(connection)
-        connection.commit()
-    except BaseException as error:
-        log(type(error).__name__)
-        connection.rollback()
-        raise
-    log("committed")
-    mark(f"ended {context.attempt}")
+
+def register():  # so that no child process is made for the attempt after a lost lease
+    @app.job(backoff=0)
+    def ship(context: JobContext, kind: str, how: str):
+        mark(f"started {kind} {how} {context.attempt}")
+        if context.attempt == 1:
+            wait_for("go on")
+        with lent(KINDS[kind], app.database) as lender:
+            lender.begin()
+            lender.execute(f"INSERT INTO effect VALUES ('{context.id}')")
+            try:
+                lender.fenced(context, how)
+                lender.commit()
+            except BaseException as error:
+                log(f"{kind} {how}: {type(error).__name__}")
+                lender.rollback()
+                raise
+        log(f"{kind} {how}: committed")
+
+
+register()
 """
 
 
-@pytest.mark.parametrize("how", ["complete", "hold"])
-def test_a_worker_that_was_frozen_commits_nothing(app: Tenure, tmp_path: Path, how: str) -> None:
-    """It wakes after its job was taken over and has been done."""
-    job = app.enqueue("ship", {"how": how})
-    script = WorkerScript(tmp_path / "scripts", app.database, FROZEN, lease=1.0)
+def test_a_worker_that_was_frozen_commits_nothing(app: Tenure, tmp_path: Path) -> None:
+    """It wakes after its jobs were taken over and have been done, on each kind of connection."""
+    kinds = SQLITE if app.database.startswith("sqlite") else POSTGRES
+    ways = [(kind.name, how) for kind in kinds for how in ("complete", "hold")]
+    jobs = [app.enqueue("ship", {"kind": kind, "how": how}) for kind, how in ways]
+    root = str(Path(__file__).parents[2])
+    script = WorkerScript(tmp_path / "s", app.database, FROZEN, concurrency=len(ways), lease=2.0)
     with script, running_sweeper(app):
-        frozen = script.start()
-        script.wait_for_mark("started 1")
+        frozen = script.start(PYTHONPATH=root)
+        for kind, how in ways:
+            script.wait_for_mark(f"started {kind} {how} 1")
         freeze(frozen, app)
-        script.start()
-        script.wait_for_mark("ended 2")
-        wait_until_completed(app, job)
+        script.start(PYTHONPATH=root)
+        for job in jobs:
+            wait_until_completed(app, job)
         script.mark("go on")
         frozen.send_signal(signal.SIGCONT)
-        assert script.wait_for_lines(2) == ["committed", "LeaseLost"]
-    assert effects(app.database) == {job.id: 1}
+        said = script.wait_for_lines(2 * len(ways))
+    ends = ("committed", "LeaseLost")
+    assert Counter(said) == Counter(f"{kind} {how}: {end}" for kind, how in ways for end in ends)
+    assert effects(app.database) == {job.id: 1 for job in jobs}
 
 
 def test_twice_is_refused_in_a_worker(app: Tenure) -> None:
