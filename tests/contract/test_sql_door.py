@@ -52,6 +52,7 @@ def refusal(act: Any, *values: Any, **options: Any) -> str:
         *({"delay": seconds} for seconds in (-1, 315_360_001)),
         {"delay": 1, "run_at": SOON},
         {"run_at": LONG_AGO},
+        {"start_by": LONG_AGO},
         {"run_at": SOON, "start_by": SOON},
         *(
             {"tags": tags}
@@ -85,7 +86,9 @@ def test_options_are_refused_by_sql_as_by_python_and_http(
 
 
 @pytest.mark.parametrize(
-    "backoff", [{"base": 1.0, "factor": 2.0, "cap": 9.0}, [10, 0.5], {"delays": [10, 0.5]}], ids=str
+    "backoff",
+    [{"base": 1.0, "factor": 2.0, "cap": 9.0}, [10, 0.5], {"delays": [10, 0.5]}, 7],
+    ids=str,
 )
 def test_a_job_of_sql_is_like_one_of_python(app: Tenure, door: SqlDoor, backoff: Any) -> None:
     options: dict[str, Any] = {

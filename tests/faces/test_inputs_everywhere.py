@@ -16,7 +16,7 @@ from tenure import InvalidInput, Tenure
 from tenure.jobs.payload import MAX_PAYLOAD_BYTES
 from tests.support.cli import run_cli
 from tests.support.http import JSON, api_client, claim_jobs
-from tests.support.sql_door import SqlDoor
+from tests.support.sql_door import SqlDoor, code_of
 
 S = pytest.mark.scenario
 
@@ -84,8 +84,11 @@ def is_refused_everywhere(app: Tenure, api: TestClient, text: str) -> None:
                 app.enqueue("a", payload)
         elif app.database.startswith("postgres"):
             return  # its JSON keeps the last of two equal keys
-    with closing(SqlDoor(app.database)) as door, pytest.raises((sqlite3.Error, psycopg.Error)):
+    wrong = (sqlite3.Error, psycopg.Error)
+    with closing(SqlDoor(app.database)) as door, pytest.raises(wrong) as refused:
         door.enqueue("a", text)
+    if not isinstance(refused.value, psycopg.DataError):  # which says that this is no jsonb
+        assert code_of(refused.value) == response.json()["code"]
     assert app.find() == []
     assert app.verify() == []
 
