@@ -66,6 +66,15 @@ def test_a_row_that_changed_under_its_lock_is_not_written(
     assert db.save([(job, replace(after, id=job.id))]) == 1
 
 
+def test_a_result_is_saved_as_the_text_that_it_is(harness: StoreHarness, db: Database) -> None:
+    lease = harness.take()
+    db.begin()
+    (job,) = db.lock([lease.id]).values()
+    event = Completed(lease_id=lease.lease_id, result='{"b":1,"a":[2]}')
+    assert db.save([(job, decide(job, event, db.now()))]) == 1
+    assert db.lock([lease.id])[lease.id].result_json == event.result
+
+
 def test_a_row_that_lost_its_lease_under_its_lock_is_not_written(
     harness: StoreHarness, db: Database
 ) -> None:
