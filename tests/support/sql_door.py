@@ -46,6 +46,8 @@ class SqlDoor:
         return str(id)
 
     def _stored(self, name: str, value: Any) -> Any:
+        if self.engine == "sqlite" and isinstance(value, int | float):
+            return value
         if name == "backoff" or (name == "tags" and self.engine == "sqlite"):
             return json.dumps(value)
         if self.engine == "sqlite" and isinstance(value, datetime):
