@@ -19,18 +19,21 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, TenureError
-from tenure.events import Cancelled, Event, Retried
+from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, LeaseLost, TenureError
+from tenure.events import Cancelled, Completed, Event, Retried
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
 from tenure.jobs.queries import Action, Counted, Filter, Query
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report
 from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
 from tenure.store import Store, open_store
+from tenure.store.borrowed import jobs
+from tenure.store.borrowed.dispatch import borrow
 from tenure.store.tables import bulk as bulk_table
 from tests.model.reference import Entry, Reference
 from tests.support.clock import START, Clock
+from tests.support.effects import own_connection
 from tests.support.raw_sql import EPOCH, RawSql
 
 LEASE_SECONDS = 10.0
@@ -159,11 +162,43 @@ class History(RuleBasedStateMachine):
         return multiple(*self.exchange(reports, asking(worker, limit)))
 
     @precondition(lambda self: bool(self.held()))
-    @rule(which=st.integers(0, 9), outcome=outcomes, retryable=st.booleans(), twice=st.booleans())
-    def report(self, which: int, outcome: Outcome, retryable: bool, twice: bool) -> None:
+    @rule(
+        which=st.integers(0, 9),
+        outcome=outcomes,
+        retryable=st.booleans(),
+        twice=st.booleans(),
+        uncertain=st.booleans(),
+    )
+    def report(
+        self, which: int, outcome: Outcome, retryable: bool, twice: bool, uncertain: bool
+    ) -> None:
         held = self.held()
-        said = report_of(held[which % len(held)], outcome, retryable)
+        said = report_of(held[which % len(held)], outcome, retryable, uncertain)
         self.exchange([said, said] if twice else [said], None)
+
+    @rule(which=st.integers(0, 9), dead=leases, commits=st.booleans())
+    def complete_in_a_transaction(self, which: int, dead: Receipt, commits: bool) -> None:
+        """A handler completes its job in its own transaction; its worker asks what came of it."""
+        receipt = [*self.held(), dead][which % (len(self.held()) + 1)]
+        job = self.model.jobs.get(receipt[0])
+        holds = job is not None and job.lease_id == receipt[1]
+        event = Completed(lease_id=receipt[1], result='"done"')
+        question = report_of(receipt, Outcome.FAILED, uncertain=True)
+        with own_connection(self.url) as connection:
+            completing = partial(jobs.apply, job_id=receipt[0], event=event)
+            try:
+                borrow(connection, self.url).call(completing, verb="complete")
+            except (IllegalTransition, JobNotFound, LeaseLost):
+                assert not holds
+            else:
+                assert holds
+                if not self.url.startswith("sqlite"):  # there, nobody could ask meanwhile
+                    (verdict,) = self.store.exchange([question], None).result().verdicts
+                    assert verdict.answer is Answer.BUSY
+            connection.commit() if commits else connection.rollback()
+        if holds and commits:
+            self.model.report([report_of(receipt, Outcome.COMPLETED)])
+        self.exchange([question], None)
 
     @rule(
         target=leases,
@@ -318,10 +353,12 @@ def new_job(id: str, **fields: Any) -> CheckedJob:
     return CheckedJob(**{"id": id, "type": "mail", "actor": "web", **fields})
 
 
-def report_of(lease: Receipt, outcome: Outcome, retryable: bool = True) -> Report:
+def report_of(
+    lease: Receipt, outcome: Outcome, retryable: bool = True, uncertain: bool = False
+) -> Report:
     """What a worker says of a lease."""
     result = '"done"' if outcome is Outcome.COMPLETED else None
-    return Report(*lease, outcome, result, "boom", retryable)
+    return Report(*lease, outcome, result, "boom", retryable, uncertain=uncertain)
 
 
 def asking(worker: str, limit: int) -> ClaimRequest:

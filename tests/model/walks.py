@@ -41,6 +41,7 @@ class Walk:
             (6, self.claim),
             (6, self.work),
             (3, self.report),
+            (2, self.complete_in_a_transaction),
             (4, self.report_any),
             (2, self.renew),
             (3, self.apply),
@@ -111,6 +112,15 @@ class Walk:
                 outcome=self.die.choice(list(Outcome)),
                 retryable=self.die.random() < 0.5,
                 twice=self.die.random() < 0.5,
+                uncertain=self.die.random() < 0.5,
+            )
+
+    def complete_in_a_transaction(self) -> None:
+        if self.leases:
+            self.machine.complete_in_a_transaction(
+                which=self.die.randint(0, 9),
+                dead=self.die.choice(self.leases),
+                commits=self.die.random() < 0.5,
             )
 
     def report_any(self) -> None:
