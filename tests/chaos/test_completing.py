@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from tenure import NewJob, Tenure
+from tenure import JobContext, NewJob, Tenure
 from tests.support import fault_counts
-from tests.support.effects import effects, make_effects
+from tests.support.effects import effects, make_effects, own_connection
+from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
-from tests.support.worker_scripts import WorkerScript
-from tests.support.workers import running_sweeper
+from tests.support.worker_scripts import WorkerScript, wait_for_exit
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    transitions,
+    wait_until_completed,
+)
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(1_200)]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(3_600)]
 ROOT = Path(__file__).parents[2]
 
 SHIP = """
@@ -37,20 +45,22 @@ def ship(context: JobContext, way: str):
 def kill_workers(url: str, folder: Path, way: str, jobs: int, kills: int) -> Counter[str]:
     """Run jobs while workers are killed; how many effects each completed job has."""
     chance = random.Random(os.environ.get("TENURE_CHAOS_SEED"))
-    script = WorkerScript(folder / "worker", url, SHIP, concurrency=4, lease=1.0)
+    quiet = "logging.disable(logging.INFO)"  # nobody reads what they print
+    script = WorkerScript(folder / "worker", url, SHIP, before=quiet, concurrency=4, lease=1.0)
     with Tenure(url) as app, script, running_sweeper(app):
         make_effects(url)
         app.enqueue_many([NewJob("ship", {"way": way}, {}) for _ in range(jobs)])
         for _ in range(kills):
             worker = script.start(PYTHONPATH=str(ROOT))
             before = len(script.lines())
-            more = chance.randrange(jobs // (2 * kills))
+            more = chance.randrange(jobs // kills)
             wait_until(lambda at=before + more: len(script.lines()) > at, "some effects")
             worker.kill()
             worker.wait()
             fault_counts.count("processes killed")
         script.start(PYTHONPATH=str(ROOT))
-        wait_until(lambda: app.count(status="completed").jobs == jobs, "every job to complete")
+        done = partial(app.count, status="completed")
+        wait_until(lambda: done().jobs == jobs, "every job to complete", 30 + jobs / 10)
         assert app.verify() == []
         found = effects(url)
         assert len(found) == jobs
@@ -66,6 +76,89 @@ def test_every_completed_job_has_one_effect(
 ) -> None:
     found = kill_workers(database_url, tmp_path, "together", jobs, kills)
     assert set(found.values()) == {1}
+
+
+MOMENTS = """
+import signal
+
+from tests.support.effects import own_connection
+
+
+@app.job(backoff=0)
+def thank(order: str): ...
+
+
+@app.job(backoff=0)
+def ship(context: JobContext, moment: str):
+    def reach(here):
+        if (here, context.attempt) == (moment, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with own_connection(app.database) as connection:
+        connection.execute(f"INSERT INTO effect VALUES ('{context.id}')")
+        thank.within(connection).enqueue(context.id)
+        reach("before the completion")
+        context.complete(connection)
+        reach("before the commit")
+        connection.commit()
+    reach("after the commit")
+"""
+ONCE = ["enqueued", "claimed", "completed"]
+KILLED = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "completed"]
+
+
+@pytest.mark.scenario(110)
+def test_a_kill_at_the_commit_leaves_all_or_nothing(database_url: str, tmp_path: Path) -> None:
+    ends = {
+        "before the completion": KILLED,
+        "before the commit": KILLED,
+        "after the commit": ONCE,
+    }
+    script = WorkerScript(tmp_path / "worker", database_url, MOMENTS, concurrency=1, lease=1.0)
+    with Tenure(database_url) as app, script, running_sweeper(app):
+        make_effects(database_url)
+        jobs = {}
+        for moment, events in ends.items():
+            job = jobs[moment] = app.enqueue("ship", {"moment": moment})
+            wait_for_exit(script.start(PYTHONPATH=str(ROOT)))
+            other = script.start(PYTHONPATH=str(ROOT))
+            wait_until_completed(app, job)
+            assert transitions(app, job) == events
+            other.kill()
+        followed = Counter(job.payload["order"] for job in app.find(type="thank"))
+        assert followed == effects(database_url) == {job.id: 1 for job in jobs.values()}
+        assert app.verify() == []
+
+
+@pytest.mark.postgres
+@pytest.mark.scenario(110)
+def test_a_commit_without_an_answer_is_as_the_server_decided(postgres_url: str) -> None:
+    with Proxy(postgres_url) as proxy, Tenure(postgres_url) as app:
+        make_effects(postgres_url)
+
+        @app.job(backoff=0)
+        def ship(context: JobContext, lost: str) -> None:
+            url = proxy.url_of(postgres_url) if context.attempt == 1 else postgres_url
+            with own_connection(url) as connection:
+                connection.execute(f"INSERT INTO effect VALUES ('{context.id}')")
+                context.complete(connection)
+                if context.attempt == 1 and lost == "the answer":
+                    proxy.drop_answers(b"COMMIT")
+                elif context.attempt == 1:
+                    with psycopg.connect(postgres_url) as other:
+                        end = "SELECT pg_terminate_backend(%s, 10000)"
+                        other.execute(end, (connection.info.backend_pid,))
+                connection.commit()
+
+        with running_worker(app, concurrency=1):
+            ends = {lost: ship.enqueue(lost) for lost in ("the answer", "the request")}
+            for job in ends.values():
+                wait_until_completed(app, job)
+        assert transitions(app, ends["the answer"]) == ONCE
+        failed = ["failed", "retried"]
+        assert transitions(app, ends["the request"]) == [*ONCE[:2], *failed, *ONCE[1:]]
+        assert effects(postgres_url) == {job.id: 1 for job in ends.values()}
+        assert app.verify() == []
 
 
 @pytest.mark.full
