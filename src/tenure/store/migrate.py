@@ -18,6 +18,7 @@ from tenure.errors import SchemaMismatch
 from tenure.jobs import durations, enqueue, names, payload
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.names import MAX_REASON_LENGTH, MAX_TAG_LENGTH
+from tenure.jobs.stats import BUCKETS
 from tenure.lifecycle import AMENDABLE, DEFAULT_MAX_RETRIES, FIRST_EVENT
 from tenure.store import constraints as guards
 
@@ -78,6 +79,11 @@ def limits() -> dict[str, str]:
         "max_retries": str(enqueue.MAX_RETRIES),
         "max_seconds": str(durations.MAX_SECONDS),
     }
+
+
+def buckets(type: str) -> str:
+    """Return the columns that count times by `jobs.stats.BUCKETS`."""
+    return ", ".join(f"bucket_{n} {type} NOT NULL" for n in range(len(BUCKETS)))
 
 
 def advice(version: int, needed: int) -> str:

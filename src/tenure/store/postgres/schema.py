@@ -114,6 +114,7 @@ def _steps(address: Address, version: int, progress: Progress = no_progress) -> 
         **migrate.generated("IS DISTINCT FROM", clock, "greatest", "o", "n", {}),
         **_conditions(address.quoted),
         **_columns(),
+        "buckets": migrate.buckets("bigint"),
         "channel": address.schema,
     }
     for number, step in migrate.pending("postgres", version, progress):

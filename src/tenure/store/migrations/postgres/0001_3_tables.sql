@@ -44,19 +44,7 @@ CREATE TABLE {schema}.activity (
     event text COLLATE "C" NOT NULL,
     transitions bigint NOT NULL,
     seconds double precision NOT NULL,
-    bucket_0 bigint NOT NULL,
-    bucket_1 bigint NOT NULL,
-    bucket_2 bigint NOT NULL,
-    bucket_3 bigint NOT NULL,
-    bucket_4 bigint NOT NULL,
-    bucket_5 bigint NOT NULL,
-    bucket_6 bigint NOT NULL,
-    bucket_7 bigint NOT NULL,
-    bucket_8 bigint NOT NULL,
-    bucket_9 bigint NOT NULL,
-    bucket_10 bigint NOT NULL,
-    bucket_11 bigint NOT NULL,
-    bucket_12 bigint NOT NULL,
+    {buckets},
     PRIMARY KEY (minute, type, queue, event)
 ) WITH (fillfactor = 50);
 
@@ -67,19 +55,7 @@ CREATE TABLE {schema}.total (
     event text COLLATE "C" NOT NULL,
     transitions bigint NOT NULL,
     seconds double precision NOT NULL,
-    bucket_0 bigint NOT NULL,
-    bucket_1 bigint NOT NULL,
-    bucket_2 bigint NOT NULL,
-    bucket_3 bigint NOT NULL,
-    bucket_4 bigint NOT NULL,
-    bucket_5 bigint NOT NULL,
-    bucket_6 bigint NOT NULL,
-    bucket_7 bigint NOT NULL,
-    bucket_8 bigint NOT NULL,
-    bucket_9 bigint NOT NULL,
-    bucket_10 bigint NOT NULL,
-    bucket_11 bigint NOT NULL,
-    bucket_12 bigint NOT NULL,
+    {buckets},
     PRIMARY KEY (type, queue, event)
 ) WITH (fillfactor = 50);
 

@@ -43,19 +43,7 @@ CREATE TABLE tenure_activity (
     event TEXT NOT NULL,
     transitions INTEGER NOT NULL,
     seconds REAL NOT NULL,
-    bucket_0 INTEGER NOT NULL,
-    bucket_1 INTEGER NOT NULL,
-    bucket_2 INTEGER NOT NULL,
-    bucket_3 INTEGER NOT NULL,
-    bucket_4 INTEGER NOT NULL,
-    bucket_5 INTEGER NOT NULL,
-    bucket_6 INTEGER NOT NULL,
-    bucket_7 INTEGER NOT NULL,
-    bucket_8 INTEGER NOT NULL,
-    bucket_9 INTEGER NOT NULL,
-    bucket_10 INTEGER NOT NULL,
-    bucket_11 INTEGER NOT NULL,
-    bucket_12 INTEGER NOT NULL,
+    {buckets},
     PRIMARY KEY (minute, type, queue, event)
 ) STRICT, WITHOUT ROWID;
 
@@ -66,19 +54,7 @@ CREATE TABLE tenure_total (
     event TEXT NOT NULL,
     transitions INTEGER NOT NULL,
     seconds REAL NOT NULL,
-    bucket_0 INTEGER NOT NULL,
-    bucket_1 INTEGER NOT NULL,
-    bucket_2 INTEGER NOT NULL,
-    bucket_3 INTEGER NOT NULL,
-    bucket_4 INTEGER NOT NULL,
-    bucket_5 INTEGER NOT NULL,
-    bucket_6 INTEGER NOT NULL,
-    bucket_7 INTEGER NOT NULL,
-    bucket_8 INTEGER NOT NULL,
-    bucket_9 INTEGER NOT NULL,
-    bucket_10 INTEGER NOT NULL,
-    bucket_11 INTEGER NOT NULL,
-    bucket_12 INTEGER NOT NULL,
+    {buckets},
     PRIMARY KEY (type, queue, event)
 ) STRICT, WITHOUT ROWID;
 
