@@ -17,45 +17,52 @@ CREATE FUNCTION {schema}.new_id() RETURNS uuid
         FROM 1 FOR 6), 52, 1), 53, 1), 'hex')::uuid
 $$;
 
-CREATE FUNCTION {schema}.check_name(name text, path text) RETURNS void
+-- Raise the first flaw of a request. A condition that is NULL is none.
+CREATE FUNCTION {schema}.check_request(
+    type text, queue text, payload jsonb, priority integer, max_retries integer, timeout interval,
+    delay interval, run_at timestamptz, start_by timestamptz, idempotency_key text
+) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    no_name CONSTANT text := 'not a name; use 1 to {max_name} of A-Z a-z 0-9 _ : - .';
+    reserved CONSTANT text := 'reserved for Tenure itself; choose another name';
+    too_long CONSTANT text := 'a duration is 0 to {max_seconds} seconds (ten years)';
+    first CONSTANT timestamptz := '1000-01-01 00:00+00';
+    after CONSTANT timestamptz := '9000-01-01 00:00+00';
+    flaw record;
 BEGIN
-    IF name IS NULL OR length(name) > {max_name} OR name !~ '{name_pattern}' THEN
-        PERFORM {schema}.refuse_input(path, 'not a name; use 1 to {max_name} of A-Z a-z 0-9 _ : - .');
-    ELSIF starts_with(name, '{reserved}') THEN
-        PERFORM {schema}.refuse_input(path, 'reserved for Tenure itself; choose another name');
-    END IF;
-END $$;
-
-CREATE FUNCTION {schema}.check_payload(payload jsonb) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF payload IS NULL OR jsonb_typeof(payload) <> 'object' THEN
-        PERFORM {schema}.refuse_input('$.payload', 'a payload is a JSON object');
+    SELECT * INTO flaw FROM (VALUES
+        ('$.type', no_name, type IS NULL OR length(type) > {max_name} OR type !~ '{name_pattern}'),
+        ('$.type', reserved, starts_with(type, '{reserved}')),
+        ('$.queue', no_name, length(queue) > {max_name} OR queue !~ '{name_pattern}'),
+        ('$.queue', reserved, starts_with(queue, '{reserved}')),
+        ('$.payload', 'a payload is a JSON object',
+            payload IS NULL OR jsonb_typeof(payload) <> 'object'),
+        ('$.payload', 'nested more than {max_depth} levels deep', jsonb_path_exists(payload,
+            'strict $.**{{{max_depth}}} ? (@.type() == "object" || @.type() == "array")')),
+        ('$.payload', 'a number beyond 64 bits; pass it as a string', jsonb_path_exists(payload,
+            'strict $.** ? (@.type() == "number"'
+            ' && (@ < -9223372036854775808 || @ > 9223372036854775807))')),
+        ('$.priority', 'give a whole number from -{max_priority} to {max_priority}',
+            abs(priority) > {max_priority}),
+        ('$.max_retries', 'give a whole number from 0 to {max_retries}',
+            max_retries NOT BETWEEN 0 AND {max_retries}),
+        ('$.timeout', 'give a time above 0', extract(epoch FROM timeout) <= 0),
+        ('$.timeout', too_long, extract(epoch FROM timeout) > {max_seconds}),
+        ('$.delay', too_long, extract(epoch FROM delay) NOT BETWEEN 0 AND {max_seconds}),
+        ('$.run_at', 'give delay or run_at, not both', num_nonnulls(delay, run_at) = 2),
+        ('$.run_at', 'use the years 1000 to 8999', run_at < first OR run_at >= after),
+        ('$.start_by', 'use the years 1000 to 8999', start_by < first OR start_by >= after),
+        ('$.start_by', 'the job would expire before it is due', start_by <= run_at),
+        ('$.idempotency_key', 'use 1 to {max_key} visible ASCII characters, no spaces',
+            length(idempotency_key) > {max_key} OR idempotency_key !~ '{key_pattern}')
+    ) AS found (path, what, holds) WHERE holds LIMIT 1;
+    IF FOUND THEN
+        PERFORM {schema}.refuse_input(flaw.path, flaw.what);
     ELSIF octet_length(payload::text) > {max_payload} THEN
         PERFORM {schema}.refuse_input(
             '$.payload', 'the limit is {max_payload} bytes', 'payload_too_large');
-    ELSIF jsonb_path_exists(payload,
-        'strict $.**{{{max_depth}}} ? (@.type() == "object" || @.type() == "array")')
-    THEN
-        PERFORM {schema}.refuse_input('$.payload', 'nested more than {max_depth} levels deep');
-    ELSIF jsonb_path_exists(payload, 'strict $.** ? (@.type() == "number"'
-        ' && (@ < -9223372036854775808 || @ > 9223372036854775807))')
-    THEN
-        PERFORM {schema}.refuse_input('$.payload', 'a number beyond 64 bits; pass it as a string');
     END IF;
-END $$;
-
--- Seconds of a duration; NULL for none.
-CREATE FUNCTION {schema}.seconds_of(duration interval, path text) RETURNS double precision
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    seconds CONSTANT double precision := extract(epoch FROM duration);
-BEGIN
-    IF seconds < 0 OR seconds > {max_seconds} THEN
-        PERFORM {schema}.refuse_input(path, 'a duration is 0 to {max_seconds} seconds (ten years)');
-    END IF;
-    RETURN seconds;
 END $$;
 
 -- The text of a backoff as it is stored; a number is the `base`, an array the `delays`.
@@ -89,36 +96,6 @@ BEGIN
     RETURN nullif(array_to_json(tags)::text, '[]');
 END $$;
 
-CREATE FUNCTION {schema}.check_options(
-    priority integer, max_retries integer, timeout interval, delay interval, run_at timestamptz,
-    start_by timestamptz, idempotency_key text
-) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    first CONSTANT timestamptz := '1000-01-01 00:00+00';
-    after CONSTANT timestamptz := '9000-01-01 00:00+00';
-    flaw record;
-BEGIN
-    SELECT * INTO flaw FROM (VALUES
-        ('$.priority', 'give a whole number from -{max_priority} to {max_priority}',
-            abs(priority) > {max_priority}),
-        ('$.max_retries', 'give a whole number from 0 to {max_retries}',
-            max_retries NOT BETWEEN 0 AND {max_retries}),
-        ('$.timeout', 'give a time above 0', extract(epoch FROM timeout) <= 0),
-        ('$.run_at', 'give delay or run_at, not both', num_nonnulls(delay, run_at) = 2),
-        ('$.run_at', 'run_at is out of range; use the years 1000 to 8999',
-            run_at < first OR run_at >= after),
-        ('$.start_by', 'start_by is out of range; use the years 1000 to 8999',
-            start_by < first OR start_by >= after),
-        ('$.start_by', 'the job would expire before it is due', start_by <= run_at),
-        ('$.idempotency_key', 'use 1 to {max_key} visible ASCII characters, no spaces',
-            length(idempotency_key) > {max_key} OR idempotency_key !~ '{key_pattern}')
-    ) AS found (path, what, holds) WHERE holds LIMIT 1;
-    IF FOUND THEN
-        PERFORM {schema}.refuse_input(flaw.path, flaw.what);
-    END IF;
-END $$;
-
 -- Add a job, and return its id: that of the earlier job, if a job with the same key, type, queue and
 -- payload is there. What is NULL is as the type says, where its handler is known, or the default.
 CREATE FUNCTION {schema}.enqueue(
@@ -144,20 +121,17 @@ DECLARE
     answer json;
     known {schema}.job%ROWTYPE;
 BEGIN
-    PERFORM {schema}.check_name(type, '$.type');
-    PERFORM {schema}.check_name(coalesce(queue, 'default'), '$.queue');
-    PERFORM {schema}.check_payload(payload);
-    PERFORM {schema}.check_options(
-        priority, max_retries, timeout, delay, run_at, start_by, idempotency_key);
+    PERFORM {schema}.check_request(type, queue, payload, priority, max_retries, timeout, delay,
+        run_at, start_by, idempotency_key);
     SELECT * INTO usual FROM {schema}.type AS t WHERE t.name = enqueue.type;
     queue := coalesce(queue, usual.queue, 'default');
     request := json_build_object(
         'id', id, 'type', type, 'queue', queue, 'payload', payload::text,
         'priority', coalesce(priority, usual.priority, 0),
         'max_retries', coalesce(max_retries, usual.max_retries, {default_max_retries}),
-        'timeout', coalesce({schema}.seconds_of(timeout, '$.timeout'), usual.timeout),
+        'timeout', coalesce(extract(epoch FROM timeout), usual.timeout),
         'backoff', coalesce({schema}.policy_of(backoff), usual.backoff),
-        'delay', coalesce({schema}.seconds_of(delay, '$.delay'), 0),
+        'delay', coalesce(extract(epoch FROM delay), 0),
         'run_at', run_at, 'start_by', start_by, 'tags', {schema}.tags_of(tags),
         'idempotency_key', idempotency_key,
         'actor', 'sql:' || session_user);
