@@ -18,11 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from tenure.errors import InvalidInput, SchemaMismatch
 from tenure.jobs.redaction import without_password
-from tenure.store.borrowed.drivers import DRIVERS, Ask, Driver, Steps, driver_of
+from tenure.store.borrowed.drivers import (
+    DRIVERS,
+    Alchemy,
+    AlchemyAsync,
+    Ask,
+    Driver,
+    Steps,
+    driver_of,
+)
 from tenure.store.borrowed.files import check_file
 from tenure.store.postgres.address import split_schema
 from tenure.store.sqlite.connection import path_of
@@ -94,11 +103,12 @@ class Borrowed:
         driver: Any = self._driver
         if not driver.is_async:
             raise InvalidInput(f"not asynchronous: call {verb}(...)", path="connection")
+        if isinstance(driver, AlchemyAsync):
+            connection = await driver.connected()
+            answer: T = await connection.run_sync(partial(self._call_inside, work, verb))
+            return answer
         rows: Any = None
         with self._errors():
-            started = driver.begin()
-            if started is not None:
-                await started
             asks = self._asks(work)
             try:
                 while True:
@@ -107,6 +117,9 @@ class Borrowed:
             except StopIteration as end:
                 result: T = end.value
                 return result
+
+    def _call_inside(self, work: Work[T], verb: str, connection: Any) -> T:
+        return Borrowed(Alchemy(connection), self._url, self._outermost).call(work, verb=verb)
 
     def _asks(self, work: Work[T]) -> Steps[T]:
         """Check the connection, then do the work."""

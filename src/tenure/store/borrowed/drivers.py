@@ -41,11 +41,8 @@ class Driver:
     def __init__(self, connection: Any) -> None:
         self.connection = connection
 
-    def begin(self) -> Any:
-        """Get ready for `execute`: a session of SQLAlchemy begins its transaction here.
-
-        Returns an awaitable if that takes one.
-        """
+    def begin(self) -> None:
+        """Get ready for `execute`: a session of SQLAlchemy begins its transaction here."""
 
     def commits_by_itself(self) -> bool:
         """Whether each statement would be a separate transaction."""
@@ -139,42 +136,36 @@ class Alchemy(Driver):
     def begin(self) -> None:
         if hasattr(self.connection, "get_bind"):
             self.connection = self.connection.connection()
-        self._look(self.connection)
-
-    def _look(self, connection: Any) -> None:
-        name = connection.dialect.name
+        name = self.connection.dialect.name
         self.engine = "postgres" if name == "postgresql" else name
-        self._sync = connection
 
     def commits_by_itself(self) -> bool:
-        pooled = self._sync.connection
+        pooled = self.connection.connection
         if self.engine == "sqlite":
             return _commits_by_itself(pooled.driver_connection)
         return bool(pooled.dbapi_connection.autocommit)
 
     def is_in_savepoint(self) -> bool:
-        return bool(self._sync.in_nested_transaction())
+        return bool(self.connection.in_nested_transaction())
 
-    def execute(self, statement: str, value: str | None) -> Any:
+    def execute(self, statement: str, value: str | None) -> Rows:
         text = sys.modules["sqlalchemy"].text(statement)
         result = self.connection.execute(text, {} if value is None else {"request": value})
         return _rows(result if result.returns_rows else ())
 
 
 class AlchemyAsync(Alchemy):
-    """`AsyncConnection`, `AsyncSession` and `async_scoped_session` of SQLAlchemy."""
+    """`AsyncConnection`, `AsyncSession` and `async_scoped_session` of SQLAlchemy.
+
+    They execute synchronous code: `run_sync` calls it with the connection inside.
+    """
 
     is_async = True
 
-    async def begin(self) -> None:  # type: ignore[override]
-        if hasattr(self.connection, "get_bind"):
-            self.connection = await self.connection.connection()
-        self._look(self.connection.sync_connection)
-
-    async def execute(self, statement: str, value: str | None) -> Rows:
-        text = sys.modules["sqlalchemy"].text(statement)
-        result = await self.connection.execute(text, {} if value is None else {"request": value})
-        return _rows(result if result.returns_rows else ())
+    async def connected(self) -> Any:
+        """Return the `AsyncConnection`, in a transaction."""
+        of_session = hasattr(self.connection, "get_bind")
+        return await self.connection.connection() if of_session else self.connection
 
 
 DRIVERS: Mapping[str, Callable[[Any], Driver]] = {
