@@ -145,14 +145,7 @@ class Store:
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         """Extend (job id, lease id) leases; return the lease ids that are still held."""
-        work = CallWork(
-            "heartbeat",
-            lambda db: db.renew(leases, lease_seconds),
-            brings=nothing,
-            job_ids=(),  # it passes over the jobs that others hold
-        )
-        held: set[str] = self._heart.submit(work).future.result()
-        return held
+        return self._on_heart(lambda db: db.renew(leases, lease_seconds))
 
     def heartbeat(self, leases: HeldLeases, lease_seconds: float) -> Mapping[str, str]:
         """Extend (job id, lease id) leases; return by lease id which event ended the others.
@@ -163,17 +156,18 @@ class Store:
         others = [lease for lease in leases if lease[1] not in held]
         if not others:
             return {}
-        work = CallWork("heartbeat", lambda db: db.settled_as(others), brings=nothing, job_ids=())
-        ended: Mapping[tuple[str, str], str] = self._heart.submit(work).future.result()
+        ended = self._on_heart(lambda db: db.settled_as(others))
         return {lease[1]: ended.get(lease, "") for lease in others}
 
     def record_progress(self, entries: Sequence[progress.Entry]) -> int:
         """Store the progress of attempts whose lease is held; return how many these were."""
-        work = CallWork(
-            "heartbeat", lambda db: progress.record(db, entries), brings=nothing, job_ids=()
-        )
-        recorded: int = self._heart.submit(work).future.result()
-        return recorded
+        return self._on_heart(lambda db: progress.record(db, entries))
+
+    def _on_heart(self, act: Callable[[Database], T]) -> T:
+        """Call `act`, which waits for no job that others hold, on the connection of heartbeats."""
+        work = CallWork("heartbeat", act, brings=nothing, job_ids=())
+        answer: T = self._heart.submit(work).future.result()
+        return answer
 
     def write(
         self,

@@ -30,16 +30,8 @@ from tenure.store.tables import workers
 from tenure.store.tables.stats import StatsReader
 
 ENTRY = (
-    "job_id",
-    "at",
-    "source",
-    "target",
-    "event",
-    "attempt",
-    "token",
-    "actor",
-    "detail",
-    "reason",
+    *("job_id", "at", "source", "target", "event"),
+    *("attempt", "token", "actor", "detail", "reason"),
 )
 """The columns of a `Transition` between its position and its lease."""
 
