@@ -57,27 +57,20 @@ def generated(
         "max_tag": str(MAX_TAG_LENGTH),
         "max_reason": str(MAX_REASON_LENGTH),
         "settled": guards.SETTLED_SQL,
-        **limits(),
-        "ledger_columns": ", ".join(entry),
-        "ledger_values": ",\n        ".join(entry.values()),
-    }
-
-
-def limits() -> dict[str, str]:
-    """Return what an enqueue by SQL refuses, by placeholder: what one in Python does."""
-    return {
+        # what an enqueue by SQL refuses, as one in Python does
         "name_pattern": names.NAME_PATTERN,
         "key_pattern": names.KEY_PATTERN,
         "reserved": names.RESERVED,
         "max_name": str(names.MAX_NAME_LENGTH),
         "max_tags": str(names.MAX_TAGS),
-        "max_tag": str(names.MAX_TAG_LENGTH),
         "max_key": str(names.MAX_KEY_LENGTH),
         "max_payload": str(payload.MAX_PAYLOAD_BYTES),
         "max_depth": str(payload.MAX_DEPTH),
         "max_priority": str(enqueue.MAX_PRIORITY),
         "max_retries": str(enqueue.MAX_RETRIES),
         "max_seconds": str(durations.MAX_SECONDS),
+        "ledger_columns": ", ".join(entry),
+        "ledger_values": ",\n        ".join(entry.values()),
     }
 
 

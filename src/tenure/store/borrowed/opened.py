@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -16,7 +15,8 @@ def opened(url: str) -> Iterator[Any]:
     if url.startswith("sqlite:"):
         with closing(connect(path_of(url))) as connection:
             begin_writing(connection)
-            yield from _committed(connection)
+            with connection:
+                yield connection
         return
     import psycopg
 
@@ -24,12 +24,3 @@ def opened(url: str) -> Iterator[Any]:
 
     with psycopg.connect(address_of(url).conninfo) as session:
         yield session
-
-
-def _committed(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    try:
-        yield connection
-    except BaseException:
-        connection.rollback()
-        raise
-    connection.commit()
