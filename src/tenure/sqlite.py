@@ -21,4 +21,5 @@ def connect(path: str | Path) -> sqlite3.Connection:
     file = store_connection.path_of(text) if text.startswith("sqlite:") else Path(text)
     connection = store_connection.connect(file)
     connection.isolation_level = "IMMEDIATE"
+    connection.is_lent = True
     return connection

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import tenure.sqlite
 from tenure import NewJob, StoreUnavailable, Tenure
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
@@ -199,9 +200,18 @@ def test_a_file_that_is_no_database_is_not_kept_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-@pytest.mark.parametrize("verb", ["enqueue", "enqueue_many", "enqueue_async", "pause"])
+@pytest.mark.parametrize(
+    ("verb", "connect"),
+    [
+        *(
+            (verb, sqlite3.connect)
+            for verb in ("enqueue", "enqueue_many", "enqueue_async", "pause")
+        ),
+        ("enqueue", tenure.sqlite.connect),
+    ],
+)
 def test_an_enqueue_inside_the_callers_own_transaction_says_what_to_do(
-    app: Tenure, verb: str
+    app: Tenure, verb: str, connect: Callable[[str], sqlite3.Connection]
 ) -> None:
     """A newcomer waited 20 seconds for himself."""
     app.open()
@@ -211,7 +221,7 @@ def test_an_enqueue_inside_the_callers_own_transaction_says_what_to_do(
         "enqueue_async": lambda: asyncio.run(app.enqueue_async("email")),
         "pause": lambda: app.queues.pause("mail"),
     }
-    with contextlib.closing(sqlite3.connect(app.database.removeprefix("sqlite:///"))) as mine:
+    with contextlib.closing(connect(app.database.removeprefix("sqlite:///"))) as mine:
         mine.execute("CREATE TABLE customer (name)")
         mine.execute("INSERT INTO customer VALUES ('ann')")
         began = time.monotonic()

@@ -85,6 +85,8 @@ class Connection(sqlite3.Connection):
     """A connection that is known to be open, for the children of a fork."""
 
     path: Path | None = None
+    is_lent = False
+    """Whether callers have it: to wait for its transaction may be in vain."""
 
     def close(self) -> None:
         super().close()
@@ -190,7 +192,8 @@ def when_free(
             now = time.monotonic()
             if path is not None and now >= ask_at:
                 ask_at = now + OWNER_SECONDS
-                if not is_held_here(path, _open.keyrefs()):
+                ours = (ref for ref in _open.keyrefs() if not getattr(ref(), "is_lent", False))
+                if not is_held_here(path, ours):
                     looks, own_since = 0, 0.0
                 elif not own_since:
                     own_since = now

@@ -17,7 +17,8 @@ COMMITS = "tenure.store.sqlite.writer"
 def is_held_here(path: Path, ours: Iterable[Callable[[], sqlite3.Connection | None]]) -> bool:
     """Whether a write transaction of this process holds a file, and it is not one of `ours`.
 
-    `ours` return the connections of Tenure. Only Linux says so; elsewhere the answer is no.
+    `ours` return the connections of Tenure that no caller has. Only Linux says so; elsewhere the
+    answer is no.
     """
     try:
         found = os.stat(f"{path}-shm")  # noqa: PTH116 - of a path with an ending
