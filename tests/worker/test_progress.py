@@ -97,6 +97,7 @@ def test_only_the_holder_of_the_lease_moves_the_bar(app_on_each_engine: Tenure) 
     stale = "0" * 32 if "sqlite" in app.database else "00000000-0000-4000-8000-000000000000"
     entries = [(one.id, one.lease_id, JobProgress(9, 10)) for one in leases]
     assert app.core.record_progress([entries[0], (leases[1].id, stale, JobProgress(1))]) == 1
+    assert app.core.record_progress([(leases[1].id, "nonsense", JobProgress(1))]) == 0
     assert [said(app, one.id) for one in leases] == [(9, 10, ""), None]
     app.cancel(leases[0].id)
     assert app.core.record_progress([(leases[0].id, leases[0].lease_id, JobProgress(10))]) == 0

@@ -15,7 +15,8 @@ Entry = tuple[str, str, JobProgress]
 def record(db: Statements, entries: Sequence[Entry]) -> int:
     """Store the progress of attempts whose lease is held; return how many these were."""
     d = db.dialect
-    rows = [[job, lease, p.done, p.total, p.message] for job, lease, p in entries if d.is_id(job)]
+    stored = [entry for entry in entries if d.is_id(entry[0]) and d.is_id(entry[1])]
+    rows = [[job, lease, p.done, p.total, p.message] for job, lease, p in stored]
     job, lease = (d.as_id(f"(new.value ->> {place})") for place in (0, 1))
     done, total = (f"CAST(new.value ->> {place} AS double precision)" for place in (2, 3))
     # In the order of the ids, so that no two wait in a circle. A claim may have been committed
