@@ -59,12 +59,13 @@ BEGIN
         WHEN EXISTS (SELECT 1 FROM json_tree(asked.payload) AS part WHERE typeof(part.key) = 'text'
             GROUP BY part.parent, part.key HAVING count(*) > 1)
             THEN RAISE(ABORT, 'tenure: invalid_input: $.payload: a key is given twice in an object')
-        WHEN EXISTS (SELECT 1 FROM json_tree(asked.payload) AS deep
-            WHERE length(deep.fullkey) > 2 * {max_depth} AND {max_depth} < (
-                SELECT count(*) FROM json_tree(asked.payload) AS around
-                WHERE around.type IN ('object', 'array') AND deep.type IN ('object', 'array')
-                    AND substr(deep.fullkey, 1, length(around.fullkey)) = around.fullkey
-                    AND substr(deep.fullkey, length(around.fullkey) + 1, 1) IN ('', '.', '[')))
+        WHEN length(payload) > 2 * {max_depth} AND {max_depth} < (
+            WITH RECURSIVE part AS MATERIALIZED (
+                SELECT id, parent FROM json_tree(NEW.payload) WHERE type IN ('object', 'array')
+            ), inside (id, depth) AS (
+                SELECT id, 1 FROM part WHERE parent IS NULL
+                UNION ALL SELECT part.id, depth + 1 FROM inside JOIN part ON part.parent = inside.id
+            ) SELECT max(depth) FROM inside)
             THEN RAISE(ABORT, 'tenure: invalid_input: $.payload: nested more than {max_depth} levels deep')
         WHEN typeof(priority) <> 'integer' OR abs(priority) > {max_priority}
             THEN RAISE(ABORT, 'tenure: invalid_input: $.priority: give a whole number from -{max_priority} to {max_priority}')
