@@ -259,8 +259,15 @@ def test_handles_come_out_as_their_jobs_end(app: Tenure) -> None:
             async for _ in app.as_completed([waiting], timeout=0.01):
                 raise AssertionError
 
-        with pytest.raises(TimeoutError):
-            asyncio.run(too_long())
+        async def then_wait() -> None:
+            with pytest.raises(TimeoutError):
+                await too_long()
+            if others := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(others)  # what waited ends, too
+            with pytest.raises(TimeoutError, match="goes on"):
+                await waiting.result_async(timeout=0.01)
+
+        asyncio.run(then_wait())
 
 
 def test_a_handle_that_came_out_answers_at_once_and_then_asks_again(

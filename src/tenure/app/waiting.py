@@ -182,14 +182,14 @@ class AsCompleted(Generic[R]):
         ends = [_end(handle, future) for future, handle in futures.items()]
         try:
             for end in asyncio.as_completed(ends, timeout=self._seconds):
-                yield await end
+                yield _answered(*await end)
         finally:
             _cancel(futures)
 
 
-async def _end(handle: Handle[R], future: Future[Job]) -> Handle[R]:
+async def _end(handle: Handle[R], future: Future[Job]) -> tuple[Handle[R], Future[Job]]:
     await asyncio.wait([asyncio.wrap_future(future)])
-    return _answered(handle, future)
+    return handle, future
 
 
 def _answered(handle: Handle[R], future: Future[Job]) -> Handle[R]:
