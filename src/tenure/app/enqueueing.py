@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 from tenure.app.twins import answer_of
-from tenure.jobs.enqueue import MAX_RETRIES, NewJob, Options, Wake
+from tenure.jobs.enqueue import MAX_RETRIES, NewJob, Options, TypeOptions, Wake
 from tenure.jobs.payload import JsonText
 from tenure.lifecycle import Job
 
@@ -76,14 +76,8 @@ def run_again(
 
 def again(old: Job, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
     """Return what does again what a job does or did."""
-    kept: Options = {
-        "queue": old.queue,
-        "priority": old.priority,
-        "max_retries": min(old.max_retries, MAX_RETRIES),
-        "timeout": old.timeout,
-        "backoff": old.backoff,
-        "tags": old.tags,
-    }
+    kept: Any = {name: getattr(old, name) for name in (*TypeOptions.__struct_fields__, "tags")}
+    kept["max_retries"] = min(old.max_retries, MAX_RETRIES)  # retries may have raised it
     given = JsonText(old.payload_json) if payload is None else payload
     return NewJob(old.type, given, {**kept, **options}, old.id)
 
