@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tenure import Job, Tenure
+from tenure.app import adding
 from tenure.errors import (
     IllegalTransition,
     InvalidInput,
@@ -162,7 +163,7 @@ class Recorded:
     def add(self, new_jobs: Sequence[NewJob], *, batch: bool = False) -> Future[list[Enqueued]]:
         numbers = self._invoke_enqueue(new_jobs)
         try:
-            future: Future[list[Enqueued]] = self.source.core.add(new_jobs, batch=batch)
+            future: Future[list[Enqueued]] = adding.add(self.source.core, new_jobs, batch=batch)
         except BaseException as error:
             self.record.failed(numbers, error)
             raise

@@ -98,7 +98,7 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "listJobs": (None, 200),
     "countJobs": (None, 200),
     **dict.fromkeys(["showJob", "showHistory", "explainJob"], (None, 404)),
-    **dict.fromkeys(["cancelJob", "retryJob", "runJobAgain"], (None, 404)),
+    **dict.fromkeys(["cancelJob", "retryJob", "runAgain"], (None, 404)),
     "amendJob": ({"priority": 1}, 404),
     "startBulk": ({"action": "cancel", "filter": {"queue": "billing"}}, 403),
     "listBulks": (None, 200),

@@ -14,7 +14,7 @@ from tests.support.short_ways import way_of_a_call
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import running_worker
 
-MAX_MODULES = 20
+MAX_MODULES = 19
 """It was 14 before bodies were read apart, damaged rows shown, and claims taken in steps, and
 19 before `within` shared the checks of an enqueue."""
 

@@ -338,3 +338,27 @@ def test_a_worker_of_any_queue_takes_every_type(app: Tenure) -> None:
     works(app, "letters")
     works(app)
     assert [check.health for check in app.check() if check.name == "types"] == [CheckResult.OK]
+
+
+def test_no_event_loop_waits_for_the_options_of_a_type(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though what was looked up is too old a moment later."""
+    with Tenure(sqlite_url) as app, api_client(app) as api:
+        defaults, asked = app.core.defaults, []
+        ask, look_up = defaults._ask, defaults.look_up
+
+        def count() -> Future[OptionsByType]:
+            asked.append(1)
+            return ask()
+
+        async def look_up_and_grow_old(types: Any) -> None:
+            await look_up(types)
+            defaults._due_at = -1.0
+
+        monkeypatch.setattr(defaults, "_ask", count)
+        monkeypatch.setattr(defaults, "look_up", look_up_and_grow_old)
+        assert api.post("/jobs", json={"type": "a"}).status_code == 201
+        assert api.post("/jobs/batch", json=[{"type": "a"}]).status_code == 201
+        asyncio.run(app.enqueue_many_async([NewJob("a", {}, {})]))
+        assert len(asked) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,53 @@ from msgspec.structs import replace
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import CheckedJob, Enqueued, NewJob, TypeOptions, check_jobs
 from tenure.jobs.queue_rights import Patterns, own_key, require
+from tenure.telemetry import logs
 
 if TYPE_CHECKING:
     from tenure.app.core import Core
 
+log = logging.getLogger(__name__)
+
 MAX_JOBS_AT_ONCE = 10_000
+
+
+def add(
+    core: Core,
+    new_jobs: Sequence[NewJob],
+    *,
+    batch: bool = False,
+    own_keys: bool = False,
+    traceparent: str | None = None,
+    waits: bool = False,
+    looked_up: bool = False,
+) -> Future[list[Enqueued]]:
+    """Check jobs and hand them to the store; the future also says which are new.
+
+    In a batch, errors name the job they mean even if it is the only one. `own_keys` is that of
+    `check_jobs`. `traceparent` is the span of the caller. Attempts are linked to that span. If the
+    application traces, the call gets a child span, and attempts are linked to the child. `waits` is
+    that of `Store.add`. With `looked_up`, the options of the types were awaited: an event loop must
+    not wait for them here. Raises InvalidInput or Forbidden.
+    """
+    find = core.defaults.known if looked_up else core.defaults.of
+    adding = Adding(core, new_jobs, find, batch=batch, own_keys=own_keys, traceparent=traceparent)
+    try:
+        added = core.limited_store.add(adding.checked_jobs, waits=waits)
+    except BaseException as error:
+        adding.end(error=error)
+        raise
+    if adding.is_traced:
+        added.add_done_callback(adding.end_with)
+    if log.isEnabledFor(logging.DEBUG):
+        added.add_done_callback(_log_added)
+    return added
+
+
+def _log_added(added: Future[list[Enqueued]]) -> None:
+    if not added.cancelled() and added.exception() is None:
+        for one in added.result():
+            if one.created:
+                log.debug("job_enqueued", extra=logs.fields_of(one.job))
 
 
 class Adding:
@@ -31,7 +74,7 @@ class Adding:
         own_keys: bool = False,
         traceparent: str | None = None,
     ) -> None:
-        """The arguments are those of `Core.add`. Raises InvalidInput or Forbidden."""
+        """The arguments are those of `add`. Raises InvalidInput or Forbidden."""
         if len(new_jobs) > MAX_JOBS_AT_ONCE:
             raise InvalidInput(f"{len(new_jobs)} jobs at once; send at most {MAX_JOBS_AT_ONCE}")
         checked_jobs: Sequence[CheckedJob] = check_jobs(

@@ -15,12 +15,11 @@ from functools import partial
 from msgspec.structs import replace
 
 from tenure.app import forks
-from tenure.app.adding import Adding
 from tenure.app.type_defaults import OptionsByType, TypeDefaults, declare, known_types
 from tenure.errors import Forbidden, JobNotFound
 from tenure.jobs import ids
 from tenure.jobs.durations import retention
-from tenure.jobs.enqueue import Duration, Enqueued, NewJob, whole
+from tenure.jobs.enqueue import Duration, whole
 from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import EventFilter, Transition
@@ -36,7 +35,6 @@ from tenure.store.tables.bulk import about
 from tenure.store.tables.stats import Place
 from tenure.store.transitions import Steps
 from tenure.store.work import nothing
-from tenure.telemetry import logs
 from tenure.telemetry.tracing import Tracing
 from tenure.tokens.sessions import SESSION_SECONDS
 from tenure.webhooks import deliveries
@@ -158,43 +156,6 @@ class Core:
     def check_store(self) -> None:
         """Raise StoreUnavailable if the store does not answer, or if its commits hang."""
         self.limited_store.read.check()
-
-    # --- enqueue
-
-    def add(
-        self,
-        new_jobs: Sequence[NewJob],
-        *,
-        batch: bool = False,
-        own_keys: bool = False,
-        traceparent: str | None = None,
-        waits: bool = False,
-    ) -> Future[list[Enqueued]]:
-        """Check jobs and hand them to the store; the future also says which are new.
-
-        In a batch, errors name the job they mean even if it is the only one. `own_keys` is that of
-        `check_jobs`. `traceparent` is the span of the caller. Attempts are linked to that span. If
-        this application traces, the call gets a child span, and attempts are linked to the child.
-        `waits` is that of `Store.add`.
-        """
-        adding = Adding(
-            self,
-            new_jobs,
-            self.defaults.of,
-            batch=batch,
-            own_keys=own_keys,
-            traceparent=traceparent,
-        )
-        try:
-            added = self.limited_store.add(adding.checked_jobs, waits=waits)
-        except BaseException as error:
-            adding.end(error=error)
-            raise
-        if adding.is_traced:
-            added.add_done_callback(adding.end_with)
-        if log.isEnabledFor(logging.DEBUG):
-            added.add_done_callback(_log_added)
-        return added
 
     def wake(self) -> None:
         """Notify workers that there may be work, if the database is open."""
@@ -387,10 +348,3 @@ class Noun:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-
-
-def _log_added(added: Future[list[Enqueued]]) -> None:
-    if not added.cancelled() and added.exception() is None:
-        for one in added.result():
-            if one.created:
-                log.debug("job_enqueued", extra=logs.fields_of(one.job))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
+from tenure.app import adding
 from tenure.app.twins import answer_of
 from tenure.jobs.enqueue import MAX_RETRIES, NewJob, Options, TypeOptions, Wake
 from tenure.jobs.payload import JsonText
@@ -71,7 +72,7 @@ def run_again(
     Returns the new job, whose `again_of` is `job_id`. Raises JobNotFound, and what `enqueue` does.
     """
     new_job = again(app.core.get(job_id), payload, options)
-    return app.core.add([new_job]).result()[0].job
+    return adding.add(app.core, [new_job]).result()[0].job
 
 
 def again(old: Job, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
@@ -102,14 +103,14 @@ def enqueue_many(app: Tenure, new_jobs: Sequence[NewJob]) -> list[Job]:
     Returns the jobs in the same order. Raises what `enqueue` raises; the path of an
     InvalidInput begins with the number of the job, as in `$[3].queue`.
     """
-    return [added.job for added in app.core.add(new_jobs, waits=True).result()]
+    return [added.job for added in adding.add(app.core, new_jobs, waits=True).result()]
 
 
 async def enqueue_many_async(app: Tenure, new_jobs: Sequence[NewJob]) -> list[Job]:
     """Add many jobs like `enqueue_many`, without blocking the event loop."""
     await app.core.opened()
     await app.core.defaults.look_up(new_job.type for new_job in new_jobs)
-    return [added.job for added in await answer_of(app.core.add(new_jobs))]
+    return [added.job for added in await answer_of(adding.add(app.core, new_jobs, looked_up=True))]
 
 
 def within(app: Tenure, connection: Any, *, wake: Wake = "later") -> Within:

@@ -93,7 +93,9 @@ class TypeDefaults:
 
     def are_due(self, types: Iterable[str]) -> bool:
         """Whether `of` of these types would ask the database."""
-        return self._is_due and any(self._handlers.defaults(type) is None for type in types)
+        return self._clock() >= self._due_at and any(
+            self._handlers.defaults(type) is None for type in types
+        )
 
     def learn(self, options: OptionsByType) -> None:
         """Note what the database answered to somebody else."""
@@ -108,7 +110,7 @@ class TypeDefaults:
         own = self._handlers.defaults(type)  # first: an enqueue asks for each job
         if own is not None:
             return own
-        if self._is_due:
+        if self._clock() >= self._due_at:
             with self._asking():
                 self._found = self._ask().result()
         return self.known(type)
@@ -122,10 +124,6 @@ class TypeDefaults:
     def forget(self) -> None:
         """Begin again, perhaps with another database."""
         self._found, self._due_at = None, -inf
-
-    @property
-    def _is_due(self) -> bool:
-        return self._clock() >= self._due_at
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from tenure.app import adding
 from tenure.app.core import MAX_COUNTED
 from tenure.app.enqueueing import again
 from tenure.app.shown import progress_shown, transitions_shown
@@ -62,8 +63,8 @@ async def create_job(call: Call) -> Response:
     """Enqueue a job; it is on disk when this answers."""
     call.check_running()
     await call.app.core.defaults.look_up([call.body.type])
-    adding = await call.compute(_add, call, [call.body], call.header("Idempotency-Key"))
-    (added,) = await answer_of(adding)
+    future = await call.compute(_add, call, [call.body], call.header("Idempotency-Key"))
+    (added,) = await answer_of(future)
     headers = {"Location": call.address(f"/jobs/{added.job.id}")}
     return answer(call.shown(added.job), 201 if added.created else 200, headers)
 
@@ -102,7 +103,14 @@ def _hand_over(call: Call, new_jobs: Sequence[NewJob], *, batch: bool) -> Future
     parent = tracing.given(given) if given else None
     # Or the holder of one token could guess what is redacted in the jobs of another.
     own_keys = bool(call.redaction)
-    return call.app.core.add(new_jobs, batch=batch, own_keys=own_keys, traceparent=parent)
+    return adding.add(
+        call.app.core,
+        new_jobs,
+        batch=batch,
+        own_keys=own_keys,
+        traceparent=parent,
+        looked_up=True,
+    )
 
 
 def _options(call: Call, new: requests.AgainRequest, key: str | None = None) -> Options:
