@@ -196,7 +196,7 @@ def amend_job(call: Call) -> Response:
     return answer(call.shown(call.app.amend(call.path["id"], actor=by, reason=why, **changes)))
 
 
-def run_again(call: Call) -> Response:
+def run_job_again(call: Call) -> Response:
     """Add a job that does again what a job did, with another payload if one is given."""
     call.check_running()
     body: requests.AgainRequest = call.body
