@@ -17,6 +17,7 @@ from tenure import Failure, Handle, Job, JobContext, JobType, NewJob, RetryPolic
 from tenure.app.bulk import BulkActions
 from tenure.app.job_types import JobOptions
 from tenure.app.queues import Queues, Types, Workers
+from tenure.app.schedules import Schedules
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
@@ -30,6 +31,8 @@ from tenure.jobs.findings import Check, Violation
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition, Webhook
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Bulk, Counted, Filter, Page
+from tenure.jobs.schedule_times import Preview, When
+from tenure.jobs.schedules import Fire, Schedule, Template
 from tenure.jobs.stats import (
     Activity,
     Count,
@@ -65,7 +68,7 @@ MAX_LINE = 96
 # Every public member has its place; `page` refuses to leave one out.
 APP: Mapping[str, Sequence[str]] = {
     "Opening": ("open", "close", "migrate", "database", "actor"),
-    "Handlers": ("job", "around", "lifespan", "on_failure", "run_worker", "running"),
+    "Handlers": ("job", "schedule", "around", "lifespan", "on_failure", "run_worker", "running"),
     "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async", "run_again"),
     "Waiting for jobs": ("wait", "wait_async", "as_completed"),
     "In your transaction": ("within", "wake"),
@@ -84,6 +87,13 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "bulk": (BulkActions, ("start", "get", "list", "stop", "step", "sample")),
     "events": (Events, ("read", "end")),
     "tokens": (Tokens, ("create", "list", "revoke")),
+    "schedules": (
+        Schedules,
+        (
+            *("create", "update", "get", "list", "pause", "resume", "trigger", "backfill"),
+            *("delete", "fires", "next", "preview"),
+        ),
+    ),
     "webhooks": (Webhooks, ("create", "list", "remove")),
 }
 VALUES: Mapping[type, Sequence[str]] = {
@@ -139,6 +149,7 @@ ANSWERS = (
         FailureGroup,
     ),
     *(JobProgress, QueueState, TypeState, WorkerState, Violation, Check, AccessToken, Webhook),
+    *(Schedule, When, Template, Fire, Preview),
 )
 
 

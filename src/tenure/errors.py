@@ -91,6 +91,28 @@ class BulkNotFound(TenureError):
         self.bulk_id = bulk_id
 
 
+class ScheduleNotFound(TenureError):
+    """No schedule has this name."""
+
+    code = "schedule_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no schedule called {name!r}; `tenure schedules list`")
+        self.name = name
+
+
+class IllegalEdition(TenureError):
+    """The schedule has another edition than the one to change, or is declared in code."""
+
+    code = "illegal_edition"
+
+    def __init__(self, name: str, edition: int, reason: str) -> None:
+        super().__init__(f"schedule {name} is at edition {edition}: {reason}")
+        self.name = name
+        self.edition = edition
+        self.reason = reason
+
+
 class IllegalTransition(TenureError):
     """The job's status, or a guard, does not allow this event; `legal` lists the events it does."""
 

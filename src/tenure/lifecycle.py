@@ -185,15 +185,15 @@ LIMIT_SQL = "(attempts <= max_retries OR attempts <= 1)"
 ROOM_SQL = f"(status NOT IN ('{W}', '{P}') OR attempts < max_retries OR attempts < 1)"
 """A row that is still to run must have an attempt left, or it could never be claimed."""
 
-REST_SQL = (
-    f"(status IN ('{C}', '{X}') OR (status = '{F}'"
-    f" AND (event = '{FINAL_FAILURE}' OR NOT {ATTEMPTS_LEFT.sql.replace('NEW.', '')})))"
-)
-"""A row that is settled, and that no retry takes back."""
+
+def rest_sql(row: str = "") -> str:
+    """The condition that a row is settled, and that no retry takes it back."""
+    final = f"{row}event = '{FINAL_FAILURE}' OR NOT {ATTEMPTS_LEFT.sql.replace('NEW.', row)}"
+    return f"({row}status IN ('{C}', '{X}') OR ({row}status = '{F}' AND ({final})))"
 
 
 def at_rest(job: Job) -> bool:
-    """Whether the job is settled, and no retry is on its way: `REST_SQL` in Python."""
+    """Whether the job is settled, and no retry is on its way: `rest_sql` in Python."""
     if job.status is F:
         return job.event == FINAL_FAILURE or not has_budget(job.attempts, job.max_retries)
     return job.status in SETTLED

@@ -57,6 +57,8 @@ WAITS = "a waiting job waits for something"
 KEY = "one job per idempotency key"
 COUNTS = "the counts are those of the jobs"
 TAGS = "a job is found by its tags and by no others"
+WAITED = "no job waits for one that is settled"
+FIRES = "a fire has the job that its schedule added"
 ORPHANS = "no ledger without its job"
 TOKENS = "a token if and only if the job is pending"
 PLACES = "every job is where the sweep, retention and operators look"
@@ -165,6 +167,11 @@ ROW_BREAKS = [
     ({SNOOZES, RELEASES}, f"UPDATE {{job}} SET snoozes = 10001 WHERE id = {SETTLED_JOB}"),
     ({WAITS}, f"UPDATE {{job}} SET need = 1 WHERE id = {PENDING_JOB}"),
     ({WAITS, STATUS, COUNTS}, f"UPDATE {{job}} SET status = 'waiting' WHERE id = {PENDING_JOB}"),
+    (
+        {FIRES},
+        "INSERT INTO {fire} (schedule, at, outcome, how, job_id, decided_at)"
+        f" VALUES ('s', {{now}}, 'fired', 'due', {SETTLED_JOB}, {{now}})",
+    ),
     ({RETRY}, f"UPDATE {{job}} SET event = 'failed' WHERE id = {FAILED_JOB}"),
     ({LEASE}, f"UPDATE {{job}} SET lease_id = NULL WHERE id = {HELD_JOB}"),
     ({LEASE}, f"UPDATE {{job}} SET lease_expires_at = NULL WHERE id = {HELD_JOB}"),
@@ -316,7 +323,8 @@ def test_there_is_a_case_for_every_question_and_advice_for_every_answer() -> Non
     asked = {name for each in (*audit.QUERIES, audit.PLACES) for name in each.invariants}
     breaks = LEDGER_BREAKS + ROW_BREAKS + PLACE_BREAKS
     shown = {invariant for broken, _ in breaks for invariant in broken}
-    assert asked | {audit.SOUND} == shown | {KEY, audit.SOUND} == set(audit.INVARIANTS)
+    others = {audit.SOUND, audit.TICKS}
+    assert asked | others == shown | {KEY, WAITED, *others} == set(audit.INVARIANTS)
     assert all(audit.INVARIANTS.values())
 
 

@@ -28,6 +28,8 @@ EXAMPLES = [
     errors.Forbidden("needs the scope read"),
     errors.JobNotFound("0190163d-8694-739b-aea5-966c26f8ad90"),
     errors.BulkNotFound("0190163d-8694-739b-aea5-966c26f8ad90"),
+    errors.ScheduleNotFound("nightly"),
+    errors.IllegalEdition("nightly", 3, "somebody else has changed it"),
     errors.IllegalTransition("j", "completed", "cancelled", ()),
     errors.IllegalTransition("j", "failed", "retried", ("retried",), "its 3 attempts are used up"),
     errors.LeaseLost("j"),

@@ -208,7 +208,7 @@ def test_types_are_declared_once_the_source_answers(
         really(options)
 
     monkeypatch.setattr(app.core, "declare", declare)
-    with process.declared(app.core, app.core.handlers):
+    with process.declared(lambda: app.core.declare(app.core.handlers.options())):
         wait_until(lambda: len(app.types.list()) == 2, "the type to be known")
     assert len(calls) == 4
 
@@ -217,9 +217,10 @@ def test_a_source_that_refuses_types_is_no_reason_not_to_work(
     app: Tenure, caplog: pytest.LogCaptureFixture
 ) -> None:
     app.job(name="send", queue="own")(lambda to: None)
-    with process.declared(app.core.limited_to(("mail",)), app.core.handlers):
+    limited = app.core.limited_to(("mail",))
+    with process.declared(lambda: limited.declare(app.core.handlers.options())):
         wait_until(lambda: caplog.messages, "a warning")
-    assert "do not know their options: this token is for the queues mail" in caplog.text
+    assert "do not know what is declared here: this token is for the queues mail" in caplog.text
 
 
 def test_b2_a_key_survives_a_change_of_the_defaults_on_every_road(

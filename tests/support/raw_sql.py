@@ -23,6 +23,9 @@ NAMES = {
         "{tally}": "tenure_tally",
         "{activity}": "tenure_activity",
         "{session}": "tenure_session",
+        "{schedule}": "tenure_schedule",
+        "{fire}": "tenure_fire",
+        "{dependency}": "tenure_dependency",
         "{now}": "(SELECT at FROM tenure_now)",
         "{later}": "(SELECT at + 60000 FROM tenure_now)",
         "{new_lease}": "lower(hex(randomblob(16)))",
@@ -36,6 +39,9 @@ NAMES = {
         "{tally}": "tenure.tally",
         "{activity}": "tenure.activity",
         "{session}": "tenure.session",
+        "{schedule}": "tenure.schedule",
+        "{fire}": "tenure.fire",
+        "{dependency}": "tenure.dependency",
         "{now}": "tenure.clock()",
         "{later}": "(tenure.clock() + interval '60 seconds')",
         "{new_lease}": "gen_random_uuid()",
@@ -83,6 +89,12 @@ class RawSql:
         """A time as the engine stores it."""
         return round((at - EPOCH).total_seconds() * 1000) if self.engine == "sqlite" else at
 
+    def later(self, column: str, seconds: int) -> str:
+        """A time in a column, so many seconds later."""
+        if self.engine == "sqlite":
+            return f"{column} + {seconds * 1000}"
+        return f"{column} + interval '{seconds} seconds'"
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Several statements as one transaction, undone if one of them is refused."""
@@ -100,7 +112,7 @@ class RawSql:
             for (name,) in self.run("SELECT name FROM sqlite_schema WHERE type = 'trigger'"):
                 self.run(f"DROP TRIGGER {name}")
             return
-        for table in ("job", "transition", "tag", "ready", "ended", "arrival"):
+        for table in ("job", "transition", "tag", "ready", "ended", "arrival", "fire"):
             self.run(f"ALTER TABLE tenure.{table} DISABLE TRIGGER ALL")
 
     def without_triggers(self, statement: str, *values: Any) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tenure.lifecycle import LIMIT_SQL, REST_SQL, ROOM_SQL, Status
+from tenure.lifecycle import LIMIT_SQL, ROOM_SQL, Status, rest_sql
 from tenure.store import constraints
 
 NULLABLE = ("snoozes", "need", "spare", "start_by", "started_at", "finished_at")
@@ -35,7 +35,7 @@ CONDITIONS = {
     "illegal insert": constraints.ILLEGAL_INSERT,
     "illegal delete": constraints.ILLEGAL_DELETE,
     "amended": constraints.amended("IS NOT", "OLD", "NEW"),
-    "rest": REST_SQL,
+    "rest": rest_sql(),
     "room": ROOM_SQL,
     "limit": LIMIT_SQL,
     **dict(re.findall(r"CONSTRAINT (\w+) CHECK \((.*)\)", constraints.checks({}))),

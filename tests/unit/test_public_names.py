@@ -14,6 +14,7 @@ import tenure.sqlite
 from tenure import JobType, Tenure, client, errors, server
 from tenure.app.bulk import BulkActions
 from tenure.app.queues import Queues, Types, Workers
+from tenure.app.schedules import Schedules
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
@@ -28,21 +29,26 @@ PACKAGE = """
     ResultTruncated RetryAfter RetryPolicy Snooze Status StoreUnavailable Tenure TenureError
 """
 ERRORS = """
-    BulkNotFound Forbidden IllegalTransition InvalidInput JobCancelled JobFailed JobNotFound
-    KeyConflict LeaseLost PayloadTooLarge PermanentFailure QueueFull ResultGone
-    ResultTruncated SchemaMismatch StoreUnavailable TenureError Unauthorized
+    BulkNotFound Forbidden IllegalEdition IllegalTransition InvalidInput JobCancelled JobFailed
+    JobNotFound KeyConflict LeaseLost PayloadTooLarge PermanentFailure QueueFull
+    ResultGone ResultTruncated ScheduleNotFound SchemaMismatch StoreUnavailable TenureError
+    Unauthorized
 """
 VERBS = """
     actor amend amend_async around as_completed cancel cancel_async check check_async close
     close_async count count_async database enqueue enqueue_async enqueue_many enqueue_many_async
     explain explain_async find find_async get get_async history history_async job lifespan migrate
     on_failure open open_async progress progress_async retry retry_async run_again run_again_async
-    run_worker running verify verify_async wait wait_async wake within
+    run_worker running schedule verify verify_async wait wait_async wake within
 """
 NOUNS = {
     "bulk": (BulkActions, "get list sample start step stop"),
     "events": (Events, "end read"),
     "queues": (Queues, "limit list pause resume"),
+    "schedules": (
+        Schedules,
+        "backfill create delete fires get list next pause preview resume trigger update",
+    ),
     "stats": (Statistics, "activity counts failures late_leases measured_until recount totals"),
     "tokens": (Tokens, "create list revoke"),
     "types": (Types, "list pause resume"),

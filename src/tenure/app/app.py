@@ -15,6 +15,7 @@ from tenure.app.bulk import BulkActions
 from tenure.app.core import Core, Noun
 from tenure.app.job_types import JobOptions, JobType, Register
 from tenure.app.queues import Queues, Types, Workers
+from tenure.app.schedules import Schedules, schedule
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.twins import twin
@@ -38,9 +39,9 @@ class Tenure:
     child of a `fork()` PostgreSQL is opened again at the next use. An SQLite file that was open
     before the fork raises StoreUnavailable in the child: close it before.
 
-    Everyday verbs are methods. The rest is by noun: `queues`, `types`, `workers`, `stats` (counts,
-    activity, failures), `bulk` (retry or cancel all that match), `events` (the ledger as a stream),
-    `tokens` (of the HTTP API) and `webhooks`. `core` is internal.
+    Everyday verbs are methods. The rest is by noun: `queues`, `types`, `workers`, `schedules`,
+    `stats` (counts, activity, failures), `bulk` (retry or cancel all that match), `events` (the
+    ledger as a stream), `tokens` (of the HTTP API) and `webhooks`. `core` is internal.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Tenure:
         self.types = Types(self.core)
         self.workers = Workers(self.core)
         self.stats = Statistics(self.core)
+        self.schedules = Schedules(self.core)
         self.bulk = BulkActions(self.core)
         self.events = Events(self.core)
         self.tokens = Tokens(self.core)
@@ -158,6 +160,8 @@ class Tenure:
         """
         register = Register(self, options)  # type: ignore[arg-type]
         return register(*function) if function else register
+
+    schedule = schedule
 
     enqueue = enqueueing.enqueue
     enqueue_async = enqueueing.enqueue_async

@@ -20,7 +20,6 @@ from tenure.errors import Forbidden, JobNotFound
 from tenure.jobs import ids
 from tenure.jobs.durations import retention
 from tenure.jobs.enqueue import Duration, whole
-from tenure.jobs.explain import RATE_MINUTES, Facts, rate
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import EventFilter, Transition
 from tenure.jobs.names import check_label
@@ -28,9 +27,9 @@ from tenure.jobs.queries import Counted, Filter, Page, action_of, check_filter, 
 from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, require
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
-from tenure.lifecycle import Job, Status
+from tenure.lifecycle import Job
 from tenure.store import Store, is_sqlite, open_store, search
-from tenure.store.tables import progress, sessions, tokens, types, webhooks
+from tenure.store.tables import progress, sessions, tokens, webhooks
 from tenure.store.tables.bulk import about
 from tenure.store.tables.stats import Place
 from tenure.store.transitions import Steps
@@ -142,6 +141,7 @@ class Core:
         for handler in map(other.handlers.find, other.handlers.types() or ()):
             if handler is not None:
                 self.handlers.add(handler)
+        self.handlers.schedules |= other.handlers.schedules
         self.handlers.hooks.lifespans += other.handlers.hooks.lifespans
         self.handlers.hooks.on_failure += other.handlers.hooks.on_failure
 
@@ -163,21 +163,6 @@ class Core:
             self._opened.wake()
 
     # --- find
-
-    def facts(self, job: Job) -> Facts:
-        """What an explanation of the job is made of."""
-        read = self.limited_store.read
-        now = read.clock()
-        due = job.status is Status.PENDING and job.run_at <= now
-        return Facts(
-            now=now,
-            queue=next((queue for queue in read.queues() if queue.name == job.queue), None),
-            type=types.every(read, types.PLAIN).get(job.type),
-            workers=read.workers(self.queues),
-            ahead=read.ahead(job) if due else 0,
-            counted_until=read.stats.until() if due else None,
-            rate=rate(read.stats.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
-        )
 
     def ledger(self, after: str, limit: int) -> tuple[Sequence[Transition], str, bool]:
         """Transitions after a position, the position that they reach, and whether there are more.

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Unpack
 
 from tenure.app.shown import progress_shown
-from tenure.jobs.explain import Explanation
+from tenure.jobs.explain import RATE_MINUTES, Explanation, Facts, rate
 from tenure.jobs.explain import explain as explanation
 from tenure.jobs.ledger import Transition
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Counted, Fields, Filter, checked_query
-from tenure.lifecycle import Job
+from tenure.lifecycle import Job, Status
 from tenure.store import search
+from tenure.store.tables import dependencies, schedules, types
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
+    from tenure.app.core import Core
 
 
 def get(app: Tenure, job_id: str) -> Job:
@@ -82,4 +84,23 @@ def explain(app: Tenure, job_id: str) -> Explanation:
     Returns an `Explanation`, with a sentence for people. Raises JobNotFound.
     """
     job = app.core.get(job_id)
-    return explanation(job, app.core.facts(job))
+    return explanation(job, _facts(app.core, job))
+
+
+def _facts(core: Core, job: Job) -> Facts:
+    read = core.limited_store.read
+    now = read.clock()
+    due = job.status is Status.PENDING and job.run_at <= now
+    blocked = job.status is Status.WAITING
+    by_schedule = f"job_id = {read.dialect.id_value}"
+    return Facts(
+        now=now,
+        queue=next((queue for queue in read.queues() if queue.name == job.queue), None),
+        type=types.every(read, types.PLAIN).get(job.type),
+        workers=read.workers(core.queues),
+        ahead=read.ahead(job) if due else 0,
+        counted_until=read.stats.until() if due else None,
+        rate=rate(read.stats.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
+        fire=next(iter(schedules.fires(read, by_schedule, (job.id,))), None),
+        parents=dependencies.parents(read, job.id) if blocked else (),
+    )

@@ -110,10 +110,14 @@ class TypeDefaults:
         own = self._handlers.defaults(type)  # first: an enqueue asks for each job
         if own is not None:
             return own
+        self.refresh()
+        return self.known(type)
+
+    def refresh(self) -> None:
+        """Ask the database if the options are due; raises StoreUnavailable if it never answered."""
         if self._clock() >= self._due_at:
             with self._asking():
                 self._found = self._ask().result()
-        return self.known(type)
 
     async def look_up(self, types: Iterable[str]) -> None:
         """Await what `of` of these types would wait for."""

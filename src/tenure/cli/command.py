@@ -19,6 +19,7 @@ EXIT_CODES: Mapping[type[errors.TenureError], int] = {
     errors.InvalidInput: 2,
     errors.JobNotFound: 3,
     errors.BulkNotFound: 3,
+    errors.ScheduleNotFound: 3,
     errors.StoreUnavailable: 4,
     errors.SchemaMismatch: 4,
 }

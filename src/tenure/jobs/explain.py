@@ -8,9 +8,10 @@ from datetime import datetime, timedelta
 
 from tenure.events import Retried
 from tenure.jobs.queries import MAX_AHEAD
+from tenure.jobs.schedules import Fire
 from tenure.jobs.stats import Activity, QueueState, TypeState, WorkerState
 from tenure.jobs.text import first_line, length
-from tenure.lifecycle import ATTEMPT_ENDS, Job, Status, legal_events
+from tenure.lifecycle import ATTEMPT_ENDS, SETTLED, Job, Status, legal_events
 
 RATE_MINUTES = 5
 """Minutes, the current one included, over which the speed of a queue is computed."""
@@ -31,6 +32,8 @@ class Facts:
     ahead: int  # due jobs of its queue that go first; MAX_AHEAD + 1 means that or more
     counted_until: datetime | None = None  # what ended up to then is in `rate`
     rate: float  # attempts of its queue that end per second, over the last minutes
+    fire: Fire | None = None  # of the schedule that added it
+    parents: Sequence[tuple[str, str]] = ()  # id and status of the jobs that it waits for
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ def explain(job: Job, facts: Facts) -> Explanation:
     reason, text = _reason(job, facts)
     if job.start_by is not None and job.status in (Status.PENDING, Status.WAITING):
         text += f" It is cancelled if it has not started by {_at(job.start_by)}."
+    if facts.fire is not None:
+        text += f" Schedule {facts.fire.schedule} added it for {_at(facts.fire.at)}."
     return Explanation(reason, text, legal_events(job.status, job.event))
 
 
@@ -73,7 +78,9 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
                 f"{max(job.max_retries, 1)} attempts: {first_line(job.last_error)}"
             )
         case Status.WAITING:
-            return "blocked", f"It waits for {job.need} more before it can run."
+            open_jobs = [f"{id} ({at})" for id, at in facts.parents if Status(at) not in SETTLED]
+            of = f": {', '.join(open_jobs)}" if open_jobs else ""
+            return "blocked", f"It waits for {job.need} more before it can run{of}."
         case Status.PROCESSING:
             return _processing(job, facts)
         case Status.PENDING:

@@ -23,6 +23,7 @@ from tenure.jobs import payload as payloads
 from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import TypeOptions, whole
 from tenure.jobs.hooks import Around, Hooks, Lifespan
+from tenure.jobs.schedules import Rules
 
 _PLAIN_OPTIONS = TypeOptions()
 Errors = tuple[type[BaseException], ...]
@@ -261,6 +262,8 @@ class Handlers:
 
     def __init__(self) -> None:
         self.hooks = Hooks()
+        self.schedules: dict[str, Rules] = {}
+        """The schedules that the application declares, by name."""
         self._by_name: dict[str, Handler] = {}
         self._for_any: Callable[[str], Handler] | None = None
 

@@ -27,7 +27,7 @@ from tenure.jobs.ids import EPOCH
 
 MAX_CRON_LENGTH = 200
 MAX_PREVIEWED = 100
-MAX_COUNTED = 1_000
+MAX_COUNTED = 100
 """Times of a cron expression that `count` walks through."""
 
 _INSTANT = timedelta(microseconds=1)
@@ -150,7 +150,7 @@ def newest(when: When, after: datetime, until: datetime, most: int) -> list[date
 
 
 def count(when: When, after: datetime, until: datetime) -> int | None:
-    """How many times are in (after, until]; None for more than 1,000 of a cron expression."""
+    """How many times are in (after, until]; None for more than 100 of a cron expression."""
     if when.every is not None:
         low, high = _bounds(when, after, until)
         return max(_passed(when, high or low) - _passed(when, low), 0)

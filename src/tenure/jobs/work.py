@@ -142,6 +142,7 @@ class Duty(StrEnum):
 
     LEASES = "leases"  # some have run out
     STARTS = "starts"  # some jobs had to start before now
+    SCHEDULES = "schedules"  # some are due, or soon
     BULKS = "bulks"  # a bulk action has not ended
     TRANSITIONS = "transitions"  # some are not in the statistics
     WEBHOOKS = "webhooks"  # there are some

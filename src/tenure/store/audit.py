@@ -24,9 +24,9 @@ from tenure.lifecycle import (
     LIMIT_SQL,
     MAX_RETURNS,
     MAX_SNOOZES,
-    REST_SQL,
     ROOM_SQL,
     TRANSITIONS,
+    rest_sql,
 )
 from tenure.store.constraints import SETTLED_SQL, quoted
 from tenure.store.dialect import Dialect
@@ -38,6 +38,8 @@ BYPASSED = (
     "according to `tenure jobs show`"
 )
 
+TICKS = "every tick that was due is on record"
+"""Checked by computing the ticks again: `store.fires.unrecorded`."""
 SOUND = "the tables and their indexes are sound"
 """Checked on SQLite files only, by SQLite itself."""
 
@@ -84,6 +86,11 @@ INVARIANTS: Mapping[str, str] = {
     "missing)",
     "a job is found by its tags and by no others": "filters and actions by tag leave it out, or "
     f"take it in: {BYPASSED}",
+    "no job waits for one that is settled": f"nothing will ever release it: {BYPASSED}",
+    "a fire has the job that its schedule added": "the job, or the record of the schedule, was "
+    f"changed while the triggers were off: {EDITED.split(': ')[1]}",
+    TICKS: "it was due, and nothing says what became of it: look at `tenure schedules fires`, and "
+    "let `tenure schedules backfill` add its job if it is missing",
     "a token if and only if the job is pending": "it is never claimed, or looked at in vain: "
     f"{BYPASSED}",
     "every job is where the sweep, retention and operators look": "its lease never ends, it is kept"
@@ -96,6 +103,9 @@ INVARIANTS: Mapping[str, str] = {
     "in the ledger for what it was, and enqueue it again if it must run",
 }
 """Invariant -> what a violation means, and what to do."""
+
+
+TABLES = ("job", "transition", "tag", "ready", "ended", "arrival", "dependency", "fire")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +130,7 @@ class AuditQuery:
         text = text.replace("{miscounts}", stats_sql.miscounts(dialect))
         text = text.replace("{broken_value}", dialect.broken_value)
         text = text.replace("{tags}", dialect.tags)
-        for name in ("job", "transition", "tag", "ready", "ended", "arrival"):
+        for name in TABLES:
             text = text.replace(f"{{{name}}}", dialect.table(name))
         return text
 
@@ -253,7 +263,7 @@ SELECT id AS job_id,
             OR (status IN ('pending', 'processing') AND need > 0)
         THEN status || ' for ' || coalesce(need, 0)
     END AS "a waiting job waits for something",
-    CASE WHEN status = 'failed' AND NOT {REST_SQL}
+    CASE WHEN status = 'failed' AND NOT {rest_sql()}
         THEN 'failed after attempt ' || attempts || ' of ' || max_retries
     END AS "a failure with attempts left is tried again unless it gave up",
     CASE WHEN (status = 'processing') <> (lease_id IS NOT NULL)
@@ -310,7 +320,26 @@ SELECT '' AS job_id, status || ' of ' || type || ' in ' || queue || ': ' || jobs
     || counted AS "the counts are those of the jobs"
 FROM ({miscounts}) AS wrong""",
 )
-QUERIES = (PATH, JOBS, LEASES, KEYS, TAGS, COUNTS)
+WAITING = AuditQuery(
+    "jobs that wait for others",
+    f"""
+SELECT job.id AS job_id, dependency.parent || ' is ' || coalesce(parent.status, 'gone')
+    AS "no job waits for one that is settled"
+FROM {{dependency}} AS dependency
+    JOIN {{job}} AS job ON job.id = dependency.child AND job.status = 'waiting'
+    LEFT JOIN {{job}} AS parent ON parent.id = dependency.parent
+WHERE parent.id IS NULL OR {rest_sql("parent.")}""",
+)
+FIRES = AuditQuery(
+    "fires of schedules",
+    """
+SELECT fire.job_id, 'of ' || fire.schedule || ', added by ' || coalesce(entry.actor, 'nobody')
+    AS "a fire has the job that its schedule added"
+FROM {fire} AS fire JOIN {transition} AS entry
+    ON entry.job_id = fire.job_id AND entry.source IS NULL
+WHERE coalesce(entry.actor, '') <> 'schedule ' || fire.schedule""",
+)
+QUERIES = (PATH, JOBS, LEASES, KEYS, TAGS, COUNTS, WAITING, FIRES)
 
 PLACES = AuditQuery(
     "where jobs are looked for",

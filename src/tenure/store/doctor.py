@@ -14,9 +14,12 @@ from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.names import listed
 from tenure.jobs.stats import TypeState, WorkerState, queues_instead
 from tenure.store import migrate
+from tenure.store.dialect import Reads
+from tenure.store.tables import schedules as tables
 
 Settings = Mapping[str, tuple[Collection[str], str]]
 """Setting -> the values with which the promises hold, and what to do about another one."""
+MAX_LATE_SECONDS = 60
 MAX_CLOCK_DIFFERENCE = 1.0
 """Seconds; a smaller difference between callers' clocks and the store's does not matter."""
 
@@ -109,3 +112,22 @@ def types(known: Collection[TypeState], workers: Sequence[WorkerState]) -> Check
         "@app.job and start its workers again"
     )
     return warning("types", f"{len(known)} known", advice if waiting else "")
+
+
+def schedules(db: Reads, now: datetime) -> Check:
+    """Whether the ticks of schedules are decided, and their jobs done."""
+    found = tables.read(db, f"ORDER BY next_at LIMIT {tables.MAX_CHECKED}")
+    flaws = []
+    for schedule in found:
+        if not tables.is_readable(schedule):
+            flaws.append(f"{schedule.name} has a zone that is not known here, {schedule.when.zone}")
+        if schedule.next_at and (now - schedule.next_at).total_seconds() > MAX_LATE_SECONDS:
+            by = " that declares it" if schedule.declared else ""
+            flaws.append(f"no process{by} decides the ticks of {schedule.name}")
+        elif schedule.overlap == "allow_all" and tables.crowded(db, schedule):
+            flaws.append(f"the last {tables.CROWD} jobs of {schedule.name} are not settled")
+    advice = (
+        f"{'; '.join(listed(flaws))}. Workers beside the database, and servers, decide ticks: see "
+        "`tenure schedules show`"
+    )
+    return warning("schedules", f"{len(found)} known", advice if flaws else "")

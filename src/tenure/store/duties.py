@@ -6,12 +6,14 @@ a hint: each duty tests again what it changes.
 
 from __future__ import annotations
 
+from tenure.jobs.fires import LOOKAHEAD
 from tenure.jobs.names import RESERVED
 from tenure.jobs.work import Duty
 from tenure.store.dialect import Dialect, Reads
 
 AFTER = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)
 """After the names of all queues that are Tenure's."""
+AHEAD = str(LOOKAHEAD.total_seconds())
 
 
 def searches(d: Dialect) -> dict[Duty, str]:
@@ -19,6 +21,7 @@ def searches(d: Dialect) -> dict[Duty, str]:
     return {
         Duty.LEASES: f"{d.expiring} <= {d.now}",
         Duty.STARTS: d.late,
+        Duty.SCHEDULES: f"{d.table('schedule')} WHERE next_at <= {d.later(AHEAD)}",
         Duty.BULKS: f"{d.table('bulk')} WHERE finished_at IS NULL",
         Duty.TRANSITIONS: f"{d.table('transition')} AS t WHERE {d.since} AND {d.settled}",
         Duty.WEBHOOKS: d.table("webhook"),

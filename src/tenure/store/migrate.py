@@ -19,7 +19,7 @@ from tenure.jobs import durations, enqueue, names, payload
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.names import MAX_REASON_LENGTH, MAX_TAG_LENGTH
 from tenure.jobs.stats import BUCKETS
-from tenure.lifecycle import AMENDABLE, DEFAULT_MAX_RETRIES, FIRST_EVENT
+from tenure.lifecycle import AMENDABLE, DEFAULT_MAX_RETRIES, FIRST_EVENT, rest_sql
 from tenure.store import constraints as guards
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def generated(
         "set_columns": guards.set_columns(),
         "amended": guards.amended(differs, old, new),
         "amendable": ", ".join(AMENDABLE),
+        "at_rest": rest_sql(f"{new}."),
         "illegal_delete": guards.ILLEGAL_DELETE,
         "first_event": FIRST_EVENT,
         "default_max_retries": str(DEFAULT_MAX_RETRIES),

@@ -26,7 +26,7 @@ from tenure.store.dialect import Dialect
 from tenure.store.notify import Notify
 from tenure.store.rows import COLUMNS, job_of, read_tags, selected
 from tenure.store.search import Statement
-from tenure.store.tables import workers
+from tenure.store.tables import schedules, workers
 from tenure.store.tables.stats import StatsReader
 
 ENTRY = (
@@ -107,10 +107,11 @@ class Reader(ABC):
     ) -> list[tuple[str, str, str]]:
         """Return stored facts that break an invariant: (invariant, job id, what was found)."""
         found: list[audit.Finding] = []
-        for asked in audit.queries(progress, self.questions, self.more_checks):
+        more = ("ticks of schedules", *self.more_checks)
+        for asked in audit.queries(progress, self.questions, more):
             read = partial(audit.findings, asked, before=tuple(found), limit=limit)
             found += self.read_through(asked.statement(self.dialect), read)
-        return found
+        return found + schedules.unrecorded(self)[:limit]
 
     @staticmethod
     @abstractmethod

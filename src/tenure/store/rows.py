@@ -49,7 +49,7 @@ CHANGED_BY = {
 TIMES = frozenset(
     {"run_at", "created_at", "started_at", "finished_at", "lease_expires_at", "start_by"}
 )
-IDS = frozenset({"id", "job_id", "lease_id", "cursor", "again_of"})
+IDS = frozenset({"id", "job_id", "lease_id", "cursor", "again_of", "last_job_id", "parent"})
 
 
 def field_of(column: str) -> str:
@@ -79,7 +79,7 @@ def fields_of(d: Dialect, columns: Sequence[str], row: Sequence[Any]) -> dict[st
 
 
 def _is_time(column: str) -> bool:
-    return column == "at" or column.endswith("_at") or column in TIMES
+    return column in ("at", "once", "until") or column.endswith("_at") or column in TIMES
 
 
 def job_of(row: Sequence[Any], time: Callable[[Any], datetime]) -> Job:

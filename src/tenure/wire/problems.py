@@ -20,6 +20,7 @@ import msgspec
 from tenure.errors import (
     BulkNotFound,
     Forbidden,
+    IllegalEdition,
     IllegalTransition,
     InvalidInput,
     JobNotFound,
@@ -27,6 +28,7 @@ from tenure.errors import (
     LeaseLost,
     PayloadTooLarge,
     QueueFull,
+    ScheduleNotFound,
     SchemaMismatch,
     StoreUnavailable,
     TenureError,
@@ -59,6 +61,13 @@ KINDS: tuple[Kind, ...] = (
     Kind(Forbidden, 403, "Not permitted"),
     Kind(JobNotFound, 404, "No such job", {"job_id": "job_id"}),
     Kind(BulkNotFound, 404, "No such bulk action", {"bulk_id": "bulk_id"}),
+    Kind(ScheduleNotFound, 404, "No such schedule", {"schedule": "name"}),
+    Kind(
+        IllegalEdition,
+        409,
+        "The schedule cannot be changed so",
+        {"schedule": "name", "edition": "edition", "reason": "reason"},
+    ),
     Kind(
         IllegalTransition,
         409,
@@ -117,6 +126,8 @@ class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
     path: str | Maybe = msgspec.UNSET
     job_id: str | Maybe = msgspec.UNSET
     bulk_id: str | Maybe = msgspec.UNSET
+    schedule: str | Maybe = msgspec.UNSET
+    edition: int | Maybe = msgspec.UNSET
     status_of_job: str | Maybe = msgspec.UNSET
     event: str | Maybe = msgspec.UNSET
     legal_events: Sequence[str] | Maybe = msgspec.UNSET

@@ -1,4 +1,5 @@
-"""The regular duties beside a database: leases, retention, bulk actions, statistics, webhooks.
+"""The regular duties beside a database: leases, schedules, retention, bulk actions, statistics,
+webhooks.
 
 A look once a second says which of them there is work for, and the others cost nothing.
 
@@ -17,6 +18,7 @@ from functools import partial
 
 from tenure.app.app import Tenure
 from tenure.app.bulk import run_batches
+from tenure.app.evaluation import decide_due, set_right
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.durations import retention
 from tenure.jobs.enqueue import Duration
@@ -34,6 +36,7 @@ FULL_SWEEP = 500
 """Leases or jobs that one call of a sweep ends at most; after so many there may be more."""
 BULK_SHARE = 0.5
 """The part of an interval that bulk actions may take, so that the next sweep is not late."""
+SCHEDULES_SHARE = 0.5
 WEBHOOK_SHARE = 0.25
 BUSY_SHARE = 0.05
 MAX_SHARE = 0.5
@@ -106,6 +109,7 @@ class MaintenanceThread(threading.Thread):
         self._duties: Sequence[tuple[Duty | None, Callable[[], object]]] = (
             (Duty.LEASES, lambda: self._sweep(self._core.sweep)),
             (Duty.STARTS, lambda: self._sweep(lambda: self._core.store.expire().result())),
+            (Duty.SCHEDULES, lambda: self._repeat(lambda: decide_due(app.core), SCHEDULES_SHARE)),
             (None, self._set_times_right),
             (None, self._delete_old_jobs),  # at times that are known here
             (Duty.BULKS, lambda: self._repeat(lambda: run_batches(app.core), BULK_SHARE)),
@@ -114,6 +118,7 @@ class MaintenanceThread(threading.Thread):
         )
         self._end = threading.Event()
         self._prune_at = self._times_at = 0.0  # by the monotonic clock
+        self._zones_checked = False
         self._stats_share = BUSY_SHARE
         self._ledger_end: object = None
 
@@ -174,6 +179,8 @@ class MaintenanceThread(threading.Thread):
             for steps in self._core.store.set_times_right().result():
                 self._times_at = 0.0  # there may be more
                 logs.log_steps(log, steps)
+            set_right(self._core, zones=not self._zones_checked)
+            self._zones_checked = True
 
     def _delete_old_jobs(self) -> None:
         if self._keep and time.monotonic() >= self._prune_at:

@@ -21,9 +21,9 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from tenure.app.app import Tenure
+from tenure.app.evaluation import declare as declare_schedules
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.findings import CheckResult
-from tenure.jobs.handlers import Handlers
 from tenure.jobs.names import check_queues
 from tenure.jobs.work import WorkSource
 from tenure.settings import Settings
@@ -101,7 +101,8 @@ def run_worker(
             delivery = running.enter_context(maintained(app, settings, [worker]))
             stops.append(delivery.ask_to_stop)
         else:
-            running.enter_context(declared(source, app.core.handlers))
+            handlers = app.core.handlers
+            running.enter_context(declared(lambda: source.declare(handlers.options())))
         running.enter_context(tuned_for_jobs())
         running.enter_context(stopped_by_signals(lambda: [stop() for stop in stops]))
         run_loop(worker.run())
@@ -139,11 +140,15 @@ def maintained(
     delivery = WebhookDelivery(
         app, private=settings.webhooks_private, grace_seconds=settings.grace_seconds
     )
+
+    def declare_types() -> None:
+        app.core.declare(app.core.handlers.options())
+
     log_checks(app)
     maintenance.start()
     delivery.start()
     try:
-        with declared(app.core, app.core.handlers):
+        with declared(declare_types, lambda: declare_schedules(app.core)):
             yield delivery
     finally:
         maintenance.stop()  # first, because it does not wait as long as deliveries may
@@ -151,20 +156,21 @@ def maintained(
 
 
 @contextlib.contextmanager
-def declared(source: WorkSource, handlers: Handlers) -> Iterator[None]:
-    """Make the options of the handlers' types known, on a thread, once the source answers."""
+def declared(*declarations: Callable[[], None]) -> Iterator[None]:
+    """Make known what the program declares, on a thread, once the database or server answers."""
     stop = threading.Event()
 
     def declare() -> None:
-        while not stop.is_set():
-            try:
-                source.declare(handlers.options())
-                return
-            except StoreUnavailable:
-                stop.wait(DECLARE_SECONDS)
-            except TenureError as error:
-                log.warning("programs without these handlers do not know their options: %s", error)
-                return
+        for one in declarations:
+            while not stop.is_set():
+                try:
+                    one()
+                    break
+                except StoreUnavailable:
+                    stop.wait(DECLARE_SECONDS)
+                except TenureError as error:
+                    log.warning("other programs do not know what is declared here: %s", error)
+                    break
 
     thread = threading.Thread(target=declare, name="tenure-declare", daemon=True)
     thread.start()

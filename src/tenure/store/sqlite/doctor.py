@@ -140,6 +140,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
         if version == migrate.newest("sqlite"):
             with closing(SqliteReader(path)) as reader:
                 yield doctor.types(types.every(reader).values(), reader.workers())
+                yield doctor.schedules(reader, reader.clock())
     except sqlite3.Error as error:
         advice = "is it a database of Tenure, and may this user read and write it and its folder?"
         yield problem("database", f"{path}: {error}", advice)

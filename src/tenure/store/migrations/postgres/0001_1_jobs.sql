@@ -156,6 +156,15 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: ' || TG_ARGV[0];
 END $$;
 
+-- Which job waits for which other one to be settled. `followed` of the other is how many do.
+CREATE TABLE {schema}.dependency (
+    parent uuid NOT NULL,
+    child uuid NOT NULL CHECK (child <> parent),
+    meets text COLLATE "C" NOT NULL CHECK (meets = 'settled'),
+    PRIMARY KEY (parent, child)
+);
+CREATE INDEX dependency_child ON {schema}.dependency (child);
+
 -- Guards. The illegal case is in the WHEN clause, so a legal transition calls nothing; they fire
 -- AFTER, because a trigger BEFORE an update would lock, and log, every row once more.
 
@@ -246,6 +255,27 @@ CREATE TRIGGER job_entered AFTER INSERT ON {schema}.job
     REFERENCING NEW TABLE AS entered
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.record_entry();
 
+-- Let the jobs run that wait for these alone, which have just been settled.
+CREATE FUNCTION {schema}.unblock(parents uuid[]) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    children CONSTANT uuid[] := ARRAY(
+        SELECT job.id FROM unnest(parents) AS settled (id)
+            JOIN {schema}.dependency ON parent = settled.id JOIN {schema}.job ON job.id = child
+        WHERE job.status = 'waiting' ORDER BY job.id FOR UPDATE OF job);
+BEGIN
+    UPDATE {schema}.job SET need = need - met,
+        status = CASE WHEN need > met THEN 'waiting' ELSE 'pending' END,
+        run_at = CASE WHEN need > met THEN run_at ELSE greatest(run_at, {schema}.clock()) END,
+        event = CASE WHEN need > met THEN event ELSE 'unblocked' END,
+        actor = CASE WHEN need > met THEN actor ELSE 'store' END
+    FROM (SELECT id, count(*) AS met FROM unnest(children) AS one (id) GROUP BY id) AS each
+    WHERE job.id = each.id AND job.status = 'waiting';
+    PERFORM pg_notify('{channel}', '');
+END $$;
+
 CREATE FUNCTION {schema}.record_move() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -280,6 +310,7 @@ BEGIN
             bool_or(status = 'waiting') AS is_waiting,
             bool_or(status IN ('failed', 'cancelled')) AS is_ended,
             bool_or(status = 'cancelled') AS is_cancelled,
+            bool_or(followed > 0) AS is_followed,
             max(CASE WHEN {unfit_change} THEN {broken_change} END) AS broken
         FROM after
     ) AS n;
@@ -318,6 +349,9 @@ BEGIN
         PERFORM pg_notify(TG_TABLE_SCHEMA, o.worker)
         FROM before AS o JOIN after AS n ON n.id = o.id
         WHERE o.status = 'processing' AND n.status = 'cancelled' GROUP BY o.worker;
+    END IF;
+    IF seen.is_followed THEN
+        PERFORM {schema}.unblock(ARRAY(SELECT id FROM after AS n WHERE followed > 0 AND {at_rest}));
     END IF;
     IF seen.was_processing AND seen.is_processing THEN -- a lease may end earlier now
         INSERT INTO {schema}.arrival (status, at, ids)
@@ -371,6 +405,19 @@ CREATE TRIGGER job_tagged AFTER INSERT ON {schema}.job
 
 CREATE TRIGGER job_untagged AFTER DELETE ON {schema}.job
     FOR EACH ROW WHEN (OLD.tags IS NOT NULL) EXECUTE FUNCTION {schema}.keep_tags();
+
+CREATE FUNCTION {schema}.unbind() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF TG_RELID <> '{schema}.job'::regclass THEN
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+    END IF;
+    DELETE FROM {schema}.dependency WHERE child = OLD.id;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER job_unbound AFTER DELETE ON {schema}.job
+    FOR EACH ROW WHEN (OLD.need IS NOT NULL) EXECUTE FUNCTION {schema}.unbind();
 
 CREATE FUNCTION {schema}.keep_arrivals() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -446,7 +493,7 @@ ALTER TABLE {schema}.job
     ENABLE ALWAYS TRIGGER job_leaves, ENABLE ALWAYS TRIGGER job_stays,
     ENABLE ALWAYS TRIGGER job_entered, ENABLE ALWAYS TRIGGER job_moved,
     ENABLE ALWAYS TRIGGER job_tagged, ENABLE ALWAYS TRIGGER job_untagged,
-    ENABLE ALWAYS TRIGGER job_left;
+    ENABLE ALWAYS TRIGGER job_left, ENABLE ALWAYS TRIGGER job_unbound;
 ALTER TABLE {schema}.transition
     ENABLE ALWAYS TRIGGER transition_stays, ENABLE ALWAYS TRIGGER transition_is_final,
     ENABLE ALWAYS TRIGGER transition_appends;

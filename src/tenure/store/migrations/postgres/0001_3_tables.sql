@@ -145,3 +145,84 @@ CREATE TABLE {schema}.type (
     pause_reason text
 );
 CREATE INDEX type_paused ON {schema}.type (name) WHERE paused_at IS NOT NULL;
+
+-- Which jobs to add when. Every tick up to `cursor_at` is decided, and `next_at` is the next one.
+CREATE TABLE {schema}.schedule (
+    name text COLLATE "C" PRIMARY KEY,
+    edition bigint NOT NULL,
+    declared boolean NOT NULL,  -- in code
+    declared_seen_at timestamptz,
+    cron text,
+    every double precision CHECK (every >= 1),
+    "offset" double precision NOT NULL,
+    once timestamptz,
+    zone text NOT NULL,
+    starts_at timestamptz,
+    ends_at timestamptz,
+    template text NOT NULL,  -- type, payload and options of the jobs, as JSON
+    time_key text,
+    jitter double precision NOT NULL,
+    missed text NOT NULL CHECK (missed IN ('one', 'all', 'skip')),
+    grace double precision NOT NULL,
+    catch_up bigint NOT NULL,
+    catch_up_window double precision,
+    overlap text NOT NULL
+        CHECK (overlap IN ('allow_all', 'skip', 'buffer_one', 'buffer_all', 'cancel_other')),
+    note text,
+    paused_at timestamptz,
+    paused_by text,
+    pause_reason text,
+    cursor_at timestamptz NOT NULL,
+    next_at timestamptz CHECK (next_at IS NULL OR (next_at > cursor_at AND paused_at IS NULL)),
+    last_job_id uuid,
+    fired bigint NOT NULL,
+    overlapped bigint NOT NULL,
+    missed_fires bigint NOT NULL,
+    created_at timestamptz NOT NULL,
+    created_by text NOT NULL,
+    changed_at timestamptz NOT NULL,
+    changed_by text NOT NULL,
+    CHECK (num_nonnulls(cron, every, once) = 1)
+);
+CREATE INDEX schedule_due ON {schema}.schedule (next_at) WHERE next_at IS NOT NULL;
+
+-- What became of a tick, or of every tick from `at` to `until`. One job at most for each tick.
+CREATE TABLE {schema}.fire (
+    schedule text COLLATE "C" NOT NULL,
+    at timestamptz NOT NULL,
+    until timestamptz CHECK (until IS NULL OR (until > at AND job_id IS NULL)),
+    outcome text COLLATE "C" NOT NULL CHECK (outcome IN ('fired', 'overlapped', 'missed', 'paused')),
+    how text NOT NULL CHECK (how IN
+        ('due', 'caught_up', 'backfill', 'trigger', 'skip', 'one', 'catch_up')),
+    job_id uuid,
+    decided_at timestamptz NOT NULL,
+    actor text,
+    PRIMARY KEY (schedule, at, outcome),
+    CHECK ((outcome = 'fired') = (job_id IS NOT NULL))
+);
+CREATE INDEX fire_job ON {schema}.fire (job_id) WHERE job_id IS NOT NULL;
+
+CREATE TRIGGER schedule_advances BEFORE UPDATE OF cursor_at ON {schema}.schedule
+    FOR EACH ROW WHEN (NEW.cursor_at < OLD.cursor_at AND NEW.edition <= OLD.edition)
+    EXECUTE FUNCTION {schema}.refuse('a schedule goes back only with a new edition');
+
+CREATE TRIGGER fire_is_final BEFORE UPDATE ON {schema}.fire
+    FOR EACH ROW WHEN ((NEW.until > coalesce(OLD.until, OLD.at)) IS NOT TRUE
+        OR (NEW.schedule, NEW.at, NEW.outcome) <> (OLD.schedule, OLD.at, OLD.outcome))
+    EXECUTE FUNCTION {schema}.refuse('a fire is on record: only its range can grow');
+
+CREATE FUNCTION {schema}.check_fire() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM {schema}.job WHERE id = NEW.job_id) THEN
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: a fire names a job that exists';
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER fire_has_a_job AFTER INSERT ON {schema}.fire
+    FOR EACH ROW WHEN (NEW.job_id IS NOT NULL) EXECUTE FUNCTION {schema}.check_fire();
+
+ALTER TABLE {schema}.schedule ENABLE ALWAYS TRIGGER schedule_advances;
+ALTER TABLE {schema}.fire
+    ENABLE ALWAYS TRIGGER fire_is_final, ENABLE ALWAYS TRIGGER fire_has_a_job;

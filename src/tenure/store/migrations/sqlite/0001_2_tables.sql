@@ -144,3 +144,72 @@ CREATE TABLE tenure_type (
     pause_reason TEXT
 ) STRICT;
 CREATE INDEX tenure_type_paused ON tenure_type (name) WHERE paused_at IS NOT NULL;
+
+-- Which jobs to add when. Every tick up to `cursor_at` is decided, and `next_at` is the next one.
+CREATE TABLE tenure_schedule (
+    name TEXT PRIMARY KEY NOT NULL,
+    edition INTEGER NOT NULL,
+    declared INTEGER NOT NULL,  -- in code
+    declared_seen_at INTEGER,
+    cron TEXT,
+    every REAL CHECK (every >= 1),
+    "offset" REAL NOT NULL,
+    once INTEGER,
+    zone TEXT NOT NULL,
+    starts_at INTEGER,
+    ends_at INTEGER,
+    template TEXT NOT NULL,  -- type, payload and options of the jobs, as JSON
+    time_key TEXT,
+    jitter REAL NOT NULL,
+    missed TEXT NOT NULL CHECK (missed IN ('one', 'all', 'skip')),
+    grace REAL NOT NULL,
+    catch_up INTEGER NOT NULL,
+    catch_up_window REAL,
+    overlap TEXT NOT NULL
+        CHECK (overlap IN ('allow_all', 'skip', 'buffer_one', 'buffer_all', 'cancel_other')),
+    note TEXT,
+    paused_at INTEGER,
+    paused_by TEXT,
+    pause_reason TEXT,
+    cursor_at INTEGER NOT NULL,
+    next_at INTEGER CHECK (next_at IS NULL OR (next_at > cursor_at AND paused_at IS NULL)),
+    last_job_id TEXT,
+    fired INTEGER NOT NULL,
+    overlapped INTEGER NOT NULL,
+    missed_fires INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    changed_at INTEGER NOT NULL,
+    changed_by TEXT NOT NULL,
+    CHECK ((cron IS NOT NULL) + (every IS NOT NULL) + (once IS NOT NULL) = 1)
+) STRICT;
+CREATE INDEX tenure_schedule_due ON tenure_schedule (next_at) WHERE next_at IS NOT NULL;
+
+-- What became of a tick, or of every tick from `at` to `until`. One job at most for each tick.
+CREATE TABLE tenure_fire (
+    schedule TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    until INTEGER CHECK (until IS NULL OR (until > at AND job_id IS NULL)),
+    outcome TEXT NOT NULL CHECK (outcome IN ('fired', 'overlapped', 'missed', 'paused')),
+    how TEXT NOT NULL CHECK (how IN
+        ('due', 'caught_up', 'backfill', 'trigger', 'skip', 'one', 'catch_up')),
+    job_id TEXT,
+    decided_at INTEGER NOT NULL,
+    actor TEXT,
+    PRIMARY KEY (schedule, at, outcome),
+    CHECK ((outcome = 'fired') = (job_id IS NOT NULL))
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tenure_fire_job ON tenure_fire (job_id) WHERE job_id IS NOT NULL;
+
+CREATE TRIGGER tenure_schedule_advances BEFORE UPDATE OF cursor_at ON tenure_schedule
+WHEN NEW.cursor_at < OLD.cursor_at AND NEW.edition <= OLD.edition
+BEGIN SELECT RAISE(ABORT, 'tenure: a schedule goes back only with a new edition'); END;
+
+CREATE TRIGGER tenure_fire_is_final BEFORE UPDATE ON tenure_fire
+WHEN (NEW.until > coalesce(OLD.until, OLD.at)) IS NOT TRUE
+    OR (NEW.schedule, NEW.at, NEW.outcome) <> (OLD.schedule, OLD.at, OLD.outcome)
+BEGIN SELECT RAISE(ABORT, 'tenure: a fire is on record: only its range can grow'); END;
+
+CREATE TRIGGER tenure_fire_has_a_job BEFORE INSERT ON tenure_fire
+WHEN NEW.job_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.job_id)
+BEGIN SELECT RAISE(ABORT, 'tenure: a fire names a job that exists'); END;

@@ -1,0 +1,372 @@
+"""Making, changing and reading schedules: `app.schedules`, and the decorator `app.schedule`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, get_args
+
+from msgspec.structs import replace
+
+from tenure.app.core import Noun
+from tenure.app.job_types import JobType
+from tenure.errors import IllegalEdition, InvalidInput
+from tenure.jobs.enqueue import NewJob, check_time, defaults_of, whole
+from tenure.jobs.fires import INSTANT, Defaults
+from tenure.jobs.ids import EPOCH
+from tenure.jobs.names import check_label, check_name, check_reason
+from tenure.jobs.schedule_times import (
+    MAX_PREVIEWED,
+    Preview,
+    check_when,
+    preview,
+    times,
+    zone_of,
+)
+from tenure.jobs.schedules import (
+    MAX_FIRES,
+    Fire,
+    FireOutcome,
+    How,
+    Overlap,
+    Schedule,
+    ScheduleOptions,
+    changed_rules,
+    check_rules,
+    new_schedule,
+)
+from tenure.store import fires
+from tenure.store.protocol import Database
+from tenure.store.tables import schedules
+
+if TYPE_CHECKING:
+    from tenure.app.app import Tenure
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+MAX_LISTED = 500
+BACKFILLED = 500
+"""Ticks that one transaction of a backfill makes into jobs."""
+
+
+def schedule(
+    app: Tenure,
+    *,
+    name: str | None = None,
+    payload: Mapping[str, Any] | None = None,
+    **options: Unpack[ScheduleOptions],
+) -> Callable[[JobType[P, R]], JobType[P, R]]:
+    """Add jobs of a type regularly: `@app.schedule(cron="10 3 * * *")` above `@app.job`.
+
+    Or call the result with a job type: `app.schedule(every="90s", name="poll")(poll)`. The schedule
+    is stored when a worker, or a server with this application, starts. Only such processes evaluate
+    it, so that it ends with the last program that declares it.
+
+    - `name`: of the schedule, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: that of the job type.
+    - `payload`: the handler's arguments by name. Default: None, none.
+    - `cron`: five fields, or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`; at most 200
+      characters.
+    - `every`: a duration of at least a second: at its multiples since 1970 UTC, plus `offset`, a
+      duration that is less (default: 0).
+    - `at`: an aware datetime: once. Of `cron`, `every` and `at` give one.
+    - `zone`: the IANA name of the zone whose clocks `cron` means. Default: `UTC`.
+    - `starts_at`, `ends_at`: aware datetimes, the first and the last that may be due. Default:
+      None.
+    - `jitter`: a duration up to which each job is put off, the same for a tick everywhere. Default:
+      0.
+    - `time_key`: the argument that gets the time of the tick, as RFC 3339 with the offset of the
+      zone. Default: None.
+    - `missed`: what becomes of ticks that nobody saw within `grace` (a duration, default: 60 s):
+      `one` (default) adds a job for the latest, if no newer one is due; `all` for the newest
+      `catch_up` (1 to 10,000, default: 100) of the last `catch_up_window` (a duration, default:
+      None, of all time); `skip` for none.
+    - `overlap`: what becomes of a tick while the last job is not settled: `allow_all` (default)
+      adds its job; `skip` adds none; `buffer_one` and `buffer_all` add one, or up to 100, that wait
+      for one another; `cancel_other` cancels the last one.
+    - `note`: text for people, at most 500 characters. Default: None.
+
+    Returns a decorator, which returns the job type. That raises InvalidInput, and TypeError if the
+    arguments do not fit the function.
+    """
+
+    def declare(job_type: JobType[P, R]) -> JobType[P, R]:
+        given, key = dict(payload or {}), options.get("time_key")
+        sample: Any = job_type
+        job: NewJob = sample.new_job(**given, **({key: EPOCH.isoformat()} if key else {}))
+        job = NewJob(job.type, {n: v for n, v in job.payload.items() if n != key}, job.options)
+        rules = check_rules(job, options)
+        own = check_name(name or job_type.name, "schedule", "$.name")
+        if app.core.handlers.schedules.setdefault(own, rules) != rules:
+            raise InvalidInput(f"there is a schedule called {own} already; name= another")
+        return job_type
+
+    return declare
+
+
+class Schedules(Noun):
+    """The schedules of one database. Workers beside it, and servers, evaluate them."""
+
+    def create(
+        self,
+        name: str,
+        job: NewJob,
+        *,
+        actor: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Schedule:
+        """Add a schedule, whose first tick is after now.
+
+        - `name`: 1 to 128 of `A-Z a-z 0-9 _ : - .`.
+        - `job`: the job that each tick adds: `send.new_job(...)` or `NewJob(type, payload, {})`. Of
+          its options `delay`, `run_at`, `idempotency_key` and `actor` are refused, and `start_by`
+          is a duration.
+        - `actor`: who makes it. Default: the application's actor.
+        - `options`: those of `app.schedule`.
+
+        Returns the schedule. Raises InvalidInput, also if there is one of this name.
+        """
+        check_name(name, "schedule", "$.name")
+        rules, by = check_rules(job, options), self._actor(actor)
+
+        def act(db: Database) -> Schedule:
+            made = new_schedule(name, rules, by, db.now())
+            if not schedules.add(db, made):
+                raise InvalidInput(f"there is a schedule called {name} already", path="$.name")
+            return schedules.get(db, name)
+
+        return self._write(act)
+
+    def update(
+        self,
+        name: str,
+        *,
+        job: NewJob | None = None,
+        edition: int | None = None,
+        actor: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Schedule:
+        """Change a schedule. What is due before now is decided by the old rules.
+
+        - `name`: the schedule.
+        - `job`: another job for each tick. Default: None, the same.
+        - `edition`: change it only if it still has this edition. Default: None, whatever it has.
+        - `actor`: who changes it. Default: the application's actor.
+        - `options`: what changes; None sets the default. One of `cron`, `every` and `at` replaces
+          the other two.
+
+        Returns the schedule, whose edition is one higher. Raises ScheduleNotFound, InvalidInput,
+        and IllegalEdition if the edition is another one, or the schedule is declared in code.
+        """
+        by, defaults = self._actor(actor), self._defaults()
+
+        def act(db: Database) -> Schedule:
+            old = schedules.hold(db, name)
+            if edition is not None and edition != old.edition:
+                raise IllegalEdition(name, old.edition, "somebody else has changed it")
+            if old.declared:
+                raise IllegalEdition(name, old.edition, "it is declared in code, change it there")
+            return fires.change(db, old, changed_rules(old, job, options), by, defaults)
+
+        return self._write(act)
+
+    def get(self, name: str) -> Schedule:
+        """Return a schedule. Raises ScheduleNotFound."""
+        return schedules.get(self._core.store.read, name)
+
+    def pause(self, name: str, *, actor: str | None = None, reason: str | None = None) -> Schedule:
+        """Let the ticks of a schedule add no jobs until it is resumed.
+
+        - `name`: the schedule; one that is paused does not change.
+        - `actor`: who pauses it. Default: the application's actor.
+        - `reason`: why, at most 500 characters. Default: None.
+
+        Returns the schedule. Raises ScheduleNotFound or InvalidInput.
+        """
+        return self._set(name, actor, paused=True, reason=check_reason(reason))
+
+    def resume(self, name: str, *, catch_up: bool = False, actor: str | None = None) -> Schedule:
+        """Let the ticks of a schedule add jobs again.
+
+        - `name`: the schedule; one that is not paused does not change.
+        - `catch_up`: treat the ticks since the pause as the schedule's `missed` says. Default:
+          False: they are on record as `paused`, and add no job.
+        - `actor`: who resumes it. Default: the application's actor.
+
+        Returns the schedule. Raises ScheduleNotFound.
+        """
+        return self._set(name, actor, paused=False, catch_up=catch_up)
+
+    def trigger(
+        self, name: str, *, overlap: Overlap | None = None, actor: str | None = None
+    ) -> Fire:
+        """Add the job of a schedule now, also of one that is paused.
+
+        - `name`: the schedule.
+        - `overlap`: instead of what the schedule says. Default: None, as it says.
+        - `actor`: who triggers it. Default: the application's actor.
+
+        Returns the fire; its outcome is `overlapped`, without a job, if `overlap` says so. Raises
+        ScheduleNotFound or InvalidInput.
+        """
+        by, defaults = self._actor(actor), self._defaults()
+        _check_overlap(overlap)
+
+        def act(db: Database) -> Fire:
+            schedule = schedules.hold(db, name)
+            if overlap is not None:
+                schedule = replace(schedule, overlap=overlap)
+            return fires.trigger(db, schedule, by, defaults)
+
+        return self._write(act)
+
+    def backfill(
+        self,
+        name: str,
+        start: datetime,
+        end: datetime,
+        *,
+        overlap: Overlap = "buffer_all",
+        queue: str | None = None,
+        priority: int | None = None,
+        dry_run: bool = False,
+        actor: str | None = None,
+    ) -> list[Fire]:
+        """Add the jobs of the ticks from `start`, before `end`, that have none, oldest first.
+
+        Repeating it adds nothing twice. Also ticks that are on record without a job get one.
+
+        - `name`: the schedule.
+        - `start`, `end`: aware datetimes; ticks to come are left out. At most 10,000 ticks.
+        - `overlap`: as of a schedule; there may be more than 100 jobs that wait. Default:
+          `buffer_all`.
+        - `queue`, `priority`: of the jobs. Default: None, as the schedule says.
+        - `dry_run`: add nothing, return what would be. Default: False.
+        - `actor`: who asks for it. Default: the application's actor.
+
+        Returns the fires. Raises ScheduleNotFound or InvalidInput.
+        """
+        by, defaults = self._actor(actor), self._defaults()
+        _check_overlap(overlap)
+        given = {"queue": queue, "priority": priority}
+        options = {option: value for option, value in given.items() if value is not None}
+        defaults_of(options, defaults(""))
+        now = self._core.clock()
+        until = min(check_time(end, "$.end") - INSTANT, now)
+        due = times(self.get(name).when, check_time(start, "$.start") - INSTANT, until)
+        wanted = list(islice(due, MAX_FIRES + 1))
+        if len(wanted) > MAX_FIRES:
+            raise InvalidInput(f"more than {MAX_FIRES} ticks: make it shorter", path="$.end")
+
+        def act(db: Database, some: list[datetime]) -> list[Fire]:
+            schedule = schedules.hold(db, name)
+            template = replace(schedule.template, options=schedule.template.options | options)
+            schedule = replace(schedule, overlap=overlap, template=template)
+            return fires.backfill(db, schedule, some, by, defaults)
+
+        if dry_run:
+            todo = fires.without_job(self._core.store.read, name, wanted)
+            made_up: Any = {"schedule": name, "outcome": FireOutcome.FIRED, "how": How.BACKFILL}
+            return [Fire(**made_up, at=at, decided_at=now, actor=by) for at in todo]
+        made: list[Fire] = []
+        for first in range(0, len(wanted), BACKFILLED):
+            made += self._write(partial(act, some=wanted[first : first + BACKFILLED]))
+        return made
+
+    def delete(self, name: str) -> Schedule:
+        """Delete a schedule and the record of its fires; return it. Its jobs stay.
+
+        One that is declared in code comes back when a process that declares it starts. Raises
+        ScheduleNotFound.
+        """
+
+        def act(db: Database) -> Schedule:
+            schedule = schedules.hold(db, name)
+            schedules.delete(db, name)
+            return schedule
+
+        return self._write(act)
+
+    def next(self, name: str, count: int = 5) -> list[datetime]:
+        """Return the next ticks of a schedule, in its zone, also of one that is paused.
+
+        - `name`: the schedule.
+        - `count`: 1 to 100. Default: 5.
+
+        Raises ScheduleNotFound or InvalidInput.
+        """
+        number = whole(count, 1, MAX_PREVIEWED, "$.count")
+        found = self.get(name)
+        cursor = max(found.cursor_at, self._core.clock()) if found.paused_at else found.cursor_at
+        zone = zone_of(found.when.zone)
+        return [at.astimezone(zone) for at in islice(times(found.when, cursor), number)]
+
+    def preview(self, count: int = 5, **options: Unpack[ScheduleOptions]) -> Preview:
+        """Say when a schedule of these options would be due; nothing is stored.
+
+        - `count`: how many ticks, 1 to 100. Default: 5.
+        - `options`: `cron`, `every`, `offset`, `at`, `zone`, `starts_at` and `ends_at`, as
+          `app.schedule` has them.
+
+        Returns a `Preview`: `times`, `in_words` and `unusual_days`. Raises InvalidInput.
+        """
+        given: Any = options
+        return preview(check_when(**given), self._core.clock(), count)
+
+    def _actor(self, actor: str | None) -> str:
+        return check_label(actor or self._core.actor, "actor", "$.actor")
+
+    def _defaults(self) -> Defaults:
+        self._core.defaults.refresh()
+        return self._core.defaults.known
+
+    def _set(self, name: str, actor: str | None, **change: Any) -> Schedule:
+        by, defaults = self._actor(actor), self._defaults()
+
+        def act(db: Database) -> Schedule:
+            return fires.set_paused(db, schedules.hold(db, name), by, defaults, **change)
+
+        return self._write(act)
+
+    def _write(self, act: Callable[[Database], T]) -> T:
+        return self._core.store.write("schedule", act).result()
+
+    def fires(self, name: str, *, limit: int = 50, before: datetime | None = None) -> list[Fire]:
+        """Return what became of the ticks of a schedule, newest first.
+
+        - `name`: the schedule.
+        - `limit`: 1 to 500. Default: 50.
+        - `before`: only fires of ticks before this time, for the next page. Default: None.
+
+        Raises ScheduleNotFound or InvalidInput.
+        """
+        most, read = whole(limit, 1, MAX_LISTED, "$.limit"), self._core.store.read
+        self.get(name)
+        d = read.dialect
+        where, values = f"schedule = {d.value}", [name]
+        if before is not None:
+            where += f" AND at < {d.value}"
+            values.append(d.to_bound(check_time(before, "$.before")))
+        return schedules.fires(
+            read, f"{where} ORDER BY at DESC, decided_at DESC LIMIT {most}", values
+        )
+
+    def list(self, *, limit: int = 500, after: str = "") -> list[Schedule]:
+        """Return schedules by name.
+
+        - `limit`: 1 to 500. Default: 500.
+        - `after`: only those whose name follows, for the next page. Default: all.
+
+        Raises InvalidInput.
+        """
+        read, most = self._core.store.read, whole(limit, 1, MAX_LISTED, "$.limit")
+        d = read.dialect
+        return schedules.read(read, f"WHERE name > {d.value} ORDER BY name LIMIT {most}", (after,))
+
+
+def _check_overlap(overlap: Overlap | None) -> None:
+    if overlap is not None and overlap not in get_args(Overlap):
+        raise InvalidInput(f"use one of {', '.join(get_args(Overlap))}", path="$.overlap")

@@ -1,0 +1,337 @@
+"""The fires of schedules: jobs are added, and every tick that is due goes on record.
+
+A transaction locks the row of a schedule before it decides anything of it. So each tick is decided
+once, however many processes try, and the primary key of `fire` holds it to one job.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from msgspec.structs import replace
+
+from tenure import failpoints
+from tenure.errors import InvalidInput
+from tenure.events import Cancelled
+from tenure.jobs.fires import (
+    MAX_BUFFERED,
+    Advance,
+    Decision,
+    Defaults,
+    Tick,
+    actor_of,
+    advance,
+    decide_fires,
+    ticks_between,
+    with_room,
+)
+from tenure.jobs.schedule_times import next_after
+from tenure.jobs.schedules import (
+    MAX_FIRES,
+    Fire,
+    FireOutcome,
+    How,
+    Rules,
+    Schedule,
+    new_schedule,
+    rules_of,
+)
+from tenure.lifecycle import SETTLED, Job, Status, follow
+from tenure.store import enqueue, transitions
+from tenure.store.dialect import Reads
+from tenure.store.duties import AHEAD
+from tenure.store.protocol import Database
+from tenure.store.tables import dependencies
+from tenure.store.tables.schedules import (
+    COLUMNS,
+    PAUSE,
+    STATE,
+    add,
+    fires,
+    get,
+    hold,
+    read,
+    record,
+    save,
+    trim,
+)
+
+log = logging.getLogger(__name__)
+
+BATCH = 100
+"""Schedules that one transaction decides."""
+TRIM_EVERY = 100
+"""Ticks after which old fires of their schedule are looked for."""
+MIN_STEP_SECONDS = 60
+"""Smaller steps back of the clock are waited for."""
+
+
+def evaluate(db: Database, declared: Collection[str], defaults: Defaults) -> int:
+    """Decide the due ticks of schedules; return of how many, up to BATCH. Call again after BATCH.
+
+    Of the schedules in code only those that are `declared` here. Those that are locked, or whose
+    last job is, are left for the next time.
+    """
+    d = db.dialect
+    here = f" OR name IN ({d.values(len(declared))})" if declared else ""
+    due = read(
+        db,
+        f"WHERE next_at <= {d.later(AHEAD)} AND (NOT declared{here})"
+        f" AND (overlap = 'allow_all' OR next_at <= {d.now})"
+        f" ORDER BY next_at LIMIT {BATCH} {d.skip_locked}",
+        tuple(declared),
+    )
+    last = {s.last_job_id for s in due if s.last_job_id and s.overlap != "allow_all"}
+    busy = db.busy(sorted(last)) if last else set()
+    free = [s for s in due if s.overlap == "allow_all" or s.last_job_id not in busy]
+    decide(db, free, defaults)
+    return len(free)
+
+
+def decide(db: Database, due: Sequence[Schedule], defaults: Defaults) -> None:
+    """Decide the due ticks of locked schedules that are not paused."""
+    now = db.now()
+    fired, last = _fired_ahead(db, due), _last_jobs(db, due)
+    decided: list[tuple[Schedule, Decision]] = []
+    for schedule in due:
+        is_open, waiting = _open_jobs(db, schedule, last)
+        try:
+            decision = decide_fires(
+                schedule,
+                now,
+                is_open=is_open,
+                waiting=waiting,
+                fired=fired.get(schedule.name, ()),
+            )
+        except InvalidInput as error:
+            log.warning("schedule %s is left to processes that know more: %s", schedule.name, error)
+        else:
+            decided.append((schedule, decision))
+    carry_out(db, decided, defaults)
+
+
+def carry_out(
+    db: Database,
+    decided: Sequence[tuple[Schedule, Decision]],
+    defaults: Defaults,
+    actor: str | None = None,
+) -> list[Fire]:
+    """Add the jobs that were decided of locked schedules, and record it; return the fires."""
+    now, done = db.now(), list[Advance]()
+    for schedule, decision in decided:
+        try:
+            done.append(advance(schedule, decision, now, defaults, actor))
+        except InvalidInput as error:
+            log.error("schedule %s adds no job: %s", schedule.name, error)
+            continue
+        if schedule.overlap == "cancel_other" and done[-1].jobs:
+            _cancel(db, schedule)
+    jobs = [job for one in done for job in one.jobs]
+    if plain := [job for job, parent in jobs if parent is None]:
+        enqueue.add(db, plain)
+    dependencies.add(db, [(job, parent) for job, parent in jobs if parent is not None])
+    failpoints.hit("schedule.between_jobs_and_cursor")
+    made = [fire for one in done for fire in one.fires]
+    record(db, made)
+    for one in done:
+        save(db, one.schedule, STATE)
+        if one.schedule.decided % TRIM_EVERY < len(one.fires):
+            trim(db, one.schedule.name)
+    return made
+
+
+def _fired_ahead(db: Database, due: Sequence[Schedule]) -> Mapping[str, set[datetime]]:
+    """The ticks after the cursor that have a job, by schedule: a clock was ahead, or a backfill."""
+    d, found = db.dialect, dict[str, set[datetime]]()
+    if due:
+        names = d.values(len(due))
+        rows = db.rows(
+            f"SELECT fire.schedule, {d.time('fire.at')} FROM {d.table('fire')} AS fire"
+            f" JOIN {d.table('schedule')} AS schedule ON schedule.name = fire.schedule"
+            f" WHERE schedule.name IN ({names}) AND fire.at > schedule.cursor_at"
+            " AND fire.outcome = 'fired'",
+            [schedule.name for schedule in due],
+        )
+        for name, at in rows:
+            found.setdefault(name, set()).add(d.to_time(at))
+    return found
+
+
+def _last_jobs(db: Database, due: Sequence[Schedule]) -> Mapping[str, Job]:
+    """The last job of each schedule to which it matters, locked."""
+    ids = {s.last_job_id for s in due if s.last_job_id and s.overlap != "allow_all"}
+    return db.lock(sorted(ids)) if ids else {}
+
+
+def _open_jobs(db: Database, schedule: Schedule, last: Mapping[str, Job]) -> tuple[bool, int]:
+    """Whether the last job is not settled, and how many wait for one another."""
+    job = last.get(schedule.last_job_id or "")
+    if job is None or job.status in SETTLED:
+        return False, 0
+    if schedule.overlap != "buffer_all":
+        return True, int(job.status is Status.WAITING)
+    d = db.dialect
+    newest = (
+        f"SELECT job_id FROM {d.table('fire')} WHERE schedule = {d.value}"
+        f" AND job_id IS NOT NULL ORDER BY at DESC LIMIT {MAX_BUFFERED + 1}"
+    )
+    ((waiting,),) = db.rows(
+        f"SELECT count(*) FROM ({newest}) AS newest JOIN {d.table('job')} AS job"
+        " ON job.id = newest.job_id WHERE job.status = 'waiting'",
+        (schedule.name,),
+    )
+    return True, waiting
+
+
+def _cancel(db: Database, schedule: Schedule) -> None:
+    for job in db.lock([schedule.last_job_id] if schedule.last_job_id else []).values():
+        if job.status not in SETTLED:
+            event = Cancelled(actor=actor_of(schedule.name), reason="the schedule is due again")
+            transitions.save(db, [(job, follow(job, event, db.now()))])
+
+
+def trigger(db: Database, schedule: Schedule, actor: str, defaults: Defaults) -> Fire:
+    """Fire a locked schedule at this moment."""
+    d, now = db.dialect, db.now()
+    at = now.replace(microsecond=now.microsecond // 1000 * 1000)
+    where = (
+        f"schedule = {d.value} AND at >= {d.value} AND outcome = 'fired' ORDER BY at DESC LIMIT 1"
+    )
+    for fire in fires(db, where, (schedule.name, d.to_bound(at))):
+        at = fire.at + timedelta(milliseconds=1)
+    return by_hand(db, schedule, [Tick(at=at, how=How.TRIGGER)], actor, defaults)[0]
+
+
+def by_hand(
+    db: Database,
+    schedule: Schedule,
+    ticks: list[Tick],
+    actor: str,
+    defaults: Defaults,
+    most: int = MAX_BUFFERED,
+) -> list[Fire]:
+    """Fire ticks of a locked schedule as its `overlap` says, beside those that fall due."""
+    is_open, waiting = _open_jobs(db, schedule, _last_jobs(db, [schedule]))
+    decided = with_room(ticks, schedule.overlap, is_open=is_open, waiting=waiting, most=most)
+    decision = Decision(
+        ticks=tuple(decided), cursor_at=schedule.cursor_at, next_at=schedule.next_at
+    )
+    return carry_out(db, [(schedule, decision)], defaults, actor)
+
+
+def backfill(
+    db: Database, schedule: Schedule, ticks: Sequence[datetime], actor: str, defaults: Defaults
+) -> list[Fire]:
+    """Fire those of the ticks of a locked schedule that have no job, oldest first."""
+    todo = [Tick(at=at, how=How.BACKFILL) for at in without_job(db, schedule.name, ticks)]
+    return by_hand(db, schedule, todo, actor, defaults, most=MAX_FIRES)
+
+
+def without_job(db: Reads, name: str, ticks: Sequence[datetime]) -> list[datetime]:
+    """Return those of the ticks that have no job."""
+    if not ticks:
+        return []
+    d = db.dialect
+    where = f"schedule = {d.value} AND at BETWEEN {d.value} AND {d.value} AND outcome = 'fired'"
+    values = (name, d.to_bound(ticks[0]), d.to_bound(ticks[-1]))
+    known = {fire.at for fire in fires(db, where, values)}
+    return [at for at in ticks if at not in known]
+
+
+def change(
+    db: Database, old: Schedule, rules: Rules, actor: str, defaults: Defaults, **more: Any
+) -> Schedule:
+    """Give a locked schedule other rules. What is due before is decided by the old ones."""
+    catch_up_to_now(db, old, defaults)
+    now = db.now()
+    new = replace(
+        get(db, old.name),
+        **{name: getattr(rules, name) for name in Rules.__struct_fields__},
+        edition=old.edition + 1,
+        cursor_at=now,
+        next_at=None if old.paused_at else next_after(rules.when, now),
+        changed_at=now,
+        changed_by=actor,
+        **more,
+    )
+    save(db, new, COLUMNS)
+    return new
+
+
+def set_paused(
+    db: Database,
+    schedule: Schedule,
+    actor: str,
+    defaults: Defaults,
+    *,
+    paused: bool,
+    reason: str | None = None,
+    catch_up: bool = False,
+) -> Schedule:
+    """Pause or resume a locked schedule; with `catch_up` the ticks of the pause are still due."""
+    if paused == (schedule.paused_at is not None):
+        return schedule
+    if not catch_up:
+        catch_up_to_now(db, schedule, defaults)
+    before = get(db, schedule.name)
+    after = replace(
+        before,
+        paused_at=db.now() if paused else None,
+        paused_by=actor,
+        pause_reason=reason,
+        next_at=None if paused else next_after(before.when, before.cursor_at),
+    )
+    save(db, after, (*PAUSE, "next_at"))
+    return get(db, schedule.name)
+
+
+def catch_up_to_now(db: Database, schedule: Schedule, defaults: Defaults) -> None:
+    """Decide the ticks of a locked schedule that are due; those of a paused one as such."""
+    if schedule.paused_at is None:
+        decide(db, [schedule], defaults)
+        return
+    now = max(db.now(), schedule.cursor_at)
+    ticks = ticks_between(schedule.when, schedule.cursor_at, now, FireOutcome.PAUSED)
+    carry_out(db, [(schedule, Decision(ticks=ticks, cursor_at=now, next_at=None))], defaults)
+
+
+def declare(db: Database, declared: Mapping[str, Rules], actor: str, defaults: Defaults) -> None:
+    """Write the schedules of a program, by name, that are not there or differ."""
+    d, now = db.dialect, db.now()
+    where = f"WHERE name IN ({d.values(len(declared))}) ORDER BY name{d.hold}"
+    known = {schedule.name: schedule for schedule in read(db, where, tuple(declared))}
+    for name, rules in sorted(declared.items()):
+        old = known.get(name)
+        if old is None:
+            add(db, new_schedule(name, rules, actor, now, declared=True))
+        elif not old.declared or rules_of(old) != rules:
+            change(db, old, rules, actor, defaults, declared=True, declared_seen_at=now)
+        else:
+            save(db, replace(old, declared_seen_at=now), ("declared_seen_at",))
+
+
+def set_right(db: Database) -> int:
+    """If the clock was put back, let up to BATCH schedules go on from now; return how many.
+
+    What was fired ahead of time is on record, and is not fired again.
+    """
+    now = db.now()
+    ahead = f"WHERE paused_at IS NULL AND cursor_at > {db.dialect.later(MIN_STEP_SECONDS)}"
+    found = read(db, f"{ahead} LIMIT {BATCH} {db.dialect.skip_locked}")
+    for schedule in found:
+        log.warning("the clock was put back: schedule %s goes on from now", schedule.name)
+        next_at, edition = next_after(schedule.when, now), schedule.edition + 1
+        right = replace(schedule, cursor_at=now, next_at=next_at, edition=edition)
+        save(db, right, ("cursor_at", "next_at", "edition"))
+    return len(found)
+
+
+def recompute(db: Database, name: str) -> None:
+    """Compute the next tick of a schedule again, by the time zones that this process knows."""
+    schedule = hold(db, name)
+    if schedule.paused_at is None:
+        next_at = next_after(schedule.when, schedule.cursor_at)
+        save(db, replace(schedule, next_at=next_at), ("next_at",))

@@ -1,0 +1,213 @@
+"""The tables of schedules and of their fires."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec.structs import asdict
+
+from tenure.errors import InvalidInput, ScheduleNotFound
+from tenure.jobs.fires import INSTANT
+from tenure.jobs.schedule_times import When, newest, zone_of
+from tenure.jobs.schedules import Fire, FireOutcome, How, Schedule, Template
+from tenure.store.audit import TICKS
+from tenure.store.dialect import Dialect, Reads, Statements
+from tenure.store.rows import fields_of, selected
+
+log = logging.getLogger(__name__)
+
+WHEN = ("cron", "every", '"offset"', "once", "zone", "starts_at", "ends_at")
+RULES = (
+    *(*WHEN, "template", "time_key", "jitter", "missed", "grace", "catch_up", "catch_up_window"),
+    *("overlap", "note"),
+)
+PAUSE = ("paused_at", "paused_by", "pause_reason")
+STATE = (
+    *("declared_seen_at", "cursor_at", "next_at", "last_job_id", "fired", "overlapped"),
+    "missed_fires",
+)
+COLUMNS = (
+    *("name", "edition", "declared", *RULES, *PAUSE, *STATE),
+    *("created_at", "created_by", "changed_at", "changed_by"),
+)
+FIRE = ("schedule", "at", "until", "outcome", "how", "job_id", "decided_at", "actor")
+
+ROWS = 500
+"""Fires that one statement writes."""
+KEPT_FIRES, KEPT_DAYS = 1_000, 90
+"""The newest fires of a schedule are kept, and those of the last days."""
+
+CROWD = 10
+MAX_CHECKED = 500
+"""Schedules that `tenure doctor` looks at."""
+MAX_VERIFIED = 1_000
+"""Ticks of each schedule that `unrecorded` looks for."""
+
+
+def read(db: Reads, rest: str, values: Sequence[Any] = ()) -> list[Schedule]:
+    """Return the schedules of the rest of a SELECT, without those that this version cannot read."""
+    d = db.dialect
+    rows = db.rows(f"SELECT {selected(d, COLUMNS)} FROM {d.table('schedule')} {rest}", values)
+    found = []
+    for row in rows:
+        fields = {name.strip('"'): value for name, value in fields_of(d, COLUMNS, row).items()}
+        fields["at"] = fields.pop("once")
+        when = When(**{name: fields.pop(name) for name in When.__struct_fields__})
+        try:
+            template = msgspec.json.decode(fields.pop("template"), type=Template)
+        except msgspec.DecodeError as error:
+            log.warning("schedule %s is left out: %s", fields["name"], error)
+            continue
+        declared = bool(fields.pop("declared"))
+        found.append(Schedule(**fields, when=when, template=template, declared=declared))
+    return found
+
+
+def is_readable(schedule: Schedule) -> bool:
+    """Whether the time zone of a schedule is known on this machine."""
+    with suppress(InvalidInput):
+        return bool(zone_of(schedule.when.zone))
+    return False
+
+
+def get(db: Reads, name: str, lock: str = "") -> Schedule:
+    """Return a schedule; raises ScheduleNotFound."""
+    found = read(db, f"WHERE name = {db.dialect.value}{lock}", (name,))
+    if not found:
+        raise ScheduleNotFound(name)
+    return found[0]
+
+
+def hold(db: Statements, name: str) -> Schedule:
+    """Return a schedule, locked until the end of the transaction; raises ScheduleNotFound."""
+    return get(db, name, db.dialect.hold)
+
+
+def fires(db: Reads, where: str, values: Sequence[Any]) -> list[Fire]:
+    """Return the fires of a condition, and of what follows it."""
+    d = db.dialect
+    rows = db.rows(f"SELECT {selected(d, FIRE)} FROM {d.table('fire')} WHERE {where}", values)
+    found = (fields_of(d, FIRE, row) for row in rows)
+    return [
+        Fire(**fields | {"outcome": FireOutcome(fields["outcome"]), "how": How(fields["how"])})
+        for fields in found
+    ]
+
+
+def unrecorded(db: Reads) -> list[tuple[str, str, str]]:
+    """Return the ticks that were due by the present rules and are not on record, as findings.
+
+    Of each schedule the newest `MAX_VERIFIED`, as far back as its record is kept.
+    """
+    d, found = db.dialect, list[tuple[str, str, str]]()
+    for schedule in read(db, "ORDER BY name"):
+        if not is_readable(schedule):
+            continue
+        where = f"schedule = {d.value} ORDER BY at LIMIT 1"
+        oldest = [fire.at - INSTANT for fire in fires(db, where, (schedule.name,))]
+        start = max([schedule.changed_at, *oldest])
+        due = newest(schedule.when, start, schedule.cursor_at, MAX_VERIFIED)
+        where = f"schedule = {d.value} AND coalesce(until, at) >= {d.value} ORDER BY at"
+        values = (schedule.name, d.to_bound(due[0] if due else start))
+        spans = [(fire.at, fire.until or fire.at) for fire in fires(db, where, values)]
+        known = {at for at, _ in spans}
+        wide = [span for span in spans if span[0] != span[1]]
+        missing = [at for at in due if at not in known and not any(a <= at <= b for a, b in wide)]
+        found += [(TICKS, "", f"{schedule.name} at {at.isoformat()}") for at in missing]
+    return found
+
+
+def crowded(db: Reads, schedule: Schedule) -> bool:
+    """Whether the last `CROWD` jobs of a schedule all are not settled."""
+    d = db.dialect
+    last = (
+        f"SELECT job_id FROM {d.table('fire')} WHERE schedule = {d.value} AND job_id IS NOT NULL"
+        f" ORDER BY at DESC LIMIT {CROWD}"
+    )
+    ((unsettled,),) = db.rows(
+        f"SELECT count(*) FROM ({last}) AS last JOIN {d.table('job')} AS job"
+        " ON job.id = last.job_id WHERE job.finished_at IS NULL",
+        (schedule.name,),
+    )
+    return bool(unsettled == CROWD)
+
+
+def add(db: Statements, schedule: Schedule) -> bool:
+    """Add a schedule. Returns False if the name is taken."""
+    d = db.dialect
+    names, values = ", ".join(COLUMNS), ", ".join(_value(d, column) for column in COLUMNS)
+    return (
+        db.changed(
+            f"INSERT INTO {d.table('schedule')} ({names}) VALUES ({values}) ON CONFLICT DO NOTHING",
+            _stored(d, schedule, COLUMNS),
+        )
+        == 1
+    )
+
+
+def save(db: Statements, schedule: Schedule, columns: Sequence[str]) -> None:
+    """Write columns of a locked schedule."""
+    d = db.dialect
+    sets = ", ".join(f"{column} = {_value(d, column)}" for column in columns)
+    values = (*_stored(d, schedule, columns), schedule.name)
+    db.changed(f"UPDATE {d.table('schedule')} SET {sets} WHERE name = {d.value}", values)
+
+
+def record(db: Statements, made: Sequence[Fire]) -> None:
+    """Put fires on record. On record a range grows.
+
+    A second job for a tick is an error, by the trigger of the table.
+    """
+    d = db.dialect
+    one = ", ".join(d.id_value if column == "job_id" else d.value for column in FIRE)
+    table = d.table("fire")
+    for start in range(0, len(made), ROWS):
+        some = made[start : start + ROWS]
+        values = [_bound(d, getattr(fire, column)) for fire in some for column in FIRE]
+        db.changed(
+            f"INSERT INTO {table} AS fire ({', '.join(FIRE)})"
+            f" VALUES {', '.join([f'({one})'] * len(some))}"
+            " ON CONFLICT (schedule, at, outcome) DO UPDATE SET until = excluded.until"
+            " WHERE excluded.outcome = 'fired'"
+            " OR excluded.until > coalesce(fire.until, fire.at)",
+            values,
+        )
+
+
+def trim(db: Statements, name: str) -> None:
+    """Delete old fires of a schedule."""
+    d = db.dialect
+    fire, old = d.table("fire"), d.later(-KEPT_DAYS * 86_400)
+    oldest = (
+        f"SELECT at FROM {fire} WHERE schedule = {d.value}"
+        f" ORDER BY at DESC LIMIT 1 OFFSET {KEPT_FIRES - 1}"
+    )
+    where = f"schedule = {d.value} AND at < {old} AND at < ({oldest})"
+    db.changed(f"DELETE FROM {fire} WHERE {where}", (name, name))
+
+
+def delete(db: Statements, name: str) -> None:
+    """Delete a schedule and its fires."""
+    d = db.dialect
+    db.changed(f"DELETE FROM {d.table('schedule')} WHERE name = {d.value}", (name,))
+    db.changed(f"DELETE FROM {d.table('fire')} WHERE schedule = {d.value}", (name,))
+
+
+def _value(d: Dialect, column: str) -> str:
+    return d.id_value if column == "last_job_id" else d.value
+
+
+def _stored(d: Dialect, schedule: Schedule, columns: Sequence[str]) -> list[Any]:
+    when = asdict(schedule.when)
+    fields = {**asdict(schedule), **when, "once": when["at"]}
+    fields["template"] = msgspec.json.encode(schedule.template).decode()
+    return [_bound(d, fields[column.strip('"')]) for column in columns]
+
+
+def _bound(d: Dialect, value: Any) -> Any:
+    return d.to_bound(value) if isinstance(value, datetime) else value

@@ -1,0 +1,454 @@
+"""Schedules on both engines: each tick is decided once, and is on record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tenure import InvalidInput, NewJob, Status, Tenure
+from tenure.app.evaluation import decide_due, declare, set_right
+from tenure.errors import IllegalEdition, ScheduleNotFound
+from tenure.jobs.work import ClaimRequest, Duty, Outcome, Report
+from tests.support.clock import START, Clock
+from tests.support.raw_sql import RawSql, Refused
+from tests.support.schedules import TABLE, shown, situation
+
+MAIL = NewJob("mail", {}, {})
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def app(app_on_each_engine: Tenure, clock: Clock) -> Iterator[Tenure]:
+    yield app_on_each_engine
+    assert app_on_each_engine.verify() == []
+
+
+@pytest.fixture
+def raw(app: Tenure) -> Iterator[RawSql]:
+    with closing(RawSql(app.database)) as raw:
+        yield raw
+
+
+def record(app: Tenure, name: str = "s", every: float = 60) -> str:
+    """What is on record, oldest first, as in the table."""
+    fires = app.schedules.fires(name, limit=500)[::-1]
+    waiting = {job.id for job in app.find(status="waiting", limit=500)}
+    return shown(fires, every, [fire.job_id in waiting for fire in fires])
+
+
+def complete(app: Tenure, limit: int = 1) -> list[str]:
+    """Claim jobs and complete them."""
+    claim = ClaimRequest(worker="w", limit=limit, lease_seconds=60)
+    leases = app.core.claim(claim).leases
+    app.core.report([Report(lease.id, lease.lease_id, Outcome.COMPLETED) for lease in leases])
+    return [lease.id for lease in leases]
+
+
+@pytest.mark.parametrize(("row", "overlap", "expected"), TABLE)
+def test_overlap_missed_and_outage(
+    app: Tenure, clock: Clock, row: str, overlap: Any, expected: str
+) -> None:
+    every, seen, options, is_open = situation(row)
+    app.schedules.create("s", MAIL, every=every, overlap=overlap, **options)
+    if is_open:
+        app.schedules.trigger("s")
+    clock.advance(seen)
+    decide_due(app.core)
+    assert record(app, every=every).removeprefix("f0? ") == expected
+    assert len(app.find(type="mail")) == expected.count("f") + is_open
+    found = app.schedules.get("s")
+    assert found.fired == expected.count("f") + is_open
+    assert found.decided == seen // every + is_open
+    decide_due(app.core)
+    assert found == app.schedules.get("s")
+
+
+def test_a_tick_becomes_a_job_that_starts_in_time(app: Tenure, clock: Clock) -> None:
+    job = NewJob("mail", {"to": "a"}, {"queue": "mails", "tags": ["nightly"]})
+    app.schedules.create("nightly", job, cron="10 3 * * *", time_key="day", actor="ann")
+    clock.advance(3 * 3600 + 600 - 1.6)
+    assert Duty.SCHEDULES not in app.core.look()
+    clock.advance(0.2)
+    assert Duty.SCHEDULES in app.core.look()
+    decide_due(app.core)
+    assert Duty.SCHEDULES not in app.core.look()
+    (made,) = app.find()
+    assert made.run_at == START + timedelta(hours=3, minutes=10) > made.created_at
+    assert made.payload == {"to": "a", "day": "2026-01-01T03:10:00+00:00"}
+    assert (made.queue, made.tags, made.actor) == ("mails", ("nightly",), "schedule nightly")
+    (fire,) = app.schedules.fires("nightly")
+    assert (fire.job_id, fire.outcome, fire.how, fire.at) == (made.id, "fired", "due", made.run_at)
+    assert "Schedule nightly added it for 2026-01-01 03:10:00 UTC." in app.explain(made.id).text
+    found = app.schedules.get("nightly")
+    assert (found.created_by, found.last_job_id) == ("ann", made.id)
+    assert found.next_at == made.run_at + timedelta(days=1)
+
+
+def test_buffered_jobs_run_one_after_the_other(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60, overlap="buffer_all")
+    for _ in range(3):
+        clock.advance(60)
+        decide_due(app.core)
+    first, second, third = [fire.job_id for fire in app.schedules.fires("s")[::-1]]
+    assert first
+    assert second
+    assert third
+    assert f"It waits for 1 more before it can run: {first} (pending)." in app.explain(second).text
+    clock.advance(600)
+    assert complete(app, 10) == [first]
+    assert app.get(second).status == "pending"
+    assert app.get(second).run_at == clock.now
+    assert [t.event for t in app.history(second)] == ["enqueued", "unblocked"]
+    assert app.history(second)[-1].actor == "store"
+    app.cancel(second)  # however it ends
+    assert complete(app, 10) == [third]
+
+
+def test_a_job_that_is_tried_again_is_waited_for(app: Tenure, clock: Clock) -> None:
+    job = NewJob("mail", {}, {"max_retries": 2, "backoff": 0})
+    app.schedules.create("s", job, every=60, overlap="buffer_one")
+    for _ in range(2):
+        clock.advance(60)
+        decide_due(app.core)
+    second, first = [fire.job_id or "" for fire in app.schedules.fires("s")]
+    for status in ("waiting", "pending"):
+        (lease,) = app.core.claim(ClaimRequest(worker="w", limit=9, lease_seconds=60)).leases
+        assert lease.id == first
+        app.core.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error="boom")])
+        assert app.get(second).status == status
+    app.retry(first)
+    assert [t.event for t in app.history(second)] == ["enqueued", "unblocked"]
+
+
+def test_an_operator_lets_a_buffered_job_run(app: Tenure, clock: Clock, raw: RawSql) -> None:
+    app.schedules.create("s", MAIL, every=60, overlap="buffer_one")
+    for _ in range(2):
+        clock.advance(60)
+        decide_due(app.core)
+    second, first = [fire.job_id or "" for fire in app.schedules.fires("s")]
+    raw.run(
+        "UPDATE {job} SET status = 'pending', need = 0, event = 'unblocked' WHERE id = ?", second
+    )
+    assert sorted(complete(app, 10)) == sorted([first, second])
+
+
+def test_cancel_other(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60, overlap="cancel_other")
+    for _ in range(2):
+        clock.advance(60)
+        decide_due(app.core)
+    second, first = [fire.job_id or "" for fire in app.schedules.fires("s")]
+    assert app.get(second).status == "pending"
+    cancelled = app.get(first)
+    assert (cancelled.status, cancelled.actor) == ("cancelled", "schedule s")
+    assert cancelled.reason == "the schedule is due again"
+
+
+def test_pause_and_resume(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60)
+    clock.advance(60)
+    paused = app.schedules.pause("s", actor="ann", reason="too many")  # what was due is decided
+    assert (paused.paused_by, paused.pause_reason, paused.next_at) == ("ann", "too many", None)
+    assert app.schedules.pause("s", actor="bob") == paused
+    clock.advance(600)
+    assert Duty.SCHEDULES not in app.core.look()
+    decide_due(app.core)
+    assert record(app) == "f1"
+    resumed = app.schedules.resume("s")
+    assert resumed.paused_at is None
+    assert resumed.next_at == clock.now + MINUTE
+    assert record(app) == "f1 p2-11"
+    clock.advance(60)
+    decide_due(app.core)
+    assert record(app) == "f1 p2-11 f12"
+    app.schedules.pause("s")
+    clock.advance(600)
+    app.schedules.resume("s", catch_up=True)
+    decide_due(app.core)
+    assert record(app) == "f1 p2-11 f12 m13-20 f21 f22"
+    assert app.schedules.resume("s") == app.schedules.get("s")
+
+
+def test_trigger(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60, overlap="skip")
+    fires = [app.schedules.trigger("s", overlap="allow_all", actor="ann") for _ in range(3)]
+    assert [fire.at - START for fire in fires] == [timedelta(milliseconds=n) for n in range(3)]
+    assert {fire.how for fire in fires} == {"trigger"}
+    assert {fire.actor for fire in fires} == {"ann"}
+    assert app.schedules.trigger("s").outcome == "overlapped"
+    app.schedules.pause("s")
+    complete(app, 10)
+    assert app.schedules.trigger("s").outcome == "fired"
+    assert len(app.find()) == 4
+    clock.advance(60)
+    app.schedules.resume("s")
+    assert app.schedules.get("s").overlap == "skip"
+
+
+def test_backfill(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60, missed="skip")
+    clock.advance(600)
+    decide_due(app.core)
+    assert record(app) == "m1-8 f9 f10"
+    ends = START - MINUTE, START + timedelta(hours=1)
+    planned = app.schedules.backfill("s", *ends, dry_run=True)
+    assert record(app) == "m1-8 f9 f10"
+    made = app.schedules.backfill("s", *ends, queue="slow", priority=7, actor="ann")
+    assert [fire.at for fire in planned] == [fire.at for fire in made]
+    assert [fire.at for fire in made] == [START + n * MINUTE for n in range(-1, 9)]
+    assert app.schedules.backfill("s", *ends) == []
+    jobs = app.find(queue="slow")
+    assert {job.priority for job in jobs} == {7}
+    assert len(jobs) == 10
+    assert [job.status for job in jobs].count(Status.WAITING) == 10
+    template = app.schedules.get("s").template
+    assert template.options == {}
+    assert len(complete(app, 100)) == 2  # the last job, on which the backfill waits
+    assert len(complete(app, 100)) == 1
+
+
+def test_backfill_beside_allow_all(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60)
+    start = START - timedelta(minutes=1_100)
+    made = app.schedules.backfill("s", start, START, overlap="allow_all")
+    assert len(made) == len({fire.job_id for fire in made}) == 1_100
+    assert app.count(status="pending").jobs == 1_100
+    with pytest.raises(InvalidInput, match="10000 ticks"):
+        app.schedules.backfill("s", start - timedelta(days=10), START)
+
+
+def test_update_decides_by_the_old_rules_first(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60, offset=5, note="old")
+    clock.advance(65)
+    changed = app.schedules.update("s", cron="* * * * *", edition=1, actor="ann", note=None)
+    assert record(app) == "f0 f1"
+    assert (changed.edition, changed.changed_by, changed.note) == (2, "ann", None)
+    assert (changed.when.every, changed.when.offset, changed.when.cron) == (None, 0, "* * * * *")
+    assert changed.next_at == START + 2 * MINUTE
+    with pytest.raises(IllegalEdition, match="edition 2"):
+        app.schedules.update("s", every=90, edition=1)
+    app.schedules.pause("s")
+    clock.advance(600)
+    job = NewJob("post", {"a": 1}, {})
+    changed = app.schedules.update("s", job=job, overlap="skip")
+    assert changed.next_at is None
+    assert changed.template.type == "post"
+    assert [one.outcome for one in app.schedules.fires("s")] == ["paused", "fired", "fired"]
+    app.schedules.resume("s")
+
+
+def test_names(app: Tenure, clock: Clock) -> None:
+    made = [app.schedules.create(name, MAIL, every=60) for name in ("b", "a", "c")]
+    assert app.schedules.list() == sorted(made, key=lambda one: one.name)
+    assert [one.name for one in app.schedules.list(limit=1, after="a")] == ["b"]
+    with pytest.raises(InvalidInput, match="called a already"):
+        app.schedules.create("a", MAIL, every=90)
+    with pytest.raises(InvalidInput, match="not a name"):
+        app.schedules.create("a b", MAIL, every=90)
+    app.schedules.trigger("a")
+    assert app.schedules.delete("a").name == "a"
+    assert len(app.find()) == 1
+    for verb in (app.schedules.get, app.schedules.delete, app.schedules.pause, app.schedules.fires):
+        with pytest.raises(ScheduleNotFound, match="'a'"):
+            verb("a")
+    app.schedules.create("a", MAIL, every=60)
+    assert app.schedules.fires("a") == []
+
+
+def test_pages_of_fires(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60)
+    for _ in range(5):
+        clock.advance(60)
+        decide_due(app.core)
+    newest = app.schedules.fires("s", limit=2)
+    older = app.schedules.fires("s", limit=2, before=newest[-1].at)
+    assert shown([*newest, *older], 60, [False] * 4) == "f5 f4 f3 f2"
+
+
+def test_next_and_preview(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, cron="0 3 * * *", zone="Europe/Berlin")
+    assert [f"{at:%d %H:%M %z}" for at in app.schedules.next("s", 2)] == [
+        "01 03:00 +0100",
+        "02 03:00 +0100",
+    ]
+    app.schedules.pause("s")
+    clock.advance(86_400)
+    assert [f"{at:%d}" for at in app.schedules.next("s", 1)] == ["02"]
+    assert "03:00" in app.schedules.preview(cron="0 3 * * *").in_words
+
+
+def test_a_clock_that_was_ahead(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=3600)
+    clock.advance(3600)
+    decide_due(app.core)
+    clock.advance(86_400)
+    decide_due(app.core)
+    assert record(app, every=3600) == "f1 m2-24 f25"
+    clock.advance(-86_400)
+    set_right(app.core, zones=False)
+    found = app.schedules.get("s")
+    assert (found.edition, found.cursor_at) == (2, clock.now)
+    for _ in range(26):
+        clock.advance(3600)
+        decide_due(app.core)
+    assert len(app.find()) == 27 == app.schedules.get("s").fired
+    assert record(app, every=3600).endswith("f24 f25 f26 f27")
+
+
+def test_a_clock_that_goes_back_fires_nothing_twice(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60, overlap="skip", missed="all")
+    for _ in range(5):
+        clock.advance(60)
+        decide_due(app.core)
+        complete(app)
+    clock.advance(-300)
+    decide_due(app.core)
+    set_right(app.core, zones=False)
+    clock.advance(360)
+    decide_due(app.core)
+    assert record(app) == "f1 f2 f3 f4 f5 f6"
+
+
+def test_other_rules_of_a_zone(app: Tenure, clock: Clock, raw: RawSql) -> None:
+    app.schedules.create("s", MAIL, cron="0 3 * * *", zone="Europe/Berlin")
+    right = app.schedules.get("s")
+    raw.run(f"UPDATE {{schedule}} SET next_at = {raw.later('next_at', 3600)}")
+    set_right(app.core, zones=False)
+    assert app.schedules.get("s") != right
+    set_right(app.core, zones=True)
+    assert app.schedules.get("s") == right
+
+
+def test_declared_in_code(app: Tenure, clock: Clock, database_url: str) -> None:
+    @app.schedule(cron="10 3 * * *", zone="Europe/Berlin", time_key="day")
+    @app.schedule(every="90s", name="often", payload={"to": "b"})
+    @app.job(queue="mails")
+    def mail(to: str = "a", day: str | None = None) -> None: ...
+
+    assert app.schedules.list() == []
+    declare(app.core)
+    often, nightly = app.schedules.get("often"), app.schedules.get("mail")
+    assert often.declared
+    assert often.template.payload == {"to": "b"}
+    declare(app.core)
+    assert app.schedules.get("mail") == nightly
+    with Tenure(database_url) as other:
+        clock.advance(90)
+        decide_due(other.core)
+        assert app.find() == []
+        decide_due(app.core)
+        (job,) = app.find()
+        assert job.queue == "mails"  # as the type says here
+        with pytest.raises(IllegalEdition, match="declared in code"):
+            other.schedules.update("often", every=60)
+        other.schedules.pause("often")
+        other.schedule(every="60s", name="often")(other.job(name="mail")(lambda: None))
+        declare(other.core)
+        assert other.schedules.get("often").edition == 2
+        assert other.schedules.get("often").paused_at is not None
+        other.schedules.resume("often")
+    app.schedules.delete("often")
+    declare(app.core)
+    assert app.schedules.get("often").when.every == 90
+
+
+def test_what_cannot_be_declared(app: Tenure) -> None:
+    @app.job
+    def mail(to: str) -> None: ...
+
+    with pytest.raises(TypeError, match="to"):
+        app.schedule(every=60)(mail)
+    app.schedule(every=60, time_key="to")(mail)
+    app.schedule(every=60, time_key="to")(mail)
+    with pytest.raises(InvalidInput, match="called mail already"):
+        app.schedule(every=90, time_key="to")(mail)
+
+
+def test_several_decide_at_once(app: Tenure, clock: Clock, database_url: str) -> None:
+    for number in range(250):
+        app.schedules.create(f"s{number}", MAIL, every=60)
+    clock.advance(60)
+    assert [decide_due(app.core) for _ in range(3)] == [True, True, False]
+    assert app.count().jobs == 250
+
+
+# --- what the database holds
+
+
+def test_one_job_for_each_tick(app: Tenure, clock: Clock, raw: RawSql) -> None:
+    app.schedules.create("s", MAIL, every=60)
+    first = app.schedules.trigger("s")
+    second = app.enqueue("mail").id
+    insert = (
+        "INSERT INTO {fire} (schedule, at, outcome, how, job_id, decided_at)"
+        " VALUES ('s', {now}, 'fired', 'due', ?, {now})"
+    )
+    for statement, value in (
+        (insert, second),
+        (insert.replace("{now}, 'fired'", "{later}, 'fired'"), second.replace("0", "1")),
+        ("UPDATE {fire} SET job_id = ?", second),
+        ("UPDATE {fire} SET how = ?", "due"),
+    ):
+        with pytest.raises(Refused):
+            raw.run(statement, value)
+    assert app.schedules.fires("s") == [first]
+
+
+def test_a_schedule_goes_back_only_with_a_new_edition(
+    app: Tenure, clock: Clock, raw: RawSql
+) -> None:
+    app.schedules.create("s", MAIL, every=60)
+    back = f"UPDATE {{schedule}} SET cursor_at = {raw.later('cursor_at', -60)}"
+    with pytest.raises(Refused):
+        raw.run(back)
+    raw.run(f"{back}, edition = edition + 1")
+    decide_due(app.core)
+
+
+def test_what_verify_finds(app_on_each_engine: Tenure, clock: Clock) -> None:
+    app = app_on_each_engine
+    app.schedules.create("s", MAIL, every=60, overlap="buffer_one", missed="skip")
+    clock.advance(600)
+    decide_due(app.core)
+    assert record(app) == "m1-8 f9 f10w"
+    assert app.verify() == []
+    with closing(RawSql(app.database)) as raw:
+        raw.run("DELETE FROM {fire} WHERE outcome = 'missed'")
+        raw.run("DELETE FROM {fire} WHERE at = (SELECT max(at) FROM {fire})")
+        found = app.verify()
+        assert [(one.invariant, one.found) for one in found] == [
+            ("every tick that was due is on record", "s at 2026-01-01T00:10:00+00:00")
+        ]
+        raw.without_triggers(
+            "UPDATE {job} SET status = 'completed', finished_at = {now} WHERE status = 'pending'"
+        )
+        assert "no job waits for one that is settled" in {one.invariant for one in app.verify()}
+
+
+def test_old_fires_are_deleted(app: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenure.store.tables.schedules.KEPT_FIRES", 150)
+    app.schedules.create("s", MAIL, every=3600 * 24)
+    app.schedules.backfill("s", START - timedelta(days=300), START, overlap="allow_all")
+    kept = app.schedules.fires("s", limit=500)
+    assert len(kept) == 150
+    assert kept[-1].at == START - timedelta(days=150)
+
+
+def test_the_edges_of_deleted_jobs_go(app: Tenure, clock: Clock, raw: RawSql) -> None:
+    app.schedules.create("s", MAIL, every=60, overlap="buffer_all")
+    for _ in range(3):
+        clock.advance(60)
+        decide_due(app.core)
+    while complete(app):
+        pass
+    assert raw.value("SELECT count(*) FROM {dependency}") == 2
+    while app.core.measure():
+        pass
+    clock.advance(60)
+    app.schedules.pause("s")
+    app.core.prune({"completed": 1})
+    assert raw.value("SELECT count(*) FROM {dependency}") == 0
