@@ -47,17 +47,17 @@ def edit(patch: Patch, name: str, old: str, new: str) -> None:
         assert all(old in text for text in statement.values())
         patch.setattr(sql, name, {n: text.replace(old, new) for n, text in statement.items()})
         return
-    assert all(old in text for text in statement.texts.values())
-    statement.texts = {n: text.replace(old, new) for n, text in statement.texts.items()}
+    assert old in statement.statement
+    statement.statement = statement.statement.replace(old, new)
     patch.setattr(sql, name, statement)
 
 
 def without_guard(save: sql.OverRows) -> sql.OverRows:
     """Return the statement that writes jobs, whatever has become of them."""
     guard = re.compile(r"AND tenure_job\.\w+ (=|IS) was_\w+")
-    assert all(len(guard.findall(text)) == len(sql.GUARD) for text in save.texts.values())
+    assert len(guard.findall(save.statement)) == len(sql.GUARD)
     unguarded = copy.copy(save)
-    unguarded.texts = {n: guard.sub("", text) for n, text in save.texts.items()}
+    unguarded.statement = guard.sub("", save.statement)
     return unguarded
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import Any
 
@@ -70,37 +70,64 @@ SHAPES = (1, 8, 32, 128, 512)
 """Rows in one statement. Few shapes: each is a separate statement to prepare and to keep."""
 
 
+PADDING = 0
+"""Fills a shape up: no job has this id, and no row this number."""
+
+
 class OverRows:
     """A statement over many rows, which are bound all at once.
 
-    The rows stand for its `{rows}`: a table `name` with these columns. There are as many as one of
-    `SHAPES`; unneeded ones are all NULL. Each statement that fires triggers costs a separate
-    journal: row-by-row `executemany` was four times slower. Rows as JSON took twice as long to read
-    as to write.
+    The rows stand for its `{rows}`: a table `name` with these columns, the first of which is the
+    key. There are as many as one of `SHAPES`; unneeded ones are all `PADDING`. Each statement that
+    fires triggers costs a separate journal: row-by-row `executemany` was four times slower. Rows as
+    JSON took twice as long to read as to write.
     """
 
     def __init__(self, name: str, columns: Sequence[str], statement: str) -> None:
-        row = f"({', '.join('?' * len(columns))})"
-        self.width = len(columns)
-        # The name of the columns is given inside, since Python counts changed rows only where a
-        # statement begins with INSERT or UPDATE.
-        table = f"(WITH {name} ({', '.join(columns)}) AS (VALUES {{}}) SELECT * FROM {name})"
-        self.texts = {
-            shape: statement.replace("{rows}", table.format(", ".join([row] * shape)))
-            for shape in SHAPES
-        }
+        self.name, self.columns, self.statement = name, tuple(columns), statement
+
+    def text(self, shape: int, bound: tuple[str, ...]) -> str:
+        """Return the SQL over `shape` rows with these columns; the others are NULL in each row."""
+        return _over_rows(self.statement, self.name, self.columns, shape, bound)
+
+
+KEPT_STATEMENTS = 256
+"""Of each connection, as prepared statements."""
+
+
+@lru_cache(KEPT_STATEMENTS)
+def _over_rows(
+    statement: str, name: str, columns: tuple[str, ...], shape: int, bound: tuple[str, ...]
+) -> str:
+    row = f"({', '.join('?' * len(bound))})"
+    rows = ", ".join([row] * shape)
+    selected = ", ".join(column if column in bound else f"NULL AS {column}" for column in columns)
+    # The name of the columns is given inside, since Python counts changed rows only where a
+    # statement begins with INSERT or UPDATE.
+    table = f"(WITH {name} ({', '.join(bound)}) AS (VALUES {rows}) SELECT {selected} FROM {name})"
+    return statement.replace("{rows}", table)
 
 
 def calls(
     statement: OverRows, rows: Sequence[Sequence[Any]], *values: Any
 ) -> Iterator[tuple[str, list[Any]]]:
-    """Return the texts over all rows, with their parameters: `values`, then the rows."""
+    """Return the texts over all rows, with their parameters: `values`, then the rows.
+
+    Columns that all rows leave NULL are not bound: Python looks for an adapter of each None, which
+    takes five times as long as to bind a number.
+    """
     start = 0
     while start < len(rows):
         shape = _shape(len(rows) - start)
         some = rows[start : start + shape]
-        padding = [None] * (statement.width * (shape - len(some)))
-        yield statement.texts[shape], [*values, *chain.from_iterable(some), *padding]
+        bound = {
+            name: column
+            for name, column in zip(statement.columns, zip(*some, strict=True), strict=True)
+            if column[0] is not None or column.count(None) < len(column)
+        }
+        parameters = [*values, *chain.from_iterable(zip(*bound.values(), strict=True))]
+        parameters += [PADDING] * (len(bound) * (shape - len(some)))
+        yield statement.text(shape, tuple(bound)), parameters
         start += shape
 
 
@@ -116,20 +143,32 @@ INSERT = OverRows(
     "new",
     INSERTED,
     f"""
-INSERT INTO tenure_job ({", ".join(INSERTED)}) SELECT * FROM {{rows}} WHERE id IS NOT NULL
+INSERT INTO tenure_job ({", ".join(INSERTED)}) SELECT * FROM {{rows}} WHERE id <> {PADDING}
 ON CONFLICT DO NOTHING
 """,
 )
 
-# A statement that is a transaction. It adds nothing to a queue with a limit, and no job whose id or
-# key is there: those need a closer look.
-INSERT_ONE = f"""
-INSERT INTO tenure_job ({", ".join(INSERTED)})
-SELECT {", ".join("?" * len(ADDED))}, ?, at{", coalesce(?, at + ?)" * len(TIMED)}
-FROM tenure_now
+ONE = (*ADDED, "backoff", *chain.from_iterable(TIMED.items()))
+"""What may be said of one job to add; `delay` and `start_within` are milliseconds."""
+
+
+@lru_cache(KEPT_STATEMENTS)
+def insert_one(given: tuple[str, ...]) -> str:
+    """Return a statement that is a transaction, with a parameter for each of `ONE` that is given.
+
+    The last parameter is the queue. It adds nothing to a queue with a limit, and no job whose id or
+    key is there: those need a closer look.
+    """
+    column_of = {delay: time for time, delay in TIMED.items()}
+    columns = ", ".join(column_of.get(name, name) for name in given)
+    values = ", ".join("at + ?" if name in column_of else "?" for name in given)
+    return f"""
+INSERT INTO tenure_job ({columns}, created_at) SELECT {values}, at FROM tenure_now
 WHERE NOT EXISTS (SELECT 1 FROM tenure_queue WHERE name = ? AND max_pending IS NOT NULL)
 ON CONFLICT DO NOTHING RETURNING created_at, run_at
 """
+
+
 KNOWN = f"""
 SELECT {", ".join(COLUMNS)}, fingerprint FROM tenure_job
 WHERE idempotency_key = ? OR id = ? ORDER BY id <> ? LIMIT 1

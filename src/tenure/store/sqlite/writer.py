@@ -186,21 +186,24 @@ class Sqlite:
         (checked_job,) = checked_jobs
         if checked_job.traceparent:
             return {}  # that is another table, and so a transaction of several statements
-        values = (
+        run_at, start_by = checked_job.run_at, checked_job.start_by
+        said = (
             *_added_values(checked_job),
             write_policy(checked_job.backoff),
-            checked_job.run_at and to_millis(checked_job.run_at),
-            round(checked_job.delay * 1000),
-            checked_job.start_by and to_millis(checked_job.start_by),
+            run_at and to_millis(run_at),
+            None if run_at else round(checked_job.delay * 1000),
+            start_by and to_millis(start_by),
             checked_job.start_within and round(checked_job.start_within * 1000),
-            checked_job.queue,
         )
+        given = {n: value for n, value in zip(sql.ONE, said, strict=True) if value is not None}
+        values = [*given.values(), checked_job.queue]
+        statement = sql.insert_one(tuple(given))
         db = self._connected()
 
         def insert() -> list[tuple[int, int]]:
             self._check_files()
             # To its end, which is the commit, in one call: nothing interrupts that.
-            (found,) = map(list, map(db.execute, [sql.INSERT_ONE], [values]))
+            (found,) = map(list, map(db.execute, [statement], [values]))
             return found
 
         found = when_free(insert, patience=self._patience)
@@ -339,4 +342,4 @@ def _json(rows: Any) -> str:
 
 
 def _stored(*values: Any) -> tuple[Any, ...]:
-    return tuple([to_millis(v) if isinstance(v, datetime) else v for v in values])
+    return tuple([to_millis(v) if type(v) is datetime else v for v in values])
