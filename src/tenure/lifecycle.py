@@ -158,6 +158,8 @@ ENTRANCES: Mapping[Status, tuple[Guard, ...]] = {P: (), W: (NEEDS,)}
 RULE_OF: Mapping[tuple[str, Status], Rule] = {
     (rule.event, rule.source): rule for rule in TRANSITIONS
 }
+NEED_LEASE = frozenset(rule.event for rule in TRANSITIONS if LEASE in rule.guards)
+"""Events that need the job's lease."""
 RETRY = ("retried", F)
 
 EVENTS = tuple(dict.fromkeys((FIRST_EVENT, *(rule.event for rule in TRANSITIONS))))
@@ -249,14 +251,15 @@ def decide(job: Job, event: Event, now: datetime) -> Job:
     Raises LeaseLost if the event needs the job's lease and presents another one, whatever the
     status; IllegalTransition if the table has no such row or a guard of the row refuses.
     """
-    if _needs_lease(event.name) and getattr(event, "lease_id", None) != job.lease_id:
+    if event.name in NEED_LEASE and getattr(event, "lease_id", None) != job.lease_id:
         raise LeaseLost(job.id)
     row = (event.name, job.status)
     rule = RULE_OF.get(row)
     if rule is None:
         raise _refused(job, event)
-    if reason := _objection(event, job, now):
-        raise _refused(job, event, reason)
+    for guard in rule.guards:
+        if guard is not LEASE and (reason := _refusal(guard, job, event, now)):
+            raise _refused(job, event, reason)
     after = replace(
         job,
         status=rule.target,
@@ -336,12 +339,6 @@ def retry_in(steps: Sequence[Job]) -> float | None:
     return (steps[-1].run_at - steps[0].finished_at).total_seconds()
 
 
-def _objection(event: Event, job: Job, now: datetime) -> str:
-    """Why the guards of a row refuse; empty if they do not."""
-    guards = RULE_OF[event.name, job.status].guards
-    return next((reason for one in guards if (reason := _refusal(one, job, event, now))), "")
-
-
 def _refusal(guard: Guard, job: Job, event: Event, now: datetime) -> str:
     match guard:
         case Guard.DUE if job.run_at > now:
@@ -371,18 +368,16 @@ def _refusal(guard: Guard, job: Job, event: Event, now: datetime) -> str:
         case Guard.ROOM_LEFT if job.attempts and not has_budget(job.attempts, _limit(job, event)):
             return f"it has made {job.attempts} attempts, so max_retries has to be larger"
         case _:
-            return ""  # LEASE is asked first, whatever the status
-
-
-def _needs_lease(event: str) -> bool:
-    return any(rule.event == event and LEASE in rule.guards for rule in TRANSITIONS)
+            return ""
 
 
 def _limit(job: Job, event: Event) -> int:
     """The limit of attempts after `event`: an operator can change it."""
     if isinstance(event, events.Retried) and event.more_retries:
         return max(job.max_retries, job.attempts) + event.more_retries
-    return int(getattr(event, "changes", {}).get("max_retries", job.max_retries))
+    if isinstance(event, events.Amended):
+        return int(event.changes.get("max_retries", job.max_retries))
+    return job.max_retries
 
 
 def _refused(job: Job, event: Event, reason: str = "") -> IllegalTransition:

@@ -77,6 +77,8 @@ def delay(policy: RetryPolicy, job_id: str, attempt: int) -> float:
             exact *= policy.factor ** max(attempt - 1, 0)
         except OverflowError:
             exact = cap
+    if exact == 0:
+        return 0.0
     spread = 1.0 + JITTER * _unit(job_id, attempt)
     return min(round(exact * spread, 3), cap)
 

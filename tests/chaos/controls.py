@@ -69,7 +69,7 @@ CONTROLS = (
     Control(
         "a report needs no lease",
         LIFECYCLE,
-        "if _needs_lease(event.name) and",
+        "if event.name in NEED_LEASE and",
         "if False and",
     ),
     Control(

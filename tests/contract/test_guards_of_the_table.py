@@ -42,6 +42,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[Rule, Guard], None]:
         monkeypatch.setattr(lifecycle, "TRANSITIONS", table)
         rules = {(rule.event, rule.source): rule for rule in table}
         monkeypatch.setattr(lifecycle, "RULE_OF", rules)
+        need_lease = frozenset(rule.event for rule in table if Guard.LEASE in rule.guards)
+        monkeypatch.setattr(lifecycle, "NEED_LEASE", need_lease)
 
     return delete
 

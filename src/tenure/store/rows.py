@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import CheckedJob
@@ -106,10 +108,7 @@ def added_job(
 
     `kept` rounds a time as the store does.
     """
-    start_by = checked_job.start_by
-    if checked_job.start_within is not None:
-        start_by = created_at + timedelta(seconds=checked_job.start_within)
-    return Job(
+    job = Job(
         id=checked_job.id,
         type=checked_job.type,
         queue=checked_job.queue,
@@ -119,13 +118,18 @@ def added_job(
         timeout=checked_job.timeout,
         backoff=checked_job.backoff,
         idempotency_key=checked_job.idempotency_key,
-        tags=read_tags(checked_job.tags),
         again_of=checked_job.again_of,
         created_at=created_at,
         run_at=run_at,
-        start_by=None if start_by is None else kept(start_by),
         actor=checked_job.actor,
     )
+    start_by, within = checked_job.start_by, checked_job.start_within
+    if within is not None:
+        start_by = created_at + timedelta(seconds=within)
+    if start_by is None and checked_job.tags is None:  # as most
+        return job
+    start_by = None if start_by is None else kept(start_by)
+    return replace(job, start_by=start_by, tags=read_tags(checked_job.tags))
 
 
 def changed_values(job: Job, columns: Sequence[str]) -> tuple[Any, ...]:
@@ -138,7 +142,12 @@ def changed_values(job: Job, columns: Sequence[str]) -> tuple[Any, ...]:
 
 def write_policy(policy: RetryPolicy) -> str | None:
     """Return a retry policy as stored; NULL is the default one."""
-    if policy is DEFAULT_POLICY or policy == DEFAULT_POLICY:  # to compare takes a while
+    return None if policy is DEFAULT_POLICY else _policy_text(policy)
+
+
+@lru_cache(100)  # many jobs have the policy of their type
+def _policy_text(policy: RetryPolicy) -> str | None:
+    if policy == DEFAULT_POLICY:
         return None
     names = ("delays",) if policy.delays else ("base", "factor", "cap")
     return msgspec.json.encode({name: getattr(policy, name) for name in names}).decode()
@@ -149,8 +158,11 @@ def read_policy(text: str | None) -> RetryPolicy:
 
     Such a row is found by `tenure verify`. It must not stop the sweep, which reads many.
     """
-    if text is None:
-        return DEFAULT_POLICY
+    return DEFAULT_POLICY if text is None else _policy_of(text)
+
+
+@lru_cache(100)
+def _policy_of(text: str) -> RetryPolicy:
     try:
         return _policy_decoder.decode(text)
     except (msgspec.DecodeError, InvalidInput):
