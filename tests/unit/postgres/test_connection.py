@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -112,18 +113,24 @@ def test_uuids_arrive_as_an_array(url: str, sent: list[str | None]) -> None:
     ("item", "some"),
     [
         ("text", ["", "a", "Grüße 🎈", None]),
+        ("integer", [0, -1, 2**31 - 1, -(2**31), None]),
         ("bigint", [0, -1, 2**63 - 1, -(2**63), None]),
         ("float8", [0.0, -2.5, 1e300, None]),
-        ("timestamptz", [datetime(2026, 1, 2, 3, 4, 5, 6, UTC), None]),
+        (
+            "timestamptz",
+            [datetime(2026, 1, 2, 3, 4, 5, 6, UTC), datetime(1, 1, 1, tzinfo=UTC), None],
+        ),
+        ("uuid", [UUID(ID), UUID(int=0), None]),
     ],
 )
-def test_arrays_arrive_as_they_are(url: str, item: str, some: list[Any]) -> None:
-    """Long ones that hold one value throughout are made here, the others by psycopg."""
+def test_arrays_arrive_as_columns_as_they_are(url: str, item: str, some: list[Any]) -> None:
+    statement = f"SELECT value FROM unnest(%b::bigint[], %b::{item}[]) AS row (n, value)".encode()
     with connect(address_of(url)) as connection:
+        connection.execute("SET timezone = 'UTC'")
         for values in ([], some, *([value] * 1000 for value in some), [some[0]] * 999 + [some[1]]):
-            statement = f"SELECT %b::{item}[]".encode()
-            ((found,),) = connection.execute(statement, [array_of(item, values)]).fetchall()
-            assert found == values
+            sent = [v and str(v) for v in values] if item == "uuid" else values
+            columns = [array_of("bigint", range(len(values))), array_of(item, sent)]
+            assert [v for (v,) in connection.execute(statement, columns).fetchall()] == values
 
 
 def test_without_psycopg_the_error_says_what_to_install() -> None:

@@ -14,7 +14,7 @@ from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.lanes import next_due
 from tenure.store.postgres import statements as sql
-from tenure.store.postgres.connection import BinaryArray, is_uuid, to_time, uuids
+from tenure.store.postgres.connection import BinaryArray, array_of, is_uuid, to_time, uuids
 from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import CHANGED, added_job, changed_values, field_of, job_of, write_policy
@@ -247,7 +247,8 @@ def _completions(reports: Sequence[Report]) -> tuple[Any, ...]:
     named = (r for r in reports if is_uuid(r.job_id) and is_uuid(r.lease_id))
     held = sorted(named, key=attrgetter("job_id"))
     ids, leases = uuids([r.job_id for r in held]), uuids([r.lease_id for r in held])
-    return ids, leases, [r.result for r in held], [r.actor for r in held]
+    results = array_of("text", [r.result for r in held])
+    return ids, leases, results, array_of("text", [r.actor for r in held])
 
 
 def _uuids(leases: Sequence[tuple[str, str]]) -> tuple[BinaryArray, BinaryArray]:
