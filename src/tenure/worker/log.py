@@ -40,6 +40,7 @@ class WorkLog:
 
     def __init__(self, worker: str, redaction: Redaction, failures: FailureCalls) -> None:
         self.detailed = False
+        self._shows_retries = True
         self._failures = failures
         self._worker = worker
         self._redaction = redaction
@@ -49,6 +50,7 @@ class WorkLog:
     def refresh_level(self) -> None:
         """Read the log level. Called once per exchange, because asking for every job is slow."""
         self.detailed = log.isEnabledFor(logging.DEBUG)
+        self._shows_retries = log.isEnabledFor(logging.INFO)
 
     def claimed(self, leases: Sequence[Lease]) -> None:
         """Log that jobs were leased to this worker."""
@@ -110,7 +112,7 @@ class WorkLog:
         else:
             level = logging.INFO if report.outcome in _SHOWN else logging.DEBUG
             log_transition(log, report.outcome, fields, level)
-        if verdict.retry_in is not None:
+        if verdict.retry_in is not None and self._shows_retries:
             retry = {"actor": STORE, "delay": round(verdict.retry_in, 3)}
             log_transition(log, Retried.name, attempt.log_fields() | retry)
 
