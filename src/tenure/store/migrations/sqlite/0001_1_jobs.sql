@@ -163,15 +163,8 @@ BEGIN
         AND tag IN (SELECT value FROM json_each(OLD.tags));
 END;
 
-CREATE TRIGGER tenure_job_moved AFTER UPDATE OF status ON tenure_job
-WHEN OLD.status <> NEW.status
-BEGIN
-    INSERT INTO tenure_transition ({ledger_columns})
-    VALUES ({ledger_values});
-END;
-
-CREATE TRIGGER tenure_job_amended AFTER UPDATE OF {amendable} ON tenure_job
-WHEN {amended}
+CREATE TRIGGER tenure_job_moved AFTER UPDATE OF status, {amendable} ON tenure_job
+WHEN OLD.status <> NEW.status OR {amended}
 BEGIN
     INSERT INTO tenure_transition ({ledger_columns})
     VALUES ({ledger_values});
