@@ -116,7 +116,11 @@ class PostgresServer:
         statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
         if template is not None:
             statement += sql.SQL(" TEMPLATE {}").format(sql.Identifier(template))
-        self._administer(statement)
+        # Through the log, the copy and its removal take twice the time. PostgreSQL 14 has one way.
+        try:
+            self._administer(statement + sql.SQL(" STRATEGY FILE_COPY"))
+        except psycopg.errors.SyntaxError:
+            self._administer(statement)
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
