@@ -82,7 +82,16 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "workers": (Workers, ("list",)),
     "stats": (
         Statistics,
-        ("counts", "activity", "totals", "failures", "measured_until", "late_leases", "recount"),
+        (
+            "counts",
+            "activity",
+            "totals",
+            "failures",
+            "measured_until",
+            "late_leases",
+            "next_tick",
+            "recount",
+        ),
     ),
     "bulk": (BulkActions, ("start", "get", "list", "stop", "step", "sample")),
     "events": (Events, ("read", "end")),

@@ -24,6 +24,8 @@ SEEN = MetricsBody(
     ],
     bounds=[],
     measured_until=NOW,
+    fires={"nightly": {"fired": 1}},
+    next_tick=NOW,
     refused={"unauthorized": 1},
 )
 

@@ -177,6 +177,8 @@ def test_histograms_add_up_queues_and_outcomes() -> None:
         totals=times,
         bounds=[],
         measured_until=None,
+        fires={},
+        next_tick=None,
         refused={},
     )
     lines = metrics.prometheus_text(seen, datetime.now(UTC)).decode().splitlines()

@@ -98,7 +98,7 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "listJobs": (None, 200),
     "countJobs": (None, 200),
     **dict.fromkeys(["showJob", "showHistory", "explainJob"], (None, 404)),
-    **dict.fromkeys(["cancelJob", "retryJob", "runAgain"], (None, 404)),
+    **dict.fromkeys(["cancelJob", "retryJob", "runJobAgain"], (None, 404)),
     "amendJob": ({"priority": 1}, 404),
     "startBulk": ({"action": "cancel", "filter": {"queue": "billing"}}, 403),
     "listBulks": (None, 200),
@@ -114,6 +114,12 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "recordProgress": ([], 200),
     "streamEnds": (None, 400),  # without a worker; the worker of a token is its own
     **dict.fromkeys(["pauseType", "resumeType"], (None, 403)),
+    **dict.fromkeys(["listSchedules", "showSchedule", "listFires", "nextTicks"], (None, 403)),
+    **dict.fromkeys(["deleteSchedule", "pauseSchedule", "resumeSchedule"], (None, 403)),
+    "triggerSchedule": (None, 403),
+    "putSchedule": ({"job": {"type": "own.type"}, "every": 60}, 403),
+    "backfillSchedule": ({"start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00Z"}, 403),
+    "previewSchedule": ({"every": 60}, 200),
     "listQueues": (None, 200),
     "pauseQueue": (None, 403),
     "resumeQueue": (None, 403),
@@ -157,7 +163,7 @@ def test_each_call_shows_and_changes_nothing_of_other_queues(
             assert tenants.sees_nothing_in(response.text), response.text
         if response.status_code == 403:
             told = assert_problem(response, 403, "forbidden")["detail"]
-            if route.name in ("pauseType", "resumeType"):  # a type has jobs in any queue
+            if route.path.startswith("/schedules") or route.name in ("pauseType", "resumeType"):
                 assert "a token for every queue" in told
             else:
                 assert "mail, shop.*" in told
@@ -280,6 +286,8 @@ REFUSED = {
     "/ui/queues/{name}/resume": 403,
     "/ui/queues/{name}/limit": 403,
     **dict.fromkeys(("/ui/types/{name}/pause", "/ui/types/{name}/resume"), 403),
+    **dict.fromkeys(("/ui/schedules/{name}/pause", "/ui/schedules/{name}/resume"), 403),
+    "/ui/schedules/{name}/trigger": 403,
     "/ui/bulk": 403,
     "/ui/bulk/{id}/stop": 404,
 }
@@ -291,8 +299,9 @@ def test_each_page_shows_these_queues_only(
     tenants: Tenants, browser: TestClient, path: str
 ) -> None:
     there = tenants.bulk if "/bulk" in path else tenants.ids[0]
-    page = browser.get(path.format(id=there, part="payload"))
-    assert page.status_code == (404 if "{id}" in path else 200)
+    page = browser.get(path.format(id=there, part="payload", name="billing"))
+    others = 403 if "schedules" in path else 200  # they have jobs in any queue
+    assert page.status_code == (404 if "{id}" in path else others)
     assert tenants.sees_nothing_in(page.text.replace(there, "") if "{id}" in path else page.text)
     if path in ("/ui/queues", "/ui/jobs"):
         assert "shop.a" in page.text

@@ -45,7 +45,11 @@ NEEDED = {
     **dict.fromkeys(["leaseJobs", "reportMany", "renewLeases", "declareType"], "work"),
     "listTypes": "read",
     **dict.fromkeys(["recordProgress", "streamEnds"], "work"),
-    **dict.fromkeys(["cancelJob", "retryJob", "amendJob", "runAgain"], "admin"),
+    **dict.fromkeys(["cancelJob", "retryJob", "amendJob", "runJobAgain"], "admin"),
+    **dict.fromkeys(["listSchedules", "showSchedule", "listFires", "nextTicks"], "read"),
+    "previewSchedule": "read",
+    **dict.fromkeys(["putSchedule", "deleteSchedule", "pauseSchedule"], "admin"),
+    **dict.fromkeys(["resumeSchedule", "triggerSchedule", "backfillSchedule"], "admin"),
     **dict.fromkeys(["pauseType", "resumeType"], "admin"),
     **dict.fromkeys(["pauseQueue", "resumeQueue", "limitQueue"], "admin"),
 }

@@ -49,7 +49,10 @@ NOUNS = {
         Schedules,
         "backfill create delete fires get list next pause preview resume trigger update",
     ),
-    "stats": (Statistics, "activity counts failures late_leases measured_until recount totals"),
+    "stats": (
+        Statistics,
+        "activity counts failures late_leases measured_until next_tick recount totals",
+    ),
     "tokens": (Tokens, "create list revoke"),
     "types": (Types, "list pause resume"),
     "webhooks": (Webhooks, "create list remove"),

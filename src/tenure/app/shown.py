@@ -13,6 +13,7 @@ from tenure.errors import JobNotFound
 from tenure.jobs.ledger import Transition
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.redaction import MARK, NOTHING_HIDDEN, Redaction
+from tenure.jobs.schedules import Fire
 from tenure.jobs.stats import FailureGroup
 from tenure.lifecycle import Job
 from tenure.store.tables import progress
@@ -25,6 +26,11 @@ def run_again_as(core: Core, job_id: str) -> list[Job]:
         with suppress(JobNotFound):
             found.append(core.get(other))
     return found
+
+
+def statuses_of(core: Core, fires: Sequence[Fire]) -> Mapping[str, str]:
+    """The status of the job of each fire, by its id, where retention has not deleted it."""
+    return core.limited_store.read.statuses([f.job_id for f in fires if f.job_id is not None])
 
 
 def transitions_shown(

@@ -11,6 +11,7 @@ from tenure.jobs.ledger import EventFilter, LedgerPage
 from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import Activity, Count, FailureGroup, Total
+from tenure.store.tables import schedules
 from tenure.store.work import nothing
 
 MAX_MINUTES = 24 * 60
@@ -70,6 +71,17 @@ class Statistics(Noun):
     def late_leases(self) -> int:
         """Return the number of leases that have expired and that no sweep has ended yet."""
         return self._core.limited_store.read.late_leases(self._core.queues)
+
+    def next_tick(self) -> datetime | None:
+        """Return the earliest tick of all schedules that is not decided yet; None if there is none.
+
+        A tick that is due is decided within a second or two, if a process does it.
+        """
+        if self._core.queues is not None:
+            return None
+        rest = "WHERE next_at IS NOT NULL ORDER BY next_at LIMIT 1"
+        found = schedules.read(self._core.limited_store.read, rest)
+        return found[0].next_at if found else None
 
     def recount(self) -> int:
         """Make `counts` agree with the jobs; return how many counts were wrong.

@@ -18,6 +18,7 @@ from tenure.cli.jobs import enqueue, explain, jobs
 from tenure.cli.options import database_option
 from tenure.cli.queues import queues, stats, types, workers
 from tenure.cli.running import demo, serve, worker
+from tenure.cli.schedules import schedules
 from tenure.cli.secrets import tokens, webhooks
 from tenure.cli.upkeep import doctor, migrate, simulate, verify
 from tenure.cli.watching import tail, top
@@ -39,7 +40,7 @@ The database is --database, else TENURE_DATABASE, else sqlite:///tenure.db.
 
 COMMANDS = (
     *(serve, worker, demo),
-    *(enqueue, jobs, explain, bulk, queues, types, workers, stats),
+    *(enqueue, jobs, explain, bulk, schedules, queues, types, workers, stats),
     *(top, tail),
     *(tokens, webhooks, verify, doctor, migrate, simulate),
     completion,

@@ -152,6 +152,9 @@ types = _from_database(
     lambda app: ((type, "") for type in sorted({count.type for count in app.stats.counts()}))
 )
 webhook_names = _from_database(lambda app: ((hook.name, hook.url) for hook in app.webhooks.list()))
+schedule_names = _from_database(
+    lambda app: ((each.name, each.template.type) for each in app.schedules.list())
+)
 token_names = _from_database(
     lambda app: (
         (token.name, " ".join(token.scopes))

@@ -154,6 +154,10 @@ class Reader(ABC):
         jobs = [job_of(row, d.to_time) for row in self._among(self._job, ended)] if ended else []
         return found | {job.id: job for job in jobs if job.finished_at is not None}
 
+    def statuses(self, job_ids: Collection[str]) -> dict[str, str]:
+        """Return the status of each of these jobs that is stored, by id."""
+        return dict(self._among(f"{self.dialect.id('id')}, status", job_ids)) if job_ids else {}
+
     def _among(self, what: str, job_ids: Collection[str]) -> list[Any]:
         d = self.dialect
         ids = ", ".join([d.id_value] * len(job_ids))

@@ -267,6 +267,8 @@ class MetricsBody(StatsBody, frozen=True, kw_only=True):
     totals: Sequence[Total]
     bounds: Sequence[float | None]
     measured_until: Time | None
+    fires: Mapping[str, Mapping[str, int]]  # by schedule and outcome
+    next_tick: Time | None
     refused: Mapping[str, int]
 
 

@@ -342,19 +342,32 @@ def convert(value: object, kind: type[T], *, strict: bool = True, root: str = "$
 
 def _whole(value: object, kind: Any) -> object:
     """Return `value` with 58.0 as 58 where an integer is wanted: JSON has one kind of number."""
-    if isinstance(value, dict) and float not in map(type, value.values()):
+    inner = _inner_structs(kind)
+    if isinstance(value, dict) and not inner and float not in map(type, value.values()):
         return value
     while typing.get_origin(kind) is typing.Annotated:
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is list and isinstance(value, list):
         return [_whole(item, typing.get_args(kind)[0]) for item in value]
-    if not isinstance(value, dict) or not issubclass(kind, msgspec.Struct):
+    if not isinstance(value, dict) or not _is_struct(kind):
         return value
     whole = _whole_fields(kind)
     return {
-        name: int(item) if type(item) is float and name in whole and item.is_integer() else item
+        name: int(item)
+        if type(item) is float and name in whole and item.is_integer()
+        else _whole(item, inner.get(name))
         for name, item in value.items()
     }
+
+
+@functools.cache
+def _inner_structs(kind: Any) -> dict[str, Any]:
+    types = typing.get_type_hints(kind) if _is_struct(kind) else {}
+    return {name: type for name, type in types.items() if _is_struct(type)}
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 @functools.cache

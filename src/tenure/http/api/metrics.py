@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from tenure.app.app import Tenure
+from tenure.jobs.schedules import Schedule
 from tenure.jobs.stats import BUCKETS, Count, QueueState, Total
 from tenure.lifecycle import RUN_ENDS
 from tenure.wire.responses import MetricsBody, stats_body
@@ -42,6 +43,8 @@ def watched(app: Tenure, refused: Mapping[str, int]) -> MetricsBody:
         totals=app.stats.totals(),
         bounds=[None if bound == inf else bound for bound in BUCKETS],
         measured_until=app.stats.measured_until(),
+        fires={} if app.core.queues is not None else fires(app.schedules.list(limit=MAX_QUEUES)),
+        next_tick=app.stats.next_tick(),
         refused=refused,
     )
 
@@ -95,6 +98,15 @@ def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
     for total in seen.totals:
         transitions.add_metric([total.event, total.queue, total.type], total.transitions)
     yield transitions
+    fires = CounterMetricFamily(
+        "tenure_schedule_fires", "Ticks, by what became of them.", labels=["schedule", "outcome"]
+    )
+    for schedule, numbers in seen.fires.items():
+        for outcome, number in numbers.items():
+            fires.add_metric([schedule, outcome], number)
+    yield fires
+    undecided = "How long the oldest tick that is due has not been decided; 0 when there is none."
+    yield Gauge("tenure_schedule_late_seconds", undecided, value=_seconds(seen.next_tick, now))
     refused = CounterMetricFamily(
         "tenure_refused_requests", "Requests refused by this process.", labels=["reason"]
     )
@@ -110,6 +122,14 @@ def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
             up_to = zip(map(floatToGoString, BUCKETS), accumulate(buckets), strict=True)
             histogram.add_metric([type], list(up_to), seconds)
         yield histogram
+
+
+def fires(schedules: Sequence[Schedule]) -> dict[str, dict[str, int]]:
+    """Return the number of ticks by schedule and outcome."""
+    return {
+        one.name: {"fired": one.fired, "overlapped": one.overlapped, "missed": one.missed_fires}
+        for one in schedules
+    }
 
 
 WAITED = frozenset({"claimed"})

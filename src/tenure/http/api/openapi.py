@@ -108,6 +108,11 @@ REQUEST_HEADERS: Mapping[str, Any] = {
         "maxLength": MAX_KEY_LENGTH,
         "description": "The same key and body again is answered with the first job.",
     },
+    "If-Match": {
+        "type": "string",
+        "pattern": '^"[0-9]{1,18}"$',
+        "description": "The `ETag` of the schedule as it was read.",
+    },
     "Last-Event-ID": {
         "type": "string",
         "maxLength": 64,
@@ -117,6 +122,7 @@ REQUEST_HEADERS: Mapping[str, Any] = {
 ANSWER_HEADERS = {
     problems.REQUEST_ID: "The problem's `request_id`: the request's own, if it had one.",
     "Location": "Where the job is.",
+    "ETag": "The edition, which rises with every change.",
     "Link": 'The next page, `rel="next"`; absent when this is the last.',
     "Retry-After": "Seconds.",
     "WWW-Authenticate": "`Bearer`: send a token.",

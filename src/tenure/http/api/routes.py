@@ -11,16 +11,19 @@ from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from tenure.app.adding import MAX_JOBS_AT_ONCE
-from tenure.http.api import events, jobs, leases, openapi, operations
+from tenure.http.api import events, jobs, leases, openapi, operations, schedules
 from tenure.http.api.bodies import JSON, SMALL_BODY
 from tenure.http.api.call import Call
 from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.jobs import payload
 from tenure.jobs.explain import Explanation
 from tenure.jobs.queries import Counted
+from tenure.jobs.schedule_times import Preview
+from tenure.jobs.schedules import Fire
 from tenure.jobs.stats import QueueState, TypeState, WorkerState
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
 from tenure.wire import requests, responses
+from tenure.wire import schedules as forms
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Route:
         if "{id}" in self.path:
             changes_a_job = self.path.startswith("/jobs/") and self.body is not None
             return (404, 409) if changes_a_job else (404,)
+        if self.path.startswith(SCHEDULE):
+            return (404, 409) if self.method == "PUT" else (404,)
         return ()
 
 
@@ -123,10 +128,16 @@ LIMIT = Body(requests.LimitRequest)
 BULK_REQUEST = Body(requests.BulkRequest)
 REASON = Body(requests.ReasonRequest, optional=True)
 NO_BODY = Body(requests.NoFields, optional=True)
+SCHEDULED = Body(forms.ScheduleRequest, limit=MAX_JOB_BYTES, depth=JOB_DEPTH + 1)
+RESUME = Body(forms.ResumeRequest, optional=True)
+TRIGGER = Body(forms.TriggerRequest, optional=True)
+BACKFILL, WHEN = Body(forms.BackfillRequest), Body(forms.WhenRequest)
 
+SCHEDULE = "/schedules/{name}"
 TRACE = ("traceparent",)
 KEY = ("traceparent", "Idempotency-Key")
 LAST_EVENT = ("Last-Event-ID",)
+MATCH = ("If-Match",)
 
 NEW_JOB = Reply(Job, "The new job.", status=201, headers=("Location",))
 OLD_JOB = Reply(Job, "The job of an earlier request with this key.", headers=("Location",))
@@ -151,6 +162,12 @@ QUEUE = Reply(QueueState, "The queue, changed.")
 TYPES = Reply(list[TypeState], "The types.")
 TYPE = Reply(TypeState, "The type.")
 WORKERS = Reply(list[WorkerState], "The workers.")
+SCHEDULES = Reply(list[forms.ScheduleBody], "The schedules.")  # type: ignore[valid-type]
+ONE_SCHEDULE = Reply(forms.ScheduleBody, "The schedule, as it is now.", headers=("ETag",))
+MADE = Reply(forms.ScheduleBody, "The new schedule.", status=201, headers=("ETag",))
+FIRE = Reply(Fire, "What became of it.")
+FIRES = Reply(list[Fire], "The fires.")
+TICKS = Reply(Preview, "The next times.")
 STATS = Reply(responses.StatsBody, "The counts.")
 STREAM = Reply(None, "The stream.", also=("text/event-stream",))
 METRICS = Reply(responses.MetricsBody, "The values.", also=(CONTENT_TYPE,))
@@ -188,6 +205,46 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/bulk", READ, operations.list_bulks, BULKS, query=operations.BulksQuery),
     Route("GET", "/bulk/{id}", READ, operations.show_bulk, BULK),
     Route("POST", "/bulk/{id}/stop", ADMIN, operations.stop_bulk, BULK, body=NO_BODY),
+    # --- schedules
+    Route(
+        "GET",
+        "/schedules",
+        READ,
+        schedules.list_schedules,
+        SCHEDULES,
+        query=schedules.SchedulesQuery,
+    ),
+    Route("GET", SCHEDULE, READ, schedules.show_schedule, ONE_SCHEDULE),
+    Route(
+        "PUT",
+        SCHEDULE,
+        ADMIN,
+        schedules.put_schedule,
+        ONE_SCHEDULE,
+        MADE,
+        body=SCHEDULED,
+        headers=MATCH,
+    ),
+    Route("DELETE", SCHEDULE, ADMIN, schedules.delete_schedule, ONE_SCHEDULE),
+    Route("POST", f"{SCHEDULE}/pause", ADMIN, schedules.pause_schedule, ONE_SCHEDULE, body=REASON),
+    Route(
+        "POST", f"{SCHEDULE}/resume", ADMIN, schedules.resume_schedule, ONE_SCHEDULE, body=RESUME
+    ),
+    Route("POST", f"{SCHEDULE}/trigger", ADMIN, schedules.trigger_schedule, FIRE, body=TRIGGER),
+    Route("POST", f"{SCHEDULE}/backfill", ADMIN, schedules.backfill_schedule, FIRES, body=BACKFILL),
+    Route(
+        "GET", f"{SCHEDULE}/fires", READ, schedules.list_fires, FIRES, query=schedules.FiresQuery
+    ),
+    Route("GET", f"{SCHEDULE}/next", READ, schedules.next_ticks, TICKS, query=schedules.TimesQuery),
+    Route(
+        "POST",
+        "/preview",
+        READ,
+        schedules.preview_schedule,
+        TICKS,
+        body=WHEN,
+        query=schedules.TimesQuery,
+    ),
     # --- what workers call
     Route("POST", "/leases", WORK, leases.lease_jobs, LEASES, body=LEASE),
     Route("POST", "/reports", WORK, leases.report_many, VERDICTS, body=REPORTS),

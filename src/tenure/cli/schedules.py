@@ -1,0 +1,286 @@
+"""Commands about schedules and their fires."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tenure.cli import completing
+from tenure.cli.command import Group, application, existing
+from tenure.cli.new_job import job_options, options_given, time_given
+from tenure.cli.options import (
+    answer_options,
+    database_option,
+    flag,
+    option,
+    reading_options,
+    reason_option,
+    together,
+)
+from tenure.cli.terminal import print_json, table, when
+from tenure.jobs.text import visible
+
+if TYPE_CHECKING:
+    from tenure.app.app import Tenure
+    from tenure.jobs.schedule_times import Preview
+    from tenure.jobs.schedules import Fire, Schedule
+
+OVERLAPS = ("allow_all", "skip", "buffer_one", "buffer_all", "cancel_other")
+OF_THE_JOB = ("queue", "priority", "max_retries", "start_by", "timeout", "backoff", "tags")
+
+schedules = Group("schedules", help="Add, show, change, pause, trigger and backfill schedules.")
+
+a_name = click.argument("name", shell_complete=completing.schedule_names)
+overlap_option = option(
+    "--overlap",
+    "RULE",
+    f"What to do while the last job is not settled: {', '.join(OVERLAPS)}.",
+    completing.words(*OVERLAPS),
+)
+count_option = click.option(
+    "--count", default=5, help="How many of the next ticks.", show_default=True
+)
+when_options = together(
+    option("--cron", "TEXT", "Minute, hour, day of month, month, day of week: '10 3 * * *'."),
+    option("--every", "TIME", "An interval: 90s, 1h."),
+    option("--offset", "TIME", "How long after the multiples of --every."),
+    option("--at", "WHEN", "Once: 2026-01-31T12:00:00Z.", callback=time_given),
+    option("--zone", "NAME", "The time zone of --cron, such as Europe/Berlin.  [default: UTC]"),
+    option("--starts-at", "WHEN", "No tick before this time.", callback=time_given),
+    option("--ends-at", "WHEN", "No tick after this time.", callback=time_given),
+)
+schedule_options = together(
+    when_options,
+    job_options,
+    option("--time-key", "FIELD", "The field of the payload that gets the time of the tick."),
+    option("--jitter", "TIME", "Put each job off by up to this much."),
+    option(
+        "--missed", "RULE", "Late ticks that get a job all the same: one (the last), all, skip."
+    ),
+    option("--grace", "TIME", "How late a tick may be before it is missed.  [default: 60s]"),
+    click.option("--catch-up", type=int, help="Of --missed all, at most so many.  [default: 100]"),
+    option("--catch-up-window", "TIME", "Of --missed all, none that is older."),
+    overlap_option,
+    option("--note", "TEXT", "What it is for."),
+)
+
+
+@schedules.command("list")
+@reading_options
+def list_schedules(as_json: bool) -> None:
+    """List the schedules, by name."""
+    from tenure.jobs.schedule_times import in_words
+
+    found: list[Schedule] = []
+    with existing() as app:
+        while page := app.schedules.list(after=found[-1].name if found else ""):
+            found += page
+        bodies, now = [_body(app, each) for each in found], app.core.clock()
+    rows = [
+        (
+            *(each.name, in_words(each.when), each.template.type, each.next_at, each.paused_at),
+            *(each.fired, each.missed_fires, each.overlapped),
+        )
+        for each in found
+    ]
+    heads = ("NAME", "WHEN", "TYPE", "NEXT", "PAUSED", "FIRED", "MISSED", "OVERLAPPED")
+    notes = [each.pause_reason or "" for each in found]
+    print_json(bodies) if as_json else table(heads, rows, now=now, notes=notes)
+
+
+@schedules.command()
+@a_name
+@count_option
+@answer_options
+def show(name: str, count: int, as_json: bool) -> None:
+    """Show a schedule, its next ticks, and the days on which clocks change them."""
+    with existing() as app:
+        _print(app, app.schedules.get(name), as_json, count)
+
+
+@schedules.command()
+@when_options
+@count_option
+@answer_options
+def preview(count: int, as_json: bool, **given: Any) -> None:
+    """Say when a schedule would be due; nothing is stored."""
+    with application() as app:
+        found = app.schedules.preview(count, **options_given(given, None))
+    print_json(found) if as_json else _print_times(found)
+
+
+@schedules.command()
+@click.argument("name")
+@click.argument("type", shell_complete=completing.types)
+@click.argument("payload", default="{}")
+@schedule_options
+@answer_options
+def create(name: str, type: str, payload: str, as_json: bool, **given: Any) -> None:
+    """Add a schedule, whose ticks add a job of TYPE with PAYLOAD, a JSON object.
+
+    Say when it is due: by --cron, --every or --at.
+    """
+    with application() as app:
+        _print(app, app.schedules.create(name, **_arguments(type, payload, given)), as_json)
+
+
+@schedules.command()
+@a_name
+@click.argument("type", required=False, shell_complete=completing.types)
+@click.argument("payload", default="{}")
+@schedule_options
+@click.option("--edition", type=int, help="Change it only if it still has this edition.")
+@answer_options
+def edit(name: str, type: str | None, payload: str, as_json: bool, **given: Any) -> None:
+    """Change a schedule. What is not given stays; give TYPE and PAYLOAD for another job."""
+    changes = _arguments(type, payload, given)
+    with existing() as app:
+        _print(app, app.schedules.update(name, **changes), as_json)
+
+
+@schedules.command()
+@a_name
+@reason_option
+@database_option
+def pause(name: str, reason: str | None) -> None:
+    """Let the ticks of a schedule add no jobs."""
+    with existing() as app:
+        app.schedules.pause(name, reason=reason)
+    click.echo(f"schedule {name} is paused")
+
+
+@schedules.command()
+@a_name
+@flag("--catch-up", "Treat the ticks since the pause as --missed of the schedule says.")
+@database_option
+def resume(name: str, catch_up: bool) -> None:
+    """Let the ticks of a paused schedule add jobs again."""
+    with existing() as app:
+        app.schedules.resume(name, catch_up=catch_up)
+    click.echo(f"schedule {name} is resumed")
+
+
+@schedules.command()
+@a_name
+@database_option
+def delete(name: str) -> None:
+    """Delete a schedule and the record of its fires. Its jobs stay."""
+    with existing() as app:
+        app.schedules.delete(name)
+    click.echo(f"schedule {name} is deleted")
+
+
+@schedules.command()
+@a_name
+@overlap_option
+@answer_options
+def trigger(name: str, overlap: Any, as_json: bool) -> None:
+    """Add the job of a schedule now, and print its id."""
+    with existing() as app:
+        fire = app.schedules.trigger(name, overlap=overlap)
+    print_json(fire) if as_json else click.echo(fire.job_id or fire.outcome)
+
+
+@schedules.command()
+@a_name
+@click.argument("start", callback=time_given)
+@click.argument("end", callback=time_given)
+@overlap_option
+@option("--queue", "NAME", "Another queue for these jobs.", completing.queue_names)
+@click.option("--priority", type=int, help="Another priority for these jobs.")
+@flag("--dry-run", "Only list the ticks.")
+@reading_options
+def backfill(name: str, start: datetime, end: datetime, as_json: bool, **given: Any) -> None:
+    """Add the jobs of the ticks from START, before END, that have none; list them.
+
+    A time without a zone is in that of the schedule.
+    """
+    options = {option: value for option, value in given.items() if value is not None}
+    with existing() as app:
+        made = app.schedules.backfill(
+            name, _zoned(app, name, start), _zoned(app, name, end), **options
+        )
+        _print_fires(app, name, made, as_json)
+
+
+@schedules.command()
+@a_name
+@click.option("--limit", default=50, help="Most fires to list, up to 500.", show_default=True)
+@option("--before", "WHEN", "Only ticks before this time: 2026-01-31.", callback=time_given)
+@reading_options
+def fires(name: str, limit: int, before: datetime | None, as_json: bool) -> None:
+    """List what became of the ticks of a schedule, newest first.
+
+    A time without a zone is in that of the schedule.
+    """
+    with existing() as app:
+        before = before and _zoned(app, name, before)
+        _print_fires(app, name, app.schedules.fires(name, limit=limit, before=before), as_json)
+
+
+def _arguments(type: str | None, payload: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return what was given as the arguments of `app.schedules`."""
+    from tenure.jobs.enqueue import NewJob
+
+    options: dict[str, Any] = options_given(given, payload)
+    payload = options.pop("payload")
+    of_the_job: Any = {name: options.pop(name) for name in OF_THE_JOB if name in options}
+    return options if type is None else {"job": NewJob(type, payload, of_the_job), **options}
+
+
+def _zoned(app: Tenure, name: str, time: datetime) -> datetime:
+    from tenure.jobs.schedule_times import zone_of
+
+    zone = zone_of(app.schedules.get(name).when.zone)
+    return time if time.tzinfo else time.replace(tzinfo=zone)
+
+
+def _body(app: Tenure, schedule: Schedule) -> Any:
+    from tenure.wire.schedules import schedule_body
+
+    return schedule_body(schedule, app.core.redaction)
+
+
+def _print(app: Tenure, schedule: Schedule, as_json: bool, count: int = 5) -> None:
+    import msgspec
+
+    from tenure.jobs.schedule_times import preview
+
+    body = _body(app, schedule)
+    if as_json:
+        print_json(body)
+        return
+    for field, value in msgspec.structs.asdict(body).items():
+        if value not in (None, 0):
+            text = when(value) if isinstance(value, datetime) else value
+            text = text if isinstance(text, str) else msgspec.json.encode(text).decode()
+            click.echo(f"{field + ':':<17} {visible(text)}")
+    _print_times(preview(schedule.when, app.core.clock(), count))
+
+
+def _print_times(preview: Preview) -> None:
+    click.echo(preview.in_words)
+    for time in preview.times:
+        click.echo(f"  {time:%a} {time.isoformat(' ', 'seconds')}")
+    for day in preview.unusual_days:
+        click.echo(f"  unusual: {day}")
+
+
+def _print_fires(app: Tenure, name: str, found: Sequence[Fire], as_json: bool) -> None:
+    from tenure.app.shown import statuses_of
+    from tenure.jobs.schedule_times import zone_of
+
+    zone, status = zone_of(app.schedules.get(name).when.zone), statuses_of(app.core, found)
+    rows = [
+        (
+            each.at.astimezone(zone).isoformat(" ", "seconds"),
+            each.until and each.until.astimezone(zone).isoformat(" ", "seconds"),
+            *(each.outcome, each.how, each.job_id, status.get(each.job_id or "")),
+        )
+        for each in found
+    ]
+    heads = ("TICK", "UNTIL", "OUTCOME", "HOW", "JOB", "STATUS")
+    print_json(found) if as_json else table(heads, rows)

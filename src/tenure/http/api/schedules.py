@@ -1,0 +1,120 @@
+"""Schedules over HTTP."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+from starlette.responses import Response
+
+from tenure.errors import InvalidInput, ScheduleNotFound
+from tenure.http.api.bodies import convert
+from tenure.http.api.call import Call, answer
+from tenure.jobs.queries import MAX_LISTED
+from tenure.jobs.schedule_times import MAX_PREVIEWED, preview
+from tenure.jobs.schedules import Schedule
+from tenure.wire.requests import RunAt, TimeText
+from tenure.wire.schedules import arguments_of, schedule_body
+
+Limit = Annotated[int, Meta(ge=1, le=MAX_LISTED)]
+_edition_in = re.compile(r'"(\d{1,18})"').fullmatch
+
+
+class SchedulesQuery(Struct, kw_only=True):
+    """How many schedules to list, and after which name."""
+
+    limit: Limit = 50
+    after: str = ""
+
+
+class FiresQuery(Struct, kw_only=True):
+    """How many fires to list, of ticks before which time."""
+
+    limit: Limit = 50
+    before: TimeText | None = None
+
+
+class TimesQuery(Struct, kw_only=True):
+    """How many ticks to show."""
+
+    count: Annotated[int, Meta(ge=1, le=MAX_PREVIEWED)] = 5
+
+
+def list_schedules(call: Call) -> Response:
+    """List schedules by name."""
+    found = call.app.schedules.list(limit=call.query.limit, after=call.query.after)
+    return answer([schedule_body(each, call.redaction) for each in found])
+
+
+def show_schedule(call: Call) -> Response:
+    """Show a schedule."""
+    return _shown(call, call.app.schedules.get(call.path["name"]))
+
+
+def put_schedule(call: Call) -> Response:
+    """Make a schedule, or replace it; with `If-Match`, only the edition that this names."""
+    edition, wanted = None, call.header("If-Match")
+    if wanted is not None:
+        if not (match := _edition_in(wanted)):
+            raise InvalidInput('send the `ETag` of the schedule, such as "3"', path="If-Match")
+        edition = int(match[1])
+    schedules, options = call.app.schedules, arguments_of(call.body) | _by(call)
+    try:
+        return _shown(call, schedules.update(**options, edition=edition))
+    except ScheduleNotFound:
+        if edition is not None:
+            raise
+    return _shown(call, schedules.create(**options), 201)
+
+
+def delete_schedule(call: Call) -> Response:
+    """Delete a schedule and the record of its fires. Its jobs stay."""
+    return _shown(call, call.app.schedules.delete(call.path["name"]))
+
+
+def pause_schedule(call: Call) -> Response:
+    """Let the ticks of a schedule add no jobs."""
+    return _shown(call, call.app.schedules.pause(**_by(call), reason=call.body.reason))
+
+
+def resume_schedule(call: Call) -> Response:
+    """Let the ticks of a schedule add jobs again."""
+    return _shown(call, call.app.schedules.resume(**_by(call), catch_up=call.body.catch_up))
+
+
+def trigger_schedule(call: Call) -> Response:
+    """Add the job of a schedule now."""
+    return answer(call.app.schedules.trigger(**_by(call), overlap=call.body.overlap))
+
+
+def backfill_schedule(call: Call) -> Response:
+    """Add the jobs of past ticks that have none yet."""
+    return answer(call.app.schedules.backfill(**_by(call), **arguments_of(call.body)))
+
+
+def list_fires(call: Call) -> Response:
+    """List what became of the ticks of a schedule, newest first."""
+    before = call.query.before and convert(call.query.before, RunAt, root="query before")
+    name, limit = call.path["name"], call.query.limit
+    return answer(call.app.schedules.fires(name, limit=limit, before=before))
+
+
+def next_ticks(call: Call) -> Response:
+    """Say when a schedule is due next, and on which days its clocks change."""
+    when = call.app.schedules.get(call.path["name"]).when
+    return answer(preview(when, call.app.core.clock(), call.query.count))
+
+
+def preview_schedule(call: Call) -> Response:
+    """Say when a schedule would be due; nothing is stored."""
+    return answer(call.app.schedules.preview(call.query.count, **arguments_of(call.body)))
+
+
+def _by(call: Call) -> dict[str, Any]:
+    return {"name": call.path["name"], "actor": call.caller.name}
+
+
+def _shown(call: Call, schedule: Schedule, status: int = 200) -> Response:
+    tag = {"ETag": f'"{schedule.edition}"'}
+    return answer(schedule_body(schedule, call.redaction), status, tag)

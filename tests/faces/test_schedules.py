@@ -1,0 +1,238 @@
+"""Schedules over HTTP and on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from tenure import NewJob, Tenure
+from tenure.app.evaluation import decide_due
+from tenure.errors import IllegalEdition, ScheduleNotFound
+from tenure.wire.problems import error_of
+from tests.support.cli import cli_json, output_of, run_cli
+from tests.support.clock import Clock
+from tests.support.http import api_client, assert_problem
+
+NIGHTLY = {
+    "job": {"type": "report", "payload": {"n": 1, "password": "hunter2"}, "queue": "slow"},
+    "cron": "10 3 * * *",
+    "zone": "Europe/Berlin",
+}
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def app(sqlite_url: str) -> Iterator[Tenure]:
+    with Tenure(sqlite_url, redact=["password"]) as app:
+        yield app
+        assert app.verify() == []
+
+
+@pytest.fixture
+def clock(app: Tenure) -> Iterator[Clock]:
+    app.open()
+    clock = Clock(app.database)
+    yield clock
+    clock.close()
+
+
+@pytest.fixture
+def api(app: Tenure, clock: Clock) -> Iterator[TestClient]:
+    with api_client(app) as api:
+        yield api
+
+
+def put(api: TestClient, name: str = "nightly", **changes: Any) -> dict[str, Any]:
+    response = api.put(f"/schedules/{name}", json={**NIGHTLY, **changes})
+    assert response.status_code in (200, 201), response.text
+    shown: dict[str, Any] = response.json()
+    return shown
+
+
+# --- HTTP -----------------------------------------------------------------------------------------
+
+
+def test_a_schedule_is_made_shown_replaced_and_deleted(app: Tenure, api: TestClient) -> None:
+    made = api.put("/schedules/nightly", json={**NIGHTLY, "overlap": "skip", "time_key": "day"})
+    assert (made.status_code, made.headers["etag"]) == (201, '"1"')
+    shown = made.json()
+    assert shown["job"] == {
+        "type": "report",
+        "payload": {"n": 1, "password": "[redacted]"},
+        "queue": "slow",
+    }
+    assert (shown["cron"], shown["zone"], shown["overlap"]) == (*list(NIGHTLY.values())[1:], "skip")
+    assert (shown["next_at"], shown["created_by"]) == ("2026-01-01T02:10:00Z", "http")
+    assert app.schedules.get("nightly").template.payload["password"] == "hunter2"
+    assert api.get("/schedules/nightly").json() == shown
+    assert api.get("/schedules").json() == [shown]
+    assert api.get("/schedules?after=nightly").json() == []
+
+    replaced = api.put("/schedules/nightly", json={"job": {"type": "report"}, "every": "1h"})
+    assert (replaced.status_code, replaced.headers["etag"]) == (200, '"2"')
+    whole = replaced.json()
+    assert (whole["cron"], whole["every"], whole["zone"]) == (None, 3600, "UTC")
+    assert (whole["overlap"], whole["time_key"]) == ("allow_all", None), "what is left out"
+    assert whole["job"] == {"type": "report", "payload": {}}
+
+    assert api.delete("/schedules/nightly").json()["name"] == "nightly"
+    assert_problem(api.get("/schedules/nightly"), 404, "schedule_not_found")
+
+
+def test_a_change_names_the_edition_that_it_is_made_for(api: TestClient) -> None:
+    put(api)
+    put(api, overlap="skip")
+    refused = api.put("/schedules/nightly", json=NIGHTLY, headers={"If-Match": '"1"'})
+    assert_problem(refused, 409, "illegal_edition")
+    assert isinstance(error_of(409, refused.content), IllegalEdition)
+    assert api.get("/schedules/nightly").json()["overlap"] == "skip"
+    changed = api.put("/schedules/nightly", json=NIGHTLY, headers={"If-Match": '"2"'})
+    assert changed.headers["etag"] == '"3"'
+    missing = api.put("/schedules/other", json=NIGHTLY, headers={"If-Match": '"1"'})
+    assert isinstance(error_of(404, missing.content), ScheduleNotFound)
+    odd = api.put("/schedules/nightly", json=NIGHTLY, headers={"If-Match": "3"})
+    assert assert_problem(odd, 400, "invalid_input")["path"] == "If-Match"
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"cron": "10 3 * *"}, "$.cron"),
+        ({"every": 60}, "$"),
+        ({"zone": "Europe/Atlantis"}, "$.zone"),
+        ({"catch_up": 0}, "$.catch_up"),
+        ({"overlap": "queue"}, "$.overlap"),
+        ({"job": {"type": "a b"}}, "$.type"),
+        ({"job": {"type": "a", "delay": 5}}, "$.job"),
+        ({"jobs": 1}, "$"),
+    ],
+)
+def test_what_is_wrong_is_named(api: TestClient, changes: dict[str, Any], path: str) -> None:
+    refused = api.put("/schedules/s", json={**NIGHTLY, **changes})
+    assert assert_problem(refused, 400, "invalid_input")["path"] == path
+    assert api.get("/schedules").json() == []
+
+
+def test_ticks_over_http(app: Tenure, api: TestClient, clock: Clock) -> None:
+    put(api, overlap="skip")
+    paused = api.post("/schedules/nightly/pause", json={"reason": "broken"}).json()
+    assert (paused["pause_reason"], paused["paused_by"], paused["next_at"]) == (
+        *("broken", "http"),
+        None,
+    )
+    clock.advance(2 * DAY.total_seconds())
+    assert api.post("/schedules/nightly/resume").json()["paused_at"] is None
+    triggered = api.post("/schedules/nightly/trigger").json()
+    assert (triggered["outcome"], triggered["how"]) == ("fired", "trigger")
+    assert app.get(triggered["job_id"]).queue == "slow"
+    assert api.post("/schedules/nightly/trigger").json()["outcome"] == "overlapped"
+    forced = api.post("/schedules/nightly/trigger", json={"overlap": "allow_all"}).json()
+    assert forced["outcome"] == "fired"
+
+    range = {"start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00Z", "priority": 9}
+    planned = api.post("/schedules/nightly/backfill", json={**range, "dry_run": True}).json()
+    assert [(fire["at"], fire["job_id"]) for fire in planned] == [
+        ("2026-01-01T02:10:00Z", None),
+        ("2026-01-02T02:10:00Z", None),
+    ]
+    made = api.post("/schedules/nightly/backfill", json=range).json()
+    assert {app.get(fire["job_id"]).priority for fire in made} == {9}
+    assert api.post("/schedules/nightly/backfill", json=range).json() == []
+    fires = api.get("/schedules/nightly/fires").json()
+    assert [fire["how"] for fire in fires if fire["outcome"] == "fired"].count("backfill") == 2
+    before = api.get("/schedules/nightly/fires?before=2026-01-02T00:00:00Z&limit=5").json()
+    assert {fire["at"] for fire in before} == {"2026-01-01T02:10:00Z"}
+    odd = api.get("/schedules/nightly/fires?before=yesterday")
+    assert assert_problem(odd, 400, "invalid_input")["path"] == "query before"
+
+
+def test_the_next_ticks_and_a_preview(api: TestClient) -> None:
+    put(api)
+    ahead = api.get("/schedules/nightly/next?count=2").json()
+    assert ahead["times"] == ["2026-01-01T03:10:00+01:00", "2026-01-02T03:10:00+01:00"]
+    when = {"cron": "*/30 2 * * *", "zone": "Europe/Berlin"}
+    seen = api.post("/preview?count=3", json=when).json()
+    assert len(seen["times"]) == 3
+    assert [day.partition(":")[0] for day in seen["unusual_days"]] == ["2026-03-29", "2026-10-25"]
+    assert_problem(api.post("/preview?count=101", json=when), 400, "invalid_input")
+
+
+def test_metrics(app: Tenure, api: TestClient, clock: Clock) -> None:
+    put(api, cron="* * * * *", missed="skip")
+    clock.advance(600)
+    form = api.get("/metrics", headers={"Accept": "application/json"}).json()
+    assert form["next_tick"] == "2026-01-01T00:01:00Z"
+    assert "tenure_schedule_late_seconds 540.0" in api.get("/metrics").text
+    decide_due(app.core)
+    text = api.get("/metrics").text
+    assert "tenure_schedule_late_seconds 0.0" in text
+    fires = 'tenure_schedule_fires_total{outcome="missed",schedule="nightly"} '
+    assert float(text.partition(fires)[2].split()[0]) >= 8
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_a_newcomer_on_the_command_line(app: Tenure, clock: Clock) -> None:
+    here = {"TENURE_DATABASE": app.database, "TENURE_REDACT": "password"}
+    when = ["--cron", "10 3 * * *", "--zone", "Europe/Berlin"]
+    payload = '{"password": "hunter2"}'
+    made = output_of("schedules", "create", "nightly", "report", payload, *when, **here)
+    assert "hunter2" not in made
+    assert made.splitlines()[-6:] == [
+        "At 03:10 every day, Europe/Berlin",
+        *(f"  {day} 2026-01-0{n} 03:10:00+01:00" for n, day in enumerate(DAYS, 1)),
+    ]
+    listed = output_of("schedules", "list", "--wide", **here)
+    assert "nightly  At 03:10 every day, Europe/Berlin  report" in listed
+    assert output_of("schedules", "preview", *when, **here) == "\n".join(made.splitlines()[-6:])
+    (shown,) = cli_json("--database", app.database, "schedules", "list")
+    assert shown == cli_json("--database", app.database, "schedules", "show", "nightly")
+    assert shown["job"]["type"] == "report"
+
+    edit = ("schedules", "edit", "nightly", "--overlap", "skip", "--edition", "1")
+    assert "edition:          2" in output_of(*edit, **here)
+    again = run_cli(*edit, **here)
+    assert (again.exit_code, "at edition 2" in again.stderr) == (1, True)
+    output_of("schedules", "edit", "nightly", "other", "--queue", "slow", **here)
+    assert app.schedules.get("nightly").template.type == "other"
+    assert app.schedules.get("nightly").overlap == "skip", "what is not given stays"
+    assert run_cli("schedules", "show", "none", **here).exit_code == 3
+    assert run_cli("schedules", "create", "s", "t", "--cron", "x", **here).exit_code == 2
+
+
+DAYS = ("Thu", "Fri", "Sat", "Sun", "Mon")
+
+
+def test_did_the_nightly_job_run(app: Tenure, clock: Clock) -> None:
+    here = {"TENURE_DATABASE": app.database}
+    app.schedules.create("nightly", NewJob("report", {}, {}), cron="10 3 * * *", zone=BERLIN)
+    clock.advance(3 * DAY.total_seconds())
+    planned = output_of(
+        *("schedules", "backfill", "nightly", "2026-01-01", "2026-01-03", "--dry-run"), **here
+    )
+    assert planned.count("backfill") == 2
+    output_of("schedules", "backfill", "nightly", "2026-01-01", "2026-01-03", **here)
+    heads, *rows = output_of(
+        "schedules", "fires", "nightly", "--before", "2026-01-03", **here
+    ).splitlines()
+    assert heads.split() == ["TICK", "UNTIL", "OUTCOME", "HOW", "JOB", "STATUS"]
+    assert [row[:25] for row in rows] == ["2026-01-02 03:10:00+01:00", "2026-01-01 03:10:00+01:00"]
+    assert [row.split()[-1] for row in rows] == ["waiting", "pending"]
+
+    paused = output_of("schedules", "pause", "nightly", "--reason", "broken", **here)
+    assert paused == "schedule nightly is paused"
+    assert "    broken" in output_of("schedules", "list", **here)
+    output_of("schedules", "resume", "nightly", "--catch-up", **here)
+    job = output_of("schedules", "trigger", "nightly", "--overlap", "allow_all", **here)
+    assert app.get(job).type == "report"
+    assert output_of("schedules", "trigger", "nightly", "--overlap", "skip", **here) == "overlapped"
+    assert output_of("schedules", "delete", "nightly", **here) == "schedule nightly is deleted"
+    assert app.schedules.list() == []
+
+
+BERLIN = "Europe/Berlin"
