@@ -1,4 +1,4 @@
-"""Schedules over HTTP and on the command line."""
+"""Schedules over HTTP, on the command line and in the dashboard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tenure.errors import IllegalEdition, ScheduleNotFound
 from tenure.wire.problems import error_of
 from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.clock import Clock
-from tests.support.http import api_client, assert_problem
+from tests.support.http import api_client, assert_problem, post_form
 
 NIGHTLY = {
     "job": {"type": "report", "payload": {"n": 1, "password": "hunter2"}, "queue": "slow"},
@@ -236,3 +236,64 @@ def test_did_the_nightly_job_run(app: Tenure, clock: Clock) -> None:
 
 
 BERLIN = "Europe/Berlin"
+
+
+# --- the dashboard --------------------------------------------------------------------------------
+
+
+def test_the_pages_say_what_became_of_ticks(app: Tenure, api: TestClient, clock: Clock) -> None:
+    assert "There is no schedule here" in api.get("/ui/schedules").text
+    put(api, cron="0 * * * *", note="<b>for</b> the boss", zone="UTC")
+    clock.advance(4 * 3600)
+    decide_due(app.core)
+    page = api.get("/ui/schedules").text
+    assert 'aria-label="1 fired 1 missed "' in page
+    one = api.get("/ui/schedules/nightly").text
+    assert "hunter2" not in one
+    assert "&lt;b&gt;for&lt;/b&gt; the boss" in one
+    assert one.count("data-local") == 10
+    job_id = app.schedules.get("nightly").last_job_id
+    assert f"/ui/jobs/{job_id}" in one
+    app.cancel(str(job_id))
+    assert "cancelled" in api.get("/ui/schedules/nightly").text
+    assert (
+        "No tick is on record before this time"
+        in api.get("/ui/schedules/nightly?before=2026-01-01").text
+    )
+    assert api.get("/ui/schedules/nightly?before=x").status_code == 400
+    assert api.get("/ui/schedules/none").status_code == 404
+
+
+def test_unusual_days_are_shown(api: TestClient) -> None:
+    put(api, cron="*/30 2 * * *")
+    assert "2026-03-29: not at all" in api.get("/ui/schedules/nightly").text
+
+
+def test_buttons(app: Tenure, api: TestClient) -> None:
+    put(api)
+    assert post_form(api, "/ui/schedules/nightly/trigger").status_code == 303
+    assert [job.type for job in app.find()] == ["report"]
+    post_form(api, "/ui/schedules/nightly/pause", {"reason": "broken"})
+    paused = app.schedules.get("nightly")
+    assert (paused.pause_reason, paused.paused_by) == ("broken", "dashboard")
+    assert "broken" in api.get("/ui/schedules/nightly").text
+    post_form(api, "/ui/schedules/nightly/resume")
+    assert app.schedules.get("nightly").paused_at is None
+
+
+def test_all_is_not_well_if_nobody_decides_ticks(api: TestClient, clock: Clock) -> None:
+    put(api)
+    clock.advance(DAY.total_seconds())
+    assert "A tick of a schedule has been due for 21h 50m, and no process decides it." in (
+        api.get("/").text
+    )
+
+
+def test_a_list_of_schedules_goes_on(app: Tenure, api: TestClient) -> None:
+    for number in range(51):
+        app.schedules.create(f"s{number:02}", NewJob("a", {}, {}), every=60)
+    first = api.get("/ui/schedules").text
+    assert first.count('<tr id="schedule-') == 50
+    assert "/ui/schedules?after=s49" in first
+    assert 'id="schedule-s50"' in api.get("/ui/schedules?after=s49").text
+    assert len(cli_json("--database", app.database, "schedules", "list")) == 51

@@ -70,6 +70,7 @@ class ReadCache:
         self.queues = partial(self._once, "queues", app.queues.list)
         self.workers = partial(self._once, "workers", app.workers.list)
         self.activity = partial(self._once, "activity", app.stats.activity)
+        self.next_tick = partial(self._once, "next_tick", app.stats.next_tick)
         self.failures = partial(self._once, "failures", app.stats.failures)
         self.measured_until = partial(self._once, "measured_until", app.stats.measured_until)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 SHOWN_CHARACTERS = 4_000
 """Shown of a payload, result or error on the page of a job. A link leads to all of it."""
@@ -12,6 +12,7 @@ SHOWN_CHARACTERS = 4_000
 
 def exactly(time: datetime) -> str:
     """Write a time in UTC, to the millisecond."""
+    time = time.astimezone(UTC)
     return time.strftime("%Y-%m-%d %H:%M:%S.") + f"{time.microsecond // 1000:03} UTC"
 
 

@@ -31,10 +31,14 @@ def health(
     failed: int,
     queues: Sequence[QueueState],
     workers: Sequence[WorkerState],
+    next_tick: datetime | None = None,
 ) -> HealthLine:
     """Return how the queues are at `now`; `failed` jobs have not been looked at."""
     live = [worker for worker in workers if is_live(worker, now)]
     late = list(_late(now, queues, live))
+    if next_tick and now - next_tick >= LATE:
+        due = length(int((now - next_tick).total_seconds()))
+        late.append(f"A tick of a schedule has been due for {due}, and no process decides it.")
     watch = list(_watch(now, failed, queues, live))
     if late:
         return HealthLine("late", late[0], [*late[1:], *watch])

@@ -25,7 +25,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from tenure.app.app import Tenure, limited_to
-from tenure.dashboard import charts, forms, jobs, overview, queues
+from tenure.dashboard import charts, forms, jobs, overview, queues, schedules
 from tenure.dashboard import format as fmt
 from tenure.dashboard.cache import ReadCache
 from tenure.dashboard.push import Follower
@@ -78,6 +78,8 @@ PAGES: dict[str, Page] = {
     "/ui/machine": overview.machine,
     "/ui/workers": queues.workers,
     "/ui/queues": queues.show,
+    "/ui/schedules": schedules.listed,
+    "/ui/schedules/{name}": schedules.show,
     "/ui/jobs": jobs.listed,
     "/ui/jobs/{id}": jobs.show,
     "/ui/new": forms.shown(forms.new),
@@ -101,6 +103,9 @@ ACTIONS: dict[str, tuple[Scope, Page]] = {
     "/ui/types/{name}/pause": (Scope.ADMIN, queues.pause_type),
     "/ui/types/{name}/resume": (Scope.ADMIN, queues.resume_type),
     "/ui/queues/{name}/limit": (Scope.ADMIN, queues.limit),
+    "/ui/schedules/{name}/pause": (Scope.ADMIN, schedules.pause),
+    "/ui/schedules/{name}/resume": (Scope.ADMIN, schedules.resume),
+    "/ui/schedules/{name}/trigger": (Scope.ADMIN, schedules.trigger),
     "/ui/bulk": (Scope.ADMIN, jobs.start_bulk),
     "/ui/bulk/{id}/stop": (Scope.ADMIN, jobs.stop_bulk),
 }

@@ -18,6 +18,10 @@ export function tick() {
     const text = ago((now - Date.parse(time.dateTime)) / 1000);
     if (time.textContent !== text) time.textContent = text;
   }
+  for (const time of document.querySelectorAll("time[data-local]")) {
+    const text = new Date(time.dateTime).toLocaleString();
+    if (time.textContent !== text) time.textContent = text;
+  }
 }
 
 function ago(seconds) {
