@@ -96,7 +96,7 @@ def list_schedules(as_json: bool) -> None:
 @count_option
 @answer_options
 def show(name: str, count: int, as_json: bool) -> None:
-    """Show a schedule, its next ticks, and the days on which clocks change them."""
+    """Show a schedule, its next ticks, and its unusual days."""
     with existing() as app:
         _print(app, app.schedules.get(name), as_json, count)
 
@@ -119,9 +119,9 @@ def preview(count: int, as_json: bool, **given: Any) -> None:
 @schedule_options
 @answer_options
 def create(name: str, type: str, payload: str, as_json: bool, **given: Any) -> None:
-    """Add a schedule, whose ticks add a job of TYPE with PAYLOAD, a JSON object.
+    """Add a schedule of jobs of TYPE.
 
-    Say when it is due: by --cron, --every or --at.
+    PAYLOAD is a JSON object. Say when it is due: by --cron, --every or --at.
     """
     with application() as app:
         _print(app, app.schedules.create(name, **_arguments(type, payload, given)), as_json)
@@ -194,9 +194,9 @@ def trigger(name: str, overlap: Any, as_json: bool) -> None:
 @flag("--dry-run", "Only list the ticks.")
 @reading_options
 def backfill(name: str, start: datetime, end: datetime, as_json: bool, **given: Any) -> None:
-    """Add the jobs of the ticks from START, before END, that have none; list them.
+    """Add the jobs of past ticks that have none, and list them.
 
-    A time without a zone is in that of the schedule.
+    The ticks are those from START, before END. A time without a zone is in that of the schedule.
     """
     options = {option: value for option, value in given.items() if value is not None}
     with existing() as app:
