@@ -223,6 +223,8 @@ def test_did_the_nightly_job_run(app: Tenure, clock: Clock) -> None:
     assert heads.split() == ["TICK", "UNTIL", "OUTCOME", "HOW", "JOB", "STATUS"]
     assert [row[:25] for row in rows] == ["2026-01-02 03:10:00+01:00", "2026-01-01 03:10:00+01:00"]
     assert [row.split()[-1] for row in rows] == ["waiting", "pending"]
+    early = ("schedules", "fires", "nightly", "--before", "2026-01-02T02:30")  # there, not in UTC
+    assert "2026-01-02" not in output_of(*early, **here)
 
     paused = output_of("schedules", "pause", "nightly", "--reason", "broken", **here)
     assert paused == "schedule nightly is paused"
