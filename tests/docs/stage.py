@@ -49,11 +49,13 @@ SCRIPTS = Path(sys.executable).parent
 
 _goes_on = re.compile(r"(\w+=\S+ )*(tenure (serve|worker)\b|make run\b|curl -\w*N)")
 _only_reads = re.compile(
-    r"tenure (jobs (show|list)|explain|stats|queues list|verify)\b|curl(?!(?s:.*) -\w*[dX]\b)"
+    r"tenure (jobs (show|list)|explain|stats|queues list|schedules (list|fires)|verify)\b"
+    r"|curl(?!(?s:.*) -\w*[dX]\b)"
 )
 _patterns = (
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(\.[0-9a-f-]{32,36})?", "<id>"),
-    (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?UTC|Z|\+00:00)?", "<time>"),
+    (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?UTC|Z|[+-]\d\d:\d\d)?", "<time>"),
+    (r"\b(Mon|Tue|Wed|Thu|Fri|Sat|Sun) <time>", "<time>"),
     (r"worker-[0-9a-f]{16}", "<worker>"),
     (r"\b\d+(\.\d+)?m?s ago", "<ago>"),
 )
