@@ -22,7 +22,7 @@ ENVIRONMENT = "TENURE_FAILPOINTS"
 
 WORKS = (
     *("enqueue", "claim", "report", "heartbeat", "sweep", "prune", "measure"),
-    *("operator", "queue", "bulk", "webhook", "look"),
+    *("operator", "queue", "bulk", "webhook", "look", "schedule"),
 )
 """What a transaction can be about."""
 NAMES = (
@@ -33,6 +33,7 @@ NAMES = (
     "measure.between_read_and_write",
     "bulk.between_jobs_and_cursor",
     "webhook.between_position_and_jobs",
+    "schedule.between_jobs_and_cursor",
     "checkpoint.before",
     "checkpoint.after",
     "announce.before",

@@ -4,8 +4,8 @@
     python -m tests.chaos.every_failpoint URL FOLDER FAILPOINT
 
 It opens the database (and migrates), adds jobs, pauses and resumes a queue, cancels one and many,
-lets a lease run out and sweeps, works off everything, retries by hand and prunes, all on record in
-FOLDER. What fails is tried again, as an application would.
+makes a schedule, lets a lease run out and sweeps, works off everything, retries by hand and prunes,
+all on record in FOLDER. What fails is tried again, as an application would.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def walk(app: Recorded) -> None:
     again(lambda: app.enqueue("abandoned", {"number": 200}))
     again(lambda: app.enqueue("last", {"number": 300}))
     again(lambda: follow(app))
+    again(lambda: schedule(app))
     request = ClaimRequest(worker="x", limit=1, lease_seconds=0.001, types=("abandoned",))
     again(lambda: app.claim(request))
     wait_until(lambda: again(lambda: swept(app)), "the abandoned lease to be swept")
@@ -145,6 +146,13 @@ def follow(app: Recorded) -> None:
         app.enqueue("succeed", {"number": 400})
     while app.core.forward_to_webhooks():
         pass
+
+
+def schedule(app: Recorded) -> None:
+    """Add a schedule that is not due for long, and pause it."""
+    if app.schedules.list() == []:
+        app.schedules.create("yearly", NewJob("unheard-of", {}, {}), cron="@yearly")
+    app.schedules.pause("yearly")
 
 
 def swept(app: Recorded) -> bool:

@@ -66,10 +66,11 @@ W = TypeVar("W", EnqueueWork, ExchangeWork, CallWork)
 
 
 def parts(db: Database, batch: Sequence[Work]) -> list[Sequence[Work]]:
-    """Divide a batch into transactions, none of which can end in a deadlock.
+    """Divide a batch into transactions that lock in one order, so that none ends in a deadlock.
 
     A transaction locks the jobs that it changes first, in the order of their ids, then the limits
     of queues, then idempotency keys, each in one order. Work that cannot keep to that is alone.
+    Jobs that wait for one that is settled are locked last: that may deadlock, and is repeated.
     """
     if not batch or db.alone is None:  # a database with one writer
         return [batch] if batch else []
