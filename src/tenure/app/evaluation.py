@@ -40,10 +40,11 @@ def set_right(core: Core, *, zones: bool) -> None:
     """Let schedules go on if the clock was put back; with `zones`, also if a zone has changed."""
     while core.store.write("schedule", fires.set_right, brings=nothing).result() == fires.BATCH:
         pass
-    read, after = core.store.read, "" if zones else None
-    where = f"WHERE name > {read.dialect.value} AND zone <> 'UTC' AND paused_at IS NULL"
-    while after is not None:
-        found = schedules.read(read, f"{where} ORDER BY name LIMIT {PAGE}", (after,))
+    value, after = core.store.read.dialect.value, "" if zones else None
+    where = f"WHERE name > {value} AND zone <> 'UTC' AND paused_at IS NULL"
+    while after is not None:  # read where it is written: each worker has one connection less
+        page = partial(schedules.read, rest=f"{where} ORDER BY name LIMIT {PAGE}", values=(after,))
+        found = core.store.write("schedule", page, brings=nothing).result()
         for one in found:
             with suppress(InvalidInput):  # a zone that is not known here
                 if next_after(one.when, one.cursor_at) != one.next_at:
