@@ -108,6 +108,24 @@ def test_buffered_jobs_run_one_after_the_other(app: Tenure, clock: Clock) -> Non
     assert complete(app, 10) == [third]
 
 
+def test_one_job_at_most_is_buffered(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60, overlap="buffer_one")
+    for _ in range(3):
+        clock.advance(60)
+        decide_due(app.core)
+    assert record(app) == "f1 f2w o3"
+
+
+def test_a_small_step_back_of_the_clock_is_waited_for(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60)
+    clock.advance(60)
+    decide_due(app.core)
+    before = app.schedules.get("s")
+    clock.advance(-50)
+    set_right(app.core, zones=False)
+    assert app.schedules.get("s") == before
+
+
 def test_a_job_that_is_tried_again_is_waited_for(app: Tenure, clock: Clock) -> None:
     job = NewJob("mail", {}, {"max_retries": 2, "backoff": 0})
     app.schedules.create("s", job, every=60, overlap="buffer_one")
