@@ -287,6 +287,15 @@ def test_pages_of_fires(app: Tenure, clock: Clock) -> None:
     assert shown([*newest, *older], 60, [False] * 4) == "f5 f4 f3 f2"
 
 
+def test_a_page_has_all_that_became_of_a_tick(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60, missed="skip")
+    clock.advance(600)
+    decide_due(app.core)
+    app.schedules.backfill("s", START, START + 2 * MINUTE, overlap="allow_all")
+    last = app.schedules.fires("s", limit=1, before=START + 2 * MINUTE)
+    assert {fire.outcome for fire in last} == {"missed", "fired"}
+
+
 def test_next_and_preview(app: Tenure, clock: Clock) -> None:
     app.schedules.create("s", MAIL, cron="0 3 * * *", zone="Europe/Berlin")
     assert [f"{at:%d %H:%M %z}" for at in app.schedules.next("s", 2)] == [

@@ -338,21 +338,15 @@ class Schedules(Noun):
         """Return what became of the ticks of a schedule, newest first.
 
         - `name`: the schedule.
-        - `limit`: 1 to 500. Default: 50.
+        - `limit`: 1 to 500. Default: 50. The rows of one tick are not parted, so there may be more.
         - `before`: only fires of ticks before this time, for the next page. Default: None.
 
         Raises ScheduleNotFound or InvalidInput.
         """
         most, read = whole(limit, 1, MAX_LISTED, "$.limit"), self._core.store.read
         self.get(name)
-        d = read.dialect
-        where, values = f"schedule = {d.value}", [name]
-        if before is not None:
-            where += f" AND at < {d.value}"
-            values.append(d.to_bound(check_time(before, "$.before")))
-        return schedules.fires(
-            read, f"{where} ORDER BY at DESC, decided_at DESC LIMIT {most}", values
-        )
+        until = None if before is None else check_time(before, "$.before")
+        return schedules.page(read, name, most, until)
 
     def list(self, *, limit: int = 500, after: str = "") -> list[Schedule]:
         """Return schedules by name.

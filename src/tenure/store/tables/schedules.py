@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from msgspec.structs import asdict
 
 from tenure.errors import InvalidInput, ScheduleNotFound
 from tenure.jobs.fires import INSTANT
@@ -97,6 +96,18 @@ def fires(db: Reads, where: str, values: Sequence[Any]) -> list[Fire]:
         Fire(**fields | {"outcome": FireOutcome(fields["outcome"]), "how": How(fields["how"])})
         for fields in found
     ]
+
+
+def page(db: Reads, name: str, most: int, before: datetime | None) -> list[Fire]:
+    """Return the newest fires of a schedule before a time; more than `most` to end with a tick."""
+    d = db.dialect
+    where, values = f"schedule = {d.value}", [name]
+    if before is not None:
+        where += f" AND at < {d.value}"
+        values.append(d.to_bound(before))
+    last = f"SELECT at FROM {d.table('fire')} WHERE {where} ORDER BY at DESC LIMIT 1"
+    where += f" AND (at >= ({last} OFFSET {most - 1})) IS NOT FALSE"
+    return fires(db, f"{where} ORDER BY at DESC, decided_at DESC", values * 2)
 
 
 def unrecorded(db: Reads) -> list[tuple[str, str, str]]:
@@ -203,10 +214,15 @@ def _value(d: Dialect, column: str) -> str:
 
 
 def _stored(d: Dialect, schedule: Schedule, columns: Sequence[str]) -> list[Any]:
-    when = asdict(schedule.when)
-    fields = {**asdict(schedule), **when, "once": when["at"]}
-    fields["template"] = msgspec.json.encode(schedule.template).decode()
-    return [_bound(d, fields[column.strip('"')]) for column in columns]
+    return [_bound(d, _field(schedule, column)) for column in columns]
+
+
+def _field(schedule: Schedule, column: str) -> Any:
+    if column == "template":
+        return msgspec.json.encode(schedule.template).decode()
+    if column == "once":
+        return schedule.when.at
+    return getattr(schedule.when if column in WHEN else schedule, column.strip('"'))
 
 
 def _bound(d: Dialect, value: Any) -> Any:
