@@ -26,6 +26,8 @@ LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tenure ' || %s, 0))"
 # waits for a table must not for long, since other statements queue behind it: it is tried again.
 FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 WAITING = "SET LOCAL lock_timeout = '10s'"
+TRIES = 4
+"""Transactions of one upgrade that PostgreSQL may end as deadlocks."""
 
 
 def upgrade(url: str, progress: Progress = no_progress) -> int:
@@ -36,19 +38,29 @@ def upgrade(url: str, progress: Progress = no_progress) -> int:
     """
     address = address_of(url)
     with _connected(address) as connection:
-        if version_of(connection, address) < migrate.newest("postgres"):
-            with connection.transaction():
-                connection.execute(FROZEN)
-                connection.execute(LOCK, (address.schema,))
-                connection.execute(WAITING)
-                if one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
-                    connection.execute(address.sql("CREATE SCHEMA {s}"))
-                for step in _steps(address, version_of(connection, address), progress):
-                    connection.execute(step.encode())
-            failpoints.hit("migrate.after_commit")
+        for left in reversed(range(TRIES)):
+            try:
+                _upgrade(connection, address, progress)
+                break
+            except errors.DeadlockDetected:  # with a transaction that uses the tables
+                if not left:
+                    raise
         version = version_of(connection, address)
     migrate.check(version, migrate.newest("postgres"), f"schema {address.schema}")
     return version
+
+
+def _upgrade(connection: psycopg.Connection[Any], address: Address, progress: Progress) -> None:
+    if version_of(connection, address) < migrate.newest("postgres"):
+        with connection.transaction():
+            connection.execute(FROZEN)
+            connection.execute(LOCK, (address.schema,))
+            connection.execute(WAITING)
+            if one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
+                connection.execute(address.sql("CREATE SCHEMA {s}"))
+            for step in _steps(address, version_of(connection, address), progress):
+                connection.execute(step.encode())
+        failpoints.hit("migrate.after_commit")
 
 
 def script(url: str, version: int) -> str:
