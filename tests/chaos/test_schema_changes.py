@@ -94,8 +94,8 @@ def test_a_migration_is_killed_at_every_step_while_old_workers_go_on(
         for place in ("before_step", "after_step"):
             for visit in (1, 2):
                 kill = f"migrate.{place}=kill@{visit}"
-                killed, _ = said(program(2, "migrate", database_url, failpoints=kill))
-                assert killed == -9
+                killed, told = said(program(2, "migrate", database_url, failpoints=kill))
+                assert killed == -9, told
                 fault_counts.count("processes killed")
                 assert shape(raw) == before  # nothing half done
                 load.flows_again()
