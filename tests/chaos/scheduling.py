@@ -20,7 +20,7 @@ LEASE_SECONDS = 60
 def step(app: Tenure, worker: str) -> int:
     """Decide what is due, end old leases, complete a few jobs; return how many."""
     set_right(app.core, zones=True)
-    while decide_due(app.core):
+    while decide_due(app.core, set()):
         pass
     app.core.sweep()
     claim = ClaimRequest(worker=worker, limit=20, lease_seconds=LEASE_SECONDS)

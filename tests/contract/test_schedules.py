@@ -57,13 +57,13 @@ def test_overlap_missed_and_outage(
     if is_open:
         app.schedules.trigger("s")
     clock.advance(seen)
-    decide_due(app.core)
+    decide_due(app.core, set())
     assert record(app, every=every).removeprefix("f0? ") == expected
     assert len(app.find(type="mail")) == expected.count("f") + is_open
     found = app.schedules.get("s")
     assert found.fired == expected.count("f") + is_open
     assert found.decided == seen // every + is_open
-    decide_due(app.core)
+    decide_due(app.core, set())
     assert found == app.schedules.get("s")
 
 
@@ -74,7 +74,7 @@ def test_a_tick_becomes_a_job_that_starts_in_time(app: Tenure, clock: Clock) -> 
     assert Duty.SCHEDULES not in app.core.look()
     clock.advance(0.2)
     assert Duty.SCHEDULES in app.core.look()
-    decide_due(app.core)
+    decide_due(app.core, set())
     assert Duty.SCHEDULES not in app.core.look()
     (made,) = app.find()
     assert made.run_at == START + timedelta(hours=3, minutes=10) > made.created_at
@@ -92,7 +92,7 @@ def test_buffered_jobs_run_one_after_the_other(app: Tenure, clock: Clock) -> Non
     app.schedules.create("s", MAIL, every=60, overlap="buffer_all")
     for _ in range(3):
         clock.advance(60)
-        decide_due(app.core)
+        decide_due(app.core, set())
     first, second, third = [fire.job_id for fire in app.schedules.fires("s")[::-1]]
     assert first
     assert second
@@ -112,14 +112,14 @@ def test_one_job_at_most_is_buffered(app: Tenure, clock: Clock) -> None:
     app.schedules.create("s", MAIL, every=60, overlap="buffer_one")
     for _ in range(3):
         clock.advance(60)
-        decide_due(app.core)
+        decide_due(app.core, set())
     assert record(app) == "f1 f2w o3"
 
 
 def test_a_small_step_back_of_the_clock_is_waited_for(app: Tenure, clock: Clock) -> None:
     app.schedules.create("s", MAIL, every=60)
     clock.advance(60)
-    decide_due(app.core)
+    decide_due(app.core, set())
     before = app.schedules.get("s")
     clock.advance(-50)
     set_right(app.core, zones=False)
@@ -131,7 +131,7 @@ def test_a_job_that_is_tried_again_is_waited_for(app: Tenure, clock: Clock) -> N
     app.schedules.create("s", job, every=60, overlap="buffer_one")
     for _ in range(2):
         clock.advance(60)
-        decide_due(app.core)
+        decide_due(app.core, set())
     second, first = [fire.job_id or "" for fire in app.schedules.fires("s")]
     for status in ("waiting", "pending"):
         (lease,) = app.core.claim(ClaimRequest(worker="w", limit=9, lease_seconds=60)).leases
@@ -146,7 +146,7 @@ def test_an_operator_lets_a_buffered_job_run(app: Tenure, clock: Clock, raw: Raw
     app.schedules.create("s", MAIL, every=60, overlap="buffer_one")
     for _ in range(2):
         clock.advance(60)
-        decide_due(app.core)
+        decide_due(app.core, set())
     second, first = [fire.job_id or "" for fire in app.schedules.fires("s")]
     raw.run(
         "UPDATE {job} SET status = 'pending', need = 0, event = 'unblocked' WHERE id = ?", second
@@ -158,7 +158,7 @@ def test_cancel_other(app: Tenure, clock: Clock) -> None:
     app.schedules.create("s", MAIL, every=60, overlap="cancel_other")
     for _ in range(2):
         clock.advance(60)
-        decide_due(app.core)
+        decide_due(app.core, set())
     second, first = [fire.job_id or "" for fire in app.schedules.fires("s")]
     assert app.get(second).status == "pending"
     cancelled = app.get(first)
@@ -174,19 +174,19 @@ def test_pause_and_resume(app: Tenure, clock: Clock) -> None:
     assert app.schedules.pause("s", actor="bob") == paused
     clock.advance(600)
     assert Duty.SCHEDULES not in app.core.look()
-    decide_due(app.core)
+    decide_due(app.core, set())
     assert record(app) == "f1"
     resumed = app.schedules.resume("s")
     assert resumed.paused_at is None
     assert resumed.next_at == clock.now + MINUTE
     assert record(app) == "f1 p2-11"
     clock.advance(60)
-    decide_due(app.core)
+    decide_due(app.core, set())
     assert record(app) == "f1 p2-11 f12"
     app.schedules.pause("s")
     clock.advance(600)
     app.schedules.resume("s", catch_up=True)
-    decide_due(app.core)
+    decide_due(app.core, set())
     assert record(app) == "f1 p2-11 f12 m13-20 f21 f22"
     assert app.schedules.resume("s") == app.schedules.get("s")
 
@@ -210,7 +210,7 @@ def test_trigger(app: Tenure, clock: Clock) -> None:
 def test_backfill(app: Tenure, clock: Clock) -> None:
     app.schedules.create("s", MAIL, every=60, missed="skip")
     clock.advance(600)
-    decide_due(app.core)
+    decide_due(app.core, set())
     assert record(app) == "m1-8 f9 f10"
     ends = START - MINUTE, START + timedelta(hours=1)
     planned = app.schedules.backfill("s", *ends, dry_run=True)
@@ -281,7 +281,7 @@ def test_pages_of_fires(app: Tenure, clock: Clock) -> None:
     app.schedules.create("s", MAIL, every=60)
     for _ in range(5):
         clock.advance(60)
-        decide_due(app.core)
+        decide_due(app.core, set())
     newest = app.schedules.fires("s", limit=2)
     older = app.schedules.fires("s", limit=2, before=newest[-1].at)
     assert shown([*newest, *older], 60, [False] * 4) == "f5 f4 f3 f2"
@@ -290,7 +290,7 @@ def test_pages_of_fires(app: Tenure, clock: Clock) -> None:
 def test_a_page_has_all_that_became_of_a_tick(app: Tenure, clock: Clock) -> None:
     app.schedules.create("s", MAIL, every=60, missed="skip")
     clock.advance(600)
-    decide_due(app.core)
+    decide_due(app.core, set())
     app.schedules.backfill("s", START, START + 2 * MINUTE, overlap="allow_all")
     last = app.schedules.fires("s", limit=1, before=START + 2 * MINUTE)
     assert {fire.outcome for fire in last} == {"missed", "fired"}
@@ -311,9 +311,9 @@ def test_next_and_preview(app: Tenure, clock: Clock) -> None:
 def test_a_clock_that_was_ahead(app: Tenure, clock: Clock) -> None:
     app.schedules.create("s", MAIL, every=3600)
     clock.advance(3600)
-    decide_due(app.core)
+    decide_due(app.core, set())
     clock.advance(86_400)
-    decide_due(app.core)
+    decide_due(app.core, set())
     assert record(app, every=3600) == "f1 m2-24 f25"
     clock.advance(-86_400)
     set_right(app.core, zones=False)
@@ -321,7 +321,7 @@ def test_a_clock_that_was_ahead(app: Tenure, clock: Clock) -> None:
     assert (found.edition, found.cursor_at) == (2, clock.now)
     for _ in range(26):
         clock.advance(3600)
-        decide_due(app.core)
+        decide_due(app.core, set())
     assert len(app.find()) == 27 == app.schedules.get("s").fired
     assert record(app, every=3600).endswith("f24 f25 f26 f27")
 
@@ -330,13 +330,13 @@ def test_a_clock_that_goes_back_fires_nothing_twice(app: Tenure, clock: Clock) -
     app.schedules.create("s", MAIL, every=60, overlap="skip", missed="all")
     for _ in range(5):
         clock.advance(60)
-        decide_due(app.core)
+        decide_due(app.core, set())
         complete(app)
     clock.advance(-300)
-    decide_due(app.core)
+    decide_due(app.core, set())
     set_right(app.core, zones=False)
     clock.advance(360)
-    decide_due(app.core)
+    decide_due(app.core, set())
     assert record(app) == "f1 f2 f3 f4 f5 f6"
 
 
@@ -365,9 +365,9 @@ def test_declared_in_code(app: Tenure, clock: Clock, database_url: str) -> None:
     assert app.schedules.get("mail") == nightly
     with Tenure(database_url) as other:
         clock.advance(90)
-        decide_due(other.core)
+        decide_due(other.core, set())
         assert app.find() == []
-        decide_due(app.core)
+        decide_due(app.core, set())
         (job,) = app.find()
         assert job.queue == "mails"  # as the type says here
         with pytest.raises(IllegalEdition, match="declared in code"):
@@ -399,8 +399,81 @@ def test_several_decide_at_once(app: Tenure, clock: Clock, database_url: str) ->
     for number in range(250):
         app.schedules.create(f"s{number}", MAIL, every=60)
     clock.advance(60)
-    assert [decide_due(app.core) for _ in range(3)] == [True, True, False]
+    assert [decide_due(app.core, set()) for _ in range(3)] == [True, True, False]
     assert app.count().jobs == 250
+
+
+def test_what_cannot_be_decided_here_stops_nothing_else(
+    app: Tenure,
+    clock: Clock,
+    raw: RawSql,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("tenure.store.fires.BATCH", 2)
+    for name in ("a", "b", "c"):
+        app.schedules.create(name, MAIL, cron="* * * * *")
+    app.schedules.create("later", MAIL, every=60, offset=1)
+    raw.run("UPDATE {schedule} SET zone = 'Mars/Base' WHERE name <> 'later'")
+    clock.advance(61)
+    left: set[str] = set()
+    assert [decide_due(app.core, left) for _ in range(3)] == [True, True, False]
+    assert left == {"a", "b", "c"}
+    assert record(app, "later") == "f0 f1"
+    assert [len(app.schedules.fires(name)) for name in left] == [0, 0, 0]
+    assert len([line for line in caplog.messages if "Mars/Base" in line]) == 3
+    decide_due(app.core, left)
+    assert len(caplog.messages) == 3
+    clock.advance(-600)
+    set_right(app.core, zones=True)
+    assert app.schedules.get("later").cursor_at == clock.now
+    raw.run("UPDATE {schedule} SET zone = 'UTC'")
+    clock.advance(600)
+    decide_due(app.core, set())
+    assert record(app, "a") == "f1"
+
+
+def test_a_change_leaves_out_no_tick(app: Tenure, clock: Clock, raw: RawSql) -> None:
+    app.schedules.create("s", MAIL, cron="* * * * *")
+    clock.advance(60)
+    raw.run("UPDATE {schedule} SET zone = 'Mars/Base'")
+    before = app.schedules.get("s")
+    with pytest.raises(InvalidInput, match="Mars/Base"):
+        app.schedules.update("s", zone="UTC")
+    with pytest.raises(InvalidInput, match="Mars/Base"):
+        app.schedules.pause("s")
+    assert app.schedules.get("s") == before
+    raw.run("UPDATE {schedule} SET zone = 'UTC'")
+    app.schedules.pause("s")
+    assert record(app) == "f1"
+
+
+def test_a_job_that_is_none_any_more(app: Tenure, clock: Clock, raw: RawSql) -> None:
+    app.schedules.create("s", MAIL, every=60)
+    good = app.schedules.get("s").template
+    raw.run("UPDATE {schedule} SET template = ?", '{"type":"mail","options":{"priority":1000}}')
+    with pytest.raises(InvalidInput, match="priority"):
+        app.schedules.trigger("s")
+    clock.advance(60)
+    left: set[str] = set()
+    decide_due(app.core, left)
+    assert left == {"s"}
+    raw.run("UPDATE {schedule} SET template = ?", '{"type":"mail"}')
+    decide_due(app.core, set())
+    assert record(app) == "f1"
+    assert app.schedules.get("s").template == good
+
+
+def test_what_is_missed_twice_is_one_range(app: Tenure, clock: Clock) -> None:
+    app.schedules.create("s", MAIL, every=60, missed="skip")
+    clock.advance(600)
+    decide_due(app.core, set())
+    assert record(app) == "m1-8 f9 f10"
+    clock.advance(-600)
+    set_right(app.core, zones=False)
+    clock.advance(900)
+    decide_due(app.core, set())
+    assert record(app) == "m1-13 f9 f10 f14 f15"
 
 
 # --- what the database holds
@@ -425,6 +498,38 @@ def test_one_job_for_each_tick(app: Tenure, clock: Clock, raw: RawSql) -> None:
     assert app.schedules.fires("s") == [first]
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO {fire} (schedule, at, outcome, how, decided_at)"
+        " VALUES ('s', {later}, 'fired', 'due', {now})",
+        "INSERT INTO {fire} (schedule, at, outcome, how, job_id, decided_at)"
+        " SELECT 's', {later}, 'missed', 'skip', id, {now} FROM {job}",
+        "INSERT INTO {fire} (schedule, at, until, outcome, how, decided_at)"
+        " VALUES ('s', {later}, {later}, 'missed', 'skip', {now})",
+        "INSERT INTO {fire} (schedule, at, until, outcome, how, job_id, decided_at)"
+        " SELECT 's', {now}, {later}, 'fired', 'due', id, {now} FROM {job}",
+        "UPDATE {fire} SET until = at WHERE outcome = 'missed'",
+        "UPDATE {fire} SET until = {later}, schedule = 't' WHERE outcome = 'missed'",
+        "UPDATE {fire} SET until = {later}, outcome = 'paused' WHERE outcome = 'missed'",
+        "UPDATE {schedule} SET next_at = cursor_at",
+        "UPDATE {schedule} SET paused_at = {now}, next_at = {later}",
+        "UPDATE {schedule} SET every = NULL",
+        "UPDATE {schedule} SET cron = '* * * * *'",
+        "UPDATE {schedule} SET overlap = 'none'",
+    ],
+)
+def test_what_a_schedule_and_a_fire_may_be(
+    app: Tenure, clock: Clock, raw: RawSql, statement: str
+) -> None:
+    app.schedules.create("s", MAIL, every=60, missed="skip", grace=0)
+    clock.advance(180)
+    decide_due(app.core, set())
+    app.schedules.trigger("s")
+    with pytest.raises(Refused):
+        raw.run(statement)
+
+
 def test_a_schedule_goes_back_only_with_a_new_edition(
     app: Tenure, clock: Clock, raw: RawSql
 ) -> None:
@@ -433,14 +538,14 @@ def test_a_schedule_goes_back_only_with_a_new_edition(
     with pytest.raises(Refused):
         raw.run(back)
     raw.run(f"{back}, edition = edition + 1")
-    decide_due(app.core)
+    decide_due(app.core, set())
 
 
 def test_what_verify_finds(app_on_each_engine: Tenure, clock: Clock) -> None:
     app = app_on_each_engine
     app.schedules.create("s", MAIL, every=60, overlap="buffer_one", missed="skip")
     clock.advance(600)
-    decide_due(app.core)
+    decide_due(app.core, set())
     assert record(app) == "m1-8 f9 f10w"
     assert app.verify() == []
     with closing(RawSql(app.database)) as raw:
@@ -463,13 +568,16 @@ def test_old_fires_are_deleted(app: Tenure, clock: Clock, monkeypatch: pytest.Mo
     kept = app.schedules.fires("s", limit=500)
     assert len(kept) == 150
     assert kept[-1].at == START - timedelta(days=150)
+    app.schedules.create("often", MAIL, every=3600)
+    app.schedules.backfill("often", START - timedelta(days=10), START, overlap="allow_all")
+    assert len(app.schedules.fires("often", limit=500)) == 240  # they are not old yet
 
 
 def test_the_edges_of_deleted_jobs_go(app: Tenure, clock: Clock, raw: RawSql) -> None:
     app.schedules.create("s", MAIL, every=60, overlap="buffer_all")
     for _ in range(3):
         clock.advance(60)
-        decide_due(app.core)
+        decide_due(app.core, set())
     while complete(app):
         pass
     assert raw.value("SELECT count(*) FROM {dependency}") == 2

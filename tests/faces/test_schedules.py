@@ -167,7 +167,7 @@ def test_metrics(app: Tenure, api: TestClient, clock: Clock) -> None:
     form = api.get("/metrics", headers={"Accept": "application/json"}).json()
     assert form["next_tick"] == "2026-01-01T00:01:00Z"
     assert "tenure_schedule_late_seconds 540.0" in api.get("/metrics").text
-    decide_due(app.core)
+    decide_due(app.core, set())
     text = api.get("/metrics").text
     assert "tenure_schedule_late_seconds 0.0" in text
     fires = 'tenure_schedule_fires_total{outcome="missed",schedule="nightly"} '
@@ -247,7 +247,7 @@ def test_the_pages_say_what_became_of_ticks(app: Tenure, api: TestClient, clock:
     assert "There is no schedule here" in api.get("/ui/schedules").text
     put(api, cron="0 * * * *", note="<b>for</b> the boss", zone="UTC")
     clock.advance(4 * 3600)
-    decide_due(app.core)
+    decide_due(app.core, set())
     page = api.get("/ui/schedules").text
     assert 'aria-label="1 fired 1 missed "' in page
     one = api.get("/ui/schedules/nightly").text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from functools import partial
 
@@ -11,6 +12,8 @@ from tenure.jobs.schedule_times import next_after
 from tenure.store import fires
 from tenure.store.tables import schedules
 from tenure.store.work import nothing
+
+log = logging.getLogger(__name__)
 
 PAGE = 500
 
@@ -28,18 +31,33 @@ def declare(core: Core) -> None:
         core.store.write("schedule", act, brings=nothing).result()
 
 
-def decide_due(core: Core) -> bool:
-    """Decide due ticks; return whether there may be more."""
+def decide_due(core: Core, left: set[str]) -> bool:
+    """Decide due ticks; return whether there may be more.
+
+    Schedules that this process cannot decide are logged, added to `left`, and passed over while
+    they are in it.
+    """
     core.defaults.refresh()
-    declared = tuple(core.handlers.schedules)
-    act = partial(fires.evaluate, declared=declared, defaults=core.defaults.known)
-    return core.store.write("schedule", act, brings=bool).result() == fires.BATCH
+    act = partial(
+        fires.evaluate,
+        declared=tuple(core.handlers.schedules),
+        defaults=core.defaults.known,
+        left=tuple(left),
+    )
+    written = core.store.write("schedule", act, brings=lambda answer: bool(answer[0]))
+    number, undecided = written.result()
+    for name, error in undecided.items():
+        log.warning("schedule %s is left to processes that can decide it: %s", name, error)
+    left.update(undecided)
+    return number == fires.BATCH
 
 
 def set_right(core: Core, *, zones: bool) -> None:
     """Let schedules go on if the clock was put back; with `zones`, also if a zone has changed."""
-    while core.store.write("schedule", fires.set_right, brings=nothing).result() == fires.BATCH:
-        pass
+    after: str | None = ""
+    while after is not None:
+        act = partial(fires.set_right, after=after)
+        after = core.store.write("schedule", act, brings=nothing).result()
     value, after = core.store.read.dialect.value, "" if zones else None
     where = f"WHERE name > {value} AND zone <> 'UTC' AND paused_at IS NULL"
     while after is not None:  # read where it is written: each worker has one connection less

@@ -183,6 +183,7 @@ class Advance(msgspec.Struct, frozen=True):
     schedule: Schedule
     fires: Sequence[Fire]
     jobs: Sequence[tuple[CheckedJob, str | None]]
+    cancels: str | None  # the id of a job to cancel before
 
 
 def advance(
@@ -221,4 +222,5 @@ def advance(
         overlapped=schedule.overlapped + counts[FireOutcome.OVERLAPPED],
         missed_fires=schedule.missed_fires + counts[FireOutcome.MISSED],
     )
-    return Advance(after, fires, jobs)
+    replaces = jobs and schedule.overlap == "cancel_other"
+    return Advance(after, fires, jobs, schedule.last_job_id if replaces else None)

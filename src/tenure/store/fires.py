@@ -53,6 +53,7 @@ from tenure.store.tables.schedules import (
     fires,
     get,
     hold,
+    is_readable,
     read,
     record,
     save,
@@ -69,33 +70,38 @@ MIN_STEP_SECONDS = 60
 """Smaller steps back of the clock are waited for."""
 
 
-def evaluate(db: Database, declared: Collection[str], defaults: Defaults) -> int:
-    """Decide the due ticks of schedules; return of how many, up to BATCH. Call again after BATCH.
+def evaluate(
+    db: Database, declared: Collection[str], defaults: Defaults, left: Collection[str]
+) -> tuple[int, Mapping[str, InvalidInput]]:
+    """Decide the due ticks of up to BATCH schedules. Call again after BATCH.
 
-    Of the schedules in code only those that are `declared` here. Those that are locked, or whose
-    last job is, are left for the next time.
+    Of the schedules in code only those that are `declared` here, and none of those that are `left`.
+    Those that are locked, or whose last job is, are for the next time. Returns how many schedules
+    were looked at, and what this process cannot decide: name -> why.
     """
     d = db.dialect
     here = f" OR name IN ({d.values(len(declared))})" if declared else ""
+    others = f" AND name NOT IN ({d.values(len(left))})" if left else ""
     due = read(
         db,
-        f"WHERE next_at <= {d.later(AHEAD)} AND (NOT declared{here})"
+        f"WHERE next_at <= {d.later(AHEAD)} AND (NOT declared{here}){others}"
         f" AND (overlap = 'allow_all' OR next_at <= {d.now})"
         f" ORDER BY next_at LIMIT {BATCH} {d.skip_locked}",
-        tuple(declared),
+        (*declared, *left),
     )
     last = {s.last_job_id for s in due if s.last_job_id and s.overlap != "allow_all"}
     busy = db.busy(sorted(last)) if last else set()
     free = [s for s in due if s.overlap == "allow_all" or s.last_job_id not in busy]
-    decide(db, free, defaults)
-    return len(free)
+    return len(free), decide(db, free, defaults)
 
 
-def decide(db: Database, due: Sequence[Schedule], defaults: Defaults) -> None:
-    """Decide the due ticks of locked schedules that are not paused."""
-    now = db.now()
+def decide(db: Database, due: Sequence[Schedule], defaults: Defaults) -> Mapping[str, InvalidInput]:
+    """Decide the due ticks of locked schedules that are not paused.
+
+    Returns the schedules that this process cannot decide: name -> why. They do not change.
+    """
+    now, done, undecided = db.now(), list[Advance](), dict[str, InvalidInput]()
     fired, last = _fired_ahead(db, due), _last_jobs(db, due)
-    decided: list[tuple[Schedule, Decision]] = []
     for schedule in due:
         is_open, waiting = _open_jobs(db, schedule, last)
         try:
@@ -106,29 +112,17 @@ def decide(db: Database, due: Sequence[Schedule], defaults: Defaults) -> None:
                 waiting=waiting,
                 fired=fired.get(schedule.name, ()),
             )
+            done.append(advance(schedule, decision, now, defaults, None))
         except InvalidInput as error:
-            log.warning("schedule %s is left to processes that know more: %s", schedule.name, error)
-        else:
-            decided.append((schedule, decision))
-    carry_out(db, decided, defaults)
+            undecided[schedule.name] = error
+    carry_out(db, done)
+    return undecided
 
 
-def carry_out(
-    db: Database,
-    decided: Sequence[tuple[Schedule, Decision]],
-    defaults: Defaults,
-    actor: str | None = None,
-) -> list[Fire]:
-    """Add the jobs that were decided of locked schedules, and record it; return the fires."""
-    now, done = db.now(), list[Advance]()
-    for schedule, decision in decided:
-        try:
-            done.append(advance(schedule, decision, now, defaults, actor))
-        except InvalidInput as error:
-            log.error("schedule %s adds no job: %s", schedule.name, error)
-            continue
-        if schedule.overlap == "cancel_other" and done[-1].jobs:
-            _cancel(db, schedule)
+def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
+    """Add the jobs of locked schedules that were decided, and record it; return the fires."""
+    for one in done:
+        _cancel(db, one)
     jobs = [job for one in done for job in one.jobs]
     if plain := [job for job, parent in jobs if parent is None]:
         enqueue.add(db, plain)
@@ -186,10 +180,11 @@ def _open_jobs(db: Database, schedule: Schedule, last: Mapping[str, Job]) -> tup
     return True, waiting
 
 
-def _cancel(db: Database, schedule: Schedule) -> None:
-    for job in db.lock([schedule.last_job_id] if schedule.last_job_id else []).values():
+def _cancel(db: Database, one: Advance) -> None:
+    for job in db.lock([one.cancels] if one.cancels else []).values():
         if job.status not in SETTLED:
-            event = Cancelled(actor=actor_of(schedule.name), reason="the schedule is due again")
+            who = actor_of(one.schedule.name)
+            event = Cancelled(actor=who, reason="the schedule is due again")
             transitions.save(db, [(job, follow(job, event, db.now()))])
 
 
@@ -213,13 +208,16 @@ def by_hand(
     defaults: Defaults,
     most: int = MAX_BUFFERED,
 ) -> list[Fire]:
-    """Fire ticks of a locked schedule as its `overlap` says, beside those that fall due."""
+    """Fire ticks of a locked schedule as its `overlap` says, beside those that fall due.
+
+    Raises InvalidInput if its job is none any more.
+    """
     is_open, waiting = _open_jobs(db, schedule, _last_jobs(db, [schedule]))
     decided = with_room(ticks, schedule.overlap, is_open=is_open, waiting=waiting, most=most)
     decision = Decision(
         ticks=tuple(decided), cursor_at=schedule.cursor_at, next_at=schedule.next_at
     )
-    return carry_out(db, [(schedule, decision)], defaults, actor)
+    return carry_out(db, [advance(schedule, decision, db.now(), defaults, actor)])
 
 
 def backfill(
@@ -289,13 +287,18 @@ def set_paused(
 
 
 def catch_up_to_now(db: Database, schedule: Schedule, defaults: Defaults) -> None:
-    """Decide the ticks of a locked schedule that are due; those of a paused one as such."""
+    """Decide the ticks of a locked schedule that are due; those of a paused one as such.
+
+    Raises InvalidInput if this process cannot: no tick is passed over.
+    """
     if schedule.paused_at is None:
-        decide(db, [schedule], defaults)
+        for error in decide(db, [schedule], defaults).values():
+            raise error
         return
-    now = max(db.now(), schedule.cursor_at)
-    ticks = ticks_between(schedule.when, schedule.cursor_at, now, FireOutcome.PAUSED)
-    carry_out(db, [(schedule, Decision(ticks=ticks, cursor_at=now, next_at=None))], defaults)
+    until = max(db.now(), schedule.cursor_at)
+    ticks = ticks_between(schedule.when, schedule.cursor_at, until, FireOutcome.PAUSED)
+    decision = Decision(ticks=ticks, cursor_at=until, next_at=None)
+    carry_out(db, [advance(schedule, decision, db.now(), defaults, None)])
 
 
 def declare(db: Database, declared: Mapping[str, Rules], actor: str, defaults: Defaults) -> None:
@@ -313,20 +316,25 @@ def declare(db: Database, declared: Mapping[str, Rules], actor: str, defaults: D
             save(db, replace(old, declared_seen_at=now), ("declared_seen_at",))
 
 
-def set_right(db: Database) -> int:
-    """If the clock was put back, let up to BATCH schedules go on from now; return how many.
+def set_right(db: Database, after: str) -> str | None:
+    """If the clock was put back, let up to BATCH schedules go on from now, of the names after one.
 
-    What was fired ahead of time is on record, and is not fired again.
+    What was fired ahead of time is on record, and is not fired again. Returns the last of the
+    names, None if there was none.
     """
-    now = db.now()
-    ahead = f"WHERE paused_at IS NULL AND cursor_at > {db.dialect.later(MIN_STEP_SECONDS)}"
-    found = read(db, f"{ahead} LIMIT {BATCH} {db.dialect.skip_locked}")
-    for schedule in found:
+    d, now = db.dialect, db.now()
+    found = read(
+        db,
+        f"WHERE paused_at IS NULL AND cursor_at > {d.later(MIN_STEP_SECONDS)}"
+        f" AND name > {d.value} ORDER BY name LIMIT {BATCH} {d.skip_locked}",
+        (after,),
+    )
+    for schedule in filter(is_readable, found):
         log.warning("the clock was put back: schedule %s goes on from now", schedule.name)
         next_at, edition = next_after(schedule.when, now), schedule.edition + 1
         right = replace(schedule, cursor_at=now, next_at=next_at, edition=edition)
         save(db, right, ("cursor_at", "next_at", "edition"))
-    return len(found)
+    return found[-1].name if found else None
 
 
 def recompute(db: Database, name: str) -> None:

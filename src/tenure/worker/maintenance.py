@@ -109,7 +109,7 @@ class MaintenanceThread(threading.Thread):
         self._duties: Sequence[tuple[Duty | None, Callable[[], object]]] = (
             (Duty.LEASES, lambda: self._sweep(self._core.sweep)),
             (Duty.STARTS, lambda: self._sweep(lambda: self._core.store.expire().result())),
-            (Duty.SCHEDULES, lambda: self._repeat(lambda: decide_due(app.core), SCHEDULES_SHARE)),
+            (Duty.SCHEDULES, lambda: self._repeat(self._decide_due, SCHEDULES_SHARE)),
             (None, self._set_times_right),
             (None, self._delete_old_jobs),  # at times that are known here
             (Duty.BULKS, lambda: self._repeat(lambda: run_batches(app.core), BULK_SHARE)),
@@ -119,6 +119,7 @@ class MaintenanceThread(threading.Thread):
         self._end = threading.Event()
         self._prune_at = self._times_at = 0.0  # by the monotonic clock
         self._zones_checked = False
+        self._undecided: set[str] = set()  # schedules that are for other processes
         self._stats_share = BUSY_SHARE
         self._ledger_end: object = None
 
@@ -173,8 +174,12 @@ class MaintenanceThread(threading.Thread):
             if len(ended) < FULL_SWEEP:
                 return
 
+    def _decide_due(self) -> bool:
+        return decide_due(self._core, self._undecided)
+
     def _set_times_right(self) -> None:
         if time.monotonic() >= self._times_at:
+            self._undecided.clear()  # try them once a minute
             self._times_at = time.monotonic() + TIMES_EVERY_SECONDS
             for steps in self._core.store.set_times_right().result():
                 self._times_at = 0.0  # there may be more
