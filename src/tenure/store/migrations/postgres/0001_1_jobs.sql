@@ -272,7 +272,7 @@ BEGIN
         event = CASE WHEN need > met THEN event ELSE 'unblocked' END,
         actor = CASE WHEN need > met THEN actor ELSE 'store' END
     FROM (SELECT id, count(*) AS met FROM unnest(children) AS one (id) GROUP BY id) AS each
-    WHERE job.id = each.id AND job.status = 'waiting';
+    WHERE job.id = each.id;
     PERFORM pg_notify('{channel}', '');
 END $$;
 
