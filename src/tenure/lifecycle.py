@@ -214,6 +214,7 @@ class Job(Texts, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     tags: tuple[str, ...] = ()
     again_of: str | None = None  # the job that it runs again
+    partition: str | None = None  # what divides its queue, such as a tenant
     created_at: datetime
     run_at: datetime  # not claimed before
     status: Status = Status.PENDING

@@ -59,6 +59,7 @@ def refusal(act: Any, *values: Any, **options: Any) -> str:
             {"tags": tags}
             for tags in ([""], ["a b"], ["é"], ["x" * 129], [f"t{n}" for n in range(21)])
         ),
+        *({"partition": text} for text in ("", "a\n", "\x7f", "\x85", "é" * 129)),
         *({"idempotency_key": key} for key in ("", "a b", "é", "x" * 256)),
         *({"backoff": policy} for policy in ({"base": -1}, {"factor": 0.5}, {"no": 1}, "text")),
         *({"backoff": delays} for delays in ([], [1, -1], ["soon"], [1] * 21, {"delays": [-1]})),
@@ -100,6 +101,7 @@ def test_a_job_of_sql_is_like_one_of_python(app: Tenure, door: SqlDoor, backoff:
         "backoff": backoff,
         "run_at": SOON,
         "tags": ["customer:17", "e", "b", "b"],
+        "partition": " Ärger: 😀\\",
     }
     door.enqueue("mail", '{"text": "é 😀", "list": [1, 2.5, null]}', **options)
     (job,) = app.find()

@@ -61,6 +61,17 @@ def test_queues_and_types_narrow_a_claim(api: TestClient) -> None:
     assert len(claim_jobs(api, 9)) == 2
 
 
+@pytest.mark.parametrize("free", [0, 2, None])
+def test_a_claim_of_a_client_says_how_many_handlers_are_free(
+    app: Tenure, api: TestClient, monkeypatch: pytest.MonkeyPatch, free: int | None
+) -> None:
+    asked: list[Any] = []
+    exchange = app.core.exchange
+    monkeypatch.setattr(app.core, "exchange", lambda r, c: (asked.append(c), exchange(r, c))[1])
+    claim_jobs(api, limit=3, **({} if free is None else {"free": free}))
+    assert (asked[0].limit, asked[0].free) == (3, free)
+
+
 @pytest.mark.parametrize(
     ("body", "path"),
     [
@@ -70,6 +81,7 @@ def test_queues_and_types_narrow_a_claim(api: TestClient) -> None:
         ({"worker": "w" * 256}, "$.worker"),
         ({"worker": "w", "limit": -1}, "$.limit"),
         ({"worker": "w", "limit": 1001}, "$.limit"),
+        ({"worker": "w", "free": -1}, "$.free"),
         ({"worker": "w", "lease_seconds": 0.5}, "$.lease_seconds"),
         ({"worker": "w", "lease_seconds": 86401}, "$.lease_seconds"),
         ({"worker": "w", "wait_seconds": 31}, "$.wait_seconds"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from tenure import JobContext, NewJob, Status, Tenure
-from tenure.jobs.work import ClaimRequest
+from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.worker import demand
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
@@ -341,3 +342,41 @@ def test_a_claim_that_ends_at_its_bytes_is_followed_by_another(
             wait_until(lambda: len(started) == 12, "the jobs of a second claim")
         finally:
             may_end.set()
+
+
+def test_a_claim_says_how_many_handlers_are_free(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pgqueuer#173: a slot of a limited queue that waits in a worker is a slot wasted."""
+    asked: list[ClaimRequest] = []
+    go = threading.Event()
+    exchange = app.core.exchange
+
+    def seen(reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
+        if claim is not None and claim.limit:
+            asked.append(claim)
+        return exchange(reports, claim)
+
+    @app.job
+    async def quick() -> None: ...
+
+    @app.job
+    def slow() -> None:
+        go.wait(WAIT_SECONDS)
+
+    monkeypatch.setattr(app.core, "exchange", seen)
+    app.enqueue_many([quick.new_job()] * 300)
+    with running_worker(app, concurrency=3):
+        wait_until(lambda: app.count(status="completed").jobs == 300, "all quick jobs to run")
+        assert (asked[0].limit, asked[0].free) == (3, 3)
+        ahead = [one for one in asked if one.limit > 3]
+        assert ahead, "nothing was claimed ahead"
+        assert all(one.free is not None and one.free <= 3 for one in ahead)
+        jobs = [slow.enqueue() for _ in range(2)]
+        wait_until(lambda: app.count(status="processing").jobs == 2, "both to start")
+        wait_until(lambda: asked[-1].free == 1, "a claim for the third handler")
+        jobs.append(slow.enqueue())
+        wait_until(lambda: app.count(status="processing").jobs == 3, "the third to start")
+        go.set()
+        for job in jobs:
+            wait_until_completed(app, job)

@@ -140,6 +140,10 @@ class Tenure:
         - `name`: the job type, 1 to 128 of `A-Z a-z 0-9 _ : - .`. Default: the function's name.
         - `queue`, `priority`, `max_retries`, `timeout`, `backoff`: of its jobs, where an enqueue
           gives no others. Values and defaults are those of `enqueue`.
+        - `partition_by`: the parameter that divides the queue, such as `"tenant_id"`, a tuple of
+          such names, or a function of the payload. Its value is the `partition` of each job that
+          a program with the handler adds: a text, or a number as text; None for none.
+          Default: None. A program without the handler gives `partition` itself.
         - `process`: run each attempt in a child process, so that a crash fails only that job. The
           child finds the function by its name, so it must be one of a module. Default: False.
         - `max_jobs`: with `process`, replace the child by a new one when it has run so many jobs,

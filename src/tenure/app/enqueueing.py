@@ -41,6 +41,8 @@ def enqueue(
       0 from now, or an aware datetime. It holds for retries, too. Default: None, never.
     - `tags`: words to find the job by, such as `["customer:17"]`: at most 20, each 1 to 128
       visible ASCII characters. Default: none.
+    - `partition`: what divides the queue, such as a tenant: 1 to 128 characters, no control
+      characters. Default: what `partition_by` of `@app.job(...)` says, otherwise none.
     - `idempotency_key`: 1 to 255 visible ASCII characters. A second enqueue with the same key,
       type, payload and options returns the first job, with others it raises KeyConflict. Only
       options given in the call count, not the defaults of `@app.job(...)`.
@@ -66,8 +68,8 @@ def run_again(
 
     - `job_id`: the other job, which does not change.
     - `payload`: the handler's arguments by name. Default: those of the other job.
-    - `options`: those of `enqueue`. Default: queue, priority, `max_retries`, timeout, backoff and
-      tags of the other job.
+    - `options`: those of `enqueue`. Default: queue, priority, `max_retries`, timeout, backoff,
+      tags and partition of the other job.
 
     Returns the new job, whose `again_of` is `job_id`. Raises JobNotFound, and what `enqueue` does.
     """
@@ -75,9 +77,13 @@ def run_again(
     return adding.add(app.core, [new_job]).result()[0].job
 
 
+AGAIN = ("tags", "partition")
+"""What a job that runs another one again takes from it, beside the options of a type."""
+
+
 def again(old: Job, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
     """Return what does again what a job does or did."""
-    kept: Any = {name: getattr(old, name) for name in (*TypeOptions.__struct_fields__, "tags")}
+    kept: Any = {name: getattr(old, name) for name in (*AGAIN, *TypeOptions.__struct_fields__)}
     kept["max_retries"] = min(old.max_retries, MAX_RETRIES)  # retries may have raised it
     given = JsonText(old.payload_json) if payload is None else payload
     return NewJob(old.type, given, {**kept, **options}, old.id)

@@ -38,6 +38,7 @@ job_options = together(
         "base, factor and cap.",
     ),
     repeated("--tag tags", "TAG", "A word to find the job by, such as customer:17"),
+    option("--partition", "TEXT", "What divides the queue, such as a tenant."),
 )
 """What an enqueue may say of its job, but when it runs."""
 

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from tenure.jobs.schedules import Fire, Schedule
 
 OVERLAPS = ("allow_all", "skip", "buffer_one", "buffer_all", "cancel_other")
-OF_THE_JOB = ("queue", "priority", "max_retries", "start_by", "timeout", "backoff", "tags")
+OF_THE_JOB = (
+    *("queue", "priority", "max_retries", "start_by", "timeout", "backoff", "tags", "partition"),
+)
 
 schedules = Group("schedules", help="Add, show, change, pause, trigger and backfill schedules.")
 

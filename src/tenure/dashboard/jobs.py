@@ -31,8 +31,8 @@ SINCE = {
     "7d": ("last 7 days", timedelta(days=7)),
 }
 FIELDS = (
-    *("status", "state", "running_longer_than", "type", "queue", "tag", "since"),
-    *("from", "to", "error", "text"),
+    *("status", "state", "running_longer_than", "type", "queue", "tag", "partition"),
+    *("since", "from", "to", "error", "text"),
 )
 
 
@@ -51,6 +51,7 @@ def given_filter(request: PageRequest) -> tuple[dict[str, str], Filter]:
         type=given["type"] or None,
         queue=given["queue"] or None,
         tag=given["tag"] or None,
+        partition=given["partition"] or None,
         error=given["error"] or None,
         text=given["text"] or None,
         created_after=after,
@@ -183,6 +184,7 @@ def describe(filter: Filter) -> list[tuple[str, str]]:
         ("type", filter.type),
         ("queue", filter.queue),
         ("tag", filter.tag),
+        ("partition", filter.partition),
         ("enqueued after", filter.created_after and fmt.exactly(filter.created_after)),
         ("enqueued before", filter.created_before and fmt.exactly(filter.created_before)),
         ("error contains", filter.error),

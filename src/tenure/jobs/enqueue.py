@@ -17,7 +17,7 @@ from msgspec.structs import asdict, replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, payload
-from tenure.jobs.names import check_key, check_label, check_open, check_tags
+from tenure.jobs.names import check_key, check_label, check_open, check_partition, check_tags
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
@@ -32,6 +32,9 @@ Duration = float | int | str | timedelta
 Backoff = RetryPolicy | Duration | Sequence[Duration] | dict[str, Any]
 """A policy, its `base` alone, its `delays`, or its fields by name."""
 
+
+PartitionBy = Callable[[Mapping[str, Any]], str | None]
+"""Returns the partition of the job with a payload, None for none; raises InvalidInput."""
 
 Wake = Literal["later", "commit"]
 """When workers are notified of a job that is added in the caller's transaction."""
@@ -49,6 +52,7 @@ class Options(TypedDict, total=False):
     run_at: datetime  # run it no earlier than this; not together with `delay`
     start_by: Duration | datetime  # cancel it if it has not started by then; default: never
     tags: Sequence[str]  # at most 20 words to find it by
+    partition: str  # what divides its queue, such as a tenant; 1 to 128 characters
     idempotency_key: str  # 1 to 255 visible ASCII characters
     actor: str  # who adds it; default: the application's actor
 
@@ -96,6 +100,12 @@ class KnownType(TypeOptions, frozen=True, kw_only=True, gc=False):
     schema: str | None = None
 
 
+class HandlerOptions(TypeOptions, frozen=True, kw_only=True):
+    """What a handler says about its jobs: options, and what only its process can work out."""
+
+    partition_by: PartitionBy
+
+
 class CheckedJob(TypeOptions, frozen=True, kw_only=True, gc=False):
     """A job to add. The store sets its times: `run_at` if given, otherwise now plus `delay`."""
 
@@ -110,6 +120,7 @@ class CheckedJob(TypeOptions, frozen=True, kw_only=True, gc=False):
     start_within: float | None = None  # seconds, instead of `start_by`
     tags: str | None = None  # a JSON array of those in order, each once
     again_of: str | None = None  # the id of the job that it runs again
+    partition: str | None = None
     actor: str | None = None
     traceparent: str | None = None  # the span that adds it, if any
 
@@ -154,7 +165,9 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     start_by: datetime | None = None
     start_within: float | None = None
     tags: str | None = None
+    partition: str | None = None
     key: Any = None
+    by = defaults.partition_by if isinstance(defaults, HandlerOptions) else None
     if options:  # most jobs have none
         if unknown := options.keys() - _OPTIONS:
             raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path="$")
@@ -166,6 +179,8 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
             start_by, start_within = _last_start(options["start_by"])
         if options.get("tags"):
             tags = msgspec.json.encode(check_tags(options["tags"])).decode()
+        if options.get("partition") is not None:
+            partition, by = check_partition(options["partition"]), None
         key = options.get("idempotency_key")
         if key is not None:
             key = check_key(key, "$.idempotency_key")
@@ -189,6 +204,10 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     if start_by or start_within:  # not above: Python makes a dictionary of 16 named arguments
         checked_job = replace(checked_job, start_by=start_by, start_within=start_within)
         _check_it_can_start(checked_job)
+    if by is not None:
+        partition = by(payload.load(checked_job.payload))
+    if partition is not None:
+        checked_job = replace(checked_job, partition=partition)
     if key is None:
         return checked_job
     return replace(checked_job, fingerprint=_fingerprint(checked_job, options))
@@ -258,7 +277,7 @@ def defaults_of(options: Mapping[str, Any], otherwise: TypeOptions) -> TypeOptio
 
 _OPTIONS = frozenset(Options.__annotations__)
 _TYPE_OPTIONS = frozenset(TypeOptions.__struct_fields__)
-_FINGERPRINTED = _TYPE_OPTIONS | {"delay", "run_at", "start_by", "tags"}
+_FINGERPRINTED = _TYPE_OPTIONS | {"delay", "run_at", "start_by", "tags", "partition"}
 
 
 def policy_of(backoff: Any, path: str) -> RetryPolicy:

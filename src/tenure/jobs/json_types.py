@@ -50,8 +50,9 @@ def known(options: TypeOptions, decoder: msgspec.json.Decoder[Any] | None) -> Kn
             schema = msgspec.json.encode(
                 msgspec.json.schema(decoder.type, schema_hook=described)
             ).decode()
+    known = {name: getattr(options, name) for name in TypeOptions.__struct_fields__}
     fits = schema is not None and len(schema) <= MAX_SCHEMA_LENGTH
-    return KnownType(**msgspec.structs.asdict(options), schema=schema if fits else None)
+    return KnownType(**known, schema=schema if fits else None)
 
 
 def _classes(part: Any, seen: set[int]) -> Iterator[Any]:

@@ -14,6 +14,7 @@ MAX_LABEL_LENGTH = 255
 MAX_REASON_LENGTH = 500
 MAX_TAG_LENGTH = 128
 MAX_TAGS = 20
+MAX_PARTITION_LENGTH = 128
 
 RESERVED = "tenure."
 """Begins the types and queues that belong to Tenure: only Tenure itself adds such jobs, and a claim
@@ -31,8 +32,12 @@ and metric labels, so there is no slash and no space, and a dot only between oth
 KEY_PATTERN = "^[!-~]+$"
 """Idempotency keys and tags: visible ASCII, as a pattern of JSON Schema."""
 
+PARTITION_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+"""Partitions: text without control characters, as a pattern of JSON Schema."""
+
 _is_name = functools.lru_cache(1024)(re.compile(NAME_PATTERN.strip("^$")).fullmatch)
 _is_key = re.compile(KEY_PATTERN.strip("^$")).fullmatch
+_is_partition = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+").fullmatch
 
 
 def list_of_names(names: Iterable[str], path: str) -> tuple[str, ...]:
@@ -94,6 +99,16 @@ def check_tags(values: Iterable[str], path: str = "$.tags") -> tuple[str, ...]:
     if len(tags) > MAX_TAGS:
         raise InvalidInput(f"{len(tags)} tags; give at most {MAX_TAGS}", path=path)
     return tuple(tags)
+
+
+def check_partition(value: object, path: str = "$.partition") -> str:
+    """Return `value` if it can be the partition of a job; raises InvalidInput otherwise."""
+    if isinstance(value, str) and len(value) <= MAX_PARTITION_LENGTH and _is_partition(value):
+        return str.__str__(value)
+    raise InvalidInput(
+        f"not a partition; use 1 to {MAX_PARTITION_LENGTH} characters, no control characters",
+        path=path,
+    )
 
 
 def check_reason(value: object, path: str = "$.reason") -> str | None:

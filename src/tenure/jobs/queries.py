@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from tenure.errors import InvalidInput
 from tenure.jobs import ids, payload
 from tenure.jobs.enqueue import Duration, positive, whole
-from tenure.jobs.names import check_name, check_tag
+from tenure.jobs.names import check_name, check_partition, check_tag
 from tenure.jobs.queue_rights import Patterns
 from tenure.lifecycle import TRANSITIONS, Job, Status
 
@@ -47,6 +47,7 @@ class Filter:
     type: str | None = None
     queue: str | None = None
     tag: str | None = None
+    partition: str | None = None
     created_after: datetime | None = None  # inclusive, by the store's clock
     created_before: datetime | None = None  # exclusive
     error: str | None = None  # substring of `last_error`, without regard to ASCII case
@@ -64,6 +65,7 @@ class Fields(TypedDict, total=False):
     type: str | None
     queue: str | None
     tag: str | None
+    partition: str | None
     created_after: datetime | None
     created_before: datetime | None
     error: str | None
@@ -93,6 +95,8 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
             check_name(value, what, at + name)
     if filter.tag is not None:
         check_tag(filter.tag, f"{at}tag")
+    if filter.partition is not None:
+        check_partition(filter.partition, f"{at}partition")
     for name in ("created_after", "created_before"):
         time: datetime | None = getattr(filter, name)
         if time is not None and time.utcoffset() is None:

@@ -26,6 +26,7 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     queues: tuple[str, ...] | None = None
     types: tuple[str, ...] | None = None
     label: str = ""  # host and pid, to be shown; never an identity
+    free: int | None = None  # of a queue with limits it gets no more: so many can start at once
     slots: int | None = None  # how many jobs the worker runs at once, to be shown
     version: str | None = None  # of its program, to be shown
     stopping: bool = False  # it finishes its jobs and asks for no more

@@ -15,7 +15,13 @@ from collections.abc import Iterable, Mapping
 
 from tenure import events, lifecycle
 from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
-from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH, MAX_REASON_LENGTH, NAME_PATTERN
+from tenure.jobs.names import (
+    MAX_KEY_LENGTH,
+    MAX_NAME_LENGTH,
+    MAX_PARTITION_LENGTH,
+    MAX_REASON_LENGTH,
+    NAME_PATTERN,
+)
 from tenure.jobs.payload import MAX_PAYLOAD_BYTES
 from tenure.jobs.results import MAX_RESULT_BYTES
 from tenure.lifecycle import LIMIT_SQL, ROOM_SQL, SETTLED, Guard, Rule, Status
@@ -145,6 +151,9 @@ def sqlite_values() -> dict[str, str]:
         f" AND length(CAST(payload AS BLOB)) <= {MAX_PAYLOAD_BYTES}",
         "tags_are_a_list": "tags IS NULL OR CASE WHEN json_valid(tags)"
         f" THEN json_type(tags) = 'array' ELSE false END AND length(tags) <= {MAX_TAGS_LENGTH}",
+        "partition_is_short_text": "partition IS NULL OR (length(partition) BETWEEN 1 AND"
+        f" {MAX_PARTITION_LENGTH} AND partition NOT GLOB '*[' || char(1) || '-' || char(31)"
+        " || char(127) || '-' || char(159) || ']*' AND instr(partition, char(0)) = 0)",
         "again_of_is_an_id": f"again_of IS NULL OR again_of GLOB '{ANY_UUID}'",
         "result_is_json": "result IS NULL OR (json_valid(result)"
         f" AND length(CAST(result AS BLOB)) <= {MAX_RESULT_BYTES})",
@@ -174,6 +183,8 @@ def postgres_values(json_type: str, schema: str, row: str = "") -> dict[str, str
         f" AND octet_length({row}payload) <= {MAX_PAYLOAD_BYTES}",
         "tags_are_a_list": f"{row}tags IS NULL OR (length({row}tags) <= {MAX_TAGS_LENGTH}"
         f" AND coalesce({json_type.format(f'{row}tags')}, '') = 'array')",
+        "partition_is_short_text": f"{row}partition IS NULL OR {row}partition ~"
+        f" '^[^\\u0001-\\u001f\\u007f-\\u009f]{{1,{MAX_PARTITION_LENGTH}}}$'",
         "result_is_json": f"{result} IS NULL OR ({json_type.format(result)} IS NOT NULL"
         f" AND octet_length({result}) <= {MAX_RESULT_BYTES})",
         "backoff_is_a_policy": f"{backoff} IS NULL OR {schema}.is_policy({backoff})",

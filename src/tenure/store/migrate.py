@@ -65,6 +65,7 @@ def generated(
         "max_name": str(names.MAX_NAME_LENGTH),
         "max_tags": str(names.MAX_TAGS),
         "max_key": str(names.MAX_KEY_LENGTH),
+        "max_partition": str(names.MAX_PARTITION_LENGTH),
         "max_payload": str(payload.MAX_PAYLOAD_BYTES),
         "max_depth": str(payload.MAX_DEPTH),
         "max_priority": str(enqueue.MAX_PRIORITY),

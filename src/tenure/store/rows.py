@@ -22,13 +22,13 @@ COLUMNS = (
     *("run_at", "created_at", "started_at", "finished_at", "worker", "lease_id"),
     *("lease_expires_at", "timeout", "backoff", "event", "actor", "idempotency_key"),
     *("payload", "result", "last_error", "snoozes", "need", "spare", "start_by", "reason"),
-    *("tags", "again_of"),
+    *("tags", "again_of", "partition"),
 )
 """Every column that a `Job` is made of, in the order in which the stores select them."""
 
 ADDED = (
     *("id", "type", "queue", "priority", "max_retries", "timeout", "actor"),
-    *("idempotency_key", "fingerprint", "payload", "tags", "again_of"),
+    *("idempotency_key", "fingerprint", "payload", "tags", "again_of", "partition"),
 )
 """The columns that are stored as a `CheckedJob` has them."""
 
@@ -119,6 +119,7 @@ def added_job(
         backoff=checked_job.backoff,
         idempotency_key=checked_job.idempotency_key,
         again_of=checked_job.again_of,
+        partition=checked_job.partition,
         created_at=created_at,
         run_at=run_at,
         actor=checked_job.actor,

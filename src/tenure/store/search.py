@@ -105,6 +105,7 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
     compared = (
         ("type =", query.type),
         ("queue =", query.queue),
+        ("partition =", query.partition),
         ("created_at >=", d.to_bound(query.created_after)),
         ("created_at <", d.to_bound(query.created_before)),
         ("created_at <=", d.to_bound(query.created_by)),
@@ -140,6 +141,7 @@ def fits(filter: Filter, job: Job, now: datetime) -> bool:
         and filter.type in (None, job.type)
         and filter.queue in (None, job.queue)
         and (filter.tag is None or filter.tag in job.tags)
+        and filter.partition in (None, job.partition)
         and includes(filter.within, job.queue)
         and (filter.created_after is None or job.created_at >= filter.created_after)
         and (filter.created_before is None or job.created_at < filter.created_before)
@@ -224,11 +226,11 @@ def bounded(read: Reader, query: Query) -> Query:
 
 def _is_indexed(query: Query) -> bool:
     """Whether an index holds the jobs of the query, in order, and no others."""
-    others = (query.state, query.type, query.queue, query.within, query.error, query.text)
+    names = (query.state, query.type, query.queue, query.partition, query.within)
     times = (query.created_after, query.created_before, query.created_by, query.settled_by)
     by_status = (None,) if query.tag is not None else (None, *ENDED)
     in_order = query.status in by_status and not query.among
-    return in_order and all(value is None for value in (*others, *times))
+    return in_order and all(value is None for value in (*names, query.error, query.text, *times))
 
 
 def _after(query: Query, last: str) -> Query:

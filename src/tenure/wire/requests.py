@@ -25,10 +25,12 @@ from tenure.jobs.names import (
     MAX_KEY_LENGTH,
     MAX_LABEL_LENGTH,
     MAX_NAME_LENGTH,
+    MAX_PARTITION_LENGTH,
     MAX_REASON_LENGTH,
     MAX_TAG_LENGTH,
     MAX_TAGS,
     NAME_PATTERN,
+    PARTITION_PATTERN,
 )
 from tenure.jobs.payload import JsonText, canonical
 from tenure.jobs.progress import MAX_MESSAGE, JobProgress
@@ -68,6 +70,9 @@ TimeText = Annotated[str, _schema(format="date-time", pattern="^[1-8]")]
 """A time in a query, where a number is not accepted."""
 Tag = Annotated[str, _schema(minLength=1, maxLength=MAX_TAG_LENGTH, pattern=KEY_PATTERN)]
 Tags = Annotated[list[Tag], _schema(maxItems=MAX_TAGS)]
+Partition = Annotated[
+    str, _schema(minLength=1, maxLength=MAX_PARTITION_LENGTH, pattern=PARTITION_PATTERN)
+]
 Reason = Annotated[str, _schema(maxLength=MAX_REASON_LENGTH)]
 SearchText = Annotated[
     str, _schema(minLength=1, maxLength=MAX_SEARCHED_FOR, pattern="^[^\\u0000]*$")
@@ -144,6 +149,7 @@ class AgainRequest(TypeRequest, kw_only=True):
 
     payload: Annotated[dict[str, Any], JsonObject] | UnsetType = UNSET
     tags: Tags | UnsetType = UNSET
+    partition: Partition | UnsetType = UNSET
     run_at: RunAt | None = None
     delay: Seconds | None = None
     start_by: StartBy | None = None
@@ -206,6 +212,7 @@ class FilterForm(Request):
     type: Name | UnsetType = UNSET
     queue: Name | UnsetType = UNSET
     tag: Tag | UnsetType = UNSET
+    partition: Partition | UnsetType = UNSET
     created_after: RunAt | UnsetType = UNSET
     created_before: RunAt | UnsetType = UNSET
     error: SearchText | UnsetType = UNSET
@@ -252,7 +259,9 @@ class LeaseRequest(Request):
     """A worker's request for up to `limit` jobs; without `queues` or `types`, of any.
 
     The ledger names the worker by the caller's name, a slash and `worker`, as in `token:mail/w-1`.
-    `slots`, `version` and `stopping` are shown in lists of workers; with `limit` 0 that is all.
+    Of queues with limits it gets no more than `free` jobs, those that can start at once; left out,
+    that is `limit`. `slots`, `version` and `stopping` are shown in lists of workers; with `limit` 0
+    that is all.
     With `traces`, leases have the `traceparent` of the request that added their job, if any. With
     `leaves`, the worker gets no jobs and is no longer listed.
     """
@@ -266,6 +275,7 @@ class LeaseRequest(Request):
     label: Label | UnsetType = UNSET
     traces: bool = False
     slots: Annotated[int, Meta(ge=0, le=100_000)] | None = None
+    free: Annotated[int, Meta(ge=0, le=MAX_LEASED)] | None = None
     version: Label | None = None
     stopping: bool = False
     leaves: bool = False

@@ -75,6 +75,7 @@ class JobBody(Answered, frozen=True):
     idempotency_key: str | None
     tags: tuple[str, ...]
     again_of: Id | None
+    partition: str | None
     progress: JobProgress | None = None  # of one job, and of the processing ones in a list
 
 

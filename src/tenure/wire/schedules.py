@@ -21,6 +21,7 @@ class ScheduledJob(requests.TypeRequest, kw_only=True):
     type: Name
     payload: Annotated[dict[str, Any], JsonObject] = field(default_factory=dict)
     tags: requests.Tags | UnsetType = UNSET
+    partition: requests.Partition | UnsetType = UNSET
     start_by: Timeout | UnsetType = UNSET
 
 

@@ -80,6 +80,10 @@ class Demand:
         room = self._concurrency + self.ahead - present
         return min(room, MAX_CLAIMED) if self._may_be_more else 0
 
+    def free(self, present: int) -> int:
+        """Return how many handlers have nothing to run, where `present` jobs are here or coming."""
+        return max(self._concurrency - present, 0)
+
     def asked(self) -> None:
         """Note that a claim was sent. Without a backlog, the next one waits for a reason."""
         self._may_be_more = self.backlogged

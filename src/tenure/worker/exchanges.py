@@ -200,6 +200,7 @@ class Exchanges:
         return replace(
             self._request,
             limit=limit,
+            free=min(limit, self.demand.free(present + on_the_way)),
             queues=queues,
             types=types,
             wait_seconds=wait,

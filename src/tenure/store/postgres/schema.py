@@ -155,6 +155,7 @@ def _conditions(schema: str) -> dict[str, str]:
         "broken_change": constraints.broken(changed),
         "illegal_entry": new_names,
         "illegal_move": _renamed(constraints.illegal_change("IS DISTINCT FROM"), OLD="o", NEW="n"),
+        "partition_is_short_text": constraints.postgres_values("", "")["partition_is_short_text"],
         "is_policy": constraints.postgres_policy("value"),
     }
 

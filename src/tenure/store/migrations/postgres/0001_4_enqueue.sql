@@ -20,7 +20,7 @@ $$;
 -- Raise the first flaw of a request. A condition that is NULL is none.
 CREATE FUNCTION {schema}.check_request(
     type text, queue text, payload jsonb, priority integer, max_retries integer, timeout interval,
-    delay interval, run_at timestamptz, start_by timestamptz, idempotency_key text
+    delay interval, run_at timestamptz, start_by timestamptz, partition text, idempotency_key text
 ) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -54,6 +54,8 @@ BEGIN
         ('$.run_at', 'use the years 1000 to 8999', run_at < first OR run_at >= after),
         ('$.start_by', 'use the years 1000 to 8999', start_by < first OR start_by >= after),
         ('$.start_by', 'the job would expire before it is due', start_by <= run_at),
+        ('$.partition', 'use 1 to {max_partition} characters, no control characters',
+            NOT ({partition_is_short_text})),
         ('$.idempotency_key', 'use 1 to {max_key} visible ASCII characters, no spaces',
             length(idempotency_key) > {max_key} OR idempotency_key !~ '{key_pattern}')
     ) AS found (path, what, holds) WHERE holds LIMIT 1;
@@ -110,6 +112,7 @@ CREATE FUNCTION {schema}.enqueue(
     run_at timestamptz DEFAULT NULL,
     start_by timestamptz DEFAULT NULL,
     tags text[] DEFAULT NULL,
+    partition text DEFAULT NULL,
     idempotency_key text DEFAULT NULL,
     notify boolean DEFAULT false
 ) RETURNS uuid
@@ -122,7 +125,7 @@ DECLARE
     known {schema}.job%ROWTYPE;
 BEGIN
     PERFORM {schema}.check_request(type, queue, payload, priority, max_retries, timeout, delay,
-        run_at, start_by, idempotency_key);
+        run_at, start_by, partition, idempotency_key);
     SELECT * INTO usual FROM {schema}.type AS t WHERE t.name = enqueue.type;
     queue := coalesce(queue, usual.queue, 'default');
     request := json_build_object(
@@ -133,7 +136,7 @@ BEGIN
         'backoff', coalesce({schema}.policy_of(backoff), usual.backoff),
         'delay', coalesce(extract(epoch FROM delay), 0),
         'run_at', run_at, 'start_by', start_by, 'tags', {schema}.tags_of(tags),
-        'idempotency_key', idempotency_key,
+        'partition', partition, 'idempotency_key', idempotency_key,
         'actor', 'sql:' || session_user);
     answer := {schema}.add(json_build_object(
         'jobs', json_build_array(request), 'keyed', idempotency_key IS NOT NULL,

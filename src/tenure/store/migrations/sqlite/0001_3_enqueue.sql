@@ -4,19 +4,19 @@
 
 CREATE VIEW tenure_enqueue AS
     SELECT type, payload, queue, priority, max_retries, timeout, backoff, NULL AS delay, run_at,
-        start_by, tags, idempotency_key
+        start_by, tags, partition, idempotency_key
     FROM tenure_job WHERE false;
 
 CREATE TRIGGER tenure_enqueue_adds INSTEAD OF INSERT ON tenure_enqueue
 BEGIN
     INSERT INTO tenure_job (id, type, payload, queue, priority, max_retries, timeout, backoff,
-        created_at, run_at, start_by, tags, idempotency_key, actor)
+        created_at, run_at, start_by, tags, partition, idempotency_key, actor)
     SELECT substr(stamp, 1, 8) || '-' || substr(stamp, 9) || '-7' || substr(chance, 1, 3) || '-'
             || substr('89ab', 1 + (random() & 3), 1) || substr(chance, 4, 3) || '-'
             || substr(chance, 7, 12),
         type, json(payload), queue, priority, max_retries, timeout, backoff, at,
         coalesce(run_at, at + CAST(delay * 1000 AS INTEGER), at), start_by,
-        nullif(tags, '[]'), idempotency_key, 'sql'
+        nullif(tags, '[]'), partition, idempotency_key, 'sql'
     FROM (
         SELECT at, printf('%012x', at) AS stamp, lower(hex(randomblob(9))) AS chance,
             NEW.type AS type, coalesce(NEW.payload, '{{}}') AS payload,
@@ -32,7 +32,7 @@ BEGIN
             CASE WHEN json_valid(NEW.tags) THEN (SELECT json_group_array(value) FROM (
                 SELECT DISTINCT value FROM json_each(NEW.tags) ORDER BY value))
             ELSE NEW.tags END AS tags,
-            NEW.idempotency_key AS idempotency_key
+            NEW.partition AS partition, NEW.idempotency_key AS idempotency_key
         FROM tenure_now LEFT JOIN tenure_type AS usual ON usual.name = NEW.type
     ) AS asked
     WHERE CASE
@@ -91,6 +91,8 @@ BEGIN
                 OR length(tag.value) NOT BETWEEN 1 AND {max_tag}
                 OR tag.value GLOB '*[^!-~]*')
             THEN RAISE(ABORT, 'tenure: invalid_input: $.tags: give a JSON array of at most {max_tags} texts of visible ASCII')
+        WHEN NOT ({partition_is_short_text})
+            THEN RAISE(ABORT, 'tenure: invalid_input: $.partition: use 1 to {max_partition} characters, no control characters')
         WHEN NOT ({key_is_visible_ascii}) OR instr(idempotency_key, ' ')
             THEN RAISE(ABORT, 'tenure: invalid_input: $.idempotency_key: use 1 to {max_key} visible ASCII characters')
         WHEN EXISTS (SELECT 1 FROM tenure_job AS known WHERE known.idempotency_key = asked.idempotency_key)

@@ -1,0 +1,177 @@
+"""The partition of a job: what divides its queue, given in the call or by the type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenure import InvalidInput, KeyConflict, NewJob, Tenure
+from tenure.errors import IllegalTransition
+from tenure.jobs.partitions import partitioner
+from tests.support.cli import run_cli
+from tests.support.http import JSON, api_client
+from tests.support.raw_sql import Refused
+from tests.support.store import StoreHarness
+
+HOSTILE = ["", "a\0b", "a\nb", "\x1f", "\x7f", "\x9f", "é" * 129, "a\ud800", 17, ["a"], True]
+
+
+@pytest.fixture
+def app(harness: StoreHarness) -> Iterator[Tenure]:
+    with Tenure(harness.url) as app:
+        yield app
+        assert app.verify() == []
+
+
+@pytest.mark.parametrize("text", ["a", "é" * 128, " acme: \u202e\\'%s{}", "😀\ufeff\u2028"])
+def test_a_partition_is_the_same_everywhere(harness: StoreHarness, app: Tenure, text: str) -> None:
+    job = app.enqueue("a", partition=text)
+    assert (job.partition, app.get(job.id)) == (text, job)
+    with api_client(app) as api:
+        posted = api.post("/jobs", json={"type": "a", "partition": text}).json()
+        (listed,) = api.get("/jobs", params={"partition": text, "limit": 1}).json()
+        assert posted == listed
+        assert posted["partition"] == text
+        assert api.get("/jobs/count", params={"partition": text}).json()["jobs"] == 2
+    given = ("--partition", text, "--database", app.database)
+    id = run_cli("enqueue", "a", *given).stdout.strip()
+    again = app.run_again(id)
+    assert [one.id for one in app.find(partition=text)] == [again.id, id, posted["id"], job.id]
+    assert app.count(partition=text).jobs == 4
+    assert app.find(partition=f"{text}x"[-128:]) == []
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_what_is_no_partition_is_refused_everywhere(app: Tenure, text: Any) -> None:
+    @app.job(partition_by="one")
+    def mail(one: Any) -> None: ...
+
+    with pytest.raises(InvalidInput) as refused:
+        app.enqueue("a", partition=text)
+    assert refused.value.path == "$.partition"
+    if type(text) is str:
+        for act in (lambda: mail.enqueue(text), lambda: app.find(partition=text)):
+            with pytest.raises(InvalidInput):
+                act()
+        if "\0" not in text and text.isprintable():
+            given = ("--partition", text, "--database", app.database)
+            assert run_cli("enqueue", "a", *given).exit_code == 2
+    with api_client(app) as api:
+        body = NewJob("a", {}, {"partition": text}).options
+        try:
+            answer = api.post("/jobs", json={"type": "a", **body}, headers=JSON)
+        except UnicodeEncodeError:  # no client can send it
+            return
+        assert answer.status_code == 400, answer.text
+    assert app.count().jobs == 0
+
+
+@pytest.mark.parametrize("text", ["", "a\n", "\x7f", "\x85", "é" * 129])
+def test_sql_cannot_write_another_partition(harness: StoreHarness, text: str) -> None:
+    job = harness.add()
+    statement = (
+        "INSERT INTO {job} (id, type, run_at, created_at, partition)"
+        " SELECT '018f0000-0000-7000-8000-00000000000%s', 'work', run_at, created_at, ?"
+        " FROM {job} LIMIT 1"
+    )
+    with pytest.raises(Refused):
+        harness.sql.run(statement % 1, text)
+    harness.sql.run(statement % 2, "é" * 128)
+    with pytest.raises(Refused):
+        harness.sql.run("UPDATE {job} SET partition = 'b' WHERE id = ?", job.id)
+
+
+def test_a_partition_is_part_of_what_a_key_stands_for_if_given(app: Tenure) -> None:
+    @app.job(partition_by="tenant")
+    def sync(tenant: str) -> None: ...
+
+    first = sync.options(idempotency_key="k").enqueue("a")
+    assert app.enqueue("sync", {"tenant": "a"}, idempotency_key="k") == first
+    with pytest.raises(KeyConflict):
+        sync.options(idempotency_key="k", partition="a").enqueue("a")
+
+
+def test_every_road_takes_the_partition_of_the_payload(app: Tenure) -> None:
+    @app.job(partition_by="tenant")
+    def sync(tenant: str, full: bool = False) -> None: ...
+
+    sync.enqueue("a")
+    sync.options(partition="given").enqueue("a")
+    app.enqueue("sync", {"tenant": "b"})
+    app.enqueue_many([sync.new_job("c"), NewJob("sync", {"tenant": "d"}, {})])
+    with api_client(app) as api:
+        api.post("/jobs", json={"type": "sync", "payload": {"tenant": "e"}}, headers=JSON)
+        refused = api.post("/jobs", json={"type": "sync", "payload": {}}, headers=JSON)
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_input")
+    app.schedules.create("s", sync.new_job("f"), every="1h")
+    app.schedules.trigger("s")
+    app.schedules.create("t", sync.options(partition="given").new_job("f"), every="1h")
+    app.schedules.trigger("t")
+    found = [job.partition for job in reversed(app.find())]
+    assert found == ["a", "given", "b", "c", "d", "e", "f", "given"]
+
+
+def test_values_are_written_as_text(app: Tenure) -> None:
+    @app.job(partition_by="value")
+    def one(value: Any = "usual") -> None: ...
+
+    @app.job(partition_by=("left", "right"))
+    def two(left: Any, right: Any) -> None: ...
+
+    @app.job(partition_by=lambda payload: payload.get("key"))
+    def called(**_: Any) -> None: ...
+
+    id = UUID("018f0000-0000-7000-8000-000000000001")
+    assert one.enqueue().partition == "usual"
+    values = ["x:y\\", 7, True, 1.5, None, id]
+    assert [one.enqueue(value).partition for value in values] == [
+        *("x:y\\", "7", "true", "1.5", None, str(id))
+    ]
+    assert two.enqueue("a:b", "c\\").partition == r"a\:b:c" + "\\\\"
+    assert two.enqueue("a", None).partition is None
+    assert [called.enqueue(key="k").partition, called.enqueue().partition] == ["k", None]
+    for wrong in ([1], {"a": 1}):
+        with pytest.raises(InvalidInput, match="a text or a number"):
+            one.enqueue(wrong)
+
+
+def test_a_function_that_raises_refuses_the_job(app: Tenure) -> None:
+    @app.job(partition_by=lambda payload: payload["missing"])
+    def called(n: int) -> None: ...
+
+    with pytest.raises(InvalidInput, match="partition_by of called failed: KeyError"):
+        called.enqueue(1)
+
+
+@pytest.mark.parametrize("by", ["other", ("n", "other"), (), 7, ["n"]], ids=str)
+def test_a_parameter_that_is_not_there_is_refused_at_once(app: Tenure, by: Any) -> None:
+    with pytest.raises(InvalidInput) as refused:
+
+        @app.job(partition_by=by)
+        def wrong(n: int) -> None: ...
+
+    assert refused.value.path == "$.partition_by"
+
+
+PART = st.text(st.sampled_from(":\\ab"), min_size=0, max_size=4)
+
+
+@given(st.tuples(PART, PART), st.tuples(PART, PART))
+def test_two_names_never_give_one_partition_for_two_pairs(
+    one: tuple[str, str], other: tuple[str, str]
+) -> None:
+    """oban#1363: ("ab", "c") and ("a", "bc") were one."""
+    found = partitioner("f", ("a", "b"), None, {})
+    texts = [found(dict(zip("ab", pair, strict=True))) for pair in (one, other)]
+    assert (texts[0] == texts[1]) == (one == other)
+
+
+def test_it_never_changes(app: Tenure) -> None:
+    job = app.enqueue("a", partition="a", delay=60)
+    with pytest.raises((InvalidInput, IllegalTransition)):
+        app.amend(job.id, partition="b")  # type: ignore[call-arg]
