@@ -10,18 +10,25 @@ longest. So nobody shuts out an old queue by making many new ones.
 A claim passes over jobs of types that its worker does not know or that are paused, and over those
 that had to start before now. One look goes over `MAX_SEEN`
 jobs at most. If it finds nothing, the next one starts behind them.
+
+A queue may have limits. Its lanes give no more jobs than the limits leave `room` for, and than
+there are handlers free. If it has none it is closed: the claim goes on with the next lane. The
+partitions of a queue take turns, if it is divided by them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+import secrets
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from heapq import nsmallest
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from tenure.jobs.ids import first_of
+from tenure.jobs.limits import Turn
 from tenure.jobs.names import serves
 from tenure.jobs.work import ClaimRequest, Lease, is_full
 
@@ -44,12 +51,21 @@ NEWEST = "g"
 WALK_AGAIN = timedelta(seconds=5)
 """How long after a walk over passed jobs the next one starts."""
 
+BUSY_AGAIN_SECONDS = 0.02
+"""How long a worker waits where another claim had locked a queue with limits."""
+MAX_ROUNDS = 3
+"""How often a claim asks the partitions of a lane: the first time some had fewer jobs than room."""
+
 Lane = tuple[str, int]
 """A queue and a priority."""
 Mark = tuple[Any, str]
 """A time, as the database has it, and an id: the place of a job in its lane."""
 START: Lane = ("", 0)
 """Before every lane."""
+PLACES = string.digits + string.ascii_letters
+"""Where the turn of partitions begins, so that it is not the same in every process."""
+Limited = Literal["queue", "partitions"] | None
+"""How a queue is limited: not at all, as a whole, or with partitions that take turns."""
 
 
 class Head(NamedTuple):
@@ -58,6 +74,7 @@ class Head(NamedTuple):
     lane: Lane
     run_at: Any
     id: str
+    limited: Limited = None
 
 
 class Claim(Protocol):
@@ -81,7 +98,7 @@ class Claim(Protocol):
     def newest(self) -> Iterable[Lane]:
         """Return the lanes of some of the jobs that were added last."""
 
-    def open(self, lanes: Sequence[Lane]) -> Collection[Lane]:
+    def open(self, lanes: Sequence[Lane]) -> Mapping[Lane, Limited]:
         """Return those lanes that may have due jobs, without those of paused queues."""
 
     def take(self, lane: Lane, after: Mark, limit: int) -> list[Lease]:
@@ -89,6 +106,23 @@ class Claim(Protocol):
 
     def passed(self, lane: Lane, after: Mark) -> Mark | None:
         """Return the mark of the last of `MAX_SEEN` due jobs after one; None if there are fewer."""
+
+    def room(self, queue: str, most: int) -> int | None:
+        """Return how many jobs of a limited queue may start now, all partitions together.
+
+        `most` at most, and 0 while the queue is closed. Where that has to be counted, the queue is
+        locked until the end of the transaction; None if another transaction has locked it.
+        """
+
+    def take_in_turn(self, lane: Lane, turn: Turn, limit: int) -> tuple[list[Lease], Turn]:
+        """Claim up to `limit` due jobs of a lane with partitions; return them, and the next turn.
+
+        The partitions begin at the turn, and have what `limits.quotas` deals them. A look goes over
+        a bounded number of them, and the turn that is returned is then behind the last one.
+        """
+
+    def look_again(self, queue: str) -> float:
+        """Return what `limits.look_again` says of a limited queue."""
 
 
 @dataclass(slots=True)
@@ -112,6 +146,8 @@ class LaneView:
     by_age: bool = False  # what the next claim goes by
     tried: set[Lane] = field(default_factory=set)  # in vain, by claims that could not try all
     passed: dict[Lane, _Passed] = field(default_factory=dict)
+    turns: dict[Lane, Turn] = field(default_factory=dict)
+    busy: bool = False  # another transaction had locked a limited queue at the last claim
 
     @property
     def is_plain(self) -> bool:
@@ -140,30 +176,45 @@ class Lanes(Generic[V]):
     def claim(self, request: ClaimRequest, claim: Claim) -> list[Lease]:
         """Lease due jobs: urgent ones first, queues of one priority in turn."""
         view = self.view(request)
+        view.busy = False
+        rooms = _Rooms(request, view, claim)
         leases: list[Lease] = []
         vain: list[Lane] = []
+        closed: list[Lane] = []
         looks = 0
-        for lane in self._due(request, view, claim):
+        due = self._due(request, view, claim)
+        for lane, limited in due.items():
             if looks >= MAX_LOOKS:
+                vain += closed
                 view.tried = {*vain, *view.tried} if len(view.tried) < MAX_KNOWN else set(vain)
                 break
-            found, cost = _look(request, view, claim, lane, request.limit - len(leases))
+            limit = request.limit - len(leases)
+            if limited and (limit := rooms.of(lane[0], len(leases))) <= 0:
+                closed.append(lane)
+                looks += 1
+                continue
+            look = _look_in_turn if limited == "partitions" else _look
+            found, cost = look(view, claim, lane, limit)
             looks += cost
             leases += found
-            if not found:
+            if limited:
+                rooms.use(lane[0], len(found))
+            if found and not view.by_age:
+                self._last_queue = lane[0]
+            elif not found and limited == "partitions":
+                closed.append(lane)
+            elif not found:
                 vain.append(lane)
                 if lane not in view.passed:
                     view.known.pop(lane, None)
-            elif not view.by_age:
-                self._last_queue = lane[0]
             if len(leases) >= request.limit or is_full(leases):
                 break
         else:
-            view.tried.clear()
+            view.tried = _behind(view, due, closed)
         return leases
 
-    def _due(self, request: ClaimRequest, view: LaneView, claim: Claim) -> list[Lane]:
-        """Return lanes with due jobs, in the order of this claim."""
+    def _due(self, request: ClaimRequest, view: LaneView, claim: Claim) -> Mapping[Lane, Limited]:
+        """Return lanes with due jobs, in the order of this claim, and how they are limited."""
         begin, queues = view.after, request.queues
         if queues is not None and begin != START:
             queues = tuple(name for name in queues if name > begin[0])
@@ -173,8 +224,10 @@ class Lanes(Generic[V]):
         if begin == START and stopped is None:
             view.known.clear()
             view.by_age = False
-            lanes = [head.lane for head in heads]
-            return sorted(lanes, key=self._turn(view)) if len(lanes) > 1 else lanes
+            if len(heads) > 1:
+                turn = self._turn(view)
+                heads.sort(key=lambda head: turn(head.lane))
+            return {head.lane: head.limited for head in heads}
         _remember(request, view, claim, heads)
         view.by_age = not view.by_age
         lanes = nsmallest(MAX_LOOKS, view.known, key=self._turn(view))
@@ -182,7 +235,7 @@ class Lanes(Generic[V]):
         for lane in lanes:
             if lane not in due and lane not in view.passed:
                 del view.known[lane]
-        return [lane for lane in lanes if lane in due]
+        return {lane: due[lane] for lane in lanes if lane in due}
 
     def _turn(self, view: LaneView) -> Callable[[Lane], Any]:
         """Return what to sort lanes by: first those not tried, then by priority and turn or age."""
@@ -192,17 +245,61 @@ class Lanes(Generic[V]):
         return lambda lane: (lane in tried, lane[1], lane[0] <= last, lane[0])
 
 
-def next_due(request: ClaimRequest, claim: Claim) -> float | None:
+class _Rooms:
+    """How many jobs of each limited queue a claim may still take."""
+
+    def __init__(self, request: ClaimRequest, view: LaneView, claim: Claim) -> None:
+        self._free = request.limit if request.free is None else min(request.free, request.limit)
+        self._view = view
+        self._claim = claim
+        self._rooms: dict[str, int] = {}
+
+    def of(self, queue: str, leased: int) -> int:
+        """Return the room of a queue, where so many jobs of any queue are leased already."""
+        free = self._free - leased
+        if free > 0 and queue not in self._rooms:
+            room = self._claim.room(queue, free)
+            self._view.busy |= room is None
+            self._rooms[queue] = room or 0
+        return min(free, self._rooms.get(queue, 0))
+
+    def use(self, queue: str, jobs: int) -> None:
+        """Note that so many jobs of a queue were leased."""
+        self._rooms[queue] -= jobs
+
+
+def _behind(view: LaneView, due: Mapping[Lane, Any], closed: Sequence[Lane]) -> set[Lane]:
+    """Return the lanes that the next claim looks at last, after one that looked at all of `due`.
+
+    Where more are known than one claim looks at, closed ones must not be in front of them for ever.
+    """
+    if not closed or len(view.known) <= MAX_LOOKS:
+        return set()
+    return {*closed, *(view.tried if view.tried.isdisjoint(due) else ())}
+
+
+def next_due(request: ClaimRequest, view: LaneView, claim: Claim) -> float | None:
     """Return the seconds until the first job of a lane is sure to be due, infinity without jobs.
 
     None if that does not say when the next one is to be claimed: there are too many lanes, or a job
-    is due that this request does not get, before others.
+    is due that this request does not get, before others. If its queue has limits, it may be closed:
+    a notification comes when a job of it ends, so the wait is a second, or what `look_again` says.
     """
     heads, stopped = claim.search(request.queues, START)
-    due = min((claim.time(head.run_at) for head in heads), default=None)
-    if stopped is not None or (due is not None and due <= claim.now):
+    waits, closed = [math.inf], set[str]()
+    for head in heads:
+        due = claim.time(head.run_at)
+        if due > claim.now:
+            waits.append((due - claim.now + MARGIN).total_seconds())
+        elif head.limited is None:
+            return None
+        else:
+            closed.add(head.lane[0])
+    if stopped is not None:
         return None
-    return math.inf if due is None else (due - claim.now + MARGIN).total_seconds()
+    if closed and view.busy:
+        return BUSY_AGAIN_SECONDS
+    return min([*waits, *map(claim.look_again, closed)])
 
 
 def _remember(request: ClaimRequest, view: LaneView, claim: Claim, heads: Sequence[Head]) -> None:
@@ -220,9 +317,7 @@ def _remember(request: ClaimRequest, view: LaneView, claim: Claim, heads: Sequen
         view.known = dict(kept)
 
 
-def _look(
-    request: ClaimRequest, view: LaneView, claim: Claim, lane: Lane, limit: int
-) -> tuple[list[Lease], int]:
+def _look(view: LaneView, claim: Claim, lane: Lane, limit: int) -> tuple[list[Lease], int]:
     """Claim jobs of a lane; return them, and how many looks it took."""
     passed = view.passed.get(lane)
     leases: list[Lease] = []
@@ -241,6 +336,23 @@ def _look(
             elif len(view.passed) < MAX_KNOWN:
                 view.passed[lane] = _Passed(mark, claim.now + WALK_AGAIN)
     return leases, looks
+
+
+def _look_in_turn(view: LaneView, claim: Claim, lane: Lane, limit: int) -> tuple[list[Lease], int]:
+    """Claim jobs of a lane with partitions; return them, and how many looks it took."""
+    turn = view.turns.get(lane) or Turn(secrets.choice(PLACES))
+    leases: list[Lease] = []
+    looks = 0
+    while looks < MAX_ROUNDS:
+        found, turn = claim.take_in_turn(lane, turn, limit - len(leases))
+        leases += found
+        looks += 1
+        if not found or len(leases) >= limit or is_full(leases):
+            break
+    if len(view.turns) >= MAX_KNOWN:
+        view.turns.clear()
+    view.turns[lane] = turn
+    return leases, looks if leases else LOOKS_OVER_MANY
 
 
 def _walk(view: LaneView, claim: Claim, lane: Lane, passed: _Passed, limit: int) -> list[Lease]:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tenure.jobs.limits import Turn
 from tenure.jobs.work import ClaimRequest, Lease
 from tenure.store import lanes
-from tenure.store.lanes import MAX_LANES, MAX_SEEN, Head, Lane, Mark
+from tenure.store.lanes import MAX_LANES, MAX_SEEN, Head, Lane, Limited, Mark
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import NOW, to_time
 
@@ -146,9 +147,9 @@ class PostgresClaim:
     def newest(self) -> Iterable[Lane]:
         return self._rows(sql.NEWEST)
 
-    def open(self, lanes: Sequence[Lane]) -> set[Lane]:
+    def open(self, lanes: Sequence[Lane]) -> Mapping[Lane, Limited]:
         since = {lane: self._since.get(lane, EVER) for lane in lanes}
-        return {head.lane for head in self._search_on(since)}
+        return {head.lane: head.limited for head in self._search_on(since)}
 
     def take(self, lane: Lane, after: Mark, limit: int) -> list[Lease]:
         until = self.now + timedelta(seconds=self._request.lease_seconds)
@@ -163,6 +164,15 @@ class PostgresClaim:
     def passed(self, lane: Lane, after: Mark) -> Mark | None:
         found = self._rows(sql.PASSED, (*lane, *self._after(lane, after), self.now))
         return (to_time(found[0][0]), found[0][1]) if found else None
+
+    def room(self, queue: str, most: int) -> int | None:
+        raise NotImplementedError
+
+    def take_in_turn(self, lane: Lane, turn: Turn, limit: int) -> tuple[list[Lease], Turn]:
+        raise NotImplementedError
+
+    def look_again(self, queue: str) -> float:
+        raise NotImplementedError
 
     def _after(self, lane: Lane, after: Mark) -> Mark:
         """Return the later of a place and where the search of a crowded lane began."""

@@ -96,7 +96,7 @@ class Postgres(PostgresSession):
         if not self._lanes.are_plain(request):
             return None
         view = self._lanes.view(request)
-        return next_due(request, PostgresClaim(self.rows, request, view, self._lanes.clock))
+        return next_due(request, view, PostgresClaim(self.rows, request, view, self._lanes.clock))
 
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         ids, parents = zip(*traces, strict=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
+from tenure.jobs.limits import Turn
 from tenure.jobs.names import serves
 from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease
-from tenure.store.lanes import MAX_LANES, Head, Lane, Mark
+from tenure.store.lanes import MAX_LANES, Head, Lane, Limited, Mark
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import kept, to_millis, to_time
 
@@ -69,8 +70,8 @@ class SqliteClaim:
     def newest(self) -> Iterable[Lane]:
         return self._db.execute(sql.NEWEST)
 
-    def open(self, lanes: Sequence[Lane]) -> set[Lane]:
-        return {lane for lane in lanes if lane[0] not in self._paused}
+    def open(self, lanes: Sequence[Lane]) -> Mapping[Lane, Limited]:
+        return {lane: None for lane in lanes if lane[0] not in self._paused}
 
     def take(self, lane: Lane, after: Mark, limit: int) -> list[Lease]:
         self._look_at(lane, after)
@@ -99,6 +100,15 @@ class SqliteClaim:
         statement = sql.LAST_SEEN[after != self.start]
         found: Mark | None = self._db.execute(statement, self._values).fetchone()
         return found
+
+    def room(self, queue: str, most: int) -> int | None:
+        raise NotImplementedError
+
+    def take_in_turn(self, lane: Lane, turn: Turn, limit: int) -> tuple[list[Lease], Turn]:
+        raise NotImplementedError
+
+    def look_again(self, queue: str) -> float:
+        raise NotImplementedError
 
     def _look_at(self, lane: Lane, after: Mark) -> None:
         values = self._values

@@ -232,7 +232,9 @@ class Sqlite:
         return self._lanes.claim(request, SqliteClaim(self._db, request, self.now()))
 
     def next_due(self, request: ClaimRequest) -> float | None:
-        return next_due(request, SqliteClaim(self._db, request, self.now()))
+        return next_due(
+            request, self._lanes.view(request), SqliteClaim(self._db, request, self.now())
+        )
 
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         self._db.executemany(

@@ -1,0 +1,233 @@
+"""Limits of queues and partitions: how many jobs run at once, how many start in a time, whose turn
+it is.
+
+Pure, with whole microseconds, so that both engines decide alike. The databases hold the limits
+themselves; what is computed here says how far a claim may go, and when to look again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from math import ceil
+from typing import Literal, NamedTuple
+
+from tenure.errors import InvalidInput
+from tenure.jobs.durations import seconds
+
+MAX_RUNNING = 2**31 - 1
+MAX_STARTS = 1_000_000
+MIN_RATE_SECONDS, MAX_RATE_SECONDS = 0.001, 31 * 86_400.0
+MAX_WEIGHT = 1_000
+MICROS = 1_000_000
+LOOK_AGAIN_MICROS = 1_000_000
+"""How long a worker waits that nothing has notified, before it looks at a closed queue again."""
+NEXT = "\x01"
+"""After a partition: the place behind it, because no partition has control characters."""
+Ordered = Literal["halt", "pass"]
+
+
+class Keep(Enum):
+    """The one value `KEEP`, the default of settings that a call does not change."""
+
+    KEEP = "keep"
+
+    def __repr__(self) -> str:
+        return "KEEP"
+
+
+KEEP = Keep.KEEP
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How many jobs may start: never more than `starts` in any `seconds`, `burst` of them at once.
+
+    As text it is what `parse_rate` reads.
+    """
+
+    starts: int
+    seconds: float
+    burst: int
+
+    @property
+    def every(self) -> int:
+        """The microseconds in which one more start becomes possible.
+
+        In any `seconds` there are at most `burst` starts that were saved up, and one for each
+        `every`: so these are `starts - burst` at most.
+        """
+        return -(-round(self.seconds * MICROS) // (self.starts - self.burst + 1))
+
+    def __str__(self) -> str:
+        for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+            if self.seconds % size == 0:
+                return f"{self.starts}/{self.seconds / size:.0f}{unit}"
+        return f"{self.starts}/{self.seconds:g}s"
+
+
+@dataclass(frozen=True, slots=True)
+class PerPartition:
+    """What holds for each partition of a queue; without any value, only that they take turns.
+
+    - `max_running`: how many jobs of a partition may be processing at once, 0 to 2,147,483,647.
+      Default: None, no limit.
+    - `rate`: how many of them may start in a time, as in `"10/1s"`; see `app.queues.limit`.
+      Default: None, no limit.
+    - `burst`: how many of these may start at once, 1 to all. Default: a tenth of them, 1 at least.
+
+    Raises InvalidInput for a value out of range.
+    """
+
+    max_running: int | None = None
+    rate: str | None = None
+    burst: int | None = None
+
+    def __post_init__(self) -> None:
+        check_running(self.max_running, "$.per_partition.max_running")
+        parse_rate(self.rate, self.burst, "$.per_partition")
+
+    @property
+    def parsed(self) -> Rate | None:
+        """The rate with its burst."""
+        return parse_rate(self.rate, self.burst, "$.per_partition")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of a queue. `ordered` has its partitions run one job at a time, in their order."""
+
+    max_running: int | None = None
+    rate: Rate | None = None
+    per_partition: PerPartition | None = None
+    ordered: Ordered | None = None
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether its partitions take turns."""
+        return self.per_partition is not None or self.ordered is not None
+
+
+def check_running(value: object, path: str) -> int | None:
+    """Return a number of jobs that may run at once, None for any; raises InvalidInput."""
+    return None if value is None else _whole(value, 0, MAX_RUNNING, path)
+
+
+def check_weight(value: object, path: str) -> int | None:
+    """Return how many jobs a turn of a partition has, None for 1; raises InvalidInput."""
+    return None if value is None else _whole(value, 1, MAX_WEIGHT, path)
+
+
+def check_ordered(value: object, path: str) -> Ordered | None:
+    """Return what a failed job does to the later ones of its partition; raises InvalidInput."""
+    if value is None or value == "halt" or value == "pass":
+        return value
+    raise InvalidInput("use halt or pass, or nothing for any order", path=path)
+
+
+def parse_rate(text: object, burst: object, path: str) -> Rate | None:
+    """Return the rate that a text and a burst say, None without a text; raises InvalidInput.
+
+    `"900/1m"` is 900 starts in a minute; `"10/s"` is 10 in a second. `path` is that of the object
+    whose fields these are.
+    """
+    if text is None:
+        if burst is not None:
+            raise InvalidInput("a burst is part of a rate: give both", path=f"{path}.burst")
+        return None
+    number, _, time = text.partition("/") if isinstance(text, str) else ("", "", "")
+    if not (number.isascii() and number.isdigit() and len(number) <= 7 and time.strip()):
+        form = "starts, a slash and a time in which they may be: 900/1m, 10/s"
+        raise InvalidInput(f"not a rate; use {form}", path=f"{path}.rate")
+    starts = _whole(int(number), 1, MAX_STARTS, f"{path}.rate")
+    length = seconds(time if time.strip()[0] in "0123456789P" else f"1{time}", f"{path}.rate")
+    if not MIN_RATE_SECONDS <= length <= MAX_RATE_SECONDS:
+        raise InvalidInput("out of range; the time of a rate is 1ms to 31d", path=f"{path}.rate")
+    if burst is None:
+        return Rate(starts, length, max(1, starts // 10))
+    return Rate(starts, length, _whole(burst, 1, starts, f"{path}.burst"))
+
+
+def _whole(value: object, least: int, most: int, path: str) -> int:
+    if type(value) is int and least <= value <= most:
+        return value
+    raise InvalidInput(f"give a whole number, {least} to {most:,}", path=path)
+
+
+def starts_left(every: int, burst: int, tat: int, now: int) -> int:
+    """Return how many jobs a rate lets start now; `tat` is when it is unused again."""
+    return burst - -(-max(tat - now, 0) // every)
+
+
+def look_again(
+    now: int, every: int | None, burst: int | None, tat: int, resume_at: int | None, per: int | None
+) -> float:
+    """Return the seconds after which a closed queue is worth a look that nothing was notified of.
+
+    All in microseconds: the store's clock, the rate of the queue with its `tat`, until when the
+    queue waits, and `every` of its partitions, any of which may be the next.
+    """
+    opens = resume_at or 0
+    if every is not None and burst is not None:
+        opens = max(opens, tat - (burst - 1) * every)
+    known = [opens - now if opens > now else LOOK_AGAIN_MICROS]
+    if per is not None:
+        known.append(per)
+    return ceil(min(known) / 1_000) / 1_000
+
+
+# --- whose turn it is
+
+
+class Turn(NamedTuple):
+    """Whose turn it is in a lane: the first open partition from `partition` on, and around.
+
+    If it is `partition` itself, its turn has `left` more jobs; 0 stands for all of them. To lose a
+    turn costs nothing but that somebody else is next.
+    """
+
+    partition: str = ""
+    left: int = 0
+
+
+class Open(NamedTuple):
+    """A partition that may start jobs: up to `room`, and `weight` of them in a turn."""
+
+    partition: str
+    room: int
+    weight: int
+
+
+def quotas(parts: Sequence[Open], turn: Turn, space: int) -> tuple[list[int], Turn]:
+    """Deal the `space` of a claim to partitions, in turns; return the share of each, and the turn.
+
+    - `parts`: open partitions in the order of their turns, the one whose turn it is first.
+    - `turn`: where the turn is. The first of the parts has what is left of it, if it is its own.
+
+    Each gets `weight` jobs, then the next, around and around while there is space, and room. So
+    over any number of claims, of whatever size, the shares of partitions that have jobs are as
+    their weights. The turn that is returned is what the last one has left, or behind it.
+    """
+    shares = [0] * len(parts)
+    due = [_due(part, turn) for part in parts]
+    while space > 0 and any(share < part.room for share, part in zip(shares, parts, strict=True)):
+        for at, part in enumerate(parts):
+            given = min(due[at], part.room - shares[at], space)
+            shares[at] += given
+            space -= given
+            if given:
+                left = due[at] - given
+                turn = Turn(part.partition, left) if left else Turn(part.partition + NEXT)
+            due[at] = part.weight
+    return shares, turn
+
+
+def has_enough(parts: Sequence[Open], turn: Turn, space: int) -> bool:
+    """Whether partitions, in the order of their turns, fill a claim with one turn of each."""
+    return sum(min(part.room, _due(part, turn)) for part in parts) >= space
+
+
+def _due(part: Open, turn: Turn) -> int:
+    began = turn.left > 0 and part.partition == turn.partition
+    return min(turn.left, part.weight) if began else part.weight
