@@ -23,7 +23,6 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     worker: str
     limit: int
     lease_seconds: float
-    free: int | None = None  # how many jobs would start at once: as many as the limit if None
     queues: tuple[str, ...] | None = None
     types: tuple[str, ...] | None = None
     label: str = ""  # host and pid, to be shown; never an identity
