@@ -110,6 +110,38 @@ def test_what_ended_the_worker_is_raised_at_the_end_of_the_block(app: Tenure) ->
         raise KeyError("mine")
 
 
+def test_a_block_that_is_cancelled_at_its_begin_leaves_nothing_behind(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, go_on, connect = threading.Event(), threading.Event(), Tenure.open
+
+    def slow(self: Tenure) -> None:
+        opening.set()
+        assert go_on.wait(10)
+        connect(self)
+
+    monkeypatch.setattr(Tenure, "open", slow)
+
+    running = app.running()
+
+    async def block() -> None:
+        async with running:
+            pytest.fail("it began")
+
+    async def program() -> None:
+        task = asyncio.create_task(block())
+        assert await asyncio.to_thread(opening.wait, 10)
+        for _ in range(2):  # by whoever loses patience
+            task.cancel()
+            await asyncio.sleep(0.05)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(program())
+    assert "tenure-maintenance" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_a_database_that_does_not_answer_is_told_at_the_begin(tmp_path: object) -> None:
     app = Tenure("postgresql://nobody@127.0.0.1:1/none")
 

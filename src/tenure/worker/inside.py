@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
 
@@ -34,7 +34,15 @@ class Running:
         self._failure: Exception | None = None
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._begin)
+        started = asyncio.ensure_future(asyncio.to_thread(self._begin))
+        try:
+            await asyncio.shield(started)
+        except asyncio.CancelledError:
+            while not started.done():  # its thread goes on, also at a second one
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([started])
+            await asyncio.to_thread(self._beside.close)
+            raise
         self._task = asyncio.create_task(self._run())
         return self
 
