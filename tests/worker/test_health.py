@@ -207,6 +207,24 @@ def test_reload_starts_the_worker_again_with_the_new_code(tmp_path: Path) -> Non
     app.close()
 
 
+def test_reload_lets_handlers_have_their_grace(tmp_path: Path) -> None:
+    shop = f"{SHOP}\n@app.job\ndef slow() -> None:\n    import time\n    time.sleep(1.5)\n"
+    (tmp_path / "shop.py").write_text(shop)
+    main = "from tenure.cli import main, reloading; reloading.STOP_SECONDS = 0.2; main()"
+    arguments = ("worker", "--app", "shop:app", "--reload", "--grace", "20s")
+    with Tenure(f"sqlite:///{tmp_path}/shop.db") as app:
+        job = app.enqueue("slow")
+        process = subprocess.Popen(
+            [sys.executable, "-c", main, *arguments], cwd=tmp_path, env=clean_environment()
+        )
+        try:
+            wait_until(lambda: app.get(job.id).status == "processing")
+        finally:
+            process.terminate()
+            process.wait(30)
+        assert app.get(job.id).status == "completed"
+
+
 def test_a_machine_without_threads_does_not_lose_room_for_probes(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:

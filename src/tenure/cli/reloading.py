@@ -15,12 +15,13 @@ GRACE = "1s"
 """For handlers that run during a change, if the user says nothing else. Their jobs go back
 uncharged, and run again with the new code."""
 STOP_SECONDS = 15.0
+"""How long a worker may take to end after its grace."""
 
 
-def run_again_on_changes(arguments: Sequence[str]) -> None:
+def run_again_on_changes(arguments: Sequence[str], grace: float) -> None:
     """Run `tenure` with these arguments until SIGTERM or Ctrl-C; again after each change.
 
-    Watches the Python files below the current folder.
+    Watches the Python files below the current folder. `grace` is that of the worker, in seconds.
     """
     from watchfiles import PythonFilter, watch
 
@@ -32,10 +33,10 @@ def run_again_on_changes(arguments: Sequence[str]) -> None:
         for changes in watch(".", watch_filter=files, stop_event=stopped, raise_interrupt=False):
             path = Path(min(path for _, path in changes))
             click.echo(f"{path.name} has changed: the worker starts again", err=True)
-            _stop(process)
+            _stop(process, grace)
             process = _start(arguments)
     finally:
-        _stop(process)
+        _stop(process, grace)
 
 
 def _start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -44,10 +45,10 @@ def _start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, process_group=0)  # noqa: S603
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
     process.terminate()
     try:
-        process.wait(STOP_SECONDS)
+        process.wait(grace + STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

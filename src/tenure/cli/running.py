@@ -139,6 +139,7 @@ def worker(
     At the signal, running jobs get the time of --grace to finish. Jobs that have not started go to
     other workers. A second signal ends the worker at once.
     """
+    from tenure.jobs.durations import seconds
     from tenure.jobs.redaction import without_password
     from tenure.telemetry import logs
     from tenure.worker.process import end_process, run_worker
@@ -149,8 +150,8 @@ def worker(
         )
     if reload:
         arguments = [argument for argument in sys.argv[1:] if argument != "--reload"]
-        grace = [] if flags["grace_seconds"] else ["--grace", GRACE]
-        run_again_on_changes([*arguments, *grace])
+        grace = flags["grace_seconds"] or GRACE
+        run_again_on_changes([*arguments, "--grace", grace], seconds(grace, "--grace"))
         return
     app, settings = _prepared(**flags, remote=server is not None)
     if not prune:
